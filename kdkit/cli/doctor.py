@@ -250,10 +250,10 @@ def _requirements(extra: str) -> Iterator[tuple[str, str]]:
     except PackageNotFoundError:
         return
     for line in lines:
-        found = re.match(r"([\w.-]+)\s*(?:>=\s*([\w.]+))?", line)
+        requirement = re.match(r"([\w.-]+)\s*(?:>=\s*([\w.]+))?", line)
         marker = re.search(r"""extra == ["']([\w-]+)["']""", line)
-        if found is not None and (marker[1] if marker else "") == extra:
-            yield found[1], found[2] or "0"
+        if requirement is not None and (marker[1] if marker else "") == extra:
+            yield requirement[1], requirement[2] or "0"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

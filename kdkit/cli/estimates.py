@@ -1,10 +1,12 @@
-"""Describe the cost of a stage, in sentences of `kdkit check`."""
+"""Describe the terms and the cost of a stage, in the words of `kdkit check`."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from kdkit.engine.check.estimate import StageEstimate
+from kdkit.engine.check.plan import TermSummary
 from kdkit.engine.check.projectors import ProjectorSummary
 from kdkit.engine.teacher_caching import CacheForecast
 from kdkit.utils.memory import format_bytes
@@ -19,14 +21,14 @@ def estimate_lines(estimate: StageEstimate, device: torch.device) -> Iterator[st
         yield f"multiply-adds for one sample: {counts}"
     times, cached = estimate.times, estimate.cached_seconds
     if times is not None and cached is not None:
-        place = (
+        processor = (
             "the CPU" if device.type == "cpu" else torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         )
         steps = f"{times.steps:,} {'step' if times.steps == 1 else 'steps'}"
         # A difference that rounding hides would only puzzle.
         after = f", {about(cached)} with cached outputs" if cached < 0.95 * times.seconds else ""
         yield (
-            f"about {about(times.seconds)} per epoch of {steps} on {place}{after}; "
+            f"about {about(times.seconds)} per epoch of {steps} on {processor}{after}; "
             "without the reading of data and the validation"
         )
         if times.peak_memory_bytes is not None:
@@ -52,6 +54,17 @@ def describe_projector(projector: ProjectorSummary) -> str:
     """Return a projector with its shapes and parameters."""
     parameters = "parameter" if projector.parameters == 1 else "parameters"
     return f"{projector.module} {projector.input} -> {projector.output}, {projector.parameters:,} {parameters}"
+
+
+def describe_weight(term: TermSummary) -> str:
+    """Return the weight of a term; for one with a ramp those at the start and at the end of the stage."""
+    start, end = term.weight
+    return f"{start:g}" if start == end else f"{start:g} to {end:g}"
+
+
+def type_name(value: Any) -> str:
+    """Return the name of a class or a function, or of the class of an object."""
+    return getattr(value, "__name__", None) or type(value).__name__
 
 
 def short_count(count: float) -> str:

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from kdkit.cli.estimates import describe_projector, estimate_lines
+from kdkit.cli.estimates import describe_projector, describe_weight, estimate_lines, type_name
 from kdkit.engine.check.plan import Plan, TermSummary
 from kdkit.plugins.manager import Plugins
 from kdkit.plugins.registry import REGISTRIES
@@ -109,19 +109,16 @@ def nets_table(plan: Plan) -> Table:
         # A dict instead of a set, to list each teacher once and in the order of the terms.
         teachers = dict.fromkeys(weighted.term.teacher.name for weighted in terms if isinstance(weighted.term, Match))
         sources = "already trained" if stage is None else ", ".join(["labels", *teachers])
-        module = getattr(net.module, "__name__", None) or type(net.module).__name__
-        table.add_row(*map(escape, (net.name, module, f"{net.parameters:,}", net.view.key, sources)))
+        table.add_row(*map(escape, (net.name, type_name(net.module), f"{net.parameters:,}", net.view.key, sources)))
     return table
 
 
 def term_line(term: TermSummary) -> str:
     """Return a term as markup: weight x label: the student's tensors <- the target's tensors by the loss."""
-    start, end = term.weight
-    weight = f"{start:g}" if start == end else f"{start:g} to {end:g}"  # the second form is that of a ramp
     target = term.target if term.teacher is None else f"{term.teacher} {term.target}"
     parameters = f", trains {term.parameters:,} parameters" if term.parameters else ""  # such as a projector's
     return (
-        f"{weight} x [bold]{escape(term.label)}[/bold]: "
+        f"{describe_weight(term)} x [bold]{escape(term.label)}[/bold]: "
         + escape(f"{term.student_net} {term.student} <- {target} by {term.loss}")
         + parameters
     )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdkit.cli.estimates import about, describe_projector, short_count
+from kdkit.cli.estimates import about, describe_projector, describe_weight, short_count, type_name
 from kdkit.engine.check.estimate import StageEstimate
 from kdkit.engine.check.plan import Plan, TermSummary
 from kdkit.nets.net import Net
@@ -63,59 +63,78 @@ class StageGraph:
 def stage_graphs(plan: Plan) -> tuple[StageGraph, ...]:
     """Return the graph of each stage; a stage with problems has its students only."""
     estimates = plan.estimates or (None,) * len(plan.stages)
-    return tuple(
-        _stage_graph(plan, index, terms, estimate)
-        for index, (terms, estimate) in enumerate(zip(plan.terms, estimates, strict=True))
-    )
+    return tuple(_StageInPlan(plan, index, estimate).graph() for index, estimate in enumerate(estimates))
 
 
-def _stage_graph(plan: Plan, index: int, terms: tuple[TermSummary, ...], estimate: StageEstimate | None) -> StageGraph:
-    stage = plan.stages[index]
-    training = stage.training
-    epochs = "1 epoch" if training.epochs == 1 else f"{training.epochs:,} epochs"
-    optimizer = training.optimizer.make
-    optimizer_name = optimizer if isinstance(optimizer, str) else type_name(optimizer)
-    facts = [epochs, f"batches of {training.batch_size:,}", optimizer_name]
-    if estimate is not None and estimate.times is not None:
-        facts.append(f"about {about(estimate.times.seconds)} per epoch")
-    lessons = []
-    for net in stage.objectives:
+class _StageInPlan:
+    """A stage of a plan. index: of the stage. estimate: of its cost, if it is known."""
+
+    def __init__(self, plan: Plan, index: int, estimate: StageEstimate | None) -> None:
+        self.plan, self.index, self.estimate = plan, index, estimate
+        self.stage = plan.stages[index]
+
+    def graph(self) -> StageGraph:
+        """Return the graph of the stage."""
+        training = self.stage.training
+        epochs = "1 epoch" if training.epochs == 1 else f"{training.epochs:,} epochs"
+        optimizer = training.optimizer.make
+        optimizer_name = optimizer if isinstance(optimizer, str) else type_name(optimizer)
+        facts = [epochs, f"batches of {training.batch_size:,}", optimizer_name]
+        if self.estimate is not None and self.estimate.times is not None:
+            facts.append(f"about {about(self.estimate.times.seconds)} per epoch")
+        lessons = tuple(map(self._lesson, self.stage.objectives))
+        return StageGraph(name=self.stage.name, facts=" · ".join(facts), lessons=lessons)
+
+    def _lesson(self, net: Net[Any]) -> Lesson:
         sources: dict[str, Source] = {}
-        for term in terms:
+        for term in self.plan.terms[self.index]:
             if term.student_net == net.name:
                 name = term.teacher or ""  # no network has an empty name
                 if name not in sources:
-                    sources[name] = _source(plan, index, name, estimate)
+                    sources[name] = self._source(name)
                 sources[name].arrows.append(_arrow(term))
-        earlier = _trained_in(plan, index, net.name)
+        earlier = self._trained_in(net.name)
         before = () if earlier is None else (f"continues from stage {earlier + 1}",)
-        box = Box(name=net.name, net=net.name, lines=(*_facts_of(net, net.name, estimate), *before))
-        lessons.append(Lesson(student=box, sources=tuple(sources.values())))
-    return StageGraph(name=stage.name, facts=" · ".join(facts), lessons=tuple(lessons))
+        box = Box(name=net.name, net=net.name, lines=(*self._facts_of(net), *before))
+        return Lesson(student=box, sources=tuple(sources.values()))
 
+    def _source(self, name: str) -> Source:
+        """Return a teacher by its name, or the labels for an empty name."""
+        if not name:
+            context = self.plan.context
+            classes = len(context.classes)
+            numbers = f"{classes:,} {'class' if classes == 1 else 'classes'}"
+            lines = (context.task, *(() if context.task == "regression" else (numbers,)))
+            return Source(box=Box(name=LABELS, net=None, lines=lines))
+        teacher = next(match.teacher for match in self.stage.matches if match.teacher.name == name)
+        if isinstance(teacher, Net):
+            caching = None if self.estimate is None else self.estimate.caching.get(name)
+            cached = ("outputs cached",) if caching is not None and caching.is_cached else ()
+            box = Box(name=name, net=name, lines=(*self._facts_of(teacher), *cached))
+            return Source(box=box, trained_in=self._trained_in(name))
+        net = getattr(teacher, "net", None)
+        kinds = {Ema: "moving average", Past: "at the last epoch", Peer: "at the same step"}
+        kind = kinds.get(type(teacher), type(teacher).__name__)
+        return Source(box=Box(name=name, net=net.name if isinstance(net, Net) else name, lines=(kind,)))
 
-def _source(plan: Plan, index: int, name: str, estimate: StageEstimate | None) -> Source:
-    if not name:
-        classes = len(plan.context.classes)
-        numbers = f"{classes:,} {'class' if classes == 1 else 'classes'}"
-        lines = (plan.context.task, *(() if plan.context.task == "regression" else (numbers,)))
-        return Source(box=Box(name=LABELS, net=None, lines=lines))
-    teacher = next(match.teacher for match in plan.stages[index].matches if match.teacher.name == name)
-    if isinstance(teacher, Net):
-        caching = None if estimate is None else estimate.caching.get(name)
-        cached = ("outputs cached",) if caching is not None and caching.is_cached else ()
-        box = Box(name=name, net=name, lines=(*_facts_of(teacher, name, estimate), *cached))
-        return Source(box=box, trained_in=_trained_in(plan, index, name))
-    net = getattr(teacher, "net", None)
-    kinds = {Ema: "moving average", Past: "at the last epoch", Peer: "at the same step"}
-    kind = kinds.get(type(teacher), type(teacher).__name__)
-    return Source(box=Box(name=name, net=net.name if isinstance(net, Net) else name, lines=(kind,)))
+    def _facts_of(self, net: Net[Any]) -> tuple[str, ...]:
+        """Return the class of a network, its parameters, and its multiply-adds if they are known."""
+        count = None if self.estimate is None else self.estimate.multiply_adds.get(net.name)
+        return (
+            type_name(net.module),
+            f"{net.parameters:,} parameters",
+            *(() if count is None else (f"{short_count(count)} multiply-adds",)),
+        )
+
+    def _trained_in(self, name: str) -> int | None:
+        """Return the index of the last stage before this one that trains a network."""
+        trained = [{net.name for net in stage.objectives} for stage in self.plan.stages[: self.index]]
+        return next((earlier for earlier in reversed(range(self.index)) if name in trained[earlier]), None)
 
 
 def _arrow(term: TermSummary) -> Arrow:
-    start, end = term.weight
     return Arrow(
-        weight=f"{start:g}" if start == end else f"{start:g} to {end:g}",  # the second form is that of a ramp
+        weight=describe_weight(term),
         loss=term.loss,
         source=term.target.removeprefix(f"{LABELS} ") if term.teacher is None else term.target,
         student=term.student,
@@ -123,24 +142,3 @@ def _arrow(term: TermSummary) -> Arrow:
             describe_projector(projector).replace("->", "\N{RIGHTWARDS ARROW}") for projector in term.projectors
         ),
     )
-
-
-def _facts_of(net: Net[Any], name: str, estimate: StageEstimate | None) -> tuple[str, ...]:
-    """Return the class of a network, its parameters, and its multiply-adds if they are known."""
-    count = None if estimate is None else estimate.multiply_adds.get(name)
-    return (
-        type_name(net.module),
-        f"{net.parameters:,} parameters",
-        *(() if count is None else (f"{short_count(count)} multiply-adds",)),
-    )
-
-
-def _trained_in(plan: Plan, index: int, name: str) -> int | None:
-    """Return the index of the last stage before this one that trains a network."""
-    trained = [{net.name for net in stage.objectives} for stage in plan.stages[:index]]
-    return next((earlier for earlier in reversed(range(index)) if name in trained[earlier]), None)
-
-
-def type_name(value: Any) -> str:
-    """Return the name of a class or a function, or of the class of an object."""
-    return getattr(value, "__name__", None) or type(value).__name__

@@ -69,7 +69,7 @@ class _Drawing:
 
     def _card(self, index: int, graph: StageGraph, top: float) -> float:
         """Draw a stage, and return the height at which it ends."""
-        heights = [_lesson_height(lesson) for lesson in graph.lessons]
+        heights = [max(_box_height(lesson.student), _sources_height(lesson)) for lesson in graph.lessons]
         height = _HEAD + sum(heights) + _GAP * (len(heights) - 1) + _PADDING
         inner = self.right - self.left - 2 * _PADDING
         self.svg.rect("card", self.left, top, self.right - self.left, height, 12)

@@ -121,9 +121,9 @@ def _em(character: str) -> float:
     return 0.78 if character.isupper() or not character.isascii() else 0.66
 
 
-def _towards(corner: Point, other: Point, radius: float) -> Point:
+def _towards(corner: Point, end: Point, radius: float) -> Point:
     """Return the point on the way from a corner to another point, at a distance that fits between the two."""
-    dx, dy = other[0] - corner[0], other[1] - corner[1]
+    dx, dy = end[0] - corner[0], end[1] - corner[1]
     length = abs(dx) + abs(dy)  # of a horizontal or vertical line
     share = min(radius, length / 2) / length if length else 0.0
     return corner[0] + dx * share, corner[1] + dy * share

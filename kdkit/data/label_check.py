@@ -128,8 +128,8 @@ class LabelCheck:
         shown = ", ".join(map(str, numbers)) + (", ..." if len(samples) > _SHOWN else "")
         if rows is not None:
             return f"row{'s' if len(samples) > 1 else ''} {shown}"
-        place = "the batch" if batch is None else f"batch {batch + 1}"
-        return f"{'indices' if len(samples) > 1 else 'index'} {shown} of {place}"
+        position = "the batch" if batch is None else f"batch {batch + 1}"
+        return f"{'indices' if len(samples) > 1 else 'index'} {shown} of {position}"
 
 
 class DeferredLabelCheck:

@@ -52,7 +52,28 @@ class SplitLabels:
     @property
     def form(self) -> Form:
         """The form. Raises DataError for labels of none of the forms."""
-        return _form_of(self)
+        rows = self.rows
+        if rows.dtype == torch.bool and rows.ndim == 1:
+            raise DataError(
+                "the labels are bool, one a sample; make them int64 for two classes that exclude each other "
+                "(labels.long()), or (samples, 1) for one class that is present or not (labels.unsqueeze(1))"
+            )
+        if not rows.is_floating_point():
+            if rows.ndim == 1:
+                return "indices"
+            if rows.ndim == 2 and _is_binary(rows):
+                return "indicators"
+            _require_no_column(self)
+            return "positions"
+        if rows.ndim < 2:
+            return "numbers"
+        if _is_binary(rows):
+            return "indicators"
+        tolerance = 1e-3 if rows.dtype.itemsize >= 4 else 1e-2  # a sum of rounded numbers is not exactly 1
+        is_soft = rows.ndim == 2 and rows.shape[1] > 1 and self.are_shares
+        if is_soft and _all(rows, lambda chunk: (chunk.float().sum(1) - 1).abs() <= tolerance):
+            return "soft"
+        return "numbers"
 
     @property
     def is_one_hot(self) -> bool:
@@ -198,31 +219,6 @@ def _require_no_column(labels: SplitLabels) -> None:
             f"the labels of the {labels.split} data are {labels.description}; expected one class index per sample, "
             "(samples,), or per position, (samples, *positions): labels.squeeze(1)"
         )
-
-
-def _form_of(labels: SplitLabels) -> Form:
-    rows = labels.rows
-    if rows.dtype == torch.bool and rows.ndim == 1:
-        raise DataError(
-            "the labels are bool, one a sample; make them int64 for two classes that exclude each other "
-            "(labels.long()), or (samples, 1) for one class that is present or not (labels.unsqueeze(1))"
-        )
-    if not rows.is_floating_point():
-        if rows.ndim == 1:
-            return "indices"
-        if rows.ndim == 2 and _is_binary(rows):
-            return "indicators"
-        _require_no_column(labels)
-        return "positions"
-    if rows.ndim < 2:
-        return "numbers"
-    if _is_binary(rows):
-        return "indicators"
-    tolerance = 1e-3 if rows.dtype.itemsize >= 4 else 1e-2  # a sum of rounded numbers is not exactly 1
-    is_soft = rows.ndim == 2 and rows.shape[1] > 1 and labels.are_shares
-    if is_soft and _all(rows, lambda chunk: (chunk.float().sum(1) - 1).abs() <= tolerance):
-        return "soft"
-    return "numbers"
 
 
 def _require_known(labels: SplitLabels) -> None:

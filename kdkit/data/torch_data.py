@@ -129,7 +129,7 @@ class TorchData(Data):
             name: _read_labels(split, first if name == "train" else None) for name, split in self._splits.items()
         }
         if unknown is not None:
-            all_labels = {name: _known(split, unknown) for name, split in all_labels.items()}
+            all_labels = {name: _without_unknown(split, unknown) for name, split in all_labels.items()}
         self.task: Task = task or task_of([*all_labels.values()])
         require_form([*all_labels.values()], self.task)
         self.position_dims = position_dims([*all_labels.values()], self.task)
@@ -297,7 +297,7 @@ def _read_labels(split: DatasetSplit | CheckedLoaderSplit, first: Batch | None) 
     return SplitLabels(split.name, labels, is_complete=False)
 
 
-def _known(labels: SplitLabels, unknown: float) -> SplitLabels:
+def _without_unknown(labels: SplitLabels, unknown: float) -> SplitLabels:
     """Return the labels with 0 for those that are unknown, by which their form can be recognized."""
     marked = mark_unknown(labels.rows, unknown)
     return replace(labels, rows=torch.where(marked.isnan(), 0, marked))

@@ -44,23 +44,23 @@ class CapturedStep(TrainingStep):
 
     def __init__(
         self,
-        stage: OpenStage,
+        open_stage: OpenStage,
         state: TrainState,
         module: DistributedModule,
         autocast: AbstractContextManager[Any],
         *,
         required: bool,
     ) -> None:
-        super().__init__(stage, state, module, autocast)
-        device = stage.module.progress.device
+        super().__init__(open_stage, state, module, autocast)
+        device = open_stage.module.progress.device
         self._required = required
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._in_graph = {
             name: session
-            for name, session in stage.sessions.items()
+            for name, session in open_stage.sessions.items()
             if type(session) is Frozen and _runs_in_graph(session.net, device)
         }
-        self._outside = {name: session for name, session in stage.sessions.items() if name not in self._in_graph}
+        self._outside = {name: session for name, session in open_stage.sessions.items() if name not in self._in_graph}
         self._graph_updates = _updates_in_graph(state)  # whether the optimizer is in the graph
         # The weights of terms that change from step to step.
         self._weights = (
@@ -155,12 +155,12 @@ class CapturedStep(TrainingStep):
                 losses = self._compute(inputs, part)
                 values = torch.stack([*losses.values()])
         except Exception as error:  # user code may raise anything
-            self.stage.module.open_taps.clear()
+            self.open_stage.module.open_taps.clear()
             self._drop_gradients()
             python_state.restore()
             if "captur" in str(error):  # a kernel that no graph may hold: torch draws no random numbers after it
                 raise KdkitError(
-                    f"the training step of stage {self.stage.stage.name!r} cannot be captured as a CUDA graph "
+                    f"the training step of stage {self.open_stage.stage.name!r} cannot be captured as a CUDA graph "
                     f"({first_line(error.__context__ or error)}); run with capture off: --capture off"
                 ) from error
             self._refuse(f"{type(error).__name__}: {first_line(error)}")
@@ -172,7 +172,7 @@ class CapturedStep(TrainingStep):
             python_state.restore()
             self._refuse(f"{changed[0]} changes from step to step")
             return
-        module = self.stage.module
+        module = self.open_stage.module
         outputs = module.student_outputs if module.track_outputs else {}
         self._graph = _Graph(graph, tuple(losses), values, gradients, outputs, _optimizer_options(self.state))
 
@@ -185,7 +185,7 @@ class CapturedStep(TrainingStep):
         self._finish_update()
         if graph.student_outputs:  # copies: a teacher may keep them
             copies = {name: output.clone() for name, output in graph.student_outputs.items()}
-            self.stage.module.student_outputs = copies
+            self.open_stage.module.student_outputs = copies
         return dict(zip(graph.labels, graph.losses.clone().unbind(), strict=True))
 
     def _current_weights(self) -> Mapping[str, Any] | None:
@@ -198,7 +198,7 @@ class CapturedStep(TrainingStep):
     def _refuse(self, reason: str) -> None:
         """Run eagerly from now on. Raises RecipeError if a capture is required."""
         self._refused = True
-        message = f"the training step of stage {self.stage.stage.name!r} is not captured as a CUDA graph: {reason}"
+        message = f"the training step of stage {self.open_stage.stage.name!r} is not captured as a CUDA graph: {reason}"
         if self._required:
             raise RecipeError(f"{message}; run with capture auto or off")
         warnings.warn(message, stacklevel=2)
@@ -209,7 +209,7 @@ class CapturedStep(TrainingStep):
 
     def _objects(self) -> Iterator[object]:
         """Yield everything whose attributes the step may change."""
-        module = self.stage.module
+        module = self.open_stage.module
         for part in (module.nets, module.losses, module.alignments, self.state.balancer):
             yield from part.modules() if isinstance(part, nn.Module) else [part]
         yield from (term.loss for term in module.terms if not isinstance(term.loss, nn.Module))
@@ -218,7 +218,7 @@ class CapturedStep(TrainingStep):
 
 
 def make_step(
-    stage: OpenStage,
+    open_stage: OpenStage,
     state: TrainState,
     module: DistributedModule,
     autocast: AbstractContextManager[Any],
@@ -229,33 +229,33 @@ def make_step(
 
     Raises RecipeError if a capture is required and impossible.
     """
-    eager = TrainingStep(stage, state, module, autocast)
+    eager = TrainingStep(open_stage, state, module, autocast)
     if capture == "off":
         return eager, None
-    reason = why_not_captured(stage, state)
+    reason = why_not_captured(open_stage, state)
     if capture == "require" and reason is not None:
         raise RecipeError(
-            f"the training step of stage {stage.stage.name!r} cannot be captured as a CUDA graph: {reason}; run with "
-            "capture auto or off"
+            f"the training step of stage {open_stage.stage.name!r} cannot be captured as a CUDA graph: {reason}; run "
+            "with capture auto or off"
         )
     if reason is None and (capture == "require" or state.total_updates >= _WORTHWHILE):
-        return CapturedStep(stage, state, module, autocast, required=capture == "require"), None
-    return eager, reason if stage.module.progress.is_cuda else None
+        return CapturedStep(open_stage, state, module, autocast, required=capture == "require"), None
+    return eager, reason if open_stage.module.progress.is_cuda else None
 
 
-def why_not_captured(stage: OpenStage, state: TrainState) -> str | None:
+def why_not_captured(open_stage: OpenStage, state: TrainState) -> str | None:
     """Return the reason for which the step of a stage cannot be captured, if one is known before it runs."""
     training, balancer = state.training, state.balancer
-    if not stage.module.progress.is_cuda:
-        return f"the device is {stage.module.progress.device.type!r}, and only CUDA has graphs"
+    if not open_stage.module.progress.is_cuda:
+        return f"the device is {open_stage.module.progress.device.type!r}, and only CUDA has graphs"
     if is_distributed():
         return "several processes train it"
     if training.accumulate_steps > 1:
         return f"gradients are accumulated over {training.accumulate_steps} batches"
-    recomputing = [net.name for net in stage.module.students if net.recompute]
+    recomputing = [net.name for net in open_stage.module.students if net.recompute]
     if recomputing:
         return f"net {recomputing[0]!r} recomputes activations, for which torch reads random states on the CPU"
-    selecting = [term.label for term in stage.module.terms if term.rows is not None and term.rows.ignored]
+    selecting = [term.label for term in open_stage.module.terms if term.rows is not None and term.rows.ignored]
     if selecting:
         return f"term {selecting[0]!r} is computed on the rows that have a label, whose number waits for the device"
     if not balancer.capturable:

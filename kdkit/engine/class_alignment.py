@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from kdkit.data.dataset import Task
 from kdkit.errors import RecipeError
-from kdkit.losses.features import TensorOrTuple
+from kdkit.losses.features import TensorOrTuple, as_tuple
 
-Positions = tuple[int, ...]
+Columns = tuple[int, ...]  # of an output, (batch, classes), by their indices
 
 
 class TermInputs(NamedTuple):
@@ -28,6 +28,10 @@ class TermInputs(NamedTuple):
     weights: Tensor | None = None
     batch_inputs: Any = None
 
+    def target_or_labels(self) -> TensorOrTuple:
+        """Return the second argument of the loss."""
+        return self.labels if self.target is None else self.target
+
 
 def map_sides(inputs: TermInputs, change: Callable[[Tensor], Tensor]) -> TermInputs:
     """Return the inputs with `change` applied to the student, the target and the teacher outputs."""
@@ -42,8 +46,8 @@ def map_sides(inputs: TermInputs, change: Callable[[Tensor], Tensor]) -> TermInp
     )
 
 
-def shared_classes(sides: Sequence[Sequence[str]], description: str) -> tuple[Positions, ...] | None:
-    """Return, for each side, the positions of the classes that all sides share, or None if all sides are equal.
+def shared_classes(sides: Sequence[Sequence[str]], description: str) -> tuple[Columns, ...] | None:
+    """Return, for each side, the columns of the classes that all sides share, or None if all sides are equal.
 
     Classes keep the order of the first side. Raises RecipeError, which names the sides by `description`, if no class is
     shared.
@@ -61,68 +65,63 @@ def shared_classes(sides: Sequence[Sequence[str]], description: str) -> tuple[Po
 class ClassAlignment(nn.Module):
     """Reduce the inputs of a term to the classes that all its sides share.
 
-    student: positions among the student's classes; None if the student side is features. targets: positions for each
-    teacher, empty if teacher outputs are not used. target_is_output: whether the target side is teacher outputs.
-    labels: positions among the data's classes; None if the labels are not used.
+    student: columns of the student's output; None if the student side is features. targets: columns for each teacher,
+    empty if teacher outputs are not used. target_is_output: whether the target side is teacher outputs.
+    labels: columns among the data's classes; None if the labels are not used.
     If labels are class indices, samples whose class is not shared are dropped.
     """
 
     def __init__(
         self,
         *,
-        student: Positions | None,
-        targets: tuple[Positions, ...],
+        student: Columns | None,
+        targets: tuple[Columns, ...],
         target_is_output: bool,
-        labels: Positions | None,
+        labels: Columns | None,
         task: Task,
     ) -> None:
         super().__init__()
         self.target_is_output = target_is_output
         self.drops_samples = task == "multiclass" and labels is not None
-        # Buffers, so that the positions move with the module to its device; they are not part of a checkpoint.
+        # Buffers, so that the columns move with the module to its device; they are not part of a checkpoint.
         self.register_buffer("student", None if student is None else torch.tensor(student), persistent=False)
         self.register_buffer("labels", None if labels is None else torch.tensor(labels), persistent=False)
-        self.targets = nn.ModuleList(_Columns(positions) for positions in targets)
+        self.targets = nn.ModuleList(_SelectColumns(columns) for columns in targets)
 
     def forward(self, inputs: TermInputs) -> TermInputs:
         """Return the inputs with the shared columns only, and without samples whose class is not shared."""
-        student, target, labels, ids, teacher_outputs, weights, batch_inputs = inputs
         if isinstance(self.student, Tensor):
-            output = student[0] if isinstance(student, tuple) else student
-            student = output.index_select(1, self.student)
-        if self.target_is_output and target is not None:
-            sides = target if isinstance(target, tuple) else (target,)
-            columns = tuple(select(side) for select, side in zip(self.targets, sides, strict=True))
-            target = columns if isinstance(target, tuple) else columns[0]
+            student = as_tuple(inputs.student)[0]
+            inputs = inputs._replace(student=student.index_select(1, self.student))
+        if self.target_is_output and inputs.target is not None:
+            sides = as_tuple(inputs.target)
+            shared_sides = tuple(select(side) for select, side in zip(self.targets, sides, strict=True))
+            inputs = inputs._replace(target=shared_sides if isinstance(inputs.target, tuple) else shared_sides[0])
         # Empty unless the loss takes them, although `targets` may be there for the target side.
-        teacher_outputs = tuple(select(output) for select, output in zip(self.targets, teacher_outputs, strict=False))
+        pairs = zip(self.targets, inputs.teacher_outputs, strict=False)
+        inputs = inputs._replace(teacher_outputs=tuple(select(output) for select, output in pairs))
         if not isinstance(self.labels, Tensor):
-            return TermInputs(student, target, labels, ids, teacher_outputs, weights, batch_inputs)
+            return inputs
         if not self.drops_samples:
-            labels = labels.index_select(1, self.labels)
-            return TermInputs(student, target, labels, ids, teacher_outputs, weights, batch_inputs)
-        matches = labels.unsqueeze(1) == self.labels  # (batch, shared classes)
+            return inputs._replace(labels=inputs.labels.index_select(1, self.labels))
+        matches = inputs.labels.unsqueeze(1) == self.labels  # (batch, shared classes)
         shared = matches.any(1)
-        rows = TermInputs(
-            student,
-            target,
-            matches.int().argmax(1)[shared],
-            None if ids is None else ids[shared],
-            teacher_outputs,
-            None if weights is None else weights[shared],
-            batch_inputs,
+        inputs = inputs._replace(
+            labels=matches.int().argmax(1)[shared],
+            ids=None if inputs.ids is None else inputs.ids[shared],
+            weights=None if inputs.weights is None else inputs.weights[shared],
         )
-        return map_sides(rows, lambda side: side[shared])
+        return map_sides(inputs, lambda side: side[shared])
 
 
-class _Columns(nn.Module):
+class _SelectColumns(nn.Module):
     """Select the shared columns of one teacher's output: (batch, classes) -> (batch, shared)."""
 
-    positions: Tensor
+    columns: Tensor
 
-    def __init__(self, positions: Positions) -> None:
+    def __init__(self, columns: Columns) -> None:
         super().__init__()
-        self.register_buffer("positions", torch.tensor(positions), persistent=False)
+        self.register_buffer("columns", torch.tensor(columns), persistent=False)
 
     def forward(self, outputs: Tensor) -> Tensor:
-        return outputs.index_select(1, self.positions)
+        return outputs.index_select(1, self.columns)

@@ -103,15 +103,10 @@ def distill(
         if failure is None:
             raise
         raise DataError(f"{error}; the outputs could not be counted instead: {failure}") from error
-    label_loss = _label_loss(data)
-    if data.has_unknown:
-        label_loss = IgnoreUnknown(label_loss)
-    if data.has_weights:
-        label_loss = SampleWeighted(label_loss)
     schedule = Parallel(
         *teachers,
         student_net,
-        truth=Truth(label_loss),
+        truth=Truth(_label_loss(data)),
         kd_loss=kd_loss if kd_loss is not None else _default_loss(data.task, temperature),
         label_weight=label_weight,
         training=training or Training(epochs=10 if epochs is None else epochs),
@@ -120,10 +115,13 @@ def distill(
 
 
 def _label_loss(data: TorchData) -> nn.Module:
-    """Return the loss on the labels, which leaves out those that stand for none."""
+    """Return the loss on the labels, which leaves out missing ones, and weights samples that have weights."""
+    loss = _LABEL_LOSSES[data.task]()
     if data.task == "multiclass" and data.ignored_labels:
-        return nn.CrossEntropyLoss(ignore_index=data.ignored_labels[0])
-    return _LABEL_LOSSES[data.task]()
+        loss = nn.CrossEntropyLoss(ignore_index=data.ignored_labels[0])
+    if data.has_unknown:
+        loss = IgnoreUnknown(loss)
+    return SampleWeighted(loss) if data.has_weights else loss
 
 
 def _default_loss(task: Task, temperature: float | None) -> Loss:

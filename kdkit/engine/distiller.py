@@ -14,7 +14,7 @@ from kdkit.data.batch import Batch, as_targets
 from kdkit.data.dataset import Task
 from kdkit.data.labels import SplitLabels, ignored_labels, position_dims
 from kdkit.engine.check.dry_run import dry_run
-from kdkit.engine.check.static import stage_problems
+from kdkit.engine.check.stage_problems import stage_problems
 from kdkit.engine.distill import count_outputs
 from kdkit.engine.open_stage import OpenStage
 from kdkit.errors import CheckError, RecipeError
@@ -117,18 +117,18 @@ class Distiller(nn.Module):
         for teacher in stage.teachers:
             if isinstance(teacher, Net):
                 teacher.move_to(device)
-        self._stage = OpenStage(stage, context, device)
-        report = dry_run(self._stage, batch)
+        self._open_stage = OpenStage(stage, context, device)
+        report = dry_run(self._open_stage, batch)
         if report.problems:
-            self._stage.close()
+            self._open_stage.close()
             raise CheckError(report.problems)
         for notice in report.notices:
             warnings.warn(notice, stacklevel=2)
-        self.module = self._stage.module
+        self.module = self._open_stage.module
         self._weights, self._progress = self.module.weights(0.0), 0.0
-        self._observers = observers(self._stage.sessions.values())
+        self._observers = observers(self._open_stage.sessions.values())
         # Also called when the Distiller is deleted, and when Python exits, before torch's modules are torn down.
-        self._close = weakref.finalize(self, self._stage.close)
+        self._close = weakref.finalize(self, self._open_stage.close)
 
     def forward(
         self,
@@ -145,11 +145,11 @@ class Distiller(nn.Module):
         of training that is done, in [0, 1], for ramps. sample_weights: (batch,), for losses that use them.
         """
         batch = Batch(inputs, as_targets(labels, per_position=self._per_position), ids, weights=sample_weights)
-        module = self._stage.module  # a plain attribute, unlike those of an nn.Module
+        module = self._open_stage.module  # a plain attribute, unlike those of an nn.Module
         if progress != self._progress:
             module.progress.fill_(progress)
             self._weights, self._progress = module.weights(progress), progress
-        outputs = module.run_students(batch, self._stage.teachers(batch))
+        outputs = module.run_students(batch, self._open_stage.teachers(batch))
         student = outputs[self.student.name].output
         terms = {term.label: module.term_loss(term, batch, outputs) for term in module.terms}
         loss = reduce(add, [terms[label] * weight for label, weight in self._weights.items()])
@@ -159,12 +159,12 @@ class Distiller(nn.Module):
 
     def on_step(self) -> None:
         """Call this after each optimizer step if a teacher follows the student, as `Ema` does."""
-        for session in self._stage.sessions.values():
+        for session in self._open_stage.sessions.values():
             session.on_step()
 
     def on_epoch_end(self) -> None:
         """Call this after each epoch if a teacher changes with epochs, as `Past` does."""
-        for session in self._stage.sessions.values():
+        for session in self._open_stage.sessions.values():
             session.on_epoch_end()
 
     def student_state_dict(self) -> dict[str, Tensor]:
@@ -186,7 +186,7 @@ class Distiller(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Move or convert the teachers as the student, except for those that accelerate spread over devices."""
-        for teacher in self._stage.stage.teachers:
+        for teacher in self._open_stage.stage.teachers:
             if isinstance(teacher, Net) and isinstance(teacher.module, nn.Module) and not teacher.is_spread:
                 teacher.module._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 if teacher.device is not None:

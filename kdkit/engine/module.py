@@ -1,6 +1,6 @@
 """The module that a stage trains: its students and their losses, called once per batch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Self
 
@@ -43,11 +43,13 @@ class DistillationModule(nn.Module):
         self.open_taps = OpenTaps(_student_taps(stage), self.students)
         if self.open_taps.taps:
             drop_compiled_code(self.nets)
-        # Students may share layers, so a tap may be on several of them.
-        self._tap_indices = {net.name: _indices_of_taps(net.network, self.open_taps.taps) for net in self.students}
-        taps = {
-            name: tuple(self.open_taps.taps[index] for index in indices) for name, indices in self._tap_indices.items()
-        }
+        self._tap_indices: dict[str, tuple[int, ...]] = {}  # of each student, among the open taps
+        taps: dict[str, tuple[TapLike, ...]] = {}
+        for net in self.students:
+            parts = set(net.network.modules())  # students may share layers, so a tap may be on several of them
+            on_net = [(index, tap) for index, tap in enumerate(self.open_taps.taps) if tap.module in parts]
+            self._tap_indices[net.name] = tuple(index for index, _ in on_net)
+            taps[net.name] = tuple(tap for _, tap in on_net)
         self.recomputation = Recomputation(module for net in self.students for module in net.recomputed)
         self.peers = tuple({match.teacher for match in stage.matches if isinstance(match.teacher, Peer)})
         try:
@@ -69,19 +71,6 @@ class DistillationModule(nn.Module):
         if self.track_outputs:
             self.student_outputs = {net.name: outputs[net.name].output.detach() for net in self.students}
         return {term.label: self.term_loss(term, batch, outputs) for term in self.terms}
-
-    def train(self, mode: bool = True) -> Self:
-        """Set training mode, except for submodules without trainable parameters: a frozen batch norm must not drift."""
-        super().train(mode)
-        for module in self.nets.modules() if mode else ():
-            parameters = list(module.parameters())
-            if parameters and not any(parameter.requires_grad for parameter in parameters):
-                module.eval()
-        return self
-
-    def weights(self, progress: float) -> dict[str, float]:
-        """Return the weight of every term at this progress of the stage, in [0, 1]."""
-        return {term.label: term.weighted.weight(progress) for term in self.terms}
 
     def run_students(self, batch: Batch, teacher_outputs: TeacherOutputs) -> dict[str, TeacherOutput]:
         """Run the students, and return the outputs and features of all networks by name: students, peers, teachers."""
@@ -108,7 +97,7 @@ class DistillationModule(nn.Module):
 
     def gather_inputs(self, term: BoundTerm, batch: Batch, outputs: TeacherOutputs) -> TermInputs:
         """Return the inputs of a term's loss, as rows that have a label, and reduced to the classes its sides share."""
-        inputs = term.with_its_ignore_index(self.whole_inputs(term, batch, outputs))
+        inputs = term.merge_ignored_labels(self.whole_inputs(term, batch, outputs))
         if term.rows is not None:
             inputs = term.rows(inputs)
         return inputs if term.alignment is None else term.alignment(inputs)
@@ -135,13 +124,12 @@ class DistillationModule(nn.Module):
 
     def apply_loss(self, term: BoundTerm, inputs: TermInputs) -> Tensor:
         """Return the unweighted value of one term from its inputs."""
-        target = inputs.labels if inputs.target is None else inputs.target
         if term.alignment is not None or term.rows is not None:
             student = as_tuple(inputs.student)[0]
-            # no row of the batch has a label or a shared class
+            # No row of the batch has a label or a shared class.
             if not len(student) and not accepts_no_rows(term.loss):
                 return student.sum() * 0.0
-        value = term.loss(inputs.student, target, **self.loss_kwargs(term, inputs))
+        value = term.loss(inputs.student, inputs.target_or_labels(), **self.loss_kwargs(term, inputs))
         if term.ignore_index is not None:
             # The mean over no label is 0 / 0 in torch. A branch instead would wait for the device.
             value = torch.where((inputs.labels == term.ignore_index).all(), 0.0, value)
@@ -161,6 +149,19 @@ class DistillationModule(nn.Module):
         }
         return {name: value for name, value in values.items() if name in term.extra_kwargs}
 
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode, except for submodules without trainable parameters: a frozen batch norm must not drift."""
+        super().train(mode)
+        for module in self.nets.modules() if mode else ():
+            parameters = list(module.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
+        return self
+
+    def weights(self, progress: float) -> dict[str, float]:
+        """Return the weight of every term at this progress of the stage, in [0, 1]."""
+        return {term.label: term.weighted.weight(progress) for term in self.terms}
+
     def build_losses(
         self, batch: Batch, teacher_outputs: TeacherOutputs, context: BuildContext, teachers: Mapping[str, Any]
     ) -> list[str]:
@@ -175,12 +176,12 @@ class DistillationModule(nn.Module):
             if build is None:
                 continue
             inputs = self.gather_inputs(term, batch, outputs)
-            target = inputs.labels if inputs.target is None else inputs.target
             modules = tuple(teachers.get(name) for name in term.teachers)
             teacher = modules if len(modules) > 1 else next(iter(modules), None)
             tapped = tuple(tap.module for tap in taps_of(getattr(term.weighted.term, "target", None)))
             try:
-                build(_shapes(inputs.student), _shapes(target), replace(context, tapped=tapped), teacher)
+                shapes = _shapes(inputs.student), _shapes(inputs.target_or_labels())
+                build(*shapes, replace(context, tapped=tapped), teacher)
             except RecipeError as error:
                 problems.append(f"term {term.label!r}: {error}")
             except Exception as error:  # a user-defined loss may raise anything
@@ -200,12 +201,6 @@ def _student_taps(stage: Stage) -> Iterator[TapLike]:
         yield from taps_of(term.student)
         if isinstance(term, Match) and isinstance(term.teacher, Peer):
             yield from taps_of(term.target)
-
-
-def _indices_of_taps(network: nn.Module, taps: Sequence[TapLike]) -> tuple[int, ...]:
-    """Return the indices of the taps that are on a network."""
-    parts = set(network.modules())
-    return tuple(index for index, tap in enumerate(taps) if tap.module in parts)
 
 
 def _fill(name: str, teacher: TeacherOutput, student_output: Tensor) -> TeacherOutput:

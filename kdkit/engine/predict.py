@@ -73,23 +73,14 @@ class Predictor:
                 with self.autocast():
                     output = net.through(network, batch)
                 if self.data.task != "regression" and output.is_floating_point() and output.ndim > 1:
-                    masked = output == -torch.inf
-                    # A masked class gets a finite number, which metrics take; in a row of nothing else it is an error.
-                    masked = masked & ~masked.all(1, keepdim=True)
-                    output = output.masked_fill(masked, torch.finfo(output.dtype).min / 4)  # the sum of two is finite
-                if decide is not None:
+                    output = _with_finite_masks(output)
+                if decide is None:
+                    output, batch_labels = output.float(), batch.labels
+                else:
                     finite.add(output.isfinite().flatten(1).all(1))
                     output, batch_labels = decide(output, batch.labels)
-                    if output.shape != batch_labels.shape:  # of weights that are evaluated without a check
-                        raise KdkitError(
-                            f"net {net.name!r} has decisions of shape {tuple(output.shape)} for labels "
-                            f"{tuple(batch_labels.shape)}; expected a decision for each label"
-                        )
-                    outputs.add(output)
-                    labels.add(batch_labels)
-                else:
-                    outputs.add(output.float())
-                    labels.add(batch.labels)
+                outputs.add(output)
+                labels.add(batch_labels)
                 if batch.ids is not None:
                     ids.add(batch.ids)
         if not outputs.batches:
@@ -153,24 +144,34 @@ class Predictor:
 
     def _to_shared_classes(self, net: Net[Any], predictions: Predictions) -> Predictions:
         """Keep the classes that the network and the data share, and the samples of these classes."""
-        positions = None
+        columns = None
         if self.data.task != "regression" and net.classes is not None:
-            positions = shared_classes((net.classes, self.data.classes), f"net {net.name!r} and the data")
-        if positions is None:
+            columns = shared_classes((net.classes, self.data.classes), f"net {net.name!r} and the data")
+        if columns is None:
             return predictions
-        net_positions, data_positions = positions
-        classes = tuple(self.data.classes[index] for index in data_positions)
-        outputs = predictions.outputs[:, list(net_positions)]
+        net_columns, data_columns = columns
+        classes = tuple(self.data.classes[index] for index in data_columns)
+        outputs = predictions.outputs[:, list(net_columns)]
         if self.data.task == "multilabel":
-            labels = predictions.labels[:, list(data_positions)]
+            labels = predictions.labels[:, list(data_columns)]
             return replace(predictions, labels=labels, outputs=outputs, classes=classes)
-        matches = predictions.labels[:, None] == np.asarray(data_positions)  # (samples, shared classes)
+        matches = predictions.labels[:, None] == np.asarray(data_columns)  # (samples, shared classes)
         return replace(predictions, labels=matches.argmax(1), outputs=outputs, classes=classes).rows(matches.any(1))
 
 
 def compute_metrics(metrics: Sequence[Metric], validation: Predictions, test: Predictions) -> dict[str, MetricResult]:
     """Return every metric by name: thresholds are fitted on `validation`, results are computed on `test`."""
     return {metric.name: metric.fit(validation).compute(test) for metric in metrics}
+
+
+def _with_finite_masks(outputs: Tensor) -> Tensor:
+    """Return outputs, (batch, classes, ...), with a low finite number, which metrics take, for a class that is masked.
+
+    If all classes of a sample are -inf, they stay so: that is an error, and no mask.
+    """
+    masked = outputs == -torch.inf
+    masked = masked & ~masked.all(1, keepdim=True)
+    return outputs.masked_fill(masked, torch.finfo(outputs.dtype).min / 4)  # the sum of two is finite
 
 
 class _Decisions:
@@ -180,30 +181,40 @@ class _Decisions:
     """
 
     def __init__(self, net: Net[Any], data: Data) -> None:
+        self.net = net
         self.task = data.task
         self.ignored = optional_member(data, Data, "ignored_labels")
         self.classes = tuple(data.classes)
-        self.positions = None
+        self.columns = None
         if net.classes is not None:
-            self.positions = shared_classes((net.classes, data.classes), f"net {net.name!r} and the data")
-        if self.positions is not None:
-            self.classes = tuple(data.classes[index] for index in self.positions[1])
+            self.columns = shared_classes((net.classes, data.classes), f"net {net.name!r} and the data")
+        if self.columns is not None:
+            self.classes = tuple(data.classes[index] for index in self.columns[1])
         # the smallest type that also holds -1; collectives do not support 16 bits on every device
         self.dtype = torch.int8 if len(data.classes) < 128 else torch.int32
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the decisions and the labels of a batch on its device, of the shape of the labels."""
-        if self.positions is not None:
+        """Return the decisions and the labels of a batch on its device. Raises KdkitError if their shapes differ."""
+        decisions, labels = self._decide(outputs, labels)
+        if decisions.shape != labels.shape:  # of weights that are evaluated without a check
+            raise KdkitError(
+                f"net {self.net.name!r} has decisions of shape {tuple(decisions.shape)} for labels "
+                f"{tuple(labels.shape)}; expected a decision for each label"
+            )
+        return decisions, labels
+
+    def _decide(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if self.columns is not None:
             # (batch, shared classes, *positions); other classes cannot be predicted
-            outputs = outputs.index_select(1, torch.tensor(self.positions[0], device=outputs.device))
+            outputs = outputs.index_select(1, torch.tensor(self.columns[0], device=outputs.device))
         if self.task == "multilabel":
             decided = outputs >= 0
-            if self.positions is not None:
-                labels = labels.index_select(1, torch.tensor(self.positions[1], device=labels.device))
+            if self.columns is not None:
+                labels = labels.index_select(1, torch.tensor(self.columns[1], device=labels.device))
             return decided, torch.where(labels.isnan(), -1, labels).to(torch.int8)
         has_label = ~is_ignored(labels, self.ignored)
-        if self.positions is not None:
-            shared = torch.tensor(self.positions[1], device=labels.device)
+        if self.columns is not None:
+            shared = torch.tensor(self.columns[1], device=labels.device)
             matches = labels.unsqueeze(1) == shared.view(1, -1, *(1 for _ in labels.shape[1:]))
             labels, has_label = matches.int().argmax(1), matches.any(1)
         return outputs.argmax(1).to(self.dtype), torch.where(has_label, labels, -1).to(self.dtype)

@@ -1,8 +1,7 @@
 """Run a recipe: check it, train its stages, and compute the metrics of every network."""
 
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,27 +12,28 @@ import torch
 from kdkit.data.dataset import Split
 from kdkit.data.device_data import DeviceData
 from kdkit.engine import distributed
+from kdkit.engine.baseline_differences import baseline_differences
 from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.check.check import check
-from kdkit.engine.check.static import require_compilable
+from kdkit.engine.check.stage_problems import require_compilable
 from kdkit.engine.console import progress_display
 from kdkit.engine.interrupts import Interrupts
 from kdkit.engine.measure import measure_nets
 from kdkit.engine.options import RunFields, RunOptions
-from kdkit.engine.out_of_memory import explain_memory_of_run, explain_out_of_memory
+from kdkit.engine.out_of_memory import explain_memory_of_run
 from kdkit.engine.predict import Predictor, compute_metrics
+from kdkit.engine.run_context import RunContext
 from kdkit.engine.run_record import Origin, notices, run_name, run_record, settings_of, versions
 from kdkit.engine.storage.run_folder import RunFolder, can_resume, was_killed_at_start
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.teacher_caching import TeacherCaching
-from kdkit.engine.trainer import RunContext, StageTrainer
+from kdkit.engine.trainer import StageTrainer
 from kdkit.engine.training_batches import passes_over
 from kdkit.engine.user_errors import located
-from kdkit.errors import RecipeError, RunFolderError, first_line
+from kdkit.errors import RecipeError, RunFolderError
 from kdkit.metrics.base import MetricResult, Predictions
-from kdkit.metrics.bootstrap import Resampling, without_interval
 from kdkit.metrics.hardest import hardest_samples
-from kdkit.metrics.paired import SplitPredictions, paired_bootstrap
+from kdkit.metrics.paired import SplitPredictions
 from kdkit.nets.net import Net
 from kdkit.plugins.events import BaselineDifference, RunEnded, RunStarted
 from kdkit.plugins.manager import installed
@@ -203,148 +203,6 @@ class _Run:
         ctx.callbacks.call("run_ended", self._ended(time.perf_counter() - began))
         return self._result()
 
-    def _train_and_evaluate(self) -> None:
-        began = time.perf_counter()
-        ctx, stages = self.ctx, self.ctx.plan.stages
-        event = RunStarted(
-            recipe=run_name(ctx.recipe, self.origin),
-            stages=tuple(stage.name for stage in stages),
-            device=str(ctx.device),
-            seed=ctx.options.seed,
-            folder=ctx.options.out,
-            notices=(*notices(ctx.recipe, ctx.plan), *ctx.teacher_caching.notices()),
-            resumed=ctx.options.resume,
-            options=dict(self.origin.options or {}),
-            settings=settings_of(ctx.plan, ctx.options),
-            parameters={net.name: net.parameters for net in ctx.plan.nets},
-            versions=versions(),
-        )
-        ctx.callbacks.call("run_started", event)
-        for net in ctx.plan.nets:
-            net.move_to(ctx.device)
-        for index, stage in enumerate(stages):
-            folder = None if self.folder is None else self.folder.stage(index, stage.name)
-            if self._is_selected(stage, folder):
-                trainer = StageTrainer(ctx, index, stage, folder)
-                try:
-                    trainer.train()
-                finally:
-                    self.history[stage.name] = trainer.history
-        for number, net in enumerate(ctx.plan.nets if ctx.options.only is None else ()):
-            if net not in ctx.plan.feature_teachers:
-                # A resumed run draws the same numbers, if data or networks draw any.
-                seed_everything(derive_seed(ctx.options.seed, number, _EVALUATION, 0))
-                with located(f"the evaluation of net {net.name!r}", ctx.options.out):
-                    self.metrics[net.name] = self._evaluate(net)
-                if self.folder is not None:  # after each network, so that a run that fails later keeps what it has
-                    self.folder.save_metrics(self.reported_on, self.metrics)
-        if ctx.options.only is None:
-            self._save_samples()
-            self.differences = tuple(self._differences())
-            if self.folder is not None and self.differences:
-                self.folder.save_metrics(self.reported_on, self.metrics, self.differences)
-            # Last, so that it precedes nothing that is computed; several processes would slow each other down.
-            if self.folder is not None and ctx.options.measure and not collectives.is_distributed():
-                seconds = time.perf_counter() - began
-                measured = measure_nets(ctx.plan, ctx.recipe.data, ctx.options, ctx.device, seconds=seconds)
-                self.folder.save_measurements(measured)
-
-    def _result(self) -> Result:
-        return Result(
-            metrics=self.metrics,
-            nets={net.name: net for net in self.ctx.plan.nets},
-            student=self.student,
-            history=self.history,
-            reported_on=self.reported_on,
-            folder=self.ctx.options.out,
-            differences=self.differences,
-        )
-
-    def _save_samples(self) -> None:
-        """Save the samples that the student got most wrong, as far as the data can be shown in a report."""
-        split = self.ctx.recipe.data.validation if self.reported_on == "validation" else self.ctx.recipe.data.test
-        predictions = self.test_of_student
-        if self.folder is None or predictions is None or predictions.ids is None or not isinstance(split, Split):
-            return
-        # By their ids, since predictions have no rows for samples without a label.
-        row_of = {number: row for row, number in enumerate(split.ids.tolist())}
-        ids = predictions.ids[hardest_samples(predictions, _REPORTED_SAMPLES)]
-        rows = torch.tensor([row_of[number] for number in ids.tolist()], dtype=torch.long)
-        tensors = split.report_tensors(rows) if len(rows) else {}
-        if tensors:
-            self.folder.save_samples(split.ids[rows], tensors, split.report_names(rows))
-
-    def _is_selected(self, stage: Stage, folder: StageFolder | None) -> bool:
-        """Whether to train a stage, or load it if it is finished; RunOptions(only=...) may leave it to another process.
-
-        Raises RunFolderError if the stage needs an earlier one that is not finished.
-        """
-        only = self.ctx.options.only
-        if only is None or folder is None or folder.finished:
-            return True
-        missing = [name for name in stage_dependencies(self.ctx.plan.stages)[stage.name] if name not in self.history]
-        if stage.name in only and missing:
-            raise RunFolderError(
-                f"stage {stage.name!r} needs stage {missing[0]!r}, which is not finished in {folder.path.parent}"
-            )
-        return stage.name in only
-
-    def _evaluate(self, net: Net[Any]) -> dict[str, MetricResult]:
-        """Predict the validation and test splits, save the predictions, and return the metrics of a network."""
-        ctx, data = self.ctx, self.ctx.recipe.data
-        # The last stage that trains the network holds its files; one that is only a teacher gets a folder "0-<name>".
-        index, name, batch_size = next(
-            (
-                (index, stage.name, stage.training.batch_size)
-                for index, stage in reversed(list(enumerate(ctx.plan.stages)))
-                if net in stage.objectives
-            ),
-            (-1, net.name, ctx.plan.stages[-1].training.batch_size),
-        )
-        with explain_out_of_memory(ctx.plan.stages[index], data.validation, ctx.options, ctx.device, trains=False):
-            validation = ctx.predictor.predict(net, data.validation, batch_size=batch_size)
-            test = validation if data.test is None else ctx.predictor.predict(net, data.test, batch_size=batch_size)
-        if self.folder is not None:
-            folder = self.folder.stage(index, name)
-            folder.save_predictions(net.name, "validation", validation)
-            if data.test is not None:
-                folder.save_predictions(net.name, "test", test)
-        if net is self.student:
-            self.test_of_student = test
-        if net.name in {*self.baselines, *self.baselines.values()}:
-            self.compared[net.name] = SplitPredictions(validation, test)
-        return compute_metrics(ctx.recipe.metrics, validation, test)
-
-    def _differences(self) -> Iterator[BaselineDifference]:
-        """Yield how each metric of each student differs from its baseline, the monitored metric first."""
-        monitors = {net.name: stage.training.monitor for stage in self.ctx.plan.stages for net in stage.objectives}
-        for student, baseline in self.baselines.items():
-            pair = self.compared[student], self.compared[baseline]
-            others = [metric for metric in self.ctx.recipe.metrics if metric.name != monitors[student]]
-            monitored = [metric for metric in self.ctx.recipe.metrics if metric.name == monitors[student]]
-            for metric in (*monitored, *others):
-                # A metric that does not count samples repeatedly is computed for each resample.
-                resamples = 1000 if isinstance(without_interval(metric), Resampling) else 100
-                try:
-                    difference = paired_bootstrap(metric, *pair, resamples=resamples)
-                except Exception as error:  # a user-defined metric may not be defined for all resamples
-                    warnings.warn(
-                        f"the difference of {metric.name!r} between {student!r} and {baseline!r} has no interval, "
-                        f"because a resample of the samples raised {type(error).__name__}: {first_line(error)}",
-                        stacklevel=2,
-                    )
-                    continue
-                yield BaselineDifference(
-                    student=student,
-                    baseline=baseline,
-                    metric=metric.name,
-                    value=difference.value,
-                    interval=difference.interval,
-                    level=difference.level,
-                    verdict=difference.verdict,
-                    lower_is_better=difference.lower_is_better,
-                )
-
     def _open_folder(self) -> RunFolder | None:
         ctx, options = self.ctx, self.ctx.options
         if options.out is None:
@@ -362,6 +220,131 @@ class _Run:
                 folder = RunFolder.create(options.out, record, self.origin.file)
             self.lock = lock.pop_all()
         return folder
+
+    def _train_and_evaluate(self) -> None:
+        began = time.perf_counter()
+        ctx = self.ctx
+        self._report_start()
+        for net in ctx.plan.nets:
+            net.move_to(ctx.device)
+        self._train_stages()
+        if ctx.options.only is not None:
+            return  # the process that gave this one its stages evaluates the networks
+        self._evaluate_nets()
+        self._save_samples()
+        self.differences = tuple(baseline_differences(ctx.recipe.metrics, ctx.plan.stages, self.compared))
+        if self.folder is not None and self.differences:
+            self.folder.save_metrics(self.reported_on, self.metrics, self.differences)
+        # Last, so that it precedes nothing that is computed; several processes would slow each other down.
+        if self.folder is not None and ctx.options.measure and not collectives.is_distributed():
+            seconds = time.perf_counter() - began
+            measured = measure_nets(ctx.plan, ctx.recipe.data, ctx.options, ctx.device, seconds=seconds)
+            self.folder.save_measurements(measured)
+
+    def _report_start(self) -> None:
+        ctx = self.ctx
+        event = RunStarted(
+            recipe=run_name(ctx.recipe, self.origin),
+            stages=tuple(stage.name for stage in ctx.plan.stages),
+            device=str(ctx.device),
+            seed=ctx.options.seed,
+            folder=ctx.options.out,
+            notices=(*notices(ctx.recipe, ctx.plan), *ctx.teacher_caching.notices()),
+            resumed=ctx.options.resume,
+            options=dict(self.origin.options or {}),
+            settings=settings_of(ctx.plan, ctx.options),
+            parameters={net.name: net.parameters for net in ctx.plan.nets},
+            versions=versions(),
+        )
+        ctx.callbacks.call("run_started", event)
+
+    def _train_stages(self) -> None:
+        for index, stage in enumerate(self.ctx.plan.stages):
+            folder = None if self.folder is None else self.folder.stage(index, stage.name)
+            if self._is_selected(stage, folder):
+                trainer = StageTrainer(self.ctx, index, stage, folder)
+                try:
+                    trainer.train()
+                finally:
+                    self.history[stage.name] = trainer.history
+
+    def _is_selected(self, stage: Stage, folder: StageFolder | None) -> bool:
+        """Whether to train a stage, or load it if it is finished; RunOptions(only=...) may leave it to another process.
+
+        Raises RunFolderError if the stage needs an earlier one that is not finished.
+        """
+        only = self.ctx.options.only
+        if only is None or folder is None or folder.finished:
+            return True
+        missing = [name for name in stage_dependencies(self.ctx.plan.stages)[stage.name] if name not in self.history]
+        if stage.name in only and missing:
+            raise RunFolderError(
+                f"stage {stage.name!r} needs stage {missing[0]!r}, which is not finished in {folder.path.parent}"
+            )
+        return stage.name in only
+
+    def _evaluate_nets(self) -> None:
+        ctx = self.ctx
+        for number, net in enumerate(ctx.plan.nets):
+            if net in ctx.plan.feature_teachers:
+                continue
+            # A resumed run draws the same numbers, if data or networks draw any.
+            seed_everything(derive_seed(ctx.options.seed, number, _EVALUATION, 0))
+            with located(f"the evaluation of net {net.name!r}", ctx.options.out):
+                self.metrics[net.name] = self._evaluate(net)
+            if self.folder is not None:  # after each network, so that a run that fails later keeps what it has
+                self.folder.save_metrics(self.reported_on, self.metrics)
+
+    def _evaluate(self, net: Net[Any]) -> dict[str, MetricResult]:
+        """Predict the validation and test splits, save the predictions, and return the metrics of a network."""
+        ctx, data = self.ctx, self.ctx.recipe.data
+        # The last stage that trains the network holds its files; one that is only a teacher gets a folder "0-<name>".
+        index, name, batch_size = next(
+            (
+                (index, stage.name, stage.training.batch_size)
+                for index, stage in reversed(list(enumerate(ctx.plan.stages)))
+                if net in stage.objectives
+            ),
+            (-1, net.name, ctx.plan.stages[-1].training.batch_size),
+        )
+        with ctx.explain_out_of_memory(ctx.plan.stages[index], data.validation, trains=False):
+            validation = ctx.predictor.predict(net, data.validation, batch_size=batch_size)
+            test = validation if data.test is None else ctx.predictor.predict(net, data.test, batch_size=batch_size)
+        if self.folder is not None:
+            folder = self.folder.stage(index, name)
+            folder.save_predictions(net.name, "validation", validation)
+            if data.test is not None:
+                folder.save_predictions(net.name, "test", test)
+        if net is self.student:
+            self.test_of_student = test
+        if net.name in {*self.baselines, *self.baselines.values()}:
+            self.compared[net.name] = SplitPredictions(validation, test)
+        return compute_metrics(ctx.recipe.metrics, validation, test)
+
+    def _save_samples(self) -> None:
+        """Save the samples that the student got most wrong, as far as the data can be shown in a report."""
+        split = self.ctx.recipe.data.validation if self.reported_on == "validation" else self.ctx.recipe.data.test
+        predictions = self.test_of_student
+        if self.folder is None or predictions is None or predictions.ids is None or not isinstance(split, Split):
+            return
+        # By their ids, since predictions have no rows for samples without a label.
+        row_of = {number: row for row, number in enumerate(split.ids.tolist())}
+        ids = predictions.ids[hardest_samples(predictions, _REPORTED_SAMPLES)]
+        rows = torch.tensor([row_of[number] for number in ids.tolist()], dtype=torch.long)
+        tensors = split.report_tensors(rows) if len(rows) else {}
+        if tensors:
+            self.folder.save_samples(split.ids[rows], tensors, split.report_names(rows))
+
+    def _result(self) -> Result:
+        return Result(
+            metrics=self.metrics,
+            nets={net.name: net for net in self.ctx.plan.nets},
+            student=self.student,
+            history=self.history,
+            reported_on=self.reported_on,
+            folder=self.ctx.options.out,
+            differences=self.differences,
+        )
 
     def _ended(self, seconds: float, error: BaseException | None = None) -> RunEnded:
         return RunEnded(

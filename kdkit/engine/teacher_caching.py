@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import nn
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import LoaderSplit, Split
+from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.options import RunOptions
 from kdkit.engine.training_batches import passes_over
 from kdkit.errors import CacheError, first_line
@@ -76,43 +77,42 @@ class TeacherCaching:
         if not self._has_data_digest() and could_be_shared:
             yield "teacher outputs are cached for this run only, since the data has no digest of all its samples"
 
-    def begin(
-        self, stage: Stage, sessions: MutableMapping[str, TeacherSession], module: nn.Module, batch: Batch
-    ) -> list[str]:
+    def begin(self, open_stage: OpenStage, batch: Batch) -> list[str]:
         """Replace the sessions of frozen teachers by cached ones, and return a notice for each that is not cached.
 
-        module: everything that is trained. batch: a tiny one, after the dry run of all sessions.
+        batch: a tiny one, after the dry run of all sessions.
         Raises CacheError if cached outputs are not what their teacher computes.
         """
         notices = []
         known_problem = self._folder_problem
-        for net in _frozen_teachers(stage):
-            session = sessions[net.name]
+        for net in _frozen_teachers(open_stage.stage):
             with self.options.autocast(self.device):
                 try:
-                    cached = _on_all_ranks(self._cached_teacher(net, stage, session, module, batch))
+                    cached = _on_all_ranks(self._cached_teacher(net, open_stage, batch))
                 except CacheError as error:
                     notices.append(f"net {net.name!r} is not cached: {error}")
                     cached = _on_all_ranks(None)  # the other ranks wait for this call
-                sessions[net.name] = cached or self._encoded_only(net, session, batch)
+                session = open_stage.sessions[net.name]
+                open_stage.sessions[net.name] = cached or self._encoded_only(net, session, batch)
                 if cached is not None:
                     self._audit_earlier_outputs(cached)
         if self._folder_problem != known_problem:
             notices.insert(0, f"teacher outputs are cached for this run only: {self._folder_problem}")
         return notices
 
-    def forecast(self, stage: Stage, module: nn.Module) -> dict[str, CacheForecast]:
+    def forecast(self, open_stage: OpenStage) -> dict[str, CacheForecast]:
         """Return whether the outputs of each frozen teacher will be cached, by name; nothing is written.
 
-        module: everything that is trained. The stage is open, after the dry run of all sessions.
+        The dry run of all sessions has been done.
         """
         forecasts = {}
+        stage = open_stage.stage
         before = self.stages[: self.stages.index(stage)]
         for net in _frozen_teachers(stage):
             try:
                 will_change = any(net in earlier.objectives for earlier in before)
                 with self.options.autocast(self.device):
-                    forecasts[net.name] = self._forecast(net, stage, module, will_change=will_change)
+                    forecasts[net.name] = self._forecast(net, open_stage, will_change=will_change)
             except CacheError as error:
                 forecasts[net.name] = CacheForecast(False, str(error))
         return forecasts
@@ -125,14 +125,13 @@ class TeacherCaching:
         if self._private_folder is not None and (ended or self.options.out is None):
             shutil.rmtree(self._private_folder, ignore_errors=True)
 
-    def _cached_teacher(
-        self, net: Net[Any], stage: Stage, session: TeacherSession, module: nn.Module, batch: Batch
-    ) -> CachedTeacher | None:
+    def _cached_teacher(self, net: Net[Any], open_stage: OpenStage, batch: Batch) -> CachedTeacher | None:
         """Return a cached session, or None if no notice is needed. Raises CacheError, whose text is the reason."""
+        stage, session = open_stage.stage, open_stage.sessions[net.name]
         split = self._cacheable_split()
         if split is None or not self._is_worthwhile(net, stage):
             return None
-        _require_separate(net, module)
+        _require_separate(net, open_stage.module)
         probed = probe(session, batch, autocast=self.options.precision != "fp32")
         codec = Codec(self.recipe.teacher_cache, probed.output)
         try:
@@ -142,7 +141,7 @@ class TeacherCaching:
                 raise
             # Without any cache, outputs would be computed in other batches, and could differ in their last bits.
             self._folder_problem = str(error)
-            return self._cached_teacher(net, stage, session, module, batch)
+            return self._cached_teacher(net, open_stage, batch)
         audit = self._audit(net, session, codec)
         # Ten times the rounding of the tiny batch, which has only few samples to show it.
         audit.tolerance = max(audit.tolerance, 10 * probed.rounding, self._least_tolerance(net))
@@ -152,7 +151,7 @@ class TeacherCaching:
         )
         return CachedTeacher(session, codec, store, audit)
 
-    def _forecast(self, net: Net[Any], stage: Stage, module: nn.Module, *, will_change: bool) -> CacheForecast:
+    def _forecast(self, net: Net[Any], open_stage: OpenStage, *, will_change: bool) -> CacheForecast:
         """Return the forecast of one teacher. Raises CacheError, whose text is the reason that it is not cached.
 
         will_change: whether the teacher is trained before this stage, so that its key is not known yet.
@@ -160,9 +159,9 @@ class TeacherCaching:
         if self.options.teacher_cache == "off":
             return CacheForecast(False, "the cache is off")
         self._facts_of_data()  # raises if samples cannot be identified
-        if self._cacheable_split() is None or not self._is_worthwhile(net, stage):
+        if self._cacheable_split() is None or not self._is_worthwhile(net, open_stage.stage):
             return CacheForecast(False)
-        _require_separate(net, module)
+        _require_separate(net, open_stage.module)
         if self._is_private():
             return CacheForecast(True)
         folder = self.options.teacher_cache_folder()
@@ -170,7 +169,7 @@ class TeacherCaching:
         # To compute the key, all weights are read, which is left out if there is nothing to be found.
         with suppress(OSError):  # a folder that cannot be read is reported by the run
             if not will_change and folder.is_dir() and any(folder.iterdir()):
-                entry = read_info(folder / self._key(net, stage).digest)
+                entry = read_info(folder / self._key(net, open_stage.stage).digest)
         return CacheForecast(True, folder=folder, entry=entry if entry is not None and entry.readable else None)
 
     def _is_worthwhile(self, net: Net[Any], stage: Stage) -> bool:

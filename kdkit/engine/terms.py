@@ -56,7 +56,7 @@ class BoundTerm:
     direct: the loss takes both sides as they are: it has no extra arguments, no outputs have to be filled in, no rows
     to be selected, and no classes to be aligned.
     ignore_index: the label that a loss on the labels leaves out, if the data has such labels; None otherwise.
-    ignored: all labels of the data that stand for none, which become that one.
+    ignored: all labels of the data that mean "no label"; they are replaced by `ignore_index` before the loss is called.
     """
 
     label: str
@@ -73,8 +73,8 @@ class BoundTerm:
     ignore_index: int | None
     ignored: tuple[int, ...]
 
-    def with_its_ignore_index(self, inputs: TermInputs) -> TermInputs:
-        """Return the inputs with one label for all that stand for none, since a loss leaves out only one."""
+    def merge_ignored_labels(self, inputs: TermInputs) -> TermInputs:
+        """Return the inputs with one label for "no label", since a loss leaves out only one."""
         if self.ignore_index is None or self.ignored == (self.ignore_index,):
             return inputs
         labels = inputs.labels
@@ -90,44 +90,120 @@ def bind_term(
     taps: on each network in training, by name; a tap has the same index here as its feature in a TeacherOutput.
     Raises RecipeError if the sides have no class in common.
     """
-    term = weighted.term
-    match = term if isinstance(term, Match) else None
-    student = _refer(net.name, term.student, taps[net.name])
-    target = None if match is None else _target(match, stage, taps)
-    extra_kwargs = extra_kwargs_of(term.loss)
-    members = () if match is None else _members(match.teacher)
-    rows = _labelled_rows(term.loss, match, extra_kwargs, context)
-    alignment = None
-    if not allows_any_classes(term.loss):
-        alignment = _align(net, match, (student, target), extra_kwargs, context, takes_rows=rows is not None)
-    ignore_index = getattr(term.loss, "ignore_index", None)
-    if match is not None or rows is not None or not context.ignored_labels or not isinstance(ignore_index, int):
-        ignore_index = None
-    # A Net and a Peer have an output for every sample; other teachers may leave some out.
-    complete = all(isinstance(member, Net | Peer) for member in members)
-    return BoundTerm(
-        label=term.label if len(stage.objectives) == 1 else f"{net.name}: {term.label}",
-        weighted=weighted,
-        student_net=net,
-        loss=term.loss,
-        student=student,
-        target=target,
-        teachers=tuple(member.name for member in members),
-        extra_kwargs=extra_kwargs,
-        rows=rows,
-        alignment=alignment,
-        direct=alignment is None and rows is None and not extra_kwargs and complete and ignore_index is None,
-        ignore_index=ignore_index,
-        ignored=context.ignored_labels,
-    )
+    return _TermBinding(net, weighted, stage, taps, context).bind()
 
 
-def _tensor(output: TeacherOutput, tap: int | None) -> Tensor:
-    return output.output if tap is None else output.features[tap]
+class _TermBinding:
+    """Binds one term. The members of its teacher are the networks in a `Teachers`, or else the teacher itself."""
 
+    def __init__(
+        self,
+        net: Net[Any],
+        weighted: Weighted,
+        stage: Stage,
+        taps: Mapping[str, tuple[TapLike, ...]],
+        context: BuildContext,
+    ) -> None:
+        self.net, self.weighted, self.stage, self.taps, self.context = net, weighted, stage, taps, context
+        self.loss = weighted.term.loss
+        self.match = weighted.term if isinstance(weighted.term, Match) else None
+        self.members: tuple[Teacher, ...] = ()
+        if self.match is not None:
+            teacher = self.match.teacher
+            self.members = teacher.members if isinstance(teacher, Teachers) else (teacher,)
+        self.extra_kwargs = extra_kwargs_of(self.loss)
+        self.uses_labels = self.match is None or "labels" in self.extra_kwargs
 
-def _members(teacher: Teacher) -> tuple[Teacher, ...]:
-    return teacher.members if isinstance(teacher, Teachers) else (teacher,)
+    def bind(self) -> BoundTerm:
+        """Return the bound term."""
+        label = self.weighted.term.label
+        student = _refer(self.net.name, self.weighted.term.student, self.taps[self.net.name])
+        target = None if self.match is None else self._target(self.match)
+        rows = self._rows()
+        alignment = None
+        if not allows_any_classes(self.loss):
+            alignment = self._alignment(student, target, takes_rows=rows is not None)
+        ignore_index = self._ignore_index() if rows is None else None
+        # A Net and a Peer have an output for every sample; other teachers may leave some out.
+        complete = all(isinstance(member, Net | Peer) for member in self.members)
+        return BoundTerm(
+            label=label if len(self.stage.objectives) == 1 else f"{self.net.name}: {label}",
+            weighted=self.weighted,
+            student_net=self.net,
+            loss=self.loss,
+            student=student,
+            target=target,
+            teachers=tuple(member.name for member in self.members),
+            extra_kwargs=self.extra_kwargs,
+            rows=rows,
+            alignment=alignment,
+            direct=alignment is None and rows is None and not self.extra_kwargs and complete and ignore_index is None,
+            ignore_index=ignore_index,
+            ignored=self.context.ignored_labels,
+        )
+
+    def _target(self, match: Match) -> TensorRef:
+        teacher = match.teacher
+        if isinstance(teacher, Peer):  # in training, as the student is
+            return _refer(teacher.name, match.target, self.taps[teacher.net.name])
+        if not isinstance(teacher, Teachers):
+            return _refer(teacher.name, match.target, self.stage.teachers[teacher])
+        if match.target is None:
+            return TensorRef(tuple((net.name, None) for net in teacher.members), is_tuple=True)
+        teachers, tapped = self.stage.teachers, teachers_of(match).items()
+        return TensorRef(tuple((net.name, teachers[net].index(tap)) for net, (tap,) in tapped), is_tuple=True)
+
+    def _rows(self) -> LabelledRows | None:
+        """Return how the inputs of the loss become rows that have a label, or None if it takes them as they are."""
+        context = self.context
+        # Without its label, a sample can still be compared to a teacher. A loss on labels has its own ignore_index.
+        of_samples = bool(context.ignored_labels) and self.match is not None and self.uses_labels
+        if not (is_per_position(self.loss) if context.position_dims else of_samples):
+            return None
+        return LabelledRows(
+            position_dims=context.position_dims,
+            ignored=context.ignored_labels,
+            task=context.task,
+            uses_labels=self.uses_labels,
+        )
+
+    def _ignore_index(self) -> int | None:
+        """Return the label that a loss on the labels leaves out, or None if the data has no such labels."""
+        index = getattr(self.loss, "ignore_index", None)
+        return index if self.match is None and self.context.ignored_labels and isinstance(index, int) else None
+
+    def _alignment(self, student: TensorRef, target: TensorRef | None, *, takes_rows: bool) -> ClassAlignment | None:
+        """Return how the sides are reduced to the classes they share, or None if there is nothing to reduce."""
+        context = self.context
+        if context.task == "regression":
+            return None
+        target_is_output = target is not None and target.is_output
+        uses_teacher_outputs = target_is_output or "teacher_outputs" in self.extra_kwargs
+        members = self.members if uses_teacher_outputs else ()
+        classes: dict[str, tuple[str, ...]] = {}
+        for side in (*([self.net] if student.is_output else []), *members):
+            classes[side.name] = tuple(getattr(side, "classes", None) or context.classes)
+        if not classes:
+            return None
+        if self.uses_labels:
+            classes[THE_DATA] = context.classes
+        names = " and ".join(name if name == THE_DATA else repr(name) for name in classes)
+        columns = shared_classes(tuple(classes.values()), f"net {names}" if len(classes) < 3 else f"nets {names}")
+        if columns is None:
+            return None
+        if context.position_dims and self.uses_labels and not takes_rows:
+            raise RecipeError(
+                f"net {names} have different classes, of which a loss on whole outputs cannot leave out positions; use "
+                "PerPosition(loss), or give the networks the classes of the data"
+            )
+        shared = dict(zip(classes, columns, strict=True))
+        return ClassAlignment(
+            student=shared[self.net.name] if student.is_output else None,
+            targets=tuple(shared[member.name] for member in members),
+            target_is_output=target_is_output,
+            labels=shared.get(THE_DATA) if self.uses_labels else None,
+            task=context.task,
+        )
 
 
 def _refer(name: str, taps: Taps, open_taps: tuple[TapLike, ...]) -> TensorRef:
@@ -136,74 +212,5 @@ def _refer(name: str, taps: Taps, open_taps: tuple[TapLike, ...]) -> TensorRef:
     return TensorRef(tuple((name, open_taps.index(tap)) for tap in taps_of(taps)), is_tuple=isinstance(taps, tuple))
 
 
-def _target(match: Match, stage: Stage, taps: Mapping[str, tuple[TapLike, ...]]) -> TensorRef:
-    teacher = match.teacher
-    if isinstance(teacher, Peer):
-        return _refer(teacher.name, match.target, taps[teacher.net.name])  # a peer is in training, as the student is
-    if not isinstance(teacher, Teachers):
-        return _refer(teacher.name, match.target, stage.teachers[teacher])
-    if match.target is None:
-        return TensorRef(tuple((net.name, None) for net in teacher.members), is_tuple=True)
-    tapped = teachers_of(match).items()
-    return TensorRef(tuple((net.name, stage.teachers[net].index(tap)) for net, (tap,) in tapped), is_tuple=True)
-
-
-def _labelled_rows(
-    loss: Loss, match: Match | None, extra_kwargs: frozenset[str], context: BuildContext
-) -> LabelledRows | None:
-    """Return how the inputs of a loss become rows that have a label, or None if it takes them as they are."""
-    uses_labels = match is None or "labels" in extra_kwargs
-    ignored = context.ignored_labels
-    # Without its label, a sample can still be compared to a teacher. A loss on labels has its own ignore_index.
-    of_samples = bool(ignored) and match is not None and uses_labels
-    if not (is_per_position(loss) if context.position_dims else of_samples):
-        return None
-    return LabelledRows(
-        position_dims=context.position_dims,
-        ignored=ignored,
-        task=context.task,
-        uses_labels=uses_labels,
-    )
-
-
-def _align(
-    net: Net[Any],
-    match: Match | None,
-    sides: tuple[TensorRef, TensorRef | None],
-    extra_kwargs: frozenset[str],
-    context: BuildContext,
-    *,
-    takes_rows: bool,
-) -> ClassAlignment | None:
-    """Return how the sides are reduced to the classes they share, or None if there is nothing to reduce."""
-    if context.task == "regression":
-        return None
-    student, target = sides
-    target_is_output = target is not None and target.is_output
-    uses_teacher_outputs = target_is_output or "teacher_outputs" in extra_kwargs
-    members = _members(match.teacher) if match is not None and uses_teacher_outputs else ()
-    uses_labels = match is None or "labels" in extra_kwargs
-    classes: dict[str, tuple[str, ...]] = {}
-    for side in (*([net] if student.is_output else []), *members):
-        classes[side.name] = tuple(getattr(side, "classes", None) or context.classes)
-    if not classes:
-        return None
-    if uses_labels:
-        classes[THE_DATA] = context.classes
-    names = " and ".join(name if name == THE_DATA else repr(name) for name in classes)
-    positions = shared_classes(tuple(classes.values()), f"net {names}" if len(classes) < 3 else f"nets {names}")
-    if positions is None:
-        return None
-    if context.position_dims and uses_labels and not takes_rows:
-        raise RecipeError(
-            f"net {names} have different classes, of which a loss on whole outputs cannot leave out positions; use "
-            "PerPosition(loss), or give the networks the classes of the data"
-        )
-    indices = dict(zip(classes, positions, strict=True))
-    return ClassAlignment(
-        student=indices[net.name] if student.is_output else None,
-        targets=tuple(indices[member.name] for member in members),
-        target_is_output=target_is_output,
-        labels=indices.get(THE_DATA) if uses_labels else None,
-        task=context.task,
-    )
+def _tensor(output: TeacherOutput, tap: int | None) -> Tensor:
+    return output.output if tap is None else output.features[tap]

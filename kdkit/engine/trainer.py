@@ -1,64 +1,34 @@
 """The training loop: one stage, epoch by epoch and batch by batch."""
 
-import contextlib
 import copy
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from kdkit.data.dataset import LoaderSplit, Split
-from kdkit.data.device_data import DeviceData
+from kdkit.data.dataset import LoaderSplit
 from kdkit.data.label_check import LabelCheck
-from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.capture import make_step
-from kdkit.engine.check.dry_run import dry_run
-from kdkit.engine.check.plan import Plan
-from kdkit.engine.check.static import binary_loss_of
+from kdkit.engine.check.recipe_problems import binary_loss_of
 from kdkit.engine.checkpointing import BestCheckpoint, CheckpointInterval, EpochPosition, restore_rng
 from kdkit.engine.distributed import DistributedModule, rank_share
-from kdkit.engine.interrupts import Interrupts
 from kdkit.engine.meters import RunningMeans
+from kdkit.engine.monitor import Monitor
 from kdkit.engine.not_finite import cause_in_inputs, cause_in_outputs
-from kdkit.engine.open_stage import OpenStage, tiny_batch
-from kdkit.engine.options import RunOptions
-from kdkit.engine.out_of_memory import explain_out_of_memory
-from kdkit.engine.predict import Predictor
+from kdkit.engine.open_training import opened_for_training
+from kdkit.engine.run_context import RunContext
 from kdkit.engine.storage.stage_folder import EndedEpoch, History, StageFolder
-from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.train_state import TrainState
-from kdkit.engine.training_batches import TrainingBatches, explain_single_sample, transformed
+from kdkit.engine.training_batches import TrainingBatches, explain_single_sample
 from kdkit.engine.training_step import TrainingStep, update_parts
 from kdkit.engine.user_errors import located
-from kdkit.errors import CheckError, DataError, KdkitError, Terminated
-from kdkit.metrics.base import Metric, is_better, lower_is_better
-from kdkit.metrics.bootstrap import without_interval
+from kdkit.errors import DataError, KdkitError, Terminated
 from kdkit.plugins.events import EpochEnded, Figures, StageStarted, StepEnded
-from kdkit.recipe.recipe import Recipe, Stage
+from kdkit.recipe.recipe import Stage
 from kdkit.utils import collectives, memory
 from kdkit.utils.modules import copy_state, load_state
 from kdkit.utils.randomness import derive_seed, seed_everything
-
-_VALIDATION = 3  # what a seed is for, see kdkit.data.loading
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunContext:
-    """What all stages of a run share."""
-
-    recipe: Recipe
-    plan: Plan
-    options: RunOptions
-    device: torch.device
-    device_data: DeviceData
-    predictor: Predictor
-    callbacks: Callbacks
-    interrupts: Interrupts
-    teacher_caching: TeacherCaching
 
 
 class StageTrainer:
@@ -70,15 +40,16 @@ class StageTrainer:
         self.training = stage.training
         self.index = index
         self.folder = folder
-        self.seed = derive_seed(ctx.options.seed, _seed_number(ctx.plan, index))
+        self.seed = ctx.stage_seed(index)
         check = LabelCheck.of_data(ctx.recipe.data, ctx.recipe.data.train, bounded_by=binary_loss_of(ctx.recipe, stage))
         self.batches = TrainingBatches(ctx.recipe.data, ctx.device_data, stage.training, self.seed, check)
         self.best = BestCheckpoint()
         self.history: History = []
+        self.monitor = Monitor(ctx, stage, self.seed)
         self.notices: list[str] = []
         self.interval = CheckpointInterval(ctx.options.checkpoint_every)
         self._saved_position: dict[str, Any] | None = None  # in an epoch that a resumed run continues
-        self.position: tuple[int, int | None] | None = None  # the epoch, and the batch unless it is validated
+        self.location: tuple[int, int | None] | None = None  # the epoch, and the batch unless it is validated
 
     def train(self) -> History:
         """Train all epochs, load the best weights into the networks, and return the history, one entry per epoch.
@@ -91,7 +62,7 @@ class StageTrainer:
             self.best.weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.objectives}
         else:
             try:
-                with located(self._describe_position, self.ctx.options.out):
+                with located(self._describe_location, self.ctx.options.out):
                     self._train()
             except (KeyboardInterrupt, Terminated):
                 self._load_best()  # for whoever catches it, without the updates of the unfinished epoch
@@ -124,20 +95,24 @@ class StageTrainer:
     def _train(self) -> None:
         seed_everything(self.seed)
         memory.reset_peak(self.ctx.device)
-        with self._explain_out_of_memory(self.ctx.recipe.data.train), self._open() as (stage, state):
+        options, batches = self.ctx.options, self.batches.per_epoch
+        higher_is_better = self.monitor.higher_is_better
+        with (
+            self.ctx.explain_out_of_memory(self.stage, self.ctx.recipe.data.train, trains=True),
+            opened_for_training(self.ctx, self.stage, batches=batches, higher_is_better=higher_is_better) as opened,
+        ):
+            open_stage, state, self.notices = opened
             self._resume(state)
             first = len(self.history)
-            options = self.ctx.options
             averages = state.balancer.averages_across_ranks
-            module = DistributedModule(stage.module, averages=averages, compiled=options.compile)
+            module = DistributedModule(open_stage.module, averages=averages, compiled=options.compile)
             autocast = options.autocast(self.ctx.device)
-            step, reason = make_step(stage, state, module, autocast, capture=options.capture)
+            step, reason = make_step(open_stage, state, module, autocast, capture=options.capture)
             if reason is not None:
                 self.notices.append(f"the training step is not captured as a CUDA graph: {reason}")
             self._report_start(first, state)
             for epoch in range(first, self.training.epochs):
-                # Read from the history, which a resumed run has too.
-                if self._is_stopped() or self._runs_out_of_patience(epoch):
+                if self._stopped_by() is not None:
                     break
                 position = self._begin_epoch(epoch)
                 try:
@@ -145,7 +120,8 @@ class StageTrainer:
                         with step.epoch(), explain_single_sample():
                             position.terms = position.terms or self._train_epoch(epoch, step, position)
                         self._saved_position = None  # of an epoch that was stopped after its last batch
-                        values = self._validate(state, epoch)
+                        self.location = epoch, None
+                        values = self.monitor.validate(state, epoch, self.ctx.interrupts.end_run)
                         terms, position.terms = position.terms, None  # the epoch changes the state, so it must end
                         self._end_epoch(epoch, terms, values, state, position.seconds)
                         self._save_checkpoint(state)
@@ -162,25 +138,46 @@ class StageTrainer:
             self.ctx.interrupts.end_run()
         if math.isnan(self.best.value) and self.training.keep == "best":
             warnings.warn(
-                f"stage {self.stage.name!r}: {self._monitored_metric().name!r} was undefined on the validation split "
+                f"stage {self.stage.name!r}: {self.monitor.metric.name!r} was undefined on the validation split "
                 "in every epoch, so it could not choose the best one, and the last one is kept",
                 stacklevel=2,
             )
 
-    def _is_stopped(self) -> bool:
-        """Whether a callback has ended the stage."""
-        return bool(self.history) and "stopped_by" in self.history[-1]
+    def _report_start(self, epoch: int, state: TrainState) -> None:
+        sizes = self.batches.sizes(epoch)
+        event = StageStarted(
+            index=self.index,
+            name=self.stage.name,
+            epoch=epoch,
+            batch=0 if self._saved_position is None else self._saved_position["batches"],
+            epochs=self.training.epochs,
+            batches=self.batches.per_epoch,
+            notices=tuple(self.notices),
+            samples=None if sizes is None else sum(sizes),
+            learning_rate=state.lr,
+            weights=dict(state.weights()),
+            monitor=self.monitor.metric.name,
+            best_value=None if self.best.epoch < 0 else self.best.value,
+        )
+        self.ctx.callbacks.call("stage_started", event)
 
     def _stopped_by(self) -> str | None:
-        """Return what ended the stage before its last epoch, or None."""
-        if len(self.history) == self.training.epochs:
-            return None
-        return str(self.history[-1].get("stopped_by", "patience"))
+        """Return what ends the stage before its last epoch: the reason of a callback, or "patience"; None if nothing.
 
-    def _runs_out_of_patience(self, epoch: int) -> bool:
-        """Whether no epoch of the last ones before this one was the best."""
-        patience = self.training.patience
-        return patience is not None and epoch > 0 and epoch - self.best.epoch > patience
+        The history has it, so that a resumed run ends at the same epoch.
+        """
+        epochs, patience = len(self.history), self.training.patience
+        if epochs in (0, self.training.epochs):
+            return None
+        if "stopped_by" in self.history[-1]:
+            return str(self.history[-1]["stopped_by"])
+        return "patience" if patience is not None and epochs - self.best.epoch > patience else None
+
+    def _begin_epoch(self, epoch: int) -> EpochPosition:
+        """Seed an epoch, so that it is the same after a resume, and return the position to train it from."""
+        rank = collectives.rank()  # each rank draws its own dropout masks
+        seed_everything(derive_seed(self.seed, epoch, rank) if rank else derive_seed(self.seed, epoch))
+        return EpochPosition() if self._saved_position is None else EpochPosition.from_state(self._saved_position)
 
     def _train_epoch(self, epoch: int, step: TrainingStep, position: EpochPosition) -> dict[str, float]:
         """Train on the batches of an epoch after a position, and return the mean of each term."""
@@ -192,13 +189,13 @@ class StageTrainer:
         parts = update_parts(sizes or [1] * self.batches.per_epoch, self.training.accumulate_steps)
         means = position.means
         report_steps = self.ctx.callbacks.has_listeners("step_ended")
-        step.stage.module.train()
+        step.open_stage.module.train()
         self.interval.restart()
         began = time.perf_counter() - position.seconds
         for index, batch in enumerate(loader, start=position.batches):
             if index > last:
                 raise DataError(f"the training data must have {last + 1} batches per epoch, its length, but has more")
-            self.position = epoch, index
+            self.location = epoch, index
             batch = batch.to(self.ctx.device)  # from a user-defined DataLoader; others are there
             weight, samples = rank_share(len(batch), None if sizes is None else sizes[index])
             part = parts[index] if weight == 1 else parts[index]._replace(rank_weight=weight)
@@ -231,40 +228,37 @@ class StageTrainer:
         step.state.on_epoch_end()
         return term_means
 
-    def _validate(self, state: TrainState, epoch: int) -> Mapping[str, float]:
-        """Return the monitored metric on the validation split of each network that is trained."""
-        self.position = epoch, None
-        # A validation that is repeated after a resume draws the same numbers, if data or networks draw any.
-        seed_everything(derive_seed(self.seed, epoch, _VALIDATION, 0))
-        metric = self._monitored_metric()
-        values = {}
-        validation = self.ctx.recipe.data.validation
-        for net in self.stage.objectives:
-            with self._explain_out_of_memory(validation, trains=False):
-                predictions = self.ctx.predictor.predict(
-                    net,
-                    validation,
-                    batch_size=self.training.batch_size,
-                    module=state.validated_module(net.name),
-                    workers=self.training.workers,
-                    between_batches=self.ctx.interrupts.end_run,
-                )
-            # Thresholds are fitted on the split that they are evaluated on: only the order of epochs matters here.
-            values[net.name] = metric.fit(predictions).compute(predictions).value
-        state.module.open_taps.clear()
-        # Ranks see the same predictions, but must agree to the bit on which epoch is best.
-        return collectives.broadcast(values)
+    def _require_finite(self, values: Mapping[str, float], means: RunningMeans, epoch: int, step: TrainingStep) -> None:
+        """Raise KdkitError with the cause if the mean of a term is not a finite number, and save the batch in question.
+
+        values: the means of the terms.
+        """
+        labels = [label for label, mean in values.items() if not math.isfinite(mean)]
+        if not labels:
+            return
+        location, cause = f"epoch {epoch + 1}", None
+        if means.not_finite is not None and not isinstance(self.ctx.recipe.data.train, LoaderSplit):
+            location += f", batch {means.not_finite + 1}"
+            batch = next(self.batches.epoch(epoch, skip=means.not_finite)).to(self.ctx.device)
+            cause = cause_in_inputs(batch, has_unknown=self.ctx.plan.context.has_unknown)
+            if cause is None:  # otherwise a user-defined teacher might fail
+                cause = cause_in_outputs(batch, step.teacher_outputs(batch, step.open_stage.sessions))
+            if self.folder is not None:
+                location += f" (saved in {self.folder.save_batch(batch)})"
+        advice = "a lower learning rate, Training(max_grad_norm=...), or another precision may help"
+        raise KdkitError(
+            f"stage {self.stage.name!r}: {', '.join(map(repr, labels))} is not a finite number in {location}; "
+            f"{cause or advice}"
+        )
 
     def _end_epoch(
         self, epoch: int, terms: Mapping[str, float], values: Mapping[str, float], state: TrainState, seconds: float
     ) -> None:
         """Keep the best weights, add the epoch to the history, and call the callbacks. values: of the metric."""
-        metric = self._monitored_metric()
+        metric = self.monitor.metric
         value = sum(values.values()) / len(values)
         state.on_validated(value)
-        # As long as the metric was never defined, no epoch is better than another, and the last one is kept.
-        keeps_all = self.best.epoch < 0 or self.training.keep == "last" or math.isnan(self.best.value)
-        is_best = keeps_all or is_better(metric, value, self.best.value)
+        is_best = self.monitor.is_best(value, self.best)
         if is_best:
             weights = {net.name: copy_state(state.validated_module(net.name)) for net in self.stage.objectives}
             self.best = BestCheckpoint(epoch=epoch, value=value, weights=weights)
@@ -301,54 +295,16 @@ class StageTrainer:
         if stopped_by is not None and epoch + 1 < self.training.epochs:
             self.history[-1]["stopped_by"] = stopped_by
 
-    def _describe_position(self) -> str:
-        if self.position is None:
+    def _describe_location(self) -> str:
+        if self.location is None:
             return f"stage {self.stage.name!r} before its first batch"
-        epoch, batch = self.position
+        epoch, batch = self.location
         part = "the validation" if batch is None else f"batch {batch + 1}"
         return f"stage {self.stage.name!r}, epoch {epoch + 1}, {part}"
-
-    def _explain_out_of_memory(
-        self, split: Split | LoaderSplit, *, trains: bool = True
-    ) -> contextlib.AbstractContextManager[None]:
-        return explain_out_of_memory(self.stage, split, self.ctx.options, self.ctx.device, trains=trains)
 
     def _peak_memory(self) -> int | None:
         """Return the most bytes that tensors took in any epoch, also before a resume; None if it is not measured."""
         return max((entry["peak_memory_bytes"] for entry in self.history if "peak_memory_bytes" in entry), default=None)
-
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[tuple[OpenStage, TrainState]]:
-        """Open the stage and create its state; close it at the end, also after an error."""
-        # Before the taps are opened: a copy of a module would carry their hooks.
-        ema = self.training.ema
-        averages = {} if ema is None else {net.name: ema.build(net) for net in self.stage.objectives}
-        options = self.ctx.options
-        data = self.ctx.recipe.data
-        batch = transformed(data, tiny_batch(data, self.training.batch_size).to(self.ctx.device))
-        try:
-            stage = OpenStage(self.stage, self.ctx.plan.context, self.ctx.device)
-        except KdkitError as error:
-            raise CheckError([f"stage {self.stage.name!r}: {error}"]) from error
-        with stage:
-            problems = dry_run(stage, batch, options.precision).problems
-            if problems:
-                raise CheckError(f"stage {self.stage.name!r}: {problem}" for problem in problems)
-            # The optimizer comes last, since it takes the parameters of the losses that the dry run built.
-            self.notices = self.ctx.teacher_caching.begin(self.stage, stage.sessions, stage.module, batch)
-            higher = not lower_is_better(self._monitored_metric())
-            schedule = self.training.lr_schedule
-            schedule = None if schedule is None else schedule.for_metric(higher_is_better=higher)
-            state = TrainState(
-                replace(self.training, lr_schedule=schedule),
-                stage.module,
-                stage.sessions,
-                averages,
-                batches=self.batches.per_epoch,
-                scaler=options.precision == "fp16",
-            )
-            state.track_gradients(options.gradients)
-            yield stage, state
 
     def _resume(self, state: TrainState) -> None:
         """Load the last checkpoint, if there is one."""
@@ -390,63 +346,3 @@ class StageTrainer:
             kept=range(done - kept, done),
         )
         self.folder.save_checkpoint(step, checkpoint, ended)
-
-    def _report_start(self, epoch: int, state: TrainState) -> None:
-        sizes = self.batches.sizes(epoch)
-        event = StageStarted(
-            index=self.index,
-            name=self.stage.name,
-            epoch=epoch,
-            batch=0 if self._saved_position is None else self._saved_position["batches"],
-            epochs=self.training.epochs,
-            batches=self.batches.per_epoch,
-            notices=tuple(self.notices),
-            samples=None if sizes is None else sum(sizes),
-            learning_rate=state.lr,
-            weights=dict(state.weights()),
-            monitor=self._monitored_metric().name,
-            best_value=None if self.best.epoch < 0 else self.best.value,
-        )
-        self.ctx.callbacks.call("stage_started", event)
-
-    def _begin_epoch(self, epoch: int) -> EpochPosition:
-        """Seed an epoch, so that it is the same after a resume, and return the position to train it from."""
-        rank = collectives.rank()  # each rank draws its own dropout masks
-        seed_everything(derive_seed(self.seed, epoch, rank) if rank else derive_seed(self.seed, epoch))
-        return EpochPosition() if self._saved_position is None else EpochPosition.from_state(self._saved_position)
-
-    def _monitored_metric(self) -> Metric:
-        metrics = {metric.name: metric for metric in self.ctx.recipe.metrics}
-        monitor = self.training.monitor
-        # An interval takes a thousand times as long as its metric, and does not change which epoch is best.
-        return without_interval(self.ctx.recipe.metrics[0] if monitor is None else metrics[monitor])
-
-    def _require_finite(self, values: Mapping[str, float], means: RunningMeans, epoch: int, step: TrainingStep) -> None:
-        """Raise KdkitError with the cause if the mean of a term is not a finite number, and save the batch in question.
-
-        values: the means of the terms.
-        """
-        labels = [label for label, mean in values.items() if not math.isfinite(mean)]
-        if not labels:
-            return
-        location, cause = f"epoch {epoch + 1}", None
-        if means.not_finite is not None and not isinstance(self.ctx.recipe.data.train, LoaderSplit):
-            location += f", batch {means.not_finite + 1}"
-            batch = next(self.batches.epoch(epoch, skip=means.not_finite)).to(self.ctx.device)
-            cause = cause_in_inputs(batch, has_unknown=self.ctx.plan.context.has_unknown)
-            if cause is None:  # otherwise a user-defined teacher might fail
-                cause = cause_in_outputs(batch, step.teacher_outputs(batch, step.stage.sessions))
-            if self.folder is not None:
-                location += f" (saved in {self.folder.save_batch(batch)})"
-        advice = "a lower learning rate, Training(max_grad_norm=...), or another precision may help"
-        raise KdkitError(
-            f"stage {self.stage.name!r}: {', '.join(map(repr, labels))} is not a finite number in {location}; "
-            f"{cause or advice}"
-        )
-
-
-def _seed_number(plan: Plan, index: int) -> int:
-    """Return the number of the stage whose random numbers a stage draws: its own, or that of which it is a baseline."""
-    names = [stage.name for stage in plan.stages]
-    baseline_of = plan.stages[index].baseline_of
-    return names.index(baseline_of) if baseline_of else index

@@ -1,27 +1,26 @@
 """The batches of each training epoch of a stage, from rows in an order of the run, or from a stream."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from itertools import chain, islice
 from math import ceil
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from kdkit.data.batch import Batch, as_targets, map_tensors
-from kdkit.data.dataset import Data, LoaderSplit, Split, optional_member
+from kdkit.data.batch import Batch
+from kdkit.data.dataset import Data, LoaderSplit, Split
 from kdkit.data.device_data import DeviceData
-from kdkit.data.label_check import DeferredLabelCheck, LabelCheck
+from kdkit.data.label_check import LabelCheck
 from kdkit.data.loading import Batches, BatchSeed, length_of, training_batch_sizes, training_order, training_rows
 from kdkit.data.reading import ReadBatches
 from kdkit.data.torch_splits import StreamSplit, dataset_of
-from kdkit.errors import DataError, KdkitError, first_line
+from kdkit.engine.batch_transform import BatchTransform
+from kdkit.errors import DataError
 from kdkit.recipe.training import Training
 from kdkit.utils import collectives
-from kdkit.utils.randomness import derive_seed, preserve_rng_state
+from kdkit.utils.randomness import derive_seed
 
 _LOADING = 2  # what a seed is for, see kdkit.data.loading
 _BATCH_NORM = "Expected more than 1 value per channel when training"  # how torch's message begins
@@ -58,19 +57,19 @@ class TrainingBatches:
         already: see `load_state_dict`.
         """
         if self.stream is not None:
-            batches: Iterable[Batch] = self.device_data.moved(_Taken(self.stream, self.per_epoch - skip))
+            batches: Iterable[Batch] = self.device_data.moved(_NextBatches(self.stream, self.per_epoch - skip))
         elif isinstance(self.split, LoaderSplit):
             set_epoch(self.split, epoch)
             loaded: Batches = self._load(epoch)
             if isinstance(self.split, StreamSplit):
-                loaded = _WithoutSingle(loaded, self.per_epoch, self.training.batch_size)
+                loaded = _WithoutSingleSamples(loaded, self.per_epoch, self.training.batch_size)
             batches = iter(loaded)
             for _ in islice(batches, skip):
                 pass
         else:
             segments = self._segments(epoch, skip)
             batches = chain.from_iterable(self.segment(segment) for segment in segments)
-        return iter(batches if self.transform is None else self._transformed(batches, self.transform))
+        return iter(batches if self.transform is None else self.transform.apply_to(batches, self.device_data.device))
 
     def sizes(self, epoch: int) -> list[int] | None:
         """Return the number of samples of each batch of an epoch; None if a LoaderSplit does not know it."""
@@ -105,15 +104,6 @@ class TrainingBatches:
         ]
         return [segment for segment in segments if segment.first < segment.end]
 
-    def _transformed(self, batches: Iterable[Batch], transform: "BatchTransform") -> Iterator[Batch]:
-        check = DeferredLabelCheck(transform.label_check)
-        for batch in batches:
-            moved = batch.to(self.device_data.device)
-            changed = transform(_copied(batch) if moved is batch else moved)
-            check.add(changed.labels)
-            yield changed
-        check.finish()
-
     def _load(self, number: int, segment: "_Segment | None" = None) -> Batches:
         split, size, draws = self.split, self.training.batch_size, self.data.draws
         order = training_order(split, size, self.seed, number)
@@ -143,71 +133,6 @@ def passes_over(split: Split | LoaderSplit, training: Training) -> int:
     if training.steps_per_epoch is None or isinstance(split, LoaderSplit):
         return training.epochs
     return ceil(training.epochs * training.steps_per_epoch / _batches_in_pass(split, training.batch_size))
-
-
-@dataclass(frozen=True, slots=True)
-class BatchTransform:
-    """The `batch_transform` of a data set.
-
-    columns: of labels by class; None for other labels. per_position: whether labels are classes of positions.
-    label_check: of the changed labels.
-    """
-
-    function: Callable[[Any, Tensor], Any]
-    columns: int | None
-    per_position: bool
-    label_check: LabelCheck
-
-    @classmethod
-    def from_data(cls, data: Data) -> "BatchTransform | None":
-        """Return the transform of a data set, or None if it has none."""
-        function = optional_member(data, Data, "batch_transform")
-        per_position = data.task == "multiclass" and bool(optional_member(data, Data, "position_dims"))
-        columns = None if data.task == "regression" or per_position else len(data.classes)
-        if function is None:
-            return None
-        check = LabelCheck(
-            split="train",
-            task=data.task,
-            classes=tuple(data.classes),
-            accepts_unknown=bool(optional_member(data, Data, "has_unknown")),
-            ignored=tuple(optional_member(data, Data, "ignored_labels")),
-            source="batch_transform",
-        )
-        return cls(function, columns, per_position, check)
-
-    @torch.no_grad()
-    def __call__(self, batch: Batch) -> Batch:
-        """Return a batch with changed inputs and labels, without sample ids.
-
-        Raises DataError if the function fails, or returns anything but inputs and labels of the data's classes.
-        """
-        try:
-            changed = self.function(batch.inputs, batch.labels)
-        except (KdkitError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # user code may raise anything
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            raise DataError(f"batch_transform fails for a batch of {len(batch)} samples: {reason}") from error
-        if not isinstance(changed, tuple | list) or len(changed) != 2 or not isinstance(changed[1], Tensor):
-            raise DataError(f"batch_transform must return (inputs, labels); it returns a {type(changed).__name__}")
-        inputs, labels = changed[0], as_targets(changed[1], per_position=self.per_position)
-        if self.columns is not None and labels.ndim == 2 and labels.shape[1] != self.columns:
-            raise DataError(
-                f"batch_transform returns labels of shape {tuple(labels.shape)}, and there are {self.columns} classes; "
-                f"pass it their number, such as num_classes={self.columns}"
-            )
-        # An id would stand for one of several samples.
-        return replace(batch, inputs=inputs, labels=labels, ids=None, ids_on_cpu=None, draw=None)
-
-
-def transformed(data: Data, batch: Batch) -> Batch:
-    """Return a batch as it is trained on, after the data's `batch_transform`; random states stay as they were."""
-    transform = BatchTransform.from_data(data)
-    if transform is None:
-        return batch
-    with preserve_rng_state(cuda=batch.labels.is_cuda):
-        return transform(_copied(batch))
 
 
 def set_epoch(split: Split | LoaderSplit, number: int) -> None:
@@ -324,7 +249,7 @@ class _Stream:
         return next(has_state, None)
 
 
-class _Taken:
+class _NextBatches:
     """The next batches of a stream."""
 
     def __init__(self, stream: _Stream, count: int) -> None:
@@ -337,7 +262,7 @@ class _Taken:
         return self.stream.take(self.count)
 
 
-class _WithoutSingle:
+class _WithoutSingleSamples:
     """The batches of a sized stream, without a last one of a single sample."""
 
     def __init__(self, batches: Batches, count: int, size: int) -> None:
@@ -357,8 +282,3 @@ def _is_plain(value: Any) -> bool:
     if type(value) in (list, tuple):
         return all(map(_is_plain, value))
     return type(value) in (bool, int, float, str, bytes, type(None), Tensor)
-
-
-def _copied(batch: Batch) -> Batch:
-    """Return a batch that may be changed in place; the dataset may yield its own tensors."""
-    return replace(batch, inputs=map_tensors(batch.inputs, torch.clone), labels=batch.labels.clone())

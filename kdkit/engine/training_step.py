@@ -45,16 +45,16 @@ class TrainingStep:
     """Trains on one batch at a time. It runs every operation when its Python code does: eagerly."""
 
     def __init__(
-        self, stage: OpenStage, state: TrainState, module: DistributedModule, autocast: AbstractContextManager[Any]
+        self, open_stage: OpenStage, state: TrainState, module: DistributedModule, autocast: AbstractContextManager[Any]
     ) -> None:
-        self.stage = stage
+        self.open_stage = open_stage
         self.state = state
         self.module = module
         self.autocast = autocast
 
     def __call__(self, batch: Batch, part: UpdatePart) -> dict[str, Tensor]:
         """Train on a batch, and return the unweighted value of every term by label, detached."""
-        losses = self.add_gradients(batch, self.teacher_outputs(batch, self.stage.sessions), part)
+        losses = self.add_gradients(batch, self.teacher_outputs(batch, self.open_stage.sessions), part)
         if part.ends_update:
             self.state.optimizer_step()
         self.state.observe(batch)

@@ -20,11 +20,11 @@ def located(position: str | Callable[[], str], folder: Path | None) -> Iterator[
     except KdkitError:
         raise
     except Exception as error:
-        place = position if isinstance(position, str) else position()
-        ended = explain_ended_worker(error, f"a batch that workers read ahead in {place}")
+        location = position if isinstance(position, str) else position()
+        ended = explain_ended_worker(error, f"a batch that workers read ahead in {location}")
         if ended is not None:
             raise ended from error
-        error.add_note(f"kdkit: raised by code of the recipe or a library that it uses, in {place}")
+        error.add_note(f"kdkit: raised by code of the recipe or a library that it uses, in {location}")
         if folder is not None:
             error.add_note(
                 f"kdkit: to resume the run once the cause is corrected: kdkit run FILE --out {folder} --resume, or "

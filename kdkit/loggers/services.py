@@ -148,8 +148,10 @@ class MlflowLogger(_StoreLogger):
 
     def _send(self, step: int, values: Values) -> None:
         """Add values at a step."""
-        now = int(time.time() * 1000)  # in milliseconds
-        metrics = [self._package.entities.Metric(_allowed(name), value, now, step) for name, value in values.items()]
+        timestamp = int(time.time() * 1000)  # in milliseconds
+        metrics = [
+            self._package.entities.Metric(_allowed(name), value, timestamp, step) for name, value in values.items()
+        ]
         for first in range(0, len(metrics), 1000):  # as many as it takes at once
             self._client.log_batch(self._state["run"], metrics=metrics[first : first + 1000])
 

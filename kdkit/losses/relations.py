@@ -57,7 +57,9 @@ class RKD:
             least = least_norm(student)
             if self.normalise:
                 sides = [unit_vectors(samples, least=least) for samples in sides]
-            distances = [_distances(samples) for samples in sides]
+            # The distances of all pairs, (batch, batch). cdist's default for large batches uses ‖x‖² + ‖y‖² - 2 x·y,
+            # which cancels for samples that are close together.
+            distances = [torch.cdist(side, side, compute_mode="donot_use_mm_for_euclid_dist") for side in sides]
             loss = student.new_zeros((), dtype=sides[0].dtype)
             if self.distance:  # sec. 3.2.1, distance-wise loss
                 student_relative, target_relative = (_relative(matrix, least) for matrix in distances)
@@ -189,12 +191,6 @@ class AdjacentCC:
             require_same_features(student, target, self)
         errors = (flatten_samples(student) - flatten_samples(target)).abs()
         return (errors[1:] * errors[:-1]).sum() / max(len(errors) - 1, 1)
-
-
-def _distances(samples: Tensor) -> Tensor:
-    """Return the distances of all pairs, (batch, batch), exact even if two samples nearly coincide."""
-    # cdist's default for large batches uses ‖x‖² + ‖y‖² - 2 x·y, which cancels for samples that are close together
-    return torch.cdist(samples, samples, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _relative(distances: Tensor, least: float) -> Tensor:

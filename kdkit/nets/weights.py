@@ -272,15 +272,15 @@ class _Matches:
 def _prefixes(keys: Mapping[str, str]) -> list[str]:
     """Return the prefixes that may be removed: those of known names, and those that all keys share."""
     parents = [key.split(".")[:-1] for key in keys]
-    known, shared = {"": None}, min(parents, key=len, default=[])
+    prefixes, shared = {"": None}, min(parents, key=len, default=[])
     for parts in parents:
         for depth, part in enumerate(parts, start=1):
             if part not in (*_WRAPPERS, *_HOLDERS) and _AVERAGES.isdisjoint(part.split("_")):
                 break
-            known[".".join((*parts[:depth], ""))] = None
+            prefixes[".".join((*parts[:depth], ""))] = None
         shared = shared[: next((depth for depth, part in enumerate(shared) if parts[depth] != part), len(shared))]
     common = [".".join((*shared[:depth], "")) for depth in range(1, len(shared) + 1)]
-    return list(dict.fromkeys([*known, *common]))
+    return list(dict.fromkeys([*prefixes, *common]))
 
 
 def _is_copied(tensor: Tensor, expected: Tensor) -> bool:

@@ -139,11 +139,11 @@ class Plugins:
             if attribute not in specifications:
                 hint = did_you_mean(attribute, specifications)
                 return f"plugin {name!r} implements {attribute!r}, which is not a hook of kdkit; {hint}"
-            known = [*inspect.signature(specifications[attribute]).parameters]
+            accepted = [*inspect.signature(specifications[attribute]).parameters]
             for argument in inspect.signature(getattr(plugin, attribute)).parameters:
-                if argument not in known:
+                if argument not in accepted:
                     return (
                         f"plugin {name!r} implements {attribute!r} with an argument {argument!r}, which kdkit does not "
-                        f"pass; {did_you_mean(argument, known)}"
+                        f"pass; {did_you_mean(argument, accepted)}"
                     )
         return f"plugin {name!r} does not fit: {str(error).strip()}"

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -199,8 +200,12 @@ def stage_dependencies(stages: Sequence[Stage]) -> dict[str, tuple[str, ...]]:
     A stage depends on one that trains a module it trains or runs, or that runs a module it trains. The modules that a
     user-defined teacher or a plain callable runs are unknown, so a stage with one depends on all before it.
     """
-    trained = [_parts(stage.objectives) for stage in stages]
-    used = [parts | _parts(stage.teachers) | _loss_parts(stage) for parts, stage in zip(trained, stages, strict=True)]
+    trained = [_parts(net.module for net in stage.objectives) for stage in stages]
+    used = [
+        # A loss may hold a part of a teacher, such as its classifier.
+        _parts([*(net.module for net in nets_of([stage])), *(term.loss for term in stage.terms)])
+        for stage in stages
+    ]
     opaque = [any(map(_is_opaque, stage.teachers)) for stage in stages]
 
     def depends(stage: int, earlier: int) -> bool:
@@ -220,21 +225,14 @@ def _is_opaque(teacher: Teacher) -> bool:
     return not isinstance(teacher, Ema | Past | Peer)  # which run a network of their own stage only
 
 
-def _parts(nets: Iterable[object]) -> set[int]:
-    """Return the identities of the modules, parameters and buffers of networks."""
-    return {part for net in nets if isinstance(net, Net) for part in _module_parts(net.module)}
-
-
-def _loss_parts(stage: Stage) -> set[int]:
-    # A loss may hold a part of a teacher, such as its classifier.
-    losses = [weighted.term.loss for objective in stage.objectives.values() for weighted in as_objective(objective)]
-    return {part for loss in losses for part in _module_parts(loss)}
-
-
-def _module_parts(module: object) -> set[int]:
-    if not isinstance(module, nn.Module):
-        return set()
-    return {id(part) for kind in (module.modules, module.parameters, module.buffers) for part in kind()}
+def _parts(modules: Iterable[object]) -> set[int]:
+    """Return the identities of modules, and of the submodules, parameters and buffers in them."""
+    return {
+        id(part)
+        for module in modules
+        if isinstance(module, nn.Module)
+        for part in chain(module.modules(), module.parameters(), module.buffers())
+    }
 
 
 def _validate_schedule(schedule: object) -> None:

@@ -103,11 +103,13 @@ def decisions_of(run: SplitPredictions) -> NDArray[Any]:
 
 def agreement(first: SplitPredictions, second: SplitPredictions) -> Agreement | None:
     """Return how alike two nets are; None if they were not tested on the same samples and classes."""
-    test, other = first.test, second.test
-    may_be_unknown = test.labels.dtype.kind == "f"  # as NaN, which numpy does not look for in other types
-    if test.classes != other.classes or not np.array_equal(test.labels, other.labels, equal_nan=may_be_unknown):
+    first_test, second_test = first.test, second.test
+    labels = first_test.labels
+    may_be_unknown = labels.dtype.kind == "f"  # as NaN, which numpy does not look for in other types
+    have_same_labels = np.array_equal(labels, second_test.labels, equal_nan=may_be_unknown)
+    if first_test.classes != second_test.classes or not have_same_labels:
         return None
-    kind = kind_of(test)
+    kind = kind_of(first_test)
     if kind == "regression":
         return Agreement(
             equal=None,
@@ -116,22 +118,22 @@ def agreement(first: SplitPredictions, second: SplitPredictions) -> Agreement | 
             second_only=None,
             neither=None,
             divergence=None,
-            correlation=_correlation(test.outputs, other.outputs),
+            correlation=_correlation(first_test.outputs, second_test.outputs),
         )
-    decided, other_decided = decisions_of(first), decisions_of(second)
     # Labels are (samples, classes) or (samples, *positions): shares count every label, not every sample.
-    is_known = test.labels >= 0 if kind == "positions" else ~np.isnan(test.labels.astype(np.float64))
-    truth = test.labels[is_known]
-    is_right, other_right = decided[is_known] == truth, other_decided[is_known] == truth
+    is_known = labels >= 0 if kind == "positions" else ~np.isnan(labels.astype(np.float64))
+    first_decided, second_decided = decisions_of(first)[is_known], decisions_of(second)[is_known]
+    first_right, second_right = first_decided == labels[is_known], second_decided == labels[is_known]
+    outputs = first_test.outputs, second_test.outputs
     has_outputs = kind != "positions"
     return Agreement(
-        equal=_share(decided[is_known] == other_decided[is_known]),
-        both=_share(is_right & other_right),
-        first_only=_share(is_right & ~other_right),
-        second_only=_share(~is_right & other_right),
-        neither=_share(~is_right & ~other_right),
-        divergence=_divergence(test.outputs, other.outputs, kind) if has_outputs else None,
-        correlation=_correlation(test.outputs, other.outputs, centred=kind == "multiclass") if has_outputs else None,
+        equal=_share(first_decided == second_decided),
+        both=_share(first_right & second_right),
+        first_only=_share(first_right & ~second_right),
+        second_only=_share(~first_right & second_right),
+        neither=_share(~first_right & ~second_right),
+        divergence=_divergence(*outputs, kind) if has_outputs else None,
+        correlation=_correlation(*outputs, centred=kind == "multiclass") if has_outputs else None,
     )
 
 

@@ -113,8 +113,8 @@ def _added_sections(report: Report) -> list[dict[str, Any]]:
     """
     added: list[dict[str, Any]] = []
     tables = export_tables(report.runs)
-    own = [Section("Exports", tables)] if tables else []
-    for result in (own, *installed().hook.report_sections(report=report)):
+    exports = [Section("Exports", tables)] if tables else []
+    for result in (exports, *installed().hook.report_sections(report=report)):
         for section in result or ():
             if not isinstance(section, Section):
                 raise RecipeError(

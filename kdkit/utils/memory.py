@@ -93,8 +93,8 @@ def describe_use(device: torch.device | str = "cpu") -> str:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         sizes = (total, total - free, torch.cuda.memory_allocated(device))
-        has, used, own = (format_bytes(size, base=1024) for size in sizes)
-        return f"{device} has {has}, of which {used} are in use, {own} by tensors of this process"
+        capacity, used, by_tensors = (format_bytes(size, base=1024) for size in sizes)
+        return f"{device} has {capacity}, of which {used} are in use, {by_tensors} by tensors of this process"
     left = available(device)
     return f"{device} has {'an unknown amount' if left is None else format_bytes(left, base=1024)} left"
 

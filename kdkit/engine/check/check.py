@@ -1,21 +1,22 @@
 """Check a whole recipe without training it, and return its plan."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
+from kdkit.engine.batch_transform import transformed
 from kdkit.engine.check.batches import batch_problems
-from kdkit.engine.check.dry_run import dry_run
+from kdkit.engine.check.dry_run import DryRunReport, dry_run
 from kdkit.engine.check.estimate import Estimator, StageEstimate
-from kdkit.engine.check.plan import Plan, TermSummary
-from kdkit.engine.check.static import recipe_problems, stage_problems
+from kdkit.engine.check.plan import Plan
+from kdkit.engine.check.recipe_problems import recipe_problems
+from kdkit.engine.check.stage_problems import stage_problems
 from kdkit.engine.open_stage import OpenStage, build_context, tiny_batch
 from kdkit.engine.options import RunOptions
-from kdkit.engine.training_batches import transformed
 from kdkit.errors import KdkitError, first_line
-from kdkit.nets.net import Net
-from kdkit.recipe.recipe import Recipe, as_recipe, nets_of
+from kdkit.losses.base import BuildContext
+from kdkit.recipe.recipe import Recipe, Stage, as_recipe, nets_of
 from kdkit.utils import memory
 from kdkit.utils.devices import Precision
 from kdkit.utils.memory import is_out_of_memory
@@ -40,55 +41,69 @@ def check(
     stages = recipe.stages
     context = build_context(recipe.data)
     problems = [*recipe_problems(recipe, stages)]
-    terms: list[tuple[TermSummary, ...]] = []
-    feature_teachers: set[Net[Any]] = set()
-    notices: list[str] = []
-    peaks: list[int | None] = []
     estimator = None if estimate is None else Estimator(recipe, stages, estimate)
-    estimates: list[StageEstimate | None] = []
     reported: set[str] = set()
+    checks: list[_StageCheck] = []
     for stage in stages:
-        summaries: tuple[TermSummary, ...] = ()
-        peak: int | None = None
-        estimated: StageEstimate | None = None
-        stage_errors = [*stage_problems(stage, context)]
-        if not stage_errors:  # a stage with a static problem might fail in a dry run for the same reason
-            untransformed = tiny_batch(recipe.data, stage.training.batch_size).to(torch.device(device))
-            memory.reset_peak(untransformed.labels.device)
-            try:
-                batch = transformed(recipe.data, untransformed)
-                for net in nets_of([stage]):
-                    net.move_to(batch.labels.device)
-                with OpenStage(stage, context, batch.labels.device) as open_stage:
-                    report = dry_run(open_stage, batch, precision, update=True)
-                    peak = memory.peak(batch.labels.device)
-                    if not report.problems:
-                        report.problems += batch_problems(open_stage, recipe.data, untransformed, precision)
-                    if estimator is not None and not report.problems:
-                        estimated = estimator.estimate(open_stage, batch, untransformed)
-                stage_errors, summaries = report.problems, tuple(report.terms)
-                feature_teachers.update(report.feature_teachers)
-                notices += report.notices
-            except KdkitError as error:
-                stage_errors = [str(error)]
-            except (RuntimeError, MemoryError, OSError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                use = memory.describe_use(untransformed.labels.device)
-                stage_errors = [f"it does not fit into memory, without any gradient; {use} ({first_line(error)})"]
+        stage_check = _check_stage(recipe, stage, context, torch.device(device), precision, estimator)
         # A net that fails in the stage that trains it fails as a teacher of later stages too.
-        problems += [f"stage {stage.name!r}: {problem}" for problem in stage_errors if problem not in reported]
-        reported.update(stage_errors)
-        terms.append(summaries)
-        peaks.append(peak)
-        estimates.append(estimated)
+        new = [problem for problem in stage_check.report.problems if problem not in reported]
+        problems += [f"stage {stage.name!r}: {problem}" for problem in new]
+        reported.update(new)
+        checks.append(stage_check)
     return Plan(
         stages=stages,
-        terms=tuple(terms),
+        terms=tuple(tuple(stage_check.report.terms) for stage_check in checks),
         problems=tuple(dict.fromkeys(problems)),  # outputs are checked in training and in eval mode
         context=context,
-        peak_memory_bytes=tuple(peaks),
-        feature_teachers=frozenset(feature_teachers),
-        estimates=tuple(estimates),
-        notices=tuple(dict.fromkeys(notices)),
+        peak_memory_bytes=tuple(stage_check.peak_memory_bytes for stage_check in checks),
+        feature_teachers=frozenset(net for stage_check in checks for net in stage_check.report.feature_teachers),
+        estimates=tuple(stage_check.estimate for stage_check in checks),
+        notices=tuple(dict.fromkeys(notice for stage_check in checks for notice in stage_check.report.notices)),
     )
+
+
+class _StageCheck(NamedTuple):
+    """The result of the check of one stage. peak_memory_bytes, estimate: None if a problem ended the check before."""
+
+    report: DryRunReport
+    peak_memory_bytes: int | None = None
+    estimate: StageEstimate | None = None
+
+
+def _check_stage(
+    recipe: Recipe,
+    stage: Stage,
+    context: BuildContext,
+    device: torch.device,
+    precision: Precision,
+    estimator: Estimator | None,
+) -> _StageCheck:
+    problems = [*stage_problems(stage, context)]
+    if problems:  # a dry run might fail for the same reason
+        return _StageCheck(DryRunReport(problems))
+    untransformed = tiny_batch(recipe.data, stage.training.batch_size).to(device)
+    device = untransformed.labels.device  # with its index
+    memory.reset_peak(device)
+    peak: int | None = None
+    estimate: StageEstimate | None = None
+    try:
+        batch = transformed(recipe.data, untransformed)
+        for net in nets_of([stage]):
+            net.move_to(device)
+        with OpenStage(stage, context, device) as open_stage:
+            report = dry_run(open_stage, batch, precision, update=True)
+            peak = memory.peak(device)
+            if not report.problems:
+                report.problems += batch_problems(open_stage, recipe.data, untransformed, precision)
+            if estimator is not None and not report.problems:
+                estimate = estimator.estimate(open_stage, batch, untransformed)
+        return _StageCheck(report, peak, estimate)
+    except KdkitError as error:
+        problem = str(error)
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        use = memory.describe_use(device)
+        problem = f"it does not fit into memory, without any gradient; {use} ({first_line(error)})"
+    return _StageCheck(DryRunReport([problem]), peak, estimate)

@@ -43,7 +43,9 @@ class DryRunReport:
     notices: list[str] = field(default_factory=list)
 
 
-def dry_run(stage: OpenStage, batch: Batch, precision: Precision = "fp32", *, update: bool = False) -> DryRunReport:
+def dry_run(
+    open_stage: OpenStage, batch: Batch, precision: Precision = "fp32", *, update: bool = False
+) -> DryRunReport:
     """Run an open stage once on a tiny batch, build its losses, and return the problems.
 
     update: also try what follows the losses: a backward pass, if the balancing or a recomputation of activations may
@@ -51,9 +53,9 @@ def dry_run(stage: OpenStage, batch: Batch, precision: Precision = "fp32", *, up
     Modes, buffers, gradients and random states are restored; only what losses build stays.
     """
     report = DryRunReport()
-    run = _DryRun(stage, batch, report)
+    run = _DryRun(open_stage, batch, report)
     # The buffers of losses are not restored, because the dry run creates them.
-    with autocast(precision, batch.labels.device), preserve(stage.module, stage.module.nets):
+    with autocast(precision, batch.labels.device), preserve(open_stage.module, open_stage.module.nets):
         try:
             run.execute()
         except KdkitError as error:
@@ -66,18 +68,19 @@ def dry_run(stage: OpenStage, batch: Batch, precision: Precision = "fp32", *, up
 class _DryRun:
     """One dry run. Each step adds to the problems of the report; later steps need the earlier ones to succeed."""
 
-    def __init__(self, stage: OpenStage, batch: Batch, report: DryRunReport) -> None:
-        self.stage = stage
-        self.module = stage.module
-        self.context = stage.context
+    def __init__(self, open_stage: OpenStage, batch: Batch, report: DryRunReport) -> None:
+        self.open_stage = open_stage
+        self.stage = open_stage.stage
+        self.module = open_stage.module
+        self.context = open_stage.context
         self.batch = batch
         self.report = report
         self.problems = report.problems
-        self.open_taps = [*self.module.open_taps.taps, *chain.from_iterable(stage.stage.teachers.values())]
+        self.open_taps = [*self.module.open_taps.taps, *chain.from_iterable(self.stage.teachers.values())]
 
     def execute(self) -> None:
         """Run teachers and students, check their outputs, build the losses, and compute every term."""
-        teachers = self.stage.stage.teachers
+        teachers = self.stage.teachers
         teacher_outputs = {teacher.name: self._run_teacher(teacher) for teacher in teachers}
         student_outputs = {net.name: self._run_student(net) for net in self.module.students}
         self.module.open_taps.copy_if_modified()
@@ -110,14 +113,14 @@ class _DryRun:
 
     def check_update(self, precision: Precision) -> None:
         """Compute the gradients of one step with every weight 1, if that may fail, and try the optimizer."""
-        training, module = self.stage.stage.training, self.module
+        training, module = self.stage.training, self.module
         recomputing = [net.name for net in module.students if net.recompute]
         try:
             balancer = build_balancer(training, module)
 
             def compute_gradients() -> None:
                 with autocast(precision, self.batch.labels.device):
-                    losses = module(self.batch, self.stage.teachers(self.batch))
+                    losses = module(self.batch, self.open_stage.teachers(self.batch))
                 balancer(losses, dict.fromkeys(losses, 1.0), lambda total: total)
 
             # The sum of finite terms with gradients cannot fail.
@@ -141,7 +144,7 @@ class _DryRun:
                 self.problems.append(f"{training.balancing!r} fails in this stage: {reason}")
 
     def _run_teacher(self, teacher: Teacher) -> TeacherOutput | None:
-        session = self.stage.sessions[teacher.name]
+        session = self.open_stage.sessions[teacher.name]
         try:
             self._report_unfired(teacher, session.dry_run(self.batch))
             if self.problems:
@@ -153,7 +156,7 @@ class _DryRun:
                     f"{teacher.name!r} changes its inputs in place, which other networks get too; compute on a copy: "
                     "inputs = inputs.clone()"
                 )
-            require_output(teacher.name, output, self.batch, self.stage.stage.teachers[teacher])
+            require_output(teacher.name, output, self.batch, self.stage.teachers[teacher])
             return output
         except KdkitError as error:
             self.problems.append(str(error))
@@ -196,7 +199,7 @@ class _DryRun:
             net.network.eval()  # validation runs in eval mode, in which some models return another output
             with torch.no_grad():
                 self._check_columns(net, self._run_student(net))
-        for match in self.stage.stage.matches:
+        for match in self.stage.matches:
             if match.student is None and match.target is None and not allows_any_classes(match.loss):
                 for teacher in teachers_of(match):
                     if isinstance(teacher, Net):
@@ -237,10 +240,28 @@ class _DryRun:
         is_by_class = output.ndim == 2 + self.context.position_dims and output.shape[1] == len(classes)
         return is_by_class and not set(classes).isdisjoint(self.context.classes)
 
+    def _check_soft_labels(self) -> None:
+        """Check that no term needs class indices if the labels are soft, (batch, classes)."""
+        if self.context.task != "multiclass" or self.batch.labels.ndim == 1 or self.context.position_dims:
+            return
+        for term in self.module.terms:
+            reason = None
+            if "hard_labels" in requirements_of(term.loss):
+                reason = f"{type(term.loss).__name__} needs one class per sample"
+            if term.alignment is not None and term.alignment.drops_samples:
+                reason = "it leaves out samples whose class one side lacks, which needs one class per sample"
+            if isinstance(term.loss, PerTeacher) and term.loss.weights == "confidence":
+                reason = "weights='confidence' compares the teachers' outputs to one class per sample"
+            if reason is not None:
+                self.problems.append(
+                    f"term {term.label!r}: {reason}, and the labels are soft; pass class indices, such as "
+                    "labels.argmax(1), and no batch_transform that mixes them"
+                )
+
     def _check_frozen(self, teachers: Mapping[str, Any]) -> None:
         """Check that no student and no loss shares parameters with a teacher that would be trained, or moved."""
         parameters = {id(parameter): parameter.requires_grad for parameter in self.module.parameters()}
-        elsewhere = {net.name for net in self.stage.stage.teachers if isinstance(net, Net) and net.device is not None}
+        elsewhere = {net.name for net in self.stage.teachers if isinstance(net, Net) and net.device is not None}
         for name, teacher in teachers.items():
             of_teacher = teacher.parameters() if isinstance(teacher, nn.Module) else ()
             shared = [parameters[id(parameter)] for parameter in of_teacher if id(parameter) in parameters]
@@ -257,7 +278,7 @@ class _DryRun:
 
     def _check_averages(self) -> None:
         """Check that networks can be copied for their averages, after a pass in which they may have stored tensors."""
-        ema = self.stage.stage.training.ema
+        ema = self.stage.training.ema
         for net in self.module.students if ema is not None else ():
             try:
                 net.copy_network()
@@ -279,24 +300,6 @@ class _DryRun:
             # In the plan, readers expect the shapes of the outputs, not those of rows of positions.
             whole = inputs if term.rows is None else self.module.whole_inputs(term, self.batch, outputs)
             self.report.terms.append(summarize(term, whole, self.open_taps, projectors.values()))
-
-    def _check_soft_labels(self) -> None:
-        """Check that no term needs class indices if the labels are soft, (batch, classes)."""
-        if self.context.task != "multiclass" or self.batch.labels.ndim == 1 or self.context.position_dims:
-            return
-        for term in self.module.terms:
-            reason = None
-            if "hard_labels" in requirements_of(term.loss):
-                reason = f"{type(term.loss).__name__} needs one class per sample"
-            if term.alignment is not None and term.alignment.drops_samples:
-                reason = "it leaves out samples whose class one side lacks, which needs one class per sample"
-            if isinstance(term.loss, PerTeacher) and term.loss.weights == "confidence":
-                reason = "weights='confidence' compares the teachers' outputs to one class per sample"
-            if reason is not None:
-                self.problems.append(
-                    f"term {term.label!r}: {reason}, and the labels are soft; pass class indices, such as "
-                    "labels.argmax(1), and no batch_transform that mixes them"
-                )
 
 
 def _describe_failure(teacher: Teacher, batch: Batch, error: Exception) -> str:

@@ -51,19 +51,19 @@ class Estimator:
         self.caching = TeacherCaching(recipe, stages, options, options.torch_device())
         self._counts: dict[Net[Any], int | None] = {}
 
-    def estimate(self, stage: OpenStage, batch: Batch, untransformed: Batch) -> StageEstimate:
+    def estimate(self, open_stage: OpenStage, batch: Batch, untransformed: Batch) -> StageEstimate:
         """Return the estimate of an open stage without problems. batch: a tiny one, also before `batch_transform`."""
         # Before any step is timed: the key of cached outputs is about the teachers as they are now.
-        caching = self.caching.forecast(stage.stage, stage.module)
-        times = time_steps(stage, self.data, untransformed, self.options.precision, budget=self.budget)
-        running: dict[str, Net[Any]] = {net.name: net for net in stage.stage.objectives}
-        for teacher in stage.stage.teachers:
+        caching = self.caching.forecast(open_stage)
+        times = time_steps(open_stage, self.data, untransformed, self.options.precision, budget=self.budget)
+        running: dict[str, Net[Any]] = {net.name: net for net in open_stage.stage.objectives}
+        for teacher in open_stage.stage.teachers:
             if isinstance(teacher, Net | Ema):  # an Ema runs a copy of its network
                 running[teacher.name] = teacher if isinstance(teacher, Net) else teacher.net
         for net in running.values():
             if net not in self._counts:
                 self._counts[net] = multiply_adds(net, batch)
-        stage.module.open_taps.clear()  # the counted pass has left its features
+        open_stage.module.open_taps.clear()  # the counted pass has left its features
         counts = {name: self._counts[net] for name, net in running.items()}
         return StageEstimate(
             multiply_adds={name: count for name, count in counts.items() if count is not None},

@@ -79,8 +79,8 @@ def _best(students: Sequence[LayerKernels], teachers: Sequence[LayerKernels], co
     chosen: list[LayerPair] = []
     for pair in sorted(candidates, key=lambda pair: -pair.score):
         is_in_order = all(
-            (pair.student.depth - other.student.depth) * (pair.teacher.depth - other.teacher.depth) > 0
-            for other in chosen
+            (pair.student.depth - better.student.depth) * (pair.teacher.depth - better.teacher.depth) > 0
+            for better in chosen
         )
         if len(chosen) < count and pair.score > 0 and is_in_order:
             chosen.append(pair)

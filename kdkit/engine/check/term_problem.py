@@ -27,7 +27,7 @@ def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any])
         return None  # no row of the tiny batch has a label or a shared class
     if term.ignore_index is not None and (inputs.labels == term.ignore_index).all():
         return None  # a later batch has labels
-    target = inputs.labels if inputs.target is None else inputs.target
+    target = inputs.target_or_labels()
     shapes = f"student {describe_shape(inputs.student)} and target {describe_shape(target)}"
     loss, student = describe_loss(term.loss), repr(term.student_net.name)
     # A loss that is zero for a noisy student as well is zero for every student.

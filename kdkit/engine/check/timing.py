@@ -10,10 +10,11 @@ from torch import Tensor
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data
 from kdkit.data.loading import training_batch_sizes
+from kdkit.engine.batch_transform import transformed
 from kdkit.engine.check.preserve import preserve
 from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.train_state import balancer_parameters, build_balancer, named_trainable_parameters
-from kdkit.engine.training_batches import batches_per_epoch, transformed
+from kdkit.engine.training_batches import batches_per_epoch
 from kdkit.utils import memory
 from kdkit.utils.devices import Precision, autocast
 
@@ -36,21 +37,23 @@ class StepTimes:
     peak_memory_bytes: int | None
 
 
-def time_steps(stage: OpenStage, data: Data, batch: Batch, precision: Precision, *, budget: float) -> StepTimes | None:
+def time_steps(
+    open_stage: OpenStage, data: Data, batch: Batch, precision: Precision, *, budget: float
+) -> StepTimes | None:
     """Return the time of an epoch, or None if it cannot be measured within a budget in seconds.
 
     batch: a tiny one, before the data's `batch_transform`, whose samples are repeated.
     """
     try:
-        with preserve(stage.module, [stage.module]):
-            return _measure(stage, data, batch, _Steps(stage, precision), ends=time.perf_counter() + budget)
+        with preserve(open_stage.module, [open_stage.module]):
+            return _measure(open_stage, data, batch, _Steps(open_stage, precision), ends=time.perf_counter() + budget)
     except Exception:  # the dry run has found the problems, so that this is about the size of a batch, or the memory
         return None
 
 
-def _measure(stage: OpenStage, data: Data, batch: Batch, steps: "_Steps", *, ends: float) -> StepTimes | None:
+def _measure(open_stage: OpenStage, data: Data, batch: Batch, steps: "_Steps", *, ends: float) -> StepTimes | None:
     """Time steps of a tiny batch, then of one that is as large as the time allows."""
-    training = stage.stage.training
+    training = open_stage.stage.training
     sizes = training_batch_sizes(data.train, training.batch_size)
     whole = sizes[0] if sizes else training.batch_size
     total = batches_per_epoch(data.train, training)
@@ -102,9 +105,9 @@ class _Step:
 class _Steps:
     """Training steps of a stage. `undo` restores the parameters."""
 
-    def __init__(self, stage: OpenStage, precision: Precision) -> None:
-        module, training = stage.module, stage.stage.training
-        self.stage, self.precision = stage, precision
+    def __init__(self, open_stage: OpenStage, precision: Precision) -> None:
+        module, training = open_stage.module, open_stage.stage.training
+        self.open_stage, self.precision = open_stage, precision
         self.balancer = build_balancer(training, module)
         named = [*named_trainable_parameters(module), *balancer_parameters(self.balancer)]
         self.parameters = [parameter for _, parameter in named]
@@ -151,11 +154,11 @@ class _Steps:
         outputs, teachers = {}, {}
         began = time.perf_counter()
         with autocast(self.precision, batch.labels.device):
-            for name, session in self.stage.sessions.items():
+            for name, session in self.open_stage.sessions.items():
                 teacher_began = time.perf_counter()
                 outputs[name] = session(batch)
                 teachers[name] = elapsed(teacher_began, batch)
-            losses = self.stage.module(batch, outputs)
+            losses = self.open_stage.module(batch, outputs)
         return losses, _Step(elapsed(began, batch), teachers)
 
 

@@ -1,7 +1,6 @@
 """Compare two runs of the same recipe: weights, predictions, history and metrics, bit for bit."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ _CONDITIONS = (
     "versions",
     "platform",
 )
+_RESULTS = ("*/weights*.safetensors", "*/predictions-*.safetensors", f"*/{HISTORY}", METRICS)
 _MEASURED = ("seconds", "peak_memory_bytes")  # of an epoch, which differ in each run
 
 
@@ -33,7 +33,10 @@ def differences(first: Path, second: Path) -> list[str]:
     Raises RunFolderError if a file cannot be read.
     """
     lines: list[str] = []
-    names = [sorted(str(file.relative_to(folder)) for file in _result_files(folder)) for folder in (first, second)]
+    names = [
+        sorted(str(file.relative_to(folder)) for pattern in _RESULTS for file in folder.glob(pattern))
+        for folder in (first, second)
+    ]
     lines += [f"{name} is in one of them only" for name in sorted(set(names[0]) ^ set(names[1]))]
     for name in sorted(set(names[0]) & set(names[1])):
         contents = [_content(folder / name) for folder in (first, second)]
@@ -51,11 +54,6 @@ def different_conditions(first: Path, second: Path) -> list[str]:
         for name in _CONDITIONS
         if records[0].get(name) != records[1].get(name)
     ]
-
-
-def _result_files(folder: Path) -> Iterator[Path]:
-    for pattern in ("*/weights*.safetensors", "*/predictions-*.safetensors", f"*/{HISTORY}", METRICS):
-        yield from folder.glob(pattern)
 
 
 def _content(file: Path) -> Any:

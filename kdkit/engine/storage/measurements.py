@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from kdkit.errors import RunFolderError, first_line
 from kdkit.utils.sealed import read_sealed_json
@@ -40,6 +40,26 @@ class NetCost:
     latency: Latency | None = None
     note: str = ""
 
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Return the cost that a file has. Raises ValueError, KeyError or TypeError if it is damaged."""
+        latency = fields["latency"]
+        return cls(
+            weights_bytes=_count(fields["weights_bytes"]),
+            multiply_adds=_count(fields["multiply_adds"]),
+            latency=None
+            if latency is None
+            else Latency(
+                p50=_finite(latency["p50"]),
+                p95=_finite(latency["p95"]),
+                passes=int(latency["passes"]),
+                device=_text(latency["device"]),
+                threads=int(latency["threads"]),
+                precision=_text(latency["precision"]),
+            ),
+            note=_text(fields["note"]),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSimilarity:
@@ -50,6 +70,25 @@ class LayerSimilarity:
     student_layers: tuple[str, ...]
     teacher_layers: tuple[str, ...]
     values: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Return the similarities that a file has. Raises ValueError, KeyError or TypeError if they are damaged."""
+        student_layers = tuple(map(_text, fields["student_layers"]))
+        teacher_layers = tuple(map(_text, fields["teacher_layers"]))
+        rows = fields["values"]
+        values = tuple(tuple(math.nan if value is None else _finite(value) for value in row) for row in rows)
+        if len(values) != len(student_layers) or any(len(row) != len(teacher_layers) for row in values):
+            raise ValueError("its similarities are not those of its layers")
+        if max(len(student_layers), len(teacher_layers)) > _MOST_LAYERS:
+            raise ValueError(f"it has a network of more than {_MOST_LAYERS} layers")
+        return cls(
+            student=_text(fields["student"]),
+            teacher=_text(fields["teacher"]),
+            student_layers=student_layers,
+            teacher_layers=teacher_layers,
+            values=values,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +121,8 @@ def read_measurements(folder: Path) -> Measurements | None:
     try:
         content = read_sealed_json(file)
         return Measurements(
-            costs={net: _cost(fields) for net, fields in content["costs"].items()},
-            similarities=tuple(_similarity(fields) for fields in content["similarities"]),
+            costs={net: NetCost.from_json(fields) for net, fields in content["costs"].items()},
+            similarities=tuple(LayerSimilarity.from_json(fields) for fields in content["similarities"]),
             samples=int(content["samples"]),
             note=_text(content["note"]),
         )
@@ -93,41 +132,6 @@ def read_measurements(folder: Path) -> Measurements | None:
         raise RunFolderError(
             f"{file} cannot be read: {reason}; delete it, and the report has no latency and no similarity of layers"
         ) from error
-
-
-def _cost(fields: Mapping[str, Any]) -> NetCost:
-    latency = fields["latency"]
-    return NetCost(
-        weights_bytes=_count(fields["weights_bytes"]),
-        multiply_adds=_count(fields["multiply_adds"]),
-        latency=None
-        if latency is None
-        else Latency(
-            p50=_finite(latency["p50"]),
-            p95=_finite(latency["p95"]),
-            passes=int(latency["passes"]),
-            device=_text(latency["device"]),
-            threads=int(latency["threads"]),
-            precision=_text(latency["precision"]),
-        ),
-        note=_text(fields["note"]),
-    )
-
-
-def _similarity(fields: Mapping[str, Any]) -> LayerSimilarity:
-    layers = [tuple(map(_text, fields[name])) for name in ("student_layers", "teacher_layers")]
-    values = tuple(tuple(math.nan if value is None else _finite(value) for value in row) for row in fields["values"])
-    if len(values) != len(layers[0]) or any(len(row) != len(layers[1]) for row in values):
-        raise ValueError("its similarities are not those of its layers")
-    if max(map(len, layers)) > _MOST_LAYERS:
-        raise ValueError(f"it has a network of more than {_MOST_LAYERS} layers")
-    return LayerSimilarity(
-        student=_text(fields["student"]),
-        teacher=_text(fields["teacher"]),
-        student_layers=layers[0],
-        teacher_layers=layers[1],
-        values=values,
-    )
 
 
 def _text(value: Any) -> str:

@@ -1,0 +1,47 @@
+"""Compare the metrics of students with those of their baselines, on the same samples."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+
+from kdkit.errors import first_line
+from kdkit.metrics.base import Metric
+from kdkit.metrics.bootstrap import Resampling, without_interval
+from kdkit.metrics.paired import SplitPredictions, paired_bootstrap
+from kdkit.plugins.events import BaselineDifference
+from kdkit.recipe.baseline import baselines_of
+from kdkit.recipe.recipe import Stage
+
+
+def baseline_differences(
+    metrics: Sequence[Metric], stages: Sequence[Stage], predictions: Mapping[str, SplitPredictions]
+) -> Iterator[BaselineDifference]:
+    """Yield how each metric of each student differs from its baseline, the monitored metric first.
+
+    predictions: of students that have a baseline, and of their baselines, by name. Warns if a difference has no
+    interval, and leaves it out.
+    """
+    monitors = {net.name: stage.training.monitor for stage in stages for net in stage.objectives}
+    for student, baseline in baselines_of(stages).items():
+        pair = predictions[student], predictions[baseline]
+        for metric in sorted(metrics, key=lambda metric: metric.name != monitors[student]):  # a stable sort
+            # A metric that does not count samples repeatedly is computed for each resample.
+            resamples = 1000 if isinstance(without_interval(metric), Resampling) else 100
+            try:
+                difference = paired_bootstrap(metric, *pair, resamples=resamples)
+            except Exception as error:  # a user-defined metric may not be defined for all resamples
+                warnings.warn(
+                    f"the difference of {metric.name!r} between {student!r} and {baseline!r} has no interval, "
+                    f"because a resample of the samples raised {type(error).__name__}: {first_line(error)}",
+                    stacklevel=2,
+                )
+                continue
+            yield BaselineDifference(
+                student=student,
+                baseline=baseline,
+                metric=metric.name,
+                value=difference.value,
+                interval=difference.interval,
+                level=difference.level,
+                verdict=difference.verdict,
+                lower_is_better=difference.lower_is_better,
+            )

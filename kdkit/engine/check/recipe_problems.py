@@ -1,0 +1,232 @@
+"""Problems of a recipe as a whole that are visible without running a network."""
+
+import contextlib
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kdkit.data.dataset import Data, Split, optional_member
+from kdkit.data.labels import without_ignored
+from kdkit.engine.training_batches import batches_per_epoch
+from kdkit.errors import KdkitError, did_you_mean
+from kdkit.metrics.base import Predictions
+from kdkit.metrics.bootstrap import without_interval
+from kdkit.nets.net import Net
+from kdkit.recipe.objective import Term, Truth
+from kdkit.recipe.recipe import Recipe, Stage, nets_of
+
+
+def recipe_problems(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[str]:
+    """Yield the problems of a recipe as a whole: names, the order of stages, metrics, and cache settings."""
+    return _RecipeChecks(recipe, stages).problems()
+
+
+class _RecipeChecks:
+    """The checks of a recipe as a whole. Each method yields the problems of one kind."""
+
+    def __init__(self, recipe: Recipe, stages: Sequence[Stage]) -> None:
+        self.recipe = recipe
+        self.stages = stages
+        self.terms = [term for stage in stages for term in stage.terms]
+        self.position_dims: int = optional_member(recipe.data, Data, "position_dims")
+
+    def problems(self) -> Iterator[str]:
+        """Yield all problems."""
+        data = self.recipe.data
+        for name, count in Counter(data.classes).items():
+            if count > 1:
+                yield f"{count} classes of the data are called {name!r}, but a table of classes needs distinct names"
+        if not self.stages:
+            yield f"{type(self.recipe.schedule).__name__} gives no stages: there is nothing to train"
+        yield from self._duplicate_names()
+        yield from self._baselines_of_no_stage()
+        yield from self._untrained_teachers()
+        yield from self._unknown_monitors()
+        yield from self._shared_losses()
+        yield from self._metric_problems()
+        yield from self._epochs_without_end()
+        yield from self._undefined_monitors()
+        yield from self._metrics_of_unknown_labels()
+        yield from self._losses_of_ignored_labels()
+        yield from self._binary_losses_of_numbers()
+        top = self.recipe.teacher_cache.top
+        if top is not None and (data.task != "multiclass" or self.position_dims):
+            labels = "has labels per position" if self.position_dims else f"is {data.task}"
+            yield (
+                f"CacheSettings(top={top}) keeps the largest outputs of each sample, which needs one class per sample, "
+                f"and this data {labels}; leave out top"
+            )
+
+    def _duplicate_names(self) -> Iterator[str]:
+        # Files are named after networks and stages, so these are unique in a recipe; other teachers only in a stage.
+        for name, count in Counter(net.name for net in nets_of(self.stages)).items():
+            if count > 1:
+                yield f"{count} nets are called {name!r}; give each net a unique name"
+        for stage in self.stages:
+            matched = {*nets_of([stage]), *(match.teacher for match in stage.matches)}
+            for name, count in Counter(teacher.name for teacher in matched).items():
+                if count > 1 and any(teacher.name == name and not isinstance(teacher, Net) for teacher in matched):
+                    yield (
+                        f"stage {stage.name!r}: {count} different teachers are called {name!r}, for example with "
+                        "different options; use the same object in each term, or give them unique names"
+                    )
+        for name, count in Counter(stage.name for stage in self.stages).items():
+            if count > 1:
+                yield f"{count} stages are called {name!r}; give each stage a unique name: Stage(..., name=...)"
+
+    def _baselines_of_no_stage(self) -> Iterator[str]:
+        for index, stage in enumerate(self.stages):
+            earlier = [before.name for before in self.stages[:index]]
+            if stage.baseline_of and stage.baseline_of not in earlier:
+                hint = did_you_mean(stage.baseline_of, earlier) if earlier else "it is the first one"
+                yield f"stage {stage.name!r}: no stage before it is called {stage.baseline_of!r}; {hint}"
+
+    def _untrained_teachers(self) -> Iterator[str]:
+        trained: set[Net[Any]] = {net for net in nets_of(self.stages) if net.trained}
+        for stage in self.stages:
+            for teacher in stage.teachers:
+                if isinstance(teacher, Net) and teacher not in trained and teacher not in stage.objectives:
+                    weights = "only a part of its weights" if teacher.weights_note else "no weights"
+                    yield (
+                        f"stage {stage.name!r}: net {teacher.name!r} teaches, but it is not trained in an earlier "
+                        f"stage and has {weights}; pass Net(..., weights=FILE), or trained=True if its module is "
+                        "trained already"
+                    )
+            trained |= set(stage.objectives)
+
+    def _unknown_monitors(self) -> Iterator[str]:
+        names = [metric.name for metric in self.recipe.metrics]
+        for stage in self.stages:
+            monitor = stage.training.monitor
+            if monitor is not None and monitor not in names:
+                hint = did_you_mean(monitor, names)
+                yield f"stage {stage.name!r}: {monitor!r} is not among the recipe's metrics; {hint}"
+
+    def _shared_losses(self) -> Iterator[str]:
+        labels: dict[int, str] = {}  # of the first term that uses a loss, by identity of the loss
+        for term in self.terms:
+            loss = term.loss
+            if isinstance(loss, nn.Module) and (hasattr(loss, "build") or any(True for _ in loss.parameters())):
+                if id(loss) in labels:
+                    yield (
+                        f"terms {labels[id(loss)]!r} and {term.label!r} share one {type(loss).__name__}, which has "
+                        "parameters; create one for each term"
+                    )
+                labels[id(loss)] = term.label
+
+    def _metric_problems(self) -> Iterator[str]:
+        """Compute every metric for random outputs, so that one that does not fit is refused before training."""
+        if self.position_dims:
+            for metric in self.recipe.metrics:
+                if not getattr(without_interval(metric), "accepts_positions", False):
+                    yield (
+                        f"metric {metric.name!r}: labels of this data are per position, and it takes one per sample; "
+                        "use MeanIoU, Accuracy or F1, or a metric with an attribute accepts_positions = True"
+                    )
+            return
+        classes = tuple(self.recipe.data.classes)
+        random = np.random.default_rng(0)
+        outputs = random.standard_normal((2 * len(classes) + 2, len(classes)))
+        targets = np.arange(len(outputs)) % len(classes)
+        labels: NDArray[Any] = targets if self.recipe.data.task == "multiclass" else np.eye(len(classes))[targets]
+        predictions = Predictions(labels=labels, outputs=outputs, classes=classes)
+        for metric in self.recipe.metrics:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # random outputs may be degenerate, real ones need not be
+                    metric.fit(predictions).compute(predictions)
+            except Exception as error:  # a user-defined metric may raise anything
+                reason = str(error) if isinstance(error, KdkitError) else f"{type(error).__name__}: {error}"
+                yield f"metric {metric.name!r} does not fit this data ({self.recipe.data.task}): {reason}"
+
+    def _epochs_without_end(self) -> Iterator[str]:
+        for stage in self.stages:
+            try:
+                batches_per_epoch(self.recipe.data.train, stage.training)
+            except KdkitError as error:
+                yield f"stage {stage.name!r}: {error}"
+
+    def _undefined_monitors(self) -> Iterator[str]:
+        """Compute the monitored metrics for the labels of the validation split, if these are visible and all alike."""
+        data = self.recipe.data
+        truth = optional_member(data.validation, Split, "labels")
+        if not isinstance(truth, Tensor) or not truth.ndim or not len(truth):
+            return
+        labels = without_ignored(truth, optional_member(data, Data, "ignored_labels")).cpu().numpy()
+        if data.task == "multiclass" and labels.ndim == 2:  # soft labels
+            labels = labels.argmax(1)
+        # With two values in one column, each class of a macro average may be undefined, but not all of them.
+        if not len(labels) or (labels != labels[0]).any():
+            return
+        outputs = np.random.default_rng(0).standard_normal((len(labels), len(data.classes)))
+        predictions = Predictions(labels=labels, outputs=outputs, classes=tuple(data.classes))
+        metrics = {metric.name: without_interval(metric) for metric in self.recipe.metrics}
+        for stage in self.stages:
+            monitor = stage.training.monitor or next(iter(metrics))
+            if stage.training.keep == "last" or monitor not in metrics:
+                continue
+            with warnings.catch_warnings(), contextlib.suppress(Exception):  # see `_metric_problems`
+                warnings.simplefilter("ignore")
+                result = metrics[monitor].fit(predictions).compute(predictions)
+                if math.isnan(result.value):
+                    yield (
+                        f"stage {stage.name!r}: {monitor!r} is undefined on the validation split"
+                        f"{f' ({result.note})' if result.note else ''}, so it cannot choose the best epoch; validate "
+                        "on other samples, or choose another metric, Training(monitor=...), or the last epoch, "
+                        "Training(keep='last')"
+                    )
+
+    def _metrics_of_unknown_labels(self) -> Iterator[str]:
+        """Check that labels that may be unknown reach only metrics that leave them out."""
+        if not optional_member(self.recipe.data, Data, "has_unknown"):
+            return
+        for metric in self.recipe.metrics:
+            if not getattr(without_interval(metric), "accepts_unknown", False):
+                yield (
+                    f"metric {metric.name!r}: labels of this data may be unknown, and it does not leave them out; a "
+                    "metric that does has an attribute accepts_unknown = True"
+                )
+
+    def _losses_of_ignored_labels(self) -> Iterator[str]:
+        """Check that losses with an `ignore_index` leave out the labels that stand for none."""
+        ignored = optional_member(self.recipe.data, Data, "ignored_labels")
+        for term in self.terms if ignored else ():
+            index = getattr(term.loss, "ignore_index", None)
+            if isinstance(index, int) and index not in ignored:
+                yield (
+                    f"term {term.label!r}: {type(term.loss).__name__} leaves out the label {index}, and this data "
+                    f"has {ignored[0]} for no label; pass ignore_index={ignored[0]} to the loss"
+                )
+
+    def _binary_losses_of_numbers(self) -> Iterator[str]:
+        """Check that binary cross-entropy is not trained on labels beyond [0, 1], which have no probability."""
+        data = self.recipe.data
+        labels = optional_member(data.train, Split, "labels") if data.task == "regression" else None
+        if not isinstance(labels, Tensor) or not labels.numel():
+            return
+        least, most = (label.item() for label in labels.aminmax())
+        for term in self.terms if least < 0 or most > 1 else ():
+            if _is_binary(term):
+                yield (
+                    f"term {term.label!r}: {type(term.loss).__name__} takes labels in [0, 1], and those of the "
+                    f"training data are numbers from {least:g} to {most:g}; correct them, or use a loss on numbers"
+                )
+
+
+def binary_loss_of(recipe: Recipe, stage: Stage) -> str:
+    """Return the name of a binary cross-entropy that is trained on labels that are numbers; "" if there is none.
+
+    Labels that cannot be seen before training, such as 0, 1 and 2 by class, may be taken for numbers.
+    """
+    is_regression = recipe.data.task == "regression"
+    return next((type(term.loss).__name__ for term in stage.terms if is_regression and _is_binary(term)), "")
+
+
+def _is_binary(term: Term) -> bool:
+    return isinstance(term, Truth) and isinstance(term.loss, nn.BCEWithLogitsLoss | nn.BCELoss)

@@ -1,0 +1,183 @@
+"""Problems of one stage that are visible without running a network."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from kdkit.errors import KdkitError, RecipeError
+from kdkit.losses.base import BuildContext, accepts_unknown, extra_kwargs_of, requirements_of
+from kdkit.nets.net import Net
+from kdkit.recipe.objective import Match, Term, Truth, as_objective, taps_of
+from kdkit.recipe.recipe import Stage
+from kdkit.teachers.ema import Ema
+from kdkit.teachers.ensemble import Teachers
+from kdkit.teachers.past import Past
+from kdkit.teachers.peer import Peer
+
+# The end of messages about losses and teachers that look samples up.
+_NO_IDS = (
+    "and a user-defined DataLoader has none, and neither has a batch that batch_transform may have mixed; pass the "
+    "Dataset of the DataLoader instead, without batch_transform"
+)
+
+
+def stage_problems(stage: Stage, context: BuildContext) -> Iterator[str]:
+    """Yield the problems of one stage: its networks, its terms, and its optimizer."""
+    return _StageChecks(stage, context).problems()
+
+
+def require_compilable(stages: Iterable[Stage]) -> None:
+    """Raise RecipeError if a stage balances by the gradient of each term, which a compiled module does not have."""
+    for stage in stages:
+        balancing = stage.training.balancing
+        if balancing.needs_separate_gradients:
+            raise RecipeError(
+                f"stage {stage.name!r}: {type(balancing).__name__} needs the gradient of each term, but a compiled "
+                "module has one backward pass for all terms; run without compile, or balance by WeightedSum or "
+                "UncertaintyWeighting"
+            )
+
+
+class _StageChecks:
+    """The checks of one stage. Each method yields the problems of one kind."""
+
+    def __init__(self, stage: Stage, context: BuildContext) -> None:
+        self.stage = stage
+        self.context = context
+
+    def problems(self) -> Iterator[str]:
+        """Yield all problems."""
+        problems = [*self._net_and_term_problems()]
+        # An optimizer of networks without trainable parameters would raise as well, with a message that helps less.
+        yield from problems or self._optimizer_problems()
+
+    def _net_and_term_problems(self) -> Iterator[str]:
+        for net, objective in self.stage.objectives.items():
+            if not isinstance(net.module, nn.Module):
+                yield f"net {net.name!r} is a plain callable: it can teach, but not be trained"
+            elif net.device is not None:
+                yield f"net {net.name!r} is trained on the device of the run; leave out its device={str(net.device)!r}"
+            elif any(isinstance(part, GraphModule) and "train" in vars(part) for part in net.module.modules()):
+                # torch.export replaces `train` of a program by a method that raises
+                yield f"net {net.name!r} has a program of torch.export in it; train the module that was exported"
+            elif not any(parameter.requires_grad for parameter in net.module.parameters()):
+                yield f"net {net.name!r} has nothing to train: none of its parameters requires a gradient"
+            else:
+                for key, value in net.module.state_dict().items():
+                    if not isinstance(value, Tensor):
+                        yield (
+                            f"net {net.name!r} has {key!r}, a {type(value).__name__}, in its state_dict(), but a run "
+                            "folder stores tensors only; remove get_extra_state, or return a tensor"
+                        )
+                    elif is_traceable_wrapper_subclass(value):  # such as the weights of torchao
+                        advice = "quantize the network after it is trained, or use it as a teacher"
+                        if type(value).__name__ == "DTensor":  # of fully_shard, and only with several processes
+                            advice = "pass the module without fully_shard; torchrun divides batches, but no weights"
+                        yield (
+                            f"net {net.name!r} has {key!r}, a {type(value).__name__}, which a run folder cannot store; "
+                            f"{advice}"
+                        )
+            terms = [weighted.term for weighted in as_objective(objective)]
+            for label, count in Counter(term.label for term in terms).items():
+                if count > 1:
+                    yield f"{count} terms are called {label!r}; distinguish them with label='...'"
+            for term in terms:
+                for problem in self._term_problems(net, term):
+                    yield f"term {term.label!r}: {problem}"
+
+    def _term_problems(self, net: Net[Any], term: Term) -> Iterator[str]:
+        requirements = requirements_of(term.loss)
+        if "ids" in requirements and not self.context.ids:
+            yield f"it needs sample ids, {_NO_IDS}"
+        if "sample_weights" in requirements and not self.context.has_weights:
+            yield "it needs sample weights, and this data has none; its samples are triples (inputs, labels, weight)"
+        if self.context.has_weights and isinstance(term, Truth) and "sample_weights" not in extra_kwargs_of(term.loss):
+            yield (
+                f"the samples of this data have weights, and {type(term.loss).__name__} does not use them; wrap it: "
+                "kdkit.losses.SampleWeighted(...)"
+            )
+        if "hard_labels" in requirements and self.context.task != "multiclass":
+            yield (
+                f"it needs one class per sample, and this data is {self.context.task}; use a loss that does not, such "
+                "as one of the PerLabel... losses"
+            )
+        reads_labels = isinstance(term, Truth) or "labels" in extra_kwargs_of(term.loss)
+        if self.context.has_unknown and reads_labels and not accepts_unknown(term.loss):
+            wrap, omit = "wrap it: kdkit.losses.IgnoreUnknown(...)", "use a loss that takes no labels"
+            yield (
+                f"labels of this data may be unknown, and {type(term.loss).__name__} does not leave them out; "
+                f"{wrap if isinstance(term, Truth) else omit}"
+            )
+        if isinstance(term, Match):
+            yield from self._teacher_problems(net, term)
+            yield from _target_tap_problems(term)
+        for tap in taps_of(term.student):
+            yield from _foreign_tap(tap.module, net, "student")
+
+    def _teacher_problems(self, net: Net[Any], match: Match) -> Iterator[str]:
+        teacher = match.teacher
+        if teacher is net or teacher in self.stage.objectives:
+            yield (
+                f"net {teacher.name!r} is trained in this stage, so it cannot be matched as a frozen teacher; match "
+                "its output at this step, Peer(net), its output in the last epoch, Past(net), or its average, Ema(net)"
+            )
+        for member in teacher.members if isinstance(teacher, Teachers) else ():
+            if member in self.stage.objectives:
+                yield (
+                    f"net {member.name!r} is trained in this stage, so it cannot be one of the frozen Teachers(...); "
+                    "match Peer(net) in a separate term"
+                )
+        if isinstance(teacher, Past | Ema | Peer) and teacher.net not in self.stage.objectives:
+            yield (
+                f"{teacher.name!r} needs a net that is trained in this stage, and {teacher.net.name!r} is not; match "
+                "the net itself, or train it here too"
+            )
+        if isinstance(teacher, Past) and teacher.net is not net:
+            yield f"only net {teacher.net.name!r} can match {teacher.name!r}; use Peer(net) or Ema(net) instead"
+        if isinstance(teacher, Past) and not self.context.ids:
+            yield f"{teacher.name!r} needs sample ids, {_NO_IDS}"
+
+    def _optimizer_problems(self) -> Iterator[str]:
+        """Create the optimizer and its schedule: wrong options of the last stage must show before the first runs."""
+        training = self.stage.training
+        named = [
+            (f"{net.name}.{path}", parameter)
+            for net in self.stage.objectives
+            for path, parameter in net.network.named_parameters()
+            if parameter.requires_grad
+        ]
+        try:
+            optimizer = training.optimizer.build(named)
+            if training.lr_schedule is not None:
+                training.lr_schedule.build(optimizer, epochs=training.epochs, updates=training.epochs)
+        except KdkitError as error:
+            yield str(error)
+
+
+def _target_tap_problems(match: Match) -> Iterator[str]:
+    taps, teacher = taps_of(match.target), match.teacher
+    if isinstance(teacher, Past) and taps:
+        yield f"{teacher.name!r} has outputs only, no features; match it without target=..."
+    elif isinstance(teacher, Teachers) and taps:
+        if len(taps) != len(teacher.members):
+            yield (
+                f"Teachers(...) of {len(teacher.members)} nets takes a tuple of as many taps as target, one on each "
+                f"net; got {len(taps)}"
+            )
+        for tap, member in zip(taps, teacher.members, strict=False):
+            yield from _foreign_tap(tap.module, member, "target")
+    elif isinstance(teacher, Net | Ema | Peer):
+        net = teacher if isinstance(teacher, Net) else teacher.net
+        for tap in taps:
+            yield from _foreign_tap(tap.module, net, "target")
+
+
+def _foreign_tap(module: nn.Module, net: Net[Any], side: str) -> Iterator[str]:
+    if not isinstance(net.module, nn.Module):
+        yield f"net {net.name!r} is a plain callable, which cannot be tapped"
+    elif all(module is not part for part in net.module.modules()):
+        yield f"the {side} tap is on a {type(module).__name__} that is not a part of net {net.name!r}"
