@@ -10,7 +10,7 @@ import torch
 
 from kdkit.engine.check.multiply_adds import multiply_adds
 from kdkit.engine.evaluate import load_net
-from kdkit.errors import KdkitError, RecipeError, first_line
+from kdkit.errors import KdkitError, RecipeError
 from kdkit.export.base import Exported, Exporter, quiet_packages
 from kdkit.export.card import FOLDER, card_markdown, read_cards
 from kdkit.export.gates import MetricGate, NumericGate, Reference
@@ -20,9 +20,10 @@ from kdkit.export.options import ExportOptions, ExportResult
 from kdkit.export.source import ExportSource
 from kdkit.plugins.manager import registry
 from kdkit.recipe.recipe import Recipe
-from kdkit.utils.files import to_json, write
+from kdkit.utils.files import output_errors, require_output, to_json, write_output
 
 REJECTED = ".rejected"
+_OUT = "--out PATH"  # the option by which the place of files is chosen
 
 
 def export_net(
@@ -58,6 +59,9 @@ def export_net(
     chosen.move_to(torch.device("cpu"))
     default = (weights if weights.is_dir() else weights.parent) / FOLDER
     folder, files = _targets(default if out is None else Path(out), chosen.name, exporters)
+    summary = folder / f"{chosen.name.replace(' ', '-')}.md"
+    for path in [summary, *(output for file in files.values() for output in (file, _rejected(file), _card_of(file)))]:
+        require_output(path, _OUT)
     source = ExportSource(recipe, chosen, options)
     reference = Reference(source)
     with quiet_packages():
@@ -66,7 +70,7 @@ def export_net(
             name: _Attempt.best_of(source, reference, exporter, weights) for name, exporter in exporters.items()
         }
     results = tuple(_write(files[name], name, attempt, source) for name, attempt in attempts.items())
-    _write_markdown(folder, results[0].card)
+    _write_markdown(summary, results[0].card)
     return results
 
 
@@ -145,34 +149,37 @@ def _targets(out: Path, net: str, exporters: Mapping[str, Exporter]) -> tuple[Pa
 def _write(path: Path, name: str, attempt: _Attempt, source: ExportSource) -> ExportResult:
     """Write the file of an export and its card."""
     if not attempt.passed:
-        path = path.with_name(f"{path.stem}{REJECTED}{path.suffix}")
+        path = _rejected(path)
     card = _card(path, name, attempt, source)
-    try:
-        write(path, attempt.content)
-        write(path.with_name(f"{path.name}.json"), to_json(card, indent=1) + "\n")
-        if attempt.passed:  # an earlier one that was rejected would be mistaken for a fault of this one
-            stale = path.with_name(f"{path.stem}{REJECTED}{path.suffix}")
-            stale.unlink(missing_ok=True)
-            stale.with_name(f"{stale.name}.json").unlink(missing_ok=True)
-    except OSError as error:
-        raise KdkitError(f"{path} cannot be written: {first_line(error)}; choose another place: --out PATH") from error
+    write_output(path, attempt.content, option=_OUT)
+    write_output(_card_of(path), to_json(card, indent=1) + "\n", option=_OUT)
+    if attempt.passed:  # an earlier one that was rejected would be mistaken for a fault of this one
+        with output_errors(path, _OUT):
+            _rejected(path).unlink(missing_ok=True)
+            _card_of(_rejected(path)).unlink(missing_ok=True)
     return ExportResult(format=name, path=path, passed=attempt.passed, card=card)
 
 
-def _write_markdown(folder: Path, written: Mapping[str, Any]) -> None:
+def _rejected(path: Path) -> Path:
+    """Return the path of a file in place of another one, if it misses a gate."""
+    return path.with_name(f"{path.stem}{REJECTED}{path.suffix}")
+
+
+def _card_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _write_markdown(path: Path, written: Mapping[str, Any]) -> None:
     """Write the cards of all files with the net and the weights of a card that was written."""
     net, run = written["network"]["name"], written["metadata"]["run"]
     cards = [
         card
-        for card in read_cards(folder)
+        for card in read_cards(path.parent)
         # Files of other weights may be in this folder, and have scores and times of their own.
         if card["network"]["name"] == net
         and card["metadata"].get("run", {}).get("weights_sha256") == run["weights_sha256"]
     ]
-    try:
-        write(folder / f"{net.replace(' ', '-')}.md", card_markdown(cards))
-    except OSError as error:
-        raise KdkitError(f"{folder} cannot be written: {first_line(error)}; choose another: --out PATH") from error
+    write_output(path, card_markdown(cards), option=_OUT)
 
 
 def _card(path: Path, name: str, attempt: _Attempt, source: ExportSource) -> dict[str, Any]:

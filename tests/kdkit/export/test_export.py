@@ -212,6 +212,15 @@ def test_a_missing_package_of_a_format_is_named_with_its_extra(run_folder, tmp_p
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize("name", ["student.md", "student.onnx", "student.rejected.onnx", "student.onnx.json"])
+def test_a_folder_in_the_place_of_a_file_is_found_before_anything_is_exported(run_folder, tmp_path, monkeypatch, name):
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(OnnxExporter, "export", None)
+    with pytest.raises(KdkitError, match=rf"{name} cannot be written: it is a folder; .* --out PATH"):
+        export_net(recipe(), run_folder, out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["executorch", "litert"])
 def test_edge_runtimes_compute_the_outputs_for_one_sample(name, run_folder, tmp_path):
