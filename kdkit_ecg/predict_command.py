@@ -106,6 +106,8 @@ def _predictor(ctx: click.Context, model: Path, options: dict[str, Any]) -> Any:
 
     if model.stem.endswith(".rejected"):
         echo(f"warning: {model} has missed a gate of its export; its card has the figures", err=True)
+    if model.stem.endswith(".older"):
+        echo(f"warning: {model} is of an earlier export than the rejected file next to it", err=True)
     if not model.is_dir():
         if options["net"] is not None or options["trust"]:
             raise click.UsageError(f"--net and --trust are for the folder of a run, and {model} is none")

@@ -88,6 +88,8 @@ def export(ctx: click.Context, /, **options: Any) -> int:
             echo(f"  {title}: {cell}")
         for line in failures(result.card):
             echo(f"  {line}")
+        for notice in result.card["notices"]:
+            echo(f"  note: {notice}")
     return int(not all(result.passed for result in results))
 
 
