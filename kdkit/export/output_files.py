@@ -49,8 +49,8 @@ class OutputFile:
         `path` becomes `older`, since a user would take it for the result of this export.
         """
         written, notices = (self if card["passed"] else self.rejected), [*card["notices"]]
-        if written is not self and self.path.exists():
-            notices.append(f"{self.older.path.name} is of an earlier export, and was {self.path.name} until now")
+        if written is not self and (self.path.exists() or self.older.path.exists()):
+            notices.append(f"{self.older.path.name} is of an earlier export, and was {self.path.name} then")
         card = {**card, "file": written.path.name, "notices": notices}
         write_output(written.path, content, option=OUT)
         write_output(written.card, to_json(card, indent=1) + "\n", option=OUT)

@@ -387,6 +387,7 @@ def test_an_older_file_in_the_place_of_a_rejected_one_is_renamed_and_both_cards_
     loose = replace(FAST, tolerance=0.01)
     (older,) = export_net(recipe(), run_folder, to="shifted", out=tmp_path, options=loose)
     content = older.path.read_bytes()
+    notice = "student.older.shifted is of an earlier export, and was student.shifted then"
     for _ in range(2):  # the second one leaves it as it is
         (result,) = export_net(recipe(), run_folder, to="shifted", out=tmp_path, options=FAST)
         assert sorted(file.name for file in tmp_path.iterdir()) == [
@@ -397,6 +398,7 @@ def test_an_older_file_in_the_place_of_a_rejected_one_is_renamed_and_both_cards_
             "student.rejected.shifted.json",
         ]
         assert (tmp_path / "student.older.shifted").read_bytes() == content
+        assert result.card["notices"] == [notice]
     assert [(card["file"], card["passed"]) for card in read_cards(tmp_path)] == [
         ("student.older.shifted", True),
         ("student.rejected.shifted", False),
@@ -405,7 +407,6 @@ def test_an_older_file_in_the_place_of_a_rejected_one_is_renamed_and_both_cards_
     export_net(recipe(), run_folder, to="shifted", out=tmp_path, options=loose)
     (tmp_path / "student.shifted.json").unlink()  # a file of the user, without a card
     (result,) = export_net(recipe(), run_folder, to="shifted", out=tmp_path, options=FAST)
-    notice = "student.older.shifted is of an earlier export, and was student.shifted until now"
     assert result.card["notices"] == [notice]
     assert f"student.rejected.shifted: {notice}" in (tmp_path / "student.md").read_text()
     assert not (tmp_path / "student.older.shifted.json").exists()
