@@ -11,6 +11,7 @@ import click
 from kdkit import DataError
 from kdkit.errors import did_you_mean
 from kdkit.utils.console import make_console
+from kdkit.utils.files import output_errors, require_output, require_output_folder, write_output
 from kdkit.utils.printable import echo, printable
 from kdkit_ecg.leads import LEADS, standard_name
 from kdkit_ecg.utils.processes import usable_cores
@@ -113,16 +114,15 @@ def doctor(
 
     leads = tuple(standard_name(name.strip()) for name in (options.pop("leads") or ",".join(LEADS)).split(","))
     console = make_console(markup=False)
+    if json_file is not None:
+        require_output(json_file, "--json FILE")
     columns = (TextColumn("records"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("")
         on_start, on_record = lambda total: progress.update(task, total=total), lambda: progress.advance(task)
         result = survey(folder, jobs, on_start, on_record, leads=leads, **options)
     if json_file is not None:
-        try:
-            json_file.write_text(json.dumps(survey_to_json(result), indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"{json_file} cannot be written: {error.strerror}") from error
+        write_output(json_file, json.dumps(survey_to_json(result), indent=1) + "\n", option="--json FILE")
     print_survey(result, console, all_names=all_names)
     ctx.exit(1 if result.bad else 0)
 
@@ -152,11 +152,10 @@ def folds(folders: tuple[Path, ...], out: Path, year: str, keep: Path | None, **
     """
     from kdkit_ecg.datasets import make_folds
 
+    require_output(out)
     new_folds = make_folds(list(folders), year=2020 if year == "2020" else 2021, keep=keep, **options)
-    try:
+    with output_errors(out, "--out FILE"):
         new_folds.write(out)
-    except OSError as error:
-        raise DataError(f"{out} cannot be written: {error.strerror}") from error
     make_console(markup=False).print(f"{new_folds.summary}\nwritten: {out}")
 
 
@@ -185,6 +184,11 @@ def prepare(dataset: str, folders: tuple[Path, ...], location: Path | None, **op
 
     Use the DIRs and options of the run: another rate, band, scaling or resampling is another store.
     """
+    from kdkit_ecg.store import stores_folder
+
+    stores = stores_folder(location or "auto")
+    if not stores.exists():  # otherwise the store of these records may be there, and is only read if it is complete
+        require_output_folder(stores, "--store DIR")
     jobs, verify = options.pop("jobs"), options.pop("verify")
     data = _make_dataset(dataset, folders, {**options, "store": location or "auto"})
     try:

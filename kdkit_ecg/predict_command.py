@@ -50,12 +50,13 @@ def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **opt
     served gets a row with the reason, and the exit code is then 1.
     """
     from kdkit.utils.console import Status
-    from kdkit.utils.files import write
+    from kdkit.utils.files import require_output, write_output
     from kdkit_ecg.predict.output import csv_lines, json_lines, table_lines
 
     out: Path | None = options["out"]
     if out is not None:
         _require_no_input(out, (model, *records))
+        require_output(out)
     form = options["form"] or _FORMATS.get(out.suffix.lower() if out else "", "table")
     refused = 0
 
@@ -85,10 +86,7 @@ def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **opt
             echo(line)
         return int(refused > 0)
     text = "".join(f"{line}\n" for line in lines)
-    try:
-        write(out, text)
-    except OSError as error:
-        raise DataError(f"{out} cannot be written: {error.strerror}; choose another place: --out FILE") from error
+    write_output(out, text)
     echo(f"{text.count(chr(10))} lines written to {out}; {refused} records refused", err=True)
     return int(refused > 0)
 
@@ -108,6 +106,8 @@ def _predictor(ctx: click.Context, model: Path, options: dict[str, Any]) -> Any:
 
     if model.stem.endswith(".rejected"):
         echo(f"warning: {model} has missed a gate of its export; its card has the figures", err=True)
+    if model.stem.endswith(".older"):
+        echo(f"warning: {model} is of an earlier export than the rejected file next to it", err=True)
     if not model.is_dir():
         if options["net"] is not None or options["trust"]:
             raise click.UsageError(f"--net and --trust are for the folder of a run, and {model} is none")

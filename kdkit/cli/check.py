@@ -34,10 +34,12 @@ def check(ctx: click.Context, /, **options: Any) -> None:
     from kdkit.engine.options import RunOptions
     from kdkit.engine.storage.run_folder import default_path
     from kdkit.utils.console import Status, make_console
-    from kdkit.utils.files import write
+    from kdkit.utils.files import require_output, write_output
     from kdkit.utils.randomness import seed_everything
 
-    file = file_of(ctx)
+    file, svg = file_of(ctx), options["svg"]
+    if svg is not None:
+        require_output(svg, "--svg FILE")
     settings = RunOptions(
         out=default_path(file.path.stem),  # next to which the teacher cache is
         device=options["device"],
@@ -58,9 +60,9 @@ def check(ctx: click.Context, /, **options: Any) -> None:
         for line in str(optional_member(recipe.data, Data, "summary")).splitlines():
             console.print(f"note: {line}", style="yellow", markup=False, soft_wrap=True)
     show_plan(plan, console, device)
-    if options["svg"] is not None:
-        write(options["svg"], draw_plan(plan, file.path.stem))
-        echo(f"saved to {options['svg']}")
+    if svg is not None:
+        write_output(svg, draw_plan(plan, file.path.stem), option="--svg FILE")
+        echo(f"saved to {svg}")
     plan.require()
     if options["pairs"]:
         with Status() as status:

@@ -52,11 +52,12 @@ def export(ctx: click.Context, /, **options: Any) -> int:
     file is its card: sizes, times and scores.
     """
     from kdkit.cli.repeat import recorded_recipe
-    from kdkit.export.card import summary_rows
+    from kdkit.export.card import FOLDER, summary_rows
     from kdkit.export.export import export_net
     from kdkit.export.options import ExportOptions
     from kdkit.recipe.recipe import nets_of
     from kdkit.utils.console import Status
+    from kdkit.utils.files import require_output_folder
     from kdkit.utils.randomness import seed_everything
 
     settings = ExportOptions(
@@ -66,6 +67,8 @@ def export(ctx: click.Context, /, **options: Any) -> int:
         finish_epochs=options["finish_epochs"],
     )
     folder: Path = options["folder"]
+    # The names of the files follow from the recipe, which may prepare data for a long time.
+    require_output_folder(options["out"] or folder / FOLDER, "--out PATH")
     file, arguments, seed = recorded_recipe(folder, ctx, trust=options["trust"])
     with Status() as status:
         status.show("preparing the data and the networks")
@@ -85,6 +88,8 @@ def export(ctx: click.Context, /, **options: Any) -> int:
             echo(f"  {title}: {cell}")
         for line in failures(result.card):
             echo(f"  {line}")
+        for notice in result.card["notices"]:
+            echo(f"  note: {notice}")
     return int(not all(result.passed for result in results))
 
 

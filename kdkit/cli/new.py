@@ -14,7 +14,7 @@ from kdkit.cli.options import PATH
 from kdkit.errors import KdkitError
 from kdkit.plugins.manager import installed
 from kdkit.plugins.templates import PLUGIN, recipe_templates
-from kdkit.utils.files import write
+from kdkit.utils.files import require_output_folder, write_output
 from kdkit.utils.printable import echo
 
 _OWN_DATA = "own_data"  # the template of a recipe under a name of the user's choice
@@ -61,7 +61,7 @@ def recipe(name: str | None, path: Path | None) -> None:
     # The commands in its docstring are those of the example that it is.
     for example in {word for word in text.split() if word.startswith("examples/") and word.endswith(".py")}:
         text = text.replace(example, path.as_posix())
-    write(path, text)
+    write_output(path, text, option=f"kdkit new recipe {name} FILE")
     echo(f"{path} is written; run it: kdkit run {path}")
 
 
@@ -77,19 +77,20 @@ def plugin(name: str, path: Path | None) -> None:
     folder = Path(name) if path is None else path
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise KdkitError(f"{folder} exists and is not empty; name another folder: kdkit new plugin {name} FOLDER")
+    option = f"kdkit new plugin {name} FOLDER"
+    require_output_folder(folder, option)
     files = [file for file in sorted(PLUGIN.rglob("*")) if file.is_file() and "__pycache__" not in file.parts]
     is_new = not folder.exists()
     try:
         for file in files:
             target = folder / str(file.relative_to(PLUGIN)).replace(_PLUGIN_NAME, name)
-            target.parent.mkdir(parents=True, exist_ok=True)
             text = file.read_text(encoding="utf-8").replace(_PLUGIN_NAME, name)
             # The name of a distribution has hyphens.
-            write(target, text.replace(_PLUGIN_NAME.replace("_", "-"), name.replace("_", "-")))
-    except OSError as error:
+            write_output(target, text.replace(_PLUGIN_NAME.replace("_", "-"), name.replace("_", "-")), option=option)
+    except KdkitError:
         if is_new:
             shutil.rmtree(folder, ignore_errors=True)
-        raise KdkitError(f"{folder} cannot be written: {error.strerror or error}") from error
+        raise
     echo(f"{folder} is written; install and test it: cd {folder} && pip install -e '.[test]' && pytest")
 
 

@@ -19,6 +19,7 @@ from kdkit.report.verdict import verdicts_of
 from kdkit.study.study import Study
 from kdkit.study.trial import Trial
 from kdkit.utils.console import Status, make_console
+from kdkit.utils.files import require_output_folder
 from kdkit.utils.printable import echo
 
 # Options of all seeds, which the command of a single one has not; and how many arguments follow them.
@@ -39,6 +40,7 @@ def run_seeds(
     folder = options["out"] or Path("runs") / f"{file.path.stem}-seeds"
     if can_resume(folder):
         raise RunFolderError(f"{folder} holds one run, and --seeds needs a folder for several; choose another --out")
+    require_output_folder(folder)
     settings.torch_device()  # raises once if it is not available, and not in each run
     loggers = loggers_of(options["log"])
     shared = [str(file.path), *_without_options(args[1:])]

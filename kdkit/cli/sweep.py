@@ -48,17 +48,20 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
     from kdkit.engine.options import RunOptions
     from kdkit.study.sweep import Sweep
     from kdkit.utils.console import Status, make_console
+    from kdkit.utils.files import require_output_folder
     from kdkit.utils.memory import keep_freed_memory
 
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise KdkitError("torchrun divides one run among its processes; leave it out, and add --jobs to run several")
     file, settings = file_of(ctx), RunOptions(**run_fields(options))
+    folder = options["out"] or Path("runs") / f"{file.path.stem}-sweep"
+    require_output_folder(folder)
     settings.torch_device()  # raises once if it is not available, and not in each run
     loggers = loggers_of(options["log"])
     comparison = Sweep(
         file.module.recipe,
         {parameter.name: values for parameter in file.parameters if (values := options[parameter.name])},
-        folder=options["out"] or Path("runs") / f"{file.path.stem}-sweep",
+        folder=folder,
         seeds=options["seeds"],
         metric=options["metric"],
         net=options["net"],

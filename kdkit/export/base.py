@@ -34,7 +34,8 @@ class Exporter(ABC):
     """Writes networks in one format, under the name in the registry `exporters`. It is created without arguments.
 
     suffix: of the file. label: comes before the suffix, such as "-int8", so that the files of one network differ.
-    precision: of weights and activations, for tables.
+    precision: of weights and activations, for tables. notices: what a user has to know about the last export, which is
+    printed and in the card.
     tolerance: the largest difference from the outputs of the network that rounding explains; None if the format rounds
     more, so that only its metrics are compared. dynamic: whether files take batches, and other sizes if the network
     does; otherwise one sample of the size of the data.
@@ -45,6 +46,7 @@ class Exporter(ABC):
     precision: ClassVar[str] = "fp32"
     tolerance: ClassVar[float | None] = 1e-4
     dynamic: ClassVar[bool] = True
+    notices: tuple[str, ...] = ()
 
     @abstractmethod
     def require(self) -> None:

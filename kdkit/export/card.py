@@ -4,10 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdkit.utils.files import write_output
 from kdkit.utils.printable import printable
 from kdkit.utils.read_json import read_json
 
 FOLDER = "export"  # in the folder of a run
+OUT = "--out PATH"  # the option by which the user chooses another place
 
 
 def read_cards(folder: Path) -> list[dict[str, Any]]:
@@ -21,8 +23,21 @@ def read_cards(folder: Path) -> list[dict[str, Any]]:
             card_markdown([card])  # raises if anything that is shown is missing or of another kind
         except (AttributeError, KeyError, LookupError, OSError, OverflowError, TypeError, ValueError):
             continue  # a card of another program, or one that was changed
-        cards.append(card)
+        cards.append({**card, "file": file.with_suffix("").name})  # which may have been renamed
     return cards
+
+
+def write_summary(path: Path, written: Mapping[str, Any]) -> None:
+    """Write the cards of all files in a folder with the net and the weights of a card that was written."""
+    net, run = written["network"]["name"], written["metadata"]["run"]
+    cards = [
+        card
+        for card in read_cards(path.parent)
+        # Files of other weights may be in this folder, and have scores and times of their own.
+        if card["network"]["name"] == net
+        and card["metadata"].get("run", {}).get("weights_sha256") == run["weights_sha256"]
+    ]
+    write_output(path, card_markdown(cards), option=OUT)
 
 
 def card_markdown(cards: Sequence[Mapping[str, Any]]) -> str:
@@ -76,6 +91,9 @@ def _files(cards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         "the waiting for other programs. Peak activations are the most memory that values need at once if the nodes "
         "run in their order."
     )
+    # absent in cards of earlier versions
+    notices = [f"- {_text(card['file'])}: {_text(notice)}" for card in cards for notice in card.get("notices", ())]
+    yield from ("", *notices) if notices else ()
 
 
 def _scores(cards: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -1,28 +1,22 @@
 """Export a network: write it in a format, let it pass its gates, measure it, and write its card."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from kdkit.engine.check.multiply_adds import multiply_adds
 from kdkit.engine.evaluate import load_net
-from kdkit.errors import KdkitError, RecipeError, first_line
-from kdkit.export.base import Exported, Exporter, quiet_packages
-from kdkit.export.card import FOLDER, card_markdown, read_cards
-from kdkit.export.gates import MetricGate, NumericGate, Reference
-from kdkit.export.latency import latency, single_sample
-from kdkit.export.metadata import inputs_of, metadata_of
+from kdkit.errors import RecipeError
+from kdkit.export.attempt import Attempt
+from kdkit.export.base import Exporter, quiet_packages
+from kdkit.export.card import FOLDER, OUT, write_summary
+from kdkit.export.gates import Reference
 from kdkit.export.options import ExportOptions, ExportResult
+from kdkit.export.output_files import file_stem, output_files
 from kdkit.export.source import ExportSource
 from kdkit.plugins.manager import registry
 from kdkit.recipe.recipe import Recipe
-from kdkit.utils.files import to_json, write
-
-REJECTED = ".rejected"
+from kdkit.utils.files import require_output
 
 
 def export_net(
@@ -41,8 +35,9 @@ def export_net(
     so on; the folder "export" of the run if None.
 
     Next to each file are its card as JSON and, of all files of these weights, as Markdown. A file that misses a gate
-    has ".rejected" in its name. Raises RecipeError for an unknown net or format, PluginError if a package is missing,
-    and KdkitError if the network has no form in a format; nothing is written then.
+    has ".rejected" in its name; an earlier file in its place gets ".older". Raises RecipeError for an unknown net or
+    format, PluginError if a package is missing, and KdkitError if the network has no form in a format or a file cannot
+    be written; nothing is written then.
     """
     options = options or ExportOptions()
     names = list(dict.fromkeys([to] if isinstance(to, str) else to))
@@ -57,164 +52,17 @@ def export_net(
     chosen.device = None  # exports are compared on the CPU, also with a net that a run keeps on another device
     chosen.move_to(torch.device("cpu"))
     default = (weights if weights.is_dir() else weights.parent) / FOLDER
-    folder, files = _targets(default if out is None else Path(out), chosen.name, exporters)
+    folder, files = output_files(default if out is None else Path(out), chosen.name, exporters)
+    summary = folder / f"{file_stem(chosen.name)}.md"
+    require_output(summary, OUT)
+    for file in files.values():
+        file.require_writable()
     source = ExportSource(recipe, chosen, options)
     reference = Reference(source)
     with quiet_packages():
         # All of them before the first is written, since the last format may have no form of the network.
-        attempts = {
-            name: _Attempt.best_of(source, reference, exporter, weights) for name, exporter in exporters.items()
-        }
-    results = tuple(_write(files[name], name, attempt, source) for name, attempt in attempts.items())
-    _write_markdown(folder, results[0].card)
+        attempts = {name: Attempt.best_of(source, reference, exporter, weights) for name, exporter in exporters.items()}
+    cards = {name: {"format": name, **attempt.card(source)} for name, attempt in attempts.items()}
+    results = tuple(files[name].write(attempt.content, cards[name]) for name, attempt in attempts.items())
+    write_summary(summary, results[0].card)
     return results
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Attempt:
-    """An export that was judged. content: of its file, with metadata."""
-
-    exporter: Exporter
-    exported: Exported
-    content: bytes
-    metadata: Mapping[str, Any]
-    numeric: NumericGate
-    metric: MetricGate
-
-    @property
-    def passed(self) -> bool:
-        """Whether it has passed both gates."""
-        return self.numeric.passed and self.metric.passed
-
-    @classmethod
-    def best_of(cls, source: ExportSource, reference: Reference, exporter: Exporter, weights: Path) -> "_Attempt":
-        """Return the export of a network, or an improved one if that misses the gate of its metrics."""
-        attempt = cls._judged(exporter.export(source), source, reference, exporter, weights)
-        others, limit = attempt.numeric.differences.get("other sizes", 0.0), attempt.numeric.tolerance
-        # `not <=` also of NaN
-        if limit is not None and not others <= limit and not source.fixed_sizes:
-            source.fix_sizes()  # the network may compute something else for other sizes, such as by its positions
-            attempt = cls._judged(exporter.export(source), source, reference, exporter, weights)
-        improvements = exporter.improvements(source)
-        while not attempt.metric.passed and (improved := next(improvements, None)) is not None:
-            other = cls._judged(improved, source, reference, exporter, weights)
-            attempt = other if other.metric.loss < attempt.metric.loss else attempt
-        return attempt
-
-    @classmethod
-    def _judged(
-        cls, exported: Exported, source: ExportSource, reference: Reference, exporter: Exporter, weights: Path
-    ) -> "_Attempt":
-        """Return an export with its gates, computed by the content that is written."""
-        metadata = {
-            **metadata_of(source, reference, weights),
-            "inputs": inputs_of(source, dynamic=exporter.dynamic),
-            "precision": exporter.precision,
-            "details": dict(exported.details),
-        }
-        content = exporter.with_metadata(exported.content, metadata)
-        # The gates judge these bytes, so that no later step can change what was judged.
-        model = exporter.open(content)
-        options = source.options
-        tolerance = options.tolerance if exporter.tolerance is not None else None
-        return cls(
-            exporter=exporter,
-            exported=exported,
-            content=content,
-            metadata=metadata,
-            numeric=reference.numeric_gate(
-                model, exporter.tolerance if tolerance is None else tolerance, dynamic=exporter.dynamic
-            ),
-            metric=reference.metric_gate(model, options.points),
-        )
-
-
-def _targets(out: Path, net: str, exporters: Mapping[str, Exporter]) -> tuple[Path, dict[str, Path]]:
-    """Return the folder of all files, and the file of each format."""
-    if len(exporters) == 1:
-        ((name, exporter),) = exporters.items()
-        if out.suffix == exporter.suffix:
-            return out.parent, {name: out}
-    if out.is_file() or out.suffix in {factory().suffix for factory in registry("exporters").values()}:
-        wanted = f"have the suffix {exporter.suffix}" if len(exporters) == 1 else "be a folder for the files"
-        raise KdkitError(f"{out} names a file, but an export to {', '.join(exporters)} must {wanted}; change --out")
-    stem = net.replace(" ", "-")
-    return out, {name: out / f"{stem}{exporter.label}{exporter.suffix}" for name, exporter in exporters.items()}
-
-
-def _write(path: Path, name: str, attempt: _Attempt, source: ExportSource) -> ExportResult:
-    """Write the file of an export and its card."""
-    if not attempt.passed:
-        path = path.with_name(f"{path.stem}{REJECTED}{path.suffix}")
-    card = _card(path, name, attempt, source)
-    try:
-        write(path, attempt.content)
-        write(path.with_name(f"{path.name}.json"), to_json(card, indent=1) + "\n")
-        if attempt.passed:  # an earlier one that was rejected would be mistaken for a fault of this one
-            stale = path.with_name(f"{path.stem}{REJECTED}{path.suffix}")
-            stale.unlink(missing_ok=True)
-            stale.with_name(f"{stale.name}.json").unlink(missing_ok=True)
-    except OSError as error:
-        raise KdkitError(f"{path} cannot be written: {first_line(error)}; choose another place: --out PATH") from error
-    return ExportResult(format=name, path=path, passed=attempt.passed, card=card)
-
-
-def _write_markdown(folder: Path, written: Mapping[str, Any]) -> None:
-    """Write the cards of all files with the net and the weights of a card that was written."""
-    net, run = written["network"]["name"], written["metadata"]["run"]
-    cards = [
-        card
-        for card in read_cards(folder)
-        # Files of other weights may be in this folder, and have scores and times of their own.
-        if card["network"]["name"] == net
-        and card["metadata"].get("run", {}).get("weights_sha256") == run["weights_sha256"]
-    ]
-    try:
-        write(folder / f"{net.replace(' ', '-')}.md", card_markdown(cards))
-    except OSError as error:
-        raise KdkitError(f"{folder} cannot be written: {first_line(error)}; choose another: --out PATH") from error
-
-
-def _card(path: Path, name: str, attempt: _Attempt, source: ExportSource) -> dict[str, Any]:
-    """Return the card of an export: what it is, how it was judged, and what it costs."""
-    exporter, net = attempt.exporter, source.net
-    model = exporter.open(attempt.content)
-    inputs = single_sample(source)
-    arrays = {key: tensor.numpy() for key, tensor in zip(source.input_names, inputs, strict=True)}
-    operations = next((multiply_adds(net, batch) for batch in source.batches(source.data.validation, 2, count=2)), None)
-    tensors = {id(tensor): tensor for tensor in (*net.network.parameters(), *net.network.buffers())}
-    return {
-        "format": name,
-        "file": path.name,
-        "sha256": hashlib.sha256(attempt.content).hexdigest(),
-        "precision": exporter.precision,
-        "passed": attempt.passed,
-        "bytes": len(attempt.content),
-        "bytes_without_metadata": len(attempt.exported.content),
-        "peak_activation_bytes": exporter.peak_activation_bytes(attempt.content, arrays),
-        "network": {
-            "name": net.name,
-            "parameters": net.parameters,
-            "weights_bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
-            "multiply_adds": operations,
-            "input_shapes": {key: list(array.shape) for key, array in arrays.items()},
-        },
-        "latency": latency(source, model),
-        "numeric_gate": {
-            "passed": attempt.numeric.passed,
-            "tolerance": attempt.numeric.tolerance,
-            "largest_differences": dict(attempt.numeric.differences),
-        },
-        "metric_gate": {
-            "passed": attempt.metric.passed,
-            "points": attempt.metric.points,
-            "split": attempt.metric.split,
-            "samples": attempt.metric.samples,
-            "scores": {
-                score.metric: {"network": score.network, "export": score.export, "points_lost": score.points}
-                for score in attempt.metric.scores
-            },
-        },
-        "record": dict(attempt.exported.record),
-        "metadata": dict(attempt.metadata),
-    }

@@ -6,7 +6,7 @@ from torch import nn
 
 from kdkit.engine.options import RunOptions
 from kdkit.engine.run import run
-from kdkit.errors import KdkitError
+from kdkit.errors import KdkitError, first_line
 from kdkit.export.int8_module import Int8Module
 from kdkit.export.onnx_graph import OnnxGraph
 from kdkit.export.source import ExportSource
@@ -20,18 +20,19 @@ from kdkit.recipe.training import Training
 _LEARNING_RATE = 1e-4
 
 
-def finished(source: ExportSource, model: ModelProto, *, limit: int) -> ModelProto | None:
-    """Return a quantized model after training, with the same operators and scales; None if it cannot be trained.
+def finish(source: ExportSource, model: ModelProto, *, limit: int) -> ModelProto:
+    """Return a quantized model after training, with the same operators and scales.
 
     The network teaches the model its outputs, in a stage of a recipe with the data and metrics of the network's own;
     the epoch with the best metric on the validation split is kept. limit: of the integers of weights.
+    Raises KdkitError if an operator cannot be trained, or if the training fails, such as by a loss of NaN.
     """
     try:
         module = Int8Module(OnnxGraph(model), limit)
         with torch.no_grad():
             module(*source.example)  # finds options of an operator that cannot be trained, before the stage begins
-    except (KdkitError, LookupError, RuntimeError):  # an operator that cannot be trained
-        return None
+    except (LookupError, RuntimeError) as error:
+        raise KdkitError(f"an operator has options that cannot be trained: {first_line(error)}") from error
     net, last, epochs = source.net, source.recipe.stages[-1].training, source.options.finish_epochs
     # A net of its own, which counts as trained: in the recipe it may have been a student.
     teacher = Net(

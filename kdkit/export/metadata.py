@@ -89,12 +89,9 @@ def _thresholds(source: ExportSource, reference: Reference) -> dict[str, Any] | 
         "split": "validation",
         # JSON has no infinity: null stands for a class that is never predicted.
         "logits": [value if math.isfinite(value) else None for value in chosen],
-        "probabilities": [_sigmoid(value) if math.isfinite(value) else None for value in chosen],
+        # beyond -700, exp would overflow
+        "probabilities": [1 / (1 + math.exp(-max(x, -700.0))) if math.isfinite(x) else None for x in chosen],
     }
-
-
-def _sigmoid(logit: float) -> float:
-    return 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0  # below, exp would overflow
 
 
 def _origin(weights: Path) -> dict[str, Any]:

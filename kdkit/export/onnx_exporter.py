@@ -29,9 +29,9 @@ class OnnxExporter(Exporter):
 
     def export(self, source: ExportSource) -> Exported:
         """Return the network as a model."""
-        from kdkit.export.onnx_rewrites import images_of_signals
+        from kdkit.export.onnx_rewrites import with_2d_convolutions
 
-        return Exported(content=images_of_signals(traced(source)).SerializeToString())
+        return Exported(content=with_2d_convolutions(onnx_model(source)).SerializeToString())
 
     def with_metadata(self, content: bytes, metadata: Mapping[str, Any]) -> bytes:
         """Return the model with metadata as a JSON text under the key "kdkit"."""
@@ -89,12 +89,17 @@ class Int8OnnxExporter(OnnxExporter):
 
     def improvements(self, source: ExportSource) -> Iterator[Exported]:
         """Yield the network after some epochs in which the float one teaches it; then with int8 in its layers alone."""
-        from kdkit.export.finishing import finished
+        from kdkit.export.finishing import finish
         from kdkit.export.onnx_int8 import quantized
 
         epochs = source.options.finish_epochs
         limit = 2 ** (self.weight_bits - 1) - (self.weight_bits == 8)  # as onnxruntime has them: 64, or 127
-        trained = finished(source, self._quantized, limit=limit) if epochs else None
+        try:
+            trained = finish(source, self._quantized, limit=limit) if epochs else None
+        except KdkitError as error:  # the other files do not depend on it
+            reason = " ".join(str(error).split())  # in one line, as a check names all problems
+            self.notices = (f"int8 was not finished: {reason}",)
+            trained = None
         if trained is not None:
             finishing = {"epochs": epochs, "loss": "mean squared error of outputs", "teacher": source.net.name}
             yield self._described(trained, source, finishing=finishing)
@@ -117,13 +122,14 @@ class Int8OnnxExporter(OnnxExporter):
         return Exported(content=model.SerializeToString(), details=described, record={"calibration_ids": ids})
 
 
-def traced(source: ExportSource) -> Any:
+def onnx_model(source: ExportSource) -> Any:
     """Return a network as a model of standard operators, with the names of its inputs and of their dimensions.
 
     Raises KdkitError if torch has no such form.
     """
     import onnx
 
+    from kdkit.export.onnx_graph import name_values
     from kdkit.export.onnx_rewrites import with_pads_in_convolutions
 
     if "onnx" in source.shared:
@@ -141,7 +147,7 @@ def traced(source: ExportSource) -> Any:
             f"net {source.net.name!r} has no form in ONNX: {type(error).__name__}: {first_line(error)}; an operation "
             "of its forward may be unknown to torch.onnx"
         ) from error
-    _rename(model, source)
+    name_values(model, source.shapes, OUTPUT)
     onnx.checker.check_model(model, full_check=True)
     source.shared["onnx"] = model
     return model
@@ -167,33 +173,3 @@ def read_metadata(content: bytes) -> dict[str, Any]:
     texts = {entry.key: entry.value for entry in model.metadata_props}
     metadata: dict[str, Any] = json.loads(texts.get(METADATA, "{}"))
     return metadata
-
-
-def _rename(model: Any, source: ExportSource) -> None:
-    """Name inputs, their dimensions and the output, in place."""
-    names = dict(zip([value.name for value in model.graph.input], source.input_names, strict=True))
-    names[model.graph.output[0].name] = OUTPUT
-    symbols: dict[str, str] = {}
-    for value, shape in zip(model.graph.input, source.shapes.values(), strict=True):
-        for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):
-            if isinstance(size, str):
-                symbols[dim.dim_param] = dim.dim_param = size
-            else:
-                dim.dim_value = size  # also of a symbol that has one value only
-    for value in model.graph.output:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param.isdecimal():
-                dim.dim_value = int(dim.dim_param)
-            elif dim.dim_param:
-                dim.dim_param = symbols.get(dim.dim_param, dim.dim_param)
-    # A value inside of the graph with the name of an input would be mistaken for it.
-    taken = {*names.values()} - {*names}
-    inner = {name for step in model.graph.node for name in step.output} | {
-        tensor.name for tensor in model.graph.initializer
-    }
-    names.update({name: f"{name}.value" for name in taken & inner})
-    for step in model.graph.node:
-        step.input[:] = [names.get(name, name) for name in step.input]
-        step.output[:] = [names.get(name, name) for name in step.output]
-    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
-        value.name = names.get(value.name, value.name)

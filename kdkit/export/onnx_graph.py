@@ -103,6 +103,36 @@ def node(operator: str, inputs: Sequence[str], output: str, **options: Any) -> N
     return helper.make_node(operator, list(inputs), [output], name=f"{operator}:{output}", **options)
 
 
+def name_values(model: ModelProto, shapes: Mapping[str, Sequence[int | str]], output: str) -> None:
+    """Name the inputs of a model, their dynamic dimensions and its output, in place. shapes: of inputs by name."""
+    names = dict(zip([value.name for value in model.graph.input], shapes, strict=True))
+    names[model.graph.output[0].name] = output
+    symbols: dict[str, str] = {}
+    for value, shape in zip(model.graph.input, shapes.values(), strict=True):
+        for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):
+            if isinstance(size, str):
+                symbols[dim.dim_param] = dim.dim_param = size
+            else:
+                dim.dim_value = size  # also of a symbol that has one value only
+    for value in model.graph.output:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param.isdecimal():
+                dim.dim_value = int(dim.dim_param)
+            elif dim.dim_param:
+                dim.dim_param = symbols.get(dim.dim_param, dim.dim_param)
+    # A value inside of the graph with the name of an input would be mistaken for it.
+    taken = {*names.values()} - {*names}
+    inner = {name for step in model.graph.node for name in step.output} | {
+        tensor.name for tensor in model.graph.initializer
+    }
+    names.update({name: f"{name}.value" for name in taken & inner})
+    for step in model.graph.node:
+        step.input[:] = [names.get(name, name) for name in step.input]
+        step.output[:] = [names.get(name, name) for name in step.output]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.name = names.get(value.name, value.name)
+
+
 def ranks(model: ModelProto) -> dict[str, int]:
     """Return the number of dimensions of each value for which it can be inferred."""
     inferred = onnx.shape_inference.infer_shapes(model)

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto
 
 from kdkit.errors import KdkitError
 from kdkit.export.base import Arrays
-from kdkit.export.onnx_exporter import cpu_session, traced
+from kdkit.export.onnx_exporter import cpu_session, onnx_model
 from kdkit.export.onnx_graph import OnnxGraph, with_all_outputs
-from kdkit.export.onnx_rewrites import images_of_signals, without_batch_norms
+from kdkit.export.onnx_rewrites import return_float_outputs, with_2d_convolutions, without_batch_norms
 from kdkit.export.source import ExportSource
 
 Ranges = dict[str, tuple[float, float]]
@@ -24,7 +24,7 @@ _CONTRIB = "com.microsoft"  # the operators of onnxruntime
 
 def quantizable(source: ExportSource) -> ModelProto:
     """Return the network as a float model all of whose large operators have a quantized form."""
-    model = without_batch_norms(images_of_signals(traced(source)))
+    model = without_batch_norms(with_2d_convolutions(onnx_model(source)))
     return named_nodes(model)
 
 
@@ -122,20 +122,6 @@ def quantized(
     graph = OnnxGraph(quantizer.model.model)
     if not any(step.op_type.startswith("Q") for step in graph.nodes):
         raise KdkitError("the network has no operator with a form in int8, such as a convolution or a linear layer")
-    _float_outputs(graph)
+    return_float_outputs(graph)
     graph.shorten_names()
     return graph.to_model({_CONTRIB: 1})
-
-
-def _float_outputs(graph: OnnxGraph) -> None:
-    """Let a last linear layer return floats, in place: 256 steps of a logit would be too coarse for thresholds."""
-    uses = graph.uses()
-    producers: dict[str, NodeProto] = {name: step for step in graph.nodes for name in step.output}
-    for step in [*graph.nodes]:
-        if step.op_type != "DequantizeLinear" or step.output[0] not in graph.outputs:
-            continue
-        linear = producers.get(step.input[0])
-        if linear is not None and linear.op_type == "QGemm" and len(uses[step.input[0]]) == 1:
-            del linear.input[7:]  # without the scale and zero point of the output, QGemm returns floats
-            linear.output[0] = step.output[0]
-            graph.nodes.remove(step)

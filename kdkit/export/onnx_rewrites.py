@@ -52,7 +52,7 @@ def _zeros_around(graph: OnnxGraph, pad: NodeProto) -> list[int] | None:
     return None if any(around_batch_and_channels) else [*map(int, widths[2:dims]), *map(int, widths[dims + 2 :])]
 
 
-def images_of_signals(model: ModelProto) -> ModelProto:
+def with_2d_convolutions(model: ModelProto) -> ModelProto:
     """Return an equal model whose 1-D convolutions, and what lies between them, have images of height 1.
 
     Runtimes have faster kernels for two dimensions: onnxruntime orders channels in blocks for these only, and some
@@ -166,6 +166,20 @@ class _Images:
             self.signals.add(name)
 
 
+def return_float_outputs(graph: OnnxGraph) -> None:
+    """Let the last linear layer of an int8 graph return floats, in place: 256 steps of a logit are too coarse."""
+    uses = graph.uses()
+    producers: dict[str, NodeProto] = {name: step for step in graph.nodes for name in step.output}
+    for step in [*graph.nodes]:
+        if step.op_type != "DequantizeLinear" or step.output[0] not in graph.outputs:
+            continue
+        linear = producers.get(step.input[0])
+        if linear is not None and linear.op_type == "QGemm" and len(uses[step.input[0]]) == 1:
+            del linear.input[7:]  # without the scale and zero point of the output, QGemm returns floats
+            linear.output[0] = step.output[0]
+            graph.nodes.remove(step)
+
+
 def without_batch_norms(model: ModelProto) -> ModelProto:
     """Return an equal model without batch norms, which have no quantized form.
 
@@ -180,7 +194,9 @@ def without_batch_norms(model: ModelProto) -> ModelProto:
         if step.op_type != "BatchNormalization":
             nodes.append(step)
             continue
-        scale, shift = _scale_and_shift(graph, step)
+        weight, bias, mean, variance = (graph.constants[name].astype(np.float64) for name in step.input[1:5])
+        scale = weight / np.sqrt(variance + attributes(step).get("epsilon", 1e-5))  # (channels,)
+        shift = bias - mean * scale
         before = producers.get(step.input[0])
         if before is not None and before.op_type == "Conv" and len(uses[step.input[0]]) == 1:
             _fold(graph, before, scale, shift)
@@ -189,13 +205,6 @@ def without_batch_norms(model: ModelProto) -> ModelProto:
             nodes += _scaled(graph, step, scale, shift, dimensions.get(step.input[0], 2))
     graph.nodes = nodes
     return graph.to_model()
-
-
-def _scale_and_shift(graph: OnnxGraph, step: NodeProto) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the factor and the summand of each channel, (channels,) each."""
-    weight, bias, mean, variance = (graph.constants[name].astype(np.float64) for name in step.input[1:5])
-    scale = weight / np.sqrt(variance + attributes(step).get("epsilon", 1e-5))
-    return scale, bias - mean * scale
 
 
 def _fold(graph: OnnxGraph, conv: NodeProto, scale: NDArray[np.float64], shift: NDArray[np.float64]) -> None:

@@ -10,14 +10,14 @@ from typing import Any
 import yaml
 
 from kdkit import __version__
-from kdkit.errors import KdkitError, first_line
+from kdkit.errors import KdkitError
 from kdkit.export.card import FOLDER, read_cards, summary_rows
 from kdkit.nets.weight_files import runs_hint, runs_in, stage_weights
 from kdkit.report.formats import DASH, bounds, count, metric_title, plain, size
 from kdkit.report.overview import nets_by_role
 from kdkit.report.runs import ReportedRun, mapping, rows, weight_text
 from kdkit.report.verdict import verdicts_of
-from kdkit.utils.files import write
+from kdkit.utils.files import require_output, write_output
 from kdkit.utils.printable import printable
 
 CARD = "README.md"  # as the hub expects it
@@ -34,13 +34,10 @@ def write_card(folder: Path, out: Path) -> None:
     """
     if not (folder / "run.json").exists() and runs_in(folder):
         raise KdkitError(f"a card describes one run, and {folder} {runs_hint(folder)}")
-    text = card_of(ReportedRun.read(folder, folder.name))
-    try:
-        if out.exists():  # it may have been edited, such as to add a license
-            raise KdkitError(f"{out} exists already; choose another file (--out FILE), or delete it")
-        write(out, text)
-    except (OSError, ValueError) as error:
-        raise KdkitError(f"{out} cannot be written: {first_line(error)}; choose another file: --out FILE") from error
+    require_output(out)
+    if out.exists():  # it may have been edited, such as to add a license
+        raise KdkitError(f"{out} exists already; choose another file (--out FILE), or delete it")
+    write_output(out, card_of(ReportedRun.read(folder, folder.name)))
 
 
 def card_of(run: ReportedRun) -> str:

@@ -11,14 +11,14 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from kdkit import __version__
-from kdkit.errors import KdkitError, RecipeError, first_line
+from kdkit.errors import RecipeError
 from kdkit.plugins.manager import installed
 from kdkit.report import classes, formats, measured, overview
 from kdkit.report.exports import export_tables
 from kdkit.report.runs import ReportedRun, read_runs
 from kdkit.report.training import training
 from kdkit.report.verdict import Verdict, headline_of, verdicts_of
-from kdkit.utils.files import write
+from kdkit.utils.files import require_output, write_output
 from kdkit.utils.printable import LINE_CHARACTERS, printable
 
 
@@ -44,16 +44,14 @@ class Report:
 def write_report(folders: Sequence[Path], out: Path) -> Report:
     """Write the report of finished runs to a file, and return what it is about.
 
-    folders: of runs, or of several runs such as a study. Raises RunFolderError if one holds no finished run.
+    folders: of runs, or of several runs such as a study. Raises RunFolderError if one holds no finished run,
+    and KdkitError, before any is read, if the file cannot be written.
     """
+    require_output(out)
     runs = read_runs(folders)
     report = Report(runs=runs, verdicts=verdicts_of(runs))
     # Rendered in memory first: an error leaves an earlier page as it is.
-    html = render(report)
-    try:
-        write(out, html)
-    except OSError as error:
-        raise KdkitError(f"{out} cannot be written: {first_line(error)}; choose another file: --out FILE") from error
+    write_output(out, render(report))
     return report
 
 

@@ -1,14 +1,16 @@
-"""Write files atomically, and values as JSON."""
+"""Write files atomically, and values as JSON; find out before any work whether a path can be written."""
 
 import json
 import math
 import os
 import re
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from kdkit.errors import KdkitError, first_line
 
 Content = bytes | bytearray | memoryview
 
@@ -40,6 +42,58 @@ def write(path: Path, *content: Content | str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def require_output(path: Path, option: str = "--out FILE") -> None:
+    """Raise KdkitError if `write_output` would fail: to be called before the work whose result is written there.
+
+    option: of the command, by which the user chooses another path.
+    """
+    with output_errors(path, option):
+        if path.exists() and not path.is_file():
+            raise OSError("it is a folder" if path.is_dir() else "it is not a regular file")  # such as /dev/null
+        require_writable(path.with_name(f".{path.name}.{'x' * 8}.tmp"))  # the longest name that `write` needs
+
+
+def require_output_folder(path: Path, option: str = "--out FOLDER") -> None:
+    """Raise KdkitError if no file can be written in a folder, or if it cannot be created, as `require_output`."""
+    with output_errors(path, option):
+        require_writable(path)
+
+
+def write_output(path: Path, *content: Content | str, option: str = "--out FILE") -> None:
+    """Write a file that the user has named, as `write` does. Raises KdkitError if it cannot be written."""
+    with output_errors(path, option):
+        write(path, *content)
+
+
+@contextmanager
+def output_errors(path: Path, option: str) -> Iterator[None]:
+    """Raise KdkitError, which names the path and the option for another one, in place of an OSError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError if the path has a null character
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise KdkitError(f"{path} cannot be written: {reason}; choose another place: {option}") from error
+
+
+def require_writable(path: Path) -> None:
+    """Raise OSError if this path cannot be created, or if it is a folder in which no file can be; leaves nothing there.
+
+    Folders above it that do not exist count as such that will be created.
+    """
+    folder, missing = (path, []) if path.is_dir() else (path.parent, [path.name])
+    while not folder.exists() and folder != folder.parent:
+        missing.append(folder.name)
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file")
+    for name in missing:
+        with suppress(FileNotFoundError):
+            (folder / name).lstat()  # raises OSError if the name is too long
+    # Permissions do not tell: of a superuser, of a network file system, of a disk that is full.
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(4096))
 
 
 def append(path: Path, content: Content) -> None:

@@ -85,7 +85,7 @@ class RecordReport:
     path: of the header below the folder, without suffix. header: its file, or the signal's if there is no header.
     database: the folder without shards. rate in Hz, age in years.
     implausible_age: the header contains an age that cannot be right. sketch: see signal_sketch.py; None if there is no
-    signal to compare.
+    signal to compare. files: names of the files in its folder that the header names, with headers of segments.
     """
 
     path: str
@@ -100,6 +100,7 @@ class RecordReport:
     implausible_age: bool = False
     sex: Sex | None = None
     codes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
     sketch: NDArray[np.float32] | None = None
 
     @classmethod

@@ -27,6 +27,7 @@ def examine(folder: Path, path: Path, *, leads: Sequence[str] = LEADS, own_label
         return record
     record.name, record.rate, record.samples = header.name, header.rate, header.samples
     record.leads, record.age, record.sex, record.codes = header.leads, header.age, header.sex, header.codes
+    record.files = header.files
     _examine_person_and_codes(record, header, codes=not own_labels)
     absent = missing_leads(header.leads, leads)
     unknown = [lead for lead in header.leads if lead not in (*LEADS, *leads)]

@@ -1,7 +1,6 @@
 """Examine all records in a folder, in several processes, and then compare them with each other."""
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,9 +10,8 @@ from kdkit_ecg.doctor.duplicates import mark_duplicate_names, mark_duplicate_sig
 from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.record import examine
 from kdkit_ecg.leads import LEADS
-from kdkit_ecg.records.header import read_header
 from kdkit_ecg.utils.processes import run_in_processes
-from kdkit_ecg.utils.record_files import RecordFiles, find_record_files
+from kdkit_ecg.utils.record_files import find_record_files
 
 MIN_RECORDS = 8  # up to this number, records are examined without starting processes
 
@@ -64,7 +62,7 @@ def survey(
     for path, report in results if in_this_process else run_in_processes(examine_one, paths, jobs):
         reports[path] = report
         on_record()
-    named_by_header = _files_named_in_headers(files)
+    named_by_header = {path.with_name(name) for path, report in reports.items() for name in report.files}
     # In the order of the paths, since processes finish in any order. The headers of segments, which the header of their
     # record names, are not records.
     records = [reports[path] for path in paths if path not in named_by_header]
@@ -81,12 +79,3 @@ def survey(
         unfinished=len(files.unfinished),
         not_listed=tuple(path.relative_to(folder).as_posix() for path in files.not_listed),
     )
-
-
-def _files_named_in_headers(files: RecordFiles) -> set[Path]:
-    named: set[Path] = set()
-    for path in files.headers:
-        # An unreadable header names no files.
-        with suppress(DataError):
-            named.update(path.with_name(name) for name in read_header(path).files)
-    return named

@@ -12,6 +12,7 @@ from requests.adapters import HTTPAdapter
 from rich.console import Console
 
 from kdkit import DataError
+from kdkit.utils.files import require_writable
 from kdkit_ecg.download.backoff import Backoff
 from kdkit_ecg.download.checksums import LIST_FILE, ReleaseFile, parse_list, select_files
 from kdkit_ecg.download.disk_space import expected_sizes, require_space
@@ -55,6 +56,8 @@ def fetch(request: DownloadRequest, console: Console) -> DownloadReport:
         raise DataError(f"expected an address such as https://physionet.org/..., got {request.base!r}")
     request = replace(request, base=request.base.rstrip("/") + "/")
     try:
+        if not request.dry_run:
+            require_writable(request.folder)
         with requests.Session() as session:
             session.headers.update(UNCOMPRESSED)
             for scheme in ("http://", "https://"):

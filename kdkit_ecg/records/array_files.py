@@ -47,7 +47,10 @@ def open_array_file(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
                 "it has no names of leads; give --leads, or ArrayFormat(leads=...), in the order of the array"
             )
         if suffix == NPZ_SUFFIX:
-            return _open_archive(path, arrays)
+            return [
+                _source(path, arrays, shape[1 - leads_axis(shape, arrays.leads)], name=name, position=position)
+                for position, name, shape in archived_shapes(path, len(arrays.leads), most=MAX_VALUES)
+            ]
         return _open_numpy(path, arrays) if suffix == NUMPY_SUFFIX else _open_hdf5(path, arrays)
     except Exception as error:  # numpy and h5py raise exceptions of any kind for a damaged file
         raise DataError(f"{path} cannot be read: {first_line(error)}") from error
@@ -128,14 +131,6 @@ def _open_numpy(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
     if array.ndim == 2:
         return [_source(path, arrays, samples)]
     return _stack(path, arrays, samples, list(map(str, range(_require_few(len(array))))))
-
-
-def _open_archive(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
-    shapes = archived_shapes(path, len(arrays.leads), most=MAX_VALUES)
-    return [
-        _source(path, arrays, shape[1 - leads_axis(shape, arrays.leads)], name=name, position=position)
-        for position, name, shape in shapes
-    ]
 
 
 def _open_hdf5(path: Path, arrays: ArrayFormat) -> list[ArraySource]:

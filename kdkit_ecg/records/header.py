@@ -182,8 +182,15 @@ def _parse_segments(path: Path, record_line: str, lines: Sequence[str], count: i
                 f"segment {part.path.stem} has {part.samples} samples at {part.rate:g} Hz, expected {length} at "
                 f"{rate:g} Hz"
             )
-    if len({part.leads for part in signals}) > 1 or len({part.normalised for part in signals}) > 1:
-        raise DataError("its segments differ in leads, or in whether they are in mV; join them with wfdb first")
+    first = signals[0]
+    for part in signals:
+        if (part.leads, part.normalised) == (first.leads, first.normalised):
+            continue
+        # A lead that is absent in a segment would be a straight line there, which a network takes for a signal.
+        raise DataError(
+            f"its segments have different leads or units, so that they cannot be joined: {_leads_and_unit(first)}, but "
+            f"{_leads_and_unit(part)}; use the segments as records of their own, or join them with wfdb first"
+        )
     # Samples are joined in the steps of the finest converter: those of other segments are scaled to them.
     finest = max(signals, key=lambda part: min(map(abs, part.gains)))
     total = sum(length for _, length in parts)
@@ -205,6 +212,11 @@ def _parse_segments(path: Path, record_line: str, lines: Sequence[str], count: i
         renamed_files=tuple(dict.fromkeys(name for part in signals for name in part.renamed_files)),
         segments=tuple(parts),
     )
+
+
+def _leads_and_unit(part: SignalHeader) -> str:
+    unit = " in standard deviations" if part.normalised else ""
+    return f"{part.path.stem} has {clipped(', '.join(part.leads))}{unit}"
 
 
 def _read_segment(path: Path, name: str) -> SignalHeader:

@@ -1,5 +1,6 @@
 """Signals in NumPy archives (.npz), which have several arrays under names."""
 
+import io
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from kdkit import DataError
 
 NPZ_SUFFIX = ".npz"
+# Bytes at the start of an array, of which numpy reads as many as these demand: compressed, gigabytes take few.
+_MAX_HEADER = 16_384
 
 
 def archived_shapes(path: Path, leads: int, *, most: int) -> list[tuple[int, str, tuple[int, int]]]:
@@ -22,9 +25,10 @@ def archived_shapes(path: Path, leads: int, *, most: int) -> list[tuple[int, str
     with zipfile.ZipFile(path) as archive:
         for position, member in enumerate(archive.namelist()):
             with archive.open(member) as file:
-                version = np.lib.format.read_magic(file)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, _, dtype = read(file)
+                start = io.BytesIO(file.read(_MAX_HEADER))
+            version = np.lib.format.read_magic(start)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(start)
             if len(shape) == 2 and leads in shape and dtype.kind in "iuf":
                 if shape[0] * shape[1] > most:
                     raise DataError(f"expected at most {most:,} numbers of an array, got the shape {shape}")

@@ -168,24 +168,7 @@ def parse_signal_lines(path: Path, lines: Sequence[str], rate: float, frames: in
             leads.append(_parse_lead(line, details, position))
         except DataError as error:
             errors.append(error)
-    complete = not missing_leads([lead.name for lead in leads])
-    if errors and not complete:
-        raise errors[0]
-    counts = Counter(lead.name.lower() for lead in leads)
-    frame_sizes = Counter(channels[lead.position].frame for lead in leads if lead.name in LEADS or not complete)
-    if len(frame_sizes) > 1:
-        sizes = ", ".join(f"{lead.name} {channels[lead.position].frame}" for lead in leads)
-        raise DataError(f"leads with different numbers of samples per frame are not supported, got {clipped(sizes)}")
-    frame = next(iter(frame_sizes))
-    if complete:  # further channels are not needed, so those that differ or are ambiguous are skipped
-        leads = [
-            lead
-            for lead in leads
-            if lead.name in LEADS or (channels[lead.position].frame == frame and counts[lead.name.lower()] == 1)
-        ]
-    # Names outside the twelve keep their case, but two names that differ only in case are one lead.
-    if len({lead.name.lower() for lead in leads}) < len(leads):
-        raise DataError(f"expected every lead once, got {clipped(', '.join(lead.name for lead in leads))}")
+    leads, frame = _select_leads(leads, channels, errors)
     counted = not frames
     frames = frames or _count_frames(path, channels, leads[0].position)
     return SignalHeader(
@@ -206,6 +189,31 @@ def parse_signal_lines(path: Path, lines: Sequence[str], rate: float, frames: in
         positions=tuple(lead.position for lead in leads),
         default_gains=tuple(lead.name for lead in leads if not lead.has_gain),
     )
+
+
+def _select_leads(
+    leads: list[_Lead], channels: Sequence[Channel], errors: Sequence[DataError]
+) -> tuple[list[_Lead], int]:
+    """Return the leads that are read, and their number of samples per frame. errors: of the lines of other channels."""
+    complete = not missing_leads([lead.name for lead in leads])
+    if errors and not complete:
+        raise errors[0]
+    counts = Counter(lead.name.lower() for lead in leads)
+    frame_sizes = Counter(channels[lead.position].frame for lead in leads if lead.name in LEADS or not complete)
+    if len(frame_sizes) > 1:
+        sizes = ", ".join(f"{lead.name} {channels[lead.position].frame}" for lead in leads)
+        raise DataError(f"leads with different numbers of samples per frame are not supported, got {clipped(sizes)}")
+    frame = next(iter(frame_sizes))
+    if complete:  # further channels are not needed, so those that differ or are ambiguous are skipped
+        leads = [
+            lead
+            for lead in leads
+            if lead.name in LEADS or (channels[lead.position].frame == frame and counts[lead.name.lower()] == 1)
+        ]
+    # Names outside the twelve keep their case, but two names that differ only in case are one lead.
+    if len({lead.name.lower() for lead in leads}) < len(leads):
+        raise DataError(f"expected every lead once, got {clipped(', '.join(lead.name for lead in leads))}")
+    return leads, frame
 
 
 def _parse_channel(layout: re.Match[str], details: re.Match[str] | None, file_on_disk: Callable[[str], str]) -> Channel:

@@ -1,6 +1,8 @@
-"""Read mutated NumPy, CSV, EDF and HDF5 files of records, and mutated tables of labels."""
+"""Read mutated NumPy files and archives, CSV, EDF and HDF5 files of records, and mutated tables of labels."""
 
+import io
 import warnings
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +23,7 @@ EIGHT = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
 SIGNAL = np.random.default_rng(0).normal(0, 0.3, (8, 200)).round(3)
 ARRAYS = ArrayFormat(rate=400, unit="mV", leads=EIGHT, padded=True)
 PREPARATION = Preparation(rate=257, band=(0.5, 47.0), resampling="polyphase", scaling="zscore", leads=EIGHT)
-TABLE = "labels.csv"
+TABLE, MEMBER = "labels.csv", "member.npz"
 
 # Texts in place of some bytes: numbers at the edges of types, delimiters, types of numpy, and the kinds of EDF.
 WORDS = st.sampled_from(
@@ -43,6 +45,9 @@ def valid_files(folder: Path) -> dict[str, bytes]:
     """Return the bytes of a valid file of each kind, by its name."""
     np.save(folder / "one.npy", SIGNAL.T)
     np.save(folder / "many.npy", np.stack([SIGNAL.T] * 3))
+    np.savez(folder / "stored.npz", first=SIGNAL.T, second=SIGNAL, label=np.arange(3))
+    np.savez_compressed(folder / "packed.npz", first=SIGNAL.T, second=SIGNAL.T.astype(np.float32))
+    np.savez(folder / MEMBER, first=SIGNAL.T)
     np.savetxt(folder / "one.csv", SIGNAL.T, fmt="%.4g", delimiter=",", header=",".join(EIGHT), comments="")
     options = {"physical_dimension": "mV", "physical_range": (-5, 5)}
     signals = [
@@ -55,6 +60,20 @@ def valid_files(folder: Path) -> dict[str, bytes]:
     rows = [f"a{number},AF;b,p{number},50,F,1,0" for number in range(6)]
     (folder / TABLE).write_text("\n".join(["record,label,patient,age,sex,x,y", *rows, ""]))
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def mutate_file(name: str, raw: bytes, edits: list[tuple[str, int, bytes]]) -> bytes:
+    """Return a file with these edits of its bytes, or of an archive within edits of an array in it.
+
+    The checksum of such an array is right, so that its bytes reach numpy.
+    """
+    if name != MEMBER:
+        return mutate(raw, edits)
+    content = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(raw)) as old, zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as new:
+        for member in old.namelist():
+            new.writestr(member, mutate(old.read(member), edits) if member == "first.npy" else old.read(member))
+    return content.getvalue()
 
 
 def mutate(raw: bytes, edits: list[tuple[str, int, bytes]]) -> bytes:
@@ -105,6 +124,6 @@ def fuzz(folder: Path, meter: Meter, inputs: int, first_seed: int = 0) -> None:
         @for_inputs(meter, inputs, first_seed, **strategies)
         def check(name, edits):
             path = folder / name
-            path.write_bytes(mutate(files[name], edits))
+            path.write_bytes(mutate_file(name, files[name], edits))
             read = partial(read_label_table, path, {}, ()) if name == TABLE else partial(check_file, path)
             meter.read(read)

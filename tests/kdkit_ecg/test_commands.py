@@ -44,5 +44,5 @@ def test_a_folder_without_records_is_refused_and_nothing_is_written(tmp_path, ca
 
 
 def test_a_file_that_cannot_be_written_is_named(tree, tmp_path, capsys):
-    assert call(["ecg", "folds", str(tree), "--out", str(tmp_path / "nowhere" / "folds.csv"), "-k", "3"]) == 2
+    assert call(["ecg", "folds", str(tree), "--out", str(tree / "A0001.hea" / "folds.csv"), "-k", "3"]) == 2
     assert "folds.csv cannot be written" in capsys.readouterr().err

@@ -1,10 +1,9 @@
 """The folder of a run: the files a run writes, and the checks for resuming it."""
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +18,7 @@ from kdkit.errors import RunFolderError, first_line, shortened
 from kdkit.metrics.base import MetricResult
 from kdkit.nets.weight_files import runs_hint, runs_in
 from kdkit.plugins.events import BaselineDifference
-from kdkit.utils.files import delete_temporary_files, is_temporary, write
+from kdkit.utils.files import delete_temporary_files, is_temporary, require_writable, write
 from kdkit.utils.read_json import read_json
 from kdkit.utils.sealed import json_parts, read_sealed_json, tensor_parts
 
@@ -132,7 +131,7 @@ class RunFolder:
                         f"{path} already holds a run; resume it (--resume, or resume=True) or choose another folder"
                     )
                 raise RunFolderError(f"{path} exists and is not a run folder; choose a path that does not exist")
-            _require_writable(path)
+            require_writable(path)
         except (OSError, ValueError) as error:  # ValueError if the path has a null character
             raise _unwritable(path, error) from error
 
@@ -251,21 +250,6 @@ def _as_json(result: MetricResult) -> dict[str, Any]:
     if result.interval is None:  # only a BootstrapInterval has one
         return {key: fields[key] for key in ("value", "by_class", "note")}
     return fields
-
-
-def _require_writable(path: Path) -> None:
-    """Raise OSError if this path cannot be created; creates nothing."""
-    missing = []
-    while not path.exists() and path != path.parent:
-        missing.append(path.name)
-        path = path.parent
-    if not path.is_dir():
-        raise NotADirectoryError(f"{path} is a file")
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise PermissionError(f"{path} may not be written to")
-    for name in missing:
-        with suppress(FileNotFoundError):
-            (path / name).lstat()  # raises OSError if the name is too long
 
 
 def _unwritable(path: Path, error: Exception) -> RunFolderError:

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from kdkit import DataError
+from kdkit.utils.files import write
 from kdkit.utils.printable import printable
 from kdkit_ecg.utils.record_files import record_name
 from kdkit_ecg.utils.tables import is_missing
@@ -95,12 +95,8 @@ class Folds:
         table = csv.writer(text, lineterminator="\n")
         table.writerow(_COLUMNS)
         table.writerows((record, *entry) for record, entry in sorted(self.entries.items()))
-        path = Path(path)
-        # Through a second file: a run that reads the folds at the same time sees the old file or the new one.
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         # The name of a folder on the disk, which may be the database, need not be UTF-8.
-        unfinished.write_text(text.getvalue(), encoding="utf-8", errors="backslashreplace")
-        unfinished.replace(path)
+        write(Path(path), text.getvalue().encode(errors="backslashreplace"))
 
     @classmethod
     def read(cls, path: str | Path) -> Self:

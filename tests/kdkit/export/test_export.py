@@ -18,7 +18,7 @@ from kdkit.errors import PluginError
 from kdkit.export import Exported, Exporter, ExportSource
 from kdkit.export.card import read_cards
 from kdkit.export.edge import read_litert_metadata
-from kdkit.export.gates import Reference
+from kdkit.export.gates import MetricGate, Reference
 from kdkit.export.onnx_exporter import OnnxExporter, read_metadata
 from kdkit.plugins.manager import installed
 from kdkit.report.card import card_of
@@ -212,6 +212,15 @@ def test_a_missing_package_of_a_format_is_named_with_its_extra(run_folder, tmp_p
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize("name", ["student.md", "student.onnx", "student.rejected.onnx", "student.onnx.json"])
+def test_a_folder_in_the_place_of_a_file_is_found_before_anything_is_exported(run_folder, tmp_path, monkeypatch, name):
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(OnnxExporter, "export", None)
+    with pytest.raises(KdkitError, match=rf"{name} cannot be written: it is a folder; .* --out PATH"):
+        export_net(recipe(), run_folder, out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["executorch", "litert"])
 def test_edge_runtimes_compute_the_outputs_for_one_sample(name, run_folder, tmp_path):
@@ -279,14 +288,14 @@ def test_the_float_net_teaches_an_int8_graph_whose_weights_were_spoilt(int8, mon
     source.options = replace(FAST, finish_epochs=5)
     was_training = source.net.network.training
     monkeypatch.setattr(finishing, "_LEARNING_RATE", 1e-3)  # more than rounding is to be undone
-    trained = finishing.finished(source, spoilt, limit=64)
+    trained = finishing.finish(source, spoilt, limit=64)
     assert difference(trained) < 0.5 * difference(spoilt)
     assert [step.op_type for step in trained.graph.node] == [step.op_type for step in spoilt.graph.node]
     assert source.net.network.training == was_training
 
 
 def test_a_graph_with_an_option_that_cannot_be_trained_is_not_finished(int8):
-    from kdkit.export.finishing import finished
+    from kdkit.export.finishing import finish
     from kdkit.export.onnx_graph import OnnxGraph, node
 
     source, model = int8
@@ -294,7 +303,26 @@ def test_a_graph_with_an_option_that_cannot_be_trained_is_not_finished(int8):
     convolved = next(step.output[0] for step in graph.nodes if step.op_type == "QLinearConv")
     model = type(model).FromString(model.SerializeToString())
     model.graph.node.append(node("MaxPool", [convolved], "pooled", kernel_shape=[1, 2], pads=[0, 0, 0, 1]))
-    assert finished(source, model, limit=64) is None  # so that the next improvement is tried
+    with pytest.raises(KdkitError, match="a pooling with uneven padding cannot be trained"):
+        finish(source, model, limit=64)
+
+
+def test_a_loss_of_nan_ends_the_finishing_and_not_the_export(run_folder, tmp_path, monkeypatch):
+    from kdkit.export import finishing
+
+    class LaterNaN(torch.nn.MSELoss):
+        def forward(self, student, teacher):
+            self.calls = getattr(self, "calls", 0) + 1
+            return super().forward(student, teacher) * (math.nan if self.calls > 6 else 1)  # the check passes
+
+    monkeypatch.setattr(finishing.nn, "MSELoss", LaterNaN)
+    monkeypatch.setattr(MetricGate, "passed", False)
+    (result,) = export_net(recipe(), run_folder, to="onnx-int8", out=tmp_path, options=FAST)
+    (notice,) = result.card["notices"]
+    assert "int8 was not finished: stage 'finishing':" in notice
+    assert "is not a finite number" in notice
+    assert result.card["metadata"]["details"]["finishing"] is None
+    assert "int8 was not finished" in (tmp_path / "student.md").read_text()
 
 
 class Shifted(Exporter):
@@ -352,6 +380,37 @@ def test_outputs_that_differ_miss_the_numeric_gate_and_the_file_is_set_aside(run
     (result,) = export_net(recipe(), run_folder, to="shifted", out=tmp_path, options=loose)
     assert result.passed
     # the rejected file is gone, since it would be mistaken for a fault of this one
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["student.md", "student.shifted", "student.shifted.json"]
+
+
+def test_an_older_file_in_the_place_of_a_rejected_one_is_renamed_and_both_cards_name_it(run_folder, tmp_path, shifted):
+    loose = replace(FAST, tolerance=0.01)
+    (older,) = export_net(recipe(), run_folder, to="shifted", out=tmp_path, options=loose)
+    content = older.path.read_bytes()
+    notice = "student.older.shifted is of an earlier export, and was student.shifted then"
+    for _ in range(2):  # the second one leaves it as it is
+        (result,) = export_net(recipe(), run_folder, to="shifted", out=tmp_path, options=FAST)
+        assert sorted(file.name for file in tmp_path.iterdir()) == [
+            "student.md",
+            "student.older.shifted",
+            "student.older.shifted.json",
+            "student.rejected.shifted",
+            "student.rejected.shifted.json",
+        ]
+        assert (tmp_path / "student.older.shifted").read_bytes() == content
+        assert result.card["notices"] == [notice]
+    assert [(card["file"], card["passed"]) for card in read_cards(tmp_path)] == [
+        ("student.older.shifted", True),
+        ("student.rejected.shifted", False),
+    ]
+    assert result.path.name == "student.rejected.shifted"
+    export_net(recipe(), run_folder, to="shifted", out=tmp_path, options=loose)
+    (tmp_path / "student.shifted.json").unlink()  # a file of the user, without a card
+    (result,) = export_net(recipe(), run_folder, to="shifted", out=tmp_path, options=FAST)
+    assert result.card["notices"] == [notice]
+    assert f"student.rejected.shifted: {notice}" in (tmp_path / "student.md").read_text()
+    assert not (tmp_path / "student.older.shifted.json").exists()
+    export_net(recipe(), run_folder, to="shifted", out=tmp_path, options=loose)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["student.md", "student.shifted", "student.shifted.json"]
 
 

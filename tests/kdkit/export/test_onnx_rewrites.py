@@ -7,7 +7,7 @@ import pytest
 from kdkit.export.onnx_exporter import cpu_session
 from kdkit.export.onnx_graph import peak_bytes
 from kdkit.export.onnx_rewrites import (
-    images_of_signals,
+    with_2d_convolutions,
     with_pads_in_convolutions,
     without_batch_norms,
 )
@@ -108,7 +108,7 @@ def test_signals_are_images_as_far_as_operators_allow_and_signals_again_at_the_e
     ]
     constants = {"w": constant(4, 3, 3), "by_channel": constant(4, 1), "axes": np.array([-1]), "v": constant(4, 2, 1)}
     before = model(nodes, {**constants, **NORM})
-    after = images_of_signals(before)
+    after = with_2d_convolutions(before)
     assert {"Squeeze", "Unsqueeze", "GlobalAveragePool"} <= {*kinds(after)}
     convolutions = [node for node in after.graph.node if node.op_type == "Conv"]
     assert [len(onnx.helper.get_node_attr_value(node, "kernel_shape")) for node in convolutions] == [2, 2]
@@ -117,7 +117,7 @@ def test_signals_are_images_as_far_as_operators_allow_and_signals_again_at_the_e
 
 def test_a_model_without_signals_is_returned_as_it_is():
     before = model([("Relu", ["x"], "y", {})], {})
-    assert images_of_signals(before) is before
+    assert with_2d_convolutions(before) is before
 
 
 def test_the_peak_counts_values_that_are_alive_together_and_writes_over_inputs():

@@ -1,6 +1,7 @@
 """Records in NumPy, CSV, HDF5 and EDF files have the samples of those in WFDB files."""
 
 import importlib.util
+import zipfile
 from datetime import date
 
 import numpy as np
@@ -282,3 +283,11 @@ def test_the_ecg_of_a_polysomnography_is_read_at_its_rate(tmp_path):
     edfio.Edf([signals[0], edfio.EdfSignal(np.zeros(200), 200, label="C4", **options)]).write(tmp_path / "eeg.edf")
     with pytest.raises(DataError, match="expected one rate of all leads, got 100 Hz, 200 Hz"):
         open_file(tmp_path / "eeg.edf")
+
+
+def test_an_archive_whose_compressed_array_demands_a_long_header_takes_no_memory(tmp_path):
+    length = 100_000
+    with zipfile.ZipFile(tmp_path / "r.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("ecg.npy", b"\x93NUMPY\x02\x00" + length.to_bytes(4, "little") + b" " * length)
+    with pytest.raises(DataError, match=r"r\.npz cannot be read: .* header, expected 100000 bytes got 16372"):
+        open_file(tmp_path / "r.npz", EIGHT_LEADS)

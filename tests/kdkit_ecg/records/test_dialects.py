@@ -218,8 +218,8 @@ def test_a_segment_without_samples_only_lists_leads(tmp_path):
         ({"segments": "S1 500\n~ 200\nS2 600\n"}, "segment S1 has 600 samples at 500 Hz, expected 500 at 500 Hz"),
         ({"first_line": "A1/3 12 500 1500"}, "its segments have 1400 samples, expected 1500"),
         ({"first_line": "A1/3 12 250 1400"}, "segment S1 has 600 samples at 500 Hz, expected 600 at 250 Hz"),
-        ({"gain": "200/NU"}, "its segments differ in leads, or in whether they are in mV"),
-        ({"steps": STEPS[:11], "leads": LEADS[:11]}, "its segments differ in leads, or in whether they are in mV"),
+        ({"gain": "200/NU"}, "S1 has I, II, .*, V6, but S2 has I, II, .*, V6 in standard deviations; use the segments"),
+        ({"steps": STEPS[:11], "leads": LEADS[:11]}, "S1 has .* V5, V6, but S2 has .* V5; use the segments as records"),
         (
             {"segments": "S1 600\n~ 11401\nS2 600\n", "first_line": "A1/3 12 500 12601"},
             "its segments have 1,200 different samples, but 12,601 with all gaps and repetitions; expected at most 8",

@@ -1,0 +1,115 @@
+"""An export that was judged by its gates, before it is written: the best of those that a format has for a network."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdkit.engine.check.multiply_adds import multiply_adds
+from kdkit.export.base import Exported, Exporter
+from kdkit.export.gates import MetricGate, NumericGate, Reference
+from kdkit.export.latency import latency, single_sample
+from kdkit.export.metadata import inputs_of, metadata_of
+from kdkit.export.source import ExportSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """An export with its gates. content: of its file, with metadata."""
+
+    exporter: Exporter
+    exported: Exported
+    content: bytes
+    metadata: Mapping[str, Any]
+    numeric: NumericGate
+    metric: MetricGate
+
+    @classmethod
+    def best_of(cls, source: ExportSource, reference: Reference, exporter: Exporter, weights: Path) -> "Attempt":
+        """Return the export of a network, or an improved one if that misses the gate of its metrics."""
+        attempt = cls._judged(exporter.export(source), source, reference, exporter, weights)
+        others, limit = attempt.numeric.differences.get("other sizes", 0.0), attempt.numeric.tolerance
+        # `not <=` also of NaN
+        if limit is not None and not others <= limit and not source.fixed_sizes:
+            source.fix_sizes()  # the network may compute something else for other sizes, such as by its positions
+            attempt = cls._judged(exporter.export(source), source, reference, exporter, weights)
+        improvements = exporter.improvements(source)
+        while not attempt.metric.passed and (improved := next(improvements, None)) is not None:
+            other = cls._judged(improved, source, reference, exporter, weights)
+            attempt = other if other.metric.loss < attempt.metric.loss else attempt
+        return attempt
+
+    @classmethod
+    def _judged(
+        cls, exported: Exported, source: ExportSource, reference: Reference, exporter: Exporter, weights: Path
+    ) -> "Attempt":
+        """Return an export with its gates, computed by the content that is written."""
+        metadata = {
+            **metadata_of(source, reference, weights),
+            "inputs": inputs_of(source, dynamic=exporter.dynamic),
+            "precision": exporter.precision,
+            "details": dict(exported.details),
+        }
+        content = exporter.with_metadata(exported.content, metadata)
+        # The gates judge these bytes, so that no later step can change what was judged.
+        model = exporter.open(content)
+        options = source.options
+        tolerance = options.tolerance if exporter.tolerance is not None else None
+        return cls(
+            exporter=exporter,
+            exported=exported,
+            content=content,
+            metadata=metadata,
+            numeric=reference.numeric_gate(
+                model, exporter.tolerance if tolerance is None else tolerance, dynamic=exporter.dynamic
+            ),
+            metric=reference.metric_gate(model, options.points),
+        )
+
+    @property
+    def passed(self) -> bool:
+        """Whether it has passed both gates."""
+        return self.numeric.passed and self.metric.passed
+
+    def card(self, source: ExportSource) -> dict[str, Any]:
+        """Return what it is, how it was judged, and what it costs, which is measured."""
+        exporter, net = self.exporter, source.net
+        model, inputs = exporter.open(self.content), single_sample(source)
+        arrays = {key: tensor.numpy() for key, tensor in zip(source.input_names, inputs, strict=True)}
+        batches = source.batches(source.data.validation, 2, count=2)
+        tensors = {id(tensor): tensor for tensor in (*net.network.parameters(), *net.network.buffers())}
+        return {
+            "sha256": hashlib.sha256(self.content).hexdigest(),
+            "precision": exporter.precision,
+            "passed": self.passed,
+            "notices": [*exporter.notices],
+            "bytes": len(self.content),
+            "bytes_without_metadata": len(self.exported.content),
+            "peak_activation_bytes": exporter.peak_activation_bytes(self.content, arrays),
+            "network": {
+                "name": net.name,
+                "parameters": net.parameters,
+                "weights_bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
+                "multiply_adds": next((multiply_adds(net, batch) for batch in batches), None),
+                "input_shapes": {key: list(array.shape) for key, array in arrays.items()},
+            },
+            "latency": latency(source, model),
+            "numeric_gate": {
+                "passed": self.numeric.passed,
+                "tolerance": self.numeric.tolerance,
+                "largest_differences": dict(self.numeric.differences),
+            },
+            "metric_gate": {
+                "passed": self.metric.passed,
+                "points": self.metric.points,
+                "split": self.metric.split,
+                "samples": self.metric.samples,
+                "scores": {
+                    score.metric: {"network": score.network, "export": score.export, "points_lost": score.points}
+                    for score in self.metric.scores
+                },
+            },
+            "record": dict(self.exported.record),
+            "metadata": dict(self.metadata),
+        }

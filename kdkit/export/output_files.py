@@ -1,0 +1,90 @@
+"""The files of an export on the disk: their names, and how they replace those of an earlier export."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdkit.errors import KdkitError
+from kdkit.export.base import Exporter
+from kdkit.export.card import OUT
+from kdkit.export.options import ExportResult
+from kdkit.plugins.manager import registry
+from kdkit.utils.files import output_errors, require_output, to_json, write_output
+
+REJECTED, OLDER = ".rejected", ".older"  # in names, before the suffix
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """The file of an export, with its card next to it. path: its name if it passes its gates."""
+
+    path: Path
+
+    @property
+    def card(self) -> Path:
+        """The card of the file."""
+        return self.path.with_name(f"{self.path.name}.json")
+
+    @property
+    def rejected(self) -> "OutputFile":
+        """The file in its place if it misses a gate."""
+        return OutputFile(self.path.with_name(f"{self.path.stem}{REJECTED}{self.path.suffix}"))
+
+    @property
+    def older(self) -> "OutputFile":
+        """The file that an earlier export wrote in its place, once a later one was rejected."""
+        return OutputFile(self.path.with_name(f"{self.path.stem}{OLDER}{self.path.suffix}"))
+
+    def require_writable(self) -> None:
+        """Raise KdkitError if the file or its card cannot be written, under any of its names."""
+        for file in (self, self.rejected, self.older):
+            require_output(file.path, OUT)
+            require_output(file.card, OUT)
+
+    def write(self, content: bytes, card: Mapping[str, Any]) -> ExportResult:
+        """Write the file and its card, so that a file at `path` is always of the last export.
+
+        If the export has passed its gates, earlier files of the other names are deleted. Otherwise an earlier file at
+        `path` becomes `older`, since a user would take it for the result of this export.
+        """
+        written, notices = (self if card["passed"] else self.rejected), [*card["notices"]]
+        if written is not self and (self.path.exists() or self.older.path.exists()):
+            notices.append(f"{self.older.path.name} is of an earlier export, and was {self.path.name} then")
+        card = {**card, "file": written.path.name, "notices": notices}
+        write_output(written.path, content, option=OUT)
+        write_output(written.card, to_json(card, indent=1) + "\n", option=OUT)
+        with output_errors(self.path, OUT):
+            if written is self:
+                for earlier in (self.rejected, self.older):
+                    earlier.path.unlink(missing_ok=True)
+                    earlier.card.unlink(missing_ok=True)
+            elif self.path.exists():
+                self.path.replace(self.older.path)
+                self.older.card.unlink(missing_ok=True)
+                if self.card.exists():
+                    self.card.replace(self.older.card)
+        return ExportResult(format=card["format"], path=written.path, passed=card["passed"], card=card)
+
+
+def output_files(out: Path, net: str, exporters: Mapping[str, Exporter]) -> tuple[Path, dict[str, OutputFile]]:
+    """Return the folder of all files, and the file of each format.
+
+    out: a file, if there is one format, or a folder. Raises KdkitError if it has the name of another file.
+    """
+    if len(exporters) == 1:
+        ((name, exporter),) = exporters.items()
+        if out.suffix == exporter.suffix:
+            return out.parent, {name: OutputFile(out)}
+    if out.is_file() or out.suffix in {factory().suffix for factory in registry("exporters").values()}:
+        wanted = f"have the suffix {exporter.suffix}" if len(exporters) == 1 else "be a folder for the files"
+        raise KdkitError(f"{out} names a file, but an export to {', '.join(exporters)} must {wanted}; change --out")
+    stem = file_stem(net)
+    return out, {
+        name: OutputFile(out / f"{stem}{exporter.label}{exporter.suffix}") for name, exporter in exporters.items()
+    }
+
+
+def file_stem(net: str) -> str:
+    """Return the name of a net as that of a file."""
+    return net.replace(" ", "-")
