@@ -56,7 +56,7 @@ def stage(tmp_path):
     """The folder of a stage in a run folder; the thread that writes its checkpoints ends with the test."""
     folder = RunFolder.create(tmp_path / "run", RECORD, None).stage(0, "net")
     yield folder
-    folder.close()
+    folder.wait_until_written()
 
 
 # Files
@@ -379,7 +379,7 @@ def test_lines_of_the_history_that_a_checkpoint_does_not_have_are_deleted_with_i
     again = StageFolder(stage.path)  # as in a new process
     assert again.load_checkpoint()[1] == [{"epoch": 0}]
     save(again, 2, epoch=ended({"epoch": 1}))
-    again.close()
+    again.wait_until_written()
     assert stage.load_checkpoint()[1] == [{"epoch": 0}, {"epoch": 1}]
 
 
