@@ -3,7 +3,9 @@
 import hashlib
 import json
 import math
+import os
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -329,6 +331,16 @@ def test_the_last_two_checkpoints_are_kept(stage):
         save(stage, step, {"step": step})
     assert names(stage.path) == ["checkpoint-10.safetensors", "checkpoint-11.safetensors"]
     assert stage.load_checkpoint()[0] == {"step": 11}  # 9 is less than 11, as a number
+
+
+def test_a_run_waits_for_a_checkpoint_that_an_ended_run_of_this_process_is_still_writing(stage, monkeypatch):
+    """Two interrupts end a run without waiting; in a notebook, the next cell may resume it."""
+    save(stage, 1)
+    may_write, fsync = threading.Event(), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: may_write.wait(30) and fsync(handle))
+    stage.save_checkpoint(2, {**STATE, "position": 7})
+    threading.Timer(0.1, may_write.set).start()
+    assert StageFolder(stage.path).load_checkpoint()[0]["position"] == 7
 
 
 def test_a_stage_whose_run_folder_is_gone_creates_no_part_of_it_again(stage):
