@@ -27,7 +27,7 @@ from kdkit.cli.sweep import sweep
 from kdkit.errors import KdkitError, RemoteRankError, Terminated, shortened, shows_tracebacks
 from kdkit.plugins.manager import PluginWarning, installed
 from kdkit.plugins.recipe_file import read_recipe_file
-from kdkit.utils.printable import LINE_CHARACTERS, echo, printable
+from kdkit.utils.printable import LINE_CHARACTERS, echo, is_first_process, printable
 
 # Commands import most modules when they are called: these import torch, which takes seconds, and `kdkit --help` does
 # not need it.
@@ -57,7 +57,10 @@ def call(args: list[str]) -> int:
     try:
         with _process_group():
             add_plugin_commands()
-            code = cli.main(args, prog_name="kdkit", standalone_mode=False)
+            try:
+                code = cli.main(args, prog_name="kdkit", standalone_mode=False)
+            except click.Abort as error:  # click's name for Ctrl-C, which is no error of this process in its group
+                raise KeyboardInterrupt from error
             return code if isinstance(code, int) else 0
     except RemoteRankError:  # the process that had the error prints it
         return 2
@@ -79,9 +82,11 @@ def call(args: list[str]) -> int:
         error.show(message)
         echo(message.getvalue().rstrip("\n"), err=True)
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort, Terminated) as error:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would print a traceback at the exit of Python
-        echo("stopped", err=True)
+    except (KeyboardInterrupt, Terminated) as error:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # another one would print a traceback at the exit of Python
+        if is_first_process():
+            echo("stopped", err=True)
         return 143 if isinstance(error, Terminated) else 130  # 128 + the number of the signal, as in shells
 
 

@@ -9,7 +9,7 @@ import click
 from kdkit.cli.options import LOG, PATH, SEED, loggers_of, read_seeds, run_fields, run_options
 from kdkit.cli.recipe_command import RunCommand, arguments_of, file_of, recipe_options
 from kdkit.errors import KdkitError, RunFolderError, Terminated
-from kdkit.utils.printable import echo
+from kdkit.utils.printable import echo, is_first_process
 
 
 @click.command(cls=RunCommand, short_help="Train the stages of a recipe, and evaluate its nets.")
@@ -108,7 +108,7 @@ def run(ctx: click.Context, /, **options: Any) -> int:
             log = (lambda line: echo(line, err=True)) if settings.progress else (lambda _line: None)
             run_parallel_stages(file, origin, settings, jobs=jobs, log=log)
     except (KeyboardInterrupt, Terminated):
-        if settings.out is not None and settings.out.exists():
+        if settings.out is not None and settings.out.exists() and is_first_process():
             echo(f"\nto resume from the last checkpoint: kdkit run --resume {settings.out}", err=True)
         raise
     return 0

@@ -13,7 +13,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kdkit.data.dataset import Data, LoaderSplit, optional_member
-from kdkit.errors import DataError, KdkitError, RecipeError, RemoteRankError, first_line
+from kdkit.errors import DataError, KdkitError, RecipeError, RemoteRankError, Terminated, first_line
 from kdkit.utils import collectives
 from kdkit.utils.devices import usable_cores
 
@@ -49,6 +49,9 @@ def joined() -> Iterator[None]:
     error_store = PrefixStore("errors", group_store)
     try:
         yield
+    except (KeyboardInterrupt, Terminated):  # a signal, which all ranks get
+        _leave()
+        raise
     except Exception as error:
         if _failed_elsewhere(error_store):
             raise RemoteRankError("another process of this run failed; its error message is above") from error
@@ -59,10 +62,7 @@ def joined() -> Iterator[None]:
                 f"minutes ({first_line(error)}); `torchrun --max-restarts=1 ...` with --out resumes after such a loss"
             ) from error
         raise
-    # The threads of the group release the tensors of the last message, for which they need Python's lock. Older
-    # versions of torch wait for these threads while they hold the lock: without the pause they might wait forever.
-    time.sleep(_THREADS_END)
-    distributed.destroy_process_group()
+    _leave()
 
 
 def launched() -> bool:
@@ -173,6 +173,14 @@ def rank_share(samples: int, whole: int | None) -> tuple[float, float]:
         return 1.0, samples
     weight = rank_weight(samples, whole)
     return weight, whole * weight / collectives.world_size()
+
+
+def _leave() -> None:
+    """Leave the process group."""
+    # The threads of the group release the tensors of the last message, for which they need Python's lock. Older
+    # versions of torch wait for these threads while they hold the lock: without the pause they might wait forever.
+    time.sleep(_THREADS_END)
+    distributed.destroy_process_group()
 
 
 def _backend() -> str | None:

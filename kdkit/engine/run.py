@@ -130,9 +130,7 @@ def run(
                 recipe = with_baselines(recipe)
             status.show("checking the recipe")
             callbacks = [*console, *callbacks]
-            interrupts = Interrupts(
-                enabled=not collectives.is_distributed(), announce=console[0].announce if console else None
-            )
+            interrupts = Interrupts(announce=console[0].announce if console else None)
             with interrupts, deterministic(enabled=options.deterministic):
                 return _Run(recipe, options, device, callbacks, origin or Origin(), interrupts).execute()
 

@@ -4,7 +4,7 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kdkit.data.dataset import LoaderSplit
@@ -66,12 +66,12 @@ class StageTrainer:
                     self._train()
             except (KeyboardInterrupt, Terminated):
                 self._load_best()  # for whoever catches it, without the updates of the unfinished epoch
-                if self.folder is not None:
+                if self.folder is not None and not self.ctx.interrupts.at_once:
                     self.folder.wait_or_warn()
                 raise
             finally:
-                if self.folder is not None:
-                    self.folder.close()
+                if self.folder is not None and not self.ctx.interrupts.at_once:
+                    self.folder.wait_until_written()
         self._load_best()
         if self.folder is not None and not finished:
             summary = {
@@ -121,21 +121,23 @@ class StageTrainer:
                             position.terms = position.terms or self._train_epoch(epoch, step, position)
                         self._saved_position = None  # of an epoch that was stopped after its last batch
                         self.location = epoch, None
-                        values = self.monitor.validate(state, epoch, self.ctx.interrupts.end_run)
+                        values = self.monitor.validate(state, epoch, self._between_batches(state, position))
                         terms, position.terms = position.terms, None  # the epoch changes the state, so it must end
                         self._end_epoch(epoch, terms, values, state, position.seconds)
                         self._save_checkpoint(state)
+                        if self.ctx.interrupts.agree():
+                            self._end_run()
                 except (KeyboardInterrupt, Terminated):
-                    # All batches are trained, and only the validation is repeated. Ranks may be at different points.
+                    # All batches are trained, and only the validation is repeated.
                     if position.terms is not None and not collectives.is_distributed():
                         self._save_checkpoint(state, position)
                     raise
-                self.ctx.interrupts.end_run()
                 self.ctx.callbacks.raise_error()
             with self.ctx.interrupts.deferred():
                 if self.folder is not None:
                     self.folder.wait()  # a signal must not end the thread that writes the last checkpoint
-            self.ctx.interrupts.end_run()
+                if self.ctx.interrupts.agree():
+                    self._end_run()
         if math.isnan(self.best.value) and self.training.keep == "best":
             warnings.warn(
                 f"stage {self.stage.name!r}: {self.monitor.metric.name!r} was undefined on the validation split "
@@ -214,10 +216,13 @@ class StageTrainer:
                 self.ctx.callbacks.call("step_ended", event)
             # Between two updates there are gradients, which a checkpoint does not hold.
             position.batches = index + 1
-            if part.ends_update and (self.interval.is_due() or self.ctx.interrupts.requested):
-                position.seconds = time.perf_counter() - began
-                self._save_checkpoint(step.state, position)
-                self.ctx.interrupts.end_run()
+            if part.ends_update:
+                is_due, ends_run = self.interval.is_due(), self.ctx.interrupts.agree_after_update()
+                if is_due or ends_run:
+                    position.seconds = time.perf_counter() - began
+                    self._save_checkpoint(step.state, position)
+                if ends_run:
+                    self._end_run()
         term_means = means.values(self.ctx.device)
         position.seconds = time.perf_counter() - began  # after the device has computed the last step
         self._require_finite(term_means, means, epoch, step)
@@ -227,6 +232,32 @@ class StageTrainer:
             )
         step.state.on_epoch_end()
         return term_means
+
+    def _between_batches(self, state: TrainState, position: EpochPosition) -> Callable[[], None]:
+        """Return what a validation calls before each batch: a signal ends it.
+
+        Several ranks leave together at its end. The first one writes a checkpoint as soon as it has got the signal, in
+        case they are killed before.
+        """
+        interrupts, folder = self.ctx.interrupts, self.folder
+        if not collectives.is_distributed():
+            return interrupts.end_run
+        # Of all ranks, none of which changes the state meanwhile.
+        unsaved = [] if folder is None else [self._checkpoint(state, position)]
+
+        def save_if_requested() -> None:
+            if interrupts.requested and unsaved and folder is not None:
+                folder.save_checkpoint(*unsaved.pop())
+
+        return save_if_requested
+
+    def _end_run(self) -> None:
+        """End the run by the signal that was noted; several ranks leave when the first one has written a checkpoint."""
+        if collectives.is_distributed():
+            if self.folder is not None:
+                self.folder.wait_or_warn()
+            collectives.barrier()
+        self.ctx.interrupts.end_run()
 
     def _require_finite(self, values: Mapping[str, float], means: RunningMeans, epoch: int, step: TrainingStep) -> None:
         """Raise KdkitError with the cause if the mean of a term is not a finite number, and save the batch in question.
@@ -327,17 +358,11 @@ class StageTrainer:
         self.interval.restart()
         if self.folder is None:
             return
-        step, done = len(self.history) * self.batches.per_epoch, len(self.history)
-        checkpoint = {
-            "train_state": state.state_dict(),
-            "stream": self.batches.state_dict(),
-            "best": {"epoch": self.best.epoch, "value": self.best.value, "weights": self.best.weights},
-            "position": None if position is None else position.state_dict(self.ctx.device),
-        }
+        step, checkpoint = self._checkpoint(state, position)
         if position is not None:
-            self.folder.save_checkpoint(step + position.batches, checkpoint)
+            self.folder.save_checkpoint(step, checkpoint)
             return
-        kept = self.ctx.options.keep_checkpoints
+        done, kept = len(self.history), self.ctx.options.keep_checkpoints
         nets = self.stage.objectives if kept else ()
         ended = EndedEpoch(
             entry=self.history[-1],
@@ -346,3 +371,13 @@ class StageTrainer:
             kept=range(done - kept, done),
         )
         self.folder.save_checkpoint(step, checkpoint, ended)
+
+    def _checkpoint(self, state: TrainState, position: EpochPosition | None) -> tuple[int, dict[str, Any]]:
+        """Return the number of batches so far, and the content of a checkpoint; all ranks call this."""
+        batches = 0 if position is None else position.batches
+        return len(self.history) * self.batches.per_epoch + batches, {
+            "train_state": state.state_dict(),
+            "stream": self.batches.state_dict(),
+            "best": {"epoch": self.best.epoch, "value": self.best.value, "weights": self.best.weights},
+            "position": None if position is None else position.state_dict(self.ctx.device),
+        }

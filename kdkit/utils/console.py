@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.segment import Segment
 from rich.text import Text
 
-from kdkit.utils.printable import LINE_CHARACTERS, printable
+from kdkit.utils.printable import LINE_CHARACTERS, is_first_process, printable
 
 _WIDTH = 120  # columns of output that goes to a file or a pipe
 
@@ -68,9 +68,7 @@ class Status:
     """
 
     def __init__(self, *, enabled: bool = True) -> None:
-        # Of the processes of torchrun, the first one prints for all; their group may not exist yet.
-        is_first = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
-        self._console = make_console(stderr=True) if enabled and is_first else None
+        self._console = make_console(stderr=True) if enabled and is_first_process() else None
         self._live: Live | None = None
 
     def __enter__(self) -> "Status":

@@ -1,5 +1,6 @@
 """Escape the control characters of printed texts: names come from data, and terminals obey these characters."""
 
+import os
 import unicodedata
 
 import click
@@ -24,6 +25,11 @@ def printable(text: str, *, keep: str = "") -> str:
         else character.encode("unicode_escape").decode("ascii")
         for character in text
     )
+
+
+def is_first_process() -> bool:
+    """Whether this process prints for all those of torchrun, whose group may not exist; True without torchrun."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def echo(text: str, *, err: bool = False) -> None:

@@ -21,6 +21,7 @@ from tests.helpers.stages import copied, same, three, training
 # that was started in the background.
 RECIPE = """
 import json
+import os
 import signal
 import sys
 import time
@@ -32,6 +33,17 @@ import kdkit
 from tests.helpers.stages import three, training
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
+fsync = os.fsync
+
+
+def slow_fsync(handle):
+    if Path("slow").exists():
+        Path("writing").touch()
+        time.sleep(60)
+    fsync(handle)
+
+
+os.fsync = slow_fsync
 
 
 @kdkit.hookimpl
@@ -75,15 +87,20 @@ def folder(tmp_path):
     return tmp_path
 
 
+def wait_for(file, process):
+    """Wait until a program creates a file."""
+    deadline = time.monotonic() + 90
+    while not file.exists():
+        assert process.poll() is None, process.communicate(timeout=30)[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def interrupt(folder, *arguments, start=ForkedPython, numbers=(signal.SIGINT,), continues=True):
     """Start a program, send signals while it waits in a step, let it continue, and return its exit code and stderr."""
     (folder / "wait").touch()
     process = start(arguments, folder)
-    deadline = time.monotonic() + 90
-    while not (folder / "waiting").exists():
-        assert process.poll() is None, process.communicate(timeout=30)[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(folder / "waiting", process)
     for number in numbers:
         process.send_signal(number)
         time.sleep(0.2)
@@ -167,6 +184,29 @@ def test_a_second_signal_ends_a_command_in_its_step_and_loses_nothing_older(fold
     done = run_python([*command, "--resume"], folder)
     assert done.returncode == 0, done.stderr
     assert ("resumed in epoch 3 after 2 of 4 batches" if continues else "resumed after epoch 2") in done.stdout
+
+
+@pytest.mark.parametrize("start", [ForkedPython, pytest.param(fresh_python, marks=pytest.mark.slow)])
+def test_a_second_interrupt_does_not_wait_for_the_checkpoint_of_the_first(folder, start):
+    command = ["-m", "kdkit", "run", "recipe_file.py", "--device", "cpu", "--out", "run"]
+    (folder / "wait").touch()
+    process = start(command, folder)
+    wait_for(folder / "waiting", process)
+    (folder / "slow").touch()
+    process.send_signal(signal.SIGINT)
+    (folder / "wait").unlink()
+    wait_for(folder / "writing", process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130, err
+    assert err.count("stopped") == 1
+    assert "Traceback" not in err
+    (folder / "slow").unlink()
+    assert [file.name for file in (folder / "run" / "2-assistant").glob("*.tmp")]  # half-written, under this name only
+    done = run_python([*command, "--resume"], folder)
+    assert done.returncode == 0, done.stderr
+    assert "resumed after epoch 2" in done.stdout
+    assert not [*(folder / "run").rglob("*.tmp")]
 
 
 def test_an_interrupt_in_the_first_epoch_leaves_an_empty_history():

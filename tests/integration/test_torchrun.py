@@ -1,16 +1,21 @@
 """Runs in two processes: results of one process, one run folder, one error message, and a resume after a crash."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.distributed import TCPStore
 
+from kdkit.engine.storage.comparison import differences
 from tests.helpers.command_line import environment
-from tests.helpers.processes import ForkedPython, run_python
+from tests.helpers.processes import ForkedPython
 
 from .test_distributed_balancing import in_two_processes
 
@@ -41,7 +46,24 @@ class Small(nn.Module):
         self.register_buffer("switch", torch.tensor([True, False]))
 
     def forward(self, inputs):
+        if not self.training and Path("trained").exists():
+            time.sleep(0.2)
         return self.head(self.norm(self.body(inputs)).relu())
+
+
+@kdkit.hookimpl
+def step_ended(event):
+    '''Append the step to a log, and wait in the second step of the second epoch, if there is a file wait.
+
+    If there is a file slow, the validation after the last step of an epoch takes seconds.
+    '''
+    with open("log.txt", "a") as log:
+        print(event.epoch, event.batch, file=log)
+    if event.batch == 4 and Path("slow").exists():
+        Path("slow").rename("trained")
+    while (event.epoch, event.batch) == (1, 1) and Path("wait").exists():
+        Path("waiting").touch()
+        time.sleep(0.02)
 
 
 def samples(count, first=0):
@@ -53,6 +75,7 @@ def samples(count, first=0):
 def recipe(
     epochs: int = 4,
     count: int = 70,
+    validated: int = 25,
     frozen: bool = True,
     past: bool = True,
     lose: Path | None = None,
@@ -70,7 +93,7 @@ def recipe(
     options = dict(extra) if (extra := globals().get("training")) else {}
     defaults = {"epochs": epochs, "batch_size": 16, "optimizer": Optimizer(torch.optim.SGD, lr=0.1, momentum=0.9)}
     first = int(os.environ["RANK"]) if apart else 0
-    data = TorchData(samples(count, first), samples(25, 1), samples(24, 2), classes=("a", "b", "c"))
+    data = TorchData(samples(count, first), samples(validated, 1), samples(24, 2), classes=("a", "b", "c"))
     return Recipe(data=data, schedule=[Stage({student: objective}, Training(**{**defaults, **options}))])
 
 
@@ -344,9 +367,11 @@ def test_a_run_that_torchrun_may_restart_needs_a_folder(kdkit_here, tmp_path, mo
     assert not (tmp_path / "runs").exists()
 
 
-# The agent of torchrun, whose two processes are forked and so need not import torch.
+# The agent of torchrun, whose two processes are forked and so need not import torch. Each saves its exit code.
 AGENT = """
+import os
 import sys
+from pathlib import Path
 
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -354,7 +379,9 @@ from kdkit.cli.main import call
 
 
 def program(*arguments):
-    if code := call(arguments):
+    code = call(arguments)
+    Path(f"code-{os.environ['RANK']}").write_text(str(code))
+    if code:
         sys.exit(code)
 
 
@@ -367,25 +394,113 @@ elastic_launch(config, program)(*sys.argv[1:])
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m", "kdkit"]
 
 
-@pytest.mark.parametrize(
-    "launcher", [["agent.py"], pytest.param(["-m", *TORCHRUN], marks=pytest.mark.slow)], ids=["agent", "torchrun"]
-)
-def test_a_run_resumes_after_one_of_its_processes_was_killed(tmp_path, launcher):
-    (tmp_path / "recipe_file.py").write_text(RECIPE)
-    (tmp_path / "agent.py").write_text(AGENT)
-    command = [*launcher, "run", "recipe_file.py", "--lose", str(tmp_path / "lost"), "--checkpoint-every", "2", "--out"]
-    done = run_python([*command, "run"], tmp_path, environment(OMP_NUM_THREADS="1"), timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "lost").exists()
-    assert "resumed after epoch 2" in done.stdout
-    assert done.stdout.count("Metrics on test") == 1
+class Launched:
+    """Starts a run with torchrun in a folder; `lost` is a file, without which one of its processes is killed."""
+
+    def __init__(self, folder, launcher=("agent.py",)):
+        self.folder, self.lost = folder, folder / "lost"
+        self.command = [*launcher, "run", "recipe_file.py", "--lose", str(self.lost), "--validated", "640"]
+        (folder / "recipe_file.py").write_text(RECIPE)
+        (folder / "agent.py").write_text(AGENT)
+
+    def start(self, *options):
+        command = [*self.command, "--checkpoint-every", "2", "--out", "run", *options]
+        return ForkedPython(command, self.folder, environment(OMP_NUM_THREADS="1"))
+
+    def finish(self, *options):
+        """Run to the end, and return what is printed."""
+        process = self.start(*options)
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+        return out
+
+    def wait(self, process, condition):
+        """Wait until a condition is true while the run goes on."""
+        deadline = time.monotonic() + 90
+        while not condition():
+            assert process.poll() is None, process.output(2)
+            assert time.monotonic() < deadline, process.output(2)
+            time.sleep(0.02)
+
+    def ranks(self, process):
+        """Return the processes that torchrun has started."""
+        return [*map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())]
+
+    def checkpoints(self):
+        """Return the numbers of batches of the checkpoints."""
+        files = (self.folder / "run" / "1-student").glob("checkpoint-*.safetensors")
+        return {int(file.stem.removeprefix("checkpoint-")) for file in files}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of an undisturbed run."""
+    launched = Launched(tmp_path_factory.mktemp("whole"))
+    launched.lost.touch()
+    launched.finish()
+    return launched.folder / "run"
+
+
+LAUNCHERS = [
+    pytest.param(("agent.py",), id="agent"),
+    pytest.param(("-m", *TORCHRUN), id="torchrun", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_run_resumes_after_one_of_its_processes_was_killed(tmp_path, whole, launcher):
+    launched = Launched(tmp_path, launcher)
+    out = launched.finish()
+    assert launched.lost.exists()
+    assert "resumed after epoch 2" in out
+    assert out.count("Metrics on test") == 1
     assert set(json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]) == {"student", "teacher"}
     assert len((tmp_path / "run" / "1-student" / "history.jsonl").read_text().splitlines()) == 4
-    whole = run_python([*command, "whole"], tmp_path, environment(OMP_NUM_THREADS="1"), timeout=240)
-    assert whole.returncode == 0, whole.stderr  # no process is killed now, since there is a file `lost`
-    for name in ("metrics.json", "1-student/weights.safetensors", "1-student/predictions-student-test.safetensors"):
-        first, second = ((tmp_path / folder / name).read_bytes() for folder in ("run", "whole"))
-        assert (json.loads(first) == json.loads(second)) if name == "metrics.json" else (first == second), name
+    assert differences(tmp_path / "run", whole) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the processes of torchrun are found in /proc")
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_ends_all_processes_after_one_step_with_a_checkpoint_and_no_step_is_repeated(
+    tmp_path, whole, launcher, number
+):
+    launched = Launched(tmp_path, launcher)
+    launched.lost.touch()
+    (tmp_path / "wait").touch()
+    process = launched.start()
+    launched.wait(process, (tmp_path / "waiting").exists)
+    ranks = launched.ranks(process)
+    process.send_signal(number)
+    os.kill(ranks[1], number)  # as a scheduler does, which sends it to all processes
+    time.sleep(0.2)
+    (tmp_path / "wait").unlink()
+    assert process.wait(60) == 1  # of torchrun
+    assert process.output(2).count("stopped\n") == 1
+    assert "stopping after this batch\n" in process.output(2)
+    if launcher == ("agent.py",):
+        assert {(tmp_path / f"code-{rank}").read_text() for rank in (0, 1)} == {str(128 + number)}
+    assert max(launched.checkpoints()) >= 7  # it waited in the second epoch
+
+    # Torchrun kills processes that take long to end, which is too early for this validation.
+    before = {batches for batches in launched.checkpoints() if batches % 5 == 0}
+    (tmp_path / "slow").touch()
+    process = launched.start("--resume")
+    launched.wait(process, (tmp_path / "trained").exists)
+    time.sleep(0.1)
+    ranks = launched.ranks(process)
+    for rank in ranks:
+        os.kill(rank, number)
+    launched.wait(process, lambda: {batches for batches in launched.checkpoints() if batches % 5 == 0} - before)
+    for killed in (*ranks, process.pid):
+        os.kill(killed, signal.SIGKILL)
+    process.wait(60)
+
+    (tmp_path / "trained").unlink()
+    assert "Metrics on test" in launched.finish("--resume")
+    assert differences(tmp_path / "run", whole) == []
+    steps = (tmp_path / "log.txt").read_text().splitlines()
+    assert sorted(steps) == [f"{epoch} {batch}" for epoch in range(4) for batch in range(5)]
 
 
 # A thread of a process group that is still there when the interpreter ends may end the process by a signal.

@@ -4,11 +4,12 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -62,8 +63,7 @@ class StageFolder:
         self.writes = writes
         self._history = hashlib.sha256()  # of the lines so far
         self._epochs = 0  # the number of these lines
-        self._thread: ThreadPoolExecutor | None = None
-        self._writing: Future[None] | None = None
+        self._writing: futures.Future[None] | None = None
 
     def save_weights(self, net: str, weights: Mapping[str, Tensor]) -> None:
         """Save the weights of a network."""
@@ -105,11 +105,11 @@ class StageFolder:
                     self.delete_epochs(ended.kept)
 
         self.wait()
-        self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="kdkit-checkpoint")
-        self._writing = self._thread.submit(save)
+        self._writing = _in_thread(save)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written. Raises RunFolderError if it could not be."""
+        self.wait_until_written()
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -121,17 +121,17 @@ class StageFolder:
         except RunFolderError as error:
             warnings.warn(f"the checkpoint at the end was not written: {error}", stacklevel=2)
 
-    def close(self) -> None:
-        """Wait for the last checkpoint, whether or not it can be written, and end the thread."""
-        if self._thread is not None:
-            self._thread.shutdown()
-            self._thread = None
+    def wait_until_written(self) -> None:
+        """Wait for the last checkpoint, whether or not it can be written."""
+        if self._writing is not None:
+            futures.wait([self._writing])
 
     def load_checkpoint(self) -> tuple[dict[str, Any], History, str | None] | None:
         """Return the last checkpoint that is not damaged, its history, and a notice if a later one is; or None.
 
         Raises RunFolderError if all checkpoints are damaged.
         """
+        futures.wait(_unfinished)  # of a run in this process that two signals have ended
         damaged: list[str] = []
         files = self._checkpoints()
         for file in files:
@@ -295,6 +295,28 @@ class StageFolder:
     def predictions(self, net: str, split: str) -> Path:
         """Return the file of the predictions for a split."""
         return self.path / f"predictions-{net}-{split}.safetensors"
+
+
+_unfinished: set[futures.Future[None]] = set()  # the checkpoints that this process writes at present
+
+
+def _in_thread(save: Callable[[], None]) -> futures.Future[None]:
+    """Call a function in a thread, which does not keep the process from ending, and return its future."""
+    writing: futures.Future[None] = futures.Future()
+
+    def call() -> None:
+        try:
+            save()
+        except BaseException as error:  # raised by whoever waits for the future
+            writing.set_exception(error)
+        else:
+            writing.set_result(None)
+
+    _unfinished.add(writing)
+    writing.add_done_callback(_unfinished.discard)
+    # Not of an executor, for whose threads Python waits at its exit.
+    Thread(target=call, name="kdkit-checkpoint", daemon=True).start()
+    return writing
 
 
 def require_format(content: Mapping[str, Any], path: Path) -> None:

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import math
+import os
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -56,7 +58,7 @@ def stage(tmp_path):
     """The folder of a stage in a run folder; the thread that writes its checkpoints ends with the test."""
     folder = RunFolder.create(tmp_path / "run", RECORD, None).stage(0, "net")
     yield folder
-    folder.close()
+    folder.wait_until_written()
 
 
 # Files
@@ -331,6 +333,16 @@ def test_the_last_two_checkpoints_are_kept(stage):
     assert stage.load_checkpoint()[0] == {"step": 11}  # 9 is less than 11, as a number
 
 
+def test_a_run_waits_for_a_checkpoint_that_an_ended_run_of_this_process_is_still_writing(stage, monkeypatch):
+    """Two interrupts end a run without waiting; in a notebook, the next cell may resume it."""
+    save(stage, 1)
+    may_write, fsync = threading.Event(), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: may_write.wait(30) and fsync(handle))
+    stage.save_checkpoint(2, {**STATE, "position": 7})
+    threading.Timer(0.1, may_write.set).start()
+    assert StageFolder(stage.path).load_checkpoint()[0]["position"] == 7
+
+
 def test_a_stage_whose_run_folder_is_gone_creates_no_part_of_it_again(stage):
     save(stage, 1)
     stage.path.parent.rename(stage.path.parent.with_name("renamed"))
@@ -379,7 +391,7 @@ def test_lines_of_the_history_that_a_checkpoint_does_not_have_are_deleted_with_i
     again = StageFolder(stage.path)  # as in a new process
     assert again.load_checkpoint()[1] == [{"epoch": 0}]
     save(again, 2, epoch=ended({"epoch": 1}))
-    again.close()
+    again.wait_until_written()
     assert stage.load_checkpoint()[1] == [{"epoch": 0}, {"epoch": 1}]
 
 
