@@ -20,7 +20,8 @@ from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.options import Capture
 from kdkit.engine.python_state import PythonState
 from kdkit.engine.train_state import TrainState
-from kdkit.engine.training_step import TrainingStep, UpdatePart
+from kdkit.engine.training_step import TrainingStep
+from kdkit.engine.update_parts import UpdatePart
 from kdkit.errors import KdkitError, RecipeError, first_line
 from kdkit.nets.net import Net
 from kdkit.recipe.balancing.base import WeightedSum

@@ -12,7 +12,7 @@ from kdkit.data.label_check import LabelCheck
 from kdkit.engine.capture import make_step
 from kdkit.engine.check.recipe_problems import binary_loss_of
 from kdkit.engine.checkpointing import BestCheckpoint, CheckpointInterval, EpochPosition, restore_rng
-from kdkit.engine.distributed import DistributedModule, rank_share
+from kdkit.engine.distributed import DistributedModule
 from kdkit.engine.meters import RunningMeans
 from kdkit.engine.monitor import Monitor
 from kdkit.engine.not_finite import cause_in_inputs, cause_in_outputs
@@ -21,7 +21,8 @@ from kdkit.engine.run_context import RunContext
 from kdkit.engine.storage.stage_folder import EndedEpoch, History, StageFolder
 from kdkit.engine.train_state import TrainState
 from kdkit.engine.training_batches import TrainingBatches, explain_single_sample
-from kdkit.engine.training_step import TrainingStep, update_parts
+from kdkit.engine.training_step import TrainingStep
+from kdkit.engine.update_parts import Updates
 from kdkit.engine.user_errors import located
 from kdkit.errors import DataError, KdkitError, Terminated
 from kdkit.plugins.events import EpochEnded, Figures, StageStarted, StepEnded
@@ -33,6 +34,8 @@ from kdkit.utils.randomness import derive_seed, seed_everything
 
 class StageTrainer:
     """Trains one stage, and resumes it from the checkpoint in `folder`. folder: None to keep nothing on disk."""
+
+    updates: Updates  # of the open stage
 
     def __init__(self, ctx: RunContext, index: int, stage: Stage, folder: StageFolder | None) -> None:
         self.ctx = ctx
@@ -110,6 +113,13 @@ class StageTrainer:
             step, reason = make_step(open_stage, state, module, autocast, capture=options.capture)
             if reason is not None:
                 self.notices.append(f"the training step is not captured as a CUDA graph: {reason}")
+            self.updates = Updates(
+                open_stage.module.terms,
+                open_stage.context,
+                self.training.accumulate_steps,
+                sized=not isinstance(self.ctx.recipe.data.train, LoaderSplit),
+            )
+            self.notices += self.updates.notices
             self._report_start(first, state)
             for epoch in range(first, self.training.epochs):
                 if self._stopped_by() is not None:
@@ -188,19 +198,16 @@ class StageTrainer:
             # After batches were skipped, which may draw random numbers, and before one is loaded, which may too.
             restore_rng(self._saved_position, self.ctx.device)
         last = self.batches.per_epoch - 1
-        parts = update_parts(sizes or [1] * self.batches.per_epoch, self.training.accumulate_steps)
+        parts = self.updates.of_epoch(loader, sizes, position.batches, last + 1, self.ctx.device)
         means = position.means
         report_steps = self.ctx.callbacks.has_listeners("step_ended")
         step.open_stage.module.train()
         self.interval.restart()
         began = time.perf_counter() - position.seconds
-        for index, batch in enumerate(loader, start=position.batches):
+        for index, (batch, part, samples) in enumerate(parts, start=position.batches):
             if index > last:
                 raise DataError(f"the training data must have {last + 1} batches per epoch, its length, but has more")
             self.location = epoch, index
-            batch = batch.to(self.ctx.device)  # from a user-defined DataLoader; others are there
-            weight, samples = rank_share(len(batch), None if sizes is None else sizes[index])
-            part = parts[index] if weight == 1 else parts[index]._replace(rank_weight=weight)
             values = step(batch, part)  # {term: unweighted value}
             means.add(values, samples)
             if means.not_finite is not None and not collectives.is_distributed():

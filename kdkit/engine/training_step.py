@@ -1,44 +1,18 @@
 """A training step: the outputs of all networks for a batch, the losses, their gradients, and the update of weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from kdkit.data.batch import Batch
 from kdkit.engine.distributed import DistributedModule
 from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.train_state import TrainState
+from kdkit.engine.update_parts import UpdatePart
 from kdkit.teachers.base import TeacherOutput, TeacherOutputs
-
-
-class UpdatePart(NamedTuple):
-    """The part that a batch has in an update of the weights.
-
-    ends_update: whether the weights are updated after this batch. divisor: of its losses, the number of samples in the
-    update divided by that in the batch, so that every sample counts the same. rank_weight: the weight of this rank's
-    part of the batch in the mean over ranks.
-    """
-
-    ends_update: bool = True
-    divisor: float = 1.0
-    rank_weight: float = 1.0
-
-
-def update_parts(sizes: Sequence[int], every: int) -> list[UpdatePart]:
-    """Return the part of each batch of an epoch in its update, of `every` batches; the last update may have fewer.
-
-    sizes: the samples of each batch.
-    """
-    if every == 1:
-        return [UpdatePart()] * len(sizes)
-    updates = [sizes[first : first + every] for first in range(0, len(sizes), every)]
-    return [
-        UpdatePart(ends_update=index == len(update) - 1, divisor=sum(update) / size)
-        for update in updates
-        for index, size in enumerate(update)
-    ]
 
 
 class TrainingStep:
@@ -80,5 +54,14 @@ class TrainingStep:
         with self.module.update(ends=part.ends_update):
             with self.autocast:
                 losses = self.module(batch, teacher_outputs)
-            self.state.backward(losses, part.divisor, part.rank_weight, weights)
+            scaled = losses if part.factors is None else _scaled(losses, part.factors)
+            self.state.backward(scaled, part.divisor, part.rank_weight, weights)
         return {label: loss.detach() for label, loss in losses.items()}
+
+
+def _scaled(losses: Mapping[str, Tensor], factors: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
+    """Return the losses times their factors, in single precision or better."""
+    scaled = {label: loss.to(torch.promote_types(loss.dtype, torch.float32)) for label, loss in losses.items()}
+    for label, factor in factors.items():
+        scaled[label] = scaled[label] * (factor.to(scaled[label].dtype) if isinstance(factor, Tensor) else factor)
+    return scaled

@@ -136,7 +136,7 @@ class Masked(nn.Module):
 
     def forward(self, student: TensorOrTuple, target: TensorOrTuple, *, inputs: Any) -> Tensor:
         """Return the loss over the selected positions. Raises RecipeError if the features have other positions."""
-        mask = self.mask(inputs) if callable(self.mask) else self._entry(inputs)
+        mask = self.mask_of(inputs)
         for side in (*as_tuple(student), *as_tuple(target)):
             if side.shape[:1] + side.shape[2:] != mask.shape:
                 raise RecipeError(
@@ -159,7 +159,10 @@ class Masked(nn.Module):
         """Return the loss, for the printed plan of a recipe."""
         return type(self.loss).__name__ if isinstance(self.loss, nn.Module) else repr(self.loss)
 
-    def _entry(self, inputs: Any) -> Tensor:
+    def mask_of(self, inputs: Any) -> Tensor:
+        """Return the mask of a batch, (batch, *positions). Raises RecipeError if the inputs have none."""
+        if callable(self.mask):
+            return self.mask(inputs)
         try:
             mask: Tensor = inputs[self.mask]
         except (LookupError, TypeError):
