@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import LoaderSplit, Split, optional_member
 from kdkit.utils.devices import usable_cores
-from kdkit.utils.randomness import derive_seed, seed_everything
+from kdkit.utils.randomness import derive_seed, seed_everything, seeded_on_cpu
 
 Shard = tuple[int, int]  # (rank, world size)
 
@@ -24,13 +24,15 @@ MAX_WORKERS = 4  # of an automatic choice: four processes load batches faster th
 
 
 class BatchSeed(NamedTuple):
-    """The random numbers with which worker processes load a batch: those of `seed` and the number of the batch.
+    """The random numbers with which a batch is loaded: those of `seed` and the number of the batch.
 
-    first: the number of the first batch, so that a resumed epoch draws the same numbers.
+    first: the number of the first batch, so that a resumed epoch draws the same numbers. in_process: whether this
+    process loads with them too, as worker processes always do; it costs time, so it is for data that may draw some.
     """
 
     seed: int = 0
     first: int = 0
+    in_process: bool = False
 
 
 NO_SEED = BatchSeed()  # of data without random numbers
@@ -60,7 +62,7 @@ def batches(
     workers: processes that load batches; 0 loads them in this process; None chooses: see `Split.parallel`.
     pin: whether to put batches in pinned memory, from which copies to a GPU are asynchronous.
     shard: (rank, world size); of each batch, load only the rows of this rank (see `shard_rows`).
-    seed: of worker processes; this process and its threads load with the random numbers that they have.
+    seed: of the batches; threads of this process load with the random numbers that it has.
     """
     if isinstance(split, LoaderSplit):
         return split.batched(size, pin=pin)
@@ -155,7 +157,7 @@ class ThreadedBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         def load(index: int) -> Batch:
-            batch = self.dataset[index]
+            batch = self.dataset.load(index)
             return batch.pin_memory() if self.pin else batch
 
         loading: deque[Future[Batch]] = deque()
@@ -184,11 +186,19 @@ class _BatchDataset(Dataset[Batch]):
         return len(self.rows_of_batches)
 
     def __getitem__(self, index: int) -> Batch:
+        seed = self.seed
         if get_worker_info() is not None:
             # Torch seeds a worker once, so that its random numbers would depend on the batches that it loaded before.
-            seed_everything(derive_seed(self.seed.seed, self.seed.first + index))
-        return self.split.batch(self.rows_of_batches[index], self.draw)  # batch_size=None: an item is a batch
+            seed_everything(derive_seed(seed.seed, seed.first + index))
+        elif seed.in_process:
+            # The same numbers, and none of those that the networks draw, such as dropout masks.
+            with seeded_on_cpu(derive_seed(seed.seed, seed.first + index)):
+                return self.load(index)
+        return self.load(index)
 
     def __iter__(self) -> Iterator[Batch]:
-        for rows in self.rows_of_batches:
-            yield self.split.batch(rows, self.draw)
+        return (self[index] for index in range(len(self)))
+
+    def load(self, index: int) -> Batch:
+        """Return a batch, with the random numbers of this process."""
+        return self.split.batch(self.rows_of_batches[index], self.draw)  # batch_size=None: an item is a batch

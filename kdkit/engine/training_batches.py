@@ -118,7 +118,7 @@ class TrainingBatches:
             draws=draws or 1,
             workers=self.training.workers,
             shard=(collectives.rank(), collectives.world_size()),
-            seed=BatchSeed(derive_seed(self.seed, number, _LOADING), first),
+            seed=BatchSeed(derive_seed(self.seed, number, _LOADING), first, in_process=draws is None),
             check=self.label_check,
         )
 

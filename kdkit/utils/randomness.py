@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,32 @@ def preserve_rng_state(*, cuda: bool | None = None) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+@contextmanager
+def seeded_on_cpu(seed: int) -> Iterator[None]:
+    """Draw the random numbers of the CPU from a seed, as `seed_everything` does, and then from where they were before.
+
+    It takes a tenth of the time of `preserve_rng_state`, and leaves those of GPUs alone. It must not be nested.
+    """
+    python_state, torch_state = random.getstate(), torch.get_rng_state()
+    bit_generator = np.random.mtrand.get_bit_generator()
+    # The global state of numpy is exchanged, since a copy of it takes as long as everything else together.
+    np.random.mtrand.set_bit_generator(_spare_generator())
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.mtrand.set_bit_generator(bit_generator)
+        torch.set_rng_state(torch_state)
+
+
+@cache
+def _spare_generator() -> Any:
+    return np.random.MT19937(0)  # created once, which takes longer than it is used
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:

@@ -183,10 +183,25 @@ def test_a_misspelt_hook_of_a_callback_is_refused_by_name():
         kdkit.run(three, device="cpu", callbacks=[Wrong()])
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_data_loading_workers_change_no_number(dropout):
+class Noisy(Dataset[tuple[Tensor, Tensor]]):
+    """Samples with noise from the global random generator."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = samples(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        inputs, label = self.rows[index]
+        return inputs + 0.1 * torch.randn_like(inputs), label
+
+
+@pytest.mark.parametrize(("dropout", "noisy"), [(0.0, False), (0.5, False), (0.5, True)])
+def test_data_loading_workers_change_no_number(dropout, noisy):
     def recipe(workers: int) -> Recipe:
-        return alone(Net("student", Small(4, dropout=dropout)), epochs=2, workers=workers)
+        splits = TorchData(Noisy(32), samples(24, 1), classes=("a", "b", "c")) if noisy else data()
+        return alone(Net("student", Small(4, dropout=dropout)), splits=splits, epochs=2, workers=workers)
 
     inside, outside = (kdkit.run(lambda count=count: recipe(count), device="cpu") for count in (0, 2))
     assert epoch_terms(inside.history) == epoch_terms(outside.history)

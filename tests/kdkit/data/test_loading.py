@@ -172,16 +172,32 @@ class Noise(TwoRows):
 def test_random_numbers_of_a_batch_do_not_depend_on_the_number_of_workers_or_the_first_batch():
     def load(workers, first=0, seed=5):
         order = torch.arange(24)[first * 4 :]
-        loaded = batches(Noise(), 4, order=order, workers=workers, seed=BatchSeed(seed, first))
+        loaded = batches(Noise(), 4, order=order, workers=workers, seed=BatchSeed(seed, first, in_process=True))
         return [batch.inputs for batch in loaded]
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about forks in a process with threads, and more workers than cores
         expected = load(1)
-        for workers, first in ((2, 0), (3, 0), (1, 2), (2, 3)):
+        for workers, first in ((0, 0), (2, 0), (3, 0), (0, 1), (1, 2), (2, 3)):
             assert all(map(torch.equal, load(workers, first), expected[first:])), (workers, first)
         assert not any(map(torch.equal, load(1, seed=6), expected))
     assert len({float(inputs[0, 0]) for inputs in expected}) == 6
+
+
+def test_a_batch_that_this_process_loads_leaves_its_random_numbers():
+    def draw():
+        return [*torch.rand(2).tolist(), random.random(), *np.random.standard_normal(2).tolist()]
+
+    torch.manual_seed(3)
+    random.seed(3)
+    np.random.seed(3)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    expected = draw()
+    torch.set_rng_state(states[0])
+    random.setstate(states[1])
+    np.random.set_state(states[2])
+    assert len([*batches(Noise(), 4, seed=BatchSeed(5, in_process=True))]) == 6
+    assert draw() == expected
 
 
 @pytest.mark.parametrize(
