@@ -65,7 +65,7 @@ class TeacherCaching:
         self._folder_problem = ""  # why the shared folder cannot be used
 
     def notices(self) -> Iterator[str]:
-        """Yield why nothing is cached in this run, or nothing for other runs, if the reason is in its data."""
+        """Yield the reason if the data prevents that outputs are cached, or that other runs read them."""
         if self.options.teacher_cache == "off" or not any(_frozen_teachers(stage) for stage in self.stages):
             return
         try:
@@ -77,7 +77,7 @@ class TeacherCaching:
         if not self._has_data_digest() and could_be_shared:
             yield "teacher outputs are cached for this run only, since the data has no digest of all its samples"
 
-    def begin(self, open_stage: OpenStage, batch: Batch) -> list[str]:
+    def cache_sessions(self, open_stage: OpenStage, batch: Batch) -> list[str]:
         """Replace the sessions of frozen teachers by cached ones, and return a notice for each that is not cached.
 
         batch: a tiny one, after the dry run of all sessions.
@@ -119,11 +119,11 @@ class TeacherCaching:
 
     def close(self, *, ended: bool) -> None:
         """Delete the folder that no other run reads; a run that may be resumed keeps it, to end with the same bits."""
-        out = self.options.out
-        if ended and out is not None and (out / _IN_RUN_FOLDER).is_dir() and self._is_private():
-            self._folder()  # also if this run, which was resumed, did not open it
-        if self._private_folder is not None and (ended or self.options.out is None):
-            shutil.rmtree(self._private_folder, ignore_errors=True)
+        folder, out = self._private_folder, self.options.out
+        if folder is None and ended and out is not None and (out / _IN_RUN_FOLDER).is_dir() and self._is_private():
+            folder = out / _IN_RUN_FOLDER  # of the run before it was resumed
+        if folder is not None and (ended or out is None):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _cached_teacher(self, net: Net[Any], open_stage: OpenStage, batch: Batch) -> CachedTeacher | None:
         """Return a cached session, or None if no notice is needed. Raises CacheError, whose text is the reason."""

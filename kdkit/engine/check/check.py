@@ -40,7 +40,7 @@ def check(
     recipe = as_recipe(recipe, "check")
     stages = recipe.stages
     context = build_context(recipe.data)
-    problems = [*recipe_problems(recipe, stages)]
+    problems = [*recipe_problems(recipe, stages, context)]
     estimator = None if estimate is None else Estimator(recipe, stages, estimate)
     reported: set[str] = set()
     checks: list[_StageCheck] = []

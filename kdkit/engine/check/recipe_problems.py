@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kdkit.data.dataset import Data, Split, optional_member
+from kdkit.data.dataset import Split, optional_member
 from kdkit.data.labels import without_ignored
 from kdkit.engine.training_batches import batches_per_epoch
 from kdkit.errors import KdkitError, did_you_mean
+from kdkit.losses.base import BuildContext
 from kdkit.metrics.base import Predictions
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.nets.net import Net
@@ -22,19 +23,22 @@ from kdkit.recipe.objective import Term, Truth
 from kdkit.recipe.recipe import Recipe, Stage, nets_of
 
 
-def recipe_problems(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[str]:
-    """Yield the problems of a recipe as a whole: names, the order of stages, metrics, and cache settings."""
-    return _RecipeChecks(recipe, stages).problems()
+def recipe_problems(recipe: Recipe, stages: Sequence[Stage], context: BuildContext) -> Iterator[str]:
+    """Yield the problems of a recipe as a whole: names, the order of stages, metrics, and cache settings.
+
+    context: the facts about its data.
+    """
+    return _RecipeChecks(recipe, stages, context).problems()
 
 
 class _RecipeChecks:
     """The checks of a recipe as a whole. Each method yields the problems of one kind."""
 
-    def __init__(self, recipe: Recipe, stages: Sequence[Stage]) -> None:
+    def __init__(self, recipe: Recipe, stages: Sequence[Stage], context: BuildContext) -> None:
         self.recipe = recipe
         self.stages = stages
         self.terms = [term for stage in stages for term in stage.terms]
-        self.position_dims: int = optional_member(recipe.data, Data, "position_dims")
+        self.context = context
 
     def problems(self) -> Iterator[str]:
         """Yield all problems."""
@@ -56,8 +60,8 @@ class _RecipeChecks:
         yield from self._losses_of_ignored_labels()
         yield from self._binary_losses_of_numbers()
         top = self.recipe.teacher_cache.top
-        if top is not None and (data.task != "multiclass" or self.position_dims):
-            labels = "has labels per position" if self.position_dims else f"is {data.task}"
+        if top is not None and (data.task != "multiclass" or self.context.position_dims):
+            labels = "has labels per position" if self.context.position_dims else f"is {data.task}"
             yield (
                 f"CacheSettings(top={top}) keeps the largest outputs of each sample, which needs one class per sample, "
                 f"and this data {labels}; leave out top"
@@ -122,7 +126,7 @@ class _RecipeChecks:
 
     def _metric_problems(self) -> Iterator[str]:
         """Compute every metric for random outputs, so that one that does not fit is refused before training."""
-        if self.position_dims:
+        if self.context.position_dims:
             for metric in self.recipe.metrics:
                 if not getattr(without_interval(metric), "accepts_positions", False):
                     yield (
@@ -158,7 +162,7 @@ class _RecipeChecks:
         truth = optional_member(data.validation, Split, "labels")
         if not isinstance(truth, Tensor) or not truth.ndim or not len(truth):
             return
-        labels = without_ignored(truth, optional_member(data, Data, "ignored_labels")).cpu().numpy()
+        labels = without_ignored(truth, self.context.ignored_labels).cpu().numpy()
         if data.task == "multiclass" and labels.ndim == 2:  # soft labels
             labels = labels.argmax(1)
         # With two values in one column, each class of a macro average may be undefined, but not all of them.
@@ -184,7 +188,7 @@ class _RecipeChecks:
 
     def _metrics_of_unknown_labels(self) -> Iterator[str]:
         """Check that labels that may be unknown reach only metrics that leave them out."""
-        if not optional_member(self.recipe.data, Data, "has_unknown"):
+        if not self.context.has_unknown:
             return
         for metric in self.recipe.metrics:
             if not getattr(without_interval(metric), "accepts_unknown", False):
@@ -195,7 +199,7 @@ class _RecipeChecks:
 
     def _losses_of_ignored_labels(self) -> Iterator[str]:
         """Check that losses with an `ignore_index` leave out the labels that stand for none."""
-        ignored = optional_member(self.recipe.data, Data, "ignored_labels")
+        ignored = self.context.ignored_labels
         for term in self.terms if ignored else ():
             index = getattr(term.loss, "ignore_index", None)
             if isinstance(index, int) and index not in ignored:
