@@ -59,6 +59,7 @@ def distill(
     ignore_index: int | None = None,
     labels: str | None = None,
     batch_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None = None,
+    evaluation_samples: int | None = None,
     **options: Unpack[DistillFields],
 ) -> Result:
     """Train a student on labels and on one or several trained teachers, and return the metrics of all.
@@ -70,8 +71,8 @@ def distill(
     labels, in [0, 1]; the teachers share the rest. epochs: of Adam, 10 if None; training: all options instead.
     task: the kind of the labels; derived from them if None.
     classes: their names. If None, the names that the training data has, as ImageFolder does, or else numbers: as many
-    as the student has outputs. unknown, ignore_index, labels, batch_transform: see TorchData. options: those of
-    `kdkit.run`.
+    as the student has outputs. unknown, ignore_index, labels, batch_transform, evaluation_samples: see TorchData.
+    options: those of `kdkit.run`.
 
     Raises RecipeError if both epochs and training are passed, or both kd_loss and temperature.
     """
@@ -98,6 +99,7 @@ def distill(
             ignore_index=ignore_index,
             labels=labels,
             batch_transform=batch_transform,
+            evaluation_samples=evaluation_samples,
         )
     except DataError as error:
         if failure is None:

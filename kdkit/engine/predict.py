@@ -1,8 +1,10 @@
 """Predict a whole split with a network, and compute the metrics of its predictions."""
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from kdkit.data.dataset import Data, LoaderSplit, Split, optional_member
 from kdkit.data.device_data import DeviceData
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.labels import is_ignored
+from kdkit.data.loading import length_of
 from kdkit.engine.class_alignment import shared_classes
 from kdkit.engine.not_finite import cause_in_inputs
 from kdkit.errors import DataError, KdkitError
@@ -23,6 +26,7 @@ from kdkit.nets.net import Net
 from kdkit.utils.collectives import all_gather, is_distributed, rank, world_size
 from kdkit.utils.modules import eval_mode
 
+_NOTICE_AFTER = 60.0  # seconds of reading a stream without a length until a warning; repeated when they have doubled
 _INSPECTED = 64  # samples whose inputs are inspected if outputs are not finite
 
 
@@ -36,6 +40,7 @@ class Predictor:
         self.device_data = device_data
         self.device = device_data.device
         self.autocast = autocast
+        self._ended: set[int] = set()  # the ids of splits that have been read to their end
 
     @torch.no_grad()
     def predict(
@@ -66,7 +71,8 @@ class Predictor:
             check = LabelCheck.of_data(self.data, split)
             if check is not None and isinstance(part, _Part):
                 check = replace(check, first_row=int(part.rows[0]))
-            for batch in self.device_data.batches(part, batch_size, workers=workers, check=check, keep=is_whole):
+            batches = self.device_data.batches(part, batch_size, workers=workers, check=check, keep=is_whole)
+            for batch in self._read(batches, split):
                 if between_batches is not None:
                     between_batches()
                 batch = batch.to(self.device)  # from a user-defined DataLoader; others are there
@@ -99,6 +105,24 @@ class Predictor:
             return predictions
         self._require_finite(net, split, np.isfinite(predictions.outputs).reshape(len(predictions.outputs), -1).all(1))
         return self._to_shared_classes(net, self._with_labels(predictions))
+
+    def _read(self, batches: Iterable[Batch], split: Split | LoaderSplit) -> Iterator[Batch]:
+        """Yield the batches of a split, and warn if it does not end, as a stream that is meant for training."""
+        may_be_endless = length_of(split) is None and id(split) not in self._ended
+        began, notice_after, samples = monotonic(), _NOTICE_AFTER, 0
+        for batch in batches:
+            yield batch
+            samples += len(batch)
+            if may_be_endless and monotonic() - began > notice_after:
+                notice_after *= 2
+                warnings.warn(
+                    f"the {getattr(split, 'name', 'evaluated')} data, a stream without a length, is still being read, "
+                    f"after {samples:,} samples; if it has no end, pass the number of samples to read: "
+                    "TorchData(..., evaluation_samples=N)",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        self._ended.add(id(split))
 
     @property
     def _has_positions(self) -> bool:

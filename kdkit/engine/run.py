@@ -1,8 +1,8 @@
 """Run a recipe: check it, train its stages, and compute the metrics of every network."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -106,7 +106,19 @@ def run(
         options = RunOptions.of(fields, "run")
     elif fields:
         raise RecipeError(f"pass a RunOptions or its fields by keyword, not both; got {', '.join(fields)} as well")
+    with prepared(recipe, options, callbacks=callbacks, origin=origin) as prepared_run:
+        return prepared_run.execute()
 
+
+@contextmanager
+def prepared(
+    recipe: Recipe | Callable[[], Recipe],
+    options: RunOptions,
+    *,
+    callbacks: Sequence[object] = (),
+    origin: Origin | None = None,
+) -> Iterator["PreparedRun"]:
+    """Check a recipe and open its run folder, for a run in this context. Arguments and errors are those of `run`."""
     # Not in RunOptions: a study sets `out` later.
     if options.keep_checkpoints and options.out is None:
         raise RecipeError("to keep checkpoints, name the run folder: out=FOLDER")
@@ -132,11 +144,14 @@ def run(
             callbacks = [*console, *callbacks]
             interrupts = Interrupts(announce=console[0].announce if console else None)
             with interrupts, deterministic(enabled=options.deterministic):
-                return _Run(recipe, options, device, callbacks, origin or Origin(), interrupts).execute()
+                yield PreparedRun(recipe, options, device, callbacks, origin or Origin(), interrupts)
 
 
-class _Run:
-    """A run of a recipe on one rank: everything is checked when it is created, and `execute` trains."""
+class PreparedRun:
+    """A run of a recipe on one rank: everything is checked when it is created, and `execute` trains.
+
+    lock: of the run folder, until `execute` has ended.
+    """
 
     def __init__(
         self,
@@ -170,7 +185,7 @@ class _Run:
             teacher_caching=TeacherCaching(recipe, plan.stages, options, device),
         )
         self.origin = origin
-        self.lock = ExitStack()  # of the run folder
+        self.lock = ExitStack()
         self.folder = self._open_folder()
         self.reported_on = "validation" if recipe.data.test is None else "test"
         self.history: dict[str, Sequence[Mapping[str, Any]]] = {}
