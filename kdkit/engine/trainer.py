@@ -76,6 +76,7 @@ class StageTrainer:
         self.best = BestCheckpoint()
         self.history: History = []
         self.notices: list[str] = []
+        self.cache_entries: Mapping[str, Any] = {}  # of teacher outputs, as they were when the stage began
         self.interval = CheckpointInterval(ctx.options.checkpoint_every)
         self._saved_position: dict[str, Any] | None = None  # in an epoch that a resumed run continues
         self.position: tuple[int, int | None] | None = None  # the epoch, and the batch unless it is validated
@@ -109,6 +110,7 @@ class StageTrainer:
                 "epochs": len(self.history),
                 "stopped_by": self._stopped_by(),
                 "peak_memory_bytes": self._peak_memory(),
+                "teacher_cache": self.cache_entries or None,
             }
             self.folder.finish({name: value for name, value in summary.items() if value is not None})
         return self.history
@@ -367,6 +369,7 @@ class StageTrainer:
                 raise CheckError(f"stage {self.stage.name!r}: {problem}" for problem in problems)
             # The optimizer comes last, since it takes the parameters of the losses that the dry run built.
             self.notices = self.ctx.teacher_caching.begin(self.stage, stage.sessions, stage.module, batch)
+            self.cache_entries = self.ctx.teacher_caching.entries
             higher = not lower_is_better(self._monitored_metric())
             schedule = self.training.lr_schedule
             schedule = None if schedule is None else schedule.for_metric(higher_is_better=higher)
@@ -391,6 +394,7 @@ class StageTrainer:
             state.load_state_dict(checkpoint["train_state"])
             self.best = BestCheckpoint(**checkpoint["best"])
             self._saved_position = checkpoint["position"]
+            self.cache_entries = checkpoint["teacher_cache"]
         notices = [notice, self.batches.load_state_dict(checkpoint["stream"])]
         self.notices += filter(None, notices)
         # The run may have been killed before it deleted the oldest, or after it saved one of an epoch to be repeated.
@@ -422,6 +426,7 @@ class StageTrainer:
         return len(self.history) * self.batches.per_epoch + batches, {
             "train_state": state.state_dict(),
             "stream": self.batches.state_dict(),
+            "teacher_cache": self.cache_entries,
             "best": {"epoch": self.best.epoch, "value": self.best.value, "weights": self.best.weights},
             "position": None if position is None else position.state_dict(self.ctx.device),
         }
