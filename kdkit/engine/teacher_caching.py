@@ -57,10 +57,13 @@ class TeacherCaching:
     """The cached teachers of a run, opened stage by stage. Close it at the end of the run.
 
     stages: all stages of the run, since an output that is cached in one stage may be read in a later one.
+    entries: of the stage that is open, by net: the name of the entry, how many outputs it has room for, and how many it
+    had when the stage began. Those may have been computed in other batches, and so with other rounding errors.
     """
 
     def __init__(self, recipe: Recipe, stages: Sequence[Stage], options: RunOptions, device: torch.device) -> None:
         self.recipe, self.stages, self.options, self.device = recipe, stages, options, device
+        self.entries: dict[str, dict[str, str | int]] = {}
         self._private_folder: Path | None = None
         self._folder_problem = ""  # why the shared folder cannot be used
 
@@ -84,6 +87,7 @@ class TeacherCaching:
         Raises CacheError if cached outputs are not what their teacher computes.
         """
         notices = []
+        self.entries = {}
         known_problem = self._folder_problem
         for net in _frozen_teachers(open_stage.stage):
             with self.options.autocast(self.device):
@@ -94,7 +98,13 @@ class TeacherCaching:
                     cached = _on_all_ranks(None)  # the other ranks wait for this call
                 session = open_stage.sessions[net.name]
                 open_stage.sessions[net.name] = cached or self._encoded_only(net, session, batch)
-                if cached is not None:
+                if cached is not None and cached.store is not None:
+                    rows = cached.store.written
+                    self.entries[net.name] = {
+                        "entry": cached.store.path.name,
+                        "outputs": rows.numel(),
+                        "cached_before": int(rows.sum()),
+                    }
                     self._audit_earlier_outputs(cached)
         if self._folder_problem != known_problem:
             notices.insert(0, f"teacher outputs are cached for this run only: {self._folder_problem}")
