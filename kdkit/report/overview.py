@@ -9,7 +9,7 @@ from markupsafe import Markup
 from kdkit.errors import KdkitError
 from kdkit.report import analysis, formats
 from kdkit.report.charts import Bar, interval_chart, reliability_chart
-from kdkit.report.runs import ReportedRun, mapping, weight_text
+from kdkit.report.runs import ReportedRun, mapping, rows, weight_text
 from kdkit.report.verdict import Verdict
 
 T = TypeVar("T")
@@ -197,8 +197,8 @@ def setup(runs: Sequence[ReportedRun]) -> Values:
             facts.append((title, [_fact(mapping(run.record, group).get(key)) for run in runs]))
     terms: dict[tuple[tuple[str, str], ...], list[str]] = {}  # with the runs that have each
     for run in runs:
-        for stage, stage_terms in run.terms.items():
-            for term in stage_terms:
+        for stage in mapping(run.record, "terms"):
+            for term in rows(mapping(run.record, "terms"), stage):
                 texts = {key: str(term.get(key) or "") for key in ("student_net", "label", "loss", "teacher")}
                 row = {"stage": stage, **texts, "weight": weight_text(term.get("weight"))}
                 labels = terms.setdefault(tuple(row.items()), [])
