@@ -192,8 +192,8 @@ def log_softmax(outputs: NDArray[Any]) -> Floats:
     """Return the logarithms of the probabilities of the classes, (samples, classes), for one class per sample."""
     shifted = outputs.astype(np.float64) - outputs.max(1, keepdims=True)
     others = np.exp(shifted)
-    # The largest probability of a sample is 1 / (1 + others): with its own 1 in the sum, small others would be lost, and
-    # samples of which a net is very sure would seem equal.
+    # The largest probability of a sample is 1 / (1 + others). With its own 1 in the sum, small others would be lost,
+    # and samples of which a net is very sure would seem equal.
     others[np.arange(len(others)), outputs.argmax(1)] = 0
     logs: Floats = shifted - np.log1p(others.sum(1, keepdims=True))
     return logs

@@ -53,8 +53,8 @@ class MacroAUPRC(WithoutThresholds):
 class MacroAUROC(WithoutThresholds):
     """Area under the ROC curve, averaged over the classes with positives and negatives, in [0, 1].
 
-    A tie between a positive and a negative counts one half. For one class per sample it is that of the softmax, one class
-    against the rest.
+    A tie between a positive and a negative counts one half. For one class per sample it is that of the softmax, of each
+    class against the rest.
     """
 
     accepts_unknown: ClassVar[bool] = True
@@ -98,8 +98,7 @@ def _resampled(
     # changes no probability, and must not change the order of the samples.
     scores = log_softmax(test.outputs) if test.labels.ndim == 1 else test.outputs
     rankings = [
-        _ranking(truth[:, column], scores[:, column], rows, tie_share)
-        for column, rows in enumerate(known_rows(test))
+        _ranking(truth[:, column], scores[:, column], rows, tie_share) for column, rows in enumerate(known_rows(test))
     ]
     # Sorting once and summing the counts of resamples replaces a sort for each resample. The sums are whole or half
     # numbers below 2**23, which float32 represents exactly.
