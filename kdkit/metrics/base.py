@@ -188,6 +188,17 @@ def require_class_outputs(predictions: Predictions) -> None:
         )
 
 
+def log_softmax(outputs: NDArray[Any]) -> Floats:
+    """Return the logarithms of the probabilities of the classes, (samples, classes), for one class per sample."""
+    shifted = outputs.astype(np.float64) - outputs.max(1, keepdims=True)
+    others = np.exp(shifted)
+    # The largest probability of a sample is 1 / (1 + others). With its own 1 in the sum, small others would be lost,
+    # and samples of which a net is very sure would seem equal.
+    others[np.arange(len(others)), outputs.argmax(1)] = 0
+    logs: Floats = shifted - np.log1p(others.sum(1, keepdims=True))
+    return logs
+
+
 def unknown_labels(predictions: Predictions) -> Bools | None:
     """Return which labels are NaN, (samples, classes); None if all are known."""
     if predictions.labels.ndim != 2 or predictions.labels.dtype.kind != "f":

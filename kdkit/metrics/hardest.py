@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from kdkit.metrics.base import Floats, Predictions
+from kdkit.metrics.base import Floats, Predictions, log_softmax
 
 
 def hardest_samples(predictions: Predictions, count: int) -> NDArray[np.int64]:
@@ -20,9 +20,8 @@ def _losses(predictions: Predictions) -> Floats | None:
     if predictions.per_position or outputs.ndim != 2:
         return None
     if labels.ndim == 1 and labels.dtype.kind in "iu":
-        shifted = outputs - outputs.max(1, keepdims=True)
-        logs: Floats = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
-        return logs
+        logs: Floats = log_softmax(outputs)[np.arange(len(labels)), labels]
+        return -logs
     truth = labels.astype(np.float64)
     has_label = ~np.isnan(truth)
     if truth.shape != outputs.shape or not np.isin(truth[has_label], (0, 1)).all():

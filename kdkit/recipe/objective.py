@@ -134,10 +134,7 @@ class Weighted:
     factors: tuple[Factor, ...] = ()
 
     def __repr__(self) -> str:
-        factors = [
-            f"{factor:g}" if isinstance(factor, float | int) else describe_loss(factor) for factor in self.factors
-        ]
-        return " * ".join([*factors, repr(self.term)])
+        return " * ".join([*map(describe_factor, self.factors), repr(self.term)])
 
     def weight(self, progress: float) -> float:
         """Return the product of the factors at this progress of the stage, in [0, 1]."""
@@ -163,6 +160,11 @@ class Objective(_Sum):
     def weights(self, progress: float) -> Mapping[str, float]:
         """Return the weight of each term by label, at this progress of the stage."""
         return {weighted.term.label: weighted.weight(progress) for weighted in self.terms}
+
+
+def describe_factor(factor: Factor) -> str:
+    """Return a factor as it is written in a recipe."""
+    return f"{factor:g}" if isinstance(factor, float | int) else describe_loss(factor)
 
 
 def as_objective(objective: "Objective | Term") -> Objective:
