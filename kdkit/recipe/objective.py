@@ -143,6 +143,11 @@ class Weighted:
         """Return the product of the factors at this progress of the stage, in [0, 1]."""
         return math.prod(factor(progress) if callable(factor) else factor for factor in self.factors)
 
+    @property
+    def has_weight(self) -> bool:
+        """Whether the weight is above 0 at some time of the stage; a ramp may start or end at 0."""
+        return any(self.weight(step / 100) > 0 for step in range(101))
+
 
 @dataclass(frozen=True, slots=True)
 class Objective(_Sum):

@@ -19,6 +19,7 @@ from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.train_state import balancer_parameters, build_balancer, named_trainable_parameters
 from kdkit.errors import KdkitError, RecipeError, first_line
 from kdkit.losses.base import allows_any_classes, requirements_of
+from kdkit.losses.features import as_tuple
 from kdkit.losses.multi_teacher import PerTeacher
 from kdkit.nets.layout import path_of
 from kdkit.nets.net import Net
@@ -27,6 +28,7 @@ from kdkit.recipe.balancing.base import WeightedSum
 from kdkit.recipe.recipe import teachers_of
 from kdkit.teachers.base import Teacher, TeacherOutput, require_output
 from kdkit.utils.devices import Precision, autocast
+from kdkit.utils.modules import parameters_behind
 
 
 @dataclass(slots=True)
@@ -34,13 +36,14 @@ class DryRunReport:
     """The result of a dry run. terms: empty if there are problems.
 
     feature_teachers: teachers whose outputs are not about the data's classes; they are matched by features only.
-    notices: see `Plan`.
+    notices: see `Plan`. untrained_outputs: whether no term trains all of what the outputs of a student depend on.
     """
 
     problems: list[str] = field(default_factory=list)
     terms: list[TermSummary] = field(default_factory=list)
     feature_teachers: list[Net[Any]] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    untrained_outputs: bool = False
 
 
 def dry_run(
@@ -287,6 +290,7 @@ class _DryRun:
 
     def _check_terms(self, teacher_outputs: Mapping[str, TeacherOutput]) -> None:
         outputs = self.module.run_students(self.batch, teacher_outputs)
+        trained: set[Tensor] = set()
         for term in self.module.terms:
             try:
                 inputs = self.module.gather_inputs(term, self.batch, outputs)
@@ -297,9 +301,13 @@ class _DryRun:
                 continue
             if problem is not None:
                 self.problems.append(f"term {term.label!r}: {problem}")
+            if term.weighted.has_weight:
+                trained.update(parameters_behind(as_tuple(inputs.student)))
             # In the plan, readers expect the shapes of the outputs, not those of rows of positions.
             whole = inputs if term.rows is None else self.module.whole_inputs(term, self.batch, outputs)
             self.report.terms.append(summarize(term, whole, self.open_taps, projectors.values()))
+        students = self.module.students
+        self.report.untrained_outputs = all(parameters_behind([outputs[net.name].output]) - trained for net in students)
 
 
 def _describe_failure(teacher: Teacher, batch: Batch, error: Exception) -> str:
