@@ -3,11 +3,12 @@
 import json
 
 import pytest
+import torch
 from torch import nn
 
-from kdkit import LinearRamp, Match, Recipe, Stage, Tap, Training, Truth, check, run
+from kdkit import LinearRamp, Match, Net, Recipe, Stage, Tap, Training, Truth, check, run
 from kdkit.errors import RunFolderError
-from kdkit.losses import Hint, SoftTargets
+from kdkit.losses import Hint, IgnoreUnknown, PerLabelSoftTargets, SoftTargets
 from tests.helpers.tiny import one_stage, plain_goal, tiny_data, tiny_net
 
 LAST = (
@@ -95,3 +96,70 @@ def test_a_run_by_outputs_is_recorded_as_before_keep_could_be_left_out(tmp_path)
     teacher, student = nets()
     run(one_stage(student, Match(teacher, SoftTargets())), out=tmp_path / "run")
     assert "keep='best'" in json.loads((tmp_path / "run" / "run.json").read_text())["trainings"][0]
+
+
+def ending_in(layer, name="student", **options):
+    """Return a net whose outputs pass a layer."""
+    torch.manual_seed(1)
+    return Net(name, nn.Sequential(nn.Linear(4, 3), layer), **options)
+
+
+def notices_of(student, *terms, task="multiclass", truth=None):
+    truth = Truth(nn.CrossEntropyLoss() if task == "multiclass" else nn.BCEWithLogitsLoss()) if truth is None else truth
+    plan = check(one_stage(student, sum(terms, truth), tiny_data(task)))
+    plan.require()
+    return plan.notices
+
+
+class Softmaxed(nn.Linear):
+    def forward(self, inputs):
+        return super().forward(inputs).softmax(-1)
+
+
+SOFTMAX = (
+    "the outputs of net {!r} look like probabilities, such as those of a softmax, and {} takes logits: it would "
+    "compute probabilities of probabilities; leave the softmax out of the network"
+)
+
+
+@pytest.mark.parametrize("module", [nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)), Softmaxed(4, 3)])
+def test_a_softmax_in_a_student_is_a_notice_also_of_the_run(module, tmp_path):
+    recipe = one_stage(Net("student", module), plain_goal())
+    run(recipe, out=tmp_path / "run")
+    notices = json.loads((tmp_path / "run" / "run.json").read_text())["notices"]
+    assert SOFTMAX.format("student", "CrossEntropyLoss") in notices
+
+
+def test_a_softmax_in_a_teacher_is_a_notice():
+    teacher = ending_in(nn.Softmax(1), "teacher", trained=True)
+    assert notices_of(tiny_net("student"), Match(teacher, SoftTargets())) == (SOFTMAX.format("teacher", "SoftTargets"),)
+
+
+def test_a_sigmoid_is_a_notice_for_students_and_teachers():
+    student, teacher = ending_in(nn.Sigmoid()), ending_in(nn.Sigmoid(), "teacher", trained=True)
+    student.module.append(nn.Unflatten(1, (3,)))  # a view of the probabilities
+    notices = notices_of(student, Match(teacher, PerLabelSoftTargets()), task="multilabel")
+    assert [notice.split(" look ")[0] for notice in notices] == [
+        "the outputs of net 'student'",
+        "the outputs of net 'teacher'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layer", "truth", "task"),
+    [
+        (nn.LogSoftmax(1), nn.CrossEntropyLoss(), "multiclass"),  # whose softmax is the same as that of logits
+        (nn.LogSoftmax(1), nn.NLLLoss(), "multiclass"),
+        (nn.Sigmoid(), nn.BCELoss(), "multilabel"),
+        (nn.Hardtanh(0.3, 0.6), nn.BCEWithLogitsLoss(), "multilabel"),  # in [0, 1] as if by chance
+        (nn.Softmax(1), nn.MSELoss(), "regression"),
+    ],
+)
+def test_outputs_that_fit_their_loss_are_no_notice(layer, truth, task):
+    assert notices_of(ending_in(layer), task=task, truth=Truth(truth)) == ()
+
+
+def test_probabilities_that_no_loss_on_logits_gets_are_no_notice():
+    truth = Truth(IgnoreUnknown(nn.BCELoss()))
+    plan = check(one_stage(ending_in(nn.Sigmoid()), truth, tiny_data("multilabel", unknown=-1)))
+    assert (plan.problems, plan.notices) == ((), ())
