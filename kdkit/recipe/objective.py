@@ -10,7 +10,7 @@ from torch import Tensor
 from kdkit.errors import RecipeError, describe
 from kdkit.losses.base import Loss, describe_loss, loss_name
 from kdkit.nets.taps import TapLike
-from kdkit.recipe.ramps import Ramp
+from kdkit.recipe.ramps import Ramp, reciprocal
 from kdkit.teachers.base import Teacher
 from kdkit.utils.reprs import describe_options
 
@@ -41,6 +41,9 @@ class _Sum:
         return Objective(tuple(Weighted(part.term, (*part.factors, factor)) for part in self.weighted()))
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> "Objective":
+        return self * reciprocal(divisor)
 
 
 @dataclass(frozen=True, slots=True)
