@@ -244,5 +244,11 @@ def optional_member(value: object, base: type[Data] | type[Split], name: str) ->
     return getattr(base() if is_absent else value, name)
 
 
+def split_name(data: Data, split: Split | LoaderSplit) -> str:
+    """Return the name of a split of a data set; "" if it is none of them."""
+    names = ("validation", "test", "train")
+    return getattr(split, "name", None) or next((name for name in names if getattr(data, name) is split), "")
+
+
 def _raise_undefined(value: object, member: str) -> NoReturn:
     raise DataError(f"{type(value).__name__} does not define {member}, which its base class in kdkit requires")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import Data, LoaderSplit, Split, optional_member
+from kdkit.data.dataset import Data, LoaderSplit, Split, optional_member, split_name
 from kdkit.data.device_data import DeviceData
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.labels import is_ignored
@@ -159,7 +159,8 @@ class Predictor:
         cause = None
         if not isinstance(split, LoaderSplit):
             rows = torch.from_numpy((~finite).nonzero()[0][:_INSPECTED])
-            cause = cause_in_inputs(split.batch(rows, 0), has_unknown=optional_member(self.data, Data, "has_unknown"))
+            has_unknown, name = optional_member(self.data, Data, "has_unknown"), split_name(self.data, split)
+            cause = cause_in_inputs(split.batch(rows, 0), has_unknown=has_unknown, split=split, name=name)
         advice = "a lower learning rate, Training(max_grad_norm=...), or another precision may help"
         raise KdkitError(
             f"net {net.name!r} has outputs that are not finite numbers, for {(~finite).sum()} of {len(finite)} "

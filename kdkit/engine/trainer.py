@@ -274,7 +274,8 @@ class StageTrainer:
         if means.not_finite is not None and not isinstance(self.ctx.recipe.data.train, LoaderSplit):
             location += f", batch {means.not_finite + 1}"
             batch = next(self.batches.epoch(epoch, skip=means.not_finite)).to(self.ctx.device)
-            cause = cause_in_inputs(batch, has_unknown=self.ctx.plan.context.has_unknown)
+            split, has_unknown = self.ctx.recipe.data.train, self.ctx.plan.context.has_unknown
+            cause = cause_in_inputs(batch, has_unknown=has_unknown, split=split, name="train")
             if cause is None:  # otherwise a user-defined teacher might fail
                 cause = cause_in_outputs(batch, step.teacher_outputs(batch, step.open_stage.sessions))
             if self.folder is not None:

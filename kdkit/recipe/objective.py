@@ -10,7 +10,7 @@ from torch import Tensor
 from kdkit.errors import RecipeError, describe
 from kdkit.losses.base import Loss, describe_loss, loss_name
 from kdkit.nets.taps import TapLike
-from kdkit.recipe.ramps import Ramp
+from kdkit.recipe.ramps import Ramp, reciprocal
 from kdkit.teachers.base import Teacher
 from kdkit.utils.reprs import describe_options
 
@@ -41,6 +41,9 @@ class _Sum:
         return Objective(tuple(Weighted(part.term, (*part.factors, factor)) for part in self.weighted()))
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> "Objective":
+        return self * reciprocal(divisor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,11 @@ class Weighted:
     def weight(self, progress: float) -> float:
         """Return the product of the factors at this progress of the stage, in [0, 1]."""
         return math.prod(factor(progress) if callable(factor) else factor for factor in self.factors)
+
+    @property
+    def has_weight(self) -> bool:
+        """Whether the weight is above 0 at some time of the stage; a ramp may start or end at 0."""
+        return any(self.weight(step / 100) > 0 for step in range(101))
 
 
 @dataclass(frozen=True, slots=True)

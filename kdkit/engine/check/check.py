@@ -1,12 +1,14 @@
 """Check a whole recipe without training it, and return its plan."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
 from kdkit.engine.batch_transform import transformed
 from kdkit.engine.check.batches import batch_problems
+from kdkit.engine.check.doubts import stage_doubts
 from kdkit.engine.check.dry_run import DryRunReport, dry_run
 from kdkit.engine.check.estimate import Estimator, StageEstimate
 from kdkit.engine.check.plan import Plan
@@ -17,6 +19,7 @@ from kdkit.engine.options import RunOptions
 from kdkit.errors import KdkitError, first_line
 from kdkit.losses.base import BuildContext
 from kdkit.recipe.recipe import Recipe, Stage, as_recipe, nets_of
+from kdkit.recipe.training import Training
 from kdkit.utils import memory
 from kdkit.utils.devices import Precision
 from kdkit.utils.memory import is_out_of_memory
@@ -52,7 +55,10 @@ def check(
         reported.update(new)
         checks.append(stage_check)
     return Plan(
-        stages=stages,
+        stages=tuple(
+            replace(stage, training=_with_keep(stage.training, stage_check.report))
+            for stage, stage_check in zip(stages, checks, strict=True)
+        ),
         terms=tuple(tuple(stage_check.report.terms) for stage_check in checks),
         problems=tuple(dict.fromkeys(problems)),  # outputs are checked in training and in eval mode
         context=context,
@@ -61,6 +67,15 @@ def check(
         estimates=tuple(stage_check.estimate for stage_check in checks),
         notices=tuple(dict.fromkeys(notice for stage_check in checks for notice in stage_check.report.notices)),
     )
+
+
+def _with_keep(training: Training, report: DryRunReport) -> Training:
+    """Return the options of a stage with the epoch that it keeps, if the user did not choose one."""
+    if training.keep is not None:
+        return training
+    if report.untrained_outputs:
+        return replace(training, keep="last", patience=None)  # which would wait for a metric that means nothing
+    return replace(training, keep="best")
 
 
 class _StageCheck(NamedTuple):
@@ -96,6 +111,8 @@ def _check_stage(
             peak = memory.peak(device)
             if not report.problems:
                 report.problems += batch_problems(open_stage, recipe.data, untransformed, precision)
+            if not report.problems:
+                report.notices += stage_doubts(stage, report)
             if estimator is not None and not report.problems:
                 estimate = estimator.estimate(open_stage, batch, untransformed)
         return _StageCheck(report, peak, estimate)

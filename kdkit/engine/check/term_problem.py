@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.engine.check.plan import describe_shape
+from kdkit.engine.check.probabilities import target_problem
 from kdkit.engine.class_alignment import TermInputs
 from kdkit.engine.terms import BoundTerm
 from kdkit.errors import KdkitError, first_line
@@ -21,8 +22,13 @@ from kdkit.teachers.peer import Peer
 from kdkit.utils.modules import preserve_buffers
 
 
-def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any]) -> str | None:
-    """Return the problem of a term with these inputs, or None. Computes its loss twice, once for a noisy student."""
+def term_problem(
+    term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any], cause_not_finite: str | None = None
+) -> str | None:
+    """Return the problem of a term with these inputs, or None.
+
+    cause_not_finite: why its value might not be a finite number: the data, or a teacher.
+    """
     if (term.alignment is not None or term.rows is not None) and not len(as_tuple(inputs.student)[0]):
         return None  # no row of the tiny batch has a label or a shared class
     if term.ignore_index is not None and (inputs.labels == term.ignore_index).all():
@@ -30,11 +36,10 @@ def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any])
     target = inputs.target_or_labels()
     shapes = f"student {describe_shape(inputs.student)} and target {describe_shape(target)}"
     loss, student = describe_loss(term.loss), repr(term.student_net.name)
-    # A loss that is zero for a noisy student as well is zero for every student.
-    if isinstance(inputs.student, tuple):
-        noisy_student: TensorOrTuple = tuple(tensor + torch.randn_like(tensor) for tensor in inputs.student)
-    else:
-        noisy_student = inputs.student + torch.randn_like(inputs.student)
+    if isinstance(term.weighted.term, Match):
+        problem = target_problem(term.loss, inputs.student, target)
+        if problem is not None:
+            return f"{loss} does not fit: {problem}"
     try:
         # A loss with a memory bank updates its buffers when it is called.
         with (
@@ -43,7 +48,6 @@ def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any])
         ):
             warnings.simplefilter("always")
             value = term.loss(inputs.student, target, **kwargs)
-            noisy = term.loss(noisy_student, target, **kwargs)
     except KdkitError as error:
         return str(error)
     except Exception as error:  # the loss may be user-defined, and its sides may not fit it
@@ -73,13 +77,26 @@ def term_problem(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any])
     if _matches(term, Peer, net=term.student_net) and not _has_gradient(value, inputs.student):
         return f"{loss} has no effect: net {student} is compared with its own output"
     if not torch.isfinite(value):
-        return f"{loss} is {value.item()} at the first step"
+        reason = "" if cause_not_finite is None else f": {cause_not_finite}"
+        return f"{loss} is {value.item()} at the first step{reason}"
     # Zero is right for a batch without labels, or whose samples have no weight.
     has_labels = not isinstance(target, Tensor) or not target.isnan().all()
     has_weight = "sample_weights" not in kwargs or inputs.weights is None or bool(inputs.weights.any())
-    if value == 0 and noisy == 0 and has_labels and has_weight:
+    if value == 0 and has_labels and has_weight and _is_zero_for_noise(term, inputs, kwargs):
         return f"{loss} is always zero, whatever net {student} returns"
     return None
+
+
+def _is_zero_for_noise(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a loss is zero for a noisy student as well: then it is zero for every student."""
+    noisy = tuple(tensor + torch.randn_like(tensor) for tensor in as_tuple(inputs.student))
+    student = noisy if isinstance(inputs.student, tuple) else noisy[0]
+    with warnings.catch_warnings(), preserve_buffers([term.loss] if isinstance(term.loss, nn.Module) else []):
+        warnings.simplefilter("ignore")
+        try:
+            return bool(term.loss(student, inputs.target_or_labels(), **kwargs) == 0)
+        except Exception:  # the loss may be user-defined, or take nothing but probabilities
+            return False
 
 
 def _matches(term: BoundTerm, kind: type, net: Net[Any] | None = None) -> bool:
