@@ -168,10 +168,10 @@ class Predictor:
         )
 
     def _to_shared_classes(self, net: Net[Any], predictions: Predictions) -> Predictions:
-        """Keep the classes that the network and the data share, and the samples of these classes."""
+        """Keep the classes that the network and the data share, in the order of the data, and their samples."""
         columns = None
         if self.data.task != "regression" and net.classes is not None:
-            columns = shared_classes((net.classes, self.data.classes), f"net {net.name!r} and the data")
+            columns = _shared_with_data(net, self.data)
         if columns is None:
             return predictions
         net_columns, data_columns = columns
@@ -182,6 +182,11 @@ class Predictor:
             return replace(predictions, labels=labels, outputs=outputs, classes=classes)
         matches = predictions.labels[:, None] == np.asarray(data_columns)  # (samples, shared classes)
         return replace(predictions, labels=matches.argmax(1), outputs=outputs, classes=classes).rows(matches.any(1))
+
+
+def _shared_with_data(net: Net[Any], data: Data) -> tuple[tuple[int, ...], ...] | None:
+    """Return the columns of the shared classes of a network with `classes` and of the data; None if all are equal."""
+    return shared_classes((net.classes or (), data.classes), f"net {net.name!r} and the data", data.classes)
 
 
 def compute_metrics(metrics: Sequence[Metric], validation: Predictions, test: Predictions) -> dict[str, MetricResult]:
@@ -212,7 +217,7 @@ class _Decisions:
         self.classes = tuple(data.classes)
         self.columns = None
         if net.classes is not None:
-            self.columns = shared_classes((net.classes, data.classes), f"net {net.name!r} and the data")
+            self.columns = _shared_with_data(net, data)
         if self.columns is not None:
             self.classes = tuple(data.classes[index] for index in self.columns[1])
         # the smallest type that also holds -1; collectives do not support 16 bits on every device

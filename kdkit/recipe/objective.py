@@ -51,7 +51,8 @@ class Truth(_Sum):
     """Learn from the labels (ground truth): `loss(student side, labels)`.
 
     label: the name of the term in tables. student: the tap or tuple of taps to compare with the labels, such as one on
-    an auxiliary head; None for the outputs. Labels are those of the data, also if the network has other `classes`.
+    an auxiliary head; None for the outputs. A head has the order of the network's `classes` if these are those of the
+    data in another order; otherwise its labels are those of the data, also if the network has other `classes`.
     """
 
     loss: Loss
@@ -89,7 +90,8 @@ def model_loss(student: Tensor, _target: object) -> Tensor:
 class Match(_Sum):
     """Learn from a teacher: `loss(student side, target side)`.
 
-    student, target: the tap or tuple of taps to compare on either side; None for the outputs.
+    student, target: the tap or tuple of taps to compare on either side; None for the outputs. The teacher's outputs are
+    compared with a tapped head class by class, see `Truth`.
     label: the name of the term in tables; "<teacher>/<loss>" if empty.
     """
 

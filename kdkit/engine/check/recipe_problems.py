@@ -5,6 +5,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -134,13 +135,16 @@ class _RecipeChecks:
                         "use MeanIoU, Accuracy or F1, or a metric with an attribute accepts_positions = True"
                     )
             return
-        classes = tuple(self.recipe.data.classes)
-        random = np.random.default_rng(0)
-        outputs = random.standard_normal((2 * len(classes) + 2, len(classes)))
-        targets = np.arange(len(outputs)) % len(classes)
-        labels: NDArray[Any] = targets if self.recipe.data.task == "multiclass" else np.eye(len(classes))[targets]
-        predictions = Predictions(labels=labels, outputs=outputs, classes=classes)
-        for metric in self.recipe.metrics:
+        names = tuple(self.recipe.data.classes)
+        # A student with other classes is evaluated on those that it shares with the data.
+        students = [net.classes for stage in self.stages for net in stage.objectives if net.classes is not None]
+        shared = [tuple(name for name in names if name in classes) for classes in students]
+        for metric, classes in product(self.recipe.metrics, dict.fromkeys([names, *filter(None, shared)])):
+            random = np.random.default_rng(0)
+            outputs = random.standard_normal((2 * len(classes) + 2, len(classes)))
+            targets = np.arange(len(outputs)) % len(classes)
+            labels: NDArray[Any] = targets if self.recipe.data.task == "multiclass" else np.eye(len(classes))[targets]
+            predictions = Predictions(labels=labels, outputs=outputs, classes=classes)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # random outputs may be degenerate, real ones need not be

@@ -53,6 +53,11 @@ def term_problem(
     except Exception as error:  # the loss may be user-defined, and its sides may not fit it
         takes_one = _matches(term, Teachers) and not isinstance(term.loss, PerTeacher)
         hint = f"; Teachers(...) gives a tuple, of which PerTeacher({loss}) takes each element" if takes_one else ""
+        if term.alignment is not None and _has_other_vectors(term.loss, as_tuple(inputs.student)[0].shape[1]):
+            hint = (
+                "; only classes that both sides have are compared: a vector per class has a value for each of these, "
+                "in the order of the data's classes"
+            )
         return f"{loss} does not accept {shapes}: {first_line(error)}{hint}"
     if any("target size" in str(warning.message) for warning in caught):  # the warning of torch.nn.functional
         of_labels = "give the labels the shape of the outputs, such as labels[:, None]"
@@ -97,6 +102,12 @@ def _is_zero_for_noise(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str,
             return bool(term.loss(student, inputs.target_or_labels(), **kwargs) == 0)
         except Exception:  # the loss may be user-defined, or take nothing but probabilities
             return False
+
+
+def _has_other_vectors(loss: Any, classes: int) -> bool:
+    """Whether a loss holds a vector that has not a value for each class, such as the `weight` of losses of torch."""
+    tensors = [*loss.parameters(), *loss.buffers()] if isinstance(loss, nn.Module) else []
+    return any(tensor.ndim == 1 and len(tensor) not in (1, classes) for tensor in tensors)
 
 
 def _matches(term: BoundTerm, kind: type, net: Net[Any] | None = None) -> bool:
