@@ -724,6 +724,36 @@ def test_masked_features_of_other_widths_get_a_projector_and_do_not_depend_on_pa
         assert distiller(empty, labels).loss == 0
 
 
+def attention_maps(heads=2, *, seed=0):
+    """Attention maps of texts of 2 and 4 tokens, padded to 4, and the mask of their tokens."""
+    scores = torch.randn(2, heads, 4, 4, generator=torch.Generator().manual_seed(seed))
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    return scores.masked_fill(mask[:, None, None] == 0, -1e4).softmax(-1), mask
+
+
+@pytest.mark.parametrize("shape", [lambda mask: mask, lambda mask: mask[:, :, None] * mask[:, None, :]])
+def test_masked_attention_maps_are_compared_at_pairs_of_tokens(shape):
+    (student, mask), (target, _) = attention_maps(), attention_maps(seed=1)
+    loss = Masked(nn.MSELoss(), mask=lambda inputs: shape(inputs["attention_mask"]))
+    value = loss(student, target, inputs={"attention_mask": mask})
+    rows = [torch.cat([maps[0, :, :2, :2].flatten(), maps[1].flatten()]) for maps in (student, target)]
+    torch.testing.assert_close(value, nn.functional.mse_loss(*rows))
+    # What the padding attends to does not count, whatever it is.
+    student[0, :, 2:] = 0.25
+    torch.testing.assert_close(loss(student, target, inputs={"attention_mask": mask}), value)
+
+
+def test_means_over_heads_compare_maps_of_different_numbers_of_heads():
+    (student, mask), (target, _) = attention_maps(), attention_maps(4, seed=1)
+
+    def of_means(student, target):
+        return nn.functional.mse_loss(student.mean(1), target.mean(1))
+
+    value = Masked(of_means)(student, target, inputs={"attention_mask": mask})
+    means = [maps.mean(1, keepdim=True) for maps in (student, target)]
+    torch.testing.assert_close(value, Masked(nn.MSELoss())(*means, inputs={"attention_mask": mask}))
+
+
 def test_a_mask_that_the_inputs_lack_or_of_other_positions_is_a_problem():
     def problem(**options):
         student, teacher = Net("student", Embedder(4)), Net("teacher", Embedder(4), trained=True)
