@@ -8,6 +8,7 @@ import torch
 
 from kdkit.engine.batch_transform import transformed
 from kdkit.engine.check.batches import batch_problems
+from kdkit.engine.check.copied_labels import copied_labels_notice
 from kdkit.engine.check.doubts import stage_doubts
 from kdkit.engine.check.dry_run import DryRunReport, dry_run
 from kdkit.engine.check.estimate import Estimator, StageEstimate
@@ -109,6 +110,8 @@ def _check_stage(
         with OpenStage(stage, context, device) as open_stage:
             report = dry_run(open_stage, batch, precision, update=True)
             peak = memory.peak(device)
+            notice = copied_labels_notice(stage, batch, context, has_metrics=True)
+            report.notices += [] if notice is None else [notice]
             if not report.problems:
                 report.problems += batch_problems(open_stage, recipe.data, untransformed, precision)
             if not report.problems:

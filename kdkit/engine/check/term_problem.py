@@ -16,7 +16,8 @@ from kdkit.losses.base import describe_loss
 from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.losses.multi_teacher import PerTeacher
 from kdkit.nets.net import Net
-from kdkit.recipe.objective import Match
+from kdkit.nets.taps import AttentionTap
+from kdkit.recipe.objective import Match, taps_of
 from kdkit.teachers.ensemble import Teachers
 from kdkit.teachers.peer import Peer
 from kdkit.utils.modules import preserve_buffers
@@ -58,11 +59,11 @@ def term_problem(
                 "; only classes that both sides have are compared: a vector per class has a value for each of these, "
                 "in the order of the data's classes"
             )
-        return f"{loss} does not accept {shapes}: {first_line(error)}{hint}"
+        return f"{loss} does not accept {shapes}: {first_line(error)}{hint or _heads_advice(term, inputs)}"
     if any("target size" in str(warning.message) for warning in caught):  # the warning of torch.nn.functional
         of_labels = "give the labels the shape of the outputs, such as labels[:, None]"
         advice = of_labels if term.target is None else "bring them together with a projector"
-        return f"{shapes} have different shapes and would be broadcast; {advice}"
+        return f"{shapes} have different shapes and would be broadcast{_heads_advice(term, inputs) or f'; {advice}'}"
     if not isinstance(value, Tensor) or value.ndim:
         got = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         return f"{loss} must return a scalar; got {got}; reduce it, for example with .mean()"
@@ -116,6 +117,21 @@ def _matches(term: BoundTerm, kind: type, net: Net[Any] | None = None) -> bool:
     if not isinstance(match, Match) or not isinstance(match.teacher, kind):
         return False
     return net is None or getattr(match.teacher, "net", None) is net
+
+
+def _heads_advice(term: BoundTerm, inputs: TermInputs) -> str:
+    """Return advice for attention maps of different numbers of heads; "" for other sides."""
+    match, student, target = term.weighted.term, inputs.student, inputs.target
+    if not isinstance(match, Match) or not all(
+        isinstance(tap, AttentionTap) for tap in (*taps_of(match.student), *taps_of(match.target))
+    ):
+        return ""
+    if not isinstance(student, Tensor) or not isinstance(target, Tensor) or student.shape[1] == target.shape[1]:
+        return ""
+    return (
+        f"; the maps have {student.shape[1]} and {target.shape[1]} heads: compare their means over heads, with a "
+        "loss such as lambda student, target: nn.functional.mse_loss(student.mean(1), target.mean(1))"
+    )
 
 
 def _broadcast_shape(student: TensorOrTuple, target: TensorOrTuple) -> torch.Size | None:
