@@ -4,6 +4,7 @@ from kdkit.metrics.base import Metric, MetricResult, Predictions, is_better, low
 from kdkit.metrics.bootstrap import BootstrapInterval, Resampled, without_interval
 from kdkit.metrics.calibration import Brier, CalibrationError
 from kdkit.metrics.classification import F1, Accuracy, MacroF1, MeanIoU, MicroF1
+from kdkit.metrics.comparison import Comparison, compare_over_seeds
 from kdkit.metrics.defaults import default_metrics
 from kdkit.metrics.paired import Difference, SplitPredictions, paired_bootstrap, paired_t_interval
 from kdkit.metrics.ranking import MacroAUPRC, MacroAUROC
@@ -20,6 +21,7 @@ __all__ = [
     "BootstrapInterval",
     "Brier",
     "CalibrationError",
+    "Comparison",
     "Difference",
     "FixedThresholds",
     "MacroAUPRC",
@@ -35,6 +37,7 @@ __all__ = [
     "SplitPredictions",
     "Thresholds",
     "YoudenJ",
+    "compare_over_seeds",
     "default_metrics",
     "is_better",
     "lower_is_better",

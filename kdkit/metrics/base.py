@@ -95,7 +95,9 @@ class Metric(Protocol):
     """A metric; higher is better, unless it has an attribute `lower_is_better = True`.
 
     An attribute `accepts_unknown = True` declares that it leaves out labels that are NaN: unknown. An attribute
-    `accepts_positions = True` declares that it takes predictions per position, see `Predictions`.
+    `accepts_positions = True` declares that it takes predictions per position, see `Predictions`. An attribute
+    `is_biased = True` declares that its value depends on the number of samples, by more for some nets than for others,
+    as a calibration error of bins does: differences of two nets get no interval, and so no verdict.
 
     `fit` returns a copy with thresholds, and leaves `self` unchanged.
     """
@@ -127,6 +129,11 @@ class WithoutThresholds:
 def lower_is_better(metric: Metric) -> bool:
     """Return whether the metric is an error, so that its lowest value is the best."""
     return bool(getattr(metric, "lower_is_better", False))
+
+
+def is_biased(metric: Metric) -> bool:
+    """Return whether values of the metric on few samples must not be compared, see `Metric`."""
+    return bool(getattr(metric, "is_biased", False))
 
 
 def is_better(metric: Metric, value: float, reference: float) -> bool:
