@@ -12,6 +12,7 @@ from kdkit.metrics.base import (
 from kdkit.metrics.bootstrap import BootstrapInterval, Resampled, without_interval
 from kdkit.metrics.calibration import Brier, CalibrationError
 from kdkit.metrics.classification import F1, Accuracy, MacroF1, MeanIoU, MicroF1, TopKAccuracy
+from kdkit.metrics.comparison import Comparison, compare_over_seeds
 from kdkit.metrics.defaults import default_metrics
 from kdkit.metrics.likelihood import CrossEntropy, Perplexity
 from kdkit.metrics.paired import Difference, SplitPredictions, paired_bootstrap, paired_t_interval
@@ -29,6 +30,7 @@ __all__ = [
     "BootstrapInterval",
     "Brier",
     "CalibrationError",
+    "Comparison",
     "CrossEntropy",
     "Difference",
     "FixedThresholds",
@@ -48,6 +50,7 @@ __all__ = [
     "Thresholds",
     "TopKAccuracy",
     "YoudenJ",
+    "compare_over_seeds",
     "default_metrics",
     "is_better",
     "lower_is_better",

@@ -101,7 +101,9 @@ class Metric(Protocol):
 
     An attribute `accepts_unknown = True` declares that it leaves out labels that are NaN: unknown. An attribute
     `accepts_positions = True` declares that it takes predictions per position, see `Predictions`; if it needs their
-    logits, it is `PositionReducing` too.
+    logits, it is `PositionReducing` too. An attribute `is_biased = True` declares that its value depends on the number
+    of samples, by more for some nets than for others, as a calibration error of bins does: differences of two nets get
+    no interval, and so no verdict.
 
     `fit` returns a copy with thresholds, and leaves `self` unchanged.
     """
@@ -146,6 +148,11 @@ class WithoutThresholds:
 def lower_is_better(metric: Metric) -> bool:
     """Return whether the metric is an error, so that its lowest value is the best."""
     return bool(getattr(metric, "lower_is_better", False))
+
+
+def is_biased(metric: Metric) -> bool:
+    """Return whether values of the metric on few samples must not be compared, see `Metric`."""
+    return bool(getattr(metric, "is_biased", False))
 
 
 def is_better(metric: Metric, value: float, reference: float) -> bool:
