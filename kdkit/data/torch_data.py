@@ -11,6 +11,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from kdkit.data.batch import Batch, as_targets, items_of
 from kdkit.data.dataset import Data, LoaderSplit, Split, Task
+from kdkit.data.doubts import label_doubts, split_doubts
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.labels import (
     SplitLabels,
@@ -144,6 +145,8 @@ class TorchData(Data):
         self.classes = tuple(classes) if classes is not None else self._default_classes(all_labels)
         self.ignored_labels = self._ignored(len(self.classes))
         self._require_columns(all_labels)
+        doubts = [] if task is not None else label_doubts(all_labels, self.task, self.ignored_labels)
+        self.notices = (*doubts, *split_doubts(self._splits, all_labels["train"]))
         for name, split in self._splits.items():
             label_check = LabelCheck(name, self.task, self.classes, self.has_unknown, self.ignored_labels)
             split.unknown, split.per_position = unknown, self._has_class_maps

@@ -235,8 +235,23 @@ class _DryRun:
             self.problems.append(
                 f"net {net.name!r} has outputs of shape {_batch_shape(output.shape)}, but {owner} {len(classes)} "
                 f"classes need {_batch_shape((0, len(classes), *positions))}; give it as many outputs, or name their "
-                f"classes with Net(..., classes=...){advice if has_maps else ''}"
+                f"classes with Net(..., classes=...){advice if has_maps else self._class_advice(net, output)}"
             )
+
+    def _class_advice(self, net: Net[Any], output: Tensor) -> str:
+        """Return what may be wrong with classes that are the numbers up to the largest label; "" if they have names."""
+        count = len(self.context.classes)
+        if net.classes or self.context.classes != tuple(map(str, range(count))) or output.ndim < 2:
+            return ""
+        outputs = output.shape[1]
+        if outputs == count - 1 and self.context.task == "multiclass":
+            return f"; if labels are numbered from 1 to {outputs}, subtract 1, since classes are numbered from 0"
+        if outputs > count:
+            return (
+                f"; if the last classes have no sample, name all of them: TorchData(..., classes=[str(index) for index "
+                f"in range({outputs})])"
+            )
+        return ""
 
     def _is_about_classes(self, net: Net[Any], output: Tensor) -> bool:
         """Whether the outputs of a teacher are about the data's classes; a teacher of features need not be."""
