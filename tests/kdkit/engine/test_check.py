@@ -701,22 +701,20 @@ def test_a_metric_may_be_undefined_for_some_classes():
     assert check(without_positives(labels)).problems == ()
 
 
-def test_a_wrong_number_of_outputs_names_the_cause_in_labels_without_names():
-    inputs, labels = samples().tensors
-    for shift, outputs, advice in (
+@pytest.mark.parametrize(
+    ("first", "outputs", "advice"),
+    [
         (1, 3, "; if labels are numbered from 1 to 3, subtract 1, since classes are numbered from 0"),
-        (
-            0,
-            9,
-            "; if the last classes have no sample, name all of them: TorchData(..., classes=[str(index) for index in",
-        ),
-        (0, 2, ""),
-    ):
-        split = TensorDataset(inputs, labels + shift)
-        data = TorchData(split, TensorDataset(inputs.clone(), labels + shift))
-        problem = only_problem(one_stage(tiny_net("student", outputs=outputs), plain_goal(), data))
-        assert f"or name their classes with Net(..., classes=...){advice}" in problem
-        assert problem.endswith("classes=...)") is (advice == "")
+        (0, 9, "; if the last classes have no sample, name all of them: TorchData(..., classes=[str(index) for index "),
+        (0, 1, ""),
+    ],
+)
+def test_a_wrong_number_of_outputs_names_the_cause_in_classes_without_names(first, outputs, advice):
+    inputs, labels = samples().tensors
+    data = TorchData(TensorDataset(inputs, labels + first), TensorDataset(inputs.clone(), labels + first))
+    problem, *_ = check(one_stage(tiny_net("student", outputs=outputs), plain_goal(), data)).problems
+    assert f"or name their classes with Net(..., classes=...){advice}" in problem
+    assert problem.endswith("classes=...)") is (not advice)
 
 
 def test_a_loss_on_class_indices_names_the_remedy_for_one_hot_labels():
