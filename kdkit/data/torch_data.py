@@ -11,6 +11,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from kdkit.data.batch import Batch, as_targets, items_of
 from kdkit.data.dataset import Data, LoaderSplit, Split, Task
+from kdkit.data.doubts import label_doubts, split_doubts
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.labels import (
     SplitLabels,
@@ -38,6 +39,7 @@ from kdkit.utils.randomness import preserve_rng_state
 from kdkit.utils.reprs import describe_count, describe_names
 
 _ROWS = 4096  # of visible labels that are checked at a time
+_REPEATED = 4  # samples that are read twice if they are said to be always the same
 _SAMPLES = 32  # that are read to see the form of labels by class
 
 
@@ -121,6 +123,9 @@ class TorchData(Data):
         all_fixed = all(map(_is_fixed, datasets.values()))
         has_loader = any(isinstance(split, LoaderSplit) for split in self._splits.values())
         self.draws = None if has_loader else draws or (1 if all_fixed else None)
+        train_split = self._splits["train"]
+        if self.draws == 1 and isinstance(train_split, DatasetSplit) and not _is_fixed(train):
+            _require_same_samples(train_split)
         # The first sample of the training data has always been read here; its random numbers are part of a seed.
         first = first_batch("train", self._splits["train"])
         self.has_weights = first.weights is not None
@@ -148,6 +153,8 @@ class TorchData(Data):
         self.classes = tuple(classes) if classes is not None else self._default_classes(all_labels)
         self.ignored_labels = self._ignored(len(self.classes))
         self._require_columns(all_labels)
+        doubts = [] if task is not None else label_doubts(all_labels, self.task, self.ignored_labels)
+        self.notices = (*doubts, *split_doubts(self._splits, all_labels["train"]))
         for name, split in self._splits.items():
             label_check = LabelCheck(name, self.task, self.classes, self.has_unknown, self.ignored_labels)
             split.unknown, split.per_position = unknown, self._has_class_maps
@@ -333,6 +340,18 @@ def _read_labels(split: DatasetSplit | CheckedLoaderSplit, first: Batch | None) 
         with preserve_rng_state(cuda=False):
             labels = split.read(rows)[1]
     return SplitLabels(split.name, labels, is_complete=False)
+
+
+def _require_same_samples(split: DatasetSplit) -> None:
+    """Raise DataError if a few samples change from one reading to the next, in spite of `draws=1`."""
+    rows = torch.linspace(0, len(split) - 1, min(_REPEATED, len(split))).long()
+    with preserve_rng_state(cuda=False):
+        readings = [[*_bytes(split.read(rows)[:2])] for _ in range(2)]
+    if readings[0] != readings[1]:
+        raise DataError(
+            "draws=1 promises that a sample is always the same, and samples of the training data change when they are "
+            "read again, as by a random augmentation; leave out draws=1, or make the augmentation a function of the row"
+        )
 
 
 def _without_unknown(labels: SplitLabels, unknown: float) -> SplitLabels:

@@ -56,6 +56,8 @@ def _wrong_rows(batch: Batch, tensors: Iterable[Any]) -> list[int]:
     """Return the rows of a batch for which one of the tensors, (samples, ...), has a value that is not finite."""
     wrong = torch.zeros(len(batch), dtype=torch.bool)
     for tensor in tensors:
+        if tensor.is_nested:  # which no samples can be selected from
+            continue
         is_per_sample = tensor.is_floating_point() and tensor.ndim and len(tensor) == len(batch) and tensor.numel()
         if is_per_sample:
             wrong |= ~tensor.detach().reshape(len(batch), -1).isfinite().all(1).cpu()

@@ -30,6 +30,7 @@ from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.trainer import StageTrainer
 from kdkit.engine.training_batches import passes_over
 from kdkit.engine.user_errors import located
+from kdkit.engine.weak_teachers import note_weak_teachers
 from kdkit.errors import RecipeError, RunFolderError
 from kdkit.metrics.base import MetricResult, Predictions
 from kdkit.metrics.hardest import hardest_samples
@@ -245,8 +246,10 @@ class PreparedRun:
             return  # the process that gave this one its stages evaluates the networks
         self._evaluate_nets()
         self._save_samples()
-        self.differences = tuple(baseline_differences(ctx.recipe.metrics, ctx.plan.stages, self.compared))
-        if self.folder is not None and self.differences:
+        stages, metrics = ctx.plan.stages, ctx.recipe.metrics
+        has_notes = note_weak_teachers(self.metrics, stages, metrics[0], self.reported_on)
+        self.differences = tuple(baseline_differences(metrics, stages, self.compared))
+        if self.folder is not None and (self.differences or has_notes):
             self.folder.save_metrics(self.reported_on, self.metrics, self.differences)
         # Last, so that it precedes nothing that is computed; several processes would slow each other down.
         if self.folder is not None and ctx.options.measure and not collectives.is_distributed():

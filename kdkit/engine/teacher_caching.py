@@ -45,12 +45,14 @@ class CacheForecast(NamedTuple):
 
     reason: why not, "" if they are, or if no output is needed twice. folder: of the cache, None if only this run reads
     it. entry: the entry in it that will be reused, None if there is none or a stage before this one trains the teacher.
+    bytes: that this stage will write at most if nothing is cached yet.
     """
 
     is_cached: bool
     reason: str = ""
     folder: Path | None = None
     entry: EntryInfo | None = None
+    bytes: int | None = None
 
 
 class TeacherCaching:
@@ -110,10 +112,10 @@ class TeacherCaching:
             notices.insert(0, f"teacher outputs are cached for this run only: {self._folder_problem}")
         return notices
 
-    def forecast(self, open_stage: OpenStage) -> dict[str, CacheForecast]:
+    def forecast(self, open_stage: OpenStage, batch: Batch) -> dict[str, CacheForecast]:
         """Return whether the outputs of each frozen teacher will be cached, by name; nothing is written.
 
-        The dry run of all sessions has been done.
+        batch: a tiny one, after the dry run of all sessions.
         """
         forecasts = {}
         stage = open_stage.stage
@@ -122,7 +124,7 @@ class TeacherCaching:
             try:
                 will_change = any(net in earlier.objectives for earlier in before)
                 with self.options.autocast(self.device):
-                    forecasts[net.name] = self._forecast(net, open_stage, will_change=will_change)
+                    forecasts[net.name] = self._forecast(net, open_stage, batch, will_change=will_change)
             except CacheError as error:
                 forecasts[net.name] = CacheForecast(False, str(error))
         return forecasts
@@ -161,7 +163,7 @@ class TeacherCaching:
         )
         return CachedTeacher(session, codec, store, audit)
 
-    def _forecast(self, net: Net[Any], open_stage: OpenStage, *, will_change: bool) -> CacheForecast:
+    def _forecast(self, net: Net[Any], open_stage: OpenStage, batch: Batch, *, will_change: bool) -> CacheForecast:
         """Return the forecast of one teacher. Raises CacheError, whose text is the reason that it is not cached.
 
         will_change: whether the teacher is trained before this stage, so that its key is not known yet.
@@ -172,15 +174,22 @@ class TeacherCaching:
         if self._cacheable_split() is None or not self._is_worthwhile(net, open_stage.stage):
             return CacheForecast(False)
         _require_separate(net, open_stage.module)
+        with preserve_rng_state():
+            codec = Codec(self.recipe.teacher_cache, open_stage.sessions[net.name](batch))
+        split = self.recipe.data.train
+        draws = min(self._facts_of_data()["draws"], passes_over(split, open_stage.stage.training))
+        size = draws * len(split) * sum(part.bytes for part in codec.parts)
         if self._is_private():
-            return CacheForecast(True)
+            return CacheForecast(True, bytes=size)
         folder = self.options.teacher_cache_folder()
         entry = None
         # To compute the key, all weights are read, which is left out if there is nothing to be found.
         with suppress(OSError):  # a folder that cannot be read is reported by the run
             if not will_change and folder.is_dir() and any(folder.iterdir()):
                 entry = read_info(folder / self._key(net, open_stage.stage).digest)
-        return CacheForecast(True, folder=folder, entry=entry if entry is not None and entry.readable else None)
+        return CacheForecast(
+            True, folder=folder, bytes=size, entry=entry if entry is not None and entry.readable else None
+        )
 
     def _is_worthwhile(self, net: Net[Any], stage: Stage) -> bool:
         """Return whether a cached output may be read again. Raises CacheError if fewer draws would make it so."""

@@ -15,7 +15,7 @@ from kdkit.utils.reprs import describe_array, describe_count, describe_names
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-_LISTED = 200  # classes that a note names, which is more than the classes of any data with names that are read
+_LISTED = 20  # classes that a note names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,14 +20,14 @@ class _Factor:
         """Return the factor at this progress."""
         raise NotImplementedError
 
-    def __mul__(self, factor: "float | Ramp") -> "Product":
+    def __mul__(self, factor: float | Ramp) -> "Product":
         # Terms multiply themselves by a ramp.
         return Product((self, factor)) if is_number(factor) or callable(factor) else NotImplemented
 
-    def __rmul__(self, factor: "float | Ramp") -> "Product":
+    def __rmul__(self, factor: float | Ramp) -> "Product":
         return Product((factor, self)) if is_number(factor) or callable(factor) else NotImplemented
 
-    def __truediv__(self, divisor: Any) -> "Product":
+    def __truediv__(self, divisor: float) -> "Product":
         return Product((self, reciprocal(divisor)))
 
 

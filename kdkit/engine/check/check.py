@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+from kdkit.data.dataset import LoaderSplit
+from kdkit.data.torch_splits import StreamSplit
 from kdkit.engine.batch_transform import transformed
 from kdkit.engine.check.batches import batch_problems
 from kdkit.engine.check.copied_labels import copied_labels_notice
@@ -67,6 +69,7 @@ def check(
         feature_teachers=frozenset(net for stage_check in checks for net in stage_check.report.feature_teachers),
         estimates=tuple(stage_check.estimate for stage_check in checks),
         notices=tuple(dict.fromkeys(notice for stage_check in checks for notice in stage_check.report.notices)),
+        loader_batch=next((check.loader_batch for check in checks if check.loader_batch is not None), None),
     )
 
 
@@ -80,11 +83,15 @@ def _with_keep(training: Training, report: DryRunReport) -> Training:
 
 
 class _StageCheck(NamedTuple):
-    """The result of the check of one stage. peak_memory_bytes, estimate: None if a problem ended the check before."""
+    """The result of the check of one stage.
+
+    peak_memory_bytes, estimate: None if a problem ended the check before. loader_batch: see `Plan`.
+    """
 
     report: DryRunReport
     peak_memory_bytes: int | None = None
     estimate: StageEstimate | None = None
+    loader_batch: int | None = None
 
 
 def _check_stage(
@@ -118,7 +125,8 @@ def _check_stage(
                 report.notices += stage_doubts(stage, report)
             if estimator is not None and not report.problems:
                 estimate = estimator.estimate(open_stage, batch, untransformed)
-        return _StageCheck(report, peak, estimate)
+        yields_batches = isinstance(recipe.data.train, LoaderSplit) and not isinstance(recipe.data.train, StreamSplit)
+        return _StageCheck(report, peak, estimate, len(untransformed) if yields_batches else None)
     except KdkitError as error:
         problem = str(error)
     except (RuntimeError, MemoryError, OSError) as error:

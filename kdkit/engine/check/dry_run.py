@@ -27,7 +27,7 @@ from kdkit.nets.layout import path_of
 from kdkit.nets.net import Net
 from kdkit.nets.taps import Tap, TapLike
 from kdkit.recipe.balancing.base import WeightedSum
-from kdkit.recipe.recipe import teachers_of
+from kdkit.recipe.recipe import nets_of, teachers_of
 from kdkit.teachers.base import Teacher, TeacherOutput, require_output
 from kdkit.utils.devices import Precision, autocast
 from kdkit.utils.modules import parameters_behind
@@ -235,8 +235,23 @@ class _DryRun:
             self.problems.append(
                 f"net {net.name!r} has outputs of shape {_batch_shape(output.shape)}, but {owner} {len(classes)} "
                 f"classes need {_batch_shape((0, len(classes), *positions))}; give it as many outputs, or name their "
-                f"classes with Net(..., classes=...){advice if has_maps else ''}"
+                f"classes with Net(..., classes=...){advice if has_maps else self._class_advice(net, output)}"
             )
+
+    def _class_advice(self, net: Net[Any], output: Tensor) -> str:
+        """Return what may be wrong with classes that are the numbers up to the largest label; "" if they have names."""
+        count = len(self.context.classes)
+        if net.classes or self.context.classes != tuple(map(str, range(count))) or output.ndim < 2:
+            return ""
+        outputs = output.shape[1]
+        if outputs == count - 1 and self.context.task == "multiclass":
+            return f"; if labels are numbered from 1 to {outputs}, subtract 1, since classes are numbered from 0"
+        if outputs > count:
+            return (
+                f"; if the last classes have no sample, name all of them: TorchData(..., classes=[str(index) for index "
+                f"in range({outputs})])"
+            )
+        return ""
 
     def _is_about_classes(self, net: Net[Any], output: Tensor) -> bool:
         """Whether the outputs of a teacher are about the data's classes; a teacher of features need not be."""
@@ -275,8 +290,10 @@ class _DryRun:
                 names = [name for side in sides for name, tap in side.entries if tap is None]
                 loss = getattr(term.loss, "__name__", None) or type(term.loss).__name__
                 losses = {**dict.fromkeys(names, loss), **losses}
+        # Others, such as Past, may have no output yet for the tiny batch.
+        nets = {net.name for net in nets_of([self.stage])}
         for name, loss in losses.items():
-            output = outputs.get(name)
+            output = outputs.get(name) if name in nets else None
             kind = None if output is None else kind_of_probabilities(output)
             if kind is not None:
                 self.report.notices.append(
@@ -313,14 +330,17 @@ class _DryRun:
 
     def _check_terms(self, teacher_outputs: Mapping[str, TeacherOutput]) -> None:
         outputs = self.module.run_students(self.batch, teacher_outputs)
-        cause = cause_in_inputs(self.batch, has_unknown=self.context.has_unknown)
-        cause = cause or cause_in_outputs(self.batch, teacher_outputs)
+
+        def cause_not_finite() -> str | None:
+            cause = cause_in_inputs(self.batch, has_unknown=self.context.has_unknown)
+            return cause or cause_in_outputs(self.batch, teacher_outputs)
+
         trained: set[Tensor] = set()
         for term in self.module.terms:
             try:
                 inputs = self.module.gather_inputs(term, self.batch, outputs)
                 with watch_projectors(term.loss) as projectors:
-                    problem = term_problem(term, inputs, self.module.loss_kwargs(term, inputs), cause)
+                    problem = term_problem(term, inputs, self.module.loss_kwargs(term, inputs), cause_not_finite)
             except RecipeError as error:
                 self.problems.append(f"term {term.label!r}: {error}")
                 continue

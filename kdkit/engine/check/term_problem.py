@@ -1,7 +1,7 @@
 """Find the problem of a term from its inputs for a tiny batch."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,11 +24,11 @@ from kdkit.utils.modules import preserve_buffers
 
 
 def term_problem(
-    term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any], cause_not_finite: str | None = None
+    term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any], cause_not_finite: Callable[[], str | None]
 ) -> str | None:
     """Return the problem of a term with these inputs, or None.
 
-    cause_not_finite: why its value might not be a finite number: the data, or a teacher.
+    cause_not_finite: returns why its value is not a finite number if the data or a teacher is the reason.
     """
     if (term.alignment is not None or term.rows is not None) and not len(as_tuple(inputs.student)[0]):
         return None  # no row of the tiny batch has a label or a shared class
@@ -83,8 +83,8 @@ def term_problem(
     if _matches(term, Peer, net=term.student_net) and not _has_gradient(value, inputs.student):
         return f"{loss} has no effect: net {student} is compared with its own output"
     if not torch.isfinite(value):
-        reason = "" if cause_not_finite is None else f": {cause_not_finite}"
-        return f"{loss} is {value.item()} at the first step{reason}"
+        cause = cause_not_finite()
+        return f"{loss} is {value.item()} at the first step{'' if cause is None else f': {cause}'}"
     # Zero is right for a batch without labels, or whose samples have no weight.
     has_labels = not isinstance(target, Tensor) or not target.isnan().all()
     has_weight = "sample_weights" not in kwargs or inputs.weights is None or bool(inputs.weights.any())

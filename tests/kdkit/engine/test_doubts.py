@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from kdkit import LinearRamp, Match, Net, Recipe, Stage, Tap, Training, Truth, check, run
+from kdkit import LinearRamp, Match, Net, Optimizer, Recipe, Stage, Tap, TorchData, Training, Truth, check, run
 from kdkit.errors import RunFolderError
 from kdkit.losses import Hint, IgnoreUnknown, PerLabelSoftTargets, SoftTargets
-from tests.helpers.tiny import one_stage, plain_goal, tiny_data, tiny_net
+from tests.helpers.tiny import one_stage, plain_goal, samples, tiny_data, tiny_net
 
 LAST = (
     "stage 'student' keeps its last epoch instead of the best one: its terms do not train the outputs of 'student', so "
@@ -163,3 +163,38 @@ def test_probabilities_that_no_loss_on_logits_gets_are_no_notice():
     truth = Truth(IgnoreUnknown(nn.BCELoss()))
     plan = check(one_stage(ending_in(nn.Sigmoid()), truth, tiny_data("multilabel", unknown=-1)))
     assert (plan.problems, plan.notices) == ((), ())
+
+
+def test_a_learning_rate_of_zero_is_noticed():
+    recipe = one_stage(tiny_net("student"), plain_goal(), optimizer=Optimizer(torch.optim.SGD, lr=0.0))
+    assert check(recipe).notices == ("stage 'student' has a learning rate of 0, by which nothing is trained",)
+
+
+def test_weights_that_are_all_zero_are_noticed():
+    teacher, student = nets()
+    recipe = one_stage(student, 0 * plain_goal() + LinearRamp(end=0) * Match(teacher, SoftTargets()))
+    assert check(recipe).notices == (
+        "stage 'student': every term of net 'student' has the weight 0, so nothing trains it",
+    )
+
+
+def test_a_teacher_that_is_worse_than_its_student_is_noted_at_the_end(tmp_path, capsys):
+    teacher, student = tiny_net("teacher", trained=True), tiny_net("student", seed=1)
+    data = TorchData(*(samples(rows=60, seed=seed) for seed in range(3)))
+    with torch.no_grad():  # a student that is right, and a teacher that is wrong
+        student.module.head.bias.copy_(torch.tensor([9.0, 0, 0]))
+        teacher.module.head.bias.copy_(torch.tensor([0.0, 9, 0]))
+    for split in (data.validation, data.test):
+        split.dataset.tensors[1][:] = (torch.arange(60) // 5 - 9).clamp(min=0)
+    recipe = one_stage(
+        student, plain_goal() + Match(teacher, SoftTargets()), data, optimizer=Optimizer(torch.optim.SGD, lr=1e-9)
+    )
+    result = run(recipe, out=tmp_path / "run", progress=True)
+    note = (
+        "accuracy of teacher 'teacher' on test, 0.0833, is worse than 0.833 of its student 'student'; a better teacher "
+        "may help more"
+    )
+    assert result.metrics["teacher"]["accuracy"].note == note
+    assert note in json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]["teacher"]["accuracy"]["note"]
+    assert f"note: {note}" in capsys.readouterr().out
+    assert not result.metrics["student"]["accuracy"].note
