@@ -198,6 +198,8 @@ def test_a_second_interrupt_does_not_wait_for_the_checkpoint_of_the_first(folder
     (folder / "wait").touch()
     process = start(command, folder)
     wait_for(folder / "waiting", process)
+    wait_for(folder / "run" / "2-assistant" / "checkpoint-8.safetensors", process)  # of the second epoch
+    time.sleep(0.2)
     (folder / "slow").touch()
     process.send_signal(signal.SIGINT)
     (folder / "wait").unlink()
