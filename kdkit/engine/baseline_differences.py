@@ -4,9 +4,9 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 from kdkit.errors import first_line
-from kdkit.metrics.base import Metric
+from kdkit.metrics.base import Metric, is_biased
 from kdkit.metrics.bootstrap import Resampling, without_interval
-from kdkit.metrics.paired import SplitPredictions, paired_bootstrap
+from kdkit.metrics.paired import Difference, SplitPredictions, paired_bootstrap
 from kdkit.plugins.events import BaselineDifference
 from kdkit.recipe.baseline import baselines_of
 from kdkit.recipe.recipe import Stage
@@ -18,12 +18,13 @@ def baseline_differences(
     """Yield how each metric of each student differs from its baseline, the monitored metric first.
 
     predictions: of students that have a baseline, and of their baselines, by name. Warns if a difference has no
-    interval, and leaves it out.
+    interval, and leaves it out, as it does a metric that declares `is_biased`.
     """
     monitors = {net.name: stage.training.monitor for stage in stages for net in stage.objectives}
     for student, baseline in baselines_of(stages).items():
         pair = predictions[student], predictions[baseline]
-        for metric in sorted(metrics, key=lambda metric: metric.name != monitors[student]):  # a stable sort
+        compared = [metric for metric in metrics if not is_biased(without_interval(metric))]
+        for metric in sorted(compared, key=lambda metric: metric.name != monitors[student]):  # a stable sort
             # A metric that does not count samples repeatedly is computed for each resample.
             resamples = 1000 if isinstance(without_interval(metric), Resampling) else 100
             try:
@@ -35,13 +36,18 @@ def baseline_differences(
                     stacklevel=2,
                 )
                 continue
-            yield BaselineDifference(
-                student=student,
-                baseline=baseline,
-                metric=metric.name,
-                value=difference.value,
-                interval=difference.interval,
-                level=difference.level,
-                verdict=difference.verdict,
-                lower_is_better=difference.lower_is_better,
-            )
+            yield baseline_difference(student, baseline, metric.name, difference)
+
+
+def baseline_difference(student: str, baseline: str, metric: str, paired: Difference) -> BaselineDifference:
+    """Return a paired difference with the names of its nets and its metric."""
+    return BaselineDifference(
+        student=student,
+        baseline=baseline,
+        metric=metric,
+        value=paired.value,
+        interval=paired.interval,
+        level=paired.level,
+        verdict=paired.verdict,
+        lower_is_better=paired.lower_is_better,
+    )

@@ -201,7 +201,8 @@ def metrics_table(event: RunEnded) -> Table:
 def describe_difference(difference: BaselineDifference, metrics: Mapping[str, Mapping[str, ReportedMetric]]) -> str:
     """Return a difference in words: "macro_f1 0.812 against 0.794 alone, +1.8 points (95 % interval +0.3 to +3.1)".
 
-    A point is 0.01, in which shares are compared; metrics that are no shares are compared in their unit.
+    It is about the two nets of one run. A point is 0.01, in which shares are compared; metrics that are no shares are
+    compared in their unit.
     """
     value, alone = (metrics[net][difference.metric].value for net in (difference.student, difference.baseline))
     is_share = all(abs(number) <= 1 for number in (value, alone, difference.value))
@@ -212,7 +213,8 @@ def describe_difference(difference: BaselineDifference, metrics: Mapping[str, Ma
     )
     return (
         f"{difference.metric} {value:.3f} against {alone:.3f} alone, {change}{unit} "
-        f"({difference.level:.0%} interval {low} to {high}): {difference.verdict}"
+        f"({difference.level:.0%} interval {low} to {high}): {difference.verdict} in this run; "
+        "one seed cannot tell whether distillation helps (--seeds 5)"
     ).replace("%", " %")
 
 

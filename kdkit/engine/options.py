@@ -67,7 +67,8 @@ class RunOptions:
     Net(weights=...), in the folder of the stage, as `epoch-<n>.safetensors` with n as in `history.jsonl`, or as
     `epoch-<n>-<net>.safetensors` if the stage has several networks.
     baseline: also train each distilled student of the last stage without its teachers, from the same initial weights
-    and in the same order of the data, as a net "<student>-alone", and compute the difference of their metrics.
+    and in the same order of the data, as a net "<student>-alone", and compute the difference of their metrics. Labels
+    weigh 1 in it if they weigh less in the student's objective.
     measure: at the end of a run with a folder, measure the multiply-adds and the latency of each network, and how alike
     the layers of students and teachers are, for `kdkit report`. That takes at most about a second a network, and
     changes no result.

@@ -18,7 +18,7 @@ from kdkit.engine.check.plan import Plan
 from kdkit.engine.options import RunOptions
 from kdkit.metrics.base import Predictions, true_classes
 from kdkit.nets.net import Net
-from kdkit.recipe.baseline import baselines_of
+from kdkit.recipe.baseline import baseline_notices, baselines_of
 from kdkit.recipe.recipe import Recipe
 from kdkit.utils import collectives
 from kdkit.utils.devices import uses_tf32
@@ -129,6 +129,7 @@ def notices(recipe: Recipe, plan: Plan) -> Iterator[str]:
         yield "the data draws its own random numbers, so runs repeat exactly only if the data does"
     yield from filter(None, (net.weights_note for net in plan.nets))
     yield from plan.notices
+    yield from baseline_notices(plan.stages)
     for name in sorted(net.name for net in plan.feature_teachers):
         yield f"net {name!r} has no metrics: its outputs are not about the data's classes"
     yield from distributed.notices([net.network for stage in plan.stages for net in stage.objectives])

@@ -57,7 +57,7 @@ class _TermCount:
         """Return the sum of the weights, 0 or 1 in most losses, with which entries are in the mean of the loss."""
         loss: Any = self.loss
         if isinstance(loss, Masked):
-            return (loss.mask_of(batch.inputs) > 0).sum()
+            return loss.mask_of(batch.inputs, pairs=loss.of_pairs).sum()
         is_merged = self.term.rows is not None or self.term.ignore_index is not None
         ignored = (*(self.term.ignored if is_merged else ()), getattr(loss, "ignore_index", None))
         counts, labels = self._selected(batch.labels, tuple(label for label in ignored if label is not None))

@@ -108,10 +108,11 @@ class Masked(nn.Module):
     The unit and the reduction are those of `loss`, which takes each selected position as a sample: a token counts once.
     0 if no position is selected. loss: one without extra keyword arguments; it may have a projector.
     mask: the key of the mask in inputs that are a mapping, or a function of the inputs that returns it. It is (batch,
-    *positions), and above 0 or True at the positions that count.
+    *positions), and above 0 or True at the positions that count. Of attention maps, (batch, heads, tokens, tokens), a
+    mask (batch, tokens) selects the pairs whose query and key both count, with the heads as channels.
 
     Formula: loss(s[k], t[k]), with k the positions that the mask selects
-    Shapes: features (N, C, L), (N, C, H, W); the positions are those of the mask
+    Shapes: features (N, C, L), (N, C, H, W), attention maps (N, heads, T, T); the positions are those of the mask
     Source: Sanh et al. 2019, "DistilBERT, a distilled version of BERT", arXiv:1910.01108, and its authors' code
     """
 
@@ -124,9 +125,11 @@ class Masked(nn.Module):
         if not isinstance(mask, str) and not callable(mask):
             raise RecipeError(f"mask is a key of the inputs, or a function of them; got {mask!r}")
         self.loss, self.mask = loss, mask
+        self.of_pairs = False
 
     def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: nn.Module | None) -> None:
         """Build the loss for rows of positions."""
+        self.of_pairs = len(student[0]) == 4
         if isinstance(self.loss, BuildableLoss):
             rows = [
                 tuple(torch.Size((shape.numel() // shape[1], shape[1])) for shape in shapes)
@@ -136,14 +139,14 @@ class Masked(nn.Module):
 
     def forward(self, student: TensorOrTuple, target: TensorOrTuple, *, inputs: Any) -> Tensor:
         """Return the loss over the selected positions. Raises RecipeError if the features have other positions."""
-        mask = self.mask_of(inputs)
+        mask = self.mask_of(inputs, pairs=as_tuple(student)[0].ndim == 4)
         for side in (*as_tuple(student), *as_tuple(target)):
             if side.shape[:1] + side.shape[2:] != mask.shape:
                 raise RecipeError(
                     f"Masked compares features of the positions of its mask {tuple(mask.shape)}; got "
                     f"{tuple(side.shape)}, (batch, channels, *positions)"
                 )
-        selected = (mask > 0).flatten().nonzero().squeeze(1)
+        selected = mask.flatten().nonzero().squeeze(1)
         if not len(selected) and not accepts_no_rows(self.loss):
             return as_tuple(student)[0].sum() * 0.0  # keeps the graph
 
@@ -159,10 +162,16 @@ class Masked(nn.Module):
         """Return the loss, for the printed plan of a recipe."""
         return type(self.loss).__name__ if isinstance(self.loss, nn.Module) else repr(self.loss)
 
-    def mask_of(self, inputs: Any) -> Tensor:
-        """Return the mask of a batch, (batch, *positions). Raises RecipeError if the inputs have none."""
-        if callable(self.mask):
-            return self.mask(inputs)
+    def mask_of(self, inputs: Any, *, pairs: bool = False) -> Tensor:
+        """Return which positions of a batch count, bool (batch, *positions). Raises RecipeError without a mask.
+
+        pairs: whether features have four dimensions; a mask (batch, tokens) then is that of the tokens of attention
+        maps, and becomes (batch, tokens, tokens).
+        """
+        mask = (self.mask(inputs) if callable(self.mask) else self._entry(inputs)) > 0
+        return mask[:, :, None] & mask[:, None, :] if pairs and mask.ndim == 2 else mask  # queries in rows
+
+    def _entry(self, inputs: Any) -> Tensor:
         try:
             mask: Tensor = inputs[self.mask]
         except (LookupError, TypeError):

@@ -38,12 +38,17 @@ class CalibrationError(WithoutThresholds):
     equation 3).
     bins: "equal_width", or "equal_mass", which rare classes need (Nixon et al. 2019). Equal probabilities share a bin.
     count: the number of bins. Resamples use the bins of the split.
+
+    The error of a split is larger than that of the population, since chance moves the shares of small bins: a net that
+    is calibrated has an error above 0, and more so if its probabilities are near one half. An interval is therefore
+    that of the error on other splits of this size, and differences between nets have none; compare nets by `Brier`.
     """
 
     accepts_unknown: ClassVar[bool] = True
     bins: Bins = "equal_width"
     count: int = 15
     lower_is_better: ClassVar[bool] = True
+    is_biased: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.bins not in get_args(Bins):

@@ -1,4 +1,4 @@
-"""Metrics of the order of the outputs: areas under the ROC and the precision-recall curve."""
+"""Metrics of the order of the probabilities: areas under the ROC and the precision-recall curve."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from kdkit.metrics.base import (
     WithoutThresholds,
     defined_by_class,
     known_rows,
+    log_softmax,
     mean_over_classes,
     note_on_missing,
     ratio,
@@ -29,7 +30,7 @@ from kdkit.metrics.bootstrap import Counts, Resampled, count_blocks, unit_counts
 class MacroAUPRC(WithoutThresholds):
     """Average precision, averaged over the classes with positives, in [0, 1].
 
-    Defined as scikit-learn's average_precision_score.
+    Defined as scikit-learn's average_precision_score, of the softmax for one class per sample.
     """
 
     accepts_unknown: ClassVar[bool] = True
@@ -52,7 +53,8 @@ class MacroAUPRC(WithoutThresholds):
 class MacroAUROC(WithoutThresholds):
     """Area under the ROC curve, averaged over the classes with positives and negatives, in [0, 1].
 
-    A tie between a positive and a negative counts one half.
+    A tie between a positive and a negative counts one half. For one class per sample it is that of the softmax, of each
+    class against the rest.
     """
 
     accepts_unknown: ClassVar[bool] = True
@@ -92,9 +94,11 @@ def _resampled(
     if not np.isfinite(test.outputs).all():
         raise DataError("outputs that are not finite cannot be ranked; did training diverge?")
     truth = true_classes(test)
+    # The logits of one class per sample are comparable inside a sample only: a number that is added to all of them
+    # changes no probability, and must not change the order of the samples.
+    scores = log_softmax(test.outputs) if test.labels.ndim == 1 else test.outputs
     rankings = [
-        _ranking(truth[:, column], test.outputs[:, column], rows, tie_share)
-        for column, rows in enumerate(known_rows(test))
+        _ranking(truth[:, column], scores[:, column], rows, tie_share) for column, rows in enumerate(known_rows(test))
     ]
     # Sorting once and summing the counts of resamples replaces a sort for each resample. The sums are whole or half
     # numbers below 2**23, which float32 represents exactly.

@@ -1,13 +1,13 @@
 """Add the matched student without distillation to a recipe: the same network, trained on the labels alone."""
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kdkit.errors import RecipeError, first_line
 from kdkit.nets.net import Net
-from kdkit.recipe.objective import Match, Objective, Weighted, as_objective
+from kdkit.recipe.objective import Match, Objective, Weighted, as_objective, describe_factor
 from kdkit.recipe.recipe import Recipe, Stage
 
 _SUFFIX = "-alone"
@@ -18,7 +18,8 @@ def with_baselines(recipe: Recipe) -> Recipe:
     """Return the recipe with a baseline of each distilled student of its last stage, "<student>-alone".
 
     A baseline starts from the initial weights of its student and is trained as that is, in the same order of the data,
-    but without the terms that match a teacher. If earlier stages train the student on labels too, they are repeated.
+    but without the terms that match a teacher. If its labels weigh less than 1 next to a teacher, they weigh 1 without
+    it, so that its steps are no smaller. If earlier stages train the student on labels too, they are repeated.
     Raises RecipeError if no student of the last stage has a teacher, or if one does not learn from labels.
     """
     stages = recipe.stages
@@ -52,6 +53,27 @@ def baselines_of(stages: Sequence[Stage]) -> Mapping[str, str]:
     return baselines
 
 
+def baseline_notices(stages: Sequence[Stage]) -> Iterator[str]:
+    """Yield what the labels of each baseline weigh, if they weigh less in the objective of its student."""
+    by_name = {stage.name: stage for stage in stages}
+    names = baselines_of(stages)
+    for stage in stages:
+        for alone, objective in stage.objectives.items() if stage.baseline_of in by_name else ():
+            for student, distilled in by_name[stage.baseline_of].objectives.items():
+                weights = [_label_weights(as_objective(terms)) for terms in (objective, distilled)]
+                if names.get(student.name) == alone.name and weights[0] != weights[1]:
+                    yield (
+                        f"the labels of net {alone.name!r} weigh {weights[0]}, those of {student.name!r} {weights[1]}: "
+                        "without a teacher, its steps would be smaller"
+                    )
+
+
+def _label_weights(objective: Objective) -> str:
+    """Return what the labels weigh together, at the start and at the end of a stage."""
+    first, last = (f"{sum(term.weight(progress) for term in _label_terms(objective)):.3g}" for progress in (0.0, 1.0))
+    return first if first == last else f"{first} to {last}"
+
+
 def _stages_alone(student: Net[Any], stages: Sequence[Stage]) -> list[Stage]:
     """Return the stages that train a copy of a student on its labels alone."""
     trained = [stage for stage in stages if student in stage.objectives]
@@ -75,7 +97,7 @@ def _stages_alone(student: Net[Any], stages: Sequence[Stage]) -> list[Stage]:
     return [
         replace(
             stage,
-            objectives={alone: Objective(copied[stage.name])},
+            objectives={alone: _alone(Objective(copied[stage.name]), as_objective(stage.objectives[student]))},
             name=alone.name if stage is stages[-1] else f"{alone.name}-{stage.name}",
             baseline_of=stage.name,
         )
@@ -84,11 +106,48 @@ def _stages_alone(student: Net[Any], stages: Sequence[Stage]) -> list[Stage]:
     ]
 
 
-def _label_terms(objective: Any) -> tuple[Weighted, ...]:
-    """Return the terms on labels that have a weight above 0 at some time."""
-    return tuple(
-        weighted
-        for weighted in as_objective(objective)
-        if not isinstance(weighted.term, Match)
-        and any(weighted.weight(step / _STEPS) > 0 for step in range(_STEPS + 1))
+def _alone(labels: Objective, distilled: Objective) -> Objective:
+    """Return the objective of label terms alone: as in the distilled one, but with a weight of at least 1 together."""
+    if not any(isinstance(weighted.term, Match) and _is_used(weighted) for weighted in distilled):
+        return labels  # such as an earlier stage on labels, which the baseline repeats
+    constants = not any(callable(factor) for weighted in labels for factor in weighted.factors)
+    if constants and sum(weighted.weight(0.0) for weighted in labels) >= 1:
+        return labels
+    shares = [_Share(labels, index) for index in range(len(labels.terms))]
+    return Objective(
+        tuple(
+            Weighted(weighted.term, (share(0.0) if constants else share,))
+            for weighted, share in zip(labels, shares, strict=True)
+        )
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """A ramp: the weight of a term among others, which weigh at least 1 together at any time."""
+
+    labels: Objective
+    index: int
+
+    def __repr__(self) -> str:
+        factors = self.labels.terms[self.index].factors
+        return f"({' * '.join(map(describe_factor, factors))}, raised to 1 in all)"
+
+    def __call__(self, progress: float) -> float:
+        weights = [weighted.weight(progress) for weighted in self.labels]
+        total = sum(weights)
+        if not total:  # such as at the start of a ramp from 0, where the student learns from its teacher alone
+            return 1 / len(weights)
+        return weights[self.index] / min(1.0, total)
+
+
+def _label_terms(objective: Any) -> tuple[Weighted, ...]:
+    """Return the terms on labels that are used."""
+    return tuple(
+        weighted for weighted in as_objective(objective) if not isinstance(weighted.term, Match) and _is_used(weighted)
+    )
+
+
+def _is_used(weighted: Weighted) -> bool:
+    """Return whether a term has a weight above 0 at some time."""
+    return any(weighted.weight(step / _STEPS) > 0 for step in range(_STEPS + 1))

@@ -10,7 +10,7 @@ from torch import Tensor
 from kdkit.errors import RecipeError, describe
 from kdkit.losses.base import Loss, describe_loss, loss_name
 from kdkit.nets.taps import TapLike
-from kdkit.recipe.ramps import Ramp
+from kdkit.recipe.ramps import Ramp, reciprocal
 from kdkit.teachers.base import Teacher
 from kdkit.utils.reprs import describe_options
 
@@ -41,6 +41,9 @@ class _Sum:
         return Objective(tuple(Weighted(part.term, (*part.factors, factor)) for part in self.weighted()))
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> "Objective":
+        return self * reciprocal(divisor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +139,16 @@ class Weighted:
     factors: tuple[Factor, ...] = ()
 
     def __repr__(self) -> str:
-        factors = [
-            f"{factor:g}" if isinstance(factor, float | int) else describe_loss(factor) for factor in self.factors
-        ]
-        return " * ".join([*factors, repr(self.term)])
+        return " * ".join([*map(describe_factor, self.factors), repr(self.term)])
 
     def weight(self, progress: float) -> float:
         """Return the product of the factors at this progress of the stage, in [0, 1]."""
         return math.prod(factor(progress) if callable(factor) else factor for factor in self.factors)
+
+    @property
+    def has_weight(self) -> bool:
+        """Whether the weight is above 0 at some time of the stage; a ramp may start or end at 0."""
+        return any(self.weight(step / 100) > 0 for step in range(101))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +170,11 @@ class Objective(_Sum):
     def weights(self, progress: float) -> Mapping[str, float]:
         """Return the weight of each term by label, at this progress of the stage."""
         return {weighted.term.label: weighted.weight(progress) for weighted in self.terms}
+
+
+def describe_factor(factor: Factor) -> str:
+    """Return a factor as it is written in a recipe."""
+    return f"{factor:g}" if isinstance(factor, float | int) else describe_loss(factor)
 
 
 def as_objective(objective: "Objective | Term") -> Objective:

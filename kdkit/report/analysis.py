@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kdkit.metrics.base import Bools, Floats, Metric, MetricResult, Predictions, true_classes
+from kdkit.metrics.base import Bools, Floats, Metric, MetricResult, Predictions, log_softmax, true_classes
 from kdkit.metrics.bootstrap import Resampling
 from kdkit.metrics.calibration import Brier, CalibrationError
 from kdkit.metrics.classification import Accuracy, MacroF1, MeanIoU, MicroF1
@@ -147,7 +147,7 @@ def reliability(test: Predictions) -> tuple[float, list[tuple[float, float, int]
         return None
     truth = true_classes(test)
     if kind == "multiclass":
-        all_probabilities = np.exp(_log_softmax(test.outputs))
+        all_probabilities = np.exp(log_softmax(test.outputs))
         probabilities, is_right = all_probabilities.max(1), all_probabilities.argmax(1) == test.labels
     else:
         is_known = ~np.isnan(test.labels.astype(np.float64))
@@ -221,7 +221,7 @@ def _correlation(first: NDArray[Any], second: NDArray[Any], *, centred: bool = F
 
 def _divergence(first: NDArray[Any], second: NDArray[Any], kind: Kind) -> float:
     if kind == "multiclass":
-        left, right = _log_softmax(first), _log_softmax(second)
+        left, right = log_softmax(first), log_softmax(second)
         return float((np.exp(left) * (left - right)).sum(1).mean())
     left, right = first.astype(np.float64), second.astype(np.float64)
     probability = _sigmoid(left)
@@ -229,12 +229,6 @@ def _divergence(first: NDArray[Any], second: NDArray[Any], kind: Kind) -> float:
     difference = probability * (np.logaddexp(0, -right) - np.logaddexp(0, -left))
     difference += (1 - probability) * (np.logaddexp(0, right) - np.logaddexp(0, left))
     return float(difference.mean())
-
-
-def _log_softmax(outputs: NDArray[Any]) -> Floats:
-    shifted: Floats = outputs.astype(np.float64) - outputs.max(1, keepdims=True)
-    logs: Floats = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    return logs
 
 
 def _sigmoid(outputs: NDArray[Any]) -> Floats:

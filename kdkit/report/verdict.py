@@ -2,14 +2,18 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist, fmean
 
 from kdkit.errors import DataError
-from kdkit.metrics.paired import paired_t_interval
+from kdkit.metrics.comparison import Comparison, PairsOfRuns, compare_over_seeds
+from kdkit.metrics.paired import Difference, paired_t_interval
 from kdkit.plugins.events import BaselineDifference
+from kdkit.report.analysis import same_metric
 from kdkit.report.formats import bounds, is_share, metric_title, plain, signed
-from kdkit.report.runs import ReportedRun, settings_digest
+from kdkit.report.runs import ReportedRun, mapping, settings_digest
 
 _ADVICE = "Whether distillation helped needs the same student without it: run with --baseline."
+_ONE_SEED = "One seed cannot tell whether distillation helps: repeat the run with others, such as by --seeds 5."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,10 +30,13 @@ class Figure:
 class Verdict:
     """The verdict on the runs of one recipe with the same options, which may differ in their seeds.
 
-    tone: "better", "worse" or "open". differences: of each metric, the first one decides.
+    label: the name of the runs. tone: "better" or "worse" if several seeds decide, otherwise "open".
+    differences: of each metric, the first one decides. Over several seeds, intervals include the choice of the seeds
+    and of the test samples.
     """
 
     runs: tuple[ReportedRun, ...]
+    label: str
     headline: str
     sentence: str
     caveat: str
@@ -37,11 +44,6 @@ class Verdict:
     figures: tuple[Figure, ...]
     differences: tuple[BaselineDifference, ...]
     has_baseline: bool
-
-    @property
-    def label(self) -> str:
-        """The name of the runs."""
-        return self.runs[0].label if len(self.runs) == 1 else f"{self.runs[0].name}, {len(self.runs)} seeds"
 
 
 def verdicts_of(runs: Sequence[ReportedRun]) -> tuple[Verdict, ...]:
@@ -54,7 +56,7 @@ def verdicts_of(runs: Sequence[ReportedRun]) -> tuple[Verdict, ...]:
         seeds = {repr(run.record.get("seed")) for run in group}
         # Repetitions of one seed are no sample of seeds.
         parts = [group] if len(seeds) == len(group) else [[run] for run in group]
-        verdicts += [_Group(part).verdict() for part in parts]
+        verdicts += [_Group(part, _label(part, runs)).verdict() for part in parts]
     return tuple(verdicts)
 
 
@@ -66,17 +68,37 @@ def headline_of(verdicts: Sequence[Verdict]) -> str:
     compared = [verdict for verdict in verdicts if verdict.has_baseline]
     if not compared:
         return f"{len(verdicts)} recipes side by side."
-    helped = sum(verdict.tone == "better" for verdict in compared)
-    if helped == len(compared):
+    several = [verdict for verdict in compared if len(verdict.runs) > 1]
+    if not several:
+        better = sum(verdict.differences[0].verdict == "better" for verdict in compared)
+        return f"In these runs, the distilled student is better in {better or 'none'} of {len(compared)} settings."
+    helped = sum(verdict.tone == "better" for verdict in several)
+    if helped == len(several):
         return f"Distillation helped in all {helped} settings."
-    return f"Distillation helped in {helped or 'none'} of {len(compared)} settings."
+    return f"Distillation helped in {helped or 'none'} of {len(several)} settings."
+
+
+def _label(group: Sequence[ReportedRun], runs: Sequence[ReportedRun]) -> str:
+    """Return the name of a group among all runs; for several seeds, with the options that not all runs share."""
+    first = group[0]
+    if len(group) == 1:
+        return first.label
+    options = [mapping(run.record, "options") for run in runs]
+    names = dict.fromkeys(name for of_run in options for name in of_run)
+    varied = [name for name in names if len({str(of_run.get(name)) for of_run in options}) > 1]
+    own = mapping(first.record, "options")
+    parts = [f"{name}={own[name]}" for name in varied if name in own]
+    if not parts or len({run.name for run in runs}) > 1:
+        parts.insert(0, first.name)
+    return ", ".join([*parts, f"{len(group)} seeds"])
 
 
 class _Group:
     """Runs that differ in their seeds only, and the two nets that their verdict compares."""
 
-    def __init__(self, runs: list[ReportedRun]) -> None:
-        self.runs = runs
+    def __init__(self, runs: list[ReportedRun], label: str) -> None:
+        self.runs, self.label = runs, label
+        self.comparisons: dict[str, Comparison] = {}  # over several seeds, by metric
         # The others differ in their seeds only, so they have the same nets and metrics.
         first = runs[0]
         self.student = first.student
@@ -100,15 +122,16 @@ class _Group:
         tone = differences[0].verdict if is_decided else ""
         if is_decided:
             headline, sentence = self._headline(differences[0]), self._sentence(differences[0])
-            caveat = f"{self._other_metrics(differences)}{self._caveat()}"
+            caveat = f"{self._other_metrics(differences)}{self._caveat(differences[0])}"
         else:
             headline, sentence, caveat = self._without_difference()
         return Verdict(
             runs=tuple(self.runs),
+            label=self.label,
             headline=headline,
             sentence=sentence,
             caveat=caveat,
-            tone=tone if tone in ("better", "worse") else "open",
+            tone=tone if tone in ("better", "worse") and len(self.runs) > 1 else "open",
             figures=tuple(
                 Figure(role=role, name=net, text=plain(self._mean(net)), detail=self._detail(net))
                 for role, net in nets
@@ -119,43 +142,80 @@ class _Group:
         )
 
     def _differences(self) -> tuple[BaselineDifference, ...]:
-        """Return the differences of one run over its samples, or of several runs over their seeds."""
+        """Return the differences of one run over its samples, or of several runs over their seeds and samples."""
         if self.reference is None:
             return ()
         over_samples = self.runs[0].differences(self.student, self.reference)
         if len(self.runs) == 1:
             return over_samples
-        # Over seeds, the difference of each seed is one observation, whatever the interval over its samples is.
         combined = []
         for row in over_samples:
-            values: list[dict[Hashable, float]] = [
-                {run.label: run.metrics.results[net][row.metric].value for run in self.runs}
-                for net in (self.student, self.reference)
-            ]
-            try:
-                difference = paired_t_interval(*values, lower_is_better=row.lower_is_better)
-            except DataError:  # a run without a value
+            comparison = self._compare(row, self.reference)
+            total = comparison.total
+            if total is None or comparison.seeds is None:  # a run without a value
                 continue
-            combined.append(
-                replace(row, value=difference.value, interval=difference.interval, verdict=difference.verdict)
-            )
+            self.comparisons[row.metric] = comparison
+            combined.append(replace(row, value=total.value, interval=total.interval, verdict=comparison.verdict))
         return tuple(combined)
+
+    def _compare(self, row: BaselineDifference, reference: str) -> Comparison:
+        """Compare the student with its reference over the runs."""
+        nets = (self.student, reference)
+        candidate, baseline = (
+            dict[Hashable, float]({run.label: run.metrics.results[net][row.metric].value for run in self.runs})
+            for net in nets
+        )
+        split = self.runs[0].split(self.student)
+        stored = self.runs[0].metrics.results[self.student][row.metric]
+        metric = None if split is None else same_metric(row.metric, stored, split)
+        if metric is not None:
+            return compare_over_seeds(metric, candidate, baseline, lambda: self._predictions(reference))
+        # A metric of user code: what is stored are the intervals of single runs.
+        try:
+            seeds = paired_t_interval(candidate, baseline, lower_is_better=row.lower_is_better)
+        except DataError:
+            return Comparison(seeds=None, samples=None)
+        rows = [other for run in self.runs for other in run.differences(*nets) if other.metric == row.metric]
+        if len(rows) < len(self.runs):
+            return Comparison(seeds=seeds, samples=None, note="not all runs have an interval over their samples")
+        # No narrower than that of the mean: of means over the same samples, the standard error is at most the mean one.
+        low, high = (fmean(other.interval[side] for other in rows) for side in (0, 1))
+        error = (high - low) / 2 / NormalDist().inv_cdf((1 + row.level) / 2)
+        samples = Difference(value=seeds.value, interval=(low, high), level=row.level, pairs=len(rows), error=error)
+        return Comparison(seeds=seeds, samples=samples)
+
+    def _predictions(self, reference: str) -> PairsOfRuns:
+        splits = [[run.split(net) for run in self.runs] for net in (self.student, reference)]
+        candidates, baselines = ([split for split in of_net if split is not None] for of_net in splits)
+        return candidates, baselines  # of different lengths, which raises, if some could not be read
 
     def _headline(self, difference: BaselineDifference) -> str:
         is_open = difference.verdict not in ("better", "worse")
+        is_one = len(self.runs) == 1
         if self.baseline is None:
+            relation = "cannot be distinguished from" if is_open else f"is {difference.verdict} than"
+            return f"{'In this run, ' if is_one else ''}{self.student} {relation} {self.reference}."
+        if is_one:
             if is_open:
-                return f"{self.student} cannot be distinguished from {self.reference}."
-            return f"{self.student} is {difference.verdict} than {self.reference}."
+                return "In this run, student and baseline cannot be distinguished."
+            points = self._in_points(difference)
+            size = signed(abs(difference.value), points=points).removeprefix("+")
+            unit = " points" if points else ""
+            return f"In this run, the distilled student is {difference.verdict} by {size}{unit}."
         if is_open:
             return "No effect of distillation can be distinguished."
         return "Distillation helped." if difference.verdict == "better" else "Distillation hurt."
 
+    def _in_points(self, difference: BaselineDifference) -> bool:
+        values = (self._mean(net) for net in (difference.student, difference.baseline))
+        return is_share(*values, difference.value)
+
     def _sentence(self, difference: BaselineDifference) -> str:
         value, reference = (self._mean(net) for net in (difference.student, difference.baseline))
-        points = is_share(value, reference, difference.value)
+        points = self._in_points(difference)
         low, high = (signed(bound, points=points) for bound in difference.interval)
-        who = f"for its teacher {self.reference}" if self.baseline is None else "for the same student without a teacher"
+        name = "" if self.reference == "teacher" else f" {self.reference}"
+        who = f"for its teacher{name}" if self.baseline is None else "for the same student without a teacher"
         seeds = f", on average over {len(self.runs)} seeds," if len(self.runs) > 1 else ""
         return (
             f"{metric_title(self.metric)} on the {self.split} split{seeds} is {plain(value)} against "
@@ -180,23 +240,41 @@ class _Group:
         reason = "kdkit cannot compute an interval of this difference."
         return "No paired comparison.", sentence, reason if self.baseline is not None else f"{reason} {_ADVICE}"
 
-    def _caveat(self) -> str:
+    def _caveat(self, difference: BaselineDifference) -> str:
         """Return what the interval is based on, and what it does not include."""
+        split = self.runs[0].split(self.student)
+        groups = None if split is None else split.test.groups
+        count = "the samples" if split is None else f"{len(split.test):,} samples"
+        if groups is not None:
+            count = f"{len(set(groups.tolist())):,} groups of dependent samples"
+        parts = [] if self.baseline is not None else [_ADVICE]
         if len(self.runs) > 1:
-            basis = f"Student's t interval over {len(self.runs)} seeds, paired by seed."
+            parts.append(self._basis(difference, count))
         else:
-            split = self.runs[0].split(self.student)
-            groups = None if split is None else split.test.groups
-            count = "the samples" if split is None else f"{len(split.test):,} samples"
-            if groups is not None:
-                count = f"{len(set(groups.tolist())):,} groups of dependent samples"
-            basis = (
-                f"Paired bootstrap over {count}. It reflects the choice of the samples, not of the seed: repeat the "
-                "run with other seeds to include that."
-            )
+            parts += [_ONE_SEED] if self.baseline is not None else []
+            parts.append(f"Paired bootstrap over {count}. It reflects the choice of the samples, not of the seed.")
         if self.split == "validation":
-            basis += " There is no test split: the epochs were chosen on these samples, so all values are too high."
-        return basis if self.baseline is not None else f"{_ADVICE} {basis}"
+            parts.append("There is no test split: the epochs were chosen on these samples, so all values are too high.")
+        return " ".join(parts)
+
+    def _basis(self, difference: BaselineDifference, count: str) -> str:
+        """Return the intervals over seeds and over samples, of which that of several runs is made."""
+        comparison = self.comparisons[difference.metric]
+        points = self._in_points(difference)
+
+        def interval(part: Difference | None) -> str:
+            return (
+                "" if part is None else ": {} to {}".format(*(signed(bound, points=points) for bound in part.interval))
+            )
+
+        seeds = f"Student's t interval over {len(self.runs)} seeds, paired by seed{interval(comparison.seeds)}"
+        if comparison.samples is not None:
+            return (
+                f"The interval includes the choice of the seeds ({seeds}) and of the test samples (paired bootstrap "
+                f"over {count}{interval(comparison.samples)})."
+            )
+        unknown = "" if comparison.includes_samples else " Without an interval over the samples there is no verdict"
+        return f"{seeds}.{unknown}{': ' if unknown else ' '}{comparison.note}."
 
     def _mean(self, net: str) -> float:
         values = [run.metrics.results[net][self.metric].value for run in self.runs]

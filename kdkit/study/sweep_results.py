@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdkit.engine.storage.reports import read_reported
-from kdkit.errors import DataError, RecipeError, did_you_mean, first_line
-from kdkit.metrics.base import Metric, is_better, lower_is_better
+from kdkit.errors import RecipeError, did_you_mean
+from kdkit.metrics.base import Metric, is_better
 from kdkit.metrics.bootstrap import without_interval
-from kdkit.metrics.paired import Difference, SplitPredictions, Verdict, paired_bootstrap, paired_t_interval
+from kdkit.metrics.comparison import Comparison, PairsOfRuns, compare_over_seeds
+from kdkit.metrics.paired import SplitPredictions
 from kdkit.study.study import Study
 from kdkit.utils.files import to_json, write
 
@@ -28,44 +29,6 @@ class Spread(NamedTuple):
 
     mean: float
     sd: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """The metric of the best cell minus that of another cell, on the reported split.
-
-    seeds: the mean difference over the seeds that both have, with Student's t interval; None for fewer than two.
-    samples: the same with a paired bootstrap interval over the samples of the split.
-    note: why one of them is missing, or "".
-    """
-
-    seeds: Difference | None
-    samples: Difference | None
-    note: str = ""
-
-    @property
-    def verdict(self) -> Verdict:
-        """Whether the best cell is better than the other one; undecided unless seeds and samples agree."""
-        verdicts = {difference.verdict for difference in (self.seeds, self.samples) if difference is not None}
-        return verdicts.pop() if len(verdicts) == 1 else "not distinguishable"
-
-    @property
-    def figures(self) -> str:
-        """The differences with their intervals, and the note."""
-        parts = []
-        for unit, difference in (("seeds", self.seeds), ("samples", self.samples)):
-            if difference is not None:
-                low, high = difference.interval
-                parts.append(f"{difference.value:+.4f} ({low:+.4f} to {high:+.4f}) over {difference.pairs} {unit}")
-        return "; ".join(filter(None, [", ".join(parts), self.note]))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the comparison as values for JSON."""
-        differences = {
-            name: None if value is None else {"value": value.value, "interval": value.interval, "pairs": value.pairs}
-            for name, value in (("seeds", self.seeds), ("samples", self.samples))
-        }
-        return {"verdict": self.verdict, **differences, "note": self.note}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +74,7 @@ class SweepResults:
         """Return a sentence for the best cell, and one for each comparison of it with another cell."""
         best = self.cells[self.best].label
         sentences = [
-            f"{best} is {_RELATIONS[cell.comparison.verdict]} {cell.label}: {self.metric} {cell.comparison.figures}"
+            f"{best} is {_RELATIONS[cell.comparison.verdict]} {cell.label}: {self.metric} {_figures(cell.comparison)}"
             for cell in self.cells
             if cell.comparison is not None
         ]
@@ -145,7 +108,7 @@ class SweepResults:
                     for name, values in cell.metrics.items()
                 },
                 "validation": {self.metric: {str(seed): value for seed, value in cell.validation.items()}},
-                "best_minus_this": None if cell.comparison is None else cell.comparison.as_dict(),
+                "best_minus_this": None if cell.comparison is None else _as_dict(cell.comparison),
             }
             for cell in self.cells
         ]
@@ -267,20 +230,35 @@ def spread(values: Iterable[float]) -> Spread:
 def _compare(best: Mapping[int, _Run], cell: Mapping[int, _Run], metric: Metric, level: float) -> Comparison:
     """Compare two cells over the seeds that both have."""
     seeds = [seed for seed in best if seed in cell]
-    over_seeds, over_samples, notes = None, None, []
-    values = [
+    candidate, baseline = (
         dict[Hashable, float]({seed: runs[seed].metrics.get(metric.name, math.nan) for seed in seeds})
         for runs in (best, cell)
-    ]
-    try:
-        over_seeds = paired_t_interval(*values, level=level, lower_is_better=lower_is_better(metric))
-    except DataError as error:  # a single seed, or a metric that is undefined
-        notes.append(first_line(error))
-    try:
-        predictions = [[runs[seed].predictions() for seed in seeds] for runs in (best, cell)]
-        over_samples = paired_bootstrap(metric, *predictions, resamples=_RESAMPLES, level=level)
-    except DataError as error:  # options may change the data, so that samples cannot be paired
-        notes.append(first_line(error))
-    except Exception as error:  # a user-defined metric may fail for a resample, such as one without positives
-        notes.append(f"{metric.name} fails for a resample ({type(error).__name__}: {first_line(error)})")
-    return Comparison(seeds=over_seeds, samples=over_samples, note="; ".join(notes))
+    )
+
+    def predictions() -> PairsOfRuns:
+        return [best[seed].predictions() for seed in seeds], [cell[seed].predictions() for seed in seeds]
+
+    return compare_over_seeds(metric, candidate, baseline, predictions, resamples=_RESAMPLES, level=level)
+
+
+def _figures(comparison: Comparison) -> str:
+    """Return the differences with their intervals, and the note."""
+    parts = []
+    for unit, difference in (("seeds", comparison.seeds), ("samples", comparison.samples)):
+        if difference is not None:
+            low, high = difference.interval
+            parts.append(f"{difference.value:+.4f} ({low:+.4f} to {high:+.4f}) over {difference.pairs} {unit}")
+    if len(parts) == 2 and comparison.total is not None:
+        low, high = comparison.total.interval
+        parts.append(f"({low:+.4f} to {high:+.4f}) over both")
+    return "; ".join(filter(None, [", ".join(parts), comparison.note]))
+
+
+def _as_dict(comparison: Comparison) -> dict[str, Any]:
+    """Return a comparison as values for JSON."""
+    differences = {
+        name: None if value is None else {"value": value.value, "interval": value.interval, "pairs": value.pairs}
+        for name, value in (("seeds", comparison.seeds), ("samples", comparison.samples))
+    }
+    interval = None if comparison.total is None else comparison.total.interval
+    return {"verdict": comparison.verdict, **differences, "interval": interval, "note": comparison.note}

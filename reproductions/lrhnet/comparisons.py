@@ -71,4 +71,4 @@ def overlap(runs: Sequence[Run], shared: Mapping[str, Any]) -> float:
 def times_100(result: Difference) -> Difference:
     """Return a difference and its interval in points."""
     low, high = result.interval
-    return replace(result, value=100 * result.value, interval=(100 * low, 100 * high))
+    return replace(result, value=100 * result.value, interval=(100 * low, 100 * high), error=100 * result.error)

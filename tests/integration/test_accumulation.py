@@ -41,7 +41,19 @@ class Tagger(nn.Module):
         return self.head(self.body(x))
 
 
-TAGGER, TUTOR = Tagger(), Tagger()
+class Attentive(nn.Module):
+    """Classifies every token by attention to all of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Conv1d(8, 3, 1)
+
+    def forward(self, x, attention_mask=None):
+        tokens = x.mT
+        return self.head(self.attention(tokens, tokens, tokens, average_attn_weights=False)[0].mT)
+
+
+TAGGER, TUTOR, ATTENTIVE, MODEL = Tagger(), Tagger(), Attentive(), Attentive()
 
 
 class Dicts(Dataset):
@@ -62,8 +74,12 @@ def matched(teacher, loss, **taps):
     return lambda net: Match(
         Net("teacher", teacher, trained=True),
         copy.deepcopy(loss),
-        **{side: Tap(get(net.module if side == "student" else teacher)) for side, get in taps.items()},
+        **{side: get(net.module if side == "student" else teacher) for side, get in taps.items()},
     )
+
+
+def thousandfold(student, target):
+    return 1000 * nn.functional.mse_loss(student, target)  # attention is small
 
 
 def sides(tap):
@@ -109,7 +125,20 @@ CASES = {
         {},
         None,
     ),
-    "masked": (TAGGER, matched(TUTOR, Masked(nn.MSELoss()), **sides(lambda module: module.body)), Dicts(), {}, None),
+    "masked": (
+        TAGGER,
+        matched(TUTOR, Masked(nn.MSELoss()), **sides(lambda module: Tap(module.body))),
+        Dicts(),
+        {},
+        None,
+    ),
+    "masked pairs": (
+        ATTENTIVE,
+        matched(MODEL, Masked(thousandfold), **sides(lambda module: Tap(module.attention, element=1))),
+        Dicts(),
+        {},
+        None,
+    ),
     "two terms": (
         LINEAR,
         lambda net: cross_entropy()(net) + matched(TEACHER, SoftTargets())(net),

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import Match, Net, Peer, Recipe, Stage, Training, Truth
+from kdkit import LinearRamp, Match, Net, Optimizer, Peer, Recipe, Stage, Training, Truth
 from kdkit.errors import CheckError, RecipeError
 from kdkit.losses import SoftTargets
 from kdkit.nets.taps import Tap
@@ -39,9 +40,9 @@ def distillation(*, teacher_weight=0.7, network=Dropping):
     teacher = tiny_net("teacher", hidden=8, seed=1)
     torch.manual_seed(2)
     student = Net("student", network())
-    objective = LABELS * Truth(nn.CrossEntropyLoss())
+    objective = Truth(nn.CrossEntropyLoss())  # at the weight that a baseline has
     if teacher_weight:
-        objective = objective + teacher_weight * Match(teacher, SoftTargets(temperature=2))
+        objective = LABELS * objective + teacher_weight * Match(teacher, SoftTargets(temperature=2))
     return Recipe(
         data=tiny_data(rows=24),
         schedule=[Stage({teacher: Truth(nn.CrossEntropyLoss())}, training()), Stage({student: objective}, training())],
@@ -57,6 +58,63 @@ def test_a_baseline_has_the_weights_of_a_recipe_with_labels_only(tmp_path):
     )
     assert result.metrics["student-alone"] == by_hand.metrics["student"]
     assert (tmp_path / "run" / "3-student-alone" / "weights.safetensors").is_file()
+
+
+class LabelsAgain:
+    """A match that says what the labels say, and nothing about the teacher."""
+
+    extra_kwargs = frozenset({"labels"})
+
+    def __call__(self, student, target, *, labels):
+        return nn.functional.cross_entropy(student, labels)
+
+
+@pytest.mark.parametrize("ramp", [None, LinearRamp(start=0.2, end=0.7)])
+def test_a_match_without_any_information_makes_no_difference(ramp):
+    """Steps of SGD are proportional to the weights, so a baseline with smaller ones would learn less."""
+    teacher = tiny_net("teacher", hidden=8, seed=1, trained=True)
+    student = Net("student", Mlp())
+    rest = 1 - LABELS if ramp is None else LinearRamp(start=0.8, end=0.3)
+    objective = (LABELS if ramp is None else ramp) * Truth(nn.CrossEntropyLoss()) + rest * Match(teacher, LabelsAgain())
+    sgd = training(optimizer=Optimizer(torch.optim.SGD, lr=0.1, momentum=0.9), keep="last")
+    result = kdkit.run(Recipe(data=tiny_data(rows=24), schedule=[Stage({student: objective}, sgd)]), baseline=True)
+    distilled, alone = (result.nets[name].network.state_dict() for name in ("student", "student-alone"))
+    for key, value in distilled.items():
+        torch.testing.assert_close(value, alone[key], msg=key)
+
+
+def test_labels_of_a_baseline_weigh_at_least_1_together():
+    teacher = tiny_net("teacher", hidden=8, seed=1, trained=True)
+    label, match = Truth(nn.CrossEntropyLoss()), Match(teacher, SoftTargets())
+    auxiliary = Truth(lambda outputs, _labels: outputs.square().mean(), label="small")
+    ramp = LinearRamp(start=0, end=0.5)
+    for objective, expected in [
+        (0.2 * label + 0.8 * match, [(1, 1)]),
+        (0.2 * label + 1000 * match, [(1, 1)]),  # of a hint, whose values are small
+        (label + 1000 * match, [(1, 1)]),
+        (2 * label + match, [(2, 2)]),
+        (0.3 * label + 0.1 * auxiliary + 0.6 * match, [(0.75, 0.75), (0.25, 0.25)]),
+        (label + 0.1 * auxiliary + match, [(1, 1), (0.1, 0.1)]),
+        (ramp * label + match, [(1, 1)]),
+        (ramp * label + 0.5 * auxiliary + match, [(0, 0.5), (1, 0.5)]),
+        (LinearRamp(start=2, end=0.5) * label + match, [(2, 1)]),
+        (0.2 * label + 0 * match, [(0.2, 0.2)]),  # trained on labels only, as its baseline is
+    ]:
+        stage = Stage({tiny_net("student"): objective}, training())
+        alone = with_baselines(Recipe(data=tiny_data(), schedule=[stage])).stages[-1]
+        (terms,) = alone.objectives.values()
+        weights = [(weighted.weight(0.0), weighted.weight(1.0)) for weighted in terms]
+        assert weights == [pytest.approx(pair) for pair in expected], objective
+
+
+def test_the_weight_of_a_baseline_is_told(tmp_path):
+    teacher, student = nn.Linear(4, 3), nn.Linear(4, 3)
+    splits = [TensorDataset(torch.randn(12, 4), torch.arange(12) % 3) for _ in "ab"]
+    kdkit.distill(teacher, student, *splits, epochs=1, baseline=True, out=tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [term["weight"] for term in record["terms"]["student-alone"]] == [[1, 1]]
+    notice = "the labels of net 'student-alone' weigh 1, those of 'student' 0.5: without a teacher, its steps would be"
+    assert any(notice in text for text in record["notices"])
 
 
 def test_a_baseline_changes_nothing_else():

@@ -51,7 +51,7 @@ def test_seeds_make_a_folder_of_runs_and_one_verdict_and_are_resumed(kdkit, tmp_
     assert seeds_in(folder) == [3, 4]
     assert "Metrics on test, mean ± standard deviation over 2 seeds" in " ".join(result.out.split())
     assert "Accuracy on the test split, on average over 2 seeds, is " in result.out
-    assert "Student's t interval over 2 seeds, paired by seed." in result.out
+    assert "(Student's t interval over 2 seeds, paired by seed: " in result.out
 
     again = kdkit(*arguments)
     assert "2 seeds in runs/mine-seeds, of which 2 are finished" in again.out

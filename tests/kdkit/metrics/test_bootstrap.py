@@ -17,7 +17,7 @@ from kdkit.metrics import (
     MacroF1,
     MicroF1,
 )
-from kdkit.metrics.bootstrap import Resampling, draw_counts, resample
+from kdkit.metrics.bootstrap import Resampling, bootstrap_interval, draw_counts, resample
 from kdkit_ecg.labels import scored_classes
 from kdkit_ecg.metrics import ChallengeMetric
 
@@ -114,7 +114,7 @@ def test_the_value_is_that_of_the_metric_and_lies_in_the_interval():
     assert (result.value, result.by_class) == (plain.value, plain.by_class)
     assert result.interval[0] < result.value < result.interval[1]
     assert set(result.intervals_by_class) == set(result.by_class)
-    assert "95%, percentiles of 200 resamples of samples" in result.note
+    assert "95%, bias-corrected percentiles of 200 resamples of samples" in result.note
 
 
 def test_the_interval_depends_on_the_seed():
@@ -232,3 +232,36 @@ def test_invalid_options_are_refused(options, message):
 def test_a_result_has_no_interval_by_default():
     assert MetricResult(value=0.5).interval is None
     assert MacroF1().compute(multilabel()).interval is None
+
+
+def test_intervals_of_average_precision_of_rare_classes_have_nearly_nominal_coverage():
+    """A sample that is drawn twice ranks next to itself, so that plain percentiles contain it 3 times of 4 only."""
+    random = np.random.default_rng(2)
+
+    def split(rows):
+        labels = (random.random((rows, 3)) < 0.05).astype(float)
+        return Predictions(labels=labels, outputs=labels + random.normal(size=labels.shape), classes=("a", "b", "c"))
+
+    expected = MacroAUPRC().compute(split(200_000)).value
+    covered = 0
+    for _ in range(60):
+        low, high = BootstrapInterval(MacroAUPRC(), resamples=200).compute(split(100)).interval
+        assert 0 <= low <= high <= 1
+        covered += low <= expected <= high
+    assert covered >= 48  # plain percentiles: about 44
+
+
+@pytest.mark.parametrize("metric", [CalibrationError(), CalibrationError("equal_mass")])
+def test_the_interval_of_a_calibration_error_is_around_its_value(metric):
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(400, 2))
+    labels = (random.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(float)  # calibrated
+    result = BootstrapInterval(metric, resamples=200).compute(
+        Predictions(labels=labels, outputs=logits, classes=("a", "b"))
+    )
+    assert 0 <= result.interval[0] < result.value < result.interval[1]
+    assert "95%, spread of the values of 200 resamples" in result.note
+
+
+def test_an_interval_contains_its_value_although_all_resamples_are_above():
+    assert bootstrap_interval(np.array([0.2, 0.3, 0.4]), 0.1, 0.95)[0] == 0.1

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 from scipy.stats import pearsonr
 from sklearn.metrics import (
     accuracy_score,
@@ -228,3 +229,30 @@ def test_every_task_has_default_metrics_with_distinct_names(task):
     assert metrics
     assert all(isinstance(metric, Metric) for metric in metrics)
     assert len({metric.name for metric in metrics}) == len(metrics)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("metric", [MacroAUPRC(), MacroAUROC()])
+def test_multiclass_areas_are_those_of_the_softmax(metric, classes):
+    random = np.random.default_rng(0)
+    labels = random.integers(0, classes, 200)
+    outputs = np.eye(classes)[labels] + random.normal(0, 1, (200, classes))
+    # what is added to all logits of a sample changes no probability
+    shifted = outputs + random.normal(0, 5, (200, 1))
+    expected = np.mean(
+        [
+            {"macro_auprc": average_precision_score, "macro_auroc": roc_auc_score}[metric.name](
+                labels == label, softmax(outputs, 1)[:, label]
+            )
+            for label in range(classes)
+        ]
+    )
+    for logits in (outputs, shifted):
+        test = Predictions(labels=labels, outputs=logits, classes=CLASSES[:classes])
+        assert metric.compute(test).value == pytest.approx(expected)
+
+
+def test_samples_of_which_a_net_is_very_sure_are_ranked_too():
+    outputs = np.array([[60, 0], [50, 0], [40, 0], [-50, 0]], dtype=np.float32)  # float64 rounds all three to 1
+    test = Predictions(labels=np.array([0, 0, 1, 1]), outputs=outputs, classes=("a", "b"))
+    assert MacroAUROC().compute(test).value == 1

@@ -11,9 +11,11 @@ from kdkit.metrics import (
     Accuracy,
     BootstrapInterval,
     Brier,
+    CalibrationError,
     MacroAUROC,
     MacroF1,
     SplitPredictions,
+    compare_over_seeds,
     paired_bootstrap,
     paired_t_interval,
 )
@@ -199,3 +201,86 @@ def test_multiclass_predictions_can_be_compared():
         paired_bootstrap(Accuracy(), SplitPredictions(right, right), SplitPredictions(wrong, wrong), resamples=20).value
         == 1
     )
+
+
+def of_seeds(shift, spread, seeds=5, shared=0.0):
+    """Return runs of two methods by seed. shift, shared: of the second one, in all its runs; spread: of each seed."""
+    random = np.random.default_rng(3)
+    labels = (random.random((400, 2)) < 0.3).astype(float)
+    signal, taste = labels + random.normal(0, 1, labels.shape), shared * random.normal(0, 1, labels.shape)
+
+    def split(outputs):
+        predictions = Predictions(labels=labels, outputs=outputs, classes=("a", "b"))
+        return SplitPredictions(predictions, predictions)
+
+    runs = [
+        [split(signal + random.normal(0, spread, labels.shape)) for _ in range(seeds)],
+        [split(signal + shift * labels + taste + random.normal(0, spread, labels.shape)) for _ in range(seeds)],
+    ]
+    return runs
+
+
+def compared(runs, metric=None):
+    metric = metric or MacroAUROC()
+    values = [{seed: metric.compute(run.test).value for seed, run in enumerate(of_method)} for of_method in runs]
+    return compare_over_seeds(metric, values[1], values[0], lambda: (runs[1], runs[0]), resamples=300)
+
+
+def test_a_method_is_better_if_seeds_and_samples_agree():
+    comparison = compared(of_seeds(shift=0.6, spread=0.3))
+    assert comparison.verdict == "better"
+    total = comparison.total
+    assert total.value == pytest.approx(comparison.samples.value)
+    for part in (comparison.seeds, comparison.samples):
+        assert total.interval[0] <= part.interval[0] < part.interval[1] <= total.interval[1]
+
+
+def test_the_seeds_of_one_test_split_do_not_decide_alone():
+    """Both methods are equally good in the population, and make other errors, the same for each seed."""
+    verdicts = set()
+    for sign in (1, -1):
+        runs = of_seeds(shift=0.0, spread=0.02, shared=sign * 1.0)
+        runs[0] = of_seeds(shift=0.0, spread=0.02, shared=-sign * 1.0)[1]
+        comparison = compared(runs)
+        assert comparison.verdict == "not distinguishable"
+        verdicts.add(comparison.seeds.verdict)
+    assert verdicts == {"better", "worse"}
+
+
+def test_what_each_run_adds_to_the_error_over_samples_is_counted_once():
+    own, shared = compared(of_seeds(shift=0.3, spread=1.0)), compared(of_seeds(shift=0.3, spread=0.0, shared=1.0))
+    half = [(part.samples.interval[1] - part.samples.interval[0]) / 2 / 1.96 for part in (own, shared)]
+    assert own.samples.error < 0.6 * half[0]
+    assert shared.samples.error == pytest.approx(half[1], rel=0.15)
+    single = compared(of_seeds(shift=0.3, spread=1.0, seeds=1))
+    assert single.seeds is None
+    assert single.total == single.samples
+    assert single.verdict == "better"  # these two runs, not the methods
+
+
+def test_without_an_interval_over_the_samples_there_is_no_verdict():
+    runs = of_seeds(shift=0.6, spread=0.3)
+    runs[0] = [SplitPredictions(*(split.rows(np.arange(300)) for split in run)) for run in runs[0]]
+    comparison = compared(runs)
+    assert comparison.seeds.verdict == "better"
+    assert (comparison.samples, comparison.verdict) == (None, "not distinguishable")
+    assert "different samples" in comparison.note
+
+
+def test_seeds_with_test_samples_of_their_own_include_their_choice():
+    runs = of_seeds(shift=0.6, spread=0.3)
+    for method in runs:
+        for seed, run in enumerate(method):
+            rows = np.random.default_rng(seed).permutation(400)[:300]
+            method[seed] = SplitPredictions(*(split.rows(rows) for split in run))
+    comparison = compared(runs)
+    assert (comparison.samples, comparison.verdict) == (None, "better")
+    assert "each seed has its own test samples" in comparison.note
+
+
+def test_a_calibration_error_is_not_compared():
+    """On a split, that of a net that is calibrated and sharp is larger than that of a calibrated one that is blunt."""
+    runs = of_seeds(shift=0.6, spread=0.3)
+    with pytest.raises(DataError, match="differences of calibration_error have no interval"):
+        paired_bootstrap(CalibrationError(), runs[0][0], runs[1][0])
+    assert compared(runs, CalibrationError()).verdict == "not distinguishable"

@@ -61,11 +61,14 @@ def test_the_verdict_compares_the_student_with_its_baseline(page, runs):
     content = json.loads((runs / "seed0" / "metrics.json").read_text())
     difference = content["differences"][0]
     expected = {
-        "better": "Distillation helped.",
-        "worse": "Distillation hurt.",
-        "not distinguishable": "No effect of distillation can be distinguished.",
+        "better": "In this run, the distilled student is better by ",
+        "worse": "In this run, the distilled student is worse by ",
+        "not distinguishable": "In this run, student and baseline cannot be distinguished.",
     }[difference["verdict"]]
     assert expected in page.text
+    assert (
+        "One seed cannot tell whether distillation helps: repeat the run with others, such as by --seeds 5" in page.text
+    )
     values = [content["metrics"][net]["accuracy"]["value"] for net in ("student", "student-alone")]
     assert f"is {values[0]:.3f} against {values[1]:.3f} for the same student without a teacher" in page.text
     low, high = (f"{100 * bound:+.1f}".replace("-", "\N{MINUS SIGN}") for bound in difference["interval"])
@@ -146,7 +149,11 @@ def test_a_heat_map_of_many_layers_escapes_their_names_and_shows_values_on_hover
 def test_seeds_are_compared_in_pairs(runs, tmp_path):
     page = report_page(*(runs / f"seed{seed}" for seed in range(3)), out=tmp_path / "report.html")
     assert "on average over 3 seeds" in page.text
-    assert "Student's t interval over 3 seeds" in page.text
+    assert (
+        "The interval includes the choice of the seeds (Student's t interval over 3 seeds, paired by seed: "
+        in page.text
+    )
+    assert "and of the test samples (paired bootstrap over 6 samples: " in page.text
     assert {"seed0", "seed1", "seed2"} <= {text.strip() for text in page.texts}
 
 
@@ -201,7 +208,7 @@ def test_runs_of_other_losses_are_no_seeds_of_one_recipe(tmp_path):
 
 def test_without_a_baseline_the_student_is_compared_with_its_teacher(runs, tmp_path):
     page = report_page(runs / "other", out=tmp_path / "report.html")
-    assert "for its teacher teacher" in page.text
+    assert "for its teacher: " in page.text
     assert "Whether distillation helped needs the same student without it: run with --baseline." in page.text
     assert "Distillation helped" not in page.text
 

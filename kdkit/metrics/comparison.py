@@ -1,0 +1,111 @@
+"""Compare two methods over seeds: neither other seeds nor other test samples may turn the verdict."""
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from kdkit.errors import DataError, KdkitError, first_line
+from kdkit.metrics.base import Metric, is_biased, lower_is_better
+from kdkit.metrics.paired import (
+    Difference,
+    SplitPredictions,
+    Verdict,
+    paired_bootstrap,
+    paired_t_interval,
+    require_same_samples,
+)
+
+PairsOfRuns = tuple[Sequence[SplitPredictions], Sequence[SplitPredictions]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A metric of one method minus that of another, over runs of both that are paired by seed.
+
+    seeds: the mean difference with Student's t interval over the seeds; None for fewer than two.
+    samples: the mean difference with a paired bootstrap interval over the test samples; None if there is none.
+    note: why one of them is missing, or "".
+    includes_samples: whether each seed has its own test samples, so that `seeds` includes their choice.
+    """
+
+    seeds: Difference | None
+    samples: Difference | None
+    note: str = ""
+    includes_samples: bool = False
+
+    @property
+    def total(self) -> Difference | None:
+        """The mean difference with an interval over both; that over seeds or over samples if the other is missing.
+
+        Student's t interval of the sum of the two variances, with the degrees of freedom of Welch and Satterthwaite. It
+        is never inside of one of the two.
+        """
+        seeds, samples = self.seeds, self.samples
+        if seeds is None or samples is None:
+            return seeds or samples
+        from scipy.stats import t  # late: scipy.stats takes a second to import
+
+        variances = (seeds.error**2, samples.error**2)
+        # of the two, that over samples is known as from infinitely many
+        freedom = math.inf if not variances[0] else (seeds.pairs - 1) * (sum(variances) / variances[0]) ** 2
+        margin = float(t.ppf((1 + seeds.level) / 2, freedom)) * math.sqrt(sum(variances))
+        bounds = [(seeds.value - margin, seeds.value + margin), seeds.interval, samples.interval]
+        if not all(math.isfinite(bound) for pair in bounds for bound in pair):
+            return replace(seeds, interval=(math.nan, math.nan))
+        return replace(seeds, interval=(min(low for low, _ in bounds), max(high for _, high in bounds)))
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the first method is better; with a single seed, whether these runs are.
+
+        Undecided if the total interval contains 0, or if it leaves out the choice of the test samples.
+        """
+        total = self.total
+        if total is None or (self.samples is None and not self.includes_samples):
+            return "not distinguishable"
+        return total.verdict
+
+
+def compare_over_seeds(
+    metric: Metric,
+    candidate: Mapping[Hashable, float],
+    baseline: Mapping[Hashable, float],
+    predictions: Callable[[], PairsOfRuns],
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+) -> Comparison:
+    """Compare two methods by their runs with some seeds; a note in the result says what could not be computed.
+
+    candidate, baseline: the values of the metric by seed. predictions: returns those of the runs of each, in this
+    order. resamples, level: see `paired_bootstrap`.
+    """
+    seeds, samples, notes, includes_samples = None, None, [], False
+    try:
+        seeds = paired_t_interval(candidate, baseline, level=level, lower_is_better=lower_is_better(metric))
+    except DataError as error:  # a single seed, or a metric that is undefined
+        notes.append(first_line(error))
+    try:
+        runs = predictions()
+        includes_samples = not is_biased(metric) and len(runs[0]) > 1 and _have_own_samples(*runs)
+        if includes_samples:
+            notes.append("each seed has its own test samples, so that the interval over seeds includes their choice")
+        else:
+            samples = paired_bootstrap(metric, *runs, resamples=resamples, level=level)
+    except KdkitError as error:  # such as options that change the data, so that samples cannot be paired
+        notes.append(first_line(error))
+    except Exception as error:  # a user-defined metric may fail for a resample, such as one without positives
+        notes.append(f"{metric.name} fails for a resample ({type(error).__name__}: {first_line(error)})")
+    return Comparison(seeds=seeds, samples=samples, note="; ".join(notes), includes_samples=includes_samples)
+
+
+def _have_own_samples(candidates: Sequence[SplitPredictions], baselines: Sequence[SplitPredictions]) -> bool:
+    """Return whether test samples differ between seeds. Raises DataError if they differ within one."""
+    for candidate, baseline in zip(candidates, baselines, strict=True):
+        require_same_samples(candidate.test, baseline.test)
+    try:
+        for candidate in candidates:
+            require_same_samples(candidates[0].test, candidate.test)
+    except DataError:
+        return True
+    return False
