@@ -99,9 +99,11 @@ class SweepResults:
         comparisons = [cell.comparison for cell in self.cells if cell.comparison is not None]
         against_baselines = [cell.distillation for cell in self.cells if cell.distillation is not None]
         notes = dict.fromkeys(
-            comparison.note for comparison in (*comparisons, *against_baselines) if comparison.note and comparison.seeds
+            comparison.note
+            for comparison in (*comparisons, *against_baselines)
+            if comparison.note and (comparison.seeds is not None or comparison.samples is None)
         )
-        if any(comparison.seeds is None for comparison in (*comparisons, *against_baselines)):
+        if (comparisons or against_baselines) and min(len(cell.seeds) for cell in self.cells if cell.seeds) == 1:
             notes["one seed cannot tell which options are better, or whether distillation helps: --seeds 5"] = None
         if max(len(comparisons), len(against_baselines)) > 1:
             notes[f"all intervals of a table together hold with {_LEVEL:.0%} confidence (Bonferroni)"] = None
