@@ -78,7 +78,7 @@ def recipe(hidden: float = 0.5, attention: float = 10.0, count: int = 1500, epoc
     states = Match(teacher, Masked(Hint()), label="hidden states", student=Tap(first), target=Tap(last))
     maps = Match(
         teacher,
-        nn.MSELoss(),
+        Masked(nn.MSELoss()),  # of pairs of tokens that are both no padding
         label="attention",
         student=AttentionTap(first.attention.self),
         target=AttentionTap(last.attention.self),

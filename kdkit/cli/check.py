@@ -57,7 +57,8 @@ def check(ctx: click.Context, /, **options: Any) -> None:
     console = make_console()
     console.width = min(console.width, 100)
     if not plan.problems:  # which may be those of the data
-        for line in str(optional_member(recipe.data, Data, "summary")).splitlines():
+        summary = str(optional_member(recipe.data, Data, "summary")).splitlines()
+        for line in (*summary, *optional_member(recipe.data, Data, "notices")):
             console.print(f"note: {line}", style="yellow", markup=False, soft_wrap=True)
     show_plan(plan, console, device)
     if svg is not None:

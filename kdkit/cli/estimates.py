@@ -9,7 +9,23 @@ from kdkit.engine.check.estimate import StageEstimate
 from kdkit.engine.check.plan import TermSummary
 from kdkit.engine.check.projectors import ProjectorSummary
 from kdkit.engine.teacher_caching import CacheForecast
+from kdkit.recipe.training import Training
 from kdkit.utils.memory import format_bytes
+from kdkit.utils.reprs import describe_count
+
+
+def training_facts(training: Training, loader_batch: int | None) -> Iterator[str]:
+    """Yield the training options of a stage in words. loader_batch: see `Plan`."""
+    size = f"{training.batch_size}" if loader_batch is None else f"{loader_batch}, as its DataLoader yields them"
+    yield f"{describe_count(training.epochs, 'epoch')} of batches of {size}"
+    if training.accumulate_steps > 1:
+        yield f"{training.accumulate_steps} batches per update"
+    yield repr(training.optimizer)
+    if training.lr_schedule is not None:
+        yield repr(training.lr_schedule)
+    if training.max_grad_norm is not None:
+        yield f"clips the norm of gradients at {training.max_grad_norm:g}"
+    yield f"keeps the {training.keep} epoch"
 
 
 def estimate_lines(estimate: StageEstimate, device: torch.device) -> Iterator[str]:
@@ -42,10 +58,11 @@ def describe_caching(name: str, forecast: CacheForecast) -> str:
         return f"{name} runs at each step: no output is needed twice"
     if not forecast.is_cached:
         return f"{name} runs at each step: its outputs are not cached, since {forecast.reason}"
+    size = "" if forecast.bytes is None else f", {format_bytes(forecast.bytes)}"
     if forecast.folder is None:
-        return f"the outputs of {name} are cached for this run only"
+        return f"the outputs of {name} are cached for this run only{size}"
     if forecast.entry is None:
-        return f"the outputs of {name} will be cached in {forecast.folder}"
+        return f"the outputs of {name} will be cached in {forecast.folder}{size}"
     path = forecast.folder / forecast.entry.path.name[:12]  # as `kdkit cache` shows it
     return f"the outputs of {name} are reused: {forecast.entry.written:,} of {forecast.entry.rows:,} are in {path}"
 

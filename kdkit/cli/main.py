@@ -182,6 +182,7 @@ def classes(folder: Path, net: str | None, resamples: int) -> None:
     from kdkit.cli.per_class import table_of
     from kdkit.engine.storage.reports import nets_of_run, read_class_table
     from kdkit.utils.console import make_console
+    from kdkit.utils.reprs import describe_names
 
     console = make_console()
     for name in nets_of_run(folder) if net is None else (net,):
@@ -191,7 +192,7 @@ def classes(folder: Path, net: str | None, resamples: int) -> None:
         if reported.test is None:
             # Metrics on the split that selected the thresholds are too high.
             console.print("note: there is no test split: thresholds were chosen on the same samples", style="yellow")
-        missing = ", ".join(row.name for row in rows if not row.figures)
+        missing = describe_names(row.name for row in rows if not row.figures)
         if missing:
             console.print(f"note: no positives in {split}: {missing}", style="yellow", markup=False, soft_wrap=True)
 

@@ -9,8 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from kdkit.cli.estimates import describe_projector, describe_weight, estimate_lines, type_name
+from kdkit.cli.estimates import describe_projector, describe_weight, estimate_lines, training_facts, type_name
 from kdkit.engine.check.plan import Plan, TermSummary
+from kdkit.losses.base import extra_kwargs_of
 from kdkit.plugins.manager import Plugins
 from kdkit.plugins.registry import REGISTRIES
 from kdkit.recipe.objective import Match, as_objective
@@ -29,12 +30,9 @@ def show_plan(plan: Plan, console: Console, device: torch.device | None = None) 
     estimates = plan.estimates or (None,) * len(plan.stages)
     rows = zip(plan.stages, plan.terms, plan.peak_memory_bytes, estimates, strict=True)
     for index, (stage, terms, peak, estimate) in enumerate(rows):
-        training = stage.training
         # Names and reprs are escaped, since their square brackets would be markup to rich.
-        tree = Tree(
-            f"[bold]{index + 1}. {escape(stage.name)}[/bold]  {training.epochs} epochs of batches of "
-            f"{training.batch_size}, {escape(repr(training.optimizer))}, keeps the {training.keep} epoch"
-        )
+        training = escape(", ".join(training_facts(stage.training, plan.loader_batch)))
+        tree = Tree(f"[bold]{index + 1}. {escape(stage.name)}[/bold]  {training}")
         for term in terms:
             branch = tree.add(term_line(term))
             for projector in term.projectors:
@@ -103,12 +101,15 @@ def nets_table(plan: Plan) -> Table:
     for column in ("net", "module", "parameters", "view", "learns from"):
         table.add_column(column, justify="right" if column == "parameters" else "left", overflow="fold")
     for net in plan.nets:
-        # The first stage that trains the net; there is none for a teacher that is already trained.
-        stage = next((stage for stage in plan.stages if net in stage.objectives), None)
-        terms = as_objective(stage.objectives[net]) if stage is not None else ()
+        terms = [
+            weighted.term
+            for stage in plan.stages
+            for weighted in (as_objective(stage.objectives[net]) if net in stage.objectives else ())
+        ]
+        reads_labels = any(not isinstance(term, Match) or "labels" in extra_kwargs_of(term.loss) for term in terms)
         # A dict instead of a set, to list each teacher once and in the order of the terms.
-        teachers = dict.fromkeys(weighted.term.teacher.name for weighted in terms if isinstance(weighted.term, Match))
-        sources = "already trained" if stage is None else ", ".join(["labels", *teachers])
+        teachers = dict.fromkeys(term.teacher.name for term in terms if isinstance(term, Match))
+        sources = ", ".join([*(["labels"] if reads_labels else []), *teachers]) or "already trained"
         table.add_row(*map(escape, (net.name, type_name(net.module), f"{net.parameters:,}", net.view.key, sources)))
     return table
 

@@ -79,7 +79,7 @@ class _StageInPlan:
         epochs = "1 epoch" if training.epochs == 1 else f"{training.epochs:,} epochs"
         optimizer = training.optimizer.make
         optimizer_name = optimizer if isinstance(optimizer, str) else type_name(optimizer)
-        facts = [epochs, f"batches of {training.batch_size:,}", optimizer_name]
+        facts = [epochs, f"batches of {self.plan.loader_batch or training.batch_size:,}", optimizer_name]
         if self.estimate is not None and self.estimate.times is not None:
             facts.append(f"about {about(self.estimate.times.seconds)} per epoch")
         lessons = tuple(map(self._lesson, self.stage.objectives))

@@ -1,5 +1,6 @@
 """The base classes of a data set and its splits."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from inspect import getattr_static
@@ -97,6 +98,8 @@ class LoaderSplit:
 
     def __init__(self, loader: "DataLoader[Any]") -> None:
         self.loader = loader
+        if getattr(loader, "num_workers", 0) and not isinstance(loader.worker_init_fn, WorkerInit):
+            loader.worker_init_fn = WorkerInit(loader.worker_init_fn)
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -113,6 +116,25 @@ class LoaderSplit:
     def batched(self, size: int, *, pin: bool = False) -> "LoaderSplit":
         """Return the split in batches of this size, in pinned memory if `pin`; a DataLoader keeps its own batches."""
         return self
+
+
+class WorkerInit:
+    """Takes a worker process of a DataLoader out of the process group of the run, to which signals are sent.
+
+    torchrun, `timeout` and terminals send them so. The main process ends a run after a step, for which it may need more
+    batches, and then its workers; if these ended first, it would raise an error. function: `worker_init_fn` of the
+    user's DataLoader, called afterwards.
+    """
+
+    def __init__(self, function: Callable[[int], object] | None = None) -> None:
+        self.function = function
+
+    def __call__(self, number: int) -> None:
+        """Prepare the worker process of this number."""
+        if os.name == "posix":
+            os.setpgid(0, 0)
+        if self.function is not None:
+            self.function(number)
 
 
 class Data:
@@ -242,6 +264,12 @@ def optional_member(value: object, base: type[Data] | type[Split], name: str) ->
     """Return a member of a data set or split; the default of the base class if an object of another class lacks it."""
     is_absent = getattr_static(value, name, _ABSENT) is _ABSENT
     return getattr(base() if is_absent else value, name)
+
+
+def split_name(data: Data, split: Split | LoaderSplit) -> str:
+    """Return the name of a split of a data set; "" if it is none of them."""
+    names = ("validation", "test", "train")
+    return getattr(split, "name", None) or next((name for name in names if getattr(data, name) is split), "")
 
 
 def _raise_undefined(value: object, member: str) -> NoReturn:

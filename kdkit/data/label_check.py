@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdkit.data.dataset import Data, LoaderSplit, Split, Task, optional_member
+from kdkit.data.dataset import Data, LoaderSplit, Split, Task, optional_member, split_name
 from kdkit.data.labels import is_ignored
 from kdkit.errors import DataError
 
@@ -40,11 +40,8 @@ class LabelCheck:
         """Return the check of a split of a data set; None if the split checks its labels itself, as TorchData's do."""
         if hasattr(split, "label_check") and not bounded_by:
             return None
-        name = getattr(split, "name", None) or next(
-            (name for name in ("validation", "test", "train") if getattr(data, name) is split), ""
-        )
         return cls(
-            split=name,
+            split=split_name(data, split),
             task=data.task,
             classes=tuple(data.classes),
             accepts_unknown=bool(optional_member(data, Data, "has_unknown")),

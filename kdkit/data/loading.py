@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import LoaderSplit, Split, optional_member
+from kdkit.data.dataset import LoaderSplit, Split, WorkerInit, optional_member
 from kdkit.utils.devices import usable_cores
 from kdkit.utils.randomness import derive_seed, seed_everything
 
@@ -79,7 +79,10 @@ def batches(
         return dataset  # a DataLoader would add its overhead to every step
     # A DataLoader draws a base seed when it is iterated. From the global generator, that would shift the dropout masks.
     generator = torch.Generator().manual_seed(torch.initial_seed())
-    return DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=pin, generator=generator)
+    init = WorkerInit() if workers else None
+    return DataLoader(
+        dataset, batch_size=None, num_workers=workers, pin_memory=pin, generator=generator, worker_init_fn=init
+    )
 
 
 def rows_of_batches(split: Split, size: int, order: Tensor | None = None) -> tuple[Tensor, ...]:

@@ -11,6 +11,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from kdkit.data.batch import Batch, as_targets, items_of
 from kdkit.data.dataset import Data, LoaderSplit, Split, Task
+from kdkit.data.doubts import label_doubts, split_doubts
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.labels import (
     SplitLabels,
@@ -38,6 +39,7 @@ from kdkit.utils.randomness import preserve_rng_state
 from kdkit.utils.reprs import describe_count, describe_names
 
 _ROWS = 4096  # of visible labels that are checked at a time
+_REPEATED = 4  # samples that are read twice if they are said to be always the same
 _SAMPLES = 32  # that are read to see the form of labels by class
 
 
@@ -68,6 +70,8 @@ class TorchData(Data):
     batch_transform: a function of inputs and labels that returns both, applied to every training batch on the device
     that trains, such as torchvision's MixUp or timm's Mixup. Teachers and students get the same batch; it has no sample
     ids, since samples may be mixed, so teacher outputs are not cached.
+    evaluation_samples: how many samples of a validation or test stream are read, which then need not end; of a
+    DataLoader, up to the end of a batch. None to read streams and DataLoaders to their ends.
 
     A DataLoader keeps its own order, batch size and randomness, and its samples have no ids. An IterableDataset is read
     in batches of the stage; without a length, it needs Training(steps_per_epoch=...).
@@ -90,6 +94,7 @@ class TorchData(Data):
         labels: str | None = None,
         weights: str | None = None,
         batch_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None = None,
+        evaluation_samples: int | None = None,
     ) -> None:
         if isinstance(classes, str):  # a str is a sequence of letters
             raise DataError(
@@ -114,9 +119,13 @@ class TorchData(Data):
         for name, dataset in datasets.items():
             self._splits[name] = split = as_split(name, dataset, first_id, SampleKeys(labels, weights))
             first_id += length_of(split) or 0
+        self._limit_evaluation(evaluation_samples)
         all_fixed = all(map(_is_fixed, datasets.values()))
         has_loader = any(isinstance(split, LoaderSplit) for split in self._splits.values())
         self.draws = None if has_loader else draws or (1 if all_fixed else None)
+        train_split = self._splits["train"]
+        if self.draws == 1 and isinstance(train_split, DatasetSplit) and not _is_fixed(train):
+            _require_same_samples(train_split)
         # The first sample of the training data has always been read here; its random numbers are part of a seed.
         first = first_batch("train", self._splits["train"])
         self.has_weights = first.weights is not None
@@ -144,6 +153,8 @@ class TorchData(Data):
         self.classes = tuple(classes) if classes is not None else self._default_classes(all_labels)
         self.ignored_labels = self._ignored(len(self.classes))
         self._require_columns(all_labels)
+        doubts = [] if task is not None else label_doubts(all_labels, self.task, self.ignored_labels)
+        self.notices = (*doubts, *split_doubts(self._splits, all_labels["train"]))
         for name, split in self._splits.items():
             label_check = LabelCheck(name, self.task, self.classes, self.has_unknown, self.ignored_labels)
             split.unknown, split.per_position = unknown, self._has_class_maps
@@ -180,12 +191,26 @@ class TorchData(Data):
         return self._splits.get("test")
 
     @property
+    def summary(self) -> str:
+        """A text on how much of validation and test streams is read."""
+        return "\n".join(
+            f"the {name} data, a stream without a length, is read to its end; if it has none, pass the number of "
+            "samples to read: TorchData(..., evaluation_samples=N)"
+            if split.samples is None
+            else f"of the {name} data, {split.samples:,} samples are read"
+            for name, split in self._evaluated_loaders()
+            if split.samples is not None or length_of(split) is None
+        )
+
+    @property
     def fingerprint(self) -> str:
         """A digest of the sizes, the classes, and the first and last samples; reading all samples could take hours."""
         digest = hashlib.sha256()
         for name, split in self._splits.items():
             digest.update(f"{name}:{length_of(split)}:{self.classes}".encode())
             options = {"unknown": split.unknown, "labels": split.keys.labels, "weights": split.keys.weights}
+            if isinstance(split, CheckedLoaderSplit):
+                options["samples"] = split.samples
             for option, value in {**options, "ignore_index": self._ignore_index}.items():
                 if value is not None:
                     digest.update(f"{option}={value}".encode())
@@ -209,6 +234,26 @@ class TorchData(Data):
             for content in _bytes((batch.inputs, batch.labels)):
                 digest.update(content)
         return digest.hexdigest()
+
+    def _evaluated_loaders(self) -> Iterator[tuple[str, CheckedLoaderSplit]]:
+        for name, split in self._splits.items():
+            if name != "train" and isinstance(split, CheckedLoaderSplit):
+                yield name, split
+
+    def _limit_evaluation(self, samples: int | None) -> None:
+        """Set the number of samples of the validation and test streams that are read."""
+        if samples is None:
+            return
+        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+            raise DataError(f"evaluation_samples is a number of samples, at least 1; got {samples!r}")
+        loaders = [split for _, split in self._evaluated_loaders()]
+        if not loaders:
+            raise DataError(
+                "evaluation_samples is for a validation or test stream or DataLoader, and there is none; take a part "
+                "of a Dataset with torch.utils.data.Subset"
+            )
+        for split in loaders:
+            split.samples = samples
 
     def _default_classes(self, labels: Mapping[str, SplitLabels]) -> tuple[str, ...]:
         """Return the class names of the datasets; otherwise numbers, by label columns or up to the largest label."""
@@ -295,6 +340,18 @@ def _read_labels(split: DatasetSplit | CheckedLoaderSplit, first: Batch | None) 
         with preserve_rng_state(cuda=False):
             labels = split.read(rows)[1]
     return SplitLabels(split.name, labels, is_complete=False)
+
+
+def _require_same_samples(split: DatasetSplit) -> None:
+    """Raise DataError if a few samples change from one reading to the next, in spite of `draws=1`."""
+    rows = torch.linspace(0, len(split) - 1, min(_REPEATED, len(split))).long()
+    with preserve_rng_state(cuda=False):
+        readings = [[*_bytes(split.read(rows)[:2])] for _ in range(2)]
+    if readings[0] != readings[1]:
+        raise DataError(
+            "draws=1 promises that a sample is always the same, and samples of the training data change when they are "
+            "read again, as by a random augmentation; leave out draws=1, or make the augmentation a function of the row"
+        )
 
 
 def _without_unknown(labels: SplitLabels, unknown: float) -> SplitLabels:

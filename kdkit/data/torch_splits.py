@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from typing import Any, TypeGuard, TypeVar
 
 import torch
@@ -91,10 +92,14 @@ class DatasetSplit(Split):
 
 
 class CheckedLoaderSplit(LoaderSplit):
-    """The batches of a DataLoader, with the options of `DatasetSplit`."""
+    """The batches of a DataLoader, with the options of `DatasetSplit`.
+
+    samples: the split ends with the batch that has so many samples; None: where the loader ends.
+    """
 
     label_check: LabelCheck | None = None
     unknown: float | None = None
+    samples: int | None = None
 
     def __init__(self, name: str, loader: "DataLoader[Any]", keys: SampleKeys = _NO_KEYS) -> None:
         super().__init__(loader)
@@ -103,6 +108,7 @@ class CheckedLoaderSplit(LoaderSplit):
         self.source = f"the {name} data must yield"
 
     def __iter__(self) -> Iterator[Batch]:
+        samples = 0
         with _explain_unequal_samples(self.name):
             for index, batch in enumerate(super().__iter__()):
                 if self.unknown is not None:
@@ -110,10 +116,13 @@ class CheckedLoaderSplit(LoaderSplit):
                 if self.label_check is not None:
                     self.label_check(batch.labels, None, index)
                 yield batch
+                samples += len(batch)
+                if self.samples is not None and samples >= self.samples:
+                    return  # before the next one is loaded, which may take long
 
 
 class StreamSplit(CheckedLoaderSplit):
-    """The samples of an IterableDataset without a DataLoader, in batches of any size."""
+    """The samples of an IterableDataset without a DataLoader, in batches of any size, of which the last may be cut."""
 
     def __init__(self, name: str, dataset: "IterableDataset[Any]", keys: SampleKeys = _NO_KEYS) -> None:
         super().__init__(name, DataLoader(dataset, collate_fn=_collate_samples), keys)
@@ -121,8 +130,19 @@ class StreamSplit(CheckedLoaderSplit):
     def batched(self, size: int, *, pin: bool = False) -> "StreamSplit":
         """Return the stream in batches of this size."""
         split = copy.copy(self)
-        split.loader = DataLoader(self.loader.dataset, size, collate_fn=_collate_samples, pin_memory=pin)
+        dataset = self.loader.dataset if self.samples is None else _First(self.loader.dataset, self.samples)
+        split.loader = DataLoader(dataset, size, collate_fn=_collate_samples, pin_memory=pin)
         return split
+
+
+class _First(IterableDataset[Any]):
+    """The first samples of a stream."""
+
+    def __init__(self, stream: Any, count: int) -> None:
+        self.stream, self.count = stream, count
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(self.stream, self.count)
 
 
 class _Batches(IterableDataset[Any]):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from kdkit.errors import first_line
 from kdkit.metrics.base import Metric, is_biased
 from kdkit.metrics.bootstrap import Resampling, without_interval
-from kdkit.metrics.paired import SplitPredictions, paired_bootstrap
+from kdkit.metrics.paired import Difference, SplitPredictions, paired_bootstrap
 from kdkit.plugins.events import BaselineDifference
 from kdkit.recipe.baseline import baselines_of
 from kdkit.recipe.recipe import Stage
@@ -36,13 +36,18 @@ def baseline_differences(
                     stacklevel=2,
                 )
                 continue
-            yield BaselineDifference(
-                student=student,
-                baseline=baseline,
-                metric=metric.name,
-                value=difference.value,
-                interval=difference.interval,
-                level=difference.level,
-                verdict=difference.verdict,
-                lower_is_better=difference.lower_is_better,
-            )
+            yield baseline_difference(student, baseline, metric.name, difference)
+
+
+def baseline_difference(student: str, baseline: str, metric: str, paired: Difference) -> BaselineDifference:
+    """Return a paired difference with the names of its nets and its metric."""
+    return BaselineDifference(
+        student=student,
+        baseline=baseline,
+        metric=metric,
+        value=paired.value,
+        interval=paired.interval,
+        level=paired.level,
+        verdict=paired.verdict,
+        lower_is_better=paired.lower_is_better,
+    )

@@ -46,20 +46,29 @@ def map_sides(inputs: TermInputs, change: Callable[[Tensor], Tensor]) -> TermInp
     )
 
 
-def shared_classes(sides: Sequence[Sequence[str]], description: str) -> tuple[Columns, ...] | None:
-    """Return, for each side, the columns of the classes that all sides share, or None if all sides are equal.
+def shared_classes(
+    sides: Sequence[Sequence[str]], description: str, order: Sequence[str]
+) -> tuple[Columns, ...] | None:
+    """Return, for each side, the columns of the classes that all sides share, or None if these are all in this order.
 
-    Classes keep the order of the first side. Raises RecipeError, which names the sides by `description`, if no class is
-    shared.
+    order: the classes of the data, in whose order the shared ones come, so that a vector with a value for each class is
+    right whatever the order of the sides. Classes that the data lacks leave all in the order of the first side.
+    Raises RecipeError, which names the sides by `description`, if no class is shared.
     """
     first, *rest = map(tuple, sides)
-    if all(side == first for side in rest):
-        return None
-    names = [name for name in first if all(name in side for side in rest)]
+    if all(side == tuple(order) for side in (first, *rest)):
+        return None  # also by far the most common case
+    indices = [{name: index for index, name in enumerate(side)} for side in (first, *rest)]
+    names = [name for name in first if all(name in index for index in indices[1:])]
     if not names:
         against = " against ".join(f"{', '.join(side[:5])} ..." for side in (first, *rest))
         raise RecipeError(f"{description} share no class: {against}")
-    return tuple(tuple(side.index(name) for name in names) for side in (first, *rest))
+    position = {name: number for number, name in enumerate(order)}
+    if all(name in position for name in names):
+        names.sort(key=position.__getitem__)
+    if all(side == tuple(names) for side in (first, *rest)):
+        return None
+    return tuple(tuple(index[name] for name in names) for index in indices)
 
 
 class ClassAlignment(nn.Module):
@@ -67,7 +76,8 @@ class ClassAlignment(nn.Module):
 
     student: columns of the student's output; None if the student side is features. targets: columns for each teacher,
     empty if teacher outputs are not used. target_is_output: whether the target side is teacher outputs.
-    labels: columns among the data's classes; None if the labels are not used.
+    labels: columns among the data's classes; None if the labels are not used, or stay as they are.
+    head: the number of columns of a student side that may be features; with any other number, it stays as it is.
     If labels are class indices, samples whose class is not shared are dropped.
     """
 
@@ -79,8 +89,10 @@ class ClassAlignment(nn.Module):
         target_is_output: bool,
         labels: Columns | None,
         task: Task,
+        head: int | None = None,
     ) -> None:
         super().__init__()
+        self.head = head
         self.target_is_output = target_is_output
         self.drops_samples = task == "multiclass" and labels is not None
         # Buffers, so that the columns move with the module to its device; they are not part of a checkpoint.
@@ -92,7 +104,8 @@ class ClassAlignment(nn.Module):
         """Return the inputs with the shared columns only, and without samples whose class is not shared."""
         if isinstance(self.student, Tensor):
             student = as_tuple(inputs.student)[0]
-            inputs = inputs._replace(student=student.index_select(1, self.student))
+            if self.head in (None, student.shape[1]):
+                inputs = inputs._replace(student=student.index_select(1, self.student))
         if self.target_is_output and inputs.target is not None:
             sides = as_tuple(inputs.target)
             shared_sides = tuple(select(side) for select, side in zip(self.targets, sides, strict=True))

@@ -1,13 +1,13 @@
 """Distillation in one call, for users' own networks and torch data."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, nested_tensors
-from kdkit.data.dataset import Task
+from kdkit.data.dataset import Split, Task, optional_member
 from kdkit.data.samples import SampleKeys
 from kdkit.data.torch_data import TorchData, class_names
 from kdkit.data.torch_splits import DatasetOrLoader, first_batch
@@ -59,6 +59,7 @@ def distill(
     ignore_index: int | None = None,
     labels: str | None = None,
     batch_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None = None,
+    evaluation_samples: int | None = None,
     **options: Unpack[DistillFields],
 ) -> Result:
     """Train a student on labels and on one or several trained teachers, and return the metrics of all.
@@ -70,8 +71,8 @@ def distill(
     labels, in [0, 1]; the teachers share the rest. epochs: of Adam, 10 if None; training: all options instead.
     task: the kind of the labels; derived from them if None.
     classes: their names. If None, the names that the training data has, as ImageFolder does, or else numbers: as many
-    as the student has outputs. unknown, ignore_index, labels, batch_transform: see TorchData. options: those of
-    `kdkit.run`.
+    as the student has outputs. unknown, ignore_index, labels, batch_transform, evaluation_samples: see TorchData.
+    options: those of `kdkit.run`.
 
     Raises RecipeError if both epochs and training are passed, or both kd_loss and temperature.
     """
@@ -87,6 +88,7 @@ def distill(
         for name, module in zip(names, modules, strict=True)
     ]
     failure = None
+    counts_outputs = classes is None
     if classes is None:
         classes, failure = _classes(student_net, train, labels)
     try:
@@ -98,11 +100,14 @@ def distill(
             ignore_index=ignore_index,
             labels=labels,
             batch_transform=batch_transform,
+            evaluation_samples=evaluation_samples,
         )
     except DataError as error:
         if failure is None:
             raise
         raise DataError(f"{error}; the outputs could not be counted instead: {failure}") from error
+    if counts_outputs:
+        data.notices = (*data.notices, *_empty_classes(student_net, data))
     schedule = Parallel(
         *teachers,
         student_net,
@@ -147,7 +152,23 @@ def _classes(net: Net[Any], train: DatasetOrLoader, labels: str | None) -> tuple
             raise DataError(f"net {net.name!r} {reason}{line_of_user_code(error)}{advice}") from error
         return None, f"net {net.name!r} {reason}"
     names = class_names(train)
-    return names if names is not None and len(names) == count else [str(index) for index in range(count)], None
+    # A dataset with two names, absent and present, may have a single column of labels.
+    return names if names is not None and count > 1 else [str(index) for index in range(count)], None
+
+
+def _empty_classes(net: Net[Any], data: TorchData) -> Iterator[str]:
+    """Yield a notice if the last classes, as many as there are outputs, have no sample in any split."""
+    splits = [split for split in (data.train, data.validation, data.test) if split is not None]
+    labels = [optional_member(split, Split, "labels") for split in splits]
+    visible = [rows for rows in labels if rows is not None and rows.ndim == 1 and len(rows)]
+    if data.task != "multiclass" or len(visible) < len(labels):
+        return
+    largest = max(int(rows.max()) for rows in visible)
+    if largest + 1 < len(data.classes):
+        yield (
+            f"net {net.name!r} has {len(data.classes)} outputs, and no label of the data is above {largest}; if there "
+            "are no more classes, give the networks as many outputs"
+        )
 
 
 @torch.no_grad()

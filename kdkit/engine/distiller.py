@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdkit.data.batch import Batch, as_targets
 from kdkit.data.dataset import Task
 from kdkit.data.labels import SplitLabels, ignored_labels, position_dims
+from kdkit.engine.check.copied_labels import copied_labels_notice
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.stage_problems import stage_problems
 from kdkit.engine.distill import count_outputs
@@ -66,7 +67,8 @@ class Distiller(nn.Module):
     Its parameters and state dict are those of the student and of the losses. Teachers are no part of them; they are in
     eval mode and without gradients, and `to` moves them too. Until `close`, or until the Distiller is deleted, the
     networks have hooks for the taps. Raises CheckError with all problems that a check of the stage finds, and
-    RecipeError for a wrong example. Warns of a tap whose channels are not certain.
+    RecipeError for a wrong example. Warns of a tap whose channels are not certain, and of labels that are
+    the input tokens.
     """
 
     def __init__(
@@ -122,7 +124,7 @@ class Distiller(nn.Module):
         if report.problems:
             self._open_stage.close()
             raise CheckError(report.problems)
-        for notice in report.notices:
+        for notice in filter(None, (*report.notices, copied_labels_notice(stage, batch, context, has_metrics=False))):
             warnings.warn(notice, stacklevel=2)
         self.module = self._open_stage.module
         self._weights, self._progress = self.module.weights(0.0), 0.0

@@ -37,7 +37,7 @@ def evaluate(
     chosen.move_to(device)
     data = recipe.data
     loader = DeviceData(device, share=0.0, draws=data.draws, passes=1)
-    predictor = Predictor(data, loader, lambda: options.autocast(device))
+    predictor = Predictor(data, loader, lambda: options.autocast(device), recipe.metrics)
     batch_size = recipe.stages[-1].training.batch_size
     with explain_out_of_memory(recipe.stages[-1], data.validation, options, device, trains=False):
         validation = predictor.predict(chosen, data.validation, batch_size=batch_size)

@@ -118,11 +118,11 @@ class Interrupts:
     def _handle_in_worker(self, number: int) -> None:
         """Leave it to the main process to end its workers, which it asks to end, and then sends SIGTERM.
 
-        A terminal, a scheduler and torchrun send their signal to the workers too. If these ended first, the main
-        process would raise an error.
+        A terminal and a scheduler send their signal to the workers too. If these ended first, the main process would
+        raise an error.
         """
         self._ignored += number == signal.SIGTERM
-        if self._ignored > (2 if self._several else 1):
+        if self._ignored > 1:
             os._exit(128 + number)
 
 

@@ -181,7 +181,8 @@ class DistillationModule(nn.Module):
             tapped = tuple(tap.module for tap in taps_of(getattr(term.weighted.term, "target", None)))
             try:
                 shapes = _shapes(inputs.student), _shapes(inputs.target_or_labels())
-                build(*shapes, replace(context, tapped=tapped), teacher)
+                names = getattr(getattr(term.weighted.term, "teacher", None), "classes", None)
+                build(*shapes, replace(context, tapped=tapped, teacher_classes=names), teacher)
             except RecipeError as error:
                 problems.append(f"term {term.label!r}: {error}")
             except Exception as error:  # a user-defined loss may raise anything

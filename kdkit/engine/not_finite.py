@@ -1,52 +1,68 @@
 """Find the cause of a term that is NaN or infinite: inputs, labels or teacher outputs, or else the training itself."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from kdkit.data.batch import Batch, nested_tensors
+from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.teachers.base import TeacherOutput
 
 _SHOWN = 5  # samples that a message lists
 
 
-def cause_in_inputs(batch: Batch, *, has_unknown: bool) -> str | None:
+def cause_in_inputs(
+    batch: Batch, *, has_unknown: bool, split: Split | LoaderSplit | None = None, name: str = ""
+) -> str | None:
     """Return a description of inputs or labels that are not finite numbers, or None if all are.
 
-    has_unknown: whether labels may be NaN, see `Data.has_unknown`.
+    has_unknown: whether labels may be NaN, see `Data.has_unknown`. split, name: from which the batch is, if known.
     """
     labels = torch.where(batch.labels.isnan(), 0, batch.labels) if has_unknown else batch.labels
-    for name, value in (("inputs", batch.inputs), ("labels", labels)):
-        samples = _samples(batch, nested_tensors(value))
-        if samples:
-            return f"the {name} of {samples} are not finite numbers; leave these samples out, or mend them"
+    for kind, value in (("inputs", batch.inputs), ("labels", labels)):
+        wrong = _wrong_rows(batch, nested_tensors(value))
+        if wrong:
+            samples = _describe_samples(batch, wrong, split, name)
+            return f"the {kind} of {samples} are not finite numbers; leave these samples out, or mend them"
     return None
 
 
 def cause_in_outputs(batch: Batch, outputs: Mapping[str, TeacherOutput]) -> str | None:
     """Return a description of teacher outputs that are not finite numbers, or None if all are."""
     for name, output in outputs.items():
-        samples = _samples(batch, nested_tensors((output.output, output.features)))
-        if samples:
+        wrong = _wrong_rows(batch, nested_tensors((output.output, output.features)))
+        if wrong:
             return (
-                f"the outputs of {name!r} for {samples} are not finite numbers, though the inputs are; check its "
-                "weights, or compute in another precision"
+                f"the outputs of {name!r} for {_describe_samples(batch, wrong)} are not finite numbers, though the "
+                "inputs are; check its weights, or compute in another precision"
             )
     return None
 
 
-def _samples(batch: Batch, tensors: Iterable[Any]) -> str:
-    """Return the samples for which one of the tensors, (samples, ...), has a value that is not finite; "" if none."""
+def _describe_samples(batch: Batch, rows: list[int], split: Split | LoaderSplit | None = None, name: str = "") -> str:
+    """Return the samples in these rows of a batch by the rows of their split, if it is known, or by their ids."""
+    ids = None if batch.ids is None else batch.ids.cpu()[rows]
+    if ids is not None and isinstance(split, Split) and name:
+        # Ids are unique over all splits, and a user finds a sample by its row in one.
+        rows_of_split = (split.ids.cpu() == ids[:, None]).int().argmax(1)
+        other_ids = "" if torch.equal(rows_of_split, ids) else f" (ids {_listed(ids.tolist())})"
+        return f"rows {_listed(rows_of_split.tolist())} of the {name} data{other_ids}"
+    samples = f"rows {_listed(rows)}" if ids is None else f"samples {_listed(ids.tolist())}"
+    return f"{samples} ({len(rows)} of {len(batch)} in the batch)"
+
+
+def _wrong_rows(batch: Batch, tensors: Iterable[Any]) -> list[int]:
+    """Return the rows of a batch for which one of the tensors, (samples, ...), has a value that is not finite."""
     wrong = torch.zeros(len(batch), dtype=torch.bool)
     for tensor in tensors:
+        if tensor.is_nested:  # which no samples can be selected from
+            continue
         is_per_sample = tensor.is_floating_point() and tensor.ndim and len(tensor) == len(batch) and tensor.numel()
         if is_per_sample:
             wrong |= ~tensor.detach().reshape(len(batch), -1).isfinite().all(1).cpu()
-    rows = wrong.nonzero().flatten().tolist()
-    if not rows:
-        return ""
-    names = rows if batch.ids is None else batch.ids.cpu()[rows].tolist()
-    listed = ", ".join(map(str, names[:_SHOWN])) + (", ..." if len(rows) > _SHOWN else "")
-    kind = "rows" if batch.ids is None else "samples"
-    return f"{kind} {listed} ({len(rows)} of {len(batch)} in the batch)"
+    return wrong.nonzero().flatten().tolist()
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:_SHOWN])) + (", ..." if len(numbers) > _SHOWN else "")

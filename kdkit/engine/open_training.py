@@ -35,7 +35,7 @@ def opened_for_training(
         problems = dry_run(open_stage, batch, precision).problems
         if problems:
             raise CheckError(f"stage {stage.name!r}: {problem}" for problem in problems)
-        notices = ctx.teacher_caching.begin(open_stage, batch)
+        notices = ctx.teacher_caching.cache_sessions(open_stage, batch)
         schedule = stage.training.lr_schedule
         if schedule is not None:
             schedule = schedule.for_metric(higher_is_better=higher_is_better)

@@ -1,8 +1,10 @@
 """Predict a whole split with a network, and compute the metrics of its predictions."""
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -11,31 +13,43 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import Data, LoaderSplit, Split, optional_member
+from kdkit.data.dataset import Data, LoaderSplit, Split, optional_member, split_name
 from kdkit.data.device_data import DeviceData
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.labels import is_ignored
+from kdkit.data.loading import length_of
 from kdkit.engine.class_alignment import shared_classes
 from kdkit.engine.not_finite import cause_in_inputs
 from kdkit.errors import DataError, KdkitError
-from kdkit.metrics.base import Metric, MetricResult, Predictions
+from kdkit.metrics.base import Metric, MetricResult, PositionReducing, Predictions
+from kdkit.metrics.bootstrap import without_interval
 from kdkit.nets.net import Net
 from kdkit.utils.collectives import all_gather, is_distributed, rank, world_size
 from kdkit.utils.modules import eval_mode
 
+_NOTICE_AFTER = 60.0  # seconds of reading a stream without a length until a warning; repeated when they have doubled
 _INSPECTED = 64  # samples whose inputs are inspected if outputs are not finite
 
 
 class Predictor:
-    """Predicts splits of one data set, on one device and in one precision."""
+    """Predicts splits of one data set, on one device and in one precision.
+
+    metrics: those for which the predictions are; some need more than classes per position, see `PositionReducing`.
+    """
 
     def __init__(
-        self, data: Data, device_data: DeviceData, autocast: Callable[[], AbstractContextManager[Any]]
+        self,
+        data: Data,
+        device_data: DeviceData,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        metrics: Sequence[Metric] = (),
     ) -> None:
         self.data = data
         self.device_data = device_data
         self.device = device_data.device
         self.autocast = autocast
+        self.metrics = tuple(without_interval(metric) for metric in metrics)
+        self._ended: set[int] = set()  # the ids of splits that have been read to their end
 
     @torch.no_grad()
     def predict(
@@ -59,14 +73,16 @@ class Predictor:
         network = module if module is not None else net.module
         part = _Part.of_rank(split)
         is_whole = part is split
-        decide = _Decisions(net, self.data) if self._has_positions else None
+        decide = _Decisions(net, self.data, self.metrics) if self._has_positions else None
         padding = (0, -1) if decide is not None else (None, None)
         outputs, labels, ids, finite = _Rows(padding[0]), _Rows(padding[1]), _Rows(), _Rows()
+        reduced: dict[str, _Rows] = {}
         with eval_mode(network):
             check = LabelCheck.of_data(self.data, split)
             if check is not None and isinstance(part, _Part):
                 check = replace(check, first_row=int(part.rows[0]))
-            for batch in self.device_data.batches(part, batch_size, workers=workers, check=check, keep=is_whole):
+            batches = self.device_data.batches(part, batch_size, workers=workers, check=check, keep=is_whole)
+            for batch in self._read(batches, split):
                 if between_batches is not None:
                     between_batches()
                 batch = batch.to(self.device)  # from a user-defined DataLoader; others are there
@@ -78,7 +94,9 @@ class Predictor:
                     output, batch_labels = output.float(), batch.labels
                 else:
                     finite.add(output.isfinite().flatten(1).all(1))
-                    output, batch_labels = decide(output, batch.labels)
+                    output, batch_labels, by_metric = decide(output, batch.labels)
+                    for name, rows in by_metric.items():
+                        reduced.setdefault(name, _Rows()).add(rows)
                 outputs.add(output)
                 labels.add(batch_labels)
                 if batch.ids is not None:
@@ -93,12 +111,31 @@ class Predictor:
             ids=self._gather(ids, is_whole=is_whole) if ids.batches == outputs.batches else None,
             groups=_groups(split),
             per_position=self._has_positions,
+            reduced={name: self._gather(rows, is_whole=is_whole) for name, rows in reduced.items()},
         )
         if self._has_positions:
             self._require_finite(net, split, self._gather(finite, is_whole=is_whole))
             return predictions
         self._require_finite(net, split, np.isfinite(predictions.outputs).reshape(len(predictions.outputs), -1).all(1))
         return self._to_shared_classes(net, self._with_labels(predictions))
+
+    def _read(self, batches: Iterable[Batch], split: Split | LoaderSplit) -> Iterator[Batch]:
+        """Yield the batches of a split, and warn if it does not end, as a stream that is meant for training."""
+        may_be_endless = length_of(split) is None and id(split) not in self._ended
+        began, notice_after, samples = monotonic(), _NOTICE_AFTER, 0
+        for batch in batches:
+            yield batch
+            samples += len(batch)
+            if may_be_endless and monotonic() - began > notice_after:
+                notice_after *= 2
+                warnings.warn(
+                    f"the {getattr(split, 'name', 'evaluated')} data, a stream without a length, is still being read, "
+                    f"after {samples:,} samples; if it has no end, pass the number of samples to read: "
+                    "TorchData(..., evaluation_samples=N)",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        self._ended.add(id(split))
 
     @property
     def _has_positions(self) -> bool:
@@ -135,7 +172,8 @@ class Predictor:
         cause = None
         if not isinstance(split, LoaderSplit):
             rows = torch.from_numpy((~finite).nonzero()[0][:_INSPECTED])
-            cause = cause_in_inputs(split.batch(rows, 0), has_unknown=optional_member(self.data, Data, "has_unknown"))
+            has_unknown, name = optional_member(self.data, Data, "has_unknown"), split_name(self.data, split)
+            cause = cause_in_inputs(split.batch(rows, 0), has_unknown=has_unknown, split=split, name=name)
         advice = "a lower learning rate, Training(max_grad_norm=...), or another precision may help"
         raise KdkitError(
             f"net {net.name!r} has outputs that are not finite numbers, for {(~finite).sum()} of {len(finite)} "
@@ -143,10 +181,10 @@ class Predictor:
         )
 
     def _to_shared_classes(self, net: Net[Any], predictions: Predictions) -> Predictions:
-        """Keep the classes that the network and the data share, and the samples of these classes."""
+        """Keep the classes that the network and the data share, in the order of the data, and their samples."""
         columns = None
         if self.data.task != "regression" and net.classes is not None:
-            columns = shared_classes((net.classes, self.data.classes), f"net {net.name!r} and the data")
+            columns = _shared_with_data(net, self.data)
         if columns is None:
             return predictions
         net_columns, data_columns = columns
@@ -157,6 +195,11 @@ class Predictor:
             return replace(predictions, labels=labels, outputs=outputs, classes=classes)
         matches = predictions.labels[:, None] == np.asarray(data_columns)  # (samples, shared classes)
         return replace(predictions, labels=matches.argmax(1), outputs=outputs, classes=classes).rows(matches.any(1))
+
+
+def _shared_with_data(net: Net[Any], data: Data) -> tuple[tuple[int, ...], ...] | None:
+    """Return the columns of the shared classes of a network with `classes` and of the data; None if all are equal."""
+    return shared_classes((net.classes or (), data.classes), f"net {net.name!r} and the data", data.classes)
 
 
 def compute_metrics(metrics: Sequence[Metric], validation: Predictions, test: Predictions) -> dict[str, MetricResult]:
@@ -177,47 +220,53 @@ def _with_finite_masks(outputs: Tensor) -> Tensor:
 class _Decisions:
     """Turns outputs per position into predicted classes, and labels into those of `Predictions`, -1 if there is none.
 
-    Classes that the network or the data lacks are left out.
+    Metrics that need the outputs reduce them first. Classes that the network or the data lacks are left out.
     """
 
-    def __init__(self, net: Net[Any], data: Data) -> None:
+    def __init__(self, net: Net[Any], data: Data, metrics: Sequence[Metric]) -> None:
         self.net = net
+        self.reducing = {metric.name: metric for metric in metrics if isinstance(metric, PositionReducing)}
         self.task = data.task
         self.ignored = optional_member(data, Data, "ignored_labels")
         self.classes = tuple(data.classes)
         self.columns = None
         if net.classes is not None:
-            self.columns = shared_classes((net.classes, data.classes), f"net {net.name!r} and the data")
+            self.columns = _shared_with_data(net, data)
         if self.columns is not None:
             self.classes = tuple(data.classes[index] for index in self.columns[1])
         # the smallest type that also holds -1; collectives do not support 16 bits on every device
         self.dtype = torch.int8 if len(data.classes) < 128 else torch.int32
 
-    def __call__(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the decisions and the labels of a batch on its device. Raises KdkitError if their shapes differ."""
-        decisions, labels = self._decide(outputs, labels)
+    def __call__(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return the decisions and the labels of a batch on its device, and what metrics keep of it, by their names.
+
+        Raises KdkitError if the shapes of outputs and labels do not fit each other.
+        """
+        outputs, labels = self._of_shared_classes(outputs, labels)
+        decisions = outputs >= 0 if self.task == "multilabel" else outputs.argmax(1).to(self.dtype)
         if decisions.shape != labels.shape:  # of weights that are evaluated without a check
             raise KdkitError(
                 f"net {self.net.name!r} has decisions of shape {tuple(decisions.shape)} for labels "
                 f"{tuple(labels.shape)}; expected a decision for each label"
             )
-        return decisions, labels
+        reduced = {name: metric.reduce_positions(outputs, labels) for name, metric in self.reducing.items()}
+        return decisions, labels, reduced
 
-    def _decide(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _of_shared_classes(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the outputs and the labels of the classes that the network and the data share, -1 without a label."""
         if self.columns is not None:
             # (batch, shared classes, *positions); other classes cannot be predicted
             outputs = outputs.index_select(1, torch.tensor(self.columns[0], device=outputs.device))
         if self.task == "multilabel":
-            decided = outputs >= 0
             if self.columns is not None:
                 labels = labels.index_select(1, torch.tensor(self.columns[1], device=labels.device))
-            return decided, torch.where(labels.isnan(), -1, labels).to(torch.int8)
+            return outputs, torch.where(labels.isnan(), -1, labels).to(torch.int8)
         has_label = ~is_ignored(labels, self.ignored)
         if self.columns is not None:
             shared = torch.tensor(self.columns[1], device=labels.device)
             matches = labels.unsqueeze(1) == shared.view(1, -1, *(1 for _ in labels.shape[1:]))
             labels, has_label = matches.int().argmax(1), matches.any(1)
-        return outputs.argmax(1).to(self.dtype), torch.where(has_label, labels, -1).to(self.dtype)
+        return outputs, torch.where(has_label, labels, -1).to(self.dtype)
 
 
 class _Rows:

@@ -1,8 +1,8 @@
 """Run a recipe: check it, train its stages, and compute the metrics of every network."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -30,6 +30,7 @@ from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.trainer import StageTrainer
 from kdkit.engine.training_batches import passes_over
 from kdkit.engine.user_errors import located
+from kdkit.engine.weak_teachers import note_weak_teachers
 from kdkit.errors import RecipeError, RunFolderError
 from kdkit.metrics.base import MetricResult, Predictions
 from kdkit.metrics.hardest import hardest_samples
@@ -106,7 +107,19 @@ def run(
         options = RunOptions.of(fields, "run")
     elif fields:
         raise RecipeError(f"pass a RunOptions or its fields by keyword, not both; got {', '.join(fields)} as well")
+    with prepared(recipe, options, callbacks=callbacks, origin=origin) as prepared_run:
+        return prepared_run.execute()
 
+
+@contextmanager
+def prepared(
+    recipe: Recipe | Callable[[], Recipe],
+    options: RunOptions,
+    *,
+    callbacks: Sequence[object] = (),
+    origin: Origin | None = None,
+) -> Iterator["PreparedRun"]:
+    """Check a recipe and open its run folder, for a run in this context. Arguments and errors are those of `run`."""
     # Not in RunOptions: a study sets `out` later.
     if options.keep_checkpoints and options.out is None:
         raise RecipeError("to keep checkpoints, name the run folder: out=FOLDER")
@@ -132,11 +145,14 @@ def run(
             callbacks = [*console, *callbacks]
             interrupts = Interrupts(announce=console[0].announce if console else None)
             with interrupts, deterministic(enabled=options.deterministic):
-                return _Run(recipe, options, device, callbacks, origin or Origin(), interrupts).execute()
+                yield PreparedRun(recipe, options, device, callbacks, origin or Origin(), interrupts)
 
 
-class _Run:
-    """A run of a recipe on one rank: everything is checked when it is created, and `execute` trains."""
+class PreparedRun:
+    """A run of a recipe on one rank: everything is checked when it is created, and `execute` trains.
+
+    lock: of the run folder, until `execute` has ended.
+    """
 
     def __init__(
         self,
@@ -164,13 +180,13 @@ class _Run:
             options=options,
             device=device,
             device_data=device_data,
-            predictor=Predictor(recipe.data, device_data, lambda: options.autocast(device)),
+            predictor=Predictor(recipe.data, device_data, lambda: options.autocast(device), recipe.metrics),
             callbacks=Callbacks(installed().extended(callbacks).hook, enabled=_reports(options)),
             interrupts=interrupts,
             teacher_caching=TeacherCaching(recipe, plan.stages, options, device),
         )
         self.origin = origin
-        self.lock = ExitStack()  # of the run folder
+        self.lock = ExitStack()
         self.folder = self._open_folder()
         self.reported_on = "validation" if recipe.data.test is None else "test"
         self.history: dict[str, Sequence[Mapping[str, Any]]] = {}
@@ -230,8 +246,10 @@ class _Run:
             return  # the process that gave this one its stages evaluates the networks
         self._evaluate_nets()
         self._save_samples()
-        self.differences = tuple(baseline_differences(ctx.recipe.metrics, ctx.plan.stages, self.compared))
-        if self.folder is not None and self.differences:
+        stages, metrics = ctx.plan.stages, ctx.recipe.metrics
+        has_notes = note_weak_teachers(self.metrics, stages, metrics[0], self.reported_on)
+        self.differences = tuple(baseline_differences(metrics, stages, self.compared))
+        if self.folder is not None and (self.differences or has_notes):
             self.folder.save_metrics(self.reported_on, self.metrics, self.differences)
         # Last, so that it precedes nothing that is computed; several processes would slow each other down.
         if self.folder is not None and ctx.options.measure and not collectives.is_distributed():

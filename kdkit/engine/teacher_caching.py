@@ -45,27 +45,32 @@ class CacheForecast(NamedTuple):
 
     reason: why not, "" if they are, or if no output is needed twice. folder: of the cache, None if only this run reads
     it. entry: the entry in it that will be reused, None if there is none or a stage before this one trains the teacher.
+    bytes: that this stage will write at most if nothing is cached yet.
     """
 
     is_cached: bool
     reason: str = ""
     folder: Path | None = None
     entry: EntryInfo | None = None
+    bytes: int | None = None
 
 
 class TeacherCaching:
     """The cached teachers of a run, opened stage by stage. Close it at the end of the run.
 
     stages: all stages of the run, since an output that is cached in one stage may be read in a later one.
+    entries: of the stage that is open, by net: the name of the entry, how many outputs it has room for, and how many it
+    had when the stage began. Those may have been computed in other batches, and so with other rounding errors.
     """
 
     def __init__(self, recipe: Recipe, stages: Sequence[Stage], options: RunOptions, device: torch.device) -> None:
         self.recipe, self.stages, self.options, self.device = recipe, stages, options, device
+        self.entries: dict[str, dict[str, str | int]] = {}
         self._private_folder: Path | None = None
         self._folder_problem = ""  # why the shared folder cannot be used
 
     def notices(self) -> Iterator[str]:
-        """Yield why nothing is cached in this run, or nothing for other runs, if the reason is in its data."""
+        """Yield the reason if the data prevents that outputs are cached, or that other runs read them."""
         if self.options.teacher_cache == "off" or not any(_frozen_teachers(stage) for stage in self.stages):
             return
         try:
@@ -77,13 +82,14 @@ class TeacherCaching:
         if not self._has_data_digest() and could_be_shared:
             yield "teacher outputs are cached for this run only, since the data has no digest of all its samples"
 
-    def begin(self, open_stage: OpenStage, batch: Batch) -> list[str]:
+    def cache_sessions(self, open_stage: OpenStage, batch: Batch) -> list[str]:
         """Replace the sessions of frozen teachers by cached ones, and return a notice for each that is not cached.
 
         batch: a tiny one, after the dry run of all sessions.
         Raises CacheError if cached outputs are not what their teacher computes.
         """
         notices = []
+        self.entries = {}
         known_problem = self._folder_problem
         for net in _frozen_teachers(open_stage.stage):
             with self.options.autocast(self.device):
@@ -94,16 +100,22 @@ class TeacherCaching:
                     cached = _on_all_ranks(None)  # the other ranks wait for this call
                 session = open_stage.sessions[net.name]
                 open_stage.sessions[net.name] = cached or self._encoded_only(net, session, batch)
-                if cached is not None:
+                if cached is not None and cached.store is not None:
+                    rows = cached.store.written
+                    self.entries[net.name] = {
+                        "entry": cached.store.path.name,
+                        "outputs": rows.numel(),
+                        "cached_before": int(rows.sum()),
+                    }
                     self._audit_earlier_outputs(cached)
         if self._folder_problem != known_problem:
             notices.insert(0, f"teacher outputs are cached for this run only: {self._folder_problem}")
         return notices
 
-    def forecast(self, open_stage: OpenStage) -> dict[str, CacheForecast]:
+    def forecast(self, open_stage: OpenStage, batch: Batch) -> dict[str, CacheForecast]:
         """Return whether the outputs of each frozen teacher will be cached, by name; nothing is written.
 
-        The dry run of all sessions has been done.
+        batch: a tiny one, after the dry run of all sessions.
         """
         forecasts = {}
         stage = open_stage.stage
@@ -112,18 +124,18 @@ class TeacherCaching:
             try:
                 will_change = any(net in earlier.objectives for earlier in before)
                 with self.options.autocast(self.device):
-                    forecasts[net.name] = self._forecast(net, open_stage, will_change=will_change)
+                    forecasts[net.name] = self._forecast(net, open_stage, batch, will_change=will_change)
             except CacheError as error:
                 forecasts[net.name] = CacheForecast(False, str(error))
         return forecasts
 
     def close(self, *, ended: bool) -> None:
         """Delete the folder that no other run reads; a run that may be resumed keeps it, to end with the same bits."""
-        out = self.options.out
-        if ended and out is not None and (out / _IN_RUN_FOLDER).is_dir() and self._is_private():
-            self._folder()  # also if this run, which was resumed, did not open it
-        if self._private_folder is not None and (ended or self.options.out is None):
-            shutil.rmtree(self._private_folder, ignore_errors=True)
+        folder, out = self._private_folder, self.options.out
+        if folder is None and ended and out is not None and (out / _IN_RUN_FOLDER).is_dir() and self._is_private():
+            folder = out / _IN_RUN_FOLDER  # of the run before it was resumed
+        if folder is not None and (ended or out is None):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _cached_teacher(self, net: Net[Any], open_stage: OpenStage, batch: Batch) -> CachedTeacher | None:
         """Return a cached session, or None if no notice is needed. Raises CacheError, whose text is the reason."""
@@ -151,7 +163,7 @@ class TeacherCaching:
         )
         return CachedTeacher(session, codec, store, audit)
 
-    def _forecast(self, net: Net[Any], open_stage: OpenStage, *, will_change: bool) -> CacheForecast:
+    def _forecast(self, net: Net[Any], open_stage: OpenStage, batch: Batch, *, will_change: bool) -> CacheForecast:
         """Return the forecast of one teacher. Raises CacheError, whose text is the reason that it is not cached.
 
         will_change: whether the teacher is trained before this stage, so that its key is not known yet.
@@ -162,15 +174,22 @@ class TeacherCaching:
         if self._cacheable_split() is None or not self._is_worthwhile(net, open_stage.stage):
             return CacheForecast(False)
         _require_separate(net, open_stage.module)
+        with preserve_rng_state():
+            codec = Codec(self.recipe.teacher_cache, open_stage.sessions[net.name](batch))
+        split = self.recipe.data.train
+        draws = min(self._facts_of_data()["draws"], passes_over(split, open_stage.stage.training))
+        size = draws * len(split) * sum(part.bytes for part in codec.parts)
         if self._is_private():
-            return CacheForecast(True)
+            return CacheForecast(True, bytes=size)
         folder = self.options.teacher_cache_folder()
         entry = None
         # To compute the key, all weights are read, which is left out if there is nothing to be found.
         with suppress(OSError):  # a folder that cannot be read is reported by the run
             if not will_change and folder.is_dir() and any(folder.iterdir()):
                 entry = read_info(folder / self._key(net, open_stage.stage).digest)
-        return CacheForecast(True, folder=folder, entry=entry if entry is not None and entry.readable else None)
+        return CacheForecast(
+            True, folder=folder, bytes=size, entry=entry if entry is not None and entry.readable else None
+        )
 
     def _is_worthwhile(self, net: Net[Any], stage: Stage) -> bool:
         """Return whether a cached output may be read again. Raises CacheError if fewer draws would make it so."""

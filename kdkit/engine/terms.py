@@ -10,8 +10,9 @@ from kdkit.data.labels import is_ignored
 from kdkit.engine.class_alignment import ClassAlignment, TermInputs, shared_classes
 from kdkit.engine.positions import LabelledRows
 from kdkit.errors import RecipeError
-from kdkit.losses.base import BuildContext, Loss, allows_any_classes, extra_kwargs_of, is_per_position
+from kdkit.losses.base import BuildableLoss, BuildContext, Loss, allows_any_classes, extra_kwargs_of, is_per_position
 from kdkit.losses.features import TensorOrTuple
+from kdkit.nets.classifier_tap import ClassifierTap
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
 from kdkit.recipe.objective import Match, Taps, Weighted, taps_of
@@ -177,33 +178,58 @@ class _TermBinding:
         context = self.context
         if context.task == "regression":
             return None
-        target_is_output = target is not None and target.is_output
+        term = self.weighted.term
+        target_is_output = target is not None and (
+            target.is_output
+            or (len(self.members) == 1 and _gives_classes(self.members[0], getattr(term, "target", None), context))
+        )
         uses_teacher_outputs = target_is_output or "teacher_outputs" in self.extra_kwargs
         members = self.members if uses_teacher_outputs else ()
-        classes: dict[str, tuple[str, ...]] = {}
-        for side in (*([self.net] if student.is_output else []), *members):
-            classes[side.name] = tuple(getattr(side, "classes", None) or context.classes)
+        student_is_output = student.is_output or _gives_classes(self.net, term.student, context)
+        sides = (*([self.net] if student_is_output else []), *members)
+        classes = {side.name: _classes_of(side, context) for side in sides}
+        if self.uses_labels and (classes or self.match is None):
+            classes[THE_DATA] = context.classes
+        # A tapped head has the classes of its network if these are those of the other sides in another order.
+        own = _classes_of(self.net, context)
+        compares_classes = (target_is_output or self.match is None) and not isinstance(self.loss, BuildableLoss)
+        is_head = compares_classes and not student_is_output and not student.is_tuple
+        is_head = is_head and all(set(own) == set(side) for side in classes.values())
+        if is_head:
+            classes[self.net.name] = own
         if not classes:
             return None
-        if self.uses_labels:
-            classes[THE_DATA] = context.classes
         names = " and ".join(name if name == THE_DATA else repr(name) for name in classes)
-        columns = shared_classes(tuple(classes.values()), f"net {names}" if len(classes) < 3 else f"nets {names}")
+        description = f"net {names}" if len(classes) < 3 else f"nets {names}"
+        columns = shared_classes(tuple(classes.values()), description, context.classes)
         if columns is None:
             return None
-        if context.position_dims and self.uses_labels and not takes_rows:
+        shared = dict(zip(classes, columns, strict=True))
+        labels = shared.get(THE_DATA)
+        if labels == tuple(range(len(context.classes))):
+            labels = None  # every class is shared, so labels stay as they are, and no sample is dropped
+        if context.position_dims and labels is not None and not takes_rows:
             raise RecipeError(
                 f"net {names} have different classes, of which a loss on whole outputs cannot leave out positions; use "
                 "PerPosition(loss), or give the networks the classes of the data"
             )
-        shared = dict(zip(classes, columns, strict=True))
         return ClassAlignment(
-            student=shared[self.net.name] if student.is_output else None,
+            student=shared[self.net.name] if student_is_output or is_head else None,
             targets=tuple(shared[member.name] for member in members),
             target_is_output=target_is_output,
-            labels=shared.get(THE_DATA) if self.uses_labels else None,
+            labels=labels,
             task=context.task,
+            head=len(own) if is_head else None,
         )
+
+
+def _classes_of(side: Teacher | Net[Any], context: BuildContext) -> tuple[str, ...]:
+    return tuple(getattr(side, "classes", None) or context.classes)
+
+
+def _gives_classes(side: Teacher | Net[Any], taps: Taps, context: BuildContext) -> bool:
+    """Whether a side is a ClassifierTap on a classifier with an output for each class of its network."""
+    return isinstance(taps, ClassifierTap) and taps.outputs == len(_classes_of(side, context))
 
 
 def _refer(name: str, taps: Taps, open_taps: tuple[TapLike, ...]) -> TensorRef:

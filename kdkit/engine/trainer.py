@@ -47,6 +47,7 @@ class StageTrainer:
         self.history: History = []
         self.monitor = Monitor(ctx, stage, self.seed)
         self.notices: list[str] = []
+        self.cache_entries: Mapping[str, Any] = {}  # of teacher outputs, as they were when the stage began
         self.interval = CheckpointInterval(ctx.options.checkpoint_every)
         self._saved_position: dict[str, Any] | None = None  # in an epoch that a resumed run continues
         self.location: tuple[int, int | None] | None = None  # the epoch, and the batch unless it is validated
@@ -80,6 +81,7 @@ class StageTrainer:
                 "epochs": len(self.history),
                 "stopped_by": self._stopped_by(),
                 "peak_memory_bytes": self._peak_memory(),
+                "teacher_cache": self.cache_entries or None,
             }
             self.folder.finish({name: value for name, value in summary.items() if value is not None})
         return self.history
@@ -102,6 +104,7 @@ class StageTrainer:
             opened_for_training(self.ctx, self.stage, batches=batches, higher_is_better=higher_is_better) as opened,
         ):
             open_stage, state, self.notices = opened
+            self.cache_entries = self.ctx.teacher_caching.entries
             self._resume(state)
             first = len(self.history)
             averages = state.balancer.averages_across_ranks
@@ -271,7 +274,8 @@ class StageTrainer:
         if means.not_finite is not None and not isinstance(self.ctx.recipe.data.train, LoaderSplit):
             location += f", batch {means.not_finite + 1}"
             batch = next(self.batches.epoch(epoch, skip=means.not_finite)).to(self.ctx.device)
-            cause = cause_in_inputs(batch, has_unknown=self.ctx.plan.context.has_unknown)
+            split, has_unknown = self.ctx.recipe.data.train, self.ctx.plan.context.has_unknown
+            cause = cause_in_inputs(batch, has_unknown=has_unknown, split=split, name="train")
             if cause is None:  # otherwise a user-defined teacher might fail
                 cause = cause_in_outputs(batch, step.teacher_outputs(batch, step.open_stage.sessions))
             if self.folder is not None:
@@ -347,6 +351,7 @@ class StageTrainer:
             state.load_state_dict(checkpoint["train_state"])
             self.best = BestCheckpoint(**checkpoint["best"])
             self._saved_position = checkpoint["position"]
+            self.cache_entries = checkpoint["teacher_cache"]
         notices = [notice, self.batches.load_state_dict(checkpoint["stream"])]
         self.notices += filter(None, notices)
         # The run may have been killed before it deleted the oldest, or after it saved one of an epoch to be repeated.
@@ -378,6 +383,7 @@ class StageTrainer:
         return len(self.history) * self.batches.per_epoch + batches, {
             "train_state": state.state_dict(),
             "stream": self.batches.state_dict(),
+            "teacher_cache": self.cache_entries,
             "best": {"epoch": self.best.epoch, "value": self.best.value, "weights": self.best.weights},
             "position": None if position is None else position.state_dict(self.ctx.device),
         }

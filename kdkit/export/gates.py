@@ -109,8 +109,8 @@ class Reference:
                 exported is not None and math.isnan(network) and math.isnan(export)
             ):  # undefined for this split, such as without positives
                 worse = 0.0
-            # A number without a scale of its own, such as a squared error, is compared with its value.
-            scale = max(1.0, abs(network)) if self.source.data.task == "regression" else 1.0
+            # A number beyond 1, such as a squared error or a perplexity, is compared with its value.
+            scale = max(1.0, abs(network))
             score = ScoreDifference(metric=metric.name, network=network, export=export, points=100 * worse / scale)
             scores.append(score)
         return MetricGate(split=self.split, samples=len(self.test), scores=tuple(scores), points=points)
@@ -153,7 +153,8 @@ class Reference:
         device = torch.device("cpu")
         data = self.source.data
         loader = DeviceData(device, share=0.0, draws=data.draws, passes=1)
-        return Predictor(data, loader, lambda: autocast("fp32", device)).predict(net, split, batch_size=self._size)
+        predictor = Predictor(data, loader, lambda: autocast("fp32", device), self.source.recipe.metrics)
+        return predictor.predict(net, split, batch_size=self._size)
 
 
 def as_net(source: ExportSource, model: Model) -> Net[Any]:

@@ -29,6 +29,7 @@ class BuildContext:
     position_dims: the number of dimensions of the positions that have labels each, 0 if samples have one.
     ignored_labels: the class indices that stand for no label. has_weights: whether samples have weights.
     batch_size: that of the training. tapped: the modules that the target is tapped on, in the order of the taps.
+    teacher_classes: the names of the outputs of the matched network, if they differ from `classes`.
     """
 
     classes: tuple[str, ...]
@@ -41,6 +42,7 @@ class BuildContext:
     has_weights: bool = False
     batch_size: int | None = None
     tapped: tuple[nn.Module, ...] = ()
+    teacher_classes: tuple[str, ...] | None = None
 
 
 class LossAttributes(Protocol):

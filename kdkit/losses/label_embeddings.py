@@ -83,7 +83,11 @@ class LED(nn.Module):
                 f"got {classifier}"
             )
         # a convolution's weight is (labels, channels, 1, ...)
-        self.teacher_weight = classifier.weight.detach().flatten(1).clone()
+        weight = classifier.weight.detach().flatten(1).clone()
+        names = context.teacher_classes
+        if names is not None and len(names) == len(weight) and set(names) == set(context.classes):
+            weight = weight[[names.index(name) for name in context.classes]]  # in the order of the labels
+        self.teacher_weight = weight
         self.student_weight = nn.Parameter(nn.Linear(student_shape[1], len(self.teacher_weight)).weight.detach())
 
     def forward(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:

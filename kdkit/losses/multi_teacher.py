@@ -65,6 +65,11 @@ class PerTeacher(nn.Module):
         self.any_classes = allows_any_classes(loss)
         self.accepts_no_rows = accepts_no_rows(loss)
 
+    @property
+    def loss(self) -> Loss:
+        """The loss that compares the student to each teacher, before it is copied."""
+        return self._loss[0]
+
     def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: Any) -> None:
         """Copy the loss for each teacher, and build the copies. teacher: a tuple of one module per teacher.
 
@@ -81,7 +86,7 @@ class PerTeacher(nn.Module):
             raise RecipeError(f"PerTeacher takes one weight for each of the {count} teachers; got {self.weights}")
         if self.log_variances is not None:
             self.log_variances = nn.Parameter(torch.zeros(count))
-        (loss,) = self._loss
+        loss = self.loss
         # a loss that is not a module has no state and is shared by all teachers
         self._copies = nn.ModuleList(copy.deepcopy(loss) for _ in target if isinstance(loss, nn.Module))
         teachers = teacher if isinstance(teacher, tuple) else (None,) * count
@@ -116,7 +121,7 @@ class PerTeacher(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the loss and the weights, for the printed plan of a recipe."""
-        (loss,) = self._loss
+        loss = self.loss
         return f"{type(loss).__name__ if isinstance(loss, nn.Module) else loss!r}, weights={self.weights!r}"
 
     def _losses(self, count: int) -> list[Any]:

@@ -108,10 +108,11 @@ class Masked(nn.Module):
     The unit and the reduction are those of `loss`, which takes each selected position as a sample: a token counts once.
     0 if no position is selected. loss: one without extra keyword arguments; it may have a projector.
     mask: the key of the mask in inputs that are a mapping, or a function of the inputs that returns it. It is (batch,
-    *positions), and above 0 or True at the positions that count.
+    *positions), and above 0 or True at the positions that count. Of attention maps, (batch, heads, tokens, tokens), a
+    mask (batch, tokens) selects the pairs whose query and key both count, with the heads as channels.
 
     Formula: loss(s[k], t[k]), with k the positions that the mask selects
-    Shapes: features (N, C, L), (N, C, H, W); the positions are those of the mask
+    Shapes: features (N, C, L), (N, C, H, W), attention maps (N, heads, T, T); the positions are those of the mask
     Source: Sanh et al. 2019, "DistilBERT, a distilled version of BERT", arXiv:1910.01108, and its authors' code
     """
 
@@ -136,14 +137,16 @@ class Masked(nn.Module):
 
     def forward(self, student: TensorOrTuple, target: TensorOrTuple, *, inputs: Any) -> Tensor:
         """Return the loss over the selected positions. Raises RecipeError if the features have other positions."""
-        mask = self.mask(inputs) if callable(self.mask) else self._entry(inputs)
+        mask = (self.mask(inputs) if callable(self.mask) else self._entry(inputs)) > 0
+        if mask.ndim == 2 and as_tuple(student)[0].ndim == 4:  # pairs of tokens: queries in rows, keys in columns
+            mask = mask[:, :, None] & mask[:, None, :]
         for side in (*as_tuple(student), *as_tuple(target)):
             if side.shape[:1] + side.shape[2:] != mask.shape:
                 raise RecipeError(
                     f"Masked compares features of the positions of its mask {tuple(mask.shape)}; got "
                     f"{tuple(side.shape)}, (batch, channels, *positions)"
                 )
-        selected = (mask > 0).flatten().nonzero().squeeze(1)
+        selected = mask.flatten().nonzero().squeeze(1)
         if not len(selected) and not accepts_no_rows(self.loss):
             return as_tuple(student)[0].sum() * 0.0  # keeps the graph
 

@@ -1,11 +1,20 @@
 """Metrics, with thresholds fitted on one split and computed on another."""
 
-from kdkit.metrics.base import Metric, MetricResult, Predictions, is_better, lower_is_better, true_classes
+from kdkit.metrics.base import (
+    Metric,
+    MetricResult,
+    PositionReducing,
+    Predictions,
+    is_better,
+    lower_is_better,
+    true_classes,
+)
 from kdkit.metrics.bootstrap import BootstrapInterval, Resampled, without_interval
 from kdkit.metrics.calibration import Brier, CalibrationError
-from kdkit.metrics.classification import F1, Accuracy, MacroF1, MeanIoU, MicroF1
+from kdkit.metrics.classification import F1, Accuracy, MacroF1, MeanIoU, MicroF1, TopKAccuracy
 from kdkit.metrics.comparison import Comparison, compare_over_seeds
 from kdkit.metrics.defaults import default_metrics
+from kdkit.metrics.likelihood import CrossEntropy, Perplexity
 from kdkit.metrics.paired import Difference, SplitPredictions, paired_bootstrap, paired_t_interval
 from kdkit.metrics.ranking import MacroAUPRC, MacroAUROC
 from kdkit.metrics.regression import MAE, MSE, R2, Pearson
@@ -22,6 +31,7 @@ __all__ = [
     "Brier",
     "CalibrationError",
     "Comparison",
+    "CrossEntropy",
     "Difference",
     "FixedThresholds",
     "MacroAUPRC",
@@ -32,10 +42,13 @@ __all__ = [
     "MetricResult",
     "MicroF1",
     "Pearson",
+    "Perplexity",
+    "PositionReducing",
     "Predictions",
     "Resampled",
     "SplitPredictions",
     "Thresholds",
+    "TopKAccuracy",
     "YoudenJ",
     "compare_over_seeds",
     "default_metrics",

@@ -7,6 +7,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kdkit.errors import DataError
 from kdkit.utils.reprs import describe_array, describe_count, describe_names
@@ -14,7 +15,7 @@ from kdkit.utils.reprs import describe_array, describe_count, describe_names
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-_LISTED = 200  # classes that a note names, which is more than the classes of any data with names that are read
+_LISTED = 20  # classes that a note names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,7 @@ class Predictions:
     per_position: whether labels and outputs are decisions per pixel or token, since logits would take too much memory:
     (samples, *positions) class indices, or (samples, classes, *positions) of 0 and 1 with outputs of bool. A label is
     -1 at positions without one, and where samples of different sizes were padded.
+    reduced: by the name of a metric, (samples, ...), what its `reduce_positions` kept of the logits per position.
     Raises DataError if their lengths differ, or for labels or outputs that are not numbers.
     """
 
@@ -36,9 +38,11 @@ class Predictions:
     ids: NDArray[np.int64] | None = None
     groups: NDArray[np.int64] | None = None
     per_position: bool = False
+    reduced: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         columns = {"labels": self.labels, "outputs": self.outputs, "ids": self.ids, "groups": self.groups}
+        columns |= self.reduced
         lengths = {name: len(column) for name, column in columns.items() if column is not None}
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{length} {name}" for name, length in lengths.items())
@@ -67,6 +71,7 @@ class Predictions:
             outputs=self.outputs[rows],
             ids=None if self.ids is None else self.ids[rows],
             groups=None if self.groups is None else self.groups[rows],
+            reduced={name: values[rows] for name, values in self.reduced.items()},
         )
 
 
@@ -95,9 +100,10 @@ class Metric(Protocol):
     """A metric; higher is better, unless it has an attribute `lower_is_better = True`.
 
     An attribute `accepts_unknown = True` declares that it leaves out labels that are NaN: unknown. An attribute
-    `accepts_positions = True` declares that it takes predictions per position, see `Predictions`. An attribute
-    `is_biased = True` declares that its value depends on the number of samples, by more for some nets than for others,
-    as a calibration error of bins does: differences of two nets get no interval, and so no verdict.
+    `accepts_positions = True` declares that it takes predictions per position, see `Predictions`; if it needs their
+    logits, it is `PositionReducing` too. An attribute `is_biased = True` declares that its value depends on the number
+    of samples, by more for some nets than for others, as a calibration error of bins does: differences of two nets get
+    no interval, and so no verdict.
 
     `fit` returns a copy with thresholds, and leaves `self` unchanged.
     """
@@ -113,6 +119,19 @@ class Metric(Protocol):
 
     def compute(self, test: Predictions) -> MetricResult:
         """Return the metric of another split; the note names classes without positives."""
+        ...
+
+
+@runtime_checkable
+class PositionReducing(Protocol):
+    """A metric that needs the logits of positions, which are not stored: it reduces them batch by batch."""
+
+    def reduce_positions(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return what the metric needs of each sample, (batch, ...), for `Predictions.reduced[metric.name]`.
+
+        outputs: logits, (batch, classes, *positions). labels: (batch, *positions), or of 0 and 1 by class, (batch,
+        classes, *positions); -1 at positions without a label.
+        """
         ...
 
 
@@ -141,6 +160,16 @@ def is_better(metric: Metric, value: float, reference: float) -> bool:
     if math.isnan(value) or math.isnan(reference):  # a comparison with NaN would always be False
         return not math.isnan(value)
     return value < reference if lower_is_better(metric) else value > reference
+
+
+def reduced_positions(metric: Metric, predictions: Predictions) -> NDArray[Any]:
+    """Return what `metric.reduce_positions` kept of the logits per position. Raises DataError if it was not called."""
+    if metric.name not in predictions.reduced:
+        raise DataError(
+            f"metric {metric.name!r} needs the logits of positions, and these predictions have classes only; name it "
+            "in Recipe(metrics=...) before the network predicts"
+        )
+    return predictions.reduced[metric.name]
 
 
 def true_classes(predictions: Predictions) -> Bools:

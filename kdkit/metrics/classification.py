@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self, get_args
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from kdkit.errors import DataError, RecipeError, did_you_mean
 from kdkit.metrics.base import (
@@ -18,15 +20,18 @@ from kdkit.metrics.base import (
     mean_over_classes,
     note_on_missing,
     ratio,
+    reduced_positions,
     require_class_outputs,
     true_classes,
     unknown_labels,
 )
 from kdkit.metrics.bootstrap import Counts, Resampled, unit_counts
 from kdkit.metrics.thresholds import BestF1, Thresholds, thresholds_array, validate_thresholds
+from kdkit.utils.validation import validate_count
 
 Average = Literal["macro", "micro"]
 
+_ONE_CLASS = "{} takes one class per sample or position; use CrossEntropy or F1 for several labels"
 _BLOCK = 2**22  # counts of positions in memory at a time: 32 MB of float64
 
 
@@ -67,6 +72,56 @@ class Accuracy(WithoutThresholds):
         recalls = ratio(_counted(truth & is_right[:, None], counts), _counted(truth, counts))
         total = counts.sum(0, dtype=np.float64)  # 0 if no sample has a label
         return Resampled(ratio(_counted(is_right[:, None], counts)[0], total), recalls)
+
+
+@dataclass(frozen=True, slots=True)
+class TopKAccuracy(WithoutThresholds):
+    """The share of samples whose class is among the k with the largest outputs: multiclass, in [0, 1].
+
+    Of labels per position, it is the share of all positions with a label. k: fewer than the classes.
+    """
+
+    accepts_positions: ClassVar[bool] = True
+    k: int = 5
+
+    def __post_init__(self) -> None:
+        validate_count("k", self.k)
+
+    @property
+    def name(self) -> str:
+        """The name in tables, such as top_5_accuracy."""
+        return f"top_{self.k}_accuracy"
+
+    def reduce_positions(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return how many labels of each sample are among the k largest outputs, and how many there are, (batch, 2)."""
+        self._require_more_classes(outputs.shape[1])
+        if labels.ndim == outputs.ndim:
+            raise DataError(_ONE_CLASS.format(self.name))
+        has_label = labels >= 0
+        hits = has_label & (_ranks(outputs, labels.clamp(min=0).long()) < self.k)
+        return torch.stack([mask.flatten(1).sum(1) for mask in (hits, has_label)], 1)
+
+    def compute(self, test: Predictions) -> MetricResult:
+        """Return the share. Raises DataError for several labels per sample, and for k classes or fewer."""
+        return MetricResult(value=float(self.resampled(test, unit_counts(test)).values[0]))
+
+    def resampled(self, test: Predictions, counts: Counts) -> Resampled:
+        """Return the share of each resample."""
+        if test.per_position:
+            hits, labels = reduced_positions(self, test).astype(np.float64).T @ counts
+        else:
+            if test.labels.ndim != 1:
+                raise DataError(_ONE_CLASS.format(self.name))
+            require_class_outputs(test)
+            true_classes(test)  # raises DataError for labels that are no classes
+            self._require_more_classes(len(test.classes))
+            ranks = _ranks(torch.from_numpy(test.outputs), torch.from_numpy(test.labels.astype(np.int64)))
+            hits, labels = (ranks.numpy() < self.k) @ counts.astype(np.float64), counts.sum(0, dtype=np.float64)
+        return Resampled(ratio(hits, labels), np.full((len(test.classes), counts.shape[1]), np.nan))
+
+    def _require_more_classes(self, classes: int) -> None:
+        if self.k >= classes:
+            raise DataError(f"{self.name} is 1 for every network with {classes} classes; pass a smaller k")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +242,17 @@ def confusion_counts(
         if is_unknown is not None:  # neither a true nor a false positive
             predicted = predicted & ~is_unknown
     return _counted(truth & predicted, counts), _counted(predicted, counts), _counted(truth, counts)
+
+
+def _ranks(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return how many classes come before the label, (batch, ...), for outputs (batch, classes, ...).
+
+    Of equal outputs the first class comes first, as for argmax: a network with constant outputs must not be right.
+    """
+    of_label = outputs.gather(1, labels.unsqueeze(1))
+    classes = torch.arange(outputs.shape[1], device=outputs.device).view(1, -1, *(1 for _ in outputs.shape[2:]))
+    comes_first = (outputs > of_label) | ((outputs == of_label) & (classes < labels.unsqueeze(1)))
+    return comes_first.sum(1)
 
 
 def _counted(mask: Bools, counts: Counts) -> Floats:

@@ -3,7 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from kdkit.metrics.base import Floats, Predictions, log_softmax
+from kdkit.metrics.base import Floats, Predictions
+from kdkit.metrics.likelihood import label_losses
 
 
 def hardest_samples(predictions: Predictions, count: int) -> NDArray[np.int64]:
@@ -16,17 +17,13 @@ def hardest_samples(predictions: Predictions, count: int) -> NDArray[np.int64]:
 
 
 def _losses(predictions: Predictions) -> Floats | None:
-    labels, outputs = predictions.labels, predictions.outputs.astype(np.float64)
+    labels, outputs = predictions.labels, predictions.outputs
     if predictions.per_position or outputs.ndim != 2:
         return None
-    if labels.ndim == 1 and labels.dtype.kind in "iu":
-        logs: Floats = log_softmax(outputs)[np.arange(len(labels)), labels]
-        return -logs
-    truth = labels.astype(np.float64)
-    has_label = ~np.isnan(truth)
-    if truth.shape != outputs.shape or not np.isin(truth[has_label], (0, 1)).all():
-        return None
-    # log(1 + exp(x)) - y x, without overflow
-    losses = np.where(has_label, np.logaddexp(0, outputs) - np.nan_to_num(truth) * outputs, 0)
-    means: Floats = losses.sum(1) / np.maximum(has_label.sum(1), 1)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        truth = labels.astype(np.float64)
+        if truth.shape != outputs.shape or not np.isin(truth[~np.isnan(truth)], (0, 1)).all():
+            return None
+    losses, is_known = label_losses(predictions)
+    means: Floats = losses.sum(1) / np.maximum(is_known.sum(1), 1)
     return means

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from kdkit.errors import DataError, RecipeError, describe
 from kdkit.metrics.base import Floats, Predictions, known_rows, require_class_outputs, true_classes
+from kdkit.utils.reprs import describe_names
 
 # (hits (samples,), predicted (samples,), positives, samples) -> the criterion at each cut (samples,)
 Criterion = Callable[[Floats, Floats, float, int], Floats]
@@ -58,7 +59,10 @@ class YoudenJ:
 
 @dataclass(frozen=True, slots=True)
 class FixedThresholds:
-    """Fixed thresholds: a logit for all classes, by default 0, a probability of one half, or one for each class."""
+    """Fixed thresholds: a logit for all classes, by default 0, a probability of one half, or one for each class.
+
+    They are in the order of the data's classes, whatever the order of a network with `Net(classes=)`.
+    """
 
     logits: float | tuple[float, ...] = 0.0
 
@@ -73,8 +77,9 @@ class FixedThresholds:
             return (float(self.logits),) * len(validation.classes)
         if len(self.logits) != len(validation.classes):
             raise RecipeError(
-                f"FixedThresholds has {len(self.logits)} thresholds for {len(validation.classes)} classes; "
-                "give one per class, or one number for all"
+                f"FixedThresholds has {len(self.logits)} thresholds for {len(validation.classes)} classes "
+                f"({describe_names(validation.classes)}); give one for each of these, in this order, or one number for "
+                "all"
             )
         return self.logits
 

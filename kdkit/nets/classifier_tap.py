@@ -36,6 +36,12 @@ class ClassifierTap(Tap):
                 f"kernel of 1, as in ClassifierTap(net.module.layer4, classifier=net.module.fc); got {layer!r}"
             )
 
+    @property
+    def outputs(self) -> int:
+        """The number of outputs of the classifier."""
+        layer: Any = self.classifier
+        return len(layer.weight)
+
     def attach(self, capture: Capture) -> RemoveHook:
         """Register a forward hook on the module."""
         return Tap.attach(self, lambda features: capture(self.classify(features)))

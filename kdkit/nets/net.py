@@ -30,7 +30,8 @@ class Net(Generic[M]):
     or `out` is taken, as of models of transformers and torchvision, or else the only tensor; the plan says which.
     channels_last: whether the outputs are (batch, *positions, classes), as of transformers, whose classes are moved to
     the second dimension; None decides by the labels of the first batch, if these have positions.
-    classes: the names of its outputs, if they differ from the classes of the data. Terms compare shared classes only.
+    classes: the names of its outputs, if they differ from the classes of the data, also in their order. Terms compare
+    shared classes only, in the order of the data, which is that of a vector per class, such as the `weight` of a loss.
     weights: a .safetensors or torch file, a sharded index, or the folder of a run or of `save_pretrained`, loaded
     immediately. State dicts inside of checkpoints are found, and prefixes such as "module." removed.
     weights_key: which weights to load if there are several: the path of an entry or of a prefix of keys, such as

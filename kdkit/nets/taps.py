@@ -103,6 +103,8 @@ class AttentionTap:
     While the tap is open, the layer computes the map explicitly instead of calling a fused kernel, which returns none.
     With transformers, that is its "eager" attention, in every layer that shares the layer's config; in training, the
     map is the one after its dropout. For `torch.nn.MultiheadAttention`, use Tap(layer, element=1).
+    `Masked` leaves out padding. The logarithm of a map is the scores before the softmax, up to a constant of each query
+    that the softmax removes; it needs layers without attention dropout.
     """
 
     module: nn.Module

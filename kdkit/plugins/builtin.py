@@ -70,14 +70,17 @@ def register_metrics(register: Register) -> None:
     register("accuracy", metrics.Accuracy)
     register("brier", metrics.Brier)
     register("calibration_error", metrics.CalibrationError)
+    register("cross_entropy", metrics.CrossEntropy)
     register("mae", metrics.MAE)
     register("mse", metrics.MSE)
     register("pearson", metrics.Pearson)
+    register("perplexity", metrics.Perplexity)
     register("r2", metrics.R2)
     register("macro_auprc", metrics.MacroAUPRC)
     register("macro_auroc", metrics.MacroAUROC)
     register("macro_f1", metrics.MacroF1)
     register("micro_f1", metrics.MicroF1)
+    register("top_k_accuracy", metrics.TopKAccuracy)
 
 
 @hookimpl

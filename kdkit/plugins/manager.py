@@ -9,7 +9,7 @@ from typing import Any
 
 import pluggy
 
-from kdkit.errors import KdkitError, PluginError, did_you_mean, first_line
+from kdkit.errors import KdkitError, PluginError, describe, did_you_mean, first_line
 from kdkit.plugins import builtin, hooks
 from kdkit.plugins.registry import REGISTRIES, Registry
 
@@ -82,9 +82,25 @@ class Plugins:
         for name, plugin in self.manager.list_name_plugin():
             extended.add(plugin, name, installed=name in self._installed)
         for plugin in plugins:
+            if isinstance(plugin, type):
+                raise PluginError(f"a callback is an object with hooks; got {describe(plugin)}")
             # With the id, so that two callbacks of one class have different names.
             extended.add(plugin, f"{type(plugin).__name__}-{id(plugin)}")
+            extended._require_hooks(plugin)
         return extended
+
+    def _require_hooks(self, callback: object) -> None:
+        """Raise PluginError if a callback has no hook, which is likely to be one without its decorator."""
+        if self.manager.get_hookcallers(callback):
+            return
+        undecorated = [
+            name for name, value in vars(hooks).items() if hasattr(value, "kdkit_spec") and hasattr(callback, name)
+        ]
+        example = f"its {', '.join(undecorated)}" if undecorated else "a method, such as epoch_ended(self, event),"
+        raise PluginError(
+            f"the callback {type(callback).__name__} has no hooks, so it would never be called; decorate {example} "
+            "with @kdkit.hookimpl"
+        )
 
     def remove(self, plugin: object) -> None:
         """Remove a plugin, if it is there."""

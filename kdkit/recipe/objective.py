@@ -10,7 +10,7 @@ from torch import Tensor
 from kdkit.errors import RecipeError, describe
 from kdkit.losses.base import Loss, describe_loss, loss_name
 from kdkit.nets.taps import TapLike
-from kdkit.recipe.ramps import Ramp
+from kdkit.recipe.ramps import Ramp, reciprocal
 from kdkit.teachers.base import Teacher
 from kdkit.utils.reprs import describe_options
 
@@ -42,13 +42,17 @@ class _Sum:
 
     __rmul__ = __mul__
 
+    def __truediv__(self, divisor: float) -> "Objective":
+        return self * reciprocal(divisor)
+
 
 @dataclass(frozen=True, slots=True)
 class Truth(_Sum):
     """Learn from the labels (ground truth): `loss(student side, labels)`.
 
     label: the name of the term in tables. student: the tap or tuple of taps to compare with the labels, such as one on
-    an auxiliary head; None for the outputs. Labels are those of the data, also if the network has other `classes`.
+    an auxiliary head; None for the outputs. A head has the order of the network's `classes` if these are those of the
+    data in another order; otherwise its labels are those of the data, also if the network has other `classes`.
     """
 
     loss: Loss
@@ -86,7 +90,8 @@ def model_loss(student: Tensor, _target: object) -> Tensor:
 class Match(_Sum):
     """Learn from a teacher: `loss(student side, target side)`.
 
-    student, target: the tap or tuple of taps to compare on either side; None for the outputs.
+    student, target: the tap or tuple of taps to compare on either side; None for the outputs. The teacher's outputs are
+    compared with a tapped head class by class, see `Truth`.
     label: the name of the term in tables; "<teacher>/<loss>" if empty.
     """
 
@@ -139,6 +144,11 @@ class Weighted:
     def weight(self, progress: float) -> float:
         """Return the product of the factors at this progress of the stage, in [0, 1]."""
         return math.prod(factor(progress) if callable(factor) else factor for factor in self.factors)
+
+    @property
+    def has_weight(self) -> bool:
+        """Whether the weight is above 0 at some time of the stage; a ramp may start or end at 0."""
+        return any(self.weight(step / 100) > 0 for step in range(101))
 
 
 @dataclass(frozen=True, slots=True)

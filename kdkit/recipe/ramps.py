@@ -3,14 +3,50 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from kdkit.errors import RecipeError
+from kdkit.utils.validation import is_number
 
 Ramp = Callable[[float], float]
 
 
+class _Factor:
+    """The arithmetic of ramps, as papers write it: a ramp times a number or another ramp is a ramp."""
+
+    __slots__ = ()
+
+    def __call__(self, progress: float) -> float:
+        """Return the factor at this progress."""
+        raise NotImplementedError
+
+    def __mul__(self, factor: float | Ramp) -> "Product":
+        # Terms multiply themselves by a ramp.
+        return Product((self, factor)) if is_number(factor) or callable(factor) else NotImplemented
+
+    def __rmul__(self, factor: float | Ramp) -> "Product":
+        return Product((factor, self)) if is_number(factor) or callable(factor) else NotImplemented
+
+    def __truediv__(self, divisor: float) -> "Product":
+        return Product((self, reciprocal(divisor)))
+
+
+@dataclass(frozen=True, slots=True)
+class Product(_Factor):
+    """The product of ramps and numbers, which is a ramp: `100.0 * LinearRamp()`."""
+
+    factors: tuple[float | Ramp, ...]
+
+    def __repr__(self) -> str:
+        return " * ".join(getattr(factor, "__name__", None) or repr(factor) for factor in self.factors)
+
+    def __call__(self, progress: float) -> float:
+        """Return the product at this progress."""
+        return math.prod(factor(progress) if callable(factor) else factor for factor in self.factors)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LinearRamp:
+class LinearRamp(_Factor):
     """Change linearly from `start` to `end` between two points of progress, and stay constant before and after.
 
     Progress counts optimizer updates: 0 before the first one of a stage, 1 after its last.
@@ -30,7 +66,7 @@ class LinearRamp:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CosineRamp:
+class CosineRamp(_Factor):
     """Change from `start` to `end` along half a cosine between two points of progress; constant before and after."""
 
     start: float = 0.0
@@ -45,6 +81,13 @@ class CosineRamp:
         """Return the factor at this progress."""
         fraction = _fraction(progress, self.after, self.until)
         return self.start + (self.end - self.start) * (1 - math.cos(math.pi * fraction)) / 2
+
+
+def reciprocal(divisor: Any) -> float:
+    """Return 1 / divisor. Raises RecipeError unless it is a number above 0."""
+    if not is_number(divisor) or divisor <= 0:
+        raise RecipeError(f"terms and ramps are divided by a number above 0; got {divisor!r}")
+    return 1 / divisor
 
 
 def _fraction(progress: float, after: float, until: float) -> float:

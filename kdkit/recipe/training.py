@@ -74,7 +74,8 @@ class Training:
     max_grad_norm: clip the norm of the gradient over all trained parameters; None does not clip.
     balancing: how terms become gradients: WeightedSum, UncertaintyWeighting, GradNorm, CAGrad or PCGrad.
     keep: the weights of the "best" epoch by the metric `monitor` on the validation split (the recipe's first metric if
-    None), or of the "last" epoch.
+    None), or of the "last" epoch. If None, the best one; but the last one, without `patience`, of a stage whose terms
+    do not train the outputs, such as terms on features alone, since then the metric means nothing.
     ema: validate and keep a moving average of the weights instead of the weights.
     patience: end the stage early if the monitored metric did not improve for so many epochs; None trains all epochs.
     Schedules of learning rates and weights keep the length of all epochs.
@@ -89,7 +90,7 @@ class Training:
     accumulate_steps: int = 1
     max_grad_norm: float | None = None
     balancing: Balancing = field(default_factory=WeightedSum)
-    keep: Literal["best", "last"] = "best"
+    keep: Literal["best", "last"] | None = None
     monitor: str | None = None
     ema: AverageWeights | None = None
     patience: int | None = None
@@ -105,8 +106,8 @@ class Training:
         norm = self.max_grad_norm
         if norm is not None and not (is_number(norm) and norm > 0):
             raise RecipeError(f"max_grad_norm must be a number above 0, or None; got {norm!r}")
-        if self.keep not in ("best", "last"):
-            raise RecipeError(f"keep must be 'best' or 'last'; got {self.keep!r}")
+        if self.keep not in ("best", "last", None):
+            raise RecipeError(f"keep must be 'best' or 'last', or None; got {self.keep!r}")
         if self.patience is not None and self.keep == "last":
             raise RecipeError("patience waits for a better epoch, and keep='last' keeps any; leave out one of the two")
         if not isinstance(self.optimizer, Optimizer):

@@ -4,7 +4,8 @@ import hashlib
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdkit.engine.baseline_differences import baseline_difference
 from kdkit.engine.storage.measurements import Measurements, NetCost, read_measurements
 from kdkit.engine.storage.reports import (
     RunMetrics,
@@ -25,7 +27,7 @@ from kdkit.engine.storage.reports import (
 )
 from kdkit.engine.storage.run_folder import read_record
 from kdkit.errors import DataError, KdkitError, RunFolderError
-from kdkit.metrics.base import MetricResult, lower_is_better
+from kdkit.metrics.base import MetricResult
 from kdkit.metrics.bootstrap import BootstrapInterval
 from kdkit.metrics.paired import SplitPredictions, paired_bootstrap
 from kdkit.metrics.per_class import NetReport
@@ -76,28 +78,18 @@ class ReportedRun:
         problems: list[str] = []
         if not metrics.results:
             raise RunFolderError(f"{folder} holds the metrics of no net; resume the run, so that it evaluates its nets")
-        stages: tuple[StageReport, ...] = ()
-        try:
-            stages = read_stages(folder)
-        except KdkitError as error:
-            problems.append(str(error))
-        reports: dict[str, NetReport] = {}
-        for net in metrics.results:
+
+        def read_or(default: Any, read: Callable[..., Any], *args: Any) -> Any:
             try:
-                reports[net] = read_reported(folder, net)
+                return read(*args)
             except KdkitError as error:
                 problems.append(str(error))
-        samples: Mapping[str, Tensor] = {}
-        sample_names: tuple[str, ...] = ()
-        try:
-            samples, sample_names = read_samples(folder)
-        except KdkitError as error:
-            problems.append(str(error))
-        measurements = None
-        try:
-            measurements = read_measurements(folder)
-        except KdkitError as error:
-            problems.append(str(error))
+                return default
+
+        stages = read_or((), read_stages, folder)
+        reports = {net: read_or(None, read_reported, folder, net) for net in metrics.results}
+        samples, sample_names = read_or(({}, ()), read_samples, folder)
+        measurements = read_or(None, read_measurements, folder)
         try:
             source = (folder / RECIPE).read_text(encoding="utf-8", errors="replace")[:_SOURCE]
         except OSError:  # a run from Python has no recipe file
@@ -108,7 +100,7 @@ class ReportedRun:
             record=record,
             metrics=metrics,
             stages=stages,
-            reports=reports,
+            reports={net: report for net, report in reports.items() if report is not None},
             samples=samples,
             sample_names=sample_names,
             measurements=measurements,
@@ -136,11 +128,10 @@ class ReportedRun:
     @cached_property
     def students(self) -> tuple[str, ...]:
         """The nets that learned from a teacher in the last stage; the last net if none did."""
-        terms = mapping(self.record, "terms")
         if self.baselines:
             return tuple(self.baselines)
-        for stage in reversed(list(terms)):
-            named = [str(term["student_net"]) for term in rows(terms, stage) if term.get("teacher")]
+        for terms in reversed([*self._terms.values()]):
+            named = [str(term["student_net"]) for term in terms if term.get("teacher")]
             students = [name for name in dict.fromkeys(named) if name in self.nets]
             if students:
                 return tuple(students)
@@ -153,10 +144,9 @@ class ReportedRun:
 
     def teachers_of(self, student: str) -> tuple[str, ...]:
         """Return the nets that a student learned from and that have metrics; other nets if the record has no terms."""
-        terms = mapping(self.record, "terms")
-        of_student = [term for stage in terms for term in rows(terms, stage) if term.get("student_net") == student]
+        of_student = [term for terms in self._terms.values() for term in terms if term.get("student_net") == student]
         named = dict.fromkeys(str(term["teacher"]) for term in of_student if term.get("teacher"))
-        if not terms:
+        if not self._terms:
             named = dict.fromkeys(self.nets)
         # A teacher without predictions, such as an average, cannot be compared.
         excluded = {student, *self.baselines.values()}
@@ -222,13 +212,12 @@ class ReportedRun:
 
     def trains(self, stage: str, net: str) -> bool:
         """Return whether a stage trained a net; by its name if the record has no terms."""
-        terms = rows(mapping(self.record, "terms"), stage)
+        terms = self._terms.get(stage)
         return any(term.get("student_net") == net for term in terms) if terms else stage == net
 
     def weight(self, stage: str, label: str) -> str:
         """Return the weight of a term in words, "" if it is unknown."""
-        terms = rows(mapping(self.record, "terms"), stage)
-        weights = [term.get("weight") for term in terms if term.get("label") == label]
+        weights = [term.get("weight") for term in self._terms.get(stage, ()) if term.get("label") == label]
         return f"weight {weight_text(weights[0])}" if weights else ""
 
     def parameters(self, net: str) -> int | None:
@@ -252,23 +241,16 @@ class ReportedRun:
             metric = same_metric(name, result, pair[0])
             if metric is None or name not in self.metrics.results[reference]:
                 continue
-            try:
+            with suppress(DataError):  # the nets have other classes or samples
                 difference = paired_bootstrap(metric, pair[0], pair[1], resamples=_RESAMPLES)
-            except DataError:  # the nets have other classes or samples
-                continue
-            computed.append(
-                BaselineDifference(
-                    student=student,
-                    baseline=reference,
-                    metric=name,
-                    value=difference.value,
-                    interval=difference.interval,
-                    level=difference.level,
-                    verdict=difference.verdict,
-                    lower_is_better=lower_is_better(metric),
-                )
-            )
+                computed.append(baseline_difference(student, reference, name, difference))
         return tuple(sorted(computed, key=lambda row: row.metric != main))
+
+    @cached_property
+    def _terms(self) -> Mapping[str, list[dict[str, Any]]]:
+        """The terms of each stage; empty if the record has none."""
+        terms = mapping(self.record, "terms")
+        return {stage: rows(terms, stage) for stage in terms}
 
     def _results_with_intervals(self) -> dict[str, dict[str, MetricResult]]:
         """Return the metrics with bootstrap intervals, if they lack one that can be computed."""

@@ -5,16 +5,14 @@ from contextlib import closing
 from dataclasses import replace
 
 from kdkit.engine.options import RunOptions
-from kdkit.engine.run import Result, run
+from kdkit.engine.run import Result, prepared, run
 from kdkit.engine.run_record import Origin
 from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.errors import RecipeError
 from kdkit.plugins.recipe_file import RecipeFile
-from kdkit.recipe.baseline import with_baselines
 from kdkit.recipe.recipe import Stage, stage_dependencies
 from kdkit.study.workers.job import Job
 from kdkit.study.workers.processes import Processes
-from kdkit.utils.randomness import preserve_rng_state, seed_everything
 
 
 def run_parallel_stages(
@@ -39,12 +37,10 @@ def run_parallel_stages(
         raise RecipeError("to train stages in parallel, choose a run folder: --out FOLDER")
     arguments = origin.options or {}
     workers, folder = Processes(jobs), RunFolder(options.out)
-    with preserve_rng_state():
-        seed_everything(options.seed)
-        recipe = file.make(arguments)
-        stages = (with_baselines(recipe) if options.baseline else recipe).stages
-    # A run of no stage: it checks the recipe and creates the run folder, before the child processes write to it.
-    run(lambda: file.make(arguments), replace(options, only=()), origin=origin)
+    # The recipe is checked and the run folder is created before child processes write to it. Its lock is held from then
+    # on, so that no other command can come between.
+    with prepared(lambda: file.make(arguments), replace(options, only=()), origin=origin) as prepared_run:
+        stages, lock = prepared_run.ctx.plan.stages, prepared_run.lock.pop_all()
     options = replace(options, resume=True)
     finished = {stage.name for index, stage in enumerate(stages) if folder.stage(index, stage.name).finished}
     pending = _PendingStages(stages, finished)
@@ -59,7 +55,7 @@ def run_parallel_stages(
             options=replace(options, only=(name,)),
         )
 
-    with folder.locked(), closing(workers):
+    with lock, closing(workers):
         # Until the remaining stages have only one order: they are trained here, where callbacks see them.
         while pending.running or not pending.is_sequence:
             for name in pending.ready:

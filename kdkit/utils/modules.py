@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,22 @@ def drop_compiled_code(modules: Iterable[object]) -> None:
     parts = (part for module in modules if isinstance(module, nn.Module) for part in module.modules())
     if any("_orig_mod" in part._modules for part in parts):
         torch._dynamo.reset()  # of all compiled code, since torch has no other way
+
+
+def parameters_behind(tensors: Iterable[Tensor]) -> set[Tensor]:
+    """Return the parameters that a backward pass from these tensors would reach, without computing any gradient."""
+    reached: set[Tensor] = set()
+    seen: set[Any] = set()
+    nodes = [tensor.grad_fn for tensor in tensors]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):  # the node of a leaf
+            reached.add(node.variable)
+        nodes += [following for following, _ in node.next_functions]
+    return reached
 
 
 def plain_keys(module: nn.Module) -> dict[str, str]:

@@ -34,7 +34,7 @@ from kdkit import (
     timm_tap,
 )
 from kdkit.errors import CheckError
-from kdkit.losses import Hint, SoftTargets
+from kdkit.losses import Hint, Masked, SoftTargets
 from kdkit.nets.taps import OpenTaps
 from kdkit.recipe.objective import Objective, Term
 
@@ -861,12 +861,12 @@ def texts(*, labels: bool = False) -> TorchData:
     return TorchData(split, split, classes=[str(label) for label in range(CLASSES)])
 
 
-def bert(name: str, width: int = 16, layers: int = 2, **options: Any) -> Net[Any]:
+def bert(name: str, width: int = 16, layers: int = 2, heads: int = 2, **options: Any) -> Net[Any]:
     config = transformers.BertConfig(
         vocab_size=20,
         hidden_size=width,
         num_hidden_layers=layers,
-        num_attention_heads=2,
+        num_attention_heads=heads,
         intermediate_size=2 * width,
         num_labels=CLASSES,
     )
@@ -939,6 +939,17 @@ def test_a_tap_on_fused_attention_is_refused_with_the_layer_and_the_advice():
     message = "BertAttention 'bert.encoder.layer.1.attention' of net 'teacher' gives .* attn_implementation='eager'"
     with pytest.raises(CheckError, match=message):
         distilled(student, Truth(cross_entropy) + Match(teacher, nn.MSELoss(), **taps), texts())
+
+
+@pytest.mark.parametrize(("heads", "loss"), [(2, Masked(nn.MSELoss())), (1, nn.MSELoss())])
+def test_attention_maps_of_different_numbers_of_heads_are_refused_with_the_remedy(heads, loss):
+    teacher, student = bert("teacher", heads=4, trained=True), bert("student", heads=heads)
+    taps = {"student": AttentionTap(layer(student, 1).attention), "target": AttentionTap(layer(teacher, 1).attention)}
+    message = rf"the maps have {heads} and 4 heads: compare their means over heads, with a loss such as lambda"
+    with pytest.raises(CheckError, match=message):
+        distilled(student, Truth(cross_entropy) + Match(teacher, loss, **taps), texts())
+    means = Masked(lambda student, target: nn.functional.mse_loss(student.mean(1), target.mean(1)))
+    distilled(student, Truth(cross_entropy) + Match(teacher, means, **taps), texts())
 
 
 def test_an_average_of_a_model_of_transformers_teaches_by_its_layers():

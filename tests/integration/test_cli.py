@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path, PosixPath, WindowsPath
@@ -639,7 +640,7 @@ def test_a_plan_has_multiply_adds_times_projectors_and_cached_outputs_in_lines_o
     assert "about" in result.out
     assert "on the CPU" in result.out
     assert "Projector (4, 4) -> (4, 7), 35 parameters" in result.out
-    assert "the outputs of teacher will be cached in runs/teacher_cache" in result.out
+    assert re.search(r"the outputs of teacher will be cached in runs/teacher_cache, [\d.]+ [kM]?B\b", result.out)
     assert max(map(len, result.out.splitlines())) <= 100
     result = kdkit_here("check", path, "--epochs", 2, "--teacher-cache", "off")
     assert "its outputs are not cached, since the cache is off" in " ".join(result.out.replace("│", " ").split())

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import json
 import math
 from typing import Any
 
@@ -209,6 +210,29 @@ def test_the_classes_of_a_dataset_name_the_outputs():
         split.classes = ["cat", "dog", "emu"]
     result = kdkit.distill(net(8), net(4), *data, training=Training(epochs=1), device="cpu")
     assert set(result.metrics["student"]["accuracy"].by_class) <= {"cat", "dog", "emu"}
+
+
+def test_networks_with_other_outputs_than_the_named_classes_are_refused():
+    data = dataset("multiclass", 24, 0), dataset("multiclass", 24, 1)
+    for split in data:
+        split.classes = ["cat", "dog", "emu", "fox"]
+    with pytest.raises(
+        CheckError, match=r"has outputs of shape \(batch, 3\), but the data's 4 classes need \(batch, 4\)"
+    ):
+        kdkit.distill(net(8), net(4), *data, training=Training(epochs=1), device="cpu")
+
+
+@pytest.mark.parametrize(("outputs", "has_notice"), [(3, False), (5, True)])
+def test_outputs_without_any_sample_are_a_notice(outputs, has_notice, tmp_path):
+    data = dataset("multiclass", 24, 0), dataset("multiclass", 24, 1)
+    nets = nn.Linear(4, outputs), nn.Linear(4, outputs)
+    kdkit.distill(*nets, *data, training=Training(epochs=1), device="cpu", out=tmp_path / "run")
+    notices = json.loads((tmp_path / "run" / "run.json").read_text())["notices"]
+    expected = (
+        "net 'student' has 5 outputs, and no label of the data is above 2; if there are no more classes, give the "
+        "networks as many outputs"
+    )
+    assert (expected in notices) is has_notice
 
 
 def test_a_string_instead_of_a_list_of_classes_is_refused():

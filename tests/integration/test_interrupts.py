@@ -1,6 +1,7 @@
 """Tests of runs that Ctrl-C or an exception of user code ends: what was computed is kept, and they can be resumed."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -54,8 +55,13 @@ def step_ended(event):
             time.sleep(0.02)
 
 
-def recipe():
-    return three(kdkit.Sequential, training=training(epochs=4))
+def recipe(workers: int = 0, loader: bool = False):
+    made = three(kdkit.Sequential, training=training(epochs=4, workers=workers))
+    if loader:
+        loaded = torch.utils.data.DataLoader(made.data.train.dataset, batch_size=8, num_workers=1)
+        data = kdkit.TorchData(loaded, made.data.validation.dataset, classes=("a", "b", "c"))
+        made = kdkit.Recipe(data=data, schedule=made.schedule)
+    return made
 """
 CATCHING = """
 from recipe_file import *
@@ -192,6 +198,8 @@ def test_a_second_interrupt_does_not_wait_for_the_checkpoint_of_the_first(folder
     (folder / "wait").touch()
     process = start(command, folder)
     wait_for(folder / "waiting", process)
+    wait_for(folder / "run" / "2-assistant" / "checkpoint-8.safetensors", process)  # of the second epoch
+    time.sleep(0.2)
     (folder / "slow").touch()
     process.send_signal(signal.SIGINT)
     (folder / "wait").unlink()
@@ -207,6 +215,22 @@ def test_a_second_interrupt_does_not_wait_for_the_checkpoint_of_the_first(folder
     assert done.returncode == 0, done.stderr
     assert "resumed after epoch 2" in done.stdout
     assert not [*(folder / "run").rglob("*.tmp")]
+
+
+@pytest.mark.parametrize("option", [pytest.param(("--workers", "1"), marks=pytest.mark.slow), ("--loader",)])
+def test_a_sigterm_to_the_process_group_of_a_run_with_worker_processes_ends_it_with_a_checkpoint(folder, option):
+    """As torchrun and `timeout` send it."""
+    command = ["-m", "kdkit", "run", "recipe_file.py", *option, "--device", "cpu", "--out", "run"]
+    (folder / "wait").touch()
+    process = ForkedPython(command, folder)
+    wait_for(folder / "waiting", process)
+    os.killpg(process.pid, signal.SIGTERM)
+    time.sleep(0.2)
+    (folder / "wait").unlink()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 143, err
+    assert "error" not in err
+    assert (folder / "run" / "2-assistant" / "checkpoint-10.safetensors").exists()  # of the batch at which it waited
 
 
 def test_an_interrupt_in_the_first_epoch_leaves_an_empty_history():

@@ -23,7 +23,9 @@ from kdkit import (
 )
 from kdkit.losses import Hint, SoftTargets
 from kdkit.recipe.recipe import stage_dependencies
+from kdkit.study import parallel_stages
 from kdkit.study.parallel_stages import _PendingStages
+from tests.helpers.processes import run_python
 from tests.helpers.stages import last_checkpoint
 
 RECIPE = '''
@@ -144,6 +146,26 @@ def test_an_invalid_parallel_run_is_refused_before_anything_is_written(kdkit_her
     assert (wrong_option.code, under_torchrun.code) == (2, 2)
     assert "leave out --jobs, or torchrun" in under_torchrun.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_second_command_is_refused_as_soon_as_the_first_one_has_created_the_run_folder(
+    kdkit_here, tmp_path, monkeypatch
+):
+    """Also before any stage is trained, when the first one looks for the stages that are finished."""
+    (tmp_path / "mine.py").write_text(RECIPE)
+    command = ["run", "mine.py", "--device", "cpu", "--out", "run", "--quiet"]
+    second = []
+
+    def pending(stages, finished):
+        second.append(run_python(["-m", "kdkit", *command, "--jobs", "2", "--resume"], tmp_path))
+        return _PendingStages(stages, {"first", "second"})  # so that the student is trained in this process
+
+    monkeypatch.setattr(parallel_stages, "_PendingStages", pending)
+    monkeypatch.setattr(parallel_stages, "run", lambda *_args, **_options: None)
+    first = kdkit_here(*command, "--jobs", "2")
+    assert first.code == 0, first.err
+    assert second[0].returncode == 2
+    assert "another process is running in run" in second[0].stderr
 
 
 def stages_of(schedule: type, *nets: Net[nn.Module]) -> list[Stage]:

@@ -1,6 +1,7 @@
 """Labels per position: segmentation, sequences of tokens, maps of numbers, and samples without a label."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import kdkit
 from kdkit import Match, Net, Optimizer, Past, Recipe, Stage, Tap, Teachers, TorchData, Training, Truth
+from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.errors import CheckError, DataError, RecipeError
 from kdkit.losses import (
     CTKD,
@@ -51,11 +53,15 @@ from kdkit.metrics import (
     R2,
     Accuracy,
     BootstrapInterval,
+    CrossEntropy,
     MacroAUPRC,
     MacroF1,
     MeanIoU,
+    MetricResult,
     Pearson,
+    Perplexity,
     Predictions,
+    TopKAccuracy,
     classification,
 )
 from tests.helpers.command_line import environment
@@ -497,6 +503,118 @@ def test_a_tagger_learns_from_texts_of_different_lengths():
     )
 
 
+def next_tokens(*, lengths, seed=0):
+    """Texts of these lengths below 20 tokens; the label of a token is the next one, -100 at the last one."""
+    return [(text, torch.cat([text[1:], torch.tensor([-100])])) for text, _ in tokens(lengths, seed=seed)]
+
+
+class NextToken(nn.Module):
+    """Logits of 20 tokens, (batch, tokens, 20)."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.head = nn.Linear(8, 20)
+
+    def forward(self, tokens, mask):
+        return self.head(self.embed(tokens))
+
+
+def test_perplexity_and_loss_of_texts_are_those_of_all_their_tokens(tmp_path):
+    torch.manual_seed(0)
+    training, held_out = (next_tokens(lengths=lengths) for lengths in ((5, 3, 7, 4), (6, 2, 9, 4, 5)))
+    data = TorchData(
+        *(DataLoader(texts, batch_size=2, collate_fn=pad) for texts in (training, held_out)),
+        classes=[str(token) for token in range(20)],
+    )
+    student = Net("student", NextToken())
+    metrics = (Accuracy(), CrossEntropy(), BootstrapInterval(Perplexity()), TopKAccuracy(3))
+    stage = Stage({student: Truth(nn.CrossEntropyLoss())}, Training(epochs=3, monitor="perplexity", keep="best"))
+    recipe = Recipe(data=data, schedule=[stage], metrics=metrics)
+    result = kdkit.run(recipe, out=tmp_path / "run")
+    values = result.metrics["student"]
+
+    network = student.module.cpu()
+    with torch.no_grad():
+        logits = torch.cat([network(text[None], None)[0, :-1] for text, _ in held_out]).double()
+    labels = torch.cat([labels[:-1] for _, labels in held_out])
+    loss = nn.functional.cross_entropy(logits, labels).item()
+    assert values["cross_entropy"].value == pytest.approx(loss, rel=1e-6)
+    assert values["perplexity"].value == pytest.approx(math.exp(loss), rel=1e-6)
+    among_three = (logits.topk(3).indices == labels[:, None]).any(1).double().mean().item()
+    assert values["top_3_accuracy"].value == pytest.approx(among_three)
+    low, high = values["perplexity"].interval
+    assert low < values["perplexity"].value < high
+
+    history = result.history["student"]
+    assert min(entry["perplexity"] for entry in history) == pytest.approx(values["perplexity"].value, rel=1e-6)
+    assert not any("cross_entropy" in entry for entry in history)  # an epoch computes the monitor alone
+    stored = StageFolder(tmp_path / "run" / "1-student").load_predictions("student", "validation")
+    assert Perplexity().compute(stored).value == values["perplexity"].value
+    evaluated = kdkit.evaluate(recipe, tmp_path / "run")
+    assert evaluated["perplexity"].value == pytest.approx(values["perplexity"].value)
+
+
+def test_the_loss_of_masks_by_class_is_that_of_their_known_labels():
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(3, 2, 4, 4, generator=generator)
+    labels = torch.randint(-1, 2, (3, 2, 4, 4), generator=generator)
+    test = Predictions(
+        labels=labels.numpy(),
+        outputs=(outputs >= 0).numpy(),
+        classes=("a", "b"),
+        per_position=True,
+        reduced={"cross_entropy": CrossEntropy().reduce_positions(outputs, labels).numpy()},
+    )
+    result = CrossEntropy().compute(test)
+    losses = nn.functional.binary_cross_entropy_with_logits(outputs, labels.float(), reduction="none")
+    assert result.value == pytest.approx(losses[labels >= 0].mean().item(), rel=1e-6)
+    first = losses[:, 0][labels[:, 0] >= 0].mean().item()
+    assert result.by_class["a"] == pytest.approx(first, rel=1e-6)
+
+
+@pytest.mark.parametrize("metric", [CrossEntropy(), Perplexity(), TopKAccuracy(2)])
+def test_a_metric_that_needs_logits_refuses_predictions_of_classes_alone(metric):
+    labels = np.zeros((2, 3), np.int8)
+    stored = Predictions(labels=labels, outputs=labels, classes=CLASSES, per_position=True)
+    with pytest.raises(DataError, match=r"needs the logits of positions, .*Recipe\(metrics=...\)"):
+        metric.compute(stored)
+
+
+class Confidence:
+    """A metric of user code: the mean largest probability over all pixels."""
+
+    name = "confidence"
+    accepts_positions = True
+
+    def fit(self, validation):
+        return self
+
+    def compute(self, test):
+        return MetricResult(value=float(test.reduced["confidence"].mean()))
+
+    def reduce_positions(self, outputs, labels):
+        return outputs.softmax(1).amax(1).flatten(1).mean(1)
+
+
+class OfLogits(Confidence):
+    """The same metric, which takes the outputs of its predictions for logits."""
+
+    reduce_positions = None
+
+    def compute(self, test):
+        return MetricResult(value=float(torch.as_tensor(test.outputs).softmax(1).amax(1).mean()))
+
+
+def test_a_metric_of_user_code_may_have_the_logits_of_pixels():
+    student, data = Net("student", segmenter()), TorchData(images(), images(seed=1), classes=CLASSES)
+    objective = Truth(cross_entropy())
+    recipe = recipe_of(objective, student, data, metrics=(Confidence(),))
+    assert 1 / 3 < kdkit.run(recipe).metrics["student"]["confidence"].value < 1
+    problem = problems(recipe_of(objective, Net("student", segmenter()), data, metrics=(OfLogits(),)))
+    assert "metric 'confidence' does not fit this data (multiclass)" in problem
+
+
 def test_each_token_counts_once_however_long_its_text_is():
     student, teacher = Net("student", Tagger()), Net("teacher", Tagger(), trained=True)
     samples = tokens((2, 9))
@@ -604,6 +722,36 @@ def test_masked_features_of_other_widths_get_a_projector_and_do_not_depend_on_pa
         torch.testing.assert_close(distiller(padded, labels).loss, distiller(inputs, labels).loss)
         empty = {**inputs, "mask": torch.zeros_like(inputs["mask"])}
         assert distiller(empty, labels).loss == 0
+
+
+def attention_maps(heads=2, *, seed=0):
+    """Attention maps of texts of 2 and 4 tokens, padded to 4, and the mask of their tokens."""
+    scores = torch.randn(2, heads, 4, 4, generator=torch.Generator().manual_seed(seed))
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    return scores.masked_fill(mask[:, None, None] == 0, -1e4).softmax(-1), mask
+
+
+@pytest.mark.parametrize("shape", [lambda mask: mask, lambda mask: mask[:, :, None] * mask[:, None, :]])
+def test_masked_attention_maps_are_compared_at_pairs_of_tokens(shape):
+    (student, mask), (target, _) = attention_maps(), attention_maps(seed=1)
+    loss = Masked(nn.MSELoss(), mask=lambda inputs: shape(inputs["attention_mask"]))
+    value = loss(student, target, inputs={"attention_mask": mask})
+    rows = [torch.cat([maps[0, :, :2, :2].flatten(), maps[1].flatten()]) for maps in (student, target)]
+    torch.testing.assert_close(value, nn.functional.mse_loss(*rows))
+    # What the padding attends to does not count, whatever it is.
+    student[0, :, 2:] = 0.25
+    torch.testing.assert_close(loss(student, target, inputs={"attention_mask": mask}), value)
+
+
+def test_means_over_heads_compare_maps_of_different_numbers_of_heads():
+    (student, mask), (target, _) = attention_maps(), attention_maps(4, seed=1)
+
+    def of_means(student, target):
+        return nn.functional.mse_loss(student.mean(1), target.mean(1))
+
+    value = Masked(of_means)(student, target, inputs={"attention_mask": mask})
+    means = [maps.mean(1, keepdim=True) for maps in (student, target)]
+    torch.testing.assert_close(value, Masked(nn.MSELoss())(*means, inputs={"attention_mask": mask}))
 
 
 def test_a_mask_that_the_inputs_lack_or_of_other_positions_is_a_problem():

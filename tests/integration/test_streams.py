@@ -1,18 +1,20 @@
 """Streams, with a length and without, in a DataLoader and bare, and epochs that are a number of batches."""
 
 import gc
+from contextlib import nullcontext
 
 import datasets
 import pytest
 import torch
 import webdataset
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Subset, TensorDataset
 
 import kdkit
 from kdkit import DataError, LoaderSplit, Match, Net, Past, Recipe, Stage, TorchData, Training, Truth
 from kdkit.data.batch import Batch
 from kdkit.data.device_data import DeviceData
+from kdkit.engine import predict
 from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.training_batches import TrainingBatches
 from kdkit.errors import CheckError
@@ -138,6 +140,77 @@ def test_validation_and_test_streams_are_read_to_their_end(wrap):
     data = TorchData(WHOLE, WHOLE, twice, classes=CLASSES)
     stage = Stage({student(): Truth(nn.CrossEntropyLoss())}, Training(epochs=2, batch_size=4))
     assert streamed.metrics == kdkit.run(Recipe(data=data, schedule=[stage])).metrics
+
+
+@pytest.mark.parametrize(
+    ("wrap", "read"), [(lambda stream: stream, 10), (lambda stream: DataLoader(stream, batch_size=3), 12)]
+)
+def test_an_endless_validation_stream_is_read_up_to_a_number_of_samples_and_a_loader_to_the_end_of_a_batch(wrap, read):
+    data = TorchData(WHOLE, wrap(Stream(repeats=-1)), wrap(Stream(repeats=-1)), classes=CLASSES, evaluation_samples=10)
+    expected = TorchData(WHOLE, *[Subset(WHOLE, range(read))] * 2, classes=CLASSES)
+    assert data.summary.splitlines()[1] == "of the test data, 10 samples are read"
+    assert data.fingerprint != TorchData(WHOLE, wrap(Stream()), wrap(Stream()), classes=CLASSES).fingerprint
+    training = Training(epochs=2, batch_size=4)
+    metrics = [
+        kdkit.run(Recipe(data=part, schedule=[Stage({student(): Truth(nn.CrossEntropyLoss())}, training)])).metrics
+        for part in (data, expected)
+    ]
+    assert metrics[0] == metrics[1]
+
+
+def test_a_number_of_evaluation_samples_is_refused_if_it_is_none_or_has_no_stream():
+    for value in (0, -1, 1.5, True, "3"):
+        with pytest.raises(DataError, match="evaluation_samples is a number of samples, at least 1; got"):
+            TorchData(WHOLE, Stream(), classes=CLASSES, evaluation_samples=value)
+    with pytest.raises(DataError, match=r"there is none; take a part of a Dataset with torch\.utils\.data\.Subset"):
+        TorchData(WHOLE, WHOLE, classes=CLASSES, evaluation_samples=3)
+
+
+def test_a_check_and_a_run_name_a_validation_stream_without_a_length(kdkit_here, tmp_path):
+    (tmp_path / "mine.py").write_text(ENDLESS)
+    checked = kdkit_here("check", "mine.py")
+    assert checked.code == 0, checked.err
+    out = " ".join(checked.out.split())
+    assert "the validation data, a stream without a length, is read to its end; if it has none, pass the number" in out
+    bounded = kdkit_here("run", "mine.py", "--samples", "8", "--device", "cpu", "--out", "run")
+    assert bounded.code == 0, bounded.err
+    assert "note: of the validation data, 8 samples are read" in bounded.out
+
+
+ENDLESS = """
+import itertools
+
+import torch
+from torch import nn
+from torch.utils.data import IterableDataset, TensorDataset
+
+import kdkit
+
+ROWS = TensorDataset(torch.randn(16, 4), torch.arange(16) % 3)
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return itertools.cycle(ROWS)
+
+
+def recipe(samples: int = 0) -> kdkit.Recipe:
+    data = kdkit.TorchData(ROWS, Endless(), classes=["a", "b", "c"], evaluation_samples=samples or None)
+    objective = kdkit.Truth(nn.CrossEntropyLoss())
+    stage = kdkit.Stage({kdkit.Net("student", nn.Linear(4, 3)): objective}, kdkit.Training(epochs=1))
+    return kdkit.Recipe(data=data, schedule=[stage])
+"""
+
+
+def test_a_stream_that_does_not_end_is_reported_with_the_remedy_until_it_has_ended_once(monkeypatch):
+    monkeypatch.setattr(predict, "_NOTICE_AFTER", 1e-9)
+    data = TorchData(WHOLE, Stream(), classes=CLASSES)
+    device_data = DeviceData(torch.device("cpu"), share=0.0, draws=None, passes=1)
+    predictor = predict.Predictor(data, device_data, nullcontext)
+    with pytest.warns(RuntimeWarning, match=r"the validation data, .*, is still being read, after \d+ samples; if"):
+        predictor.predict(student(), data.validation, batch_size=4)
+    predictor.predict(student(), data.validation, batch_size=4)  # warnings are errors
+    predictor.predict(student(), TorchData(WHOLE, WHOLE, classes=CLASSES).validation, batch_size=4)
 
 
 def test_a_last_batch_of_one_sample_of_a_bare_stream_is_left_out():

@@ -13,8 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 
 import kdkit
 from kdkit import CacheSettings, MultiLevel, RecipeError, TorchData
+from kdkit.engine.storage.comparison import different_conditions
 from kdkit.errors import CacheError, CheckError
 from kdkit.teachers.cache import CacheFolder, Part, Store
+from kdkit.utils.sealed import read_sealed_json
 from tests.helpers.stages import copied, epoch_terms, same, samples, three, training
 from tests.helpers.teacher_cache import ROWS, NoisyData, TeacherCalls, make_net, make_recipe
 
@@ -58,6 +60,34 @@ def test_a_teacher_runs_in_the_first_epoch_only(taps, teacher_calls, tmp_path):
     assert same(first[0], second[0])
     assert first[1:] == second[1:]
     assert first[2] == []
+
+
+class Stop(BaseException):
+    """Ends a run as a kill does."""
+
+
+class Killer:
+    @kdkit.hookimpl
+    def step_ended(self, event):
+        if event.epoch == 1:
+            raise Stop
+
+
+def test_a_stage_records_its_entries_and_how_many_outputs_other_runs_had_cached(teacher_calls, tmp_path):
+    with pytest.raises(Stop):
+        kdkit.run(make_recipe(), out=tmp_path / "first", callbacks=[Killer()], **CPU)
+    run(make_recipe(), out=tmp_path / "first", resume=True)  # whose outputs of its first epoch are its own
+    run(make_recipe(), out=tmp_path / "second")
+    run(make_recipe(), out=tmp_path / "third", teacher_cache="off")
+    folders = [next((tmp_path / name).glob("*/stage.json")) for name in ("first", "second", "third")]
+    first, second, third = (read_sealed_json(file).get("teacher_cache") for file in folders)
+    (entry,) = CacheFolder(tmp_path / "teacher_cache").kept()
+    assert first == {"teacher": {"entry": entry.path.name, "outputs": ROWS, "cached_before": 0}}
+    assert second == {"teacher": {**first["teacher"], "cached_before": ROWS}}
+    assert third is None
+    assert different_conditions(tmp_path / "first", tmp_path / "second") == [
+        f"cached teacher outputs of {folders[0].parent.name}: {first} and {second}"
+    ]
 
 
 def test_weights_are_those_of_a_run_without_a_cache_up_to_rounding(teacher_calls):

@@ -1,12 +1,17 @@
 """Check a whole recipe without training it, and return its plan."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
+from kdkit.data.dataset import LoaderSplit
+from kdkit.data.torch_splits import StreamSplit
 from kdkit.engine.batch_transform import transformed
 from kdkit.engine.check.batches import batch_problems
+from kdkit.engine.check.copied_labels import copied_labels_notice
+from kdkit.engine.check.doubts import stage_doubts
 from kdkit.engine.check.dry_run import DryRunReport, dry_run
 from kdkit.engine.check.estimate import Estimator, StageEstimate
 from kdkit.engine.check.plan import Plan
@@ -17,6 +22,7 @@ from kdkit.engine.options import RunOptions
 from kdkit.errors import KdkitError, first_line
 from kdkit.losses.base import BuildContext
 from kdkit.recipe.recipe import Recipe, Stage, as_recipe, nets_of
+from kdkit.recipe.training import Training
 from kdkit.utils import memory
 from kdkit.utils.devices import Precision
 from kdkit.utils.memory import is_out_of_memory
@@ -40,7 +46,7 @@ def check(
     recipe = as_recipe(recipe, "check")
     stages = recipe.stages
     context = build_context(recipe.data)
-    problems = [*recipe_problems(recipe, stages)]
+    problems = [*recipe_problems(recipe, stages, context)]
     estimator = None if estimate is None else Estimator(recipe, stages, estimate)
     reported: set[str] = set()
     checks: list[_StageCheck] = []
@@ -52,7 +58,10 @@ def check(
         reported.update(new)
         checks.append(stage_check)
     return Plan(
-        stages=stages,
+        stages=tuple(
+            replace(stage, training=_with_keep(stage.training, stage_check.report))
+            for stage, stage_check in zip(stages, checks, strict=True)
+        ),
         terms=tuple(tuple(stage_check.report.terms) for stage_check in checks),
         problems=tuple(dict.fromkeys(problems)),  # outputs are checked in training and in eval mode
         context=context,
@@ -60,15 +69,29 @@ def check(
         feature_teachers=frozenset(net for stage_check in checks for net in stage_check.report.feature_teachers),
         estimates=tuple(stage_check.estimate for stage_check in checks),
         notices=tuple(dict.fromkeys(notice for stage_check in checks for notice in stage_check.report.notices)),
+        loader_batch=next((check.loader_batch for check in checks if check.loader_batch is not None), None),
     )
 
 
+def _with_keep(training: Training, report: DryRunReport) -> Training:
+    """Return the options of a stage with the epoch that it keeps, if the user did not choose one."""
+    if training.keep is not None:
+        return training
+    if report.untrained_outputs:
+        return replace(training, keep="last", patience=None)  # which would wait for a metric that means nothing
+    return replace(training, keep="best")
+
+
 class _StageCheck(NamedTuple):
-    """The result of the check of one stage. peak_memory_bytes, estimate: None if a problem ended the check before."""
+    """The result of the check of one stage.
+
+    peak_memory_bytes, estimate: None if a problem ended the check before. loader_batch: see `Plan`.
+    """
 
     report: DryRunReport
     peak_memory_bytes: int | None = None
     estimate: StageEstimate | None = None
+    loader_batch: int | None = None
 
 
 def _check_stage(
@@ -94,11 +117,16 @@ def _check_stage(
         with OpenStage(stage, context, device) as open_stage:
             report = dry_run(open_stage, batch, precision, update=True)
             peak = memory.peak(device)
+            notice = copied_labels_notice(stage, batch, context, has_metrics=True)
+            report.notices += [] if notice is None else [notice]
             if not report.problems:
                 report.problems += batch_problems(open_stage, recipe.data, untransformed, precision)
+            if not report.problems:
+                report.notices += stage_doubts(stage, report)
             if estimator is not None and not report.problems:
                 estimate = estimator.estimate(open_stage, batch, untransformed)
-        return _StageCheck(report, peak, estimate)
+        yields_batches = isinstance(recipe.data.train, LoaderSplit) and not isinstance(recipe.data.train, StreamSplit)
+        return _StageCheck(report, peak, estimate, len(untransformed) if yields_batches else None)
     except KdkitError as error:
         problem = str(error)
     except (RuntimeError, MemoryError, OSError) as error:

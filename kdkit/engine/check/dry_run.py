@@ -13,20 +13,24 @@ from kdkit.engine.check.input_advice import input_advice, line_of_user_code
 from kdkit.engine.check.optimizer_step import step_problem
 from kdkit.engine.check.plan import TermSummary, summarize
 from kdkit.engine.check.preserve import preserve
+from kdkit.engine.check.probabilities import kind_of_probabilities, takes_logits
 from kdkit.engine.check.projectors import watch_projectors
 from kdkit.engine.check.term_problem import term_problem
+from kdkit.engine.not_finite import cause_in_inputs, cause_in_outputs
 from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.train_state import balancer_parameters, build_balancer, named_trainable_parameters
 from kdkit.errors import KdkitError, RecipeError, first_line
 from kdkit.losses.base import allows_any_classes, requirements_of
+from kdkit.losses.features import as_tuple
 from kdkit.losses.multi_teacher import PerTeacher
 from kdkit.nets.layout import path_of
 from kdkit.nets.net import Net
 from kdkit.nets.taps import Tap, TapLike
 from kdkit.recipe.balancing.base import WeightedSum
-from kdkit.recipe.recipe import teachers_of
+from kdkit.recipe.recipe import nets_of, teachers_of
 from kdkit.teachers.base import Teacher, TeacherOutput, require_output
 from kdkit.utils.devices import Precision, autocast
+from kdkit.utils.modules import parameters_behind
 
 
 @dataclass(slots=True)
@@ -34,13 +38,14 @@ class DryRunReport:
     """The result of a dry run. terms: empty if there are problems.
 
     feature_teachers: teachers whose outputs are not about the data's classes; they are matched by features only.
-    notices: see `Plan`.
+    notices: see `Plan`. untrained_outputs: whether no term trains all of what the outputs of a student depend on.
     """
 
     problems: list[str] = field(default_factory=list)
     terms: list[TermSummary] = field(default_factory=list)
     feature_teachers: list[Net[Any]] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    untrained_outputs: bool = False
 
 
 def dry_run(
@@ -102,6 +107,7 @@ class _DryRun:
         self._check_soft_labels()
         if self.problems:
             return
+        self._doubt_probabilities({**student_outputs, **{name: output.output for name, output in complete.items()}})
         self.module.train()
         self.module.open_taps.clear()
         modules = {teacher.name: getattr(teacher, "module", None) for teacher in teachers}
@@ -229,8 +235,23 @@ class _DryRun:
             self.problems.append(
                 f"net {net.name!r} has outputs of shape {_batch_shape(output.shape)}, but {owner} {len(classes)} "
                 f"classes need {_batch_shape((0, len(classes), *positions))}; give it as many outputs, or name their "
-                f"classes with Net(..., classes=...){advice if has_maps else ''}"
+                f"classes with Net(..., classes=...){advice if has_maps else self._class_advice(net, output)}"
             )
+
+    def _class_advice(self, net: Net[Any], output: Tensor) -> str:
+        """Return what may be wrong with classes that are the numbers up to the largest label; "" if they have names."""
+        count = len(self.context.classes)
+        if net.classes or self.context.classes != tuple(map(str, range(count))) or output.ndim < 2:
+            return ""
+        outputs = output.shape[1]
+        if outputs == count - 1 and self.context.task == "multiclass":
+            return f"; if labels are numbered from 1 to {outputs}, subtract 1, since classes are numbered from 0"
+        if outputs > count:
+            return (
+                f"; if the last classes have no sample, name all of them: TorchData(..., classes=[str(index) for index "
+                f"in range({outputs})])"
+            )
+        return ""
 
     def _is_about_classes(self, net: Net[Any], output: Tensor) -> bool:
         """Whether the outputs of a teacher are about the data's classes; a teacher of features need not be."""
@@ -256,6 +277,28 @@ class _DryRun:
                 self.problems.append(
                     f"term {term.label!r}: {reason}, and the labels are soft; pass class indices, such as "
                     "labels.argmax(1), and no batch_transform that mixes them"
+                )
+
+    def _doubt_probabilities(self, outputs: Mapping[str, Tensor | None]) -> None:
+        """Notice outputs that have passed a softmax or a sigmoid, if a loss on them takes logits."""
+        if self.context.task == "regression":
+            return
+        losses: dict[str, str] = {}  # the first one by name of the network
+        for term in self.module.terms:
+            if takes_logits(term.loss):
+                sides = [term.student] if term.target is None else [term.student, term.target]
+                names = [name for side in sides for name, tap in side.entries if tap is None]
+                loss = getattr(term.loss, "__name__", None) or type(term.loss).__name__
+                losses = {**dict.fromkeys(names, loss), **losses}
+        # Others, such as Past, may have no output yet for the tiny batch.
+        nets = {net.name for net in nets_of([self.stage])}
+        for name, loss in losses.items():
+            output = outputs.get(name) if name in nets else None
+            kind = None if output is None else kind_of_probabilities(output)
+            if kind is not None:
+                self.report.notices.append(
+                    f"the outputs of net {name!r} look like probabilities, such as those of a {kind}, and {loss} takes "
+                    f"logits: it would compute probabilities of probabilities; leave the {kind} out of the network"
                 )
 
     def _check_frozen(self, teachers: Mapping[str, Any]) -> None:
@@ -287,19 +330,29 @@ class _DryRun:
 
     def _check_terms(self, teacher_outputs: Mapping[str, TeacherOutput]) -> None:
         outputs = self.module.run_students(self.batch, teacher_outputs)
+
+        def cause_not_finite() -> str | None:
+            cause = cause_in_inputs(self.batch, has_unknown=self.context.has_unknown)
+            return cause or cause_in_outputs(self.batch, teacher_outputs)
+
+        trained: set[Tensor] = set()
         for term in self.module.terms:
             try:
                 inputs = self.module.gather_inputs(term, self.batch, outputs)
                 with watch_projectors(term.loss) as projectors:
-                    problem = term_problem(term, inputs, self.module.loss_kwargs(term, inputs))
+                    problem = term_problem(term, inputs, self.module.loss_kwargs(term, inputs), cause_not_finite)
             except RecipeError as error:
                 self.problems.append(f"term {term.label!r}: {error}")
                 continue
             if problem is not None:
                 self.problems.append(f"term {term.label!r}: {problem}")
+            if term.weighted.has_weight:
+                trained.update(parameters_behind(as_tuple(inputs.student)))
             # In the plan, readers expect the shapes of the outputs, not those of rows of positions.
             whole = inputs if term.rows is None else self.module.whole_inputs(term, self.batch, outputs)
             self.report.terms.append(summarize(term, whole, self.open_taps, projectors.values()))
+        students = self.module.students
+        self.report.untrained_outputs = all(parameters_behind([outputs[net.name].output]) - trained for net in students)
 
 
 def _describe_failure(teacher: Teacher, batch: Batch, error: Exception) -> str:

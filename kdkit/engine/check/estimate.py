@@ -54,7 +54,7 @@ class Estimator:
     def estimate(self, open_stage: OpenStage, batch: Batch, untransformed: Batch) -> StageEstimate:
         """Return the estimate of an open stage without problems. batch: a tiny one, also before `batch_transform`."""
         # Before any step is timed: the key of cached outputs is about the teachers as they are now.
-        caching = self.caching.forecast(open_stage)
+        caching = self.caching.forecast(open_stage, batch)
         times = time_steps(open_stage, self.data, untransformed, self.options.precision, budget=self.budget)
         running: dict[str, Net[Any]] = {net.name: net for net in open_stage.stage.objectives}
         for teacher in open_stage.stage.teachers:

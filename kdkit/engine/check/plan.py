@@ -49,6 +49,8 @@ class Plan:
     feature_teachers: networks that are matched by features only, and whose outputs are not about the data's classes.
     They have no metrics. estimates: the cost of each stage; None for a stage that was not run, or if `check` got no
     options. notices: doubts that do not prevent the run, such as about the channels of a tap.
+    loader_batch: the samples of the first batch of a user-defined DataLoader, whose batches replace those of
+    Training(batch_size=); None for other data.
     """
 
     stages: tuple[Stage, ...]
@@ -59,6 +61,7 @@ class Plan:
     feature_teachers: frozenset[Net[Any]] = frozenset()
     estimates: tuple[StageEstimate | None, ...] = ()
     notices: tuple[str, ...] = ()
+    loader_batch: int | None = None
 
     def __repr__(self) -> str:
         stages = ", ".join(stage.name for stage in self.stages)

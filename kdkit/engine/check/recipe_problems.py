@@ -5,36 +5,42 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kdkit.data.dataset import Data, Split, optional_member
+from kdkit.data.dataset import Split, optional_member
 from kdkit.data.labels import without_ignored
 from kdkit.engine.training_batches import batches_per_epoch
 from kdkit.errors import KdkitError, did_you_mean
-from kdkit.metrics.base import Predictions
+from kdkit.losses.base import BuildContext
+from kdkit.metrics.base import Metric, PositionReducing, Predictions
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Term, Truth
 from kdkit.recipe.recipe import Recipe, Stage, nets_of
 
 
-def recipe_problems(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[str]:
-    """Yield the problems of a recipe as a whole: names, the order of stages, metrics, and cache settings."""
-    return _RecipeChecks(recipe, stages).problems()
+def recipe_problems(recipe: Recipe, stages: Sequence[Stage], context: BuildContext) -> Iterator[str]:
+    """Yield the problems of a recipe as a whole: names, the order of stages, metrics, and cache settings.
+
+    context: the facts about its data.
+    """
+    return _RecipeChecks(recipe, stages, context).problems()
 
 
 class _RecipeChecks:
     """The checks of a recipe as a whole. Each method yields the problems of one kind."""
 
-    def __init__(self, recipe: Recipe, stages: Sequence[Stage]) -> None:
+    def __init__(self, recipe: Recipe, stages: Sequence[Stage], context: BuildContext) -> None:
         self.recipe = recipe
         self.stages = stages
         self.terms = [term for stage in stages for term in stage.terms]
-        self.position_dims: int = optional_member(recipe.data, Data, "position_dims")
+        self.context = context
 
     def problems(self) -> Iterator[str]:
         """Yield all problems."""
@@ -56,8 +62,8 @@ class _RecipeChecks:
         yield from self._losses_of_ignored_labels()
         yield from self._binary_losses_of_numbers()
         top = self.recipe.teacher_cache.top
-        if top is not None and (data.task != "multiclass" or self.position_dims):
-            labels = "has labels per position" if self.position_dims else f"is {data.task}"
+        if top is not None and (data.task != "multiclass" or self.context.position_dims):
+            labels = "has labels per position" if self.context.position_dims else f"is {data.task}"
             yield (
                 f"CacheSettings(top={top}) keeps the largest outputs of each sample, which needs one class per sample, "
                 f"and this data {labels}; leave out top"
@@ -122,28 +128,44 @@ class _RecipeChecks:
 
     def _metric_problems(self) -> Iterator[str]:
         """Compute every metric for random outputs, so that one that does not fit is refused before training."""
-        if self.position_dims:
-            for metric in self.recipe.metrics:
-                if not getattr(without_interval(metric), "accepts_positions", False):
-                    yield (
-                        f"metric {metric.name!r}: labels of this data are per position, and it takes one per sample; "
-                        "use MeanIoU, Accuracy or F1, or a metric with an attribute accepts_positions = True"
-                    )
-            return
-        classes = tuple(self.recipe.data.classes)
-        random = np.random.default_rng(0)
-        outputs = random.standard_normal((2 * len(classes) + 2, len(classes)))
-        targets = np.arange(len(outputs)) % len(classes)
-        labels: NDArray[Any] = targets if self.recipe.data.task == "multiclass" else np.eye(len(classes))[targets]
-        predictions = Predictions(labels=labels, outputs=outputs, classes=classes)
-        for metric in self.recipe.metrics:
+        names = tuple(self.recipe.data.classes)
+        # A student with other classes is evaluated on those that it shares with the data.
+        students = [net.classes for stage in self.stages for net in stage.objectives if net.classes is not None]
+        shared = [tuple(name for name in names if name in classes) for classes in students]
+        for metric, classes in product(self.recipe.metrics, dict.fromkeys([names, *filter(None, shared)])):
+            if self.context.position_dims and not getattr(without_interval(metric), "accepts_positions", False):
+                yield (
+                    f"metric {metric.name!r}: labels of this data are per position, and it takes one per sample; "
+                    "use MeanIoU, Accuracy, F1, CrossEntropy or Perplexity, or a metric with an attribute "
+                    "accepts_positions = True, which gets classes, and logits by its method reduce_positions"
+                )
+                continue
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # random outputs may be degenerate, real ones need not be
+                    predictions = self._random_predictions(metric, classes)
                     metric.fit(predictions).compute(predictions)
             except Exception as error:  # a user-defined metric may raise anything
                 reason = str(error) if isinstance(error, KdkitError) else f"{type(error).__name__}: {error}"
                 yield f"metric {metric.name!r} does not fit this data ({self.recipe.data.task}): {reason}"
+
+    def _random_predictions(self, metric: Metric, classes: tuple[str, ...]) -> Predictions:
+        """Return random outputs for labels of the kind that the data has."""
+        random, is_multiclass = np.random.default_rng(0), self.recipe.data.task == "multiclass"
+        labels: NDArray[Any]
+        if not self.context.position_dims:
+            outputs = random.standard_normal((2 * len(classes) + 2, len(classes)))
+            targets = np.arange(len(outputs)) % len(classes)
+            labels = targets if is_multiclass else np.eye(len(classes))[targets]
+            return Predictions(labels=labels, outputs=outputs, classes=classes)
+        logits = random.standard_normal((4, len(classes), *(2,) * self.context.position_dims), dtype=np.float32)
+        decisions = logits.argmax(1) if is_multiclass else logits >= 0
+        labels = random.integers(0, len(classes) if is_multiclass else 2, decisions.shape)
+        reduced: dict[str, NDArray[Any]] = {}
+        reducing = without_interval(metric)
+        if isinstance(reducing, PositionReducing):
+            reduced[metric.name] = reducing.reduce_positions(torch.from_numpy(logits), torch.from_numpy(labels)).numpy()
+        return Predictions(labels=labels, outputs=decisions, classes=classes, per_position=True, reduced=reduced)
 
     def _epochs_without_end(self) -> Iterator[str]:
         for stage in self.stages:
@@ -158,7 +180,7 @@ class _RecipeChecks:
         truth = optional_member(data.validation, Split, "labels")
         if not isinstance(truth, Tensor) or not truth.ndim or not len(truth):
             return
-        labels = without_ignored(truth, optional_member(data, Data, "ignored_labels")).cpu().numpy()
+        labels = without_ignored(truth, self.context.ignored_labels).cpu().numpy()
         if data.task == "multiclass" and labels.ndim == 2:  # soft labels
             labels = labels.argmax(1)
         # With two values in one column, each class of a macro average may be undefined, but not all of them.
@@ -184,7 +206,7 @@ class _RecipeChecks:
 
     def _metrics_of_unknown_labels(self) -> Iterator[str]:
         """Check that labels that may be unknown reach only metrics that leave them out."""
-        if not optional_member(self.recipe.data, Data, "has_unknown"):
+        if not self.context.has_unknown:
             return
         for metric in self.recipe.metrics:
             if not getattr(without_interval(metric), "accepts_unknown", False):
@@ -195,7 +217,7 @@ class _RecipeChecks:
 
     def _losses_of_ignored_labels(self) -> Iterator[str]:
         """Check that losses with an `ignore_index` leave out the labels that stand for none."""
-        ignored = optional_member(self.recipe.data, Data, "ignored_labels")
+        ignored = self.context.ignored_labels
         for term in self.terms if ignored else ():
             index = getattr(term.loss, "ignore_index", None)
             if isinstance(index, int) and index not in ignored:

@@ -18,6 +18,7 @@ from kdkit.teachers.ensemble import Teachers
 from kdkit.teachers.past import Past
 from kdkit.teachers.peer import Peer
 
+_ONE_HOT = "; if each sample has one class, in a row of 0 and 1, pass TorchData(..., task='multiclass')"
 # The end of messages about losses and teachers that look samples up.
 _NO_IDS = (
     "and a user-defined DataLoader has none, and neither has a batch that batch_transform may have mixed; pass the "
@@ -103,7 +104,7 @@ class _StageChecks:
         if "hard_labels" in requirements and self.context.task != "multiclass":
             yield (
                 f"it needs one class per sample, and this data is {self.context.task}; use a loss that does not, such "
-                "as one of the PerLabel... losses"
+                f"as one of the PerLabel... losses{_ONE_HOT if self.context.task == 'multilabel' else ''}"
             )
         reads_labels = isinstance(term, Truth) or "labels" in extra_kwargs_of(term.loss)
         if self.context.has_unknown and reads_labels and not accepts_unknown(term.loss):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdkit.engine.storage.run_folder import METRICS, read_record
-from kdkit.engine.storage.stage_folder import HISTORY
+from kdkit.engine.storage.stage_folder import HISTORY, SUMMARY
 from kdkit.errors import RunFolderError, first_line
 from kdkit.utils.sealed import read_sealed_json, read_tensors
 
@@ -48,10 +48,15 @@ def differences(first: Path, second: Path) -> list[str]:
 
 def different_conditions(first: Path, second: Path) -> list[str]:
     """Return how the conditions of two runs differ, on which their last bits may depend."""
-    records = [read_record(folder) for folder in (first, second)]
+    records = [{name: read_record(folder).get(name) for name in _CONDITIONS} for folder in (first, second)]
+    for record, folder in zip(records, (first, second), strict=True):
+        for file in sorted(folder.glob(f"*/{SUMMARY}")):
+            entries = _content(file).get("teacher_cache")
+            record[f"cached teacher outputs of {file.parent.name}"] = entries
+    names = dict.fromkeys([*records[0], *records[1]])
     return [
         f"{name}: {records[0].get(name)} and {records[1].get(name)}"
-        for name in _CONDITIONS
+        for name in names
         if records[0].get(name) != records[1].get(name)
     ]
 

@@ -10,6 +10,7 @@ from kdkit.errors import RunFolderError, first_line
 from kdkit.metrics.base import Predictions
 from kdkit.utils.sealed import read_tensors
 
+REDUCED = "reduced."  # before the name of a metric, see `Predictions.reduced`
 _ARRAYS = {"labels": "biuf", "outputs": "biuf", "ids": "iu", "groups": "iu"}  # and the kinds of their dtypes
 
 
@@ -38,21 +39,22 @@ def read_predictions(path: Path) -> Predictions:
 def _read(path: Path) -> Predictions:
     tensors, facts = read_tensors(path)
     unknown, missing = (
-        sorted(set(tensors) - set(_ARRAYS)),
+        sorted(name for name in tensors if name not in _ARRAYS and not name.startswith(REDUCED)),
         [name for name in ("labels", "outputs") if name not in tensors],
     )
     if unknown or missing:
         raise ValueError(f"it has no {missing[0]!r}" if missing else f"predictions have no {unknown[0][:40]!r}")
     arrays: dict[str, NDArray[Any]] = {name: tensor.numpy() for name, tensor in tensors.items()}
     for name, array in arrays.items():
-        if array.dtype.kind not in _ARRAYS[name] or array.ndim == 0:
+        if array.dtype.kind not in _ARRAYS.get(name, "biuf") or array.ndim == 0:
             raise ValueError(f"{name} are {array.dtype} of shape {array.shape}")
     classes = facts.get("classes")
     if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
         raise ValueError("the classes are not a list of names")
     if len(set(classes)) < len(classes):
         raise ValueError("two classes have the same name")
-    return Predictions(classes=tuple(classes), per_position=bool(facts.get("per_position")), **arrays)
+    reduced = {name.removeprefix(REDUCED): arrays.pop(name) for name in tensors if name.startswith(REDUCED)}
+    return Predictions(classes=tuple(classes), per_position=bool(facts.get("per_position")), reduced=reduced, **arrays)
 
 
 def _problem(predictions: Predictions) -> str | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kdkit.data.batch import Batch, nested_tensors
 from kdkit.engine.storage.nested_state import flatten, unflatten
-from kdkit.engine.storage.predictions import read_predictions
+from kdkit.engine.storage.predictions import REDUCED, read_predictions
 from kdkit.errors import RunFolderError, first_line
 from kdkit.metrics.base import Predictions
 from kdkit.nets.weight_files import stage_weights
@@ -181,6 +181,7 @@ class StageFolder:
             arrays["ids"] = predictions.ids
         if predictions.groups is not None:
             arrays["groups"] = predictions.groups
+        arrays |= {REDUCED + name: values for name, values in predictions.reduced.items()}
         tensors = {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()}
         facts = {"format": FORMAT, "classes": predictions.classes, "per_position": predictions.per_position}
         self._write(self.predictions(net, split), *tensor_parts(tensors, facts))

@@ -1,5 +1,6 @@
 """Tests of data from torch Datasets and DataLoaders: how it is read, and which data is refused."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
@@ -376,3 +377,31 @@ def test_class_names_are_ignored_if_the_label_columns_are_not_as_many():
     assert TorchData(dataset, dataset).classes == ("0", "1", "2")
     dataset.classes = ["x", "y", "z"]
     assert TorchData(dataset, dataset).classes == ("x", "y", "z")
+
+
+@pytest.mark.parametrize(
+    ("draw", "changes"),
+    [
+        (lambda: torch.randn(4), True),
+        (lambda: torch.tensor(np.random.default_rng().standard_normal(4)).float(), True),
+        (lambda: torch.full((4,), torch.nan), False),
+    ],
+)
+def test_a_promise_that_samples_never_change_is_tried_on_a_few(draw, changes):
+    class Drawn(Dataset):
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, row):
+            return draw(), row % 3
+
+    state = torch.get_rng_state()
+    options = {"classes": ["a", "b", "c"], "draws": 1}
+    if changes:
+        with pytest.raises(
+            DataError, match="draws=1 promises that a sample is always the same, and samples of the train"
+        ):
+            TorchData(Drawn(), Drawn(), **options)
+    else:
+        TorchData(Drawn(), Drawn(), **options)
+        assert torch.equal(torch.get_rng_state(), state)

@@ -25,7 +25,7 @@ from kdkit import (
     run,
 )
 from kdkit.errors import CheckError, RecipeError
-from kdkit.losses import Hint, SoftTargets
+from kdkit.losses import DKD, Hint, SoftTargets
 from kdkit.metrics import R2, Accuracy
 from tests.helpers.tiny import Mlp, hooks_of, one_stage, plain_goal, same_state, samples, state_of, tiny_data, tiny_net
 
@@ -699,6 +699,31 @@ def test_a_metric_may_be_undefined_for_some_classes():
     labels = torch.zeros(8, 3)
     labels[0, 0] = 1
     assert check(without_positives(labels)).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("first", "outputs", "advice"),
+    [
+        (1, 3, "; if labels are numbered from 1 to 3, subtract 1, since classes are numbered from 0"),
+        (0, 9, "; if the last classes have no sample, name all of them: TorchData(..., classes=[str(index) for index "),
+        (0, 1, ""),
+    ],
+)
+def test_a_wrong_number_of_outputs_names_the_cause_in_classes_without_names(first, outputs, advice):
+    inputs, labels = samples().tensors
+    data = TorchData(TensorDataset(inputs, labels + first), TensorDataset(inputs.clone(), labels + first))
+    problem, *_ = check(one_stage(tiny_net("student", outputs=outputs), plain_goal(), data)).problems
+    assert f"or name their classes with Net(..., classes=...){advice}" in problem
+    assert problem.endswith("classes=...)") is (not advice)
+
+
+def test_a_loss_on_class_indices_names_the_remedy_for_one_hot_labels():
+    student = tiny_net("student")
+    problem = only_problem(one_stage(student, Match(tiny_net("teacher", trained=True), DKD()), tiny_data("multilabel")))
+    assert problem.endswith(
+        "one of the PerLabel... losses; if each sample has one class, in a row of 0 and 1, pass TorchData(..., "
+        "task='multiclass')"
+    )
 
 
 def test_a_check_takes_a_function_that_returns_a_recipe_as_a_run_does():

@@ -16,24 +16,30 @@ def alignment(student=(0, 2), targets=(), target_is_output=False, labels=None, t
 
 
 def test_equal_classes_need_no_alignment():
-    assert shared_classes((["a", "b"], ("a", "b"), ["a", "b"]), "all") is None
+    assert shared_classes((["a", "b"], ("a", "b"), ["a", "b"]), "all", "abc") is None
 
 
-def test_shared_classes_keep_the_order_of_the_first_side():
-    assert shared_classes((["c", "x", "a"], ["a", "b", "c"]), "both") == ((0, 2), (2, 0))
+def test_shared_classes_have_the_order_of_the_data():
+    assert shared_classes((["c", "x", "a"], ["a", "b", "c"]), "both", "abc") == ((2, 0), (0, 2))
+
+
+def test_shared_classes_that_the_data_lacks_keep_the_order_of_the_first_side():
+    assert shared_classes((["c", "x", "a"], ["a", "x", "c"]), "both", "abc") == ((0, 1, 2), (2, 1, 0))
+    assert shared_classes((["c", "x", "a"], ["c", "x", "a"]), "both", "abc") is None
 
 
 def test_classes_of_three_sides_are_shared_if_all_three_have_them():
-    assert shared_classes((["a", "b", "c"], ["c", "b"], ["b", "x", "c"]), "all") == ((1, 2), (1, 0), (0, 2))
+    assert shared_classes((["a", "b", "c"], ["c", "b"], ["b", "x", "c"]), "all", "abc") == ((1, 2), (1, 0), (0, 2))
 
 
 def test_the_same_classes_in_another_order_are_aligned():
-    assert shared_classes((["b", "a"], ["a", "b"]), "both") == ((0, 1), (1, 0))
+    assert shared_classes((["b", "a"], ["a", "b"]), "both", "abc") == ((1, 0), (0, 1))
+    assert shared_classes((["b", "a"], ["b", "a"]), "both", "ab") == ((1, 0), (1, 0))
 
 
 def test_sides_without_a_shared_class_are_refused():
     with pytest.raises(RecipeError, match=r"student and teacher share no class: a ... against b"):
-        shared_classes((["a"], ["b"]), "student and teacher")
+        shared_classes((["a"], ["b"]), "student and teacher", "ab")
 
 
 def test_columns_are_selected_in_the_same_order_on_both_sides():

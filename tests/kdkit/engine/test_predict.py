@@ -85,9 +85,9 @@ def test_multilabel_columns_of_classes_that_the_net_lacks_are_dropped():
     net = Net("net", nn.Linear(4, 3), classes=["c", "x", "a"])
     predictions = predictor(data).predict(net, data.validation, batch_size=4)
     all_classes = predictor(data).predict(Net("all", net.module), data.validation, batch_size=4)
-    assert predictions.classes == ("c", "a")
-    assert np.array_equal(predictions.labels, all_classes.labels[:, [2, 0]])
-    assert np.array_equal(predictions.outputs, all_classes.outputs[:, [0, 2]])
+    assert predictions.classes == ("a", "c")  # in the order of the data
+    assert np.array_equal(predictions.labels, all_classes.labels[:, [0, 2]])
+    assert np.array_equal(predictions.outputs, all_classes.outputs[:, [2, 0]])
 
 
 def test_multiclass_samples_of_classes_that_the_net_lacks_are_dropped():
@@ -95,8 +95,8 @@ def test_multiclass_samples_of_classes_that_the_net_lacks_are_dropped():
     net = Net("net", nn.Linear(4, 2), classes=["c", "a"])
     predictions = predictor(data).predict(net, data.validation, batch_size=4)
     rows = np.array([0, 2, 3, 5])  # labels are 0 1 2 0 1 2, and the net has no class "b"
-    assert predictions.classes == ("c", "a")
-    assert predictions.labels.tolist() == [1, 0, 1, 0]
+    assert predictions.classes == ("a", "c")
+    assert predictions.labels.tolist() == [0, 1, 0, 1]
     assert predictions.ids.tolist() == data.validation.ids[rows].tolist()
     assert predictions.outputs.shape == (4, 2)
 

@@ -16,10 +16,11 @@ from kdkit import ExportOptions, KdkitError, RecipeError, export_net
 from kdkit.cli.export import failures
 from kdkit.errors import PluginError
 from kdkit.export import Exported, Exporter, ExportSource
-from kdkit.export.card import read_cards
+from kdkit.export.card import card_markdown, read_cards
 from kdkit.export.edge import read_litert_metadata
 from kdkit.export.gates import MetricGate, Reference
 from kdkit.export.onnx_exporter import OnnxExporter, read_metadata
+from kdkit.export.output_files import OutputFile
 from kdkit.plugins.manager import installed
 from kdkit.report.card import card_of
 from kdkit.report.page import Report, render
@@ -383,35 +384,33 @@ def test_outputs_that_differ_miss_the_numeric_gate_and_the_file_is_set_aside(run
     assert sorted(file.name for file in tmp_path.iterdir()) == ["student.md", "student.shifted", "student.shifted.json"]
 
 
-def test_an_older_file_in_the_place_of_a_rejected_one_is_renamed_and_both_cards_name_it(run_folder, tmp_path, shifted):
-    loose = replace(FAST, tolerance=0.01)
-    (older,) = export_net(recipe(), run_folder, to="shifted", out=tmp_path, options=loose)
-    content = older.path.read_bytes()
-    notice = "student.older.shifted is of an earlier export, and was student.shifted then"
+def test_an_older_file_in_the_place_of_a_rejected_one_is_renamed_and_named(exported, tmp_path):
+    file = OutputFile(tmp_path / "net.onnx")
+    passed, rejected = exported.card, {**exported.card, "passed": False}
+    notice = "net.older.onnx is of an earlier export, and was net.onnx then"
+    assert file.write(b"first", rejected).card["notices"] == []
+    file.write(b"older", passed)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx", "net.onnx.json"]
     for _ in range(2):  # the second one leaves it as it is
-        (result,) = export_net(recipe(), run_folder, to="shifted", out=tmp_path, options=FAST)
-        assert sorted(file.name for file in tmp_path.iterdir()) == [
-            "student.md",
-            "student.older.shifted",
-            "student.older.shifted.json",
-            "student.rejected.shifted",
-            "student.rejected.shifted.json",
+        result = file.write(b"later", rejected)
+        assert (result.path.name, result.passed, result.card["notices"]) == ("net.rejected.onnx", False, [notice])
+        assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".onnx") == [
+            "net.older.onnx",
+            "net.rejected.onnx",
         ]
-        assert (tmp_path / "student.older.shifted").read_bytes() == content
-        assert result.card["notices"] == [notice]
-    assert [(card["file"], card["passed"]) for card in read_cards(tmp_path)] == [
-        ("student.older.shifted", True),
-        ("student.rejected.shifted", False),
-    ]
-    assert result.path.name == "student.rejected.shifted"
-    export_net(recipe(), run_folder, to="shifted", out=tmp_path, options=loose)
-    (tmp_path / "student.shifted.json").unlink()  # a file of the user, without a card
-    (result,) = export_net(recipe(), run_folder, to="shifted", out=tmp_path, options=FAST)
-    assert result.card["notices"] == [notice]
-    assert f"student.rejected.shifted: {notice}" in (tmp_path / "student.md").read_text()
-    assert not (tmp_path / "student.older.shifted.json").exists()
-    export_net(recipe(), run_folder, to="shifted", out=tmp_path, options=loose)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["student.md", "student.shifted", "student.shifted.json"]
+        assert (tmp_path / "net.older.onnx").read_bytes() == b"older"
+        cards = read_cards(tmp_path)
+        assert [(card["file"], card["passed"]) for card in cards] == [
+            ("net.older.onnx", True),
+            ("net.rejected.onnx", False),
+        ]
+        assert f"net.rejected.onnx: {notice}" in card_markdown(cards)
+    file.path.write_bytes(b"mine")  # without a card, which that of an older file would seem to be
+    file.write(b"later", rejected)
+    assert (tmp_path / "net.older.onnx").read_bytes() == b"mine"
+    assert not (tmp_path / "net.older.onnx.json").exists()
+    file.write(b"last", passed)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx", "net.onnx.json"]
 
 
 class Formless(Shifted):

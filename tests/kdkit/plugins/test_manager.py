@@ -214,3 +214,21 @@ def test_a_hook_of_an_installed_plugin_that_raises_costs_a_warning(monkeypatch):
     with pytest.warns(PluginWarning, match="plugin 'broken' cannot register its losses: ImportError.*'nowhere'$"):
         assert "my_loss" in plugins.registry("losses")
     assert "soft_targets" in plugins.registry("losses")
+
+
+class Undecorated:
+    def epoch_ended(self, event):
+        """Never called, without the decorator."""
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (Undecorated(), "the callback Undecorated has no hooks, .* decorate its epoch_ended with @kdkit.hookimpl"),
+        (object(), r"the callback object has no hooks, .* decorate a method, such as epoch_ended\(self, event\), with"),
+        (Losses, r"a callback is an object with hooks; got the class Losses; did you forget its \(\)\?"),
+    ],
+)
+def test_a_callback_without_hooks_is_refused(callback, message):
+    with pytest.raises(PluginError, match=message):
+        Plugins().extended([callback])

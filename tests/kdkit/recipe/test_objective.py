@@ -72,6 +72,43 @@ def test_a_plain_function_of_progress_is_a_ramp():
     assert (TRUTH * (lambda progress: 1 - progress)).weights(0.25) == {"truth": 0.75}
 
 
+@pytest.mark.parametrize(
+    "objective",
+    [
+        LinearRamp(end=4) * 100.0 * TRUTH,
+        100 * LinearRamp(end=4) * TRUTH,
+        TRUTH * LinearRamp(end=4) * 100,
+        LinearRamp(end=400) * LinearRamp(start=1, end=1) * TRUTH,
+        (lambda _progress: 100) * (LinearRamp(end=4) * TRUTH),
+        LinearRamp(end=800) * TRUTH / 2,
+        LinearRamp(end=800) / 2 * TRUTH,
+        np.float64(100) * LinearRamp(end=4) * TRUTH,
+    ],
+)
+def test_ramps_and_numbers_are_multiplied_in_any_order(objective):
+    assert [objective.weights(progress)["truth"] for progress in (0, 0.5, 1)] == [0, 200, 400]
+
+
+def test_a_product_of_ramps_is_shown_as_it_is_written():
+    assert repr(as_objective(2 * LinearRamp(end=4) * TRUTH)) == (
+        "2 * LinearRamp(start=0.0, end=4, after=0.0, until=1.0) * Truth(CrossEntropyLoss)"
+    )
+
+
+@pytest.mark.parametrize("divided", [LinearRamp(), TRUTH, 2 * TRUTH])
+@pytest.mark.parametrize("divisor", [0, -1, "2", LinearRamp()])
+def test_terms_and_ramps_are_divided_by_numbers_above_zero(divided, divisor):
+    with pytest.raises(RecipeError, match="terms and ramps are divided by a number above 0; got"):
+        divided / divisor
+
+
+def test_a_product_with_a_negative_number_is_refused():
+    with pytest.raises(
+        RecipeError, match=r"a ramp must return finite factors of at least 0; LinearRamp\(.*\) \* -1 re"
+    ):
+        LinearRamp() * -1 * TRUTH
+
+
 def test_a_numpy_float_is_a_number():
     assert (np.float64(0.5) * TRUTH).weights(0) == {"truth": 0.5}
 

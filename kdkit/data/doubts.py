@@ -1,0 +1,87 @@
+"""Doubts about the data of a TorchData: facts that prevent no run, but seldom are what the user wants."""
+
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler, SequentialSampler, Subset, TensorDataset
+
+from kdkit.data.dataset import LoaderSplit, Task
+from kdkit.data.labels import SplitLabels, without_ignored
+from kdkit.data.torch_splits import CheckedLoaderSplit, DatasetSplit, dataset_of, is_plain
+
+_FEW = 8  # samples, of which chance may decide the classes
+
+
+def label_doubts(labels: Mapping[str, SplitLabels], task: Task, ignored: tuple[int, ...]) -> Iterator[str]:
+    """Yield the doubts about labels from which the task was derived."""
+    samples = sum(len(split.rows) for split in labels.values())
+    is_one_hot = all(split.columns > 1 and split.is_one_hot for split in labels.values())
+    if task == "multilabel" and is_one_hot and samples >= _FEW:
+        yield (
+            "each sample has exactly one class, and the labels, 0 and 1 by class, are taken for multilabel; if classes "
+            "exclude each other, pass TorchData(..., task='multiclass')"
+        )
+    if task == "multiclass" and all(split.is_complete and split.form == "indices" for split in labels.values()):
+        known = torch.cat([without_ignored(split.rows.cpu(), ignored) for split in labels.values()])
+        least = int(known.min()) if len(known) else 0
+        if least > 0:
+            yield (
+                f"no label is below {least}, and classes are numbered from 0: if those of the data are numbered from "
+                f"{least}, subtract {least} from the labels"
+            )
+
+
+def split_doubts(splits: Mapping[str, DatasetSplit | CheckedLoaderSplit], labels: SplitLabels) -> Iterator[str]:
+    """Yield the doubts about samples in two splits, and about the order of a loader of training data.
+
+    labels: of the training data.
+    """
+    contents = {name: _rows_of(dataset_of(split)) for name, split in splits.items()}
+    for first, second in combinations(contents, 2):
+        (key, rows), (other_key, other_rows) = contents[first], contents[second]
+        if key != other_key:
+            continue
+        if rows is None or other_rows is None:  # a Subset of the other one, or the same
+            count = "" if other_rows is None else f"{len(other_rows):,} "
+            shared = f"the {count}samples" if rows is None else f"{len(rows):,} of the samples"
+        else:
+            common = len(rows & other_rows)
+            shared = f"{common:,} of the {len(other_rows):,} samples" if common else ""
+        if shared:
+            yield f"{shared} of the {second} data are in the {first} data too, so metrics on them are too optimistic"
+    if isinstance(splits["train"], LoaderSplit) and _is_sorted(splits["train"], labels):
+        yield (
+            "the DataLoader of the training data yields one class after the other, in the same order in each epoch; "
+            "pass shuffle=True to it"
+        )
+
+
+def _rows_of(dataset: Any) -> tuple[object, frozenset[int] | None]:
+    """Return what identifies the samples around a dataset, and the rows that it has of them; None for all."""
+    rows = None
+    while is_plain(dataset, Subset):
+        indices = list(dataset.indices)
+        rows = indices if rows is None else [indices[row] for row in rows]
+        dataset = dataset.dataset
+    if is_plain(dataset, TensorDataset):  # two of them may have the same tensors
+        key: object = tuple((tensor.data_ptr(), tensor.shape, tensor.stride()) for tensor in dataset.tensors)
+    else:
+        key = id(getattr(dataset, "source", dataset))  # of batches that are no DataLoader
+    return key, None if rows is None else frozenset(map(int, rows))
+
+
+def _is_sorted(split: LoaderSplit, labels: SplitLabels) -> bool:
+    """Whether a loader yields classes in order, as far as it can be seen: in all labels, or in its first batch."""
+    sampler = split.loader.batch_sampler
+    # The sampler of a user-defined batch sampler is in `loader.sampler` by default, and is not used.
+    if type(sampler) is not BatchSampler or not isinstance(sampler.sampler, SequentialSampler):
+        return False
+    rows = labels.rows
+    if rows.ndim > 1 or rows.is_floating_point() or len(rows) < _FEW:
+        return False
+    if not labels.is_complete:
+        return bool((rows == rows[0]).all())
+    steps = rows.cpu().long().diff()
+    return len(rows) > sampler.batch_size and bool(steps.any()) and bool((steps >= 0).all() or (steps <= 0).all())

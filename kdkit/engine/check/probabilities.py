@@ -1,0 +1,122 @@
+"""Find probabilities among outputs of which losses take logits, and logits among targets that must be probabilities."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+
+from kdkit.losses.features import TensorOrTuple, as_tuple
+
+_CROSS_ENTROPIES: tuple[object, ...] = (nn.CrossEntropyLoss, F.cross_entropy)
+_BINARY: tuple[object, ...] = (
+    nn.BCEWithLogitsLoss,
+    F.binary_cross_entropy_with_logits,
+    nn.MultiLabelSoftMarginLoss,
+    F.multilabel_soft_margin_loss,
+)
+_TAKES_LOGITS = (*_CROSS_ENTROPIES, *_BINARY)
+_VIEWS = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "ToCopy", "Slice", "Select")
+_ENOUGH = 12  # values in [0, 1] that are not there by chance
+
+
+class _Target(NamedTuple):
+    """The target that losses of torch take: in words, how to recognize another, and what to use for logits."""
+
+    losses: tuple[object, ...]
+    words: str
+    is_wrong: Callable[[Tensor], Tensor]
+    remedy: str
+
+
+_SOFT_TARGETS = "kdkit.losses.SoftTargets(temperature=1), which takes the logits of both sides"
+_NO_COUNT = "a loss on numbers, such as nn.MSELoss()"
+_TARGETS = (
+    _Target(_CROSS_ENTROPIES, "probabilities", lambda target: _outside(target, 0, 1), _SOFT_TARGETS),
+    _Target(
+        (*_BINARY, nn.BCELoss, F.binary_cross_entropy),
+        "probabilities",
+        lambda target: _outside(target, 0, 1),
+        "kdkit.losses.PerLabelSoftTargets(temperature=1), which takes the logits of both sides",
+    ),
+    _Target((nn.PoissonNLLLoss, F.poisson_nll_loss), "counts", lambda target: target < 0, _NO_COUNT),
+    _Target(
+        (nn.SoftMarginLoss, F.soft_margin_loss, nn.HingeEmbeddingLoss, F.hinge_embedding_loss),
+        "labels of 1 and -1",
+        lambda target: target.abs() != 1,
+        _NO_COUNT,
+    ),
+)
+
+
+def kind_of_probabilities(outputs: Tensor) -> Literal["softmax", "sigmoid"] | None:
+    """Return the function by which outputs, (batch, classes, ...), seem to have become probabilities, or None.
+
+    The logarithm of a softmax is not one of them: losses on logits do not see it.
+    """
+    if not outputs.is_floating_point() or outputs.ndim < 2 or not outputs.numel():
+        return None
+    values = outputs.detach().float()
+    if _outside(values, 0, 1).any() or values.isnan().any():
+        return None
+    # The sum of probabilities in half precision is not exactly 1.
+    tolerance = 1e-3 if outputs.dtype.itemsize >= 4 else 1e-2
+    if ((values.sum(1) - 1).abs() < tolerance).all():
+        return "softmax"
+    node = outputs.grad_fn
+    if node is None:  # of a frozen teacher
+        return "sigmoid" if values.numel() >= _ENOUGH and values.min() < values.max() else None
+    # Outputs of a network that is not trained may all be in [0, 1] by chance.
+    while node.name().startswith(_VIEWS) and node.next_functions[0][0] is not None:
+        node = node.next_functions[0][0]
+    return "sigmoid" if node.name().startswith("Sigmoid") else None
+
+
+def takes_logits(loss: object) -> bool:
+    """Whether a loss is known to take logits: one of kdkit, or a cross-entropy of torch, also inside one of kdkit."""
+    loss = _unwrapped(loss)
+    return _is_among(loss, _TAKES_LOGITS) or _is_of_kdkit(loss)
+
+
+def target_problem(loss: Any, student: TensorOrTuple, target: TensorOrTuple) -> str | None:
+    """Return why the outputs of a teacher cannot be the target of a loss of torch, with the remedy, or None."""
+    loss = _unwrapped(loss)
+    if _is_among(loss, (nn.KLDivLoss, F.kl_div)):
+        is_log = getattr(loss, "log_target", False)
+        targets_fit = not _any(target, lambda side: side > 1e-3 if is_log else _outside(side, 0, 1))
+        if targets_fit and not _any(student, lambda side: side > 1e-3):
+            return None
+        return (
+            f"it takes log-probabilities of the student and {'log-' if is_log else ''}probabilities of the teacher, "
+            f"such as log_softmax returns, and these are others; use {_SOFT_TARGETS}"
+        )
+    for kind in _TARGETS:
+        if _is_among(loss, kind.losses) and _any(target, kind.is_wrong):
+            least, most = (float(f(side.min() for side in as_tuple(target))) for f in (min, max))
+            return (
+                f"its target must be {kind.words}, and these are numbers from {least:.3g} to {most:.3g}; use "
+                f"{kind.remedy}"
+            )
+    return None
+
+
+def _unwrapped(loss: object) -> object:
+    while _is_of_kdkit(loss) and callable(getattr(loss, "loss", None)):  # such as Masked(loss)
+        loss = loss.loss  # type: ignore[attr-defined]  # has it
+    return loss
+
+
+def _is_of_kdkit(loss: object) -> bool:
+    return (getattr(loss, "__module__", None) or "").startswith("kdkit.losses.")
+
+
+def _is_among(loss: object, losses: tuple[object, ...]) -> bool:
+    return any(isinstance(loss, kind) if isinstance(kind, type) else loss is kind for kind in losses)
+
+
+def _outside(values: Tensor, least: float, most: float) -> Tensor:
+    return (values < least - 1e-3) | (values > most + 1e-3)
+
+
+def _any(side: TensorOrTuple, predicate: Callable[[Tensor], Tensor]) -> bool:
+    return any(bool(predicate(tensor).any()) for tensor in as_tuple(side) if tensor.is_floating_point())

@@ -1,0 +1,148 @@
+"""Metrics of the probability of the labels: the cross-entropy, which is the loss on the labels, and perplexity."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+
+from kdkit.errors import DataError
+from kdkit.metrics.base import (
+    Floats,
+    MetricResult,
+    Predictions,
+    WithoutThresholds,
+    defined_by_class,
+    log_softmax,
+    ratio,
+    reduced_positions,
+    require_class_outputs,
+    true_classes,
+    unknown_labels,
+)
+from kdkit.metrics.bootstrap import Counts, Resampled, unit_counts
+
+
+@dataclass(frozen=True, slots=True)
+class CrossEntropy(WithoutThresholds):
+    """The mean cross-entropy of the labels, in nats: the loss on a validation or test split. Lower is better.
+
+    Multiclass: -log of the softmax probability of the class, averaged over samples; of labels per position, over the
+    positions of all samples that have a label. Multilabel: the binary cross-entropy of the sigmoids, averaged over all
+    labels that are known.
+    """
+
+    accepts_unknown: ClassVar[bool] = True
+    accepts_positions: ClassVar[bool] = True
+    lower_is_better: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """The name in tables."""
+        return "cross_entropy"
+
+    def reduce_positions(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the sums over the positions of each sample, see `position_losses`."""
+        return position_losses(outputs, labels)
+
+    def compute(self, test: Predictions) -> MetricResult:
+        """Return the cross-entropy; for multilabel also by class."""
+        values, by_class = self.resampled(test, unit_counts(test))
+        return MetricResult(value=float(values[0]), by_class=defined_by_class(test, by_class[:, 0]))
+
+    def resampled(self, test: Predictions, counts: Counts) -> Resampled:
+        """Return the cross-entropy of each resample."""
+        if test.per_position:
+            sums, numbers = np.moveaxis(reduced_positions(self, test).astype(np.float64), -1, 0)
+        else:
+            sums, numbers = label_losses(test)
+        totals, labels = sums.T @ counts, numbers.T @ counts  # (columns, resamples)
+        is_by_class = len(totals) == len(test.classes)
+        by_class = ratio(totals, labels) if is_by_class else np.full((len(test.classes), counts.shape[1]), np.nan)
+        return Resampled(ratio(totals.sum(0), labels.sum(0)), by_class)
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity(WithoutThresholds):
+    """The exponential of the mean cross-entropy of tokens: multiclass, at least 1. Lower is better.
+
+    The mean is over all tokens with a label of all samples, so that a long text counts more than a short one. Networks
+    with other vocabularies have other tokens: their perplexities do not compare.
+    """
+
+    accepts_positions: ClassVar[bool] = True
+    lower_is_better: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """The name in tables."""
+        return "perplexity"
+
+    def reduce_positions(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the sums over the positions of each sample, see `position_losses`."""
+        return position_losses(outputs, labels)
+
+    def compute(self, test: Predictions) -> MetricResult:
+        """Return the perplexity. Raises DataError for multilabel data."""
+        return MetricResult(value=float(self.resampled(test, unit_counts(test)).values[0]))
+
+    def resampled(self, test: Predictions, counts: Counts) -> Resampled:
+        """Return the perplexity of each resample."""
+        if test.labels.ndim > 1 and (not test.per_position or test.outputs.dtype == np.bool_):
+            raise DataError("Perplexity takes one class per token or sample; use CrossEntropy for several labels")
+        if test.per_position:
+            sums, tokens = reduced_positions(self, test)[:, 0].astype(np.float64).T @ counts
+        else:
+            sums, tokens = (part.T[0] @ counts for part in label_losses(test))
+        with np.errstate(over="ignore"):  # infinity, if a network rules out a label
+            perplexities = np.exp(ratio(sums, tokens))
+        return Resampled(perplexities, np.full((len(test.classes), counts.shape[1]), np.nan))
+
+
+def label_losses(predictions: Predictions) -> tuple[Floats, Floats]:
+    """Return the cross-entropy of each label and whether it is known, (samples, 1); (samples, classes) if multilabel.
+
+    Raises DataError for labels per position, and for outputs that are not finite.
+    """
+    require_class_outputs(predictions)
+    truth, labels = true_classes(predictions), predictions.labels
+    outputs = np.asarray(predictions.outputs, dtype=np.float64)
+    if not np.isfinite(outputs).all():
+        raise DataError("outputs that are not finite have no cross-entropy; did training diverge?")
+    if labels.ndim == 1:
+        losses = -log_softmax(outputs)[np.arange(len(labels)), labels.astype(np.int64)][:, None]
+        return losses, np.ones_like(losses)
+    is_unknown = unknown_labels(predictions)
+    is_known = np.ones(truth.shape) if is_unknown is None else (~is_unknown).astype(np.float64)
+    # log(1 + exp(x)) - y x, without overflow
+    return (np.logaddexp(0, outputs) - truth * outputs) * is_known, is_known
+
+
+def position_losses(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return the sum of the cross-entropy over the labels of each sample, and their number.
+
+    outputs: (batch, classes, *positions). labels: (batch, *positions) -> (batch, 1, 2), or of 0 and 1 by class, (batch,
+    classes, *positions) -> (batch, classes, 2). A label of -1 does not count.
+    """
+    # One sample at a time: float32 logits of a whole batch of texts may be the largest tensor of a run.
+    if labels.ndim == outputs.ndim:
+        sums = [_binary_losses(sample.float(), truth) for sample, truth in zip(outputs, labels, strict=True)]
+    else:
+        sums = [_class_losses(sample, truth) for sample, truth in zip(outputs, labels, strict=True)]
+    return torch.stack(sums)
+
+
+def _class_losses(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return (1, 2) of a sample, (classes, *positions) and (*positions)."""
+    rows, labels = outputs.movedim(0, -1).flatten(0, -2).float(), labels.flatten().long()
+    total = F.cross_entropy(rows, labels, ignore_index=-1, reduction="sum")
+    return torch.stack([total, (labels != -1).sum().to(total)])[None]
+
+
+def _binary_losses(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return (classes, 2) of a sample, both (classes, *positions)."""
+    has_label = (labels >= 0).to(outputs)
+    losses = F.binary_cross_entropy_with_logits(outputs, labels.clamp(min=0).to(outputs), reduction="none")
+    return torch.stack([(losses * has_label).flatten(1).sum(1), has_label.flatten(1).sum(1)], 1)

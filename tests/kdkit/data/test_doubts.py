@@ -1,0 +1,117 @@
+"""Data that prevents no run, but seldom is what the user wants, is a notice."""
+
+import pytest
+import torch
+from torch.nn.functional import one_hot
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, Subset, TensorDataset
+
+from kdkit import TorchData
+
+LABELS = torch.arange(12) % 3
+
+
+def dataset(labels=LABELS, seed=0):
+    return TensorDataset(torch.randn(len(labels), 4, generator=torch.Generator().manual_seed(seed)), labels)
+
+
+def notices(train, validation=None, test=None, **options):
+    validation = dataset(seed=1) if validation is None else validation
+    return TorchData(train, validation, test, **options).notices
+
+
+ONE_HOT = (
+    "each sample has exactly one class, and the labels, 0 and 1 by class, are taken for multilabel; if classes exclude "
+    "each other, pass TorchData(..., task='multiclass')"
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_one_hot_labels_of_all_splits_may_be_multiclass(dtype):
+    labels = one_hot(LABELS).to(dtype)
+    assert notices(dataset(labels), dataset(labels, 1)) == (ONE_HOT,)
+    assert notices(dataset(labels), dataset(labels, 1), task="multilabel") == ()
+    labels[3] = 1
+    assert notices(dataset(labels), dataset(one_hot(LABELS).to(dtype), 1)) == ()
+
+
+def test_labels_from_one_are_noticed():
+    (notice,) = notices(dataset(LABELS + 1), dataset(LABELS + 1, 1))
+    assert notice == (
+        "no label is below 1, and classes are numbered from 0: if those of the data are numbered from 1, subtract 1 "
+        "from the labels"
+    )
+    assert notices(dataset(LABELS + 1), dataset(seed=1)) == ()
+
+
+class Plain(Dataset):
+    """A dataset of which nothing is visible without reading samples."""
+
+    def __init__(self, labels=LABELS):
+        self.samples = dataset(labels)
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, row):
+        return self.samples[row]
+
+
+def test_samples_that_are_in_two_splits_are_counted():
+    end = "too, so metrics on them are too optimistic"
+    whole, plain = dataset(), Plain()
+    same = TensorDataset(*whole.tensors)
+    assert notices(whole, same) == (f"the samples of the validation data are in the train data {end}",)
+    assert notices(dataset(seed=2), whole, same) == (f"the samples of the test data are in the validation data {end}",)
+    loader = DataLoader(plain, 4, shuffle=True)
+    classes = ["a", "b", "c"]
+    assert notices(plain, loader, classes=classes) == (
+        f"the samples of the validation data are in the train data {end}",
+    )
+    parts = Subset(plain, range(8)), Subset(Subset(plain, range(2, 12)), range(10))
+    assert notices(*parts, classes=classes) == (
+        f"6 of the 10 samples of the validation data are in the train data {end}",
+    )
+    assert notices(plain, parts[0], classes=classes) == (
+        f"the 8 samples of the validation data are in the train data {end}",
+    )
+    assert notices(parts[0], plain, classes=classes) == (
+        f"8 of the samples of the validation data are in the train data {end}",
+    )
+
+
+def test_separate_samples_are_no_notice():
+    plain = Plain()
+    classes = ["a", "b", "c"]
+    assert notices(Subset(plain, range(8)), Subset(plain, range(8, 12)), Plain(), classes=classes) == ()
+    inputs, labels = dataset().tensors
+    assert notices(TensorDataset(inputs[:6], labels[:6]), TensorDataset(inputs[6:], labels[6:])) == ()
+
+
+SORTED = (
+    "the DataLoader of the training data yields one class after the other, in the same order in each epoch; pass "
+    "shuffle=True to it"
+)
+
+
+@pytest.mark.parametrize("labels", [LABELS.sort().values, LABELS.sort(descending=True).values])
+def test_a_loader_that_yields_one_class_after_the_other_is_noticed(labels):
+    assert notices(DataLoader(dataset(labels), 4), dataset(seed=1)) == (SORTED,)
+    assert notices(DataLoader(dataset(labels), 4, shuffle=True), dataset(seed=1)) == ()
+    assert notices(dataset(labels), dataset(seed=1)) == ()  # kdkit shuffles it
+
+
+def test_the_first_batch_shows_the_order_of_labels_that_are_not_visible():
+    plain = Plain(LABELS.sort().values.repeat_interleave(3))
+    options = {"classes": ["a", "b", "c"]}
+    assert notices(DataLoader(plain, 8), Plain(), **options) == (SORTED,)
+    assert notices(DataLoader(Plain(LABELS.repeat(3)), 8), Plain(), **options) == ()
+
+
+def test_a_batch_sampler_of_the_user_orders_samples_itself():
+    class Mixed(BatchSampler):
+        def __iter__(self):
+            return iter([[0, 5, 10], [1, 6, 11]])
+
+    data = dataset(LABELS.sort().values)
+    loader = DataLoader(data, batch_sampler=Mixed(SequentialSampler(data), 3, drop_last=False))
+    assert notices(loader, dataset(seed=1)) == ()

@@ -1,0 +1,200 @@
+"""A check has notices about what prevents no run, but is seldom what the user wants."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from kdkit import LinearRamp, Match, Net, Optimizer, Recipe, Stage, Tap, TorchData, Training, Truth, check, run
+from kdkit.errors import RunFolderError
+from kdkit.losses import Hint, IgnoreUnknown, PerLabelSoftTargets, SoftTargets
+from tests.helpers.tiny import one_stage, plain_goal, samples, tiny_data, tiny_net
+
+LAST = (
+    "stage 'student' keeps its last epoch instead of the best one: its terms do not train the outputs of 'student', so "
+    "metrics of them mean nothing; to choose by the metric, pass Training(keep='best')"
+)
+
+
+def nets():
+    """Return a trained teacher and a student."""
+    return tiny_net("teacher", trained=True), tiny_net("student", seed=1)
+
+
+def hint(teacher, student, layer="hidden"):
+    return Match(
+        teacher,
+        Hint(),
+        student=Tap(student.module.get_submodule(layer)),
+        target=Tap(teacher.module.get_submodule(layer)),
+    )
+
+
+@pytest.mark.parametrize("weight", [0.0, LinearRamp(start=0, end=0)])
+def test_a_stage_that_trains_no_outputs_keeps_its_last_epoch(weight):
+    teacher, student = nets()
+    plan = check(one_stage(student, hint(teacher, student) + weight * plain_goal(), patience=1))
+    plan.require()
+    assert plan.notices[0] == LAST
+    assert (plan.stages[0].training.keep, plan.stages[0].training.patience) == ("last", None)
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        lambda teacher, student: hint(teacher, student) + LinearRamp() * plain_goal(),
+        lambda teacher, student: hint(teacher, student, layer="head"),  # whose features are the outputs
+        lambda _teacher, student: Truth(nn.CrossEntropyLoss(), student=Tap(student.module.head)),
+    ],
+)
+def test_a_stage_that_trains_the_outputs_keeps_its_best_epoch(terms):
+    teacher, student = nets()
+    plan = check(one_stage(student, terms(teacher, student), patience=1))
+    plan.require()
+    assert plan.notices == ()
+    assert (plan.stages[0].training.keep, plan.stages[0].training.patience) == ("best", 1)
+
+
+def test_a_frozen_head_needs_no_training():
+    teacher, student = nets()
+    student.module.head.requires_grad_(False)
+    plan = check(one_stage(student, hint(teacher, student, layer="act")))
+    assert (plan.notices, plan.stages[0].training.keep) == ((), "best")
+
+
+def test_one_of_several_students_that_trains_its_outputs_chooses_the_epoch():
+    teacher, student = nets()
+    other = tiny_net("other", seed=2)
+    stage = Stage({student: hint(teacher, student), other: plain_goal()}, Training(epochs=1, batch_size=4))
+    assert check(Recipe(data=tiny_data(), schedule=[stage])).stages[0].training.keep == "best"
+
+
+def test_keep_that_the_user_passes_stays():
+    teacher, student = nets()
+    plan = check(one_stage(student, hint(teacher, student), keep="best"))
+    assert (plan.notices, plan.stages[0].training.keep) == ((), "best")
+
+
+def test_a_run_keeps_the_last_epoch_of_features_and_resumes_only_what_keeps_the_same(tmp_path):
+    def recipe(**training):
+        teacher, student = nets()
+        return one_stage(student, hint(teacher, student), epochs=3, **training)
+
+    run(recipe(), out=tmp_path / "run")
+    (stage_file,) = (tmp_path / "run").glob("*/stage.json")
+    assert json.loads(stage_file.read_text())["best_epoch"] == 2
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert LAST in record["notices"]
+    assert "keep='last'" in record["trainings"][0]
+    run(recipe(keep="last"), out=tmp_path / "run", resume=True)
+    with pytest.raises(RunFolderError, match="differs in its trainings"):
+        run(recipe(keep="best"), out=tmp_path / "run", resume=True)
+
+
+def test_a_run_by_outputs_is_recorded_as_before_keep_could_be_left_out(tmp_path):
+    teacher, student = nets()
+    run(one_stage(student, Match(teacher, SoftTargets())), out=tmp_path / "run")
+    assert "keep='best'" in json.loads((tmp_path / "run" / "run.json").read_text())["trainings"][0]
+
+
+def ending_in(layer, name="student", **options):
+    """Return a net whose outputs pass a layer."""
+    torch.manual_seed(1)
+    return Net(name, nn.Sequential(nn.Linear(4, 3), layer), **options)
+
+
+def notices_of(student, *terms, task="multiclass", truth=None):
+    truth = Truth(nn.CrossEntropyLoss() if task == "multiclass" else nn.BCEWithLogitsLoss()) if truth is None else truth
+    plan = check(one_stage(student, sum(terms, truth), tiny_data(task)))
+    plan.require()
+    return plan.notices
+
+
+class Softmaxed(nn.Linear):
+    def forward(self, inputs):
+        return super().forward(inputs).softmax(-1)
+
+
+SOFTMAX = (
+    "the outputs of net {!r} look like probabilities, such as those of a softmax, and {} takes logits: it would "
+    "compute probabilities of probabilities; leave the softmax out of the network"
+)
+
+
+@pytest.mark.parametrize("module", [nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)), Softmaxed(4, 3)])
+def test_a_softmax_in_a_student_is_a_notice_also_of_the_run(module, tmp_path):
+    recipe = one_stage(Net("student", module), plain_goal())
+    run(recipe, out=tmp_path / "run")
+    notices = json.loads((tmp_path / "run" / "run.json").read_text())["notices"]
+    assert SOFTMAX.format("student", "CrossEntropyLoss") in notices
+
+
+def test_a_softmax_in_a_teacher_is_a_notice():
+    teacher = ending_in(nn.Softmax(1), "teacher", trained=True)
+    assert notices_of(tiny_net("student"), Match(teacher, SoftTargets())) == (SOFTMAX.format("teacher", "SoftTargets"),)
+
+
+def test_a_sigmoid_is_a_notice_for_students_and_teachers():
+    student, teacher = ending_in(nn.Sigmoid()), ending_in(nn.Sigmoid(), "teacher", trained=True)
+    student.module.append(nn.Unflatten(1, (3,)))  # a view of the probabilities
+    notices = notices_of(student, Match(teacher, PerLabelSoftTargets()), task="multilabel")
+    assert [notice.split(" look ")[0] for notice in notices] == [
+        "the outputs of net 'student'",
+        "the outputs of net 'teacher'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layer", "truth", "task"),
+    [
+        (nn.LogSoftmax(1), nn.CrossEntropyLoss(), "multiclass"),  # whose softmax is the same as that of logits
+        (nn.LogSoftmax(1), nn.NLLLoss(), "multiclass"),
+        (nn.Sigmoid(), nn.BCELoss(), "multilabel"),
+        (nn.Hardtanh(0.3, 0.6), nn.BCEWithLogitsLoss(), "multilabel"),  # in [0, 1] as if by chance
+        (nn.Softmax(1), nn.MSELoss(), "regression"),
+    ],
+)
+def test_outputs_that_fit_their_loss_are_no_notice(layer, truth, task):
+    assert notices_of(ending_in(layer), task=task, truth=Truth(truth)) == ()
+
+
+def test_probabilities_that_no_loss_on_logits_gets_are_no_notice():
+    truth = Truth(IgnoreUnknown(nn.BCELoss()))
+    plan = check(one_stage(ending_in(nn.Sigmoid()), truth, tiny_data("multilabel", unknown=-1)))
+    assert (plan.problems, plan.notices) == ((), ())
+
+
+def test_a_learning_rate_of_zero_is_noticed():
+    recipe = one_stage(tiny_net("student"), plain_goal(), optimizer=Optimizer(torch.optim.SGD, lr=0.0))
+    assert check(recipe).notices == ("stage 'student' has a learning rate of 0, by which nothing is trained",)
+
+
+def test_weights_that_are_all_zero_are_noticed():
+    teacher, student = nets()
+    recipe = one_stage(student, 0 * plain_goal() + LinearRamp(end=0) * Match(teacher, SoftTargets()))
+    assert check(recipe).notices == (
+        "stage 'student': every term of net 'student' has the weight 0, so nothing trains it",
+    )
+
+
+def test_a_teacher_that_is_worse_than_its_student_is_noted_at_the_end(tmp_path, capsys):
+    teacher, student = tiny_net("teacher", trained=True), tiny_net("student", seed=1)
+    data = TorchData(*(samples(rows=60, seed=seed) for seed in range(3)))
+    with torch.no_grad():  # a student that is right, and a teacher that is wrong
+        student.module.head.bias.copy_(torch.tensor([9.0, 0, 0]))
+        teacher.module.head.bias.copy_(torch.tensor([0.0, 9, 0]))
+    for split in (data.validation, data.test):
+        split.dataset.tensors[1][:] = (torch.arange(60) // 5 - 9).clamp(min=0)
+    recipe = one_stage(
+        student, plain_goal() + Match(teacher, SoftTargets()), data, optimizer=Optimizer(torch.optim.SGD, lr=1e-9)
+    )
+    result = run(recipe, out=tmp_path / "run", progress=True)
+    note = (
+        "accuracy of teacher 'teacher' on test, 0.0833, is worse than 0.833 of its student 'student'; a better teacher "
+        "may help more"
+    )
+    assert result.metrics["teacher"]["accuracy"].note == note
+    assert note in json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]["teacher"]["accuracy"]["note"]
+    assert f"note: {note}" in capsys.readouterr().out
+    assert not result.metrics["student"]["accuracy"].note

@@ -1,0 +1,93 @@
+"""The cross-entropy of labels, perplexity and top-k accuracy, against scikit-learn and torch."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import log_loss, top_k_accuracy_score
+from torch import nn
+
+from kdkit import DataError, Predictions, RecipeError
+from kdkit.metrics import (
+    Accuracy,
+    BootstrapInterval,
+    CrossEntropy,
+    Perplexity,
+    TopKAccuracy,
+    is_better,
+    lower_is_better,
+)
+
+CLASSES = tuple("abcdefg")
+RANDOM = np.random.default_rng(0)
+LABELS = RANDOM.integers(0, 7, 60)
+LOGITS = RANDOM.normal(0, 3, (60, 7)) + 2 * np.eye(7)[LABELS]
+SEVERAL = (RANDOM.random((60, 7)) < 0.3).astype(np.float32)
+
+
+def multiclass(logits=LOGITS, labels=LABELS):
+    return Predictions(labels=labels, outputs=logits, classes=CLASSES)
+
+
+def test_cross_entropy_and_perplexity_are_those_of_torch():
+    expected = nn.functional.cross_entropy(torch.from_numpy(LOGITS), torch.from_numpy(LABELS)).item()
+    assert CrossEntropy().compute(multiclass()).value == pytest.approx(expected)
+    assert Perplexity().compute(multiclass()).value == pytest.approx(np.exp(expected))
+    # logits whose exponentials overflow
+    assert CrossEntropy().compute(multiclass(1e4 * np.eye(7)[LABELS])).value == 0
+
+
+def test_binary_cross_entropy_leaves_out_unknown_labels():
+    labels = np.where(RANDOM.random(SEVERAL.shape) < 0.2, np.nan, SEVERAL)
+    result = CrossEntropy().compute(Predictions(labels=labels, outputs=LOGITS, classes=CLASSES))
+    is_known = ~np.isnan(labels)
+    probabilities = 1 / (1 + np.exp(-LOGITS))
+    assert result.value == pytest.approx(log_loss(labels[is_known], probabilities[is_known]))
+    known = is_known[:, 2]
+    assert result.by_class["c"] == pytest.approx(log_loss(labels[known, 2], probabilities[known, 2]))
+
+
+def test_top_k_accuracy_is_that_of_scikit_learn():
+    for k in (1, 3, 5):
+        expected = top_k_accuracy_score(LABELS, LOGITS, k=k, labels=range(7))
+        metric = TopKAccuracy(k)
+        assert metric.name == f"top_{k}_accuracy"
+        assert metric.compute(multiclass()).value == expected
+    assert TopKAccuracy(1).compute(multiclass()).value == Accuracy().compute(multiclass()).value
+
+
+def test_a_network_with_constant_outputs_is_right_for_the_first_classes_only():
+    result = TopKAccuracy(2).compute(multiclass(np.zeros_like(LOGITS)))
+    assert result.value == (LABELS < 2).mean()
+
+
+@pytest.mark.parametrize("metric", [CrossEntropy(), Perplexity(), TopKAccuracy(2)])
+def test_an_interval_is_that_of_the_metric_of_each_resample(metric):
+    fast = BootstrapInterval(metric, resamples=20).compute(multiclass())
+
+    class Slow:
+        name, fit, compute = metric.name, metric.fit, metric.compute
+
+    slow = BootstrapInterval(Slow(), resamples=20).compute(multiclass())
+    assert fast.interval == pytest.approx(slow.interval)
+    assert fast.interval[0] < fast.value < fast.interval[1]
+
+
+def test_a_lower_loss_is_better():
+    for metric in (CrossEntropy(), Perplexity()):
+        assert lower_is_better(BootstrapInterval(metric))
+        assert is_better(metric, 1.0, 2.0)
+    assert not lower_is_better(TopKAccuracy())
+
+
+def test_options_and_labels_that_do_not_fit_are_refused():
+    several = Predictions(labels=SEVERAL, outputs=LOGITS, classes=CLASSES)
+    with pytest.raises(RecipeError, match="k must be an integer of at least 1; got 0"):
+        TopKAccuracy(0)
+    with pytest.raises(DataError, match="top_7_accuracy is 1 for every network with 7 classes; pass a smaller k"):
+        TopKAccuracy(7).compute(multiclass())
+    with pytest.raises(DataError, match="top_5_accuracy takes one class per sample"):
+        TopKAccuracy().compute(several)
+    with pytest.raises(DataError, match="Perplexity takes one class per token or sample; use CrossEntropy"):
+        Perplexity().compute(several)
+    with pytest.raises(DataError, match="not finite have no cross-entropy"):
+        CrossEntropy().compute(multiclass(np.full_like(LOGITS, np.nan)))
