@@ -43,7 +43,7 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
     combination of them. Repeat an option whose values have commas themselves. The same command again skips the runs
     that are finished. The exit code is 1 if a run failed.
     """
-    from kdkit.cli.sweep_table import comparison_table, sweep_table
+    from kdkit.cli.sweep_table import comparison_table, distillation_table, sweep_table
     from kdkit.cli.trials import run_and_print
     from kdkit.engine.options import RunOptions
     from kdkit.study.sweep import Sweep
@@ -86,6 +86,8 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
         console.print(sweep_table(table))
         if any(cell.comparison is not None for cell in table.cells):
             console.print(comparison_table(table))
+        if any(cell.distillation is not None for cell in table.cells):
+            console.print(distillation_table(table))
         for note in table.notes():
             console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
         console.print(f"saved to {study.folder}", markup=False, soft_wrap=True)

@@ -1,15 +1,15 @@
 """Print the results of a sweep, or of several seeds, as a table."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.markup import escape
 from rich.table import Table
 
 from kdkit.engine.console import format_number
-from kdkit.metrics.paired import Difference
+from kdkit.metrics.comparison import Comparison
 from kdkit.report.runs import ReportedRun
-from kdkit.study.sweep_results import SweepResults, spread
+from kdkit.study.sweep_results import Spread, SweepResults, spread
 
 
 def sweep_table(results: SweepResults) -> Table:
@@ -27,24 +27,40 @@ def sweep_table(results: SweepResults) -> Table:
         spreads = [spread(cell.validation.values())] if is_chosen_apart else []
         spreads += [cell.spread(name) for name in metrics]
         star = " *" if index == results.best and len(results.cells) > 1 else ""
-        texts = [format_number(mean) + ("" if math.isnan(sd) else f" ± {format_number(sd)}") for mean, sd in spreads]
-        table.add_row(escape(cell.label) + star, str(len(cell.seeds)), *texts)
+        table.add_row(escape(cell.label) + star, str(len(cell.seeds)), *map(_spread_text, spreads))
     return table
 
 
 def comparison_table(results: SweepResults) -> Table:
     """Return a table with a row for each comparison of the best cell with another one: differences, and the verdict."""
     best = results.cells[results.best].label
-    level = f"{100 * results.level:.4g} % interval"
-    table = Table(title=escape(f"{results.metric} of {best} minus that of others ({level})"), title_justify="left")
-    table.add_column("options")
-    for unit in ("over seeds", "over samples"):
-        table.add_column(unit, justify="right")
-    table.add_column(escape(f"{best} is"))
+    compared = {cell.label: cell.comparison for cell in results.cells if cell.comparison is not None}
+    table = _table(f"{results.metric} of {best} minus that of others", results.level, f"{best} is", compared)
+    for label, comparison in compared.items():
+        table.add_row(escape(label), *_differences(comparison), comparison.verdict)
+    return table
+
+
+def distillation_table(results: SweepResults) -> Table:
+    """Return a table with a row for each cell: the student against the same one without teachers, and the verdict."""
+    compared = {cell.label: cell.distillation for cell in results.cells if cell.distillation is not None}
+    title = f"{results.metric} minus that of the same student alone"
+    table = _table(title, results.distillation_level, "distilled is", compared, "alone")
     for cell in results.cells:
-        if cell.comparison is not None:
-            differences = (cell.comparison.seeds, cell.comparison.samples)
-            table.add_row(escape(cell.label), *map(_difference_text, differences), cell.comparison.verdict)
+        if cell.distillation is not None:
+            alone = _spread_text(spread(cell.alone.get(results.metric, {}).values()))
+            table.add_row(escape(cell.label), alone, *_differences(cell.distillation), cell.distillation.verdict)
+    return table
+
+
+def _table(title: str, level: float, verdict: str, compared: Mapping[str, Comparison], *columns: str) -> Table:
+    """Return a table of comparisons without rows."""
+    table = Table(title=escape(f"{title} ({100 * level:.4g} % interval)"), title_justify="left")
+    table.add_column("options")
+    for column in (*columns, "difference", "over seeds", "over samples", "over both"):
+        table.add_column(column, justify="right")
+    has_one_seed = all(comparison.seeds is None for comparison in compared.values())
+    table.add_column(escape(f"{verdict}{', in this run' if has_one_seed else ''}"))
     return table
 
 
@@ -59,13 +75,18 @@ def seeds_table(runs: Sequence[ReportedRun]) -> Table:
     for net in dict.fromkeys(net for run in runs for net in run.nets):
         results = [run.metrics.results[net] for run in runs if net in run.nets]
         spreads = [spread(result[name].value for result in results if name in result) for name in metrics]
-        texts = [format_number(mean) + ("" if math.isnan(sd) else f" ± {format_number(sd)}") for mean, sd in spreads]
-        table.add_row(escape(net), *texts)
+        table.add_row(escape(net), *map(_spread_text, spreads))
     return table
 
 
-def _difference_text(difference: Difference | None) -> str:
-    if difference is None:
-        return "-"
-    low, high = difference.interval
-    return f"{difference.value:+.4f} ({low:+.4f} to {high:+.4f})"
+def _differences(comparison: Comparison) -> list[str]:
+    """Return the difference, and its intervals over seeds, over samples, and over both."""
+    total = comparison.total
+    has_both = comparison.seeds is not None and comparison.samples is not None
+    parts = (comparison.seeds, comparison.samples, total if has_both else None)
+    intervals = ["-" if part is None else "{:+.4f} to {:+.4f}".format(*part.interval) for part in parts]
+    return ["-" if total is None else f"{total.value:+.4f}", *intervals]
+
+
+def _spread_text(values: Spread) -> str:
+    return format_number(values.mean) + ("" if math.isnan(values.sd) else f" ± {format_number(values.sd)}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -326,6 +327,7 @@ def settings_digest(run: ReportedRun) -> str:
     # with the nets, since a run with a baseline and one without it have different verdicts
     metrics = {net: list(results) for net, results in run.metrics.results.items()}
     text = repr([run.record.get(key) for key in keys]) + repr(metrics)
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", text)  # memory addresses, in the repr of losses of user code
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -71,7 +71,10 @@ def headline_of(verdicts: Sequence[Verdict]) -> str:
     several = [verdict for verdict in compared if len(verdict.runs) > 1]
     if not several:
         better = sum(verdict.differences[0].verdict == "better" for verdict in compared)
-        return f"In these runs, the distilled student is better in {better or 'none'} of {len(compared)} settings."
+        return (
+            f"In these runs, the distilled student is better in {better or 'none'} of {len(compared)} settings. "
+            "One seed of each cannot tell whether distillation helps."
+        )
     helped = sum(verdict.tone == "better" for verdict in several)
     if helped == len(several):
         return f"Distillation helped in all {helped} settings."

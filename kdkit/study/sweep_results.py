@@ -4,13 +4,14 @@ import csv
 import io
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from kdkit.engine.storage.reports import read_reported
+from kdkit.engine.storage.run_folder import read_record
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.metrics.base import Metric, is_better
 from kdkit.metrics.bootstrap import without_interval
@@ -37,6 +38,8 @@ class CellResults:
 
     metrics: of the net on the reported split, by metric and seed. validation: the compared metric on the validation
     split, by seed. comparison: of the best cell with this one; None for the best cell and for one without a run.
+    alone: as `metrics`, of the student without teachers, if the runs have such a baseline. distillation: the comparison
+    of the net with it; None if there is none.
     """
 
     label: str
@@ -44,6 +47,8 @@ class CellResults:
     metrics: Mapping[str, Mapping[int, float]]
     validation: Mapping[int, float]
     comparison: Comparison | None = None
+    alone: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    distillation: Comparison | None = None
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -62,6 +67,7 @@ class SweepResults:
     metric: the name of the compared metric. best: the index of the cell with the best mean of it on the validation
     split. reported_on: the split of the metrics, "test", or "validation" if the data has no test split.
     level: of each interval; all of them contain their differences together with 95 % confidence (Bonferroni).
+    distillation_level: likewise of each interval of a student against its baseline.
     """
 
     cells: tuple[CellResults, ...]
@@ -69,23 +75,38 @@ class SweepResults:
     best: int
     reported_on: str
     level: float
+    distillation_level: float = _LEVEL
 
     def verdicts(self) -> list[str]:
-        """Return a sentence for the best cell, and one for each comparison of it with another cell."""
+        """Return a sentence for the best cell, one for each comparison of it, and one for each student and baseline."""
         best = self.cells[self.best].label
         sentences = [
-            f"{best} is {_RELATIONS[cell.comparison.verdict]} {cell.label}: {self.metric} {_figures(cell.comparison)}"
+            f"{_scope(comparison)}{best} is {_RELATIONS[comparison.verdict]} {cell.label}: {self.metric} "
+            f"{_figures(comparison)}"
             for cell in self.cells
-            if cell.comparison is not None
+            if (comparison := cell.comparison) is not None
+        ]
+        sentences += [
+            f"{_scope(comparison)}{cell.label} is {_RELATIONS[comparison.verdict]} the same student alone: "
+            f"{self.metric} {_figures(comparison)}"
+            for cell in self.cells
+            if (comparison := cell.distillation) is not None
         ]
         return [f"{best} is the best on the validation split", *sentences]
 
     def notes(self) -> list[str]:
         """Return the reasons why comparisons are missing, and the assumptions of the others."""
         comparisons = [cell.comparison for cell in self.cells if cell.comparison is not None]
-        notes = dict.fromkeys(comparison.note for comparison in comparisons if comparison.note)
-        if len(comparisons) > 1:
-            notes[f"all intervals together hold with {_LEVEL:.0%} confidence (Bonferroni)"] = None
+        against_baselines = [cell.distillation for cell in self.cells if cell.distillation is not None]
+        notes = dict.fromkeys(
+            comparison.note
+            for comparison in (*comparisons, *against_baselines)
+            if comparison.note and (comparison.seeds is not None or comparison.samples is None)
+        )
+        if (comparisons or against_baselines) and min(len(cell.seeds) for cell in self.cells if cell.seeds) == 1:
+            notes["one seed cannot tell which options are better, or whether distillation helps: --seeds 5"] = None
+        if max(len(comparisons), len(against_baselines)) > 1:
+            notes[f"all intervals of a table together hold with {_LEVEL:.0%} confidence (Bonferroni)"] = None
         if comparisons and self.reported_on == "validation":
             # The best of several is too good on the samples that it was chosen on.
             notes["there is no test split: the best was chosen on the samples on which it is compared"] = None
@@ -100,15 +121,11 @@ class SweepResults:
                     for name, value in cell.options.items()
                 },
                 "seeds": list(cell.seeds),
-                "metrics": {
-                    name: {
-                        **cell.spread(name)._asdict(),
-                        "by_seed": {str(seed): value for seed, value in values.items()},
-                    }
-                    for name, values in cell.metrics.items()
-                },
+                "metrics": _metrics_as_dict(cell.metrics),
+                "metrics_alone": _metrics_as_dict(cell.alone),
                 "validation": {self.metric: {str(seed): value for seed, value in cell.validation.items()}},
                 "best_minus_this": None if cell.comparison is None else _as_dict(cell.comparison),
+                "this_minus_alone": None if cell.distillation is None else _as_dict(cell.distillation),
             }
             for cell in self.cells
         ]
@@ -118,6 +135,7 @@ class SweepResults:
                 "reported_on": self.reported_on,
                 "best": cells[self.best]["options"],
                 "level": self.level,
+                "distillation_level": self.distillation_level,
                 "cells": cells,
             },
             indent=2,
@@ -127,12 +145,14 @@ class SweepResults:
         """Return a row for each finished run: its options, its seed, and its metrics."""
         options = list(dict.fromkeys(name for cell in self.cells for name in cell.options))
         metrics = list(dict.fromkeys(name for cell in self.cells for name in cell.metrics))
+        alone = list(dict.fromkeys(name for cell in self.cells for name in cell.alone))
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*options, "seed", f"validation_{self.metric}", *metrics])
+        writer.writerow([*options, "seed", f"validation_{self.metric}", *metrics, *(f"alone_{name}" for name in alone)])
         for cell in self.cells:
             for seed in cell.seeds:
                 values = [cell.metrics.get(name, {}).get(seed, "") for name in metrics]
+                values += [cell.alone.get(name, {}).get(seed, "") for name in alone]
                 writer.writerow([*cell.options.values(), seed, cell.validation[seed], *values])
         return text.getvalue()
 
@@ -164,10 +184,8 @@ def compare_cells(
         CellResults(
             label=cell.label,
             options=cell.options,
-            metrics={
-                name: {seed: run.metrics[name] for seed, run in cell_runs.items() if name in run.metrics}
-                for name in dict.fromkeys(name for run in cell_runs.values() for name in run.metrics)
-            },
+            metrics=_by_metric({seed: run.metrics for seed, run in cell_runs.items()}),
+            alone=_by_metric({seed: run.alone for seed, run in cell_runs.items()}),
             validation={seed: run.on_validation(metric) for seed, run in cell_runs.items()},
         )
         for cell, cell_runs in zip(cells, runs, strict=True)
@@ -181,6 +199,11 @@ def compare_cells(
     for index in compared:
         comparison = _compare(runs[best], runs[index], metric, level)
         results[index] = replace(results[index], comparison=comparison)
+    with_baseline = [index for index, cell in enumerate(results) if cell.alone]
+    distillation_level = 1 - (1 - _LEVEL) / max(1, len(with_baseline))
+    for index in with_baseline:
+        comparison = _compare_with_baselines(runs[index], metric, distillation_level)
+        results[index] = replace(results[index], distillation=comparison)
     has_test = next(run.has_test for cell_runs in runs for run in cell_runs.values())
     return SweepResults(
         cells=tuple(results),
@@ -188,6 +211,7 @@ def compare_cells(
         best=best,
         reported_on="test" if has_test else "validation",
         level=level,
+        distillation_level=distillation_level,
     )
 
 
@@ -195,22 +219,27 @@ class _Run:
     """A finished trial, and the net in it that is compared. Predictions are read when they are needed."""
 
     def __init__(self, study: Study, trial: str, net: str | None, student: str) -> None:
-        metrics = study.metrics(trial)
+        metrics, recorded = study.metrics(trial), read_record(study.path(trial)).get("baselines")
+        baselines = recorded if isinstance(recorded, dict) else {}  # the file may be changed
         if net is None:
-            net = student if student in metrics else next(reversed(metrics), student)
+            others = [name for name in metrics if name not in baselines.values()]
+            net = student if student in metrics else others[-1] if others else student
         if net not in metrics:
             raise RecipeError(f"run {study.path(trial)} has no metrics of net {net!r}; {did_you_mean(net, metrics)}")
         self.study, self.trial, self.net = study, trial, net
-        self.metrics = {name: result.value for name, result in metrics[net].items()}
+        self.baseline = str(baselines.get(net, ""))
+        self.metrics, self.alone = (
+            {name: result.value for name, result in metrics.get(of_net, {}).items()} for of_net in (net, self.baseline)
+        )
 
     @property
     def has_test(self) -> bool:
         """Whether the data has a test split."""
         return read_reported(self.study.path(self.trial), self.net).test is not None
 
-    def predictions(self) -> SplitPredictions:
-        """Return the predictions of the net."""
-        return self.study.predictions(self.trial, self.net)
+    def predictions(self, net: str = "") -> SplitPredictions:
+        """Return the predictions of the net that is compared, or of another one."""
+        return self.study.predictions(self.trial, net or self.net)
 
     def on_validation(self, metric: Metric) -> float:
         """Return the metric on the validation split, by which cells are chosen without a look at the test split."""
@@ -239,6 +268,41 @@ def _compare(best: Mapping[int, _Run], cell: Mapping[int, _Run], metric: Metric,
         return [best[seed].predictions() for seed in seeds], [cell[seed].predictions() for seed in seeds]
 
     return compare_over_seeds(metric, candidate, baseline, predictions, resamples=_RESAMPLES, level=level)
+
+
+def _compare_with_baselines(cell: Mapping[int, _Run], metric: Metric, level: float) -> Comparison:
+    """Compare the nets of a cell with the same networks without teachers."""
+    runs = {seed: run for seed, run in cell.items() if run.alone}
+    candidate, baseline = (
+        dict[Hashable, float]({seed: values.get(metric.name, math.nan) for seed, values in by_seed.items()})
+        for by_seed in (
+            {seed: run.metrics for seed, run in runs.items()},
+            {seed: run.alone for seed, run in runs.items()},
+        )
+    )
+
+    def predictions() -> PairsOfRuns:
+        return [run.predictions() for run in runs.values()], [run.predictions(run.baseline) for run in runs.values()]
+
+    return compare_over_seeds(metric, candidate, baseline, predictions, resamples=_RESAMPLES, level=level)
+
+
+def _by_metric(values: Mapping[int, Mapping[str, float]]) -> dict[str, dict[int, float]]:
+    """Return values by seed and metric as values by metric and seed."""
+    names = dict.fromkeys(name for of_seed in values.values() for name in of_seed)
+    return {name: {seed: of_seed[name] for seed, of_seed in values.items() if name in of_seed} for name in names}
+
+
+def _metrics_as_dict(metrics: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
+    """Return metrics by seed as values for JSON."""
+    return {
+        name: {**spread(values.values())._asdict(), "by_seed": {str(seed): value for seed, value in values.items()}}
+        for name, values in metrics.items()
+    }
+
+
+def _scope(comparison: Comparison) -> str:
+    return "" if comparison.seeds is not None else "in these runs, "
 
 
 def _figures(comparison: Comparison) -> str:

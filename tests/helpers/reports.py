@@ -17,13 +17,13 @@ _VOID = {"meta", "link", "br", "img", "input", "hr"}
 _LOSSES = {"multiclass": nn.CrossEntropyLoss, "multilabel": nn.BCEWithLogitsLoss, "regression": nn.MSELoss}
 
 
-def distillation(task="multiclass", data=None, *, name="", network=Mlp, label=""):
+def distillation(task="multiclass", data=None, *, name="", network=Mlp, label="", kd_loss=None):
     """Return a recipe of a teacher and a student that learns from it."""
     loss = _LOSSES[task]()
     teacher = Net("teacher", network(), trained=True)
     student = Net("student", network())
-    match = SoftTargets(temperature=2) if task == "multiclass" else nn.MSELoss()
-    objective = 0.5 * Truth(loss) + 0.5 * Match(teacher, match, label=label)
+    kd_loss = kd_loss or (SoftTargets(temperature=2) if task == "multiclass" else nn.MSELoss())
+    objective = 0.5 * Truth(loss) + 0.5 * Match(teacher, kd_loss, label=label)
     data = data if data is not None else tiny_data(task, rows=24)
     return Recipe(data=data, schedule=[Stage({student: objective}, Training(epochs=2, batch_size=4))], name=name)
 

@@ -1,5 +1,6 @@
 """Tests of `kdkit run --seeds`: the same run with several seeds, in one folder, with a verdict over them."""
 
+import csv
 import json
 from contextlib import nullcontext
 
@@ -125,3 +126,34 @@ def test_every_run_of_a_study_logs_into_its_folder(kdkit, tmp_path):
         result = kdkit(command, "mine.py", "--seeds", "2", "--log", "csv", "--out", folder, "-q", "--device", "cpu")
         assert result.code == 0, result.err
         assert [(tmp_path / folder / f"seed={seed}" / "log.csv").is_file() for seed in (0, 1)] == [True, True]
+
+
+def test_a_sweep_with_baselines_compares_each_option_with_its_own(kdkit, tmp_path):
+    arguments = ("--width", "3,6", "--seeds", "2", "--baseline", "--device", "cpu", "--out", "sweep", "-q")
+    result = kdkit("sweep", "mine.py", *arguments)
+    assert result.code == 0, result
+    assert "accuracy minus that of the same student alone (97.5 % interval)" in " ".join(result.out.split())
+    rows = list(csv.DictReader((tmp_path / "sweep" / "results.csv").read_text().splitlines()))
+    content = json.loads((tmp_path / "sweep" / "results.json").read_text())
+    for row in rows:
+        metrics = json.loads((tmp_path / f"sweep/width={row['width']},seed={row['seed']}/metrics.json").read_text())
+        assert float(row["alone_accuracy"]) == metrics["metrics"]["student-alone"]["accuracy"]["value"]
+        assert float(row["accuracy"]) == metrics["metrics"]["student"]["accuracy"]["value"]
+    for width, cell in zip((3, 6), content["cells"], strict=True):
+        differences = [
+            float(row["accuracy"]) - float(row["alone_accuracy"]) for row in rows if row["width"] == str(width)
+        ]
+        comparison = cell["this_minus_alone"]
+        assert comparison["seeds"]["value"] == pytest.approx(sum(differences) / 2)
+        assert comparison["samples"]["pairs"] == 40
+        assert cell["metrics_alone"].keys() == cell["metrics"].keys()
+    report = kdkit("report", "sweep")
+    assert all(f"width={width}, 2 seeds" in report.out for width in (3, 6)), report.out
+
+
+def test_a_sweep_of_one_seed_speaks_of_its_runs(kdkit):
+    result = kdkit("sweep", "mine.py", "--width", "3,6", "--seeds", "1", "--baseline", "--device", "cpu")
+    assert result.code == 0, result
+    out = " ".join(result.out.split())
+    assert "one seed cannot tell which options are better, or whether distillation helps: --seeds 5" in out
+    assert "in this run" in out

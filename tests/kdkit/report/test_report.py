@@ -364,3 +364,47 @@ def test_a_thousand_classes_make_a_small_page(tmp_path):
     page = report_page(folder, out=tmp_path / "report.html")
     assert len(page.html) < 5_000_000
     assert "600 rare classes are not shown" in page.text
+
+
+def test_losses_whose_repr_has_an_address_are_one_recipe(tmp_path):
+    class Plain:
+        def __call__(self, student, target):
+            return (student - target).square().mean()
+
+    folders = [
+        run(tmp_path / str(seed), lambda: distillation(kd_loss=Plain()), baseline=True, seed=seed) for seed in range(2)
+    ]
+    report = write_report(folders, tmp_path / "report.html")
+    assert [len(verdict.runs) for verdict in report.verdicts] == [2]
+
+
+def test_one_seed_of_each_setting_decides_nothing(runs, tmp_path):
+    other = run(tmp_path / "run", lambda: distillation(label="other"), baseline=True)
+    page = report_page(runs / "seed0", other, out=tmp_path / "report.html")
+    assert "One seed of each cannot tell whether distillation helps." in page.text
+    assert "Distillation helped" not in page.text
+
+
+def test_a_metric_of_user_code_is_decided_by_its_stored_intervals(tmp_path):
+    class Doubled(MacroAUROC):
+        name = "doubled"
+
+        def compute(self, test):
+            return kdkit.metrics.MetricResult(value=2 * super().compute(test).value)
+
+        def resampled(self, test, counts):
+            values, by_class = super().resampled(test, counts)
+            return type(super().resampled(test, counts))(2 * values, by_class)
+
+    def recipe():
+        made = distillation()
+        object.__setattr__(made, "metrics", (Doubled(),))
+        return made
+
+    folders = [run(tmp_path / str(seed), recipe, baseline=True, seed=seed) for seed in range(2)]
+    (verdict,) = write_report(folders, tmp_path / "report.html").verdicts
+    assert "The interval includes the choice of the seeds" in verdict.caveat
+    rows = [json.loads((folder / "metrics.json").read_text())["differences"][0] for folder in folders]
+    low, high = (sum(row["interval"][side] for row in rows) / 2 for side in (0, 1))
+    first = verdict.differences[0]
+    assert first.interval[0] <= low <= high <= first.interval[1]

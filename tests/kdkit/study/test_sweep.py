@@ -134,10 +134,13 @@ def test_cells_that_train_alike_cannot_be_distinguished(tmp_path):
 
 
 def test_a_cell_is_better_only_if_seeds_and_samples_agree(tmp_path):
-    (worse, _) = swept(tmp_path, {"lr": [1e-6, 0.3]}, seeds=1).cells
+    results = swept(tmp_path, {"lr": [1e-6, 0.3]}, seeds=1)
+    worse = results.cells[0]
     assert worse.comparison.seeds is None
     assert "2 pairs or more" in worse.comparison.note
-    assert worse.comparison.verdict == "better"  # over samples alone
+    assert worse.comparison.verdict == "better"  # over samples alone, and so of these runs
+    assert results.verdicts()[1].startswith("in these runs, lr=0.3 is better than lr=1e-06: accuracy +")
+    assert any("one seed cannot tell which options are better" in note for note in results.notes())
     agreeing = swept(tmp_path, {"lr": [1e-6, 0.3]}, seeds=3).cells[0].comparison
     unsure = type(agreeing.seeds)(value=0.1, interval=(-0.1, 0.3), level=0.95, pairs=3)
     assert type(agreeing)(seeds=unsure, samples=agreeing.samples).verdict == "not distinguishable"
@@ -147,6 +150,7 @@ def test_cells_with_other_test_samples_are_compared_over_seeds_only(tmp_path):
     comparison = swept(tmp_path, {"test_seed": [2, 3]}, seeds=2).cells[1].comparison
     assert comparison.samples is None
     assert comparison.seeds.pairs == 2
+    assert comparison.verdict == "not distinguishable"
     assert "different samples" in comparison.note
 
 
