@@ -4,6 +4,7 @@ import ast
 import difflib
 import importlib.util
 import keyword
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -97,7 +98,11 @@ def plugin(name: str, path: Path | None) -> None:
 def _validate_package(name: str) -> None:
     """Raise KdkitError if a name cannot be that of a new package."""
     if not name.isidentifier() or not name.islower() or not name.isascii() or keyword.iskeyword(name):
-        raise KdkitError(f"a plugin is a package, with a name of lower-case letters, digits and _; got {name!r}")
+        # Such as the name of its distribution, "my-loss".
+        similar = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+        is_valid = similar.isidentifier() and not keyword.iskeyword(similar)
+        hint = f"; kdkit new plugin {similar}" if is_valid else ""
+        raise KdkitError(f"a plugin is a package, with a name of lower-case letters, digits and _; got {name!r}{hint}")
     is_taken = name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None
     # A folder of this name, which `find_spec` finds too, is only in the way if it has files.
     if is_taken and not Path(name).is_dir():

@@ -143,11 +143,11 @@ class RunCommand(RecipeCommand):
         following = dict(pairwise(args)).get("--resume", "")
         folder = Path(following)
         if following and folder.is_dir() and self._find_file([arg for arg in args if arg != following]) is None:
-            from kdkit.cli.repeat import recorded_arguments
+            from kdkit.cli.repeat import arguments_to_resume
 
             rest = [arg for arg in args if arg != following]
             # Of an option that occurs twice, the last value counts.
-            args = [*recorded_arguments(folder, trust="--trust" in rest), *rest, "--out", following]
+            args = [*arguments_to_resume(folder, trust="--trust" in rest), *rest, "--out", following]
         return super().parse_args(ctx, args)
 
 

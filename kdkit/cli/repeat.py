@@ -12,6 +12,7 @@ from kdkit.cli.recipe_command import file_of, recipe_options
 from kdkit.engine.storage.run_folder import read_record
 from kdkit.engine.storage.stage_folder import RECORD
 from kdkit.errors import RunFolderError, first_line, shortened
+from kdkit.nets.weight_files import runs_in
 from kdkit.plugins.recipe_file import RecipeFile
 from kdkit.utils.files import write
 from kdkit.utils.printable import echo
@@ -44,6 +45,16 @@ def save_command(folder: Path, file: Path, arguments: list[str], *, replaces: bo
         folder.mkdir(parents=True, exist_ok=True)
         write(folder / _COPY, file.read_bytes())
         write(folder / COMMAND, *json_parts({"command": command_record(file, arguments)}))
+
+
+def arguments_to_resume(run: Path, *, trust: bool) -> list[str]:
+    """Return the recorded arguments of a run, or of several runs of one command; see `recorded_arguments`."""
+    if not any((run / file).is_file() for file in (COMMAND, RECORD)) and runs_in(run):  # of a sweep
+        raise RunFolderError(
+            f"{run} holds several runs; start the command again that wrote them, which skips those that are finished "
+            f"and resumes the others; or resume one of them: kdkit run --resume {run / runs_in(run)[0]}"
+        )
+    return recorded_arguments(run, trust=trust)
 
 
 def recorded_arguments(run: Path, *, trust: bool) -> list[str]:

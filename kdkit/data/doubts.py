@@ -9,8 +9,10 @@ from torch.utils.data import BatchSampler, SequentialSampler, Subset, TensorData
 
 from kdkit.data.dataset import LoaderSplit, Task
 from kdkit.data.labels import SplitLabels, without_ignored
-from kdkit.data.torch_splits import CheckedLoaderSplit, DatasetSplit, dataset_of, is_plain
+from kdkit.data.torch_splits import CheckedLoaderSplit, DatasetSplit, content_of, dataset_of, is_plain
+from kdkit.utils.randomness import preserve_rng_state
 
+_REPEATED = 4  # samples that are read twice
 _FEW = 8  # samples, of which chance may decide the classes
 
 
@@ -55,6 +57,19 @@ def split_doubts(splits: Mapping[str, DatasetSplit | CheckedLoaderSplit], labels
         yield (
             "the DataLoader of the training data yields one class after the other, in the same order in each epoch; "
             "pass shuffle=True to it"
+        )
+
+
+def draw_doubts(split: DatasetSplit) -> Iterator[str]:
+    """Yield a doubt if a few samples change from one reading to the next, in spite of `draws=1`."""
+    rows = torch.linspace(0, len(split) - 1, min(_REPEATED, len(split))).long()
+    with preserve_rng_state(cuda=False):
+        readings = [[*content_of(split.read(rows)[:2])] for _ in range(2)]
+    if readings[0] != readings[1]:
+        yield (
+            "draws=1 promises that a sample is always the same, and samples of the training data change when they are "
+            "read again, as by a random augmentation: cached outputs of teachers that see the change are wrong; leave "
+            "out draws=1"
         )
 
 

@@ -1,7 +1,7 @@
 """The data of an experiment from any torch Dataset or DataLoader that yields `(inputs, labels)`."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
-from kdkit.data.batch import Batch, as_targets, items_of
+from kdkit.data.batch import Batch, as_targets
 from kdkit.data.dataset import Data, LoaderSplit, Split, Task
-from kdkit.data.doubts import label_doubts, split_doubts
+from kdkit.data.doubts import draw_doubts, label_doubts, split_doubts
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.labels import (
     SplitLabels,
@@ -29,6 +29,7 @@ from kdkit.data.torch_splits import (
     DatasetOrLoader,
     DatasetSplit,
     as_split,
+    content_of,
     dataset_of,
     first_batch,
     is_plain,
@@ -39,7 +40,6 @@ from kdkit.utils.randomness import preserve_rng_state
 from kdkit.utils.reprs import describe_count, describe_names
 
 _ROWS = 4096  # of visible labels that are checked at a time
-_REPEATED = 4  # samples that are read twice if they are said to be always the same
 _SAMPLES = 32  # that are read to see the form of labels by class
 
 
@@ -123,9 +123,6 @@ class TorchData(Data):
         all_fixed = all(map(_is_fixed, datasets.values()))
         has_loader = any(isinstance(split, LoaderSplit) for split in self._splits.values())
         self.draws = None if has_loader else draws or (1 if all_fixed else None)
-        train_split = self._splits["train"]
-        if self.draws == 1 and isinstance(train_split, DatasetSplit) and not _is_fixed(train):
-            _require_same_samples(train_split)
         # The first sample of the training data has always been read here; its random numbers are part of a seed.
         first = first_batch("train", self._splits["train"])
         self.has_weights = first.weights is not None
@@ -155,6 +152,8 @@ class TorchData(Data):
         self._require_columns(all_labels)
         doubts = [] if task is not None else label_doubts(all_labels, self.task, self.ignored_labels)
         self.notices = (*doubts, *split_doubts(self._splits, all_labels["train"]))
+        if self.draws == 1 and isinstance(self._splits["train"], DatasetSplit) and not _is_fixed(train):
+            self.notices += tuple(draw_doubts(self._splits["train"]))
         for name, split in self._splits.items():
             label_check = LabelCheck(name, self.task, self.classes, self.has_unknown, self.ignored_labels)
             split.unknown, split.per_position = unknown, self._has_class_maps
@@ -216,7 +215,7 @@ class TorchData(Data):
                     digest.update(f"{option}={value}".encode())
             if not isinstance(split, LoaderSplit) and self.draws is not None:
                 batch = split.batch(torch.tensor([0, len(split) - 1]), 0)
-                for content in _bytes((batch.inputs, batch.labels, batch.weights)):
+                for content in content_of((batch.inputs, batch.labels, batch.weights)):
                     digest.update(content)
         if self.batch_transform is not None:
             digest.update(f"batch_transform={_describe_transform(self.batch_transform)}".encode())
@@ -231,7 +230,7 @@ class TorchData(Data):
         digest = hashlib.sha256()
         for rows in torch.split(torch.arange(len(split)), 1024):  # a copy of 1024 samples at a time
             batch = split.batch(rows, 0)
-            for content in _bytes((batch.inputs, batch.labels)):
+            for content in content_of((batch.inputs, batch.labels)):
                 digest.update(content)
         return digest.hexdigest()
 
@@ -342,18 +341,6 @@ def _read_labels(split: DatasetSplit | CheckedLoaderSplit, first: Batch | None) 
     return SplitLabels(split.name, labels, is_complete=False)
 
 
-def _require_same_samples(split: DatasetSplit) -> None:
-    """Raise DataError if a few samples change from one reading to the next, in spite of `draws=1`."""
-    rows = torch.linspace(0, len(split) - 1, min(_REPEATED, len(split))).long()
-    with preserve_rng_state(cuda=False):
-        readings = [[*_bytes(split.read(rows)[:2])] for _ in range(2)]
-    if readings[0] != readings[1]:
-        raise DataError(
-            "draws=1 promises that a sample is always the same, and samples of the training data change when they are "
-            "read again, as by a random augmentation; leave out draws=1, or make the augmentation a function of the row"
-        )
-
-
 def _without_unknown(labels: SplitLabels, unknown: float) -> SplitLabels:
     """Return the labels with 0 for those that are unknown, by which their form can be recognized."""
     marked = mark_unknown(labels.rows, unknown)
@@ -404,15 +391,3 @@ def _describe_transform(transform: Any) -> str:
         if isinstance(value, bool | int | float | str | tuple) and not name.startswith("_")
     }
     return f"{getattr(transform, '__qualname__', type(transform).__qualname__)} {sorted(options.items())}"
-
-
-def _bytes(value: Any) -> Iterator[bytes]:
-    """Yield dtype, shape and content of every tensor in a value, nested, and the keys of mappings and dataclasses."""
-    if isinstance(value, Tensor):
-        yield f"{value.dtype}{tuple(value.shape)}".encode()  # two tensors of other shapes may have the same content
-        yield value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
-        return
-    for key, item in items_of(value) or ():
-        if not isinstance(value, (tuple, list)):
-            yield repr(key).encode()
-        yield from _bytes(item)

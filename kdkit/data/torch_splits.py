@@ -287,3 +287,15 @@ def _labels_of(dataset: Any) -> Tensor | None:
     except (TypeError, ValueError, RuntimeError):  # `targets` of user code may hold anything, such as names or boxes
         return None
     return labels if labels.ndim and len(labels) else None
+
+
+def content_of(value: Any) -> Iterator[bytes]:
+    """Yield dtype, shape and content of every tensor in a value, nested, and the keys of mappings and dataclasses."""
+    if isinstance(value, Tensor):
+        yield f"{value.dtype}{tuple(value.shape)}".encode()  # two tensors of other shapes may have the same content
+        yield value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
+        return
+    for key, item in items_of(value) or ():
+        if not isinstance(value, (tuple, list)):
+            yield repr(key).encode()
+        yield from content_of(item)

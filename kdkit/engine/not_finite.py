@@ -47,7 +47,7 @@ def _describe_samples(batch: Batch, rows: list[int], split: Split | LoaderSplit 
         # Ids are unique over all splits, and a user finds a sample by its row in one.
         rows_of_split = (split.ids.cpu() == ids[:, None]).int().argmax(1)
         other_ids = "" if torch.equal(rows_of_split, ids) else f" (ids {_listed(ids.tolist())})"
-        return f"rows {_listed(rows_of_split.tolist())} of the {name} data{other_ids}"
+        return f"row{'s' * (len(rows) > 1)} {_listed(rows_of_split.tolist())} of the {name} data{other_ids}"
     samples = f"rows {_listed(rows)}" if ids is None else f"samples {_listed(ids.tolist())}"
     return f"{samples} ({len(rows)} of {len(batch)} in the batch)"
 

@@ -72,8 +72,9 @@ def parameters_behind(tensors: Iterable[Tensor]) -> set[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):  # the node of a leaf
-            reached.add(node.variable)
+        variable = getattr(node, "variable", None)  # of the node of a leaf
+        if isinstance(variable, Tensor):
+            reached.add(variable)
         nodes += [following for following, _ in node.next_functions]
     return reached
 

@@ -84,6 +84,10 @@ def test_the_folder_of_a_study_is_named_where_a_run_is_expected(tmp_path, kdkit_
     with pytest.raises(RecipeError, match=r"the folder .* of weights of net 'net' holds the runs") as caught:
         Net("net", Small(4), weights=study)
     assert hint in str(caught.value)
+    resumed = kdkit_here("run", "--resume", study)
+    assert resumed.code == 2
+    assert f"{study} holds several runs; start the command again that wrote them, which skips those" in resumed.err
+    assert f"or resume one of them: kdkit run --resume {study / 'alpha=0.5'}" in resumed.err
     evaluated = kdkit_here("evaluate", ROOT / "examples" / "hinton.py", "--weights", study)
     assert evaluated.code == 2
     assert hint in evaluated.err

@@ -43,7 +43,7 @@ def error_of(recipe, **options):
 def test_inputs_are_named_by_their_samples_and_the_batch_is_saved(wrong, tmp_path):
     message = error_of(recipe(inputs(wrong)), out=tmp_path / "run")
     assert "'truth' is not a finite number in epoch 1, batch " in message
-    assert "the inputs of rows 17 of the train data are not finite numbers" in message
+    assert "the inputs of row 17 of the train data are not finite numbers" in message
     assert "learning rate" not in message
     (file,) = tmp_path.glob("run/*-student/not-finite-batch.pt")
     assert str(file) in message
@@ -57,7 +57,7 @@ def test_labels_are_named_by_their_samples():
     labels[5] = torch.nan  # later than TorchData, which refuses labels that are NaN
     stage = Stage({Net("student", nn.Linear(4, 3)): Truth(nn.MSELoss())}, Training(epochs=1, batch_size=8))
     message = error_of(Recipe(data=data, schedule=[stage], metrics=(R2(),)))
-    assert "the labels of rows 5 of the train data are not finite numbers" in message
+    assert "the labels of row 5 of the train data are not finite numbers" in message
 
 
 def test_unknown_labels_are_not_the_cause():
@@ -102,8 +102,8 @@ def test_rows_of_a_data_loader_have_no_ids_and_its_batches_cannot_be_read_again(
 
 def test_inputs_of_the_validation_split_are_named():
     message = error_of(recipe(inputs(), validation=inputs(torch.nan, row=3)))
-    assert "has outputs that are not finite numbers, for 1 of 40 samples; the inputs of rows 3 of the" in message
-    assert "rows 3 of the validation data (ids 43) are not finite numbers; leave these samples out" in message
+    assert "has outputs that are not finite numbers, for 1 of 40 samples; the inputs of row 3 of the" in message
+    assert "row 3 of the validation data (ids 43) are not finite numbers; leave these samples out" in message
 
 
 def test_a_run_of_many_steps_stops_before_the_end_of_its_epoch(tmp_path):
@@ -120,5 +120,5 @@ def test_a_run_of_many_steps_stops_before_the_end_of_its_epoch(tmp_path):
     training = Training(epochs=1, batch_size=2)
     stage = Stage({Net("student", nn.Linear(4, 3)): Truth(nn.CrossEntropyLoss())}, training)
     message = error_of(Recipe(data=data, schedule=[stage]), callbacks=[Count()])
-    assert "the inputs of rows 1999 of the train data" in message
+    assert "the inputs of row 1999 of the train data" in message
     assert steps[-1] % 256 == 254 or steps[-1] == 999

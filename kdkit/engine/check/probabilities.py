@@ -54,7 +54,7 @@ def kind_of_probabilities(outputs: Tensor) -> Literal["softmax", "sigmoid"] | No
 
     The logarithm of a softmax is not one of them: losses on logits do not see it.
     """
-    if not outputs.is_floating_point() or outputs.ndim < 2 or not outputs.numel():
+    if not outputs.is_floating_point() or outputs.is_nested or outputs.ndim < 2 or not outputs.numel():
         return None
     values = outputs.detach().float()
     if _outside(values, 0, 1).any() or values.isnan().any():
