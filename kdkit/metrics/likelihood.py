@@ -19,6 +19,7 @@ from kdkit.metrics.base import (
     reduced_positions,
     require_class_outputs,
     true_classes,
+    undefined_by_class,
     unknown_labels,
 )
 from kdkit.metrics.bootstrap import Counts, Resampled, unit_counts
@@ -59,7 +60,7 @@ class CrossEntropy(WithoutThresholds):
             sums, numbers = label_losses(test)
         totals, labels = sums.T @ counts, numbers.T @ counts  # (columns, resamples)
         is_by_class = len(totals) == len(test.classes)
-        by_class = ratio(totals, labels) if is_by_class else np.full((len(test.classes), counts.shape[1]), np.nan)
+        by_class = ratio(totals, labels) if is_by_class else undefined_by_class(test, counts.shape[1])
         return Resampled(ratio(totals.sum(0), labels.sum(0)), by_class)
 
 
@@ -97,7 +98,7 @@ class Perplexity(WithoutThresholds):
             sums, tokens = (part.T[0] @ counts for part in label_losses(test))
         with np.errstate(over="ignore"):  # infinity, if a network rules out a label
             perplexities = np.exp(ratio(sums, tokens))
-        return Resampled(perplexities, np.full((len(test.classes), counts.shape[1]), np.nan))
+        return Resampled(perplexities, undefined_by_class(test, counts.shape[1]))
 
 
 def label_losses(predictions: Predictions) -> tuple[Floats, Floats]:
