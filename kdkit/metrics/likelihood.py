@@ -129,22 +129,15 @@ def position_losses(outputs: Tensor, labels: Tensor) -> Tensor:
     classes, *positions) -> (batch, classes, 2). A label of -1 does not count.
     """
     # One sample at a time: float32 logits of a whole batch of texts may be the largest tensor of a run.
+    return torch.stack([_sums(sample, truth) for sample, truth in zip(outputs, labels, strict=True)])
+
+
+def _sums(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return the sums of a sample, (classes, *positions) and (*positions) -> (1, 2), see `position_losses`."""
     if labels.ndim == outputs.ndim:
-        sums = [_binary_losses(sample.float(), truth) for sample, truth in zip(outputs, labels, strict=True)]
-    else:
-        sums = [_class_losses(sample, truth) for sample, truth in zip(outputs, labels, strict=True)]
-    return torch.stack(sums)
-
-
-def _class_losses(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Return (1, 2) of a sample, (classes, *positions) and (*positions)."""
-    rows, labels = outputs.movedim(0, -1).flatten(0, -2).float(), labels.flatten().long()
-    total = F.cross_entropy(rows, labels, ignore_index=-1, reduction="sum")
-    return torch.stack([total, (labels != -1).sum().to(total)])[None]
-
-
-def _binary_losses(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Return (classes, 2) of a sample, both (classes, *positions)."""
-    has_label = (labels >= 0).to(outputs)
-    losses = F.binary_cross_entropy_with_logits(outputs, labels.clamp(min=0).to(outputs), reduction="none")
-    return torch.stack([(losses * has_label).flatten(1).sum(1), has_label.flatten(1).sum(1)], 1)
+        outputs, has_label = outputs.float(), (labels >= 0).float()
+        losses = F.binary_cross_entropy_with_logits(outputs, labels.clamp(min=0).float(), reduction="none")
+        return torch.stack([(losses * has_label).flatten(1).sum(1), has_label.flatten(1).sum(1)], 1)
+    rows = outputs.movedim(0, -1).flatten(0, -2).float()  # (positions, classes)
+    total = F.cross_entropy(rows, labels.flatten().long(), ignore_index=-1, reduction="sum")
+    return torch.stack([total, (labels != -1).sum().float()])[None]
