@@ -20,6 +20,7 @@ from kdkit.losses.logits import SoftTargets
 from kdkit.losses.per_label import PerLabelSoftTargets
 from kdkit.losses.unknown import IgnoreUnknown
 from kdkit.losses.weighted import SampleWeighted
+from kdkit.metrics.base import Metric
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Truth
 from kdkit.recipe.recipe import Recipe
@@ -53,6 +54,7 @@ def distill(
     label_weight: float = 0.5,
     epochs: int | None = None,
     training: Training | None = None,
+    metrics: tuple[Metric, ...] = (),
     task: Task | None = None,
     classes: Sequence[str] | None = None,
     unknown: float | None = None,
@@ -69,7 +71,7 @@ def distill(
     kd_loss: the loss against a teacher's outputs; SoftTargets(), PerLabelSoftTargets() or MSELoss(), depending on the
     task, if None. temperature: of that default loss; None for its own. label_weight: the weight of the loss on the
     labels, in [0, 1]; the teachers share the rest. epochs: of Adam, 10 if None; training: all options instead.
-    task: the kind of the labels; derived from them if None.
+    metrics: see `Recipe`; the first one chooses the epoch. task: the kind of the labels; derived from them if None.
     classes: their names. If None, the names that the training data has, as ImageFolder does, or else numbers: as many
     as the student has outputs. unknown, ignore_index, labels, batch_transform, evaluation_samples: see TorchData.
     options: those of `kdkit.run`.
@@ -116,7 +118,7 @@ def distill(
         label_weight=label_weight,
         training=training or Training(epochs=10 if epochs is None else epochs),
     )
-    return run(Recipe(data=data, schedule=schedule, name="distill"), **options)
+    return run(Recipe(data=data, schedule=schedule, metrics=metrics, name="distill"), **options)
 
 
 def _label_loss(data: TorchData) -> nn.Module:

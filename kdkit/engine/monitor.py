@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from kdkit.engine.checkpointing import BestCheckpoint
+from kdkit.engine.predict import Predictor
 from kdkit.engine.run_context import RunContext
 from kdkit.engine.train_state import TrainState
 from kdkit.metrics.base import is_better, lower_is_better
@@ -28,6 +29,8 @@ class Monitor:
         # An interval takes a thousand times as long as its metric, and does not change which epoch is best.
         self.metric = without_interval(metric)
         self.higher_is_better = not lower_is_better(self.metric)
+        predictor = ctx.predictor
+        self.predictor = Predictor(predictor.data, predictor.device_data, predictor.autocast, [self.metric])
 
     def validate(self, state: TrainState, epoch: int, between_batches: Callable[[], None]) -> Mapping[str, float]:
         """Return the metric on the validation split, by name of each network that is trained.
@@ -40,7 +43,7 @@ class Monitor:
         validation = self.ctx.recipe.data.validation
         for net in self.stage.objectives:
             with self.ctx.explain_out_of_memory(self.stage, validation, trains=False):
-                predictions = self.ctx.predictor.predict(
+                predictions = self.predictor.predict(
                     net,
                     validation,
                     batch_size=self.training.batch_size,

@@ -256,6 +256,11 @@ def defined_by_class(test: Predictions, values: NDArray[Any]) -> dict[str, float
     return {name: float(value) for name, value in zip(test.classes, values, strict=True) if not math.isnan(value)}
 
 
+def undefined_by_class(test: Predictions, resamples: int) -> Floats:
+    """Return NaN for each class and resample, (classes, resamples), which takes no memory for a large vocabulary."""
+    return np.broadcast_to(np.float64("nan"), (len(test.classes), resamples))
+
+
 def mean_over_classes(values: NDArray[Any]) -> Floats:
     """Return the mean over the classes with a value, (classes, resamples) -> (resamples,); NaN if there are none."""
     is_defined = ~np.isnan(values)

@@ -23,6 +23,7 @@ from kdkit.metrics.base import (
     reduced_positions,
     require_class_outputs,
     true_classes,
+    undefined_by_class,
     unknown_labels,
 )
 from kdkit.metrics.bootstrap import Counts, Resampled, unit_counts
@@ -117,7 +118,7 @@ class TopKAccuracy(WithoutThresholds):
             self._require_more_classes(len(test.classes))
             ranks = _ranks(torch.from_numpy(test.outputs), torch.from_numpy(test.labels.astype(np.int64)))
             hits, labels = (ranks.numpy() < self.k) @ counts.astype(np.float64), counts.sum(0, dtype=np.float64)
-        return Resampled(ratio(hits, labels), np.full((len(test.classes), counts.shape[1]), np.nan))
+        return Resampled(ratio(hits, labels), undefined_by_class(test, counts.shape[1]))
 
     def _require_more_classes(self, classes: int) -> None:
         if self.k >= classes:

@@ -20,6 +20,7 @@ from kdkit.metrics.base import (
     reduced_positions,
     require_class_outputs,
     true_classes,
+    undefined_by_class,
     unknown_labels,
 )
 from kdkit.metrics.bootstrap import Counts, Resampled, unit_counts
@@ -60,7 +61,7 @@ class CrossEntropy(WithoutThresholds):
             sums, numbers = label_losses(test)
         totals, labels = sums.T @ counts, numbers.T @ counts  # (columns, resamples)
         is_by_class = len(totals) == len(test.classes)
-        by_class = ratio(totals, labels) if is_by_class else np.full((len(test.classes), counts.shape[1]), np.nan)
+        by_class = ratio(totals, labels) if is_by_class else undefined_by_class(test, counts.shape[1])
         return Resampled(ratio(totals.sum(0), labels.sum(0)), by_class)
 
 
@@ -98,7 +99,7 @@ class Perplexity(WithoutThresholds):
             sums, tokens = (part.T[0] @ counts for part in label_losses(test))
         with np.errstate(over="ignore"):  # infinity, if a network rules out a label
             perplexities = np.exp(ratio(sums, tokens))
-        return Resampled(perplexities, np.full((len(test.classes), counts.shape[1]), np.nan))
+        return Resampled(perplexities, undefined_by_class(test, counts.shape[1]))
 
 
 def label_losses(predictions: Predictions) -> tuple[Floats, Floats]:
@@ -127,22 +128,15 @@ def position_losses(outputs: Tensor, labels: Tensor) -> Tensor:
     classes, *positions) -> (batch, classes, 2). A label of -1 does not count.
     """
     # One sample at a time: float32 logits of a whole batch of texts may be the largest tensor of a run.
+    return torch.stack([_sums(sample, truth) for sample, truth in zip(outputs, labels, strict=True)])
+
+
+def _sums(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return the sums of a sample, (classes, *positions) and (*positions) -> (1, 2), see `position_losses`."""
     if labels.ndim == outputs.ndim:
-        sums = [_binary_losses(sample.float(), truth) for sample, truth in zip(outputs, labels, strict=True)]
-    else:
-        sums = [_class_losses(sample, truth) for sample, truth in zip(outputs, labels, strict=True)]
-    return torch.stack(sums)
-
-
-def _class_losses(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Return (1, 2) of a sample, (classes, *positions) and (*positions)."""
-    rows, labels = outputs.movedim(0, -1).flatten(0, -2).float(), labels.flatten().long()
-    total = F.cross_entropy(rows, labels, ignore_index=-1, reduction="sum")
-    return torch.stack([total, (labels != -1).sum().to(total)])[None]
-
-
-def _binary_losses(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Return (classes, 2) of a sample, both (classes, *positions)."""
-    has_label = (labels >= 0).to(outputs)
-    losses = F.binary_cross_entropy_with_logits(outputs, labels.clamp(min=0).to(outputs), reduction="none")
-    return torch.stack([(losses * has_label).flatten(1).sum(1), has_label.flatten(1).sum(1)], 1)
+        outputs, has_label = outputs.float(), (labels >= 0).float()
+        losses = F.binary_cross_entropy_with_logits(outputs, labels.clamp(min=0).float(), reduction="none")
+        return torch.stack([(losses * has_label).flatten(1).sum(1), has_label.flatten(1).sum(1)], 1)
+    rows = outputs.movedim(0, -1).flatten(0, -2).float()  # (positions, classes)
+    total = F.cross_entropy(rows, labels.flatten().long(), ignore_index=-1, reduction="sum")
+    return torch.stack([total, (labels != -1).sum().float()])[None]

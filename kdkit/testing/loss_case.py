@@ -15,6 +15,11 @@ from kdkit.losses.base import BuildableLoss, BuildContext, Loss, extra_kwargs_of
 _TRAINING_SAMPLES = 12  # more than a batch holds, for losses that remember samples
 
 BOTH_SIDES = ("student", "target")
+# The end of messages about values under autocast.
+IN_HALF_PRECISION = (
+    "; under autocast, matrix products (@, einsum, cdist, linear layers) are in half precision, also of tensors after "
+    ".float(): compute them in `with torch.autocast(student.device.type, enabled=False):`"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +112,8 @@ class LossCase:
             result = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise self.error(inputs, f"returns {result}, not a scalar; reduce it")
         if not value.isfinite():
-            raise self.error(inputs, f"is {value.item()}, not a finite number")
+            hint = IN_HALF_PRECISION if autocast else ""
+            raise self.error(inputs, f"is {value.item()}, not a finite number{hint}")
         return value
 
     def backward(self, inputs: LossInputs, loss: Loss | None = None, *, autocast: torch.dtype | None = None) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.losses.base import extra_kwargs_of
-from kdkit.testing.loss_case import BOTH_SIDES, LossCase, LossInputs
+from kdkit.testing.loss_case import BOTH_SIDES, IN_HALF_PRECISION, LossCase, LossInputs
 
 _SIDES = (("student",), ("target",), BOTH_SIDES)
 _SHORT_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -35,7 +35,10 @@ def is_minimal_when_equal(case: LossCase) -> None:
         student = tuple(tensor + distance * torch.randn_like(tensor) for tensor in equal.student)
         value = case.value(replace(equal, description="", student=student))
         if not least <= value + 1e-6:  # up to rounding
-            problem = f"is {least.item()} if both sides are equal, but {value.item()} if they differ"
+            problem = (
+                f"is {least.item()} if both sides are equal, but {value.item()} if they differ; pass "
+                "least_when_equal=False if it need not be least there, as with a projector or a margin"
+            )
             raise case.error(case.inputs, problem)
 
 
@@ -128,7 +131,7 @@ def accepts_any_precision(case: LossCase) -> None:
         full = case.value(inputs.transform("", Tensor.float))
         if not torch.allclose(value.float(), full, rtol=_HALF_RTOL, atol=1e-3):
             problem = f"is {value.item()}, but {full.item()} in float32 for the same numbers; compute it in float32"
-            raise case.error(inputs, problem)
+            raise case.error(inputs, problem + IN_HALF_PRECISION)
     single = case.value(case.inputs)
     loss = case.build_loss()
     double_loss = loss.double() if isinstance(loss, nn.Module) else loss

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from kdkit.errors import ContractError
 from kdkit.losses.base import Loss
 from kdkit.testing import loss_state, loss_values
 from kdkit.testing.loss_case import LossCase, LossInputs
@@ -37,7 +38,7 @@ def check_loss(
     and (batch, channels, height, width), also of +-1e3.
     shapes: other shapes to check, without the batch: of both sides, or pairs of the student's and the target's.
     layers: the number of taps in the tuples of the student and of the target, for a loss over several layers.
-    least_when_equal: whether the value is minimal if both sides are equal, as for most losses without weights.
+    least_when_equal: whether the value is minimal if both sides are equal, as for most losses without a projector.
     task: the kind of labels for a loss that accepts them: a class per sample, or a value per label.
 
     The value is a finite scalar with a finite gradient, for one sample and missing classes too, and, in float32 and
@@ -66,8 +67,18 @@ def check_loss(
     with torch.random.fork_rng(devices=[]):
         for shape in shapes if shapes is not None else _SHAPES[on]:
             case = LossCase(make_loss, _random_inputs(shape, layers, task), task)
-            for check in checks:
-                check(case)
+            try:
+                for check in checks:
+                    check(case)
+            except ContractError as error:
+                if shapes is not None or on == "outputs" or error.__cause__ is None:
+                    raise
+                # The loss raised an error itself: perhaps it is for maps only, or for vectors.
+                others = [default for default in _SHAPES[on] if default != shape]
+                raise ContractError(
+                    f"{error}; if it does not take features of this shape, name those that it takes, without the "
+                    f"batch: check_loss(..., shapes={others})"
+                ) from error
 
 
 def _random_inputs(shape: Any, layers: tuple[int, int] | None, task: str) -> LossInputs:

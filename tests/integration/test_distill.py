@@ -16,6 +16,7 @@ from kdkit import DataError, Net, RecipeError, Training
 from kdkit.engine.distill import count_outputs
 from kdkit.errors import CheckError
 from kdkit.losses import DKD, GeneralisedJSD, PerLabelSoftTargets, SoftTargets
+from kdkit.metrics import Accuracy, CrossEntropy
 from tests.helpers.stages import Small, copied, same, samples, training
 
 
@@ -121,6 +122,14 @@ def test_a_user_defined_loss_replaces_the_default():
     data = dataset("multiclass", 24, 0), dataset("multiclass", 24, 1)
     result = kdkit.distill(net(8), net(4), *data, kd_loss=absolute, training=Training(epochs=1), device="cpu")
     assert "teacher/absolute" in result.history["student"][0]["terms"]
+
+
+def test_metrics_replace_the_default_ones_and_may_choose_the_epoch():
+    data = dataset("multiclass", 24, 0), dataset("multiclass", 24, 1)
+    options = {"training": Training(epochs=1, monitor="cross_entropy"), "device": "cpu"}
+    result = kdkit.distill(net(8), net(4), *data, metrics=(Accuracy(), CrossEntropy()), **options)
+    assert list(result.metrics["student"]) == ["accuracy", "cross_entropy"]
+    assert result.history["student"][0]["cross_entropy"] > 0
 
 
 def test_wrong_arguments_are_refused():

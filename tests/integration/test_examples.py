@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+import torch
 
 from kdkit.plugins.recipe_outline import read_outline
 from tests.helpers.command_line import ROOT, environment
@@ -32,7 +33,7 @@ SLOW = {"timm_digits", "lrhnet_pmlkd", "ptbxl"}
 
 
 # No recipes, but programs, with the least accuracy of the student that they print.
-SCRIPTS = {"own_loop": 0.85, "lightning_loop": 0.85, "hf_trainer": 0.9}
+SCRIPTS = {"own_loop": 0.85, "lightning_loop": 0.85, "hf_trainer": 0.9, "on_policy": 0.7}
 
 
 def test_every_example_has_tiny_settings():
@@ -52,6 +53,28 @@ def test_a_loop_of_a_user_or_a_framework_distils_most_of_the_teacher(name, least
     accuracies = {words[0]: float(words[-1]) for words in printed if words and words[0] in ("teacher", "student")}
     assert accuracies["teacher"] > least
     assert accuracies["student"] > least
+
+
+def test_a_student_learns_from_texts_that_it_writes(monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import on_policy
+
+    torch.manual_seed(0)
+    texts = on_policy.texts(32, seed=0)
+    assert torch.equal(texts[:, -on_policy.LENGTH :], texts[:, : on_policy.LENGTH].sort(1).values)
+    teacher = on_policy.train_teacher(texts, epochs=1)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    written = on_policy.complete(teacher, texts[:, : on_policy.PROMPT], sample=True)
+    assert torch.equal(written[:, : on_policy.PROMPT], texts[:, : on_policy.PROMPT])
+    assert not torch.equal(written, texts)
+    # From the same weights, other texts lead to other weights, and the teacher stays as it is.
+    students = []
+    for lmbda in (0.0, 1.0):
+        torch.manual_seed(1)
+        students.append(on_policy.distil(teacher, texts, lmbda=lmbda, epochs=1).lm_head.weight)
+    assert (students[0] - students[1]).abs().max() > 1e-5
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in TINY])

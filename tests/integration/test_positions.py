@@ -844,6 +844,7 @@ from torch import distributed, nn
 from kdkit import Net, TorchData
 from kdkit.data.device_data import DeviceData
 from kdkit.engine.predict import Predictor
+from kdkit.metrics import TopKAccuracy
 
 
 class Images(torch.utils.data.Dataset):
@@ -860,9 +861,10 @@ number, folder = int(sys.argv[1]), sys.argv[2]
 distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
 data = TorchData(Images(), Images(), classes=["sky", "road", "car"])
 device_data = DeviceData(torch.device("cpu"), share=0.25, draws=1, passes=1)
-predictor = Predictor(data, device_data, contextlib.nullcontext)
+predictor = Predictor(data, device_data, contextlib.nullcontext, [TopKAccuracy(1)])
 predictions = predictor.predict(Net("net", nn.Identity()), data.validation, batch_size=4)
-torch.save((torch.tensor(predictions.labels), torch.tensor(predictions.outputs)), f"{folder}/{number}.pt")
+arrays = (predictions.labels, predictions.outputs, predictions.reduced["top_1_accuracy"])
+torch.save([torch.tensor(array) for array in arrays], f"{folder}/{number}.pt")
 distributed.destroy_process_group()
 """
 
@@ -870,10 +872,11 @@ distributed.destroy_process_group()
 def test_processes_may_predict_images_of_different_sizes(tmp_path):
     in_two_processes(RANK, tmp_path)
     for number in range(2):
-        labels, outputs = torch.load(tmp_path / f"{number}.pt")
+        labels, outputs, reduced = torch.load(tmp_path / f"{number}.pt")
         assert labels.shape == outputs.shape == (8, 6, 6)
         assert (labels >= 0).sum((1, 2)).tolist() == [16] * 4 + [36] * 4
         assert torch.equal(labels[labels >= 0], outputs[labels >= 0])
+        assert reduced.tolist() == [[16, 16]] * 4 + [[36, 36]] * 4  # hits and labels of each image, of both processes
 
 
 # Maps of numbers

@@ -111,9 +111,9 @@ def _check_stage(
     peak: int | None = None
     estimate: StageEstimate | None = None
     try:
-        batch = transformed(recipe.data, untransformed)
-        for net in nets_of([stage]):
+        for net in nets_of([stage]):  # before the batch_transform, in which a student may write texts
             net.move_to(device)
+        batch = transformed(recipe.data, untransformed)
         with OpenStage(stage, context, device) as open_stage:
             report = dry_run(open_stage, batch, precision, update=True)
             peak = memory.peak(device)

@@ -143,8 +143,10 @@ class _RecipeChecks:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # random outputs may be degenerate, real ones need not be
-                    predictions = self._random_predictions(metric, classes)
-                    metric.fit(predictions).compute(predictions)
+                    # Intervals of a vocabulary of classes would take a gigabyte.
+                    tried = without_interval(metric) if self.context.position_dims else metric
+                    predictions = self._random_predictions(tried, classes)
+                    tried.fit(predictions).compute(predictions)
             except Exception as error:  # a user-defined metric may raise anything
                 reason = str(error) if isinstance(error, KdkitError) else f"{type(error).__name__}: {error}"
                 yield f"metric {metric.name!r} does not fit this data ({self.recipe.data.task}): {reason}"
@@ -162,9 +164,8 @@ class _RecipeChecks:
         decisions = logits.argmax(1) if is_multiclass else logits >= 0
         labels = random.integers(0, len(classes) if is_multiclass else 2, decisions.shape)
         reduced: dict[str, NDArray[Any]] = {}
-        reducing = without_interval(metric)
-        if isinstance(reducing, PositionReducing):
-            reduced[metric.name] = reducing.reduce_positions(torch.from_numpy(logits), torch.from_numpy(labels)).numpy()
+        if isinstance(metric, PositionReducing):
+            reduced[metric.name] = metric.reduce_positions(torch.from_numpy(logits), torch.from_numpy(labels)).numpy()
         return Predictions(labels=labels, outputs=decisions, classes=classes, per_position=True, reduced=reduced)
 
     def _epochs_without_end(self) -> Iterator[str]:

@@ -732,3 +732,19 @@ def test_a_check_takes_a_function_that_returns_a_recipe_as_a_run_does():
         RecipeError, match=r"check takes a kdkit.Recipe, or a function .*; got a str; to check a recipe file"
     ):
         check("recipe.py")
+
+
+def test_a_batch_transform_gets_batches_on_the_device_of_the_student(monkeypatch):
+    student, moved = tiny_net("student"), []
+    move_to = Net.move_to
+    monkeypatch.setattr(Net, "move_to", lambda net, device: (moved.append(net.name), move_to(net, device))[1])
+
+    def written_by_student(inputs, labels):
+        assert moved  # its weights are on the device by now, so it may compute the batch
+        with torch.no_grad():
+            student.module(inputs)
+        return inputs, labels
+
+    split = samples(rows=8)
+    data = TorchData(split, split, classes=("a", "b", "c"), batch_transform=written_by_student)
+    assert check(Recipe(data=data, schedule=[Stage({student: plain_goal()}, TRAINING)])).problems == ()

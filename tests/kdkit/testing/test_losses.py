@@ -458,3 +458,33 @@ def test_deeper_layers_have_more_channels_and_fewer_positions():
 
     check_loss(lambda: listing, layers=(3, 3), shapes=[(2, 6, 5)])
     assert shapes[0] == [(2, 6, 5), (3, 3, 2), (4, 1, 1)]
+
+
+def of_maps(student, target):
+    """Squared error of the mean over positions, for maps of one dimension or more."""
+    if student.ndim < 3:
+        raise IndexError("no positions")
+    return F.mse_loss(student.flatten(2).float().mean(2), target.flatten(2).float().mean(2))
+
+
+def multiplied(student, target):
+    student, target = student.float(), target.float()
+    return F.mse_loss(student @ student.mT, target @ target.mT)
+
+
+def test_a_loss_on_maps_alone_is_reported_with_the_shapes_to_name():
+    with pytest.raises(ContractError, match=r"name those that it takes, .* shapes=\[\(5, 6\), \(5, 4, 3\)\]\)"):
+        check_loss(lambda: of_maps, on="features")
+    check_loss(lambda: of_maps, on="features", shapes=[(5, 6), (5, 4, 3)])
+
+
+def test_a_minimum_elsewhere_is_reported_with_the_option():
+    with pytest.raises(ContractError, match="pass least_when_equal=False if it need not be least there"):
+        check_loss(WithProjection, on="features")
+
+
+def test_a_product_that_autocast_computes_in_fp16_is_reported_with_the_remedy():
+    with pytest.raises(
+        ContractError, match=r"also of tensors after \.float\(\): compute them in `with torch\.autocast"
+    ):
+        check_loss(lambda: multiplied)
