@@ -1,6 +1,6 @@
 """Run an open stage once on a tiny batch: shapes become known, losses are built, and most mistakes show."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -105,8 +105,10 @@ class _DryRun:
         self.module.train()
         self.module.open_taps.clear()
         modules = {teacher.name: getattr(teacher, "module", None) for teacher in teachers}
+        of_teachers = {id(buffer) for module in modules.values() for buffer in _buffers_of(module)}
+        buffers = {id(buffer): buffer.clone() for buffer in self.module.nets.buffers() if id(buffer) in of_teachers}
         self.problems += self.module.build_losses(self.batch, complete, self.context, modules)
-        self._check_frozen(modules)
+        self._check_frozen(modules, buffers)
         self._check_averages()
         if not self.problems:
             self._check_terms(complete)
@@ -258,8 +260,11 @@ class _DryRun:
                     "labels.argmax(1), and no batch_transform that mixes them"
                 )
 
-    def _check_frozen(self, teachers: Mapping[str, Any]) -> None:
-        """Check that no student and no loss shares parameters with a teacher that would be trained, or moved."""
+    def _check_frozen(self, teachers: Mapping[str, Any], buffers: Mapping[int, Tensor]) -> None:
+        """Check that nothing of a teacher would be trained with a student or a loss that shares it, or moved.
+
+        buffers: copies of those that are shared from before a forward pass in training mode, by their ids.
+        """
         parameters = {id(parameter): parameter.requires_grad for parameter in self.module.parameters()}
         elsewhere = {net.name for net in self.stage.teachers if isinstance(net, Net) and net.device is not None}
         for name, teacher in teachers.items():
@@ -275,6 +280,11 @@ class _DryRun:
                     f"net {name!r} teaches, but a student or a loss shares parameters with it, which would be trained; "
                     "give it a copy (copy.deepcopy), or freeze those parameters with requires_grad_(False)"
                 )
+            elif any(not torch.equal(buffer, buffers.get(id(buffer), buffer)) for buffer in _buffers_of(teacher)):
+                self.problems.append(
+                    f"net {name!r} teaches, but a student shares buffers with it that change in training, such as the "
+                    "statistics of a batch norm; give it a copy (copy.deepcopy)"
+                )
 
     def _check_averages(self) -> None:
         """Check that networks can be copied for their averages, after a pass in which they may have stored tensors."""
@@ -289,7 +299,8 @@ class _DryRun:
         outputs = self.module.run_students(self.batch, teacher_outputs)
         for term in self.module.terms:
             try:
-                inputs = self.module.gather_inputs(term, self.batch, outputs)
+                # As if the teacher had an output for each sample, which a Past has later.
+                inputs = self.module.gather_inputs(term, self.batch, outputs, fill=True)
                 with watch_projectors(term.loss) as projectors:
                     problem = term_problem(term, inputs, self.module.loss_kwargs(term, inputs))
             except RecipeError as error:
@@ -298,7 +309,7 @@ class _DryRun:
             if problem is not None:
                 self.problems.append(f"term {term.label!r}: {problem}")
             # In the plan, readers expect the shapes of the outputs, not those of rows of positions.
-            whole = inputs if term.rows is None else self.module.whole_inputs(term, self.batch, outputs)
+            whole = inputs if term.rows is None else self.module.whole_inputs(term, self.batch, outputs, fill=True)
             self.report.terms.append(summarize(term, whole, self.open_taps, projectors.values()))
 
 
@@ -316,6 +327,10 @@ def _describe_failure(teacher: Teacher, batch: Batch, error: Exception) -> str:
         f"net {teacher.name!r} fails for its inputs ({inputs}): {reason}{line_of_user_code(error)}"
         f"{input_advice(teacher, tensors, error)}"
     )
+
+
+def _buffers_of(teacher: object) -> Iterable[Tensor]:
+    return teacher.buffers() if isinstance(teacher, nn.Module) else ()
 
 
 def _batch_shape(shape: Sequence[int]) -> str:
