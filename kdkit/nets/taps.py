@@ -318,7 +318,7 @@ class OpenTaps:
 
     def close(self) -> None:
         """Remove all hooks and drop the captured tensors."""
-        for remove_hook in reversed(self._remove_hooks):  # AttentionTaps on one layer restore what they found
+        for remove_hook in reversed(self._remove_hooks):  # user-defined taps may restore what they found
             remove_hook()
         self._remove_hooks = []
         self.clear()
