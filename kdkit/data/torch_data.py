@@ -1,7 +1,7 @@
 """The data of an experiment from any torch Dataset or DataLoader that yields `(inputs, labels)`."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 

@@ -40,7 +40,7 @@ class CapturedStep(TrainingStep):
     In the graph are the networks, frozen teachers that are run at every step, the losses, their gradients, and the
     optimizer if its options do not change from step to step. Other teachers, also those on another device,
     learning-rate schedules, gradient scalers and averages run eagerly. So do the first steps of a stage, and batches of
-    other shapes, such as the last one.
+    other shapes, such as the last one, or with samples that a teacher has no output for.
     """
 
     def __init__(
@@ -81,10 +81,15 @@ class CapturedStep(TrainingStep):
         if self._refused or (stats is not None and stats.due(self.state.updates)):
             return super().__call__(batch, part)
         outputs = self.teacher_outputs(batch, self._outside)
-        if self._inputs is None:
+        # Terms are computed on the samples that have a teacher output, whose number no graph may depend on. A Past has
+        # them for all after the first epoch.
+        has_mask = any(output.mask is not None for output in outputs.values())
+        if self._inputs is None and not has_mask:
             self._inputs = _StaticInputs.like(batch, outputs)
         inputs = self._inputs
-        if inputs is not None and inputs.fill(batch, outputs):
+        if has_mask:
+            losses = self._run_eagerly(batch, outputs, part)
+        elif inputs is not None and inputs.fill(batch, outputs):
             losses = self._train(inputs, part)
         else:
             losses = self._run_eagerly(batch, outputs, part)

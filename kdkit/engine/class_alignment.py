@@ -18,6 +18,7 @@ class TermInputs(NamedTuple):
 
     teacher_outputs: the output of every matched teacher. weights: of the samples, (batch,), if they have any.
     batch_inputs: of all samples of the batch, also of those whose rows are left out.
+    share: of the samples of the batch that have a teacher output; only these are in the inputs.
     """
 
     student: TensorOrTuple
@@ -27,6 +28,7 @@ class TermInputs(NamedTuple):
     teacher_outputs: tuple[Tensor, ...]
     weights: Tensor | None = None
     batch_inputs: Any = None
+    share: float = 1.0
 
     def target_or_labels(self) -> TensorOrTuple:
         """Return the second argument of the loss."""

@@ -2,7 +2,7 @@
 
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from operator import add
 from typing import Any, NamedTuple, Self
@@ -25,6 +25,9 @@ from kdkit.recipe.objective import Objective, Term
 from kdkit.recipe.recipe import Stage
 from kdkit.recipe.training import Training
 from kdkit.teachers.base import observers
+from kdkit.teachers.ema import Ema
+from kdkit.teachers.past import Past
+from kdkit.teachers.peer import Peer
 from kdkit.utils.modules import plain_state
 from kdkit.utils.reprs import describe_array, describe_names
 
@@ -113,7 +116,7 @@ class Distiller(nn.Module):
             ignored_labels=ignored_labels(ignore_index, len(classes), task, has_positions=self._per_position),
         )
         stage = Stage({student: objective}, Training(epochs=1, batch_size=max(2, len(rows))))
-        problems = [*stage_problems(stage, context)]
+        problems = [*_teacher_problems(stage, student)] or [*stage_problems(stage, context)]
         if problems:
             raise CheckError(problems)
         for teacher in stage.teachers:
@@ -127,7 +130,9 @@ class Distiller(nn.Module):
         for notice in filter(None, (*report.notices, copied_labels_notice(stage, batch, context, has_metrics=False))):
             warnings.warn(notice, stacklevel=2)
         self.module = self._open_stage.module
+        self.module.train()  # as the Distiller is: a student of from_pretrained comes in eval mode
         self._weights, self._progress = self.module.weights(0.0), 0.0
+        self._follows_progress = [term.label for term in self.module.terms if term.follows_progress]
         self._observers = observers(self._open_stage.sessions.values())
         # Also called when the Distiller is deleted, and when Python exits, before torch's modules are torn down.
         self._close = weakref.finalize(self, self._open_stage.close)
@@ -138,24 +143,35 @@ class Distiller(nn.Module):
         labels: Tensor,
         *,
         ids: Tensor | None = None,
-        progress: float = 0.0,
+        progress: float | None = None,
         sample_weights: Tensor | None = None,
     ) -> DistillerOutput:
         """Run teachers and student on a batch, which is on their device.
 
         ids: of the samples, (batch,) int64, below `samples`; only losses with a memory need them. progress: the share
-        of training that is done, in [0, 1], for ramps. sample_weights: (batch,), for losses that use them.
+        of training that is done, in [0, 1]; ramps and losses that change during the training need it in training mode.
+        sample_weights: (batch,), for losses that use them. Raises RecipeError if `progress` is missing or outside.
         """
+        if self.student.module.training is not self.training:  # such as after student.eval() to validate it
+            self.module.train(self.training)
         batch = Batch(inputs, as_targets(labels, per_position=self._per_position), ids, weights=sample_weights)
         module = self._open_stage.module  # a plain attribute, unlike those of an nn.Module
-        if progress != self._progress:
+        if progress is None:
+            if self._follows_progress and self.training:
+                raise RecipeError(
+                    f"term {self._follows_progress[0]!r} changes during the training; pass the share of it that is "
+                    "done, from 0 to 1: distiller(inputs, labels, progress=step / steps)"
+                )
+        elif progress != self._progress:
+            if not 0 <= progress <= 1:
+                raise RecipeError(f"progress is the share of training that is done, from 0 to 1; got {progress}")
             module.progress.fill_(progress)
             self._weights, self._progress = module.weights(progress), progress
         outputs = module.run_students(batch, self._open_stage.teachers(batch))
         student = outputs[self.student.name].output
         terms = {term.label: module.term_loss(term, batch, outputs) for term in module.terms}
         loss = reduce(add, [terms[label] * weight for label, weight in self._weights.items()])
-        for session in self._observers:
+        for session in self._observers if self.training else ():
             session.observe(batch, {self.student.name: student.detach()})
         return DistillerOutput(loss, {label: term.detach() for label, term in terms.items()}, student)
 
@@ -187,11 +203,32 @@ class Distiller(nn.Module):
         return as_targets(labels, per_position=self._per_position)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Move or convert the teachers as the student, except for those that accelerate spread over devices."""
-        for teacher in self._open_stage.stage.teachers:
-            if isinstance(teacher, Net) and isinstance(teacher.module, nn.Module) and not teacher.is_spread:
-                teacher.module._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                if teacher.device is not None:
-                    teacher.module.to(teacher.device)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # as above
+        """Move or convert the teachers as the student."""
+        for session in self._open_stage.sessions.values():
+            session.apply(fn)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy, which has copies of the teachers, and is closed by itself."""
+        return {name: value for name, value in vars(self).items() if name != "_close"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._close = weakref.finalize(self, self._open_stage.close)
+
+
+def _teacher_problems(stage: Stage, student: Net[Any]) -> Iterator[str]:
+    """Yield the problems of teachers that a Distiller alone has, which trains one network in one stage."""
+    for teacher in stage.teachers:
+        if isinstance(teacher, Net) and not teacher.trained and teacher is not student:
+            yield (
+                f"net {teacher.name!r} teaches, but it is not trained; pass Net(..., weights=FILE), or trained=True if "
+                "its module is trained already, or at the same time by another loop"
+            )
+    for match in stage.matches:
+        if isinstance(match.teacher, Ema | Past | Peer) and match.teacher.net is not student:
+            yield (
+                f"{match.teacher.name!r} needs a net that this Distiller trains, which is {student.name!r} alone; "
+                "match the net itself, Net(..., trained=True), also if another loop or Distiller trains it"
+            )

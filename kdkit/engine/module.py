@@ -7,12 +7,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from kdkit.data.batch import Batch
+from kdkit.data.batch import Batch, map_tensors
 from kdkit.data.dataset import Task
-from kdkit.engine.class_alignment import TermInputs
+from kdkit.engine.class_alignment import TermInputs, map_sides
 from kdkit.engine.terms import BoundTerm, bind_term
 from kdkit.errors import RecipeError
-from kdkit.losses.base import BuildContext, accepts_no_rows
+from kdkit.losses.base import BuildContext, accepts_no_rows, fills_missing
 from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.nets.recompute import Recomputation
 from kdkit.nets.taps import OpenTaps, TapLike
@@ -95,24 +95,31 @@ class DistillationModule(nn.Module):
             return term.loss(term.student.resolve(outputs), target)
         return self.apply_loss(term, self.gather_inputs(term, batch, outputs))
 
-    def gather_inputs(self, term: BoundTerm, batch: Batch, outputs: TeacherOutputs) -> TermInputs:
-        """Return the inputs of a term's loss, as rows that have a label, and reduced to the classes its sides share."""
-        inputs = term.merge_ignored_labels(self.whole_inputs(term, batch, outputs))
+    def gather_inputs(
+        self, term: BoundTerm, batch: Batch, outputs: TeacherOutputs, *, fill: bool = False
+    ) -> TermInputs:
+        """Return the inputs of a term's loss, as rows that have a label, and reduced to the classes its sides share.
+
+        Samples that the teacher has no output for are left out, unless the loss takes them, or `fill` is set.
+        """
+        inputs = self.whole_inputs(term, batch, outputs, fill=fill)
+        if not inputs.share:
+            return inputs
+        inputs = term.merge_ignored_labels(inputs)
         if term.rows is not None:
             inputs = term.rows(inputs)
         return inputs if term.alignment is None else term.alignment(inputs)
 
-    def whole_inputs(self, term: BoundTerm, batch: Batch, outputs: TeacherOutputs) -> TermInputs:
-        """Return the inputs of a term before rows and classes are selected.
-
-        Samples the teacher has no output for use the student's own detached output, so they contribute no gradient.
-        """
+    def whole_inputs(self, term: BoundTerm, batch: Batch, outputs: TeacherOutputs, *, fill: bool = False) -> TermInputs:
+        """Return the inputs of a term before rows of labels and classes are selected."""
         student_output = outputs[term.student_net.name].output
-        incomplete = [name for name in term.teachers if outputs[name].mask is not None]
-        if incomplete:
-            outputs = {**outputs, **{name: _fill(name, outputs[name], student_output) for name in incomplete}}
+        # Several teachers of a term are Nets, which have an output for each sample.
+        mask = outputs[term.teachers[0]].mask if term.teachers else None
+        if mask is not None and (fill or fills_missing(term.loss)):
+            (name,) = term.teachers
+            outputs, mask = {**outputs, name: _fill(name, outputs[name], student_output)}, None
         passes_outputs = "teacher_outputs" in term.extra_kwargs
-        return TermInputs(
+        inputs = TermInputs(
             student=term.student.resolve(outputs),
             target=None if term.target is None else term.target.resolve(outputs),
             labels=batch.labels,
@@ -121,19 +128,20 @@ class DistillationModule(nn.Module):
             weights=batch.weights,
             batch_inputs=batch.inputs,
         )
+        return inputs if mask is None else _rows_with_output(inputs, mask)
 
     def apply_loss(self, term: BoundTerm, inputs: TermInputs) -> Tensor:
         """Return the unweighted value of one term from its inputs."""
-        if term.alignment is not None or term.rows is not None:
+        if term.alignment is not None or term.rows is not None or inputs.share < 1:
             student = as_tuple(inputs.student)[0]
-            # No row of the batch has a label or a shared class.
+            # No row of the batch has a label, a shared class or a teacher output.
             if not len(student) and not accepts_no_rows(term.loss):
                 return student.sum() * 0.0
         value = term.loss(inputs.student, inputs.target_or_labels(), **self.loss_kwargs(term, inputs))
         if term.ignore_index is not None:
             # The mean over no label is 0 / 0 in torch. A branch instead would wait for the device.
             value = torch.where((inputs.labels == term.ignore_index).all(), 0.0, value)
-        return value
+        return value if inputs.share == 1 else value * inputs.share
 
     def loss_kwargs(self, term: BoundTerm, inputs: TermInputs) -> dict[str, Any]:
         """Return the extra keyword arguments of a term's loss."""
@@ -175,7 +183,7 @@ class DistillationModule(nn.Module):
             build = getattr(term.loss, "build", None)
             if build is None:
                 continue
-            inputs = self.gather_inputs(term, batch, outputs)
+            inputs = self.gather_inputs(term, batch, outputs, fill=True)
             modules = tuple(teachers.get(name) for name in term.teachers)
             teacher = modules if len(modules) > 1 else next(iter(modules), None)
             tapped = tuple(tap.module for tap in taps_of(getattr(term.weighted.term, "target", None)))
@@ -204,6 +212,28 @@ def _student_taps(stage: Stage) -> Iterator[TapLike]:
             yield from taps_of(term.target)
 
 
+def _rows_with_output(inputs: TermInputs, mask: Tensor) -> TermInputs:
+    """Return the samples that the teacher has an output for, and their share of the batch.
+
+    A loss of all samples instead would also learn from the target that the others are given, or compare samples to it.
+    """
+    rows = mask.nonzero().squeeze(1).to(inputs.labels.device, non_blocking=True)
+    if len(rows) == len(mask):
+        return inputs
+
+    def select(tensor: Tensor) -> Tensor:
+        return tensor.index_select(0, rows)
+
+    inputs = inputs._replace(
+        labels=select(inputs.labels),
+        ids=None if inputs.ids is None else select(inputs.ids),
+        weights=None if inputs.weights is None else select(inputs.weights),
+        batch_inputs=map_tensors(inputs.batch_inputs, select),
+        share=len(rows) / len(mask),
+    )
+    return map_sides(inputs, select)
+
+
 def _fill(name: str, teacher: TeacherOutput, student_output: Tensor) -> TeacherOutput:
     """Replace the rows a teacher has no output for by the student's own output."""
     if teacher.mask is None:
@@ -213,7 +243,7 @@ def _fill(name: str, teacher: TeacherOutput, student_output: Tensor) -> TeacherO
             f"{name!r} has no output for some samples, which are filled in from the student, so its outputs must have "
             f"the shape {tuple(student_output.shape)}; got {tuple(teacher.output.shape)}"
         )
-    mask = teacher.mask.view(-1, *(1 for _ in student_output.shape[1:]))  # (batch, 1, ...)
+    mask = teacher.mask.to(student_output.device).view(-1, *(1 for _ in student_output.shape[1:]))  # (batch, 1, ...)
     output = torch.where(mask, teacher.output.to(student_output.dtype), student_output.detach())
     return TeacherOutput(output, teacher.features)
 

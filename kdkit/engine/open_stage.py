@@ -54,7 +54,7 @@ class OpenStage:
         module = getattr(self, "module", None)  # None if a teacher could not be opened
         if module is not None:
             module.close()
-        # In reverse, since teachers may share a module or a config, and each restores the state that it was opened in.
+        # In reverse, since user-defined teachers may share a module, and each restores the state that it was opened in.
         for session in reversed(self.sessions.values()):
             session.close()
 

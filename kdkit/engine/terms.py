@@ -18,6 +18,7 @@ from kdkit.nets.taps import TapLike
 from kdkit.recipe.objective import Match, Taps, Weighted, taps_of
 from kdkit.recipe.recipe import Stage, teachers_of
 from kdkit.teachers.base import Teacher, TeacherOutput, TeacherOutputs
+from kdkit.teachers.ema import Ema
 from kdkit.teachers.ensemble import Teachers
 from kdkit.teachers.peer import Peer
 
@@ -54,8 +55,8 @@ class BoundTerm:
     target: None if the labels are the target. teachers: the names of the matched networks. extra_kwargs: the keyword
     arguments of the loss, such as "labels". rows: how the inputs become rows that have a label, None if they need not.
     alignment: None if both sides have the same classes.
-    direct: the loss takes both sides as they are: it has no extra arguments, no outputs have to be filled in, no rows
-    to be selected, and no classes to be aligned.
+    direct: the loss takes both sides as they are: it has no extra arguments, no sample may lack a target, no rows
+    have to be selected, and no classes to be aligned.
     ignore_index: the label that a loss on the labels leaves out, if the data has such labels; None otherwise.
     ignored: all labels of the data that mean "no label"; they are replaced by `ignore_index` before the loss is called.
     """
@@ -73,6 +74,11 @@ class BoundTerm:
     direct: bool
     ignore_index: int | None
     ignored: tuple[int, ...]
+
+    @property
+    def follows_progress(self) -> bool:
+        """Whether its weight or its loss changes with the progress of the stage."""
+        return "progress" in self.extra_kwargs or any(callable(factor) for factor in self.weighted.factors)
 
     def merge_ignored_labels(self, inputs: TermInputs) -> TermInputs:
         """Return the inputs with one label for "no label", since a loss leaves out only one."""
@@ -125,8 +131,8 @@ class _TermBinding:
         if not allows_any_classes(self.loss):
             alignment = self._alignment(student, target, takes_rows=rows is not None)
         ignore_index = self._ignore_index() if rows is None else None
-        # A Net and a Peer have an output for every sample; other teachers may leave some out.
-        complete = all(isinstance(member, Net | Peer) for member in self.members)
+        # These have an output for every sample; other teachers may leave some out.
+        complete = all(isinstance(member, Net | Peer | Ema) for member in self.members)
         return BoundTerm(
             label=label if len(self.stage.objectives) == 1 else f"{self.net.name}: {label}",
             weighted=self.weighted,

@@ -57,6 +57,8 @@ class LossAttributes(Protocol):
     any_classes: whether the outputs of both sides may have different classes, which are then not aligned by name.
     accepts_no_rows: whether the loss is called even if no row of the batch has a label. A loss that communicates
     between ranks has to be, since the others would wait for a rank that does not call it.
+    fills_missing: whether the loss gets also the samples that the teacher has no output for, such as all samples of a
+    `Past` in the first epoch, with the student's own detached output as their target. Otherwise they are left out.
     """
 
     extra_kwargs: Collection[str] | None = None
@@ -65,6 +67,7 @@ class LossAttributes(Protocol):
     per_position: bool = False
     any_classes: bool = False
     accepts_no_rows: bool = False
+    fills_missing: bool = False
 
 
 @runtime_checkable
@@ -134,6 +137,11 @@ def allows_any_classes(loss: Loss) -> bool:
 def accepts_no_rows(loss: Loss) -> bool:
     """Return whether a loss is called for a batch without rows, by its attribute `accepts_no_rows`."""
     return bool(getattr(loss, "accepts_no_rows", LossAttributes.accepts_no_rows))
+
+
+def fills_missing(loss: Loss) -> bool:
+    """Return whether a loss gets samples without a teacher output, by its attribute `fills_missing`."""
+    return bool(getattr(loss, "fills_missing", LossAttributes.fills_missing))
 
 
 def _extra_parameters(loss: Loss) -> dict[str, inspect.Parameter]:

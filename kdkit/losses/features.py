@@ -44,8 +44,17 @@ class ProjectedLoss(nn.Module):
         self.kind = kind
         self.projector: nn.Module = nn.Identity()
 
-    def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: nn.Module | None) -> None:
-        """Create the projector for these shapes. Raises RecipeError if it cannot map one to the other."""
+    def build(
+        self,
+        student: Shapes,
+        target: Shapes,
+        context: BuildContext | None = None,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        """Create the projector for these shapes. Raises RecipeError if it cannot map one to the other.
+
+        context and teacher are not needed: a loop of the user calls `hint.build((student.shape,), (target.shape,))`.
+        """
         student_shape, target_shape = single_tap_shape(student, self), single_tap_shape(target, self)
         if needs_projector(student_shape, target_shape, self.projector_mode, self):
             self.projector = make_projector(self.kind, student_shape, target_shape)
@@ -57,10 +66,19 @@ class ProjectedLoss(nn.Module):
         return self.compare(self.project(student, target), target)
 
     def project(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the student's features in the shape of the target's, whose positions may differ between batches."""
+        """Return the student's features in the shape of the target's, whose positions may differ between batches.
+
+        Raises RecipeError if they need a projector, and `build` was not called.
+        """
         positions = tuple(target.shape[2:])
         if not isinstance(self.projector, nn.Identity):
             student = self.projector(student, positions)
+        elif student.ndim != target.ndim or student.shape[1] != target.shape[1]:
+            name = type(self).__name__
+            raise RecipeError(
+                f"{name} compares features of one shape; got {tuple(student.shape)} and {tuple(target.shape)}: create "
+                "its projector before the optimizer, by loss.build((student.shape,), (target.shape,))"
+            )
         return student if student.ndim != target.ndim else resize(student, positions)
 
     def compare(self, student: Tensor, target: Tensor) -> Tensor:

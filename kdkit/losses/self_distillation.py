@@ -40,6 +40,7 @@ class PSKD:
     past: PastForm = "logits"
 
     per_position = True
+    fills_missing = True  # the labels count for samples without a past, too
     requires = frozenset({"hard_labels"})
 
     def __post_init__(self) -> None:
@@ -73,6 +74,7 @@ class PerLabelPSKD:
     past: PastForm = "logits"
 
     per_position = True
+    fills_missing = True
 
     def __post_init__(self) -> None:
         _validate(self)

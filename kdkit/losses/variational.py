@@ -47,7 +47,13 @@ class VID(nn.Module):
         self.mean: nn.Module = nn.Identity()
         self.scale = nn.Parameter(torch.empty(0))
 
-    def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: nn.Module | None) -> None:
+    def build(
+        self,
+        student: Shapes,
+        target: Shapes,
+        context: BuildContext | None = None,
+        teacher: nn.Module | None = None,
+    ) -> None:
         """Create the network for the mean and the variances. Raises RecipeError if the shapes do not fit."""
         student_shape, target_shape = single_tap_shape(student, self), single_tap_shape(target, self)
         # meta tensors have no data: this only checks that positions can be matched
@@ -104,9 +110,15 @@ class MGD(ProjectedLoss):
         self.alpha, self.mask, self.masked, self.reduction = alpha, mask, masked, reduction
         self.generator: nn.Module = nn.Identity()
 
-    def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: nn.Module | None) -> None:
+    def build(
+        self,
+        student: Shapes,
+        target: Shapes,
+        context: BuildContext | None = None,
+        teacher: nn.Module | None = None,
+    ) -> None:
         """Create the projector and the generator. Raises RecipeError if the shapes do not fit."""
-        super().build(student, target, context, teacher)
+        super().build(student, target)
         _batch, channels, *positions = single_tap_shape(target, self)
         if self.mask == "position" and not positions:
             raise RecipeError("MGD(mask='position') needs positions to mask; mask channels, or tap an earlier layer")

@@ -14,6 +14,7 @@ from kdkit.errors import RecipeError, did_you_mean, first_line
 from kdkit.nets.views import Element, Inputs, View, default_element, pick_tensor
 from kdkit.nets.weights import load_weights
 from kdkit.utils.devices import find_device
+from kdkit.utils.modules import uncompiled
 from kdkit.utils.validation import validate_name
 
 M = TypeVar("M", bound=Callable[..., Any], covariant=True)
@@ -159,11 +160,13 @@ class Net(Generic[M]):
         """Return the outputs, note which element they are, and restore the inputs if the network changes them in place.
 
         A network that does, as a normalisation may, gets copies from then on, since other networks get the same batch.
+        Compiled code is not run: taps see in this pass what the network does.
         """
         before = [(tensor, tensor._version, tensor.clone()) for tensor in nested_tensors(batch.inputs)]
         try:
             self._notes_element = self.element is None
-            return self(batch)
+            with uncompiled():
+                return self(batch)
         finally:
             self._notes_element = False
             for tensor, version, values in before:

@@ -1,7 +1,7 @@
 """Recompute the activations of submodules in the backward pass, instead of keeping them until then."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,52 +14,73 @@ class Recomputation:
     """Recomputes the activations of modules in each backward pass, until `close` (Chen et al. 2016).
 
     Losses, gradients, buffers and random states are those of a run without it. It replaces the `forward` of the objects
-    alone, so hooks and the keys of state dicts stay. A copy that is made meanwhile would run the original module.
+    alone, so hooks and the keys of state dicts stay. Several may be open for a module; the last `close` restores it.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        # A forward that user code has set on the object is restored; usually there is none.
-        self._forwards = {module: vars(module).get("forward") for module in modules}
+        self._forwards: dict[nn.Module, _RecomputedForward] = {}
         self._ran: set[nn.Module] = set()
-        for module in self._forwards:
-            module.forward = self._recomputed(module)
+        for module in modules:
+            forward = vars(module).get("forward")
+            if not isinstance(forward, _RecomputedForward):
+                forward = _RecomputedForward(module)
+                module.forward = forward
+            forward.users.append(self)
+            self._forwards[module] = forward
 
     def unused(self) -> list[nn.Module]:
         """Return the modules that never ran with gradients."""
         return [module for module in self._forwards if module not in self._ran]
 
+    def note_run(self, module: nn.Module) -> None:
+        """Note that a module ran with gradients."""
+        self._ran.add(module)
+
     def close(self) -> None:
-        """Restore the `forward` of each module."""
-        for module, forward in self._forwards.items():
-            del module.forward
-            if forward is not None:
-                module.forward = forward
+        """Restore the `forward` of each module, unless another recomputation of it is open."""
+        for forward in self._forwards.values():
+            forward.users.remove(self)
+            if not forward.users:
+                forward.restore()
         self._forwards = {}
 
-    def _recomputed(self, module: nn.Module) -> Callable[..., Any]:
-        forward = module.forward
 
-        @functools.wraps(forward)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            if not torch.is_grad_enabled():
-                return forward(*args, **kwargs)
-            buffers: list[_Buffers] = []  # empty until the first pass
+class _RecomputedForward:
+    """The `forward` of a module that recomputes its activations."""
 
-            def run_pass(*values: Any) -> Any:
-                keywords = dict(zip(kwargs, values[len(args) :], strict=True))
-                if torch.compiler.is_compiling():  # compiled code changes no buffer twice
-                    return forward(*values[: len(args)], **keywords)
-                if buffers:
-                    with buffers[0]:
-                        return forward(*values[: len(args)], **keywords)
-                self._ran.add(module)
-                buffers.append(_Buffers(module))
-                return forward(*values[: len(args)], **keywords)
+    def __init__(self, module: nn.Module) -> None:
+        self.users: list[Recomputation] = []
+        self._module = module
+        # A forward that user code has set on the object is restored; usually there is none.
+        self._is_on_object = "forward" in vars(module)
+        self._forward = module.forward
+        functools.update_wrapper(self, self._forward)
 
-            # All as positional arguments, since torch restores the random states of the devices of these only.
-            return checkpoint(run_pass, *args, *kwargs.values(), use_reentrant=False)
+    def restore(self) -> None:
+        """Give the module its own `forward` again."""
+        del self._module.forward
+        if self._is_on_object:
+            self._module.forward = self._forward
 
-        return run
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self._forward(*args, **kwargs)
+        buffers: list[_Buffers] = []  # empty until the first pass
+
+        def run_pass(*values: Any) -> Any:
+            keywords = dict(zip(kwargs, values[len(args) :], strict=True))
+            if torch.compiler.is_compiling():  # compiled code changes no buffer twice
+                return self._forward(*values[: len(args)], **keywords)
+            if buffers:
+                with buffers[0]:
+                    return self._forward(*values[: len(args)], **keywords)
+            for user in self.users:
+                user.note_run(self._module)
+            buffers.append(_Buffers(self._module))
+            return self._forward(*values[: len(args)], **keywords)
+
+        # All as positional arguments, since torch restores the random states of the devices of these only.
+        return checkpoint(run_pass, *args, *kwargs.values(), use_reentrant=False)
 
 
 class _Buffers(AbstractContextManager[None]):

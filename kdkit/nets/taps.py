@@ -3,14 +3,17 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
 from kdkit.nets.layout import FeatureForm, describe_layer
 from kdkit.nets.net import Net
 from kdkit.nets.views import Element, pick_tensor
+from kdkit.utils.overrides import Override
 from kdkit.utils.reprs import describe_options
 
 Capture = Callable[[Any], None]
@@ -52,6 +55,10 @@ class Tap:
     form: FeatureForm = field(init=False, compare=False, repr=False)  # decided in the first pass
 
     def __post_init__(self) -> None:
+        if isinstance(self.module, str):
+            raise RecipeError(
+                f"a tap sits on a module, not on its name: Tap(net.module.get_submodule({self.module!r})); got a str"
+            )
         if not isinstance(self.module, nn.Module):
             raise RecipeError(
                 f"a tap sits on a module, such as Tap(net.module.layer3); got a {type(self.module).__name__}"
@@ -71,29 +78,39 @@ class Tap:
 
     def attach(self, capture: Capture) -> RemoveHook:
         """Register a forward hook on the module."""
-        form = self.form
-        source = f"the {self.at} of {form.layer}"
-
-        def capture_element(value: Any) -> None:
-            tensor = pick_tensor(value, self.element, source)
-            if not form.is_decided:
-                form.decide(value, tensor)
-            # A nested tensor has no dimension to move; OpenTaps rejects it with a hint.
-            capture(tensor.movedim(-1, 1) if form.channels_last and not tensor.is_nested else tensor)
-
-        def capture_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            values = args if args else tuple(kwargs.values())  # an input may be passed by keyword only
-            if isinstance(self.element, str) and self.element in kwargs:
-                capture_element(kwargs)
-            else:
-                capture_element(values[0] if len(values) == 1 and not isinstance(self.element, int) else values)
-
-        def capture_output(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-            capture_element(output)
-
+        hook = _TapHook(self, capture)
         if self.at == "input":
-            return self.module.register_forward_pre_hook(capture_input, with_kwargs=True).remove
-        return self.module.register_forward_hook(capture_output).remove
+            return self.module.register_forward_pre_hook(hook.capture_input, with_kwargs=True).remove
+        return self.module.register_forward_hook(hook.capture_output).remove
+
+
+@dataclass(slots=True)
+class _TapHook:
+    """The hook of a tap: an object, not a closure, so that a network with open taps can be copied and pickled."""
+
+    tap: Tap
+    capture: Capture
+
+    def capture_input(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Capture the input of the module."""
+        element = self.tap.element
+        values = args if args else tuple(kwargs.values())  # an input may be passed by keyword only
+        if isinstance(element, str) and element in kwargs:
+            self._capture_element(kwargs)
+        else:
+            self._capture_element(values[0] if len(values) == 1 and not isinstance(element, int) else values)
+
+    def capture_output(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        """Capture the output of the module."""
+        self._capture_element(output)
+
+    def _capture_element(self, value: Any) -> None:
+        tap, form = self.tap, self.tap.form
+        tensor = pick_tensor(value, tap.element, f"the {tap.at} of {form.layer}")
+        if not form.is_decided:
+            form.decide(value, tensor)
+        # A nested tensor has no dimension to move; OpenTaps rejects it with a hint.
+        self.capture(tensor.movedim(-1, 1) if form.channels_last and not tensor.is_nested else tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,31 +153,36 @@ class AttentionTap:
         config = _attention_config(self.module)
         owner: Any = self.module if config is None else config
         name, explicit = ("fused_attn", False) if config is None else ("_attn_implementation", "eager")
-        fused = getattr(owner, name)
-        setattr(owner, name, explicit)
+        override = Override(owner, name, explicit)
+        # Only a layer of transformers may return something else.
+        remove_hook = self.tap.attach(capture if config is None else _MapCapture(self.tap.form.layer, capture))
+        return partial(_remove_and_restore, remove_hook, override)
 
-        is_map = config is None  # to be seen in the first pass
 
-        def capture_map(tensor: Tensor) -> None:
-            nonlocal is_map
-            if not is_map:
-                # A layer around the attention returns its features alone; that of T5 returns a position bias first.
-                if tensor.ndim != 4 or bool((tensor < 0).any()):
-                    raise RecipeError(
-                        f"{self.tap.form.layer} returns no attention map, (batch, heads, tokens, tokens), but "
-                        f"{tuple(tensor.shape)} as its second output; tap the attention layer in it, or use "
-                        "Tap(layer, element=...) and eager attention"
-                    )
-                is_map = True
-            capture(tensor)
+@dataclass(slots=True)
+class _MapCapture:
+    """Checks in the first pass that a layer returns an attention map, and captures it."""
 
-        remove_hook = self.tap.attach(capture_map)
+    layer: str
+    capture: Capture
+    is_map: bool = False
 
-        def restore() -> None:
-            remove_hook()
-            setattr(owner, name, fused)
+    def __call__(self, tensor: Tensor) -> None:
+        if not self.is_map:
+            # A layer around the attention returns its features alone; that of T5 returns a position bias first.
+            if tensor.ndim != 4 or bool((tensor < 0).any()):
+                raise RecipeError(
+                    f"{self.layer} returns no attention map, (batch, heads, tokens, tokens), but "
+                    f"{tuple(tensor.shape)} as its second output; tap the attention layer in it, or use "
+                    "Tap(layer, element=...) and eager attention"
+                )
+            self.is_map = True
+        self.capture(tensor)
 
-        return restore
+
+def _remove_and_restore(remove_hook: RemoveHook, override: Override) -> None:
+    remove_hook()
+    override.close()
 
 
 def _attention_config(module: nn.Module) -> Any:
@@ -192,7 +214,7 @@ class Feature:
 
 @contextmanager
 def tap(
-    module: nn.Module,
+    module: nn.Module | TapLike,
     at: Literal["output", "input"] = "output",
     *,
     element: Element = None,
@@ -204,10 +226,15 @@ def tap(
             outputs = student(inputs)
             loss = hint(feature.value, target)
 
-    The arguments are those of `Tap`; the order of channels is inferred from the layers in the module alone. The hook is
-    removed at the end of the context.
+    The arguments are those of `Tap`; the order of channels is inferred from the layers in the module alone. Instead of
+    a module, it may be another tap, such as `AttentionTap(layer)`, without other arguments. The hook is removed at the
+    end of the context.
     """
-    with OpenTaps([Tap(module, at, element, channels_last)]) as open_taps:
+    if isinstance(module, nn.Module | str) or not isinstance(module, TapLike):
+        module = Tap(module, at, element, channels_last)
+    elif (at, element, channels_last) != ("output", None, None):
+        raise RecipeError(f"kdkit.tap({module!r}) takes no other arguments; pass them to the tap")
+    with OpenTaps([module]) as open_taps:
         yield Feature(open_taps)
 
 
@@ -234,7 +261,7 @@ class OpenTaps:
             for index, tap in enumerate(self.taps):
                 if isinstance(tap, Tap | AttentionTap):
                     tap.locate(nets)
-                self._remove_hooks.append(tap.attach(self._capture_at(index)))
+                self._remove_hooks.append(tap.attach(partial(self._capture, index)))
         except BaseException:
             self.close()  # remove the hooks of the taps before the one that failed
             raise
@@ -271,7 +298,8 @@ class OpenTaps:
 
     def is_modified(self, index: int) -> bool:
         """Whether the tensor of the tap at this index was modified in place after it was captured."""
-        return self._captured[index]._version != self._versions[index]  # autograd counts modifications
+        version = self._versions.get(index)  # None for a copy, which nobody modifies
+        return version is not None and self._captured[index]._version != version  # autograd counts modifications
 
     def unfired(self) -> list[TapLike]:
         """Return the taps that have captured nothing since the last `clear`."""
@@ -285,17 +313,18 @@ class OpenTaps:
     def copy_if_modified(self) -> None:
         """Capture copies from now on for taps whose captured tensor was modified in place; call it after a first pass.
 
-        That pass must not be compiled.
+        That pass must not be compiled; compiled passes capture copies anyway.
         """
         self._copied.update(index for index in self._captured if self.is_modified(index))
-        self._track_versions = False  # a compiled pass cannot read versions
+        self._track_versions = False
 
     def close(self) -> None:
         """Remove all hooks and drop the captured tensors."""
-        for remove_hook in reversed(self._remove_hooks):  # AttentionTaps on one layer restore what they found
+        for remove_hook in reversed(self._remove_hooks):  # user-defined taps may restore what they found
             remove_hook()
         self._remove_hooks = []
         self.clear()
+        self._captures = False  # compiled code may still call the hooks, until it is compiled again
 
     def __enter__(self) -> Self:
         return self
@@ -303,12 +332,18 @@ class OpenTaps:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _capture_at(self, index: int) -> Capture:
-        def capture(tensor: Tensor) -> None:
-            if not self._captures:
-                return
-            if self._track_versions:
-                self._versions[index] = tensor._version
-            self._captured[index] = tensor.clone() if index in self._copied else tensor
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy, as of a network with open taps: it captures nothing before the next `clear`."""
+        return {**vars(self), "_captured": {}, "_captures": False}
 
-        return capture
+    def _capture(self, index: int, tensor: Tensor) -> None:
+        if not self._captures:
+            return
+        if torch.compiler.is_compiling():
+            # Compiled code counts no modifications, and would return the tensor after them. The copy is optimized away
+            # if there are none.
+            self._captured[index] = tensor.clone()
+            return
+        if self._track_versions:
+            self._versions[index] = tensor._version
+        self._captured[index] = tensor.clone() if index in self._copied else tensor

@@ -1,6 +1,6 @@
 """The interfaces of teachers: what a term matches, the session it opens in a stage, and the outputs it returns."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -28,8 +28,9 @@ class Teacher(Protocol):
 class TeacherOutput(NamedTuple):
     """The output of a teacher for a batch, (batch, classes), and a feature for each tap, in the order of the taps.
 
-    mask: (batch,) bool, True for samples the teacher has an output for; None if it has one for every sample. Other
-    samples use the student's own detached output, so they contribute no gradient. Features are never masked.
+    mask: (batch,) bool, True for samples the teacher has an output for; None if it has one for every sample. A term is
+    computed for these samples alone, times their share of the batch. On the CPU, a mask costs no wait for the device.
+    Features are never masked.
     """
 
     output: Tensor
@@ -67,6 +68,9 @@ class TeacherSession:
 
     def on_epoch_end(self) -> None:
         """Called after each epoch."""
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Move or convert all its tensors by this function; called when a Distiller is moved or converted."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that changes during training."""

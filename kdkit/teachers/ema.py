@@ -1,11 +1,12 @@
 """The moving average of a network in training as its teacher: mean teacher."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kdkit.data.batch import Batch
 from kdkit.errors import RecipeError
@@ -89,6 +90,9 @@ class _EmaSession(TeacherSession):
                 average.lerp_(current[key].to(average.dtype), 1 - decay)
             else:  # counters of batch norm, and masks
                 average.copy_(current[key])
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
+        self._frozen.apply(change)
 
     def state_dict(self) -> dict[str, Any]:
         return {"average": self._average.state_dict(), "updates": self._updates}

@@ -1,10 +1,11 @@
 """Open a teacher for a stage; a network becomes a frozen teacher: in eval mode, and without gradients."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
 from kdkit.errors import KdkitError, RecipeError, first_line
@@ -12,7 +13,8 @@ from kdkit.losses.base import BuildContext
 from kdkit.nets.net import Net
 from kdkit.nets.taps import OpenTaps, TapLike
 from kdkit.teachers.base import Teacher, TeacherOutput, TeacherSession
-from kdkit.utils.modules import drop_compiled_code, eval_mode
+from kdkit.utils.modules import drop_compiled_code, eval_mode, mode_dependent
+from kdkit.utils.overrides import Override
 
 
 def open_teacher(teacher: Teacher, taps: Sequence[TapLike], context: BuildContext) -> TeacherSession:
@@ -46,19 +48,58 @@ def open_teacher(teacher: Teacher, taps: Sequence[TapLike], context: BuildContex
 
 
 class Frozen(TeacherSession):
-    """A network in eval mode and without gradients. Closing it restores the mode of every submodule."""
+    """A network in eval mode and without gradients. Closing it restores the mode of every submodule.
+
+    It computes in eval mode also if its module is put into training mode meanwhile: by a module that contains it, or as
+    a part of a network in training.
+    """
 
     def __init__(self, net: Net[Any], taps: Sequence[TapLike]) -> None:
         self.net = net
+        module = net.module if isinstance(net.module, nn.Module) else None
+        self._mode_dependent = [] if module is None else mode_dependent(module)
         self._open_taps = OpenTaps(taps, [net])
         if taps:
-            drop_compiled_code([net.module])
-        self._resources = ExitStack()
-        self._resources.enter_context(eval_mode(net.module))
+            drop_compiled_code([module])
+        # Other stages may have opened it as well, and be closed earlier or later.
+        self._modes = [] if module is None else [Override(part, "training", value=False) for part in module.modules()]
+        if module is not None:
+            with suppress(NotImplementedError):  # of a program of torch.export, which has one mode
+                module.eval()  # which a network may define itself
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherOutput:
         """Return the output and the features for this batch."""
+        for part in self._mode_dependent:
+            if part.training:
+                with eval_mode(self.net.module):
+                    return self._run(batch)
+        return self._run(batch)
+
+    @torch.no_grad()
+    def dry_run(self, batch: Batch) -> Sequence[TapLike]:
+        """Run once, note which tapped tensors are modified in place, and return the taps that did not fire."""
+        self._open_taps.clear()
+        with eval_mode(self.net.module):
+            self.net.first_pass(batch)
+        self._open_taps.copy_if_modified()
+        return self._open_taps.unfired()
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Move or convert the network, unless it has its own device, or accelerate spread it over devices."""
+        module = self.net.module
+        if isinstance(module, nn.Module) and not self.net.is_spread:
+            module._apply(change)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            if self.net.device is not None:
+                module.to(self.net.device)
+
+    def close(self) -> None:
+        """Remove the taps and restore the mode of every submodule."""
+        self._open_taps.close()
+        for mode in self._modes:
+            mode.close()
+
+    def _run(self, batch: Batch) -> TeacherOutput:
         if not self._open_taps.taps:  # a step of a small network takes microseconds
             return TeacherOutput(self.net(batch))
         self._open_taps.clear()
@@ -66,16 +107,3 @@ class Frozen(TeacherSession):
         if self.net.device is not None:
             features = tuple(feature.to(batch.labels.device) for feature in features)
         return TeacherOutput(output, features)
-
-    @torch.no_grad()
-    def dry_run(self, batch: Batch) -> Sequence[TapLike]:
-        """Run once, note which tapped tensors are modified in place, and return the taps that did not fire."""
-        self._open_taps.clear()
-        self.net.first_pass(batch)
-        self._open_taps.copy_if_modified()
-        return self._open_taps.unfired()
-
-    def close(self) -> None:
-        """Remove the taps and restore the mode of every submodule."""
-        self._open_taps.close()
-        self._resources.close()

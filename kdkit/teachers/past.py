@@ -1,6 +1,6 @@
 """The outputs of a network in its last epoch as its teacher (PS-KD)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ class Past:
 
     Kim et al. 2021. Outputs only, stored by sample id in two tables of 4 bytes per value, one that is read and one that
     is written during an epoch, which are part of the checkpoint. Samples without a past output, as all in the first
-    epoch, contribute no gradient.
+    epoch, are left out of the term, and contribute no gradient.
     memory_limit: of both tables, in MB; None for the available memory of the device.
     """
 
@@ -70,12 +70,17 @@ class _PastSession(TeacherSession):
         self._rows = RowIndex(samples)
         self._past, self._current = torch.zeros(0), torch.zeros(0)  # allocated in the dry run, when shapes are known
         self._has_past, self._has_current = torch.zeros(2, samples, dtype=torch.bool)
+        self._stored = 0  # the number of samples with a past, which is known on the CPU
 
     def __call__(self, batch: Batch) -> TeacherOutput:
         """Return the past outputs of these samples, and the mask of those that have one."""
         rows = self._rows(_ids(batch), remember=False)
-        # A row may belong to another sample if this one was never stored.
-        mask = self._has_past[rows] & (self._rows.ids[rows] == batch.ids)
+        mask = None
+        if not self._stored:
+            mask = torch.zeros(len(batch), dtype=torch.bool)
+        elif self._stored < len(self._has_past):
+            # A row may belong to another sample if this one was never stored.
+            mask = self._has_past[rows] & (self._rows.ids[rows] == batch.ids)
         return TeacherOutput(self._past[rows], mask=mask)
 
     @torch.no_grad()
@@ -112,6 +117,12 @@ class _PastSession(TeacherSession):
         self._past = torch.where(has_current, self._current, self._past)
         self._has_past |= self._has_current
         self._has_current.zero_()
+        self._stored = int(self._has_past.sum())
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
+        self._past, self._current = change(self._past), change(self._current)
+        self._has_past, self._has_current = change(self._has_past), change(self._has_current)
+        self._rows._apply(change)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     def state_dict(self) -> dict[str, Any]:
         """Return both tables; the one that is written is empty between two epochs."""
@@ -128,6 +139,7 @@ class _PastSession(TeacherSession):
         self._rows.load_state_dict(state["rows"])
         self._past.copy_(state["past"])
         self._has_past.copy_(state["has_past"])
+        self._stored = int(self._has_past.sum())
         self._has_current.copy_(state["has_current"])
         self._current[self._has_current] = state["current"].to(self._current.device)
 

@@ -1,12 +1,29 @@
 """Run a network temporarily and restore its modes and buffers; copy and load its state without wrappers."""
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+# The files of torch whose layers compute the same in both modes, except for two classes in them.
+_MODELESS_FILES = {
+    f"torch.nn.modules.{name}"
+    for name in (
+        "activation",
+        "container",
+        "conv",
+        "flatten",
+        "linear",
+        "normalization",
+        "padding",
+        "pooling",
+        "sparse",
+    )
+}
 
 
 @contextmanager
@@ -58,7 +75,8 @@ def drop_compiled_code(modules: Iterable[object]) -> None:
     Code that was compiled without hooks has no guard on them: it would run on, and the hooks would never be called.
     """
     parts = (part for module in modules if isinstance(module, nn.Module) for part in module.modules())
-    if any("_orig_mod" in part._modules for part in parts):
+    # wrapped by torch.compile(module), or compiled in place by module.compile()
+    if any("_orig_mod" in part._modules or part._compiled_call_impl is not None for part in parts):
         torch._dynamo.reset()  # of all compiled code, since torch has no other way
 
 
@@ -77,6 +95,23 @@ def parameters_behind(tensors: Iterable[Tensor]) -> set[Tensor]:
             reached.add(variable)
         nodes += [following for following, _ in node.next_functions]
     return reached
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Return a context in which everything that is compiled runs as Python code instead."""
+    # Its import takes seconds, and without it nothing is compiled.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+def mode_dependent(module: nn.Module) -> list[nn.Module]:
+    """Return the submodules that may compute something else in training mode: all but those that are known not to."""
+    return [
+        part
+        for part in module.modules()
+        if part._forward_pre_hooks  # such as that of a spectral norm
+        or type(part).__module__ not in _MODELESS_FILES
+        or isinstance(part, nn.MultiheadAttention | nn.RReLU)
+    ]
 
 
 def plain_keys(module: nn.Module) -> dict[str, str]:

@@ -19,6 +19,7 @@ from kdkit import (
     Match,
     Net,
     Optimizer,
+    Past,
     Peer,
     Recipe,
     RecipeError,
@@ -110,6 +111,11 @@ def mean_teacher():
     return staged({student: soft(Ema(student, decay=0.9))})
 
 
+def past():
+    _, student = nets()
+    return staged({student: soft(Past(student))})
+
+
 def ramp():
     teacher, student = nets()
     return staged({student: soft(teacher, CosineRamp())})
@@ -136,6 +142,7 @@ CASES = {
     "an interpolated teacher": interpolated,
     "mutual learning": mutual,
     "mean teacher": mean_teacher,
+    "its past": past,
 }
 
 

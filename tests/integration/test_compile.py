@@ -318,3 +318,43 @@ def test_the_default_backend_gives_the_terms_and_gradients_of_the_plain_module()
     actual = values(opened, torch.compile(opened.module), data)
     opened.close()
     agree(actual, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "ways", [("wrapped", "in place"), pytest.param(("in place", "wrapped"), marks=pytest.mark.slow)]
+)
+def test_a_compiled_network_is_tapped_before_an_operation_in_place(ways: tuple[str, str]) -> None:
+    networks = [Net1d(4), Net1d(6)]
+    expected = copy.deepcopy(networks)
+    inputs, labels = torch.randn(6, 2, 16), torch.arange(6) % CLASSES
+    compiled = []
+    for way, network in zip(ways, networks, strict=True):
+        if way == "in place":
+            network.compile(fullgraph=True, backend="aot_eager")
+        compiled.append(network if way == "in place" else torch.compile(network, fullgraph=True, backend="aot_eager"))
+    compiled[1].eval()(inputs)  # compiled code has no guard on hooks
+    student, teacher = Net("student", compiled[0]), Net("teacher", compiled[1], trained=True)
+    features = []
+
+    def mean_difference(student: Tensor, target: Tensor) -> Tensor:
+        features.append((student.detach().clone(), target.clone()))
+        return (student.mean(1) - target.mean(1)).square().mean()
+
+    match = Match(teacher, mean_difference, student=Tap(networks[0].norm), target=Tap(networks[1].norm))
+    with kdkit.Distiller(student, Truth(nn.CrossEntropyLoss()) + match, (inputs, labels)) as distiller:
+        for _ in range(2):
+            distiller(inputs, labels).loss.backward()
+    expected[1].eval()
+    for feature, network in zip(features[-1], expected, strict=True):
+        torch.testing.assert_close(feature, network.norm(network.conv(inputs)))
+        assert feature.min() < 0  # after the ReLU it would not be
+
+
+def test_a_compiled_network_is_tapped_in_a_loop_of_the_user() -> None:
+    network = Net1d(4)
+    compiled = torch.compile(network, backend="aot_eager")
+    inputs = torch.randn(6, 2, 16)
+    with kdkit.tap(network.norm) as feature:
+        for _ in range(2):
+            compiled(inputs)
+            assert feature.value.min() < 0

@@ -1,6 +1,6 @@
 """Run an open stage once on a tiny batch: shapes become known, losses are built, and most mistakes show."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -111,8 +111,10 @@ class _DryRun:
         self.module.train()
         self.module.open_taps.clear()
         modules = {teacher.name: getattr(teacher, "module", None) for teacher in teachers}
+        of_teachers = {id(buffer) for module in modules.values() for buffer in _buffers_of(module)}
+        buffers = {id(buffer): buffer.clone() for buffer in self.module.nets.buffers() if id(buffer) in of_teachers}
         self.problems += self.module.build_losses(self.batch, complete, self.context, modules)
-        self._check_frozen(modules)
+        self._check_frozen(modules, buffers)
         self._check_averages()
         if not self.problems:
             self._check_terms(complete)
@@ -301,8 +303,11 @@ class _DryRun:
                     f"logits: it would compute probabilities of probabilities; leave the {kind} out of the network"
                 )
 
-    def _check_frozen(self, teachers: Mapping[str, Any]) -> None:
-        """Check that no student and no loss shares parameters with a teacher that would be trained, or moved."""
+    def _check_frozen(self, teachers: Mapping[str, Any], buffers: Mapping[int, Tensor]) -> None:
+        """Check that nothing of a teacher would be trained with a student or a loss that shares it, or moved.
+
+        buffers: copies of those that are shared from before a forward pass in training mode, by their ids.
+        """
         parameters = {id(parameter): parameter.requires_grad for parameter in self.module.parameters()}
         elsewhere = {net.name for net in self.stage.teachers if isinstance(net, Net) and net.device is not None}
         for name, teacher in teachers.items():
@@ -317,6 +322,11 @@ class _DryRun:
                 self.problems.append(
                     f"net {name!r} teaches, but a student or a loss shares parameters with it, which would be trained; "
                     "give it a copy (copy.deepcopy), or freeze those parameters with requires_grad_(False)"
+                )
+            elif any(not torch.equal(buffer, buffers.get(id(buffer), buffer)) for buffer in _buffers_of(teacher)):
+                self.problems.append(
+                    f"net {name!r} teaches, but a student shares buffers with it that change in training, such as the "
+                    "statistics of a batch norm; give it a copy (copy.deepcopy)"
                 )
 
     def _check_averages(self) -> None:
@@ -338,7 +348,8 @@ class _DryRun:
         trained: set[Tensor] = set()
         for term in self.module.terms:
             try:
-                inputs = self.module.gather_inputs(term, self.batch, outputs)
+                # As if the teacher had an output for each sample, which a Past has later.
+                inputs = self.module.gather_inputs(term, self.batch, outputs, fill=True)
                 with watch_projectors(term.loss) as projectors:
                     problem = term_problem(term, inputs, self.module.loss_kwargs(term, inputs), cause_not_finite)
             except RecipeError as error:
@@ -349,7 +360,7 @@ class _DryRun:
             if term.weighted.has_weight:
                 trained.update(parameters_behind(as_tuple(inputs.student)))
             # In the plan, readers expect the shapes of the outputs, not those of rows of positions.
-            whole = inputs if term.rows is None else self.module.whole_inputs(term, self.batch, outputs)
+            whole = inputs if term.rows is None else self.module.whole_inputs(term, self.batch, outputs, fill=True)
             self.report.terms.append(summarize(term, whole, self.open_taps, projectors.values()))
         students = self.module.students
         self.report.untrained_outputs = all(parameters_behind([outputs[net.name].output]) - trained for net in students)
@@ -369,6 +380,10 @@ def _describe_failure(teacher: Teacher, batch: Batch, error: Exception) -> str:
         f"net {teacher.name!r} fails for its inputs ({inputs}): {reason}{line_of_user_code(error)}"
         f"{input_advice(teacher, tensors, error)}"
     )
+
+
+def _buffers_of(teacher: object) -> Iterable[Tensor]:
+    return teacher.buffers() if isinstance(teacher, nn.Module) else ()
 
 
 def _batch_shape(shape: Sequence[int]) -> str:

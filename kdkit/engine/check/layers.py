@@ -23,7 +23,7 @@ from kdkit.nets.taps import OpenTaps, Tap
 from kdkit.nets.views import pick_tensor
 from kdkit.recipe.objective import Match, as_objective
 from kdkit.recipe.recipe import Stage, teachers_of
-from kdkit.utils.modules import eval_mode, preserve_buffers
+from kdkit.utils.modules import eval_mode, preserve_buffers, uncompiled
 
 SAMPLES = 32  # of a batch
 _BATCHES = 4
@@ -90,7 +90,7 @@ def layer_kernels(
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(preserve_buffers([net.network for net in nets]))
-        stack.enter_context(torch.compiler.set_stance("force_eager"))  # hooks are not called in compiled code
+        stack.enter_context(uncompiled())  # hooks are not called in compiled code
         for net in nets:
             stack.enter_context(eval_mode(net.network))
         probe = data[0].rows(torch.arange(min(len(data[0]), _PROBED)))

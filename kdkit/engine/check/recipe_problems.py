@@ -120,9 +120,10 @@ class _RecipeChecks:
             loss = term.loss
             if isinstance(loss, nn.Module) and (hasattr(loss, "build") or any(True for _ in loss.parameters())):
                 if id(loss) in labels:
+                    fact = "has parameters" if any(True for _ in loss.parameters()) else "is built for one term"
                     yield (
-                        f"terms {labels[id(loss)]!r} and {term.label!r} share one {type(loss).__name__}, which has "
-                        "parameters; create one for each term"
+                        f"terms {labels[id(loss)]!r} and {term.label!r} share one {type(loss).__name__}, which {fact}; "
+                        "create one for each term"
                     )
                 labels[id(loss)] = term.label
 

@@ -2,18 +2,35 @@
 
 import copy
 import gc
+import pickle
 import subprocess
 import sys
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 import kdkit
-from kdkit import Distiller, Ema, LinearRamp, Match, Net, RecipeError, Tap, Truth, model_loss, tap
+from kdkit import (
+    AttentionTap,
+    Distiller,
+    Ema,
+    LinearRamp,
+    Match,
+    Net,
+    Past,
+    Peer,
+    RecipeError,
+    Tap,
+    Truth,
+    model_loss,
+    tap,
+)
 from kdkit.errors import CheckError
-from kdkit.losses import CRD, Hint, SoftTargets
+from kdkit.losses import CRD, TAID, Hint, SoftTargets
+from kdkit.nets.taps import OpenTaps
 from tests.helpers.command_line import environment
 from tests.helpers.tiny import Mlp, hooks_of
 
@@ -254,3 +271,261 @@ def test_a_tap_whose_channels_are_not_certain_is_warned_of():
         Distiller(student, Truth(nn.CrossEntropyLoss()) + match, (sequences, LABELS)),
     ):
         pass
+
+
+class Noisy(Mlp):
+    """A network whose outputs and buffers depend on its mode, with dropout."""
+
+    def __init__(self, hidden=7):
+        super().__init__(hidden=hidden)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, inputs):
+        return super().forward(self.dropout(inputs))
+
+
+def noisy_networks():
+    torch.manual_seed(0)
+    return Net("teacher", Noisy(), trained=True), Net("student", Mlp())
+
+
+def kd_term(distiller):
+    return distiller(INPUTS, LABELS).terms["teacher/soft_targets"]
+
+
+def test_a_teacher_computes_in_eval_mode_whatever_sets_its_mode():
+    teacher, student = noisy_networks()
+    before = copy.deepcopy(teacher.module.state_dict())
+    with Distiller(student, Match(teacher, SoftTargets()), (INPUTS, LABELS)) as distiller:
+        distiller.eval()
+        expected = kd_term(distiller)
+        parent = nn.ModuleList([teacher.module, distiller])
+        parent.train()
+        distiller.eval()
+        assert torch.equal(kd_term(distiller), expected)
+        teacher.module.eval()
+        teacher.module.dropout.train()
+        assert torch.equal(kd_term(distiller), expected)
+    assert all(torch.equal(before[key], value) for key, value in teacher.module.state_dict().items())
+
+
+def test_a_second_distiller_of_the_same_networks_and_the_first_do_not_disturb_each_other():
+    teacher, _ = noisy_networks()
+    student = Net("student", Mlp(), recompute=["hidden"])
+    objective = Match(teacher, SoftTargets()) + Match(teacher, Hint(), **features(student, teacher))
+    open_modes = []
+
+    def cell():
+        return Distiller(student, objective, (INPUTS, LABELS)).eval()
+
+    distiller = cell()
+    expected = kd_term(distiller)
+    for _ in range(
+        2
+    ):  # as a cell of a notebook that is run again: the new one is created before the old one is deleted
+        distiller = cell()
+        gc.collect()
+        open_modes.append(teacher.module.training)
+        assert torch.equal(kd_term(distiller), expected)
+        assert hooks_of(student.module) == hooks_of(teacher.module) == 1
+        assert "forward" in vars(student.module.hidden)
+    second = cell()
+    distiller.close()
+    distiller.close()
+    assert "forward" in vars(student.module.hidden)
+    assert not teacher.module.training
+    assert torch.equal(kd_term(second), expected)
+    second.close()
+    assert open_modes == [False, False]
+    assert all(module.training for module in teacher.module.modules())
+    assert "forward" not in vars(student.module.hidden)
+
+
+def test_two_distillers_may_teach_each_other_s_students():
+    nets = [Net(name, Noisy(), trained=True) for name in ("first", "second")]
+    pairs = [
+        Distiller(student, Truth(nn.CrossEntropyLoss()) + Match(teacher, SoftTargets()), (INPUTS, LABELS))
+        for student, teacher in (nets, reversed(nets))
+    ]
+    modes = {net.name: [] for net in nets}
+    for net in nets:
+        net.module.dropout.register_forward_hook(lambda module, *_, net=net: modes[net.name].append(module.training))
+    for _ in range(2):
+        for distiller in pairs:
+            distiller(INPUTS, LABELS).loss.backward()
+    assert modes == {"first": [True, False, True, False], "second": [False, True, False, True]}
+    for distiller in pairs:
+        distiller.close()
+
+
+def test_a_part_without_parameters_that_a_student_shares_runs_in_eval_mode_in_the_teacher():
+    modes = []
+    shared = nn.Dropout(0.5)
+    shared.register_forward_hook(lambda module, *_: modes.append(module.training))
+    teacher = Net("teacher", nn.Sequential(nn.Linear(4, 4), shared, nn.Linear(4, 3)), trained=True)
+    student = Net("student", nn.Sequential(nn.Linear(4, 4), shared, nn.Linear(4, 3)))
+    with Distiller(student, Match(teacher, SoftTargets()), (INPUTS, LABELS)) as distiller:
+        modes.clear()
+        for _ in range(2):
+            distiller(INPUTS, LABELS)
+    assert modes == [False, True, False, True]
+
+
+def test_statistics_that_a_student_shares_with_a_teacher_are_refused():
+    shared = nn.BatchNorm1d(4, affine=False)
+    teacher = Net("teacher", nn.Sequential(shared, nn.Linear(4, 3)), trained=True)
+    student = Net("student", nn.Sequential(shared, nn.Linear(4, 3)))
+    with pytest.raises(CheckError, match="'teacher' teaches, but a student shares buffers with it that change"):
+        Distiller(student, Match(teacher, SoftTargets()), (INPUTS, LABELS))
+
+
+def test_the_student_has_the_mode_of_the_distiller():
+    teacher, student = noisy_networks()
+    student.module.eval()  # as from_pretrained returns it
+    student.module.norm.requires_grad_(False)
+    with Distiller(student, Match(teacher, SoftTargets()), (INPUTS, LABELS)) as distiller:
+        assert student.module.training
+        assert not student.module.norm.training  # a frozen batch norm does not drift, without a call of train()
+        student.module.eval()  # to validate it
+        distiller(INPUTS, LABELS)
+        assert student.module.training
+        assert not student.module.norm.training
+        distiller.eval()(INPUTS, LABELS)
+        assert not student.module.training
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        lambda teacher: Truth(nn.CrossEntropyLoss()) + LinearRamp() * Match(teacher, SoftTargets()),
+        lambda teacher: Match(teacher, TAID()),
+    ],
+)
+def test_a_term_that_changes_during_the_training_needs_the_progress(objective):
+    teacher, student = networks()
+    with Distiller(student, objective(teacher), (INPUTS, LABELS)) as distiller:
+        with pytest.raises(
+            RecipeError, match=r"term 'teacher/\w+' changes during the training; pass the share of it .* step"
+        ):
+            distiller(INPUTS, LABELS)
+        with pytest.raises(RecipeError, match="progress is the share of training that is done, from 0 to 1; got 3"):
+            distiller(INPUTS, LABELS, progress=3)
+        expected = distiller(INPUTS, LABELS, progress=0.5).loss
+        assert expected.isfinite()
+        distiller.eval()(INPUTS, LABELS)  # a validation keeps the progress
+
+
+def test_an_untrained_teacher_is_refused():
+    student = Net("student", Mlp())
+    with pytest.raises(CheckError, match=r"net 'teacher' teaches, but it is not trained; pass Net\(\.\.\., weights="):
+        Distiller(student, Match(Net("teacher", Mlp()), SoftTargets()), (INPUTS, LABELS))
+
+
+def test_a_teacher_that_follows_another_network_is_refused():
+    student, other = Net("student", Mlp()), Net("other", Mlp())
+    with pytest.raises(CheckError, match="'peer other' needs a net that this Distiller trains, which is 'student'"):
+        Distiller(student, Match(Peer(other), SoftTargets()), (INPUTS, LABELS))
+
+
+def every_kind(student, teacher):
+    features_term = Match(teacher, Hint(), **features(student, teacher))
+    return (
+        Truth(nn.CrossEntropyLoss())
+        + Match(teacher, SoftTargets())
+        + features_term
+        + Match(Ema(student), SoftTargets(), label="ema")
+        + Match(Past(student), SoftTargets(), label="past")
+    )
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+@pytest.mark.parametrize("recompute", [(), ("hidden",)])
+def test_a_distiller_is_copied_and_pickled_with_its_teachers(duplicate, recompute):
+    torch.manual_seed(0)
+    teacher, student = Net("teacher", Mlp(hidden=7), trained=True), Net("student", Mlp(), recompute=recompute)
+    with Distiller(student, every_kind(student, teacher), (INPUTS, LABELS), samples=8) as distiller:
+
+        def loss(module):
+            return module(INPUTS, LABELS, ids=torch.arange(8)).loss
+
+        expected = loss(distiller.eval())
+        copied = duplicate(distiller)
+        assert torch.equal(loss(copied), expected)
+        with torch.no_grad():
+            for parameter in copied.parameters():
+                parameter.zero_()
+        loss(copied.train()).backward()
+        assert all(parameter.grad is None for parameter in distiller.parameters())
+        assert hooks_of(copied.student.module) == 1
+        copied.close()
+        assert hooks_of(copied.student.module) == 0
+        assert "forward" not in vars(copied.student.module.hidden)
+        assert torch.equal(loss(distiller), expected)
+
+
+def test_a_student_with_open_taps_is_copied_and_saved(tmp_path):
+    teacher, student = networks()
+    with Distiller(student, Match(teacher, Hint(), **features(student, teacher)), (INPUTS, LABELS)) as distiller:
+        outputs = student.module.eval()(INPUTS)  # with a graph, which taps that are open may hold
+        average = torch.optim.swa_utils.AveragedModel(student.module)
+        torch.save(student.module, tmp_path / "student.pt")
+        expected = distiller(INPUTS, LABELS).loss
+        for copied in (average.module, torch.load(tmp_path / "student.pt", weights_only=False)):
+            torch.testing.assert_close(copied.eval()(INPUTS), outputs)
+        assert torch.equal(distiller(INPUTS, LABELS).loss, expected)
+
+
+def test_a_validation_is_not_remembered_as_the_past():
+    student = Net("student", Mlp())
+    with Distiller(student, Match(Past(student), nn.MSELoss(), label="past"), (INPUTS, LABELS), samples=8) as distiller:
+        ids = torch.arange(8)
+        outputs = distiller(INPUTS, LABELS, ids=ids).outputs.detach()
+        distiller.eval()(INPUTS + 10, LABELS, ids=ids)
+        distiller.on_epoch_end()
+        current = distiller.eval()(INPUTS, LABELS, ids=ids)
+        torch.testing.assert_close(current.terms["past"], F.mse_loss(current.outputs, outputs))
+
+
+@pytest.mark.parametrize("make", [Ema, Past])
+def test_its_dtype_is_also_that_of_averages_and_pasts(make):
+    student = Net("student", Mlp())
+    objective = Truth(nn.CrossEntropyLoss()) + Match(make(student), SoftTargets())
+    with Distiller(student, objective, (INPUTS, LABELS), samples=8) as distiller:
+        distiller.double()
+        for _ in range(2):
+            assert distiller(INPUTS.double(), LABELS, ids=torch.arange(8)).loss.dtype == torch.float64
+            distiller.on_step()
+            distiller.on_epoch_end()
+
+
+def test_a_tap_in_any_loop_may_be_an_attention_tap():
+    layer = timm.layers.Attention(8, num_heads=2)
+    with tap(AttentionTap(layer)) as feature:
+        layer(torch.randn(2, 5, 8))
+        assert feature.value.shape == (2, 2, 5, 5)
+    assert layer.fused_attn
+    with (
+        pytest.raises(RecipeError, match=r"kdkit.tap\(AttentionTap\(Attention\)\) takes no other arguments"),
+        tap(AttentionTap(layer), "input"),
+    ):
+        pass
+    with pytest.raises(RecipeError, match="not on its name"), tap("layer3"):
+        pass
+
+
+def test_two_open_taps_on_the_attention_of_a_layer_are_closed_in_any_order():
+    layer = timm.layers.Attention(8, num_heads=2)
+    first, second = OpenTaps([AttentionTap(layer)]), OpenTaps([AttentionTap(layer)])
+    first.close()
+    layer(torch.randn(2, 5, 8))
+    assert second.captured(0).shape == (2, 2, 5, 5)
+    second.close()
+    assert layer.fused_attn
+
+
+def test_a_loss_whose_projector_is_missing_names_how_to_create_it():
+    hint, student, target = Hint(), torch.randn(4, 8, 3), torch.randn(4, 16, 3)
+    with pytest.raises(RecipeError, match=r"got \(4, 8, 3\) and \(4, 16, 3\): create its projector .* by loss.build"):
+        hint(student, target)
+    hint.build((student.shape,), (target.shape,))
+    assert hint(student, target).isfinite()

@@ -1,5 +1,6 @@
 """Teachers other than a frozen network: its past, its average, a peer, several together, and user-defined ones."""
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -25,6 +26,7 @@ from kdkit import (
     TeacherSession,
     TorchData,
     Training,
+    Truth,
     check,
     run,
 )
@@ -36,12 +38,15 @@ from kdkit.losses import (
     CC,
     CKA,
     CRD,
+    DIST,
     DKD,
     NKD,
     OFD,
     PSKD,
     RKD,
+    RLD,
     SRRL,
+    WTTM,
     GeneralisedJSD,
     HardTargets,
     Hint,
@@ -50,6 +55,7 @@ from kdkit.losses import (
     PerTeacher,
     SoftTargets,
 )
+from kdkit.losses.base import loss_name
 from kdkit.losses.multi_teacher import teacher_confidence
 from kdkit.teachers import open_teacher
 from tests.helpers.open_stages import opened
@@ -145,22 +151,27 @@ def test_a_loss_on_a_missing_past_has_no_gradient():
 
 
 def test_a_run_with_a_past_learns_from_the_epoch_before():
-    sides = []
+    outputs, targets = [], []
 
-    def record_sides(student, target):
-        sides.append((student.detach().clone(), target.clone()))
+    def record_outputs(student, labels):
+        outputs.append(student.detach().clone())
+        return F.cross_entropy(student, labels)
+
+    def record_target(student, target):
+        targets.append(target.clone())
         return (student - target).square().mean()
 
     student = tiny_net("student")
-    objective = plain_goal() + Match(Past(student), record_sides)
+    objective = Truth(record_outputs) + Match(Past(student), record_target)
     data = tiny_data()
-    run(one_stage(student, objective, data, epochs=2, batch_size=8), device="cpu")
+    result = run(one_stage(student, objective, data, epochs=2, batch_size=8), device="cpu")
+    values = [epoch["terms"]["past of student/record_target"] for epoch in result.history["student"]]
+    assert values[0] == 0 < values[1]
     # The check and the dry run of the stage come first, then there is one batch per epoch.
-    (first, first_target), (second, second_target) = sides[-2:]
-    torch.testing.assert_close(first_target, first)
-    assert not torch.equal(second_target, second)
+    first, second = outputs[-2:]
+    assert not torch.equal(targets[-1], second)
     # Epochs have different orders, so the rows are compared without order.
-    assert sorted(map(tuple, second_target.tolist())) == sorted(map(tuple, first.tolist()))
+    assert sorted(map(tuple, targets[-1].tolist())) == sorted(map(tuple, first.tolist()))
 
 
 def test_a_past_needs_sample_ids():
@@ -741,6 +752,54 @@ def test_masked_samples_have_no_effect_on_any_of_two_nets_that_match_one_teacher
     with open_objectives(objectives) as open_stage:
         terms = term_values(open_stage, batch_of())
         assert terms["one: custom/mse_loss"].item() == terms["two: custom/mse_loss"].item() == 0
+
+
+def weighted_by_inputs(student, target, *, labels, ids, inputs):
+    """A user-defined loss that compares samples, with most arguments that a loss can have."""
+    distances = torch.cdist(student, student) - torch.cdist(target, target)
+    return (distances.square() * (labels + ids + inputs.sum(1))).mean()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [HardTargets(), WTTM(), RLD(), NKD(), SoftTargets(), DIST(), RKD(), nn.MSELoss(), weighted_by_inputs],
+    ids=loss_name,
+)
+def test_samples_without_a_teacher_output_are_left_out_of_every_loss(loss):
+    student, teacher, targets = tiny_net("student"), CustomTeacher(), torch.randn(8, 3)
+    masks = []
+    teacher.open = lambda taps, context: FunctionSession(
+        lambda batch: TeacherOutput(
+            targets[batch.ids].masked_fill(~masks[-1][batch.ids, None], math.nan), mask=masks[-1][batch.ids]
+        )
+    )
+    batch, rows = batch_of(*range(8)), [0, 2, 3, 6, 7]
+    masks.append(torch.ones(8, dtype=torch.bool))
+    with open_objectives({student: Match(teacher, loss, label="term")}, batch) as open_stage:
+        open_stage.module.eval()
+        masks.append(torch.isin(torch.arange(8), torch.tensor(rows)))
+        (value,) = term_values(open_stage, batch).values()
+        masks.append(torch.ones(8, dtype=torch.bool))
+        (expected,) = term_values(open_stage, batch_of(*rows, inputs=batch.inputs[rows])).values()
+        torch.testing.assert_close(value, expected * len(rows) / 8)
+        gradients = [torch.autograd.grad(term, student.module.head.weight)[0] for term in (value, expected)]
+        torch.testing.assert_close(gradients[0], gradients[1] * len(rows) / 8)
+        masks.append(torch.zeros(8, dtype=torch.bool))
+        (nothing,) = term_values(open_stage, batch).values()
+        assert nothing == 0
+        assert not torch.autograd.grad(nothing, student.module.head.weight)[0].any()
+
+
+def test_a_feature_is_compared_for_the_samples_that_have_a_teacher_output():
+    student, teacher = tiny_net("student"), CustomTeacher()
+    mask = torch.tensor([True, False, True, False])
+    teacher.open = lambda taps, context: FunctionSession(lambda batch: TeacherOutput(ZEROS, mask=mask))
+    match = Match(
+        teacher, lambda feature, target: feature[:, :3].sum() + len(target), student=Tap(student.module.hidden)
+    )
+    value = only_term({student: match}, batch := batch_of())
+    feature = student.module.eval().hidden(batch.inputs[mask])
+    torch.testing.assert_close(value, (feature[:, :3].sum() + 2) / 2)
 
 
 def test_a_view_that_fails_is_named():
