@@ -131,7 +131,7 @@ class _RecipeChecks:
         """Compute every metric for random outputs, so that one that does not fit is refused before training."""
         names = tuple(self.recipe.data.classes)
         # A student with other classes is evaluated on those that it shares with the data.
-        students = [net.classes for stage in self.stages for net in stage.objectives if net.classes is not None]
+        students = [set(net.classes) for stage in self.stages for net in stage.objectives if net.classes is not None]
         shared = [tuple(name for name in names if name in classes) for classes in students]
         for metric, classes in product(self.recipe.metrics, dict.fromkeys([names, *filter(None, shared)])):
             if self.context.position_dims and not getattr(without_interval(metric), "accepts_positions", False):
