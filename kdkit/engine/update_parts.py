@@ -83,6 +83,8 @@ class Updates:
         for start in range(first, count, self.every):
             planned = min(self.every, count - start)
             update = [batch.to(device) for batch in islice(batches, planned)]
+            if not update:
+                return  # fewer batches than there should be, which is an error
             # The batches that several ranks divide have known sizes. A user-defined DataLoader may drop samples.
             divided = sizes if is_distributed() else None
             whole = [max(1, len(batch)) for batch in update] if divided is None else divided[start : start + planned]
