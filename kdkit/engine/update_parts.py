@@ -30,6 +30,15 @@ class UpdatePart(NamedTuple):
     rank_weight: float = 1.0
     factors: Mapping[str, Tensor | float] | None = None
 
+    def scaled(self, losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the losses times their factors, in single precision or better."""
+        if self.factors is None:
+            return losses
+        scaled = {label: loss.to(torch.promote_types(loss.dtype, torch.float32)) for label, loss in losses.items()}
+        for label, factor in self.factors.items():
+            scaled[label] = scaled[label] * (factor.to(scaled[label].dtype) if isinstance(factor, Tensor) else factor)
+        return scaled
+
 
 class TrainingPart(NamedTuple):
     """A batch, its part in an update, and the number of samples that its losses stand for."""
