@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from kdkit.data.batch import Batch
@@ -54,14 +53,5 @@ class TrainingStep:
         with self.module.update(ends=part.ends_update):
             with self.autocast:
                 losses = self.module(batch, teacher_outputs)
-            scaled = losses if part.factors is None else _scaled(losses, part.factors)
-            self.state.backward(scaled, part.divisor, part.rank_weight, weights)
+            self.state.backward(part.scaled(losses), part.divisor, part.rank_weight, weights)
         return {label: loss.detach() for label, loss in losses.items()}
-
-
-def _scaled(losses: Mapping[str, Tensor], factors: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
-    """Return the losses times their factors, in single precision or better."""
-    scaled = {label: loss.to(torch.promote_types(loss.dtype, torch.float32)) for label, loss in losses.items()}
-    for label, factor in factors.items():
-        scaled[label] = scaled[label] * (factor.to(scaled[label].dtype) if isinstance(factor, Tensor) else factor)
-    return scaled

@@ -30,6 +30,15 @@ class UpdatePart(NamedTuple):
     rank_weight: float = 1.0
     factors: Mapping[str, Tensor | float] | None = None
 
+    def scaled(self, losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the losses times their factors, in single precision or better."""
+        if self.factors is None:
+            return losses
+        scaled = {label: loss.to(torch.promote_types(loss.dtype, torch.float32)) for label, loss in losses.items()}
+        for label, factor in self.factors.items():
+            scaled[label] = scaled[label] * (factor.to(scaled[label].dtype) if isinstance(factor, Tensor) else factor)
+        return scaled
+
 
 class TrainingPart(NamedTuple):
     """A batch, its part in an update, and the number of samples that its losses stand for."""
@@ -83,6 +92,8 @@ class Updates:
         for start in range(first, count, self.every):
             planned = min(self.every, count - start)
             update = [batch.to(device) for batch in islice(batches, planned)]
+            if not update:
+                return  # fewer batches than there should be, which is an error
             # The batches that several ranks divide have known sizes. A user-defined DataLoader may drop samples.
             divided = sizes if is_distributed() else None
             whole = [max(1, len(batch)) for batch in update] if divided is None else divided[start : start + planned]

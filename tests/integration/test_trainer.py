@@ -1004,12 +1004,14 @@ def test_the_batch_norm_of_a_frozen_part_does_not_drift():
     ],
     ids=["too short", "too long"],
 )
-def test_a_loader_with_a_wrong_length_stops_the_run(length, message):
+@pytest.mark.parametrize("accumulate", [1, 2, 3])  # batches of an update are read before it
+def test_a_loader_with_a_wrong_length_stops_the_run(length, message, accumulate):
     class Loader(DataLoader):
         def __len__(self) -> int:
             return length
 
     splits = TorchData(Loader(samples(32), batch_size=8), samples(24, 1), classes=("a", "b", "c"))
-    recipe = Recipe(data=splits, schedule=[Stage({Net("student", Small(4)): truth()}, training())])
+    options = training(accumulate_steps=accumulate)
+    recipe = Recipe(data=splits, schedule=[Stage({Net("student", Small(4)): truth()}, options)])
     with pytest.raises(DataError, match=message):
         kdkit.run(recipe, device="cpu")
