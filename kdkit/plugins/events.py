@@ -163,7 +163,8 @@ class EpochEnded:
 class BaselineDifference:
     """A metric of a distilled student minus that of its baseline, with a bootstrap interval over the samples.
 
-    student, baseline: the names of the nets. verdict: "better", "worse" or "not distinguishable".
+    student, baseline: the names of the nets. verdict: "better", "worse" or "not distinguishable", of these nets;
+    another seed gives others.
     """
 
     student: str

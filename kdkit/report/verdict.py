@@ -76,9 +76,10 @@ def headline_of(verdicts: Sequence[Verdict]) -> str:
             "One seed of each cannot tell whether distillation helps."
         )
     helped = sum(verdict.tone == "better" for verdict in several)
-    if helped == len(several):
-        return f"Distillation helped in all {helped} settings."
-    return f"Distillation helped in {helped or 'none'} of {len(several)} settings."
+    settings = "settings" if len(several) == len(compared) else "settings with several seeds"
+    if helped == len(several) > 1:
+        return f"Distillation helped in all {helped} {settings}."
+    return f"Distillation helped in {helped or 'none'} of {len(several)} {settings}."
 
 
 def _label(group: Sequence[ReportedRun], runs: Sequence[ReportedRun]) -> str:

@@ -16,6 +16,7 @@ from kdkit.metrics import MacroAUROC
 from kdkit.plugins.manager import installed
 from kdkit.report import Section, write_report
 from kdkit.report.charts import heat_map
+from kdkit.report.verdict import headline_of
 from kdkit.utils.files import write
 from kdkit.utils.sealed import json_parts
 from tests.helpers.reports import (
@@ -383,6 +384,8 @@ def test_one_seed_of_each_setting_decides_nothing(runs, tmp_path):
     page = report_page(runs / "seed0", other, out=tmp_path / "report.html")
     assert "One seed of each cannot tell whether distillation helps." in page.text
     assert "Distillation helped" not in page.text
+    report = write_report([*(runs / f"seed{seed}" for seed in range(3)), other], tmp_path / "report.html")
+    assert headline_of(report.verdicts).endswith(" of 1 settings with several seeds.")
 
 
 def test_a_metric_of_user_code_is_decided_by_its_stored_intervals(tmp_path):
