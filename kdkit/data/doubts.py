@@ -26,8 +26,8 @@ def label_doubts(labels: Mapping[str, SplitLabels], task: Task, ignored: tuple[i
             "exclude each other, pass TorchData(..., task='multiclass')"
         )
     if task == "multiclass" and all(split.is_complete and split.form == "indices" for split in labels.values()):
-        known = torch.cat([without_ignored(split.rows.cpu(), ignored) for split in labels.values()])
-        least = int(known.min()) if len(known) else 0
+        of_classes = torch.cat([without_ignored(split.rows.cpu(), ignored) for split in labels.values()])
+        least = int(of_classes.min()) if len(of_classes) else 0
         if least > 0:
             yield (
                 f"no label is below {least}, and classes are numbered from 0: if those of the data are numbered from "

@@ -73,10 +73,10 @@ class _TermCount:
         if labels.is_floating_point():
             if columns is not None:
                 labels = labels.index_select(1, columns)
-            known = ~labels.isnan()
+            has_label = ~labels.isnan()
             # A row of probabilities is one entry of a loss on classes.
             by_row = _is_cross_entropy(getattr(self.loss, "loss", self.loss)) or self.term.rows is not None
-            return known.any(1) if by_row and labels.ndim > 1 else known, labels
+            return has_label.any(1) if by_row and labels.ndim > 1 else has_label, labels
         counts = ~is_ignored(labels, ignored)
         if columns is not None:
             matches = labels.unsqueeze(-1) == columns  # (..., shared classes)

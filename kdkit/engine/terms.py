@@ -197,12 +197,12 @@ class _TermBinding:
         if self.uses_labels and (classes or self.match is None):
             classes[THE_DATA] = context.classes
         # A tapped head has the classes of its network if these are those of the other sides in another order.
-        own = _classes_of(self.net, context)
+        head_classes = _classes_of(self.net, context)
         compares_classes = (target_is_output or self.match is None) and not isinstance(self.loss, BuildableLoss)
         is_head = compares_classes and not student_is_output and not student.is_tuple
-        is_head = is_head and all(set(own) == set(side) for side in classes.values())
+        is_head = is_head and all(set(head_classes) == set(side) for side in classes.values())
         if is_head:
-            classes[self.net.name] = own
+            classes[self.net.name] = head_classes
         if not classes:
             return None
         names = " and ".join(name if name == THE_DATA else repr(name) for name in classes)
@@ -225,7 +225,7 @@ class _TermBinding:
             target_is_output=target_is_output,
             labels=labels,
             task=context.task,
-            head=len(own) if is_head else None,
+            head=len(head_classes) if is_head else None,
         )
 
 

@@ -36,8 +36,8 @@ class Attempt:
             attempt = cls._judged(exporter.export(source), source, reference, exporter, weights)
         improvements = exporter.improvements(source)
         while not attempt.metric.passed and (improved := next(improvements, None)) is not None:
-            other = cls._judged(improved, source, reference, exporter, weights)
-            attempt = other if other.metric.loss < attempt.metric.loss else attempt
+            candidate = cls._judged(improved, source, reference, exporter, weights)
+            attempt = candidate if candidate.metric.loss < attempt.metric.loss else attempt
         return attempt
 
     @classmethod

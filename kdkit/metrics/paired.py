@@ -199,6 +199,6 @@ def _shared_error(differences: Floats) -> float:
     if defined.shape[1] < 2:
         return math.nan
     of_mean, of_single = defined.mean(0).var(ddof=1), defined.var(1, ddof=1).mean()
-    # of_single = shared + own, and of_mean = shared + own / runs
-    own = (of_single - of_mean) * runs / (runs - 1) if runs > 1 else 0.0
-    return math.sqrt(max(0.0, of_mean - max(0.0, own) / runs))
+    # of_single = shared + single, and of_mean = shared + single / runs
+    single = (of_single - of_mean) * runs / (runs - 1) if runs > 1 else 0.0
+    return math.sqrt(max(0.0, of_mean - max(0.0, single) / runs))

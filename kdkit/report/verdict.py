@@ -90,8 +90,8 @@ def _label(group: Sequence[ReportedRun], runs: Sequence[ReportedRun]) -> str:
     options = [mapping(run.record, "options") for run in runs]
     names = dict.fromkeys(name for of_run in options for name in of_run)
     varied = [name for name in names if len({str(of_run.get(name)) for of_run in options}) > 1]
-    own = mapping(first.record, "options")
-    parts = [f"{name}={own[name]}" for name in varied if name in own]
+    options_of_first = mapping(first.record, "options")
+    parts = [f"{name}={options_of_first[name]}" for name in varied if name in options_of_first]
     if not parts or len({run.name for run in runs}) > 1:
         parts.insert(0, first.name)
     return ", ".join([*parts, f"{len(group)} seeds"])
@@ -179,11 +179,11 @@ class _Group:
             seeds = paired_t_interval(candidate, baseline, lower_is_better=row.lower_is_better)
         except DataError:
             return Comparison(seeds=None, samples=None)
-        rows = [other for run in self.runs for other in run.differences(*nets) if other.metric == row.metric]
+        rows = [item for run in self.runs for item in run.differences(*nets) if item.metric == row.metric]
         if len(rows) < len(self.runs):
             return Comparison(seeds=seeds, samples=None, note="not all runs have an interval over their samples")
         # No narrower than that of the mean: of means over the same samples, the standard error is at most the mean one.
-        low, high = (fmean(other.interval[side] for other in rows) for side in (0, 1))
+        low, high = (fmean(item.interval[side] for item in rows) for side in (0, 1))
         error = (high - low) / 2 / NormalDist().inv_cdf((1 + row.level) / 2)
         samples = Difference(value=seeds.value, interval=(low, high), level=row.level, pairs=len(rows), error=error)
         return Comparison(seeds=seeds, samples=samples)

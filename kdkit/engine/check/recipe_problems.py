@@ -145,9 +145,9 @@ class _RecipeChecks:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # random outputs may be degenerate, real ones need not be
                     # Intervals of a vocabulary of classes would take a gigabyte.
-                    tried = without_interval(metric) if self.context.position_dims else metric
-                    predictions = self._random_predictions(tried, classes)
-                    tried.fit(predictions).compute(predictions)
+                    checked = without_interval(metric) if self.context.position_dims else metric
+                    predictions = self._random_predictions(checked, classes)
+                    checked.fit(predictions).compute(predictions)
             except Exception as error:  # a user-defined metric may raise anything
                 reason = str(error) if isinstance(error, KdkitError) else f"{type(error).__name__}: {error}"
                 yield f"metric {metric.name!r} does not fit this data ({self.recipe.data.task}): {reason}"
