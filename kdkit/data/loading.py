@@ -200,7 +200,9 @@ class _BatchDataset(Dataset[Batch]):
         return self.load(index)
 
     def __iter__(self) -> Iterator[Batch]:
-        return (self[index] for index in range(len(self)))
+        if self.seed.in_process:
+            return (self[index] for index in range(len(self)))
+        return (self.split.batch(rows, self.draw) for rows in self.rows_of_batches)  # a step takes microseconds
 
     def load(self, index: int) -> Batch:
         """Return a batch, with the random numbers of this process."""

@@ -86,8 +86,10 @@ class Interrupts:
 
     def agree_after_update(self) -> bool:
         """Return what `agree` does, after an update; ranks send each other a message about once a second only."""
+        if not self._several:
+            return self.requested is not None
         self._updates += 1
-        return (not self._several or self._updates >= self._next_message) and self.agree()
+        return self._updates >= self._next_message and self.agree()
 
     def end_run(self) -> None:
         """End the run by the signal that was noted."""

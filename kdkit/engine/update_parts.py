@@ -79,12 +79,15 @@ class Updates:
             yield from self._read_ahead(iter(batches), sizes, first, count, device)
             return
         parts = update_parts(sizes or [1] * count, self.every)
+        divided = sizes if is_distributed() else None
         for index, batch in enumerate(batches, start=first):
             batch = batch.to(device)  # from a user-defined DataLoader; others are there
-            size = None if sizes is None or index >= count else sizes[index]
-            weight, samples = rank_share(len(batch), size)
             part = parts[index] if index < count else UpdatePart()
-            yield TrainingPart(batch, part if weight == 1 else part._replace(rank_weight=weight), samples)
+            samples: float = len(batch)
+            if divided is not None and index < count:
+                weight, samples = rank_share(len(batch), divided[index])
+                part = part._replace(rank_weight=weight)
+            yield TrainingPart(batch, part, samples)
 
     def _read_ahead(
         self, batches: Iterator[Batch], sizes: Sequence[int] | None, first: int, count: int, device: torch.device
