@@ -94,7 +94,7 @@ class DatasetSplit(Split):
 class CheckedLoaderSplit(LoaderSplit):
     """The batches of a DataLoader, with the options of `DatasetSplit`.
 
-    samples: the split ends with the batch that has so many samples; None: where the loader ends.
+    samples: the split ends with the batch that has so many samples; None: with the last batch of the loader.
     """
 
     label_check: LabelCheck | None = None

@@ -136,7 +136,7 @@ class _Share:
     def __call__(self, progress: float) -> float:
         weights = [weighted.weight(progress) for weighted in self.labels]
         total = sum(weights)
-        if not total:  # such as at the start of a ramp from 0, where the student learns from its teacher alone
+        if not total:  # such as at the start of a ramp from 0, when the student learns from its teacher alone
             return 1 / len(weights)
         return weights[self.index] / min(1.0, total)
 

@@ -56,7 +56,6 @@ def test_a_loop_of_a_user_or_a_framework_distils_most_of_the_teacher(name, least
 
 
 def test_a_student_learns_from_texts_that_it_writes(monkeypatch):
-    pytest.importorskip("transformers")
     monkeypatch.syspath_prepend(EXAMPLES)
     import on_policy
 
