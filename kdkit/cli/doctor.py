@@ -20,6 +20,7 @@ from kdkit.utils.printable import echo
 
 _SLOW_FSYNC = 0.05  # s; a checkpoint takes a few of them
 _SLOW_IMPORT = 2.0  # s, of what a plugin registers, in addition to torch
+_SLOW_PLUGIN = 0.5  # s, of its module, which even `kdkit --help` waits for
 _LITTLE_SPACE = 2 * 10**9  # bytes; checkpoints and teacher outputs of a small study
 _LITTLE_SHARED_MEMORY = 256 * 2**20  # bytes; containers often have 64 MB, of which one batch of images takes much
 _WRITTEN = 64 * 2**20  # bytes that are written to measure a disk
@@ -145,20 +146,25 @@ def _quota() -> float | None:
 
 def examine_plugins(findings: list[Finding]) -> dict[str, str]:
     """Load all plugins and what they register; a plugin that is skipped is broken."""
-    from kdkit.plugins.manager import GROUP, installed
+    from kdkit.plugins.manager import GROUP, PluginWarning, installed
     from kdkit.plugins.registry import REGISTRIES
 
     points = {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", PluginWarning)
+        load_seconds = installed().load_seconds  # of the first time, after which Python has the modules
         installed.cache_clear()  # the warnings of the first call are gone
         plugins = installed()
         began = time.perf_counter()
         registries = {kind: plugins.registry(kind) for kind in REGISTRIES}
         seconds = time.perf_counter() - began
-    for warning in caught:
+    for text in dict.fromkeys(str(item.message) for item in caught if issubclass(item.category, PluginWarning)):
         advice = "reinstall or update its package, or uninstall it; KDKIT_TRACEBACK=1 shows more"
-        findings.append(Finding(True, str(warning.message), advice))
+        findings.append(Finding(True, text, advice))
+    for name, load in load_seconds.items():
+        if load > _SLOW_PLUGIN:
+            problem = f"plugin {name!r} takes {load:.1f} s to load, which every command waits for, even `kdkit --help`"
+            findings.append(Finding(False, problem, "let it import heavy packages inside its hooks"))
     if seconds > _SLOW_IMPORT:
         problem = f"plugins take {seconds:.1f} s to register, which `kdkit list` and every run wait for"
         findings.append(Finding(False, problem, "import heavy packages in what they register, when it is called"))

@@ -102,18 +102,26 @@ def _process_group() -> AbstractContextManager[None]:
 def add_plugin_commands() -> None:
     """Load the plugins and let each add its commands. One that fails costs a line of warning and its own commands."""
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        # Not other warnings, such as those of packages that a plugin imports about their future.
+        warnings.simplefilter("always", PluginWarning)
         plugins = installed()
+        for hook in plugins.hook.register_commands.get_hookimpls():
+            before = dict(cli.commands)
+            with plugins.errors_of(hook.plugin_name, "add its commands"):
+                hook.function(*([cli] if hook.argnames else []))
+            replaced = [name for name, command in before.items() if cli.commands.get(name) is not command]
+            if replaced:  # a script must not run the command of another plugin
+                cli.commands.update({name: before[name] for name in replaced})
+                warnings.warn(
+                    f"plugin {hook.plugin_name!r} adds the command {', '.join(replaced)}, which exists; the earlier "
+                    "one stays",
+                    PluginWarning,
+                    stacklevel=2,
+                )
     for warning in caught:
-        echo(f"warning: {warning.message}", err=True)
-    for hook in plugins.hook.register_commands.get_hookimpls():
-        try:
-            hook.function(*([cli] if hook.argnames else []))
-        except Exception as error:  # the other commands must still work
-            echo(
-                f"warning: plugin {hook.plugin_name!r} could not add its commands: {type(error).__name__}: {error}",
-                err=True,
-            )
+        is_line = issubclass(warning.category, PluginWarning)
+        source = "" if is_line else f"{warning.filename}, line {warning.lineno}: "
+        echo(f"warning: {source}{warning.message}", err=True)
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -87,7 +87,7 @@ def registered(plugins: Plugins) -> dict[str, list[dict[str, str]]]:
             {
                 "name": name,
                 "plugin": registry.plugin(name),
-                "description": next(iter((registry[name].__doc__ or "").strip().splitlines()), ""),
+                "description": next(iter(str(registry[name].__doc__ or "").strip().splitlines()), ""),
             }
             for name in registry
         ]

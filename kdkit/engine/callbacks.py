@@ -9,6 +9,7 @@ import torch
 
 from kdkit.errors import KdkitError, describe_error, shows_tracebacks
 from kdkit.plugins.events import StopTraining
+from kdkit.plugins.manager import PluginWarning
 
 _MAY_STOP = ("step_ended", "epoch_ended")  # hooks during whose events a stage is trained
 
@@ -85,14 +86,14 @@ class Callbacks:
         warnings.warn(
             f"callback {name!r} failed in its {hook}: {describe_error(error)}; the run continues, and further errors "
             f"are counted{details}",
-            RuntimeWarning,
+            PluginWarning,
             stacklevel=3,
         )
 
     def _report_counts(self) -> None:
         for (_plugin, hook), (name, count) in self._failures.items():
             if count > 1:
-                warnings.warn(f"callback {name!r} failed in {count} calls of its {hook}", RuntimeWarning, stacklevel=3)
+                warnings.warn(f"callback {name!r} failed in {count} calls of its {hook}", PluginWarning, stacklevel=3)
 
     def _implementations(self, hook: str) -> list[Any]:
         if hook not in self._listeners:

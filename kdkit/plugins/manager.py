@@ -1,15 +1,19 @@
 """Find plugins, reject those that do not fit the hooks, and build the registries from the rest."""
 
 import inspect
+import sys
+import time
+import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
 import pluggy
 
-from kdkit.errors import KdkitError, PluginError, describe, did_you_mean, first_line
+from kdkit.errors import KdkitError, PluginError, Terminated, describe, did_you_mean, first_line, shows_tracebacks
 from kdkit.plugins import builtin, hooks
 from kdkit.plugins.registry import REGISTRIES, Registry
 
@@ -17,7 +21,7 @@ GROUP = "kdkit"  # the entry-point group, and pluggy's project name
 
 
 class PluginWarning(RuntimeWarning):
-    """An installed plugin, or a hook of it, is skipped. The command line prints it in one line."""
+    """A plugin, a hook or a callback fails, and the others continue. The command line prints it in one line."""
 
 
 @cache
@@ -27,16 +31,40 @@ def installed() -> "Plugins":
     plugins.add(builtin, "kdkit")
     # Sorted, because the order of entry points depends on the file system.
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
-        try:
-            plugins.add(point.load(), point.name, installed=True)
-        except Exception as error:  # the import of a broken package must not break every command
-            package = point.dist.name if point.dist is not None else point.value
-            warnings.warn(
-                f"plugin {point.name!r} of {package} is skipped, because it could not be loaded: {first_line(error)}",
-                PluginWarning,
-                stacklevel=2,
-            )
+        package = point.dist.name if point.dist is not None else point.value
+        began = time.perf_counter()
+        # The import of a broken package must not break every command.
+        with warnings_for_errors(f"plugin {point.name!r} of {package} is skipped, because it could not be loaded"):
+            plugin = point.load()
+            plugins.add(plugin, point.name, installed=True)
+            without_decorator = undecorated_hooks(plugin)
+            if without_decorator or not plugins.manager.get_hookcallers(plugin):
+                names = ", ".join(without_decorator) or "functions, such as register_losses(register),"
+                problem = "functions that are never called" if without_decorator else "no hooks, so it adds nothing"
+                warnings.warn(
+                    f"plugin {point.name!r} of {package} has {problem}; decorate its {names} with @kdkit.hookimpl",
+                    PluginWarning,
+                    stacklevel=2,
+                )
+        plugins.load_seconds[point.name] = time.perf_counter() - began
     return plugins
+
+
+@contextmanager
+def warnings_for_errors(activity: str) -> Iterator[None]:
+    """Turn an error of an installed plugin, whose code runs in the context, into a PluginWarning.
+
+    activity: what failed, for the message. What the plugin prints goes to stderr, since stdout has the result of a
+    command, such as JSON.
+    """
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except Terminated:
+        raise
+    except (Exception, SystemExit) as error:
+        details = "\n" + "".join(traceback.format_exception(error)) if shows_tracebacks() else ""
+        warnings.warn(f"{activity}: {_reason(error)}{details}", PluginWarning, stacklevel=4)
 
 
 def registry(kind: str) -> Registry:
@@ -53,6 +81,7 @@ class Plugins:
     def __init__(self) -> None:
         self.manager = pluggy.PluginManager(GROUP)
         self.manager.add_hookspecs(hooks)
+        self.load_seconds: dict[str, float] = {}  # of installed plugins, which every command waits for
         self._installed: set[str] = set()
         self._registries: dict[str, Registry] | None = None  # built when first used, and after each change
 
@@ -64,6 +93,8 @@ class Plugins:
         """
         if self.manager.is_registered(plugin):
             return
+        if isinstance(plugin, type):
+            raise PluginError(f"a plugin is a module, or an object with hooks; got {describe(plugin)}")
         if self.manager.has_plugin(name):
             raise PluginError(f"a plugin named {name!r} is already loaded; rename the second one")
         try:
@@ -93,10 +124,8 @@ class Plugins:
         """Raise PluginError if a callback has no hook, which is likely to be one without its decorator."""
         if self.manager.get_hookcallers(callback):
             return
-        undecorated = [
-            name for name, value in vars(hooks).items() if hasattr(value, "kdkit_spec") and hasattr(callback, name)
-        ]
-        example = f"its {', '.join(undecorated)}" if undecorated else "a method, such as epoch_ended(self, event),"
+        names = ", ".join(undecorated_hooks(callback))
+        example = f"its {names}" if names else "a method, such as epoch_ended(self, event),"
         raise PluginError(
             f"the callback {type(callback).__name__} has no hooks, so it would never be called; decorate {example} "
             "with @kdkit.hookimpl"
@@ -124,6 +153,25 @@ class Plugins:
         """All hooks, to be called by name with keyword arguments."""
         return self.manager.hook
 
+    @contextmanager
+    def errors_of(self, plugin: str, activity: str) -> Iterator[None]:
+        """Handle errors of a plugin, by name, whose hook runs in the context.
+
+        activity: what the hook does, such as "add its commands". An error of an installed plugin is a PluginWarning,
+        since a command that does not use the plugin must not end because of it. That of another one is a PluginError.
+        """
+        message = f"plugin {plugin!r} cannot {activity}"
+        if plugin in self._installed:
+            with warnings_for_errors(message):
+                yield
+            return
+        try:
+            yield
+        except KdkitError:
+            raise
+        except Exception as error:  # a hook may raise anything, such as an ImportError
+            raise PluginError(f"{message}: {_reason(error)}") from error
+
     def _build_registry(self, kind: str) -> Registry:
         registry = Registry(kind)
         hook = getattr(self.manager.hook, f"register_{kind}")
@@ -131,19 +179,16 @@ class Plugins:
         for implementation in hook.get_hookimpls():  # in the order of registration, kdkit's own first
 
             def register(name: str, factory: Any, plugin: str = implementation.plugin_name) -> None:
-                registry.register(name, factory, plugin=plugin)
+                try:
+                    registry.register(name, factory, plugin=plugin)
+                except PluginError as error:
+                    if plugin not in self._installed:
+                        raise
+                    # It costs this entry, and not those that follow.
+                    warnings.warn(f"{error}; this entry is skipped", PluginWarning, stacklevel=3)
 
-            try:
+            with self.errors_of(implementation.plugin_name, f"register its {kind}"):
                 implementation.function(*([register] if implementation.argnames else []))
-            except KdkitError:
-                raise
-            except Exception as error:  # a hook may raise anything, such as an ImportError
-                name = implementation.plugin_name
-                message = f"plugin {name!r} cannot register its {kind}: {type(error).__name__}: {first_line(error)}"
-                if name not in self._installed:
-                    raise PluginError(message) from error
-                # A run that does not use this plugin must not end because of it.
-                warnings.warn(message, PluginWarning, stacklevel=2)
         return registry
 
     def _explain(self, error: pluggy.PluginValidationError, plugin: object, name: str) -> str:
@@ -163,3 +208,19 @@ class Plugins:
                         f"pass; {did_you_mean(argument, accepted)}"
                     )
         return f"plugin {name!r} does not fit: {str(error).strip()}"
+
+
+def undecorated_hooks(plugin: object) -> list[str]:
+    """Return the functions of a plugin that have the name of a hook and lack its decorator."""
+    return [
+        name
+        for name, specification in vars(hooks).items()
+        if hasattr(specification, "kdkit_spec")
+        and inspect.isroutine(function := getattr(plugin, name, None))
+        and not hasattr(function, "kdkit_impl")
+    ]
+
+
+def _reason(error: BaseException) -> str:
+    """Return an error in one line, with its class unless it is an error of kdkit, whose messages are clear."""
+    return first_line(error) if isinstance(error, KdkitError) else f"{type(error).__name__}: {first_line(error)}"

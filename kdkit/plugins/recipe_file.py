@@ -6,6 +6,7 @@ import sys
 import traceback
 import types
 import typing
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.errors import KdkitError, RecipeError, did_you_mean
-from kdkit.plugins.manager import installed
+from kdkit.plugins.manager import PluginWarning, installed, undecorated_hooks
 from kdkit.plugins.parameters import Parameter, parameters_of
 
 # Functions that need torch import it late, since `kdkit --help` loads this module and does not load torch.
@@ -84,6 +85,13 @@ def read_recipe_file(path: Path) -> RecipeFile:
     plugins, plugin_name = installed(), path.name
     plugins.remove(plugins.manager.get_plugin(plugin_name))  # of the same file, read before
     plugins.add(module, plugin_name)
+    if without_decorator := undecorated_hooks(module):
+        warnings.warn(
+            f"{path} has functions that are never called; decorate its {', '.join(without_decorator)} with "
+            "@kdkit.hookimpl",
+            PluginWarning,
+            stacklevel=2,
+        )
     return RecipeFile(path, module)
 
 

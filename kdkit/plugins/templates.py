@@ -10,16 +10,17 @@ PLUGIN = FOLDER / "plugin"
 
 
 def recipe_templates(plugins: Plugins) -> dict[str, Path]:
-    """Return the recipe templates of all plugins by name. Raises PluginError if one is registered twice, or missing."""
+    """Return the recipe templates of all plugins by name; one that is registered twice, or missing, is a warning."""
     templates: dict[str, Path] = {}
     for implementation in plugins.hook.register_templates.get_hookimpls():
 
         def register(name: str, path: Path, plugin: str = implementation.plugin_name) -> None:
             if name in templates:
                 raise PluginError(f"plugin {plugin!r} registers a template {name!r}, which exists; choose another name")
-            if not path.is_file():
+            if not Path(path).is_file():
                 raise PluginError(f"plugin {plugin!r} registers the template {name!r} as {path}, which is no file")
-            templates[name] = path
+            templates[name] = Path(path)
 
-        implementation.function(*([register] if implementation.argnames else []))
+        with plugins.errors_of(implementation.plugin_name, "register its templates"):
+            implementation.function(*([register] if implementation.argnames else []))
     return dict(sorted(templates.items()))

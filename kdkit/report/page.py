@@ -105,21 +105,22 @@ def _printable(value: Any) -> Any:
 
 
 def _added_sections(report: Report) -> list[dict[str, Any]]:
-    """Return that of exports, if there are any, and those of plugins.
-
-    Raises RecipeError if a plugin returns anything else.
-    """
-    added: list[dict[str, Any]] = []
+    """Return that of exports, if there are any, and those of plugins; a plugin that fails costs a warning."""
     tables = export_tables(report.runs)
-    exports = [Section("Exports", tables)] if tables else []
-    for result in (exports, *installed().hook.report_sections(report=report)):
-        for section in result or ():
-            if not isinstance(section, Section):
-                raise RecipeError(
-                    f"report_sections returns a list of kdkit.report.Section(title, html); got {type(section).__name__}"
-                )
-            identifier = re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-") or "section"
-            added.append(
-                {"id": f"plugin-{len(added)}-{identifier}", "title": section.title, "html": Markup(section.html)}
-            )
-    return added
+    sections = [Section("Exports", tables)] if tables else []
+    plugins = installed()
+    for hook in reversed(plugins.hook.report_sections.get_hookimpls()):  # the order in which pluggy calls them
+        with plugins.errors_of(hook.plugin_name, "add its sections to the report"):
+            added = list(hook.function(*([report] if hook.argnames else [])) or ())
+            for section in added:
+                if not isinstance(section, Section):
+                    raise RecipeError(
+                        "report_sections returns a list of kdkit.report.Section(title, html); got "
+                        f"{type(section).__name__}"
+                    )
+            sections += added
+    identifiers = [re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-") or "section" for section in sections]
+    return [
+        {"id": f"plugin-{index}-{identifier}", "title": section.title, "html": Markup(section.html)}
+        for index, (section, identifier) in enumerate(zip(sections, identifiers, strict=True))
+    ]

@@ -51,11 +51,14 @@ def test_a_broken_plugin_is_named_and_the_exit_code_is_1(kdkit_process, broken_s
     assert "reinstall or update its package" in result.out
 
 
-def test_more_threads_than_the_cores_of_a_container_are_a_note(monkeypatch):
+def test_threads_above_the_cores_of_a_container_and_a_slow_plugin_are_notes(monkeypatch):
+    monkeypatch.setattr(doctor, "_SLOW_PLUGIN", -1.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
     monkeypatch.setattr(doctor, "_quota", lambda: 1.2)
     facts, findings = doctor.examine(Path("runs"))
     assert facts["threads"]["usable cores"] == 1
+    (slow,) = [finding for finding in findings if finding.problem.startswith("plugin 'ecg' takes 0.")]
+    assert not slow.broken
     (finding,) = [finding for finding in findings if "threads" in finding.problem]
     assert not finding.broken
     assert "torch uses 16 threads on 1 cores" in finding.problem

@@ -142,10 +142,13 @@ def test_a_hook_that_fails_costs_one_warning_and_the_rest_is_listed(site, kdkit_
     )
 
 
-def test_a_plugin_that_registers_a_taken_name_is_refused_by_its_name(site, kdkit_process):
-    assert kdkit_process("--help", PYTHONPATH=site["taken"]).code == 0  # which builds no registry
-    result = kdkit_process("list", PYTHONPATH=site["taken"])
-    assert result.code == 2
-    assert "Traceback" not in result.err
-    for word in ("plugin 'taken' registers 'soft_targets'", "plugin 'kdkit' already has", "choose another name"):
-        assert word in result.err
+def test_a_taken_name_and_a_taken_command_cost_a_warning_each_and_the_earlier_ones_stay(site, kdkit_process):
+    result = kdkit_process("list", "--json", PYTHONPATH=site["taken"])
+    assert result.code == 0
+    plugins = {entry["name"]: entry["plugin"] for entry in json.loads(result.out)["losses"]}
+    assert (plugins["soft_targets"], plugins["taken"]) == ("kdkit", "taken")
+    _printed, command, loss = result.err.splitlines()
+    assert command == "warning: plugin 'taken' adds the command run, which exists; the earlier one stays"
+    for word in ("plugin 'taken' registers 'soft_targets'", "plugin 'kdkit' already has", "this entry is skipped"):
+        assert word in loss
+    assert "Run the recipe in FILE" in kdkit_process("run", "--help", PYTHONPATH=site["taken"]).out

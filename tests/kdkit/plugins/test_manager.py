@@ -1,11 +1,14 @@
 """Tests of the plugin manager: plugins are found, refused, and registered."""
 
+import re
+import time
+import warnings
 from types import SimpleNamespace
 
 import pytest
 
 from kdkit import hookimpl
-from kdkit.errors import PluginError
+from kdkit.errors import PluginError, RecipeError
 from kdkit.plugins import manager
 from kdkit.plugins.manager import Plugins, PluginWarning, installed, registry
 from kdkit.plugins.registry import REGISTRIES
@@ -214,6 +217,81 @@ def test_a_hook_of_an_installed_plugin_that_raises_costs_a_warning(monkeypatch):
     with pytest.warns(PluginWarning, match="plugin 'broken' cannot register its losses: ImportError.*'nowhere'$"):
         assert "my_loss" in plugins.registry("losses")
     assert "soft_targets" in plugins.registry("losses")
+
+
+class Taken:
+    @hookimpl
+    def register_losses(self, register):
+        register("soft_targets", max)
+        register(3, max)
+        register("after", max)
+
+
+class Refuses:
+    @hookimpl
+    def register_losses(self, register):
+        raise RecipeError("the license has expired")
+
+
+class Exits:
+    @hookimpl
+    def register_losses(self, register):
+        raise SystemExit(3)
+
+
+def exit_at_import():
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    ("load", "messages"),
+    [
+        (exit_at_import, ["plugin 'bad' of a-package is skipped, .* could not be loaded: SystemExit: 3"]),
+        (lambda: Losses, [r"a module, or an object with hooks; got the class Losses; did you forget its \(\)\?"]),
+        (object, [r"has no hooks, so it adds nothing; decorate its functions, such as register_losses\(register\),"]),
+        (lambda: Undecorated(), ["has functions that are never called; decorate its epoch_ended with @kdkit.hookimpl"]),
+        (Taken, ["'soft_targets' among the losses, but plugin 'kdkit' already has; .*; this entry is", "under 3;"]),
+        (Refuses, ["^plugin 'bad' cannot register its losses: the license has expired$"]),
+        (Exits, ["^plugin 'bad' cannot register its losses: SystemExit: 3$"]),
+    ],
+)
+def test_an_installed_plugin_that_is_wrong_costs_warnings_and_only_its_own_entries(monkeypatch, load, messages):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        losses = load_plugins(monkeypatch, entry_point("bad", load), entry_point("mine", Losses)).registry("losses")
+    texts = [str(warning.message) for warning in caught]
+    assert len(texts) == len(messages)
+    assert all(map(re.search, messages, texts)), texts
+    assert {warning.category for warning in caught} == {PluginWarning}
+    assert losses.plugin("soft_targets") == "kdkit"
+    assert "my_loss" in losses
+    assert ("after" in losses) is (load is Taken)
+
+
+def test_what_an_installed_plugin_prints_does_not_go_to_stdout(monkeypatch, capsys):
+    class Prints:
+        def __init__(self):
+            print("loading")
+
+        @hookimpl
+        def register_losses(self, register):
+            print("registering")
+
+    load_plugins(monkeypatch, entry_point("prints", Prints)).registry("losses")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "loading\nregistering\n"
+
+
+def test_the_time_to_load_each_installed_plugin_is_recorded(monkeypatch):
+    def load_slowly():
+        time.sleep(0.02)
+        return Losses()
+
+    points = entry_point("slow", load_slowly), entry_point("quick", lambda: Recorder([]))
+    seconds = load_plugins(monkeypatch, *points).load_seconds
+    assert [*seconds] == ["quick", "slow"]
+    assert seconds["slow"] >= 0.02
 
 
 class Undecorated:

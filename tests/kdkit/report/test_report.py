@@ -13,7 +13,7 @@ import kdkit
 from kdkit.data.torch_data import TorchData
 from kdkit.errors import RunFolderError
 from kdkit.metrics import MacroAUROC
-from kdkit.plugins.manager import installed
+from kdkit.plugins.manager import PluginWarning, installed
 from kdkit.report import Section, write_report
 from kdkit.report.charts import heat_map
 from kdkit.report.verdict import headline_of
@@ -322,9 +322,17 @@ def test_plugins_add_sections(runs, tmp_path):
         def report_sections(self, report):
             return [Section("Records & more", f"<p>{len(report.runs)} run of {report.runs[0].student}</p>")]
 
+    class Broken:
+        @kdkit.hookimpl
+        def report_sections(self, report):
+            return [Section("Half", "<p>of a plugin</p>"), "no section"]
+
+    installed().add(Broken(), "test-broken", installed=True)
     installed().add(Plugin(), "test-sections")
-    page = report_page(runs / "seed0", out=tmp_path / "report.html")
+    with pytest.warns(PluginWarning, match="plugin 'test-broken' cannot add its sections .*; got str"):
+        page = report_page(runs / "seed0", out=tmp_path / "report.html")
     assert "1 run of student" in page.text
+    assert "of a plugin" not in page.text
     assert any(attributes.get("data-tab") == "Records & more" for attributes in page.all("section"))
 
 
