@@ -80,8 +80,8 @@ def groups() -> Iterator[tuple[str, dict[str, Make]]]:
 
 
 def is_loss(value: object) -> bool:
-    """Return whether a value is a class of losses."""
-    if not inspect.isclass(value):
+    """Return whether a value is a class of losses, and not the base of some."""
+    if not inspect.isclass(value) or value is losses.ProjectedLoss:
         return False
     call = getattr(value, "forward" if issubclass(value, nn.Module) else "__call__")
     return [*inspect.signature(call).parameters][1:3] == ["student", "target"]

@@ -36,6 +36,7 @@ from kdkit.losses.divergences import (
     TotalVariation,
 )
 from kdkit.losses.feature_statistics import SRD, WKDF, DISTPlus
+from kdkit.losses.features import ProjectedLoss
 from kdkit.losses.gram import SKD
 from kdkit.losses.hard_labels import HardTargets, PerLabelHardTargets, SecondHead
 from kdkit.losses.hints import Hint, SquareHead
@@ -123,6 +124,7 @@ __all__ = [
     "PerPosition",
     "PerTeacher",
     "PerToken",
+    "ProjectedLoss",
     "QueueKL",
     "ReverseKL",
     "ReviewKD",

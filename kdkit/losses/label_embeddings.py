@@ -39,6 +39,7 @@ class LED(nn.Module):
         class-wise pooling after Zhu and Wu 2021, arXiv:2108.02456
     """
 
+    reduction = "sum"  # over samples, so the batches of an update add up
     teacher_weight: Tensor
 
     def __init__(

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from kdkit.errors import RecipeError
+from kdkit.errors import RecipeError, describe
 from kdkit.nets.layout import FeatureForm, describe_layer
 from kdkit.nets.net import Net
 from kdkit.nets.views import Element, pick_tensor
@@ -261,7 +261,14 @@ class OpenTaps:
             for index, tap in enumerate(self.taps):
                 if isinstance(tap, Tap | AttentionTap):
                     tap.locate(nets)
-                self._remove_hooks.append(tap.attach(partial(self._capture, index)))
+                remove_hook = tap.attach(partial(self._capture, index))
+                if not callable(remove_hook):
+                    getattr(remove_hook, "remove", lambda: None)()  # such as the handle of a hook
+                    raise RecipeError(
+                        f"{type(tap).__name__}.attach() returns a function that removes its hook, such as "
+                        f"handle.remove; got {describe(remove_hook)}"
+                    )
+                self._remove_hooks.append(remove_hook)
         except BaseException:
             self.close()  # remove the hooks of the taps before the one that failed
             raise

@@ -1,5 +1,6 @@
 """Checks of values and gradients: extreme numbers, small batches, memory layouts and precisions."""
 
+import math
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -30,9 +31,12 @@ def is_minimal_when_equal(case: LossCase) -> None:
         return
     equal = case.inputs.with_equal_sides()
     least = case.value(equal)
+    # Along the gradient too: random directions may all lead up, although the value is not least here.
+    students = [_after_a_step(case, equal)]
     for distance in (1e-2, 1.0, 10.0):
         torch.default_generator.manual_seed(0)
-        student = tuple(tensor + distance * torch.randn_like(tensor) for tensor in equal.student)
+        students.append(tuple(tensor + distance * torch.randn_like(tensor) for tensor in equal.student))
+    for student in students:
         value = case.value(replace(equal, description="", student=student))
         if not least <= value + 1e-6:  # up to rounding
             problem = (
@@ -42,10 +46,35 @@ def is_minimal_when_equal(case: LossCase) -> None:
             raise case.error(case.inputs, problem)
 
 
+def _after_a_step(case: LossCase, inputs: LossInputs) -> tuple[Tensor, ...]:
+    """Return the student's tensors after a small step down the gradient, which is 0 at a minimum."""
+    leaves = inputs.transform(inputs.description, torch.clone)
+    case.backward(leaves)
+    gradients = [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in leaves.student]
+    # Of the length of random numbers of 1e-2. At a minimum the rounding errors of the gradient are a random direction.
+    return tuple(
+        tensor.detach() - 1e-2 * tensor.numel() ** 0.5 * gradient / gradient.norm().clamp(min=1e-30)
+        for tensor, gradient in zip(leaves.student, gradients, strict=True)
+    )
+
+
 def accepts_any_batch_size(case: LossCase) -> None:
-    """Check that a loss that was built for one batch size takes a batch of one, and a larger one."""
+    """Check that a loss that was built for one batch size takes a batch of one, and a larger one, and is not a sum."""
     case.backward(case.inputs.select_rows("a batch of one", torch.tensor([1])))
     case.backward(case.inputs.select_rows("a batch of seven", torch.arange(7) % len(case.inputs.labels)))
+    loss = case.build_loss()
+    if getattr(loss, "reduction", None) == "sum":  # which the training takes into account
+        return
+    count = len(case.inputs.labels)
+    once = case.value(case.inputs).item()
+    twice = case.value(case.inputs.select_rows("", torch.arange(2 * count) % count), loss).item()
+    if once and any(math.isclose(twice / once, factor, rel_tol=1e-3) for factor in (2, 4)):  # 4: a sum over pairs
+        raise case.error(
+            case.inputs,
+            f"is {once:g}, but {twice:g} for each sample twice, so that its weight depends on the batch size; take the "
+            'mean over the samples, or give the loss an attribute reduction = "sum", by which batches of an update add '
+            "up",
+        )
 
 
 def accepts_any_memory_layout(case: LossCase) -> None:
@@ -129,7 +158,7 @@ def accepts_any_precision(case: LossCase) -> None:
         value = case.backward(inputs, autocast=half)
         # compared on the rounded inputs, so that only the precision of the computation counts
         full = case.value(inputs.transform("", Tensor.float))
-        if not torch.allclose(value.float(), full, rtol=_HALF_RTOL, atol=1e-3):
+        if not torch.allclose(value.float(), full.float(), rtol=_HALF_RTOL, atol=1e-3):
             problem = f"is {value.item()}, but {full.item()} in float32 for the same numbers; compute it in float32"
             raise case.error(inputs, problem + IN_HALF_PRECISION)
     single = case.value(case.inputs)

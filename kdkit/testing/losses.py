@@ -1,13 +1,14 @@
 """Check that a loss keeps its contract: finite values and gradients for many inputs, and no side effects."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from kdkit.errors import ContractError
+from kdkit.errors import ContractError, describe
 from kdkit.losses.base import Loss
 from kdkit.testing import loss_state, loss_values
 from kdkit.testing.loss_case import LossCase, LossInputs
@@ -46,8 +47,10 @@ def check_loss(
     It agrees to 2 % under autocast in bf16 and fp16. The student gets a gradient; the teacher that the loss is
     built with gets none, and none of its weights are parameters of the loss. Both sides stay unchanged. The value is
     the same for the same seed, in non-contiguous memory, after a second build, and after restoring the state_dict().
-    The state does not change in eval mode.
+    The state does not change in eval mode. The value does not grow with the batch, unless the loss has an attribute
+    `reduction` of "sum", as those of torch.nn do: the weight of a term would depend on the batch size.
     """
+    _validate_arguments(make_loss, on=on, shapes=shapes, layers=layers, task=task)
     checks: list[Callable[[LossCase], None]] = [
         loss_state.gradient_reaches_only_the_student,
         loss_state.trains_only_its_own_weights,
@@ -79,6 +82,41 @@ def check_loss(
                     f"{error}; if it does not take features of this shape, name those that it takes, without the "
                     f"batch: check_loss(..., shapes={others})"
                 ) from error
+
+
+def _validate_arguments(make_loss: Any, *, on: str, shapes: Any, layers: Any, task: str) -> None:
+    """Raise ContractError if an argument of check_loss is of the wrong form, such as a loss instead of a function."""
+    for name, value, choices in (("on", on, [*_SHAPES]), ("task", task, ["multiclass", "multilabel"])):
+        if value not in choices:
+            raise ContractError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+    are_shapes = isinstance(shapes, Sequence) and all(isinstance(shape, tuple) and shape for shape in shapes)
+    if shapes is not None and not (shapes and are_shapes):
+        raise ContractError(
+            f"shapes must be a list of shapes without the batch, such as [(5, 6)] or [((5, 6), (3, 4))]; got {shapes!r}"
+        )
+    if layers is not None and not (isinstance(layers, tuple) and len(layers) == 2 and min(layers) > 0):
+        raise ContractError(f"layers must be the numbers of taps of student and target, such as (3, 3); got {layers!r}")
+    is_loss = isinstance(make_loss, nn.Module) or not callable(make_loss)
+    needed = () if is_loss else _required_parameters(make_loss)
+    if is_loss or needed:
+        needs = f", which needs {', '.join(needed)}" if needed else ""
+        raise ContractError(
+            "check_loss takes a function without arguments that returns a new loss, such as lambda: my_loss or MyLoss; "
+            f"got {getattr(make_loss, '__name__', repr(make_loss))}{needs}"
+        )
+    loss = make_loss()
+    if isinstance(loss, type) or not callable(loss):
+        raise ContractError(f"check_loss takes a function that returns a new loss; it returns {describe(loss)}")
+
+
+def _required_parameters(function: Callable[..., Any]) -> list[str]:
+    """Return the names of the arguments that a function cannot be called without."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of some built-in functions
+        return []
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [item.name for item in parameters if item.default is item.empty and item.kind not in variable]
 
 
 def _random_inputs(shape: Any, layers: tuple[int, int] | None, task: str) -> LossInputs:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from kdkit.errors import ContractError
+from kdkit.errors import ContractError, describe
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Schedule, Stage, nets_of
 
@@ -13,11 +13,16 @@ def check_schedule(make_schedule: Callable[[], Schedule]) -> None:
     The schedule returns at least one stage. Nets and stages have unique names. Each net that is a teacher is already
     trained, or is trained in an earlier stage.
     """
+    if not callable(make_schedule):
+        raise ContractError(
+            "check_schedule takes a function that returns a schedule, such as lambda: my_schedule; got "
+            f"{describe(make_schedule)}"
+        )
     schedule = make_schedule()
     name = type(schedule).__name__
     if not isinstance(schedule, Schedule | list | tuple):
         raise ContractError(f"{name} is not a schedule: it has no stages()")
-    stages = list(schedule.stages() if isinstance(schedule, Schedule) else schedule)
+    stages = list((schedule.stages() if isinstance(schedule, Schedule) else schedule) or ())
     if not stages or not all(isinstance(stage, Stage) for stage in stages):
         types = ", ".join(type(stage).__name__ for stage in stages)
         raise ContractError(f"{name} returns at least one Stage, and nothing else; got {types or 'none'}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
-from kdkit.errors import ContractError
+from kdkit.errors import ContractError, RecipeError, describe
 from kdkit.nets.taps import OpenTaps, TapLike
 from kdkit.nets.views import Inputs
 from kdkit.utils.modules import eval_mode
@@ -22,6 +22,11 @@ def check_tap(make_tap: Callable[[nn.Module], TapLike], module: nn.Module, examp
     The tap captures a tensor at each pass, and gradients flow through it. The module has the same output without the
     tap, while it is open and after it is closed. No hook is left behind.
     """
+    if not callable(make_tap):
+        raise ContractError(
+            "check_tap takes a function from a module to a tap on it, such as lambda module: Tap(module[1]); got "
+            f"{describe(make_tap)}"
+        )
     args, kwargs = Inputs()(Batch(example, torch.empty(0)))
     tap = make_tap(module)
     name = type(tap).__name__
@@ -31,7 +36,11 @@ def check_tap(make_tap: Callable[[nn.Module], TapLike], module: nn.Module, examp
         raise ContractError(f"{name} is on a {type(tap.module).__name__} that is not a part of the module")
     with eval_mode(module), torch.random.fork_rng():
         before, hooks = module(*args, **kwargs), _hook_counts(module)
-        with OpenTaps([tap]) as open_taps:
+        try:
+            opened = OpenTaps([tap])
+        except RecipeError as error:  # such as for a result of attach() that is no function
+            raise ContractError(str(error)) from error
+        with opened as open_taps:
             # twice, since a tap that fires only once would pass a single call
             for _ in range(2):
                 open_taps.clear()

@@ -131,6 +131,23 @@ def squared_in_half(student, target):
     return ((student - target) ** 2).mean()
 
 
+def probabilities_for_their_logarithms(student, target):
+    return F.kl_div(student.float().softmax(1), target.float().softmax(1), reduction="batchmean")
+
+
+def summed(student, target):
+    return (student.float() - target.float()).square().sum()
+
+
+def over_a_fixed_batch(student, target):
+    return (student.float() - target.float()).square().mean(1).sum() / 32
+
+
+def summed_over_pairs(student, target):
+    with torch.autocast(student.device.type, enabled=False):
+        return (student.float() @ student.float().T - target.float() @ target.float().T).square().sum()
+
+
 def backwards(student, target):
     return -F.mse_loss(student, target).clamp(max=100)
 
@@ -181,6 +198,10 @@ def cancelled(student, target):
         (logarithm, "on numbers of +-10000 of (4, 5)"),
         (squared_in_half, "on numbers of +-10000 in fp16 of (4, 5) is inf"),
         (backwards, "if both sides are equal, but"),
+        (probabilities_for_their_logarithms, "if both sides are equal, but"),
+        (summed, "on (4, 5) is 39.8853, but 79.7707 for each sample twice"),
+        (over_a_fixed_batch, "for each sample twice, so that its weight depends on the batch size; take the mean over"),
+        (summed_over_pairs, "for each sample twice, so that its weight depends on the batch size; take the mean over"),
         (numpy_bound, "on bf16 autocast (bf16 and bf16) of (4, 5) raises TypeError"),
         (half, "in float32 for the same numbers; compute it in float32"),
         (beyond_fp16, "on fp16 autocast (fp16 and fp16) of (4, 5) is inf"),
@@ -193,6 +214,29 @@ def test_a_faulty_loss_is_reported_with_its_inputs(loss, message):
         check_loss(lambda: loss)
     assert message in str(caught.value)
     assert str(caught.value).startswith(f"{loss.__name__} on ")
+
+
+def test_a_loss_that_declares_a_sum_over_samples_passes():
+    check_loss(lambda: nn.MSELoss(reduction="sum"))
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (mse, {}, "a function without arguments .*, such as lambda: my_loss .*; got mse, which needs student, target$"),
+        (nn.MSELoss(), {}, r"a function without arguments .*; got MSELoss\(\)$"),
+        (lambda: None, {}, "it returns None$"),
+        (lambda: nn.MSELoss, {}, r"it returns the class MSELoss; did you forget its \(\)\?$"),
+        (nn.MSELoss, {"on": "output"}, "on must be one of outputs, features; got 'output'$"),
+        (nn.MSELoss, {"task": "labels"}, "task must be one of multiclass, multilabel; got 'labels'$"),
+        (nn.MSELoss, {"shapes": []}, r"shapes must be a list of shapes .*; got \[\]$"),
+        (nn.MSELoss, {"shapes": [5]}, r"shapes must be a list of shapes .*; got \[5\]$"),
+        (nn.MSELoss, {"layers": 3}, r"layers must be the numbers of taps .*, such as \(3, 3\); got 3$"),
+    ],
+)
+def test_wrong_arguments_are_reported(make, options, message):
+    with pytest.raises(ContractError, match=message):
+        check_loss(make, **options)
 
 
 def test_a_division_by_the_spread_of_a_channel_is_reported():
@@ -426,7 +470,7 @@ def test_other_shapes_can_be_checked():
     check_loss(
         lambda: lambda student, target: shapes.append(tuple(student.shape)) or mse(student, target), shapes=[(2, 2)]
     )
-    assert set(shapes) == {(4, 2, 2), (1, 2, 2), (7, 2, 2)}
+    assert set(shapes) == {(4, 2, 2), (1, 2, 2), (7, 2, 2), (8, 2, 2)}
 
 
 def test_a_pair_of_shapes_is_for_student_and_target():

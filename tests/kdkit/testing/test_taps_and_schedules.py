@@ -1,5 +1,7 @@
 """check_tap and check_schedule, the contract checks for plugin authors: each reports its faults."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -64,6 +66,10 @@ def listing(module, put):
     return module.register_forward_hook(lambda *args: put(args[-1].tolist())).remove
 
 
+def returning_a_handle(module, put):
+    return module.register_forward_hook(lambda *args: put(args[-1]))
+
+
 def breaking(module, put):
     handle = module.register_forward_hook(lambda *args: put(args[-1]))
 
@@ -82,6 +88,7 @@ def breaking(module, put):
         (cutting, "no gradient flows through"),
         (silent, "does not fire"),
         (listing, "raises AttributeError with Custom"),
+        (returning_a_handle, r"Custom.attach\(\) returns a function .*, such as handle.remove; got <torch.utils.hooks"),
         (breaking, "the output of the module changes after Custom is closed"),
     ],
 )
@@ -105,6 +112,17 @@ def test_a_failed_check_leaves_the_module_without_hooks():
     with pytest.raises(ContractError):
         check_tap(lambda module: Custom(module.head, cutting), module, torch.randn(2, 4))
     assert hooks_of(module) == 0
+    with pytest.raises(ContractError):
+        check_tap(lambda module: Custom(module.head, returning_a_handle), module, torch.randn(2, 4))
+    assert hooks_of(module) == 0
+
+
+def test_a_tap_or_a_schedule_instead_of_a_function_is_reported():
+    module = Mlp()
+    with pytest.raises(ContractError, match=r"check_tap takes a function .*, such as lambda module: .*; got Tap"):
+        check_tap(Tap(module.head), module, torch.randn(2, 4))
+    with pytest.raises(ContractError, match=r"check_schedule takes a function .*, such as lambda: my_schedule; got"):
+        check_schedule(FixedSchedule())
 
 
 def stage(net, objective=None, name=""):
@@ -135,6 +153,7 @@ class FixedSchedule:
     [
         (lambda: FixedSchedule(), "returns at least one Stage, and nothing else; got none"),
         (lambda: FixedSchedule("first"), "got str"),
+        (lambda: SimpleNamespace(stages=lambda: None), "SimpleNamespace returns at least one Stage, .*; got none"),
         (
             lambda: FixedSchedule(stage(tiny_net("a"), name="x"), stage(tiny_net("b"), name="x")),
             "stages of the same name: x, x",
