@@ -211,9 +211,9 @@ def classes(folder: Path, net: str | None, resamples: int) -> None:
 def report(folders: tuple[Path, ...], out: Path | None) -> None:
     """Write a page about finished runs: did distillation help, by how much, at what cost?
 
-    RUN is the folder of a run, or of several runs, such as a study. Several runs are shown side by side; those that
-    differ in their seeds only are compared over the seeds. The page is one HTML file that needs no network. No code of
-    a recipe is run.
+    RUN is the folder of a run, or of several runs, such as a study, of which unfinished ones are left out. Several runs
+    are shown side by side; those that differ in their seeds only are compared over the seeds. The page is one HTML file
+    that needs no network. No code of a recipe is run.
     """
     from kdkit.report import write_report
     from kdkit.report.verdict import headline_of
@@ -225,6 +225,8 @@ def report(folders: tuple[Path, ...], out: Path | None) -> None:
     with Status() as status:
         status.show("writing the report")
         written = write_report(folders, out)
+    for problem in dict.fromkeys((*written.left_out, *(text for read in written.runs for text in read.problems))):
+        echo(f"warning: {problem}", err=True)
     echo(headline_of(written.verdicts))
     for verdict in written.verdicts:
         echo(f"{f'{verdict.label}: ' if len(written.verdicts) > 1 else ''}{verdict.sentence}")

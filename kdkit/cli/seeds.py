@@ -103,7 +103,7 @@ def _without_options(args: Sequence[str]) -> list[str]:
 def _print_verdict(paths: Sequence[Path]) -> None:
     with Status() as status:
         status.show("comparing the seeds", terminal_only=True)
-        runs = read_runs(paths)
+        runs, _left_out = read_runs(paths)
         verdicts = verdicts_of(runs)
     console = make_console()
     console.print()

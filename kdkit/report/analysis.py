@@ -1,5 +1,6 @@
 """What the stored predictions of nets show: agreement, calibration, and errors by class."""
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from kdkit.metrics.base import Bools, Floats, Metric, MetricResult, Predictions, log_softmax, true_classes
 from kdkit.metrics.bootstrap import Resampling
 from kdkit.metrics.calibration import Brier, CalibrationError
-from kdkit.metrics.classification import Accuracy, MacroF1, MeanIoU, MicroF1
+from kdkit.metrics.classification import Accuracy, MacroF1, MeanIoU, MicroF1, TopKAccuracy
 from kdkit.metrics.paired import SplitPredictions
 from kdkit.metrics.ranking import MacroAUPRC, MacroAUROC
 from kdkit.metrics.regression import MAE, MSE, R2, Pearson
@@ -76,7 +77,9 @@ def same_metric(name: str, stored: MetricResult, run: SplitPredictions) -> Metri
 
     The options of a metric are not stored, and user-defined metrics are not there.
     """
-    for metric in (*_METRICS, *_metrics_of_plugins(name)):
+    k = re.fullmatch(r"top_([1-9]\d{,5})_accuracy", name)
+    top_k = (TopKAccuracy(int(k[1])),) if k else ()
+    for metric in (*_METRICS, *top_k, *_metrics_of_plugins(name)):
         if metric.name != name or not isinstance(metric, Resampling):
             continue
         try:

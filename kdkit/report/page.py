@@ -35,10 +35,14 @@ class Section:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The runs of a report, as the hook `report_sections` gets them, and the verdicts on them."""
+    """The runs of a report, as the hook `report_sections` gets them, and the verdicts on them.
+
+    left_out: a sentence for each folder of several runs of which some are unfinished or cannot be read.
+    """
 
     runs: tuple[ReportedRun, ...]
     verdicts: tuple[Verdict, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def write_report(folders: Sequence[Path], out: Path) -> Report:
@@ -48,8 +52,8 @@ def write_report(folders: Sequence[Path], out: Path) -> Report:
     and KdkitError, before any is read, if the file cannot be written.
     """
     require_output(out)
-    runs = read_runs(folders)
-    report = Report(runs=runs, verdicts=verdicts_of(runs))
+    runs, left_out = read_runs(folders)
+    report = Report(runs=runs, verdicts=verdicts_of(runs), left_out=left_out)
     # Rendered in memory first: an error leaves an earlier page as it is.
     write_output(out, render(report))
     return report
@@ -80,6 +84,7 @@ def render(report: Report) -> str:
         runs=runs,
         run_legend=[{"name": run.label, "colour": index % 6} for index, run in enumerate(runs)],
         verdicts=report.verdicts,
+        left_out=report.left_out,
         headline=headline_of(report.verdicts),
         difference_charts=overview.difference_charts(report.verdicts),
         nets=overview.net_table(runs),

@@ -269,18 +269,35 @@ class ReportedRun:
         return completed
 
 
-def read_runs(folders: Sequence[Path]) -> tuple[ReportedRun, ...]:
-    """Return the runs in these folders; a folder of several runs, such as that of a study, stands for all of them.
+def read_runs(folders: Sequence[Path]) -> tuple[tuple[ReportedRun, ...], tuple[str, ...]]:
+    """Return the runs in these folders, and a sentence for each folder of several runs that has unfinished ones.
 
-    Raises RunFolderError if one holds no finished run.
+    A folder of several runs, such as that of a study, stands for all of them that can be read. Raises RunFolderError if
+    a folder holds no finished run.
     """
-    paths: dict[Path, None] = {}
+    paths: dict[Path, list[Path]] = {}  # the folders that are given, and the runs in each
     for folder in folders:
         inside = runs_in(folder) if not (folder / "run.json").exists() else []
-        # a dict as an ordered set: a run that is named twice is shown once
-        paths.update(dict.fromkeys([folder / name for name in inside] or [folder]))
-    labels = distinct_names([*paths])
-    return tuple(ReportedRun.read(path, label) for path, label in zip(paths, labels, strict=True))
+        paths[folder] = [folder / name for name in inside] or [folder]
+    # A dict as an ordered set: a run that is named twice is shown once.
+    unique = dict.fromkeys(path for inside in paths.values() for path in inside)
+    labels = dict(zip(unique, distinct_names([*unique]), strict=True))
+    runs: dict[Path, ReportedRun] = {}
+    left_out = []
+    for inside in paths.values():
+        errors = []
+        for path in inside:
+            try:
+                runs[path] = runs[path] if path in runs else ReportedRun.read(path, labels[path])
+            except KdkitError as error:
+                errors.append(error)
+        if len(errors) == len(inside):
+            raise errors[0]
+        if errors:
+            reasons = "; ".join([*map(str, errors[:3]), *([f"and {len(errors) - 3} more"] if len(errors) > 3 else [])])
+            verb = "is" if len(errors) == 1 else "are"
+            left_out.append(f"{len(errors)} of the {len(inside)} runs in {inside[0].parent} {verb} left out: {reasons}")
+    return tuple(runs[path] for path in unique if path in runs), tuple(left_out)
 
 
 def mapping(record: Mapping[str, Any], key: str) -> dict[str, Any]:

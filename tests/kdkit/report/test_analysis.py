@@ -6,7 +6,7 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 from sklearn.metrics import confusion_matrix
 
-from kdkit.metrics import Accuracy, CalibrationError, MacroF1, Predictions, SplitPredictions
+from kdkit.metrics import Accuracy, CalibrationError, MacroF1, Predictions, SplitPredictions, TopKAccuracy
 from kdkit.report.analysis import agreement, confusion, kind_of, reliability, same_metric
 
 CLASSES = ("a", "b", "c")
@@ -114,3 +114,7 @@ def test_a_metric_is_found_only_if_it_gives_the_stored_value():
     assert same_metric("macro_f1", stored, run) == MacroF1()
     assert same_metric("accuracy", stored, run) is None
     assert same_metric("user_defined", stored, run) is None
+    top_2 = TopKAccuracy(2).compute(run.test)
+    assert same_metric("top_2_accuracy", top_2, run) == TopKAccuracy(2)
+    assert same_metric("top_1_accuracy", top_2, run) is None
+    assert same_metric("top_9_accuracy", top_2, run) is None  # as many as the classes, or more

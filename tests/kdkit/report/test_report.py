@@ -316,6 +316,28 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
+def test_runs_of_a_study_that_are_not_finished_are_left_out_and_named(runs, tmp_path, kdkit_here):
+    study = tmp_path / "study"
+    for name in ("seed0", "seed1", "seed2"):
+        shutil.copytree(runs / name, study / name)
+    (study / "seed1" / "metrics.json").unlink()
+    (study / "old").mkdir()
+    (study / "old" / "run.json").write_text('{"format": 1}')
+    result = kdkit_here("report", study)
+    assert result.code == 0, result.err
+    sentence = f"2 of the 4 runs in {study} are left out: {study}/old/run.json has format 1"
+    assert f"warning: {sentence}" in result.err
+    assert "seed1 holds no metrics" in result.err
+    assert "on average over 2 seeds" in result.out
+    assert sentence in Page((study / "report.html").read_text()).text
+    for name in ("seed0", "seed2"):
+        (study / name / "metrics.json").unlink()
+    with pytest.raises(RunFolderError, match=r"old/run\.json has format 1"):
+        write_report([study], tmp_path / "none.html")
+    with pytest.raises(RunFolderError, match="seed1 holds no metrics"):
+        write_report([runs / "seed0", study / "seed1"], tmp_path / "none.html")
+
+
 def test_plugins_add_sections(runs, tmp_path):
     class Plugin:
         @kdkit.hookimpl
