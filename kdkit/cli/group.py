@@ -34,19 +34,22 @@ class CommandGroup(click.Group):
                     formatter.write_dl(rows)
 
 
-@click.command(short_help="Print the script that completes commands in a shell.")
+_COMPLETION_HELP = """Print the script that completes commands, options and files in SHELL.
+
+To use it in every new shell, add a line to its startup file:
+
+\b
+  bash, ~/.bashrc:   eval "$(kdkit completion bash)"
+  zsh, ~/.zshrc:     eval "$(kdkit completion zsh)"
+  fish, ~/.config/fish/config.fish:   kdkit completion fish | source
+"""
+
+
+@click.command(help=_COMPLETION_HELP, short_help="Print the script that completes commands in a shell.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    r"""Print the script that completes commands, options and files in SHELL.
-
-    To use it in every new shell, add a line to its startup file:
-
-    \b
-      bash, ~/.bashrc:   eval "$(kdkit completion bash)"
-      zsh, ~/.zshrc:     eval "$(kdkit completion zsh)"
-      fish, ~/.config/fish/config.fish:   kdkit completion fish | source
-    """
+    """Print the script that completes commands, options and files in a shell."""
     complete = get_completion_class(shell)
     assert complete is not None  # click has all three
     root = ctx.find_root()

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kdkit.errors import KdkitError
+from kdkit.errors import KdkitError, RunFolderError
 from kdkit.plugins.parameters import Parameter
 from kdkit.plugins.recipe_file import RecipeFile, read_recipe_file
 from kdkit.plugins.recipe_outline import RecipeOutline, read_outline
@@ -38,7 +38,7 @@ class RecipeCommand(click.Command):
                 status.show(f"reading {path}")  # most of this time is the import of torch
                 file = read_recipe_file(Path(path))
             ctx.meta[_FILE] = file
-            rest = list(args)
+            rest = [arg for arg in args if arg != "--"]  # before the name of a file that begins with a dash
             rest.remove(path)
             ctx.meta[_ARGUMENTS] = [str(file.path.resolve()), *rest]
             self._add_options(ctx, file)
@@ -92,10 +92,12 @@ class RecipeCommand(click.Command):
         options = [param for param in self._command_params if isinstance(param, click.Option)]
         with_value = {flag for option in options if not option.is_flag for flag in option.opts}
         positional, skip = [], False
-        for arg in args:
+        end = args.index("--") if "--" in args else len(args)  # after which nothing is an option
+        for arg in args[:end]:
             if not skip and not arg.startswith("-"):
                 positional.append(arg)
             skip = arg in with_value and not skip
+        positional += args[end + 1 :]
         # A candidate may be the value of an option of the recipe, which is not known yet: prefer files that exist.
         candidates = [arg for arg in positional if arg.endswith(".py")] or positional
         existing = [arg for arg in candidates if Path(arg).is_file()]
@@ -142,10 +144,15 @@ class RunCommand(RecipeCommand):
         """Replace the folder of a run by the arguments that the run was started with, before those that follow."""
         following = dict(pairwise(args)).get("--resume", "")
         folder = Path(following)
-        if following and folder.is_dir() and self._find_file([arg for arg in args if arg != following]) is None:
+        rest = [arg for arg in args if arg != following]
+        needs_folder = "--resume" in args and not ctx.resilient_parsing and not following.endswith(".py")
+        if needs_folder and self._find_file(rest) is None:
+            if not following or following.startswith("-"):
+                raise click.UsageError("--resume needs the folder of a run: kdkit run --resume FOLDER", ctx)
+            if not folder.is_dir():
+                raise RunFolderError(f"there is no run folder {following} to resume; expected the folder of a run")
             from kdkit.cli.repeat import arguments_to_resume
 
-            rest = [arg for arg in args if arg != following]
             # Of an option that occurs twice, the last value counts.
             args = [*arguments_to_resume(folder, trust="--trust" in rest), *rest, "--out", following]
         return super().parse_args(ctx, args)

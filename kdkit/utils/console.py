@@ -9,11 +9,12 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from kdkit.utils.printable import LINE_CHARACTERS, is_first_process, printable
 
-_WIDTH = 120  # columns of output that goes to a file or a pipe
+_WIDTH = 120  # columns of output that goes to a file or a pipe, and at most of a table on a smaller terminal
 
 
 class PrintableConsole(Console):
@@ -32,6 +33,22 @@ class PrintableConsole(Console):
         # Otherwise Python would report the closed pipe again when it flushes this stream at its exit.
         os.dup2(null, self.file.fileno())
         os.close(null)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print objects; a table of which words would be cut is wider than the terminal, which then wraps its lines.
+
+        Part of a number would be another number, and rich shrinks some columns to nothing.
+        """
+        width = self._width  # None for that of the terminal, which may change
+        tables = [item for item in objects if isinstance(item, Table)] if self.width < _WIDTH else []
+        # rich marks what it cuts.
+        cut = [table for table in tables if any("…" in segment.text for segment in self.render(table))]
+        unlimited = self.options.update(max_width=10_000)
+        self._width = max([self.width, *(min(self.measure(item, options=unlimited).maximum, _WIDTH) for item in cut)])
+        try:
+            super().print(*objects, **options)
+        finally:
+            self._width = width
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Escape a text before it is measured and wrapped, so that columns of tables are wide enough."""

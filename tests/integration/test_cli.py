@@ -160,12 +160,22 @@ def test_a_syntax_error_in_an_imported_file_names_that_file(kdkit_here, write_re
     assert_refused(kdkit_here("run", path), "helper_of_mine.py, line 1", "x = = 2")
 
 
+def test_a_recipe_file_whose_name_begins_with_a_dash_follows_two_dashes(kdkit_here, write_recipe):
+    write_recipe("def recipe():\n    return single_stage({Net('student', Wide()): truth()})", "-dash.py")
+    result = kdkit_here("run", "--out", "run", "--quiet", "--no-measure", "--", "-dash.py")
+    assert result.code == 0, result.err
+    resumed = kdkit_here("run", "--resume", "run", "--quiet")
+    assert resumed.code == 0, resumed.err
+
+
 def test_a_path_that_is_not_a_python_file_is_refused(kdkit_here, tmp_path):
     assert_refused(kdkit_here("run", "nowhere.py"), "nowhere.py", "no such recipe file")
     assert_refused(kdkit_here("run", tmp_path), "is a folder")
     (tmp_path / "notes.txt").write_text("x")
     assert_refused(kdkit_here("run", "notes.txt"), "a recipe file ends in .py")
     assert_refused(kdkit_here("run"), "Missing argument 'FILE'")
+    assert_refused(kdkit_here("run", "--resume"), "--resume needs the folder of a run: kdkit run --resume FOLDER")
+    assert_refused(kdkit_here("run", "--resume", "nowhere"), "there is no run folder nowhere to resume")
     assert_refused(kdkit_here("runn"), "No such command 'runn'")
     assert_refused(kdkit_here("list", "nowhere.py"), "no such recipe file")
 

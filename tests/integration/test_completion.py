@@ -20,6 +20,12 @@ def test_the_script_of_a_shell_is_printed(shell, kdkit_process):
     assert "_KDKIT_COMPLETE" in result.out
 
 
+def test_the_help_has_a_line_for_each_shell(kdkit_here):
+    lines = [line.strip() for line in kdkit_here("completion", "--help").out.splitlines()]
+    assert 'bash, ~/.bashrc:   eval "$(kdkit completion bash)"' in lines
+    assert "fish, ~/.config/fish/config.fish:   kdkit completion fish | source" in lines
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize(
     ("words", "expected"),

@@ -37,7 +37,7 @@ def test_the_json_of_a_list_has_whole_descriptions_and_what_a_file_registers(kdk
     assert line.endswith(" ...")
 
 
-@pytest.mark.parametrize("width", [80, 100, 120, 160])
+@pytest.mark.parametrize("width", [20, 40, 80, 100, 120, 160])
 def test_no_number_of_a_table_of_classes_is_cut(width, capsys):
     values = dict.fromkeys(FIGURES, 0.987), dict.fromkeys(FIGURES, (0.876, 1.0))
     counts = {"train": 12345, "validation": 1234, "test": 2345}
@@ -45,7 +45,8 @@ def test_no_number_of_a_table_of_classes_is_cut(width, capsys):
     row = ClassRow(name=name, positives=counts, threshold=0.3, figures=values[0], intervals=values[1])
     PrintableConsole(width=width, highlight=False).print(table_of((row,), "student, on test", width))
     out = capsys.readouterr().out
-    assert max(map(len, out.splitlines())) <= width
+    # A terminal that is too small wraps the lines, which loses nothing.
+    assert max(map(len, out.splitlines())) <= (width if width >= 80 else 120)
     assert "…" not in out
     assert len(re.findall(r"0\.99", out)) == len(FIGURES)
     assert len(re.findall(r"0?\.88-1\.00", out)) == len(FIGURES)
