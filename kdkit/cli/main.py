@@ -67,7 +67,9 @@ def call(args: list[str]) -> int:
     except KdkitError as error:
         if shows_tracebacks():
             echo("".join(traceback.format_exception(error)), err=True)
-        echo(f"error: {error}", err=True)
+        # Such as the callback that ended the run; not the traceback of a child process.
+        notes = [note for note in getattr(error, "__notes__", ()) if "\n" not in note]
+        echo("\n".join([f"error: {error}", *notes]), err=True)
         return 2
     except OSError as error:
         # Of a path in an argument, such as a name that is too long, or in a folder that this user may not enter.

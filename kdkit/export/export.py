@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from kdkit.engine.evaluate import load_net
-from kdkit.errors import RecipeError
+from kdkit.errors import PluginError, RecipeError
 from kdkit.export.attempt import Attempt
 from kdkit.export.base import Exporter, quiet_packages
 from kdkit.export.card import FOLDER, OUT, write_summary
@@ -45,7 +45,12 @@ def export_net(
         raise RecipeError("an export needs the name of a format, such as to='onnx'")
     factories = registry("exporters")
     exporters: dict[str, Exporter] = {name: factories[name]() for name in names}
-    for exporter in exporters.values():  # all of them before any work, so that nothing is written if one fails
+    for name, exporter in exporters.items():  # all of them before any work, so that nothing is written if one fails
+        if not isinstance(exporter, Exporter):
+            raise PluginError(
+                f"plugin {factories.plugin(name)!r} registers an exporter {name!r} that is a "
+                f"{type(exporter).__name__}; expected a subclass of kdkit.export.Exporter"
+            )
         exporter.require()
     weights = Path(weights)
     chosen = load_net(recipe, weights, net)

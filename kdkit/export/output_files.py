@@ -76,7 +76,7 @@ def output_files(out: Path, net: str, exporters: Mapping[str, Exporter]) -> tupl
         ((name, exporter),) = exporters.items()
         if out.suffix == exporter.suffix:
             return out.parent, {name: OutputFile(out)}
-    if out.is_file() or out.suffix in {factory().suffix for factory in registry("exporters").values()}:
+    if out.is_file() or out.suffix in {getattr(factory, "suffix", None) for factory in registry("exporters").values()}:
         expected = f"have the suffix {exporter.suffix}" if len(exporters) == 1 else "be a folder for the files"
         raise KdkitError(f"{out} names a file, but an export to {', '.join(exporters)} must {expected}; change --out")
     stem = file_stem(net)

@@ -168,6 +168,22 @@ def test_a_recipe_file_whose_name_begins_with_a_dash_follows_two_dashes(kdkit_he
     assert resumed.code == 0, resumed.err
 
 
+def test_the_notes_of_an_error_are_printed_but_no_traceback_among_them(kdkit_here, monkeypatch):
+    def end(*_args):
+        error = RecipeError("the quota is used up")
+        error.add_note("callback 'Quota' raised this in its epoch_ended to end the run")
+        error.add_note("In the process that ran the trial:\nTraceback ...")
+        raise error
+
+    monkeypatch.setattr("kdkit.report.card.write_card", end)
+    result = kdkit_here("card", "run")
+    assert result.code == 2
+    assert result.err.splitlines() == [
+        "error: the quota is used up",
+        "callback 'Quota' raised this in its epoch_ended to end the run",
+    ]
+
+
 def test_a_path_that_is_not_a_python_file_is_refused(kdkit_here, tmp_path):
     assert_refused(kdkit_here("run", "nowhere.py"), "nowhere.py", "no such recipe file")
     assert_refused(kdkit_here("run", tmp_path), "is a folder")

@@ -20,7 +20,7 @@ from kdkit.export.card import card_markdown, read_cards
 from kdkit.export.edge import read_litert_metadata
 from kdkit.export.gates import MetricGate, Reference
 from kdkit.export.onnx_exporter import OnnxExporter, read_metadata
-from kdkit.export.output_files import OutputFile
+from kdkit.export.output_files import OutputFile, output_files
 from kdkit.plugins.manager import installed
 from kdkit.report.card import card_of
 from kdkit.report.page import Report, render
@@ -366,6 +366,14 @@ class _Plugin:
     @kdkit.hookimpl
     def register_exporters(self, register):
         register(self.name, self.exporter)
+
+
+def test_an_exporter_of_another_class_is_refused_and_others_are_not_affected(tmp_path):
+    installed().add(_Plugin("number", int), "numbers")
+    with pytest.raises(PluginError, match="'numbers' registers an exporter 'number' that is a int; expected a sub"):
+        export_net(recipe(), tmp_path, to="number")
+    with pytest.raises(KdkitError, match="names a file, but an export to onnx must have the suffix"):
+        output_files(tmp_path / "net.pt2", "net", {"onnx": OnnxExporter()})
 
 
 def test_outputs_that_differ_miss_the_numeric_gate_and_the_file_is_set_aside(run_folder, tmp_path, shifted):
