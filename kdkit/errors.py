@@ -22,6 +22,10 @@ class PluginError(KdkitError):
     """A plugin does not match the hook specifications, or registers a name twice."""
 
 
+class PluginWarning(RuntimeWarning):
+    """A plugin, a hook or a callback fails, and the others continue. The command line prints it in one line."""
+
+
 class RunFolderError(KdkitError):
     """A run folder cannot be written, or the run in it cannot be resumed."""
 

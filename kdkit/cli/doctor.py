@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from kdkit import __version__
-from kdkit.errors import first_line
+from kdkit.errors import PluginWarning, first_line
 from kdkit.utils.printable import echo
 
 _SLOW_FSYNC = 0.05  # s; a checkpoint takes a few of them
@@ -146,7 +146,7 @@ def _quota() -> float | None:
 
 def examine_plugins(findings: list[Finding]) -> dict[str, str]:
     """Load all plugins and what they register; a plugin that is skipped is broken."""
-    from kdkit.plugins.manager import GROUP, PluginWarning, installed
+    from kdkit.plugins.manager import GROUP, installed
     from kdkit.plugins.registry import REGISTRIES
 
     points = {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}

@@ -24,8 +24,8 @@ from kdkit.cli.new import new
 from kdkit.cli.options import PATH
 from kdkit.cli.run import rerun, run
 from kdkit.cli.sweep import sweep
-from kdkit.errors import KdkitError, RemoteRankError, Terminated, shortened, shows_tracebacks
-from kdkit.plugins.manager import PluginWarning, installed
+from kdkit.errors import KdkitError, PluginWarning, RemoteRankError, Terminated, shortened, shows_tracebacks
+from kdkit.plugins.manager import installed
 from kdkit.plugins.recipe_file import read_recipe_file
 from kdkit.utils.printable import LINE_CHARACTERS, echo, is_first_process, printable
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from kdkit.errors import KdkitError, describe_error, shows_tracebacks
+from kdkit.errors import KdkitError, PluginWarning, describe_error, shows_tracebacks
 from kdkit.plugins.events import StopTraining
-from kdkit.plugins.manager import PluginWarning
 
 _MAY_STOP = ("step_ended", "epoch_ended")  # hooks during whose events a stage is trained
 

@@ -13,15 +13,20 @@ from typing import Any
 
 import pluggy
 
-from kdkit.errors import KdkitError, PluginError, Terminated, describe, did_you_mean, first_line, shows_tracebacks
+from kdkit.errors import (
+    KdkitError,
+    PluginError,
+    PluginWarning,
+    Terminated,
+    describe,
+    did_you_mean,
+    first_line,
+    shows_tracebacks,
+)
 from kdkit.plugins import builtin, hooks
 from kdkit.plugins.registry import REGISTRIES, Registry
 
 GROUP = "kdkit"  # the entry-point group, and pluggy's project name
-
-
-class PluginWarning(RuntimeWarning):
-    """A plugin, a hook or a callback fails, and the others continue. The command line prints it in one line."""
 
 
 @cache

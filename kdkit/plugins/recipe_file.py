@@ -14,8 +14,8 @@ from importlib.machinery import SOURCE_SUFFIXES, SourceFileLoader
 from pathlib import Path
 from typing import Any
 
-from kdkit.errors import KdkitError, RecipeError, did_you_mean
-from kdkit.plugins.manager import PluginWarning, installed, undecorated_hooks
+from kdkit.errors import KdkitError, PluginWarning, RecipeError, did_you_mean
+from kdkit.plugins.manager import installed, undecorated_hooks
 from kdkit.plugins.parameters import Parameter, parameters_of
 
 # Functions that need torch import it late, since `kdkit --help` loads this module and does not load torch.

@@ -78,7 +78,7 @@ def same_metric(name: str, stored: MetricResult, run: SplitPredictions) -> Metri
     The options of a metric are not stored, and user-defined metrics are not there.
     """
     k = re.fullmatch(r"top_([1-9]\d{,5})_accuracy", name)
-    top_k = (TopKAccuracy(int(k[1])),) if k else ()
+    top_k: list[Metric] = [TopKAccuracy(int(k[1]))] if k else []
     for metric in (*_METRICS, *top_k, *_metrics_of_plugins(name)):
         if metric.name != name or not isinstance(metric, Resampling):
             continue

@@ -277,15 +277,15 @@ def read_runs(folders: Sequence[Path]) -> tuple[tuple[ReportedRun, ...], tuple[s
     """
     paths: dict[Path, list[Path]] = {}  # the folders that are given, and the runs in each
     for folder in folders:
-        inside = runs_in(folder) if not (folder / "run.json").exists() else []
-        paths[folder] = [folder / name for name in inside] or [folder]
+        names = runs_in(folder) if not (folder / "run.json").exists() else []
+        paths[folder] = [folder / name for name in names] or [folder]
     # A dict as an ordered set: a run that is named twice is shown once.
     unique = dict.fromkeys(path for inside in paths.values() for path in inside)
     labels = dict(zip(unique, distinct_names([*unique]), strict=True))
     runs: dict[Path, ReportedRun] = {}
     left_out = []
-    for inside in paths.values():
-        errors = []
+    for folder, inside in paths.items():
+        errors: list[KdkitError] = []
         for path in inside:
             try:
                 runs[path] = runs[path] if path in runs else ReportedRun.read(path, labels[path])
@@ -296,7 +296,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[tuple[ReportedRun, ...], tuple[s
         if errors:
             reasons = "; ".join([*map(str, errors[:3]), *([f"and {len(errors) - 3} more"] if len(errors) > 3 else [])])
             verb = "is" if len(errors) == 1 else "are"
-            left_out.append(f"{len(errors)} of the {len(inside)} runs in {inside[0].parent} {verb} left out: {reasons}")
+            left_out.append(f"{len(errors)} of the {len(inside)} runs in {folder} {verb} left out: {reasons}")
     return tuple(runs[path] for path in unique if path in runs), tuple(left_out)
 
 

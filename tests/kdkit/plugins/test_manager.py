@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from kdkit import hookimpl
-from kdkit.errors import PluginError, RecipeError
+from kdkit.errors import PluginError, PluginWarning, RecipeError
 from kdkit.plugins import manager
-from kdkit.plugins.manager import Plugins, PluginWarning, installed, registry
+from kdkit.plugins.manager import Plugins, installed, registry
 from kdkit.plugins.registry import REGISTRIES
 
 

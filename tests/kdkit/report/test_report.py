@@ -11,9 +11,9 @@ from torch import nn
 
 import kdkit
 from kdkit.data.torch_data import TorchData
-from kdkit.errors import RunFolderError
+from kdkit.errors import PluginWarning, RunFolderError
 from kdkit.metrics import MacroAUROC
-from kdkit.plugins.manager import PluginWarning, installed
+from kdkit.plugins.manager import installed
 from kdkit.report import Section, write_report
 from kdkit.report.charts import heat_map
 from kdkit.report.verdict import headline_of
