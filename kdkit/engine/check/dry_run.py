@@ -174,6 +174,7 @@ class _DryRun:
 
     def _run_student(self, net: Net[Any]) -> Tensor | None:
         try:
+            self.module.open_taps.begin_first_pass()  # a teacher such as Ema may have run the network, too
             return net.first_pass(self.batch)
         except KdkitError as error:
             self.problems.append(str(error))
@@ -204,7 +205,9 @@ class _DryRun:
         """Check that every output that is compared by classes has a column for each class."""
         for net in self.module.students:
             self._check_columns(net, student_outputs[net.name])
-            net.network.eval()  # validation runs in eval mode, in which some models return another output
+            # Validation runs in eval mode without taps, and some models return another output then.
+            self.module.open_taps.pause()
+            net.network.eval()
             with torch.no_grad():
                 self._check_columns(net, self._run_student(net))
         for match in self.stage.matches:
