@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, map_tensors, nested_tensors
 from kdkit.errors import RecipeError, did_you_mean, first_line
-from kdkit.nets.views import Element, Inputs, View, default_element, pick_tensor
+from kdkit.nets.views import Element, Inputs, View, default_element, pick_tensor, validate_view
 from kdkit.nets.weights import load_weights
 from kdkit.utils.devices import find_device
 from kdkit.utils.modules import uncompiled
@@ -25,7 +25,7 @@ class Net(Generic[M]):
 
     name: unique in a recipe; it names folders, terms and rows of tables.
     module: an `nn.Module`; for a teacher behind an API any callable, which then needs a `version`.
-    view: turns a batch into the arguments of the module; `Inputs()` if None.
+    view: turns a batch into the arguments of the module, such as `Inputs(only=("input_ids",))`; all inputs if None.
     element: selects the outputs, (batch, classes) or (batch, classes, *positions), if the module returns more than one
     tensor: an index, a key or attribute, or a function. If None, an output that is named `logits`, `last_hidden_state`
     or `out` is taken, as of models of transformers and torchvision, or else the only tensor; the plan says which.
@@ -67,6 +67,8 @@ class Net(Generic[M]):
         recompute: Sequence[str] = (),
         device: torch.device | str | None = None,
     ) -> None:
+        if isinstance(name, nn.Module):
+            raise RecipeError(f"a net takes its name first: Net('student', module); got a {type(name).__name__}")
         validate_name("net", name, "-_+ ")
         if not callable(module):
             raise RecipeError(f"net {name!r} needs an nn.Module or a callable; got {type(module).__name__}")
@@ -85,6 +87,8 @@ class Net(Generic[M]):
                 raise RecipeError(f"the classes of net {name!r} are distinct names; got {repeated} more than once")
         self.name = name
         self.module = module
+        if view is not None:
+            validate_view(view, name)
         self.view: View = view if view is not None else Inputs()
         self.element = element
         self.channels_last = channels_last
@@ -179,7 +183,13 @@ class Net(Generic[M]):
         """Return the outputs of another module of the same form, such as the EMA of this one, as `__call__` does."""
         if self._copies_inputs:
             batch = replace(batch, inputs=map_tensors(batch.inputs, torch.clone))
-        args, kwargs = self.view(batch)
+        call = self.view(batch)
+        if not isinstance(call, tuple) or len(call) != 2:
+            got = f"a tuple of {len(call)}" if isinstance(call, tuple) else f"a {type(call).__name__}"
+            raise RecipeError(
+                f"the view of net {self.name!r} must return (args, kwargs), such as ((batch.inputs,), {{}}); got {got}"
+            )
+        args, kwargs = call
         if self.device is not None:
             args, kwargs = map_tensors((args, kwargs), lambda tensor: tensor.to(self.device))
         output = module(*args, **kwargs)

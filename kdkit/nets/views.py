@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, items_of
-from kdkit.errors import RecipeError
+from kdkit.errors import RecipeError, describe
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 Element = int | str | Callable[[Any], Tensor] | None
@@ -38,22 +38,52 @@ class View(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The inputs unchanged: a tuple or list are the arguments, a mapping the keywords, all else the only argument."""
+    """The inputs unchanged: a tuple or list are the arguments, a mapping the keywords, all else the only argument.
+
+    only: the keys or positions of the inputs that the network gets, such as `Inputs(only=("words", "lengths"))` of a
+    mapping, or `Inputs(only=(0,))` of a tuple; a single one is the only argument. All of them if None.
+    """
+
+    only: tuple[str | int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        only = self.only
+        is_tuple = isinstance(only, tuple) and only and all(isinstance(name, str | int) for name in only)
+        if only is not None and not is_tuple:
+            raise RecipeError(
+                f"only must be a tuple of keys or positions, such as ('input_ids',) or (0,); got {only!r}"
+            )
 
     @property
     def key(self) -> str:
-        """A constant, since this view has no options."""
-        return "inputs"
+        """The options as text."""
+        return "inputs" if self.only is None else f"inputs:only={self.only}"
 
     def __call__(self, batch: Batch) -> Call:
         """Return the positional and the keyword arguments of the network."""
-        if isinstance(batch.inputs, Tensor):
-            return (batch.inputs,), {}
-        if isinstance(batch.inputs, Mapping):
-            return (), dict(batch.inputs)
-        if isinstance(batch.inputs, (tuple, list)):
-            return tuple(batch.inputs), {}
-        return (batch.inputs,), {}
+        inputs = batch.inputs
+        if isinstance(inputs, Tensor) and self.only is None:
+            return (inputs,), {}
+        if self.only is not None:
+            inputs = self._select(inputs)
+        if isinstance(inputs, Mapping):
+            return (), dict(inputs)
+        if isinstance(inputs, (tuple, list)):
+            return tuple(inputs), {}
+        return (inputs,), {}
+
+    def _select(self, inputs: Any) -> Any:
+        assert self.only is not None
+        items = dict(items_of(inputs) or ())
+        missing = [name for name in self.only if name not in items]
+        if missing:
+            got = ", ".join(map(repr, items)) or f"a {type(inputs).__name__}"
+            raise RecipeError(f"Inputs(only=...) selects {missing[0]!r}, which the inputs lack; there are: {got}")
+        if len(self.only) == 1:
+            return (items[self.only[0]],)
+        if all(isinstance(name, int) for name in self.only):
+            return tuple(items[name] for name in self.only)
+        return {name: items[name] for name in self.only}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +165,9 @@ def pick_tensor(value: Any, element: Element, source: str) -> Tensor:
             ) from None
     if isinstance(picked, Tensor):
         return picked
-    if element is None:
+    if value is None:
+        reason = ", but a tensor was expected; does it return its result?"
+    elif element is None:
         reason = ", but one tensor was expected; select it with element=..., an index, a key or a function"
     elif callable(element):
         reason = f", of which element=... returns {_describe(picked)}; expected one tensor"
@@ -192,3 +224,12 @@ def _describe(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return f"a {type(value).__name__} of {len(value)}"
     return f"a {type(value).__name__}"
+
+
+def validate_view(view: object, net: str) -> None:
+    """Raise RecipeError if an object is no view."""
+    if isinstance(view, type) or not isinstance(view, View):
+        raise RecipeError(
+            f"the view of net {net!r} must be Inputs(only=(...)), Images(...), or an object of a class with a text "
+            f"`key` and __call__(batch), which returns (args, kwargs); got {describe(view)}"
+        )

@@ -66,6 +66,11 @@ class Optimizer:
     def __init__(
         self, make: Callable[..., TorchOptimizer] | str, *, groups: Groups | None = None, **options: Any
     ) -> None:
+        if not callable(make) and not isinstance(make, str):
+            raise RecipeError(
+                "Optimizer takes a class, such as Optimizer(torch.optim.Adam, lr=1e-3), or a name of timm; "
+                f"got an instance of {type(make).__name__}"
+            )
         if isinstance(make, str):
             _refuse_module_options(options)
         else:

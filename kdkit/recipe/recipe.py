@@ -47,7 +47,8 @@ class Stage:
             )
         for net in self.objectives:
             if not isinstance(net, Net):
-                raise RecipeError(f"a stage trains nets; got a {type(net).__name__}")
+                advice = "; give it a name: Net('student', module)" if isinstance(net, nn.Module) else ""
+                raise RecipeError(f"a stage trains nets; got a {type(net).__name__}{advice}")
         if not isinstance(self.training, Training):
             raise RecipeError(f"a stage needs a Training; got {type(self.training).__name__}")
         objectives = {net: as_objective(objective) for net, objective in self.objectives.items()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kdkit.errors import RecipeError, describe
+from kdkit.errors import RecipeError, describe, shortened
 from kdkit.nets.net import Net
 from kdkit.recipe.balancing.base import Balancing, WeightedSum
 from kdkit.recipe.optim import LRSchedule, Optimizer
@@ -114,7 +114,8 @@ class Training:
             raise RecipeError("patience waits for a better epoch, and keep='last' keeps any; leave out one of the two")
         if not isinstance(self.optimizer, Optimizer):
             raise RecipeError(
-                f"optimizer must be Optimizer(torch.optim.Adam, lr=...) or similar; got {self.optimizer!r}"
+                "optimizer must be Optimizer(torch.optim.Adam, lr=...) or similar, kdkit's class, which gets the "
+                f"parameters when the stage starts; got {shortened(self.optimizer, 80)}"
             )
         if not isinstance(self.ema, AverageWeights | None):
             raise RecipeError(f"ema must be AverageWeights(decay=...) or None; got {self.ema!r}")

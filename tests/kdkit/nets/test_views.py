@@ -11,12 +11,13 @@ from torchvision.models.googlenet import GoogLeNetOutputs
 from transformers.modeling_outputs import BaseModelOutputWithPooling as BaseModelOutput
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from kdkit import Batch, Images, Inputs, RecipeError, View
+from kdkit import Batch, Images, Inputs, Net, RecipeError, View
 from kdkit.nets.views import pick_tensor
 from tests.helpers.tiny import tiny_data
 
 Pair = namedtuple("Pair", "left right")
 LABELS = torch.zeros(2)
+ONE = torch.zeros(2, 3)
 
 
 def batch(inputs):
@@ -162,3 +163,42 @@ def test_a_view_of_images_adds_its_steps_to_the_description_of_the_data():
     assert [step["step"] for step in described["steps"]] == ["decode", "resize", "normalise_channels"]
     assert described["steps"][1]["size"] == [8, 6]
     assert data.preparation["steps"] == [{"step": "decode"}]  # unchanged
+
+
+@pytest.mark.parametrize(
+    ("only", "inputs", "count", "keywords"),
+    [
+        (("words", "lengths"), {"words": ONE, "lengths": ONE, "ids": ONE}, 0, {"words", "lengths"}),
+        (("words",), {"words": ONE, "ids": ONE}, 1, set()),
+        ((1,), (ONE, ONE), 1, set()),
+        ((2, 0), [ONE, ONE, ONE], 2, set()),
+    ],
+)
+def test_inputs_are_selected_by_key_or_position(only, inputs, count, keywords):
+    args, kwargs = Inputs(only=only)(batch(inputs))
+    assert (len(args), set(kwargs)) == (count, keywords)
+    assert Inputs(only=only).key != Inputs().key
+
+
+def test_an_input_that_is_not_there_is_refused_with_those_that_are():
+    with pytest.raises(RecipeError, match="selects 'words', which the inputs lack; there are: 'ids'"):
+        Inputs(only=("words",))(batch({"ids": ONE}))
+    with pytest.raises(RecipeError, match="only must be a tuple of keys or positions"):
+        Inputs(only="words")
+
+
+@pytest.mark.parametrize("view", ["words", ["words"], lambda batch: ((batch.inputs,), {}), Inputs])
+def test_an_object_that_is_no_view_is_refused(view):
+    with pytest.raises(RecipeError, match=r"the view of net 'student' must be Inputs\(only="):
+        Net("student", nn.Linear(2, 2), view=view)
+
+
+def test_a_view_that_returns_no_arguments_and_keywords_is_refused():
+    class Bare:
+        key = "bare"
+
+        def __call__(self, batch):
+            return batch.inputs
+
+    with pytest.raises(RecipeError, match=r"must return \(args, kwargs\), such as .*; got a Tensor"):
+        Net("student", nn.Linear(2, 2), view=Bare())(batch(ONE))

@@ -443,3 +443,8 @@ def test_an_average_has_the_whole_numbers_of_its_net():
 def test_a_patience_that_has_no_meaning_is_refused(options, message):
     with pytest.raises(RecipeError, match=message):
         Training(epochs=3, **options)
+
+
+def test_an_optimizer_of_torch_instead_of_its_class_is_refused():
+    with pytest.raises(RecipeError, match=r"Optimizer takes a class, such as .*; got an instance of Adam"):
+        Optimizer(torch.optim.Adam(nn.Linear(2, 2).parameters()))
