@@ -1,6 +1,7 @@
 """A network under a name, with a view that selects its inputs."""
 
 import copy
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, map_tensors, nested_tensors
-from kdkit.errors import RecipeError, did_you_mean, first_line
-from kdkit.nets.views import Element, Inputs, View, default_element, pick_tensor, validate_view
+from kdkit.errors import RecipeError, did_you_mean, first_line, shortened
+from kdkit.nets.views import Element, Inputs, View, default_element, pick_tensor, validate_element, validate_view
 from kdkit.nets.weights import load_weights
 from kdkit.utils.devices import find_device
 from kdkit.utils.modules import uncompiled
@@ -80,6 +81,12 @@ class Net(Generic[M]):
                 "that changes whenever its outputs do"
             )
         if classes is not None:
+            is_list = isinstance(classes, Sequence) and not isinstance(classes, str)
+            if not is_list or not all(isinstance(label, str) for label in classes):
+                raise RecipeError(
+                    f"the classes of net {name!r} are a list of names, such as [str(index) for index in range(10)]; "
+                    f"got {shortened(classes, 80)}"
+                )
             repeated = sorted({label for label in classes if list(classes).count(label) > 1})
             if not classes:
                 raise RecipeError(f"the classes of net {name!r} are names, at least one; got none")
@@ -90,6 +97,7 @@ class Net(Generic[M]):
         if view is not None:
             validate_view(view, name)
         self.view: View = view if view is not None else Inputs()
+        validate_element(element)
         self.element = element
         self.channels_last = channels_last
         self.taken_element = element  # with the default one, once the module has returned several tensors
@@ -105,6 +113,11 @@ class Net(Generic[M]):
         self.trained = trained or not isinstance(module, nn.Module)
         self.weights_note = ""
         if weights is not None:
+            if not isinstance(weights, str | os.PathLike):
+                raise RecipeError(
+                    f"weights of net {name!r} is the path of a file or a folder; got a {type(weights).__name__}; "
+                    "load a state dict by module.load_state_dict(...), and pass trained=True"
+                )
             if weights_key is not None and not isinstance(weights_key, str):
                 raise RecipeError(f"weights_key of net {name!r} must be a text such as 'student'; got {weights_key!r}")
             loaded = load_weights(self.network, Path(weights), name, key=weights_key, strict=strict)

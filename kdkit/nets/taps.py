@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdkit.errors import RecipeError
 from kdkit.nets.layout import FeatureForm, describe_layer
 from kdkit.nets.net import Net
-from kdkit.nets.views import Element, pick_tensor
+from kdkit.nets.views import Element, pick_tensor, validate_element
 from kdkit.utils.overrides import Override
 from kdkit.utils.reprs import describe_options
 
@@ -65,6 +65,7 @@ class Tap:
             )
         if self.at not in ("output", "input"):
             raise RecipeError(f"a tap takes the 'output' or the 'input' of its module; got {self.at!r}")
+        validate_element(self.element)
         object.__setattr__(self, "form", FeatureForm(self.module, self.element, self.channels_last))
 
     def __repr__(self) -> str:

@@ -1,6 +1,6 @@
 """Views turn a batch into the arguments of a network, so that a teacher and its student may see different inputs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
@@ -99,6 +99,13 @@ class Images:
     size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("mean", "std"):  # lists, as in configurations, and a number for all channels
+            values = getattr(self, name)
+            object.__setattr__(self, name, tuple(values) if isinstance(values, Iterable) else (values,))
+        if self.size is not None:
+            if not isinstance(self.size, Sequence) or len(self.size) != 2:
+                raise RecipeError(f"the size of Images is (height, width), or None; got {self.size!r}")
+            object.__setattr__(self, "size", tuple(self.size))
         if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
             raise RecipeError(
                 f"Images needs as many standard deviations as means, all above 0; got mean={self.mean}, std={self.std}"
@@ -224,6 +231,12 @@ def _describe(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return f"a {type(value).__name__} of {len(value)}"
     return f"a {type(value).__name__}"
+
+
+def validate_element(element: object) -> None:
+    """Raise RecipeError if an object selects no tensor."""
+    if element is not None and not isinstance(element, int | str) and not callable(element):
+        raise RecipeError(f"element must be an index, a key or attribute, or a function; got {element!r}")
 
 
 def validate_view(view: object, net: str) -> None:

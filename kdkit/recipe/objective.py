@@ -65,6 +65,7 @@ class Truth(_Sum):
 
     def __post_init__(self) -> None:
         _validate_loss(self.loss)
+        _validate_label(self.label)
         object.__setattr__(self, "student", _as_taps("student", self.student, self))
 
     def __repr__(self) -> str:
@@ -116,6 +117,7 @@ class Match(_Sum):
                 f"({error}): use @dataclass(frozen=True), or a plain class"
             ) from error
         _validate_loss(self.loss)
+        _validate_label(self.label)
         for side in ("student", "target"):
             object.__setattr__(self, side, _as_taps(side, getattr(self, side), self))
         if not self.label:
@@ -224,6 +226,11 @@ def _validate_factor(factor: Any) -> None:
         raise RecipeError(f"the weight of a term must be a number or a ramp; got {type(factor).__name__}")
     elif not math.isfinite(factor) or factor < 0:
         raise RecipeError(f"the weight of a term must be finite and at least 0; got {factor!r}")
+
+
+def _validate_label(label: object) -> None:
+    if not isinstance(label, str):
+        raise RecipeError(f"the label of a term must be a text; got {label!r}")
 
 
 def _validate_loss(loss: Any) -> None:

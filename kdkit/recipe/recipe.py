@@ -238,6 +238,10 @@ def _parts(modules: Iterable[object]) -> set[int]:
 
 def _validate_schedule(schedule: object) -> None:
     if isinstance(schedule, Schedule):
+        if not callable(schedule.stages):
+            raise RecipeError(
+                f"stages of a schedule must be a method that returns stages; got {describe(schedule.stages)}"
+            )
         return
     if not isinstance(schedule, Sequence) or isinstance(schedule, str):
         raise RecipeError(

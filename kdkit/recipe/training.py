@@ -110,6 +110,10 @@ class Training:
             raise RecipeError(f"max_grad_norm must be a number above 0, or None; got {norm!r}")
         if self.keep not in ("best", "last", None):
             raise RecipeError(f"keep must be 'best' or 'last', or None; got {self.keep!r}")
+        if not isinstance(self.monitor, str | None):
+            raise RecipeError(
+                f"monitor must be the name of a metric, such as 'accuracy', or None; got {self.monitor!r}"
+            )
         if self.patience is not None and self.keep == "last":
             raise RecipeError("patience waits for a better epoch, and keep='last' keeps any; leave out one of the two")
         if not isinstance(self.optimizer, Optimizer):

@@ -209,6 +209,12 @@ def test_a_side_has_no_tap_one_tap_or_several():
     assert taps_of((tap, tap)) == (tap, tap)
 
 
+@pytest.mark.parametrize("kind", [Truth, lambda loss, label: Match(TEACHER, loss, label=label)])
+def test_a_label_that_is_no_text_is_refused(kind):
+    with pytest.raises(RecipeError, match="the label of a term must be a text; got 3"):
+        kind(nn.MSELoss(), label=3)
+
+
 def test_weights_of_numpy_and_lists_of_taps_are_taken():
     layers = [nn.Linear(2, 2), nn.Linear(2, 2)]
     taps = [Tap(layer) for layer in layers]

@@ -58,6 +58,7 @@ def learning_rates(schedule, steps):
         ({"max_grad_norm": float("nan")}, "max_grad_norm must be a number above 0, or None; got nan"),
         ({"max_grad_norm": "1"}, "max_grad_norm must be a number above 0, or None; got '1'"),
         ({"max_grad_norm": True}, "max_grad_norm must be a number above 0, or None; got True"),
+        ({"monitor": 3}, "monitor must be the name of a metric, such as 'accuracy', or None; got 3"),
         ({"keep": "first"}, "keep must be 'best' or 'last', or None; got 'first'"),
         ({"optimizer": torch.optim.Adam}, r"optimizer must be Optimizer\(torch\.optim\.Adam, lr=\.\.\.\)"),
         ({"lr_schedule": 0.1}, r"lr_schedule must be LRSchedule\(torch_class, \.\.\.\) or None; got 0\.1"),
