@@ -135,6 +135,19 @@ class Images:
         steps.append({"step": "normalise_channels", "mean": list(self.mean), "std": list(self.std)})
         return {**preparation, "steps": steps}
 
+    def doubt(self, images: Any) -> str:
+        """Return the reason if images are not those that this view takes; else ""."""
+        normalises = any(self.mean) or {*self.std} != {1.0}  # otherwise it only resizes
+        if not normalises or not isinstance(images, Tensor) or not images.is_floating_point() or not images.numel():
+            return ""
+        least, most = (value.item() for value in images.aminmax())
+        if least >= -0.01 and most <= 1.01:  # interpolation may go a little beyond
+            return ""
+        return (
+            f"takes images from 0 to 1, and these are from {least:.3g} to {most:.3g}; normalise them once, by the view "
+            "or in the data, and divide those up to 255 by it"
+        )
+
     def __call__(self, batch: Batch) -> Call:
         """Return the normalised images as the only argument."""
         images = batch.inputs

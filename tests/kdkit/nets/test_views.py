@@ -66,6 +66,14 @@ def test_images_are_resized_before_they_are_normalised():
     torch.testing.assert_close(normalised, torch.zeros_like(normalised))
 
 
+@pytest.mark.parametrize(("scale", "text"), [(1, ""), (255, "takes images from 0 to 1, and these are from 0 to 255")])
+def test_images_that_are_not_from_0_to_1_are_doubted(scale, text):
+    images = scale * torch.linspace(0, 1, 16).view(1, 1, 4, 4)
+    assert Images(mean=0.5, std=0.2).doubt(images).startswith(text)
+    assert bool(text) == bool(Images(mean=0.5, std=0.2).doubt(images))
+    assert not Images(size=(2, 2)).doubt(images)  # which only resizes
+
+
 def test_images_take_numbers_and_lists():
     assert Images(mean=0.5, std=[0.2], size=[4, 4]) == Images(mean=(0.5,), std=(0.2,), size=(4, 4))
     with pytest.raises(RecipeError, match=r"the size of Images is \(height, width\), or None; got 4"):
