@@ -16,7 +16,9 @@ _LIBRARIES = (Path(torch.__file__).parent, Path(kdkit.__file__).parent)
 
 
 def input_advice(net: Net[Any], inputs: Iterable[Tensor], error: Exception) -> str:
-    """Return a hint if inputs have the usual mistakes of arrays and images, to append to the error; else ""."""
+    """Return a hint for the usual mistakes of columns, arrays and images, to append to the error; else ""."""
+    if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+        return "; select the inputs that it takes, such as Net(..., view=Inputs(only=('input_ids',)))"
     tensors = list(inputs)
     return _dtype_advice(net, tensors, error) or _channels_advice(net, tensors, error)
 
