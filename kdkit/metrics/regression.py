@@ -153,7 +153,8 @@ def _entries(test: Predictions) -> tuple[Floats, Floats]:
     if labels.shape != test.outputs.shape:
         raise DataError(
             "metrics of numbers compare outputs of shape (samples, columns) with labels of the same shape; got outputs "
-            f"{test.outputs.shape} and labels {test.labels.shape}"
+            f"{test.outputs.shape} and labels {test.labels.shape}; if labels are packed, "
+            "pass a metric that unpacks them, Recipe(metrics=(...)), or a Net(..., element=...) that packs outputs"
         )
     shape = (len(labels), -1, 1) if labels.ndim > 2 else (len(labels), 1, -1)
     return labels.reshape(shape).astype(np.float64), test.outputs.reshape(shape).astype(np.float64)
