@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kdkit.errors import RecipeError, describe
+from kdkit.errors import RecipeError, describe, shortened
 from kdkit.nets.net import Net
 from kdkit.recipe.balancing.base import Balancing, WeightedSum
 from kdkit.recipe.optim import LRSchedule, Optimizer
@@ -110,11 +110,16 @@ class Training:
             raise RecipeError(f"max_grad_norm must be a number above 0, or None; got {norm!r}")
         if self.keep not in ("best", "last", None):
             raise RecipeError(f"keep must be 'best' or 'last', or None; got {self.keep!r}")
+        if not isinstance(self.monitor, str | None):
+            raise RecipeError(
+                f"monitor must be the name of a metric, such as 'accuracy', or None; got {self.monitor!r}"
+            )
         if self.patience is not None and self.keep == "last":
             raise RecipeError("patience waits for a better epoch, and keep='last' keeps any; leave out one of the two")
         if not isinstance(self.optimizer, Optimizer):
             raise RecipeError(
-                f"optimizer must be Optimizer(torch.optim.Adam, lr=...) or similar; got {self.optimizer!r}"
+                "optimizer must be Optimizer(torch.optim.Adam, lr=...) or similar, kdkit's class, which gets the "
+                f"parameters when the stage starts; got {shortened(self.optimizer, 80)}"
             )
         if not isinstance(self.ema, AverageWeights | None):
             raise RecipeError(f"ema must be AverageWeights(decay=...) or None; got {self.ema!r}")

@@ -58,6 +58,7 @@ def learning_rates(schedule, steps):
         ({"max_grad_norm": float("nan")}, "max_grad_norm must be a number above 0, or None; got nan"),
         ({"max_grad_norm": "1"}, "max_grad_norm must be a number above 0, or None; got '1'"),
         ({"max_grad_norm": True}, "max_grad_norm must be a number above 0, or None; got True"),
+        ({"monitor": 3}, "monitor must be the name of a metric, such as 'accuracy', or None; got 3"),
         ({"keep": "first"}, "keep must be 'best' or 'last', or None; got 'first'"),
         ({"optimizer": torch.optim.Adam}, r"optimizer must be Optimizer\(torch\.optim\.Adam, lr=\.\.\.\)"),
         ({"lr_schedule": 0.1}, r"lr_schedule must be LRSchedule\(torch_class, \.\.\.\) or None; got 0\.1"),
@@ -443,3 +444,8 @@ def test_an_average_has_the_whole_numbers_of_its_net():
 def test_a_patience_that_has_no_meaning_is_refused(options, message):
     with pytest.raises(RecipeError, match=message):
         Training(epochs=3, **options)
+
+
+def test_an_optimizer_of_torch_instead_of_its_class_is_refused():
+    with pytest.raises(RecipeError, match=r"Optimizer takes a class, such as .*; got an instance of Adam"):
+        Optimizer(torch.optim.Adam(nn.Linear(2, 2).parameters()))
