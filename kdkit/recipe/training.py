@@ -37,10 +37,18 @@ class AverageWeights:
 class _Average(AveragedModel):
     """An AveragedModel that copies whole numbers, such as counters and tables of indices, instead of averaging them.
 
-    It does not read its number of updates at each one either, for which the CPU would wait for a GPU.
+    It does not read its number of updates at each one either, for which the CPU would wait for a GPU. Of trained
+    numbers in half precision it has a copy in float32, since an update by 1 - decay is mostly lost in their rounding.
     """
 
     has_values = False  # whether it was updated
+
+    def __init__(self, module: nn.Module, **options: Any) -> None:
+        super().__init__(module, **options)
+        for index, average in enumerate(chain(self.module.parameters(), self.module.buffers())):
+            is_frozen = isinstance(average, nn.Parameter) and not average.requires_grad
+            if average.dtype in (torch.float16, torch.bfloat16) and not is_frozen:
+                self.register_buffer(f"precise_{index}", average.detach().float())
 
     def update_parameters(self, model: nn.Module) -> None:
         """Move the average towards the weights and buffers of a module; the first update copies them."""
@@ -48,7 +56,13 @@ class _Average(AveragedModel):
         by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
         current = chain(model.parameters(), model.buffers())
         assert self.multi_avg_fn is not None  # `build` passes it
-        for average, value in zip(chain(self.module.parameters(), self.module.buffers()), current, strict=True):
+        rounded: list[tuple[Tensor, Tensor]] = []
+        tensors = zip(chain(self.module.parameters(), self.module.buffers()), current, strict=True)
+        for index, (average, value) in enumerate(tensors):
+            precise = self._buffers.get(f"precise_{index}")
+            if precise is not None:
+                rounded.append((average.detach(), precise))
+                average, value = precise, value.float()
             averages, values = by_dtype[average.dtype]
             averages.append(average.detach())
             values.append(value.detach())
@@ -58,6 +72,8 @@ class _Average(AveragedModel):
                     self.multi_avg_fn(averages, values, self.n_averaged)
                 else:
                     torch._foreach_copy_(averages, values)
+            for average, precise in rounded:
+                average.copy_(precise)
         self.n_averaged += 1
         self.has_values = True
 
