@@ -83,8 +83,10 @@ class ExecutorchExporter(EdgeExporter):
 
     def open_one(self, content: bytes) -> Model:
         """Return the program in the runtime."""
+        from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime
 
+        portable_lib._unsafe_reset_threadpool(1)  # otherwise XNNPACK takes all cores, and its times are no others'
         method = Runtime.get().load_program(content).load_method("forward")
 
         def model(inputs: Arrays) -> NDArray[np.float32]:
