@@ -86,7 +86,8 @@ class ExecutorchExporter(EdgeExporter):
         from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime
 
-        portable_lib._unsafe_reset_threadpool(1)  # otherwise XNNPACK takes all cores, and its times are no others'
+        if portable_lib._threadpool_get_thread_count() > 1:  # a reset is logged
+            portable_lib._unsafe_reset_threadpool(1)  # as for the network, with which its times are compared
         method = Runtime.get().load_program(content).load_method("forward")
 
         def model(inputs: Arrays) -> NDArray[np.float32]:

@@ -21,8 +21,8 @@ class OnnxModel:
 
     path: the file; the weights may be in other files next to it. providers: of onnxruntime, such as
     ["CUDAExecutionProvider"]; the CPU if None.
-    Raises RecipeError if onnxruntime is missing, has none of the providers, or cannot load the file, and if the file has a fixed
-    batch size.
+    Raises RecipeError if onnxruntime is missing, has none of the providers, or cannot load the file, and if the file
+    has a fixed batch size.
     """
 
     def __init__(self, path: str | Path, *, providers: Sequence[str] | None = None) -> None:
