@@ -4,6 +4,8 @@ import json
 import tempfile
 import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,8 @@ class EdgeExporter(Exporter):
         """Return the network for inputs of the size of a validation sample."""
         inputs = tuple(tensor[:1].clone() for tensor in source.example)
         try:
-            with eval_mode(source.module), torch.no_grad(), warnings.catch_warnings():
+            # LiteRT prints its progress.
+            with eval_mode(source.module), torch.no_grad(), warnings.catch_warnings(), redirect_stdout(StringIO()):
                 warnings.simplefilter("ignore")  # of the packages about their own code
                 content = self.lower(source.module, inputs)
         except Exception as error:  # these packages raise errors of any kind

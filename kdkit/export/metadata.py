@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ def _thresholds(source: ExportSource, reference: Reference) -> dict[str, Any] | 
     else:
         logits = BestF1().choose(reference.validation)
     by_class = dict(zip(reference.validation.classes, logits, strict=True))
-    chosen = [by_class.get(name, math.inf) for name in source.classes]
+    # -inf, from which on a class is always predicted, becomes a number, which JSON has
+    chosen = [max(by_class.get(name, math.inf), -sys.float_info.max) for name in source.classes]
     return {
         "rule": rule,
         "metric": metric,

@@ -1,5 +1,6 @@
 """Exports of nets with other outputs, types and habits than those of classifiers in float32."""
 
+import json
 import math
 import warnings
 
@@ -15,10 +16,12 @@ from kdkit import ExportOptions, KdkitError, Net, Recipe, Stage, TorchData, Trai
 from kdkit.export import ExportSource, onnx_exporter
 from kdkit.export.attempt import Attempt
 from kdkit.export.gates import Reference
+from kdkit.export.metadata import metadata_of
 from kdkit.export.onnx_exporter import Int8OnnxExporter, OnnxExporter, cpu_session
 from kdkit.export.onnx_int8 import choose_ranges
 from kdkit.export.pt2 import Pt2Exporter
-from kdkit.metrics import MSE, R2
+from kdkit.metrics import MSE, R2, FixedThresholds, MacroF1
+from kdkit.utils.files import to_json
 
 FAST = ExportOptions(timing_seconds=0, calibration=40, finish_epochs=0, points=20)
 
@@ -170,3 +173,18 @@ def test_values_without_a_number_do_not_change_a_range():
     ranges = choose_ranges(model, [{"x": usual}])
     assert choose_ranges(model, [{"x": np.append(usual, np.float32("nan"))}]) == ranges
     assert choose_ranges(model, [{"x": np.append(usual, np.float32("-inf"))}])["x"] == (-math.inf, 1.0)
+
+
+def test_thresholds_of_classes_that_are_always_or_never_predicted_are_values_for_json(tmp_path):
+    inputs = torch.randn(20, 4)
+    samples = TensorDataset(inputs, (inputs[:, :2] > 0).float())
+    data = TorchData(samples, samples)
+    metric = MacroF1(thresholds_by=FixedThresholds((-math.inf, math.inf)))
+    source = source_of(lambda: nn.Linear(4, 2), data, metrics=(metric,), loss=nn.BCEWithLogitsLoss())
+    weights = tmp_path / "weights.safetensors"
+    weights.touch()
+    thresholds = json.loads(to_json(metadata_of(source, Reference(source), weights)))["thresholds"]
+    always, never = thresholds["logits"]
+    assert always < -1e38
+    assert 0 <= thresholds["probabilities"][0] < 1e-30
+    assert never is thresholds["probabilities"][1] is None
