@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -120,7 +120,9 @@ class Reference:
         value = abs(self.scores[metric.name])
         # An error has the unit of the labels, in which it may be any number.
         if self.source.data.task == "regression" and lower_is_better(metric):
-            return max(value, sys.float_info.min)
+            # A part of the error of the mean, since rounding may double an error that is next to nothing.
+            mean = replace(self.test, outputs=np.full_like(self.test.outputs, np.nanmean(self.test.labels)))
+            return max(value, 1e-4 * abs(metric.compute(mean).value), sys.float_info.min)
         # A number beyond 1, such as a perplexity, is compared with its value.
         return max(1.0, value)
 

@@ -108,19 +108,21 @@ def numbers(scale, shift):
 class Sum(nn.Module):
     """The sum of inputs with an error, in another unit."""
 
-    def __init__(self, scale, shift):
+    def __init__(self, scale, shift, weight):
         super().__init__()
-        self.linear = nn.Linear(4, 1)
-        nn.init.constant_(self.linear.weight, 0.9)
+        self.linear = nn.Linear(4, 1, bias=False)
+        nn.init.constant_(self.linear.weight, weight)
         self.scale, self.shift = scale, shift
 
     def forward(self, inputs):
         return self.linear(inputs).squeeze(1) * self.scale + self.shift
 
 
+@pytest.mark.parametrize("weight", [0.9, 1.0])  # 1 has no error but that of rounding
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1e-4, 0.0), (1e5, 1e6)])
-def test_the_unit_of_a_regression_changes_neither_gate(scale, shift):
-    source = source_of(lambda: Sum(scale, shift), numbers(scale, shift), metrics=(R2(), MSE()), loss=nn.MSELoss())
+def test_the_unit_of_a_regression_changes_neither_gate(scale, shift, weight):
+    data = numbers(scale, shift)
+    source = source_of(lambda: Sum(scale, shift, weight), data, metrics=(R2(), MSE()), loss=nn.MSELoss())
     reference = Reference(source)
 
     def rounded(inputs):
