@@ -1,5 +1,6 @@
 """Read the table with the labels of records: a column per class, or the names of classes in one column."""
 
+import ast
 import csv
 import io
 import re
@@ -17,19 +18,19 @@ from kdkit.errors import did_you_mean
 from kdkit_ecg.records.header import parse_age
 from kdkit_ecg.records.signal_lines import shown
 from kdkit_ecg.records.source import Sex
-from kdkit_ecg.utils.record_files import ARRAY_SUFFIXES, record_name
+from kdkit_ecg.utils.record_files import table_name
 from kdkit_ecg.utils.tables import is_missing
 
-# What a column is for, and its name unless the user gives another one.
-ROLES: Mapping[str, str] = MappingProxyType(
+# What a column is for, and its usual names, in any case, unless the user gives another one.
+ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "record": "record",
-        "label": "label",
-        "patient": "patient",
-        "age": "age",
-        "sex": "sex",
-        "database": "database",
-        "fold": "fold",
+        "record": ("record",),
+        "label": ("label", "labels"),
+        "patient": ("patient", "patient_id", "subject", "subject_id"),  # one that is overlooked divides patients
+        "age": ("age",),
+        "sex": ("sex", "gender"),
+        "database": ("database",),
+        "fold": ("fold",),
     }
 )
 _SEXES: Mapping[str, Sex] = MappingProxyType(
@@ -39,6 +40,7 @@ _FLAGS = MappingProxyType(
     {"0": False, "0.0": False, "false": False, "no": False, "1": True, "1.0": True, "true": True, "yes": True}
 )
 _SEPARATOR = re.compile(r"[;|]")  # between labels; a comma, which a name may have, separates only without these
+_MAX_LISTED = 10_000  # characters of a list: literal_eval takes a time and a depth that grow with the text
 
 
 class LabelRow(NamedTuple):
@@ -89,9 +91,11 @@ def read_label_table(path: Path, columns: Mapping[str, str], classes: Sequence[s
             raise RecipeError(f"columns has the unknown key {role!r}; {did_you_mean(role, ROLES)}")
         if column not in names:
             raise RecipeError(f"{path} has no column {column!r}; {did_you_mean(column, names)}")
-    roles = {role: columns.get(role, default) for role, default in ROLES.items()}
-    if "label" not in columns and "labels" in names:
-        roles["label"] = "labels"
+    by_case = {name.lower(): name for name in reversed(names)}
+    roles = {}
+    for role, usual in ROLES.items():
+        present = [name if name in names else by_case[name] for name in usual if name in by_case]
+        roles[role] = columns.get(role) or [*present, usual[0]][0]
     parser = _RowParser(path, roles, tuple(classes), names, lines)
     rows: dict[str, LabelRow] = {}
     for line, cells in lines:
@@ -110,13 +114,6 @@ def read_label_table(path: Path, columns: Mapping[str, str], classes: Sequence[s
         classes=NamedClasses(names=tuple(classes or available)),
         has_patients=any(row.patient for row in rows.values()),
     )
-
-
-def table_name(text: str) -> str:
-    """Return the name of a record as a table writes it: with slashes, and without suffix and spaces around it."""
-    name = record_name(text).replace("\\", "/").removeprefix("./")
-    stem, dot, suffix = name.rpartition(".")
-    return stem if dot and f".{suffix.lower()}" in ARRAY_SUFFIXES else name
 
 
 def _read_lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
@@ -173,8 +170,11 @@ class _RowParser:
         elif roles["label"] not in names:
             others = [name for name in names if name not in roles.values() and name != "is_male"]
             values = {name: {cells[name].lower() for _, cells in lines} for name in others}
+            # A column that is empty throughout, such as one of remarks, is no class.
             self.flags = [
-                name for name in others if all(value in _FLAGS or is_missing(value) for value in values[name])
+                name
+                for name in others
+                if values[name] & set(_FLAGS) and all(value in _FLAGS or is_missing(value) for value in values[name])
             ]
         if not self.flags and roles["label"] not in names:
             raise DataError(
@@ -218,10 +218,28 @@ class _RowParser:
             return None
         if text in self.classes:
             return (text,)
-        parts = _SEPARATOR.split(text) if _SEPARATOR.search(text) else text.split(",")
-        return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+        parts = _listed(text)
+        if parts is None:
+            parts = _SEPARATOR.split(text) if _SEPARATOR.search(text) else text.split(",")
+        return tuple(dict.fromkeys(part.strip() for part in parts if part.strip())) or None
 
     def _known(self, cells: Mapping[str, str], role: str) -> str:
         """Return the text in a column, "" if it is missing."""
         text = cells.get(self.roles[role], "")
         return "" if is_missing(text) else text.removesuffix(".0")  # pandas writes integers as floats if one is missing
+
+
+def _listed(text: str) -> list[str] | None:
+    """Return the items of a list, or the keys of a dict, as Python and JSON write them; None for any other text.
+
+    PTB-XL has labels such as {'NORM': 100.0, 'SR': 0.0}, and pandas writes lists and arrays of NumPy as their repr.
+    """
+    if text[:1] + text[-1:] not in ("[]", "{}") or len(text) > _MAX_LISTED:
+        return None
+    # NumPy divides items by spaces, and Python would join two texts without a comma in between.
+    text = re.sub(r"(?<=['\"])\s+(?=['\"])", ", ", text)
+    try:
+        items = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return [str(item) for item in items]

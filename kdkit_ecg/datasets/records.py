@@ -93,17 +93,25 @@ class Records(FoldedDataset):
         sources, excluded = self._labelled
         counts = Counter(frozenset(source.leads) for source in sources)
         if not counts:
-            raise DataError(f"no record of {self._table.path} is in {self._folder_names}:\n{excluded.summary(0)}")
+            raise DataError(
+                f"no record in {self._folder_names} has a label in {self._table.path}, whose records are "
+                f"{first_names(list(self._table.rows))}; the files are {first_names(self._index.names) or 'none'}:\n"
+                f"{excluded.summary(0)}"
+            )
         # The larger set if two are equally frequent, and then one that does not depend on the order of the records.
         usual = max(counts, key=lambda leads: (counts[leads], len(leads), sorted(leads)))
         return (*(lead for lead in LEADS if lead in usual), *sorted(usual - set(LEADS)))
 
     @cached_property
+    def _index(self) -> RecordIndex:
+        return RecordIndex(ExcludedRecords(self._folders), self.arrays, self._table.path)
+
+    @cached_property
     def _labelled(self) -> tuple[list[RecordSource], ExcludedRecords]:
         """The labelled records that were found and can be read, sorted by name, and the excluded ones."""
-        excluded = ExcludedRecords(self._folders)
+        excluded = self._index.excluded
         sources: dict[str, RecordSource] = {}
-        for record, source in RecordIndex(excluded, self.arrays, self._table.path).find(self._table.rows):
+        for record, source in self._index.find(self._table.rows):
             row = self._table.rows[record]
             if record in sources:
                 excluded.add(ExclusionReason.NAME, source.path)

@@ -42,8 +42,18 @@ def read_signals(
         else:
             seen.add(content)
         if reason is not None:
-            excluded.add(reason, header.path)
+            excluded.add(
+                reason, header.path, cause=cause_of(header) if fault and reason not in excluded.causes else None
+            )
         return reason is None
+
+    def cause_of(header: RecordSource) -> Exception | None:
+        # A store has the kind of a fault alone, so the first record of each kind is read again.
+        try:
+            preparation.require_prepared(header)
+        except Exception as error:  # of any kind for a damaged file or an extreme rate
+            return error
+        return None
 
     if store is not None:
         rows = store.prepare(headers).rows

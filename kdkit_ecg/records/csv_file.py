@@ -3,7 +3,7 @@
 import csv
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,7 +101,8 @@ def read_csv(path: Path, arrays: ArrayFormat, leads: Sequence[str]) -> NDArray[A
             values = np.loadtxt(path, **options)  # (time, columns)
         except ValueError:
             # Several times slower: a function of Python for each cell. Those of other columns may be any text.
-            converters = dict.fromkeys(range(table.width), lambda text: 0.0) | dict.fromkeys(table.columns, _number)
+            converters: dict[int | str, Callable[[str], Any]] = dict.fromkeys(range(table.width), lambda text: 0.0)
+            converters |= dict.fromkeys(table.columns, _number)
             values = np.loadtxt(path, converters=converters, **options)
     if values.shape[1] != table.width:
         raise DataError(f"expected {table.width} columns, as in its first line, got {values.shape[1]}")
@@ -122,6 +123,4 @@ def _is_number(text: str) -> bool:
 
 
 def _number(text: str) -> float:
-    if "," in text:  # it may be a decimal point, or divide thousands
-        raise DataError(f"expected numbers with a decimal point and no comma, got {shown(text)}")
     return np.nan if is_missing(text) else float(text)

@@ -78,6 +78,14 @@ class Preparation:
         except (DataError, ArithmeticError, ValueError):  # scipy's filters raise any of these for an extreme rate
             return PreparedSignal(content, None, "rate")
 
+    def require_prepared(self, source: RecordSource) -> None:
+        """Raise the exception of a record that cannot be prepared, whose files are read again."""
+        record = read_record(source)
+        if not np.isfinite(record.signal).all():
+            raise DataError("it has samples that are infinite, or too large for a number")
+        with np.errstate(divide="raise", over="raise", invalid="raise"):
+            self.transform(record)
+
     def prepare_all(self, sources: Sequence[RecordSource]) -> list[PreparedSignal]:
         """Prepare several records."""
         return [self.prepare(source) for source in sources]
