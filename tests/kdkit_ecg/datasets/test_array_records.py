@@ -138,6 +138,21 @@ def test_files_of_numbers_need_a_format(tmp_path):
         Records(tmp_path, **RAW)
 
 
+def test_a_changed_signal_of_the_same_size_changes_the_digest_of_the_training_samples(tmp_path):
+    def digest(**options):
+        data = Records(tmp_path, shares=(1.0, 0.0, 0.0), arrays=EIGHT_LEADS, **{**RAW, **options})
+        return data.fingerprint, data.train_digest
+
+    for number in (0, 2):
+        write_numpy(tmp_path, number)
+    write_table(tmp_path, ("r0", "a", ""), ("r2", "b", ""))
+    first = digest()
+    assert digest(store=tmp_path / "store") == first
+    np.save(tmp_path / "r0.npy", in_mv(4).astype(np.float32))
+    assert digest()[0] == first[0]
+    assert digest(store=tmp_path / "store")[1] == digest()[1] != first[1]
+
+
 def save(array):
     return lambda path: np.save(path, array)
 
