@@ -293,7 +293,7 @@ def test_edf_files_that_do_not_match_their_header_are_refused(tmp_path):
     refused(whole.replace(b"uV      ", b"mmHg    "), "no signal in mV, uV, V or NU; it has Resp in '%', I in 'mmhg'")
     refused(whole.replace(b"ECG II  ", b"ECG I   "), "expected every lead once")
     refused(whole[:300], "")
-    refused(b"", "")
+    refused(b"", "it has 0 bytes; expected a header of at least 256")
     path.write_bytes(whole[:236] + b"-1      " + whole[244:])  # as written by a recorder that was switched off
     [source] = open_file(path)
     assert (source.counted, source.samples, source.rate, source.leads) == (True, 200, 400, EIGHT)
@@ -324,6 +324,12 @@ def test_the_ecg_of_a_polysomnography_is_read_at_its_rate(tmp_path):
     edfio.Edf(signals).write(tmp_path / "night.edf")
     [source] = open_file(tmp_path / "night.edf")
     assert (source.leads, source.rate, source.samples) == (("EKG1",), 250, 250)
+    of_types = [edfio.EdfSignal(np.zeros(100), 100, label=name, **options) for name in ("EEG Fz", "ECG I", "Resp", "X")]
+    edfio.Edf(of_types).write(tmp_path / "night.edf")
+    assert open_file(tmp_path / "night.edf")[0].leads == ("I", "X")
+    same_rate = [edfio.EdfSignal(np.zeros(100), 100, label=name, **options) for name in ("C3", "ECG", "EMG chin")]
+    edfio.Edf(same_rate).write(tmp_path / "night.edf")
+    assert open_file(tmp_path / "night.edf")[0].leads == ("ECG",)
     edfio.Edf([signals[0], edfio.EdfSignal(np.zeros(200), 200, label="C4", **options)]).write(tmp_path / "eeg.edf")
     with pytest.raises(DataError, match="expected one rate of all leads, got 100 Hz, 200 Hz"):
         open_file(tmp_path / "eeg.edf")
