@@ -4,11 +4,11 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS, missing_leads, standard_name
@@ -107,6 +107,13 @@ class SignalHeader(RecordSource):
         names = [field.name for field in fields(SignalHeader) if field.name not in _NOT_OF_SIGNAL]
         segments = tuple((header and header.signal_fields, samples) for header, samples in self.segments)
         return (*((name, getattr(self, name)) for name in names), ("segments", segments))
+
+    def select(self, leads: Sequence[str]) -> Self:
+        """Return the description of these leads alone, in this order."""
+        rows = [self.leads.index(lead) for lead in leads]
+        by_lead = ("leads", "gains_per_unit", "baselines", "units", "checks", "positions")
+        selected: dict[str, Any] = {name: tuple(getattr(self, name)[row] for row in rows) for name in by_lead}
+        return replace(self, default_gains=tuple(lead for lead in self.default_gains if lead in leads), **selected)
 
     def read(self) -> Record:
         """Read the signal; see `read_record`."""

@@ -185,6 +185,20 @@ def test_segments_of_other_gains_units_and_baselines_are_joined_in_mv(tmp_path, 
         read_record(path)
 
 
+def test_segments_may_have_their_leads_in_another_order_and_other_channels_besides_them(tmp_path):
+    order = [*range(11, -1, -1)]
+    pressure = np.full((1, STEPS.shape[1]), 7)
+    path = write_segments(
+        tmp_path, steps=np.concatenate([pressure, STEPS[order]]), leads=("ABP", *(LEADS[lead] for lead in order))
+    )
+    ramp = np.linspace(STEPS[:, -1], STEPS[:, 0], 202)[1:-1].T
+    assert_reads(path, np.concatenate([STEPS, ramp, STEPS], axis=1))
+    assert read_header(path).leads == LEADS
+    (tmp_path / "S2.mat").write_bytes((tmp_path / "S1.mat").read_bytes() * 2)
+    with pytest.raises(DataError, match="do not match the first samples and checksums"):
+        read_record(path)
+
+
 def test_a_repeated_segment_is_read_once(tmp_path, monkeypatch):
     read, original = [], samples._read_signal
     monkeypatch.setattr(samples, "_read_signal", lambda header: read.append(header) or original(header))
