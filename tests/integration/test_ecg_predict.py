@@ -432,7 +432,8 @@ assert "torch" not in sys.modules
     assert rows == [row.as_dict() for row in predictor.predict_all([folder / "data" / "day1"], processes=1)]
 
 
-def test_the_script_without_kdkit_and_torch_computes_the_same(folder, model, predictor, tmp_path):
+def test_the_script_without_kdkit_and_torch_computes_the_same(model, tmp_path):
+    models = [str(model), str(changed(model, tmp_path / "changed.onnx", multiclass))]
     signal = simulated(4, length=1500)
     np.save(tmp_path / "ecg.npy", signal)
     example = ROOT / "examples" / "predict_without_torch.py"
@@ -442,13 +443,16 @@ def test_the_script_without_kdkit_and_torch_computes_the_same(folder, model, pre
     program = f"""
 import runpy, sys
 sys.modules["kdkit"] = None
-sys.argv = ["x", {str(model)!r}, {str(tmp_path / "ecg.npy")!r}, "500", {",".join(leads)!r}]
-runpy.run_path({str(example)!r})"""
+for model in {models}:
+    sys.argv = ["x", model, {str(tmp_path / "ecg.npy")!r}, "500", {",".join(leads)!r}]
+    runpy.run_path({str(example)!r})"""
     rows = [line.split("\t") for line in without_torch(program, tmp_path).splitlines()]
-    expected = Predictor(model, combine="centre").predict_array(signal, rate=500, leads=LEADS)
-    assert [row[0] for row in rows] == list(CLASSES)
-    assert np.allclose([float(row[1]) for row in rows], expected.probabilities, atol=1e-5)
-    assert [row[2] == "yes" for row in rows] == expected.decisions.tolist()
+    assert [row[0] for row in rows] == 2 * list(CLASSES)
+    expected = [Predictor(path, combine="centre").predict_array(signal, rate=500, leads=LEADS) for path in models]
+    assert np.allclose(
+        [float(row[1]) for row in rows], [*expected[0].probabilities, *expected[1].probabilities], atol=1e-5
+    )
+    assert [row[2] == "yes" for row in rows] == [*expected[0].decisions, *expected[1].decisions]
 
 
 def test_real_records_of_every_release_and_variant_have_a_row_or_a_reason(shared, model, capsys):
