@@ -4,11 +4,11 @@ import ast
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from kdkit_ecg.records.signal_lines import shown
 from kdkit_ecg.records.source import Sex
 from kdkit_ecg.utils.record_files import table_name
 from kdkit_ecg.utils.tables import is_missing
+
+T = TypeVar("T")
 
 # What a column is for, and its usual names, in any case, unless the user gives another one.
 ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -67,12 +69,16 @@ class NamedClasses:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelTable:
-    """The rows of a table by record, as it names them, without suffix, and the classes."""
+    """The rows of a table by record, as it names them, without suffix, and the classes.
+
+    unread: column -> texts in it that are no age or no sex, without repetition.
+    """
 
     path: Path
     rows: Mapping[str, LabelRow]
     classes: NamedClasses
     has_patients: bool
+    unread: Mapping[str, Sequence[str]]
 
 
 def read_label_table(path: Path, columns: Mapping[str, str], classes: Sequence[str]) -> LabelTable:
@@ -113,6 +119,7 @@ def read_label_table(path: Path, columns: Mapping[str, str], classes: Sequence[s
         rows=rows,
         classes=NamedClasses(names=tuple(classes or available)),
         has_patients=any(row.patient for row in rows.values()),
+        unread={column: list(texts) for column, texts in parser.unread.items()},
     )
 
 
@@ -159,6 +166,7 @@ class _RowParser:
         lines: Sequence[tuple[int, Mapping[str, str]]],
     ) -> None:
         self.path, self.roles, self.classes = path, roles, classes
+        self.unread: dict[str, dict[str, None]] = {}  # texts without repetition, in order
         if roles["record"] not in names:
             raise DataError(
                 f"{path} has no column of records; it has {', '.join(names)}. Name one, such as columns={{'record': "
@@ -192,8 +200,8 @@ class _RowParser:
             labels,
             self._known(cells, "patient"),
             self._known(cells, "database"),
-            parse_age(cells.get(self.roles["age"], "")),
-            _SEXES.get(cells.get(self.roles["sex"], "").lower(), sex),
+            self._parsed(cells, "age", parse_age),
+            self._parsed(cells, "sex", lambda text: _SEXES.get(text.lower())) or sex,
         )
         if first is None or first == row:
             return row
@@ -222,6 +230,14 @@ class _RowParser:
         if parts is None:
             parts = _SEPARATOR.split(text) if _SEPARATOR.search(text) else text.split(",")
         return tuple(dict.fromkeys(part.strip() for part in parts if part.strip())) or None
+
+    def _parsed(self, cells: Mapping[str, str], role: str, parse: Callable[[str], T | None]) -> T | None:
+        """Return the value in a column, None if it is missing or cannot be parsed."""
+        text = cells.get(self.roles[role], "")
+        value = parse(text)
+        if value is None and not is_missing(text):
+            self.unread.setdefault(self.roles[role], {})[text] = None
+        return value
 
     def _known(self, cells: Mapping[str, str], role: str) -> str:
         """Return the text in a column, "" if it is missing."""

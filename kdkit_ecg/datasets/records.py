@@ -67,6 +67,16 @@ class Records(FoldedDataset):
     def _choices(cls) -> Mapping[str, Any]:
         return {**super()._choices(), "task": ClassTask}
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Warnings to print with the results: about the options, the records, and ages and sexes that are not read."""
+        unread = [
+            f"the column {column!r} of the table of labels has values that are no age or sex: {first_names(texts)}; "
+            "those of the files are used, if they have one"
+            for column, texts in self._table.unread.items()
+        ]
+        return (*super().notices, *unread)
+
     @cached_property
     def _table(self) -> LabelTable:
         path = Path(self.labels)

@@ -44,7 +44,8 @@ def read_signals(
         else:
             seen[content] = None
         if reason is not None:
-            unexplained = fault and reason not in excluded.causes
+            # The reason says all about a wrong checksum.
+            unexplained = fault not in ("", "checksum") and reason not in excluded.causes
             excluded.add(reason, header.path, cause=cause_of(header) if unexplained else None)
         return reason is None
 

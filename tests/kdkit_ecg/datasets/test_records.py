@@ -201,6 +201,20 @@ def test_patients_without_a_name_are_noticed(tree):
     assert Records(tree, **RAW).notices == ()
 
 
+def test_ages_and_sexes_that_cannot_be_read_are_noticed(tree, tmp_path):
+    rows = [
+        ("r0", "a", "P", "300", "1"),
+        ("r1", "a", "P", "50", "2"),
+        ("r2", "a", "P", "NA", "F"),
+        ("r3", "a", "P", "", "1"),
+    ]
+    write_table(tmp_path, *rows, columns="record,label,patient,age,sex")
+    assert [notice.partition(";")[0] for notice in Records(tree, tmp_path / "labels.csv", **RAW).notices] == [
+        "the column 'age' of the table of labels has values that are no age or sex: 300",
+        "the column 'sex' of the table of labels has values that are no age or sex: 1, 2",
+    ]
+
+
 def test_records_that_the_table_names_in_vain_are_counted(tree):
     write_table(tree, ("r0", "a", ""), ("r99", "a", ""), ("p1/r5.mat", "a", ""), name="lost.csv")
     data = Records(tree, "lost.csv", shares=(1.0, 0.0, 0.0), **RAW)
