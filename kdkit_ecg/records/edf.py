@@ -94,6 +94,9 @@ def open_edf(path: Path) -> EdfSource:
             for position, unit in enumerate(units)
             if unit and unit in UNITS and not _NO_ECG.match(signals[position].label)
         ]
+        # A pulse wave has normalised units next to leads in mV.
+        if any(units[position] != "nu" for position in usable):
+            usable = [position for position in usable if units[position] != "nu" or names[position] in LEADS]
         # A polysomnography has one signal named ECG among others of the brain, which may have the same rate.
         leads_of_ecg = [position for position in usable if names[position] in LEADS]
         named_ecg = [position for position in usable if _ECG.search(signals[position].label)]

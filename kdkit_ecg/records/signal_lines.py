@@ -19,6 +19,10 @@ from kdkit_ecg.utils.record_files import present_file, read_header_bytes
 UNITS: Mapping[str, float] = MappingProxyType(
     {"": 1.0, "mv": 1.0, "uv": 1e-3, "\u00b5v": 1e-3, "\u03bcv": 1e-3, "v": 1e3, "nu": 1.0}
 )
+# Of pressure, breath, oxygen and temperature, which intensive care records next to an ECG. These channels are not read.
+_OTHER_UNITS = frozenset(
+    ("mmhg", "kpa", "cmh2o", "pm", "bpm", "%", "pct", "ohm", "ohms", "l", "l/min", "ml", "degc", "c"),
+)
 DEFAULT_GAIN = 200.0  # steps per mV: the default of the WFDB header specification if there is no gain
 
 MAX_LINE = 4_096  # characters of a line that is not a comment; those of the Challenges have about 60
@@ -150,8 +154,8 @@ def parse_signal_lines(path: Path, lines: Sequence[str], rate: float, frames: in
     """Return the description of the signal. Raises DataError.
 
     path: of the header. rate and frames: in its first line, which counts frames and not samples; frames is 0 if the
-    line does not contain it. If the leads of the twelve are complete without them, channels are skipped that cannot be
-    read or have another number of samples per frame, such as a blood pressure.
+    line does not contain it. Channels in units of other quantities, such as a blood pressure, are skipped. So are those
+    that cannot be read or have another number of samples per frame, if the twelve leads are complete without them.
     """
     # Memoised: most records have one file, and a look at the disk takes longer than the parsing. Equal channels are one
     # object, as the headers of a whole data set are in memory.
@@ -171,10 +175,15 @@ def parse_signal_lines(path: Path, lines: Sequence[str], rate: float, frames: in
         details = short if short and standard_name(short["name"]) in LEADS else details
         channel = _parse_channel(layout, details, file_on_disk)
         channels.append(shared.setdefault(channel, channel))
+        if details and (details["unit"] or "").lower() in _OTHER_UNITS and standard_name(details["name"]) not in LEADS:
+            continue
         try:
             leads.append(_parse_lead(line, details, position))
         except DataError as error:
             errors.append(error)
+    # A pulse wave (PLETH) has normalised units next to leads in mV. Alone, such a channel may be a lead.
+    if any(lead.unit != "nu" for lead in leads):
+        leads = [lead for lead in leads if lead.unit != "nu" or lead.name in LEADS]
     leads, frame = _select_leads(leads, channels, errors)
     counted = not frames
     frames = frames or _count_frames(path, channels, leads[0].position)
@@ -205,6 +214,8 @@ def _select_leads(
     complete = not missing_leads([lead.name for lead in leads])
     if errors and not complete:
         raise errors[0]
+    if not leads:
+        raise DataError("it has no channel in mV, uV, V or NU")
     counts = Counter(lead.name.lower() for lead in leads)
     frame_sizes = Counter(channels[lead.position].frame for lead in leads if lead.name in LEADS or not complete)
     if len(frame_sizes) > 1:
