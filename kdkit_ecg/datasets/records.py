@@ -29,8 +29,8 @@ class Records(FoldedDataset):
     folder: one or several trees of WFDB, EDF, NumPy, CSV or HDF5 files.
     labels: a CSV in the first folder, or elsewhere. Its column `record` has the path of each record below the folder,
     or its name if that occurs once, with or without suffix; in a file of many records, the id of each. It has a column
-    of 0 and 1 for each class, or a column `label` with names of classes, several of them with ; or | in between, or in
-    several rows. The columns patient, age, sex and database are read if they are there.
+    of 0 and 1 for each class, or a column `label` with names of classes, several of them with ; or | in between, as a
+    list, or in several rows. The columns patient, age, sex and database are read if they are there, in any case.
     classes: names of the classes; () for all in the table. task: "multilabel", or "multiclass" if each record has
     exactly one class.
     leads: names in the order of the channels; () for those of most records. Limb leads that
