@@ -20,14 +20,8 @@ recorded = dict(zip(leads.split(","), np.load(signal_file).astype(np.float64), s
 
 # Einthoven and Goldberger: limb leads that are absent follow from I and II.
 if "I" in recorded and "II" in recorded:
-    first, second = recorded["I"], recorded["II"]
-    limb = {
-        "III": second - first,
-        "aVR": -(first + second) / 2,
-        "aVL": first - second / 2,
-        "aVF": second - first / 2,
-    }
-    recorded = limb | recorded
+    i, ii = recorded["I"], recorded["II"]
+    recorded = {"III": ii - i, "aVR": -(i + ii) / 2, "aVL": i - ii / 2, "aVF": ii - i / 2} | recorded
 
 signal = np.zeros((0, 0))  # (leads, time)
 for step in metadata["preparation"]["steps"]:
@@ -54,7 +48,10 @@ for step in metadata["preparation"]["steps"]:
             sys.exit(f"the step {other!r} is unknown here")
 
 inputs = {"signal": signal[None].astype(np.float32), "person": np.zeros((1, 5), np.float32)}  # age and sex unknown
+thresholds = (metadata["thresholds"] or {}).get("probabilities")  # None if exactly one class is true
 (logits,) = session.run(None, {entry["name"]: inputs[entry["name"]] for entry in metadata["inputs"]})
-for name, logit, threshold in zip(metadata["classes"], logits[0], metadata["thresholds"]["probabilities"], strict=True):
-    probability = 1 / (1 + np.exp(-float(logit)))
-    print(f"{name}\t{probability:.6f}\t{'yes' if threshold is not None and probability >= threshold else 'no'}")
+outputs = logits[0].astype(np.float64)
+probabilities = 1 / (1 + np.exp(-outputs)) if thresholds else np.exp(outputs) / np.exp(outputs).sum()
+for number, (name, probability) in enumerate(zip(metadata["classes"], probabilities, strict=True)):
+    lowest = probabilities.max() if thresholds is None else thresholds[number]
+    print(f"{name}\t{probability:.6f}\t{'yes' if lowest is not None and probability >= lowest else 'no'}")

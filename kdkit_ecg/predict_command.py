@@ -14,6 +14,7 @@ from kdkit.utils.printable import echo
 
 # Suffixes of records and networks: a slip in the order of arguments must not cost a recording.
 _REPLACED_NEVER = (".hea", ".dat", ".mat", ".edf", ".npy", ".npz", ".hdf5", ".h5", ".onnx", ".pt2")
+_CSV_START = b"record,refused,predicted,"  # of a file that this command wrote, which it may replace
 _FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json"}
 
 
@@ -98,6 +99,12 @@ def _require_no_input(out: Path, inputs: Sequence[Path]) -> None:
     )
     if is_input:
         raise click.UsageError(f"--out {out} has the name of a record or of a network; choose a .csv or .json file")
+    # A record in one of the folders, or their table of labels, may be a CSV file too.
+    if out.suffix.lower() == ".csv" and out.is_file():
+        with out.open("rb") as file:
+            start = file.read(len(_CSV_START))
+        if start not in (b"", _CSV_START):
+            raise click.UsageError(f"--out {out} exists, and has no predictions; choose another name, or delete it")
 
 
 def _predictor(ctx: click.Context, model: Path, options: dict[str, Any]) -> Any:

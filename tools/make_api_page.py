@@ -82,13 +82,15 @@ def members_of(kind: type) -> dict[str, Any]:
 
 
 def _arguments(value: Any) -> str:
-    """Return the arguments of a callable with their defaults, without types; "" for a property."""
+    """Return the arguments of a callable with their defaults, without types; "" for a property or an alias."""
     function = value.__func__ if isinstance(value, classmethod | staticmethod) else value
-    if not callable(function):
+    if is_alias(value) or not callable(function):
         return ""
+    if getattr(function, "_is_protocol", False):  # has no arguments; Python 3.13 invents some
+        return "(...)"
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # of C, or of a class without one, such as a Protocol
+    except (TypeError, ValueError):  # of C, or of a class without one
         return "(...)"
     texts = []
     for parameter in signature.parameters.values():
@@ -131,6 +133,8 @@ def shown_type(annotation: Any) -> str:
     """Return an annotation, or a constant, without the modules of its classes."""
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     text = re.sub(r"<class '([^']+)'>", r"\1", text)
+    # numpy before 2.5 shows what its alias stands for.
+    text = re.sub(r"numpy\.ndarray\[tuple\[(?:typing\.)?Any, \.{3}\], numpy\.dtype\[([\w.]+)\]\]", r"NDArray[\1]", text)
     text = re.sub(r"^\*([\w.]+)$", r"Unpack[\1]", text)
     text = re.sub(r"(?<![\w.])[+~-](?=[A-Z])", "", text)  # the variance of a type variable
     return re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Z_])", "", text)

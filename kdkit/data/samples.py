@@ -34,9 +34,11 @@ class SampleKeys:
             return self._split_mapping(sample, source)
         if not isinstance(sample, Sequence) or isinstance(sample, str) or len(sample) not in (2, 3):
             size = f" of {len(sample)}" if isinstance(sample, Sequence) else ""
-            # Arrays of all samples, not in a dataset, are the usual reason.
+            # Usual reasons: arrays of all samples that are in no dataset, and samples without labels.
             is_array = isinstance(sample, Tensor)
             advice = "; put arrays of all samples in a dataset: TensorDataset(inputs, labels)" if is_array else ""
+            if is_array or (isinstance(sample, Sequence) and len(sample) == 1):
+                advice += "; samples without a label have the label -1, and TorchData(..., ignore_index=-1)"
             raise DataError(f"{source} pairs (inputs, labels); got a {type(sample).__name__}{size}{advice}")
         inputs, labels, *weights = sample
         return inputs, labels, weights[0] if weights else None

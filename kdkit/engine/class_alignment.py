@@ -79,7 +79,7 @@ class ClassAlignment(nn.Module):
     student: columns of the student's output; None if the student side is features. targets: columns for each teacher,
     empty if teacher outputs are not used. target_is_output: whether the target side is teacher outputs.
     labels: columns among the data's classes; None if the labels are not used, or stay as they are.
-    head: the number of columns of a student side that may be features; with any other number, it stays as it is.
+    student_head, target_head: the columns of a side that may be features; with any other number, it stays as it is.
     If labels are class indices, samples whose class is not shared are dropped.
     """
 
@@ -91,10 +91,11 @@ class ClassAlignment(nn.Module):
         target_is_output: bool,
         labels: Columns | None,
         task: Task,
-        head: int | None = None,
+        student_head: int | None = None,
+        target_head: int | None = None,
     ) -> None:
         super().__init__()
-        self.head = head
+        self.student_head, self.target_head = student_head, target_head
         self.target_is_output = target_is_output
         self.drops_samples = task == "multiclass" and labels is not None
         # Buffers, so that the columns move with the module to its device; they are not part of a checkpoint.
@@ -106,12 +107,13 @@ class ClassAlignment(nn.Module):
         """Return the inputs with the shared columns only, and without samples whose class is not shared."""
         if isinstance(self.student, Tensor):
             student = as_tuple(inputs.student)[0]
-            if self.head in (None, student.shape[1]):
+            if self.student_head in (None, student.shape[1]):
                 inputs = inputs._replace(student=student.index_select(1, self.student))
         if self.target_is_output and inputs.target is not None:
             sides = as_tuple(inputs.target)
-            shared_sides = tuple(select(side) for select, side in zip(self.targets, sides, strict=True))
-            inputs = inputs._replace(target=shared_sides if isinstance(inputs.target, tuple) else shared_sides[0])
+            if self.target_head in (None, sides[0].shape[1]):
+                shared_sides = tuple(select(side) for select, side in zip(self.targets, sides, strict=True))
+                inputs = inputs._replace(target=shared_sides if isinstance(inputs.target, tuple) else shared_sides[0])
         # Empty unless the loss takes them, although `targets` may be there for the target side.
         pairs = zip(self.targets, inputs.teacher_outputs, strict=False)
         inputs = inputs._replace(teacher_outputs=tuple(select(output) for select, output in pairs))

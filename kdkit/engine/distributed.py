@@ -21,7 +21,7 @@ _TIMEOUT = timedelta(minutes=30)  # of a collective, after which a silent rank c
 _THREADS_END = 0.1  # seconds
 # Warnings of DistributedDataParallel that do not apply, by their text, since they have no class of their own.
 _ALWAYS_USED = "find_unused_parameters=True was specified in DDP constructor, but did not find any unused parameters"
-_OLD_NAME = "`broadcast_buffers` is deprecated"  # since torch 2.14; its replacement is not in torch 2.7
+_OLD_NAME = "`broadcast_buffers` is deprecated"  # since torch 2.14; its replacement is not in torch 2.8
 _NO_CONTEXT = nullcontext()
 _CAPTURE_ONCE = "skip_fwd_side_effects_in_bwd_under_checkpoint"  # an option of torch's compiler
 
@@ -192,7 +192,7 @@ def _backend() -> str | None:
 def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
     compiled: Callable[..., Any] = torch.compile(forward)
     # A tap in a module that recomputes its activations would otherwise break the graph there.
-    if hasattr(torch._dynamo.config, _CAPTURE_ONCE):  # not in torch 2.7
+    if hasattr(torch._dynamo.config, _CAPTURE_ONCE):  # not in torch 2.8
         compiled = torch._dynamo.config.patch({_CAPTURE_ONCE: True})(compiled)
     return compiled
 

@@ -35,7 +35,7 @@ def cause_in_outputs(batch: Batch, outputs: Mapping[str, TeacherOutput]) -> str 
         if wrong:
             return (
                 f"the outputs of {name!r} for {_describe_samples(batch, wrong)} are not finite numbers, though the "
-                "inputs are; check its weights, or compute in another precision"
+                "inputs are; check its weights, or compute or cache them in another precision: fp16 ends at 65504"
             )
     return None
 

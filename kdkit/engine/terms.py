@@ -197,12 +197,18 @@ class _TermBinding:
         if self.uses_labels and (classes or self.match is None):
             classes[THE_DATA] = context.classes
         # A tapped head has the classes of its network if these are those of the other sides in another order.
-        head_classes = _classes_of(self.net, context)
-        compares_classes = (target_is_output or self.match is None) and not isinstance(self.loss, BuildableLoss)
-        is_head = compares_classes and not student_is_output and not student.is_tuple
+        is_head = False
+        of_head: Teacher | Net[Any] = self.net
+        if not isinstance(self.loss, BuildableLoss):
+            if (target_is_output or self.match is None) and not student_is_output:
+                is_head = not student.is_tuple
+            elif target is not None and not target_is_output and student_is_output and len(self.members) == 1:
+                is_head, of_head = not target.is_tuple, self.members[0]
+        head_classes = _classes_of(of_head, context)
         is_head = is_head and all(set(head_classes) == set(side) for side in classes.values())
         if is_head:
-            classes[self.net.name] = head_classes
+            classes[of_head.name] = head_classes
+            members = self.members if of_head is not self.net else members
         if not classes:
             return None
         names = " and ".join(name if name == THE_DATA else repr(name) for name in classes)
@@ -219,13 +225,16 @@ class _TermBinding:
                 f"net {names} have different classes, of which a loss on whole outputs cannot leave out positions; use "
                 "PerPosition(loss), or give the networks the classes of the data"
             )
+        head = len(head_classes) if is_head else None
+        is_target_head = is_head and of_head is not self.net
         return ClassAlignment(
-            student=shared[self.net.name] if student_is_output or is_head else None,
+            student=shared.get(self.net.name),
             targets=tuple(shared[member.name] for member in members),
-            target_is_output=target_is_output,
+            target_is_output=target_is_output or is_target_head,
             labels=labels,
             task=context.task,
-            head=len(head_classes) if is_head else None,
+            student_head=None if is_target_head else head,
+            target_head=head if is_target_head else None,
         )
 
 

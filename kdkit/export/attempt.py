@@ -1,6 +1,6 @@
 """An export that was judged by its gates, before it is written: the best of those that a format has for a network."""
 
-import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +30,8 @@ class Attempt:
         """Return the export of a network, or an improved one if that misses the gate of its metrics."""
         attempt = cls._judged(exporter.export(source), source, reference, exporter, weights)
         others, limit = attempt.numeric.differences.get("other sizes", 0.0), attempt.numeric.tolerance
-        # `not <=` also of NaN
-        if limit is not None and not others <= limit and not source.fixed_sizes:
+        # `not <=` also of NaN, if the network or the file does not take these sizes, in any format
+        if not others <= (math.inf if limit is None else limit) and not source.fixed_sizes:
             source.fix_sizes()  # the network may compute something else for other sizes, such as by its positions
             attempt = cls._judged(exporter.export(source), source, reference, exporter, weights)
         improvements = exporter.improvements(source)
@@ -48,7 +48,7 @@ class Attempt:
         metadata = {
             **metadata_of(source, reference, weights),
             "inputs": inputs_of(source, dynamic=exporter.dynamic),
-            "precision": exporter.precision,
+            "precision": source.precision if exporter.precision == Exporter.precision else exporter.precision,
             "details": dict(exported.details),
         }
         content = exporter.with_metadata(exported.content, metadata)
@@ -80,8 +80,7 @@ class Attempt:
         batches = source.batches(source.data.validation, 2, count=2)
         tensors = {id(tensor): tensor for tensor in (*net.network.parameters(), *net.network.buffers())}
         return {
-            "sha256": hashlib.sha256(self.content).hexdigest(),
-            "precision": exporter.precision,
+            "precision": self.metadata["precision"],
             "passed": self.passed,
             "notices": [*exporter.notices],
             "bytes": len(self.content),

@@ -1,5 +1,6 @@
 """The cards of exports: JSON next to each file, and Markdown about all files of a network."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ OUT = "--out PATH"  # the option by which the user chooses another place
 
 
 def read_cards(folder: Path) -> list[dict[str, Any]]:
-    """Return the cards in a folder whose files are there too, by name; those that are damaged are left out."""
+    """Return the cards in a folder whose files are there too, by name.
+
+    Those that are damaged, or whose file has another content by now, are left out.
+    """
     cards = []
     for file in sorted(folder.glob("*.json")):
         try:
             card = read_json(file)
-            if not file.with_suffix("").is_file():  # the file of which it is the card was deleted
+            # The file of which it is the card was deleted, or replaced by an export that was killed before its card.
+            if hashlib.sha256(file.with_suffix("").read_bytes()).hexdigest() != card["sha256"]:
                 continue
             card_markdown([card])  # raises if anything that is shown is missing or of another kind
         except (AttributeError, KeyError, LookupError, OSError, OverflowError, TypeError, ValueError):

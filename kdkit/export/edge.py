@@ -4,6 +4,8 @@ import json
 import tempfile
 import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,8 @@ class EdgeExporter(Exporter):
         """Return the network for inputs of the size of a validation sample."""
         inputs = tuple(tensor[:1].clone() for tensor in source.example)
         try:
-            with eval_mode(source.module), torch.no_grad(), warnings.catch_warnings():
+            # LiteRT prints its progress.
+            with eval_mode(source.module), torch.no_grad(), warnings.catch_warnings(), redirect_stdout(StringIO()):
                 warnings.simplefilter("ignore")  # of the packages about their own code
                 content = self.lower(source.module, inputs)
         except Exception as error:  # these packages raise errors of any kind
@@ -83,8 +86,11 @@ class ExecutorchExporter(EdgeExporter):
 
     def open_one(self, content: bytes) -> Model:
         """Return the program in the runtime."""
+        from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime
 
+        if portable_lib._threadpool_get_thread_count() > 1:  # a reset is logged
+            portable_lib._unsafe_reset_threadpool(1)  # as for the network, with which its times are compared
         method = Runtime.get().load_program(content).load_method("forward")
 
         def model(inputs: Arrays) -> NDArray[np.float32]:

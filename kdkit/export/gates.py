@@ -1,8 +1,9 @@
 """The gates that an export has to pass: its outputs and its metrics are those of the network it was made of."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,8 @@ _BATCH = 16
 class NumericGate:
     """The largest difference between outputs of an export and of its network, by kind of input.
 
-    tolerance: that it may have; None if the outputs are only measured, because the format rounds.
+    differences: as a part of the largest output of the network, if that is more than 1, since the rounding of numbers
+    grows with them. tolerance: that they may have; None if the outputs are only measured, because the format rounds.
     """
 
     differences: Mapping[str, float]
@@ -37,7 +39,7 @@ class NumericGate:
 
     @property
     def passed(self) -> bool:
-        """Whether all differences are within the tolerance; NaN is not."""
+        """Whether all differences are within the tolerance; NaN, of outputs without a number, is not."""
         limit = math.inf if self.tolerance is None else self.tolerance
         return all(difference <= limit for difference in self.differences.values())
 
@@ -109,11 +111,20 @@ class Reference:
                 exported is not None and math.isnan(network) and math.isnan(export)
             ):  # undefined for this split, such as without positives
                 worse = 0.0
-            # A number beyond 1, such as a squared error or a perplexity, is compared with its value.
-            scale = max(1.0, abs(network))
-            score = ScoreDifference(metric=metric.name, network=network, export=export, points=100 * worse / scale)
-            scores.append(score)
+            lost = 100 * worse / self._scale(metric) if worse else 0.0
+            scores.append(ScoreDifference(metric=metric.name, network=network, export=export, points=lost))
         return MetricGate(split=self.split, samples=len(self.test), scores=tuple(scores), points=points)
+
+    def _scale(self, metric: Metric) -> float:
+        """Return the number by which a difference of a metric is divided."""
+        value = abs(self.scores[metric.name])
+        # An error has the unit of the labels, in which it may be any number.
+        if self.source.data.task == "regression" and lower_is_better(metric):
+            # A part of the error of the mean, since rounding may double an error that is next to nothing.
+            mean = replace(self.test, outputs=np.full_like(self.test.outputs, np.nanmean(self.test.labels)))
+            return max(value, 1e-4 * abs(metric.compute(mean).value), sys.float_info.min)
+        # A number beyond 1, such as a perplexity, is compared with its value.
+        return max(1.0, value)
 
     def numeric_gate(self, model: Model, tolerance: float | None, *, dynamic: bool = True) -> NumericGate:
         """Return the gate of the outputs of an export: real inputs, random ones, and random ones of other sizes.
@@ -140,7 +151,12 @@ class Reference:
         outputs = run_model(self.source, model, inputs)
         if outputs.shape != expected.shape:
             return math.nan
-        return float(np.abs(outputs - expected).max(initial=0.0))
+        # A masked class is -inf in both, and a sample that is all padding may have no number in both.
+        equal = (outputs == expected) | (np.isnan(outputs) & np.isnan(expected))
+        with np.errstate(invalid="ignore"):  # of infinity minus infinity
+            differences = np.where(equal, 0.0, np.abs(outputs - expected))
+        largest = np.abs(expected[np.isfinite(expected)]).max(initial=1.0)
+        return float(differences.max(initial=0.0) / largest)
 
     def _difference_at_other_sizes(self, model: Model, like: Sequence[Tensor]) -> float:
         """Return the difference for inputs of other sizes, NaN if the network or its export does not take them."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from kdkit.export.gates import Reference
 from kdkit.export.source import ExportSource
 from kdkit.metrics.base import Metric
 from kdkit.metrics.thresholds import BestF1
+from kdkit.nets.weight_files import find_weights
 from kdkit.utils.modules import plain_state
 
-OUTPUT = "outputs"  # the name of the outputs in files whose format names them
 FORMAT = 1  # of the metadata; increased if a program that reads them could misread them
 _ACTIVATIONS = {"multilabel": "sigmoid", "multiclass": "softmax", "regression": None}
 
@@ -34,7 +35,7 @@ def metadata_of(source: ExportSource, reference: Reference, weights: Path) -> di
         "format": FORMAT,
         "task": data.task,
         "classes": list(source.classes),
-        "output": {"name": OUTPUT, "activation": _ACTIVATIONS[data.task]},
+        "output": {"name": source.output_name, "activation": _ACTIVATIONS[data.task]},
         "thresholds": _thresholds(source, reference),
         "preparation": preparation_of(source),
         "scores": {"split": reference.split, "samples": len(reference.test), "metrics": reference.scores},
@@ -45,7 +46,11 @@ def metadata_of(source: ExportSource, reference: Reference, weights: Path) -> di
             **_origin(weights),
         },
         "versions": versions(),
-        "notices": [str(notice) for notice in optional_member(data, Data, "notices")],
+        "notices": [
+            *(str(notice) for notice in optional_member(data, Data, "notices")),
+            # such as that a stage is not finished
+            *(f"weights: {fact}" for fact in find_weights(weights, source.net.name, None).facts),
+        ],
     }
 
 
@@ -82,7 +87,8 @@ def _thresholds(source: ExportSource, reference: Reference) -> dict[str, Any] | 
     else:
         logits = BestF1().choose(reference.validation)
     by_class = dict(zip(reference.validation.classes, logits, strict=True))
-    chosen = [by_class.get(name, math.inf) for name in source.classes]
+    # -inf, from which on a class is always predicted, becomes a number, which JSON has
+    chosen = [max(by_class.get(name, math.inf), -sys.float_info.max) for name in source.classes]
     return {
         "rule": rule,
         "metric": metric,

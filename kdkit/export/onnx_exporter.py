@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from kdkit.errors import KdkitError, first_line
 from kdkit.export.base import Arrays, Exported, Exporter, Model, require_packages
-from kdkit.export.metadata import OUTPUT
 from kdkit.export.source import ExportSource
 from kdkit.utils.files import to_json
 
 METADATA = "kdkit"  # the key of the metadata in the file
+_MOST_BYTES = 2**31 - 2**24  # of weights, with room for the graph: protobuf has no larger messages
 
 
 class OnnxExporter(Exporter):
@@ -82,6 +82,11 @@ class Int8OnnxExporter(OnnxExporter):
         """Return the quantized network. Raises KdkitError if it has nothing to quantize."""
         from kdkit.export.onnx_int8 import calibration_arrays, choose_ranges, quantizable, quantized
 
+        if source.precision != "fp32":
+            raise KdkitError(
+                f"int8 is made of a network in float32; the weights of net {source.net.name!r} are {source.precision}: "
+                "convert it in the recipe (module.float())"
+            )
         model = quantizable(source)
         self._float, self._ranges = model, choose_ranges(model, calibration_arrays(source))
         self._quantized = quantized(model, self._ranges, weight_bits=self.weight_bits)
@@ -103,7 +108,7 @@ class Int8OnnxExporter(OnnxExporter):
         if trained is not None:
             finishing = {"epochs": epochs, "loss": "mean squared error of outputs", "teacher": source.net.name}
             yield self._described(trained, source, finishing=finishing)
-        # Attention and norms need more than 256 steps; the masks of attention have a range of 1e38.
+        # Attention and norms may need more than 256 steps.
         layers = quantized(self._float, self._ranges, weight_bits=self.weight_bits, only_layers=True)
         yield self._described(layers, source, operators="layers with weights")
 
@@ -134,12 +139,20 @@ def onnx_model(source: ExportSource) -> Any:
 
     if "onnx" in source.shared:
         return source.shared["onnx"]
+    weights = sum(tensor.nbytes for tensor in {*source.module.parameters(), *source.module.buffers()})
+    if weights > _MOST_BYTES:
+        raise KdkitError(
+            f"the weights of net {source.net.name!r} have {weights / 2**30:.1f} GiB, and one file in ONNX format holds "
+            "at most 2 GiB; export it to pt2"
+        )
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of torch about its own code
             converted = torch.onnx.export(source.program, dynamo=True, external_data=False, verbose=False)
         assert converted is not None  # without a file, torch returns the program
         model = with_pads_in_convolutions(converted.model_proto)
+        name_values(model, source.shapes, source.output_name)
+        onnx.checker.check_model(model, full_check=True)
     except KdkitError:
         raise
     except Exception as error:  # the exporter of torch raises errors of many kinds
@@ -147,14 +160,12 @@ def onnx_model(source: ExportSource) -> Any:
             f"net {source.net.name!r} has no form in ONNX: {type(error).__name__}: {first_line(error)}; an operation "
             "of its forward may be unknown to torch.onnx"
         ) from error
-    name_values(model, source.shapes, OUTPUT)
-    onnx.checker.check_model(model, full_check=True)
     source.shared["onnx"] = model
     return model
 
 
 def cpu_session(content: bytes, *, optimize: bool = True) -> Any:
-    """Return a session of onnxruntime on one thread of the CPU."""
+    """Return a session of onnxruntime on one thread of the CPU. Raises KdkitError if it cannot run the model."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -162,7 +173,13 @@ def cpu_session(content: bytes, *, optimize: bool = True) -> Any:
     options.log_severity_level = 3  # errors alone
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has an exception class for each kind of failure
+        raise KdkitError(
+            f"onnxruntime cannot run the network on a CPU: {first_line(error)}; it has few operators in float64 and "
+            "bfloat16: convert the net to float32 in the recipe (module.float()), or export it to pt2"
+        ) from error
 
 
 def read_metadata(content: bytes) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from kdkit.errors import KdkitError
+from kdkit.errors import KdkitError, first_line
 from kdkit.export.base import Arrays
 from kdkit.export.onnx_exporter import cpu_session, onnx_model
 from kdkit.export.onnx_graph import OnnxGraph, with_all_outputs
@@ -18,6 +18,8 @@ Ranges = dict[str, tuple[float, float]]
 
 _CANDIDATES = np.linspace(0.5, 1.0, 26)  # factors of a range, from which the one with the least error is taken
 _VALUES = 2**16  # of each value and batch by which the error is measured
+_MASK = 1e30  # the least range of a value that masks, as by -inf or the lowest number
+_WHERE = "FloatWhere"  # an operator that the quantizer does not know
 _LAYERS = ("Conv", "Gemm", "MatMul")
 _CONTRIB = "com.microsoft"  # the operators of onnxruntime
 
@@ -47,7 +49,7 @@ def choose_ranges(model: ModelProto, batches: Iterable[Arrays]) -> Ranges:
     """Return for each value of a model the range that is divided into 256 steps.
 
     It is the part of the range of all values, with 0 inside, for which rounding and clipping together have the least
-    squared error.
+    squared error; the whole range of a value that masks.
     """
     verbose, names = with_all_outputs(model)
     # Without optimization, which would fuse nodes and so lose the values between them.
@@ -60,15 +62,22 @@ def choose_ranges(model: ModelProto, batches: Iterable[Arrays]) -> Ranges:
     for arrays in batches:
         outputs = dict(zip(names, session.run(names, dict(arrays)), strict=True))
         for name, values in {**outputs, **{name: arrays[name] for name in inputs}}.items():
-            if values.dtype != np.float32 or not values.size:
-                continue
             flat = values.ravel()
+            if flat.dtype == np.float32 and np.isnan(flat).any():  # such as of a sample that is all padding
+                flat = flat[~np.isnan(flat)]
+            if flat.dtype != np.float32 or not flat.size:
+                continue
             # 0 is always inside, since padding and ReLU need it exactly
             lowest[name] = min(lowest.get(name, 0.0), float(flat.min()))
             highest[name] = max(highest.get(name, 0.0), float(flat.max()))
             few = flat if flat.size <= _VALUES else flat[random.integers(flat.size, size=_VALUES)]
             collected.setdefault(name, []).append(few)
-    return {name: _best_range(np.concatenate(parts), lowest[name], highest[name]) for name, parts in collected.items()}
+    return {
+        name: _best_range(np.concatenate(parts), lowest[name], highest[name])
+        if highest[name] - lowest[name] < _MASK
+        else (lowest[name], highest[name])
+        for name, parts in collected.items()
+    }
 
 
 def _best_range(values: NDArray[np.float32], low: float, high: float) -> tuple[float, float]:
@@ -93,6 +102,7 @@ def quantized(
     """Return a float model in int8. Raises KdkitError if none of its operators has a quantized form.
 
     only_layers: leave everything between layers with weights in float, such as norms and attention.
+    Operators with a mask of -inf or the lowest number stay in float: all other numbers would be in one step.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
@@ -103,9 +113,16 @@ def quantized(
     data = {
         name: TensorData(lowest=np.array(low, dtype=np.float32), highest=np.array(high, dtype=np.float32))
         for name, (low, high) in ranges.items()
+        if high - low < _MASK
     }
+    masks = {*ranges} - {*data}
+    masking = [step.name for step in model.graph.node if masks.intersection((*step.input, *step.output))]
+    model = onnx.shape_inference.infer_shapes(model)
+    for step in model.graph.node:
+        # The quantizer would keep a `Where` in float, and not give it the floats of values that are quantized.
+        step.op_type = _WHERE if step.op_type == "Where" else step.op_type
     quantizer = ONNXQuantizer(
-        onnx.shape_inference.infer_shapes(model),
+        model,
         True,  # weights by channel
         weight_bits < 8,  # reduce their range
         QuantizationMode.QLinearOps,
@@ -114,12 +131,19 @@ def quantized(
         QuantType.QUInt8,  # with int8 activations, the convolutions of onnxruntime on x86 take ten times as long
         TensorsData(CalibrationMethod.MinMax, data),
         [],
-        [],
+        masking,
         [*(_LAYERS if only_layers else QLinearOpsRegistry)],
         {"WeightSymmetric": True, "ActivationSymmetric": False, "MatMulConstBOnly": only_layers},
     )
-    quantizer.quantize_model()
+    try:
+        quantizer.quantize_model()
+    except Exception as error:  # of any kind, since some operators are not expected with some types or values
+        raise KdkitError(
+            f"onnxruntime cannot quantize the network: {type(error).__name__}: {first_line(error)}; export it to onnx"
+        ) from error
     graph = OnnxGraph(quantizer.model.model)
+    for step in graph.nodes:
+        step.op_type = "Where" if step.op_type == _WHERE else step.op_type
     if not any(step.op_type.startswith("Q") for step in graph.nodes):
         raise KdkitError("the network has no operator with a form in int8, such as a convolution or a linear layer")
     return_float_outputs(graph)

@@ -1,5 +1,6 @@
 """The files of an export on the disk: their names, and how they replace those of an earlier export."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from kdkit.errors import KdkitError
 from kdkit.export.base import Exporter
-from kdkit.export.card import OUT
+from kdkit.export.card import OUT, read_cards
 from kdkit.export.options import ExportResult
 from kdkit.plugins.manager import registry
 from kdkit.utils.files import output_errors, require_output, to_json, write_output
@@ -51,7 +52,8 @@ class OutputFile:
         written, notices = (self if card["passed"] else self.rejected), [*card["notices"]]
         if written is not self and (self.path.exists() or self.older.path.exists()):
             notices.append(f"{self.older.path.name} is of an earlier export, and was {self.path.name} then")
-        card = {**card, "file": written.path.name, "notices": notices}
+        digest = hashlib.sha256(content).hexdigest()  # by which `read_cards` knows that the card is of this file
+        card = {**card, "file": written.path.name, "sha256": digest, "notices": notices}
         write_output(written.path, content, option=OUT)
         write_output(written.card, to_json(card, indent=1) + "\n", option=OUT)
         with output_errors(self.path, OUT):
@@ -80,9 +82,12 @@ def output_files(out: Path, net: str, exporters: Mapping[str, Exporter]) -> tupl
         expected = f"have the suffix {exporter.suffix}" if len(exporters) == 1 else "be a folder for the files"
         raise KdkitError(f"{out} names a file, but an export to {', '.join(exporters)} must {expected}; change --out")
     stem = file_stem(net)
-    return out, {
-        name: OutputFile(out / f"{stem}{exporter.label}{exporter.suffix}") for name, exporter in exporters.items()
-    }
+    files = {name: OutputFile(out / f"{stem}{exporter.label}{exporter.suffix}") for name, exporter in exporters.items()}
+    nets = {card["file"]: card["network"]["name"] for card in read_cards(out)}
+    for file in files.values():
+        if (other := nets.get(file.path.name, net)) != net:  # such as of "my net" and "my-net"
+            raise KdkitError(f"{file.path} is an export of net {other!r}, of another name; choose another place: {OUT}")
+    return out, files
 
 
 def file_stem(net: str) -> str:

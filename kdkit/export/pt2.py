@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,7 +68,9 @@ def _saved(program: torch.export.ExportedProgram, files: dict[str, str]) -> byte
     # An archive has the inputs that a program was traced with, which are samples of the data, such as of patients.
     program.example_inputs = None
     buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files=files)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about its own code
+        torch.export.save(program, buffer, extra_files=files)
     return buffer.getvalue()
 
 

@@ -1,8 +1,11 @@
 """A trained network as exporters take it: a module of named tensors, with real inputs for examples and calibration."""
 
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr, suppress
 from functools import cached_property
+from io import StringIO
 from typing import Any
 
 import torch
@@ -22,6 +25,7 @@ from kdkit.utils.randomness import derive_seed, preserve_rng_state
 Sizes = tuple[int | str, ...]
 
 _BATCH_SIZES = (3, 5, 7, 11)  # of the example; a size that no other dimension has
+_PRECISIONS = {torch.float32: "fp32", torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16"}
 _SPATIAL = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 
 
@@ -51,6 +55,11 @@ class ExportSource:
                     f"input {name!r} of net {net.name!r} is a {type(value).__name__}; an export has tensors as inputs: "
                     "select them by a view of the net"
                 )
+            if isinstance(value, Tensor) and value.dtype == torch.bfloat16:
+                raise KdkitError(
+                    f"input {name!r} of net {net.name!r} is bfloat16, which numpy and most runtimes lack; let the data "
+                    "be float32, and the net convert it"
+                )
         if not self.input_names:
             raise KdkitError(f"net {net.name!r} has no tensor as input, which an export needs")
         positional = [name for name in list(template)[: len(args)]]
@@ -60,6 +69,20 @@ class ExportSource:
     def data(self) -> Data:
         """The data of the recipe."""
         return self.recipe.data
+
+    @property
+    def precision(self) -> str:
+        """The precision of the weights, as of a file that does not round them."""
+        dtypes = {tensor.dtype for tensor in self.net.network.parameters() if tensor.is_floating_point()}
+        return "+".join(sorted(_PRECISIONS.get(dtype, str(dtype)) for dtype in dtypes)) or "fp32"
+
+    @property
+    def output_name(self) -> str:
+        """The name of the outputs in files whose format names them: "outputs" if no input has that name."""
+        name = "outputs"
+        while name in self.input_names:
+            name += "_"
+        return name
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -111,26 +134,47 @@ class ExportSource:
         Raises KdkitError if torch cannot trace the network, or it takes one size of batches only.
         """
         # AUTO lets torch find out which sizes the operations fix, such as the channels of a convolution.
+        program = self._traced(strict=False)
+        if self._fixed_batch(program) is not None:
+            # Run by Python, `len(x)` is a plain number. Read as code, which takes more of torch, it is any size.
+            with suppress(KdkitError):
+                program = self._traced(strict=True)
+        if (fixed := self._fixed_batch(program)) is not None:
+            raise KdkitError(
+                f"net {self.net.name!r} takes batches of exactly {fixed[1]} samples for {fixed[0]!r}, as torch traces "
+                "it; let its forward read the size of the batch by x.shape[0], not by len(x), and not branch on it"
+            )
+        return program
+
+    def _traced(self, *, strict: bool) -> torch.export.ExportedProgram:
+        """Return the network as a program of any sizes that torch finds."""
         auto, fixed = torch.export.Dim.AUTO, torch.export.Dim.STATIC
         dynamic = tuple(
             {dim: auto if dim == 0 or not self.fixed_sizes else fixed for dim in range(tensor.ndim)}
             for tensor in self.example
         )
-        with eval_mode(self.module), preserve_rng_state(), torch.no_grad():
+        with (
+            eval_mode(self.module),
+            preserve_rng_state(),
+            torch.no_grad(),
+            warnings.catch_warnings(),
+            redirect_stderr(StringIO()),  # on which torch prints the graph so far if it fails
+        ):
+            warnings.simplefilter("ignore")  # of torch about its own code
             try:
-                program = torch.export.export(self.module, self.example, dynamic_shapes=(dynamic,), strict=False)
+                return torch.export.export(self.module, self.example, dynamic_shapes=(dynamic,), strict=strict)
             except Exception as error:  # torch.export raises errors of many kinds
                 raise KdkitError(
                     f"torch.export cannot trace net {self.net.name!r}: {type(error).__name__}: {first_line(error)}; "
                     "its forward may depend on the values of tensors, or it may be compiled or quantized already"
                 ) from error
+
+    def _fixed_batch(self, program: torch.export.ExportedProgram) -> tuple[str, int] | None:
+        """Return the first input of which a program takes one size of batches only, with that size; None for none."""
         for name, sizes in zip(self.input_names, _sizes(program, len(self.example)), strict=True):
             if sizes and isinstance(sizes[0], int):
-                raise KdkitError(
-                    f"net {self.net.name!r} takes batches of exactly {sizes[0]} samples for {name!r}; let its forward "
-                    "read the size of the batch from its input"
-                )
-        return program
+                return name, sizes[0]
+        return None
 
     def fix_sizes(self) -> None:
         """Let only the size of a batch be dynamic, because the network computes something else for other sizes."""
@@ -147,9 +191,11 @@ class ExportSource:
         for sizes in raw:
             spatial = _SPATIAL.get(len(sizes) - 2, ())
             for dim, size in enumerate(sizes):
-                if isinstance(size, str) and size not in symbols:
-                    named = "batch" if dim == 0 else spatial[dim - 2] if dim >= 2 and spatial else "length"
-                    taken = [*symbols.values()]
+                if dim == 0 and isinstance(size, str):
+                    symbols[size] = "batch"  # of all inputs, also if torch saw no operation that needs one size of them
+                elif isinstance(size, str) and size not in symbols:
+                    named = spatial[dim - 2] if dim >= 2 and spatial else "length"
+                    taken = {*symbols.values()}
                     symbols[size] = named if named not in taken else f"{named}_{len(taken)}"
         return {
             name: tuple(symbols[size] if isinstance(size, str) else size for size in sizes)

@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.losses.features import Shapes, least_norm, single_tap_shape, unit_vectors, upcast_half, without_autocast
+from kdkit.losses.features import (
+    Shapes,
+    cast_for,
+    least_norm,
+    single_tap_shape,
+    unit_vectors,
+    upcast_half,
+    without_autocast,
+)
 from kdkit.losses.memory_bank import RowIndex, draw_rows, draw_rows_of_other_classes
 from kdkit.losses.projectors.resizing import resize
 from kdkit.losses.validation import (
@@ -137,7 +145,7 @@ class CRD(nn.Module):
         student, target = (
             unit_vectors(upcast_half(vectors), least=least_norm(vectors))
             for vectors in (
-                embedding(resize(features, ()))
+                embedding(cast_for(embedding, resize(features, ())))
                 for embedding, features in zip(self.embeddings, (student, target), strict=True)
             )
         )

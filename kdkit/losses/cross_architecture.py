@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.losses.features import upcast_half
+from kdkit.losses.logits import cross_terms
 from kdkit.losses.validation import (
     require_class_labels,
     require_same_outputs,
@@ -58,5 +59,5 @@ class OFA:
         # p^gamma from log p, whose gradient is finite at p = 0; (1 + p)^gamma - 1 without cancellation
         others = (self.gamma * target_log).exp()
         raised = torch.expm1(self.gamma * target_log.exp().log1p())
-        loss = -(torch.where(correct, raised, others) * student_log).sum() / len(student)
+        loss = -cross_terms(torch.where(correct, raised, others), student_log).sum() / len(student)
         return loss * self.temperature**2 if self.t_squared else loss

@@ -13,6 +13,7 @@ from kdkit.losses.features import (
     Shapes,
     TensorOrTuple,
     as_tuple,
+    cast_for,
     require_pairs,
     require_same_features,
     unit_vectors,
@@ -76,7 +77,7 @@ class SemCKD(nn.Module):
         students, targets = as_tuple(student), as_tuple(target)
         pairs = [match_positions(*pair) for pair in product(students, targets)]
         errors = [
-            squared_error_per_sample(projector(student_features), target_features)
+            squared_error_per_sample(projector(cast_for(projector, student_features)), target_features)
             for projector, (student_features, target_features) in zip(self.projectors, pairs, strict=True)
         ]
         # (batch, pairs) -> (batch, student layers, teacher layers)
@@ -97,7 +98,7 @@ class SemCKD(nn.Module):
         parts = [self._similarities(part) for part in torch.split(upcast_half(features).flatten(1), self.part_size)]
         # autocast would cast the inner products to fp16, which they may overflow
         with without_autocast(features):
-            return unit_vectors(embedding(torch.cat(parts)))
+            return unit_vectors(embedding(cast_for(embedding, torch.cat(parts))))
 
     def _similarities(self, features: Tensor) -> Tensor:
         """Return the inner products of all samples of a part, padded with zeros to (samples, part size)."""
@@ -200,7 +201,7 @@ class ReviewKD(nn.Module):
         # residual learning of sec. 3.2: from the deepest layer to the shallowest, each passes on its fused features
         layers = zip(self.fusions, as_tuple(student), as_tuple(target), strict=True)
         for fusion, features, target_features in reversed(list(layers)):
-            fused, deeper = fusion(features, deeper, tuple(target_features.shape[2:]))
+            fused, deeper = fusion(cast_for(fusion, features), deeper, tuple(target_features.shape[2:]))
             reviewed.append(fused)
         return self.context_loss(tuple(reversed(reviewed)), as_tuple(target))
 

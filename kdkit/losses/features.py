@@ -72,7 +72,7 @@ class ProjectedLoss(nn.Module):
         """
         positions = tuple(target.shape[2:])
         if not isinstance(self.projector, nn.Identity):
-            student = self.projector(student, positions)
+            student = self.projector(cast_for(self.projector, student), positions)
         elif student.ndim != target.ndim or student.shape[1] != target.shape[1]:
             name = type(self).__name__
             raise RecipeError(
@@ -143,6 +143,18 @@ def upcast_half(features: Tensor) -> Tensor:
     """Return half-precision features in float32, and others unchanged."""
     # fp16 overflows at 65504, which sums and powers reach soon; bf16 keeps 8 significant bits.
     return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+
+
+def cast_for(module: nn.Module, features: Tensor) -> Tensor:
+    """Return features of a network in bf16, fp16 or float64 in the precision of the module's weights.
+
+    Autocast casts by itself, so under it they are returned unchanged.
+    """
+    # most steps take the first comparison only: a walk over the parameters takes 20 µs
+    if features.dtype == torch.float32 or torch.is_autocast_enabled(features.device.type):
+        return features
+    weight = next(module.parameters(), None)
+    return features if weight is None else features.to(weight.dtype)
 
 
 def least_norm(features: Tensor) -> float:

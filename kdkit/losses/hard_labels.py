@@ -15,7 +15,7 @@ from kdkit.losses.base import (
     extra_kwargs_of,
     requirements_of,
 )
-from kdkit.losses.features import upcast_half
+from kdkit.losses.features import cast_for, upcast_half
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution
 from kdkit.losses.validation import require_same_outputs, validate_share
 
@@ -127,7 +127,7 @@ class SecondHead(nn.Module):
     def forward(self, student: Tensor, target: Tensor, **kwargs: Tensor) -> Tensor:
         """Return the loss between the head's outputs and the target. kwargs: the labels, if the loss takes them."""
         # (batch, channels, *positions) -> (batch, channels)
-        features = self.trunk(student)
+        features = self.trunk(cast_for(self.head, student))
         pooled = features.flatten(2).mean(2) if features.ndim > 2 else features
         return self.loss(self.head(pooled), target, **kwargs)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.losses.features import Shapes, needs_projector, single_tap_shape, upcast_half
+from kdkit.losses.features import Shapes, cast_for, needs_projector, single_tap_shape, upcast_half
 from kdkit.losses.projectors.factory import ProjectorMode, validate_projector_mode
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise
 from kdkit.losses.projectors.linear import fit_positions, target_positions
@@ -75,7 +75,7 @@ class OFD(nn.Module):
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the error, minimal (0) if the student has the teacher's values, or lower ones below 0."""
         student = fit_positions(student, tuple(target.shape[2:]))  # which may differ from batch to batch
-        student, target = upcast_half(self.connector(student)), upcast_half(target)
+        student, target = upcast_half(self.connector(cast_for(self.connector, student))), upcast_half(target)
         # margin ReLU: (channels,) -> (channels, 1, ...), which broadcasts over batch and positions
         target = torch.maximum(target, self.margins.to(target).reshape(-1, *(1 for _ in target.shape[2:])))
         # partial L2 distance: a student below a target that is not positive is correct, since ReLU makes both 0

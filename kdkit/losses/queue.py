@@ -4,7 +4,15 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.losses.base import BuildContext
-from kdkit.losses.features import Shapes, least_norm, single_tap_shape, unit_vectors, upcast_half, without_autocast
+from kdkit.losses.features import (
+    Shapes,
+    cast_for,
+    least_norm,
+    single_tap_shape,
+    unit_vectors,
+    upcast_half,
+    without_autocast,
+)
 from kdkit.losses.logits import kl_sum
 from kdkit.losses.projectors.layers import Pointwise
 from kdkit.losses.projectors.linear import fit_positions, target_positions
@@ -72,15 +80,18 @@ class QueueKL(nn.Module):
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the divergence, minimal (0) if all similarities are equal; in training mode, update the queue."""
+        student = cast_for(self.pooled_map, student)
         pooled = self.pooled_map(resize(student, ()))
         with without_autocast(student):
             student_vectors, target_vectors = (
                 unit_vectors(upcast_half(side), least=least_norm(side)) for side in (pooled, resize(target, ()))
             )
             queue, in_use = self._entries(target_vectors.detach())
-            similarities = [(side @ queue.T) / self.temperature for side in (student_vectors, target_vectors)]
+            similarities = [
+                (side @ queue.to(side.dtype).T) / self.temperature for side in (student_vectors, target_vectors)
+            ]
             # A finite number instead of -inf, since 0 * (-inf + inf) is NaN in the divergence.
-            least = torch.finfo(queue.dtype).min / 2
+            least = torch.finfo(torch.float32).min / 2
             student_log, target_log = (side.where(in_use, least).log_softmax(1) for side in similarities)
             loss = kl_sum(target_log, student_log) / max(1, len(student))
         if self.local and self.positions:

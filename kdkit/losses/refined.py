@@ -127,7 +127,7 @@ class RLD:
         masked = target >= target.gather(1, labels[:, None])
         # Not -inf, of which a softmax over masked classes alone would be NaN. A sample adds 0 if no class is below the
         # correct one, or if a side gives these classes a logit of -inf.
-        least = torch.finfo(student.dtype).min
+        least = torch.finfo(torch.float32).min  # also of a float64 side, whose least would overflow the other one
         student_rest, target_rest = ((side / self.temperature).masked_fill(masked, least) for side in (student, target))
         left_out = torch.minimum(student_rest.amax(1, keepdim=True), target_rest.amax(1, keepdim=True)) <= least
         correlation = self.beta * divergence(student_rest, target_rest, left_out=left_out)

@@ -9,7 +9,7 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.losses.classifiers import is_classifier, last_classifier, require_classifier
-from kdkit.losses.features import Shapes, TensorOrTuple, as_tuple, single_tap_shape, upcast_half
+from kdkit.losses.features import Shapes, TensorOrTuple, as_tuple, cast_for, single_tap_shape, upcast_half
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise
 from kdkit.losses.projectors.linear import fit_positions, target_positions
 from kdkit.losses.projectors.resizing import resize
@@ -71,7 +71,7 @@ class SRRL(nn.Module):
     def forward(self, student: Tensor, target: TensorOrTuple) -> Tensor:
         """Return the error, minimal (0) if the projected features are the teacher's."""
         target_features, *target_logits = as_tuple(target)
-        projected = self.connector(fit_positions(student, self.positions))
+        projected = self.connector(fit_positions(cast_for(self.connector, student), self.positions))
         logits = target_logits[0] if target_logits else self.classify(target_features)
         # the paper's feature matching term, then its softmax regression term with a squared error between logits
         loss = self.feature * F.mse_loss(upcast_half(projected), upcast_half(target_features))
@@ -79,4 +79,6 @@ class SRRL(nn.Module):
 
     def classify(self, features: Tensor) -> Tensor:
         """Return the outputs of the teacher's classifier, (batch, classes), for features with or without positions."""
-        return F.linear(resize(features, ()), self.classifier_weight, self.classifier_bias)
+        pooled = upcast_half(resize(features, ()))
+        # the classifier has the precision of the teacher, such as bf16
+        return F.linear(pooled, self.classifier_weight.to(pooled.dtype), self.classifier_bias.to(pooled.dtype))

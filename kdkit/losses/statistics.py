@@ -59,7 +59,7 @@ class NST:
     def kernel(self, first: Tensor, second: Tensor) -> Tensor:
         """Return the mean of the kernel over batch and pairs of channels."""
         with without_autocast(first):  # the loss is a small difference of large means
-            return (first @ second.mT + self.offset).pow(self.degree).mean()
+            return (first @ second.mT.to(first.dtype) + self.offset).pow(self.degree).mean()
 
 
 class PKD(ProjectedLoss):

@@ -9,7 +9,7 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.losses.features import ProjectedLoss, Shapes, single_tap_shape, upcast_half
+from kdkit.losses.features import ProjectedLoss, Shapes, cast_for, single_tap_shape, upcast_half
 from kdkit.losses.projectors.layers import Pointwise, convolution
 from kdkit.losses.projectors.resizing import match_positions
 from kdkit.losses.validation import (
@@ -74,7 +74,7 @@ class VID(nn.Module):
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the negative log likelihood, lower for a better prediction of the teacher; it may be below 0."""
         student, target = match_positions(student, target)
-        mean, target = upcast_half(self.mean(student)), upcast_half(target)
+        mean, target = upcast_half(self.mean(cast_for(self.mean, student))), upcast_half(target)
         # (channels,) -> (channels, 1, ...), which broadcasts over batch and positions
         variance = (F.softplus(self.scale) + self.eps).reshape(-1, *(1 for _ in target.shape[2:]))
         return 0.5 * ((mean - target).square() / variance + variance.log()).mean()
@@ -130,6 +130,7 @@ class MGD(ProjectedLoss):
 
     def compare(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the error, minimal (0) if the generated features are the teacher's."""
+        student = cast_for(self.generator, student)
         generated = upcast_half(self.generator(student * self.draw_mask(student)))
         loss = F.mse_loss(generated, upcast_half(target), reduction="sum")
         return self.alpha * loss / (target.numel() if self.reduction == "mean" else len(target))

@@ -63,20 +63,24 @@ class BootstrapInterval:
     def compute(self, test: Predictions) -> MetricResult:
         """Return the result of the metric with intervals; resamples in which it is undefined are left out."""
         result = self.metric.compute(test)
-        chunks = [resample(self.metric, test, counts) for counts in draw_counts(test, self.resamples, self.seed)]
-        values = np.concatenate([chunk.values for chunk in chunks])
-        by_class = np.concatenate([chunk.by_class for chunk in chunks], axis=1)  # (classes, resamples)
+        # Only classes with a value have an interval: of a vocabulary of 128,000 words, a split has a few thousand.
+        has_value = np.array([name in result.by_class for name in test.classes], dtype=bool)
+        names = [name for name, is_kept in zip(test.classes, has_value, strict=True) if is_kept]
+        values, by_class = [], []
+        for counts in draw_counts(test, self.resamples, self.seed):
+            chunk = resample(self.metric, test, counts)
+            values.append(chunk.values)
+            by_class.append(chunk.by_class[has_value])
         intervals = {
             name: self._interval(row, result.by_class[name])
-            for name, row in zip(test.classes, by_class, strict=True)
-            if name in result.by_class  # a class without a value has no interval
+            for name, row in zip(names, np.concatenate(by_class, axis=1), strict=True)
         }
         units = "samples" if test.groups is None else "groups (patients)"
         method = "spread of the values of" if is_biased(self.metric) else "bias-corrected percentiles of"
         notes = [result.note, f"intervals: {self.level:.0%}, {method} {self.resamples} resamples of {units}"]
         return replace(
             result,
-            interval=self._interval(values, result.value),
+            interval=self._interval(np.concatenate(values), result.value),
             intervals_by_class=intervals,
             note="; ".join(filter(None, notes)),
         )
@@ -138,7 +142,8 @@ def draw_counts(test: Predictions, resamples: int, seed: int) -> Iterator[Counts
     if not units:
         raise RecipeError("an empty split cannot be resampled")
     random = np.random.default_rng(seed)
-    chunk = max(1, _CHUNK // len(test))
+    # Metrics have several float64 by class and resample, such as the words of a vocabulary.
+    chunk = max(1, _CHUNK // max(len(test), 8 * len(test.classes)))
     for first in range(0, resamples, chunk):
         counts = np.empty((len(test), min(chunk, resamples - first)), dtype=np.float32)
         # One draw per resample, so that the counts do not depend on the size of a chunk.

@@ -4,6 +4,7 @@ Outputs and labels are (samples,), (samples, columns), or of more dimensions, su
 count as one column.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,11 +22,15 @@ from kdkit.metrics.base import (
     note_on_missing,
 )
 from kdkit.metrics.bootstrap import Counts, Resampled, unit_counts
+from kdkit.utils.reprs import describe_count
 
 
 @dataclass(frozen=True, slots=True)
 class R2(WithoutThresholds):
-    """Coefficient of determination, averaged over the output columns: regression, at most 1."""
+    """Coefficient of determination, averaged over the output columns: regression, at most 1.
+
+    A column whose labels are constant, such as zeros, is left out. It is NaN if all are.
+    """
 
     @property
     def name(self) -> str:
@@ -36,12 +41,20 @@ class R2(WithoutThresholds):
         """Return the coefficient. Raises DataError if labels and outputs have different shapes."""
         from sklearn.metrics import r2_score  # late: scikit-learn takes a second to import
 
+        entries = _entries(test)
         if test.labels.ndim > 2:
-            labels, outputs = (side.reshape(-1) for side in _entries(test))
+            labels, outputs = (side.reshape(-1, 1) for side in entries)
         else:
-            _entries(test)
-            labels, outputs = test.labels, test.outputs
-        return MetricResult(value=float(r2_score(labels, outputs)))
+            labels, outputs = (side.reshape(len(side), -1) for side in (test.labels, test.outputs))
+        varies = (labels != labels[:1]).any(0)
+        count = int((~varies).sum())
+        # scikit-learn takes 0 for these, or 1, by which they would count in the mean.
+        note = f"constant labels of {describe_count(count, 'column')}" if count else ""
+        if not varies.any():
+            return MetricResult(value=math.nan, note=note)
+        if count:
+            labels, outputs = labels[:, varies], outputs[:, varies]
+        return MetricResult(value=float(r2_score(labels, outputs)), note=note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +153,8 @@ def _entries(test: Predictions) -> tuple[Floats, Floats]:
     if labels.shape != test.outputs.shape:
         raise DataError(
             "metrics of numbers compare outputs of shape (samples, columns) with labels of the same shape; got outputs "
-            f"{test.outputs.shape} and labels {test.labels.shape}"
+            f"{test.outputs.shape} and labels {test.labels.shape}; if labels are packed, "
+            "pass a metric that unpacks them, Recipe(metrics=(...)), or a Net(..., element=...) that packs outputs"
         )
     shape = (len(labels), -1, 1) if labels.ndim > 2 else (len(labels), 1, -1)
     return labels.reshape(shape).astype(np.float64), test.outputs.reshape(shape).astype(np.float64)

@@ -1,5 +1,6 @@
 """Turn logits into predicted classes: a threshold for each class, chosen on the validation split."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -53,7 +54,7 @@ class YoudenJ:
         return "youden_j"
 
     def choose(self, validation: Predictions) -> tuple[float, ...]:
-        """Return the thresholds; a class without positives is never predicted, one without negatives always."""
+        """Return the thresholds: infinity for a class without positives, the least output for one without negatives."""
         return _choose_by_class(best_j_threshold, validation)
 
 
@@ -142,8 +143,11 @@ def _best_threshold(labels: NDArray[Any], outputs: NDArray[Any], criterion: Crit
     values = criterion(hits, np.arange(1.0, len(ranked) + 1), positives, len(ranked))
     values[:-1][ranked[:-1] == ranked[1:]] = -np.inf  # no threshold separates equal outputs
     last = int(values.argmax())
-    # after the last sample there is no next output, and every sample is predicted
-    return float((ranked[last] + ranked[last + 1]) / 2) if last + 1 < len(ranked) else float(ranked[last])
+    lowest = float(ranked[last])
+    if last + 1 == len(ranked):  # there is no next output, and every sample is predicted
+        return lowest
+    middle = (lowest + float(ranked[last + 1])) / 2
+    return middle if math.isfinite(middle) else lowest  # an output may be infinite
 
 
 def _choose_by_class(

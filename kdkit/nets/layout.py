@@ -18,7 +18,7 @@ class FeatureForm:
 
     layer: describes the tapped module in messages. element: the one that is taken, also by default.
     channels_last: whether the channels are the last dimension; None until it is decided.
-    doubt: the reason if that is not certain, as a notice of a run; else "".
+    doubt: what is not certain about it, as a notice of a run; else "".
     """
 
     def __init__(self, module: nn.Module, element: Element, channels_last: bool | None) -> None:
@@ -67,6 +67,14 @@ class FeatureForm:
             self.doubt = (
                 f"the tap on {self.layer} takes {tuple(tensor.shape)} as (batch, channels, ...), which is not certain: "
                 f"{reason}; pass Tap(..., channels_last=True) if the channels are last, or False"
+            )
+
+    def note_runs(self) -> None:
+        """Note that the module ran again in one forward pass."""
+        if not self.doubt:
+            self.doubt = (
+                f"{self.layer} runs several times in a forward pass, and the tap on it takes the tensor of its last "
+                "run; if that is the wrong one, tap another module"
             )
 
     def _infer(self, shape: torch.Size) -> tuple[bool, str]:

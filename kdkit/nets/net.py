@@ -1,6 +1,7 @@
 """A network under a name, with a view that selects its inputs."""
 
 import copy
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, map_tensors, nested_tensors
-from kdkit.errors import RecipeError, did_you_mean, first_line
-from kdkit.nets.views import Element, Inputs, View, default_element, pick_tensor
+from kdkit.errors import RecipeError, did_you_mean, first_line, shortened
+from kdkit.nets.views import Element, Inputs, View, default_element, pick_tensor, validate_element, validate_view
 from kdkit.nets.weights import load_weights
 from kdkit.utils.devices import find_device
 from kdkit.utils.modules import uncompiled
@@ -25,7 +26,7 @@ class Net(Generic[M]):
 
     name: unique in a recipe; it names folders, terms and rows of tables.
     module: an `nn.Module`; for a teacher behind an API any callable, which then needs a `version`.
-    view: turns a batch into the arguments of the module; `Inputs()` if None.
+    view: turns a batch into the arguments of the module, such as `Inputs(only=("input_ids",))`; all inputs if None.
     element: selects the outputs, (batch, classes) or (batch, classes, *positions), if the module returns more than one
     tensor: an index, a key or attribute, or a function. If None, an output that is named `logits`, `last_hidden_state`
     or `out` is taken, as of models of transformers and torchvision, or else the only tensor; the plan says which.
@@ -67,6 +68,8 @@ class Net(Generic[M]):
         recompute: Sequence[str] = (),
         device: torch.device | str | None = None,
     ) -> None:
+        if isinstance(name, nn.Module):
+            raise RecipeError(f"a net takes its name first: Net('student', module); got a {type(name).__name__}")
         validate_name("net", name, "-_+ ")
         if not callable(module):
             raise RecipeError(f"net {name!r} needs an nn.Module or a callable; got {type(module).__name__}")
@@ -78,6 +81,12 @@ class Net(Generic[M]):
                 "that changes whenever its outputs do"
             )
         if classes is not None:
+            is_list = isinstance(classes, Sequence) and not isinstance(classes, str)
+            if not is_list or not all(isinstance(label, str) for label in classes):
+                raise RecipeError(
+                    f"the classes of net {name!r} are a list of names, such as [str(index) for index in range(10)]; "
+                    f"got {shortened(classes, 80)}"
+                )
             repeated = sorted({label for label in classes if list(classes).count(label) > 1})
             if not classes:
                 raise RecipeError(f"the classes of net {name!r} are names, at least one; got none")
@@ -85,7 +94,10 @@ class Net(Generic[M]):
                 raise RecipeError(f"the classes of net {name!r} are distinct names; got {repeated} more than once")
         self.name = name
         self.module = module
+        if view is not None:
+            validate_view(view, name)
         self.view: View = view if view is not None else Inputs()
+        validate_element(element)
         self.element = element
         self.channels_last = channels_last
         self.taken_element = element  # with the default one, once the module has returned several tensors
@@ -101,6 +113,11 @@ class Net(Generic[M]):
         self.trained = trained or not isinstance(module, nn.Module)
         self.weights_note = ""
         if weights is not None:
+            if not isinstance(weights, str | os.PathLike):
+                raise RecipeError(
+                    f"weights of net {name!r} is the path of a file or a folder; got a {type(weights).__name__}; "
+                    "load a state dict by module.load_state_dict(...), and pass trained=True"
+                )
             if weights_key is not None and not isinstance(weights_key, str):
                 raise RecipeError(f"weights_key of net {name!r} must be a text such as 'student'; got {weights_key!r}")
             loaded = load_weights(self.network, Path(weights), name, key=weights_key, strict=strict)
@@ -179,7 +196,13 @@ class Net(Generic[M]):
         """Return the outputs of another module of the same form, such as the EMA of this one, as `__call__` does."""
         if self._copies_inputs:
             batch = replace(batch, inputs=map_tensors(batch.inputs, torch.clone))
-        args, kwargs = self.view(batch)
+        call = self.view(batch)
+        if not isinstance(call, tuple) or len(call) != 2:
+            got = f"a tuple of {len(call)}" if isinstance(call, tuple) else f"a {type(call).__name__}"
+            raise RecipeError(
+                f"the view of net {self.name!r} must return (args, kwargs), such as ((batch.inputs,), {{}}); got {got}"
+            )
+        args, kwargs = call
         if self.device is not None:
             args, kwargs = map_tensors((args, kwargs), lambda tensor: tensor.to(self.device))
         output = module(*args, **kwargs)

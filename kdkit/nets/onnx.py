@@ -21,7 +21,8 @@ class OnnxModel:
 
     path: the file; the weights may be in other files next to it. providers: of onnxruntime, such as
     ["CUDAExecutionProvider"]; the CPU if None.
-    Raises RecipeError if onnxruntime is missing or cannot load the file, and if the file has a fixed batch size.
+    Raises RecipeError if onnxruntime is missing, has none of the providers, or cannot load the file, and if the file
+    has a fixed batch size.
     """
 
     def __init__(self, path: str | Path, *, providers: Sequence[str] | None = None) -> None:
@@ -38,6 +39,13 @@ class OnnxModel:
             )
         except Exception as error:  # onnxruntime has an exception class for each kind of failure
             raise RecipeError(f"onnxruntime cannot load {path}: {first_line(error)}") from error
+        # onnxruntime itself would take the CPU in place of a GPU that it cannot use.
+        names = [provider if isinstance(provider, str) else provider[0] for provider in providers or ()]
+        if names and not {*names} & {*self._session.get_providers()}:
+            raise RecipeError(
+                f"onnxruntime cannot use {', '.join(names)} for {path}; install the package for it, such as "
+                "onnxruntime-gpu, or add 'CPUExecutionProvider' to the list"
+            )
         self._inputs = [node.name for node in self._session.get_inputs()]
         self._outputs = [node.name for node in self._session.get_outputs()]
         for node in self._session.get_inputs():
@@ -50,7 +58,7 @@ class OnnxModel:
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor | dict[str, Tensor]:
         """Return the output for a batch, (batch, ...), or a dict of outputs by name.
 
-        Raises RecipeError unless the arguments are the inputs of the model.
+        Raises RecipeError unless the arguments are the inputs of the model, also in dtype and shape.
         """
         inputs = {**dict(zip(self._inputs, args, strict=False)), **kwargs}
         if len(args) + len(kwargs) != len(self._inputs) or {*inputs} != {*self._inputs}:
@@ -59,9 +67,17 @@ class OnnxModel:
                 f"{self.path} takes {', '.join(map(repr, self._inputs))}; got {passed or 'none'}; select them by the "
                 "view of its Net"
             )
-        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in inputs.items()}
         device = next(iter(inputs.values())).device
-        outputs = [torch.from_numpy(array).to(device) for array in self._session.run(self._outputs, arrays)]
+        try:
+            arrays = {name: tensor.detach().cpu().numpy() for name, tensor in inputs.items()}
+            outputs = [torch.from_numpy(array).to(device) for array in self._session.run(self._outputs, arrays)]
+        except Exception as error:  # onnxruntime has an exception class for each kind of failure
+            expected = ", ".join(f"{node.name} {node.type} {node.shape}" for node in self._session.get_inputs())
+            got = ", ".join(f"{name} {value.dtype} {list(value.shape)}" for name, value in inputs.items())
+            raise RecipeError(
+                f"{self.path} takes {expected}, and fails for {got}: {first_line(error)}; convert them by the view of "
+                "its Net"
+            ) from error
         return outputs[0] if len(outputs) == 1 else dict(zip(self._outputs, outputs, strict=True))
 
     @cached_property

@@ -9,24 +9,33 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from kdkit.utils.overrides import Override
+
 
 class Recomputation:
     """Recomputes the activations of modules in each backward pass, until `close` (Chen et al. 2016).
 
     Losses, gradients, buffers and random states are those of a run without it. It replaces the `forward` of the objects
     alone, so hooks and the keys of state dicts stay. Several may be open for a module; the last `close` restores it.
+    Models of transformers keep no cache of keys and values meanwhile, to which a second pass would add its own.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._forwards: dict[nn.Module, _RecomputedForward] = {}
         self._ran: set[nn.Module] = set()
+        configs: dict[int, Any] = {}  # by their ids, since the layers of a model share one
         for module in modules:
+            for part in module.modules():
+                config = getattr(part, "config", None)
+                if getattr(config, "use_cache", None) is True:
+                    configs[id(config)] = config
             forward = vars(module).get("forward")
             if not isinstance(forward, _RecomputedForward):
                 forward = _RecomputedForward(module)
                 module.forward = forward
             forward.users.append(self)
             self._forwards[module] = forward
+        self._caches = [Override(config, "use_cache", value=False) for config in configs.values()]
 
     def unused(self) -> list[nn.Module]:
         """Return the modules that never ran with gradients."""
@@ -43,6 +52,8 @@ class Recomputation:
             if not forward.users:
                 forward.restore()
         self._forwards = {}
+        for cache in self._caches:
+            cache.close()
 
 
 class _RecomputedForward:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdkit.errors import RecipeError, describe
 from kdkit.nets.layout import FeatureForm, describe_layer
 from kdkit.nets.net import Net
-from kdkit.nets.views import Element, pick_tensor
+from kdkit.nets.views import Element, pick_tensor, validate_element
 from kdkit.utils.overrides import Override
 from kdkit.utils.reprs import describe_options
 
@@ -65,6 +65,7 @@ class Tap:
             )
         if self.at not in ("output", "input"):
             raise RecipeError(f"a tap takes the 'output' or the 'input' of its module; got {self.at!r}")
+        validate_element(self.element)
         object.__setattr__(self, "form", FeatureForm(self.module, self.element, self.channels_last))
 
     def __repr__(self) -> str:
@@ -105,6 +106,9 @@ class _TapHook:
         self._capture_element(output)
 
     def _capture_element(self, value: Any) -> None:
+        # In a validation, a network may return another structure, without the element.
+        if isinstance(self.capture, _Slot) and not self.capture.is_open:
+            return
         tap, form = self.tap, self.tap.form
         tensor = pick_tensor(value, tap.element, f"the {tap.at} of {form.layer}")
         if not form.is_decided:
@@ -241,8 +245,8 @@ def tap(
 class OpenTaps:
     """Attached taps and the tensors that they captured in the last forward pass. `close` removes their hooks.
 
-    From `take` to the next `clear` nothing is captured: the backward pass may run a layer again, to recompute its
-    activations, and then the network is validated.
+    captures: whether tensors are captured. From `take` to the next `clear` none is: the backward pass may run a layer
+    again, to recompute its activations, and then the network is validated.
     A tensor that the network modifies in place after it was captured has changed by the time a loss uses it.
     `copy_if_modified` is called after a first pass, and makes such taps capture copies from then on.
     nets: the networks that the taps are on; error messages name them.
@@ -254,14 +258,16 @@ class OpenTaps:
         self._captured: dict[int, Tensor] = {}  # by index of the tap, as are the next two
         self._versions: dict[int, int] = {}
         self._copied: set[int] = set()
+        self._fired: set[int] = set()  # in a first pass, as are those whose module ran again
+        self._repeated: set[int] = set()
         self._track_versions = True
-        self._captures = True
+        self.captures = True
         self._remove_hooks: list[RemoveHook] = []
         try:
             for index, tap in enumerate(self.taps):
                 if isinstance(tap, Tap | AttentionTap):
                     tap.locate(nets)
-                remove_hook = tap.attach(partial(self._capture, index))
+                remove_hook = tap.attach(_Slot(self, index))
                 if not callable(remove_hook):
                     getattr(remove_hook, "remove", lambda: None)()  # such as the handle of a hook
                     raise RecipeError(
@@ -299,8 +305,7 @@ class OpenTaps:
         if not self.taps:
             return ()
         features = tuple(self.captured(index) for index in (range(len(self.taps)) if indices is None else indices))
-        self.clear()
-        self._captures = False
+        self.pause()
         return features
 
     def is_modified(self, index: int) -> bool:
@@ -315,13 +320,26 @@ class OpenTaps:
     def clear(self) -> None:
         """Drop the captured tensors, before the next forward pass."""
         self._captured.clear()
-        self._captures = True
+        self.captures = True
+
+    def begin_first_pass(self) -> None:
+        """Note from now on which taps fire, and which fire again."""
+        self._fired.clear()
+
+    def pause(self) -> None:
+        """Drop the captured tensors, and capture nothing until the next `clear`."""
+        self._captured.clear()
+        self.captures = False
 
     def copy_if_modified(self) -> None:
         """Capture copies from now on for taps whose captured tensor was modified in place; call it after a first pass.
 
-        That pass must not be compiled; compiled passes capture copies anyway.
+        Also note the modules that ran again. That pass must not be compiled; compiled passes capture copies anyway.
         """
+        for index in sorted(self._repeated):
+            tap = self.taps[index]
+            if isinstance(tap, Tap):
+                tap.form.note_runs()
         self._copied.update(index for index in self._captured if self.is_modified(index))
         self._track_versions = False
 
@@ -330,8 +348,7 @@ class OpenTaps:
         for remove_hook in reversed(self._remove_hooks):  # user-defined taps may restore what they found
             remove_hook()
         self._remove_hooks = []
-        self.clear()
-        self._captures = False  # compiled code may still call the hooks, until it is compiled again
+        self.pause()  # compiled code may still call the hooks, until it is compiled again
 
     def __enter__(self) -> Self:
         return self
@@ -341,10 +358,11 @@ class OpenTaps:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, as of a network with open taps: it captures nothing before the next `clear`."""
-        return {**vars(self), "_captured": {}, "_captures": False}
+        return {**vars(self), "_captured": {}, "captures": False}
 
-    def _capture(self, index: int, tensor: Tensor) -> None:
-        if not self._captures:
+    def capture(self, index: int, tensor: Tensor) -> None:
+        """Capture the tensor of the tap at this index, if taps capture at this time."""
+        if not self.captures:
             return
         if torch.compiler.is_compiling():
             # Compiled code counts no modifications, and would return the tensor after them. The copy is optimized away
@@ -353,4 +371,20 @@ class OpenTaps:
             return
         if self._track_versions:
             self._versions[index] = tensor._version
+            (self._repeated if index in self._fired else self._fired).add(index)
         self._captured[index] = tensor.clone() if index in self._copied else tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """Captures the tensors of one of the open taps: an object, so that networks with open taps can be copied."""
+
+    open_taps: OpenTaps
+    index: int
+
+    @property
+    def is_open(self) -> bool:
+        return self.open_taps.captures
+
+    def __call__(self, tensor: Tensor) -> None:
+        self.open_taps.capture(self.index, tensor)

@@ -1,6 +1,6 @@
 """Views turn a batch into the arguments of a network, so that a teacher and its student may see different inputs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, items_of
-from kdkit.errors import RecipeError
+from kdkit.errors import RecipeError, describe
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 Element = int | str | Callable[[Any], Tensor] | None
@@ -38,22 +38,52 @@ class View(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The inputs unchanged: a tuple or list are the arguments, a mapping the keywords, all else the only argument."""
+    """The inputs unchanged: a tuple or list are the arguments, a mapping the keywords, all else the only argument.
+
+    only: the keys or positions of the inputs that the network gets, such as `Inputs(only=("words", "lengths"))` of a
+    mapping, or `Inputs(only=(0,))` of a tuple; a single one is the only argument. All of them if None.
+    """
+
+    only: tuple[str | int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        only = self.only
+        is_tuple = isinstance(only, tuple) and only and all(isinstance(name, str | int) for name in only)
+        if only is not None and not is_tuple:
+            raise RecipeError(
+                f"only must be a tuple of keys or positions, such as ('input_ids',) or (0,); got {only!r}"
+            )
 
     @property
     def key(self) -> str:
-        """A constant, since this view has no options."""
-        return "inputs"
+        """The options as text."""
+        return "inputs" if self.only is None else f"inputs:only={self.only}"
 
     def __call__(self, batch: Batch) -> Call:
         """Return the positional and the keyword arguments of the network."""
-        if isinstance(batch.inputs, Tensor):
-            return (batch.inputs,), {}
-        if isinstance(batch.inputs, Mapping):
-            return (), dict(batch.inputs)
-        if isinstance(batch.inputs, (tuple, list)):
-            return tuple(batch.inputs), {}
-        return (batch.inputs,), {}
+        inputs = batch.inputs
+        if isinstance(inputs, Tensor) and self.only is None:
+            return (inputs,), {}
+        if self.only is not None:
+            inputs = self._select(inputs)
+        if isinstance(inputs, Mapping):
+            return (), dict(inputs)
+        if isinstance(inputs, (tuple, list)):
+            return tuple(inputs), {}
+        return (inputs,), {}
+
+    def _select(self, inputs: Any) -> Any:
+        assert self.only is not None
+        items = dict(items_of(inputs) or ())
+        missing = [name for name in self.only if name not in items]
+        if missing:
+            got = ", ".join(map(repr, items)) or f"a {type(inputs).__name__}"
+            raise RecipeError(f"Inputs(only=...) selects {missing[0]!r}, which the inputs lack; there are: {got}")
+        if len(self.only) == 1:
+            return (items[self.only[0]],)
+        if all(isinstance(name, int) for name in self.only):
+            return tuple(items[name] for name in self.only)
+        return {name: items[name] for name in self.only}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +99,13 @@ class Images:
     size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("mean", "std"):  # lists, as in configurations, and a number for all channels
+            values = getattr(self, name)
+            object.__setattr__(self, name, tuple(values) if isinstance(values, Iterable) else (values,))
+        if self.size is not None:
+            if not isinstance(self.size, Sequence) or len(self.size) != 2:
+                raise RecipeError(f"the size of Images is (height, width), or None; got {self.size!r}")
+            object.__setattr__(self, "size", tuple(self.size))
         if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
             raise RecipeError(
                 f"Images needs as many standard deviations as means, all above 0; got mean={self.mean}, std={self.std}"
@@ -97,6 +134,19 @@ class Images:
             steps.append({"step": "resize", "size": list(self.size), "method": "bilinear", "antialias": True})
         steps.append({"step": "normalise_channels", "mean": list(self.mean), "std": list(self.std)})
         return {**preparation, "steps": steps}
+
+    def doubt(self, images: Any) -> str:
+        """Return the reason if images are not those that this view takes; else ""."""
+        normalises = any(self.mean) or {*self.std} != {1.0}  # otherwise it only resizes
+        if not normalises or not isinstance(images, Tensor) or not images.is_floating_point() or not images.numel():
+            return ""
+        least, most = (value.item() for value in images.aminmax())
+        if least >= -0.01 and most <= 1.01:  # interpolation may go a little beyond
+            return ""
+        return (
+            f"takes images from 0 to 1, and these are from {least:.3g} to {most:.3g}; normalise them once, by the view "
+            "or in the data, and divide those up to 255 by it"
+        )
 
     def __call__(self, batch: Batch) -> Call:
         """Return the normalised images as the only argument."""
@@ -135,7 +185,9 @@ def pick_tensor(value: Any, element: Element, source: str) -> Tensor:
             ) from None
     if isinstance(picked, Tensor):
         return picked
-    if element is None:
+    if value is None:
+        reason = ", but a tensor was expected; does it return its result?"
+    elif element is None:
         reason = ", but one tensor was expected; select it with element=..., an index, a key or a function"
     elif callable(element):
         reason = f", of which element=... returns {_describe(picked)}; expected one tensor"
@@ -192,3 +244,18 @@ def _describe(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return f"a {type(value).__name__} of {len(value)}"
     return f"a {type(value).__name__}"
+
+
+def validate_element(element: object) -> None:
+    """Raise RecipeError if an object selects no tensor."""
+    if element is not None and not isinstance(element, int | str) and not callable(element):
+        raise RecipeError(f"element must be an index, a key or attribute, or a function; got {element!r}")
+
+
+def validate_view(view: object, net: str) -> None:
+    """Raise RecipeError if an object is no view."""
+    if isinstance(view, type) or not isinstance(view, View):
+        raise RecipeError(
+            f"the view of net {net!r} must be Inputs(only=(...)), Images(...), or an object of a class with a text "
+            f"`key` and __call__(batch), which returns (args, kwargs); got {describe(view)}"
+        )

@@ -70,7 +70,8 @@ def find_weights(path: Path, name: str, key: str | None) -> WeightFile:
     if net not in files:
         names = ", ".join(map(repr, files))
         raise RecipeError(
-            f"the run in {path} has no weights of net {net!r}, but those of {names}; choose them by weights_key=NAME"
+            f"the run in {path} has no weights of net {net!r}, but those of {names}; choose them by weights_key=NAME, "
+            "or for a command another net of the recipe by --net NAME"
         )
     facts = [f"those of net {net!r}"] if net != name else []
     if not (files[net].parent / "stage.json").is_file():

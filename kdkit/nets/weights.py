@@ -18,6 +18,7 @@ from kdkit.utils.modules import plain_keys
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # Names under which training programs hold a network next to other modules, such as a loss with parameters.
 _HOLDERS = ("model", "net", "network", "base_model", "backbone", "encoder", "student", "teacher")
+_DISTILLER = re.compile(r"(?:.*\.)?module\.nets\.\d+\.")  # the prefix of a student of a Distiller
 _AVERAGES = {"ema", "swa", "averaged"}  # parts of the names of averaged weights, such as "state_dict_ema"
 
 
@@ -270,7 +271,7 @@ class _Matches:
 
 
 def _prefixes(keys: Mapping[str, str]) -> list[str]:
-    """Return the prefixes that may be removed: those of known names, and those that all keys share."""
+    """Return the prefixes that may be removed: those of known names, of a Distiller, and those that all keys share."""
     parents = [key.split(".")[:-1] for key in keys]
     prefixes, shared = {"": None}, min(parents, key=len, default=[])
     for parts in parents:
@@ -280,7 +281,9 @@ def _prefixes(keys: Mapping[str, str]) -> list[str]:
             prefixes[".".join((*parts[:depth], ""))] = None
         shared = shared[: next((depth for depth, part in enumerate(shared) if parts[depth] != part), len(shared))]
     common = [".".join((*shared[:depth], "")) for depth in range(1, len(shared) + 1)]
-    return list(dict.fromkeys([*prefixes, *common]))
+    # The student of a Distiller, whose losses have keys next to it, in whatever module of a framework it is.
+    students = [match[0] for match in map(_DISTILLER.match, keys) if match]
+    return list(dict.fromkeys([*prefixes, *common, *students]))
 
 
 def _is_copied(tensor: Tensor, expected: Tensor) -> bool:

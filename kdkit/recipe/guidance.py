@@ -16,6 +16,7 @@ from kdkit.recipe.objective import Match, Objective, Term, Truth, as_objective
 from kdkit.recipe.recipe import Stage
 from kdkit.recipe.training import Training
 from kdkit.teachers.ensemble import Teachers
+from kdkit.utils.validation import is_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ def as_levels(nets: Sequence[Net[Any] | Level], least: int, schedule: str) -> tu
 
 
 def _validate_label_weight(label_weight: float) -> None:
-    if not 0 <= label_weight <= 1:
+    if not (is_number(label_weight) and 0 <= label_weight <= 1):
         raise RecipeError(f"label_weight is the weight of the labels, in [0, 1]; got {label_weight!r}")
 
 
@@ -154,5 +155,5 @@ def _validate_teacher_weights(net: Net[Any], teachers: Sequence[Net[Any]], weigh
             f"net {net.name!r} has {len(teachers)} teachers ({names}), so it takes {len(teachers)} teacher_weights; "
             f"got {weights}"
         )
-    if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not math.isclose(sum(weights), 1):
+    if not all(is_number(weight) and weight >= 0 for weight in weights) or not math.isclose(sum(weights), 1):
         raise RecipeError(f"the teacher_weights of net {net.name!r} must be at least 0 and sum to 1; got {weights}")

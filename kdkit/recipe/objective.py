@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from kdkit.nets.taps import TapLike
 from kdkit.recipe.ramps import Ramp, reciprocal
 from kdkit.teachers.base import Teacher
 from kdkit.utils.reprs import describe_options
+from kdkit.utils.validation import is_number
 
 Factor = float | Ramp
 Taps = TapLike | tuple[TapLike, ...] | None
@@ -38,6 +40,8 @@ class _Sum:
 
     def __mul__(self, factor: Factor) -> "Objective":
         _validate_factor(factor)
+        if not callable(factor) and not isinstance(factor, float | int):
+            factor = float(factor)  # of numpy
         return Objective(tuple(Weighted(part.term, (*part.factors, factor)) for part in self.weighted()))
 
     __rmul__ = __mul__
@@ -61,7 +65,8 @@ class Truth(_Sum):
 
     def __post_init__(self) -> None:
         _validate_loss(self.loss)
-        _validate_taps("student", self.student, self)
+        _validate_label(self.label)
+        object.__setattr__(self, "student", _as_taps("student", self.student, self))
 
     def __repr__(self) -> str:
         options = [describe_loss(self.loss), *describe_options(self, "label", "student")]
@@ -112,8 +117,9 @@ class Match(_Sum):
                 f"({error}): use @dataclass(frozen=True), or a plain class"
             ) from error
         _validate_loss(self.loss)
-        _validate_taps("student", self.student, self)
-        _validate_taps("target", self.target, self)
+        _validate_label(self.label)
+        for side in ("student", "target"):
+            object.__setattr__(self, side, _as_taps(side, getattr(self, side), self))
         if not self.label:
             object.__setattr__(self, "label", f"{self.teacher.name}/{loss_name(self.loss)}")
 
@@ -143,7 +149,7 @@ class Weighted:
 
     def weight(self, progress: float) -> float:
         """Return the product of the factors at this progress of the stage, in [0, 1]."""
-        return math.prod(factor(progress) if callable(factor) else factor for factor in self.factors)
+        return math.prod(float(factor(progress)) if callable(factor) else factor for factor in self.factors)
 
     @property
     def has_weight(self) -> bool:
@@ -191,13 +197,17 @@ def taps_of(side: Any) -> tuple[TapLike, ...]:
     return side if isinstance(side, tuple) else (side,)
 
 
-def _validate_taps(side: str, taps: Any, term: object) -> None:
+def _as_taps(side: str, taps: Any, term: object) -> Taps:
+    """Return the taps of a side, of which a list becomes a tuple. Raises RecipeError if one is no tap."""
+    taps = tuple(taps) if isinstance(taps, list) else taps
     for tap in taps_of(taps):
         if not isinstance(tap, TapLike):
             raise RecipeError(
-                f"the {side} side of a {type(term).__name__} must be a tap, such as Tap(net.module.layer3); got "
-                f"{type(tap).__name__}"
+                f"the {side} side of a {type(term).__name__} must be a tap, such as Tap(net.module.layer3), or a tuple "
+                f"of taps; got {type(tap).__name__}"
             )
+    checked: Taps = taps
+    return checked
 
 
 def _validate_factor(factor: Any) -> None:
@@ -207,14 +217,20 @@ def _validate_factor(factor: Any) -> None:
         # A ramp may be user-defined: try it over the whole stage now, not in the middle of a run.
         for progress in (step / 100 for step in range(101)):
             value = factor(progress)
-            if not isinstance(value, float | int) or not math.isfinite(value) or value < 0:
+            if not is_number(value) or value < 0:
+                kind = f"a {type(value).__name__} of " if hasattr(value, "shape") else ""
                 raise RecipeError(
-                    f"a ramp must return finite factors of at least 0; {factor!r} returns {value} at {progress}"
+                    f"a ramp must return finite factors of at least 0; {factor!r} returns {kind}{value} at {progress}"
                 )
-    elif isinstance(factor, bool) or not isinstance(factor, float | int):
+    elif isinstance(factor, bool) or not isinstance(factor, Real):
         raise RecipeError(f"the weight of a term must be a number or a ramp; got {type(factor).__name__}")
     elif not math.isfinite(factor) or factor < 0:
         raise RecipeError(f"the weight of a term must be finite and at least 0; got {factor!r}")
+
+
+def _validate_label(label: object) -> None:
+    if not isinstance(label, str):
+        raise RecipeError(f"the label of a term must be a text; got {label!r}")
 
 
 def _validate_loss(loss: Any) -> None:

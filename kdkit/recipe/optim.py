@@ -11,7 +11,7 @@ from torch.optim import Adam, AdamW
 from torch.optim import Optimizer as TorchOptimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
 
-from kdkit.errors import RecipeError, did_you_mean
+from kdkit.errors import RecipeError, did_you_mean, first_line
 
 
 class Scheduler(Protocol):
@@ -66,6 +66,11 @@ class Optimizer:
     def __init__(
         self, make: Callable[..., TorchOptimizer] | str, *, groups: Groups | None = None, **options: Any
     ) -> None:
+        if not callable(make) and not isinstance(make, str):
+            raise RecipeError(
+                "Optimizer takes a class, such as Optimizer(torch.optim.Adam, lr=1e-3), or a name of timm; "
+                f"got an instance of {type(make).__name__}"
+            )
         if isinstance(make, str):
             _refuse_module_options(options)
         else:
@@ -100,7 +105,10 @@ class Optimizer:
 
     def _grouped(self, named: Sequence[tuple[str, nn.Parameter]], groups: Groups) -> list[dict[str, Any]]:
         """Return the groups. Raises ValueError if a parameter is in none: it would silently not be trained."""
-        result = groups(named)
+        try:
+            result = groups(named)
+        except Exception as error:  # of user code
+            raise ValueError(f"groups raises {type(error).__name__}: {first_line(error)}") from error
         listed = list(result) if isinstance(result, Iterable) else [result]
         if not all(isinstance(group, dict) and "params" in group for group in listed):
             raise ValueError("its groups must be dicts with 'params', and the options that differ in that group")

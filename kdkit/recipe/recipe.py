@@ -47,7 +47,8 @@ class Stage:
             )
         for net in self.objectives:
             if not isinstance(net, Net):
-                raise RecipeError(f"a stage trains nets; got a {type(net).__name__}")
+                advice = "; give it a name: Net('student', module)" if isinstance(net, nn.Module) else ""
+                raise RecipeError(f"a stage trains nets; got a {type(net).__name__}{advice}")
         if not isinstance(self.training, Training):
             raise RecipeError(f"a stage needs a Training; got {type(self.training).__name__}")
         objectives = {net: as_objective(objective) for net, objective in self.objectives.items()}
@@ -237,6 +238,10 @@ def _parts(modules: Iterable[object]) -> set[int]:
 
 def _validate_schedule(schedule: object) -> None:
     if isinstance(schedule, Schedule):
+        if not callable(schedule.stages):
+            raise RecipeError(
+                f"stages of a schedule must be a method that returns stages; got {describe(schedule.stages)}"
+            )
         return
     if not isinstance(schedule, Sequence) or isinstance(schedule, str):
         raise RecipeError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kdkit.errors import RecipeError, describe
+from kdkit.errors import RecipeError, describe, shortened
 from kdkit.nets.net import Net
 from kdkit.recipe.balancing.base import Balancing, WeightedSum
 from kdkit.recipe.optim import LRSchedule, Optimizer
@@ -37,10 +37,18 @@ class AverageWeights:
 class _Average(AveragedModel):
     """An AveragedModel that copies whole numbers, such as counters and tables of indices, instead of averaging them.
 
-    It does not read its number of updates at each one either, for which the CPU would wait for a GPU.
+    It does not read its number of updates at each one either, for which the CPU would wait for a GPU. Of trained
+    numbers in half precision it has a copy in float32, since an update by 1 - decay is mostly lost in their rounding.
     """
 
     has_values = False  # whether it was updated
+
+    def __init__(self, module: nn.Module, **options: Any) -> None:
+        super().__init__(module, **options)
+        for index, average in enumerate(chain(self.module.parameters(), self.module.buffers())):
+            is_frozen = isinstance(average, nn.Parameter) and not average.requires_grad
+            if average.dtype in (torch.float16, torch.bfloat16) and not is_frozen:
+                self.register_buffer(f"precise_{index}", average.detach().float())
 
     def update_parameters(self, model: nn.Module) -> None:
         """Move the average towards the weights and buffers of a module; the first update copies them."""
@@ -48,7 +56,13 @@ class _Average(AveragedModel):
         by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
         current = chain(model.parameters(), model.buffers())
         assert self.multi_avg_fn is not None  # `build` passes it
-        for average, value in zip(chain(self.module.parameters(), self.module.buffers()), current, strict=True):
+        rounded: list[tuple[Tensor, Tensor]] = []
+        tensors = zip(chain(self.module.parameters(), self.module.buffers()), current, strict=True)
+        for index, (average, value) in enumerate(tensors):
+            precise = self._buffers.get(f"precise_{index}")
+            if precise is not None:
+                rounded.append((average.detach(), precise))
+                average, value = precise, value.float()
             averages, values = by_dtype[average.dtype]
             averages.append(average.detach())
             values.append(value.detach())
@@ -58,6 +72,8 @@ class _Average(AveragedModel):
                     self.multi_avg_fn(averages, values, self.n_averaged)
                 else:
                     torch._foreach_copy_(averages, values)
+            for average, precise in rounded:
+                average.copy_(precise)
         self.n_averaged += 1
         self.has_values = True
 
@@ -110,11 +126,16 @@ class Training:
             raise RecipeError(f"max_grad_norm must be a number above 0, or None; got {norm!r}")
         if self.keep not in ("best", "last", None):
             raise RecipeError(f"keep must be 'best' or 'last', or None; got {self.keep!r}")
+        if not isinstance(self.monitor, str | None):
+            raise RecipeError(
+                f"monitor must be the name of a metric, such as 'accuracy', or None; got {self.monitor!r}"
+            )
         if self.patience is not None and self.keep == "last":
             raise RecipeError("patience waits for a better epoch, and keep='last' keeps any; leave out one of the two")
         if not isinstance(self.optimizer, Optimizer):
             raise RecipeError(
-                f"optimizer must be Optimizer(torch.optim.Adam, lr=...) or similar; got {self.optimizer!r}"
+                "optimizer must be Optimizer(torch.optim.Adam, lr=...) or similar, kdkit's class, which gets the "
+                f"parameters when the stage starts; got {shortened(self.optimizer, 80)}"
             )
         if not isinstance(self.ema, AverageWeights | None):
             raise RecipeError(f"ema must be AverageWeights(decay=...) or None; got {self.ema!r}")

@@ -222,6 +222,13 @@ def _exports(run: ReportedRun) -> Iterator[str]:
         titles, *table = summary_rows(cards)
         yield "Files for deployment, whose outputs and metrics are compared with the network by gates:\n"
         yield from _table([*map(_text, titles)], [[*map(_text, row)] for row in table])
+        notices = [
+            f"- {_text(card['file'])}: {_text(notice)}"
+            for card in cards
+            for notice in card["metadata"]["notices"]
+            if notice not in run.notices  # those about the data are in another section
+        ]
+        yield from ("", *notices) if notices else ()
 
 
 def _unknown(run: ReportedRun) -> Iterator[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
 from kdkit.errors import RecipeError
@@ -17,6 +17,8 @@ from kdkit.nets.views import View
 from kdkit.teachers.base import TeacherOutput, TeacherSession
 from kdkit.teachers.frozen import Frozen
 from kdkit.teachers.peer import require_net
+
+_HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ class _EmaSession(TeacherSession):
         view = teacher.view if teacher.view is not None else net.view
         self._frozen = Frozen(Net(teacher.name, self._average, view=view, element=net.element), moved_taps)
         self._updates = 0
+        # By key, in float32: an update by 1 - decay is mostly lost in the rounding of a number in half precision.
+        self._precise: dict[str, Tensor] = {}
 
     def __call__(self, batch: Batch) -> TeacherOutput:
         return self._frozen(batch)
@@ -85,20 +89,32 @@ class _EmaSession(TeacherSession):
         # Tied weights have several keys in a state dict, and must move once.
         keys = {id(average): key for key, average in averages.items()}
         for key in keys.values():
-            average = averages[key]
-            if average.is_floating_point() or average.is_complex():
-                average.lerp_(current[key].to(average.dtype), 1 - decay)
+            average, value = averages[key], current[key]
+            is_frozen = isinstance(value, nn.Parameter) and not value.requires_grad
+            if average.dtype in _HALF_PRECISION and not is_frozen:
+                if key not in self._precise:
+                    self._precise[key] = average.detach().float()
+                average.copy_(self._precise[key].lerp_(value.float(), 1 - decay))
+            elif average.is_floating_point() or average.is_complex():
+                average.lerp_(value.to(average.dtype), 1 - decay)
             else:  # counters of batch norm, and masks
-                average.copy_(current[key])
+                average.copy_(value)
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
         self._frozen.apply(change)
+        self._precise = {key: change(precise).float() for key, precise in self._precise.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"average": self._average.state_dict(), "updates": self._updates}
+        return {"average": self._average.state_dict() | self._precise, "updates": self._updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._average.load_state_dict(state["average"])
+        average = self._average.state_dict()
+        self._average.load_state_dict(state["average"])  # rounds to the precision of the network
+        self._precise = {
+            key: saved.to(average[key].device, copy=True)
+            for key, saved in state["average"].items()
+            if saved.dtype == torch.float32 and average[key].dtype in _HALF_PRECISION
+        }
         self._updates = state["updates"]
 
     def close(self) -> None:

@@ -129,6 +129,18 @@ class RecordingDataset(Data, ABC):
             digest.update(repr((record, self._split_key(header))).encode())
         return digest.hexdigest()
 
+    @cached_property
+    def train_digest(self) -> str:
+        """A digest of the samples in the files of the training records, which change under one fingerprint.
+
+        The header of a WFDB record has checksums of its samples; other files of the same size have none.
+        """
+        records, splits, _ = self._loaded
+        digest = hashlib.blake2b(digest_size=16)
+        for row in splits.train.tolist():
+            digest.update(records.contents[row])
+        return digest.hexdigest()
+
     def prepare(self, *, processes: int | None = None, verify: bool = False) -> tuple[Path, int]:
         """Prepare the records that are missing from the store; return the folder of the store and their number.
 
@@ -191,7 +203,7 @@ class RecordingDataset(Data, ABC):
         """The records, the rows of each split, and the summary."""
         headers, excluded_before = self._selected
         excluded = excluded_before.copy()  # a second access after an error must not count a record twice
-        headers, signals = read_signals(headers, self._preparation, excluded, self._store)
+        headers, signals, contents = read_signals(headers, self._preparation, excluded, self._store)
         missing = self._missing_records()
         summary = "\n".join([excluded.summary(len(headers)), *assumptions(headers, self.leads), *missing])
         if self.strict and (excluded.records or excluded.not_listed or missing):
@@ -201,6 +213,7 @@ class RecordingDataset(Data, ABC):
         # After reading, as records with unreadable or duplicate signals are no longer in the list.
         splits = self._split_rows(headers)
         records = label_records(headers, signals, self._label_encoder, [self._person(header) for header in headers])
+        records = replace(records, contents=contents)
         return records, splits, "\n".join([summary, *splits.missing_classes(records.labels, self.classes)])
 
     @property

@@ -1,11 +1,18 @@
 """Count and name the records that were found but not used, by reason."""
 
+import re
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 
+from kdkit.errors import first_line
+from kdkit.utils.printable import printable
+from kdkit_ecg.records.signal_lines import clipped
 from kdkit_ecg.utils.record_files import NOT_LISTED
 from kdkit_ecg.utils.tables import first_names
+
+# The start of an error about a file, whose name the summary has already.
+_ABOUT_FILE = re.compile(r".*?(cannot be read|is not a readable header): ")
 
 
 class ExclusionReason(StrEnum):
@@ -33,11 +40,16 @@ class ExcludedRecords:
     def __init__(self, folders: Sequence[Path]) -> None:
         self.folders = tuple(folders)
         self.records: dict[ExclusionReason, list[str]] = {}
+        self.causes: dict[ExclusionReason, str] = {}  # why the first record of a reason cannot be read
         self.not_listed: list[str] = []  # folders that cannot be read
 
-    def add(self, reason: ExclusionReason, path: Path, detail: str = "") -> None:
-        """Exclude the record with this .hea file. detail: further text after its name."""
+    def add(self, reason: ExclusionReason, path: Path, detail: str = "", *, cause: Exception | None = None) -> None:
+        """Exclude the record with this .hea file. detail: further text after its name. cause: why it cannot be read."""
         name = self._relative(path).with_suffix("").as_posix()
+        if cause is not None and reason not in self.causes:
+            text = _ABOUT_FILE.sub("", first_line(cause))
+            # Without the folder, so that the summary is the same wherever it is.
+            self.causes[reason] = f"{name}: {clipped(text.replace(f'{path.parent}/', ''), 300)}"
         self.records.setdefault(reason, []).append(f"{name} ({detail})" if detail else name)
 
     def add_not_listed(self, paths: Sequence[Path]) -> None:
@@ -48,6 +60,7 @@ class ExcludedRecords:
         """Return a copy, to which records can be added without changing this one."""
         copied = ExcludedRecords(self.folders)
         copied.records = {reason: list(names) for reason, names in self.records.items()}
+        copied.causes = dict(self.causes)
         copied.not_listed = list(self.not_listed)
         return copied
 
@@ -59,6 +72,8 @@ class ExcludedRecords:
             names = self.records.get(reason, [])
             if names:
                 lines.append(f"  {len(names)} excluded, {reason}: {first_names(names)}")
+            if reason in self.causes:
+                lines.append(f"    {printable(self.causes[reason])}")
         if self.not_listed:
             lines.append(f"  {len(self.not_listed)} {NOT_LISTED}: {first_names(self.not_listed)}")
         return "\n".join(lines)

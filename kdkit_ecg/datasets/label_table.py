@@ -1,13 +1,14 @@
 """Read the table with the labels of records: a column per class, or the names of classes in one column."""
 
+import ast
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,19 +18,21 @@ from kdkit.errors import did_you_mean
 from kdkit_ecg.records.header import parse_age
 from kdkit_ecg.records.signal_lines import shown
 from kdkit_ecg.records.source import Sex
-from kdkit_ecg.utils.record_files import ARRAY_SUFFIXES, record_name
+from kdkit_ecg.utils.record_files import table_name
 from kdkit_ecg.utils.tables import is_missing
 
-# What a column is for, and its name unless the user gives another one.
-ROLES: Mapping[str, str] = MappingProxyType(
+T = TypeVar("T")
+
+# What a column is for, and its usual names, in any case, unless the user gives another one.
+ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "record": "record",
-        "label": "label",
-        "patient": "patient",
-        "age": "age",
-        "sex": "sex",
-        "database": "database",
-        "fold": "fold",
+        "record": ("record",),
+        "label": ("label", "labels"),
+        "patient": ("patient", "patient_id", "subject", "subject_id"),  # one that is overlooked divides patients
+        "age": ("age",),
+        "sex": ("sex", "gender"),
+        "database": ("database",),
+        "fold": ("fold",),
     }
 )
 _SEXES: Mapping[str, Sex] = MappingProxyType(
@@ -39,6 +42,7 @@ _FLAGS = MappingProxyType(
     {"0": False, "0.0": False, "false": False, "no": False, "1": True, "1.0": True, "true": True, "yes": True}
 )
 _SEPARATOR = re.compile(r"[;|]")  # between labels; a comma, which a name may have, separates only without these
+_MAX_LISTED = 10_000  # characters of a list: literal_eval takes a time and a depth that grow with the text
 
 
 class LabelRow(NamedTuple):
@@ -65,12 +69,16 @@ class NamedClasses:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelTable:
-    """The rows of a table by record, as it names them, without suffix, and the classes."""
+    """The rows of a table by record, as it names them, without suffix, and the classes.
+
+    unread: column -> texts in it that are no age or no sex, without repetition.
+    """
 
     path: Path
     rows: Mapping[str, LabelRow]
     classes: NamedClasses
     has_patients: bool
+    unread: Mapping[str, Sequence[str]]
 
 
 def read_label_table(path: Path, columns: Mapping[str, str], classes: Sequence[str]) -> LabelTable:
@@ -89,9 +97,11 @@ def read_label_table(path: Path, columns: Mapping[str, str], classes: Sequence[s
             raise RecipeError(f"columns has the unknown key {role!r}; {did_you_mean(role, ROLES)}")
         if column not in names:
             raise RecipeError(f"{path} has no column {column!r}; {did_you_mean(column, names)}")
-    roles = {role: columns.get(role, default) for role, default in ROLES.items()}
-    if "label" not in columns and "labels" in names:
-        roles["label"] = "labels"
+    by_case = {name.lower(): name for name in reversed(names)}
+    roles = {}
+    for role, usual in ROLES.items():
+        present = [name if name in names else by_case[name] for name in usual if name in by_case]
+        roles[role] = columns.get(role) or [*present, usual[0]][0]
     parser = _RowParser(path, roles, tuple(classes), names, lines)
     rows: dict[str, LabelRow] = {}
     for line, cells in lines:
@@ -109,14 +119,8 @@ def read_label_table(path: Path, columns: Mapping[str, str], classes: Sequence[s
         rows=rows,
         classes=NamedClasses(names=tuple(classes or available)),
         has_patients=any(row.patient for row in rows.values()),
+        unread={column: list(texts) for column, texts in parser.unread.items()},
     )
-
-
-def table_name(text: str) -> str:
-    """Return the name of a record as a table writes it: with slashes, and without suffix and spaces around it."""
-    name = record_name(text).replace("\\", "/").removeprefix("./")
-    stem, dot, suffix = name.rpartition(".")
-    return stem if dot and f".{suffix.lower()}" in ARRAY_SUFFIXES else name
 
 
 def _read_lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
@@ -162,6 +166,7 @@ class _RowParser:
         lines: Sequence[tuple[int, Mapping[str, str]]],
     ) -> None:
         self.path, self.roles, self.classes = path, roles, classes
+        self.unread: dict[str, dict[str, None]] = {}  # texts without repetition, in order
         if roles["record"] not in names:
             raise DataError(
                 f"{path} has no column of records; it has {', '.join(names)}. Name one, such as columns={{'record': "
@@ -173,8 +178,11 @@ class _RowParser:
         elif roles["label"] not in names:
             others = [name for name in names if name not in roles.values() and name != "is_male"]
             values = {name: {cells[name].lower() for _, cells in lines} for name in others}
+            # A column that is empty throughout, such as one of remarks, is no class.
             self.flags = [
-                name for name in others if all(value in _FLAGS or is_missing(value) for value in values[name])
+                name
+                for name in others
+                if values[name] & set(_FLAGS) and all(value in _FLAGS or is_missing(value) for value in values[name])
             ]
         if not self.flags and roles["label"] not in names:
             raise DataError(
@@ -192,8 +200,8 @@ class _RowParser:
             labels,
             self._known(cells, "patient"),
             self._known(cells, "database"),
-            parse_age(cells.get(self.roles["age"], "")),
-            _SEXES.get(cells.get(self.roles["sex"], "").lower(), sex),
+            self._parsed(cells, "age", parse_age),
+            self._parsed(cells, "sex", lambda text: _SEXES.get(text.lower())) or sex,
         )
         if first is None or first == row:
             return row
@@ -218,10 +226,36 @@ class _RowParser:
             return None
         if text in self.classes:
             return (text,)
-        parts = _SEPARATOR.split(text) if _SEPARATOR.search(text) else text.split(",")
-        return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+        parts = _listed(text)
+        if parts is None:
+            parts = _SEPARATOR.split(text) if _SEPARATOR.search(text) else text.split(",")
+        return tuple(dict.fromkeys(part.strip() for part in parts if part.strip())) or None
+
+    def _parsed(self, cells: Mapping[str, str], role: str, parse: Callable[[str], T | None]) -> T | None:
+        """Return the value in a column, None if it is missing or cannot be parsed."""
+        text = cells.get(self.roles[role], "")
+        value = parse(text)
+        if value is None and not is_missing(text):
+            self.unread.setdefault(self.roles[role], {})[text] = None
+        return value
 
     def _known(self, cells: Mapping[str, str], role: str) -> str:
         """Return the text in a column, "" if it is missing."""
         text = cells.get(self.roles[role], "")
         return "" if is_missing(text) else text.removesuffix(".0")  # pandas writes integers as floats if one is missing
+
+
+def _listed(text: str) -> list[str] | None:
+    """Return the items of a list, or the keys of a dict, as Python and JSON write them; None for any other text.
+
+    PTB-XL has labels such as {'NORM': 100.0, 'SR': 0.0}, and pandas writes lists and arrays of NumPy as their repr.
+    """
+    if text[:1] + text[-1:] not in ("[]", "{}") or len(text) > _MAX_LISTED:
+        return None
+    # NumPy divides items by spaces, and Python would join two texts without a comma in between.
+    text = re.sub(r"(?<=['\"])\s+(?=['\"])", ", ", text)
+    try:
+        items = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return [str(item) for item in items]

@@ -79,8 +79,11 @@ class PTBXL(RecordingDataset):
             try:
                 # The headers contain neither person nor diagnoses; the table does.
                 header = replace(read_header(path), name=name, age=row.age, sex=row.sex, codes=row.codes)
-            except DataError:
-                excluded.add(ExclusionReason.HEADER if path.is_file() else ExclusionReason.NO_SIGNAL, path)
+            except DataError as error:
+                if path.is_file():
+                    excluded.add(ExclusionReason.HEADER, path, cause=error)
+                else:
+                    excluded.add(ExclusionReason.NO_SIGNAL, path)
                 continue
             if is_usable(header, excluded, encoder=self._label_encoder):
                 selected.append(header)

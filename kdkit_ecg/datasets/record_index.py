@@ -1,5 +1,6 @@
 """Find the records that a table names in folder trees: by path, by name, or by their id in a file of many records."""
 
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 from kdkit import DataError
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.datasets.label_table import LabelRow
-from kdkit_ecg.records.array_files import CSV_SUFFIX, HDF5_SUFFIXES, NUMPY_SUFFIX
+from kdkit_ecg.records.array_files import HDF5_SUFFIXES, NUMPY_SUFFIX
 from kdkit_ecg.records.array_format import ArrayFormat
+from kdkit_ecg.records.csv_file import CSV_SUFFIX
 from kdkit_ecg.records.numpy_archive import NPZ_SUFFIX
 from kdkit_ecg.records.open_file import SUFFIXES, open_file
 from kdkit_ecg.records.source import RecordSource
@@ -33,9 +35,9 @@ class RecordIndex:
                 if path.suffix.lower() == CSV_SUFFIX and path.resolve() == table.resolve():
                     continue
                 stem = path.with_suffix("")
-                used = self._by_path.setdefault(stem.relative_to(folder).as_posix(), path)
+                used = self._by_path.setdefault(_composed(stem.relative_to(folder).as_posix()), path)
                 if used.with_suffix("") == stem:  # a second file of this record, or of another folder, is not used
-                    self._by_name.setdefault(path.stem, {})[used] = None
+                    self._by_name.setdefault(_composed(path.stem), {})[used] = None
 
     def find(self, rows: Mapping[str, LabelRow]) -> Iterator[tuple[str, RecordSource]]:
         """Yield the records of a table that are found, with their names in it.
@@ -62,8 +64,14 @@ class RecordIndex:
             elif path.suffix.lower() != CSV_SUFFIX:  # which may be any table
                 self.excluded.add(ExclusionReason.NO_ROW, path)
 
+    @property
+    def names(self) -> list[str]:
+        """The paths of all files of records below their folder, without suffix."""
+        return list(self._by_path)
+
     def _path(self, record: str, database: str) -> Path | None:
-        paths = [self._by_path[record]] if record in self._by_path else list(self._by_name.get(record, ()))
+        name = _composed(record)
+        paths = [self._by_path[name]] if name in self._by_path else list(self._by_name.get(name, ()))
         # Of several with one name, the one in the folder of its database, as for the Challenges.
         paths = [path for path in paths if database in path.parts[:-1]] if len(paths) > 1 and database else paths
         if len(paths) > 1:
@@ -78,8 +86,8 @@ class RecordIndex:
             open_file(path)  # raises an error with the option that is needed
         try:
             sources = open_file(path, self.arrays)
-        except DataError:
-            self.excluded.add(ExclusionReason.HEADER, path)
+        except DataError as error:
+            self.excluded.add(ExclusionReason.HEADER, path, cause=error)
             return None
         return sources[0] if len(sources) == 1 else None
 
@@ -88,13 +96,18 @@ class RecordIndex:
             return
         try:
             sources = open_file(path, self.arrays)
-        except DataError:
+        except DataError as error:
             if self.arrays is None:
                 raise
-            self.excluded.add(ExclusionReason.HEADER, path)
+            self.excluded.add(ExclusionReason.HEADER, path, cause=error)
             return
         for source in sources:
             # "0" for the only stack, and "signals/0" to distinguish several.
             for record in (source.name, f"{path.stem}/{source.name}"):
                 if record in rows:
                     yield record, replace(source, name=record)
+
+
+def _composed(text: str) -> str:
+    """Return a name with one character for each letter and its accents; macOS writes names of files with several."""
+    return unicodedata.normalize("NFC", text)

@@ -29,8 +29,8 @@ class Records(FoldedDataset):
     folder: one or several trees of WFDB, EDF, NumPy, CSV or HDF5 files.
     labels: a CSV in the first folder, or elsewhere. Its column `record` has the path of each record below the folder,
     or its name if that occurs once, with or without suffix; in a file of many records, the id of each. It has a column
-    of 0 and 1 for each class, or a column `label` with names of classes, several of them with ; or | in between, or in
-    several rows. The columns patient, age, sex and database are read if they are there.
+    of 0 and 1 for each class, or a column `label` with names of classes, several of them with ; or | in between, as a
+    list, or in several rows. The columns patient, age, sex and database are read if they are there, in any case.
     classes: names of the classes; () for all in the table. task: "multilabel", or "multiclass" if each record has
     exactly one class.
     leads: names in the order of the channels; () for those of most records. Limb leads that
@@ -67,6 +67,16 @@ class Records(FoldedDataset):
     def _choices(cls) -> Mapping[str, Any]:
         return {**super()._choices(), "task": ClassTask}
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Warnings to print with the results: about the options, the records, and ages and sexes that are not read."""
+        unread = [
+            f"the column {column!r} of the table of labels has values that are no age or sex: {first_names(texts)}; "
+            "those of the files are used, if they have one"
+            for column, texts in self._table.unread.items()
+        ]
+        return (*super().notices, *unread)
+
     @cached_property
     def _table(self) -> LabelTable:
         path = Path(self.labels)
@@ -93,17 +103,25 @@ class Records(FoldedDataset):
         sources, excluded = self._labelled
         counts = Counter(frozenset(source.leads) for source in sources)
         if not counts:
-            raise DataError(f"no record of {self._table.path} is in {self._folder_names}:\n{excluded.summary(0)}")
+            raise DataError(
+                f"no record in {self._folder_names} has a label in {self._table.path}, whose records are "
+                f"{first_names(list(self._table.rows))}; the files are {first_names(self._index.names) or 'none'}:\n"
+                f"{excluded.summary(0)}"
+            )
         # The larger set if two are equally frequent, and then one that does not depend on the order of the records.
         usual = max(counts, key=lambda leads: (counts[leads], len(leads), sorted(leads)))
         return (*(lead for lead in LEADS if lead in usual), *sorted(usual - set(LEADS)))
 
     @cached_property
+    def _index(self) -> RecordIndex:
+        return RecordIndex(ExcludedRecords(self._folders), self.arrays, self._table.path)
+
+    @cached_property
     def _labelled(self) -> tuple[list[RecordSource], ExcludedRecords]:
         """The labelled records that were found and can be read, sorted by name, and the excluded ones."""
-        excluded = ExcludedRecords(self._folders)
+        excluded = self._index.excluded
         sources: dict[str, RecordSource] = {}
-        for record, source in RecordIndex(excluded, self.arrays, self._table.path).find(self._table.rows):
+        for record, source in self._index.find(self._table.rows):
             row = self._table.rows[record]
             if record in sources:
                 excluded.add(ExclusionReason.NAME, source.path)

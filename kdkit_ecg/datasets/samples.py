@@ -22,7 +22,7 @@ class LabelledRecords:
     """Records in rows: signals, float32 (leads, time) each; person (records, 5); labels (records, classes).
 
     ids, groups: (records,) int64; groups are equal for records of one patient, None if no patient has two records.
-    names: of the records.
+    names: of the records. contents: a hash of the samples of each, as they were read.
     """
 
     signals: Sequence[NDArray[np.float32]]
@@ -31,6 +31,7 @@ class LabelledRecords:
     ids: Tensor
     groups: Tensor | None
     names: Sequence[str] = ()
+    contents: Sequence[bytes] = ()
 
     def split(self, rows: NDArray[np.int64], **options: Any) -> SignalSplit:
         """Return these rows as a split with these options of SignalSplit. The signals are shared, not copied."""

@@ -144,8 +144,8 @@ def _read_headers(folder: Path, excluded: ExcludedRecords, seen: set[Path]) -> l
     for path in [path for path in files.headers if parents[path.parent] / path.name not in seen]:
         try:
             header = read_header(path)
-        except DataError:
-            excluded.add(ExclusionReason.HEADER, path)
+        except DataError as error:
+            excluded.add(ExclusionReason.HEADER, path, cause=error)
         else:
             headers.append(header)
             named.update(parents[path.parent] / name for name in header.files)

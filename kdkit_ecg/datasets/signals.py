@@ -22,14 +22,16 @@ def read_signals(
     preparation: Preparation,
     excluded: ExcludedRecords,
     store: SignalStore | None = None,
-) -> tuple[list[RecordSource], Signals]:
-    """Return the records that can be prepared, and their signals. The others are added to `excluded`.
+) -> tuple[list[RecordSource], Signals, list[bytes]]:
+    """Return the records that can be prepared, their signals, and a hash of the samples in the files of each.
+
+    The others are added to `excluded`.
 
     store: of the prepared signals; None prepares them here and holds them in memory.
     Of records with the same samples in all leads, the first one by name is used. A0101 and Q0048 of the
     Challenge are such a pair, with two different lists of codes.
     """
-    seen: set[bytes] = set()
+    seen: dict[bytes, None] = {}  # the content of the records that are used, in their order
     # The content of these records was not read and is empty, which does not make them duplicates.
     not_read = {"signal": ExclusionReason.SIGNAL, "checksum": ExclusionReason.CHECKSUM}
 
@@ -40,10 +42,20 @@ def read_signals(
         elif content in seen:
             reason = ExclusionReason.DUPLICATE
         else:
-            seen.add(content)
+            seen[content] = None
         if reason is not None:
-            excluded.add(reason, header.path)
+            # The reason says all about a wrong checksum.
+            unexplained = fault not in ("", "checksum") and reason not in excluded.causes
+            excluded.add(reason, header.path, cause=cause_of(header) if unexplained else None)
         return reason is None
+
+    def cause_of(header: RecordSource) -> Exception | None:
+        # A store has the kind of a fault alone, so the first record of each kind is read again.
+        try:
+            preparation.require_prepared(header)
+        except Exception as error:  # of any kind for a damaged file or an extreme rate
+            return error
+        return None
 
     if store is not None:
         rows = store.prepare(headers).rows
@@ -53,7 +65,7 @@ def read_signals(
         ]
         used = [headers[row] for row in accepted]
         file = SignalFile(store.folder.path, rows[accepted], [header.name for header in used])
-        return used, StoredSignals(file)
+        return used, StoredSignals(file), list(seen)
     used = []
     signals: list[NDArray[np.float32]] = []
     for header in headers:
@@ -61,7 +73,7 @@ def read_signals(
         if accept(header, prepared.content, prepared.fault or "") and prepared.signal is not None:
             used.append(header)
             signals.append(prepared.signal)
-    return used, signals
+    return used, signals, list(seen)
 
 
 def duplicate_signals(headers: Sequence[RecordSource]) -> list[list[str]]:

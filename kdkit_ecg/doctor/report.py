@@ -54,6 +54,9 @@ def print_survey(survey: Survey, console: Console, *, all_names: bool) -> None:
         console.print(f"{survey.unfinished} unfinished .part files: run kdkit ecg fetch again to resume them")
     if survey.not_listed:
         console.print(f"{len(survey.not_listed)} {NOT_LISTED}: {first_names(survey.not_listed)}", soft_wrap=True)
+    if survey.not_examined:
+        text = f"{survey.not_examined:,} EDF, NumPy or HDF5 files are not examined, but only WFDB records"
+        console.print(text, soft_wrap=True)
     odd = sum(record.odd for record in survey.records)
     console.print(f"{len(survey.records):,} records: {survey.bad:,} bad, {odd:,} odd", soft_wrap=True)
 
@@ -64,6 +67,7 @@ def survey_to_json(survey: Survey) -> dict[str, Any]:
         "folder": str(survey.folder),
         "unfinished": survey.unfinished,
         "not_listed": list(survey.not_listed),
+        "not_examined": survey.not_examined,
         "databases": {name: _statistics(records) for name, records in _by_database(survey).items()},
         "classes": {
             str(year): {name: dict(counts) for name, counts in _class_counts(survey, year).items()}

@@ -10,6 +10,7 @@ from kdkit_ecg.doctor.duplicates import mark_duplicate_names, mark_duplicate_sig
 from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.record import examine
 from kdkit_ecg.leads import LEADS
+from kdkit_ecg.records.csv_file import CSV_SUFFIX
 from kdkit_ecg.utils.processes import run_in_processes
 from kdkit_ecg.utils.record_files import find_record_files
 
@@ -20,13 +21,15 @@ MIN_RECORDS = 8  # up to this number, records are examined without starting proc
 class Survey:
     """All records in a folder, sorted by path, and the number of files left by an interrupted fetch.
 
-    not_listed: subfolders that cannot be read and links that lead nowhere, below the folder.
+    not_listed: subfolders that cannot be read and links that lead nowhere, below the folder. not_examined: the number
+    of EDF, NumPy and HDF5 files.
     """
 
     folder: Path
     records: tuple[RecordReport, ...]
     unfinished: int
     not_listed: tuple[str, ...]
+    not_examined: int
 
     @property
     def bad(self) -> int:
@@ -49,9 +52,12 @@ def survey(
     Raises DataError if there is neither a header nor a signal.
     """
     files = find_record_files(folder)
+    not_examined = sum(path.suffix.lower() != CSV_SUFFIX for path in files.arrays)  # a CSV file may be any table
     if not files.headers and not files.signals:
+        others = f" ({not_examined} EDF, NumPy or HDF5 files, which are not examined)" if not_examined else ""
         raise DataError(
-            f"no .hea, .mat or .dat file in {folder} or its subfolders; expected a folder with a fetched release"
+            f"no .hea, .mat or .dat file in {folder} or its subfolders{others}; expected a folder with a fetched "
+            "release, or other WFDB records"
         )
     paths = files.headers
     on_start(len(paths))
@@ -78,4 +84,5 @@ def survey(
         records=tuple(sorted(records, key=lambda record: record.path)),
         unfinished=len(files.unfinished),
         not_listed=tuple(path.relative_to(folder).as_posix() for path in files.not_listed),
+        not_examined=not_examined,
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 from kdkit import KdkitError
 from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS
-from kdkit_ecg.records.array_files import CSV_SUFFIX
 from kdkit_ecg.records.array_format import ArrayFormat, ArraySource
+from kdkit_ecg.records.csv_file import CSV_SUFFIX
 from kdkit_ecg.records.edf import EDF_SUFFIX
 from kdkit_ecg.records.open_file import SUFFIXES, open_file
 from kdkit_ecg.records.source import RecordSource

@@ -1,8 +1,6 @@
 """Open NumPy arrays and archives, CSV tables and HDF5 files of signals, and read one record of them."""
 
-import csv
 import importlib.util
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,19 +12,18 @@ from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
 from kdkit.errors import first_line
-from kdkit_ecg.leads import standard_name
 from kdkit_ecg.records.array_format import ArrayFormat, ArraySource, leads_axis, require_numbers
+from kdkit_ecg.records.csv_file import CSV_SUFFIX, open_csv, read_csv
 from kdkit_ecg.records.numpy_archive import NPZ_SUFFIX, archived_shapes, read_archived
-from kdkit_ecg.records.signal_lines import MAX_LINE, shown
+from kdkit_ecg.records.signal_lines import shown
 from kdkit_ecg.utils.record_files import require_regular_file
 
-NUMPY_SUFFIX, CSV_SUFFIX, HDF5_SUFFIXES = ".npy", ".csv", (".hdf5", ".h5")
+NUMPY_SUFFIX, HDF5_SUFFIXES = ".npy", (".hdf5", ".h5")
 
 MAX_RECORDS, MAX_ID_BYTES = 1_000_000, 256  # of a file, and of a name in it
 # Numbers of a record, and of a piece of an HDF5 file, which is compressed as a whole: a small file may hold any number
 # of equal ones, and must not fill the memory.
 MAX_VALUES = 50_000_000
-_DELIMITERS = ";\t, "  # in this order: a line with a semicolon may have commas in its numbers or names
 
 
 def open_array_file(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
@@ -41,7 +38,9 @@ def open_array_file(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
     try:
         require_regular_file(path.stat())
         if suffix == CSV_SUFFIX:
-            return [_open_csv(path, arrays)]
+            with path.open("rb") as file:
+                lines = sum(piece.count(b"\n") for piece in iter(lambda: file.read(1 << 20), b""))
+            return [_source(path, arrays, max(1, lines), leads=open_csv(path, arrays).leads)]
         if not arrays.leads:
             raise DataError(
                 "it has no names of leads; give --leads, or ArrayFormat(leads=...), in the order of the array"
@@ -60,14 +59,7 @@ def read_values(source: ArraySource) -> NDArray[Any]:
     """Return the numbers of a record, (leads, time). Raises DataError and the exceptions of numpy and h5py."""
     suffix = source.path.suffix.lower()
     if suffix == CSV_SUFFIX:
-        delimiter, has_names, _ = _csv_layout(source.path)
-        # Any number of spaces is one delimiter for numpy if it is None.
-        options: dict[str, Any] = {"delimiter": None if delimiter == " " else delimiter, "skiprows": int(has_names)}
-        with warnings.catch_warnings(action="error"):  # a table without numbers is a warning for numpy
-            table = np.loadtxt(source.path, ndmin=2, comments=None, encoding="utf-8-sig", **options)  # (time, leads)
-        if table.shape[1] != len(source.leads):
-            raise DataError(f"expected {len(source.leads)} columns, as in its first line, got {table.shape[1]}")
-        return table.T
+        return read_csv(source.path, source.format, source.leads)
     values: NDArray[Any]
     if suffix == NPZ_SUFFIX:
         values = read_archived(source.path, source.position)
@@ -80,38 +72,6 @@ def read_values(source: ArraySource) -> NDArray[Any]:
     if values.ndim == 1:
         return values[None]
     return values if leads_axis(values.shape, source.leads) == 0 else values.T
-
-
-def _open_csv(path: Path, arrays: ArrayFormat) -> ArraySource:
-    _, has_names, cells = _csv_layout(path)
-    if not has_names and len(cells) != len(arrays.leads):
-        raise DataError(
-            f"it has {len(cells)} columns and no line of names; expected the {len(arrays.leads)} leads of "
-            "--leads or ArrayFormat(leads=...)"
-        )
-    # pandas writes its index below an empty name.
-    named = [cell or f"column {position}" for position, cell in enumerate(cells)]
-    names = arrays.leads if not has_names else tuple(map(standard_name, named))
-    if len({name.lower() for name in names}) < len(names):
-        raise DataError(f"expected a different name for each column, got {shown(', '.join(names))}")
-    with path.open("rb") as file:
-        lines = sum(piece.count(b"\n") for piece in iter(lambda: file.read(1 << 20), b""))
-    return _source(path, arrays, max(1, lines), leads=names)
-
-
-def _csv_layout(path: Path) -> tuple[str, bool, list[str]]:
-    """Return the delimiter, whether the first line has names, and the cells of this line."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        line = file.readline(MAX_LINE + 1)
-    if len(line) > MAX_LINE or not line.strip():
-        raise DataError(f"expected a first line of at most {MAX_LINE:,} characters with a column for each lead")
-    delimiter = next((delimiter for delimiter in _DELIMITERS if delimiter in line.strip()), ",")
-    cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))]
-    try:
-        _ = [float(cell) for cell in cells]
-    except ValueError:
-        return delimiter, True, cells
-    return delimiter, False, cells
 
 
 def _load_numpy(path: Path) -> NDArray[Any]:

@@ -19,8 +19,12 @@ from kdkit_ecg.utils.record_files import require_regular_file
 EDF_SUFFIX = ".edf"
 
 _ECG = re.compile("e[ck]g", re.IGNORECASE)
+# The types of signals in EDF+ by which labels begin, such as "EEG Fpz-Cz", but for that of an ECG.
+_NO_ECG = re.compile(r"(eeg|eog|erg|emg|meg|mcg|ep|temp|resp|sao2|light|sound|event)\b", re.IGNORECASE)
 
-# Bytes of the first 256: the number of data records, and the reserved field with the kind of EDF+.
+_HEADER_BYTES = 256  # of the header without that of the signals
+
+# Bytes of this header: the number of data records, and the reserved field with the kind of EDF+.
 _RECORD_COUNT, _KIND = slice(236, 244), slice(192, 197)
 
 
@@ -76,17 +80,27 @@ def open_edf(path: Path) -> EdfSource:
     try:
         require_regular_file(path.stat())
         with path.open("rb") as file:
-            start = file.read(256)
+            start = file.read(_HEADER_BYTES)
+        if len(start) < _HEADER_BYTES:
+            raise DataError(f"it has {len(start)} bytes; expected a header of at least {_HEADER_BYTES}")
         if start[_KIND] == b"EDF+D":
             raise DataError("it has gaps (EDF+D), and its samples are not at equal times")
         edf = _read(path, interrupted=start[_RECORD_COUNT].strip() == b"-1")
         signals = edf.signals
         names = [standard_name(signal.label) for signal in signals]
         units = [signal.physical_dimension.strip().lower() for signal in signals]
-        usable = [position for position, unit in enumerate(units) if unit and unit in UNITS]
-        # A polysomnography has one signal named ECG among others of the brain, which have a rate of their own.
+        usable = [
+            position
+            for position, unit in enumerate(units)
+            if unit and unit in UNITS and not _NO_ECG.match(signals[position].label)
+        ]
+        # A pulse wave has normalised units next to leads in mV.
+        if any(units[position] != "nu" for position in usable):
+            usable = [position for position in usable if units[position] != "nu" or names[position] in LEADS]
+        # A polysomnography has one signal named ECG among others of the brain, which may have the same rate.
         leads_of_ecg = [position for position in usable if names[position] in LEADS]
         named_ecg = [position for position in usable if _ECG.search(signals[position].label)]
+        usable = usable if leads_of_ecg else named_ecg or usable
         rates = {signals[position].sampling_frequency for position in leads_of_ecg or named_ecg or usable}
         if not rates:
             listed = ", ".join(f"{name} in {unit!r}" for name, unit in zip(names, units, strict=True))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from kdkit import DataError
+from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.signal_lines import MAX_CHANNELS, MAX_LINE, SignalHeader, clipped, parse_signal_lines, shown
 from kdkit_ecg.records.source import Sex
 from kdkit_ecg.utils.record_files import present_file, read_header_bytes
@@ -182,15 +183,10 @@ def _parse_segments(path: Path, record_line: str, lines: Sequence[str], count: i
                 f"segment {part.path.stem} has {part.samples} samples at {part.rate:g} Hz, expected {length} at "
                 f"{rate:g} Hz"
             )
-    first = signals[0]
-    for part in signals:
-        if (part.leads, part.normalised) == (first.leads, first.normalised):
-            continue
-        # A lead that is absent in a segment would be a straight line there, which a network takes for a signal.
-        raise DataError(
-            f"its segments have different leads or units, so that they cannot be joined: {_leads_and_unit(first)}, but "
-            f"{_leads_and_unit(part)}; use the segments as records of their own, or join them with wfdb first"
-        )
+    leads = _common_leads(signals)
+    selected = {id(part): part.select(leads) for part in signals}  # a segment that is repeated stays one object
+    parts = [(part and selected[id(part)], length) for part, length in parts]
+    signals = [part for part, _ in parts if part]
     # Samples are joined in the steps of the finest converter: those of other segments are scaled to them.
     finest = max(signals, key=lambda part: min(map(abs, part.gains)))
     total = sum(length for _, length in parts)
@@ -207,11 +203,32 @@ def _parse_segments(path: Path, record_line: str, lines: Sequence[str], count: i
         path=path,
         samples=total,
         files=tuple(dict.fromkeys(name for part in signals for name in (part.path.name, *part.files))),
-        checks=((0, 0),) * len(signals[0].leads),  # each segment has its own
+        checks=((0, 0),) * len(leads),  # each segment has its own
         counted=any(part.counted for part in signals),
         renamed_files=tuple(dict.fromkeys(name for part in signals for name in part.renamed_files)),
         segments=tuple(parts),
     )
+
+
+def _common_leads(parts: Sequence[SignalHeader]) -> list[str]:
+    """Return the leads that all segments have, in the order of the first one.
+
+    Raises DataError if one of the twelve leads is absent in a segment, or if units differ.
+    """
+    first = parts[0]
+    common = [lead for lead in first.leads if all(lead in part.leads for part in parts)]
+    twelve = {lead for lead in common if lead in LEADS}
+    for part in parts:
+        if common and part.normalised == first.normalised and {lead for lead in part.leads if lead in LEADS} == twelve:
+            continue
+        # A lead that is absent in a segment would be a straight line there, which a network takes for a signal. A
+        # segment that has it is better used by itself than without it.
+        other = part if part is not first else next(other for other in parts if other.leads != first.leads)
+        raise DataError(
+            f"its segments have different leads or units, so that they cannot be joined: {_leads_and_unit(first)}, but "
+            f"{_leads_and_unit(other)}; use the segments as records of their own, or join them with wfdb first"
+        )
+    return common
 
 
 def _leads_and_unit(part: SignalHeader) -> str:

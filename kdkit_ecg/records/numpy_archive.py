@@ -1,7 +1,10 @@
 """Signals in NumPy archives (.npz), which have several arrays under names."""
 
 import io
+import os
 import zipfile
+import zlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +13,24 @@ from numpy.typing import NDArray
 
 from kdkit import DataError
 
-NPZ_SUFFIX = ".npz"
+NPZ_SUFFIX, ARRAY_SUFFIX = ".npz", ".npy"
 # Bytes at the start of an array, of which numpy reads as many as these demand: compressed, gigabytes take few.
 _MAX_HEADER = 16_384
+# Of the header of a member in a ZIP file: its size, and the positions of two lengths, of the name and of extra fields.
+_LOCAL_HEADER, _LENGTHS = 30, slice(26, 30)
 
 
 def archived_shapes(path: Path, leads: int, *, most: int) -> list[tuple[int, str, tuple[int, int]]]:
     """Return position, name and shape of the arrays with two axes, of which one has so many leads. Reads no array.
 
-    Other arrays, such as labels, are left out. most: the numbers that an array may have: its file is compressed, and
-    may be small. Raises DataError if none is left, or one has more numbers.
+    Other arrays, such as labels, and other files are left out. most: the numbers that an array may have: its file is
+    compressed, and may be small. Raises DataError if none is left, or one has more numbers.
     """
     shapes = []
     with zipfile.ZipFile(path) as archive:
-        for position, member in enumerate(archive.namelist()):
+        for position, member in enumerate(archive.infolist()):
+            if not member.filename.endswith(ARRAY_SUFFIX):
+                continue
             with archive.open(member) as file:
                 start = io.BytesIO(file.read(_MAX_HEADER))
             version = np.lib.format.read_magic(start)
@@ -32,7 +39,10 @@ def archived_shapes(path: Path, leads: int, *, most: int) -> list[tuple[int, str
             if len(shape) == 2 and leads in shape and dtype.kind in "iuf":
                 if shape[0] * shape[1] > most:
                     raise DataError(f"expected at most {most:,} numbers of an array, got the shape {shape}")
-                shapes.append((position, member.removesuffix(".npy"), shape))
+                # All of it is read later, and must not be larger than the shape says.
+                if member.file_size != start.tell() + shape[0] * shape[1] * dtype.itemsize:
+                    raise DataError(f"the array {member.filename} has another size than its shape {shape} needs")
+                shapes.append((position, member.filename.removesuffix(ARRAY_SUFFIX), shape))
     if not shapes:
         raise DataError(f"expected an array of numbers with the axes time and {leads} leads; it has none")
     return shapes
@@ -40,6 +50,26 @@ def archived_shapes(path: Path, leads: int, *, most: int) -> list[tuple[int, str
 
 def read_archived(path: Path, position: int | None) -> NDArray[Any]:
     """Return the array at a position of an archive. Objects, which would be unpickled, are refused."""
-    with np.load(path, allow_pickle=False) as archive:
-        values: NDArray[Any] = archive[archive.files[position or 0]]
+    with path.open("rb") as file:
+        state = os.fstat(file.fileno())
+        member = _members(path, state.st_size, state.st_mtime_ns)[position or 0]
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DataError(f"the array {member.filename} is compressed by a method that numpy does not use")
+        # Not by zipfile, which reads the list of all members each time: an archive may have thousands.
+        file.seek(member.header_offset)
+        lengths = np.frombuffer(file.read(_LOCAL_HEADER)[_LENGTHS], "<u2")
+        file.seek(int(lengths.sum()), os.SEEK_CUR)
+        content = file.read(member.compress_size)
+    if member.compress_type == zipfile.ZIP_DEFLATED:
+        content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, member.file_size)
+    if zlib.crc32(content) != member.CRC:
+        raise DataError(f"the array {member.filename} is damaged: its bytes do not match their checksum")
+    values: NDArray[Any] = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     return values
+
+
+@lru_cache(maxsize=8)
+def _members(path: Path, size: int, changed: int) -> list[zipfile.ZipInfo]:
+    """Return the members of an archive. size, changed: of the file, so that a new one is read again."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.infolist()

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdkit import DataError
-from kdkit_ecg.records.array_files import CSV_SUFFIX, HDF5_SUFFIXES, NUMPY_SUFFIX, open_array_file
+from kdkit_ecg.records.array_files import HDF5_SUFFIXES, NUMPY_SUFFIX, open_array_file
 from kdkit_ecg.records.array_format import ArrayFormat
+from kdkit_ecg.records.csv_file import CSV_SUFFIX
 from kdkit_ecg.records.edf import EDF_SUFFIX, open_edf
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.numpy_archive import NPZ_SUFFIX

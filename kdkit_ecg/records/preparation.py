@@ -19,6 +19,7 @@ Scaling = Literal["zscore", "raw"]
 Fault = Literal["signal", "rate", "checksum"]
 
 VERSION = 4  # of the preparation; increase it if the same options give other samples (fingerprints and stores use it)
+_LARGE = 5_000_000  # numbers of a signal; twelve leads of 14 minutes at 500 Hz
 
 
 class PreparedSignal(NamedTuple):
@@ -78,6 +79,14 @@ class Preparation:
         except (DataError, ArithmeticError, ValueError):  # scipy's filters raise any of these for an extreme rate
             return PreparedSignal(content, None, "rate")
 
+    def require_prepared(self, source: RecordSource) -> None:
+        """Raise the exception of a record that cannot be prepared, whose files are read again."""
+        record = read_record(source)
+        if not np.isfinite(record.signal).all():
+            raise DataError("it has samples that are infinite, or too large for a number")
+        with np.errstate(divide="raise", over="raise", invalid="raise"):
+            self.transform(record)
+
     def prepare_all(self, sources: Sequence[RecordSource]) -> list[PreparedSignal]:
         """Prepare several records."""
         return [self.prepare(source) for source in sources]
@@ -90,6 +99,9 @@ class Preparation:
         return self._transform(select_leads(record.signal, record.leads, self.leads), record.rate)
 
     def _transform(self, signal: Signal, rate: float) -> NDArray[np.float32]:
+        # No step mixes leads. One at a time, a record of a day does not take six times its size while it is filtered.
+        if signal.size > _LARGE and len(signal) > 1:
+            return np.concatenate([self._transform(lead[None], rate) for lead in signal])
         signal = signal.astype(np.float64)
         # Filter before resampling: the band is relative to the true rate.
         if self.band:

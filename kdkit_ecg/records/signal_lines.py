@@ -4,11 +4,11 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS, missing_leads, standard_name
@@ -18,6 +18,10 @@ from kdkit_ecg.utils.record_files import present_file, read_header_bytes
 # Size of a unit in mV. NU (normalised units) are standard deviations, and are not converted.
 UNITS: Mapping[str, float] = MappingProxyType(
     {"": 1.0, "mv": 1.0, "uv": 1e-3, "\u00b5v": 1e-3, "\u03bcv": 1e-3, "v": 1e3, "nu": 1.0}
+)
+# Of pressure, breath, oxygen and temperature, which intensive care records next to an ECG. These channels are not read.
+_OTHER_UNITS = frozenset(
+    ("mmhg", "kpa", "cmh2o", "pm", "bpm", "%", "pct", "ohm", "ohms", "l", "l/min", "ml", "degc", "c"),
 )
 DEFAULT_GAIN = 200.0  # steps per mV: the default of the WFDB header specification if there is no gain
 
@@ -108,6 +112,13 @@ class SignalHeader(RecordSource):
         segments = tuple((header and header.signal_fields, samples) for header, samples in self.segments)
         return (*((name, getattr(self, name)) for name in names), ("segments", segments))
 
+    def select(self, leads: Sequence[str]) -> Self:
+        """Return the description of these leads alone, in this order."""
+        rows = [self.leads.index(lead) for lead in leads]
+        by_lead = ("leads", "gains_per_unit", "baselines", "units", "checks", "positions")
+        selected: dict[str, Any] = {name: tuple(getattr(self, name)[row] for row in rows) for name in by_lead}
+        return replace(self, default_gains=tuple(lead for lead in self.default_gains if lead in leads), **selected)
+
     def read(self) -> Record:
         """Read the signal; see `read_record`."""
         from kdkit_ecg.records.record import read_wfdb  # which imports this module
@@ -143,8 +154,8 @@ def parse_signal_lines(path: Path, lines: Sequence[str], rate: float, frames: in
     """Return the description of the signal. Raises DataError.
 
     path: of the header. rate and frames: in its first line, which counts frames and not samples; frames is 0 if the
-    line does not contain it. If the leads of the twelve are complete without them, channels are skipped that cannot be
-    read or have another number of samples per frame, such as a blood pressure.
+    line does not contain it. Channels in units of other quantities, such as a blood pressure, are skipped. So are those
+    that cannot be read or have another number of samples per frame, if the twelve leads are complete without them.
     """
     # Memoised: most records have one file, and a look at the disk takes longer than the parsing. Equal channels are one
     # object, as the headers of a whole data set are in memory.
@@ -164,10 +175,15 @@ def parse_signal_lines(path: Path, lines: Sequence[str], rate: float, frames: in
         details = short if short and standard_name(short["name"]) in LEADS else details
         channel = _parse_channel(layout, details, file_on_disk)
         channels.append(shared.setdefault(channel, channel))
+        if details and (details["unit"] or "").lower() in _OTHER_UNITS and standard_name(details["name"]) not in LEADS:
+            continue
         try:
             leads.append(_parse_lead(line, details, position))
         except DataError as error:
             errors.append(error)
+    # A pulse wave (PLETH) has normalised units next to leads in mV. Alone, such a channel may be a lead.
+    if any(lead.unit != "nu" for lead in leads):
+        leads = [lead for lead in leads if lead.unit != "nu" or lead.name in LEADS]
     leads, frame = _select_leads(leads, channels, errors)
     counted = not frames
     frames = frames or _count_frames(path, channels, leads[0].position)
@@ -198,6 +214,8 @@ def _select_leads(
     complete = not missing_leads([lead.name for lead in leads])
     if errors and not complete:
         raise errors[0]
+    if not leads:
+        raise DataError("it has no channel in mV, uV, V or NU")
     counts = Counter(lead.name.lower() for lead in leads)
     frame_sizes = Counter(channels[lead.position].frame for lead in leads if lead.name in LEADS or not complete)
     if len(frame_sizes) > 1:

@@ -18,7 +18,7 @@ from kdkit.errors import first_line
 from kdkit_ecg.records.preparation import VERSION, Preparation
 from kdkit_ecg.store.index import LOCK, UNFINISHED, read_rows, replace_file
 
-FORMAT = 3  # of the files and keys of a store; part of its name, so another format is another store
+FORMAT = 4  # of the files and keys of a store; part of its name, so another format is another store
 METADATA = "store.json"  # the file that marks a folder as a store
 
 StoreLocation = Path | str | Literal["auto"]

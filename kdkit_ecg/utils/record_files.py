@@ -127,3 +127,10 @@ def present_file(path: Path) -> Path:
 def record_name(text: str) -> str:
     """Return the name of a record without spaces around it and without the suffix of a header or signal."""
     return _SUFFIX.sub("", text.strip())
+
+
+def table_name(text: str) -> str:
+    """Return the name of a record as a table writes it: with slashes, and without suffix and spaces around it."""
+    name = record_name(text).replace("\\", "/").removeprefix("./")
+    stem, dot, suffix = name.rpartition(".")
+    return stem if dot and f".{suffix.lower()}" in ARRAY_SUFFIXES else name

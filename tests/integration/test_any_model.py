@@ -254,6 +254,37 @@ class Detector(nn.Module):
         return {"boxes": self.boxes(queries).sigmoid(), "logits": self.classes(queries)}
 
 
+class TrainedDetector(nn.Module):
+    """A network that returns its losses in training, and else a list of detections, as torchvision's detectors do."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.backbone, self.head = nn.Linear(16, width), nn.Linear(width, CLASSES)
+
+    def forward(self, signals: list[Tensor], labels: Tensor) -> Any:
+        outputs = self.head(self.backbone(torch.stack(signals)).mean(1))
+        if not self.training:
+            return [{"labels": output.argmax()} for output in outputs]
+        return {"classes": cross_entropy(outputs, labels), "boxes": outputs.square().mean()}
+
+
+def test_a_detector_that_returns_losses_in_training_and_detections_else_is_distilled_in_a_loop():
+    labels, nothing = torch.arange(4) % CLASSES, torch.zeros(4)
+    inputs = [*torch.randn(4, 9, 16)], labels
+    modules = [TrainedDetector(width) for width in (12, 8)]
+    teacher, student = (
+        Net(name, module, element=lambda output: torch.zeros(4, 1), trained=name == "teacher")
+        for name, module in zip(("teacher", "student"), modules, strict=True)
+    )
+    own = [Truth(kdkit.model_loss, key, student=Tap(modules[1], element=key)) for key in ("classes", "boxes")]
+    hint = Match(teacher, Hint(), student=Tap(modules[1].backbone), target=Tap(modules[0].backbone))
+    with kdkit.Distiller(student, sum(own) + hint, example=(inputs, nothing), task="regression") as distiller:
+        terms = distiller(inputs, nothing).terms
+    expected = modules[1].train()(*inputs)
+    assert {name: terms[name] for name in expected} == expected
+    assert terms["teacher/hint"] > 0
+
+
 def test_a_detector_has_terms_on_its_classes_and_on_its_boxes():
     teacher, student = (
         Net(

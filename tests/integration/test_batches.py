@@ -207,7 +207,7 @@ def test_texts_collated_by_transformers_have_their_labels_under_a_key():
 
 def test_a_column_that_the_network_does_not_take_is_named():
     rows = [{"input": image, "label": label, "path": f"{row}.png"} for row, (image, label) in enumerate(IMAGE_DATA)]
-    with pytest.raises(DataError, match=r"could not be counted instead: net 'student' fails .* 'path'"):
+    with pytest.raises(DataError, match=r"net 'student' fails .* 'path'; select the inputs .*view=Inputs\(only="):
         kdkit.distill(image_net("teacher", trained=True), image_net("student"), rows, rows)
 
 

@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 import kdkit
 from kdkit import ClassifierTap, Distiller, Match, Net, Optimizer, Recipe, Stage, Tap, TorchData, Training, Truth
 from kdkit.errors import CheckError
-from kdkit.losses import CATKD, DKD, LED, HardTargets, SoftTargets
+from kdkit.losses import CATKD, DKD, LED, RKD, HardTargets, SoftTargets
 from kdkit.metrics import F1, FixedThresholds
 
 CLASSES, PERMUTED = ("a", "b", "c"), ("c", "a", "b")
@@ -93,6 +93,19 @@ def test_a_teacher_is_brought_to_the_order_of_a_tapped_head(loss, student_classe
     permuted_teacher = Net("teacher", permuted(teacher, "head"), classes=PERMUTED, trained=True)
     term = Match(permuted_teacher, loss, student=Tap(student.module.second))
     assert value(student, term) == pytest.approx(in_order, rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", [HardTargets(), SoftTargets(), DKD()])
+def test_a_tapped_head_of_a_teacher_is_brought_to_the_order_of_the_student(loss):
+    module, student = make(1), Net("student", make())
+    in_order = value(student, Match(Net("teacher", module, trained=True), loss, target=Tap(module.second)))
+    teacher = Net("teacher", permuted(module, "head", "second"), classes=PERMUTED, trained=True)
+    assert value(student, Match(teacher, loss, target=Tap(teacher.module.second))) == pytest.approx(in_order, rel=1e-6)
+    # features of another width are no head
+    features = Match(teacher, RKD(), target=Tap(teacher.module.body))
+    assert value(student, features) == pytest.approx(
+        value(student, Match(Net("teacher", module, trained=True), RKD(), target=Tap(module.body))), rel=1e-6
+    )
 
 
 def test_features_of_other_widths_than_the_classes_are_no_head():

@@ -288,6 +288,7 @@ def test_a_compiled_run_has_the_history_of_a_plain_run(monkeypatch):
     [["body"], pytest.param(["age", "body.head"], marks=pytest.mark.slow)],
     ids=["with the tap", "without the tap"],
 )
+@pytest.mark.skipif(torch.__version__ < (2, 11), reason="the compiler breaks the graph at a tap in recomputed layers")
 def test_a_compiled_run_recomputes_activations_without_a_graph_break(monkeypatch, recompute):
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda module: compile_(module, backend="aot_eager", fullgraph=True))

@@ -306,6 +306,8 @@ def test_linked_folders_and_suffixes_in_capitals_are_examined(kdkit_here, tmp_pa
     (tmp_path / "data" / "E3.DAT").touch()
     (tmp_path / "data" / "cpsc").symlink_to(tmp_path / "disk")
     (tmp_path / "data" / "lost").symlink_to(tmp_path / "gone")
+    for name in ("a.edf", "b.npy", "labels.csv"):
+        (tmp_path / "data" / name).touch()
     records = examine_all(tmp_path / "data")
     assert [(record.path, [finding.reason for finding in record.findings]) for record in records] == [
         ("E1", []),
@@ -315,6 +317,7 @@ def test_linked_folders_and_suffixes_in_capitals_are_examined(kdkit_here, tmp_pa
     ]
     result = kdkit_here("ecg", "doctor", "data", "--jobs", 1, "--json", "survey.json")
     assert "1 of the folders cannot be read: lost\n" in result.out
+    assert "2 EDF, NumPy or HDF5 files are not examined, but only WFDB records\n" in result.out
     assert json.loads((tmp_path / "survey.json").read_text())["not_listed"] == ["lost"]
 
 
@@ -398,6 +401,8 @@ def test_a_folder_that_is_empty_or_missing_exits_with_2(kdkit_here, tmp_path):
     (tmp_path / "empty").mkdir()
     result = kdkit_here("ecg", "doctor", "empty")
     assert (result.code, "no .hea, .mat or .dat file in empty" in result.err) == (2, True)
+    (tmp_path / "empty" / "a.edf").touch()
+    assert "its subfolders (1 EDF, NumPy or HDF5 files, which are not exam" in kdkit_here("ecg", "doctor", "empty").err
     assert kdkit_here("ecg", "doctor", "missing").code == 2
 
 

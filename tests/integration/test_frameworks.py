@@ -71,6 +71,9 @@ def test_lightning_trains_it_and_its_checkpoint_holds_no_teacher(expected, tmp_p
     keys = torch.load(file, weights_only=True)["state_dict"].keys()
     assert keys == {f"distiller.{key}" for key in module.state_dict()}
     assert sum(key.endswith("hidden.weight") for key in keys) == 1  # of the student alone
+    loaded = Net("student", Mlp(), weights=file)  # which is found next to the projector
+    require_same(module, loaded.network.state_dict())
+    assert "the prefix 'distiller.module.nets.0.' is removed" in loaded.weights_note
 
 
 def test_accelerate_trains_it(expected):

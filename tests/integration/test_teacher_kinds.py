@@ -1,6 +1,7 @@
 """Teachers in other forms than a plain module: compiled, quantized, exported, in ONNX, and on another device."""
 
 import copy
+import re
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -288,6 +289,10 @@ def test_an_onnx_model_refuses_other_inputs_than_its_own(tmp_path):
         model(inputs, inputs)
     with pytest.raises(RecipeError, match="takes 'input'; got 1 by position, 'mask'"):
         model(inputs, mask=inputs)
+    for wrong in (inputs.double(), inputs.bfloat16(), torch.randn(5, 7)):
+        got = re.escape(f"input {wrong.dtype} {list(wrong.shape)}: ")
+        with pytest.raises(RecipeError, match=rf"takes input tensor\(float\) .*, and fails for {got}.*by the view"):
+            model(wrong)
     with pytest.raises(RecipeError, match="takes 'input'; got none"):
         model()
 
@@ -297,6 +302,9 @@ def test_an_onnx_model_that_cannot_be_used_is_refused(tmp_path):
     for path in (tmp_path / "text.onnx", tmp_path / "missing.onnx"):
         with pytest.raises(RecipeError, match=rf"onnxruntime cannot load .*{path.name}"):
             OnnxModel(path)
+    with pytest.raises(RecipeError, match=r"onnxruntime cannot use NoneExecutionProvider .*; install the package"):
+        OnnxModel(onnx_file(tmp_path), providers=["NoneExecutionProvider"])
+    OnnxModel(onnx_file(tmp_path), providers=["NoneExecutionProvider", "CPUExecutionProvider"])
     with pytest.raises(RecipeError, match=r"exactly 4 samples for 'input'.*dynamic_shapes"):
         OnnxModel(onnx_file(tmp_path, dynamic_shapes=None))
 

@@ -11,7 +11,7 @@ from kdkit.data.torch_splits import StreamSplit
 from kdkit.engine.batch_transform import transformed
 from kdkit.engine.check.batches import batch_problems
 from kdkit.engine.check.copied_labels import copied_labels_notice
-from kdkit.engine.check.doubts import stage_doubts
+from kdkit.engine.check.doubts import shared_net_doubts, stage_doubts
 from kdkit.engine.check.dry_run import DryRunReport, dry_run
 from kdkit.engine.check.estimate import Estimator, StageEstimate
 from kdkit.engine.check.plan import Plan
@@ -68,7 +68,10 @@ def check(
         peak_memory_bytes=tuple(stage_check.peak_memory_bytes for stage_check in checks),
         feature_teachers=frozenset(net for stage_check in checks for net in stage_check.report.feature_teachers),
         estimates=tuple(stage_check.estimate for stage_check in checks),
-        notices=tuple(dict.fromkeys(notice for stage_check in checks for notice in stage_check.report.notices)),
+        notices=(
+            *dict.fromkeys(notice for stage_check in checks for notice in stage_check.report.notices),
+            *shared_net_doubts(stages),
+        ),
         loader_batch=next((check.loader_batch for check in checks if check.loader_batch is not None), None),
     )
 

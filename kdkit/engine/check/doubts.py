@@ -1,10 +1,12 @@
 """Doubts about a stage: facts that prevent no run, but seldom are what the user wants."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+from torch import nn
 
 from kdkit.engine.check.dry_run import DryRunReport
 from kdkit.recipe.objective import as_objective
-from kdkit.recipe.recipe import Stage
+from kdkit.recipe.recipe import Stage, nets_of
 from kdkit.utils.reprs import describe_names
 
 
@@ -26,3 +28,28 @@ def stage_doubts(stage: Stage, report: DryRunReport) -> Iterator[str]:
             f"stage {stage.name!r} keeps its last epoch instead of the best one: its terms do not train the outputs of "
             f"{nets}, so metrics of them mean nothing; to choose by the metric, pass Training(keep='best')"
         )
+
+
+def shared_net_doubts(stages: Sequence[Stage]) -> Iterator[str]:
+    """Yield the networks that a later stage changes by training another one that shares parameters with them."""
+    for net in nets_of(stages):
+        if not isinstance(net.module, nn.Module):
+            continue
+        parameters = {id(parameter) for parameter in net.module.parameters()}
+        # From the stage that trained it last; a teacher that no stage trains is complete from the start.
+        last = max((index for index, stage in enumerate(stages) if net in stage.objectives), default=-1)
+        changing = next(
+            (
+                (stage.name, trained.name)
+                for stage in stages[last + 1 :]
+                for trained in stage.objectives
+                if any(id(part) in parameters and part.requires_grad for part in trained.network.parameters())
+            ),
+            None,
+        )
+        if changing is not None:
+            yield (
+                f"stage {changing[0]!r} changes net {net.name!r}, which shares parameters with net {changing[1]!r}: "
+                f"its metrics, and what it teaches from then on, are those of the changed weights; if {net.name!r} is "
+                "to stay as it is, give the other one a copy (copy.deepcopy)"
+            )

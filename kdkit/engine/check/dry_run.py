@@ -26,6 +26,7 @@ from kdkit.losses.multi_teacher import PerTeacher
 from kdkit.nets.layout import path_of
 from kdkit.nets.net import Net
 from kdkit.nets.taps import Tap, TapLike
+from kdkit.nets.views import Images
 from kdkit.recipe.balancing.base import WeightedSum
 from kdkit.recipe.recipe import nets_of, teachers_of
 from kdkit.teachers.base import Teacher, TeacherOutput, require_output
@@ -89,6 +90,9 @@ class _DryRun:
         teacher_outputs = {teacher.name: self._run_teacher(teacher) for teacher in teachers}
         student_outputs = {net.name: self._run_student(net) for net in self.module.students}
         self.module.open_taps.copy_if_modified()
+        for net in nets_of([self.stage]):
+            doubt = net.view.doubt(self.batch.inputs) if isinstance(net.view, Images) else ""
+            self.report.notices += [f"the view Images of net {net.name!r} {doubt}"] if doubt else []
         # Before any problem ends the dry run: a wrong order of dimensions may be its reason.
         self.report.notices += [tap.form.doubt for tap in self.open_taps if isinstance(tap, Tap) and tap.form.doubt]
         for net in self.module.students:
@@ -174,6 +178,7 @@ class _DryRun:
 
     def _run_student(self, net: Net[Any]) -> Tensor | None:
         try:
+            self.module.open_taps.begin_first_pass()  # a teacher such as Ema may have run the network, too
             return net.first_pass(self.batch)
         except KdkitError as error:
             self.problems.append(str(error))
@@ -204,7 +209,9 @@ class _DryRun:
         """Check that every output that is compared by classes has a column for each class."""
         for net in self.module.students:
             self._check_columns(net, student_outputs[net.name])
-            net.network.eval()  # validation runs in eval mode, in which some models return another output
+            # Validation runs in eval mode without taps, and some models return another output then.
+            self.module.open_taps.pause()
+            net.network.eval()
             with torch.no_grad():
                 self._check_columns(net, self._run_student(net))
         for match in self.stage.matches:

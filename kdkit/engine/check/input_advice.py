@@ -16,7 +16,9 @@ _LIBRARIES = (Path(torch.__file__).parent, Path(kdkit.__file__).parent)
 
 
 def input_advice(net: Net[Any], inputs: Iterable[Tensor], error: Exception) -> str:
-    """Return a hint if inputs have the usual mistakes of arrays and images, to append to the error; else ""."""
+    """Return a hint for the usual mistakes of columns, arrays and images, to append to the error; else ""."""
+    if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+        return "; select the inputs that it takes, such as Net(..., view=Inputs(only=('input_ids',)))"
     tensors = list(inputs)
     return _dtype_advice(net, tensors, error) or _channels_advice(net, tensors, error)
 
@@ -37,6 +39,12 @@ def _dtype_advice(net: Net[Any], inputs: list[Tensor], error: Exception) -> str:
     """Return a hint if a network fails for inputs in float64 or uint8, as arrays and images often are; else ""."""
     parameters = net.module.parameters() if isinstance(net.module, nn.Module) else ()
     expected = next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
+    is_half = expected in (torch.float16, torch.bfloat16)
+    if is_half and any(tensor.dtype == torch.float32 for tensor in inputs) and "type" in str(error):
+        precision = "bf16" if expected == torch.bfloat16 else "fp16"
+        return (
+            f"; compute in half precision, precision={precision!r}, and keep networks in training in float32: .float()"
+        )
     different = [tensor.dtype for tensor in inputs if tensor.dtype in (torch.float64, torch.uint8)]
     # every message of torch about dtypes has "type" or "dtype" in it
     if expected is None or not different or different[0] == expected or "type" not in str(error):

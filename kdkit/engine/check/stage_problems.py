@@ -180,5 +180,12 @@ def _target_tap_problems(match: Match) -> Iterator[str]:
 def _foreign_tap(module: nn.Module, net: Net[Any], side: str) -> Iterator[str]:
     if not isinstance(net.module, nn.Module):
         yield f"net {net.name!r} is a plain callable, which cannot be tapped"
-    elif all(module is not part for part in net.module.modules()):
-        yield f"the {side} tap is on a {type(module).__name__} that is not a part of net {net.name!r}"
+        return
+    parts = [*net.module.modules()]
+    if all(module is not part for part in parts):
+        last = next(reversed([*module.children()]), None)
+        # As a slice of a Sequential is, which is a new module.
+        is_slice = last is not None and any(last is part for part in parts)
+        advice = "; a slice, such as module[:2], is a new module: tap the last layer in it, module[1]"
+        problem = f"the {side} tap is on a {type(module).__name__} that is not a part of net {net.name!r}"
+        yield problem + advice if is_slice else problem

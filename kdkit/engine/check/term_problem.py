@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from kdkit.engine.check.plan import describe_shape
 from kdkit.engine.check.probabilities import target_problem
@@ -41,9 +42,11 @@ def term_problem(
         problem = target_problem(term.loss, inputs.student, target)
         if problem is not None:
             return f"{loss} does not fit: {problem}"
+    watch = _WatchBroadcast(inputs.student, target)
     try:
         # A loss with a memory bank updates its buffers when it is called.
         with (
+            watch,
             warnings.catch_warnings(record=True) as caught,
             preserve_buffers([term.loss] if isinstance(term.loss, nn.Module) else []),
         ):
@@ -59,6 +62,8 @@ def term_problem(
                 "; only classes that both sides have are compared: a vector per class has a value for each of these, "
                 "in the order of the data's classes"
             )
+        if isinstance(inputs.student, tuple) and "'tuple'" in str(error):
+            hint = "; it takes one tap on each side: write a term for each pair of taps"
         return f"{loss} does not accept {shapes}: {first_line(error)}{hint or _heads_advice(term, inputs)}"
     if any("target size" in str(warning.message) for warning in caught):  # the warning of torch.nn.functional
         of_labels = "give the labels the shape of the outputs, such as labels[:, None]"
@@ -74,10 +79,9 @@ def term_problem(
             f"{loss} trains its own parameters only: the tensors of net {student} have no gradient; they are detached, "
             "of frozen layers, or of a module that recomputes its activations with use_reentrant=True"
         )
-    broadcast = _broadcast_shape(inputs.student, target)
-    if broadcast is not None:
+    if watch.is_broadcast:
         return (
-            f"{shapes} would be broadcast to {tuple(broadcast)}, which compares each sample with every other one; give "
+            f"{shapes} would be broadcast to {watch.shape}, which compares each sample with every other one; give "
             "both the same shape, such as labels[:, None] or outputs.squeeze(1)"
         )
     if _matches(term, Peer, net=term.student_net) and not _has_gradient(value, inputs.student):
@@ -89,8 +93,35 @@ def term_problem(
     has_labels = not isinstance(target, Tensor) or not target.isnan().all()
     has_weight = "sample_weights" not in kwargs or inputs.weights is None or bool(inputs.weights.any())
     if value == 0 and has_labels and has_weight and _is_zero_for_noise(term, inputs, kwargs):
-        return f"{loss} is always zero, whatever net {student} returns"
+        columns = as_tuple(inputs.student)[0].shape[1:2]
+        is_alone = term.alignment is not None and columns == (1,)
+        reason = ", since the sides share one class only, of which the probability is 1" if is_alone else ""
+        return f"{loss} is always zero, whatever net {student} returns{reason}"
     return None
+
+
+class _WatchBroadcast(TorchFunctionMode):
+    """Finds out whether a loss broadcasts its two sides to a shape larger than both, as (N, 1) and (N,) to (N, N).
+
+    A loss of user code may bring them together itself, so its calls of torch are watched.
+    shape: the one they would be broadcast to, None if there is no such shape.
+    """
+
+    def __init__(self, student: TensorOrTuple, target: TensorOrTuple) -> None:
+        super().__init__()
+        self.shape = _broadcast_shape(student, target)
+        self.sides = () if self.shape is None else (as_tuple(student)[0].shape, as_tuple(target)[0].shape)
+        self.is_broadcast = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of torch, and note whether it broadcasts the sides."""
+        result = func(*args, **(kwargs or {}))
+        if self.shape is not None:
+            shapes = [value.shape for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
+            # Functions of losses return a scalar, and call others that are watched as well.
+            is_pair = set(self.sides) <= set(shapes)
+            self.is_broadcast |= is_pair and isinstance(result, Tensor) and result.shape in (self.shape, ())
+        return result
 
 
 def _is_zero_for_noise(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any]) -> bool:
@@ -134,7 +165,7 @@ def _heads_advice(term: BoundTerm, inputs: TermInputs) -> str:
     )
 
 
-def _broadcast_shape(student: TensorOrTuple, target: TensorOrTuple) -> torch.Size | None:
+def _broadcast_shape(student: TensorOrTuple, target: TensorOrTuple) -> tuple[int, ...] | None:
     """Return the shape to which two tensors are broadcast if it is larger than both, as for (N, 1) and (N,)."""
     if isinstance(student, tuple) or isinstance(target, tuple) or student.ndim == target.ndim:
         return None
@@ -142,7 +173,7 @@ def _broadcast_shape(student: TensorOrTuple, target: TensorOrTuple) -> torch.Siz
         shape: torch.Size = torch.broadcast_shapes(student.shape, target.shape)  # type: ignore[no-untyped-call]  # untyped
     except RuntimeError:  # they cannot be broadcast
         return None
-    return shape if shape.numel() > max(student.numel(), target.numel()) else None
+    return tuple(shape) if shape.numel() > max(student.numel(), target.numel()) else None
 
 
 def _has_gradient(value: Tensor, student: TensorOrTuple) -> bool:

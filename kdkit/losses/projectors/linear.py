@@ -68,8 +68,14 @@ def target_positions(input_shape: torch.Size, target_shape: torch.Size) -> tuple
     """Return the positions of the target shape. Raises RecipeError if the input cannot be brought to them."""
     supported = 2 <= len(input_shape) <= 5 and 2 <= len(target_shape) <= 5
     if not supported or not can_rearrange(tuple(input_shape[2:]), tuple(target_shape[2:])):
+        has_tokens = supported and 3 in (len(input_shape), len(target_shape))
+        advice = (
+            "; leave extra tokens, such as a class token, out of the tap: Tap(layer, element=lambda tokens: "
+            "tokens[:, 1:], channels_last=True)"
+        )
         raise RecipeError(
             f"a projector maps (batch, channels, ...) to as many dimensions or to (batch, channels), and tokens to a "
             f"map of as many positions; got {tuple(input_shape)} for {tuple(target_shape)}"
+            + (advice if has_tokens else "")
         )
     return tuple(target_shape[2:])

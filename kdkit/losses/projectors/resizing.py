@@ -61,7 +61,7 @@ def rearrange_tokens(features: Tensor, positions: tuple[int, ...]) -> Tensor:
     if grid is None:
         raise RecipeError(
             f"{current} positions cannot be rearranged to the aspect ratio of {positions}; leave extra tokens, such as "
-            "a class token, out of the tap"
+            "a class token, out of the tap: Tap(layer, element=lambda tokens: tokens[:, 1:], channels_last=True)"
         )
     # (batch, channels, tokens) -> (batch, channels, *grid), or a map -> (batch, channels, tokens)
     return features.reshape(*features.shape[:2], *grid) if len(current) == 1 else resize(features, grid).flatten(2)

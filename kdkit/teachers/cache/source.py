@@ -37,11 +37,13 @@ def source_of(function: types.FunctionType, path: str) -> tuple[str, ast.stmt | 
     linecache.checkcache(code.co_filename)  # the file may have changed since it was read
     lines = linecache.getlines(code.co_filename, function.__globals__)
     name = f"{path}: the source of {function.__qualname__}"
-    if not lines:
-        raise CacheError(f"{name} cannot be read; define it in a file")
     functions, compiled = _parse("".join(lines))
     trees = functions.get((code.co_firstlineno, code.co_name), [])
-    if code not in compiled or not trees:
+    found = code in compiled and bool(trees)
+    # `exec` calls all code "<string>", which from Python 3.13 on also is the source of `python -c`.
+    if not lines or (not found and code.co_filename.startswith("<")):
+        raise CacheError(f"{name} cannot be read; define it in a file")
+    if not found:
         raise CacheError(f"{name} is not the code that runs; start again if {code.co_filename} was edited meanwhile")
     if len(trees) > 1:
         raise CacheError(f"{name} is one of several lambdas that start on one line; give each a line of its own")

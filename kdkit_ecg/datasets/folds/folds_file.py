@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 from kdkit import DataError
 from kdkit.utils.files import write
 from kdkit.utils.printable import printable
-from kdkit_ecg.utils.record_files import record_name
+from kdkit_ecg.utils.record_files import table_name
 from kdkit_ecg.utils.tables import is_missing
 
 FORMAT = "2"  # of the first line of the file; format 1 had the keys `version` and `k` for `format` and `folds`
@@ -115,7 +115,7 @@ class Folds:
         metadata, rows = _parse_lines(text)
         entries: dict[str, FoldEntry] = {}
         for row in rows:
-            record = record_name(row["record"])
+            record = table_name(row["record"])
             if not _NUMBER.fullmatch(row["fold"]):
                 raise DataError(f"the fold of record {record} must be a number from 0, got {row['fold'][:60]!r}")
             patient = "" if is_missing(row.get("patient", "")) else row["patient"]
@@ -147,7 +147,10 @@ def _parse_lines(text: str) -> tuple[dict[str, str], list[dict[str, str]]]:
                 f"expected format {FORMAT}, got format {found_format}; make the folds again with `kdkit ecg folds`, or "
                 "delete the first line to read the file as a plain table"
             )
-    table = csv.DictReader(io.StringIO(text, newline=""))
+    # The columns of any table, such as that of the labels, with the delimiter and the case that it may have too.
+    names, _, _ = text.partition("\n")
+    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=names.count))
+    table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
     if not {"record", "fold"} <= set(table.fieldnames or ()):
         raise DataError(
             f"it needs the columns record and fold, but has {', '.join(table.fieldnames or ('no columns',))}"

@@ -1,5 +1,7 @@
 """A recipe is checked: all problems show before the first step, and no network is changed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -278,6 +280,14 @@ def test_a_column_of_outputs_and_a_row_of_labels_are_a_problem_also_if_torch_doe
         run(recipe, device="cpu")
 
 
+def test_a_loss_that_brings_a_column_and_a_row_together_itself_is_no_problem():
+    inputs, labels = samples("regression", 8).tensors
+    data = TorchData(*(TensorDataset(inputs, labels[:, 0]) for _ in range(2)), task="regression")
+    term = Truth(lambda outputs, labels: F.mse_loss(outputs.squeeze(1), labels))
+    recipe = Recipe(data=data, schedule=[Stage({Net("student", nn.Linear(4, 1)): term}, TRAINING)], metrics=(R2(),))
+    assert not check(recipe).problems
+
+
 class Keeping(Mlp):
     """Keeps a computed tensor, which cannot be copied."""
 
@@ -310,6 +320,22 @@ def test_a_tap_without_a_gradient_is_a_problem_though_its_projector_has_one(laye
     student.module.hidden = layer(4, 5)
     problem = only_problem(one_stage(student, plain_goal() + Match(teacher, Hint(), **hidden_taps(student, teacher))))
     assert "trains its own parameters only: the tensors of net 'student' have no gradient" in problem
+
+
+def test_a_slice_of_a_sequential_is_refused_with_the_layer_to_tap():
+    module, teacher = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), tiny_net("teacher", trained=True)
+    match = Match(teacher, Hint(), student=Tap(module[:2]), target=Tap(teacher.module.hidden))
+    problem = only_problem(one_stage(Net("student", module), plain_goal() + match))
+    assert "is not a part of net 'student'; a slice, such as module[:2], is a new module: tap the last layer" in problem
+
+
+def test_a_net_that_a_later_stage_changes_by_another_one_is_a_notice():
+    module = tiny_net("first").module
+    first, second = Net("first", module), Net("second", module)
+    stages = [Stage({first: plain_goal()}, TRAINING), Stage({second: plain_goal()}, TRAINING)]
+    (notice,) = check(Recipe(data=tiny_data(), schedule=stages)).notices
+    assert "stage 'second' changes net 'first', which shares parameters with net 'second'" in notice
+    assert not check(Recipe(data=tiny_data(), schedule=[stages[0], replace(stages[0], name="again")])).notices
 
 
 def test_shapes_that_would_be_broadcast_are_a_problem():

@@ -438,6 +438,17 @@ def every_kind(student, teacher):
     )
 
 
+def test_a_tap_on_a_module_that_runs_twice_is_doubted():
+    class Siamese(Mlp):
+        def forward(self, inputs):
+            return super().forward(inputs) + super().forward(inputs.flip(1))
+
+    teacher, student = Net("teacher", Mlp(hidden=7), trained=True), Net("student", Siamese())
+    with pytest.warns(UserWarning, match="of net 'student' runs several times") as caught:
+        Distiller(student, Match(teacher, Hint(), **features(student, teacher)), (INPUTS, LABELS)).close()
+    assert len(caught) == 1  # not of the teacher
+
+
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
 @pytest.mark.parametrize("recompute", [(), ("hidden",)])
 def test_a_distiller_is_copied_and_pickled_with_its_teachers(duplicate, recompute):

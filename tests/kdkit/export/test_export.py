@@ -201,9 +201,10 @@ def test_only_the_batch_is_dynamic_if_the_net_takes_no_other_length(run_folder, 
     made = recipe()
     (net,) = made.stages[0].objectives
     net.module.__class__ = Positions
-    (result,) = export_net(made, run_folder, to="pt2", out=tmp_path, options=FAST)
-    assert result.passed
-    assert [item["shape"] for item in result.card["metadata"]["inputs"]] == [["batch", 2, 64], ["batch", 2]]
+    # int8 first, whose outputs have no limit that a net which raises would exceed
+    for result in export_net(made, run_folder, to=("onnx-int8", "pt2"), out=tmp_path, options=FAST):
+        assert result.passed
+        assert [item["shape"] for item in result.card["metadata"]["inputs"]] == [["batch", 2, 64], ["batch", 2]]
 
 
 def test_a_missing_package_of_a_format_is_named_with_its_extra(run_folder, tmp_path, monkeypatch):
@@ -419,6 +420,19 @@ def test_an_older_file_in_the_place_of_a_rejected_one_is_renamed_and_named(expor
     assert not (tmp_path / "net.older.onnx.json").exists()
     file.write(b"last", passed)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx", "net.onnx.json"]
+    assert [card["file"] for card in read_cards(tmp_path)] == ["net.onnx"]
+    file.path.write_bytes(b"newer")  # as by an export that was killed before it wrote its card
+    assert read_cards(tmp_path) == []
+
+
+def test_the_export_of_a_net_does_not_replace_that_of_a_net_whose_file_has_the_same_name(exported, tmp_path):
+    card = {**exported.card, "network": {**exported.card["network"], "name": "my net"}}
+    OutputFile(tmp_path / "my-net.onnx").write(b"first", card)
+    exporters = {"onnx": OnnxExporter()}
+    assert output_files(tmp_path, "my net", exporters)[1]["onnx"].path == tmp_path / "my-net.onnx"
+    with pytest.raises(KdkitError, match=r"my-net\.onnx is an export of net 'my net'.*--out PATH"):
+        output_files(tmp_path, "my-net", exporters)
+    assert output_files(tmp_path / "my-net.onnx", "my-net", exporters)[1]["onnx"].path == tmp_path / "my-net.onnx"
 
 
 class Formless(Shifted):
@@ -506,6 +520,20 @@ def test_only_the_layers_with_weights_can_be_quantized(int8):
     assert kinds.count("QLinearConv") == 4
     assert {"Add", "Relu"} <= {*kinds}
     assert not {"QLinearAdd", "QLinearConcat", "QLinearGlobalAveragePool"} & {*kinds}
+
+
+def test_the_weights_of_a_stage_that_is_not_finished_are_named_in_the_file_and_on_the_cards(
+    run_folder, tmp_path, shifted
+):
+    shutil.copytree(run_folder, tmp_path / "waves", ignore=shutil.ignore_patterns("export"))
+    (record,) = (tmp_path / "waves").glob("*/stage.json")
+    record.unlink()
+    (result,) = export_net(recipe(), tmp_path / "waves", to="shifted", options=FAST)
+    (notice,) = result.card["metadata"]["notices"]
+    assert "is not finished, so they are those of its best epoch so far" in notice
+    assert "is not finished" in result.path.with_name("student.md").read_text()
+    record.write_bytes(next(run_folder.glob("*/stage.json")).read_bytes())  # as if it had been resumed
+    assert "is not finished" in card_of(ReportedRun.read(tmp_path / "waves", "waves"))
 
 
 def test_a_run_that_was_started_from_python_is_exported_there(kdkit_here, run_folder):

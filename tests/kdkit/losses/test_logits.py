@@ -15,6 +15,7 @@ from kdkit.losses import (
     DIST,
     DKD,
     NKD,
+    OFA,
     PSKD,
     GeneralisedJSD,
     HardTargets,
@@ -333,7 +334,7 @@ def test_a_masked_class_adds_nothing_to_the_divergence_from_the_teacher():
 
 MASKED_ON_BOTH_SIDES = [*MASKED, GeneralisedJSD(beta=0.2), GeneralisedJSD(beta=1.0), ReverseKL(), PSKD()]
 STANDARDISED = [LogitStandardisation(), LogitStandardisation(masked=True)]
-MASKED_ON_BOTH_SIDES += STANDARDISED[1:]
+MASKED_ON_BOTH_SIDES += [*STANDARDISED[1:], OFA(), OFA(gamma=1.4)]
 
 
 @pytest.mark.parametrize("loss", MASKED_ON_BOTH_SIDES, ids=repr)

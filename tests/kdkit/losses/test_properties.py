@@ -389,6 +389,29 @@ def test_degenerate_numbers_give_a_finite_gradient_in_the_precision_of_the_stude
         assert student.grad.isfinite().all(), (change, changed)
 
 
+PRECISIONS_OF_SIDES = [(torch.float32, precision) for precision in (torch.bfloat16, torch.float64)]
+PRECISIONS_OF_SIDES += [(student, target) for target, student in PRECISIONS_OF_SIDES]
+
+
+# Other losses on outputs cast each side for itself.
+@pytest.mark.parametrize("name", ["second_head", "rld", *LOSSES[LOSSES.index("rkd") :]])
+def test_networks_of_any_precision_are_compared_without_autocast(name):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(4, 5)] * 2 if name in ON_OUTPUTS else [(4, 5, 4), (4, 6, 4)]
+    shapes = [(4, 5, 4)] * 2 if name in ("adjacent_cc", "hcl", "patient_kd", "sdd", "catkd") else shapes
+    shapes = [(4, 5, 4), (4, 6)] if name == "second_head" else shapes
+    # numbers that all precisions represent
+    sides = [torch.randn(shape, generator=generator).bfloat16().float() for shape in shapes]
+    expected = value(name, *sides)
+    for student_precision, target_precision in PRECISIONS_OF_SIDES:
+        student, target = sides[0].to(student_precision, copy=True).requires_grad_(), sides[1].to(target_precision)
+        result = value(name, student, target)
+        # the layers of a network in bf16 are pooled in bf16
+        torch.testing.assert_close(result, expected, rtol=2e-2, atol=1e-3, check_dtype=False)
+        result.backward()
+        assert student.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "second_head"])
 def test_a_student_that_is_not_a_number_is_not_hidden(name):
     generator = torch.Generator().manual_seed(0)

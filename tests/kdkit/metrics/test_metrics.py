@@ -124,6 +124,16 @@ def numbers(rows=20, columns=2, seed=0):
     return Predictions(labels=labels, outputs=outputs, classes=("x", "y")[:columns])
 
 
+def test_r2_leaves_out_columns_of_constant_labels():
+    test = numbers()
+    labels = np.concatenate([test.labels, np.zeros((20, 1))], 1)
+    outputs = np.concatenate([test.outputs, np.ones((20, 1), np.float32)], 1)
+    result = R2().compute(Predictions(labels=labels, outputs=outputs, classes=("x", "y", "z")))
+    assert (result.value, result.note) == (R2().compute(test).value, "constant labels of 1 column")
+    constant = Predictions(labels=labels[:, 2:], outputs=outputs[:, 2:], classes=("z",))
+    assert math.isnan(R2().compute(constant).value)
+
+
 ERRORS = {MSE(): mean_squared_error, MAE(): mean_absolute_error}
 
 

@@ -55,6 +55,14 @@ def test_a_threshold_lies_in_the_middle_between_two_outputs():
 
 
 @pytest.mark.parametrize("best", [best_f1_threshold, best_j_threshold])
+@pytest.mark.parametrize("absent", [-np.inf, -1.0])
+@pytest.mark.parametrize("present", [np.inf, 2.0])
+def test_infinite_outputs_are_separated(best, absent, present):
+    threshold = best(np.array([0, 1]), np.array([absent, present]))
+    assert absent < threshold <= present
+
+
+@pytest.mark.parametrize("best", [best_f1_threshold, best_j_threshold])
 def test_a_class_without_negatives_is_always_predicted(best):
     assert best(np.ones(3), np.array([2.0, -1.0, 5.0])) == -1.0
 

@@ -26,6 +26,23 @@ def test_a_name_that_cannot_be_a_folder_is_refused(name):
         Net(name, nn.Identity())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((nn.Identity(), "net"), {}, r"a net takes its name first: Net\('student', module\); got a Identity"),
+        (("net", nn.Identity()), {"weights": {}}, r"the path of a file or a folder; got a dict; load a state dict by"),
+        (
+            ("net", nn.Identity()),
+            {"element": 0.5},
+            "element must be an index, a key or attribute, or a function; got 0",
+        ),
+    ],
+)
+def test_arguments_of_other_kinds_are_refused(arguments, options, message):
+    with pytest.raises(RecipeError, match=message):
+        Net(*arguments, **options)
+
+
 def test_an_object_that_is_not_callable_is_refused():
     with pytest.raises(RecipeError, match=r"needs an nn.Module or a callable; got int"):
         Net("teacher", 3)
@@ -102,7 +119,16 @@ def test_another_module_can_be_run_in_place_of_a_net():
     assert torch.equal(net.through(lambda inputs: inputs * 3, batch()), torch.full((2, 4), 3.0))
 
 
-@pytest.mark.parametrize(("classes", "message"), [([], "got none"), (["a", "b", "a"], "['a'] more than once")])
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ([], "got none"),
+        (["a", "b", "a"], "['a'] more than once"),
+        (3, "are a list of names, such as [str(index) for index in range(10)]; got 3"),
+        ([0, 1], "got [0, 1]"),
+        ("abc", "got 'abc'"),
+    ],
+)
 def test_class_names_must_be_distinct_and_at_least_one(classes, message):
     with pytest.raises(RecipeError) as caught:
         Net("net", nn.Identity(), classes=classes)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from kdkit import Ema, Match, Net, Stage, Tap, Training
 from kdkit.engine.check.dry_run import dry_run
@@ -107,6 +108,22 @@ def test_a_compiled_step_has_the_same_bits_also_if_a_tap_breaks_its_graph():
     results = steps(["first", "rest"], "first.norm", compiled=functools.partial(torch.compile, backend="aot_eager"))
     assert same(results, steps([], "first.norm"))
     torch.compiler.reset()
+
+
+def test_layers_of_a_model_of_transformers_are_recomputed_without_its_cache():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, use_cache=True
+    )
+    model, tokens = LlamaForCausalLM(config), torch.randint(0, 9, (2, 6))
+    model(tokens, labels=tokens).loss.backward()
+    expected = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    recomputation = Recomputation(model.model.layers)
+    model(tokens, labels=tokens).loss.backward()
+    torch.testing.assert_close([parameter.grad for parameter in model.parameters()], expected)
+    recomputation.close()
+    assert model.config.use_cache
 
 
 def test_the_inner_activations_are_not_kept():

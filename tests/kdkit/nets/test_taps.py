@@ -181,6 +181,22 @@ def test_nothing_is_captured_between_take_and_clear():
         assert not open_taps.unfired()
 
 
+def test_an_element_that_a_paused_pass_lacks_is_no_error():
+    class TrainingOnly(Mlp):
+        def forward(self, inputs):
+            outputs = super().forward(inputs)
+            return {"logits": outputs, "loss": outputs.mean()} if self.training else {"logits": outputs}
+
+    net, inputs = TrainingOnly(), torch.randn(2, 4)
+    with OpenTaps([Tap(net, element="loss")]) as open_taps:
+        net(inputs)
+        open_taps.take()
+        net.eval()(inputs)
+        open_taps.clear()
+        with pytest.raises(RecipeError, match="no element 'loss'"):
+            net(inputs)
+
+
 def test_no_hook_is_left_after_an_exception():
     net = Mlp()
     with contextlib.suppress(ZeroDivisionError), OpenTaps([Tap(net.head), Tap(net.act, "input")]):

@@ -11,12 +11,13 @@ from torchvision.models.googlenet import GoogLeNetOutputs
 from transformers.modeling_outputs import BaseModelOutputWithPooling as BaseModelOutput
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from kdkit import Batch, Images, Inputs, RecipeError, View
+from kdkit import Batch, Images, Inputs, Net, RecipeError, View
 from kdkit.nets.views import pick_tensor
 from tests.helpers.tiny import tiny_data
 
 Pair = namedtuple("Pair", "left right")
 LABELS = torch.zeros(2)
+ONE = torch.zeros(2, 3)
 
 
 def batch(inputs):
@@ -63,6 +64,20 @@ def test_images_are_resized_before_they_are_normalised():
     (normalised,), _ = Images(mean=(1.0,), std=(0.5,), size=(2, 3))(batch(torch.ones(2, 1, 8, 8)))
     assert normalised.shape == (2, 1, 2, 3)
     torch.testing.assert_close(normalised, torch.zeros_like(normalised))
+
+
+@pytest.mark.parametrize(("scale", "text"), [(1, ""), (255, "takes images from 0 to 1, and these are from 0 to 255")])
+def test_images_that_are_not_from_0_to_1_are_doubted(scale, text):
+    images = scale * torch.linspace(0, 1, 16).view(1, 1, 4, 4)
+    assert Images(mean=0.5, std=0.2).doubt(images).startswith(text)
+    assert bool(text) == bool(Images(mean=0.5, std=0.2).doubt(images))
+    assert not Images(size=(2, 2)).doubt(images)  # which only resizes
+
+
+def test_images_take_numbers_and_lists():
+    assert Images(mean=0.5, std=[0.2], size=[4, 4]) == Images(mean=(0.5,), std=(0.2,), size=(4, 4))
+    with pytest.raises(RecipeError, match=r"the size of Images is \(height, width\), or None; got 4"):
+        Images(size=4)
 
 
 @pytest.mark.parametrize("options", [{"std": (0.0,)}, {"std": (-1.0,)}, {"mean": (0.0, 0.0)}])
@@ -162,3 +177,42 @@ def test_a_view_of_images_adds_its_steps_to_the_description_of_the_data():
     assert [step["step"] for step in described["steps"]] == ["decode", "resize", "normalise_channels"]
     assert described["steps"][1]["size"] == [8, 6]
     assert data.preparation["steps"] == [{"step": "decode"}]  # unchanged
+
+
+@pytest.mark.parametrize(
+    ("only", "inputs", "count", "keywords"),
+    [
+        (("words", "lengths"), {"words": ONE, "lengths": ONE, "ids": ONE}, 0, {"words", "lengths"}),
+        (("words",), {"words": ONE, "ids": ONE}, 1, set()),
+        ((1,), (ONE, ONE), 1, set()),
+        ((2, 0), [ONE, ONE, ONE], 2, set()),
+    ],
+)
+def test_inputs_are_selected_by_key_or_position(only, inputs, count, keywords):
+    args, kwargs = Inputs(only=only)(batch(inputs))
+    assert (len(args), set(kwargs)) == (count, keywords)
+    assert Inputs(only=only).key != Inputs().key
+
+
+def test_an_input_that_is_not_there_is_refused_with_those_that_are():
+    with pytest.raises(RecipeError, match="selects 'words', which the inputs lack; there are: 'ids'"):
+        Inputs(only=("words",))(batch({"ids": ONE}))
+    with pytest.raises(RecipeError, match="only must be a tuple of keys or positions"):
+        Inputs(only="words")
+
+
+@pytest.mark.parametrize("view", ["words", ["words"], lambda batch: ((batch.inputs,), {}), Inputs])
+def test_an_object_that_is_no_view_is_refused(view):
+    with pytest.raises(RecipeError, match=r"the view of net 'student' must be Inputs\(only="):
+        Net("student", nn.Linear(2, 2), view=view)
+
+
+def test_a_view_that_returns_no_arguments_and_keywords_is_refused():
+    class Bare:
+        key = "bare"
+
+        def __call__(self, batch):
+            return batch.inputs
+
+    with pytest.raises(RecipeError, match=r"must return \(args, kwargs\), such as .*; got a Tensor"):
+        Net("student", nn.Linear(2, 2), view=Bare())(batch(ONE))

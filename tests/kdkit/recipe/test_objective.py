@@ -207,3 +207,18 @@ def test_a_side_has_no_tap_one_tap_or_several():
     assert taps_of(None) == ()
     assert taps_of(tap) == (tap,)
     assert taps_of((tap, tap)) == (tap, tap)
+
+
+@pytest.mark.parametrize("kind", [Truth, lambda loss, label: Match(TEACHER, loss, label=label)])
+def test_a_label_that_is_no_text_is_refused(kind):
+    with pytest.raises(RecipeError, match="the label of a term must be a text; got 3"):
+        kind(nn.MSELoss(), label=3)
+
+
+def test_weights_of_numpy_and_lists_of_taps_are_taken():
+    layers = [nn.Linear(2, 2), nn.Linear(2, 2)]
+    taps = [Tap(layer) for layer in layers]
+    term = Match(Net("teacher", layers[0], trained=True), nn.MSELoss(), student=taps, target=taps)
+    assert term.student == term.target == tuple(taps)
+    for objective in (term * np.float32(0.5), np.float32(0.5) * term, (lambda progress: np.float32(0.5)) * term):
+        assert dict(objective.weights(0.0)) == {term.label: 0.5}

@@ -103,6 +103,7 @@ def test_invalid_nets_of_a_schedule_are_refused(schedule_class, select, message)
         ({"truth": nn.CrossEntropyLoss()}, r"truth must be Truth\(loss\); got a CrossEntropyLoss"),
         ({"kd_loss": None}, "either kd_loss=loss or match=function"),
         ({"match": lambda net, teacher: None}, "either kd_loss=loss or match=function"),
+        ({"label_weight": "0.5"}, r"label_weight is the weight of the labels, in \[0, 1\]; got '0\.5'"),
         ({"label_weight": 1.1}, r"label_weight is the weight of the labels, in \[0, 1\]; got 1\.1"),
         ({"label_weight": float("nan")}, r"label_weight is the weight of the labels, in \[0, 1\]; got nan"),
         # The class instead of an instance is found when a term is created from it.

@@ -58,6 +58,7 @@ def learning_rates(schedule, steps):
         ({"max_grad_norm": float("nan")}, "max_grad_norm must be a number above 0, or None; got nan"),
         ({"max_grad_norm": "1"}, "max_grad_norm must be a number above 0, or None; got '1'"),
         ({"max_grad_norm": True}, "max_grad_norm must be a number above 0, or None; got True"),
+        ({"monitor": 3}, "monitor must be the name of a metric, such as 'accuracy', or None; got 3"),
         ({"keep": "first"}, "keep must be 'best' or 'last', or None; got 'first'"),
         ({"optimizer": torch.optim.Adam}, r"optimizer must be Optimizer\(torch\.optim\.Adam, lr=\.\.\.\)"),
         ({"lr_schedule": 0.1}, r"lr_schedule must be LRSchedule\(torch_class, \.\.\.\) or None; got 0\.1"),
@@ -392,6 +393,24 @@ def test_the_repr_of_an_option_reads_as_the_code_that_creates_it(option, text):
     assert repr(option) == text
 
 
+def test_an_average_in_half_precision_follows_the_weights_also_when_it_is_resumed():
+    net = nn.Linear(2, 1).to(torch.bfloat16)
+    net.bias.requires_grad_(False)  # frozen, so that it needs no copy
+    averages = [AverageWeights(decay=0.999).build(Net("student", net)) for _ in range(2)]
+    weight, average = net.weight.detach(), averages[0]
+    expected = weight.fill_(1).double()
+    for update in range(2000):
+        weight.fill_(1 + update / 2000)
+        average.update_parameters(net)
+        expected = expected.lerp(weight.double(), 0.001) if update else weight.double()
+        if update == 1000:
+            assert list(average._buffers) == ["n_averaged", "precise_0"]
+            averages[1].load_state_dict(average.state_dict())
+            average = averages[1]
+    assert average.module.weight.dtype == torch.bfloat16
+    torch.testing.assert_close(average.module.weight.double(), expected, rtol=1e-2, atol=0)
+
+
 def test_an_average_has_the_bits_of_torchs_own_also_when_it_is_resumed():
     net = nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.Flatten(), nn.Linear(24, 3))
     average = AverageWeights(decay=0.9).build(Net("student", net))
@@ -443,3 +462,8 @@ def test_an_average_has_the_whole_numbers_of_its_net():
 def test_a_patience_that_has_no_meaning_is_refused(options, message):
     with pytest.raises(RecipeError, match=message):
         Training(epochs=3, **options)
+
+
+def test_an_optimizer_of_torch_instead_of_its_class_is_refused():
+    with pytest.raises(RecipeError, match=r"Optimizer takes a class, such as .*; got an instance of Adam"):
+        Optimizer(torch.optim.Adam(nn.Linear(2, 2).parameters()))

@@ -228,6 +228,25 @@ def test_an_average_follows_the_net_by_its_decay():
     session.close()
 
 
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_the_average_of_a_net_in_half_precision_follows_it(precision):
+    student = Net("student", nn.Linear(4, 3).to(precision))
+    weight = student.module.weight.detach()
+    sessions = [open_teacher(Ema(student, decay=0.999), (), CONTEXT) for _ in range(2)]
+    expected, session = weight.double(), sessions[0]
+    for update in range(1, 3001):
+        weight.fill_(1 + update / 3000)
+        session.on_step()
+        expected = expected.lerp(weight.double(), 1 - min(0.999, 1 - 1 / (update + 1)))
+        if update == 2000:  # resumed
+            sessions[1].load_state_dict(session.state_dict())
+            session = sessions[1]
+    state = session.state_dict()["average"]
+    torch.testing.assert_close(state["weight"].double(), expected, rtol=1e-4, atol=1e-4)
+    assert session._average.weight.dtype == precision
+    torch.testing.assert_close(session._average.weight.double(), expected, rtol=1e-2, atol=1e-2)
+
+
 def test_tied_weights_are_averaged_once_per_update():
     first, last = nn.Linear(4, 4), nn.Linear(4, 4)
     last.weight = first.weight

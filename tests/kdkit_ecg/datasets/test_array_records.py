@@ -138,6 +138,21 @@ def test_files_of_numbers_need_a_format(tmp_path):
         Records(tmp_path, **RAW)
 
 
+def test_a_changed_signal_of_the_same_size_changes_the_digest_of_the_training_samples(tmp_path):
+    def digest(**options):
+        data = Records(tmp_path, shares=(1.0, 0.0, 0.0), arrays=EIGHT_LEADS, **{**RAW, **options})
+        return data.fingerprint, data.train_digest
+
+    for number in (0, 2):
+        write_numpy(tmp_path, number)
+    write_table(tmp_path, ("r0", "a", ""), ("r2", "b", ""))
+    first = digest()
+    assert digest(store=tmp_path / "store") == first
+    np.save(tmp_path / "r0.npy", in_mv(4).astype(np.float32))
+    assert digest()[0] == first[0]
+    assert digest(store=tmp_path / "store")[1] == digest()[1] != first[1]
+
+
 def save(array):
     return lambda path: np.save(path, array)
 
@@ -156,6 +171,10 @@ def save(array):
         ("a.csv", lambda path: path.write_text(""), "expected a first line"),
         ("a.csv", lambda path: path.write_text("I,I\n1,2\n"), "a different name for each column"),
         ("a.csv", lambda path: path.write_text("1,2\n1,2\n"), "2 columns and no line of names; expected the 8 leads"),
+        ("a.csv", lambda path: path.write_text("I,II\n1,2,3\n"), "expected 2 columns, as in its first line, got 3"),
+        ("a.csv", lambda path: path.write_text("I,II\nuV,mV\n1,2\n"), "have the unit .uV., but it is described as"),
+        ("a.csv", lambda path: path.write_text("I [V],II\n1,2\n"), "have the unit 'V', but it is described as 'mV'"),
+        ("a.csv", lambda path: path.write_text("time,\n1,2\n"), "a different name for each column"),
         ("a.csv", lambda path: path.write_text("1" * 9000), "first line of at most 4,096 characters"),
         ("a.mp3", lambda path: path.write_text("x"), r"not a file of records; expected one of \.hea"),
     ],
@@ -167,11 +186,36 @@ def test_a_file_that_has_no_signal_is_refused(tmp_path, name, write, message):
     assert str(raised.value).count(name) == 1
 
 
-@pytest.mark.parametrize("text", ["I,II\n1,x\n", "I,II\n1,2\n1\n", "I,II\n", "I,II\n1,2,3\n", "I;II\n1,5;2,5\n"])
+@pytest.mark.parametrize("text", ["I,II\n1,x\n", "I,II\n1,2\n1\n", "I,II\n", "I,II\n1,2\n1,2,3\n", "I;II\n1,5;2,5\n"])
 def test_a_csv_with_a_line_that_has_other_columns_is_refused(tmp_path, text):
     (tmp_path / "a.csv").write_text(text)
     [source] = open_file(tmp_path / "a.csv", EIGHT_LEADS)
     with pytest.raises(DataError, match=r"the signal of .*a\.csv cannot be read"):
+        read_record(source)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "time,I,V1\n0,1,4\n0.01,NaN,5\n0.02,3,6\n",
+        "Time (s);I [mV];V1 (mV)\n0;1;4\n1;;5\n2;3;6\n",  # an empty cell, as pandas writes NaN
+        "'Elapsed time','I','V1'\n'hh:mm:ss.mmm','mV','mV'\n'0:00.0',1,4\n'0:00.1',-,5\n'0:00.2',3,6\n",  # rdsamp
+        ',Lead I,V1\n"2020-01-01 00:00:00,1",1,4\n2020-01-01 00:00:01,NA,5\n2020-01-01 00:00:02,3,6\n',
+        "'sample #','I','V1'\n0,1,4\n1,?,5\n2,3,6",
+    ],
+)
+def test_a_csv_may_have_a_column_of_time_a_line_of_units_and_empty_cells(tmp_path, text):
+    (tmp_path / "a.csv").write_text(text)
+    [source] = open_file(tmp_path / "a.csv", ArrayFormat(rate=100, unit="mV"))
+    assert source.leads == ("I", "V1")
+    assert read_record(source).signal.tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_a_csv_that_was_changed_since_it_was_opened_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("I,II\n1,2\n")
+    [source] = open_file(tmp_path / "a.csv", EIGHT_LEADS)
+    (tmp_path / "a.csv").write_text("II,I\n1,2\n")
+    with pytest.raises(DataError, match=r"a\.csv cannot be read: its first line was changed"):
         read_record(source)
 
 
@@ -249,7 +293,7 @@ def test_edf_files_that_do_not_match_their_header_are_refused(tmp_path):
     refused(whole.replace(b"uV      ", b"mmHg    "), "no signal in mV, uV, V or NU; it has Resp in '%', I in 'mmhg'")
     refused(whole.replace(b"ECG II  ", b"ECG I   "), "expected every lead once")
     refused(whole[:300], "")
-    refused(b"", "")
+    refused(b"", "it has 0 bytes; expected a header of at least 256")
     path.write_bytes(whole[:236] + b"-1      " + whole[244:])  # as written by a recorder that was switched off
     [source] = open_file(path)
     assert (source.counted, source.samples, source.rate, source.leads) == (True, 200, 400, EIGHT)
@@ -280,6 +324,12 @@ def test_the_ecg_of_a_polysomnography_is_read_at_its_rate(tmp_path):
     edfio.Edf(signals).write(tmp_path / "night.edf")
     [source] = open_file(tmp_path / "night.edf")
     assert (source.leads, source.rate, source.samples) == (("EKG1",), 250, 250)
+    of_types = [edfio.EdfSignal(np.zeros(100), 100, label=name, **options) for name in ("EEG Fz", "ECG I", "Resp", "X")]
+    edfio.Edf(of_types).write(tmp_path / "night.edf")
+    assert open_file(tmp_path / "night.edf")[0].leads == ("I", "X")
+    same_rate = [edfio.EdfSignal(np.zeros(100), 100, label=name, **options) for name in ("C3", "ECG", "EMG chin")]
+    edfio.Edf(same_rate).write(tmp_path / "night.edf")
+    assert open_file(tmp_path / "night.edf")[0].leads == ("ECG",)
     edfio.Edf([signals[0], edfio.EdfSignal(np.zeros(200), 200, label="C4", **options)]).write(tmp_path / "eeg.edf")
     with pytest.raises(DataError, match="expected one rate of all leads, got 100 Hz, 200 Hz"):
         open_file(tmp_path / "eeg.edf")
@@ -291,3 +341,35 @@ def test_an_archive_whose_compressed_array_demands_a_long_header_takes_no_memory
         archive.writestr("ecg.npy", b"\x93NUMPY\x02\x00" + length.to_bytes(4, "little") + b" " * length)
     with pytest.raises(DataError, match=r"r\.npz cannot be read: .* header, expected 100000 bytes got 16372"):
         open_file(tmp_path / "r.npz", EIGHT_LEADS)
+
+
+@pytest.mark.parametrize("save_archive", [np.savez, np.savez_compressed])
+def test_an_archive_may_have_other_files_and_is_refused_if_an_array_is_damaged(tmp_path, save_archive):
+    path = tmp_path / "r.npz"
+    save_archive(path, first=in_mv(0), second=in_mv(1).T)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("readme.txt", "no array")
+        place = archive.infolist()[1].header_offset + 200
+    sources = open_file(path, EIGHT_LEADS)
+    assert [source.name for source in sources] == ["first", "second"]
+    for number, source in enumerate(sources):
+        signal = select_leads(read_record(source).signal, LEADS, EIGHT)
+        assert np.allclose(signal, in_mv(number), atol=1e-6)
+    damaged = bytearray(path.read_bytes())
+    damaged[place] ^= 1
+    path.write_bytes(damaged)
+    read_record(sources[0])
+    with pytest.raises(DataError, match=r"the signal of .*r\.npz cannot be read"):
+        read_record(sources[1])
+
+
+def test_an_array_that_is_larger_than_its_shape_or_compressed_otherwise_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", in_mv(0))
+    content = (tmp_path / "a.npy").read_bytes()
+    for name, data, method in (("large", content + bytes(1 << 20), 8), ("lzma", content, zipfile.ZIP_LZMA)):
+        with zipfile.ZipFile(tmp_path / f"{name}.npz", "w", method) as archive:
+            archive.writestr("ecg.npy", data)
+    with pytest.raises(DataError, match=r"ecg\.npy has another size than its shape"):
+        open_file(tmp_path / "large.npz", EIGHT_LEADS)
+    with pytest.raises(DataError, match="compressed by a method that numpy does not use"):
+        read_record(open_file(tmp_path / "lzma.npz", EIGHT_LEADS)[0])

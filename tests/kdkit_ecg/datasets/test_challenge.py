@@ -124,13 +124,16 @@ def test_records_that_cannot_be_used_are_excluded_by_reason(tree, tmp_path):
         "40 of 50 records read",
         "  1 excluded, no header next to the signal: b/B9",
         "  1 excluded, unreadable header: b/B7",
+        "    b/B7: expected 'NAME LEADS RATE SAMPLES' in the first line, got '<html>'",
         "  1 excluded, no signal file: b/B5",
         "  1 excluded, absent leads: b/B1 (no V1, V2, V3, V4, V5, V6)",
         "  1 excluded, normalised units, not mV (normalised_units=True includes them): b/B3",
         "  1 excluded, no scored code: b/B2",
         "  1 excluded, the name of another record: copies/of/others/A0000",
         "  1 excluded, a rate that the band-pass or the resampling cannot handle: b/B8",
+        "    b/B8: a band of 0.5 to 47 Hz does not fit between 0 and half the rate, 40 Hz",
         "  1 excluded, unreadable signal: b/B6",
+        "    b/B6: B6.dat has 5 bytes, which hold at most 2 samples, expected 7,200",
         "  1 excluded, the signal of another record: b/B4",
     ]
     with pytest.raises(DataError, match="no scored code: b/B2"):

@@ -1,6 +1,7 @@
 """Records reads any lead set, rate and file kind, with the labels of a table."""
 
 import csv
+import unicodedata
 
 import numpy as np
 import pytest
@@ -93,6 +94,9 @@ def test_folds_are_those_of_a_file_or_of_the_table(tree, tmp_path):
     assert len(data.test) == sum(entry.fold == 2 for entry in made.entries.values())
     rows = [(f"r{number}", "AF", f"P{number // 2}", number // 2 % 3) for number in range(24)]
     write_table(tree, *rows, columns="record,label,patient,fold", name="other.csv")
+    assert len(Records(tree, "other.csv", folds=tree / "other.csv", **RAW).test) == 8
+    text = "".join(f"./r{number}.EDF;AF;{number // 2 % 3}\n" for number in range(24))
+    (tree / "other.csv").write_text(f"Record;Label;Fold\n{text}")
     assert len(Records(tree, "other.csv", folds=tree / "other.csv", **RAW).test) == 8
 
 
@@ -197,6 +201,20 @@ def test_patients_without_a_name_are_noticed(tree):
     assert Records(tree, **RAW).notices == ()
 
 
+def test_ages_and_sexes_that_cannot_be_read_are_noticed(tree, tmp_path):
+    rows = [
+        ("r0", "a", "P", "300", "1"),
+        ("r1", "a", "P", "50", "2"),
+        ("r2", "a", "P", "NA", "F"),
+        ("r3", "a", "P", "", "1"),
+    ]
+    write_table(tmp_path, *rows, columns="record,label,patient,age,sex")
+    assert [notice.partition(";")[0] for notice in Records(tree, tmp_path / "labels.csv", **RAW).notices] == [
+        "the column 'age' of the table of labels has values that are no age or sex: 300",
+        "the column 'sex' of the table of labels has values that are no age or sex: 1, 2",
+    ]
+
+
 def test_records_that_the_table_names_in_vain_are_counted(tree):
     write_table(tree, ("r0", "a", ""), ("r99", "a", ""), ("p1/r5.mat", "a", ""), name="lost.csv")
     data = Records(tree, "lost.csv", shares=(1.0, 0.0, 0.0), **RAW)
@@ -241,7 +259,10 @@ def test_the_fingerprint_depends_on_labels_leads_and_classes_but_not_on_the_plac
         ("record,label\nr0,\n", "has no label in its column 'label'"),
         ("record,label,patient\nr0,a,1\nr0,b,2\n", "line 3: record 'r0' has another row, which differs"),
         ("record,a,b\nr0,0,1\nr0,1,1\n", "line 3: record 'r0' has another row, which differs"),
-        ("record,label\nr99,a\n", r"no record of .*labels\.csv is in"),
+        (
+            "record,label\nr99,a\n",
+            r"no record in .* has a label in .*labels\.csv, whose records are r99; the files are x:",
+        ),
     ],
 )
 def test_a_table_that_cannot_be_read_is_refused(tmp_path, text, message):
@@ -264,6 +285,48 @@ def test_a_table_is_read_with_any_delimiter_a_byte_order_mark_and_windows_lines(
     assert data.classes == ("AF", "a", "b", "other")
     assert data.train.labels.tolist() == [[1, 0, 0, 1], [0, 1, 1, 0]]
     assert [data._patient(source) for source in data._selected[0]] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "labels"),
+    [
+        (("{'NORM': 100.0, 'SR': 0.0}", "{'AFIB': 50.0}"), [["NORM", "SR"], ["AFIB"]]),  # PTB-XL
+        (('["a, b", "c"]', "['c']"), [["a, b", "c"], ["c"]]),
+        (("['a' 'b']", "['b'\n 'c']"), [["a", "b"], ["b", "c"]]),  # the repr of an array of NumPy
+        (("[164889003, 426783006]", "[164889003]"), [["164889003", "426783006"], ["164889003"]]),
+        (("(AFIB", "[VT;(N"), [["(AFIB"], ["(N", "[VT"]]),  # no lists, but names of rhythms
+    ],
+)
+def test_labels_may_be_a_list_or_a_dict(tree, tmp_path, cells, labels):
+    write_table(tmp_path, *[(f"r{number}", cell) for number, cell in enumerate(cells)], columns="record,Labels")
+    data = Records(tree, tmp_path / "labels.csv", shares=(1.0, 0.0, 0.0), **RAW)
+    assert data.classes == tuple(sorted({label for names in labels for label in names}))
+    rows = [[name for name, flag in zip(data.classes, row, strict=True) if flag] for row in data.train.labels]
+    assert rows == labels
+
+
+def test_an_empty_list_is_no_label(tree, tmp_path):
+    write_table(tmp_path, ("r0", "[]", ""), ("r1", "['a']", ""))
+    data = Records(tree, tmp_path / "labels.csv", shares=(1.0, 0.0, 0.0), **RAW)
+    assert "1 excluded, no label in the table of labels: p0/r0" in data.summary
+
+
+@pytest.mark.parametrize("column", ["Patient", "patient_id", "Subject_ID", "subject"])
+def test_columns_are_found_by_their_usual_names_in_any_case(tree, tmp_path, column):
+    rows = [(f"r{number}", number % 2, f"P{number // 2}", 40 + number, "F", "") for number in range(24)]
+    write_table(tmp_path, *rows, columns=f"Record,AF,{column},Age,Gender,remarks")
+    data = Records(tree, tmp_path / "labels.csv", **RAW)
+    assert data.classes == ("AF",)  # the column of remarks is empty, and no class
+    assert data.train.groups.unique(return_counts=True)[1].tolist() == [2] * (len(data.train) // 2)
+    assert data.train.person[:, 1:].tolist() == [[1, 1, 0, 1]] * len(data.train)
+    assert data.notices == ()
+
+
+def test_names_with_accents_are_found_in_either_form_of_unicode(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "Müller") for form in ("NFC", "NFD"))
+    write_wfdb(tmp_path, 0).rename(tmp_path / f"{decomposed}.hea")
+    write_table(tmp_path, (composed, "a", ""))
+    assert Records(tmp_path, leads=EIGHT, **RAW)._labelled[0][0].name == composed
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,20 @@ def test_segments_of_other_gains_units_and_baselines_are_joined_in_mv(tmp_path, 
         read_record(path)
 
 
+def test_segments_may_have_their_leads_in_another_order_and_other_channels_besides_them(tmp_path):
+    order = [*range(11, -1, -1)]
+    pressure = np.full((1, STEPS.shape[1]), 7)
+    path = write_segments(
+        tmp_path, steps=np.concatenate([pressure, STEPS[order]]), leads=("ABP", *(LEADS[lead] for lead in order))
+    )
+    ramp = np.linspace(STEPS[:, -1], STEPS[:, 0], 202)[1:-1].T
+    assert_reads(path, np.concatenate([STEPS, ramp, STEPS], axis=1))
+    assert read_header(path).leads == LEADS
+    (tmp_path / "S2.mat").write_bytes((tmp_path / "S1.mat").read_bytes() * 2)
+    with pytest.raises(DataError, match="do not match the first samples and checksums"):
+        read_record(path)
+
+
 def test_a_repeated_segment_is_read_once(tmp_path, monkeypatch):
     read, original = [], samples._read_signal
     monkeypatch.setattr(samples, "_read_signal", lambda header: read.append(header) or original(header))
@@ -290,6 +304,24 @@ def test_a_thirteenth_lead_with_another_name_is_read(tmp_path):
 
 def test_a_channel_with_other_samples_per_frame_is_skipped(tmp_path):
     assert_reads(write_with_thirteenth(tmp_path, "A1.mat 16x3+24 1/mV 16 0 0 0 0 vx", samples_per_frame=3))
+
+
+def test_channels_of_other_quantities_are_skipped_also_if_the_twelve_are_not_complete(tmp_path):
+    path = write_matrix(
+        tmp_path, "A1", STEPS[:5], leads=("II", "ABP", "PLETH", "MLII", "RESP"), record_line="A1 5 125 600"
+    )
+    for name, unit in (("ABP", "mmHg"), ("PLETH", "NU"), ("RESP", "pm")):
+        [line] = [line for line in path.read_text().splitlines() if line.endswith(name)]
+        edit(path, line, line.replace("/mV", f"/{unit}"))
+    record = read_record(path)
+    assert (record.leads, record.normalised) == (("II", "MLII"), False)
+    assert np.allclose(record.signal, STEPS[[0, 3]] / 1000)
+    edit(path, "/mV", "/mmHg")
+    with pytest.raises(DataError, match="'mmHg' is not a supported unit"):  # II is a lead, whatever its unit
+        read_header(path)
+    only = write_matrix(tmp_path, "A2", STEPS[:1], leads=("ABP",), gain="1/mmHg", record_line="A2 1 125 600")
+    with pytest.raises(DataError, match="it has no channel in mV, uV, V or NU"):
+        read_header(only)
 
 
 def test_one_of_the_twelve_that_cannot_be_read_is_an_error(tmp_path):

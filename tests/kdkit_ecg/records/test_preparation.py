@@ -68,3 +68,12 @@ def test_an_exception_of_scipy_is_a_fault(tmp_path, monkeypatch, error):
 
     monkeypatch.setattr(preparation, "bandpass", raise_error)
     assert prepare_record(tmp_path, band=(0.5, 47.0))[0].fault == "rate"
+
+
+@pytest.mark.parametrize("scaling", ["zscore", "raw"])
+@pytest.mark.parametrize("resampling", ["polyphase", "linear"])
+def test_a_large_signal_is_prepared_lead_by_lead_to_the_same_bits(tmp_path, monkeypatch, resampling, scaling):
+    options = {"resampling": resampling, "scaling": scaling, "band": (0.5, 47.0)}
+    together = prepare_record(tmp_path, **options)[0].signal
+    monkeypatch.setattr(preparation, "_LARGE", 100)
+    assert np.array_equal(prepare_record(tmp_path, **options)[0].signal, together)

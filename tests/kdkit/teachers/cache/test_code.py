@@ -4,6 +4,7 @@ import array
 import ctypes
 import functools
 import importlib
+import linecache
 import sys
 import types
 
@@ -173,7 +174,10 @@ def test_methods_and_variables_of_the_same_names_are_not_refused(make):
     assert key(make(source + "        return x, exec, self.environ, self.modules\n"))
 
 
-def test_code_whose_source_cannot_be_read_is_refused():
+@pytest.mark.parametrize("command", ["", "print('the code of python -c')\n"], ids=["unknown", "of the command"])
+def test_code_whose_source_cannot_be_read_is_refused(command, monkeypatch):
+    # As Python 3.13 does for `python -c`; other versions have no such entry.
+    monkeypatch.setitem(linecache.cache, "<string>", (len(command), None, command.splitlines(True), "<string>"))
     namespace = {"__name__": "recipe", "nn": nn}
     exec(FORWARD + "        return 2 * x\n", namespace)  # as code that is typed at a prompt
     with pytest.raises(CacheError, match=r"the source of Teacher.forward cannot be read; define it in a file"):

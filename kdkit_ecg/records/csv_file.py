@@ -1,0 +1,126 @@
+"""Read CSV tables with a column for each lead, as spreadsheets, pandas and rdsamp write them."""
+
+import csv
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdkit import DataError
+from kdkit_ecg.leads import standard_name
+from kdkit_ecg.records.array_format import ArrayFormat
+from kdkit_ecg.records.signal_lines import MAX_LINE, UNITS, shown
+from kdkit_ecg.utils.tables import is_missing
+
+CSV_SUFFIX = ".csv"
+
+_DELIMITERS = ";\t, "  # in this order: a line with a semicolon may have commas in its numbers or names
+
+# A name with its unit, such as "I [mV]", and the names of columns with the time or number of a sample, which is no
+# lead. pandas writes its index below an empty name.
+_WITH_UNIT = re.compile(r"(?P<name>.+?)\s*[\[(](?P<unit>[^\[\]()]+)[\])]")
+_TIME = re.compile(
+    r"|#|t|((elapsed|relative|absolute)[\s_-]*)?time([\s_-]*stamps?)?([\s_]*(s|sec|seconds|ms))?|date([\s_-]*time)?"
+    r"|index|unnamed: \d+|samples?([\s_-]*(#|no\.?|numbers?|index))?|(milli)?seconds?|secs?|ms",
+    re.IGNORECASE,
+)
+
+
+class CsvTable(NamedTuple):
+    """The layout of a table. columns: the positions of the leads. width: number of columns. lines: without samples."""
+
+    delimiter: str
+    leads: tuple[str, ...]
+    columns: tuple[int, ...]
+    width: int
+    lines: int
+
+
+def open_csv(path: Path, arrays: ArrayFormat) -> CsvTable:
+    """Return which columns of a table are leads: those of its first line, or `arrays.leads` if that has numbers.
+
+    Columns of the time or number of a sample are left out, unless they are in `arrays.leads`.
+    Raises DataError if the first lines contradict each other or the unit of `arrays`, or name a lead twice.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = [file.readline(MAX_LINE + 1) for _ in range(3)]
+    if max(map(len, lines)) > MAX_LINE or not lines[0].strip():
+        raise DataError(f"expected a first line of at most {MAX_LINE:,} characters with a column for each lead")
+    delimiter = next((delimiter for delimiter in _DELIMITERS if delimiter in lines[0].strip()), ",")
+    cells, *others = [_cells(line, delimiter) for line in lines if line.strip()]
+    if all(map(_is_number, cells)):
+        if len(cells) != len(arrays.leads):
+            raise DataError(
+                f"it has {len(cells)} columns and no line of names; expected the {len(arrays.leads)} leads of "
+                "--leads or ArrayFormat(leads=...)"
+            )
+        return CsvTable(delimiter, arrays.leads, tuple(range(len(cells))), len(cells), 0)
+    named = [_WITH_UNIT.fullmatch(cell) for cell in cells]
+    names = [standard_name(match["name"] if match else cell) for match, cell in zip(named, cells, strict=True)]
+    columns = [column for column, name in enumerate(names) if name in arrays.leads or not _TIME.fullmatch(name)]
+    leads = tuple(names[column] for column in columns)
+    if not leads or len({name.lower() for name in leads}) < len(leads):
+        raise DataError(f"expected a different name for each column, got {shown(', '.join(cells))}")
+    units = [match["unit"] for column in columns if (match := named[column])]
+    below = others[0] if others else []
+    # rdsamp writes a line with the units below that of the names.
+    has_units = len(below) == len(cells) and all(below[column] and below[column].lower() in UNITS for column in columns)
+    for unit in [*units, *(below[column] for column in columns if has_units)]:
+        if UNITS.get(unit.lower()) != UNITS[arrays.unit.lower()]:
+            raise DataError(f"its first lines have the unit {shown(unit)}, but it is described as {arrays.unit!r}")
+    # More cells below than in the line of names would give every lead the samples of another column.
+    if others and len(below) != len(cells):
+        raise DataError(f"expected {len(cells)} columns, as in its first line, got {len(below)}")
+    return CsvTable(delimiter, leads, tuple(columns), len(cells), 1 + has_units)
+
+
+def read_csv(path: Path, arrays: ArrayFormat, leads: Sequence[str]) -> NDArray[Any]:
+    """Return the samples of a table, (leads, time). Empty cells and words for missing values are NaN.
+
+    leads: of `open_csv`. Raises DataError and the exceptions of numpy.
+    """
+    table = open_csv(path, arrays)
+    if table.leads != tuple(leads):
+        raise DataError("its first line was changed since it was opened")
+    options: dict[str, Any] = {
+        # Any number of spaces is one delimiter for numpy if it is None.
+        "delimiter": None if table.delimiter == " " else table.delimiter,
+        "skiprows": table.lines,
+        "quotechar": '"',
+        "comments": None,
+        "encoding": "utf-8-sig",
+        "ndmin": 2,
+    }
+    # Without usecols, numpy refuses a line with another number of columns.
+    with warnings.catch_warnings(action="error"):  # a table without numbers is a warning for numpy
+        try:
+            values = np.loadtxt(path, **options)  # (time, columns)
+        except ValueError:
+            # Several times slower: a function of Python for each cell. Those of other columns may be any text.
+            converters: dict[int | str, Callable[[str], Any]] = dict.fromkeys(range(table.width), lambda text: 0.0)
+            converters |= dict.fromkeys(table.columns, _number)
+            values = np.loadtxt(path, converters=converters, **options)
+    if values.shape[1] != table.width:
+        raise DataError(f"expected {table.width} columns, as in its first line, got {values.shape[1]}")
+    return values[:, table.columns].T
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    cells = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
+    return [cell.strip().strip("'") for cell in cells]  # rdsamp writes single quotes
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _number(text: str) -> float:
+    return np.nan if is_missing(text) else float(text)

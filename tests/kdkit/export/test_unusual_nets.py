@@ -1,0 +1,192 @@
+"""Exports of nets with other outputs, types and habits than those of classifiers in float32."""
+
+import json
+import math
+import warnings
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from kdkit import ExportOptions, KdkitError, Net, Recipe, Stage, TorchData, Training, Truth
+from kdkit.export import ExportSource, onnx_exporter
+from kdkit.export.attempt import Attempt
+from kdkit.export.gates import Reference
+from kdkit.export.metadata import metadata_of
+from kdkit.export.onnx_exporter import Int8OnnxExporter, OnnxExporter, cpu_session
+from kdkit.export.onnx_int8 import choose_ranges
+from kdkit.export.pt2 import Pt2Exporter
+from kdkit.metrics import MSE, R2, FixedThresholds, MacroF1
+from kdkit.utils.files import to_json
+
+FAST = ExportOptions(timing_seconds=0, calibration=40, finish_epochs=0, points=20)
+
+
+class Pairs(torch.utils.data.Dataset):
+    """Samples ((numbers, mask), class): six steps of five numbers, of which some are padding."""
+
+    classes = ("first", "second", "never")
+
+    def __init__(self, rows):
+        random = torch.Generator().manual_seed(rows)
+        self.numbers = torch.randn(rows, 6, 5, generator=random)
+        self.is_padding = torch.arange(6) >= torch.randint(1, 7, (rows, 1), generator=random)
+        self.labels = (self.numbers[:, 0, 0] > 0).long()
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return (self.numbers[index], self.is_padding[index]), self.labels[index]
+
+
+class Attending(nn.Module):
+    """Attention with masks of -inf, a class that is masked, an input with the name of outputs, and `len(x)`."""
+
+    def __init__(self):
+        super().__init__()
+        self.scores, self.values, self.head = nn.Linear(5, 1), nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, outputs, is_padding):
+        scores = self.scores(outputs).squeeze(2).masked_fill(is_padding, -math.inf)
+        attended = torch.softmax(scores, 1).unsqueeze(1) @ self.values(outputs)  # (batch, 1, 8)
+        never = torch.tensor([False, False, True])
+        return self.head(attended.reshape(len(outputs), -1)).masked_fill(never, -math.inf)
+
+
+def source_of(module, data, *, metrics=(), loss=None):
+    """Return a net that was not trained as exporters take it."""
+    torch.manual_seed(0)
+    net = Net("student", module())
+    schedule = [Stage({net: Truth(loss or nn.CrossEntropyLoss())}, Training(epochs=1))]
+    return ExportSource(Recipe(data=data, metrics=metrics, schedule=schedule), net, FAST)
+
+
+@pytest.fixture(scope="module")
+def attending():
+    """Return the net with masks, and what it is compared with."""
+    source = source_of(Attending, TorchData(Pairs(40), Pairs(30), Pairs(50)))
+    return source, Reference(source)
+
+
+@pytest.mark.parametrize("exporter", [OnnxExporter, Int8OnnxExporter, Pt2Exporter])
+def test_masks_of_infinity_and_batches_of_any_size_pass_the_gates(attending, exporter, tmp_path):
+    source, reference = attending
+    weights = tmp_path / "weights.safetensors"
+    weights.touch()  # for its name alone: they are in the net
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # also those of torch and numpy about the numbers of a mask
+        attempt = Attempt.best_of(source, reference, exporter(), weights)
+    assert attempt.passed
+    assert all(math.isfinite(difference) for difference in attempt.numeric.differences.values())
+    assert [entry["shape"][0] for entry in attempt.metadata["inputs"]] == ["batch", "batch"]
+    assert attempt.metadata["output"]["name"] == "outputs_"
+    model = attempt.exporter.open(attempt.content)
+    numbers, is_padding = torch.randn(64, 6, 5), torch.arange(6).expand(64, 6) >= 4
+    with torch.no_grad():
+        expected = source.net.network.eval()(numbers, is_padding).numpy()
+    outputs = model({"outputs": numbers.numpy(), "is_padding": is_padding.numpy()})
+    assert np.isneginf(outputs[:, 2]).all()
+    # A mask that is lost in the rounding would change the outputs by more.
+    assert np.abs(outputs[:, :2] - expected[:, :2]).mean() < 0.03
+
+
+def numbers(scale, shift):
+    """Return the data of a regression in another unit."""
+
+    def split(rows):
+        inputs = torch.randn(rows, 4, generator=torch.Generator().manual_seed(rows))
+        return TensorDataset(inputs, inputs.sum(1) * scale + shift)
+
+    return TorchData(split(40), split(30), split(50))
+
+
+class Sum(nn.Module):
+    """The sum of inputs with an error, in another unit."""
+
+    def __init__(self, scale, shift, weight):
+        super().__init__()
+        self.linear = nn.Linear(4, 1, bias=False)
+        nn.init.constant_(self.linear.weight, weight)
+        self.scale, self.shift = scale, shift
+
+    def forward(self, inputs):
+        return self.linear(inputs).squeeze(1) * self.scale + self.shift
+
+
+@pytest.mark.parametrize("weight", [0.9, 1.0])  # 1 has no error but that of rounding
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1e-4, 0.0), (1e5, 1e6)])
+def test_the_unit_of_a_regression_changes_neither_gate(scale, shift, weight):
+    data = numbers(scale, shift)
+    source = source_of(lambda: Sum(scale, shift, weight), data, metrics=(R2(), MSE()), loss=nn.MSELoss())
+    reference = Reference(source)
+
+    def rounded(inputs):
+        """Return the outputs with the error of float32 of their largest number."""
+        with torch.no_grad():
+            outputs = source.module(torch.from_numpy(inputs["inputs"])).numpy()
+        return outputs + np.abs(outputs).max() * np.float32(1e-6)
+
+    assert reference.numeric_gate(rounded, 1e-4).passed
+    assert reference.metric_gate(rounded, 0.5).passed
+    spoilt = reference.metric_gate(lambda inputs: (rounded(inputs) - shift) * 0.95 + shift, 0.5)
+    assert not spoilt.passed
+    assert dict((score.metric, score.points > 5) for score in spoilt.scores)["mse"]
+
+
+def test_a_type_that_a_format_does_not_have_is_named():
+    images = TensorDataset(torch.randn(20, 2, 8, dtype=torch.float64), torch.arange(20) % 3)
+    data = TorchData(images, images)
+    double = source_of(lambda: nn.Sequential(nn.Conv1d(2, 3, 8), nn.Flatten()).double(), data)
+    assert double.precision == "fp64"
+    with pytest.raises(KdkitError, match=r"int8 is made of a network in float32.*'student' are fp64.*module\.float"):
+        Int8OnnxExporter().export(double)
+    value = [helper.make_tensor_value_info(name, TensorProto.DOUBLE, [1, 1, 4]) for name in ("x", "y")]
+    kernel = helper.make_tensor("w", TensorProto.DOUBLE, [1, 1, 1], [1.0])
+    graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"])], "main", value[:1], value[1:], [kernel])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 10
+    onnx.checker.check_model(model)
+    with pytest.raises(KdkitError, match=r"onnxruntime cannot run the network on a CPU: .*Conv.*export it to pt2"):
+        cpu_session(model.SerializeToString())
+    halves = TensorDataset(torch.randn(20, 4, dtype=torch.bfloat16), torch.arange(20) % 3)
+    with pytest.raises(KdkitError, match="input 'input' of net 'student' is bfloat16"):
+        source_of(lambda: nn.Linear(4, 3).bfloat16(), TorchData(halves, halves))
+
+
+def test_weights_that_do_not_fit_into_one_file_are_refused_before_they_are_converted(attending, monkeypatch):
+    source, _ = attending
+    monkeypatch.setattr(onnx_exporter, "_MOST_BYTES", 100)
+    monkeypatch.setattr(source, "shared", {})
+    with pytest.raises(KdkitError, match="one file in ONNX format holds at most 2 GiB; export it to pt2"):
+        OnnxExporter().export(source)
+
+
+def test_values_without_a_number_do_not_change_a_range():
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch"]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "main", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 10
+    usual = np.linspace(-1, 1, 100, dtype=np.float32)
+    ranges = choose_ranges(model, [{"x": usual}])
+    assert choose_ranges(model, [{"x": np.append(usual, np.float32("nan"))}]) == ranges
+    assert choose_ranges(model, [{"x": np.append(usual, np.float32("-inf"))}])["x"] == (-math.inf, 1.0)
+
+
+def test_thresholds_of_classes_that_are_always_or_never_predicted_are_values_for_json(tmp_path):
+    inputs = torch.randn(20, 4)
+    samples = TensorDataset(inputs, (inputs[:, :2] > 0).float())
+    data = TorchData(samples, samples)
+    metric = MacroF1(thresholds_by=FixedThresholds((-math.inf, math.inf)))
+    source = source_of(lambda: nn.Linear(4, 2), data, metrics=(metric,), loss=nn.BCEWithLogitsLoss())
+    weights = tmp_path / "weights.safetensors"
+    weights.touch()
+    thresholds = json.loads(to_json(metadata_of(source, Reference(source), weights)))["thresholds"]
+    always, never = thresholds["logits"]
+    assert always < -1e38
+    assert 0 <= thresholds["probabilities"][0] < 1e-30
+    assert never is thresholds["probabilities"][1] is None
