@@ -20,8 +20,8 @@ class LabelCheck:
     """Checks labels of a split: class indices are below the number of classes, and floats valid for the task.
 
     accepts_unknown: whether a label may be NaN. ignored: class indices that stand for no label. bounded_by: the name of
-    a loss that takes labels in [0, 1] only, although the task is regression; "" if there is none. first_row: added to
-    the rows in messages, for a part of a split. source: of the labels in messages, instead of the split.
+    a loss that takes labels in [0, 1] only, although the task is regression; "" if there is none. source: of the labels
+    in messages, instead of the split.
     A check takes microseconds for a batch. Floats on a GPU are not checked, since that would wait for the device;
     `DeferredLabelCheck` checks them.
     """
@@ -32,7 +32,6 @@ class LabelCheck:
     accepts_unknown: bool = False
     ignored: tuple[int, ...] = ()
     bounded_by: str = ""
-    first_row: int = 0
     source: str = ""
 
     @classmethod
@@ -121,7 +120,7 @@ class LabelCheck:
 
     def _names(self, samples: Sequence[int], rows: Tensor | None, batch: int | None) -> str:
         """Return the names of samples of a batch: their rows, or their indices in the batch."""
-        numbers = [sample if rows is None else int(rows[sample]) + self.first_row for sample in samples[:_SHOWN]]
+        numbers = [sample if rows is None else int(rows[sample]) for sample in samples[:_SHOWN]]
         shown = ", ".join(map(str, numbers)) + (", ..." if len(samples) > _SHOWN else "")
         if rows is not None:
             return f"row{'s' if len(samples) > 1 else ''} {shown}"

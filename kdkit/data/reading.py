@@ -4,7 +4,7 @@ import multiprocessing
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from time import monotonic
@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import LoaderSplit, Split
+from kdkit.data.dataset import LoaderSplit
 from kdkit.data.label_check import DeferredLabelCheck, LabelCheck
-from kdkit.data.loading import Batches
+from kdkit.data.loading import RowBatches, load_ahead
 from kdkit.errors import DataError, KdkitError, describe_error
 from kdkit.utils.memory import format_bytes, is_out_of_memory
 
@@ -37,28 +37,34 @@ _FEWER = "use fewer workers (Training(workers=...), or num_workers of the DataLo
 
 
 class ReadBatches:
-    """The batches of a split, with checked labels.
+    """Reads batches, with checked labels.
 
-    batches: those of `kdkit.data.loading.batches`. check: None if the split checks its labels itself.
+    check: None if the split checks its labels itself. workers, pin: see `load_ahead`; the loader of a LoaderSplit has
+    its own.
     Iterating raises DataError if a batch cannot be read or has invalid labels. It warns after NOTICE_AFTER seconds of
     waiting for a batch, and after LIMIT it ends worker processes, so that waiting for them ends with an error.
     """
 
     def __init__(
         self,
-        batches: Batches,
-        split: Split | LoaderSplit,
+        batches: RowBatches | LoaderSplit,
         check: LabelCheck | None = None,
+        *,
+        workers: int | None = 0,
+        pin: bool = False,
     ) -> None:
-        self.batches, self.check = batches, check
-        # The rows of each batch, for messages; a dataset of batches is read in this process, in threads or in workers.
-        self.rows: Sequence[Tensor] | None = getattr(getattr(batches, "dataset", batches), "rows_of_batches", None)
-        self._loader = split.loader if isinstance(split, LoaderSplit) else batches
+        self.check = check
+        self.rows: Sequence[Tensor] | None = None  # of each batch, for messages
+        self.loaded: Iterable[Batch]
+        self._loader: object  # whose worker processes may be lost
+        if isinstance(batches, RowBatches):
+            self.rows = batches.rows
+            self.loaded = self._loader = load_ahead(batches, workers=workers, pin=pin)
+            split: object = batches.split
+        else:
+            self.loaded, self._loader, split = batches, batches.loader, batches
         name = getattr(split, "name", "") if check is None else check.split
         self._subject = f"the {name} data" if name else "the data"
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
         check = None if self.check is None else DeferredLabelCheck(self.check)
@@ -70,7 +76,7 @@ class ReadBatches:
                 watch.since = monotonic()
                 try:
                     if iterator is None:
-                        iterator = iter(self.batches)
+                        iterator = iter(self.loaded)
                     batch = next(iterator, None)
                 except Exception as error:
                     explained = watch.explained(error)

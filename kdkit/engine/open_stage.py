@@ -85,6 +85,6 @@ def tiny_batch(data: Data, batch_size: int) -> Batch:
     train = data.train
     check = LabelCheck.of_data(data, train)
     if isinstance(train, LoaderSplit):
-        return next(iter(ReadBatches(batches(train, 4 if batch_size > 1 else 1), train, check)))
+        return next(iter(ReadBatches(batches(train, 4 if batch_size > 1 else 1), check)))
     rows = torch.arange(4 if batch_size > 1 and len(train) > 1 else 1).clamp(max=len(train) - 1)
-    return next(iter(ReadBatches(batches(train, len(rows), order=rows), train, check)))
+    return next(iter(ReadBatches(batches(train, len(rows), order=rows), check)))

@@ -17,7 +17,7 @@ from kdkit.data.dataset import Data, LoaderSplit, Split, optional_member, split_
 from kdkit.data.device_data import DeviceData
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.labels import is_ignored
-from kdkit.data.loading import length_of
+from kdkit.data.loading import batches, length_of
 from kdkit.engine.class_alignment import shared_classes
 from kdkit.engine.not_finite import cause_in_inputs
 from kdkit.errors import DataError, KdkitError
@@ -71,18 +71,20 @@ class Predictor:
         which a network masks a class.
         """
         network = module if module is not None else net.module
-        part = _Part.of_rank(split)
-        is_whole = part is split
+        rows_of_rank = _rows_of_rank(split)
+        is_whole = rows_of_rank is None
         decide = _Decisions(net, self.data, self.metrics) if self._has_positions else None
         padding = (0, -1) if decide is not None else (None, None)
         outputs, labels, ids, finite = _Rows(padding[0]), _Rows(padding[1]), _Rows(), _Rows()
         reduced: dict[str, _Rows] = {}
         with eval_mode(network):
-            check = LabelCheck.of_data(self.data, split)
-            if check is not None and isinstance(part, _Part):
-                check = replace(check, first_row=int(part.rows[0]))
-            batches = self.device_data.batches(part, batch_size, workers=workers, check=check, keep=is_whole)
-            for batch in self._read(batches, split):
+            loaded = self.device_data.load(
+                batches(split, batch_size, order=rows_of_rank, pin=self.device_data.pins),
+                workers=workers,
+                check=LabelCheck.of_data(self.data, split),
+                keep_draws=int(is_whole),
+            )
+            for batch in self._read(loaded, split):
                 if between_batches is not None:
                     between_batches()
                 batch = batch.to(self.device)  # from a user-defined DataLoader; others are there
@@ -119,11 +121,11 @@ class Predictor:
         self._require_finite(net, split, np.isfinite(predictions.outputs).reshape(len(predictions.outputs), -1).all(1))
         return self._to_shared_classes(net, self._with_labels(predictions))
 
-    def _read(self, batches: Iterable[Batch], split: Split | LoaderSplit) -> Iterator[Batch]:
+    def _read(self, loaded: Iterable[Batch], split: Split | LoaderSplit) -> Iterator[Batch]:
         """Yield the batches of a split, and warn if it does not end, as a stream that is meant for training."""
         may_be_endless = length_of(split) is None and id(split) not in self._ended
         began, notice_after, samples = monotonic(), _NOTICE_AFTER, 0
-        for batch in batches:
+        for batch in loaded:
             yield batch
             samples += len(batch)
             if may_be_endless and monotonic() - began > notice_after:
@@ -322,26 +324,11 @@ class _Rows:
         return torch.cat([self.pad(tensor, largest) for tensor in tensors])
 
 
-class _Part(Split):
-    """Some rows of a split, as a split."""
-
-    def __init__(self, split: Split, rows: Tensor) -> None:
-        self.split = split
-        self.rows = rows
-        self.ids = split.ids[rows]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @classmethod
-    def of_rank(cls, split: Split | LoaderSplit) -> "Split | LoaderSplit":
-        """Return the rows that this rank predicts: a part, or the whole split if it cannot be divided."""
-        if not is_distributed() or isinstance(split, LoaderSplit) or len(split) < world_size():
-            return split
-        return cls(split, torch.tensor_split(torch.arange(len(split)), world_size())[rank()])
-
-    def batch(self, rows: Tensor, draw: int) -> Batch:
-        return self.split.batch(self.rows[rows], draw)
+def _rows_of_rank(split: Split | LoaderSplit) -> Tensor | None:
+    """Return the rows that this rank predicts, (rows,) int64; None if it predicts the whole split."""
+    if not is_distributed() or isinstance(split, LoaderSplit) or len(split) < world_size():
+        return None
+    return torch.tensor_split(torch.arange(len(split)), world_size())[rank()]
 
 
 def _groups(split: Split | LoaderSplit) -> NDArray[np.int64] | None:

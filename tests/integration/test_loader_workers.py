@@ -15,6 +15,7 @@ import kdkit
 from kdkit import Batch, DataError, Net, Recipe, Split, Stage, TorchData
 from kdkit.data import reading
 from kdkit.data.dataset import Data
+from kdkit.data.loading import batches
 from kdkit.engine.user_errors import located
 from tests.helpers.stages import Small, samples, training, truth
 
@@ -253,10 +254,10 @@ def test_data_that_cannot_be_sent_to_workers_is_explained():
 
 
 def test_errors_of_the_code_that_uses_a_batch_pass_unchanged():
-    batches = reading.ReadBatches([Batch(torch.zeros(1), torch.zeros(1))], FaultySplit(fail))
+    read = reading.ReadBatches(batches(FaultySplit(lambda: None), 8))
 
     def use():
-        for _ in batches:
+        for _ in read:
             raise ValueError("mine")
 
     with pytest.raises(ValueError, match="mine"):
@@ -264,11 +265,11 @@ def test_errors_of_the_code_that_uses_a_batch_pass_unchanged():
 
 
 def test_a_loop_that_is_left_early_is_not_watched_any_more():
-    batches = iter(reading.ReadBatches([Batch(torch.zeros(1), torch.zeros(1))] * 3, FaultySplit(fail)))
+    read = iter(reading.ReadBatches(batches(FaultySplit(lambda: None), 8)))
     before = len(reading._watches)
-    next(batches)
+    next(read)
     assert len(reading._watches) == before + 1
-    del batches
+    del read
     assert len(reading._watches) == before
 
 

@@ -126,7 +126,7 @@ def similarities(students: Sequence[LayerKernels], teachers: Sequence[LayerKerne
 
 def _read(split: Split | LoaderSplit, size: int, rows: Tensor | None = None) -> Iterator[Batch]:
     size = size if rows is None else len(rows)
-    return iter(ReadBatches(batches(split, size, order=rows), split, None))
+    return iter(ReadBatches(batches(split, size, order=rows)))
 
 
 def _layers(net: Net[Any], batch: Batch, most: int) -> list[Layer]:
