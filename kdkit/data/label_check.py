@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdkit.data.dataset import Data, LoaderSplit, Split, Task, optional_member, split_name
+from kdkit.data.dataset import Data, LoaderSplit, Split, Task, split_name
 from kdkit.data.labels import is_ignored
 from kdkit.errors import DataError
 
@@ -43,8 +43,8 @@ class LabelCheck:
             split=split_name(data, split),
             task=data.task,
             classes=tuple(data.classes),
-            accepts_unknown=bool(optional_member(data, Data, "has_unknown")),
-            ignored=tuple(optional_member(data, Data, "ignored_labels")),
+            accepts_unknown=data.has_unknown,
+            ignored=tuple(data.ignored_labels),
             bounded_by=bounded_by,
         )
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import LoaderSplit, Split, WorkerInit, optional_member
+from kdkit.data.dataset import LoaderSplit, Split, WorkerInit
 from kdkit.utils.devices import usable_cores
 from kdkit.utils.randomness import derive_seed, seed_everything, seeded_on_cpu
 
@@ -93,7 +93,7 @@ def load_ahead(batches: RowBatches, *, workers: int | None, pin: bool) -> Iterab
     pin: whether to put batches in pinned memory, from which copies to a GPU are asynchronous.
     """
     # On a CPU workers would take time from the net; next to a GPU, one core is left to this process.
-    parallel = optional_member(batches.split, Split, "parallel") if pin and workers is None else False
+    parallel = batches.split.parallel if pin and workers is None else False
     several = min(MAX_WORKERS, usable_cores() - 1)
     if parallel == "threads" and several > 0:
         return ThreadedBatches(batches, several)

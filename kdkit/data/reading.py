@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import LoaderSplit
+from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.label_check import DeferredLabelCheck, LabelCheck
 from kdkit.data.loading import RowBatches, load_ahead
 from kdkit.errors import DataError, KdkitError, describe_error
@@ -60,7 +60,7 @@ class ReadBatches:
         if isinstance(batches, RowBatches):
             self.rows = batches.rows
             self.loaded = self._loader = load_ahead(batches, workers=workers, pin=pin)
-            split: object = batches.split
+            split: Split | LoaderSplit = batches.split
         else:
             self.loaded, self._loader, split = batches, batches.loader, batches
         name = getattr(split, "name", "") if check is None else check.split

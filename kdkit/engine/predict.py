@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import Data, LoaderSplit, Split, optional_member, split_name
+from kdkit.data.dataset import Data, LoaderSplit, Split, split_name
 from kdkit.data.device_data import DeviceData
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.labels import is_ignored
@@ -141,7 +141,7 @@ class Predictor:
 
     @property
     def _has_positions(self) -> bool:
-        return bool(optional_member(self.data, Data, "position_dims"))
+        return self.data.position_dims > 0
 
     def _class_indices(self, labels: NDArray[Any]) -> NDArray[Any]:
         """Return the class of soft labels, (samples, classes) -> (samples,); other labels unchanged."""
@@ -150,7 +150,7 @@ class Predictor:
 
     def _with_labels(self, predictions: Predictions) -> Predictions:
         """Leave out samples without a label."""
-        ignored = optional_member(self.data, Data, "ignored_labels")
+        ignored = self.data.ignored_labels
         has_label = ~np.isin(predictions.labels, ignored)
         return predictions if not ignored or has_label.all() else predictions.rows(has_label)
 
@@ -174,7 +174,7 @@ class Predictor:
         cause = None
         if not isinstance(split, LoaderSplit):
             rows = torch.from_numpy((~finite).nonzero()[0][:_INSPECTED])
-            has_unknown, name = optional_member(self.data, Data, "has_unknown"), split_name(self.data, split)
+            has_unknown, name = self.data.has_unknown, split_name(self.data, split)
             cause = cause_in_inputs(split.batch(rows, 0), has_unknown=has_unknown, split=split, name=name)
         advice = "a lower learning rate, Training(max_grad_norm=...), or another precision may help"
         raise KdkitError(
@@ -229,7 +229,7 @@ class _Decisions:
         self.net = net
         self.reducing = {metric.name: metric for metric in metrics if isinstance(metric, PositionReducing)}
         self.task = data.task
-        self.ignored = optional_member(data, Data, "ignored_labels")
+        self.ignored = data.ignored_labels
         self.classes = tuple(data.classes)
         self.columns = None
         if net.classes is not None:
@@ -333,7 +333,7 @@ def _rows_of_rank(split: Split | LoaderSplit) -> Tensor | None:
 
 def _groups(split: Split | LoaderSplit) -> NDArray[np.int64] | None:
     """Return the group of each row, such as its patient, or None. Raises DataError if there is not one per row."""
-    groups = optional_member(split, Split, "groups")
+    groups = split.groups
     if groups is None:
         return None
     array = torch.as_tensor(groups).cpu().numpy()

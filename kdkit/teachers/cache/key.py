@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdkit.data.dataset import Data, LoaderSplit, optional_member
+from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.errors import CacheError, first_line
 from kdkit.nets.classifier_tap import ClassifierTap
 from kdkit.nets.net import Net
@@ -68,7 +68,7 @@ def facts_of_data(data: Data) -> dict[str, Any]:
     """Return the facts of the data that outputs depend on. Raises CacheError if samples cannot be identified."""
     if isinstance(data.train, LoaderSplit):
         raise CacheError("the data comes from a loader, whose samples have no ids")
-    if optional_member(data, Data, "batch_transform") is not None:
+    if data.batch_transform is not None:
         raise CacheError("batch_transform changes every batch as a whole, so no output is needed again")
     if data.draws is None:
         raise CacheError(
@@ -81,11 +81,11 @@ def facts_of_data(data: Data) -> dict[str, Any]:
     return {
         "fingerprint": str(data.fingerprint),
         "classes": list(data.classes),
-        "train_digest": optional_member(data, Data, "train_digest"),
+        "train_digest": data.train_digest,
         "samples": len(ids),
         "draws": data.draws,
         "ids": Digest().add(ids.sort().values, "ids").hexdigest(),
-        "augment": Digest().add(optional_member(data, Data, "augment"), "the data's augment").facts(),
+        "augment": Digest().add(data.augment, "the data's augment").facts(),
     }
 
 

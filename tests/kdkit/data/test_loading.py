@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kdkit import Batch, Data, DataError, LoaderSplit, Split
 from kdkit.data.batch import as_targets
-from kdkit.data.dataset import optional_member
+from kdkit.data.dataset import require_splits
 from kdkit.data.loading import (
     BatchSeed,
     RowBatches,
@@ -145,17 +145,17 @@ def test_a_required_member_of_data_that_is_not_defined_is_reported_by_name(membe
         getattr(Incomplete(), member)
 
 
-def test_a_split_that_is_no_subclass_has_the_defaults_of_the_members_it_lacks():
+@pytest.mark.parametrize("name", ["train", "validation", "test"])
+def test_a_split_that_is_no_subclass_is_refused_by_its_name(name):
     class Duck:
-        def __init__(self):
-            self.batch, self.groups = TwoRows().batch, torch.zeros(2)
+        ids, batch = torch.arange(2), TwoRows().batch
 
-        def __len__(self):
-            return 2
-
-    assert [len(batch) for batch in batches(Duck(), 2)] == [2]
-    assert optional_member(Duck(), Split, "labels") is None
-    assert optional_member(Duck(), Split, "groups").tolist() == [0, 0]
+    data = Data()
+    data.train, data.validation, data.test = TwoRows(), LoaderSplit(DataLoader([])), None
+    require_splits(data)
+    setattr(data, name, Duck())
+    with pytest.raises(DataError, match=rf"the {name} split of Data is a Duck; expected a subclass of kdkit\.Split"):
+        require_splits(data)
 
 
 def test_worker_processes_load_the_same_batches():
