@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -62,6 +62,28 @@ def compute_key(net: Net[Any], taps: Sequence[TapLike], *, data: Mapping[str, An
         raise
     except Exception as error:  # user-defined modules and views may raise anything from their attributes
         raise CacheError(f"its key cannot be computed ({type(error).__name__}: {first_line(error)})") from error
+
+
+class DataIdentity(NamedTuple):
+    """How samples are identified: by these facts of the data, or None if they cannot be, and the reason."""
+
+    facts: Mapping[str, Any] | None
+    reason: str = ""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the facts change with every training sample: see `Data.train_digest`."""
+        return self.facts is not None and self.facts["train_digest"] is not None
+
+
+def identify(data: Data) -> DataIdentity:
+    """Return how the training samples of a data set are identified, which may read all of them."""
+    try:
+        return DataIdentity(facts_of_data(data))
+    except CacheError as error:
+        return DataIdentity(None, str(error))
+    except Exception as error:  # user-defined data may raise anything from its attributes
+        return DataIdentity(None, f"the data cannot be identified ({type(error).__name__}: {first_line(error)})")
 
 
 def facts_of_data(data: Data) -> dict[str, Any]:
