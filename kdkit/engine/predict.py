@@ -20,6 +20,7 @@ from kdkit.data.labels import is_ignored
 from kdkit.data.loading import batches, length_of
 from kdkit.engine.class_alignment import shared_classes
 from kdkit.engine.not_finite import cause_in_inputs
+from kdkit.engine.storage.predictions import REDUCED
 from kdkit.errors import DataError, KdkitError
 from kdkit.metrics.base import Metric, MetricResult, PositionReducing, Predictions
 from kdkit.metrics.bootstrap import without_interval
@@ -74,9 +75,8 @@ class Predictor:
         rows_of_rank = _rows_of_rank(split)
         is_whole = rows_of_rank is None
         decide = _Decisions(net, self.data, self.metrics) if self._has_positions else None
-        padding = (0, -1) if decide is not None else (None, None)
-        outputs, labels, ids, finite = _Rows(padding[0]), _Rows(padding[1]), _Rows(), _Rows()
-        reduced: dict[str, _Rows] = {}
+        padding = {} if decide is None else {"outputs": 0, "labels": -1}
+        rows: dict[str, _Rows] = {}
         with eval_mode(network):
             loaded = self.device_data.load(
                 batches(split, batch_size, order=rows_of_rank, pin=self.device_data.pins),
@@ -90,36 +90,46 @@ class Predictor:
                 batch = batch.to(self.device)  # from a user-defined DataLoader; others are there
                 with self.autocast():
                     output = net.through(network, batch)
-                if self.data.task != "regression" and output.is_floating_point() and output.ndim > 1:
-                    output = _with_finite_masks(output)
-                if decide is None:
-                    output, batch_labels = output.float(), batch.labels
-                else:
-                    finite.add(output.isfinite().flatten(1).all(1))
-                    output, batch_labels, by_metric = decide(output, batch.labels)
-                    for name, rows in by_metric.items():
-                        reduced.setdefault(name, _Rows()).add(rows)
-                outputs.add(output)
-                labels.add(batch_labels)
-                if batch.ids is not None:
-                    ids.add(batch.ids)
-        if not outputs.batches:
+                for name, values in self._rows_of_batch(batch, output, decide).items():
+                    rows.setdefault(name, _Rows(padding.get(name))).add(values)
+        if not rows:
             raise DataError("there is nothing to predict: the split is empty")
+        if "ids" in rows and rows["ids"].batches < rows["outputs"].batches:
+            del rows["ids"]  # a user-defined DataLoader may have ids in none of its batches, or not in all
+        arrays = {name: self._gather(values, is_whole=is_whole) for name, values in rows.items()}
         predictions = Predictions(
-            labels=self._class_indices(self._gather(labels, is_whole=is_whole)),
-            outputs=self._gather(outputs, is_whole=is_whole),
+            labels=self._class_indices(arrays["labels"]),
+            outputs=arrays["outputs"],
             classes=self.data.classes if decide is None else decide.classes,
-            # A user-defined DataLoader may have ids in none of its batches, or not in all.
-            ids=self._gather(ids, is_whole=is_whole) if ids.batches == outputs.batches else None,
+            ids=arrays.get("ids"),
             groups=_groups(split),
             per_position=self._has_positions,
-            reduced={name: self._gather(rows, is_whole=is_whole) for name, rows in reduced.items()},
+            reduced={name.removeprefix(REDUCED): arrays[name] for name in arrays if name.startswith(REDUCED)},
         )
-        if self._has_positions:
-            self._require_finite(net, split, self._gather(finite, is_whole=is_whole))
+        if decide is not None:
+            self._require_finite(net, split, arrays["finite"])
             return predictions
         self._require_finite(net, split, np.isfinite(predictions.outputs).reshape(len(predictions.outputs), -1).all(1))
         return self._to_shared_classes(net, self._with_labels(predictions))
+
+    def _rows_of_batch(self, batch: Batch, output: Tensor, decide: "_Decisions | None") -> dict[str, Tensor]:
+        """Return what is kept of a batch, by name, each (batch, ...).
+
+        output: of the network. decide: turns outputs per position into decisions; None if there is a label per sample.
+        """
+        if self.data.task != "regression" and output.is_floating_point() and output.ndim > 1:
+            # A low finite number, which metrics take, for a class that is masked. If all classes of a sample are -inf,
+            # they stay so: that is an error, and no mask.
+            masked = output == -torch.inf
+            masked = masked & ~masked.all(1, keepdim=True)
+            output = output.masked_fill(masked, torch.finfo(output.dtype).min / 4)  # the sum of two is finite
+        rows = {} if batch.ids is None else {"ids": batch.ids}
+        if decide is None:
+            return {"outputs": output.float(), "labels": batch.labels, **rows}
+        decisions, labels, reduced = decide(output, batch.labels)
+        rows["finite"] = output.isfinite().flatten(1).all(1)
+        rows |= {REDUCED + name: values for name, values in reduced.items()}
+        return {"outputs": decisions, "labels": labels, **rows}
 
     def _read(self, loaded: Iterable[Batch], split: Split | LoaderSplit) -> Iterator[Batch]:
         """Yield the batches of a split, and warn if it does not end, as a stream that is meant for training."""
@@ -207,16 +217,6 @@ def _shared_with_data(net: Net[Any], data: Data) -> tuple[tuple[int, ...], ...] 
 def compute_metrics(metrics: Sequence[Metric], validation: Predictions, test: Predictions) -> dict[str, MetricResult]:
     """Return every metric by name: thresholds are fitted on `validation`, results are computed on `test`."""
     return {metric.name: metric.fit(validation).compute(test) for metric in metrics}
-
-
-def _with_finite_masks(outputs: Tensor) -> Tensor:
-    """Return outputs, (batch, classes, ...), with a low finite number, which metrics take, for a class that is masked.
-
-    If all classes of a sample are -inf, they stay so: that is an error, and no mask.
-    """
-    masked = outputs == -torch.inf
-    masked = masked & ~masked.all(1, keepdim=True)
-    return outputs.masked_fill(masked, torch.finfo(outputs.dtype).min / 4)  # the sum of two is finite
 
 
 class _Decisions:
