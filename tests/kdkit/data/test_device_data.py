@@ -5,7 +5,7 @@ import torch
 
 from kdkit import Batch, Split
 from kdkit.data.device_data import DeviceData, KeptSamples
-from kdkit.data.loading import batches, rows_of_batches, shuffled
+from kdkit.data.loading import RowBatches, batches, rows_of_batches, shuffled
 
 CPU = torch.device("cpu")
 ROWS = 11
@@ -90,3 +90,27 @@ def test_on_a_cpu_batches_are_loaded_as_they_are():
         loaded = data.load(batches(split, 4), keep_draws=1)
         assert [len(batch) for batch in loaded] == [4, 4, 3]
     assert not data._kept
+
+
+def test_samples_that_are_kept_are_read_once_in_each_draw(monkeypatch):
+    class Counted(Drawn):
+        read = 0
+
+        def batch(self, rows, draw):
+            self.read += len(rows)
+            return super().batch(rows, draw)
+
+    split = Counted()
+    data = DeviceData(CPU, share=0.5, draws=2, passes=3)
+    monkeypatch.setattr(data, "_share", 0.5)  # which is 0 on a CPU, whose samples are there already
+
+    def load(draw, keep_draws=2):
+        rows = rows_of_batches(split, 4, shuffled(ROWS, 3, draw))
+        return [batch.labels.tolist() for batch in data.load(RowBatches(split, rows, draw=draw), keep_draws=keep_draws)]
+
+    first = [load(draw) for draw in (0, 1)]
+    assert split.read == 2 * ROWS
+    assert [load(draw) for draw in (0, 1)] == first
+    assert split.read == 2 * ROWS
+    assert load(0, keep_draws=0) == first[0]
+    assert split.read == 3 * ROWS
