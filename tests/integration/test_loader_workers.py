@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import kdkit
 from kdkit import Batch, DataError, Net, Recipe, Split, Stage, TorchData
-from kdkit.data import reading
+from kdkit.data import read_errors, reading
 from kdkit.data.dataset import Data
 from kdkit.data.loading import batches
 from kdkit.engine.user_errors import located
@@ -241,7 +241,7 @@ def test_fast_data_is_not_reported():
 )  # fmt: skip
 def test_resources_of_workers_that_run_out_are_explained(error, message):
     with pytest.raises(DataError, match=rf"batch 1 of the train data cannot be read: .*{message}"):
-        raise reading.explain_unreadable(error, "batch 1 of the train data")
+        raise read_errors.explain_unreadable(error, "batch 1 of the train data")
 
 
 def test_data_that_cannot_be_sent_to_workers_is_explained():
