@@ -15,7 +15,7 @@ from kdkit.utils.devices import usable_cores
 from kdkit.utils.randomness import derive_seed, seed_everything, seeded_on_cpu
 
 # What a derived seed is for. Two purposes must not share a seed, or they would draw the same numbers. 2 is in
-# kdkit.engine.training_batches, 3 in kdkit.engine.monitor, 4 in kdkit.engine.run.
+# kdkit.engine.training_batches, 3 in kdkit.engine.monitor, 4 in kdkit.engine.run_evaluation.
 _ORDER = 1
 
 MAX_WORKERS = 4  # of an automatic choice: four processes load batches faster than most nets consume them
