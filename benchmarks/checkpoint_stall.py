@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit.engine import trainer
+from kdkit.engine import stage_checkpoints
 from kdkit.engine.storage import stage_folder
 from kdkit.utils.devices import usable_cores
 
@@ -54,8 +54,8 @@ def train(folder, checkpoint_every):
         {net: kdkit.Truth(nn.CrossEntropyLoss())}, kdkit.Training(epochs=1, batch_size=BATCH, optimizer=optimizer)
     )
     times, stops, copies, writes = Times(), [], [], []
-    save, flatten, write = trainer.StageTrainer._save_checkpoint, stage_folder.flatten, stage_folder.write
-    trainer.StageTrainer._save_checkpoint = timed(save, stops)
+    save, flatten, write = stage_checkpoints.StageCheckpoints.save, stage_folder.flatten, stage_folder.write
+    stage_checkpoints.StageCheckpoints.save = timed(save, stops)
     stage_folder.flatten, stage_folder.write = timed(flatten, copies), timed(write, writes)
     try:
         kdkit.run(
@@ -67,10 +67,10 @@ def train(folder, checkpoint_every):
             progress=False,
         )
     finally:
-        trainer.StageTrainer._save_checkpoint = save
+        stage_checkpoints.StageCheckpoints.save = save
         stage_folder.flatten, stage_folder.write = flatten, write
     # Without the end of the epoch, and without small files.
-    return times.steps, stops[:-1], copies[:-1], [seconds for seconds in writes if seconds > 0.01]
+    return times.steps, stops, copies[:-1], [seconds for seconds in writes if seconds > 0.01]
 
 
 def timed(function, seconds):

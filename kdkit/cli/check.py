@@ -28,7 +28,6 @@ def check(ctx: click.Context, /, **options: Any) -> None:
     from kdkit.cli.pairs_table import show_pairs
     from kdkit.cli.plan import show_plan
     from kdkit.cli.plan_svg import draw_plan
-    from kdkit.data.dataset import Data, optional_member
     from kdkit.engine.check.check import check as check_recipe
     from kdkit.engine.check.pairs import pair_advice
     from kdkit.engine.options import RunOptions
@@ -57,8 +56,8 @@ def check(ctx: click.Context, /, **options: Any) -> None:
     console = make_console()
     console.width = min(console.width, 100)
     if not plan.problems:  # which may be those of the data
-        summary = str(optional_member(recipe.data, Data, "summary")).splitlines()
-        for line in (*summary, *optional_member(recipe.data, Data, "notices")):
+        summary = str(recipe.data.summary).splitlines()
+        for line in (*summary, *recipe.data.notices):
             console.print(f"note: {line}", style="yellow", markup=False, soft_wrap=True)
     show_plan(plan, console, device)
     if svg is not None:

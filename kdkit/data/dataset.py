@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from inspect import getattr_static
 from typing import Any, Literal, NoReturn
 
 from torch import Tensor
@@ -15,8 +14,6 @@ from kdkit.errors import DataError
 from kdkit.utils.reprs import describe_count, describe_names
 
 Task = Literal["multiclass", "multilabel", "regression"]
-
-_ABSENT = object()
 
 # The members of Split and Data are `cached_property`s, so a subclass may define a member in any form: as a property, as
 # a class attribute, as a dataclass field, or by assignment in __init__, which a plain property would refuse.
@@ -95,6 +92,9 @@ class LoaderSplit:
     source = "a DataLoader yields"  # how messages about its batches begin
 
     per_position = False  # whether labels are classes of positions, (batch, *positions)
+    # As of a Split; those of a loader are not known before its batches.
+    labels: Tensor | None = None
+    groups: Tensor | None = None
 
     def __init__(self, loader: "DataLoader[Any]") -> None:
         self.loader = loader
@@ -251,19 +251,14 @@ class Data:
         return False
 
 
-def missing_members(data: object) -> list[str]:
-    """Return the required members of `Data` that an object lacks; an object with all of them need not be a subclass.
-
-    Properties are not evaluated, since reading a split may take minutes.
-    """
-    required = ("classes", "task", "draws", "fingerprint", "train", "validation", "test")
-    return [name for name in required if getattr_static(data, name, _ABSENT) is _ABSENT]
-
-
-def optional_member(value: object, base: type[Data] | type[Split], name: str) -> Any:
-    """Return a member of a data set or split; the default of the base class if an object of another class lacks it."""
-    is_absent = getattr_static(value, name, _ABSENT) is _ABSENT
-    return getattr(base() if is_absent else value, name)
+def require_splits(data: Data) -> None:
+    """Raise DataError if a split of a data set has no base class, with the defaults of members that it may lack."""
+    for name, split in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+        if not isinstance(split, Split | LoaderSplit | None):
+            raise DataError(
+                f"the {name} split of {type(data).__name__} is a {type(split).__name__}; expected a subclass of "
+                "kdkit.Split, with ids and batch(rows, draw), or a kdkit.LoaderSplit"
+            )
 
 
 def split_name(data: Data, split: Split | LoaderSplit) -> str:

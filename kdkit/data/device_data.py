@@ -1,7 +1,7 @@
 """Batches on the device that trains: copied while it computes, or gathered from samples that are kept on it."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from kdkit.data.batch import Batch, holds_only_tensors, map_tensors, nested_tensors
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.label_check import LabelCheck
-from kdkit.data.loading import NO_SEED, Batches, BatchSeed, Shard, batches, rows_of_batches
+from kdkit.data.loading import RowBatches
 from kdkit.data.reading import ReadBatches
 from kdkit.utils.memory import available
 
@@ -32,45 +32,67 @@ class DeviceData:
         self._share = share if keeps and passes > (draws or 0) else 0.0
         self._kept: dict[int, KeptSamples] = {}  # by the id of their split
 
-    def batches(
+    @property
+    def pins(self) -> bool:
+        """Whether batches are loaded into pinned memory, from which the copy to the device is asynchronous."""
+        return self.device.type == "cuda"
+
+    def load(
         self,
-        split: Split | LoaderSplit,
-        size: int,
+        batches: RowBatches | LoaderSplit,
         *,
-        order: Tensor | None = None,
-        draw: int | None = 0,
-        draws: int = 1,
         workers: int | None = 0,
-        shard: Shard = (0, 1),
         check: LabelCheck | None = None,
-        keep: bool = True,
-        seed: BatchSeed = NO_SEED,
-    ) -> Batches:
-        """Return the batches of a split as `kdkit.data.loading.batches` does, but on the device.
+        keep_draws: int = 0,
+    ) -> Iterator[Batch]:
+        """Yield batches on the device, read as `ReadBatches` reads them.
 
-        draws: the number of draws in which the split is read. keep: whether its samples may be kept on the device.
+        keep_draws: the number of draws whose samples may be kept on the device; 0 if the rows are only a part of those
+        that are read later.
         """
-        on_cuda = self.device.type == "cuda"
-        loaded: Batches = batches(
-            split, size, order=order, draw=draw, workers=workers, pin=on_cuda, shard=shard, seed=seed
-        )
-        loaded = ReadBatches(loaded, split, check)
-        if self.device.type == "cpu":
-            return loaded
-        keep = keep and self._share > 0 and shard == (0, 1)
-        if isinstance(split, LoaderSplit) or draw is None or not keep:
-            return _MovedBatches(loaded, self.device)
-        if id(split) not in self._kept and len(self._kept) == _SPLITS:  # of data that creates new splits at each access
-            return _MovedBatches(loaded, self.device)
-        kept = self._kept.setdefault(id(split), KeptSamples(split, draws, self.device, share=self._share))
-        rows = rows_of_batches(split, size, order)
-        if kept.is_complete(draw):
-            return _KeptBatches(kept, rows, draw)
-        return _MovedBatches(loaded, self.device, kept, rows, draw)
+        kept = None
+        if isinstance(batches, RowBatches):
+            kept = self._kept_samples(batches.split, keep_draws)
+            if kept is not None and kept.is_complete(batches.draw):
+                return kept.batches(batches.rows, batches.draw)
+        loaded = self.moved(ReadBatches(batches, check, workers=workers, pin=self.pins))
+        return loaded if kept is None or isinstance(batches, LoaderSplit) else kept.keep_all(loaded, batches)
 
-    def moved(self, loaded: Batches) -> Batches:
-        """Return batches on the device; on CUDA the copy overlaps with the step on the previous batch."""
-        return loaded if self.device.type == "cpu" else _MovedBatches(loaded, self.device)
+    def moved(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield batches on the device; on CUDA the copy overlaps with the step on the previous batch."""
+        if self.device.type == "cpu":
+            return iter(batches)
+        if self.device.type == "cuda":
+            return self._copied_beside(batches)
+        return (batch.to(self.device) for batch in batches)
+
+    def _kept_samples(self, split: Split, draws: int) -> "KeptSamples | None":
+        """Return the samples of a split that are kept on the device; None if none are."""
+        if self._share == 0 or draws == 0:
+            return None
+        if id(split) not in self._kept:
+            if len(self._kept) == _SPLITS:  # of data that creates new splits at each access
+                return None
+            self._kept[id(split)] = KeptSamples(split, draws, self.device, share=self._share)
+        return self._kept[id(split)]
+
+    def _copied_beside(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        copying = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        used: deque[torch.cuda.Event] = deque()
+        for batch in batches:
+            if len(used) == _IN_FLIGHT:
+                used.popleft().synchronize()  # of a step that is long past, unless batches load faster than it trains
+            training = torch.cuda.current_stream(self.device)
+            with torch.cuda.stream(copying):
+                moved = batch.to(self.device)
+            training.wait_stream(copying)
+            for tensor in _tensors(moved):
+                if tensor.is_cuda:
+                    tensor.record_stream(training)
+            yield moved
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            event.record(training)
+            used.append(event)
 
 
 class KeptSamples:
@@ -110,6 +132,12 @@ class KeptSamples:
         if self._ids is not None and batch.ids_on_cpu is not None:
             self._ids[rows] = batch.ids_on_cpu
         self._written[draw, rows] = True
+
+    def keep_all(self, loaded: Iterable[Batch], batches: RowBatches) -> Iterator[Batch]:
+        """Yield loaded batches, which are on the device, and keep them."""
+        for batch, rows in zip(loaded, batches.rows, strict=True):
+            self.keep(batch, rows, batches.draw)
+            yield batch
 
     def batches(self, rows: tuple[Tensor, ...], draw: int) -> Iterator[Batch]:
         """Yield batches of kept samples. rows: of each batch, (samples,) int64 on the CPU."""
@@ -162,63 +190,6 @@ class KeptSamples:
 
     def _give_up(self) -> None:
         self._gives_up, self._storage, self._example = True, [], None
-
-
-class _MovedBatches:
-    """Batches that are copied to a device; on CUDA the copy overlaps with the step on the previous batch."""
-
-    def __init__(
-        self,
-        loaded: Batches,
-        device: torch.device,
-        kept: KeptSamples | None = None,
-        rows: tuple[Tensor, ...] = (),
-        draw: int = 0,
-    ) -> None:
-        self.loaded, self.device, self.kept, self.rows, self.draw = loaded, device, kept, rows, draw
-
-    def __len__(self) -> int:
-        return len(self.loaded)
-
-    def __iter__(self) -> Iterator[Batch]:
-        copied = (
-            self._copied_beside() if self.device.type == "cuda" else (batch.to(self.device) for batch in self.loaded)
-        )
-        for index, batch in enumerate(copied):
-            if self.kept is not None:
-                self.kept.keep(batch, self.rows[index], self.draw)
-            yield batch
-
-    def _copied_beside(self) -> Iterator[Batch]:
-        copying = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        used: deque[torch.cuda.Event] = deque()
-        for batch in self.loaded:
-            if len(used) == _IN_FLIGHT:
-                used.popleft().synchronize()  # of a step that is long past, unless batches load faster than it trains
-            training = torch.cuda.current_stream(self.device)
-            with torch.cuda.stream(copying):
-                moved = batch.to(self.device)
-            training.wait_stream(copying)
-            for tensor in _tensors(moved):
-                if tensor.is_cuda:
-                    tensor.record_stream(training)
-            yield moved
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            event.record(training)
-            used.append(event)
-
-
-class _KeptBatches:
-    """Batches that are gathered on the device."""
-
-    def __init__(self, kept: KeptSamples, rows: tuple[Tensor, ...], draw: int) -> None:
-        self.kept, self.rows, self.draw = kept, rows, draw
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.kept.batches(self.rows, self.draw)
 
 
 def _tensors(batch: Batch) -> list[Tensor]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdkit.data.dataset import Data, LoaderSplit, Split, Task, optional_member, split_name
+from kdkit.data.dataset import Data, LoaderSplit, Split, Task, split_name
 from kdkit.data.labels import is_ignored
 from kdkit.errors import DataError
 
@@ -20,8 +20,8 @@ class LabelCheck:
     """Checks labels of a split: class indices are below the number of classes, and floats valid for the task.
 
     accepts_unknown: whether a label may be NaN. ignored: class indices that stand for no label. bounded_by: the name of
-    a loss that takes labels in [0, 1] only, although the task is regression; "" if there is none. first_row: added to
-    the rows in messages, for a part of a split. source: of the labels in messages, instead of the split.
+    a loss that takes labels in [0, 1] only, although the task is regression; "" if there is none. source: of the labels
+    in messages, instead of the split.
     A check takes microseconds for a batch. Floats on a GPU are not checked, since that would wait for the device;
     `DeferredLabelCheck` checks them.
     """
@@ -32,7 +32,6 @@ class LabelCheck:
     accepts_unknown: bool = False
     ignored: tuple[int, ...] = ()
     bounded_by: str = ""
-    first_row: int = 0
     source: str = ""
 
     @classmethod
@@ -44,8 +43,8 @@ class LabelCheck:
             split=split_name(data, split),
             task=data.task,
             classes=tuple(data.classes),
-            accepts_unknown=bool(optional_member(data, Data, "has_unknown")),
-            ignored=tuple(optional_member(data, Data, "ignored_labels")),
+            accepts_unknown=data.has_unknown,
+            ignored=tuple(data.ignored_labels),
             bounded_by=bounded_by,
         )
 
@@ -121,7 +120,7 @@ class LabelCheck:
 
     def _names(self, samples: Sequence[int], rows: Tensor | None, batch: int | None) -> str:
         """Return the names of samples of a batch: their rows, or their indices in the batch."""
-        numbers = [sample if rows is None else int(rows[sample]) + self.first_row for sample in samples[:_SHOWN]]
+        numbers = [sample if rows is None else int(rows[sample]) for sample in samples[:_SHOWN]]
         shown = ", ".join(map(str, numbers)) + (", ..." if len(samples) > _SHOWN else "")
         if rows is not None:
             return f"row{'s' if len(samples) > 1 else ''} {shown}"

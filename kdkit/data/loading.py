@@ -1,23 +1,21 @@
 """Load a split in batches, in a deterministic order."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import LoaderSplit, Split, WorkerInit, optional_member
+from kdkit.data.dataset import LoaderSplit, Split, WorkerInit
 from kdkit.utils.devices import usable_cores
 from kdkit.utils.randomness import derive_seed, seed_everything, seeded_on_cpu
 
-Shard = tuple[int, int]  # (rank, world size)
-
 # What a derived seed is for. Two purposes must not share a seed, or they would draw the same numbers. 2 is in
-# kdkit.engine.training_batches, 3 in kdkit.engine.monitor, 4 in kdkit.engine.run.
+# kdkit.engine.training_batches, 3 in kdkit.engine.monitor, 4 in kdkit.engine.run_evaluation.
 _ORDER = 1
 
 MAX_WORKERS = 4  # of an automatic choice: four processes load batches faster than most nets consume them
@@ -30,61 +28,112 @@ class BatchSeed(NamedTuple):
     process loads with them too, as worker processes always do; it costs time, so it is for data that may draw some.
     """
 
-    seed: int = 0
+    seed: int
     first: int = 0
     in_process: bool = False
 
 
-NO_SEED = BatchSeed()  # of data without random numbers
+_NO_SEED = BatchSeed(derive_seed(0, 0))  # of batches that are not trained on
 
 
-class Batches(Protocol):
-    """An iterable of batches that knows its length."""
+class RowBatches(Dataset[Batch]):
+    """The rows of a split in batches, as a dataset whose items are whole batches.
 
-    def __len__(self) -> int: ...
+    rows: of each batch, (samples,) int64. draw: of the samples. seed: of the batches; threads of this process load with
+    the random numbers that it has.
+    Iterating loads one batch after the other in this process; `load_ahead` uses workers or threads.
+    """
 
-    def __iter__(self) -> Iterator[Batch]: ...
+    def __init__(self, split: Split, rows: tuple[Tensor, ...], *, draw: int = 0, seed: BatchSeed = _NO_SEED) -> None:
+        self.split = split
+        self.rows = rows
+        self.draw = draw
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Batch:
+        seed = self.seed
+        if get_worker_info() is not None:
+            # Torch seeds a worker once, so that its random numbers would depend on the batches that it loaded before.
+            seed_everything(derive_seed(seed.seed, seed.first + index))
+        elif seed.in_process:
+            # The same numbers, and none of those that the networks draw, such as dropout masks.
+            with seeded_on_cpu(derive_seed(seed.seed, seed.first + index)):
+                return self.load(index)
+        return self.load(index)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.seed.in_process:
+            return (self[index] for index in range(len(self)))
+        return (self.split.batch(rows, self.draw) for rows in self.rows)  # a step takes microseconds
+
+    def load(self, index: int) -> Batch:
+        """Return a batch, with the random numbers of this process."""
+        return self.split.batch(self.rows[index], self.draw)
 
 
 def batches(
-    split: Split | LoaderSplit,
-    size: int,
-    *,
-    order: Tensor | None = None,
-    draw: int | None = 0,
-    workers: int | None = 0,
-    pin: bool = False,
-    shard: Shard = (0, 1),
-    seed: BatchSeed = NO_SEED,
-) -> Batches:
+    split: Split | LoaderSplit, size: int, *, order: Tensor | None = None, pin: bool = False
+) -> RowBatches | LoaderSplit:
     """Return the batches of a split, `size` samples each, in row order or in `order`, (rows,) int64.
 
-    workers: processes that load batches; 0 loads them in this process; None chooses: see `Split.parallel`.
-    pin: whether to put batches in pinned memory, from which copies to a GPU are asynchronous.
-    shard: (rank, world size); of each batch, load only the rows of this rank (see `shard_rows`).
-    seed: of the batches; threads of this process load with the random numbers that it has.
+    pin: whether the loader of a stream puts batches in pinned memory; `load_ahead` does it for other splits.
     """
     if isinstance(split, LoaderSplit):
         return split.batched(size, pin=pin)
+    return RowBatches(split, rows_of_batches(split, size, order))
+
+
+def load_ahead(batches: RowBatches, *, workers: int | None, pin: bool) -> Iterable[Batch]:
+    """Return batches that are loaded ahead of their use, if that is faster.
+
+    workers: processes that load batches; 0 loads them in this process; None chooses: see `Split.parallel`.
+    pin: whether to put batches in pinned memory, from which copies to a GPU are asynchronous.
+    """
     # On a CPU workers would take time from the net; next to a GPU, one core is left to this process.
-    parallel = optional_member(split, Split, "parallel") if pin and workers is None else False
+    parallel = batches.split.parallel if pin and workers is None else False
     several = min(MAX_WORKERS, usable_cores() - 1)
-    rows = rows_of_batches(split, size, order)
-    if shard != (0, 1):
-        rows = tuple(shard_rows(batch_rows, shard) for batch_rows in rows)
-    dataset = _BatchDataset(split, rows, draw or 0, seed._replace(seed=derive_seed(seed.seed, shard[0])))
     if parallel == "threads" and several > 0:
-        return ThreadedBatches(dataset, several)
+        return ThreadedBatches(batches, several)
     if workers is None:
         workers = several if parallel else 0
     if workers == 0 and not pin:
-        return dataset  # a DataLoader would add its overhead to every step
+        return batches  # a DataLoader would add its overhead to every step
     # A DataLoader draws a base seed when it is iterated. From the global generator, that would shift the dropout masks.
     generator = torch.Generator().manual_seed(torch.initial_seed())
     init = WorkerInit() if workers else None
     return DataLoader(
-        dataset, batch_size=None, num_workers=workers, pin_memory=pin, generator=generator, worker_init_fn=init
+        batches, batch_size=None, num_workers=workers, pin_memory=pin, generator=generator, worker_init_fn=init
     )
+
+
+class ThreadedBatches:
+    """Batches that several threads load ahead of their use, in order, and put in pinned memory.
+
+    pin: False leaves batches in pageable memory.
+    """
+
+    def __init__(self, batches: RowBatches, threads: int, *, pin: bool = True) -> None:
+        self.batches, self.threads, self.pin = batches, threads, pin
+
+    def __iter__(self) -> Iterator[Batch]:
+        def load(index: int) -> Batch:
+            batch = self.batches.load(index)
+            return batch.pin_memory() if self.pin else batch
+
+        count, loading = len(self.batches), deque[Future[Batch]]()
+        with ThreadPoolExecutor(self.threads) as pool:
+            try:
+                for index in range(count + self.threads):
+                    if index < count:
+                        loading.append(pool.submit(load, index))
+                    if index >= self.threads:
+                        yield loading.popleft().result()
+            finally:
+                for future in loading:  # after an error, or if the consumer stops
+                    future.cancel()
 
 
 def rows_of_batches(split: Split, size: int, order: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -92,22 +141,19 @@ def rows_of_batches(split: Split, size: int, order: Tensor | None = None) -> tup
     return torch.split(order if order is not None else torch.arange(len(split)), size)
 
 
-def shard_rows(rows: Tensor, shard: Shard) -> Tensor:
+def shard_rows(rows: Tensor, rank: int, world_size: int) -> Tensor:
     """Return the rows of a batch that one rank loads; the counts of two ranks differ by at most one.
 
     If a rank would have fewer than two rows, which batch norm cannot train on, every rank loads the whole batch.
     """
-    rank, world_size = shard
     return rows if len(rows) < 2 * world_size else torch.tensor_split(rows, world_size)[rank]
 
 
-def training_order(split: Split | LoaderSplit, batch_size: int, seed: int, epoch: int) -> Tensor | None:
-    """Return the order of a training epoch, (rows,) int64; None for a LoaderSplit, which has its own order.
+def training_order(split: Split, batch_size: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of a training epoch, (rows,) int64.
 
     A last batch of a single sample is dropped, since batch norm cannot train on it.
     """
-    if isinstance(split, LoaderSplit):
-        return None
     return shuffled(len(split), seed, epoch)[: training_rows(len(split), batch_size)]
 
 
@@ -144,66 +190,3 @@ def shuffled(rows: int, seed: int, epoch: int) -> Tensor:
     """Return a permutation of the rows, (rows,) int64, that depends on (seed, epoch) alone."""
     order_seed = derive_seed(seed, epoch, _ORDER)  # (seed, epoch) alone seeds the epoch's dropout
     return torch.randperm(rows, generator=torch.Generator().manual_seed(order_seed))
-
-
-class ThreadedBatches:
-    """Batches that several threads load ahead of their use, in order, and put in pinned memory.
-
-    pin: False leaves batches in pageable memory.
-    """
-
-    def __init__(self, dataset: "_BatchDataset", threads: int, *, pin: bool = True) -> None:
-        self.dataset, self.threads, self.pin = dataset, threads, pin
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __iter__(self) -> Iterator[Batch]:
-        def load(index: int) -> Batch:
-            batch = self.dataset.load(index)
-            return batch.pin_memory() if self.pin else batch
-
-        loading: deque[Future[Batch]] = deque()
-        with ThreadPoolExecutor(self.threads) as pool:
-            try:
-                for index in range(len(self) + self.threads):
-                    if index < len(self):
-                        loading.append(pool.submit(load, index))
-                    if index >= self.threads:
-                        yield loading.popleft().result()
-            finally:
-                for future in loading:  # after an error, or if the consumer stops
-                    future.cancel()
-
-
-class _BatchDataset(Dataset[Batch]):
-    """A split as a dataset whose items are whole batches, so that a DataLoader's workers load a batch at a time."""
-
-    def __init__(self, split: Split, rows_of_batches: Sequence[Tensor], draw: int, seed: BatchSeed) -> None:
-        self.split = split
-        self.rows_of_batches = rows_of_batches
-        self.draw = draw
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.rows_of_batches)
-
-    def __getitem__(self, index: int) -> Batch:
-        seed = self.seed
-        if get_worker_info() is not None:
-            # Torch seeds a worker once, so that its random numbers would depend on the batches that it loaded before.
-            seed_everything(derive_seed(seed.seed, seed.first + index))
-        elif seed.in_process:
-            # The same numbers, and none of those that the networks draw, such as dropout masks.
-            with seeded_on_cpu(derive_seed(seed.seed, seed.first + index)):
-                return self.load(index)
-        return self.load(index)
-
-    def __iter__(self) -> Iterator[Batch]:
-        if self.seed.in_process:
-            return (self[index] for index in range(len(self)))
-        return (self.split.batch(rows, self.draw) for rows in self.rows_of_batches)  # a step takes microseconds
-
-    def load(self, index: int) -> Batch:
-        """Return a batch, with the random numbers of this process."""
-        return self.split.batch(self.rows_of_batches[index], self.draw)  # batch_size=None: an item is a batch

@@ -1,10 +1,8 @@
-"""Read batches, and explain how that fails: errors of user code, lost or hanging workers, and invalid labels."""
+"""Read batches: with checked labels, explained errors, and a watch over workers that hang."""
 
 import multiprocessing
-import re
-import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from time import monotonic
@@ -17,48 +15,44 @@ from torch.utils.data import DataLoader
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.label_check import DeferredLabelCheck, LabelCheck
-from kdkit.data.loading import Batches
-from kdkit.errors import DataError, KdkitError, describe_error
-from kdkit.utils.memory import format_bytes, is_out_of_memory
+from kdkit.data.loading import RowBatches, load_ahead
+from kdkit.data.read_errors import explain_unreadable, is_from_worker
+from kdkit.errors import DataError
 
 NOTICE_AFTER = 120.0  # seconds of waiting for a batch until a warning, which is repeated whenever they have doubled
 LIMIT = 1800.0  # seconds of waiting until worker processes are ended; other ranks wait for this one as long
 _SHOWN = 5  # rows that a message lists
 
-# A DataLoader repeats the error of a worker, with the traceback as its message.
-_CAUGHT = re.compile(r"Caught (\w+) in DataLoader worker process (\d+)")
-_KILLED = re.compile(r"DataLoader worker \(pid (\d+)\) is killed by signal: ([\w ]+)")
-_EXITED = re.compile(r"DataLoader worker \(pid\(s\) ([\d, ]+)\) exited unexpectedly")
-_TIMED_OUT = re.compile(r"DataLoader timed out after ([\d.]+) seconds")
-# How torch and the system report that /dev/shm is full, through which workers pass batches, or that files run out.
-_SHARED_MEMORY = ("Bus error", "file </torch_", "shared memory")
-_FILES = ("Too many open files", "received 0 items of ancdata")
-_FEWER = "use fewer workers (Training(workers=...), or num_workers of the DataLoader) or smaller batches"
-
 
 class ReadBatches:
-    """The batches of a split, with checked labels.
+    """Reads batches, with checked labels.
 
-    batches: those of `kdkit.data.loading.batches`. check: None if the split checks its labels itself.
+    check: None if the split checks its labels itself. workers, pin: see `load_ahead`; the loader of a LoaderSplit has
+    its own.
     Iterating raises DataError if a batch cannot be read or has invalid labels. It warns after NOTICE_AFTER seconds of
     waiting for a batch, and after LIMIT it ends worker processes, so that waiting for them ends with an error.
     """
 
     def __init__(
         self,
-        batches: Batches,
-        split: Split | LoaderSplit,
+        batches: RowBatches | LoaderSplit,
         check: LabelCheck | None = None,
+        *,
+        workers: int | None = 0,
+        pin: bool = False,
     ) -> None:
-        self.batches, self.check = batches, check
-        # The rows of each batch, for messages; a dataset of batches is read in this process, in threads or in workers.
-        self.rows: Sequence[Tensor] | None = getattr(getattr(batches, "dataset", batches), "rows_of_batches", None)
-        self._loader = split.loader if isinstance(split, LoaderSplit) else batches
+        self.check = check
+        self.rows: Sequence[Tensor] | None = None  # of each batch, for messages
+        self.loaded: Iterable[Batch]
+        self._loader: object  # whose worker processes may be lost
+        if isinstance(batches, RowBatches):
+            self.rows = batches.rows
+            self.loaded = self._loader = load_ahead(batches, workers=workers, pin=pin)
+            split: Split | LoaderSplit = batches.split
+        else:
+            self.loaded, self._loader, split = batches, batches.loader, batches
         name = getattr(split, "name", "") if check is None else check.split
         self._subject = f"the {name} data" if name else "the data"
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
         check = None if self.check is None else DeferredLabelCheck(self.check)
@@ -70,7 +64,7 @@ class ReadBatches:
                 watch.since = monotonic()
                 try:
                     if iterator is None:
-                        iterator = iter(self.batches)
+                        iterator = iter(self.loaded)
                     batch = next(iterator, None)
                 except Exception as error:
                     explained = watch.explained(error)
@@ -106,87 +100,11 @@ def reading(position: str, loader: object = None) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            is_collate = isinstance(error, TypeError | ValueError) and _CAUGHT.match(str(error)) is None
+            is_collate = isinstance(error, TypeError | ValueError) and not is_from_worker(error)
             explained = error if is_collate else watch.explained(error)
             if explained is error:
                 raise
             raise explained from error
-
-
-def explain_ended_worker(error: Exception, position: str) -> DataError | None:
-    """Return the DataError for an error of torch's that a worker process has ended; None for another error.
-
-    torch raises it in the main thread between any two lines, as soon as the system reports the end.
-    """
-    killed, exited = _KILLED.search(str(error)), _EXITED.search(str(error))
-    if killed is not None:
-        return DataError(
-            f"{position} cannot be read: worker process {killed[1]} was ended by the signal {killed[2].strip()!r}; the "
-            f"system kills processes if memory runs out: {_FEWER}"
-        )
-    if exited is not None:
-        return DataError(
-            f"{position} cannot be read: worker process {exited[1]} ended without an error message; the system kills "
-            f"processes if memory runs out: {_FEWER}; to find another cause, read the data without workers"
-        )
-    return None
-
-
-def explain_unreadable(error: Exception, position: str) -> Exception:
-    """Return the DataError to raise instead of an error of user code; one of kdkit or of an allocator unchanged.
-
-    position: what cannot be read, such as "batch 3 of the train data".
-    """
-    text = str(error)
-    caught = _CAUGHT.match(text)
-    if isinstance(error, KdkitError):
-        return error if caught is None else DataError(_message_in(text, caught[1]))
-    if is_out_of_memory(error):
-        return error
-    timed_out = _TIMED_OUT.search(text)
-    if any(part in text for part in _SHARED_MEMORY):
-        left = ""
-        with suppress(OSError):  # there is no such folder on other systems than Linux
-            left = f" (/dev/shm has {format_bytes(shutil.disk_usage('/dev/shm').free, base=1024)} left)"
-        return DataError(
-            f"{position} cannot be read: the workers are out of shared memory, through which they pass batches"
-            f"{left}; {_FEWER}, give a container more of it (docker run --shm-size=8g), or call "
-            "torch.multiprocessing.set_sharing_strategy('file_system') first"
-        )
-    if any(part in text for part in _FILES):
-        return DataError(
-            f"{position} cannot be read: too many files are open; raise the limit (ulimit -n), or call "
-            "torch.multiprocessing.set_sharing_strategy('file_system') first"
-        )
-    ended = explain_ended_worker(error, position)
-    if ended is not None:
-        return ended
-    if timed_out is not None:
-        return DataError(
-            f"{position} did not come within {timed_out[1]} seconds, the timeout of the DataLoader; look at the "
-            "storage, or raise the timeout"
-        )
-    advice = "correct the data or the code that reads it; KDKIT_TRACEBACK=1 shows the whole traceback"
-    if "pickle" in text:
-        advice = "workers need data that can be pickled: define it at the top level of a file, or use no workers"
-    return DataError(f"{position} cannot be read: {_describe(error, caught)}; {advice}")
-
-
-def _describe(error: Exception, caught: re.Match[str] | None) -> str:
-    """Return an error of user code in one line. caught: the start of its message if a worker raised it."""
-    if caught is None:
-        return describe_error(error)
-    text = str(error)
-    message = _message_in(text, caught[1]).splitlines()
-    frames = re.findall(r'^\s*File "(.*?)", line (\d+), in ', text, re.MULTILINE)
-    position = f"{frames[-1][0]}, line {frames[-1][1]}, " if frames else ""
-    return f"{caught[1]}{f': {message[0]}' if message else ''} ({position}in worker process {caught[2]})"
-
-
-def _message_in(text: str, name: str) -> str:
-    """Return the message of an error of this class in the text of its traceback."""
-    starts = list(re.finditer(rf"^(?:[\w.]+\.)?{name}(?:: ?|$)", text, re.MULTILINE))
-    return text[starts[-1].end() :].strip() if starts else ""
 
 
 _workers: WeakKeyDictionary[Any, frozenset[Any]] = WeakKeyDictionary()  # the processes of a DataLoader that keeps them

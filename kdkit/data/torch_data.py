@@ -96,18 +96,7 @@ class TorchData(Data):
         batch_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None = None,
         evaluation_samples: int | None = None,
     ) -> None:
-        if isinstance(classes, str):  # a str is a sequence of letters
-            raise DataError(
-                f"classes is a list of names; got the text {classes!r}: pass [{classes!r}], or list(...) of it"
-            )
-        if draws not in (None, 1):
-            raise DataError(f"draws is 1, for samples that are always the same, or None; got {draws!r}")
-        if unknown is not None and (isinstance(unknown, bool) or unknown in (0, 1)):
-            raise DataError(f"unknown is a label other than 0 and 1, such as -1 or float('nan'); got {unknown!r}")
-        if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
-            raise DataError(
-                f"ignore_index is a class index that stands for no label, such as 255; got {ignore_index!r}"
-            )
+        _require_options(classes, draws, unknown, ignore_index, batch_transform)
         for name, key in (("labels", labels), ("weights", weights)):
             if not isinstance(key, str | None):
                 raise DataError(f"{name} is a key of samples that are mappings; got a {type(key).__name__}")
@@ -127,15 +116,15 @@ class TorchData(Data):
         first = first_batch("train", self._splits["train"])
         self.has_weights = first.weights is not None
         self.batch_transform = batch_transform
-        if batch_transform is not None and not callable(batch_transform):
-            raise DataError(f"batch_transform is a function of inputs and labels; got {batch_transform!r}")
         if batch_transform is not None and self.has_weights:
             raise DataError("batch_transform may mix samples, and the weights of samples would stay; leave out one")
         all_labels = {
             name: _read_labels(split, first if name == "train" else None) for name, split in self._splits.items()
         }
         if unknown is not None:
-            all_labels = {name: _without_unknown(split, unknown) for name, split in all_labels.items()}
+            for name, split_labels in all_labels.items():  # with 0 for those, by which their form can be recognized
+                marked = mark_unknown(split_labels.rows, unknown)
+                all_labels[name] = replace(split_labels, rows=torch.where(marked.isnan(), 0, marked))
         self.task: Task = task or task_of([*all_labels.values()])
         require_form([*all_labels.values()], self.task)
         self.position_dims = position_dims([*all_labels.values()], self.task)
@@ -155,19 +144,8 @@ class TorchData(Data):
         if self.draws == 1 and isinstance(self._splits["train"], DatasetSplit) and not _is_fixed(train):
             self.notices += tuple(draw_doubts(self._splits["train"]))
         for name, split in self._splits.items():
-            label_check = LabelCheck(name, self.task, self.classes, self.has_unknown, self.ignored_labels)
             split.unknown, split.per_position = unknown, self._has_class_maps
-            if all_labels[name].is_complete:
-                _check_visible(split, all_labels[name].rows, label_check)
-                # Others may remap their `targets`, and a loader may leave out samples.
-                visible = visible_labels(split) if _is_fixed(dataset_of(split)) else None
-                # Labels per position are not offered as a whole: as int64, masks would take eight times the memory.
-                if isinstance(split, DatasetSplit) and visible is not None and not self.position_dims:
-                    split.labels = as_targets(visible) if unknown is None else mark_unknown(visible, unknown)
-            if not (all_labels[name].is_complete and _is_fixed(dataset_of(split))):
-                # Labels that cannot be seen now are checked batch by batch; so are those of user code, which may yield
-                # others than its `targets`.
-                split.label_check = label_check
+            self._check_labels(split, all_labels[name])
 
     def __repr__(self) -> str:
         splits = ", ".join(f"{name}: {split}" for name, split in self._splits.items())
@@ -254,6 +232,23 @@ class TorchData(Data):
         for split in loaders:
             split.samples = samples
 
+    def _check_labels(self, split: DatasetSplit | CheckedLoaderSplit, labels: SplitLabels) -> None:
+        """Check the labels of a split that are visible; others are checked batch by batch.
+
+        So are those of user code, which may yield others than its `targets`.
+        """
+        label_check = LabelCheck(split.name, self.task, self.classes, self.has_unknown, self.ignored_labels)
+        is_fixed = _is_fixed(dataset_of(split))
+        if labels.is_complete:
+            _check_visible(split, labels.rows, label_check)
+            # Others may remap their `targets`, and a loader may leave out samples.
+            visible = visible_labels(split) if is_fixed else None
+            # Labels per position are not offered as a whole: as int64, masks would take eight times the memory.
+            if isinstance(split, DatasetSplit) and visible is not None and not self.position_dims:
+                split.labels = as_targets(visible) if split.unknown is None else mark_unknown(visible, split.unknown)
+        if not (labels.is_complete and is_fixed):
+            split.label_check = label_check
+
     def _default_classes(self, labels: Mapping[str, SplitLabels]) -> tuple[str, ...]:
         """Return the class names of the datasets; otherwise numbers, by label columns or up to the largest label."""
         # Class indices of one split go with soft labels of another, which have a column per class.
@@ -303,6 +298,20 @@ class TorchData(Data):
                 )
 
 
+def _require_options(classes: Any, draws: int | None, unknown: Any, ignore_index: Any, batch_transform: Any) -> None:
+    """Raise DataError for an option of `TorchData` that is none, whatever the data."""
+    if isinstance(classes, str):  # a str is a sequence of letters
+        raise DataError(f"classes is a list of names; got the text {classes!r}: pass [{classes!r}], or list(...) of it")
+    if draws not in (None, 1):
+        raise DataError(f"draws is 1, for samples that are always the same, or None; got {draws!r}")
+    if unknown is not None and (isinstance(unknown, bool) or unknown in (0, 1)):
+        raise DataError(f"unknown is a label other than 0 and 1, such as -1 or float('nan'); got {unknown!r}")
+    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+        raise DataError(f"ignore_index is a class index that stands for no label, such as 255; got {ignore_index!r}")
+    if batch_transform is not None and not callable(batch_transform):
+        raise DataError(f"batch_transform is a function of inputs and labels; got {batch_transform!r}")
+
+
 def class_names(data: DatasetOrLoader | Split | LoaderSplit) -> tuple[str, ...] | None:
     """Return the `classes` attribute of the dataset inside any Subset and DataLoader; None if it has none."""
     dataset = dataset_of(data)
@@ -339,12 +348,6 @@ def _read_labels(split: DatasetSplit | CheckedLoaderSplit, first: Batch | None) 
         with preserve_rng_state(cuda=False):
             labels = split.read(rows)[1]
     return SplitLabels(split.name, labels, is_complete=False)
-
-
-def _without_unknown(labels: SplitLabels, unknown: float) -> SplitLabels:
-    """Return the labels with 0 for those that are unknown, by which their form can be recognized."""
-    marked = mark_unknown(labels.rows, unknown)
-    return replace(labels, rows=torch.where(marked.isnan(), 0, marked))
 
 
 def _is_like(visible: Tensor, first: Tensor, split: DatasetSplit | CheckedLoaderSplit) -> bool:

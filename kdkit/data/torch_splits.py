@@ -16,7 +16,8 @@ from kdkit.data.batch import Batch, as_targets, collate, items_of
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.labels import mark_unknown
-from kdkit.data.reading import explain_unreadable, reading
+from kdkit.data.read_errors import explain_unreadable
+from kdkit.data.reading import reading
 from kdkit.data.samples import SampleKeys, as_weights, require_stacked, require_tensors
 from kdkit.errors import DataError
 

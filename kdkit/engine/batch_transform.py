@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdkit.data.batch import Batch, as_targets, map_tensors
-from kdkit.data.dataset import Data, optional_member
+from kdkit.data.dataset import Data
 from kdkit.data.label_check import DeferredLabelCheck, LabelCheck
 from kdkit.errors import DataError, KdkitError, first_line
 from kdkit.utils.randomness import preserve_rng_state
@@ -30,8 +30,8 @@ class BatchTransform:
     @classmethod
     def from_data(cls, data: Data) -> "BatchTransform | None":
         """Return the transform of a data set, or None if it has none."""
-        function = optional_member(data, Data, "batch_transform")
-        per_position = data.task == "multiclass" and bool(optional_member(data, Data, "position_dims"))
+        function = data.batch_transform
+        per_position = data.task == "multiclass" and data.position_dims > 0
         columns = None if data.task == "regression" or per_position else len(data.classes)
         if function is None:
             return None
@@ -39,8 +39,8 @@ class BatchTransform:
             split="train",
             task=data.task,
             classes=tuple(data.classes),
-            accepts_unknown=bool(optional_member(data, Data, "has_unknown")),
-            ignored=tuple(optional_member(data, Data, "ignored_labels")),
+            accepts_unknown=data.has_unknown,
+            ignored=tuple(data.ignored_labels),
             source="batch_transform",
         )
         return cls(function, columns, per_position, check)

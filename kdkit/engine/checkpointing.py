@@ -1,7 +1,8 @@
-"""When to write a checkpoint, and the position in an epoch that it holds."""
+"""How far the training of a stage is, and when to write a checkpoint of it."""
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdkit.engine.meters import RunningMeans
+from kdkit.engine.storage.stage_folder import History
 from kdkit.utils import collectives
 from kdkit.utils.randomness import rng_state, set_rng_state
 from kdkit.utils.validation import parse_interval
@@ -23,21 +25,22 @@ class BestCheckpoint:
     weights: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class EpochPosition:
     """The position in an epoch.
 
-    batches: trained so far. seconds: of training. terms: the means of the terms, if all batches are trained and only
-    validation is left.
+    batches: trained so far. seconds: of training. means: of the terms so far. terms: the means of the whole epoch, if
+    only validation is left. rng: the random states of this rank in a checkpoint, from which the epoch is resumed.
     """
 
     batches: int = 0
     seconds: float = 0.0
     means: RunningMeans = field(default_factory=RunningMeans)
     terms: dict[str, float] | None = None
+    rng: Any = None
 
     def state_dict(self, device: torch.device) -> dict[str, Any]:
-        """Return the state with the random states, of all ranks; every rank calls this."""
+        """Return the position with the random states, of all ranks; every rank calls this."""
         rank_state = {"rng": rng_state(device), "means": self.means.state_dict()}
         return {
             "batches": self.batches,
@@ -47,20 +50,39 @@ class EpochPosition:
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "EpochPosition":
-        """Return a saved position; `restore_rng` sets the random states."""
-        position = cls(state["batches"], state["seconds"], terms=state["terms"])
-        ranks = state["ranks"]
+    def from_state(cls, state: Mapping[str, Any]) -> "EpochPosition":
+        """Return a saved position."""
+        position = cls(batches=state["batches"], seconds=state["seconds"], terms=state["terms"])
+        ranks, rank = state["ranks"], collectives.rank()
+        if rank < len(ranks):
+            position.rng = ranks[rank]["rng"]
         if len(ranks) == collectives.world_size():
-            position.means.load_state_dict(ranks[collectives.rank()]["means"])
+            position.means.load_state_dict(ranks[rank]["means"])
         return position
 
+    def restore_rng(self, device: torch.device) -> None:
+        """Set the random states to those of the checkpoint, if the epoch is resumed."""
+        if self.rng is not None:
+            set_rng_state(self.rng, device)
 
-def restore_rng(state: dict[str, Any], device: torch.device) -> None:
-    """Set the random states of this rank to those of a saved position."""
-    ranks = state["ranks"]
-    if collectives.rank() < len(ranks):
-        set_rng_state(ranks[collectives.rank()]["rng"], device)
+
+@dataclass(slots=True, kw_only=True)
+class StageProgress:
+    """How far a stage is. With a TrainState, it is everything that a checkpoint holds.
+
+    history: an entry for each epoch that has ended. best: of these epochs. position: in the next epoch. cache_entries:
+    of teacher outputs, as they were when the stage began.
+    """
+
+    history: History = field(default_factory=list)
+    best: BestCheckpoint = field(default_factory=BestCheckpoint)
+    position: EpochPosition = field(default_factory=EpochPosition)
+    cache_entries: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def peak_memory(self) -> int | None:
+        """The most bytes that tensors took in any epoch, also before a resume; None if it is not measured."""
+        return max((entry["peak_memory_bytes"] for entry in self.history if "peak_memory_bytes" in entry), default=None)
 
 
 class CheckpointInterval:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, nested_tensors
-from kdkit.data.dataset import Split, Task, optional_member
+from kdkit.data.dataset import Task
 from kdkit.data.samples import SampleKeys
 from kdkit.data.torch_data import TorchData, class_names
 from kdkit.data.torch_splits import DatasetOrLoader, first_batch
@@ -161,7 +161,7 @@ def _classes(net: Net[Any], train: DatasetOrLoader, labels: str | None) -> tuple
 def _empty_classes(net: Net[Any], data: TorchData) -> Iterator[str]:
     """Yield a notice if the last classes, as many as there are outputs, have no sample in any split."""
     splits = [split for split in (data.train, data.validation, data.test) if split is not None]
-    labels = [optional_member(split, Split, "labels") for split in splits]
+    labels = [split.labels for split in splits]
     visible = [rows for rows in labels if rows is not None and rows.ndim == 1 and len(rows)]
     if data.task != "multiclass" or len(visible) < len(labels):
         return

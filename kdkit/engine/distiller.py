@@ -116,19 +116,7 @@ class Distiller(nn.Module):
             ignored_labels=ignored_labels(ignore_index, len(classes), task, has_positions=self._per_position),
         )
         stage = Stage({student: objective}, Training(epochs=1, batch_size=max(2, len(rows))))
-        problems = [*_teacher_problems(stage, student)] or [*stage_problems(stage, context)]
-        if problems:
-            raise CheckError(problems)
-        for teacher in stage.teachers:
-            if isinstance(teacher, Net):
-                teacher.move_to(device)
-        self._open_stage = OpenStage(stage, context, device)
-        report = dry_run(self._open_stage, batch)
-        if report.problems:
-            self._open_stage.close()
-            raise CheckError(report.problems)
-        for notice in filter(None, (*report.notices, copied_labels_notice(stage, batch, context, has_metrics=False))):
-            warnings.warn(notice, stacklevel=2)
+        self._open_stage = _opened(stage, context, batch)
         self.module = self._open_stage.module
         self.module.train()  # as the Distiller is: a student of from_pretrained comes in eval mode
         self._weights, self._progress = self.module.weights(0.0), 0.0
@@ -216,6 +204,26 @@ class Distiller(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._close = weakref.finalize(self, self._open_stage.close)
+
+
+def _opened(stage: Stage, context: BuildContext, batch: Batch) -> OpenStage:
+    """Check a stage, open it on the device of a batch, and warn of doubts. Raises CheckError with all problems."""
+    (student,) = stage.objectives
+    problems = [*_teacher_problems(stage, student)] or [*stage_problems(stage, context)]
+    if problems:
+        raise CheckError(problems)
+    device = batch.labels.device
+    for teacher in stage.teachers:
+        if isinstance(teacher, Net):
+            teacher.move_to(device)
+    open_stage = OpenStage(stage, context, device)
+    report = dry_run(open_stage, batch)
+    if report.problems:
+        open_stage.close()
+        raise CheckError(report.problems)
+    for notice in filter(None, (*report.notices, copied_labels_notice(stage, batch, context, has_metrics=False))):
+        warnings.warn(notice, stacklevel=3)
+    return open_stage
 
 
 def _teacher_problems(stage: Stage, student: Net[Any]) -> Iterator[str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kdkit.data.dataset import Data, LoaderSplit, optional_member
+from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.errors import DataError, KdkitError, RecipeError, RemoteRankError, Terminated, first_line
 from kdkit.utils import collectives
 from kdkit.utils.devices import usable_cores
@@ -95,7 +95,7 @@ def require_divisible(data: Data, batch_sizes: Iterable[int]) -> None:
     if not collectives.is_distributed():
         return
     ranks = collectives.world_size()
-    fingerprints = collectives.all_gather_objects([(data.fingerprint, optional_member(data, Data, "train_digest"))])
+    fingerprints = collectives.all_gather_objects([(data.fingerprint, data.train_digest)])
     if len(set(fingerprints)) > 1:
         raise DataError(
             "the processes of this run have different data, so the training data of one may be the test data of "

@@ -53,7 +53,7 @@ class Monitor:
                 )
             # Thresholds are fitted on the split that they are evaluated on: only the order of epochs matters here.
             values[net.name] = self.metric.fit(predictions).compute(predictions).value
-        state.module.open_taps.clear()
+        state.module.open_taps.clear()  # a run that resumes here has captured features: no step was before
         # Ranks see the same predictions, but must agree to the bit on which epoch is best.
         return collectives.broadcast(values)
 

@@ -6,7 +6,7 @@ from typing import Self
 import torch
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import Data, LoaderSplit, optional_member
+from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.loading import batches
 from kdkit.data.reading import ReadBatches
@@ -63,16 +63,16 @@ def build_context(data: Data) -> BuildContext:
     """Return the facts about the data that losses and teachers may depend on."""
     train = data.train
     # A DataLoader of the user yields batches without sample ids, and a batch_transform may mix samples.
-    has_ids = not isinstance(train, LoaderSplit) and optional_member(data, Data, "batch_transform") is None
+    has_ids = not isinstance(train, LoaderSplit) and data.batch_transform is None
     return BuildContext(
         classes=tuple(data.classes),
         task=data.task,
         samples=len(train) if has_ids else None,
         ids=has_ids,
-        has_unknown=bool(optional_member(data, Data, "has_unknown")),
-        position_dims=optional_member(data, Data, "position_dims"),
-        ignored_labels=tuple(optional_member(data, Data, "ignored_labels")),
-        has_weights=bool(optional_member(data, Data, "has_weights")),
+        has_unknown=data.has_unknown,
+        position_dims=data.position_dims,
+        ignored_labels=tuple(data.ignored_labels),
+        has_weights=data.has_weights,
     )
 
 
@@ -85,6 +85,6 @@ def tiny_batch(data: Data, batch_size: int) -> Batch:
     train = data.train
     check = LabelCheck.of_data(data, train)
     if isinstance(train, LoaderSplit):
-        return next(iter(ReadBatches(batches(train, 4 if batch_size > 1 else 1), train, check)))
+        return next(iter(ReadBatches(batches(train, 4 if batch_size > 1 else 1), check)))
     rows = torch.arange(4 if batch_size > 1 and len(train) > 1 else 1).clamp(max=len(train) - 1)
-    return next(iter(ReadBatches(batches(train, len(rows), order=rows), train, check)))
+    return next(iter(ReadBatches(batches(train, len(rows), order=rows), check)))

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import Data, LoaderSplit, Split, optional_member, split_name
+from kdkit.data.dataset import Data, LoaderSplit, Split, split_name
 from kdkit.data.device_data import DeviceData
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.labels import is_ignored
-from kdkit.data.loading import length_of
+from kdkit.data.loading import batches, length_of
 from kdkit.engine.class_alignment import shared_classes
 from kdkit.engine.not_finite import cause_in_inputs
+from kdkit.engine.storage.predictions import REDUCED
 from kdkit.errors import DataError, KdkitError
 from kdkit.metrics.base import Metric, MetricResult, PositionReducing, Predictions
 from kdkit.metrics.bootstrap import without_interval
@@ -71,59 +72,70 @@ class Predictor:
         which a network masks a class.
         """
         network = module if module is not None else net.module
-        part = _Part.of_rank(split)
-        is_whole = part is split
+        rows_of_rank = _rows_of_rank(split)
+        is_whole = rows_of_rank is None
         decide = _Decisions(net, self.data, self.metrics) if self._has_positions else None
-        padding = (0, -1) if decide is not None else (None, None)
-        outputs, labels, ids, finite = _Rows(padding[0]), _Rows(padding[1]), _Rows(), _Rows()
-        reduced: dict[str, _Rows] = {}
+        padding = {} if decide is None else {"outputs": 0, "labels": -1}
+        rows: dict[str, _Rows] = {}
         with eval_mode(network):
-            check = LabelCheck.of_data(self.data, split)
-            if check is not None and isinstance(part, _Part):
-                check = replace(check, first_row=int(part.rows[0]))
-            batches = self.device_data.batches(part, batch_size, workers=workers, check=check, keep=is_whole)
-            for batch in self._read(batches, split):
+            loaded = self.device_data.load(
+                batches(split, batch_size, order=rows_of_rank, pin=self.device_data.pins),
+                workers=workers,
+                check=LabelCheck.of_data(self.data, split),
+                keep_draws=int(is_whole),
+            )
+            for batch in self._read(loaded, split):
                 if between_batches is not None:
                     between_batches()
                 batch = batch.to(self.device)  # from a user-defined DataLoader; others are there
                 with self.autocast():
                     output = net.through(network, batch)
-                if self.data.task != "regression" and output.is_floating_point() and output.ndim > 1:
-                    output = _with_finite_masks(output)
-                if decide is None:
-                    output, batch_labels = output.float(), batch.labels
-                else:
-                    finite.add(output.isfinite().flatten(1).all(1))
-                    output, batch_labels, by_metric = decide(output, batch.labels)
-                    for name, rows in by_metric.items():
-                        reduced.setdefault(name, _Rows()).add(rows)
-                outputs.add(output)
-                labels.add(batch_labels)
-                if batch.ids is not None:
-                    ids.add(batch.ids)
-        if not outputs.batches:
+                for name, values in self._rows_of_batch(batch, output, decide).items():
+                    rows.setdefault(name, _Rows(padding.get(name))).add(values)
+        if not rows:
             raise DataError("there is nothing to predict: the split is empty")
+        if "ids" in rows and rows["ids"].batches < rows["outputs"].batches:
+            del rows["ids"]  # a user-defined DataLoader may have ids in none of its batches, or not in all
+        arrays = {name: self._gather(values, is_whole=is_whole) for name, values in rows.items()}
         predictions = Predictions(
-            labels=self._class_indices(self._gather(labels, is_whole=is_whole)),
-            outputs=self._gather(outputs, is_whole=is_whole),
+            labels=self._class_indices(arrays["labels"]),
+            outputs=arrays["outputs"],
             classes=self.data.classes if decide is None else decide.classes,
-            # A user-defined DataLoader may have ids in none of its batches, or not in all.
-            ids=self._gather(ids, is_whole=is_whole) if ids.batches == outputs.batches else None,
+            ids=arrays.get("ids"),
             groups=_groups(split),
             per_position=self._has_positions,
-            reduced={name: self._gather(rows, is_whole=is_whole) for name, rows in reduced.items()},
+            reduced={name.removeprefix(REDUCED): arrays[name] for name in arrays if name.startswith(REDUCED)},
         )
-        if self._has_positions:
-            self._require_finite(net, split, self._gather(finite, is_whole=is_whole))
+        if decide is not None:
+            self._require_finite(net, split, arrays["finite"])
             return predictions
         self._require_finite(net, split, np.isfinite(predictions.outputs).reshape(len(predictions.outputs), -1).all(1))
         return self._to_shared_classes(net, self._with_labels(predictions))
 
-    def _read(self, batches: Iterable[Batch], split: Split | LoaderSplit) -> Iterator[Batch]:
+    def _rows_of_batch(self, batch: Batch, output: Tensor, decide: "_Decisions | None") -> dict[str, Tensor]:
+        """Return what is kept of a batch, by name, each (batch, ...).
+
+        output: of the network. decide: turns outputs per position into decisions; None if there is a label per sample.
+        """
+        if self.data.task != "regression" and output.is_floating_point() and output.ndim > 1:
+            # A low finite number, which metrics take, for a class that is masked. If all classes of a sample are -inf,
+            # they stay so: that is an error, and no mask.
+            masked = output == -torch.inf
+            masked = masked & ~masked.all(1, keepdim=True)
+            output = output.masked_fill(masked, torch.finfo(output.dtype).min / 4)  # the sum of two is finite
+        rows = {} if batch.ids is None else {"ids": batch.ids}
+        if decide is None:
+            return {"outputs": output.float(), "labels": batch.labels, **rows}
+        decisions, labels, reduced = decide(output, batch.labels)
+        rows["finite"] = output.isfinite().flatten(1).all(1)
+        rows |= {REDUCED + name: values for name, values in reduced.items()}
+        return {"outputs": decisions, "labels": labels, **rows}
+
+    def _read(self, loaded: Iterable[Batch], split: Split | LoaderSplit) -> Iterator[Batch]:
         """Yield the batches of a split, and warn if it does not end, as a stream that is meant for training."""
         may_be_endless = length_of(split) is None and id(split) not in self._ended
         began, notice_after, samples = monotonic(), _NOTICE_AFTER, 0
-        for batch in batches:
+        for batch in loaded:
             yield batch
             samples += len(batch)
             if may_be_endless and monotonic() - began > notice_after:
@@ -139,7 +151,7 @@ class Predictor:
 
     @property
     def _has_positions(self) -> bool:
-        return bool(optional_member(self.data, Data, "position_dims"))
+        return self.data.position_dims > 0
 
     def _class_indices(self, labels: NDArray[Any]) -> NDArray[Any]:
         """Return the class of soft labels, (samples, classes) -> (samples,); other labels unchanged."""
@@ -148,7 +160,7 @@ class Predictor:
 
     def _with_labels(self, predictions: Predictions) -> Predictions:
         """Leave out samples without a label."""
-        ignored = optional_member(self.data, Data, "ignored_labels")
+        ignored = self.data.ignored_labels
         has_label = ~np.isin(predictions.labels, ignored)
         return predictions if not ignored or has_label.all() else predictions.rows(has_label)
 
@@ -172,7 +184,7 @@ class Predictor:
         cause = None
         if not isinstance(split, LoaderSplit):
             rows = torch.from_numpy((~finite).nonzero()[0][:_INSPECTED])
-            has_unknown, name = optional_member(self.data, Data, "has_unknown"), split_name(self.data, split)
+            has_unknown, name = self.data.has_unknown, split_name(self.data, split)
             cause = cause_in_inputs(split.batch(rows, 0), has_unknown=has_unknown, split=split, name=name)
         advice = "a lower learning rate, Training(max_grad_norm=...), or another precision may help"
         raise KdkitError(
@@ -207,16 +219,6 @@ def compute_metrics(metrics: Sequence[Metric], validation: Predictions, test: Pr
     return {metric.name: metric.fit(validation).compute(test) for metric in metrics}
 
 
-def _with_finite_masks(outputs: Tensor) -> Tensor:
-    """Return outputs, (batch, classes, ...), with a low finite number, which metrics take, for a class that is masked.
-
-    If all classes of a sample are -inf, they stay so: that is an error, and no mask.
-    """
-    masked = outputs == -torch.inf
-    masked = masked & ~masked.all(1, keepdim=True)
-    return outputs.masked_fill(masked, torch.finfo(outputs.dtype).min / 4)  # the sum of two is finite
-
-
 class _Decisions:
     """Turns outputs per position into predicted classes, and labels into those of `Predictions`, -1 if there is none.
 
@@ -227,7 +229,7 @@ class _Decisions:
         self.net = net
         self.reducing = {metric.name: metric for metric in metrics if isinstance(metric, PositionReducing)}
         self.task = data.task
-        self.ignored = optional_member(data, Data, "ignored_labels")
+        self.ignored = data.ignored_labels
         self.classes = tuple(data.classes)
         self.columns = None
         if net.classes is not None:
@@ -322,31 +324,16 @@ class _Rows:
         return torch.cat([self.pad(tensor, largest) for tensor in tensors])
 
 
-class _Part(Split):
-    """Some rows of a split, as a split."""
-
-    def __init__(self, split: Split, rows: Tensor) -> None:
-        self.split = split
-        self.rows = rows
-        self.ids = split.ids[rows]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @classmethod
-    def of_rank(cls, split: Split | LoaderSplit) -> "Split | LoaderSplit":
-        """Return the rows that this rank predicts: a part, or the whole split if it cannot be divided."""
-        if not is_distributed() or isinstance(split, LoaderSplit) or len(split) < world_size():
-            return split
-        return cls(split, torch.tensor_split(torch.arange(len(split)), world_size())[rank()])
-
-    def batch(self, rows: Tensor, draw: int) -> Batch:
-        return self.split.batch(self.rows[rows], draw)
+def _rows_of_rank(split: Split | LoaderSplit) -> Tensor | None:
+    """Return the rows that this rank predicts, (rows,) int64; None if it predicts the whole split."""
+    if not is_distributed() or isinstance(split, LoaderSplit) or len(split) < world_size():
+        return None
+    return torch.tensor_split(torch.arange(len(split)), world_size())[rank()]
 
 
 def _groups(split: Split | LoaderSplit) -> NDArray[np.int64] | None:
     """Return the group of each row, such as its patient, or None. Raises DataError if there is not one per row."""
-    groups = optional_member(split, Split, "groups")
+    groups = split.groups
     if groups is None:
         return None
     array = torch.as_tensor(groups).cpu().numpy()

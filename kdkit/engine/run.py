@@ -9,10 +9,8 @@ from typing import Any, Unpack
 
 import torch
 
-from kdkit.data.dataset import Split
 from kdkit.data.device_data import DeviceData
 from kdkit.engine import distributed
-from kdkit.engine.baseline_differences import baseline_differences
 from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.check.check import check
 from kdkit.engine.check.stage_problems import require_compilable
@@ -21,31 +19,26 @@ from kdkit.engine.interrupts import Interrupts
 from kdkit.engine.measure import measure_nets
 from kdkit.engine.options import RunFields, RunOptions
 from kdkit.engine.out_of_memory import explain_memory_of_run
-from kdkit.engine.predict import Predictor, compute_metrics
+from kdkit.engine.predict import Predictor
 from kdkit.engine.run_context import RunContext
+from kdkit.engine.run_evaluation import RunEvaluation
 from kdkit.engine.run_record import Origin, notices, run_name, run_record, settings_of, versions
 from kdkit.engine.storage.run_folder import RunFolder, can_resume, was_killed_at_start
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.trainer import StageTrainer
 from kdkit.engine.training_batches import passes_over
-from kdkit.engine.user_errors import located
-from kdkit.engine.weak_teachers import note_weak_teachers
 from kdkit.errors import RecipeError, RunFolderError
-from kdkit.metrics.base import MetricResult, Predictions
-from kdkit.metrics.hardest import hardest_samples
-from kdkit.metrics.paired import SplitPredictions
+from kdkit.metrics.base import MetricResult
 from kdkit.nets.net import Net
 from kdkit.plugins.events import BaselineDifference, RunEnded, RunStarted
 from kdkit.plugins.manager import installed
-from kdkit.recipe.baseline import baselines_of, with_baselines
+from kdkit.recipe.baseline import with_baselines
 from kdkit.recipe.recipe import Recipe, Stage, as_recipe, stage_dependencies
 from kdkit.utils import collectives
 from kdkit.utils.devices import deterministic
-from kdkit.utils.randomness import derive_seed, preserve_rng_state, seed_everything
+from kdkit.utils.randomness import preserve_rng_state, seed_everything
 
-_REPORTED_SAMPLES = 12
-_EVALUATION = 4  # what a seed is for, see kdkit.data.loading
 _INTERRUPTED = (
     "kdkit: the attribute `result` of this exception has the history, the networks and the metrics so far; in a "
     "notebook: sys.last_value.result"
@@ -188,14 +181,8 @@ class PreparedRun:
         self.origin = origin
         self.lock = ExitStack()
         self.folder = self._open_folder()
-        self.reported_on = "validation" if recipe.data.test is None else "test"
         self.history: dict[str, Sequence[Mapping[str, Any]]] = {}
-        self.metrics: dict[str, dict[str, MetricResult]] = {}
-        self.baselines = baselines_of(plan.stages)
-        self.compared: dict[str, SplitPredictions] = {}  # the predictions of students that have a baseline, and of it
-        self.differences: tuple[BaselineDifference, ...] = ()
-        self.student = next(list(stage.objectives)[-1] for stage in reversed(plan.stages) if not stage.baseline_of)
-        self.test_of_student: Predictions | None = None
+        self.evaluation = RunEvaluation(self.ctx, self.folder)
 
     def execute(self) -> Result:
         """Train and evaluate; call run_ended at the end, also after an error."""
@@ -244,13 +231,7 @@ class PreparedRun:
         self._train_stages()
         if ctx.options.only is not None:
             return  # the process that gave this one its stages evaluates the networks
-        self._evaluate_nets()
-        self._save_samples()
-        stages, metrics = ctx.plan.stages, ctx.recipe.metrics
-        has_notes = note_weak_teachers(self.metrics, stages, metrics[0], self.reported_on)
-        self.differences = tuple(baseline_differences(metrics, stages, self.compared))
-        if self.folder is not None and (self.differences or has_notes):
-            self.folder.save_metrics(self.reported_on, self.metrics, self.differences)
+        self.evaluation.evaluate()
         # Last, so that it precedes nothing that is computed; several processes would slow each other down.
         if self.folder is not None and ctx.options.measure and not collectives.is_distributed():
             seconds = time.perf_counter() - began
@@ -299,78 +280,27 @@ class PreparedRun:
             )
         return stage.name in only
 
-    def _evaluate_nets(self) -> None:
-        ctx = self.ctx
-        for number, net in enumerate(ctx.plan.nets):
-            if net in ctx.plan.feature_teachers:
-                continue
-            # A resumed run draws the same numbers, if data or networks draw any.
-            seed_everything(derive_seed(ctx.options.seed, number, _EVALUATION, 0))
-            with located(f"the evaluation of net {net.name!r}", ctx.options.out):
-                self.metrics[net.name] = self._evaluate(net)
-            if self.folder is not None:  # after each network, so that a run that fails later keeps what it has
-                self.folder.save_metrics(self.reported_on, self.metrics)
-
-    def _evaluate(self, net: Net[Any]) -> dict[str, MetricResult]:
-        """Predict the validation and test splits, save the predictions, and return the metrics of a network."""
-        ctx, data = self.ctx, self.ctx.recipe.data
-        # The last stage that trains the network holds its files; one that is only a teacher gets a folder "0-<name>".
-        index, name, batch_size = next(
-            (
-                (index, stage.name, stage.training.batch_size)
-                for index, stage in reversed(list(enumerate(ctx.plan.stages)))
-                if net in stage.objectives
-            ),
-            (-1, net.name, ctx.plan.stages[-1].training.batch_size),
-        )
-        with ctx.explain_out_of_memory(ctx.plan.stages[index], data.validation, trains=False):
-            validation = ctx.predictor.predict(net, data.validation, batch_size=batch_size)
-            test = validation if data.test is None else ctx.predictor.predict(net, data.test, batch_size=batch_size)
-        if self.folder is not None:
-            folder = self.folder.stage(index, name)
-            folder.save_predictions(net.name, "validation", validation)
-            if data.test is not None:
-                folder.save_predictions(net.name, "test", test)
-        if net is self.student:
-            self.test_of_student = test
-        if net.name in {*self.baselines, *self.baselines.values()}:
-            self.compared[net.name] = SplitPredictions(validation, test)
-        return compute_metrics(ctx.recipe.metrics, validation, test)
-
-    def _save_samples(self) -> None:
-        """Save the samples that the student got most wrong, as far as the data can be shown in a report."""
-        split = self.ctx.recipe.data.validation if self.reported_on == "validation" else self.ctx.recipe.data.test
-        predictions = self.test_of_student
-        if self.folder is None or predictions is None or predictions.ids is None or not isinstance(split, Split):
-            return
-        # By their ids, since predictions have no rows for samples without a label.
-        row_of = {number: row for row, number in enumerate(split.ids.tolist())}
-        ids = predictions.ids[hardest_samples(predictions, _REPORTED_SAMPLES)]
-        rows = torch.tensor([row_of[number] for number in ids.tolist()], dtype=torch.long)
-        tensors = split.report_tensors(rows) if len(rows) else {}
-        if tensors:
-            self.folder.save_samples(split.ids[rows], tensors, split.report_names(rows))
-
     def _result(self) -> Result:
         return Result(
-            metrics=self.metrics,
+            metrics=self.evaluation.metrics,
             nets={net.name: net for net in self.ctx.plan.nets},
-            student=self.student,
+            student=self.evaluation.student,
             history=self.history,
-            reported_on=self.reported_on,
+            reported_on=self.evaluation.reported_on,
             folder=self.ctx.options.out,
-            differences=self.differences,
+            differences=self.evaluation.differences,
         )
 
     def _ended(self, seconds: float, error: BaseException | None = None) -> RunEnded:
+        evaluation = self.evaluation
         return RunEnded(
-            metrics={net: dict(results) for net, results in self.metrics.items()} if error is None else {},
+            metrics={net: dict(results) for net, results in evaluation.metrics.items()} if error is None else {},
             parameters={net.name: net.parameters for net in self.ctx.plan.nets},
-            reported_on=self.reported_on,
+            reported_on=evaluation.reported_on,
             folder=self.ctx.options.out,
             seconds=seconds,
             error=error,
-            differences=self.differences if error is None else (),
+            differences=evaluation.differences if error is None else (),
         )
 
 

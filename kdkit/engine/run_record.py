@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from kdkit import __version__
-from kdkit.data.dataset import Data, Split, optional_member
+from kdkit.data.dataset import Data
 from kdkit.data.labels import without_ignored
 from kdkit.engine import distributed
 from kdkit.engine.check.plan import Plan
@@ -123,8 +123,8 @@ def settings_of(plan: Plan, options: RunOptions) -> dict[str, str | int | float 
 def notices(recipe: Recipe, plan: Plan) -> Iterator[str]:
     """Yield the facts that a reader of the results has to know: about the data, and about what is not reproducible."""
     data = recipe.data
-    yield from str(optional_member(data, Data, "summary")).splitlines()
-    yield from optional_member(data, Data, "notices")
+    yield from str(data.summary).splitlines()
+    yield from data.notices
     if data.draws is None:
         yield "the data draws its own random numbers, so runs repeat exactly only if the data does"
     yield from filter(None, (net.weights_note for net in plan.nets))
@@ -142,13 +142,13 @@ def notices(recipe: Recipe, plan: Plan) -> Iterator[str]:
 
 def _positives(data: Data) -> dict[str, int] | None:
     """Return the number of training samples of each class, or None if that is unknown without fetching them."""
-    labels = optional_member(data.train, Split, "labels")
+    labels = data.train.labels
     if not isinstance(labels, torch.Tensor) or data.task == "regression":
         return None
     # Samples without a label have none of the classes.
     shape = (len(data.train),) if data.task == "multiclass" else (len(data.train), len(data.classes))
     if tuple(labels.shape) != shape:
         return None
-    rows = without_ignored(labels, optional_member(data, Data, "ignored_labels")).cpu().numpy()
+    rows = without_ignored(labels, data.ignored_labels).cpu().numpy()
     positive = true_classes(Predictions(labels=rows, outputs=rows, classes=tuple(data.classes)))
     return dict(zip(data.classes, positive.sum(0).tolist(), strict=True))

@@ -16,16 +16,16 @@ from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.options import RunOptions
 from kdkit.engine.training_batches import passes_over
-from kdkit.errors import CacheError, first_line
+from kdkit.errors import CacheError
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe, Stage
 from kdkit.teachers.base import TeacherSession
-from kdkit.teachers.cache.audit import AUDIT_SAMPLES, Audit
+from kdkit.teachers.cache.audit import Audit
 from kdkit.teachers.cache.cached import CachedTeacher
 from kdkit.teachers.cache.codec import Codec
 from kdkit.teachers.cache.entry import EntryInfo, EntrySpec, read_info
 from kdkit.teachers.cache.folder import CacheFolder, UnusableFolderError
-from kdkit.teachers.cache.key import Key, compute_key, facts_of_data
+from kdkit.teachers.cache.key import DataIdentity, Key, compute_key, identify
 from kdkit.teachers.cache.probe import probe
 from kdkit.teachers.cache.store import Store
 from kdkit.utils import collectives
@@ -73,13 +73,11 @@ class TeacherCaching:
         """Yield the reason if the data prevents that outputs are cached, or that other runs read them."""
         if self.options.teacher_cache == "off" or not any(_frozen_teachers(stage) for stage in self.stages):
             return
-        try:
-            self._facts_of_data()
-        except CacheError as error:
-            yield f"teacher outputs are not cached: {error}"
+        if self._identity.facts is None:
+            yield f"teacher outputs are not cached: {self._identity.reason}"
             return
         could_be_shared = self.options.out is not None or self.options.teacher_cache != "auto"
-        if not self._has_data_digest() and could_be_shared:
+        if not self._identity.is_complete and could_be_shared:
             yield "teacher outputs are cached for this run only, since the data has no digest of all its samples"
 
     def cache_sessions(self, open_stage: OpenStage, batch: Batch) -> list[str]:
@@ -93,21 +91,23 @@ class TeacherCaching:
         known_problem = self._folder_problem
         for net in _frozen_teachers(open_stage.stage):
             with self.options.autocast(self.device):
+                cached = None
                 try:
-                    cached = _on_all_ranks(self._cached_teacher(net, open_stage, batch))
+                    cached = self._cached_teacher(net, open_stage, batch)
                 except CacheError as error:
                     notices.append(f"net {net.name!r} is not cached: {error}")
-                    cached = _on_all_ranks(None)  # the other ranks wait for this call
+                cached = _on_all_ranks(cached)
                 session = open_stage.sessions[net.name]
                 open_stage.sessions[net.name] = cached or self._encoded_only(net, session, batch)
-                if cached is not None and cached.store is not None:
+                split = self._cacheable_split()
+                if cached is not None and cached.store is not None and split is not None:
                     rows = cached.store.written
                     self.entries[net.name] = {
                         "entry": cached.store.path.name,
                         "outputs": rows.numel(),
                         "cached_before": int(rows.sum()),
                     }
-                    self._audit_earlier_outputs(cached)
+                    cached.audit.check_earlier(cached.store, split, self.device)
         if self._folder_problem != known_problem:
             notices.insert(0, f"teacher outputs are cached for this run only: {self._folder_problem}")
         return notices
@@ -238,63 +238,27 @@ class TeacherCaching:
     def _audit(self, net: Net[Any], session: TeacherSession, codec: Codec) -> Audit:
         return Audit(f"net {net.name!r}", session, codec, self.recipe.teacher_cache.audit)
 
-    def _audit_earlier_outputs(self, cached: CachedTeacher) -> None:
-        """Check a few outputs that an earlier stage or run cached, before the first step."""
-        store, split = cached.store, self._cacheable_split()
-        if store is None or split is None or not cached.audit.share:
-            return
-        written = store.written.nonzero()  # (rows, 2): draw and row
-        if not len(written):
-            return
-        generator = torch.Generator()
-        generator.seed()  # not the seed of the run: each run checks other samples
-        draw = int(written[torch.randint(len(written), (), generator=generator)][0])
-        rows = store.written[draw].nonzero().flatten()
-        ids = store.ids[rows[torch.randperm(len(rows), generator=generator)[:AUDIT_SAMPLES]]]
-        with preserve_rng_state():
-            batch = split.batch(torch.isin(torch.as_tensor(split.ids).cpu(), ids).nonzero().flatten(), draw)
-        try:
-            lookup = None if batch.ids is None else store.lookup(batch.ids, draw)
-            if lookup is None or (lookup.hits is not None and not lookup.hits.any()):
-                return
-            parts = store.read(lookup)
-        except OSError:  # the first step that reads them gives the reason
-            return
-        if lookup.hits is not None:  # damaged outputs are computed again when they are read
-            intact = lookup.hits.nonzero().flatten()
-            batch, parts = batch.rows(intact), tuple(part[intact] for part in parts)
-        cached.audit.check(batch.to(self.device), parts)
+    @cached_property
+    def _identity(self) -> DataIdentity:
+        return identify(self.recipe.data)
 
     def _facts_of_data(self) -> Mapping[str, Any]:
         """Return the facts of the data that outputs depend on. Raises CacheError if samples cannot be identified."""
-        if isinstance(self._facts_or_error, CacheError):
-            raise self._facts_or_error
-        return self._facts_or_error
-
-    @cached_property
-    def _facts_or_error(self) -> Mapping[str, Any] | CacheError:
-        try:
-            return facts_of_data(self.recipe.data)
-        except CacheError as error:
-            return error
-        except Exception as error:  # user-defined data may raise anything from its attributes
-            return CacheError(f"the data cannot be identified ({type(error).__name__}: {first_line(error)})")
+        if self._identity.facts is None:
+            raise CacheError(self._identity.reason)
+        return self._identity.facts
 
     def _cacheable_split(self) -> Split | None:
         """Return the training split, or None if no outputs for it are cached."""
         train = self.recipe.data.train
-        if self.options.teacher_cache == "off" or isinstance(self._facts_or_error, CacheError):
+        if self.options.teacher_cache == "off" or isinstance(train, LoaderSplit):
             return None
-        return None if isinstance(train, LoaderSplit) else train
-
-    def _has_data_digest(self) -> bool:
-        """Whether the key changes with every training sample: see `Data`."""
-        return isinstance(self._facts_or_error, Mapping) and self._facts_or_error["train_digest"] is not None
+        return None if self._identity.facts is None else train
 
     def _is_private(self) -> bool:
         """Whether no other run reads the folder."""
         no_folder = self.options.teacher_cache == "auto" and self.options.out is None
-        return not self._has_data_digest() or no_folder or bool(self._folder_problem)
+        return not self._identity.is_complete or no_folder or bool(self._folder_problem)
 
     def _folder(self) -> Path:
         if not self._is_private():

@@ -1,6 +1,6 @@
 """The batches of each training epoch of a stage, from rows in an order of the run, or from a stream."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, islice
 from math import ceil
@@ -13,7 +13,16 @@ from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit, Split
 from kdkit.data.device_data import DeviceData
 from kdkit.data.label_check import LabelCheck
-from kdkit.data.loading import Batches, BatchSeed, length_of, training_batch_sizes, training_order, training_rows
+from kdkit.data.loading import (
+    BatchSeed,
+    RowBatches,
+    length_of,
+    rows_of_batches,
+    shard_rows,
+    training_batch_sizes,
+    training_order,
+    training_rows,
+)
 from kdkit.data.reading import ReadBatches
 from kdkit.data.torch_splits import StreamSplit, dataset_of
 from kdkit.engine.batch_transform import BatchTransform
@@ -45,8 +54,7 @@ class TrainingBatches:
         self.per_epoch = batches_per_epoch(self.split, training)
         self.stream: _Stream | None = None
         if isinstance(self.split, LoaderSplit) and training.steps_per_epoch is not None:
-            pin = device_data.device.type == "cuda"
-            self.stream = _Stream(self.split, training.batch_size, pin=pin, check=label_check)
+            self.stream = _Stream(self.split, training.batch_size, pin=device_data.pins, check=label_check)
         self.transform = BatchTransform.from_data(data)
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
@@ -56,20 +64,16 @@ class TrainingBatches:
         since the random numbers that its dataset draws may depend on it. A stream that knows its position is there
         already: see `load_state_dict`.
         """
+        split = self.split
         if self.stream is not None:
-            batches: Iterable[Batch] = self.device_data.moved(_NextBatches(self.stream, self.per_epoch - skip))
-        elif isinstance(self.split, LoaderSplit):
-            set_epoch(self.split, epoch)
-            loaded: Batches = self._load(epoch)
-            if isinstance(self.split, StreamSplit):
-                loaded = _WithoutSingleSamples(loaded, self.per_epoch, self.training.batch_size)
-            batches = iter(loaded)
+            batches = self.device_data.moved(self.stream.take(self.per_epoch - skip))
+        elif isinstance(split, LoaderSplit):
+            batches = self._pass_of_loader(split, epoch)
             for _ in islice(batches, skip):
                 pass
         else:
-            segments = self._segments(epoch, skip)
-            batches = chain.from_iterable(self.segment(segment) for segment in segments)
-        return iter(batches if self.transform is None else self.transform.apply_to(batches, self.device_data.device))
+            batches = chain.from_iterable(self._batches_of(split, part) for part in self._segments(epoch, skip))
+        return batches if self.transform is None else self.transform.apply_to(batches, self.device_data.device)
 
     def sizes(self, epoch: int) -> list[int] | None:
         """Return the number of samples of each batch of an epoch; None if a LoaderSplit does not know it."""
@@ -80,11 +84,6 @@ class TrainingBatches:
             return None  # an epoch may begin anywhere in a pass
         return [size for segment in self._segments(epoch, 0) for size in sizes[segment.first : segment.end]]
 
-    def segment(self, segment: "_Segment") -> Batches:
-        """Return the batches of a part of a pass over the rows."""
-        set_epoch(self.split, segment.number)
-        return self._load(segment.number, segment)
-
     def state_dict(self) -> dict[str, Any] | None:
         """Return the position in a stream; None if any epoch can be read again."""
         return None if self.stream is None else self.stream.state_dict()
@@ -93,8 +92,17 @@ class TrainingBatches:
         """Restore the position in a stream, and return a notice if that is not possible."""
         return None if self.stream is None or state is None else self.stream.load_state_dict(state)
 
+    def _pass_of_loader(self, split: LoaderSplit, number: int) -> Iterator[Batch]:
+        """Return the batches of a pass of a user-defined DataLoader or a stream that has a length."""
+        set_epoch(split, number)
+        size = self.training.batch_size
+        batches = self.device_data.load(split.batched(size, pin=self.device_data.pins), check=self.label_check)
+        if not isinstance(split, StreamSplit) or size == 1:
+            return batches
+        return (batch for batch in batches if len(batch) > 1)  # without a last one of a single sample
+
     def _segments(self, epoch: int, skip: int) -> list["_Segment"]:
-        """Return the parts of passes that make up an epoch, without its first batches."""
+        """Return the parts of passes over the rows that make up an epoch, without its first batches."""
         in_pass = _batches_in_pass(self.split, self.training.batch_size)
         first, end = epoch * self.per_epoch + skip, (epoch + 1) * self.per_epoch
         passes = range(first // in_pass, (end - 1) // in_pass + 1)
@@ -104,22 +112,25 @@ class TrainingBatches:
         ]
         return [segment for segment in segments if segment.first < segment.end]
 
-    def _load(self, number: int, segment: "_Segment | None" = None) -> Batches:
-        split, size, draws = self.split, self.training.batch_size, self.data.draws
-        order = training_order(split, size, self.seed, number)
-        first = 0
-        if order is not None and segment is not None:
-            first, order = segment.first, order[segment.first * size : segment.end * size]
-        return self.device_data.batches(
+    def _batches_of(self, split: Split, segment: "_Segment") -> Iterator[Batch]:
+        """Return the batches of a part of a pass over the rows; of each batch, the rows of this rank."""
+        size, draws = self.training.batch_size, self.data.draws
+        set_epoch(split, segment.number)
+        order = training_order(split, size, self.seed, segment.number)
+        rows = rows_of_batches(split, size, order[segment.first * size : segment.end * size])
+        rank, is_divided = collectives.rank(), collectives.is_distributed()
+        if is_divided:
+            rows = tuple(shard_rows(batch_rows, rank, collectives.world_size()) for batch_rows in rows)
+        seed = derive_seed(derive_seed(self.seed, segment.number, _LOADING), rank)
+        batches = RowBatches(
             split,
-            size,
-            order=order,
-            draw=None if draws is None else number % draws,
-            draws=draws or 1,
-            workers=self.training.workers,
-            shard=(collectives.rank(), collectives.world_size()),
-            seed=BatchSeed(derive_seed(self.seed, number, _LOADING), first, in_process=draws is None),
-            check=self.label_check,
+            rows,
+            draw=0 if draws is None else segment.number % draws,
+            seed=BatchSeed(seed, segment.first, in_process=draws is None),
+        )
+        keep_draws = 0 if is_divided or draws is None else draws
+        return self.device_data.load(
+            batches, workers=self.training.workers, check=self.label_check, keep_draws=keep_draws
         )
 
 
@@ -226,7 +237,7 @@ class _Stream:
             if self._iterator is None:
                 set_epoch(self.split, self.number)
                 batched = self.split.batched(self.batch_size, pin=self.pin)
-                self._iterator = iter(ReadBatches(batched, batched, self.check))
+                self._iterator = iter(ReadBatches(batched, self.check))
             batch = next(self._iterator, None)
             if batch is None:
                 if not self._yielded:
@@ -247,32 +258,6 @@ class _Stream:
         candidates = [loader, *in_process]
         has_state = (item for item in candidates if hasattr(item, "state_dict") and hasattr(item, "load_state_dict"))
         return next(has_state, None)
-
-
-class _NextBatches:
-    """The next batches of a stream."""
-
-    def __init__(self, stream: _Stream, count: int) -> None:
-        self.stream, self.count = stream, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.stream.take(self.count)
-
-
-class _WithoutSingleSamples:
-    """The batches of a sized stream, without a last one of a single sample."""
-
-    def __init__(self, batches: Batches, count: int, size: int) -> None:
-        self.batches, self.count, self.size = batches, count, size
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[Batch]:
-        return (batch for batch in self.batches if len(batch) > 1 or self.size == 1)
 
 
 def _is_plain(value: Any) -> bool:

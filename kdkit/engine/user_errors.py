@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kdkit.data.reading import explain_ended_worker
+from kdkit.data.read_errors import explain_ended_worker
 from kdkit.errors import KdkitError
 
 

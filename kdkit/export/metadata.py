@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from kdkit.data.dataset import Data, optional_member
 from kdkit.engine.run_record import versions
 from kdkit.engine.storage.run_folder import can_resume, read_record
 from kdkit.export.gates import Reference
@@ -47,7 +46,7 @@ def metadata_of(source: ExportSource, reference: Reference, weights: Path) -> di
         },
         "versions": versions(),
         "notices": [
-            *(str(notice) for notice in optional_member(data, Data, "notices")),
+            *(str(notice) for notice in data.notices),
             # such as that a stage is not finished
             *(f"weights: {fact}" for fact in find_weights(weights, source.net.name, None).facts),
         ],
@@ -66,7 +65,7 @@ def inputs_of(source: ExportSource, *, dynamic: bool) -> list[dict[str, Any]]:
 
 def preparation_of(source: ExportSource) -> dict[str, Any]:
     """Return how raw samples become the inputs of the network: as the data describes it, and then its view."""
-    described: Mapping[str, Any] = optional_member(source.data, Data, "preparation")
+    described: Mapping[str, Any] = source.data.preparation
     by_view = getattr(source.net.view, "describe", None)  # optional, see `View`
     return dict(described if by_view is None else by_view(described))
 

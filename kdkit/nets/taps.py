@@ -245,10 +245,12 @@ def tap(
 class OpenTaps:
     """Attached taps and the tensors that they captured in the last forward pass. `close` removes their hooks.
 
-    captures: whether tensors are captured. From `take` to the next `clear` none is: the backward pass may run a layer
+    The order of calls is `copy_if_modified` once, after a first pass, and then `run` for each batch: `clear`, the
+    forward pass, and `take`. From there to the next `clear` nothing is captured: the backward pass may run a layer
     again, to recompute its activations, and then the network is validated.
-    A tensor that the network modifies in place after it was captured has changed by the time a loss uses it.
-    `copy_if_modified` is called after a first pass, and makes such taps capture copies from then on.
+    A tensor that the network modifies in place after it was captured has changed by the time a loss uses it: after
+    `copy_if_modified`, such taps capture copies.
+    captures: whether tensors are captured.
     nets: the networks that the taps are on; error messages name them.
     """
 
@@ -297,13 +299,18 @@ class OpenTaps:
             )
         return tensor
 
+    def run(self, net: Net[Any], batch: Any, indices: Sequence[int] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Run a network on a batch, and return its output and the tensors of all taps, or of those at these indices."""
+        if not self.taps:  # a step of a small network takes microseconds
+            return net(batch), ()
+        self.clear()
+        return net(batch), self.take(indices)
+
     def take(self, indices: Sequence[int] | None = None) -> tuple[Tensor, ...]:
         """Return the tensors of all taps, or of those at these indices, in order.
 
         All tensors are cleared, so that no feature outlives its step.
         """
-        if not self.taps:
-            return ()
         features = tuple(self.captured(index) for index in (range(len(self.taps)) if indices is None else indices))
         self.pause()
         return features

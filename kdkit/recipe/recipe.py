@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from kdkit.data.dataset import Data, missing_members, optional_member
+from kdkit.data.dataset import Data
 from kdkit.errors import RecipeError, describe
 from kdkit.metrics.base import Metric
 from kdkit.metrics.defaults import default_metrics
@@ -111,10 +111,10 @@ class Recipe:
     _used: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if missing := missing_members(self.data):
+        if not isinstance(self.data, Data):
             raise RecipeError(
                 "data must be a TorchData(train, validation) or another subclass of kdkit.Data; got a "
-                f"{type(self.data).__name__}, which lacks {', '.join(missing)}"
+                f"{type(self.data).__name__}"
             )
         _validate_schedule(self.schedule)
         if not isinstance(self.teacher_cache, CacheSettings):
@@ -123,8 +123,8 @@ class Recipe:
             )
         if not isinstance(self.metrics, Sequence) or isinstance(self.metrics, str):
             raise RecipeError(f"metrics must be a tuple of metrics, such as (MacroF1(),); got {self.metrics!r}")
-        positions = optional_member(self.data, Data, "position_dims")
-        object.__setattr__(self, "metrics", tuple(self.metrics) or default_metrics(self.data.task, positions))
+        metrics = tuple(self.metrics) or default_metrics(self.data.task, self.data.position_dims)
+        object.__setattr__(self, "metrics", metrics)
         for metric in self.metrics:
             if isinstance(metric, type) or not isinstance(metric, Metric):
                 raise RecipeError(f"a metric must have a name, fit and compute; got {describe(metric)}")

@@ -101,10 +101,7 @@ class Frozen(TeacherSession):
             mode.close()
 
     def _run(self, batch: Batch) -> TeacherOutput:
-        if not self._open_taps.taps:  # a step of a small network takes microseconds
-            return TeacherOutput(self.net(batch))
-        self._open_taps.clear()
-        output, features = self.net(batch), self._open_taps.take()
+        output, features = self._open_taps.run(self.net, batch)
         if self.net.device is not None:
             features = tuple(feature.to(batch.labels.device) for feature in features)
         return TeacherOutput(output, features)

@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 
 import kdkit
 from kdkit import Batch, DataError, Net, Recipe, Split, Stage, TorchData
-from kdkit.data import reading
+from kdkit.data import read_errors, reading
 from kdkit.data.dataset import Data
+from kdkit.data.loading import batches
 from kdkit.engine.user_errors import located
 from tests.helpers.stages import Small, samples, training, truth
 
@@ -240,7 +241,7 @@ def test_fast_data_is_not_reported():
 )  # fmt: skip
 def test_resources_of_workers_that_run_out_are_explained(error, message):
     with pytest.raises(DataError, match=rf"batch 1 of the train data cannot be read: .*{message}"):
-        raise reading.explain_unreadable(error, "batch 1 of the train data")
+        raise read_errors.explain_unreadable(error, "batch 1 of the train data")
 
 
 def test_data_that_cannot_be_sent_to_workers_is_explained():
@@ -253,10 +254,10 @@ def test_data_that_cannot_be_sent_to_workers_is_explained():
 
 
 def test_errors_of_the_code_that_uses_a_batch_pass_unchanged():
-    batches = reading.ReadBatches([Batch(torch.zeros(1), torch.zeros(1))], FaultySplit(fail))
+    read = reading.ReadBatches(batches(FaultySplit(lambda: None), 8))
 
     def use():
-        for _ in batches:
+        for _ in read:
             raise ValueError("mine")
 
     with pytest.raises(ValueError, match="mine"):
@@ -264,11 +265,11 @@ def test_errors_of_the_code_that_uses_a_batch_pass_unchanged():
 
 
 def test_a_loop_that_is_left_early_is_not_watched_any_more():
-    batches = iter(reading.ReadBatches([Batch(torch.zeros(1), torch.zeros(1))] * 3, FaultySplit(fail)))
+    read = iter(reading.ReadBatches(batches(FaultySplit(lambda: None), 8)))
     before = len(reading._watches)
-    next(batches)
+    next(read)
     assert len(reading._watches) == before + 1
-    del batches
+    del read
     assert len(reading._watches) == before
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import kdkit
-from kdkit import CacheSettings, MultiLevel, RecipeError, TorchData
+from kdkit import CacheSettings, MultiLevel, RecipeError, Split, TorchData
 from kdkit.engine.storage.comparison import different_conditions
 from kdkit.errors import CacheError, CheckError
 from kdkit.teachers.cache import CacheFolder, Part, Store
@@ -512,7 +512,8 @@ def test_ids_of_another_dtype_or_layout_hit(teacher_calls):
 def test_data_without_ids_is_a_reason_and_no_error(teacher_calls):
     data = NoisyData()
     split = data.train
-    data.train = type("WithoutIds", (), {"__len__": lambda self: ROWS, "batch": lambda self, *a: split.batch(*a)})()
+    members = {"__len__": lambda self: ROWS, "batch": lambda self, *args: split.batch(*args)}
+    data.train = type("WithoutIds", (Split,), members)()
     _, _, notices = run(make_recipe(data=data))
-    assert "the data cannot be identified (AttributeError" in notices[0]
+    assert "the data cannot be identified (DataError" in notices[0]
     assert teacher_calls.samples() == 3 * ROWS

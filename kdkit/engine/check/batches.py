@@ -21,7 +21,7 @@ def batch_problems(open_stage: OpenStage, data: Data, batch: Batch, precision: P
     whole = training_batch_sizes(data.train, open_stage.stage.training.batch_size) or ()
     # Of several processes, each gets a part of a batch; all of them try the parts of all, so that they end together.
     count = collectives.world_size()
-    sizes = sorted({len(shard_rows(torch.arange(size), (rank, count))) for size in set(whole) for rank in range(count)})
+    sizes = sorted({len(shard_rows(torch.arange(size), rank, count)) for size in set(whole) for rank in range(count)})
     try:
         for size in sizes if BatchTransform.from_data(data) is not None else ():
             transformed(data, batch.rows(torch.arange(size) % len(batch)))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from kdkit.data.dataset import LoaderSplit
+from kdkit.data.dataset import LoaderSplit, require_splits
 from kdkit.data.torch_splits import StreamSplit
 from kdkit.engine.batch_transform import transformed
 from kdkit.engine.check.batches import batch_problems
@@ -45,6 +45,7 @@ def check(
     """
     recipe = as_recipe(recipe, "check")
     stages = recipe.stages
+    require_splits(recipe.data)
     context = build_context(recipe.data)
     problems = [*recipe_problems(recipe, stages, context)]
     estimator = None if estimate is None else Estimator(recipe, stages, estimate)

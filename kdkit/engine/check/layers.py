@@ -126,7 +126,7 @@ def similarities(students: Sequence[LayerKernels], teachers: Sequence[LayerKerne
 
 def _read(split: Split | LoaderSplit, size: int, rows: Tensor | None = None) -> Iterator[Batch]:
     size = size if rows is None else len(rows)
-    return iter(ReadBatches(batches(split, size, order=rows), split, None))
+    return iter(ReadBatches(batches(split, size, order=rows)))
 
 
 def _layers(net: Net[Any], batch: Batch, most: int) -> list[Layer]:
@@ -134,11 +134,10 @@ def _layers(net: Net[Any], batch: Batch, most: int) -> list[Layer]:
     depths = _depths(net, batch, most)
     taps = [Tap(net.network.get_submodule(path)) for path in depths]
     with OpenTaps(taps, [net]) as open_taps:
-        net(batch)
-        shapes = [tuple(feature.shape[1:]) for feature in open_taps.take()]
+        _, features = open_taps.run(net, batch)
     return [
-        Layer(path=path, shape=shape, depth=depths[path])
-        for path, tap, shape in zip(depths, taps, shapes, strict=True)
+        Layer(path=path, shape=tuple(feature.shape[1:]), depth=depths[path])
+        for path, tap, feature in zip(depths, taps, features, strict=True)
         if not tap.form.doubt  # about its channels, without which the shape means nothing
     ]
 

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kdkit.data.dataset import Split, optional_member
 from kdkit.data.labels import without_ignored
 from kdkit.engine.training_batches import batches_per_epoch
 from kdkit.errors import KdkitError, did_you_mean
@@ -179,7 +178,7 @@ class _RecipeChecks:
     def _undefined_monitors(self) -> Iterator[str]:
         """Compute the monitored metrics for the labels of the validation split, if these are visible and all alike."""
         data = self.recipe.data
-        truth = optional_member(data.validation, Split, "labels")
+        truth = data.validation.labels
         if not isinstance(truth, Tensor) or not truth.ndim or not len(truth):
             return
         labels = without_ignored(truth, self.context.ignored_labels).cpu().numpy()
@@ -231,7 +230,7 @@ class _RecipeChecks:
     def _binary_losses_of_numbers(self) -> Iterator[str]:
         """Check that binary cross-entropy is not trained on labels beyond [0, 1], which have no probability."""
         data = self.recipe.data
-        labels = optional_member(data.train, Split, "labels") if data.task == "regression" else None
+        labels = data.train.labels if data.task == "regression" else None
         if not isinstance(labels, Tensor) or not labels.numel():
             return
         least, most = (label.item() for label in labels.aminmax())

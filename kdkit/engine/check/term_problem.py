@@ -31,73 +31,122 @@ def term_problem(
 
     cause_not_finite: returns why its value is not a finite number if the data or a teacher is the reason.
     """
-    if (term.alignment is not None or term.rows is not None) and not len(as_tuple(inputs.student)[0]):
-        return None  # no row of the tiny batch has a label or a shared class
-    if term.ignore_index is not None and (inputs.labels == term.ignore_index).all():
-        return None  # a later batch has labels
-    target = inputs.target_or_labels()
-    shapes = f"student {describe_shape(inputs.student)} and target {describe_shape(target)}"
-    loss, student = describe_loss(term.loss), repr(term.student_net.name)
-    if isinstance(term.weighted.term, Match):
-        problem = target_problem(term.loss, inputs.student, target)
-        if problem is not None:
-            return f"{loss} does not fit: {problem}"
-    watch = _WatchBroadcast(inputs.student, target)
-    try:
-        # A loss with a memory bank updates its buffers when it is called.
-        with (
-            watch,
-            warnings.catch_warnings(record=True) as caught,
-            preserve_buffers([term.loss] if isinstance(term.loss, nn.Module) else []),
-        ):
-            warnings.simplefilter("always")
-            value = term.loss(inputs.student, target, **kwargs)
-    except KdkitError as error:
-        return str(error)
-    except Exception as error:  # the loss may be user-defined, and its sides may not fit it
-        takes_one = _matches(term, Teachers) and not isinstance(term.loss, PerTeacher)
-        hint = f"; Teachers(...) gives a tuple, of which PerTeacher({loss}) takes each element" if takes_one else ""
-        if term.alignment is not None and _has_other_vectors(term.loss, as_tuple(inputs.student)[0].shape[1]):
-            hint = (
-                "; only classes that both sides have are compared: a vector per class has a value for each of these, "
-                "in the order of the data's classes"
+    return _TermCheck(term, inputs, kwargs, cause_not_finite).problem()
+
+
+class _TermCheck:
+    """The checks of one term. The methods are called in their order, and each needs those before it to find nothing."""
+
+    def __init__(
+        self, term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any], cause_not_finite: Callable[[], str | None]
+    ) -> None:
+        self.term, self.inputs, self.kwargs = term, inputs, kwargs
+        self.cause_not_finite = cause_not_finite
+        self.target = inputs.target_or_labels()
+        self.shapes = f"student {describe_shape(inputs.student)} and target {describe_shape(self.target)}"
+        self.loss, self.student = describe_loss(term.loss), repr(term.student_net.name)
+
+    def problem(self) -> str | None:
+        """Return the first problem, or None."""
+        term = self.term
+        if (term.alignment is not None or term.rows is not None) and not len(as_tuple(self.inputs.student)[0]):
+            return None  # no row of the tiny batch has a label or a shared class
+        if term.ignore_index is not None and (self.inputs.labels == term.ignore_index).all():
+            return None  # a later batch has labels
+        if isinstance(term.weighted.term, Match):
+            problem = target_problem(term.loss, self.inputs.student, self.target)
+            if problem is not None:
+                return f"{self.loss} does not fit: {problem}"
+        watch = _WatchBroadcast(self.inputs.student, self.target)
+        try:
+            with watch, warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                value = self._value(self.inputs.student)
+        except KdkitError as error:
+            return str(error)
+        except Exception as error:  # the loss may be user-defined, and its sides may not fit it
+            return f"{self.loss} does not accept {self.shapes}: {first_line(error)}{self._advice_for_sides(error)}"
+        if any("target size" in str(warning.message) for warning in caught):  # the warning of torch.nn.functional
+            of_labels = "give the labels the shape of the outputs, such as labels[:, None]"
+            advice = of_labels if term.target is None else "bring them together with a projector"
+            heads = _heads_advice(term, self.inputs)
+            return f"{self.shapes} have different shapes and would be broadcast{heads or f'; {advice}'}"
+        if not isinstance(value, Tensor) or value.ndim:
+            got = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            return f"{self.loss} must return a scalar; got {got}; reduce it, for example with .mean()"
+        problem = self._gradient_problem(value)
+        if problem is None and watch.is_broadcast:
+            problem = (
+                f"{self.shapes} would be broadcast to {watch.shape}, which compares each sample with every other one; "
+                "give both the same shape, such as labels[:, None] or outputs.squeeze(1)"
             )
-        if isinstance(inputs.student, tuple) and "'tuple'" in str(error):
-            hint = "; it takes one tap on each side: write a term for each pair of taps"
-        return f"{loss} does not accept {shapes}: {first_line(error)}{hint or _heads_advice(term, inputs)}"
-    if any("target size" in str(warning.message) for warning in caught):  # the warning of torch.nn.functional
-        of_labels = "give the labels the shape of the outputs, such as labels[:, None]"
-        advice = of_labels if term.target is None else "bring them together with a projector"
-        return f"{shapes} have different shapes and would be broadcast{_heads_advice(term, inputs) or f'; {advice}'}"
-    if not isinstance(value, Tensor) or value.ndim:
-        got = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        return f"{loss} must return a scalar; got {got}; reduce it, for example with .mean()"
-    if not value.requires_grad:
-        return f"{loss} has no effect: it has no gradient for net {student}"
-    if not any(side.requires_grad for side in as_tuple(inputs.student)):
-        return (
-            f"{loss} trains its own parameters only: the tensors of net {student} have no gradient; they are detached, "
-            "of frozen layers, or of a module that recomputes its activations with use_reentrant=True"
-        )
-    if watch.is_broadcast:
-        return (
-            f"{shapes} would be broadcast to {watch.shape}, which compares each sample with every other one; give "
-            "both the same shape, such as labels[:, None] or outputs.squeeze(1)"
-        )
-    if _matches(term, Peer, net=term.student_net) and not _has_gradient(value, inputs.student):
-        return f"{loss} has no effect: net {student} is compared with its own output"
-    if not torch.isfinite(value):
-        cause = cause_not_finite()
-        return f"{loss} is {value.item()} at the first step{'' if cause is None else f': {cause}'}"
-    # Zero is right for a batch without labels, or whose samples have no weight.
-    has_labels = not isinstance(target, Tensor) or not target.isnan().all()
-    has_weight = "sample_weights" not in kwargs or inputs.weights is None or bool(inputs.weights.any())
-    if value == 0 and has_labels and has_weight and _is_zero_for_noise(term, inputs, kwargs):
-        columns = as_tuple(inputs.student)[0].shape[1:2]
-        is_alone = term.alignment is not None and columns == (1,)
-        reason = ", since the sides share one class only, of which the probability is 1" if is_alone else ""
-        return f"{loss} is always zero, whatever net {student} returns{reason}"
-    return None
+        return problem or self._value_problem(value)
+
+    def _value(self, student: TensorOrTuple) -> Any:
+        """Return the value of the loss. One with a memory bank updates its buffers when it is called."""
+        loss = self.term.loss
+        with preserve_buffers([loss] if isinstance(loss, nn.Module) else []):
+            return loss(student, self.target, **self.kwargs)
+
+    def _advice_for_sides(self, error: Exception) -> str:
+        """Return advice for a loss that raises an error for its sides; "" if there is none."""
+        loss = self.term.loss
+        if isinstance(self.inputs.student, tuple) and "'tuple'" in str(error):
+            return "; it takes one tap on each side: write a term for each pair of taps"
+        if self.term.alignment is not None:
+            classes = as_tuple(self.inputs.student)[0].shape[1]
+            tensors = [*loss.parameters(), *loss.buffers()] if isinstance(loss, nn.Module) else []
+            # Such as the `weight` of losses of torch.
+            if any(tensor.ndim == 1 and len(tensor) not in (1, classes) for tensor in tensors):
+                return (
+                    "; only classes that both sides have are compared: a vector per class has a value for each of "
+                    "these, in the order of the data's classes"
+                )
+        if _matches(self.term, Teachers) and not isinstance(loss, PerTeacher):
+            return f"; Teachers(...) gives a tuple, of which PerTeacher({self.loss}) takes each element"
+        return _heads_advice(self.term, self.inputs)
+
+    def _gradient_problem(self, value: Tensor) -> str | None:
+        """Return the problem of a loss that does not train its student as it should, or None."""
+        if not value.requires_grad:
+            return f"{self.loss} has no effect: it has no gradient for net {self.student}"
+        sides = [side for side in as_tuple(self.inputs.student) if side.requires_grad]
+        if not sides:
+            return (
+                f"{self.loss} trains its own parameters only: the tensors of net {self.student} have no gradient; they "
+                "are detached, of frozen layers, or of a module that recomputes its activations with use_reentrant=True"
+            )
+        if _matches(self.term, Peer, net=self.term.student_net):
+            gradients = torch.autograd.grad(value, sides, retain_graph=True, allow_unused=True)
+            if not any(gradient is not None and gradient.abs().max() > 1e-6 for gradient in gradients):  # rounding
+                return f"{self.loss} has no effect: net {self.student} is compared with its own output"
+        return None
+
+    def _value_problem(self, value: Tensor) -> str | None:
+        """Return the problem of a value that is not finite, or always zero, or None."""
+        if not torch.isfinite(value):
+            cause = self.cause_not_finite()
+            return f"{self.loss} is {value.item()} at the first step{'' if cause is None else f': {cause}'}"
+        # Zero is right for a batch without labels, or whose samples have no weight.
+        weights = self.inputs.weights
+        has_labels = not isinstance(self.target, Tensor) or not self.target.isnan().all()
+        has_weight = "sample_weights" not in self.kwargs or weights is None or bool(weights.any())
+        if value == 0 and has_labels and has_weight and self._is_zero_for_noise():
+            columns = as_tuple(self.inputs.student)[0].shape[1:2]
+            is_alone = self.term.alignment is not None and columns == (1,)
+            reason = ", since the sides share one class only, of which the probability is 1" if is_alone else ""
+            return f"{self.loss} is always zero, whatever net {self.student} returns{reason}"
+        return None
+
+    def _is_zero_for_noise(self) -> bool:
+        """Whether the loss is zero for a noisy student as well: then it is zero for every student."""
+        noisy = tuple(tensor + torch.randn_like(tensor) for tensor in as_tuple(self.inputs.student))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                return bool(self._value(noisy if isinstance(self.inputs.student, tuple) else noisy[0]) == 0)
+            except Exception:  # the loss may be user-defined, or take nothing but probabilities
+                return False
 
 
 class _WatchBroadcast(TorchFunctionMode):
@@ -122,24 +171,6 @@ class _WatchBroadcast(TorchFunctionMode):
             is_pair = set(self.sides) <= set(shapes)
             self.is_broadcast |= is_pair and isinstance(result, Tensor) and result.shape in (self.shape, ())
         return result
-
-
-def _is_zero_for_noise(term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any]) -> bool:
-    """Whether a loss is zero for a noisy student as well: then it is zero for every student."""
-    noisy = tuple(tensor + torch.randn_like(tensor) for tensor in as_tuple(inputs.student))
-    student = noisy if isinstance(inputs.student, tuple) else noisy[0]
-    with warnings.catch_warnings(), preserve_buffers([term.loss] if isinstance(term.loss, nn.Module) else []):
-        warnings.simplefilter("ignore")
-        try:
-            return bool(term.loss(student, inputs.target_or_labels(), **kwargs) == 0)
-        except Exception:  # the loss may be user-defined, or take nothing but probabilities
-            return False
-
-
-def _has_other_vectors(loss: Any, classes: int) -> bool:
-    """Whether a loss holds a vector that has not a value for each class, such as the `weight` of losses of torch."""
-    tensors = [*loss.parameters(), *loss.buffers()] if isinstance(loss, nn.Module) else []
-    return any(tensor.ndim == 1 and len(tensor) not in (1, classes) for tensor in tensors)
 
 
 def _matches(term: BoundTerm, kind: type, net: Net[Any] | None = None) -> bool:
@@ -174,10 +205,3 @@ def _broadcast_shape(student: TensorOrTuple, target: TensorOrTuple) -> tuple[int
     except RuntimeError:  # they cannot be broadcast
         return None
     return tuple(shape) if shape.numel() > max(student.numel(), target.numel()) else None
-
-
-def _has_gradient(value: Tensor, student: TensorOrTuple) -> bool:
-    """Whether the gradient at the student side is above rounding."""
-    sides = [side for side in as_tuple(student) if side.requires_grad]
-    gradients = torch.autograd.grad(value, sides, retain_graph=True, allow_unused=True) if sides else ()
-    return any(gradient is not None and gradient.abs().max() > 1e-6 for gradient in gradients)

@@ -52,7 +52,7 @@ class RunView:
         width = min(options.max_width, _MAX_WIDTH)
         # A line stays free, so that the view never scrolls the terminal.
         room = max(1, min(_MAX_LINES, options.size.height - 1))
-        lines = self._lines(width, room, _ASCII if options.ascii_only else _UNICODE)
+        lines = _Lines(self.progress, width, _ASCII if options.ascii_only else _UNICODE).drawn(room, self._clock())
         for line in lines:
             line.no_wrap = True
             line.rstrip()
@@ -64,47 +64,64 @@ class RunView:
         """Return how many rows more the lines take that were drawn last, if the terminal has become this narrow."""
         return sum(math.ceil(columns / width) - 1 for columns in self._drawn if columns > width)
 
-    def _lines(self, width: int, room: int, glyphs: _Glyphs) -> list[Text]:
-        now, stage = self._clock(), self.progress.current
+
+class _Lines:
+    """The lines of a view that is this wide."""
+
+    def __init__(self, progress: RunProgress, width: int, glyphs: _Glyphs) -> None:
+        self.progress, self.width, self.glyphs = progress, width, glyphs
+
+    def drawn(self, room: int, now: float) -> list[Text]:
+        """Return the lines, as many as there is room for. now: see the clock of `RunView`."""
+        stage = self.progress.current
         if stage is None:
-            return [self._stages(width, glyphs)]
-        run = [self._stages(width, glyphs)]
-        position = [self._position(stage, width, glyphs), _metric_line(stage, width, glyphs), self._rates(stage, now)]
+            return [self._stages()]
+        run = [self._stages()]
+        position = [self._position(stage), self._metric(stage), self._rates(stage, now)]
         if room < 4:
             return position[:room]
-        terms = _term_lines(stage, width, room - 4, glyphs)
+        terms = self._terms(stage, room - 4)
         # With more room, blank lines separate the view from the lines above it, and its parts from each other.
         blanks = room - 4 - len(terms)
         above, after_run, after_position = ([Text()] if blanks >= least else [] for least in (3, 1, 2))
         return [*above, *run, *after_run, *position, *after_position, *terms]
 
-    def _stages(self, width: int, glyphs: _Glyphs) -> Text:
+    def _stages(self) -> Text:
         """Return the stages in their order: with their best values if those fit, or else as many as fit."""
-        stages = self.progress.stages
         for names_only in (False, True):
-            parts = [_stage_part(stage, glyphs, names_only=names_only) for stage in stages]
-            line = _joined(parts, glyphs)
-            if line.cell_len <= width:
+            line = self._joined([self._stage(stage, names_only=names_only) for stage in self.progress.stages])
+            if line.cell_len <= self.width:
                 return line
-        return self._folded_stages(glyphs)
+        return self._folded_stages()
 
-    def _folded_stages(self, glyphs: _Glyphs) -> Text:
+    def _folded_stages(self) -> Text:
         """Return the current stage, between the numbers of those that are done and that wait."""
         stages, current = self.progress.stages, self.progress.current
         parts = []
         for state in ("done", "running", "waiting"):
             those = [stage for stage in stages if stage.state == state]
             if state == "running" and current in those:
-                parts.append(_stage_part(those[0], glyphs, names_only=True))
+                parts.append(self._stage(those[0], names_only=True))
             elif those:
-                parts.append(Text(f"{glyphs.symbols[state]} {len(those)} {state}", style=_STYLES[state]))
-        return _joined(parts, glyphs)
+                parts.append(Text(f"{self.glyphs.symbols[state]} {len(those)} {state}", style=_STYLES[state]))
+        return self._joined(parts)
 
-    def _position(self, stage: StageProgress, width: int, glyphs: _Glyphs) -> Text:
+    def _stage(self, stage: StageProgress, *, names_only: bool) -> Text:
+        style = _STYLES[stage.state]
+        symbol = (f"{self.glyphs.symbols[stage.state]} ", style)
+        part = Text.assemble(symbol, (stage.name, "dim" * (stage.state == "waiting")))
+        if stage.best is not None and not names_only and not math.isnan(stage.best):
+            part.append(f" {number(stage.best)}", style)
+        return part
+
+    def _joined(self, parts: Sequence[Text]) -> Text:
+        return Text.assemble((self.glyphs.arrow, "dim")).join(parts)
+
+    def _position(self, stage: StageProgress) -> Text:
         """Return the epoch and the batch of the current stage, with a bar of all its batches."""
         epochs, batches = stage.epochs or 0, stage.batches
         start = Text.assemble(
-            (_shortened(stage.name, width // 3), "bold"), f"  epoch {min(stage.epoch + 1, epochs)} of {epochs}  "
+            (_shortened(stage.name, self.width // 3), "bold"), f"  epoch {min(stage.epoch + 1, epochs)} of {epochs}  "
         )
         if stage.state == "done":
             waits = any(other.state == "waiting" for other in self.progress.stages)
@@ -115,11 +132,11 @@ class RunView:
             end = f"batch {stage.batch:>{len(str(batches))}} of {batches}"
         # As long as the longest text that may stand there, so that the bar keeps its length.
         end = end.ljust(len(f"batch {batches} of {batches}"))
-        columns = width - start.cell_len - len(end) - 2
+        columns = self.width - start.cell_len - len(end) - 2
         if columns < 8:
             return start.append(end)
         filled = round(stage.share * columns)
-        bar = Text.assemble((glyphs.full * filled, "green"), (glyphs.empty * (columns - filled), "dim"))
+        bar = Text.assemble((self.glyphs.full * filled, "green"), (self.glyphs.empty * (columns - filled), "dim"))
         return start.append(bar).append(f"  {end}")
 
     def _rates(self, stage: StageProgress, now: float) -> Text:
@@ -136,62 +153,49 @@ class RunView:
         ]
         return Text("   ".join(filter(None, parts)), style="dim")
 
+    def _terms(self, stage: StageProgress, room: int) -> list[Text]:
+        """Return a table of the first terms that fit, or of none."""
+        names = list(stage.terms)
+        if not names or room < min(len(names) + 1, 3):
+            return []
+        # The header takes a line, and the number of hidden terms another one.
+        shown = len(names) if len(names) < room else room - 2
+        label = min(_LABEL, self.width // 2, max(cell_len(printable(name)) for name in names))
+        columns = ["weight", "value", "weighted"]
+        while len(columns) > 1 and label + _NUMBER * len(columns) + 8 > self.width:  # next to a short curve
+            del columns[-2]
+        header = Text(" " * label + "".join(f"{name:>{_NUMBER}}" for name in columns), style="dim")
+        lines = [self._term(name, stage.terms[name], label, columns) for name in names[:shown]]
+        hidden = [Text(f"and {len(names) - shown} more terms", style="dim")] if shown < len(names) else []
+        return [header, *lines, *hidden]
 
-def _stage_part(stage: StageProgress, glyphs: _Glyphs, *, names_only: bool) -> Text:
-    style = _STYLES[stage.state]
-    part = Text.assemble((f"{glyphs.symbols[stage.state]} ", style), (stage.name, "dim" * (stage.state == "waiting")))
-    if stage.best is not None and not names_only and not math.isnan(stage.best):
-        part.append(f" {number(stage.best)}", style)
-    return part
+    def _term(self, name: str, term: TermProgress, label: int, columns: Sequence[str]) -> Text:
+        numbers = {
+            "weight": f"{term.weight:.3g}",
+            "value": number(term.value),
+            "weighted": number(term.weight * term.value),
+        }
+        line = Text(set_cell_size(_shortened(printable(name), label), label))
+        for column in columns:
+            text = numbers[column] if numbers[column] != "nan" else "-"
+            line.append(f"{text:>{_NUMBER}}", "bold" if column == "weighted" else "")
+        return line.append("  ").append(
+            sparkline(term.curve, self.width - line.cell_len - 2, self.glyphs.levels), "cyan"
+        )
 
-
-def _joined(parts: Sequence[Text], glyphs: _Glyphs) -> Text:
-    return Text.assemble((glyphs.arrow, "dim")).join(parts)
-
-
-def _term_lines(stage: StageProgress, width: int, room: int, glyphs: _Glyphs) -> list[Text]:
-    """Return a table of the first terms that fit, or of none."""
-    names = list(stage.terms)
-    if not names or room < min(len(names) + 1, 3):
-        return []
-    # The header takes a line, and the number of hidden terms another one.
-    shown = len(names) if len(names) < room else room - 2
-    label = min(_LABEL, width // 2, max(cell_len(printable(name)) for name in names))
-    columns = ["weight", "value", "weighted"]
-    while len(columns) > 1 and label + _NUMBER * len(columns) + 8 > width:  # next to a short curve
-        del columns[-2]
-    header = Text(" " * label + "".join(f"{name:>{_NUMBER}}" for name in columns), style="dim")
-    lines = [_term_line(name, stage.terms[name], label, columns, width, glyphs) for name in names[:shown]]
-    hidden = [Text(f"and {len(names) - shown} more terms", style="dim")] if shown < len(names) else []
-    return [header, *lines, *hidden]
-
-
-def _term_line(name: str, term: TermProgress, label: int, columns: Sequence[str], width: int, glyphs: _Glyphs) -> Text:
-    numbers = {
-        "weight": f"{term.weight:.3g}",
-        "value": number(term.value),
-        "weighted": number(term.weight * term.value),
-    }
-    line = Text(set_cell_size(_shortened(printable(name), label), label))
-    for column in columns:
-        text = numbers[column] if numbers[column] != "nan" else "-"
-        line.append(f"{text:>{_NUMBER}}", "bold" if column == "weighted" else "")
-    return line.append("  ").append(sparkline(term.curve, width - line.cell_len - 2, glyphs.levels), "cyan")
-
-
-def _metric_line(stage: StageProgress, width: int, glyphs: _Glyphs) -> Text:
-    """Return the monitored metric of the last validation, its curve, and its best value."""
-    value = number(stage.monitored[-1]) if stage.monitored else "-"
-    line = Text.assemble(("validation ", "dim"), _shortened(stage.monitor, width // 2), "  ", (value, "bold"))
-    if stage.best is None or math.isnan(stage.best):
-        return line
-    best = f"  best {number(stage.best)}"
-    epoch = f" in epoch {stage.best_epoch}" if stage.best_epoch else ""
-    room = width - line.cell_len - len(best)
-    curve = sparkline(stage.monitored, room - len(epoch) - 2, glyphs.levels)
-    if curve:
-        line.append("  ").append(curve, "green")
-    return line.append(best + epoch if len(epoch) <= room else best, "green")
+    def _metric(self, stage: StageProgress) -> Text:
+        """Return the monitored metric of the last validation, its curve, and its best value."""
+        value = number(stage.monitored[-1]) if stage.monitored else "-"
+        line = Text.assemble(("validation ", "dim"), _shortened(stage.monitor, self.width // 2), "  ", (value, "bold"))
+        if stage.best is None or math.isnan(stage.best):
+            return line
+        best = f"  best {number(stage.best)}"
+        epoch = f" in epoch {stage.best_epoch}" if stage.best_epoch else ""
+        room = self.width - line.cell_len - len(best)
+        curve = sparkline(stage.monitored, room - len(epoch) - 2, self.glyphs.levels)
+        if curve:
+            line.append("  ").append(curve, "green")
+        return line.append(best + epoch if len(epoch) <= room else best, "green")
 
 
 def _shortened(text: str, width: int) -> str:

@@ -5,7 +5,7 @@ from kdkit.teachers.cache.cached import CachedTeacher
 from kdkit.teachers.cache.codec import Codec, Part
 from kdkit.teachers.cache.entry import EntryInfo, EntrySpec
 from kdkit.teachers.cache.folder import CacheFolder
-from kdkit.teachers.cache.key import Key, compute_key, facts_of_data
+from kdkit.teachers.cache.key import DataIdentity, Key, compute_key, facts_of_data, identify
 from kdkit.teachers.cache.probe import Probe, probe
 from kdkit.teachers.cache.settings import CacheSettings
 from kdkit.teachers.cache.store import Lookup, NewOutputs, Store
@@ -17,6 +17,7 @@ __all__ = [
     "CacheSettings",
     "CachedTeacher",
     "Codec",
+    "DataIdentity",
     "EntryInfo",
     "EntrySpec",
     "Key",
@@ -27,5 +28,6 @@ __all__ = [
     "Store",
     "compute_key",
     "facts_of_data",
+    "identify",
     "probe",
 ]

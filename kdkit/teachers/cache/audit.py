@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from kdkit.data.batch import Batch
+from kdkit.data.dataset import Split
 from kdkit.errors import CacheError
 from kdkit.teachers.base import TeacherSession
 from kdkit.teachers.cache.codec import Codec, relative_distance
+from kdkit.teachers.cache.store import Store
 from kdkit.utils.randomness import preserve_rng_state
 
 AUDIT_SAMPLES = 4  # samples that are computed again at a time
@@ -38,6 +40,31 @@ class Audit:
         self._due -= AUDIT_SAMPLES
         rows = torch.randperm(len(batch), generator=self._generator)[:AUDIT_SAMPLES]
         self.check(batch.rows(rows), [part[rows] for part in parts])
+
+    def check_earlier(self, store: Store, split: Split, device: torch.device) -> None:
+        """Check a few outputs for a split that an earlier stage or run has cached, before the first step.
+
+        Raises CacheError as `check` does.
+        """
+        written = store.written.nonzero()  # (rows, 2): draw and row
+        if not self.share or not len(written):
+            return
+        draw = int(written[torch.randint(len(written), (), generator=self._generator)][0])
+        rows = store.written[draw].nonzero().flatten()
+        ids = store.ids[rows[torch.randperm(len(rows), generator=self._generator)[:AUDIT_SAMPLES]]]
+        with preserve_rng_state():
+            batch = split.batch(torch.isin(torch.as_tensor(split.ids).cpu(), ids).nonzero().flatten(), draw)
+        try:
+            lookup = None if batch.ids is None else store.lookup(batch.ids, draw)
+            if lookup is None or (lookup.hits is not None and not lookup.hits.any()):
+                return
+            parts = store.read(lookup)
+        except OSError:  # the first step that reads them gives the reason
+            return
+        if lookup.hits is not None:  # damaged outputs are computed again when they are read
+            intact = lookup.hits.nonzero().flatten()
+            batch, parts = batch.rows(intact), tuple(part[intact] for part in parts)
+        self.check(batch.to(device), parts)
 
     def check(self, batch: Batch, parts: Sequence[Tensor]) -> None:
         """Run the teacher on a batch. Raises CacheError if the cached parts differ by more than rounding."""

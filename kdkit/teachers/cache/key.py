@@ -8,12 +8,12 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from kdkit.data.dataset import Data, LoaderSplit, optional_member
+from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.errors import CacheError, first_line
 from kdkit.nets.classifier_tap import ClassifierTap
 from kdkit.nets.net import Net
@@ -64,11 +64,33 @@ def compute_key(net: Net[Any], taps: Sequence[TapLike], *, data: Mapping[str, An
         raise CacheError(f"its key cannot be computed ({type(error).__name__}: {first_line(error)})") from error
 
 
+class DataIdentity(NamedTuple):
+    """How samples are identified: by these facts of the data, or None if they cannot be, and the reason."""
+
+    facts: Mapping[str, Any] | None
+    reason: str = ""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the facts change with every training sample: see `Data.train_digest`."""
+        return self.facts is not None and self.facts["train_digest"] is not None
+
+
+def identify(data: Data) -> DataIdentity:
+    """Return how the training samples of a data set are identified, which may read all of them."""
+    try:
+        return DataIdentity(facts_of_data(data))
+    except CacheError as error:
+        return DataIdentity(None, str(error))
+    except Exception as error:  # user-defined data may raise anything from its attributes
+        return DataIdentity(None, f"the data cannot be identified ({type(error).__name__}: {first_line(error)})")
+
+
 def facts_of_data(data: Data) -> dict[str, Any]:
     """Return the facts of the data that outputs depend on. Raises CacheError if samples cannot be identified."""
     if isinstance(data.train, LoaderSplit):
         raise CacheError("the data comes from a loader, whose samples have no ids")
-    if optional_member(data, Data, "batch_transform") is not None:
+    if data.batch_transform is not None:
         raise CacheError("batch_transform changes every batch as a whole, so no output is needed again")
     if data.draws is None:
         raise CacheError(
@@ -81,11 +103,11 @@ def facts_of_data(data: Data) -> dict[str, Any]:
     return {
         "fingerprint": str(data.fingerprint),
         "classes": list(data.classes),
-        "train_digest": optional_member(data, Data, "train_digest"),
+        "train_digest": data.train_digest,
         "samples": len(ids),
         "draws": data.draws,
         "ids": Digest().add(ids.sort().values, "ids").hexdigest(),
-        "augment": Digest().add(optional_member(data, Data, "augment"), "the data's augment").facts(),
+        "augment": Digest().add(data.augment, "the data's augment").facts(),
     }
 
 

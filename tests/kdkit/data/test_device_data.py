@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from kdkit import Batch, Split
-from kdkit.data.device_data import DeviceData, KeptSamples, _KeptBatches
-from kdkit.data.loading import rows_of_batches, shuffled
+from kdkit.data.device_data import DeviceData, KeptSamples
+from kdkit.data.loading import RowBatches, batches, rows_of_batches, shuffled
 
 CPU = torch.device("cpu")
 ROWS = 11
@@ -40,9 +40,7 @@ def test_kept_batches_are_those_of_the_split_in_every_draw_and_order(with_ids, l
         assert kept.is_complete(draw)
     rows = rows_of_batches(split, 5, shuffled(ROWS, 7, 0))
     for draw in (1, 0):
-        batches = _KeptBatches(kept, rows, draw)
-        assert len(batches) == len(rows)
-        for batch, batch_rows in zip(batches, rows, strict=True):
+        for batch, batch_rows in zip(kept.batches(rows, draw), rows, strict=True):
             expected = split.batch(batch_rows, draw)
             assert torch.equal(batch.inputs[0], expected.inputs[0])
             assert torch.equal(batch.inputs[1]["row"], expected.inputs[1]["row"])
@@ -89,6 +87,30 @@ def test_on_a_cpu_batches_are_loaded_as_they_are():
     split = Drawn()
     data = DeviceData(CPU, share=0.5, draws=1, passes=3)
     for _ in range(3):
-        batches = data.batches(split, 4)
-        assert [len(batch) for batch in batches] == [4, 4, 3]
+        loaded = data.load(batches(split, 4), keep_draws=1)
+        assert [len(batch) for batch in loaded] == [4, 4, 3]
     assert not data._kept
+
+
+def test_samples_that_are_kept_are_read_once_in_each_draw(monkeypatch):
+    class Counted(Drawn):
+        read = 0
+
+        def batch(self, rows, draw):
+            self.read += len(rows)
+            return super().batch(rows, draw)
+
+    split = Counted()
+    data = DeviceData(CPU, share=0.5, draws=2, passes=3)
+    monkeypatch.setattr(data, "_share", 0.5)  # which is 0 on a CPU, whose samples are there already
+
+    def load(draw, keep_draws=2):
+        rows = rows_of_batches(split, 4, shuffled(ROWS, 3, draw))
+        return [batch.labels.tolist() for batch in data.load(RowBatches(split, rows, draw=draw), keep_draws=keep_draws)]
+
+    first = [load(draw) for draw in (0, 1)]
+    assert split.read == 2 * ROWS
+    assert [load(draw) for draw in (0, 1)] == first
+    assert split.read == 2 * ROWS
+    assert load(0, keep_draws=0) == first[0]
+    assert split.read == 3 * ROWS

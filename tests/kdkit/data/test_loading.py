@@ -15,8 +15,17 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kdkit import Batch, Data, DataError, LoaderSplit, Split
 from kdkit.data.batch import as_targets
-from kdkit.data.dataset import optional_member
-from kdkit.data.loading import BatchSeed, ThreadedBatches, batches, shuffled, training_order
+from kdkit.data.dataset import require_splits
+from kdkit.data.loading import (
+    BatchSeed,
+    RowBatches,
+    ThreadedBatches,
+    batches,
+    load_ahead,
+    rows_of_batches,
+    shuffled,
+    training_order,
+)
 from kdkit.utils.randomness import derive_seed
 from tests.helpers.tiny import tiny_data
 
@@ -75,7 +84,6 @@ def test_a_last_batch_of_a_single_sample_is_dropped_in_training(rows, size, leng
 def test_a_user_defined_loader_keeps_its_order():
     loader = DataLoader(TensorDataset(torch.arange(6.0), torch.arange(6)), batch_size=4)
     split = LoaderSplit(loader)
-    assert training_order(split, 2, 0, 0) is None
     assert batches(split, 2) is split
     assert [batch.labels.tolist() for batch in split] == [[0, 1, 2, 3], [4, 5]]
     assert [batch.ids for batch in split] == [None, None]
@@ -108,8 +116,8 @@ class TwoRows(Split):
 
 
 def test_batches_are_read_in_the_requested_draw():
-    assert [batch.draw for batch in batches(TwoRows(), 2, draw=3)] == [3]
-    assert [batch.draw for batch in batches(TwoRows(), 2, draw=None)] == [0]
+    assert [batch.draw for batch in RowBatches(TwoRows(), (torch.arange(2),), draw=3)] == [3]
+    assert [batch.draw for batch in batches(TwoRows(), 2)] == [0]
 
 
 def test_optional_members_of_a_split_have_defaults():
@@ -137,22 +145,22 @@ def test_a_required_member_of_data_that_is_not_defined_is_reported_by_name(membe
         getattr(Incomplete(), member)
 
 
-def test_a_split_that_is_no_subclass_has_the_defaults_of_the_members_it_lacks():
+@pytest.mark.parametrize("name", ["train", "validation", "test"])
+def test_a_split_that_is_no_subclass_is_refused_by_its_name(name):
     class Duck:
-        def __init__(self):
-            self.batch, self.groups = TwoRows().batch, torch.zeros(2)
+        ids, batch = torch.arange(2), TwoRows().batch
 
-        def __len__(self):
-            return 2
-
-    assert [len(batch) for batch in batches(Duck(), 2)] == [2]
-    assert optional_member(Duck(), Split, "labels") is None
-    assert optional_member(Duck(), Split, "groups").tolist() == [0, 0]
+    data = Data()
+    data.train, data.validation, data.test = TwoRows(), LoaderSplit(DataLoader([])), None
+    require_splits(data)
+    setattr(data, name, Duck())
+    with pytest.raises(DataError, match=rf"the {name} split of Data is a Duck; expected a subclass of kdkit\.Split"):
+        require_splits(data)
 
 
 def test_worker_processes_load_the_same_batches():
     split = tiny_data().train
-    expected, loaded = list(batches(split, 3)), list(batches(split, 3, workers=1))
+    expected, loaded = list(batches(split, 3)), list(load_ahead(batches(split, 3), workers=1, pin=False))
     assert len(loaded) == len(expected)
     assert all(torch.equal(left.inputs, right.inputs) for left, right in zip(expected, loaded, strict=True))
     assert all(torch.equal(left.ids, right.ids) for left, right in zip(expected, loaded, strict=True))
@@ -169,11 +177,15 @@ class Noise(TwoRows):
         return Batch(inputs=noise, labels=torch.zeros(len(rows), dtype=torch.int64), ids=rows, draw=draw)
 
 
+def noisy(first, seed):
+    """Return batches of four rows of `Noise`, from this one on."""
+    return RowBatches(Noise(), rows_of_batches(Noise(), 4)[first:], seed=seed)
+
+
 def test_random_numbers_of_a_batch_do_not_depend_on_the_number_of_workers_or_the_first_batch():
     def load(workers, first=0, seed=5):
-        order = torch.arange(24)[first * 4 :]
-        loaded = batches(Noise(), 4, order=order, workers=workers, seed=BatchSeed(seed, first, in_process=True))
-        return [batch.inputs for batch in loaded]
+        noise = noisy(first, BatchSeed(seed, first, in_process=True))
+        return [batch.inputs for batch in load_ahead(noise, workers=workers, pin=False)]
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about forks in a process with threads, and more workers than cores
@@ -196,7 +208,7 @@ def test_a_batch_that_this_process_loads_leaves_its_random_numbers():
     torch.set_rng_state(states[0])
     random.setstate(states[1])
     np.random.set_state(states[2])
-    assert len([*batches(Noise(), 4, seed=BatchSeed(5, in_process=True))]) == 6
+    assert len([*noisy(0, BatchSeed(5, in_process=True))]) == 6
     assert draw() == expected
 
 
@@ -255,9 +267,9 @@ def test_the_order_and_the_dropout_of_an_epoch_draw_different_numbers():
 def test_batches_are_pinned_only_on_request(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # torch pins memory only then
     split = tiny_data().train
-    assert not isinstance(batches(split, 4), DataLoader)
-    assert batches(split, 4, pin=True).pin_memory
-    assert not batches(split, 4, workers=1).pin_memory
+    assert not isinstance(load_ahead(batches(split, 4), workers=0, pin=False), DataLoader)
+    assert load_ahead(batches(split, 4), workers=0, pin=True).pin_memory
+    assert not load_ahead(batches(split, 4), workers=1, pin=False).pin_memory
 
 
 @pytest.mark.parametrize(
@@ -268,17 +280,18 @@ def test_workers_are_chosen_next_to_a_gpu_if_the_split_is_parallel(cores, parall
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cores), raising=False)
     split = tiny_data().train
     split.parallel = bool(parallel)
-    assert getattr(batches(split, 4, workers=None, pin=bool(pin)), "num_workers", 0) == workers
-    assert batches(split, 4, workers=1, pin=True).num_workers == 1
+    assert getattr(load_ahead(batches(split, 4), workers=None, pin=bool(pin)), "num_workers", 0) == workers
+    assert load_ahead(batches(split, 4), workers=1, pin=True).num_workers == 1
 
 
 def test_threads_are_chosen_next_to_a_gpu_if_the_split_asks_for_them(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8), raising=False)
     split = tiny_data().train
     split.parallel = "threads"
-    loader = batches(split, 4, workers=None, pin=True)
-    assert (loader.threads, loader.pin, len(loader)) == (4, True, 2)
-    assert [batch.ids.tolist() for batch in batches(split, 4, workers=None)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    loader = load_ahead(batches(split, 4), workers=None, pin=True)
+    assert (loader.threads, loader.pin) == (4, True)
+    loader = load_ahead(batches(split, 4), workers=None, pin=False)
+    assert [batch.ids.tolist() for batch in loader] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
 class Slow(Split):

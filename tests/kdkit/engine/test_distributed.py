@@ -7,9 +7,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from kdkit import DataError, RecipeError, TorchData
-from kdkit.data.loading import batches, shard_rows
+from kdkit import DataError, RecipeError, TorchData, Training
+from kdkit.data.device_data import DeviceData
+from kdkit.data.loading import shard_rows
 from kdkit.engine import distributed
+from kdkit.engine.training_batches import TrainingBatches
 from kdkit.utils import collectives
 from tests.helpers.tiny import samples, tiny_data
 
@@ -25,18 +27,24 @@ def two_ranks(monkeypatch):
 @pytest.mark.parametrize(("size", "sizes"), [(8, [4, 4]), (7, [4, 3]), (4, [2, 2]), (3, [3, 3]), (1, [1, 1])])
 def test_a_batch_is_divided_if_each_rank_gets_two_samples(size, sizes):
     rows = torch.arange(size)
-    parts = [shard_rows(rows, (rank, 2)) for rank in range(2)]
+    parts = [shard_rows(rows, rank, 2) for rank in range(2)]
     assert [len(part) for part in parts] == sizes
     # A smaller batch is not divided: every rank computes all of it.
     expected = rows if sum(sizes) == size else torch.cat([rows, rows])
     assert torch.equal(torch.cat(parts), expected)
 
 
-def test_ranks_fetch_different_rows_that_together_are_the_batch_of_one_rank():
-    split = tiny_data(rows=22).train
-    order = torch.randperm(22, generator=torch.Generator().manual_seed(0))
-    whole_ids = [batch.ids for batch in batches(split, 8, order=order)]
-    ids_by_rank = [[batch.ids for batch in batches(split, 8, order=order, shard=(rank, 3))] for rank in range(3)]
+def test_ranks_load_different_rows_that_together_are_the_batch_of_one_rank(monkeypatch):
+    def load():
+        training = Training(epochs=1, batch_size=8)
+        data_on_cpu = DeviceData(torch.device("cpu"), share=0.0, draws=1, passes=1)
+        return [batch.ids for batch in TrainingBatches(tiny_data(rows=22), data_on_cpu, training, seed=0).epoch(0)]
+
+    whole_ids, ids_by_rank = load(), []
+    for rank in range(3):
+        for name, value in (("is_distributed", True), ("rank", rank), ("world_size", 3)):
+            monkeypatch.setattr(collectives, name, lambda value=value: value)
+        ids_by_rank.append(load())
     assert [len(ids) for ids in ids_by_rank[2]] == [2, 2, 2]
     for index, ids in enumerate(whole_ids):
         assert torch.equal(torch.cat([rank_ids[index] for rank_ids in ids_by_rank]), ids)

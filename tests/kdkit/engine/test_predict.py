@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, get_worker_info
 
-from kdkit import DataError, KdkitError, LoaderSplit, Net, Predictions, Split, TorchData
-from kdkit.data import device_data
+from kdkit import Batch, DataError, KdkitError, LoaderSplit, Net, Predictions, Split, TorchData
 from kdkit.data.device_data import DeviceData
-from kdkit.data.loading import batches
 from kdkit.engine.predict import Predictor, compute_metrics
 from kdkit.metrics import Accuracy, MacroAUROC, MacroF1
 from tests.helpers.tiny import same_state, samples, state_of, tiny_data, tiny_net
@@ -141,17 +139,21 @@ def test_decisions_of_another_shape_than_the_labels_are_refused():
         predictor(data).predict(net, data.validation, batch_size=4)
 
 
-def test_workers_and_pinned_memory_are_passed_to_the_loader(monkeypatch):
-    options = []
+class InWorkers(Split):
+    """Samples whose label is 1 if a worker process reads them."""
 
-    def record_options(*args, **kwargs):
-        options.append(kwargs)
-        return batches(*args)
+    ids = torch.arange(6)
 
-    monkeypatch.setattr(device_data, "batches", record_options)
+    def batch(self, rows, draw):
+        labels = torch.full((len(rows),), int(get_worker_info() is not None))
+        return Batch(torch.zeros(len(rows), 4), labels, self.ids[rows], draw)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_worker_processes_read_the_samples_if_there_are_any(workers):
     data = tiny_data()
-    predictor(data).predict(tiny_net("net"), data.validation, batch_size=4, workers=3)
-    assert [(each["workers"], each["pin"]) for each in options] == [(3, False)]
+    predictions = predictor(data).predict(tiny_net("net"), InWorkers(), batch_size=4, workers=workers)
+    assert predictions.labels.tolist() == [workers] * 6
 
 
 def test_outputs_are_float32_under_autocast():

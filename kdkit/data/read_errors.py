@@ -1,0 +1,99 @@
+"""Explain why data cannot be read: errors of user code, lost workers, and resources that run out."""
+
+import re
+import shutil
+from contextlib import suppress
+
+from kdkit.errors import DataError, KdkitError, describe_error
+from kdkit.utils.memory import format_bytes, is_out_of_memory
+
+# A DataLoader repeats the error of a worker, with the traceback as its message.
+_CAUGHT = re.compile(r"Caught (\w+) in DataLoader worker process (\d+)")
+_KILLED = re.compile(r"DataLoader worker \(pid (\d+)\) is killed by signal: ([\w ]+)")
+_EXITED = re.compile(r"DataLoader worker \(pid\(s\) ([\d, ]+)\) exited unexpectedly")
+_TIMED_OUT = re.compile(r"DataLoader timed out after ([\d.]+) seconds")
+# How torch and the system report that /dev/shm is full, through which workers pass batches, or that files run out.
+_SHARED_MEMORY = ("Bus error", "file </torch_", "shared memory")
+_FILES = ("Too many open files", "received 0 items of ancdata")
+_FEWER = "use fewer workers (Training(workers=...), or num_workers of the DataLoader) or smaller batches"
+
+
+def explain_unreadable(error: Exception, position: str) -> Exception:
+    """Return the DataError to raise instead of an error of user code; one of kdkit or of an allocator unchanged.
+
+    position: what cannot be read, such as "batch 3 of the train data".
+    """
+    text = str(error)
+    caught = _CAUGHT.match(text)
+    if isinstance(error, KdkitError):
+        return error if caught is None else DataError(_message_in(text, caught[1]))
+    if is_out_of_memory(error):
+        return error
+    timed_out = _TIMED_OUT.search(text)
+    if any(part in text for part in _SHARED_MEMORY):
+        left = ""
+        with suppress(OSError):  # there is no such folder on other systems than Linux
+            left = f" (/dev/shm has {format_bytes(shutil.disk_usage('/dev/shm').free, base=1024)} left)"
+        return DataError(
+            f"{position} cannot be read: the workers are out of shared memory, through which they pass batches"
+            f"{left}; {_FEWER}, give a container more of it (docker run --shm-size=8g), or call "
+            "torch.multiprocessing.set_sharing_strategy('file_system') first"
+        )
+    if any(part in text for part in _FILES):
+        return DataError(
+            f"{position} cannot be read: too many files are open; raise the limit (ulimit -n), or call "
+            "torch.multiprocessing.set_sharing_strategy('file_system') first"
+        )
+    ended = explain_ended_worker(error, position)
+    if ended is not None:
+        return ended
+    if timed_out is not None:
+        return DataError(
+            f"{position} did not come within {timed_out[1]} seconds, the timeout of the DataLoader; look at the "
+            "storage, or raise the timeout"
+        )
+    advice = "correct the data or the code that reads it; KDKIT_TRACEBACK=1 shows the whole traceback"
+    if "pickle" in text:
+        advice = "workers need data that can be pickled: define it at the top level of a file, or use no workers"
+    return DataError(f"{position} cannot be read: {_describe(error, caught)}; {advice}")
+
+
+def explain_ended_worker(error: Exception, position: str) -> DataError | None:
+    """Return the DataError for an error of torch's that a worker process has ended; None for another error.
+
+    torch raises it in the main thread between any two lines, as soon as the system reports the end.
+    """
+    killed, exited = _KILLED.search(str(error)), _EXITED.search(str(error))
+    if killed is not None:
+        return DataError(
+            f"{position} cannot be read: worker process {killed[1]} was ended by the signal {killed[2].strip()!r}; the "
+            f"system kills processes if memory runs out: {_FEWER}"
+        )
+    if exited is not None:
+        return DataError(
+            f"{position} cannot be read: worker process {exited[1]} ended without an error message; the system kills "
+            f"processes if memory runs out: {_FEWER}; to find another cause, read the data without workers"
+        )
+    return None
+
+
+def is_from_worker(error: Exception) -> bool:
+    """Whether an error is that of a worker process, which its DataLoader repeats."""
+    return _CAUGHT.match(str(error)) is not None
+
+
+def _describe(error: Exception, caught: re.Match[str] | None) -> str:
+    """Return an error of user code in one line. caught: the start of its message if a worker raised it."""
+    if caught is None:
+        return describe_error(error)
+    text = str(error)
+    message = _message_in(text, caught[1]).splitlines()
+    frames = re.findall(r'^\s*File "(.*?)", line (\d+), in ', text, re.MULTILINE)
+    position = f"{frames[-1][0]}, line {frames[-1][1]}, " if frames else ""
+    return f"{caught[1]}{f': {message[0]}' if message else ''} ({position}in worker process {caught[2]})"
+
+
+def _message_in(text: str, name: str) -> str:
+    """Return the message of an error of this class in the text of its traceback."""
+    starts = list(re.finditer(rf"^(?:[\w.]+\.)?{name}(?:: ?|$)", text, re.MULTILINE))
+    return text[starts[-1].end() :].strip() if starts else ""
