@@ -77,9 +77,7 @@ def _plain_environment() -> Iterator[None]:
 def _few_timed_passes() -> Iterator[None]:
     """Time two passes of each network at the end of a run, not 40, which take longer than to train it."""
     with pytest.MonkeyPatch.context() as patch:
-        # Not imported here: a test of the command line alone would wait for torch.
-        if "kdkit.engine.measure" in sys.modules:
-            patch.setattr("kdkit.engine.measure._MOST_PASSES", TIMED_PASSES)
+        patch.setattr("kdkit.engine.measure._MOST_PASSES", TIMED_PASSES)
         yield
 
 
