@@ -14,7 +14,7 @@ import pytest
 from kdkit.cli.main import call
 from kdkit.plugins.manager import installed
 from tests.helpers.command_line import CommandResult, environment
-from tests.helpers.processes import run_python
+from tests.helpers.processes import TIMED_PASSES, run_python
 
 # Before torch is imported, here and in child processes: on nets this small, threads cost more than they gain.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -70,6 +70,14 @@ def _plain_environment() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("CI", "NO_COLOR", "FORCE_COLOR", "TTY_INTERACTIVE", "TTY_COMPATIBLE"):
             patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_timed_passes() -> Iterator[None]:
+    """Time two passes of each network at the end of a run, not 40, which take longer than to train it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdkit.engine.measure._MOST_PASSES", TIMED_PASSES)
         yield
 
 

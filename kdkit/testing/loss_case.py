@@ -82,6 +82,7 @@ class LossCase:
         first = make_loss()
         self.name = loss_name(first)
         self._kwargs = extra_kwargs_of(first)
+        self._is_buildable = isinstance(first, BuildableLoss)  # here, since a test for a protocol takes long
         classes = inputs.target[0].shape[1]
         names = tuple(str(index) for index in range(classes))
         self.context = BuildContext(
@@ -95,7 +96,7 @@ class LossCase:
         """Return a new loss. If it can be built, it is built this many times, always from the same seed."""
         loss = self.make_loss()
         student, target = (tuple(tensor.shape for tensor in side) for side in (self.inputs.student, self.inputs.target))
-        for _ in range(builds if isinstance(loss, BuildableLoss) else 0):
+        for _ in range(builds if self._is_buildable else 0):
             torch.default_generator.manual_seed(1)
             with self.contract_errors("in build()"):
                 loss.build(student, target, self.context, self.teacher)  # type: ignore[attr-defined]  # see the range
@@ -148,12 +149,14 @@ class LossCase:
             raise ContractError(f"{self.name} {situation} raises {type(error).__name__}: {error}") from error
 
     def _loss_kwargs(self, inputs: LossInputs) -> dict[str, Any]:
-        values = {
-            "labels": inputs.labels,
-            "ids": torch.arange(len(inputs.student[0])),
-            "progress": torch.tensor(0.5),
-            "teacher_outputs": inputs.target,
-            "sample_weights": torch.ones(len(inputs.student[0])),
-            "inputs": torch.zeros(len(inputs.student[0]), 1),
+        batch = len(inputs.student[0])
+        # Functions, since a loss is called some hundred times and takes only a few of these.
+        values: dict[str, Callable[[], Any]] = {
+            "labels": lambda: inputs.labels,
+            "ids": lambda: torch.arange(batch),
+            "progress": lambda: torch.tensor(0.5),
+            "teacher_outputs": lambda: inputs.target,
+            "sample_weights": lambda: torch.ones(batch),
+            "inputs": lambda: torch.zeros(batch, 1),
         }
-        return {name: values[name] for name in self._kwargs}
+        return {name: values[name]() for name in self._kwargs}

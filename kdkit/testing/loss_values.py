@@ -98,7 +98,7 @@ def accepts_degenerate_inputs(case: LossCase) -> None:
     An epsilon that keeps a gradient finite in float32 may not do so in fp16, whose range ends at 65504.
     """
     changes = {
-        # the first position of each channel at all positions; without positions, the tensor itself
+        # the first position of each channel at all positions
         "constant channels": lambda tensor: tensor[:, :, *[slice(1)] * (tensor.ndim - 2)].expand_as(tensor).clone(),
         "equal samples": lambda tensor: tensor[:1].expand_as(tensor).clone(),
         "zeros": torch.zeros_like,
@@ -111,6 +111,9 @@ def accepts_degenerate_inputs(case: LossCase) -> None:
     }
     if case.inputs.same_shapes:
         _backward_in_every_precision(case, case.inputs.with_equal_sides())
+    if all(tensor.ndim == 2 for tensor in (*case.inputs.student, *case.inputs.target)):
+        del changes["constant channels"]  # without positions, the inputs themselves
+        _backward_in_every_precision(case, case.inputs)
     for (description, change), sides in product(changes.items(), _SIDES):
         description = f"{description} ({' and '.join(sides)})"
         _backward_in_every_precision(case, case.inputs.transform(description, change, sides))

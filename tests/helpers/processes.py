@@ -21,8 +21,17 @@ from pathlib import Path
 
 from tests.helpers.command_line import environment
 
-# What nearly every program of the tests imports; a plugin of kdkit is loaded by the program itself.
-PRELOADED = ["torch", "torch.distributed", "timm", "kdkit.cli.main", "kdkit.engine.run", "kdkit.losses", "kdkit_ecg"]
+# What many programs of the tests import, up to a second late in each of them. A plugin of kdkit is loaded by the
+# program itself.
+PRELOADED = [
+    *("torch", "torch.distributed", "torch.utils.flop_counter", "timm", "scipy.sparse", "scipy.stats"),
+    *("kdkit.cli.main", "kdkit.cli.plan_svg", "kdkit.cli.repeat", "kdkit.data.torch_data", "kdkit.engine.run"),
+    *("kdkit.export.onnx_exporter", "kdkit.losses", "kdkit.recipe.schedules", "kdkit.report"),
+    *("kdkit.study.parallel_stages", "kdkit.study.sweep"),
+    *("kdkit_ecg.datasets", "kdkit_ecg.metrics", "kdkit_ecg.models", "kdkit_ecg.report"),
+]
+# Of each network at the end of a run: the 40 of a user take longer than to train a small network.
+TIMED_PASSES = 2
 
 
 class ForkedPython:
@@ -133,6 +142,7 @@ def _execute(arguments: list[str], folder: str, variables: dict[str, str], files
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)
+    sys.modules["kdkit.engine.measure"]._MOST_PASSES = TIMED_PASSES
     # A child inherits the start method that it was started by; the first method of the list is the usual one.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     for stream, path in files.items():

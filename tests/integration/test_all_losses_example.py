@@ -108,13 +108,14 @@ def test_a_resumed_run_has_identical_weights_and_saves_the_student_alone(name, d
         return recipes[-1]
 
     uninterrupted, resumed = tmp_path / "uninterrupted", tmp_path / "resumed"
-    kdkit.run(function, device="cpu", out=uninterrupted)
+    options = {"device": "cpu", "measure": False}  # to measure the networks takes as long as to train them
+    kdkit.run(function, **options, out=uninterrupted)
     with pytest.raises(KeyboardInterrupt):
-        kdkit.run(function, device="cpu", out=resumed, callbacks=[Stop()])
+        kdkit.run(function, **options, out=resumed, callbacks=[Stop()])
     checkpoint = last_checkpoint(next(resumed.glob("1-*")))
     assert checkpoint["position"]["batches"] == 1  # of two in this epoch
     state = checkpoint["train_state"]
-    kdkit.run(function, device="cpu", out=resumed, resume=True)
+    kdkit.run(function, **options, out=resumed, resume=True)
 
     # The state of an epoch holds the weights and buffers of the losses.
     (stage,) = recipes[1].stages
