@@ -441,14 +441,13 @@ def test_a_run_continues_if_its_cache_folder_is_deleted(teacher_calls, tmp_path)
     assert teacher_calls.samples() == ROWS
 
 
-def test_a_view_without_a_key_is_a_reason_and_no_error(teacher_calls):
+def test_a_view_without_a_key_is_refused():
     class ViewWithoutKey:
         def __call__(self, batch):
             return (batch.inputs,), {}
 
-    _, _, notices = run(make_recipe(teacher=make_net(12, 1, "teacher", trained=True, view=ViewWithoutKey())))
-    assert "its key cannot be computed (AttributeError" in notices[0]
-    assert teacher_calls.samples() == 3 * ROWS
+    with pytest.raises(RecipeError, match=r"the view of net 'teacher' must be .* with a text `key`"):
+        make_net(12, 1, "teacher", trained=True, view=ViewWithoutKey())
 
 
 def test_a_run_with_data_without_a_digest_resumes_to_the_same_bits(tmp_path):
