@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from kdkit import __version__
 from kdkit.errors import PluginWarning, first_line
+from kdkit.utils.cores import usable_cores
 from kdkit.utils.printable import echo
 
 _SLOW_FSYNC = 0.05  # s; a checkpoint takes a few of them
@@ -122,9 +123,7 @@ def examine_threads(findings: list[Finding]) -> dict[str, int | str]:
     """Return the number of threads of torch, and of the cores that this process may use."""
     import torch
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota()
-    cores = usable if quota is None else min(usable, max(1, round(quota)))
+    cores = usable_cores()
     if torch.get_num_threads() > cores:
         problem = f"torch uses {torch.get_num_threads()} threads on {cores} cores, which slows all of them down"
         findings.append(Finding(False, problem, f"set OMP_NUM_THREADS={cores}"))
@@ -133,15 +132,6 @@ def examine_threads(findings: list[Finding]) -> dict[str, int | str]:
         "usable cores": cores,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
     }
-
-
-def _quota() -> float | None:
-    """Return the number of cores that a container may use, or None if it may use all."""
-    try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return None if limit == "max" else int(limit) / int(period)
-    except (OSError, ValueError):  # another system, or an older version of cgroups
-        return None
 
 
 def examine_plugins(findings: list[Finding]) -> dict[str, str]:

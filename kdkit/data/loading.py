@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import LoaderSplit, Split, WorkerInit
-from kdkit.utils.devices import usable_cores
+from kdkit.utils.cores import usable_cores
 from kdkit.utils.randomness import derive_seed, seed_everything, seeded_on_cpu
 
 # What a derived seed is for. Two purposes must not share a seed, or they would draw the same numbers. 2 is in

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.errors import DataError, KdkitError, RecipeError, RemoteRankError, Terminated, first_line
 from kdkit.utils import collectives
-from kdkit.utils.devices import usable_cores
+from kdkit.utils.cores import usable_cores
 
 _TIMEOUT = timedelta(minutes=30)  # of a collective, after which a silent rank counts as lost
 _THREADS_END = 0.1  # seconds

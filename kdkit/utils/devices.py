@@ -1,4 +1,4 @@
-"""Choose a device and a precision, and count the CPU cores of this process."""
+"""Choose a device and a precision."""
 
 import os
 from collections.abc import Iterator
@@ -82,9 +82,3 @@ def uses_tf32() -> dict[str, bool]:
     settings = {"convolutions": convolutions.fp32_precision, "matrix products": matmul.fp32_precision}
     default = torch.backends.fp32_precision  # type: ignore[attr-defined]  # also left out
     return {name: (default if value == "none" else value) == "tf32" for name, value in settings.items()}
-
-
-def usable_cores() -> int:
-    """Return the number of CPU cores that this process may use, which in a container or under Slurm may be few."""
-    # The affinity mask counts the cores that the scheduler grants; macOS and Windows have no such call.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from kdkit import DataError, KdkitError, RecipeError
 from kdkit.errors import did_you_mean, first_line
+from kdkit.utils.cores import usable_cores
 from kdkit.utils.validation import is_number, validate_choice
 from kdkit_ecg.leads import missing_leads, standard_name
 from kdkit_ecg.predict.model import Model, model_of_run, open_model
@@ -21,7 +22,7 @@ from kdkit_ecg.records.array_format import ArrayFormat, leads_axis, require_numb
 from kdkit_ecg.records.record import read_record
 from kdkit_ecg.records.signal_lines import DEFAULT_GAIN, UNITS, clipped
 from kdkit_ecg.records.source import Record, RecordSource, Sex, ordered_signal, person_vector
-from kdkit_ecg.utils.processes import run_in_processes, usable_cores
+from kdkit_ecg.utils.processes import run_in_processes
 
 BATCH = 16  # windows that the network receives at a time; a day at 257 Hz has 5,400 of 4,096 samples
 SHORTEST = 0.05  # share of a window that a record has to fill; the network would see little but padding

@@ -10,10 +10,11 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kdkit.utils.console import make_console
+from kdkit.utils.cores import usable_cores
 from kdkit_ecg.records.preparation import Preparation, PreparedSignal
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.store.index import INDEX, ROW, SIGNALS, Rows, make_row
-from kdkit_ecg.utils.processes import run_in_processes, usable_cores
+from kdkit_ecg.utils.processes import run_in_processes
 
 CHUNK = 4  # records that a process receives at a time; this many per process are lost if it is killed
 RECORDS_PER_PROCESS = 64  # that justify starting a process, whose imports take about two seconds

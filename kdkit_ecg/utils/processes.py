@@ -35,11 +35,6 @@ serve()
 """
 
 
-def usable_cores() -> int:
-    """Return how many cores this process may use. CPU affinity counts, if the system has it."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def run_in_processes(
     function: Callable[[Item], Result], items: Sequence[Item], processes: int
 ) -> Iterator[tuple[Item, Result]]:

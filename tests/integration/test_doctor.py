@@ -54,7 +54,7 @@ def test_a_broken_plugin_is_named_and_the_exit_code_is_1(kdkit_process, broken_s
 def test_threads_above_the_cores_of_a_container_and_a_slow_plugin_are_notes(monkeypatch):
     monkeypatch.setattr(doctor, "_SLOW_PLUGIN", -1.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
-    monkeypatch.setattr(doctor, "_quota", lambda: 1.2)
+    monkeypatch.setattr(doctor, "usable_cores", lambda: 1)
     facts, findings = doctor.examine(Path("runs"))
     assert facts["threads"]["usable cores"] == 1
     (slow,) = [finding for finding in findings if finding.problem.startswith("plugin 'ecg' takes 0.")]

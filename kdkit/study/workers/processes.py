@@ -17,7 +17,7 @@ from kdkit.errors import WorkerError
 from kdkit.study.workers.devices import SharedDevices
 from kdkit.study.workers.job import Job, JobResult
 from kdkit.study.workers.pickling import pickle_object, unpack_error
-from kdkit.utils.devices import usable_cores
+from kdkit.utils.cores import usable_cores
 from kdkit.utils.validation import validate_count
 
 # -P: do not put the working directory first in `sys.path`; the child gets the whole path of this process instead.

@@ -1,13 +1,11 @@
-"""Tests of counting the CPU cores of this process, and of the use of TF32; options of a run test `find_device`."""
-
-import os
+"""Tests of the use of TF32; options of a run test `find_device`."""
 
 import pytest
 import torch
 
 from kdkit import Net
 from kdkit.teachers.cache.key import compute_key
-from kdkit.utils.devices import usable_cores, uses_tf32
+from kdkit.utils.devices import uses_tf32
 
 new_settings = pytest.mark.skipif(
     not hasattr(torch.backends, "fp32_precision"), reason="this version of torch has the older settings only"
@@ -51,17 +49,3 @@ def test_tf32_is_read_from_the_older_settings_of_torch(monkeypatch):
     finally:
         torch.set_float32_matmul_precision(before)
     assert not uses_tf32()["matrix products"]
-
-
-def test_the_affinity_of_the_process_limits_its_cores(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5}, raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    assert usable_cores() == 3
-
-
-def test_all_cores_count_on_a_system_without_affinity(monkeypatch):
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    assert usable_cores() == 64
-    monkeypatch.setattr(os, "cpu_count", lambda: None)  # as the documentation of Python allows
-    assert usable_cores() == 1
