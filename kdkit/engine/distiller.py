@@ -28,7 +28,7 @@ from kdkit.teachers.base import observers
 from kdkit.teachers.ema import Ema
 from kdkit.teachers.past import Past
 from kdkit.teachers.peer import Peer
-from kdkit.utils.modules import plain_state
+from kdkit.utils.modules import plain_state, reshard
 from kdkit.utils.reprs import describe_array, describe_names
 
 
@@ -218,6 +218,7 @@ def _opened(stage: Stage, context: BuildContext, batch: Batch) -> OpenStage:
             teacher.move_to(device)
     open_stage = OpenStage(stage, context, device)
     report = dry_run(open_stage, batch)
+    reshard(student.network)
     if report.problems:
         open_stage.close()
         raise CheckError(report.problems)

@@ -18,6 +18,7 @@ from kdkit.engine.training_step import TrainingStep
 from kdkit.engine.update_parts import Updates
 from kdkit.errors import DataError, KdkitError
 from kdkit.plugins.events import EpochEnded, Figures, StepEnded
+from kdkit.teachers.frozen import Frozen
 from kdkit.utils import collectives, memory
 from kdkit.utils.modules import copy_state
 from kdkit.utils.randomness import derive_seed, seed_everything
@@ -118,7 +119,13 @@ class EpochTrainer:
             batch = next(self.batches.epoch(epoch, skip=first)).to(self.ctx.device)
             cause = cause_in_inputs(batch, has_unknown=self.ctx.plan.context.has_unknown, split=split, name="train")
             if cause is None:  # otherwise a user-defined teacher might fail
-                cause = cause_in_outputs(batch, self.step.teacher_outputs(batch, self.step.open_stage.sessions))
+                # A sharded teacher would wait for the other ranks, which may have no such batch.
+                sessions = {
+                    name: session
+                    for name, session in self.step.open_stage.sessions.items()
+                    if not (isinstance(session, Frozen) and session.net.is_sharded)
+                }
+                cause = cause_in_outputs(batch, self.step.teacher_outputs(batch, sessions))
             if self.checkpoints.folder is not None:
                 location += f" (saved in {self.checkpoints.folder.save_batch(batch)})"
         advice = "a lower learning rate, Training(max_grad_norm=...), or another precision may help"

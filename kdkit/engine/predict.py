@@ -67,12 +67,13 @@ class Predictor:
 
         workers: processes that fetch batches; 0 fetches them in this process, None chooses. between_batches: is called
         before each batch, and may raise an exception.
-        Several ranks predict a part of the rows each, and all return the whole.
+        Several ranks predict a part of the rows each, and all return the whole. If the weights of the network are
+        sharded among them, all ranks predict all rows.
         Raises DataError if the split is empty, and KdkitError if an output is not a finite number, except for -inf, by
         which a network masks a class.
         """
         network = module if module is not None else net.module
-        rows_of_rank = _rows_of_rank(split)
+        rows_of_rank = None if net.is_sharded else _rows_of_rank(split)
         is_whole = rows_of_rank is None
         decide = _Decisions(net, self.data, self.metrics) if self._has_positions else None
         padding = {} if decide is None else {"outputs": 0, "labels": -1}

@@ -143,7 +143,7 @@ class TeacherCaching:
         split = self._cacheable_split()
         if split is None or not self._is_worthwhile(net, stage):
             return None
-        _require_separate(net, open_stage.module)
+        _require_cacheable(net, open_stage.module)
         probed = probe(session, batch, autocast=self.options.precision != "fp32")
         codec = Codec(self.recipe.teacher_cache, probed.output)
         try:
@@ -173,7 +173,7 @@ class TeacherCaching:
         self._facts_of_data()  # raises if samples cannot be identified
         if self._cacheable_split() is None or not self._is_worthwhile(net, open_stage.stage):
             return CacheForecast(False)
-        _require_separate(net, open_stage.module)
+        _require_cacheable(net, open_stage.module)
         with preserve_rng_state():
             codec = Codec(self.recipe.teacher_cache, open_stage.sessions[net.name](batch))
         split = self.recipe.data.train
@@ -290,10 +290,12 @@ def _on_all_ranks(cached: CachedTeacher | None) -> CachedTeacher | None:
     return None
 
 
-def _require_separate(net: Net[Any], module: nn.Module) -> None:
-    """Raise CacheError if a net shares a submodule or buffer with what is trained, and may change with it."""
+def _require_cacheable(net: Net[Any], module: nn.Module) -> None:
+    """Raise CacheError if all ranks must run a net, or if it shares a submodule or buffer with what is trained."""
     if not isinstance(net.module, nn.Module):
         return
+    if net.is_sharded:  # a rank that has all outputs of its batch would not run it
+        raise CacheError("its weights are sharded among the processes, which must all run it for each batch")
     trained = {*map(id, module.modules()), *map(id, module.buffers())}
     parts: list[Any] = [*net.module.modules(), *net.module.buffers()]
     shared = next((part for part in parts if id(part) in trained), None)

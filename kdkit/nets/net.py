@@ -150,6 +150,13 @@ class Net(Generic[M]):
         devices = getattr(self.module, "hf_device_map", None) or {}
         return len({*devices.values()}) > 1
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether `fully_shard` divided the weights among processes, which then must all run the module together."""
+        module = self.module
+        parameters = module.parameters() if isinstance(module, nn.Module) else ()
+        return any(type(parameter).__name__ == "DTensor" for parameter in parameters)  # its class is slow to import
+
     def __call__(self, batch: Batch) -> Tensor:
         """Return the outputs, (batch, classes) or (batch, classes, *positions)."""
         return self.through(self.module, batch)

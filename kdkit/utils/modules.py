@@ -79,6 +79,16 @@ def drop_compiled_code(modules: Iterable[object]) -> None:
         torch._dynamo.reset()  # of all compiled code, since torch has no other way
 
 
+def reshard(module: nn.Module) -> None:
+    """Free the whole weights that `fully_shard` keeps after a pass that no backward pass follows.
+
+    Until then, `module.parameters()` are not those that an optimizer must have.
+    """
+    for part in module.modules():
+        if any(base.__name__ == "FSDPModule" for base in type(part).__mro__):  # the class takes a second to import
+            part.reshard()  # type: ignore[operator]  # of FSDPModule
+
+
 def parameters_behind(tensors: Iterable[Tensor]) -> set[Tensor]:
     """Return the parameters that a backward pass from these tensors would reach, without computing any gradient."""
     reached: set[Tensor] = set()

@@ -16,7 +16,7 @@ from kdkit.engine.check.dry_run import DryRunReport, dry_run
 from kdkit.engine.check.estimate import Estimator, StageEstimate
 from kdkit.engine.check.plan import Plan
 from kdkit.engine.check.recipe_problems import recipe_problems
-from kdkit.engine.check.stage_problems import stage_problems
+from kdkit.engine.check.stage_problems import stage_problems, storage_problems
 from kdkit.engine.open_stage import OpenStage, build_context, tiny_batch
 from kdkit.engine.options import RunOptions
 from kdkit.errors import KdkitError, first_line
@@ -106,7 +106,7 @@ def _check_stage(
     precision: Precision,
     estimator: Estimator | None,
 ) -> _StageCheck:
-    problems = [*stage_problems(stage, context)]
+    problems = [*stage_problems(stage, context)] or [*storage_problems(stage)]
     if problems:  # a dry run might fail for the same reason
         return _StageCheck(DryRunReport(problems))
     untransformed = tiny_batch(recipe.data, stage.training.batch_size).to(device)

@@ -31,6 +31,25 @@ def stage_problems(stage: Stage, context: BuildContext) -> Iterator[str]:
     return _StageChecks(stage, context).problems()
 
 
+def storage_problems(stage: Stage) -> Iterator[str]:
+    """Yield the tensors of trained networks that a run cannot store, which is no problem in a loop of the user."""
+    for net in stage.objectives:
+        for key, value in net.network.state_dict().items():
+            if not isinstance(value, Tensor):
+                yield (
+                    f"net {net.name!r} has {key!r}, a {type(value).__name__}, in its state_dict(), but a run folder "
+                    "stores tensors only; remove get_extra_state, or return a tensor"
+                )
+            elif is_traceable_wrapper_subclass(value):  # such as the weights of torchao
+                advice = "quantize the network after it is trained, or use it as a teacher"
+                if type(value).__name__ == "DTensor":  # of fully_shard, and only with several processes
+                    advice = "pass the module without fully_shard, since torchrun divides batches, but no weights; or "
+                    advice += "train it in a loop of your own by kdkit.Distiller"
+                yield (
+                    f"net {net.name!r} has {key!r}, a {type(value).__name__}, which a run folder cannot store; {advice}"
+                )
+
+
 def require_compilable(stages: Iterable[Stage]) -> None:
     """Raise RecipeError if a stage balances by the gradient of each term, which a compiled module does not have."""
     for stage in stages:
@@ -67,21 +86,6 @@ class _StageChecks:
                 yield f"net {net.name!r} has a program of torch.export in it; train the module that was exported"
             elif not any(parameter.requires_grad for parameter in net.module.parameters()):
                 yield f"net {net.name!r} has nothing to train: none of its parameters requires a gradient"
-            else:
-                for key, value in net.module.state_dict().items():
-                    if not isinstance(value, Tensor):
-                        yield (
-                            f"net {net.name!r} has {key!r}, a {type(value).__name__}, in its state_dict(), but a run "
-                            "folder stores tensors only; remove get_extra_state, or return a tensor"
-                        )
-                    elif is_traceable_wrapper_subclass(value):  # such as the weights of torchao
-                        advice = "quantize the network after it is trained, or use it as a teacher"
-                        if type(value).__name__ == "DTensor":  # of fully_shard, and only with several processes
-                            advice = "pass the module without fully_shard; torchrun divides batches, but no weights"
-                        yield (
-                            f"net {net.name!r} has {key!r}, a {type(value).__name__}, which a run folder cannot store; "
-                            f"{advice}"
-                        )
             terms = [weighted.term for weighted in as_objective(objective)]
             for label, count in Counter(term.label for term in terms).items():
                 if count > 1:
