@@ -95,13 +95,6 @@ def require_divisible(data: Data, batch_sizes: Iterable[int]) -> None:
     if not collectives.is_distributed():
         return
     ranks = collectives.world_size()
-    fingerprints = collectives.all_gather_objects([(data.fingerprint, data.train_digest)])
-    if len(set(fingerprints)) > 1:
-        raise DataError(
-            "the processes of this run have different data, so the training data of one may be the test data of "
-            "another; create the data inside recipe(), where random numbers are seeded, or split it with a seeded "
-            "generator"
-        )
     if any(isinstance(split, LoaderSplit) for split in (data.train, data.validation, data.test)):
         raise DataError(
             f"{ranks} processes divide the rows of a split, but a user-defined DataLoader has its own order; pass its "
@@ -134,7 +127,7 @@ class DistributedModule:
         self._parallel: DistributedDataParallel | None = None
         collectives.sync_buffers([module])
         if collectives.is_distributed() and averages:
-            collectives.sync_parameters(module)
+            collectives.sync_module(module, next(module.parameters()).device)
         elif collectives.is_distributed():
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", _OLD_NAME)

@@ -189,6 +189,8 @@ def recipe():
 
 
 distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
+if number == 1:
+    kdkit.check(recipe)  # alone
 result = kdkit.run(recipe, device="cpu")
 torch.save((result.history["student"], result.student.module.state_dict()), f"{folder}/{number}.pt")
 distributed.destroy_process_group()
