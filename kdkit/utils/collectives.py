@@ -78,6 +78,14 @@ def all_reduce_mean(values: Tensor) -> Tensor:
     return total / distributed.get_world_size()
 
 
+def all_reduce_row_mean(values: Tensor) -> Tensor:
+    """Return the mean of the values of all ranks, (rows,) -> (); ranks may have different counts. NaN without any."""
+    if not _sends():
+        return values.mean()
+    reduced = all_reduce_mean(torch.stack([values.sum(), values.new_full((), len(values))]))
+    return reduced[0] / reduced[1]
+
+
 def all_reduce_sum(values: Sequence[float], device: torch.device) -> list[float]:
     """Return the sums over all ranks, computed on `device`."""
     if not _sends():
