@@ -67,10 +67,13 @@ def step_ended(event):
         time.sleep(0.02)
 
 
-def samples(count, first=0):
+def samples(count, first=0, wrong=None):
     generator = torch.Generator().manual_seed(first)
     labels = torch.arange(count) % 3
-    return TensorDataset(torch.eye(3, 6)[labels] * 1.5 + torch.randn(count, 6, generator=generator), labels)
+    inputs = torch.eye(3, 6)[labels] * 1.5 + torch.randn(count, 6, generator=generator)
+    if wrong is not None:
+        inputs[wrong] = torch.nan
+    return TensorDataset(inputs, labels)
 
 
 def recipe(
@@ -84,6 +87,7 @@ def recipe(
     apart: bool = False,
     drawn: int | None = None,
     width: int = 4,
+    wrong: int | None = None,
 ):
     if drawn is not None:
         torch.manual_seed(drawn)
@@ -98,7 +102,7 @@ def recipe(
     options = dict(extra) if (extra := globals().get("training")) else {}
     defaults = {"epochs": epochs, "batch_size": 16, "optimizer": Optimizer(torch.optim.SGD, lr=0.1, momentum=0.9)}
     first = int(os.environ["RANK"]) if apart else 0
-    data = TorchData(samples(count, first), samples(validated, 1), samples(24, 2), classes=("a", "b", "c"))
+    data = TorchData(samples(count, first, wrong), samples(validated, 1), samples(24, 2), classes=("a", "b", "c"))
     return Recipe(data=data, schedule=[Stage({student: objective}, Training(**{**defaults, **options}))])
 
 
@@ -190,11 +194,11 @@ sync_module(net, torch.device("cpu"))
 
 
 def error_of(name="sum", *, first={}, second={}, **options):
-    "Return the error of a run whose processes have different recipes or options."
+    "Return the error of a run, whose processes may have different recipes or options."
     try:
         recipe_file.training = OPTIONS[name]
         kdkit.run(lambda: recipe_file.recipe(**(second if number else first)), device="cpu", **options)
-    except kdkit.RecipeError as error:
+    except kdkit.KdkitError as error:
         return str(error)
 
 
@@ -204,6 +208,7 @@ errors = {
     "term": error_of(first={"past": False}),
     "net": error_of(second={"width": 5}),
     "option": error_of(gradients=number),
+    "wrong": error_of(first={"wrong": 8}, second={"wrong": 8}, out=folder / "wrong"),
 }
 results = {"net": net.state_dict(), "buffers": buffers, "errors": errors}
 torch.save((whole, run_all(folder / "run"), results), folder / f"{number}.pt")
@@ -304,6 +309,13 @@ def test_a_module_gets_the_parameters_and_buffers_of_the_first_process(results):
 def test_processes_with_different_recipes_or_options_are_refused(results, name, message):
     for other in results.others:
         assert f"the processes of this run have different recipes or options: {message}" in other["errors"][name]
+
+
+def test_the_process_that_has_a_row_with_nan_names_it_for_all(results):
+    (saved,) = results.folder.glob("wrong/1-student/not-finite-batch.pt")
+    assert 8 in torch.load(saved)["ids"]
+    for other in results.others:
+        assert f"(saved in {saved}); the inputs of row 8 of the train data are not" in other["errors"]["wrong"]
 
 
 # Runs in two processes whose teacher counts its samples, and a run in one process, for its weights.
