@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.distributed import TCPStore
 
+from kdkit.cli.main import _ALONE, cli
 from kdkit.engine.storage.comparison import differences
 from tests.helpers.command_line import environment
 from tests.helpers.processes import ForkedPython
@@ -436,6 +437,21 @@ def test_a_run_that_torchrun_may_restart_needs_a_folder(kdkit_here, tmp_path, mo
     assert done.code == 2
     assert "--out FOLDER" in done.err
     assert not (tmp_path / "runs").exists()
+
+
+def test_one_process_of_torchrun_runs_the_commands_that_share_no_work(kdkit_here, tmp_path, monkeypatch):
+    (tmp_path / "recipe_file.py").write_text(RECIPE)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for command in (("check", "recipe_file.py"), ("list",), ("--version",), ("run", "recipe_file.py", "--help"), ()):
+        outputs = []
+        for rank in ("0", "1"):
+            monkeypatch.setenv("RANK", rank)
+            outputs.append(kdkit_here(*command))
+        assert outputs[0].out or outputs[0].err
+        assert (outputs[1].code, outputs[1].out, outputs[1].err) == (0, "", "")
+    plugins = {name for name, command in cli.commands.items() if not command.callback.__module__.startswith("kdkit.")}
+    assert {*cli.commands} - plugins == {*_ALONE, "run", "rerun", "evaluate", "sweep"}
 
 
 # The agent of torchrun, whose two processes are forked and so need not import torch. Each saves its exit code.
