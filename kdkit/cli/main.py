@@ -32,6 +32,9 @@ from kdkit.utils.printable import LINE_CHARACTERS, echo, is_first_process, print
 # Commands import most modules when they are called: these import torch, which takes seconds, and `kdkit --help` does
 # not need it.
 
+# Of torchrun's processes, only the first one runs these, which do not share their work among ranks.
+_ALONE = ("bench", "cache", "card", "check", "classes", "completion", "doctor", "export", "list", "new", "report")
+
 
 def main() -> None:
     """Run the command line and exit with its exit code."""
@@ -52,10 +55,13 @@ def call(args: list[str]) -> int:
     """Run the command line with these arguments and return its exit code.
 
     The exit code is 2 for a KdkitError, which is printed without a traceback unless KDKIT_TRACEBACK is set, 130 for
-    Ctrl-C, and 143 for SIGTERM.
+    Ctrl-C, and 143 for SIGTERM. Under torchrun, a process that leaves the command to the first one returns 0.
     """
+    is_alone = not args or args[0] in _ALONE or args[0].startswith("-") or "--help" in args
+    if is_alone and not is_first_process():
+        return 0
     try:
-        with _process_group():
+        with nullcontext() if is_alone else _process_group():
             add_plugin_commands()
             try:
                 code = cli.main(args, prog_name="kdkit", standalone_mode=False)

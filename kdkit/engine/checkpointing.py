@@ -58,6 +58,8 @@ class EpochPosition:
             position.rng = ranks[rank]["rng"]
         if len(ranks) == collectives.world_size():
             position.means.load_state_dict(ranks[rank]["means"])
+        else:
+            position.means.load_share([state["means"] for state in ranks], 1 / collectives.world_size())
         return position
 
     def restore_rng(self, device: torch.device) -> None:

@@ -19,9 +19,8 @@ from kdkit.utils.cores import usable_cores
 
 _TIMEOUT = timedelta(minutes=30)  # of a collective, after which a silent rank counts as lost
 _THREADS_END = 0.1  # seconds
-# Warnings of DistributedDataParallel that do not apply, by their text, since they have no class of their own.
-_ALWAYS_USED = "find_unused_parameters=True was specified in DDP constructor, but did not find any unused parameters"
-_OLD_NAME = "`broadcast_buffers` is deprecated"  # since torch 2.14; its replacement is not in torch 2.8
+# A warning of DistributedDataParallel since torch 2.14, by its text; the replacement is not in torch 2.8.
+_OLD_NAME = "`broadcast_buffers` is deprecated"
 _NO_CONTEXT = nullcontext()
 _CAPTURE_ONCE = "skip_fwd_side_effects_in_bwd_under_checkpoint"  # an option of torch's compiler
 
@@ -95,13 +94,6 @@ def require_divisible(data: Data, batch_sizes: Iterable[int]) -> None:
     if not collectives.is_distributed():
         return
     ranks = collectives.world_size()
-    fingerprints = collectives.all_gather_objects([(data.fingerprint, data.train_digest)])
-    if len(set(fingerprints)) > 1:
-        raise DataError(
-            "the processes of this run have different data, so the training data of one may be the test data of "
-            "another; create the data inside recipe(), where random numbers are seeded, or split it with a seeded "
-            "generator"
-        )
     if any(isinstance(split, LoaderSplit) for split in (data.train, data.validation, data.test)):
         raise DataError(
             f"{ranks} processes divide the rows of a split, but a user-defined DataLoader has its own order; pass its "
@@ -134,29 +126,39 @@ class DistributedModule:
         self._parallel: DistributedDataParallel | None = None
         collectives.sync_buffers([module])
         if collectives.is_distributed() and averages:
-            collectives.sync_parameters(module)
+            collectives.sync_module(module, next(module.parameters()).device)
         elif collectives.is_distributed():
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", _OLD_NAME)
                 # A term whose weight is 0, or that has no label in this batch, reaches no parameter: some may be
                 # unused.
-                self._parallel = DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+                self._parallel = DistributedDataParallel(
+                    _WithUnused(module), broadcast_buffers=False, find_unused_parameters=True
+                )
         forward: Callable[..., Any] = module if self._parallel is None else self._parallel
         self._forward: Callable[..., Any] = _compiled(forward) if compiled else forward
 
     def __call__(self, *inputs: Any) -> dict[str, Tensor]:
         """Return the terms by label."""
-        if self._parallel is None:
-            terms: dict[str, Tensor] = self._forward(*inputs)
-            return terms
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", _ALWAYS_USED)
-            terms = self._forward(*inputs)
+        terms: dict[str, Tensor] = self._forward(*inputs)
         return terms
 
     def update(self, *, ends: bool) -> AbstractContextManager[Any]:
         """Return the context of a micro-batch: only in the last one of an update are gradients averaged over ranks."""
         return _NO_CONTEXT if ends or self._parallel is None else self._parallel.no_sync()
+
+
+class _WithUnused(nn.Module):
+    """A module with a parameter that is never used: if all are, DistributedDataParallel prints a warning from C++."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.unused = nn.Parameter(next(module.parameters()).new_zeros(()))
+
+    def forward(self, *inputs: Any) -> Any:
+        """Call the module."""
+        return self.module(*inputs)
 
 
 def rank_weight(part: int, whole: int) -> float:

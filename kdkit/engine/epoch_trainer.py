@@ -5,9 +5,11 @@ import math
 import time
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
-from kdkit.data.dataset import LoaderSplit
+from kdkit.data.batch import Batch
+from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.engine.checkpointing import BestCheckpoint, EpochPosition, StageProgress
 from kdkit.engine.monitor import Monitor
 from kdkit.engine.not_finite import cause_in_inputs, cause_in_outputs
@@ -18,7 +20,6 @@ from kdkit.engine.training_step import TrainingStep
 from kdkit.engine.update_parts import Updates
 from kdkit.errors import DataError, KdkitError
 from kdkit.plugins.events import EpochEnded, Figures, StepEnded
-from kdkit.teachers.frozen import Frozen
 from kdkit.utils import collectives, memory
 from kdkit.utils.modules import copy_state
 from kdkit.utils.randomness import derive_seed, seed_everything
@@ -76,7 +77,8 @@ class EpochTrainer:
             if index == count:
                 raise DataError(f"the training data must have {count} batches per epoch, its length, but has more")
             values = self.step(batch, part)  # {term: unweighted value}
-            position.means.add(values, samples)
+            # Scaled, so that a term counts labels if its loss does, and the parts of ranks make up their batch.
+            position.means.add(part.scaled(values), samples)
             if position.means.not_finite is not None and not collectives.is_distributed():
                 break  # several processes must fail together, at the end of the epoch
             if self._reports_steps:
@@ -114,25 +116,36 @@ class EpochTrainer:
             return
         location, cause = f"epoch {epoch + 1}", None
         split, first = self.ctx.recipe.data.train, position.means.not_finite
-        if first is not None and not isinstance(split, LoaderSplit):
+        numbers = collectives.all_gather_objects([] if first is None else [first])
+        if numbers and not isinstance(split, LoaderSplit):
+            first = min(numbers)
             location += f", batch {first + 1}"
-            batch = next(self.batches.epoch(epoch, skip=first)).to(self.ctx.device)
-            cause = cause_in_inputs(batch, has_unknown=self.ctx.plan.context.has_unknown, split=split, name="train")
-            if cause is None:  # otherwise a user-defined teacher might fail
-                # A sharded teacher would wait for the other ranks, which may have no such batch.
-                sessions = {
-                    name: session
-                    for name, session in self.step.open_stage.sessions.items()
-                    if not (isinstance(session, Frozen) and session.net.is_sharded)
-                }
-                cause = cause_in_outputs(batch, self.step.teacher_outputs(batch, sessions))
+            cause, batch = self._cause_in(next(self.batches.epoch(epoch, skip=first)).to(self.ctx.device), split)
             if self.checkpoints.folder is not None:
                 location += f" (saved in {self.checkpoints.folder.save_batch(batch)})"
+                collectives.barrier()  # the error of another rank may end the one that saves it
         advice = "a lower learning rate, Training(max_grad_norm=...), or another precision may help"
         raise KdkitError(
             f"stage {self.stage.name!r}: {', '.join(map(repr, labels))} is not a finite number in {location}; "
             f"{cause or advice}"
         )
+
+    def _cause_in(self, batch: Batch, split: Split) -> tuple[str | None, Batch]:
+        """Return the cause of a term that is not finite in a batch, or None, and the part of the rank that has it."""
+
+        def in_inputs() -> str | None:
+            return cause_in_inputs(batch, has_unknown=self.ctx.plan.context.has_unknown, split=split, name="train")
+
+        def in_outputs() -> str | None:
+            return cause_in_outputs(batch, self.step.teacher_outputs(batch, self.step.open_stage.sessions))
+
+        # Outputs come last: for inputs that are not finite, a user-defined teacher might fail, and an average is wrong.
+        for find in (in_inputs, in_outputs):
+            cause = find()
+            causes = collectives.all_gather_objects([] if cause is None else [(cause, batch.to(torch.device("cpu")))])
+            if causes:
+                return causes[0]
+        return None, batch
 
     def _end(self, epoch: int, terms: Mapping[str, float], values: Mapping[str, float]) -> None:
         """Keep the best weights, add the epoch to the history, and call the callbacks.

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.data.device_data import DeviceData
+from kdkit.engine.distributed import rank_device
 from kdkit.engine.options import RunOptions
 from kdkit.engine.out_of_memory import explain_out_of_memory
 from kdkit.engine.predict import Predictor, compute_metrics
@@ -33,7 +34,7 @@ def evaluate(
     recipe = as_recipe(recipe, "evaluate")
     options = options or RunOptions()
     chosen = load_net(recipe, Path(weights), net)
-    device = options.torch_device()
+    device = rank_device(options.torch_device())
     chosen.move_to(device)
     data = recipe.data
     loader = DeviceData(device, share=0.0, draws=data.draws, passes=1)

@@ -1,6 +1,6 @@
 """Means of the terms over an epoch, without waiting for the device at every step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ class RunningMeans:
         self.not_finite: int | None = None
 
     def add(self, terms: Mapping[str, Tensor], samples: float) -> None:
-        """Add the detached scalar terms of a step."""
+        """Add the detached scalar terms of a step, on several ranks of each its part."""
         self.steps += 1
         self._labels = self._labels or tuple(terms)
         self._pending.append(([*terms.values()], samples))
@@ -58,6 +58,19 @@ class RunningMeans:
         counts = state["pending_samples"]
         values = state["pending"].view(len(counts), -1) if counts else ()
         self._pending = [([*step], samples) for step, samples in zip(values, counts, strict=True)]
+
+    def load_share(self, states: Sequence[Mapping[str, Any]], share: float) -> None:
+        """Restore a share of the saved states of all ranks, which is 1 / ranks if their number has changed."""
+        for state in states:
+            means = RunningMeans()
+            means.load_state_dict(state)
+            means._flush()
+            self._labels, self.steps = means._labels, means.steps
+            totals = self._totals or [0.0] * len(means._totals)
+            self._totals = [total + share * more for total, more in zip(totals, means._totals, strict=True)]
+            self._samples += share * means._samples
+            if means.not_finite is not None:
+                self.not_finite = min(means.not_finite, self.steps if self.not_finite is None else self.not_finite)
 
     def _flush(self) -> None:
         if not self._pending:

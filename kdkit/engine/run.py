@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import torch
+from torch import nn
 
 from kdkit.data.device_data import DeviceData
 from kdkit.engine import distributed
@@ -20,6 +21,7 @@ from kdkit.engine.measure import measure_nets
 from kdkit.engine.options import RunFields, RunOptions
 from kdkit.engine.out_of_memory import explain_memory_of_run
 from kdkit.engine.predict import Predictor
+from kdkit.engine.rank_agreement import require_agreement
 from kdkit.engine.run_context import RunContext
 from kdkit.engine.run_evaluation import RunEvaluation
 from kdkit.engine.run_record import Origin, notices, run_name, run_record, settings_of, versions
@@ -158,6 +160,7 @@ class PreparedRun:
     ) -> None:
         plan = check(recipe, device, options.precision)
         plan.require()
+        require_agreement(recipe, plan.stages, options, device, origin)
         distributed.require_divisible(recipe.data, [stage.training.batch_size for stage in plan.stages])
         if options.compile:
             require_compilable(plan.stages)
@@ -228,6 +231,8 @@ class PreparedRun:
         self._report_start()
         for net in ctx.plan.nets:
             net.move_to(ctx.device)
+            if isinstance(net.module, nn.Module):
+                collectives.sync_module(net.module, ctx.device)
         self._train_stages()
         if ctx.options.only is not None:
             return  # the process that gave this one its stages evaluates the networks

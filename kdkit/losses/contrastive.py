@@ -27,7 +27,7 @@ from kdkit.losses.validation import (
     validate_share,
     validate_temperature,
 )
-from kdkit.utils.collectives import all_gather, all_reduce_mean, is_distributed
+from kdkit.utils.collectives import all_gather, is_distributed
 from kdkit.utils.memory import require
 
 # The samples that negatives are drawn from.
@@ -201,19 +201,16 @@ class CRD(nn.Module):
     def _log_normaliser(self, net: int, scores: Tensor) -> Tensor:
         """Return the logarithm of Z; in training mode, store it. scores: (batch, 1 + negatives)."""
         stored = self.log_normalisers[net]
-        has_rows = len(scores) > 0  # a rank without rows has no estimate
-        normaliser = stored
-        if has_rows:
-            # Z = mean of exp(score) times the number of samples, estimated on the first batch only
-            count = self.memories.shape[1]
-            estimate = scores.logsumexp((0, 1)) - math.log(scores.numel()) + math.log(count)
-            normaliser = torch.where(stored.isinf(), estimate.to(stored.dtype), stored)
+        count = scores.numel()
+        sums = scores.logsumexp((0, 1), keepdim=True)[0] if count else scores.new_zeros(0)
+        if self.training and is_distributed() and stored.isinf():  # of the ranks that have rows
+            sums, count = all_gather(sums), int(all_gather(torch.tensor([count], device=sums.device)).sum())
+        if not count:
+            return stored
+        # Z = mean of exp(score) times the number of samples, estimated on the first batch only
+        estimate = sums.logsumexp(0) - math.log(count) + math.log(self.memories.shape[1])
+        normaliser = torch.where(stored.isinf(), estimate.to(stored.dtype), stored)
         if self.training:
-            if is_distributed():
-                # the mean over the ranks that have rows
-                term = torch.stack([normaliser if has_rows else stored.new_zeros(()), stored.new_full((), has_rows)])
-                total, share = all_reduce_mean(term)
-                normaliser = torch.where(share > 0, total / share, stored)
             self.log_normalisers[net] = normaliser
         return normaliser
 

@@ -17,7 +17,7 @@ from kdkit.losses.validation import (
     validate_share,
     validate_switches,
 )
-from kdkit.utils.collectives import all_reduce_mean
+from kdkit.utils.collectives import all_reduce_row_mean
 
 _EPS = 1e-15  # that of the authors' code, in the denominator of the relative change
 
@@ -30,7 +30,8 @@ class TAID(nn.Module):
     * (1 - a), with m the relative decrease of the loss from step to step, a moving average that keeps the share
     `momentum` of its old value. rate=0 is the linear growth alone. The first step only records the loss. The student's
     logits in the mixture get no gradient. The share is saved with the run; a step is a (micro-)batch. On several ranks
-    it follows their mean loss. The defaults are those of the authors' code (its alpha is `rate`, its beta `momentum`).
+    it follows the mean loss over the samples of all. The defaults are those of the authors' code (its alpha is `rate`,
+    its beta `momentum`).
 
     The authors' code returns the cross-entropy, which has the same gradient; m is that of the cross-entropy here too.
 
@@ -75,23 +76,24 @@ class TAID(nn.Module):
             # a class that the teacher masks is masked from the start: 0 * -inf is NaN
             mixture_log = F.log_softmax(mixture.masked_fill(target == -math.inf, -math.inf), 1)
             if self.training:
-                self._update(-cross_terms(mixture_log.exp(), student_log).sum(1).mean(), progress)
+                self._update(-cross_terms(mixture_log.exp(), student_log).sum(1), progress)
         return kl_sum(mixture_log, student_log) / max(1, len(student))
 
     def extra_repr(self) -> str:
         """Return the options, for the printed plan of a recipe."""
         return f"start={self.start}, end={self.end}, rate={self.rate}, momentum={self.momentum}"
 
-    def _update(self, loss: Tensor, progress: Tensor) -> None:
-        loss = all_reduce_mean(loss.float())
+    def _update(self, losses: Tensor, progress: Tensor) -> None:
+        """Follow the mean of the losses of the samples of all ranks. losses: (batch,)."""
+        loss = all_reduce_row_mean(losses).float()
         # the relative decrease, which is not defined in the first step
         decrease = (self.last_loss - loss) / (self.last_loss + _EPS)
         trend = self.momentum * self.trend + (1 - self.momentum) * decrease
         faster = self.share + self.rate * trend.sigmoid() * (1 - self.share)
         linear = self.start + (self.end - self.start) * progress
         share = torch.maximum(faster, linear).clamp(max=self.end)
-        # A choice on the device does not wait for it. A loss that is not finite, as that of a rank without rows, leaves
-        # all as it is.
+        # A choice on the device does not wait for it. A loss that is not finite, as that of no rows, leaves all as it
+        # is.
         usable = trend.isfinite()
         self.trend.copy_(torch.where(usable, trend, self.trend))
         self.share.copy_(torch.where(usable, share, self.share))

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -34,6 +33,7 @@ from kdkit.metrics.per_class import NetReport
 from kdkit.nets.weight_files import runs_in, stage_weights
 from kdkit.plugins.events import BaselineDifference
 from kdkit.report.analysis import same_metric
+from kdkit.utils.reprs import without_addresses
 
 RECIPE = "recipe.py"
 _SOURCE = 1_000_000  # characters of a recipe that a page shows
@@ -344,7 +344,7 @@ def settings_digest(run: ReportedRun) -> str:
     # with the nets, since a run with a baseline and one without it have different verdicts
     metrics = {net: list(results) for net, results in run.metrics.results.items()}
     text = repr([run.record.get(key) for key in keys]) + repr(metrics)
-    text = re.sub(r" at 0x[0-9a-fA-F]+", "", text)  # memory addresses, in the repr of losses of user code
+    text = without_addresses(text)  # in the repr of losses of user code
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

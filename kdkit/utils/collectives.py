@@ -1,10 +1,14 @@
 """Collectives over the ranks of a run. In a run of one process they return their input."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import chain
 from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.parameter import is_lazy
 
 if distributed.is_available():
     # DDP imports this module, whose default arguments capture the default process group if one exists. The threads of
@@ -12,6 +16,8 @@ if distributed.is_available():
     import torch.distributed.nn
 
 T = TypeVar("T")
+
+_alone: ContextVar[bool] = ContextVar("alone", default=False)  # whether this process sends no messages
 
 
 def is_distributed() -> bool:
@@ -29,9 +35,19 @@ def rank() -> int:
     return distributed.get_rank() if is_distributed() else 0
 
 
+@contextmanager
+def without_messages() -> Iterator[None]:
+    """Return the inputs of collectives in this context, as in a run of one process: other ranks need not call them."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
 def all_gather(rows: Tensor) -> Tensor:
     """Return the rows of all ranks in rank order, (rows, ...) -> (all rows, ...); ranks may have different counts."""
-    if not is_distributed():
+    if not _sends():
         return rows
     count = torch.tensor([len(rows)], device=rows.device)
     counts = [torch.zeros_like(count) for _ in range(distributed.get_world_size())]
@@ -46,7 +62,7 @@ def all_gather(rows: Tensor) -> Tensor:
 
 def all_gather_objects(values: Sequence[T]) -> list[T]:
     """Return the values of all ranks in rank order; they must pickle, and ranks may have different counts."""
-    if not is_distributed():
+    if not _sends():
         return [*values]
     gathered: list[Sequence[T]] = [()] * world_size()
     distributed.all_gather_object(gathered, [*values])
@@ -55,16 +71,24 @@ def all_gather_objects(values: Sequence[T]) -> list[T]:
 
 def all_reduce_mean(values: Tensor) -> Tensor:
     """Return the mean over all ranks, of the same shape."""
-    if not is_distributed():
+    if not _sends():
         return values
     total = values.clone()
     distributed.all_reduce(total)
     return total / distributed.get_world_size()
 
 
+def all_reduce_row_mean(values: Tensor) -> Tensor:
+    """Return the mean of the values of all ranks, (rows,) -> (); ranks may have different counts. NaN without any."""
+    if not _sends():
+        return values.mean()
+    reduced = all_reduce_mean(torch.stack([values.sum(), values.new_full((), len(values))]))
+    return reduced[0] / reduced[1]
+
+
 def all_reduce_sum(values: Sequence[float], device: torch.device) -> list[float]:
     """Return the sums over all ranks, computed on `device`."""
-    if not is_distributed():
+    if not _sends():
         return [*values]
     total = torch.tensor(values, dtype=torch.float64, device=device)
     distributed.all_reduce(total)
@@ -74,13 +98,13 @@ def all_reduce_sum(values: Sequence[float], device: torch.device) -> list[float]
 
 def barrier() -> None:
     """Wait until every rank has called this."""
-    if is_distributed():
+    if _sends():
         distributed.barrier()
 
 
 def broadcast(value: T) -> T:
     """Return the value of rank 0, so that all ranks decide alike; it must pickle."""
-    if not is_distributed():
+    if not _sends():
         return value
     values = [value]
     distributed.broadcast_object_list(values, src=0)
@@ -88,10 +112,19 @@ def broadcast(value: T) -> T:
 
 
 @torch.no_grad()
-def sync_parameters(module: nn.Module) -> None:
-    """Give a module the parameters of rank 0."""
-    for parameter in module.parameters() if is_distributed() else ():
-        distributed.broadcast(parameter, src=0)
+def sync_module(module: nn.Module, device: torch.device) -> None:
+    """Give a module the parameters and buffers of rank 0. device: on which ranks exchange them.
+
+    Tensors without values of their own stay as they are: those of a meta device, and parts of a distributed tensor.
+    """
+    for tensor in chain(module.parameters(), module.buffers()) if _sends() else ():
+        if is_lazy(tensor) or tensor.is_meta or type(tensor.data) is not Tensor or not tensor.numel():
+            continue
+        own = tensor.to(device).reshape(-1).view(torch.uint8)  # bytes, since backends do not support every dtype
+        first = own.clone()
+        distributed.broadcast(first, src=0)
+        if not torch.equal(first, own):  # otherwise nothing is written, as the memory may be that of a file
+            tensor.copy_(first.view(tensor.dtype).view(tensor.shape))
 
 
 def sync_buffers(modules: Iterable[nn.Module]) -> None:
@@ -100,7 +133,7 @@ def sync_buffers(modules: Iterable[nn.Module]) -> None:
     Sends one message for each dtype, however many buffers there are.
     """
     # Called after every optimizer update. The check comes before torch.no_grad, which costs ten times as much.
-    if not is_distributed():
+    if not _sends():
         return
     with torch.no_grad():
         averaged: set[int] = set()
@@ -126,3 +159,8 @@ def sync_buffers(modules: Iterable[nn.Module]) -> None:
             sizes = [contribution.numel() for contribution in contributions]
             for buffer, reduced in zip(buffers.values(), torch.split(flat, sizes), strict=True):
                 buffer.copy_(reduced.view_as(buffer))
+
+
+def _sends() -> bool:
+    """Return whether collectives exchange messages."""
+    return is_distributed() and not _alone.get()

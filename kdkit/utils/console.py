@@ -71,9 +71,11 @@ def make_console(*, stderr: bool = False, markup: bool = True) -> Console:
     """Return a console as wide as the terminal, or 120 columns wide if there is no terminal, so that tables fit.
 
     markup: False to print square brackets as they are.
+    Of the processes of torchrun, which have the same results, only the first one prints to stdout.
     """
     # Without emoji a label such as ":x:" is printed as it is.
     options: dict[str, Any] = {"highlight": False, "emoji": False, "stderr": stderr, "markup": markup}
+    options["quiet"] = not stderr and not is_first_process()
     console = PrintableConsole(**options)
     return console if console.is_terminal or console.is_jupyter else PrintableConsole(**options, width=_WIDTH)
 

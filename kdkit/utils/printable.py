@@ -33,5 +33,9 @@ def is_first_process() -> bool:
 
 
 def echo(text: str, *, err: bool = False) -> None:
-    """Print a text of one or several lines to stdout, or to stderr if `err`, with its control characters escaped."""
-    click.echo(printable(text, keep=LINE_CHARACTERS), err=err)
+    """Print a text of one or several lines to stdout, or to stderr if `err`, with its control characters escaped.
+
+    Of the processes of torchrun, which have the same results, only the first one prints to stdout.
+    """
+    if err or is_first_process():
+        click.echo(printable(text, keep=LINE_CHARACTERS), err=err)

@@ -1,5 +1,6 @@
 """Short reprs of public objects: their contents as shapes and counts, without the numbers of tensors or an address."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -21,6 +22,11 @@ def describe_array(value: Any) -> str:
         return "(" + ", ".join(map(describe_array, value)) + ")"
     text = repr(value)
     return type(value).__name__ if " at 0x" in text else text  # an address means nothing to a reader
+
+
+def without_addresses(text: str) -> str:
+    """Return a repr, such as that of a function, without memory addresses, which differ from process to process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
 def describe_names(names: Iterable[str]) -> str:

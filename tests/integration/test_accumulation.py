@@ -261,7 +261,7 @@ def test_a_loss_whose_labels_cannot_be_counted_has_a_notice(steps, count, monkey
     assert len(notices) == count
 
 
-# The weights of a run in one process, and of the same run in two of which one has most labels.
+# The weights and the means of terms of a run in one process, and of the same run in two of which one has most labels.
 TWO_PROCESSES = """
 import sys
 
@@ -277,33 +277,39 @@ torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
 
 
-def weight(steps):
+def weight_and_means(steps, size=8, **options):
     def recipe():
         inputs = torch.randn(19, 6, generator=torch.Generator().manual_seed(1))
         labels = torch.where(torch.arange(19) % 4 == 0, torch.arange(19) % 3, -100)
         samples = TensorDataset(inputs, labels)
         net = Net("student", nn.Linear(6, 3))
-        loss = nn.CrossEntropyLoss(weight=torch.tensor([5.0, 1.0, 0.1]))
+        loss = nn.CrossEntropyLoss(weight=torch.tensor([5.0, 1.0, 0.1]), **options)
         optimizer = Optimizer(torch.optim.SGD, lr=0.1)
-        training = Training(epochs=2, batch_size=8, accumulate_steps=steps, optimizer=optimizer)
+        training = Training(epochs=2, batch_size=size, accumulate_steps=steps, optimizer=optimizer)
         data = TorchData(samples, samples, classes=("a", "b", "c"), ignore_index=-100)
         return Recipe(data=data, schedule=[Stage({net: Truth(loss)}, training)])
 
-    return kdkit.run(recipe, device="cpu", progress=False).student.module.weight.detach()
+    result = kdkit.run(recipe, device="cpu", progress=False)
+    return result.student.module.weight.detach(), [epoch["terms"]["truth"] for epoch in result.history["student"]]
 
 
-whole = [weight(steps) for steps in (1, 3)]
+def run_all():
+    return [weight_and_means(1), weight_and_means(3), weight_and_means(1, reduction="sum")]
+
+
+whole = [*run_all(), weight_and_means(1, size=19)]
 distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
-torch.save((whole, [weight(steps) for steps in (1, 3)]), f"{folder}/{number}.pt")
+torch.save((whole, [*run_all(), weight_and_means(3)]), f"{folder}/{number}.pt")
 distributed.destroy_process_group()
 """
 
 
-def test_labels_of_two_processes_count_the_same(tmp_path):
+def test_labels_of_two_processes_count_the_same_in_updates_and_in_the_means_of_terms(tmp_path):
     (tmp_path / "script.py").write_text(TWO_PROCESSES)
     ranks = [ForkedPython(["script.py", str(rank), str(tmp_path)], tmp_path) for rank in range(2)]
     errors = [rank.communicate(timeout=120)[1] if rank.wait(120) else "" for rank in ranks]
     assert not any(errors), "".join(errors)
     for number in range(2):
-        for whole, parts in zip(*torch.load(tmp_path / f"{number}.pt"), strict=True):
-            torch.testing.assert_close(parts, whole, rtol=0, atol=1e-10)
+        for (weight, means), parts in zip(*torch.load(tmp_path / f"{number}.pt"), strict=True):
+            torch.testing.assert_close(parts[0], weight, rtol=0, atol=1e-10)
+            assert parts[1] == pytest.approx(means, rel=1e-10)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.distributed import TCPStore
 
+from kdkit.cli.main import _ALONE, cli
 from kdkit.engine.storage.comparison import differences
 from tests.helpers.command_line import environment
 from tests.helpers.processes import ForkedPython
@@ -67,10 +68,13 @@ def step_ended(event):
         time.sleep(0.02)
 
 
-def samples(count, first=0):
+def samples(count, first=0, wrong=None):
     generator = torch.Generator().manual_seed(first)
     labels = torch.arange(count) % 3
-    return TensorDataset(torch.eye(3, 6)[labels] * 1.5 + torch.randn(count, 6, generator=generator), labels)
+    inputs = torch.eye(3, 6)[labels] * 1.5 + torch.randn(count, 6, generator=generator)
+    if wrong is not None:
+        inputs[wrong] = torch.nan
+    return TensorDataset(inputs, labels)
 
 
 def recipe(
@@ -82,8 +86,13 @@ def recipe(
     lose: Path | None = None,
     fail: bool = False,
     apart: bool = False,
+    drawn: int | None = None,
+    width: int = 4,
+    wrong: int | None = None,
 ):
-    teacher, student = Net("teacher", Small(8), trained=True), Net("student", Small(4, frozen))
+    if drawn is not None:
+        torch.manual_seed(drawn)
+    teacher, student = Net("teacher", Small(8), trained=True), Net("student", Small(width, frozen))
     taps = {"student": Tap(student.module.body), "target": Tap(teacher.module.body)}
     objective = 0.5 * Truth(nn.CrossEntropyLoss()) + 0.3 * Match(teacher, SoftTargets())
     objective = objective + Match(teacher, Hint(), **taps)
@@ -94,7 +103,7 @@ def recipe(
     options = dict(extra) if (extra := globals().get("training")) else {}
     defaults = {"epochs": epochs, "batch_size": 16, "optimizer": Optimizer(torch.optim.SGD, lr=0.1, momentum=0.9)}
     first = int(os.environ["RANK"]) if apart else 0
-    data = TorchData(samples(count, first), samples(validated, 1), samples(24, 2), classes=("a", "b", "c"))
+    data = TorchData(samples(count, first, wrong), samples(validated, 1), samples(24, 2), classes=("a", "b", "c"))
     return Recipe(data=data, schedule=[Stage({student: objective}, Training(**{**defaults, **options}))])
 
 
@@ -129,7 +138,7 @@ import kdkit
 import recipe_file
 from kdkit import AverageWeights, Optimizer
 from kdkit.recipe.balancing import CAGrad, GradNorm, PCGrad, UncertaintyWeighting
-from kdkit.utils.collectives import sync_buffers
+from kdkit.utils.collectives import sync_buffers, sync_module
 
 number, folder = int(sys.argv[1]), Path(sys.argv[2])
 torch.set_num_threads(1)
@@ -161,6 +170,7 @@ def run_all(out=None):
     # At first, the gradient of an Ema is nothing but rounding, and PCGrad depends on its direction
     results = {name: run(name, out if name == "sum" else None, past=name != "pcgrad") for name in OPTIONS}
     results["alike"] = run("sum", count=66)  # a last batch of 2, too few to be split, which both processes compute
+    results["drawn"] = run("averaged", drawn=number)  # networks with weights that differ between the processes
     torch.set_default_dtype(torch.float32)
     results["adam"] = run("adam")
     results["norm"] = run("sum", frozen=False)
@@ -176,7 +186,33 @@ net.num_batches_tracked.fill_(number + 7)
 net.register_buffer("mask", torch.tensor([-torch.inf, number]))
 net.register_buffer("switch", torch.tensor([True, number == 0]))
 sync_buffers([net])
-torch.save((whole, run_all(folder / "run"), dict(net.named_buffers())), folder / f"{number}.pt")
+buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+net.running_mean.fill_(number)
+net.weight.data.fill_(number)
+for name, dtype in {"a": torch.int16, "b": torch.bfloat16, "c": torch.complex64}.items():
+    net.register_buffer(name, torch.full((2, 3), number, dtype=dtype).T)
+sync_module(net, torch.device("cpu"))
+
+
+def error_of(name="sum", *, first={}, second={}, **options):
+    "Return the error of a run, whose processes may have different recipes or options."
+    try:
+        recipe_file.training = OPTIONS[name]
+        kdkit.run(lambda: recipe_file.recipe(**(second if number else first)), device="cpu", **options)
+    except kdkit.KdkitError as error:
+        return str(error)
+
+
+errors = {
+    "epochs": error_of(second={"epochs": 5}),
+    "optimizer": error_of("accumulated" if number else "averaged"),
+    "term": error_of(first={"past": False}),
+    "net": error_of(second={"width": 5}),
+    "option": error_of(gradients=number),
+    "wrong": error_of(first={"wrong": 8}, second={"wrong": 8}, out=folder / "wrong"),
+}
+results = {"net": net.state_dict(), "buffers": buffers, "errors": errors}
+torch.save((whole, run_all(folder / "run"), results), folder / f"{number}.pt")
 distributed.destroy_process_group()
 """
 
@@ -188,11 +224,13 @@ def results(tmp_path_factory):
     (folder / "recipe_file.py").write_text(RECIPE)
     in_two_processes(SAME, folder)
     (whole, *first), (_, *second) = (torch.load(folder / f"{number}.pt") for number in range(2))
-    return SimpleNamespace(folder=folder, whole=whole, first=first[0], second=second[0], buffers=(first[1], second[1]))
+    others = (first[1], second[1])
+    return SimpleNamespace(folder=folder, whole=whole, first=first[0], second=second[0], others=others)
 
 
-# The names of OPTIONS above, and a data set whose last batch is too small for two processes.
-NAMES = ["sum", "accumulated", "averaged", "uncertainty", "gradnorm", "pcgrad", "cagrad", "workers", "short", "alike"]
+# The names of OPTIONS above, a data set whose last batch is too small for two processes, and other initial weights.
+NAMES = ["sum", "accumulated", "averaged", "uncertainty", "gradnorm", "pcgrad", "cagrad", "workers", "short"]
+NAMES += ["alike", "drawn"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -242,11 +280,43 @@ def test_one_process_of_two_writes_the_folder(results):
 
 
 def test_running_statistics_are_averaged_and_other_buffers_copied_from_the_first_process(results):
-    for buffers in results.buffers:
+    for buffers in (other["buffers"] for other in results.others):
         assert buffers["running_mean"].tolist() == [0.5, 0.5]
         assert int(buffers["num_batches_tracked"]) == 7
         assert buffers["mask"].tolist() == [-torch.inf, 0.0]
         assert buffers["switch"].tolist() == [True, True]
+
+
+def test_a_module_gets_the_parameters_and_buffers_of_the_first_process(results):
+    for net in (other["net"] for other in results.others):
+        assert net.pop("num_batches_tracked") == 7
+        assert net.pop("switch").tolist() == [True, True]
+        assert net.pop("mask").tolist() == [-torch.inf, 0.0]
+        assert net.pop("running_var").tolist() == [1.0, 1.0]
+        assert sorted(net) == ["a", "b", "bias", "c", "running_mean", "weight"]
+        assert not any(tensor.any() for tensor in net.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("epochs", "epochs of stage 'student' (4 in process 0, 5 in process 1)"),
+        ("optimizer", "accumulate_steps of stage 'student' (1 in process 0, 3 in process 1); max_grad_norm of"),
+        ("term", "the number of terms of net 'student' in stage 'student' (3 in process 0, 5 in process 1)"),
+        ("net", "tensor body.weight of net 'student' ((4, 6) float64, trained in process 0, (5, 6) float64, trained"),
+        ("option", "option gradients (0 in process 0, 1 in process 1)"),
+    ],
+)
+def test_processes_with_different_recipes_or_options_are_refused(results, name, message):
+    for other in results.others:
+        assert f"the processes of this run have different recipes or options: {message}" in other["errors"][name]
+
+
+def test_the_process_that_has_a_row_with_nan_names_it_for_all(results):
+    (saved,) = results.folder.glob("wrong/1-student/not-finite-batch.pt")
+    assert 8 in torch.load(saved)["ids"]
+    for other in results.others:
+        assert f"(saved in {saved}); the inputs of row 8 of the train data are not" in other["errors"]["wrong"]
 
 
 # Runs in two processes whose teacher counts its samples, and a run in one process, for its weights.
@@ -367,6 +437,21 @@ def test_a_run_that_torchrun_may_restart_needs_a_folder(kdkit_here, tmp_path, mo
     assert done.code == 2
     assert "--out FOLDER" in done.err
     assert not (tmp_path / "runs").exists()
+
+
+def test_one_process_of_torchrun_runs_the_commands_that_share_no_work(kdkit_here, tmp_path, monkeypatch):
+    (tmp_path / "recipe_file.py").write_text(RECIPE)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for command in (("check", "recipe_file.py"), ("list",), ("--version",), ("run", "recipe_file.py", "--help"), ()):
+        outputs = []
+        for rank in ("0", "1"):
+            monkeypatch.setenv("RANK", rank)
+            outputs.append(kdkit_here(*command))
+        assert outputs[0].out or outputs[0].err
+        assert (outputs[1].code, outputs[1].out, outputs[1].err) == (0, "", "")
+    plugins = {name for name, command in cli.commands.items() if not command.callback.__module__.startswith("kdkit.")}
+    assert {*cli.commands} - plugins == {*_ALONE, "run", "rerun", "evaluate", "sweep"}
 
 
 # The agent of torchrun, whose two processes are forked and so need not import torch. Each saves its exit code.

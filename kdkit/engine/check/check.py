@@ -24,6 +24,7 @@ from kdkit.losses.base import BuildContext
 from kdkit.recipe.recipe import Recipe, Stage, as_recipe, nets_of
 from kdkit.recipe.training import Training
 from kdkit.utils import memory
+from kdkit.utils.collectives import without_messages
 from kdkit.utils.devices import Precision
 from kdkit.utils.memory import is_out_of_memory
 
@@ -42,8 +43,13 @@ def check(
     estimate: the options of the run that is planned, to add `Plan.estimates`, which take about a second: multiply-adds,
     the time of an epoch, and cached teacher outputs. Its device and precision must be those of the check.
     All problems are collected in `Plan.problems`. Raises only if the data cannot be read or the schedule fails.
+    In a run of several ranks, each of them may call this alone.
     """
-    recipe = as_recipe(recipe, "check")
+    with without_messages():
+        return _check(as_recipe(recipe, "check"), torch.device(device), precision, estimate)
+
+
+def _check(recipe: Recipe, device: torch.device, precision: Precision, estimate: RunOptions | None) -> Plan:
     stages = recipe.stages
     require_splits(recipe.data)
     context = build_context(recipe.data)
@@ -52,7 +58,7 @@ def check(
     reported: set[str] = set()
     checks: list[_StageCheck] = []
     for stage in stages:
-        stage_check = _check_stage(recipe, stage, context, torch.device(device), precision, estimator)
+        stage_check = _check_stage(recipe, stage, context, device, precision, estimator)
         # A net that fails in the stage that trains it fails as a teacher of later stages too.
         new = [problem for problem in stage_check.report.problems if problem not in reported]
         problems += [f"stage {stage.name!r}: {problem}" for problem in new]

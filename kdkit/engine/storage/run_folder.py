@@ -1,7 +1,6 @@
 """The folder of a run: the files a run writes, and the checks for resuming it."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from kdkit.nets.weight_files import runs_hint, runs_in
 from kdkit.plugins.events import BaselineDifference
 from kdkit.utils.files import delete_temporary_files, is_temporary, require_writable, write
 from kdkit.utils.read_json import read_json
+from kdkit.utils.reprs import without_addresses
 from kdkit.utils.sealed import json_parts, read_sealed_json, tensor_parts
 
 METRICS = "metrics.json"
@@ -259,9 +259,9 @@ def _unwritable(path: Path, error: Exception) -> RunFolderError:
 
 
 def _without_addresses(value: Any) -> Any:
-    """Remove memory addresses, such as in the repr of a function, which differ from process to process."""
+    """Remove memory addresses from all texts of a record."""
     if isinstance(value, list):
         return [_without_addresses(item) for item in value]
     if isinstance(value, dict):
         return {key: _without_addresses(item) for key, item in value.items()}
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", value) if isinstance(value, str) else value
+    return without_addresses(value) if isinstance(value, str) else value

@@ -7,12 +7,31 @@ import time
 from itertools import pairwise
 
 import pytest
+import torch
 
 from kdkit.engine import checkpointing
-from kdkit.engine.checkpointing import CheckpointInterval
+from kdkit.engine.checkpointing import CheckpointInterval, EpochPosition
 from kdkit.engine.interrupts import Interrupts, announce_on_stderr
+from kdkit.engine.meters import RunningMeans
 from kdkit.errors import RecipeError, Terminated
 from kdkit.utils.validation import parse_interval
+
+# The position in an epoch
+
+
+def test_the_means_of_an_epoch_cover_the_samples_of_all_ranks_after_a_resume_with_fewer():
+    ranks = []
+    for values, samples in (((1.0, 2.0), 3), ((4.0, 5.0), 1)):
+        means = RunningMeans()
+        for value in values:
+            means.add({"truth": torch.tensor(value)}, samples)
+        ranks.append({"rng": None, "means": means.state_dict()})
+    position = EpochPosition.from_state({"batches": 2, "seconds": 0.0, "terms": None, "ranks": ranks})
+    assert position.means.steps == 2
+    position.means.add({"truth": torch.tensor(8.0)}, 2)
+    expected = (3 * (1 + 2) + 4 + 5 + 2 * 8) / (3 + 3 + 1 + 1 + 2)
+    assert position.means.values(torch.device("cpu")) == {"truth": pytest.approx(expected)}
+
 
 # Intervals
 

@@ -45,6 +45,17 @@ def test_echo_escapes_and_keeps_lines(capsys):
     assert capsys.readouterr() == (f"first\n{ESCAPED}\n", f"{ESCAPED}\n")
 
 
+@pytest.mark.parametrize(("rank", "out"), [("0", "first\nsecond\n"), ("1", "")])
+def test_one_process_of_torchrun_prints_to_stdout_and_all_print_errors(capsys, monkeypatch, rank, out):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("RANK", rank)
+    echo("first")
+    make_console().print("second")
+    echo("third", err=True)
+    make_console(stderr=True).print("fourth")
+    assert capsys.readouterr() == (out, "third\nfourth\n")
+
+
 @pytest.mark.parametrize("markup", [True, False])
 def test_a_console_escapes_texts_of_every_kind(markup, capsys):
     console = make_console(markup=markup)

@@ -1,0 +1,118 @@
+"""Refuse a run whose ranks have different recipes, options or data: they would train different things, or hang."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from kdkit.engine.options import RunOptions
+from kdkit.engine.run_record import Origin
+from kdkit.errors import DataError, RecipeError
+from kdkit.recipe.objective import as_objective
+from kdkit.recipe.recipe import Recipe, Stage, nets_of
+from kdkit.utils import collectives
+from kdkit.utils.reprs import without_addresses
+
+# Options that only the first rank uses, or that ranks agree on elsewhere; machines may differ in the others.
+_OF_ONE_RANK = frozenset({"out", "resume", "force", "device", "device_data", "measure", "progress", "verbose"})
+_SHOWN, _LONGEST = 3, 200  # differences in a message, and characters of a value
+
+
+def require_agreement(
+    recipe: Recipe, stages: Sequence[Stage], options: RunOptions, device: torch.device, origin: Origin
+) -> None:
+    """Raise DataError or RecipeError on all ranks if they have different data, recipes or options; all call this.
+
+    stages: of the recipe, as they will run.
+    """
+    if not collectives.is_distributed():
+        return
+    if len(set(collectives.all_gather_objects([(recipe.data.fingerprint, recipe.data.train_digest)]))) > 1:
+        raise DataError(
+            "the processes of this run have different data, so the training data of one may be the test data of "
+            "another; create the data inside recipe(), where random numbers are seeded, or split it with a seeded "
+            "generator"
+        )
+    facts = {name: _text(value) for name, value in _facts(recipe, stages, options, device, origin)}
+    digest = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
+    if len(set(collectives.all_gather_objects([digest]))) == 1:  # networks have many facts
+        return
+    raise RecipeError(
+        f"the processes of this run have different recipes or options: {_differences(facts)}; start all of them with "
+        "the same options, and let recipe() return the same on each of them (initial weights may differ)"
+    )
+
+
+def _facts(
+    recipe: Recipe, stages: Sequence[Stage], options: RunOptions, device: torch.device, origin: Origin
+) -> Iterator[tuple[str, Any]]:
+    """Yield what must be the same on all ranks, by a name for messages; causes come before what follows from them."""
+    for option in fields(options):
+        if option.name not in _OF_ONE_RANK:
+            yield f"option {option.name}", getattr(options, option.name)
+    yield "the device", device.type
+    yield "the recipe file", None if origin.file is None else hashlib.sha256(origin.file.read_bytes()).hexdigest()
+    for name, value in (origin.options or {}).items():
+        yield f"option {name} of the recipe", value
+    yield "the draws of the data", recipe.data.draws
+    yield "the metrics", recipe.metrics
+    yield "the settings of the teacher cache", recipe.teacher_cache
+    yield "the names of the stages", [stage.name for stage in stages]
+    for net in nets_of(stages):
+        yield f"the view, version and classes of net {net.name!r}", (net.view.key, net.version, net.classes)
+        yield from _facts_of_tensors(net.module, f"net {net.name!r}")
+    for stage in stages:
+        yield from _facts_of_stage(stage)
+
+
+def _facts_of_stage(stage: Stage) -> Iterator[tuple[str, Any]]:
+    for option in fields(stage.training):
+        if option.name != "workers":  # by which results do not differ, and a recipe may count cores
+            yield f"{option.name} of stage {stage.name!r}", getattr(stage.training, option.name)
+    for net, objective in stage.objectives.items():
+        terms = list(as_objective(objective))
+        yield f"the number of terms of net {net.name!r} in stage {stage.name!r}", len(terms)
+        for weighted in terms:
+            name = f"term {weighted.term.label!r} of net {net.name!r} in stage {stage.name!r}"
+            yield name, weighted
+            yield from _facts_of_tensors(weighted.term.loss, name)
+
+
+def _facts_of_tensors(module: object, owner: str) -> Iterator[tuple[str, Any]]:
+    """Yield the shape, dtype and role of every parameter and buffer; nothing if it is no module."""
+    if not isinstance(module, nn.Module):
+        return
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        shape = "no" if is_lazy(tensor) else tuple(tensor.shape)
+        role = "trained" if tensor.requires_grad else "not trained"
+        yield f"tensor {name} of {owner}", f"{shape} {str(tensor.dtype).removeprefix('torch.')}, {role}"
+
+
+def _text(value: Any) -> str:
+    """Return the repr of a value without what differs between processes: addresses, and the order of a set."""
+    text = without_addresses(value if isinstance(value, str) else repr(value))
+    return re.sub(r"\{([^{}]*)\}", lambda group: f"{{{', '.join(sorted(group[1].split(', ')))}}}", text)
+
+
+def _differences(facts: Mapping[str, str]) -> str:
+    """Return the first facts in which another rank differs from the first one, with both values."""
+    first, *others = collectives.all_gather_objects([facts])
+    described: dict[str, str] = {}
+    for rank, other in enumerate(others, start=1):
+        for name in dict.fromkeys((*first, *other)):
+            values = [_shown(of_rank.get(name)) for of_rank in (first, other)]
+            if first.get(name) != other.get(name):
+                described.setdefault(name, f"{name} ({values[0]} in process 0, {values[1]} in process {rank})")
+    more = f"; and {len(described) - _SHOWN} more" if len(described) > _SHOWN else ""
+    return "; ".join([*described.values()][:_SHOWN]) + more
+
+
+def _shown(value: str | None) -> str:
+    if value is None:
+        return "missing"
+    return value if len(value) <= _LONGEST else f"{value[:_LONGEST]}..."
