@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.cli.options import loggers_of
-from kdkit.cli.repeat import command_record, save_command
+from kdkit.cli.repeat import command_record, save_command, without_options
 from kdkit.cli.sweep_table import seeds_table
 from kdkit.cli.trials import run_and_print
 from kdkit.engine.options import RunOptions
-from kdkit.engine.storage.run_folder import can_resume
-from kdkit.errors import KdkitError, RunFolderError
+from kdkit.errors import KdkitError
 from kdkit.plugins.recipe_file import RecipeFile
 from kdkit.report.runs import read_runs
 from kdkit.report.verdict import verdicts_of
@@ -21,6 +20,7 @@ from kdkit.study.trial import Trial
 from kdkit.utils.console import Status, make_console
 from kdkit.utils.files import require_output_folder
 from kdkit.utils.printable import echo
+from kdkit.utils.reprs import describe_count
 
 # Options of all seeds, which the command of a single one has not; and how many arguments follow them.
 _OF_ALL = {"--seeds": 1, "--seed": 1, "--jobs": 1, "--out": 1, "--resume": 0, "--force": 0, "--trust": 0}
@@ -38,12 +38,10 @@ def run_seeds(
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise KdkitError("torchrun divides one run among its processes; leave out --seeds, or torchrun")
     folder = options["out"] or Path("runs") / f"{file.path.stem}-seeds"
-    if can_resume(folder):
-        raise RunFolderError(f"{folder} holds one run, and --seeds needs a folder for several; choose another --out")
     require_output_folder(folder)
     settings.torch_device()  # raises once if it is not available, and not in each run
     loggers = loggers_of(options["log"])
-    shared = [str(file.path), *_without_options(args[1:])]
+    shared = without_options(args, _OF_ALL)
     trials = [
         Trial(
             name=f"seed={seed}",
@@ -55,10 +53,14 @@ def run_seeds(
         for seed in seeds
     ]
     study, quiet, jobs = Study(folder, trials), options["quiet"], options["jobs"]
+    study.require_comparable(settings)
     save_command(folder, file.path, args, replaces=False)
     finished = sum(study.finished(trial.name) for trial in trials)
     if not quiet:
-        echo(f"{len(trials)} seeds in {folder}" + (f", of which {finished} are finished" if finished else ""))
+        echo(
+            f"{describe_count(len(trials), 'seed')} in {folder}"
+            + (f", {finished} of them finished" if finished else "")
+        )
     settings = replace(settings, out=None, resume=False, progress=settings.progress and jobs == 1)
     results = study.run(settings, callbacks=loggers, jobs=jobs)
     failures = run_and_print(results, len(trials), jobs=jobs, quiet=quiet)
@@ -84,20 +86,6 @@ def _seeds(seeds: int | list[int], first: int) -> Sequence[int]:
     if min(seeds) < 0 or len({*seeds}) < len(seeds):
         raise KdkitError(f"--seeds must be different integers of at least 0; got {','.join(map(str, seeds))}")
     return seeds
-
-
-def _without_options(args: Sequence[str]) -> list[str]:
-    """Return the arguments of the command without those that are about all seeds."""
-    remaining: list[str] = []
-    skipped = 0
-    for arg in args:
-        if skipped:
-            skipped -= 1
-        elif arg.split("=", 1)[0] not in _OF_ALL:
-            remaining.append(arg)
-        elif "=" not in arg:
-            skipped = _OF_ALL[arg]
-    return remaining
 
 
 def _print_verdict(paths: Sequence[Path]) -> None:

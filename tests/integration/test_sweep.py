@@ -71,7 +71,7 @@ def recorded_options(folder: Path) -> list[dict[str, str]]:
 def test_a_sweep_prints_a_table_and_the_verdicts(sweep, tmp_path):
     result = sweep("--lr", "1e-6,0.3", "--seeds", "2")
     assert result.code == 0, result
-    assert "4 runs in runs/mine-sweep: 2 x 2 seeds" in result.out.splitlines()[0]
+    assert "4 runs in runs/mine-sweep: 2 combinations x 2 seeds" in result.out.splitlines()[0]
     assert result.out.count(" finished in ") == 4
     assert "Metrics on test, mean ± standard deviation over 2 seeds" in result.out
     assert "│ lr=0.3 * " in result.out
@@ -80,13 +80,47 @@ def test_a_sweep_prints_a_table_and_the_verdicts(sweep, tmp_path):
     assert content["best"] == {"lr": 0.3}
 
 
-def test_the_same_command_again_skips_what_is_finished(sweep):
-    sweep("--lr", "0.1,0.3", "--seeds", "1")
-    result = sweep("--lr", "0.1,0.3", "--seeds", "2")
+def test_the_same_command_again_skips_what_is_finished(sweep, tmp_path):
+    first = sweep("--lr", "0.3", "--seeds", "1")
+    assert "1 run in runs/mine-sweep: 1 combination x 1 seed" in first.out
+    result = sweep("--lr", "0.3,0.1", "--seeds", "2")
     assert result.code == 0, result
-    assert "of which 2 are finished" in result.out
-    assert result.out.count(" skipped") == 2
-    assert result.out.count(" finished in ") == 2
+    assert "4 runs in runs/mine-sweep: 2 combinations x 2 seeds, 1 of them finished" in result.out
+    assert result.out.count(" skipped") == 1
+    assert result.out.count(" finished in ") == 3
+    files = sorted(tmp_path.rglob("*"))
+    changes = {
+        ("--lr", "0.1,0.5"): "such as lr=0.3,seed=0, which differs in its option lr: it had 0.3, and now it is 0.1",
+        ("--lr", "0.1,0.3", "--names", "y"): "its option names: it had x, and now it is y",
+        ("--width", "5,6"): "its option width: it had None, and now it is 5",
+        ("--lr", "0.1,0.3", "--names", "x"): "lr=0.1,seed=0, which would be run again as lr=0.1,names=x,seed=0",
+        ("--lr", "0.1,0.3", "--baseline"): "its baseline: it had False, and now it is True",
+    }
+    for options, message in changes.items():
+        refused = sweep(*options, "--seeds", "3")
+        assert (refused.code, message in refused.err) == (2, True), refused.err
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+def test_a_cell_is_resumed_and_repeated_by_its_folder(sweep, kdkit_here, tmp_path):
+    values = ("--lr", "0.1", "--sizes", "2,3", "--flag", "yes", "--width", "none", "--names", "a b")
+    assert sweep(*values, "--seeds", "3,4", "--metric", "macro_f1", "--out", "all", "-q").code == 0
+    cell = next((tmp_path / "all").glob("*seed=4"))
+    arguments = json.loads((cell / "run.json").read_text())["command"]["arguments"]
+    assert arguments[1:] == [
+        *("--device", "cpu", "-q", "--lr=0.1", "--sizes=2", "--sizes=3", "--names=a b", "--flag", "--width=none"),
+        *("--seed", "4"),
+    ]
+    rerun = kdkit_here("rerun", cell)
+    assert rerun.code == 0, rerun
+    assert (tmp_path / "all-rerun" / cell.name / "metrics.json").is_file()
+
+    (cell / "trial.json").unlink()  # as if it had been killed
+    (cell / "1-student" / "stage.json").unlink()
+    assert kdkit_here("run", "--resume", cell, "-q").code == 0
+    assert (cell / "1-student" / "stage.json").exists()
+    again = sweep(*values, "--seeds", "3,4", "--out", "all")
+    assert (again.code, again.out.count(" finished in 0 s")) == (0, 1)
 
 
 def test_every_type_of_option_takes_several_values(sweep, tmp_path):
