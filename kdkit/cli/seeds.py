@@ -11,7 +11,8 @@ from kdkit.cli.repeat import command_record, save_command, without_options
 from kdkit.cli.sweep_table import seeds_table
 from kdkit.cli.trials import run_and_print
 from kdkit.engine.options import RunOptions
-from kdkit.errors import KdkitError
+from kdkit.engine.storage.reports import read_metrics
+from kdkit.errors import KdkitError, RunFolderError
 from kdkit.plugins.recipe_file import RecipeFile
 from kdkit.report.runs import read_runs
 from kdkit.report.verdict import verdicts_of
@@ -63,10 +64,11 @@ def run_seeds(
         )
     settings = replace(settings, out=None, resume=False, progress=settings.progress and jobs == 1)
     results = study.run(settings, callbacks=loggers, jobs=jobs)
-    failures = run_and_print(results, len(trials), jobs=jobs, quiet=quiet)
-    paths = [study.path(trial.name) for trial in trials if study.finished(trial.name)]
+    failed = run_and_print(results, len(trials), jobs=jobs, quiet=quiet)
+    failures = [*failed.values()]
+    paths = [study.path(trial.name) for trial in trials if study.finished(trial.name) and trial.name not in failed]
     if paths and not quiet:
-        _print_verdict(paths)
+        failures += _print_verdict(paths)
         echo(f"saved to {folder}; for the page: kdkit report {folder}")
     if not failures:
         save_command(folder, file.path, args, replaces=True)  # with the seeds that it has now
@@ -88,10 +90,22 @@ def _seeds(seeds: int | list[int], first: int) -> Sequence[int]:
     return seeds
 
 
-def _print_verdict(paths: Sequence[Path]) -> None:
+def _print_verdict(paths: Sequence[Path]) -> list[str]:
+    """Print the metrics of the runs and the verdict, and return what could not be read."""
+    problems: list[str] = []
+    readable: list[Path] = []
+    for path in paths:
+        try:
+            read_metrics(path)
+        except RunFolderError as error:
+            problems.append(str(error))
+        else:
+            readable.append(path)
+    if not readable:
+        return problems
     with Status() as status:
         status.show("comparing the seeds", terminal_only=True)
-        runs, _left_out = read_runs(paths)
+        runs, _left_out = read_runs(readable)
         verdicts = verdicts_of(runs)
     console = make_console()
     console.print()
@@ -99,3 +113,4 @@ def _print_verdict(paths: Sequence[Path]) -> None:
     lines = [line for verdict in verdicts for line in (verdict.headline, verdict.sentence)]
     for line in filter(None, [*lines, *dict.fromkeys(verdict.caveat for verdict in verdicts)]):
         console.print(line, markup=False, soft_wrap=True)
+    return [*problems, *(problem for run in runs for problem in run.problems)]

@@ -99,7 +99,7 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
             + (f", {finished} of them finished" if finished else "")
         )
     keep_freed_memory()  # as for a single run
-    failures = run_and_print(results, count, jobs=options["jobs"], quiet=options["quiet"])
+    failures = [*run_and_print(results, count, jobs=options["jobs"], quiet=options["quiet"]).values()]
     if len(failures) < count:
         with Status(enabled=not options["quiet"]) as status:
             status.show("comparing the options", terminal_only=True)  # minutes if a user-defined metric is slow
@@ -114,6 +114,7 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
         for note in table.notes():
             console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
         console.print(f"saved to {study.folder}", markup=False, soft_wrap=True)
+        failures += table.left_out
     for failure in failures:
         echo(f"error: {failure}", err=True)
     return 1 if failures else 0

@@ -8,12 +8,12 @@ from kdkit.study.trial import TrialResult
 from kdkit.utils.printable import echo
 
 
-def run_and_print(results: Iterator[TrialResult], count: int, *, jobs: int, quiet: bool) -> list[str]:
-    """Run all trials, and return a line for each that failed. results: of a study, which run the trials.
+def run_and_print(results: Iterator[TrialResult], count: int, *, jobs: int, quiet: bool) -> dict[str, str]:
+    """Run all trials, and return a line for each that failed, by its name. results: of a study, which run the trials.
 
     count: of the trials. jobs: of them that run at once, for the time that is left.
     """
-    failures: list[str] = []
+    failures: dict[str, str] = {}
     seconds: list[float] = []
     try:
         for number, result in enumerate(results, 1):
@@ -21,7 +21,7 @@ def run_and_print(results: Iterator[TrialResult], count: int, *, jobs: int, quie
                 # Messages of kdkit are clear without the name of the class, and may have several lines.
                 kind = "" if isinstance(result.error, KdkitError) else f"{type(result.error).__name__}: "
                 message = str(result.error) if not kind else first_line(result.error)
-                failures.append(f"{result.trial.name} {result.state}: {kind}{message}")
+                failures[result.trial.name] = f"{result.trial.name} {result.state}: {kind}{message}"
             duration = remaining = ""
             if result.state == "finished":
                 seconds.append(result.seconds)

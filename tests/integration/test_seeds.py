@@ -78,11 +78,21 @@ def test_one_of_the_runs_is_repeated_by_its_own_command(kdkit, tmp_path):
     assert "all holds several runs; rerun one of them, such as all/seed=0" in refused.err
 
 
-def test_a_seed_that_fails_costs_its_own_run(kdkit):
-    result = kdkit("run", "mine.py", "--seeds", "2", "--unlucky", "1", "--device", "cpu")
+def test_a_seed_that_fails_or_is_damaged_costs_its_own_run(kdkit, tmp_path):
+    arguments = ("run", "mine.py", "--seeds", "3", "--unlucky", "1", "--device", "cpu")
+    result = kdkit(*arguments)
     assert result.code == 1
     assert "seed=0 finished" in result.out
     assert "error: seed=1 failed: ValueError: unlucky" in result.err
+    (tmp_path / "runs" / "mine-seeds" / "seed=0" / "metrics.json").write_text("{}")
+    again = kdkit(*arguments)
+    assert (again.code, again.err.count("error: ")) == (1, 2), again.err
+    assert "error: runs/mine-seeds/seed=0/metrics.json cannot be read: it has no checksum" in again.err
+    assert "Metrics on test, one seed" in again.out
+    (tmp_path / "runs" / "mine-seeds" / "seed=2" / "run.json").write_text("{}")
+    last = kdkit(*arguments)
+    assert (last.code, last.err.count("error: ")) == (1, 3), last.err
+    assert "Metrics" not in last.out
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,33 @@ def test_failed_runs_are_listed_and_the_others_are_compared(sweep):
     assert "not distinguishable" in result.out
 
 
+def test_a_damaged_run_is_named_and_the_others_are_compared(sweep, tmp_path):
+    values = ("--width", "4,5", "--seeds", "2", "--baseline")
+    assert sweep(*values, "-q").code == 0
+    metrics, *predictions = (
+        tmp_path / "runs" / "mine-sweep" / file
+        for file in (
+            "width=4,seed=0/metrics.json",
+            "width=4,seed=1/2-student-alone/predictions-student-alone-test.safetensors",
+            "width=5,seed=0/1-student/predictions-student-validation.safetensors",
+        )
+    )
+    metrics.write_text(metrics.read_text().replace('"value": ', '"value": 1'))
+    result = sweep(*values)
+    assert (result.code, result.err.count("error: ")) == (1, 1), result.err
+    assert f"error: runs/mine-sweep/width=4,seed=0/{metrics.name} cannot be read: its checksum" in result.err
+    assert re.search("│ width=4 \\*? +│ +1 │", result.out), result.out
+    left_out = json.loads((tmp_path / "runs" / "mine-sweep" / "results.json").read_text())["left_out"]
+    assert len(left_out) == 1
+    for file in predictions:
+        file.write_bytes(file.read_bytes()[:-1])
+    result = sweep(*values, "-q")
+    assert [file.name in result.err for file in (metrics, *predictions)] == [True] * 3, result.err
+    assert re.search("│ width=5 \\*? +│ +1 │", result.out), result.out
+    (tmp_path / "runs" / "mine-sweep" / "width=5,seed=1" / "metrics.json").unlink()
+    assert (sweep(*values).code, list(tmp_path.rglob("*.tmp"))) == (2, [])  # nothing is left to compare
+
+
 def test_a_sweep_of_which_every_run_fails_has_no_table(sweep, tmp_path):
     result = sweep("--width", "13", "--seeds", "2")
     assert result.code == 1, result
