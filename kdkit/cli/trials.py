@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from statistics import fmean
 
-from kdkit.errors import KdkitError, first_line
+from kdkit.errors import KdkitError, Terminated, first_line
 from kdkit.study.trial import TrialResult
 from kdkit.utils.printable import echo
 
@@ -30,7 +30,7 @@ def run_and_print(results: Iterator[TrialResult], count: int, *, jobs: int, quie
                 remaining = f", about {left / 60:.0f} min left" if left >= 60 else ""
             if not quiet:
                 echo(f"[{number}/{count}] {result.trial.name} {result.state}{duration}{remaining}")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         echo("\nfinished runs are kept; to resume, run the same command again", err=True)
         raise
     return failures
