@@ -18,10 +18,7 @@ def run_and_print(results: Iterator[TrialResult], count: int, *, jobs: int, quie
     try:
         for number, result in enumerate(results, 1):
             if result.error is not None:
-                # Messages of kdkit are clear without the name of the class, and may have several lines.
-                kind = "" if isinstance(result.error, KdkitError) else f"{type(result.error).__name__}: "
-                message = str(result.error) if not kind else first_line(result.error)
-                failures[result.trial.name] = f"{result.trial.name} {result.state}: {kind}{message}"
+                failures[result.trial.name] = f"{result.trial.name} {result.state}: {_describe(result.error)}"
             duration = remaining = ""
             if result.state == "finished":
                 seconds.append(result.seconds)
@@ -34,3 +31,13 @@ def run_and_print(results: Iterator[TrialResult], count: int, *, jobs: int, quie
         echo("\nfinished runs are kept; to resume, run the same command again", err=True)
         raise
     return failures
+
+
+def _describe(error: Exception) -> str:
+    """Return an error in a line with its class and its position; messages of kdkit need neither, and may have more."""
+    if isinstance(error, KdkitError):
+        return str(error)
+    notes = [
+        note.removeprefix("kdkit: ") for note in getattr(error, "__notes__", ()) if note.startswith("kdkit: raised")
+    ]
+    return f"{type(error).__name__}: {first_line(error)}" + (f" ({'; '.join(notes)})" if notes else "")

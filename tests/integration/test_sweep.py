@@ -144,7 +144,8 @@ def test_failed_runs_are_listed_and_the_others_are_compared(sweep):
     result = sweep("--width", "12,13,14", "--seeds", "2")
     assert result.code == 1, result
     assert result.err.count("ValueError: unlucky") == 2
-    assert "error: width=13,seed=1 failed: ValueError: unlucky" in result.err
+    line = next(number for number, text in enumerate(RECIPE.splitlines(), 1) if "unlucky" in text)
+    assert f"error: width=13,seed=1 failed: ValueError: unlucky (raised in mine.py, line {line})" in result.err
     assert re.search("│ width=13 +│ +0 │", result.out)
     assert "not distinguishable" in result.out
 
