@@ -234,12 +234,12 @@ def run_arguments(file: RecipeFile, options: Mapping[str, Any]) -> list[str]:
     for parameter in file.parameters:
         if parameter.name not in options:
             continue
-        value, flag = options[parameter.name], parameter.name.replace("_", "-")
-        if parameter.type is bool and not parameter.multiple:
-            arguments.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            values = value if parameter.multiple and value is not None else (value,)
-            arguments += [f"--{flag}={_NONE if item is None else item}" for item in values]
+        value, name = options[parameter.name], parameter.name.replace("_", "-")
+        for item in value if parameter.multiple and value is not None else (value,):
+            if parameter.type is bool:
+                arguments.append(f"--{name}" if item else f"--no-{name}")
+            else:
+                arguments.append(f"--{name}={_NONE if item is None else item}")
     return arguments
 
 

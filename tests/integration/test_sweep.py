@@ -38,6 +38,7 @@ def recipe(
     mode: Literal["one", "two"] = "one",
     names: str = "x",
     flag: bool = False,
+    flags: tuple[bool, ...] = (),
     width: int | None = None,
 ) -> Recipe:
     """Return a student.
@@ -103,13 +104,26 @@ def test_the_same_command_again_skips_what_is_finished(sweep, tmp_path):
 
 
 def test_a_cell_is_resumed_and_repeated_by_its_folder(sweep, kdkit_here, tmp_path):
-    values = ("--lr", "0.1", "--sizes", "2,3", "--flag", "yes", "--width", "none", "--names", "a b")
+    values = (
+        "--lr",
+        "0.1",
+        "--sizes",
+        "2,3",
+        "--flag",
+        "yes",
+        "--flags",
+        "no,yes",
+        "--width",
+        "none",
+        "--names",
+        "a b",
+    )
     assert sweep(*values, "--seeds", "3,4", "--metric", "macro_f1", "--out", "all", "-q").code == 0
     cell = next((tmp_path / "all").glob("*seed=4"))
     arguments = json.loads((cell / "run.json").read_text())["command"]["arguments"]
     assert arguments[1:] == [
-        *("--device", "cpu", "-q", "--lr=0.1", "--sizes=2", "--sizes=3", "--names=a b", "--flag", "--width=none"),
-        *("--seed", "4"),
+        *("--device", "cpu", "-q", "--lr=0.1", "--sizes=2", "--sizes=3", "--names=a b", "--flag"),
+        *("--no-flags", "--flags", "--width=none", "--seed", "4"),
     ]
     rerun = kdkit_here("rerun", cell)
     assert rerun.code == 0, rerun
