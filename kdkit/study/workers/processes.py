@@ -155,11 +155,11 @@ class _Child:
         code = self.wait()
         advice = "run it again to resume from its last checkpoint"
         if code >= 0:
-            return f"its process ended with exit code {code} before the trial was finished; {advice}"
+            return f"its process ended with exit code {code} before it had finished; {advice}"
         # A negative exit code is a signal; real-time signals on Linux have no name.
         name = signal.Signals(-code).name if -code in [*signal.Signals] else f"signal {-code}"
         memory = " (which the system sends when memory runs out)" if name == "SIGKILL" else ""
-        return f"its process was ended by {name}{memory} before the trial was finished; {advice}"
+        return f"its process was ended by {name}{memory} before it had finished; {advice}"
 
     def close(self) -> None:
         """Close the pipes of a process that has ended. To be called by the thread that uses them."""
