@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from kdkit.errors import KdkitError, RunFolderError
 from kdkit.plugins.parameters import Parameter
@@ -14,6 +15,7 @@ from kdkit.plugins.recipe_outline import RecipeOutline, read_outline
 
 _FILE = "kdkit.recipe_file"  # keys in click's `ctx.meta`
 _ARGUMENTS = "kdkit.arguments"
+_NONE = "none"  # the word for None
 
 
 class RecipeCommand(click.Command):
@@ -172,8 +174,10 @@ class SweepCommand(RecipeCommand):
             """Return the values of all occurrences of the option."""
             convert_one = click.types.convert_type(_value_type(parameter))
             if parameter.multiple:  # recipe() takes a tuple: each occurrence is one
+                words_of_each = [split_at_commas(text, option) for text in texts]
                 return tuple(
-                    tuple(convert_one(word, option, ctx) for word in split_at_commas(text, option)) for text in texts
+                    _recipe_value(parameter, tuple(convert_one(word, option, ctx) for word in words))
+                    for words in words_of_each
                 )
             words = split_at_commas(texts[0], option) if len(texts) == 1 else texts
             return tuple(convert_one(word, option, ctx) for word in words)
@@ -211,23 +215,75 @@ def arguments_of(ctx: click.Context) -> list[str]:
 
 def recipe_options(file: RecipeFile, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return those options of a command that are parameters of recipe(), with values of the types that it takes."""
+    return {parameter.name: _recipe_value(parameter, options[parameter.name]) for parameter in file.parameters}
+
+
+def default_options(file: RecipeFile, ctx: click.Context) -> dict[str, Any]:
+    """Return the options of recipe() as `kdkit run` passes them if none is given; without those that are required."""
     values = {}
     for parameter in file.parameters:
-        value = options[parameter.name]
-        if parameter.multiple:
-            # click gives () for an option that is missing, but the default of recipe() may be None.
-            value = tuple(value) if value or parameter.default is not None else None
-        values[parameter.name] = value
+        if not parameter.required:
+            option = RecipeCommand._make_option(parameter)
+            values[parameter.name] = _recipe_value(parameter, option.type_cast_value(ctx, option.get_default(ctx)))
     return values
+
+
+def run_arguments(file: RecipeFile, options: Mapping[str, Any]) -> list[str]:
+    """Return the arguments by which `kdkit run` passes these options to recipe()."""
+    arguments = []
+    for parameter in file.parameters:
+        if parameter.name not in options:
+            continue
+        value, name = options[parameter.name], parameter.name.replace("_", "-")
+        for item in value if parameter.multiple and value is not None else (value,):
+            if parameter.type is bool:
+                arguments.append(f"--{name}" if item else f"--no-{name}")
+            else:
+                arguments.append(f"--{name}={_NONE if item is None else item}")
+    return arguments
+
+
+def _recipe_value(parameter: Parameter, value: Any) -> Any:
+    """Return the value of an option of a command as recipe() takes it. Raises UsageError for values and none."""
+    if not parameter.multiple:
+        return value
+    if len(value) > 1 and None in value:
+        raise click.UsageError(f"--{parameter.name.replace('_', '-')} is either {_NONE} or values; got both")
+    # click gives () for an option that is missing, but the default of recipe() may be None.
+    return None if value == (None,) or (not value and parameter.default is None) else tuple(value)
 
 
 def _value_type(parameter: Parameter) -> Any:
     """Return the type of one value of a parameter, as click takes it."""
-    if not parameter.choices:
-        return click.Path(path_type=Path) if parameter.type is Path else parameter.type
-    if isinstance(parameter.choices[0], str):
-        return click.Choice([str(choice) for choice in parameter.choices])
-    return _LiteralType(parameter.choices)
+    kind: Any = click.Path(path_type=Path) if parameter.type is Path else parameter.type
+    if parameter.choices:
+        is_text = isinstance(parameter.choices[0], str)
+        kind = (
+            click.Choice([str(choice) for choice in parameter.choices]) if is_text else _LiteralType(parameter.choices)
+        )
+    # A flag has no value, and a choice of this name is the choice.
+    if not parameter.optional or parameter.type is bool or _NONE in parameter.choices:
+        return kind
+    return _OptionalType(click.types.convert_type(kind))
+
+
+class _OptionalType(click.ParamType[Any]):
+    """The values of a type, and `none` for None."""
+
+    def __init__(self, kind: click.ParamType[Any]) -> None:
+        self.kind, self.name = kind, kind.name
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Return the values in the help of a command."""
+        return f"{self.kind.get_metavar(param, ctx) or self.name.upper()}|{_NONE}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return None for `none`, and otherwise the value of the type."""
+        return None if value in (_NONE, "None") else self.kind.convert(value, param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the completions of the type."""
+        return self.kind.shell_complete(ctx, param, incomplete)
 
 
 class _LiteralType(click.ParamType[Any]):

@@ -47,6 +47,20 @@ def save_command(folder: Path, file: Path, arguments: list[str], *, replaces: bo
         write(folder / COMMAND, *json_parts({"command": command_record(file, arguments)}))
 
 
+def without_options(arguments: list[str], options: Mapping[str, int]) -> list[str]:
+    """Return the arguments of a command without some options. options: how many arguments follow each of them."""
+    remaining: list[str] = []
+    skipped = 0
+    for argument in arguments:
+        if skipped:
+            skipped -= 1
+        elif argument.split("=", 1)[0] not in options:
+            remaining.append(argument)
+        elif "=" not in argument:
+            skipped = options[argument]
+    return remaining
+
+
 def arguments_to_resume(run: Path, *, trust: bool) -> list[str]:
     """Return the recorded arguments of a run, or of several runs of one command; see `recorded_arguments`."""
     if not any((run / file).is_file() for file in (COMMAND, RECORD)) and runs_in(run):  # of a sweep

@@ -119,7 +119,11 @@ def run(ctx: click.Context, /, **options: Any) -> int:
     context_settings={"ignore_unknown_options": True},  # they are those of `kdkit run`
 )
 @click.argument("folder", type=PATH)
-@click.option("--out", type=PATH, help="Folder of the new run; FOLDER-rerun if not given.")
+@click.option(
+    "--out",
+    type=PATH,
+    help="Folder of the new run; FOLDER-rerun if not given, and of one of several runs in NAME, NAME-rerun/FOLDER.",
+)
 @click.option("--trust", is_flag=True, help="Execute a recipe file that has changed or is not yours.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def rerun(folder: Path, out: Path | None, trust: bool, options: tuple[str, ...]) -> int:
@@ -130,10 +134,14 @@ def rerun(folder: Path, out: Path | None, trust: bool, options: tuple[str, ...])
     """
     from kdkit.cli.repeat import COMMAND, recorded_arguments
     from kdkit.engine.storage.comparison import differences, different_conditions
+    from kdkit.study.workers.job import TRIAL_FILE
 
     if (folder / COMMAND).is_file():
         raise RunFolderError(f"{folder} holds several runs; rerun one of them, such as {folder}/seed=0")
-    out = folder.with_name(f"{folder.name}-rerun") if out is None else out
+    if out is None:
+        # Not among the runs of a study, whose report and comparisons would count the run twice.
+        original = folder.parent if (folder / TRIAL_FILE).is_file() else folder
+        out = original.with_name(f"{original.name}-rerun") / folder.relative_to(original)
     run.main(
         [*recorded_arguments(folder, trust=trust), *options, "--out", str(out)], "kdkit run", standalone_mode=False
     )

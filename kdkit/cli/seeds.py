@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.cli.options import loggers_of
-from kdkit.cli.repeat import command_record, save_command
+from kdkit.cli.repeat import command_record, save_command, without_options
 from kdkit.cli.sweep_table import seeds_table
 from kdkit.cli.trials import run_and_print
 from kdkit.engine.options import RunOptions
-from kdkit.engine.storage.run_folder import can_resume
+from kdkit.engine.storage.reports import read_metrics
 from kdkit.errors import KdkitError, RunFolderError
 from kdkit.plugins.recipe_file import RecipeFile
 from kdkit.report.runs import read_runs
@@ -21,6 +21,7 @@ from kdkit.study.trial import Trial
 from kdkit.utils.console import Status, make_console
 from kdkit.utils.files import require_output_folder
 from kdkit.utils.printable import echo
+from kdkit.utils.reprs import describe_count
 
 # Options of all seeds, which the command of a single one has not; and how many arguments follow them.
 _OF_ALL = {"--seeds": 1, "--seed": 1, "--jobs": 1, "--out": 1, "--resume": 0, "--force": 0, "--trust": 0}
@@ -38,12 +39,10 @@ def run_seeds(
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise KdkitError("torchrun divides one run among its processes; leave out --seeds, or torchrun")
     folder = options["out"] or Path("runs") / f"{file.path.stem}-seeds"
-    if can_resume(folder):
-        raise RunFolderError(f"{folder} holds one run, and --seeds needs a folder for several; choose another --out")
     require_output_folder(folder)
     settings.torch_device()  # raises once if it is not available, and not in each run
     loggers = loggers_of(options["log"])
-    shared = [str(file.path), *_without_options(args[1:])]
+    shared = without_options(args, _OF_ALL)
     trials = [
         Trial(
             name=f"seed={seed}",
@@ -55,16 +54,21 @@ def run_seeds(
         for seed in seeds
     ]
     study, quiet, jobs = Study(folder, trials), options["quiet"], options["jobs"]
+    study.require_comparable(settings)
     save_command(folder, file.path, args, replaces=False)
     finished = sum(study.finished(trial.name) for trial in trials)
     if not quiet:
-        echo(f"{len(trials)} seeds in {folder}" + (f", of which {finished} are finished" if finished else ""))
+        echo(
+            f"{describe_count(len(trials), 'seed')} in {folder}"
+            + (f", {finished} of them finished" if finished else "")
+        )
     settings = replace(settings, out=None, resume=False, progress=settings.progress and jobs == 1)
     results = study.run(settings, callbacks=loggers, jobs=jobs)
-    failures = run_and_print(results, len(trials), jobs=jobs, quiet=quiet)
-    paths = [study.path(trial.name) for trial in trials if study.finished(trial.name)]
+    failed = run_and_print(results, len(trials), jobs=jobs, quiet=quiet)
+    failures = [*failed.values()]
+    paths = [study.path(trial.name) for trial in trials if study.finished(trial.name) and trial.name not in failed]
     if paths and not quiet:
-        _print_verdict(paths)
+        failures += _print_verdict(paths)
         echo(f"saved to {folder}; for the page: kdkit report {folder}")
     if not failures:
         save_command(folder, file.path, args, replaces=True)  # with the seeds that it has now
@@ -86,24 +90,22 @@ def _seeds(seeds: int | list[int], first: int) -> Sequence[int]:
     return seeds
 
 
-def _without_options(args: Sequence[str]) -> list[str]:
-    """Return the arguments of the command without those that are about all seeds."""
-    remaining: list[str] = []
-    skipped = 0
-    for arg in args:
-        if skipped:
-            skipped -= 1
-        elif arg.split("=", 1)[0] not in _OF_ALL:
-            remaining.append(arg)
-        elif "=" not in arg:
-            skipped = _OF_ALL[arg]
-    return remaining
-
-
-def _print_verdict(paths: Sequence[Path]) -> None:
+def _print_verdict(paths: Sequence[Path]) -> list[str]:
+    """Print the metrics of the runs and the verdict, and return what could not be read."""
+    problems: list[str] = []
+    readable: list[Path] = []
+    for path in paths:
+        try:
+            read_metrics(path)
+        except RunFolderError as error:
+            problems.append(str(error))
+        else:
+            readable.append(path)
+    if not readable:
+        return problems
     with Status() as status:
         status.show("comparing the seeds", terminal_only=True)
-        runs, _left_out = read_runs(paths)
+        runs, _left_out = read_runs(readable)
         verdicts = verdicts_of(runs)
     console = make_console()
     console.print()
@@ -111,3 +113,4 @@ def _print_verdict(paths: Sequence[Path]) -> None:
     lines = [line for verdict in verdicts for line in (verdict.headline, verdict.sentence)]
     for line in filter(None, [*lines, *dict.fromkeys(verdict.caveat for verdict in verdicts)]):
         console.print(line, markup=False, soft_wrap=True)
+    return [*problems, *(problem for run in runs for problem in run.problems)]

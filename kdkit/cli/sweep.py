@@ -1,15 +1,19 @@
 """The command `kdkit sweep`: run a recipe with several values of its options, and compare them."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from kdkit.cli.options import LOG, PATH, loggers_of, read_seeds, run_fields, run_options
-from kdkit.cli.recipe_command import SweepCommand, file_of
+from kdkit.cli.recipe_command import SweepCommand, arguments_of, default_options, file_of, run_arguments
 from kdkit.errors import KdkitError
 from kdkit.utils.printable import echo
+
+# Options of all runs, which the command of a single one has not; and how many arguments follow them.
+_OF_ALL = {"--seeds": 1, "--metric": 1, "--net": 1, "--out": 1, "--jobs": 1}
 
 
 @click.command(cls=SweepCommand, short_help="Compare values of the options of a recipe over seeds.")
@@ -43,13 +47,16 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
     combination of them. Repeat an option whose values have commas themselves. The same command again skips the runs
     that are finished. The exit code is 1 if a run failed.
     """
+    from kdkit.cli.repeat import command_record, without_options
     from kdkit.cli.sweep_table import comparison_table, distillation_table, sweep_table
     from kdkit.cli.trials import run_and_print
     from kdkit.engine.options import RunOptions
+    from kdkit.study.study import Study
     from kdkit.study.sweep import Sweep
     from kdkit.utils.console import Status, make_console
     from kdkit.utils.files import require_output_folder
     from kdkit.utils.memory import keep_freed_memory
+    from kdkit.utils.reprs import describe_count
 
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise KdkitError("torchrun divides one run among its processes; leave it out, and add --jobs to run several")
@@ -58,25 +65,41 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
     require_output_folder(folder)
     settings.torch_device()  # raises once if it is not available, and not in each run
     loggers = loggers_of(options["log"])
+    grid = {parameter.name: values for parameter in file.parameters if (values := options[parameter.name])}
     comparison = Sweep(
         file.module.recipe,
-        {parameter.name: values for parameter in file.parameters if (values := options[parameter.name])},
+        grid,
         folder=folder,
         seeds=options["seeds"],
         metric=options["metric"],
         net=options["net"],
     )
-    study, console = comparison.study, make_console()
-    count = len(study.trials)
+    swept = {f"--{name.replace('_', '-')}": 1 for name in grid}
+    shared = without_options(arguments_of(ctx), {**_OF_ALL, **swept})
+    defaults = default_options(file, ctx)
+    # As `kdkit run` runs and records them, which then repeats or resumes each of them alone.
+    trials = [
+        replace(
+            trial,
+            options={**defaults, **trial.options},
+            command=command_record(
+                file.path, [*shared, *run_arguments(file, trial.options), "--seed", str(trial.seed)]
+            ),
+        )
+        for trial in comparison.study.trials
+    ]
+    study = comparison.study = Study(folder, trials)
+    console, count = make_console(), len(trials)
+    results = comparison.run(settings, callbacks=loggers, jobs=options["jobs"])
     finished = sum(study.finished(trial.name) for trial in study.trials)
     if not options["quiet"]:
+        cells, seeds = len(comparison.cells), describe_count(len(comparison.seeds), "seed")
         echo(
-            f"{count} runs in {study.folder}: {len(comparison.cells)} x {len(comparison.seeds)} seeds"
-            + (f", of which {finished} are finished" if finished else "")
+            f"{describe_count(count, 'run')} in {study.folder}: {describe_count(cells, 'combination')} x {seeds}"
+            + (f", {finished} of them finished" if finished else "")
         )
     keep_freed_memory()  # as for a single run
-    results = comparison.run(settings, callbacks=loggers, jobs=options["jobs"])
-    failures = run_and_print(results, count, jobs=options["jobs"], quiet=options["quiet"])
+    failures = [*run_and_print(results, count, jobs=options["jobs"], quiet=options["quiet"]).values()]
     if len(failures) < count:
         with Status(enabled=not options["quiet"]) as status:
             status.show("comparing the options", terminal_only=True)  # minutes if a user-defined metric is slow
@@ -91,6 +114,7 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
         for note in table.notes():
             console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
         console.print(f"saved to {study.folder}", markup=False, soft_wrap=True)
+        failures += table.left_out
     for failure in failures:
         echo(f"error: {failure}", err=True)
     return 1 if failures else 0

@@ -3,25 +3,22 @@
 from collections.abc import Iterator
 from statistics import fmean
 
-from kdkit.errors import KdkitError, first_line
+from kdkit.errors import KdkitError, Terminated, first_line
 from kdkit.study.trial import TrialResult
 from kdkit.utils.printable import echo
 
 
-def run_and_print(results: Iterator[TrialResult], count: int, *, jobs: int, quiet: bool) -> list[str]:
-    """Run all trials, and return a line for each that failed. results: of a study, which run the trials.
+def run_and_print(results: Iterator[TrialResult], count: int, *, jobs: int, quiet: bool) -> dict[str, str]:
+    """Run all trials, and return a line for each that failed, by its name. results: of a study, which run the trials.
 
     count: of the trials. jobs: of them that run at once, for the time that is left.
     """
-    failures: list[str] = []
+    failures: dict[str, str] = {}
     seconds: list[float] = []
     try:
         for number, result in enumerate(results, 1):
             if result.error is not None:
-                # Messages of kdkit are clear without the name of the class, and may have several lines.
-                kind = "" if isinstance(result.error, KdkitError) else f"{type(result.error).__name__}: "
-                message = str(result.error) if not kind else first_line(result.error)
-                failures.append(f"{result.trial.name} {result.state}: {kind}{message}")
+                failures[result.trial.name] = f"{result.trial.name} {result.state}: {_describe(result.error)}"
             duration = remaining = ""
             if result.state == "finished":
                 seconds.append(result.seconds)
@@ -30,7 +27,17 @@ def run_and_print(results: Iterator[TrialResult], count: int, *, jobs: int, quie
                 remaining = f", about {left / 60:.0f} min left" if left >= 60 else ""
             if not quiet:
                 echo(f"[{number}/{count}] {result.trial.name} {result.state}{duration}{remaining}")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         echo("\nfinished runs are kept; to resume, run the same command again", err=True)
         raise
     return failures
+
+
+def _describe(error: Exception) -> str:
+    """Return an error in a line with its class and its position; messages of kdkit need neither, and may have more."""
+    if isinstance(error, KdkitError):
+        return str(error)
+    notes = [
+        note.removeprefix("kdkit: ") for note in getattr(error, "__notes__", ()) if note.startswith("kdkit: raised")
+    ]
+    return f"{type(error).__name__}: {first_line(error)}" + (f" ({'; '.join(notes)})" if notes else "")

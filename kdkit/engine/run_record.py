@@ -23,6 +23,9 @@ from kdkit.recipe.recipe import Recipe
 from kdkit.utils import collectives
 from kdkit.utils.devices import uses_tf32
 
+# How the text begins of a number, of a collection, of a string in quotes, or is that of a constant.
+_NO_WORD = r"""-?[\d(\[{'"]|-?(None|True|False|inf|nan)$"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
@@ -49,7 +52,7 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
     return {
         "recipe": run_name(recipe, origin),
         "recipe_sha256": None if source is None else hashlib.sha256(source).hexdigest(),
-        "options": {key: str(value) for key, value in (origin.options or {}).items()},
+        "options": option_texts(origin.options),
         "command": origin.command,
         "seed": options.seed,
         "device": str(device),
@@ -82,6 +85,14 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
         "notices": list(notices(recipe, plan)),
         "versions": versions(),
         "platform": platform.platform(),
+    }
+
+
+def option_texts(options: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the options of a recipe as recorded: as text, in quotes if a string looks like another value."""
+    return {
+        name: repr(value) if isinstance(value, str) and re.match(_NO_WORD, value) else str(value)
+        for name, value in (options or {}).items()
     }
 
 

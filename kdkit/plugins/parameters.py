@@ -18,13 +18,14 @@ SIMPLE = (int, float, str, bool, Path)  # the types that an option may have, in 
 class Parameter:
     """A parameter of recipe(), as an option needs it.
 
-    help: its description in the docstring of recipe(). type: of one value, without `| None`. multiple: whether the
-    parameter is a tuple or a list of such values. default: None if it is required.
+    help: its description in the docstring of recipe(). type: of one value, without `| None`. optional: whether the
+    parameter may be None. multiple: whether it is a tuple or a list of such values. default: None if it is required.
     """
 
     name: str
     help: str
     type: Any
+    optional: bool
     multiple: bool
     default: Any
     required: bool
@@ -55,7 +56,7 @@ def _parameter(path: Path, parameter: inspect.Parameter, hints: Mapping[str, Any
         raise RecipeError(f"{path}: recipe() takes named parameters with types, which are its options; got {parameter}")
     if name not in hints:
         raise RecipeError(f"{path}: parameter {name!r} of recipe() has no type; write {name}: int = ... or the like")
-    kind, multiple = _value_type(hints[name])
+    kind, optional, multiple = _value_type(hints[name])
     literal = get_origin(kind) is Literal and len({type(value) for value in get_args(kind)}) == 1
     if kind not in SIMPLE and not literal:
         raise RecipeError(
@@ -67,20 +68,22 @@ def _parameter(path: Path, parameter: inspect.Parameter, hints: Mapping[str, Any
         name=name,
         help=description,
         type=kind,
+        optional=optional,
         multiple=multiple,
         default=None if required else parameter.default,
         required=required,
     )
 
 
-def _value_type(hint: Any) -> tuple[Any, bool]:
-    """Return the type of one value, without `| None`, tuple and list, and whether there may be several values."""
+def _value_type(hint: Any) -> tuple[Any, bool, bool]:
+    """Return the type of one value, without `| None`, tuple and list, and whether it may be None, and several."""
+    optional = False
     if get_origin(hint) in (typing.Union, types.UnionType):
         members = [member for member in get_args(hint) if member is not type(None)]
         if len(members) != 1:
-            return hint, False
-        hint = members[0]
+            return hint, False, False
+        optional, hint = True, members[0]
     if get_origin(hint) in (tuple, list):
         members = [member for member in get_args(hint) if member is not Ellipsis]
-        return (members[0], True) if len(set(members)) == 1 else (hint, False)
-    return hint, False
+        return (members[0], optional, True) if len(set(members)) == 1 else (hint, optional, False)
+    return hint, optional, False

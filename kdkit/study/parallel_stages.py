@@ -8,7 +8,7 @@ from kdkit.engine.options import RunOptions
 from kdkit.engine.run import Result, prepared, run
 from kdkit.engine.run_record import Origin
 from kdkit.engine.storage.run_folder import RunFolder
-from kdkit.errors import RecipeError
+from kdkit.errors import RecipeError, WorkerError
 from kdkit.plugins.recipe_file import RecipeFile
 from kdkit.recipe.recipe import Stage, stage_dependencies
 from kdkit.study.workers.job import Job
@@ -65,6 +65,8 @@ def run_parallel_stages(
                     pending.running.add(name)
                     log(f"stage {name}: training in a child process with {workers.threads} threads")
             name, result = workers.next_result()
+            if isinstance(result.error, WorkerError):  # which does not know what its process ran
+                raise WorkerError(f"stage {name!r}: {result.error}") from result.error
             if result.error is not None:
                 raise result.error
             pending.running.remove(name)

@@ -2,8 +2,8 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,14 @@ from filelock import FileLock, Timeout
 from kdkit.engine.options import TEACHER_CACHE, RunOptions
 from kdkit.engine.run_record import Origin
 from kdkit.engine.storage.reports import read_metrics, read_reported
-from kdkit.engine.storage.run_folder import read_record
-from kdkit.errors import RecipeError, RunFolderError, did_you_mean, shortened
+from kdkit.engine.storage.run_folder import can_resume, read_record
+from kdkit.errors import RecipeError, RunFolderError, did_you_mean, first_line
 from kdkit.metrics.base import MetricResult
 from kdkit.metrics.paired import SplitPredictions
+from kdkit.nets.weight_files import first_three, runs_in
 from kdkit.recipe.recipe import Recipe
 from kdkit.study.scheduler import run_trials
+from kdkit.study.settings import TrialSettings, unknown_run
 from kdkit.study.trial import Trial, TrialResult, as_names
 from kdkit.study.workers.job import TRIAL_FILE, InProcess, Job, Workers
 from kdkit.study.workers.pickling import require_guarded_script, require_picklable
@@ -27,7 +29,8 @@ from kdkit.study.workers.processes import Processes
 from kdkit.study.workers.ray import Cluster, RayWorkers
 from kdkit.utils.reprs import describe_count, describe_names
 
-COMPARED_OPTIONS = ("seed", "precision", "baseline")  # the run options that a finished trial must share with a new run
+_LOCK = ".lock"
+_ADVICE = "choose another folder (--out FOLDER, or folder=FOLDER in Python)"
 
 
 class Study:
@@ -76,24 +79,42 @@ class Study:
         A finished trial fails instead of being skipped if its recipe file, its options, its seed, the precision or the
         weights of a trial that it needs have changed. An interrupted trial is compared as by `kdkit.run(resume=True)`.
 
-        Raises RunFolderError if another process runs a study in this folder, WorkerError if the cluster cannot run the
-        trials, and RecipeError if a callback cannot be pickled.
+        Raises RunFolderError if another process runs a study in this folder, or if it cannot be written, WorkerError if
+        the cluster cannot run the trials, and RecipeError if a callback cannot be pickled.
         """
         require_guarded_script()
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._digests.clear()  # weights may have changed since the last call
-        try:
-            with FileLock(self.folder / ".lock", timeout=0):
-                workers = self._workers(jobs, cluster)
-                if not isinstance(workers, InProcess):
-                    require_picklable(callbacks)
-                prepare = partial(self._prepare, options or RunOptions(), callbacks)
-                with closing(workers):
-                    yield from run_trials(self.trials, prepare, workers)
-        except Timeout as error:
+        with self._locked():
+            workers = self._workers(jobs, cluster)
+            if not isinstance(workers, InProcess):
+                require_picklable(callbacks)
+            prepare = partial(self._prepare, options or RunOptions(), callbacks)
+            with closing(workers):
+                yield from run_trials(self.trials, prepare, workers)
+
+    def require_comparable(self, options: RunOptions) -> None:
+        """Raise RunFolderError if the folder holds anything but runs of these trials, with these seeds or others.
+
+        For trials that are compared with each other: a run with other options would be mixed into the comparison.
+        options: as for `run`; if `force` is set, a run may differ.
+        """
+        if can_resume(self.folder):
+            raise RunFolderError(f"{self.folder} holds one run, and a folder for several is needed; {_ADVICE}")
+        runs = runs_in(self.folder)
+        if not runs and self.folder.is_dir() and not (self.folder / _LOCK).exists():
+            files = sorted(file.name for file in self.folder.iterdir() if not file.name.startswith("."))
+            if files and files != [TEACHER_CACHE]:
+                raise RunFolderError(f"{self.folder} holds no runs, but {first_three(files)}; {_ADVICE}")
+        records: dict[str, Mapping[str, Any]] = {}
+        for run in () if options.force else runs:
+            with suppress(RunFolderError):  # it cannot be read; a trial of this name will fail with this error
+                records[run] = read_record(self.path(run))
+        unknown = unknown_run([self._settings(trial, options) for trial in self.trials], records)
+        if unknown is not None:
             raise RunFolderError(
-                f"another process runs a study in {self.folder}; wait for it, or choose another folder"
-            ) from error
+                f"{self.folder} holds other runs, such as {unknown}; pass the same options, and all values of a sweep; "
+                f"or {_ADVICE}, or delete those runs"
+            )
 
     def path(self, name: str) -> Path:
         """Return the folder of a trial."""
@@ -118,6 +139,24 @@ class Study:
         """
         reported = read_reported(self.path(name), net)
         return SplitPredictions(reported.validation, reported.validation if reported.test is None else reported.test)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other processes from running a study in this folder. Raises RunFolderError if one does."""
+        lock = FileLock(self.folder / _LOCK)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RunFolderError(
+                f"another process runs a study in {self.folder}; wait for it, or choose another folder"
+            ) from error
+        except OSError as error:
+            raise RunFolderError(f"{self.folder} cannot be written: {first_line(error)}; {_ADVICE}") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _workers(self, jobs: int, cluster: Cluster | None) -> Workers:
         if cluster is None:
@@ -165,6 +204,9 @@ class Study:
         }
         return Origin(file=_source_file(trial.recipe), options={**trial.options, **needs}, command=trial.command)
 
+    def _settings(self, trial: Trial, options: RunOptions) -> TrialSettings:
+        return TrialSettings.of(trial.name, self._origin(trial), replace(options, seed=trial.seed))
+
     def _digest(self, name: str) -> str:
         """Return a digest of the weights of a finished trial."""
         # Kept for the call of `run`: many students may need one teacher, and a finished trial does not change.
@@ -180,20 +222,13 @@ class Study:
 
         Compares only what is known without reading the data, so that a finished trial is skipped quickly.
         """
-        path, origin = self.path(trial.name), self._origin(trial)
-        recorded = read_record(path)
-        current: dict[str, Any] = {
-            "recipe_sha256": None if origin.file is None else hashlib.sha256(origin.file.read_bytes()).hexdigest(),
-            "options": {key: str(value) for key, value in (origin.options or {}).items()},
-            **{key: getattr(options, key) for key in COMPARED_OPTIONS},
-        }
-        for key, value in current.items():
-            if recorded.get(key) != value:
-                raise RunFolderError(
-                    f"{path} holds a finished run that differs in its {key.replace('_', ' ')}: it had "
-                    f"{shortened(recorded.get(key))}, this one has {shortened(value)}; choose another folder, or "
-                    "delete that one"
-                )
+        path = self.path(trial.name)
+        differences = self._settings(trial, options).differences(read_record(path))
+        if differences:
+            raise RunFolderError(
+                f"{path} holds a finished run that differs in {'; and in '.join(differences)}; choose another folder, "
+                "or delete that one"
+            )
 
 
 def _source_file(recipe: Callable[..., Recipe]) -> Path | None:

@@ -87,14 +87,14 @@ class Sweep:
     ) -> Iterator[TrialResult]:
         """Run the trials that are not finished, and yield the result of each, as `Study.run` does.
 
-        Raises RecipeError at once if the recipe has no metric or no net of the names that this sweep compares.
+        Raises at once RecipeError if the recipe has no metric or no net of the names that this sweep compares, and
+        RunFolderError if the folder holds runs with other options or other files. All values of a sweep that was run in
+        the folder before must be in the grid, which may have more.
         """
         _ = self._compared  # raises for a wrong name before hours of training
+        self.study.require_comparable(options or RunOptions())
         self._failed.clear()
-        for result in self.study.run(options, callbacks=callbacks, jobs=jobs):
-            if result.error is not None:
-                self._failed.add(result.trial.name)
-            yield result
+        return self._results_of(self.study.run(options, callbacks=callbacks, jobs=jobs))
 
     def results(self) -> SweepResults:
         """Return the metrics of all finished runs by cell, and how the best cell differs from the others.
@@ -111,6 +111,13 @@ class Sweep:
             raise RecipeError("recipe() fails for every combination of options, so there is no metric to compare")
         metric, student = self._compared
         return compare_cells(self.study, finished, metric, net=self.net, student=student)
+
+    def _results_of(self, results: Iterator[TrialResult]) -> Iterator[TrialResult]:
+        """Yield the results of trials, and remember those that failed."""
+        for result in results:
+            if result.error is not None:
+                self._failed.add(result.trial.name)
+            yield result
 
     def _has(self, name: str) -> bool:
         return self.study.finished(name) and name not in self._failed
@@ -164,8 +171,9 @@ def _validate_values(name: str, values: Sequence[Any]) -> None:
     if isinstance(values, str) or not isinstance(values, Sequence) or not values:
         raise RecipeError(f"the grid has a list of values for each parameter, at least one; got {name}={values!r}")
     for index, value in enumerate(values):
-        if value in values[:index]:
-            raise RecipeError(f"the grid has {name}={value!r} twice; leave one out")
+        # By their texts too, which are names of folders.
+        if any(other == value or _text(other) == _text(value) for other in values[:index]):
+            raise RecipeError(f"the grid has {name}={_text(value)} twice; leave one out")
         if re.search(r" at 0x[0-9a-fA-F]+", str(value)):
             raise RecipeError(
                 f"the grid has {name}={value!r}, whose text has a memory address, so that a later run would not "

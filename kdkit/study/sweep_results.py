@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdkit.engine.storage.reports import read_reported
+from kdkit.engine.storage.reports import read_metrics
 from kdkit.engine.storage.run_folder import read_record
-from kdkit.errors import RecipeError, did_you_mean
+from kdkit.errors import RecipeError, RunFolderError, did_you_mean
 from kdkit.metrics.base import Metric, is_better
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.metrics.comparison import Comparison, PairsOfRuns, compare_over_seeds
@@ -68,6 +68,7 @@ class SweepResults:
     split. reported_on: the split of the metrics, "test", or "validation" if the data has no test split.
     level: of each interval; all of them contain their differences together with 95 % confidence (Bonferroni).
     distillation_level: likewise of each interval of a student against its baseline.
+    left_out: why finished runs are missing, for each one that cannot be read.
     """
 
     cells: tuple[CellResults, ...]
@@ -76,6 +77,7 @@ class SweepResults:
     reported_on: str
     level: float
     distillation_level: float = _LEVEL
+    left_out: tuple[str, ...] = ()
 
     def verdicts(self) -> list[str]:
         """Return a sentence for the best cell, one for each comparison of it, and one for each student and baseline."""
@@ -137,6 +139,7 @@ class SweepResults:
                 "level": self.level,
                 "distillation_level": self.distillation_level,
                 "cells": cells,
+                "left_out": self.left_out,
             },
             indent=2,
         )
@@ -176,17 +179,28 @@ def compare_cells(
     """Read the finished trials of all cells, find the best cell, and compare it with the others.
 
     net: whose metrics are compared; if None, the one named `student`, or in a cell whose recipe names it otherwise,
-    the last one with metrics. Raises RecipeError if a run has no such net or metric.
+    the last one with metrics. Raises RecipeError if a run has no such net or metric, and RunFolderError if no run
+    can be read.
     """
     metric = without_interval(metric)
-    runs = [{seed: _Run(study, name, net, student) for seed, name in cell.trials.items()} for cell in cells]
+    runs: list[dict[int, _Run]] = []
+    damaged: list[RunFolderError] = []
+    for finished in cells:
+        runs.append({})
+        for seed, name in finished.trials.items():
+            try:
+                runs[-1][seed] = _Run(study, name, metric, net=net, student=student)
+            except RunFolderError as error:
+                damaged.append(error)
+    if damaged and not any(runs):
+        raise damaged[0]
     results = [
         CellResults(
             label=cell.label,
             options=cell.options,
             metrics=_by_metric({seed: run.metrics for seed, run in cell_runs.items()}),
             alone=_by_metric({seed: run.alone for seed, run in cell_runs.items()}),
-            validation={seed: run.on_validation(metric) for seed, run in cell_runs.items()},
+            validation={seed: run.validation for seed, run in cell_runs.items()},
         )
         for cell, cell_runs in zip(cells, runs, strict=True)
     ]
@@ -212,41 +226,44 @@ def compare_cells(
         reported_on="test" if has_test else "validation",
         level=level,
         distillation_level=distillation_level,
+        left_out=tuple(map(str, damaged)),
     )
 
 
 class _Run:
-    """A finished trial, and the net in it that is compared. Predictions are read when they are needed."""
+    """A finished trial, and the net in it that is compared. Predictions are not kept, since they may be large.
 
-    def __init__(self, study: Study, trial: str, net: str | None, student: str) -> None:
-        metrics, recorded = study.metrics(trial), read_record(study.path(trial)).get("baselines")
-        baselines = recorded if isinstance(recorded, dict) else {}  # the file may be changed
+    metrics, alone: of the net and of its baseline, by name. validation: the metric on the validation split, by which
+    cells are chosen without a look at the test split. has_test: whether the data has a test split.
+
+    Raises RunFolderError if a file that is compared cannot be read, and RecipeError if there is no such net.
+    """
+
+    def __init__(self, study: Study, trial: str, metric: Metric, *, net: str | None, student: str) -> None:
+        path = study.path(trial)
+        reported, recorded = read_metrics(path), read_record(path).get("baselines")
+        metrics, baselines = reported.results, recorded if isinstance(recorded, dict) else {}  # the file may be changed
         if net is None:
             others = [name for name in metrics if name not in baselines.values()]
             net = student if student in metrics else others[-1] if others else student
         if net not in metrics:
-            raise RecipeError(f"run {study.path(trial)} has no metrics of net {net!r}; {did_you_mean(net, metrics)}")
+            raise RecipeError(f"run {path} has no metrics of net {net!r}; {did_you_mean(net, metrics)}")
         self.study, self.trial, self.net = study, trial, net
         self.baseline = str(baselines.get(net, ""))
         self.metrics, self.alone = (
             {name: result.value for name, result in metrics.get(of_net, {}).items()} for of_net in (net, self.baseline)
         )
-
-    @property
-    def has_test(self) -> bool:
-        """Whether the data has a test split."""
-        return read_reported(self.study.path(self.trial), self.net).test is not None
+        self.has_test = reported.reported_on == "test"
+        validation = self.predictions().validation
+        # The metrics of a recipe may depend on its options.
+        is_computed = metric.name in self.metrics
+        self.validation = float(metric.fit(validation).compute(validation).value) if is_computed else math.nan
+        if self.alone:
+            self.predictions(self.baseline)
 
     def predictions(self, net: str = "") -> SplitPredictions:
         """Return the predictions of the net that is compared, or of another one."""
         return self.study.predictions(self.trial, net or self.net)
-
-    def on_validation(self, metric: Metric) -> float:
-        """Return the metric on the validation split, by which cells are chosen without a look at the test split."""
-        if metric.name not in self.metrics:  # the metrics of a recipe may depend on its options
-            return math.nan
-        validation = self.predictions().validation
-        return float(metric.fit(validation).compute(validation).value)
 
 
 def spread(values: Iterable[float]) -> Spread:

@@ -494,6 +494,28 @@ def test_a_parameter_without_a_default_is_required(kdkit_here, write_recipe):
     assert_refused(kdkit_here("run", path, "--size", 4), "RuntimeError: 4")
 
 
+def test_none_is_a_value_of_a_parameter_that_may_be_none(kdkit_here, write_recipe):
+    path = write_recipe(
+        """
+        from typing import Literal
+
+        def recipe(
+            size: int | None, many: tuple[int, ...] | None = (1,), text: str | None = "x",
+            word: Literal["none"] = "none",
+        ):
+            raise RuntimeError([size, many, text, word])
+        """
+    )
+    options = ("--size", "none", "--many", "none", "--text", "None", "--word", "none")
+    assert_refused(kdkit_here("run", path, *options), "RuntimeError: [None, None, None, 'none']")
+    assert_refused(kdkit_here("run", path, "--size", 4), "RuntimeError: [4, (1,), 'x', 'none']")
+    assert_refused(
+        kdkit_here("run", path, "--size", 4, "--many", 2, "--many", "none"), "--many is either none or values"
+    )
+    assert_refused(kdkit_here("run", path, "--size", "no"), "'no' is not a valid integer")
+    assert "--size INTEGER|none" in kdkit_here("run", path, "--help").out
+
+
 def test_the_help_of_a_file_has_its_parameters_and_its_docstring(kdkit_here, write_recipe):
     path = write_recipe(TYPED)
     path.write_text('"""Teach the small one.\n\nIn two steps.\n"""\n' + path.read_text())

@@ -125,7 +125,7 @@ def test_a_killed_process_is_reported_and_its_stage_can_be_resumed(kdkit_process
     command = ("run", "mine.py", "--device", "cpu", "--out", "two/run", "--jobs", "2", "--baseline")
     killed = kdkit_process(*command)
     assert killed.code == 2
-    assert "SIGKILL" in killed.err
+    assert "error: stage 'second': its process was ended by SIGKILL" in killed.err
     assert "Traceback" not in killed.err
     state = last_checkpoint(tmp_path / "two" / "run" / "2-second")
     assert state is not None

@@ -55,7 +55,7 @@ def test_seeds_make_a_folder_of_runs_and_one_verdict_and_are_resumed(kdkit, tmp_
     assert "(Student's t interval over 2 seeds, paired by seed: " in result.out
 
     again = kdkit(*arguments)
-    assert "2 seeds in runs/mine-seeds, of which 2 are finished" in again.out
+    assert "2 seeds in runs/mine-seeds, 2 of them finished" in again.out
     assert again.out.count("skipped") == 2
 
     (folder / "seed=4" / "trial.json").unlink()  # as if it had been killed at its end
@@ -63,7 +63,7 @@ def test_seeds_make_a_folder_of_runs_and_one_verdict_and_are_resumed(kdkit, tmp_
     assert more.code == 0, more.err
     assert seeds_in(folder) == [3, 4, 5]
     assert all(f"seed={seed} {state}" in more.out for seed, state in ((3, "skipped"), (4, "finished"), (5, "finished")))
-    assert "of which 3 are finished" in kdkit("run", "--resume", "runs/mine-seeds").out
+    assert "3 of them finished" in kdkit("run", "--resume", "runs/mine-seeds").out
 
 
 def test_one_of_the_runs_is_repeated_by_its_own_command(kdkit, tmp_path):
@@ -72,16 +72,27 @@ def test_one_of_the_runs_is_repeated_by_its_own_command(kdkit, tmp_path):
     assert command["arguments"][1:] == ["-q", "--width", "6", "--seed", "7"]
     rerun = kdkit("rerun", "all/seed=7")
     assert rerun.code == 0, rerun
+    assert (tmp_path / "all-rerun" / "seed=7" / "run.json").is_file()  # not among the seeds, where it would count twice
     refused = kdkit("rerun", "all")
     assert refused.code == 2
     assert "all holds several runs; rerun one of them, such as all/seed=0" in refused.err
 
 
-def test_a_seed_that_fails_costs_its_own_run(kdkit):
-    result = kdkit("run", "mine.py", "--seeds", "2", "--unlucky", "1", "--device", "cpu")
+def test_a_seed_that_fails_or_is_damaged_costs_its_own_run(kdkit, tmp_path):
+    arguments = ("run", "mine.py", "--seeds", "3", "--unlucky", "1", "--device", "cpu")
+    result = kdkit(*arguments)
     assert result.code == 1
     assert "seed=0 finished" in result.out
     assert "error: seed=1 failed: ValueError: unlucky" in result.err
+    (tmp_path / "runs" / "mine-seeds" / "seed=0" / "metrics.json").write_text("{}")
+    again = kdkit(*arguments)
+    assert (again.code, again.err.count("error: ")) == (1, 2), again.err
+    assert "error: runs/mine-seeds/seed=0/metrics.json cannot be read: it has no checksum" in again.err
+    assert "Metrics on test, one seed" in again.out
+    (tmp_path / "runs" / "mine-seeds" / "seed=2" / "run.json").write_text("{}")
+    last = kdkit(*arguments)
+    assert (last.code, last.err.count("error: ")) == (1, 3), last.err
+    assert "Metrics" not in last.out
 
 
 @pytest.mark.parametrize(
@@ -91,7 +102,9 @@ def test_a_seed_that_fails_costs_its_own_run(kdkit):
         (["--seeds", "x"], "expected a number of seeds, or seeds such as 0,1,2; got 'x'"),
         (["--seeds", "1,1"], "--seeds must be different integers of at least 0; got 1,1"),
         (["--seeds", "1,2", "--seed", "3"], "--seed is the first of a number of seeds"),
-        (["--seeds", "2", "--out", "one"], "one holds one run, and --seeds needs a folder for several"),
+        (["--seeds", "2", "--out", "one"], "one holds one run, and a folder for several is needed"),
+        (["--seeds", "2", "--out", "mine.py"], "mine.py cannot be written: mine.py is a file; choose another place"),
+        (["--seeds", "2", "--out", "thesis"], "thesis holds no runs, but 'chapter'; choose another folder (--out"),
         (["--seeds", "2", "--device", "gpu7"], "gpu7"),
         (["--seeds", "2", "--log", "cvs"], "did you mean 'csv'"),
     ],
@@ -99,10 +112,31 @@ def test_a_seed_that_fails_costs_its_own_run(kdkit):
 def test_a_contradiction_is_refused_before_anything_is_written(kdkit, arguments, message, tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "run.json").write_text("{}")
+    (tmp_path / "thesis" / "chapter").mkdir(parents=True)
     result = kdkit("run", "mine.py", *arguments)
     assert result.code == 2, result
     assert message in " ".join(result.err.split())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.py", "one"]
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert files == ["mine.py", "one", "one/run.json", "thesis", "thesis/chapter"]
+
+
+def test_a_folder_of_seeds_takes_no_run_with_other_options(kdkit, tmp_path):
+    arguments = ("run", "mine.py", "--out", "all", "--device", "cpu", "-q", "--seeds")
+    assert kdkit(*arguments, "1").code == 0
+    changes = {
+        ("3", "--width", "5"): "such as seed=0, which differs in its option width: it had 4, and now it is 5; pass",
+        ("5,6", "--width", "5"): "its option width",
+        ("1", "--precision", "bf16"): "its precision: it had fp32, and now it is bf16",
+        ("1", "--baseline"): "its baseline: it had False, and now it is True",
+    }
+    for options, message in changes.items():
+        refused = kdkit(*arguments, *options)
+        assert (refused.code, message in refused.err) == (2, True), refused.err
+    (tmp_path / "mine.py").write_text(f"{RECIPE}\n# edited\n")
+    assert "differs in its recipe file, which has changed; pass" in kdkit(*arguments, "1").err
+    (tmp_path / "mine.py").write_text(RECIPE)
+    assert seeds_in(tmp_path / "all") == [0]
+    assert kdkit("run", "mine.py", "--out", "all", "--verbose", "--teacher-cache", "off", "--seeds", "1").code == 0
 
 
 def test_torchrun_and_seeds_exclude_each_other(kdkit, monkeypatch):

@@ -159,11 +159,11 @@ def test_a_failed_trial_is_reported_and_the_others_run(tmp_path):
     assert "'broken', which failed" in str(results["student"].error)
 
 
-@pytest.mark.parametrize("change", ["options", "seed", "precision"])
+@pytest.mark.parametrize("change", ["option width", "seed", "precision"])
 def test_a_finished_trial_fails_if_it_would_be_another_run_now(tmp_path, change):
     run_states(Study(tmp_path, pair()[:1]))
     changed = {
-        "options": Trial(name="big", recipe=recipe, options={"width": 6}),
+        "option width": Trial(name="big", recipe=recipe, options={"width": 6}),
         "seed": Trial(name="big", recipe=recipe, options={"width": 8}, seed=3),
     }.get(change, pair()[0])
     options = RunOptions(device="cpu", precision="bf16") if change == "precision" else CPU
@@ -239,6 +239,9 @@ def test_a_folder_with_other_files_is_left_unchanged(tmp_path):
 def test_two_processes_do_not_run_a_study_in_one_folder(tmp_path):
     with FileLock(tmp_path / ".lock"), pytest.raises(RunFolderError, match="another process"):
         run_states(Study(tmp_path, pair()))
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFolderError, match=r"file cannot be written: .*; choose another folder"):
+        run_states(Study(tmp_path / "file", pair()))
 
 
 @pytest.mark.parametrize(

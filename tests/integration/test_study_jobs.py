@@ -224,7 +224,7 @@ def test_a_failure_in_one_process_stops_no_other_trial(tmp_path, recipes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signal_sent", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("signal_sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_study_stops_its_processes_and_resumes_bit_for_bit(tmp_path, script, reference, signal_sent):
     command = [str(script), "study", "2"]
     (tmp_path / "wait").touch()
@@ -232,12 +232,15 @@ def test_a_stopped_study_stops_its_processes_and_resumes_bit_for_bit(tmp_path, s
     wait_for(lambda: len(list(tmp_path.glob("waiting-*"))) == 2, process)
     children = [int(path.name.split("-")[1]) for path in tmp_path.glob("waiting-*")]
     os.kill(process.pid, signal_sent)
-    if signal_sent == signal.SIGINT:
+    if signal_sent != signal.SIGKILL:
         time.sleep(0.5)  # the parent then ends its children by SIGTERM, after their step
         (tmp_path / "wait").unlink()
     process.wait(30)
     wait_for(lambda: not any(map(is_alive, children)))
-    assert all(last_checkpoint(tmp_path / "study" / name / "1-net") for name in ("one", "two"))
+    step = 6 if signal_sent == signal.SIGKILL else 9  # the signals that a process can handle wait for a checkpoint
+    for name in ("one", "two"):
+        assert last_checkpoint(tmp_path / "study" / name / "1-net")
+        assert (tmp_path / "study" / name / "1-net" / f"checkpoint-{step}.safetensors").exists()
     (tmp_path / "wait").unlink(missing_ok=True)
     done = run_python(command, tmp_path)
     assert done.returncode == 0, done.stderr

@@ -38,6 +38,7 @@ def recipe(
     mode: Literal["one", "two"] = "one",
     names: str = "x",
     flag: bool = False,
+    flags: tuple[bool, ...] = (),
     width: int | None = None,
 ) -> Recipe:
     """Return a student.
@@ -71,7 +72,7 @@ def recorded_options(folder: Path) -> list[dict[str, str]]:
 def test_a_sweep_prints_a_table_and_the_verdicts(sweep, tmp_path):
     result = sweep("--lr", "1e-6,0.3", "--seeds", "2")
     assert result.code == 0, result
-    assert "4 runs in runs/mine-sweep: 2 x 2 seeds" in result.out.splitlines()[0]
+    assert "4 runs in runs/mine-sweep: 2 combinations x 2 seeds" in result.out.splitlines()[0]
     assert result.out.count(" finished in ") == 4
     assert "Metrics on test, mean ± standard deviation over 2 seeds" in result.out
     assert "│ lr=0.3 * " in result.out
@@ -80,13 +81,60 @@ def test_a_sweep_prints_a_table_and_the_verdicts(sweep, tmp_path):
     assert content["best"] == {"lr": 0.3}
 
 
-def test_the_same_command_again_skips_what_is_finished(sweep):
-    sweep("--lr", "0.1,0.3", "--seeds", "1")
-    result = sweep("--lr", "0.1,0.3", "--seeds", "2")
+def test_the_same_command_again_skips_what_is_finished(sweep, tmp_path):
+    first = sweep("--lr", "0.3", "--seeds", "1")
+    assert "1 run in runs/mine-sweep: 1 combination x 1 seed" in first.out
+    result = sweep("--lr", "0.3,0.1", "--seeds", "2")
     assert result.code == 0, result
-    assert "of which 2 are finished" in result.out
-    assert result.out.count(" skipped") == 2
-    assert result.out.count(" finished in ") == 2
+    assert "4 runs in runs/mine-sweep: 2 combinations x 2 seeds, 1 of them finished" in result.out
+    assert result.out.count(" skipped") == 1
+    assert result.out.count(" finished in ") == 3
+    files = sorted(tmp_path.rglob("*"))
+    changes = {
+        ("--lr", "0.1,0.5"): "such as lr=0.3,seed=0, which differs in its option lr: it had 0.3, and now it is 0.1",
+        ("--lr", "0.1,0.3", "--names", "y"): "its option names: it had x, and now it is y",
+        ("--width", "5,6"): "its option width: it had None, and now it is 5",
+        ("--lr", "0.1,0.3", "--names", "x"): "lr=0.1,seed=0, which would be run again as lr=0.1,names=x,seed=0",
+        ("--lr", "0.1,0.3", "--baseline"): "its baseline: it had False, and now it is True",
+    }
+    for options, message in changes.items():
+        refused = sweep(*options, "--seeds", "3")
+        assert (refused.code, message in refused.err) == (2, True), refused.err
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+def test_a_cell_is_resumed_and_repeated_by_its_folder(sweep, kdkit_here, tmp_path):
+    values = (
+        "--lr",
+        "0.1",
+        "--sizes",
+        "2,3",
+        "--flag",
+        "yes",
+        "--flags",
+        "no,yes",
+        "--width",
+        "none",
+        "--names",
+        "a b",
+    )
+    assert sweep(*values, "--seeds", "3,4", "--metric", "macro_f1", "--out", "all", "-q").code == 0
+    cell = next((tmp_path / "all").glob("*seed=4"))
+    arguments = json.loads((cell / "run.json").read_text())["command"]["arguments"]
+    assert arguments[1:] == [
+        *("--device", "cpu", "-q", "--lr=0.1", "--sizes=2", "--sizes=3", "--names=a b", "--flag"),
+        *("--no-flags", "--flags", "--width=none", "--seed", "4"),
+    ]
+    rerun = kdkit_here("rerun", cell)
+    assert rerun.code == 0, rerun
+    assert (tmp_path / "all-rerun" / cell.name / "metrics.json").is_file()
+
+    (cell / "trial.json").unlink()  # as if it had been killed
+    (cell / "1-student" / "stage.json").unlink()
+    assert kdkit_here("run", "--resume", cell, "-q").code == 0
+    assert (cell / "1-student" / "stage.json").exists()
+    again = sweep(*values, "--seeds", "3,4", "--out", "all")
+    assert (again.code, again.out.count(" finished in 0 s")) == (0, 1)
 
 
 def test_every_type_of_option_takes_several_values(sweep, tmp_path):
@@ -110,9 +158,37 @@ def test_failed_runs_are_listed_and_the_others_are_compared(sweep):
     result = sweep("--width", "12,13,14", "--seeds", "2")
     assert result.code == 1, result
     assert result.err.count("ValueError: unlucky") == 2
-    assert "error: width=13,seed=1 failed: ValueError: unlucky" in result.err
+    line = next(number for number, text in enumerate(RECIPE.splitlines(), 1) if "unlucky" in text)
+    assert f"error: width=13,seed=1 failed: ValueError: unlucky (raised in mine.py, line {line})" in result.err
     assert re.search("│ width=13 +│ +0 │", result.out)
     assert "not distinguishable" in result.out
+
+
+def test_a_damaged_run_is_named_and_the_others_are_compared(sweep, tmp_path):
+    values = ("--width", "4,5", "--seeds", "2", "--baseline")
+    assert sweep(*values, "-q").code == 0
+    metrics, *predictions = (
+        tmp_path / "runs" / "mine-sweep" / file
+        for file in (
+            "width=4,seed=0/metrics.json",
+            "width=4,seed=1/2-student-alone/predictions-student-alone-test.safetensors",
+            "width=5,seed=0/1-student/predictions-student-validation.safetensors",
+        )
+    )
+    metrics.write_text(metrics.read_text().replace('"value": ', '"value": 1'))
+    result = sweep(*values)
+    assert (result.code, result.err.count("error: ")) == (1, 1), result.err
+    assert f"error: runs/mine-sweep/width=4,seed=0/{metrics.name} cannot be read: its checksum" in result.err
+    assert re.search("│ width=4 \\*? +│ +1 │", result.out), result.out
+    left_out = json.loads((tmp_path / "runs" / "mine-sweep" / "results.json").read_text())["left_out"]
+    assert len(left_out) == 1
+    for file in predictions:
+        file.write_bytes(file.read_bytes()[:-1])
+    result = sweep(*values, "-q")
+    assert [file.name in result.err for file in (metrics, *predictions)] == [True] * 3, result.err
+    assert re.search("│ width=5 \\*? +│ +1 │", result.out), result.out
+    (tmp_path / "runs" / "mine-sweep" / "width=5,seed=1" / "metrics.json").unlink()
+    assert (sweep(*values).code, list(tmp_path.rglob("*.tmp"))) == (2, [])  # nothing is left to compare
 
 
 def test_a_sweep_of_which_every_run_fails_has_no_table(sweep, tmp_path):

@@ -3,7 +3,6 @@
 import gc
 import os
 import pickle
-import signal
 import threading
 from dataclasses import replace
 from queue import SimpleQueue
@@ -18,7 +17,6 @@ from kdkit.utils.memory import keep_freed_memory
 
 def main() -> None:
     """Run the jobs that arrive on stdin until the parent process closes it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which then ends its children
     incoming, outgoing = _take_over_pipes()
     keep_freed_memory()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -2,6 +2,7 @@
 
 import json
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from kdkit.engine.options import RunOptions
 from kdkit.engine.run import run
 from kdkit.engine.run_record import Origin
 from kdkit.engine.storage.run_folder import can_resume
+from kdkit.errors import KdkitError
 from kdkit.recipe.recipe import Recipe
 from kdkit.utils.files import write
 
@@ -53,11 +55,21 @@ class Job:
             options = replace(self.options, out=self.folder, resume=can_resume(self.folder))
             run(lambda: self.recipe(**self.arguments), options, callbacks=self.callbacks, origin=self.origin)
         except Exception as error:  # a recipe may raise anything, and the other trials must still run
+            self._locate(error)
             return JobResult(seconds=time.perf_counter() - start, error=error)
         seconds = time.perf_counter() - start
         if options.only is None:
             write(self.folder / TRIAL_FILE, json.dumps({"seconds": seconds}))
         return JobResult(seconds=seconds)
+
+    def _locate(self, error: Exception) -> None:
+        """Add a note with the innermost line of the recipe file to an error of user code."""
+        if self.origin.file is None or isinstance(error, KdkitError):
+            return
+        file, frames = self.origin.file.resolve(), traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file]
+        if lines:
+            error.add_note(f"kdkit: raised in {self.origin.file}, line {lines[-1]}")
 
 
 class Workers(Protocol):

@@ -13,6 +13,7 @@ from typing import IO, Any, cast
 
 import torch
 
+from kdkit.engine.interrupts import Interrupts
 from kdkit.errors import WorkerError
 from kdkit.study.workers.devices import SharedDevices
 from kdkit.study.workers.job import Job, JobResult
@@ -29,8 +30,8 @@ class Processes:
     """Child processes that run `jobs` jobs at once.
 
     A process starts when it is first needed, runs one job after another with `threads` threads, all on the same GPU if
-    there are any, and is replaced if it dies. It ignores SIGINT, and ends when this process ends. Raises RecipeError
-    unless `jobs` is an integer of at least 1.
+    there are any, and is replaced if it dies. It gets no signal of a terminal, and ends when this process ends. Raises
+    RecipeError unless `jobs` is an integer of at least 1.
     """
 
     def __init__(self, jobs: int) -> None:
@@ -65,8 +66,9 @@ class Processes:
         thread.start()
 
     def next_result(self) -> tuple[str, JobResult]:
-        """Wait until one of the started jobs ends."""
-        name, result = self._results.get()
+        """Wait until one of the started jobs ends. SIGTERM raises Terminated, as Ctrl-C raises KeyboardInterrupt."""
+        with Interrupts():
+            name, result = self._results.get()
         child, _thread = self._busy.pop(name)
         if child.alive:
             self._free.append(child)
@@ -112,8 +114,14 @@ class _Child:
         # The import of torch and numpy reads OMP_NUM_THREADS, so it must be set before the process starts.
         path = os.pathsep.join(str(Path(folder).resolve()) for folder in sys.path)
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+        # In a process group of its own: a scheduler or a terminal may signal the group of this process, which passes
+        # the signal on, and a second one ends a job without a checkpoint.
         self._process = subprocess.Popen(
-            [sys.executable, *COMMAND], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+            [sys.executable, *COMMAND],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            process_group=0,
         )
         self._input, self._output = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
 
@@ -147,11 +155,11 @@ class _Child:
         code = self.wait()
         advice = "run it again to resume from its last checkpoint"
         if code >= 0:
-            return f"its process ended with exit code {code} before the trial was finished; {advice}"
+            return f"its process ended with exit code {code} before it had finished; {advice}"
         # A negative exit code is a signal; real-time signals on Linux have no name.
         name = signal.Signals(-code).name if -code in [*signal.Signals] else f"signal {-code}"
         memory = " (which the system sends when memory runs out)" if name == "SIGKILL" else ""
-        return f"its process was ended by {name}{memory} before the trial was finished; {advice}"
+        return f"its process was ended by {name}{memory} before it had finished; {advice}"
 
     def close(self) -> None:
         """Close the pipes of a process that has ended. To be called by the thread that uses them."""

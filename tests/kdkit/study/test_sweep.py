@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 
 import kdkit
 from kdkit import Net, Optimizer, Recipe, RecipeError, RunOptions, Stage, Sweep, TorchData, Training, Truth
+from kdkit.errors import RunFolderError
 from kdkit.metrics import Accuracy
 
 CPU = RunOptions(device="cpu")
@@ -51,7 +52,8 @@ def swept(folder, grid, **options):
         ({"lrr": [1.0]}, ["no parameter 'lrr'", "did you mean 'lr'"]),
         ({"lr": []}, ["at least one", "lr=[]"]),
         ({"name": "ab"}, ["list of values", "name='ab'"]),
-        ({"lr": [1, 2, 1.0]}, ["lr=1.0 twice"]),
+        ({"lr": [1, 2, 1.0]}, ["lr=1 twice"]),
+        ({"name": ["1", 1]}, ["name=1 twice"]),
         ({"name": [object()]}, ["memory address"]),
     ],
 )
@@ -105,6 +107,9 @@ def test_every_cell_runs_with_every_seed_once(tmp_path):
     ]  # fmt: skip
     larger = Sweep(recipe, {"lr": [0.01, 0.3, 1.0]}, folder=tmp_path, seeds=2)
     assert [result.state for result in larger.run(CPU)] == ["skipped", "skipped", "finished"] * 2
+    other = Sweep(recipe, {"lr": ["0.01", 0.3, 1.0]}, folder=tmp_path, seeds=2)
+    with pytest.raises(RunFolderError, match=r"option lr: it had 0.01, and now it is '0.01'"):
+        other.run(CPU)
 
 
 def test_the_best_cell_is_chosen_on_validation_and_compared_on_test(tmp_path):

@@ -1,10 +1,13 @@
 """Tests of the scheduler, of the in-process worker, and of the pickles that jobs and errors travel in."""
 
 import enum
+import os
 import pickle
+import signal
 import sys
 from functools import partial, wraps
 from pathlib import Path
+from threading import Timer
 
 import pytest
 import torch
@@ -12,10 +15,10 @@ from filelock import FileLock
 
 from kdkit import RecipeError, RunOptions, Trial, TrialResult
 from kdkit.engine.run_record import Origin
-from kdkit.errors import CheckError, WorkerError
+from kdkit.errors import CheckError, Terminated, WorkerError
 from kdkit.plugins.recipe_file import load_file
 from kdkit.study.scheduler import run_trials
-from kdkit.study.workers import InProcess, Job, JobResult
+from kdkit.study.workers import InProcess, Job, JobResult, Processes
 from kdkit.study.workers.environment import environment_of
 from kdkit.study.workers.pickling import pack_error, pickle_object, unpack_error
 from kdkit.study.workers.remote import StudyLocation, run_remote
@@ -283,3 +286,10 @@ def test_a_remote_machine_that_differs_refuses_a_trial(tmp_path, monkeypatch):
     _seconds, error = run_remote("one", b"", location, local, torch.get_num_threads())
     assert "has torch" in error.message
     assert "install the same version" in error.message
+
+
+def test_sigterm_ends_the_wait_for_jobs_so_that_they_can_be_stopped():
+    Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(Terminated):
+        Processes(1).next_result()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
