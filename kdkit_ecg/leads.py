@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from kdkit import RecipeError
 from kdkit.errors import did_you_mean
+from kdkit.utils.validation import is_whole_number
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 
@@ -67,7 +68,7 @@ def lead_names(leads: int | tuple[str, ...], available: Sequence[str] = LEADS) -
 
     Raises RecipeError for a number without a set, and for names that are not available, repeated or missing.
     """
-    if isinstance(leads, int):
+    if is_whole_number(leads):
         count = leads
         if count not in LEAD_SETS:
             nearest = min(LEAD_SETS, key=lambda size: abs(size - count))
@@ -76,8 +77,8 @@ def lead_names(leads: int | tuple[str, ...], available: Sequence[str] = LEADS) -
                 f"expected the size of a lead set ({sizes}), got {leads}; did you mean {nearest}? "
                 "Leads(('I', 'V5')) selects any leads by name"
             )
-        leads = LEAD_SETS[leads]
-    if isinstance(leads, str) or not leads:
+        return lead_names(LEAD_SETS[count], available)
+    if isinstance(leads, int | str) or not leads:
         raise RecipeError(f"Leads expects a number or a non-empty tuple of names, such as ('I', 'II'), got {leads!r}")
     by_case = {name.lower(): name for name in available}
     unknown = [name for name in leads if str(name).lower() not in by_case]

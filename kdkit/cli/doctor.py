@@ -195,8 +195,13 @@ def examine_folders(runs: Path, findings: list[Finding]) -> dict[str, str]:
     facts["size of the teacher cache"] = (
         f"{format_bytes(sum(entry.bytes for entry in entries))}, {len(entries)} entries"
     )
+    paths = (runs.absolute(), *runs.absolute().parents)
+    blocking = next(path for path in paths if path.exists())
+    if not blocking.is_dir():
+        problem = f"run folders cannot be created in {runs}: {blocking} is a file"
+        findings.append(Finding(True, problem, "choose another folder: kdkit doctor --runs FOLDER"))
     # The nearest folder that exists: `doctor` leaves no new folder behind.
-    existing = next(folder for folder in (runs.absolute(), *runs.absolute().parents) if folder.is_dir())
+    existing = next(folder for folder in paths if folder.is_dir())
     free = shutil.disk_usage(existing).free
     facts["free space"] = format_bytes(free)
     if free < _LITTLE_SPACE:

@@ -1,5 +1,6 @@
 """The command line: its entry point, the group of all commands with those of plugins, and commands that print."""
 
+import errno
 import io
 import json
 import math
@@ -28,6 +29,8 @@ from kdkit.errors import KdkitError, PluginWarning, RemoteRankError, Terminated,
 from kdkit.plugins.manager import installed
 from kdkit.plugins.recipe_file import read_recipe_file
 from kdkit.utils.printable import LINE_CHARACTERS, echo, is_first_process, printable
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # on the disk, or in the quota or the limit of this user
 
 # Commands import most modules when they are called: these import torch, which takes seconds, and `kdkit --help` does
 # not need it.
@@ -71,20 +74,17 @@ def call(args: list[str]) -> int:
     except RemoteRankError:  # the process that had the error prints it
         return 2
     except KdkitError as error:
-        if shows_tracebacks():
-            echo("".join(traceback.format_exception(error)), err=True)
         # Such as the callback that ended the run; not the traceback of a child process.
         notes = [note for note in getattr(error, "__notes__", ()) if "\n" not in note]
-        echo("\n".join([f"error: {error}", *notes]), err=True)
-        return 2
+        return _fail(error, "\n".join([str(error), *notes]))
     except OSError as error:
+        if error.errno in _NO_SPACE:  # such as of `kdkit list > FILE`; the error of a print has no file name
+            _drop_unwritable_output()
+            return _fail(error, f"the output cannot be written: {error.strerror}; free space, or use another disk")
         # Of a path in an argument, such as a name that is too long, or in a folder that this user may not enter.
         if not error.filename or not any(str(error.filename) in arg for arg in args):
             raise
-        if shows_tracebacks():
-            echo("".join(traceback.format_exception(error)), err=True)
-        echo(f"error: {shortened(str(error.filename))} cannot be read: {error.strerror}; pass another path", err=True)
-        return 2
+        return _fail(error, f"{shortened(str(error.filename))} cannot be read: {error.strerror}; pass another path")
     except click.ClickException as error:
         message = io.StringIO()  # click would print an argument as it is, such as the name of a missing file
         error.show(message)
@@ -96,6 +96,22 @@ def call(args: list[str]) -> int:
         if is_first_process():
             echo("stopped", err=True)
         return 143 if isinstance(error, Terminated) else 130  # 128 + the number of the signal, as in shells
+
+
+def _fail(error: Exception, message: str) -> int:
+    """Print the message of an error, after its traceback if KDKIT_TRACEBACK is set, and return its exit code."""
+    if shows_tracebacks():
+        echo("".join(traceback.format_exception(error)), err=True)
+    echo(f"error: {message}", err=True)
+    return 2
+
+
+def _drop_unwritable_output() -> None:
+    """Drop what is left in the buffer of stdout if it cannot be written: Python would print an error when it exits."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _process_group() -> AbstractContextManager[None]:

@@ -38,6 +38,7 @@ from kdkit.data.torch_splits import (
 from kdkit.errors import DataError
 from kdkit.utils.randomness import preserve_rng_state
 from kdkit.utils.reprs import describe_count, describe_names
+from kdkit.utils.validation import is_whole_number
 
 _ROWS = 4096  # of visible labels that are checked at a time
 _SAMPLES = 32  # that are read to see the form of labels by class
@@ -221,7 +222,7 @@ class TorchData(Data):
         """Set the number of samples of the validation and test streams that are read."""
         if samples is None:
             return
-        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+        if not is_whole_number(samples) or samples < 1:
             raise DataError(f"evaluation_samples is a number of samples, at least 1; got {samples!r}")
         loaders = [split for _, split in self._evaluated_loaders()]
         if not loaders:
@@ -306,7 +307,7 @@ def _require_options(classes: Any, draws: int | None, unknown: Any, ignore_index
         raise DataError(f"draws is 1, for samples that are always the same, or None; got {draws!r}")
     if unknown is not None and (isinstance(unknown, bool) or unknown in (0, 1)):
         raise DataError(f"unknown is a label other than 0 and 1, such as -1 or float('nan'); got {unknown!r}")
-    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+    if ignore_index is not None and not is_whole_number(ignore_index):
         raise DataError(f"ignore_index is a class index that stands for no label, such as 255; got {ignore_index!r}")
     if batch_transform is not None and not callable(batch_transform):
         raise DataError(f"batch_transform is a function of inputs and labels; got {batch_transform!r}")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from kdkit.data.batch import Batch, as_targets
+from kdkit.data.batch import Batch, as_targets, nested_tensors
 from kdkit.data.dataset import Task
 from kdkit.data.labels import SplitLabels, ignored_labels, position_dims
 from kdkit.engine.check.copied_labels import copied_labels_notice
@@ -18,6 +18,7 @@ from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.stage_problems import stage_problems
 from kdkit.engine.distill import count_outputs
 from kdkit.engine.open_stage import OpenStage
+from kdkit.engine.terms import uses_labels
 from kdkit.errors import CheckError, RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.nets.net import Net
@@ -60,8 +61,8 @@ class Distiller(nn.Module):
             ...
 
     student: a Net. objective: its terms, as in a Stage; teachers are those that they match. example: a batch of
-    training inputs and labels, of two samples or more, by whose shapes losses create their projectors; a third element
-    has the weights of the samples, if a loss uses them.
+    training inputs and labels, of two samples or more, by whose shapes losses create their projectors; the labels are
+    None if no term learns from them. A third element has the weights of the samples, if a loss uses them.
     classes: names, or None for as many as the student has outputs. task: the kind of the labels, see `Batch`; they may
     be classes of positions, (batch, *positions). ignore_index: the class index that stands for no label; if None, -100
     and 255 at positions, see `TorchData`.
@@ -89,21 +90,24 @@ class Distiller(nn.Module):
         if not isinstance(student, Net):
             raise RecipeError(f'student is a Net, such as Net("student", module); got a {type(student).__name__}')
         parts = example if isinstance(example, tuple | list) else [example]
-        if len(parts) not in (2, 3) or not all(isinstance(part, Tensor) for part in parts[1:]):
+        is_pair = len(parts) in (2, 3) and isinstance(parts[1], Tensor | None)
+        if not is_pair or not all(isinstance(part, Tensor) for part in parts[2:]):
             got = ", ".join(type(part).__name__ for part in parts)
             raise RecipeError(
-                f"example is a pair (inputs, labels) of a batch, with a tensor of labels; got {got}; a third element "
-                "has the weights of its samples"
+                "example is a pair (inputs, labels) of a batch, with a tensor of labels, or None if no term learns "
+                f"from them; got {got}; a third element has the weights of its samples"
             )
+        labels = _placeholder(parts[0]) if parts[1] is None else parts[1]
         self.student = student
         device = next((parameter.device for parameter in student.network.parameters()), torch.device("cpu"))
-        rows = torch.arange(len(example[1]))
-        weights = example[2] if len(example) == 3 else None
+        rows = torch.arange(len(labels))
+        weights = parts[2] if len(parts) == 3 else None
         # Integers of two dimensions or more are classes of positions, unless they are 0 and 1 by class.
-        dims = position_dims([SplitLabels("example", example[1], is_complete=False)], task)
+        dims = position_dims([SplitLabels("example", labels, is_complete=False)], task)
         self._per_position = task == "multiclass" and dims > 0
         ids = rows if samples is not None else None
-        batch = Batch(example[0], self._targets(example[1]), ids, weights=weights).to(device)
+        targets = as_targets(labels, per_position=self._per_position)
+        batch = Batch(parts[0], targets, ids, weights=weights).to(device)
         if classes is None:
             classes = [str(index) for index in range(count_outputs(student, batch))]
         context = BuildContext(
@@ -116,6 +120,9 @@ class Distiller(nn.Module):
             ignored_labels=ignored_labels(ignore_index, len(classes), task, has_positions=self._per_position),
         )
         stage = Stage({student: objective}, Training(epochs=1, batch_size=max(2, len(rows))))
+        self._on_labels = [term.label for term in stage.terms if uses_labels(term)]
+        if parts[1] is None:
+            self._require_no_labels()
         self._open_stage = _opened(stage, context, batch)
         self.module = self._open_stage.module
         self.module.train()  # as the Distiller is: a student of from_pretrained comes in eval mode
@@ -128,7 +135,7 @@ class Distiller(nn.Module):
     def forward(
         self,
         inputs: Any,
-        labels: Tensor,
+        labels: Tensor | None = None,
         *,
         ids: Tensor | None = None,
         progress: float | None = None,
@@ -136,12 +143,21 @@ class Distiller(nn.Module):
     ) -> DistillerOutput:
         """Run teachers and student on a batch, which is on their device.
 
-        ids: of the samples, (batch,) int64, below `samples`; only losses with a memory need them. progress: the share
-        of training that is done, in [0, 1]; ramps and losses that change during the training need it in training mode.
-        sample_weights: (batch,), for losses that use them. Raises RecipeError if `progress` is missing or outside.
+        labels: None if no term learns from them. ids: of the samples, (batch,) int64, below `samples`; only losses with
+        a memory need them. progress: the share of training that is done, in [0, 1]; ramps and losses that change during
+        the training need it in training mode.
+        sample_weights: (batch,), for losses that use them. Raises RecipeError if labels or `progress` are missing or
+        invalid.
         """
         if self.student.module.training is not self.training:  # such as after student.eval() to validate it
             self.module.train(self.training)
+        if not isinstance(labels, Tensor):
+            if labels is not None:
+                raise RecipeError(
+                    f"labels are a tensor, or None; got a {type(labels).__name__}: torch.as_tensor(labels)"
+                )
+            self._require_no_labels()
+            labels = _placeholder(inputs)
         batch = Batch(inputs, as_targets(labels, per_position=self._per_position), ids, weights=sample_weights)
         module = self._open_stage.module  # a plain attribute, unlike those of an nn.Module
         if progress is None:
@@ -187,8 +203,11 @@ class Distiller(nn.Module):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _targets(self, labels: Tensor) -> Tensor:
-        return as_targets(labels, per_position=self._per_position)
+    def _require_no_labels(self) -> None:
+        if self._on_labels:
+            raise RecipeError(
+                f"term {self._on_labels[0]!r} learns from the labels, which are None; pass a tensor of them"
+            )
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Move or convert the teachers as the student."""
@@ -204,6 +223,14 @@ class Distiller(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._close = weakref.finalize(self, self._open_stage.close)
+
+
+def _placeholder(inputs: Any) -> Tensor:
+    """Return labels of 0 for a batch without labels, which no term reads. Raises RecipeError if it has no tensor."""
+    first = next(nested_tensors(inputs), None)
+    if first is None:
+        raise RecipeError(f"the inputs, a {type(inputs).__name__}, have no tensor that shows the size of the batch")
+    return torch.zeros(len(first), dtype=torch.int64, device=first.device)
 
 
 def _opened(stage: Stage, context: BuildContext, batch: Batch) -> OpenStage:

@@ -9,7 +9,14 @@ import torch
 
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.utils.devices import Precision, autocast, find_device
-from kdkit.utils.validation import parse_interval, validate_choice, validate_count, validate_share, validate_switches
+from kdkit.utils.validation import (
+    is_number,
+    parse_interval,
+    validate_choice,
+    validate_counts,
+    validate_share,
+    validate_switches,
+)
 
 Capture = Literal["auto", "off", "require"]
 
@@ -110,12 +117,10 @@ class RunOptions:
         if isinstance(self.out, str):
             object.__setattr__(self, "out", Path(self.out))
         self._validate_teacher_cache()
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
-            raise RecipeError(f"seed must be an integer of at least 0; got {self.seed!r}")
-        if isinstance(self.gradients, bool) or not isinstance(self.gradients, int) or self.gradients < 0:
-            raise RecipeError(f"gradients must be a number of updates, or 0 to disable it; got {self.gradients!r}")
+        validate_counts(self, "seed", "gradients", "keep_checkpoints", least=0)
+        if self.seed >= 2**63:
+            raise RecipeError(f"seed must be below 2 ** 63, which torch takes; got {self.seed}")
         validate_choice("capture", self.capture, Capture)
-        validate_count("keep_checkpoints", self.keep_checkpoints, least=0)
         parse_interval(self.checkpoint_every)
         validate_switches(baseline=self.baseline, measure=self.measure, verbose=self.verbose)
         if self.progress is not None:
@@ -168,5 +173,5 @@ class RunOptions:
                 raise RecipeError(f"teacher_cache must be 'auto', 'off' or a folder; got {self.teacher_cache!r}")
             object.__setattr__(self, "teacher_cache", Path(self.teacher_cache))
         size = self.teacher_cache_size
-        if isinstance(size, bool) or not isinstance(size, float | int) or not 0 < size < float("inf"):
+        if not is_number(size) or size <= 0:
             raise RecipeError(f"teacher_cache_size must be a number of gigabytes above 0; got {size!r}")

@@ -63,6 +63,7 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
         "processes": collectives.world_size(),
         "task": data.task,
         "data": data.fingerprint,
+        "training_samples": data.train_digest,
         "draws": data.draws,
         "stages": [stage.name for stage in plan.stages],
         "baseline": options.baseline,

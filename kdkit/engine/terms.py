@@ -15,7 +15,7 @@ from kdkit.losses.features import TensorOrTuple
 from kdkit.nets.classifier_tap import ClassifierTap
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
-from kdkit.recipe.objective import Match, Taps, Weighted, taps_of
+from kdkit.recipe.objective import Match, Taps, Term, Weighted, taps_of
 from kdkit.recipe.recipe import Stage, teachers_of
 from kdkit.teachers.base import Teacher, TeacherOutput, TeacherOutputs
 from kdkit.teachers.ema import Ema
@@ -100,6 +100,11 @@ def bind_term(
     return _TermBinding(net, weighted, stage, taps, context).bind()
 
 
+def uses_labels(term: Term) -> bool:
+    """Whether the loss of a term gets the labels: as its target, or as an extra argument."""
+    return not isinstance(term, Match) or "labels" in extra_kwargs_of(term.loss)
+
+
 class _TermBinding:
     """Binds one term. The members of its teacher are the networks in a `Teachers`, or else the teacher itself."""
 
@@ -119,7 +124,7 @@ class _TermBinding:
             teacher = self.match.teacher
             self.members = teacher.members if isinstance(teacher, Teachers) else (teacher,)
         self.extra_kwargs = extra_kwargs_of(self.loss)
-        self.uses_labels = self.match is None or "labels" in self.extra_kwargs
+        self.uses_labels = uses_labels(weighted.term)
 
     def bind(self) -> BoundTerm:
         """Return the bound term."""

@@ -103,7 +103,7 @@ class Int8OnnxExporter(OnnxExporter):
             trained = finish(source, self._quantized, limit=limit) if epochs else None
         except KdkitError as error:  # the other files do not depend on it
             reason = " ".join(str(error).split())  # in one line, as a check names all problems
-            self.notices = (f"int8 was not finished: {reason}",)
+            self.notices = (f"int8 was not finished: {reason}; only its layers with weights are tried in int8 instead",)
             trained = None
         if trained is not None:
             finishing = {"epochs": epochs, "loss": "mean squared error of outputs", "teacher": source.net.name}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.errors import RecipeError
-from kdkit.utils.validation import is_number, validate_count
+from kdkit.utils.validation import is_number, validate_counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +32,8 @@ class ExportOptions:
             value = getattr(self, name)
             if value is not None and not (is_number(value) and value >= 0):
                 raise RecipeError(f"{name} of an export must be a number of at least 0; got {value!r}")
-        validate_count("calibration", self.calibration)
-        validate_count("finish_epochs", self.finish_epochs, least=0)
-        validate_count("seed", self.seed, least=0)
+        validate_counts(self, "calibration")
+        validate_counts(self, "finish_epochs", "seed", least=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from kdkit.losses.base import (
 )
 from kdkit.losses.features import cast_for, upcast_half
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution
-from kdkit.losses.validation import require_same_outputs, validate_share
+from kdkit.losses.validation import require_same_outputs, validate_count, validate_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +93,7 @@ class SecondHead(nn.Module):
                 "SecondHead takes a loss on outputs without weights, and without extra keyword arguments other than "
                 f"labels; got {self.loss!r}"
             )
-        if isinstance(blocks, bool) or not isinstance(blocks, int) or blocks < 0:
-            raise RecipeError(f"blocks is the number of blocks before the head, 0 or more; got {blocks!r}")
+        validate_count("blocks, the number of blocks before the head,", blocks, least=0)
         self.blocks = blocks
         self.extra_kwargs, self.requires = extra_kwargs_of(self.loss), requirements_of(self.loss)
         self.accepts_unknown = accepts_unknown(self.loss)

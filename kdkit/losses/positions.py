@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kdkit.errors import RecipeError, describe
 from kdkit.losses.base import BuildableLoss, BuildContext, Loss, accepts_no_rows, allows_any_classes, extra_kwargs_of
 from kdkit.losses.features import Shapes, TensorOrTuple, as_tuple
+from kdkit.utils.validation import is_whole_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +31,7 @@ class PerPosition:
     ignore_index: int | None = -100
 
     def __post_init__(self) -> None:
-        if self.ignore_index is not None and (
-            isinstance(self.ignore_index, bool) or not isinstance(self.ignore_index, int)
-        ):
+        if self.ignore_index is not None and not is_whole_number(self.ignore_index):
             raise RecipeError(
                 f"ignore_index is the integer label of positions to leave out, such as 255, or None; got "
                 f"{self.ignore_index!r}"
@@ -77,7 +76,7 @@ class PerToken:
     per_position = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.ignore_index, bool) or not isinstance(self.ignore_index, int):
+        if not is_whole_number(self.ignore_index):
             raise RecipeError(
                 f"ignore_index is the integer label of tokens to leave out, such as -100; got {self.ignore_index!r}"
             )

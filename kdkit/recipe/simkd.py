@@ -15,6 +15,7 @@ from kdkit.losses.projectors.convolutional import Bottleneck
 from kdkit.nets.net import Net
 from kdkit.nets.taps import Tap, TapLike
 from kdkit.recipe.objective import Match
+from kdkit.utils.validation import is_whole_number
 
 Shape = tuple[int, ...]
 
@@ -73,7 +74,7 @@ class SimKD(nn.Module):
 
 def _validate_shape(name: str, shape: object) -> Shape:
     sizes = tuple(shape) if isinstance(shape, Sequence) else ()
-    if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
+    if not sizes or not all(is_whole_number(size) and size > 0 for size in sizes):
         raise RecipeError(
             f"{name} of SimKD must be the shape of one sample's features, such as (64, 8, 8); got {shape!r}"
         )

@@ -13,7 +13,7 @@ from kdkit.errors import RecipeError, describe, shortened
 from kdkit.nets.net import Net
 from kdkit.recipe.balancing.base import Balancing, WeightedSum
 from kdkit.recipe.optim import LRSchedule, Optimizer
-from kdkit.utils.validation import is_number, validate_count
+from kdkit.utils.validation import is_number, validate_counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,11 +116,9 @@ class Training:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate_steps"):
-            validate_count(name, getattr(self, name))
-        validate_count("workers", self.workers, least=0, optional=True)
-        validate_count("patience", self.patience, optional=True)
-        validate_count("steps_per_epoch", self.steps_per_epoch, optional=True)
+        validate_counts(self, "epochs", "batch_size", "accumulate_steps")
+        validate_counts(self, "workers", least=0, optional=True)
+        validate_counts(self, "patience", "steps_per_epoch", optional=True)
         norm = self.max_grad_norm
         if norm is not None and not (is_number(norm) and norm > 0):
             raise RecipeError(f"max_grad_norm must be a number above 0, or None; got {norm!r}")

@@ -12,6 +12,7 @@ from kdkit.report.analysis import same_metric
 from kdkit.report.formats import bounds, is_share, metric_title, plain, signed
 from kdkit.report.runs import ReportedRun, mapping, settings_digest
 
+_FEW = 3  # settings, of which one rarely differs by chance if none has an effect
 _ADVICE = "Whether distillation helped needs the same student without it: run with --baseline."
 _ONE_SEED = "One seed cannot tell whether distillation helps: repeat the run with others, such as by --seeds 5."
 
@@ -79,7 +80,13 @@ def headline_of(verdicts: Sequence[Verdict]) -> str:
     settings = "settings" if len(several) == len(compared) else "settings with several seeds"
     if helped == len(several) > 1:
         return f"Distillation helped in all {helped} {settings}."
-    return f"Distillation helped in {helped or 'none'} of {len(several)} {settings}."
+    headline = f"Distillation helped in {helped or 'none'} of {len(several)} {settings}."
+    if helped and len(several) > _FEW:
+        headline += (
+            " The intervals are not corrected for multiple comparisons: of settings without an effect, about 1 in 20 "
+            "differs by chance."
+        )
+    return headline
 
 
 def _label(group: Sequence[ReportedRun], runs: Sequence[ReportedRun]) -> str:

@@ -69,7 +69,7 @@ class Sweep:
             seeds = range(seeds)
         if not seeds or not all(is_whole_number(seed) and seed >= 0 for seed in seeds) or len({*seeds}) < len(seeds):
             raise RecipeError(f"seeds must be different integers of at least 0, one or more; got {seeds!r}")
-        self.seeds = tuple(seeds)
+        self.seeds = tuple(map(int, seeds))
         self.cells = tuple(
             self._cell(dict(zip(self.grid, values, strict=True))) for values in product(*self.grid.values())
         )

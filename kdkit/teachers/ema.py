@@ -17,6 +17,7 @@ from kdkit.nets.views import View
 from kdkit.teachers.base import TeacherOutput, TeacherSession
 from kdkit.teachers.frozen import Frozen
 from kdkit.teachers.peer import require_net
+from kdkit.utils.validation import is_number
 
 _HALF_PRECISION = (torch.float16, torch.bfloat16)
 
@@ -37,7 +38,7 @@ class Ema:
 
     def __post_init__(self) -> None:
         require_net(self.net, self)
-        if isinstance(self.decay, bool) or not isinstance(self.decay, float | int) or not 0 < self.decay < 1:
+        if not is_number(self.decay) or not 0 < self.decay < 1:
             raise RecipeError(f"the decay of an average must be between 0 and 1; got {self.decay!r}")
 
     @property

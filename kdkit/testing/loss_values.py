@@ -22,6 +22,7 @@ _PRECISIONS = (
     (torch.bfloat16, torch.float32, torch.float32),
     (torch.float16, torch.float16, torch.float16),
 )
+_NO_GRADIENT = 1e-9  # up to rounding
 _HALF_RTOL = 2e-2  # bf16 has 8 significant bits, of which about six are left after a layer and a mean
 
 
@@ -74,6 +75,21 @@ def accepts_any_batch_size(case: LossCase) -> None:
             f"is {once:g}, but {twice:g} for each sample twice, so that its weight depends on the batch size; take the "
             'mean over the samples, or give the loss an attribute reduction = "sum", by which batches of an update add '
             "up",
+        )
+
+
+def compares_each_sample(case: LossCase) -> None:
+    """Check that a batch of one has a gradient: outputs are compared class by class, not sample by sample."""
+    gradients = []
+    for row in range(len(case.inputs.labels)):  # a loss with a margin may be flat for some of them
+        inputs = case.inputs.select_rows("", torch.tensor([row]))
+        case.backward(inputs)
+        gradients.append(torch.stack([tensor.grad.abs().max() for tensor in inputs.student if tensor.grad is not None]))
+    if max(float(gradient.max()) for gradient in gradients) < _NO_GRADIENT:
+        raise case.error(
+            case.inputs.select_rows("batches of one", torch.tensor([0])),
+            "gives the student no gradient, so that it compares the samples of a batch, not the outputs of each; take "
+            'a softmax over the classes, dim=1, or check a loss on relations between samples with on="features"',
         )
 
 

@@ -48,7 +48,8 @@ def check_loss(
     built with gets none, and none of its weights are parameters of the loss. Both sides stay unchanged. The value is
     the same for the same seed, in non-contiguous memory, after a second build, and after restoring the state_dict().
     The state does not change in eval mode. The value does not grow with the batch, unless the loss has an attribute
-    `reduction` of "sum", as those of torch.nn do: the weight of a term would depend on the batch size.
+    `reduction` of "sum", as those of torch.nn do: the weight of a term would depend on the batch size. On outputs, a
+    sample has a gradient without others next to it: a softmax over the batch, instead of the classes, leaves none.
     """
     _validate_arguments(make_loss, on=on, shapes=shapes, layers=layers, task=task)
     checks: list[Callable[[LossCase], None]] = [
@@ -65,6 +66,7 @@ def check_loss(
         loss_values.accepts_degenerate_inputs,
         loss_values.accepts_missing_classes,
         partial(loss_values.accepts_saturated_inputs, size=_SATURATED[on]),
+        *([loss_values.compares_each_sample] if on == "outputs" else []),
     ]
     # the checks seed torch's generator, whose state is restored at the end
     with torch.random.fork_rng(devices=[]):

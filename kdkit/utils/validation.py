@@ -2,7 +2,7 @@
 
 import math
 import re
-from numbers import Real
+from numbers import Integral, Real
 from typing import TypeGuard, get_args
 
 from kdkit.errors import RecipeError, shortened
@@ -53,6 +53,18 @@ def validate_count(name: str, value: object, *, least: int = 1, optional: bool =
         raise RecipeError(f"{name} must be an integer of at least {least}{alternative}; got {value!r}")
 
 
+def validate_counts(config: object, *names: str, least: int = 1, optional: bool = False) -> None:
+    """Validate attributes of a frozen dataclass as counts, and keep integers of numpy as ints.
+
+    JSON and some functions of torch take no others.
+    """
+    for name in names:
+        value = getattr(config, name)
+        validate_count(name, value, least=least, optional=optional)
+        if value is not None:
+            object.__setattr__(config, name, int(value))
+
+
 def validate_share(name: str, value: object, *, below_one: bool = False) -> None:
     """Raise RecipeError unless the value is a number in [0, 1], or in [0, 1) if `below_one`."""
     if not is_number(value) or not 0 <= value <= 1 or (below_one and value == 1):
@@ -72,14 +84,14 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def is_whole_number(value: object) -> TypeGuard[int]:
-    """Return whether the value is an int; False for True and False, which Python counts as ints."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Return whether the value is an integer, numpy's included; False for True and False, which are ints too."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def parse_interval(every: int | str) -> tuple[int, float]:
     """Return a number of updates and of seconds, one of which is 0. Raises RecipeError if `every` is neither."""
-    if isinstance(every, int) and not isinstance(every, bool) and every >= 0:
-        return every, 0.0
+    if is_whole_number(every) and every >= 0:
+        return int(every), 0.0
     # Of more digits Python makes no number, and no time ends after them.
     match = re.fullmatch(r"(\d{1,18})(s|min|h)?", every, re.ASCII) if isinstance(every, str) else None
     if match is None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
+from kdkit.utils.validation import is_whole_number
 from kdkit_ecg.datasets.base import RecordingDataset
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.datasets.folds import FoldEntry, Folds, assign_persons, split_by_patient, stratified_folds
@@ -50,6 +51,8 @@ class FoldedDataset(RecordingDataset):
         RecordingDataset.__post_init__(self)
         if self.shares is not None and self.folds is not None:
             raise RecipeError("folds and shares exclude each other; give one of the two")
+        if is_whole_number(self.folds):
+            object.__setattr__(self, "folds", int(self.folds))
         minimum = 2 if self.validation_split == "test" else 3  # test, train, and a separate validation fold
         if isinstance(self.folds, int) and self.folds < minimum:
             raise RecipeError(

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from kdkit import DataError, RecipeError
+from kdkit.utils.validation import is_whole_number
 from kdkit_ecg.datasets.base import RecordingDataset
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.datasets.ptbxl_tables import DatabaseRow, Labels, Statements, read_database, read_statements
@@ -44,7 +45,7 @@ class PTBXL(RecordingDataset):
 
     def __post_init__(self) -> None:
         RecordingDataset.__post_init__(self)
-        if not (isinstance(self.fold, int) and 1 <= self.fold <= FOLDS):
+        if not (is_whole_number(self.fold) and 1 <= self.fold <= FOLDS):
             raise RecipeError(f"fold must be one of 1 to {FOLDS}, as in strat_fold, got {self.fold!r}")
         if len(self._folders) != 1:
             raise RecipeError(f"PTB-XL is read from one folder, got {len(self._folders)}")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kdkit import RecipeError
 from kdkit.errors import did_you_mean
+from kdkit.utils.validation import validate_count
 from kdkit_ecg.models.channels_last import mean_over_time
 
 Preset = Literal["corrected", "paper"]
@@ -126,8 +127,7 @@ def join_person(person: Tensor, pooled: Tensor) -> Tensor:
 def check_sizes(**sizes: int) -> None:
     """Raise RecipeError unless each size is an integer of at least 1."""
     for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
-            raise RecipeError(f"{name} must be an integer of at least 1, not {size!r}")
+        validate_count(name, size)
 
 
 def check_dropout(dropout: float) -> None:

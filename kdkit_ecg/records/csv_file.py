@@ -4,6 +4,7 @@ import csv
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,9 @@ _TIME = re.compile(
     r"|index|unnamed: \d+|samples?([\s_-]*(#|no\.?|numbers?|index))?|(milli)?seconds?|secs?|ms",
     re.IGNORECASE,
 )
+# A number whose comma is that of its decimals, not one between thousands such as in "1,234".
+_DECIMAL_COMMA = re.compile(r"[-+]?((0|[0-9]{4})[0-9]*,[0-9]+|[0-9]+,([0-9]{1,2}|[0-9]{4,}))([eE][-+]?[0-9]+)?")
+_ROWS = 1_000  # in which a number with a decimal comma is looked for; a record has such numbers in almost every row
 
 
 class CsvTable(NamedTuple):
@@ -52,7 +56,8 @@ def open_csv(path: Path, arrays: ArrayFormat) -> CsvTable:
         raise DataError(f"expected a first line of at most {MAX_LINE:,} characters with a column for each lead")
     delimiter = next((delimiter for delimiter in _DELIMITERS if delimiter in lines[0].strip()), ",")
     cells, *others = [_cells(line, delimiter) for line in lines if line.strip()]
-    if all(map(_is_number, cells)):
+    # A comma that is no delimiter may be that of decimals.
+    if all(_is_number(cell if delimiter == "," else cell.replace(",", ".")) for cell in cells):
         if len(cells) != len(arrays.leads):
             raise DataError(
                 f"it has {len(cells)} columns and no line of names; expected the {len(arrays.leads)} leads of "
@@ -81,6 +86,7 @@ def open_csv(path: Path, arrays: ArrayFormat) -> CsvTable:
 def read_csv(path: Path, arrays: ArrayFormat, leads: Sequence[str]) -> NDArray[Any]:
     """Return the samples of a table, (leads, time). Empty cells and words for missing values are NaN.
 
+    Numbers may have a decimal comma, unless all that have a comma could be thousands, such as "1,234".
     leads: of `open_csv`. Raises DataError and the exceptions of numpy.
     """
     table = open_csv(path, arrays)
@@ -102,8 +108,14 @@ def read_csv(path: Path, arrays: ArrayFormat, leads: Sequence[str]) -> NDArray[A
         except ValueError:
             # Several times slower: a function of Python for each cell. Those of other columns may be any text.
             converters: dict[int | str, Callable[[str], Any]] = dict.fromkeys(range(table.width), lambda text: 0.0)
-            converters |= dict.fromkeys(table.columns, _number)
-            values = np.loadtxt(path, converters=converters, **options)
+            has_commas = _has_decimal_commas(path, table)
+            converters |= dict.fromkeys(table.columns, _number_with_comma if has_commas else _number)
+            try:
+                values = np.loadtxt(path, converters=converters, **options)
+            except ValueError as error:
+                if re.search("[0-9],[0-9]", str(error)) is None:
+                    raise
+                raise DataError(f"{error} Its comma may be of decimals or thousands; write decimal points") from error
     if values.shape[1] != table.width:
         raise DataError(f"expected {table.width} columns, as in its first line, got {values.shape[1]}")
     return values[:, table.columns].T
@@ -124,3 +136,19 @@ def _is_number(text: str) -> bool:
 
 def _number(text: str) -> float:
     return np.nan if is_missing(text) else float(text)
+
+
+def _number_with_comma(text: str) -> float:
+    return _number(text.replace(",", "."))
+
+
+def _has_decimal_commas(path: Path, table: CsvTable) -> bool:
+    """Whether a table has a number with a decimal comma."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file, delimiter=table.delimiter, skipinitialspace=True)
+        return any(
+            _DECIMAL_COMMA.fullmatch(row[column].strip())
+            for row in islice(rows, table.lines, table.lines + _ROWS)
+            for column in table.columns
+            if column < len(row)
+        )

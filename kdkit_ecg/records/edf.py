@@ -84,7 +84,10 @@ def open_edf(path: Path) -> EdfSource:
         if len(start) < _HEADER_BYTES:
             raise DataError(f"it has {len(start)} bytes; expected a header of at least {_HEADER_BYTES}")
         if start[_KIND] == b"EDF+D":
-            raise DataError("it has gaps (EDF+D), and its samples are not at equal times")
+            raise DataError(
+                "it has gaps (EDF+D), so that its samples are not at equal times; convert it to files without gaps, "
+                "EDF+C, such as with EDFbrowser"
+            )
         edf = _read(path, interrupted=start[_RECORD_COUNT].strip() == b"-1")
         signals = edf.signals
         names = [standard_name(signal.label) for signal in signals]

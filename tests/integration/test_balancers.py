@@ -381,7 +381,7 @@ def test_a_resumed_run_measures_the_same_updates(tmp_path):
 
 @pytest.mark.parametrize("wrong", [-1, 1.5, True, "all"])
 def test_an_invalid_number_of_updates_is_refused(wrong):
-    with pytest.raises(RecipeError, match="gradients must be a number of updates, or 0 to disable it"):
+    with pytest.raises(RecipeError, match="gradients must be an integer of at least 0"):
         kdkit.RunOptions(gradients=wrong)
 
 

@@ -785,6 +785,33 @@ def test_a_mistake_exits_with_2_in_a_child_process(kdkit_process, write_recipe, 
     assert files_in(tmp_path) == {"mine.py"}
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full, as Linux has")
+@pytest.mark.parametrize("args", [["--version"], ["list"], ["list", "--json"]], ids=" ".join)
+def test_output_to_a_full_disk_is_one_message(kdkit_here, monkeypatch, args):
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert_refused(kdkit_here(*args), "the output cannot be written: No space left on device; free space")
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_no_traceback(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        dedent("""
+        import os, signal, sys
+
+        def interrupt(event, arguments):
+            if event == "import" and arguments[0] == "click":
+                os.kill(os.getpid(), signal.SIGINT)
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.addaudithook(interrupt)
+        """)
+    )
+    command = [sys.executable, "-m", "kdkit", "--version"]
+    variables = environment(PYTHONPATH=str(tmp_path))
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped\n")
+
+
 @pytest.mark.parametrize(
     "args", [["--help"], ["--version"], ["run", "--help"], ["run", "missing.py"], []], ids=" ".join
 )

@@ -86,6 +86,15 @@ def test_a_folder_that_cannot_be_written_is_broken(monkeypatch):
     assert "Permission denied" in finding.problem
 
 
+def test_a_file_in_the_place_of_a_folder_of_runs_is_broken(tmp_path):
+    (tmp_path / "runs").touch()
+    for runs in (tmp_path / "runs", tmp_path / "runs" / "of" / "today"):
+        findings = []
+        assert "fsync" in doctor.examine_folders(runs, findings)
+        assert [finding.broken for finding in findings] == [True]
+        assert findings[0].problem == f"run folders cannot be created in {runs}: {tmp_path / 'runs'} is a file"
+
+
 def test_a_slow_disk_is_a_note(monkeypatch):
     monkeypatch.setattr(doctor, "_measure_disk", lambda folder: (1e6, 0.2))
     _facts, findings = doctor.examine(Path("runs"))

@@ -15,9 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 import kdkit
+from kdkit import TorchData
 from kdkit.errors import RunFolderError
 from tests.helpers.processes import ForkedPython
 from tests.helpers.stages import last_checkpoint, three, training
+from tests.helpers.tiny import one_stage, plain_goal, samples, tiny_net
 
 RECIPE = '''
 """Two nets in a row, of which the second one can be made to wait."""
@@ -242,6 +244,19 @@ def test_a_run_from_python_with_changed_training_options_is_not_resumed(tmp_path
     with pytest.raises(RunFolderError, match="differs in its trainings"):
         kdkit.run(three(training=training(epochs=1, max_grad_norm=1.0)), **options, resume=True)
     kdkit.run(three(training=training(epochs=1)), **options, resume=True)
+
+
+def test_a_run_with_another_training_sample_in_the_middle_is_not_resumed(tmp_path):
+    def recipe(change=0.0):
+        train = samples()
+        train.tensors[0][3] += change
+        return one_stage(tiny_net("student"), plain_goal(), TorchData(train, samples(seed=1), classes=["a", "b", "c"]))
+
+    options = {"out": tmp_path / "run", "device": "cpu"}
+    kdkit.run(recipe(), **options)
+    with pytest.raises(RunFolderError, match=r"differs in its training samples: expected '\w+', got '\w+'"):
+        kdkit.run(recipe(change=1e-3), **options, resume=True)
+    kdkit.run(recipe(), **options, resume=True)
 
 
 def test_a_run_with_a_default_number_of_workers_resumes_with_the_same_explicit_number(tmp_path):

@@ -26,7 +26,10 @@ METRICS = "metrics.json"
 SAMPLES = "samples.safetensors"
 
 # A run is resumed only if all of these are the same, unless that is forced; device and processes may differ.
-_MUST_MATCH = ("recipe_sha256", "options", "seed", "precision", "data", "stages", "nets", "trainings", "teacher_cache")
+_MUST_MATCH = (
+    *("recipe_sha256", "options", "seed", "precision", "data", "training_samples"),
+    *("stages", "nets", "trainings", "teacher_cache"),
+)
 _VERSIONS = ("kdkit", "torch")  # of which the same holds
 _LOCK = ".lock"
 _RECIPE = "recipe.py"

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from kdkit.errors import RecipeError
+from kdkit.utils.validation import validate_counts, validate_share
 
 StoredDtype = Literal["fp16", "fp32"]
 
@@ -30,11 +31,8 @@ class CacheSettings:
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in get_args(StoredDtype):
             raise RecipeError(f"dtype must be 'fp16', 'fp32', or None to store outputs as they are; got {self.dtype!r}")
-        # A bool is an int to Python, but CacheSettings(top=True) is a mistake.
-        if self.top is not None and (isinstance(self.top, bool) or not isinstance(self.top, int) or self.top < 1):
-            raise RecipeError(f"top must be a number of logits, at least 1, or None for all of them; got {self.top!r}")
-        if isinstance(self.audit, bool) or not isinstance(self.audit, float | int) or not 0 <= self.audit <= 1:
-            raise RecipeError(f"audit must be a share of the cached outputs, from 0 to 1; got {self.audit!r}")
+        validate_counts(self, "top", optional=True)
+        validate_share("audit", self.audit)
 
     @property
     def form(self) -> str | None:

@@ -29,7 +29,7 @@ from kdkit import (
     tap,
 )
 from kdkit.errors import CheckError
-from kdkit.losses import CRD, TAID, Hint, SoftTargets
+from kdkit.losses import CRD, DKD, TAID, Hint, SoftTargets
 from kdkit.nets.taps import OpenTaps
 from tests.helpers.command_line import environment
 from tests.helpers.tiny import Mlp, hooks_of
@@ -224,8 +224,30 @@ def test_a_tap_whose_tensor_was_changed_or_never_computed_raises():
 
 def test_labels_in_a_dict_are_refused_with_their_type():
     _teacher, student = networks()
-    with pytest.raises(RecipeError, match="with a tensor of labels; got Tensor, dict"):
+    with pytest.raises(RecipeError, match=r"with a tensor of labels, or None .*; got Tensor, dict"):
         Distiller(student, Truth(nn.CrossEntropyLoss()), (INPUTS, {"boxes": LABELS}))
+
+
+def test_a_distiller_without_a_term_on_labels_takes_none():
+    teacher, student = networks()
+    terms = Match(teacher, SoftTargets()) + Match(teacher, Hint(), **features(student, teacher))
+    with Distiller(student, terms, (INPUTS, None)) as distiller, torch.no_grad():
+        distiller.eval()
+        without = distiller(INPUTS)
+        assert torch.equal(distiller(INPUTS, LABELS).loss, without.loss)
+
+
+def test_labels_that_are_missing_or_no_tensor_are_refused():
+    teacher, student = networks()
+    objective = Truth(nn.CrossEntropyLoss()) + Match(teacher, SoftTargets())
+    with Distiller(student, objective, (INPUTS, LABELS)) as distiller:
+        with pytest.raises(RecipeError, match="term 'truth' learns from the labels, which are None"):
+            distiller(INPUTS)
+        with pytest.raises(RecipeError, match="labels are a tensor, or None; got a list"):
+            distiller(INPUTS, LABELS.tolist())
+    with pytest.raises(RecipeError, match="term 'teacher/dkd' learns from the labels, which are None"):
+        Distiller(student, Match(teacher, DKD()), (INPUTS, None))
+    assert not hooks_of(student.module)
 
 
 class Structured(Mlp):

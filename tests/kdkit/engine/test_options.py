@@ -1,12 +1,13 @@
 """The options of a run: device, precision and seed."""
 
+import json
 import random
 
 import numpy as np
 import pytest
 import torch
 
-from kdkit import RecipeError, RunOptions
+from kdkit import RecipeError, RunOptions, Training
 from kdkit.utils.devices import find_device
 from kdkit.utils.randomness import seed_everything
 
@@ -17,13 +18,23 @@ from kdkit.utils.randomness import seed_everything
         ({"precision": "bf15"}, "precision must be one of fp32, bf16, fp16; got 'bf15'; did you mean 'bf16'"),
         ({"seed": -1}, "seed must be an integer of at least 0; got -1"),
         ({"seed": 1.5}, r"seed must be an integer of at least 0; got 1\.5"),
-        ({"seed": 2**63}, "seed must be an integer of at least 0; got 9223372036854775808"),  # torch takes 63 bits
+        ({"seed": 2**63}, r"seed must be below 2 \*\* 63, which torch takes; got 9223372036854775808"),
+        ({"seed": True}, "seed must be an integer of at least 0; got True"),
+        ({"gradients": -1}, "gradients must be an integer of at least 0; got -1"),
         ({"resume": True}, "to resume, name the run folder: --out FOLDER, or out=FOLDER in Python"),
     ],
 )
 def test_invalid_options_are_refused(option, message):
     with pytest.raises(RecipeError, match=message):
         RunOptions(**option)
+
+
+def test_integers_of_numpy_are_kept_as_ints():
+    options = RunOptions(seed=np.int64(3), gradients=np.uint8(2), keep_checkpoints=np.int32(1))
+    assert [type(value) for value in (options.seed, options.gradients, options.keep_checkpoints)] == [int] * 3
+    # run.json has the options.
+    training = Training(epochs=np.int64(3), batch_size=np.int64(8), patience=np.int64(2), workers=np.int64(0))
+    assert json.dumps([training.epochs, training.batch_size, training.patience, training.workers]) == "[3, 8, 2, 0]"
 
 
 def test_the_cpu_is_always_available():

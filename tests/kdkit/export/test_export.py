@@ -323,6 +323,7 @@ def test_a_loss_of_nan_ends_the_finishing_and_not_the_export(run_folder, tmp_pat
     (notice,) = result.card["notices"]
     assert "int8 was not finished: stage 'finishing':" in notice
     assert "is not a finite number" in notice
+    assert notice.endswith("; only its layers with weights are tried in int8 instead")
     assert result.card["metadata"]["details"]["finishing"] is None
     assert "int8 was not finished" in (tmp_path / "student.md").read_text()
 

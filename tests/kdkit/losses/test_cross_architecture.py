@@ -114,7 +114,7 @@ def test_a_head_for_a_loss_without_labels_takes_none():
 
 @pytest.mark.parametrize("blocks", [-1, 1.0, True, None])
 def test_a_number_of_blocks_that_is_none_is_refused(blocks):
-    with pytest.raises(RecipeError, match=r"blocks is the number of blocks before the head, 0 or more; got"):
+    with pytest.raises(RecipeError, match="blocks before the head, must be an integer of at least 0; got"):
         SecondHead(DKD(), blocks=blocks)
 
 

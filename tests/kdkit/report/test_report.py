@@ -416,6 +416,11 @@ def test_one_seed_of_each_setting_decides_nothing(runs, tmp_path):
     assert "Distillation helped" not in page.text
     report = write_report([*(runs / f"seed{seed}" for seed in range(3)), other], tmp_path / "report.html")
     assert headline_of(report.verdicts).endswith(" of 1 settings with several seeds.")
+    seeds, _ = report.verdicts
+    helped, without_effect = (replace(seeds, tone=tone) for tone in ("better", "open"))
+    assert headline_of([helped, without_effect, helped]) == "Distillation helped in 2 of 3 settings."
+    many = headline_of([helped, *[without_effect] * 3])
+    assert many.startswith("Distillation helped in 1 of 4 settings. The intervals are not corrected for multiple")
 
 
 def test_a_metric_of_user_code_is_decided_by_its_stored_intervals(tmp_path):

@@ -148,6 +148,10 @@ def summed_over_pairs(student, target):
         return (student.float() @ student.float().T - target.float() @ target.float().T).square().sum()
 
 
+def over_the_samples(student, target):
+    return F.kl_div(student.float().log_softmax(0), target.float().softmax(0), reduction="batchmean")
+
+
 def backwards(student, target):
     return -F.mse_loss(student, target).clamp(max=100)
 
@@ -202,6 +206,10 @@ def cancelled(student, target):
         (summed, "on (4, 5) is 39.8853, but 79.7707 for each sample twice"),
         (over_a_fixed_batch, "for each sample twice, so that its weight depends on the batch size; take the mean over"),
         (summed_over_pairs, "for each sample twice, so that its weight depends on the batch size; take the mean over"),
+        (
+            over_the_samples,
+            "on batches of one of (1, 5) gives the student no gradient, so that it compares the",
+        ),
         (numpy_bound, "on bf16 autocast (bf16 and bf16) of (4, 5) raises TypeError"),
         (half, "in float32 for the same numbers; compute it in float32"),
         (beyond_fp16, "on fp16 autocast (fp16 and fp16) of (4, 5) is inf"),

@@ -21,10 +21,10 @@ def test_other_values_are_no_numbers(value):
     assert not is_number(value)
 
 
-def test_an_int_is_a_whole_number_and_a_bool_or_a_float_is_none():
-    assert is_whole_number(0)
-    assert not is_whole_number(True)
-    assert not is_whole_number(1.0)
+@pytest.mark.parametrize(("value", "is_whole"), [(0, True), (np.int64(3), True), (True, False), (1.0, False)])
+def test_integers_are_whole_numbers_and_bools_and_floats_are_none(value, is_whole):
+    assert is_whole_number(value) is is_whole
+    assert not is_whole_number(np.bool_(True))
 
 
 @pytest.mark.parametrize(

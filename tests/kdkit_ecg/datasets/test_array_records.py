@@ -186,7 +186,7 @@ def test_a_file_that_has_no_signal_is_refused(tmp_path, name, write, message):
     assert str(raised.value).count(name) == 1
 
 
-@pytest.mark.parametrize("text", ["I,II\n1,x\n", "I,II\n1,2\n1\n", "I,II\n", "I,II\n1,2\n1,2,3\n", "I;II\n1,5;2,5\n"])
+@pytest.mark.parametrize("text", ["I,II\n1,x\n", "I,II\n1,2\n1\n", "I,II\n", "I,II\n1,2\n1,2,3\n"])
 def test_a_csv_with_a_line_that_has_other_columns_is_refused(tmp_path, text):
     (tmp_path / "a.csv").write_text(text)
     [source] = open_file(tmp_path / "a.csv", EIGHT_LEADS)
@@ -202,6 +202,8 @@ def test_a_csv_with_a_line_that_has_other_columns_is_refused(tmp_path, text):
         "'Elapsed time','I','V1'\n'hh:mm:ss.mmm','mV','mV'\n'0:00.0',1,4\n'0:00.1',-,5\n'0:00.2',3,6\n",  # rdsamp
         ',Lead I,V1\n"2020-01-01 00:00:00,1",1,4\n2020-01-01 00:00:01,NA,5\n2020-01-01 00:00:02,3,6\n',
         "'sample #','I','V1'\n0,1,4\n1,?,5\n2,3,6",
+        "t;I;V1\n0,00;1,000;4,0\n0,01;;5\n0,02;3;6,00\n",  # decimal commas
+        'I,V1\n1,"4,0"\n2,5\n"3,000",6\n',
     ],
 )
 def test_a_csv_may_have_a_column_of_time_a_line_of_units_and_empty_cells(tmp_path, text):
@@ -209,6 +211,19 @@ def test_a_csv_may_have_a_column_of_time_a_line_of_units_and_empty_cells(tmp_pat
     [source] = open_file(tmp_path / "a.csv", ArrayFormat(rate=100, unit="mV"))
     assert source.leads == ("I", "V1")
     assert read_record(source).signal.tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_a_csv_without_names_may_have_decimal_commas(tmp_path):
+    (tmp_path / "a.csv").write_text("0,1\t-0,2\n1,234\t5\n")
+    [source] = open_file(tmp_path / "a.csv", ArrayFormat(rate=100, unit="mV", leads=("I", "V1")))
+    assert np.allclose(read_record(source).signal, [[0.1, 1.234], [-0.2, 5]])
+
+
+def test_a_comma_that_may_be_between_thousands_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("I;V1\n1,234;5\n12;-2,345\n")
+    [source] = open_file(tmp_path / "a.csv", EIGHT_LEADS)
+    with pytest.raises(DataError, match=r"'1,234' .* Its comma may be of decimals or thousands; write decimal points"):
+        read_record(source)
 
 
 def test_a_csv_that_was_changed_since_it_was_opened_is_refused(tmp_path):
@@ -289,7 +304,7 @@ def test_edf_files_that_do_not_match_their_header_are_refused(tmp_path):
             open_file(path)
 
     refused(whole[:-100], "Incomplete data record|truncated")
-    refused(whole[:192] + b"EDF+D" + whole[197:], "gaps")
+    refused(whole[:192] + b"EDF+D" + whole[197:], "gaps .*; convert it to files without gaps")
     refused(whole.replace(b"uV      ", b"mmHg    "), "no signal in mV, uV, V or NU; it has Resp in '%', I in 'mmhg'")
     refused(whole.replace(b"ECG II  ", b"ECG I   "), "expected every lead once")
     refused(whole[:300], "")

@@ -3,6 +3,7 @@
 import hashlib
 import tarfile
 
+import numpy as np
 import pytest
 
 from kdkit import DataError, RecipeError
@@ -182,6 +183,7 @@ def test_records_with_the_same_signal_are_found_by_their_headers(folders):
     [
         ({"folds": 5, "shares": (0.7, 0.1, 0.2)}, RecipeError, "give one of the two"),
         ({"folds": 2}, RecipeError, "needs 3 folds or more, got 2"),
+        ({"folds": np.int64(2)}, RecipeError, "needs 3 folds or more, got 2"),
         ({"folds": "nowhere.csv"}, DataError, "folds file nowhere.csv does not exist"),
         ({"fold": 5}, RecipeError, "0 to 4, got 5"),
         ({"grouping": "person"}, RecipeError, "grouping='person' is not an option"),

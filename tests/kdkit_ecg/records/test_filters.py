@@ -1,7 +1,10 @@
 """Resampling, band-pass filter and z-score of signals."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
+from scipy.signal import resample_poly
 
 from kdkit import DataError
 from kdkit_ecg.records.filters import bandpass, rate_ratio, resample, resample_linear, zscore
@@ -21,6 +24,27 @@ def test_resampling_keeps_the_duration_at_any_rate(rate):
     resampled = resample(tone(5, rate), rate, 257)
     assert abs(resampled.shape[1] - 2570) <= 1
     assert np.allclose(resampled[:, 300:2200], tone(5, 257)[:, 300:2200], atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_resampling_is_that_of_scipy_for_each_record_of_a_rate(dtype):
+    rng = np.random.default_rng(0)
+    for rate in (500, 499.9, 500):
+        signal = rng.normal(size=(2, 1000)).astype(dtype)
+        ratio = rate_ratio(rate, 257)
+        expected = resample_poly(signal, ratio.numerator, ratio.denominator, axis=1)
+        resampled = resample(signal, rate, 257)
+        assert resampled.dtype == dtype
+        assert np.array_equal(resampled, expected)
+
+
+def test_the_ratio_of_any_two_rates_is_exact_or_off_by_5e_6():
+    rng = np.random.default_rng(0)
+    odd = [f"{rate:.5f}" for rate in [*rng.uniform(100, 1100, 200), 257.0013, 514.0026, 128.50065]]
+    for rate in map(float, ["999.983", "62.4725", "360.1", *odd]):
+        exact = Fraction(257) / Fraction(str(rate))
+        error = abs(rate_ratio(rate, 257) / exact - 1)
+        assert error <= (5e-6 if exact.denominator > 100_000 else 0), rate
 
 
 @pytest.mark.parametrize("change", [resample, resample_linear])
