@@ -1,5 +1,7 @@
 """Options of a run that do not change what is learned: folder, device, precision, seed, and the teacher cache."""
 
+import inspect
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,20 +132,6 @@ class RunOptions:
         if self.resume and self.out is None:
             raise RecipeError("to resume, name the run folder: --out FOLDER, or out=FOLDER in Python")
 
-    @classmethod
-    def of(cls, fields: RunFields, caller: str) -> "RunOptions":
-        """Return the options with these fields. Raises RecipeError for one that does not exist.
-
-        caller: the function that takes them by keyword, for the message.
-        """
-        names = [*RunFields.__annotations__]
-        unknown = [name for name in fields if name not in names]
-        if unknown:
-            raise RecipeError(
-                f"{caller} has no option {unknown[0]!r}, and neither has RunOptions; {did_you_mean(unknown[0], names)}"
-            )
-        return cls(**fields)  # type: ignore[arg-type]  # a text as a folder becomes a Path
-
     def teacher_cache_folder(self) -> Path:
         """Return the folder of the teacher cache. Raises RecipeError if it would be a temporary one."""
         if isinstance(self.teacher_cache, Path):
@@ -170,3 +158,15 @@ class RunOptions:
         size = self.teacher_cache_size
         if isinstance(size, bool) or not isinstance(size, float | int) or not 0 < size < float("inf"):
             raise RecipeError(f"teacher_cache_size must be a number of gigabytes above 0; got {size!r}")
+
+
+def require_fields(function: Callable[..., Any], fields: Mapping[str, object], known: type) -> None:
+    """Raise RecipeError if one of these keyword arguments of a function is not a key of the TypedDict `known`."""
+    unknown = [name for name in fields if name not in known.__annotations__]
+    if unknown:
+        parameters = inspect.signature(function).parameters.values()
+        names = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+        raise RecipeError(
+            f"{function.__name__} has no option {unknown[0]!r}; "
+            f"{did_you_mean(unknown[0], names | {*known.__annotations__})}"
+        )

@@ -11,6 +11,7 @@ from kdkit.plugins.events import BaselineDifference
 from kdkit.report.analysis import same_metric
 from kdkit.report.formats import bounds, is_share, metric_title, plain, signed
 from kdkit.report.runs import ReportedRun, mapping, settings_digest
+from kdkit.utils.reprs import describe_count
 
 _ADVICE = "Whether distillation helped needs the same student without it: run with --baseline."
 _ONE_SEED = "One seed cannot tell whether distillation helps: repeat the run with others, such as by --seeds 5."
@@ -71,15 +72,14 @@ def headline_of(verdicts: Sequence[Verdict]) -> str:
     several = [verdict for verdict in compared if len(verdict.runs) > 1]
     if not several:
         better = sum(verdict.differences[0].verdict == "better" for verdict in compared)
+        settings = describe_count(len(compared), "setting")
         return (
-            f"In these runs, the distilled student is better in {better or 'none'} of {len(compared)} settings. "
+            f"In these runs, the distilled student is better in {better} of {settings}. "
             "One seed of each cannot tell whether distillation helps."
         )
     helped = sum(verdict.tone == "better" for verdict in several)
-    settings = "settings" if len(several) == len(compared) else "settings with several seeds"
-    if helped == len(several) > 1:
-        return f"Distillation helped in all {helped} {settings}."
-    return f"Distillation helped in {helped or 'none'} of {len(several)} {settings}."
+    settings = describe_count(len(several), "setting") + (" with several seeds" if len(several) < len(compared) else "")
+    return f"Distillation helped in {'all' if helped == len(several) > 1 else f'{helped} of'} {settings}."
 
 
 def _label(group: Sequence[ReportedRun], runs: Sequence[ReportedRun]) -> str:
