@@ -1,5 +1,6 @@
 """The verdict of a report: whether distillation helped, by how much, and how sure that is."""
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist, fmean
@@ -49,16 +50,15 @@ class Verdict:
 
 def verdicts_of(runs: Sequence[ReportedRun]) -> tuple[Verdict, ...]:
     """Return a verdict for each group of runs that differ in their seeds only."""
-    groups: dict[str, list[ReportedRun]] = {}
+    groups: dict[tuple[str, int], list[ReportedRun]] = {}
+    repetitions: Counter[tuple[str, str]] = Counter()
     for run in runs:
-        groups.setdefault(settings_digest(run), []).append(run)
-    verdicts = []
-    for group in groups.values():
-        seeds = {repr(run.record.get("seed")) for run in group}
-        # Repetitions of one seed are no sample of seeds.
-        parts = [group] if len(seeds) == len(group) else [[run] for run in group]
-        verdicts += [_Group(part, _label(part, runs)).verdict() for part in parts]
-    return tuple(verdicts)
+        settings = settings_digest(run)
+        seed = settings, repr(run.record.get("seed"))
+        # Repetitions of one seed, such as those of `kdkit rerun`, are no sample of seeds: each is in another group.
+        groups.setdefault((settings, repetitions[seed]), []).append(run)
+        repetitions[seed] += 1
+    return tuple(_Group(group, _label(group, runs)).verdict() for group in groups.values())
 
 
 def headline_of(verdicts: Sequence[Verdict]) -> str:

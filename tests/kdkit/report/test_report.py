@@ -418,6 +418,14 @@ def test_one_seed_of_each_setting_decides_nothing(runs, tmp_path):
     assert headline_of(report.verdicts).endswith(" of 1 setting with several seeds.")
 
 
+def test_a_repetition_of_a_run_does_not_change_the_verdict_over_its_seeds(runs, tmp_path):
+    repetition = shutil.copytree(runs / "seed1", tmp_path / "seed1-rerun")
+    report = write_report([*(runs / f"seed{seed}" for seed in range(3)), repetition], tmp_path / "report.html")
+    alone = write_report([runs / f"seed{seed}" for seed in range(3)], tmp_path / "report.html")
+    assert [len(verdict.runs) for verdict in report.verdicts] == [3, 1]
+    assert report.verdicts[0].differences == alone.verdicts[0].differences
+
+
 def test_a_metric_of_user_code_is_decided_by_its_stored_intervals(tmp_path):
     class Doubled(MacroAUROC):
         name = "doubled"
