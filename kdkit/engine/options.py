@@ -106,8 +106,7 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
             raise RecipeError(
-                f"precision must be one of {', '.join(get_args(Precision))}; got {self.precision!r}; "
-                f"{did_you_mean(str(self.precision), get_args(Precision))}"
+                f"{self.precision!r} is not a precision; {did_you_mean(str(self.precision), get_args(Precision))}"
             )
         if isinstance(self.out, str):
             object.__setattr__(self, "out", Path(self.out))
