@@ -1,6 +1,6 @@
 """Describe the terms and the cost of a stage, in the words of `kdkit check`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -30,8 +30,7 @@ def training_facts(training: Training, loader_batch: int | None) -> Iterator[str
 
 def estimate_lines(estimate: StageEstimate, device: torch.device) -> Iterator[str]:
     """Yield the sentences about a stage."""
-    for name, forecast in estimate.caching.items():
-        yield describe_caching(name, forecast)
+    yield from _caching_lines(estimate.caching)
     if estimate.multiply_adds:
         counts = ", ".join(f"{name} {short_count(count)}" for name, count in estimate.multiply_adds.items())
         yield f"multiply-adds for one sample: {counts}"
@@ -52,19 +51,28 @@ def estimate_lines(estimate: StageEstimate, device: torch.device) -> Iterator[st
             yield f"peak memory of a training step of {times.timed_samples} samples: {peak}"
 
 
-def describe_caching(name: str, forecast: CacheForecast) -> str:
-    """Return whether the outputs of a teacher will be cached, and reused."""
-    if not forecast.is_cached and not forecast.reason:
-        return f"{name} runs at each step: no output is needed twice"
-    if not forecast.is_cached:
-        return f"{name} runs at each step: its outputs are not cached, since {forecast.reason}"
-    size = "" if forecast.bytes is None else f", {format_bytes(forecast.bytes)}"
-    if forecast.folder is None:
-        return f"the outputs of {name} are cached for this run only{size}"
-    if forecast.entry is None:
-        return f"the outputs of {name} will be cached in {forecast.folder}{size}"
-    path = forecast.folder / forecast.entry.path.name[:12]  # as `kdkit cache` shows it
-    return f"the outputs of {name} are reused: {forecast.entry.written:,} of {forecast.entry.rows:,} are in {path}"
+def _caching_lines(caching: Mapping[str, CacheForecast]) -> Iterator[str]:
+    """Yield whether the outputs of each teacher will be cached, and reused; those that run for one reason in a line."""
+    running: dict[str, list[str]] = {}
+    for name, forecast in caching.items():
+        if not forecast.is_cached:
+            running.setdefault(forecast.reason, []).append(name)
+            continue
+        size = "" if forecast.bytes is None else f", {format_bytes(forecast.bytes)}"
+        if forecast.folder is None:
+            yield f"the outputs of {name} are cached for this run only{size}"
+        elif forecast.entry is None:
+            yield f"the outputs of {name} will be cached in {forecast.folder}{size}"
+        else:
+            path = forecast.folder / forecast.entry.path.name[:12]  # as `kdkit cache` shows it
+            written = f"{forecast.entry.written:,} of {forecast.entry.rows:,}"
+            yield f"the outputs of {name} are reused: {written} are in {path}"
+    for reason, names in running.items():
+        who, whose = f"{names[0]} runs", "its"
+        if len(names) > 1:
+            who, whose = f"{', '.join(names[:-1])} and {names[-1]} run", "their"
+        why = f"{whose} outputs are not cached, since {reason}" if reason else "no output is needed twice"
+        yield f"{who} at each step: {why}"
 
 
 def describe_projector(projector: ProjectorSummary) -> str:

@@ -35,7 +35,7 @@ from kdkit.data.torch_splits import (
     is_plain,
     visible_labels,
 )
-from kdkit.errors import DataError
+from kdkit.errors import DataError, shortened
 from kdkit.utils.randomness import preserve_rng_state
 from kdkit.utils.reprs import describe_count, describe_names
 from kdkit.utils.validation import is_whole_number
@@ -57,7 +57,8 @@ class TorchData(Data):
 
     train: the data that nets are trained on. validation: chooses the best epoch and thresholds. test: metrics are
     reported on it; None to report them on `validation`.
-    classes: names of the classes; if None, the `classes` attribute of the dataset, which ImageFolder has, or numbers.
+    classes: names of the classes, or how many there are, whose names are then numbers; if None, the `classes` attribute
+    of the dataset, which ImageFolder has, or numbers up to the largest label, if all labels are visible.
     task: the kind of the labels; if None, derived from all visible labels of all splits, and from the first batch or a
     few samples if they are not visible.
     unknown: the label that stands for an unknown one, such as -1 or NaN, in labels by class (multilabel). Metrics leave
@@ -87,7 +88,7 @@ class TorchData(Data):
         validation: DatasetOrLoader,
         test: DatasetOrLoader | None = None,
         *,
-        classes: Sequence[str] | None = None,
+        classes: Sequence[str] | int | None = None,
         task: Task | None = None,
         draws: int | None = None,
         unknown: float | None = None,
@@ -137,7 +138,9 @@ class TorchData(Data):
             )
         self.has_unknown = unknown is not None
         self._ignore_index = ignore_index
-        self.classes = tuple(classes) if classes is not None else self._default_classes(all_labels)
+        if classes is None:
+            classes = self._default_classes(all_labels)
+        self.classes = _numbers(classes) if isinstance(classes, int) else tuple(classes)
         self.ignored_labels = self._ignored(len(self.classes))
         self._require_columns(all_labels)
         doubts = [] if task is not None else label_doubts(all_labels, self.task, self.ignored_labels)
@@ -266,19 +269,19 @@ class TorchData(Data):
                     )
             return names["train"]
         if self.task != "multiclass" or columns > 1:
-            return tuple(str(index) for index in range(columns))
+            return _numbers(columns)
         for name, split in self._splits.items():
             if not labels[name].is_complete:
                 raise DataError(
-                    f"how many classes a {type(dataset_of(split)).__name__} has cannot be seen without reading it all; "
-                    "name them: TorchData(..., classes=[...])"
+                    f"the number of classes of the {name} data cannot be seen without reading all labels of the "
+                    f"{type(dataset_of(split)).__name__}; pass it, or their names: TorchData(..., classes=10)"
                 )
         # Without class names, 255 is taken for no label: data with so many classes has names.
         ignored = self._ignored(0)
         largest = max(
             int(torch.where(is_ignored(split.rows, ignored), 0, split.rows).max()) for split in labels.values()
         )
-        return tuple(str(index) for index in range(largest + 1))
+        return _numbers(largest + 1)
 
     def _ignored(self, classes: int) -> tuple[int, ...]:
         """Return the class indices that stand for no label, if there are so many classes."""
@@ -303,6 +306,12 @@ def _require_options(classes: Any, draws: int | None, unknown: Any, ignore_index
     """Raise DataError for an option of `TorchData` that is none, whatever the data."""
     if isinstance(classes, str):  # a str is a sequence of letters
         raise DataError(f"classes is a list of names; got the text {classes!r}: pass [{classes!r}], or list(...) of it")
+    is_count = isinstance(classes, int) and not isinstance(classes, bool)
+    is_list = isinstance(classes, Sequence) and all(isinstance(name, str) for name in classes)  # a set has no order
+    if classes is not None and (not (is_count or is_list) or not classes or (is_count and classes < 0)):
+        raise DataError(
+            f"classes is a list of names, or the number of classes, such as classes=10; got {shortened(classes, 80)}"
+        )
     if draws not in (None, 1):
         raise DataError(f"draws is 1, for samples that are always the same, or None; got {draws!r}")
     if unknown is not None and (isinstance(unknown, bool) or unknown in (0, 1)):
@@ -311,6 +320,11 @@ def _require_options(classes: Any, draws: int | None, unknown: Any, ignore_index
         raise DataError(f"ignore_index is a class index that stands for no label, such as 255; got {ignore_index!r}")
     if batch_transform is not None and not callable(batch_transform):
         raise DataError(f"batch_transform is a function of inputs and labels; got {batch_transform!r}")
+
+
+def _numbers(count: int) -> tuple[str, ...]:
+    """Return the names of classes that have none."""
+    return tuple(str(index) for index in range(count))
 
 
 def class_names(data: DatasetOrLoader | Split | LoaderSplit) -> tuple[str, ...] | None:

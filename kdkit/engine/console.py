@@ -179,8 +179,9 @@ class ConsoleCallback:
         speed = "" if samples is None or not event.seconds else f"  {samples / event.seconds:,.0f} samples/s"
         self._print_details(f"      weights {weights}  learning rate {event.learning_rate:.3g}{speed}")
         for kind, values in (event.gradients or {}).items():
-            numbers = "  ".join(f"{label} {value:.3g}" for label, value in values.items())
-            self._print_details(f"      gradient {kind} {numbers}")
+            if values:  # a single term has no cosine
+                numbers = "  ".join(f"{label} {value:.3g}" for label, value in values.items())
+                self._print_details(f"      gradient {kind} {numbers}")
 
 
 def metrics_table(event: RunEnded) -> Table:

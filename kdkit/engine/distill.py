@@ -12,7 +12,7 @@ from kdkit.data.samples import SampleKeys
 from kdkit.data.torch_data import TorchData, class_names
 from kdkit.data.torch_splits import DatasetOrLoader, first_batch
 from kdkit.engine.check.input_advice import input_advice, line_of_user_code
-from kdkit.engine.options import RunFields, RunOptions
+from kdkit.engine.options import RunFields, RunOptions, require_fields
 from kdkit.engine.run import Result, run
 from kdkit.errors import DataError, KdkitError, RecipeError, first_line
 from kdkit.losses.base import Loss
@@ -56,7 +56,7 @@ def distill(
     training: Training | None = None,
     metrics: tuple[Metric, ...] = (),
     task: Task | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | int | None = None,
     unknown: float | None = None,
     ignore_index: int | None = None,
     labels: str | None = None,
@@ -69,15 +69,17 @@ def distill(
     train, validation, test: torch Datasets or DataLoaders that yield `(inputs, labels)`; see TorchData. Epochs are
     chosen on `validation`; metrics are computed on `test`, or on `validation` if there is none.
     kd_loss: the loss against a teacher's outputs; SoftTargets(), PerLabelSoftTargets() or MSELoss(), depending on the
-    task, if None. temperature: of that default loss; None for its own. label_weight: the weight of the loss on the
-    labels, in [0, 1]; the teachers share the rest. epochs: of Adam, 10 if None; training: all options instead.
+    task, if None. For terms on features, or several losses, write a Recipe. temperature: of that default loss; None for
+    its own. label_weight: the weight of the loss on the labels, in [0, 1]; the teachers share the rest. epochs: of
+    Adam, 10 if None; training: all options instead.
     metrics: see `Recipe`; the first one chooses the epoch. task: the kind of the labels; derived from them if None.
-    classes: their names. If None, the names that the training data has, as ImageFolder does, or else numbers: as many
-    as the student has outputs. unknown, ignore_index, labels, batch_transform, evaluation_samples: see TorchData.
-    options: those of `kdkit.run`.
+    classes: their names, or how many there are. If None, the names that the training data has, as ImageFolder does, or
+    else numbers: as many as the student has outputs. unknown, ignore_index, labels, batch_transform,
+    evaluation_samples: see TorchData. options: those of `kdkit.run`.
 
     Raises RecipeError if both epochs and training are passed, or both kd_loss and temperature.
     """
+    require_fields(distill, options, DistillFields)
     if epochs is not None and training is not None:
         raise RecipeError("training has its own epochs: pass training=Training(epochs=...), or epochs alone")
     if temperature is not None and kd_loss is not None:

@@ -1,5 +1,7 @@
 """Options of a run that do not change what is learned: folder, device, precision, seed, and the teacher cache."""
 
+import inspect
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,8 +113,7 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
             raise RecipeError(
-                f"precision must be one of {', '.join(get_args(Precision))}; got {self.precision!r}; "
-                f"{did_you_mean(str(self.precision), get_args(Precision))}"
+                f"{self.precision!r} is not a precision; {did_you_mean(str(self.precision), get_args(Precision))}"
             )
         if isinstance(self.out, str):
             object.__setattr__(self, "out", Path(self.out))
@@ -134,20 +135,6 @@ class RunOptions:
             raise RecipeError("to train some stages only, name the run folder they belong to: out=FOLDER")
         if self.resume and self.out is None:
             raise RecipeError("to resume, name the run folder: --out FOLDER, or out=FOLDER in Python")
-
-    @classmethod
-    def of(cls, fields: RunFields, caller: str) -> "RunOptions":
-        """Return the options with these fields. Raises RecipeError for one that does not exist.
-
-        caller: the function that takes them by keyword, for the message.
-        """
-        names = [*RunFields.__annotations__]
-        unknown = [name for name in fields if name not in names]
-        if unknown:
-            raise RecipeError(
-                f"{caller} has no option {unknown[0]!r}, and neither has RunOptions; {did_you_mean(unknown[0], names)}"
-            )
-        return cls(**fields)  # type: ignore[arg-type]  # a text as a folder becomes a Path
 
     def teacher_cache_folder(self) -> Path:
         """Return the folder of the teacher cache. Raises RecipeError if it would be a temporary one."""
@@ -175,3 +162,15 @@ class RunOptions:
         size = self.teacher_cache_size
         if not is_number(size) or size <= 0:
             raise RecipeError(f"teacher_cache_size must be a number of gigabytes above 0; got {size!r}")
+
+
+def require_fields(function: Callable[..., Any], fields: Mapping[str, object], known: type) -> None:
+    """Raise RecipeError if one of these keyword arguments of a function is not a key of the TypedDict `known`."""
+    unknown = [name for name in fields if name not in known.__annotations__]
+    if unknown:
+        parameters = inspect.signature(function).parameters.values()
+        names = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+        raise RecipeError(
+            f"{function.__name__} has no option {unknown[0]!r}; "
+            f"{did_you_mean(unknown[0], names | {*known.__annotations__})}"
+        )

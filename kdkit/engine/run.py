@@ -18,7 +18,7 @@ from kdkit.engine.check.stage_problems import require_compilable
 from kdkit.engine.console import progress_display
 from kdkit.engine.interrupts import Interrupts
 from kdkit.engine.measure import measure_nets
-from kdkit.engine.options import RunFields, RunOptions
+from kdkit.engine.options import RunFields, RunOptions, require_fields
 from kdkit.engine.out_of_memory import explain_memory_of_run
 from kdkit.engine.predict import Predictor
 from kdkit.engine.rank_agreement import require_agreement
@@ -99,7 +99,8 @@ def run(
     that were evaluated already.
     """
     if options is None:
-        options = RunOptions.of(fields, "run")
+        require_fields(run, fields, RunFields)
+        options = RunOptions(**fields)  # type: ignore[arg-type]  # a text as a folder becomes a Path
     elif fields:
         raise RecipeError(f"pass a RunOptions or its fields by keyword, not both; got {', '.join(fields)} as well")
     with prepared(recipe, options, callbacks=callbacks, origin=origin) as prepared_run:

@@ -27,7 +27,7 @@ def located(position: str | Callable[[], str], folder: Path | None) -> Iterator[
         error.add_note(f"kdkit: raised by code of the recipe or a library that it uses, in {location}")
         if folder is not None:
             error.add_note(
-                f"kdkit: to resume the run once the cause is corrected: kdkit run FILE --out {folder} --resume, or "
-                f"kdkit.run(..., out={str(folder)!r}, resume=True)"
+                "kdkit: to resume the run once the cause is corrected, with --force or force=True if that changes the "
+                f"recipe: kdkit run FILE --out {folder} --resume, or kdkit.run(..., out={str(folder)!r}, resume=True)"
             )
         raise

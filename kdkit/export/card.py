@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.utils.files import write_output
+from kdkit.utils.memory import format_bytes
 from kdkit.utils.printable import printable
 from kdkit.utils.read_json import read_json
 
@@ -49,9 +50,10 @@ def card_markdown(cards: Sequence[Mapping[str, Any]]) -> str:
     """Return the cards of one network as Markdown."""
     first = cards[0]
     network, metadata = first["network"], first["metadata"]
+    multiply_adds = "unknown" if network["multiply_adds"] is None else f"{network['multiply_adds']:,}"
     lines = [
         f"# {_text(network['name'])}: exports\n",
-        f"{network['parameters']:,} parameters; {_bytes_or_count(network['multiply_adds'])} multiply-adds for inputs "
+        f"{network['parameters']:,} parameters; {multiply_adds} multiply-adds for inputs "
         f"{_shapes(network['input_shapes'])}. Task: {_text(metadata['task'])}, {len(metadata['classes'])} classes.\n",
     ]
     # of the metrics, and of the inputs, such as that a network is no medical device
@@ -72,13 +74,13 @@ def summary_rows(cards: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]
     """Yield a row of texts for each file, with the titles first."""
     yield ("file", "precision", "gates", "bytes", "peak activations", "p50 (torch)", "p95 (torch)", "CPU (torch)")
     for card in cards:
-        times = card["latency"]
+        times, peak = card["latency"], card.get("peak_activation_bytes")
         yield (
             card["file"],
             str(card.get("precision")),
             "passed" if card["passed"] else "MISSED",
             f"{card['bytes']:,}",
-            _bytes_or_count(card.get("peak_activation_bytes"), unit="KiB"),
+            "unknown" if peak is None else format_bytes(peak, base=1024),
             *(
                 f"{times[key]['export']:.2f} ({times[key]['torch']:.2f}) ms"
                 for key in ("p50_ms", "p95_ms", "cpu_p50_ms")
@@ -134,13 +136,6 @@ def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def _shapes(shapes: Mapping[str, Sequence[Any]]) -> str:
     return ", ".join(f"{name} ({', '.join(map(str, shape))})".strip() for name, shape in shapes.items())
-
-
-def _bytes_or_count(value: Any, *, unit: str = "") -> str:
-    """Return a number with its unit, of which KiB are 1,024; "unknown" for None."""
-    if value is None:
-        return "unknown"
-    return f"{value / 1024:,.0f} KiB" if unit == "KiB" else f"{value:,}"
 
 
 def _number(value: Any) -> str:

@@ -89,7 +89,10 @@ class ProjectedLoss(nn.Module):
 def single_tap_shape(shapes: Shapes, loss: Any) -> torch.Size:
     """Return the shape of the only tap. Raises RecipeError for several taps, or if it has no channels."""
     if len(shapes) != 1:
-        raise RecipeError(f"{type(loss).__name__} takes one tap on each side; got {len(shapes)}")
+        raise RecipeError(
+            f"{type(loss).__name__} takes one tap on each side; got {len(shapes)}: write a term for each pair of taps, "
+            "each with a name: Match(..., label='layer 2', student=Tap(...), target=Tap(...))"
+        )
     if len(shapes[0]) < 2:
         raise RecipeError(f"{type(loss).__name__} compares (batch, channels, ...); got {tuple(shapes[0])}")
     return shapes[0]

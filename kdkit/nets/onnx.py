@@ -33,6 +33,7 @@ class OnnxModel:
         self.path = Path(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()  # otherwise each of several jobs would use all cores
+        options.log_severity_level = 4  # no errors, which are raised too
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 self.path, options, providers=list(providers or ["CPUExecutionProvider"])

@@ -140,7 +140,9 @@ def _import_file(path: Path) -> Iterator[types.ModuleType]:
     stays there only if the module has the name of the file: otherwise `import <stem>` must find the other module.
     """
     if path.is_dir():
-        raise RecipeError(f"{path} is a folder")
+        is_run = (path / "run.json").is_file()
+        advice = f"; to resume the run in it: --resume {path}" if is_run else "; pass the file of a recipe in it"
+        raise RecipeError(f"{path} is a folder{advice}")
     if not path.is_file():
         raise RecipeError(f"{path}: there is no such recipe file{_examples_hint(path)}")
     from kdkit.utils.randomness import seed_everything  # imports torch, for which these errors need not wait

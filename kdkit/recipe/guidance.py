@@ -16,6 +16,7 @@ from kdkit.recipe.objective import Match, Objective, Term, Truth, as_objective
 from kdkit.recipe.recipe import Stage
 from kdkit.recipe.training import Training
 from kdkit.teachers.ensemble import Teachers
+from kdkit.utils.reprs import describe_count
 from kdkit.utils.validation import is_number
 
 
@@ -152,8 +153,8 @@ def _validate_teacher_weights(net: Net[Any], teachers: Sequence[Net[Any]], weigh
     if len(weights) != len(teachers):
         names = ", ".join(teacher.name for teacher in teachers)
         raise RecipeError(
-            f"net {net.name!r} has {len(teachers)} teachers ({names}), so it takes {len(teachers)} teacher_weights; "
-            f"got {weights}"
+            f"net {net.name!r} has {describe_count(len(teachers), 'teacher')} ({names}), so it takes "
+            f"{describe_count(len(teachers), 'number')} as teacher_weights; got {weights}"
         )
     if not all(is_number(weight) and weight >= 0 for weight in weights) or not math.isclose(sum(weights), 1):
         raise RecipeError(f"the teacher_weights of net {net.name!r} must be at least 0 and sum to 1; got {weights}")

@@ -108,7 +108,10 @@ class Match(_Sum):
 
     def __post_init__(self) -> None:
         if not isinstance(self.teacher, Teacher) or not isinstance(self.teacher.name, str):
-            raise RecipeError(f"Match takes a teacher first, such as a Net; got {type(self.teacher).__name__}")
+            raise RecipeError(
+                "Match takes a teacher first, such as Net('teacher', module, trained=True); "
+                f"got {type(self.teacher).__name__}"
+            )
         try:
             hash(self.teacher)
         except TypeError as error:
@@ -235,4 +238,7 @@ def _validate_label(label: object) -> None:
 
 def _validate_loss(loss: Any) -> None:
     if isinstance(loss, type) or not callable(loss):
-        raise RecipeError(f"a loss must be callable with (student, target) and return a scalar; got {describe(loss)}")
+        advice = f"; kdkit.registry('losses')[{loss!r}]() creates a loss by its name" if isinstance(loss, str) else ""
+        raise RecipeError(
+            f"a loss must be callable with (student, target) and return a scalar; got {describe(loss)}{advice}"
+        )

@@ -1,5 +1,6 @@
 """The verdict of a report: whether distillation helped, by how much, and how sure that is."""
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist, fmean
@@ -11,6 +12,7 @@ from kdkit.plugins.events import BaselineDifference
 from kdkit.report.analysis import same_metric
 from kdkit.report.formats import bounds, is_share, metric_title, plain, signed
 from kdkit.report.runs import ReportedRun, mapping, settings_digest
+from kdkit.utils.reprs import describe_count
 
 _FEW = 3  # settings, of which one rarely differs by chance if none has an effect
 _ADVICE = "Whether distillation helped needs the same student without it: run with --baseline."
@@ -49,16 +51,15 @@ class Verdict:
 
 def verdicts_of(runs: Sequence[ReportedRun]) -> tuple[Verdict, ...]:
     """Return a verdict for each group of runs that differ in their seeds only."""
-    groups: dict[str, list[ReportedRun]] = {}
+    groups: dict[tuple[str, int], list[ReportedRun]] = {}
+    repetitions: Counter[tuple[str, str]] = Counter()
     for run in runs:
-        groups.setdefault(settings_digest(run), []).append(run)
-    verdicts = []
-    for group in groups.values():
-        seeds = {repr(run.record.get("seed")) for run in group}
-        # Repetitions of one seed are no sample of seeds.
-        parts = [group] if len(seeds) == len(group) else [[run] for run in group]
-        verdicts += [_Group(part, _label(part, runs)).verdict() for part in parts]
-    return tuple(verdicts)
+        settings = settings_digest(run)
+        seed = settings, repr(run.record.get("seed"))
+        # Repetitions of one seed, such as those of `kdkit rerun`, are no sample of seeds: each is in another group.
+        groups.setdefault((settings, repetitions[seed]), []).append(run)
+        repetitions[seed] += 1
+    return tuple(_Group(group, _label(group, runs)).verdict() for group in groups.values())
 
 
 def headline_of(verdicts: Sequence[Verdict]) -> str:
@@ -72,15 +73,16 @@ def headline_of(verdicts: Sequence[Verdict]) -> str:
     several = [verdict for verdict in compared if len(verdict.runs) > 1]
     if not several:
         better = sum(verdict.differences[0].verdict == "better" for verdict in compared)
+        settings = describe_count(len(compared), "setting")
         return (
-            f"In these runs, the distilled student is better in {better or 'none'} of {len(compared)} settings. "
+            f"In these runs, the distilled student is better in {better} of {settings}. "
             "One seed of each cannot tell whether distillation helps."
         )
     helped = sum(verdict.tone == "better" for verdict in several)
-    settings = "settings" if len(several) == len(compared) else "settings with several seeds"
+    settings = describe_count(len(several), "setting") + (" with several seeds" if len(several) < len(compared) else "")
     if helped == len(several) > 1:
-        return f"Distillation helped in all {helped} {settings}."
-    headline = f"Distillation helped in {helped or 'none'} of {len(several)} {settings}."
+        return f"Distillation helped in all {settings}."
+    headline = f"Distillation helped in {helped or 'none'} of {settings}."
     if helped and len(several) > _FEW:
         headline += (
             " The intervals are not corrected for multiple comparisons: of settings without an effect, about 1 in 20 "

@@ -173,6 +173,7 @@ def test_verbose_prints_settings_and_below_each_epoch_its_weights_speed_and_grad
     )
     assert re.fullmatch(r"      gradient norms truth \S+  .*", lines[epoch + 2])
     assert re.fullmatch(r"      gradient cosines truth \| teacher/soft_targets \S+.*", lines[epoch + 3])
+    assert "gradient cosines" not in map(str.strip, lines)  # a single term has none
 
 
 def test_a_status_disappears_from_a_terminal_when_it_ends(monkeypatch):

@@ -98,8 +98,15 @@ def test_the_repr_of_a_public_object_is_short_and_useful(name):
     "call", [partial(kdkit.run, recipe), partial(kdkit.distill, TEACHER, STUDENT, SAMPLES, SAMPLES)]
 )
 def test_an_option_that_does_not_exist_is_refused_with_the_nearest_one(call):
-    with pytest.raises(kdkit.RecipeError, match=r"has no option 'sed'.*did you mean 'seed'"):
-        call(sed=3)
+    name = call.func.__name__
+    for wrong, near in (("sed", "seed"), ("callback", "callbacks")):
+        with pytest.raises(kdkit.RecipeError, match=f"{name} has no option '{wrong}'; did you mean '{near}'"):
+            call(**{wrong: 3})
+
+
+def test_an_option_of_distill_is_the_nearest_one_to_a_wrong_option():
+    with pytest.raises(kdkit.RecipeError, match="distill has no option 'lable_weight'; did you mean 'label_weight'"):
+        kdkit.distill(TEACHER, STUDENT, SAMPLES, SAMPLES, lable_weight=0.3)
 
 
 def test_the_keywords_of_run_are_the_fields_of_run_options():

@@ -57,7 +57,9 @@ def read_metrics(folder: Path) -> RunMetrics:
         }
         differences = tuple(_difference(_object(row)) for row in content.get("differences", ()))
     except FileNotFoundError as error:
-        raise RunFolderError(f"{folder} holds no metrics; pass the folder of a finished run") from error
+        raise RunFolderError(
+            f"{folder} holds no metrics: the run in it is not finished; resume it: kdkit run --resume {folder}"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
         raise RunFolderError(

@@ -9,7 +9,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, IterableDataset
 
 from kdkit import LRSchedule, Match, Optimizer, Recipe, Stage, Tap, TorchData, Training, check
+from kdkit.cli.estimates import estimate_lines
 from kdkit.cli.plan import show_plan
+from kdkit.engine.check.estimate import StageEstimate
+from kdkit.engine.teacher_caching import CacheForecast
 from kdkit.losses import DKD, Hint, SoftTargets
 from tests.helpers.tiny import one_stage, plain_goal, samples, tiny_net
 
@@ -64,3 +67,14 @@ def test_a_net_that_reads_no_labels_learns_from_its_teacher_only():
     assert source_of_student(Match(teacher, DKD())) == "labels, teacher"
     assert source_of_student(hint, plain_goal()) == "labels, teacher"
     assert source_of_student(plain_goal()) == "labels"
+
+
+def test_teachers_that_run_for_the_same_reason_share_a_line():
+    reasons = {"large": "no digest", "ema": "", "medium": "no digest", "small": "no digest", "on": None}
+    caching = {name: CacheForecast(reason is None, reason or "") for name, reason in reasons.items()}
+    estimate = StageEstimate(multiply_adds={}, times=None, caching=caching)
+    assert [*estimate_lines(estimate, torch.device("cpu"))] == [
+        "the outputs of on are cached for this run only",
+        "large, medium and small run at each step: their outputs are not cached, since no digest",
+        "ema runs at each step: no output is needed twice",
+    ]

@@ -78,7 +78,7 @@ def test_a_given_task_and_given_classes_are_not_derived():
 
 
 def test_classes_that_cannot_be_seen_have_to_be_named():
-    with pytest.raises(DataError, match=r"name them: TorchData\(\.\.\., classes="):
+    with pytest.raises(DataError, match=r"pass it, or their names: TorchData\(\.\.\., classes=10"):
         TorchData(listed(lambda row: row % 2), listed(lambda row: row % 2))
 
 
@@ -310,7 +310,7 @@ def test_the_yielded_labels_count_and_not_the_targets_of_the_dataset():
     remapped.targets = [5, 6, 7, 8]
     TorchData(remapped, remapped, classes=["a", "b"])
     transformed = with_targets(4, 5, target_transform=lambda label: label - 4)
-    with pytest.raises(DataError, match="name them"):
+    with pytest.raises(DataError, match="pass it, or their names"):
         TorchData(transformed, transformed)
 
 
@@ -337,6 +337,16 @@ def test_labels_and_weights_are_keys_of_samples(option):
 def test_a_text_is_not_accepted_as_a_list_of_classes():
     with pytest.raises(DataError, match=r"classes is a list of names; got the text 'abc': pass \['abc'\]"):
         TorchData(samples(), samples(), classes="abc")
+
+
+@pytest.mark.parametrize("classes", [0, -1, True, [], [0, 1, 2], range(3), {"a", "b", "c"}, 3.0])
+def test_classes_are_a_list_of_names_or_a_number(classes):
+    with pytest.raises(DataError, match=r"list of names, or the number of classes, such as classes=10; got"):
+        TorchData(samples(), samples(), classes=classes)
+
+
+def test_a_number_of_classes_names_them_by_their_numbers():
+    assert TorchData(samples(), samples(), classes=4).classes == ("0", "1", "2", "3")
 
 
 @pytest.mark.parametrize("wrap", WRAPS)

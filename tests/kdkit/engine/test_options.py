@@ -15,7 +15,7 @@ from kdkit.utils.randomness import seed_everything
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"precision": "bf15"}, "precision must be one of fp32, bf16, fp16; got 'bf15'; did you mean 'bf16'"),
+        ({"precision": "bf15"}, "'bf15' is not a precision; did you mean 'bf16'"),
         ({"seed": -1}, "seed must be an integer of at least 0; got -1"),
         ({"seed": 1.5}, r"seed must be an integer of at least 0; got 1\.5"),
         ({"seed": 2**63}, r"seed must be below 2 \*\* 63, which torch takes; got 9223372036854775808"),

@@ -40,6 +40,13 @@ def assert_equal(first, second, *shapes):
         np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-5)
 
 
+def test_an_error_of_onnxruntime_is_raised_and_not_printed_too(capfd):
+    session = cpu_session(model([("Add", ["x", "bias"], "y", {})], {"bias": constant(3, 5)}).SerializeToString())
+    with pytest.raises(Exception, match="5 by 7"):
+        session.run(None, {"x": constant(1, 3, 7)})
+    assert capfd.readouterr() == ("", "")
+
+
 def kinds(graph):
     return [node.op_type for node in graph.graph.node]
 

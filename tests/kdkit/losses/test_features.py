@@ -112,7 +112,7 @@ def test_a_misspelt_kind_of_projector_gets_a_suggestion():
 
 def test_several_taps_are_refused_by_a_loss_on_one():
     pair = (torch.randn(2, 3), torch.randn(2, 4))
-    with pytest.raises(RecipeError, match="Hint takes one tap on each side; got 2"):
+    with pytest.raises(RecipeError, match="Hint takes one tap on each side; got 2: write a term for each pair"):
         build_loss(Hint(), pair, pair)
 
 

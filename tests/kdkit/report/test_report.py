@@ -334,7 +334,7 @@ def test_runs_of_a_study_that_are_not_finished_are_left_out_and_named(runs, tmp_
         (study / name / "metrics.json").unlink()
     with pytest.raises(RunFolderError, match=r"old/run\.json has format 1"):
         write_report([study], tmp_path / "none.html")
-    with pytest.raises(RunFolderError, match="seed1 holds no metrics"):
+    with pytest.raises(RunFolderError, match=r"seed1 holds no metrics.*: kdkit run --resume .*seed1$"):
         write_report([runs / "seed0", study / "seed1"], tmp_path / "none.html")
 
 
@@ -415,12 +415,20 @@ def test_one_seed_of_each_setting_decides_nothing(runs, tmp_path):
     assert "One seed of each cannot tell whether distillation helps." in page.text
     assert "Distillation helped" not in page.text
     report = write_report([*(runs / f"seed{seed}" for seed in range(3)), other], tmp_path / "report.html")
-    assert headline_of(report.verdicts).endswith(" of 1 settings with several seeds.")
+    assert headline_of(report.verdicts).endswith(" of 1 setting with several seeds.")
     seeds, _ = report.verdicts
     helped, without_effect = (replace(seeds, tone=tone) for tone in ("better", "open"))
     assert headline_of([helped, without_effect, helped]) == "Distillation helped in 2 of 3 settings."
     many = headline_of([helped, *[without_effect] * 3])
     assert many.startswith("Distillation helped in 1 of 4 settings. The intervals are not corrected for multiple")
+
+
+def test_a_repetition_of_a_run_does_not_change_the_verdict_over_its_seeds(runs, tmp_path):
+    repetition = shutil.copytree(runs / "seed1", tmp_path / "seed1-rerun")
+    report = write_report([*(runs / f"seed{seed}" for seed in range(3)), repetition], tmp_path / "report.html")
+    alone = write_report([runs / f"seed{seed}" for seed in range(3)], tmp_path / "report.html")
+    assert [len(verdict.runs) for verdict in report.verdicts] == [3, 1]
+    assert report.verdicts[0].differences == alone.verdicts[0].differences
 
 
 def test_a_metric_of_user_code_is_decided_by_its_stored_intervals(tmp_path):
