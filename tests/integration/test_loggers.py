@@ -1,11 +1,8 @@
-"""Runs with loggers: on the command line, killed and resumed, and in the stores of other programs."""
+"""Runs with loggers: on the command line, stopped and resumed, and in the stores of other programs."""
 
-import csv
 import importlib.util
 import json
 import os
-import random
-import signal
 import sys
 from textwrap import dedent
 
@@ -15,10 +12,8 @@ from kdkit.cli.options import LOGGERS
 from kdkit.loggers.base import require_package
 from kdkit.plugins.manager import registry
 from tests.helpers.command_line import environment
-from tests.helpers.crash import CrashTest
 from tests.helpers.processes import run_python
 
-KILLS = 4
 # Of a recipe whose student is interrupted, as by Ctrl-C, in its second epoch, unless the run is resumed.
 RECIPE = """
     import os
@@ -102,22 +97,6 @@ def stopped_and_resumed(folder, recipe, name, read, **variables):
     assert "failed in its" not in resumed.stderr
     assert resumed.stdout.startswith("resumed twice\n")
     return resumed.stdout.removeprefix("resumed twice\n")
-
-
-def test_a_run_that_is_killed_at_random_moments_logs_every_epoch_once(tmp_path):
-    crash = CrashTest(tmp_path, options=("--log", "csv", "--log", "jsonl"))
-    crash.finish("whole")
-    kills = crash.disturb("killed", random.Random(2), [signal.SIGKILL] * KILLS)
-    assert len(kills) >= KILLS // 2
-    tables, lines = [], []
-    for name in ("whole", "killed"):
-        with (tmp_path / name / "run" / "log.csv").open(newline="") as file:
-            tables.append([{**row, "seconds": ""} for row in csv.DictReader(file)])
-        text = (tmp_path / name / "run" / "log.jsonl").read_text()
-        lines.append([{**json.loads(line), "seconds": None} for line in text.splitlines()])
-    assert tables[0] == tables[1]
-    assert lines[0] == lines[1]
-    assert [row["step"] for row in tables[0]] == [*map(str, range(1, 10)), "9"]
 
 
 def test_the_help_names_all_loggers_of_kdkit():
