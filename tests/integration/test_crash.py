@@ -1,5 +1,6 @@
 """Runs that are killed at random moments end in the bits of an undisturbed run: see `tests.helpers.crash`."""
 
+import csv
 import errno
 import json
 import random
@@ -27,17 +28,36 @@ KILLS = 6  # `python benchmarks/crash.py --kills 100` is the long one
 @pytest.fixture(scope="module")
 def crash(tmp_path_factory):
     """A folder of runs, of which the one in "whole" is undisturbed."""
-    test = CrashTest(tmp_path_factory.mktemp("crash"))
+    test = CrashTest(tmp_path_factory.mktemp("crash"), options=("--log", "csv", "--log", "jsonl"))
     test.finish("whole")
     assert len(results(test.folder / "whole" / "run")) > 15
     return test
 
 
-def test_a_run_that_is_killed_at_random_moments_ends_in_the_same_bits(crash):
+@pytest.fixture(scope="module")
+def kills(crash):
+    """The kills of the run in "killed", which was resumed after each."""
     kills = crash.disturb("killed", random.Random(0), [signal.SIGKILL] * KILLS)
     assert len(kills) >= KILLS // 2  # the last ones may be too late
+    return kills
+
+
+def test_a_run_that_is_killed_at_random_moments_ends_in_the_same_bits(crash, kills):
     crash.require_same("killed", "whole")
     assert any(kill.lost for kill in kills)
+
+
+@pytest.mark.usefixtures("kills")
+def test_a_run_that_is_killed_at_random_moments_logs_every_epoch_once(crash):
+    tables, lines = [], []
+    for name in ("whole", "killed"):
+        with (crash.folder / name / "run" / "log.csv").open(newline="") as file:
+            tables.append([{**row, "seconds": ""} for row in csv.DictReader(file)])
+        text = (crash.folder / name / "run" / "log.jsonl").read_text()
+        lines.append([{**json.loads(line), "seconds": None} for line in text.splitlines()])
+    assert tables[0] == tables[1]
+    assert lines[0] == lines[1]
+    assert [row["step"] for row in tables[0]] == [*map(str, range(1, 10)), "9"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])

@@ -1,12 +1,8 @@
-"""Runs with loggers: on the command line, killed and resumed, and in the stores of other programs."""
+"""Runs with loggers: on the command line, stopped and resumed, and in the stores of other programs."""
 
-import csv
 import importlib.util
 import json
 import os
-import random
-import signal
-import subprocess
 import sys
 from textwrap import dedent
 
@@ -16,10 +12,8 @@ from kdkit.cli.options import LOGGERS
 from kdkit.loggers.base import require_package
 from kdkit.plugins.manager import registry
 from tests.helpers.command_line import environment
-from tests.helpers.crash import CrashTest
 from tests.helpers.processes import run_python
 
-KILLS = 4
 # Of a recipe whose student is interrupted, as by Ctrl-C, in its second epoch, unless the run is resumed.
 RECIPE = """
     import os
@@ -67,6 +61,14 @@ PLUGIN_LOGGER = """
         register("needy", Needy)
 """
 
+RESUME = """
+    from kdkit.cli.main import call
+
+    for _ in range(2):
+        assert call(["run", "--resume", "run"]) == 0
+    print("resumed twice", flush=True)
+"""
+
 
 def needs(package):
     return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package} is not installed")
@@ -79,40 +81,22 @@ def recipe(tmp_path):
     return file
 
 
-def kdkit_in(folder, *args, **variables):
-    """Run the command line in a new process, which other packages cannot disturb."""
+def stopped_and_resumed(folder, recipe, name, read, **variables):
+    """Run a recipe that is stopped in its student's second epoch, resume it, and resume it once more at its end.
+
+    Return what a program prints that then reads the log, in the process of the resumed runs.
+    """
     variables = environment(PYTHONPATH=os.environ.get("PYTHONPATH", ""), **variables)
-    command = [sys.executable, "-m", "kdkit", *map(str, args)]
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=240, check=False)
-
-
-def stopped_and_resumed(folder, recipe, name, **variables):
-    """Run a recipe that is stopped in its student's second epoch, resume it, and resume it once more at its end."""
     arguments = ("run", recipe, "--log", name, "--out", "run", "--device", "cpu", "--quiet")
-    stopped = kdkit_in(folder, *arguments, STOP="1", **variables)
+    stopped = run_python(["-m", "kdkit", *map(str, arguments)], folder, {**variables, "STOP": "1"})
     assert stopped.returncode == 130, stopped.stderr
     assert stopped.stdout == ""  # the packages print nothing there either
-    for _ in range(2):
-        resumed = kdkit_in(folder, "run", "--resume", "run", **variables)
-        assert resumed.returncode == 0, resumed.stderr
-        assert "failed in its" not in resumed.stderr
-        assert resumed.stdout == ""
-
-
-def test_a_run_that_is_killed_at_random_moments_logs_every_epoch_once(tmp_path):
-    crash = CrashTest(tmp_path, options=("--log", "csv", "--log", "jsonl"))
-    crash.finish("whole")
-    kills = crash.disturb("killed", random.Random(2), [signal.SIGKILL] * KILLS)
-    assert len(kills) >= KILLS // 2
-    tables, lines = [], []
-    for name in ("whole", "killed"):
-        with (tmp_path / name / "run" / "log.csv").open(newline="") as file:
-            tables.append([{**row, "seconds": ""} for row in csv.DictReader(file)])
-        text = (tmp_path / name / "run" / "log.jsonl").read_text()
-        lines.append([{**json.loads(line), "seconds": None} for line in text.splitlines()])
-    assert tables[0] == tables[1]
-    assert lines[0] == lines[1]
-    assert [row["step"] for row in tables[0]] == [*map(str, range(1, 10)), "9"]
+    (folder / "resume.py").write_text(dedent(RESUME) + dedent(read))
+    resumed = run_python(["resume.py"], folder, variables)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "failed in its" not in resumed.stderr
+    assert resumed.stdout.startswith("resumed twice\n")
+    return resumed.stdout.removeprefix("resumed twice\n")
 
 
 def test_the_help_names_all_loggers_of_kdkit():
@@ -161,7 +145,6 @@ def test_neither_the_import_nor_the_help_of_kdkit_imports_loggers(recipe, tmp_pa
 
 @needs("tensorboard")
 def test_tensorboard_shows_every_step_once(recipe, tmp_path):
-    stopped_and_resumed(tmp_path, recipe, "tensorboard")
     read = """
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
         log = EventAccumulator("run/tensorboard").Reload()
@@ -171,7 +154,7 @@ def test_tensorboard_shows_every_step_once(recipe, tmp_path):
         settings = plugin_data_pb2.HParamsPluginData.FromString(data).session_start_info.hparams
         print(settings["option/temperature"].number_value, settings["student/epochs"].number_value)
     """
-    steps, settings = python(tmp_path, read).splitlines()
+    steps, settings = stopped_and_resumed(tmp_path, recipe, "tensorboard", read).splitlines()
     steps = eval(steps)
     assert steps["train/teacher/truth"] == [1, 2, 3]
     assert steps["val/student/accuracy"] == steps["train/student/teacher/soft_targets"] == [4, 5, 6]
@@ -182,8 +165,6 @@ def test_tensorboard_shows_every_step_once(recipe, tmp_path):
 
 @needs("trackio")
 def test_trackio_has_every_step_once(recipe, tmp_path):
-    store = str(tmp_path / "store")
-    stopped_and_resumed(tmp_path, recipe, "trackio", TRACKIO_DIR=store)
     read = """
         import json
         from trackio.sqlite_storage import SQLiteStorage
@@ -192,14 +173,14 @@ def test_trackio_has_every_step_once(recipe, tmp_path):
         print(json.dumps([[row["step"], "lr" in row, "test/student/accuracy" in row] for row in rows]))
         print(SQLiteStorage.get_run_config("kdkit", name)["option/temperature"])
     """
-    rows, temperature = python(tmp_path, read, TRACKIO_DIR=store).splitlines()
+    store = str(tmp_path / "store")
+    rows, temperature = stopped_and_resumed(tmp_path, recipe, "trackio", read, TRACKIO_DIR=store).splitlines()
     assert json.loads(rows) == [*([step, True, False] for step in range(1, 7)), [6, False, True]]
     assert float(temperature) == 2
 
 
 @needs("mlflow")
 def test_mlflow_has_every_step_once(recipe, tmp_path):
-    stopped_and_resumed(tmp_path, recipe, "mlflow", MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path / 'store.db'}")
     read = """
         from mlflow import MlflowClient
         client = MlflowClient()
@@ -208,13 +189,13 @@ def test_mlflow_has_every_step_once(recipe, tmp_path):
             print([metric.step for metric in client.get_metric_history(run.info.run_id, name)])
         print(run.data.params["option/temperature"], run.info.status)
     """
-    out = python(tmp_path, read, MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path / 'store.db'}")
+    store = f"sqlite:///{tmp_path / 'store.db'}"
+    out = stopped_and_resumed(tmp_path, recipe, "mlflow", read, MLFLOW_TRACKING_URI=store)
     assert out.splitlines()[-4:] == ["[1, 2, 3, 4, 5, 6]", "[4, 5, 6]", "[6]", "2.0 FINISHED"]
 
 
 @needs("wandb")
 def test_wandb_has_every_step_once_without_a_network(recipe, tmp_path):
-    stopped_and_resumed(tmp_path, recipe, "wandb")
     read = """
         import glob, json
         from wandb.proto import wandb_internal_pb2
@@ -242,20 +223,11 @@ def test_wandb_has_every_step_once_without_a_network(recipe, tmp_path):
                     steps.append([record.history.step.num, "lr" in names, "test/student/accuracy" in names])
         print(json.dumps(steps), len(identifiers))
     """
-    rows, identifiers = python(tmp_path, read).rsplit(" ", 1)
+    rows, identifiers = stopped_and_resumed(tmp_path, recipe, "wandb", read).rsplit(" ", 1)
     assert int(identifiers) == 1
     rows = json.loads(rows)
     assert [step for step, has_rate, _ in rows if has_rate] == [1, 2, 3, 4, 5, 6]
     assert sum(has_metrics for _, _, has_metrics in rows) == 1
-
-
-def python(folder, code, **variables):
-    """Run code in a new process, and return what it prints: some packages warn when they are imported."""
-    variables = environment(PYTHONPATH=os.environ.get("PYTHONPATH", ""), **variables)
-    command = [sys.executable, "-c", dedent(code)]
-    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_an_installed_package_is_returned():

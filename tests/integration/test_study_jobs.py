@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
@@ -170,17 +171,6 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def test_trials_in_two_processes_give_the_bits_of_trials_in_one(tmp_path, recipes, reference):
-    results = list(Study(tmp_path, recipes.trials).run(CPU, jobs=2))
-    expected = dict.fromkeys(("one", "two", "both"), "finished")
-    assert {result.trial.name: result.state for result in results} == expected
-    assert [result.trial for result in results if result.trial.name == "one"] == [recipes.trials[0]]
-    assert results[-1].trial.name == "both"
-    require_same_bits(tmp_path, reference)
-    repeated = list(Study(tmp_path, recipes.trials).run(CPU, jobs=2))
-    assert {result.state for result in repeated} == {"skipped"}
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_trials_are_spread_over_the_gpus(tmp_path, recipes):
@@ -190,8 +180,11 @@ def test_trials_are_spread_over_the_gpus(tmp_path, recipes):
     assert used == {f"cuda:{index}" for index in range(min(2, torch.cuda.device_count()))}
 
 
-def test_a_failure_in_one_process_stops_no_other_trial(tmp_path, recipes):
-    recipe = recipes.recipe
+def test_trials_in_two_processes_give_the_bits_of_trials_in_one_and_a_failure_stops_no_other(
+    tmp_path, recipes, reference
+):
+    recipe, (one, two, both) = recipes.recipe, recipes.trials
+    good = replace(one, options={**one.options, "report": tmp_path / "report"})
 
     def failing(failure: str) -> Trial:
         return Trial(name=failure, recipe=recipe, options={"failure": failure})
@@ -200,12 +193,19 @@ def test_a_failure_in_one_process_stops_no_other_trial(tmp_path, recipes):
         *map(failing, ("unpicklable", "check", "memory", "exit", "killed")),
         Trial(name="student", recipe=recipe, needs={"teachers": ("killed",)}),
         Trial(name="local", recipe=lambda: recipe(), options={}),
-        Trial(name="good", recipe=recipe, options={"report": tmp_path / "report"}),
+        good,
+        two,
+        both,
     ]
     results = {result.trial.name: result for result in Study(tmp_path / "study", trials).run(CPU, jobs=2)}
     failed = dict.fromkeys(("killed", "exit", "unpicklable", "check", "memory", "local"), "failed")
-    expected = {**failed, "student": "blocked", "good": "finished"}
+    expected = {**failed, "student": "blocked", **dict.fromkeys(("one", "two", "both"), "finished")}
     assert {name: result.state for name, result in results.items()} == expected
+    assert results["one"].trial == good
+    assert [name for name, result in results.items() if result.state == "finished"][-1] == "both"
+    require_same_bits(tmp_path / "study", reference)
+    repeated = list(Study(tmp_path / "study", [good, two, both]).run(CPU, jobs=2))
+    assert {result.state for result in repeated} == {"skipped"}
     errors = {name: result.error for name, result in results.items()}
     assert isinstance(errors["killed"], WorkerError)
     assert "SIGKILL" in str(errors["killed"])
