@@ -101,6 +101,8 @@ class Guidance:
                 if weight  # a teacher with weight 0 does not run
             ]
             distillation = Objective(tuple(term for part in parts for term in part))
+        if not label_weight:  # the loss on the labels is not computed, which the data may not have
+            return Stage({level.net: distillation}, training)
         return Stage({level.net: label_weight * self.truth + (1 - label_weight) * distillation}, training)
 
     def _weighted_per_sample(self, net: Net[Any], teachers: Sequence[Net[Any]], weights: TeacherWeighting) -> Objective:
