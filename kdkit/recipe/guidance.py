@@ -57,7 +57,8 @@ class Guidance:
 
     truth: the term of the labels. kd_loss: the loss against a teacher's outputs; a loss with parameters is copied for
     each teacher. match: instead of kd_loss, a function of (net, teacher) that returns any objective, for example one
-    with taps. label_weight: the weight of the labels, in [0, 1]. A network without teachers learns from `truth` only.
+    with taps. label_weight: the weight of the labels, in [0, 1]; 0 leaves out `truth`. A network without teachers
+    learns from `truth` only.
     """
 
     truth: Truth
