@@ -11,6 +11,7 @@ from .data.dataset import LoaderSplit as LoaderSplit
 from .data.dataset import Split as Split
 from .data.dataset import Task as Task
 from .data.torch_data import TorchData as TorchData
+from .data.torch_splits import Unlabelled as Unlabelled
 from .engine.check.check import check as check
 from .engine.distill import distill as distill
 from .engine.distiller import Distiller as Distiller

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kdkit.data.batch import Batch, as_targets
-from kdkit.data.samples import SampleKeys, as_weights
+from kdkit.data.samples import SampleKeys, as_weights, missing_labels
 from kdkit.errors import DataError
 from kdkit.utils.reprs import describe_count, describe_names
 
@@ -110,7 +110,7 @@ class LoaderSplit:
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
             inputs, labels, weights = self.keys.split(batch, self.source)
-            labels = as_targets(labels, per_position=self.per_position)
+            labels = missing_labels(inputs) if labels is None else as_targets(labels, per_position=self.per_position)
             yield Batch(inputs, labels, weights=as_weights(weights, labels, self.source))
 
     def batched(self, size: int, *, pin: bool = False) -> "LoaderSplit":
@@ -244,6 +244,11 @@ class Data:
         All networks get the changed batch. It is called on the device that trains, and may mix samples.
         """
         return None
+
+    @cached_property
+    def has_labels(self) -> bool:
+        """Whether training samples have labels; True, the default. Otherwise no term may learn from labels."""
+        return True
 
     @cached_property
     def has_weights(self) -> bool:

@@ -35,10 +35,10 @@ def label_doubts(labels: Mapping[str, SplitLabels], task: Task, ignored: tuple[i
             )
 
 
-def split_doubts(splits: Mapping[str, DatasetSplit | CheckedLoaderSplit], labels: SplitLabels) -> Iterator[str]:
+def split_doubts(splits: Mapping[str, DatasetSplit | CheckedLoaderSplit], labels: SplitLabels | None) -> Iterator[str]:
     """Yield the doubts about samples in two splits, and about the order of a loader of training data.
 
-    labels: of the training data.
+    labels: of the training data; None if it has none.
     """
     contents = {name: _rows_of(dataset_of(split)) for name, split in splits.items()}
     for first, second in combinations(contents, 2):
@@ -53,7 +53,7 @@ def split_doubts(splits: Mapping[str, DatasetSplit | CheckedLoaderSplit], labels
             shared = f"{common:,} of the {len(other_rows):,} samples" if common else ""
         if shared:
             yield f"{shared} of the {second} data are in the {first} data too, so metrics on them are too optimistic"
-    if isinstance(splits["train"], LoaderSplit) and _is_sorted(splits["train"], labels):
+    if isinstance(splits["train"], LoaderSplit) and labels is not None and _is_sorted(splits["train"], labels):
         yield (
             "the DataLoader of the training data yields one class after the other, in the same order in each epoch; "
             "pass shuffle=True to it"

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdkit.data.batch import items_of, rebuild
+from kdkit.data.batch import items_of, nested_tensors, rebuild
 from kdkit.errors import DataError
 
+MISSING_LABEL = -1  # of each sample of data without labels
 _LABEL_KEYS = ("label", "labels", "target", "targets", "y")  # the conventions of Hugging Face, torchvision and others
 
 
@@ -18,18 +19,25 @@ class SampleKeys:
     """The keys of the labels and of the weights, in samples that are mappings.
 
     labels: None for the one of "label", "labels", "target", "targets" and "y" that a sample has.
-    weights: None if samples have no weights.
+    weights: None if samples have no weights. inputs_only: whether samples are inputs, and have no labels.
     """
 
     labels: str | None = None
     weights: str | None = None
+    inputs_only: bool = False
 
     def split(self, sample: Any, source: str = "the data must yield") -> tuple[Any, Any, Any]:
         """Return the inputs, the labels and the weights, or None, of a pair, a triple, or a mapping.
 
-        Of a mapping, the inputs are everything else: the value if there is one, or a mapping of several.
+        Labels are None if samples are inputs only. Of a mapping, the inputs are everything else: the value if there is
+        one, or a mapping of several.
         Raises DataError, which begins with `source`, for anything else.
         """
+        if self.inputs_only:
+            if isinstance(sample, Mapping):
+                return _inputs_of(sample), None, None
+            is_alone = isinstance(sample, tuple | list) and len(sample) == 1  # as in TensorDataset(inputs)
+            return sample[0] if is_alone else sample, None, None
         if isinstance(sample, Mapping):
             return self._split_mapping(sample, source)
         if not isinstance(sample, Sequence) or isinstance(sample, str) or len(sample) not in (2, 3):
@@ -38,7 +46,7 @@ class SampleKeys:
             is_array = isinstance(sample, Tensor)
             advice = "; put arrays of all samples in a dataset: TensorDataset(inputs, labels)" if is_array else ""
             if is_array or (isinstance(sample, Sequence) and len(sample) == 1):
-                advice += "; samples without a label have the label -1, and TorchData(..., ignore_index=-1)"
+                advice += "; training samples without labels are kdkit.Unlabelled(dataset)"
             raise DataError(f"{source} pairs (inputs, labels); got a {type(sample).__name__}{size}{advice}")
         inputs, labels, *weights = sample
         return inputs, labels, weights[0] if weights else None
@@ -53,17 +61,32 @@ class SampleKeys:
                 f"{source} pairs (inputs, labels); got a {type(sample).__name__} with {names}: {expected}; name the "
                 "key of the labels, TorchData(..., labels='label') or distill(..., labels='label')"
             )
-        # Names such as __key__ and __url__ are those of a file, not of an input (WebDataset).
-        inputs = {
-            key: value
-            for key, value in sample.items()
-            if key not in (candidates[0], self.weights) and not str(key).startswith("__")
-        }
-        if not inputs:
+        inputs = _inputs_of(sample, candidates[0], self.weights)
+        if inputs is None:
             raise DataError(f"{source} pairs (inputs, labels); got a mapping with {candidates[0]!r} and no inputs")
-        alone = next(iter(inputs.values()))
-        weights = None if self.weights is None else sample[self.weights]
-        return alone if len(inputs) == 1 else rebuild(sample, inputs), sample[candidates[0]], weights
+        return inputs, sample[candidates[0]], None if self.weights is None else sample[self.weights]
+
+
+def _inputs_of(sample: Mapping[Any, Any], *others: str | None) -> Any:
+    """Return the inputs in a mapping: the value if there is one, or a mapping of several; None if there is none.
+
+    others: the keys of labels and weights. Names such as __key__ and __url__ are those of a file (WebDataset).
+    """
+    inputs = {key: value for key, value in sample.items() if key not in others and not str(key).startswith("__")}
+    return rebuild(sample, inputs) if len(inputs) > 1 else next(iter(inputs.values()), None)
+
+
+def missing_labels(inputs: Any) -> Tensor:
+    """Return labels that stand for none, (batch,) int64, for inputs without labels, which no term reads.
+
+    Raises DataError if the inputs have no tensor.
+    """
+    first = next(nested_tensors(inputs), None)
+    if first is None or not first.ndim:
+        raise DataError(
+            f"inputs without labels must be tensors of the samples of a batch; got a {type(inputs).__name__}"
+        )
+    return torch.full((len(first),), MISSING_LABEL, device=first.device)
 
 
 def as_weights(weights: Any, labels: Any, source: str = "the data must yield") -> Tensor | None:

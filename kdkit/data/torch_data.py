@@ -55,8 +55,8 @@ class TorchData(Data):
     rows sum to 1 (multiclass), 0 and 1 by class (multilabel), or other floats (regression). The class of a soft label,
     for metrics, is its largest.
 
-    train: the data that nets are trained on. validation: chooses the best epoch and thresholds. test: metrics are
-    reported on it; None to report them on `validation`.
+    train: the data that nets are trained on; Unlabelled(dataset) if it has no labels. validation: chooses the best
+    epoch and thresholds. test: metrics are reported on it; None to report them on `validation`.
     classes: names of the classes, or how many there are, whose names are then numbers; if None, the `classes` attribute
     of the dataset, which ImageFolder has, or numbers up to the largest label, if all labels are visible.
     task: the kind of the labels; if None, derived from all visible labels of all splits, and from the first batch or a
@@ -111,17 +111,20 @@ class TorchData(Data):
             self._splits[name] = split = as_split(name, dataset, first_id, SampleKeys(labels, weights))
             first_id += length_of(split) or 0
         self._limit_evaluation(evaluation_samples)
-        all_fixed = all(map(_is_fixed, datasets.values()))
+        all_fixed = all(_is_fixed(dataset_of(dataset)) for dataset in datasets.values())
         has_loader = any(isinstance(split, LoaderSplit) for split in self._splits.values())
         self.draws = None if has_loader else draws or (1 if all_fixed else None)
         # The first sample of the training data has always been read here; its random numbers are part of a seed.
         first = first_batch("train", self._splits["train"])
         self.has_weights = first.weights is not None
+        self.has_labels = not self._splits["train"].keys.inputs_only
         self.batch_transform = batch_transform
         if batch_transform is not None and self.has_weights:
             raise DataError("batch_transform may mix samples, and the weights of samples would stay; leave out one")
         all_labels = {
-            name: _read_labels(split, first if name == "train" else None) for name, split in self._splits.items()
+            name: _read_labels(split, first if name == "train" else None)
+            for name, split in self._splits.items()
+            if name != "train" or self.has_labels
         }
         if unknown is not None:
             for name, split_labels in all_labels.items():  # with 0 for those, by which their form can be recognized
@@ -130,6 +133,11 @@ class TorchData(Data):
         self.task: Task = task or task_of([*all_labels.values()])
         require_form([*all_labels.values()], self.task)
         self.position_dims = position_dims([*all_labels.values()], self.task)
+        if self.position_dims and not self.has_labels:
+            raise DataError(
+                "the labels of this data are per position, by which losses select positions, so that training samples "
+                "need them too; if none is known, fill them with the ignore_index"
+            )
         self._has_class_maps = self.task == "multiclass" and self.position_dims > 0
         if unknown is not None and self.task != "multilabel":
             raise DataError(
@@ -144,12 +152,13 @@ class TorchData(Data):
         self.ignored_labels = self._ignored(len(self.classes))
         self._require_columns(all_labels)
         doubts = [] if task is not None else label_doubts(all_labels, self.task, self.ignored_labels)
-        self.notices = (*doubts, *split_doubts(self._splits, all_labels["train"]))
-        if self.draws == 1 and isinstance(self._splits["train"], DatasetSplit) and not _is_fixed(train):
+        self.notices = (*doubts, *split_doubts(self._splits, all_labels.get("train")))
+        if self.draws == 1 and isinstance(self._splits["train"], DatasetSplit) and not _is_fixed(dataset_of(train)):
             self.notices += tuple(draw_doubts(self._splits["train"]))
         for name, split in self._splits.items():
             split.unknown, split.per_position = unknown, self._has_class_maps
-            self._check_labels(split, all_labels[name])
+            if name in all_labels:
+                self._check_labels(split, all_labels[name])
 
     def __repr__(self) -> str:
         splits = ", ".join(f"{name}: {split}" for name, split in self._splits.items())
@@ -270,11 +279,12 @@ class TorchData(Data):
             return names["train"]
         if self.task != "multiclass" or columns > 1:
             return _numbers(columns)
-        for name, split in self._splits.items():
-            if not labels[name].is_complete:
+        for name, split_labels in labels.items():
+            if not split_labels.is_complete:
                 raise DataError(
                     f"the number of classes of the {name} data cannot be seen without reading all labels of the "
-                    f"{type(dataset_of(split)).__name__}; pass it, or their names: TorchData(..., classes=10)"
+                    f"{type(dataset_of(self._splits[name])).__name__}; pass it, or their names: "
+                    "TorchData(..., classes=10)"
                 )
         # Without class names, 255 is taken for no label: data with so many classes has names.
         ignored = self._ignored(0)

@@ -4,7 +4,7 @@ import copy
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeGuard, TypeVar
 
@@ -18,14 +18,27 @@ from kdkit.data.label_check import LabelCheck
 from kdkit.data.labels import mark_unknown
 from kdkit.data.read_errors import explain_unreadable
 from kdkit.data.reading import reading
-from kdkit.data.samples import SampleKeys, as_weights, require_stacked, require_tensors
+from kdkit.data.samples import SampleKeys, as_weights, missing_labels, require_stacked, require_tensors
 from kdkit.errors import DataError
 
-DatasetOrLoader = Dataset[Any] | DataLoader[Any] | Iterable[Any]
 D = TypeVar("D", bound=Dataset[Any])
 
 _NO_KEYS = SampleKeys()
 _NO_BATCH = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Unlabelled:
+    """Training data without labels, for `TorchData` and `distill`: a Dataset or DataLoader of inputs.
+
+    Each sample, or batch of a DataLoader, is inputs as a whole: a tensor, a tuple, or a mapping. If a tuple or mapping
+    has one tensor, as in TensorDataset(inputs), that tensor is the input.
+    """
+
+    data: Dataset[Any] | DataLoader[Any] | Iterable[Any]
+
+
+DatasetOrLoader = Dataset[Any] | DataLoader[Any] | Iterable[Any] | Unlabelled
 
 
 class DatasetSplit(Split):
@@ -57,7 +70,7 @@ class DatasetSplit(Split):
         """Return the inputs, the labels, and the weights or None, collated as torch's DataLoader does by default."""
         if is_plain(self.dataset, TensorDataset):  # indexing once is faster than collating single samples
             columns = [tensor.index_select(0, rows.to(tensor.device)) for tensor in self.dataset.tensors]
-            return columns[0], columns[1], columns[2] if len(columns) == 3 else None
+            return self.keys.split(tuple(columns), self.source)
         with _explain_unequal_samples(self.name):
             return self.keys.split(_collate_samples(self._samples(rows.tolist())), self.source)
 
@@ -81,7 +94,9 @@ class DatasetSplit(Split):
     def batch(self, rows: Tensor, draw: int) -> Batch:
         """Return these rows, with labels in the form that losses take."""
         inputs, labels, weights = self.read(rows)
-        if self.unknown is None:
+        if labels is None:
+            labels = missing_labels(inputs)
+        elif self.unknown is None:
             labels = as_targets(labels, per_position=self.per_position)
         else:
             labels = mark_unknown(labels, self.unknown)
@@ -166,6 +181,13 @@ def as_split(
 
     name: "train", "validation" or "test", for error messages. first_id: the id of its first sample.
     """
+    if isinstance(data, Unlabelled):
+        if name != "train":
+            raise DataError(
+                f"the {name} data needs labels, for the metrics; to compare a student with its teacher instead, use "
+                "the classes of the teacher as labels: TensorDataset(inputs, teacher(inputs).argmax(1))"
+            )
+        return as_split(name, data.data, first_id, SampleKeys(inputs_only=True))
     if isinstance(data, DataLoader):
         return CheckedLoaderSplit(name, data, keys)
     dataset: Any = data
@@ -215,6 +237,8 @@ def first_batch(
         elif "PIL." in str(error):
             advice = "; make images tensors in the Dataset, such as by torchvision.transforms.v2.PILToTensor()"
         raise DataError(f"the {name} data must yield pairs (inputs, labels) of tensors: {error}{advice}") from error
+    if labels is None and split.keys.inputs_only:
+        labels = missing_labels(inputs)
     if not isinstance(labels, Tensor):
         advice = ""
         if isinstance(labels, str) or (isinstance(labels, list | tuple) and all(isinstance(x, str) for x in labels)):
@@ -260,7 +284,7 @@ def is_plain(dataset: object, cls: type[D]) -> TypeGuard[D]:
 
 def dataset_of(data: DatasetOrLoader | Split | LoaderSplit) -> Any:
     """Return the dataset inside a split or DataLoader."""
-    dataset = data.loader if isinstance(data, LoaderSplit) else data
+    dataset = data.data if isinstance(data, Unlabelled) else data.loader if isinstance(data, LoaderSplit) else data
     return dataset.dataset if isinstance(dataset, DataLoader | DatasetSplit) else dataset
 
 

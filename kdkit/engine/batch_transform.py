@@ -10,6 +10,7 @@ from torch import Tensor
 from kdkit.data.batch import Batch, as_targets, map_tensors
 from kdkit.data.dataset import Data
 from kdkit.data.label_check import DeferredLabelCheck, LabelCheck
+from kdkit.data.samples import MISSING_LABEL
 from kdkit.errors import DataError, KdkitError, first_line
 from kdkit.utils.randomness import preserve_rng_state
 
@@ -40,7 +41,7 @@ class BatchTransform:
             task=data.task,
             classes=tuple(data.classes),
             accepts_unknown=data.has_unknown,
-            ignored=tuple(data.ignored_labels),
+            ignored=tuple(data.ignored_labels) if data.has_labels else (MISSING_LABEL,),
             source="batch_transform",
         )
         return cls(function, columns, per_position, check)

@@ -66,7 +66,8 @@ def distill(
 ) -> Result:
     """Train a student on labels and on one or several trained teachers, and return the metrics of all.
 
-    train, validation, test: torch Datasets or DataLoaders that yield `(inputs, labels)`; see TorchData. Epochs are
+    train, validation, test: torch Datasets or DataLoaders that yield `(inputs, labels)`; see TorchData. Without labels,
+    train is Unlabelled(dataset), and the student learns from its teachers alone. Epochs are
     chosen on `validation`; metrics are computed on `test`, or on `validation` if there is none.
     kd_loss: the loss against a teacher's outputs; SoftTargets(), PerLabelSoftTargets() or MSELoss(), depending on the
     task, if None. For terms on features, or several losses, write a Recipe. temperature: of that default loss; None for
@@ -117,7 +118,7 @@ def distill(
         student_net,
         truth=Truth(_label_loss(data)),
         kd_loss=kd_loss if kd_loss is not None else _default_loss(data.task, temperature),
-        label_weight=label_weight,
+        label_weight=label_weight if data.has_labels else 0,
         training=training or Training(epochs=10 if epochs is None else epochs),
     )
     return run(Recipe(data=data, schedule=schedule, metrics=metrics, name="distill"), **options)

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from kdkit.data.batch import Batch, as_targets, nested_tensors
+from kdkit.data.batch import Batch, as_targets
 from kdkit.data.dataset import Task
 from kdkit.data.labels import SplitLabels, ignored_labels, position_dims
+from kdkit.data.samples import missing_labels
 from kdkit.engine.check.copied_labels import copied_labels_notice
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.stage_problems import stage_problems
@@ -97,7 +98,7 @@ class Distiller(nn.Module):
                 "example is a pair (inputs, labels) of a batch, with a tensor of labels, or None if no term learns "
                 f"from them; got {got}; a third element has the weights of its samples"
             )
-        labels = _placeholder(parts[0]) if parts[1] is None else parts[1]
+        labels = missing_labels(parts[0]) if parts[1] is None else parts[1]
         self.student = student
         device = next((parameter.device for parameter in student.network.parameters()), torch.device("cpu"))
         rows = torch.arange(len(labels))
@@ -115,14 +116,13 @@ class Distiller(nn.Module):
             task=task,
             samples=samples,
             ids=samples is not None,
+            has_labels=parts[1] is not None,
             has_weights=weights is not None,
             position_dims=dims,
             ignored_labels=ignored_labels(ignore_index, len(classes), task, has_positions=self._per_position),
         )
         stage = Stage({student: objective}, Training(epochs=1, batch_size=max(2, len(rows))))
         self._on_labels = [term.label for term in stage.terms if uses_labels(term)]
-        if parts[1] is None:
-            self._require_no_labels()
         self._open_stage = _opened(stage, context, batch)
         self.module = self._open_stage.module
         self.module.train()  # as the Distiller is: a student of from_pretrained comes in eval mode
@@ -156,8 +156,9 @@ class Distiller(nn.Module):
                 raise RecipeError(
                     f"labels are a tensor, or None; got a {type(labels).__name__}: torch.as_tensor(labels)"
                 )
-            self._require_no_labels()
-            labels = _placeholder(inputs)
+            if self._on_labels:
+                raise RecipeError(f"term {self._on_labels[0]!r} learns from labels, which are None; pass a tensor")
+            labels = missing_labels(inputs)
         batch = Batch(inputs, as_targets(labels, per_position=self._per_position), ids, weights=sample_weights)
         module = self._open_stage.module  # a plain attribute, unlike those of an nn.Module
         if progress is None:
@@ -203,12 +204,6 @@ class Distiller(nn.Module):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _require_no_labels(self) -> None:
-        if self._on_labels:
-            raise RecipeError(
-                f"term {self._on_labels[0]!r} learns from the labels, which are None; pass a tensor of them"
-            )
-
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Move or convert the teachers as the student."""
         for session in self._open_stage.sessions.values():
@@ -223,14 +218,6 @@ class Distiller(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._close = weakref.finalize(self, self._open_stage.close)
-
-
-def _placeholder(inputs: Any) -> Tensor:
-    """Return labels of 0 for a batch without labels, which no term reads. Raises RecipeError if it has no tensor."""
-    first = next(nested_tensors(inputs), None)
-    if first is None:
-        raise RecipeError(f"the inputs, a {type(inputs).__name__}, have no tensor that shows the size of the batch")
-    return torch.zeros(len(first), dtype=torch.int64, device=first.device)
 
 
 def _opened(stage: Stage, context: BuildContext, batch: Batch) -> OpenStage:

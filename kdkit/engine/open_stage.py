@@ -72,6 +72,7 @@ def build_context(data: Data) -> BuildContext:
         has_unknown=data.has_unknown,
         position_dims=data.position_dims,
         ignored_labels=tuple(data.ignored_labels),
+        has_labels=data.has_labels,
         has_weights=data.has_weights,
     )
 

@@ -27,7 +27,7 @@ class BuildContext:
     classes: the class names. task: the kind of labels. samples: the number of training samples, None if it is not
     known. ids: whether samples have ids. has_unknown: whether labels may be NaN, which stands for unknown.
     position_dims: the number of dimensions of the positions that have labels each, 0 if samples have one.
-    ignored_labels: the class indices that stand for no label. has_weights: whether samples have weights.
+    ignored_labels: the class indices that stand for no label. has_labels, has_weights: whether samples have them.
     batch_size: that of the training. tapped: the modules that the target is tapped on, in the order of the taps.
     teacher_classes: the names of the outputs of the matched network, if they differ from `classes`.
     """
@@ -39,6 +39,7 @@ class BuildContext:
     has_unknown: bool = False
     position_dims: int = 0
     ignored_labels: tuple[int, ...] = ()
+    has_labels: bool = True
     has_weights: bool = False
     batch_size: int | None = None
     tapped: tuple[nn.Module, ...] = ()

@@ -58,7 +58,8 @@ class Guidance:
 
     truth: the term of the labels. kd_loss: the loss against a teacher's outputs; a loss with parameters is copied for
     each teacher. match: instead of kd_loss, a function of (net, teacher) that returns any objective, for example one
-    with taps. label_weight: the weight of the labels, in [0, 1]. A network without teachers learns from `truth` only.
+    with taps. label_weight: the weight of the labels, in [0, 1]; 0 leaves out `truth`. A network without teachers
+    learns from `truth` only.
     """
 
     truth: Truth
@@ -102,6 +103,8 @@ class Guidance:
                 if weight  # a teacher with weight 0 does not run
             ]
             distillation = Objective(tuple(term for part in parts for term in part))
+        if not label_weight:  # the loss on the labels is not computed, which the data may not have
+            return Stage({level.net: distillation}, training)
         return Stage({level.net: label_weight * self.truth + (1 - label_weight) * distillation}, training)
 
     def _weighted_per_sample(self, net: Net[Any], teachers: Sequence[Net[Any]], weights: TeacherWeighting) -> Objective:

@@ -1,6 +1,7 @@
 """Models, teachers, data and files of the table of docs/compatibility.md that no other test shows."""
 
 import contextlib
+import copy
 import itertools
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ from kdkit import (
     TorchData,
     Training,
     Truth,
+    Unlabelled,
 )
 from kdkit.errors import CheckError, RunFolderError
 from kdkit.losses import Hint, SampleWeighted, SoftTargets
@@ -408,11 +410,29 @@ def test_images_of_pil_are_refused_with_the_transform_to_add():
 
 
 def test_a_training_set_without_any_label_is_learned_from_the_teacher_alone():
-    unlabelled = TensorDataset(INPUTS, torch.full_like(LABELS, -1))
-    teacher, student = Net("teacher", Mlp(hidden=8), trained=True), Net("student", Mlp())
-    data = TorchData(unlabelled, WHOLE, classes=["a", "b", "c"], ignore_index=-1)
-    stage = Stage({student: Match(teacher, SoftTargets())}, training())
-    require_learned(kdkit.run(Recipe(data=data, schedule=[stage]), device="cpu"))
+    minus_one = TensorDataset(INPUTS, torch.full_like(LABELS, -1))
+    networks = copy.deepcopy((Mlp(hidden=8), Mlp()))
+    weights = []
+    for train in (minus_one, Unlabelled(TensorDataset(INPUTS)), Unlabelled([{"inputs": row} for row in INPUTS])):
+        modules = copy.deepcopy(networks)
+        teacher, student = Net("teacher", modules[0], trained=True), Net("student", modules[1])
+        data = TorchData(train, WHOLE, classes=["a", "b", "c"], ignore_index=-1)
+        stage = Stage({student: Match(teacher, SoftTargets())}, training())
+        require_learned(kdkit.run(Recipe(data=data, schedule=[stage]), device="cpu"))
+        weights.append(student.module.state_dict())
+    for other in weights[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in weights[0].items())
+
+
+def test_a_term_on_labels_is_refused_for_training_data_without_labels():
+    student = Net("student", Mlp())
+    data = TorchData(Unlabelled(TensorDataset(INPUTS)), WHOLE)
+    recipe = Recipe(data=data, schedule=[Stage({student: Truth(nn.CrossEntropyLoss())}, training())])
+    with pytest.raises(CheckError, match="term 'truth': it learns from labels, and the training data has none; leave"):
+        kdkit.run(recipe, device="cpu")
+    # The loss on labels of `distill` is left out.
+    loader = DataLoader(TensorDataset(INPUTS), 8)
+    require_learned(distill(Mlp(), Mlp(), Unlabelled(loader), WHOLE, batch_transform=lambda x, y: (x.flip(0), y)))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from kdkit.engine.terms import uses_labels
 from kdkit.errors import KdkitError, RecipeError
 from kdkit.losses.base import BuildContext, accepts_unknown, extra_kwargs_of, requirements_of
 from kdkit.nets.net import Net
@@ -110,8 +111,9 @@ class _StageChecks:
                 f"it needs one class per sample, and this data is {self.context.task}; use a loss that does not, such "
                 f"as one of the PerLabel... losses{_ONE_HOT if self.context.task == 'multilabel' else ''}"
             )
-        reads_labels = isinstance(term, Truth) or "labels" in extra_kwargs_of(term.loss)
-        if self.context.has_unknown and reads_labels and not accepts_unknown(term.loss):
+        if not self.context.has_labels and uses_labels(term):
+            yield "it learns from labels, and the training data has none; leave it out"
+        if self.context.has_unknown and uses_labels(term) and not accepts_unknown(term.loss):
             wrap, omit = "wrap it: kdkit.losses.IgnoreUnknown(...)", "use a loss that takes no labels"
             yield (
                 f"labels of this data may be unknown, and {type(term.loss).__name__} does not leave them out; "

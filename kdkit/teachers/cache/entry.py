@@ -22,15 +22,14 @@ from kdkit.utils.files import write
 class EntryInfo:
     """One entry in a list of the cache.
 
-    net, view, data: of the key. written: rows with an output. rows: samples times draws. bytes: on the disk.
-    used: time of the last use, in seconds since the epoch. open: whether a process uses it. format: of its files.
+    net, view, data: of the key. rows: samples times draws. bytes: on the disk. used: time of the last use, in seconds
+    since the epoch. open: whether a process uses it. format: of its files.
     """
 
     path: Path
     net: str
     view: str
     data: str
-    written: int
     rows: int
     bytes: int
     used: float
@@ -41,6 +40,16 @@ class EntryInfo:
     def readable(self) -> bool:
         """Whether this version of kdkit reads its format."""
         return self.format == FORMAT
+
+    @property
+    def written(self) -> int:
+        """The number of rows that have an output now, counted in a file of the entry; 0 if that cannot be read."""
+        try:
+            checksums = (self.path / CHECKSUMS).read_bytes()
+        except OSError:
+            return 0
+        whole = len(checksums) // CHECKSUM_BYTES * CHECKSUM_BYTES
+        return int(np.count_nonzero(np.frombuffer(checksums[:whole], dtype="<u4")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,8 +120,7 @@ def read_info(path: Path) -> EntryInfo | None:
         meta = json.loads((path / META).read_text())
         written_format = _format_of(meta)
         # An older format may have other files; it is listed so that it can be deleted.
-        checksums = (path / CHECKSUMS).read_bytes() if written_format == FORMAT else b""
-        written = np.frombuffer(checksums[: len(checksums) // CHECKSUM_BYTES * CHECKSUM_BYTES], dtype="<u4")
+        size = (path / CHECKSUMS).stat().st_size if written_format == FORMAT else 0
         files = [file.stat() for file in path.iterdir() if file.is_file()]
         used = (path / USED).stat().st_mtime
         reserved = (path / USED).read_bytes()
@@ -125,7 +133,7 @@ def read_info(path: Path) -> EntryInfo | None:
     if in_use and reserved.isdigit():
         on_disk = max(on_disk, int(reserved))
     return EntryInfo(
-        path=path, net=net, view=view, data=data, written=int(np.count_nonzero(written)), rows=len(written),
+        path=path, net=net, view=view, data=data, rows=size // CHECKSUM_BYTES,
         bytes=on_disk, used=used, open=in_use, format=written_format,
     )  # fmt: skip
 

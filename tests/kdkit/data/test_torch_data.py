@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from kdkit import DataError, LoaderSplit, TorchData
+from kdkit import DataError, LoaderSplit, TorchData, Unlabelled
 from tests.helpers.tiny import samples, tiny_data
 
 
@@ -229,6 +229,32 @@ def test_samples_of_different_shapes_are_refused_with_both_shapes_and_a_remedy()
 def test_data_of_another_form_is_refused(train, message):
     with pytest.raises(DataError, match=message):
         TorchData(train, samples(), classes=["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (TensorDataset(torch.arange(6.0).view(3, 2)), torch.arange(4.0).view(2, 2)),
+        (TensorDataset(torch.ones(3, 2), torch.zeros(3)), (torch.ones(2, 2), torch.zeros(2))),
+        (Listed([torch.ones(2)] * 3), torch.ones(2, 2)),
+        (Listed([{"x": torch.ones(2), "__key__": "a"}] * 3), torch.ones(2, 2)),
+        (Listed([{"x": torch.ones(2), "y": torch.zeros(1)}] * 3), {"x": torch.ones(2, 2), "y": torch.zeros(2, 1)}),
+    ],
+)
+def test_samples_of_unlabelled_data_are_inputs_as_a_whole(data, expected):
+    data = TorchData(Unlabelled(data), samples(), classes=["a", "b", "c"])
+    batch = data.train.batch(torch.tensor([0, 1]), 0)
+    torch.testing.assert_close(batch.inputs, expected, rtol=0, atol=0)
+    assert (batch.labels.tolist(), data.has_labels, data.task) == ([-1, -1], False, "multiclass")
+
+
+def test_validation_data_and_positions_need_labels():
+    unlabelled = Unlabelled(TensorDataset(torch.zeros(4, 2)))
+    with pytest.raises(DataError, match=r"the validation data needs labels, .*use the classes of the teacher"):
+        TorchData(samples(), unlabelled)
+    pixels = TensorDataset(torch.zeros(4, 2, 3), torch.zeros(4, 3, dtype=torch.int64).random_(3))
+    with pytest.raises(DataError, match=r"labels of this data are per position.* fill them with the ignore_index"):
+        TorchData(unlabelled, pixels, classes=["a", "b", "c"])
 
 
 @pytest.mark.parametrize("name", ["validation", "test"])

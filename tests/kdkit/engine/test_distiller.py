@@ -241,11 +241,11 @@ def test_labels_that_are_missing_or_no_tensor_are_refused():
     teacher, student = networks()
     objective = Truth(nn.CrossEntropyLoss()) + Match(teacher, SoftTargets())
     with Distiller(student, objective, (INPUTS, LABELS)) as distiller:
-        with pytest.raises(RecipeError, match="term 'truth' learns from the labels, which are None"):
+        with pytest.raises(RecipeError, match="term 'truth' learns from labels, which are None; pass a tensor"):
             distiller(INPUTS)
         with pytest.raises(RecipeError, match="labels are a tensor, or None; got a list"):
             distiller(INPUTS, LABELS.tolist())
-    with pytest.raises(RecipeError, match="term 'teacher/dkd' learns from the labels, which are None"):
+    with pytest.raises(CheckError, match="term 'teacher/dkd': it learns from labels, and the training data has none"):
         Distiller(student, Match(teacher, DKD()), (INPUTS, None))
     assert not hooks_of(student.module)
 

@@ -45,6 +45,11 @@ def test_parallel_trains_teachers_on_labels_and_the_student_from_all_of_them():
     assert weights == pytest.approx({"truth": 0.3, "teacher/soft_targets": 0.35, "assistant/soft_targets": 0.35})
 
 
+def test_labels_of_weight_0_are_no_term():
+    *_, (_, weights) = weights_by_stage(Parallel(*three_nets(), **options(label_weight=0)))
+    assert weights == pytest.approx({"teacher/soft_targets": 0.5, "assistant/soft_targets": 0.5})
+
+
 def test_sequential_trains_each_net_from_the_one_before():
     first, second, third = weights_by_stage(Sequential(*three_nets(), **options(label_weight=0.4)))
     assert first == ("teacher", {"truth": 1})
