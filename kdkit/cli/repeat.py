@@ -36,15 +36,15 @@ def command_record(file: Path, arguments: list[str]) -> dict[str, Any]:
     return {**command, "signature": sign(_signed_text(command))}
 
 
-def save_command(folder: Path, file: Path, arguments: list[str], *, replaces: bool) -> None:
+def save_command(folder: Path, command: Mapping[str, Any], recipe: bytes, *, replaces: bool) -> None:
     """Record the command of several runs in their folder, with a copy of the recipe file, so that it can be resumed.
 
-    replaces: whether to replace an earlier command.
+    recipe: the content of its file. replaces: whether to replace an earlier command.
     """
     if replaces or not (folder / COMMAND).is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        write(folder / _COPY, file.read_bytes())
-        write(folder / COMMAND, *json_parts({"command": command_record(file, arguments)}))
+        write(folder / _COPY, recipe)
+        write(folder / COMMAND, *json_parts({"command": dict(command)}))
 
 
 def without_options(arguments: list[str], options: Mapping[str, int]) -> list[str]:

@@ -1,6 +1,5 @@
 """The settings of a trial that its run records, by which a later study recognizes the run as that of the trial."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,7 +25,7 @@ class TrialSettings:
         """Return the settings of a trial. origin: its recipe file and the options of its recipe."""
         return cls(
             name=name,
-            recipe_sha256=None if origin.file is None else hashlib.sha256(origin.file.read_bytes()).hexdigest(),
+            recipe_sha256=origin.sha256,
             options=option_texts(origin.options),
             run_options={name: getattr(options, name) for name in _RUN_OPTIONS},
             seed=options.seed,

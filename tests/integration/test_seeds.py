@@ -120,6 +120,19 @@ def test_a_contradiction_is_refused_before_anything_is_written(kdkit, arguments,
     assert files == ["mine.py", "one", "one/run.json", "thesis", "thesis/chapter"]
 
 
+def test_a_recipe_file_that_is_edited_while_seeds_run_is_recorded_as_it_was_read(kdkit, tmp_path):
+    edits = RECIPE.replace(
+        "    if torch", "    with open(__file__, 'a') as file:\n        file.write('#')\n    if torch"
+    )
+    (tmp_path / "mine.py").write_text(edits)
+    result = kdkit("run", "mine.py", "--seeds", "2", "--out", "all", "--device", "cpu")
+    assert "Accuracy on the test split, on average over 2 seeds" in result.out, result
+    assert (tmp_path / "mine.py").read_text() == f"{edits}##"
+    copies = [file.read_text() for file in (tmp_path / "all").rglob("recipe.py")]
+    assert copies == [edits] * 3
+    assert kdkit("run", "mine.py", "--seeds", "2", "--out", "all").code == 2
+
+
 def test_a_folder_of_seeds_takes_no_run_with_other_options(kdkit, tmp_path):
     arguments = ("run", "mine.py", "--out", "all", "--device", "cpu", "-q", "--seeds")
     assert kdkit(*arguments, "1").code == 0

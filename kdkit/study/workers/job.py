@@ -14,6 +14,7 @@ from kdkit.engine.run_record import Origin
 from kdkit.engine.storage.run_folder import can_resume
 from kdkit.errors import KdkitError
 from kdkit.recipe.recipe import Recipe
+from kdkit.study.workers.pickling import pickle_object
 from kdkit.utils.files import write
 
 TRIAL_FILE = "trial.json"  # written last, so a trial whose folder has it is finished
@@ -61,6 +62,12 @@ class Job:
         if options.only is None:
             write(self.folder / TRIAL_FILE, json.dumps({"seconds": seconds}))
         return JobResult(seconds=seconds)
+
+    def pickled(self) -> bytes:
+        """Return this job for another process. Raises RecipeError if it cannot be pickled."""
+        file, source = self.origin.file, self.origin.source
+        sources = {} if file is None or source is None else {file: source}
+        return pickle_object(self, f"trial {self.name!r}", sources)
 
     def _locate(self, error: Exception) -> None:
         """Add a note with the innermost line of the recipe file to an error of user code."""
