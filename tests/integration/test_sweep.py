@@ -101,6 +101,12 @@ def test_the_same_command_again_skips_what_is_finished(sweep, tmp_path):
         refused = sweep(*options, "--seeds", "3")
         assert (refused.code, message in refused.err) == (2, True), refused.err
     assert sorted(tmp_path.rglob("*")) == files
+    table = tmp_path / "runs" / "mine-sweep" / "results.json"
+    table.unlink()
+    table.mkdir()  # so that it cannot be written, as on a full disk
+    unsaved = sweep("--lr", "0.3,0.1", "--seeds", "2")
+    assert (unsaved.code, "Metrics on test" in unsaved.out, "saved to" in unsaved.out) == (1, True, False), unsaved
+    assert "error: runs/mine-sweep/results.json cannot be written: " in unsaved.err
 
 
 def test_a_cell_is_resumed_and_repeated_by_its_folder(sweep, kdkit_here, tmp_path):
