@@ -11,6 +11,7 @@ from kdkit.plugins.events import BaselineDifference
 from kdkit.report.analysis import same_metric
 from kdkit.report.formats import bounds, is_share, metric_title, plain, signed
 from kdkit.report.runs import ReportedRun, mapping, settings_digest
+from kdkit.utils.reprs import describe_count
 
 _ADVICE = "Whether distillation helped needs the same student without it: run with --baseline."
 _ONE_SEED = "One seed cannot tell whether distillation helps: repeat the run with others, such as by --seeds 5."
@@ -53,9 +54,12 @@ def verdicts_of(runs: Sequence[ReportedRun]) -> tuple[Verdict, ...]:
         groups.setdefault(settings_digest(run), []).append(run)
     verdicts = []
     for group in groups.values():
-        seeds = {repr(run.record.get("seed")) for run in group}
+        by_seed: dict[str, ReportedRun] = {}
+        for run in group:
+            by_seed.setdefault(repr(run.record.get("seed")), run)
         # Repetitions of one seed are no sample of seeds.
-        parts = [group] if len(seeds) == len(group) else [[run] for run in group]
+        repeated = [[run] for run in group if run is not by_seed[repr(run.record.get("seed"))]]
+        parts = [[*by_seed.values()], *repeated]
         verdicts += [_Group(part, _label(part, runs)).verdict() for part in parts]
     return tuple(verdicts)
 
@@ -72,14 +76,15 @@ def headline_of(verdicts: Sequence[Verdict]) -> str:
     if not several:
         better = sum(verdict.differences[0].verdict == "better" for verdict in compared)
         return (
-            f"In these runs, the distilled student is better in {better or 'none'} of {len(compared)} settings. "
+            f"In these runs, the distilled student is better in {better or 'none'} of "
+            f"{describe_count(len(compared), 'setting')}. "
             "One seed of each cannot tell whether distillation helps."
         )
     helped = sum(verdict.tone == "better" for verdict in several)
-    settings = "settings" if len(several) == len(compared) else "settings with several seeds"
+    settings = describe_count(len(several), "setting") + (" with several seeds" if len(several) < len(compared) else "")
     if helped == len(several) > 1:
-        return f"Distillation helped in all {helped} {settings}."
-    return f"Distillation helped in {helped or 'none'} of {len(several)} {settings}."
+        return f"Distillation helped in all {settings}."
+    return f"Distillation helped in {helped or 'none'} of {settings}."
 
 
 def _label(group: Sequence[ReportedRun], runs: Sequence[ReportedRun]) -> str:

@@ -414,8 +414,11 @@ def test_one_seed_of_each_setting_decides_nothing(runs, tmp_path):
     page = report_page(runs / "seed0", other, out=tmp_path / "report.html")
     assert "One seed of each cannot tell whether distillation helps." in page.text
     assert "Distillation helped" not in page.text
-    report = write_report([*(runs / f"seed{seed}" for seed in range(3)), other], tmp_path / "report.html")
-    assert headline_of(report.verdicts).endswith(" of 1 settings with several seeds.")
+    shutil.copytree(runs / "seed0", tmp_path / "rerun")  # no further seed, and the others are still compared
+    folders = [*(runs / f"seed{seed}" for seed in range(3)), tmp_path / "rerun", other]
+    report = write_report(folders, tmp_path / "report.html")
+    assert [len(verdict.runs) for verdict in report.verdicts] == [3, 1, 1]
+    assert headline_of(report.verdicts).endswith(" of 1 setting with several seeds.")
 
 
 def test_a_metric_of_user_code_is_decided_by_its_stored_intervals(tmp_path):
