@@ -40,6 +40,7 @@ def recipe(
     flag: bool = False,
     flags: tuple[bool, ...] = (),
     width: int | None = None,
+    place: Path | None = None,
 ) -> Recipe:
     """Return a student.
 
@@ -110,26 +111,14 @@ def test_the_same_command_again_skips_what_is_finished(sweep, tmp_path):
 
 
 def test_a_cell_is_resumed_and_repeated_by_its_folder(sweep, kdkit_here, tmp_path):
-    values = (
-        "--lr",
-        "0.1",
-        "--sizes",
-        "2,3",
-        "--flag",
-        "yes",
-        "--flags",
-        "no,yes",
-        "--width",
-        "none",
-        "--names",
-        "a b",
-    )
-    assert sweep(*values, "--seeds", "3,4", "--metric", "macro_f1", "--out", "all", "-q").code == 0
+    values = ["--lr", "0.1", "--sizes", "2,3", "--flag", "yes", "--flags", "no,yes", "--width", "none"]
+    values += ["--place", "./none", "--names", "a b", "--seeds", "3,4", "--out", "all"]
+    assert sweep(*values, "--metric", "macro_f1", "-q").code == 0
     cell = next((tmp_path / "all").glob("*seed=4"))
     arguments = json.loads((cell / "run.json").read_text())["command"]["arguments"]
     assert arguments[1:] == [
         *("--device", "cpu", "-q", "--lr=0.1", "--sizes=2", "--sizes=3", "--names=a b", "--flag"),
-        *("--no-flags", "--flags", "--width=none", "--seed", "4"),
+        *("--no-flags", "--flags", "--width=none", "--place=./none", "--seed", "4"),
     ]
     rerun = kdkit_here("rerun", cell)
     assert rerun.code == 0, rerun
@@ -139,7 +128,7 @@ def test_a_cell_is_resumed_and_repeated_by_its_folder(sweep, kdkit_here, tmp_pat
     (cell / "1-student" / "stage.json").unlink()
     assert kdkit_here("run", "--resume", cell, "-q").code == 0
     assert (cell / "1-student" / "stage.json").exists()
-    again = sweep(*values, "--seeds", "3,4", "--out", "all")
+    again = sweep(*values)
     assert (again.code, again.out.count(" finished in 0 s")) == (0, 1)
 
 
