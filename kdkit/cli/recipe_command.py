@@ -238,6 +238,8 @@ def run_arguments(file: RecipeFile, options: Mapping[str, Any]) -> list[str]:
         for item in value if parameter.multiple and value is not None else (value,):
             if parameter.type is bool:
                 arguments.append(f"--{name}" if item else f"--no-{name}")
+            elif isinstance(item, Path) and not item.is_absolute():
+                arguments.append(f"--{name}=./{item}")  # the name of a file may be `none`
             else:
                 arguments.append(f"--{name}={_NONE if item is None else item}")
     return arguments

@@ -14,7 +14,7 @@ from kdkit.engine.storage.stage_folder import RECORD
 from kdkit.errors import RunFolderError, first_line, shortened
 from kdkit.nets.weight_files import runs_in
 from kdkit.plugins.recipe_file import RecipeFile
-from kdkit.utils.files import write
+from kdkit.utils.files import write_output
 from kdkit.utils.printable import echo
 from kdkit.utils.sealed import json_parts, read_sealed_json
 from kdkit.utils.signing import is_signed, sign
@@ -36,15 +36,15 @@ def command_record(file: Path, arguments: list[str]) -> dict[str, Any]:
     return {**command, "signature": sign(_signed_text(command))}
 
 
-def save_command(folder: Path, file: Path, arguments: list[str], *, replaces: bool) -> None:
+def save_command(folder: Path, command: Mapping[str, Any], recipe: bytes, *, replaces: bool) -> None:
     """Record the command of several runs in their folder, with a copy of the recipe file, so that it can be resumed.
 
-    replaces: whether to replace an earlier command.
+    recipe: the content of its file. replaces: whether to replace an earlier command. Raises KdkitError if
+    they cannot be written.
     """
     if replaces or not (folder / COMMAND).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write(folder / _COPY, file.read_bytes())
-        write(folder / COMMAND, *json_parts({"command": command_record(file, arguments)}))
+        write_output(folder / _COPY, recipe, option="--out FOLDER")
+        write_output(folder / COMMAND, *json_parts({"command": dict(command)}), option="--out FOLDER")
 
 
 def without_options(arguments: list[str], options: Mapping[str, int]) -> list[str]:

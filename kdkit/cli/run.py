@@ -120,9 +120,7 @@ def run(ctx: click.Context, /, **options: Any) -> int:
 )
 @click.argument("folder", type=PATH)
 @click.option(
-    "--out",
-    type=PATH,
-    help="Folder of the new run; FOLDER-rerun if not given, and of one of several runs in NAME, NAME-rerun/FOLDER.",
+    "--out", type=PATH, help="Folder of the new run; FOLDER-rerun if not given, and STUDY-rerun/RUN for STUDY/RUN."
 )
 @click.option("--trust", is_flag=True, help="Execute a recipe file that has changed or is not yours.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)

@@ -55,7 +55,9 @@ def run_seeds(
     ]
     study, quiet, jobs = Study(folder, trials), options["quiet"], options["jobs"]
     study.require_comparable(settings)
-    save_command(folder, file.path, args, replaces=False)
+    # Read now, since the file may be edited while the seeds run.
+    command, source = command_record(file.path, args), file.path.read_bytes()
+    save_command(folder, command, source, replaces=False)
     finished = sum(study.finished(trial.name) for trial in trials)
     if not quiet:
         echo(
@@ -71,7 +73,7 @@ def run_seeds(
         failures += _print_verdict(paths)
         echo(f"saved to {folder}; for the page: kdkit report {folder}")
     if not failures:
-        save_command(folder, file.path, args, replaces=True)  # with the seeds that it has now
+        save_command(folder, command, source, replaces=True)  # with the seeds that it has now
     for failure in failures:
         echo(f"error: {failure}", err=True)
     return 1 if failures else 0

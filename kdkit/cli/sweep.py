@@ -104,7 +104,6 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
         with Status(enabled=not options["quiet"]) as status:
             status.show("comparing the options", terminal_only=True)  # minutes if a user-defined metric is slow
             table = comparison.results()
-        table.save(study.folder)
         console.print()
         console.print(sweep_table(table))
         if any(cell.comparison is not None for cell in table.cells):
@@ -113,8 +112,13 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
             console.print(distillation_table(table))
         for note in table.notes():
             console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
-        console.print(f"saved to {study.folder}", markup=False, soft_wrap=True)
         failures += table.left_out
+        try:
+            table.save(study.folder)
+        except KdkitError as error:  # such as of a full disk, which other failures may have too
+            failures.append(str(error))
+        else:
+            console.print(f"saved to {study.folder}", markup=False, soft_wrap=True)
     for failure in failures:
         echo(f"error: {failure}", err=True)
     return 1 if failures else 0

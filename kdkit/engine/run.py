@@ -219,10 +219,10 @@ class PreparedRun:
             if not options.only:  # a process that trains some stages for another one has its lock
                 lock.enter_context(RunFolder(options.out).locked())
             if options.resume:
-                recipe = self.origin.file
-                folder = RunFolder.reopen(options.out, record, recipe, force=options.force, tidy=not options.only)
+                source = self.origin.source
+                folder = RunFolder.reopen(options.out, record, source, force=options.force, tidy=not options.only)
             else:
-                folder = RunFolder.create(options.out, record, self.origin.file)
+                folder = RunFolder.create(options.out, record, self.origin.source)
             self.lock = lock.pop_all()
         return folder
 

@@ -4,7 +4,7 @@ import hashlib
 import platform
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,23 @@ class Origin:
     """The source of a recipe.
 
     file: copied into the run folder. options: the arguments the recipe was called with. command: the record of the
-    command that started the run, from which it can be repeated.
+    command that started the run, from which it can be repeated. source: the content of the file, read now if it is
+    None: the file may be edited while the run prepares its data, or while earlier trials of a study run.
     """
 
     file: Path | None = None
     options: Mapping[str, Any] | None = None
     command: Mapping[str, Any] | None = None
+    source: bytes | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.file is not None and self.source is None:
+            object.__setattr__(self, "source", self.file.read_bytes())
+
+    @property
+    def sha256(self) -> str | None:
+        """The digest of the recipe file, None if there is none."""
+        return None if self.source is None else hashlib.sha256(self.source).hexdigest()
 
 
 def run_name(recipe: Recipe, origin: Origin) -> str:
@@ -48,10 +59,9 @@ def run_name(recipe: Recipe, origin: Origin) -> str:
 def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.device, origin: Origin) -> dict[str, Any]:
     """Return the contents of `run.json`."""
     data = recipe.data
-    source = None if origin.file is None else origin.file.read_bytes()
     return {
         "recipe": run_name(recipe, origin),
-        "recipe_sha256": None if source is None else hashlib.sha256(source).hexdigest(),
+        "recipe_sha256": origin.sha256,
         "options": option_texts(origin.options),
         "command": origin.command,
         "seed": options.seed,

@@ -75,7 +75,7 @@ def headline_of(verdicts: Sequence[Verdict]) -> str:
         better = sum(verdict.differences[0].verdict == "better" for verdict in compared)
         settings = describe_count(len(compared), "setting")
         return (
-            f"In these runs, the distilled student is better in {better} of {settings}. "
+            f"In these runs, the distilled student is better in {better or 'none'} of {settings}. "
             "One seed of each cannot tell whether distillation helps."
         )
     helped = sum(verdict.tone == "better" for verdict in several)

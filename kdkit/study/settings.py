@@ -1,6 +1,5 @@
 """The settings of a trial that its run records, by which a later study recognizes the run as that of the trial."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,7 +25,7 @@ class TrialSettings:
         """Return the settings of a trial. origin: its recipe file and the options of its recipe."""
         return cls(
             name=name,
-            recipe_sha256=None if origin.file is None else hashlib.sha256(origin.file.read_bytes()).hexdigest(),
+            recipe_sha256=origin.sha256,
             options=option_texts(origin.options),
             run_options={name: getattr(options, name) for name in _RUN_OPTIONS},
             seed=options.seed,
@@ -55,14 +54,21 @@ def unknown_run(settings: Sequence[TrialSettings], runs: Mapping[str, Mapping[st
 
     runs: the records of runs by name.
     """
-    names = {(frozenset(trial.options.items()), trial.seed): trial.name for trial in settings}
-    cells = {frozenset(trial.options.items()): trial for trial in settings}.values()
+    names = {(_key(trial.options), repr(trial.seed)): trial.name for trial in settings}
+    cells = {_key(trial.options): trial for trial in settings}
     for run, record in runs.items():
-        seed, options = record.get("seed"), record.get("options")
-        nearest = min((replace(trial, seed=seed).differences(record) for trial in cells), key=len)
+        seed, recorded = record.get("seed"), record.get("options")
+        options = _key(recorded if isinstance(recorded, Mapping) else {})
+        # Of thousands of runs, all but the one that differs are found by their options.
+        candidates = [cells[options]] if options in cells else cells.values()
+        nearest = min((replace(trial, seed=seed).differences(record) for trial in candidates), key=len)
         if nearest:
             return f"{run}, which differs in {'; and in '.join(nearest)}"
-        name = names.get((frozenset(options.items() if isinstance(options, Mapping) else ()), seed), run)
+        name = names.get((options, repr(seed)), run)
         if name != run:
             return f"{run}, which would be run again as {name}"
     return None
+
+
+def _key(options: Mapping[str, Any]) -> str:
+    return repr(sorted(options.items()))

@@ -43,6 +43,9 @@ class Study:
     def __init__(self, folder: str | Path, trials: Sequence[Trial]) -> None:
         self.folder, self.trials = Path(folder), tuple(trials)
         self._digests: dict[str, str] = {}
+        # Read once: recipes are those of now, although their files may be edited before the last trial starts.
+        self._files = {trial.name: _source_file(trial.recipe) for trial in self.trials}
+        self._sources = {file: file.read_bytes() for file in {*self._files.values()} if file is not None}
         names: list[str] = []
         for trial in self.trials:
             if trial.name in names:
@@ -163,7 +166,7 @@ class Study:
             return InProcess() if jobs == 1 else Processes(jobs)
         if jobs != 1:
             raise RecipeError("jobs are processes of this machine, and a cluster has its own; use only one of the two")
-        files = {_source_file(trial.recipe) for trial in self.trials if not self.finished(trial.name)}
+        files = {self._files[trial.name] for trial in self.trials if not self.finished(trial.name)}
         return RayWorkers(cluster, self.folder, [file for file in files if file is not None])
 
     def _prepare(self, options: RunOptions, callbacks: Sequence[object], trial: Trial) -> Job | TrialResult:
@@ -202,7 +205,13 @@ class Study:
             parameter: ", ".join(f"{name} {self._digest(name)}" for name in as_names(names))
             for parameter, names in trial.needs.items()
         }
-        return Origin(file=_source_file(trial.recipe), options={**trial.options, **needs}, command=trial.command)
+        file = self._files[trial.name]
+        return Origin(
+            file=file,
+            options={**trial.options, **needs},
+            command=trial.command,
+            source=None if file is None else self._sources[file],
+        )
 
     def _settings(self, trial: Trial, options: RunOptions) -> TrialSettings:
         return TrialSettings.of(trial.name, self._origin(trial), replace(options, seed=trial.seed))

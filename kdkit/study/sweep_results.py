@@ -18,7 +18,7 @@ from kdkit.metrics.bootstrap import without_interval
 from kdkit.metrics.comparison import Comparison, PairsOfRuns, compare_over_seeds
 from kdkit.metrics.paired import SplitPredictions
 from kdkit.study.study import Study
-from kdkit.utils.files import to_json, write
+from kdkit.utils.files import to_json, write_output
 
 _LEVEL = 0.95  # of all comparisons together
 _RELATIONS = {"better": "better than", "worse": "worse than", "not distinguishable": "not distinguishable from"}
@@ -160,9 +160,9 @@ class SweepResults:
         return text.getvalue()
 
     def save(self, folder: Path) -> None:
-        """Write results.json and results.csv to a folder."""
-        write(folder / "results.json", self.as_json())
-        write(folder / "results.csv", self.as_csv())
+        """Write results.json and results.csv to a folder. Raises KdkitError if they cannot be written."""
+        write_output(folder / "results.json", self.as_json(), option="--out FOLDER")
+        write_output(folder / "results.csv", self.as_csv(), option="--out FOLDER")
 
 
 class CellRuns(NamedTuple):

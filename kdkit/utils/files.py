@@ -58,8 +58,8 @@ def require_output(path: Path, option: str = "--out FILE") -> None:
 def require_output_folder(path: Path, option: str = "--out FOLDER") -> None:
     """Raise KdkitError if no file can be written in a folder, or if it cannot be created, as `require_output`."""
     with output_errors(path, option):
-        if path.exists() and not path.is_dir():
-            raise NotADirectoryError(f"{path} is a file")
+        if os.path.lexists(path) and not path.is_dir():
+            raise NotADirectoryError(f"{path} is no folder")
         require_writable(path)
 
 

@@ -103,7 +103,7 @@ def test_a_seed_that_fails_or_is_damaged_costs_its_own_run(kdkit, tmp_path):
         (["--seeds", "1,1"], "--seeds must be different integers of at least 0; got 1,1"),
         (["--seeds", "1,2", "--seed", "3"], "--seed is the first of a number of seeds"),
         (["--seeds", "2", "--out", "one"], "one holds one run, and a folder for several is needed"),
-        (["--seeds", "2", "--out", "mine.py"], "mine.py cannot be written: mine.py is a file; choose another place"),
+        (["--seeds", "2", "--out", "mine.py"], "mine.py cannot be written: mine.py is no folder; choose another place"),
         (["--seeds", "2", "--out", "thesis"], "thesis holds no runs, but 'chapter'; choose another folder (--out"),
         (["--seeds", "2", "--device", "gpu7"], "gpu7"),
         (["--seeds", "2", "--log", "cvs"], "did you mean 'csv'"),
@@ -118,6 +118,19 @@ def test_a_contradiction_is_refused_before_anything_is_written(kdkit, arguments,
     assert message in " ".join(result.err.split())
     files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
     assert files == ["mine.py", "one", "one/run.json", "thesis", "thesis/chapter"]
+
+
+def test_a_recipe_file_that_is_edited_while_seeds_run_is_recorded_as_it_was_read(kdkit, tmp_path):
+    edits = RECIPE.replace(
+        "    if torch", "    with open(__file__, 'a') as file:\n        file.write('#')\n    if torch"
+    )
+    (tmp_path / "mine.py").write_text(edits)
+    result = kdkit("run", "mine.py", "--seeds", "2", "--out", "all", "--device", "cpu")
+    assert "Accuracy on the test split, on average over 2 seeds" in result.out, result
+    assert (tmp_path / "mine.py").read_text() == f"{edits}##"
+    copies = [file.read_text() for file in (tmp_path / "all").rglob("recipe.py")]
+    assert copies == [edits] * 3
+    assert kdkit("run", "mine.py", "--seeds", "2", "--out", "all").code == 2
 
 
 def test_a_folder_of_seeds_takes_no_run_with_other_options(kdkit, tmp_path):

@@ -236,6 +236,16 @@ def test_a_folder_with_other_files_is_left_unchanged(tmp_path):
     assert (tmp_path / "big" / "thesis.txt").read_text() == "mine"
 
 
+def test_a_trial_that_cannot_be_marked_as_finished_fails_alone(tmp_path):
+    run_states(Study(tmp_path, pair()[:1]))
+    (tmp_path / "big" / "trial.json").unlink()
+    (tmp_path / "big" / "trial.json").mkdir()
+    assert run_states(Study(tmp_path, [*pair()[:1], Trial(name="other", recipe=recipe)])) == {
+        "big": "failed",
+        "other": "finished",
+    }
+
+
 def test_two_processes_do_not_run_a_study_in_one_folder(tmp_path):
     with FileLock(tmp_path / ".lock"), pytest.raises(RunFolderError, match="another process"):
         run_states(Study(tmp_path, pair()))

@@ -40,6 +40,7 @@ def recipe(
     flag: bool = False,
     flags: tuple[bool, ...] = (),
     width: int | None = None,
+    place: Path | None = None,
 ) -> Recipe:
     """Return a student.
 
@@ -101,29 +102,23 @@ def test_the_same_command_again_skips_what_is_finished(sweep, tmp_path):
         refused = sweep(*options, "--seeds", "3")
         assert (refused.code, message in refused.err) == (2, True), refused.err
     assert sorted(tmp_path.rglob("*")) == files
+    table = tmp_path / "runs" / "mine-sweep" / "results.json"
+    table.unlink()
+    table.mkdir()  # so that it cannot be written, as on a full disk
+    unsaved = sweep("--lr", "0.3,0.1", "--seeds", "2")
+    assert (unsaved.code, "Metrics on test" in unsaved.out, "saved to" in unsaved.out) == (1, True, False), unsaved
+    assert "error: runs/mine-sweep/results.json cannot be written: " in unsaved.err
 
 
 def test_a_cell_is_resumed_and_repeated_by_its_folder(sweep, kdkit_here, tmp_path):
-    values = (
-        "--lr",
-        "0.1",
-        "--sizes",
-        "2,3",
-        "--flag",
-        "yes",
-        "--flags",
-        "no,yes",
-        "--width",
-        "none",
-        "--names",
-        "a b",
-    )
-    assert sweep(*values, "--seeds", "3,4", "--metric", "macro_f1", "--out", "all", "-q").code == 0
+    values = ["--lr", "0.1", "--sizes", "2,3", "--flag", "yes", "--flags", "no,yes", "--width", "none"]
+    values += ["--place", "./none", "--names", "a b", "--seeds", "3,4", "--out", "all"]
+    assert sweep(*values, "--metric", "macro_f1", "-q").code == 0
     cell = next((tmp_path / "all").glob("*seed=4"))
     arguments = json.loads((cell / "run.json").read_text())["command"]["arguments"]
     assert arguments[1:] == [
         *("--device", "cpu", "-q", "--lr=0.1", "--sizes=2", "--sizes=3", "--names=a b", "--flag"),
-        *("--no-flags", "--flags", "--width=none", "--seed", "4"),
+        *("--no-flags", "--flags", "--width=none", "--place=./none", "--seed", "4"),
     ]
     rerun = kdkit_here("rerun", cell)
     assert rerun.code == 0, rerun
@@ -133,7 +128,7 @@ def test_a_cell_is_resumed_and_repeated_by_its_folder(sweep, kdkit_here, tmp_pat
     (cell / "1-student" / "stage.json").unlink()
     assert kdkit_here("run", "--resume", cell, "-q").code == 0
     assert (cell / "1-student" / "stage.json").exists()
-    again = sweep(*values, "--seeds", "3,4", "--out", "all")
+    again = sweep(*values)
     assert (again.code, again.out.count(" finished in 0 s")) == (0, 1)
 
 

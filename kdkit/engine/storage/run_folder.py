@@ -47,10 +47,11 @@ class RunFolder:
     writes: bool = True
 
     @classmethod
-    def create(cls, path: Path, record: Mapping[str, Any], recipe: Path | None) -> "RunFolder":
+    def create(cls, path: Path, record: Mapping[str, Any], recipe: bytes | None) -> "RunFolder":
         """Create a run folder. Raises RunFolderError if the path exists and is not an empty folder.
 
-        A folder in which a run was killed before it wrote its record counts as empty.
+        recipe: the content of the recipe file, if there is one. A folder in which a run was killed before it wrote its
+        record counts as empty.
         """
         cls.require_usable(path, resume=False)
         try:
@@ -67,7 +68,7 @@ class RunFolder:
         cls,
         path: Path,
         record: Mapping[str, Any],
-        recipe: Path | None = None,
+        recipe: bytes | None = None,
         *,
         force: bool = False,
         tidy: bool = True,
@@ -224,9 +225,9 @@ def _is_empty(path: Path) -> bool:
     return path.is_dir() and all(file.name == _LOCK or is_temporary(file, RECORD) for file in path.iterdir())
 
 
-def _copy_recipe(path: Path, recipe: Path | None) -> None:
+def _copy_recipe(path: Path, recipe: bytes | None) -> None:
     if recipe is not None:
-        write(path / _RECIPE, recipe.read_bytes())
+        write(path / _RECIPE, recipe)
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:

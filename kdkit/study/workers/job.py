@@ -14,7 +14,8 @@ from kdkit.engine.run_record import Origin
 from kdkit.engine.storage.run_folder import can_resume
 from kdkit.errors import KdkitError
 from kdkit.recipe.recipe import Recipe
-from kdkit.utils.files import write
+from kdkit.study.workers.pickling import pickle_object
+from kdkit.utils.files import write_output
 
 TRIAL_FILE = "trial.json"  # written last, so a trial whose folder has it is finished
 
@@ -54,13 +55,19 @@ class Job:
         try:
             options = replace(self.options, out=self.folder, resume=can_resume(self.folder))
             run(lambda: self.recipe(**self.arguments), options, callbacks=self.callbacks, origin=self.origin)
+            seconds = time.perf_counter() - start
+            if options.only is None:
+                write_output(self.folder / TRIAL_FILE, json.dumps({"seconds": seconds}), option="--out FOLDER")
         except Exception as error:  # a recipe may raise anything, and the other trials must still run
             self._locate(error)
             return JobResult(seconds=time.perf_counter() - start, error=error)
-        seconds = time.perf_counter() - start
-        if options.only is None:
-            write(self.folder / TRIAL_FILE, json.dumps({"seconds": seconds}))
         return JobResult(seconds=seconds)
+
+    def pickled(self) -> bytes:
+        """Return this job for another process. Raises RecipeError if it cannot be pickled."""
+        file, source = self.origin.file, self.origin.source
+        sources = {} if file is None or source is None else {file: source}
+        return pickle_object(self, f"trial {self.name!r}", sources)
 
     def _locate(self, error: Exception) -> None:
         """Add a note with the innermost line of the recipe file to an error of user code."""

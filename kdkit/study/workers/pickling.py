@@ -1,19 +1,20 @@
 """Pickle jobs and errors for another process. Functions and classes are pickled as a file and a name, not as code."""
 
+import hashlib
 import importlib
 import importlib.util
 import io
 import pickle
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import cache, partial
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from kdkit.errors import RecipeError, WorkerError, first_line
 from kdkit.plugins.manager import installed
@@ -42,15 +43,17 @@ def require_guarded_script() -> None:
         )
 
 
-def pickle_object(value: object, description: str) -> bytes:
+def pickle_object(value: object, description: str, sources: Mapping[Path, bytes] | None = None) -> bytes:
     """Return a value as a pickle that `pickle.loads` reads in another process.
 
-    description: names the value in the error. Raises RecipeError if it holds a function or a class that another process
-    cannot find, or anything else that cannot be pickled.
+    description: names the value in the error. sources: the content of files as this process imported them, which a
+    process that imports them later must find unchanged. Raises RecipeError if it holds a function or a class that
+    another process cannot find, or anything else that cannot be pickled.
     """
     stream = io.BytesIO()
+    digests = {str(file.resolve()): hashlib.sha256(source).hexdigest() for file, source in (sources or {}).items()}
     try:
-        _Pickler(stream, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+        _Pickler(stream, digests).dump(value)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise RecipeError(
             f"{description} cannot be sent to another process: {first_line(error)}; functions and classes must be at "
@@ -87,14 +90,21 @@ def unpack_error(packed: PackedError) -> Exception:
     return error
 
 
-def find_object(file: str, module: str, name: str, *, is_plugin: bool = False) -> Any:
+def find_object(file: str, module: str, name: str, *, is_plugin: bool = False, sha256: str | None = None) -> Any:
     """Return a function or a class by its file, the module of that file, and its name in there.
 
-    Pickles call this function. Raises RecipeError if the file does not have the name.
+    Pickles call this function. Raises RecipeError if the file does not have the name, or if it has to be imported and
+    its digest is not `sha256`.
     """
     reset = IMPORTING.set(Path(file))
     try:
-        container = _import_file(Path(file), module, is_plugin=is_plugin)
+        container = _imported(Path(file), module)
+        if container is None:
+            if sha256 is not None and hashlib.sha256(Path(file).read_bytes()).hexdigest() != sha256:
+                raise RecipeError(
+                    f"{file} changed after its trial was created; start the study again, in another folder"
+                )
+            container = _import_file(Path(file), module, is_plugin=is_plugin)
     finally:
         IMPORTING.reset(reset)
     value = _attribute(container, name)
@@ -107,7 +117,12 @@ class _Pickler(pickle.Pickler):
     """Pickles functions and classes as a file and a name, so that they may be in a script or a recipe file.
 
     Plain pickle stores the name of the module only, which another process cannot import if it is not installed.
+    digests: by file, see `find_object`.
     """
+
+    def __init__(self, stream: IO[bytes], digests: Mapping[str, str]) -> None:
+        super().__init__(stream, protocol=pickle.HIGHEST_PROTOCOL)
+        self._digests = digests
 
     def reducer_override(self, value: Any) -> Any:
         """Return how to find a function or a class again; NotImplemented leaves the value to plain pickle."""
@@ -127,8 +142,9 @@ class _Pickler(pickle.Pickler):
             return NotImplemented
         spec = getattr(module, "__spec__", None)
         name = spec.name if spec is not None else module.__name__  # of `python -m package.script`: not "__main__"
-        is_plugin = installed().manager.is_registered(module)
-        return partial(find_object, str(Path(file).resolve()), name, is_plugin=is_plugin), (value.__qualname__,)
+        path, is_plugin = str(Path(file).resolve()), installed().manager.is_registered(module)
+        find = partial(find_object, path, name, is_plugin=is_plugin, sha256=self._digests.get(path))
+        return find, (value.__qualname__,)
 
 
 @cache
@@ -154,19 +170,20 @@ def _attribute(value: Any, name: str) -> Any:
     return value
 
 
-def _import_file(path: Path, name: str, *, is_plugin: bool) -> ModuleType:
-    """Return the module of a file, so that classes compare equal to those that this process already has.
-
-    In this order: already imported under any of the names that it may have, as a recipe file, by its name, by its path.
-    """
-
-    def is_path(file: str | None) -> bool:
-        return file is not None and Path(file).resolve() == path
-
+def _imported(path: Path, name: str) -> ModuleType | None:
+    """Return the module of a file if it is imported under any of the names that it may have; None otherwise."""
     for candidate in (name, path.stem, f"kdkit_recipe_{path.stem}"):  # the last is `read_recipe_file`'s second choice
         module = sys.modules.get(candidate)
-        if candidate != MAIN and module is not None and is_path(getattr(module, "__file__", None)):
+        if candidate != MAIN and module is not None and _is_path(getattr(module, "__file__", None), path):
             return module
+    return None
+
+
+def _import_file(path: Path, name: str, *, is_plugin: bool) -> ModuleType:
+    """Import a file, so that its classes compare equal to those of later pickles.
+
+    In this order: as a recipe file, by its name, by its path.
+    """
     if is_plugin:
         return read_recipe_file(path).module
     if name != MAIN and name not in sys.modules:
@@ -174,9 +191,13 @@ def _import_file(path: Path, name: str, *, is_plugin: bool) -> ModuleType:
             spec = importlib.util.find_spec(name)
         except (ImportError, ValueError, AttributeError):
             spec = None
-        if spec is not None and is_path(spec.origin):
+        if spec is not None and _is_path(spec.origin, path):
             return importlib.import_module(name)
     return load_file(path)
+
+
+def _is_path(file: str | None, path: Path) -> bool:
+    return file is not None and Path(file).resolve() == path
 
 
 def _message(error: BaseException) -> str:

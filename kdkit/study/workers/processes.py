@@ -17,7 +17,7 @@ from kdkit.engine.interrupts import Interrupts
 from kdkit.errors import WorkerError
 from kdkit.study.workers.devices import SharedDevices
 from kdkit.study.workers.job import Job, JobResult
-from kdkit.study.workers.pickling import pickle_object, unpack_error
+from kdkit.study.workers.pickling import unpack_error
 from kdkit.utils.cores import usable_cores
 from kdkit.utils.validation import validate_count
 
@@ -51,7 +51,7 @@ class Processes:
     def start(self, job: Job) -> None:
         """Send a job to a process. Raises RecipeError if it cannot be pickled."""
         job = self._devices.place(job)
-        data = pickle_object(job, f"trial {job.name!r}")
+        data = job.pickled()
         self._free = [child for child in self._free if child.alive]
         # A process that changed its GPU would still take memory of the other one.
         child = next((child for child in self._free if child.gpu == job.gpu), None)

@@ -13,7 +13,7 @@ from uuid import uuid4
 from kdkit.errors import RecipeError, WorkerError, first_line
 from kdkit.study.workers.environment import difference, environment_of
 from kdkit.study.workers.job import Job, JobResult
-from kdkit.study.workers.pickling import pickle_object, unpack_error
+from kdkit.study.workers.pickling import unpack_error
 from kdkit.study.workers.remote import StudyLocation, run_remote
 
 CONNECT_TIMEOUT = 10.0  # seconds
@@ -74,7 +74,7 @@ class RayWorkers:
 
     def start(self, job: Job) -> None:
         """Put a job into Ray's queue. Raises RecipeError if it cannot be pickled."""
-        data = pickle_object(job, f"trial {job.name!r}")
+        data = job.pickled()
         remote = self._ray.remote(
             num_cpus=self._cluster.cpus, num_gpus=self._cluster.gpus, max_retries=self._cluster.retries
         )

@@ -96,11 +96,9 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, mon
 
 
 def test_a_new_run_folder_holds_its_record_and_a_copy_of_the_recipe(tmp_path):
-    recipe = tmp_path / "mine.py"
-    recipe.write_text("def recipe(): ...\n")
-    folder = RunFolder.create(tmp_path / "run", RECORD, recipe)
+    folder = RunFolder.create(tmp_path / "run", RECORD, b"def recipe(): ...\n")
     assert json_of(folder.path / "run.json") == {"format": FORMAT, **RECORD}
-    assert (folder.path / "recipe.py").read_text() == recipe.read_text()
+    assert (folder.path / "recipe.py").read_text() == "def recipe(): ...\n"
 
 
 def test_a_run_without_a_recipe_file_has_no_copy_of_it(tmp_path):

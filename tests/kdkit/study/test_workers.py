@@ -235,6 +235,18 @@ def test_a_file_that_lost_the_function_is_named_in_the_error(module, tmp_path):
         pickle.loads(data)
 
 
+def test_a_file_that_was_edited_is_not_imported_by_another_process(module, tmp_path):
+    path = tmp_path / "of_no_package.py"
+    data = pickle_object(module.recipe, "it", {path: path.read_bytes()})
+    path.write_text(f"{FILE}# edited")
+    assert pickle.loads(data) is module.recipe  # this process has imported it before
+    forget(tmp_path)
+    with pytest.raises(RecipeError, match=r"of_no_package\.py changed after its trial was created"):
+        pickle.loads(data)
+    path.write_text(FILE)
+    assert pickle.loads(data)(3) == 3
+
+
 def test_errors_keep_their_class_if_they_can_be_pickled():
     problems = CheckError(["first", "second"])
     problems.add_note("a note")
