@@ -35,7 +35,7 @@ from torch.utils.data import TensorDataset
 
 import kdkit
 from kdkit import Ema, Match, Net, Optimizer, Past, Recipe, Stage, Tap, TorchData, Training
-from kdkit.losses import Hint, SoftTargets
+from kdkit.losses import Hint, QueueKL, SoftTargets
 from kdkit import Truth
 
 
@@ -89,6 +89,7 @@ def recipe(
     drawn: int | None = None,
     width: int = 4,
     wrong: int | None = None,
+    queue: bool = False,
 ):
     if drawn is not None:
         torch.manual_seed(drawn)
@@ -98,6 +99,8 @@ def recipe(
     objective = objective + Match(teacher, Hint(), **taps)
     if past:
         objective = objective + 0.2 * Match(Past(student), SoftTargets()) + 0.2 * Match(Ema(student), SoftTargets())
+    if queue:
+        objective = objective + 0.1 * Match(teacher, QueueKL(size=12), **taps)
     if lose is not None or fail:
         objective = objective + 0.0 * Truth(Failing(lose), label="failing")
     options = dict(extra) if (extra := globals().get("training")) else {}
@@ -169,7 +172,8 @@ def run(name, out=None, **parameters):
 def run_all(out=None):
     # At first, the gradient of an Ema is nothing but rounding, and PCGrad depends on its direction
     results = {name: run(name, out if name == "sum" else None, past=name != "pcgrad") for name in OPTIONS}
-    results["alike"] = run("sum", count=66)  # a last batch of 2, too few to be split, which both processes compute
+    # a last batch of 2, too few to be split, which both processes compute
+    results["alike"] = run("sum", count=66, queue=True)
     results["drawn"] = run("averaged", drawn=number)  # networks with weights that differ between the processes
     torch.set_default_dtype(torch.float32)
     results["adam"] = run("adam")
