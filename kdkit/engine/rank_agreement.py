@@ -12,7 +12,8 @@ from torch.nn.parameter import is_lazy
 
 from kdkit.engine.options import RunOptions
 from kdkit.engine.run_record import Origin
-from kdkit.errors import DataError, RecipeError
+from kdkit.engine.storage.run_folder import resumable_files
+from kdkit.errors import DataError, RecipeError, RunFolderError
 from kdkit.recipe.objective import as_objective
 from kdkit.recipe.recipe import Recipe, Stage, nets_of
 from kdkit.utils import collectives
@@ -26,9 +27,9 @@ _SHOWN, _LONGEST = 3, 200  # differences in a message, and characters of a value
 def require_agreement(
     recipe: Recipe, stages: Sequence[Stage], options: RunOptions, device: torch.device, origin: Origin
 ) -> None:
-    """Raise DataError or RecipeError on all ranks if they have different data, recipes or options; all call this.
+    """Raise KdkitError on all ranks if they have different data, recipes or options, or resume from different files.
 
-    stages: of the recipe, as they will run.
+    All ranks call this. stages: of the recipe, as they will run.
     """
     if not collectives.is_distributed():
         return
@@ -38,6 +39,13 @@ def require_agreement(
             "another; create the data inside recipe(), where random numbers are seeded, or split it with a seeded "
             "generator"
         )
+    if options.resume and options.out is not None:
+        first, *others = collectives.all_gather_objects([resumable_files(options.out)])
+        if any(other != first for other in others):
+            raise RunFolderError(
+                f"the processes of this run have different files in {options.out}, from which it is resumed; processes "
+                "on several machines need a run folder that all of them share"
+            )
     facts = {name: _text(value) for name, value in _facts(recipe, stages, options, device, origin)}
     digest = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
     if len(set(collectives.all_gather_objects([digest]))) == 1:  # networks have many facts

@@ -131,6 +131,8 @@ class Failing:
 
 # All training options, in one process and then in two. Each process saves its results.
 SAME = """
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -215,8 +217,16 @@ errors = {
     "option": error_of(gradients=number),
     "wrong": error_of(first={"wrong": 8}, second={"wrong": 8}, out=folder / "wrong"),
 }
+
+all_results = run_all(folder / "run")
+own_folder = folder / f"{number}"
+own_folder.mkdir()
+os.chdir(own_folder)
+if number == 0:
+    shutil.copytree(folder / "run", "run")
+errors["folder"] = error_of(out="run", resume=True)
 results = {"net": net.state_dict(), "buffers": buffers, "errors": errors}
-torch.save((whole, run_all(folder / "run"), results), folder / f"{number}.pt")
+torch.save((whole, all_results, results), folder / f"{number}.pt")
 distributed.destroy_process_group()
 """
 
@@ -314,6 +324,13 @@ def test_a_module_gets_the_parameters_and_buffers_of_the_first_process(results):
 def test_processes_with_different_recipes_or_options_are_refused(results, name, message):
     for other in results.others:
         assert f"the processes of this run have different recipes or options: {message}" in other["errors"][name]
+
+
+def test_processes_that_do_not_share_the_folder_of_a_run_do_not_resume_it(results):
+    for other in results.others:
+        assert (
+            "have different files in run, from which it is resumed; processes on several" in other["errors"]["folder"]
+        )
 
 
 def test_the_process_that_has_a_row_with_nan_names_it_for_all(results):
