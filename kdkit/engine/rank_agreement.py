@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,7 +63,9 @@ def _facts(
     """Yield what must be the same on all ranks, by a name for messages; causes come before what follows from them."""
     for option in fields(options):
         if option.name not in _OF_ONE_RANK:
-            yield f"option {option.name}", getattr(options, option.name)
+            value = getattr(options, option.name)
+            # Each machine may have a folder of its own for the teacher cache.
+            yield f"option {option.name}", "a folder" if isinstance(value, Path) else value
     yield "the device", device.type
     yield "the recipe file", None if origin.file is None else hashlib.sha256(origin.file.read_bytes()).hexdigest()
     for name, value in (origin.options or {}).items():
@@ -102,8 +105,9 @@ def _facts_of_tensors(module: object, owner: str) -> Iterator[tuple[str, Any]]:
 
 
 def _text(value: Any) -> str:
-    """Return the repr of a value without what differs between processes: addresses, and the order of a set."""
+    """Return the repr of a value without what differs between processes: addresses, GPUs, and the order of a set."""
     text = without_addresses(value if isinstance(value, str) else repr(value))
+    text = re.sub(r"cuda:\d+", "cuda", text)
     return re.sub(r"\{([^{}]*)\}", lambda group: f"{{{', '.join(sorted(group[1].split(', ')))}}}", text)
 
 
