@@ -10,7 +10,7 @@ from kdkit.utils.memory import format_bytes, is_out_of_memory
 # A DataLoader repeats the error of a worker, with the traceback as its message.
 _CAUGHT = re.compile(r"Caught (\w+) in DataLoader worker process (\d+)")
 _KILLED = re.compile(r"DataLoader worker \(pid (\d+)\) is killed by signal: ([\w ]+)")
-_EXITED = re.compile(r"DataLoader worker \(pid\(s\) ([\d, ]+)\) exited unexpectedly")
+_EXITED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) exited unexpectedly(?: with exit code (\d+))?")
 _TIMED_OUT = re.compile(r"DataLoader timed out after ([\d.]+) seconds")
 # How torch and the system report that /dev/shm is full, through which workers pass batches, or that files run out.
 _SHARED_MEMORY = ("Bus error", "file </torch_", "shared memory")
@@ -70,9 +70,10 @@ def explain_ended_worker(error: Exception, position: str) -> DataError | None:
             f"system kills processes if memory runs out: {_FEWER}"
         )
     if exited is not None:
+        code = "" if exited[2] is None else f" and with the exit code {exited[2]}"
         return DataError(
-            f"{position} cannot be read: worker process {exited[1]} ended without an error message; the system kills "
-            f"processes if memory runs out: {_FEWER}; to find another cause, read the data without workers"
+            f"{position} cannot be read: worker process {exited[1]} ended without an error message{code}; the system "
+            f"kills processes if memory runs out: {_FEWER}; to find another cause, read the data without workers"
         )
     return None
 

@@ -6,17 +6,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from time import monotonic
+from traceback import walk_tb
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.label_check import DeferredLabelCheck, LabelCheck
 from kdkit.data.loading import RowBatches, load_ahead
-from kdkit.data.read_errors import explain_unreadable, is_from_worker
+from kdkit.data.read_errors import explain_ended_worker, explain_unreadable, is_from_worker
 from kdkit.errors import DataError
 
 NOTICE_AFTER = 120.0  # seconds of waiting for a batch until a warning, which is repeated whenever they have doubled
@@ -142,7 +144,23 @@ class _Watch:
             _workers[self._loader] = self._processes()
 
     def explained(self, error: Exception) -> Exception:
-        """Return the error to raise instead of this one, perhaps itself."""
+        """Return the error to raise instead of this one, perhaps itself; end the workers, which are not needed."""
+        if self._loader is None:
+            return self._explained(error)
+        ended = None
+        try:
+            _end_workers(error, self._loader)
+        except RuntimeError as later:  # torch reports the end of another worker at any line, once
+            ended = explain_ended_worker(later, self.position())
+            if ended is None:
+                raise
+            _end_workers(error, self._loader)
+        explained = self._explained(error)
+        if ended is not None:
+            explained.add_note(f"meanwhile: {ended}")
+        return explained
+
+    def _explained(self, error: Exception) -> Exception:
         if self._expired:
             return DataError(
                 f"{self.position()} did not come within {LIMIT / 60:g} minutes, so its worker processes were ended; "
@@ -173,6 +191,19 @@ class _Watch:
         """Return the processes that started while the batch was waited for, or before if the loader keeps them."""
         started = frozenset(process for process in multiprocessing.active_children() if process.daemon)
         return (started - self._before) | _workers.get(self._loader, frozenset())
+
+
+def _end_workers(error: Exception, loader: DataLoader[Any]) -> None:
+    """End the workers of a DataLoader that an error came from, since torch would report their ends at any later line.
+
+    Otherwise they would live as long as the traceback of the error, which refers to them.
+    """
+    for frame, _ in walk_tb(error.__traceback__):
+        iterator = frame.f_locals.get("self")
+        if isinstance(iterator, _BaseDataLoaderIter) and hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
+    if loader.persistent_workers:
+        loader._iterator = None  # it would wait for them when it is read again
 
 
 def _look_at_watches() -> None:

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch.nn.parameter import is_lazy
 
 from kdkit.engine.options import RunOptions
 from kdkit.engine.run_record import Origin
-from kdkit.errors import DataError, RecipeError
+from kdkit.engine.storage.run_folder import resumable_files
+from kdkit.errors import DataError, RecipeError, RunFolderError
 from kdkit.recipe.objective import as_objective
 from kdkit.recipe.recipe import Recipe, Stage, nets_of
 from kdkit.utils import collectives
@@ -26,9 +28,9 @@ _SHOWN, _LONGEST = 3, 200  # differences in a message, and characters of a value
 def require_agreement(
     recipe: Recipe, stages: Sequence[Stage], options: RunOptions, device: torch.device, origin: Origin
 ) -> None:
-    """Raise DataError or RecipeError on all ranks if they have different data, recipes or options; all call this.
+    """Raise KdkitError on all ranks if they have different data, recipes or options, or resume from different files.
 
-    stages: of the recipe, as they will run.
+    All ranks call this. stages: of the recipe, as they will run.
     """
     if not collectives.is_distributed():
         return
@@ -38,6 +40,13 @@ def require_agreement(
             "another; create the data inside recipe(), where random numbers are seeded, or split it with a seeded "
             "generator"
         )
+    if options.resume and options.out is not None:
+        first, *others = collectives.all_gather_objects([resumable_files(options.out)])
+        if any(other != first for other in others):
+            raise RunFolderError(
+                f"the processes of this run have different files in {options.out}, from which it is resumed; processes "
+                "on several machines need a run folder that all of them share"
+            )
     facts = {name: _text(value) for name, value in _facts(recipe, stages, options, device, origin)}
     digest = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
     if len(set(collectives.all_gather_objects([digest]))) == 1:  # networks have many facts
@@ -54,7 +63,9 @@ def _facts(
     """Yield what must be the same on all ranks, by a name for messages; causes come before what follows from them."""
     for option in fields(options):
         if option.name not in _OF_ONE_RANK:
-            yield f"option {option.name}", getattr(options, option.name)
+            value = getattr(options, option.name)
+            # Each machine may have a folder of its own for the teacher cache.
+            yield f"option {option.name}", "a folder" if isinstance(value, Path) else value
     yield "the device", device.type
     yield "the recipe file", None if origin.file is None else hashlib.sha256(origin.file.read_bytes()).hexdigest()
     for name, value in (origin.options or {}).items():
@@ -94,8 +105,9 @@ def _facts_of_tensors(module: object, owner: str) -> Iterator[tuple[str, Any]]:
 
 
 def _text(value: Any) -> str:
-    """Return the repr of a value without what differs between processes: addresses, and the order of a set."""
+    """Return the repr of a value without what differs between processes: addresses, GPUs, and the order of a set."""
     text = without_addresses(value if isinstance(value, str) else repr(value))
+    text = re.sub(r"cuda:\d+", "cuda", text)
     return re.sub(r"\{([^{}]*)\}", lambda group: f"{{{', '.join(sorted(group[1].split(', ')))}}}", text)
 
 

@@ -12,6 +12,9 @@ from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.train_state import TrainState
 from kdkit.engine.update_parts import UpdatePart
 from kdkit.teachers.base import TeacherOutput, TeacherOutputs
+from kdkit.utils.collectives import same_rows
+
+_NO_CONTEXT = nullcontext()
 
 
 class TrainingStep:
@@ -27,10 +30,11 @@ class TrainingStep:
 
     def __call__(self, batch: Batch, part: UpdatePart) -> dict[str, Tensor]:
         """Train on a batch, and return the unweighted value of every term by label, detached."""
-        losses = self.add_gradients(batch, self.teacher_outputs(batch, self.open_stage.sessions), part)
-        if part.ends_update:
-            self.state.optimizer_step()
-        self.state.observe(batch)
+        with same_rows() if part.is_repeated else _NO_CONTEXT:
+            losses = self.add_gradients(batch, self.teacher_outputs(batch, self.open_stage.sessions), part)
+            if part.ends_update:
+                self.state.optimizer_step()
+            self.state.observe(batch)
         return losses
 
     def epoch(self) -> AbstractContextManager[Any]:

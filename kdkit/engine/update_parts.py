@@ -21,13 +21,14 @@ class UpdatePart(NamedTuple):
 
     ends_update: whether the weights are updated after this batch. divisor: of its losses, the number of samples in the
     update divided by that in the batch, so that every sample counts the same. rank_weight: the weight of this rank's
-    part of the batch in the mean over ranks.
+    part of the batch in the mean over ranks. is_repeated: whether each of several ranks has the whole batch.
     factors: of the terms that are no mean over samples, by label; None if all are.
     """
 
     ends_update: bool = True
     divisor: float = 1.0
     rank_weight: float = 1.0
+    is_repeated: bool = False
     factors: Mapping[str, Tensor | float] | None = None
 
     def scaled(self, losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -86,7 +87,7 @@ class Updates:
             samples: float = len(batch)
             if divided is not None and index < count:
                 weight, samples = rank_share(len(batch), divided[index])
-                part = part._replace(rank_weight=weight)
+                part = part._replace(rank_weight=weight, is_repeated=len(batch) == divided[index])
             yield TrainingPart(batch, part, samples)
 
     def _read_ahead(
@@ -111,7 +112,8 @@ class Updates:
         parts = []
         for batch, size, part in zip(update, whole, update_parts(whole, len(whole)), strict=True):
             weight, samples = rank_share(len(batch), size)
-            parts.append(TrainingPart(batch, part._replace(rank_weight=weight), samples))
+            is_repeated = is_distributed() and len(batch) == size
+            parts.append(TrainingPart(batch, part._replace(rank_weight=weight, is_repeated=is_repeated), samples))
         counts = self._counted(parts)
         total = world_size() * all_reduce_mean(torch.stack(counts).sum(0)) if counts else None
         for index, (batch, part, samples) in enumerate(parts):

@@ -18,6 +18,7 @@ if distributed.is_available():
 T = TypeVar("T")
 
 _alone: ContextVar[bool] = ContextVar("alone", default=False)  # whether this process sends no messages
+_has_same_rows: ContextVar[bool] = ContextVar("has_same_rows", default=False)  # whether all ranks have the same rows
 
 
 def is_distributed() -> bool:
@@ -45,10 +46,24 @@ def without_messages() -> Iterator[None]:
         _alone.reset(token)
 
 
+@contextmanager
+def same_rows() -> Iterator[None]:
+    """Gather the rows of the first rank only in this context, since all ranks have the same ones."""
+    token = _has_same_rows.set(True)
+    try:
+        yield
+    finally:
+        _has_same_rows.reset(token)
+
+
 def all_gather(rows: Tensor) -> Tensor:
     """Return the rows of all ranks in rank order, (rows, ...) -> (all rows, ...); ranks may have different counts."""
     if not _sends():
         return rows
+    if _has_same_rows.get():
+        first = rows.clone(memory_format=torch.contiguous_format)
+        distributed.broadcast(first, src=0)
+        return first
     count = torch.tensor([len(rows)], device=rows.device)
     counts = [torch.zeros_like(count) for _ in range(distributed.get_world_size())]
     distributed.all_gather(counts, count)

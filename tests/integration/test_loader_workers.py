@@ -1,15 +1,17 @@
 """A dataset or a loader worker that fails, dies or hangs ends a run with one message that names the data."""
 
+import multiprocessing
 import os
 import re
 import signal
 import time
 import warnings
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 import kdkit
 from kdkit import Batch, DataError, Net, Recipe, Split, Stage, TorchData
@@ -152,6 +154,44 @@ def test_a_worker_that_ends_while_a_batch_is_trained_is_reported_too():
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")  # of torch's signal handler
     expected = "a batch that workers read ahead in stage 'student', epoch 1, batch 1 cannot be read: worker process 7"
     assert str(raised.value).startswith(expected)
+
+
+class SlowToDescribeError(Exception):
+    """An error of which the text takes long in the main process, so that another worker ends meanwhile."""
+
+    def __str__(self):
+        if get_worker_info() is None:
+            Path(self.args[0].split()[-1]).touch()
+            time.sleep(0.1)
+        return super().__str__()
+
+
+class TwoFaults(Faulty):
+    """Of two workers, the first raises an error, and the second ends when that is described."""
+
+    def __getitem__(self, row):
+        if get_worker_info().id == 0:
+            raise SlowToDescribeError(str(self.flag))
+        while not self.flag.exists():
+            time.sleep(0.01)
+        os._exit(3)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_end_before_the_error_of_one_is_explained(tmp_path, persistent):
+    before = multiprocessing.active_children()
+    loader = DataLoader(TwoFaults(fail, tmp_path / "flag"), 8, num_workers=2, persistent_workers=persistent)
+    with pytest.raises(
+        DataError, match=r"the first batch of the train data cannot be read: SlowToDescribeError: .*flag"
+    ):
+        torch_data(loader)
+    assert multiprocessing.active_children() == before
+
+
+def test_the_exit_code_of_a_worker_is_reported():
+    error = RuntimeError("DataLoader worker (pid 7) exited unexpectedly with exit code 3. Details are lost")
+    explained = read_errors.explain_ended_worker(error, "batch 1")
+    assert "worker process 7 ended without an error message and with the exit code 3" in str(explained)
 
 
 LOADERS = {

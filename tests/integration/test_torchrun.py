@@ -35,7 +35,7 @@ from torch.utils.data import TensorDataset
 
 import kdkit
 from kdkit import Ema, Match, Net, Optimizer, Past, Recipe, Stage, Tap, TorchData, Training
-from kdkit.losses import Hint, SoftTargets
+from kdkit.losses import Hint, QueueKL, SoftTargets
 from kdkit import Truth
 
 
@@ -89,6 +89,7 @@ def recipe(
     drawn: int | None = None,
     width: int = 4,
     wrong: int | None = None,
+    queue: bool = False,
 ):
     if drawn is not None:
         torch.manual_seed(drawn)
@@ -98,6 +99,8 @@ def recipe(
     objective = objective + Match(teacher, Hint(), **taps)
     if past:
         objective = objective + 0.2 * Match(Past(student), SoftTargets()) + 0.2 * Match(Ema(student), SoftTargets())
+    if queue:
+        objective = objective + 0.1 * Match(teacher, QueueKL(size=12), **taps)
     if lose is not None or fail:
         objective = objective + 0.0 * Truth(Failing(lose), label="failing")
     options = dict(extra) if (extra := globals().get("training")) else {}
@@ -128,6 +131,8 @@ class Failing:
 
 # All training options, in one process and then in two. Each process saves its results.
 SAME = """
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -169,7 +174,8 @@ def run(name, out=None, **parameters):
 def run_all(out=None):
     # At first, the gradient of an Ema is nothing but rounding, and PCGrad depends on its direction
     results = {name: run(name, out if name == "sum" else None, past=name != "pcgrad") for name in OPTIONS}
-    results["alike"] = run("sum", count=66)  # a last batch of 2, too few to be split, which both processes compute
+    # a last batch of 2, too few to be split, which both processes compute
+    results["alike"] = run("sum", count=66, queue=True)
     results["drawn"] = run("averaged", drawn=number)  # networks with weights that differ between the processes
     torch.set_default_dtype(torch.float32)
     results["adam"] = run("adam")
@@ -211,8 +217,16 @@ errors = {
     "option": error_of(gradients=number),
     "wrong": error_of(first={"wrong": 8}, second={"wrong": 8}, out=folder / "wrong"),
 }
+
+all_results = run_all(folder / "run")
+own_folder = folder / f"{number}"
+own_folder.mkdir()
+os.chdir(own_folder)
+if number == 0:
+    shutil.copytree(folder / "run", "run")
+errors["folder"] = error_of(out="run", resume=True)
 results = {"net": net.state_dict(), "buffers": buffers, "errors": errors}
-torch.save((whole, run_all(folder / "run"), results), folder / f"{number}.pt")
+torch.save((whole, all_results, results), folder / f"{number}.pt")
 distributed.destroy_process_group()
 """
 
@@ -310,6 +324,11 @@ def test_a_module_gets_the_parameters_and_buffers_of_the_first_process(results):
 def test_processes_with_different_recipes_or_options_are_refused(results, name, message):
     for other in results.others:
         assert f"the processes of this run have different recipes or options: {message}" in other["errors"][name]
+
+
+def test_processes_that_do_not_share_the_folder_of_a_run_do_not_resume_it(results):
+    for other in results.others:
+        assert "have different files in run, from which it is resumed; processes" in other["errors"]["folder"]
 
 
 def test_the_process_that_has_a_row_with_nan_names_it_for_all(results):

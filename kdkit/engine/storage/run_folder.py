@@ -186,6 +186,12 @@ def can_resume(path: Path) -> bool:
     return (path / RECORD).is_file()
 
 
+def resumable_files(path: Path) -> list[str]:
+    """Return the files that the stages of a run are resumed or loaded from, by their paths in its folder."""
+    files = [*path.glob("*/stage.json"), *path.glob("*/checkpoint-*.safetensors")]
+    return sorted(str(file.relative_to(path)) for file in files)
+
+
 def was_killed_at_start(path: Path) -> bool:
     """Whether a folder is that of a run that was killed before it wrote its record: it has nothing but the lock."""
     return (path / _LOCK).is_file() and _is_empty(path)
