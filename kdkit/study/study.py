@@ -25,7 +25,7 @@ from kdkit.study.workers.job import TRIAL_FILE, InProcess, Job, Workers
 from kdkit.study.workers.pickling import require_guarded_script, require_picklable
 from kdkit.study.workers.processes import Processes
 from kdkit.study.workers.ray import Cluster, RayWorkers
-from kdkit.utils.reprs import describe_count, describe_names
+from kdkit.utils.reprs import describe_count, describe_names, differing
 
 COMPARED_OPTIONS = ("seed", "precision", "baseline")  # the run options that a finished trial must share with a new run
 
@@ -189,10 +189,10 @@ class Study:
         }
         for key, value in current.items():
             if recorded.get(key) != value:
+                before, now = map(shortened, differing(recorded.get(key), value))
                 raise RunFolderError(
-                    f"{path} holds a finished run that differs in its {key.replace('_', ' ')}: it had "
-                    f"{shortened(recorded.get(key))}, this one has {shortened(value)}; choose another folder, or "
-                    "delete that one"
+                    f"{path} holds a finished run that differs in its {key.replace('_', ' ')}: it had {before}, this "
+                    f"one has {now}; choose another folder, or delete that one"
                 )
 
 
