@@ -148,8 +148,8 @@ def recipe(epochs: int = 12, train: int = 768, width: int = 8, teach_weight: flo
     student = Net("student", Detector(width), element=pack)
 
     def truth(net: Net[Detector]) -> Objective:
-        classes = Truth(class_loss, "classes", student=Tap(net.module, element="logits"))
-        return classes + Truth(box_loss, "boxes", student=Tap(net.module, element="boxes"))
+        classes = Truth(class_loss, label="classes", student=Tap(net.module, element="logits"))
+        return classes + Truth(box_loss, label="boxes", student=Tap(net.module, element="boxes"))
 
     logits, boxes = Tap(teacher.module, element="logits"), Tap(teacher.module, element="boxes")
     match = Match(teacher, soft_class_loss, student=Tap(student.module, element="logits"), target=logits) + Match(

@@ -80,7 +80,8 @@ def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
     command = (_read_command(run) if (run / COMMAND).is_file() else read_record(run)).get("command")
     if not isinstance(command, Mapping):
         raise RunFolderError(
-            f"the run in {run} was started from Python; resume it there: kdkit.run(..., out={str(run)!r}, resume=True)"
+            f"the run in {run} was started from Python; resume it there: kdkit.run(..., out={str(run)!r}, "
+            "resume=True), or repeat it in another folder"
         )
     recorded = command.get("arguments")
     texts = [command.get("folder"), command.get("recipe_sha256"), *(recorded if isinstance(recorded, list) else ())]

@@ -141,8 +141,8 @@ def _import_file(path: Path) -> Iterator[types.ModuleType]:
     """
     if path.is_dir():
         is_run = (path / "run.json").is_file()
-        advice = f"; to resume the run in it: --resume {path}" if is_run else "; pass the file of a recipe in it"
-        raise RecipeError(f"{path} is a folder{advice}")
+        advice = f"to resume the run in it: kdkit run --resume {path}" if is_run else "a recipe is a Python file"
+        raise RecipeError(f"{path} is a folder; {advice}")
     if not path.is_file():
         raise RecipeError(f"{path}: there is no such recipe file{_examples_hint(path)}")
     from kdkit.utils.randomness import seed_everything  # imports torch, for which these errors need not wait

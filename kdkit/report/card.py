@@ -118,11 +118,12 @@ def _method(run: ReportedRun) -> Iterator[str]:
             yield f"{number}. {_code(net)} learns from {' and '.join(sources)}{role}."
     yield ""
     yield from _table(
-        ("stage", "net", "learns from", "loss", "weight"),
+        ("stage", "net", "term", "learns from", "loss", "weight"),
         [
             (
                 _code(stage),
                 _code(term.get("student_net")),
+                _code(term.get("label")),
                 _code(term["teacher"]) if term.get("teacher") else "labels",
                 _code(term.get("loss")),
                 weight_text(term.get("weight")) or DASH,

@@ -42,6 +42,25 @@ def describe_count(count: int, noun: str, plural: str = "") -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
+def differing(first: Any, second: Any) -> tuple[Any, Any]:
+    """Return the parts that differ of two values of JSON: the keys, the items, and of texts what is between commas."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
+        pairs = {key: differing(first.get(key), second.get(key)) for key in keys}
+        return {key: pair[0] for key, pair in pairs.items()}, {key: pair[1] for key, pair in pairs.items()}
+    if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        items = [differing(*pair) for pair in zip(first, second, strict=True) if pair[0] != pair[1]]
+        items = [pair for index, pair in enumerate(items) if pair not in items[:index]]
+        return [pair[0] for pair in items], [pair[1] for pair in items]
+    if isinstance(first, str) and isinstance(second, str) and first != second:
+        parts = first.split(", "), second.split(", ")
+        for end in (0, -1):
+            while all(parts) and parts[0][end] == parts[1][end]:
+                parts[0].pop(end), parts[1].pop(end)
+        return ", ".join(parts[0]), ", ".join(parts[1])
+    return first, second
+
+
 def describe_options(value: Any, *names: str) -> list[str]:
     """Return those attributes as "name=value" that differ from the default value of their field in a dataclass."""
     defaults = {field.name: field.default for field in fields(value)}

@@ -1,5 +1,6 @@
 """Run the Python blocks of the README and of the docs."""
 
+import pkgutil
 import re
 from pathlib import Path
 
@@ -19,6 +20,13 @@ def test_python_blocks_of_a_page_run_in_order(page, monkeypatch, tmp_path):
     namespace: dict[str, object] = {"__name__": page.stem}
     for block in blocks:  # with one namespace, since later blocks use the names of earlier ones
         exec(compile(block, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_names_of_kdkit_in_a_page_exist(page):
+    for name in re.findall(r"(?<![\w./-])kdkit(?:_ecg)?(?:\.[A-Za-z]\w*)+", page.read_text()):
+        if not name.endswith(".json"):  # a file
+            pkgutil.resolve_name(name)
 
 
 def test_readme_opens_with_its_two_commands():

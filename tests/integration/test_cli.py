@@ -186,10 +186,12 @@ def test_the_notes_of_an_error_are_printed_but_no_traceback_among_them(kdkit_her
 
 def test_a_path_that_is_not_a_python_file_is_refused(kdkit_here, tmp_path):
     assert_refused(kdkit_here("run", "nowhere.py"), "nowhere.py", "no such recipe file")
-    assert_refused(kdkit_here("run", tmp_path), "is a folder; pass the file of a recipe in it")
+    assert_refused(kdkit_here("run", tmp_path), "is a folder; a recipe is a Python file")
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "run.json").touch()
-    assert_refused(kdkit_here("run", tmp_path / "first"), f"to resume the run in it: --resume {tmp_path / 'first'}")
+    assert_refused(
+        kdkit_here("run", tmp_path / "first"), f"to resume the run in it: kdkit run --resume {tmp_path / 'first'}"
+    )
     (tmp_path / "notes.txt").write_text("x")
     assert_refused(kdkit_here("run", "notes.txt"), "a recipe file ends in .py")
     assert_refused(kdkit_here("run"), "Missing argument 'FILE'")

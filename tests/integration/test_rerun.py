@@ -113,8 +113,9 @@ def test_a_run_from_python_names_the_way_to_resume_it(command, finished):
     record = json.loads((finished / "run.json").read_text())
     del record["checksum"]
     (finished / "run.json").write_bytes(b"".join(json_parts({**record, "command": None})))
-    done = command("run", "--resume", "run", "-q")
-    assert (done.code, "resume=True" in done.err) == (2, True), done.err
+    for name, *options in (("run", "--resume"), ("rerun",)):
+        done = command(name, *options, "run", "-q")
+        assert (done.code, "resume=True), or repeat it in another folder" in done.err) == (2, True), done.err
 
 
 def test_a_resume_with_changes_names_all_of_them(command, finished):

@@ -19,7 +19,7 @@ from kdkit.nets.weight_files import runs_hint, runs_in
 from kdkit.plugins.events import BaselineDifference
 from kdkit.utils.files import delete_temporary_files, is_temporary, require_writable, write
 from kdkit.utils.read_json import read_json
-from kdkit.utils.reprs import without_addresses
+from kdkit.utils.reprs import differing, without_addresses
 from kdkit.utils.sealed import json_parts, read_sealed_json, tensor_parts
 
 METRICS = "metrics.json"
@@ -36,6 +36,7 @@ _RECIPE = "recipe.py"
 _HINTS = {
     "data": " (random data that is created outside recipe() differs each time: create it inside, where random numbers "
     "are seeded, or use a seeded generator)",
+    "recipe_sha256": " (the recipe file has changed)",
 }
 
 
@@ -132,7 +133,8 @@ class RunFolder:
             if path.exists() and not _is_empty(path):
                 if (path / RECORD).exists():
                     raise RunFolderError(
-                        f"{path} already holds a run; resume it (--resume, or resume=True) or choose another folder"
+                        f"{path} already holds a run; resume it (--resume, or resume=True), choose another folder, or "
+                        "delete that one"
                     )
                 raise RunFolderError(f"{path} exists and is not a run folder; choose a path that does not exist")
             require_writable(path)
@@ -248,11 +250,13 @@ def _changes(before: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]
     # Whoever changes a file can also compute its checksum.
     versions = [value if isinstance(value := record.get("versions"), dict) else {} for record in (before, current)]
     pairs |= {f"version of {name}": (versions[0].get(name), versions[1].get(name)) for name in _VERSIONS}
-    return [
-        f"{key.replace('_', ' ')}: expected {shortened(expected)}, got {shortened(actual)}{_HINTS.get(key, '')}"
-        for key, (expected, actual) in pairs.items()
-        if _without_addresses(expected) != _without_addresses(actual)
-    ]
+    changes = []
+    for key, values in pairs.items():
+        expected, actual = map(_without_addresses, values)
+        if expected != actual:
+            expected, actual = map(shortened, differing(expected, actual))
+            changes.append(f"{key.replace('_', ' ')}: expected {expected}, got {actual}{_HINTS.get(key, '')}")
+    return changes
 
 
 def _as_json(result: MetricResult) -> dict[str, Any]:

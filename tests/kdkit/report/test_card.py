@@ -83,7 +83,7 @@ def test_method_results_and_settings_are_there(card, folder):
     method = section(card, "Method")
     assert "1. `student` learns from the labels and `teacher`." in method
     assert "2. `student-alone` learns from the labels, for comparison." in method
-    assert "| `student` | `student` | `teacher` | `SoftTargets(temperature=2" in method
+    assert "| `student` | `student` | `teacher/soft_targets` | `teacher` | `SoftTargets(temperature=2" in method
     assert " | 0.5 |" in method
     results = section(card, "Results")
     assert "| `student` | student | 53 |" in results
