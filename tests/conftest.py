@@ -81,12 +81,20 @@ def _few_timed_passes() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def _installed_plugins() -> set[str]:
+    return {name for name, _ in installed().manager.list_name_plugin()}
+
+
 @pytest.fixture(autouse=True)
-def _new_plugins() -> Iterator[None]:
-    """Forget the recipe files that a test read, since each of them is a plugin of the whole process."""
-    installed.cache_clear()
+def _new_plugins(_installed_plugins) -> Iterator[None]:
+    """Forget the plugins that a test added, such as recipe files, since each of them is one of the whole process.
+
+    Those that are installed stay: to find them takes some milliseconds, for which thousands of tests would wait.
+    """
     yield
-    installed.cache_clear()
+    if {name for name, _ in installed().manager.list_name_plugin()} != _installed_plugins:
+        installed.cache_clear()
 
 
 @pytest.fixture(autouse=True)

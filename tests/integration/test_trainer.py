@@ -51,7 +51,6 @@ from kdkit import (
 )
 from kdkit.losses import Hint, SoftTargets
 from kdkit.metrics import MSE, Accuracy
-from kdkit.plugins.manager import installed
 from tests.helpers.stages import (
     Small,
     copied,
@@ -106,13 +105,6 @@ class Listed:
 
     def compute(self, test: Any) -> MetricResult:
         return MetricResult(value=next(self.values, 0.0))
-
-
-@pytest.fixture(autouse=True)
-def _fresh_plugins() -> Iterator[None]:
-    installed.cache_clear()
-    yield
-    installed.cache_clear()
 
 
 def alone(
