@@ -354,7 +354,7 @@ OPTIONS = {
     "a device index that does not exist": (["--device", "cuda:99"], ["'cuda:99' is not available", "cpu"]),
     "a device without memory": (["--device", "meta"], ["'meta'", "choose 'cpu'"]),
     "a device whose module is missing": (["--device", "hpu"], ["'hpu' is not available"]),
-    "precision": (["--precision", "foo"], ["fp32, bf16, fp16", "'foo'"]),
+    "precision": (["--precision", "foo"], ["bf16, fp16, fp32", "'foo'"]),
     "a folder's name that is too long": (["--out", "x" * 300], ["cannot be written", "--out FOLDER"]),
     "a folder below a file": (["--out", "mine.py/run"], ["cannot be written", "mine.py is a file"]),
     "a negative seed": (["--seed", "-1"], ["-1", "x>=0"]),
@@ -666,7 +666,7 @@ def test_names_with_brackets_are_printed_unchanged(kdkit_here, write_recipe):
 def test_a_plan_is_checked_in_the_precision_of_the_run(precision, code, kdkit_here, write_recipe):
     result = kdkit_here("check", write_recipe(GOOD), "--precision", precision)
     assert result.code == code, result
-    assert code == 0 or "fp32, bf16, fp16" in result.err
+    assert code == 0 or "bf16, fp16, fp32" in result.err
 
 
 def test_check_prints_the_plan_without_training(kdkit_here, write_recipe, tmp_path):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
 from kdkit import Batch, Data, DataError, LoaderSplit, Split
+from kdkit.data import loading
 from kdkit.data.batch import as_targets
 from kdkit.data.dataset import require_splits
 from kdkit.data.loading import (
@@ -277,6 +278,8 @@ def test_batches_are_pinned_only_on_request(monkeypatch):
 )
 def test_workers_are_chosen_next_to_a_gpu_if_the_split_is_parallel(cores, parallel, pin, workers, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(loading, "usable_cores", lambda: cores)
+    # of which torch warns if there are fewer than workers
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cores), raising=False)
     split = tiny_data().train
     split.parallel = bool(parallel)
@@ -285,7 +288,7 @@ def test_workers_are_chosen_next_to_a_gpu_if_the_split_is_parallel(cores, parall
 
 
 def test_threads_are_chosen_next_to_a_gpu_if_the_split_asks_for_them(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8), raising=False)
+    monkeypatch.setattr(loading, "usable_cores", lambda: 8)
     split = tiny_data().train
     split.parallel = "threads"
     loader = load_ahead(batches(split, 4), workers=None, pin=True)

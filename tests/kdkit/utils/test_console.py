@@ -105,11 +105,13 @@ def test_progress_bars_and_status_lines_escape_names(capsys):
 def test_nothing_prints_but_through_the_console_and_echo(package):
     """A call of print, click.echo or rich's Console would print names as they are."""
     folder = Path(package.__file__).parent
+    # `__main__` has a line to print when an import is interrupted, which may be that of `echo`.
+    allowed = ("printable.py", "__main__.py")
     printers = ("print", "Console", "rich.print", "click.echo", "click.secho", "sys.stdout.write", "sys.stderr.write")
     calls = {
         f"{path.relative_to(folder)}:{node.lineno} {ast.unparse(node.func)}"
         for path in folder.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in printers and path.name != "printable.py"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in printers and path.name not in allowed
     }
     assert not calls
