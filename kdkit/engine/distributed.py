@@ -158,7 +158,8 @@ class _WithUnused(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        self.unused = nn.Parameter(next(module.parameters()).new_zeros(()))
+        trained = next(parameter for parameter in module.parameters() if parameter.requires_grad)
+        self.unused = nn.Parameter(trained.new_zeros(()))
 
     def forward(self, *inputs: Any) -> Any:
         """Call the module."""
