@@ -1,11 +1,13 @@
 """Run on several ranks: join the process group of torchrun, divide each batch, average gradients, and end together."""
 
+import gc
 import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
+from traceback import clear_frames
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kdkit.data.dataset import Data, LoaderSplit
-from kdkit.errors import DataError, KdkitError, RecipeError, RemoteRankError, Terminated, first_line
+from kdkit.errors import DataError, KdkitError, RecipeError, RemoteRankError, first_line
 from kdkit.utils import collectives
 from kdkit.utils.cores import usable_cores
 
@@ -29,8 +31,8 @@ _CAPTURE_ONCE = "skip_fwd_side_effects_in_bwd_under_checkpoint"  # an option of 
 def joined() -> Iterator[None]:
     """Join the process group of torchrun, unless there is one rank or a group already; leave it at the end.
 
-    An error propagates unchanged on the rank that raised it first, and as RemoteRankError on the others. Raises
-    KdkitError if another rank was lost.
+    An error propagates unchanged on the rank that raised it first, and as RemoteRankError on the others; the frames of
+    its traceback lose their local variables. Raises KdkitError if another rank was lost.
     """
     if not launched() or int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
         yield
@@ -48,10 +50,11 @@ def joined() -> Iterator[None]:
     error_store = PrefixStore("errors", group_store)
     try:
         yield
-    except (KeyboardInterrupt, Terminated):  # a signal, which all ranks get
-        _leave()
-        raise
     except Exception as error:
+        # The frames of the error refer to the group, whose connections then stay open: others would wait for this rank
+        # if the program handles the error.
+        for cause in _chain(error):
+            clear_frames(cause.__traceback__)
         if _failed_elsewhere(error_store):
             raise RemoteRankError("another process of this run failed; its error message is above") from error
         # gloo has no class for the loss of a rank, only its name in the text.
@@ -61,7 +64,8 @@ def joined() -> Iterator[None]:
                 f"minutes ({first_line(error)}); `torchrun --max-restarts=1 ...` with --out resumes after such a loss"
             ) from error
         raise
-    _leave()
+    finally:
+        _leave()
 
 
 def launched() -> bool:
@@ -154,7 +158,8 @@ class _WithUnused(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        self.unused = nn.Parameter(next(module.parameters()).new_zeros(()))
+        trained = next(parameter for parameter in module.parameters() if parameter.requires_grad)
+        self.unused = nn.Parameter(trained.new_zeros(()))
 
     def forward(self, *inputs: Any) -> Any:
         """Call the module."""
@@ -183,6 +188,15 @@ def _leave() -> None:
     # versions of torch wait for these threads while they hold the lock: without the pause they might wait forever.
     time.sleep(_THREADS_END)
     distributed.destroy_process_group()
+    gc.collect()  # of modules that DistributedDataParallel has wrapped, which refer to the group
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, and those that it was raised from or after."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def _backend() -> str | None:

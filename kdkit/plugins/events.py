@@ -121,8 +121,8 @@ class StageStarted:
 class StepEnded:
     """The training step of a batch ended.
 
-    terms: the value of each term without its weight; to read one may wait for the device. learning_rate: of the first
-    parameter group after this step; `float(event.learning_rate)` may wait too.
+    terms: the value of each term without its weight, of several ranks that of the first one; to read one may wait for
+    the device. learning_rate: of the first parameter group after this step; `float(event.learning_rate)` may wait too.
     """
 
     stage: str

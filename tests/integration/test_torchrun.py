@@ -612,13 +612,20 @@ def test_a_signal_ends_all_processes_after_one_step_with_a_checkpoint_and_no_ste
 
 # A thread of a process group that is still there when the interpreter ends may end the process by a signal.
 JOINED = """
+import os
 from pathlib import Path
+
+import pytest
 
 import kdkit
 import recipe_file
 from kdkit.engine.distributed import joined
+from kdkit.errors import RemoteRankError
 from kdkit.utils.collectives import broadcast, is_distributed, rank
 
+with pytest.raises(kdkit.KdkitError) as raised:  # of the second process, which goes on, and so does the first
+    kdkit.run(lambda: recipe_file.recipe(epochs=2, fail=True), device="cpu")
+assert type(raised.value) is (kdkit.DataError if os.environ["RANK"] == "1" else RemoteRankError)
 for number in range(2):
     with joined(), joined():
         assert is_distributed()
@@ -631,7 +638,7 @@ for number in range(2):
 
 
 @pytest.mark.slow
-def test_a_program_may_join_a_group_twice_and_leaves_no_thread_of_it(tmp_path):
+def test_a_program_may_join_a_group_again_also_after_an_error_and_leaves_no_thread_of_it(tmp_path):
     (tmp_path / "recipe_file.py").write_text(RECIPE)
     (tmp_path / "joins.py").write_text(JOINED)
     codes, _, err = run_two_ranks(tmp_path, "joins.py", fresh=True)
