@@ -354,7 +354,7 @@ OPTIONS = {
     "a device index that does not exist": (["--device", "cuda:99"], ["'cuda:99' is not available", "cpu"]),
     "a device without memory": (["--device", "meta"], ["'meta'", "choose 'cpu'"]),
     "a device whose module is missing": (["--device", "hpu"], ["'hpu' is not available"]),
-    "precision": (["--precision", "foo"], ["fp32, bf16, fp16", "'foo'"]),
+    "precision": (["--precision", "foo"], ["bf16, fp16, fp32", "'foo'"]),
     "a folder's name that is too long": (["--out", "x" * 300], ["cannot be written", "--out FOLDER"]),
     "a folder below a file": (["--out", "mine.py/run"], ["cannot be written", "mine.py is a file"]),
     "a negative seed": (["--seed", "-1"], ["-1", "x>=0"]),
