@@ -159,6 +159,14 @@ def test_outputs_that_fit_their_loss_are_no_notice(layer, truth, task):
     assert notices_of(ending_in(layer), task=task, truth=Truth(truth)) == ()
 
 
+def test_a_teacher_with_almost_the_same_outputs_for_all_samples_is_no_notice():
+    teacher = ending_in(nn.Identity(), "teacher", trained=True)
+    with torch.no_grad():
+        teacher.module[0].weight.mul_(1e-3)
+        teacher.module[0].bias.copy_(torch.tensor([0.1, 0.5, 0.9]))
+    assert notices_of(tiny_net("student"), Match(teacher, PerLabelSoftTargets()), task="multilabel") == ()
+
+
 def test_probabilities_that_no_loss_on_logits_gets_are_no_notice():
     truth = Truth(IgnoreUnknown(nn.BCELoss()))
     plan = check(one_stage(ending_in(nn.Sigmoid()), truth, tiny_data("multilabel", unknown=-1)))
