@@ -140,7 +140,7 @@ def test_a_refused_trial_is_in_no_table(tables, tmp_path):
         tmp_path,
     )
     assert result.exit_code == 1
-    assert "differs in its options" in result.output
+    assert "differs in its option " in result.output
     assert {line["mean"] for line in lines(tmp_path / "tables.csv")} == {""}
 
 
