@@ -10,7 +10,7 @@ from kdkit.utils.memory import format_bytes, is_out_of_memory
 # A DataLoader repeats the error of a worker, with the traceback as its message.
 _CAUGHT = re.compile(r"Caught (\w+) in DataLoader worker process (\d+)")
 _KILLED = re.compile(r"DataLoader worker \(pid (\d+)\) is killed by signal: ([\w ]+)")
-_EXITED = re.compile(r"DataLoader worker \(pid\(s\) ([\d, ]+)\) exited unexpectedly")
+_EXITED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) exited unexpectedly")
 _TIMED_OUT = re.compile(r"DataLoader timed out after ([\d.]+) seconds")
 # How torch and the system report that /dev/shm is full, through which workers pass batches, or that files run out.
 _SHARED_MEMORY = ("Bus error", "file </torch_", "shared memory")

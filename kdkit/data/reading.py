@@ -16,7 +16,7 @@ from kdkit.data.batch import Batch
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.label_check import DeferredLabelCheck, LabelCheck
 from kdkit.data.loading import RowBatches, load_ahead
-from kdkit.data.read_errors import explain_unreadable, is_from_worker
+from kdkit.data.read_errors import explain_ended_worker, explain_unreadable, is_from_worker
 from kdkit.errors import DataError
 
 NOTICE_AFTER = 120.0  # seconds of waiting for a batch until a warning, which is repeated whenever they have doubled
@@ -148,7 +148,10 @@ class _Watch:
                 f"{self.position()} did not come within {LIMIT / 60:g} minutes, so its worker processes were ended; "
                 "look for what the dataset waits for, such as storage or a lock, or read the data without workers"
             )
-        return explain_unreadable(error, self.position())
+        try:
+            return explain_unreadable(error, self.position())
+        except RuntimeError as ended:  # of torch's signal handler, if another worker ends meanwhile
+            return explain_ended_worker(ended, self.position()) or ended
 
     def look(self) -> None:
         """Warn if the batch takes long, and end its workers if it takes too long."""

@@ -147,11 +147,26 @@ def test_samples_of_validation_data_are_named_too():
     assert str(error_of(data)).startswith(f"the sample in row {ROW} of the validation data cannot be read: KeyError")
 
 
-def test_a_worker_that_ends_while_a_batch_is_trained_is_reported_too():
+# The ends of messages of torch's signal handler.
+ENDED = ["is killed by signal: Killed. ", "exited unexpectedly with exit code 3. Details are lost."]
+
+
+@pytest.mark.parametrize("end", ENDED)
+def test_a_worker_that_ends_while_a_batch_is_trained_is_reported_too(end):
     with pytest.raises(DataError) as raised, located("stage 'student', epoch 1, batch 1", None):
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")  # of torch's signal handler
+        raise RuntimeError(f"DataLoader worker (pid 7) {end}")
     expected = "a batch that workers read ahead in stage 'student', epoch 1, batch 1 cannot be read: worker process 7"
     assert str(raised.value).startswith(expected)
+
+
+@pytest.mark.parametrize("end", ENDED)
+def test_a_worker_that_ends_while_an_error_is_explained_is_reported(end):
+    class UnreadableError(Exception):
+        def __str__(self):
+            raise RuntimeError(f"DataLoader worker (pid 7) {end}")
+
+    with pytest.raises(DataError, match="batch 3 cannot be read: worker process 7"), reading.reading("batch 3"):
+        raise UnreadableError
 
 
 LOADERS = {
