@@ -18,10 +18,11 @@ _FILES = ("Too many open files", "received 0 items of ancdata")
 _FEWER = "use fewer workers (Training(workers=...), or num_workers of the DataLoader) or smaller batches"
 
 
-def explain_unreadable(error: Exception, position: str) -> Exception:
+def explain_unreadable(error: Exception, position: str, *, has_workers: bool = False) -> Exception:
     """Return the DataError to raise instead of an error of user code; one of kdkit or of an allocator unchanged.
 
-    position: what cannot be read, such as "batch 3 of the train data".
+    position: what cannot be read, such as "batch 3 of the train data". has_workers: whether a DataLoader reads it by
+    worker processes.
     """
     text = str(error)
     caught = _CAUGHT.match(text)
@@ -45,6 +46,8 @@ def explain_unreadable(error: Exception, position: str) -> Exception:
             "torch.multiprocessing.set_sharing_strategy('file_system') first"
         )
     ended = explain_ended_worker(error, position)
+    if has_workers and caught is None and isinstance(error, ConnectionError | EOFError):
+        ended = _ended(position, "a worker process")  # before it had passed its batch, and before torch knows
     if ended is not None:
         return ended
     if timed_out is not None:
@@ -71,11 +74,15 @@ def explain_ended_worker(error: Exception, position: str) -> DataError | None:
         )
     if exited is not None:
         code = "" if exited[2] is None else f" and with the exit code {exited[2]}"
-        return DataError(
-            f"{position} cannot be read: worker process {exited[1]} ended without an error message{code}; the system "
-            f"kills processes if memory runs out: {_FEWER}; to find another cause, read the data without workers"
-        )
+        return _ended(position, f"worker process {exited[1]}", code)
     return None
+
+
+def _ended(position: str, worker: str, code: str = "") -> DataError:
+    return DataError(
+        f"{position} cannot be read: {worker} ended without an error message{code}; the system kills processes if "
+        f"memory runs out: {_FEWER}; to find another cause, read the data without workers"
+    )
 
 
 def is_from_worker(error: Exception) -> bool:

@@ -166,7 +166,7 @@ class _Watch:
                 f"{self.position()} did not come within {LIMIT / 60:g} minutes, so its worker processes were ended; "
                 "look for what the dataset waits for, such as storage or a lock, or read the data without workers"
             )
-        return explain_unreadable(error, self.position())
+        return explain_unreadable(error, self.position(), has_workers=self._loader is not None)
 
     def look(self) -> None:
         """Warn if the batch takes long, and end its workers if it takes too long."""

@@ -149,9 +149,14 @@ def test_samples_of_validation_data_are_named_too():
     assert str(error_of(data)).startswith(f"the sample in row {ROW} of the validation data cannot be read: KeyError")
 
 
-def test_a_worker_that_ends_while_a_batch_is_trained_is_reported_too():
+# The ends of messages of torch's signal handler.
+ENDED = ["is killed by signal: Killed. ", "exited unexpectedly with exit code 3. Details are lost."]
+
+
+@pytest.mark.parametrize("end", ENDED)
+def test_a_worker_that_ends_while_a_batch_is_trained_is_reported_too(end):
     with pytest.raises(DataError) as raised, located("stage 'student', epoch 1, batch 1", None):
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")  # of torch's signal handler
+        raise RuntimeError(f"DataLoader worker (pid 7) {end}")
     expected = "a batch that workers read ahead in stage 'student', epoch 1, batch 1 cannot be read: worker process 7"
     assert str(raised.value).startswith(expected)
 
@@ -186,6 +191,14 @@ def test_workers_end_before_the_error_of_one_is_explained(tmp_path, persistent):
     ):
         torch_data(loader)
     assert multiprocessing.active_children() == before
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_worker_that_ends_while_it_passes_a_batch_is_reported(error):
+    explained = read_errors.explain_unreadable(error, "batch 1", has_workers=True)
+    assert str(explained).startswith("batch 1 cannot be read: a worker process ended without an error message; the")
+    # in this process it is an error of the dataset, such as one that reads from a server
+    assert type(error).__name__ in str(read_errors.explain_unreadable(error, "batch 1"))
 
 
 def test_the_exit_code_of_a_worker_is_reported():
