@@ -68,7 +68,15 @@ def run_seeds(
     results = study.run(settings, callbacks=loggers, jobs=jobs)
     failed = run_and_print(results, len(trials), jobs=jobs, quiet=quiet)
     failures = [*failed.values()]
-    paths = [study.path(trial.name) for trial in trials if study.finished(trial.name) and trial.name not in failed]
+    paths: list[Path] = []
+    for trial in trials:
+        if study.finished(trial.name) and trial.name not in failed:
+            try:
+                read_metrics(study.path(trial.name))
+            except RunFolderError as error:  # damaged since
+                failures.append(str(error))
+            else:
+                paths.append(study.path(trial.name))
     if paths and not quiet:
         failures += _print_verdict(paths)
         echo(f"saved to {folder}; for the page: kdkit report {folder}")
@@ -93,21 +101,10 @@ def _seeds(seeds: int | list[int], first: int) -> Sequence[int]:
 
 
 def _print_verdict(paths: Sequence[Path]) -> list[str]:
-    """Print the metrics of the runs and the verdict, and return what could not be read."""
-    problems: list[str] = []
-    readable: list[Path] = []
-    for path in paths:
-        try:
-            read_metrics(path)
-        except RunFolderError as error:
-            problems.append(str(error))
-        else:
-            readable.append(path)
-    if not readable:
-        return problems
+    """Print the metrics of the runs and the verdict, and return what else could not be read of them."""
     with Status() as status:
         status.show("comparing the seeds", terminal_only=True)
-        runs, _left_out = read_runs(readable)
+        runs, _left_out = read_runs(paths)
         verdicts = verdicts_of(runs)
     console = make_console()
     console.print()
@@ -115,4 +112,4 @@ def _print_verdict(paths: Sequence[Path]) -> list[str]:
     lines = [line for verdict in verdicts for line in (verdict.headline, verdict.sentence)]
     for line in filter(None, [*lines, *dict.fromkeys(verdict.caveat for verdict in verdicts)]):
         console.print(line, markup=False, soft_wrap=True)
-    return [*problems, *(problem for run in runs for problem in run.problems)]
+    return [problem for run in runs for problem in run.problems]
