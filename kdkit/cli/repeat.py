@@ -15,7 +15,7 @@ from kdkit.errors import RunFolderError, first_line, shortened
 from kdkit.nets.weight_files import runs_in
 from kdkit.plugins.recipe_file import RecipeFile
 from kdkit.utils.files import write_output
-from kdkit.utils.printable import echo
+from kdkit.utils.printable import echo, is_first_process
 from kdkit.utils.sealed import json_parts, read_sealed_json
 from kdkit.utils.signing import is_signed, sign
 
@@ -112,7 +112,8 @@ def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
             f"the run in {run} would execute the recipe file {recipe}, but {doubt}; read the file, and add --trust if "
             "you trust it"
         )
-    echo(f"recipe file: {recipe}", err=True)
+    if is_first_process():
+        echo(f"recipe file: {recipe}", err=True)
     return [str(recipe), *arguments]
 
 

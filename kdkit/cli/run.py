@@ -143,6 +143,8 @@ def rerun(folder: Path, out: Path | None, trust: bool, options: tuple[str, ...])
     run.main(
         [*recorded_arguments(folder, trust=trust), *options, "--out", str(out)], "kdkit run", standalone_mode=False
     )
+    if not is_first_process():  # which may still be writing the folder
+        return 0
     changes = differences(folder, out)
     if not changes:
         echo(f"{out} has the results of {folder} to the bit")

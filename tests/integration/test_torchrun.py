@@ -159,6 +159,11 @@ OPTIONS = {
     "workers": {"workers": 1, "epochs": 1},
     "short": {"steps_per_epoch": 4, "accumulate_steps": 2},  # of which some hold the smaller last batch of a pass
 }
+PARAMETERS = {
+    **{name: {} for name in OPTIONS if name != "sum"},
+    "averaged": {"drawn": number},  # the processes draw different initial weights
+    "pcgrad": {"past": False},  # at first, the gradient of an Ema is nothing but rounding, on which PCGrad depends
+}
 SINGLE = {"adam": {"optimizer": Optimizer(torch.optim.Adam, lr=0.01)}}
 
 
@@ -172,11 +177,10 @@ def run(name, out=None, **parameters):
 
 
 def run_all(out=None):
-    # At first, the gradient of an Ema is nothing but rounding, and PCGrad depends on its direction
-    results = {name: run(name, out if name == "sum" else None, past=name != "pcgrad") for name in OPTIONS}
+    results = {name: run(name, **parameters) for name, parameters in PARAMETERS.items()}
+    results["sum"] = run("sum", out)
     # a last batch of 2, too few to be split, which both processes compute
     results["alike"] = run("sum", count=66, queue=True)
-    results["drawn"] = run("averaged", drawn=number)  # networks with weights that differ between the processes
     torch.set_default_dtype(torch.float32)
     results["adam"] = run("adam")
     results["norm"] = run("sum", frozen=False)
@@ -212,7 +216,6 @@ def error_of(name="sum", *, first={}, second={}, **options):
 errors = {
     "epochs": error_of(second={"epochs": 5}),
     "optimizer": error_of("accumulated" if number else "averaged"),
-    "term": error_of(first={"past": False}),
     "net": error_of(second={"width": 5}),
     "option": error_of(gradients=number),
     "wrong": error_of(first={"wrong": 8}, second={"wrong": 8}, out=folder / "wrong"),
@@ -242,9 +245,8 @@ def results(tmp_path_factory):
     return SimpleNamespace(folder=folder, whole=whole, first=first[0], second=second[0], others=others)
 
 
-# The names of OPTIONS above, a data set whose last batch is too small for two processes, and other initial weights.
-NAMES = ["sum", "accumulated", "averaged", "uncertainty", "gradnorm", "pcgrad", "cagrad", "workers", "short"]
-NAMES += ["alike", "drawn"]
+# The names of OPTIONS above, and a data set whose last batch is too small for two processes.
+NAMES = ["sum", "accumulated", "averaged", "uncertainty", "gradnorm", "pcgrad", "cagrad", "workers", "short", "alike"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -316,7 +318,6 @@ def test_a_module_gets_the_parameters_and_buffers_of_the_first_process(results):
     [
         ("epochs", "epochs of stage 'student' (4 in process 0, 5 in process 1)"),
         ("optimizer", "accumulate_steps of stage 'student' (1 in process 0, 3 in process 1); max_grad_norm of"),
-        ("term", "the number of terms of net 'student' in stage 'student' (3 in process 0, 5 in process 1)"),
         ("net", "tensor body.weight of net 'student' ((4, 6) float64, trained in process 0, (5, 6) float64, trained"),
         ("option", "option gradients (0 in process 0, 1 in process 1)"),
     ],

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from kdkit import DataError, RecipeError, TorchData, Training
 from kdkit.data.device_data import DeviceData
 from kdkit.data.loading import shard_rows
-from kdkit.engine import distributed
+from kdkit.engine import distributed, rank_agreement
 from kdkit.engine.training_batches import TrainingBatches
 from kdkit.utils import collectives
 from tests.helpers.tiny import samples, tiny_data
@@ -69,6 +69,19 @@ def test_a_batch_that_is_too_small_for_all_ranks_is_refused(two_ranks):
     distributed.require_divisible(tiny_data(), [8, 4])
     with pytest.raises(RecipeError, match="a batch of 3 cannot be divided among 2 processes"):
         distributed.require_divisible(tiny_data(), [8, 3])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("Mine(names=frozenset({'a', 'b'}))", "Mine(names=frozenset({'b', 'a'}))"),
+        ("LRSchedule(lr_lambda=<function falling at 0x7f0a>)", "LRSchedule(lr_lambda=<function falling at 0x7f0b>)"),
+        ("Mine(tensor([1.], device='cuda:0'))", "Mine(tensor([1.], device='cuda:1'))"),
+    ],
+)
+def test_what_differs_between_processes_alone_is_no_difference_of_their_recipes(first, second):
+    assert rank_agreement._text(first) == rank_agreement._text(second)
+    assert rank_agreement._text(first) != rank_agreement._text(first.replace("Mine", "Other").replace("LR", "Other"))
 
 
 def test_the_notice_about_batch_norm_is_left_out_if_it_is_frozen(two_ranks):
