@@ -70,7 +70,10 @@ class DatasetSplit(Split):
         """Return the inputs, the labels, and the weights or None, collated as torch's DataLoader does by default."""
         if is_plain(self.dataset, TensorDataset):  # indexing once is faster than collating single samples
             columns = [tensor.index_select(0, rows.to(tensor.device)) for tensor in self.dataset.tensors]
-            return self.keys.split(tuple(columns), self.source)
+            if self.keys.inputs_only:
+                return self.keys.split(tuple(columns))
+            # As `keys.split` does, whose checks take as long as the rest of this method.
+            return columns[0], columns[1], columns[2] if len(columns) == 3 else None
         with _explain_unequal_samples(self.name):
             return self.keys.split(_collate_samples(self._samples(rows.tolist())), self.source)
 
