@@ -29,7 +29,10 @@ _ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", 
 # The program of a worker: the search path has to be set before kdkit_ecg can be imported.
 _WORKER_PROGRAM = """
 import pickle, sys
-sys.path[:] = pickle.load(sys.stdin.buffer)
+try:
+    sys.path[:] = pickle.load(sys.stdin.buffer)
+except EOFError:  # the caller has ended before it sent an item
+    sys.exit()
 from kdkit_ecg.utils.processes import serve
 serve()
 """
