@@ -164,13 +164,13 @@ class RunOptions:
             raise RecipeError(f"teacher_cache_size must be a number of gigabytes above 0; got {size!r}")
 
 
-def require_fields(function: Callable[..., Any], fields: Mapping[str, object], known: type) -> None:
-    """Raise RecipeError if one of these keyword arguments of a function is not a key of the TypedDict `known`."""
-    unknown = [name for name in fields if name not in known.__annotations__]
+def require_fields(function: Callable[..., Any], fields: Mapping[str, object], options: type) -> None:
+    """Raise RecipeError if one of these keyword arguments of a function is not a key of the TypedDict `options`."""
+    unknown = [name for name in fields if name not in options.__annotations__]
     if unknown:
         parameters = inspect.signature(function).parameters.values()
         names = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
         raise RecipeError(
             f"{function.__name__} has no option {unknown[0]!r}; "
-            f"{did_you_mean(unknown[0], names | {*known.__annotations__})}"
+            f"{did_you_mean(unknown[0], names | {*options.__annotations__})}"
         )

@@ -115,10 +115,10 @@ def _differences(facts: Mapping[str, str]) -> str:
     """Return the first facts in which another rank differs from the first one, with both values."""
     first, *others = collectives.all_gather_objects([facts])
     described: dict[str, str] = {}
-    for rank, other in enumerate(others, start=1):
-        for name in dict.fromkeys((*first, *other)):
-            values = [_shown(of_rank.get(name)) for of_rank in (first, other)]
-            if first.get(name) != other.get(name):
+    for rank, facts_of_rank in enumerate(others, start=1):
+        for name in dict.fromkeys((*first, *facts_of_rank)):
+            values = [_shown(of_rank.get(name)) for of_rank in (first, facts_of_rank)]
+            if first.get(name) != facts_of_rank.get(name):
                 described.setdefault(name, f"{name} ({values[0]} in process 0, {values[1]} in process {rank})")
     more = f"; and {len(described) - _SHOWN} more" if len(described) > _SHOWN else ""
     return "; ".join([*described.values()][:_SHOWN]) + more

@@ -44,9 +44,9 @@ class TrialSettings:
             for name in dict.fromkeys([*options, *self.options])
         }
         pairs |= {name: [record.get(name), value] for name, value in {"seed": self.seed, **self.run_options}.items()}
-        for name, (before, now) in pairs.items():
-            if before != now:
-                yield f"its {name}: it had {before!s:.500}, and now it is {now!s:.500}"
+        for name, (before, current) in pairs.items():
+            if before != current:
+                yield f"its {name}: it had {before!s:.500}, and now it is {current!s:.500}"
 
 
 def unknown_run(settings: Sequence[TrialSettings], runs: Mapping[str, Mapping[str, Any]]) -> str | None:

@@ -3,18 +3,18 @@
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from kdkit.engine.options import TEACHER_CACHE, RunOptions
 from kdkit.engine.run_record import Origin
 from kdkit.engine.storage.reports import read_metrics, read_reported
-from kdkit.engine.storage.run_folder import can_resume, read_record
+from kdkit.engine.storage.run_folder import LOCK, can_resume, locked_folder, read_record
 from kdkit.errors import RecipeError, RunFolderError, did_you_mean, first_line
 from kdkit.metrics.base import MetricResult
 from kdkit.metrics.paired import SplitPredictions
@@ -29,7 +29,6 @@ from kdkit.study.workers.processes import Processes
 from kdkit.study.workers.ray import Cluster, RayWorkers
 from kdkit.utils.reprs import describe_count, describe_names
 
-_LOCK = ".lock"
 _ADVICE = "choose another folder (--out FOLDER, or folder=FOLDER in Python)"
 
 
@@ -87,7 +86,7 @@ class Study:
         """
         require_guarded_script()
         self._digests.clear()  # weights may have changed since the last call
-        with self._locked():
+        with locked_folder(self.folder, FileLock(self.folder / LOCK), _unwritable):
             workers = self._workers(jobs, cluster)
             if not isinstance(workers, InProcess):
                 require_picklable(callbacks)
@@ -104,7 +103,7 @@ class Study:
         if can_resume(self.folder):
             raise RunFolderError(f"{self.folder} holds one run, and a folder for several is needed; {_ADVICE}")
         runs = runs_in(self.folder)
-        if not runs and self.folder.is_dir() and not (self.folder / _LOCK).exists():
+        if not runs and self.folder.is_dir() and not (self.folder / LOCK).exists():
             files = sorted(file.name for file in self.folder.iterdir() if not file.name.startswith("."))
             if files and files != [TEACHER_CACHE]:
                 raise RunFolderError(f"{self.folder} holds no runs, but {first_three(files)}; {_ADVICE}")
@@ -142,24 +141,6 @@ class Study:
         """
         reported = read_reported(self.path(name), net)
         return SplitPredictions(reported.validation, reported.validation if reported.test is None else reported.test)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep other processes from running a study in this folder. Raises RunFolderError if one does."""
-        lock = FileLock(self.folder / _LOCK)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise RunFolderError(
-                f"another process runs a study in {self.folder}; wait for it, or choose another folder"
-            ) from error
-        except OSError as error:
-            raise RunFolderError(f"{self.folder} cannot be written: {first_line(error)}; {_ADVICE}") from error
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _workers(self, jobs: int, cluster: Cluster | None) -> Workers:
         if cluster is None:
@@ -238,6 +219,10 @@ class Study:
                 f"{path} holds a finished run that differs in {'; and in '.join(differences)}; choose another folder, "
                 "or delete that one"
             )
+
+
+def _unwritable(folder: Path, error: Exception) -> RunFolderError:
+    return RunFolderError(f"{folder} cannot be written: {first_line(error)}; {_ADVICE}")
 
 
 def _source_file(recipe: Callable[..., Recipe]) -> Path | None:

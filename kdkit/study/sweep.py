@@ -172,7 +172,7 @@ def _validate_values(name: str, values: Sequence[Any]) -> None:
         raise RecipeError(f"the grid has a list of values for each parameter, at least one; got {name}={values!r}")
     for index, value in enumerate(values):
         # By their texts too, which are names of folders.
-        if any(other == value or _text(other) == _text(value) for other in values[:index]):
+        if any(earlier == value or _text(earlier) == _text(value) for earlier in values[:index]):
             raise RecipeError(f"the grid has {name}={_text(value)} twice; leave one out")
         if re.search(r" at 0x[0-9a-fA-F]+", str(value)):
             raise RecipeError(

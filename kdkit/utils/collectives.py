@@ -1,7 +1,7 @@
 """Collectives over the ranks of a run. In a run of one process they return their input."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from itertools import chain
 from typing import TypeVar
@@ -36,24 +36,23 @@ def rank() -> int:
     return distributed.get_rank() if is_distributed() else 0
 
 
-@contextmanager
-def without_messages() -> Iterator[None]:
-    """Return the inputs of collectives in this context, as in a run of one process: other ranks need not call them."""
-    token = _alone.set(True)
-    try:
-        yield
-    finally:
-        _alone.reset(token)
+def without_messages() -> AbstractContextManager[None]:
+    """Return a context in which collectives return their inputs, so that other ranks need not call them."""
+    return _enabled(_alone)
+
+
+def same_rows() -> AbstractContextManager[None]:
+    """Return a context in which only the rows of the first rank are gathered, since all ranks have the same ones."""
+    return _enabled(_has_same_rows)
 
 
 @contextmanager
-def same_rows() -> Iterator[None]:
-    """Gather the rows of the first rank only in this context, since all ranks have the same ones."""
-    token = _has_same_rows.set(True)
+def _enabled(flag: ContextVar[bool]) -> Iterator[None]:
+    token = flag.set(True)
     try:
         yield
     finally:
-        _has_same_rows.reset(token)
+        flag.reset(token)
 
 
 def all_gather(rows: Tensor) -> Tensor:
@@ -135,10 +134,10 @@ def sync_module(module: nn.Module, device: torch.device) -> None:
     for tensor in chain(module.parameters(), module.buffers()) if _sends() else ():
         if is_lazy(tensor) or tensor.is_meta or type(tensor.data) is not Tensor or not tensor.numel():
             continue
-        own = tensor.to(device).reshape(-1).view(torch.uint8)  # bytes, since backends do not support every dtype
-        first = own.clone()
+        values = tensor.to(device).reshape(-1).view(torch.uint8)  # bytes, since backends do not support every dtype
+        first = values.clone()
         distributed.broadcast(first, src=0)
-        if not torch.equal(first, own):  # otherwise nothing is written, as the memory may be that of a file
+        if not torch.equal(first, values):  # otherwise nothing is written, as the memory may be that of a file
             tensor.copy_(first.view(tensor.dtype).view(tensor.shape))
 
 

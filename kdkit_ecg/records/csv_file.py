@@ -109,7 +109,8 @@ def read_csv(path: Path, arrays: ArrayFormat, leads: Sequence[str]) -> NDArray[A
             # Several times slower: a function of Python for each cell. Those of other columns may be any text.
             converters: dict[int | str, Callable[[str], Any]] = dict.fromkeys(range(table.width), lambda text: 0.0)
             has_commas = _has_decimal_commas(path, table)
-            converters |= dict.fromkeys(table.columns, _number_with_comma if has_commas else _number)
+            converter = (lambda text: _number(text.replace(",", "."))) if has_commas else _number
+            converters |= dict.fromkeys(table.columns, converter)
             try:
                 values = np.loadtxt(path, converters=converters, **options)
             except ValueError as error:
@@ -136,10 +137,6 @@ def _is_number(text: str) -> bool:
 
 def _number(text: str) -> float:
     return np.nan if is_missing(text) else float(text)
-
-
-def _number_with_comma(text: str) -> float:
-    return _number(text.replace(",", "."))
 
 
 def _has_decimal_commas(path: Path, table: CsvTable) -> bool:

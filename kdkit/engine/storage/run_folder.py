@@ -1,7 +1,7 @@
 """The folder of a run: the files a run writes, and the checks for resuming it."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -31,7 +31,7 @@ _MUST_MATCH = (
     *("stages", "nets", "trainings", "teacher_cache"),
 )
 _VERSIONS = ("kdkit", "torch")  # of which the same holds
-_LOCK = ".lock"
+LOCK = ".lock"
 _RECIPE = "recipe.py"
 _HINTS = {
     "data": " (random data that is created outside recipe() differs each time: create it inside, where random numbers "
@@ -108,20 +108,8 @@ class RunFolder:
         systems, the file names the process, and only one that has ended on this machine counts as released.
         """
         # The stages of a run may each be run with the lock that the whole run holds.
-        lock = FileLock(self.path / _LOCK, is_singleton=True)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise RunFolderError(
-                f"another process is running in {self.path}; wait until it ends, or choose another folder"
-            ) from error
-        except OSError as error:
-            raise _unwritable(self.path, error) from error
-        try:
+        with locked_folder(self.path, FileLock(self.path / LOCK, is_singleton=True), _unwritable):
             yield
-        finally:
-            lock.release()
 
     @staticmethod
     def require_usable(path: Path, *, resume: bool) -> None:
@@ -196,7 +184,7 @@ def resumable_files(path: Path) -> list[str]:
 
 def was_killed_at_start(path: Path) -> bool:
     """Whether a folder is that of a run that was killed before it wrote its record: it has nothing but the lock."""
-    return (path / _LOCK).is_file() and _is_empty(path)
+    return (path / LOCK).is_file() and _is_empty(path)
 
 
 def default_path(name: str) -> Path:
@@ -230,7 +218,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def _is_empty(path: Path) -> bool:
     """Whether a path is a folder without any file but those of a run that has written nothing yet."""
-    return path.is_dir() and all(file.name == _LOCK or is_temporary(file, RECORD) for file in path.iterdir())
+    return path.is_dir() and all(file.name == LOCK or is_temporary(file, RECORD) for file in path.iterdir())
 
 
 def _copy_recipe(path: Path, recipe: bytes | None) -> None:
@@ -264,6 +252,29 @@ def _as_json(result: MetricResult) -> dict[str, Any]:
     if result.interval is None:  # only a BootstrapInterval has one
         return {key: fields[key] for key in ("value", "by_class", "note")}
     return fields
+
+
+@contextmanager
+def locked_folder(
+    folder: Path, lock: FileLock, unwritable: Callable[[Path, Exception], RunFolderError]
+) -> Iterator[None]:
+    """Create a folder and hold its lock. Raises RunFolderError if another process does.
+
+    unwritable: returns the error for a folder that cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunFolderError(
+            f"another process is running in {folder}; wait until it ends, or choose another folder"
+        ) from error
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _unwritable(path: Path, error: Exception) -> RunFolderError:
