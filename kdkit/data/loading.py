@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import LoaderSplit, Split, WorkerInit
 from kdkit.utils.cores import usable_cores
-from kdkit.utils.randomness import derive_seed, seed_everything, seeded_on_cpu
+from kdkit.utils.randomness import seed_everything, seeded_on_cpu
+from kdkit.utils.seeds import derive_seed
 
 # What a derived seed is for. Two purposes must not share a seed, or they would draw the same numbers. 2 is in
 # kdkit.engine.training_batches, 3 in kdkit.engine.monitor, 4 in kdkit.engine.run_evaluation.

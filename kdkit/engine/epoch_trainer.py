@@ -22,7 +22,8 @@ from kdkit.errors import DataError, KdkitError
 from kdkit.plugins.events import EpochEnded, Figures, StepEnded
 from kdkit.utils import collectives, memory
 from kdkit.utils.modules import copy_state
-from kdkit.utils.randomness import derive_seed, seed_everything
+from kdkit.utils.randomness import seed_everything
+from kdkit.utils.seeds import derive_seed
 
 
 class EpochTrainer:

@@ -11,7 +11,8 @@ from kdkit.metrics.base import is_better, lower_is_better
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.recipe.recipe import Stage
 from kdkit.utils import collectives
-from kdkit.utils.randomness import derive_seed, seed_everything
+from kdkit.utils.randomness import seed_everything
+from kdkit.utils.seeds import derive_seed
 
 _VALIDATION = 3  # what a seed is for, see kdkit.data.loading
 

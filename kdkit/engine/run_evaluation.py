@@ -17,7 +17,8 @@ from kdkit.metrics.paired import SplitPredictions
 from kdkit.nets.net import Net
 from kdkit.plugins.events import BaselineDifference
 from kdkit.recipe.baseline import baselines_of
-from kdkit.utils.randomness import derive_seed, seed_everything
+from kdkit.utils.randomness import seed_everything
+from kdkit.utils.seeds import derive_seed
 
 _REPORTED_SAMPLES = 12
 _EVALUATION = 4  # what a seed is for, see kdkit.data.loading

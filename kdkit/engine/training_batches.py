@@ -29,7 +29,7 @@ from kdkit.engine.batch_transform import BatchTransform
 from kdkit.errors import DataError
 from kdkit.recipe.training import Training
 from kdkit.utils import collectives
-from kdkit.utils.randomness import derive_seed
+from kdkit.utils.seeds import derive_seed
 
 _LOADING = 2  # what a seed is for, see kdkit.data.loading
 _BATCH_NORM = "Expected more than 1 value per channel when training"  # how torch's message begins
