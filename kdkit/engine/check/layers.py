@@ -85,7 +85,8 @@ def layer_kernels(
     """Return the layers of networks, at most so many of each, with the kernels of their features.
 
     Networks run in eval mode, and stay as they were. until: a time of `time.perf_counter` after which no batch is
-    begun; the first batch always is. All networks see the same batches.
+    begun; the first batch always is. All networks see the same batches. Layers that do not run in all of them are left
+    out.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -98,8 +99,7 @@ def layer_kernels(
         for number, batch in enumerate(data):
             if number and time.perf_counter() > until:
                 break
-            for net, layers in measured.items():
-                _add_kernels(net, batch, layers)
+            measured = {net: _add_kernels(net, batch, layers) for net, layers in measured.items()}
     return measured
 
 
@@ -142,10 +142,10 @@ def _layers(net: Net[Any], batch: Batch, most: int) -> list[Layer]:
     ]
 
 
-def _add_kernels(net: Net[Any], batch: Batch, layers: Sequence[LayerKernels]) -> None:
-    """Run a network on a batch, and append the kernel of each layer.
+def _add_kernels(net: Net[Any], batch: Batch, layers: Sequence[LayerKernels]) -> list[LayerKernels]:
+    """Run a network on a batch, append the kernel of each layer, and return the layers that ran.
 
-    They are computed while the network runs, so that no more than one feature is kept: those of all layers may take
+    Kernels are computed while the network runs, so that no more than one feature is kept: those of all layers may take
     more memory than a training step.
     """
     kernels: dict[int, Tensor] = {}
@@ -165,8 +165,9 @@ def _add_kernels(net: Net[Any], batch: Batch, layers: Sequence[LayerKernels]) ->
     finally:
         for handle in handles:
             handle.remove()
-    for index, item in enumerate(layers):
-        item.kernels.append(kernels[index])
+    for index, kernel in kernels.items():
+        layers[index].kernels.append(kernel)
+    return [item for index, item in enumerate(layers) if index in kernels]
 
 
 def _kernel(feature: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import kdkit
-from kdkit import Match, Net, Recipe, Stage, Training
+from kdkit import Batch, Match, Net, Recipe, Stage, Training
 from kdkit.engine.check.layers import layer_kernels, similarities, spread_batches
 from kdkit.engine.storage.measurements import MEASUREMENTS, read_measurements
 from kdkit.errors import RunFolderError
@@ -128,6 +128,20 @@ def test_a_layer_that_is_constant_has_no_similarity():
     net = Net("constant", Constant())
     layers = layer_kernels([net], spread_batches(tiny_data(rows=24).train, 8), most=24)[net]
     assert [math.isnan(value) for row in similarities(layers, layers) for value in row] == [True]
+
+
+def test_layers_that_a_network_skips_for_some_batches_are_not_compared():
+    class Skipping(nn.Sequential):
+        def forward(self, inputs):
+            layers = self if inputs.sum() < 0 else (self[0], self[2], self[4])
+            for layer in layers:
+                inputs = layer(inputs)
+            return inputs
+
+    net = Net("skipping", Skipping(*(nn.Linear(4, 4) for _ in range(4)), nn.Linear(4, 3)))
+    data = [Batch(sign * torch.rand(8, 4), torch.zeros(8)) for sign in (-1, 1)]
+    layers = layer_kernels([net], data, most=24)[net]
+    assert {item.layer.path: len(item.kernels) for item in layers} == {"0": 2, "2": 2}
 
 
 @pytest.mark.parametrize(
