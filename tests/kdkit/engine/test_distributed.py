@@ -1,5 +1,6 @@
 """A batch is divided among ranks, and runs that cannot be divided are refused."""
 
+import hashlib
 import sys
 
 import pytest
@@ -11,9 +12,11 @@ from kdkit import DataError, RecipeError, TorchData, Training
 from kdkit.data.device_data import DeviceData
 from kdkit.data.loading import shard_rows
 from kdkit.engine import distributed, rank_agreement
+from kdkit.engine.options import RunOptions
+from kdkit.engine.run_record import Origin
 from kdkit.engine.training_batches import TrainingBatches
 from kdkit.utils import collectives
-from tests.helpers.tiny import samples, tiny_data
+from tests.helpers.tiny import one_stage, plain_goal, samples, tiny_data, tiny_net
 
 
 @pytest.fixture
@@ -82,6 +85,15 @@ def test_a_batch_that_is_too_small_for_all_ranks_is_refused(two_ranks):
 def test_what_differs_between_processes_alone_is_no_difference_of_their_recipes(first, second):
     assert rank_agreement._text(first) == rank_agreement._text(second)
     assert rank_agreement._text(first) != rank_agreement._text(first.replace("Mine", "Other").replace("LR", "Other"))
+
+
+def test_a_recipe_file_that_is_edited_or_deleted_meanwhile_is_no_difference(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("started")
+    origin, recipe = Origin(file=file), one_stage(tiny_net("student"), plain_goal())
+    file.unlink()
+    facts = dict(rank_agreement._facts(recipe, recipe.stages, RunOptions(), torch.device("cpu"), origin))
+    assert facts["the recipe file"] == hashlib.sha256(b"started").hexdigest()
 
 
 def test_the_notice_about_batch_norm_is_left_out_if_it_is_frozen(two_ranks):
