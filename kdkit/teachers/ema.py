@@ -14,9 +14,8 @@ from kdkit.losses.base import BuildContext
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
 from kdkit.nets.views import View, validate_view
-from kdkit.teachers.base import TeacherOutput, TeacherSession
+from kdkit.teachers.base import TeacherOutput, TeacherSession, require_net
 from kdkit.teachers.frozen import Frozen
-from kdkit.teachers.peer import require_net
 from kdkit.utils.validation import is_number
 
 _HALF_PRECISION = (torch.float16, torch.bfloat16)
