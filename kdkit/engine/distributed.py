@@ -166,20 +166,17 @@ class _WithUnused(nn.Module):
         return self.module(*inputs)
 
 
-def rank_weight(part: int, whole: int) -> float:
-    """Return the weight of the mean over this rank's `part` samples in the mean over ranks: 1 if all are equal."""
-    return 1.0 if part == whole else part * collectives.world_size() / whole
-
-
 def rank_share(samples: int, whole: int | None) -> tuple[float, float]:
     """Return the weight of this rank's part of a batch, and the number of samples that its losses stand for.
 
-    whole: the size of the batch, which is known if several ranks divide it.
+    The weight is that of the mean over the part in the mean over ranks: 1 if each rank has the whole batch, or parts
+    are equal. whole: the size of the batch, which is known if several ranks divide it.
     """
-    if not collectives.is_distributed() or whole is None:
+    ranks = collectives.world_size()
+    if ranks == 1 or whole is None:
         return 1.0, samples
-    weight = rank_weight(samples, whole)
-    return weight, whole * weight / collectives.world_size()
+    weight = 1.0 if samples == whole else samples * ranks / whole
+    return weight, whole * weight / ranks
 
 
 def _leave() -> None:

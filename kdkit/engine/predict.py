@@ -73,7 +73,10 @@ class Predictor:
         which a network masks a class.
         """
         network = module if module is not None else net.module
-        rows_of_rank = None if net.is_sharded else _rows_of_rank(split)
+        is_part = is_distributed() and not isinstance(split, LoaderSplit) and len(split) >= world_size()
+        rows_of_rank = None
+        if is_part and not net.is_sharded:
+            rows_of_rank = torch.tensor_split(torch.arange(len(split)), world_size())[rank()]
         is_whole = rows_of_rank is None
         decide = _Decisions(net, self.data, self.metrics) if self._has_positions else None
         padding = {} if decide is None else {"outputs": 0, "labels": -1}
@@ -323,13 +326,6 @@ class _Rows:
             )
         largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
         return torch.cat([self.pad(tensor, largest) for tensor in tensors])
-
-
-def _rows_of_rank(split: Split | LoaderSplit) -> Tensor | None:
-    """Return the rows that this rank predicts, (rows,) int64; None if it predicts the whole split."""
-    if not is_distributed() or isinstance(split, LoaderSplit) or len(split) < world_size():
-        return None
-    return torch.tensor_split(torch.arange(len(split)), world_size())[rank()]
 
 
 def _groups(split: Split | LoaderSplit) -> NDArray[np.int64] | None:

@@ -57,7 +57,7 @@ def test_ranks_load_different_rows_that_together_are_the_batch_of_one_rank(monke
 def test_the_weighted_mean_over_ranks_is_the_mean_over_the_batch(two_ranks, sizes, whole):
     values = torch.arange(float(whole))
     parts = [values, values] if sizes[0] == whole else values.split(sizes)
-    weighted = [part.mean() * distributed.rank_weight(len(part), whole) for part in parts]
+    weighted = [part.mean() * distributed.rank_share(len(part), whole)[0] for part in parts]
     # DistributedDataParallel takes the plain mean over ranks.
     assert sum(weighted) / 2 == pytest.approx(values.mean())
 
