@@ -7,9 +7,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from kdkit.data.batch import Batch, map_tensors
+from kdkit.data.batch import Batch
 from kdkit.data.dataset import Task
-from kdkit.engine.class_alignment import TermInputs, map_sides
+from kdkit.engine.term_inputs import TermInputs
 from kdkit.engine.terms import BoundTerm, bind_term
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext, accepts_no_rows, fills_missing
@@ -121,9 +121,16 @@ class DistillationModule(nn.Module):
             ids=batch.ids,
             teacher_outputs=tuple(outputs[name].output for name in term.teachers) if passes_outputs else (),
             weights=batch.weights,
-            batch_inputs=batch.inputs,
+            batch_inputs=batch.inputs if "inputs" in term.extra_kwargs else None,
         )
-        return inputs if mask is None else _rows_with_output(inputs, mask)
+        if mask is None:
+            return inputs
+        rows = mask.nonzero().squeeze(1)
+        if len(rows) == len(mask):
+            return inputs
+        # A loss of all samples would also learn from the target that the others are given, or compare samples to it.
+        rows = rows.to(inputs.labels.device, non_blocking=True)
+        return inputs.rows(rows)._replace(share=len(rows) / len(mask))
 
     def apply_loss(self, term: BoundTerm, inputs: TermInputs) -> Tensor:
         """Return the unweighted value of one term from its inputs."""
@@ -206,28 +213,6 @@ def _student_taps(stage: Stage) -> Iterator[TapLike]:
         yield from taps_of(term.student)
         if isinstance(term, Match) and isinstance(term.teacher, Peer):
             yield from taps_of(term.target)
-
-
-def _rows_with_output(inputs: TermInputs, mask: Tensor) -> TermInputs:
-    """Return the samples that the teacher has an output for, and their share of the batch.
-
-    A loss of all samples instead would also learn from the target that the others are given, or compare samples to it.
-    """
-    rows = mask.nonzero().squeeze(1).to(inputs.labels.device, non_blocking=True)
-    if len(rows) == len(mask):
-        return inputs
-
-    def select(tensor: Tensor) -> Tensor:
-        return tensor.index_select(0, rows)
-
-    inputs = inputs._replace(
-        labels=select(inputs.labels),
-        ids=None if inputs.ids is None else select(inputs.ids),
-        weights=None if inputs.weights is None else select(inputs.weights),
-        batch_inputs=map_tensors(inputs.batch_inputs, select),
-        share=len(rows) / len(mask),
-    )
-    return map_sides(inputs, select)
 
 
 def _fill(name: str, teacher: TeacherOutput, mask: Tensor, student_output: Tensor) -> TeacherOutput:
