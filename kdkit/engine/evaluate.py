@@ -41,9 +41,8 @@ def evaluate(
     predictor = Predictor(data, loader, lambda: options.autocast(device), recipe.metrics)
     batch_size = recipe.stages[-1].training.batch_size
     with explain_out_of_memory(recipe.stages[-1], data.validation, options, device, trains=False):
-        validation = predictor.predict(chosen, data.validation, batch_size=batch_size)
-        test = validation if data.test is None else predictor.predict(chosen, data.test, batch_size=batch_size)
-    return compute_metrics(recipe.metrics, validation, test)
+        predictions = predictor.predict_splits(chosen, batch_size=batch_size)
+    return compute_metrics(recipe.metrics, *predictions)
 
 
 def load_net(recipe: Recipe, weights: Path, name: str | None) -> Net[Any]:

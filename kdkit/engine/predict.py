@@ -24,6 +24,7 @@ from kdkit.engine.storage.predictions import REDUCED
 from kdkit.errors import DataError, KdkitError
 from kdkit.metrics.base import Metric, MetricResult, PositionReducing, Predictions
 from kdkit.metrics.bootstrap import without_interval
+from kdkit.metrics.paired import SplitPredictions
 from kdkit.nets.net import Net
 from kdkit.utils.collectives import all_gather, is_distributed, rank, world_size
 from kdkit.utils.modules import eval_mode
@@ -115,6 +116,15 @@ class Predictor:
             return predictions
         self._require_finite(net, split, np.isfinite(predictions.outputs).reshape(len(predictions.outputs), -1).all(1))
         return self._to_shared_classes(net, self._with_labels(predictions))
+
+    def predict_splits(self, net: Net[Any], *, batch_size: int) -> SplitPredictions:
+        """Return the predictions for the validation and the test split, which is the former if there is no test split.
+
+        Raises as `predict` does.
+        """
+        validation = self.predict(net, self.data.validation, batch_size=batch_size)
+        test = validation if self.data.test is None else self.predict(net, self.data.test, batch_size=batch_size)
+        return SplitPredictions(validation, test)
 
     def _rows_of_batch(self, batch: Batch, output: Tensor, decide: "_Decisions | None") -> dict[str, Tensor]:
         """Return what is kept of a batch, by name, each (batch, ...).
