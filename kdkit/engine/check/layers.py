@@ -16,7 +16,7 @@ from kdkit.data.batch import Batch
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.loading import batches
 from kdkit.data.reading import ReadBatches
-from kdkit.errors import KdkitError
+from kdkit.errors import DataError, KdkitError
 from kdkit.losses.similarity import CKA
 from kdkit.nets.net import Net
 from kdkit.nets.taps import OpenTaps, Tap
@@ -70,9 +70,15 @@ def matched_nets(stages: Sequence[Stage]) -> tuple[tuple[Net[Any], Net[Any]], ..
 
 
 def spread_batches(split: Split | LoaderSplit, size: int = SAMPLES) -> list[Batch]:
-    """Return a few batches from all of a split, whose samples may be sorted by class; the first ones of a loader."""
+    """Return a few batches from all of a split, whose samples may be sorted by class; the first ones of a loader.
+
+    Raises DataError if a loader yields none, as a stream that can be read once only.
+    """
     if isinstance(split, LoaderSplit):
-        return [batch.rows(torch.arange(min(len(batch), size))) for batch in islice(_read(split, size), _BATCHES)]
+        data = [batch.rows(torch.arange(min(len(batch), size))) for batch in islice(_read(split, size), _BATCHES)]
+        if not data:
+            raise DataError("there is no batch if the data is read again")
+        return data
     rows = torch.linspace(0, len(split) - 1, min(_BATCHES * size, len(split))).round().long()
     # Every n-th of them in a batch, so that each batch is from all of the split too.
     count = max(1, len(rows) // size)

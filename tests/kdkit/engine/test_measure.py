@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 import kdkit
-from kdkit import Batch, Match, Net, Recipe, Stage, Training
+from kdkit import Batch, Match, Net, Recipe, Stage, TorchData, Training
 from kdkit.engine.check.layers import layer_kernels, similarities, spread_batches
 from kdkit.engine.storage.measurements import MEASUREMENTS, read_measurements
 from kdkit.errors import RunFolderError
@@ -16,7 +17,7 @@ from kdkit.losses import SoftTargets
 from kdkit.utils.files import write
 from kdkit.utils.sealed import json_parts
 from tests.helpers.reports import distillation
-from tests.helpers.tiny import Mlp, plain_goal, tiny_data
+from tests.helpers.tiny import Mlp, one_stage, plain_goal, samples, tiny_data
 
 
 class NoSingle(Mlp):
@@ -91,6 +92,20 @@ def test_what_cannot_be_measured_is_left_out_with_the_reason(tmp_path):
     assert (cost.latency, cost.note) == (None, "a pass for one sample fails: ValueError: one sample")
     assert cost.multiply_adds == measured.costs["student"].multiply_adds
     assert measured.similarities
+
+
+def test_a_stream_that_can_be_read_once_only_is_evaluated_and_not_measured(tmp_path):
+    class Once(IterableDataset):
+        rows = iter([*samples()])
+
+        def __iter__(self):
+            return self.rows
+
+    data = TorchData(samples(), samples(), DataLoader(Once(), batch_size=2), classes=3)
+    recipe = one_stage(Net("student", Mlp()), plain_goal(), data)
+    kdkit.run(recipe, out=tmp_path / "run")
+    note = "the samples could not be read: DataError: there is no batch if the data is read again"
+    assert read_measurements(tmp_path / "run").note == note
 
 
 def test_layers_of_slow_networks_are_not_compared(tmp_path, monkeypatch):
