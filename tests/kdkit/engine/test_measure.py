@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import kdkit
-from kdkit import Batch, Match, Net, Recipe, Stage, TorchData, Training
+from kdkit import Batch, Data, Match, Net, Recipe, Split, Stage, TorchData, Training
 from kdkit.engine.check.layers import layer_kernels, similarities, spread_batches
 from kdkit.engine.storage.measurements import MEASUREMENTS, read_measurements
 from kdkit.errors import RunFolderError
@@ -106,6 +106,24 @@ def test_a_stream_that_can_be_read_once_only_is_evaluated_and_not_measured(tmp_p
     kdkit.run(recipe, out=tmp_path / "run")
     note = "the samples could not be read: DataError: there is no batch if the data is read again"
     assert read_measurements(tmp_path / "run").note == note
+
+
+def test_inputs_with_a_tensor_for_all_samples_are_evaluated_and_not_measured(tmp_path):
+    class Scaled(Split):
+        ids = torch.arange(6)
+
+        def batch(self, rows, draw):
+            return Batch((rows[:, None].expand(-1, 4) / 6, torch.tensor(2.0)), rows % 3, self.ids[rows], draw)
+
+    class Divided(Mlp):
+        def forward(self, inputs, scale):
+            return super().forward(inputs / scale)
+
+    data = Data()
+    data.classes, data.task, data.draws, data.fingerprint = ("a", "b", "c"), "multiclass", 1, "rows"
+    data.train, data.validation, data.test = Scaled(), Scaled(), None
+    kdkit.run(one_stage(Net("student", Divided()), plain_goal(), data), out=tmp_path / "run")
+    assert read_measurements(tmp_path / "run").note.startswith("the samples could not be read: IndexError")
 
 
 def test_layers_of_slow_networks_are_not_compared(tmp_path, monkeypatch):
