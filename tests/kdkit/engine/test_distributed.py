@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from kdkit import DataError, RecipeError, TorchData, Training
 from kdkit.data.device_data import DeviceData
 from kdkit.data.loading import shard_rows
-from kdkit.engine import distributed, rank_agreement
+from kdkit.engine import distributed, process_group, rank_agreement
 from kdkit.engine.options import RunOptions
 from kdkit.engine.run_record import Origin
 from kdkit.engine.training_batches import TrainingBatches
@@ -107,16 +107,16 @@ def test_the_notice_about_batch_norm_is_left_out_if_it_is_frozen(two_ranks):
 def test_the_cores_of_a_machine_are_divided_among_its_ranks_unless_the_user_set_threads(monkeypatch, variable, threads):
     calls = []
     monkeypatch.setattr(torch, "set_num_threads", calls.append)
-    monkeypatch.setattr(distributed, "usable_cores", lambda: 6)
+    monkeypatch.setattr(process_group, "usable_cores", lambda: 6)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.delenv("OMP_NUM_THREADS") if variable is None else monkeypatch.setenv("OMP_NUM_THREADS", variable)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(distributed, "launched", lambda: True)
+    monkeypatch.setattr(process_group, "launched", lambda: True)
 
     def no_rendezvous(*_args, **_kwargs):
         raise ConnectionError("no other rank")  # threads are set before the ranks meet
 
     monkeypatch.setattr(sys.modules["torch.distributed.rendezvous"], "rendezvous", no_rendezvous)
-    with pytest.raises(ConnectionError, match="no other rank"), distributed.joined():
+    with pytest.raises(ConnectionError, match="no other rank"), process_group.joined():
         pass
     assert calls == ([] if threads is None else [threads])
