@@ -1,51 +1,16 @@
 """Align lists of classes: classes that one side lacks are dropped, never filled with zeros."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from kdkit.data.dataset import Task
+from kdkit.engine.term_inputs import TermInputs
 from kdkit.errors import RecipeError
-from kdkit.losses.features import TensorOrTuple, as_tuple
+from kdkit.losses.features import as_tuple
 
 Columns = tuple[int, ...]  # of an output, (batch, classes), by their indices
-
-
-class TermInputs(NamedTuple):
-    """Everything the loss of a term may be called with. target: None if the labels are the target.
-
-    teacher_outputs: the output of every matched teacher. weights: of the samples, (batch,), if they have any.
-    batch_inputs: of all samples of the batch, also of those whose rows are left out.
-    share: of the samples of the batch that have a teacher output; only these are in the inputs.
-    """
-
-    student: TensorOrTuple
-    target: TensorOrTuple | None
-    labels: Tensor
-    ids: Tensor | None
-    teacher_outputs: tuple[Tensor, ...]
-    weights: Tensor | None = None
-    batch_inputs: Any = None
-    share: float = 1.0
-
-    def target_or_labels(self) -> TensorOrTuple:
-        """Return the second argument of the loss."""
-        return self.labels if self.target is None else self.target
-
-
-def map_sides(inputs: TermInputs, change: Callable[[Tensor], Tensor]) -> TermInputs:
-    """Return the inputs with `change` applied to the student, the target and the teacher outputs."""
-
-    def changed(side: TensorOrTuple) -> TensorOrTuple:
-        return tuple(map(change, side)) if isinstance(side, tuple) else change(side)
-
-    return inputs._replace(
-        student=changed(inputs.student),
-        target=None if inputs.target is None else changed(inputs.target),
-        teacher_outputs=tuple(map(change, inputs.teacher_outputs)),
-    )
 
 
 def shared_classes(
@@ -122,13 +87,7 @@ class ClassAlignment(nn.Module):
         if not self.drops_samples:
             return inputs._replace(labels=inputs.labels.index_select(1, self.labels))
         matches = inputs.labels.unsqueeze(1) == self.labels  # (batch, shared classes)
-        shared = matches.any(1)
-        inputs = inputs._replace(
-            labels=matches.int().argmax(1)[shared],
-            ids=None if inputs.ids is None else inputs.ids[shared],
-            weights=None if inputs.weights is None else inputs.weights[shared],
-        )
-        return map_sides(inputs, lambda side: side[shared])
+        return inputs._replace(labels=matches.int().argmax(1)).rows(matches.any(1).nonzero().squeeze(1))
 
 
 class _SelectColumns(nn.Module):

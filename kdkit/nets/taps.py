@@ -84,6 +84,15 @@ class Tap:
             return self.module.register_forward_pre_hook(hook.capture_input, with_kwargs=True).remove
         return self.module.register_forward_hook(hook.capture_output).remove
 
+    def _feature(self, value: Any) -> Tensor:
+        """Return the tensor that is captured of an input or output of the module, (batch, channels, ...)."""
+        form = self.form
+        tensor = pick_tensor(value, self.element, f"the {self.at} of {form.layer}")
+        if not form.is_decided:
+            form.decide(value, tensor)
+        # A nested tensor has no dimension to move; OpenTaps rejects it with a hint.
+        return tensor.movedim(-1, 1) if form.channels_last and not tensor.is_nested else tensor
+
 
 @dataclass(slots=True)
 class _TapHook:
@@ -107,14 +116,8 @@ class _TapHook:
 
     def _capture_element(self, value: Any) -> None:
         # In a validation, a network may return another structure, without the element.
-        if isinstance(self.capture, _Slot) and not self.capture.is_open:
-            return
-        tap, form = self.tap, self.tap.form
-        tensor = pick_tensor(value, tap.element, f"the {tap.at} of {form.layer}")
-        if not form.is_decided:
-            form.decide(value, tensor)
-        # A nested tensor has no dimension to move; OpenTaps rejects it with a hint.
-        self.capture(tensor.movedim(-1, 1) if form.channels_last and not tensor.is_nested else tensor)
+        if not isinstance(self.capture, _Slot) or self.capture.is_open:
+            self.capture(self.tap._feature(value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +137,7 @@ class AttentionTap:
     def __post_init__(self) -> None:
         layer: Any = self.module
         if _attention_config(layer) is not None:
-            tap = Tap(layer, element=1, channels_last=False)  # a layer returns its output and its map
+            tap: Tap = _MapTap(layer, element=1, channels_last=False)  # a layer returns its output and its map
         elif isinstance(getattr(layer, "attn_drop", None), nn.Module) and hasattr(layer, "fused_attn"):
             # dropout is applied to the map after its softmax
             tap = Tap(layer.attn_drop, "input", channels_last=False)
@@ -158,30 +161,26 @@ class AttentionTap:
         owner: Any = self.module if config is None else config
         name, explicit = ("fused_attn", False) if config is None else ("_attn_implementation", "eager")
         override = Override(owner, name, explicit)
-        # Only a layer of transformers may return something else.
-        remove_hook = self.tap.attach(capture if config is None else _MapCapture(self.tap.form.layer, capture))
-        return partial(_remove_and_restore, remove_hook, override)
+        return partial(_remove_and_restore, self.tap.attach(capture), override)
 
 
-@dataclass(slots=True)
-class _MapCapture:
-    """Checks in the first pass that a layer returns an attention map, and captures it."""
+class _MapTap(Tap):
+    """A tap on the map of a layer of transformers, which may return something else."""
 
-    layer: str
-    capture: Capture
-    is_map: bool = False
+    __slots__ = ()
 
-    def __call__(self, tensor: Tensor) -> None:
-        if not self.is_map:
-            # A layer around the attention returns its features alone; that of T5 returns a position bias first.
-            if tensor.ndim != 4 or bool((tensor < 0).any()):
-                raise RecipeError(
-                    f"{self.layer} returns no attention map, (batch, heads, tokens, tokens), but "
-                    f"{tuple(tensor.shape)} as its second output; tap the attention layer in it, or use "
-                    "Tap(layer, element=...) and eager attention"
-                )
-            self.is_map = True
-        self.capture(tensor)
+    def _feature(self, value: Any) -> Tensor:
+        """Return the map. Raises RecipeError if the layer returns none in the first pass."""
+        layer = self.form.layer
+        tensor = pick_tensor(value, self.element, f"the output of {layer}")
+        # A layer around the attention returns its features alone; that of T5 returns a position bias first.
+        if not self.form.is_decided and (tensor.ndim != 4 or bool((tensor < 0).any())):
+            raise RecipeError(
+                f"{layer} returns no attention map, (batch, heads, tokens, tokens), but {tuple(tensor.shape)} as its "
+                "second output; tap the attention layer in it, or use Tap(layer, element=...) and eager attention"
+            )
+        self.form.is_decided = True  # its order of dimensions is known
+        return tensor
 
 
 def _remove_and_restore(remove_hook: RemoveHook, override: Override) -> None:

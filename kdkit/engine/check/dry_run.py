@@ -30,6 +30,8 @@ from kdkit.nets.views import Images
 from kdkit.recipe.balancing.base import WeightedSum
 from kdkit.recipe.recipe import nets_of, teachers_of
 from kdkit.teachers.base import Teacher, TeacherOutput, require_output
+from kdkit.teachers.ema import Ema
+from kdkit.teachers.past import Past
 from kdkit.utils.devices import Precision, autocast
 from kdkit.utils.modules import parameters_behind
 
@@ -217,8 +219,20 @@ class _DryRun:
         for match in self.stage.matches:
             if match.student is None and match.target is None and not allows_any_classes(match.loss):
                 for teacher in teachers_of(match):
+                    output = teacher_outputs[teacher.name].output
                     if isinstance(teacher, Net):
-                        self._check_columns(teacher, teacher_outputs[teacher.name].output)
+                        self._check_columns(teacher, output)
+                    elif not isinstance(teacher, Ema | Past):  # whose network is checked as a student
+                        self._check_class_names(teacher, output)
+
+    def _check_class_names(self, teacher: Teacher, output: Tensor) -> None:
+        """Check the `classes` of a user-defined teacher, by which its outputs are aligned with those of the student."""
+        classes = getattr(teacher, "classes", None)
+        if classes and output.shape[1:2] != (len(classes),) and self.context.task != "regression":
+            self.problems.append(
+                f"{teacher.name!r} has outputs of shape {_batch_shape(output.shape)} and {len(classes)} classes; its "
+                "attribute `classes` must have a name for each column of its outputs"
+            )
 
     def _check_columns(self, net: Net[Any], output: Tensor | None) -> None:
         classes, labels = net.classes or self.context.classes, self.batch.labels

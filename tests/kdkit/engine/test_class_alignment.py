@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from kdkit import RecipeError
-from kdkit.engine.class_alignment import ClassAlignment, TermInputs, shared_classes
+from kdkit.engine.class_alignment import ClassAlignment, shared_classes
+from kdkit.engine.term_inputs import TermInputs
 
 
 def term_inputs(student, target=None, labels=(0, 1, 2), teacher_outputs=(), ids=(5, 6, 7)):

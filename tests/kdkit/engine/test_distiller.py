@@ -189,6 +189,19 @@ def test_its_dtype_is_also_that_of_the_teachers():
         assert teacher.module.head.weight.dtype == torch.float64
 
 
+def test_an_interrupt_while_it_is_created_leaves_no_hook():
+    class Interrupted(Mlp):
+        def forward(self, inputs):
+            raise KeyboardInterrupt
+
+    teacher, student = Net("teacher", Mlp(), trained=True), Net("student", Interrupted())
+    objective = Match(teacher, Hint(), **features(student, teacher))
+    with pytest.raises(KeyboardInterrupt):
+        Distiller(student, objective, (INPUTS, LABELS), classes=["a", "b", "c"])
+    assert hooks_of(student.module) == hooks_of(teacher.module) == 0
+    assert teacher.module.training
+
+
 def test_problems_are_found_when_it_is_created_and_leave_no_hook():
     teacher, student = networks()
     wrong = Match(teacher, nn.MSELoss(), **features(student, teacher))  # 5 and 7 features, and no projector

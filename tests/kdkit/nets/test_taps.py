@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import BertConfig, BertModel, T5Config, T5EncoderModel
 
-from kdkit import AttentionTap, Net, RecipeError, Tap, timm_tap
+from kdkit import AttentionTap, ClassifierTap, Net, RecipeError, Tap, timm_tap
 from kdkit.nets.taps import OpenTaps, TapLike
 from tests.helpers.tiny import Mlp, hooks_of
 
@@ -181,19 +181,20 @@ def test_nothing_is_captured_between_take_and_clear():
         assert not open_taps.unfired()
 
 
-def test_an_element_that_a_paused_pass_lacks_is_no_error():
+@pytest.mark.parametrize("make_tap", [Tap, lambda net, **options: ClassifierTap(net, classifier=net.head, **options)])
+def test_an_element_that_a_paused_pass_lacks_is_no_error(make_tap):
     class TrainingOnly(Mlp):
         def forward(self, inputs):
             outputs = super().forward(inputs)
-            return {"logits": outputs, "loss": outputs.mean()} if self.training else {"logits": outputs}
+            return {"logits": outputs, "hidden": self.hidden(inputs)} if self.training else {"logits": outputs}
 
     net, inputs = TrainingOnly(), torch.randn(2, 4)
-    with OpenTaps([Tap(net, element="loss")]) as open_taps:
+    with OpenTaps([make_tap(net, element="hidden")]) as open_taps:
         net(inputs)
         open_taps.take()
         net.eval()(inputs)
         open_taps.clear()
-        with pytest.raises(RecipeError, match="no element 'loss'"):
+        with pytest.raises(RecipeError, match="no element 'hidden'"):
             net(inputs)
 
 
