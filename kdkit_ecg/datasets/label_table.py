@@ -246,7 +246,7 @@ class _RowParser:
 
 
 def _listed(text: str) -> list[str] | None:
-    """Return the items of a list, or the keys of a dict, as Python and JSON write them; None for any other text.
+    """Return the items of a list or a set, or the keys of a dict, as Python and JSON write them; None for other texts.
 
     PTB-XL has labels such as {'NORM': 100.0, 'SR': 0.0}, and pandas writes lists and arrays of NumPy as their repr.
     """
@@ -256,6 +256,7 @@ def _listed(text: str) -> list[str] | None:
     text = re.sub(r"(?<=['\"])\s+(?=['\"])", ", ", text)
     try:
         items = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # those that its documentation lists
         return None
-    return [str(item) for item in items]
+    # Sorted, since the order of a set differs between processes, and with it the fingerprint of the data would.
+    return sorted(map(str, items)) if isinstance(items, set) else [str(item) for item in items]
