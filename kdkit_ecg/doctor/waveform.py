@@ -6,9 +6,8 @@ from numpy.typing import NDArray
 from kdkit import DataError
 from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.signal_sketch import sketch_of
-from kdkit_ecg.records.header import Header
 from kdkit_ecg.records.samples import Steps, invalid_values, mismatched_leads, read_steps
-from kdkit_ecg.records.signal_lines import SignalHeader
+from kdkit_ecg.records.signal_lines import Header
 
 GAINS = (20.0, 50_000.0)  # steps per mV: converters have a resolution between 50 uV and 20 nV
 FULL_SCALE = 0.9  # of the range of its format, which a lead spans if wfdb chose the gain to use all of it
@@ -43,7 +42,7 @@ def examine_signal(record: RecordReport, header: Header) -> None:
     _examine_leads(record, header, samples, invalid)
 
 
-def _compare_sizes(record: RecordReport, header: SignalHeader) -> str:
+def _compare_sizes(record: RecordReport, header: Header) -> str:
     """Return how the signal files differ from the header in leads or samples, judged by their sizes; "" if not."""
     for file in header.files:
         channels = [channel for channel in header.channels if channel.file == file]

@@ -7,7 +7,7 @@ import numpy as np
 from kdkit import DataError
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.samples import invalid_values, mismatched_leads, read_steps
-from kdkit_ecg.records.signal_lines import UNITS, SignalHeader
+from kdkit_ecg.records.signal_lines import UNITS, Header
 from kdkit_ecg.records.source import Record, RecordSource, missing_files, ordered_signal
 
 
@@ -25,7 +25,7 @@ def read_record(source: Path | RecordSource) -> Record:
     return (read_header(source) if isinstance(source, Path) else source).read()
 
 
-def read_wfdb(header: SignalHeader) -> Record:
+def read_wfdb(header: Header) -> Record:
     """Read a WFDB record; see `read_record`."""
     missing = missing_files(header)
     if missing:
