@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS, missing_leads, standard_name
@@ -88,7 +88,7 @@ class Header(RecordSource):
     units: tuple[str, ...]
     channels: tuple[Channel, ...]
     positions: tuple[int, ...]
-    segments: tuple[tuple[Self | None, int], ...] = ()
+    segments: tuple[tuple["Header | None", int], ...] = ()
 
     @property
     def gains(self) -> tuple[float, ...]:
@@ -112,7 +112,7 @@ class Header(RecordSource):
         segments = tuple((header and header.signal_fields, samples) for header, samples in self.segments)
         return (*((name, getattr(self, name)) for name in names), ("segments", segments))
 
-    def select(self, leads: Sequence[str]) -> Self:
+    def select(self, leads: Sequence[str]) -> "Header":
         """Return the description of these leads alone, in this order."""
         rows = [self.leads.index(lead) for lead in leads]
         by_lead = ("leads", "gains_per_unit", "baselines", "units", "checks", "positions")
