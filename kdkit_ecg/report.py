@@ -12,6 +12,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from kdkit.report import Report, Section
+from kdkit.report.formats import DASH
 from kdkit.report.runs import ReportedRun
 from kdkit.utils.printable import printable
 from kdkit_ecg.datasets.signal_split import IN_MV, RATE, SIGNAL
@@ -119,35 +120,38 @@ def _line(part: Signal, rate: float, left: float, middle: float) -> str:
 
 
 def class_table(run: ReportedRun, id: int) -> Markup:
-    """Return the table of a record's classes, with the probability of each by every network."""
-    samples = {net: sample for net in run.nets if (sample := run.sample(net, id)) is not None and sample.labels.ndim}
-    if not samples:
+    """Return the table of a record's classes, with the probability of each by every network that has it."""
+    labels: dict[str, bool] = {}
+    columns: dict[str, dict[str, float]] = {}  # net -> class -> probability; nets may lack classes of the data
+    for net in run.nets:
+        sample = run.sample(net, id)
+        if sample is None or not sample.labels.ndim:
+            continue
+        probabilities = np.exp(-np.logaddexp(0, -sample.outputs)).tolist()  # does not overflow
+        columns[net] = dict(zip(sample.classes, probabilities, strict=True))
+        labels |= zip(sample.classes, (sample.labels > 0).tolist(), strict=True)
+    if not columns:
         return Markup("")
-    # log(1 + exp(-x)) does not overflow
-    columns = {net: np.exp(-np.logaddexp(0, -sample.outputs)) for net, sample in samples.items()}
-    labels, _, classes = next(iter(samples.values()))
-    shown = [
-        index
-        for index in range(len(classes))
-        if labels[index] > 0 or any(probabilities[index] >= _CLEAR for probabilities in columns.values())
-    ]
-    head = Markup("").join(Markup('<th scope="col" class="number">{}</th>').format(net) for net in columns)
-    rows = [
-        Markup('<tr><th scope="row">{}</th><td>{}</td>{}</tr>').format(
-            printable(classes[index]),
-            "yes" if labels[index] > 0 else "no",
-            Markup("").join(
-                Markup('<td class="number {}">{:.0f} %</td>').format(
-                    "right" if (probabilities[index] >= _CLEAR) == (labels[index] > 0) else "wrong",
-                    100 * probabilities[index],
-                )
-                for probabilities in columns.values()
-            ),
+    rows = []
+    for name, is_true in labels.items():
+        if not (is_true or any(by_class.get(name, 0) >= _CLEAR for by_class in columns.values())):
+            continue
+        cells = [
+            Markup('<td class="number {}">{:.0f} %</td>').format(
+                "right" if (by_class[name] >= _CLEAR) == is_true else "wrong", 100 * by_class[name]
+            )
+            if name in by_class
+            else Markup('<td class="number">{}</td>').format(DASH)
+            for by_class in columns.values()
+        ]
+        rows.append(
+            Markup('<tr><th scope="row">{}</th><td>{}</td>{}</tr>').format(
+                printable(name), "yes" if is_true else "no", Markup("").join(cells)
+            )
         )
-        for index in shown
-    ]
     if not rows:
         return Markup('<p class="note">The record has none of the classes, and no network gives one above 50 %.</p>')
+    head = Markup("").join(Markup('<th scope="col" class="number">{}</th>').format(net) for net in columns)
     return Markup(
         '<div class="scroll"><table><thead><tr><th scope="col">class</th><th scope="col">labelled</th>{}</tr></thead>'
         "<tbody>{}</tbody></table></div>"

@@ -41,9 +41,8 @@ class _Drawing:
         self.svg = Svg(_WIDTH)
         self.students: dict[tuple[int, str], Point] = {}  # the points at which lines leave, by stage and net
         self.exits: dict[int, float] = {}  # the height below the card of each stage at which lines begin
-        self.entries: list[
-            tuple[int, str, Point]
-        ] = []  # the stage that trained a source, its net, and the points at which lines end
+        # The stage that trained a source, its net, and the point at which a line ends.
+        self.entries: list[tuple[int, str, Point]] = []
 
     def draw(self) -> str:
         count = len(self.graphs)

@@ -1,7 +1,6 @@
 """Make commands on a recipe file, which add the parameters of its recipe() to the options of the command."""
 
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -144,13 +143,13 @@ class RunCommand(RecipeCommand):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Replace the folder of a run by the arguments that the run was started with, before those that follow."""
-        following = dict(pairwise(args)).get("--resume", "")
-        folder = Path(following)
-        rest = [arg for arg in args if arg != following]
+        position = args.index("--resume") + 1 if "--resume" in args else len(args)
+        following, rest = "".join(args[position : position + 1]), [*args[:position], *args[position + 1 :]]
         needs_folder = "--resume" in args and not ctx.resilient_parsing and not following.endswith(".py")
         if needs_folder and self._find_file(rest) is None:
             if not following or following.startswith("-"):
                 raise click.UsageError("--resume needs the folder of a run: kdkit run --resume FOLDER", ctx)
+            folder = Path(following)
             if not folder.is_dir():
                 raise RunFolderError(f"there is no run folder {following} to resume; expected the folder of a run")
             from kdkit.cli.repeat import arguments_to_resume

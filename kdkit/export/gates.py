@@ -107,10 +107,8 @@ class Reference:
             network = self.scores[metric.name]
             export = math.nan if exported is None else metric.compute(exported).value
             worse = (export - network) if lower_is_better(metric) else (network - export)
-            if (
-                exported is not None and math.isnan(network) and math.isnan(export)
-            ):  # undefined for this split, such as without positives
-                worse = 0.0
+            if exported is not None and math.isnan(network) and math.isnan(export):
+                worse = 0.0  # undefined for this split, such as without positives
             lost = 100 * worse / self._scale(metric) if worse else 0.0
             scores.append(ScoreDifference(metric=metric.name, network=network, export=export, points=lost))
         return MetricGate(split=self.split, samples=len(self.test), scores=tuple(scores), points=points)

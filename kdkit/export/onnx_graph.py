@@ -160,9 +160,8 @@ def peak_bytes(model: ModelProto, sizes: Mapping[str, int]) -> int:
     nodes = model.graph.node
     last = {name: index for index, node in enumerate(nodes) for name in node.input}
     last.update({value.name: len(nodes) for value in model.graph.output})
-    alive = {
-        value.name: sizes[value.name] for value in model.graph.input
-    }  # the caller holds them before the first node
+    # The caller holds the inputs before the first node.
+    alive = {value.name: sizes[value.name] for value in model.graph.input}
     peak = sum(alive.values())
     for index, step in enumerate(nodes):
         first = step.input[0] if step.input else ""

@@ -33,7 +33,7 @@ class _FileLogger(Logger):
 
     @abstractmethod
     def _read(self, text: str) -> list[Row]:
-        """Return the rows of a file, without one at its end that was not written whole. Raises ValueError."""
+        """Return the rows of a file, without a part of one at its end. Raises ValueError or csv.Error."""
 
     @abstractmethod
     def _rewrite(self) -> None:
@@ -58,7 +58,7 @@ class _FileLogger(Logger):
             raise RunFolderError(f"{self._file} exists already, and the run would overwrite it; choose another path")
         try:
             self._rows = self._read(self._file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, csv.Error) as error:
             raise RunFolderError(
                 f"{self._file} cannot be read ({first_line(error)}), so the resumed run cannot continue it; delete or "
                 "rename it"
@@ -98,7 +98,7 @@ class CsvLogger(_FileLogger):
     _columns: tuple[str, ...] = ()
 
     def _read(self, text: str) -> list[Row]:
-        """Return the rows of a file. Raises ValueError if it is not such a table."""
+        """Return the rows of a file. Raises ValueError or csv.Error if it is not such a table."""
         lines = csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
         columns = next(lines, [])
         if tuple(columns[:3]) != _POSITION:

@@ -54,15 +54,14 @@ def class_table(
     """Return a row for each class, computed on the test split, or on the validation split if there is no test split.
 
     A class without positives has a row too, without figures, and a class of labels per position has no AUROC and AUPRC.
-    thresholds_by: chooses thresholds on the validation
-    split; by default for the best F1 of each class. Intervals have a level of 95 %.
+    thresholds_by: chooses thresholds on the validation split; by default for the best F1 of each class. Intervals have
+    a level of 95 %.
     """
     validation, test = report.validation, report.test if report.test is not None else report.validation
     has_thresholds = validation.labels.ndim > 1 and not validation.per_position
     thresholds = (thresholds_by or BestF1()).choose(validation) if has_thresholds else None
-    metrics: dict[str, Metric] = {
-        name: _ThresholdMetric(name, thresholds) for name in FIGURES[:3]
-    }  # depend on thresholds
+    # The first three depend on thresholds.
+    metrics: dict[str, Metric] = {name: _ThresholdMetric(name, thresholds) for name in FIGURES[:3]}
     if not test.per_position:  # these rank logits, of which only decisions are left
         metrics |= {"auroc": MacroAUROC(), "auprc": MacroAUPRC()}
     results = {name: BootstrapInterval(metric, resamples=resamples).compute(test) for name, metric in metrics.items()}

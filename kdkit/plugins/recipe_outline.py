@@ -68,9 +68,7 @@ def read_outline(path: Path) -> RecipeOutline | None:
         outlined: types.FunctionType = names["recipe"]
         hints = typing.get_type_hints(outlined, names)
         parameters = parameters_of(path, inspect.signature(outlined).parameters.values(), hints, docstring or "")
-    except (
-        Exception
-    ):  # a name that the file imports, or a wrong parameter, annotation or option: the import explains it
+    except Exception:  # a name that the file imports, or a wrong parameter or annotation: the import explains it
         return None
     return RecipeOutline(path, inspect.cleandoc(ast.get_docstring(tree) or ""), parameters)
 

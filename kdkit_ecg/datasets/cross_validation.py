@@ -88,6 +88,8 @@ class FoldedDataset(RecordingDataset):
         """Return `folds` folds of the usable records. Records in `keep` stay in their fold."""
         k = self.folds if isinstance(self.folds, int) else FOLDS
         headers, excluded = self._usable
+        if not headers:
+            raise DataError(f"no record in {self._folder_names} can be used:\n{excluded.summary(0)}")
         members = self._fold_members()
         groups = {member.group for member in members.values()}
         if len(groups) < k and keep is None:

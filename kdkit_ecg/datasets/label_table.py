@@ -1,8 +1,6 @@
 """Read the table with the labels of records: a column per class, or the names of classes in one column."""
 
 import ast
-import csv
-import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from kdkit_ecg.records.header import parse_age
 from kdkit_ecg.records.signal_lines import shown
 from kdkit_ecg.records.source import Sex
 from kdkit_ecg.utils.record_files import table_name
-from kdkit_ecg.utils.tables import is_missing
+from kdkit_ecg.utils.tables import is_missing, read_table
 
 T = TypeVar("T")
 
@@ -91,7 +89,20 @@ def read_label_table(path: Path, columns: Mapping[str, str], classes: Sequence[s
     """
     if len(set(classes)) < len(classes):
         raise RecipeError(f"classes must be different names, got {list(classes)}")
-    names, lines = _read_lines(path)
+    try:
+        names, lines = read_table(path)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"the table of labels {path} does not exist; expected a CSV with a row for each record"
+        ) from error
+    except OSError as error:
+        raise DataError(f"the table of labels {path} cannot be read: {error}") from error
+    if len(set(names)) < max(1, len(names)):
+        raise DataError(
+            f"{path} needs a first line with a different name for each column, got {shown(','.join(names))}"
+        )
+    if not lines:
+        raise DataError(f"{path} has no row below its first line")
     for role, column in columns.items():
         if role not in ROLES:
             raise RecipeError(f"columns has the unknown key {role!r}; {did_you_mean(role, ROLES)}")
@@ -121,34 +132,6 @@ def read_label_table(path: Path, columns: Mapping[str, str], classes: Sequence[s
         has_patients=any(row.patient for row in rows.values()),
         unread={column: list(texts) for column, texts in parser.unread.items()},
     )
-
-
-def _read_lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Return the names of the columns, and the lines of the rows with their cells by column."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets write a byte order mark
-    except FileNotFoundError as error:
-        raise DataError(
-            f"the table of labels {path} does not exist; expected a CSV with a row for each record"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as a CSV table in UTF-8: {error}") from error
-    first_line = text.partition("\n")[0]
-    table = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first_line.count))
-    rows = []
-    try:
-        names = [cell.strip() for cell in next(table, [])]
-        if len(set(names)) < max(1, len(names)):
-            raise DataError(f"{path} needs a first line with a different name for each column, got {shown(first_line)}")
-        for cells in table:
-            # Not strict: spreadsheets drop empty cells at the end of a line.
-            by_column = dict(zip(names, (cell.strip() for cell in cells), strict=False))
-            rows.append((table.line_num, {name: by_column.get(name, "") for name in names}))
-    except csv.Error as error:
-        raise DataError(f"{path}, line {table.line_num}, cannot be parsed as CSV: {error}") from error
-    if not rows:
-        raise DataError(f"{path} has no row below its first line")
-    return names, rows
 
 
 class _RowParser:
@@ -246,7 +229,7 @@ class _RowParser:
 
 
 def _listed(text: str) -> list[str] | None:
-    """Return the items of a list, or the keys of a dict, as Python and JSON write them; None for any other text.
+    """Return the items of a list or a set, or the keys of a dict, as Python and JSON write them; None for other texts.
 
     PTB-XL has labels such as {'NORM': 100.0, 'SR': 0.0}, and pandas writes lists and arrays of NumPy as their repr.
     """
@@ -256,6 +239,7 @@ def _listed(text: str) -> list[str] | None:
     text = re.sub(r"(?<=['\"])\s+(?=['\"])", ", ", text)
     try:
         items = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # those that its documentation lists
         return None
-    return [str(item) for item in items]
+    # Sorted, since the order of a set differs between processes, and with it the fingerprint of the data would.
+    return sorted(map(str, items)) if isinstance(items, set) else [str(item) for item in items]

@@ -1,7 +1,6 @@
 """Read the two tables of PTB-XL: the meaning of SCP statements, and the patient, labels and fold of each record."""
 
 import ast
-import csv
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from kdkit import DataError
 from kdkit.errors import first_line
 from kdkit_ecg.records.header import parse_age
 from kdkit_ecg.records.source import Sex
-from kdkit_ecg.utils.tables import is_missing
+from kdkit_ecg.utils.tables import is_missing, read_table
 
 MAX_CODES = 10_000  # characters of the codes of a record; the longest in PTB-XL have about 200
 
@@ -104,7 +103,7 @@ def read_database(path: Path) -> dict[str, DatabaseRow]:
     rows: dict[str, DatabaseRow] = {}
     for row in _read_table(path, required):
         try:
-            if not _ID.fullmatch(row["ecg_id"].strip()):
+            if not _ID.fullmatch(row["ecg_id"]):
                 raise ValueError("expected a number of up to 9 digits")
             rows[f"HR{int(row['ecg_id']):05}"] = DatabaseRow.parse(row)
         # Those that the documentation of literal_eval lists, the last two for a text that nests too deep.
@@ -121,12 +120,10 @@ def _read_table(path: Path, required: Iterable[str]) -> Iterable[dict[str, str]]
             f"{path} does not exist; the folder of PTB-XL contains ptbxl_database.csv and scp_statements.csv"
         )
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file, restval="")  # a short row lacks texts, which are not None
-            rows = list(table)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not a CSV table in UTF-8: {error}") from error
-    missing = sorted(set(required) - set(table.fieldnames or ()))
+        columns, rows = read_table(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    missing = sorted(set(required) - set(columns))
     if missing:
-        raise DataError(f"{path} lacks the column {missing[0]}; it has {', '.join(table.fieldnames or ())}")
-    return rows
+        raise DataError(f"{path} lacks the column {missing[0]}; it has {', '.join(columns)}")
+    return [cells for _, cells in rows]

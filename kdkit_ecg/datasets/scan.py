@@ -12,8 +12,8 @@ from kdkit import DataError
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.datasets.patient_table import PatientTable
 from kdkit_ecg.leads import LEADS, missing_leads
-from kdkit_ecg.records.header import Header, read_header
-from kdkit_ecg.records.signal_lines import DEFAULT_GAIN
+from kdkit_ecg.records.header import read_header
+from kdkit_ecg.records.signal_lines import DEFAULT_GAIN, Header
 from kdkit_ecg.records.source import RecordSource, missing_files
 from kdkit_ecg.utils.record_files import find_record_files
 from kdkit_ecg.utils.tables import first_names

@@ -16,6 +16,13 @@ from kdkit_ecg.store import FAULTS, SignalFile, SignalStore, StoredSignals
 
 Signals = Sequence[NDArray[np.float32]]
 
+# By the fault of a `PreparedSignal`.
+_REASONS = {
+    "signal": ExclusionReason.SIGNAL,
+    "rate": ExclusionReason.RATE,
+    "checksum": ExclusionReason.CHECKSUM,
+}
+
 
 def read_signals(
     headers: Sequence[RecordSource],
@@ -31,23 +38,17 @@ def read_signals(
     Of records with the same samples in all leads, the first one by name is used. A0101 and Q0048 of the
     Challenge are such a pair, with two different lists of codes.
     """
-    seen: dict[bytes, None] = {}  # the content of the records that are used, in their order
-    # The content of these records was not read and is empty, which does not make them duplicates.
-    not_read = {"signal": ExclusionReason.SIGNAL, "checksum": ExclusionReason.CHECKSUM}
+    contents: dict[bytes, None] = {}  # of the records that are used, in their order
 
     def accept(header: RecordSource, content: bytes, fault: str) -> bool:
-        reason = ExclusionReason.RATE if fault else None
-        if fault in not_read:
-            reason = not_read[fault]
-        elif content in seen:
-            reason = ExclusionReason.DUPLICATE
-        else:
-            seen[content] = None
-        if reason is not None:
-            # The reason says all about a wrong checksum.
-            unexplained = fault not in ("", "checksum") and reason not in excluded.causes
-            excluded.add(reason, header.path, cause=cause_of(header) if unexplained else None)
-        return reason is None
+        if not fault and content not in contents:
+            contents[content] = None
+            return True
+        reason = _REASONS[fault] if fault else ExclusionReason.DUPLICATE
+        # The reason says all about a wrong checksum.
+        unexplained = fault not in ("", "checksum") and reason not in excluded.causes
+        excluded.add(reason, header.path, cause=cause_of(header) if unexplained else None)
+        return False
 
     def cause_of(header: RecordSource) -> Exception | None:
         # A store has the kind of a fault alone, so the first record of each kind is read again.
@@ -65,7 +66,7 @@ def read_signals(
         ]
         used = [headers[row] for row in accepted]
         file = SignalFile(store.folder.path, rows[accepted], [header.name for header in used])
-        return used, StoredSignals(file), list(seen)
+        return used, StoredSignals(file), list(contents)
     used = []
     signals: list[NDArray[np.float32]] = []
     for header in headers:
@@ -73,7 +74,7 @@ def read_signals(
         if accept(header, prepared.content, prepared.fault or "") and prepared.signal is not None:
             used.append(header)
             signals.append(prepared.signal)
-    return used, signals, list(seen)
+    return used, signals, list(contents)
 
 
 def duplicate_signals(headers: Sequence[RecordSource]) -> list[list[str]]:

@@ -1,6 +1,5 @@
 """Compare records with each other to find names and signals that occur more than once."""
 
-import csv
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,11 +10,13 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from kdkit import DataError
 from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.signal_sketch import MIN_CORRELATION, correlation, near_pairs
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.samples import Steps, invalid_values, read_steps
 from kdkit_ecg.utils.record_files import record_name
+from kdkit_ecg.utils.tables import read_table
 
 
 class ComparedSignal(NamedTuple):
@@ -46,7 +47,12 @@ class ComparedSignal(NamedTuple):
 
 def mark_duplicate_names(folder: Path, records: Sequence[RecordReport]) -> None:
     """Mark all records with one name but the one that the loaders use: in its database's folder, or else top-most."""
-    databases = _read_databases(folder)
+    databases: dict[str, str] = {}
+    with suppress(DataError, OSError):  # without a table, and with one that the loaders refuse, there are none
+        databases = {
+            record_name(cells.get("record", "")): cells.get("database", "")
+            for _, cells in read_table(folder / "records.csv").rows
+        }
     by_name: dict[str, list[RecordReport]] = defaultdict(list)
     for record in records:
         if record.name:
@@ -80,15 +86,3 @@ def mark_duplicate_signals(records: Sequence[RecordReport]) -> None:
 
 def _depth_and_path(record: RecordReport) -> tuple[int, str]:
     return record.path.count("/"), record.path
-
-
-def _read_databases(folder: Path) -> dict[str, str]:
-    """Return record -> database from records.csv, as far as the file can be read."""
-    path = folder / "records.csv"
-    if not path.is_file():
-        return {}
-    databases = {}
-    with suppress(csv.Error, OSError), path.open(encoding="utf-8-sig", errors="replace", newline="") as table:
-        for row in csv.DictReader(table):
-            databases[record_name(row.get("record") or "")] = row.get("database") or ""
-    return databases

@@ -6,9 +6,8 @@ from numpy.typing import NDArray
 from kdkit import DataError
 from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.signal_sketch import sketch_of
-from kdkit_ecg.records.header import Header
 from kdkit_ecg.records.samples import Steps, invalid_values, mismatched_leads, read_steps
-from kdkit_ecg.records.signal_lines import SignalHeader
+from kdkit_ecg.records.signal_lines import Header
 
 GAINS = (20.0, 50_000.0)  # steps per mV: converters have a resolution between 50 uV and 20 nV
 FULL_SCALE = 0.9  # of the range of its format, which a lead spans if wfdb chose the gain to use all of it
@@ -43,7 +42,7 @@ def examine_signal(record: RecordReport, header: Header) -> None:
     _examine_leads(record, header, samples, invalid)
 
 
-def _compare_sizes(record: RecordReport, header: SignalHeader) -> str:
+def _compare_sizes(record: RecordReport, header: Header) -> str:
     """Return how the signal files differ from the header in leads or samples, judged by their sizes; "" if not."""
     for file in header.files:
         channels = [channel for channel in header.channels if channel.file == file]
@@ -65,12 +64,21 @@ def _compare_sizes(record: RecordReport, header: SignalHeader) -> str:
 
 
 def _examine_leads(record: RecordReport, header: Header, samples: Steps, invalid: NDArray[np.bool_]) -> None:
-    """Find leads that are flat, clipped, or implausibly large or small."""
+    """Find leads that are flat, clipped, or implausibly large or small, and gains that no converter has."""
     highest = np.where(invalid, np.iinfo(np.int64).min, samples).max(axis=1)
     lowest = np.where(invalid, np.iinfo(np.int64).max, samples).min(axis=1)
     flat = highest <= lowest  # (leads,); also true for a lead without a valid sample
     if not header.normalised:  # a gain per standard deviation has no plausible range
-        _examine_gains(record, header, np.where(flat, 0, highest - lowest))
+        spans = np.where(flat, 0, highest - lowest)
+        ranges = 2 * np.abs(invalid_values(header)[:, 0])  # (leads,): the invalid value is the lowest one of the format
+        implausible = {
+            gain
+            for gain, span, steps in zip(header.gains, spans.tolist(), ranges.tolist(), strict=True)
+            # Of a lead that wfdb scaled to all steps of the format, or a flat one, the gain has no meaning of its own.
+            if not GAINS[0] <= abs(gain) <= GAINS[1] and 0 < span < FULL_SCALE * steps
+        }
+        if implausible:
+            record.add(Reason.GAIN, f"{', '.join(f'{gain:g}' for gain in sorted(implausible))} steps per mV")
     if flat.all():
         record.add(Reason.EMPTY)
         return
@@ -90,19 +98,6 @@ def _examine_leads(record: RecordReport, header: Header, samples: Steps, invalid
         amplitude = float(np.median(((highest - lowest) / gains)[~flat]))
     if not AMPLITUDES[0] <= amplitude <= AMPLITUDES[1]:
         record.add(Reason.AMPLITUDE, f"{amplitude:.3g} mV between the lowest and the highest sample")
-
-
-def _examine_gains(record: RecordReport, header: Header, spans: NDArray[np.int64]) -> None:
-    """Find gains that no converter has; spans: of each lead in steps, (leads,), 0 if it is flat."""
-    ranges = 2 * np.abs(invalid_values(header)[:, 0])  # (leads,): the invalid value is the lowest one of the format
-    implausible = {
-        gain
-        for gain, span, steps in zip(header.gains, spans.tolist(), ranges.tolist(), strict=True)
-        # Of a lead that wfdb scaled to all steps of the format, or of a flat one, the gain has no meaning of its own.
-        if not GAINS[0] <= abs(gain) <= GAINS[1] and 0 < span < FULL_SCALE * steps
-    }
-    if implausible:
-        record.add(Reason.GAIN, f"{', '.join(f'{gain:g}' for gain in sorted(implausible))} steps per mV")
 
 
 def _is_clipped(lead: NDArray[np.int64], gain: float, rate: float) -> bool:

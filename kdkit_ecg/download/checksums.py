@@ -84,8 +84,19 @@ def parse_list(text: str, source: str) -> list[ReleaseFile]:
 
 
 def require_safe(path: str, line: str) -> None:
-    """Raise DataError for a path that is outside the folder or reserved for fetch. line: of the list."""
-    if not _is_safe(path):
+    """Raise DataError for a path that is outside the folder or reserved for fetch, on any system. line: of the list."""
+    # Compared as disks do that do not distinguish cases, and Windows, which drops dots and spaces at the end of a name.
+    unsafe = any(
+        not part.rstrip(". ")
+        or part != part.rstrip(". ")
+        or part.casefold().startswith(OWN_PREFIX)
+        or part.casefold().endswith(PART_SUFFIX)
+        or _DEVICE.fullmatch(part)
+        for part in path.split("/")
+    )
+    # A backslash or a colon could leave the folder on Windows. Control characters are not printable.
+    is_clean = printable(path) == path and not re.search(r"[\\:]", path)
+    if unsafe or not is_clean or path.casefold() in _RESERVED:
         raise DataError(f"{line}: {path!r} is outside the folder or a reserved name; no file is fetched")
 
 
@@ -117,20 +128,3 @@ def select_files(files: Sequence[ReleaseFile], only: Sequence[str]) -> list[Rele
             raise DataError(f"--only {pattern!r} matches no file in the list; {did_you_mean(pattern, folders)}")
         selected |= matching
     return [file for file in files if file in selected]  # in the order of the list
-
-
-def _is_safe(path: str) -> bool:
-    """Return whether the path is inside the folder on any operating system, and not a name that fetch uses."""
-    parts = path.split("/")
-    # Compared as disks do that do not distinguish cases, and Windows, which drops dots and spaces at the end of a name.
-    unsafe = any(
-        not part.rstrip(". ")
-        or part != part.rstrip(". ")
-        or part.casefold().startswith(OWN_PREFIX)
-        or part.casefold().endswith(PART_SUFFIX)
-        or _DEVICE.fullmatch(part)
-        for part in parts
-    )
-    # A backslash or a colon could leave the folder on Windows. Control characters are not printable.
-    is_clean = printable(path) == path and not re.search(r"[\\:]", path)
-    return is_clean and not unsafe and path.casefold() not in _RESERVED

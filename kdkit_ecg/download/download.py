@@ -45,6 +45,11 @@ class DownloadRequest:
     verify: bool = False
     dry_run: bool = False
 
+    @property
+    def list_name(self) -> str:
+        """The name of the file in the folder that has the list of the release."""
+        return RECORD_LIST if self.records else LIST_FILE
+
 
 def fetch(request: DownloadRequest, console: Console) -> DownloadReport:
     """Fetch the requested files that the folder lacks, and print the progress to the console.
@@ -62,10 +67,13 @@ def fetch(request: DownloadRequest, console: Console) -> DownloadReport:
             session.headers.update(UNCOMPRESSED)
             for scheme in ("http://", "https://"):
                 session.mount(scheme, HTTPAdapter(pool_maxsize=request.jobs))  # one connection per thread
-            all_files, text = _read_list(request, session)
+            sources = [request.base + name for name in request.records or (LIST_FILE,)]
+            texts = [fetch_text(session, source) for source in sources]
+            all_files = parse_records(texts, sources) if request.records else parse_list(texts[0], sources[0])
+            text = saved_list(all_files) if request.records else texts[0]
             files = select_files(all_files, request.only)
             require_no_own_links(request.folder)  # before anything is read or written
-            require_same_release(request.folder, _list_name(request), text)
+            require_same_release(request.folder, request.list_name, text)
             if request.dry_run:
                 return _fetch_missing(request, files, session, console)
             request.folder.mkdir(parents=True, exist_ok=True)
@@ -73,21 +81,6 @@ def fetch(request: DownloadRequest, console: Console) -> DownloadReport:
                 return _fetch_missing(request, files, session, console, text)
     except OSError as error:
         raise DataError(f"{request.folder} cannot be written: {error}") from error
-
-
-def _read_list(request: DownloadRequest, session: requests.Session) -> tuple[list[ReleaseFile], str]:
-    """Return the files of the release, and the list to save in the folder."""
-    if not request.records:
-        source = request.base + LIST_FILE
-        text = fetch_text(session, source)
-        return parse_list(text, source), text
-    sources = [request.base + record for record in request.records]
-    files = parse_records([fetch_text(session, source) for source in sources], sources)
-    return files, saved_list(files)
-
-
-def _list_name(request: DownloadRequest) -> str:
-    return RECORD_LIST if request.records else LIST_FILE
 
 
 def _fetch_missing(
@@ -108,7 +101,7 @@ def _fetch_missing(
     if request.dry_run:
         return DownloadReport(present=present, fetched=0, size=0, seconds=0.0, failed={})
     require_space(request.folder, max(0, sizes.total - resumed), len(missing))
-    write_list(request.folder, _list_name(request), text)
+    write_list(request.folder, request.list_name, text)
     progress = DownloadProgress(console, len(missing), sizes.total if sizes.complete else None, resumed)
     transfer = Transfer(
         session=session,

@@ -39,36 +39,33 @@ class ChannelsLastConvolution(torch.autograd.Function):
         """Return the gradients of signal, weight and bias, by operations that can be differentiated again."""
         # torch's own convolution ignores an autocast around its backward, too.
         with torch.autocast("cpu", enabled=False):
-            return _gradients(ctx, grads[0].squeeze(2))
-
-
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    (signal, weight, rows), stride, pads = ctx.saved_tensors, ctx.stride, ctx.pads
-    signal_grad = weight_grad = bias_grad = None
-    kernel, length = weight.shape[2], _padded_length(signal, weight, stride, pads)
-    keeps_length = stride == 1 and sum(pads) == kernel - 1
-    before = kernel - 1 - pads[0] if keeps_length else 0
-    # One gradient row for each window that starts in the padded signal, so that both have the same strides.
-    grad_rows = _padded_rows(grad, before, length // stride, spare=1)
-    if ctx.needs_input_grad[0] and keeps_length:
-        # The gradient of a "same" convolution is a "same" convolution with the kernel reversed.
-        reversed_weight = weight.flip(2).transpose(0, 1).contiguous()
-        image = _as_image(grad_rows[:-1], len(grad))
-        signal_grad = functional.conv2d(image, reversed_weight.unsqueeze(2)).squeeze(2)
-    elif ctx.needs_input_grad[0]:
-        image = grad.unsqueeze(2).contiguous(memory_format=torch.channels_last)  # (N, outputs, 1, T')
-        padded_grad = functional.conv_transpose2d(image, weight.unsqueeze(2), stride=(1, stride))
-        # With a stride, the last samples may be in no window: their gradient is 0.
-        end = pads[0] + signal.shape[2]
-        padded_grad = functional.pad(padded_grad, [0, max(0, end - padded_grad.shape[3])])[..., pads[0] : end]
-        signal_grad = padded_grad.contiguous(memory_format=torch.channels_last).squeeze(2)
-    if ctx.needs_input_grad[1]:
-        if torch.is_grad_enabled():  # for a second derivative, the rows must depend on the signal in the graph
-            rows = _padded_rows(signal, pads[0], length, spare=stride)
-        weight_grad = _weight_gradient(rows, grad_rows[before:], weight, stride)
-    if ctx.needs_input_grad[2]:
-        bias_grad = grad.sum((0, 2))
-    return signal_grad, weight_grad, bias_grad, None, None
+            grad = grads[0].squeeze(2)
+            (signal, weight, rows), stride, pads = ctx.saved_tensors, ctx.stride, ctx.pads
+            signal_grad = weight_grad = bias_grad = None
+            kernel, length = weight.shape[2], _padded_length(signal, weight, stride, pads)
+            keeps_length = stride == 1 and sum(pads) == kernel - 1
+            before = kernel - 1 - pads[0] if keeps_length else 0
+            # One gradient row for each window that starts in the padded signal, so that both have the same strides.
+            grad_rows = _padded_rows(grad, before, length // stride, spare=1)
+            if ctx.needs_input_grad[0] and keeps_length:
+                # The gradient of a "same" convolution is a "same" convolution with the kernel reversed.
+                reversed_weight = weight.flip(2).transpose(0, 1).contiguous()
+                image = _as_image(grad_rows[:-1], len(grad))
+                signal_grad = functional.conv2d(image, reversed_weight.unsqueeze(2)).squeeze(2)
+            elif ctx.needs_input_grad[0]:
+                image = grad.unsqueeze(2).contiguous(memory_format=torch.channels_last)  # (N, outputs, 1, T')
+                padded_grad = functional.conv_transpose2d(image, weight.unsqueeze(2), stride=(1, stride))
+                # With a stride, the last samples may be in no window: their gradient is 0.
+                end = pads[0] + signal.shape[2]
+                padded_grad = functional.pad(padded_grad, [0, max(0, end - padded_grad.shape[3])])[..., pads[0] : end]
+                signal_grad = padded_grad.contiguous(memory_format=torch.channels_last).squeeze(2)
+            if ctx.needs_input_grad[1]:
+                if torch.is_grad_enabled():  # for a second derivative, the rows must depend on the signal in the graph
+                    rows = _padded_rows(signal, pads[0], length, spare=stride)
+                weight_grad = _weight_gradient(rows, grad_rows[before:], weight, stride)
+            if ctx.needs_input_grad[2]:
+                bias_grad = grad.sum((0, 2))
+            return signal_grad, weight_grad, bias_grad, None, None
 
 
 def _padded_length(signal: Tensor, weight: Tensor, stride: int, pads: tuple[int, int]) -> int:

@@ -11,7 +11,7 @@ from kdkit.errors import did_you_mean, first_line
 from kdkit.utils.validation import is_number
 from kdkit_ecg.leads import standard_name
 from kdkit_ecg.records.signal_lines import MAX_CHANNELS, UNITS, shown
-from kdkit_ecg.records.source import Record, RecordSource, ordered_signal
+from kdkit_ecg.records.source import Record, RecordSource
 
 UNIT_NAMES = ("mV", "uV", "V", "NU")
 
@@ -80,18 +80,7 @@ class ArraySource(RecordSource):
             signal = values.astype(np.float64) * (UNITS[self.format.unit.lower()] / self.format.gain)
             if self.format.padded:
                 signal = without_padding(signal)
-            leads, samples = ordered_signal(signal, self.leads)
-        return Record(
-            name=self.name,
-            path=self.path,
-            signal=samples,
-            leads=leads,
-            rate=self.rate,
-            age=self.age,
-            sex=self.sex,
-            codes=self.codes,
-            normalised=self.normalised,
-        )
+            return self.record(signal)
 
 
 def without_padding(signal: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -55,7 +55,12 @@ def open_csv(path: Path, arrays: ArrayFormat) -> CsvTable:
     if max(map(len, lines)) > MAX_LINE or not lines[0].strip():
         raise DataError(f"expected a first line of at most {MAX_LINE:,} characters with a column for each lead")
     delimiter = next((delimiter for delimiter in _DELIMITERS if delimiter in lines[0].strip()), ",")
-    cells, *others = [_cells(line, delimiter) for line in lines if line.strip()]
+    cells, *others = [
+        [cell.strip().strip("'") for cell in row]  # rdsamp writes single quotes
+        for line in lines
+        if line.strip()
+        for row in csv.reader([line], delimiter=delimiter, skipinitialspace=True)
+    ]
     # A comma that is no delimiter may be that of decimals.
     if all(_is_number(cell if delimiter == "," else cell.replace(",", ".")) for cell in cells):
         if len(cells) != len(arrays.leads):
@@ -120,11 +125,6 @@ def read_csv(path: Path, arrays: ArrayFormat, leads: Sequence[str]) -> NDArray[A
     if values.shape[1] != table.width:
         raise DataError(f"expected {table.width} columns, as in its first line, got {values.shape[1]}")
     return values[:, table.columns].T
-
-
-def _cells(line: str, delimiter: str) -> list[str]:
-    cells = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
-    return [cell.strip().strip("'") for cell in cells]  # rdsamp writes single quotes
 
 
 def _is_number(text: str) -> bool:

@@ -13,7 +13,7 @@ from kdkit import DataError, RecipeError
 from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS, standard_name
 from kdkit_ecg.records.signal_lines import UNITS, clipped
-from kdkit_ecg.records.source import Record, RecordSource, Sex, ordered_signal
+from kdkit_ecg.records.source import Record, RecordSource, Sex
 from kdkit_ecg.utils.record_files import require_regular_file
 
 EDF_SUFFIX = ".edf"
@@ -55,18 +55,7 @@ class EdfSource(RecordSource):
             raise DataError(f"the signal of {self.path} cannot be read: {first_line(error)}") from error
         factors = np.array([UNITS[unit] for unit in self.units])[:, None]
         with np.errstate(over="ignore", invalid="ignore"):
-            leads, signal = ordered_signal(values * factors, self.leads)
-        return Record(
-            name=self.name,
-            path=self.path,
-            signal=signal,
-            leads=leads,
-            rate=self.rate,
-            age=self.age,
-            sex=self.sex,
-            codes=self.codes,
-            normalised=self.normalised,
-        )
+            return self.record(values * factors)
 
 
 def open_edf(path: Path) -> EdfSource:

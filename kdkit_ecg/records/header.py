@@ -8,14 +8,14 @@ of the fields that were parsed here, and only reads samples that are not plain i
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS
-from kdkit_ecg.records.signal_lines import MAX_CHANNELS, MAX_LINE, SignalHeader, clipped, parse_signal_lines, shown
+from kdkit_ecg.records.signal_lines import MAX_CHANNELS, MAX_LINE, Header, clipped, parse_signal_lines, shown
 from kdkit_ecg.records.source import Sex
 from kdkit_ecg.utils.record_files import present_file, read_header_bytes
 
@@ -46,11 +46,6 @@ _SEGMENT_LINE = re.compile(r"(?P<name>~|[-\w]+)\s+(?P<samples>[0-9]{1,18})")
 _COMMENT_LINE = re.compile(r"#\s*(?P<key>\w+)\s*:(?P<value>.*)")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Header(SignalHeader):
-    """The fields of a header: those of the signal, and those of the person. codes: SNOMED CT codes."""
-
-
 def read_header(path: Path) -> Header:
     """Read a .hea file. Raises DataError, which names the file and the expected value, if it is malformed.
 
@@ -69,9 +64,8 @@ def read_header(path: Path) -> Header:
         comments = read_comments(lines)
         codes = [code.strip() for value in comments.get("dx", []) for code in value.split(",")]
         sexes: dict[str, Sex] = {"f": "female", "female": "female", "m": "male", "male": "male"}
-        person = ("name", "age", "sex", "codes")
-        return Header(
-            **{field.name: getattr(signal, field.name) for field in fields(SignalHeader) if field.name not in person},
+        return replace(
+            signal,
             name=name,
             age=_unanimous([parse_age(value) for value in comments.get("age", [])]),
             sex=_unanimous([sexes.get(value.lower()) for value in comments.get("sex", [])]),
@@ -152,7 +146,7 @@ def _parse_numbers(record_line: str) -> tuple[int, float, int]:
     return int(leads), float(rate), int(samples or 0)
 
 
-def _parse_signal(path: Path, record_line: str, lines: Sequence[str]) -> SignalHeader:
+def _parse_signal(path: Path, record_line: str, lines: Sequence[str]) -> Header:
     count, rate, frames = _parse_numbers(record_line)
     if count > MAX_CHANNELS:
         raise DataError(f"expected at most {MAX_CHANNELS:,} leads, got {count:,}")
@@ -161,7 +155,7 @@ def _parse_signal(path: Path, record_line: str, lines: Sequence[str]) -> SignalH
     return parse_signal_lines(path, lines, rate, frames)
 
 
-def _parse_segments(path: Path, record_line: str, lines: Sequence[str], count: int) -> SignalHeader:
+def _parse_segments(path: Path, record_line: str, lines: Sequence[str], count: int) -> Header:
     """Return the description of a record in several segments, which are records in the same folder, and gaps."""
     _, rate, samples = _parse_numbers(record_line)
     matches = [match for match in map(_SEGMENT_LINE.fullmatch, lines) if match]
@@ -210,7 +204,7 @@ def _parse_segments(path: Path, record_line: str, lines: Sequence[str], count: i
     )
 
 
-def _common_leads(parts: Sequence[SignalHeader]) -> list[str]:
+def _common_leads(parts: Sequence[Header]) -> list[str]:
     """Return the leads that all segments have, in the order of the first one.
 
     Raises DataError if one of the twelve leads is absent in a segment, or if units differ.
@@ -231,12 +225,12 @@ def _common_leads(parts: Sequence[SignalHeader]) -> list[str]:
     return common
 
 
-def _leads_and_unit(part: SignalHeader) -> str:
+def _leads_and_unit(part: Header) -> str:
     unit = " in standard deviations" if part.normalised else ""
     return f"{part.path.stem} has {clipped(', '.join(part.leads))}{unit}"
 
 
-def _read_segment(path: Path, name: str) -> SignalHeader:
+def _read_segment(path: Path, name: str) -> Header:
     segment_path = present_file(path.with_name(f"{name}.hea"))
     try:
         record_line, *lines = [line for line in header_lines(segment_path) if not line.startswith("#")] or [""]

@@ -7,8 +7,8 @@ import numpy as np
 from kdkit import DataError
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.samples import invalid_values, mismatched_leads, read_steps
-from kdkit_ecg.records.signal_lines import UNITS, SignalHeader
-from kdkit_ecg.records.source import Record, RecordSource, missing_files, ordered_signal
+from kdkit_ecg.records.signal_lines import UNITS, Header
+from kdkit_ecg.records.source import Record, RecordSource, missing_files
 
 
 class ChecksumError(DataError):
@@ -25,7 +25,7 @@ def read_record(source: Path | RecordSource) -> Record:
     return (read_header(source) if isinstance(source, Path) else source).read()
 
 
-def read_wfdb(header: SignalHeader) -> Record:
+def read_wfdb(header: Header) -> Record:
     """Read a WFDB record; see `read_record`."""
     missing = missing_files(header)
     if missing:
@@ -42,15 +42,4 @@ def read_wfdb(header: SignalHeader) -> Record:
     with np.errstate(over="ignore", invalid="ignore"):  # a tiny gain gives samples that are not finite, without notice
         in_units = (steps.astype(np.float64) - baselines) / gains
         in_units[steps == invalid_values(header)] = np.nan
-        leads, signal = ordered_signal(in_units * units, header.leads)
-    return Record(
-        name=header.name,
-        path=header.path,
-        signal=signal,
-        leads=leads,
-        rate=header.rate,
-        age=header.age,
-        sex=header.sex,
-        codes=header.codes,
-        normalised=header.normalised,
-    )
+        return header.record(in_units * units)

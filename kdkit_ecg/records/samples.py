@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS
-from kdkit_ecg.records.signal_lines import BITS, SignalHeader
+from kdkit_ecg.records.signal_lines import BITS, Header
 from kdkit_ecg.utils.record_files import require_regular_file
 
 Steps = NDArray[np.int64]
@@ -29,12 +29,12 @@ _LARGEST_STEP = 1 << 39
 _NEVER = 1 << 40  # larger than any sample, for a format without an invalid value
 
 
-def invalid_values(header: SignalHeader) -> Steps:
+def invalid_values(header: Header) -> Steps:
     """Return (leads, 1): the value of an invalid sample of each lead."""
     return np.array([[_INVALID.get(lead_format, _NEVER)] for lead_format in header.formats])
 
 
-def read_steps(header: SignalHeader) -> Steps:
+def read_steps(header: Header) -> Steps:
     """Return (leads, time) in converter steps, leads in the order of the header.
 
     A gap between segments consists of invalid samples. Raises DataError if the samples cannot be read.
@@ -49,7 +49,7 @@ def read_steps(header: SignalHeader) -> Steps:
     return np.concatenate(parts, axis=1)
 
 
-def mismatched_leads(header: SignalHeader, steps: Steps) -> list[str]:
+def mismatched_leads(header: Header, steps: Steps) -> list[str]:
     """Return the leads whose samples are not those that the header describes.
 
     The checksum of a lead decides. If all checksums of a record are 0, which means that they are unknown, the first
@@ -79,12 +79,12 @@ def mismatched_leads(header: SignalHeader, steps: Steps) -> list[str]:
     return list(wrong)
 
 
-def _scale(header: SignalHeader) -> tuple[object, ...]:
+def _scale(header: Header) -> tuple[object, ...]:
     """Return all that gives the steps of a signal their meaning."""
     return header.gains, header.baselines, [_INVALID.get(lead_format, _NEVER) for lead_format in header.formats]
 
 
-def _scaled(steps: Steps, part: SignalHeader, header: SignalHeader) -> Steps:
+def _scaled(steps: Steps, part: Header, header: Header) -> Steps:
     """Return the steps of a segment, (leads, time), as those of the whole record, rounded if the two differ."""
     if _scale(part) == _scale(header):
         return steps
@@ -97,7 +97,7 @@ def _scaled(steps: Steps, part: SignalHeader, header: SignalHeader) -> Steps:
     return np.where(steps == invalid_values(part), invalid_values(header), scaled)
 
 
-def _read_signal(header: SignalHeader) -> Steps:
+def _read_signal(header: Header) -> Steps:
     frame = header.channels[header.positions[0]].frame
     frames = header.samples // frame
     _require_samples(header, frames)
@@ -134,7 +134,7 @@ def _read_signal(header: SignalHeader) -> Steps:
     return np.stack(leads).astype(np.int64)
 
 
-def _read_16_bits(header: SignalHeader, frames: int) -> Steps:
+def _read_16_bits(header: Header, frames: int) -> Steps:
     """Return the samples of the format of almost all records, five times as fast as wfdb and without its import."""
     columns: dict[int, NDArray[np.int16]] = {}  # position of a channel -> its samples
     try:
@@ -148,7 +148,7 @@ def _read_16_bits(header: SignalHeader, frames: int) -> Steps:
     return np.stack([columns[position] for position in header.positions]).astype(np.int64)
 
 
-def _require_samples(header: SignalHeader, frames: int) -> None:
+def _require_samples(header: Header, frames: int) -> None:
     """Raise DataError if a signal file is too small for this number of frames.
 
     wfdb allocates memory for all that a header describes before it reads a file, so that a header of a few bytes could

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS, missing_leads, standard_name
@@ -74,10 +74,10 @@ class Channel(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SignalHeader(RecordSource):
-    """The fields of a header that describe the signal, lead by lead in the order of the file.
+class Header(RecordSource):
+    """The header of a WFDB record, with the fields of the signal lead by lead in the order of the file.
 
-    gains_per_unit in converter steps, baselines in steps, units in lower case.
+    codes: SNOMED CT codes. gains_per_unit in converter steps, baselines in steps, units in lower case.
     channels: all that the signal files contain. positions: the channel of each lead.
     segments: the parts of a record in several segments, None for a gap, each with its number of samples per lead;
     gains, units and channels are then those of the segment with the finest steps.
@@ -88,7 +88,7 @@ class SignalHeader(RecordSource):
     units: tuple[str, ...]
     channels: tuple[Channel, ...]
     positions: tuple[int, ...]
-    segments: tuple[tuple[Self | None, int], ...] = ()
+    segments: tuple[tuple["Header | None", int], ...] = ()
 
     @property
     def gains(self) -> tuple[float, ...]:
@@ -108,11 +108,11 @@ class SignalHeader(RecordSource):
     @property
     def signal_fields(self) -> tuple[tuple[str, object], ...]:
         """Name and value of every field that describes the signal, here and in the segments."""
-        names = [field.name for field in fields(SignalHeader) if field.name not in _NOT_OF_SIGNAL]
+        names = [field.name for field in fields(Header) if field.name not in _NOT_OF_SIGNAL]
         segments = tuple((header and header.signal_fields, samples) for header, samples in self.segments)
         return (*((name, getattr(self, name)) for name in names), ("segments", segments))
 
-    def select(self, leads: Sequence[str]) -> Self:
+    def select(self, leads: Sequence[str]) -> "Header":
         """Return the description of these leads alone, in this order."""
         rows = [self.leads.index(lead) for lead in leads]
         by_lead = ("leads", "gains_per_unit", "baselines", "units", "checks", "positions")
@@ -150,7 +150,7 @@ class _Lead(NamedTuple):
     check: tuple[int, int]
 
 
-def parse_signal_lines(path: Path, lines: Sequence[str], rate: float, frames: int) -> SignalHeader:
+def parse_signal_lines(path: Path, lines: Sequence[str], rate: float, frames: int) -> Header:
     """Return the description of the signal. Raises DataError.
 
     path: of the header. rate and frames: in its first line, which counts frames and not samples; frames is 0 if the
@@ -187,7 +187,7 @@ def parse_signal_lines(path: Path, lines: Sequence[str], rate: float, frames: in
     leads, frame = _select_leads(leads, channels, errors)
     counted = not frames
     frames = frames or _count_frames(path, channels, leads[0].position)
-    return SignalHeader(
+    return Header(
         path=path,
         rate=rate * frame,
         samples=frames * frame,

@@ -49,8 +49,7 @@ class RecordSource(ABC):
     samples per lead. name, age in years, sex and codes may be replaced by those of a table.
     checks: the first sample and the checksum of each lead, (0, 0) if unknown; () if the file has none.
     default_gains: the leads without a gain, which have the default of WFDB. counted: whether the number of samples is
-    that of the file, as the header has none. renamed_files: those without a
-    suffix in the header.
+    that of the file, as the header has none. renamed_files: those without a suffix in the header.
     """
 
     path: Path
@@ -80,6 +79,21 @@ class RecordSource(ABC):
     @abstractmethod
     def read(self) -> Record:
         """Read the signal. Raises DataError, which names the file, if it cannot be read."""
+
+    def record(self, signal: NDArray[np.float64]) -> Record:
+        """Return the record with its signal in mV, (leads, time), in the order of `leads`; see `ordered_signal`."""
+        leads, ordered = ordered_signal(signal, self.leads)
+        return Record(
+            name=self.name,
+            path=self.path,
+            signal=ordered,
+            leads=leads,
+            rate=self.rate,
+            age=self.age,
+            sex=self.sex,
+            codes=self.codes,
+            normalised=self.normalised,
+        )
 
     def description(self) -> bytes:
         """Return the bytes of a header that is a file of its own, b"" if there is none. Raises DataError, OSError."""

@@ -84,12 +84,8 @@ class _Worker(Generic[Item, Result]):
 
     def __init__(self, function: Callable[[Item], Result]) -> None:
         self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-c",
-                _WORKER_PROGRAM,
-            ],  # -P: a struct.py in the current folder must not shadow Python's
+            # -P: a struct.py in the current folder must not shadow Python's.
+            [sys.executable, "-P", "-c", _WORKER_PROGRAM],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **_ONE_THREAD},

@@ -420,6 +420,7 @@ METRICS = {
     "macro_auprc": multilabel,
     "macro_auroc": multilabel,
     "mae": regression,
+    "mean_iou": multilabel,
     "mse": regression,
     "pearson": regression,
     "perplexity": multiclass,

@@ -164,8 +164,9 @@ def test_a_recipe_file_whose_name_begins_with_a_dash_follows_two_dashes(kdkit_he
     write_recipe("def recipe():\n    return single_stage({Net('student', Wide()): truth()})", "-dash.py")
     result = kdkit_here("run", "--out", "run", "--quiet", "--no-measure", "--", "-dash.py")
     assert result.code == 0, result.err
-    resumed = kdkit_here("run", "--resume", "run", "--quiet")
-    assert resumed.code == 0, resumed.err
+    for options in ([], ["--teacher-cache", "run"]):  # the second one has the name of the folder as its value
+        resumed = kdkit_here("run", "--resume", "run", "--quiet", *options)
+        assert resumed.code == 0, resumed.err
 
 
 def test_the_notes_of_an_error_are_printed_but_no_traceback_among_them(kdkit_here, monkeypatch):

@@ -43,6 +43,14 @@ def test_a_folder_without_records_is_refused_and_nothing_is_written(tmp_path, ca
     assert not (tmp_path / "folds.csv").exists()
 
 
+def test_folds_to_keep_are_no_substitute_for_records_that_can_be_used(tree, tmp_path, capsys):
+    kept, folder = tmp_path / "kept.csv", tmp_path / "unusable"
+    assert call(["ecg", "folds", str(tree), "--out", str(kept), "-k", "3"]) == 0
+    write_record(folder, "B1", codes="1")
+    assert call(["ecg", "folds", str(folder), "--out", str(tmp_path / "new.csv"), "-k", "3", "--keep", str(kept)]) == 2
+    assert "unusable can be used:\n0 of 1 records read\n  1 excluded, no scored code: B1" in capsys.readouterr().err
+
+
 def test_a_file_that_cannot_be_written_is_named(tree, tmp_path, capsys):
     assert call(["ecg", "folds", str(tree), "--out", str(tree / "A0001.hea" / "folds.csv"), "-k", "3"]) == 2
     assert "folds.csv cannot be written" in capsys.readouterr().err

@@ -14,9 +14,10 @@ import kdkit
 from kdkit import Net, Recipe, Stage, Training, Truth
 from kdkit.engine.storage.reports import read_reported
 from kdkit.report import write_report
+from kdkit.report.formats import DASH
 from kdkit_ecg import Leads, LRHNet, Synthetic
 from kdkit_ecg.datasets.signal_split import RATE, SIGNAL
-from kdkit_ecg.report import ecg_sections, paper
+from kdkit_ecg.report import class_table, ecg_sections, paper
 
 NAME = "student"
 
@@ -54,6 +55,27 @@ def test_the_twelve_worst_records_are_shown_with_labels_and_probabilities(run, t
     probability = 100 / (1 + np.exp(-test.outputs[row, label]))
     table = html.split("<table>")[-12]
     assert re.search(rf'{test.classes[label]}</th><td>yes</td><td class="number \w+">{probability:.0f} %', table)
+
+
+def test_a_network_without_some_classes_has_its_probabilities_at_the_names_of_the_others(run, tmp_path):
+    [read] = write_report([run], tmp_path / "report.html").runs
+    test = read.reports[NAME].test
+    columns = np.flatnonzero(test.outputs[0] > 0)[2:0:-1]  # shown, and neither the first ones nor in order
+    few = replace(
+        test,
+        labels=test.labels[:, columns],
+        outputs=test.outputs[:, columns],
+        classes=tuple(test.classes[column] for column in columns),
+    )
+    reports = {"few": replace(read.reports[NAME], test=few), **read.reports}
+    metrics = replace(read.metrics, results={"few": {}, **read.metrics.results})
+    html = str(class_table(replace(read, reports=reports, metrics=metrics), int(test.ids[0])))
+    rows = re.findall(
+        r'"row">(.*?)</th><td>\w+</td><td class="number ?\w*">(.*?)</td><td class="number \w+">(.*?)</td>', html
+    )
+    assert {name for name, *_ in rows} > set(few.classes)
+    for name, of_few, of_all in rows:
+        assert of_few == (of_all if name in few.classes else DASH)
 
 
 def test_names_are_escaped(run, tmp_path):

@@ -13,7 +13,7 @@ from kdkit import DataError
 from kdkit.utils.files import write
 from kdkit.utils.printable import printable
 from kdkit_ecg.utils.record_files import table_name
-from kdkit_ecg.utils.tables import is_missing
+from kdkit_ecg.utils.tables import is_missing, parse_table
 
 FORMAT = "2"  # of the first line of the file; format 1 had the keys `version` and `k` for `format` and `folds`
 _NUMBER = re.compile(r"[0-9]{1,4}")  # of folds, which are numbered without gaps
@@ -107,14 +107,29 @@ class Folds:
         """
         try:
             return cls._parse(Path(path).read_text(encoding="utf-8-sig"))
-        except (DataError, OSError, UnicodeDecodeError, csv.Error) as error:
+        except (DataError, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} is not a folds file: {error}") from error
 
     @classmethod
     def _parse(cls, text: str) -> Self:
-        metadata, rows = _parse_lines(text)
+        first_line, _, remainder = text.partition("\n")
+        metadata: dict[str, str] = {}
+        if first_line.startswith(("#", '"#')):  # a spreadsheet may quote the line, and append commas to it
+            metadata = dict(re.findall(r"(\w+)=([^\s,\"]+)", first_line))
+            text = remainder
+            found_format = metadata.get("format", metadata.get("version", FORMAT))
+            if "version" in metadata or found_format != FORMAT:
+                raise DataError(
+                    f"expected format {FORMAT}, got format {found_format}; make the folds again with `kdkit ecg "
+                    "folds`, or delete the first line to read the file as a plain table"
+                )
+        table = parse_table(text)
+        columns = [column.lower() for column in table.columns]
+        if not {"record", "fold"} <= set(columns):
+            raise DataError(f"it needs the columns record and fold, but has {', '.join(columns) or 'no columns'}")
         entries: dict[str, FoldEntry] = {}
-        for row in rows:
+        for _, cells in table.rows:
+            row = {column.lower(): cell for column, cell in cells.items()}
             record = table_name(row["record"])
             if not _NUMBER.fullmatch(row["fold"]):
                 raise DataError(f"the fold of record {record} must be a number from 0, got {row['fold'][:60]!r}")
@@ -132,27 +147,3 @@ class Folds:
                 "the first line"
             )
         return folds
-
-
-def _parse_lines(text: str) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """Return the metadata in the first line, if there is any, and the rows of the table below it."""
-    first_line, _, remainder = text.partition("\n")
-    metadata: dict[str, str] = {}
-    if first_line.startswith(("#", '"#')):  # a spreadsheet may quote the line, and append commas to it
-        metadata = dict(re.findall(r"(\w+)=([^\s,\"]+)", first_line))
-        text = remainder
-        found_format = metadata.get("format", metadata.get("version", FORMAT))
-        if "version" in metadata or found_format != FORMAT:
-            raise DataError(
-                f"expected format {FORMAT}, got format {found_format}; make the folds again with `kdkit ecg folds`, or "
-                "delete the first line to read the file as a plain table"
-            )
-    # The columns of any table, such as that of the labels, with the delimiter and the case that it may have too.
-    names, _, _ = text.partition("\n")
-    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=names.count))
-    table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
-    if not {"record", "fold"} <= set(table.fieldnames or ()):
-        raise DataError(
-            f"it needs the columns record and fold, but has {', '.join(table.fieldnames or ('no columns',))}"
-        )
-    return metadata, [{column: (cell or "").strip() for column, cell in row.items() if column} for row in table]

@@ -13,6 +13,7 @@ from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.open_file import open_file
 from kdkit_ecg.records.record import read_record
 from kdkit_ecg.records.source import select_leads
+from tests.helpers.wfdb_files import write_record
 from tests.kdkit_ecg.datasets.test_records import EIGHT, RAW, steps, write_table, write_wfdb
 
 EIGHT_LEADS = ArrayFormat(rate=400, unit="mV", leads=EIGHT)
@@ -151,6 +152,18 @@ def test_a_changed_signal_of_the_same_size_changes_the_digest_of_the_training_sa
     np.save(tmp_path / "r0.npy", in_mv(4).astype(np.float32))
     assert digest()[0] == first[0]
     assert digest(store=tmp_path / "store")[1] == digest()[1] != first[1]
+
+
+def test_a_record_that_is_excluded_takes_no_part_in_duplicates_and_digests(tmp_path):
+    for number, rate in ((0, 80), (2, 400)):  # 80 Hz is too low for a band up to 47 Hz
+        write_record(tmp_path, f"r{number}", rate=rate, noise=1)
+    write_record(tmp_path, "r4", noise=4)
+    write_table(tmp_path, ("r0", "a", ""), ("r2", "a", ""), ("r4", "b", ""))
+    for store in (None, tmp_path / "store"):
+        data = Records(tmp_path, shares=(1.0, 0.0, 0.0), store=store, leads=EIGHT, band=(0.5, 47.0))
+        records = data._loaded[0]
+        assert (records.names, len(records.contents)) == (["r2", "r4"], 2)
+        assert "1 excluded, a rate that the band-pass or the resampling cannot handle: r0" in data.summary
 
 
 def save(array):

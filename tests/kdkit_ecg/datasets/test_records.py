@@ -9,6 +9,7 @@ import torch
 
 from kdkit import DataError, RecipeError
 from kdkit_ecg import Leads, LRHNet, Records
+from kdkit_ecg.datasets.label_table import read_label_table
 from kdkit_ecg.datasets.signal_split import SIGNAL
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.report import paper
@@ -295,6 +296,7 @@ def test_a_table_is_read_with_any_delimiter_a_byte_order_mark_and_windows_lines(
         (("['a' 'b']", "['b'\n 'c']"), [["a", "b"], ["b", "c"]]),  # the repr of an array of NumPy
         (("[164889003, 426783006]", "[164889003]"), [["164889003", "426783006"], ["164889003"]]),
         (("(AFIB", "[VT;(N"), [["(AFIB"], ["(N", "[VT"]]),  # no lists, but names of rhythms
+        (("{[1]: 2}", "b"), [["{[1]: 2}"], ["b"]]),  # which Python cannot evaluate
     ],
 )
 def test_labels_may_be_a_list_or_a_dict(tree, tmp_path, cells, labels):
@@ -303,6 +305,12 @@ def test_labels_may_be_a_list_or_a_dict(tree, tmp_path, cells, labels):
     assert data.classes == tuple(sorted({label for names in labels for label in names}))
     rows = [[name for name, flag in zip(data.classes, row, strict=True) if flag] for row in data.train.labels]
     assert rows == labels
+
+
+def test_the_labels_of_a_set_have_the_same_order_in_every_process(tmp_path):
+    names = [f"class{number}" for number in range(9)]
+    write_table(tmp_path, ("r0", repr(set(names)), ""))
+    assert read_label_table(tmp_path / "labels.csv", {}, ()).rows["r0"].labels == tuple(names)
 
 
 def test_an_empty_list_is_no_label(tree, tmp_path):
