@@ -155,7 +155,7 @@ SUPPORTED = {
     "ofd": ANY,
     "review_kd": ANY,
     "sem_ckd": ANY,
-    "srrl": ANY,
+    "srrl": [*ANY, ((5,), (3, 6))],
     "crd": ANY,
     "srd": ANY,
     "dist_plus": ANY,
