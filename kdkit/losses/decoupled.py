@@ -25,9 +25,10 @@ class DKD:
     """Divergence of correct against incorrect, plus that among the incorrect classes (decoupled distillation).
 
     In nats, summed over classes, mean over the batch, times temperature**2 if t_squared. alpha weighs the first term,
-    beta the second; the defaults are those of the authors' code. Two classes or more. Computed from logits throughout,
-    so it is exact if a probability underflows, for which the authors' code gives infinity. PaddleSlim averages over
-    classes too.
+    beta the second; the defaults are those of the authors' code for CIFAR-100, in which the loss grows linearly over
+    the first 20 of 240 epochs: give the term the weight LinearRamp(until=1 / 12). Two classes or more. Computed from
+    logits throughout, so it is exact if a probability underflows, for which the authors' code gives infinity.
+    PaddleSlim averages over classes too.
 
     Formula: T²/N · Σ (alpha KL(b_t ‖ b_s) + beta KL(r_t ‖ r_s)), with b = (p[y], 1 - p[y]) for p = softmax(z / T), and
         r = softmax(z / T) over the classes other than y
