@@ -103,6 +103,7 @@ LOSSES: dict[str, tuple[Sides, float]] = {
     "attention_transfer": (LAST, 1000.0),  # R
     "cwd": (LAST, 3.0),  # its authors, for outputs
     "pairwise_affinity": (LAST, 0.5),  # its authors
+    "mini_lm": (LAST, 1.0),
     "nst": (LAST, 50.0),  # R
     "pkd": (LAST, 6.0),  # Z
     "vid": (LAST, 1.0),  # R

@@ -55,6 +55,7 @@ from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
 from kdkit.losses.similarity import CKA, Cosine, PairwiseAffinity
 from kdkit.losses.srrl import SRRL
 from kdkit.losses.statistics import NST, PKD, PatientKD
+from kdkit.losses.token_relations import MiniLM
 from kdkit.losses.unknown import IgnoreUnknown
 from kdkit.losses.variational import MGD, VID
 from kdkit.losses.vocabularies import ULD
@@ -111,6 +112,7 @@ __all__ = [
     "Loss",
     "LossAttributes",
     "Masked",
+    "MiniLM",
     "PairwiseAffinity",
     "PatientKD",
     "PerLabelAlphaBetaDivergence",

@@ -35,6 +35,7 @@ from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
 from kdkit.losses.similarity import CKA, Cosine, PairwiseAffinity
 from kdkit.losses.srrl import SRRL
 from kdkit.losses.statistics import NST, PKD, PatientKD
+from kdkit.losses.token_relations import MiniLM
 from kdkit.losses.variational import MGD, VID
 from kdkit.losses.vocabularies import ULD
 
@@ -88,6 +89,7 @@ ON_FEATURES: LossClasses = (
     AttentionTransfer,
     CWD,
     PairwiseAffinity,
+    MiniLM,
     NST,
     PKD,
     PatientKD,
