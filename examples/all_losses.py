@@ -62,6 +62,7 @@ LOSSES: dict[str, tuple[Sides, float]] = {
     "soft_targets_modelopt": (OUTPUTS, 1.0),
     "hard_targets": (OUTPUTS, 1.0),  # DeiT: half and half
     "logit_mse": (OUTPUTS, 1.0),
+    "margin_mse": (OUTPUTS, 1.0),
     "logit_standardisation": (OUTPUTS, 90.0),  # its authors: 9 and 0.1
     "dkd": (OUTPUTS, 1.0),  # M
     "nkd": (OUTPUTS, 1.0),

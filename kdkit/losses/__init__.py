@@ -26,7 +26,7 @@ from kdkit.losses.contrastive import CRD
 from kdkit.losses.correlation import DIST, PerLabelDIST
 from kdkit.losses.cross_architecture import OFA
 from kdkit.losses.cross_layer import HCL, ReviewKD, SemCKD
-from kdkit.losses.decoupled import DKD, NKD, PerLabelDKD
+from kdkit.losses.decoupled import DKD, NKD, MarginMSE, PerLabelDKD
 from kdkit.losses.divergences import (
     AdaptiveKL,
     AlphaBetaDivergence,
@@ -111,6 +111,7 @@ __all__ = [
     "LogitStandardisation",
     "Loss",
     "LossAttributes",
+    "MarginMSE",
     "Masked",
     "MiniLM",
     "PairwiseAffinity",

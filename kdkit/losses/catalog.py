@@ -9,7 +9,7 @@ from kdkit.losses.contrastive import CRD
 from kdkit.losses.correlation import DIST, PerLabelDIST
 from kdkit.losses.cross_architecture import OFA
 from kdkit.losses.cross_layer import HCL, ReviewKD, SemCKD
-from kdkit.losses.decoupled import DKD, NKD, PerLabelDKD
+from kdkit.losses.decoupled import DKD, NKD, MarginMSE, PerLabelDKD
 from kdkit.losses.divergences import (
     AdaptiveKL,
     AlphaBetaDivergence,
@@ -47,6 +47,7 @@ ON_OUTPUTS: LossClasses = (
     HardTargets,
     SecondHead,
     LogitMSE,
+    MarginMSE,
     LogitStandardisation,
     DKD,
     NKD,

@@ -46,6 +46,7 @@ LOSSES = {
     "hard_targets": NEVER_LEAST,
     "second_head": NEVER_LEAST,
     "logit_mse": {},
+    "margin_mse": {},
     "logit_standardisation": {},
     "dkd": {},
     "nkd": NEVER_LEAST,

@@ -152,7 +152,7 @@ BATCHES, CLASSES, SEEDS = st.integers(1, 6), st.integers(2, 9), st.integers(0, 2
 drawn_outputs = st.builds(outputs, BATCHES, CLASSES, SEEDS)
 
 OF_PROBABILITIES = ["soft_targets", "reverse_kl", "generalised_jsd", "dkd", "nkd", "dist", "hard_targets"]
-OF_PROBABILITIES += ["logit_standardisation", "pskd", "ofa", *catalog.PRESETS]
+OF_PROBABILITIES += ["logit_standardisation", "margin_mse", "pskd", "ofa", *catalog.PRESETS]
 ON_TOKENS = ["skew_kl", "skew_reverse_kl", "adaptive_kl", "alpha_beta_divergence", "total_variation", "uld"]
 OF_PROBABILITIES += [*ON_TOKENS, "ttm", "wttm", "mlld", "rld", "ctkd"]
 ON_TOKENS += ["reverse_kl", "generalised_jsd"]
@@ -299,7 +299,7 @@ def test_rotations_and_shifts_change_nothing(name, inputs, seed):
 
 SYMMETRIC = ["rkd", "sp", "cc", "cka", "adjacent_cc", "hint", "cosine", "hcl", "patient_kd", "pkd"]
 SYMMETRIC += ["attention_transfer", "nst", "logit_mse", "dist", "generalised_jsd", "dist_plus", "wkdf", "catkd"]
-SYMMETRIC += ["alpha_beta_divergence", "per_label_alpha_beta_divergence", "total_variation", "uld"]
+SYMMETRIC += ["alpha_beta_divergence", "per_label_alpha_beta_divergence", "total_variation", "uld", "margin_mse"]
 
 
 @pytest.mark.parametrize("name", SYMMETRIC)
