@@ -35,6 +35,7 @@ from kdkit.losses import (
     LogitMSE,
     LogitStandardisation,
     Masked,
+    MiniLM,
     PerLabelDKD,
     PerLabelSoftTargets,
     PerPosition,
@@ -712,14 +713,16 @@ def test_masked_features_of_padded_texts_are_compared_at_their_tokens(mask):
     torch.testing.assert_close(value.detach(), nn.functional.mse_loss(*rows))
 
 
-def test_masked_features_of_other_widths_get_a_projector_and_do_not_depend_on_padding():
+@pytest.mark.parametrize("loss", [Masked(Hint(), mask="mask"), MiniLM(heads=2, mask="mask")], ids=["hint", "mini_lm"])
+def test_masked_features_of_other_widths_do_not_depend_on_padding(loss):
     student, teacher = Net("student", Embedder(4)), Net("teacher", Embedder(6), trained=True)
     inputs, _ = pad(tokens((2, 9)))
     labels = torch.tensor([0, 1])
     padded = {name: nn.functional.pad(value, (0, 5)) for name, value in inputs.items()}
-    objective = hidden_objective(student, teacher, Masked(Hint(), mask="mask"))
+    objective = hidden_objective(student, teacher, loss)
     with kdkit.Distiller(student, objective, (inputs, labels), classes=CLASSES) as distiller:
-        assert any("projector" in name for name, _ in distiller.named_parameters())
+        has_projector = any("projector" in name for name, _ in distiller.named_parameters())
+        assert has_projector == isinstance(loss, Masked)
         torch.testing.assert_close(distiller(padded, labels).loss, distiller(inputs, labels).loss)
         empty = {**inputs, "mask": torch.zeros_like(inputs["mask"])}
         assert distiller(empty, labels).loss == 0
