@@ -296,8 +296,9 @@ class _DryRun:
                 names = [name for side in sides for name, tap in side.entries if tap is None]
                 loss = getattr(term.loss, "__name__", None) or type(term.loss).__name__
                 losses = {**dict.fromkeys(names, loss), **losses}
-        # Others, such as Past, may have no output yet for the tiny batch.
-        nets = {net.name for net in nets_of([self.stage])}
+        # Others, such as Past, may have no output yet for the tiny batch, and features after a ReLU are in [0, 1] too.
+        features = {net.name for net in self.report.feature_teachers}
+        nets = {net.name for net in nets_of([self.stage])} - features
         for name, loss in losses.items():
             output = outputs.get(name) if name in nets else None
             kind = None if output is None else kind_of_probabilities(output)
