@@ -15,7 +15,8 @@ from kdkit.utils.cores import usable_cores
 from kdkit.utils.randomness import derive_seed, seed_everything, seeded_on_cpu
 
 # What a derived seed is for. Two purposes must not share a seed, or they would draw the same numbers. 2 is in
-# kdkit.engine.training_batches, 3 in kdkit.engine.monitor, 4 in kdkit.engine.run_evaluation.
+# kdkit.engine.training_batches, 3 in kdkit.engine.monitor, 4 in kdkit.engine.run_evaluation, 5 in
+# kdkit.data.torch_splits.
 _ORDER = 1
 
 MAX_WORKERS = 4  # of an automatic choice: four processes load batches faster than most nets consume them
