@@ -16,7 +16,8 @@ from kdkit.utils.randomness import seed_everything, seeded_on_cpu
 from kdkit.utils.seeds import derive_seed
 
 # What a derived seed is for. Two purposes must not share a seed, or they would draw the same numbers. 2 is in
-# kdkit.engine.training_batches, 3 in kdkit.engine.monitor, 4 in kdkit.engine.run_evaluation.
+# kdkit.engine.training_batches, 3 in kdkit.engine.monitor, 4 in kdkit.engine.run_evaluation, 5 in
+# kdkit.data.torch_splits.
 _ORDER = 1
 
 MAX_WORKERS = 4  # of an automatic choice: four processes load batches faster than most nets consume them

@@ -21,6 +21,8 @@ from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.train_state import balancer_parameters, build_balancer, named_trainable_parameters
 from kdkit.errors import KdkitError, RecipeError, first_line
 from kdkit.losses.base import allows_any_classes, requirements_of
+from kdkit.losses.catalog import ON_FEATURES
+from kdkit.losses.contrastive import CRD
 from kdkit.losses.features import as_tuple
 from kdkit.losses.multi_teacher import PerTeacher
 from kdkit.nets.layout import path_of
@@ -34,6 +36,9 @@ from kdkit.teachers.ema import Ema
 from kdkit.teachers.past import Past
 from kdkit.utils.devices import Precision, autocast
 from kdkit.utils.modules import parameters_behind
+
+# Losses that compare positions; CRD compares their means.
+_ON_FEATURES = tuple(loss for loss in ON_FEATURES if isinstance(loss, type) and loss is not CRD)
 
 
 @dataclass(slots=True)
@@ -310,8 +315,9 @@ class _DryRun:
                 names = [name for side in sides for name, tap in side.entries if tap is None]
                 loss = getattr(term.loss, "__name__", None) or type(term.loss).__name__
                 losses = {**dict.fromkeys(names, loss), **losses}
-        # Others, such as Past, may have no output yet for the tiny batch.
-        nets = {net.name for net in nets_of([self.stage])}
+        # Others, such as Past, may have no output yet for the tiny batch, and features after a ReLU are in [0, 1] too.
+        features = {net.name for net in self.report.feature_teachers}
+        nets = {net.name for net in nets_of([self.stage])} - features
         for name, loss in losses.items():
             output = outputs.get(name) if name in nets else None
             kind = None if output is None else kind_of_probabilities(output)
@@ -320,6 +326,19 @@ class _DryRun:
                     f"the outputs of net {name!r} look like probabilities, such as those of a {kind}, and {loss} takes "
                     f"logits: it would compute probabilities of probabilities; leave the {kind} out of the network"
                 )
+
+    def _doubt_sequences(self, label: str, student: Sequence[Tensor], target: Sequence[Tensor]) -> None:
+        """Notice tokens of images, (batch, channels, tokens), that a loss would resize in their order alone."""
+        has_images = any(tensor.ndim == 4 for tensor in nested_tensors(self.batch.inputs))
+        for one, other in zip(student, target, strict=False):  # some losses take any number of taps
+            if has_images and one.ndim == other.ndim == 3 and one.shape[2] != other.shape[2]:
+                self.report.notices.append(
+                    f"term {label!r} compares {one.shape[2]} tokens to {other.shape[2]} as a sequence, by their order; "
+                    "if they are patches of an image, make them a map without class and register tokens, by "
+                    "timm_tap(model, index) or Tap(layer, element=lambda tokens: tokens[:, 1:].unflatten(1, (height, "
+                    "width)), channels_last=True)"
+                )
+                return
 
     def _check_frozen(self, teachers: Mapping[str, Any], buffers: Mapping[int, Tensor]) -> None:
         """Check that nothing of a teacher would be trained with a student or a loss that shares it, or moved.
@@ -379,6 +398,8 @@ class _DryRun:
                 trained.update(parameters_behind(as_tuple(inputs.student)))
             # In the plan, readers expect the shapes of the outputs, not those of rows of positions.
             whole = inputs if term.rows is None else self.module.whole_inputs(term, self.batch, outputs, fill=True)
+            if isinstance(term.loss, _ON_FEATURES) and whole.target is not None:
+                self._doubt_sequences(term.label, as_tuple(whole.student), as_tuple(whole.target))
             self.report.terms.append(summarize(term, whole, self.open_taps, projectors.values()))
         students = self.module.students
         self.report.untrained_outputs = all(parameters_behind([outputs[net.name].output]) - trained for net in students)

@@ -95,7 +95,8 @@ def facts_of_data(data: Data) -> dict[str, Any]:
     if data.draws is None:
         raise CacheError(
             "the number of draws of the data is unknown (draws=None), so its samples may never come again; if a sample "
-            "never changes, promise that: TorchData(..., draws=1)"
+            "never changes, promise that, TorchData(..., draws=1); for random augmentations, pass how many versions a "
+            "sample has, such as draws=10"
         )
     ids = torch.as_tensor(data.train.ids)
     if len(torch.unique(ids)) < len(ids):

@@ -366,7 +366,9 @@ def test_a_stage_is_selected_by_its_number():
     model = model_with_stages()
     assert timm_tap(model, 0).module is model[0]
     assert timm_tap(model, -1).module is model[1]
-    assert timm_tap(model_with_stages("NHWC"), 1).channels_last
+    with OpenTaps([timm_tap(model_with_stages("NHWC"), 1)]) as open_taps:
+        open_taps.taps[0].module(torch.zeros(2, 5, 4, 3))
+        assert open_taps.take()[0].shape == (2, 3, 5, 4)
 
 
 @pytest.mark.parametrize("index", [2, -3])
