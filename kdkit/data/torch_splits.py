@@ -20,7 +20,8 @@ from kdkit.data.read_errors import explain_unreadable
 from kdkit.data.reading import reading
 from kdkit.data.samples import SampleKeys, as_weights, missing_labels, require_stacked, require_tensors
 from kdkit.errors import DataError
-from kdkit.utils.randomness import derive_seed, seeded_on_cpu
+from kdkit.utils.randomness import seeded_on_cpu
+from kdkit.utils.seeds import derive_seed
 
 D = TypeVar("D", bound=Dataset[Any])
 
