@@ -13,7 +13,7 @@ from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.errors import DataError, RecipeError
 from kdkit.utils import collectives
 
-# A warning of DistributedDataParallel since torch 2.14, by its text; the replacement is not in torch 2.8.
+# A warning of DistributedDataParallel since torch 2.14, by its text; the replacement is not in torch 2.9.
 _OLD_NAME = "`broadcast_buffers` is deprecated"
 _NO_CONTEXT = nullcontext()
 _CAPTURE_ONCE = "skip_fwd_side_effects_in_bwd_under_checkpoint"  # an option of torch's compiler
@@ -108,7 +108,7 @@ def rank_share(samples: int, whole: int | None) -> tuple[float, float]:
 def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
     compiled: Callable[..., Any] = torch.compile(forward)
     # A tap in a module that recomputes its activations would otherwise break the graph there.
-    if hasattr(torch._dynamo.config, _CAPTURE_ONCE):  # not in torch 2.8
+    if hasattr(torch._dynamo.config, _CAPTURE_ONCE):  # not in torch 2.9
         compiled = torch._dynamo.config.patch({_CAPTURE_ONCE: True})(compiled)
     return compiled
 

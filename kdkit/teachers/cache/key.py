@@ -151,20 +151,16 @@ def _facts_of_tap(net: Net[Any], tap: TapLike) -> dict[str, Any]:
 def _environment(device: str) -> dict[str, Any]:
     """Return versions and the numerical settings of torch, which change the rounding of outputs."""
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    # Since torch 2.9; the older settings cannot be read if user code has set these.
-    owners = (
-        torch.backends,
-        getattr(torch.backends.mkldnn, "conv", None),
-        getattr(torch.backends.mkldnn, "matmul", None),
-    )
-    precisions = [getattr(owner, "fp32_precision", None) for owner in owners]
+    # The older settings, such as allow_tf32, cannot be read if user code has set these.
+    mkldnn: Any = torch.backends.mkldnn  # `conv` and `matmul` are left out of the stubs
+    owners: tuple[Any, ...] = (torch.backends, mkldnn.conv, mkldnn.matmul)
+    precisions = [owner.fp32_precision for owner in owners]
     return {
         "kernels": [None if precision in ("none", "ieee") else precision for precision in precisions],  # both are exact
         "autocast": str(torch.get_autocast_dtype(device)) if autocast else None,
         "torch": torch.__version__,
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "cpu": torch.backends.cpu.get_cpu_capability(),
-        "matmul": torch.get_float32_matmul_precision() if precisions[0] is None else None,
         "tf32": uses_tf32(),
         "dtype": str(torch.get_default_dtype()),
     }
