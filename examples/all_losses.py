@@ -97,6 +97,7 @@ LOSSES: dict[str, tuple[Sides, float]] = {
     "cc": (VECTOR, 1.0),
     "cka": (VECTOR, 1.0),
     "crd": (VECTOR, 0.8),  # R
+    "info_nce": (VECTOR, 1.0),
     "srrl": (VECTOR, 1.0),  # S; the input of the classifier
     "hint": (LAST, 100.0),  # R
     "cosine": (LAST, 1.0),

@@ -22,7 +22,7 @@ from kdkit.losses.base import (
     requirements_of,
 )
 from kdkit.losses.class_maps import CATKD, SDD
-from kdkit.losses.contrastive import CRD
+from kdkit.losses.contrastive import CRD, InfoNCE
 from kdkit.losses.correlation import DIST, PerLabelDIST
 from kdkit.losses.cross_architecture import OFA
 from kdkit.losses.cross_layer import HCL, ReviewKD, SemCKD
@@ -107,6 +107,7 @@ __all__ = [
     "HardTargets",
     "Hint",
     "IgnoreUnknown",
+    "InfoNCE",
     "LogitMSE",
     "LogitStandardisation",
     "Loss",

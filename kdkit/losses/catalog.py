@@ -5,7 +5,7 @@ from collections.abc import Callable
 from kdkit.losses.attention import CWD, AttentionTransfer
 from kdkit.losses.base import Loss
 from kdkit.losses.class_maps import CATKD, SDD
-from kdkit.losses.contrastive import CRD
+from kdkit.losses.contrastive import CRD, InfoNCE
 from kdkit.losses.correlation import DIST, PerLabelDIST
 from kdkit.losses.cross_architecture import OFA
 from kdkit.losses.cross_layer import HCL, ReviewKD, SemCKD
@@ -102,6 +102,7 @@ ON_FEATURES: LossClasses = (
     SemCKD,
     SRRL,
     CRD,
+    InfoNCE,
     SRD,
     DISTPlus,
     WKDF,

@@ -73,7 +73,8 @@ class PKD(ProjectedLoss):
 
     Dimensionless, mean over all entries. The mean and the unbiased standard deviation of every channel are over batch
     and positions (of the micro-batch, if gradients are accumulated). A channel of equal values, such as a single one,
-    becomes 0 and gets no gradient. projector and kind are those of Hint.
+    becomes 0 and gets no gradient. projector and kind are those of Hint; mmrazor has none, and resizes maps of other
+    positions.
 
     Formula: 1/2 · mean (z(g(s)) - z(t))², with z(x) = (x - mean x) / (std x + eps) of each channel
     Shapes: features (N, C), (N, C, L), (N, C, H, W)

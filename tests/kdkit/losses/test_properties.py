@@ -231,7 +231,7 @@ drawn_features = st.builds(
     features, st.integers(3, 6), st.integers(2, 5), st.lists(st.integers(2, 4), min_size=1, max_size=3), SEEDS
 )
 RELATIONS = ["rkd", "sp", "pkt", "cc", "cka"]
-BY_DIRECTION = ["attention_transfer", "nst", "cosine", "patient_kd", "pkd", "dist_plus"]
+BY_DIRECTION = ["attention_transfer", "nst", "cosine", "patient_kd", "pkd", "dist_plus", "info_nce"]
 BY_ENTRY = ["hint", "square_head", "hcl", "cwd", "adjacent_cc", "wkdf", "mini_lm"]
 ON_FEATURES = [*RELATIONS, *BY_DIRECTION, *BY_ENTRY]
 
