@@ -3,11 +3,24 @@
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from enum import IntEnum
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+
+
+class SeedPurpose(IntEnum):
+    """The last number of a derived seed, since two purposes with one seed would draw the same numbers.
+
+    An epoch of training, such as its dropout, has the seed of (seed, epoch) alone.
+    """
+
+    ORDER = 1  # of the rows of an epoch
+    LOADING = 2  # of batches, by data that draws numbers
+    VALIDATION = 3
+    EVALUATION = 4
 
 
 def derive_seed(*numbers: int) -> int:
