@@ -15,6 +15,7 @@ from kdkit.nets.net import Net
 from kdkit.nets.views import Element, pick_tensor, validate_element
 from kdkit.utils.overrides import Override
 from kdkit.utils.reprs import describe_options
+from kdkit.utils.validation import validate_switches
 
 Capture = Callable[[Any], None]
 RemoveHook = Callable[[], None]
@@ -66,6 +67,8 @@ class Tap:
         if self.at not in ("output", "input"):
             raise RecipeError(f"a tap takes the 'output' or the 'input' of its module; got {self.at!r}")
         validate_element(self.element)
+        if self.channels_last is not None:
+            validate_switches(channels_last=self.channels_last)
         object.__setattr__(self, "form", FeatureForm(self.module, self.element, self.channels_last))
 
     def __repr__(self) -> str:

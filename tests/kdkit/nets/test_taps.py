@@ -264,6 +264,7 @@ def test_taps_do_not_change_the_output_of_a_net():
         (("layer3",), r"not on its name: Tap\(net.module.get_submodule\('layer3'\)\); got a str"),
         ((3,), "got a int"),
         ((nn.Identity(), "outptu"), "got 'outptu'"),
+        ((nn.Identity(), "output", None, "last"), "channels_last must be True or False; got 'last'"),
     ],
 )
 def test_a_tap_sits_on_a_module_at_its_input_or_output(arguments, message):
