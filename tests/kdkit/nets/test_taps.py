@@ -10,7 +10,8 @@ from torch import nn
 from transformers import BertConfig, BertModel, T5Config, T5EncoderModel
 
 from kdkit import AttentionTap, ClassifierTap, Net, RecipeError, Tap, timm_tap
-from kdkit.nets.taps import OpenTaps, TapLike
+from kdkit.nets.open_taps import OpenTaps
+from kdkit.nets.taps import TapLike
 from tests.helpers.tiny import Mlp, hooks_of
 
 
