@@ -23,6 +23,7 @@ from kdkit.engine.train_state import TrainState
 from kdkit.engine.training_step import TrainingStep
 from kdkit.engine.update_parts import UpdatePart
 from kdkit.errors import KdkitError, RecipeError, first_line
+from kdkit.nets.net import Net
 from kdkit.recipe.balancing.base import WeightedSum
 from kdkit.teachers.base import TeacherOutput
 from kdkit.teachers.frozen import Frozen
@@ -58,9 +59,7 @@ class CapturedStep(TrainingStep):
         self._in_graph = {
             name: session
             for name, session in open_stage.sessions.items()
-            if type(session) is Frozen and isinstance(session.net.module, nn.Module)
-            # a graph is of one device
-            if session.net.device in (None, device) and not session.net.is_spread
+            if type(session) is Frozen and _runs_in_graph(session.net, device)
         }
         self._outside = {name: session for name, session in open_stage.sessions.items() if name not in self._in_graph}
         self._graph_updates = _updates_in_graph(state)  # whether the optimizer is in the graph
@@ -320,6 +319,11 @@ class _StaticInputs:
     @staticmethod
     def _parts(batch: Batch, outputs: Mapping[str, TeacherOutput]) -> tuple[Any, ...]:
         return batch.inputs, batch.labels, batch.ids, batch.weights, dict(outputs)
+
+
+def _runs_in_graph(net: Net[Any], device: torch.device) -> bool:
+    """Whether a frozen teacher is a module that runs on this device alone."""
+    return isinstance(net.module, nn.Module) and net.device in (None, device) and not net.is_spread
 
 
 def _updates_in_graph(state: TrainState) -> bool:
