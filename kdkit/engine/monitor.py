@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable, Mapping
 
-from kdkit.engine.checkpointing import BestCheckpoint
 from kdkit.engine.predict import Predictor
 from kdkit.engine.run_context import RunContext
+from kdkit.engine.stage_progress import BestCheckpoint
 from kdkit.engine.train_state import TrainState
 from kdkit.metrics.base import is_better, lower_is_better
 from kdkit.metrics.bootstrap import without_interval
