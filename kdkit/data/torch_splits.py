@@ -21,11 +21,10 @@ from kdkit.data.reading import reading
 from kdkit.data.samples import SampleKeys, as_weights, missing_labels, require_stacked, require_tensors
 from kdkit.errors import DataError
 from kdkit.utils.randomness import seeded_on_cpu
-from kdkit.utils.seeds import derive_seed
+from kdkit.utils.seeds import SeedPurpose, derive_seed
 
 D = TypeVar("D", bound=Dataset[Any])
 
-_DRAW = 5  # what a seed is for, see kdkit.data.loading
 _NO_KEYS = SampleKeys()
 _NO_BATCH = object()
 
@@ -91,7 +90,7 @@ class DatasetSplit(Split):
         samples = []
         try:
             for row in rows:
-                with seeded_on_cpu(derive_seed(row, draw, _DRAW)) if self.is_drawn else nullcontext():
+                with seeded_on_cpu(derive_seed(row, draw, SeedPurpose.DRAW)) if self.is_drawn else nullcontext():
                     samples.append(self.dataset[row])
         except Exception as error:  # of user code
             explained = explain_unreadable(error, f"the sample in row {rows[len(samples)]} of the {self.name} data")

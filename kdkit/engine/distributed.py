@@ -65,8 +65,12 @@ class DistributedModule:
                 self._parallel = DistributedDataParallel(
                     _WithUnused(module), broadcast_buffers=False, find_unused_parameters=True
                 )
-        forward: Callable[..., Any] = module if self._parallel is None else self._parallel
-        self._forward: Callable[..., Any] = _compiled(forward) if compiled else forward
+        self._forward: Callable[..., Any] = module if self._parallel is None else self._parallel
+        if compiled:
+            self._forward = torch.compile(self._forward)
+            # A tap in a module that recomputes its activations would otherwise break the graph there.
+            if hasattr(torch._dynamo.config, _CAPTURE_ONCE):  # not in torch 2.9
+                self._forward = torch._dynamo.config.patch({_CAPTURE_ONCE: True})(self._forward)
 
     def __call__(self, *inputs: Any) -> dict[str, Tensor]:
         """Return the terms by label."""
@@ -103,14 +107,6 @@ def rank_share(samples: int, whole: int | None) -> tuple[float, float]:
         return 1.0, samples
     weight = 1.0 if samples == whole else samples * ranks / whole
     return weight, whole * weight / ranks
-
-
-def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
-    compiled: Callable[..., Any] = torch.compile(forward)
-    # A tap in a module that recomputes its activations would otherwise break the graph there.
-    if hasattr(torch._dynamo.config, _CAPTURE_ONCE):  # not in torch 2.9
-        compiled = torch._dynamo.config.patch({_CAPTURE_ONCE: True})(compiled)
-    return compiled
 
 
 def _has_batch_statistics(part: nn.Module) -> bool:

@@ -14,8 +14,9 @@ from kdkit.engine.terms import BoundTerm, bind_term
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext, accepts_no_rows, fills_missing
 from kdkit.losses.features import as_tuple
+from kdkit.nets.open_taps import OpenTaps
 from kdkit.nets.recompute import Recomputation
-from kdkit.nets.taps import OpenTaps, TapLike
+from kdkit.nets.taps import TapLike
 from kdkit.recipe.objective import Match, as_objective, taps_of
 from kdkit.recipe.recipe import Stage
 from kdkit.teachers.base import TeacherOutput, TeacherOutputs

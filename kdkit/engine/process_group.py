@@ -48,8 +48,10 @@ def joined() -> Iterator[None]:
     except Exception as error:
         # The frames of the error refer to the group, whose connections then stay open: others would wait for this rank
         # if the program handles the error.
-        for cause in _chain(error):
+        cause: BaseException | None = error
+        while cause is not None:
             clear_frames(cause.__traceback__)
+            cause = cause.__cause__ or cause.__context__
         if _failed_elsewhere(error_store):
             raise RemoteRankError("another process of this run failed; its error message is above") from error
         # gloo has no class for the loss of a rank, only its name in the text.
@@ -90,14 +92,6 @@ def rank_device(device: torch.device) -> torch.device:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         return torch.device("cuda", torch.cuda.current_device())
     return device
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, and those that it was raised from or after."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
 
 
 def _failed_elsewhere(store: Any) -> bool:

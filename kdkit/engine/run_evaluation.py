@@ -18,10 +18,9 @@ from kdkit.nets.net import Net
 from kdkit.plugins.events import BaselineDifference
 from kdkit.recipe.baseline import baselines_of
 from kdkit.utils.randomness import seed_everything
-from kdkit.utils.seeds import derive_seed
+from kdkit.utils.seeds import SeedPurpose, derive_seed
 
 _REPORTED_SAMPLES = 12
-_EVALUATION = 4  # what a seed is for, see kdkit.data.loading
 
 
 class RunEvaluation:
@@ -48,7 +47,7 @@ class RunEvaluation:
             if net in ctx.plan.feature_teachers:  # whose outputs are not about the classes
                 continue
             # A resumed run draws the same numbers, if data or networks draw any.
-            seed_everything(derive_seed(ctx.options.seed, number, _EVALUATION, 0))
+            seed_everything(derive_seed(ctx.options.seed, number, SeedPurpose.EVALUATION, 0))
             with located(f"the evaluation of net {net.name!r}", ctx.options.out):
                 self.metrics[net.name] = self._evaluate(net)
             if self.folder is not None:  # after each network, so that a run that fails later keeps what it has

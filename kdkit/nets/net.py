@@ -16,7 +16,7 @@ from kdkit.nets.views import Element, Inputs, View, default_element, pick_tensor
 from kdkit.nets.weights import load_weights
 from kdkit.utils.devices import find_device
 from kdkit.utils.modules import uncompiled
-from kdkit.utils.validation import validate_name
+from kdkit.utils.validation import validate_name, validate_switches
 
 M = TypeVar("M", bound=Callable[..., Any], covariant=True)
 
@@ -92,12 +92,15 @@ class Net(Generic[M]):
                 raise RecipeError(f"the classes of net {name!r} are names, at least one; got none")
             if repeated:
                 raise RecipeError(f"the classes of net {name!r} are distinct names; got {repeated} more than once")
+        validate_switches(strict=strict, trained=trained)
         self.name = name
         self.module = module
         if view is not None:
             validate_view(view, name)
         self.view: View = view if view is not None else Inputs()
         validate_element(element)
+        if channels_last is not None:
+            validate_switches(channels_last=channels_last)
         self.element = element
         self.channels_last = channels_last
         self.taken_element = element  # with the default one, once the module has returned several tensors

@@ -1,5 +1,20 @@
 """Derive seeds from numbers, without an import of torch."""
 
+from enum import IntEnum
+
+
+class SeedPurpose(IntEnum):
+    """The last number of a derived seed, since two purposes with one seed would draw the same numbers.
+
+    An epoch of training, such as its dropout, has the seed of (seed, epoch) alone.
+    """
+
+    ORDER = 1  # of the rows of an epoch
+    LOADING = 2  # of batches, by data that draws numbers
+    VALIDATION = 3
+    EVALUATION = 4
+    DRAW = 5  # of a version of an augmented sample
+
 
 def derive_seed(*numbers: int) -> int:
     """Return a 63-bit seed that depends on every number and on their order."""

@@ -37,7 +37,7 @@ from kdkit import (
 )
 from kdkit.errors import CheckError
 from kdkit.losses import Hint, Masked, SoftTargets
-from kdkit.nets.taps import OpenTaps
+from kdkit.nets.open_taps import OpenTaps
 from kdkit.recipe.objective import Objective, Term
 
 CLASSES = 3

@@ -9,7 +9,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from kdkit.engine.live_view.progress import RunProgress, StageProgress, TermProgress
+from kdkit.engine.live_view.progress import RunProgress, ShownStage, ShownTerm
 from kdkit.utils.console import format_number
 from kdkit.utils.printable import printable
 
@@ -107,7 +107,7 @@ class _Lines:
                 parts.append(Text(f"{self.glyphs.symbols[state]} {len(those)} {state}", style=_STYLES[state]))
         return self._joined(parts)
 
-    def _stage(self, stage: StageProgress, *, names_only: bool) -> Text:
+    def _stage(self, stage: ShownStage, *, names_only: bool) -> Text:
         style = _STYLES[stage.state]
         symbol = (f"{self.glyphs.symbols[stage.state]} ", style)
         part = Text.assemble(symbol, (stage.name, "dim" * (stage.state == "waiting")))
@@ -118,7 +118,7 @@ class _Lines:
     def _joined(self, parts: Sequence[Text]) -> Text:
         return Text.assemble((self.glyphs.arrow, "dim")).join(parts)
 
-    def _position(self, stage: StageProgress) -> Text:
+    def _position(self, stage: ShownStage) -> Text:
         """Return the epoch and the batch of the current stage, with a bar of all its batches."""
         epochs, batches = stage.epochs or 0, stage.batches
         start = Text.assemble(
@@ -140,7 +140,7 @@ class _Lines:
         bar = Text.assemble((self.glyphs.full * filled, "green"), (self.glyphs.empty * (columns - filled), "dim"))
         return start.append(bar).append(f"  {end}")
 
-    def _rates(self, stage: StageProgress, now: float) -> Text:
+    def _rates(self, stage: ShownStage, now: float) -> Text:
         speed = self.progress.samples_per_second(now)
         left, run_left = self.progress.seconds_left(now)
         unit = "batches" if stage.samples is None else "samples"
@@ -154,7 +154,7 @@ class _Lines:
         ]
         return Text("   ".join(filter(None, parts)), style="dim")
 
-    def _terms(self, stage: StageProgress, room: int) -> list[Text]:
+    def _terms(self, stage: ShownStage, room: int) -> list[Text]:
         """Return a table of the first terms that fit, or of none."""
         names = list(stage.terms)
         if not names or room < min(len(names) + 1, 3):
@@ -170,7 +170,7 @@ class _Lines:
         hidden = [Text(f"and {len(names) - shown} more terms", style="dim")] if shown < len(names) else []
         return [header, *lines, *hidden]
 
-    def _term(self, name: str, term: TermProgress, label: int, columns: Sequence[str]) -> Text:
+    def _term(self, name: str, term: ShownTerm, label: int, columns: Sequence[str]) -> Text:
         numbers = {
             "weight": "-" if math.isnan(term.weight) else f"{term.weight:.3g}",
             "value": format_number(term.value),
@@ -183,7 +183,7 @@ class _Lines:
             sparkline(term.curve, self.width - line.cell_len - 2, self.glyphs.levels), "cyan"
         )
 
-    def _metric(self, stage: StageProgress) -> Text:
+    def _metric(self, stage: ShownStage) -> Text:
         """Return the monitored metric of the last validation, its curve, and its best value."""
         value = format_number(stage.monitored[-1]) if stage.monitored else "-"
         line = Text.assemble(("validation ", "dim"), _shortened(stage.monitor, self.width // 2), "  ", (value, "bold"))

@@ -36,6 +36,9 @@ def test_a_name_that_cannot_be_a_folder_is_refused(name):
             {"element": 0.5},
             "element must be an index, a key or attribute, or a function; got 0",
         ),
+        (("net", nn.Identity()), {"trained": "weights.pt"}, "trained must be True or False; got 'weights.pt'"),
+        (("net", nn.Identity()), {"channels_last": "yes"}, "channels_last must be True or False; got 'yes'"),
+        (("net", nn.Identity()), {"strict": 0}, "strict must be True or False; got 0"),
     ],
 )
 def test_arguments_of_other_kinds_are_refused(arguments, options, message):

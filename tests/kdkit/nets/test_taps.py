@@ -10,7 +10,8 @@ from torch import nn
 from transformers import BertConfig, BertModel, T5Config, T5EncoderModel
 
 from kdkit import AttentionTap, ClassifierTap, Net, RecipeError, Tap, timm_tap
-from kdkit.nets.taps import OpenTaps, TapLike
+from kdkit.nets.open_taps import OpenTaps
+from kdkit.nets.taps import TapLike
 from tests.helpers.tiny import Mlp, hooks_of
 
 
@@ -264,6 +265,7 @@ def test_taps_do_not_change_the_output_of_a_net():
         (("layer3",), r"not on its name: Tap\(net.module.get_submodule\('layer3'\)\); got a str"),
         ((3,), "got a int"),
         ((nn.Identity(), "outptu"), "got 'outptu'"),
+        ((nn.Identity(), "output", None, "last"), "channels_last must be True or False; got 'last'"),
     ],
 )
 def test_a_tap_sits_on_a_module_at_its_input_or_output(arguments, message):
