@@ -103,7 +103,8 @@ def _validate_package(name: str) -> None:
         is_valid = similar.isidentifier() and not keyword.iskeyword(similar)
         hint = f"; kdkit new plugin {similar}" if is_valid else ""
         raise KdkitError(f"a plugin is a package, with a name of lower-case letters, digits and _; got {name!r}{hint}")
-    is_taken = name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None
+    # In this order, since `find_spec` raises for a module that is loaded without a spec, such as __main__.
+    is_taken = name in {*sys.stdlib_module_names, *sys.modules} or importlib.util.find_spec(name) is not None
     # A folder of this name, which `find_spec` finds too, is only in the way if it has files.
     if is_taken and not Path(name).is_dir():
         raise KdkitError(f"there is a package {name!r} already; choose another name")

@@ -161,10 +161,6 @@ def _leading(options: str, width: float) -> str:
     return ", ".join(parts)
 
 
-def _lesson_height(lesson: Lesson) -> float:
-    return max(_box_height(lesson.student), _sources_height(lesson))
-
-
 def _sources_height(lesson: Lesson) -> float:
     return sum(map(_source_height, lesson.sources)) + _GAP * (len(lesson.sources) - 1)
 

@@ -137,9 +137,10 @@ def rerun(folder: Path, out: Path | None, trust: bool, options: tuple[str, ...])
     if (folder / COMMAND).is_file():
         raise RunFolderError(f"{folder} holds several runs; rerun one of them, such as {folder}/seed=0")
     if out is None:
+        named = folder.resolve() if folder.name in ("", "..") else folder  # such as of `kdkit rerun .`
         # Not among the runs of a study, whose report and comparisons would count the run twice.
-        original = folder.parent if (folder / TRIAL_FILE).is_file() else folder
-        out = original.with_name(f"{original.name}-rerun") / folder.relative_to(original)
+        original = named.parent if (named / TRIAL_FILE).is_file() else named
+        out = original.with_name(f"{original.name}-rerun") / named.relative_to(original)
     run.main(
         [*recorded_arguments(folder, trust=trust), *options, "--out", str(out)], "kdkit run", standalone_mode=False
     )

@@ -45,9 +45,10 @@ class Attempt:
         cls, exported: Exported, source: ExportSource, reference: Reference, exporter: Exporter, weights: Path
     ) -> "Attempt":
         """Return an export with its gates, computed by the content that is written."""
+        sizes_of_example = [(1, *tensor.shape[1:]) for tensor in source.example]
         metadata = {
             **metadata_of(source, reference, weights),
-            "inputs": inputs_of(source, dynamic=exporter.dynamic),
+            "inputs": inputs_of(source, source.shapes.values() if exporter.dynamic else sizes_of_example),
             "precision": source.precision if exporter.precision == Exporter.precision else exporter.precision,
             "details": dict(exported.details),
         }

@@ -106,8 +106,11 @@ def _files(cards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _scores(cards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     rows = [("metric", "network", *(card["file"] for card in cards))]
     for metric, score in cards[0]["metric_gate"]["scores"].items():
-        of_files = (card["metric_gate"]["scores"].get(metric, {}) for card in cards)
-        cells = (f"{_number(score.get('export'))} ({_change(score.get('points_lost'))})" for score in of_files)
+        cells = []
+        for of_file in (card["metric_gate"]["scores"].get(metric, {}) for card in cards):
+            lost = of_file.get("points_lost")
+            change = "undefined" if lost is None else f"{0.0 - lost:+.2f}"
+            cells.append(f"{_number(of_file.get('export'))} ({change})")
         rows.append((metric, _number(score["network"]), *cells))
     yield from _table(rows)
     gate = cards[0]["metric_gate"]
@@ -140,10 +143,6 @@ def _shapes(shapes: Mapping[str, Sequence[Any]]) -> str:
 
 def _number(value: Any) -> str:
     return "undefined" if value is None else f"{value:.4g}"
-
-
-def _change(lost: Any) -> str:
-    return "undefined" if lost is None else f"{0.0 - lost:+.2f}"
 
 
 def _text(value: Any) -> str:

@@ -3,6 +3,7 @@
 import json
 import tempfile
 import warnings
+from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from io import StringIO
@@ -45,13 +46,13 @@ class EdgeExporter(Exporter):
             ) from error
         return Exported(content=content)
 
+    @abstractmethod
     def lower(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> bytes:
         """Return the content of a file that computes what a module does for inputs of these sizes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open_one(self, content: bytes) -> Model:
         """Return a function that runs the content of a file for one sample."""
-        raise NotImplementedError
 
     def open(self, content: bytes) -> Model:
         """Return a function that runs the content of a file sample by sample."""

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,10 @@ def metadata_of(source: ExportSource, reference: Reference, weights: Path) -> di
     }
 
 
-def inputs_of(source: ExportSource, *, dynamic: bool) -> list[dict[str, Any]]:
-    """Return the name, the shape and the dtype of each input. dynamic: whether a file takes batches and other sizes."""
-    shapes = [list(shape) if dynamic else [1, *tensor.shape[1:]] for shape, tensor in
-              zip(source.shapes.values(), source.example, strict=True)]  # fmt: skip
+def inputs_of(source: ExportSource, shapes: Iterable[Sequence[int | str]]) -> list[dict[str, Any]]:
+    """Return the name, the shape and the dtype of each input. shapes: in the order of the inputs."""
     return [
-        {"name": name, "shape": shape, "dtype": str(tensor.dtype).removeprefix("torch.")}
+        {"name": name, "shape": list(shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
         for name, shape, tensor in zip(source.input_names, shapes, source.example, strict=True)
     ]
 

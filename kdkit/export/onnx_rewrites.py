@@ -31,8 +31,8 @@ def with_pads_in_convolutions(model: ModelProto) -> ModelProto:
         options = attributes(step)
         if options.pop("auto_pad", b"NOTSET") != b"NOTSET":
             continue
-        before = options.pop("pads", [0] * len(widths))
-        sums = [width + own for width, own in zip(widths, before, strict=True)]
+        pads = options.pop("pads", [0] * len(widths))
+        sums = [width + pad_width for width, pad_width in zip(widths, pads, strict=True)]
         del step.attribute[:]
         step.attribute.extend(node("Conv", [], "", **options, pads=sums).attribute)
         step.input[0] = pad.input[0]

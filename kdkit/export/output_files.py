@@ -85,8 +85,10 @@ def output_files(out: Path, net: str, exporters: Mapping[str, Exporter]) -> tupl
     files = {name: OutputFile(out / f"{stem}{exporter.label}{exporter.suffix}") for name, exporter in exporters.items()}
     nets = {card["file"]: card["network"]["name"] for card in read_cards(out)}
     for file in files.values():
-        if (other := nets.get(file.path.name, net)) != net:  # such as of "my net" and "my-net"
-            raise KdkitError(f"{file.path} is an export of net {other!r}, of another name; choose another place: {OUT}")
+        if (exported := nets.get(file.path.name, net)) != net:  # such as of "my net" and "my-net"
+            raise KdkitError(
+                f"{file.path} is an export of net {exported!r}, of another name; choose another place: {OUT}"
+            )
     return out, files
 
 

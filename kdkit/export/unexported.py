@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kdkit.engine.evaluate import load_net
 from kdkit.export.base import Arrays, Model
 from kdkit.export.gates import Reference
-from kdkit.export.metadata import metadata_of
+from kdkit.export.metadata import inputs_of, metadata_of
 from kdkit.export.options import ExportOptions
 from kdkit.export.source import ExportSource
 from kdkit.recipe.recipe import Recipe, as_recipe
@@ -30,11 +30,8 @@ def open_net(
     chosen = load_net(recipe, Path(weights), net)
     chosen.move_to(torch.device("cpu"))
     source = ExportSource(recipe, chosen, ExportOptions())
-    # Not by `inputs_of`, which traces the net to find the sizes that are dynamic.
-    inputs = [
-        {"name": name, "shape": ["batch", *tensor.shape[1:]], "dtype": str(tensor.dtype).removeprefix("torch.")}
-        for name, tensor in zip(source.input_names, source.example, strict=True)
-    ]
+    # Not `source.shapes`, for which the net would be traced to find the sizes that are dynamic.
+    inputs = inputs_of(source, [("batch", *tensor.shape[1:]) for tensor in source.example])
     metadata = {**metadata_of(source, Reference(source), Path(weights)), "inputs": inputs, "precision": "fp32"}
 
     def model(arrays: Arrays) -> NDArray[np.float32]:

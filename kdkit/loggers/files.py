@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ from kdkit.errors import RunFolderError, first_line
 from kdkit.loggers.base import Logger, Values, hyperparameters
 from kdkit.plugins.events import RunStarted
 from kdkit.utils.files import append, to_json, write
+from kdkit.utils.read_json import parse_json
 
 Row = dict[str, Any]
 _POSITION = ("step", "stage", "epoch")  # the first columns; the last two are empty at the end of a run
@@ -141,7 +141,7 @@ class JsonlLogger(_FileLogger):
     def _read(self, text: str) -> list[Row]:
         """Return the rows of a file. Raises ValueError if a line is something else."""
         lines = text.split("\n")[:-1]  # a line without its end was not written whole
-        rows = [json.loads(line) for line in lines]
+        rows = [parse_json(line.encode()) for line in lines]
         for row in rows[1:]:
             if not isinstance(row, dict) or (row.get("stage") is not None and not isinstance(row.get("epoch"), int)):
                 raise ValueError("a line is not an epoch of a run")

@@ -235,6 +235,12 @@ def log_softmax(outputs: NDArray[Any]) -> Floats:
     return logs
 
 
+def negated(outputs: NDArray[Any]) -> NDArray[Any]:
+    """Return -outputs, whose ascending order is the descending one of outputs, in a type that has negative numbers."""
+    negative: NDArray[Any] = -(outputs if outputs.dtype.kind == "f" else outputs.astype(np.float64))
+    return negative
+
+
 def unknown_labels(predictions: Predictions) -> Bools | None:
     """Return which labels are NaN, (samples, classes); None if all are known."""
     if predictions.labels.ndim != 2 or predictions.labels.dtype.kind != "f":

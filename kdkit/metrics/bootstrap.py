@@ -65,7 +65,7 @@ class BootstrapInterval:
         result = self.metric.compute(test)
         # Only classes with a value have an interval: of a vocabulary of 128,000 words, a split has a few thousand.
         has_value = np.array([name in result.by_class for name in test.classes], dtype=bool)
-        names = [name for name, is_kept in zip(test.classes, has_value, strict=True) if is_kept]
+        names = [name for name in test.classes if name in result.by_class]
         values, by_class = [], []
         for counts in draw_counts(test, self.resamples, self.seed):
             chunk = resample(self.metric, test, counts)

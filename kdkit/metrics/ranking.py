@@ -18,6 +18,7 @@ from kdkit.metrics.base import (
     known_rows,
     log_softmax,
     mean_over_classes,
+    negated,
     note_on_missing,
     ratio,
     require_class_outputs,
@@ -114,7 +115,8 @@ def _resampled(
 
 def _ranking(truth: Bools, outputs: NDArray[Any], rows: NDArray[np.int64], tie_share: float) -> _Ranking:
     """Rank the samples in these rows. Others have no negative and no positive: their labels are unknown."""
-    order = rows[np.argsort(-outputs[rows])]  # the order inside a tie does not matter: shares treat it as a whole
+    # The order inside a tie does not matter: shares treat it as a whole.
+    order = rows[np.argsort(negated(outputs[rows]))]
     ranked, is_positive = outputs[order], truth[order]
     starts_tie = np.ones(len(order), dtype=bool)  # whether the output differs from the one before
     starts_tie[1:] = ranked[1:] != ranked[:-1]

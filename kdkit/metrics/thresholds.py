@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit.errors import DataError, RecipeError, describe
-from kdkit.metrics.base import Floats, Predictions, known_rows, require_class_outputs, true_classes
+from kdkit.metrics.base import Floats, Predictions, known_rows, negated, require_class_outputs, true_classes
 from kdkit.utils.reprs import describe_names
 
 # (hits (samples,), predicted (samples,), positives, samples) -> the criterion at each cut (samples,)
@@ -137,7 +137,7 @@ def _best_threshold(labels: NDArray[Any], outputs: NDArray[Any], criterion: Crit
     positives = float(labels.sum())
     if not positives:
         return float("inf")
-    order = np.argsort(-outputs, kind="stable")
+    order = np.argsort(negated(outputs), kind="stable")
     ranked = outputs[order].astype(np.float64)
     hits = np.cumsum(labels[order], dtype=np.float64)  # true positives if the cut is after each sample
     values = criterion(hits, np.arange(1.0, len(ranked) + 1), positives, len(ranked))

@@ -1,7 +1,6 @@
 """What the stored predictions of nets show: agreement, calibration, and errors by class."""
 
 import re
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,7 +21,7 @@ from kdkit.plugins.manager import registry
 Kind = Literal["multiclass", "multilabel", "regression", "positions"]
 
 BINS = 10  # of a reliability diagram
-# of kdkit with the options that most recipes use
+# Of kdkit, with the options that most recipes use.
 _METRICS: tuple[Metric, ...] = (
     Accuracy(),
     MacroF1(),
@@ -77,9 +76,13 @@ def same_metric(name: str, stored: MetricResult, run: SplitPredictions) -> Metri
 
     The options of a metric are not stored, and user-defined metrics are not there.
     """
-    k = re.fullmatch(r"top_([1-9]\d{,5})_accuracy", name)
-    top_k: list[Metric] = [TopKAccuracy(int(k[1]))] if k else []
-    for metric in (*_METRICS, *top_k, *_metrics_of_plugins(name)):
+    metrics, factories = [*_METRICS], registry("metrics")
+    if k := re.fullmatch(r"top_([1-9]\d{,5})_accuracy", name):
+        metrics.append(TopKAccuracy(int(k[1])))
+    if name in factories:  # such as that of a plugin
+        with suppress(Exception):  # it may need options, or raise anything
+            metrics.append(factories[name]())
+    for metric in metrics:
         if metric.name != name or not isinstance(metric, Resampling):
             continue
         try:
@@ -193,15 +196,6 @@ def confusion(run: SplitPredictions) -> Floats | None:
     pairs = test.labels[is_known].astype(np.int64) * count + decided[is_known].astype(np.int64)
     matrix: Floats = np.bincount(pairs, minlength=count * count).reshape(count, count).astype(np.float64)
     return matrix
-
-
-def _metrics_of_plugins(name: str) -> Iterator[Metric]:
-    """Yield the metric that an installed plugin registers under a name, with its default options."""
-    metrics = registry("metrics")
-    if name in metrics:
-        # a factory of a plugin may need options, or raise anything
-        with suppress(Exception):
-            yield metrics[name]()
 
 
 def _share(mask: Bools) -> float:

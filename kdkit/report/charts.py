@@ -172,7 +172,7 @@ def scatter_chart(title: str, points: Sequence[Point], colour: int) -> Markup:
     if not finite:
         return Markup("")
     ticks = nice_ticks(min(finite), max(finite))
-    low, high = min(finite[0], ticks[0], *finite), max(finite[0], ticks[-1], *finite)
+    low, high = min(ticks[0], *finite), max(ticks[-1], *finite)
     span = high - low or 1.0
     parts = [_open(left + size + 10, top + size + 40, title)]
     for tick in ticks:
@@ -195,7 +195,11 @@ def heat_map(title: str, values: Sequence[Sequence[float]], *, rows: Sequence[st
 
     The cells of a few columns have their values as text, others show them when the mouse is over them.
     """
-    names = [[_shortened(name) for name in side] for side in (rows, columns)]
+    # The end of a long path tells layers apart.
+    names = [
+        [name if len(name) <= _LONGEST_NAME else f"\N{HORIZONTAL ELLIPSIS}{name[1 - _LONGEST_NAME :]}" for name in side]
+        for side in (rows, columns)
+    ]
     has_texts = len(columns) <= _WRITTEN
     width, height = (44, 28) if has_texts else (22, 22)  # of a cell
     # Letters of this size are about 6.2 wide. The names of columns stand upright above them.
@@ -247,11 +251,6 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     # the small numbers absorb the rounding of the division, so that no tick is added beyond a round end
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(index * step, 12) + 0.0 for index in range(first, last + 1)]
-
-
-def _shortened(name: str) -> str:
-    """Return the end of a long path, which tells layers apart."""
-    return name if len(name) <= _LONGEST_NAME else f"\N{HORIZONTAL ELLIPSIS}{name[1 - _LONGEST_NAME :]}"
 
 
 def _open(width: int, height: int, title: str, kind: str = "chart") -> str:

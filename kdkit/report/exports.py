@@ -1,7 +1,6 @@
 """The section of a report on the files of `kdkit export` in the folders of its runs."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup
 
@@ -12,32 +11,27 @@ from kdkit.utils.printable import printable
 
 def export_tables(runs: Sequence[ReportedRun]) -> Markup:
     """Return a table for each run that has exports, with the scores that each file loses; empty if none has any."""
-    return Markup("").join(_table(run, several=len(runs) > 1) for run in runs)
+    tables = []
+    for run in runs:
+        cards = read_cards(run.folder / FOLDER)
+        if not cards:
+            continue
+        metrics = dict.fromkeys(metric for card in cards for metric in card["metric_gate"]["scores"])
+        titles, *rows = summary_rows(cards)
+        lines = []
+        for card, row in zip(cards, rows, strict=True):
+            lost = [card["metric_gate"]["scores"].get(metric, {}).get("points_lost") for metric in metrics]
+            lines.append(_row("td", (*row, *("undefined" if points is None else f"{points:.2f}" for points in lost))))
+        tables.append(
+            Markup('{}<div class="scroll"><table><thead>{}</thead><tbody>{}</tbody></table></div>').format(
+                Markup("<h3>{}</h3>").format(printable(run.label)) if len(runs) > 1 else "",
+                _row("th", (*titles, *(f"{metric}, points lost" for metric in metrics))),
+                Markup("").join(lines),
+            )
+        )
+    return Markup("").join(tables)
 
 
-def _table(run: ReportedRun, *, several: bool) -> Markup:
-    cards = read_cards(run.folder / FOLDER)
-    if not cards:
-        return Markup("")
-    metrics = dict.fromkeys(metric for card in cards for metric in card["metric_gate"]["scores"])
-    titles, *rows = summary_rows(cards)
-    head = Markup("").join(_cell("th", title) for title in (*titles, *(f"{metric}, points lost" for metric in metrics)))
-    body = Markup("").join(
-        Markup("<tr>{}</tr>").format(Markup("").join(_cell("td", text) for text in (*row, *_lost(card, metrics))))
-        for card, row in zip(cards, rows, strict=True)
-    )
-    title = Markup("<h3>{}</h3>").format(printable(run.label)) if several else Markup("")
-    return Markup('{}<div class="scroll"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>').format(
-        title, head, body
-    )
-
-
-def _lost(card: Mapping[str, Any], metrics: Iterable[str]) -> Iterator[str]:
-    """Yield the points that a file loses in each metric."""
-    for metric in metrics:
-        lost = card["metric_gate"]["scores"].get(metric, {}).get("points_lost")
-        yield "undefined" if lost is None else f"{lost:.2f}"
-
-
-def _cell(tag: str, text: str) -> Markup:
-    return Markup(f"<{tag}>{{}}</{tag}>").format(printable(text))
+def _row(tag: str, texts: Iterable[str]) -> Markup:
+    cells = (Markup(f"<{tag}>{{}}</{tag}>").format(printable(text)) for text in texts)
+    return Markup("<tr>{}</tr>").format(Markup("").join(cells))

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import DictLoader, Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from kdkit import __version__
@@ -62,10 +62,11 @@ def write_report(folders: Sequence[Path], out: Path) -> Report:
 def render(report: Report) -> str:
     """Return the page of a report."""
     runs = report.runs
-    parts = {name: resources.files(__package__).joinpath(name).read_text("utf-8") for name in _FILES}
+    page, style, palette, script = (
+        resources.files(__package__).joinpath(name).read_text("utf-8")
+        for name in ("page.html", "style.css", "palette.css", "script.js")
+    )
     environment = Environment(
-        # not a PackageLoader, which cannot read a package in a zip file
-        loader=DictLoader({_FILES[0]: parts[_FILES[0]]}),
         autoescape=True,
         undefined=StrictUndefined,  # a typo in the template is an error, not an empty text
         trim_blocks=True,
@@ -75,9 +76,9 @@ def render(report: Report) -> str:
     # An interval stays on one line.
     environment.filters["unbroken"] = lambda text: re.sub(r"(\S+) to (?=[+\d\u2212])", "\\1\u00a0to\u00a0", text)
     names = dict.fromkeys(run.name for run in runs)
-    return environment.get_template(_FILES[0]).render(
-        style=Markup(parts[_FILES[3]] + parts[_FILES[1]]),
-        script=Markup(parts[_FILES[2]]),
+    return environment.from_string(page).render(
+        style=Markup(palette + style),
+        script=Markup(script),
         title=", ".join(names),
         version=__version__,
         several=len(runs) > 1,
@@ -99,9 +100,6 @@ def render(report: Report) -> str:
         added=_added_sections(report),
         dash=formats.DASH,
     )
-
-
-_FILES = ("page.html", "style.css", "script.js", "palette.css")
 
 
 def _printable(value: Any) -> Any:

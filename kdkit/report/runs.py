@@ -177,7 +177,7 @@ class ReportedRun:
             return None
         return SplitPredictions(report.validation, report.validation if report.test is None else report.test)
 
-    def sample(self, net: str, id: int) -> "ReportedSample | None":
+    def sample(self, net: str, id: int) -> ReportedSample | None:
         """Return what a net was tested on and returned for a sample; None if it was not tested on it."""
         split = self.split(net)
         if split is None or split.test.ids is None:

@@ -3,8 +3,9 @@
 import csv
 import io
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -198,8 +199,8 @@ def compare_cells(
         CellResults(
             label=cell.label,
             options=cell.options,
-            metrics=_by_metric({seed: run.metrics for seed, run in cell_runs.items()}),
-            alone=_by_metric({seed: run.alone for seed, run in cell_runs.items()}),
+            metrics=_by_metric({seed: run.net.metrics for seed, run in cell_runs.items()}),
+            alone=_by_metric({seed: run.alone.metrics for seed, run in cell_runs.items()}),
             validation={seed: run.validation for seed, run in cell_runs.items()},
         )
         for cell, cell_runs in zip(cells, runs, strict=True)
@@ -210,13 +211,14 @@ def compare_cells(
             best = index
     compared = [index for index, cell in enumerate(results) if index != best and cell.validation]
     level = 1 - (1 - _LEVEL) / max(1, len(compared))  # Bonferroni's correction
+    nets = [{seed: run.net for seed, run in cell_runs.items()} for cell_runs in runs]
     for index in compared:
-        comparison = _compare(runs[best], runs[index], metric, level)
-        results[index] = replace(results[index], comparison=comparison)
+        results[index] = replace(results[index], comparison=_compare(nets[best], nets[index], metric, level))
     with_baseline = [index for index, cell in enumerate(results) if cell.alone]
     distillation_level = 1 - (1 - _LEVEL) / max(1, len(with_baseline))
     for index in with_baseline:
-        comparison = _compare_with_baselines(runs[index], metric, distillation_level)
+        alone = {seed: run.alone for seed, run in runs[index].items() if run.alone.metrics}
+        comparison = _compare(nets[index], alone, metric, distillation_level)
         results[index] = replace(results[index], distillation=comparison)
     has_test = next(run.has_test for cell_runs in runs for run in cell_runs.values())
     return SweepResults(
@@ -230,11 +232,18 @@ def compare_cells(
     )
 
 
-class _Run:
-    """A finished trial, and the net in it that is compared. Predictions are not kept, since they may be large.
+class _ReportedNet(NamedTuple):
+    """A net of a finished trial: its metrics by name, and its predictions, which are large and not kept in memory."""
 
-    metrics, alone: of the net and of its baseline, by name. validation: the metric on the validation split, by which
-    cells are chosen without a look at the test split. has_test: whether the data has a test split.
+    metrics: Mapping[str, float]
+    predictions: Callable[[], SplitPredictions]
+
+
+class _Run:
+    """A finished trial: the net in it that is compared, and its baseline, which has no metrics if there is none.
+
+    validation: the metric on the validation split, by which cells are chosen without a look at the test split.
+    has_test: whether the data has a test split.
 
     Raises RunFolderError if a file that is compared cannot be read, and RecipeError if there is no such net.
     """
@@ -248,22 +257,20 @@ class _Run:
             net = student if student in metrics else others[-1] if others else student
         if net not in metrics:
             raise RecipeError(f"run {path} has no metrics of net {net!r}; {did_you_mean(net, metrics)}")
-        self.study, self.trial, self.net = study, trial, net
-        self.baseline = str(baselines.get(net, ""))
-        self.metrics, self.alone = (
-            {name: result.value for name, result in metrics.get(of_net, {}).items()} for of_net in (net, self.baseline)
+        self.net, self.alone = (
+            _ReportedNet(
+                {metric_name: result.value for metric_name, result in metrics.get(name, {}).items()},
+                partial(study.predictions, trial, name),
+            )
+            for name in (net, str(baselines.get(net, "")))
         )
         self.has_test = reported.reported_on == "test"
-        validation = self.predictions().validation
+        validation = self.net.predictions().validation
         # The metrics of a recipe may depend on its options.
-        is_computed = metric.name in self.metrics
+        is_computed = metric.name in self.net.metrics
         self.validation = float(metric.fit(validation).compute(validation).value) if is_computed else math.nan
-        if self.alone:
-            self.predictions(self.baseline)
-
-    def predictions(self, net: str = "") -> SplitPredictions:
-        """Return the predictions of the net that is compared, or of another one."""
-        return self.study.predictions(self.trial, net or self.net)
+        if self.alone.metrics:
+            self.alone.predictions()  # raises RunFolderError
 
 
 def spread(values: Iterable[float]) -> Spread:
@@ -273,35 +280,20 @@ def spread(values: Iterable[float]) -> Spread:
     return Spread(mean, float(numbers.std(ddof=1)) if len(numbers) > 1 else math.nan)
 
 
-def _compare(best: Mapping[int, _Run], cell: Mapping[int, _Run], metric: Metric, level: float) -> Comparison:
-    """Compare two cells over the seeds that both have."""
-    seeds = [seed for seed in best if seed in cell]
-    candidate, baseline = (
-        dict[Hashable, float]({seed: runs[seed].metrics.get(metric.name, math.nan) for seed in seeds})
-        for runs in (best, cell)
+def _compare(
+    candidates: Mapping[int, _ReportedNet], baselines: Mapping[int, _ReportedNet], metric: Metric, level: float
+) -> Comparison:
+    """Compare nets over the seeds that both sides have."""
+    seeds = [seed for seed in candidates if seed in baselines]
+    candidate_values, baseline_values = (
+        dict[Hashable, float]({seed: nets[seed].metrics.get(metric.name, math.nan) for seed in seeds})
+        for nets in (candidates, baselines)
     )
 
     def predictions() -> PairsOfRuns:
-        return [best[seed].predictions() for seed in seeds], [cell[seed].predictions() for seed in seeds]
+        return [candidates[seed].predictions() for seed in seeds], [baselines[seed].predictions() for seed in seeds]
 
-    return compare_over_seeds(metric, candidate, baseline, predictions, resamples=_RESAMPLES, level=level)
-
-
-def _compare_with_baselines(cell: Mapping[int, _Run], metric: Metric, level: float) -> Comparison:
-    """Compare the nets of a cell with the same networks without teachers."""
-    runs = {seed: run for seed, run in cell.items() if run.alone}
-    candidate, baseline = (
-        dict[Hashable, float]({seed: values.get(metric.name, math.nan) for seed, values in by_seed.items()})
-        for by_seed in (
-            {seed: run.metrics for seed, run in runs.items()},
-            {seed: run.alone for seed, run in runs.items()},
-        )
-    )
-
-    def predictions() -> PairsOfRuns:
-        return [run.predictions() for run in runs.values()], [run.predictions(run.baseline) for run in runs.values()]
-
-    return compare_over_seeds(metric, candidate, baseline, predictions, resamples=_RESAMPLES, level=level)
+    return compare_over_seeds(metric, candidate_values, baseline_values, predictions, resamples=_RESAMPLES, level=level)
 
 
 def _by_metric(values: Mapping[int, Mapping[str, float]]) -> dict[str, dict[int, float]]:

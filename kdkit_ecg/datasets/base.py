@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from kdkit import Data, DataError, RecipeError, Task
 from kdkit.errors import did_you_mean
 from kdkit_ecg.augmentations import check_augmentations
-from kdkit_ecg.datasets.exclusions import ExcludedRecords
 from kdkit_ecg.datasets.samples import LabelledRecords, label_records
-from kdkit_ecg.datasets.scan import LabelEncoder, assumptions
+from kdkit_ecg.datasets.scan import LabelEncoder, Selection, assumptions
 from kdkit_ecg.datasets.signal_split import Augmentations, SignalSplit, Window
 from kdkit_ecg.datasets.signals import read_signals
 from kdkit_ecg.datasets.splits import Splits, ValidationSplit
@@ -28,6 +27,14 @@ from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.store import SignalStore, StoreLocation
 
 Folder = str | Path
+
+
+class _Loaded(NamedTuple):
+    """The records of a data set, the rows of each split, and the summary."""
+
+    records: LabelledRecords
+    splits: Splits
+    summary: str
 
 
 # No slots: cached_property stores its value in the __dict__ of the instance.
@@ -106,7 +113,7 @@ class RecordingDataset(Data, ABC):
     @property
     def summary(self) -> str:
         """How many records were read, how many were excluded for each reason, and classes missing from a split."""
-        return self._loaded[2]
+        return self._loaded.summary
 
     @property
     def preparation(self) -> dict[str, Any]:
@@ -120,7 +127,7 @@ class RecordingDataset(Data, ABC):
         options = {name: getattr(self, name) for name in names}
         options.update(asdict(self._preparation))  # rate and band as floats
         digest = hashlib.blake2b(repr((VERSION, type(self).__name__, sorted(options.items()))).encode(), digest_size=16)
-        for header in self._selected[0]:
+        for header in self._selected.sources:
             # Sizes, not times of change: a copy of the folder on another machine has the same fingerprint.
             sizes = [header.path.with_name(name).stat().st_size for name in header.files]
             person = (header.name, header.age, header.sex, header.codes)
@@ -135,10 +142,9 @@ class RecordingDataset(Data, ABC):
 
         The header of a WFDB record has checksums of its samples; other files of the same size have none.
         """
-        records, splits, _ = self._loaded
         digest = hashlib.blake2b(digest_size=16)
-        for row in splits.train.tolist():
-            digest.update(records.contents[row])
+        for row in self._loaded.splits.train.tolist():
+            digest.update(self._loaded.records.contents[row])
         return digest.hexdigest()
 
     def prepare(self, *, processes: int | None = None, verify: bool = False) -> tuple[Path, int]:
@@ -150,7 +156,7 @@ class RecordingDataset(Data, ABC):
         if self._store is None:
             raise RecipeError("with store=None, prepared records cannot be stored; use store='auto' or a folder")
         store = replace(self._store, processes=processes)
-        return store.folder.path, store.prepare(self._selected[0], verify=verify).prepared
+        return store.folder.path, store.prepare(self._selected.sources, verify=verify).prepared
 
     @cached_property
     def train(self) -> SignalSplit:
@@ -179,7 +185,7 @@ class RecordingDataset(Data, ABC):
 
     @property
     @abstractmethod
-    def _selected(self) -> tuple[list[RecordSource], ExcludedRecords]:
+    def _selected(self) -> Selection:
         """The headers of the records to read, and the excluded records; a cached_property."""
 
     @abstractmethod
@@ -199,8 +205,7 @@ class RecordingDataset(Data, ABC):
         return ()
 
     @cached_property
-    def _loaded(self) -> tuple[LabelledRecords, Splits, str]:
-        """The records, the rows of each split, and the summary."""
+    def _loaded(self) -> _Loaded:
         headers, excluded_before = self._selected
         excluded = excluded_before.copy()  # a second access after an error must not count a record twice
         headers, signals, contents = read_signals(headers, self._preparation, excluded, self._store)
@@ -212,9 +217,10 @@ class RecordingDataset(Data, ABC):
             raise DataError(f"no record in {self._folder_names} can be used:\n{summary}")
         # After reading, as records with unreadable or duplicate signals are no longer in the list.
         splits = self._split_rows(headers)
-        records = label_records(headers, signals, self._label_encoder, [self._person(header) for header in headers])
-        records = replace(records, contents=contents)
-        return records, splits, "\n".join([summary, *splits.missing_classes(records.labels, self.classes)])
+        persons = [self._person(header) for header in headers]
+        records = label_records(headers, signals, contents, self._label_encoder, persons)
+        summary = "\n".join([summary, *splits.missing_classes(records.labels, self.classes)])
+        return _Loaded(records, splits, summary)
 
     @property
     def _folder_names(self) -> str:
@@ -233,8 +239,8 @@ class RecordingDataset(Data, ABC):
         return SignalStore(folders=self._folders, preparation=self._preparation, location=self.store)
 
     def _split(self, name: Literal["train", "validation", "test"], **options: Any) -> SignalSplit:
-        records, splits, _ = self._loaded
-        rows: NDArray[np.int64] = getattr(splits, name)
+        records = self._loaded.records
+        rows: NDArray[np.int64] = getattr(self._loaded.splits, name)
         if not len(rows):
             raise DataError(
                 f"the {name} split has no record: {len(records.ids)} records are too few for these folds or shares, or "

@@ -13,9 +13,8 @@ from kdkit_ecg.datasets.cross_validation import FOLDS, FoldedDataset
 from kdkit_ecg.datasets.exclusions import ExcludedRecords
 from kdkit_ecg.datasets.folds import Folds
 from kdkit_ecg.datasets.patient_table import PatientTable, read_patient_table
-from kdkit_ecg.datasets.scan import LabelEncoder, find_records
+from kdkit_ecg.datasets.scan import LabelEncoder, Selection, find_records
 from kdkit_ecg.labels import Year, scored_classes
-from kdkit_ecg.records.source import RecordSource
 
 # The choices of the authors of LRH-Net that change numbers. Folds by record and thresholds chosen on the test fold are
 # leaks, which are here to reproduce the paper.
@@ -56,7 +55,7 @@ class _Challenge(FoldedDataset):
         return read_patient_table(self._folders)
 
     @cached_property
-    def _usable(self) -> tuple[list[RecordSource], ExcludedRecords]:
+    def _usable(self) -> Selection:
         excluded = ExcludedRecords(self._folders)
         table = self._patient_table
         headers = find_records(self._label_encoder, table, excluded, normalised_units=self.normalised_units)
@@ -67,7 +66,7 @@ class _Challenge(FoldedDataset):
                 f"but none of the {len(headers)} records found, the first one {headers[0].name!r}; its column record "
                 "must contain the names in the headers"
             )
-        return headers, excluded
+        return Selection(headers, excluded)
 
 
 class Challenge2020(_Challenge):

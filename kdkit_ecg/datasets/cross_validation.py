@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from kdkit import DataError, RecipeError
 from kdkit.utils.validation import is_whole_number
 from kdkit_ecg.datasets.base import RecordingDataset
-from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
+from kdkit_ecg.datasets.exclusions import ExclusionReason
 from kdkit_ecg.datasets.folds import FoldEntry, Folds, assign_persons, split_by_patient, stratified_folds
 from kdkit_ecg.datasets.patient_table import PatientTable
-from kdkit_ecg.datasets.scan import database_of
+from kdkit_ecg.datasets.scan import Selection, database_of
 from kdkit_ecg.datasets.signals import duplicate_signals
 from kdkit_ecg.datasets.splits import Splits, splits_of_folds
 from kdkit_ecg.records.source import RecordSource
@@ -48,7 +48,7 @@ class FoldedDataset(RecordingDataset):
     grouping: Grouping = "patient"
 
     def __post_init__(self) -> None:
-        RecordingDataset.__post_init__(self)
+        super().__post_init__()
         if self.shares is not None and self.folds is not None:
             raise RecipeError("folds and shares exclude each other; give one of the two")
         if is_whole_number(self.folds):
@@ -72,7 +72,7 @@ class FoldedDataset(RecordingDataset):
         """Warnings to print with the results: about the options, and about the records once these were found."""
         notices = list(super().notices)
         # Only if the records were found already: notices must not read any file.
-        headers = self._selected[0] if "_selected" in vars(self) else []
+        headers = self._selected.sources if "_selected" in vars(self) else []
         unknown = sum(not self._patient(header) for header in headers)
         if self.grouping == "record":
             notices.append("folds are by record, so a patient may be in several splits")
@@ -105,7 +105,7 @@ class FoldedDataset(RecordingDataset):
         """Return the database, patient and group of each usable record, by its name."""
         sizes = Counter(self._persons.values())
         members = {}
-        for header in self._usable[0]:
+        for header in self._usable.sources:
             person = self._persons[header.name]
             record_itself = f"record {header.name}"  # the person of a record without a known patient
             # Records merged by a duplicate signal may share a person that is named after one of them.
@@ -116,7 +116,7 @@ class FoldedDataset(RecordingDataset):
 
     @property
     @abstractmethod
-    def _usable(self) -> tuple[list[RecordSource], ExcludedRecords]:
+    def _usable(self) -> Selection:
         """The headers of the usable records, with or without a fold, and the excluded ones; a cached_property."""
 
     @property
@@ -138,11 +138,11 @@ class FoldedDataset(RecordingDataset):
         return any((folder / "records.csv").is_file() for folder in self._folders)
 
     @cached_property
-    def _selected(self) -> tuple[list[RecordSource], ExcludedRecords]:
+    def _selected(self) -> Selection:
         headers, excluded_before = self._usable
         excluded = excluded_before.copy()
         if self.shares is not None or not headers:
-            return headers, excluded
+            return Selection(headers, excluded)
         entries = self._folds.entries
         selected = [header for header in headers if header.name in entries]
         if not selected:
@@ -156,7 +156,7 @@ class FoldedDataset(RecordingDataset):
         # Folds from a file may divide patients; folds made here by patient never do.
         if self.grouping == "patient":
             require_undivided_persons(selected, self._persons, self._folds)
-        return selected, excluded
+        return Selection(selected, excluded)
 
     @cached_property
     def _folds(self) -> Folds:
@@ -171,7 +171,7 @@ class FoldedDataset(RecordingDataset):
     @cached_property
     def _persons(self) -> dict[str, str]:
         """The person of each usable record, by its name."""
-        headers = self._usable[0]
+        headers = self._usable.sources
         patients = {header.name: self._patient(header) for header in headers}
         return assign_persons(headers, patients, duplicate_signals(headers))
 
@@ -200,9 +200,9 @@ class FoldedDataset(RecordingDataset):
         return self._patient(header) if self.grouping == "patient" else ""
 
     def _missing_records(self) -> Sequence[str]:
-        if self.shares is not None or not self._selected[0]:
+        if self.shares is not None or not self._selected.sources:
             return ()
-        present = {header.name for header in self._selected[0]}
+        present = {header.name for header in self._selected.sources}
         missing = [record for record in self._folds.entries if record not in present]
         return [f"  {len(missing)} records of the folds file were not found: {first_names(missing)}"] if missing else []
 

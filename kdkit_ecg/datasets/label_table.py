@@ -181,8 +181,8 @@ class _RowParser:
         sex: Sex | None = None if is_male is None else "male" if is_male else "female"
         row = LabelRow(
             labels,
-            self._known(cells, "patient"),
-            self._known(cells, "database"),
+            self._text(cells, "patient"),
+            self._text(cells, "database"),
             self._parsed(cells, "age", parse_age),
             self._parsed(cells, "sex", lambda text: _SEXES.get(text.lower())) or sex,
         )
@@ -222,7 +222,7 @@ class _RowParser:
             self.unread.setdefault(self.roles[role], {})[text] = None
         return value
 
-    def _known(self, cells: Mapping[str, str], role: str) -> str:
+    def _text(self, cells: Mapping[str, str], role: str) -> str:
         """Return the text in a column, "" if it is missing."""
         text = cells.get(self.roles[role], "")
         return "" if is_missing(text) else text.removesuffix(".0")  # pandas writes integers as floats if one is missing

@@ -10,7 +10,7 @@ from kdkit.utils.validation import is_whole_number
 from kdkit_ecg.datasets.base import RecordingDataset
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.datasets.ptbxl_tables import DatabaseRow, Labels, Statements, read_database, read_statements
-from kdkit_ecg.datasets.scan import is_usable
+from kdkit_ecg.datasets.scan import Selection, is_usable
 from kdkit_ecg.datasets.splits import Splits, splits_of_folds
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.source import RecordSource
@@ -44,7 +44,7 @@ class PTBXL(RecordingDataset):
     fold: int = 10
 
     def __post_init__(self) -> None:
-        RecordingDataset.__post_init__(self)
+        super().__post_init__()
         if not (is_whole_number(self.fold) and 1 <= self.fold <= FOLDS):
             raise RecipeError(f"fold must be one of 1 to {FOLDS}, as in strat_fold, got {self.fold!r}")
         if len(self._folders) != 1:
@@ -58,7 +58,7 @@ class PTBXL(RecordingDataset):
     def notices(self) -> tuple[str, ...]:
         """Warnings to print with the results: about the options, and about the records once these were found."""
         # Only if the records were found already: notices must not read any file.
-        headers = self._selected[0] if "_selected" in vars(self) else []
+        headers = self._selected.sources if "_selected" in vars(self) else []
         unknown = sum(not self._database[header.name].patient for header in headers)
         return (*super().notices, *([unknown_patients_notice(unknown, len(headers))] if unknown else []))
 
@@ -72,7 +72,7 @@ class PTBXL(RecordingDataset):
         return read_database(self._folders[0] / "ptbxl_database.csv")
 
     @cached_property
-    def _selected(self) -> tuple[list[RecordSource], ExcludedRecords]:
+    def _selected(self) -> Selection:
         excluded = ExcludedRecords(self._folders)
         selected: list[RecordSource] = []
         for name, row in sorted(self._database.items()):
@@ -89,7 +89,7 @@ class PTBXL(RecordingDataset):
             if is_usable(header, excluded, encoder=self._label_encoder):
                 selected.append(header)
         self._require_undivided_patients(selected)
-        return selected, excluded
+        return Selection(selected, excluded)
 
     def _require_undivided_patients(self, headers: Sequence[RecordSource]) -> None:
         folds: dict[str, int] = {}

@@ -13,7 +13,7 @@ from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.datasets.label_table import LabelTable, NamedClasses, read_label_table
 from kdkit_ecg.datasets.patient_table import PatientTable
 from kdkit_ecg.datasets.record_index import RecordIndex
-from kdkit_ecg.datasets.scan import is_usable
+from kdkit_ecg.datasets.scan import Selection, is_usable
 from kdkit_ecg.leads import LEADS, require_distinct_leads, standard_name
 from kdkit_ecg.records.array_format import ArrayFormat
 from kdkit_ecg.records.source import RecordSource
@@ -57,7 +57,7 @@ class Records(FoldedDataset):
     normalised_units: bool = False
 
     def __post_init__(self) -> None:
-        FoldedDataset.__post_init__(self)
+        super().__post_init__()
         if isinstance(self.classes, str):
             raise RecipeError(f"classes must be names in a tuple, such as ('AF', 'other'), got {self.classes!r}")
         object.__setattr__(self, "classes", self._table.classes.names)
@@ -117,7 +117,7 @@ class Records(FoldedDataset):
         return RecordIndex(ExcludedRecords(self._folders), self.arrays, self._table.path)
 
     @cached_property
-    def _labelled(self) -> tuple[list[RecordSource], ExcludedRecords]:
+    def _labelled(self) -> Selection:
         """The labelled records that were found and can be read, sorted by name, and the excluded ones."""
         excluded = self._index.excluded
         sources: dict[str, RecordSource] = {}
@@ -130,10 +130,10 @@ class Records(FoldedDataset):
             else:
                 age = source.age if row.age is None else row.age
                 sources[record] = replace(source, name=record, age=age, sex=row.sex or source.sex, codes=row.labels)
-        return [sources[record] for record in sorted(sources)], excluded
+        return Selection([sources[record] for record in sorted(sources)], excluded)
 
     @cached_property
-    def _usable(self) -> tuple[list[RecordSource], ExcludedRecords]:
+    def _usable(self) -> Selection:
         sources, excluded_before = self._labelled
         excluded = excluded_before.copy()
         options: dict[str, Any] = {"leads": self.leads, "normalised_units": self.normalised_units}
@@ -146,7 +146,7 @@ class Records(FoldedDataset):
                     f"{len(wrong)} of {len(usable)} have none or several: {first_names(wrong)}. Remove their rows, or "
                     "use task='multilabel'"
                 )
-        return usable, excluded
+        return Selection(usable, excluded)
 
     @cached_property
     def _patient_table(self) -> PatientTable:
@@ -163,7 +163,7 @@ class Records(FoldedDataset):
         return self._table.has_patients
 
     def _missing_records(self) -> Sequence[str]:
-        files = {source.name for source in self._labelled[0]}
+        files = {source.name for source in self._labelled.sources}
         lost = [name for name, row in self._table.rows.items() if row.labels is not None and name not in files]
         lines = (
             [f"  {len(lost)} records of the table of labels cannot be found or read: {first_names(lost)}"]

@@ -30,8 +30,8 @@ class LabelledRecords:
     labels: Tensor
     ids: Tensor
     groups: Tensor | None
-    names: Sequence[str] = ()
-    contents: Sequence[bytes] = ()
+    names: Sequence[str]
+    contents: Sequence[bytes]
 
     def split(self, rows: NDArray[np.int64], **options: Any) -> SignalSplit:
         """Return these rows as a split with these options of SignalSplit. The signals are shared, not copied."""
@@ -43,7 +43,7 @@ class LabelledRecords:
             labels=self.labels[index],
             ids=self.ids[index],
             groups=None if self.groups is None else self.groups[index],
-            names=[self.names[row] for row in rows.tolist()] if self.names else (),
+            names=[self.names[row] for row in rows.tolist()],
             **options,
         )
 
@@ -51,10 +51,11 @@ class LabelledRecords:
 def label_records(
     headers: Sequence[RecordSource],
     signals: Sequence[NDArray[np.float32]],
+    contents: Sequence[bytes],
     encoder: LabelEncoder,
     persons: Sequence[str],
 ) -> LabelledRecords:
-    """Return the records as rows in the given order; persons: an identifier of the person of each record."""
+    """Return the records as rows in the given order. persons: an identifier of the person of each record."""
     # Consecutive numbers for the persons; only their equality matters.
     unique, groups = np.unique(persons, return_inverse=True)
     return LabelledRecords(
@@ -64,6 +65,7 @@ def label_records(
         ids=record_ids([header.name for header in headers]),
         groups=None if len(unique) == len(persons) else torch.from_numpy(groups),
         names=[header.name for header in headers],
+        contents=contents,
     )
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,13 @@ class LabelEncoder(Protocol):
     def row(self, codes: Iterable[str]) -> NDArray[np.float32]:
         """Return (classes,) float32 of 0 and 1. Codes without a class are ignored."""
         ...
+
+
+class Selection(NamedTuple):
+    """The records that may be read, according to their headers, and the excluded ones."""
+
+    sources: list[RecordSource]
+    excluded: ExcludedRecords
 
 
 def find_records(

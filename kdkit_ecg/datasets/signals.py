@@ -45,7 +45,7 @@ def read_signals(
             contents[content] = None
             return True
         reason = _REASONS[fault] if fault else ExclusionReason.DUPLICATE
-        # The reason says all about a wrong checksum.
+        # The reason explains a wrong checksum already.
         unexplained = fault not in ("", "checksum") and reason not in excluded.causes
         excluded.add(reason, header.path, cause=cause_of(header) if unexplained else None)
         return False

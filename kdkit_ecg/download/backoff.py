@@ -30,8 +30,12 @@ class Backoff:
     _lock: Lock = field(default_factory=Lock)
 
     def wait_for_pause(self) -> None:
-        """Return when no pause is in effect. Raises Stopped."""
-        self._sleep(self._resume_at - monotonic())
+        """Return when no pause is in effect, nor one that another thread has begun meanwhile. Raises Stopped."""
+        while True:
+            remaining = self._resume_at - monotonic()
+            self._sleep(remaining)
+            if remaining <= 0:
+                return
 
     def wait_after_failure(self, tries: int) -> None:
         """Return when a file that failed this many times in a row may be requested again. Raises Stopped."""

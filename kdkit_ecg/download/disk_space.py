@@ -52,8 +52,8 @@ class ExpectedSizes:
 def expected_sizes(session: requests.Session, base: str, files: Sequence[ReleaseFile], jobs: int) -> ExpectedSizes:
     """Return the sizes of the files.
 
-    A list of checksums has no sizes. Therefore the server is asked (HEAD) for the sizes of up to SAMPLE random files of
-    each kind, which is a folder and a suffix, with a fixed seed. Other files count with the mean size of their kind.
+    A list of checksums has no sizes. HEAD requests give those of up to SAMPLE random files of each kind, which is a
+    folder and a suffix, with a fixed seed. Other files count with the mean size of their kind.
     """
     kinds: dict[_Kind, list[ReleaseFile]] = defaultdict(list)
     for file in [file for file in files if file.size is None]:

@@ -33,7 +33,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 def require_same_release(folder: Path, name: str, text: str) -> None:
     """Raise DataError if the folder contains the list of another release than `text`. name: of the file of the list."""
-    for path in [folder / other for other in LISTS]:
+    for path in [folder / list_name for list_name in LISTS]:
         # Compared by words: line ends may have been converted.
         words = path.read_text(encoding="utf-8", errors="replace").split() if path.is_file() else None
         if words is None or (path.name == name and words == text.split()):

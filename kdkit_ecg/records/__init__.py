@@ -1,1 +1,1 @@
-"""Read WFDB records, and prepare their signals for training."""
+"""Read records from WFDB, EDF and array files, and prepare their signals for training."""

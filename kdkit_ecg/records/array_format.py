@@ -18,7 +18,7 @@ UNIT_NAMES = ("mV", "uV", "V", "NU")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayFormat:
-    """What files of numbers (.npy, .csv, .hdf5) do not say about their signals.
+    """The description of the signals in files of numbers (.npy, .npz, .csv, .hdf5), which these files lack.
 
     rate: Hz. unit: "mV", "uV", "V", or "NU" for standard deviations. leads: names in the order of the array; () if the
     first line of each CSV file has them. Which axis is time follows from their number. gain: steps per unit, for
@@ -38,8 +38,8 @@ class ArrayFormat:
 
     def __post_init__(self) -> None:
         if not isinstance(self.unit, str) or not self.unit or self.unit.lower() not in UNITS:
-            known = did_you_mean(str(self.unit), UNIT_NAMES)
-            raise RecipeError(f"unit={self.unit!r} is not a unit of a signal; {known}")
+            hint = did_you_mean(str(self.unit), UNIT_NAMES)
+            raise RecipeError(f"unit={self.unit!r} is not a unit of a signal; {hint}")
         for name in ("rate", "gain"):
             value = getattr(self, name)
             if not (is_number(value) and value > 0):

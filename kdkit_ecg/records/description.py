@@ -95,7 +95,7 @@ def read_description(description: Mapping[str, Any]) -> tuple[Preparation, int]:
         raise DataError(
             f"the description of the inputs is damaged: {type(error).__name__}: {first_line(error)}; export again"
         ) from error
-    # Facts and steps say the same, and a step that is not written here would be skipped without notice.
+    # Facts and steps hold the same values, and a step that this version does not write would be skipped without notice.
     unknown = [key for key in ("version", "steps", "person") if description.get(key) != described[key]]
     if unknown or length < 1:
         raise DataError(

@@ -217,10 +217,10 @@ def _common_leads(parts: Sequence[Header]) -> list[str]:
             continue
         # A lead that is absent in a segment would be a straight line there, which a network takes for a signal. A
         # segment that has it is better used by itself than without it.
-        other = part if part is not first else next(other for other in parts if other.leads != first.leads)
+        differing = part if part is not first else next(part for part in parts if part.leads != first.leads)
         raise DataError(
             f"its segments have different leads or units, so that they cannot be joined: {_leads_and_unit(first)}, but "
-            f"{_leads_and_unit(other)}; use the segments as records of their own, or join them with wfdb first"
+            f"{_leads_and_unit(differing)}; use the segments as records of their own, or join them with wfdb first"
         )
     return common
 

@@ -294,7 +294,7 @@ def _count_frames(path: Path, channels: Sequence[Channel], position: int) -> int
     channel = channels[position]
     if channel.format not in BITS:
         raise DataError(f"the first line needs the number of samples, as format {channel.format} has no fixed size")
-    samples = sum(other.frame for other in channels if other.file == channel.file)  # in a frame
+    samples = sum(neighbour.frame for neighbour in channels if neighbour.file == channel.file)  # in a frame
     bits = 8 * (path.with_name(channel.file).stat().st_size - channel.offset)
     frames = bits // (BITS[channel.format] * samples)
     if frames < 1:

@@ -1,1 +1,1 @@
-"""Worker processes, folder names and disk sizes."""
+"""Worker processes, CSV tables, names of the files of records, and disk space."""

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from threading import Event, Timer
 
 import pytest
 from filelock import FileLock
@@ -183,6 +184,14 @@ def test_a_wait_requested_by_the_server_is_respected(fetched, release, tmp_path)
     assert fetched().code == 0
     assert time.monotonic() - start >= 1
     assert is_complete(tmp_path / "data", release)
+
+
+def test_a_file_that_waits_respects_a_longer_wait_that_another_one_is_asked_for():
+    pauses, start = backoff.Backoff(Event()), time.monotonic()
+    pauses.pause_all(0.05)
+    Timer(0.01, pauses.pause_all, [0.2]).start()
+    pauses.wait_for_pause()
+    assert time.monotonic() - start >= 0.2
 
 
 def test_a_requested_wait_of_hours_is_an_error(fetched, release):

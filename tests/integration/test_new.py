@@ -60,6 +60,7 @@ def test_a_name_that_is_no_template_is_a_recipe_for_own_data(kdkit_here, tmp_pat
         (["recipe", "digits", "nowhere/mine.py"], "nowhere is no folder"),
         (["plugin", "torch"], "there is a package 'torch' already"),
         (["plugin", "json"], "there is a package 'json' already"),
+        (["plugin", "__main__"], "there is a package '__main__' already"),
         (["plugin", "Big-Name"], "lower-case letters, digits and _; got 'Big-Name'; kdkit new plugin big_name"),
         (["plugin", "class"], "got 'class'"),
         (["plugin", "full"], "full exists and is not empty"),

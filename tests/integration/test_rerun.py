@@ -104,9 +104,10 @@ def test_the_copy_of_a_recipe_is_not_executed_without_trust(command, finished, t
 
 def test_a_run_is_repeated_in_the_folder_that_it_was_started_in(command, finished, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    done = command("rerun", str(finished), "-q")
-    assert (done.code, f"was started in the folder {tmp_path}" in done.err) == (2, True), done.err
+    for folder, name in ((tmp_path / "elsewhere", str(finished)), (finished, ".")):
+        monkeypatch.chdir(folder)
+        done = command("rerun", name, "-q")
+        assert (done.code, f"was started in the folder {tmp_path}" in done.err) == (2, True), done.err
 
 
 def test_without_a_key_a_run_folder_needs_trust(command, finished, tmp_path):

@@ -40,7 +40,7 @@ class SharedDevices:
             self._most[name] = max(self._most.get(name, 0), len(neighbours))
 
     def end(self, name: str, result: JobResult) -> JobResult:
-        """Return the result of a job that ended; if its memory ran out, the error says how many jobs shared it."""
+        """Return the result of a job that ended; an error of its memory has the number of jobs that shared it."""
         del self._running[name]
         most, error = self._most.pop(name), result.error
         # By its text too: checks of a recipe report an error of an allocator as one of several problems.

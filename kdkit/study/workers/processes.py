@@ -90,10 +90,10 @@ class Processes:
         self._busy.clear()
 
     def _run(self, child: "_Child", name: str, data: bytes) -> None:
-        """Have a child run a job, and put the result into the queue for `next_result`."""
+        """Run a job in a child process, and put the result into the queue for `next_result`."""
         response = child.call(data)
         if response is None:
-            result = JobResult(error=WorkerError(child.cause_of_death()))
+            result = JobResult(error=WorkerError(child.exit_message()))
             child.close()
         else:
             seconds, error = response
@@ -150,7 +150,7 @@ class _Child:
             self._process.kill()
             return self._process.wait()
 
-    def cause_of_death(self) -> str:
+    def exit_message(self) -> str:
         """Return a message about how the process ended."""
         code = self.wait()
         advice = "run it again to resume from its last checkpoint"

@@ -258,8 +258,15 @@ def test_a_file_of_another_run_is_not_overwritten(logger, tmp_path):
 @pytest.mark.parametrize("logger", [CsvLogger, JsonlLogger])
 @pytest.mark.parametrize(
     "content",
-    ["a,b\n1,2\n", "[1]\n[2]\n", "\ufffd", "step,stage,epoch\n1,a,b\n", f'step,stage,epoch\n"{"a" * 200_000}\n'],
-    ids=["other columns", "numbers", "no line", "no epoch", "a quote without its end"],
+    [
+        "a,b\n1,2\n",
+        "[1]\n[2]\n",
+        "\ufffd",
+        "step,stage,epoch\n1,a,b\n",
+        f'step,stage,epoch\n"{"a" * 200_000}\n',
+        "[" * 100_000 + "\n",
+    ],
+    ids=["other columns", "numbers", "no line", "no epoch", "a quote without its end", "nested too deep"],
 )
 def test_a_resumed_run_refuses_a_file_that_is_no_log(logger, content, tmp_path):
     folder = tmp_path / "run"

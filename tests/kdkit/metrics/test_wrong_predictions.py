@@ -45,6 +45,13 @@ def test_every_metric_of_classes_takes_correct_predictions():
         compute(name, SEVERAL, LOGITS)
 
 
+@pytest.mark.parametrize("name", MULTILABEL)
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int8])
+def test_whole_numbers_as_outputs_are_scored_as_floats_are(name, dtype):
+    outputs = np.where(LOGITS > 0, 100, -128 if dtype == np.int8 else 0).astype(dtype)
+    assert compute(name, SEVERAL, outputs) == compute(name, SEVERAL, outputs.astype(np.float64))
+
+
 @pytest.mark.parametrize("name", registry("metrics"))
 @pytest.mark.parametrize("labels", [LABELS, SEVERAL], ids=["multiclass", "multilabel"])
 def test_more_labels_than_outputs_are_refused(name, labels):

@@ -1,0 +1,86 @@
+"""The commands on finished runs: `kdkit classes`, `kdkit report` and `kdkit card`."""
+
+from pathlib import Path
+
+import click
+
+from kdkit.cli.options import PATH
+from kdkit.utils.printable import echo
+
+
+@click.command(short_help="Print the metrics of each class of a run.")
+@click.argument("folder", type=PATH)
+@click.option("--net", help="Only this net; every evaluated net if not given.")
+@click.option(
+    "--resamples",
+    type=click.IntRange(min=2),
+    default=1000,
+    show_default=True,
+    help="Bootstrap resamples of each interval.",
+)
+def classes(folder: Path, net: str | None, resamples: int) -> None:
+    """Print the metrics of each class for the run in FOLDER.
+
+    The table has the positives in each split, the threshold with the best F1 on the validation split, and precision,
+    recall, F1, AUROC and AUPRC with 95 % intervals. It includes classes without positives.
+    """
+    from kdkit.cli.per_class import table_of
+    from kdkit.engine.storage.reports import nets_of_run, read_class_table
+    from kdkit.utils.console import make_console
+    from kdkit.utils.reprs import describe_names
+
+    console = make_console()
+    for name in nets_of_run(folder) if net is None else (net,):
+        reported, rows = read_class_table(folder, name, resamples=resamples)
+        split = "validation" if reported.test is None else "test"
+        console.print(table_of(rows, f"{name}, on {split}", console.width))
+        if reported.test is None:
+            # Metrics on the split that selected the thresholds are too high.
+            console.print("note: there is no test split: thresholds were chosen on the same samples", style="yellow")
+        missing = describe_names(row.name for row in rows if not row.figures)
+        if missing:
+            console.print(f"note: no positives in {split}: {missing}", style="yellow", markup=False, soft_wrap=True)
+
+
+@click.command(short_help="Write a page about finished runs.")
+@click.argument("folders", nargs=-1, required=True, type=PATH, metavar="RUN...")
+@click.option("--out", type=PATH, help="File; report.html in the folder of the run, or here for several runs.")
+def report(folders: tuple[Path, ...], out: Path | None) -> None:
+    """Write a page about finished runs: did distillation help, by how much, at what cost?
+
+    RUN is the folder of a run, or of several runs, such as a study, of which unfinished ones are left out. Several runs
+    are shown side by side; those that differ in their seeds only are compared over the seeds. The page is one HTML file
+    that needs no network. No code of a recipe is run.
+    """
+    from kdkit.report import write_report
+    from kdkit.report.verdict import headline_of
+    from kdkit.utils.console import Status
+
+    if out is None:
+        is_single = len(folders) == 1 and folders[0].is_dir()
+        out = folders[0] / "report.html" if is_single else Path("report.html")
+    with Status() as status:
+        status.show("writing the report")
+        written = write_report(folders, out)
+    for problem in dict.fromkeys((*written.left_out, *(text for read in written.runs for text in read.problems))):
+        echo(f"warning: {problem}", err=True)
+    echo(headline_of(written.verdicts))
+    for verdict in written.verdicts:
+        echo(f"{f'{verdict.label}: ' if len(written.verdicts) > 1 else ''}{verdict.sentence}")
+    echo(f"saved to {out}")
+
+
+@click.command(short_help="Write the model card of a finished run.")
+@click.argument("folder", type=PATH, metavar="RUN")
+@click.option("--out", type=PATH, help="File; README.md in the folder of the run if not given.")
+def card(folder: Path, out: Path | None) -> None:
+    """Write the model card of the finished run in RUN: Markdown with the metadata that the Hugging Face hub reads.
+
+    It has the method, results with intervals, the settings, and what is not known. Add a license, and the name of the
+    data set. No code of a recipe is run.
+    """
+    from kdkit.report.card import CARD, write_card
+
+    out = folder / CARD if out is None else out
+    write_card(folder, out)
+    echo(f"saved to {out}")
