@@ -240,7 +240,7 @@ class _DryRun:
             self.problems.append(
                 f"net {net.name!r} has outputs of shape {_batch_shape(output.shape)} for labels of shape "
                 f"{_batch_shape(labels.shape)}; give them the same positions, such as by nn.functional.interpolate at "
-                "the end of the network"
+                "the end of the network, or in a function Net(..., element=...)"
             )
         else:
             owner = "its" if net.classes else "the data's"
