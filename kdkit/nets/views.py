@@ -129,12 +129,12 @@ class Images:
         return f"images:mean={self.mean},std={self.std},size={self.size}"
 
     def describe(self, preparation: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a preparation with the steps of this view added."""
+        """Return a preparation with the range of the images and the steps of this view added."""
         steps: list[dict[str, Any]] = [*preparation.get("steps", ())]
         if self.size is not None:
             steps.append({"step": "resize", "size": list(self.size), "method": "bilinear", "antialias": True})
         steps.append({"step": "normalise_channels", "mean": list(self.mean), "std": list(self.std)})
-        return {**preparation, "steps": steps}
+        return {"kind": "images", "range": [0, 1], **preparation, "steps": steps}
 
     def doubt(self, images: Any) -> str:
         """Return the reason if images are not those that this view takes; else ""."""

@@ -477,6 +477,20 @@ def test_images_of_a_timm_model_are_resized_to_the_size_of_its_training(images):
     assert net.module.seen.shape[-2:] == tuple(tiny.pretrained_cfg["input_size"][1:])
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: timm.layers.PatchEmbed(2 * SIDE, 16),
+        lambda: torchvision.models.VisionTransformer(2 * SIDE, 16, 1, 2, 16, 16, num_classes=CLASSES),
+    ],
+    ids=["timm", "torchvision"],
+)
+def test_a_transformer_that_takes_another_size_of_images_is_refused_with_the_view_that_resizes(make, images):
+    stage = Stage({Net("student", make()): Truth(cross_entropy)}, Training(epochs=1))
+    plan = kdkit.check(Recipe(data=images, schedule=[stage]))
+    assert "resize the images for this network alone: Net(..., view=Images(size=" in plan.problems[0]
+
+
 def vit(**options: Any) -> Any:
     return timm.create_model("test_vit", num_classes=CLASSES, img_size=SIDE, **options)
 

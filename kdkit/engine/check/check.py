@@ -127,7 +127,7 @@ def _check_stage(
             if not report.problems:
                 report.problems += batch_problems(open_stage, recipe.data, untransformed, precision)
             if not report.problems:
-                report.notices += stage_doubts(stage, report)
+                report.notices += stage_doubts(stage, recipe.data, report)
             if estimator is not None and not report.problems:
                 estimate = estimator.estimate(open_stage, batch, untransformed)
         yields_batches = isinstance(recipe.data.train, LoaderSplit) and not isinstance(recipe.data.train, StreamSplit)

@@ -24,7 +24,8 @@ def columns_problem(net: Net[Any], output: Tensor, labels: Tensor, context: Buil
     if positions and output.ndim == 2 + len(positions) and output.shape[1] == len(classes):
         return (
             f"net {net.name!r} has outputs of shape {shape} for labels of shape {_batch_shape(labels.shape)}; give "
-            "them the same positions, such as by nn.functional.interpolate at the end of the network"
+            "them the same positions, such as by nn.functional.interpolate at the end of the network, or in a function "
+            "Net(..., element=...)"
         )
     advice = _class_advice(net, output, context)
     if labels.ndim > 1 and not positions and output.ndim > 2:

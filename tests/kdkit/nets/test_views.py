@@ -194,6 +194,7 @@ def test_a_view_of_images_adds_its_steps_to_the_description_of_the_data():
     assert [step["step"] for step in described["steps"]] == ["decode", "resize", "normalise_channels"]
     assert described["steps"][1]["size"] == [8, 6]
     assert data.preparation["steps"] == [{"step": "decode"}]  # unchanged
+    assert Images().describe({}).items() >= {"kind": "images", "range": [0, 1]}.items()
 
 
 @pytest.mark.parametrize(
