@@ -173,8 +173,9 @@ class _MapCapture:
 
     def __call__(self, tensor: Tensor) -> None:
         if not self.is_map:
-            # A layer around the attention returns its features alone; that of T5 returns a position bias first.
-            if tensor.ndim != 4 or bool((tensor < 0).any()):
+            # A layer around the attention returns its features alone; that of T5 returns a position bias first, which
+            # is 0 for attention to the encoder.
+            if tensor.ndim != 4 or bool((tensor < 0).any()) or not bool(tensor.any()):
                 raise RecipeError(
                     f"{self.layer} returns no attention map, (batch, heads, tokens, tokens), but "
                     f"{tuple(tensor.shape)} as its second output; tap the attention layer in it, or use "

@@ -256,7 +256,10 @@ class _DryRun:
         if outputs == count - 1 and self.context.task == "multiclass":
             return f"; if labels are numbered from 1 to {outputs}, subtract 1, since classes are numbered from 0"
         if outputs > count:
-            return f"; if the last classes have no sample, pass the number of all: TorchData(..., classes={outputs})"
+            return (
+                f"; if the last classes have no sample, pass the number of all: TorchData(..., classes={outputs}); or "
+                f"that of this network, such as of a vocabulary with padding: Net(..., classes={outputs})"
+            )
         return ""
 
     def _is_about_classes(self, net: Net[Any], output: Tensor) -> bool:
