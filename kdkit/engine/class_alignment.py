@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from kdkit.data.dataset import Task
 from kdkit.engine.term_inputs import TermInputs
 from kdkit.errors import RecipeError
+from kdkit.losses.columns import SelectColumns
 from kdkit.losses.features import as_tuple
 
 Columns = tuple[int, ...]  # of an output, (batch, classes), by their indices
@@ -63,17 +64,17 @@ class ClassAlignment(nn.Module):
         self.student_head, self.target_head = student_head, target_head
         self.target_is_output = target_is_output
         self.drops_samples = task == "multiclass" and labels is not None
-        # Buffers, so that the columns move with the module to its device; they are not part of a checkpoint.
-        self.register_buffer("student", None if student is None else torch.tensor(student), persistent=False)
+        self.student = None if student is None else SelectColumns(student)
+        self.targets = nn.ModuleList(SelectColumns(columns) for columns in targets)
+        # A buffer, so that it moves with the module to its device; it is not part of a checkpoint.
         self.register_buffer("labels", None if labels is None else torch.tensor(labels), persistent=False)
-        self.targets = nn.ModuleList(_SelectColumns(columns) for columns in targets)
 
     def forward(self, inputs: TermInputs) -> TermInputs:
         """Return the inputs with the shared columns only, and without samples whose class is not shared."""
-        if isinstance(self.student, Tensor):
+        if self.student is not None:
             student = as_tuple(inputs.student)[0]
             if self.student_head in (None, student.shape[1]):
-                inputs = inputs._replace(student=student.index_select(1, self.student))
+                inputs = inputs._replace(student=self.student(student))
         if self.target_is_output and inputs.target is not None:
             sides = as_tuple(inputs.target)
             if self.target_head in (None, sides[0].shape[1]):
@@ -88,16 +89,3 @@ class ClassAlignment(nn.Module):
             return inputs._replace(labels=inputs.labels.index_select(1, self.labels))
         matches = inputs.labels.unsqueeze(1) == self.labels  # (batch, shared classes)
         return inputs._replace(labels=matches.int().argmax(1)).rows(matches.any(1).nonzero().squeeze(1))
-
-
-class _SelectColumns(nn.Module):
-    """Select the shared columns of one teacher's output: (batch, classes) -> (batch, shared)."""
-
-    columns: Tensor
-
-    def __init__(self, columns: Columns) -> None:
-        super().__init__()
-        self.register_buffer("columns", torch.tensor(columns), persistent=False)
-
-    def forward(self, outputs: Tensor) -> Tensor:
-        return outputs.index_select(1, self.columns)

@@ -67,8 +67,9 @@ class _MapTap(Tap):
         """Return the map. Raises RecipeError if the layer returns none in the first pass."""
         layer = self.form.layer
         tensor = pick_tensor(value, self.element, f"the output of {layer}")
-        # A layer around the attention returns its features alone; that of T5 returns a position bias first.
-        if not self.form.is_decided and (tensor.ndim != 4 or bool((tensor < 0).any())):
+        # A layer around the attention returns its features alone; that of T5 returns a position bias first, which is 0
+        # for attention to the encoder.
+        if not self.form.is_decided and (tensor.ndim != 4 or bool((tensor < 0).any()) or not bool(tensor.any())):
             raise RecipeError(
                 f"{layer} returns no attention map, (batch, heads, tokens, tokens), but {tuple(tensor.shape)} as its "
                 "second output; tap the attention layer in it, or use Tap(layer, element=...) and eager attention"

@@ -220,9 +220,11 @@ def default_element(value: Any) -> int | str | None:
         if isinstance(item, Tensor):
             return name
     tensors = [(key, item) for key, item in _tensors_of(value) if item.ndim and item.is_floating_point()]
-    # An attention layer may also return its map, (batch, heads, tokens, tokens), next to (batch, tokens, channels).
-    first = tensors[0][1].shape if tensors else ()
-    keys = [key for key, item in tensors if not (len(first) == 3 < item.ndim and item.shape[::2] == first[:2])]
+    # An attention layer may also return its map, (batch, heads, tokens, tokens), next to (batch, tokens, channels), and
+    # a layer of T5 its position biases, which may be one map for the whole batch.
+    shape = tensors[0][1].shape if tensors else ()
+    maps = ((1, shape[1]), (shape[0], shape[1])) if len(shape) == 3 else ()  # their batch, and their queries
+    keys = [key for key, item in tensors if item.ndim < 4 or (item.shape[0], item.shape[2]) not in maps]
     return keys[0] if len(keys) == 1 else None
 
 

@@ -68,7 +68,10 @@ def _class_advice(net: Net[Any], output: Tensor, context: BuildContext) -> str:
     if outputs == count - 1 and context.task == "multiclass":
         return f"; if labels are numbered from 1 to {outputs}, subtract 1, since classes are numbered from 0"
     if outputs > count:
-        return f"; if the last classes have no sample, pass the number of all: TorchData(..., classes={outputs})"
+        return (
+            f"; if the last classes have no sample, pass the number of all: TorchData(..., classes={outputs}); or that "
+            f"of this network, such as of a vocabulary with padding: Net(..., classes={outputs})"
+        )
     return ""
 
 

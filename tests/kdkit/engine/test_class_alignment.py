@@ -51,6 +51,13 @@ def test_columns_are_selected_in_the_same_order_on_both_sides():
     assert aligned.labels is inputs.labels
 
 
+def test_columns_that_follow_each_other_are_not_copied():
+    outputs = torch.randn(3, 5)
+    aligned = alignment(student=(1, 2, 3))(term_inputs(outputs))
+    assert torch.equal(aligned.student, outputs[:, 1:4])
+    assert aligned.student.untyped_storage().data_ptr() == outputs.untyped_storage().data_ptr()
+
+
 def test_features_stay_as_they_are():
     student, target = torch.ones(3, 4), torch.ones(3, 5)
     # Both sides are features; only the teacher output that the loss takes as well has columns per class.

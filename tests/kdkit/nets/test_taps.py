@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from transformers import BertConfig, BertModel, T5Config, T5EncoderModel
+from transformers import BertConfig, BertModel, T5Config, T5EncoderModel, T5ForConditionalGeneration
 
 from kdkit import AttentionTap, ClassifierTap, Net, RecipeError, Tap, timm_tap
 from kdkit.nets.open_taps import OpenTaps
@@ -347,6 +347,17 @@ def test_a_position_bias_is_not_taken_for_an_attention_map():
     model = T5EncoderModel(config).eval()
     with pytest.raises(RecipeError, match="T5Attention returns no attention map"):
         captured(model, AttentionTap(model.encoder.block[0].layer[0].SelfAttention), **TEXT)
+    model = T5ForConditionalGeneration(config).eval()
+    cross = model.decoder.block[0].layer[1].EncDecAttention
+    with pytest.raises(RecipeError, match="T5Attention returns no attention map"):  # its bias is 0
+        captured(model, AttentionTap(cross), **TEXT, decoder_input_ids=TEXT["input_ids"][:, :3])
+
+
+def test_the_hidden_state_of_a_layer_of_t5_is_taken():
+    model = T5ForConditionalGeneration(T5Config(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, vocab_size=20))
+    for layer, tokens in ((model.encoder.block[0], 5), (model.decoder.block[0], 3)):
+        hidden = captured(model.eval(), Tap(layer), **TEXT, decoder_input_ids=TEXT["input_ids"][:, :3])
+        assert hidden.shape == (2, 16, tokens)
 
 
 def test_the_map_of_fused_attention_is_refused_with_the_layer_and_the_option_to_change():
