@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdkit import DataError
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.samples import invalid_values, mismatched_leads, read_steps
 from kdkit_ecg.records.signal_lines import UNITS, SignalHeader
-from kdkit_ecg.records.source import Record, RecordSource, missing_files, ordered_signal
+from kdkit_ecg.records.source import Record, RecordSource, missing_files
 
 
 class ChecksumError(DataError):
@@ -25,8 +26,8 @@ def read_record(source: Path | RecordSource) -> Record:
     return (read_header(source) if isinstance(source, Path) else source).read()
 
 
-def read_wfdb(header: SignalHeader) -> Record:
-    """Read a WFDB record; see `read_record`."""
+def read_wfdb(header: SignalHeader) -> NDArray[np.float64]:
+    """Read the samples of a WFDB record, (leads, time); see `read_record`."""
     missing = missing_files(header)
     if missing:
         raise DataError(f"{header.path} names the signal file {missing[0]}, which is not in the same folder")
@@ -42,15 +43,4 @@ def read_wfdb(header: SignalHeader) -> Record:
     with np.errstate(over="ignore", invalid="ignore"):  # a tiny gain gives samples that are not finite, without notice
         in_units = (steps.astype(np.float64) - baselines) / gains
         in_units[steps == invalid_values(header)] = np.nan
-        leads, signal = ordered_signal(in_units * units, header.leads)
-    return Record(
-        name=header.name,
-        path=header.path,
-        signal=signal,
-        leads=leads,
-        rate=header.rate,
-        age=header.age,
-        sex=header.sex,
-        codes=header.codes,
-        normalised=header.normalised,
-    )
+        return np.asarray(in_units * units)

@@ -78,8 +78,27 @@ class RecordSource(ABC):
         """Name and value of all that the signal depends on, apart from the content of `files` and `description`."""
 
     @abstractmethod
+    def read_leads(self) -> NDArray[np.float64]:
+        """Read the samples of `leads`, (leads, time): in mV, or in standard deviations if normalised; NaN if invalid.
+
+        Raises DataError, which names the file, if they cannot be read.
+        """
+
     def read(self) -> Record:
         """Read the signal. Raises DataError, which names the file, if it cannot be read."""
+        with np.errstate(over="ignore", invalid="ignore"):  # numbers near the largest float, which are refused later
+            leads, signal = ordered_signal(self.read_leads(), self.leads)
+        return Record(
+            name=self.name,
+            path=self.path,
+            signal=signal,
+            leads=leads,
+            rate=self.rate,
+            age=self.age,
+            sex=self.sex,
+            codes=self.codes,
+            normalised=self.normalised,
+        )
 
     def description(self) -> bytes:
         """Return the bytes of a header that is a file of its own, b"" if there is none. Raises DataError, OSError."""
