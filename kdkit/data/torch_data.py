@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -100,6 +100,8 @@ class TorchData(Data):
         batch_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None = None,
         evaluation_samples: int | None = None,
     ) -> None:
+        if task is not None and task not in get_args(Task):
+            raise DataError(f"task is {' or '.join(map(repr, get_args(Task)))}, or None; got {task!r}")
         _require_options(classes, draws, unknown, ignore_index, batch_transform)
         for name, key in (("labels", labels), ("weights", weights)):
             if not isinstance(key, str | None):

@@ -32,6 +32,7 @@ from kdkit.teachers.past import Past
 from kdkit.teachers.peer import Peer
 from kdkit.utils.modules import plain_state, reshard
 from kdkit.utils.reprs import describe_array, describe_names
+from kdkit.utils.validation import validate_choice
 
 
 class DistillerOutput(NamedTuple):
@@ -90,6 +91,7 @@ class Distiller(nn.Module):
         super().__init__()
         if not isinstance(student, Net):
             raise RecipeError(f'student is a Net, such as Net("student", module); got a {type(student).__name__}')
+        validate_choice("task", task, Task)
         parts = example if isinstance(example, tuple | list) else [example]
         is_pair = len(parts) in (2, 3) and isinstance(parts[1], Tensor | None)
         if not is_pair or not all(isinstance(part, Tensor) for part in parts[2:]):

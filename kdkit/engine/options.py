@@ -115,6 +115,8 @@ class RunOptions:
             raise RecipeError(
                 f"{self.precision!r} is not a precision; {did_you_mean(str(self.precision), get_args(Precision))}"
             )
+        if not isinstance(self.out, str | Path | None):
+            raise RecipeError(f"out must be the path of a folder, or None; got {self.out!r}")
         if isinstance(self.out, str):
             object.__setattr__(self, "out", Path(self.out))
         self._validate_teacher_cache()
@@ -131,6 +133,8 @@ class RunOptions:
             raise RecipeError(
                 "a compiled module does not give the gradient of each term; leave out either compile or gradients"
             )
+        if self.only is not None and not isinstance(self.only, tuple):  # a text would select any part of it
+            raise RecipeError(f"only must be a tuple of names of stages, or None; got {self.only!r}")
         if self.only is not None and self.out is None:
             raise RecipeError("to train some stages only, name the run folder they belong to: out=FOLDER")
         if self.resume and self.out is None:

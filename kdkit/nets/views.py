@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, items_of
 from kdkit.errors import RecipeError, describe
+from kdkit.utils.validation import is_number, is_whole_number
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 Element = int | str | Callable[[Any], Tensor] | None
@@ -104,10 +105,12 @@ class Images:
             values = getattr(self, name)
             object.__setattr__(self, name, tuple(values) if isinstance(values, Iterable) else (values,))
         if self.size is not None:
-            if not isinstance(self.size, Sequence) or len(self.size) != 2:
+            sizes = tuple(self.size) if isinstance(self.size, Sequence) else ()
+            if len(sizes) != 2 or not all(is_whole_number(size) and size > 0 for size in sizes):
                 raise RecipeError(f"the size of Images is (height, width), or None; got {self.size!r}")
-            object.__setattr__(self, "size", tuple(self.size))
-        if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
+            object.__setattr__(self, "size", sizes)
+        are_numbers = all(map(is_number, (*self.mean, *self.std)))
+        if not are_numbers or len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
             raise RecipeError(
                 f"Images needs as many standard deviations as means, all above 0; got mean={self.mean}, std={self.std}"
             )

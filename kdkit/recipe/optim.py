@@ -179,6 +179,11 @@ class LRSchedule:
     ) -> None:
         if interval not in ("epoch", "update"):
             raise RecipeError(f"the interval of an LRSchedule must be 'epoch' or 'update'; got {interval!r}")
+        if not callable(make) and not isinstance(make, str):
+            raise RecipeError(
+                "LRSchedule takes a class, such as LRSchedule(StepLR, step_size=10) of torch.optim.lr_scheduler, or a "
+                f"name of timm; got an instance of {type(make).__name__}"
+            )
         if make == "plateau":  # whose state does not have the number of bad epochs
             raise RecipeError("timm's plateau schedule cannot be resumed; use torch's: LRSchedule(ReduceLROnPlateau)")
         if not isinstance(make, str):
@@ -279,7 +284,7 @@ def _validate_options(make: Callable[..., Any], options: dict[str, Any], *, pass
     unknown = [name for name in options if name not in names]
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     if unknown and not takes_any:
-        raise RecipeError(f"{make.__name__} has no option {unknown[0]!r}; {did_you_mean(unknown[0], names)}")
+        raise RecipeError(f"{_name_of(make)} has no option {unknown[0]!r}; {did_you_mean(unknown[0], names)}")
 
 
 def _refuse_module_options(options: dict[str, Any]) -> None:
@@ -298,10 +303,9 @@ def _refuse_closures(make: Callable[..., Any]) -> None:
     step = getattr(make, "step", None)
     closure = inspect.signature(step).parameters.get("closure") if step is not None else None
     if closure is not None and closure.default is closure.empty:
-        name = getattr(make, "__name__", repr(make))
         raise RecipeError(
-            f"{name} computes the loss again within a step (a closure), which is not supported; choose an optimizer "
-            "whose step() needs no argument, such as torch.optim.Adam"
+            f"{_name_of(make)} computes the loss again within a step (a closure), which is not supported; choose an "
+            "optimizer whose step() needs no argument, such as torch.optim.Adam"
         )
 
 
@@ -343,5 +347,9 @@ class _TimmScheduler:
 
 
 def _describe(name: str, make: Callable[..., Any] | str, options: dict[str, Any]) -> str:
-    first = repr(make) if isinstance(make, str) else getattr(make, "__name__", repr(make))
+    first = repr(make) if isinstance(make, str) else _name_of(make)
     return f"{name}({', '.join([first, *(f'{option}={value!r}' for option, value in options.items())])})"
+
+
+def _name_of(make: Callable[..., Any]) -> str:
+    return getattr(make, "__name__", repr(make))  # a partial has no name

@@ -95,7 +95,7 @@ def _fraction(progress: float, after: float, until: float) -> float:
 
 
 def _validate(start: float, end: float, after: float, until: float) -> None:
-    if not (math.isfinite(start) and math.isfinite(end)) or min(start, end) < 0:
-        raise RecipeError(f"a ramp must change between finite factors of at least 0; got {start} to {end}")
-    if not 0 <= after < until <= 1:
-        raise RecipeError(f"a ramp must have 0 <= after < until <= 1; got after={after}, until={until}")
+    if not (is_number(start) and is_number(end)) or min(start, end) < 0:
+        raise RecipeError(f"a ramp must change between finite factors of at least 0; got {start!r} to {end!r}")
+    if not (is_number(after) and is_number(until)) or not 0 <= after < until <= 1:
+        raise RecipeError(f"a ramp must have 0 <= after < until <= 1; got after={after!r}, until={until!r}")

@@ -116,6 +116,8 @@ class Recipe:
                 "data must be a TorchData(train, validation) or another subclass of kdkit.Data; got a "
                 f"{type(self.data).__name__}"
             )
+        if not isinstance(self.name, str):
+            raise RecipeError(f"the name of a recipe must be a text; got {self.name!r}")
         _validate_schedule(self.schedule)
         if not isinstance(self.teacher_cache, CacheSettings):
             raise RecipeError(

@@ -2,13 +2,11 @@
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 LARGEST_FILE = 2**27  # bytes of a file that is read as a whole, 128 MiB
-LARGEST_LINE = 2**23  # bytes of a line, 8 MiB
-_MOST_VALUES = 3_000_000  # in a file or line: an empty list takes 64 bytes, and three in the file
+_MOST_VALUES = 3_000_000  # in a text: an empty list takes 64 bytes, and three in the file
 
 
 def read_json(path: Path) -> Any:
@@ -23,23 +21,6 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"it has {size} bytes, and may have {LARGEST_FILE}")
     with path.open("rb") as file:
         return parse_json(file.read(LARGEST_FILE + 1))
-
-
-def read_json_lines(path: Path) -> Iterator[Any]:
-    """Yield the content of each line of a file. Raises as `read_json` does."""
-    if not path.is_file():
-        path.stat()
-        raise OSError("it is not a file")
-    with path.open("rb") as file:
-        number = 1
-        while line := file.readline(LARGEST_LINE + 1):
-            if len(line) > LARGEST_LINE:
-                raise ValueError(f"line {number} has more than {LARGEST_LINE} bytes")
-            try:
-                yield parse_json(line)
-            except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from error
-            number += 1
 
 
 def parse_json(content: bytes) -> Any:

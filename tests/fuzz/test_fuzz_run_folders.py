@@ -10,7 +10,7 @@ from kdkit import KdkitError
 from kdkit.cli.main import call
 from kdkit.engine.storage.reports import read_metrics
 from kdkit.engine.storage.stage_folder import StageFolder
-from kdkit.utils.read_json import read_json, read_json_lines
+from kdkit.utils.read_json import read_json
 from tests.fuzz.fuzz_run_folders import (
     fuzz_json,
     fuzz_records,
@@ -80,8 +80,6 @@ def test_json_that_is_no_value_is_refused(tmp_path, content):
     file.write_bytes(content)
     with pytest.raises(ValueError):  # noqa: PT011 - of many kinds
         read_json(file)
-    with pytest.raises(ValueError):  # noqa: PT011
-        list(read_json_lines(file))
 
 
 LARGE = {

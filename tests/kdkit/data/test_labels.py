@@ -320,6 +320,12 @@ def test_unknown_labels_are_nan_in_every_batch(wrap, value, dtype):
     assert torch.equal(seen.nan_to_num(0.0), with_unknown(0.0))
 
 
+def test_an_unknown_task_is_refused():
+    dataset = TensorDataset(torch.randn(4, 2), torch.arange(4))
+    with pytest.raises(DataError, match="task is 'multiclass' or 'multilabel' or 'regression', or None; got 'multi'"):
+        TorchData(dataset, dataset, task="multi")
+
+
 @pytest.mark.parametrize("unknown", [0, 1.0, True])
 def test_zero_and_one_cannot_stand_for_unknown(unknown):
     with pytest.raises(DataError, match="unknown is a label other than 0 and 1"):

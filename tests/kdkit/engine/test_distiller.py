@@ -210,6 +210,8 @@ def test_problems_are_found_when_it_is_created_and_leave_no_hook():
     assert hooks_of(student.module) == hooks_of(teacher.module) == 0
     with pytest.raises(RecipeError, match=r"example is a pair \(inputs, labels\) of a batch, .*; got Tensor(;|$)"):
         Distiller(student, Truth(nn.CrossEntropyLoss()), INPUTS)
+    with pytest.raises(RecipeError, match="task must be 'multiclass' or 'multilabel' or 'regression'; got 'multi'"):
+        Distiller(student, Truth(nn.CrossEntropyLoss()), (INPUTS, LABELS), task="multi")
     with pytest.raises(RecipeError, match='student is a Net, such as Net\\("student", module\\); got a Mlp'):
         Distiller(student.module, Truth(nn.CrossEntropyLoss()), (INPUTS, LABELS))
 

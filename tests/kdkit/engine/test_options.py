@@ -22,6 +22,8 @@ from kdkit.utils.randomness import seed_everything
         ({"seed": True}, "seed must be an integer of at least 0; got True"),
         ({"gradients": -1}, "gradients must be an integer of at least 0; got -1"),
         ({"resume": True}, "to resume, name the run folder: --out FOLDER, or out=FOLDER in Python"),
+        ({"out": 3}, "out must be the path of a folder, or None; got 3"),
+        ({"only": "student", "out": "runs/first"}, "only must be a tuple of names of stages, or None; got 'student'"),
     ],
 )
 def test_invalid_options_are_refused(option, message):
@@ -54,7 +56,7 @@ def test_auto_is_a_device_that_can_compute():
     assert torch.ones(2, device=find_device("auto")).sum().item() == 2
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "nonsense", "", "cpu:x"])
+@pytest.mark.parametrize("name", ["cuda:99", "nonsense", "", "cpu:x", None])
 def test_an_unavailable_device_is_refused_with_the_available_ones(name):
     with pytest.raises(RecipeError, match=r"is not available \(there are: cpu"):
         find_device(name)

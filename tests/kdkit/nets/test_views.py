@@ -93,11 +93,12 @@ def test_images_that_are_not_from_0_to_1_are_doubted(scale, text):
 
 def test_images_take_numbers_and_lists():
     assert Images(mean=0.5, std=[0.2], size=[4, 4]) == Images(mean=(0.5,), std=(0.2,), size=(4, 4))
-    with pytest.raises(RecipeError, match=r"the size of Images is \(height, width\), or None; got 4"):
-        Images(size=4)
+    for size in (4, (4.5, 4), (0, 4)):
+        with pytest.raises(RecipeError, match=r"the size of Images is \(height, width\), or None; got "):
+            Images(size=size)
 
 
-@pytest.mark.parametrize("options", [{"std": (0.0,)}, {"std": (-1.0,)}, {"mean": (0.0, 0.0)}])
+@pytest.mark.parametrize("options", [{"std": (0.0,)}, {"std": (-1.0,)}, {"mean": (0.0, 0.0)}, {"std": "1"}])
 def test_images_need_a_positive_deviation_for_each_mean(options):
     with pytest.raises(RecipeError, match="as many standard deviations"):
         Images(**options)

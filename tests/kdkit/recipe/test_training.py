@@ -93,6 +93,8 @@ def test_every_build_creates_a_new_optimizer():
 def test_an_unknown_option_of_an_optimizer_is_refused_with_the_nearest_name():
     with pytest.raises(RecipeError, match="Adam has no option 'weight_decy'; did you mean 'weight_decay'"):
         Optimizer(torch.optim.Adam, weight_decy=0.1)
+    with pytest.raises(RecipeError, match=r"functools\.partial.* has no option 'weight_decy'"):
+        Optimizer(functools.partial(torch.optim.Adam, lr=0.1), weight_decy=0.1)
 
 
 def test_options_that_torch_refuses_are_a_recipe_error():
@@ -313,6 +315,9 @@ def test_a_user_defined_schedule_gets_the_length_that_it_requires():
     [
         (StepLR, {"interval": "step", "step_size": 1}, "must be 'epoch' or 'update'; got 'step'"),
         (StepLR, {"step": 1}, "StepLR has no option 'step'"),
+        (functools.partial(StepLR, gamma=0.1), {"step": 1}, r"functools\.partial.* has no option 'step'"),
+        (StepLR(sgd(), 1), {}, r"LRSchedule takes a class, such as LRSchedule\(StepLR.*; got an instance of StepLR"),
+        (None, {}, "LRSchedule takes a class, .*; got an instance of NoneType"),
         (ReduceLROnPlateau, {"interval": "update"}, "follows a metric of each epoch, so its interval must be 'epoch'"),
         ("plateau", {}, r"timm's plateau schedule cannot be resumed; use torch's: LRSchedule\(ReduceLROnPlateau\)"),
     ],
