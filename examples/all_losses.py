@@ -54,17 +54,19 @@ MAPS: Sides = ("maps", "maps")
 CLASSES: Sides = ("classes", "classes")
 
 # What a loss compares, and its weight next to labels of weight 1. Weights are those of the scripts of RepDistiller (R),
-# SimKD (S) or mdistiller (M) if these have the loss, else 1. Options are the loss's defaults, from its paper or code.
+# SimKD (S), mdistiller (M), mmrazor (Z) or of its authors, else 1. Options are the loss's defaults, from its paper or
+# code.
 LOSSES: dict[str, tuple[Sides, float]] = {
     "soft_targets": (OUTPUTS, 9.0),  # R, M: 0.9 and 0.1
     "soft_targets_deit": (OUTPUTS, 1.0),
     "soft_targets_modelopt": (OUTPUTS, 1.0),
     "hard_targets": (OUTPUTS, 1.0),  # DeiT: half and half
     "logit_mse": (OUTPUTS, 1.0),
+    "margin_mse": (OUTPUTS, 1.0),
     "logit_standardisation": (OUTPUTS, 90.0),  # its authors: 9 and 0.1
     "dkd": (OUTPUTS, 1.0),  # M
     "nkd": (OUTPUTS, 1.0),
-    "dist": (OUTPUTS, 1.0),
+    "dist": (OUTPUTS, 2.0),  # Z
     "reverse_kl": (OUTPUTS, 1.0),
     "generalised_jsd": (OUTPUTS, 1.0),
     "skew_kl": (OUTPUTS, 1.0),
@@ -78,7 +80,7 @@ LOSSES: dict[str, tuple[Sides, float]] = {
     "rld": (OUTPUTS, 1.0),  # its authors
     "taid": (OUTPUTS, 1.0),
     "ctkd": (OUTPUTS, 9.0),  # its authors: 0.9 and 0.1
-    "uld": (OUTPUTS, 1.0),
+    "uld": (OUTPUTS, 1.5),  # its authors
     "per_label_soft_targets": (OUTPUTS, 1.0),
     "per_label_hard_targets": (OUTPUTS, 1.0),
     "per_label_dkd": (OUTPUTS, 1.0),
@@ -95,15 +97,17 @@ LOSSES: dict[str, tuple[Sides, float]] = {
     "cc": (VECTOR, 1.0),
     "cka": (VECTOR, 1.0),
     "crd": (VECTOR, 0.8),  # R
+    "info_nce": (VECTOR, 1.0),
     "srrl": (VECTOR, 1.0),  # S; the input of the classifier
     "hint": (LAST, 100.0),  # R
     "cosine": (LAST, 1.0),
     "square_head": (LAST, 1.0),
     "attention_transfer": (LAST, 1000.0),  # R
-    "cwd": (LAST, 1.0),
-    "pairwise_affinity": (LAST, 1.0),
+    "cwd": (LAST, 3.0),  # its authors, for outputs
+    "pairwise_affinity": (LAST, 0.5),  # its authors
+    "mini_lm": (LAST, 1.0),
     "nst": (LAST, 50.0),  # R
-    "pkd": (LAST, 1.0),
+    "pkd": (LAST, 6.0),  # Z
     "vid": (LAST, 1.0),  # R
     "mgd": (LAST, 1.0),
     "ofd": (BEFORE, 1.0),
@@ -118,7 +122,7 @@ LOSSES: dict[str, tuple[Sides, float]] = {
     "catkd": (CLASSES, 400.0),  # its authors
     # These have no projector, and only the outputs of these two networks have the same shape.
     "adjacent_cc": (OUTPUTS, 0.02),  # R
-    "patient_kd": (OUTPUTS, 100.0),  # its paper searches 10 to 1000
+    "patient_kd": (OUTPUTS, 10.0),  # its authors search 10 to 1000 for the mean over the ten outputs
     "hcl": (OUTPUTS, 1.0),
 }
 

@@ -13,7 +13,7 @@ from kdkit.utils.printable import echo
 # The implementation is imported when the command runs: numpy would slow down `kdkit --help`.
 
 # Suffixes of records and networks: a slip in the order of arguments must not cost a recording.
-_REPLACED_NEVER = (".hea", ".dat", ".mat", ".edf", ".npy", ".npz", ".hdf5", ".h5", ".onnx", ".pt2")
+_REPLACED_NEVER = (".hea", ".dat", ".mat", ".dcm", ".xml", ".edf", ".npy", ".npz", ".hdf5", ".h5", ".onnx", ".pt2")
 _CSV_START = b"record,refused,predicted,"  # of a file that this command wrote, which it may replace
 _FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json"}
 
@@ -46,9 +46,9 @@ _FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json"}
 def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **options: Any) -> int:
     """Predict the classes of ECG records with MODEL: a file of kdkit export (.onnx, .pt2), or the folder of a run.
 
-    RECORD is a WFDB record, an EDF file, an array (.npy, .npz, .csv, .hdf5, with --rate and --leads), or a folder,
-    which is searched. Any rate and order of leads is brought to what the net was trained on. A record that cannot be
-    served gets a row with the reason, and the exit code is then 1.
+    RECORD is a WFDB record, a DICOM, XML (GE MUSE, HL7 aECG) or EDF file, an array (.npy, .npz, .csv, .hdf5, with
+    --rate and --leads), or a folder, which is searched. Any rate and order of leads is brought to what the net was
+    trained on. A record that cannot be served gets a row with the reason, and the exit code is then 1.
     """
     from kdkit.utils.console import Status
     from kdkit.utils.files import require_output, write_output
@@ -76,7 +76,9 @@ def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **opt
         first = next(predictions, None)
     if first is None:
         names = " and ".join(map(str, records))
-        raise DataError(f"no record in {names}; expected WFDB or EDF files, or files of numbers with --rate")
+        raise DataError(
+            f"no record in {names}; expected WFDB, DICOM, XML or EDF files, or files of numbers with --rate"
+        )
     predictions = counted(chain([first], predictions))
     if form == "table":
         lines = table_lines(predictions, predictor)

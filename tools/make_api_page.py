@@ -88,6 +88,9 @@ def _arguments(value: Any) -> str:
         return ""
     if getattr(function, "_is_protocol", False):  # has no arguments; Python 3.13 invents some
         return "(...)"
+    # A class of torch has the arguments of the installed version.
+    if inspect.isclass(value) and getattr(value.__init__, "__module__", "").startswith("torch."):
+        return "(...)"
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # of C, or of a class without one

@@ -25,6 +25,10 @@ def training_facts(training: Training, loader_batch: int | None) -> Iterator[str
         yield repr(training.lr_schedule)
     if training.max_grad_norm is not None:
         yield f"clips the norm of gradients at {training.max_grad_norm:g}"
+    if training.ema is not None:
+        yield f"averages weights with a decay of {training.ema.decay:g}"
+    if training.patience is not None:
+        yield f"ends after {describe_count(training.patience, 'epoch')} without a better one"
     yield f"keeps the {training.keep} epoch"
 
 

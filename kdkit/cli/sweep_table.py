@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from kdkit.engine.console import format_number
 from kdkit.metrics.comparison import Comparison
 from kdkit.report.runs import ReportedRun
 from kdkit.study.sweep_results import Spread, SweepResults, spread
+from kdkit.utils.console import format_number
 
 
 def sweep_table(results: SweepResults) -> Table:

@@ -63,7 +63,7 @@ class DeviceData:
         if self.device.type == "cpu":
             return iter(batches)
         if self.device.type == "cuda":
-            return self._copied_beside(batches)
+            return self._copied_in_background(batches)
         return (batch.to(self.device) for batch in batches)
 
     def _kept_samples(self, split: Split, draws: int) -> "KeptSamples | None":
@@ -76,7 +76,7 @@ class DeviceData:
             self._kept[id(split)] = KeptSamples(split, draws, self.device, share=self._share)
         return self._kept[id(split)]
 
-    def _copied_beside(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def _copied_in_background(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         copying = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         used: deque[torch.cuda.Event] = deque()
         for batch in batches:

@@ -61,15 +61,23 @@ def split_doubts(splits: Mapping[str, DatasetSplit | CheckedLoaderSplit], labels
 
 
 def draw_doubts(split: DatasetSplit) -> Iterator[str]:
-    """Yield a doubt if a few samples change from one reading to the next, in spite of `draws=1`."""
+    """Yield a doubt if a few samples change from one reading to the next, in spite of their number of draws."""
     rows = torch.linspace(0, len(split) - 1, min(_REPEATED, len(split))).long()
     with preserve_rng_state(cuda=False):
         readings = [[*content_of(split.read(rows)[:2])] for _ in range(2)]
-    if readings[0] != readings[1]:
+    if readings[0] == readings[1]:
+        return
+    if split.is_drawn:
+        yield (
+            "draws=... seeds the random states of Python, NumPy and torch for each sample, and samples of the training "
+            "data change nevertheless when they are read again, as by a generator that the dataset holds: cached "
+            "outputs of teachers that see the change are wrong; draw from these states, or leave out draws"
+        )
+    else:
         yield (
             "draws=1 promises that a sample is always the same, and samples of the training data change when they are "
-            "read again, as by a random augmentation: cached outputs of teachers that see the change are wrong; leave "
-            "out draws=1"
+            "read again, as by a random augmentation: cached outputs of teachers that see the change are wrong; pass "
+            "the number of versions that each sample is to have, such as draws=10, or leave it out"
         )
 
 

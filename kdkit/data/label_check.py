@@ -11,8 +11,7 @@ from torch import Tensor
 from kdkit.data.dataset import Data, LoaderSplit, Split, Task, split_name
 from kdkit.data.labels import is_ignored
 from kdkit.errors import DataError
-
-_SHOWN = 5  # samples that a message lists
+from kdkit.utils.reprs import describe_numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +119,7 @@ class LabelCheck:
 
     def _names(self, samples: Sequence[int], rows: Tensor | None, batch: int | None) -> str:
         """Return the names of samples of a batch: their rows, or their indices in the batch."""
-        numbers = [sample if rows is None else int(rows[sample]) for sample in samples[:_SHOWN]]
-        shown = ", ".join(map(str, numbers)) + (", ..." if len(samples) > _SHOWN else "")
+        shown = describe_numbers(samples if rows is None else [int(rows[sample]) for sample in samples])
         if rows is not None:
             return f"row{'s' if len(samples) > 1 else ''} {shown}"
         position = "the batch" if batch is None else f"batch {batch + 1}"

@@ -12,11 +12,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import LoaderSplit, Split, WorkerInit
 from kdkit.utils.cores import usable_cores
-from kdkit.utils.randomness import derive_seed, seed_everything, seeded_on_cpu
-
-# What a derived seed is for. Two purposes must not share a seed, or they would draw the same numbers. 2 is in
-# kdkit.engine.training_batches, 3 in kdkit.engine.monitor, 4 in kdkit.engine.run_evaluation.
-_ORDER = 1
+from kdkit.utils.randomness import seed_everything, seeded_on_cpu
+from kdkit.utils.seeds import SeedPurpose, derive_seed
 
 MAX_WORKERS = 4  # of an automatic choice: four processes load batches faster than most nets consume them
 
@@ -188,5 +185,5 @@ def training_rows(rows: int, batch_size: int) -> int:
 
 def shuffled(rows: int, seed: int, epoch: int) -> Tensor:
     """Return a permutation of the rows, (rows,) int64, that depends on (seed, epoch) alone."""
-    order_seed = derive_seed(seed, epoch, _ORDER)  # (seed, epoch) alone seeds the epoch's dropout
-    return torch.randperm(rows, generator=torch.Generator().manual_seed(order_seed))
+    generator = torch.Generator().manual_seed(derive_seed(seed, epoch, SeedPurpose.ORDER))
+    return torch.randperm(rows, generator=generator)

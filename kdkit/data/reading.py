@@ -20,8 +20,10 @@ from kdkit.data.label_check import DeferredLabelCheck, LabelCheck
 from kdkit.data.loading import RowBatches, load_ahead
 from kdkit.data.read_errors import explain_ended_worker, explain_unreadable, is_from_worker
 from kdkit.errors import DataError
+from kdkit.utils.cores import usable_cores
 
 NOTICE_AFTER = 120.0  # seconds of waiting for a batch until a warning, which is repeated whenever they have doubled
+SLOW_AFTER = 60.0  # seconds of reading without workers, if these are most of the time, until a warning
 LIMIT = 1800.0  # seconds of waiting until worker processes are ended; other ranks wait for this one as long
 _SHOWN = 5  # rows that a message lists
 
@@ -32,7 +34,8 @@ class ReadBatches:
     check: None if the split checks its labels itself. workers, pin: see `load_ahead`; the loader of a LoaderSplit has
     its own.
     Iterating raises DataError if a batch cannot be read or has invalid labels. It warns after NOTICE_AFTER seconds of
-    waiting for a batch, and after LIMIT it ends worker processes, so that waiting for them ends with an error.
+    waiting for a batch, and after LIMIT it ends worker processes, so that waiting for them ends with an error. It also
+    warns, once for a split, if reading without workers takes most of the time.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class ReadBatches:
             split: Split | LoaderSplit = batches.split
         else:
             self.loaded, self._loader, split = batches, batches.loader, batches
+        self._split = split
         name = getattr(split, "name", "") if check is None else check.split
         self._subject = f"the {name} data" if name else "the data"
 
@@ -60,10 +64,11 @@ class ReadBatches:
         check = None if self.check is None else DeferredLabelCheck(self.check)
         iterator: Iterator[Batch] | None = None
         index = 0
+        began, read = monotonic(), 0.0
         with _Watch(lambda: self._position(index), self._loader) as watch:
             while True:
                 # Around each batch, not around the loop: an error of the code that uses a batch must pass unchanged.
-                watch.since = monotonic()
+                watch.since = since = monotonic()
                 try:
                     if iterator is None:
                         iterator = iter(self.loaded)
@@ -77,12 +82,35 @@ class ReadBatches:
                     watch.since = None
                 if batch is None:
                     break
+                read += monotonic() - since
+                total = monotonic() - began
+                if read > SLOW_AFTER and read > 0.5 * total:
+                    self._warn_slow(read, total)
                 if check is not None:
                     check.add(batch.labels, None if self.rows is None else self.rows[index])
                 yield batch
                 index += 1
         if check is not None:
             check.finish()
+
+    def _warn_slow(self, read: float, total: float) -> None:
+        """Warn, once for a split, that worker processes would help. read: the seconds of reading, of `total`."""
+        loader, is_rows = self._loader, self.rows is not None
+        if isinstance(loader, DataLoader):
+            # Without rows and a size, it may be around another loader, which has workers of its own.
+            helps = loader.num_workers == 0 and (is_rows or loader.batch_size is not None)
+        else:
+            helps = isinstance(loader, RowBatches)
+        if id(self._split) in _slow_splits or not helps or usable_cores() < 2:
+            return
+        _slow_splits.add(id(self._split))
+        option = "Training(workers=4)" if is_rows else "DataLoader(..., num_workers=4)"
+        warnings.warn(
+            f"reading {self._subject} takes most of the time, {read:.0f} of {total:.0f} s; {option} reads it in four "
+            "processes meanwhile",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
     def _position(self, index: int) -> str:
         rows = [] if self.rows is None or index >= len(self.rows) else self.rows[index].tolist()
@@ -109,6 +137,7 @@ def reading(position: str, loader: object = None) -> Iterator[None]:
             raise explained from error
 
 
+_slow_splits: set[int] = set()  # the ids of those of which a warning was given; some cannot be hashed
 _workers: WeakKeyDictionary[Any, frozenset[Any]] = WeakKeyDictionary()  # the processes of a DataLoader that keeps them
 _watches: "set[_Watch]" = set()
 _thread: Thread | None = None  # looks at all of them; setting two attributes is all that a batch costs

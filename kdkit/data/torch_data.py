@@ -66,7 +66,9 @@ class TorchData(Data):
     ignore_index: the class index that stands for no label, at a position or of a sample. Metrics leave it out, and so
     do losses of kdkit that compare positions or take labels; pass it to losses of torch too. If None, -100 of labels
     per position, and 255 if there are fewer classes.
-    draws: 1 promises that a sample never changes; None, the default except for a TensorDataset, that it may.
+    draws: how many versions a training sample has. 1 promises that it never changes. More are for random augmentations,
+    which are seeded by the row and the number of the version: epochs take these in turn, and teacher outputs are
+    cached. None, the default except for a TensorDataset: a sample may change with every reading.
     labels: the key of the labels in samples that are mappings; None for the one of "label", "labels", "target",
     "targets" and "y" that they have. weights: the key of the weights.
     batch_transform: a function of inputs and labels that returns both, applied to every training batch on the device
@@ -113,7 +115,8 @@ class TorchData(Data):
         self._limit_evaluation(evaluation_samples)
         all_fixed = all(_is_fixed(dataset_of(dataset)) for dataset in datasets.values())
         has_loader = any(isinstance(split, LoaderSplit) for split in self._splits.values())
-        self.draws = None if has_loader else draws or (1 if all_fixed else None)
+        is_fixed = all_fixed and not has_loader
+        self.draws = None if isinstance(self._splits["train"], LoaderSplit) else draws or (1 if is_fixed else None)
         # The first sample of the training data has always been read here; its random numbers are part of a seed.
         first = first_batch("train", self._splits["train"])
         self.has_weights = first.weights is not None
@@ -146,6 +149,7 @@ class TorchData(Data):
             )
         self.has_unknown = unknown is not None
         self._ignore_index = ignore_index
+        self._train_digest: str | None = None
         if classes is None:
             classes = self._default_classes(all_labels)
         self.classes = _numbers(classes) if isinstance(classes, int) else tuple(classes)
@@ -153,8 +157,15 @@ class TorchData(Data):
         self._require_columns(all_labels)
         doubts = [] if task is not None else label_doubts(all_labels, self.task, self.ignored_labels)
         self.notices = (*doubts, *split_doubts(self._splits, all_labels.get("train")))
-        if self.draws == 1 and isinstance(self._splits["train"], DatasetSplit) and not _is_fixed(dataset_of(train)):
-            self.notices += tuple(draw_doubts(self._splits["train"]))
+        if self.draws is not None and isinstance(self._splits["train"], DatasetSplit):
+            self._splits["train"].is_drawn = self.draws > 1
+            if not _is_fixed(dataset_of(train)):
+                self.notices += tuple(draw_doubts(self._splits["train"]))
+            elif self.draws > 1:
+                raise DataError(
+                    f"draws={self.draws} is for random augmentations, and samples of a TensorDataset never change; "
+                    "leave it out"
+                )
         for name, split in self._splits.items():
             split.unknown, split.per_position = unknown, self._has_class_maps
             if name in all_labels:
@@ -214,7 +225,13 @@ class TorchData(Data):
 
     @property
     def train_digest(self) -> str | None:
-        """A digest of all training samples in their present state; None if they are not all in memory."""
+        """A digest of all training samples in their present state; None if they are not all in memory.
+
+        It may be set to a text that changes with any of them, such as "images of 2026-05, cropped to 224", by which
+        runs share cached teacher outputs.
+        """
+        if self._train_digest is not None:
+            return self._train_digest
         split = self.train
         if not isinstance(split, DatasetSplit) or not _is_fixed(split.dataset):
             return None
@@ -224,6 +241,12 @@ class TorchData(Data):
             for content in content_of((batch.inputs, batch.labels)):
                 digest.update(content)
         return digest.hexdigest()
+
+    @train_digest.setter
+    def train_digest(self, digest: str) -> None:
+        if not isinstance(digest, str) or not digest:
+            raise DataError(f"train_digest is a text that changes with any training sample; got {digest!r}")
+        self._train_digest = digest
 
     def _evaluated_loaders(self) -> Iterator[tuple[str, CheckedLoaderSplit]]:
         for name, split in self._splits.items():
@@ -322,8 +345,11 @@ def _require_options(classes: Any, draws: int | None, unknown: Any, ignore_index
         raise DataError(
             f"classes is a list of names, or the number of classes, such as classes=10; got {shortened(classes, 80)}"
         )
-    if draws not in (None, 1):
-        raise DataError(f"draws is 1, for samples that are always the same, or None; got {draws!r}")
+    if draws is not None and not (is_whole_number(draws) and draws > 0):
+        raise DataError(
+            "draws is 1, for samples that are always the same, the number of versions of randomly augmented ones, or "
+            f"None; got {draws!r}"
+        )
     if unknown is not None and (isinstance(unknown, bool) or unknown in (0, 1)):
         raise DataError(f"unknown is a label other than 0 and 1, such as -1 or float('nan'); got {unknown!r}")
     if ignore_index is not None and not is_whole_number(ignore_index):

@@ -3,7 +3,7 @@
 import copy
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeGuard, TypeVar
@@ -20,6 +20,8 @@ from kdkit.data.read_errors import explain_unreadable
 from kdkit.data.reading import reading
 from kdkit.data.samples import SampleKeys, as_weights, missing_labels, require_stacked, require_tensors
 from kdkit.errors import DataError
+from kdkit.utils.randomness import seeded_on_cpu
+from kdkit.utils.seeds import SeedPurpose, derive_seed
 
 D = TypeVar("D", bound=Dataset[Any])
 
@@ -47,12 +49,14 @@ class DatasetSplit(Split):
     name: "train", "validation" or "test", for error messages. keys: of samples that are mappings.
     label_check: if set, it is called with the labels of every batch; on a GPU a loss would only report "device-side
     assert triggered". unknown: the label that stands for an unknown one, which becomes NaN. per_position: whether
-    labels are classes of positions, (samples, *positions).
+    labels are classes of positions, (samples, *positions). is_drawn: whether a sample is read with random numbers that
+    depend on its row and draw alone.
     """
 
     label_check: LabelCheck | None = None
     unknown: float | None = None
     per_position = False
+    is_drawn = False
 
     def __init__(self, name: str, dataset: Any, first_id: int, keys: SampleKeys = _NO_KEYS) -> None:
         self.name = name
@@ -66,7 +70,7 @@ class DatasetSplit(Split):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def read(self, rows: Tensor) -> tuple[Any, Any, Any]:
+    def read(self, rows: Tensor, draw: int = 0) -> tuple[Any, Any, Any]:
         """Return the inputs, the labels, and the weights or None, collated as torch's DataLoader does by default."""
         if is_plain(self.dataset, TensorDataset):  # indexing once is faster than collating single samples
             columns = [tensor.index_select(0, rows.to(tensor.device)) for tensor in self.dataset.tensors]
@@ -75,18 +79,19 @@ class DatasetSplit(Split):
             # As `keys.split` does, whose checks take as long as the rest of this method.
             return columns[0], columns[1], columns[2] if len(columns) == 3 else None
         with _explain_unequal_samples(self.name):
-            return self.keys.split(_collate_samples(self._samples(rows.tolist())), self.source)
+            return self.keys.split(_collate_samples(self._samples(rows.tolist(), draw)), self.source)
 
-    def _samples(self, rows: list[int]) -> list[Any]:
+    def _samples(self, rows: list[int], draw: int) -> list[Any]:
         # Hugging Face reads rows together ten times as fast. A subclass of a torch dataset may inherit this method and
         # change samples in __getitem__ alone.
-        if hasattr(self.dataset, "__getitems__") and not isinstance(self.dataset, Dataset):
+        if hasattr(self.dataset, "__getitems__") and not isinstance(self.dataset, Dataset) and not self.is_drawn:
             samples: list[Any] = self.dataset.__getitems__(rows)
             return samples
         samples = []
         try:
             for row in rows:
-                samples.append(self.dataset[row])
+                with seeded_on_cpu(derive_seed(row, draw, SeedPurpose.DRAW)) if self.is_drawn else nullcontext():
+                    samples.append(self.dataset[row])
         except Exception as error:  # of user code
             explained = explain_unreadable(error, f"the sample in row {rows[len(samples)]} of the {self.name} data")
             if explained is error:
@@ -96,7 +101,7 @@ class DatasetSplit(Split):
 
     def batch(self, rows: Tensor, draw: int) -> Batch:
         """Return these rows, with labels in the form that losses take."""
-        inputs, labels, weights = self.read(rows)
+        inputs, labels, weights = self.read(rows, draw)
         if labels is None:
             labels = missing_labels(inputs)
         elif self.unknown is None:

@@ -1,51 +1,17 @@
 """Align lists of classes: classes that one side lacks are dropped, never filled with zeros."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from kdkit.data.dataset import Task
+from kdkit.engine.term_inputs import TermInputs
 from kdkit.errors import RecipeError
-from kdkit.losses.features import TensorOrTuple, as_tuple
+from kdkit.losses.columns import SelectColumns
+from kdkit.losses.features import as_tuple
 
 Columns = tuple[int, ...]  # of an output, (batch, classes), by their indices
-
-
-class TermInputs(NamedTuple):
-    """Everything the loss of a term may be called with. target: None if the labels are the target.
-
-    teacher_outputs: the output of every matched teacher. weights: of the samples, (batch,), if they have any.
-    batch_inputs: of all samples of the batch, also of those whose rows are left out.
-    share: of the samples of the batch that have a teacher output; only these are in the inputs.
-    """
-
-    student: TensorOrTuple
-    target: TensorOrTuple | None
-    labels: Tensor
-    ids: Tensor | None
-    teacher_outputs: tuple[Tensor, ...]
-    weights: Tensor | None = None
-    batch_inputs: Any = None
-    share: float = 1.0
-
-    def target_or_labels(self) -> TensorOrTuple:
-        """Return the second argument of the loss."""
-        return self.labels if self.target is None else self.target
-
-
-def map_sides(inputs: TermInputs, change: Callable[[Tensor], Tensor]) -> TermInputs:
-    """Return the inputs with `change` applied to the student, the target and the teacher outputs."""
-
-    def changed(side: TensorOrTuple) -> TensorOrTuple:
-        return tuple(map(change, side)) if isinstance(side, tuple) else change(side)
-
-    return inputs._replace(
-        student=changed(inputs.student),
-        target=None if inputs.target is None else changed(inputs.target),
-        teacher_outputs=tuple(map(change, inputs.teacher_outputs)),
-    )
 
 
 def shared_classes(
@@ -98,17 +64,17 @@ class ClassAlignment(nn.Module):
         self.student_head, self.target_head = student_head, target_head
         self.target_is_output = target_is_output
         self.drops_samples = task == "multiclass" and labels is not None
-        # Buffers, so that the columns move with the module to its device; they are not part of a checkpoint.
-        self.register_buffer("student", None if student is None else torch.tensor(student), persistent=False)
+        self.student = None if student is None else SelectColumns(student)
+        self.targets = nn.ModuleList(SelectColumns(columns) for columns in targets)
+        # A buffer, so that it moves with the module to its device; it is not part of a checkpoint.
         self.register_buffer("labels", None if labels is None else torch.tensor(labels), persistent=False)
-        self.targets = nn.ModuleList(_SelectColumns(columns) for columns in targets)
 
     def forward(self, inputs: TermInputs) -> TermInputs:
         """Return the inputs with the shared columns only, and without samples whose class is not shared."""
-        if isinstance(self.student, Tensor):
+        if self.student is not None:
             student = as_tuple(inputs.student)[0]
             if self.student_head in (None, student.shape[1]):
-                inputs = inputs._replace(student=student.index_select(1, self.student))
+                inputs = inputs._replace(student=self.student(student))
         if self.target_is_output and inputs.target is not None:
             sides = as_tuple(inputs.target)
             if self.target_head in (None, sides[0].shape[1]):
@@ -122,23 +88,4 @@ class ClassAlignment(nn.Module):
         if not self.drops_samples:
             return inputs._replace(labels=inputs.labels.index_select(1, self.labels))
         matches = inputs.labels.unsqueeze(1) == self.labels  # (batch, shared classes)
-        shared = matches.any(1)
-        inputs = inputs._replace(
-            labels=matches.int().argmax(1)[shared],
-            ids=None if inputs.ids is None else inputs.ids[shared],
-            weights=None if inputs.weights is None else inputs.weights[shared],
-        )
-        return map_sides(inputs, lambda side: side[shared])
-
-
-class _SelectColumns(nn.Module):
-    """Select the shared columns of one teacher's output: (batch, classes) -> (batch, shared)."""
-
-    columns: Tensor
-
-    def __init__(self, columns: Columns) -> None:
-        super().__init__()
-        self.register_buffer("columns", torch.tensor(columns), persistent=False)
-
-    def forward(self, outputs: Tensor) -> Tensor:
-        return outputs.index_select(1, self.columns)
+        return inputs._replace(labels=matches.int().argmax(1)).rows(matches.any(1).nonzero().squeeze(1))

@@ -1,6 +1,5 @@
 """Print the progress of a run: a live view on a terminal, a line per epoch, and a table of metrics at the end."""
 
-import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from kdkit.plugins.events import (
     StepEnded,
 )
 from kdkit.plugins.hooks import hookimpl
-from kdkit.utils.console import Status, make_console
+from kdkit.utils.console import Status, format_number, make_console
 from kdkit.utils.memory import format_bytes
 
 
@@ -234,10 +233,3 @@ def _with_interval(result: ReportedMetric) -> str:
         return format_number(result.value)
     low, high = result.interval
     return f"{format_number(result.value)} ({format_number(low)} to {format_number(high)})"
-
-
-def format_number(value: float) -> str:
-    """Return a number as tables show it; "-" for NaN."""
-    if math.isnan(value):
-        return "-"
-    return f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}"

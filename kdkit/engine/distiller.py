@@ -231,11 +231,14 @@ def _opened(stage: Stage, context: BuildContext, batch: Batch) -> OpenStage:
         if isinstance(teacher, Net):
             teacher.move_to(device)
     open_stage = OpenStage(stage, context, device)
-    report = dry_run(open_stage, batch)
-    reshard(student.network)
-    if report.problems:
+    try:
+        report = dry_run(open_stage, batch)
+        reshard(student.network)
+        if report.problems:
+            raise CheckError(report.problems)
+    except BaseException:  # also Ctrl-C in a notebook, in which the networks are used again
         open_stage.close()
-        raise CheckError(report.problems)
+        raise
     for notice in filter(None, (*report.notices, copied_labels_notice(stage, batch, context, has_metrics=False))):
         warnings.warn(notice, stacklevel=3)
     return open_stage

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import LoaderSplit, Split
-from kdkit.engine.checkpointing import BestCheckpoint, EpochPosition, StageProgress
 from kdkit.engine.monitor import Monitor
 from kdkit.engine.not_finite import cause_in_inputs, cause_in_outputs
 from kdkit.engine.run_context import RunContext
 from kdkit.engine.stage_checkpoints import StageCheckpoints
+from kdkit.engine.stage_progress import BestCheckpoint, EpochPosition, StageProgress
 from kdkit.engine.training_batches import explain_single_sample
 from kdkit.engine.training_step import TrainingStep
 from kdkit.engine.update_parts import Updates
@@ -22,7 +22,8 @@ from kdkit.errors import DataError, KdkitError
 from kdkit.plugins.events import EpochEnded, Figures, StepEnded
 from kdkit.utils import collectives, memory
 from kdkit.utils.modules import copy_state
-from kdkit.utils.randomness import derive_seed, seed_everything
+from kdkit.utils.randomness import seed_everything
+from kdkit.utils.seeds import derive_seed
 
 
 class EpochTrainer:

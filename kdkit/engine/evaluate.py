@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.data.device_data import DeviceData
-from kdkit.engine.distributed import rank_device
 from kdkit.engine.options import RunOptions
 from kdkit.engine.out_of_memory import explain_out_of_memory
 from kdkit.engine.predict import Predictor, compute_metrics
+from kdkit.engine.process_group import rank_device
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.metrics.base import MetricResult
 from kdkit.nets.net import Net
@@ -41,9 +41,8 @@ def evaluate(
     predictor = Predictor(data, loader, lambda: options.autocast(device), recipe.metrics)
     batch_size = recipe.stages[-1].training.batch_size
     with explain_out_of_memory(recipe.stages[-1], data.validation, options, device, trains=False):
-        validation = predictor.predict(chosen, data.validation, batch_size=batch_size)
-        test = validation if data.test is None else predictor.predict(chosen, data.test, batch_size=batch_size)
-    return compute_metrics(recipe.metrics, validation, test)
+        predictions = predictor.predict_splits(chosen, batch_size=batch_size)
+    return compute_metrics(recipe.metrics, *predictions)
 
 
 def load_net(recipe: Recipe, weights: Path, name: str | None) -> Net[Any]:

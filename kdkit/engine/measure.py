@@ -46,10 +46,11 @@ def measure_nets(plan: Plan, data: Data, options: RunOptions, device: torch.devi
             samples = [
                 batch.to(device) for batch in spread_batches(data.validation if data.test is None else data.test, size)
             ]
+            single, pair = (samples[0].rows(torch.arange(min(count, len(samples[0])))) for count in (1, 2))
         except Exception as error:  # user-defined data may raise anything
             note = f"the samples could not be read: {_reason(error)}"
             return Measurements(costs={net.name: NetCost(note=note) for net in plan.nets}, note=note)
-        costs = {net.name: net_cost(net, samples[0], options, device) for net in plan.nets}
+        costs = {net.name: net_cost(net, single, pair, options, device) for net in plan.nets}
         compared: tuple[LayerSimilarity, ...] = ()
         note = ""
         try:
@@ -68,21 +69,19 @@ def measure_nets(plan: Plan, data: Data, options: RunOptions, device: torch.devi
     )
 
 
-def net_cost(net: Net[Any], batch: Batch, options: RunOptions, device: torch.device) -> NetCost:
-    """Return the cost of a network, as far as it can be measured."""
+def net_cost(net: Net[Any], single: Batch, pair: Batch, options: RunOptions, device: torch.device) -> NetCost:
+    """Return the cost of a network, as far as it can be measured, on one sample or two."""
     if not isinstance(net.module, nn.Module):
         return NetCost(note="it is not an nn.Module")
     # By identity, since modules may share parameters.
     tensors = {id(tensor): tensor for tensor in (*net.network.parameters(), *net.network.buffers())}
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    single = batch.rows(torch.arange(1))
     latency, note = None, ""
     try:
         latency = net_latency(net, single, options, net.device or device)
     except Exception as error:  # such as of a network that takes no batch of one sample
         note = f"a pass for one sample fails: {_reason(error)}"
-    operations = multiply_adds(net, batch.rows(torch.arange(min(2, len(batch)))))
-    return NetCost(weights_bytes=weights, multiply_adds=operations, latency=latency, note=note)
+    return NetCost(weights_bytes=weights, multiply_adds=multiply_adds(net, pair), latency=latency, note=note)
 
 
 def net_latency(net: Net[Any], single: Batch, options: RunOptions, device: torch.device) -> Latency:

@@ -7,15 +7,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from kdkit.data.batch import Batch, map_tensors
+from kdkit.data.batch import Batch
 from kdkit.data.dataset import Task
-from kdkit.engine.class_alignment import TermInputs, map_sides
+from kdkit.engine.term_inputs import TermInputs
 from kdkit.engine.terms import BoundTerm, bind_term
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext, accepts_no_rows, fills_missing
-from kdkit.losses.features import TensorOrTuple, as_tuple
+from kdkit.losses.features import as_tuple
+from kdkit.nets.open_taps import OpenTaps
 from kdkit.nets.recompute import Recomputation
-from kdkit.nets.taps import OpenTaps, TapLike
+from kdkit.nets.taps import TapLike
 from kdkit.recipe.objective import Match, as_objective, taps_of
 from kdkit.recipe.recipe import Stage
 from kdkit.teachers.base import TeacherOutput, TeacherOutputs
@@ -112,7 +113,7 @@ class DistillationModule(nn.Module):
         mask = outputs[term.teachers[0]].mask if term.teachers else None
         if mask is not None and (fill or fills_missing(term.loss)):
             (name,) = term.teachers
-            outputs, mask = {**outputs, name: _fill(name, outputs[name], student_output)}, None
+            outputs, mask = {**outputs, name: _fill(name, outputs[name], mask, student_output)}, None
         passes_outputs = "teacher_outputs" in term.extra_kwargs
         inputs = TermInputs(
             student=term.student.resolve(outputs),
@@ -121,9 +122,16 @@ class DistillationModule(nn.Module):
             ids=batch.ids,
             teacher_outputs=tuple(outputs[name].output for name in term.teachers) if passes_outputs else (),
             weights=batch.weights,
-            batch_inputs=batch.inputs,
+            batch_inputs=batch.inputs if "inputs" in term.extra_kwargs else None,
         )
-        return inputs if mask is None else _rows_with_output(inputs, mask)
+        if mask is None:
+            return inputs
+        rows = mask.nonzero().squeeze(1)
+        if len(rows) == len(mask):
+            return inputs
+        # A loss of all samples would also learn from the target that the others are given, or compare samples to it.
+        rows = rows.to(inputs.labels.device, non_blocking=True)
+        return inputs.rows(rows)._replace(share=len(rows) / len(mask))
 
     def apply_loss(self, term: BoundTerm, inputs: TermInputs) -> Tensor:
         """Return the unweighted value of one term from its inputs."""
@@ -183,7 +191,8 @@ class DistillationModule(nn.Module):
             teacher = modules if len(modules) > 1 else next(iter(modules), None)
             tapped = tuple(tap.module for tap in taps_of(getattr(term.weighted.term, "target", None)))
             try:
-                shapes = _shapes(inputs.student), _shapes(inputs.target_or_labels())
+                sides = as_tuple(inputs.student), as_tuple(inputs.target_or_labels())
+                shapes = [tuple(tensor.shape for tensor in side) for side in sides]
                 names = getattr(getattr(term.weighted.term, "teacher", None), "classes", None)
                 build(*shapes, replace(context, tapped=tapped, teacher_classes=names), teacher)
             except RecipeError as error:
@@ -207,41 +216,13 @@ def _student_taps(stage: Stage) -> Iterator[TapLike]:
             yield from taps_of(term.target)
 
 
-def _rows_with_output(inputs: TermInputs, mask: Tensor) -> TermInputs:
-    """Return the samples that the teacher has an output for, and their share of the batch.
-
-    A loss of all samples instead would also learn from the target that the others are given, or compare samples to it.
-    """
-    rows = mask.nonzero().squeeze(1).to(inputs.labels.device, non_blocking=True)
-    if len(rows) == len(mask):
-        return inputs
-
-    def select(tensor: Tensor) -> Tensor:
-        return tensor.index_select(0, rows)
-
-    inputs = inputs._replace(
-        labels=select(inputs.labels),
-        ids=None if inputs.ids is None else select(inputs.ids),
-        weights=None if inputs.weights is None else select(inputs.weights),
-        batch_inputs=map_tensors(inputs.batch_inputs, select),
-        share=len(rows) / len(mask),
-    )
-    return map_sides(inputs, select)
-
-
-def _fill(name: str, teacher: TeacherOutput, student_output: Tensor) -> TeacherOutput:
+def _fill(name: str, teacher: TeacherOutput, mask: Tensor, student_output: Tensor) -> TeacherOutput:
     """Replace the rows a teacher has no output for by the student's own output."""
-    if teacher.mask is None:
-        return teacher
     if teacher.output.shape != student_output.shape:
         raise RecipeError(
             f"{name!r} has no output for some samples, which are filled in from the student, so its outputs must have "
             f"the shape {tuple(student_output.shape)}; got {tuple(teacher.output.shape)}"
         )
-    mask = teacher.mask.to(student_output.device).view(-1, *(1 for _ in student_output.shape[1:]))  # (batch, 1, ...)
+    mask = mask.to(student_output.device).view(-1, *(1 for _ in student_output.shape[1:]))  # (batch, 1, ...)
     output = torch.where(mask, teacher.output.to(student_output.dtype), student_output.detach())
     return TeacherOutput(output, teacher.features)
-
-
-def _shapes(side: TensorOrTuple) -> tuple[torch.Size, ...]:
-    return tuple(tensor.shape for tensor in side) if isinstance(side, tuple) else (side.shape,)

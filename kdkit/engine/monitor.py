@@ -3,17 +3,16 @@
 import math
 from collections.abc import Callable, Mapping
 
-from kdkit.engine.checkpointing import BestCheckpoint
 from kdkit.engine.predict import Predictor
 from kdkit.engine.run_context import RunContext
+from kdkit.engine.stage_progress import BestCheckpoint
 from kdkit.engine.train_state import TrainState
 from kdkit.metrics.base import is_better, lower_is_better
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.recipe.recipe import Stage
 from kdkit.utils import collectives
-from kdkit.utils.randomness import derive_seed, seed_everything
-
-_VALIDATION = 3  # what a seed is for, see kdkit.data.loading
+from kdkit.utils.randomness import seed_everything
+from kdkit.utils.seeds import SeedPurpose, derive_seed
 
 
 class Monitor:
@@ -38,7 +37,7 @@ class Monitor:
         between_batches: is called before each batch, and may raise an exception.
         """
         # A validation that is repeated after a resume draws the same numbers, if data or networks draw any.
-        seed_everything(derive_seed(self.seed, epoch, _VALIDATION, 0))
+        seed_everything(derive_seed(self.seed, epoch, SeedPurpose.VALIDATION, 0))
         values = {}
         validation = self.ctx.recipe.data.validation
         for net in self.stage.objectives:

@@ -1,6 +1,6 @@
 """Find the cause of a term that is NaN or infinite: inputs, labels or teacher outputs, or else the training itself."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -8,8 +8,7 @@ import torch
 from kdkit.data.batch import Batch, nested_tensors
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.teachers.base import TeacherOutput
-
-_SHOWN = 5  # samples that a message lists
+from kdkit.utils.reprs import describe_numbers
 
 
 def cause_in_inputs(
@@ -46,9 +45,9 @@ def _describe_samples(batch: Batch, rows: list[int], split: Split | LoaderSplit 
     if ids is not None and isinstance(split, Split) and name:
         # Ids are unique over all splits, and a user finds a sample by its row in one.
         rows_of_split = (split.ids.cpu() == ids[:, None]).int().argmax(1)
-        other_ids = "" if torch.equal(rows_of_split, ids) else f" (ids {_listed(ids.tolist())})"
-        return f"row{'s' * (len(rows) > 1)} {_listed(rows_of_split.tolist())} of the {name} data{other_ids}"
-    samples = f"rows {_listed(rows)}" if ids is None else f"samples {_listed(ids.tolist())}"
+        other_ids = "" if torch.equal(rows_of_split, ids) else f" (ids {describe_numbers(ids.tolist())})"
+        return f"row{'s' * (len(rows) > 1)} {describe_numbers(rows_of_split.tolist())} of the {name} data{other_ids}"
+    samples = f"rows {describe_numbers(rows)}" if ids is None else f"samples {describe_numbers(ids.tolist())}"
     return f"{samples} ({len(rows)} of {len(batch)} in the batch)"
 
 
@@ -62,7 +61,3 @@ def _wrong_rows(batch: Batch, tensors: Iterable[Any]) -> list[int]:
         if is_per_sample:
             wrong |= ~tensor.detach().reshape(len(batch), -1).isfinite().all(1).cpu()
     return wrong.nonzero().flatten().tolist()
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers[:_SHOWN])) + (", ..." if len(numbers) > _SHOWN else "")

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
@@ -123,7 +123,7 @@ class RunOptions:
             raise RecipeError(f"seed must be below 2 ** 63, which torch takes; got {self.seed}")
         validate_choice("capture", self.capture, Capture)
         parse_interval(self.checkpoint_every)
-        validate_switches(baseline=self.baseline, measure=self.measure, verbose=self.verbose)
+        validate_switches(**{field.name: getattr(self, field.name) for field in fields(self) if field.type is bool})
         if self.progress is not None:
             validate_switches(progress=self.progress)
         validate_share("device_data", self.device_data)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from kdkit.data.dataset import Task
 from kdkit.data.labels import is_ignored
-from kdkit.engine.class_alignment import TermInputs, map_sides
+from kdkit.engine.term_inputs import TermInputs
 from kdkit.errors import RecipeError
 from kdkit.losses.features import as_tuple
 from kdkit.losses.positions import as_rows
@@ -33,19 +33,11 @@ class LabelledRows:
             if weights is not None:  # each position has the weight of its sample
                 weights = weights.repeat_interleave(len(labels) // len(weights))
             # an id belongs to a sample, not to a position
-            inputs = map_sides(inputs._replace(labels=labels, ids=None, weights=weights), as_rows)
-        rows = len(as_tuple(inputs.student)[0])
+            inputs = inputs._replace(labels=labels, ids=None, weights=weights, are_positions=True).map_sides(as_rows)
         # Soft labels have no ignored ones. Features of other positions than the labels are compared at all of them.
-        if not self.ignored or inputs.labels.shape != (rows,):
+        if not self.ignored or inputs.labels.shape != as_tuple(inputs.student)[0].shape[:1]:
             return inputs
-        # Indices, since each selection by a mask would wait for the device again.
-        labelled = (~is_ignored(inputs.labels, self.ignored)).nonzero().squeeze(1)
-        inputs = inputs._replace(
-            labels=inputs.labels.index_select(0, labelled),
-            ids=None if inputs.ids is None else inputs.ids.index_select(0, labelled),
-            weights=None if inputs.weights is None else inputs.weights.index_select(0, labelled),
-        )
-        return map_sides(inputs, lambda side: side.index_select(0, labelled))
+        return inputs.rows((~is_ignored(inputs.labels, self.ignored)).nonzero().squeeze(1))
 
     def _require_same_positions(self, inputs: TermInputs) -> None:
         target = () if inputs.target is None else as_tuple(inputs.target)

@@ -24,6 +24,7 @@ from kdkit.engine.storage.predictions import REDUCED
 from kdkit.errors import DataError, KdkitError
 from kdkit.metrics.base import Metric, MetricResult, PositionReducing, Predictions
 from kdkit.metrics.bootstrap import without_interval
+from kdkit.metrics.paired import SplitPredictions
 from kdkit.nets.net import Net
 from kdkit.utils.collectives import all_gather, is_distributed, rank, world_size
 from kdkit.utils.modules import eval_mode
@@ -73,7 +74,10 @@ class Predictor:
         which a network masks a class.
         """
         network = module if module is not None else net.module
-        rows_of_rank = None if net.is_sharded else _rows_of_rank(split)
+        is_part = is_distributed() and not isinstance(split, LoaderSplit) and len(split) >= world_size()
+        rows_of_rank = None
+        if is_part and not net.is_sharded:
+            rows_of_rank = torch.tensor_split(torch.arange(len(split)), world_size())[rank()]
         is_whole = rows_of_rank is None
         decide = _Decisions(net, self.data, self.metrics) if self._has_positions else None
         padding = {} if decide is None else {"outputs": 0, "labels": -1}
@@ -112,6 +116,15 @@ class Predictor:
             return predictions
         self._require_finite(net, split, np.isfinite(predictions.outputs).reshape(len(predictions.outputs), -1).all(1))
         return self._to_shared_classes(net, self._with_labels(predictions))
+
+    def predict_splits(self, net: Net[Any], *, batch_size: int) -> SplitPredictions:
+        """Return the predictions for the validation and the test split, which is the former if there is no test split.
+
+        Raises as `predict` does.
+        """
+        validation = self.predict(net, self.data.validation, batch_size=batch_size)
+        test = validation if self.data.test is None else self.predict(net, self.data.test, batch_size=batch_size)
+        return SplitPredictions(validation, test)
 
     def _rows_of_batch(self, batch: Batch, output: Tensor, decide: "_Decisions | None") -> dict[str, Tensor]:
         """Return what is kept of a batch, by name, each (batch, ...).
@@ -323,13 +336,6 @@ class _Rows:
             )
         largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
         return torch.cat([self.pad(tensor, largest) for tensor in tensors])
-
-
-def _rows_of_rank(split: Split | LoaderSplit) -> Tensor | None:
-    """Return the rows that this rank predicts, (rows,) int64; None if it predicts the whole split."""
-    if not is_distributed() or isinstance(split, LoaderSplit) or len(split) < world_size():
-        return None
-    return torch.tensor_split(torch.arange(len(split)), world_size())[rank()]
 
 
 def _groups(split: Split | LoaderSplit) -> NDArray[np.int64] | None:

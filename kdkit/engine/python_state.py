@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
+_CONTAINERS = (list, dict, set)
 _MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))  # how torch itself stores parameters, hooks and submodules
 
 
@@ -18,7 +20,7 @@ class PythonState:
     def __init__(self, objects: Iterable[object]) -> None:
         self._random = random.getstate(), np.random.get_state(), torch.get_rng_state()
         self._attributes = [
-            (owner, name, value, value.copy() if type(value) in (list, dict, set) else value)
+            (owner, name, value, value.copy() if type(value) in _CONTAINERS else value)
             for owner in objects
             for name, value in _attributes(owner)
         ]
@@ -67,7 +69,12 @@ def _attributes(owner: object) -> Iterator[tuple[str, Any]]:
 def _is_same(current: Any, before: Any, copied: Any) -> bool:
     """Whether an attribute is unchanged: the same object, or an equal number or text, with the same elements."""
     if isinstance(before, _PLAIN):
-        return type(current) is type(before) and (current == before or current != current)
-    if type(before) in (list, dict, set):
-        return current is before and len(current) == len(copied)
-    return current is before
+        return type(current) is type(before) and (current == before or (current != current and before != before))
+    return current is before and (type(before) not in _CONTAINERS or _elements(before) == _elements(copied))
+
+
+def _elements(container: list[Any] | dict[Any, Any] | set[Any]) -> list[Any] | set[Any]:
+    """Return what is compared of the elements: numbers and texts, and the identity of any other object."""
+    items = chain.from_iterable(container.items()) if isinstance(container, dict) else container
+    elements = [item if isinstance(item, _PLAIN) else id(item) for item in items]
+    return set(elements) if isinstance(container, set) else elements

@@ -67,7 +67,7 @@ def _facts(
             # Each machine may have a folder of its own for the teacher cache.
             yield f"option {option.name}", "a folder" if isinstance(value, Path) else value
     yield "the device", device.type
-    yield "the recipe file", None if origin.file is None else hashlib.sha256(origin.file.read_bytes()).hexdigest()
+    yield "the recipe file", origin.sha256
     for name, value in (origin.options or {}).items():
         yield f"option {name} of the recipe", value
     yield "the draws of the data", recipe.data.draws
@@ -78,20 +78,16 @@ def _facts(
         yield f"the view, version and classes of net {net.name!r}", (net.view.key, net.version, net.classes)
         yield from _facts_of_tensors(net.module, f"net {net.name!r}")
     for stage in stages:
-        yield from _facts_of_stage(stage)
-
-
-def _facts_of_stage(stage: Stage) -> Iterator[tuple[str, Any]]:
-    for option in fields(stage.training):
-        if option.name != "workers":  # by which results do not differ, and a recipe may count cores
-            yield f"{option.name} of stage {stage.name!r}", getattr(stage.training, option.name)
-    for net, objective in stage.objectives.items():
-        terms = list(as_objective(objective))
-        yield f"the number of terms of net {net.name!r} in stage {stage.name!r}", len(terms)
-        for weighted in terms:
-            name = f"term {weighted.term.label!r} of net {net.name!r} in stage {stage.name!r}"
-            yield name, weighted
-            yield from _facts_of_tensors(weighted.term.loss, name)
+        for option in fields(stage.training):
+            if option.name != "workers":  # by which results do not differ, and a recipe may count cores
+                yield f"{option.name} of stage {stage.name!r}", getattr(stage.training, option.name)
+        for net, objective in stage.objectives.items():
+            terms = list(as_objective(objective))
+            yield f"the number of terms of net {net.name!r} in stage {stage.name!r}", len(terms)
+            for weighted in terms:
+                name = f"term {weighted.term.label!r} of net {net.name!r} in stage {stage.name!r}"
+                yield name, weighted
+                yield from _facts_of_tensors(weighted.term.loss, name)
 
 
 def _facts_of_tensors(module: object, owner: str) -> Iterator[tuple[str, Any]]:
@@ -117,14 +113,9 @@ def _differences(facts: Mapping[str, str]) -> str:
     described: dict[str, str] = {}
     for rank, facts_of_rank in enumerate(others, start=1):
         for name in dict.fromkeys((*first, *facts_of_rank)):
-            values = [_shown(of_rank.get(name)) for of_rank in (first, facts_of_rank)]
             if first.get(name) != facts_of_rank.get(name):
+                values = [of_rank.get(name, "missing") for of_rank in (first, facts_of_rank)]
+                values = [value if len(value) <= _LONGEST else f"{value[:_LONGEST]}..." for value in values]
                 described.setdefault(name, f"{name} ({values[0]} in process 0, {values[1]} in process {rank})")
     more = f"; and {len(described) - _SHOWN} more" if len(described) > _SHOWN else ""
     return "; ".join([*described.values()][:_SHOWN]) + more
-
-
-def _shown(value: str | None) -> str:
-    if value is None:
-        return "missing"
-    return value if len(value) <= _LONGEST else f"{value[:_LONGEST]}..."

@@ -11,16 +11,17 @@ import torch
 from torch import nn
 
 from kdkit.data.device_data import DeviceData
-from kdkit.engine import distributed
 from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.check.check import check
 from kdkit.engine.check.stage_problems import require_compilable
 from kdkit.engine.console import progress_display
+from kdkit.engine.distributed import require_divisible
 from kdkit.engine.interrupts import Interrupts
 from kdkit.engine.measure import measure_nets
 from kdkit.engine.options import RunFields, RunOptions, require_fields
 from kdkit.engine.out_of_memory import explain_memory_of_run
 from kdkit.engine.predict import Predictor
+from kdkit.engine.process_group import joined, rank_device, restarted
 from kdkit.engine.rank_agreement import require_agreement
 from kdkit.engine.run_context import RunContext
 from kdkit.engine.run_evaluation import RunEvaluation
@@ -120,9 +121,9 @@ def prepared(
     if options.keep_checkpoints and options.out is None:
         raise RecipeError("to keep checkpoints, name the run folder: out=FOLDER")
     # A run on a CPU leaves a GPU alone, unless user code has used it already.
-    with distributed.joined(), preserve_rng_state(cuda=options.torch_device().type == "cuda" or None):
+    with joined(), preserve_rng_state(cuda=options.torch_device().type == "cuda" or None):
         options = _agree_on_folder(options)
-        device = distributed.rank_device(options.torch_device())
+        device = rank_device(options.torch_device())
         if options.out is not None:
             if collectives.rank() == 0:
                 RunFolder.require_usable(options.out, resume=options.resume)  # before any data is prepared
@@ -162,7 +163,7 @@ class PreparedRun:
         plan = check(recipe, device, options.precision)
         plan.require()
         require_agreement(recipe, plan.stages, options, device, origin)
-        distributed.require_divisible(recipe.data, [stage.training.batch_size for stage in plan.stages])
+        require_divisible(recipe.data, [stage.training.batch_size for stage in plan.stages])
         if options.compile:
             require_compilable(plan.stages)
         device_data = DeviceData(
@@ -324,7 +325,7 @@ def _agree_on_folder(options: RunOptions) -> RunOptions:
     if options.out is not None and collectives.rank() == 0:
         if resume:
             resume = not was_killed_at_start(options.out)
-        elif distributed.restarted():
+        elif restarted():
             resume = can_resume(options.out)
     out, resume = collectives.broadcast((options.out, resume))
     return replace(options, out=out, resume=resume)

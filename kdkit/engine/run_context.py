@@ -15,7 +15,7 @@ from kdkit.engine.out_of_memory import explain_out_of_memory
 from kdkit.engine.predict import Predictor
 from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.recipe.recipe import Recipe, Stage
-from kdkit.utils.randomness import derive_seed
+from kdkit.utils.seeds import derive_seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

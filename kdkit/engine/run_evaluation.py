@@ -17,10 +17,10 @@ from kdkit.metrics.paired import SplitPredictions
 from kdkit.nets.net import Net
 from kdkit.plugins.events import BaselineDifference
 from kdkit.recipe.baseline import baselines_of
-from kdkit.utils.randomness import derive_seed, seed_everything
+from kdkit.utils.randomness import seed_everything
+from kdkit.utils.seeds import SeedPurpose, derive_seed
 
 _REPORTED_SAMPLES = 12
-_EVALUATION = 4  # what a seed is for, see kdkit.data.loading
 
 
 class RunEvaluation:
@@ -47,7 +47,7 @@ class RunEvaluation:
             if net in ctx.plan.feature_teachers:  # whose outputs are not about the classes
                 continue
             # A resumed run draws the same numbers, if data or networks draw any.
-            seed_everything(derive_seed(ctx.options.seed, number, _EVALUATION, 0))
+            seed_everything(derive_seed(ctx.options.seed, number, SeedPurpose.EVALUATION, 0))
             with located(f"the evaluation of net {net.name!r}", ctx.options.out):
                 self.metrics[net.name] = self._evaluate(net)
             if self.folder is not None:  # after each network, so that a run that fails later keeps what it has
@@ -71,19 +71,18 @@ class RunEvaluation:
             (-1, net.name, ctx.plan.stages[-1].training.batch_size),
         )
         with ctx.explain_out_of_memory(ctx.plan.stages[index], data.validation, trains=False):
-            validation = ctx.predictor.predict(net, data.validation, batch_size=batch_size)
-            test = validation if data.test is None else ctx.predictor.predict(net, data.test, batch_size=batch_size)
+            predictions = ctx.predictor.predict_splits(net, batch_size=batch_size)
         if self.folder is not None:
             folder = self.folder.stage(index, name)
-            folder.save_predictions(net.name, "validation", validation)
+            folder.save_predictions(net.name, "validation", predictions.validation)
             if data.test is not None:
-                folder.save_predictions(net.name, "test", test)
+                folder.save_predictions(net.name, "test", predictions.test)
         if net is self.student:
-            self._test_of_student = test
+            self._test_of_student = predictions.test
         baselines = baselines_of(ctx.plan.stages)
         if net.name in {*baselines, *baselines.values()}:
-            self._compared[net.name] = SplitPredictions(validation, test)
-        return compute_metrics(ctx.recipe.metrics, validation, test)
+            self._compared[net.name] = predictions
+        return compute_metrics(ctx.recipe.metrics, *predictions)
 
     def _save_samples(self) -> None:
         """Save the samples that the student got most wrong, as far as the data can be shown in a report."""

@@ -1,11 +1,12 @@
 """Write the checkpoints of a stage while it is trained, and end the run after one if a signal requests it."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from kdkit.engine.checkpointing import BestCheckpoint, CheckpointInterval, EpochPosition, StageProgress
 from kdkit.engine.run_context import RunContext
+from kdkit.engine.stage_progress import BestCheckpoint, EpochPosition, StageProgress
 from kdkit.engine.storage.stage_folder import EndedEpoch, StageFolder
 from kdkit.engine.train_state import TrainState
 from kdkit.engine.training_batches import TrainingBatches
@@ -13,6 +14,7 @@ from kdkit.errors import Terminated
 from kdkit.recipe.recipe import Stage
 from kdkit.utils import collectives
 from kdkit.utils.modules import copy_state
+from kdkit.utils.validation import parse_interval
 
 
 class StageCheckpoints:
@@ -142,3 +144,38 @@ class StageCheckpoints:
                 self.folder.wait_or_warn()
             collectives.barrier()
         self.ctx.interrupts.end_run()
+
+
+class CheckpointInterval:
+    """Decides after which updates of an epoch to write a checkpoint, in the same way on all ranks.
+
+    every: a number of updates, or a time such as "30s", "10min" or "2h"; 0 for the ends of epochs only.
+    Raises RecipeError for anything else.
+    """
+
+    def __init__(self, every: int | str) -> None:
+        self.updates, self.seconds = parse_interval(every)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new interval: a checkpoint was written, or an epoch begins."""
+        self._done = 0
+        self._began = time.perf_counter()
+        self._next_agreement = 1
+
+    def is_due(self) -> bool:
+        """Whether to write a checkpoint after this update."""
+        self._done += 1
+        if self.updates:
+            return self._done >= self.updates
+        if not self.seconds:
+            return False
+        if not collectives.is_distributed():
+            return time.perf_counter() - self._began >= self.seconds
+        # Clocks of ranks differ, so the first one decides. A decision after every update would cost a message.
+        if self._done < self._next_agreement:
+            return False
+        elapsed = time.perf_counter() - self._began
+        remaining = (self.seconds - elapsed) / elapsed * self._done  # updates, at this speed
+        is_due, self._next_agreement = collectives.broadcast((remaining <= 0, self._done + max(1, int(remaining))))
+        return is_due

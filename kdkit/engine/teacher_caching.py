@@ -78,7 +78,10 @@ class TeacherCaching:
             return
         could_be_shared = self.options.out is not None or self.options.teacher_cache != "auto"
         if not self._identity.is_complete and could_be_shared:
-            yield "teacher outputs are cached for this run only, since the data has no digest of all its samples"
+            yield (
+                "teacher outputs are cached for this run only, since the data has no digest of all its samples; to "
+                "share them, set a text that changes with any sample: data.train_digest = '...'"
+            )
 
     def cache_sessions(self, open_stage: OpenStage, batch: Batch) -> list[str]:
         """Replace the sessions of frozen teachers by cached ones, and return a notice for each that is not cached.

@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from kdkit.data.labels import is_ignored
-from kdkit.engine.class_alignment import ClassAlignment, TermInputs, shared_classes
+from kdkit.engine.class_alignment import ClassAlignment, shared_classes
 from kdkit.engine.positions import LabelledRows
+from kdkit.engine.term_inputs import TermInputs
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildableLoss, BuildContext, Loss, allows_any_classes, extra_kwargs_of, is_per_position
 from kdkit.losses.features import TensorOrTuple

@@ -6,13 +6,13 @@ import warnings
 from kdkit.data.label_check import LabelCheck
 from kdkit.engine.capture import make_step
 from kdkit.engine.check.recipe_problems import binary_loss_of
-from kdkit.engine.checkpointing import StageProgress
 from kdkit.engine.distributed import DistributedModule
 from kdkit.engine.epoch_trainer import EpochTrainer
 from kdkit.engine.monitor import Monitor
 from kdkit.engine.open_training import opened_for_training
 from kdkit.engine.run_context import RunContext
 from kdkit.engine.stage_checkpoints import StageCheckpoints
+from kdkit.engine.stage_progress import StageProgress
 from kdkit.engine.storage.stage_folder import History, StageFolder
 from kdkit.engine.train_state import TrainState
 from kdkit.engine.training_batches import TrainingBatches

@@ -29,9 +29,8 @@ from kdkit.engine.batch_transform import BatchTransform
 from kdkit.errors import DataError
 from kdkit.recipe.training import Training
 from kdkit.utils import collectives
-from kdkit.utils.randomness import derive_seed
+from kdkit.utils.seeds import SeedPurpose, derive_seed
 
-_LOADING = 2  # what a seed is for, see kdkit.data.loading
 _BATCH_NORM = "Expected more than 1 value per channel when training"  # how torch's message begins
 
 
@@ -121,7 +120,7 @@ class TrainingBatches:
         rank, is_divided = collectives.rank(), collectives.is_distributed()
         if is_divided:
             rows = tuple(shard_rows(batch_rows, rank, collectives.world_size()) for batch_rows in rows)
-        seed = derive_seed(derive_seed(self.seed, segment.number, _LOADING), rank)
+        seed = derive_seed(derive_seed(self.seed, segment.number, SeedPurpose.LOADING), rank)
         batches = RowBatches(
             split,
             rows,

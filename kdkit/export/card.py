@@ -63,9 +63,11 @@ def card_markdown(cards: Sequence[Mapping[str, Any]]) -> str:
     lines += [*_differences(cards), "\n## Use\n\nInputs, in this order:\n"]
     for item in metadata["inputs"]:
         lines.append(f"- `{printable(str(item['name']))}` {_shapes({'': item['shape']})}, {_text(item['dtype'])}")
+    is_described = bool(metadata["preparation"])
     lines.append(
-        "\nClasses, thresholds and the preparation of inputs are in the metadata of the file, and under `metadata` in "
-        "the JSON next to it."
+        f"\nClasses{', thresholds and the preparation of inputs' if is_described else ' and thresholds'} are in the "
+        "metadata of the file, and under `metadata` in the JSON next to it."
+        + ("" if is_described else " The preparation of inputs is not described: it is that of the recipe's data.")
     )
     return "\n".join(lines) + "\n"
 

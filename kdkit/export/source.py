@@ -20,7 +20,8 @@ from kdkit.nets.net import Net
 from kdkit.nets.views import pick_tensor
 from kdkit.recipe.recipe import Recipe
 from kdkit.utils.modules import eval_mode
-from kdkit.utils.randomness import derive_seed, preserve_rng_state
+from kdkit.utils.randomness import preserve_rng_state
+from kdkit.utils.seeds import derive_seed
 
 Sizes = tuple[int | str, ...]
 

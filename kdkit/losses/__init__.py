@@ -22,11 +22,11 @@ from kdkit.losses.base import (
     requirements_of,
 )
 from kdkit.losses.class_maps import CATKD, SDD
-from kdkit.losses.contrastive import CRD
+from kdkit.losses.contrastive import CRD, InfoNCE
 from kdkit.losses.correlation import DIST, PerLabelDIST
 from kdkit.losses.cross_architecture import OFA
 from kdkit.losses.cross_layer import HCL, ReviewKD, SemCKD
-from kdkit.losses.decoupled import DKD, NKD, PerLabelDKD
+from kdkit.losses.decoupled import DKD, NKD, MarginMSE, PerLabelDKD
 from kdkit.losses.divergences import (
     AdaptiveKL,
     AlphaBetaDivergence,
@@ -55,6 +55,7 @@ from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
 from kdkit.losses.similarity import CKA, Cosine, PairwiseAffinity
 from kdkit.losses.srrl import SRRL
 from kdkit.losses.statistics import NST, PKD, PatientKD
+from kdkit.losses.token_relations import MiniLM
 from kdkit.losses.unknown import IgnoreUnknown
 from kdkit.losses.variational import MGD, VID
 from kdkit.losses.vocabularies import ULD
@@ -106,11 +107,14 @@ __all__ = [
     "HardTargets",
     "Hint",
     "IgnoreUnknown",
+    "InfoNCE",
     "LogitMSE",
     "LogitStandardisation",
     "Loss",
     "LossAttributes",
+    "MarginMSE",
     "Masked",
+    "MiniLM",
     "PairwiseAffinity",
     "PatientKD",
     "PerLabelAlphaBetaDivergence",

@@ -68,8 +68,8 @@ class CWD(ProjectedLoss):
     """Kullback-Leibler divergence between the spatial distributions of every channel (channel-wise distillation).
 
     In nats, summed over positions, mean over batch and channels. A softmax over positions, softened by a temperature,
-    makes each channel a distribution. t_squared multiplies by temperature**2. The default temperature of the authors'
-    code is 1. projector and kind are those of Hint.
+    makes each channel a distribution. t_squared multiplies by temperature**2. The temperature is that of the authors'
+    script; mmrazor takes 1. projector and kind are those of Hint.
 
     Formula: T²/(N C) · Σ p log(p / q), with p = softmax(t / T) and q = softmax(g(s) / T) over positions
     Shapes: features (N, C, L), (N, C, H, W)

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from kdkit.losses.attention import CWD, AttentionTransfer
 from kdkit.losses.base import Loss
 from kdkit.losses.class_maps import CATKD, SDD
-from kdkit.losses.contrastive import CRD
+from kdkit.losses.contrastive import CRD, InfoNCE
 from kdkit.losses.correlation import DIST, PerLabelDIST
 from kdkit.losses.cross_architecture import OFA
 from kdkit.losses.cross_layer import HCL, ReviewKD, SemCKD
-from kdkit.losses.decoupled import DKD, NKD, PerLabelDKD
+from kdkit.losses.decoupled import DKD, NKD, MarginMSE, PerLabelDKD
 from kdkit.losses.divergences import (
     AdaptiveKL,
     AlphaBetaDivergence,
@@ -35,6 +35,7 @@ from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
 from kdkit.losses.similarity import CKA, Cosine, PairwiseAffinity
 from kdkit.losses.srrl import SRRL
 from kdkit.losses.statistics import NST, PKD, PatientKD
+from kdkit.losses.token_relations import MiniLM
 from kdkit.losses.variational import MGD, VID
 from kdkit.losses.vocabularies import ULD
 
@@ -46,6 +47,7 @@ ON_OUTPUTS: LossClasses = (
     HardTargets,
     SecondHead,
     LogitMSE,
+    MarginMSE,
     LogitStandardisation,
     DKD,
     NKD,
@@ -88,6 +90,7 @@ ON_FEATURES: LossClasses = (
     AttentionTransfer,
     CWD,
     PairwiseAffinity,
+    MiniLM,
     NST,
     PKD,
     PatientKD,
@@ -99,6 +102,7 @@ ON_FEATURES: LossClasses = (
     SemCKD,
     SRRL,
     CRD,
+    InfoNCE,
     SRD,
     DISTPlus,
     WKDF,

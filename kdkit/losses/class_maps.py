@@ -30,8 +30,8 @@ class SDD:
     times if the teacher is right about the region and wrong about the whole map, or the other way round.
 
     loss: one of outputs that is a mean over samples, without weights; it may take labels. SoftTargets() and NKD()
-    give SD-KD and SD-NKD. The authors' code sets the loss to 0 if it is infinite, as its logarithms of a softmax are
-    for confident students; here it stays finite.
+    give SD-KD and SD-NKD; that of the authors' code keeps the correct class among the others. Their code sets the loss
+    to 0 if it is infinite, as its logarithms of a softmax are for confident students; here it stays finite.
 
     Formula: mean w loss(s_r, t_r), with r the regions of all scales, s_r the mean of s over r, and w = disagreement if
         exactly one of argmax t_r and argmax t is y, else 1
@@ -92,7 +92,8 @@ class CATKD:
     Dimensionless, mean over all entries; the authors weigh it 400. Both sides are class activation maps, the outputs of
     the classifier at every position: ClassifierTap(layer, classifier) takes them from a network that pools before its
     classifier. Maps are average-pooled to `resolution` positions along each dimension, then the map of each class is
-    scaled to length 1. The option of the authors' code to binarise maps, and to select classes, is left out.
+    scaled to length 1. The authors' code does not scale them for networks of one kind, and has smaller weights then.
+    Its options to binarise maps, and to select classes, are left out.
 
     Formula: mean (n(s) - n(t))², with n(x) = x / ‖x‖ of each class of the pooled maps
     Shapes: features (N, C, L), (N, C, H, W), of C classes

@@ -1,14 +1,16 @@
-"""A contrastive loss against a memory bank of all training samples (CRD)."""
+"""Contrastive losses, against a memory bank of all training samples (CRD) and against the batch (InfoNCE)."""
 
 import math
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.losses.features import (
+    ProjectedLoss,
     Shapes,
     cast_for,
     least_norm,
@@ -18,6 +20,7 @@ from kdkit.losses.features import (
     without_autocast,
 )
 from kdkit.losses.memory_bank import RowIndex, draw_rows, draw_rows_of_other_classes
+from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode
 from kdkit.losses.projectors.resizing import resize
 from kdkit.losses.validation import (
     require_class_labels,
@@ -221,3 +224,52 @@ class CRD(nn.Module):
         old = self.memories[:, rows]
         mixed = unit_vectors(self.momentum * old + (1 - self.momentum) * vectors.to(old.dtype), dim=2)
         self.memories[:, rows] = mixed
+
+
+class InfoNCE(ProjectedLoss):
+    """Find the teacher's features of each sample among those of the batch, by the student's (InfoNCE).
+
+    In nats, mean over the batch: a cross-entropy over the cosines with the teacher's features of all samples of the
+    (micro-)batch, on the rank of the sample. It grows with the logarithm of the batch size, and is 0 without a gradient
+    for a batch of one. Positions are averaged. Unlike CRD it needs no ids, memory or labels, but large batches.
+    temperature divides the cosines. The features may be of two kinds, as images and texts in the interactive
+    contrastive learning of CLIP-KD, whose code trains a factor of the cosines instead. projector and kind are those of
+    Hint.
+
+    Formula: -1/N · Σ_i log(exp(cos(g(s_i), t_i) / T) / Σ_j exp(cos(g(s_i), t_j) / T)), with g a projector if channels
+        differ and j the samples of the batch
+    Shapes: features (N, C), (N, C, L), (N, C, H, W)
+    Source: van den Oord et al. 2018, "Representation Learning with Contrastive Predictive Coding", arXiv:1807.03748;
+        Yang et al. 2024, "CLIP-KD: An Empirical Study of CLIP Model Distillation", arXiv:2307.12732
+    """
+
+    def __init__(
+        self, *, temperature: float = 0.07, projector: ProjectorMode = "auto", kind: ProjectorKind = "linear"
+    ) -> None:
+        super().__init__(projector=projector, kind=kind)
+        validate_temperature(temperature)
+        self.temperature = temperature
+
+    def build(
+        self,
+        student: Shapes,
+        target: Shapes,
+        context: BuildContext | None = None,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        """Create the projector for the channels. Raises RecipeError if they differ and it is "never"."""
+        student_shape, target_shape = (single_tap_shape(shapes, self)[:2] for shapes in (student, target))
+        super().build((student_shape,), (target_shape,))
+
+    def project(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the student's features, averaged over positions, in the channels of the target, (batch, channels)."""
+        return super().project(resize(student, ()), resize(target, ()))
+
+    def compare(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the cross-entropy, lower if the teacher's features of a sample are the most similar ones."""
+        student_vectors, target_vectors = (
+            unit_vectors(upcast_half(side), least=least_norm(side)) for side in (student, resize(target, ()))
+        )
+        with without_autocast(student):
+            cosines = student_vectors @ target_vectors.to(student_vectors.dtype).T  # (batch, batch)
+        return F.cross_entropy(cosines / self.temperature, torch.arange(len(cosines), device=cosines.device))

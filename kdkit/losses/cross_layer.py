@@ -38,8 +38,9 @@ class SemCKD(nn.Module):
     between embeddings of `width` of each sample's similarities to the other samples of its (micro-)batch. An embedding
     takes at most batch_size similarities, by default the batch size of the training; larger batches are embedded in
     parts. If positions differ, the larger map is average-pooled to the smaller. projector "always" makes one for every
-    pair, "auto" if channels differ, "never" raises RecipeError if they differ. The temperature of the attention is that
-    of the SimKD authors' code; the first code has none, which is a temperature of 1.
+    pair, "auto" if channels differ, "never" raises RecipeError if they differ. The authors' width is a quarter of the
+    batch size. The temperature of the attention is that of the SimKD authors' code; the first code has none, which is a
+    temperature of 1.
 
     Formula: 1/(N S) · Σ w mean (g(s) - t)², with S student layers and w = softmax(query · key / T) over teacher layers
     Shapes: features (N, C), (N, C, L), (N, C, H, W)

@@ -1,4 +1,4 @@
-"""Losses that treat the correct class and the other classes separately (DKD, NKD and a multi-label form of DKD)."""
+"""Losses that treat the correct class and the other classes separately (DKD, its multi-label form, NKD, Margin-MSE)."""
 
 import math
 from dataclasses import dataclass
@@ -25,9 +25,10 @@ class DKD:
     """Divergence of correct against incorrect, plus that among the incorrect classes (decoupled distillation).
 
     In nats, summed over classes, mean over the batch, times temperature**2 if t_squared. alpha weighs the first term,
-    beta the second; the defaults are those of the authors' code. Two classes or more. Computed from logits throughout,
-    so it is exact if a probability underflows, for which the authors' code gives infinity. PaddleSlim averages over
-    classes too.
+    beta the second; the defaults are those of the authors' code for CIFAR-100, in which the loss grows linearly over
+    the first 20 of 240 epochs: give the term the weight LinearRamp(until=1 / 12). Two classes or more. Computed from
+    logits throughout, so it is exact if a probability underflows, for which the authors' code gives infinity.
+    PaddleSlim averages over classes too.
 
     Formula: T²/N · Σ (alpha KL(b_t ‖ b_s) + beta KL(r_t ‖ r_s)), with b = (p[y], 1 - p[y]) for p = softmax(z / T), and
         r = softmax(z / T) over the classes other than y
@@ -106,6 +107,37 @@ class NKD:
         rest = cross_terms(probability, F.log_softmax(student_rest, 1)).sum(1).mean()
         weight = self.gamma * (self.temperature**2 if self.t_squared else 1)
         return -cross_terms(target_log.exp(), student_log).mean() - weight * rest
+
+
+@dataclass(frozen=True, slots=True)
+class MarginMSE:
+    """Squared error between the margins of the correct class over all others, such as in retrieval (Margin-MSE).
+
+    In squared units of a logit, mean over the batch and the other classes. The outputs are usually scores of passages
+    for a query, and the label is the index of the relevant one; the paper has one other passage. An offset of all
+    scores of a query changes nothing, so the scores of a bi-encoder may have another range than the teacher's. Two
+    classes or more.
+
+    Formula: 1/(N (C - 1)) · Σ_j ((s[y] - s[j]) - (t[y] - t[j]))², with j the classes other than y
+    Shapes: logits (N, C); labels (N,)
+    Source: Hofstätter et al. 2020, "Improving Efficient Neural Ranking Models with Cross-Architecture Knowledge
+        Distillation", arXiv:2010.02666
+    """
+
+    per_position = True
+    requires = frozenset({"hard_labels"})
+
+    def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
+        """Return the error, minimal (0) if the logits are equal up to an offset of each sample."""
+        require_same_outputs(student, target, self)
+        labels = require_class_labels(labels, student, self)
+        require_two_classes(student, self)
+        columns = other_columns(labels, student.shape[1])
+        student, target = (
+            side.gather(1, labels[:, None]) - side.gather(1, columns)
+            for side in (upcast_half(student), upcast_half(target))
+        )
+        return F.mse_loss(student, target)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -142,9 +142,9 @@ class AdaptiveKL(DivergenceOptions):
     are needed for a probability of at least `head`; the other classes are its tail. The weight of the forward
     divergence is the share of the head in Σ |p - q|. The weights get no gradient.
 
-    DSKD's code does the same. ABKD's code counts the class that reaches the share to the tail. TAID's code applies the
-    mask of the sorted classes to the gaps in their original order, which makes the weights depend on the order of the
-    classes.
+    DSKD's code does the same. The authors' code, and that of ABKD, counts the class that reaches the share to the tail,
+    unless it is the most probable one. TAID's code applies the mask of the sorted classes to the gaps in their original
+    order, which makes the weights depend on the order of the classes.
 
     Formula: 1/N · Σ (w KL(p ‖ q) + (1 - w) KL(q ‖ p)), with p = softmax(t / T), q = softmax(s / T) and w = Σ |p - q|
         over the head of p, divided by that over all classes

@@ -25,8 +25,9 @@ class SRD(ProjectedLoss):
     The sum is over all entries, so the value grows with the logarithm of the batch size, and the gradient does not
     depend on the scale of the differences. Each channel is normalised over batch and positions (of the micro-batch, if
     gradients are accumulated), without trained scales. Both features are usually pooled, and the projector linear. eps
-    is added to the sum: without it, as in the authors' code and torchdistill, equal features give -inf. exponent is
-    that of the authors' code for ImageNet. torchdistill weighs the loss 2 and adds SoftTargets(temperature=1).
+    is added to the sum: without it, as in the authors' code for ImageNet and torchdistill, equal features give -inf.
+    exponent is that of this code, which weighs the loss 2, adds SoftTargets(temperature=1), and has 1e-4 in place of
+    the 1e-5 below. The authors' code for DeiT is another loss, of one minus the correlation of each channel.
 
     Formula: log(Σ |z(g(s)) - z(t)|^exponent + eps), with z(x) = (x - mean x) / √(var x + 1e-5) of each channel and g a
         projector
@@ -108,8 +109,10 @@ class WKDF(ProjectedLoss):
 
     In squared units of the feature, summed over channels, mean over batch and cells. mean weighs the squared difference
     of means against that of standard deviations, which are over the positions of a cell; the authors' code takes 4 for
-    CIFAR-100 and 2 for ImageNet. grid: the number of cells along each dimension of the positions. Variances are
-    unbiased, 0 for a cell with one position. projector and kind are those of Hint; the authors project in any case.
+    CIFAR-100 and 2 for ImageNet. grid: the number of cells along each dimension of the positions, in the authors' code
+    1 or 4 by the pair of networks, 4 for ImageNet. Variances are unbiased, 0 for a cell with one position. projector
+    and kind are those of Hint; the authors project in any case, by a convolution with batch norm and ReLU as that of
+    kind "conv" or, for ImageNet, by three convolutions.
 
     Formula: 1/(N cells) · Σ (mean (m(g(s)) - m(t))² + (d(g(s)) - d(t))²), with m the means, d = √(var + eps) and g a
         projector if shapes differ

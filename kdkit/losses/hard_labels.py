@@ -77,7 +77,8 @@ class SecondHead(nn.Module):
 
     blocks: the number of blocks before the head, for an exit from an early stage, as OFA (Hao et al. 2023,
     arXiv:2310.19444) has for each: two depthwise separable convolutions with batch norm and ReLU, which halve the
-    positions and double the channels. OFA's exit of stage k of four has 4 - k blocks.
+    positions and double the channels. OFA's exit of stage k of four has 4 - k blocks, the last of which has the
+    channels of the wider network instead; that of stage 4 maps to them.
 
     Formula: loss(W a + b, t), with a the mean over positions of s, or of its blocks
     Shapes: features (N, C); the student's may have positions, the target is outputs

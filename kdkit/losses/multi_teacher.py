@@ -37,8 +37,8 @@ class PerTeacher(nn.Module):
     target is a tuple of one per teacher. Each teacher has a copy of the loss, with its own projector if one is made.
     weights: one number per teacher, such as (0.6, 0.4), or "equal"; "confidence" weighs the teachers for each sample by
     the cross-entropy of their outputs with its label, (1 - softmax(cross-entropy)) / (teachers - 1), for a loss that is
-    a mean over samples (CA-MKD); "learned" trains a log variance v per teacher, exp(-v) * loss + v / 2, mean over
-    teachers, whose second term keeps the weights from vanishing.
+    a mean over samples (CA-MKD, whose code also divides by the number of teachers); "learned" trains a log variance v
+    per teacher, exp(-v) * loss + v / 2, mean over teachers, whose second term keeps the weights from vanishing.
 
     Formula: Σ w_i loss(s_i, t_i), with w_i the weight of teacher i
     Shapes: those of `loss`; a target of each teacher

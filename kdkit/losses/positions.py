@@ -12,6 +12,9 @@ from kdkit.losses.base import BuildableLoss, BuildContext, Loss, accepts_no_rows
 from kdkit.losses.features import Shapes, TensorOrTuple, as_tuple
 from kdkit.utils.validation import is_whole_number
 
+# The key of a mask in inputs that are a mapping, or a function of the inputs that returns it.
+MaskSource = str | Callable[[Any], Tensor]
+
 
 @dataclass(frozen=True, slots=True)
 class PerPosition:
@@ -117,12 +120,11 @@ class Masked(nn.Module):
 
     extra_kwargs = frozenset({"inputs"})
 
-    def __init__(self, loss: Loss, mask: str | Callable[[Any], Tensor] = "attention_mask") -> None:
+    def __init__(self, loss: Loss, mask: MaskSource = "attention_mask") -> None:
         super().__init__()
         if isinstance(loss, type) or not callable(loss) or extra_kwargs_of(loss):
             raise RecipeError(f"Masked takes a loss on features without extra keyword arguments; got {describe(loss)}")
-        if not isinstance(mask, str) and not callable(mask):
-            raise RecipeError(f"mask is a key of the inputs, or a function of them; got {mask!r}")
+        require_mask_source(mask)
         self.loss, self.mask = loss, mask
         self.of_pairs = False
 
@@ -167,18 +169,26 @@ class Masked(nn.Module):
         pairs: whether features have four dimensions; a mask (batch, tokens) then is that of the tokens of attention
         maps, and becomes (batch, tokens, tokens).
         """
-        mask = (self.mask(inputs) if callable(self.mask) else self._entry(inputs)) > 0
+        mask = read_mask(self.mask, inputs)
         return mask[:, :, None] & mask[:, None, :] if pairs and mask.ndim == 2 else mask  # queries in rows
 
-    def _entry(self, inputs: Any) -> Tensor:
-        try:
-            mask: Tensor = inputs[self.mask]
-        except (LookupError, TypeError):
-            keys = ", ".join(map(repr, inputs)) if isinstance(inputs, Mapping) else type(inputs).__name__
-            raise RecipeError(
-                f"the inputs have no mask {self.mask!r}; got {keys}: pass mask=KEY or a function"
-            ) from None
-        return mask
+
+def read_mask(mask: MaskSource, inputs: Any) -> Tensor:
+    """Return which positions of a batch count, bool (batch, *positions). Raises RecipeError without a mask."""
+    if callable(mask):
+        return mask(inputs) > 0
+    try:
+        entry: Tensor = inputs[mask]
+    except (LookupError, TypeError):
+        keys = ", ".join(map(repr, inputs)) if isinstance(inputs, Mapping) else type(inputs).__name__
+        raise RecipeError(f"the inputs have no mask {mask!r}; got {keys}: pass mask=KEY or a function") from None
+    return entry > 0
+
+
+def require_mask_source(mask: object) -> None:
+    """Raise RecipeError unless a mask is the key of one, or a function."""
+    if not isinstance(mask, str) and not callable(mask):
+        raise RecipeError(f"mask is a key of the inputs, or a function of them; got {mask!r}")
 
 
 def as_rows(outputs: Tensor) -> Tensor:

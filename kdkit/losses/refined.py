@@ -87,8 +87,8 @@ class RLD:
     student the probability of the teacher's top class; the second, of weight beta, compares the classes that the
     teacher ranks below the correct one, so classes that it wrongly prefers are left out. Each is multiplied by the
     square of its temperature if t_squared. The defaults are those of the authors' code, in which both terms grow
-    linearly over the first 20 epochs: give the term a weight `Linear(...)`. Two classes or more. Computed from logits
-    throughout; the authors' code is infinite if a probability underflows.
+    linearly over the first 20 of 240 epochs: give the term the weight LinearRamp(until=1 / 12). Two classes or more.
+    Computed from logits throughout; the authors' code is infinite if a probability underflows.
 
     Formula: 1/N · Σ (alpha A² KL(a_t ‖ a_s) + beta T² KL(r_t ‖ r_s)), with a_s = (q[y], 1 - q[y]) and a_t = (max p, 1 -
         max p) at the temperature A = confidence_temperature, and r = softmax(z / T) over the classes with t < t[y]

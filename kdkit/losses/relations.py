@@ -34,7 +34,8 @@ class RKD:
     Dimensionless, mean over all batch**2 pairs and batch**3 triples. distance and angle weigh the two terms; the
     defaults are those of RepDistiller and mdistiller. normalise scales each sample to length 1 first, as mmrazor does.
     Needs at least three samples: for two, both terms are constant. Samples that are closer than the precision of the
-    batch have no angle, which counts as a cosine of 0.
+    batch have no angle, which counts as a cosine of 0; in public code they get a gradient of about 1e12, and count in
+    the mean distance.
 
     Formula: distance · mean l(d_s - d_t) + angle · mean l(a_s - a_t), with l smooth L1, d_ij = ‖x_i - x_j‖ over their
         mean above 0, and a_ijk = cos(x_j - x_i, x_k - x_i)

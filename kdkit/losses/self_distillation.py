@@ -28,7 +28,8 @@ class PSKD:
     In nats, summed over classes, mean over the batch. alpha is the weight of the past predictions at the end; it grows
     linearly with progress, or in steps of an epoch, alpha * (epoch + 1) / epochs with epochs counted from 0, if the
     number of epochs is set. past: whether the target holds logits or probabilities. The labels are included, so add no
-    Truth(...).
+    Truth(...). In the first epoch, which has no past, the labels are mixed with the current predictions, which only
+    shortens the gradient by the factor 1 - a; the authors' code takes the labels alone.
 
     Formula: -1/N · Σ ((1 - a) y + a p) log q, with p = softmax(t), q = softmax(s), y one-hot and a = alpha · progress
     Shapes: logits (N, C); labels (N,), progress in [0, 1]

@@ -127,7 +127,8 @@ class PairwiseAffinity:
 
     Dimensionless. It compares the structure of a scene, such as in segmentation. Maps are first reduced by max pooling
     to nodes: patch is the side of a pooled patch as a share of that of the map, 0.5 for two nodes by two as in the
-    authors' code; None compares all positions, which takes memory for all pairs.
+    authors' code; None compares all positions, which takes memory for all pairs. The gradient is that of the cosines;
+    the authors' code divides by lengths that get no gradient, so it also changes the lengths of the vectors.
 
     Formula: 1/(N P²) · Σ (A(s) - A(t))², with A(x) = cosines between the channels of the P nodes of x
     Shapes: features (N, C, L), (N, C, H, W)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.errors import RecipeError
-from kdkit.nets.taps import Capture, RemoveHook, Tap
+from kdkit.nets.taps import Tap
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,6 @@ class ClassifierTap(Tap):
         layer: Any = self.classifier
         return len(layer.weight)
 
-    def attach(self, capture: Capture) -> RemoveHook:
-        """Register a forward hook on the module."""
-        return Tap.attach(self, lambda features: capture(self.classify(features)))
-
     def classify(self, features: Tensor) -> Tensor:
         """Return the outputs at every position: (batch, channels, *positions) -> (batch, classes, *positions)."""
         layer: Any = self.classifier
@@ -57,3 +53,6 @@ class ClassifierTap(Tap):
             )
         # by its weights, so that the call does not fire taps on the classifier
         return F.linear(features.movedim(1, -1), weight, layer.bias).movedim(-1, 1)
+
+    def _feature(self, value: Any) -> Tensor:
+        return self.classify(Tap._feature(self, value))

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from kdkit.nets.views import Element, Inputs, View, default_element, pick_tensor
 from kdkit.nets.weights import load_weights
 from kdkit.utils.devices import find_device
 from kdkit.utils.modules import uncompiled
-from kdkit.utils.validation import validate_name
+from kdkit.utils.validation import is_whole_number, validate_name, validate_switches
 
 M = TypeVar("M", bound=Callable[..., Any], covariant=True)
 
@@ -34,6 +35,7 @@ class Net(Generic[M]):
     the second dimension; None decides by the labels of the first batch, if these have positions.
     classes: the names of its outputs, if they differ from the classes of the data, also in their order. Terms compare
     shared classes only, in the order of the data, which is that of a vector per class, such as the `weight` of a loss.
+    A number stands for the names "0", "1", ..., such as 151936 of a padded vocabulary.
     weights: a .safetensors or torch file, a sharded index, or the folder of a run or of `save_pretrained`, loaded
     immediately. State dicts inside of checkpoints are found, and prefixes such as "module." removed.
     weights_key: which weights to load if there are several: the path of an entry or of a prefix of keys, such as
@@ -59,7 +61,7 @@ class Net(Generic[M]):
         view: View | None = None,
         element: Element = None,
         channels_last: bool | None = None,
-        classes: Sequence[str] | None = None,
+        classes: Sequence[str] | int | None = None,
         weights: str | Path | None = None,
         weights_key: str | None = None,
         strict: bool = True,
@@ -80,28 +82,19 @@ class Net(Generic[M]):
                 f"net {name!r} is a plain callable, whose weights kdkit cannot see; give it a version='...' "
                 "that changes whenever its outputs do"
             )
-        if classes is not None:
-            is_list = isinstance(classes, Sequence) and not isinstance(classes, str)
-            if not is_list or not all(isinstance(label, str) for label in classes):
-                raise RecipeError(
-                    f"the classes of net {name!r} are a list of names, such as [str(index) for index in range(10)]; "
-                    f"got {shortened(classes, 80)}"
-                )
-            repeated = sorted({label for label in classes if list(classes).count(label) > 1})
-            if not classes:
-                raise RecipeError(f"the classes of net {name!r} are names, at least one; got none")
-            if repeated:
-                raise RecipeError(f"the classes of net {name!r} are distinct names; got {repeated} more than once")
+        validate_switches(strict=strict, trained=trained)
         self.name = name
         self.module = module
         if view is not None:
             validate_view(view, name)
         self.view: View = view if view is not None else Inputs()
         validate_element(element)
+        if channels_last is not None:
+            validate_switches(channels_last=channels_last)
         self.element = element
         self.channels_last = channels_last
         self.taken_element = element  # with the default one, once the module has returned several tensors
-        self.classes = None if classes is None else tuple(classes)
+        self.classes = None if classes is None else _class_names(classes, name)
         self.version = version
         # of an empty tensor, which has the index too: "cuda" is "cuda:0"
         self.device = None if device is None else torch.empty(0, device=find_device(str(device))).device
@@ -255,3 +248,24 @@ class Net(Generic[M]):
             if name not in names:
                 hint = did_you_mean(str(name), names)
                 raise RecipeError(f"net {self.name!r} has no submodule {name!r} to recompute; {hint}")
+
+
+def _class_names(classes: object, net: str) -> tuple[str, ...]:
+    """Return distinct names of classes, of which there is at least one; a number stands for "0", "1", ..."""
+    if is_whole_number(classes) and classes > 0:
+        return tuple(str(index) for index in range(classes))
+    if (
+        isinstance(classes, str)
+        or not isinstance(classes, Sequence)
+        or not all(isinstance(label, str) for label in classes)
+    ):
+        raise RecipeError(
+            f"the classes of net {net!r} are a list of names, such as ['cat', 'dog'], or their number; got "
+            f"{shortened(classes, 80)}"
+        )
+    repeated = sorted(label for label, count in Counter(classes).items() if count > 1)
+    if not classes:
+        raise RecipeError(f"the classes of net {net!r} are names, at least one; got none")
+    if repeated:
+        raise RecipeError(f"the classes of net {net!r} are distinct names; got {repeated} more than once")
+    return tuple(classes)

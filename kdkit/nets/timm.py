@@ -1,12 +1,15 @@
 """Models of timm as networks, and taps on their stages."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.nets.taps import Tap
+from kdkit.nets.views import pick_tensor
 
 
 def create(name: str, **options: Any) -> nn.Module:
@@ -26,7 +29,9 @@ def create(name: str, **options: Any) -> nn.Module:
 def timm_tap(model: nn.Module, index: int) -> Tap:
     """Return a tap on a stage of a timm model, numbered as in its `feature_info`; -1 is the last stage.
 
-    It captures (batch, channels, height, width), or (batch, channels, tokens) for a transformer.
+    It captures what a model with `features_only=True` returns, (batch, channels, height, width): the tokens of a
+    transformer are a map of its patches, without class and register tokens. Tokens of another number than that of the
+    patches, as of images of other sizes, stay (batch, channels, tokens).
     Raises RecipeError for a model without `feature_info` and for a stage that it does not have.
     """
     info: Any = getattr(model, "feature_info", None)
@@ -35,12 +40,38 @@ def timm_tap(model: nn.Module, index: int) -> Tap:
     entries: Sequence[dict[str, Any]] = list(info)
     if not -len(entries) <= index < len(entries):
         raise RecipeError(f"{type(model).__name__} has stages 0 to {len(entries) - 1}; got {index}")
-    # timm models declare NHWC, but not tokens: their number of dimensions shows them
-    channels_last = getattr(model, "output_fmt", "NCHW") != "NCHW"
-    module = model.get_submodule(entries[index]["module"])
-    return Tap(module, element=None if channels_last else _channels_second, channels_last=channels_last)
+    form = _StageForm(
+        channels=entries[index].get("num_chs"),
+        channels_last=getattr(model, "output_fmt", "NCHW") != "NCHW",
+        prefix=getattr(model, "num_prefix_tokens", 0),
+        grid=tuple(getattr(getattr(model, "patch_embed", None), "grid_size", None) or ()),
+    )
+    return Tap(model.get_submodule(entries[index]["module"]), element=form, channels_last=False)
 
 
-def _channels_second(feature: Tensor) -> Tensor:
-    # (batch, tokens, channels) -> (batch, channels, tokens); (batch, channels, height, width) stays
-    return feature.movedim(-1, 1) if feature.ndim == 3 else feature
+@dataclass(frozen=True)
+class _StageForm:
+    """Brings the output of a stage to (batch, channels, height, width).
+
+    channels: of the stage, None if unknown. channels_last: whether timm declares maps (batch, height, width, channels);
+    some models have them and do not. prefix: the number of class and register tokens. grid: of patches, () if unknown.
+    """
+
+    channels: int | None
+    channels_last: bool
+    prefix: int
+    grid: tuple[int, ...]
+
+    def __call__(self, value: Any) -> Tensor:
+        """Return the map, or (batch, channels, tokens) if the tokens are not as many as the patches."""
+        feature = pick_tensor(value, None, "a stage of a timm model")
+        if feature.ndim == 4:
+            is_last = self.channels_last or (feature.shape[1] != self.channels == feature.shape[-1])
+            return feature.movedim(-1, 1) if is_last else feature
+        if feature.ndim != 3:
+            return feature
+        patches = math.prod(self.grid)
+        if self.grid and feature.shape[1] != patches:  # some models add their class token in a later stage
+            feature = feature[:, self.prefix :]
+        tokens = feature.movedim(-1, 1)
+        return tokens.reshape(*tokens.shape[:2], *self.grid) if tokens.shape[2] == patches else tokens

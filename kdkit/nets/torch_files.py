@@ -30,19 +30,6 @@ _SAFE_TYPES: list[Any] = [
 ]
 
 
-class _BoundedFile(io.BufferedReader):
-    """A file whose `read` requests no more memory than the rest of the file takes, whatever size a pickle has."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path))
-        self._size = path.stat().st_size
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Return the next bytes, at most `size`."""
-        rest = max(0, self._size - self.tell())
-        return super().read(rest if size is None or size < 0 else min(size, rest))
-
-
 def load_torch_file(path: Path) -> object:
     """Return the tensors and plain values in a file.
 
@@ -59,6 +46,19 @@ def load_torch_file(path: Path) -> object:
         # weights_only: a pickle could run any code
         with torch.serialization.safe_globals(_SAFE_TYPES):
             return torch.load(file, "cpu", weights_only=True)
+
+
+class _BoundedFile(io.BufferedReader):
+    """A file whose `read` requests no more memory than the rest of the file takes, whatever size a pickle has."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._size = path.stat().st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return the next bytes, at most `size`."""
+        rest = max(0, self._size - self.tell())
+        return super().read(rest if size is None or size < 0 else min(size, rest))
 
 
 def _require_plain_archive(file: _BoundedFile, size: int) -> None:

@@ -88,8 +88,9 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Images:
-    """Images in 0..1, (batch, channels, height, width), normalised by channel and optionally resized.
+    """Images from 0 to 1, (batch, channels, height, width), normalised by channel and optionally resized.
 
+    Images in uint8, which take a quarter of the memory until then, are divided by 255 first.
     size: the height and width that the network expects, reached by bilinear interpolation with anti-aliasing before
     normalisation; None keeps the size.
     """
@@ -128,12 +129,12 @@ class Images:
         return f"images:mean={self.mean},std={self.std},size={self.size}"
 
     def describe(self, preparation: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a preparation with the steps of this view added."""
+        """Return a preparation with the range of the images and the steps of this view added."""
         steps: list[dict[str, Any]] = [*preparation.get("steps", ())]
         if self.size is not None:
             steps.append({"step": "resize", "size": list(self.size), "method": "bilinear", "antialias": True})
         steps.append({"step": "normalise_channels", "mean": list(self.mean), "std": list(self.std)})
-        return {**preparation, "steps": steps}
+        return {"kind": "images", "range": [0, 1], **preparation, "steps": steps}
 
     def doubt(self, images: Any) -> str:
         """Return the reason if images are not those that this view takes; else ""."""
@@ -151,6 +152,15 @@ class Images:
     def __call__(self, batch: Batch) -> Call:
         """Return the normalised images as the only argument."""
         images = batch.inputs
+        if not isinstance(images, Tensor):
+            names = ", ".join(repr(name) for name, _ in items_of(images) or ())
+            raise RecipeError(
+                f"it takes one tensor of images, and the inputs are a {type(images).__name__}"
+                + (f" of {names}" if names else "")
+                + "; let the data yield images alone, or call Images(...) in a view of your own, which selects them"
+            )
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
         if self.size is not None and images.shape[-2:] != self.size:
             images = nn.functional.interpolate(images, self.size, mode="bilinear", antialias=True)
         mean, std = (_per_channel(values, images.dtype, images.device) for values in (self.mean, self.std))
@@ -210,9 +220,11 @@ def default_element(value: Any) -> int | str | None:
         if isinstance(item, Tensor):
             return name
     tensors = [(key, item) for key, item in _tensors_of(value) if item.ndim and item.is_floating_point()]
-    # An attention layer may also return its map, (batch, heads, tokens, tokens), next to (batch, tokens, channels).
-    first = tensors[0][1].shape if tensors else ()
-    keys = [key for key, item in tensors if not (len(first) == 3 < item.ndim and item.shape[::2] == first[:2])]
+    # An attention layer may also return its map, (batch, heads, tokens, tokens), next to (batch, tokens, channels), and
+    # a layer of T5 its position biases, which may be one map for the whole batch.
+    shape = tensors[0][1].shape if tensors else ()
+    maps = ((1, shape[1]), (shape[0], shape[1])) if len(shape) == 3 else ()  # their batch, and their queries
+    keys = [key for key, item in tensors if item.ndim < 4 or (item.shape[0], item.shape[2]) not in maps]
     return keys[0] if len(keys) == 1 else None
 
 

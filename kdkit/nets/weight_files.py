@@ -180,9 +180,12 @@ def _read(path: Path, name: str) -> object:
     try:
         if path.name.endswith(_INDEX):
             return _read_shards(path, name)
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
-        return load_torch_file(path)
+        if path.suffix != ".safetensors":
+            return load_torch_file(path)
+        with safe_open(path, "pt") as file:
+            is_of_run = SEALED in (file.metadata() or {})
+        # Files of other programs, which may be large, are mapped into memory instead of read twice.
+        return read_tensors(path)[0] if is_of_run else load_file(path)
     except RecipeError:
         raise
     except Exception as error:  # for arbitrary bytes torch raises almost any error: KeyError, IndexError, ...
@@ -195,14 +198,6 @@ def _read(path: Path, name: str) -> object:
             f"holding nothing but a state dict and plain values ({reason}); export them in the program that wrote the "
             "file: torch.save(model.state_dict(), FILE)"
         ) from error
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors in a file. Raises ValueError if one of a run is damaged."""
-    with safe_open(path, "pt") as file:
-        sealed = SEALED in (file.metadata() or {})
-    # Files of other programs, which may be large, are mapped into memory instead of read twice.
-    return read_tensors(path)[0] if sealed else load_file(path)
 
 
 def _read_shards(index: Path, name: str) -> dict[str, Tensor]:

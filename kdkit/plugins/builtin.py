@@ -18,11 +18,11 @@ def register_losses(register: Register) -> None:
 
 @hookimpl
 def register_taps(register: Register) -> None:
-    """Register the taps of `kdkit.nets.taps`."""
-    from kdkit.nets import classifier_tap, taps, timm
+    """Register the taps of `kdkit.nets`."""
+    from kdkit.nets import attention_tap, classifier_tap, taps, timm
 
     register("layer", taps.Tap)
-    register("attention", taps.AttentionTap)
+    register("attention", attention_tap.AttentionTap)
     register("classifier", classifier_tap.ClassifierTap)
     register("timm", timm.timm_tap)
 

@@ -7,11 +7,10 @@ from typing import Any
 
 from kdkit.errors import RecipeError, first_line
 from kdkit.nets.net import Net
-from kdkit.recipe.objective import Match, Objective, Weighted, as_objective, describe_factor
+from kdkit.recipe.objective import Match, Objective, Truth, Weighted, as_objective, describe_factor
 from kdkit.recipe.recipe import Recipe, Stage
 
 _SUFFIX = "-alone"
-_STEPS = 100  # at which the weight of a term is evaluated; a ramp may start or end at 0
 
 
 def with_baselines(recipe: Recipe) -> Recipe:
@@ -108,7 +107,7 @@ def _stages_alone(student: Net[Any], stages: Sequence[Stage]) -> list[Stage]:
 
 def _alone(labels: Objective, distilled: Objective) -> Objective:
     """Return the objective of label terms alone: as in the distilled one, but with a weight of at least 1 together."""
-    if not any(isinstance(weighted.term, Match) and _is_used(weighted) for weighted in distilled):
+    if not any(isinstance(weighted.term, Match) and weighted.has_weight for weighted in distilled):
         return labels  # such as an earlier stage on labels, which the baseline repeats
     constants = not any(callable(factor) for weighted in labels for factor in weighted.factors)
     if constants and sum(weighted.weight(0.0) for weighted in labels) >= 1:
@@ -142,12 +141,7 @@ class _Share:
 
 
 def _label_terms(objective: Any) -> tuple[Weighted, ...]:
-    """Return the terms on labels that are used."""
+    """Return the terms on labels that have a weight."""
     return tuple(
-        weighted for weighted in as_objective(objective) if not isinstance(weighted.term, Match) and _is_used(weighted)
+        weighted for weighted in as_objective(objective) if isinstance(weighted.term, Truth) and weighted.has_weight
     )
-
-
-def _is_used(weighted: Weighted) -> bool:
-    """Return whether a term has a weight above 0 at some time."""
-    return any(weighted.weight(step / _STEPS) > 0 for step in range(_STEPS + 1))

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, Protocol
@@ -12,6 +13,7 @@ from torch.optim import Optimizer as TorchOptimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from kdkit.errors import RecipeError, did_you_mean, first_line
+from kdkit.utils.validation import is_number
 
 
 class Scheduler(Protocol):
@@ -55,6 +57,9 @@ class Optimizer:
 
         Optimizer(torch.optim.AdamW, lr=1e-3, weight_decay=0.05, groups=groups)
 
+    The groups of timm's `param_groups_layer_decay(module, weight_decay=0.05, layer_decay=0.65)` have an `lr_scale`, by
+    which their rate is multiplied; add a group of what is not in the module, such as the parameters of a projector.
+
     Adam and AdamW use torch's fused step on CPU and CUDA, unless the options choose another: the same formula in one
     pass over each parameter. timm is imported when the optimizer is created, because the import takes seconds.
     Raises RecipeError for an unknown option, and for an optimizer that computes the loss again within a step (LBFGS),
@@ -90,8 +95,13 @@ class Optimizer:
             if self.groups is not None:
                 parameters = self._grouped(named, self.groups)
             if isinstance(self.make, str):
-                return self._timm_optimizer(self.make, parameters)
-            return self.make(parameters, **self._fused_options(parameters), **self.options)
+                optimizer = self._timm_optimizer(self.make, parameters)
+            else:
+                optimizer = self.make(parameters, **self._fused_options(parameters), **self.options)
+            for group in optimizer.param_groups:
+                _refuse_misspelt_option(group, optimizer.defaults)
+                group["lr"] = group["lr"] * group.get("lr_scale", 1)
+            return optimizer
         except (ValueError, TypeError) as error:
             raise RecipeError(f"{self} cannot be created: {error}") from error
 
@@ -206,6 +216,11 @@ class LRSchedule:
         """Return a scheduler of torch. length: the number of its steps."""
         if isinstance(self.make, str):
             raise ValueError(f"a schedule of timm cannot be a part of another one; got {self!r}")
+        if is_number(self.options.get("max_lr")) and len({float(group["lr"]) for group in optimizer.param_groups}) > 1:
+            raise ValueError(
+                "max_lr is the rate of all groups of the optimizer, which have different ones; pass one for each group "
+                "in max_lr=[...]"
+            )
         parameters = inspect.signature(self.make).parameters
         lengths = [parameters[name] for name in _LENGTHS if name in parameters]
         options = {option.name: length for option in lengths if option.default in (option.empty, None)} | self.options
@@ -243,6 +258,14 @@ class LRSchedule:
         return schedulers
 
 
+def _refuse_misspelt_option(group: dict[str, Any], options: Iterable[str]) -> None:
+    # Torch keeps any key, such as a name for the group.
+    for key in group.keys() - {"params", *options}:
+        similar = get_close_matches(key, options, n=1, cutoff=0.8)
+        if similar:
+            raise ValueError(f"its groups have an option {key!r}; did you mean {similar[0]!r}?")
+
+
 def _optimizer_parameter(make: Callable[..., Any]) -> str:
     """Return the parameter of a schedule that takes the optimizer: not the first one in ChainedScheduler."""
     parameters = inspect.signature(make).parameters
@@ -265,7 +288,7 @@ def _refuse_module_options(options: dict[str, Any]) -> None:
         if options.get(name) is not None:
             raise RecipeError(
                 f"timm's {name} needs a whole model, but an optimizer gets the parameters of a stage; create groups by "
-                "name with Optimizer(..., groups=...)"
+                "name, or by timm.optim.param_groups_layer_decay(module, ...), with Optimizer(..., groups=...)"
             )
 
 
@@ -292,6 +315,8 @@ class _TimmScheduler:
 
         self._interval = interval
         self._count = 0
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] / group.get("lr_scale", 1)  # timm's schedules multiply each rate by it
         self._scheduler, _ = create_scheduler_v2(
             optimizer,
             sched=name,

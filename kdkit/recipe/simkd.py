@@ -26,7 +26,8 @@ class SimKD(nn.Module):
     body: inputs -> features. head: the teacher's pooling and classifier, features -> (batch, classes); inputs after the
     first one are passed to the head.
     student_shape, teacher_shape: the shapes of one sample's features, (channels, *positions), of the body and of the
-    teacher. width: channels in the middle of the projector; half the teacher's by default.
+    teacher. width: channels in the middle of the projector; half the teacher's by default. A smaller map of the student
+    is interpolated to the teacher's positions; the authors' code averages the teacher's map instead.
     `match` returns the term that trains it; labels are not needed. Raises RecipeError if the projector cannot map one
     shape to the other.
     Chen et al. 2022, "Knowledge Distillation with the Reused Teacher Classifier", arXiv:2203.14001.

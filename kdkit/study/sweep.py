@@ -10,6 +10,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from kdkit.engine.options import RunOptions
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.metrics.base import Metric
@@ -19,6 +23,8 @@ from kdkit.study.sweep_results import CellRuns, SweepResults, compare_cells
 from kdkit.study.trial import Trial, TrialResult
 from kdkit.utils.randomness import preserve_rng_state, seed_everything
 from kdkit.utils.validation import is_whole_number, validate_count
+
+Values = Sequence[Any] | NDArray[Any] | torch.Tensor
 
 _LONGEST_VALUE, _LONGEST_NAME = 40, 150  # letters of a folder name; file systems allow 255 bytes
 
@@ -55,15 +61,16 @@ class Sweep:
     def __init__(
         self,
         recipe: Callable[..., Recipe],
-        grid: Mapping[str, Sequence[Any]],
+        grid: Mapping[str, Values],
         *,
         folder: str | Path,
-        seeds: int | Sequence[int] = 3,
+        seeds: int | Values = 3,
         metric: str | None = None,
         net: str | None = None,
     ) -> None:
         self.recipe, self.metric, self.net = recipe, metric, net
-        self.grid = _ordered(recipe, grid)
+        self.grid = _ordered(recipe, {name: _as_list(values) for name, values in grid.items()})
+        seeds = _as_list(seeds)
         if not isinstance(seeds, Sequence):
             validate_count("seeds", seeds)
             seeds = range(seeds)
@@ -148,6 +155,11 @@ class Sweep:
         label = ", ".join(f"{name}={_text(value)}" for name, value in varied.items())
         trials = {seed: _trial_name(options, seed) for seed in self.seeds}
         return Cell(options=options, label=label or "defaults", trials=trials)
+
+
+def _as_list(values: Any) -> Any:
+    """Return an array or a tensor as Python numbers, which have the same text in every run, and others unchanged."""
+    return values.tolist() if isinstance(values, np.ndarray | torch.Tensor) else values
 
 
 def _ordered(recipe: Callable[..., Recipe], grid: Mapping[str, Sequence[Any]]) -> dict[str, tuple[Any, ...]]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kdkit.data.batch import Batch
 from kdkit.errors import RecipeError
+from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
 from kdkit.utils.reprs import describe_array
 
@@ -86,6 +87,12 @@ class TeacherSession:
 def observers(sessions: Iterable[TeacherSession]) -> list[TeacherSession]:
     """Return the sessions that override `observe`: only these have to be called after a batch."""
     return [session for session in sessions if type(session).observe is not TeacherSession.observe]
+
+
+def require_net(net: object, teacher: object) -> None:
+    """Raise RecipeError unless `net`, of which a teacher is created, is a Net."""
+    if not isinstance(net, Net):
+        raise RecipeError(f"{type(teacher).__name__} takes a Net; got a {type(net).__name__}")
 
 
 def require_output(name: str, output: object, batch: Batch, taps: Sequence[TapLike]) -> None:

@@ -13,10 +13,9 @@ from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
-from kdkit.nets.views import View
-from kdkit.teachers.base import TeacherOutput, TeacherSession
+from kdkit.nets.views import View, validate_view
+from kdkit.teachers.base import TeacherOutput, TeacherSession, require_net
 from kdkit.teachers.frozen import Frozen
-from kdkit.teachers.peer import require_net
 from kdkit.utils.validation import is_number
 
 _HALF_PRECISION = (torch.float16, torch.bfloat16)
@@ -40,6 +39,8 @@ class Ema:
         require_net(self.net, self)
         if not is_number(self.decay) or not 0 < self.decay < 1:
             raise RecipeError(f"the decay of an average must be between 0 and 1; got {self.decay!r}")
+        if self.view is not None:
+            validate_view(self.view, self.name)
 
     @property
     def name(self) -> str:
@@ -68,8 +69,10 @@ class _EmaSession(TeacherSession):
         pairs = zip(self._network.modules(), self._average.modules(), strict=True)
         memo: dict[int, Any] = {id(module): part for module, part in pairs}
         moved_taps = [copy.deepcopy(tap, dict(memo)) for tap in taps]
-        view = teacher.view if teacher.view is not None else net.view
-        self._frozen = Frozen(Net(teacher.name, self._average, view=view, element=net.element), moved_taps)
+        average = copy.copy(net)  # with all other options, such as the element and the order of its outputs
+        average.name, average.module = teacher.name, self._average
+        average.view = teacher.view if teacher.view is not None else net.view
+        self._frozen = Frozen(average, moved_taps)
         self._updates = 0
         # By key, in float32: an update by 1 - decay is mostly lost in the rounding of a number in half precision.
         self._precise: dict[str, Tensor] = {}

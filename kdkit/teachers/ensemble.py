@@ -5,7 +5,7 @@ from typing import Any
 
 from kdkit.errors import RecipeError
 from kdkit.nets.net import Net
-from kdkit.teachers.peer import require_net
+from kdkit.teachers.base import require_net
 
 
 @dataclass(frozen=True, slots=True, init=False)

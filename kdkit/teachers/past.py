@@ -13,8 +13,7 @@ from kdkit.losses.base import BuildContext
 from kdkit.losses.memory_bank import RowIndex
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
-from kdkit.teachers.base import TeacherOutput, TeacherSession
-from kdkit.teachers.peer import require_net
+from kdkit.teachers.base import TeacherOutput, TeacherSession, require_net
 from kdkit.utils import memory
 from kdkit.utils.collectives import all_gather
 from kdkit.utils.validation import validate_above_zero

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from kdkit.errors import RecipeError
 from kdkit.nets.net import Net
+from kdkit.teachers.base import require_net
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,3 @@ class Peer:
     def classes(self) -> tuple[str, ...] | None:
         """The classes of its outputs, if they differ from the data's."""
         return self.net.classes
-
-
-def require_net(net: object, teacher: object) -> None:
-    """Raise RecipeError unless `net`, of which a teacher is created, is a Net."""
-    if not isinstance(net, Net):
-        raise RecipeError(f"{type(teacher).__name__} takes a Net; got a {type(net).__name__}")

@@ -1,5 +1,6 @@
 """Create the console to which tables and progress are printed, and show the steps before a run prints anything."""
 
+import math
 import os
 import re
 import sys
@@ -118,3 +119,10 @@ class Status:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+def format_number(value: float) -> str:
+    """Return a number as tables and the live view show it, in at most nine characters; "-" for NaN."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}"

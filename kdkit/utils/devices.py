@@ -75,8 +75,6 @@ def find_device(name: str) -> torch.device:
 def uses_tf32() -> dict[str, bool]:
     """Return whether convolutions and matrix products in float32 use TF32 on CUDA, which has 10 bits of mantissa."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    if not hasattr(matmul, "fp32_precision"):  # torch 2.8 and older
-        return {"convolutions": cudnn.allow_tf32, "matrix products": matmul.allow_tf32}
     # The older settings cannot be read if user code has set these.
     convolutions: Any = cudnn.conv  # type: ignore[attr-defined]  # left out of the stubs
     settings = {"convolutions": convolutions.fp32_precision, "matrix products": matmul.fp32_precision}

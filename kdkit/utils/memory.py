@@ -27,6 +27,9 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHO
 _KEPT_BYTES = 2**30  # more than the features of most layers
 _KEPT_BYTES_OLD_GLIBC = 2**25  # the largest M_MMAP_THRESHOLD that older versions of glibc accept
 _MALLOC_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_")
+_CGROUP = Path("/sys/fs/cgroup")  # the limits of a container (cgroup v2)
+_MEMINFO = Path("/proc/meminfo")
+_STATM = Path("/proc/self/statm")  # the size of this process in pages
 
 
 def keep_freed_memory() -> bool:
@@ -45,11 +48,6 @@ def keep_freed_memory() -> bool:
     # tensor would be mapped again.
     mapped = any(libc.mallopt(_MMAP_THRESHOLD, size) for size in (_KEPT_BYTES, _KEPT_BYTES_OLD_GLIBC))
     return mapped and bool(libc.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES))
-
-
-_CGROUP = Path("/sys/fs/cgroup")  # the limits of a container (cgroup v2)
-_MEMINFO = Path("/proc/meminfo")
-_STATM = Path("/proc/self/statm")  # the size of this process in pages
 
 
 def require(

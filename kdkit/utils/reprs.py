@@ -1,7 +1,7 @@
 """Short reprs of public objects: their contents as shapes and counts, without the numbers of tensors or an address."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -35,6 +35,11 @@ def describe_names(names: Iterable[str]) -> str:
     if len(names) > _MOST_NAMES:
         names = [*names[: _MOST_NAMES - 1], "...", names[-1]]
     return ", ".join(names)
+
+
+def describe_numbers(numbers: Sequence[int]) -> str:
+    """Return the first five numbers with commas between them, and "..." for the others."""
+    return ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
 
 
 def describe_count(count: int, noun: str, plural: str = "") -> str:

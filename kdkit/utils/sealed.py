@@ -106,7 +106,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise OSError("it is not a file")
     content = path.read_bytes()
     require_intact(content)
-    facts = _without_checksum(json.loads(_metadata(content).get(SEALED, "null")))
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else {}
+    facts = _without_checksum(json.loads(metadata.get(SEALED, "null")))
     return safetensors.torch.load(content), facts
 
 
@@ -115,10 +117,3 @@ def _without_checksum(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or "checksum" not in value:
         raise ValueError("it has no checksum")
     return {key: item for key, item in value.items() if key != "checksum"}
-
-
-def _metadata(content: bytes) -> dict[str, str]:
-    size = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + size])
-    metadata: dict[str, str] = header.get("__metadata__", {}) if isinstance(header, dict) else {}
-    return metadata

@@ -30,7 +30,7 @@ class RecordIndex:
             files = find_record_files(folder)
             excluded.add_not_listed(files.not_listed)
             # The best description of a record first, as only one of its files is read.
-            paths = sorted([*files.headers, *files.arrays], key=lambda path: SUFFIXES.index(path.suffix.lower()))
+            paths = sorted([*files.headers, *files.others], key=lambda path: SUFFIXES.index(path.suffix.lower()))
             for path in paths:
                 if path.suffix.lower() == CSV_SUFFIX and path.resolve() == table.resolve():
                     continue

@@ -26,7 +26,7 @@ ClassTask = Literal["multilabel", "multiclass"]
 class Records(FoldedDataset):
     """Records of any kind, labelled by a table: (leads, length) samples at `rate` Hz, read on the first use of a split.
 
-    folder: one or several trees of WFDB, EDF, NumPy, CSV or HDF5 files.
+    folder: one or several trees of WFDB, DICOM, XML (GE MUSE, HL7 aECG), EDF, NumPy, CSV or HDF5 files.
     labels: a CSV in the first folder, or elsewhere. Its column `record` has the path of each record below the folder,
     or its name if that occurs once, with or without suffix; in a file of many records, the id of each. It has a column
     of 0 and 1 for each class, or a column `label` with names of classes, several of them with ; or | in between, as a

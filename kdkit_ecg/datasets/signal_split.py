@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdkit import Batch, Split
-from kdkit.utils.randomness import derive_seed
+from kdkit.utils.seeds import derive_seed
 from kdkit_ecg.augmentations import Augmentation, Mixup
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.store import StoredSignals

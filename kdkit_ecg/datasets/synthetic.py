@@ -12,6 +12,7 @@ import torch
 
 from kdkit import Data, RecipeError, Task
 from kdkit.errors import did_you_mean
+from kdkit.utils.cores import usable_cores
 from kdkit.utils.validation import validate_count
 from kdkit_ecg.augmentations import check_augmentations
 from kdkit_ecg.datasets.signal_split import Augmentations, SignalSplit
@@ -21,7 +22,10 @@ from kdkit_ecg.records.description import describe_preparation
 from kdkit_ecg.records.filters import zscore
 from kdkit_ecg.records.preparation import Preparation, Scaling
 from kdkit_ecg.simulator import Simulator
+from kdkit_ecg.utils.processes import run_in_processes
 
+CHUNK = 64  # records that a process simulates at a time
+RECORDS_PER_PROCESS = 256  # that justify starting a process, whose imports take about as long as 150 records
 VERSION = 1  # of the simulator; increase it if any signal changes, as the fingerprint depends on it
 
 # Far apart, so that the size of one split never changes the records of another.
@@ -124,18 +128,22 @@ class Synthetic(Data):
         """Simulate the records of a split, `spare` samples longer than the window."""
         simulator = replace(self.simulator, length=self.length + spare)
         ids = range(_FIRST_ID[name], _FIRST_ID[name] + self.sizes[name])
-        signals, persons, labels = [], [], []
-        # One record at a time: a record must not depend on those simulated before it.
-        for id in ids:
-            record = simulator.record(id)
-            signal = record.signal if self.scaling == "raw" else zscore(record.signal)
-            signals.append(signal.astype(np.float32))
-            persons.append(record.patient.vector())
-            labels.append([float(label in record.patient.findings) for label in self.classes])
+        chunks = [ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK)]
+        # torch's threads are this process's share of the cores: few if it is one of several.
+        processes = min(usable_cores(), torch.get_num_threads(), len(ids) // RECORDS_PER_PROCESS)
+        if processes > 1:
+            results = run_in_processes(simulator.signals, chunks, processes)
+        else:
+            results = ((chunk, simulator.signals(chunk)) for chunk in chunks)
+        signals, patients = {}, {}  # by id, since chunks finish in any order
+        for chunk, records in results:
+            for id, (signal, patient) in zip(chunk, records, strict=True):
+                scaled = signal if self.scaling == "raw" else zscore(signal)
+                signals[id], patients[id] = scaled.astype(np.float32), patient
         return SignalSplit(
-            signals=signals,
-            person=torch.tensor(persons),
-            labels=torch.tensor(labels),
+            signals=[signals[id] for id in ids],
+            person=torch.tensor([patients[id].vector() for id in ids]),
+            labels=torch.tensor([[float(label in patients[id].findings) for label in self.classes] for id in ids]),
             ids=torch.tensor(ids),
             length=self.length,
             rate=simulator.rate,

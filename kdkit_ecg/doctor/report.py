@@ -55,7 +55,7 @@ def print_survey(survey: Survey, console: Console, *, all_names: bool) -> None:
     if survey.not_listed:
         console.print(f"{len(survey.not_listed)} {NOT_LISTED}: {first_names(survey.not_listed)}", soft_wrap=True)
     if survey.not_examined:
-        text = f"{survey.not_examined:,} EDF, NumPy or HDF5 files are not examined, but only WFDB records"
+        text = f"{survey.not_examined:,} DICOM, XML, EDF, NumPy or HDF5 files are not examined, but only WFDB records"
         console.print(text, soft_wrap=True)
     odd = sum(record.odd for record in survey.records)
     console.print(f"{len(survey.records):,} records: {survey.bad:,} bad, {odd:,} odd", soft_wrap=True)

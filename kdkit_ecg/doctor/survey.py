@@ -22,7 +22,7 @@ class Survey:
     """All records in a folder, sorted by path, and the number of files left by an interrupted fetch.
 
     not_listed: subfolders that cannot be read and links that lead nowhere, below the folder. not_examined: the number
-    of EDF, NumPy and HDF5 files.
+    of files of other formats: DICOM, XML, EDF, NumPy and HDF5.
     """
 
     folder: Path
@@ -52,9 +52,11 @@ def survey(
     Raises DataError if there is neither a header nor a signal.
     """
     files = find_record_files(folder)
-    not_examined = sum(path.suffix.lower() != CSV_SUFFIX for path in files.arrays)  # a CSV file may be any table
+    not_examined = sum(path.suffix.lower() != CSV_SUFFIX for path in files.others)  # a CSV file may be any table
     if not files.headers and not files.signals:
-        others = f" ({not_examined} EDF, NumPy or HDF5 files, which are not examined)" if not_examined else ""
+        others = (
+            f" ({not_examined} DICOM, XML, EDF, NumPy or HDF5 files, which are not examined)" if not_examined else ""
+        )
         raise DataError(
             f"no .hea, .mat or .dat file in {folder} or its subfolders{others}; expected a folder with a fetched "
             "release, or other WFDB records"

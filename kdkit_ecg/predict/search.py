@@ -9,8 +9,7 @@ from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.array_format import ArrayFormat, ArraySource
 from kdkit_ecg.records.csv_file import CSV_SUFFIX
-from kdkit_ecg.records.edf import EDF_SUFFIX
-from kdkit_ecg.records.open_file import SUFFIXES, open_file
+from kdkit_ecg.records.open_file import NUMBERS_SUFFIXES, SUFFIXES, open_file
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.record_files import HEADER_SUFFIX, SIGNAL_SUFFIXES, find_record_files, present_file
 
@@ -26,8 +25,8 @@ class Refusal:
 def find_records(paths: Sequence[Path], arrays: ArrayFormat | None) -> Iterator[RecordSource | Refusal]:
     """Yield the records that paths name, in their order, each once; no signal is read.
 
-    Folders are searched for headers and EDF files, and for files of numbers if `arrays` describes them. Raises nothing:
-    a path without a record gives a refusal.
+    Folders are searched for headers, DICOM, XML and EDF files, and for files of numbers if `arrays` describes them.
+    Raises nothing: a path without a record gives a refusal.
     """
     seen: set[Path] = set()
     for path in paths:
@@ -80,7 +79,7 @@ def _in_folder(folder: Path, arrays: ArrayFormat | None) -> Iterator[RecordSourc
             yield Refusal(str(path), "it has no header, which names its leads and its rate")
     described = {path.with_suffix("") for path in files.headers}
     lead_names = {*LEADS, *(arrays.leads if arrays else ())}
-    for path in files.arrays:
+    for path in files.others:
         suffix = path.suffix.lower()
         # A file with a header of its name is another form of that record, and any CSV may be a table.
         if path.with_suffix("") in described or (suffix == CSV_SUFFIX and arrays is None):
@@ -92,7 +91,7 @@ def _in_folder(folder: Path, arrays: ArrayFormat | None) -> Iterator[RecordSourc
 
 
 def _opened(path: Path, arrays: ArrayFormat | None) -> Iterator[RecordSource | Refusal]:
-    if arrays is None and path.suffix.lower() in SUFFIXES and path.suffix.lower() not in (HEADER_SUFFIX, EDF_SUFFIX):
+    if arrays is None and path.suffix.lower() in NUMBERS_SUFFIXES:
         yield Refusal(str(path), "it does not say its rate and its leads; give --rate and --leads (arrays= in Python)")
         return
     try:

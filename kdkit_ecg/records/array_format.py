@@ -11,7 +11,7 @@ from kdkit.errors import did_you_mean, first_line
 from kdkit.utils.validation import is_number
 from kdkit_ecg.leads import standard_name
 from kdkit_ecg.records.signal_lines import MAX_CHANNELS, UNITS, shown
-from kdkit_ecg.records.source import Record, RecordSource
+from kdkit_ecg.records.source import RecordSource
 
 UNIT_NAMES = ("mV", "uV", "V", "NU")
 
@@ -68,19 +68,17 @@ class ArraySource(RecordSource):
         """Name and value of all that the signal depends on, apart from the content of the file."""
         return (("leads", self.leads), ("format", self.format), ("position", self.position))
 
-    def read(self) -> Record:
-        """Read the signal. Raises DataError, which names the file, if it cannot be read."""
+    def read_leads(self) -> NDArray[np.float64]:
+        """Read the samples of the leads; see `RecordSource`."""
         from kdkit_ecg.records.array_files import read_values  # which imports this module
 
         try:
             values = read_values(self)  # (leads, time)
         except Exception as error:  # numpy and h5py raise exceptions of any kind for a damaged file
             raise DataError(f"the signal of {self.path} cannot be read: {first_line(error)}") from error
-        with np.errstate(over="ignore", invalid="ignore"):  # numbers near the largest float, which are refused later
+        with np.errstate(over="ignore", invalid="ignore"):
             signal = values.astype(np.float64) * (UNITS[self.format.unit.lower()] / self.format.gain)
-            if self.format.padded:
-                signal = without_padding(signal)
-            return self.record(signal)
+        return without_padding(signal) if self.format.padded else signal
 
 
 def without_padding(signal: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
 from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS, standard_name
 from kdkit_ecg.records.signal_lines import UNITS, clipped
-from kdkit_ecg.records.source import Record, RecordSource, Sex
+from kdkit_ecg.records.source import RecordSource, Sex
 from kdkit_ecg.utils.record_files import require_regular_file
 
 EDF_SUFFIX = ".edf"
@@ -45,17 +46,17 @@ class EdfSource(RecordSource):
         """Name and value of all that the signal depends on, apart from the content of the file."""
         return (("leads", self.leads), ("rate", self.rate), ("positions", self.positions), ("units", self.units))
 
-    def read(self) -> Record:
-        """Read the signal. Raises DataError, which names the file, if it cannot be read."""
+    def read_leads(self) -> NDArray[np.float64]:
+        """Read the samples of the leads; see `RecordSource`."""
         try:
             signals = _read(self.path).signals
             # (leads, time); the physical values of a signal are float64.
-            values = np.stack([signals[position].data for position in self.positions])
+            values: NDArray[np.float64] = np.stack([signals[position].data for position in self.positions])
         except Exception as error:  # edfio raises exceptions of any kind for a damaged file
             raise DataError(f"the signal of {self.path} cannot be read: {first_line(error)}") from error
         factors = np.array([UNITS[unit] for unit in self.units])[:, None]
         with np.errstate(over="ignore", invalid="ignore"):
-            return self.record(values * factors)
+            return np.asarray(values * factors)
 
 
 def open_edf(path: Path) -> EdfSource:

@@ -1,20 +1,28 @@
-"""Open a file of records of any supported kind: WFDB, EDF, NumPy, CSV and HDF5."""
+"""Open a file of records of any supported kind: WFDB, DICOM, XML, EDF, NumPy, CSV and HDF5."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from kdkit import DataError
 from kdkit_ecg.records.array_files import HDF5_SUFFIXES, NUMPY_SUFFIX, open_array_file
 from kdkit_ecg.records.array_format import ArrayFormat
 from kdkit_ecg.records.csv_file import CSV_SUFFIX
+from kdkit_ecg.records.dicom import DICOM_SUFFIX, open_dicom
 from kdkit_ecg.records.edf import EDF_SUFFIX, open_edf
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.numpy_archive import NPZ_SUFFIX
 from kdkit_ecg.records.source import RecordSource
+from kdkit_ecg.records.xml_file import XML_SUFFIX, open_xml
 from kdkit_ecg.utils.record_files import HEADER_SUFFIX
 
-# Of files with one name, such as A1.hea and A1.csv, the first of these describes itself best.
-SUFFIXES = (HEADER_SUFFIX, EDF_SUFFIX, NUMPY_SUFFIX, NPZ_SUFFIX, CSV_SUFFIX, *HDF5_SUFFIXES)
+# Files of one record that say their leads, rate and unit, and files of numbers, which do not. Of files with one name,
+# such as A1.hea and A1.csv, the first of these describes itself best.
+_DESCRIBED: Mapping[str, Callable[[Path], RecordSource]] = MappingProxyType(
+    {HEADER_SUFFIX: read_header, DICOM_SUFFIX: open_dicom, XML_SUFFIX: open_xml, EDF_SUFFIX: open_edf}
+)
+NUMBERS_SUFFIXES = (NUMPY_SUFFIX, NPZ_SUFFIX, CSV_SUFFIX, *HDF5_SUFFIXES)
+SUFFIXES = (*_DESCRIBED, *NUMBERS_SUFFIXES)
 
 
 def open_file(path: Path, arrays: ArrayFormat | None = None) -> Sequence[RecordSource]:
@@ -23,11 +31,9 @@ def open_file(path: Path, arrays: ArrayFormat | None = None) -> Sequence[RecordS
     arrays: describes files of numbers. Raises DataError, which names the file, if it cannot be read.
     """
     suffix = path.suffix.lower()
-    if suffix == HEADER_SUFFIX:
-        return [read_header(path)]
-    if suffix == EDF_SUFFIX:
-        return [open_edf(path)]
-    if suffix not in SUFFIXES:
+    if suffix in _DESCRIBED:
+        return [_DESCRIBED[suffix](path)]
+    if suffix not in NUMBERS_SUFFIXES:
         raise DataError(f"{path} is not a file of records; expected one of {', '.join(SUFFIXES)}")
     if arrays is None:
         raise DataError(

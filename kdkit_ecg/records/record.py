@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdkit import DataError
 from kdkit_ecg.records.header import read_header
@@ -25,8 +26,8 @@ def read_record(source: Path | RecordSource) -> Record:
     return (read_header(source) if isinstance(source, Path) else source).read()
 
 
-def read_wfdb(header: Header) -> Record:
-    """Read a WFDB record; see `read_record`."""
+def read_wfdb(header: Header) -> NDArray[np.float64]:
+    """Read the samples of a WFDB record, (leads, time); see `read_record`."""
     missing = missing_files(header)
     if missing:
         raise DataError(f"{header.path} names the signal file {missing[0]}, which is not in the same folder")
@@ -42,4 +43,4 @@ def read_wfdb(header: Header) -> Record:
     with np.errstate(over="ignore", invalid="ignore"):  # a tiny gain gives samples that are not finite, without notice
         in_units = (steps.astype(np.float64) - baselines) / gains
         in_units[steps == invalid_values(header)] = np.nan
-        return header.record(in_units * units)
+        return np.asarray(in_units * units)

@@ -10,9 +10,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS, missing_leads, standard_name
-from kdkit_ecg.records.source import Record, RecordSource
+from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.record_files import present_file, read_header_bytes
 
 # Size of a unit in mV. NU (normalised units) are standard deviations, and are not converted.
@@ -119,8 +122,8 @@ class Header(RecordSource):
         selected: dict[str, Any] = {name: tuple(getattr(self, name)[row] for row in rows) for name in by_lead}
         return replace(self, default_gains=tuple(lead for lead in self.default_gains if lead in leads), **selected)
 
-    def read(self) -> Record:
-        """Read the signal; see `read_record`."""
+    def read_leads(self) -> NDArray[np.float64]:
+        """Read the samples of the leads; see `read_record`."""
         from kdkit_ecg.records.record import read_wfdb  # which imports this module
 
         return read_wfdb(self)

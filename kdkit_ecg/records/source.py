@@ -77,16 +77,20 @@ class RecordSource(ABC):
         """Name and value of all that the signal depends on, apart from the content of `files` and `description`."""
 
     @abstractmethod
+    def read_leads(self) -> NDArray[np.float64]:
+        """Read the samples of `leads`, (leads, time): in mV, or in standard deviations if normalised; NaN if invalid.
+
+        Raises DataError, which names the file, if they cannot be read.
+        """
+
     def read(self) -> Record:
         """Read the signal. Raises DataError, which names the file, if it cannot be read."""
-
-    def record(self, signal: NDArray[np.float64]) -> Record:
-        """Return the record with its signal in mV, (leads, time), in the order of `leads`; see `ordered_signal`."""
-        leads, ordered = ordered_signal(signal, self.leads)
+        with np.errstate(over="ignore", invalid="ignore"):  # numbers near the largest float, which are refused later
+            leads, signal = ordered_signal(self.read_leads(), self.leads)
         return Record(
             name=self.name,
             path=self.path,
-            signal=ordered,
+            signal=signal,
             leads=leads,
             rate=self.rate,
             age=self.age,

@@ -1,10 +1,11 @@
 """Simulate record number `id`: its patient, the findings, and a signal that shows them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from kdkit.utils.randomness import derive_seed
+from kdkit.utils.seeds import derive_seed
 from kdkit_ecg.simulator.findings import FINDINGS
 from kdkit_ecg.simulator.heart import Heart, Waves
 from kdkit_ecg.simulator.heart_sampler import healthy_heart
@@ -57,6 +58,11 @@ class Simulator:
         noise = electrode_noise(times, self.rate, self._sampler(id, _NOISE))
         # The other leads are derived from the noisy ones, so Einthoven's law holds for the measured signal, too.
         return Record(signal=twelve_leads(clean + noise), clean=twelve_leads(clean), patient=patient, beats=beats)
+
+    def signals(self, ids: Sequence[int]) -> list[tuple[Array, Patient]]:
+        """Return the signals and patients of these records, which are all that other processes have to send."""
+        # One record at a time: a record must not depend on those simulated before it.
+        return [(record.signal, record.patient) for record in map(self.record, ids)]
 
     def _sampler(self, id: int, stream: int) -> RangeSampler:
         return RangeSampler(np.random.default_rng(derive_seed(self.seed, id, stream)), self.difficulty)

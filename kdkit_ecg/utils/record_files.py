@@ -14,7 +14,7 @@ MAX_HEADER_BYTES = 1 << 20  # of a header; those of the Challenges have about a 
 MAX_SUFFIX = 5  # characters, with the dot, of a suffix that is looked for in any case
 
 HEADER_SUFFIX, SIGNAL_SUFFIXES, UNFINISHED_SUFFIX = ".hea", (".mat", ".dat"), ".part"
-ARRAY_SUFFIXES = (".edf", ".npy", ".npz", ".csv", ".hdf5", ".h5")
+OTHER_SUFFIXES = (".dcm", ".xml", ".edf", ".npy", ".npz", ".csv", ".hdf5", ".h5")
 NOT_LISTED = "of the folders cannot be read"  # in summaries, after the number
 
 _PIECE = 1 << 16  # bytes of a header that are read at a time
@@ -25,13 +25,14 @@ _SUFFIX = re.compile(r"\.(hea|mat|dat)$", re.IGNORECASE)
 class RecordFiles(NamedTuple):
     """The files in a folder tree, each kind sorted by path.
 
-    arrays: other files that may hold signals: EDF, NumPy, CSV and HDF5. unfinished: files of an interrupted fetch.
+    others: files of other formats that may hold signals: DICOM, XML, EDF, NumPy, CSV and HDF5. unfinished: files of an
+    interrupted fetch.
     not_listed: folders that cannot be read, and links that lead nowhere.
     """
 
     headers: tuple[Path, ...]
     signals: tuple[Path, ...]
-    arrays: tuple[Path, ...]
+    others: tuple[Path, ...]
     unfinished: tuple[Path, ...]
     not_listed: tuple[Path, ...]
 
@@ -73,11 +74,11 @@ def find_record_files(folder: Path) -> RecordFiles:
             else:
                 files.append(path)
     files.sort()
-    headers, signals, arrays, unfinished = (
+    headers, signals, others, unfinished = (
         tuple(path for path in files if path.suffix.lower() in suffixes)
-        for suffixes in ((HEADER_SUFFIX,), SIGNAL_SUFFIXES, ARRAY_SUFFIXES, (UNFINISHED_SUFFIX,))
+        for suffixes in ((HEADER_SUFFIX,), SIGNAL_SUFFIXES, OTHER_SUFFIXES, (UNFINISHED_SUFFIX,))
     )
-    return RecordFiles(headers, signals, arrays, unfinished, tuple(sorted(not_listed)))
+    return RecordFiles(headers, signals, others, unfinished, tuple(sorted(not_listed)))
 
 
 def read_header_bytes(path: Path) -> bytes:
@@ -133,4 +134,4 @@ def table_name(text: str) -> str:
     """Return the name of a record as a table writes it: with slashes, and without suffix and spaces around it."""
     name = record_name(text).replace("\\", "/").removeprefix("./")
     stem, dot, suffix = name.rpartition(".")
-    return stem if dot and f".{suffix.lower()}" in ARRAY_SUFFIXES else name
+    return stem if dot and f".{suffix.lower()}" in OTHER_SUFFIXES else name

@@ -1,4 +1,4 @@
-"""Read mutated NumPy files and archives, CSV, EDF and HDF5 files of records, and mutated tables of labels."""
+"""Read mutated files of records of every kind but WFDB, and mutated tables of labels."""
 
 import io
 import warnings
@@ -18,6 +18,7 @@ from kdkit_ecg.records.open_file import open_file
 from kdkit_ecg.records.preparation import Preparation
 from kdkit_ecg.records.record import read_record
 from tests.fuzz.meter import Meter, for_inputs, require_enough_memory
+from tests.helpers.hospital_files import aecg_xml, dicom_group, muse_xml, write_dicom
 
 EIGHT = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
 SIGNAL = np.random.default_rng(0).normal(0, 0.3, (8, 200)).round(3)
@@ -29,7 +30,7 @@ TABLE, MEMBER = "labels.csv", "member.npz"
 WORDS = st.sampled_from(
     [b"0", b"-1", b"99999999", b"1e308", b"nan", b"inf", b"\0", b"\xff\xfe", b";", b",", b"\t", b"'", b'"', b"\n",
      b"\r", b"(", b")", b"[red]", b"\x1b[2J", b"1" * 5000, b"|O", b"<U9", b"<f2", b"        ", b"EDF+C", b"EDF+D",
-     b"mmHg    "]
+     b"mmHg    ", b"<", b"</", b"&a;", b"<!ENTITY a 'b'>", b"DERIVED ", b"MB"]
 )  # fmt: skip
 # Mostly in the first bytes, where formats describe themselves.
 POSITIONS = st.one_of(st.integers(0, 255), st.integers(0, 4000), st.integers(0, 1 << 16))
@@ -54,6 +55,10 @@ def valid_files(folder: Path) -> dict[str, bytes]:
         edfio.EdfSignal(lead, 400, label=f"ECG {name}", **options) for name, lead in zip(EIGHT, SIGNAL, strict=True)
     ]
     edfio.Edf(signals, data_record_duration=0.5).write(folder / "one.edf")
+    steps = (SIGNAL * 1000).astype(np.int16)
+    write_dicom(folder / "one.dcm", [dicom_group(steps, EIGHT, 400)], PatientAge="071Y")
+    (folder / "muse.xml").write_text(muse_xml(steps, EIGHT, 400), encoding="latin-1")
+    (folder / "aecg.xml").write_text(aecg_xml(steps, EIGHT, 400))
     with h5py.File(folder / "many.hdf5", "w") as file:
         file.create_dataset("tracings", data=np.stack([SIGNAL.T] * 3), compression="gzip", chunks=(1, 200, 8))
         file["exam_id"] = [1, 2, 3]

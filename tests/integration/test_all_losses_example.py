@@ -28,7 +28,7 @@ def load_example():
 
 all_losses = load_example()
 
-HARD = {"dkd", "nkd", "ofa", "pskd", "rld", "sdd"}  # these need one class per sample
+HARD = {"dkd", "margin_mse", "nkd", "ofa", "pskd", "rld", "sdd"}  # these need one class per sample
 SEVERAL = {"per_label_dkd", "per_label_pskd", "per_label_rld", "led"}  # these need several labels per sample
 FOR_DIGITS = [name for name in all_losses.NAMES if name not in SEVERAL]
 ON_FEATURES = [name for name, (sides, _) in all_losses.LOSSES.items() if sides != all_losses.OUTPUTS]

@@ -37,7 +37,7 @@ from kdkit import (
 )
 from kdkit.errors import CheckError
 from kdkit.losses import Hint, Masked, SoftTargets
-from kdkit.nets.taps import OpenTaps
+from kdkit.nets.open_taps import OpenTaps
 from kdkit.recipe.objective import Objective, Term
 
 CLASSES = 3
@@ -477,6 +477,20 @@ def test_images_of_a_timm_model_are_resized_to_the_size_of_its_training(images):
     assert net.module.seen.shape[-2:] == tuple(tiny.pretrained_cfg["input_size"][1:])
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: timm.layers.PatchEmbed(2 * SIDE, 16),
+        lambda: torchvision.models.VisionTransformer(2 * SIDE, 16, 1, 2, 16, 16, num_classes=CLASSES),
+    ],
+    ids=["timm", "torchvision"],
+)
+def test_a_transformer_that_takes_another_size_of_images_is_refused_with_the_view_that_resizes(make, images):
+    stage = Stage({Net("student", make()): Truth(cross_entropy)}, Training(epochs=1))
+    plan = kdkit.check(Recipe(data=images, schedule=[stage]))
+    assert "resize the images for this network alone: Net(..., view=Images(size=" in plan.problems[0]
+
+
 def vit(**options: Any) -> Any:
     return timm.create_model("test_vit", num_classes=CLASSES, img_size=SIDE, **options)
 
@@ -558,6 +572,44 @@ def test_a_tap_on_a_stage_of_a_timm_model_has_its_channels_second(name, index):
         module(torch.rand(2, 3, SIDE, SIDE))
         (feature,) = open_taps.take()
     assert feature.shape[1] == list(module.feature_info)[index]["num_chs"]
+
+
+MAPPED: dict[str, Mapping[str, Any]] = {
+    "test_resnet": {},
+    "test_vit": {"img_size": SIDE},  # a class token
+    "test_vit3": {"img_size": (SIDE, 2 * SIDE)},  # a register token, and a wide image
+    "deit_tiny_distilled_patch16_224": {"embed_dim": 24, "depth": 2, "num_heads": 2, "img_size": SIDE},
+    "samvit_base_patch16": {"embed_dim": 24, "depth": 2, "num_heads": 2, "img_size": SIDE},  # channels last, undeclared
+}
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_a_tap_on_a_stage_of_a_timm_model_is_the_map_of_its_features(name):
+    module = timm.create_model(name, **MAPPED[name]).eval()
+    pyramid = timm.create_model(name, features_only=True, out_indices=[1], **MAPPED[name]).eval()
+    inner = getattr(pyramid, "model", pyramid)
+    inner.load_state_dict({key: value for key, value in module.state_dict().items() if key in inner.state_dict()})
+    image = torch.rand(2, 3, *module.patch_embed.img_size) if hasattr(module, "patch_embed") else torch.rand(2, 3, 8, 8)
+    with torch.no_grad(), OpenTaps([timm_tap(module, 1)]) as open_taps:
+        module(image)
+        assert torch.equal(open_taps.take()[0], pyramid(image)[0])
+
+
+def test_the_tokens_of_two_timm_vits_with_other_patches_are_compared_by_their_maps(images):
+    teacher = Net("teacher", timm.create_model("test_vit", num_classes=CLASSES, img_size=SIDE), trained=True)
+    student = Net("student", timm.create_model("test_vit3", num_classes=CLASSES, img_size=SIDE, patch_size=SIDE // 4))
+    hint = Hint()
+    match = Match(teacher, hint, student=timm_tap(student.module, 1), target=timm_tap(teacher.module, 1))
+    distilled(student, Truth(cross_entropy) + match, images)
+    assert hint.projector.positions == (2, 2)
+    blocks = (Tap(net.module.blocks[1]) for net in (student, teacher))
+
+    def notices(match: Match) -> tuple[str, ...]:
+        return kdkit.check(Recipe(data=images, schedule=[Stage({student: 1.0 * match}, Training(epochs=1))])).notices
+
+    match_blocks = Match(teacher, Hint(), **dict(zip(("student", "target"), blocks, strict=True)))
+    assert any("compares 17 tokens to 5 as a sequence" in notice for notice in notices(match_blocks))
+    assert not any("as a sequence" in notice for notice in notices(match))
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "swin_tiny_patch4_window7_224"])

@@ -317,7 +317,7 @@ def test_linked_folders_and_suffixes_in_capitals_are_examined(kdkit_here, tmp_pa
     ]
     result = kdkit_here("ecg", "doctor", "data", "--jobs", 1, "--json", "survey.json")
     assert "1 of the folders cannot be read: lost\n" in result.out
-    assert "2 EDF, NumPy or HDF5 files are not examined, but only WFDB records\n" in result.out
+    assert "2 DICOM, XML, EDF, NumPy or HDF5 files are not examined, but only WFDB records\n" in result.out
     assert json.loads((tmp_path / "survey.json").read_text())["not_listed"] == ["lost"]
 
 
@@ -404,7 +404,10 @@ def test_a_folder_that_is_empty_or_missing_exits_with_2(kdkit_here, tmp_path):
     result = kdkit_here("ecg", "doctor", "empty")
     assert (result.code, "no .hea, .mat or .dat file in empty" in result.err) == (2, True)
     (tmp_path / "empty" / "a.edf").touch()
-    assert "its subfolders (1 EDF, NumPy or HDF5 files, which are not exam" in kdkit_here("ecg", "doctor", "empty").err
+    assert (
+        "its subfolders (1 DICOM, XML, EDF, NumPy or HDF5 files, which are not exam"
+        in kdkit_here("ecg", "doctor", "empty").err
+    )
     assert kdkit_here("ecg", "doctor", "missing").code == 2
 
 

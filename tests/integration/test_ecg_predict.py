@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from kdkit_ecg import Predictor, Records
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.simulator import Simulator
 from tests.helpers.command_line import ROOT
+from tests.helpers.hospital_files import dicom_group, muse_xml, write_dicom
 from tests.helpers.own_records import CLASSES, EIGHT, save_weights, untrained, write_own_records, write_signal
 
 QUICK = kdkit.ExportOptions(points=100, finish_epochs=0, timing_seconds=0, calibration=8)
@@ -257,6 +259,24 @@ def test_csv_and_the_table_have_what_json_has(mixed, model, tmp_path, capsys):
     assert call(["predict", str(model), str(mixed / served[0]["record"].rsplit("/", 1)[1])]) == 0
     table = capsys.readouterr().out
     assert all(name in table for name in CLASSES)
+
+
+def test_files_of_hospitals_are_predicted_as_wfdb_records(tmp_path, predictor):
+    steps = (1000 * simulated(3, length=1200)).round().astype(int)
+    write_signal(tmp_path, "wfdb", steps / 1000, rate=500, leads=LEADS)
+    write_dicom(tmp_path / "a.dcm", [dicom_group(steps, LEADS, 500)])
+    limb = [1, 2, *range(6, 12)]  # without lead I, which follows from II and III
+    (tmp_path / "b.XML").write_text(muse_xml(steps[limb], np.array(LEADS)[limb], 500, ("", "", "")), "latin-1")
+    (tmp_path / "c.xml").write_text("<html/>")
+    write_dicom(tmp_path / "d.dcm", [], sop_class="CTImageStorage")
+    rows = {Path(row.record).name: row for row in predictor.predict_all(tmp_path)}
+    reasons = {name: row.reason for name, row in rows.items()}
+    assert {name for name, reason in reasons.items() if reason is None} == {"wfdb", "a.dcm", "b.XML"}
+    assert "got 'html'" in reasons["c.xml"]
+    assert "got 'CT Image Storage' with no waveform" in reasons["d.dcm"]
+    assert rows["b.XML"].derived == ("I",)
+    for name in ("a.dcm", "b.XML"):
+        assert np.allclose(rows[name].probabilities, rows["wfdb"].probabilities, atol=1e-3)
 
 
 def test_arrays_need_a_rate_and_leads(tmp_path, model, capsys):

@@ -1,6 +1,8 @@
 """A Distiller trains in Lightning, Hugging Face's Trainer, Accelerate and timm's loop as it does in a bare one."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,3 +181,45 @@ def test_hugging_faces_trainer_distils_a_transformer_on_texts_of_different_lengt
     assert any(not torch.equal(before[key], after[key]) for key in after)
     assert all(torch.equal(frozen[key], value) for key, value in teacher.module.state_dict().items())
     bert(1, 8).load_state_dict(after)
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_trainer_of_the_page_takes_the_mean_over_all_tokens_of_an_update(tmp_path):
+    import transformers  # late: it takes seconds
+
+    page = (Path(__file__).parents[2] / "docs" / "own-loop.md").read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall(r"```python notest\n(.+?)```", page, re.S) if "TokenTrainer" in block)
+    exec(code, scope := {"transformers": transformers})
+    lengths = [1, 2, 5, 9]
+    texts = [{"inputs": torch.arange(9) + row, "labels": length} for row, length in enumerate(lengths)]
+
+    def collate(rows):
+        labels = nn.utils.rnn.pad_sequence([row["inputs"][: row["labels"]] + 1 for row in rows], batch_first=True)
+        labels = nn.functional.pad(labels, (0, 9 - labels.shape[1]))
+        return {"input": torch.stack([row["inputs"] for row in rows]), "labels": labels.masked_fill(labels == 0, -100)}
+
+    weights = []
+    for batch_size in (4, 1):
+        torch.manual_seed(0)
+        teacher, student = Net("teacher", nn.Embedding(12, 13), trained=True), Net("student", nn.Embedding(12, 13))
+        example = collate(texts)
+        objective = Truth(nn.CrossEntropyLoss()) + Match(teacher, SoftTargets())
+        module = Distiller(student, objective, ({"input": example["input"]}, example["labels"]))
+        arguments = transformers.TrainingArguments(
+            output_dir=tmp_path,
+            num_train_epochs=1,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=4 // batch_size,
+            remove_unused_columns=False,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+            learning_rate=1.0,
+            max_grad_norm=0.0,
+            optim="sgd",
+            lr_scheduler_type="constant",
+            save_strategy="no",
+        )
+        scope["TokenTrainer"](module, arguments, data_collator=collate, train_dataset=texts).train()
+        weights.append(student.module.weight.detach())
+    torch.testing.assert_close(*weights)

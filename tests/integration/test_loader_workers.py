@@ -276,10 +276,25 @@ def test_slow_data_without_workers_is_reported_and_read(monkeypatch):
     assert any(re.match(pattern, str(warning.message)) for warning in caught)
 
 
-def test_fast_data_is_not_reported():
+@pytest.mark.parametrize(
+    ("wrap", "option"), [(lambda data: data, "Training"), (lambda data: DataLoader(data, 8), "DataLoader")]
+)
+def test_reading_that_takes_most_of_the_time_is_reported_once(wrap, option, monkeypatch):
+    monkeypatch.setattr(reading, "SLOW_AFTER", 0.3)
+    monkeypatch.setattr(reading, "usable_cores", lambda: 2)
+    with pytest.warns(RuntimeWarning) as caught:
+        run(torch_data(wrap(Faulty(partial(time.sleep, 0.4)))), epochs=1)
+    (message,) = {str(warning.message) for warning in caught}
+    pattern = rf"reading the train data takes most of the time, \d of \d s; {option}\(.*workers=4\) reads it in four"
+    assert re.match(pattern, message)
+
+
+def test_fast_data_and_that_of_workers_is_not_reported(monkeypatch):
+    monkeypatch.setattr(reading, "SLOW_AFTER", 0.3)
+    monkeypatch.setattr(reading, "usable_cores", lambda: 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run(torch_data(Faulty(lambda: None)), workers=1)
+        run(torch_data(Faulty(partial(time.sleep, 0.4))), workers=1, epochs=1)
 
 
 @pytest.mark.parametrize(

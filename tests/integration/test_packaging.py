@@ -4,12 +4,17 @@ import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 from email import message_from_string
+from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import yaml
 
 from tests.helpers.environments import copy_sources, fresh_environment, install
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +59,19 @@ def test_the_metadata_names_authors_addresses_and_extras(editable):
         if marker := re.search(r'(\S+?)[<>=~].*extra == "([\w-]+)"', line):
             extras[marker[2]].add(marker[1])
     assert {"onnx", "onnxscript", "onnxruntime"} <= extras["export"]
+
+
+def test_ci_runs_on_the_lowest_and_the_newest_versions():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    packages = (*project["dependencies"], *project["optional-dependencies"]["test"])
+    torch, torchao = (next(line for line in packages if line.startswith(f"{name}>=")) for name in ("torch", "torchao"))
+    pythons = [line.split(" :: ")[-1] for line in project["classifiers"] if ":: Python :: 3." in line]
+    lowest = " ".join(f'"{line.replace(">=", "==")}.*"' for line in (torch, torchao))
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    assert workflow["jobs"]["test"]["strategy"]["matrix"]["include"] == [
+        {"python": project["requires-python"].removeprefix(">="), "torch": lowest},
+        {"python": pythons[-1], "torch": "torch"},
+    ]
 
 
 def test_an_sdist_has_the_changelog_the_docs_and_the_tests(tmp_path):

@@ -7,9 +7,11 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import torch
 
 from kdkit.engine.storage.comparison import differences
-from kdkit.utils.sealed import json_parts, read_sealed_json
+from kdkit.utils.files import write
+from kdkit.utils.sealed import json_parts, read_sealed_json, tensor_parts
 from tests.integration.test_resume import RECIPE
 
 
@@ -48,6 +50,13 @@ def test_a_rerun_with_another_option_names_what_differs(command, finished):
     assert done.code == 1
     assert "2-student/weights.safetensors: body.bias differs by up to" in done.out
     assert "conditions:\n  seed: 0 and 3" in done.out
+
+
+def test_tensors_of_two_dtypes_differ_by_their_dtypes(tmp_path):
+    for name, dtype in (("first", torch.float32), ("second", torch.float64)):
+        write(tmp_path / name / "1-s" / "weights.safetensors", *tensor_parts({"w": torch.zeros(3, dtype=dtype)}, {}))
+    expected = "1-s/weights.safetensors: w is float32 (3,) and float64 (3,)"
+    assert differences(tmp_path / "first", tmp_path / "second") == [expected]
 
 
 def test_a_run_is_resumed_by_its_folder(command, finished):

@@ -267,6 +267,29 @@ def test_outputs_for_data_without_a_digest_are_cached_for_one_run(teacher_calls,
         assert not (tmp_path / name / "teacher_cache").exists()
 
 
+class NoisyDataset(FixedDataset):
+    """Samples with noise, as a random augmentation has."""
+
+    def __getitem__(self, row):
+        return self.inputs[row] + 0.1 * torch.randn_like(self.inputs[row]), self.labels[row]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_draws_of_augmented_samples_are_shared_by_runs_if_the_data_has_a_digest(workers, teacher_calls, tmp_path):
+    def recipe():
+        # A loader of validation data changes nothing.
+        validation = DataLoader(FixedDataset(12), 4)
+        data = TorchData(NoisyDataset(ROWS), validation, FixedDataset(12), classes=("a", "b", "c"), draws=2)
+        data.train_digest = "with noise"
+        return make_recipe(data=data, training={"workers": workers})
+
+    first = run(recipe(), out=tmp_path / "first")
+    assert teacher_calls.samples() == 2 * ROWS
+    second = run(recipe(), out=tmp_path / "second")
+    assert teacher_calls.samples() == 0
+    assert same(first[0], second[0])
+
+
 def test_a_teacher_that_shares_a_module_with_the_student_is_not_cached(teacher_calls):
     teacher, student = make_net(4, 1, "teacher", trained=True), make_net(4, 2, "student")
     teacher.module.head.requires_grad_(False)

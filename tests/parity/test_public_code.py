@@ -15,6 +15,7 @@ from kdkit.losses import (
     DKD,
     LED,
     MLLD,
+    NKD,
     OFA,
     RKD,
     RLD,
@@ -25,6 +26,7 @@ from kdkit.losses import (
     AlphaBetaDivergence,
     DISTPlus,
     LogitStandardisation,
+    PairwiseAffinity,
     PerLabelSoftTargets,
     SkewKL,
     SoftTargets,
@@ -145,6 +147,22 @@ def test_a_loss_that_is_reset_to_zero_if_it_is_infinite_teaches_confident_studen
     reset = torch.zeros(()) if total.isinf() or total.isnan() else total
     assert reset == 0
     assert_finite_with_gradient(SDD(loss=DKD(temperature=1.0)), *maps, labels=label)
+
+
+def test_nkd_of_regions_that_keeps_the_correct_class_among_the_others_is_another_loss():
+    def reference(student, target, labels):
+        correct = (target.softmax(1) * F.log_softmax(student, 1)).gather(1, labels[:, None]).mean()
+        return -correct + 1.5 * F.cross_entropy(student, target.softmax(1))
+
+    student, target = logits()
+    labels = torch.arange(4)
+    value = reference(student, target, labels)
+    weights = 1.5 + F.one_hot(labels, 5)  # both terms have the correct class
+    torch.testing.assert_close(value, -(weights * target.softmax(1) * F.log_softmax(student, 1)).sum(1).mean())
+    maps = (side[:, :, None] for side in (student, target))  # a single region
+    actual = SDD(loss=NKD(), scales=(1,))(*maps, labels=labels)
+    torch.testing.assert_close(actual, NKD()(student, target, labels=labels))
+    assert not torch.isclose(actual, value, rtol=0.01)
 
 
 def test_probabilities_of_labels_that_are_clamped_give_infinity_or_no_gradient():
@@ -269,6 +287,33 @@ def test_distances_of_inner_products_lose_their_digits_far_from_the_origin():
     # a shift of all samples changes no distance, so the loss is 0 but for the rounding of the shift
     assert value > 0.1
     assert RKD(angle=0.0)(far, samples) < 1e-4
+
+
+def test_angles_of_equal_samples_get_a_gradient_of_one_over_eps_from_normalised_differences():
+    def reference(student, target):
+        sides = [F.normalize(side[None] - side[:, None], dim=2) for side in (student, target)]
+        return 50 * F.smooth_l1_loss(*(directions @ directions.mT for directions in sides))
+
+    student, target = logits()
+    student[1] = student[0]
+    assert gradient_of(reference, student, target)[1].abs().max() > 1e9
+    assert gradient_of(RKD(distance=0.0), student, target)[1].abs().max() < 100
+
+
+def test_the_gradient_of_cosines_by_detached_lengths_changes_lengths():
+    def reference(student, target):
+        student, target = (side.flatten(2) for side in (student, target))
+        sides = [side / side.norm(dim=1, keepdim=True).detach() for side in (student, target)]
+        return F.mse_loss(*(vectors.mT @ vectors for vectors in sides))
+
+    random = torch.Generator().manual_seed(0)
+    student, target = (torch.randn(2, 3, 2, 2, generator=random) for _ in range(2))
+    value, gradient = gradient_of(PairwiseAffinity(patch=None), student, target)
+    expected, expected_gradient = gradient_of(reference, student, target)
+    torch.testing.assert_close(value, expected)
+    # a step along the gradient changes the length of a vector by their inner product
+    torch.testing.assert_close((gradient * student).sum(1), torch.zeros(2, 2, 2))
+    assert (expected_gradient * student).sum(1).abs().max() > 0.1
 
 
 def test_equal_embeddings_have_a_relative_distance_of_one_instead_of_zero():

@@ -45,25 +45,20 @@ def check(
     All problems are collected in `Plan.problems`. Raises only if the data cannot be read or the schedule fails.
     In a run of several ranks, each of them may call this alone.
     """
+    device = torch.device(device)
     with without_messages():
-        return _check(as_recipe(recipe, "check"), torch.device(device), precision, estimate)
-
-
-def _check(recipe: Recipe, device: torch.device, precision: Precision, estimate: RunOptions | None) -> Plan:
-    stages = recipe.stages
-    require_splits(recipe.data)
-    context = build_context(recipe.data)
-    problems = [*recipe_problems(recipe, stages, context)]
-    estimator = None if estimate is None else Estimator(recipe, stages, estimate)
+        recipe = as_recipe(recipe, "check")
+        require_splits(recipe.data)
+        context, stages = build_context(recipe.data), recipe.stages
+        problems = [*recipe_problems(recipe, stages, context)]
+        estimator = None if estimate is None else Estimator(recipe, stages, estimate)
+        checks = [_check_stage(recipe, stage, context, device, precision, estimator) for stage in stages]
     reported: set[str] = set()
-    checks: list[_StageCheck] = []
-    for stage in stages:
-        stage_check = _check_stage(recipe, stage, context, device, precision, estimator)
+    for stage, stage_check in zip(stages, checks, strict=True):
         # A net that fails in the stage that trains it fails as a teacher of later stages too.
         new = [problem for problem in stage_check.report.problems if problem not in reported]
         problems += [f"stage {stage.name!r}: {problem}" for problem in new]
         reported.update(new)
-        checks.append(stage_check)
     return Plan(
         stages=tuple(
             replace(stage, training=_with_keep(stage.training, stage_check.report))
@@ -79,7 +74,7 @@ def _check(recipe: Recipe, device: torch.device, precision: Precision, estimate:
             *dict.fromkeys(notice for stage_check in checks for notice in stage_check.report.notices),
             *shared_net_doubts(stages),
         ),
-        loader_batch=next((check.loader_batch for check in checks if check.loader_batch is not None), None),
+        loader_batch=next((item.loader_batch for item in checks if item.loader_batch is not None), None),
     )
 
 
@@ -132,7 +127,7 @@ def _check_stage(
             if not report.problems:
                 report.problems += batch_problems(open_stage, recipe.data, untransformed, precision)
             if not report.problems:
-                report.notices += stage_doubts(stage, report)
+                report.notices += stage_doubts(stage, recipe.data, report)
             if estimator is not None and not report.problems:
                 estimate = estimator.estimate(open_stage, batch, untransformed)
         yields_batches = isinstance(recipe.data.train, LoaderSplit) and not isinstance(recipe.data.train, StreamSplit)

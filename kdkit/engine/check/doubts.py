@@ -1,18 +1,35 @@
 """Doubts about a stage: facts that prevent no run, but seldom are what the user wants."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from math import ceil
 
 from torch import nn
 
+from kdkit.data.dataset import Data
 from kdkit.engine.check.dry_run import DryRunReport
+from kdkit.engine.training_batches import batches_per_epoch
+from kdkit.errors import DataError
 from kdkit.recipe.objective import as_objective
 from kdkit.recipe.recipe import Stage, nets_of
 from kdkit.utils.reprs import describe_names
 
+_LARGEST_SHARE = 0.2  # of the first weights in the average at the end
 
-def stage_doubts(stage: Stage, report: DryRunReport) -> Iterator[str]:
+
+def stage_doubts(stage: Stage, data: Data, report: DryRunReport) -> Iterator[str]:
     """Yield the doubts about a stage after its dry run."""
     training = stage.training
+    if training.ema is not None:
+        with suppress(DataError):  # of a stream without a length, which is a problem by itself
+            updates = training.epochs * ceil(batches_per_epoch(data.train, training) / training.accumulate_steps)
+            share = training.ema.decay**updates
+            if share > _LARGEST_SHARE:
+                yield (
+                    f"stage {stage.name!r} has {updates:,} updates, after which {share:.0%} of the average of its "
+                    f"weights are still the first ones, with a decay of {training.ema.decay:g}; pass a smaller one, "
+                    "AverageWeights(decay=...)"
+                )
     if training.optimizer.options.get("lr") == 0 and training.optimizer.groups is None:
         yield f"stage {stage.name!r} has a learning rate of 0, by which nothing is trained"
     idle = [

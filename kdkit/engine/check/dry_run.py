@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kdkit.data.batch import Batch, nested_tensors
 from kdkit.engine.check.input_advice import input_advice, line_of_user_code
 from kdkit.engine.check.optimizer_step import step_problem
+from kdkit.engine.check.output_columns import class_names_problem, columns_problem, is_about_classes
 from kdkit.engine.check.plan import TermSummary, summarize
 from kdkit.engine.check.preserve import preserve
 from kdkit.engine.check.probabilities import kind_of_probabilities, takes_logits
@@ -21,6 +22,8 @@ from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.train_state import balancer_parameters, build_balancer, named_trainable_parameters
 from kdkit.errors import KdkitError, RecipeError, first_line
 from kdkit.losses.base import allows_any_classes, requirements_of
+from kdkit.losses.catalog import ON_FEATURES
+from kdkit.losses.contrastive import CRD
 from kdkit.losses.features import as_tuple
 from kdkit.losses.multi_teacher import PerTeacher
 from kdkit.nets.layout import path_of
@@ -30,8 +33,13 @@ from kdkit.nets.views import Images
 from kdkit.recipe.balancing.base import WeightedSum
 from kdkit.recipe.recipe import nets_of, teachers_of
 from kdkit.teachers.base import Teacher, TeacherOutput, require_output
+from kdkit.teachers.ema import Ema
+from kdkit.teachers.past import Past
 from kdkit.utils.devices import Precision, autocast
 from kdkit.utils.modules import parameters_behind
+
+# Losses that compare positions; CRD compares their means.
+_ON_FEATURES = tuple(loss for loss in ON_FEATURES if isinstance(loss, type) and loss is not CRD)
 
 
 @dataclass(slots=True)
@@ -106,7 +114,8 @@ class _DryRun:
             return
         self._check_classes(student_outputs, complete)
         for teacher in teachers:
-            if isinstance(teacher, Net) and not self._is_about_classes(teacher, complete[teacher.name].output):
+            output = complete[teacher.name].output
+            if isinstance(teacher, Net) and not is_about_classes(teacher, output, self.batch.labels, self.context):
                 self.report.feature_teachers.append(teacher)
         self._check_soft_labels()
         if self.problems:
@@ -207,65 +216,32 @@ class _DryRun:
         self, student_outputs: Mapping[str, Tensor | None], teacher_outputs: Mapping[str, TeacherOutput]
     ) -> None:
         """Check that every output that is compared by classes has a column for each class."""
+        labels, context = self.batch.labels, self.context
         for net in self.module.students:
-            self._check_columns(net, student_outputs[net.name])
             # Validation runs in eval mode without taps, and some models return another output then.
             self.module.open_taps.pause()
             net.network.eval()
             with torch.no_grad():
-                self._check_columns(net, self._run_student(net))
-        for match in self.stage.matches:
-            if match.student is None and match.target is None and not allows_any_classes(match.loss):
-                for teacher in teachers_of(match):
-                    if isinstance(teacher, Net):
-                        self._check_columns(teacher, teacher_outputs[teacher.name].output)
-
-    def _check_columns(self, net: Net[Any], output: Tensor | None) -> None:
-        classes, labels = net.classes or self.context.classes, self.batch.labels
-        positions = labels.shape[labels.ndim - self.context.position_dims :]
-        if output is not None and labels.ndim > 2 >= output.ndim:
-            self.problems.append(
-                f"net {net.name!r} has outputs of shape {_batch_shape(output.shape)} for labels of shape "
-                f"{_batch_shape(labels.shape)}, one per pixel or token; the network must return outputs per pixel or "
-                "token, or the data one label per sample"
-            )
-        elif output is None or self.context.task == "regression" or output.shape[1:] == (len(classes), *positions):
-            return
-        elif positions and output.ndim == 2 + len(positions) and output.shape[1] == len(classes):
-            self.problems.append(
-                f"net {net.name!r} has outputs of shape {_batch_shape(output.shape)} for labels of shape "
-                f"{_batch_shape(labels.shape)}; give them the same positions, such as by nn.functional.interpolate at "
-                "the end of the network"
-            )
-        else:
-            owner = "its" if net.classes else "the data's"
-            has_maps = labels.ndim > 1 and not positions and output.ndim > 2
-            advice = "; if the labels are classes of positions, pass TorchData(..., task='multiclass')"
-            self.problems.append(
-                f"net {net.name!r} has outputs of shape {_batch_shape(output.shape)}, but {owner} {len(classes)} "
-                f"classes need {_batch_shape((0, len(classes), *positions))}; give it as many outputs, or name their "
-                f"classes with Net(..., classes=...){advice if has_maps else self._class_advice(net, output)}"
-            )
-
-    def _class_advice(self, net: Net[Any], output: Tensor) -> str:
-        """Return what may be wrong with classes that are the numbers up to the largest label; "" if they have names."""
-        count = len(self.context.classes)
-        if net.classes or self.context.classes != tuple(map(str, range(count))) or output.ndim < 2:
-            return ""
-        outputs = output.shape[1]
-        if outputs == count - 1 and self.context.task == "multiclass":
-            return f"; if labels are numbered from 1 to {outputs}, subtract 1, since classes are numbered from 0"
-        if outputs > count:
-            return f"; if the last classes have no sample, pass the number of all: TorchData(..., classes={outputs})"
-        return ""
-
-    def _is_about_classes(self, net: Net[Any], output: Tensor) -> bool:
-        """Whether the outputs of a teacher are about the data's classes; a teacher of features need not be."""
-        if self.context.task == "regression":
-            return output[0].numel() == self.batch.labels[0].numel()
-        classes = net.classes or self.context.classes
-        is_by_class = output.ndim == 2 + self.context.position_dims and output.shape[1] == len(classes)
-        return is_by_class and not set(classes).isdisjoint(self.context.classes)
+                outputs = [student_outputs[net.name], self._run_student(net)]
+            problems = (columns_problem(net, output, labels, context) for output in outputs if output is not None)
+            self.problems += filter(None, problems)
+        compared = {
+            teacher
+            for match in self.stage.matches
+            if match.student is None and match.target is None and not allows_any_classes(match.loss)
+            for teacher in teachers_of(match)
+        }
+        # By the names of their columns, also in terms that compare features too.
+        alignments = ((term.alignment, term.teachers) for term in self.module.terms)
+        aligned = {
+            name for alignment, names in alignments if alignment is not None and alignment.targets for name in names
+        }
+        for teacher in self.stage.teachers:
+            output = teacher_outputs[teacher.name].output
+            if isinstance(teacher, Net) and teacher in compared:
+                self.problems += filter(None, [columns_problem(teacher, output, labels, context)])
+            elif teacher.name in aligned and not isinstance(teacher, Ema | Past):  # whose net is checked as a student
+                self.problems += filter(None, [class_names_problem(teacher, output)])
 
     def _check_soft_labels(self) -> None:
         """Check that no term needs class indices if the labels are soft, (batch, classes)."""
@@ -296,8 +272,9 @@ class _DryRun:
                 names = [name for side in sides for name, tap in side.entries if tap is None]
                 loss = getattr(term.loss, "__name__", None) or type(term.loss).__name__
                 losses = {**dict.fromkeys(names, loss), **losses}
-        # Others, such as Past, may have no output yet for the tiny batch.
-        nets = {net.name for net in nets_of([self.stage])}
+        # Others, such as Past, may have no output yet for the tiny batch, and features after a ReLU are in [0, 1] too.
+        features = {net.name for net in self.report.feature_teachers}
+        nets = {net.name for net in nets_of([self.stage])} - features
         for name, loss in losses.items():
             output = outputs.get(name) if name in nets else None
             kind = None if output is None else kind_of_probabilities(output)
@@ -306,6 +283,19 @@ class _DryRun:
                     f"the outputs of net {name!r} look like probabilities, such as those of a {kind}, and {loss} takes "
                     f"logits: it would compute probabilities of probabilities; leave the {kind} out of the network"
                 )
+
+    def _doubt_sequences(self, label: str, student: Sequence[Tensor], target: Sequence[Tensor]) -> None:
+        """Notice tokens of images, (batch, channels, tokens), that a loss would resize in their order alone."""
+        has_images = any(tensor.ndim == 4 for tensor in nested_tensors(self.batch.inputs))
+        for one, other in zip(student, target, strict=False):  # some losses take any number of taps
+            if has_images and one.ndim == other.ndim == 3 and one.shape[2] != other.shape[2]:
+                self.report.notices.append(
+                    f"term {label!r} compares {one.shape[2]} tokens to {other.shape[2]} as a sequence, by their order; "
+                    "if they are patches of an image, make them a map without class and register tokens, by "
+                    "timm_tap(model, index) or Tap(layer, element=lambda tokens: tokens[:, 1:].unflatten(1, (height, "
+                    "width)), channels_last=True)"
+                )
+                return
 
     def _check_frozen(self, teachers: Mapping[str, Any], buffers: Mapping[int, Tensor]) -> None:
         """Check that nothing of a teacher would be trained with a student or a loss that shares it, or moved.
@@ -365,6 +355,8 @@ class _DryRun:
                 trained.update(parameters_behind(as_tuple(inputs.student)))
             # In the plan, readers expect the shapes of the outputs, not those of rows of positions.
             whole = inputs if term.rows is None else self.module.whole_inputs(term, self.batch, outputs, fill=True)
+            if isinstance(term.loss, _ON_FEATURES) and whole.target is not None:
+                self._doubt_sequences(term.label, as_tuple(whole.student), as_tuple(whole.target))
             self.report.terms.append(summarize(term, whole, self.open_taps, projectors.values()))
         students = self.module.students
         self.report.untrained_outputs = all(parameters_behind([outputs[net.name].output]) - trained for net in students)
@@ -388,7 +380,3 @@ def _describe_failure(teacher: Teacher, batch: Batch, error: Exception) -> str:
 
 def _buffers_of(teacher: object) -> Iterable[Tensor]:
     return teacher.buffers() if isinstance(teacher, nn.Module) else ()
-
-
-def _batch_shape(shape: Sequence[int]) -> str:
-    return f"(batch{''.join(f', {size}' for size in shape[1:])})"

@@ -1,5 +1,6 @@
-"""Hints for a network that fails for its inputs: their data type, their channels, and the line of user code."""
+"""Hints for a network that fails for its inputs: their data type, channels and size, and the line of user code."""
 
+import re
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +21,8 @@ def input_advice(net: Net[Any], inputs: Iterable[Tensor], error: Exception) -> s
     if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
         return "; select the inputs that it takes, such as Net(..., view=Inputs(only=('input_ids',)))"
     tensors = list(inputs)
-    return _dtype_advice(net, tensors, error) or _channels_advice(net, tensors, error)
+    advice = _dtype_advice(net, tensors, error) or _channels_advice(net, tensors, error)
+    return advice or _size_advice(tensors, error)
 
 
 def line_of_user_code(error: Exception) -> str:
@@ -71,3 +73,13 @@ def _channels_advice(net: Net[Any], inputs: list[Tensor], error: Exception) -> s
         order = (0, len(shape) - 1, *range(1, len(shape) - 1))
         return f"{takes}, and these inputs have their channels last: move them in the data, .permute{order}"
     return ""
+
+
+def _size_advice(inputs: list[Tensor], error: Exception) -> str:
+    """Return a hint if a network refuses the size of images, as vision transformers do; else ""."""
+    sizes = {str(size) for tensor in inputs if tensor.ndim == 4 for size in tensor.shape[2:]}
+    # Those of timm, torchvision and transformers raise these, with the size that they expect.
+    is_size = isinstance(error, AssertionError | ValueError) and re.search(r"\b(height|width|size)\b", str(error))
+    if not is_size or sizes.isdisjoint(re.findall(r"\d+", str(error))):
+        return ""
+    return "; resize the images for this network alone: Net(..., view=Images(size=(height, width)))"

@@ -16,10 +16,11 @@ from kdkit.data.batch import Batch
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.loading import batches
 from kdkit.data.reading import ReadBatches
-from kdkit.errors import KdkitError
+from kdkit.errors import DataError, KdkitError
 from kdkit.losses.similarity import CKA
 from kdkit.nets.net import Net
-from kdkit.nets.taps import OpenTaps, Tap
+from kdkit.nets.open_taps import OpenTaps
+from kdkit.nets.taps import Tap
 from kdkit.nets.views import pick_tensor
 from kdkit.recipe.objective import Match, as_objective
 from kdkit.recipe.recipe import Stage, teachers_of
@@ -70,9 +71,15 @@ def matched_nets(stages: Sequence[Stage]) -> tuple[tuple[Net[Any], Net[Any]], ..
 
 
 def spread_batches(split: Split | LoaderSplit, size: int = SAMPLES) -> list[Batch]:
-    """Return a few batches from all of a split, whose samples may be sorted by class; the first ones of a loader."""
+    """Return a few batches from all of a split, whose samples may be sorted by class; the first ones of a loader.
+
+    Raises DataError if a loader yields none, as a stream that can be read once only.
+    """
     if isinstance(split, LoaderSplit):
-        return [batch.rows(torch.arange(min(len(batch), size))) for batch in islice(_read(split, size), _BATCHES)]
+        data = [batch.rows(torch.arange(min(len(batch), size))) for batch in islice(_read(split, size), _BATCHES)]
+        if not data:
+            raise DataError("there is no batch if the data is read again")
+        return data
     rows = torch.linspace(0, len(split) - 1, min(_BATCHES * size, len(split))).round().long()
     # Every n-th of them in a batch, so that each batch is from all of the split too.
     count = max(1, len(rows) // size)
@@ -85,7 +92,8 @@ def layer_kernels(
     """Return the layers of networks, at most so many of each, with the kernels of their features.
 
     Networks run in eval mode, and stay as they were. until: a time of `time.perf_counter` after which no batch is
-    begun; the first batch always is. All networks see the same batches.
+    begun; the first batch always is. All networks see the same batches. Layers that do not run in all of them are left
+    out.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -98,8 +106,7 @@ def layer_kernels(
         for number, batch in enumerate(data):
             if number and time.perf_counter() > until:
                 break
-            for net, layers in measured.items():
-                _add_kernels(net, batch, layers)
+            measured = {net: _add_kernels(net, batch, layers) for net, layers in measured.items()}
     return measured
 
 
@@ -142,10 +149,10 @@ def _layers(net: Net[Any], batch: Batch, most: int) -> list[Layer]:
     ]
 
 
-def _add_kernels(net: Net[Any], batch: Batch, layers: Sequence[LayerKernels]) -> None:
-    """Run a network on a batch, and append the kernel of each layer.
+def _add_kernels(net: Net[Any], batch: Batch, layers: Sequence[LayerKernels]) -> list[LayerKernels]:
+    """Run a network on a batch, append the kernel of each layer, and return the layers that ran.
 
-    They are computed while the network runs, so that no more than one feature is kept: those of all layers may take
+    Kernels are computed while the network runs, so that no more than one feature is kept: those of all layers may take
     more memory than a training step.
     """
     kernels: dict[int, Tensor] = {}
@@ -165,8 +172,9 @@ def _add_kernels(net: Net[Any], batch: Batch, layers: Sequence[LayerKernels]) ->
     finally:
         for handle in handles:
             handle.remove()
-    for index, item in enumerate(layers):
-        item.kernels.append(kernels[index])
+    for index, kernel in kernels.items():
+        layers[index].kernels.append(kernel)
+    return [item for index, item in enumerate(layers) if index in kernels]
 
 
 def _kernel(feature: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ from torch import nn
 
 from kdkit.engine.check.estimate import StageEstimate
 from kdkit.engine.check.projectors import ProjectorSummary
-from kdkit.engine.class_alignment import TermInputs
+from kdkit.engine.term_inputs import TermInputs
 from kdkit.engine.terms import BoundTerm
 from kdkit.errors import CheckError
 from kdkit.losses.base import BuildContext, describe_loss
-from kdkit.losses.features import TensorOrTuple
+from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.nets.classifier_tap import ClassifierTap
 from kdkit.nets.layout import path_of
 from kdkit.nets.net import Net
@@ -120,7 +120,7 @@ def summarize(
 
 def describe_shape(side: TensorOrTuple) -> str:
     """Return the shape of a tensor, or the shapes of a tuple of tensors."""
-    return " ".join(str(tuple(tensor.shape)) for tensor in (side if isinstance(side, tuple) else (side,)))
+    return " ".join(str(tuple(tensor.shape)) for tensor in as_tuple(side))
 
 
 def describe_tap(tap: TapLike, nets: Sequence[Net[Any]]) -> str:

@@ -61,11 +61,10 @@ class _RecipeChecks:
         yield from self._losses_of_ignored_labels()
         yield from self._binary_losses_of_numbers()
         top = self.recipe.teacher_cache.top
-        if top is not None and (data.task != "multiclass" or self.context.position_dims):
-            labels = "has labels per position" if self.context.position_dims else f"is {data.task}"
+        if top is not None and data.task != "multiclass":
             yield (
                 f"CacheSettings(top={top}) keeps the largest outputs of each sample, which needs one class per sample, "
-                f"and this data {labels}; leave out top"
+                f"and this data is {data.task}; leave out top"
             )
 
     def _duplicate_names(self) -> Iterator[str]:

@@ -10,14 +10,14 @@ from torch.overrides import TorchFunctionMode
 
 from kdkit.engine.check.plan import describe_shape
 from kdkit.engine.check.probabilities import target_problem
-from kdkit.engine.class_alignment import TermInputs
+from kdkit.engine.term_inputs import TermInputs
 from kdkit.engine.terms import BoundTerm
 from kdkit.errors import KdkitError, first_line
 from kdkit.losses.base import describe_loss
 from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.losses.multi_teacher import PerTeacher
+from kdkit.nets.attention_tap import AttentionTap
 from kdkit.nets.net import Net
-from kdkit.nets.taps import AttentionTap
 from kdkit.recipe.objective import Match, taps_of
 from kdkit.teachers.ensemble import Teachers
 from kdkit.teachers.peer import Peer

@@ -12,7 +12,7 @@ _RATES = 20  # redraws over which the speed is averaged
 
 
 @dataclass(slots=True)
-class TermProgress:
+class ShownTerm:
     """A term of the current stage.
 
     epochs: its weighted mean in each epoch that ended. total, count: of the values read in the current epoch.
@@ -36,7 +36,7 @@ class TermProgress:
 
 
 @dataclass(slots=True)
-class StageProgress:
+class ShownStage:
     """A stage: its length, its position, and the monitored metric.
 
     epochs: None if the stage waits and its length is unknown. samples: per epoch, None if unknown.
@@ -51,7 +51,7 @@ class StageProgress:
     batches: int = 0
     samples: int | None = None
     learning_rate: float = math.nan
-    terms: dict[str, TermProgress] = field(default_factory=dict)
+    terms: dict[str, ShownTerm] = field(default_factory=dict)
     monitor: str = ""
     monitored: list[float] = field(default_factory=list)
     best: float | None = None
@@ -68,8 +68,8 @@ class RunProgress:
     """The state of a run. Times are seconds of one clock, which each method takes as `now`."""
 
     def __init__(self) -> None:
-        self.stages: list[StageProgress] = []
-        self.current: StageProgress | None = None
+        self.stages: list[ShownStage] = []
+        self.current: ShownStage | None = None
         self.began = 0.0
         self.epoch_began = 0.0
         self._first_batch = 0  # of the epoch, above 0 if it was resumed
@@ -81,7 +81,7 @@ class RunProgress:
         """List the stages."""
         lengths = [event.settings.get(f"{name}/epochs") for name in event.stages]
         self.stages = [
-            StageProgress(printable(name), length if isinstance(length, int) else None)
+            ShownStage(printable(name), length if isinstance(length, int) else None)
             for name, length in zip(event.stages, lengths, strict=True)
         ]
         self.began = now
@@ -90,7 +90,7 @@ class RunProgress:
         """Begin a stage; those before it are done, also if a resumed run has only loaded them."""
         for stage in self.stages[: event.index]:
             stage.state = "done"
-        self.current = self.stages[event.index] = StageProgress(
+        self.current = self.stages[event.index] = ShownStage(
             printable(event.name),
             event.epochs,
             "running",
@@ -99,7 +99,7 @@ class RunProgress:
             event.batches,
             event.samples,
             event.learning_rate,
-            {label: TermProgress(weight) for label, weight in event.weights.items()},
+            {label: ShownTerm(weight) for label, weight in event.weights.items()},
             printable(event.monitor),
             best=event.best_value,
         )
@@ -116,7 +116,7 @@ class RunProgress:
         if self.current is not None:
             self.current.learning_rate = float(event.learning_rate)
             for label, value in event.terms.items():
-                term = self.current.terms.setdefault(label, TermProgress())
+                term = self.current.terms.setdefault(label, ShownTerm())
                 term.total += value
                 term.count += 1
 
@@ -126,7 +126,7 @@ class RunProgress:
         if stage is None:
             return
         for label, mean in event.terms.items():
-            term = stage.terms.setdefault(label, TermProgress())
+            term = stage.terms.setdefault(label, ShownTerm())
             term.weight = event.weights.get(label, math.nan)
             term.epochs.append(term.weight * mean)
             term.total, term.count, term.last_mean = 0.0, 0, mean

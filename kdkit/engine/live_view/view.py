@@ -9,7 +9,8 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from kdkit.engine.live_view.progress import RunProgress, StageProgress, TermProgress
+from kdkit.engine.live_view.progress import RunProgress, ShownStage, ShownTerm
+from kdkit.utils.console import format_number
 from kdkit.utils.printable import printable
 
 _MAX_LINES, _MAX_WIDTH = 15, 120
@@ -106,18 +107,18 @@ class _Lines:
                 parts.append(Text(f"{self.glyphs.symbols[state]} {len(those)} {state}", style=_STYLES[state]))
         return self._joined(parts)
 
-    def _stage(self, stage: StageProgress, *, names_only: bool) -> Text:
+    def _stage(self, stage: ShownStage, *, names_only: bool) -> Text:
         style = _STYLES[stage.state]
         symbol = (f"{self.glyphs.symbols[stage.state]} ", style)
         part = Text.assemble(symbol, (stage.name, "dim" * (stage.state == "waiting")))
         if stage.best is not None and not names_only and not math.isnan(stage.best):
-            part.append(f" {number(stage.best)}", style)
+            part.append(f" {format_number(stage.best)}", style)
         return part
 
     def _joined(self, parts: Sequence[Text]) -> Text:
         return Text.assemble((self.glyphs.arrow, "dim")).join(parts)
 
-    def _position(self, stage: StageProgress) -> Text:
+    def _position(self, stage: ShownStage) -> Text:
         """Return the epoch and the batch of the current stage, with a bar of all its batches."""
         epochs, batches = stage.epochs or 0, stage.batches
         start = Text.assemble(
@@ -139,7 +140,7 @@ class _Lines:
         bar = Text.assemble((self.glyphs.full * filled, "green"), (self.glyphs.empty * (columns - filled), "dim"))
         return start.append(bar).append(f"  {end}")
 
-    def _rates(self, stage: StageProgress, now: float) -> Text:
+    def _rates(self, stage: ShownStage, now: float) -> Text:
         speed = self.progress.samples_per_second(now)
         left, run_left = self.progress.seconds_left(now)
         unit = "batches" if stage.samples is None else "samples"
@@ -153,7 +154,7 @@ class _Lines:
         ]
         return Text("   ".join(filter(None, parts)), style="dim")
 
-    def _terms(self, stage: StageProgress, room: int) -> list[Text]:
+    def _terms(self, stage: ShownStage, room: int) -> list[Text]:
         """Return a table of the first terms that fit, or of none."""
         names = list(stage.terms)
         if not names or room < min(len(names) + 1, 3):
@@ -169,27 +170,26 @@ class _Lines:
         hidden = [Text(f"and {len(names) - shown} more terms", style="dim")] if shown < len(names) else []
         return [header, *lines, *hidden]
 
-    def _term(self, name: str, term: TermProgress, label: int, columns: Sequence[str]) -> Text:
+    def _term(self, name: str, term: ShownTerm, label: int, columns: Sequence[str]) -> Text:
         numbers = {
-            "weight": f"{term.weight:.3g}",
-            "value": number(term.value),
-            "weighted": number(term.weight * term.value),
+            "weight": "-" if math.isnan(term.weight) else f"{term.weight:.3g}",
+            "value": format_number(term.value),
+            "weighted": format_number(term.weight * term.value),
         }
         line = Text(set_cell_size(_shortened(printable(name), label), label))
         for column in columns:
-            text = numbers[column] if numbers[column] != "nan" else "-"
-            line.append(f"{text:>{_NUMBER}}", "bold" if column == "weighted" else "")
+            line.append(f"{numbers[column]:>{_NUMBER}}", "bold" if column == "weighted" else "")
         return line.append("  ").append(
             sparkline(term.curve, self.width - line.cell_len - 2, self.glyphs.levels), "cyan"
         )
 
-    def _metric(self, stage: StageProgress) -> Text:
+    def _metric(self, stage: ShownStage) -> Text:
         """Return the monitored metric of the last validation, its curve, and its best value."""
-        value = number(stage.monitored[-1]) if stage.monitored else "-"
+        value = format_number(stage.monitored[-1]) if stage.monitored else "-"
         line = Text.assemble(("validation ", "dim"), _shortened(stage.monitor, self.width // 2), "  ", (value, "bold"))
         if stage.best is None or math.isnan(stage.best):
             return line
-        best = f"  best {number(stage.best)}"
+        best = f"  best {format_number(stage.best)}"
         epoch = f" in epoch {stage.best_epoch}" if stage.best_epoch else ""
         room = self.width - line.cell_len - len(best)
         curve = sparkline(stage.monitored, room - len(epoch) - 2, self.glyphs.levels)
@@ -220,11 +220,6 @@ def sparkline(values: Sequence[float], width: int, levels: str = _UNICODE.levels
         " " if not math.isfinite(mean) else levels[round((mean - low) / (high - low) * 7) if high > low else 3]
         for mean in means
     )
-
-
-def number(value: float) -> str:
-    """Return a number of at most nine characters; "nan" for NaN."""
-    return f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:

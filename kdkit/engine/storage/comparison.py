@@ -10,6 +10,7 @@ from torch import Tensor
 from kdkit.engine.storage.run_folder import METRICS, read_record
 from kdkit.engine.storage.stage_folder import HISTORY, SUMMARY
 from kdkit.errors import RunFolderError, first_line
+from kdkit.utils.reprs import describe_array
 from kdkit.utils.sealed import read_sealed_json, read_tensors
 
 _CONDITIONS = (
@@ -78,7 +79,7 @@ def _difference(first: Any, second: Any, path: str = "") -> str | None:
     """Return the first difference of two values, or None."""
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         if first.shape != second.shape or first.dtype != second.dtype:
-            return f"{path} has the shapes {tuple(first.shape)} and {tuple(second.shape)}"
+            return f"{path} is {describe_array(first)} and {describe_array(second)}"
         if torch.equal(first.view(-1).view(torch.uint8), second.view(-1).view(torch.uint8)):
             return None
         return f"{path} differs by up to {(first.double() - second.double()).abs().max().item():.3g}"

@@ -17,7 +17,7 @@ from kdkit.errors import RunFolderError, first_line, shortened
 from kdkit.metrics.base import MetricResult
 from kdkit.nets.weight_files import runs_hint, runs_in
 from kdkit.plugins.events import BaselineDifference
-from kdkit.utils.files import delete_temporary_files, is_temporary, require_writable, write
+from kdkit.utils.files import Content, delete_temporary_files, is_temporary, require_writable, write
 from kdkit.utils.read_json import read_json
 from kdkit.utils.reprs import differing, without_addresses
 from kdkit.utils.sealed import json_parts, read_sealed_json, tensor_parts
@@ -55,13 +55,11 @@ class RunFolder:
         record counts as empty.
         """
         cls.require_usable(path, resume=False)
-        try:
+        with _explain_unwritable(path):
             delete_temporary_files(path)
             # The record comes first: without it, a file could not be distinguished from one of the user.
             write(path / RECORD, *json_parts({"format": FORMAT, **_plain(record)}))
             _copy_recipe(path, recipe)
-        except OSError as error:
-            raise _unwritable(path, error) from error
         return cls(path)
 
     @classmethod
@@ -86,7 +84,7 @@ class RunFolder:
                 f"{path} holds a run that differs in its {'; and in its '.join(changes)}; resume it as it was started, "
                 "choose another folder, or resume it with these changes (--force, or force=True)"
             )
-        try:
+        with _explain_unwritable(path):
             if tidy:
                 delete_temporary_files(path)
                 if not (path / _RECIPE).exists():  # the run was killed between its record and its recipe
@@ -96,8 +94,6 @@ class RunFolder:
                 forced = [*(earlier if isinstance(earlier, list) else ()), *changes]
                 _copy_recipe(path, recipe)
                 write(path / RECORD, *json_parts({"format": FORMAT, **current, "forced": forced}))
-        except OSError as error:
-            raise _unwritable(path, error) from error
         return cls(path)
 
     @contextmanager
@@ -117,7 +113,7 @@ class RunFolder:
         if resume:
             read_record(path)
             return
-        try:
+        with _explain_unwritable(path):
             if path.exists() and not _is_empty(path):
                 if (path / RECORD).exists():
                     raise RunFolderError(
@@ -126,8 +122,6 @@ class RunFolder:
                     )
                 raise RunFolderError(f"{path} exists and is not a run folder; choose a path that does not exist")
             require_writable(path)
-        except (OSError, ValueError) as error:  # ValueError if the path has a null character
-            raise _unwritable(path, error) from error
 
     def stage(self, index: int, name: str) -> StageFolder:
         """Return the folder of a stage. index: from 0; the folder's name counts from 1."""
@@ -140,35 +134,25 @@ class RunFolder:
         differences: Sequence[BaselineDifference] = (),
     ) -> None:
         """Save the metrics of every network, their split, and differences from baselines; NaN becomes null."""
-        if not self.writes:
-            return
         table = {net: {name: _as_json(result) for name, result in results.items()} for net, results in metrics.items()}
-        try:
-            content = {"format": FORMAT, "reported_on": reported_on, "metrics": table}
-            if differences:
-                content["differences"] = [asdict(difference) for difference in differences]
-            write(self.path / METRICS, *json_parts(content))
-        except OSError as error:
-            raise _unwritable(self.path, error) from error
+        content: dict[str, Any] = {"format": FORMAT, "reported_on": reported_on, "metrics": table}
+        if differences:
+            content["differences"] = [asdict(difference) for difference in differences]
+        self._write(METRICS, json_parts(content))
 
     def save_samples(self, ids: Tensor, tensors: Mapping[str, Tensor], names: Sequence[str] = ()) -> None:
         """Save samples for a report. ids: (samples,) int64. tensors: by name, each (samples, ...). names: or none."""
-        if not self.writes:
-            return
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in {**tensors, "ids": ids}.items()}
-        try:
-            write(self.path / SAMPLES, *tensor_parts(copies, {"format": FORMAT, "names": [*names]}))
-        except OSError as error:
-            raise _unwritable(self.path, error) from error
+        self._write(SAMPLES, tensor_parts(copies, {"format": FORMAT, "names": [*names]}))
 
     def save_measurements(self, measurements: Measurements) -> None:
         """Save what was measured of the networks, which differs in each run."""
-        if not self.writes:
-            return
-        try:
-            write(self.path / MEASUREMENTS, *json_parts({"format": FORMAT, **measurements.as_dict()}))
-        except OSError as error:
-            raise _unwritable(self.path, error) from error
+        self._write(MEASUREMENTS, json_parts({"format": FORMAT, **measurements.as_dict()}))
+
+    def _write(self, name: str, parts: Sequence[Content]) -> None:
+        if self.writes:
+            with _explain_unwritable(self.path):
+                write(self.path / name, *parts)
 
 
 def can_resume(path: Path) -> bool:
@@ -275,6 +259,15 @@ def locked_folder(
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def _explain_unwritable(path: Path) -> Iterator[None]:
+    """Raise RunFolderError if a run folder cannot be written."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError if the path has a null character
+        raise _unwritable(path, error) from error
 
 
 def _unwritable(path: Path, error: Exception) -> RunFolderError:

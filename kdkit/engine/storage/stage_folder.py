@@ -190,6 +190,10 @@ class StageFolder:
         """Return the predictions for a split. Raises RunFolderError if they are missing or damaged."""
         return read_predictions(self.predictions(net, split))
 
+    def predictions(self, net: str, split: str) -> Path:
+        """Return the file of the predictions for a split."""
+        return self.path / f"predictions-{net}-{split}.safetensors"
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Mark the stage as finished, and delete its checkpoints, which are no longer needed."""
         if not self.writes:
@@ -292,10 +296,6 @@ class StageFolder:
                 f"the run folder {self.path.parent} cannot be written: {first_line(error)}; the files that it holds "
                 "are intact: make room or restore the permission, and resume the run (--resume, or resume=True)"
             ) from error
-
-    def predictions(self, net: str, split: str) -> Path:
-        """Return the file of the predictions for a split."""
-        return self.path / f"predictions-{net}-{split}.safetensors"
 
 
 _unfinished: set[futures.Future[None]] = set()  # the checkpoints that this process writes at present

@@ -32,7 +32,7 @@ class Part:
 class Codec:
     """Encodes the outputs of one teacher as parts, and decodes parts; shapes and dtypes are taken from an example.
 
-    Raises CacheError if the settings keep the largest logits and the outputs are not floats (batch, classes).
+    Raises CacheError if the settings keep the largest logits and the outputs are not floats (batch, classes, ...).
     """
 
     def __init__(self, settings: CacheSettings, example: TeacherOutput) -> None:
@@ -44,9 +44,12 @@ class Codec:
             for tensor in tensors
         )
         self._top = settings.top
-        self._classes = example.output.shape[-1]
-        if self._top is not None and (example.output.ndim != 2 or not example.output.is_floating_point()):
-            raise CacheError(f"top needs float outputs (batch, classes); it returns {tuple(example.output.shape)}")
+        if self._top is not None and (example.output.ndim < 2 or not example.output.is_floating_point()):
+            raise CacheError(
+                f"top needs float outputs (batch, classes, ...); it returns {tuple(example.output.shape)} of "
+                f"{example.output.dtype}"
+            )
+        self._classes = example.output.shape[1] if example.output.ndim > 1 else 1
         if self._top is not None and self._top >= self._classes:
             self._top = None  # nothing would be left out
         self._exact = self._top is None and self._stored_dtypes == self._dtypes
@@ -96,22 +99,23 @@ class Codec:
         return [(parts[0][:, :-1], logits.to(parts[0].dtype)), *zip(parts[2:], computed[2:], strict=True)]
 
     def _largest(self, output: Tensor, top: int) -> tuple[Tensor, Tensor]:
-        """(batch, classes) -> the largest logits and the log of the other classes' mass, and the classes of the former.
+        """Return the largest logits of each position with the log of the other classes' mass, and their classes.
 
-        Shapes: (batch, top + 1) and (batch, top).
+        (batch, classes, ...) -> (batch, top + 1, ...) and (batch, top, ...).
         """
         logits = output.detach().cpu()
         logits = logits if logits.dtype == torch.float64 else logits.float()
         largest, classes = logits.topk(top, dim=1)
         rest = logits.scatter(1, classes, -torch.inf).logsumexp(1, keepdim=True)
-        stored = torch.cat([largest, rest], dim=1).to(self._stored_dtypes[0]).contiguous()  # (batch, top + 1)
-        return stored, classes.to(torch.int32 if self._classes > torch.iinfo(torch.int16).max else torch.int16)
+        stored = torch.cat([largest, rest], dim=1).to(self._stored_dtypes[0]).contiguous()  # (batch, top + 1, ...)
+        dtype = torch.int32 if self._classes > torch.iinfo(torch.int16).max else torch.int16
+        return stored, classes.to(dtype).contiguous()
 
     def _spread(self, largest: Tensor, classes: Tensor) -> Tensor:
-        """(batch, top + 1) and (batch, top) -> (batch, classes): every other class gets an equal share of the rest."""
+        """Return logits (batch, classes, ...), in which every other class has an equal share of the rest."""
         others = self._classes - classes.shape[1]
-        share = largest[:, -1:] - math.log(others)  # (batch, 1): the log of the mass, divided by the number of classes
-        return share.expand(-1, self._classes).scatter(1, classes, largest[:, :-1])
+        share = largest[:, -1:] - math.log(others)  # (batch, 1, ...): the log of the mass over the number of classes
+        return share.repeat_interleave(self._classes, 1).scatter_(1, classes, largest[:, :-1])
 
 
 def relative_distance(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

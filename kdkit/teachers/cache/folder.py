@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from kdkit.errors import CacheError, did_you_mean, first_line
 from kdkit.teachers.cache.entry import EntryInfo, EntrySpec, create_entry, is_intact, is_open, read_info
 from kdkit.teachers.cache.store import USED, Store
+from kdkit.utils.memory import format_bytes
 
 _NAME_LENGTH = 64  # an entry is named by a SHA-256 in hexadecimal digits
 _LOCK_SECONDS = 30.0  # how long to wait for another process that opens or deletes an entry
@@ -141,11 +142,3 @@ class CacheFolder:
             raise UnusableFolderError(
                 f"another process holds {self.path} for more than {_LOCK_SECONDS:.0f} s"
             ) from error
-
-
-def format_bytes(amount: float) -> str:
-    """Return a number of bytes with its unit, to three digits."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if amount >= size:
-            return f"{amount / size:.3g} {unit}"
-    return f"{amount:.0f} bytes"

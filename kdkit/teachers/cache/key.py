@@ -15,9 +15,10 @@ from torch import nn
 
 from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.errors import CacheError, first_line
+from kdkit.nets.attention_tap import AttentionTap
 from kdkit.nets.classifier_tap import ClassifierTap
 from kdkit.nets.net import Net
-from kdkit.nets.taps import AttentionTap, Tap, TapLike
+from kdkit.nets.taps import Tap, TapLike
 from kdkit.teachers.cache.digest import Digest
 from kdkit.utils.devices import uses_tf32
 
@@ -95,7 +96,8 @@ def facts_of_data(data: Data) -> dict[str, Any]:
     if data.draws is None:
         raise CacheError(
             "the number of draws of the data is unknown (draws=None), so its samples may never come again; if a sample "
-            "never changes, promise that: TorchData(..., draws=1)"
+            "never changes, promise that, TorchData(..., draws=1); for random augmentations, pass how many versions a "
+            "sample has, such as draws=10"
         )
     ids = torch.as_tensor(data.train.ids)
     if len(torch.unique(ids)) < len(ids):
@@ -150,20 +152,16 @@ def _facts_of_tap(net: Net[Any], tap: TapLike) -> dict[str, Any]:
 def _environment(device: str) -> dict[str, Any]:
     """Return versions and the numerical settings of torch, which change the rounding of outputs."""
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    # Since torch 2.9; the older settings cannot be read if user code has set these.
-    owners = (
-        torch.backends,
-        getattr(torch.backends.mkldnn, "conv", None),
-        getattr(torch.backends.mkldnn, "matmul", None),
-    )
-    precisions = [getattr(owner, "fp32_precision", None) for owner in owners]
+    # The older settings, such as allow_tf32, cannot be read if user code has set these.
+    mkldnn: Any = torch.backends.mkldnn  # `conv` and `matmul` are left out of the stubs
+    owners: tuple[Any, ...] = (torch.backends, mkldnn.conv, mkldnn.matmul)
+    precisions = [owner.fp32_precision for owner in owners]
     return {
         "kernels": [None if precision in ("none", "ieee") else precision for precision in precisions],  # both are exact
         "autocast": str(torch.get_autocast_dtype(device)) if autocast else None,
         "torch": torch.__version__,
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "cpu": torch.backends.cpu.get_cpu_capability(),
-        "matmul": torch.get_float32_matmul_precision() if precisions[0] is None else None,
         "tf32": uses_tf32(),
         "dtype": str(torch.get_default_dtype()),
     }

@@ -14,8 +14,9 @@ class CacheSettings:
     """How outputs of frozen teachers are stored; by default exactly as the teacher returns them.
 
     dtype: "fp16" or "fp32" for outputs and features; None for the dtype that the teacher returns.
-    top: store this many largest logits of each sample, and the probability mass of all other classes, which is spread
-    over them evenly: the softmax at temperature 1 of the stored classes does not change. For multiclass data only.
+    top: store this many largest logits of each sample, pixel or token, and the probability mass of all other classes,
+    which is spread over them evenly: the softmax at temperature 1 of the stored classes does not change. For multiclass
+    data only.
     audit: the share of cached outputs that are computed again while training; the run stops if they differ from the
     teacher's. 0 switches the audit off. With a teacher whose forward pass takes as long as three training steps, the
     default makes a step 0.15 % longer.

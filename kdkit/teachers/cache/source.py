@@ -39,11 +39,11 @@ def source_of(function: types.FunctionType, path: str) -> tuple[str, ast.stmt | 
     name = f"{path}: the source of {function.__qualname__}"
     functions, compiled = _parse("".join(lines))
     trees = functions.get((code.co_firstlineno, code.co_name), [])
-    found = code in compiled and bool(trees)
+    is_current = code in compiled and bool(trees)
     # `exec` calls all code "<string>", which from Python 3.13 on also is the source of `python -c`.
-    if not lines or (not found and code.co_filename.startswith("<")):
+    if not lines or (not is_current and code.co_filename.startswith("<")):
         raise CacheError(f"{name} cannot be read; define it in a file")
-    if not found:
+    if not is_current:
         raise CacheError(f"{name} is not the code that runs; start again if {code.co_filename} was edited meanwhile")
     if len(trees) > 1:
         raise CacheError(f"{name} is one of several lambdas that start on one line; give each a line of its own")

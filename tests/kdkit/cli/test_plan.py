@@ -8,7 +8,7 @@ from rich.console import Console
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, IterableDataset
 
-from kdkit import LRSchedule, Match, Optimizer, Recipe, Stage, Tap, TorchData, Training, check
+from kdkit import AverageWeights, LRSchedule, Match, Optimizer, Recipe, Stage, Tap, TorchData, Training, check
 from kdkit.cli.estimates import estimate_lines
 from kdkit.cli.plan import show_plan
 from kdkit.engine.check.estimate import StageEstimate
@@ -33,6 +33,10 @@ def test_all_options_of_a_training_are_shown():
         "2 epochs of batches of 4, 2 batches per update, Optimizer(SGD, lr=0.1), LRSchedule(CosineAnnealingLR, "
         "interval='epoch'), clips the norm of gradients at 1.5, keeps the last epoch"
     ) in shown(one_stage(tiny_net("student"), plain_goal(), epochs=2, keep="last", lr_schedule=schedule, **options))
+    options = {"ema": AverageWeights(decay=0.5), "patience": 3}
+    assert (
+        "averages weights with a decay of 0.5, ends after 3 epochs without a better one, keeps the best epoch"
+    ) in shown(one_stage(tiny_net("student"), plain_goal(), epochs=4, **options))
 
 
 class Stream(IterableDataset):

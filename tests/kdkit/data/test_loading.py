@@ -27,7 +27,7 @@ from kdkit.data.loading import (
     shuffled,
     training_order,
 )
-from kdkit.utils.randomness import derive_seed
+from kdkit.utils.seeds import derive_seed
 from tests.helpers.tiny import tiny_data
 
 META = torch.device("meta")

@@ -1,5 +1,7 @@
 """Tests of data from torch Datasets and DataLoaders: how it is read, and which data is refused."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -415,24 +417,61 @@ def test_class_names_are_ignored_if_the_label_columns_are_not_as_many():
     assert TorchData(dataset, dataset).classes == ("x", "y", "z")
 
 
+class Augmented(Dataset):
+    """Samples that a function draws."""
+
+    def __init__(self, draw):
+        self.draw = draw
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, row):
+        return self.draw(), row % 3
+
+
+def of_every_state():
+    return torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()])
+
+
 @pytest.mark.parametrize(
-    ("draw", "changes"),
+    ("draw", "draws", "notice"),
     [
-        (lambda: torch.randn(4), True),
-        (lambda: torch.tensor(np.random.default_rng().standard_normal(4)).float(), True),
-        (lambda: torch.full((4,), torch.nan), False),
+        (lambda: torch.randn(4), 1, "draws=1 promises that a sample is always the same, and samples of the training"),
+        (lambda: torch.tensor(np.random.default_rng().standard_normal(4)).float(), 1, "draws=1 promises that a sample"),
+        (lambda: torch.full((4,), torch.nan), 1, None),
+        (lambda: torch.tensor(np.random.default_rng().standard_normal(4)).float(), 2, "draws=... seeds the random"),
+        (of_every_state, 2, None),
     ],
 )
-def test_a_promise_that_samples_never_change_is_tried_on_a_few(draw, changes):
-    class Drawn(Dataset):
-        def __len__(self):
-            return 6
-
-        def __getitem__(self, row):
-            return draw(), row % 3
-
+def test_the_number_of_draws_is_tried_on_a_few_samples(draw, draws, notice):
     state = torch.get_rng_state()
-    data = TorchData(Drawn(), Drawn(), classes=["a", "b", "c"], draws=1)
-    notice = "draws=1 promises that a sample is always the same, and samples of the training data change when they are"
-    assert [text.startswith(notice) for text in data.notices] == [True] * changes
-    assert changes or torch.equal(torch.get_rng_state(), state)
+    data = TorchData(Augmented(draw), Augmented(draw), classes=["a", "b", "c"], draws=draws)
+    assert [text[:20] for text in data.notices] == ([] if notice is None else [notice[:20]])
+    assert notice or draws > 1 or torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_draw_of_an_augmented_sample_is_the_same_whenever_it_is_read():
+    data = TorchData(Augmented(of_every_state), Augmented(of_every_state), classes=["a", "b", "c"], draws=2)
+    assert data.draws == 2
+    python_state, torch_state = random.getstate(), torch.get_rng_state()
+    first, second = (data.train.batch(torch.arange(6), draw).inputs for draw in (0, 1))
+    assert random.getstate() == python_state
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    of_every_state()  # as a run of another seed would
+    again = data.train.batch(torch.tensor([4, 1]), 1).inputs
+    assert torch.equal(again, second[[4, 1]])
+    assert len(torch.cat([first, second]).unique()) == 36  # of each sample, draw and random state
+    assert not torch.equal(*(data.validation.batch(torch.arange(6), 0).inputs for _ in range(2)))
+
+
+@pytest.mark.parametrize(("draws", "message"), [(0, "draws is 1, for samples"), (4, "of a TensorDataset never change")])
+def test_a_number_of_draws_that_fits_no_augmentation_is_refused(draws, message):
+    with pytest.raises(DataError, match=message):
+        TorchData(samples(), samples(), draws=draws)
+
+
+def test_the_digest_of_training_samples_is_a_text():
+    data = tiny_data()
+    with pytest.raises(DataError, match="a text that changes with any training sample; got 3"):
+        data.train_digest = 3

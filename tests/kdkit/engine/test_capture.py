@@ -50,6 +50,18 @@ def test_a_change_that_a_replay_would_not_repeat_is_named_and_undone(description
     assert (owner.calls, owner.kept, owner.mean.tolist(), owner.centre.tolist()) == (0, [], [0, 0], [0, 0])
 
 
+def test_a_changed_element_of_a_list_or_dict_is_named_and_undone():
+    owner = Owner()
+    owner.kept, owner.counts = [0, torch.zeros(1)], {"steps": 0}
+    state = PythonState([owner])
+    owner.kept[1].add_(1)
+    assert state.changes() == []
+    owner.kept[0], owner.counts["steps"] = 1, 1
+    assert state.changes() == ["attribute 'kept' of Owner", "attribute 'counts' of Owner"]
+    state.restore()
+    assert (owner.kept[0], owner.counts) == (0, {"steps": 0})
+
+
 def test_tensors_that_are_filled_in_place_are_no_change():
     owner = Owner()
     state = PythonState([owner, object()])

@@ -732,7 +732,7 @@ def test_a_metric_may_be_undefined_for_some_classes():
     ("first", "outputs", "advice"),
     [
         (1, 3, "; if labels are numbered from 1 to 3, subtract 1, since classes are numbered from 0"),
-        (0, 9, "; if the last classes have no sample, pass the number of all: TorchData(..., classes=9)"),
+        (0, 9, "; if the last classes have no sample, pass the number of all: TorchData(..., classes=9); or that of"),
         (0, 1, ""),
     ],
 )

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from kdkit import RecipeError
-from kdkit.engine.class_alignment import ClassAlignment, TermInputs, shared_classes
+from kdkit.engine.class_alignment import ClassAlignment, shared_classes
+from kdkit.engine.term_inputs import TermInputs
 
 
 def term_inputs(student, target=None, labels=(0, 1, 2), teacher_outputs=(), ids=(5, 6, 7)):
@@ -48,6 +49,13 @@ def test_columns_are_selected_in_the_same_order_on_both_sides():
     assert aligned.student.tolist() == [[1, 3]]
     assert aligned.target.tolist() == [[30, 10]]
     assert aligned.labels is inputs.labels
+
+
+def test_columns_that_follow_each_other_are_not_copied():
+    outputs = torch.randn(3, 5)
+    aligned = alignment(student=(1, 2, 3))(term_inputs(outputs))
+    assert torch.equal(aligned.student, outputs[:, 1:4])
+    assert aligned.student.untyped_storage().data_ptr() == outputs.untyped_storage().data_ptr()
 
 
 def test_features_stay_as_they_are():

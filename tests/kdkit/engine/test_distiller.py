@@ -30,7 +30,7 @@ from kdkit import (
 )
 from kdkit.errors import CheckError
 from kdkit.losses import CRD, DKD, TAID, Hint, SoftTargets
-from kdkit.nets.taps import OpenTaps
+from kdkit.nets.open_taps import OpenTaps
 from tests.helpers.command_line import environment
 from tests.helpers.tiny import Mlp, hooks_of
 
@@ -187,6 +187,19 @@ def test_its_dtype_is_also_that_of_the_teachers():
         distiller.double()
         assert distiller(INPUTS.double(), LABELS).loss.dtype == torch.float64
         assert teacher.module.head.weight.dtype == torch.float64
+
+
+def test_an_interrupt_while_it_is_created_leaves_no_hook():
+    class Interrupted(Mlp):
+        def forward(self, inputs):
+            raise KeyboardInterrupt
+
+    teacher, student = Net("teacher", Mlp(), trained=True), Net("student", Interrupted())
+    objective = Match(teacher, Hint(), **features(student, teacher))
+    with pytest.raises(KeyboardInterrupt):
+        Distiller(student, objective, (INPUTS, LABELS), classes=["a", "b", "c"])
+    assert hooks_of(student.module) == hooks_of(teacher.module) == 0
+    assert teacher.module.training
 
 
 def test_problems_are_found_when_it_is_created_and_leave_no_hook():

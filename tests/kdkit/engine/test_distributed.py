@@ -1,5 +1,6 @@
 """A batch is divided among ranks, and runs that cannot be divided are refused."""
 
+import hashlib
 import sys
 
 import pytest
@@ -10,10 +11,12 @@ from torch.utils.data import DataLoader
 from kdkit import DataError, RecipeError, TorchData, Training
 from kdkit.data.device_data import DeviceData
 from kdkit.data.loading import shard_rows
-from kdkit.engine import distributed, rank_agreement
+from kdkit.engine import distributed, process_group, rank_agreement
+from kdkit.engine.options import RunOptions
+from kdkit.engine.run_record import Origin
 from kdkit.engine.training_batches import TrainingBatches
 from kdkit.utils import collectives
-from tests.helpers.tiny import samples, tiny_data
+from tests.helpers.tiny import one_stage, plain_goal, samples, tiny_data, tiny_net
 
 
 @pytest.fixture
@@ -54,7 +57,7 @@ def test_ranks_load_different_rows_that_together_are_the_batch_of_one_rank(monke
 def test_the_weighted_mean_over_ranks_is_the_mean_over_the_batch(two_ranks, sizes, whole):
     values = torch.arange(float(whole))
     parts = [values, values] if sizes[0] == whole else values.split(sizes)
-    weighted = [part.mean() * distributed.rank_weight(len(part), whole) for part in parts]
+    weighted = [part.mean() * distributed.rank_share(len(part), whole)[0] for part in parts]
     # DistributedDataParallel takes the plain mean over ranks.
     assert sum(weighted) / 2 == pytest.approx(values.mean())
 
@@ -84,6 +87,15 @@ def test_what_differs_between_processes_alone_is_no_difference_of_their_recipes(
     assert rank_agreement._text(first) != rank_agreement._text(first.replace("Mine", "Other").replace("LR", "Other"))
 
 
+def test_a_recipe_file_that_is_edited_or_deleted_meanwhile_is_no_difference(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("started")
+    origin, recipe = Origin(file=file), one_stage(tiny_net("student"), plain_goal())
+    file.unlink()
+    facts = dict(rank_agreement._facts(recipe, recipe.stages, RunOptions(), torch.device("cpu"), origin))
+    assert facts["the recipe file"] == hashlib.sha256(b"started").hexdigest()
+
+
 def test_the_notice_about_batch_norm_is_left_out_if_it_is_frozen(two_ranks):
     norm = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     assert len([*distributed.notices([norm])]) == 2
@@ -95,16 +107,16 @@ def test_the_notice_about_batch_norm_is_left_out_if_it_is_frozen(two_ranks):
 def test_the_cores_of_a_machine_are_divided_among_its_ranks_unless_the_user_set_threads(monkeypatch, variable, threads):
     calls = []
     monkeypatch.setattr(torch, "set_num_threads", calls.append)
-    monkeypatch.setattr(distributed, "usable_cores", lambda: 6)
+    monkeypatch.setattr(process_group, "usable_cores", lambda: 6)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.delenv("OMP_NUM_THREADS") if variable is None else monkeypatch.setenv("OMP_NUM_THREADS", variable)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(distributed, "launched", lambda: True)
+    monkeypatch.setattr(process_group, "launched", lambda: True)
 
     def no_rendezvous(*_args, **_kwargs):
         raise ConnectionError("no other rank")  # threads are set before the ranks meet
 
     monkeypatch.setattr(sys.modules["torch.distributed.rendezvous"], "rendezvous", no_rendezvous)
-    with pytest.raises(ConnectionError, match="no other rank"), distributed.joined():
+    with pytest.raises(ConnectionError, match="no other rank"), process_group.joined():
         pass
     assert calls == ([] if threads is None else [threads])

@@ -6,7 +6,21 @@ import pytest
 import torch
 from torch import nn
 
-from kdkit import LinearRamp, Match, Net, Optimizer, Recipe, Stage, Tap, TorchData, Training, Truth, check, run
+from kdkit import (
+    AverageWeights,
+    LinearRamp,
+    Match,
+    Net,
+    Optimizer,
+    Recipe,
+    Stage,
+    Tap,
+    TorchData,
+    Training,
+    Truth,
+    check,
+    run,
+)
 from kdkit.errors import RunFolderError
 from kdkit.losses import Hint, IgnoreUnknown, PerLabelSoftTargets, SoftTargets
 from tests.helpers.tiny import one_stage, plain_goal, samples, tiny_data, tiny_net
@@ -159,6 +173,12 @@ def test_outputs_that_fit_their_loss_are_no_notice(layer, truth, task):
     assert notices_of(ending_in(layer), task=task, truth=Truth(truth)) == ()
 
 
+def test_features_that_a_teacher_returns_are_not_taken_for_probabilities():
+    teacher = Net("teacher", nn.Sequential(nn.Linear(4, 5), nn.Sigmoid()), trained=True)
+    student = tiny_net("student")
+    assert notices_of(student, Match(teacher, Hint(), student=Tap(student.module))) == ()
+
+
 def test_a_teacher_with_almost_the_same_outputs_for_all_samples_is_no_notice():
     teacher = ending_in(nn.Identity(), "teacher", trained=True)
     with torch.no_grad():
@@ -176,6 +196,14 @@ def test_probabilities_that_no_loss_on_logits_gets_are_no_notice():
 def test_a_learning_rate_of_zero_is_noticed():
     recipe = one_stage(tiny_net("student"), plain_goal(), optimizer=Optimizer(torch.optim.SGD, lr=0.0))
     assert check(recipe).notices == ("stage 'student' has a learning rate of 0, by which nothing is trained",)
+
+
+@pytest.mark.parametrize(("epochs", "share"), [(5, "98%"), (500, None)])
+def test_an_average_of_weights_that_hardly_moves_is_noticed(epochs, share):
+    recipe = one_stage(tiny_net("student"), plain_goal(), epochs=epochs, ema=AverageWeights(decay=0.998))
+    notices = check(recipe).notices
+    assert len(notices) == bool(share)
+    assert not share or notices[0].startswith(f"stage 'student' has 10 updates, after which {share} of the average")
 
 
 def test_weights_that_are_all_zero_are_noticed():

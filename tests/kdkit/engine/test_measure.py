@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 import kdkit
-from kdkit import Match, Net, Recipe, Stage, Training
+from kdkit import Batch, Data, Match, Net, Recipe, Split, Stage, TorchData, Training
 from kdkit.engine.check.layers import layer_kernels, similarities, spread_batches
 from kdkit.engine.storage.measurements import MEASUREMENTS, read_measurements
 from kdkit.errors import RunFolderError
@@ -16,7 +17,7 @@ from kdkit.losses import SoftTargets
 from kdkit.utils.files import write
 from kdkit.utils.sealed import json_parts
 from tests.helpers.reports import distillation
-from tests.helpers.tiny import Mlp, plain_goal, tiny_data
+from tests.helpers.tiny import Mlp, one_stage, plain_goal, samples, tiny_data
 
 
 class NoSingle(Mlp):
@@ -93,6 +94,38 @@ def test_what_cannot_be_measured_is_left_out_with_the_reason(tmp_path):
     assert measured.similarities
 
 
+def test_a_stream_that_can_be_read_once_only_is_evaluated_and_not_measured(tmp_path):
+    class Once(IterableDataset):
+        rows = iter([*samples()])
+
+        def __iter__(self):
+            return self.rows
+
+    data = TorchData(samples(), samples(), DataLoader(Once(), batch_size=2), classes=3)
+    recipe = one_stage(Net("student", Mlp()), plain_goal(), data)
+    kdkit.run(recipe, out=tmp_path / "run")
+    note = "the samples could not be read: DataError: there is no batch if the data is read again"
+    assert read_measurements(tmp_path / "run").note == note
+
+
+def test_inputs_with_a_tensor_for_all_samples_are_evaluated_and_not_measured(tmp_path):
+    class Scaled(Split):
+        ids = torch.arange(6)
+
+        def batch(self, rows, draw):
+            return Batch((rows[:, None].expand(-1, 4) / 6, torch.tensor(2.0)), rows % 3, self.ids[rows], draw)
+
+    class Divided(Mlp):
+        def forward(self, inputs, scale):
+            return super().forward(inputs / scale)
+
+    data = Data()
+    data.classes, data.task, data.draws, data.fingerprint = ("a", "b", "c"), "multiclass", 1, "rows"
+    data.train, data.validation, data.test = Scaled(), Scaled(), None
+    kdkit.run(one_stage(Net("student", Divided()), plain_goal(), data), out=tmp_path / "run")
+    assert read_measurements(tmp_path / "run").note.startswith("the samples could not be read: IndexError")
+
+
 def test_layers_of_slow_networks_are_not_compared(tmp_path, monkeypatch):
     for name in ("_SIMILARITY_SECONDS", "_SHARE"):
         monkeypatch.setattr(f"kdkit.engine.measure.{name}", 0)
@@ -128,6 +161,20 @@ def test_a_layer_that_is_constant_has_no_similarity():
     net = Net("constant", Constant())
     layers = layer_kernels([net], spread_batches(tiny_data(rows=24).train, 8), most=24)[net]
     assert [math.isnan(value) for row in similarities(layers, layers) for value in row] == [True]
+
+
+def test_layers_that_a_network_skips_for_some_batches_are_not_compared():
+    class Skipping(nn.Sequential):
+        def forward(self, inputs):
+            layers = self if inputs.sum() < 0 else (self[0], self[2], self[4])
+            for layer in layers:
+                inputs = layer(inputs)
+            return inputs
+
+    net = Net("skipping", Skipping(*(nn.Linear(4, 4) for _ in range(4)), nn.Linear(4, 3)))
+    data = [Batch(sign * torch.rand(8, 4), torch.zeros(8)) for sign in (-1, 1)]
+    layers = layer_kernels([net], data, most=24)[net]
+    assert {item.layer.path: len(item.kernels) for item in layers} == {"0": 2, "2": 2}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The module of a stage: which tensors its terms compare, and which parameters get a gradient."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -139,6 +141,27 @@ def test_a_loss_gets_the_keyword_arguments_of_its_signature():
     module.progress.fill_(0.25)
     module(batch, {})
     assert received == {"labels": batch.labels, "ids": batch.ids, "progress": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("context", "classes"),
+    [(dataclasses.replace(CONTEXT, ignored_labels=(-100,)), NAMES), (CONTEXT, ("a", "b"))],
+    ids=["samples without a label", "samples of classes that the student lacks"],
+)
+def test_a_loss_gets_the_inputs_of_the_samples_that_are_not_left_out(context, classes):
+    received = {}
+
+    def loss(student, target, *, labels, inputs):
+        received.update(labels=labels, inputs=inputs)
+        return student.sum()
+
+    teacher = tiny_net("teacher", trained=True, outputs=len(classes), classes=classes)
+    student = tiny_net("student", outputs=len(classes), classes=classes)
+    batch = random_batch((0, -100 if context.ignored_labels else 2, 1))
+    stage = Stage({student: Match(teacher, loss)}, TRAINING)
+    DistillationModule(stage, context)(batch, run_teachers(stage, batch))
+    assert received["labels"].tolist() == [0, 1]
+    assert torch.equal(received["inputs"], batch.inputs[[0, 2]])
 
 
 def test_parameters_of_losses_are_trained_but_are_not_part_of_the_net():

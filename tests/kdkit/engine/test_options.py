@@ -29,6 +29,14 @@ def test_invalid_options_are_refused(option, message):
         RunOptions(**option)
 
 
+@pytest.mark.parametrize(
+    "name", ["baseline", "compile", "deterministic", "force", "measure", "progress", "resume", "verbose"]
+)
+def test_a_text_is_no_switch(name):
+    with pytest.raises(RecipeError, match=f"{name} must be True or False; got 'no'"):
+        RunOptions(**{name: "no"}, out="runs/first")
+
+
 def test_integers_of_numpy_are_kept_as_ints():
     options = RunOptions(seed=np.int64(3), gradients=np.uint8(2), keep_checkpoints=np.int32(1))
     assert [type(value) for value in (options.seed, options.gradients, options.keep_checkpoints)] == [int] * 3

@@ -120,6 +120,7 @@ def test_the_card_has_sizes_times_gates_and_scores(exported):
     assert "student.onnx" in text
     assert "student-int8.onnx" in text
     assert "macro\\_auroc" in text
+    assert "The preparation of inputs is not described" in text  # as of data that has no property `preparation`
 
 
 def test_int8_weights_are_symmetric_by_channel_within_seven_bits_and_no_convolution_is_left_in_float(exports):

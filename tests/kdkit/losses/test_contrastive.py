@@ -1,6 +1,7 @@
-"""CRD: which samples its memories hold, which negatives it draws, and that its state is saved."""
+"""CRD: which samples its memories hold, which negatives it draws, and that its state is saved. InfoNCE, by loops."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from kdkit import RecipeError
-from kdkit.losses import CRD, requirements_of
+from kdkit.losses import CRD, InfoNCE, requirements_of
 from kdkit.losses.memory_bank import RowIndex, draw_rows, draw_rows_of_other_classes
 from kdkit.utils import memory
 from tests.helpers.losses import CONTEXT, build_loss
@@ -214,3 +215,26 @@ def test_features_of_different_channels_need_an_embedding():
 def test_invalid_options_are_refused(options, message):
     with pytest.raises(RecipeError, match=message):
         CRD(**options)
+
+
+@pytest.mark.parametrize("positions", [(), (6,), (4, 3)])
+def test_info_nce_is_the_cross_entropy_of_the_sample_among_those_of_the_batch(positions):
+    student, target = (side.double() for side in sides((3, *positions), (5,)))
+    loss = build_loss(InfoNCE(temperature=0.2), student, target).double()
+    pooled = student.flatten(2).mean(2) if positions else student
+    vectors = pooled @ loss.projector.channels.weight.T + loss.projector.channels.bias
+
+    def score(row, column):
+        cosine = vectors[row] @ target[column] / (vectors[row].norm() * target[column].norm())
+        return math.exp(cosine.item() / 0.2)
+
+    rows = [score(row, row) / sum(score(row, column) for column in range(4)) for row in range(4)]
+    assert loss(student, target).item() == pytest.approx(-sum(map(math.log, rows)) / 4, rel=1e-9)
+
+
+def test_info_nce_of_one_sample_has_nothing_to_learn():
+    student, target = sides((3,), (3,), batch=1)
+    value = build_loss(InfoNCE(), student, target)(student.requires_grad_(), target)
+    value.backward()
+    assert value == 0
+    assert not student.grad.any()

@@ -252,6 +252,14 @@ def test_patient_kd_sums_over_layers():
     torch.testing.assert_close(PatientKD()(student, target), sum(PatientKD()(*pair) for pair in pairs))
 
 
+def test_patient_kd_as_a_mean_averages_over_layers_and_features_as_the_authors_do():
+    student, target = sides((3, 7), (3, 7))  # (batch, layers, features)
+    expected = F.mse_loss(F.normalize(student, dim=2), F.normalize(target, dim=2))
+    layers = student.unbind(1), target.unbind(1)
+    torch.testing.assert_close(PatientKD(reduction="mean")(*layers), expected)
+    torch.testing.assert_close(PatientKD()(*layers), expected * 21)
+
+
 def test_patient_kd_takes_layers_in_pairs():
     with pytest.raises(RecipeError, match="compares taps in pairs"):
         PatientKD()((torch.ones(2, 3),), (torch.ones(2, 3), torch.ones(2, 3)))

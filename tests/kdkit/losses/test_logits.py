@@ -22,6 +22,7 @@ from kdkit.losses import (
     Hint,
     LogitMSE,
     LogitStandardisation,
+    MarginMSE,
     PerTeacher,
     PerToken,
     ReverseKL,
@@ -33,7 +34,7 @@ from kdkit.losses.base import extra_kwargs_of
 
 LABELS = torch.tensor([0, 3, 1, 4])
 SOFTENED = [DKD, NKD, DIST, GeneralisedJSD, LogitMSE, LogitStandardisation, ReverseKL]
-NEED_LABELS = [DKD(), NKD(), PSKD()]
+NEED_LABELS = [DKD(), NKD(), PSKD(), MarginMSE()]
 
 
 def logits(classes=5, dtype=torch.float64):
@@ -85,7 +86,7 @@ def test_mixed_labels_are_refused_by_the_requirements_and_by_the_call(loss):
             call(loss, student, target, labels)
 
 
-@pytest.mark.parametrize("loss", [DKD(), NKD(), DIST(), LogitStandardisation()], ids=repr)
+@pytest.mark.parametrize("loss", [DKD(), NKD(), DIST(), LogitStandardisation(), MarginMSE()], ids=repr)
 def test_a_single_class_is_refused(loss):
     kwargs = {"labels": torch.zeros(4, dtype=torch.int64)} if "labels" in requirements_of(loss) else {}
     with pytest.raises(RecipeError, match="needs two"):
@@ -107,6 +108,14 @@ def test_logit_mse_sums_over_classes_for_batchmean():
     torch.testing.assert_close(
         LogitMSE(temperature=3.0, t_squared=True, reduction="batchmean")(student, target), expected
     )
+
+
+def test_margin_mse_is_the_squared_error_between_differences_of_pairs_of_scores():
+    student, target = logits()
+    pairs = [(row, label, other) for row, label in enumerate(LABELS.tolist()) for other in range(5) if other != label]
+    margins = [[side[row, label] - side[row, other] for row, label, other in pairs] for side in (student, target)]
+    expected = F.mse_loss(*map(torch.stack, margins))
+    torch.testing.assert_close(MarginMSE()(student, target, labels=LABELS), expected)
 
 
 def test_logit_standardisation_ignores_scale_and_offset():

@@ -127,7 +127,7 @@ def test_outputs_of_any_size_give_a_finite_value(name, inputs):
     assert_finite_or_helpful(lambda: value(name, student, target, seed=generator.initial_seed()), student)
 
 
-@pytest.mark.parametrize("name", ["sp", "hcl", "patient_kd", "review_kd", "sem_ckd"])
+@pytest.mark.parametrize("name", ["sp", "hcl", "patient_kd", "review_kd", "sem_ckd", "mini_lm"])
 @with_examples
 @given(layers=st.lists(shapes(), min_size=1, max_size=4), batch=SIZES, fills=st.tuples(FILLS, FILLS), odd=st.booleans())
 def test_layers_of_any_shapes_and_numbers_give_a_finite_value_or_a_helpful_error(name, layers, batch, fills, odd):
@@ -152,7 +152,7 @@ BATCHES, CLASSES, SEEDS = st.integers(1, 6), st.integers(2, 9), st.integers(0, 2
 drawn_outputs = st.builds(outputs, BATCHES, CLASSES, SEEDS)
 
 OF_PROBABILITIES = ["soft_targets", "reverse_kl", "generalised_jsd", "dkd", "nkd", "dist", "hard_targets"]
-OF_PROBABILITIES += ["logit_standardisation", "pskd", "ofa", *catalog.PRESETS]
+OF_PROBABILITIES += ["logit_standardisation", "margin_mse", "pskd", "ofa", *catalog.PRESETS]
 ON_TOKENS = ["skew_kl", "skew_reverse_kl", "adaptive_kl", "alpha_beta_divergence", "total_variation", "uld"]
 OF_PROBABILITIES += [*ON_TOKENS, "ttm", "wttm", "mlld", "rld", "ctkd"]
 ON_TOKENS += ["reverse_kl", "generalised_jsd"]
@@ -231,8 +231,8 @@ drawn_features = st.builds(
     features, st.integers(3, 6), st.integers(2, 5), st.lists(st.integers(2, 4), min_size=1, max_size=3), SEEDS
 )
 RELATIONS = ["rkd", "sp", "pkt", "cc", "cka"]
-BY_DIRECTION = ["attention_transfer", "nst", "cosine", "patient_kd", "pkd", "dist_plus"]
-BY_ENTRY = ["hint", "square_head", "hcl", "cwd", "adjacent_cc", "wkdf"]
+BY_DIRECTION = ["attention_transfer", "nst", "cosine", "patient_kd", "pkd", "dist_plus", "info_nce"]
+BY_ENTRY = ["hint", "square_head", "hcl", "cwd", "adjacent_cc", "wkdf", "mini_lm"]
 ON_FEATURES = [*RELATIONS, *BY_DIRECTION, *BY_ENTRY]
 
 
@@ -273,7 +273,7 @@ def test_the_order_of_samples_changes_nothing(name, inputs, seed):
 def test_the_order_of_channels_changes_nothing(name, inputs, seed):
     student, target = inputs
     order = torch.randperm(student.shape[1], generator=torch.Generator().manual_seed(seed))
-    theirs = torch.arange(len(order)) if name in (*RELATIONS, "attention_transfer", "nst") else order
+    theirs = torch.arange(len(order)) if name in (*RELATIONS, "attention_transfer", "nst", "mini_lm") else order
     assert_close(value(name, student[:, order], target[:, theirs]), value(name, student, target))
 
 
@@ -299,7 +299,7 @@ def test_rotations_and_shifts_change_nothing(name, inputs, seed):
 
 SYMMETRIC = ["rkd", "sp", "cc", "cka", "adjacent_cc", "hint", "cosine", "hcl", "patient_kd", "pkd"]
 SYMMETRIC += ["attention_transfer", "nst", "logit_mse", "dist", "generalised_jsd", "dist_plus", "wkdf", "catkd"]
-SYMMETRIC += ["alpha_beta_divergence", "per_label_alpha_beta_divergence", "total_variation", "uld"]
+SYMMETRIC += ["alpha_beta_divergence", "per_label_alpha_beta_divergence", "total_variation", "uld", "margin_mse"]
 
 
 @pytest.mark.parametrize("name", SYMMETRIC)

@@ -40,6 +40,23 @@ def test_a_convolution_with_kernel_one_is_a_classifier_too():
     torch.testing.assert_close(loss.classify(features), convolution(features).mean((2, 3)))
 
 
+@pytest.mark.parametrize("shapes", [((4, 2, 6), (4, 5, 4)), ((4, 2, 4, 3), (4, 5, 2, 2)), ((4, 2, 3), (4, 5))])
+def test_maps_are_projected_at_each_position_and_then_averaged(shapes):
+    student, target = (torch.randn(shape) for shape in shapes)
+    teacher_module = teacher()
+    loss = build_loss(SRRL(), student, target, teacher_module)
+
+    def pool(features):
+        return features.flatten(2).mean(2) if features.ndim > 2 else features
+
+    rows = student.flatten(2).mT @ loss.connector[0].weight.T  # (batch, positions, channels)
+    variance, mean = torch.var_mean(rows, (0, 1), correction=0)
+    projected = ((rows - mean) / (variance + 1e-5).sqrt()).relu().mean(1)
+    feature = (projected - pool(target)).square().mean()
+    regression = (teacher_module[2](projected) - teacher_module[2](pool(target))).square().mean()
+    torch.testing.assert_close(loss(student, target), feature + regression)
+
+
 def test_the_teachers_logits_may_be_tapped():
     student, features, teacher_module = torch.randn(4, 2), torch.randn(4, 5), teacher()
     logits = teacher_module[2](features).detach()

@@ -17,6 +17,7 @@ from kdkit.losses import (
     SRRL,
     AlphaBetaDivergence,
     HardTargets,
+    MiniLM,
     PerLabelAlphaBetaDivergence,
     PerLabelMLLD,
     PerToken,
@@ -39,6 +40,7 @@ WRONG = {
 }
 # Other invalid values, for options that may be 0, or below 0 only.
 OTHERS = {(OFD, "margin"): (1.0, *NOT_A_NUMBER), (SecondHead, "blocks"): (-1, 2.5, *NOT_A_NUMBER)}
+OTHERS |= {(MiniLM, "mask"): (1, True, ["mask"])}
 # Exponents may be negative, and one temperature is enough.
 for loss in (AlphaBetaDivergence, PerLabelAlphaBetaDivergence):
     OTHERS |= {(loss, "alpha"): NOT_A_NUMBER, (loss, "beta"): NOT_A_NUMBER}
@@ -57,7 +59,7 @@ def wrong_options():
             hint = next(iter(kinds - {type(None)}), hints[option])
             kind = typing.get_origin(hint) or hint
             kind = typing.Callable if callable(hint) and "Callable" in str(kind) else kind
-            values = OTHERS.get((make, option), WRONG[kind])
+            values = OTHERS[make, option] if (make, option) in OTHERS else WRONG[kind]
             yield pytest.param(make, option, (*values, *(() if kinds else (None,))), id=f"{name}-{option}")
 
 

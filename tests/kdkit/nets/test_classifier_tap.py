@@ -1,6 +1,7 @@
 """ClassifierTap: the outputs at every position, their mean, gradients, copies, and a run with SDD and CAT-KD."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import kdkit
 from kdkit import ClassifierTap, Ema, Match, Net, Recipe, RecipeError, Stage, Tap, TorchData, Training, Truth
 from kdkit.engine.check.plan import describe_tap
 from kdkit.losses import CATKD, SDD
-from kdkit.nets.taps import OpenTaps
+from kdkit.nets.open_taps import OpenTaps
 
 
 class Pooled(nn.Module):
@@ -47,6 +48,17 @@ def test_each_position_is_the_output_of_the_classifier_for_its_channels():
         classes = open_taps[tap]
     for position in range(8):
         torch.testing.assert_close(classes[:, :, position], net.fc(net.features(signal)[:, :, position]))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_a_copy_of_a_network_with_an_open_tap_captures_in_its_own_copy(duplicate):
+    net = Pooled()
+    tap = ClassifierTap(net.features, classifier=net.fc)
+    with OpenTaps([tap]) as open_taps:
+        copied_net, copied_taps = duplicate((net, open_taps))
+        copied_taps.clear()
+        copied_net(torch.randn(5, 2, 8))
+        assert (open_taps.unfired(), copied_taps.unfired()) == ([tap], [])
 
 
 def test_the_classifier_and_the_layers_before_it_get_a_gradient():

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 
 from kdkit import Net, Tap
 from kdkit.nets.layout import describe_layer
-from kdkit.nets.taps import OpenTaps
+from kdkit.nets.open_taps import OpenTaps
 
 
 def form_of(network, path, *inputs, at="output", **options):

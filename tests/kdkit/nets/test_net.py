@@ -36,6 +36,9 @@ def test_a_name_that_cannot_be_a_folder_is_refused(name):
             {"element": 0.5},
             "element must be an index, a key or attribute, or a function; got 0",
         ),
+        (("net", nn.Identity()), {"trained": "weights.pt"}, "trained must be True or False; got 'weights.pt'"),
+        (("net", nn.Identity()), {"channels_last": "yes"}, "channels_last must be True or False; got 'yes'"),
+        (("net", nn.Identity()), {"strict": 0}, "strict must be True or False; got 0"),
     ],
 )
 def test_arguments_of_other_kinds_are_refused(arguments, options, message):
@@ -124,7 +127,7 @@ def test_another_module_can_be_run_in_place_of_a_net():
     [
         ([], "got none"),
         (["a", "b", "a"], "['a'] more than once"),
-        (3, "are a list of names, such as [str(index) for index in range(10)]; got 3"),
+        (0, "are a list of names, such as ['cat', 'dog'], or their number; got 0"),
         ([0, 1], "got [0, 1]"),
         ("abc", "got 'abc'"),
     ],
@@ -133,6 +136,10 @@ def test_class_names_must_be_distinct_and_at_least_one(classes, message):
     with pytest.raises(RecipeError) as caught:
         Net("net", nn.Identity(), classes=classes)
     assert message in str(caught.value)
+
+
+def test_a_number_of_classes_names_them_by_numbers():
+    assert Net("net", nn.Identity(), classes=3).classes == ("0", "1", "2")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])

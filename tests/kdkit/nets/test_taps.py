@@ -7,10 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from transformers import BertConfig, BertModel, T5Config, T5EncoderModel
+from transformers import BertConfig, BertModel, T5Config, T5EncoderModel, T5ForConditionalGeneration
 
-from kdkit import AttentionTap, Net, RecipeError, Tap, timm_tap
-from kdkit.nets.taps import OpenTaps, TapLike
+from kdkit import AttentionTap, ClassifierTap, Net, RecipeError, Tap, timm_tap
+from kdkit.nets.open_taps import OpenTaps
+from kdkit.nets.taps import TapLike
 from tests.helpers.tiny import Mlp, hooks_of
 
 
@@ -181,19 +182,20 @@ def test_nothing_is_captured_between_take_and_clear():
         assert not open_taps.unfired()
 
 
-def test_an_element_that_a_paused_pass_lacks_is_no_error():
+@pytest.mark.parametrize("make_tap", [Tap, lambda net, **options: ClassifierTap(net, classifier=net.head, **options)])
+def test_an_element_that_a_paused_pass_lacks_is_no_error(make_tap):
     class TrainingOnly(Mlp):
         def forward(self, inputs):
             outputs = super().forward(inputs)
-            return {"logits": outputs, "loss": outputs.mean()} if self.training else {"logits": outputs}
+            return {"logits": outputs, "hidden": self.hidden(inputs)} if self.training else {"logits": outputs}
 
     net, inputs = TrainingOnly(), torch.randn(2, 4)
-    with OpenTaps([Tap(net, element="loss")]) as open_taps:
+    with OpenTaps([make_tap(net, element="hidden")]) as open_taps:
         net(inputs)
         open_taps.take()
         net.eval()(inputs)
         open_taps.clear()
-        with pytest.raises(RecipeError, match="no element 'loss'"):
+        with pytest.raises(RecipeError, match="no element 'hidden'"):
             net(inputs)
 
 
@@ -263,6 +265,7 @@ def test_taps_do_not_change_the_output_of_a_net():
         (("layer3",), r"not on its name: Tap\(net.module.get_submodule\('layer3'\)\); got a str"),
         ((3,), "got a int"),
         ((nn.Identity(), "outptu"), "got 'outptu'"),
+        ((nn.Identity(), "output", None, "last"), "channels_last must be True or False; got 'last'"),
     ],
 )
 def test_a_tap_sits_on_a_module_at_its_input_or_output(arguments, message):
@@ -344,6 +347,17 @@ def test_a_position_bias_is_not_taken_for_an_attention_map():
     model = T5EncoderModel(config).eval()
     with pytest.raises(RecipeError, match="T5Attention returns no attention map"):
         captured(model, AttentionTap(model.encoder.block[0].layer[0].SelfAttention), **TEXT)
+    model = T5ForConditionalGeneration(config).eval()
+    cross = model.decoder.block[0].layer[1].EncDecAttention
+    with pytest.raises(RecipeError, match="T5Attention returns no attention map"):  # its bias is 0
+        captured(model, AttentionTap(cross), **TEXT, decoder_input_ids=TEXT["input_ids"][:, :3])
+
+
+def test_the_hidden_state_of_a_layer_of_t5_is_taken():
+    model = T5ForConditionalGeneration(T5Config(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, vocab_size=20))
+    for layer, tokens in ((model.encoder.block[0], 5), (model.decoder.block[0], 3)):
+        hidden = captured(model.eval(), Tap(layer), **TEXT, decoder_input_ids=TEXT["input_ids"][:, :3])
+        assert hidden.shape == (2, 16, tokens)
 
 
 def test_the_map_of_fused_attention_is_refused_with_the_layer_and_the_option_to_change():
@@ -365,7 +379,9 @@ def test_a_stage_is_selected_by_its_number():
     model = model_with_stages()
     assert timm_tap(model, 0).module is model[0]
     assert timm_tap(model, -1).module is model[1]
-    assert timm_tap(model_with_stages("NHWC"), 1).channels_last
+    with OpenTaps([timm_tap(model_with_stages("NHWC"), 1)]) as open_taps:
+        open_taps.taps[0].module(torch.zeros(2, 5, 4, 3))
+        assert open_taps.take()[0].shape == (2, 3, 5, 4)
 
 
 @pytest.mark.parametrize("index", [2, -3])

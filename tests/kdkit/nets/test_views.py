@@ -60,6 +60,23 @@ def test_images_are_normalised_by_channel():
         torch.testing.assert_close(normalised[:, channel], (images[:, channel] - mean) / std)
 
 
+def test_images_of_bytes_are_those_from_0_to_1():
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    view = Images(mean=(0.1, 0.2, 0.3), std=(0.3, 0.2, 0.1), size=(4, 4))
+    assert not view.doubt(images)
+    assert torch.equal(view(batch(images))[0][0], view(batch(images / 255))[0][0])
+
+
+@pytest.mark.parametrize(
+    "inputs", [[torch.zeros(2, 1, 4, 4), LABELS], {"image": torch.zeros(2, 1, 4, 4), "id": LABELS}]
+)
+def test_images_among_other_inputs_are_refused(inputs):
+    with pytest.raises(
+        RecipeError, match=r"takes one tensor of images, and the inputs are a (list of 0, 1|dict of 'ima)"
+    ):
+        Images()(batch(inputs))
+
+
 def test_images_are_resized_before_they_are_normalised():
     (normalised,), _ = Images(mean=(1.0,), std=(0.5,), size=(2, 3))(batch(torch.ones(2, 1, 8, 8)))
     assert normalised.shape == (2, 1, 2, 3)
@@ -177,6 +194,7 @@ def test_a_view_of_images_adds_its_steps_to_the_description_of_the_data():
     assert [step["step"] for step in described["steps"]] == ["decode", "resize", "normalise_channels"]
     assert described["steps"][1]["size"] == [8, 6]
     assert data.preparation["steps"] == [{"step": "decode"}]  # unchanged
+    assert Images().describe({}).items() >= {"kind": "images", "range": [0, 1]}.items()
 
 
 @pytest.mark.parametrize(

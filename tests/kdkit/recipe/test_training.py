@@ -132,12 +132,46 @@ def test_parameter_groups_may_have_different_options(make):
         (lambda named: [*by_dimension(named), *by_dimension(named)], "more than one parameter group"),
         (lambda named: [parameter for _, parameter in named], "its groups must be dicts with 'params'"),
         (lambda named: None, "its groups must be dicts with 'params'"),
+        (
+            lambda named: [{"params": [parameter for _, parameter in named], "name": "all", "weight_deacy": 0.0}],
+            "its groups have an option 'weight_deacy'; did you mean 'weight_decay'",
+        ),
     ],
 )
 def test_groups_must_contain_every_parameter_once(groups, message):
     error = rf"Optimizer\(SGD, lr=0\.1, groups=<lambda>\) cannot be created: .*{message}"
     with pytest.raises(RecipeError, match=error):
         Optimizer(torch.optim.SGD, lr=0.1, groups=groups).build(named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        (None, [0.5, 1.0]),
+        (LRSchedule(CosineAnnealingLR), [0.25, 0.5]),
+        (LRSchedule("cosine"), [0.25, 0.5]),
+        (LRSchedule("cosine", warmup_epochs=4, warmup_lr=0.0), [0.25, 0.5]),  # which is scaled too, as by timm
+    ],
+)
+def test_the_rate_of_a_group_is_multiplied_by_its_scale_with_every_schedule(schedule, rates):
+    def groups(named):
+        return [
+            {"params": [parameter], "lr_scale": scale} for (_, parameter), scale in zip(named, (0.5, 1), strict=True)
+        ]
+
+    optimizer = Optimizer(torch.optim.SGD, lr=1.0, groups=groups).build(named_parameters())
+    scheduler = schedule and schedule.build(optimizer, epochs=4, updates=8)
+    for _ in range(2 if scheduler else 0):  # half of the epochs
+        optimizer.step()
+        scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(rates)
+
+
+def test_one_largest_rate_for_groups_of_different_rates_is_refused():
+    optimizer = Optimizer(torch.optim.SGD, lr=1.0, groups=by_dimension).build(named_parameters())
+    with pytest.raises(RecipeError, match="pass one for each group in max_lr="):
+        LRSchedule(OneCycleLR, max_lr=1.0).build(optimizer, epochs=4, updates=8)
+    LRSchedule(OneCycleLR, max_lr=[1.0, 0.5]).build(optimizer, epochs=4, updates=8)
 
 
 def test_groups_must_be_a_function():

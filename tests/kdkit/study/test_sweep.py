@@ -4,6 +4,7 @@ import csv
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -76,6 +77,13 @@ def test_a_parameter_without_default_needs_a_value(tmp_path):
 def test_seeds_are_a_number_or_different_integers(seeds, tmp_path):
     with pytest.raises(RecipeError, match="seeds must be"):
         Sweep(recipe, {}, folder=tmp_path, seeds=seeds)
+
+
+def test_values_and_seeds_may_be_arrays(tmp_path):
+    sweep = Sweep(recipe, {"lr": np.array([0.1, 0.2])}, folder=tmp_path, seeds=torch.arange(2))
+    assert sweep.seeds == (0, 1)
+    assert [cell.options for cell in sweep.cells] == [{"lr": 0.1}, {"lr": 0.2}]
+    assert all(type(cell.options["lr"]) is float for cell in sweep.cells)
 
 
 def test_trials_are_named_after_their_options_in_the_order_of_the_recipe(tmp_path):

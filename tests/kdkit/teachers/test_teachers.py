@@ -731,6 +731,25 @@ def test_an_invalid_output_of_a_user_defined_teacher_is_a_problem(output, messag
     assert message in problem
 
 
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_a_user_defined_teacher_has_a_name_for_each_of_its_outputs(outputs):
+    teacher = CustomTeacher()
+    teacher.classes = ("a", "b")
+    session = FunctionSession(lambda batch: TeacherOutput(torch.randn(len(batch), outputs)))
+    teacher.open = lambda taps, context: session
+    (problem,) = problems_of(tiny_net("student"), plain_goal() + Match(teacher, SoftTargets()))
+    assert f"'custom' has outputs of shape (batch, {outputs}) and 2 classes; its `classes`" in problem
+
+
+def test_a_teacher_has_a_name_for_each_of_its_outputs_also_if_they_are_compared_with_features():
+    def loss(features, outputs, *, labels):
+        return (features.mean() - outputs.mean()).square()
+
+    teacher, student = Net("teacher", nn.Linear(4, 1), classes=("a", "b"), trained=True), tiny_net("student")
+    (problem,) = problems_of(student, plain_goal() + Match(teacher, loss, student=Tap(student.module.hidden)))
+    assert "net 'teacher' has outputs of shape (batch, 1) and 2 classes; its `classes`" in problem
+
+
 def test_a_user_defined_teacher_must_return_a_feature_for_every_tap():
     (problem,) = problems_with_outputs(lambda batch: TeacherOutput(ZEROS), Tap(nn.Linear(4, 5)))
     assert "'custom' must return a feature for each of the 1 taps of its terms; got 0" in problem

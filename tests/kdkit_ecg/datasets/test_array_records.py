@@ -1,4 +1,4 @@
-"""Records in NumPy, CSV, HDF5 and EDF files have the samples of those in WFDB files."""
+"""Records in NumPy, CSV, HDF5, EDF, DICOM and XML files have the samples of those in WFDB files."""
 
 import importlib.util
 import zipfile
@@ -13,6 +13,8 @@ from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.open_file import open_file
 from kdkit_ecg.records.record import read_record
 from kdkit_ecg.records.source import select_leads
+from tests.helpers import hospital_files
+from tests.helpers.hospital_files import aecg_xml, dicom_group, muse_xml
 from tests.helpers.wfdb_files import write_record
 from tests.kdkit_ecg.datasets.test_records import EIGHT, RAW, steps, write_table, write_wfdb
 
@@ -58,7 +60,24 @@ def write_hdf5(folder, number):
         file["tracings"] = in_mv(number) if number % 2 else in_mv(number).T
 
 
-@pytest.mark.parametrize("write", [write_numpy, write_archive, write_csv, write_edf, write_hdf5])
+def write_dicom(folder, number):
+    scheme = "MDC" if number % 2 else "SCPECG"
+    group = dicom_group(steps(number), EIGHT, 400, scheme)
+    median = dicom_group(steps(number)[:, :20], EIGHT, 400, scheme, "DERIVED")
+    hospital_files.write_dicom(folder / f"r{number}.dcm", [median, group])
+
+
+def write_xml(folder, number):
+    text = muse_xml(steps(number), EIGHT, 400)
+    if number % 2:
+        text = aecg_xml(steps(number), EIGHT, 400).replace('"2" unit="uV"', '"0.001" unit="mV"').replace('"10"', '"0"')
+    (folder / f"r{number}.xml").write_text(text, encoding="utf-8" if number % 2 else "latin-1")
+
+
+WRITERS = [write_numpy, write_archive, write_csv, write_edf, write_hdf5, write_dicom, write_xml]
+
+
+@pytest.mark.parametrize("write", WRITERS)
 def test_files_of_every_kind_have_the_samples_of_wfdb(tmp_path, write):
     for kind in ("wfdb", "other"):
         (tmp_path / kind).mkdir()
@@ -333,7 +352,10 @@ def test_edf_files_that_do_not_match_their_header_are_refused(tmp_path):
     assert (source.sex, source.age, source.leads) == ("female", pytest.approx(71, abs=0.01), ("EKG",))
 
 
-@pytest.mark.parametrize(("package", "suffix", "extra"), [("edfio", ".edf", "edf"), ("h5py", ".hdf5", "hdf5")])
+@pytest.mark.parametrize(
+    ("package", "suffix", "extra"),
+    [("edfio", ".edf", "edf"), ("h5py", ".hdf5", "hdf5"), ("pydicom", ".dcm", "dicom")],
+)
 def test_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch, package, suffix, extra):
     original = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else original(name))

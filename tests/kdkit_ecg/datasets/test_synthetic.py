@@ -1,16 +1,14 @@
 """Synthetic simulates the same records for the same options, with plausible classes and leads."""
 
-import subprocess
-import sys
-from hashlib import sha256
-
 import numpy as np
 import pytest
 import torch
 
 from kdkit import KdkitError
+from kdkit_ecg.datasets import synthetic
 from kdkit_ecg.datasets.synthetic import VERSION, Synthetic
 from kdkit_ecg.labels import scored_classes
+from kdkit_ecg.utils.processes import run_in_processes
 
 SMALL = {"train": 6, "validation": 4, "test": 5, "length": 300}
 
@@ -69,15 +67,32 @@ def test_a_record_depends_on_seed_and_id_alone(data):
     assert not torch.equal(Synthetic(**SMALL, seed=1).train.labels, data.train.labels)
 
 
-@pytest.mark.slow
-def test_another_process_makes_the_same_records(data):
-    code = (
-        "from hashlib import sha256; from kdkit_ecg.datasets.synthetic import Synthetic;"
-        f"split = Synthetic(**{SMALL}).test;"
-        "print(sha256(split.batch(range(5), 0).inputs.signal.numpy().tobytes()).hexdigest())"
-    )
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert output == sha256(data.test.batch(range(5), 0).inputs.signal.numpy().tobytes()).hexdigest()
+@pytest.mark.parametrize("scaling", ["raw", "zscore"])
+def test_several_processes_make_the_same_records_in_the_same_order(scaling, monkeypatch):
+    options = SMALL | {"train": 7, "scaling": scaling}
+    alone = Synthetic(**options).train
+    started = []
+
+    def count_processes(function, items, processes):
+        started.append(processes)
+        return run_in_processes(function, items, processes)
+
+    monkeypatch.setattr(synthetic, "run_in_processes", count_processes)
+    monkeypatch.setattr(synthetic, "usable_cores", lambda: 2)
+    monkeypatch.setattr(synthetic, "CHUNK", 2)
+    monkeypatch.setattr(synthetic, "RECORDS_PER_PROCESS", 2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        shared = Synthetic(**options).train
+    finally:
+        torch.set_num_threads(threads)
+    assert started == [2]
+    expected, batch = alone.batch(range(7), 0), shared.batch(range(7), 0)
+    assert torch.equal(batch.inputs.signal, expected.inputs.signal)
+    assert torch.equal(batch.inputs.person, expected.inputs.person)
+    assert torch.equal(batch.labels, expected.labels)
+    assert torch.equal(batch.ids, expected.ids)
 
 
 def test_float32_leads_satisfy_einthovens_law_up_to_rounding(data):

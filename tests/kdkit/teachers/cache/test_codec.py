@@ -63,9 +63,21 @@ def test_all_logits_are_stored_if_top_is_the_number_of_classes():
     assert torch.equal(round_trip(Codec(CacheSettings(top=6), original), original).output, original.output)
 
 
-def test_top_needs_outputs_with_one_row_of_classes():
-    with pytest.raises(CacheError, match=r"top needs float outputs \(batch, classes\); it returns \(4, 2, 3\)"):
-        Codec(CacheSettings(top=1), TeacherOutput(torch.zeros(4, 2, 3)))
+def test_the_largest_logits_of_each_token_are_stored():
+    tokens = torch.randn(4, 3, 6)  # (batch, tokens, classes), as models of transformers return them
+    decoded = round_trip(Codec(CacheSettings(top=2), original := TeacherOutput(tokens.movedim(-1, 1))), original).output
+    by_row = TeacherOutput(tokens.flatten(0, 1))
+    expected = round_trip(Codec(CacheSettings(top=2), by_row), by_row).output
+    assert torch.equal(decoded.movedim(1, -1).flatten(0, 1), expected)
+    codec = Codec(CacheSettings(top=2), original)
+    assert [part.shape for part in codec.parts] == [(3, 3), (2, 3)]
+    assert relative_distance(codec.comparable(original, codec.encode(original))).max() == 0
+
+
+@pytest.mark.parametrize("output", [torch.zeros(4), torch.zeros(4, 2, dtype=torch.int64)])
+def test_top_needs_logits_by_class(output):
+    with pytest.raises(CacheError, match=r"top needs float outputs \(batch, classes, ...\); it returns \(4,"):
+        Codec(CacheSettings(top=1), TeacherOutput(output))
 
 
 def test_the_distance_of_two_outputs_is_that_of_their_worst_value():

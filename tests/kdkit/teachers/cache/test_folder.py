@@ -177,7 +177,7 @@ def test_an_entry_that_never_fits_is_refused_and_nothing_is_evicted_for_it(tmp_p
     with pytest.raises(CacheError, match=r"take 40 MB, and .* is limited to 20 MB \(--teacher-cache-size\)"):
         make_folder(tmp_path, limit=20 * 10**6).open(large)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 2**28 + 10))
-    with pytest.raises(CacheError, match=r"the disk of .* has 10 bytes left"):
+    with pytest.raises(CacheError, match=r"the disk of .* has 10 B left"):
         make_folder(tmp_path).open(large)
     assert [entry.net for entry in make_folder(tmp_path).kept()] == ["first"]
 

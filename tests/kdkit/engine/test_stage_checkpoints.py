@@ -9,10 +9,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from kdkit.engine import checkpointing
-from kdkit.engine.checkpointing import CheckpointInterval, EpochPosition
+from kdkit.engine import stage_checkpoints
 from kdkit.engine.interrupts import Interrupts, announce_on_stderr
 from kdkit.engine.meters import RunningMeans
+from kdkit.engine.stage_checkpoints import CheckpointInterval
+from kdkit.engine.stage_progress import EpochPosition
 from kdkit.errors import RecipeError, Terminated
 from kdkit.utils.validation import parse_interval
 
@@ -81,12 +82,12 @@ def test_ranks_agree_on_the_update_although_their_clocks_differ(monkeypatch):
     """Two ranks, one after the other: the second gets what the first one sent."""
     clock, sent = 0.0, []
     monkeypatch.setattr(time, "perf_counter", lambda: clock)
-    monkeypatch.setattr(checkpointing.collectives, "is_distributed", lambda: True)
+    monkeypatch.setattr(stage_checkpoints.collectives, "is_distributed", lambda: True)
 
     def run(step_seconds, broadcast):
         nonlocal clock
         clock = 0.0
-        monkeypatch.setattr(checkpointing.collectives, "broadcast", broadcast)
+        monkeypatch.setattr(stage_checkpoints.collectives, "broadcast", broadcast)
         interval, due = CheckpointInterval("10s"), []
         for update in range(1000):
             clock += step_seconds

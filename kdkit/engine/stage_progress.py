@@ -1,7 +1,6 @@
-"""How far the training of a stage is, and when to write a checkpoint of it."""
+"""How far the training of a stage is: its history, its best epoch, and the position in the next one."""
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,6 @@ from kdkit.engine.meters import RunningMeans
 from kdkit.engine.storage.stage_folder import History
 from kdkit.utils import collectives
 from kdkit.utils.randomness import rng_state, set_rng_state
-from kdkit.utils.validation import parse_interval
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,38 +83,3 @@ class StageProgress:
     def peak_memory(self) -> int | None:
         """The most bytes that tensors took in any epoch, also before a resume; None if it is not measured."""
         return max((entry["peak_memory_bytes"] for entry in self.history if "peak_memory_bytes" in entry), default=None)
-
-
-class CheckpointInterval:
-    """Decides after which updates of an epoch to write a checkpoint, in the same way on all ranks.
-
-    every: a number of updates, or a time such as "30s", "10min" or "2h"; 0 for the ends of epochs only.
-    Raises RecipeError for anything else.
-    """
-
-    def __init__(self, every: int | str) -> None:
-        self.updates, self.seconds = parse_interval(every)
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin a new interval: a checkpoint was written, or an epoch begins."""
-        self._done = 0
-        self._began = time.perf_counter()
-        self._next_agreement = 1
-
-    def is_due(self) -> bool:
-        """Whether to write a checkpoint after this update."""
-        self._done += 1
-        if self.updates:
-            return self._done >= self.updates
-        if not self.seconds:
-            return False
-        if not collectives.is_distributed():
-            return time.perf_counter() - self._began >= self.seconds
-        # Clocks of ranks differ, so the first one decides. A decision after every update would cost a message.
-        if self._done < self._next_agreement:
-            return False
-        elapsed = time.perf_counter() - self._began
-        remaining = (self.seconds - elapsed) / elapsed * self._done  # updates, at this speed
-        is_due, self._next_agreement = collectives.broadcast((remaining <= 0, self._done + max(1, int(remaining))))
-        return is_due

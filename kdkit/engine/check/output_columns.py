@@ -1,0 +1,79 @@
+"""Find the problem of outputs that do not have a column for each class."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from kdkit.losses.base import BuildContext
+from kdkit.nets.net import Net
+from kdkit.teachers.base import Teacher
+
+
+def columns_problem(net: Net[Any], output: Tensor, labels: Tensor, context: BuildContext) -> str | None:
+    """Return the problem of outputs that are compared by classes, also with labels per position; None if they fit."""
+    classes, shape = net.classes or context.classes, _batch_shape(output.shape)
+    positions = labels.shape[labels.ndim - context.position_dims :]
+    if labels.ndim > 2 >= output.ndim:
+        return (
+            f"net {net.name!r} has outputs of shape {shape} for labels of shape {_batch_shape(labels.shape)}, one per "
+            "pixel or token; the network must return outputs per pixel or token, or the data one label per sample"
+        )
+    if context.task == "regression" or output.shape[1:] == (len(classes), *positions):
+        return None
+    if positions and output.ndim == 2 + len(positions) and output.shape[1] == len(classes):
+        return (
+            f"net {net.name!r} has outputs of shape {shape} for labels of shape {_batch_shape(labels.shape)}; give "
+            "them the same positions, such as by nn.functional.interpolate at the end of the network, or in a function "
+            "Net(..., element=...)"
+        )
+    advice = _class_advice(net, output, context)
+    if labels.ndim > 1 and not positions and output.ndim > 2:
+        advice = "; if the labels are classes of positions, pass TorchData(..., task='multiclass')"
+    owner = "its" if net.classes else "the data's"
+    return (
+        f"net {net.name!r} has outputs of shape {shape}, but {owner} {len(classes)} classes need "
+        f"{_batch_shape((0, len(classes), *positions))}; give it as many outputs, or name their classes with "
+        f"Net(..., classes=...){advice}"
+    )
+
+
+def class_names_problem(teacher: Teacher, output: Tensor) -> str | None:
+    """Return the problem of a teacher whose `classes`, by which its outputs are aligned, do not name them, or None."""
+    classes = getattr(teacher, "classes", None)
+    if not classes or output.shape[1:2] == (len(classes),):
+        return None
+    name = f"net {teacher.name!r}" if isinstance(teacher, Net) else repr(teacher.name)
+    return (
+        f"{name} has outputs of shape {_batch_shape(output.shape)} and {len(classes)} classes; its `classes` must have "
+        "a name for each column of its outputs"
+    )
+
+
+def is_about_classes(net: Net[Any], output: Tensor, labels: Tensor, context: BuildContext) -> bool:
+    """Whether the outputs of a teacher are about the data's classes; a teacher of features need not be."""
+    if context.task == "regression":
+        return output[0].numel() == labels[0].numel()
+    classes = net.classes or context.classes
+    is_by_class = output.ndim == 2 + context.position_dims and output.shape[1] == len(classes)
+    return is_by_class and not set(classes).isdisjoint(context.classes)
+
+
+def _class_advice(net: Net[Any], output: Tensor, context: BuildContext) -> str:
+    """Return what may be wrong with classes that are the numbers up to the largest label; "" if they have names."""
+    count = len(context.classes)
+    if net.classes or context.classes != tuple(map(str, range(count))) or output.ndim < 2:
+        return ""
+    outputs = output.shape[1]
+    if outputs == count - 1 and context.task == "multiclass":
+        return f"; if labels are numbered from 1 to {outputs}, subtract 1, since classes are numbered from 0"
+    if outputs > count:
+        return (
+            f"; if the last classes have no sample, pass the number of all: TorchData(..., classes={outputs}); or that "
+            f"of this network, such as of a vocabulary with padding: Net(..., classes={outputs})"
+        )
+    return ""
+
+
+def _batch_shape(shape: Sequence[int]) -> str:
+    return f"(batch{''.join(f', {size}' for size in shape[1:])})"

@@ -1,0 +1,89 @@
+"""Take the attention map out of a layer of timm or transformers, which a fused kernel would not return."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from kdkit.errors import RecipeError
+from kdkit.nets.net import Net
+from kdkit.nets.taps import Capture, RemoveHook, Tap
+from kdkit.nets.views import pick_tensor
+from kdkit.utils.overrides import Override
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTap:
+    """The attention map of a layer of timm or transformers, (batch, heads, tokens, tokens), after its softmax.
+
+    While the tap is open, the layer computes the map explicitly instead of calling a fused kernel, which returns none.
+    With transformers, that is its "eager" attention, in every layer that shares the layer's config; in training, the
+    map is the one after its dropout. For `torch.nn.MultiheadAttention`, use Tap(layer, element=1).
+    `Masked` leaves out padding. The logarithm of a map is the scores before the softmax, up to a constant of each query
+    that the softmax removes; it needs layers without attention dropout.
+    """
+
+    module: nn.Module
+    tap: Tap = field(init=False, compare=False, repr=False)  # captures the map
+
+    def __post_init__(self) -> None:
+        layer: Any = self.module
+        if _attention_config(layer) is not None:
+            tap: Tap = _MapTap(layer, element=1, channels_last=False)  # a layer returns its output and its map
+        elif isinstance(getattr(layer, "attn_drop", None), nn.Module) and hasattr(layer, "fused_attn"):
+            # dropout is applied to the map after its softmax
+            tap = Tap(layer.attn_drop, "input", channels_last=False)
+        else:
+            raise RecipeError(
+                "an attention tap sits on an attention layer of timm or transformers, such as vit.blocks[3].attn or "
+                f"bert.encoder.layer[3].attention; got a {type(layer).__name__}"
+            )
+        object.__setattr__(self, "tap", tap)
+
+    def __repr__(self) -> str:
+        return f"AttentionTap({type(self.module).__name__})"
+
+    def locate(self, nets: Sequence[Net[Any]]) -> None:
+        """Note the network that the module is a part of, for messages."""
+        self.tap.locate(nets)
+
+    def attach(self, capture: Capture) -> RemoveHook:
+        """Turn the fused kernel off, and capture the map."""
+        config = _attention_config(self.module)
+        owner: Any = self.module if config is None else config
+        name, explicit = ("fused_attn", False) if config is None else ("_attn_implementation", "eager")
+        override = Override(owner, name, explicit)
+        return partial(_remove_and_restore, self.tap.attach(capture), override)
+
+
+class _MapTap(Tap):
+    """A tap on the map of a layer of transformers, which may return something else."""
+
+    __slots__ = ()
+
+    def _feature(self, value: Any) -> Tensor:
+        """Return the map. Raises RecipeError if the layer returns none in the first pass."""
+        layer = self.form.layer
+        tensor = pick_tensor(value, self.element, f"the output of {layer}")
+        # A layer around the attention returns its features alone; that of T5 returns a position bias first, which is 0
+        # for attention to the encoder.
+        if not self.form.is_decided and (tensor.ndim != 4 or bool((tensor < 0).any()) or not bool(tensor.any())):
+            raise RecipeError(
+                f"{layer} returns no attention map, (batch, heads, tokens, tokens), but {tuple(tensor.shape)} as its "
+                "second output; tap the attention layer in it, or use Tap(layer, element=...) and eager attention"
+            )
+        self.form.is_decided = True  # its order of dimensions is known
+        return tensor
+
+
+def _remove_and_restore(remove_hook: RemoveHook, override: Override) -> None:
+    remove_hook()
+    override.close()
+
+
+def _attention_config(module: nn.Module) -> Any:
+    """Return the config by which a layer of transformers chooses its attention; None for another layer."""
+    configs = (getattr(part, "config", None) for part in module.modules())
+    return next((config for config in configs if hasattr(config, "_attn_implementation")), None)

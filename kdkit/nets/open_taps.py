@@ -1,0 +1,218 @@
+"""Attach taps to the layers of a network, and hold the tensors that they capture while it runs."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from kdkit.errors import RecipeError, describe
+from kdkit.nets.attention_tap import AttentionTap
+from kdkit.nets.layout import describe_layer
+from kdkit.nets.net import Net
+from kdkit.nets.taps import RemoveHook, Tap, TapLike
+from kdkit.nets.views import Element
+
+
+@contextmanager
+def tap(
+    module: nn.Module | TapLike,
+    at: Literal["output", "input"] = "output",
+    *,
+    element: Element = None,
+    channels_last: bool | None = None,
+) -> Iterator["Feature"]:
+    """Capture the output or the input of a module in each forward pass within the context, in any training loop.
+
+        with kdkit.tap(student.layer3) as feature:
+            outputs = student(inputs)
+            loss = hint(feature.value, target)
+
+    The arguments are those of `Tap`; the order of channels is inferred from the layers in the module alone. Instead of
+    a module, it may be another tap, such as `AttentionTap(layer)`, without other arguments. The hook is removed at the
+    end of the context.
+    """
+    if isinstance(module, nn.Module | str) or not isinstance(module, TapLike):
+        module = Tap(module, at, element, channels_last)
+    elif (at, element, channels_last) != ("output", None, None):
+        raise RecipeError(f"kdkit.tap({module!r}) takes no other arguments; pass them to the tap")
+    with OpenTaps([module]) as open_taps:
+        yield Feature(open_taps)
+
+
+class Feature:
+    """The tensor of an open tap; see `tap`."""
+
+    def __init__(self, open_taps: "OpenTaps") -> None:
+        self._open_taps = open_taps
+
+    @property
+    def value(self) -> Tensor:
+        """The tensor of the last forward pass, (batch, channels, ...), with its graph.
+
+        Raises RecipeError if the module did not run, or if the network changed the tensor in place afterwards.
+        """
+        tensor = self._open_taps.captured(0)
+        if self._open_taps.is_modified(0):
+            raise RecipeError(
+                f"the tensor of {type(self._open_taps.taps[0].module).__name__} was changed in place after it was "
+                "captured; tap the layer behind it, or set inplace=False there"
+            )
+        return tensor
+
+
+class OpenTaps:
+    """Attached taps and the tensors that they captured in the last forward pass. `close` removes their hooks.
+
+    The order of calls is `copy_if_modified` once, after a first pass, and then `run` for each batch: `clear`, the
+    forward pass, and `take`. From there to the next `clear` nothing is captured: the backward pass may run a layer
+    again, to recompute its activations, and then the network is validated.
+    A tensor that the network modifies in place after it was captured has changed by the time a loss uses it: after
+    `copy_if_modified`, such taps capture copies.
+    captures: whether tensors are captured.
+    nets: the networks that the taps are on; error messages name them.
+    """
+
+    def __init__(self, taps: Iterable[TapLike], nets: Sequence[Net[Any]] = ()) -> None:
+        self.taps = tuple(dict.fromkeys(taps))  # equal taps share a hook
+        self._layers = [describe_layer(tap.module, nets) for tap in self.taps]
+        self._captured: dict[int, Tensor] = {}  # by index of the tap, as are the next two
+        self._versions: dict[int, int] = {}
+        self._copied: set[int] = set()
+        self._fired: set[int] = set()  # in a first pass, as are those whose module ran again
+        self._repeated: set[int] = set()
+        self._track_versions = True
+        self.captures = True
+        self._remove_hooks: list[RemoveHook] = []
+        try:
+            for index, tap in enumerate(self.taps):
+                if isinstance(tap, Tap | AttentionTap):
+                    tap.locate(nets)
+                remove_hook = tap.attach(_Slot(self, index))
+                if not callable(remove_hook):
+                    getattr(remove_hook, "remove", lambda: None)()  # such as the handle of a hook
+                    raise RecipeError(
+                        f"{type(tap).__name__}.attach() returns a function that removes its hook, such as "
+                        f"handle.remove; got {describe(remove_hook)}"
+                    )
+                self._remove_hooks.append(remove_hook)
+        except BaseException:
+            self.close()  # remove the hooks of the taps before the one that failed
+            raise
+
+    def __getitem__(self, tap: TapLike) -> Tensor:
+        """Return the tensor that a tap captured. Raises RecipeError if its module did not run."""
+        return self.captured(self.taps.index(tap))
+
+    def captured(self, index: int) -> Tensor:
+        """Return the tensor of the tap at this index. Raises RecipeError if there is none, or if it is nested."""
+        tensor = self._captured.get(index)
+        name = f"the tap on {self._layers[index]}"
+        if tensor is None:
+            raise RecipeError(f"{name} never fired: its module did not run in the forward pass")
+        # TransformerEncoder packs padded batches into nested tensors in eval mode, without the padding positions.
+        if tensor.is_nested:
+            raise RecipeError(
+                f"{name} captures a nested tensor, whose positions do not match those of the student; build the "
+                "TransformerEncoder that packs it with enable_nested_tensor=False"
+            )
+        return tensor
+
+    def run(self, net: Net[Any], batch: Any, indices: Sequence[int] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Run a network on a batch, and return its output and the tensors of all taps, or of those at these indices."""
+        if not self.taps:  # a step of a small network takes microseconds
+            return net(batch), ()
+        self.clear()
+        return net(batch), self.take(indices)
+
+    def take(self, indices: Sequence[int] | None = None) -> tuple[Tensor, ...]:
+        """Return the tensors of all taps, or of those at these indices, in order.
+
+        All tensors are cleared, so that no feature outlives its step.
+        """
+        features = tuple(self.captured(index) for index in (range(len(self.taps)) if indices is None else indices))
+        self.pause()
+        return features
+
+    def is_modified(self, index: int) -> bool:
+        """Whether the tensor of the tap at this index was modified in place after it was captured."""
+        version = self._versions.get(index)  # None for a copy, which nobody modifies
+        return version is not None and self._captured[index]._version != version  # autograd counts modifications
+
+    def unfired(self) -> list[TapLike]:
+        """Return the taps that have captured nothing since the last `clear`."""
+        return [tap for index, tap in enumerate(self.taps) if index not in self._captured]
+
+    def clear(self) -> None:
+        """Drop the captured tensors, before the next forward pass."""
+        self._captured.clear()
+        self.captures = True
+
+    def begin_first_pass(self) -> None:
+        """Note from now on which taps fire, and which fire again."""
+        self._fired.clear()
+
+    def pause(self) -> None:
+        """Drop the captured tensors, and capture nothing until the next `clear`."""
+        self._captured.clear()
+        self.captures = False
+
+    def copy_if_modified(self) -> None:
+        """Capture copies from now on for taps whose captured tensor was modified in place; call it after a first pass.
+
+        Also note the modules that ran again. That pass must not be compiled; compiled passes capture copies anyway.
+        """
+        for index in sorted(self._repeated):
+            tap = self.taps[index]
+            if isinstance(tap, Tap):
+                tap.form.note_runs()
+        self._copied.update(index for index in self._captured if self.is_modified(index))
+        self._track_versions = False
+
+    def capture(self, index: int, tensor: Tensor) -> None:
+        """Capture the tensor of the tap at this index, if taps capture at this time."""
+        if not self.captures:
+            return
+        if torch.compiler.is_compiling():
+            # Compiled code counts no modifications, and would return the tensor after them. The copy is optimized away
+            # if there are none.
+            self._captured[index] = tensor.clone()
+            return
+        if self._track_versions:
+            self._versions[index] = tensor._version
+            (self._repeated if index in self._fired else self._fired).add(index)
+        self._captured[index] = tensor.clone() if index in self._copied else tensor
+
+    def close(self) -> None:
+        """Remove all hooks and drop the captured tensors."""
+        for remove_hook in reversed(self._remove_hooks):  # user-defined taps may restore what they found
+            remove_hook()
+        self._remove_hooks = []
+        self.pause()  # compiled code may still call the hooks, until it is compiled again
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy, as of a network with open taps: it captures nothing before the next `clear`."""
+        return {**vars(self), "_captured": {}, "captures": False}
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """Captures the tensors of one of the open taps: an object, so that networks with open taps can be copied."""
+
+    open_taps: OpenTaps
+    index: int
+
+    @property
+    def is_open(self) -> bool:
+        return self.open_taps.captures
+
+    def __call__(self, tensor: Tensor) -> None:
+        self.open_taps.capture(self.index, tensor)

@@ -1,0 +1,132 @@
+"""Records in files that are parsed as a whole, DICOM and XML, and the choice of the waveform with their leads."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdkit import DataError
+from kdkit.errors import first_line
+from kdkit_ecg.leads import LEADS
+from kdkit_ecg.records.signal_lines import clipped
+from kdkit_ecg.records.source import RecordSource, Sex
+from kdkit_ecg.utils.record_files import require_regular_file
+
+
+class Channel(NamedTuple):
+    """A lead of a waveform, by its standard name. values: returns its samples in mV, (time,), NaN if invalid."""
+
+    lead: str
+    values: Callable[[], NDArray[np.float64]]
+
+
+class Waveform(NamedTuple):
+    """Leads that were recorded at the same time. start: as the file writes it. rate in Hz. samples: per lead."""
+
+    start: str
+    rate: float
+    samples: int
+    channels: tuple[Channel, ...]
+
+    @property
+    def leads(self) -> tuple[str, ...]:
+        """The names of the leads, in the order of the file."""
+        return tuple(channel.lead for channel in self.channels)
+
+
+class EcgFile(NamedTuple):
+    """What a file has: its waveforms as they were recorded, age in years, and sex."""
+
+    waveforms: Sequence[Waveform]
+    age: float | None
+    sex: Sex | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaveformSource(RecordSource):
+    """A record in a file that `parse` reads as a whole."""
+
+    parse: Callable[[Path], EcgFile]
+
+    @property
+    def normalised(self) -> bool:
+        """False: channels without a unit of voltage are not read."""
+        return False
+
+    @property
+    def signal_fields(self) -> tuple[tuple[str, object], ...]:
+        """Name and value of all that the signal depends on, apart from the content of the file."""
+        return (("leads", self.leads), ("rate", self.rate), ("samples", self.samples))
+
+    def read_leads(self) -> NDArray[np.float64]:
+        """Read the samples of the leads; see `RecordSource`."""
+        try:
+            waveform = whole_waveform(self.parse(self.path).waveforms)
+            if (waveform.leads, waveform.rate, waveform.samples) != (self.leads, self.rate, self.samples):
+                raise DataError("it was replaced since it was opened; run the same command again")
+            return np.stack([channel.values() for channel in waveform.channels])
+        except Exception as error:  # parsers raise exceptions of any kind for a damaged file
+            raise DataError(f"the signal of {self.path} cannot be read: {first_line(error)}") from error
+
+
+def open_waveform(path: Path, parse: Callable[[Path], EcgFile]) -> WaveformSource:
+    """Return the record of a file. Raises DataError, which names the file, if it cannot be read."""
+    try:
+        require_regular_file(path.stat())
+        file = parse(path)
+        waveform = whole_waveform(file.waveforms)
+    except Exception as error:  # parsers raise exceptions of any kind for a damaged file
+        raise DataError(f"{path} cannot be read: {first_line(error)}") from error
+    return WaveformSource(
+        path=path,
+        name=path.stem,
+        files=(path.name,),
+        rate=waveform.rate,
+        samples=waveform.samples,
+        leads=waveform.leads,
+        age=file.age,
+        sex=file.sex,
+        parse=parse,
+    )
+
+
+def whole_waveform(waveforms: Sequence[Waveform]) -> Waveform:
+    """Return the waveform with all leads of a file.
+
+    Waveforms of the same time are one. Another one that repeats some of its leads, such as a rhythm strip, is left out.
+    Raises DataError if there is none, if several have all leads, or if leads were recorded one after the other.
+    """
+    merged: dict[tuple[str, float, int], Waveform] = {}
+    for part in [part for part in waveforms if part.channels]:
+        if not (0 < part.rate < float("inf")) or part.samples < 1:
+            raise DataError(f"expected a rate and samples above 0, got {part.rate:g} Hz and {part.samples:,} samples")
+        first = merged.setdefault(part[:3], part._replace(channels=()))
+        merged[part[:3]] = first._replace(channels=first.channels + part.channels)
+    candidates = list(merged.values())
+    leads = {lead for part in candidates for lead in part.leads}
+    wanted = leads & set(LEADS) or leads
+    complete = [part for part in candidates if wanted <= set(part.leads)]
+    if len(complete) != 1:
+        parts = "; ".join(
+            f"{', '.join(part.leads)} for {part.samples / part.rate:g} s from {part.start}" for part in candidates
+        )
+        raise DataError(f"expected one waveform with all leads, got {clipped(parts) or 'none in a unit of voltage'}")
+    repeated = [lead for lead, count in Counter(map(str.lower, complete[0].leads)).items() if count > 1]
+    if repeated:
+        raise DataError(f"expected every lead once, got {clipped(', '.join(complete[0].leads))}")
+    return complete[0]
+
+
+def age_between(born: str, recorded: str) -> float | None:
+    """Return the years between dates such as 19710123, None if one is unknown, or if they are not from 0 to 120."""
+    try:
+        first, second = (date(int(text[:4]), int(text[4:6]), int(text[6:8])) for text in (born, recorded))
+    except ValueError:
+        return None
+    years = (second - first).days / 365.25
+    return years if 0 <= years <= 120 else None

@@ -1,0 +1,62 @@
+"""Open ECGs in XML files: GE MUSE and HL7 aECG."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
+
+from kdkit import DataError
+from kdkit_ecg.records.aecg import parse_aecg
+from kdkit_ecg.records.muse import parse_muse
+from kdkit_ecg.records.signal_lines import shown
+from kdkit_ecg.records.waveforms import EcgFile, WaveformSource, open_waveform
+
+XML_SUFFIX = ".xml"
+
+MAX_XML_BYTES = 1 << 28  # a day of three leads has about this number
+
+# By the name of the outermost element.
+_PARSERS: Mapping[str, Callable[[Element], EcgFile]] = MappingProxyType(
+    {"RestingECG": parse_muse, "AnnotatedECG": parse_aecg}
+)
+
+
+def open_xml(path: Path) -> WaveformSource:
+    """Return the record of an XML file of GE MUSE or HL7 aECG.
+
+    Channels whose unit is not that of a voltage are not read. Raises DataError, which names the file, if it cannot be
+    read or is another XML file.
+    """
+    return open_waveform(path, _parse)
+
+
+def _parse(path: Path) -> EcgFile:
+    root = _read(path)
+    if root.tag not in _PARSERS:
+        philips = " (Philips, whose waveforms are compressed)" if root.tag == "restingecgdata" else ""
+        raise DataError(
+            f"expected the XML of GE MUSE (RestingECG) or HL7 aECG (AnnotatedECG), got {shown(root.tag)}{philips}; "
+            "export it as one of these, or as DICOM"
+        )
+    return _PARSERS[root.tag](root)
+
+
+def _read(path: Path) -> Element:
+    """Return the outermost element of a file, without namespaces. Raises DataError and expat.ExpatError."""
+    if path.stat().st_size > MAX_XML_BYTES:
+        raise DataError(f"expected at most {MAX_XML_BYTES:,} bytes, got {path.stat().st_size:,}")
+    builder, parser = TreeBuilder(), expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartElementHandler = lambda tag, attributes: builder.start(tag.rpartition(":")[2], attributes)
+    parser.EndElementHandler = lambda tag: builder.end(tag.rpartition(":")[2])
+    parser.CharacterDataHandler = builder.data
+    parser.EntityDeclHandler = _refuse_entity
+    with path.open("rb") as file:
+        parser.ParseFile(file)
+    return builder.close()
+
+
+def _refuse_entity(*_: object) -> None:
+    """Raise DataError for the definition of an entity, which could expand to any size or name another file."""
+    raise DataError("it defines entities, which no ECG needs")
