@@ -184,13 +184,30 @@ def prepare(dataset: str, folders: tuple[Path, ...], location: Path | None, **op
 
     Use the DIRs and options of the run: another rate, band, scaling or resampling is another store.
     """
+    from kdkit_ecg.datasets import PTBXL, Challenge2020, Challenge2021
     from kdkit_ecg.store import stores_folder
 
-    stores = stores_folder(location or "auto")
+    jobs, verify, paper, no_band, normalised_units = (
+        options.pop(name) for name in ("jobs", "verify", "paper", "no_band", "normalised_units")
+    )
+    # Options that are not given keep the default of the data set.
+    options = {"store": location or "auto", **{name: value for name, value in options.items() if value is not None}}
+    if no_band and "band" in options:
+        raise click.UsageError("--band and --no-band exclude each other; give one of the two")
+    if no_band:
+        options["band"] = None
+    stores = stores_folder(options["store"])
     if not stores.exists():  # otherwise the store of these records may be there, and is only read if it is complete
         require_output_folder(stores, "--store DIR")
-    jobs, verify = options.pop("jobs"), options.pop("verify")
-    data = _make_dataset(dataset, folders, {**options, "store": location or "auto"})
+    data: Any
+    if dataset == "ptb-xl":
+        if paper or normalised_units:
+            raise click.UsageError("--paper and --normalised-units are options of the Challenges, not of ptb-xl")
+        data = PTBXL(folders, **options)
+    else:
+        challenge: Any = Challenge2020 if dataset == "challenge-2020" else Challenge2021
+        make = challenge.paper if paper else challenge
+        data = make(folders, shares=(1.0, 0.0, 0.0), normalised_units=normalised_units, **options)
     try:
         store_folder, prepared = data.prepare(processes=jobs, verify=verify)
     except KeyboardInterrupt:
@@ -198,26 +215,6 @@ def prepare(dataset: str, folders: tuple[Path, ...], location: Path | None, **op
         raise
     echo(data.summary)
     echo(f"{prepared:,} records prepared now, in {store_folder}")
-
-
-def _make_dataset(dataset: str, folders: tuple[Path, ...], options: dict[str, Any]) -> Any:
-    """Return the data set that a run would use with these options, with all records in one split."""
-    from kdkit_ecg.datasets import PTBXL, Challenge2020, Challenge2021
-
-    paper, no_band, normalised_units = (options.pop(name) for name in ("paper", "no_band", "normalised_units"))
-    # Options that are not given keep the default of the data set.
-    options = {name: value for name, value in options.items() if value is not None}
-    if no_band and options.get("band"):
-        raise click.UsageError("--band and --no-band exclude each other; give one of the two")
-    if no_band:
-        options["band"] = None
-    if dataset == "ptb-xl":
-        if paper or normalised_units:
-            raise click.UsageError("--paper and --normalised-units are options of the Challenges, not of ptb-xl")
-        return PTBXL(folders, **options)
-    challenge = Challenge2020 if dataset == "challenge-2020" else Challenge2021
-    create = challenge.paper if paper else challenge
-    return create(folders, shares=(1.0, 0.0, 0.0), normalised_units=normalised_units, **options)  # type: ignore[arg-type]  # several
 
 
 @ecg.command()

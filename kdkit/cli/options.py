@@ -118,4 +118,4 @@ def loggers_of(names: Sequence[str]) -> list[object]:
         return []
     from kdkit.loggers.base import make_loggers
 
-    return list(make_loggers(names))
+    return make_loggers(names)

@@ -47,16 +47,16 @@ class Agreement:
     equal: the share of equal decisions. both, first_only, second_only, neither: the shares of decisions that are right
     for these nets. divergence: the mean Kullback-Leibler divergence of the second net from the first one, in nats, and
     correlation: that of their outputs, with the mean over the classes of a sample subtracted for multiclass; None if
-    only decisions are stored.
+    only decisions are stored. Of numbers, only the correlation is defined.
     """
 
-    equal: float | None
-    both: float | None
-    first_only: float | None
-    second_only: float | None
-    neither: float | None
-    divergence: float | None
-    correlation: float | None
+    equal: float | None = None
+    both: float | None = None
+    first_only: float | None = None
+    second_only: float | None = None
+    neither: float | None = None
+    divergence: float | None = None
+    correlation: float | None = None
 
 
 def kind_of(predictions: Predictions) -> Kind:
@@ -117,15 +117,7 @@ def agreement(first: SplitPredictions, second: SplitPredictions) -> Agreement | 
         return None
     kind = kind_of(first_test)
     if kind == "regression":
-        return Agreement(
-            equal=None,
-            both=None,
-            first_only=None,
-            second_only=None,
-            neither=None,
-            divergence=None,
-            correlation=_correlation(first_test.outputs, second_test.outputs),
-        )
+        return Agreement(correlation=_correlation(first_test.outputs, second_test.outputs))
     # Labels are (samples, classes) or (samples, *positions): shares count every label, not every sample.
     is_known = labels >= 0 if kind == "positions" else ~np.isnan(labels.astype(np.float64))
     first_decided, second_decided = decisions_of(first)[is_known], decisions_of(second)[is_known]

@@ -181,15 +181,11 @@ def calibration(runs: Sequence[ReportedRun]) -> list[Values]:
 
 def setup(runs: Sequence[ReportedRun]) -> Values:
     """Return the environment of each run, its terms, its notices, and the recipes."""
+    keys = ("seed", "device", "precision", "threads", "processes", "deterministic", "data", "teacher_cache", "platform")
     facts: list[tuple[str, list[str]]] = [
         ("folder", [str(run.folder) for run in runs]),
         ("recipe", [run.name for run in runs]),
-        *((key, [_fact(run.record.get(key)) for run in runs]) for key in ("seed", "device", "precision", "threads")),
-        ("processes", [_fact(run.record.get("processes")) for run in runs]),
-        ("deterministic", [_fact(run.record.get("deterministic")) for run in runs]),
-        ("data", [_fact(run.record.get("data")) for run in runs]),
-        ("teacher cache", [_fact(run.record.get("teacher_cache")) for run in runs]),
-        ("platform", [_fact(run.record.get("platform")) for run in runs]),
+        *((key.replace("_", " "), [_fact(run.record.get(key)) for run in runs]) for key in keys),
     ]
     for group in ("versions", "options"):
         for key in dict.fromkeys(key for run in runs for key in mapping(run.record, group)):
