@@ -57,6 +57,7 @@ def distill(
     metrics: tuple[Metric, ...] = (),
     task: Task | None = None,
     classes: Sequence[str] | int | None = None,
+    draws: int | None = None,
     unknown: float | None = None,
     ignore_index: int | None = None,
     labels: str | None = None,
@@ -75,7 +76,7 @@ def distill(
     Adam, 10 if None; training: all options instead.
     metrics: see `Recipe`; the first one chooses the epoch. task: the kind of the labels; derived from them if None.
     classes: their names, or how many there are. If None, the names that the training data has, as ImageFolder does, or
-    else numbers: as many as the student has outputs. unknown, ignore_index, labels, batch_transform,
+    else numbers: as many as the student has outputs. draws, unknown, ignore_index, labels, batch_transform,
     evaluation_samples: see TorchData. options: those of `kdkit.run`.
 
     Raises RecipeError if both epochs and training are passed, or both kd_loss and temperature.
@@ -101,6 +102,7 @@ def distill(
             *(train, validation, test),
             classes=classes,
             task=task,
+            draws=draws,
             unknown=unknown,
             ignore_index=ignore_index,
             labels=labels,

@@ -98,7 +98,7 @@ class Optimizer:
                 optimizer = self._timm_optimizer(self.make, parameters)
             else:
                 optimizer = self.make(parameters, **self._fused_options(parameters), **self.options)
-            for group in optimizer.param_groups:
+            for group in optimizer.param_groups if self.groups is not None else ():
                 _refuse_misspelt_option(group, optimizer.defaults)
                 group["lr"] = group["lr"] * group.get("lr_scale", 1)
             return optimizer

@@ -44,6 +44,25 @@ class Plain(Dataset[Any]):
         return self.tensors[index]
 
 
+class Notices:
+    """Collects the notices of a run."""
+
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+
+    @kdkit.hookimpl
+    def run_started(self, event: Any) -> None:
+        self.notices += event.notices
+
+
+@pytest.mark.parametrize("draws", [None, 1, 2])
+def test_the_draws_of_a_dataset_decide_whether_teacher_outputs_are_cached(draws):
+    notices = Notices()
+    data = Plain(dataset("multiclass", 32, 0))
+    kdkit.distill(net(8), net(4), data, data, epochs=3, draws=draws, callbacks=[notices], device="cpu")
+    assert any("not cached" in notice for notice in notices.notices) == (draws is None)
+
+
 def net(width: int) -> nn.Module:
     return nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 3))
 

@@ -27,9 +27,10 @@ TINY = {
     "ecg_records": ["--epochs", "1", "--width", "4", "--samples", "64"],
     "ptbxl": ["--epochs", "1", "--width", "4", "--samples", "64"],
     "timm_digits": ["--epochs", "1"],
+    "images": ["--epochs", "1", "--images", "32"],
     "all_losses": ["--epochs", "1", "--data", "ecg", "--samples", "16"],
 }
-SLOW = {"timm_digits", "lrhnet_pmlkd", "ptbxl"}
+SLOW = {"timm_digits", "images", "lrhnet_pmlkd", "ptbxl"}
 
 
 # No recipes, but programs, with the least accuracy of the student that they print.
