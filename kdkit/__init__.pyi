@@ -31,6 +31,7 @@ from .metrics import Metric as Metric
 from .metrics import MetricResult as MetricResult
 from .metrics import Predictions as Predictions
 from .nets.classifier_tap import ClassifierTap as ClassifierTap
+from .nets.head_tap import HeadTap as HeadTap
 from .nets.net import Net as Net
 from .nets.onnx import OnnxModel as OnnxModel
 from .nets.taps import AttentionTap as AttentionTap

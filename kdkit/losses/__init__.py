@@ -17,10 +17,12 @@ from kdkit.losses.base import (
     allows_any_classes,
     extra_kwargs_of,
     fills_missing,
+    is_mean_over_rows,
     is_per_position,
     loss_name,
     requirements_of,
 )
+from kdkit.losses.chunked import Chunked
 from kdkit.losses.class_maps import CATKD, SDD
 from kdkit.losses.contrastive import CRD
 from kdkit.losses.correlation import DIST, PerLabelDIST
@@ -100,6 +102,7 @@ __all__ = [
     "AttentionTransfer",
     "BuildContext",
     "BuildableLoss",
+    "Chunked",
     "Cosine",
     "DISTPlus",
     "GeneralisedJSD",
@@ -142,6 +145,7 @@ __all__ = [
     "allows_any_classes",
     "extra_kwargs_of",
     "fills_missing",
+    "is_mean_over_rows",
     "is_per_position",
     "loss_name",
     "requirements_of",

@@ -41,6 +41,7 @@ class DKD:
     t_squared: bool = True
 
     per_position = True
+    mean_over_rows = True
     requires = frozenset({"hard_labels"})
 
     def __post_init__(self) -> None:
@@ -83,6 +84,7 @@ class NKD:
     t_squared: bool = True
 
     per_position = True
+    mean_over_rows = True
     requires = frozenset({"hard_labels"})
 
     def __post_init__(self) -> None:
