@@ -197,9 +197,9 @@ class _DryRun:
         for tap in taps:
             if isinstance(tap, HeadTap) and is_captured and any(output.stride()):
                 self.problems.append(
-                    f"the outputs of net {net.name!r} are not those of {tap.tap.form.layer}, which a HeadTap leaves "
-                    "out: the network changes them, such as by a soft cap, or has another head; use Tap(module, "
-                    "'input'), and Chunked(loss, heads=(...)) with functions that do the same"
+                    f"the outputs of the network are not those of {tap.tap.form.layer}, which a HeadTap leaves out: "
+                    "the network changes them, such as by a soft cap, or has another head; use Tap(module, 'input'), "
+                    "and Chunked(loss, heads=(...)) with functions that do the same"
                 )
 
     def _report_unfired(self, teacher: Teacher, taps: Sequence[TapLike]) -> None:

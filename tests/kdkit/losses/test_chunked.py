@@ -214,7 +214,7 @@ def test_functions_replace_heads_whose_outputs_the_network_changes():
     inputs, labels = batch()
     student, teacher = Net("student", small), Net("teacher", large, trained=True)
     tapped = Match(teacher, Chunked(ReverseKL()), student=HeadTap(small.head), target=HeadTap(large.head))
-    message = r"outputs of net 'student' are not those of Linear 'head' .* such as by a soft cap"
+    message = r"outputs of the network are not those of Linear 'head' of net 'student', .* such as by a soft cap"
     with pytest.raises(CheckError, match=message):
         Distiller(student, tapped, (inputs, labels))
     loss = Chunked(ReverseKL(), heads=(lambda hidden: 2.0 * torch.tanh(small.head(hidden) / 2.0), large.head))
