@@ -32,6 +32,7 @@ from .metrics import MetricResult as MetricResult
 from .metrics import Predictions as Predictions
 from .nets.attention_tap import AttentionTap as AttentionTap
 from .nets.classifier_tap import ClassifierTap as ClassifierTap
+from .nets.head_tap import HeadTap as HeadTap
 from .nets.net import Net as Net
 from .nets.onnx import OnnxModel as OnnxModel
 from .nets.open_taps import tap as tap

@@ -30,7 +30,7 @@ from kdkit.teachers.base import observers
 from kdkit.teachers.ema import Ema
 from kdkit.teachers.past import Past
 from kdkit.teachers.peer import Peer
-from kdkit.utils.modules import plain_state, reshard
+from kdkit.utils.modules import is_sharded, plain_state, reshard
 from kdkit.utils.reprs import describe_array, describe_names
 from kdkit.utils.validation import validate_choice
 
@@ -130,6 +130,7 @@ class Distiller(nn.Module):
         self.module.train()  # as the Distiller is: a student of from_pretrained comes in eval mode
         self._weights, self._progress = self.module.weights(0.0), 0.0
         self._follows_progress = [term.label for term in self.module.terms if term.follows_progress]
+        self._is_sharded: bool | None = None
         self._observers = observers(self._open_stage.sessions.values())
         # Also called when the Distiller is deleted, and when Python exits, before torch's modules are torn down.
         self._close = weakref.finalize(self, self._open_stage.close)
@@ -178,6 +179,10 @@ class Distiller(nn.Module):
         student = outputs[self.student.name].output
         terms = {term.label: module.term_loss(term, batch, outputs) for term in module.terms}
         loss = reduce(add, [terms[label] * weight for label, weight in self._weights.items()])
+        if self._is_sharded is None:  # before the first call, since it may be sharded after the Distiller is created
+            self._is_sharded = is_sharded(self.student.network)
+        if self._is_sharded and loss.requires_grad and student.requires_grad:
+            loss = _WithOutputs.apply(loss, student)
         for session in self._observers if self.training else ():
             session.observe(batch, {self.student.name: student.detach()})
         return DistillerOutput(loss, {label: term.detach() for label, term in terms.items()}, student)
@@ -220,6 +225,26 @@ class Distiller(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._close = weakref.finalize(self, self._open_stage.close)
+
+
+class _WithOutputs(torch.autograd.Function):
+    """The loss, whose backward pass also reaches the outputs of the student, with a gradient of 0.
+
+    `fully_shard` reduces gradients by hooks on the outputs of a module, which do not run if terms compare features
+    only.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, outputs: Tensor) -> Tensor:
+        """Return the loss."""
+        ctx.shape = outputs.shape
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of the loss and of the outputs."""
+        (gradient,) = gradients
+        return gradient, gradient.new_zeros(()).expand(ctx.shape)
 
 
 def _opened(stage: Stage, context: BuildContext, batch: Batch) -> OpenStage:

@@ -14,6 +14,7 @@ from kdkit.engine.terms import BoundTerm, bind_term
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext, accepts_no_rows, fills_missing
 from kdkit.losses.features import as_tuple
+from kdkit.nets.head_tap import HeadTap
 from kdkit.nets.open_taps import OpenTaps
 from kdkit.nets.recompute import Recomputation
 from kdkit.nets.taps import TapLike
@@ -163,6 +164,7 @@ class DistillationModule(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Set training mode, except for submodules without trainable parameters: a frozen batch norm must not drift."""
         super().train(mode)
+        self.open_taps.computes_heads = not mode
         for module in self.nets.modules() if mode else ():
             parameters = list(module.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):
@@ -194,7 +196,9 @@ class DistillationModule(nn.Module):
                 sides = as_tuple(inputs.student), as_tuple(inputs.target_or_labels())
                 shapes = [tuple(tensor.shape for tensor in side) for side in sides]
                 names = getattr(getattr(term.weighted.term, "teacher", None), "classes", None)
-                build(*shapes, replace(context, tapped=tapped, teacher_classes=names), teacher)
+                heads, columns = _heads(term), term.columns
+                of_term = replace(context, tapped=tapped, teacher_classes=names, heads=heads, columns=columns)
+                build(*shapes, of_term, teacher)
             except RecipeError as error:
                 problems.append(f"term {term.label!r}: {error}")
             except Exception as error:  # a user-defined loss may raise anything
@@ -214,6 +218,13 @@ def _student_taps(stage: Stage) -> Iterator[TapLike]:
         yield from taps_of(term.student)
         if isinstance(term, Match) and isinstance(term.teacher, Peer):
             yield from taps_of(term.target)
+
+
+def _heads(term: BoundTerm) -> tuple[nn.Module | None, nn.Module | None]:
+    """Return the modules of the taps on heads, of the student and of the target."""
+    sides = (term.weighted.term.student, getattr(term.weighted.term, "target", None))
+    student, target = (side.module if isinstance(side, HeadTap) else None for side in sides)
+    return student, target
 
 
 def _fill(name: str, teacher: TeacherOutput, mask: Tensor, student_output: Tensor) -> TeacherOutput:

@@ -11,6 +11,7 @@ from kdkit.data.batch import Batch
 from kdkit.data.labels import is_ignored
 from kdkit.engine.terms import BoundTerm
 from kdkit.losses.base import BuildContext, Loss, describe_loss
+from kdkit.losses.chunked import Chunked
 from kdkit.losses.hard_labels import SecondHead
 from kdkit.losses.positions import Masked, PerPosition, PerToken
 from kdkit.losses.unknown import IgnoreUnknown
@@ -98,8 +99,8 @@ def _is_cross_entropy(loss: Any) -> bool:
 
 
 def _of_outputs(loss: Loss) -> Loss:
-    """Return the loss that an additional head is trained by, or the loss itself."""
-    return loss.loss if isinstance(loss, SecondHead) else loss
+    """Return the loss that is applied to outputs of another head, or to chunks of them, or the loss itself."""
+    return loss.loss if isinstance(loss, SecondHead | Chunked) else loss
 
 
 def _is_unknown(term: BoundTerm, context: BuildContext) -> bool:

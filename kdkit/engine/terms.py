@@ -7,13 +7,15 @@ from typing import Any
 from torch import Tensor
 
 from kdkit.data.labels import is_ignored
-from kdkit.engine.class_alignment import ClassAlignment, shared_classes
+from kdkit.engine.class_alignment import ClassAlignment, Columns, shared_classes
 from kdkit.engine.positions import LabelledRows
 from kdkit.engine.term_inputs import TermInputs
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildableLoss, BuildContext, Loss, allows_any_classes, extra_kwargs_of, is_per_position
+from kdkit.losses.chunked import Chunked
 from kdkit.losses.features import TensorOrTuple
 from kdkit.nets.classifier_tap import ClassifierTap
+from kdkit.nets.head_tap import HeadTap
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
 from kdkit.recipe.objective import Match, Taps, Term, Weighted, taps_of
@@ -58,6 +60,8 @@ class BoundTerm:
     alignment: None if both sides have the same classes.
     direct: the loss takes both sides as they are: it has no extra arguments, no sample may lack a target, no rows
     have to be selected, and no classes to be aligned.
+    columns: of the student's and the target's outputs that a `Chunked` loss compares, which computes them itself; None
+    for all.
     ignore_index: the label that a loss on the labels leaves out, if the data has such labels; None otherwise.
     ignored: all labels of the data that mean "no label"; they are replaced by `ignore_index` before the loss is called.
     """
@@ -72,6 +76,7 @@ class BoundTerm:
     extra_kwargs: frozenset[str]
     rows: LabelledRows | None
     alignment: ClassAlignment | None
+    columns: tuple[Columns | None, Columns | None]
     direct: bool
     ignore_index: int | None
     ignored: tuple[int, ...]
@@ -126,6 +131,7 @@ class _TermBinding:
             self.members = teacher.members if isinstance(teacher, Teachers) else (teacher,)
         self.extra_kwargs = extra_kwargs_of(self.loss)
         self.uses_labels = uses_labels(weighted.term)
+        self.columns: tuple[Columns | None, Columns | None] = (None, None)
 
     def bind(self) -> BoundTerm:
         """Return the bound term."""
@@ -150,6 +156,7 @@ class _TermBinding:
             extra_kwargs=self.extra_kwargs,
             rows=rows,
             alignment=alignment,
+            columns=self.columns,
             direct=alignment is None and rows is None and not self.extra_kwargs and complete and ignore_index is None,
             ignore_index=ignore_index,
             ignored=self.context.ignored_labels,
@@ -233,6 +240,11 @@ class _TermBinding:
             )
         head = len(head_classes) if is_head else None
         is_target_head = is_head and of_head is not self.net
+        if isinstance(self.loss, Chunked):  # which selects the columns of the outputs that it computes
+            self.columns = (shared.get(self.net.name), shared[members[0].name] if members else None)
+            if labels is None:
+                return None
+            return ClassAlignment(student=None, targets=(), target_is_output=False, labels=labels, task=context.task)
         return ClassAlignment(
             student=shared.get(self.net.name),
             targets=tuple(shared[member.name] for member in members),
@@ -249,8 +261,9 @@ def _classes_of(side: Teacher | Net[Any], context: BuildContext) -> tuple[str, .
 
 
 def _gives_classes(side: Teacher | Net[Any], taps: Taps, context: BuildContext) -> bool:
-    """Whether a side is a ClassifierTap on a classifier with an output for each class of its network."""
-    return isinstance(taps, ClassifierTap) and taps.outputs == len(_classes_of(side, context))
+    """Whether a side has an output for each class of its network: a HeadTap, or a ClassifierTap on its classifier."""
+    is_classifier = isinstance(taps, ClassifierTap) and taps.outputs == len(_classes_of(side, context))
+    return is_classifier or isinstance(taps, HeadTap)
 
 
 def _refer(name: str, taps: Taps, open_taps: tuple[TapLike, ...]) -> TensorRef:

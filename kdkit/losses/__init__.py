@@ -17,10 +17,12 @@ from kdkit.losses.base import (
     allows_any_classes,
     extra_kwargs_of,
     fills_missing,
+    is_mean_over_rows,
     is_per_position,
     loss_name,
     requirements_of,
 )
+from kdkit.losses.chunked import Chunked
 from kdkit.losses.class_maps import CATKD, SDD
 from kdkit.losses.contrastive import CRD, InfoNCE
 from kdkit.losses.correlation import DIST, PerLabelDIST
@@ -101,6 +103,7 @@ __all__ = [
     "AttentionTransfer",
     "BuildContext",
     "BuildableLoss",
+    "Chunked",
     "Cosine",
     "DISTPlus",
     "GeneralisedJSD",
@@ -146,6 +149,7 @@ __all__ = [
     "allows_any_classes",
     "extra_kwargs_of",
     "fills_missing",
+    "is_mean_over_rows",
     "is_per_position",
     "loss_name",
     "requirements_of",

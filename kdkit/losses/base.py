@@ -30,6 +30,8 @@ class BuildContext:
     ignored_labels: the class indices that stand for no label. has_labels, has_weights: whether samples have them.
     batch_size: that of the training. tapped: the modules that the target is tapped on, in the order of the taps.
     teacher_classes: the names of the outputs of the matched network, if they differ from `classes`.
+    heads: the modules that compute outputs of the student and of the target, if a `HeadTap` takes their inputs.
+    columns: of the outputs of both, those of the classes that are compared; None if all are, in this order.
     """
 
     classes: tuple[str, ...]
@@ -44,6 +46,8 @@ class BuildContext:
     batch_size: int | None = None
     tapped: tuple[nn.Module, ...] = ()
     teacher_classes: tuple[str, ...] | None = None
+    heads: tuple[nn.Module | None, nn.Module | None] = (None, None)
+    columns: tuple[tuple[int, ...] | None, tuple[int, ...] | None] = (None, None)
 
 
 class LossAttributes(Protocol):
@@ -55,6 +59,8 @@ class LossAttributes(Protocol):
     accepts_unknown: whether labels may be NaN, which stands for an unknown label.
     per_position: whether the loss compares outputs (rows, classes) row by row. If labels are per position, such a loss
     gets a row for each position of the batch that has a label, and its labels as (rows,).
+    mean_over_rows: whether the loss is a mean over the rows of outputs, so that `Chunked` may compare chunks of them in
+    turn.
     any_classes: whether the outputs of both sides may have different classes, which are then not aligned by name.
     accepts_no_rows: whether the loss is called even if no row of the batch has a label. A loss that communicates
     between ranks has to be, since the others would wait for a rank that does not call it.
@@ -66,6 +72,7 @@ class LossAttributes(Protocol):
     requires: Collection[str] = ()
     accepts_unknown: bool = False
     per_position: bool = False
+    mean_over_rows: bool = False
     any_classes: bool = False
     accepts_no_rows: bool = False
     fills_missing: bool = False
@@ -128,6 +135,11 @@ def accepts_unknown(loss: Loss) -> bool:
 def is_per_position(loss: Loss) -> bool:
     """Return whether a loss takes a row per position, by its attribute `per_position`."""
     return bool(getattr(loss, "per_position", LossAttributes.per_position))
+
+
+def is_mean_over_rows(loss: Loss) -> bool:
+    """Return whether a loss is a mean over rows, by its attribute `mean_over_rows`."""
+    return bool(getattr(loss, "mean_over_rows", LossAttributes.mean_over_rows))
 
 
 def allows_any_classes(loss: Loss) -> bool:

@@ -42,6 +42,7 @@ class DKD:
     t_squared: bool = True
 
     per_position = True
+    mean_over_rows = True
     requires = frozenset({"hard_labels"})
 
     def __post_init__(self) -> None:
@@ -84,6 +85,7 @@ class NKD:
     t_squared: bool = True
 
     per_position = True
+    mean_over_rows = True
     requires = frozenset({"hard_labels"})
 
     def __post_init__(self) -> None:

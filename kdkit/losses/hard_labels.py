@@ -35,6 +35,7 @@ class HardTargets:
     """
 
     per_position = True
+    mean_over_rows = True
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the cross-entropy, which approaches 0 as the student becomes sure of the teacher's class."""

@@ -30,6 +30,7 @@ class DivergenceOptions:
     reduction: Reduction = "batchmean"
 
     per_position = True
+    mean_over_rows = True
 
     def __post_init__(self) -> None:
         validate_temperature(self.temperature)
@@ -218,6 +219,7 @@ class GeneralisedJSD:
     reduction: Reduction = "batchmean"
 
     per_position = True
+    mean_over_rows = True
 
     def __post_init__(self) -> None:
         validate_share("beta", self.beta)

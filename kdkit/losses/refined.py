@@ -39,6 +39,7 @@ class TTM:
     power: float = 0.1
 
     per_position = True
+    mean_over_rows = True
 
     def __post_init__(self) -> None:
         _validate_power(self.power)
@@ -66,6 +67,7 @@ class WTTM:
     power: float = 0.2
 
     per_position = True
+    mean_over_rows = True
 
     def __post_init__(self) -> None:
         _validate_power(self.power)
@@ -103,6 +105,7 @@ class RLD:
     t_squared: bool = True
 
     per_position = True
+    mean_over_rows = True
     requires = frozenset({"hard_labels"})
 
     def __post_init__(self) -> None:

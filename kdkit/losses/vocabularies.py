@@ -31,6 +31,7 @@ class ULD:
     reduction: Reduction = "batchmean"
 
     per_position = True
+    mean_over_rows = True
     any_classes = True
 
     def __post_init__(self) -> None:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError, describe
-from kdkit.nets.attention_tap import AttentionTap
 from kdkit.nets.layout import describe_layer
 from kdkit.nets.net import Net
 from kdkit.nets.taps import RemoveHook, Tap, TapLike
@@ -39,6 +38,7 @@ def tap(
     elif (at, element, channels_last) != ("output", None, None):
         raise RecipeError(f"kdkit.tap({module!r}) takes no other arguments; pass them to the tap")
     with OpenTaps([module]) as open_taps:
+        open_taps.computes_heads = True
         yield Feature(open_taps)
 
 
@@ -71,7 +71,7 @@ class OpenTaps:
     again, to recompute its activations, and then the network is validated.
     A tensor that the network modifies in place after it was captured has changed by the time a loss uses it: after
     `copy_if_modified`, such taps capture copies.
-    captures: whether tensors are captured.
+    captures: whether tensors are captured. computes_heads: whether heads that a `HeadTap` is on compute their outputs.
     nets: the networks that the taps are on; error messages name them.
     """
 
@@ -85,12 +85,14 @@ class OpenTaps:
         self._repeated: set[int] = set()
         self._track_versions = True
         self.captures = True
+        self.computes_heads = False
         self._remove_hooks: list[RemoveHook] = []
         try:
             for index, tap in enumerate(self.taps):
-                if isinstance(tap, Tap | AttentionTap):
-                    tap.locate(nets)
-                remove_hook = tap.attach(_Slot(self, index))
+                locate = getattr(tap, "locate", None)  # of the taps of kdkit
+                if locate is not None:
+                    locate(nets)
+                remove_hook = tap.attach(Slot(self, index))
                 if not callable(remove_hook):
                     getattr(remove_hook, "remove", lambda: None)()  # such as the handle of a hook
                     raise RecipeError(
@@ -204,7 +206,7 @@ class OpenTaps:
 
 
 @dataclass(frozen=True, slots=True)
-class _Slot:
+class Slot:
     """Captures the tensors of one of the open taps: an object, so that networks with open taps can be copied."""
 
     open_taps: OpenTaps
@@ -212,7 +214,9 @@ class _Slot:
 
     @property
     def is_open(self) -> bool:
+        """Whether tensors are captured at this time."""
         return self.open_taps.captures
 
     def __call__(self, tensor: Tensor) -> None:
+        """Capture a tensor."""
         self.open_taps.capture(self.index, tensor)

@@ -85,8 +85,17 @@ def reshard(module: nn.Module) -> None:
     Until then, `module.parameters()` are not those that an optimizer must have.
     """
     for part in module.modules():
-        if any(base.__name__ == "FSDPModule" for base in type(part).__mro__):  # the class takes a second to import
+        if _is_sharded(part):
             part.reshard()  # type: ignore[operator]  # of FSDPModule
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Return whether `fully_shard` was applied to a module, or to a part of it."""
+    return any(map(_is_sharded, module.modules()))
+
+
+def _is_sharded(part: nn.Module) -> bool:
+    return any(base.__name__ == "FSDPModule" for base in type(part).__mro__)  # the class takes a second to import
 
 
 def parameters_behind(tensors: Iterable[Tensor]) -> set[Tensor]:

@@ -52,6 +52,23 @@ def run(sharded):
     return [metrics["accuracy"].value for metrics in result.metrics.values()], student.module.state_dict()
 
 
+def loop_on_features(sharded):
+    "Train on features alone, of a student that is sharded as a whole, and return its weights."
+    student, teacher = network(4, False), network(4, False)
+    with torch.no_grad():
+        teacher[0].weight.mul_(2)
+    if sharded:
+        fully_shard(student, mesh=mesh)
+    match = Match(Net("teacher", teacher, trained=True), Hint(), student=Tap(student[1]), target=Tap(teacher[1]))
+    with Distiller(Net("student", student), match, samples(16)) as distiller:
+        optimizer = torch.optim.SGD(distiller.parameters(), lr=0.1)
+        for _ in range(3):
+            distiller(*samples(16)).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return get_model_state_dict(student, options=StateDictOptions(full_state_dict=True))
+
+
 def loop(sharded):
     "Train with half of a batch in each process, and return the weights of the student. sharded: before the rest."
     student, teacher = network(4, sharded == "networks"), Net("teacher", network(16, bool(sharded)), trained=True)
@@ -74,6 +91,7 @@ def loop(sharded):
 
 
 loops = {f"loop {sharded}": loop(sharded) for sharded in ("", "networks", "distiller")}
+loops |= {f"features {sharded}": loop_on_features(sharded) for sharded in (False, True)}
 torch.save({"whole": run(False), "sharded": run(True), **loops}, f"{folder}/{number}.pt")
 distributed.destroy_process_group()
 """
@@ -97,3 +115,7 @@ def test_a_sharded_teacher_of_a_run_teaches_and_is_evaluated_as_a_whole_one(resu
 @pytest.mark.parametrize("sharded", ["networks", "distiller"])
 def test_a_sharded_student_learns_from_a_sharded_teacher_in_a_distiller_as_whole_ones_do(results, sharded):
     torch.testing.assert_close(results[f"loop {sharded}"], results["loop "], rtol=0, atol=1e-6)
+
+
+def test_a_student_that_is_sharded_as_a_whole_learns_from_features_alone(results):
+    torch.testing.assert_close(results["features True"], results["features False"], rtol=0, atol=1e-6)

@@ -6,6 +6,7 @@ from torch import nn
 
 from kdkit.data.batch import Batch, nested_tensors
 from kdkit.losses.base import BuildContext, is_per_position
+from kdkit.nets.head_tap import HeadTap
 from kdkit.recipe.objective import Truth, as_objective
 from kdkit.recipe.recipe import Stage
 
@@ -27,7 +28,8 @@ def copied_labels_notice(stage: Stage, batch: Batch, context: BuildContext, *, h
     for net, objective in stage.objectives.items():
         for term in (weighted.term for weighted in as_objective(objective)):
             compares_outputs = isinstance(term.loss, nn.CrossEntropyLoss) or is_per_position(term.loss)
-            if isinstance(term, Truth) and term.student is None and compares_outputs:
+            is_of_outputs = term.student is None or isinstance(term.student, HeadTap)
+            if isinstance(term, Truth) and is_of_outputs and compares_outputs:
                 return (
                     f"the labels are the input tokens, so term {term.label!r} trains net {net.name!r} to repeat the "
                     f"token that it reads; if it predicts the next one, {shift}"

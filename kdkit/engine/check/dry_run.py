@@ -26,6 +26,7 @@ from kdkit.losses.catalog import ON_FEATURES
 from kdkit.losses.contrastive import CRD
 from kdkit.losses.features import as_tuple
 from kdkit.losses.multi_teacher import PerTeacher
+from kdkit.nets.head_tap import HeadTap
 from kdkit.nets.layout import path_of
 from kdkit.nets.net import Net
 from kdkit.nets.taps import Tap, TapLike
@@ -178,6 +179,7 @@ class _DryRun:
                     "inputs = inputs.clone()"
                 )
             require_output(teacher.name, output, self.batch, self.stage.teachers[teacher])
+            self._check_head(teacher, self.stage.teachers[teacher], output.output)
             return output
         except KdkitError as error:
             self.problems.append(str(error))
@@ -188,12 +190,26 @@ class _DryRun:
     def _run_student(self, net: Net[Any]) -> Tensor | None:
         try:
             self.module.open_taps.begin_first_pass()  # a teacher such as Ema may have run the network, too
-            return net.first_pass(self.batch)
+            output = net.first_pass(self.batch)
+            parts = set(net.network.modules())
+            self._check_head(net, [tap for tap in self.module.open_taps.taps if tap.module in parts], output)
+            return output
         except KdkitError as error:
             self.problems.append(str(error))
         except Exception as error:  # a network may raise anything
             self.problems.append(_describe_failure(net, self.batch, error))
         return None
+
+    def _check_head(self, net: Teacher, taps: Sequence[TapLike], output: Tensor) -> None:
+        """Check that the outputs of a net are those of the head that a tap leaves out, which take no memory."""
+        is_captured = not isinstance(net, Net) or net not in self.module.students or self.module.open_taps.captures
+        for tap in taps:
+            if isinstance(tap, HeadTap) and is_captured and any(output.stride()):
+                self.problems.append(
+                    f"the outputs of the network are not those of {tap.tap.form.layer}, which a HeadTap leaves out: "
+                    "the network changes them, such as by a soft cap, or has another head; use Tap(module, 'input'), "
+                    "and Chunked(loss, heads=(...)) with functions that do the same"
+                )
 
     def _report_unfired(self, teacher: Teacher, taps: Sequence[TapLike]) -> None:
         for tap in taps:
@@ -228,7 +244,8 @@ class _DryRun:
         compared = {
             teacher
             for match in self.stage.matches
-            if match.student is None and match.target is None and not allows_any_classes(match.loss)
+            if all(side is None or isinstance(side, HeadTap) for side in (match.student, match.target))
+            and not allows_any_classes(match.loss)
             for teacher in teachers_of(match)
         }
         # By the names of their columns, also in terms that compare features too.
@@ -353,6 +370,8 @@ class _DryRun:
                 self.problems.append(f"term {term.label!r}: {problem}")
             if term.weighted.has_weight:
                 trained.update(parameters_behind(as_tuple(inputs.student)))
+                tap = term.weighted.term.student
+                trained.update(tap.module.parameters() if isinstance(tap, HeadTap) else ())
             # In the plan, readers expect the shapes of the outputs, not those of rows of positions.
             whole = inputs if term.rows is None else self.module.whole_inputs(term, self.batch, outputs, fill=True)
             if isinstance(term.loss, _ON_FEATURES) and whole.target is not None:

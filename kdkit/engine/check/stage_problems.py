@@ -10,7 +10,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kdkit.engine.terms import uses_labels
 from kdkit.errors import KdkitError, RecipeError
-from kdkit.losses.base import BuildContext, accepts_unknown, extra_kwargs_of, requirements_of
+from kdkit.losses.base import BuildContext, accepts_unknown, describe_loss, extra_kwargs_of, requirements_of
+from kdkit.losses.chunked import Chunked
+from kdkit.nets.head_tap import HeadTap
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Match, Term, Truth, as_objective, taps_of
 from kdkit.recipe.recipe import Stage
@@ -94,6 +96,30 @@ class _StageChecks:
             for term in terms:
                 for problem in self._term_problems(net, term):
                     yield f"term {term.label!r}: {problem}"
+        yield from self._left_out_problems()
+
+    def _left_out_problems(self) -> Iterator[str]:
+        """Yield the terms that take outputs of a net whose head a HeadTap leaves out."""
+        terms = [
+            (net, weighted.term)
+            for net, objective in self.stage.objectives.items()
+            for weighted in as_objective(objective)
+        ]
+        left_out: set[Any] = {net for net, term in terms if isinstance(term.student, HeadTap)}
+        matches = [term for _, term in terms if isinstance(term, Match)]
+        left_out |= {getattr(match.teacher, "net", match.teacher) for match in matches if _is_head(match.target)}
+        for net, term in terms:
+            taken: set[Any] = {net} if term.student is None else set()
+            if isinstance(term, Match) and (term.target is None or "teacher_outputs" in extra_kwargs_of(term.loss)):
+                teacher = term.teacher
+                taken |= {*teacher.members} if isinstance(teacher, Teachers) else {teacher}
+                taken |= {teacher.net} if isinstance(teacher, Peer | Past) else set()
+            for owner in taken & left_out:
+                yield (
+                    f"term {term.label!r} takes the outputs of net {owner.name!r}, which another term leaves out by a "
+                    "HeadTap; use Chunked(loss) with a HeadTap here too, or Tap(module, 'input') and "
+                    "Chunked(loss, heads=...) there"
+                )
 
     def _term_problems(self, net: Net[Any], term: Term) -> Iterator[str]:
         requirements = requirements_of(term.loss)
@@ -124,6 +150,12 @@ class _StageChecks:
             yield from _target_tap_problems(term)
         for tap in taps_of(term.student):
             yield from _foreign_tap(tap.module, net, "student")
+        sides = (*taps_of(term.student), *taps_of(getattr(term, "target", None)))
+        if any(map(_is_head, sides)) and not isinstance(term.loss, Chunked):
+            yield (
+                f"a HeadTap leaves out a head, whose outputs the loss has to compute: wrap it, kdkit.losses.Chunked("
+                f"{describe_loss(term.loss)}); the hidden state before a head is Tap(module, 'input')"
+            )
 
     def _teacher_problems(self, net: Net[Any], match: Match) -> Iterator[str]:
         teacher = match.teacher
@@ -165,8 +197,17 @@ class _StageChecks:
             yield str(error)
 
 
+def _is_head(tap: object) -> bool:
+    return isinstance(tap, HeadTap)
+
+
 def _target_tap_problems(match: Match) -> Iterator[str]:
     taps, teacher = taps_of(match.target), match.teacher
+    if any(map(_is_head, taps)) and not isinstance(teacher, Net | Peer):
+        yield (
+            f"a HeadTap as target needs a Net or a Peer as teacher; {teacher.name!r} is a {type(teacher).__name__}, "
+            "whose outputs are matched without target=..."
+        )
     if isinstance(teacher, Past) and taps:
         yield f"{teacher.name!r} has outputs only, no features; match it without target=..."
     elif isinstance(teacher, Teachers) and taps:

@@ -1,0 +1,87 @@
+"""Take the input of a network's head, and leave the head out, whose outputs may be too large to exist all at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdkit.errors import RecipeError
+from kdkit.nets.net import Net
+from kdkit.nets.open_taps import Slot
+from kdkit.nets.taps import Capture, RemoveHook, Tap
+
+
+@dataclass(frozen=True, slots=True)
+class HeadTap:
+    """The input of the head of a network, as (batch, channels, *positions), for a loss in `kdkit.losses.Chunked`.
+
+    module: the head, the last layer, whose outputs are those of the network, such as `model.lm_head`. In a training
+    step it is left out: the outputs of the network, (batch, classes, *positions), are NaN, in a tensor that takes no
+    memory, and no term can take them. They are computed in validation and everywhere else.
+    """
+
+    module: nn.Module
+    tap: Tap = field(init=False, compare=False, repr=False)  # captures the input
+
+    def __post_init__(self) -> None:
+        # the last dimension is the one that a head maps
+        object.__setattr__(self, "tap", Tap(self.module, "input", channels_last=True))
+
+    def __repr__(self) -> str:
+        return f"HeadTap({type(self.module).__name__})"
+
+    def locate(self, nets: Sequence[Net[Any]]) -> None:
+        """Note the network that the module is a part of, for messages."""
+        self.tap.locate(nets)
+
+    def attach(self, capture: Capture) -> RemoveHook:
+        """Capture the input of the head, and call it with none of its rows."""
+        if not isinstance(capture, Slot):
+            raise RecipeError("a HeadTap is part of a Match or a Truth, whose loss computes the outputs of the head")
+        hook = _HeadHook(self.tap, capture)
+        handles = (
+            self.module.register_forward_pre_hook(hook.leave_out, with_kwargs=True),
+            self.module.register_forward_hook(hook.replace),
+        )
+
+        def remove() -> None:
+            for handle in handles:
+                handle.remove()
+
+        return remove
+
+
+class _HeadHook:
+    """The hooks of a HeadTap: an object, not closures, so that a network with open taps can be copied and pickled."""
+
+    def __init__(self, tap: Tap, slot: Slot) -> None:
+        self.tap, self.slot = tap, slot
+        self.rows: torch.Size | None = None  # (batch, *positions) of the outputs that are left out
+
+    def leave_out(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Capture the input of the head, and return one without rows, of which the head computes nothing."""
+        self.rows = None
+        if not self.slot.is_open:
+            return None
+        inputs = (*args, *kwargs.values())
+        if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+            raise RecipeError(
+                f"a HeadTap sits on a layer of one input, a tensor (batch, ..., channels); {self.tap.form.layer} gets "
+                f"{len(inputs)}"
+            )
+        hidden = inputs[0]
+        self.slot(hidden.movedim(-1, 1))
+        if self.slot.open_taps.computes_heads:
+            return None
+        self.rows = hidden.shape[:-1]
+        empty = hidden.narrow(-2, 0, 0)
+        return ((empty,), {}) if args else ((), dict.fromkeys(kwargs, empty))
+
+    def replace(self, _module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Return the outputs that are left out: NaN, in a tensor of their shape that takes no memory."""
+        if self.rows is None:
+            return None
+        # Attached to the graph, so that a network may do with it what it does with outputs.
+        return (output.sum() + torch.nan).expand(*self.rows, output.shape[-1])
