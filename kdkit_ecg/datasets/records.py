@@ -14,7 +14,7 @@ from kdkit_ecg.datasets.label_table import LabelTable, NamedClasses, read_label_
 from kdkit_ecg.datasets.patient_table import PatientTable
 from kdkit_ecg.datasets.record_index import RecordIndex
 from kdkit_ecg.datasets.scan import is_usable
-from kdkit_ecg.leads import LEADS, require_distinct_leads, standard_name
+from kdkit_ecg.leads import LEADS, require_distinct_leads, standard_names
 from kdkit_ecg.records.array_format import ArrayFormat
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.tables import first_names
@@ -94,7 +94,7 @@ class Records(FoldedDataset):
             raise RecipeError(f"leads must be names in a tuple, such as ('I', 'II'), got {self.leads!r}")
         if not self.leads:
             return self._usual_leads()
-        names = tuple(map(standard_name, self.leads))
+        names = standard_names(self.leads)
         require_distinct_leads(names)
         return names
 

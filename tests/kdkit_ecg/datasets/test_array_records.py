@@ -17,6 +17,7 @@ from tests.helpers import hospital_files
 from tests.helpers.hospital_files import aecg_xml, dicom_group, muse_xml
 from tests.kdkit_ecg.datasets.test_records import EIGHT, RAW, steps, write_table, write_wfdb
 
+ELECTRODES = ("I", "II", *(f"C{number}" for number in range(1, 7)))  # other names of V1 to V6
 EIGHT_LEADS = ArrayFormat(rate=400, unit="mV", leads=EIGHT)
 
 
@@ -33,7 +34,7 @@ def write_archive(folder, number):
 
 
 def write_csv(folder, number):
-    names = ["Time", *reversed(EIGHT)] if number % 2 else EIGHT
+    names = ["Time", *reversed(EIGHT)] if number % 2 else ELECTRODES
     columns = [np.arange(200), *in_mv(number)[::-1]] if number % 2 else in_mv(number)
     delimiter = ";" if number % 3 else ","
     text = delimiter.join(names) if number % 4 else "\ufeff" + delimiter.join(names)
@@ -46,7 +47,7 @@ def write_edf(folder, number):
 
     signals = [
         edfio.EdfSignal(lead * 1000, 400, label=f"ECG {name}", physical_dimension="uV", physical_range=(-32768, 32767))
-        for name, lead in zip(EIGHT, in_mv(number), strict=True)
+        for name, lead in zip(ELECTRODES if number % 2 else EIGHT, in_mv(number), strict=True)
     ]
     breath = edfio.EdfSignal(np.zeros(50), 100, label="Resp", physical_dimension="%", physical_range=(-1, 1))
     edfio.Edf([breath, *signals], data_record_duration=0.5).write(folder / f"r{number}.edf")
@@ -81,7 +82,8 @@ def test_files_of_every_kind_have_the_samples_of_wfdb(tmp_path, write):
     for kind in ("wfdb", "other"):
         (tmp_path / kind).mkdir()
         for number in range(6):
-            write_wfdb(tmp_path / kind, number) if kind == "wfdb" else write(tmp_path / kind, number)
+            names = ELECTRODES if number % 2 else EIGHT
+            write_wfdb(tmp_path / kind, number, names) if kind == "wfdb" else write(tmp_path / kind, number)
         write_table(tmp_path / kind, *[(f"r{number}", "ab"[number % 2], "") for number in range(6)])
     wfdb, other = (
         Records(tmp_path / kind, folds=3, arrays=EIGHT_LEADS, leads=(*EIGHT, "aVF"), **RAW)
