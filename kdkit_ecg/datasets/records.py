@@ -79,11 +79,7 @@ class Records(FoldedDataset):
 
     @cached_property
     def _table(self) -> LabelTable:
-        path = Path(self.labels)
-        below = self._folders[0] / path
-        if not below.is_file() and path.is_file():
-            below = path
-        return read_label_table(below, self.columns or {}, self.classes)
+        return read_label_table(self._table_file(self.labels), self.columns or {}, self.classes)
 
     @property
     def _label_encoder(self) -> NamedClasses:
