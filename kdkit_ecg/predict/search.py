@@ -58,7 +58,10 @@ def _in_file(path: Path, arrays: ArrayFormat | None) -> Iterator[RecordSource | 
     if file.exists():
         yield from _opened(file, arrays)
     elif path.exists():
-        yield Refusal(str(path), f"it has no header {file.name} in its folder")
+        hint = (
+            "" if path.suffix.lower() in SIGNAL_SUFFIXES else "; files of other formats need their suffix, such as .dcm"
+        )
+        yield Refusal(str(path), f"it has no header {file.name} in its folder{hint}")
     else:
         yield Refusal(str(path), "it does not exist")
 

@@ -275,6 +275,9 @@ def test_files_of_hospitals_are_predicted_as_wfdb_records(tmp_path, predictor):
     assert "got 'html'" in reasons["c.xml"]
     assert "got 'CT Image Storage' with no waveform" in reasons["d.dcm"]
     assert rows["b.XML"].derived == ("I",)
+    (tmp_path / "a.dcm").rename(tmp_path / "IM0001")
+    with pytest.raises(DataError, match=r"no header IM0001\.hea in its folder; .* need their suffix, such as \.dcm"):
+        predictor.predict(tmp_path / "IM0001")
     for name in ("a.dcm", "b.XML"):
         assert np.allclose(rows[name].probabilities, rows["wfdb"].probabilities, atol=1e-3)
 
