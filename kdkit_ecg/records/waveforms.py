@@ -14,7 +14,7 @@ from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.signal_lines import clipped
 from kdkit_ecg.records.source import RecordSource, Sex
-from kdkit_ecg.utils.record_files import require_regular_file
+from kdkit_ecg.utils.record_files import require_regular_file, without_suffix
 
 
 class Channel(NamedTuple):
@@ -83,7 +83,7 @@ def open_waveform(path: Path, parse: Callable[[Path], EcgFile]) -> WaveformSourc
         raise DataError(f"{path} cannot be read: {first_line(error)}") from error
     return WaveformSource(
         path=path,
-        name=path.stem,
+        name=without_suffix(path).name,
         files=(path.name,),
         rate=waveform.rate,
         samples=waveform.samples,

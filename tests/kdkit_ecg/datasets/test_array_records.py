@@ -64,7 +64,7 @@ def write_dicom(folder, number):
     scheme = "MDC" if number % 2 else "SCPECG"
     group = dicom_group(steps(number), EIGHT, 400, scheme)
     median = dicom_group(steps(number)[:, :20], EIGHT, 400, scheme, "DERIVED")
-    hospital_files.write_dicom(folder / f"r{number}.dcm", [median, group])
+    hospital_files.write_dicom(folder / f"r{number}{'' if number % 2 else '.dcm'}", [median, group])
 
 
 def write_xml(folder, number):
@@ -136,6 +136,23 @@ def test_a_file_of_many_records_is_read_by_number_or_id(tmp_path, file):
     options = {"columns": {"record": "exam_id"}, "shares": (1, 0, 0), **RAW}
     kept = Records(tmp_path, "exams.csv", classes=("AF",), arrays=EIGHT_LEADS, **options)
     assert kept._loaded[0].signals[0].shape == (8, 256)  # padding is removed only if the format says that there is some
+
+
+def test_dicom_files_are_named_by_their_whole_number(tmp_path):
+    names = [f"1.2.840.{number}" for number in range(6)]
+    for number, name in enumerate(names):
+        hospital_files.write_dicom(tmp_path / name, [dicom_group(steps(number), EIGHT, 400)])
+    (tmp_path / "RECORDS").write_text("r0\n")
+    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    rows = [(name, "ab"[number % 2], "") for number, name in enumerate(names[:5])]
+    write_table(tmp_path, *rows)
+    data = Records(tmp_path, shares=(1.0, 0.0, 0.0), **RAW)
+    assert data.summary.splitlines()[:2] == [
+        "5 of 6 records read",
+        "  1 excluded, no row in the table of labels: 1.2.840.5",
+    ]
+    batch = data.train.batch(range(5), 0)
+    assert np.allclose(batch.inputs.signal, [in_mv(number) for number in range(5)], atol=1e-6)
 
 
 def test_units_gains_and_invalid_samples_become_mv(tmp_path):
