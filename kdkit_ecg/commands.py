@@ -14,7 +14,7 @@ from kdkit.utils.console import make_console
 from kdkit.utils.cores import usable_cores
 from kdkit.utils.files import output_errors, require_output, require_output_folder, write_output
 from kdkit.utils.printable import echo, printable
-from kdkit_ecg.leads import LEADS, standard_name
+from kdkit_ecg.leads import LEADS, standard_names
 
 # Each command imports its implementation when it runs: requests and torch would slow down `kdkit --help`.
 
@@ -112,7 +112,7 @@ def doctor(
 
     from kdkit_ecg.doctor import print_survey, survey, survey_to_json
 
-    leads = tuple(standard_name(name.strip()) for name in (options.pop("leads") or ",".join(LEADS)).split(","))
+    leads = standard_names(name.strip() for name in (options.pop("leads") or ",".join(LEADS)).split(","))
     console = make_console(markup=False)
     if json_file is not None:
         require_output(json_file, "--json FILE")

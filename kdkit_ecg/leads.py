@@ -1,7 +1,7 @@
 """Name the twelve leads of an ECG and the reduced lead sets of the Challenges, without importing torch."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from types import MappingProxyType
 
@@ -30,6 +30,7 @@ LEAD_SETS: Mapping[int, tuple[str, ...]] = MappingProxyType(
 )
 
 _STANDARD_CASE = {lead.lower(): lead for lead in LEADS}
+_CHEST_LEADS = {f"C{number}": f"V{number}" for number in range(1, 7)}
 # Of "Lead I", "MDC_ECG_LEAD_I" and "EKG I"; D as in "DII" is the lead of Spanish and Portuguese devices.
 _PREFIX = re.compile(r"^(mdc[\s_-]+)?(e[ck]g[\s_-]+)?(lead[\s_-]*)?(d(?=i{1,3}$))?", re.IGNORECASE)
 
@@ -37,6 +38,20 @@ _PREFIX = re.compile(r"^(mdc[\s_-]+)?(e[ck]g[\s_-]+)?(lead[\s_-]*)?(d(?=i{1,3}$)
 def standard_name(name: str) -> str:
     """Return one of the twelve names for a name such as "AVR", "v1" or "Lead I"; any other name as it is."""
     return _STANDARD_CASE.get(_PREFIX.sub("", name).lower(), name)
+
+
+def standard_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of the leads of a record by `standard_name`, and C1 to C6 as V1 to V6.
+
+    C1 to C6 are the chest electrodes in IEC 60601-2-25. Without I, II and all six, C3 may be an electrode of an EEG.
+    """
+    texts = tuple(names)
+    electrodes = [_PREFIX.sub("", name).upper() for name in texts]
+    are_chest_leads = {"I", "II", *_CHEST_LEADS} <= {*electrodes} and not {*_CHEST_LEADS.values()} & {*electrodes}
+    return tuple(
+        _CHEST_LEADS[electrode] if are_chest_leads and electrode in _CHEST_LEADS else standard_name(name)
+        for name, electrode in zip(texts, electrodes, strict=True)
+    )
 
 
 def missing_leads(names: Collection[str], leads: Sequence[str] = LEADS) -> list[str]:

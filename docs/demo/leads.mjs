@@ -16,6 +16,18 @@ export function standardName(name) {
   return LEADS.find((lead) => lead.toLowerCase() === short) ?? name;
 }
 
+// Return the names of the leads of a record, and C1 to C6 as V1 to V6 if I, II and all six are there.
+export function standardNames(names) {
+  const short = names.map((name) => name.replace(PREFIX, "").toUpperCase());
+  const chest = /^C[1-6]$/;
+  const electrodes = new Set(short.filter((name) => chest.test(name)));
+  const areChestLeads =
+    electrodes.size === 6 && short.includes("I") && short.includes("II") && !short.some((name) => /^V[1-6]$/.test(name));
+  return names.map((name, row) =>
+    areChestLeads && chest.test(short[row]) ? `V${short[row][1]}` : standardName(name),
+  );
+}
+
 // Return the leads that are absent and cannot be derived.
 export function missingLeads(names, leads = LEADS) {
   const derivable = names.filter(isLimbLead).length >= 2;

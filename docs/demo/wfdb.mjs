@@ -1,6 +1,6 @@
 // Read WFDB records of format 16 (.hea with .dat or .mat), by the same rules as kdkit. Nothing in a file is trusted.
 
-import { LEADS, RecordError, missingLeads, shown, standardName } from "./leads.mjs";
+import { LEADS, RecordError, missingLeads, shown, standardName, standardNames } from "./leads.mjs";
 
 export const MAX_HEADER = 2 ** 20; // bytes
 export const MAX_SIGNAL = 2 ** 26; // bytes of all signal files: 46 minutes of 12 leads at 1,000 Hz, prepared in 5 s
@@ -147,6 +147,8 @@ function parseChannels(lines) {
       errors.push(error);
     }
   }
+  const names = standardNames(leads.map((lead) => lead.name));
+  leads = leads.map((lead, row) => ({ ...lead, name: names[row] }));
   // A channel other than the twelve leads that cannot be read is not needed, such as a blood pressure.
   const complete = !missingLeads(leads.map((lead) => lead.name)).length;
   if (errors.length && !complete) throw errors[0];
@@ -175,7 +177,7 @@ function parseLead(line, text, channel, position) {
   return {
     ...channel,
     position,
-    name: standardName(name),
+    name,
     gain: steps || DEFAULT_GAIN,
     byDefault: !steps,
     baseline: Number(baseline ?? zero ?? 0),

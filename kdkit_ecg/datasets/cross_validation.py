@@ -58,10 +58,18 @@ class FoldedDataset(RecordingDataset):
             raise RecipeError(
                 f"validation_split={self.validation_split!r} needs {minimum} folds or more, got {self.folds}"
             )
-        if isinstance(self.folds, (str, Path)) and not Path(self.folds).is_file():
-            raise DataError(
-                f"the folds file {self.folds} does not exist; kdkit_ecg.make_folds(folder).write(file) creates one"
-            )
+        if isinstance(self.folds, (str, Path)):
+            path = self._table_file(self.folds)
+            if not path.is_file():
+                raise DataError(
+                    f"the folds file {self.folds} does not exist; kdkit_ecg.make_folds(folder).write(file) creates one"
+                )
+            object.__setattr__(self, "folds", path)
+
+    def _table_file(self, path: str | Path) -> Path:
+        """Return the path of a table that is in the first folder, or elsewhere."""
+        below = self._folders[0] / path
+        return Path(path) if Path(path).is_file() and not below.is_file() else below
 
     @classmethod
     def _choices(cls) -> Mapping[str, Any]:

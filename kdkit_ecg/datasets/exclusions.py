@@ -8,7 +8,7 @@ from pathlib import Path
 from kdkit.errors import first_line
 from kdkit.utils.printable import printable
 from kdkit_ecg.records.signal_lines import clipped
-from kdkit_ecg.utils.record_files import NOT_LISTED
+from kdkit_ecg.utils.record_files import NOT_LISTED, without_suffix
 from kdkit_ecg.utils.tables import first_names
 
 # The start of an error about a file, whose name the summary has already.
@@ -45,7 +45,7 @@ class ExcludedRecords:
 
     def add(self, reason: ExclusionReason, path: Path, detail: str = "", *, cause: Exception | None = None) -> None:
         """Exclude the record with this .hea file. detail: further text after its name. cause: why it cannot be read."""
-        name = self._relative(path).with_suffix("").as_posix()
+        name = without_suffix(self._relative(path)).as_posix()
         if cause is not None and reason not in self.causes:
             text = _ABOUT_FILE.sub("", first_line(cause))
             # Without the folder, so that the summary is the same wherever it is.

@@ -14,7 +14,7 @@ from kdkit_ecg.records.csv_file import CSV_SUFFIX
 from kdkit_ecg.records.numpy_archive import NPZ_SUFFIX
 from kdkit_ecg.records.open_file import SUFFIXES, open_file
 from kdkit_ecg.records.source import RecordSource
-from kdkit_ecg.utils.record_files import find_record_files
+from kdkit_ecg.utils.record_files import find_record_files, kind_of, without_suffix
 
 _STACKS = (NUMPY_SUFFIX, NPZ_SUFFIX, *HDF5_SUFFIXES)  # of files that may have several records
 
@@ -30,14 +30,14 @@ class RecordIndex:
             files = find_record_files(folder)
             excluded.add_not_listed(files.not_listed)
             # The best description of a record first, as only one of its files is read.
-            paths = sorted([*files.headers, *files.others], key=lambda path: SUFFIXES.index(path.suffix.lower()))
+            paths = sorted([*files.headers, *files.others], key=lambda path: SUFFIXES.index(kind_of(path)))
             for path in paths:
                 if path.suffix.lower() == CSV_SUFFIX and path.resolve() == table.resolve():
                     continue
-                stem = path.with_suffix("")
+                stem = without_suffix(path)
                 used = self._by_path.setdefault(_composed(stem.relative_to(folder).as_posix()), path)
-                if used.with_suffix("") == stem:  # a second file of this record, or of another folder, is not used
-                    self._by_name.setdefault(_composed(path.stem), {})[used] = None
+                if without_suffix(used) == stem:  # a second file of this record, or of another folder, is not used
+                    self._by_name.setdefault(_composed(stem.name), {})[used] = None
 
     def find(self, rows: Mapping[str, LabelRow]) -> Iterator[tuple[str, RecordSource]]:
         """Yield the records of a table that are found, with their names in it.

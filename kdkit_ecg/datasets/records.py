@@ -14,7 +14,7 @@ from kdkit_ecg.datasets.label_table import LabelTable, NamedClasses, read_label_
 from kdkit_ecg.datasets.patient_table import PatientTable
 from kdkit_ecg.datasets.record_index import RecordIndex
 from kdkit_ecg.datasets.scan import Selection, is_usable
-from kdkit_ecg.leads import LEADS, require_distinct_leads, standard_name
+from kdkit_ecg.leads import LEADS, require_distinct_leads, standard_names
 from kdkit_ecg.records.array_format import ArrayFormat
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.tables import first_names
@@ -79,11 +79,7 @@ class Records(FoldedDataset):
 
     @cached_property
     def _table(self) -> LabelTable:
-        path = Path(self.labels)
-        below = self._folders[0] / path
-        if not below.is_file() and path.is_file():
-            below = path
-        return read_label_table(below, self.columns or {}, self.classes)
+        return read_label_table(self._table_file(self.labels), self.columns or {}, self.classes)
 
     @property
     def _label_encoder(self) -> NamedClasses:
@@ -94,7 +90,7 @@ class Records(FoldedDataset):
             raise RecipeError(f"leads must be names in a tuple, such as ('I', 'II'), got {self.leads!r}")
         if not self.leads:
             return self._usual_leads()
-        names = tuple(map(standard_name, self.leads))
+        names = standard_names(self.leads)
         require_distinct_leads(names)
         return names
 

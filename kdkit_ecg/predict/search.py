@@ -11,7 +11,14 @@ from kdkit_ecg.records.array_format import ArrayFormat, ArraySource
 from kdkit_ecg.records.csv_file import CSV_SUFFIX
 from kdkit_ecg.records.open_file import NUMBERS_SUFFIXES, SUFFIXES, open_file
 from kdkit_ecg.records.source import RecordSource
-from kdkit_ecg.utils.record_files import HEADER_SUFFIX, SIGNAL_SUFFIXES, find_record_files, present_file
+from kdkit_ecg.utils.record_files import (
+    HEADER_SUFFIX,
+    SIGNAL_SUFFIXES,
+    find_record_files,
+    kind_of,
+    present_file,
+    without_suffix,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +60,12 @@ def _in_file(path: Path, arrays: ArrayFormat | None) -> Iterator[RecordSource | 
     file = path
     if path.suffix.lower() in SIGNAL_SUFFIXES:
         file = present_file(path.with_suffix(HEADER_SUFFIX))
-    elif path.suffix.lower() not in SUFFIXES:  # the name of a WFDB record, which may have a dot
+    elif kind_of(path) not in SUFFIXES:  # the name of a WFDB record, which may have a dot
         file = present_file(path.with_name(path.name + HEADER_SUFFIX))
     if file.exists():
         yield from _opened(file, arrays)
     elif path.exists():
-        yield Refusal(str(path), f"it has no header {file.name} in its folder")
+        yield Refusal(str(path), f"it has no header {file.name} in its folder, and is no file of another format")
     else:
         yield Refusal(str(path), "it does not exist")
 
@@ -82,7 +89,7 @@ def _in_folder(folder: Path, arrays: ArrayFormat | None) -> Iterator[RecordSourc
     for path in files.others:
         suffix = path.suffix.lower()
         # A file with a header of its name is another form of that record, and any CSV may be a table.
-        if path.with_suffix("") in described or (suffix == CSV_SUFFIX and arrays is None):
+        if without_suffix(path) in described or (suffix == CSV_SUFFIX and arrays is None):
             continue
         for source in _opened(path, arrays):
             # A table of something else, such as labels, has no column that is a lead.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from kdkit import DataError, RecipeError
 from kdkit.errors import did_you_mean, first_line
 from kdkit.utils.validation import is_number
-from kdkit_ecg.leads import standard_name
+from kdkit_ecg.leads import standard_names
 from kdkit_ecg.records.signal_lines import MAX_CHANNELS, UNITS, shown
 from kdkit_ecg.records.source import RecordSource
 
@@ -46,7 +46,7 @@ class ArrayFormat:
                 raise RecipeError(f"{name} must be a finite number above 0, got {value!r}")
         if isinstance(self.leads, str):
             raise RecipeError(f"leads must be a tuple of names, such as ('I', 'II'), got {self.leads!r}")
-        object.__setattr__(self, "leads", tuple(map(standard_name, self.leads)))
+        object.__setattr__(self, "leads", standard_names(self.leads))
         if len({lead.lower() for lead in self.leads}) < len(self.leads):
             raise RecipeError(f"leads must be different names, got {', '.join(self.leads)}")
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError
-from kdkit_ecg.leads import standard_name
+from kdkit_ecg.leads import standard_names
 from kdkit_ecg.records.array_format import ArrayFormat
 from kdkit_ecg.records.signal_lines import MAX_LINE, UNITS, shown
 from kdkit_ecg.utils.tables import is_missing
@@ -70,7 +70,7 @@ def open_csv(path: Path, arrays: ArrayFormat) -> CsvTable:
             )
         return CsvTable(delimiter, arrays.leads, tuple(range(len(cells))), len(cells), 0)
     named = [_WITH_UNIT.fullmatch(cell) for cell in cells]
-    names = [standard_name(match["name"] if match else cell) for match, cell in zip(named, cells, strict=True)]
+    names = standard_names(match["name"] if match else cell for match, cell in zip(named, cells, strict=True))
     columns = [column for column, name in enumerate(names) if name in arrays.leads or not _TIME.fullmatch(name)]
     leads = tuple(names[column] for column in columns)
     if not leads or len({name.lower() for name in leads}) < len(leads):

@@ -18,8 +18,7 @@ from kdkit_ecg.records.header import parse_age
 from kdkit_ecg.records.signal_lines import UNITS, clipped, shown
 from kdkit_ecg.records.source import Sex
 from kdkit_ecg.records.waveforms import Channel, EcgFile, Waveform, WaveformSource, age_between, open_waveform
-
-DICOM_SUFFIX = ".dcm"
+from kdkit_ecg.utils.record_files import is_dicom
 
 # The leads by their number in the codes of CID 3001, "2:1" of MDC and "5.6.3-9-1" of SCPECG.
 _LEAD_CODE = re.compile(r"(?:2:|5\.6\.3-9-)([0-9]{1,3})")
@@ -53,6 +52,8 @@ def open_dicom(path: Path) -> WaveformSource:
 def _parse(path: Path) -> EcgFile:
     import pydicom
 
+    if not is_dicom(path):
+        raise DataError("it is no DICOM file, which has the letters DICM after 128 bytes")
     if pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID.is_deflated:  # of any size, once it is inflated
         raise DataError("it is compressed (deflated); convert it to explicit VR little endian")
     with warnings.catch_warnings():

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
 from kdkit.errors import first_line
-from kdkit_ecg.leads import LEADS, standard_name
+from kdkit_ecg.leads import LEADS, standard_names
 from kdkit_ecg.records.signal_lines import UNITS, clipped
 from kdkit_ecg.records.source import RecordSource, Sex
 from kdkit_ecg.utils.record_files import require_regular_file
@@ -80,7 +80,7 @@ def open_edf(path: Path) -> EdfSource:
             )
         edf = _read(path, interrupted=start[_RECORD_COUNT].strip() == b"-1")
         signals = edf.signals
-        names = [standard_name(signal.label) for signal in signals]
+        names = standard_names(signal.label for signal in signals)
         units = [signal.physical_dimension.strip().lower() for signal in signals]
         usable = [
             position

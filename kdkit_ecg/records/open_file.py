@@ -8,13 +8,13 @@ from kdkit import DataError
 from kdkit_ecg.records.array_files import HDF5_SUFFIXES, NUMPY_SUFFIX, open_array_file
 from kdkit_ecg.records.array_format import ArrayFormat
 from kdkit_ecg.records.csv_file import CSV_SUFFIX
-from kdkit_ecg.records.dicom import DICOM_SUFFIX, open_dicom
+from kdkit_ecg.records.dicom import open_dicom
 from kdkit_ecg.records.edf import EDF_SUFFIX, open_edf
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.numpy_archive import NPZ_SUFFIX
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.records.xml_file import XML_SUFFIX, open_xml
-from kdkit_ecg.utils.record_files import HEADER_SUFFIX
+from kdkit_ecg.utils.record_files import DICOM_SUFFIX, HEADER_SUFFIX, kind_of
 
 # Files of one record that say their leads, rate and unit, and files of numbers, which do not. Of files with one name,
 # such as A1.hea and A1.csv, the first of these describes itself best.
@@ -30,7 +30,7 @@ def open_file(path: Path, arrays: ArrayFormat | None = None) -> Sequence[RecordS
 
     arrays: describes files of numbers. Raises DataError, which names the file, if it cannot be read.
     """
-    suffix = path.suffix.lower()
+    suffix = kind_of(path)
     if suffix in _DESCRIBED:
         return [_DESCRIBED[suffix](path)]
     if suffix not in NUMBERS_SUFFIXES:

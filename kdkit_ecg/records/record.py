@@ -41,6 +41,10 @@ def read_wfdb(header: Header) -> NDArray[np.float64]:
     gains, baselines = (np.array(values)[:, None] for values in (header.gains_per_unit, header.baselines))  # (leads, 1)
     units = np.array([UNITS[unit] for unit in header.units])[:, None]  # normalised units have a factor of 1
     with np.errstate(over="ignore", invalid="ignore"):  # a tiny gain gives samples that are not finite, without notice
-        in_units = (steps.astype(np.float64) - baselines) / gains
-        in_units[steps == invalid_values(header)] = np.nan
-        return np.asarray(in_units * units)
+        # In place: the leads of a day take gigabytes.
+        signal = steps.astype(np.float64)
+        signal -= baselines
+        signal /= gains
+        signal[steps == invalid_values(header)] = np.nan
+        signal *= units
+    return signal

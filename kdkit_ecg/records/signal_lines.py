@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError
-from kdkit_ecg.leads import LEADS, missing_leads, standard_name
+from kdkit_ecg.leads import LEADS, missing_leads, standard_name, standard_names
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.record_files import present_file, read_header_bytes
 
@@ -184,6 +184,8 @@ def parse_signal_lines(path: Path, lines: Sequence[str], rate: float, frames: in
             leads.append(_parse_lead(line, details, position))
         except DataError as error:
             errors.append(error)
+    names_of_leads = standard_names(lead.name for lead in leads)
+    leads = [lead._replace(name=name) for lead, name in zip(leads, names_of_leads, strict=True)]
     # A pulse wave (PLETH) has normalised units next to leads in mV. Alone, such a channel may be a lead.
     if any(lead.unit != "nu" for lead in leads):
         leads = [lead for lead in leads if lead.unit != "nu" or lead.name in LEADS]
@@ -266,7 +268,7 @@ def _parse_lead(line: str, details: re.Match[str] | None, position: int) -> _Lea
         raise DataError(f"{shown(details['unit'])} is not a supported unit; expected mV, uV, V or NU")
     return _Lead(
         position=position,
-        name=standard_name(details["name"]),
+        name=details["name"],
         gain=gain or DEFAULT_GAIN,
         has_gain=bool(gain),
         # WFDB: a missing baseline is the ADC zero of the lead.

@@ -154,12 +154,14 @@ def ordered_signal(signal: NDArray[np.float64], names: Sequence[str]) -> tuple[t
     """
     twelve = LEADS if not missing_leads(names) else [lead for lead in LEADS if lead in names]
     leads = (*twelve, *(name for name in names if name not in LEADS))
-    ordered = select_leads(signal, names, leads)
-    for lead in ordered:
+    ordered = np.empty((len(leads), signal.shape[1]), np.float32)
+    for row, name in enumerate(leads):  # one at a time: the leads of a day take gigabytes
+        lead = select_leads(signal, names, [name])[0]
         invalid = np.isnan(lead)
         if invalid.all():  # no sample to interpolate from
             lead[:] = 0
         elif invalid.any():
             times = np.arange(len(lead))
             lead[invalid] = np.interp(times[invalid], times[~invalid], lead[~invalid])
-    return leads, ordered.astype(np.float32)
+        ordered[row] = lead
+    return leads, ordered

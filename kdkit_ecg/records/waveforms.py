@@ -1,6 +1,5 @@
 """Records in files that are parsed as a whole, DICOM and XML, and the choice of the waveform with their leads."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -15,7 +14,7 @@ from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.signal_lines import clipped
 from kdkit_ecg.records.source import RecordSource, Sex
-from kdkit_ecg.utils.record_files import require_regular_file
+from kdkit_ecg.utils.record_files import require_regular_file, without_suffix
 
 
 class Channel(NamedTuple):
@@ -84,7 +83,7 @@ def open_waveform(path: Path, parse: Callable[[Path], EcgFile]) -> WaveformSourc
         raise DataError(f"{path} cannot be read: {first_line(error)}") from error
     return WaveformSource(
         path=path,
-        name=path.stem,
+        name=without_suffix(path).name,
         files=(path.name,),
         rate=waveform.rate,
         samples=waveform.samples,
@@ -116,8 +115,7 @@ def whole_waveform(waveforms: Sequence[Waveform]) -> Waveform:
             f"{', '.join(part.leads)} for {part.samples / part.rate:g} s from {part.start}" for part in candidates
         )
         raise DataError(f"expected one waveform with all leads, got {clipped(parts) or 'none in a unit of voltage'}")
-    repeated = [lead for lead, count in Counter(map(str.lower, complete[0].leads)).items() if count > 1]
-    if repeated:
+    if len({lead.lower() for lead in complete[0].leads}) < len(complete[0].leads):
         raise DataError(f"expected every lead once, got {clipped(', '.join(complete[0].leads))}")
     return complete[0]
 

@@ -43,7 +43,7 @@ def _parse(path: Path) -> EcgFile:
 
 
 def _read(path: Path) -> Element:
-    """Return the outermost element of a file, without namespaces. Raises DataError and expat.ExpatError."""
+    """Return the outermost element of a file, without namespaces. Raises DataError."""
     if path.stat().st_size > MAX_XML_BYTES:
         raise DataError(f"expected at most {MAX_XML_BYTES:,} bytes, got {path.stat().st_size:,}")
     builder, parser = TreeBuilder(), expat.ParserCreate()
@@ -53,7 +53,10 @@ def _read(path: Path) -> Element:
     parser.CharacterDataHandler = builder.data
     parser.EntityDeclHandler = _refuse_entity
     with path.open("rb") as file:
-        parser.ParseFile(file)
+        try:
+            parser.ParseFile(file)
+        except expat.ExpatError as error:
+            raise DataError(f"it is no complete XML: {error}") from error
     return builder.close()
 
 

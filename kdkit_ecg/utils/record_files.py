@@ -14,8 +14,12 @@ MAX_HEADER_BYTES = 1 << 20  # of a header; those of the Challenges have about a 
 MAX_SUFFIX = 5  # characters, with the dot, of a suffix that is looked for in any case
 
 HEADER_SUFFIX, SIGNAL_SUFFIXES, UNFINISHED_SUFFIX = ".hea", (".mat", ".dat"), ".part"
-OTHER_SUFFIXES = (".dcm", ".xml", ".edf", ".npy", ".npz", ".csv", ".hdf5", ".h5")
+DICOM_SUFFIX = ".dcm"
+OTHER_SUFFIXES = (DICOM_SUFFIX, ".xml", ".edf", ".npy", ".npz", ".csv", ".hdf5", ".h5")
 NOT_LISTED = "of the folders cannot be read"  # in summaries, after the number
+
+_KNOWN_SUFFIXES = frozenset((HEADER_SUFFIX, *SIGNAL_SUFFIXES, *OTHER_SUFFIXES, UNFINISHED_SUFFIX))
+_DICOM_MARK = slice(128, 132)  # the bytes DICM
 
 _PIECE = 1 << 16  # bytes of a header that are read at a time
 _READ_AT_ONCE = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # not all systems have both
@@ -74,11 +78,38 @@ def find_record_files(folder: Path) -> RecordFiles:
             else:
                 files.append(path)
     files.sort()
+    kinds = {path: kind_of(path) for path in files}
     headers, signals, others, unfinished = (
-        tuple(path for path in files if path.suffix.lower() in suffixes)
+        tuple(path for path in files if kinds[path] in suffixes)
         for suffixes in ((HEADER_SUFFIX,), SIGNAL_SUFFIXES, OTHER_SUFFIXES, (UNFINISHED_SUFFIX,))
     )
     return RecordFiles(headers, signals, others, unfinished, tuple(sorted(not_listed)))
+
+
+def kind_of(path: Path) -> str:
+    """Return the suffix in lower case by which a file is read: that of DICOM also for a DICOM file without it.
+
+    Archives name these files IM0001, or with numbers such as 1.2.840.10008.1. DICOMDIR, their index, is no record.
+    """
+    suffix = path.suffix.lower()
+    if suffix in _KNOWN_SUFFIXES or path.name.upper() == "DICOMDIR":
+        return suffix
+    return DICOM_SUFFIX if is_dicom(path) else suffix
+
+
+def is_dicom(path: Path) -> bool:
+    """Return whether a file begins as one of DICOM. A file that cannot be read does not."""
+    try:
+        require_regular_file(path.stat())
+        with path.open("rb") as file:
+            return file.read(_DICOM_MARK.stop)[_DICOM_MARK] == b"DICM"
+    except (DataError, OSError):
+        return False
+
+
+def without_suffix(path: Path) -> Path:
+    """Return a path without the suffix of a file of records; a last number as in 1.2.840.10008.1 is none."""
+    return path.with_suffix("") if path.suffix.lower() in _KNOWN_SUFFIXES else path
 
 
 def read_header_bytes(path: Path) -> bytes:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kdkit.errors import DataError
-from kdkit_ecg.leads import standard_name
+from kdkit_ecg.leads import standard_name, standard_names
 from kdkit_ecg.records.header import parse_age, read_header
 from kdkit_ecg.records.record import read_record
 from kdkit_ecg.records.source import select_leads
@@ -60,6 +60,9 @@ def test_names_of_leads_and_ages_are_read_as_in_python():
     ]
     results = values(*({"name": "lead_name", "text": name} for name in names))
     assert results == [standard_name(name) for name in names]
+    records = [["ECG I", "II", *(f"c{number}" for number in range(1, 7))], ["I", "II", "C3", "C4"]]
+    of_records = values(*({"name": "lead_names", "names": names} for names in records))
+    assert of_records == [list(standard_names(names)) for names in records]
     assert values(*({"name": "age", "text": age} for age in ages)) == pytest.approx(
         [parse_age(age) for age in ages], nan_ok=False
     )

@@ -12,7 +12,7 @@ import {
   resamplePolyphase,
   resamplingTaps,
 } from "../../docs/demo/filters.mjs";
-import { RecordError, shown, standardName } from "../../docs/demo/leads.mjs";
+import { RecordError, shown, standardName, standardNames } from "../../docs/demo/leads.mjs";
 import { checkMetadata, decide, readMetadata } from "../../docs/demo/model.mjs";
 import { checkPreparation, personVector, prepare, withoutInvalid } from "../../docs/demo/preparation.mjs";
 import { parseAge, readRecord } from "../../docs/demo/wfdb.mjs";
@@ -36,6 +36,7 @@ const FUNCTIONS = {
   decide: ({ logits, metadata }) => decide(logits, metadata),
   interpolate: ({ signal, otherwise }) => list(withoutInvalid(array(signal), otherwise)),
   lead_name: ({ text }) => standardName(text),
+  lead_names: ({ names }) => standardNames(names),
   linear: ({ signal, rate, to }) => list(resampleLinear(array(signal), ...rateRatio(rate, to), rate, to)),
   metadata: ({ path, content }) => readMetadata(path ? bytes(path) : Uint8Array.from(content)),
   polyphase: ({ signal, rate, to }) => {

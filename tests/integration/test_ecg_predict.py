@@ -264,18 +264,19 @@ def test_csv_and_the_table_have_what_json_has(mixed, model, tmp_path, capsys):
 def test_files_of_hospitals_are_predicted_as_wfdb_records(tmp_path, predictor):
     steps = (1000 * simulated(3, length=1200)).round().astype(int)
     write_signal(tmp_path, "wfdb", steps / 1000, rate=500, leads=LEADS)
-    write_dicom(tmp_path / "a.dcm", [dicom_group(steps, LEADS, 500)])
+    write_dicom(tmp_path / "IM0001", [dicom_group(steps, LEADS, 500)])
     limb = [1, 2, *range(6, 12)]  # without lead I, which follows from II and III
     (tmp_path / "b.XML").write_text(muse_xml(steps[limb], np.array(LEADS)[limb], 500, ("", "", "")), "latin-1")
     (tmp_path / "c.xml").write_text("<html/>")
     write_dicom(tmp_path / "d.dcm", [], sop_class="CTImageStorage")
     rows = {Path(row.record).name: row for row in predictor.predict_all(tmp_path)}
     reasons = {name: row.reason for name, row in rows.items()}
-    assert {name for name, reason in reasons.items() if reason is None} == {"wfdb", "a.dcm", "b.XML"}
+    assert {name for name, reason in reasons.items() if reason is None} == {"wfdb", "IM0001", "b.XML"}
     assert "got 'html'" in reasons["c.xml"]
     assert "got 'CT Image Storage' with no waveform" in reasons["d.dcm"]
     assert rows["b.XML"].derived == ("I",)
-    for name in ("a.dcm", "b.XML"):
+    assert predictor.predict(tmp_path / "IM0001").probabilities.tolist() == rows["IM0001"].probabilities.tolist()
+    for name in ("IM0001", "b.XML"):
         assert np.allclose(rows[name].probabilities, rows["wfdb"].probabilities, atol=1e-3)
 
 

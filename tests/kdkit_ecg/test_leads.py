@@ -8,7 +8,7 @@ import torch
 
 from kdkit import Batch, RecipeError
 from kdkit_ecg.datasets.signal_split import Ecg
-from kdkit_ecg.leads import LEAD_SETS, LEADS, LIMB_LEADS, derivation, missing_leads, standard_name
+from kdkit_ecg.leads import LEAD_SETS, LEADS, LIMB_LEADS, derivation, missing_leads, standard_name, standard_names
 from kdkit_ecg.views import Leads
 
 
@@ -170,3 +170,20 @@ def test_leads_that_cannot_be_derived_are_missing():
 )
 def test_names_of_leads_in_other_programs_are_known(name, lead):
     assert standard_name(name) == lead
+
+
+CHEST_ELECTRODES = [f"C{number}" for number in range(1, 7)]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["Lead I", "DII", *CHEST_ELECTRODES], ("I", "II", *LEADS[6:])),
+        (["ECG I", "ECG II", *(f"ECG {name.lower()}" for name in CHEST_ELECTRODES)], ("I", "II", *LEADS[6:])),
+        (["I", "II", "C3", "C4"], ("I", "II", "C3", "C4")),  # of an EEG, next to two leads
+        (["ECG", *CHEST_ELECTRODES], ("ECG", *CHEST_ELECTRODES)),
+        (["I", "II", *CHEST_ELECTRODES, "V1"], ("I", "II", *CHEST_ELECTRODES, "V1")),
+    ],
+)
+def test_c1_to_c6_next_to_limb_leads_are_v1_to_v6(names, expected):
+    assert standard_names(names) == expected

@@ -18,6 +18,7 @@ from tests.helpers.hospital_files import aecg_xml, dicom_group, muse_xml
 from tests.helpers.wfdb_files import write_record
 from tests.kdkit_ecg.datasets.test_records import EIGHT, RAW, steps, write_table, write_wfdb
 
+ELECTRODES = ("I", "II", *(f"C{number}" for number in range(1, 7)))  # other names of V1 to V6
 EIGHT_LEADS = ArrayFormat(rate=400, unit="mV", leads=EIGHT)
 
 
@@ -34,7 +35,7 @@ def write_archive(folder, number):
 
 
 def write_csv(folder, number):
-    names = ["Time", *reversed(EIGHT)] if number % 2 else EIGHT
+    names = ["Time", *reversed(EIGHT)] if number % 2 else ELECTRODES
     columns = [np.arange(200), *in_mv(number)[::-1]] if number % 2 else in_mv(number)
     delimiter = ";" if number % 3 else ","
     text = delimiter.join(names) if number % 4 else "\ufeff" + delimiter.join(names)
@@ -47,7 +48,7 @@ def write_edf(folder, number):
 
     signals = [
         edfio.EdfSignal(lead * 1000, 400, label=f"ECG {name}", physical_dimension="uV", physical_range=(-32768, 32767))
-        for name, lead in zip(EIGHT, in_mv(number), strict=True)
+        for name, lead in zip(ELECTRODES if number % 2 else EIGHT, in_mv(number), strict=True)
     ]
     breath = edfio.EdfSignal(np.zeros(50), 100, label="Resp", physical_dimension="%", physical_range=(-1, 1))
     edfio.Edf([breath, *signals], data_record_duration=0.5).write(folder / f"r{number}.edf")
@@ -64,7 +65,7 @@ def write_dicom(folder, number):
     scheme = "MDC" if number % 2 else "SCPECG"
     group = dicom_group(steps(number), EIGHT, 400, scheme)
     median = dicom_group(steps(number)[:, :20], EIGHT, 400, scheme, "DERIVED")
-    hospital_files.write_dicom(folder / f"r{number}.dcm", [median, group])
+    hospital_files.write_dicom(folder / f"r{number}{'' if number % 2 else '.dcm'}", [median, group])
 
 
 def write_xml(folder, number):
@@ -82,7 +83,8 @@ def test_files_of_every_kind_have_the_samples_of_wfdb(tmp_path, write):
     for kind in ("wfdb", "other"):
         (tmp_path / kind).mkdir()
         for number in range(6):
-            write_wfdb(tmp_path / kind, number) if kind == "wfdb" else write(tmp_path / kind, number)
+            names = ELECTRODES if number % 2 else EIGHT
+            write_wfdb(tmp_path / kind, number, names) if kind == "wfdb" else write(tmp_path / kind, number)
         write_table(tmp_path / kind, *[(f"r{number}", "ab"[number % 2], "") for number in range(6)])
     wfdb, other = (
         Records(tmp_path / kind, folds=3, arrays=EIGHT_LEADS, leads=(*EIGHT, "aVF"), **RAW)
@@ -135,6 +137,23 @@ def test_a_file_of_many_records_is_read_by_number_or_id(tmp_path, file):
     options = {"columns": {"record": "exam_id"}, "shares": (1, 0, 0), **RAW}
     kept = Records(tmp_path, "exams.csv", classes=("AF",), arrays=EIGHT_LEADS, **options)
     assert kept._loaded[0].signals[0].shape == (8, 256)  # padding is removed only if the format says that there is some
+
+
+def test_dicom_files_are_named_by_their_whole_number(tmp_path):
+    names = [f"1.2.840.{number}" for number in range(6)]
+    for number, name in enumerate(names):
+        hospital_files.write_dicom(tmp_path / name, [dicom_group(steps(number), EIGHT, 400)])
+    (tmp_path / "RECORDS").write_text("r0\n")
+    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    rows = [(name, "ab"[number % 2], "") for number, name in enumerate(names[:5])]
+    write_table(tmp_path, *rows)
+    data = Records(tmp_path, shares=(1.0, 0.0, 0.0), **RAW)
+    assert data.summary.splitlines()[:2] == [
+        "5 of 6 records read",
+        "  1 excluded, no row in the table of labels: 1.2.840.5",
+    ]
+    batch = data.train.batch(range(5), 0)
+    assert np.allclose(batch.inputs.signal, [in_mv(number) for number in range(5)], atol=1e-6)
 
 
 def test_units_gains_and_invalid_samples_become_mv(tmp_path):

@@ -95,10 +95,22 @@ def test_folds_are_those_of_a_file_or_of_the_table(tree, tmp_path):
     assert len(data.test) == sum(entry.fold == 2 for entry in made.entries.values())
     rows = [(f"r{number}", "AF", f"P{number // 2}", number // 2 % 3) for number in range(24)]
     write_table(tree, *rows, columns="record,label,patient,fold", name="other.csv")
-    assert len(Records(tree, "other.csv", folds=tree / "other.csv", **RAW).test) == 8
+    assert len(Records(tree, "other.csv", folds="other.csv", **RAW).test) == 8
     text = "".join(f"./r{number}.EDF;AF;{number // 2 % 3}\n" for number in range(24))
     (tree / "other.csv").write_text(f"Record;Label;Fold\n{text}")
     assert len(Records(tree, "other.csv", folds=tree / "other.csv", **RAW).test) == 8
+
+
+def test_a_second_folder_is_the_test_split_by_the_folds_of_the_table(tmp_path):
+    for number in range(12):
+        write_wfdb(tmp_path / ("other" if number < 4 else "own"), number)
+    rows = [(f"r{number}", "ab"[number % 2], 0 if number < 4 else 1 + number % 4 // 2) for number in range(12)]
+    write_table(tmp_path / "own", *rows, columns="record,label,fold")
+    data = Records([tmp_path / "own", tmp_path / "other"], "labels.csv", folds="labels.csv", **RAW)
+    assert data.test.report_names(torch.arange(4)) == ["r0", "r1", "r2", "r3"]
+    assert (len(data.train), len(data.validation)) == (4, 4)
+    with pytest.raises(DataError, match=r"the folds file few\.csv does not exist"):
+        Records(tmp_path / "own", folds="few.csv", **RAW)
 
 
 def test_other_leads_are_selected_derived_and_reported(tree):
