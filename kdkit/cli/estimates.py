@@ -13,6 +13,8 @@ from kdkit.recipe.training import Training
 from kdkit.utils.memory import format_bytes
 from kdkit.utils.reprs import describe_count
 
+_SLOW_READING = 0.2  # of the time of the steps: less is not worth a line
+
 
 def training_facts(training: Training, loader_batch: int | None) -> Iterator[str]:
     """Yield the training options of a stage in words. loader_batch: see `Plan`."""
@@ -50,6 +52,12 @@ def estimate_lines(estimate: StageEstimate, device: torch.device) -> Iterator[st
             f"about {about(times.seconds)} per epoch of {steps} on {processor}{after}; "
             "without the reading of data and the validation"
         )
+        reading = estimate.reading_seconds
+        if reading is not None and reading > max(_SLOW_READING * times.seconds, 1.0):
+            yield (
+                f"about {about(reading)} per epoch for one process to read the data; Training(workers=N) reads in N, "
+                "ahead of the steps"
+            )
         if times.peak_memory_bytes is not None:
             peak = format_bytes(times.peak_memory_bytes, base=1024)
             yield f"peak memory of a training step of {times.timed_samples} samples: {peak}"
