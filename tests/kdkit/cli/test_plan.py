@@ -35,9 +35,10 @@ def test_all_options_of_a_training_are_shown():
         "2 epochs of batches of 4, 2 batches per update, Optimizer(SGD, lr=0.1), LRSchedule(CosineAnnealingLR, "
         "interval='epoch'), clips the norm of gradients at 1.5, keeps the last epoch"
     ) in shown(one_stage(tiny_net("student"), plain_goal(), epochs=2, keep="last", lr_schedule=schedule, **options))
-    options = {"ema": AverageWeights(decay=0.5), "patience": 3}
+    options = {"ema": AverageWeights(decay=0.5), "patience": 3, "monitor": "macro_f1", "steps_per_epoch": 5}
     assert (
-        "averages weights with a decay of 0.5, ends after 3 epochs without a better one, keeps the best epoch"
+        "4 epochs of 5 batches of 4, Optimizer(Adam, lr=0.001), averages weights with a decay of 0.5, ends after 3 "
+        "epochs without a better one, keeps the best epoch by macro_f1"
     ) in shown(one_stage(tiny_net("student"), plain_goal(), epochs=4, **options))
 
 
