@@ -33,8 +33,8 @@ def training_facts(training: Training, loader_batch: int | None) -> Iterator[str
         yield f"averages weights with a decay of {training.ema.decay:g}"
     if training.patience is not None:
         yield f"ends after {describe_count(training.patience, 'epoch')} without a better one"
-    by = f" by {training.monitor}" if training.monitor is not None and training.keep == "best" else ""
-    yield f"keeps the {training.keep} epoch{by}"
+    metric = f" by {training.monitor}" if training.monitor is not None and training.keep == "best" else ""
+    yield f"keeps the {training.keep} epoch{metric}"
 
 
 def estimate_lines(estimate: StageEstimate, device: torch.device) -> Iterator[str]:
