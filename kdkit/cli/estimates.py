@@ -13,11 +13,15 @@ from kdkit.recipe.training import Training
 from kdkit.utils.memory import format_bytes
 from kdkit.utils.reprs import describe_count
 
+_SLOW_READING = 0.2  # of the time of the steps: less is not worth a line
+
 
 def training_facts(training: Training, loader_batch: int | None) -> Iterator[str]:
     """Yield the training options of a stage in words. loader_batch: see `Plan`."""
     size = f"{training.batch_size}" if loader_batch is None else f"{loader_batch}, as its DataLoader yields them"
-    yield f"{describe_count(training.epochs, 'epoch')} of batches of {size}"
+    steps = training.steps_per_epoch
+    batches = "batches" if steps is None else describe_count(steps, "batch", "batches")
+    yield f"{describe_count(training.epochs, 'epoch')} of {batches} of {size}"
     if training.accumulate_steps > 1:
         yield f"{training.accumulate_steps} batches per update"
     yield repr(training.optimizer)
@@ -29,7 +33,8 @@ def training_facts(training: Training, loader_batch: int | None) -> Iterator[str
         yield f"averages weights with a decay of {training.ema.decay:g}"
     if training.patience is not None:
         yield f"ends after {describe_count(training.patience, 'epoch')} without a better one"
-    yield f"keeps the {training.keep} epoch"
+    metric = f" by {training.monitor}" if training.monitor is not None and training.keep == "best" else ""
+    yield f"keeps the {training.keep} epoch{metric}"
 
 
 def estimate_lines(estimate: StageEstimate, device: torch.device) -> Iterator[str]:
@@ -50,6 +55,12 @@ def estimate_lines(estimate: StageEstimate, device: torch.device) -> Iterator[st
             f"about {about(times.seconds)} per epoch of {steps} on {processor}{after}; "
             "without the reading of data and the validation"
         )
+        reading = estimate.reading_seconds
+        if reading is not None and reading > max(_SLOW_READING * times.seconds, 1.0):
+            yield (
+                f"about {about(reading)} per epoch for one process to read the data; Training(workers=N) reads in N, "
+                "ahead of the steps"
+            )
         if times.peak_memory_bytes is not None:
             peak = format_bytes(times.peak_memory_bytes, base=1024)
             yield f"peak memory of a training step of {times.timed_samples} samples: {peak}"

@@ -158,7 +158,7 @@ class Images:
         if not isinstance(images, Tensor):
             names = ", ".join(repr(name) for name, _ in items_of(images) or ())
             raise RecipeError(
-                f"it takes one tensor of images, and the inputs are a {type(images).__name__}"
+                f"the view Images takes one tensor of images, and the inputs are a {type(images).__name__}"
                 + (f" of {names}" if names else "")
                 + "; let the data yield images alone, or call Images(...) in a view of your own, which selects them"
             )

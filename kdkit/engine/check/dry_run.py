@@ -304,10 +304,11 @@ class _DryRun:
     def _doubt_sequences(self, label: str, student: Sequence[Tensor], target: Sequence[Tensor]) -> None:
         """Notice tokens of images, (batch, channels, tokens), that a loss would resize in their order alone."""
         has_images = any(tensor.ndim == 4 for tensor in nested_tensors(self.batch.inputs))
-        for one, other in zip(student, target, strict=False):  # some losses take any number of taps
-            if has_images and one.ndim == other.ndim == 3 and one.shape[2] != other.shape[2]:
+        for feature, target_feature in zip(student, target, strict=False):  # some losses take any number of taps
+            tokens, target_tokens = feature.shape[-1], target_feature.shape[-1]
+            if has_images and feature.ndim == target_feature.ndim == 3 and tokens != target_tokens:
                 self.report.notices.append(
-                    f"term {label!r} compares {one.shape[2]} tokens to {other.shape[2]} as a sequence, by their order; "
+                    f"term {label!r} compares {tokens} tokens to {target_tokens} as a sequence, by their order; "
                     "if they are patches of an image, make them a map without class and register tokens, by "
                     "timm_tap(model, index) or Tap(layer, element=lambda tokens: tokens[:, 1:].unflatten(1, (height, "
                     "width)), channels_last=True)"

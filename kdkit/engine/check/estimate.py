@@ -7,7 +7,7 @@ from typing import Any
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data
 from kdkit.engine.check.multiply_adds import multiply_adds
-from kdkit.engine.check.timing import StepTimes, time_steps
+from kdkit.engine.check.timing import StepTimes, time_reading, time_steps
 from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.options import RunOptions
 from kdkit.engine.teacher_caching import CacheForecast, TeacherCaching
@@ -24,12 +24,14 @@ class StageEstimate:
 
     multiply_adds: of a forward pass for one sample, by the name of each student and each teacher that runs; those that
     cannot be counted are left out. times: None if they could not be measured in a moment.
+    reading_seconds: in which one process reads the training data of an epoch, None if it is not known.
     caching: for each frozen teacher by name, whether its outputs are cached.
     """
 
     multiply_adds: Mapping[str, int]
     times: StepTimes | None
     caching: Mapping[str, CacheForecast]
+    reading_seconds: float | None = None
 
     @property
     def cached_seconds(self) -> float | None:
@@ -69,4 +71,5 @@ class Estimator:
             multiply_adds={name: count for name, count in counts.items() if count is not None},
             times=times,
             caching=caching,
+            reading_seconds=None if times is None else time_reading(self.data, open_stage.stage.training),
         )

@@ -8,17 +8,20 @@ import torch
 from torch import Tensor
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import Data
-from kdkit.data.loading import training_batch_sizes
+from kdkit.data.dataset import Data, LoaderSplit
+from kdkit.data.loading import training_batch_sizes, training_rows
 from kdkit.engine.batch_transform import transformed
 from kdkit.engine.check.preserve import preserve
 from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.train_state import balancer_parameters, build_balancer, named_trainable_parameters
 from kdkit.engine.training_batches import batches_per_epoch
+from kdkit.recipe.training import Training
 from kdkit.utils import memory
 from kdkit.utils.devices import Precision, autocast
+from kdkit.utils.randomness import preserve_rng_state
 
 _MOST_STEPS = 5  # of one size
+_READ_SAMPLES = 8  # by which the reading of an epoch is estimated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,29 @@ def time_steps(
             return _measure(open_stage, data, batch, _Steps(open_stage, precision), ends=time.perf_counter() + budget)
     except Exception:  # the dry run has found the problems, so that this is about the size of a batch, or the memory
         return None
+
+
+def time_reading(data: Data, training: Training) -> float | None:
+    """Return the seconds in which one process reads the training data of an epoch, from a few samples.
+
+    None if a stage or a LoaderSplit has workers of its own, and for samples that cannot be read.
+    """
+    split = data.train
+    if isinstance(split, LoaderSplit) or training.workers:
+        return None
+    rows = torch.linspace(0, len(split) - 1, min(_READ_SAMPLES, len(split))).long()
+    try:
+        with preserve_rng_state():
+            split.batch(rows[:1], 0)  # the first one may import what it needs
+            began = time.perf_counter()
+            split.batch(rows, 0)
+    except Exception:  # of user code; a run reports it
+        return None
+    seconds = (time.perf_counter() - began) / len(rows)
+    samples = training_rows(len(split), training.batch_size)
+    if training.steps_per_epoch is not None:
+        samples = training.steps_per_epoch * training.batch_size
+    return seconds * samples
 
 
 def _measure(open_stage: OpenStage, data: Data, batch: Batch, steps: "_Steps", *, ends: float) -> StepTimes | None:

@@ -1,17 +1,19 @@
 """The plan that `kdkit check` prints has the training as it will be."""
 
 import io
+import time
 
 import pytest
 import torch
 from rich.console import Console
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from kdkit import AverageWeights, LRSchedule, Match, Optimizer, Recipe, Stage, Tap, TorchData, Training, check
 from kdkit.cli.estimates import estimate_lines
 from kdkit.cli.plan import show_plan
 from kdkit.engine.check.estimate import StageEstimate
+from kdkit.engine.options import RunOptions
 from kdkit.engine.teacher_caching import CacheForecast
 from kdkit.losses import DKD, Hint, SoftTargets
 from tests.helpers.tiny import one_stage, plain_goal, samples, tiny_net
@@ -33,9 +35,10 @@ def test_all_options_of_a_training_are_shown():
         "2 epochs of batches of 4, 2 batches per update, Optimizer(SGD, lr=0.1), LRSchedule(CosineAnnealingLR, "
         "interval='epoch'), clips the norm of gradients at 1.5, keeps the last epoch"
     ) in shown(one_stage(tiny_net("student"), plain_goal(), epochs=2, keep="last", lr_schedule=schedule, **options))
-    options = {"ema": AverageWeights(decay=0.5), "patience": 3}
+    options = {"ema": AverageWeights(decay=0.5), "patience": 3, "monitor": "macro_f1", "steps_per_epoch": 5}
     assert (
-        "averages weights with a decay of 0.5, ends after 3 epochs without a better one, keeps the best epoch"
+        "4 epochs of 5 batches of 4, Optimizer(Adam, lr=0.001), averages weights with a decay of 0.5, ends after 3 "
+        "epochs without a better one, keeps the best epoch by macro_f1"
     ) in shown(one_stage(tiny_net("student"), plain_goal(), epochs=4, **options))
 
 
@@ -82,3 +85,35 @@ def test_teachers_that_run_for_the_same_reason_share_a_line():
         "large, medium and small run at each step: their outputs are not cached, since no digest",
         "ema runs at each step: no output is needed twice",
     ]
+
+
+class SlowSamples(Dataset):
+    """As many samples as a large set of images has, each of which takes 5 ms to read."""
+
+    classes = ("a", "b", "c")
+
+    def __len__(self):
+        return 100_000
+
+    def __getitem__(self, row):
+        time.sleep(0.005)
+        return torch.rand(4), row % 3
+
+
+@pytest.mark.parametrize(
+    ("data", "steps", "least"),
+    [
+        (SlowSamples(), None, 500),
+        (SlowSamples(), 10, 0),
+        (samples(), None, None),
+        (DataLoader(samples(), 4), None, None),
+    ],
+)
+def test_reading_that_takes_long_has_its_time_in_the_plan(data, steps, least):
+    data = TorchData(data, samples(seed=1), classes=["a", "b", "c"])
+    recipe = one_stage(tiny_net("student"), plain_goal(), data, steps_per_epoch=steps)
+    (estimate,) = check(recipe, estimate=RunOptions(device="cpu")).estimates
+    lines = " ".join(estimate_lines(estimate, torch.device("cpu")))
+    assert ("for one process to read the data; Training(workers=N)" in lines) == bool(least)
+    if least is not None:
+        assert estimate.reading_seconds > least

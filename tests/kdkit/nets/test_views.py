@@ -72,7 +72,8 @@ def test_images_of_bytes_are_those_from_0_to_1():
 )
 def test_images_among_other_inputs_are_refused(inputs):
     with pytest.raises(
-        RecipeError, match=r"takes one tensor of images, and the inputs are a (list of 0, 1|dict of 'ima)"
+        RecipeError,
+        match=r"the view Images takes one tensor of images, and the inputs are a (list of 0, 1|dict of 'ima)",
     ):
         Images()(batch(inputs))
 
