@@ -9,6 +9,7 @@ import click
 
 from kdkit import DataError
 from kdkit.utils.printable import echo
+from kdkit_ecg.utils.record_files import kind_of
 
 # The implementation is imported when the command runs: numpy would slow down `kdkit --help`.
 
@@ -96,7 +97,7 @@ def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **opt
 
 def _require_no_input(out: Path, inputs: Sequence[Path]) -> None:
     """Raise UsageError if the output would replace a record, a signal of it, or a network."""
-    is_input = out.suffix.lower() in _REPLACED_NEVER or any(
+    is_input = kind_of(out) in _REPLACED_NEVER or any(
         out.exists() and path.exists() and out.samefile(path) for path in inputs
     )
     if is_input:
