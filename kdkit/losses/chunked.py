@@ -32,8 +32,8 @@ class Chunked(nn.Module):
     label is a row. Chunks are computed again in the backward pass, so the memory is that of the outputs of one chunk
     instead of those of all tokens, and the student's head runs twice. Half-precision outputs are compared in float32.
     loss: one of kdkit on outputs that is a mean over rows (`mean_over_rows`), or nn.CrossEntropyLoss with reduction
-    "mean" or "sum". It may take labels. rows: the size of a chunk. The largest tensors of a step are a
-    few of (rows, classes).
+    "mean" or "sum". It may take labels. rows: the size of a chunk. The largest tensors of a step are a few of (rows,
+    classes).
     heads: functions from hidden states (rows, channels) to outputs (rows, classes), of the student and of the target,
     for a loop without a Distiller, and for heads whose outputs the network changes, such as by a soft cap. None for the
     heads of the taps. Without a head of the target, the target is outputs, or labels.
@@ -85,9 +85,8 @@ class Chunked(nn.Module):
         for name, columns in zip(("student_columns", "target_columns"), context.columns, strict=True):
             setattr(self, name, nn.Identity() if columns is None else SelectColumns(columns))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
     def forward(self, student: Tensor, target: Tensor, *, labels: Tensor | None = None) -> Tensor:
-        """Return the loss of all rows, which is not compiled: the number of chunks varies.
+        """Return the loss of all rows.
 
         student: (rows, channels). target: (rows, channels) of a head, else outputs (rows, classes), or labels (rows,).
         labels: (rows,), for a loss that takes them. Raises RecipeError for other shapes, or without a head.
@@ -98,6 +97,17 @@ class Chunked(nn.Module):
                 f"-100], and their heads, Chunked(loss, heads=(...)); got {tuple(student.shape)} and "
                 f"{tuple(target.shape)}"
             )
+        mean = self._mean
+        if torch.compiler.is_compiling():  # not compiled: the number of chunks varies. As a decorator, it takes seconds
+            mean = torch.compiler.disable(mean)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return mean(student, target, labels)
+
+    def extra_repr(self) -> str:
+        """Return the loss and the size of a chunk, for the printed plan of a recipe."""
+        name = type(self.loss).__name__ if isinstance(self.loss, nn.Module) else repr(self.loss)
+        return f"{name}, rows={self.rows}"
+
+    def _mean(self, student: Tensor, target: Tensor, labels: Tensor | None) -> Tensor:
         total = torch.zeros((), device=student.device)
         # A single chunk without rows if there are none, so that the weights of the head have a gradient, which is 0.
         for first in range(0, max(1, len(student)), self.rows):
@@ -106,11 +116,6 @@ class Chunked(nn.Module):
             arguments = (student[part], target[part], kwargs)
             total = total + checkpoint(self._sum, *arguments, use_reentrant=False, preserve_rng_state=False)
         return total if self.reduction == "sum" else total / self._count(target)
-
-    def extra_repr(self) -> str:
-        """Return the loss and the size of a chunk, for the printed plan of a recipe."""
-        name = type(self.loss).__name__ if isinstance(self.loss, nn.Module) else repr(self.loss)
-        return f"{name}, rows={self.rows}"
 
     def _sum(self, student: Tensor, target: Tensor, kwargs: dict[str, Tensor]) -> Tensor:
         """Return the sum of the loss over the rows of a chunk, from which the mean is computed."""

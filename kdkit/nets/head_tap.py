@@ -53,6 +53,16 @@ class HeadTap:
         return remove
 
 
+def left_out(scalar: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return outputs of a shape that are left out: NaN, in a tensor that takes no memory. scalar: gives the graph."""
+    return (scalar + torch.nan).expand(*shape)
+
+
+def is_left_out(outputs: Tensor) -> bool:
+    """Return whether a HeadTap has left out outputs, (batch, classes, ...)."""
+    return outputs.ndim > 1 and not any(outputs.stride()) and bool(outputs[(0,) * outputs.ndim].isnan())
+
+
 class _HeadHook:
     """The hooks of a HeadTap: an object, not closures, so that a network with open taps can be copied and pickled."""
 
@@ -80,8 +90,5 @@ class _HeadHook:
         return ((empty,), {}) if args else ((), dict.fromkeys(kwargs, empty))
 
     def replace(self, _module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        """Return the outputs that are left out: NaN, in a tensor of their shape that takes no memory."""
-        if self.rows is None:
-            return None
-        # Attached to the graph, so that a network may do with it what it does with outputs.
-        return (output.sum() + torch.nan).expand(*self.rows, output.shape[-1])
+        """Return the outputs that are left out, with a graph, since `fully_shard` has hooks on it."""
+        return None if self.rows is None else left_out(output.sum(), (*self.rows, output.shape[-1]))

@@ -9,7 +9,7 @@ import kdkit
 import kdkit_ecg
 from tests.helpers.command_line import environment
 
-HEAVY = ("timm", "torchvision", "sklearn", "wfdb", "pandas", "scipy", "matplotlib")
+HEAVY = ("torch._dynamo", "timm", "torchvision", "sklearn", "wfdb", "pandas", "scipy", "matplotlib")
 ALL_NAMES = "import {0}; [getattr({0}, name) for name in dir({0})]"
 
 

@@ -26,7 +26,7 @@ from kdkit.losses.catalog import ON_FEATURES
 from kdkit.losses.contrastive import CRD
 from kdkit.losses.features import as_tuple
 from kdkit.losses.multi_teacher import PerTeacher
-from kdkit.nets.head_tap import HeadTap
+from kdkit.nets.head_tap import HeadTap, is_left_out
 from kdkit.nets.layout import path_of
 from kdkit.nets.net import Net
 from kdkit.nets.taps import Tap, TapLike
@@ -204,7 +204,7 @@ class _DryRun:
         """Check that the outputs of a net are those of the head that a tap leaves out, which take no memory."""
         is_captured = not isinstance(net, Net) or net not in self.module.students or self.module.open_taps.captures
         for tap in taps:
-            if isinstance(tap, HeadTap) and is_captured and any(output.stride()):
+            if isinstance(tap, HeadTap) and is_captured and not is_left_out(output):
                 self.problems.append(
                     f"the outputs of the network are not those of {tap.tap.form.layer}, which a HeadTap leaves out: "
                     "the network changes them, such as by a soft cap, or has another head; use Tap(module, 'input'), "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kdkit.errors import CacheError
+from kdkit.nets.head_tap import is_left_out, left_out
 from kdkit.teachers.base import TeacherOutput
 from kdkit.teachers.cache.settings import CacheSettings
 
@@ -32,18 +33,20 @@ class Part:
 class Codec:
     """Encodes the outputs of one teacher as parts, and decodes parts; shapes and dtypes are taken from an example.
 
+    Of outputs that a HeadTap leaves out, the features alone are stored.
     Raises CacheError if the settings keep the largest logits and the outputs are not floats (batch, classes, ...).
     """
 
     def __init__(self, settings: CacheSettings, example: TeacherOutput) -> None:
-        tensors = (example.output, *example.features)
+        self._left_out = example.output[0] if is_left_out(example.output) else None
+        tensors = self._tensors(example)
         self._dtypes = tuple(tensor.dtype for tensor in tensors)
         # Integer tensors are stored as they are: a float16 has no room for a large index.
         self._stored_dtypes = tuple(
             _DTYPES[settings.dtype] if settings.dtype is not None and tensor.is_floating_point() else tensor.dtype
             for tensor in tensors
         )
-        self._top = settings.top
+        self._top = settings.top if self._left_out is None else None
         if self._top is not None and (example.output.ndim < 2 or not example.output.is_floating_point()):
             raise CacheError(
                 f"top needs float outputs (batch, classes, ...); it returns {tuple(example.output.shape)} of "
@@ -53,7 +56,8 @@ class Codec:
         if self._top is not None and self._top >= self._classes:
             self._top = None  # nothing would be left out
         self._exact = self._top is None and self._stored_dtypes == self._dtypes
-        names = ["output"] if self._top is None else ["output", "classes"]
+        names = ["output"] if self._left_out is None else []
+        names += [] if self._top is None else ["classes"]
         names += [f"feature-{index}" for index in range(len(example.features))]
         self.parts = tuple(
             Part(name, tuple(tensor.shape[1:]), tensor.dtype)
@@ -69,23 +73,24 @@ class Codec:
         """Return the parts of an output, on the CPU, with a row for each sample."""
         stored = [
             tensor.detach().to("cpu", dtype, copy=False).contiguous()
-            for tensor, dtype in zip((output.output, *output.features), self._stored_dtypes, strict=True)
+            for tensor, dtype in zip(self._tensors(output), self._stored_dtypes, strict=True)
         ]
         return tuple(stored) if self._top is None else (*self._largest(output.output, self._top), *stored[1:])
 
     def decode(self, parts: Sequence[Tensor], device: torch.device) -> TeacherOutput:
         """Return the output that the parts encode, on a device."""
         if self._exact and device.type == "cpu":
-            return TeacherOutput(parts[0], tuple(parts[1:]))
+            return self._output(parts)
         moved = [part.to(device, non_blocking=True) for part in parts]
         if self._top is not None:
             largest, classes, *features = moved
             moved = [self._spread(largest.to(self._dtypes[0]), classes.long()), *features]
-        output, *features = (
-            tensor if tensor.dtype == dtype else tensor.to(dtype)
-            for tensor, dtype in zip(moved, self._dtypes, strict=True)
+        return self._output(
+            [
+                tensor if tensor.dtype == dtype else tensor.to(dtype)
+                for tensor, dtype in zip(moved, self._dtypes, strict=True)
+            ]
         )
-        return TeacherOutput(output, tuple(features))
 
     def comparable(self, output: TeacherOutput, parts: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Return pairs (stored, computed) that are equal up to rounding if the teacher has not changed.
@@ -97,6 +102,15 @@ class Codec:
             return list(zip(parts, computed, strict=True))
         logits = output.output.detach().cpu().gather(1, parts[1].long())
         return [(parts[0][:, :-1], logits.to(parts[0].dtype)), *zip(parts[2:], computed[2:], strict=True)]
+
+    def _tensors(self, output: TeacherOutput) -> tuple[Tensor, ...]:
+        return output.features if self._left_out is not None else (output.output, *output.features)
+
+    def _output(self, tensors: Sequence[Tensor]) -> TeacherOutput:
+        if self._left_out is None:
+            return TeacherOutput(tensors[0], tuple(tensors[1:]))
+        scalar = self._left_out.new_zeros((), device=tensors[0].device)
+        return TeacherOutput(left_out(scalar, (len(tensors[0]), *self._left_out.shape)), tuple(tensors))
 
     def _largest(self, output: Tensor, top: int) -> tuple[Tensor, Tensor]:
         """Return the largest logits of each position with the log of the other classes' mass, and their classes.

@@ -154,6 +154,8 @@ class Digest:
         elif isinstance(module, GraphModule):  # torch.fx: the function that was generated from the graph is what runs
             attributes = {name: value for name, value in attributes.items() if name not in _GRAPH_BOOKKEEPING}
             self.add(type(module).forward, path)
+        elif isinstance(module, nn.RNNBase):  # weak references to its weights
+            attributes.pop("_flat_weight_refs", None)
         elif type(module).__name__ == "GuardsFn":  # torch.export: checks the inputs, and computes nothing
             attributes = {}
         for members in (module._parameters, module._buffers, module._modules, attributes):
@@ -256,7 +258,7 @@ def _torch_hooks(module: nn.Module, path: str) -> list[Any]:
             origin = getattr(hook, "__module__", None) or type(hook).__module__
             if origin.split(".")[0] == "torch":
                 kept.append(hook)
-            elif origin != "kdkit.nets.taps":
+            elif origin not in ("kdkit.nets.taps", "kdkit.nets.head_tap"):
                 name = getattr(hook, "__qualname__", type(hook).__qualname__)
                 raise CacheError(f"{path} has a user-defined forward hook ({name}), which may do anything")
     return kept

@@ -17,6 +17,7 @@ from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.errors import CacheError, first_line
 from kdkit.nets.attention_tap import AttentionTap
 from kdkit.nets.classifier_tap import ClassifierTap
+from kdkit.nets.head_tap import HeadTap
 from kdkit.nets.net import Net
 from kdkit.nets.taps import Tap, TapLike
 from kdkit.teachers.cache.digest import Digest
@@ -131,9 +132,10 @@ def _facts_of_net(net: Net[Any]) -> dict[str, Any]:
 
 def _facts_of_tap(net: Net[Any], tap: TapLike) -> dict[str, Any]:
     kind = type(tap)
-    if kind not in (Tap, AttentionTap, ClassifierTap):
+    if kind not in (Tap, AttentionTap, ClassifierTap, HeadTap):
         raise CacheError(
-            f"a tap of it is a {kind.__name__}; only the outputs of Tap, AttentionTap and ClassifierTap can be cached"
+            f"a tap of it is a {kind.__name__}; only the outputs of Tap, AttentionTap, ClassifierTap and HeadTap can "
+            "be cached"
         )
     paths = {id(module): name for name, module in net.network.named_modules()}
     path = paths.get(id(tap.module))

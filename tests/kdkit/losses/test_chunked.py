@@ -40,19 +40,19 @@ CROSS_ENTROPIES = [
 
 
 class Model(nn.Module):
-    """A causal model: logits of the next token, (batch, tokens, words)."""
+    """A model of the next token from the last one: logits, (batch, tokens, words)."""
 
     def __init__(self, width, words=WORDS, *, tied=False, cap=None, bias=True):
         super().__init__()
         self.embed = nn.Embedding(WORDS if not tied else words, width)
-        self.body = nn.GRU(width, width, batch_first=True)
+        self.body = nn.Sequential(nn.Linear(width, width), nn.GELU())
         self.head = nn.Linear(width, words, bias=bias)
         self.cap = cap
         if tied:
             self.head.weight = self.embed.weight
 
     def forward(self, tokens):
-        logits = self.head(self.body(self.embed(tokens))[0])
+        logits = self.head(self.body(self.embed(tokens)))
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
 
@@ -171,7 +171,7 @@ def test_a_batch_without_labels_is_zero_and_trains_nothing():
     assert all((parameter.grad == 0).all() for parameter in small.parameters())
 
 
-def outcome(*, chunked, **options):
+def outcome(*, chunked, **run_options):
     """The history and the weights of a run on texts in batches of different numbers of labels."""
     torch.manual_seed(0)
     small, large = Model(4), Model(6)
@@ -184,13 +184,18 @@ def outcome(*, chunked, **options):
     else:
         objective = Truth(truth) + Match(teacher, match, label="match")
     data = TorchData(TensorDataset(*batch(10)), TensorDataset(*batch(5, seed=1)), classes=WORDS)
-    stage = Stage({student: objective}, Training(epochs=3, batch_size=3, accumulate_steps=2, **options))
-    result = kdkit.run(Recipe(data=data, schedule=[stage], metrics=(Perplexity(),)), progress=False)
+    stage = Stage({student: objective}, Training(epochs=3, batch_size=3, accumulate_steps=2))
+    recipe = Recipe(data=data, schedule=[stage], metrics=(Perplexity(),))
+    result = kdkit.run(recipe, progress=False, **run_options)
     return result, small.state_dict()
 
 
-def test_a_run_has_the_history_and_the_best_epoch_of_whole_outputs():
-    (expected, weights), (result, chunk_weights) = (outcome(chunked=chunked) for chunked in (False, True))
+def test_a_run_has_the_history_and_the_best_epoch_of_whole_outputs_and_caches_hidden_states(tmp_path):
+    expected, weights = outcome(chunked=False, teacher_cache="off")
+    result, chunk_weights = outcome(chunked=True, out=tmp_path / "run", teacher_cache=tmp_path / "cache")
+    (entry,) = (path.parent for path in tmp_path.glob("cache/*/meta.json"))
+    assert [path.name for path in entry.glob("feature-*")] == ["feature-0"]
+    assert not (entry / "output").exists()
     for left, right in zip(result.history["student"], expected.history["student"], strict=True):
         assert left["terms"] == pytest.approx(right["terms"], rel=1e-5)
         assert left["perplexity"] == pytest.approx(right["perplexity"], rel=1e-5)

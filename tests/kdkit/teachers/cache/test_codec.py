@@ -5,6 +5,7 @@ import torch
 
 from kdkit import CacheSettings, RecipeError, TeacherOutput
 from kdkit.errors import CacheError
+from kdkit.nets.head_tap import is_left_out, left_out
 from kdkit.teachers.cache import Codec
 from kdkit.teachers.cache.codec import relative_distance
 
@@ -71,6 +72,18 @@ def test_the_largest_logits_of_each_token_are_stored():
     assert torch.equal(decoded.movedim(1, -1).flatten(0, 1), expected)
     codec = Codec(CacheSettings(top=2), original)
     assert [part.shape for part in codec.parts] == [(3, 3), (2, 3)]
+    assert relative_distance(codec.comparable(original, codec.encode(original))).max() == 0
+
+
+@pytest.mark.parametrize("settings", [CacheSettings(), CacheSettings(dtype="fp16", top=2)])
+def test_outputs_that_a_head_tap_leaves_out_are_not_stored(settings):
+    original = TeacherOutput(left_out(torch.zeros((), dtype=torch.bfloat16), (4, 3, 6)), (torch.randn(4, 5, 3),))
+    codec = Codec(settings, original)
+    assert [(part.name, part.shape) for part in codec.parts] == [("feature-0", (5, 3))]
+    decoded = round_trip(codec, original)
+    assert is_left_out(decoded.output)
+    assert (decoded.output.shape, decoded.output.dtype) == ((4, 3, 6), torch.bfloat16)
+    torch.testing.assert_close(decoded.features, original.features, rtol=1e-3, atol=1e-3)
     assert relative_distance(codec.comparable(original, codec.encode(original))).max() == 0
 
 

@@ -1,5 +1,6 @@
 """The key of cached outputs: everything that can change the outputs changes the key, and nothing else does."""
 
+import copy
 import functools
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdkit import Batch, ClassifierTap, Images, Inputs, Net, Tap
+from kdkit import Batch, ClassifierTap, HeadTap, Images, Inputs, Net, Tap
 from kdkit.data.torch_data import TorchData
 from kdkit.errors import CacheError
 from kdkit.nets.open_taps import OpenTaps
@@ -144,6 +145,7 @@ def test_the_taps_are_in_the_key():
     layer = net.module.hidden
     taps = [Tap(layer), Tap(net.module.norm), Tap(layer, "input"), Tap(layer, element=0)]
     taps.append(Tap(layer, channels_last=True))
+    taps.append(HeadTap(layer))
     taps += [ClassifierTap(layer, classifier=classifier) for classifier in (net.module.head, nn.Linear(5, 3))]
     sets = [(), *((tap,) for tap in taps), tuple(taps[:2]), tuple(taps[1::-1])]
     keys = [key(net, taps) for taps in sets]
@@ -276,6 +278,15 @@ def test_values_that_contain_themselves_and_shared_ones_have_a_digest():
     values = (ring, module, [ring, ring], {1, 2}, frozenset((1, 2)))
     assert len({Digest().add(value, "it").hexdigest() for value in values}) == 5
     assert Digest().add({"b", "a"}, "it").hexdigest() == Digest().add({"a", "b"}, "it").hexdigest()
+
+
+def test_a_recurrent_teacher_has_a_key_that_changes_with_its_weights():
+    net = Net("teacher", nn.LSTM(2, 3))
+    before = key(net)
+    assert key(Net("teacher", copy.deepcopy(net.module))) == before
+    with torch.no_grad():
+        net.module.weight_hh_l0[0, 0] += 1
+    assert key(net) != before
 
 
 def test_the_attributes_of_a_view_are_in_the_key():
