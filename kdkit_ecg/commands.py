@@ -224,8 +224,8 @@ def prepare(dataset: str, folders: tuple[Path, ...], location: Path | None, **op
 @_store_location
 def store(names: tuple[str, ...], delete: bool, all_stores: bool, location: Path | None) -> None:
     """List the stores of prepared signals, or delete some. A run that needs a deleted store prepares it again."""
+    from kdkit.utils.reprs import format_bytes
     from kdkit_ecg.store import stores_folder, stores_in
-    from kdkit_ecg.utils.files import format_bytes
 
     folder = stores_folder(location or "auto")
     stores = {store.path.name: store for store in stores_in(folder)}

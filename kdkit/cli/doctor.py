@@ -18,6 +18,7 @@ from kdkit import __version__
 from kdkit.errors import PluginWarning, first_line
 from kdkit.utils.cores import usable_cores
 from kdkit.utils.printable import echo
+from kdkit.utils.reprs import format_bytes
 
 _SLOW_FSYNC = 0.05  # s; a checkpoint takes a few of them
 _SLOW_IMPORT = 2.0  # s, of what a plugin registers, in addition to torch
@@ -92,8 +93,6 @@ def examine_versions(findings: list[Finding]) -> dict[str, str]:
 def examine_devices(findings: list[Finding]) -> dict[str, str]:
     """Return the devices with their memory, each of which computes something."""
     import torch
-
-    from kdkit.utils.memory import format_bytes
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     devices = {"cpu": f"{platform.processor() or platform.machine()}, {format_bytes(memory, base=1024)} of memory"}
@@ -187,7 +186,6 @@ def examine_folders(runs: Path, findings: list[Finding]) -> dict[str, str]:
     """Return the folders of runs and of the teacher cache, their sizes, and the speed of the disk."""
     from kdkit.engine.options import TEACHER_CACHE
     from kdkit.teachers.cache import CacheFolder
-    from kdkit.utils.memory import format_bytes
 
     cache = runs / TEACHER_CACHE
     entries = CacheFolder(cache).kept() if cache.is_dir() else []

@@ -10,8 +10,7 @@ from kdkit.engine.check.plan import TermSummary
 from kdkit.engine.check.projectors import ProjectorSummary
 from kdkit.engine.teacher_caching import CacheForecast
 from kdkit.recipe.training import Training
-from kdkit.utils.memory import format_bytes
-from kdkit.utils.reprs import describe_count
+from kdkit.utils.reprs import describe_count, format_bytes
 
 _SLOW_READING = 0.2  # of the time of the steps: less is not worth a line
 

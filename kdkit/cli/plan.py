@@ -15,8 +15,8 @@ from kdkit.losses.base import extra_kwargs_of
 from kdkit.plugins.manager import Plugins
 from kdkit.plugins.registry import REGISTRIES
 from kdkit.recipe.objective import Match, as_objective
-from kdkit.utils.memory import format_bytes
 from kdkit.utils.printable import printable
+from kdkit.utils.reprs import format_bytes
 
 _LIST_WIDTH = 100  # columns of a list that goes to a file or a pipe
 

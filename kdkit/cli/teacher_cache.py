@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdkit.teachers.cache.entry import EntryInfo
-from kdkit.utils.memory import format_bytes
+from kdkit.utils.reprs import format_bytes
 
 
 def show_cache(console: Console, folder: Path, entries: Sequence[EntryInfo], deleted: Sequence[EntryInfo]) -> None:

@@ -5,7 +5,8 @@ import shutil
 from contextlib import suppress
 
 from kdkit.errors import DataError, KdkitError, describe_error
-from kdkit.utils.memory import format_bytes, is_out_of_memory
+from kdkit.utils.memory import is_out_of_memory
+from kdkit.utils.reprs import format_bytes
 
 # A DataLoader repeats the error of a worker, with the traceback as its message.
 _CAUGHT = re.compile(r"Caught (\w+) in DataLoader worker process (\d+)")

@@ -21,7 +21,7 @@ from kdkit.plugins.events import (
 )
 from kdkit.plugins.hooks import hookimpl
 from kdkit.utils.console import Status, format_number, make_console
-from kdkit.utils.memory import format_bytes
+from kdkit.utils.reprs import format_bytes
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from kdkit.plugins.events import EpochEnded, Figures, StepEnded
 from kdkit.utils import collectives, memory
 from kdkit.utils.modules import copy_state
 from kdkit.utils.randomness import seed_everything
-from kdkit.utils.seeds import derive_seed
+from kdkit.utils.seeds import SeedPurpose, derive_seed
 
 
 class EpochTrainer:
@@ -51,9 +51,9 @@ class EpochTrainer:
 
     def train(self, epoch: int) -> None:
         """Train an epoch from the position of the stage on, which is its start unless it is resumed."""
-        rank = collectives.rank()  # each rank draws its own dropout masks
-        # So that an epoch is the same after a resume.
-        seed_everything(derive_seed(self.seed, epoch, rank) if rank else derive_seed(self.seed, epoch))
+        rank = collectives.rank()
+        purpose = (rank, SeedPurpose.RANK) if rank else ()  # each rank draws its own dropout masks
+        seed_everything(derive_seed(self.seed, epoch, *purpose))  # so that an epoch is the same after a resume
         with self.ctx.interrupts.deferred():
             if self.progress.position.terms is None:
                 with self.step.epoch(), explain_single_sample():

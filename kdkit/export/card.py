@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.utils.files import write_output
-from kdkit.utils.memory import format_bytes
 from kdkit.utils.printable import printable
 from kdkit.utils.read_json import read_json
+from kdkit.utils.reprs import format_bytes
 
 FOLDER = "export"  # in the folder of a run
 OUT = "--out PATH"  # the option by which the user chooses another place

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from kdkit.errors import RecipeError
+from kdkit.utils.reprs import format_bytes
 
 # The texts of allocators, drivers and libraries whose errors are neither a MemoryError nor a torch.OutOfMemoryError.
 _OUT_OF_MEMORY = (
@@ -113,19 +114,6 @@ def reset_peak(device: torch.device) -> None:
 def peak(device: torch.device) -> int | None:
     """Return the most bytes that tensors of this process took since `reset_peak`; None for devices other than CUDA."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-
-
-def format_bytes(count: float, *, base: int = 1000) -> str:
-    """Return a number of bytes as text with three significant digits, such as "1.5 GB".
-
-    base: the factor from unit to unit: 1000 for files, 1024 for memory, as torch and nvidia-smi count it.
-    """
-    units = ["B", "kB", "MB", "GB"]
-    while count >= base and len(units) > 1:
-        count /= base
-        units.pop(0)
-    digits = f"{count:.0f}" if count >= 99.95 else f"{count:.3g}"  # from 100 on, .3g could switch to "1e+03"
-    return f"{digits} {units[0]}"
 
 
 def _available_on_machine() -> int | None:

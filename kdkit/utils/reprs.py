@@ -70,3 +70,16 @@ def describe_options(value: Any, *names: str) -> list[str]:
     """Return those attributes as "name=value" that differ from the default value of their field in a dataclass."""
     defaults = {field.name: field.default for field in fields(value)}
     return [f"{name}={getattr(value, name)!r}" for name in names if getattr(value, name) != defaults[name]]
+
+
+def format_bytes(count: float, *, base: int = 1000) -> str:
+    """Return a number of bytes as text with three significant digits, such as "1.5 GB".
+
+    base: the factor from unit to unit: 1000 for files, 1024 for memory, as torch and nvidia-smi count it.
+    """
+    units = ["B", "kB", "MB", "GB"]
+    while count >= base and len(units) > 1:
+        count /= base
+        units.pop(0)
+    digits = f"{count:.0f}" if count >= 99.95 else f"{count:.3g}"  # from 100 on, .3g could switch to "1e+03"
+    return f"{digits} {units[0]}"

@@ -14,6 +14,7 @@ class SeedPurpose(IntEnum):
     VALIDATION = 3
     EVALUATION = 4
     DRAW = 5  # of a version of an augmented sample
+    RANK = 6  # of an epoch, on ranks after the first
 
 
 def derive_seed(*numbers: int) -> int:

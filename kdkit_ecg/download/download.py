@@ -13,6 +13,7 @@ from rich.console import Console
 
 from kdkit import DataError
 from kdkit.utils.files import require_writable
+from kdkit.utils.reprs import format_bytes
 from kdkit_ecg.download.backoff import Backoff
 from kdkit_ecg.download.checksums import LIST_FILE, ReleaseFile, parse_list, select_files
 from kdkit_ecg.download.disk_space import expected_sizes, require_space
@@ -24,7 +25,7 @@ from kdkit_ecg.download.responses import UNCOMPRESSED, TransferError, Unreachabl
 from kdkit_ecg.download.threads import run_in_threads
 from kdkit_ecg.download.transfer import Transfer
 from kdkit_ecg.download.verified_files import VerifiedFiles, file_checksum
-from kdkit_ecg.utils.files import format_bytes, free_space
+from kdkit_ecg.utils.files import free_space
 
 # Files in a row that the server failed to send: then it is down, and a hundred thousand more requests are pointless.
 MAX_UNREACHABLE = 20

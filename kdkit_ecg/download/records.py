@@ -7,8 +7,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kdkit import DataError
+from kdkit.utils.reprs import format_bytes
 from kdkit_ecg.download.checksums import LISTS, ReleaseFile, require_distinct, require_safe
-from kdkit_ecg.utils.files import format_bytes
 
 RECORD_LIST = LISTS[1]  # in which the names and sums are saved, as the JSON also counts downloads
 

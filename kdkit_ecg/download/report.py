@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from kdkit_ecg.utils.files import format_bytes
+from kdkit.utils.reprs import format_bytes
 
 MAX_NAMES = 10  # failed files that are named
 

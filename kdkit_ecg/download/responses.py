@@ -7,8 +7,8 @@ import requests
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from kdkit import DataError
+from kdkit.utils.reprs import format_bytes
 from kdkit_ecg.download.backoff import MAX_RETRY_AFTER, MAX_TRIES, Backoff, retry_after_seconds
-from kdkit_ecg.utils.files import format_bytes
 
 MAX_LIST = 64 << 20  # bytes of a text; the largest list, that of the Challenge 2021, has about 20 MB
 _PIECE = 1 << 16  # bytes of a text that are read at a time

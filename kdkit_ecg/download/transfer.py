@@ -10,6 +10,7 @@ from urllib.parse import quote
 import requests
 from urllib3.exceptions import HTTPError
 
+from kdkit.utils.reprs import format_bytes
 from kdkit_ecg.download.backoff import MAX_TRIES, Backoff, Stopped
 from kdkit_ecg.download.checksums import ReleaseFile
 from kdkit_ecg.download.responses import (
@@ -23,7 +24,6 @@ from kdkit_ecg.download.responses import (
     describe_failure,
 )
 from kdkit_ecg.download.verified_files import file_checksum
-from kdkit_ecg.utils.files import format_bytes
 
 CHUNK = 1 << 16  # bytes
 

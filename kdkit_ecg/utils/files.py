@@ -1,4 +1,4 @@
-"""Group the files of a release by folder, measure free disk space, and format numbers of bytes."""
+"""Group the files of a release by folder, and measure free disk space."""
 
 import re
 import shutil
@@ -21,12 +21,3 @@ def free_space(folder: Path) -> int:
     # The nearest existing parent is on the same disk as the folder that will be created below it.
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
     return shutil.disk_usage(existing).free
-
-
-def format_bytes(size: float) -> str:
-    """Return a number of bytes as text in decimal units, such as "700 kB" or "8.0 GB"."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"

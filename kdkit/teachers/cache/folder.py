@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from kdkit.errors import CacheError, did_you_mean, first_line
 from kdkit.teachers.cache.entry import EntryInfo, EntrySpec, create_entry, is_intact, is_open, read_info
 from kdkit.teachers.cache.store import USED, Store
-from kdkit.utils.memory import format_bytes
+from kdkit.utils.reprs import format_bytes
 
 _NAME_LENGTH = 64  # an entry is named by a SHA-256 in hexadecimal digits
 _LOCK_SECONDS = 30.0  # how long to wait for another process that opens or deletes an entry

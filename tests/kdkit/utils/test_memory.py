@@ -10,7 +10,7 @@ import torch
 from kdkit import Match, RecipeError, check
 from kdkit.losses import CRD
 from kdkit.utils import memory
-from kdkit.utils.memory import format_bytes, keep_freed_memory
+from kdkit.utils.memory import keep_freed_memory
 from tests.helpers.tiny import one_stage, tiny_net
 
 GLIBC = sys.platform == "linux" and "CS_GNU_LIBC_VERSION" in os.confstr_names
@@ -129,23 +129,6 @@ def test_an_explicit_limit_replaces_the_available_memory(machine):
 def test_this_machine_has_some_memory_left():
     left = memory.available()
     assert left is None or left > 0
-
-
-@pytest.mark.parametrize(
-    ("count", "base", "text"),
-    [
-        (0, 1000, "0 B"),
-        (512, 1024, "512 B"),
-        (1023, 1024, "1023 B"),
-        (1536, 1024, "1.5 kB"),
-        (999_960, 1000, "1000 kB"),
-        (1_234_000, 1000, "1.23 MB"),
-        (2.5e9, 1000, "2.5 GB"),
-        (5e13, 1000, "50000 GB"),
-    ],
-)
-def test_a_number_of_bytes_is_formatted_with_three_digits_and_its_unit(count, base, text):
-    assert format_bytes(count, base=base) == text
 
 
 def test_a_memory_bank_that_does_not_fit_is_reported_before_the_first_step(machine):

@@ -1,8 +1,8 @@
-"""What differs between two values is shown without the rest of them."""
+"""Differences of two values and numbers of bytes are shown as short texts."""
 
 import pytest
 
-from kdkit.utils.reprs import differing
+from kdkit.utils.reprs import differing, format_bytes
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,20 @@ from kdkit.utils.reprs import differing
 )
 def test_only_what_differs_is_kept(first, second, expected):
     assert differing(first, second) == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "base", "text"),
+    [
+        (0, 1000, "0 B"),
+        (512, 1024, "512 B"),
+        (1023, 1024, "1023 B"),
+        (1536, 1024, "1.5 kB"),
+        (999_960, 1000, "1000 kB"),
+        (1_234_000, 1000, "1.23 MB"),
+        (2.5e9, 1000, "2.5 GB"),
+        (5e13, 1000, "50000 GB"),
+    ],
+)
+def test_a_number_of_bytes_is_formatted_with_three_digits_and_its_unit(count, base, text):
+    assert format_bytes(count, base=base) == text

@@ -4,7 +4,7 @@ from pathlib import PurePath
 
 import pytest
 
-from kdkit_ecg.utils.files import format_bytes, free_space, unsharded_folder
+from kdkit_ecg.utils.files import free_space, unsharded_folder
 
 
 @pytest.mark.parametrize(
@@ -19,13 +19,6 @@ from kdkit_ecg.utils.files import format_bytes, free_space, unsharded_folder
 )
 def test_shards_are_removed_from_the_end_of_a_folder(path, folder):
     assert unsharded_folder(PurePath(path)) == folder
-
-
-@pytest.mark.parametrize(
-    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (775_000, "775 kB"), (8.04e9, "8.0 GB")]
-)
-def test_sizes_are_in_decimal_units(size, text):
-    assert format_bytes(size) == text
 
 
 def test_the_free_space_of_a_folder_that_does_not_exist_is_that_of_its_parent(tmp_path):
