@@ -259,7 +259,7 @@ def test_a_full_disk_is_an_error_before_any_record_is_prepared(folder, monkeypat
     monkeypatch.setattr(store, "free_space", lambda path: 50_000)  # bytes, about half of what is needed
     prepared = record_preparations(monkeypatch)
     with pytest.raises(
-        DataError, match=r"14 prepared records need 9\d kB, but .* has 50 kB free; free some space .*store=None"
+        DataError, match=r"14 prepared records need 9[\d.]+ kB, but .* has 50 kB free; free some space .*store=None"
     ):
         _ = data(folder).train
     assert not prepared
