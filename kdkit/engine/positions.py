@@ -49,5 +49,5 @@ class LabelledRows:
             raise RecipeError(
                 f"its sides {' '.join(str(tuple(side.shape)) for side in sides)} and the labels "
                 f"{tuple(inputs.labels.shape)} have different positions; resize the outputs in the network, such as "
-                "by nn.functional.interpolate"
+                "by nn.functional.interpolate, or select there the tokens that are compared"
             )

@@ -320,17 +320,19 @@ class _DryRun:
 
         buffers: copies of those that are shared from before a forward pass in training mode, by their ids.
         """
-        parameters = {id(parameter): parameter.requires_grad for parameter in self.module.parameters()}
+        nets = {teacher.name: teacher for teacher in self.stage.teachers}
+        ours = {*self.module.parameters()}
         elsewhere = {net.name for net in self.stage.teachers if isinstance(net, Net) and net.device is not None}
         for name, teacher in teachers.items():
             of_teacher = teacher.parameters() if isinstance(teacher, nn.Module) else ()
-            shared = [parameters[id(parameter)] for parameter in of_teacher if id(parameter) in parameters]
+            shared = [parameter for parameter in of_teacher if parameter in ours]
+            trained = [parameter for parameter in shared if parameter.requires_grad]
             if shared and name in elsewhere:
                 self.problems.append(
                     f"net {name!r} has its own device, but a student or a loss shares parameters with it; "
                     "give it a copy (copy.deepcopy), or leave out its device"
                 )
-            elif any(shared):
+            elif trained and self._depends_on(nets[name], trained):
                 self.problems.append(
                     f"net {name!r} teaches, but a student or a loss shares parameters with it, which would be trained; "
                     "give it a copy (copy.deepcopy), or freeze those parameters with requires_grad_(False)"
@@ -340,6 +342,25 @@ class _DryRun:
                     f"net {name!r} teaches, but a student shares buffers with it that change in training, such as the "
                     "statistics of a batch norm; give it a copy (copy.deepcopy)"
                 )
+
+    def _depends_on(self, teacher: Teacher, trained: Sequence[Tensor]) -> bool:
+        """Return whether a teacher computes something else if parameters that it shares with a student change.
+
+        It does not if it is the student with its adapters switched off.
+        """
+        session = self.open_stage.sessions[teacher.name]
+        values = [parameter.detach().clone() for parameter in trained]
+        with torch.no_grad():
+            before = session(self.batch)
+            try:
+                for parameter in trained:
+                    parameter.add_(torch.randn_like(parameter))
+                after = session(self.batch)
+            finally:
+                for parameter, value in zip(trained, values, strict=True):
+                    parameter.copy_(value)
+        pairs = zip((before.output, *before.features), (after.output, *after.features), strict=True)
+        return not all(torch.equal(first, second) for first, second in pairs)
 
     def _check_averages(self) -> None:
         """Check that networks can be copied for their averages, after a pass in which they may have stored tensors."""

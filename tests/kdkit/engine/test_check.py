@@ -615,6 +615,33 @@ def test_a_teacher_that_shares_its_module_with_the_student_is_a_problem():
     assert "a student or a loss shares parameters with it, which would be trained" in problem
 
 
+class Adapted(nn.Module):
+    """A frozen layer, and an adapter that can be switched off."""
+
+    def __init__(self, base, adapter, is_on):
+        super().__init__()
+        self.base, self.adapter, self.is_on = base.requires_grad_(False), adapter, is_on
+
+    @torch.no_grad()
+    def without_gradients(self, inputs):
+        return self.base(inputs) + self.adapter(inputs)
+
+    def forward(self, inputs):
+        if self.is_on is None:
+            return self.without_gradients(inputs)
+        return self.base(inputs) + self.adapter(inputs) if self.is_on else self.base(inputs)
+
+
+def test_a_student_with_its_adapter_switched_off_is_a_teacher():
+    base, adapter = nn.Linear(4, 3), nn.Linear(4, 3)
+    student = Net("student", Adapted(base, adapter, is_on=True))
+    for is_on, problems in ((False, 0), (True, 1), (None, 1)):
+        teacher = Net("teacher", Adapted(base, adapter, is_on=is_on), trained=True)
+        values = adapter.weight.clone()
+        assert len(check(one_stage(student, Match(teacher, SoftTargets()))).problems) == problems
+        assert torch.equal(adapter.weight, values)
+
+
 def test_a_batch_size_of_one_is_checked_with_one_sample():
     problem = only_problem(one_stage(tiny_net("student"), plain_goal(), batch_size=1))
     assert "net 'student' fails for its inputs ((1, 4)): " in problem
