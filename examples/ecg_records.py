@@ -3,8 +3,9 @@
     kdkit run examples/ecg_records.py
     kdkit run examples/ecg_records.py --data FOLDER --rate 250 --seconds 10
 
-FOLDER has WFDB, DICOM, XML or EDF records, and labels.csv with the columns record, label and patient. Until then, the
-records are simulated. docs/ecg.md describes these and other files, such as NumPy arrays and HDF5, and other tables.
+FOLDER has records (WFDB, DICOM, GE MUSE XML, HL7 aECG or EDF), and labels.csv with the columns record, label and
+patient. Until then, the records are simulated. docs/ecg.md describes other files, such as NumPy arrays and HDF5, and
+other tables.
 """
 
 from pathlib import Path
