@@ -45,7 +45,9 @@ def main():
         for rows in methods:
             times[rows].append(step(large, small, tokens, labels, rows)[1])
     if tokens.device.type == "cpu":
-        ctypes.CDLL("libc.so.6").mallopt(-3, 2**16)  # M_MMAP_THRESHOLD: larger blocks return to the system
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-3, 2**16)  # M_MMAP_THRESHOLD: larger blocks return to the system
+        libc.malloc_trim(0)  # and so do those that are free already
     peaks = {rows: step(large, small, tokens, labels, rows)[0] for rows in methods}
     print(f"outputs of a network: {options.tokens * options.words * 4 / 2**20:,.0f} MiB")
     for rows in methods:
