@@ -1,4 +1,4 @@
-"""Measure the peak memory and the time of a step of a language model whose loss takes chunks of the vocabulary.
+"""Measure the peak memory and the time of a step of a language model whose loss takes chunks of tokens.
 
     python benchmarks/chunked.py [--tokens 2048] [--words 32000] [--rows 1024 256 64] [--device cpu] [--rounds 5]
 
