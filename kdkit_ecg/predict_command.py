@@ -26,7 +26,7 @@ _FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json"}
     "--format",
     "form",
     type=click.Choice(["table", "json", "csv"]),
-    help="Of the output; json has a line for each record. Default: by the suffix of --out, or table.",
+    help="Format of the output; json has a line for each record. Default: by the suffix of --out, or table.",
 )
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write instead of printing.")
 @click.option(
@@ -39,7 +39,9 @@ _FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json"}
 )
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Hz of files of numbers.")
 @click.option("--leads", help="Leads of files of numbers in their order, such as I,II,V1.")
-@click.option("--unit", help="Of files of numbers: mV, uV, V or NU; needed if the net does not scale leads itself.")
+@click.option(
+    "--unit", help="Unit of files of numbers: mV, uV, V or NU; needed if the net does not scale leads itself."
+)
 @click.option("--jobs", type=click.IntRange(1, 256), help="Number of processes; default: chosen by the usable cores.")
 @click.option("--net", help="Net of the recipe of a run; the one trained last if not given.")
 @click.option("--trust", is_flag=True, help="Execute the recipe file of a run that has changed or is not yours.")
@@ -48,8 +50,8 @@ def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **opt
     """Predict the classes of ECG records with MODEL: a file of kdkit export (.onnx, .pt2), or the folder of a run.
 
     RECORD is a WFDB record, a DICOM, XML (GE MUSE, HL7 aECG) or EDF file, an array (.npy, .npz, .csv, .hdf5, with
-    --rate and --leads), or a folder, which is searched. Any rate and order of leads is brought to what the net was
-    trained on. A record that cannot be served gets a row with the reason, and the exit code is then 1.
+    --rate and --leads), or a folder, which is searched. Records may have any rate and order of leads. A record that is
+    refused gets a row with the reason, and the exit code is then 1.
     """
     from kdkit.utils.console import Status
     from kdkit.utils.files import require_output, write_output

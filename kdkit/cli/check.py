@@ -16,14 +16,14 @@ from kdkit.utils.printable import echo
 @SEED
 @TEACHER_CACHE
 @click.option("--svg", type=PATH, metavar="FILE", help="Also draw the plan, into this file.")
-@click.option("--pairs", is_flag=True, help="Also advise which layers of students and teachers to pair.")
+@click.option("--pairs", is_flag=True, help="Also suggest which layers of students and teachers to pair.")
 @click.pass_context
 def check(ctx: click.Context, /, **options: Any) -> None:
     """Check the recipe in FILE and print its plan, without training.
 
-    Every net runs on a few samples. The plan shows which net learns from which teacher, every tap with its shape,
-    parameters, projectors, multiply-adds, the time of an epoch, which teacher outputs are cached, and all problems at
-    once; on CUDA also the memory that a step takes. With --pairs, layers are compared on 128 samples.
+    Every net runs on a few samples. The plan shows which net learns from which teacher, shapes, parameters, projectors,
+    multiply-adds, the time of an epoch, cached teacher outputs, on CUDA the memory of a step, and all problems at once.
+    The exit code is 2 if there are any. With --pairs, layers are compared on up to 128 samples.
     """
     from kdkit.cli.pairs_table import show_pairs
     from kdkit.cli.plan import show_plan

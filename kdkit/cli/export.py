@@ -26,7 +26,7 @@ _FORMATS = ("onnx", "onnx-int8", "pt2", "executorch", "litert")
 )
 @click.option("--net", help="Net of the recipe; the one trained last if not given.")
 @click.option("--out", type=PATH, help="File, or folder of the files; RUN/export if not given.")
-@click.option("--points", default=0.5, show_default=True, help="Points by which a metric may be worse.")
+@click.option("--points", default=0.5, show_default=True, help="Points (hundredths) by which a metric may be worse.")
 @click.option("--tolerance", type=float, help="Largest difference of outputs; that of the format if not given.")
 @click.option(
     "--calibration",
@@ -48,8 +48,8 @@ def export(ctx: click.Context, /, **options: Any) -> int:
     """Write a net of the finished run in RUN in a format for deployment.
 
     The file has to pass two gates: its outputs are those of the net, and its metrics on the test split are at most
-    --points worse. One that misses a gate is kept under a name with "rejected", and the exit code is 1. Next to each
-    file is its card: sizes, times and scores.
+    --points worse. If it misses one, its name has "rejected", and the exit code is 1. A card next to each file has
+    sizes, times and scores.
     """
     from kdkit.cli.repeat import recorded_recipe
     from kdkit.export.card import FOLDER, summary_rows

@@ -177,13 +177,13 @@ def list_(file: Path | None, as_json: bool) -> None:
         show_registries(installed(), make_console())
 
 
-@cli.command(short_help="Examine the installation, and advise what to mend.")
-@click.option("--runs", type=PATH, default="runs", show_default=True, help="Folder of runs, whose disk is measured.")
+@cli.command(short_help="List problems of the installation, with remedies.")
+@click.option("--runs", type=PATH, default="runs", show_default=True, help="Folder of runs; its disk is measured.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(runs: Path, as_json: bool) -> int:
     """Examine the installation: versions, devices, threads, plugins, extras, folders, and what is slow or broken.
 
-    The exit code is 1 if something is broken, and 0 otherwise, also if something is slow.
+    Each problem comes with its remedy. The exit code is 1 if something is broken, and 0 if it is only slow.
     """
     from kdkit.cli.doctor import examine, report, show
 
@@ -217,9 +217,14 @@ def bench(name: str | None, args: tuple[str, ...]) -> int:
 
 @cli.command(short_help="List or delete cached teacher outputs.")
 @click.argument("folder", required=False, default="runs/teacher_cache", type=PATH)
-@click.option("--delete", metavar="NAME|all", help="Delete entries by net, by the start of their name, or all.")
 @click.option(
-    "--keep", type=click.FloatRange(min=0), metavar="GB", help="Delete the least recently used above this size."
+    "--delete", metavar="NAME|all", help="Delete the entries of a net, those whose name begins with NAME, or all."
+)
+@click.option(
+    "--keep",
+    type=click.FloatRange(min=0),
+    metavar="GB",
+    help="Delete the least recently used entries until at most GB are left.",
 )
 def cache(folder: Path, delete: str | None, keep: float | None) -> None:
     """List the cached teacher outputs in FOLDER, or delete some of them.

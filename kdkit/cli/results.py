@@ -48,9 +48,9 @@ def classes(folder: Path, net: str | None, resamples: int) -> None:
 def report(folders: tuple[Path, ...], out: Path | None) -> None:
     """Write a page about finished runs: did distillation help, by how much, at what cost?
 
-    RUN is the folder of a run, or of several runs, such as a study, of which unfinished ones are left out. Several runs
-    are shown side by side; those that differ in their seeds only are compared over the seeds. The page is one HTML file
-    that needs no network. No code of a recipe is run.
+    RUN is the folder of a run, or of several runs, such as a study; unfinished runs are left out. Several runs are
+    shown side by side. Runs that differ in their seeds only are compared over the seeds. The page is one HTML file that
+    needs no network. No code of a recipe is executed.
     """
     from kdkit.report import write_report
     from kdkit.report.verdict import headline_of
@@ -77,7 +77,7 @@ def card(folder: Path, out: Path | None) -> None:
     """Write the model card of the finished run in RUN: Markdown with the metadata that the Hugging Face hub reads.
 
     It has the method, results with intervals, the settings, and what is not known. Add a license, and the name of the
-    data set. No code of a recipe is run.
+    data set. No code of a recipe is executed.
     """
     from kdkit.report.card import CARD, write_card
 

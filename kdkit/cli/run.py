@@ -16,14 +16,14 @@ from kdkit.utils.printable import echo, is_first_process
 @click.argument("file", type=click.Path())
 @click.option("--out", type=PATH, help="Run folder; runs/<recipe>-<time> if not given.")
 @click.option("--resume", is_flag=True, help="Resume the run in --out; or --resume FOLDER, without FILE.")
-@click.option("--force", is_flag=True, help="Resume it although its recipe, data or versions have changed.")
+@click.option("--force", is_flag=True, help="With --resume: even if the recipe, data or versions have changed.")
 @click.option("--trust", is_flag=True, help="With --resume FOLDER: execute a recipe file that changed or is not yours.")
 @SEED
 @click.option(
     "--seeds",
     callback=read_seeds,
     metavar="N|SEED,...",
-    help="Run N times, with seeds from --seed on, or with these seeds, in one folder; print the verdict over them.",
+    help="Run N times, with seeds from --seed on, or with these seeds, in one folder, and print the verdict over them.",
 )
 @run_options
 @click.option(
@@ -51,15 +51,16 @@ from kdkit.utils.printable import echo, is_first_process
 )
 @LOG
 @click.option("--deterministic", is_flag=True, help="On CUDA, use kernels that give the same bits in each run.")
-@click.option("--quiet", "-q", is_flag=True, help="Print nothing except errors.")
-@click.option("--verbose", "-v", is_flag=True, help="Print also settings, and more about each epoch.")
+@click.option("--quiet", "-q", is_flag=True, help="Print only errors and warnings.")
+@click.option("--verbose", "-v", is_flag=True, help="Also print settings, and more about each epoch.")
 @click.pass_context
 def run(ctx: click.Context, /, **options: Any) -> int:
     """Run the recipe in FILE: train its stages, then evaluate every net.
 
-    The parameters of its recipe() are options too: `kdkit run FILE --help` lists them. With --seeds, the folder is
-    runs/<recipe>-seeds if --out is not given, the same command again skips the runs that are finished, and the exit
-    code is 1 if a run failed.
+    The parameters of its recipe() are options too: `kdkit run FILE --help` lists them.
+
+    With --seeds, the default folder is runs/<recipe>-seeds. The same command again skips finished runs. The exit code
+    is 1 if a run failed.
     """
     from kdkit.cli.repeat import command_record
     from kdkit.engine.options import RunOptions

@@ -38,14 +38,14 @@ _OF_ALL = {"--seeds": 1, "--metric": 1, "--net": 1, "--out": 1, "--jobs": 1}
 )
 @LOG
 @run_options
-@click.option("--quiet", "-q", is_flag=True, help="Print nothing except errors and the table.")
+@click.option("--quiet", "-q", is_flag=True, help="Print only errors, warnings and the table.")
 @click.pass_context
 def sweep(ctx: click.Context, /, **options: Any) -> int:
     """Run the recipe in FILE with several values of its options and several seeds, and compare the values.
 
-    Every parameter of its recipe() is an option that takes values with commas between them; the sweep runs every
-    combination of them. Repeat an option whose values have commas themselves. The same command again skips the runs
-    that are finished. The exit code is 1 if a run failed.
+    Every parameter of its recipe() is an option that takes values with commas between them, such as --width 8,16; the
+    sweep runs every combination. Repeat an option whose values contain commas. The same command again skips finished
+    runs. The exit code is 1 if a run failed.
     """
     from kdkit.cli.repeat import command_record, without_options
     from kdkit.cli.sweep_table import comparison_table, distillation_table, sweep_table
