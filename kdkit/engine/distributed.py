@@ -13,10 +13,9 @@ from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.errors import DataError, RecipeError
 from kdkit.utils import collectives
 
-# A warning of DistributedDataParallel since torch 2.14, by its text; the replacement is not in torch 2.9.
+# A warning of DistributedDataParallel since torch 2.14, by its text; the replacement is not in torch 2.10.
 _OLD_NAME = "`broadcast_buffers` is deprecated"
 _NO_CONTEXT = nullcontext()
-_CAPTURE_ONCE = "skip_fwd_side_effects_in_bwd_under_checkpoint"  # an option of torch's compiler
 
 
 def require_divisible(data: Data, batch_sizes: Iterable[int]) -> None:
@@ -69,8 +68,8 @@ class DistributedModule:
         if compiled:
             self._forward = torch.compile(self._forward)
             # A tap in a module that recomputes its activations would otherwise break the graph there.
-            if hasattr(torch._dynamo.config, _CAPTURE_ONCE):  # not in torch 2.9
-                self._forward = torch._dynamo.config.patch({_CAPTURE_ONCE: True})(self._forward)
+            options = torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=True)
+            self._forward = options(self._forward)
 
     def __call__(self, *inputs: Any) -> dict[str, Tensor]:
         """Return the terms by label."""

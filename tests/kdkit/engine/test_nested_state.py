@@ -130,7 +130,7 @@ def test_random_states_are_read_as_they_were_written():
     assert (random.random(), np.random.random(), torch.rand(1)) == expected
 
 
-# torch 2.9 reads the loss of LBFGS so
+# torch before 2.11 reads the loss of LBFGS so
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar")
 def test_the_state_of_every_optimizer_and_schedule_is_read_as_it_was_written():
     module = nn.Linear(2, 2)
