@@ -556,6 +556,8 @@ def main():
     unknown = set(options.sections) - set(SECTIONS)
     if unknown:
         parser.error(f"there is no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no CUDA device; `--device cpu --quick` tests this script without one")
     if options.inside:
         run_section(options.sections[0], options)
         return

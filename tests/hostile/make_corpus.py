@@ -4,13 +4,13 @@ Each part is a function that writes its files into a folder of its own and is li
 new function. MARKER stands for a file of the user: nothing that reads the corpus may change or delete it.
 """
 
+import argparse
 import io
 import json
 import operator
 import os
 import pickle
 import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -316,4 +316,6 @@ def unharmed_corpus(folder: Path, *parts: str) -> Iterator[Path]:
 
 
 if __name__ == "__main__":
-    print(make_corpus(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser(description="Write the corpus of hostile data, and print the path of its marker.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    print(make_corpus(parser.parse_args().folder))
