@@ -7,6 +7,7 @@ from typing import Any
 
 LARGEST_FILE = 2**27  # bytes of a file that is read as a whole, 128 MiB
 _MOST_VALUES = 3_000_000  # in a text: an empty list takes 64 bytes, and three in the file
+_DEEPEST = 100  # lists and objects within each other; Python 3.13 parses more than a function may recurse
 
 
 def read_json(path: Path) -> Any:
@@ -30,9 +31,21 @@ def parse_json(content: bytes) -> Any:
     text = content.decode()  # UnicodeDecodeError is a ValueError
     del content
     try:
-        return json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_unique)
+        value = json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    if text.count("[") + text.count("{") > _DEEPEST and _depth(value) > _DEEPEST:
+        raise ValueError("it is nested too deeply")
+    return value
+
+
+def _depth(value: Any) -> int:
+    """Return how many lists and objects are within each other."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, list | dict)]:
+        depth += 1
+        level = [item for parent in level for item in (parent.values() if isinstance(parent, dict) else parent)]
+    return depth
 
 
 def _finite(text: str) -> float:

@@ -206,6 +206,7 @@ DAMAGED = {
     json.dumps(METRICS).replace('""', "3"): "a note is not a text",
     '{"metrics": {}, ' + json.dumps(METRICS)[1:]: "it has the key 'metrics' twice",
     "[" * 100_000: "nested too deeply",
+    '{"metrics": ' + "[" * 100 + "]" * 100 + "}": "nested too deeply",
     "[" + "[]," * 1_600_000 + "[]]": "more than 3000000 values",
 }
 
