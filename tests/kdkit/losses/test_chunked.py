@@ -82,8 +82,8 @@ def test_values_and_gradients_are_those_of_whole_outputs(loss, rows):
     heads = (head,) if of_labels else (head, other)
     value = Chunked(loss, rows=rows, heads=heads)(hidden, labels if of_labels else theirs, **kwargs)
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
-    for found, gradient in zip(gradients(value, tensors), gradients(expected, tensors), strict=True):
-        torch.testing.assert_close(found, gradient, rtol=1e-11, atol=1e-13)
+    for actual, gradient in zip(gradients(value, tensors), gradients(expected, tensors), strict=True):
+        torch.testing.assert_close(actual, gradient, rtol=1e-11, atol=1e-13)
     assert not any(parameter.grad is not None for parameter in other.parameters())
 
 
