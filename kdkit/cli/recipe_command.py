@@ -268,10 +268,10 @@ def _value_type(parameter: Parameter) -> Any:
     return _OptionalType(click.types.convert_type(kind))
 
 
-class _OptionalType(click.ParamType[Any]):
+class _OptionalType(click.ParamType):  # type: ignore[type-arg]  # click 8.3 has no arguments of it
     """The values of a type, and `none` for None."""
 
-    def __init__(self, kind: click.ParamType[Any]) -> None:
+    def __init__(self, kind: "click.ParamType[Any]") -> None:
         self.kind, self.name = kind, kind.name
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
@@ -287,7 +287,7 @@ class _OptionalType(click.ParamType[Any]):
         return self.kind.shell_complete(ctx, param, incomplete)
 
 
-class _LiteralType(click.ParamType[Any]):
+class _LiteralType(click.ParamType):  # type: ignore[type-arg]  # as above
     """The values of a Literal that are not strings, such as the numbers of leads 12, 6 and 3."""
 
     name = "choice"
