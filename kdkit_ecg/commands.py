@@ -47,7 +47,12 @@ _normalised_units = click.option(
     "--normalised-units", is_flag=True, help="Include records in standard deviations (NU)."
 )
 _store_location = click.option(
-    "--store", "location", metavar="DIR", type=_NEW_FOLDER, help="Folder of the stores; default: the user's cache."
+    "--store",
+    "location",
+    metavar="DIR",
+    type=_NEW_FOLDER,
+    show_default="in the cache of the user",
+    help="Folder of the stores of prepared signals.",
 )
 
 
@@ -56,20 +61,28 @@ def ecg() -> None:
     """ECG data: fetch a release, examine a folder, make folds, and prepare records."""
 
 
-@ecg.command()
+@ecg.command(short_help="Fetch a release, and verify its checksums.")
 @click.argument("release", type=click.Choice([*RELEASES]))
 @click.argument("folder", metavar="DIR", type=_NEW_FOLDER)
-@click.option("--jobs", type=click.IntRange(1, 64), default=8, show_default=True, help="Number of files at a time.")
+@click.option("--dry-run", is_flag=True, help="Print the number of files and bytes to fetch, and write nothing.")
 @click.option(
-    "--only", multiple=True, help="A folder, or a pattern of paths such as '*/georgia/*.hea'. May be repeated."
+    "--only",
+    multiple=True,
+    metavar="PATTERN",
+    help="Fetch only a folder, or the paths of a pattern such as '*/georgia/*.hea'; may be repeated.",
+)
+@click.option(
+    "--jobs", type=click.IntRange(1, 64), default=8, show_default=True, metavar="N", help="Number of files at a time."
 )
 @click.option(
     "--base-url", metavar="URL", help="Address of a mirror, the folder with SHA256SUMS.txt or the JSON of the records."
 )
 @click.option("--verify", is_flag=True, help="Read all existing files again, including those verified before.")
-@click.option("--dry-run", is_flag=True, help="Print the number of files and bytes to fetch, and write nothing.")
 def fetch(release: str, base_url: str | None, dry_run: bool, **options: Any) -> None:
     """Fetch a release from PhysioNet, Zenodo or figshare into DIR and verify its checksums.
+
+        kdkit ecg fetch challenge-2020 data/challenge-2020 --dry-run
+        kdkit ecg fetch challenge-2020 data/challenge-2020
 
     Run the same command again to resume it, to retry failed files, or to check that all files are correct.
     """
@@ -90,20 +103,33 @@ def fetch(release: str, base_url: str | None, dry_run: bool, **options: Any) -> 
         raise DataError(report.failures)
 
 
-@ecg.command()
+@ecg.command(short_help="Report classes, bad records and odd records.")
 @click.argument("folder", metavar="DIR", type=_FOLDER)
-@click.option(
-    "--jobs", type=click.IntRange(min=1), default=usable_cores, show_default="usable cores", help="Number of processes."
-)
-@click.option("--json", "json_file", type=_FILE, help="Also write the whole report to this JSON file.")
 @click.option("--all", "all_names", is_flag=True, help="Name every record with a finding, not only the first few.")
-@click.option("--leads", help="Leads that each record needs, such as I,II,V1; default: the twelve.")
+@click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Also write the whole report to this JSON file.")
+@click.option(
+    "--leads",
+    metavar="NAME,...",
+    show_default="the twelve standard leads",
+    help="Leads that each record needs, such as I,II,V1.",
+)
 @click.option("--own-labels", is_flag=True, help="A table has the labels, so that no record needs a scored code.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=usable_cores,
+    metavar="N",
+    show_default="usable cores",
+    help="Number of processes.",
+)
 @click.pass_context
 def doctor(
     ctx: click.Context, /, folder: Path, jobs: int, json_file: Path | None, all_names: bool, **options: Any
 ) -> None:
     """Read every record in DIR, and report the number in each class, bad records and odd records.
+
+        kdkit ecg doctor data/challenge-2020
+        kdkit ecg doctor data/challenge-2020 --all --json report.json
 
     The exit code is 1 if any record is bad, which means that the loaders exclude it or that its signal is damaged.
     Otherwise it is 0.
@@ -127,26 +153,31 @@ def doctor(
     ctx.exit(1 if result.bad else 0)
 
 
-@ecg.command()
+@ecg.command(short_help="Write stratified folds of records to a file.")
 @_folders
-@click.option("--out", required=True, type=_FILE, help="CSV file to write.")
+@click.option("--out", required=True, type=_FILE, metavar="FILE", help="CSV file to write.")
+@click.option("-k", type=click.IntRange(min=3), default=5, show_default=True, metavar="N", help="Number of folds.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Seed of the folds."
+)
 @click.option(
     "--year",
     type=click.Choice(["2020", "2021"]),
     default="2020",
     show_default=True,
-    help="Challenge whose classes are stratified.",
+    help="Challenge whose classes every fold has in the same proportions.",
 )
 @click.option(
     "--keep",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Folds file whose records stay in their fold.",
+    metavar="FILE",
+    help="Earlier file of folds, whose records stay in their folds.",
 )
-@click.option("-k", type=click.IntRange(min=3), default=5, show_default=True, help="Number of folds.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the folds.")
 @_normalised_units
 def folds(folders: tuple[Path, ...], out: Path, year: str, keep: Path | None, **options: Any) -> None:
     """Make stratified folds of the records in one or several DIRs, by patient, and write them to a file.
+
+        kdkit ecg folds data/challenge-2020 --out folds.csv
 
     Use the file with Challenge2020(DIR, folds=FILE, fold=0), so that different runs train on the same records.
     """
@@ -159,7 +190,7 @@ def folds(folders: tuple[Path, ...], out: Path, year: str, keep: Path | None, **
     make_console(markup=False).print(f"{new_folds.summary}\nwritten: {out}")
 
 
-@ecg.command()
+@ecg.command(short_help="Prepare records before the first run.")
 @_folders
 @click.option(
     "--as",
@@ -170,17 +201,45 @@ def folds(folders: tuple[Path, ...], out: Path, year: str, keep: Path | None, **
     help="Data set that the records belong to.",
 )
 @click.option("--paper", is_flag=True, help="Prepare as the authors of LRH-Net do (Challenge2020.paper).")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Hz; default: that of the data set.")
-@click.option("--band", nargs=2, type=float, help="Lowest and highest Hz; default: 0.5 47.")
-@click.option("--no-band", is_flag=True, help="No band-pass filter.")
-@click.option("--scaling", type=click.Choice(["zscore", "raw"]), help="Default: zscore.")
-@click.option("--resampling", type=click.Choice(["polyphase", "linear"]), help="Default: polyphase.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="HZ",
+    show_default="that of the data set",
+    help="Sampling rate of the prepared signals in Hz.",
+)
+@click.option(
+    "--band",
+    nargs=2,
+    type=float,
+    metavar="HZ HZ",
+    show_default="0.5 47",
+    help="Lowest and highest frequency of the band-pass filter in Hz.",
+)
+@click.option("--no-band", is_flag=True, help="Use no band-pass filter.")
+@click.option(
+    "--scaling",
+    type=click.Choice(["zscore", "raw"]),
+    show_default="zscore",
+    help="Scaling of each lead: zero mean and unit variance, or none (mV).",
+)
+@click.option(
+    "--resampling",
+    type=click.Choice(["polyphase", "linear"]),
+    show_default="polyphase",
+    help="Method of resampling; linear is that of the authors of LRH-Net.",
+)
 @_normalised_units
-@click.option("--jobs", type=click.IntRange(1, 256), help="Number of processes; default: chosen by the usable cores.")
+@click.option(
+    "--jobs", type=click.IntRange(1, 256), metavar="N", show_default="by the usable cores", help="Number of processes."
+)
 @click.option("--verify", is_flag=True, help="Read the whole store, and prepare damaged records again.")
 @_store_location
 def prepare(dataset: str, folders: tuple[Path, ...], location: Path | None, **options: Any) -> None:
     """Prepare the records in one or several DIRs before the first run. Run it again to resume.
+
+        kdkit ecg prepare data/challenge-2020
+        kdkit ecg prepare data/ptb-xl --as ptb-xl --rate 500
 
     Use the DIRs and options of the run: another rate, band, scaling or resampling is another store.
     """
@@ -217,13 +276,17 @@ def prepare(dataset: str, folders: tuple[Path, ...], location: Path | None, **op
     echo(f"{prepared:,} records prepared now, in {store_folder}")
 
 
-@ecg.command()
+@ecg.command(short_help="List or delete stores of prepared signals.")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option("--delete", is_flag=True, help="Delete the named stores.")
 @click.option("--all", "all_stores", is_flag=True, help="With --delete: delete all stores.")
 @_store_location
 def store(names: tuple[str, ...], delete: bool, all_stores: bool, location: Path | None) -> None:
-    """List the stores of prepared signals, or delete some. A run that needs a deleted store prepares it again."""
+    """List the stores of prepared signals, or delete some. A run that needs a deleted store prepares it again.
+
+    kdkit ecg store
+    kdkit ecg store --delete --all
+    """
     from kdkit.utils.reprs import format_bytes
     from kdkit_ecg.store import stores_folder, stores_in
 

@@ -23,31 +23,58 @@ _FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json"}
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("records", metavar="RECORD...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="File to write instead of printing; .csv, .json and .jsonl choose its format.",
+)
+@click.option(
     "--format",
     "form",
     type=click.Choice(["table", "json", "csv"]),
-    help="Format of the output; json has a line for each record. Default: by the suffix of --out, or table.",
+    show_default="by --out, or table",
+    help="Format of the output; json has a line for each record.",
 )
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write instead of printing.")
 @click.option(
     "--windows",
     "combine",
     type=click.Choice(["mean", "max", "centre"]),
     default="mean",
     show_default=True,
-    help="How the probabilities of the windows of a long record are combined; centre uses the middle one alone.",
+    help="How to combine the probabilities of the windows of a long record; centre takes the middle window alone.",
 )
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Hz of files of numbers.")
-@click.option("--leads", help="Leads of files of numbers in their order, such as I,II,V1.")
 @click.option(
-    "--unit", help="Unit of files of numbers: mV, uV, V or NU; needed if the net does not scale leads itself."
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="HZ",
+    help="Sampling rate of files of numbers (.npy, .npz, .csv, .hdf5) in Hz, which they need.",
 )
-@click.option("--jobs", type=click.IntRange(1, 256), help="Number of processes; default: chosen by the usable cores.")
-@click.option("--net", help="Net of the recipe of a run; the one trained last if not given.")
-@click.option("--trust", is_flag=True, help="Execute the recipe file of a run that has changed or is not yours.")
+@click.option("--leads", metavar="NAME,...", help="Leads of files of numbers in their order, such as I,II,V1.")
+@click.option(
+    "--unit",
+    metavar="mV|uV|V|NU",
+    help="Unit of files of numbers, needed if the net does not scale leads itself; NU: standard deviations.",
+)
+@click.option(
+    "--jobs", type=click.IntRange(1, 256), metavar="N", show_default="by the usable cores", help="Number of processes."
+)
+@click.option(
+    "--net",
+    metavar="NAME",
+    show_default="the one trained last",
+    help="Name of the net in the recipe, if MODEL is a run.",
+)
+@click.option(
+    "--trust",
+    is_flag=True,
+    help="Execute the recipe file of a run folder even if it has changed or was not recorded by you.",
+)
 @click.pass_context
 def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **options: Any) -> int:
     """Predict the classes of ECG records with MODEL: a file of kdkit export (.onnx, .pt2), or the folder of a run.
+
+        kdkit predict student.onnx records --out predictions.csv
+        kdkit predict runs/first ecg.csv --rate 500 --leads I,II,V1 --unit mV
 
     RECORD is a WFDB record, a DICOM, XML (GE MUSE, HL7 aECG) or EDF file, an array (.npy, .npz, .csv, .hdf5, with
     --rate and --leads), or a folder, which is searched. Records may have any rate and order of leads. A record that is

@@ -4,26 +4,31 @@ from typing import Any
 
 import click
 
-from kdkit.cli.options import DEVICE, PATH, PRECISION, SEED, TEACHER_CACHE
+from kdkit.cli.options import PATH, PRECISION, SEED, TEACHER_CACHE, device_option, net_option
 from kdkit.cli.recipe_command import RecipeCommand, file_of, recipe_options
 from kdkit.utils.printable import echo
 
 
 @click.command(cls=RecipeCommand, short_help="Show the plan of a recipe, and every problem.")
 @click.argument("file", type=click.Path())
-@click.option("--device", default="cpu", show_default=True, help="Device of the forward pass.")
+@click.option("--svg", type=PATH, metavar="FILE", help="Also draw the plan as a picture, in this file.")
+@click.option(
+    "--pairs", is_flag=True, help="Also suggest layers of students and teachers to pair, from up to 128 samples."
+)
+@device_option("cpu")
 @PRECISION
 @SEED
 @TEACHER_CACHE
-@click.option("--svg", type=PATH, metavar="FILE", help="Also draw the plan, into this file.")
-@click.option("--pairs", is_flag=True, help="Also suggest which layers of students and teachers to pair.")
 @click.pass_context
 def check(ctx: click.Context, /, **options: Any) -> None:
-    """Check the recipe in FILE and print its plan, without training.
+    """Show the plan of the recipe in FILE, its cost, and every problem, without training.
+
+        kdkit check recipe.py
+        kdkit check recipe.py --svg plan.svg
 
     Every net runs on a few samples. The plan shows which net learns from which teacher, shapes, parameters, projectors,
-    multiply-adds, the time of an epoch, cached teacher outputs, on CUDA the memory of a step, and all problems at once.
-    The exit code is 2 if there are any. With --pairs, layers are compared on up to 128 samples.
+    multiply-adds, the time of an epoch, cached teacher outputs, and on CUDA the memory of a step. The exit code is 2 if
+    there is a problem. `kdkit check FILE --help` also lists the options of the recipe.
     """
     from kdkit.cli.pairs_table import show_pairs
     from kdkit.cli.plan import show_plan
@@ -77,12 +82,15 @@ def check(ctx: click.Context, /, **options: Any) -> None:
 @click.command(cls=RecipeCommand, short_help="Print the metrics of trained weights.")
 @click.argument("file", type=click.Path())
 @click.option("--weights", type=PATH, required=True, help="File of weights, or the folder of a run.")
-@click.option("--net", help="Net of the recipe to load them into; the one trained last if not given.")
-@DEVICE
+@net_option()
+@device_option("auto")
 @PRECISION
 @click.pass_context
 def evaluate(ctx: click.Context, /, **options: Any) -> None:
     """Print the metrics of trained weights on the data of the recipe in FILE, without training.
+
+        kdkit evaluate recipe.py --weights runs/first
+        kdkit evaluate recipe.py --weights model.safetensors --net teacher
 
     Thresholds are fitted on the validation split, and metrics are computed on the test split if there is one.
     """

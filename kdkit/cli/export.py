@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from kdkit.cli.options import PATH
+from kdkit.cli.options import PATH, TRUST, net_option
 from kdkit.utils.printable import echo
 
 _FORMATS = ("onnx", "onnx-int8", "pt2", "executorch", "litert")
@@ -20,32 +20,47 @@ _FORMATS = ("onnx", "onnx-int8", "pt2", "executorch", "litert")
     default=("onnx",),
     show_default=True,
     metavar="NAME",
-    help=f"{', '.join(_FORMATS)}, or an exporter of a plugin; may be repeated.",
+    help=f"Format: {', '.join(_FORMATS)}, or an exporter of a plugin; may be repeated.",
     # Only these, since plugins would have to be loaded for others, which imports torch.
     shell_complete=lambda _ctx, _param, incomplete: [name for name in _FORMATS if name.startswith(incomplete)],
 )
-@click.option("--net", help="Net of the recipe; the one trained last if not given.")
-@click.option("--out", type=PATH, help="File, or folder of the files; RUN/export if not given.")
-@click.option("--points", default=0.5, show_default=True, help="Points (hundredths) by which a metric may be worse.")
-@click.option("--tolerance", type=float, help="Largest difference of outputs; that of the format if not given.")
+@click.option("--out", type=PATH, show_default="RUN/export", help="File to write, or folder of several files.")
+@net_option()
+@click.option(
+    "--points",
+    default=0.5,
+    show_default=True,
+    metavar="POINTS",
+    help="Points (hundredths) by which each metric on the test split may be worse.",
+)
+@click.option(
+    "--tolerance",
+    type=float,
+    metavar="NUMBER",
+    show_default="that of the format",
+    help="Largest allowed difference between outputs of the file and of the net.",
+)
 @click.option(
     "--calibration",
     default=256,
     show_default=True,
     metavar="N",
-    help="Training samples by which ranges of int8 are chosen.",
+    help="Number of training samples by which the ranges of int8 values are chosen.",
 )
 @click.option(
     "--finish-epochs",
     default=3,
     show_default=True,
     metavar="N",
-    help="Epochs in which an int8 net that misses its gate learns from the net; 0 for none.",
+    help="Epochs in which an int8 net that misses its gate is trained on outputs of the net; 0: none.",
 )
-@click.option("--trust", is_flag=True, help="Execute a recipe file that has changed or is not yours.")
+@TRUST
 @click.pass_context
 def export(ctx: click.Context, /, **options: Any) -> int:
-    """Write a net of the finished run in RUN in a format for deployment.
+    """Write a net of the finished run in RUN in a format for deployment, and check the file.
+
+        kdkit export runs/first
+        kdkit export runs/first --to onnx-int8 --points 1
 
     The file has to pass two gates: its outputs are those of the net, and its metrics on the test split are at most
     --points worse. If it misses one, its name has "rejected", and the exit code is 1. A card next to each file has

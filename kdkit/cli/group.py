@@ -1,5 +1,9 @@
 """The group of all commands, whose help lists them by purpose, and their completion in shells."""
 
+import inspect
+import re
+from typing import Any
+
 import click
 from click.shell_completion import get_completion_class
 
@@ -15,7 +19,20 @@ _SECTIONS = {
 
 
 class CommandGroup(click.Group):
-    """A group whose help lists its commands by purpose, those of plugins last."""
+    """A group whose help lists its commands by purpose, those of plugins last.
+
+    In the help of all commands, also of plugins, the lines of indented blocks are kept.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.help = with_blocks(self.help or "")
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Add a command."""
+        for command in (cmd, *getattr(cmd, "commands", {}).values()):
+            command.help = with_blocks(command.help or "")
+        super().add_command(cmd, name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write a section for each purpose."""
@@ -34,22 +51,23 @@ class CommandGroup(click.Group):
                     formatter.write_dl(rows)
 
 
-_COMPLETION_HELP = """Print the script that completes commands, options and files in SHELL.
-
-To use it in every new shell, add a line to its startup file:
-
-\b
-  bash, ~/.bashrc:   eval "$(kdkit completion bash)"
-  zsh, ~/.zshrc:     eval "$(kdkit completion zsh)"
-  fish, ~/.config/fish/config.fish:   kdkit completion fish | source
-"""
+def with_blocks(text: str) -> str:
+    """Return a help text in which click does not wrap indented blocks, such as examples of commands."""
+    return re.sub(r"(?<=\n\n)(?= )", "\b\n", inspect.cleandoc(text))
 
 
-@click.command(help=_COMPLETION_HELP, short_help="Print the script that completes commands in a shell.")
+@click.command(short_help="Print the script that completes commands in a shell.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the script that completes commands, options and files in a shell."""
+    """Print the script that completes commands, options and files in SHELL.
+
+    To use it in every new shell, add a line to its startup file:
+
+        eval "$(kdkit completion bash)"     # ~/.bashrc
+        eval "$(kdkit completion zsh)"      # ~/.zshrc
+        kdkit completion fish | source      # ~/.config/fish/config.fish
+    """
     complete = get_completion_class(shell)
     assert complete is not None  # click has all three
     root = ctx.find_root()

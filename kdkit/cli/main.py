@@ -151,7 +151,13 @@ def add_plugin_commands() -> None:
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="kdkit")
 def cli() -> None:
-    """Knowledge distillation in PyTorch: check, run and compare recipes."""
+    """Knowledge distillation in PyTorch: check, run and compare recipes.
+
+        kdkit new recipe lrhnet
+        kdkit run lrhnet.py
+
+    `kdkit COMMAND --help` lists the options of a command, and `kdkit run FILE --help` also those of a recipe.
+    """
 
 
 for command in (run, rerun, check, evaluate, sweep, new, classes, report, card, export, completion):
@@ -160,9 +166,12 @@ for command in (run, rerun, check, evaluate, sweep, new, classes, report, card, 
 
 @cli.command("list", short_help="List the registered losses, models, data sets and more.")
 @click.argument("file", required=False, type=PATH)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with whole descriptions.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs and with whole descriptions.")
 def list_(file: Path | None, as_json: bool) -> None:
     """List everything that is registered, and the plugin that registered it.
+
+        kdkit list
+        kdkit list recipe.py --json
 
     With FILE, the list includes what that recipe file registers.
     """
@@ -178,10 +187,20 @@ def list_(file: Path | None, as_json: bool) -> None:
 
 
 @cli.command(short_help="List problems of the installation, with remedies.")
-@click.option("--runs", type=PATH, default="runs", show_default=True, help="Folder of runs; its disk is measured.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--runs",
+    type=PATH,
+    default="runs",
+    show_default=True,
+    metavar="FOLDER",
+    help="Folder of runs, whose disk is measured.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def doctor(runs: Path, as_json: bool) -> int:
     """Examine the installation: versions, devices, threads, plugins, extras, folders, and what is slow or broken.
+
+        kdkit doctor
+        kdkit doctor --runs /scratch/runs
 
     Each problem comes with its remedy. The exit code is 1 if something is broken, and 0 if it is only slow.
     """
@@ -202,7 +221,10 @@ def doctor(runs: Path, as_json: bool) -> int:
 @click.argument("name", required=False)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def bench(name: str | None, args: tuple[str, ...]) -> int:
-    """List the benchmarks of this checkout, or run one: `kdkit bench NAME -- ARGS`.
+    """List the benchmarks of this checkout, or run one with its own options.
+
+        kdkit bench
+        kdkit bench step_overhead -- --help
 
     Each benchmark compares two or more programs side by side and prints ratios and the load of the machine.
     """
@@ -218,7 +240,7 @@ def bench(name: str | None, args: tuple[str, ...]) -> int:
 @cli.command(short_help="List or delete cached teacher outputs.")
 @click.argument("folder", required=False, default="runs/teacher_cache", type=PATH)
 @click.option(
-    "--delete", metavar="NAME|all", help="Delete the entries of a net, those whose name begins with NAME, or all."
+    "--delete", metavar="NAME|all", help="Delete the entries of a net, those whose names begin with NAME, or all."
 )
 @click.option(
     "--keep",
@@ -229,7 +251,10 @@ def bench(name: str | None, args: tuple[str, ...]) -> int:
 def cache(folder: Path, delete: str | None, keep: float | None) -> None:
     """List the cached teacher outputs in FOLDER, or delete some of them.
 
-    FOLDER is runs/teacher_cache if it is not given.
+        kdkit cache
+        kdkit cache --keep 5
+
+    FOLDER is runs/teacher_cache by default.
     """
     from kdkit.cli.teacher_cache import show_cache
     from kdkit.teachers.cache import CacheFolder

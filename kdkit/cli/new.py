@@ -24,16 +24,23 @@ _PLUGIN_NAME = "my_plugin"  # in the template of a plugin
 
 @click.group(short_help="Write a recipe or a plugin to start from.")
 def new() -> None:
-    """Write a recipe or a plugin to start from."""
+    """Write a recipe or a plugin to start from.
+
+    kdkit new recipe my_data
+    kdkit new plugin my_losses
+    """
 
 
-@new.command()
+@new.command(short_help="Write a recipe, or list the templates.")
 @click.argument("name", required=False)
 @click.argument("path", required=False, type=PATH)
 def recipe(name: str | None, path: Path | None) -> None:
-    """Write a recipe file: a template, or a recipe for your own data under another NAME.
+    """Write a recipe file from the template NAME, or for your own data if NAME is no template.
 
-    Without NAME, list the templates. PATH is NAME.py in this folder if it is not given.
+        kdkit new recipe lrhnet
+        kdkit new recipe my_data
+
+    Without NAME, list the templates. PATH is NAME.py by default.
     """
     templates = recipe_templates(installed())
     if name is None:
@@ -66,13 +73,16 @@ def recipe(name: str | None, path: Path | None) -> None:
     echo(f"{path} is written; run it: kdkit run {path}")
 
 
-@new.command()
+@new.command(short_help="Write a package that extends kdkit.")
 @click.argument("name")
 @click.argument("path", required=False, type=PATH)
 def plugin(name: str, path: Path | None) -> None:
     """Write an installable package NAME with a loss, a schedule, a data set, a callback and tests.
 
-    PATH is the folder NAME in this folder if it is not given.
+        kdkit new plugin my_losses
+        kdkit new plugin my_losses packages/my_losses
+
+    PATH is the folder NAME by default.
     """
     _validate_package(name)
     folder = Path(name) if path is None else path

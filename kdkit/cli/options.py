@@ -1,4 +1,4 @@
-"""Options of several commands, and the fields of RunOptions that they set."""
+"""Options of several commands, with one text in all of them, and the fields of RunOptions that they set."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,95 +8,23 @@ import click
 
 PATH = click.Path(path_type=Path)
 LOGGERS = ("csv", "jsonl", "tensorboard", "trackio", "mlflow", "wandb")
-
-DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps, or auto.")
-PRECISION = click.option("--precision", default="fp32", show_default=True, help="fp32, bf16 or fp16 (autocast).")
-SEED = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random numbers."
-)
-TEACHER_CACHE = click.option(
-    "--teacher-cache",
-    default="auto",
-    show_default=True,
-    metavar="auto|off|DIR",
-    help="Folder of cached teacher outputs; auto: teacher_cache next to the run folder.",
-)
-LOG = click.option(
-    "--log",
-    multiple=True,
-    metavar="NAME",
-    help=f"Log to {', '.join(LOGGERS)}, or a logger of a plugin; may be repeated.",
-    # Only these, since plugins would have to be loaded for others, which imports torch.
-    shell_complete=lambda _ctx, _param, incomplete: [name for name in LOGGERS if name.startswith(incomplete)],
-)
-# For the commands that train; each has the name of a field of RunOptions.
-_RUN_OPTIONS = (
-    DEVICE,
-    PRECISION,
-    click.option("--compile", is_flag=True, help="Compile the forward pass of each stage with torch.compile."),
-    click.option(
-        "--capture",
-        default="auto",
-        show_default=True,
-        metavar="auto|off|require",
-        help="On CUDA, capture the training step of each stage as a CUDA graph.",
-    ),
-    click.option(
-        "--device-data",
-        type=click.FloatRange(min=0, max=1),
-        default=0.25,
-        show_default=True,
-        metavar="SHARE",
-        help="On CUDA, the share of free memory in which samples are kept on the device.",
-    ),
-    TEACHER_CACHE,
-    click.option(
-        "--teacher-cache-size",
-        type=click.FloatRange(min=0, min_open=True),
-        default=20.0,
-        show_default=True,
-        metavar="GB",
-        help="Maximum size of the teacher cache.",
-    ),
-    click.option(
-        "--checkpoint-every",
-        default="10min",
-        show_default=True,
-        metavar="N|TIME",
-        help="Write a checkpoint after N updates or a time (30s, 10min, 2h), and after each epoch; 0 for epochs only.",
-    ),
-    click.option("--baseline", is_flag=True, help="Also train each distilled student on labels alone, and compare."),
-    click.option(
-        "--measure/--no-measure",
-        default=True,
-        show_default=True,
-        help="At the end, measure latency, multiply-adds and the similarity of layers, for the report.",
-    ),
-)
-_RUN_FIELDS = (
-    "device",
-    "precision",
-    "compile",
-    "capture",
-    "device_data",
-    "teacher_cache",
-    "teacher_cache_size",
-    "checkpoint_every",
-    "baseline",
-    "measure",
-)
+LAST_NET = "the one trained last"  # the default of NET in most commands
 
 
-def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of RunOptions that all commands that train have to a command."""
-    for option in reversed(_RUN_OPTIONS):  # the last decorator is applied first
-        command = option(command)
-    return command
+def device_option(default: str) -> Callable[..., Any]:
+    """Return the option of the device."""
+    return click.option(
+        "--device",
+        default=default,
+        show_default=True,
+        metavar="NAME",
+        help="Device to compute on: cpu, cuda, cuda:1, mps, or auto for a GPU if there is one.",
+    )
 
 
-def run_fields(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of these options as fields of RunOptions."""
-    return {name: options[name] for name in _RUN_FIELDS}
+def net_option(default: str = LAST_NET) -> Callable[..., Any]:
+    """Return the option of the net that a command is about. default: what the command takes without it, in words."""
+    return click.option("--net", metavar="NAME", show_default=default, help="Name of the net in the recipe.")
 
 
 def read_seeds(_ctx: click.Context, option: click.Parameter, text: str | None) -> int | list[int] | None:
@@ -110,6 +38,132 @@ def read_seeds(_ctx: click.Context, option: click.Parameter, text: str | None) -
             f"expected a number of seeds, or seeds such as 0,1,2; got {text!r}", param=option
         ) from error
     return numbers[0] if len(numbers) == 1 else numbers
+
+
+def seeds_option(default: str | None = None) -> Callable[..., Any]:
+    """Return the option of several seeds."""
+    return click.option(
+        "--seeds",
+        default=default,
+        show_default=default is not None,
+        callback=read_seeds,
+        metavar="N|SEED,...",
+        help="Repeat with N seeds, or with these seeds, such as 3,5,8, and compare over them.",
+    )
+
+
+SEED = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Seed of all random numbers."
+)
+BASELINE = click.option(
+    "--baseline", is_flag=True, help="Also train each distilled student on labels alone, and compare the two."
+)
+JOBS = click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Number of processes, each with its share of the cores: for several runs, or independent stages of one.",
+)
+LOG = click.option(
+    "--log",
+    multiple=True,
+    metavar="NAME",
+    help=f"Log to {', '.join(LOGGERS)}, or a logger of a plugin; may be repeated.",
+    # Only these, since plugins would have to be loaded for others, which imports torch.
+    shell_complete=lambda _ctx, _param, incomplete: [name for name in LOGGERS if name.startswith(incomplete)],
+)
+PRECISION = click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    metavar="fp32|bf16|fp16",
+    help="Precision of forward passes: bf16 and fp16 use autocast, and are faster on most GPUs.",
+)
+TEACHER_CACHE = click.option(
+    "--teacher-cache",
+    default="auto",
+    show_default=True,
+    metavar="auto|off|DIR",
+    help="Folder in which outputs of frozen teachers are cached; auto is teacher_cache next to the run folder.",
+)
+TRUST = click.option(
+    "--trust",
+    is_flag=True,
+    help="Execute the recipe file of a run folder even if it has changed or was not recorded by you.",
+)
+# Of the commands that train, from common to rare; each sets a field of RunOptions.
+_RUN_OPTIONS = (
+    device_option("auto"),
+    PRECISION,
+    click.option(
+        "--checkpoint-every",
+        default="10min",
+        show_default=True,
+        metavar="N|TIME",
+        help="Write a checkpoint after each epoch, and after N updates or a time (30s, 10min, 2h); 0: epochs only.",
+    ),
+    TEACHER_CACHE,
+    click.option(
+        "--teacher-cache-size",
+        type=click.FloatRange(min=0, min_open=True),
+        default=20.0,
+        show_default=True,
+        metavar="GB",
+        help="Largest size of the teacher cache in GB; the least recently used outputs are deleted.",
+    ),
+    click.option(
+        "--measure/--no-measure",
+        default=True,
+        show_default=True,
+        help="Measure latency, multiply-adds and similar layers for the report, in about a second per net.",
+    ),
+    click.option(
+        "--compile",
+        is_flag=True,
+        help="Compile each stage with torch.compile, which takes about half a minute and pays off in long stages.",
+    ),
+    click.option(
+        "--capture",
+        default="auto",
+        show_default=True,
+        metavar="auto|off|require",
+        help="On CUDA, replay training steps as a CUDA graph, if possible; require: fail if not.",
+    ),
+    click.option(
+        "--device-data",
+        type=click.FloatRange(min=0, max=1),
+        default=0.25,
+        show_default=True,
+        metavar="SHARE",
+        help="On CUDA, share of the free memory in which samples are kept on the device; 0 copies each batch.",
+    ),
+)
+_RUN_FIELDS = (
+    "baseline",
+    "device",
+    "precision",
+    "checkpoint_every",
+    "teacher_cache",
+    "teacher_cache_size",
+    "measure",
+    "compile",
+    "capture",
+    "device_data",
+)
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of RunOptions that all commands that train have to a command."""
+    for option in reversed(_RUN_OPTIONS):  # the last decorator is applied first
+        command = option(command)
+    return command
+
+
+def run_fields(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of these options as fields of RunOptions."""
+    return {name: options[name] for name in _RUN_FIELDS}
 
 
 def loggers_of(names: Sequence[str]) -> list[object]:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from kdkit.cli.group import with_blocks
 from kdkit.errors import KdkitError, RunFolderError
 from kdkit.plugins.parameters import Parameter
 from kdkit.plugins.recipe_file import RecipeFile, read_recipe_file
@@ -85,8 +86,7 @@ class RecipeCommand(click.Command):
             formatter.write_paragraph()
             formatter.write(f"{file.path}:\n")
             with formatter.indentation():
-                for line in file.description.splitlines():
-                    formatter.write(f"  {line}\n" if line else "\n")
+                formatter.write_text(with_blocks(file.description))
 
     def _find_file(self, args: list[str]) -> str | None:
         """Return the argument that is the recipe file, before click knows all options; None if there is none."""

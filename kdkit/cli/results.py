@@ -4,22 +4,26 @@ from pathlib import Path
 
 import click
 
-from kdkit.cli.options import PATH
+from kdkit.cli.options import PATH, net_option
 from kdkit.utils.printable import echo
 
 
 @click.command(short_help="Print the metrics of each class of a run.")
-@click.argument("folder", type=PATH)
-@click.option("--net", help="Only this net; every evaluated net if not given.")
+@click.argument("folder", type=PATH, metavar="RUN")
+@net_option("every evaluated net")
 @click.option(
     "--resamples",
     type=click.IntRange(min=2),
     default=1000,
     show_default=True,
-    help="Bootstrap resamples of each interval.",
+    metavar="N",
+    help="Number of bootstrap resamples of each interval; fewer are faster and less exact.",
 )
 def classes(folder: Path, net: str | None, resamples: int) -> None:
-    """Print the metrics of each class for the run in FOLDER.
+    """Print the metrics of each class of the finished run in RUN.
+
+        kdkit classes runs/first
+        kdkit classes runs/first --net student
 
     The table has the positives in each split, the threshold with the best F1 on the validation split, and precision,
     recall, F1, AUROC and AUPRC with 95 % intervals. It includes classes without positives.
@@ -44,9 +48,18 @@ def classes(folder: Path, net: str | None, resamples: int) -> None:
 
 @click.command(short_help="Write a page about finished runs.")
 @click.argument("folders", nargs=-1, required=True, type=PATH, metavar="RUN...")
-@click.option("--out", type=PATH, help="File; report.html in the folder of the run, or here for several runs.")
+@click.option(
+    "--out",
+    type=PATH,
+    metavar="FILE",
+    show_default="report.html in RUN, or here for several runs",
+    help="File to write.",
+)
 def report(folders: tuple[Path, ...], out: Path | None) -> None:
     """Write a page about finished runs: did distillation help, by how much, at what cost?
+
+        kdkit report runs/first
+        kdkit report runs/first runs/second --out compared.html
 
     RUN is the folder of a run, or of several runs, such as a study; unfinished runs are left out. Several runs are
     shown side by side. Runs that differ in their seeds only are compared over the seeds. The page is one HTML file that
@@ -72,9 +85,12 @@ def report(folders: tuple[Path, ...], out: Path | None) -> None:
 
 @click.command(short_help="Write the model card of a finished run.")
 @click.argument("folder", type=PATH, metavar="RUN")
-@click.option("--out", type=PATH, help="File; README.md in the folder of the run if not given.")
+@click.option("--out", type=PATH, metavar="FILE", show_default="README.md in RUN", help="File to write.")
 def card(folder: Path, out: Path | None) -> None:
     """Write the model card of the finished run in RUN: Markdown with the metadata that the Hugging Face hub reads.
+
+        kdkit card runs/first
+        kdkit card runs/first --out CARD.md
 
     It has the method, results with intervals, the settings, and what is not known. Add a license, and the name of the
     data set. No code of a recipe is executed.

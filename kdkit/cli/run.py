@@ -6,7 +6,18 @@ from typing import Any
 
 import click
 
-from kdkit.cli.options import LOG, PATH, SEED, loggers_of, read_seeds, run_fields, run_options
+from kdkit.cli.options import (
+    BASELINE,
+    JOBS,
+    LOG,
+    PATH,
+    SEED,
+    TRUST,
+    loggers_of,
+    run_fields,
+    run_options,
+    seeds_option,
+)
 from kdkit.cli.recipe_command import RunCommand, arguments_of, file_of, recipe_options
 from kdkit.errors import KdkitError, RunFolderError, Terminated
 from kdkit.utils.printable import echo, is_first_process
@@ -14,53 +25,50 @@ from kdkit.utils.printable import echo, is_first_process
 
 @click.command(cls=RunCommand, short_help="Train the stages of a recipe, and evaluate its nets.")
 @click.argument("file", type=click.Path())
-@click.option("--out", type=PATH, help="Run folder; runs/<recipe>-<time> if not given.")
-@click.option("--resume", is_flag=True, help="Resume the run in --out; or --resume FOLDER, without FILE.")
-@click.option("--force", is_flag=True, help="With --resume: even if the recipe, data or versions have changed.")
-@click.option("--trust", is_flag=True, help="With --resume FOLDER: execute a recipe file that changed or is not yours.")
+@click.option("--out", type=PATH, metavar="FOLDER", show_default="runs/<recipe>-<time>", help="Folder of the run.")
+@seeds_option()
+@BASELINE
 @SEED
 @click.option(
-    "--seeds",
-    callback=read_seeds,
-    metavar="N|SEED,...",
-    help="Run N times, with seeds from --seed on, or with these seeds, in one folder, and print the verdict over them.",
+    "--resume", is_flag=True, help="Resume the run in --out from its last checkpoint; or --resume FOLDER, without FILE."
 )
+@LOG
+@JOBS
+@click.option("--quiet", "-q", is_flag=True, help="Print only errors and warnings.")
+@click.option("--verbose", "-v", is_flag=True, help="Also print versions and settings, and more about each epoch.")
 @run_options
-@click.option(
-    "--gradients",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Record gradient norms and cosines of the terms every N updates; 0 for never.",
-)
 @click.option(
     "--keep-checkpoints",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
     metavar="N",
-    help="Keep the weights of the last N epochs of each stage.",
+    help="Keep the weights of the last N epochs of each stage, next to those of the best one.",
 )
 @click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    default=1,
+    "--gradients",
+    type=click.IntRange(min=0),
+    default=0,
     show_default=True,
-    help="Number of processes that train independent stages, or with --seeds whole runs, in parallel.",
+    metavar="N",
+    help="Record gradient norms and cosines of the terms every N updates; 0: never.",
 )
-@LOG
-@click.option("--deterministic", is_flag=True, help="On CUDA, use kernels that give the same bits in each run.")
-@click.option("--quiet", "-q", is_flag=True, help="Print only errors and warnings.")
-@click.option("--verbose", "-v", is_flag=True, help="Also print settings, and more about each epoch.")
+@click.option(
+    "--deterministic", is_flag=True, help="On CUDA, use kernels that give the same bits in each run, which are slower."
+)
+@click.option("--force", is_flag=True, help="With --resume: resume even if the recipe, data or versions have changed.")
+@TRUST
 @click.pass_context
 def run(ctx: click.Context, /, **options: Any) -> int:
-    """Run the recipe in FILE: train its stages, then evaluate every net.
+    """Train the stages of the recipe in FILE, and evaluate its nets.
 
-    The parameters of its recipe() are options too: `kdkit run FILE --help` lists them.
+        kdkit run recipe.py
+        kdkit run recipe.py --seeds 5 --baseline
 
-    With --seeds, the default folder is runs/<recipe>-seeds. The same command again skips finished runs. The exit code
-    is 1 if a run failed.
+    `kdkit run FILE --help` also lists the options of the recipe.
+
+    With --seeds, N seeds are counted from --seed, and the folder is runs/<recipe>-seeds by default. The same command
+    again skips finished runs. The exit code is 1 if a run failed.
     """
     from kdkit.cli.repeat import command_record
     from kdkit.engine.options import RunOptions
@@ -120,16 +128,23 @@ def run(ctx: click.Context, /, **options: Any) -> int:
     context_settings={"ignore_unknown_options": True},  # they are those of `kdkit run`
 )
 @click.argument("folder", type=PATH)
+@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[RUN OPTIONS]...")
 @click.option(
-    "--out", type=PATH, help="Folder of the new run; FOLDER-rerun if not given, and STUDY-rerun/RUN for STUDY/RUN."
+    "--out",
+    type=PATH,
+    metavar="FOLDER",
+    show_default="FOLDER-rerun, or STUDY-rerun/RUN for STUDY/RUN",
+    help="Folder of the new run.",
 )
-@click.option("--trust", is_flag=True, help="Execute a recipe file that has changed or is not yours.")
-@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+@TRUST
 def rerun(folder: Path, out: Path | None, trust: bool, options: tuple[str, ...]) -> int:
     """Repeat the run in FOLDER as it was started, and compare the results bit for bit.
 
-    OPTIONS of `kdkit run`, such as --device, replace those that it was started with. The exit code is 1 if results
-    differ.
+        kdkit rerun runs/first
+        kdkit rerun runs/first --device cpu
+
+    RUN OPTIONS are options of `kdkit run`, and replace those that the run was started with. The exit code is 1 if
+    results differ.
     """
     from kdkit.cli.repeat import COMMAND, recorded_arguments
     from kdkit.engine.storage.comparison import differences, different_conditions

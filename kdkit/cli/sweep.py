@@ -7,7 +7,17 @@ from typing import Any
 
 import click
 
-from kdkit.cli.options import LOG, PATH, loggers_of, read_seeds, run_fields, run_options
+from kdkit.cli.options import (
+    BASELINE,
+    JOBS,
+    LOG,
+    PATH,
+    loggers_of,
+    net_option,
+    run_fields,
+    run_options,
+    seeds_option,
+)
 from kdkit.cli.recipe_command import SweepCommand, arguments_of, default_options, file_of, run_arguments
 from kdkit.errors import KdkitError
 from kdkit.utils.printable import echo
@@ -18,34 +28,28 @@ _OF_ALL = {"--seeds": 1, "--metric": 1, "--net": 1, "--out": 1, "--jobs": 1}
 
 @click.command(cls=SweepCommand, short_help="Compare values of the options of a recipe over seeds.")
 @click.argument("file", type=click.Path())
+@seeds_option("3")
 @click.option(
-    "--seeds",
-    default="3",
-    show_default=True,
-    callback=read_seeds,
-    metavar="N|SEED,...",
-    help="Number of seeds, counted from 0, or the seeds themselves.",
+    "--metric", metavar="NAME", show_default="the first one of the recipe", help="Metric by which values are compared."
 )
-@click.option("--metric", help="Metric by which values are compared; the first one of the recipe if not given.")
-@click.option("--net", help="Net whose metrics are compared; the one trained last if not given.")
-@click.option("--out", type=PATH, help="Folder of all runs; runs/<recipe>-sweep if not given.")
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Number of runs at once, each in a process with its share of the cores.",
-)
+@net_option()
+@BASELINE
+@click.option("--out", type=PATH, metavar="FOLDER", show_default="runs/<recipe>-sweep", help="Folder of all runs.")
 @LOG
-@run_options
+@JOBS
 @click.option("--quiet", "-q", is_flag=True, help="Print only errors, warnings and the table.")
+@run_options
 @click.pass_context
 def sweep(ctx: click.Context, /, **options: Any) -> int:
     """Run the recipe in FILE with several values of its options and several seeds, and compare the values.
 
-    Every parameter of its recipe() is an option that takes values with commas between them, such as --width 8,16; the
-    sweep runs every combination. Repeat an option whose values contain commas. The same command again skips finished
-    runs. The exit code is 1 if a run failed.
+        kdkit sweep recipe.py --temperature 2,4,8
+        kdkit sweep recipe.py --width 8,16 --seeds 5 --jobs 2
+
+    Every option of the recipe takes values with commas between them, and the sweep runs every combination. Repeat an
+    option whose values contain commas. `kdkit sweep FILE --help` lists them.
+
+    N seeds are counted from 0. The same command again skips finished runs. The exit code is 1 if a run failed.
     """
     from kdkit.cli.repeat import command_record, without_options
     from kdkit.cli.sweep_table import comparison_table, distillation_table, sweep_table

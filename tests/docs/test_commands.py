@@ -1,4 +1,4 @@
-"""Every `kdkit` command of the docs parses: the command exists, and so do its options."""
+"""Every `kdkit` command of the docs and of help texts parses, and every option is described, and on its page."""
 
 import importlib.util
 import re
@@ -11,8 +11,10 @@ import pytest
 
 from kdkit.cli.main import add_plugin_commands, cli
 from kdkit.cli.recipe_command import RecipeCommand
+from kdkit.errors import KdkitError
 from kdkit.plugins.recipe_outline import read_outline
 from tests.helpers.command_line import ROOT
+from tools import make_command_line_page as page_tool
 
 PAGES = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("examples/**/*.md")]
@@ -132,6 +134,46 @@ def test_the_commands_of_a_page_parse(page):
             parse(command)
         except click.UsageError as error:
             pytest.fail(f"{page.relative_to(ROOT)}: `{command.text}`: {error.format_message()}")
+
+
+def test_the_page_has_every_option():
+    text = page_tool.PAGE.read_text("utf-8")
+    assert page_tool.updated(text) == text, f"stale: run python {page_tool.__file__}"
+    with pytest.raises(KdkitError, match="put it back"):
+        page_tool.updated("# Command line\n")
+
+
+def test_every_help_text_begins_with_examples_that_parse():
+    for name, command in page_tool.commands():
+        _summary, examples, *_details = command.help.split("\n\n")
+        lines = [line.strip() for line in examples.replace("\b", "").splitlines() if line.strip()]
+        if name == "kdkit completion":  # whose example has a sentence before it
+            continue
+        assert all(line.startswith(f"{name} ") or line == name for line in lines), (name, lines)
+        for line in lines:
+            parse(Command(name, line, is_whole=True))
+
+
+def test_the_same_option_has_the_same_text_in_each_command():
+    texts = {}
+    for name, command in page_tool.commands():
+        is_of_plugin = name.startswith(("kdkit ecg", "kdkit predict"))  # whose options are about other things
+        for option in page_tool.options(command):
+            assert re.fullmatch(r"[A-Z].*\.", option.help or ""), (name, option.name, option.help)
+            if not is_of_plugin:
+                texts.setdefault(option.opts[0], set()).add(option.help)
+    # Those of one or several runs, of files and folders, and JSON with or without descriptions.
+    assert {flag for flag, helps in texts.items() if len(helps) > 1} == {"--out", "--json", "--quiet"}
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_help_fits_its_terminal_and_cuts_no_sentence(columns):
+    groups = [("kdkit", cli), *((f"kdkit {name}", command) for name, command in cli.commands.items())]
+    for name, command in [*groups, *page_tool.commands()]:
+        context = click.Context(command, info_name=name, terminal_width=columns)
+        for line in command.get_help(context).splitlines():
+            assert len(line) <= columns, line
+            assert not re.search(r"[a-z]\.\.\.$", line), line
 
 
 def test_programs_of_console_blocks_exist():

@@ -537,7 +537,7 @@ def test_the_help_of_a_file_has_its_parameters_and_its_docstring(kdkit_here, wri
         "[default: 0.5]",
         "--flag / --no-flag",
         "[red|green]",
-        "--seed INTEGER",
+        "--seed N",
     ):
         assert word in result.out, result.out
     assert kdkit_here("run", "--help", path).out == result.out

@@ -22,8 +22,8 @@ def test_the_script_of_a_shell_is_printed(shell, kdkit_process):
 
 def test_the_help_has_a_line_for_each_shell(kdkit_here):
     lines = [line.strip() for line in kdkit_here("completion", "--help").out.splitlines()]
-    assert 'bash, ~/.bashrc:   eval "$(kdkit completion bash)"' in lines
-    assert "fish, ~/.config/fish/config.fish:   kdkit completion fish | source" in lines
+    assert 'eval "$(kdkit completion bash)"     # ~/.bashrc' in lines
+    assert "kdkit completion fish | source      # ~/.config/fish/config.fish" in lines
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
