@@ -109,7 +109,7 @@ def shapes(loss_fields: dict[str, str]) -> list[str]:
 
 def _table(title: str, makers: dict[str, Make]) -> str:
     rows = "".join(_row(name, make) for name, make in makers.items())
-    return f"\n## {title}\n\n| loss | formula | takes | needs | source |\n|---|---|---|---|---|\n{rows}"
+    return f"\n## {title}\n\n| loss | formula | options | takes | needs | source |\n|---|---|---|---|---|---|\n{rows}"
 
 
 def _row(name: str, make: Make) -> str:
@@ -120,10 +120,26 @@ def _row(name: str, make: Make) -> str:
     takes = "; ".join([loss_fields["Shapes"], *(_differences(make) if on_features else ())])
     source = re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", loss_fields["Source"])
     source = re.sub(r"OpenReview:(\w+)", r"[OpenReview](https://openreview.net/forum?id=\1)", source)
-    cells = [f"`{formula}`" + (f" with {symbols}" if symbols else ""), takes, _needs(make), source]
+    cells = [f"`{formula}`" + (f" with {symbols}" if symbols else ""), _options(make), takes, _needs(make), source]
     # a bar would end the cell
     line = " | ".join(["<br>".join(f"`{name}`" for name in names), *(cell.replace("|", "\\|") for cell in cells)])
     return f"| {line} |\n"
+
+
+def _options(make: Make) -> str:
+    """Return the options of a loss with their defaults, without those of its projector, which are the same for all."""
+    texts = []
+    for parameter in inspect.signature(make).parameters.values():
+        value = parameter.default
+        if value is parameter.empty or parameter.name in ("projector", "kind"):
+            continue
+        if not isinstance(value, int | float | str | tuple | None):  # made by a factory
+            value = type(getattr(_make_loss(make), parameter.name)).__name__
+            texts.append(f"`{parameter.name}={value}()`")
+        else:
+            text = f"{value:g}" if isinstance(value, float) else repr(value)
+            texts.append(f"`{parameter.name}={text}`")
+    return ", ".join(texts)
 
 
 def _needs(make: Make) -> str:

@@ -236,8 +236,8 @@ class InfoNCE(ProjectedLoss):
     contrastive learning of CLIP-KD, whose code trains a factor of the cosines instead. projector and kind are those of
     Hint.
 
-    Formula: -1/N · Σ_i log(exp(cos(g(s_i), t_i) / T) / Σ_j exp(cos(g(s_i), t_j) / T)), with g a projector if channels
-        differ and j the samples of the batch
+    Formula: -1/N · Σ_i log(exp(cos(g(s_i), t_i) / T) / Σ_j exp(cos(g(s_i), t_j) / T)), with s and t averaged over
+        positions, g a projector if channels differ and j the samples of the batch
     Shapes: features (N, C), (N, C, L), (N, C, H, W)
     Source: van den Oord et al. 2018, "Representation Learning with Contrastive Predictive Coding", arXiv:1807.03748;
         Yang et al. 2024, "CLIP-KD: An Empirical Study of CLIP Model Distillation", arXiv:2307.12732

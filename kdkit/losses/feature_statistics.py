@@ -114,8 +114,8 @@ class WKDF(ProjectedLoss):
     and kind are those of Hint; the authors project in any case, by a convolution with batch norm and ReLU as that of
     kind "conv" or, for ImageNet, by three convolutions.
 
-    Formula: 1/(N cells) · Σ (mean (m(g(s)) - m(t))² + (d(g(s)) - d(t))²), with m the means, d = √(var + eps) and g a
-        projector if shapes differ
+    Formula: 1/(N cells) · Σ (a (m(g(s)) - m(t))² + (d(g(s)) - d(t))²), with a the option mean, m the mean of a channel
+        in a cell, d = √(var + eps) its deviation and g a projector if shapes differ
     Shapes: features (N, C, L), (N, C, H, W)
     Source: Lv et al. 2024, "Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge Distillation",
         arXiv:2412.08139, and its authors' code

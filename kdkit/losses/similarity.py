@@ -36,7 +36,7 @@ class Cosine(ProjectedLoss):
     "channels" takes one at each position of (batch, channels, ...); "last" takes one for each token of (batch, tokens,
     channels). projector and kind are those of Hint.
 
-    Formula: 1 - mean cos(g(s), t), with g a projector if shapes differ
+    Formula: 1 - mean cos(g(s), t), with each sample flattened to a vector and g a projector if shapes differ
     Shapes: features (N, C), (N, C, L), (N, C, H, W); outputs too
     Source: Sanh et al. 2019, "DistilBERT, a distilled version of BERT", arXiv:1910.01108, sec. 2
     """

@@ -39,7 +39,8 @@ class NST:
     differ, the larger map is average-pooled to the smaller. degree=1 makes the kernel linear; public code uses degree 2
     and offset 0.
 
-    Formula: mean k(t, t) + mean k(s, s) - 2 mean k(s, t), with k(x, y) = (x · y + offset)^degree for each two channels
+    Formula: mean k(t, t) + mean k(s, s) - 2 mean k(s, t), with k(x, y) = (x · y + offset)^degree of each two channels,
+        whose vectors over positions are scaled to length 1
     Shapes: features (N, C, L), (N, C, H, W)
     Source: Huang and Wang 2017, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer",
         arXiv:1707.01219
