@@ -135,8 +135,9 @@ class _RecipeChecks:
             if self.context.position_dims and not getattr(without_interval(metric), "accepts_positions", False):
                 yield (
                     f"metric {metric.name!r}: labels of this data are per position, and it takes one per sample; "
-                    "use MeanIoU, Accuracy, F1, CrossEntropy or Perplexity, or a metric with an attribute "
-                    "accepts_positions = True, which gets classes, and logits by its method reduce_positions"
+                    "use MeanIoU, Accuracy, TopKAccuracy, F1, CrossEntropy or Perplexity, or a metric with an "
+                    "attribute accepts_positions = True, which gets classes, and logits by its method "
+                    "reduce_positions"
                 )
                 continue
             try:
@@ -156,6 +157,9 @@ class _RecipeChecks:
         labels: NDArray[Any]
         if not self.context.position_dims:
             outputs = random.standard_normal((2 * len(classes) + 2, len(classes)))
+            if self.recipe.data.task == "regression":
+                numbers = random.integers(1, 4, outputs.shape) + 0.5  # above 1, which are no shares of classes
+                return Predictions(labels=numbers, outputs=outputs, classes=classes)
             targets = np.arange(len(outputs)) % len(classes)
             labels = targets if is_multiclass else np.eye(len(classes))[targets]
             return Predictions(labels=labels, outputs=outputs, classes=classes)

@@ -28,7 +28,7 @@ from kdkit import (
 )
 from kdkit.errors import CheckError, RecipeError
 from kdkit.losses import DKD, Hint, SoftTargets
-from kdkit.metrics import R2, Accuracy
+from kdkit.metrics import R2, Accuracy, Brier, CrossEntropy, MacroF1, MeanIoU
 from tests.helpers.tiny import Mlp, hooks_of, one_stage, plain_goal, same_state, samples, state_of, tiny_data, tiny_net
 
 TRAINING = Training(epochs=1, batch_size=4)
@@ -496,6 +496,16 @@ def test_a_metric_that_does_not_fit_the_data_is_a_problem():
     recipe = one_stage(tiny_net("student"), plain_goal())
     unfit = Recipe(data=recipe.data, schedule=recipe.schedule, metrics=(Accuracy(), R2()))
     assert "metric 'r2' does not fit this data (multiclass)" in only_problem(unfit)
+
+
+@pytest.mark.parametrize("metric", [MacroF1(), Brier(), CrossEntropy(), MeanIoU()], ids=lambda metric: metric.name)
+def test_a_metric_of_classes_is_a_problem_for_numbers(metric):
+    rows = samples("regression", 8)
+    stage = Stage({tiny_net("student", outputs=rows.tensors[1].shape[1]): Truth(nn.MSELoss())}, Training(epochs=1))
+    recipe = Recipe(data=TorchData(rows, rows), schedule=[stage], metrics=(metric,))
+    problem = only_problem(recipe)
+    assert f"metric {metric.name!r} does not fit this data (regression)" in problem
+    assert "use MSE or R2 for numbers" in problem
 
 
 def test_labels_per_pixel_next_to_outputs_per_sample_are_a_problem_with_both_shapes():
