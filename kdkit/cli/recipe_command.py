@@ -8,7 +8,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from kdkit.cli.group import with_blocks
-from kdkit.errors import KdkitError, RunFolderError
+from kdkit.errors import KdkitError
 from kdkit.plugins.parameters import Parameter
 from kdkit.plugins.recipe_file import RecipeFile, read_recipe_file
 from kdkit.plugins.recipe_outline import RecipeOutline, read_outline
@@ -149,13 +149,10 @@ class RunCommand(RecipeCommand):
         if needs_folder and self._find_file(rest) is None:
             if not following or following.startswith("-"):
                 raise click.UsageError("--resume needs the folder of a run: kdkit run --resume FOLDER", ctx)
-            folder = Path(following)
-            if not folder.is_dir():
-                raise RunFolderError(f"there is no run folder {following} to resume; expected the folder of a run")
             from kdkit.cli.repeat import arguments_to_resume
 
             # Of an option that occurs twice, the last value counts.
-            args = [*arguments_to_resume(folder, trust="--trust" in rest), *rest, "--out", following]
+            args = [*arguments_to_resume(Path(following), trust="--trust" in rest), *rest, "--out", following]
         return super().parse_args(ctx, args)
 
 

@@ -48,7 +48,10 @@ def find_weights(path: Path, name: str, key: str | None) -> WeightFile:
     if path.is_file():
         return WeightFile(path, key)
     if not path.is_dir():
-        raise RecipeError(f"the weights of net {name!r} should be in {path}, but there is no such file")
+        raise RecipeError(
+            f"the weights of net {name!r} should be in {path}, but there is no such file; pass a file of weights, or "
+            "the folder of a run"
+        )
     stages = [*path.glob("*/")] if (path / "run.json").is_file() else [path] * (path / "history.jsonl").is_file()
     files: dict[str, Path] = {}  # a network that several stages trained is taken as the last one left it
     folders = sorted(stages, key=stage_number)
@@ -189,7 +192,8 @@ def _read(path: Path, name: str) -> object:
     except RecipeError:
         raise
     except Exception as error:  # for arbitrary bytes torch raises almost any error: KeyError, IndexError, ...
-        reason = first_line(error) if str(error) else "it is empty"
+        # Not torch's advice after it to run the code of the file.
+        reason = first_line(error).split(". ")[0] if str(error) else "it is empty"
         blocked = re.search(r"GLOBAL (\S+)", str(error))
         if blocked is not None:
             reason = f"it holds {blocked[1]}, which is not loaded because it could run code from the file"

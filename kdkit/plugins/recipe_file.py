@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.machinery import SOURCE_SUFFIXES, SourceFileLoader
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ def _import_file(path: Path) -> Iterator[types.ModuleType]:
         advice = f"to resume the run in it: kdkit run --resume {path}" if is_run else "a recipe is a Python file"
         raise RecipeError(f"{path} is a folder; {advice}")
     if not path.is_file():
-        raise RecipeError(f"{path}: there is no such recipe file{_examples_hint(path)}")
+        raise RecipeError(f"{path}: there is no such recipe file{_near_file(path)}")
     from kdkit.utils.randomness import seed_everything  # imports torch, for which these errors need not wait
 
     name = path.stem if _is_free(path) else f"kdkit_recipe_{path.stem}"
@@ -171,8 +172,11 @@ def _import_file(path: Path) -> Iterator[types.ModuleType]:
         sys.path.remove(folder)
 
 
-def _examples_hint(path: Path, root: Path = ROOT) -> str:
-    """Return where the examples are, if a path that does not exist seems to be one of them; else ""."""
+def _near_file(path: Path, root: Path = ROOT) -> str:
+    """Return the most similar file, or where the examples are if a missing file seems to be one of them; else ""."""
+    names = [file.name for file in path.parent.glob("*.py")]
+    if matches := get_close_matches(path.name, names, n=1):
+        return f"; did you mean {path.parent / matches[0]}?"
     folder = root / "examples"
     # An installed kdkit lies in site-packages, where a folder "examples" would be another package's.
     is_checkout = (root / "pyproject.toml").is_file()

@@ -187,6 +187,8 @@ def test_the_notes_of_an_error_are_printed_but_no_traceback_among_them(kdkit_her
 
 def test_a_path_that_is_not_a_python_file_is_refused(kdkit_here, tmp_path):
     assert_refused(kdkit_here("run", "nowhere.py"), "nowhere.py", "no such recipe file")
+    (tmp_path / "mine.py").touch()
+    assert_refused(kdkit_here("run", "mien.py"), "no such recipe file; did you mean mine.py?")
     assert_refused(kdkit_here("run", tmp_path), "is a folder; a recipe is a Python file")
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "run.json").touch()
@@ -197,7 +199,7 @@ def test_a_path_that_is_not_a_python_file_is_refused(kdkit_here, tmp_path):
     assert_refused(kdkit_here("run", "notes.txt"), "a recipe file ends in .py")
     assert_refused(kdkit_here("run"), "Missing argument 'FILE'")
     assert_refused(kdkit_here("run", "--resume"), "--resume needs the folder of a run: kdkit run --resume FOLDER")
-    assert_refused(kdkit_here("run", "--resume", "nowhere"), "there is no run folder nowhere to resume")
+    assert_refused(kdkit_here("run", "--resume", "nowhere"), "there is no folder nowhere; there are: first")
     assert_refused(kdkit_here("runn"), "No such command 'runn'")
     assert_refused(kdkit_here("list", "nowhere.py"), "no such recipe file")
 
@@ -364,7 +366,7 @@ OPTIONS = {
     "resuming nothing": (["--resume"], ["to resume", "name the run folder"]),
     "resuming a folder that does not exist": (
         ["--resume", "--out", "nowhere"],
-        ["nowhere holds no run: there is no run.json in it"],
+        ["there is no folder nowhere; expected the folder of a run"],
     ),
     "two files": (["other.py"], ["unexpected extra argument"]),
 }

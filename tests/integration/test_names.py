@@ -9,7 +9,7 @@ import kdkit
 from kdkit import Match, Net, Recipe, RecipeError, Stage, Study, Trial, Truth
 from kdkit.errors import RunFolderError
 from kdkit.losses import SoftTargets
-from kdkit.plugins.recipe_file import _examples_hint
+from kdkit.plugins.recipe_file import _near_file
 from tests.helpers.command_line import ROOT
 from tests.helpers.stages import Small, copied, data, same, training
 
@@ -105,7 +105,7 @@ def test_an_installed_package_names_the_repository_of_the_examples(tmp_path):
     installed = tmp_path / "site-packages"
     (installed / "examples").mkdir(parents=True)
     (installed / "examples" / "hinton.py").touch()
-    assert "the folder `examples` of the repository of kdkit" in _examples_hint(
+    assert "the folder `examples` of the repository of kdkit" in _near_file(
         ROOT / "no" / "examples" / "hinton.py", installed
     )
-    assert _examples_hint(ROOT / "no" / "hinton.py", installed) == ""
+    assert _near_file(ROOT / "no" / "hinton.py", installed) == ""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdkit.engine.storage.measurements import MEASUREMENTS, Measurements
 from kdkit.engine.storage.stage_folder import FORMAT, RECORD, StageFolder, require_format
-from kdkit.errors import RunFolderError, first_line, shortened
+from kdkit.errors import RunFolderError, did_you_mean, first_line, shortened
 from kdkit.metrics.base import MetricResult
 from kdkit.nets.weight_files import runs_hint, runs_in
 from kdkit.plugins.events import BaselineDifference
@@ -187,8 +187,14 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         if not file.is_file() and runs_in(path):
             raise RunFolderError(f"{path} is not the folder of one run: it {runs_hint(path)}")
+        if not path.exists():
+            near = runs_in(path.parent)
+            hint = did_you_mean(path.name, near) if near else "expected the folder of a run"
+            raise RunFolderError(f"there is no folder {path}; {hint}")
         if not file.is_file():
-            raise RunFolderError(f"{path} holds no run: there is no {RECORD} in it")
+            is_part = (path.parent / RECORD).is_file()
+            hint = f"; it is a part of the run {path.parent}" if is_part else ""
+            raise RunFolderError(f"{path} holds no run: there is no {RECORD} in it{hint}")
         record = read_json(file)
         if not isinstance(record, dict):
             raise ValueError(f"it holds a {type(record).__name__}, not an object")

@@ -115,6 +115,13 @@ def test_the_predictions_of_a_net_are_read_from_its_run_folder(tmp_path):
 def test_a_run_folder_without_the_predictions_is_refused(tmp_path):
     with pytest.raises(RunFolderError, match="holds no run"):
         nets_of_run(tmp_path)
+    stage = tmp_path / "runs" / "first" / "2-student"
+    stage.mkdir(parents=True)
+    (stage.parent / "run.json").touch()
+    with pytest.raises(RunFolderError, match=r"it is a part of the run .*first$"):
+        nets_of_run(stage)
+    with pytest.raises(RunFolderError, match=r"there is no folder .*frist; did you mean 'first'?"):
+        nets_of_run(tmp_path / "runs" / "frist")
     with pytest.raises(RunFolderError, match="holds no run"):
         read_reported(tmp_path, "net")
     folder = RunFolder.create(tmp_path / "run", {}, None)
