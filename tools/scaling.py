@@ -17,8 +17,9 @@ TRAINING, VALIDATION = 3 / 5, 1 / 5  # of the records: three folds of five, and 
 BATCH, EPOCHS, DRAWS = 64, 90, 10
 POOLED, FEATURE_MAP = 512, 512 * (WINDOW // 32)  # numbers in a teacher's pooled vector, and in its last feature map
 
-# Measured on 2 cores of an AMD EPYC at 2.4 GHz, torch 2.14.1, float32, batches of 64 x 12 x 4096: seconds.
-STUDENT_STEP, TEACHER_FORWARD, PREPARATION = 0.54, 1.34, 0.025
+# Measured on 2 cores of an AMD EPYC at 2.4 GHz, torch 2.14.1, float32, batches of 64 x 12 x 4096: seconds. The
+# preparation on one core of an Intel Xeon: the CPU time of `kdkit ecg prepare` for 561 records less that for 49.
+STUDENT_STEP, TEACHER_FORWARD, PREPARATION = 0.54, 1.34, 0.005
 MEASURED_CORES = 2
 # Extrapolated: a training step is a forward and a backward of twice its operations.
 STEP_FORWARDS = 3
@@ -46,7 +47,7 @@ class Speed:
 
 CPU = Speed(TEACHER_FORWARD, TEACHER_STEP, STUDENT_FORWARD, STUDENT_STEP)
 # Captured steps on one NVIDIA H100, torch 2.11, float32, the same batches; the student's forward is a third of a step.
-H100 = Speed(teacher_forward=0.0022, teacher_step=0.0087, student_forward=0.0014, student_step=0.0043)
+H100 = Speed(teacher_forward=0.0022, teacher_step=0.0086, student_forward=0.0014, student_step=0.0043)
 
 
 def gpu(case: int) -> Speed:

@@ -42,7 +42,7 @@ def test_hours_are_right_by_hand():
     student = scaling.training(CHALLENGE, scaling.STUDENT_STEP, scaling.STUDENT_FORWARD)
     assert student == pytest.approx(90 * (828 * 0.54 + 276 * 0.18) / 3600)
     assert scaling.teaching(CHALLENGE, scaling.CPU, cached=False) == pytest.approx(90 * 828 * 1.34 / 3600)
-    assert scaling.preparation(CHALLENGE, 2) == pytest.approx(88_253 * 0.025 / 7200)
+    assert scaling.preparation(CHALLENGE, 2) == pytest.approx(88_253 * 0.005 / 7200)
 
 
 def test_cached_outputs_take_one_pass_per_draw_and_are_shared_by_stages():
