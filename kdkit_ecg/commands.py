@@ -282,10 +282,12 @@ def prepare(dataset: str, folders: tuple[Path, ...], location: Path | None, **op
 @click.option("--all", "all_stores", is_flag=True, help="With --delete: delete all stores.")
 @_store_location
 def store(names: tuple[str, ...], delete: bool, all_stores: bool, location: Path | None) -> None:
-    """List the stores of prepared signals, or delete some. A run that needs a deleted store prepares it again.
+    """List the stores of prepared signals, or delete some.
 
-    kdkit ecg store
-    kdkit ecg store --delete --all
+        kdkit ecg store
+        kdkit ecg store --delete --all
+
+    A run that needs a deleted store prepares it again.
     """
     from kdkit.utils.reprs import format_bytes
     from kdkit_ecg.store import stores_folder, stores_in

@@ -24,11 +24,7 @@ _PLUGIN_NAME = "my_plugin"  # in the template of a plugin
 
 @click.group(short_help="Write a recipe or a plugin to start from.")
 def new() -> None:
-    """Write a recipe or a plugin to start from.
-
-    kdkit new recipe my_data
-    kdkit new plugin my_losses
-    """
+    """Write a recipe or a plugin to start from."""
 
 
 @new.command(short_help="Write a recipe, or list the templates.")

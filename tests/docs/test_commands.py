@@ -150,8 +150,10 @@ def test_every_help_text_begins_with_examples_that_parse():
         if name == "kdkit completion":  # whose example has a sentence before it
             continue
         assert all(line.startswith(f"{name} ") or line == name for line in lines), (name, lines)
+        shown = command.get_help(click.Context(command, info_name=name))
         for line in lines:
             parse(Command(name, line, is_whole=True))
+            assert f"\n      {line}\n" in shown  # not joined to a paragraph
 
 
 def test_the_same_option_has_the_same_text_in_each_command():
