@@ -77,6 +77,8 @@ class LabelCheck:
                 "multilabel and fit BCEWithLogitsLoss; or give the network two outputs"
             )
         advice = "" if label in self.ignored else f"; if {label} stands for no label, pass ignore_index={label}"
+        if label == count:
+            advice += f"; if labels are numbered from 1 to {count}, subtract 1"
         return (
             f"a label of {self.subject} is {label} ({position}), and there are {count} classes, numbered 0 to "
             f"{count - 1}{advice}"

@@ -1,7 +1,7 @@
 """Run a recipe: check it, train its stages, and compute the metrics of every network."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.trainer import StageTrainer
 from kdkit.engine.training_batches import passes_over
-from kdkit.errors import RecipeError, RunFolderError
+from kdkit.errors import RecipeError, RunFolderError, describe
 from kdkit.metrics.base import MetricResult
 from kdkit.nets.net import Net
 from kdkit.plugins.events import BaselineDifference, RunEnded, RunStarted
@@ -120,6 +120,8 @@ def prepared(
     # Not in RunOptions: a study sets `out` later.
     if options.keep_checkpoints and options.out is None:
         raise RecipeError("to keep checkpoints, name the run folder: out=FOLDER")
+    if not isinstance(callbacks, Iterable):
+        raise RecipeError(f"callbacks must be a list, such as [CsvLogger()]; got {describe(callbacks)}")
     # A run on a CPU leaves a GPU alone, unless user code has used it already.
     with joined(), preserve_rng_state(cuda=options.torch_device().type == "cuda" or None):
         options = _agree_on_folder(options)

@@ -118,7 +118,7 @@ class Plugins:
         for name, plugin in self.manager.list_name_plugin():
             extended.add(plugin, name, installed=name in self._installed)
         for plugin in plugins:
-            if isinstance(plugin, type):
+            if isinstance(plugin, type | str):
                 raise PluginError(f"a callback is an object with hooks; got {describe(plugin)}")
             # With the id, so that two callbacks of one class have different names.
             extended.add(plugin, f"{type(plugin).__name__}-{id(plugin)}")

@@ -13,6 +13,11 @@ def run_losses(callbacks=()):
     return [epoch["terms"] for stage in history.values() for epoch in stage]
 
 
+def test_a_callback_that_is_not_in_a_list_is_refused():
+    with pytest.raises(kdkit.KdkitError, match=r"callbacks must be a list, .*; got <.*Failing"):
+        kdkit.run(three, callbacks=Failing())
+
+
 class RandomDraws:
     """Draws random numbers at each step."""
 

@@ -157,8 +157,9 @@ class _RecipeChecks:
         labels: NDArray[Any]
         if not self.context.position_dims:
             outputs = random.standard_normal((2 * len(classes) + 2, len(classes)))
-            if self.recipe.data.task == "regression":
-                numbers = random.integers(1, 4, outputs.shape) + 0.5  # above 1, which are no shares of classes
+            # Labels of a binary loss are in [0, 1]; others that look like numbers are named when they are read.
+            if self.recipe.data.task == "regression" and not any(map(_is_binary, self.terms)):
+                numbers = random.integers(1, 4, outputs.shape) + 0.5
                 return Predictions(labels=numbers, outputs=outputs, classes=classes)
             targets = np.arange(len(outputs)) % len(classes)
             labels = targets if is_multiclass else np.eye(len(classes))[targets]

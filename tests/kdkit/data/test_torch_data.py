@@ -321,8 +321,9 @@ def test_a_hidden_label_beyond_the_classes_is_refused_when_it_is_read(wrong):
     data = TorchData(hidden, DataLoader(hidden, batch_size=2), samples(), classes=["a", "b", "c"])
     assert data.train.batch(torch.arange(3), 0).labels.tolist() == [0, 1, 2]
     message = "and there are 3 classes, numbered 0 to 2"
-    with pytest.raises(DataError, match=rf"a label of the train data is {wrong} \(row 3\), {message}"):
+    with pytest.raises(DataError, match=rf"a label of the train data is {wrong} \(row 3\), {message}") as caught:
         data.train.batch(torch.arange(4), 0)
+    assert ("numbered from 1 to 3, subtract 1" in str(caught.value)) == (wrong == 3)
     position = rf"{wrong} \(index 1 of batch 2\)"
     with pytest.raises(DataError, match=f"a label of the validation data is {position}, {message}"):
         list(data.validation)

@@ -304,6 +304,7 @@ class Undecorated:
     [
         (Undecorated(), "the callback Undecorated has no hooks, .* decorate its epoch_ended with @kdkit.hookimpl"),
         (object(), r"the callback object has no hooks, .* decorate a method, such as epoch_ended\(self, event\), with"),
+        ("csv", "a callback is an object with hooks; got 'csv'"),
         (Losses, r"a callback is an object with hooks; got the class Losses; did you forget its \(\)\?"),
     ],
 )
