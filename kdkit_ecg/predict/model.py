@@ -101,10 +101,11 @@ def open_model(path: Path) -> Model:
     Raises DataError if the file cannot be read or has no metadata of an ECG network, KdkitError without onnxruntime.
     """
     openers: dict[str, Callable[[Path], tuple[Mapping[str, Any], Run]]] = {".onnx": _open_onnx, ".pt2": _open_pt2}
-    if path.suffix.lower() not in openers:
-        raise DataError(f"{path} is no exported network; expected a file of kdkit export: {' or '.join(openers)}")
-    if not path.is_file():
-        raise DataError(f"{path} does not exist; expected a file that kdkit export wrote")
+    expected = f"expected a file of kdkit export ({' or '.join(openers)}), or the folder of a run"
+    if not path.exists():
+        raise DataError(f"{path} does not exist; {expected}")
+    if not path.is_file() or path.suffix.lower() not in openers:
+        raise DataError(f"{path} is no exported network; {expected}")
     try:
         metadata, run = openers[path.suffix.lower()](path)
     except KdkitError:

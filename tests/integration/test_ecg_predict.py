@@ -312,6 +312,10 @@ def test_arrays_need_a_rate_and_leads(tmp_path, model, capsys):
         (["{model}", "{data}", "--net", "student"], "for the folder of a run"),
         (["{data}/labels.csv", "{data}"], "is no exported network"),
         (["missing.onnx", "{data}"], "does not exist"),
+        (
+            ["runs/missing", "{data}"],
+            "does not exist; expected a file of kdkit export (.onnx or .pt2), or the folder of",
+        ),
         (["{model}", "{empty}"], "no record in"),
         (["{exports}", "{data}"], "is a folder of exported files"),
         (["{model}", "{data}", "--rate", "500", "--unit", "kg"], "not a unit"),
