@@ -79,7 +79,7 @@ PRECISION = click.option(
     default="fp32",
     show_default=True,
     metavar="fp32|bf16|fp16",
-    help="Precision of forward passes: bf16 and fp16 use autocast, and are faster on most GPUs.",
+    help="Precision of forward passes; bf16 and fp16 use autocast, which GPUs compute faster.",
 )
 TEACHER_CACHE = click.option(
     "--teacher-cache",
