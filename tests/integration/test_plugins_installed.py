@@ -156,4 +156,4 @@ def test_a_taken_name_and_a_taken_command_cost_a_warning_each_and_the_earlier_on
     assert command == "warning: plugin 'taken' adds the command run, which exists; the earlier one stays"
     for word in ("plugin 'taken' registers 'soft_targets'", "plugin 'kdkit' already has", "this entry is skipped"):
         assert word in loss
-    assert "Run the recipe in FILE" in kdkit_process("run", "--help", PYTHONPATH=site["taken"]).out
+    assert "Train the stages of the recipe in FILE" in kdkit_process("run", "--help", PYTHONPATH=site["taken"]).out
