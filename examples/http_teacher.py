@@ -72,7 +72,7 @@ class HttpTeacher:
                 raise KdkitError(
                     f"the teacher at {self.url} gives no logits ({error}); start its server, or pass another --url"
                 ) from error
-        return torch.from_numpy(logits).to(inputs.device, torch.float32)
+        return torch.from_numpy(logits).float()
 
 
 class ModelServer(ThreadingHTTPServer):

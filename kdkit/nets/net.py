@@ -212,13 +212,15 @@ class Net(Generic[M]):
             output = pick_tensor(output, self.element, f"net {self.name!r}")
         if self.channels_last is not False and output.ndim > 2:
             output = self._with_classes_second(output, batch.labels)
+        if isinstance(module, nn.Module) and self.device is None:
+            return output
         # A service may drop rows. Without this check, a loss could broadcast what is left.
         if not isinstance(module, nn.Module) and (not output.ndim or len(output) != len(batch)):
             raise RecipeError(
                 f"net {self.name!r} must return one row per sample, {len(batch)} for this batch; "
                 f"got outputs of shape {tuple(output.shape)}"
             )
-        return output if self.device is None else output.to(batch.labels.device)
+        return output.to(batch.labels.device)
 
     def __repr__(self) -> str:
         return f"Net({self.name!r}, {type(self.module).__name__})"

@@ -108,6 +108,12 @@ def test_several_outputs_without_an_element_are_refused():
         net(batch())
 
 
+def test_the_outputs_of_a_plain_callable_are_moved_to_the_device_of_the_batch():
+    net = Net("service", lambda inputs: torch.zeros(len(inputs), 3), version="1")
+    on_device = Batch(torch.ones(2, 4), torch.zeros(2, dtype=torch.int64, device="meta"))
+    assert net(on_device).device.type == "meta"
+
+
 @pytest.mark.parametrize(
     "answer", [lambda inputs: inputs[:1], lambda inputs: inputs.sum()], ids=["fewer rows", "scalar"]
 )

@@ -1,0 +1,1 @@
+"""An emulated CUDA device, for tests of GPU code on a machine that has no GPU."""
