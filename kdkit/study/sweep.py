@@ -54,6 +54,7 @@ class Sweep:
     is a cell. Parameters that are not in the grid keep their defaults. folder: of all runs, as for a Study.
     seeds: how many, counted from 0, or the seeds themselves. metric: the name of the metric by which cells are
     compared; the recipe's first one if None. net: the name of the net; the one that is trained last if None.
+    amend: returns a trial with more to record than the grid has, such as its command.
 
     Raises RecipeError if `recipe` has no such parameter or needs others, and for values or seeds that are repeated.
     """
@@ -67,6 +68,7 @@ class Sweep:
         seeds: int | Values = 3,
         metric: str | None = None,
         net: str | None = None,
+        amend: Callable[[Trial], Trial] | None = None,
     ) -> None:
         self.recipe, self.metric, self.net = recipe, metric, net
         self.grid = _ordered(recipe, {name: _as_list(values) for name, values in grid.items()})
@@ -86,7 +88,7 @@ class Sweep:
             for seed in self.seeds
             for cell in self.cells
         ]
-        self.study = Study(folder, trials)
+        self.study = Study(folder, trials if amend is None else [*map(amend, trials)])
         self._failed: set[str] = set()  # trials that failed in the last call of `run`
 
     def run(
