@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from kdkit.cli.options import LOG, PATH, loggers_of, read_seeds, run_fields, run_options
+from kdkit.cli.options import AVERAGE_OVER, LOG, PATH, loggers_of, read_seeds, run_fields, run_options
 from kdkit.cli.recipe_command import SweepCommand, arguments_of, default_options, file_of, run_arguments
 from kdkit.errors import KdkitError
 from kdkit.utils.printable import echo
 
 # Options of all runs, which the command of a single one has not; and how many arguments follow them.
-_OF_ALL = {"--seeds": 1, "--metric": 1, "--net": 1, "--out": 1, "--jobs": 1}
+_OF_ALL = {"--seeds": 1, "--average-over": 1, "--metric": 1, "--net": 1, "--out": 1, "--jobs": 1}
 
 
 @click.command(cls=SweepCommand, short_help="Compare values of the options of a recipe over seeds.")
@@ -26,6 +26,7 @@ _OF_ALL = {"--seeds": 1, "--metric": 1, "--net": 1, "--out": 1, "--jobs": 1}
     metavar="N|SEED,...",
     help="Number of seeds, counted from 0, or the seeds themselves.",
 )
+@AVERAGE_OVER
 @click.option("--metric", help="Metric by which values are compared; the first one of the recipe if not given.")
 @click.option("--net", help="Net whose metrics are compared; the one trained last if not given.")
 @click.option("--out", type=PATH, help="Folder of all runs; runs/<recipe>-sweep if not given.")
@@ -82,6 +83,7 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
         seeds=options["seeds"],
         metric=options["metric"],
         net=options["net"],
+        average_over=options["average_over"],
         amend=as_command,
     )
     study = comparison.study
@@ -89,9 +91,13 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
     results = comparison.run(settings, callbacks=loggers, jobs=options["jobs"])
     finished = sum(study.finished(trial.name) for trial in study.trials)
     if not options["quiet"]:
-        cells, seeds = len(comparison.cells), describe_count(len(comparison.seeds), "seed")
+        counts = [
+            describe_count(len(comparison.cells), "combination"),
+            *(f"{len(grid[name])} of {name}" for name in comparison.average_over),
+            describe_count(len(comparison.seeds), "seed"),
+        ]
         echo(
-            f"{describe_count(count, 'run')} in {study.folder}: {describe_count(cells, 'combination')} x {seeds}"
+            f"{describe_count(count, 'run')} in {study.folder}: {' x '.join(counts)}"
             + (f", {finished} of them finished" if finished else "")
         )
     keep_freed_memory()  # as for a single run
