@@ -160,6 +160,15 @@ def can_resume(path: Path) -> bool:
     return (path / RECORD).is_file()
 
 
+def how_to_resume(path: Path, record: Mapping[str, Any]) -> str:
+    """Return the command, or what to do in Python, that resumes a run. record: of the run."""
+    if isinstance(record.get("command"), Mapping):
+        return f"kdkit run --resume {path}"
+    if (path.resolve().parent / LOCK).is_file():
+        return "run the Python script again that started it; its study or sweep skips finished runs"
+    return f"kdkit.run(..., out={str(path)!r}, resume=True) in Python"
+
+
 def resumable_files(path: Path) -> list[str]:
     """Return the files that the stages of a run are resumed or loaded from, by their paths in its folder."""
     files = [*path.glob("*/stage.json"), *path.glob("*/checkpoint-*.safetensors")]

@@ -3,6 +3,9 @@
 import csv
 import json
 import math
+import re
+import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +15,8 @@ from torch.utils.data import TensorDataset
 
 import kdkit
 from kdkit import Net, Optimizer, Recipe, RecipeError, RunOptions, Stage, Sweep, TorchData, Training, Truth
+from kdkit.cli.repeat import recorded_arguments
+from kdkit.engine.storage.reports import read_metrics
 from kdkit.errors import RunFolderError
 from kdkit.metrics import Accuracy
 from kdkit.report.runs import read_runs
@@ -320,6 +325,17 @@ def test_a_wrong_metric_or_net_is_refused_before_anything_runs(tmp_path):
 def test_results_need_a_finished_run(tmp_path):
     with pytest.raises(RecipeError, match=r"no run in .* is finished"):
         Sweep(recipe, {}, folder=tmp_path).results()
+
+
+def test_the_advice_to_resume_a_run_is_for_where_it_was_started(tmp_path):
+    [*Sweep(recipe, {}, folder=tmp_path / "runs", seeds=1).run(CPU)]
+    trial = shutil.copytree(tmp_path / "runs", tmp_path / "copy") / "seed=0"
+    alone = shutil.copytree(trial, tmp_path / "alone" / "run")
+    for folder, advice in ((trial, "run the Python script again"), (alone, f"kdkit.run(..., out='{alone}', resume=Tr")):
+        (folder / "metrics.json").unlink()
+        for read in (read_metrics, partial(recorded_arguments, trust=False)):
+            with pytest.raises(RunFolderError, match=re.escape(f"to resume it: {advice}")):
+                read(folder)
 
 
 def test_results_of_a_recipe_that_fails_since_are_refused(tmp_path):
