@@ -236,6 +236,19 @@ def test_records_that_the_table_names_in_vain_are_counted(tree):
         _ = Records(tree, "lost.csv", shares=(1.0, 0.0, 0.0), strict=True, **RAW).train
 
 
+def test_files_in_formats_that_are_not_read_are_counted(tmp_path):
+    for number in range(2):
+        write_wfdb(tmp_path, number)
+    for name in ("r0.scp", "r2.scp", "r3.SCP", "r4.mwf", "notes.txt"):  # the first one is another form of r0
+        (tmp_path / name).touch()
+    write_table(tmp_path, *((f"r{number}", "a", "") for number in range(2)))
+    options = {"shares": (1.0, 0.0, 0.0), **RAW}
+    line = "  files of formats that are not read: 2 .scp, 1 .mwf; export them as DICOM, HL7 aECG, EDF or WFDB"
+    assert Records(tmp_path, **options).summary.splitlines()[:2] == ["2 of 2 records read", line]
+    with pytest.raises(DataError, match="strict=True, but records are missing"):
+        _ = Records(tmp_path, strict=True, **options).train
+
+
 def test_a_name_of_two_files_is_refused_unless_the_path_is_given(tmp_path):
     for number in range(2):
         write_wfdb(tmp_path / f"p{number}", number, name="ecg")
