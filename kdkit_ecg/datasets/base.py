@@ -219,7 +219,8 @@ class RecordingDataset(Data, ABC):
         splits = self._split_rows(headers)
         persons = [self._person(header) for header in headers]
         records = label_records(headers, signals, contents, self._label_encoder, persons)
-        summary = "\n".join([summary, *splits.missing_classes(records.labels, self.classes)])
+        if self.task != "regression":
+            summary = "\n".join([summary, *splits.missing_classes(records.labels, self.classes)])
         return _Loaded(records, splits, summary)
 
     @property
