@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from kdkit import DataError
 from kdkit.errors import first_line
+from kdkit.utils.locks import FileLock
 from kdkit_ecg.records.preparation import VERSION, Preparation
 from kdkit_ecg.store.index import LOCK, UNFINISHED, read_rows, replace_file
 
@@ -76,7 +77,7 @@ class StoreFolder:
             shutil.rmtree(self.path)
         except Timeout as error:
             raise DataError(f"another process is writing to {self.path}; wait for it, or stop it") from error
-        except (OSError, NotImplementedError) as error:  # filelock raises the latter on a file system without locks
+        except OSError as error:
             raise DataError(f"{self.path} cannot be deleted: {first_line(error)}") from error
 
 
