@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -67,14 +66,13 @@ class StoreFolder:
     def delete(self) -> None:
         """Delete the store. Runs that read it are not affected.
 
+        The folder and its lock stay: a process that starts to prepare the records meanwhile waits for this lock.
         Raises DataError if another process is writing to it, or if it cannot be deleted.
         """
         try:
             with FileLock(self.path / LOCK, timeout=0):
-                # The lock is held on its file, so that one is deleted with the folder, after the lock is released.
                 for file in [path for path in self.path.iterdir() if path.name != LOCK]:
                     file.unlink()
-            shutil.rmtree(self.path)
         except Timeout as error:
             raise DataError(f"another process is writing to {self.path}; wait for it, or stop it") from error
         except OSError as error:
