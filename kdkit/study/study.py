@@ -21,7 +21,8 @@ from kdkit.recipe.recipe import Recipe
 from kdkit.study.scheduler import run_trials
 from kdkit.study.settings import TrialSettings, unknown_run
 from kdkit.study.trial import Trial, TrialResult, as_names
-from kdkit.study.workers.job import TRIAL_FILE, InProcess, Job, Workers
+from kdkit.study.workers.in_process import InProcess
+from kdkit.study.workers.job import TRIAL_FILE, Job, Workers
 from kdkit.study.workers.pickling import require_guarded_script, require_picklable
 from kdkit.study.workers.processes import Processes
 from kdkit.study.workers.ray import Cluster, RayWorkers
