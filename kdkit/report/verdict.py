@@ -6,6 +6,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist, fmean
 
+import numpy as np
+
 from kdkit.errors import DataError, RecipeError, did_you_mean
 from kdkit.metrics.comparison import Comparison, PairsOfRuns, compare_over_seeds
 from kdkit.metrics.paired import Difference, paired_t_interval
@@ -216,7 +218,9 @@ class _Group:
     def _overlap(self) -> float:
         """Return the number of reported samples for each training sample; NaN if it is unknown."""
         splits = [(run.split(self.student), number(run.record, "training_size")) for run in self.runs]
-        return max(math.nan if not size or split is None else len(split.test) / size for split, size in splits)
+        return float(
+            np.max([math.nan if not size or split is None else len(split.test) / size for split, size in splits])
+        )
 
     def _headline(self, difference: BaselineDifference) -> str:
         is_open = difference.verdict not in ("better", "worse")

@@ -268,7 +268,8 @@ def compare_cells(
     level = 1 - (1 - _LEVEL) / max(1, len(compared))  # Bonferroni's correction
     nets = [{key: run.net for key, run in cell_runs.items()} for cell_runs in runs]
     # Runs that differ in their seeds only, and yet in their test samples, may share no data, such as simulated ones.
-    overlap = max(run.overlap for cell_runs in runs for run in cell_runs.values()) if average_over else 0.0
+    overlaps = [run.overlap for cell_runs in runs for run in cell_runs.values()]
+    overlap = float(np.max(overlaps)) if average_over else 0.0  # NaN if that of any run is unknown
     for index in compared:
         comparison = _compare(nets[best], nets[index], metric, level).with_overlap(overlap)
         results[index] = replace(results[index], comparison=comparison)
