@@ -42,8 +42,9 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
 
 def options(command: click.Command) -> list[click.Option]:
-    """Return the options of a command, without --help."""
-    return [param for param in command.params if isinstance(param, click.Option)]
+    """Return the options of a command, without --help and those of a recipe that it has read."""
+    params = getattr(command, "command_params", command.params)
+    return [param for param in params if isinstance(param, click.Option)]
 
 
 def _commands_of(group: click.Group, prefix: str) -> Iterator[tuple[str, click.Command]]:

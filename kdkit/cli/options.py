@@ -74,6 +74,15 @@ LOG = click.option(
     # Only these, since plugins would have to be loaded for others, which imports torch.
     shell_complete=lambda _ctx, _param, incomplete: [name for name in LOGGERS if name.startswith(incomplete)],
 )
+AVERAGE_OVER = click.option(
+    "--average-over",
+    multiple=True,
+    metavar="OPTION",
+    # As a flag or as the name of a parameter.
+    callback=lambda _ctx, _param, names: tuple(name.removeprefix("--").replace("-", "_") for name in names),
+    help="Option of the recipe whose values are repetitions, as seeds are, such as the folds of a cross-validation; "
+    "may be repeated.",
+)
 PRECISION = click.option(
     "--precision",
     default="fp32",

@@ -23,11 +23,11 @@ class RecipeCommand(click.Command):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._command_params = list(self.params)  # without those of a recipe
+        self.command_params = list(self.params)  # without those of a recipe
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the recipe file first, then parse the arguments with the options that it adds."""
-        self.params = list(self._command_params)  # a test may call one command several times
+        self.params = list(self.command_params)  # a test may call one command several times
         path = self._find_file(args)
         if path is not None and ctx.resilient_parsing:  # to complete a command in a shell, which must not run the file
             outline = read_outline(Path(path))
@@ -58,7 +58,7 @@ class RecipeCommand(click.Command):
         ctx.meta[_FILE] = outline  # shared by all contexts of a command
         self._add_options(ctx, outline)
         super().parse_args(trial, list(args))
-        self.params = list(self._command_params)
+        self.params = list(self.command_params)
 
     def _add_options(self, ctx: click.Context, file: RecipeFile | RecipeOutline) -> None:
         """Add the options of a recipe file. Raises KdkitError if one has the name of an option of a command."""
@@ -69,8 +69,8 @@ class RecipeCommand(click.Command):
         """List the options of the recipe before those of the command."""
         help_option = self.get_help_option(ctx)
         sections: dict[str, list[click.Parameter]] = {
-            "Options of this recipe": [param for param in self.params if param not in self._command_params],
-            "Options": [param for param in (*self._command_params, help_option) if isinstance(param, click.Option)],
+            "Options of this recipe": [param for param in self.params if param not in self.command_params],
+            "Options": [param for param in (*self.command_params, help_option) if isinstance(param, click.Option)],
         }
         for title, params in sections.items():
             rows = [row for param in params if (row := param.get_help_record(ctx)) is not None]  # None: hidden
@@ -90,7 +90,7 @@ class RecipeCommand(click.Command):
 
     def _find_file(self, args: list[str]) -> str | None:
         """Return the argument that is the recipe file, before click knows all options; None if there is none."""
-        options = [param for param in self._command_params if isinstance(param, click.Option)]
+        options = [param for param in self.command_params if isinstance(param, click.Option)]
         with_value = {flag for option in options if not option.is_flag for flag in option.opts}
         positional, skip = [], False
         end = args.index("--") if "--" in args else len(args)  # after which nothing is an option
@@ -112,7 +112,7 @@ class RecipeCommand(click.Command):
         group = ctx.parent.command if ctx.parent is not None else None
         commands = group.commands.values() if isinstance(group, click.Group) else (self,)
         readers = [command for command in commands if isinstance(command, RecipeCommand)]
-        params = [param for reader in readers for param in reader._command_params]
+        params = [param for reader in readers for param in reader.command_params]
         taken = {flag.strip("-") for param in params for flag in param.opts} | {"help"}
         for parameter in file.parameters:
             if parameter.name.replace("_", "-") in taken:

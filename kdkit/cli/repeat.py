@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from kdkit.cli.recipe_command import file_of, recipe_options
-from kdkit.engine.storage.run_folder import read_record
+from kdkit.engine.storage.run_folder import how_to_resume, read_record
 from kdkit.engine.storage.stage_folder import RECORD
 from kdkit.errors import RunFolderError, first_line, shortened
 from kdkit.nets.weight_files import runs_in
@@ -65,8 +65,9 @@ def arguments_to_resume(run: Path, *, trust: bool) -> list[str]:
     """Return the recorded arguments of a run, or of several runs of one command; see `recorded_arguments`."""
     if not any((run / file).is_file() for file in (COMMAND, RECORD)) and runs_in(run):  # of a sweep
         raise RunFolderError(
-            f"{run} holds several runs; start the command again that wrote them, which skips those that are finished "
-            f"and resumes the others; or resume one of them: kdkit run --resume {run / runs_in(run)[0]}"
+            f"{run} holds several runs; start the command or script again that wrote them, which skips those that are "
+            "finished and resumes the others; one that a command started can also be resumed alone: kdkit run --resume "
+            f"{run / runs_in(run)[0]}"
         )
     return recorded_arguments(run, trust=trust)
 
@@ -77,11 +78,12 @@ def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
     trust: execute it although it has changed, is a copy, or was not recorded by this user on this machine. Otherwise
     raises RunFolderError then, and if the run was not started by `kdkit run` or in another folder.
     """
-    command = (_read_command(run) if (run / COMMAND).is_file() else read_record(run)).get("command")
+    record = _read_command(run) if (run / COMMAND).is_file() else read_record(run)
+    command = record.get("command")
     if not isinstance(command, Mapping):
         raise RunFolderError(
-            f"the run in {run} was started from Python; resume it there: kdkit.run(..., out={str(run)!r}, "
-            "resume=True), or repeat it in another folder"
+            f"the run in {run} was started from Python, and can be repeated only there; to resume it: "
+            f"{how_to_resume(run, record)}"
         )
     recorded = command.get("arguments")
     texts = [command.get("folder"), command.get("recipe_sha256"), *(recorded if isinstance(recorded, list) else ())]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from kdkit.cli.options import PATH, net_option
+from kdkit.cli.options import AVERAGE_OVER, PATH, net_option
 from kdkit.utils.printable import echo
 
 
@@ -55,15 +55,16 @@ def classes(folder: Path, net: str | None, resamples: int) -> None:
     show_default="report.html in RUN, or here for several runs",
     help="File to write.",
 )
-def report(folders: tuple[Path, ...], out: Path | None) -> None:
+@AVERAGE_OVER
+def report(folders: tuple[Path, ...], out: Path | None, average_over: tuple[str, ...]) -> None:
     """Write a page about finished runs: did distillation help, by how much, at what cost?
 
         kdkit report runs/first
         kdkit report runs/first runs/second --out compared.html
 
     RUN is the folder of a run, or of several runs, such as a study; unfinished runs are left out. Several runs are
-    shown side by side. Runs that differ in their seeds only are compared over the seeds. The page is one HTML file that
-    needs no network. No code of a recipe is executed.
+    shown side by side. Runs that differ in their seeds only are compared over the seeds, and with --average-over also
+    over these options. The page is one HTML file that needs no network. No code of a recipe is executed.
     """
     from kdkit.report import write_report
     from kdkit.report.verdict import headline_of
@@ -74,7 +75,7 @@ def report(folders: tuple[Path, ...], out: Path | None) -> None:
         out = folders[0] / "report.html" if is_single else Path("report.html")
     with Status() as status:
         status.show("writing the report")
-        written = write_report(folders, out)
+        written = write_report(folders, out, average_over=average_over)
     for problem in dict.fromkeys((*written.left_out, *(text for read in written.runs for text in read.problems))):
         echo(f"warning: {problem}", err=True)
     echo(headline_of(written.verdicts))

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from kdkit.cli.options import (
+    AVERAGE_OVER,
     BASELINE,
     JOBS,
     LOG,
@@ -23,12 +24,13 @@ from kdkit.errors import KdkitError
 from kdkit.utils.printable import echo
 
 # Options of all runs, which the command of a single one has not; and how many arguments follow them.
-_OF_ALL = {"--seeds": 1, "--metric": 1, "--net": 1, "--out": 1, "--jobs": 1}
+_OF_ALL = {"--seeds": 1, "--average-over": 1, "--metric": 1, "--net": 1, "--out": 1, "--jobs": 1}
 
 
 @click.command(cls=SweepCommand, short_help="Compare values of the options of a recipe over seeds.")
 @click.argument("file", type=click.Path())
 @seeds_option("3")
+@AVERAGE_OVER
 @click.option(
     "--metric", metavar="NAME", show_default="the first one of the recipe", help="Metric by which values are compared."
 )
@@ -55,8 +57,8 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
     from kdkit.cli.sweep_table import comparison_table, distillation_table, sweep_table
     from kdkit.cli.trials import run_and_print
     from kdkit.engine.options import RunOptions
-    from kdkit.study.study import Study
     from kdkit.study.sweep import Sweep
+    from kdkit.study.trial import Trial
     from kdkit.utils.console import Status, make_console
     from kdkit.utils.files import require_output_folder
     from kdkit.utils.memory import keep_freed_memory
@@ -70,6 +72,15 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
     settings.torch_device()  # raises once if it is not available, and not in each run
     loggers = loggers_of(options["log"])
     grid = {parameter.name: values for parameter in file.parameters if (values := options[parameter.name])}
+    swept = {f"--{name.replace('_', '-')}": 1 for name in grid}
+    shared = without_options(arguments_of(ctx), {**_OF_ALL, **swept})
+    defaults = default_options(file, ctx)
+
+    def as_command(trial: Trial) -> Trial:
+        """Return a trial as `kdkit run` runs and records it, which then repeats or resumes it alone."""
+        arguments = [*shared, *run_arguments(file, trial.options), "--seed", str(trial.seed)]
+        return replace(trial, options={**defaults, **trial.options}, command=command_record(file.path, arguments))
+
     comparison = Sweep(
         file.module.recipe,
         grid,
@@ -77,29 +88,21 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
         seeds=options["seeds"],
         metric=options["metric"],
         net=options["net"],
+        average_over=options["average_over"],
+        amend=as_command,
     )
-    swept = {f"--{name.replace('_', '-')}": 1 for name in grid}
-    shared = without_options(arguments_of(ctx), {**_OF_ALL, **swept})
-    defaults = default_options(file, ctx)
-    # As `kdkit run` runs and records them, which then repeats or resumes each of them alone.
-    trials = [
-        replace(
-            trial,
-            options={**defaults, **trial.options},
-            command=command_record(
-                file.path, [*shared, *run_arguments(file, trial.options), "--seed", str(trial.seed)]
-            ),
-        )
-        for trial in comparison.study.trials
-    ]
-    study = comparison.study = Study(folder, trials)
-    console, count = make_console(), len(trials)
+    study = comparison.study
+    console, count = make_console(), len(study.trials)
     results = comparison.run(settings, callbacks=loggers, jobs=options["jobs"])
     finished = sum(study.finished(trial.name) for trial in study.trials)
     if not options["quiet"]:
-        cells, seeds = len(comparison.cells), describe_count(len(comparison.seeds), "seed")
+        counts = [
+            describe_count(len(comparison.cells), "combination"),
+            *(f"{len(grid[name])} of {name}" for name in comparison.average_over),
+            describe_count(len(comparison.seeds), "seed"),
+        ]
         echo(
-            f"{describe_count(count, 'run')} in {study.folder}: {describe_count(cells, 'combination')} x {seeds}"
+            f"{describe_count(count, 'run')} in {study.folder}: {' x '.join(counts)}"
             + (f", {finished} of them finished" if finished else "")
         )
     keep_freed_memory()  # as for a single run

@@ -14,20 +14,20 @@ from kdkit.utils.console import format_number
 
 def sweep_table(results: SweepResults) -> Table:
     """Return a table with a row for each combination of options; a star marks the best on the validation split."""
-    most = max(len(cell.seeds) for cell in results.cells)
-    over = f"mean ± standard deviation over {most} seeds" if most > 1 else "one seed"
+    most, unit = max(len(cell.repetitions) for cell in results.cells), results.unit
+    over = f"mean ± standard deviation over {most} {unit}s" if most > 1 else f"one {unit}"
     table = Table(title=f"Metrics on {results.reported_on}, {over}", title_justify="left")
     table.add_column("options")
     metrics = list(dict.fromkeys(name for cell in results.cells for name in cell.metrics))
     is_chosen_apart = results.reported_on == "test"  # otherwise the column would repeat that of the metric
     validation = [f"validation {results.metric}"] if is_chosen_apart else []
-    for name in ("seeds", *validation, *metrics):
+    for name in (f"{unit}s", *validation, *metrics):
         table.add_column(escape(name), justify="right")
     for index, cell in enumerate(results.cells):
         spreads = [spread(cell.validation.values())] if is_chosen_apart else []
         spreads += [cell.spread(name) for name in metrics]
         star = " *" if index == results.best and len(results.cells) > 1 else ""
-        table.add_row(escape(cell.label) + star, str(len(cell.seeds)), *map(_spread_text, spreads))
+        table.add_row(escape(cell.label) + star, str(len(cell.repetitions)), *map(_spread_text, spreads))
     return table
 
 
@@ -35,7 +35,9 @@ def comparison_table(results: SweepResults) -> Table:
     """Return a table with a row for each comparison of the best cell with another one: differences, and the verdict."""
     best = results.cells[results.best].label
     compared = {cell.label: cell.comparison for cell in results.cells if cell.comparison is not None}
-    table = _table(f"{results.metric} of {best} minus that of others", results.level, f"{best} is", compared)
+    table = _table(
+        f"{results.metric} of {best} minus that of others", results.level, f"{best} is", compared, unit=results.unit
+    )
     for label, comparison in compared.items():
         table.add_row(escape(label), *_differences(comparison), comparison.verdict)
     return table
@@ -45,7 +47,7 @@ def distillation_table(results: SweepResults) -> Table:
     """Return a table with a row for each cell: the student against the same one without teachers, and the verdict."""
     compared = {cell.label: cell.distillation for cell in results.cells if cell.distillation is not None}
     title = f"{results.metric} minus that of the same student alone"
-    table = _table(title, results.distillation_level, "distilled is", compared, "alone")
+    table = _table(title, results.distillation_level, "distilled is", compared, "alone", unit=results.unit)
     for cell in results.cells:
         if cell.distillation is not None:
             alone = _spread_text(spread(cell.alone.get(results.metric, {}).values()))
@@ -53,14 +55,16 @@ def distillation_table(results: SweepResults) -> Table:
     return table
 
 
-def _table(title: str, level: float, verdict: str, compared: Mapping[str, Comparison], *columns: str) -> Table:
+def _table(
+    title: str, level: float, verdict: str, compared: Mapping[str, Comparison], *columns: str, unit: str
+) -> Table:
     """Return a table of comparisons without rows."""
     table = Table(title=escape(f"{title} ({100 * level:.4g} % interval)"), title_justify="left")
     table.add_column("options")
-    for column in (*columns, "difference", "over seeds", "over samples", "over both"):
+    for column in (*columns, "difference", f"over {unit}s", "over samples", "over both"):
         table.add_column(column, justify="right")
-    has_one_seed = all(comparison.seeds is None for comparison in compared.values())
-    table.add_column(escape(f"{verdict}{', in this run' if has_one_seed else ''}"))
+    has_one_run = all(comparison.seeds is None for comparison in compared.values())
+    table.add_column(escape(f"{verdict}{', in this run' if has_one_run else ''}"))
     return table
 
 

@@ -74,6 +74,7 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
         "task": data.task,
         "data": data.fingerprint,
         "training_samples": data.train_digest,
+        "training_size": len(data.train),
         "draws": data.draws,
         "stages": [stage.name for stage in plan.stages],
         "baseline": options.baseline,

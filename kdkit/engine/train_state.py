@@ -11,6 +11,7 @@ from kdkit.data.batch import Batch
 from kdkit.engine.gradient_stats import Gradients, GradientStats
 from kdkit.engine.module import DistillationModule
 from kdkit.errors import RecipeError
+from kdkit.nets.moving_average import MovingAverage
 from kdkit.recipe.balancing.base import Balancer, TrainedParameters
 from kdkit.recipe.training import Training
 from kdkit.teachers.base import TeacherSession, observers
@@ -30,7 +31,7 @@ class TrainState:
         training: Training,
         module: DistillationModule,
         sessions: Mapping[str, TeacherSession],
-        averages: Mapping[str, Any],
+        averages: Mapping[str, MovingAverage],
         *,
         batches: int,
         scaler: bool,
@@ -129,7 +130,7 @@ class TrainState:
         if updated and self.lr_scheduler is not None and self._lr_interval == "update":
             self.lr_scheduler.step()
         for net in self.module.students if self.averages else ():
-            self.averages[net.name].update_parameters(net.network)
+            self.averages[net.name].update(net.network)
         for session in self.sessions.values():
             session.on_step()
 
@@ -164,8 +165,7 @@ class TrainState:
         """Return the module of a network that is validated and checkpointed: its EMA if it has one."""
         average = self.averages.get(name)
         net = next(net for net in self.module.students if net.name == name)
-        module: nn.Module = net.network if average is None else average.module
-        return module
+        return net.network if average is None else average.module
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that changes."""

@@ -16,6 +16,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 _LISTED = 20  # classes that a note names
+_BLOCK = 1 << 18  # numbers at a time, so that they stay in the cache of a processor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,12 +227,16 @@ def require_class_outputs(predictions: Predictions) -> None:
 
 def log_softmax(outputs: NDArray[Any]) -> Floats:
     """Return the logarithms of the probabilities of the classes, (samples, classes), for one class per sample."""
-    shifted = outputs.astype(np.float64) - outputs.max(1, keepdims=True)
-    others = np.exp(shifted)
-    # The largest probability of a sample is 1 / (1 + others). With its own 1 in the sum, small others would be lost,
-    # and samples of which a net is very sure would seem equal.
-    others[np.arange(len(others)), outputs.argmax(1)] = 0
-    logs: Floats = shifted - np.log1p(others.sum(1, keepdims=True))
+    logs: Floats = np.empty(outputs.shape)
+    block = max(1, _BLOCK // max(1, outputs.shape[1]))
+    for start in range(0, len(outputs), block):
+        rows = slice(start, start + block)
+        shifted = outputs[rows].astype(np.float64) - outputs[rows].max(1, keepdims=True)
+        others = np.exp(shifted)
+        # The largest probability of a sample is 1 / (1 + others). With its own 1 in the sum, small others would be
+        # lost, and samples of which a net is very sure would seem equal.
+        others[np.arange(len(others)), outputs[rows].argmax(1)] = 0
+        logs[rows] = shifted - np.log1p(others.sum(1, keepdims=True))
     return logs
 
 

@@ -20,12 +20,12 @@ PairsOfRuns = tuple[Sequence[SplitPredictions], Sequence[SplitPredictions]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """A metric of one method minus that of another, over runs of both that are paired by seed.
+    """A metric of one method minus that of another, over runs of both that are paired by seed, or by seed and fold.
 
-    seeds: the mean difference with Student's t interval over the seeds; None for fewer than two.
+    seeds: the mean difference with Student's t interval over the runs; None for fewer than two.
     samples: the mean difference with a paired bootstrap interval over the test samples; None if there is none.
     note: why one of them is missing, or "".
-    includes_samples: whether each seed has its own test samples, so that `seeds` includes their choice.
+    includes_samples: whether the test samples differ between runs, so that `seeds` includes their choice.
     """
 
     seeds: Difference | None
@@ -53,6 +53,20 @@ class Comparison:
         if not all(math.isfinite(bound) for pair in bounds for bound in pair):
             return replace(seeds, interval=(math.nan, math.nan))
         return replace(seeds, interval=(min(low for low, _ in bounds), max(high for _, high in bounds)))
+
+    def with_overlap(self, overlap: float) -> "Comparison":
+        """Return the comparison over runs on folds of one data set, whose training samples overlap.
+
+        overlap: as for `paired_t_interval`. Unchanged if all runs share their test samples.
+        """
+        seeds = self.seeds
+        if seeds is None or not self.includes_samples:
+            return self
+        factor = math.sqrt(1 + seeds.pairs * overlap)
+        margin = (seeds.interval[1] - seeds.value) * factor
+        interval = (seeds.value - margin, seeds.value + margin)
+        note = f"{self.note}, and is {factor:.2f} times as wide, since training samples overlap"
+        return replace(self, seeds=replace(seeds, interval=interval, error=seeds.error * factor), note=note)
 
     @property
     def verdict(self) -> Verdict:
@@ -89,7 +103,7 @@ def compare_over_seeds(
         runs = predictions()
         includes_samples = not is_biased(metric) and len(runs[0]) > 1 and _have_own_samples(*runs)
         if includes_samples:
-            notes.append("each seed has its own test samples, so that the interval over seeds includes their choice")
+            notes.append("test samples differ between the runs, so that the interval over these includes their choice")
         else:
             samples = paired_bootstrap(metric, *runs, resamples=resamples, level=level)
     except KdkitError as error:  # such as options that change the data, so that samples cannot be paired

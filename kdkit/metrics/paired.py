@@ -163,7 +163,10 @@ def require_same_samples(expected: Predictions, predictions: Predictions) -> Non
     same_ids = expected.ids is None or predictions.ids is None or np.array_equal(expected.ids, predictions.ids)
     # unknown labels are NaN, which does not equal itself
     if not (same_ids and np.array_equal(expected.labels, predictions.labels, equal_nan=True)):
-        raise DataError("the nets have predictions for different samples; compare them on one split, in one order")
+        raise DataError(
+            "the nets have predictions for different samples; compare them on one split, in one order; if an option of "
+            "the recipe chooses the samples, such as a fold, compare means over it: --average-over OPTION"
+        )
 
 
 class _Pair:

@@ -1,15 +1,12 @@
 """The training options of a stage: epochs, optimizer, LR schedule, balancing, EMA, and which epoch is kept."""
 
-from collections import defaultdict
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdkit.errors import RecipeError, describe, shortened
+from kdkit.nets.moving_average import MovingAverage
 from kdkit.nets.net import Net
 from kdkit.recipe.balancing.base import Balancing, WeightedSum
 from kdkit.recipe.optim import LRSchedule, Optimizer
@@ -18,9 +15,9 @@ from kdkit.utils.validation import is_number, validate_counts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AverageWeights:
-    """Validate and keep an exponential moving average of the weights and buffers (torch's AveragedModel).
+    """Validate and keep an exponential moving average of the weights and buffers, as torch's AveragedModel computes it.
 
-    decay: the share of the old average at each update.
+    decay: the share of the old average at each update but the first one, which copies the weights.
     """
 
     decay: float = 0.999
@@ -29,53 +26,9 @@ class AverageWeights:
         if not (is_number(self.decay) and 0 < self.decay < 1):
             raise RecipeError(f"the decay of an average must be between 0 and 1; got {self.decay!r}")
 
-    def build(self, net: Net[Any]) -> AveragedModel:
+    def build(self, net: Net[Any]) -> MovingAverage:
         """Return the average of a network, which is equal to it at first. Raises RecipeError if it cannot be copied."""
-        return _Average(net.copy_network(), multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-
-
-class _Average(AveragedModel):
-    """An AveragedModel that copies whole numbers, such as counters and tables of indices, instead of averaging them.
-
-    It does not read its number of updates at each one either, for which the CPU would wait for a GPU. Of trained
-    numbers in half precision it has a copy in float32, since an update by 1 - decay is mostly lost in their rounding.
-    """
-
-    has_values = False  # whether it was updated
-
-    def __init__(self, module: nn.Module, **options: Any) -> None:
-        super().__init__(module, **options)
-        for index, average in enumerate(chain(self.module.parameters(), self.module.buffers())):
-            is_frozen = isinstance(average, nn.Parameter) and not average.requires_grad
-            if average.dtype in (torch.float16, torch.bfloat16) and not is_frozen:
-                self.register_buffer(f"precise_{index}", average.detach().float())
-
-    def update_parameters(self, model: nn.Module) -> None:
-        """Move the average towards the weights and buffers of a module; the first update copies them."""
-        self.has_values = self.has_values or bool(self.n_averaged > 0)  # read once, as it may have been resumed
-        by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
-        current = chain(model.parameters(), model.buffers())
-        assert self.multi_avg_fn is not None  # `build` passes it
-        rounded: list[tuple[Tensor, Tensor]] = []
-        tensors = zip(chain(self.module.parameters(), self.module.buffers()), current, strict=True)
-        for index, (average, value) in enumerate(tensors):
-            precise = self._buffers.get(f"precise_{index}")
-            if precise is not None:
-                rounded.append((average.detach(), precise))
-                average, value = precise, value.float()
-            averages, values = by_dtype[average.dtype]
-            averages.append(average.detach())
-            values.append(value.detach())
-        with torch.no_grad():
-            for dtype, (averages, values) in by_dtype.items():
-                if self.has_values and (dtype.is_floating_point or dtype.is_complex):
-                    self.multi_avg_fn(averages, values, self.n_averaged)
-                else:
-                    torch._foreach_copy_(averages, values)
-            for average, precise in rounded:
-                average.copy_(precise)
-        self.n_averaged += 1
-        self.has_values = True
+        return MovingAverage(net.copy_network(), self.decay, ramp=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,15 +45,17 @@ class Report:
     left_out: tuple[str, ...] = ()
 
 
-def write_report(folders: Sequence[Path], out: Path) -> Report:
+def write_report(folders: Sequence[Path], out: Path, *, average_over: Sequence[str] = ()) -> Report:
     """Write the report of finished runs to a file, and return what it is about.
 
-    folders: of runs, or of several runs such as a study. Raises RunFolderError if one holds no finished run,
-    and KdkitError, before any is read, if the file cannot be written.
+    folders: of runs, or of several runs such as a study. average_over: options of the recipe whose values are
+    repetitions, as seeds are, such as the folds of a cross-validation.
+    Raises RunFolderError if a folder holds no finished run, RecipeError if no run has such an option, and KdkitError,
+    before any is read, if the file cannot be written.
     """
     require_output(out)
     runs, left_out = read_runs(folders)
-    report = Report(runs=runs, verdicts=verdicts_of(runs), left_out=left_out)
+    report = Report(runs=runs, verdicts=verdicts_of(runs, average_over), left_out=left_out)
     # Rendered in memory first: an error leaves an earlier page as it is.
     write_output(out, render(report))
     return report

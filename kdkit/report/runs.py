@@ -337,13 +337,17 @@ def weight_text(weight: Any) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-def settings_digest(run: ReportedRun) -> str:
-    """Return a digest of what a run was started with, except for the seed: runs that share it are repetitions."""
+def settings_digest(run: ReportedRun, average_over: Sequence[str] = ()) -> str:
+    """Return a digest of what a run was started with, except for the seed: runs that share it are repetitions.
+
+    average_over: options that are left out too.
+    """
     # The terms distinguish recipes of Python, which have no file and no options.
     keys = ("recipe", "recipe_sha256", "options", "precision", "trainings", "stages", "terms")
     # with the nets, since a run with a baseline and one without it have different verdicts
     metrics = {net: list(results) for net, results in run.metrics.results.items()}
-    text = repr([run.record.get(key) for key in keys]) + repr(metrics)
+    options = {name: value for name, value in mapping(run.record, "options").items() if name not in average_over}
+    text = repr([{**run.record, "options": options}.get(key) for key in keys]) + repr(metrics)
     text = without_addresses(text)  # in the repr of losses of user code
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

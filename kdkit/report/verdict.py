@@ -1,17 +1,20 @@
 """The verdict of a report: whether distillation helped, by how much, and how sure that is."""
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist, fmean
 
-from kdkit.errors import DataError
+import numpy as np
+
+from kdkit.errors import DataError, RecipeError, did_you_mean
 from kdkit.metrics.comparison import Comparison, PairsOfRuns, compare_over_seeds
 from kdkit.metrics.paired import Difference, paired_t_interval
 from kdkit.plugins.events import BaselineDifference
 from kdkit.report.analysis import same_metric
 from kdkit.report.formats import bounds, is_share, metric_title, plain, signed
-from kdkit.report.runs import ReportedRun, mapping, settings_digest
+from kdkit.report.runs import ReportedRun, mapping, number, settings_digest
 from kdkit.utils.reprs import describe_count
 
 _FEW = 3  # settings, of which one rarely differs by chance if none has an effect
@@ -49,17 +52,25 @@ class Verdict:
     has_baseline: bool
 
 
-def verdicts_of(runs: Sequence[ReportedRun]) -> tuple[Verdict, ...]:
-    """Return a verdict for each group of runs that differ in their seeds only."""
+def verdicts_of(runs: Sequence[ReportedRun], average_over: Sequence[str] = ()) -> tuple[Verdict, ...]:
+    """Return a verdict for each group of runs that differ in their seeds only.
+
+    average_over: options of recipes in which the runs of a group may differ too, such as the fold. Raises RecipeError
+    if no run has an option of this name.
+    """
+    options = dict.fromkeys(name for run in runs for name in mapping(run.record, "options"))
+    for name in average_over:
+        if name not in options:
+            raise RecipeError(f"no run has an option {name!r} to average over; {did_you_mean(name, options)}")
     groups: dict[tuple[str, int], list[ReportedRun]] = {}
     repetitions: Counter[tuple[str, str]] = Counter()
     for run in runs:
-        settings = settings_digest(run)
-        seed = settings, repr(run.record.get("seed"))
+        settings, values = settings_digest(run, average_over), mapping(run.record, "options")
+        seed = settings, repr([run.record.get("seed"), *(values.get(name) for name in average_over)])
         # Repetitions of one seed, such as those of `kdkit rerun`, are no sample of seeds: each is in another group.
         groups.setdefault((settings, repetitions[seed]), []).append(run)
         repetitions[seed] += 1
-    return tuple(_Group(group, _label(group, runs)).verdict() for group in groups.values())
+    return tuple(_Group(group, _label(group, runs, average_over), average_over).verdict() for group in groups.values())
 
 
 def headline_of(verdicts: Sequence[Verdict]) -> str:
@@ -91,28 +102,29 @@ def headline_of(verdicts: Sequence[Verdict]) -> str:
     return headline
 
 
-def _label(group: Sequence[ReportedRun], runs: Sequence[ReportedRun]) -> str:
+def _label(group: Sequence[ReportedRun], runs: Sequence[ReportedRun], average_over: Sequence[str]) -> str:
     """Return the name of a group among all runs; for several seeds, with the options that not all runs share."""
     first = group[0]
     if len(group) == 1:
         return first.label
     options = [mapping(run.record, "options") for run in runs]
-    names = dict.fromkeys(name for of_run in options for name in of_run)
+    names = dict.fromkeys(name for of_run in options for name in of_run if name not in average_over)
     varied = [name for name in names if len({str(of_run.get(name)) for of_run in options}) > 1]
     options_of_first = mapping(first.record, "options")
     parts = [f"{name}={options_of_first[name]}" for name in varied if name in options_of_first]
     if not parts or len({run.name for run in runs}) > 1:
         parts.insert(0, first.name)
-    return ", ".join([*parts, f"{len(group)} seeds"])
+    return ", ".join([*parts, f"{len(group)} {'runs' if average_over else 'seeds'}"])
 
 
 class _Group:
-    """Runs that differ in their seeds only, and the two nets that their verdict compares."""
+    """Runs that differ in their seeds, and in the options of `average_over`, and the two nets that are compared."""
 
-    def __init__(self, runs: list[ReportedRun], label: str) -> None:
+    def __init__(self, runs: list[ReportedRun], label: str, average_over: Sequence[str]) -> None:
         self.runs, self.label = runs, label
+        self.unit = "run" if average_over else "seed"
         self.comparisons: dict[str, Comparison] = {}  # over several seeds, by metric
-        # The others differ in their seeds only, so they have the same nets and metrics.
+        # The others were started alike, so they have the same nets and metrics.
         first = runs[0]
         self.student = first.student
         self.baseline = first.baselines.get(self.student)
@@ -182,7 +194,8 @@ class _Group:
         stored = self.runs[0].metrics.results[self.student][row.metric]
         metric = None if split is None else same_metric(row.metric, stored, split)
         if metric is not None:
-            return compare_over_seeds(metric, candidate, baseline, lambda: self._predictions(reference))
+            comparison = compare_over_seeds(metric, candidate, baseline, lambda: self._predictions(reference))
+            return comparison.with_overlap(self._overlap()) if self.unit == "run" else comparison
         # A metric of user code: what is stored are the intervals of single runs.
         try:
             seeds = paired_t_interval(candidate, baseline, lower_is_better=row.lower_is_better)
@@ -201,6 +214,13 @@ class _Group:
         splits = [[run.split(net) for run in self.runs] for net in (self.student, reference)]
         candidates, baselines = ([split for split in of_net if split is not None] for of_net in splits)
         return candidates, baselines  # of different lengths, which raises, if some could not be read
+
+    def _overlap(self) -> float:
+        """Return the number of reported samples for each training sample; NaN if it is unknown."""
+        splits = [(run.split(self.student), number(run.record, "training_size")) for run in self.runs]
+        return float(
+            np.max([math.nan if not size or split is None else len(split.test) / size for split, size in splits])
+        )
 
     def _headline(self, difference: BaselineDifference) -> str:
         is_open = difference.verdict not in ("better", "worse")
@@ -229,7 +249,7 @@ class _Group:
         low, high = (signed(bound, points=points) for bound in difference.interval)
         name = "" if self.reference == "teacher" else f" {self.reference}"
         who = f"for its teacher{name}" if self.baseline is None else "for the same student without a teacher"
-        seeds = f", on average over {len(self.runs)} seeds," if len(self.runs) > 1 else ""
+        seeds = f", on average over {len(self.runs)} {self.unit}s," if len(self.runs) > 1 else ""
         return (
             f"{metric_title(self.metric)} on the {self.split} split{seeds} is {plain(value)} against "
             f"{plain(reference)} {who}: {signed(difference.value, points=points)}{' points' if points else ''}, "
@@ -280,10 +300,11 @@ class _Group:
                 "" if part is None else ": {} to {}".format(*(signed(bound, points=points) for bound in part.interval))
             )
 
-        seeds = f"Student's t interval over {len(self.runs)} seeds, paired by seed{interval(comparison.seeds)}"
+        unit = self.unit
+        seeds = f"Student's t interval over {len(self.runs)} {unit}s, paired by {unit}{interval(comparison.seeds)}"
         if comparison.samples is not None:
             return (
-                f"The interval includes the choice of the seeds ({seeds}) and of the test samples (paired bootstrap "
+                f"The interval includes the choice of the {unit}s ({seeds}) and of the test samples (paired bootstrap "
                 f"over {count}{interval(comparison.samples)})."
             )
         unknown = "" if comparison.includes_samples else " Without an interval over the samples there is no verdict"
@@ -299,4 +320,4 @@ class _Group:
         if len(results) == 1:
             return bounds(results[0].interval)
         values = [result.value for result in results]
-        return f"{plain(min(values))} to {plain(max(values))} over seeds"
+        return f"{plain(min(values))} to {plain(max(values))} over {self.unit}s"

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from kdkit.engine.options import TEACHER_CACHE, RunOptions
 from kdkit.engine.run_record import Origin
 from kdkit.engine.storage.reports import read_metrics, read_reported
@@ -23,10 +21,12 @@ from kdkit.recipe.recipe import Recipe
 from kdkit.study.scheduler import run_trials
 from kdkit.study.settings import TrialSettings, unknown_run
 from kdkit.study.trial import Trial, TrialResult, as_names
-from kdkit.study.workers.job import TRIAL_FILE, InProcess, Job, Workers
+from kdkit.study.workers.in_process import InProcess
+from kdkit.study.workers.job import TRIAL_FILE, Job, Workers
 from kdkit.study.workers.pickling import require_guarded_script, require_picklable
 from kdkit.study.workers.processes import Processes
 from kdkit.study.workers.ray import Cluster, RayWorkers
+from kdkit.utils.locks import FileLock
 from kdkit.utils.reprs import describe_count, describe_names
 
 _ADVICE = "choose another folder (--out FOLDER, or folder=FOLDER in Python)"

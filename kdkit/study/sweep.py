@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -19,7 +19,7 @@ from kdkit.errors import RecipeError, did_you_mean
 from kdkit.metrics.base import Metric
 from kdkit.recipe.recipe import Recipe, nets_of
 from kdkit.study.study import Study
-from kdkit.study.sweep_results import CellRuns, SweepResults, compare_cells
+from kdkit.study.sweep_results import CellRuns, Repetition, SweepResults, compare_cells
 from kdkit.study.trial import Trial, TrialResult
 from kdkit.utils.randomness import preserve_rng_state, seed_everything
 from kdkit.utils.validation import is_whole_number, validate_count
@@ -31,15 +31,15 @@ _LONGEST_VALUE, _LONGEST_NAME = 40, 150  # letters of a folder name; file system
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One combination of options.
+    """One combination of the options that are compared.
 
     label: those with several values in the sweep as text, such as "temperature=2, width=8". trials: the name of the
-    trial for each seed.
+    trial for each repetition, which is a seed; if the sweep takes the mean over options, their values and a seed.
     """
 
     options: Mapping[str, Any]
     label: str
-    trials: Mapping[int, str]
+    trials: Mapping[Repetition, str]
 
 
 class Sweep:
@@ -54,6 +54,9 @@ class Sweep:
     is a cell. Parameters that are not in the grid keep their defaults. folder: of all runs, as for a Study.
     seeds: how many, counted from 0, or the seeds themselves. metric: the name of the metric by which cells are
     compared; the recipe's first one if None. net: the name of the net; the one that is trained last if None.
+    average_over: parameters of the grid whose values are repetitions as seeds are, such as the folds of a
+    cross-validation: every cell runs with each of them, and is compared by its mean. amend: returns a trial with more
+    to record than the grid has, such as its command.
 
     Raises RecipeError if `recipe` has no such parameter or needs others, and for values or seeds that are repeated.
     """
@@ -67,6 +70,8 @@ class Sweep:
         seeds: int | Values = 3,
         metric: str | None = None,
         net: str | None = None,
+        average_over: str | Sequence[str] = (),
+        amend: Callable[[Trial], Trial] | None = None,
     ) -> None:
         self.recipe, self.metric, self.net = recipe, metric, net
         self.grid = _ordered(recipe, {name: _as_list(values) for name, values in grid.items()})
@@ -77,16 +82,26 @@ class Sweep:
         if not seeds or not all(is_whole_number(seed) and seed >= 0 for seed in seeds) or len({*seeds}) < len(seeds):
             raise RecipeError(f"seeds must be different integers of at least 0, one or more; got {seeds!r}")
         self.seeds = tuple(map(int, seeds))
-        self.cells = tuple(
-            self._cell(dict(zip(self.grid, values, strict=True))) for values in product(*self.grid.values())
-        )
+        averaged = (average_over,) if isinstance(average_over, str) else tuple(average_over)
+        for name in averaged:
+            if name not in self.grid:
+                raise RecipeError(f"the grid has no {name!r} to average over; {did_you_mean(name, self.grid)}")
+        self.average_over = tuple(name for name in self.grid if name in averaged)
+        compared = [name for name in self.grid if name not in averaged]
+        self.cells = tuple(self._cell(options) for options in _combinations(self.grid, compared))
         # Seed by seed, so that a sweep that is stopped has some runs of every cell.
         trials = [
-            Trial(name=cell.trials[seed], recipe=recipe, options=cell.options, seed=seed)
+            Trial(
+                name=cell.trials[_repetition(values, seed)],
+                recipe=recipe,
+                options=self._in_order({**cell.options, **values}),
+                seed=seed,
+            )
             for seed in self.seeds
+            for values in _combinations(self.grid, self.average_over)
             for cell in self.cells
         ]
-        self.study = Study(folder, trials)
+        self.study = Study(folder, trials if amend is None else [*map(amend, trials)])
         self._failed: set[str] = set()  # trials that failed in the last call of `run`
 
     def run(
@@ -109,7 +124,7 @@ class Sweep:
         Raises RecipeError if no run is finished, or if the runs have no such net or metric.
         """
         finished = [
-            CellRuns(cell.label, cell.options, {seed: name for seed, name in cell.trials.items() if self._has(name)})
+            CellRuns(cell.label, cell.options, {key: name for key, name in cell.trials.items() if self._has(name)})
             for cell in self.cells
         ]
         if not any(cell.trials for cell in finished):
@@ -117,7 +132,9 @@ class Sweep:
         if self._compared is None:  # although a run finished, such as when its data was moved since
             raise RecipeError("recipe() fails for every combination of options, so there is no metric to compare")
         metric, student = self._compared
-        return compare_cells(self.study, finished, metric, net=self.net, student=student)
+        return compare_cells(
+            self.study, finished, metric, net=self.net, student=student, average_over=self.average_over
+        )
 
     def _results_of(self, results: Iterator[TrialResult]) -> Iterator[TrialResult]:
         """Yield the results of trials, and remember those that failed."""
@@ -132,11 +149,11 @@ class Sweep:
     @cached_property
     def _compared(self) -> tuple[Metric, str] | None:
         """The metric that is compared and the net that is trained last; None if recipe() fails for every cell."""
-        for cell in self.cells:
+        for trial in self.study.trials[: len(self.study.trials) // len(self.seeds)]:  # those of one seed
             try:
                 with preserve_rng_state():
-                    seed_everything(self.seeds[0])  # recipe() is called with the random numbers of a run
-                    recipe = self.recipe(**cell.options)
+                    seed_everything(trial.seed)  # recipe() is called with the random numbers of a run
+                    recipe = self.recipe(**trial.options)
                 metrics = {metric.name: metric for metric in recipe.metrics}
                 student = list(recipe.stages[-1].objectives)[-1].name
             except Exception:  # user code may raise anything; the trial of this cell will report it
@@ -153,8 +170,27 @@ class Sweep:
     def _cell(self, options: Mapping[str, Any]) -> Cell:
         varied = {name: value for name, value in options.items() if len(self.grid[name]) > 1} or options
         label = ", ".join(f"{name}={_text(value)}" for name, value in varied.items())
-        trials = {seed: _trial_name(options, seed) for seed in self.seeds}
+        trials = {
+            _repetition(values, seed): _trial_name(self._in_order({**options, **values}), seed)
+            for seed in self.seeds
+            for values in _combinations(self.grid, self.average_over)
+        }
         return Cell(options=options, label=label or "defaults", trials=trials)
+
+    def _in_order(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return options in the order of the grid, so that the names of trials do not depend on `average_over`."""
+        return {name: options[name] for name in self.grid}
+
+
+def _combinations(grid: Mapping[str, Sequence[Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return all combinations of the values of some options."""
+    return [dict(zip(names, values, strict=True)) for values in product(*(grid[name] for name in names))]
+
+
+def _repetition(values: Mapping[str, Any], seed: int) -> Repetition:
+    """Return the key of a run among those of its cell. values: of the options over which the mean is taken."""
+    keys = [value if isinstance(value, Hashable) else _text(value) for value in values.values()]
+    return (*keys, seed) if keys else seed
 
 
 def _as_list(values: Any) -> Any:

@@ -26,8 +26,12 @@ _RELATIONS = {"better": "better than", "worse": "worse than", "not distinguishab
 _RESAMPLES = 2000  # enough for the tails of the levels of about twenty comparisons
 
 
+Repetition = int | tuple[Any, ...]
+"""The seed of a run; if a sweep takes the mean over options, their values and the seed."""
+
+
 class Spread(NamedTuple):
-    """A metric over seeds: its mean, and its sample standard deviation, NaN for a single seed."""
+    """A metric over runs: its mean, and its sample standard deviation, NaN for a single run."""
 
     mean: float
     sd: float
@@ -37,27 +41,28 @@ class Spread(NamedTuple):
 class CellResults:
     """The finished runs of one combination of options.
 
-    metrics: of the net on the reported split, by metric and seed. validation: the compared metric on the validation
-    split, by seed. comparison: of the best cell with this one; None for the best cell and for one without a run.
+    metrics: of the net on the reported split, by metric and repetition, which is the seed, or if the sweep takes the
+    mean over options, a tuple of their values and the seed. validation: the compared metric on the validation split, by
+    repetition. comparison: of the best cell with this one; None for the best cell and for one without a run.
     alone: as `metrics`, of the student without teachers, if the runs have such a baseline. distillation: the comparison
     of the net with it; None if there is none.
     """
 
     label: str
     options: Mapping[str, Any]
-    metrics: Mapping[str, Mapping[int, float]]
-    validation: Mapping[int, float]
+    metrics: Mapping[str, Mapping[Repetition, float]]
+    validation: Mapping[Repetition, float]
     comparison: Comparison | None = None
-    alone: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    alone: Mapping[str, Mapping[Repetition, float]] = field(default_factory=dict)
     distillation: Comparison | None = None
 
     @property
-    def seeds(self) -> tuple[int, ...]:
-        """The seeds with a finished run."""
+    def repetitions(self) -> tuple[Repetition, ...]:
+        """The repetitions with a finished run."""
         return tuple(self.validation)
 
     def spread(self, metric: str) -> Spread:
-        """Return the mean and standard deviation of a metric over seeds; NaN if there is no finished run."""
+        """Return the mean and standard deviation of a metric over repetitions; NaN if there is no finished run."""
         return spread(self.metrics.get(metric, {}).values())
 
 
@@ -69,7 +74,8 @@ class SweepResults:
     split. reported_on: the split of the metrics, "test", or "validation" if the data has no test split.
     level: of each interval; all of them contain their differences together with 95 % confidence (Bonferroni).
     distillation_level: likewise of each interval of a student against its baseline.
-    left_out: why finished runs are missing, for each one that cannot be read.
+    left_out: why finished runs are missing, for each one that cannot be read. average_over: the options over whose
+    values the mean is taken, in addition to that over the seeds.
     """
 
     cells: tuple[CellResults, ...]
@@ -79,19 +85,25 @@ class SweepResults:
     level: float
     distillation_level: float = _LEVEL
     left_out: tuple[str, ...] = ()
+    average_over: tuple[str, ...] = ()
+
+    @property
+    def unit(self) -> str:
+        """What the repetitions of a cell are called: "seed", or "run" if they differ in other options too."""
+        return "run" if self.average_over else "seed"
 
     def verdicts(self) -> list[str]:
         """Return a sentence for the best cell, one for each comparison of it, and one for each student and baseline."""
         best = self.cells[self.best].label
         sentences = [
             f"{_scope(comparison)}{best} is {_RELATIONS[comparison.verdict]} {cell.label}: {self.metric} "
-            f"{_figures(comparison)}"
+            f"{self._figures(comparison)}"
             for cell in self.cells
             if (comparison := cell.comparison) is not None
         ]
         sentences += [
             f"{_scope(comparison)}{cell.label} is {_RELATIONS[comparison.verdict]} the same student alone: "
-            f"{self.metric} {_figures(comparison)}"
+            f"{self.metric} {self._figures(comparison)}"
             for cell in self.cells
             if (comparison := cell.distillation) is not None
         ]
@@ -106,13 +118,18 @@ class SweepResults:
             for comparison in (*comparisons, *against_baselines)
             if comparison.note and (comparison.seeds is not None or comparison.samples is None)
         )
-        if (comparisons or against_baselines) and min(len(cell.seeds) for cell in self.cells if cell.seeds) == 1:
+        repetitions = [cell.repetitions for cell in self.cells if cell.repetitions]
+        if (comparisons or against_baselines) and min(map(len, repetitions)) == 1:
             notes["one seed cannot tell which options are better, or whether distillation helps: --seeds 5"] = None
+        if len({*repetitions}) > 1:
+            notes[f"means are over different {self.unit}s, since some runs are missing; run the sweep again"] = None
         if max(len(comparisons), len(against_baselines)) > 1:
             notes[f"all intervals of a table together hold with {_LEVEL:.0%} confidence (Bonferroni)"] = None
         if comparisons and self.reported_on == "validation":
             # The best of several is too good on the samples that it was chosen on.
             notes["there is no test split: the best was chosen on the samples on which it is compared"] = None
+        elif self.average_over and any(comparison.includes_samples for comparison in comparisons):
+            notes["test samples of a run may be validation samples of another, on which the best was chosen"] = None
         return list(notes)
 
     def as_json(self) -> str:
@@ -123,10 +140,12 @@ class SweepResults:
                     name: value if isinstance(value, bool | int | float | str | None) else str(value)
                     for name, value in cell.options.items()
                 },
-                "seeds": list(cell.seeds),
-                "metrics": _metrics_as_dict(cell.metrics),
-                "metrics_alone": _metrics_as_dict(cell.alone),
-                "validation": {self.metric: {str(seed): value for seed, value in cell.validation.items()}},
+                f"{self.unit}s": [self._repetition_name(key) for key in cell.repetitions],
+                "metrics": self._metrics_as_dict(cell.metrics),
+                "metrics_alone": self._metrics_as_dict(cell.alone),
+                "validation": {
+                    self.metric: {str(self._repetition_name(key)): value for key, value in cell.validation.items()}
+                },
                 "best_minus_this": None if cell.comparison is None else _as_dict(cell.comparison),
                 "this_minus_alone": None if cell.distillation is None else _as_dict(cell.distillation),
             }
@@ -137,6 +156,7 @@ class SweepResults:
                 "metric": self.metric,
                 "reported_on": self.reported_on,
                 "best": cells[self.best]["options"],
+                "average_over": self.average_over,
                 "level": self.level,
                 "distillation_level": self.distillation_level,
                 "cells": cells,
@@ -152,12 +172,13 @@ class SweepResults:
         alone = list(dict.fromkeys(name for cell in self.cells for name in cell.alone))
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*options, "seed", f"validation_{self.metric}", *metrics, *(f"alone_{name}" for name in alone)])
+        names = [*options, *self.average_over, "seed", f"validation_{self.metric}"]
+        writer.writerow([*names, *metrics, *(f"alone_{name}" for name in alone)])
         for cell in self.cells:
-            for seed in cell.seeds:
-                values = [cell.metrics.get(name, {}).get(seed, "") for name in metrics]
-                values += [cell.alone.get(name, {}).get(seed, "") for name in alone]
-                writer.writerow([*cell.options.values(), seed, cell.validation[seed], *values])
+            for key in cell.repetitions:
+                values = [cell.metrics.get(name, {}).get(key, "") for name in metrics]
+                values += [cell.alone.get(name, {}).get(key, "") for name in alone]
+                writer.writerow([*cell.options.values(), *_as_tuple(key), cell.validation[key], *values])
         return text.getvalue()
 
     def save(self, folder: Path) -> None:
@@ -165,17 +186,51 @@ class SweepResults:
         write_output(folder / "results.json", self.as_json(), option="--out FOLDER")
         write_output(folder / "results.csv", self.as_csv(), option="--out FOLDER")
 
+    def _figures(self, comparison: Comparison) -> str:
+        """Return the differences with their intervals, and the note."""
+        parts = []
+        for unit, difference in ((f"{self.unit}s", comparison.seeds), ("samples", comparison.samples)):
+            if difference is not None:
+                low, high = difference.interval
+                parts.append(f"{difference.value:+.4f} ({low:+.4f} to {high:+.4f}) over {difference.pairs} {unit}")
+        if len(parts) == 2 and comparison.total is not None:
+            low, high = comparison.total.interval
+            parts.append(f"({low:+.4f} to {high:+.4f}) over both")
+        return "; ".join(filter(None, [", ".join(parts), comparison.note]))
+
+    def _metrics_as_dict(self, metrics: Mapping[str, Mapping[Repetition, float]]) -> dict[str, Any]:
+        """Return metrics by repetition as values for JSON."""
+        return {
+            name: {
+                **spread(values.values())._asdict(),
+                f"by_{self.unit}": {str(self._repetition_name(key)): value for key, value in values.items()},
+            }
+            for name, values in metrics.items()
+        }
+
+    def _repetition_name(self, key: Repetition) -> int | str:
+        """Return the seed, or options and seed such as "fold=0,seed=1"."""
+        if isinstance(key, int):
+            return key
+        return ",".join(f"{name}={value}" for name, value in zip((*self.average_over, "seed"), key, strict=True))
+
 
 class CellRuns(NamedTuple):
-    """A cell before its files are read. trials: the names of its finished trials by seed."""
+    """A cell before its files are read. trials: the names of its finished trials by repetition."""
 
     label: str
     options: Mapping[str, Any]
-    trials: Mapping[int, str]
+    trials: Mapping[Repetition, str]
 
 
 def compare_cells(
-    study: Study, cells: Sequence[CellRuns], metric: Metric, *, net: str | None, student: str
+    study: Study,
+    cells: Sequence[CellRuns],
+    metric: Metric,
+    *,
+    net: str | None,
+    student: str,
+    average_over: tuple[str, ...] = (),
 ) -> SweepResults:
     """Read the finished trials of all cells, find the best cell, and compare it with the others.
 
@@ -184,13 +239,13 @@ def compare_cells(
     can be read.
     """
     metric = without_interval(metric)
-    runs: list[dict[int, _Run]] = []
+    runs: list[dict[Repetition, _Run]] = []
     damaged: list[RunFolderError] = []
     for finished in cells:
         runs.append({})
-        for seed, name in finished.trials.items():
+        for key, name in finished.trials.items():
             try:
-                runs[-1][seed] = _Run(study, name, metric, net=net, student=student)
+                runs[-1][key] = _Run(study, name, metric, net=net, student=student)
             except RunFolderError as error:
                 damaged.append(error)
     if damaged and not any(runs):
@@ -199,9 +254,9 @@ def compare_cells(
         CellResults(
             label=cell.label,
             options=cell.options,
-            metrics=_by_metric({seed: run.net.metrics for seed, run in cell_runs.items()}),
-            alone=_by_metric({seed: run.alone.metrics for seed, run in cell_runs.items()}),
-            validation={seed: run.validation for seed, run in cell_runs.items()},
+            metrics=_by_metric({key: run.net.metrics for key, run in cell_runs.items()}),
+            alone=_by_metric({key: run.alone.metrics for key, run in cell_runs.items()}),
+            validation={key: run.validation for key, run in cell_runs.items()},
         )
         for cell, cell_runs in zip(cells, runs, strict=True)
     ]
@@ -211,14 +266,18 @@ def compare_cells(
             best = index
     compared = [index for index, cell in enumerate(results) if index != best and cell.validation]
     level = 1 - (1 - _LEVEL) / max(1, len(compared))  # Bonferroni's correction
-    nets = [{seed: run.net for seed, run in cell_runs.items()} for cell_runs in runs]
+    nets = [{key: run.net for key, run in cell_runs.items()} for cell_runs in runs]
+    # Runs that differ in their seeds only, and yet in their test samples, may share no data, such as simulated ones.
+    overlaps = [run.overlap for cell_runs in runs for run in cell_runs.values()]
+    overlap = float(np.max(overlaps)) if average_over else 0.0  # NaN if that of any run is unknown
     for index in compared:
-        results[index] = replace(results[index], comparison=_compare(nets[best], nets[index], metric, level))
+        comparison = _compare(nets[best], nets[index], metric, level).with_overlap(overlap)
+        results[index] = replace(results[index], comparison=comparison)
     with_baseline = [index for index, cell in enumerate(results) if cell.alone]
     distillation_level = 1 - (1 - _LEVEL) / max(1, len(with_baseline))
     for index in with_baseline:
-        alone = {seed: run.alone for seed, run in runs[index].items() if run.alone.metrics}
-        comparison = _compare(nets[index], alone, metric, distillation_level)
+        alone = {key: run.alone for key, run in runs[index].items() if run.alone.metrics}
+        comparison = _compare(nets[index], alone, metric, distillation_level).with_overlap(overlap)
         results[index] = replace(results[index], distillation=comparison)
     has_test = next(run.has_test for cell_runs in runs for run in cell_runs.values())
     return SweepResults(
@@ -229,6 +288,7 @@ def compare_cells(
         level=level,
         distillation_level=distillation_level,
         left_out=tuple(map(str, damaged)),
+        average_over=average_over,
     )
 
 
@@ -243,15 +303,16 @@ class _Run:
     """A finished trial: the net in it that is compared, and its baseline, which has no metrics if there is none.
 
     validation: the metric on the validation split, by which cells are chosen without a look at the test split.
-    has_test: whether the data has a test split.
+    has_test: whether the data has a test split. overlap: reported samples for each training sample.
 
     Raises RunFolderError if a file that is compared cannot be read, and RecipeError if there is no such net.
     """
 
     def __init__(self, study: Study, trial: str, metric: Metric, *, net: str | None, student: str) -> None:
         path = study.path(trial)
-        reported, recorded = read_metrics(path), read_record(path).get("baselines")
-        metrics, baselines = reported.results, recorded if isinstance(recorded, dict) else {}  # the file may be changed
+        reported, record = read_metrics(path), read_record(path)
+        recorded, size = record.get("baselines"), record.get("training_size")  # the file may be changed
+        metrics, baselines = reported.results, recorded if isinstance(recorded, dict) else {}
         if net is None:
             others = [name for name in metrics if name not in baselines.values()]
             net = student if student in metrics else others[-1] if others else student
@@ -265,7 +326,8 @@ class _Run:
             for name in (net, str(baselines.get(net, "")))
         )
         self.has_test = reported.reported_on == "test"
-        validation = self.net.predictions().validation
+        validation, test = self.net.predictions()
+        self.overlap = len(test) / size if isinstance(size, int) and size > 0 else math.nan
         # The metrics of a recipe may depend on its options.
         is_computed = metric.name in self.net.metrics
         self.validation = float(metric.fit(validation).compute(validation).value) if is_computed else math.nan
@@ -281,50 +343,36 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def _compare(
-    candidates: Mapping[int, _ReportedNet], baselines: Mapping[int, _ReportedNet], metric: Metric, level: float
+    candidates: Mapping[Repetition, _ReportedNet],
+    baselines: Mapping[Repetition, _ReportedNet],
+    metric: Metric,
+    level: float,
 ) -> Comparison:
-    """Compare nets over the seeds that both sides have."""
-    seeds = [seed for seed in candidates if seed in baselines]
+    """Compare nets over the repetitions that both sides have."""
+    keys = [key for key in candidates if key in baselines]
     candidate_values, baseline_values = (
-        dict[Hashable, float]({seed: nets[seed].metrics.get(metric.name, math.nan) for seed in seeds})
+        dict[Hashable, float]({key: nets[key].metrics.get(metric.name, math.nan) for key in keys})
         for nets in (candidates, baselines)
     )
 
     def predictions() -> PairsOfRuns:
-        return [candidates[seed].predictions() for seed in seeds], [baselines[seed].predictions() for seed in seeds]
+        return [candidates[key].predictions() for key in keys], [baselines[key].predictions() for key in keys]
 
     return compare_over_seeds(metric, candidate_values, baseline_values, predictions, resamples=_RESAMPLES, level=level)
 
 
-def _by_metric(values: Mapping[int, Mapping[str, float]]) -> dict[str, dict[int, float]]:
-    """Return values by seed and metric as values by metric and seed."""
-    names = dict.fromkeys(name for of_seed in values.values() for name in of_seed)
-    return {name: {seed: of_seed[name] for seed, of_seed in values.items() if name in of_seed} for name in names}
+def _by_metric(values: Mapping[Repetition, Mapping[str, float]]) -> dict[str, dict[Repetition, float]]:
+    """Return values by repetition and metric as values by metric and repetition."""
+    names = dict.fromkeys(name for of_run in values.values() for name in of_run)
+    return {name: {key: of_run[name] for key, of_run in values.items() if name in of_run} for name in names}
 
 
-def _metrics_as_dict(metrics: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
-    """Return metrics by seed as values for JSON."""
-    return {
-        name: {**spread(values.values())._asdict(), "by_seed": {str(seed): value for seed, value in values.items()}}
-        for name, values in metrics.items()
-    }
+def _as_tuple(key: Repetition) -> tuple[Any, ...]:
+    return (key,) if isinstance(key, int) else key
 
 
 def _scope(comparison: Comparison) -> str:
     return "" if comparison.seeds is not None else "in these runs, "
-
-
-def _figures(comparison: Comparison) -> str:
-    """Return the differences with their intervals, and the note."""
-    parts = []
-    for unit, difference in (("seeds", comparison.seeds), ("samples", comparison.samples)):
-        if difference is not None:
-            low, high = difference.interval
-            parts.append(f"{difference.value:+.4f} ({low:+.4f} to {high:+.4f}) over {difference.pairs} {unit}")
-    if len(parts) == 2 and comparison.total is not None:
-        low, high = comparison.total.interval
-        parts.append(f"({low:+.4f} to {high:+.4f}) over both")
-    return "; ".join(filter(None, [", ".join(parts), comparison.note]))
 
 
 def _as_dict(comparison: Comparison) -> dict[str, Any]:

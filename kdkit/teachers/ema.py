@@ -5,20 +5,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdkit.data.batch import Batch
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
+from kdkit.nets.moving_average import MovingAverage
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
 from kdkit.nets.views import View, validate_view
 from kdkit.teachers.base import TeacherOutput, TeacherSession, require_net
 from kdkit.teachers.frozen import Frozen
 from kdkit.utils.validation import is_number
-
-_HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +60,17 @@ class _EmaSession(TeacherSession):
 
     def __init__(self, teacher: Ema, taps: Sequence[TapLike]) -> None:
         net = teacher.net
-        self._decay = teacher.decay
         self._network = net.network
-        self._average = net.copy_network().requires_grad_(False)
+        module = net.copy_network().requires_grad_(False)
+        self._average = MovingAverage(module, teacher.decay, ramp=True)
         # A deep copy of a tap with this memo refers to the copies of the modules instead of the modules.
-        pairs = zip(self._network.modules(), self._average.modules(), strict=True)
-        memo: dict[int, Any] = {id(module): part for module, part in pairs}
+        pairs = zip(self._network.modules(), module.modules(), strict=True)
+        memo: dict[int, Any] = {id(part): copied for part, copied in pairs}
         moved_taps = [copy.deepcopy(tap, dict(memo)) for tap in taps]
         average = copy.copy(net)  # with all other options, such as the element and the order of its outputs
-        average.name, average.module = teacher.name, self._average
+        average.name, average.module = teacher.name, module
         average.view = teacher.view if teacher.view is not None else net.view
         self._frozen = Frozen(average, moved_taps)
-        self._updates = 0
-        # By key, in float32: an update by 1 - decay is mostly lost in the rounding of a number in half precision.
-        self._precise: dict[str, Tensor] = {}
 
     def __call__(self, batch: Batch) -> TeacherOutput:
         return self._frozen(batch)
@@ -83,43 +78,19 @@ class _EmaSession(TeacherSession):
     def dry_run(self, batch: Batch) -> Sequence[TapLike]:
         return self._frozen.dry_run(batch)
 
-    @torch.no_grad()
     def on_step(self) -> None:
         """Move the average towards the new weights."""
-        self._updates += 1
-        decay = min(self._decay, 1 - 1 / (self._updates + 1))
-        current = self._network.state_dict(keep_vars=True)
-        averages = self._average.state_dict(keep_vars=True)
-        # Tied weights have several keys in a state dict, and must move once.
-        keys = {id(average): key for key, average in averages.items()}
-        for key in keys.values():
-            average, value = averages[key], current[key]
-            is_frozen = isinstance(value, nn.Parameter) and not value.requires_grad
-            if average.dtype in _HALF_PRECISION and not is_frozen:
-                if key not in self._precise:
-                    self._precise[key] = average.detach().float()
-                average.copy_(self._precise[key].lerp_(value.float(), 1 - decay))
-            elif average.is_floating_point() or average.is_complex():
-                average.lerp_(value.to(average.dtype), 1 - decay)
-            else:  # counters of batch norm, and masks
-                average.copy_(value)
+        self._average.update(self._network)
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
         self._frozen.apply(change)
-        self._precise = {key: change(precise).float() for key, precise in self._precise.items()}
+        self._average.apply(change)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"average": self._average.state_dict() | self._precise, "updates": self._updates}
+        return self._average.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        average = self._average.state_dict()
-        self._average.load_state_dict(state["average"])  # rounds to the precision of the network
-        self._precise = {
-            key: saved.to(average[key].device, copy=True)
-            for key, saved in state["average"].items()
-            if saved.dtype == torch.float32 and average[key].dtype in _HALF_PRECISION
-        }
-        self._updates = state["updates"]
+        self._average.load_state_dict(state)
 
     def close(self) -> None:
         self._frozen.close()

@@ -1,6 +1,7 @@
 """Choose a device and a precision."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
@@ -8,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from kdkit.errors import RecipeError, first_line
+from kdkit.utils.memory import is_out_of_memory
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -70,6 +72,15 @@ def find_device(name: str) -> torch.device:
     if device.type == "meta":
         raise RecipeError("nothing can be computed on device 'meta'; choose 'cpu' or an accelerator")
     return device
+
+
+def is_kernel_error(error: BaseException) -> bool:
+    """Whether a kernel failed on an accelerator, and not for lack of memory; the process may not use the device then.
+
+    Also by the text, since a check of a recipe reports an error of user code as one of several problems.
+    """
+    failed = isinstance(error, torch.AcceleratorError) or re.search(r"\b(CUDA|HIP) error: ", str(error)) is not None
+    return failed and not is_out_of_memory(error)
 
 
 def uses_tf32() -> dict[str, bool]:

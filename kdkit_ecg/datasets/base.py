@@ -211,7 +211,7 @@ class RecordingDataset(Data, ABC):
         headers, signals, contents = read_signals(headers, self._preparation, excluded, self._store)
         missing = self._missing_records()
         summary = "\n".join([excluded.summary(len(headers)), *assumptions(headers, self.leads), *missing])
-        if self.strict and (excluded.records or excluded.not_listed or missing):
+        if self.strict and (excluded.records or excluded.unread or excluded.not_listed or missing):
             raise DataError(f"strict=True, but records are missing from {self._folder_names}:\n{summary}")
         if not headers:
             raise DataError(f"no record in {self._folder_names} can be used:\n{summary}")
@@ -219,7 +219,8 @@ class RecordingDataset(Data, ABC):
         splits = self._split_rows(headers)
         persons = [self._person(header) for header in headers]
         records = label_records(headers, signals, contents, self._label_encoder, persons)
-        summary = "\n".join([summary, *splits.missing_classes(records.labels, self.classes)])
+        if self.task != "regression":
+            summary = "\n".join([summary, *splits.missing_classes(records.labels, self.classes)])
         return _Loaded(records, splits, summary)
 
     @property

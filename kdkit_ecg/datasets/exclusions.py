@@ -8,7 +8,7 @@ from pathlib import Path
 from kdkit.errors import first_line
 from kdkit.utils.printable import printable
 from kdkit_ecg.records.signal_lines import clipped
-from kdkit_ecg.utils.record_files import NOT_LISTED, without_suffix
+from kdkit_ecg.utils.record_files import EXPORT, NOT_LISTED, RecordFiles, counted_kinds, without_suffix
 from kdkit_ecg.utils.tables import first_names
 
 # The start of an error about a file, whose name the summary has already.
@@ -41,6 +41,7 @@ class ExcludedRecords:
         self.folders = tuple(folders)
         self.records: dict[ExclusionReason, list[str]] = {}
         self.causes: dict[ExclusionReason, str] = {}  # why the first record of a reason cannot be read
+        self.unread: list[Path] = []  # files of ECGs in a format that is not read
         self.not_listed: list[str] = []  # folders that cannot be read
 
     def add(self, reason: ExclusionReason, path: Path, detail: str = "", *, cause: Exception | None = None) -> None:
@@ -52,16 +53,17 @@ class ExcludedRecords:
             self.causes[reason] = f"{name}: {clipped(text.replace(f'{path.parent}/', ''), 300)}"
         self.records.setdefault(reason, []).append(f"{name} ({detail})" if detail else name)
 
-    def add_not_listed(self, paths: Sequence[Path]) -> None:
-        """Name subfolders that cannot be read, and links that lead nowhere."""
-        self.not_listed += [self._relative(path).as_posix() for path in paths]
+    def add_files(self, files: RecordFiles) -> None:
+        """Add the files of a folder that are no record: of formats that are not read, and what cannot be listed."""
+        self.unread += files.unread
+        self.not_listed += [self._relative(path).as_posix() for path in files.not_listed]
 
     def copy(self) -> "ExcludedRecords":
         """Return a copy, to which records can be added without changing this one."""
         copied = ExcludedRecords(self.folders)
         copied.records = {reason: list(names) for reason, names in self.records.items()}
         copied.causes = dict(self.causes)
-        copied.not_listed = list(self.not_listed)
+        copied.unread, copied.not_listed = list(self.unread), list(self.not_listed)
         return copied
 
     def summary(self, used: int) -> str:
@@ -74,6 +76,8 @@ class ExcludedRecords:
                 lines.append(f"  {len(names)} excluded, {reason}: {first_names(names)}")
             if reason in self.causes:
                 lines.append(f"    {printable(self.causes[reason])}")
+        if self.unread:
+            lines.append(f"  files of formats that are not read: {counted_kinds(self.unread)}; {EXPORT}")
         if self.not_listed:
             lines.append(f"  {len(self.not_listed)} {NOT_LISTED}: {first_names(self.not_listed)}")
         return "\n".join(lines)

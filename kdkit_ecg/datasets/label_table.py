@@ -1,6 +1,7 @@
-"""Read the table with the labels of records: a column per class, or the names of classes in one column."""
+"""Read the table with the labels of records: a column per class or number, or the names of classes in one column."""
 
 import ast
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,11 +41,15 @@ _FLAGS = MappingProxyType(
     {"0": False, "0.0": False, "false": False, "no": False, "1": True, "1.0": True, "true": True, "yes": True}
 )
 _SEPARATOR = re.compile(r"[;|]")  # between labels; a comma, which a name may have, separates only without these
+_FRACTION = re.compile(r"-?[0-9]*\.[0-9]+")  # 3 and 426783006 may be classes, 3.5 is none
 _MAX_LISTED = 10_000  # characters of a list: literal_eval takes a time and a depth that grow with the text
 
 
 class LabelRow(NamedTuple):
-    """The row of a record. labels: None if unknown. patient, database: "" if unknown. age in years."""
+    """The row of a record. labels: classes, or numbers as texts; None if unknown. patient, database: "" if unknown.
+
+    age in years.
+    """
 
     labels: tuple[str, ...] | None
     patient: str = ""
@@ -66,24 +71,38 @@ class NamedClasses:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NamedNumbers:
+    """Numbers by name, for regression. names: of their columns."""
+
+    names: tuple[str, ...]
+
+    def row(self, codes: Iterable[str]) -> NDArray[np.float32]:
+        """Return (names,) float32 from their texts, which are in the order of the names."""
+        return np.array([float(code) for code in codes], dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LabelTable:
-    """The rows of a table by record, as it names them, without suffix, and the classes.
+    """The rows of a table by record, as it names them, without suffix, and the classes or numbers.
 
     unread: column -> texts in it that are no age or no sex, without repetition.
     """
 
     path: Path
     rows: Mapping[str, LabelRow]
-    classes: NamedClasses
+    classes: NamedClasses | NamedNumbers
     has_patients: bool
     unread: Mapping[str, Sequence[str]]
 
 
-def read_label_table(path: Path, columns: Mapping[str, str], classes: Sequence[str]) -> LabelTable:
+def read_label_table(
+    path: Path, columns: Mapping[str, str], classes: Sequence[str], *, numbers: bool = False
+) -> LabelTable:
     """Return the labels of records. A table has a column for each class, or one with the names of classes.
 
     columns: role in ROLES -> name of the column. classes: names; () for all in the table, sorted or in the order of
-    their columns. A record may have several rows, if these differ in nothing but the names of classes.
+    their columns. numbers: whether the labels are numbers; `classes` are then the names of their columns.
+    A record may have several rows, if these differ in nothing but the names of classes.
     Raises DataError, which names the file and the line, for a table that cannot be read or contradicts itself, and
     RecipeError for columns and classes that it does not have.
     """
@@ -113,7 +132,12 @@ def read_label_table(path: Path, columns: Mapping[str, str], classes: Sequence[s
     for role, usual in ROLES.items():
         present = [name if name in names else by_case[name] for name in usual if name in by_case]
         roles[role] = columns.get(role) or [*present, usual[0]][0]
-    parser = _RowParser(path, roles, tuple(classes), names, lines)
+    if numbers and not (classes and set(classes) <= set(names)):
+        raise RecipeError(
+            f"regression needs the names of the columns with the numbers, such as classes=('age',); got "
+            f"{tuple(classes)}, and {path} has {', '.join(names)}"
+        )
+    parser = _RowParser(path, roles, tuple(classes), names, lines, numbers=numbers)
     rows: dict[str, LabelRow] = {}
     for line, cells in lines:
         record = table_name(cells[roles["record"]])
@@ -125,10 +149,15 @@ def read_label_table(path: Path, columns: Mapping[str, str], classes: Sequence[s
             raise RecipeError(f"{path} has no class {name!r}; {did_you_mean(name, available)}")
     if not available:
         raise DataError(f"{path} has no label in its column {roles['label']!r}")
+    if not (classes or parser.flags) and all(map(_FRACTION.fullmatch, available)):
+        raise DataError(
+            f"{path} has numbers in its column {roles['label']!r}, such as {available[0]}, where names of classes were "
+            f"expected; for regression, pass task='regression', classes=({roles['label']!r},)"
+        )
     return LabelTable(
         path=path,
         rows=rows,
-        classes=NamedClasses(names=tuple(classes or available)),
+        classes=NamedNumbers(names=tuple(classes)) if numbers else NamedClasses(names=tuple(classes or available)),
         has_patients=any(row.patient for row in rows.values()),
         unread={column: list(texts) for column, texts in parser.unread.items()},
     )
@@ -136,6 +165,8 @@ def read_label_table(path: Path, columns: Mapping[str, str], classes: Sequence[s
 
 class _RowParser:
     """Parses the rows of one table. flags: the columns that are classes; none if one column has the names of classes.
+
+    numbers: whether these columns have numbers instead of 0 and 1.
 
     Raises DataError if the table has no column of records, or no labels.
     """
@@ -147,8 +178,10 @@ class _RowParser:
         classes: tuple[str, ...],
         names: Sequence[str],
         lines: Sequence[tuple[int, Mapping[str, str]]],
+        *,
+        numbers: bool,
     ) -> None:
-        self.path, self.roles, self.classes = path, roles, classes
+        self.path, self.roles, self.classes, self.numbers = path, roles, classes, numbers
         self.unread: dict[str, dict[str, None]] = {}  # texts without repetition, in order
         if roles["record"] not in names:
             raise DataError(
@@ -194,14 +227,32 @@ class _RowParser:
         return first._replace(labels=tuple(dict.fromkeys([*(first.labels or ()), *(labels or ())])) or None)
 
     def _flagged(self, line: int, cells: Mapping[str, str]) -> tuple[str, ...] | None:
-        """Return the classes with a 1, None if a cell is empty or has a word for a missing value."""
+        """Return the classes with a 1, or the numbers; None if a cell is empty or has a word for a missing value."""
         values = {name: cells[name].lower() for name in self.flags}
         if any(is_missing(value) for value in values.values()):
             return None
+        if self.numbers:
+            return tuple(self._number(line, name, value) for name, value in values.items())
         wrong = next((name for name, value in values.items() if value not in _FLAGS), None)
         if wrong is not None:
-            raise DataError(f"{self.path}, line {line}: expected 0 or 1 in column {wrong!r}, got {shown(cells[wrong])}")
+            raise DataError(
+                f"{self.path}, line {line}: expected 0 or 1 in column {wrong!r}, got {shown(cells[wrong])}; columns of "
+                "numbers are read with task='regression'"
+            )
         return tuple(name for name, value in values.items() if _FLAGS[value])
+
+    def _number(self, line: int, column: str, text: str) -> str:
+        """Return the shortest text of a number, which is the same for 40 and 40.0."""
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not abs(number) <= np.finfo(np.float32).max:
+            raise DataError(
+                f"{self.path}, line {line}: expected a number such as 61.5 in column {column!r}, got {shown(text)}; "
+                "an empty cell is an unknown one"
+            )
+        return repr(number)
 
     def _named(self, text: str) -> tuple[str, ...] | None:
         """Return the labels in a cell, None if it is empty."""

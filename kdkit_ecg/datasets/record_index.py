@@ -28,7 +28,7 @@ class RecordIndex:
         self._by_name: dict[str, dict[Path, None]] = {}  # the paths of files with a name, without repetition
         for folder in excluded.folders:
             files = find_record_files(folder)
-            excluded.add_not_listed(files.not_listed)
+            excluded.add_files(files)
             # The best description of a record first, as only one of its files is read.
             paths = sorted([*files.headers, *files.others], key=lambda path: SUFFIXES.index(kind_of(path)))
             for path in paths:

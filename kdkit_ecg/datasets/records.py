@@ -7,10 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kdkit import DataError, RecipeError
 from kdkit_ecg.datasets.cross_validation import FoldedDataset
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
-from kdkit_ecg.datasets.label_table import LabelTable, NamedClasses, read_label_table
+from kdkit_ecg.datasets.label_table import LabelTable, NamedClasses, NamedNumbers, read_label_table
 from kdkit_ecg.datasets.patient_table import PatientTable
 from kdkit_ecg.datasets.record_index import RecordIndex
 from kdkit_ecg.datasets.scan import Selection, is_usable
@@ -19,7 +22,7 @@ from kdkit_ecg.records.array_format import ArrayFormat
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.tables import first_names
 
-ClassTask = Literal["multilabel", "multiclass"]
+RecordTask = Literal["multilabel", "multiclass", "regression"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +34,8 @@ class Records(FoldedDataset):
     or its name if that occurs once, with or without suffix; in a file of many records, the id of each. It has a column
     of 0 and 1 for each class, or a column `label` with names of classes, several of them with ; or | in between, as a
     list, or in several rows. The columns patient, age, sex and database are read if they are there, in any case.
-    classes: names of the classes; () for all in the table. task: "multilabel", or "multiclass" if each record has
-    exactly one class.
+    classes: names of the classes; () for all in the table. task: "multilabel"; "multiclass" if each record has exactly
+    one class; "regression" if `classes` are columns of numbers, such as ("age",), which are the labels as they are.
     leads: names in the order of the channels; () for those of most records. Limb leads that
     a record lacks are derived from two others. Then the headers are read at once, to count them.
     columns: names of columns that differ from those above, such as {"record": "exam_id", "label": "diagnosis"}.
@@ -51,7 +54,7 @@ class Records(FoldedDataset):
     leads: tuple[str, ...] = ()
     rate: float = 250
     length: int = 2500
-    task: ClassTask = "multilabel"
+    task: RecordTask = "multilabel"
     columns: Mapping[str, str] | None = None
     arrays: ArrayFormat | None = None
     normalised_units: bool = False
@@ -65,7 +68,7 @@ class Records(FoldedDataset):
 
     @classmethod
     def _choices(cls) -> Mapping[str, Any]:
-        return {**super()._choices(), "task": ClassTask}
+        return {**super()._choices(), "task": RecordTask}
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -79,10 +82,12 @@ class Records(FoldedDataset):
 
     @cached_property
     def _table(self) -> LabelTable:
-        return read_label_table(self._table_file(self.labels), self.columns or {}, self.classes)
+        return read_label_table(
+            self._table_file(self.labels), self.columns or {}, self.classes, numbers=self.task == "regression"
+        )
 
     @property
-    def _label_encoder(self) -> NamedClasses:
+    def _label_encoder(self) -> NamedClasses | NamedNumbers:
         return self._table.classes
 
     def _chosen_leads(self) -> tuple[str, ...]:
@@ -143,6 +148,14 @@ class Records(FoldedDataset):
                     "use task='multilabel'"
                 )
         return Selection(usable, excluded)
+
+    def _fold_classes(self, labels: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.task != "regression":
+            return labels
+        # A class for each fifth of the values of each number.
+        bounds = np.quantile(labels, (0.2, 0.4, 0.6, 0.8), axis=0).T
+        fifths = [np.searchsorted(bound, column, side="right") for bound, column in zip(bounds, labels.T, strict=True)]
+        return np.hstack([np.eye(5, dtype=np.float32)[fifth] for fifth in fifths])
 
     @cached_property
     def _patient_table(self) -> PatientTable:

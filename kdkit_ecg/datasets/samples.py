@@ -19,7 +19,7 @@ from kdkit_ecg.store import StoredSignals
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LabelledRecords:
-    """Records in rows: signals, float32 (leads, time) each; person (records, 5); labels (records, classes).
+    """Records in rows: signals, float32 (leads, time) each; person (records, 5); labels (records, classes or numbers).
 
     ids, groups: (records,) int64; groups are equal for records of one patient, None if no patient has two records.
     names: of the records. contents: a hash of the samples of each, as they were read.

@@ -138,7 +138,7 @@ def _read_headers(folder: Path, excluded: ExcludedRecords, seen: set[Path]) -> l
     folders may be inside another, or contain a link to it.
     """
     files = find_record_files(folder)
-    excluded.add_not_listed(files.not_listed)
+    excluded.add_files(files)
     if not files.headers:
         matrices = sum(path.suffix.lower() == ".mat" for path in files.signals)
         raise DataError(

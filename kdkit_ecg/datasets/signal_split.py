@@ -42,7 +42,8 @@ class SignalSplit(Split):
     """Records as a split of kdkit. Each sample is a window of `length` samples, a pure function of (seed, id, draw).
 
     signals: one float32 (leads, time) array per record, in memory or in a store, with any times. rate in Hz.
-    person: (records, 5) float32. labels: (records, classes) float32 of 0 and 1. ids: (records,) int64.
+    person: (records, 5) float32. labels: (records, classes) float32 of 0 and 1, or (records, numbers). ids: (records,)
+    int64.
     window: "random" moves the window (or the zero padding of a record that is too short) in each draw; "centre" does
     not.
     groups: (records,) int64, the same number for records of one patient; None if no patient has two records.

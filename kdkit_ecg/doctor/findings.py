@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from kdkit_ecg.records.source import Sex
 from kdkit_ecg.utils.files import unsharded_folder
+from kdkit_ecg.utils.record_files import without_suffix
 
 
 class Reason(StrEnum):
@@ -82,7 +83,8 @@ class Finding:
 class RecordReport:
     """The findings and header fields of a record, about a kilobyte, so that a survey of any size fits in memory.
 
-    path: of the header below the folder, without suffix. header: its file, or the signal's if there is no header.
+    path: of the header, or of a file of another format, below the folder, without suffix. header: that file, or the
+    signal if there is no header.
     database: the folder without shards. rate in Hz, age in years.
     implausible_age: the header contains an age that cannot be right. sketch: see signal_sketch.py; None if there is no
     signal to compare. files: names of the files in its folder that the header names, with headers of segments.
@@ -107,7 +109,7 @@ class RecordReport:
     def of(cls, folder: Path, path: Path) -> Self:
         """Return a report without findings about the record with this file in the folder."""
         relative = path.relative_to(folder)
-        name = relative.with_suffix("").as_posix()
+        name = without_suffix(relative).as_posix()
         return cls(path=name, header=path, database=unsharded_folder(PurePath(relative)), findings=[])
 
     @property

@@ -1,43 +1,65 @@
 """Examine one record by itself: first its header, then its signal."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdkit import DataError
+from kdkit import KdkitError
+from kdkit.errors import first_line
 from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.waveform import examine_signal
 from kdkit_ecg.labels import is_snomed_code, scored_classes
 from kdkit_ecg.leads import LEADS, missing_leads
-from kdkit_ecg.records.header import header_lines, read_comments, read_header
+from kdkit_ecg.records.header import header_lines, read_comments
+from kdkit_ecg.records.open_file import open_file
 from kdkit_ecg.records.signal_lines import Header
 from kdkit_ecg.records.source import missing_files
 from kdkit_ecg.utils.tables import is_missing
 
+# The start of an error about a file, which the report names already.
+_ABOUT_FILE = re.compile(r"^.*?(cannot be read|is not a readable header): ")
+
 
 def examine(folder: Path, path: Path, *, leads: Sequence[str] = LEADS, own_labels: bool = False) -> RecordReport:
-    """Return the findings about the record with this header. No content of the files raises an exception.
+    """Return the findings about the record in this file. No content of the files raises an exception.
 
-    leads: that a record needs, or others that give them. own_labels: whether it needs no code that is scored.
+    path: a WFDB header, or a DICOM, XML or EDF file. leads: that a record needs, or others that give them.
+    own_labels: whether it needs no code that is scored.
     """
     record = RecordReport.of(folder, path)
     try:
-        header = read_header(path)
-    except DataError as error:
-        record.add(Reason.HEADER, str(error).removeprefix(f"{path} is not a readable header: "))
+        (source,) = open_file(path)
+    except KdkitError as error:  # also without the package that reads a format
+        record.add(Reason.HEADER, _ABOUT_FILE.sub("", first_line(error)))
         return record
-    record.name, record.rate, record.samples = header.name, header.rate, header.samples
-    record.leads, record.age, record.sex, record.codes = header.leads, header.age, header.sex, header.codes
-    record.files = header.files
-    _examine_person_and_codes(record, header, codes=not own_labels)
-    absent = missing_leads(header.leads, leads)
-    unknown = [lead for lead in header.leads if lead not in (*LEADS, *leads)]
+    record.rate, record.samples, record.leads = source.rate, source.samples, source.leads
+    record.age, record.sex, record.codes = source.age, source.sex, source.codes
+    if isinstance(source, Header):
+        record.name, record.files = source.name, source.files
+        _examine_header(record, source, codes=not own_labels)
+    absent = missing_leads(source.leads, leads)
+    unknown = [lead for lead in source.leads if lead not in (*LEADS, *leads)]
     if absent:
         record.add(
             Reason.LEADS, f"without {', '.join(absent)}" + (f"; unknown: {', '.join(unknown)}" if unknown else "")
         )
-    elif not set(leads) <= set(header.leads):
-        record.add(Reason.DERIVED, ", ".join(lead for lead in leads if lead not in header.leads))
+    elif not set(leads) <= set(source.leads):
+        record.add(Reason.DERIVED, ", ".join(lead for lead in leads if lead not in source.leads))
+    if source.normalised:
+        record.add(Reason.UNITS)
+    missing = missing_files(source)
+    if missing:
+        record.add(Reason.NO_SIGNAL, ", ".join(missing))
+    else:
+        try:
+            examine_signal(record, source)
+        except OSError as error:  # e.g. no permission to read the file
+            record.add(Reason.SIGNAL, str(error))
+    return record
+
+
+def _examine_header(record: RecordReport, header: Header, *, codes: bool) -> None:
     if len(header.leads) < len(header.channels):
         record.add(Reason.CHANNELS, f"{len(header.channels) - len(header.leads)} of {len(header.channels)}")
     if header.default_gains:
@@ -46,20 +68,6 @@ def examine(folder: Path, path: Path, *, leads: Sequence[str] = LEADS, own_label
         record.add(Reason.NO_LENGTH, f"{header.samples:,}")
     if header.renamed_files:
         record.add(Reason.FILE_NAME, ", ".join(header.renamed_files))
-    if header.normalised:
-        record.add(Reason.UNITS)
-    missing = missing_files(header)
-    if missing:
-        record.add(Reason.NO_SIGNAL, ", ".join(missing))
-    else:
-        try:
-            examine_signal(record, header)
-        except OSError as error:  # e.g. no permission to read the file
-            record.add(Reason.SIGNAL, str(error))
-    return record
-
-
-def _examine_person_and_codes(record: RecordReport, header: Header, *, codes: bool) -> None:
     # The comments are read again: read_header drops ages and codes that are not valid.
     comments = read_comments(header_lines(header.path))
     ages = [age for age in comments.get("age", []) if not is_missing(age)]

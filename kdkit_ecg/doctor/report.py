@@ -13,7 +13,7 @@ from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.survey import Survey
 from kdkit_ecg.labels import Year, scored_classes
 from kdkit_ecg.records.signal_lines import clipped
-from kdkit_ecg.utils.record_files import NOT_LISTED
+from kdkit_ecg.utils.record_files import EXPORT, NOT_LISTED, counted_kinds
 from kdkit_ecg.utils.tables import first_names
 
 MAX_NAMES = 3  # records that are named for each reason, unless all are requested
@@ -54,9 +54,10 @@ def print_survey(survey: Survey, console: Console, *, all_names: bool) -> None:
         console.print(f"{survey.unfinished} unfinished .part files: run kdkit ecg fetch again to resume them")
     if survey.not_listed:
         console.print(f"{len(survey.not_listed)} {NOT_LISTED}: {first_names(survey.not_listed)}", soft_wrap=True)
-    if survey.not_examined:
-        text = f"{survey.not_examined:,} DICOM, XML, EDF, NumPy or HDF5 files are not examined, but only WFDB records"
-        console.print(text, soft_wrap=True)
+    if survey.numbers:
+        console.print(f"{counted_kinds(survey.numbers)}: not examined, since they do not say their leads and rate")
+    if survey.unread:
+        console.print(f"{counted_kinds(survey.unread)}: of formats that are not read; {EXPORT}", soft_wrap=True)
     odd = sum(record.odd for record in survey.records)
     console.print(f"{len(survey.records):,} records: {survey.bad:,} bad, {odd:,} odd", soft_wrap=True)
 
@@ -67,7 +68,8 @@ def survey_to_json(survey: Survey) -> dict[str, Any]:
         "folder": str(survey.folder),
         "unfinished": survey.unfinished,
         "not_listed": list(survey.not_listed),
-        "not_examined": survey.not_examined,
+        "not_examined": [path.relative_to(survey.folder).as_posix() for path in survey.numbers],
+        "unread": [path.relative_to(survey.folder).as_posix() for path in survey.unread],
         "databases": {name: _statistics(records) for name, records in _by_database(survey).items()},
         "classes": {
             str(year): {name: dict(counts) for name, counts in _class_counts(survey, year).items()}

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit_ecg.doctor.findings import RecordReport
-from kdkit_ecg.records.samples import Steps
+from kdkit_ecg.doctor.lead_samples import LeadSamples
 
 Floats = NDArray[np.float64]
 
@@ -17,7 +17,7 @@ MAX_DISTANCE = 0.5  # between the sketches of one signal, even if rounded to 1/1
 MIN_CORRELATION = 0.99  # of every lead, for two records to have the same signal
 
 
-def sketch_of(samples: Steps, leads: Sequence[str], invalid: NDArray[np.bool_]) -> NDArray[np.float32] | None:
+def sketch_of(signal: LeadSamples, leads: Sequence[str]) -> NDArray[np.float32] | None:
     """Return a few numbers that are similar only for equal signals: (leads, time) -> (leads * PROJECTIONS,).
 
     A random projection: each lead, scaled to mean 0 and standard deviation 1, is multiplied by sequences of random
@@ -25,15 +25,17 @@ def sketch_of(samples: Steps, leads: Sequence[str], invalid: NDArray[np.bool_]) 
     standard deviation of about 1. Gain, offset and the order of the leads do not change them, and rounding changes them
     little. Returns None if all leads are flat.
     """
-    scaled = standardise(samples, invalid)[np.argsort(leads)]
+    scaled = standardise(signal)[np.argsort(leads)]
     if not scaled.any():
         return None
-    sketch: Floats = scaled @ _random_signs(samples.shape[1]).T / np.sqrt(samples.shape[1])  # (leads, PROJECTIONS)
+    time = scaled.shape[1]
+    sketch: Floats = scaled @ _random_signs(time).T / np.sqrt(time)  # (leads, PROJECTIONS)
     return sketch.ravel().astype(np.float32)
 
 
-def standardise(samples: Steps, invalid: NDArray[np.bool_]) -> Floats:
+def standardise(signal: LeadSamples) -> Floats:
     """Scale each lead to mean 0 and standard deviation 1 over its valid samples. Flat and invalid ones become 0."""
+    samples, invalid = signal.samples, signal.invalid
     valid = np.maximum(1, (~invalid).sum(axis=1, keepdims=True))  # at least 1: a lead may have no valid sample
     centred = np.where(invalid, 0, samples - np.where(invalid, 0, samples).sum(axis=1, keepdims=True) / valid)
     deviation = np.sqrt((centred**2).sum(axis=1, keepdims=True) / valid)
@@ -56,14 +58,12 @@ def near_pairs(records: Sequence[RecordReport]) -> Iterator[tuple[RecordReport, 
             yield group[first], group[second]
 
 
-def correlation(first: Steps, second: Steps, invalid_values: tuple[Steps, Steps]) -> float:
-    """Return the smallest correlation of a lead in two signals, (leads, time) each, with leads in the same order.
+def correlation(first: LeadSamples, second: LeadSamples) -> float:
+    """Return the smallest correlation of a lead in two signals with leads in the same order.
 
-    invalid_values: the value of an invalid sample in each, (leads, 1). A lead that is flat in both is skipped; if it is
-    flat in one, its correlation is 0.
+    A lead that is flat in both is skipped; if it is flat in one, its correlation is 0.
     """
-    scaled_first = standardise(first, first == invalid_values[0])
-    scaled_second = standardise(second, second == invalid_values[1])
+    scaled_first, scaled_second = standardise(first), standardise(second)
     not_flat = scaled_first.any(axis=1) | scaled_second.any(axis=1)
     return float((scaled_first * scaled_second).mean(axis=1)[not_flat].min(initial=1.0))
 

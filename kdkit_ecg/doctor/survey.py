@@ -11,8 +11,9 @@ from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.record import examine
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.csv_file import CSV_SUFFIX
+from kdkit_ecg.records.open_file import NUMBERS_SUFFIXES, SUFFIXES
 from kdkit_ecg.utils.processes import run_in_processes
-from kdkit_ecg.utils.record_files import find_record_files
+from kdkit_ecg.utils.record_files import RecordFiles, counted_kinds, find_record_files, kind_of, without_suffix
 
 MIN_RECORDS = 8  # up to this number, records are examined without starting processes
 
@@ -21,15 +22,16 @@ MIN_RECORDS = 8  # up to this number, records are examined without starting proc
 class Survey:
     """All records in a folder, sorted by path, and the number of files left by an interrupted fetch.
 
-    not_listed: subfolders that cannot be read and links that lead nowhere, below the folder. not_examined: the number
-    of files of other formats: DICOM, XML, EDF, NumPy and HDF5.
+    not_listed: subfolders that cannot be read and links that lead nowhere, below the folder. numbers: files of numbers,
+    NumPy and HDF5, which do not say their rate and leads. unread: of ECGs in formats that are not read.
     """
 
     folder: Path
     records: tuple[RecordReport, ...]
     unfinished: int
     not_listed: tuple[str, ...]
-    not_examined: int
+    numbers: tuple[Path, ...]
+    unread: tuple[Path, ...]
 
     @property
     def bad(self) -> int:
@@ -49,19 +51,16 @@ def survey(
     """Examine every record in a folder tree with `jobs` processes. leads, own_labels: see `examine`.
 
     on_start is called with the number of records, on_record after each of them.
-    Raises DataError if there is neither a header nor a signal.
+    Raises DataError if there is no record.
     """
     files = find_record_files(folder)
-    not_examined = sum(path.suffix.lower() != CSV_SUFFIX for path in files.others)  # a CSV file may be any table
-    if not files.headers and not files.signals:
-        others = (
-            f" ({not_examined} DICOM, XML, EDF, NumPy or HDF5 files, which are not examined)" if not_examined else ""
-        )
+    paths, numbers = _examined(files)
+    if not paths and not files.signals:
+        others = counted_kinds([*numbers, *files.unread])
         raise DataError(
-            f"no .hea, .mat or .dat file in {folder} or its subfolders{others}; expected a folder with a fetched "
-            "release, or other WFDB records"
+            f"no WFDB, DICOM, XML or EDF file in {folder} or its subfolders{f' (but {others})' if others else ''}; "
+            "expected a folder with a fetched release, or other records"
         )
-    paths = files.headers
     on_start(len(paths))
     examine_one = partial(examine, folder, leads=leads, own_labels=own_labels)
     in_this_process = jobs == 1 or len(paths) <= MIN_RECORDS
@@ -86,5 +85,19 @@ def survey(
         records=tuple(sorted(records, key=lambda record: record.path)),
         unfinished=len(files.unfinished),
         not_listed=tuple(path.relative_to(folder).as_posix() for path in files.not_listed),
-        not_examined=not_examined,
+        numbers=tuple(numbers),
+        unread=files.unread,
     )
+
+
+def _examined(files: RecordFiles) -> tuple[list[Path], list[Path]]:
+    """Return the files of one record that are examined, and those of numbers, each sorted by path.
+
+    Of files with one name, which are forms of one record, the loaders use one. A CSV file may be any table.
+    """
+    by_record: dict[Path, Path] = {}
+    for path in sorted([*files.headers, *files.others], key=lambda path: SUFFIXES.index(kind_of(path))):
+        by_record.setdefault(without_suffix(path), path)
+    used = sorted(path for path in by_record.values() if path.suffix.lower() != CSV_SUFFIX)
+    described = [path for path in used if kind_of(path) not in NUMBERS_SUFFIXES]
+    return described, [path for path in used if kind_of(path) in NUMBERS_SUFFIXES]

@@ -1,13 +1,14 @@
 """Examine the signal of one record: file sizes, checksums, and every lead."""
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdkit import DataError
 from kdkit_ecg.doctor.findings import Reason, RecordReport
+from kdkit_ecg.doctor.lead_samples import LeadSamples, Samples
 from kdkit_ecg.doctor.signal_sketch import sketch_of
-from kdkit_ecg.records.samples import Steps, invalid_values, mismatched_leads, read_steps
+from kdkit_ecg.records.samples import invalid_values, mismatched_leads
 from kdkit_ecg.records.signal_lines import Header
+from kdkit_ecg.records.source import RecordSource
 
 GAINS = (20.0, 50_000.0)  # steps per mV: converters have a resolution between 50 uV and 20 nV
 FULL_SCALE = 0.9  # of the range of its format, which a lead spans if wfdb chose the gain to use all of it
@@ -19,27 +20,33 @@ MIN_EXCURSION = 1.0  # mV from the median of the lead, so that a quiet baseline 
 _MATLAB_HEADER = 24  # bytes before the samples of a version 4 .mat file with a variable "val"
 
 
-def examine_signal(record: RecordReport, header: Header) -> None:
+def examine_signal(record: RecordReport, source: RecordSource) -> None:
     """Add the findings about a signal, whose files must exist, and its sketch to the record."""
     mismatch = ""
-    for part in [part for part, _ in header.segments if part] or [header]:
+    for part in _parts(source):
         mismatch = mismatch or _compare_sizes(record, part)
     try:
-        samples = read_steps(header)  # (leads, time)
+        signal = LeadSamples.read(source)
     except DataError as error:
         record.add(Reason.SHAPE if mismatch else Reason.SIGNAL, mismatch or str(error))
         return
     if mismatch:
         record.add(Reason.SHAPE, mismatch)
-    wrong = mismatched_leads(header, samples)
+    wrong = mismatched_leads(source, signal.samples) if isinstance(source, Header) else []
     if wrong:
         record.add(Reason.CHECKSUM, ", ".join(wrong))
-    invalid = samples == invalid_values(header)
-    if invalid.any():
-        counts = zip(header.leads, invalid.sum(axis=1).tolist(), strict=True)
+    if signal.invalid.any():
+        counts = zip(source.leads, signal.invalid.sum(axis=1).tolist(), strict=True)
         record.add(Reason.INVALID, ", ".join([f"{lead} {count}" for lead, count in counts if count]))
-    record.sketch = sketch_of(samples, header.leads, invalid)
-    _examine_leads(record, header, samples, invalid)
+    record.sketch = sketch_of(signal, source.leads)
+    _examine_leads(record, source, signal)
+
+
+def _parts(source: RecordSource) -> list[Header]:
+    """Return the header of each signal file of a WFDB record; files of other formats describe themselves."""
+    if not isinstance(source, Header):
+        return []
+    return [part for part, _ in source.segments if part] or [source]
 
 
 def _compare_sizes(record: RecordReport, header: Header) -> str:
@@ -63,17 +70,18 @@ def _compare_sizes(record: RecordReport, header: Header) -> str:
     return ""
 
 
-def _examine_leads(record: RecordReport, header: Header, samples: Steps, invalid: NDArray[np.bool_]) -> None:
+def _examine_leads(record: RecordReport, source: RecordSource, signal: LeadSamples) -> None:
     """Find leads that are flat, clipped, or implausibly large or small, and gains that no converter has."""
+    samples, invalid = signal.samples, signal.invalid
     highest = np.where(invalid, np.iinfo(np.int64).min, samples).max(axis=1)
     lowest = np.where(invalid, np.iinfo(np.int64).max, samples).min(axis=1)
     flat = highest <= lowest  # (leads,); also true for a lead without a valid sample
-    if not header.normalised:  # a gain per standard deviation has no plausible range
+    if isinstance(source, Header) and not source.normalised:  # a gain per standard deviation has no plausible range
         spans = np.where(flat, 0, highest - lowest)
-        ranges = 2 * np.abs(invalid_values(header)[:, 0])  # (leads,): the invalid value is the lowest one of the format
+        ranges = 2 * np.abs(invalid_values(source)[:, 0])  # (leads,): the invalid value is the lowest one of the format
         implausible = {
             gain
-            for gain, span, steps in zip(header.gains, spans.tolist(), ranges.tolist(), strict=True)
+            for gain, span, steps in zip(source.gains, spans.tolist(), ranges.tolist(), strict=True)
             # Of a lead that wfdb scaled to all steps of the format, or a flat one, the gain has no meaning of its own.
             if not GAINS[0] <= abs(gain) <= GAINS[1] and 0 < span < FULL_SCALE * steps
         }
@@ -83,14 +91,14 @@ def _examine_leads(record: RecordReport, header: Header, samples: Steps, invalid
         record.add(Reason.EMPTY)
         return
     if flat.any():
-        record.add(Reason.FLAT, ", ".join([lead for lead, is_flat in zip(header.leads, flat, strict=True) if is_flat]))
-    if header.normalised:  # amplitudes are not in mV
+        record.add(Reason.FLAT, ", ".join([lead for lead, is_flat in zip(source.leads, flat, strict=True) if is_flat]))
+    if source.normalised:  # amplitudes are not in mV
         return
-    gains = np.abs(header.gains)
+    gains = np.abs(signal.gains[:, 0])
     clipped = [
         name
-        for lead, name in enumerate(header.leads)
-        if not flat[lead] and _is_clipped(samples[lead][~invalid[lead]], gains[lead], header.rate)
+        for lead, name in enumerate(source.leads)
+        if not flat[lead] and _is_clipped(samples[lead][~invalid[lead]], gains[lead], source.rate)
     ]
     if clipped:
         record.add(Reason.CLIPPED, ", ".join(clipped))
@@ -100,7 +108,7 @@ def _examine_leads(record: RecordReport, header: Header, samples: Steps, invalid
         record.add(Reason.AMPLITUDE, f"{amplitude:.3g} mV between the lowest and the highest sample")
 
 
-def _is_clipped(lead: NDArray[np.int64], gain: float, rate: float) -> bool:
+def _is_clipped(lead: Samples, gain: float, rate: float) -> bool:
     """Return whether the lead stays at its highest or lowest value for longer than any wave does."""
     median = np.median(lead)
     for extreme in (lead.max(), lead.min()):

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from kdkit import DataError
+from kdkit.utils.locks import FileLock
 from kdkit_ecg.download.checksums import LISTS, OWN_PREFIX
 
 

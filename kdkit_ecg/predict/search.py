@@ -14,11 +14,14 @@ from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.record_files import (
     HEADER_SUFFIX,
     SIGNAL_SUFFIXES,
+    UNREAD_FORMATS,
     find_record_files,
     kind_of,
     present_file,
     without_suffix,
 )
+
+_UNREAD = "it is a file of {}, which is not read; export it as DICOM, HL7 aECG, EDF or WFDB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,8 @@ def _in_file(path: Path, arrays: ArrayFormat | None) -> Iterator[RecordSource | 
         file = present_file(path.with_name(path.name + HEADER_SUFFIX))
     if file.exists():
         yield from _opened(file, arrays)
+    elif path.exists() and path.suffix.lower() in UNREAD_FORMATS:
+        yield Refusal(str(path), _UNREAD.format(UNREAD_FORMATS[path.suffix.lower()]))
     elif path.exists():
         yield Refusal(str(path), f"it has no header {file.name} in its folder, and is no file of another format")
     else:
@@ -74,6 +79,8 @@ def _in_folder(folder: Path, arrays: ArrayFormat | None) -> Iterator[RecordSourc
     files = find_record_files(folder)
     for path in (*files.not_listed, *files.unfinished):
         yield Refusal(str(path), "it cannot be read" if path in files.not_listed else "its download is unfinished")
+    for path in files.unread:
+        yield Refusal(str(path), _UNREAD.format(UNREAD_FORMATS[path.suffix.lower()]))
     opened = [(path, list(_opened(path, None))) for path in files.headers]
     # Headers of the segments of a record are no records, and a signal that a header names is not lost.
     named = {path.with_name(name) for path, sources in opened for source in sources

@@ -4,17 +4,17 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from kdkit import DataError
 from kdkit.errors import first_line
+from kdkit.utils.locks import FileLock
 from kdkit_ecg.records.preparation import VERSION, Preparation
 from kdkit_ecg.store.index import LOCK, UNFINISHED, read_rows, replace_file
 
@@ -66,17 +66,16 @@ class StoreFolder:
     def delete(self) -> None:
         """Delete the store. Runs that read it are not affected.
 
+        The folder and its lock stay: a process that starts to prepare the records meanwhile waits for this lock.
         Raises DataError if another process is writing to it, or if it cannot be deleted.
         """
         try:
             with FileLock(self.path / LOCK, timeout=0):
-                # The lock is held on its file, so that one is deleted with the folder, after the lock is released.
                 for file in [path for path in self.path.iterdir() if path.name != LOCK]:
                     file.unlink()
-            shutil.rmtree(self.path)
         except Timeout as error:
             raise DataError(f"another process is writing to {self.path}; wait for it, or stop it") from error
-        except (OSError, NotImplementedError) as error:  # filelock raises the latter on a file system without locks
+        except OSError as error:
             raise DataError(f"{self.path} cannot be deleted: {first_line(error)}") from error
 
 

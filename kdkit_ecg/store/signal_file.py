@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from numpy.typing import NDArray
 
 from kdkit import DataError
 from kdkit.errors import first_line
+from kdkit.utils.locks import FileLock
 from kdkit.utils.positioned import read_into
 from kdkit_ecg.store.index import LOCK, SAMPLE_BYTES, SIGNALS, Rows, remove_rows, signal_bytes
 
@@ -165,7 +166,7 @@ class SignalFile:
             with FileLock(self.folder / LOCK, timeout=1):
                 remove_rows(self.folder, [self.rows["key"][row].tobytes()])
             advice = "it was removed from the store, so run the same command again to prepare it again"
-        except (OSError, NotImplementedError, Timeout):
+        except (OSError, Timeout):
             advice = "delete that folder, so that its records are prepared again, or use store=None"
         return DataError(
             f"{self._name(row)} in {self.folder / SIGNALS} is damaged, its bytes do not match their checksum or the "

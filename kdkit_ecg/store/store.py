@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from kdkit import DataError
 from kdkit.utils.console import make_console
+from kdkit.utils.locks import FileLock
 from kdkit.utils.reprs import format_bytes
 from kdkit_ecg.records.preparation import Preparation
 from kdkit_ecg.records.source import RecordSource
@@ -65,7 +66,7 @@ class SignalStore:
         """
         try:
             return self._find_or_prepare(headers, verify=verify)
-        except (OSError, NotImplementedError) as error:  # filelock raises the latter on a file system without locks
+        except OSError as error:
             reason = getattr(error, "strerror", None) or error
             raise DataError(
                 f"prepared records cannot be stored in {self.folder.path}: {reason}; {_ALTERNATIVES}"

@@ -3,8 +3,11 @@
 import os
 import re
 import stat
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from kdkit import DataError
@@ -16,6 +19,11 @@ MAX_SUFFIX = 5  # characters, with the dot, of a suffix that is looked for in an
 HEADER_SUFFIX, SIGNAL_SUFFIXES, UNFINISHED_SUFFIX = ".hea", (".mat", ".dat"), ".part"
 DICOM_SUFFIX = ".dcm"
 OTHER_SUFFIXES = (DICOM_SUFFIX, ".xml", ".edf", ".npy", ".npz", ".csv", ".hdf5", ".h5")
+# Formats of ECGs that are not read, by suffix.
+UNREAD_FORMATS: Mapping[str, str] = MappingProxyType(
+    {".scp": "SCP-ECG", ".ecg": "ISHNE", ".mwf": "MFER", ".bdf": "BDF", ".gdf": "GDF"}
+)
+EXPORT = "export them as DICOM, HL7 aECG, EDF or WFDB"
 NOT_LISTED = "of the folders cannot be read"  # in summaries, after the number
 
 _KNOWN_SUFFIXES = frozenset((HEADER_SUFFIX, *SIGNAL_SUFFIXES, *OTHER_SUFFIXES, UNFINISHED_SUFFIX))
@@ -30,7 +38,7 @@ class RecordFiles(NamedTuple):
     """The files in a folder tree, each kind sorted by path.
 
     others: files of other formats that may hold signals: DICOM, XML, EDF, NumPy, CSV and HDF5. unfinished: files of an
-    interrupted fetch.
+    interrupted fetch. unread: files of ECGs in a format that is not read, unless there is one of the same name that is.
     not_listed: folders that cannot be read, and links that lead nowhere.
     """
 
@@ -38,6 +46,7 @@ class RecordFiles(NamedTuple):
     signals: tuple[Path, ...]
     others: tuple[Path, ...]
     unfinished: tuple[Path, ...]
+    unread: tuple[Path, ...]
     not_listed: tuple[Path, ...]
 
     def without_header(self) -> list[Path]:
@@ -83,7 +92,9 @@ def find_record_files(folder: Path) -> RecordFiles:
         tuple(path for path in files if kinds[path] in suffixes)
         for suffixes in ((HEADER_SUFFIX,), SIGNAL_SUFFIXES, OTHER_SUFFIXES, (UNFINISHED_SUFFIX,))
     )
-    return RecordFiles(headers, signals, others, unfinished, tuple(sorted(not_listed)))
+    readable = {without_suffix(path) for path in (*headers, *others)}
+    unread = tuple(path for path in files if kinds[path] in UNREAD_FORMATS and path.with_suffix("") not in readable)
+    return RecordFiles(headers, signals, others, unfinished, unread, tuple(sorted(not_listed)))
 
 
 def kind_of(path: Path) -> str:
@@ -95,6 +106,11 @@ def kind_of(path: Path) -> str:
     if suffix in _KNOWN_SUFFIXES or path.name.upper() == "DICOMDIR":
         return suffix
     return DICOM_SUFFIX if is_dicom(path) else suffix
+
+
+def counted_kinds(paths: Iterable[Path]) -> str:
+    """Return the number of files of each kind in words, such as "2 .npy, 1 .scp"."""
+    return ", ".join(f"{count:,} {kind}" for kind, count in Counter(map(kind_of, paths)).most_common())
 
 
 def is_dicom(path: Path) -> bool:

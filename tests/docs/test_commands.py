@@ -89,7 +89,7 @@ def parse(command):
         options = [current._make_option(parameter) for parameter in outline.parameters]
         current = click.Command(
             current.name,
-            params=[*current._command_params, *options],
+            params=[*current.command_params, *options],
             context_settings={
                 **current.context_settings,
                 "ignore_unknown_options": is_unknown,

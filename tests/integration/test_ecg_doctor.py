@@ -20,8 +20,10 @@ from kdkit_ecg.doctor import survey
 from kdkit_ecg.doctor.findings import Reason
 from kdkit_ecg.doctor.record import examine
 from kdkit_ecg.leads import LEADS
+from kdkit_ecg.predict.search import Refusal, find_records
 from kdkit_ecg.records.header import read_header
 from tests.helpers.command_line import environment
+from tests.helpers.hospital_files import aecg_xml, dicom_group, muse_xml, write_dicom
 from tests.helpers.wfdb_files import checksum
 
 PERSON = "#Age: 61\n#Sex: Female\n"
@@ -306,7 +308,7 @@ def test_linked_folders_and_suffixes_in_capitals_are_examined(kdkit_here, tmp_pa
     (tmp_path / "data" / "E3.DAT").touch()
     (tmp_path / "data" / "cpsc").symlink_to(tmp_path / "disk")
     (tmp_path / "data" / "lost").symlink_to(tmp_path / "gone")
-    for name in ("a.edf", "b.npy", "labels.csv"):
+    for name in ("b.npy", "labels.csv"):
         (tmp_path / "data" / name).touch()
     records = examine_all(tmp_path / "data")
     assert [(record.path, [finding.reason for finding in record.findings]) for record in records] == [
@@ -317,8 +319,36 @@ def test_linked_folders_and_suffixes_in_capitals_are_examined(kdkit_here, tmp_pa
     ]
     result = kdkit_here("ecg", "doctor", "data", "--jobs", 1, "--json", "survey.json")
     assert "1 of the folders cannot be read: lost\n" in result.out
-    assert "2 DICOM, XML, EDF, NumPy or HDF5 files are not examined, but only WFDB records\n" in result.out
+    assert "1 .npy: not examined, since they do not say their leads and rate\n" in result.out
     assert json.loads((tmp_path / "survey.json").read_text())["not_listed"] == ["lost"]
+
+
+def test_files_of_hospitals_are_examined_as_wfdb_records_are(tmp_path):
+    write(tmp_path, "A1", wave(1))
+    write_dicom(tmp_path / "b.dcm", [dicom_group(wave(1), LEADS, 500)])
+    write_dicom(tmp_path / "1.2.840", [dicom_group(wave(3)[:2], ("I", "V1"), 500)])  # without a suffix
+    flat, clipped = wave(2), wave(4)
+    flat[6] = 0
+    clipped[1] = clipped[1].clip(-200, 200) * 6
+    (tmp_path / "c.xml").write_text(muse_xml(flat, LEADS, 500), "latin-1")
+    (tmp_path / "d.xml").write_text(aecg_xml(clipped, LEADS, 500))
+    for name in ("A1.xml", "A1.scp", "e.edf", "f.scp"):
+        (tmp_path / name).write_bytes(b"damaged")
+    result = survey(tmp_path, 1, lambda total: None, lambda: None)
+    assert {record.path: [finding.reason for finding in record.findings] for record in result.records} == {
+        "1.2.840": [Reason.LEADS],
+        "A1": [],  # the other forms of it are not read
+        "b": [Reason.DUPLICATE],
+        "c": [Reason.FLAT],
+        "d": [Reason.CLIPPED],
+        "e": [Reason.HEADER],
+    }
+    dicom, other = (next(record for record in result.records if record.path == name) for name in ("b", "e"))
+    assert (dicom.rate, dicom.samples, dicom.leads) == (500, 1000, LEADS)
+    assert other.findings[0].detail == "it has 7 bytes; expected a header of at least 256"
+    assert result.unread == (tmp_path / "f.scp",)
+    refused = [found.reason for found in find_records([tmp_path], None) if isinstance(found, Refusal)]
+    assert sum("it is a file of SCP-ECG, which is not read" in reason for reason in refused) == 1
 
 
 def test_several_processes_have_the_same_findings(tmp_path):
@@ -402,12 +432,10 @@ def test_ctrl_c_ends_all_processes_without_a_traceback(tmp_path):
 def test_a_folder_that_is_empty_or_missing_exits_with_2(kdkit_here, tmp_path):
     (tmp_path / "empty").mkdir()
     result = kdkit_here("ecg", "doctor", "empty")
-    assert (result.code, "no .hea, .mat or .dat file in empty" in result.err) == (2, True)
-    (tmp_path / "empty" / "a.edf").touch()
-    assert (
-        "its subfolders (1 DICOM, XML, EDF, NumPy or HDF5 files, which are not exam"
-        in kdkit_here("ecg", "doctor", "empty").err
-    )
+    assert (result.code, "no WFDB, DICOM, XML or EDF file in empty" in result.err) == (2, True)
+    for name in ("a.npy", "b.scp", "c.SCP"):
+        (tmp_path / "empty" / name).touch()
+    assert "its subfolders (but 2 .scp, 1 .npy)" in kdkit_here("ecg", "doctor", "empty").err
     assert kdkit_here("ecg", "doctor", "missing").code == 2
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from kdkit_ecg import Challenge2020
 from kdkit_ecg.leads import LEADS
-from kdkit_ecg.store.index import INDEX, ROW, read_rows
+from kdkit_ecg.store.index import INDEX, LOCK, ROW, read_rows
 from tests.helpers.command_line import environment
 from tests.helpers.processes import ForkedPython
 
@@ -152,7 +152,8 @@ def test_stores_are_listed_and_deleted_by_name(folder, tmp_path, kdkit_here):
     assert kdkit_here("ecg", "store", *location, "--delete", name).out == f"deleted {name}\n"
     assert name not in kdkit_here("ecg", "store", *location).out
     assert kdkit_here("ecg", "store", *location, "--delete", "--all").code == 0
-    assert list((tmp_path / "stores").iterdir()) == []
+    assert {path.name for path in (tmp_path / "stores").glob("*/*")} == {LOCK}
+    assert kdkit_here("ecg", "store", *location).out == f"0 in {tmp_path / 'stores'}\n"
 
 
 def test_a_run_uses_the_records_prepared_for_it(folder, tmp_path, kdkit_here, monkeypatch):

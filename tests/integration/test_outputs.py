@@ -58,7 +58,7 @@ def test_the_lists_of_this_test_have_every_path_that_a_command_takes():
         (name, parameter.name)
         for name, command in commands(cli)
         # Without the options of a recipe on which an earlier test called the command.
-        for parameter in getattr(command, "_command_params", command.params)
+        for parameter in getattr(command, "command_params", command.params)
         if isinstance(parameter.type, click.Path) and not parameter.type.exists
     }
     assert paths == {*FILES, *FOLDERS} | READ

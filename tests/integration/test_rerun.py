@@ -125,7 +125,7 @@ def test_a_run_from_python_names_the_way_to_resume_it(command, finished):
     (finished / "run.json").write_bytes(b"".join(json_parts({**record, "command": None})))
     for name, *options in (("run", "--resume"), ("rerun",)):
         done = command(name, *options, "run", "-q")
-        assert (done.code, "resume=True), or repeat it in another folder" in done.err) == (2, True), done.err
+        assert (done.code, "out='run', resume=True) in Python" in done.err) == (2, True), done.err
 
 
 def test_a_resume_with_changes_names_all_of_them(command, finished):

@@ -69,6 +69,8 @@ def recipe(width=8, teachers=(), failure=None, report=None):
         return train(kdkit.Net("net", nn.Linear(5, 3)), Truth(nn.CrossEntropyLoss()))
     if failure == "memory":
         raise torch.OutOfMemoryError("CUDA out of memory.")
+    if failure == "kernel":
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered", 710)
     if failure == "killed":
         os.kill(os.getpid(), 9)
     if failure == "exit":
@@ -277,6 +279,28 @@ def test_trials_of_killed_processes_can_be_resumed(tmp_path, recipes, reference)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has signals without a name")
+@pytest.mark.slow
+def test_after_an_error_of_a_kernel_another_process_runs_the_other_trials(tmp_path, recipes):
+    trials = [
+        Trial(name="memory", recipe=recipes.recipe, options={"failure": "memory"}),
+        Trial(name="before", recipe=recipes.recipe, options={"report": tmp_path / "before.txt"}),
+        Trial(name="kernel", recipe=recipes.recipe, options={"failure": "kernel"}),
+        Trial(name="after", recipe=recipes.recipe, options={"report": tmp_path / "after.txt"}),
+        Trial(name="local", recipe=lambda: recipes.recipe(), options={}),
+    ]
+    with pytest.warns(UserWarning, match="a kernel failed in trial 'kernel'.*a child process runs the other trials"):
+        results = {result.trial.name: result for result in Study(tmp_path / "study", trials).run(CPU)}
+    assert {name: result.state for name, result in results.items()} == {
+        "memory": "failed", "before": "finished", "kernel": "failed", "after": "finished", "local": "failed"
+    }  # fmt: skip
+    pids = [int((tmp_path / f"{name}.txt").read_text().split()[0]) for name in ("before", "after")]
+    assert pids[0] == os.getpid() != pids[1]
+    assert not is_alive(pids[1])
+    message = str(results["local"].error)
+    assert "no other process can run this trial" in message
+    assert "top level of a file" in message
+
+
 def test_the_error_after_a_signal_without_a_name_has_its_number(tmp_path, recipes):
     # A real-time signal, whose default action ends the process.
     results = run_two_and_signal_both(36, tmp_path, recipes)

@@ -112,7 +112,7 @@ def test_the_same_command_again_skips_what_is_finished(sweep, tmp_path):
 
 def test_a_cell_is_resumed_and_repeated_by_its_folder(sweep, kdkit_here, tmp_path):
     values = ["--lr", "0.1", "--sizes", "2,3", "--flag", "yes", "--flags", "no,yes", "--width", "none"]
-    values += ["--place", "./none", "--names", "a b", "--seeds", "3,4", "--out", "all"]
+    values += ["--place", "./none", "--names", "a b", "--seeds", "3,4", "--out", "all", "--average-over", "--names"]
     assert sweep(*values, "--metric", "macro_f1", "-q").code == 0
     cell = next((tmp_path / "all").glob("*seed=4"))
     arguments = json.loads((cell / "run.json").read_text())["command"]["arguments"]

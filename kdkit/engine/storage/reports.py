@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdkit.engine.storage.predictions import require_same_kind
-from kdkit.engine.storage.run_folder import METRICS, SAMPLES, read_record
+from kdkit.engine.storage.run_folder import METRICS, SAMPLES, how_to_resume, read_record
 from kdkit.engine.storage.stage_folder import SUMMARY, StageFolder
 from kdkit.errors import DataError, RunFolderError, did_you_mean, first_line
 from kdkit.metrics.base import MetricResult
@@ -44,8 +44,7 @@ class StageReport:
 
 def read_metrics(folder: Path) -> RunMetrics:
     """Return the metrics of a run. Raises RunFolderError if the folder holds no finished run, or they are damaged."""
-    read_record(folder)
-    file = folder / METRICS
+    record, file = read_record(folder), folder / METRICS
     try:
         content = _object(read_sealed_json(file))
         reported_on = content["reported_on"]
@@ -58,7 +57,7 @@ def read_metrics(folder: Path) -> RunMetrics:
         differences = tuple(_difference(_object(row)) for row in content.get("differences", ()))
     except FileNotFoundError as error:
         raise RunFolderError(
-            f"{folder} holds no metrics: the run in it is not finished; resume it: kdkit run --resume {folder}"
+            f"{folder} holds no metrics: the run in it is not finished; to resume it: {how_to_resume(folder, record)}"
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)

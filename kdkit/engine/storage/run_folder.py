@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from torch import Tensor
 
 from kdkit.engine.storage.measurements import MEASUREMENTS, Measurements
@@ -18,6 +18,7 @@ from kdkit.metrics.base import MetricResult
 from kdkit.nets.weight_files import runs_hint, runs_in
 from kdkit.plugins.events import BaselineDifference
 from kdkit.utils.files import Content, delete_temporary_files, is_temporary, require_writable, write
+from kdkit.utils.locks import FileLock
 from kdkit.utils.read_json import read_json
 from kdkit.utils.reprs import differing, without_addresses
 from kdkit.utils.sealed import json_parts, read_sealed_json, tensor_parts
@@ -158,6 +159,15 @@ class RunFolder:
 def can_resume(path: Path) -> bool:
     """Whether a folder holds a run that wrote its record."""
     return (path / RECORD).is_file()
+
+
+def how_to_resume(path: Path, record: Mapping[str, Any]) -> str:
+    """Return the command, or what to do in Python, that resumes a run. record: of the run."""
+    if isinstance(record.get("command"), Mapping):
+        return f"kdkit run --resume {path}"
+    if (path.resolve().parent / LOCK).is_file():
+        return "run the Python script again that started it; its study or sweep skips finished runs"
+    return f"kdkit.run(..., out={str(path)!r}, resume=True) in Python"
 
 
 def resumable_files(path: Path) -> list[str]:

@@ -98,27 +98,3 @@ class Workers(Protocol):
     def close(self) -> None:
         """Stop the jobs that are still running; they can be resumed later."""
         ...
-
-
-class InProcess:
-    """Runs one job at a time in this process."""
-
-    def __init__(self) -> None:
-        self._jobs: list[Job] = []
-
-    @property
-    def has_room(self) -> bool:
-        """Whether no job was started."""
-        return not self._jobs
-
-    def start(self, job: Job) -> None:
-        """Remember the job. `next_result` runs it."""
-        self._jobs.append(job)
-
-    def next_result(self) -> tuple[str, JobResult]:
-        """Run the job that was started."""
-        job = self._jobs.pop()
-        return job.name, job.run()
-
-    def close(self) -> None:
-        """Do nothing: no job runs outside of `next_result`."""

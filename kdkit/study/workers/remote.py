@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from kdkit.errors import WorkerError
 from kdkit.study.workers.child import run_pickled
 from kdkit.study.workers.environment import Environment, difference, environment_of
 from kdkit.study.workers.pickling import PackedError, pack_error
+from kdkit.utils.locks import FileLock
 
 # Seconds to wait for the lock of a trial. Ray may give up a machine that is still running and writing for a while.
 LOCK_TIMEOUT = 120.0

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from torch import Tensor
 
 from kdkit.errors import CacheError
@@ -16,6 +16,7 @@ from kdkit.teachers.cache.codec import Part
 from kdkit.teachers.cache.key import FORMAT, Key
 from kdkit.teachers.cache.store import CHECKSUM_BYTES, CHECKSUMS, IDS, META, USED
 from kdkit.utils.files import write
+from kdkit.utils.locks import FileLock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

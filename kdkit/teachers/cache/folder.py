@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from kdkit.errors import CacheError, did_you_mean, first_line
 from kdkit.teachers.cache.entry import EntryInfo, EntrySpec, create_entry, is_intact, is_open, read_info
 from kdkit.teachers.cache.store import USED, Store
+from kdkit.utils.locks import FileLock
 from kdkit.utils.reprs import format_bytes
 
 _NAME_LENGTH = 64  # an entry is named by a SHA-256 in hexadecimal digits
@@ -45,7 +46,7 @@ class CacheFolder:
                     create_entry(path, spec)
                 (path / USED).write_text(str(spec.new_bytes))
                 return Store(path, spec.parts, len(spec.ids), spec.draws)
-        except (OSError, NotImplementedError) as error:  # filelock raises the latter on a file system without locks
+        except OSError as error:
             raise UnusableFolderError(f"{self.path} cannot be written: {first_line(error)}") from error
 
     def kept(self) -> list[EntryInfo]:
@@ -129,7 +130,7 @@ class CacheFolder:
         try:
             with self._locked():
                 yield
-        except (OSError, NotImplementedError) as error:
+        except OSError as error:
             raise CacheError(f"{self.path} cannot be read: {first_line(error)}") from error
 
     @contextmanager

@@ -12,11 +12,12 @@ from typing import IO, NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
 from kdkit.teachers.cache.codec import Part
+from kdkit.utils.locks import FileLock
 from kdkit.utils.positioned import read_into, write_at
 
 META, IDS, CHECKSUMS, USED = "meta.json", "ids", "checksums", "used"  # the files of an entry besides its parts

@@ -406,11 +406,11 @@ def test_the_decay_of_an_average_must_be_between_zero_and_one(decay):
 def test_an_average_follows_weights_and_buffers():
     module = nn.BatchNorm1d(1)
     average = AverageWeights(decay=0.75).build(Net("student", module))
-    average.update_parameters(module)  # the first update copies
+    average.update(module)  # the first update copies
     with torch.no_grad():
         module.weight.fill_(5.0)
         module.running_mean.fill_(4.0)
-    average.update_parameters(module)
+    average.update(module)
     assert average.module.weight.item() == pytest.approx(0.75 * 1 + 0.25 * 5)
     assert average.module.running_mean.item() == pytest.approx(1)  # 0.75 * 0 + 0.25 * 4
     assert module.weight.item() == 5
@@ -440,10 +440,10 @@ def test_an_average_in_half_precision_follows_the_weights_also_when_it_is_resume
     expected = weight.fill_(1).double()
     for update in range(2000):
         weight.fill_(1 + update / 2000)
-        average.update_parameters(net)
+        average.update(net)
         expected = expected.lerp(weight.double(), 0.001) if update else weight.double()
         if update == 1000:
-            assert list(average._buffers) == ["n_averaged", "precise_0"]
+            assert list(average._precise) == ["weight"]
             averages[1].load_state_dict(average.state_dict())
             average = averages[1]
     assert average.module.weight.dtype == torch.bfloat16
@@ -463,20 +463,21 @@ def test_an_average_has_the_bits_of_torchs_own_also_when_it_is_resumed():
             saved = average.state_dict()
             average = AverageWeights(decay=0.9).build(Net("student", net))
             average.load_state_dict(saved)
-        average.update_parameters(net)
+        average.update(net)
         expected.update_parameters(net)
-        for key, value in expected.state_dict().items():
+        for key, value in expected.module.state_dict().items():
             if value.is_floating_point():
-                assert torch.equal(average.state_dict()[key], value), (step, key)
+                assert torch.equal(average.state_dict()["average"][key], value), (step, key)
 
 
-def test_an_average_has_the_whole_numbers_of_its_net():
+def test_an_average_has_the_whole_and_infinite_numbers_of_its_net():
     class Indexed(nn.Module):
         def __init__(self):
             super().__init__()
             self.register_buffer("positions", torch.arange(64))
             self.register_buffer("mask", torch.tensor([True, False]))
             self.register_buffer("phase", torch.ones(1, dtype=torch.complex64))
+            self.register_buffer("masked", torch.full((2, 2), -torch.inf).triu(1))
             self.norm = nn.BatchNorm1d(2)
 
     net = Indexed()
@@ -484,7 +485,10 @@ def test_an_average_has_the_whole_numbers_of_its_net():
     for _ in range(5):
         net.norm(torch.randn(4, 2))
         net.phase += 1j
-        average.update_parameters(net)
+        net.masked[1, 0] += 1
+        average.update(net)
+    assert torch.equal(average.module.masked[0], torch.tensor([0, -torch.inf]))
+    assert 0 < average.module.masked[1, 0] < net.masked[1, 0]
     assert torch.equal(average.module.positions, torch.arange(64))
     assert torch.equal(average.module.mask, net.mask)
     assert average.module.norm.num_batches_tracked == 5

@@ -3,6 +3,9 @@
 import csv
 import json
 import math
+import re
+import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,8 +15,12 @@ from torch.utils.data import TensorDataset
 
 import kdkit
 from kdkit import Net, Optimizer, Recipe, RecipeError, RunOptions, Stage, Sweep, TorchData, Training, Truth
+from kdkit.cli.repeat import recorded_arguments
+from kdkit.engine.storage.reports import read_metrics
 from kdkit.errors import RunFolderError
 from kdkit.metrics import Accuracy
+from kdkit.report.runs import read_runs
+from kdkit.report.verdict import verdicts_of
 
 CPU = RunOptions(device="cpu")
 
@@ -167,6 +174,56 @@ def test_cells_with_other_test_samples_are_compared_over_seeds_only(tmp_path):
     assert "different samples" in comparison.note
 
 
+def test_folds_are_repetitions_and_none_is_the_best(tmp_path):
+    def folded(fold: int = 0, lr: float = 0.3) -> Recipe:
+        rows = torch.arange(90)
+        parts = (samples(90, 0).tensors, [rows % 3 == (fold + part) % 3 for part in range(3)])
+        train, validation, test = (TensorDataset(*(tensor[part] for tensor in parts[0])) for part in parts[1])
+        teacher, net = Net("teacher", nn.Linear(4, 3), trained=True), Net("net", nn.Linear(4, 3))
+        objective = Truth(nn.CrossEntropyLoss()) + 1e-6 * kdkit.Match(teacher, kdkit.losses.SoftTargets())
+        training = Training(epochs=2, batch_size=16, optimizer=Optimizer(torch.optim.SGD, lr=lr))
+        return Recipe(data=TorchData(train, validation, test), schedule=[Stage({net: objective}, training)])
+
+    options = {"folder": tmp_path, "seeds": 2, "average_over": "fold"}
+    sweep = Sweep(folded, {"lr": [1e-6, 0.3], "fold": [0, 1]}, **options)
+    assert all(result.error is None for result in sweep.run(RunOptions(device="cpu", baseline=True)))
+    assert [trial.name for trial in sweep.study.trials][:3] == [
+        "fold=0,lr=1e-06,seed=0", "fold=0,lr=0.3,seed=0", "fold=1,lr=1e-06,seed=0"
+    ]  # fmt: skip
+    results = sweep.results()
+    worse, best = results.cells
+    assert (results.best, best.label, best.options) == (1, "lr=0.3", {"lr": 0.3})
+    assert best.repetitions == ((0, 0), (1, 0), (0, 1), (1, 1))
+    values = best.metrics["accuracy"]
+    assert best.spread("accuracy") == (np.mean([*values.values()]), np.std([*values.values()], ddof=1))
+    # 30 test samples for 30 training samples: the variance of the mean is (1 / 4 + 30 / 30) times that of the runs.
+    differences = {key: value - worse.metrics["accuracy"][key] for key, value in values.items()}
+    error = np.std([*differences.values()], ddof=1) * math.sqrt(1 / 4 + 1)
+    assert worse.comparison.seeds.error == pytest.approx(error)
+    low, high = worse.comparison.seeds.interval
+    assert high - low == pytest.approx(2 * 3.182446 * error, rel=1e-6)  # Student's t with 3 degrees of freedom
+    assert (worse.comparison.samples, worse.comparison.includes_samples) == (None, True)
+    assert "over 4 runs; test samples differ between the runs" in results.verdicts()[1]
+    assert any("on which the best was chosen" in note for note in results.notes())
+    rows = list(csv.DictReader(results.as_csv().splitlines()))
+    assert [(row["lr"], row["fold"], row["seed"]) for row in rows[:3]] == [
+        ("1e-06", "0", "0"), ("1e-06", "1", "0"), ("1e-06", "0", "1")
+    ]  # fmt: skip
+    content = json.loads(results.as_json())
+    assert content["cells"][1]["metrics"]["accuracy"]["by_run"]["fold=1,seed=0"] == values[1, 0]
+
+    runs, _ = read_runs([tmp_path])
+    assert len(verdicts_of(runs)) == 4
+    first, second = verdicts_of(runs, ["fold"])
+    assert {first.label, second.label} == {"lr=1e-06, 4 runs", "lr=0.3, 4 runs"}
+    assert all("Student's t interval over 4 runs" in verdict.caveat for verdict in (first, second))
+    assert all("2.24 times as wide" in verdict.caveat for verdict in (first, second))
+    with pytest.raises(RecipeError, match="no run has an option 'folds' to average over; did you mean 'fold'"):
+        verdicts_of(runs, ["folds"])
+    with pytest.raises(RecipeError, match="the grid has no 'folds' to average over; did you mean 'fold'"):
+        Sweep(folded, {"fold": [0, 1]}, folder=tmp_path, average_over=["folds"])
+
+
 def test_without_a_test_split_the_results_are_those_of_validation(tmp_path):
     results = swept(tmp_path, {"has_test": [False], "lr": [0.01, 0.3]}, seeds=2)
     assert results.reported_on == "validation"
@@ -221,7 +278,7 @@ def test_failed_runs_are_left_out(tmp_path):
     states = [result.state for result in sweep.run(CPU)]
     assert states == ["failed", "finished"] * 2
     results = sweep.results()
-    assert results.cells[0].seeds == ()
+    assert results.cells[0].repetitions == ()
     assert results.best == 1
     assert results.cells[0].comparison is None
     assert math.isnan(results.cells[0].spread("accuracy").mean)
@@ -254,7 +311,7 @@ def test_runs_of_a_recipe_that_changed_are_not_among_the_results(tmp_path):
     record.write_text(record.read_text().replace('"recipe_sha256": "', '"recipe_sha256": "0'))
     sweep = Sweep(recipe, grid, folder=tmp_path, seeds=2)
     assert [result.state for result in sweep.run(CPU)] == ["failed", "skipped"]
-    assert sweep.results().cells[0].seeds == (1,)
+    assert sweep.results().cells[0].repetitions == (1,)
 
 
 def test_a_wrong_metric_or_net_is_refused_before_anything_runs(tmp_path):
@@ -268,6 +325,17 @@ def test_a_wrong_metric_or_net_is_refused_before_anything_runs(tmp_path):
 def test_results_need_a_finished_run(tmp_path):
     with pytest.raises(RecipeError, match=r"no run in .* is finished"):
         Sweep(recipe, {}, folder=tmp_path).results()
+
+
+def test_the_advice_to_resume_a_run_is_for_where_it_was_started(tmp_path):
+    [*Sweep(recipe, {}, folder=tmp_path / "runs", seeds=1).run(CPU)]
+    trial = shutil.copytree(tmp_path / "runs", tmp_path / "copy") / "seed=0"
+    alone = shutil.copytree(trial, tmp_path / "alone" / "run")
+    for folder, advice in ((trial, "run the Python script again"), (alone, f"kdkit.run(..., out='{alone}', resume=Tr")):
+        (folder / "metrics.json").unlink()
+        for read in (read_metrics, partial(recorded_arguments, trust=False)):
+            with pytest.raises(RunFolderError, match=re.escape(f"to resume it: {advice}")):
+                read(folder)
 
 
 def test_results_of_a_recipe_that_fails_since_are_refused(tmp_path):

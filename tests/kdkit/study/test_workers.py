@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import sys
+from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
 from threading import Timer
@@ -15,13 +16,14 @@ from filelock import FileLock
 
 from kdkit import RecipeError, RunOptions, Trial, TrialResult
 from kdkit.engine.run_record import Origin
-from kdkit.errors import CheckError, Terminated, WorkerError
+from kdkit.errors import CheckError, KdkitError, Terminated, WorkerError
 from kdkit.plugins.recipe_file import load_file
 from kdkit.study.scheduler import run_trials
 from kdkit.study.workers import InProcess, Job, JobResult, Processes
 from kdkit.study.workers.environment import environment_of
 from kdkit.study.workers.pickling import pack_error, pickle_object, unpack_error
 from kdkit.study.workers.remote import StudyLocation, run_remote
+from kdkit.utils.devices import is_kernel_error
 
 FILE = '''
 """A file that belongs to no package."""
@@ -164,6 +166,33 @@ def test_this_process_runs_one_trial_at_a_time():
     name, result = workers.next_result()
     assert name == "a"
     assert isinstance(result.error, RecipeError)  # `print` does not return a Recipe
+
+
+def test_after_an_error_of_a_kernel_a_trial_that_needs_this_process_is_refused():
+    def broken():
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700)
+
+    workers, job = InProcess(), prepare(parse_trials("a")[0])
+    workers.start(replace(job, recipe=broken))
+    with pytest.warns(UserWarning, match="a kernel failed in trial 'a'"):
+        workers.next_result()
+    with pytest.raises(WorkerError, match=r"a kernel failed in an earlier trial.* top level of a file.*resumes it"):
+        workers.start(replace(job, recipe=broken))
+    assert workers.has_room
+    workers.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.AcceleratorError("CUDA error: unspecified launch failure", 719), True),
+        (KdkitError("net 'student' fails: RuntimeError: CUDA error: device-side assert triggered"), True),
+        (torch.AcceleratorError("CUDA error: out of memory", 2), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_an_error_of_a_kernel_is_recognized(error, expected):
+    assert is_kernel_error(error) is expected
 
 
 @pytest.mark.parametrize("name", ["recipe", "twice", "Outer", "Outer.Inner", "Colour"])

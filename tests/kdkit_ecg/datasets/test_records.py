@@ -236,6 +236,47 @@ def test_records_that_the_table_names_in_vain_are_counted(tree):
         _ = Records(tree, "lost.csv", shares=(1.0, 0.0, 0.0), strict=True, **RAW).train
 
 
+def test_numbers_in_columns_are_the_labels_of_regression(tree, tmp_path):
+    rows = [(f"r{number}", f"P{number // 2}", 40 + number / 2, 1e3 - number) for number in range(23)]
+    write_table(tmp_path, *rows, ("r23", "P11", "", 1), columns="record,patient,ef,volume")
+    options = {"task": "regression", **RAW}
+    data = Records(tree, tmp_path / "labels.csv", classes=("volume", "ef"), **options)
+    assert (data.task, data.classes) == ("regression", ("volume", "ef"))
+    assert "  1 excluded, no label in the table of labels: p5/r23" in data.summary
+    assert "no positive" not in data.summary
+    splits = (data.train, data.validation, data.test)
+    labels = torch.cat([split.labels for split in splits])
+    assert sorted(labels[:, 1].tolist()) == [row[2] for row in rows]
+    assert (labels[:, 0] == 1e3 - 2 * (labels[:, 1] - 40)).all()
+    means = [split.labels[:, 1].mean().item() for split in splits]
+    assert max(means) - min(means) < 4, means  # of values from 40 to 51: folds have equal shares of them
+    table = tmp_path / "labels.csv"
+    assert data.fingerprint != Records(tree, table, classes=("ef", "volume"), **options).fingerprint
+    for classes in ((), ("age",)):
+        with pytest.raises(RecipeError, match="regression needs the names of the columns with the numbers"):
+            Records(tree, table, classes=classes, **options)
+    with pytest.raises(DataError, match=r"expected 0 or 1 in column 'ef', got '40.0'; columns of numbers are"):
+        Records(tree, table, classes=("ef",), **RAW)
+    with pytest.raises(DataError, match=r"numbers in its column 'ef', such as 40.0.*classes=\('ef',\)"):
+        Records(tree, table, columns={"label": "ef"}, **RAW)
+    write_table(tmp_path, ("r0", "high"), columns="record,ef")
+    with pytest.raises(DataError, match=r"line 2: expected a number such as 61.5 in column 'ef', got 'high'"):
+        Records(tree, table, classes=("ef",), **options)
+
+
+def test_files_in_formats_that_are_not_read_are_counted(tmp_path):
+    for number in range(2):
+        write_wfdb(tmp_path, number)
+    for name in ("r0.scp", "r2.scp", "r3.SCP", "r4.mwf", "notes.txt"):  # the first one is another form of r0
+        (tmp_path / name).touch()
+    write_table(tmp_path, *((f"r{number}", "a", "") for number in range(2)))
+    options = {"shares": (1.0, 0.0, 0.0), **RAW}
+    line = "  files of formats that are not read: 2 .scp, 1 .mwf; export them as DICOM, HL7 aECG, EDF or WFDB"
+    assert Records(tmp_path, **options).summary.splitlines()[:2] == ["2 of 2 records read", line]
+    with pytest.raises(DataError, match="strict=True, but records are missing"):
+        _ = Records(tmp_path, strict=True, **options).train
+
+
 def test_a_name_of_two_files_is_refused_unless_the_path_is_given(tmp_path):
     for number in range(2):
         write_wfdb(tmp_path / f"p{number}", number, name="ecg")
@@ -359,7 +400,7 @@ def test_names_with_accents_are_found_in_either_form_of_unicode(tmp_path):
         ({"leads": ("II", "ii")}, "expected every lead once, got 'II' twice"),
         ({"columns": {"patients": "patient"}}, "unknown key 'patients'; did you mean 'patient'"),
         ({"columns": {"patient": "pat"}}, "has no column 'pat'; did you mean 'patient'"),
-        ({"task": "regression"}, "task='regression' is not an option"),
+        ({"task": "ranking"}, "task='ranking' is not an option"),
     ],
 )
 def test_options_that_do_not_exist_are_refused(tree, options, message):

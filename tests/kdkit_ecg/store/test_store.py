@@ -4,6 +4,10 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -17,7 +21,8 @@ from kdkit_ecg.records import preparation
 from kdkit_ecg.records.preparation import Preparation
 from kdkit_ecg.store import build, store, stores_folder
 from kdkit_ecg.store.index import INDEX, LOCK, ROW, SIGNALS, read_rows
-from kdkit_ecg.store.location import METADATA
+from kdkit_ecg.store.location import METADATA, StoreFolder
+from tests.helpers.command_line import environment
 from tests.helpers.wfdb_files import write_record
 
 RHYTHMS = ("426783006", "164889003", "427084000")
@@ -292,12 +297,42 @@ def test_no_rate_in_a_header_interrupts_the_preparation(folder, band, resampling
     assert data(folder, **options).summary == summary == data(folder, store=None, **options).summary
 
 
+WRITER = """
+import sys, time
+from pathlib import Path
+from kdkit.utils.locks import FileLock
+folder = Path(sys.argv[1])
+while not (folder.parent / "end").exists():
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        (folder / "new").write_text("")
+        time.sleep(0.002)
+        assert (folder / "new").exists() and (folder / ".lock").exists(), "deleted by another process"
+        (folder.parent / "started").touch()
+    time.sleep(0.001)
+"""
+
+
+def test_a_process_that_starts_to_write_while_a_store_is_deleted_loses_nothing(tmp_path):
+    store_folder = StoreFolder(path=tmp_path / "stores" / "a", sources=(), preparation={})
+    with subprocess.Popen([sys.executable, "-c", WRITER, store_folder.path], env=environment()) as writer:
+        while not (tmp_path / "stores" / "started").exists() and writer.poll() is None:
+            time.sleep(0.005)
+        deleted, end = 0, time.monotonic() + 0.5
+        while time.monotonic() < end and writer.poll() is None:
+            with suppress(DataError):  # while the other process writes
+                store_folder.delete()
+                deleted += 1
+        (tmp_path / "stores" / "end").touch()
+    assert (writer.returncode, deleted > 0) == (0, True)
+
+
 def test_a_file_system_without_locks_is_an_error(folder, monkeypatch):
     def acquire(self, **options):
         raise NotImplementedError("FileSystem does not appear to support flock")
 
     monkeypatch.setattr(FileLock, "acquire", acquire)
-    with pytest.raises(DataError, match="does not appear to support flock; choose another folder"):
+    with pytest.raises(DataError, match=r"its file system has no locks, .* \(flock\); choose another folder"):
         _ = data(folder).train
 
 

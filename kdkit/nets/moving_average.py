@@ -1,0 +1,83 @@
+"""The moving average of the weights and buffers of a network in training."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_HALF_PRECISION = (torch.float16, torch.bfloat16)
+
+
+class MovingAverage:
+    """The exponential moving average of the parameters and buffers of a module, in a copy of it.
+
+    Whole numbers, such as counters and tables of indices, and the infinite numbers of masks are copied. Of trained
+    numbers in half precision there is a copy in float32, since an update by 1 - decay is mostly lost in their rounding.
+    module: the copy, which is changed. decay: the share of the old average at each update. ramp: whether it is smaller
+    at first, 1 - 1 / (updates + 1); otherwise the first update copies the parameters and buffers.
+    """
+
+    def __init__(self, module: nn.Module, decay: float, *, ramp: bool) -> None:
+        self.module, self.decay, self.ramp = module, decay, ramp
+        self.updates = 0
+        self._precise: dict[str, Tensor] = {}
+        # Now, since the CPU would wait for a GPU if it looked for infinite numbers at each update.
+        self._masks = [name for name, tensor in _tensors(module) if not tensor.isfinite().all()]
+
+    @torch.no_grad()
+    def update(self, source: nn.Module) -> None:
+        """Move the average towards the parameters and buffers of a module."""
+        self.updates += 1
+        first = 1 - 1 / (self.updates + 1) if self.ramp else float(self.updates > 1)
+        decay = min(self.decay, first)
+        by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+        for (name, average), (_, value) in zip(_tensors(self.module), _tensors(source), strict=True):
+            is_frozen = isinstance(value, nn.Parameter) and not value.requires_grad
+            if average.dtype in _HALF_PRECISION and not is_frozen:
+                if name not in self._precise:
+                    self._precise[name] = average.detach().float()
+                average = self._precise[name]
+            value = value.detach().to(average.dtype)
+            if name in self._masks:
+                are_finite = average.isfinite() & value.isfinite()
+                average.copy_(torch.where(are_finite, average.lerp(value, 1 - decay), value))
+                continue
+            averages, values = by_dtype[average.dtype]
+            averages.append(average.detach())
+            values.append(value)
+        for dtype, (averages, values) in by_dtype.items():
+            if decay and (dtype.is_floating_point or dtype.is_complex):
+                torch._foreach_lerp_(averages, values, 1 - decay)
+            else:
+                torch._foreach_copy_(averages, values)
+        if self._precise:
+            rounded = dict(_tensors(self.module))
+            for name, precise in self._precise.items():
+                rounded[name].copy_(precise)
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Follow a change of the module, such as to another device or precision."""
+        self._precise = {name: change(precise).float() for name, precise in self._precise.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average by name, and the number of updates."""
+        average = {name: tensor.detach() for name, tensor in _tensors(self.module)}
+        return {"average": average | self._precise, "updates": self.updates}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a saved state."""
+        for name, average in _tensors(self.module):
+            saved = state["average"][name]
+            average.copy_(saved)  # rounds to the precision of the module
+            if saved.dtype == torch.float32 and average.dtype in _HALF_PRECISION:
+                self._precise[name] = saved.to(average.device, copy=True)
+        self.updates = state["updates"]
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters and buffers of a module, tied ones once."""
+    return chain(module.named_parameters(), module.named_buffers())

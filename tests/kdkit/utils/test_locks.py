@@ -1,0 +1,34 @@
+"""Tests of locks on file systems that have none."""
+
+import errno
+
+import filelock
+import pytest
+
+import kdkit
+from kdkit.errors import RunFolderError
+from kdkit.utils.locks import FileLock
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotImplementedError("FileSystem does not appear to support flock"),  # of filelock 3.13
+        OSError(errno.EOPNOTSUPP, "Operation not supported"),
+        OSError(errno.ENOLCK, "No locks available"),
+    ],
+)
+def test_a_file_system_without_locks_is_named_as_the_reason(error, tmp_path, monkeypatch):
+    def acquire(self, *args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    with pytest.raises(OSError, match="its file system has no locks"), FileLock(tmp_path / "lock"):
+        pass
+    with pytest.raises(RunFolderError, match=r"its file system has no locks, .* mount this one with locks"):
+        [*kdkit.Study(tmp_path / "study", []).run()]
+
+
+def test_a_lock_that_another_one_holds_is_a_timeout(tmp_path):
+    with FileLock(tmp_path / "lock"), pytest.raises(filelock.Timeout):
+        FileLock(tmp_path / "lock").acquire(timeout=0)
