@@ -17,7 +17,7 @@ from kdkit.data.samples import missing_labels
 from kdkit.engine.check.copied_labels import copied_labels_notice
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.stage_problems import stage_problems
-from kdkit.engine.distill import count_outputs
+from kdkit.engine.distill import output_shape
 from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.terms import uses_labels
 from kdkit.errors import CheckError, RecipeError
@@ -64,7 +64,8 @@ class Distiller(nn.Module):
 
     student: a Net. objective: its terms, as in a Stage; teachers are those that they match. example: a batch of
     training inputs and labels, of two samples or more, by whose shapes losses create their projectors; the labels are
-    None if no term learns from them. A third element has the weights of the samples, if a loss uses them.
+    None if no term learns from them, and outputs (batch, classes, *positions) are then compared at all positions. A
+    third element has the weights of the samples, if a loss uses them.
     classes: names, or None for as many as the student has outputs. task: the kind of the labels, see `Batch`; they may
     be classes of positions, (batch, *positions). ignore_index: the class index that stands for no label; if None, -100
     and 255 at positions, see `TorchData`.
@@ -111,8 +112,11 @@ class Distiller(nn.Module):
         ids = rows if samples is not None else None
         targets = as_targets(labels, per_position=self._per_position)
         batch = Batch(parts[0], targets, ids, weights=weights).to(device)
-        if classes is None:
-            classes = [str(index) for index in range(count_outputs(student, batch))]
+        if classes is None or parts[1] is None:
+            shape = output_shape(student, batch)
+            classes = [str(index) for index in range(shape[1])] if classes is None else classes
+            # Without labels, the outputs say whether there are positions, all of which are compared.
+            dims = dims if parts[1] is not None or task == "regression" else len(shape) - 2
         context = BuildContext(
             classes=tuple(classes),
             task=task,

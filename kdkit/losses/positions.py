@@ -46,6 +46,11 @@ class PerPosition:
         """Whether the sides may have different classes, as for `loss`."""
         return allows_any_classes(self.loss)
 
+    @property
+    def extra_kwargs(self) -> frozenset[str]:
+        """The labels, if they select positions or `loss` takes them."""
+        return extra_kwargs_of(self.loss) if self.ignore_index is None else frozenset({"labels"})
+
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor | None = None) -> Tensor:
         """Return the loss over the selected positions."""
         rows = (as_rows(student), as_rows(target))

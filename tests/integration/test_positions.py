@@ -294,6 +294,30 @@ def test_per_position_without_an_ignore_index_compares_images_without_labels_too
         torch.testing.assert_close(value.detach(), SoftTargets()(*sides))
 
 
+def test_without_labels_a_distiller_compares_all_positions():
+    inputs, _ = images(4).tensors
+    student = Net("student", segmenter(), channels_last=False)
+    teacher = Net("teacher", segmenter(), channels_last=False, trained=True)
+    objective = Match(teacher, SoftTargets()) + Match(teacher, PerPosition(SoftTargets(), ignore_index=None))
+    with kdkit.Distiller(student, objective, (inputs, None)) as distiller, torch.no_grad():
+        terms = distiller(inputs).terms
+        sides = [net.module(inputs).permute(0, 2, 3, 1).reshape(-1, 3) for net in (student, teacher)]
+    expected = SoftTargets()(*sides)
+    torch.testing.assert_close([*terms.values()], [expected, expected])
+
+
+def test_a_distiller_without_labels_asks_where_the_classes_are_if_a_term_takes_outputs_with_positions():
+    inputs, _ = images(4).tensors
+    student, teacher = Net("student", segmenter()), Net("teacher", segmenter(), trained=True)
+    with pytest.raises(CheckError, match=r"the classes; pass Net\(..., channels_last=True\)") as error:
+        kdkit.Distiller(student, Match(teacher, SoftTargets()), (inputs, None))
+    assert len(error.value.problems) == 2  # one for each network
+    with pytest.raises(CheckError, match=r"has none; PerPosition\(loss, ignore_index=None\) compares all positions"):
+        kdkit.Distiller(student, Match(teacher, PerPosition(SoftTargets())), (inputs, None))
+    features = Match(teacher, CWD(), student=Tap(student.module), target=Tap(teacher.module))
+    kdkit.Distiller(student, features, (inputs, None)).close()
+
+
 def test_per_position_applies_any_loss_to_tensors():
     student, target = torch.randn(2, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.randint(0, 3, (2, 4, 4), generator=torch.Generator().manual_seed(1))
