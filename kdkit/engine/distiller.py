@@ -132,8 +132,13 @@ class Distiller(nn.Module):
         self._open_stage = _opened(stage, context, batch)
         self.module = self._open_stage.module
         self.module.train()  # as the Distiller is: a student of from_pretrained comes in eval mode
-        self._weights, self._progress = self.module.weights(0.0), 0.0
         self._follows_progress = [term.label for term in self.module.terms if term.follows_progress]
+        # Tensors if they change, since numbers are constants of compiled code.
+        self._weights: dict[str, float | Tensor] = {
+            term.label: torch.tensor(weight, dtype=torch.float64) if term.follows_progress else weight
+            for term, weight in zip(self.module.terms, self.module.weights(0.0).values(), strict=True)
+        }
+        self._has_progress = False
         self._is_sharded: bool | None = None
         self._observers = observers(self._open_stage.sessions.values())
         # Also called when the Distiller is deleted, and when Python exits, before torch's modules are torn down.
@@ -168,21 +173,21 @@ class Distiller(nn.Module):
             labels = missing_labels(inputs)
         batch = Batch(inputs, as_targets(labels, per_position=self._per_position), ids, weights=sample_weights)
         module = self._open_stage.module  # a plain attribute, unlike those of an nn.Module
-        if progress is None:
-            if self._follows_progress and self.training:
-                raise RecipeError(
-                    f"term {self._follows_progress[0]!r} changes during the training; pass the share of it that is "
-                    "done, from 0 to 1: distiller(inputs, labels, progress=step / steps)"
-                )
-        elif progress != self._progress:
-            if not 0 <= progress <= 1:
-                raise RecipeError(f"progress is the share of training that is done, from 0 to 1; got {progress}")
-            module.progress.fill_(progress)
-            self._weights, self._progress = module.weights(progress), progress
+        if progress is not None:
+            self.set_progress(progress)
+        elif self._follows_progress and self.training and not self._has_progress:
+            raise RecipeError(
+                f"term {self._follows_progress[0]!r} changes during the training; pass the share of it that is done, "
+                "from 0 to 1: distiller(inputs, labels, progress=step / steps)"
+            )
         outputs = module.run_students(batch, self._open_stage.teachers(batch))
         student = outputs[self.student.name].output
         terms = {term.label: module.term_loss(term, batch, outputs) for term in module.terms}
-        loss = reduce(add, [terms[label] * weight for label, weight in self._weights.items()])
+        weights = [
+            weight.to(terms[label].dtype) if isinstance(weight, Tensor) else weight
+            for label, weight in self._weights.items()
+        ]
+        loss = reduce(add, [term * weight for term, weight in zip(terms.values(), weights, strict=True)])
         if self._is_sharded is None:  # before the first call, since it may be sharded after the Distiller is created
             self._is_sharded = is_sharded(self.student.network)
         if self._is_sharded and loss.requires_grad and student.requires_grad:
@@ -190,6 +195,20 @@ class Distiller(nn.Module):
         for session in self._observers if self.training else ():
             session.observe(batch, {self.student.name: student.detach()})
         return DistillerOutput(loss, {label: term.detach() for label, term in terms.items()}, student)
+
+    def set_progress(self, progress: float) -> None:
+        """Set the share of training that is done, in [0, 1], for the following calls, as `progress=` of a call does.
+
+        In code that is compiled with fullgraph=True, call it before the Distiller. Raises RecipeError if it is invalid.
+        """
+        if not 0 <= progress <= 1:
+            raise RecipeError(f"progress is the share of training that is done, from 0 to 1; got {progress}")
+        module = self._open_stage.module
+        self._has_progress = True
+        module.progress.fill_(progress)
+        for label, weight in module.weights(progress).items():
+            if isinstance(changing := self._weights[label], Tensor):
+                changing.fill_(weight)
 
     def on_step(self) -> None:
         """Call this after each optimizer step if a teacher follows the student, as `Ema` does."""
