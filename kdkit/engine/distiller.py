@@ -2,7 +2,7 @@
 
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from operator import add
 from typing import Any, NamedTuple, Self
@@ -223,6 +223,22 @@ class Distiller(nn.Module):
     def student_state_dict(self) -> dict[str, Tensor]:
         """Return the state dict of the student alone, which loads into a network of the same form without kdkit."""
         return plain_state(self.student.network)
+
+    def teacher_state_dict(self) -> dict[str, Any]:
+        """Return the states of teachers that change during the training, such as `Ema` and `Past`, by their names."""
+        states = {name: session.state_dict() for name, session in self._open_stage.sessions.items()}
+        return {name: state for name, state in states.items() if state}
+
+    def load_teacher_state_dict(self, states: Mapping[str, Any]) -> None:
+        """Load what `teacher_state_dict` returned. Raises RecipeError if it is of other teachers."""
+        names = self.teacher_state_dict().keys()
+        if names != states.keys():
+            raise RecipeError(
+                f"the states must be those of {describe_names(names) or 'no teacher'}, which change during the "
+                f"training; got those of {describe_names(states) or 'no teacher'}"
+            )
+        for name, state in states.items():
+            self._open_stage.sessions[name].load_state_dict(state)
 
     def close(self) -> None:
         """Remove the hooks, and restore the mode of the teachers."""
