@@ -801,6 +801,12 @@ def test_a_mask_that_the_inputs_lack_or_of_other_positions_is_a_problem():
         Masked(Hint(), mask=1)
 
 
+def test_a_mask_of_samples_selects_those_of_a_teacher():
+    outputs, selected = torch.randn(2, 6, 3), torch.tensor([1, 0, 0, 1, 1, 0])
+    value = Masked(SoftTargets(), mask=lambda inputs: inputs)(*outputs, inputs=selected)
+    torch.testing.assert_close(value, SoftTargets()(*outputs[:, selected > 0]))
+
+
 # Samples without a label
 
 
