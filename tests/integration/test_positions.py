@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -292,6 +293,19 @@ def test_per_position_without_an_ignore_index_compares_images_without_labels_too
     with torch.no_grad():
         sides = [net.module(inputs).permute(0, 2, 3, 1).reshape(-1, 3) for net in (student, teacher)]
         torch.testing.assert_close(value.detach(), SoftTargets()(*sides))
+
+
+def test_a_term_that_compares_no_position_of_the_first_samples_is_a_notice():
+    inputs, labels = images(8).tensors
+    unlabelled = TensorDataset(inputs, torch.full_like(labels, VOID))
+    data = TorchData(unlabelled, TensorDataset(inputs, labels), classes=CLASSES)
+    student, teacher = Net("student", segmenter()), Net("teacher", segmenter(), trained=True)
+    objective = Match(teacher, SoftTargets()) + Match(teacher, DKD())
+    objective += Match(teacher, PerPosition(SoftTargets(), ignore_index=None))
+    first, second = (note for note in kdkit.check(recipe_of(objective, student, data)).notices if "position of" in note)
+    assert first.startswith("term 'teacher/soft_targets' compares no position of the first samples, ")
+    assert first.endswith("no label; PerPosition(loss, ignore_index=None) compares all positions")
+    assert re.fullmatch(r"term 'teacher/dkd' compares no position .* no label", second)
 
 
 def test_without_labels_a_distiller_compares_all_positions():

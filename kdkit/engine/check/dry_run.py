@@ -398,6 +398,13 @@ class _DryRun:
                 trained.update(parameters_behind(as_tuple(inputs.student)))
                 tap = term.weighted.term.student
                 trained.update(tap.module.parameters() if isinstance(tap, HeadTap) else ())
+            if term.rows is not None and self.context.position_dims and not len(as_tuple(inputs.student)[0]):
+                # A loss that takes labels has no remedy.
+                advice = "" if term.extra_kwargs else "; PerPosition(loss, ignore_index=None) compares all positions"
+                self.report.notices.append(
+                    f"term {term.label!r} compares no position of the first samples, all of whose labels stand for no "
+                    f"label{advice}"
+                )
             # In the plan, readers expect the shapes of the outputs, not those of rows of positions.
             whole = inputs if term.rows is None else self.module.whole_inputs(term, self.batch, outputs, fill=True)
             if isinstance(term.loss, _ON_FEATURES) and whole.target is not None:
