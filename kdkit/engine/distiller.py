@@ -133,10 +133,10 @@ class Distiller(nn.Module):
         self.module = self._open_stage.module
         self.module.train()  # as the Distiller is: a student of from_pretrained comes in eval mode
         self._follows_progress = [term.label for term in self.module.terms if term.follows_progress]
-        # Tensors if they change, since numbers are constants of compiled code.
+        # Those that change are tensors, since numbers are constants of compiled code.
         self._weights: dict[str, float | Tensor] = {
-            term.label: torch.tensor(weight, dtype=torch.float64) if term.follows_progress else weight
-            for term, weight in zip(self.module.terms, self.module.weights(0.0).values(), strict=True)
+            label: torch.tensor(weight, dtype=torch.float64) if label in self._follows_progress else weight
+            for label, weight in self.module.weights(0.0).items()
         }
         self._has_progress = False
         self._is_sharded: bool | None = None
