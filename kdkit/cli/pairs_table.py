@@ -9,6 +9,7 @@ from torch import nn
 
 from kdkit.engine.check.pairs import LayerPair, PairAdvice
 from kdkit.nets.net import Net
+from kdkit.nets.timm import token_stage
 
 
 def show_pairs(advice: PairAdvice, console: Console) -> None:
@@ -43,6 +44,9 @@ def show_pairs(advice: PairAdvice, console: Console) -> None:
 def tap_expression(net: Net[Any], path: str) -> str:
     """Return a tap on a layer as it is written in a recipe, for a variable that has the name of the network."""
     expression, module = f"{net.name if net.name.isidentifier() else 'net'}.module", net.network
+    stage = token_stage(module, path)
+    if stage is not None:  # as a map, without class and register tokens
+        return f"timm_tap({expression}, {stage})"
     for part in path.split("."):
         if part.isdigit() and isinstance(module, nn.Sequential | nn.ModuleList):
             expression += f"[{part}]"

@@ -141,7 +141,8 @@ class TorchData(Data):
         if self.position_dims and not self.has_labels:
             raise DataError(
                 "the labels of this data are per position, by which losses select positions, so that training samples "
-                "need them too; if none is known, fill them with the ignore_index"
+                "need them too; if none is known, fill them with the ignore_index, and match a teacher by "
+                "PerPosition(loss, ignore_index=None), which compares all positions"
             )
         self._has_class_maps = self.task == "multiclass" and self.position_dims > 0
         if unknown is not None and self.task != "multilabel":

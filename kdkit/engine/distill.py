@@ -149,7 +149,7 @@ def _classes(net: Net[Any], train: DatasetOrLoader, labels: str | None) -> tuple
     """Return a class name per output of the network; None if it fails here, which `check` reports later, and why."""
     batch = first_batch("train", train, SampleKeys(labels))
     try:
-        count = count_outputs(net, batch)
+        count = output_shape(net, batch)[1]
     except KdkitError:
         raise
     except Exception as error:  # a network may raise anything, and may still run on the device of the run
@@ -179,9 +179,9 @@ def _empty_classes(net: Net[Any], data: TorchData) -> Iterator[str]:
 
 
 @torch.no_grad()
-def count_outputs(net: Net[Any], batch: Batch) -> int:
-    """Return the number of outputs of a network per sample."""
+def output_shape(net: Net[Any], batch: Batch) -> torch.Size:
+    """Return the shape of the outputs of a network for a batch, (batch, outputs, *positions)."""
     with eval_mode(net.network):
         parameter = next(net.network.parameters(), None)
         output = net(batch if parameter is None else batch.to(parameter.device))
-    return output.shape[1] if output.ndim > 1 else 1
+    return output.shape if output.ndim > 1 else torch.Size((len(output), 1))

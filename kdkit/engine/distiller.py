@@ -2,7 +2,7 @@
 
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from operator import add
 from typing import Any, NamedTuple, Self
@@ -17,7 +17,7 @@ from kdkit.data.samples import missing_labels
 from kdkit.engine.check.copied_labels import copied_labels_notice
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.stage_problems import stage_problems
-from kdkit.engine.distill import count_outputs
+from kdkit.engine.distill import output_shape
 from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.terms import uses_labels
 from kdkit.errors import CheckError, RecipeError
@@ -64,7 +64,8 @@ class Distiller(nn.Module):
 
     student: a Net. objective: its terms, as in a Stage; teachers are those that they match. example: a batch of
     training inputs and labels, of two samples or more, by whose shapes losses create their projectors; the labels are
-    None if no term learns from them. A third element has the weights of the samples, if a loss uses them.
+    None if no term learns from them, and outputs (batch, classes, *positions) are then compared at all positions. A
+    third element has the weights of the samples, if a loss uses them.
     classes: names, or None for as many as the student has outputs. task: the kind of the labels, see `Batch`; they may
     be classes of positions, (batch, *positions). ignore_index: the class index that stands for no label; if None, -100
     and 255 at positions, see `TorchData`.
@@ -111,8 +112,11 @@ class Distiller(nn.Module):
         ids = rows if samples is not None else None
         targets = as_targets(labels, per_position=self._per_position)
         batch = Batch(parts[0], targets, ids, weights=weights).to(device)
-        if classes is None:
-            classes = [str(index) for index in range(count_outputs(student, batch))]
+        if classes is None or parts[1] is None:
+            shape = output_shape(student, batch)
+            classes = [str(index) for index in range(shape[1])] if classes is None else classes
+            # Without labels, the outputs say whether there are positions, all of which are compared.
+            dims = dims if parts[1] is not None or task == "regression" else len(shape) - 2
         context = BuildContext(
             classes=tuple(classes),
             task=task,
@@ -128,8 +132,13 @@ class Distiller(nn.Module):
         self._open_stage = _opened(stage, context, batch)
         self.module = self._open_stage.module
         self.module.train()  # as the Distiller is: a student of from_pretrained comes in eval mode
-        self._weights, self._progress = self.module.weights(0.0), 0.0
         self._follows_progress = [term.label for term in self.module.terms if term.follows_progress]
+        # Those that change are tensors, since numbers are constants of compiled code.
+        self._weights: dict[str, float | Tensor] = {
+            label: torch.tensor(weight, dtype=torch.float64) if label in self._follows_progress else weight
+            for label, weight in self.module.weights(0.0).items()
+        }
+        self._has_progress = False
         self._is_sharded: bool | None = None
         self._observers = observers(self._open_stage.sessions.values())
         # Also called when the Distiller is deleted, and when Python exits, before torch's modules are torn down.
@@ -164,21 +173,21 @@ class Distiller(nn.Module):
             labels = missing_labels(inputs)
         batch = Batch(inputs, as_targets(labels, per_position=self._per_position), ids, weights=sample_weights)
         module = self._open_stage.module  # a plain attribute, unlike those of an nn.Module
-        if progress is None:
-            if self._follows_progress and self.training:
-                raise RecipeError(
-                    f"term {self._follows_progress[0]!r} changes during the training; pass the share of it that is "
-                    "done, from 0 to 1: distiller(inputs, labels, progress=step / steps)"
-                )
-        elif progress != self._progress:
-            if not 0 <= progress <= 1:
-                raise RecipeError(f"progress is the share of training that is done, from 0 to 1; got {progress}")
-            module.progress.fill_(progress)
-            self._weights, self._progress = module.weights(progress), progress
+        if progress is not None:
+            self.set_progress(progress)
+        elif self._follows_progress and self.training and not self._has_progress:
+            raise RecipeError(
+                f"term {self._follows_progress[0]!r} changes during the training; pass the share of it that is done, "
+                "from 0 to 1: distiller(inputs, labels, progress=step / steps)"
+            )
         outputs = module.run_students(batch, self._open_stage.teachers(batch))
         student = outputs[self.student.name].output
         terms = {term.label: module.term_loss(term, batch, outputs) for term in module.terms}
-        loss = reduce(add, [terms[label] * weight for label, weight in self._weights.items()])
+        weights = [
+            weight.to(terms[label].dtype) if isinstance(weight, Tensor) else weight
+            for label, weight in self._weights.items()
+        ]
+        loss = reduce(add, [term * weight for term, weight in zip(terms.values(), weights, strict=True)])
         if self._is_sharded is None:  # before the first call, since it may be sharded after the Distiller is created
             self._is_sharded = is_sharded(self.student.network)
         if self._is_sharded and loss.requires_grad and student.requires_grad:
@@ -186,6 +195,20 @@ class Distiller(nn.Module):
         for session in self._observers if self.training else ():
             session.observe(batch, {self.student.name: student.detach()})
         return DistillerOutput(loss, {label: term.detach() for label, term in terms.items()}, student)
+
+    def set_progress(self, progress: float) -> None:
+        """Set the share of training that is done, in [0, 1], for the following calls, as `progress=` of a call does.
+
+        In code that is compiled with fullgraph=True, call it before the Distiller. Raises RecipeError if it is invalid.
+        """
+        if not 0 <= progress <= 1:
+            raise RecipeError(f"progress is the share of training that is done, from 0 to 1; got {progress}")
+        module = self._open_stage.module
+        self._has_progress = True
+        module.progress.fill_(progress)
+        for label, weight in module.weights(progress).items():
+            if isinstance(changing := self._weights[label], Tensor):
+                changing.fill_(weight)
 
     def on_step(self) -> None:
         """Call this after each optimizer step if a teacher follows the student, as `Ema` does."""
@@ -200,6 +223,22 @@ class Distiller(nn.Module):
     def student_state_dict(self) -> dict[str, Tensor]:
         """Return the state dict of the student alone, which loads into a network of the same form without kdkit."""
         return plain_state(self.student.network)
+
+    def teacher_state_dict(self) -> dict[str, Any]:
+        """Return the states of teachers that change during the training, such as `Ema` and `Past`, by their names."""
+        states = {name: session.state_dict() for name, session in self._open_stage.sessions.items()}
+        return {name: state for name, state in states.items() if state}
+
+    def load_teacher_state_dict(self, states: Mapping[str, Any]) -> None:
+        """Load what `teacher_state_dict` returned. Raises RecipeError if it is of other teachers."""
+        names = self.teacher_state_dict().keys()
+        if names != states.keys():
+            raise RecipeError(
+                f"the states must be those of {describe_names(names) or 'no teacher'}, which change during the "
+                f"training; got those of {describe_names(states) or 'no teacher'}"
+            )
+        for name, state in states.items():
+            self._open_stage.sessions[name].load_state_dict(state)
 
     def close(self) -> None:
         """Remove the hooks, and restore the mode of the teachers."""

@@ -28,12 +28,14 @@ class LabelledRows:
         """Return the inputs as rows. Raises RecipeError if the sides and the labels have different positions."""
         if self.position_dims:
             self._require_same_positions(inputs)
-            labels = inputs.labels.flatten() if self.task == "multiclass" else as_rows(inputs.labels)
-            weights = inputs.weights
+            labels, weights = inputs.labels, inputs.weights
+            # One per sample stands for no label, in a Distiller without labels.
+            labels = labels.flatten() if self.task == "multiclass" or labels.ndim == 1 else as_rows(labels)
+            inputs = inputs.map_sides(as_rows)
             if weights is not None:  # each position has the weight of its sample
-                weights = weights.repeat_interleave(len(labels) // len(weights))
+                weights = weights.repeat_interleave(len(as_tuple(inputs.student)[0]) // len(weights))
             # an id belongs to a sample, not to a position
-            inputs = inputs._replace(labels=labels, ids=None, weights=weights, are_positions=True).map_sides(as_rows)
+            inputs = inputs._replace(labels=labels, ids=None, weights=weights, are_positions=True)
         # Soft labels have no ignored ones. Features of other positions than the labels are compared at all of them.
         if not self.ignored or inputs.labels.shape != as_tuple(inputs.student)[0].shape[:1]:
             return inputs

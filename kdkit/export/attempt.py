@@ -83,7 +83,7 @@ class Attempt:
         return {
             "precision": self.metadata["precision"],
             "passed": self.passed,
-            "notices": [*exporter.notices],
+            "notices": [*source.notices, *exporter.notices],
             "bytes": len(self.content),
             "bytes_without_metadata": len(self.exported.content),
             "peak_activation_bytes": exporter.peak_activation_bytes(self.content, arrays),

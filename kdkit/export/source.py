@@ -78,6 +78,19 @@ class ExportSource:
         return "+".join(sorted(_PRECISIONS.get(dtype, str(dtype)) for dtype in dtypes)) or "fp32"
 
     @property
+    def notices(self) -> tuple[str, ...]:
+        """What a user has to know about a file of this network, in any format."""
+        # FakeQuantizedLinear of torchao, FakeQuantize of torch, and others
+        names = {type(part).__name__ for part in self.net.network.modules()}
+        simulated = min((name for name in names if "FakeQuant" in name), default=None)
+        if simulated is None:
+            return ()
+        return (
+            f"net {self.net.name!r} simulates quantization ({simulated}), which the file computes in floating point by "
+            "additional operators; convert it by the library that prepared it, or export a network without it to int8",
+        )
+
+    @property
     def output_name(self) -> str:
         """The name of the outputs in files whose format names them: "outputs" if no input has that name."""
         name = "outputs"

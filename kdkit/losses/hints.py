@@ -24,10 +24,11 @@ class Hint(ProjectedLoss):
     SimKD (Chen et al. 2022, arXiv:2203.14001), "mlp" two maps over channels, "orthogonal" a linear map with orthonormal
     rows or columns.
 
-    normalise: "layer_norm" normalises the channels of the target at every position, "whiten" makes them uncorrelated
-    over the batch. error: "mse" or "smooth_l1". VkD (Miles et al. 2024, arXiv:2403.06213) is Hint(projector="always",
-    kind="orthogonal", normalise="layer_norm", error="smooth_l1") on pooled features, as in its authors' code; its paper
-    whitens the target for generative tasks.
+    normalise: "layer_norm" normalises the channels of the target at every position; over the batch, "whiten" makes them
+    uncorrelated, and "standardise" gives features of any offset and scale a mean variance of 1, which balances several
+    teachers as PHI-S does (Ranzinger et al. 2024, arXiv:2410.01680). error: "mse" or "smooth_l1". VkD (Miles et al.
+    2024, arXiv:2403.06213) is Hint(projector="always", kind="orthogonal", normalise="layer_norm", error="smooth_l1") on
+    pooled features, as in its authors' code; its paper whitens the target for generative tasks.
 
     Formula: mean (g(s) - n(t))², with g a projector if shapes differ and n the normalisation, if any
     Shapes: features (N, C), (N, C, L), (N, C, H, W)

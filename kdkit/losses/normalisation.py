@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdkit.losses.features import upcast_half, without_autocast
 
-TargetNormalisation = Literal["none", "layer_norm", "whiten"]
+TargetNormalisation = Literal["none", "layer_norm", "standardise", "whiten"]
 
 # Added to variances, as torch's layer norm does.
 EPS = 1e-5
@@ -18,6 +18,19 @@ def layer_norm(features: Tensor) -> Tensor:
     """Return features (batch, channels, ...) of mean 0 and variance 1 over the channels of every position."""
     variance, mean = torch.var_mean(features, 1, correction=0, keepdim=True)
     return (features - mean) * (variance + EPS).rsqrt()
+
+
+def standardise(features: Tensor) -> Tensor:
+    """Return features (batch, channels, ...) minus the mean of each channel, divided by one scale for all channels.
+
+    The mean of their variances over the positions of the batch is then 1. PHI-S (Ranzinger et al. 2024,
+    arXiv:2410.01680) also rotates the channels, so that all have this variance; a squared error does not change by a
+    rotation that a linear projector learns.
+    """
+    variances, mean = torch.var_mean(features, [0, *range(2, features.ndim)], correction=0, keepdim=True)
+    variance = variances.mean()
+    variance = torch.where(variance > torch.finfo(variance.dtype).tiny, variance, 1)  # of features that are constant
+    return (features - mean) / variance.sqrt()
 
 
 def whiten(features: Tensor) -> Tensor:
@@ -50,4 +63,8 @@ def normalise_target(features: Tensor, normalisation: TargetNormalisation) -> Te
     return features if normalise is None else normalise(upcast_half(features))
 
 
-_NORMALISATIONS: dict[str, Callable[[Tensor], Tensor]] = {"layer_norm": layer_norm, "whiten": whiten}
+_NORMALISATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "layer_norm": layer_norm,
+    "standardise": standardise,
+    "whiten": whiten,
+}

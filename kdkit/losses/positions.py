@@ -46,6 +46,11 @@ class PerPosition:
         """Whether the sides may have different classes, as for `loss`."""
         return allows_any_classes(self.loss)
 
+    @property
+    def extra_kwargs(self) -> frozenset[str]:
+        """The labels, if they select positions or `loss` takes them."""
+        return extra_kwargs_of(self.loss) if self.ignore_index is None else frozenset({"labels"})
+
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor | None = None) -> Tensor:
         """Return the loss over the selected positions."""
         rows = (as_rows(student), as_rows(target))
@@ -110,11 +115,12 @@ class Masked(nn.Module):
     The unit and the reduction are those of `loss`, which takes each selected position as a sample: a token counts once.
     0 if no position is selected. loss: one without extra keyword arguments; it may have a projector.
     mask: the key of the mask in inputs that are a mapping, or a function of the inputs that returns it. It is (batch,
-    *positions), and above 0 or True at the positions that count. Of attention maps, (batch, heads, tokens, tokens), a
+    *positions), and above 0 or True at the positions that count; of outputs (batch, classes), a mask (batch,) selects
+    the samples, such as those that one of several teachers knows. Of attention maps, (batch, heads, tokens, tokens), a
     mask (batch, tokens) selects the pairs whose query and key both count, with the heads as channels.
 
     Formula: loss(s[k], t[k]), with k the positions that the mask selects
-    Shapes: features (N, C, L), (N, C, H, W), attention maps (N, heads, T, T); the positions are those of the mask
+    Shapes: features (N, C, L), (N, C, H, W), attention maps (N, heads, T, T), outputs (N, C); positions as in the mask
     Source: Sanh et al. 2019, "DistilBERT, a distilled version of BERT", arXiv:1910.01108, and its authors' code
     """
 

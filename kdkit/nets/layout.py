@@ -100,7 +100,9 @@ class FeatureForm:
             if is_second or shape[1] in owner.last:
                 return False, ""
             if owner.second:  # the channels of convolutions may be concatenated, so their number need not be a width
-                return False, "its last dimension fits its layers" if is_sequence and shape[-1] in owner.second else ""
+                # A square map with its channels last has two equal dimensions before them.
+                may_be_last = shape[-1] in owner.second and (is_sequence or shape[1] == shape[2])
+                return False, "its last dimension fits its layers" if may_be_last else ""
         return False, "no layer in it or around it has as many channels" if is_sequence else ""
 
 

@@ -49,6 +49,14 @@ def timm_tap(model: nn.Module, index: int) -> Tap:
     return Tap(model.get_submodule(entries[index]["module"]), element=form, channels_last=False)
 
 
+def token_stage(model: nn.Module, path: str) -> int | None:
+    """Return the number of the stage that a layer of a timm model is, if its tokens are not all patches; else None."""
+    if not getattr(model, "num_prefix_tokens", 0):
+        return None
+    stages = [entry["module"] for entry in getattr(model, "feature_info", None) or ()]
+    return stages.index(path) if path in stages else None
+
+
 @dataclass(frozen=True)
 class _StageForm:
     """Brings the output of a stage to (batch, channels, height, width).

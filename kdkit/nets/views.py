@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from kdkit.data.batch import Batch, items_of
+from kdkit.data.batch import Batch, items_of, map_tensors
 from kdkit.errors import RecipeError, describe
 from kdkit.utils.validation import is_number, is_whole_number
 
@@ -43,11 +43,15 @@ class Inputs:
 
     only: the keys or positions of the inputs that the network gets, such as `Inputs(only=("words", "lengths"))` of a
     mapping, or `Inputs(only=(0,))` of a tuple; a single one is the only argument. All of them if None.
+    dtype: of the floating-point inputs of a network whose weights have another one than the data, such as
+    torch.bfloat16; None leaves them.
     """
 
     only: tuple[str | int, ...] | None = None
+    dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
+        _validate_dtype(self.dtype)
         only = self.only
         is_tuple = isinstance(only, tuple) and only and all(isinstance(name, str | int) for name in only)
         if only is not None and not is_tuple:
@@ -58,11 +62,14 @@ class Inputs:
     @property
     def key(self) -> str:
         """The options as text."""
-        return "inputs" if self.only is None else f"inputs:only={self.only}"
+        options = [
+            f"{name}={value}" for name, value in (("only", self.only), ("dtype", self.dtype)) if value is not None
+        ]
+        return ":".join(["inputs", ",".join(options)] if options else ["inputs"])
 
     def __call__(self, batch: Batch) -> Call:
         """Return the positional and the keyword arguments of the network."""
-        inputs = batch.inputs
+        inputs = _converted(batch.inputs, self.dtype)
         if isinstance(inputs, Tensor) and self.only is None:
             return (inputs,), {}
         if self.only is not None:
@@ -93,14 +100,16 @@ class Images:
 
     Images in uint8, which take a quarter of the memory until then, are divided by 255 first.
     size: the height and width that the network expects, reached by bilinear interpolation with anti-aliasing before
-    normalisation; None keeps the size.
+    normalisation; None keeps the size. dtype: that of the network, if it is not float32, such as torch.bfloat16.
     """
 
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     size: tuple[int, int] | None = None
+    dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
+        _validate_dtype(self.dtype)
         for name in ("mean", "std"):  # lists, as in configurations, and a number for all channels
             values = getattr(self, name)
             object.__setattr__(self, name, tuple(values) if isinstance(values, Iterable) else (values,))
@@ -129,7 +138,8 @@ class Images:
     @property
     def key(self) -> str:
         """All options as text."""
-        return f"images:mean={self.mean},std={self.std},size={self.size}"
+        dtype = "" if self.dtype is None else f",dtype={self.dtype}"
+        return f"images:mean={self.mean},std={self.std},size={self.size}{dtype}"
 
     def describe(self, preparation: Mapping[str, Any]) -> dict[str, Any]:
         """Return a preparation with the range of the images and the steps of this view added."""
@@ -167,7 +177,21 @@ class Images:
         if self.size is not None and images.shape[-2:] != self.size:
             images = nn.functional.interpolate(images, self.size, mode="bilinear", antialias=True)
         mean, std = (_per_channel(values, images.dtype, images.device) for values in (self.mean, self.std))
-        return ((images - mean) / std,), {}
+        return (_converted((images - mean) / std, self.dtype),), {}
+
+
+def _converted(inputs: Any, dtype: torch.dtype | None) -> Any:
+    """Return inputs whose floating-point tensors have this dtype; None leaves them as they are."""
+    if dtype is None:
+        return inputs
+    return map_tensors(inputs, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+
+
+def _validate_dtype(dtype: object) -> None:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise RecipeError(
+            f"the dtype of a view is one of floating point, such as torch.bfloat16, or None; got {dtype!r}"
+        )
 
 
 @lru_cache

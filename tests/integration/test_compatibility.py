@@ -16,6 +16,7 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset,
 import kdkit
 from kdkit import (
     DataError,
+    Inputs,
     LRSchedule,
     Match,
     MetricResult,
@@ -265,10 +266,12 @@ def test_outputs_that_a_teacher_stored_in_the_data_teach_without_it():
     assert result.metrics["stored"]["accuracy"].value == pytest.approx(float(accuracy))
 
 
-def test_a_teacher_in_bf16_needs_a_run_in_bf16():
-    with pytest.raises(CheckError, match=r"must have the same dtype.*; compute in half precision, precision='bf16'"):
-        distill(Mlp().to(torch.bfloat16), Mlp())
-    require_learned(distill(Mlp().to(torch.bfloat16), Mlp(), precision="bf16"))
+def test_a_teacher_in_bf16_needs_inputs_or_a_run_in_bf16():
+    teacher = Mlp().to(torch.bfloat16)
+    with pytest.raises(CheckError, match=r"must have the same dtype.*view=Inputs\(dtype=torch.bfloat16\).*'bf16'"):
+        distill(teacher, Mlp())
+    require_learned(distill(teacher, Mlp(), precision="bf16"))
+    require_learned(distill(Net("teacher", teacher, view=Inputs(dtype=torch.bfloat16), trained=True), Mlp()))
 
 
 # Data

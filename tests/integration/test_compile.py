@@ -263,6 +263,26 @@ def test_a_loss_with_labels_ids_and_progress_is_compiled_once_while_progress_cha
     assert terms == pytest.approx([terms[0], 1.25 * terms[0], 2 * terms[0]])
 
 
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_a_compiled_distiller_is_not_compiled_again_while_its_progress_changes(fullgraph):
+    stage, data = plain()
+    ((student, terms),) = stage.objectives.items()
+    batch = next(chunks(data, 0))
+    graphs, counts, losses = Graphs(), [], []
+    with kdkit.Distiller(student, terms, (batch.inputs, batch.labels)) as distiller:
+        distiller.eval()  # the statistics of batch norm change in training
+        compiled = torch.compile(distiller, backend=graphs, fullgraph=fullgraph)
+        for progress in (0.0, 0.2, 0.5, 0.7, 0.9):
+            if fullgraph:
+                distiller.set_progress(progress)
+            loss = compiled(batch.inputs, batch.labels, **({} if fullgraph else {"progress": progress})).loss
+            counts.append(graphs.count)
+            losses.append((loss.detach(), distiller(batch.inputs, batch.labels, progress=progress).loss.detach()))
+    assert counts[2:] == [counts[1]] * 3  # a number is a constant of a graph at first, then an input
+    torch.testing.assert_close(*map(torch.stack, zip(*losses, strict=True)))
+    assert len({float(loss) for loss, _ in losses}) == 5
+
+
 def test_a_compiled_run_has_the_history_of_a_plain_run(monkeypatch):
     compiled: list[Graphs] = []
     compile_ = torch.compile

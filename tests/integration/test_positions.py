@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -292,6 +293,43 @@ def test_per_position_without_an_ignore_index_compares_images_without_labels_too
     with torch.no_grad():
         sides = [net.module(inputs).permute(0, 2, 3, 1).reshape(-1, 3) for net in (student, teacher)]
         torch.testing.assert_close(value.detach(), SoftTargets()(*sides))
+
+
+def test_a_term_that_compares_no_position_of_the_first_samples_is_a_notice():
+    inputs, labels = images(8).tensors
+    unlabelled = TensorDataset(inputs, torch.full_like(labels, VOID))
+    data = TorchData(unlabelled, TensorDataset(inputs, labels), classes=CLASSES)
+    student, teacher = Net("student", segmenter()), Net("teacher", segmenter(), trained=True)
+    objective = Match(teacher, SoftTargets()) + Match(teacher, DKD())
+    objective += Match(teacher, PerPosition(SoftTargets(), ignore_index=None))
+    first, second = (note for note in kdkit.check(recipe_of(objective, student, data)).notices if "position of" in note)
+    assert first.startswith("term 'teacher/soft_targets' compares no position of the first samples, ")
+    assert first.endswith("no label; PerPosition(loss, ignore_index=None) compares all positions")
+    assert re.fullmatch(r"term 'teacher/dkd' compares no position .* no label", second)
+
+
+def test_without_labels_a_distiller_compares_all_positions():
+    inputs, _ = images(4).tensors
+    student = Net("student", segmenter(), channels_last=False)
+    teacher = Net("teacher", segmenter(), channels_last=False, trained=True)
+    objective = Match(teacher, SoftTargets()) + Match(teacher, PerPosition(SoftTargets(), ignore_index=None))
+    with kdkit.Distiller(student, objective, (inputs, None)) as distiller, torch.no_grad():
+        terms = distiller(inputs).terms
+        sides = [net.module(inputs).permute(0, 2, 3, 1).reshape(-1, 3) for net in (student, teacher)]
+    expected = SoftTargets()(*sides)
+    torch.testing.assert_close([*terms.values()], [expected, expected])
+
+
+def test_a_distiller_without_labels_asks_where_the_classes_are_if_a_term_takes_outputs_with_positions():
+    inputs, _ = images(4).tensors
+    student, teacher = Net("student", segmenter()), Net("teacher", segmenter(), trained=True)
+    with pytest.raises(CheckError, match=r"the classes; pass Net\(..., channels_last=True\)") as error:
+        kdkit.Distiller(student, Match(teacher, SoftTargets()), (inputs, None))
+    assert len(error.value.problems) == 2  # one for each network
+    with pytest.raises(CheckError, match=r"has none; PerPosition\(loss, ignore_index=None\) compares all positions"):
+        kdkit.Distiller(student, Match(teacher, PerPosition(SoftTargets())), (inputs, None))
+    features = Match(teacher, CWD(), student=Tap(student.module), target=Tap(teacher.module))
+    kdkit.Distiller(student, features, (inputs, None)).close()
 
 
 def test_per_position_applies_any_loss_to_tensors():
@@ -775,6 +813,12 @@ def test_a_mask_that_the_inputs_lack_or_of_other_positions_is_a_problem():
         Masked(DKD())
     with pytest.raises(RecipeError, match="mask is a key of the inputs, or a function of them; got 1"):
         Masked(Hint(), mask=1)
+
+
+def test_a_mask_of_samples_selects_those_of_a_teacher():
+    outputs, selected = torch.randn(2, 6, 3), torch.tensor([1, 0, 0, 1, 1, 0])
+    value = Masked(SoftTargets(), mask=lambda inputs: inputs)(*outputs, inputs=selected)
+    torch.testing.assert_close(value, SoftTargets()(*outputs[:, selected > 0]))
 
 
 # Samples without a label

@@ -32,6 +32,7 @@ from kdkit.nets.net import Net
 from kdkit.nets.taps import Tap, TapLike
 from kdkit.nets.views import Images
 from kdkit.recipe.balancing.base import WeightedSum
+from kdkit.recipe.objective import as_objective
 from kdkit.recipe.recipe import nets_of, teachers_of
 from kdkit.teachers.base import Teacher, TeacherOutput, require_output
 from kdkit.teachers.ema import Ema
@@ -234,13 +235,16 @@ class _DryRun:
         """Check that every output that is compared by classes has a column for each class."""
         labels, context = self.batch.labels, self.context
         for net in self.module.students:
+            terms = [weighted.term for weighted in as_objective(self.stage.objectives[net])]
+            if context.position_dims and not context.has_labels and all(term.student for term in terms):
+                continue  # in a Distiller, which has no validation, nothing takes these outputs
             # Validation runs in eval mode without taps, and some models return another output then.
             self.module.open_taps.pause()
             net.network.eval()
             with torch.no_grad():
                 outputs = [student_outputs[net.name], self._run_student(net)]
             problems = (columns_problem(net, output, labels, context) for output in outputs if output is not None)
-            self.problems += filter(None, problems)
+            self.problems += filter(None, dict.fromkeys(problems))
         compared = {
             teacher
             for match in self.stage.matches
@@ -394,6 +398,13 @@ class _DryRun:
                 trained.update(parameters_behind(as_tuple(inputs.student)))
                 tap = term.weighted.term.student
                 trained.update(tap.module.parameters() if isinstance(tap, HeadTap) else ())
+            if term.rows is not None and self.context.position_dims and not len(as_tuple(inputs.student)[0]):
+                # A loss that takes labels has no remedy.
+                advice = "" if term.extra_kwargs else "; PerPosition(loss, ignore_index=None) compares all positions"
+                self.report.notices.append(
+                    f"term {term.label!r} compares no position of the first samples, all of whose labels stand for no "
+                    f"label{advice}"
+                )
             # In the plan, readers expect the shapes of the outputs, not those of rows of positions.
             whole = inputs if term.rows is None else self.module.whole_inputs(term, self.batch, outputs, fill=True)
             if isinstance(term.loss, _ON_FEATURES) and whole.target is not None:

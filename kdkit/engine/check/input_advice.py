@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import kdkit
 from kdkit.nets.net import Net
+from kdkit.nets.views import Images
 
 _POSITIONS = {nn.Conv1d: ("length",), nn.Conv2d: ("height", "width"), nn.Conv3d: ("depth", "height", "width")}
 _LIBRARIES = (Path(torch.__file__).parent, Path(kdkit.__file__).parent)
@@ -44,8 +45,10 @@ def _dtype_advice(net: Net[Any], inputs: list[Tensor], error: Exception) -> str:
     is_half = expected in (torch.float16, torch.bfloat16)
     if is_half and any(tensor.dtype == torch.float32 for tensor in inputs) and "type" in str(error):
         precision = "bf16" if expected == torch.bfloat16 else "fp16"
+        view = "Images(..., " if isinstance(net.view, Images) else "Inputs("
         return (
-            f"; compute in half precision, precision={precision!r}, and keep networks in training in float32: .float()"
+            f"; give it inputs of its dtype, Net(..., view={view}dtype={expected})), or compute everything in half "
+            f"precision, precision={precision!r}; networks in training stay in float32: .float()"
         )
     different = [tensor.dtype for tensor in inputs if tensor.dtype in (torch.float64, torch.uint8)]
     # every message of torch about dtypes has "type" or "dtype" in it

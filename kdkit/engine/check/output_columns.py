@@ -14,6 +14,13 @@ def columns_problem(net: Net[Any], output: Tensor, labels: Tensor, context: Buil
     """Return the problem of outputs that are compared by classes, also with labels per position; None if they fit."""
     classes, shape = net.classes or context.classes, _batch_shape(output.shape)
     positions = labels.shape[labels.ndim - context.position_dims :]
+    if context.position_dims and not context.has_labels:
+        positions = output.shape[2:]
+        if net.channels_last is None:
+            return (
+                f"net {net.name!r} has outputs of shape {shape}, and there are no labels whose positions say which "
+                "dimension has the classes; pass Net(..., channels_last=True) if it is the last one, or False"
+            )
     if labels.ndim > 2 >= output.ndim:
         return (
             f"net {net.name!r} has outputs of shape {shape} for labels of shape {_batch_shape(labels.shape)}, one per "

@@ -12,6 +12,7 @@ from kdkit.engine.terms import uses_labels
 from kdkit.errors import KdkitError, RecipeError
 from kdkit.losses.base import BuildContext, accepts_unknown, describe_loss, extra_kwargs_of, requirements_of
 from kdkit.losses.chunked import Chunked
+from kdkit.losses.positions import PerPosition, PerToken
 from kdkit.nets.head_tap import HeadTap
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Match, Term, Truth, as_objective, taps_of
@@ -138,7 +139,10 @@ class _StageChecks:
                 f"as one of the PerLabel... losses{_ONE_HOT if self.context.task == 'multilabel' else ''}"
             )
         if not self.context.has_labels and uses_labels(term):
-            yield "it learns from labels, and the training data has none; leave it out"
+            advice = "leave it out"
+            if isinstance(term.loss, PerPosition | PerToken) and not extra_kwargs_of(term.loss.loss):
+                advice = "PerPosition(loss, ignore_index=None) compares all positions"
+            yield f"it learns from labels, and the training data has none; {advice}"
         if self.context.has_unknown and uses_labels(term) and not accepts_unknown(term.loss):
             wrap, omit = "wrap it: kdkit.losses.IgnoreUnknown(...)", "use a loss that takes no labels"
             yield (

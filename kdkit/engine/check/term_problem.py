@@ -127,11 +127,10 @@ class _TermCheck:
         if not torch.isfinite(value):
             cause = self.cause_not_finite()
             return f"{self.loss} is {value.item()} at the first step{'' if cause is None else f': {cause}'}"
-        # Zero is right for a batch without labels, or whose samples have no weight.
-        weights = self.inputs.weights
+        # Zero is right for a batch without labels. A loss that gets more than its sides may be zero for this batch
+        # alone, such as by a mask that selects none of its samples, or for a progress of 0.
         has_labels = not isinstance(self.target, Tensor) or not self.target.isnan().all()
-        has_weight = "sample_weights" not in self.kwargs or weights is None or bool(weights.any())
-        if value == 0 and has_labels and has_weight and self._is_zero_for_noise():
+        if value == 0 and not self.kwargs and has_labels and self._is_zero_for_noise():
             columns = as_tuple(self.inputs.student)[0].shape[1:2]
             is_alone = self.term.alignment is not None and columns == (1,)
             reason = ", since the sides share one class only, of which the probability is 1" if is_alone else ""

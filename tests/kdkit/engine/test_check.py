@@ -27,7 +27,7 @@ from kdkit import (
     run,
 )
 from kdkit.errors import CheckError, RecipeError
-from kdkit.losses import DKD, Hint, SoftTargets
+from kdkit.losses import DKD, Hint, Masked, SoftTargets
 from kdkit.metrics import R2, Accuracy, Brier, CrossEntropy, MacroF1, MeanIoU
 from tests.helpers.tiny import Mlp, hooks_of, one_stage, plain_goal, same_state, samples, state_of, tiny_data, tiny_net
 
@@ -399,6 +399,18 @@ def test_a_loss_that_is_zero_only_at_first_is_valid():
         return F.mse_loss(student, target)
 
     check(one_stage(student, Match(teacher, same) + plain_goal())).require()
+
+
+def test_a_loss_that_is_zero_for_the_first_samples_or_at_the_start_is_valid():
+    def of_no_sample(inputs):
+        return inputs[:, 0] > 1e6
+
+    def growing(student, target, *, progress):
+        return progress * F.mse_loss(student, target)
+
+    teacher = tiny_net("teacher", trained=True)
+    objective = Match(teacher, Masked(SoftTargets(), mask=of_no_sample)) + Match(teacher, growing) + plain_goal()
+    check(one_stage(tiny_net("student"), objective)).require()
 
 
 def loss_with_requirements(*requirements):

@@ -511,6 +511,40 @@ def test_a_distiller_is_copied_and_pickled_with_its_teachers(duplicate, recomput
         assert torch.equal(loss(distiller), expected)
 
 
+def test_a_loop_that_loads_the_states_of_its_teachers_continues_to_the_same_bits(tmp_path):
+    def begin():
+        teacher, student = networks()
+        distiller = Distiller(student, every_kind(student, teacher), (INPUTS, LABELS), samples=8)
+        return distiller, torch.optim.Adam(distiller.parameters())
+
+    def train(distiller, optimizer):
+        for _ in range(2):
+            distiller(INPUTS, LABELS, ids=torch.arange(8)).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            distiller.on_step()
+        distiller.on_epoch_end()
+
+    distiller, optimizer = begin()
+    train(distiller, optimizer)
+    assert distiller.teacher_state_dict().keys() == {"average of student", "past of student"}
+    parts = distiller.state_dict(), optimizer.state_dict(), distiller.teacher_state_dict()
+    torch.save(parts, tmp_path / "checkpoint.pt")
+    again, its_optimizer = begin()
+    model, adam, teachers = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    again.load_state_dict(model)
+    its_optimizer.load_state_dict(adam)
+    again.load_teacher_state_dict(teachers)
+    for part in ((distiller, optimizer), (again, its_optimizer)):
+        train(*part)
+    expected = distiller.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in again.state_dict().items())
+    with pytest.raises(RecipeError, match="must be those of average of student, past of student, which change"):
+        again.load_teacher_state_dict({})
+    distiller.close()
+    again.close()
+
+
 def test_a_student_with_open_taps_is_copied_and_saved(tmp_path):
     teacher, student = networks()
     with Distiller(student, Match(teacher, Hint(), **features(student, teacher)), (INPUTS, LABELS)) as distiller:

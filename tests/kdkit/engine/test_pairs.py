@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -153,6 +154,13 @@ def test_networks_and_random_numbers_stay_as_they_were():
         assert same_state(state_of(net.module), state)
         assert not hooks_of(net.module)
     assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_the_tokens_of_a_timm_model_are_tapped_as_a_map():
+    teacher = Net("teacher", timm.create_model("test_vit", img_size=32))
+    assert tap_expression(teacher, "blocks.2") == "timm_tap(teacher.module, 2)"
+    assert tap_expression(teacher, "blocks.2.mlp") == "Tap(teacher.module.blocks[2].mlp)"
+    assert tap_expression(Net("student", timm.create_model("test_resnet")), "layer1").startswith("Tap(student.")
 
 
 def test_the_expression_of_a_tap_gives_its_layer():

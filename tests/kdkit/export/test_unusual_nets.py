@@ -95,6 +95,23 @@ def test_masks_of_infinity_and_batches_of_any_size_pass_the_gates(attending, exp
     assert np.abs(outputs[:, :2] - expected[:, :2]).mean() < 0.03
 
 
+def test_a_card_says_that_quantization_is_simulated(tmp_path):
+    from torchao.quantization import quantize_
+    from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
+
+    def prepared():
+        student = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+        weights = IntxFakeQuantizeConfig(torch.int4, "per_channel")
+        quantize_(student, QATConfig(weight_config=weights, step="prepare"))
+        return student
+
+    source = source_of(prepared, numbers(1.0, 0.0), metrics=(R2(),), loss=nn.MSELoss())
+    weights = tmp_path / "weights.safetensors"
+    weights.touch()
+    (notice,) = Attempt.best_of(source, Reference(source), Pt2Exporter(), weights).card(source)["notices"]
+    assert "net 'student' simulates quantization (FakeQuantizedLinear)" in notice
+
+
 def numbers(scale, shift):
     """Return the data of a regression in another unit."""
 

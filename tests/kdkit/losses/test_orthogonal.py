@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
 from kdkit import RecipeError
 from kdkit.losses import Cosine, Hint
-from kdkit.losses.normalisation import layer_norm, whiten
+from kdkit.losses.normalisation import layer_norm, standardise, whiten
 from kdkit.losses.projectors import Orthogonal
 from tests.helpers.loss_reference import assert_equals_reference
 from tests.helpers.losses import build_loss
@@ -136,9 +136,28 @@ def test_whitened_channels_are_uncorrelated(shape, scale):
     np.testing.assert_allclose(np.cov(rows.T, ddof=0), np.eye(4), atol=5e-3)
 
 
+@pytest.mark.parametrize("shape", [(60, 4), (9, 4, 7), (9, 4, 3, 3)])
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e4])
+def test_standardised_features_are_those_of_phi_s_up_to_a_rotation(shape, scale):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(shape, generator=generator, dtype=torch.float64)
+    mixture = torch.eye(4) + 0.3 * torch.randn(4, 4, generator=generator)
+    features = scale * (torch.einsum("nc...,cd->nd...", features, mixture.double()) + 5)
+    rows = features.movedim(1, -1).flatten(0, -2).numpy()
+    # PHI-S rotates by the eigenvectors and a Hadamard matrix, and divides by one scale.
+    values, vectors = np.linalg.eigh(np.cov(rows.T, ddof=0))
+    hadamard = np.kron([[1, 1], [1, -1]], [[1, 1], [1, -1]]) / 2
+    phi_s = (rows - rows.mean(0)) @ vectors @ hadamard.T / np.sqrt(values.mean())
+    np.testing.assert_allclose(phi_s.var(0), 1)  # of every channel
+    ours = standardise(features)
+    assert ours.shape == shape
+    ours = ours.movedim(1, -1).flatten(0, -2).numpy()
+    np.testing.assert_allclose(ours @ ours.T, phi_s @ phi_s.T, atol=1e-9)  # the same inner products
+
+
 @pytest.mark.parametrize("shape", [(3, 8), (1, 4), (1, 4, 5), (2, 4, 1)])
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1.0, 1e4])
-@pytest.mark.parametrize("normalise", [layer_norm, whiten])
+@pytest.mark.parametrize("normalise", [layer_norm, standardise, whiten])
 def test_fewer_rows_than_channels_and_zeros_give_finite_values(normalise, shape, scale):
     assert normalise(scale * torch.randn(shape)).isfinite().all()
     assert normalise(torch.full(shape, scale)).isfinite().all()
@@ -173,7 +192,7 @@ def test_without_options_a_hint_is_the_mean_squared_error_of_its_inputs():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("normalise", ["layer_norm", "whiten"])
+@pytest.mark.parametrize("normalise", ["layer_norm", "standardise", "whiten"])
 def test_half_precision_is_normalised_in_float32(dtype, normalise):
     student, target = torch.randn(9, 4).to(dtype), (100 * torch.randn(9, 4)).to(dtype)
     loss = Hint(normalise=normalise)
@@ -183,7 +202,7 @@ def test_half_precision_is_normalised_in_float32(dtype, normalise):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"normalise": "batch"}, "normalise must be 'none' or 'layer_norm' or 'whiten'; got 'batch'"),
+        ({"normalise": "batch"}, "normalise must be 'none' or 'layer_norm' or 'standardise' or 'whiten'; got 'batch'"),
         ({"error": "l1"}, "error must be 'mse' or 'smooth_l1'; got 'l1'"),
         ({"kind": "orthagonal"}, "did you mean 'orthogonal'"),
     ],

@@ -198,6 +198,21 @@ def test_an_order_that_is_not_certain_is_second_with_a_doubt(case):
     assert "pass Tap(..., channels_last=True)" in form.doubt
 
 
+def test_a_square_map_whose_channels_may_be_last_has_a_doubt():
+    class Patches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Conv2d(3, 8, 4, stride=4)
+
+        def forward(self, images):
+            return self.embed(images).permute(0, 2, 3, 1)  # as the patch embedding of timm returns them
+
+    shape, form = form_of(Patches(), "", torch.rand(2, 3, 16, 16))
+    assert shape == (2, 4, 4, 8)
+    assert "its last dimension fits its layers" in form.doubt
+    assert not form_of(Patches(), "embed", torch.rand(2, 3, 16, 16))[1].doubt
+
+
 def test_an_attention_map_keeps_its_order_without_a_doubt():
     class Maps(nn.Module):
         def __init__(self):

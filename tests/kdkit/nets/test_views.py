@@ -40,6 +40,18 @@ def test_inputs_become_arguments_or_keywords_by_their_form(inputs, count, keywor
     assert list(kwargs) == keywords
 
 
+def test_floating_point_inputs_are_converted_to_the_dtype_of_a_view():
+    inputs = {"words": torch.zeros(2, dtype=torch.int64), "image": torch.rand(2, 3)}
+    _, kwargs = Inputs(dtype=torch.bfloat16)(batch(inputs))
+    assert torch.equal(kwargs["image"], inputs["image"].to(torch.bfloat16))
+    assert kwargs["words"] is inputs["words"]
+    images = torch.rand(2, 3, 4, 4)
+    exact, converted = (Images(mean=0.5, dtype=dtype)(batch(images))[0][0] for dtype in (None, torch.bfloat16))
+    assert torch.equal(converted, exact.to(torch.bfloat16))
+    with pytest.raises(RecipeError, match=r"floating point, such as torch.bfloat16, or None; got torch.int64"):
+        Inputs(dtype=torch.int64)
+
+
 @pytest.mark.parametrize("view", [Inputs(), Images(mean=(0.5,), std=(0.2,), size=(4, 4))])
 def test_views_can_be_pickled_and_compared(view):
     restored = pickle.loads(pickle.dumps(view))
@@ -48,8 +60,10 @@ def test_views_can_be_pickled_and_compared(view):
     assert restored.key == view.key
 
 
-def test_the_key_of_images_changes_with_every_option():
-    views = [Images(), Images(mean=(0.5,)), Images(std=(0.5,)), Images(size=(2, 2))]
+def test_the_key_of_a_view_changes_with_every_option():
+    half = torch.bfloat16
+    views = [Images(), Images(mean=(0.5,)), Images(std=(0.5,)), Images(size=(2, 2)), Images(dtype=half)]
+    views += [Inputs(), Inputs(only=(0,)), Inputs(dtype=half), Inputs(only=(0,), dtype=half)]
     assert len({view.key for view in views}) == len(views)
 
 
