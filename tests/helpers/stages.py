@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import TensorDataset
 
-from kdkit import Net, Optimizer, Parallel, Recipe, TorchData, Training, Truth
+from kdkit import Net, Optimizer, Parallel, Recipe, Result, TorchData, Training, Truth
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.losses import SoftTargets
 
@@ -64,6 +64,15 @@ def copied(module: nn.Module) -> dict[str, Tensor]:
 def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     """Return whether two state dicts hold the same bits."""
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def assert_same_results(first: Result, second: Result) -> None:
+    """Assert that two runs have the same bits: the terms of all epochs, the metrics, and the weights of all nets."""
+    assert epoch_terms(first.history) == epoch_terms(second.history)
+    assert first.metrics == second.metrics
+    assert first.nets.keys() == second.nets.keys()
+    for name, net in first.nets.items():
+        assert same(net.network.state_dict(), second.nets[name].network.state_dict()), name
 
 
 def epoch_terms(history: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:

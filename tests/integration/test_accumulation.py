@@ -12,7 +12,9 @@ import kdkit
 from kdkit import Match, Net, Optimizer, Recipe, Stage, Tap, TorchData, Training, Truth
 from kdkit.losses import IgnoreUnknown, Masked, PerPosition, SampleWeighted, SoftTargets
 from kdkit.recipe.balancing import UncertaintyWeighting
+from tests.helpers.callbacks import KillAtStep, Recorder, kill_run
 from tests.helpers.processes import ForkedPython
+from tests.helpers.stages import assert_same_results
 
 ROWS, CLASSES = 12, ("a", "b", "c")
 GENERATOR = torch.Generator().manual_seed(0)
@@ -159,7 +161,7 @@ def make(case, *, wrap=lambda dataset: dataset, **training):
 
 
 def trained(case, **options):
-    result = kdkit.run(make(case, **options), progress=False)
+    result = kdkit.run(make(case, **options))
     return result.student.module.state_dict()
 
 
@@ -214,38 +216,14 @@ def test_batches_of_other_sizes_than_planned_count_by_their_samples(wrap, case, 
     assert_equal(parts, whole, LINEAR.state_dict())
 
 
-class Stop(BaseException):
-    """Ends a run as a kill does."""
-
-
-class Killer:
-    """Stops a run at the last batch of its second epoch."""
-
-    @kdkit.hookimpl
-    def step_ended(self, event):
-        if event.epoch == 1 and event.batch == 5:
-            raise Stop
-
-
 def test_a_run_resumes_within_an_epoch_to_the_same_bits(tmp_path):
     def recipe():
         return make("both", batch_size=2, accumulate_steps=2, epochs=3)
 
-    with pytest.raises(Stop):
-        kdkit.run(recipe, out=tmp_path / "cut", checkpoint_every=1, callbacks=[Killer()], progress=False)
-    assert list(tmp_path.glob("cut/*/checkpoint-10.safetensors"))  # after two of three updates
-    resumed = kdkit.run(recipe, out=tmp_path / "cut", resume=True, progress=False)
-    whole = kdkit.run(recipe, progress=False)
-    assert torch.equal(resumed.student.module.weight, whole.student.module.weight)
-    assert resumed.history["student"][1]["terms"] == whole.history["student"][1]["terms"]
-
-
-class Notices:
-    """Keeps the notices of a stage."""
-
-    @kdkit.hookimpl
-    def stage_started(self, event):
-        self.notices = event.notices
+    kill_run(recipe, tmp_path / "run", KillAtStep(1, batch=5), checkpoint_every=1)
+    assert list(tmp_path.glob("run/*/checkpoint-10.safetensors"))  # after two of three updates
+    resumed = kdkit.run(recipe, out=tmp_path / "run", resume=True)
+    assert_same_results(resumed, kdkit.run(recipe))
 
 
 @pytest.mark.parametrize(("steps", "count"), [(1, 0), (2, 1)])
@@ -255,9 +233,9 @@ def test_a_loss_whose_labels_cannot_be_counted_has_a_notice(steps, count, monkey
 
     case = (LINEAR, lambda net: Truth(labelled), (INPUTS, FEW.flip(0)), {"ignore_index": -100}, None)
     monkeypatch.setitem(CASES, "own", case)
-    listener = Notices()
-    kdkit.run(make("own", batch_size=4, accumulate_steps=steps), callbacks=[listener], progress=False)
-    notices = [notice for notice in listener.notices if "labels that labelled averages over is not known" in notice]
+    recorder = Recorder()
+    kdkit.run(make("own", batch_size=4, accumulate_steps=steps), callbacks=[recorder])
+    notices = [notice for notice in recorder.notices if "labels that labelled averages over is not known" in notice]
     assert len(notices) == count
 
 

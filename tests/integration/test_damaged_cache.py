@@ -15,32 +15,23 @@ import kdkit
 from kdkit import CacheSettings, Net
 from kdkit.errors import KdkitError
 from kdkit.teachers.cache import store
+from tests.helpers.callbacks import Recorder
 from tests.helpers.command_line import environment
 from tests.helpers.processes import ForkedPython
 from tests.helpers.stages import copied, epoch_terms, same
 from tests.helpers.teacher_cache import ROWS, NoisyData, TeacherCalls, make_recipe
 
 
-class Notices:
-    """Collects the notices of the stages of a run."""
-
-    def __init__(self):
-        self.texts = []
-
-    @kdkit.hookimpl
-    def stage_started(self, event):
-        self.texts += event.notices
-
-
 def run(out, recipe=None, **options):
     """Return the student's weights, the history, the notices and the warnings of a run without an audit."""
-    notices = Notices()
+    recorder = Recorder()
     recipe = recipe or make_recipe(taps=True, teacher_cache=CacheSettings(audit=0))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        result = kdkit.run(recipe, out=out, device="cpu", callbacks=[notices], **options)
+        result = kdkit.run(recipe, out=out, device="cpu", callbacks=[recorder], **options)
     texts = [str(warning.message) for warning in caught]
-    return copied(result.student.module), epoch_terms(result.history), notices.texts, texts
+    notices = [notice for stage in recorder.stages for notice in stage.notices]
+    return copied(result.student.module), epoch_terms(result.history), notices, texts
 
 
 def entry_of(folder):

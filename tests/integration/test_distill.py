@@ -17,6 +17,7 @@ from kdkit.engine.distill import count_outputs
 from kdkit.errors import CheckError
 from kdkit.losses import DKD, GeneralisedJSD, PerLabelSoftTargets, SoftTargets
 from kdkit.metrics import Accuracy, CrossEntropy
+from tests.helpers.callbacks import Recorder
 from tests.helpers.stages import Small, copied, same, samples, training
 
 
@@ -44,23 +45,12 @@ class Plain(Dataset[Any]):
         return self.tensors[index]
 
 
-class Notices:
-    """Collects the notices of a run."""
-
-    def __init__(self) -> None:
-        self.notices: list[str] = []
-
-    @kdkit.hookimpl
-    def run_started(self, event: Any) -> None:
-        self.notices += event.notices
-
-
 @pytest.mark.parametrize("draws", [None, 1, 2])
 def test_the_draws_of_a_dataset_decide_whether_teacher_outputs_are_cached(draws):
-    notices = Notices()
+    recorder = Recorder()
     data = Plain(dataset("multiclass", 32, 0))
-    kdkit.distill(net(8), net(4), data, data, epochs=3, draws=draws, callbacks=[notices], device="cpu")
-    assert any("not cached" in notice for notice in notices.notices) == (draws is None)
+    kdkit.distill(net(8), net(4), data, data, epochs=3, draws=draws, callbacks=[recorder], device="cpu")
+    assert any("not cached" in notice for notice in recorder.notices) == (draws is None)
 
 
 def net(width: int) -> nn.Module:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import AverageWeights, Match, Net, Recipe, Stage, Tap, TorchData, Training, Truth, hookimpl
+from kdkit import AverageWeights, Match, Net, Recipe, Stage, Tap, TorchData, Training, Truth
 from kdkit.losses import (
     CRD,
     CWD,
@@ -31,6 +31,8 @@ from kdkit.losses import (
     SemCKD,
     SquareHead,
 )
+from tests.helpers.callbacks import KillAtStep, killed_and_resumed
+from tests.helpers.stages import assert_same_results
 
 
 class Waves(nn.Module):
@@ -100,43 +102,24 @@ def recipe(name, epochs=3, student_width=2, **training):
     return Recipe(data=data, schedule=[Stage({student: objective}, Training(epochs=epochs, batch_size=8, **training))])
 
 
-class Stop:
-    """Interrupt a run, as Ctrl-C does, in the first step of an epoch."""
-
-    def __init__(self, epoch):
-        self.epoch = epoch
-
-    @hookimpl
-    def step_ended(self, event):
-        if event.epoch == self.epoch:
-            raise KeyboardInterrupt
-
-
 # Each loss takes three runs, and is resumed in test_all_losses_example.py too: the suite has time for every third one.
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (index % 3 > 0)) for index, name in enumerate(LOSSES)]
 )
 def test_a_resumed_run_ends_in_the_same_bits(name, tmp_path):
-    kdkit.run(lambda: recipe(name), device="cpu", out=tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        kdkit.run(lambda: recipe(name), device="cpu", out=tmp_path / "cut", callbacks=[Stop(2)])
-    kdkit.run(lambda: recipe(name), device="cpu", out=tmp_path / "cut", resume=True)
+    resumed = killed_and_resumed(lambda: recipe(name), tmp_path / "run", KillAtStep(2), device="cpu")
+    assert_same_results(resumed, kdkit.run(lambda: recipe(name), device="cpu"))
     # The weights of the projector are in the checkpoint, but not in the file of the student.
-    saved = [load_file(next((tmp_path / run).glob("*/weights.safetensors"))) for run in ("whole", "cut")]
-    assert saved[0].keys() == saved[1].keys() == Waves(2).state_dict().keys()
-    assert all(torch.equal(value, saved[1][key]) for key, value in saved[0].items())
+    (saved,) = tmp_path.glob("run/*/weights.safetensors")
+    assert load_file(saved).keys() == Waves(2).state_dict().keys()
 
 
 def test_an_orthogonal_projector_is_trained_next_to_averaged_weights(tmp_path):
     def function():
         return recipe("vkd", ema=AverageWeights(decay=0.5))
 
-    kdkit.run(function, device="cpu", out=tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        kdkit.run(function, device="cpu", out=tmp_path / "cut", callbacks=[Stop(2)])
-    kdkit.run(function, device="cpu", out=tmp_path / "cut", resume=True)
-    whole, cut = (load_file(next((tmp_path / run).glob("*/weights.safetensors"))) for run in ("whole", "cut"))
-    assert all(torch.equal(value, cut[key]) for key, value in whole.items())
+    resumed = killed_and_resumed(function, tmp_path / "run", KillAtStep(2), device="cpu")
+    assert_same_results(resumed, kdkit.run(function, device="cpu"))
 
 
 @pytest.mark.parametrize("name", UNPROJECTED)

@@ -14,6 +14,7 @@ from torch import nn
 
 import kdkit
 from kdkit import Sequential, Truth
+from tests.helpers.callbacks import Recorder
 from tests.helpers.command_line import environment
 from tests.helpers.processes import ForkedPython, run_python
 from tests.helpers.stages import copied, same, three, training
@@ -265,17 +266,11 @@ def failing_recipe(*, repaired):
 
 
 def test_an_exception_of_user_code_passes_unchanged_and_the_run_can_be_resumed(tmp_path):
-    ended = []
-
-    class Recorder:
-        @kdkit.hookimpl
-        def run_ended(self, event):
-            ended.append(event.error)
-
+    recorder = Recorder()
     options = {"device": "cpu", "out": tmp_path / "run"}
     with pytest.raises(ZeroDivisionError, match="of the user") as caught:
-        kdkit.run(partial(failing_recipe, repaired=False), callbacks=[Recorder()], **options)
-    assert ended == [caught.value]
+        kdkit.run(partial(failing_recipe, repaired=False), callbacks=[recorder], **options)
+    assert recorder.ends[0].error is caught.value
     assert not [path for path in (tmp_path / "run").rglob(".*.tmp")]  # nothing half-written
     lines = (tmp_path / "run" / "1-teacher" / "history.jsonl").read_text().splitlines()
     assert len(lines) == 2

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 import kdkit
-from kdkit import Batch, Distiller, Match, Net, OnnxModel, Recipe, RecipeError, Stage, Tap, hookimpl
+from kdkit import Batch, Distiller, Match, Net, OnnxModel, Recipe, RecipeError, Stage, Tap
 from kdkit.engine.capture import _runs_in_graph
 from kdkit.errors import CheckError
 from kdkit.losses import SRRL, Hint, SoftTargets
+from tests.helpers.callbacks import Recorder
 from tests.helpers.stages import data, same, training, truth
 
 # Each of the optional packages warns when it is imported or used; none of the warnings is about kdkit.
@@ -114,19 +115,6 @@ KINDS = [
 CACHED = [kind for kind in KINDS if kind is not dynamically_quantized]
 
 
-class Notices:
-    def __init__(self):
-        self.lines = []
-
-    @hookimpl
-    def run_started(self, event):
-        self.lines += event.notices
-
-    @hookimpl
-    def stage_started(self, event):
-        self.lines += event.notices
-
-
 def recipe(teacher: Net, **changes) -> Recipe:
     torch.manual_seed(2)
     student = Net("student", nn.Linear(6, 3))
@@ -155,18 +143,18 @@ def test_a_student_learns_from_a_teacher_of_any_kind(kind, tmp_path):
 @pytest.mark.parametrize("kind", CACHED)
 def test_a_teacher_of_any_kind_has_the_same_cache_in_each_run(kind, tmp_path):
     for run in ("one", "two"):
-        notices = Notices()
+        recorder = Recorder()
         teacher = Net("teacher", kind(tmp_path / run), trained=True)
-        kdkit.run(recipe(teacher), device="cpu", out=tmp_path / "runs" / run, callbacks=[notices])
-        assert not [line for line in notices.lines if "not cached" in line]
+        kdkit.run(recipe(teacher), device="cpu", out=tmp_path / "runs" / run, callbacks=[recorder])
+        assert not [line for line in recorder.notices if "not cached" in line]
     assert len(entries(tmp_path / "runs")) == 1
 
 
 def test_a_teacher_whose_scale_depends_on_the_batch_is_not_cached(tmp_path):
-    notices = Notices()
+    recorder = Recorder()
     teacher = Net("teacher", dynamically_quantized(tmp_path), trained=True)
-    kdkit.run(recipe(teacher), device="cpu", out=tmp_path / "run", callbacks=[notices])
-    assert any("depends on the other samples in the batch" in line for line in notices.lines)
+    kdkit.run(recipe(teacher), device="cpu", out=tmp_path / "run", callbacks=[recorder])
+    assert any("depends on the other samples in the batch" in line for line in recorder.notices)
 
 
 @pytest.mark.parametrize("kind", [weights_in_int8, exported])
@@ -362,15 +350,15 @@ def test_a_teacher_that_accelerate_has_spread_stays_where_it_is(tmp_path):
 
     places = {"0": "cpu", "1": "cpu", "2": "disk"}
     module = accelerate.dispatch_model(network(), places, offload_dir=tmp_path, main_device="cpu")
-    notices = Notices()
+    recorder = Recorder()
     teacher = Net("teacher", module, trained=True)
-    result = kdkit.run(recipe(teacher), device="cpu", out=tmp_path / "run", callbacks=[notices])
+    result = kdkit.run(recipe(teacher), device="cpu", out=tmp_path / "run", callbacks=[recorder])
     expected = kdkit.run(recipe(Net("teacher", network(), trained=True)), device="cpu")
     assert module[2].weight.is_meta  # it is read from the disk at each step
     assert result.metrics["teacher"] == expected.metrics["teacher"]
     losses, expected_losses = ([epoch["terms"] for epoch in run.history["student"]] for run in (result, expected))
     assert losses == expected_losses
-    assert any("whose bytes cannot be read" in line for line in notices.lines)
+    assert any("whose bytes cannot be read" in line for line in recorder.notices)
 
 
 def test_a_distiller_leaves_a_teacher_that_accelerate_has_spread_where_it_is(tmp_path):

@@ -51,8 +51,10 @@ from kdkit import (
 )
 from kdkit.losses import Hint, SoftTargets
 from kdkit.metrics import MSE, Accuracy
+from tests.helpers.callbacks import KillAfterEpoch, Recorder, kill_run
 from tests.helpers.stages import (
     Small,
+    assert_same_results,
     copied,
     data,
     epoch_terms,
@@ -63,33 +65,6 @@ from tests.helpers.stages import (
     training,
     truth,
 )
-
-
-class Listener:
-    """A callback that records its events."""
-
-    def __init__(self) -> None:
-        self.runs: list[Any] = []
-        self.epochs: list[Any] = []
-        self.steps: list[Any] = []
-        self.ended: list[Any] = []
-
-    @hookimpl
-    def run_started(self, event: Any) -> None:
-        self.runs.append(event)
-
-    @hookimpl
-    def step_ended(self, event: Any) -> None:
-        # A copy: the tensors of a step are read here, while they are those of this step.
-        self.steps.append({**event.terms})
-
-    @hookimpl
-    def epoch_ended(self, event: Any) -> None:
-        self.epochs.append(event)
-
-    @hookimpl
-    def run_ended(self, event: Any) -> None:
-        self.ended.append(event)
 
 
 class Listed:
@@ -129,10 +104,8 @@ def weights(recipe: Any, **options: Any) -> dict[str, dict[str, Tensor]]:
 def test_same_seed_gives_the_same_bits_and_another_seed_does_not(schedule):
     # A function that makes the recipe, since a run seeds the initial weights only of nets that are made inside it.
     first, again, reseeded = (kdkit.run(lambda: three(schedule), device="cpu", seed=seed) for seed in (3, 3, 4))
-    assert epoch_terms(first.history) == epoch_terms(again.history)
-    assert first.metrics == again.metrics
+    assert_same_results(first, again)
     for name in ("teacher", "assistant", "student"):
-        assert same(first.nets[name].module.state_dict(), again.nets[name].module.state_dict())
         assert not same(first.nets[name].module.state_dict(), reseeded.nets[name].module.state_dict())
     assert epoch_terms(first.history) != epoch_terms(reseeded.history)
 
@@ -159,11 +132,8 @@ def test_a_callback_that_changes_its_event_does_not_change_the_run():
             if isinstance(event.metrics, dict):
                 event.metrics.clear()
 
-    plain = kdkit.run(three, device="cpu")
     watched = kdkit.run(three, device="cpu", callbacks=[Meddler()])
-    assert epoch_terms(plain.history) == epoch_terms(watched.history)
-    assert plain.metrics == watched.metrics
-    assert same(plain.student.module.state_dict(), watched.student.module.state_dict())
+    assert_same_results(watched, kdkit.run(three, device="cpu"))
 
 
 def test_a_misspelt_hook_of_a_callback_is_refused_by_name():
@@ -195,9 +165,7 @@ def test_data_loading_workers_change_no_number(dropout, noisy):
         splits = TorchData(Noisy(32), samples(24, 1), classes=("a", "b", "c")) if noisy else data()
         return alone(Net("student", Small(4, dropout=dropout)), splits=splits, epochs=2, workers=workers)
 
-    inside, outside = (kdkit.run(lambda count=count: recipe(count), device="cpu") for count in (0, 2))
-    assert epoch_terms(inside.history) == epoch_terms(outside.history)
-    assert same(inside.student.module.state_dict(), outside.student.module.state_dict())
+    assert_same_results(*(kdkit.run(lambda count=count: recipe(count), device="cpu") for count in (0, 2)))
 
 
 # Teachers, and the parts that a run leaves unchanged
@@ -269,12 +237,12 @@ def test_a_level_has_separate_training_options_and_teacher_weights():
         options = {"truth": truth(), "kd_loss": SoftTargets(), "training": training(epochs=2)}
         return Recipe(data=data(), schedule=MultiLevel(nets[0], nets[1], level, **options))
 
-    listener = Listener()
-    result = kdkit.run(recipe, device="cpu", callbacks=[listener])
+    recorder = Recorder()
+    result = kdkit.run(recipe, device="cpu", callbacks=[recorder])
     assert [len(result.history[name]) for name in ("teacher", "assistant", "student")] == [2, 2, 1]
     # The labels have 0.2; the teachers share the rest, 0.8, in parts of 0.75 and 0.25.
     expected = {"truth": 0.2, "teacher/soft_targets": 0.6, "assistant/soft_targets": 0.2}
-    assert listener.epochs[-1].weights == pytest.approx(expected)
+    assert recorder.epochs[-1].weights == pytest.approx(expected)
 
 
 def test_the_predictions_of_a_net_trained_twice_are_in_its_last_stage(tmp_path):
@@ -360,17 +328,10 @@ def test_a_stage_ends_after_so_many_epochs_without_a_better_one(tmp_path):
 
 
 def test_a_resumed_stage_counts_the_epochs_without_a_better_one_before_it(tmp_path):
-    class Stop:
-        @hookimpl
-        def epoch_ended(self, event):
-            if event.epoch == 3:  # before its checkpoint is written
-                raise KeyboardInterrupt
-
     def recipe(*values):
         return alone(Net("student", Small(4)), epochs=9, patience=3, metrics=(Listed(CHECK, *values),))
 
-    with pytest.raises(KeyboardInterrupt):
-        kdkit.run(recipe(0.9, 0.1, 0.2, 0.3), device="cpu", out=tmp_path / "run", callbacks=[Stop()])
+    kill_run(recipe(0.9, 0.1, 0.2, 0.3), tmp_path / "run", KillAfterEpoch(3), device="cpu")
     history = kdkit.run(recipe(0.3), device="cpu", out=tmp_path / "run", resume=True).history["student"]
     assert [epoch["best"] for epoch in history] == [True, False, False, False]
 
@@ -542,17 +503,16 @@ def test_an_autocast_of_user_code_does_not_change_a_run(precision, dtype):
     # Inside an outer autocast, torch keeps the half-precision copies of the weights from one step to the next.
     with torch.autocast("cpu", dtype=dtype):
         inside = kdkit.run(three, device="cpu", precision=precision)
-    assert epoch_terms(inside.history) == epoch_terms(plain.history)
-    assert same(inside.student.module.state_dict(), plain.student.module.state_dict())
+    assert_same_results(inside, plain)
 
 
 def test_ramps_follow_the_progress_of_the_stage():
     teacher, student = Net("teacher", Small(8), trained=True), Net("student", Small(4))
     objective = LinearRamp(start=1.0, end=0.0) * truth() + LinearRamp() * Match(teacher, SoftTargets())
-    listener = Listener()
+    recorder = Recorder()
     recipe = Recipe(data=data(), schedule=[Stage({student: objective}, training(epochs=4))])
-    kdkit.run(recipe, device="cpu", callbacks=[listener])
-    weights = [(epoch.weights["truth"], epoch.weights["teacher/soft_targets"]) for epoch in listener.epochs]
+    kdkit.run(recipe, device="cpu", callbacks=[recorder])
+    weights = [(epoch.weights["truth"], epoch.weights["teacher/soft_targets"]) for epoch in recorder.epochs]
     assert weights == [(0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0.0, 1.0)]
 
 
@@ -624,22 +584,27 @@ def test_a_loss_that_stops_being_finite_stops_the_run_and_is_named():
     def exploding(student: Tensor, target: Tensor, progress: Tensor) -> Tensor:
         return nn.functional.mse_loss(student, target) * (math.inf if progress > 0.5 else 1.0)
 
-    listener = Listener()
+    recorder = Recorder()
     recipe = Recipe(data=data(), schedule=[Stage({student: truth() + Match(teacher, exploding)}, training())])
     with pytest.raises(KdkitError, match=r"stage 'student':.*'teacher/exploding'.*epoch 2.*learning rate"):
-        kdkit.run(recipe, device="cpu", callbacks=[listener])
-    assert isinstance(listener.ended[0].error, KdkitError)
-    assert len(listener.epochs) == 1  # the epoch that failed is not reported
+        kdkit.run(recipe, device="cpu", callbacks=[recorder])
+    assert isinstance(recorder.ends[0].error, KdkitError)
+    assert len(recorder.epochs) == 1  # the epoch that failed is not reported
 
 
 # Learning rates
 
 
+def learning_rates(recorder: Recorder) -> list[float]:
+    """Return the learning rate after each epoch."""
+    return [epoch.learning_rate for epoch in recorder.epochs]
+
+
 def test_a_learning_rate_by_epoch_changes_after_epochs():
-    listener = Listener()
+    recorder = Recorder()
     schedule = LRSchedule(MultiStepLR, milestones=[2, 3], gamma=0.1)
-    kdkit.run(alone(epochs=4, lr_schedule=schedule), device="cpu", callbacks=[listener])
-    assert [epoch.learning_rate for epoch in listener.epochs] == pytest.approx([0.1, 0.01, 0.001, 0.001])
+    kdkit.run(alone(epochs=4, lr_schedule=schedule), device="cpu", callbacks=[recorder])
+    assert learning_rates(recorder) == pytest.approx([0.1, 0.01, 0.001, 0.001])
 
 
 def test_a_learning_rate_by_update_changes_after_updates():
@@ -695,16 +660,6 @@ SCHEDULES = {
 }
 
 
-class InterruptAfter:
-    def __init__(self, epoch):
-        self.epoch = epoch
-
-    @kdkit.hookimpl
-    def epoch_ended(self, event):
-        if event.epoch == self.epoch:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules_of_torch_give_their_rates_also_in_a_resumed_run(name, tmp_path):
     schedule, by_hand = SCHEDULES[name]
@@ -714,16 +669,14 @@ def test_schedules_of_torch_give_their_rates_also_in_a_resumed_run(name, tmp_pat
         optimizer.step()
         scheduler.step()
         expected.append(optimizer.param_groups[0]["lr"])
-    whole, resumed = Listener(), Listener()
+    whole, resumed = Recorder(), Recorder()
     recipe = lambda: alone(epochs=6, lr_schedule=schedule)  # noqa: E731
-    result = kdkit.run(recipe, device="cpu", callbacks=[whole])
-    assert [epoch.learning_rate for epoch in whole.epochs] == pytest.approx(expected)
-    options = {"device": "cpu", "out": tmp_path / "run"}
-    with pytest.raises(KeyboardInterrupt):
-        kdkit.run(recipe, callbacks=[InterruptAfter(2)], **options)
-    again = kdkit.run(recipe, callbacks=[resumed], resume=True, **options)
-    assert [epoch.learning_rate for epoch in resumed.epochs] == pytest.approx(expected[2:])
-    assert same(result.student.network.state_dict(), again.student.network.state_dict())
+    first = kdkit.run(recipe, device="cpu", callbacks=[whole])
+    assert learning_rates(whole) == pytest.approx(expected)
+    kill_run(recipe, tmp_path / "run", KillAfterEpoch(2), device="cpu")
+    again = kdkit.run(recipe, out=tmp_path / "run", device="cpu", callbacks=[resumed], resume=True)
+    assert learning_rates(resumed) == pytest.approx(expected[2:])
+    assert_same_results(first, again)
 
 
 @pytest.mark.parametrize("metric", [Accuracy(), MSE()], ids=["higher is better", "lower is better"])
@@ -740,7 +693,7 @@ def test_a_plateau_schedule_follows_the_monitored_metric_also_in_a_resumed_run(m
         stage = Stage({Net("student", nn.Linear(6, 1)): objective}, training(epochs=8, lr_schedule=schedule))
         return Recipe(data=numbers, schedule=[stage], metrics=(metric,))
 
-    whole, resumed = Listener(), Listener()
+    whole, resumed = Recorder(), Recorder()
     kdkit.run(recipe, device="cpu", callbacks=[whole])
     optimizer = SGD(nn.Linear(1, 1).parameters(), lr=0.1)
     by_hand = ReduceLROnPlateau(optimizer, mode="max" if isinstance(metric, Accuracy) else "min", **plateau)
@@ -748,21 +701,19 @@ def test_a_plateau_schedule_follows_the_monitored_metric_also_in_a_resumed_run(m
     for epoch in whole.epochs:
         by_hand.step(epoch.monitor_value)
         expected.append(optimizer.param_groups[0]["lr"])
-    assert [epoch.learning_rate for epoch in whole.epochs] == pytest.approx(expected)
+    assert learning_rates(whole) == pytest.approx(expected)
     assert expected[0] > expected[-1]
-    options = {"device": "cpu", "out": tmp_path / "run"}
-    with pytest.raises(KeyboardInterrupt):
-        kdkit.run(recipe, callbacks=[InterruptAfter(3)], **options)
-    kdkit.run(recipe, callbacks=[resumed], resume=True, **options)
-    assert [epoch.learning_rate for epoch in resumed.epochs] == pytest.approx(expected[3:])
+    kill_run(recipe, tmp_path / "run", KillAfterEpoch(3), device="cpu")
+    kdkit.run(recipe, out=tmp_path / "run", device="cpu", callbacks=[resumed], resume=True)
+    assert learning_rates(resumed) == pytest.approx(expected[3:])
 
 
 @pytest.mark.parametrize("interval", ["epoch", "update"])
 def test_the_cosine_schedule_of_timm_ends_near_zero(interval):
-    listener = Listener()
+    recorder = Recorder()
     schedule = LRSchedule("cosine", interval=interval)
-    kdkit.run(alone(epochs=4, lr_schedule=schedule), device="cpu", callbacks=[listener])
-    rates = [epoch.learning_rate for epoch in listener.epochs]
+    kdkit.run(alone(epochs=4, lr_schedule=schedule), device="cpu", callbacks=[recorder])
+    rates = learning_rates(recorder)
     # Half a cosine from the learning rate of 0.1; timm steps after an epoch, so that the first rate is that of epoch 1.
     expected = [0.05 * (1 + math.cos(math.pi * epoch / 4)) for epoch in (1, 2, 3)]
     assert rates[:3] == pytest.approx(expected, abs=1e-6)
@@ -791,25 +742,25 @@ def test_optimizers_of_timm_are_named_by_a_string():
     ids=["timm plateau", "misspelt", "incomplete", "incomplete too", "too short", "milestones"],
 )
 def test_a_schedule_that_cannot_work_is_refused_before_the_first_step(schedule):
-    listener = Listener()
+    recorder = Recorder()
     make, options = schedule
     with pytest.raises(KdkitError, match=r"plateau|cosinee|MultiStepLR|OneCycleLR|SequentialLR"):
         kdkit.run(
             lambda: three(Sequential, training=training(lr_schedule=LRSchedule(make, **options))),
             device="cpu",
-            callbacks=[listener],
+            callbacks=[recorder],
         )
-    assert not listener.runs
+    assert not recorder.runs
 
 
 def test_options_of_the_last_stage_are_refused_before_the_first_one_runs():
-    listener = Listener()
+    recorder = Recorder()
     first, last = Net("one", Small(4)), Net("two", Small(4))
     wrong = training(optimizer=Optimizer(SGD, lr=-1.0))
     recipe = Recipe(data=data(), schedule=[Stage({first: truth()}, training()), Stage({last: truth()}, wrong)])
     with pytest.raises(kdkit.errors.CheckError, match=r"stage 'two'.*learning rate"):
-        kdkit.run(recipe, device="cpu", callbacks=[listener])
-    assert not listener.runs
+        kdkit.run(recipe, device="cpu", callbacks=[recorder])
+    assert not recorder.runs
 
 
 # Recipes and data
@@ -874,16 +825,16 @@ class Plain(Dataset[Any]):
 
 
 def test_a_dataset_of_unknown_randomness_causes_a_notice():
-    listener = Listener()
+    recorder = Recorder()
     splits = TorchData(Plain(samples(32)), Plain(samples(24, 1)), classes=("a", "b", "c"))
     assert splits.draws is None
-    kdkit.run(alone(splits=splits), device="cpu", callbacks=[listener])
-    notices = " ".join(listener.runs[0].notices)
+    kdkit.run(alone(splits=splits), device="cpu", callbacks=[recorder])
+    notices = " ".join(recorder.notices)
     assert "the data draws its own random numbers" in notices
     assert "no test split" in notices
-    quiet = Listener()
+    quiet = Recorder()
     kdkit.run(alone(), device="cpu", callbacks=[quiet])
-    assert quiet.runs[0].notices == ()
+    assert quiet.notices == []
 
 
 def test_a_user_defined_loader_keeps_its_order_and_size():
@@ -895,12 +846,12 @@ def test_a_user_defined_loader_keeps_its_order_and_size():
 
     train = DataLoader(samples(30), batch_size=12, shuffle=True)
     splits = TorchData(train, DataLoader(samples(24, 1), batch_size=24), classes=("a", "b", "c"))
-    listener = Listener()
-    result = kdkit.run(alone(splits=splits, objective=Truth(recording), epochs=6), device="cpu", callbacks=[listener])
+    recorder = Recorder()
+    result = kdkit.run(alone(splits=splits, objective=Truth(recording), epochs=6), device="cpu", callbacks=[recorder])
     assert sizes[-3:] == [12, 12, 6]  # not the batch size of the training options, 8
     assert result.reported_on == "validation"  # there is no test split
     assert result.metrics["student"]["accuracy"].value > 0.5
-    assert any("draws its own random numbers" in notice for notice in listener.runs[0].notices)
+    assert any("draws its own random numbers" in notice for notice in recorder.notices)
 
 
 def test_a_loader_without_a_length_is_refused():
