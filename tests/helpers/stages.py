@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import TensorDataset
 
-from kdkit import Net, Optimizer, Parallel, Recipe, Result, TorchData, Training, Truth
+from kdkit import Net, Optimizer, Parallel, Recipe, Result, Stage, TorchData, Training, Truth
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.losses import SoftTargets
 
@@ -47,6 +47,19 @@ def training(**changes: Any) -> Training:
 
 def truth() -> Truth:
     return Truth(nn.CrossEntropyLoss())
+
+
+def one_stage(
+    net: Net[Any] | None = None,
+    objective: Any = None,
+    *,
+    splits: TorchData | None = None,
+    metrics: tuple[Any, ...] = (),
+    **changes: Any,
+) -> Recipe:
+    """Return a recipe of one stage and one net, by default a student that learns from the labels."""
+    stage = Stage({net or Net("student", Small(4)): objective or truth()}, training(**changes))
+    return Recipe(data=splits or data(), schedule=[stage], metrics=metrics)
 
 
 def three(schedule: Any = Parallel, **changes: Any) -> Recipe:

@@ -98,6 +98,7 @@ CASES = {
         {"ignore_index": 7},
         None,
     ),
+    "plain": (LINEAR, cross_entropy(), (INPUTS, LABELS), {}, None),
     "class weights": (LINEAR, cross_entropy(weight=VECTOR), (INPUTS, LABELS), {}, None),
     "smoothed": (LINEAR, cross_entropy(weight=VECTOR, label_smoothing=0.1), (INPUTS, LABELS), {}, None),
     "both": (LINEAR, cross_entropy(weight=VECTOR), (INPUTS, FEW), {"ignore_index": -100}, None),
@@ -177,6 +178,18 @@ def test_every_entry_of_a_mean_counts_the_same(case):
     assert_equal(parts, trained(case, batch_size=ROWS), CASES[case][0].state_dict())
 
 
+@pytest.mark.parametrize("loaded", [False, True], ids=["dataset", "loader"])
+@pytest.mark.parametrize(("size", "steps", "whole"), [(8, 2, 12), (5, 3, 12), (2, 4, 8)])
+def test_updates_and_their_batches_may_differ_in_size(size, steps, whole, loaded):
+    """With 12 rows: 8 + 4, 5 + 5 + 2, or 2 + 2 + 2 + 2 and then 2 + 2."""
+
+    def weights(size, steps):
+        wrap = (lambda dataset: DataLoader(dataset, size)) if loaded else (lambda dataset: dataset)
+        return trained("plain", wrap=wrap, batch_size=size, accumulate_steps=steps, epochs=3)
+
+    assert_equal(weights(size, steps), weights(whole, 1), LINEAR.state_dict())
+
+
 def test_balancing_gets_terms_that_count_the_same():
     balancing = UncertaintyWeighting()
     parts = trained("two terms", batch_size=6, accumulate_steps=2, balancing=balancing)
@@ -208,7 +221,6 @@ def drop_some(rows):
     ids=["a batch sampler", "a collate_fn that drops samples"],
 )
 def test_batches_of_other_sizes_than_planned_count_by_their_samples(wrap, case, monkeypatch):
-    monkeypatch.setitem(CASES, "plain", (LINEAR, cross_entropy(), (INPUTS, LABELS), {}, None))
     batches = [*wrap(TensorDataset(INPUTS, LABELS))]
     monkeypatch.setitem(CASES, "whole", (*CASES[case][:2], [*map(torch.cat, zip(*batches, strict=True))], {}, None))
     whole = trained("whole", batch_size=ROWS)

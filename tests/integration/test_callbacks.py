@@ -5,7 +5,7 @@ import torch
 
 import kdkit
 from tests.helpers.callbacks import PressCtrlC, Recorder
-from tests.helpers.stages import Small, data, epoch_terms, three, training, truth
+from tests.helpers.stages import Small, assert_same_results, data, epoch_terms, three, training, truth
 
 
 def run_losses(callbacks=()):
@@ -195,3 +195,32 @@ def test_the_start_of_a_run_of_the_command_line_has_the_options_of_the_recipe(kd
     result = kdkit_here("run", "mine.py", "--width", "5", "--out", "run", "--device", "cpu", "--quiet")
     assert result.code == 0, result.err
     assert (tmp_path / "event.json").read_text() == '{"width": 5, "name": "a"}'
+
+
+def test_a_callback_that_changes_its_event_does_not_change_the_run():
+    class Meddler:
+        @kdkit.hookimpl
+        def epoch_ended(self, event):
+            for mapping in (event.terms, event.weights):
+                for key in list(mapping):
+                    try:
+                        mapping[key] = 0.0
+                    except TypeError:  # a read-only mapping
+                        return
+
+        @kdkit.hookimpl
+        def run_ended(self, event):
+            if isinstance(event.metrics, dict):
+                event.metrics.clear()
+
+    watched = kdkit.run(three, device="cpu", callbacks=[Meddler()])
+    assert_same_results(watched, kdkit.run(three, device="cpu"))
+
+
+def test_a_misspelt_hook_of_a_callback_is_refused_by_name():
+    class Wrong:
+        @kdkit.hookimpl
+        def epoch_end(self, event): ...
+
+    with pytest.raises(kdkit.errors.PluginError, match=r"'epoch_end'.*did you mean 'epoch_ended'"):
+        kdkit.run(three, device="cpu", callbacks=[Wrong()])
