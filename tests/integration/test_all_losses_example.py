@@ -92,7 +92,8 @@ def test_a_resumed_run_has_identical_weights_and_saves_the_student_alone(name, d
         recipes.append(recipe(name, data))
         return recipes[-1]
 
-    options = {"device": "cpu", "measure": False}  # to measure the networks takes as long as to train them
+    # To measure the networks, or to cache the outputs of the teacher, takes as long as to train them.
+    options = {"device": "cpu", "measure": False, "teacher_cache": "off"}
     whole = kdkit.run(function, **options)
     with pytest.raises(KeyboardInterrupt):
         kdkit.run(function, **options, out=tmp_path / "run", callbacks=[PressCtrlC(1)])
