@@ -16,7 +16,7 @@ from kdkit.engine.capture import _runs_in_graph
 from kdkit.errors import CheckError
 from kdkit.losses import SRRL, Hint, SoftTargets
 from tests.helpers.callbacks import Recorder
-from tests.helpers.stages import data, same, training, truth
+from tests.helpers.stages import data, one_stage, same, training, truth
 
 # Each of the optional packages warns when it is imported or used; none of the warnings is about kdkit.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -70,28 +70,31 @@ def unflattened(folder):
     return torch.export.unflatten(program())
 
 
-def onnx_file(folder, name: str = "teacher.onnx", module: nn.Module | None = None, **options):
+def export_onnx(module: nn.Module, path: Path, **options) -> None:
     batch = torch.export.Dim("batch", min=1, max=1024)
-    options = {"dynamic_shapes": {"input": {0: batch}}, **options}
-    folder.mkdir(exist_ok=True)
-    module = network() if module is None else module
-    torch.onnx.export(module.eval(), (torch.randn(4, 6),), folder / name, dynamo=True, verbose=False, **options)
-    return folder / name
+    shapes = {"input": {0: batch}}
+    example = (torch.randn(4, 6),)
+    torch.onnx.export(module.eval(), example, path, dynamo=True, verbose=False, dynamic_shapes=shapes, **options)
 
 
 @cache
 def onnx_files() -> dict[str, bytes]:
     """Return the files of the network by name; an export takes a second."""
     with tempfile.TemporaryDirectory() as folder:
-        onnx_file(Path(folder))
+        export_onnx(network(), Path(folder, "teacher.onnx"))
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
-def in_onnx(folder):
+def onnx_file(folder) -> Path:
+    """Write the network and return the path."""
     folder.mkdir(exist_ok=True)
     for name, content in onnx_files().items():
         (folder / name).write_bytes(content)
-    return OnnxModel(folder / "teacher.onnx")
+    return folder / "teacher.onnx"
+
+
+def in_onnx(folder):
+    return OnnxModel(onnx_file(folder))
 
 
 def half_precision(folder):
@@ -186,7 +189,7 @@ def test_a_layer_of_a_teacher_is_tapped(kind, tmp_path):
     teacher, student = Net("teacher", module, trained=True), Net("student", network(4))
     layer = getattr(module, "_orig_mod", module).get_submodule("0")
     hint = Match(teacher, Hint(), student=Tap(student.module[0]), target=Tap(layer))
-    result = kdkit.run(Recipe(data=data(), schedule=[Stage({student: truth() + hint}, training())]), device="cpu")
+    result = kdkit.run(one_stage(student, truth() + hint), device="cpu")
     losses = [epoch["terms"]["teacher/hint"] for epoch in result.history["student"]]
     assert losses[1] < losses[0]
 
@@ -217,7 +220,7 @@ def test_a_tap_on_an_exported_program_is_refused(tmp_path):
     module = exported(tmp_path)
     teacher, student = Net("teacher", module, trained=True), Net("student", network(4))
     hint = Match(teacher, Hint(), student=Tap(student.module[0]), target=Tap(module.get_submodule("0")))
-    plan = kdkit.check(Recipe(data=data(), schedule=[Stage({student: hint}, training())]))
+    plan = kdkit.check(one_stage(student, hint))
     assert any("never fired" in problem for problem in plan.problems)
 
 
@@ -235,7 +238,7 @@ def test_a_mode_that_is_fixed_stays_as_it_was(tmp_path):
 def test_an_exported_program_cannot_be_trained(wrap, tmp_path):
     student = Net("student", wrap(exported(tmp_path)))
     with pytest.raises(CheckError, match="train the module that was exported"):
-        kdkit.run(Recipe(data=data(), schedule=[Stage({student: truth()}, training())]), device="cpu")
+        kdkit.run(one_stage(student, truth()), device="cpu")
 
 
 def test_a_student_with_quantized_weights_is_refused(tmp_path):
@@ -243,29 +246,26 @@ def test_a_student_with_quantized_weights_is_refused(tmp_path):
     with pytest.raises(
         CheckError, match=r"has '1\.0\.weight', a (Int8|AffineQuantized)Tensor, which a run folder cannot store"
     ):
-        kdkit.run(Recipe(data=data(), schedule=[Stage({student: truth()}, training())]), device="cpu")
+        kdkit.run(one_stage(student, truth()), device="cpu")
 
 
 def test_an_onnx_model_takes_its_version_from_its_files(tmp_path):
-    first = OnnxModel(onnx_file(tmp_path / "a"))
-    net = Net("teacher", first)
-    assert net.version == first.version == OnnxModel(tmp_path / "a" / "teacher.onnx").version
+    path = onnx_file(tmp_path)
+    first = OnnxModel(path)
+    assert Net("teacher", first).version == first.version == OnnxModel(path).version
     assert Net("teacher", first, version="mine").version == "mine"
-    assert list((tmp_path / "a").glob("*.data"))  # the weights are in a file of their own
-    changed = network()
-    with torch.no_grad():
-        changed[0].weight.add_(0.1)
-    assert OnnxModel(onnx_file(tmp_path / "b", module=changed)).version != first.version
+    (weights,) = tmp_path.glob("*.data")  # in a file of their own
+    weights.write_bytes(weights.read_bytes()[::-1])
+    assert OnnxModel(path).version != first.version
 
 
 def test_an_onnx_model_takes_inputs_by_name_and_returns_outputs_by_name(tmp_path):
-
     class Two(nn.Module):
         def forward(self, input):
             return input[:, :3], input.sum(1)
 
-    path = onnx_file(tmp_path, module=Two(), output_names=["logits", "total"])
-    inputs = torch.randn(5, 6)
+    path, inputs = tmp_path / "teacher.onnx", torch.randn(5, 6)
+    export_onnx(Two(), path, output_names=["logits", "total"])
     outputs = OnnxModel(path)(input=inputs)
     torch.testing.assert_close(outputs["logits"], inputs[:, :3])
     torch.testing.assert_close(outputs["total"], inputs.sum(1))
@@ -292,11 +292,21 @@ def test_an_onnx_model_that_cannot_be_used_is_refused(tmp_path):
     for path in (tmp_path / "text.onnx", tmp_path / "missing.onnx"):
         with pytest.raises(RecipeError, match=rf"onnxruntime cannot load .*{path.name}"):
             OnnxModel(path)
+    path = onnx_file(tmp_path)
     with pytest.raises(RecipeError, match=r"onnxruntime cannot use NoneExecutionProvider .*; install the package"):
-        OnnxModel(onnx_file(tmp_path), providers=["NoneExecutionProvider"])
-    OnnxModel(onnx_file(tmp_path), providers=["NoneExecutionProvider", "CPUExecutionProvider"])
+        OnnxModel(path, providers=["NoneExecutionProvider"])
+    OnnxModel(path, providers=["NoneExecutionProvider", "CPUExecutionProvider"])
+
+
+def test_an_onnx_model_of_a_fixed_batch_size_is_refused(tmp_path):
+    import onnx
+
+    path = onnx_file(tmp_path)
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, path)
     with pytest.raises(RecipeError, match=r"exactly 4 samples for 'input'.*dynamic_shapes"):
-        OnnxModel(onnx_file(tmp_path, dynamic_shapes=None))
+        OnnxModel(path)
 
 
 def test_an_onnx_model_without_onnxruntime_names_the_extra(tmp_path, monkeypatch):
@@ -330,7 +340,7 @@ def test_a_teacher_with_its_own_device_trains_the_same_student():
         student = Net("student", network(4))
         hint = Match(teacher, Hint(), student=Tap(student.module[0]), target=Tap(teacher.module[0]))
         objective = truth() + Match(teacher, SoftTargets()) + hint
-        kdkit.run(Recipe(data=data(), schedule=[Stage({student: objective}, training())]), device="cpu")
+        kdkit.run(one_stage(student, objective), device="cpu")
         results.append(student.module.state_dict())
     assert same(*results)
 
@@ -405,7 +415,7 @@ def test_a_distiller_leaves_a_teacher_on_its_device(half):
 
 def test_a_net_with_its_own_device_cannot_be_trained():
     student = Net("student", network(), device="cpu")
-    plan = kdkit.check(Recipe(data=data(), schedule=[Stage({student: truth()}, training())]))
+    plan = kdkit.check(one_stage(student, truth()))
     assert plan.problems == (
         "stage 'student': net 'student' is trained on the device of the run; leave out its device='cpu'",
     )
@@ -427,7 +437,7 @@ def test_a_loss_that_shares_parameters_with_a_teacher_on_another_device_is_refus
     plan = kdkit.check(Recipe(data=data(), schedule=[stage]))
     assert any("has its own device" in problem for problem in plan.problems)
     srrl = Match(teacher, SRRL(), student=Tap(student.module), target=Tap(teacher.module[1]))
-    kdkit.check(Recipe(data=data(), schedule=[Stage({student: srrl}, training())])).require()  # it copies the layer
+    kdkit.check(one_stage(student, srrl)).require()  # it copies the layer
 
 
 def test_a_device_that_does_not_exist_is_refused():
