@@ -11,7 +11,6 @@ from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.open_stage import OpenStage, build_context
 from tests.helpers.tiny import one_stage
 
-
 CONTEXT = BuildContext(classes=("a", "b", "c"), task="multiclass", samples=8, ids=True)
 TRAINING = Training(epochs=1)
 

@@ -13,7 +13,7 @@ from kdkit import Match, Net, Optimizer, Recipe, Stage, Tap, TorchData, Training
 from kdkit.losses import IgnoreUnknown, Masked, PerPosition, SampleWeighted, SoftTargets
 from kdkit.recipe.balancing import UncertaintyWeighting
 from tests.helpers.callbacks import KillAtStep, Recorder, kill_run
-from tests.helpers.processes import ForkedPython
+from tests.helpers.ranks import in_two_processes
 from tests.helpers.stages import assert_same_results
 
 ROWS, CLASSES = 12, ("a", "b", "c")
@@ -295,10 +295,7 @@ distributed.destroy_process_group()
 
 
 def test_labels_of_two_processes_count_the_same_in_updates_and_in_the_means_of_terms(tmp_path):
-    (tmp_path / "script.py").write_text(TWO_PROCESSES)
-    ranks = [ForkedPython(["script.py", str(rank), str(tmp_path)], tmp_path) for rank in range(2)]
-    errors = [rank.communicate(timeout=120)[1] if rank.wait(120) else "" for rank in ranks]
-    assert not any(errors), "".join(errors)
+    in_two_processes(TWO_PROCESSES, tmp_path)
     for number in range(2):
         for (weight, means), parts in zip(*torch.load(tmp_path / f"{number}.pt"), strict=True):
             torch.testing.assert_close(parts[0], weight, rtol=0, atol=1e-10)

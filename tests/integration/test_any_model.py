@@ -10,13 +10,14 @@ import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 import kdkit
 from kdkit import Match, Net, Recipe, RecipeError, Stage, Tap, TorchData, Training, Truth
 from kdkit.errors import CheckError
 from kdkit.losses import Hint
 from kdkit.nets.open_taps import OpenTaps
+from tests.helpers.datasets import Rows
 from tests.helpers.distilled import CLASSES, ROWS, Conv1d, Conv2d, cross_entropy, distilled, labels, soft
 
 # Inputs of a network
@@ -33,19 +34,6 @@ class Pair(nn.Module):
 
     def forward(self, signal: Tensor, age: Tensor) -> Tensor:
         return self.head(self.signal(signal).mean(-1) + self.age(age))
-
-
-class Rows(Dataset[Any]):
-    """A dataset of samples of any structure."""
-
-    def __init__(self, samples: list[Any]) -> None:
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, row: int) -> Any:
-        return self.samples[row]
 
 
 class SignalAndAge(NamedTuple):

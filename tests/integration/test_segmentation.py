@@ -43,8 +43,7 @@ from kdkit.metrics import MAE, MSE, R2, Accuracy, MacroAUPRC, MacroF1, MeanIoU, 
 from tests.helpers.command_line import environment
 from tests.helpers.positions import CLASSES, VOID, as_rows, cross_entropy, images, problems, recipe_of, segmenter
 from tests.helpers.processes import run_python
-
-from .test_distributed_balancing import in_two_processes
+from tests.helpers.ranks import in_two_processes
 
 
 def test_a_student_learns_to_segment_images_from_labels_and_a_teacher():

@@ -9,9 +9,10 @@ import kdkit
 from kdkit import Sequential
 from kdkit.engine.storage.stage_folder import StageFolder
 from tests.helpers.callbacks import Recorder
+from tests.helpers.ranks import run_two_ranks
 from tests.helpers.stages import copied, last_checkpoint, same, three, training
 
-from .test_torchrun import RECIPE, run_two_ranks
+from .test_torchrun import RECIPE
 
 
 class StopAfter:

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -12,14 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.distributed import TCPStore
 
 from kdkit.cli.main import _ALONE, cli
 from kdkit.engine.storage.comparison import differences
 from tests.helpers.command_line import environment
 from tests.helpers.processes import ForkedPython
-
-from .test_distributed_balancing import in_two_processes
+from tests.helpers.ranks import in_two_processes, run_two_ranks
 
 # 70 samples: 4 batches of 16, and a last one of 6, of which each process gets 3. The batch norm is frozen, since its
 # statistics are those of the part of a batch that a process has.
@@ -408,27 +404,6 @@ def test_processes_share_cached_teacher_outputs_from_the_next_epoch_on(tmp_path)
         assert without_folder == 32
         for _, module in shared:
             torch.testing.assert_close(module["weight"], weights["weight"], rtol=0, atol=1e-9)
-
-
-def run_two_ranks(folder, *arguments, fresh=False):
-    """Run Python with these arguments in two processes, as torchrun does, and return exit codes, stdout and stderr.
-
-    fresh: use two new interpreters, which also end as interpreters do.
-    """
-    # As in torchrun, the store does not end with a rank: the last one still finds out that another one failed first.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    variables = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-    variables["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-    variables["TORCHELASTIC_RUN_ID"] = "test"
-    start = _fresh_python if fresh else ForkedPython
-    ranks = [start([*arguments], folder, environment(**variables, RANK=str(r), LOCAL_RANK=str(r))) for r in range(2)]
-    outputs = [rank.communicate(timeout=120) for rank in ranks]
-    return [rank.returncode for rank in ranks], "".join(out for out, _ in outputs), "".join(err for _, err in outputs)
-
-
-def _fresh_python(arguments, folder, variables):
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, *arguments], cwd=folder, env=variables, text=True, **pipes)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import kdkit
 from kdkit import (
@@ -36,6 +36,7 @@ from kdkit import (
 from kdkit.errors import CheckError
 from kdkit.losses import Hint, SoftTargets
 from tests.helpers.callbacks import Recorder
+from tests.helpers.datasets import Rows
 from tests.helpers.stages import (
     Small,
     assert_same_results,
@@ -396,22 +397,9 @@ def test_a_failed_check_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-class Plain(Dataset[Any]):
-    """A dataset of a user-defined class, which may draw random numbers in `__getitem__`."""
-
-    def __init__(self, tensors: TensorDataset) -> None:
-        self.tensors = tensors
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.tensors[index]
-
-
 def test_a_dataset_of_unknown_randomness_causes_a_notice():
     recorder = Recorder()
-    splits = TorchData(Plain(samples(32)), Plain(samples(24, 1)), classes=("a", "b", "c"))
+    splits = TorchData(Rows(samples(32)), Rows(samples(24, 1)), classes=("a", "b", "c"))
     assert splits.draws is None
     kdkit.run(one_stage(splits=splits), device="cpu", callbacks=[recorder])
     notices = " ".join(recorder.notices)
