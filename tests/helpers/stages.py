@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import TensorDataset
@@ -91,6 +92,15 @@ def assert_same_results(first: Result, second: Result) -> None:
 def epoch_terms(history: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
     """Return the stage and the mean of each term for all epochs of a run."""
     return [(stage, epoch["terms"]) for stage, epochs in history.items() for epoch in epochs]
+
+
+def load_tensors(folder: Path) -> dict[str, Tensor]:
+    """Return all tensors below a folder, by file and key."""
+    return {
+        f"{path.relative_to(folder)}:{key}": value
+        for path in sorted(folder.rglob("*.safetensors"))
+        for key, value in load_file(path).items()
+    }
 
 
 def last_checkpoint(folder: Path) -> dict[str, Any] | None:

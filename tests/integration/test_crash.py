@@ -20,7 +20,7 @@ from kdkit import Net, Recipe, Stage, TorchData
 from kdkit.engine.storage import stage_folder
 from kdkit.engine.storage.stage_folder import StageFolder
 from tests.helpers.callbacks import PressCtrlC
-from tests.helpers.crash import CrashTest, is_same, results
+from tests.helpers.crash import CrashTest, require_same_results, results
 from tests.helpers.stages import Small, samples, training, truth
 
 KILLS = 6  # `python benchmarks/crash.py --kills 100` is the long one
@@ -99,10 +99,7 @@ def require_same_bits(folder, make, interrupted=None, callbacks=()):
     lines = (folder / "cut" / "1-net").glob("history.jsonl")
     before = [json.loads(line) for file in lines for line in file.read_text().splitlines()]
     kdkit.run(make, device="cpu", out=folder / "cut", resume=True)
-    first, second = results(folder / "cut"), results(folder / "whole")
-    assert first.keys() == second.keys()
-    for key, value in first.items():
-        assert is_same(value, second[key]), key
+    require_same_results(results(folder / "cut"), results(folder / "whole"))
     return before
 
 

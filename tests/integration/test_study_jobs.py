@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -12,15 +11,14 @@ from threading import Thread
 import pytest
 import torch
 from filelock import FileLock
-from safetensors.torch import load_file
 
 from kdkit import RecipeError, RunOptions, Study, Trial, TrialResult, hookimpl
 from kdkit.engine.storage.run_folder import read_record
 from kdkit.errors import CheckError, RunFolderError, WorkerError
 from kdkit.plugins.recipe_file import load_file as load_python
 from kdkit.plugins.recipe_file import read_recipe_file
-from tests.helpers.processes import ForkedPython, run_python
-from tests.helpers.stages import last_checkpoint
+from tests.helpers.processes import ForkedPython, run_python, wait_until
+from tests.helpers.stages import last_checkpoint, load_tensors
 
 CPU = RunOptions(device="cpu")
 
@@ -137,30 +135,12 @@ def reference(tmp_path_factory, script) -> Path:
     return folder
 
 
-def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Return all tensors below a folder, by file and key."""
-    return {
-        f"{path.relative_to(folder)}:{key}": value
-        for path in sorted(folder.rglob("*.safetensors"))
-        for key, value in load_file(path).items()
-    }
-
-
 def require_same_bits(first: Path, second: Path) -> None:
     """Assert that two studies saved equal tensors."""
     tensors, expected = load_tensors(first), load_tensors(second)
     assert tensors.keys() == expected.keys()
     assert len(tensors) > 10
     assert all(torch.equal(tensors[key], expected[key]) for key in tensors)
-
-
-def wait_for(condition: Callable[[], bool], process: ForkedPython | None = None) -> None:
-    """Wait until a condition holds, and fail if the process ends before."""
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert process is None or process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def is_alive(pid: int) -> bool:
@@ -220,7 +200,7 @@ def test_trials_in_two_processes_give_the_bits_of_trials_in_one_and_a_failure_st
     pid, threads = (tmp_path / "report").read_text().split()
     assert int(pid) != os.getpid()
     assert threads == "1"  # of OMP_NUM_THREADS in conftest.py
-    wait_for(lambda: not is_alive(int(pid)))
+    wait_until(lambda: not is_alive(int(pid)))
 
 
 @pytest.mark.slow
@@ -229,14 +209,14 @@ def test_a_stopped_study_stops_its_processes_and_resumes_bit_for_bit(tmp_path, s
     command = [str(script), "study", "2"]
     (tmp_path / "wait").touch()
     process = ForkedPython(command, tmp_path)
-    wait_for(lambda: len(list(tmp_path.glob("waiting-*"))) == 2, process)
+    wait_until(lambda: len(list(tmp_path.glob("waiting-*"))) == 2, process)
     children = [int(path.name.split("-")[1]) for path in tmp_path.glob("waiting-*")]
     os.kill(process.pid, signal_sent)
     if signal_sent != signal.SIGKILL:
         time.sleep(0.5)  # the parent then ends its children by SIGTERM, after their step
         (tmp_path / "wait").unlink()
     process.wait(30)
-    wait_for(lambda: not any(map(is_alive, children)))
+    wait_until(lambda: not any(map(is_alive, children)))
     step = 6 if signal_sent == signal.SIGKILL else 9  # the signals that a process can handle wait for a checkpoint
     for name in ("one", "two"):
         assert last_checkpoint(tmp_path / "study" / name / "1-net")
@@ -255,7 +235,7 @@ def run_two_and_signal_both(signal_sent: int, tmp_path: Path, recipes) -> list[T
     study = Study(tmp_path / "study", recipes.trials[:2])
 
     def signal_both() -> None:
-        wait_for(lambda: len(list(tmp_path.glob("waiting-*"))) == 2)
+        wait_until(lambda: len(list(tmp_path.glob("waiting-*"))) == 2)
         (tmp_path / "wait").unlink()
         for path in tmp_path.glob("waiting-*"):
             os.kill(int(path.name.split("-")[1]), signal_sent)

@@ -14,7 +14,7 @@ import torch
 from kdkit.cli.main import _ALONE, cli
 from kdkit.engine.storage.comparison import differences
 from tests.helpers.command_line import environment
-from tests.helpers.processes import ForkedPython
+from tests.helpers.processes import ForkedPython, wait_until
 from tests.helpers.ranks import in_two_processes, run_two_ranks
 
 # 70 samples: 4 batches of 16, and a last one of 6, of which each process gets 3. The batch norm is frozen, since its
@@ -496,14 +496,6 @@ class Launched:
         assert process.returncode == 0, err
         return out
 
-    def wait(self, process, condition):
-        """Wait until a condition is true while the run goes on."""
-        deadline = time.monotonic() + 90
-        while not condition():
-            assert process.poll() is None, process.output(2)
-            assert time.monotonic() < deadline, process.output(2)
-            time.sleep(0.02)
-
     def ranks(self, process):
         """Return the processes that torchrun has started."""
         return [*map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())]
@@ -551,7 +543,7 @@ def test_a_signal_ends_all_processes_after_one_step_with_a_checkpoint_and_no_ste
     launched.lost.touch()
     (tmp_path / "wait").touch()
     process = launched.start()
-    launched.wait(process, (tmp_path / "waiting").exists)
+    wait_until((tmp_path / "waiting").exists, process)
     ranks = launched.ranks(process)
     process.send_signal(number)
     os.kill(ranks[1], number)  # as a scheduler does, which sends it to all processes
@@ -568,12 +560,12 @@ def test_a_signal_ends_all_processes_after_one_step_with_a_checkpoint_and_no_ste
     before = {batches for batches in launched.checkpoints() if batches % 5 == 0}
     (tmp_path / "slow").touch()
     process = launched.start("--resume")
-    launched.wait(process, (tmp_path / "trained").exists)
+    wait_until((tmp_path / "trained").exists, process)
     time.sleep(0.1)
     ranks = launched.ranks(process)
     for rank in ranks:
         os.kill(rank, number)
-    launched.wait(process, lambda: {batches for batches in launched.checkpoints() if batches % 5 == 0} - before)
+    wait_until(lambda: {batches for batches in launched.checkpoints() if batches % 5 == 0} - before, process)
     for killed in (process.pid, *ranks):  # torchrun first, which would start others
         with suppress(ProcessLookupError):
             os.kill(killed, signal.SIGKILL)
