@@ -1,6 +1,5 @@
 """Every loss, as the example all_losses.py uses it, trains, resumes exactly, and leaves the saved student unchanged."""
 
-import importlib.util
 import re
 import types
 
@@ -15,18 +14,10 @@ from kdkit import Recipe, RecipeError, Stage, TorchData, Training, hookimpl
 from kdkit.plugins.manager import installed
 from kdkit_ecg import Synthetic
 from tests.helpers.callbacks import KillAtStep, PressCtrlC, killed_and_resumed
-from tests.helpers.command_line import ROOT
+from tests.helpers.modules import load_module
 from tests.helpers.stages import assert_same_results, last_checkpoint
 
-
-def load_example():
-    spec = importlib.util.spec_from_file_location("all_losses", ROOT / "examples" / "all_losses.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-all_losses = load_example()
+all_losses = load_module("examples/all_losses.py")
 
 HARD = {"dkd", "margin_mse", "nkd", "ofa", "pskd", "rld", "sdd"}  # these need one class per sample
 SEVERAL = {"per_label_dkd", "per_label_pskd", "per_label_rld", "led"}  # these need several labels per sample

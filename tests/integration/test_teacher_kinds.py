@@ -332,17 +332,23 @@ class Recorded(nn.Module):
         return super().to(*args, **kwargs)
 
 
+def taught(device, device_of_run, *, epochs=2, **options):
+    """Run a recipe whose teacher has its own device, unless it is None, and return the teacher and the student."""
+    teacher = Net("teacher", network(), trained=True, device=device)
+    torch.manual_seed(3)
+    student = Net("student", network(4))
+    hint = Match(teacher, Hint(), student=Tap(student.module[0]), target=Tap(teacher.module[0]))
+    kdkit.run(
+        one_stage(student, truth() + Match(teacher, SoftTargets()) + hint, epochs=epochs),
+        device=device_of_run,
+        **options,
+    )
+    return teacher, student
+
+
 def test_a_teacher_with_its_own_device_trains_the_same_student():
-    results = []
-    for device in (None, "cpu"):
-        teacher = Net("teacher", network(), trained=True, device=device)
-        torch.manual_seed(3)
-        student = Net("student", network(4))
-        hint = Match(teacher, Hint(), student=Tap(student.module[0]), target=Tap(teacher.module[0]))
-        objective = truth() + Match(teacher, SoftTargets()) + hint
-        kdkit.run(one_stage(student, objective), device="cpu")
-        results.append(student.module.state_dict())
-    assert same(*results)
+    states = [taught(device, "cpu")[1].module.state_dict() for device in (None, "cpu")]
+    assert same(*states)
 
 
 def test_a_teacher_with_its_own_device_is_moved_to_no_other(monkeypatch):
@@ -463,13 +469,7 @@ def test_a_teacher_on_another_device_runs_outside_of_a_cuda_graph():
 def test_a_teacher_on_the_cpu_teaches_a_student_on_a_gpu(capture):
     results = []
     for device in (None, "cpu"):
-        teacher = Net("teacher", network(), trained=True, device=device)
-        torch.manual_seed(3)
-        student = Net("student", network(4))
-        hint = Match(teacher, Hint(), student=Tap(student.module[0]), target=Tap(teacher.module[0]))
-        objective = truth() + Match(teacher, SoftTargets()) + hint
-        stage = Stage({student: objective}, training(epochs=6))
-        kdkit.run(Recipe(data=data(), schedule=[stage]), device="cuda", capture=capture, teacher_cache="off")
+        teacher, student = taught(device, "cuda", epochs=6, capture=capture, teacher_cache="off")
         assert student.module[0].weight.is_cuda
         assert teacher.module[0].weight.is_cuda == (device is None)
         results.append(copy.deepcopy(student.module.state_dict()))
