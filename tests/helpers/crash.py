@@ -326,8 +326,8 @@ def report(kills: list[Kill]) -> str:
         counts["batch"][str(batch + 1)] += 1
         counts["writing"].update(re.sub(r"\d+", "N", name) for name in kill.writing or ["no file"])
     lines = [
-        f"{name}: {', '.join(f'{key} {count}' for key, count in sorted(found.items()))}"
-        for name, found in counts.items()
+        f"{name}: {', '.join(f'{key} {count}' for key, count in sorted(counter.items()))}"
+        for name, counter in counts.items()
     ]
     lost = [kill.lost for kill in kills]
     return "\n".join(

@@ -364,8 +364,8 @@ def test_a_teacher_with_its_own_device_is_moved_to_no_other(monkeypatch):
 def test_a_teacher_that_accelerate_has_spread_stays_where_it_is(tmp_path):
     import accelerate
 
-    places = {"0": "cpu", "1": "cpu", "2": "disk"}
-    module = accelerate.dispatch_model(network(), places, offload_dir=tmp_path, main_device="cpu")
+    device_map = {"0": "cpu", "1": "cpu", "2": "disk"}
+    module = accelerate.dispatch_model(network(), device_map, offload_dir=tmp_path, main_device="cpu")
     recorder = Recorder()
     teacher = Net("teacher", module, trained=True)
     result = kdkit.run(recipe(teacher), device="cpu", out=tmp_path / "run", callbacks=[recorder])
@@ -380,8 +380,8 @@ def test_a_teacher_that_accelerate_has_spread_stays_where_it_is(tmp_path):
 def test_a_distiller_leaves_a_teacher_that_accelerate_has_spread_where_it_is(tmp_path):
     import accelerate
 
-    places = {"0": "cpu", "1": "cpu", "2": "disk"}
-    module = accelerate.dispatch_model(network(), places, offload_dir=tmp_path, main_device="cpu")
+    device_map = {"0": "cpu", "1": "cpu", "2": "disk"}
+    module = accelerate.dispatch_model(network(), device_map, offload_dir=tmp_path, main_device="cpu")
     student, teacher = Net("student", nn.Linear(6, 3)), Net("teacher", module, trained=True)
     inputs = torch.randn(4, 6)
     with kdkit.Distiller(student, Match(teacher, SoftTargets()), (inputs, torch.zeros(4).long())) as distiller:
