@@ -64,3 +64,9 @@ def hidden_taps(student, teacher):
 def problems_of(net, objective, data=None):
     """Return what a check finds in a stage of one tiny net."""
     return check(one_stage(net, objective, data)).problems
+
+
+def only_problem(recipe):
+    """Return the problem of a recipe that has exactly one."""
+    (problem,) = check(recipe).problems
+    return problem

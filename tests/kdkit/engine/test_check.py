@@ -29,6 +29,7 @@ from kdkit.errors import CheckError, RecipeError
 from kdkit.losses import DKD, Hint, SoftTargets
 from kdkit.metrics import R2, Accuracy
 from tests.helpers.callbacks import Recorder
+from tests.helpers.open_stages import hidden_taps, only_problem
 from tests.helpers.tiny import Mlp, hooks_of, one_stage, plain_goal, same_state, samples, state_of, tiny_data, tiny_net
 
 TRAINING = Training(epochs=1, batch_size=4)
@@ -37,16 +38,6 @@ TRAINING = Training(epochs=1, batch_size=4)
 def teacher_and_student():
     """Return a trained teacher and an untrained student."""
     return tiny_net("teacher", trained=True), tiny_net("student", seed=1)
-
-
-def hidden_taps(student, teacher):
-    return {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
-
-
-def only_problem(recipe):
-    """Return the problem of a recipe that has exactly one."""
-    (problem,) = check(recipe).problems
-    return problem
 
 
 def test_the_plan_of_a_valid_recipe_has_a_summary_of_each_term():
