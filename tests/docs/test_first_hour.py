@@ -1,18 +1,14 @@
 """The log in docs/first-hour.md is true: its commands print what it shows."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 
 from tests.helpers.command_line import environment
+from tests.helpers.modules import load_module
 from tests.helpers.processes import ForkedPython
 
-FILE = Path(__file__).parents[2] / "tools" / "make_first_hour.py"
-spec = importlib.util.spec_from_file_location("make_first_hour", FILE)
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+tool = load_module("tools/make_first_hour.py")
 
 
 def forked(arguments, folder):

@@ -1,7 +1,6 @@
 """docs/losses.md is up to date, and the shapes in the docstrings of the losses are those that they accept."""
 
 import functools
-import importlib.util
 import re
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import nn
 import kdkit
 from kdkit import losses
 from kdkit.errors import KdkitError
+from tests.helpers.modules import load_module
 
 ROOT = Path(__file__).parents[2]
 REGISTERED = kdkit.registry("losses")
@@ -20,16 +20,8 @@ DIMENSIONS = {"(N, C)": 2, "(N, C, L)": 3, "(N, C, H, W)": 4}
 TOKENS = "(N, tokens, C)"
 
 
-def load_file(path):
-    """Import a file of the repository that is not in a package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-page_tool = load_file(ROOT / "tools/make_losses_page.py")
-contract = load_file(ROOT / "tests/contract/test_registries.py")
+page_tool = load_module("tools/make_losses_page.py")
+contract = load_module("tests/contract/test_registries.py")
 
 
 def test_the_page_is_up_to_date():

@@ -1,16 +1,14 @@
 """The pictures of plans in the docs are those that their tool draws."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
 from kdkit.utils.randomness import preserve_rng_state
+from tests.helpers.modules import load_module
 
 ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location("make_plan_pictures", ROOT / "tools" / "make_plan_pictures.py")
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+tool = load_module("tools/make_plan_pictures.py")
 
 
 @pytest.mark.parametrize("name", tool.PICTURES)

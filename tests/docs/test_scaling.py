@@ -1,21 +1,10 @@
 """The page on scaling has the tables of its constants, and they agree with a calculation by hand."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
-FILE = Path(__file__).parents[2] / "tools/scaling.py"
+from tests.helpers.modules import load_module
 
-
-def load_module():
-    spec = importlib.util.spec_from_file_location("scaling", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-scaling = load_module()
+scaling = load_module("tools/scaling.py")
 CHALLENGE, _ = scaling.SETS.values()
 
 

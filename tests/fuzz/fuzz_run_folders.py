@@ -3,12 +3,9 @@
 import json
 import re
 
-import pytest
 from hypothesis import strategies as st
 
-import kdkit
 from kdkit import RunOptions, Study, Trial
-from kdkit.engine.run import run
 from kdkit.engine.storage.measurements import read_measurements
 from kdkit.engine.storage.reports import nets_of_run, read_class_table, read_metrics
 from kdkit.engine.storage.run_folder import RunFolder
@@ -18,26 +15,17 @@ from kdkit.utils.read_json import read_json
 from kdkit.utils.sealed import UNSEALED, seal
 from tests.fuzz.damage import DAMAGE, VALUES, damaged
 from tests.fuzz.meter import for_inputs
+from tests.helpers.callbacks import KillAfterEpoch, kill_run
 from tests.helpers.stages import three
 
 TEXT = '[]{}",:0123456789.eE+-nulltrfaseNI \n\\'  # most of which is JSON
-
-
-class Interrupt:
-    """Stop a run after its first epoch."""
-
-    @kdkit.hookimpl
-    def epoch_ended(self, event):
-        if event.epoch == 1:
-            raise KeyboardInterrupt
 
 
 def write_runs(folder):
     """Write a study with one finished run, and a run that was interrupted after its first epoch."""
     (result,) = study_of(folder).run(RunOptions(device="cpu"))
     assert result.state == "finished", result.error
-    with pytest.raises(KeyboardInterrupt):
-        run(three, RunOptions(device="cpu", out=folder / "stopped"), callbacks=[Interrupt()])
+    kill_run(three, folder / "stopped", KillAfterEpoch(1), device="cpu")
 
 
 def study_of(folder):

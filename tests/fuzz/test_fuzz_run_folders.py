@@ -94,14 +94,14 @@ LARGE = {
 
 
 @pytest.mark.parametrize("name", LARGE)
-@pytest.mark.parametrize("place", ["run.json", "history.jsonl"])  # metrics.json is read by the code of run.json
-def test_large_files_take_bounded_time_and_memory(copied, name, place):
+@pytest.mark.parametrize("file_name", ["run.json", "history.jsonl"])  # metrics.json is read by the code of run.json
+def test_large_files_take_bounded_time_and_memory(copied, name, file_name):
     stage = copied / "run" / "1-teacher"
-    file = (stage if place == "history.jsonl" else copied / "run") / place
+    file = (stage if file_name == "history.jsonl" else copied / "run") / file_name
     file.write_bytes(LARGE[name]())
     reader = (
         StageFolder(stage, writes=False).load_finished
-        if place == "history.jsonl"
+        if file_name == "history.jsonl"
         else lambda: read_metrics(copied / "run")
     )
     before = peak()
@@ -110,9 +110,9 @@ def test_large_files_take_bounded_time_and_memory(copied, name, place):
 
 
 @pytest.mark.parametrize("damage", ["folder", "link to nothing", "no permission"])
-@pytest.mark.parametrize("place", ["run.json", "metrics.json", "1-teacher/predictions-teacher-test.safetensors"])
-def test_files_that_are_no_files(copied, place, damage):
-    file = copied / "run" / place
+@pytest.mark.parametrize("file_name", ["run.json", "metrics.json", "1-teacher/predictions-teacher-test.safetensors"])
+def test_files_that_are_no_files(copied, file_name, damage):
+    file = copied / "run" / file_name
     if damage == "no permission":
         if os.geteuid() == 0:
             pytest.skip("this user may read everything")

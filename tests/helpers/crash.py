@@ -238,10 +238,7 @@ class CrashTest:
 
     def require_same(self, name: str, undisturbed: str) -> None:
         """Raise AssertionError unless two runs ended in the same bits and left no file half-written."""
-        first, second = results(self.folder / name / "run"), results(self.folder / undisturbed / "run")
-        assert first.keys() == second.keys()
-        for key, value in first.items():
-            assert is_same(value, second[key]), f"{key} differs"
+        require_same_results(*(results(self.folder / run / "run") for run in (name, undisturbed)))
         steps = {step for step in self.steps(name)}
         assert steps == set(self.steps(undisturbed))
 
@@ -312,6 +309,13 @@ def results(run: Path) -> dict[str, Any]:
     return values
 
 
+def require_same_results(first: dict[str, Any], second: dict[str, Any], run: object = "") -> None:
+    """Raise AssertionError unless two runs have the same files with the same bits. run: which one, for the message."""
+    assert first.keys() == second.keys(), run
+    for name, value in first.items():
+        assert is_same(value, second[name]), (name, run)
+
+
 def report(kills: list[Kill]) -> str:
     """Return a text that describes where kills hit."""
     counts: dict[str, Counter[str]] = {"stage": Counter(), "epoch": Counter(), "batch": Counter(), "writing": Counter()}
@@ -322,8 +326,8 @@ def report(kills: list[Kill]) -> str:
         counts["batch"][str(batch + 1)] += 1
         counts["writing"].update(re.sub(r"\d+", "N", name) for name in kill.writing or ["no file"])
     lines = [
-        f"{name}: {', '.join(f'{key} {count}' for key, count in sorted(found.items()))}"
-        for name, found in counts.items()
+        f"{name}: {', '.join(f'{key} {count}' for key, count in sorted(counter.items()))}"
+        for name, counter in counts.items()
     ]
     lost = [kill.lost for kill in kills]
     return "\n".join(

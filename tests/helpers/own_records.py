@@ -19,8 +19,8 @@ ARRHYTHMIA, CONDUCTION = {"AF", "AFL", "PAC", "PVC"}, {"RBBB", "LBBB", "IAVB", "
 
 
 def own_classes(findings):
-    found = [name for name, group in zip(CLASSES, (ARRHYTHMIA, CONDUCTION), strict=False) if group & set(findings)]
-    return ";".join(found) or CLASSES[2]
+    classes = [name for name, group in zip(CLASSES, (ARRHYTHMIA, CONDUCTION), strict=False) if group & set(findings)]
+    return ";".join(classes) or CLASSES[2]
 
 
 def write_signal(folder, name, signal, *, rate, leads, prefix="", comments=()):

@@ -13,8 +13,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -118,6 +119,15 @@ def run_python(arguments: list[str], folder: Path, variables: Mapping[str, str] 
         process.kill()
         raise
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def wait_until(condition: Callable[[], bool], process: ForkedPython | subprocess.Popen | None = None) -> None:
+    """Wait until a condition holds, and fail if that takes longer than any test, or if the process ends before."""
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate(timeout=30)[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def _end(process: BaseProcess, output: Path) -> None:

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import TensorDataset
 
-from kdkit import Net, Optimizer, Parallel, Recipe, TorchData, Training, Truth
+from kdkit import Net, Optimizer, Parallel, Recipe, Result, Stage, TorchData, Training, Truth
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.losses import SoftTargets
 
@@ -49,6 +50,19 @@ def truth() -> Truth:
     return Truth(nn.CrossEntropyLoss())
 
 
+def one_stage(
+    net: Net[Any] | None = None,
+    objective: Any = None,
+    *,
+    splits: TorchData | None = None,
+    metrics: tuple[Any, ...] = (),
+    **changes: Any,
+) -> Recipe:
+    """Return a recipe of one stage and one net, by default a student that learns from the labels."""
+    stage = Stage({net or Net("student", Small(4)): objective or truth()}, training(**changes))
+    return Recipe(data=splits or data(), schedule=[stage], metrics=metrics)
+
+
 def three(schedule: Any = Parallel, **changes: Any) -> Recipe:
     """Return a recipe of three nets, of which the student is narrower than its teachers."""
     nets = Net("teacher", Small(12)), Net("assistant", Small(8)), Net("student", Small(4))
@@ -66,9 +80,27 @@ def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
+def assert_same_results(first: Result, second: Result) -> None:
+    """Assert that two runs have the same bits: the terms of all epochs, the metrics, and the weights of all nets."""
+    assert epoch_terms(first.history) == epoch_terms(second.history)
+    assert first.metrics == second.metrics
+    assert first.nets.keys() == second.nets.keys()
+    for name, net in first.nets.items():
+        assert same(net.network.state_dict(), second.nets[name].network.state_dict()), name
+
+
 def epoch_terms(history: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
     """Return the stage and the mean of each term for all epochs of a run."""
     return [(stage, epoch["terms"]) for stage, epochs in history.items() for epoch in epochs]
+
+
+def load_tensors(folder: Path) -> dict[str, Tensor]:
+    """Return all tensors below a folder, by file and key."""
+    return {
+        f"{path.relative_to(folder)}:{key}": value
+        for path in sorted(folder.rglob("*.safetensors"))
+        for key, value in load_file(path).items()
+    }
 
 
 def last_checkpoint(folder: Path) -> dict[str, Any] | None:

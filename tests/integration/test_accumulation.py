@@ -12,7 +12,9 @@ import kdkit
 from kdkit import Match, Net, Optimizer, Recipe, Stage, Tap, TorchData, Training, Truth
 from kdkit.losses import IgnoreUnknown, Masked, PerPosition, SampleWeighted, SoftTargets
 from kdkit.recipe.balancing import UncertaintyWeighting
-from tests.helpers.processes import ForkedPython
+from tests.helpers.callbacks import KillAtStep, Recorder, kill_run
+from tests.helpers.ranks import in_two_processes
+from tests.helpers.stages import assert_same_results
 
 ROWS, CLASSES = 12, ("a", "b", "c")
 GENERATOR = torch.Generator().manual_seed(0)
@@ -96,6 +98,7 @@ CASES = {
         {"ignore_index": 7},
         None,
     ),
+    "plain": (LINEAR, cross_entropy(), (INPUTS, LABELS), {}, None),
     "class weights": (LINEAR, cross_entropy(weight=VECTOR), (INPUTS, LABELS), {}, None),
     "smoothed": (LINEAR, cross_entropy(weight=VECTOR, label_smoothing=0.1), (INPUTS, LABELS), {}, None),
     "both": (LINEAR, cross_entropy(weight=VECTOR), (INPUTS, FEW), {"ignore_index": -100}, None),
@@ -159,7 +162,7 @@ def make(case, *, wrap=lambda dataset: dataset, **training):
 
 
 def trained(case, **options):
-    result = kdkit.run(make(case, **options), progress=False)
+    result = kdkit.run(make(case, **options))
     return result.student.module.state_dict()
 
 
@@ -173,6 +176,18 @@ def assert_equal(parts, whole, start):
 def test_every_entry_of_a_mean_counts_the_same(case):
     parts = trained(case, batch_size=3, accumulate_steps=4)
     assert_equal(parts, trained(case, batch_size=ROWS), CASES[case][0].state_dict())
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["dataset", "loader"])
+@pytest.mark.parametrize(("size", "steps", "whole"), [(8, 2, 12), (5, 3, 12), (2, 4, 8)])
+def test_updates_and_their_batches_may_differ_in_size(size, steps, whole, loaded):
+    """With 12 rows: 8 + 4, 5 + 5 + 2, or 2 + 2 + 2 + 2 and then 2 + 2."""
+
+    def weights(size, steps):
+        wrap = (lambda dataset: DataLoader(dataset, size)) if loaded else (lambda dataset: dataset)
+        return trained("plain", wrap=wrap, batch_size=size, accumulate_steps=steps, epochs=3)
+
+    assert_equal(weights(size, steps), weights(whole, 1), LINEAR.state_dict())
 
 
 def test_balancing_gets_terms_that_count_the_same():
@@ -206,7 +221,6 @@ def drop_some(rows):
     ids=["a batch sampler", "a collate_fn that drops samples"],
 )
 def test_batches_of_other_sizes_than_planned_count_by_their_samples(wrap, case, monkeypatch):
-    monkeypatch.setitem(CASES, "plain", (LINEAR, cross_entropy(), (INPUTS, LABELS), {}, None))
     batches = [*wrap(TensorDataset(INPUTS, LABELS))]
     monkeypatch.setitem(CASES, "whole", (*CASES[case][:2], [*map(torch.cat, zip(*batches, strict=True))], {}, None))
     whole = trained("whole", batch_size=ROWS)
@@ -214,38 +228,14 @@ def test_batches_of_other_sizes_than_planned_count_by_their_samples(wrap, case, 
     assert_equal(parts, whole, LINEAR.state_dict())
 
 
-class Stop(BaseException):
-    """Ends a run as a kill does."""
-
-
-class Killer:
-    """Stops a run at the last batch of its second epoch."""
-
-    @kdkit.hookimpl
-    def step_ended(self, event):
-        if event.epoch == 1 and event.batch == 5:
-            raise Stop
-
-
 def test_a_run_resumes_within_an_epoch_to_the_same_bits(tmp_path):
     def recipe():
         return make("both", batch_size=2, accumulate_steps=2, epochs=3)
 
-    with pytest.raises(Stop):
-        kdkit.run(recipe, out=tmp_path / "cut", checkpoint_every=1, callbacks=[Killer()], progress=False)
-    assert list(tmp_path.glob("cut/*/checkpoint-10.safetensors"))  # after two of three updates
-    resumed = kdkit.run(recipe, out=tmp_path / "cut", resume=True, progress=False)
-    whole = kdkit.run(recipe, progress=False)
-    assert torch.equal(resumed.student.module.weight, whole.student.module.weight)
-    assert resumed.history["student"][1]["terms"] == whole.history["student"][1]["terms"]
-
-
-class Notices:
-    """Keeps the notices of a stage."""
-
-    @kdkit.hookimpl
-    def stage_started(self, event):
-        self.notices = event.notices
+    kill_run(recipe, tmp_path / "run", KillAtStep(1, batch=5), checkpoint_every=1)
+    assert list(tmp_path.glob("run/*/checkpoint-10.safetensors"))  # after two of three updates
+    resumed = kdkit.run(recipe, out=tmp_path / "run", resume=True)
+    assert_same_results(resumed, kdkit.run(recipe))
 
 
 @pytest.mark.parametrize(("steps", "count"), [(1, 0), (2, 1)])
@@ -255,9 +245,9 @@ def test_a_loss_whose_labels_cannot_be_counted_has_a_notice(steps, count, monkey
 
     case = (LINEAR, lambda net: Truth(labelled), (INPUTS, FEW.flip(0)), {"ignore_index": -100}, None)
     monkeypatch.setitem(CASES, "own", case)
-    listener = Notices()
-    kdkit.run(make("own", batch_size=4, accumulate_steps=steps), callbacks=[listener], progress=False)
-    notices = [notice for notice in listener.notices if "labels that labelled averages over is not known" in notice]
+    recorder = Recorder()
+    kdkit.run(make("own", batch_size=4, accumulate_steps=steps), callbacks=[recorder])
+    notices = [notice for notice in recorder.notices if "labels that labelled averages over is not known" in notice]
     assert len(notices) == count
 
 
@@ -305,10 +295,7 @@ distributed.destroy_process_group()
 
 
 def test_labels_of_two_processes_count_the_same_in_updates_and_in_the_means_of_terms(tmp_path):
-    (tmp_path / "script.py").write_text(TWO_PROCESSES)
-    ranks = [ForkedPython(["script.py", str(rank), str(tmp_path)], tmp_path) for rank in range(2)]
-    errors = [rank.communicate(timeout=120)[1] if rank.wait(120) else "" for rank in ranks]
-    assert not any(errors), "".join(errors)
+    in_two_processes(TWO_PROCESSES, tmp_path)
     for number in range(2):
         for (weight, means), parts in zip(*torch.load(tmp_path / f"{number}.pt"), strict=True):
             torch.testing.assert_close(parts[0], weight, rtol=0, atol=1e-10)

@@ -1,8 +1,6 @@
 """Every loss, as the example all_losses.py uses it, trains, resumes exactly, and leaves the saved student unchanged."""
 
-import importlib.util
 import re
-import signal
 import types
 
 import pytest
@@ -15,18 +13,11 @@ import kdkit
 from kdkit import Recipe, RecipeError, Stage, TorchData, Training, hookimpl
 from kdkit.plugins.manager import installed
 from kdkit_ecg import Synthetic
-from tests.helpers.command_line import ROOT
-from tests.helpers.stages import last_checkpoint
+from tests.helpers.callbacks import KillAtStep, PressCtrlC, killed_and_resumed
+from tests.helpers.modules import load_module
+from tests.helpers.stages import assert_same_results, last_checkpoint
 
-
-def load_example():
-    spec = importlib.util.spec_from_file_location("all_losses", ROOT / "examples" / "all_losses.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-all_losses = load_example()
+all_losses = load_module("examples/all_losses.py")
 
 HARD = {"dkd", "margin_mse", "nkd", "ofa", "pskd", "rld", "sdd"}  # these need one class per sample
 SEVERAL = {"per_label_dkd", "per_label_pskd", "per_label_rld", "led"}  # these need several labels per sample
@@ -71,26 +62,11 @@ def recipe(name, data, epochs=2):
     return Recipe(data=DIGITS if data == "digits" else RECORDS, schedule=[stage])
 
 
-class Stop:
-    """Interrupt a run by Ctrl-C, in the first step of the student's second epoch."""
-
-    @hookimpl
-    def step_ended(self, event):
-        if (event.epoch, event.batch) == (1, 0) and event.stage != "teacher":
-            signal.raise_signal(signal.SIGINT)
-
-
-def weights(run):
-    return {
-        (path.name, key): value for path in run.glob("*/weights*.safetensors") for key, value in load_file(path).items()
-    }
-
-
 def student_keys(name, data):
-    """Return the names of the student's weights, without those of the loss."""
+    """Return the keys of the student's weights, without those of the loss."""
     teacher = all_losses.teacher_net(data)
     net = all_losses.simkd_student(data, teacher) if name == "simkd" else all_losses.student_net(data).net
-    return set(net.module.state_dict())
+    return net.module.state_dict().keys()
 
 
 @pytest.mark.parametrize(
@@ -107,32 +83,25 @@ def test_a_resumed_run_has_identical_weights_and_saves_the_student_alone(name, d
         recipes.append(recipe(name, data))
         return recipes[-1]
 
-    uninterrupted, resumed = tmp_path / "uninterrupted", tmp_path / "resumed"
-    options = {"device": "cpu", "measure": False}  # to measure the networks takes as long as to train them
-    kdkit.run(function, **options, out=uninterrupted)
+    # To measure the networks, or to cache the outputs of the teacher, takes as long as to train them.
+    options = {"device": "cpu", "measure": False, "teacher_cache": "off"}
+    whole = kdkit.run(function, **options)
     with pytest.raises(KeyboardInterrupt):
-        kdkit.run(function, **options, out=resumed, callbacks=[Stop()])
-    checkpoint = last_checkpoint(next(resumed.glob("1-*")))
-    assert checkpoint["position"]["batches"] == 1  # of two in this epoch
-    state = checkpoint["train_state"]
-    kdkit.run(function, **options, out=resumed, resume=True)
+        kdkit.run(function, **options, out=tmp_path / "run", callbacks=[PressCtrlC(1)])
+    (folder,) = tmp_path.glob("run/1-*")
+    checkpoint = last_checkpoint(folder)
+    resumed = kdkit.run(function, **options, out=tmp_path / "run", resume=True)
 
+    assert checkpoint["position"]["batches"] == 1  # of two in this epoch
     # The state of an epoch holds the weights and buffers of the losses.
     (stage,) = recipes[1].stages
     losses = [weighted.term.loss for objective in stage.objectives.values() for weighted in objective]
-    loss_states = [loss.state_dict() for loss in losses if isinstance(loss, nn.Module)]
-    saved = [value for key, value in state["module"].items() if key.startswith("losses.")]
-    assert [value.shape for value in saved] == [
-        value.shape for loss_state in loss_states for value in loss_state.values()
-    ]
-    expected, actual = weights(uninterrupted), weights(resumed)
-    assert expected.keys() == actual.keys()
-    assert all(torch.equal(value, actual[key]) for key, value in expected.items())
-    for net in stage.objectives:
-        keys = {
-            key for file, key in expected if len(stage.objectives) == 1 or file == f"weights-{net.name}.safetensors"
-        }
-        assert keys == student_keys(name, data)
+    states = [loss.state_dict() for loss in losses if isinstance(loss, nn.Module)]
+    saved = [value for key, value in checkpoint["train_state"]["module"].items() if key.startswith("losses.")]
+    assert [value.shape for value in saved] == [value.shape for state in states for value in state.values()]
+    assert_same_results(whole, resumed)
+    for file in folder.glob("weights*.safetensors"):  # one for each student
+        assert load_file(file).keys() == student_keys(name, data)
 
 
 def test_a_resumed_run_restores_a_head_that_an_earlier_stage_trained(tmp_path, monkeypatch):
@@ -141,16 +110,11 @@ def test_a_resumed_run_restores_a_head_that_an_earlier_stage_trained(tmp_path, m
     def function():
         return all_losses.recipe("simkd", epochs=2)
 
-    kdkit.run(function, device="cpu", out=tmp_path / "uninterrupted")
-    with pytest.raises(KeyboardInterrupt):
-        kdkit.run(function, device="cpu", out=tmp_path / "resumed", callbacks=[Stop()])
-    kdkit.run(function, device="cpu", out=tmp_path / "resumed", resume=True)
-    expected, actual = (
-        load_file(tmp_path / run / "2-student" / "weights.safetensors") for run in ("uninterrupted", "resumed")
-    )
-    teacher = load_file(tmp_path / "uninterrupted" / "1-teacher" / "weights.safetensors")
-    assert all(torch.equal(value, actual[key]) for key, value in expected.items())
-    assert torch.equal(expected["head.1.weight"], teacher["fc.weight"])
+    kill = KillAtStep(1, stage="student")
+    resumed = killed_and_resumed(function, tmp_path / "run", kill, device="cpu")
+    assert_same_results(resumed, kdkit.run(function, device="cpu"))
+    teacher, student = (resumed.nets[name].network.state_dict() for name in ("teacher", "student"))
+    assert torch.equal(student["head.1.weight"], teacher["fc.weight"])
 
 
 def test_every_registered_loss_has_an_entry():

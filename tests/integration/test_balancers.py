@@ -24,7 +24,6 @@ from kdkit import (
     Tap,
     TorchData,
     Training,
-    hookimpl,
 )
 from kdkit.errors import CheckError
 from kdkit.losses import Hint, SoftTargets
@@ -38,7 +37,8 @@ from kdkit.recipe.balancing import (
     UncertaintyWeighting,
     WeightedSum,
 )
-from tests.helpers.stages import Small, data, last_checkpoint, same, samples, training, truth
+from tests.helpers.callbacks import KillAtStep, Recorder, kill_run, killed_and_resumed
+from tests.helpers.stages import Small, assert_same_results, data, last_checkpoint, same, samples, training, truth
 
 BALANCINGS: dict[str, Callable[[], Any]] = {
     "uncertainty": UncertaintyWeighting,
@@ -68,32 +68,18 @@ def weights(make: Callable[[], Recipe], **options: Any) -> dict[str, Tensor]:
     return dict(kdkit.run(make, device="cpu", **options).student.module.state_dict())
 
 
-class Stop:
-    """Interrupt a run in an epoch's first step."""
-
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    @hookimpl
-    def step_ended(self, event: Any) -> None:
-        if event.epoch == self.epoch:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("name", BALANCINGS)
 def test_a_resumed_run_ends_in_the_same_bits(name, tmp_path):
     def make() -> Recipe:
         return recipe(BALANCINGS[name](), accumulate_steps=2, batch_size=6, max_grad_norm=1.0)
 
-    kdkit.run(make, device="cpu", out=tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        kdkit.run(make, device="cpu", out=tmp_path / "cut", callbacks=[Stop(2)])
-    state = last_checkpoint(tmp_path / "cut" / "1-student")
+    kill_run(make, tmp_path / "run", KillAtStep(2), device="cpu")
+    state = last_checkpoint(tmp_path / "run" / "1-student")
     assert bool(state["train_state"]["balancer"]) == (name != "cagrad")  # the only one without a state
-    kdkit.run(make, device="cpu", out=tmp_path / "cut", resume=True)
-    saved = [load_file(tmp_path / run / "1-student" / "weights.safetensors") for run in ("whole", "cut")]
-    assert same(*saved)
-    assert saved[0].keys() == Small(4).state_dict().keys()  # without the projector and the balancer
+    resumed = kdkit.run(make, device="cpu", out=tmp_path / "run", resume=True)
+    assert_same_results(resumed, kdkit.run(make, device="cpu"))
+    saved = load_file(tmp_path / "run" / "1-student" / "weights.safetensors")
+    assert saved.keys() == Small(4).state_dict().keys()  # without the projector and the balancer
 
 
 @pytest.mark.parametrize("name", BALANCINGS)
@@ -203,8 +189,7 @@ def test_a_user_defined_balancer_sets_the_gradients_and_resumes(tmp_path):
     assert [balancer.count for balancer in halving.built] == [1, 4]  # of the check, then of the stage
     # Half of the gradient with twice the learning rate is the same update of SGD.
     torch.testing.assert_close(halved, weights(lambda: recipe(epochs=1, optimizer=Optimizer(SGD, lr=0.1))))
-    with pytest.raises(KeyboardInterrupt):
-        kdkit.run(lambda: recipe(Halving()), device="cpu", out=tmp_path / "run", callbacks=[Stop(2)])
+    kill_run(lambda: recipe(Halving()), tmp_path / "run", KillAtStep(2), device="cpu")
     again = Halving()
     kdkit.run(lambda: recipe(again), device="cpu", out=tmp_path / "run", resume=True)
     assert again.built[-1].count == 12  # the 8 calls of the finished epochs come from the checkpoint
@@ -305,17 +290,6 @@ def test_a_compiled_run_refuses_balancers_that_need_the_gradient_of_each_term(na
 # Gradient statistics
 
 
-class Listener:
-    """A callback that records the events of epochs."""
-
-    def __init__(self) -> None:
-        self.epochs: list[Any] = []
-
-    @hookimpl
-    def epoch_ended(self, event: Any) -> None:
-        self.epochs.append(event)
-
-
 @pytest.mark.parametrize("balancing", [None, PCGrad()], ids=["sum", "pcgrad"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_gradient_statistics_change_no_bit_of_a_run(balancing, precision):
@@ -323,7 +297,7 @@ def test_gradient_statistics_change_no_bit_of_a_run(balancing, precision):
         return recipe(balancing, accumulate_steps=2, batch_size=5, max_grad_norm=1.0)
 
     plain, measured = (
-        kdkit.run(make, device="cpu", precision=precision, gradients=every, callbacks=[Listener()]) for every in (0, 1)
+        kdkit.run(make, device="cpu", precision=precision, gradients=every, callbacks=[Recorder()]) for every in (0, 1)
     )
     assert same(plain.student.module.state_dict(), measured.student.module.state_dict())
     for without, epoch in zip(plain.history["student"], measured.history["student"], strict=True):
@@ -345,24 +319,24 @@ def test_norms_and_cosines_equal_those_of_autograd(accumulate):
     objective = 0.3 * truth() + 0.7 * Match(nets[0], kd_loss)
     options = training(epochs=1, batch_size=16 // accumulate, accumulate_steps=accumulate)
     measured = Recipe(data=TorchData(samples(16), samples(6, 1)), schedule=[Stage({nets[1]: objective}, options)])
-    listener = Listener()
-    result = kdkit.run(measured, device="cpu", gradients=1, callbacks=[listener])
+    recorder = Recorder()
+    result = kdkit.run(measured, device="cpu", gradients=1, callbacks=[recorder])
     figures = result.history["student"][0]["gradients"]
     norms = {"truth": expected[0].norm().item(), "teacher/soft_targets": expected[1].norm().item()}
     assert figures["norms"] == pytest.approx(norms, rel=1e-5)
     cosine = torch.cosine_similarity(*expected, dim=0).item()
     assert figures["cosines"] == pytest.approx({"truth | teacher/soft_targets": cosine}, rel=1e-5)
-    assert listener.epochs[0].gradients == figures
-    listener.epochs[0].gradients["norms"].clear()  # a callback has a copy
+    assert recorder.epochs[0].gradients == figures
+    recorder.epochs[0].gradients["norms"].clear()  # a callback has a copy
     assert figures["norms"]
 
 
 def test_an_epoch_without_a_measured_update_has_no_gradient_statistics(tmp_path):
-    listener = Listener()
-    options = {"device": "cpu", "out": tmp_path / "run", "gradients": 8, "callbacks": [listener]}
+    recorder = Recorder()
+    options = {"device": "cpu", "out": tmp_path / "run", "gradients": 8, "callbacks": [recorder]}
     history = kdkit.run(recipe, **options).history["student"]  # four updates an epoch
     assert ["gradients" in epoch for epoch in history] == [True, False, True]
-    assert [event.gradients is None for event in listener.epochs] == [False, True, False]
+    assert [event.gradients is None for event in recorder.epochs] == [False, True, False]
     lines = [json.loads(line) for line in (tmp_path / "run" / "1-student" / "history.jsonl").read_text().splitlines()]
     assert lines[2]["gradients"] == history[2]["gradients"]
     hint = "teacher/hint"
@@ -373,9 +347,7 @@ def test_an_epoch_without_a_measured_update_has_no_gradient_statistics(tmp_path)
 def test_a_resumed_run_measures_the_same_updates(tmp_path):
     options = {"device": "cpu", "gradients": 3}
     whole = kdkit.run(recipe, **options).history["student"]
-    with pytest.raises(KeyboardInterrupt):
-        kdkit.run(recipe, out=tmp_path / "cut", callbacks=[Stop(1)], **options)
-    cut = kdkit.run(recipe, out=tmp_path / "cut", resume=True, **options).history["student"]
+    cut = killed_and_resumed(recipe, tmp_path / "cut", KillAtStep(1), **options).history["student"]
     assert [epoch["gradients"]["norms"] for epoch in cut] == [epoch["gradients"]["norms"] for epoch in whole]
 
 

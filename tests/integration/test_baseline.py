@@ -13,7 +13,9 @@ from kdkit.errors import CheckError, RecipeError
 from kdkit.losses import SoftTargets
 from kdkit.nets.taps import Tap
 from kdkit.recipe.baseline import with_baselines
+from tests.helpers.callbacks import KillAfterEpoch, killed_and_resumed
 from tests.helpers.command_line import ROOT
+from tests.helpers.stages import assert_same_results
 from tests.helpers.tiny import Mlp, tiny_data, tiny_net
 
 LABELS = 0.3
@@ -140,17 +142,10 @@ def test_differences_from_the_baseline_are_recorded_and_printed(tmp_path, capsys
 
 
 def test_a_run_with_a_baseline_resumes(tmp_path):
-    class Stop:
-        @kdkit.hookimpl
-        def epoch_ended(self, event):
-            if event.stage == "student-alone" and event.epoch == 1:
-                raise KeyboardInterrupt
-
     whole = kdkit.run(distillation, baseline=True)
-    with pytest.raises(KeyboardInterrupt):
-        kdkit.run(distillation, baseline=True, out=tmp_path / "run", callbacks=[Stop()])
-    resumed = kdkit.run(distillation, baseline=True, out=tmp_path / "run", resume=True)
-    assert resumed.metrics == whole.metrics
+    kill = KillAfterEpoch(1, stage="student-alone")
+    resumed = killed_and_resumed(distillation, tmp_path / "run", kill, baseline=True)
+    assert_same_results(resumed, whole)
     assert resumed.differences == whole.differences
 
 

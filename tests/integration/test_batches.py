@@ -17,6 +17,8 @@ from kdkit import DataError, Distiller, Match, Net, Past, Recipe, Stage, TorchDa
 from kdkit.errors import CheckError
 from kdkit.losses import CRD, DKD, IgnoreUnknown, SampleWeighted, SoftTargets
 from kdkit.utils import collectives
+from tests.helpers.callbacks import KillAtStep, Recorder, killed_and_resumed
+from tests.helpers.stages import assert_same_results
 from tests.helpers.tiny import Mlp
 
 CLASSES = ("a", "b", "c")
@@ -37,21 +39,6 @@ def image_recipe(train=IMAGE_DATA, objective=None, *, training=None, **options):
     data = TorchData(train, IMAGE_DATA, classes=CLASSES, **options)
     stage = Stage({student: objective}, Training(**{"epochs": 2, "batch_size": 8, **(training or {})}))
     return Recipe(data=data, schedule=[stage])
-
-
-class Listener:
-    """Keeps the notices of a run and of its stages."""
-
-    def __init__(self):
-        self.notices = []
-
-    @kdkit.hookimpl
-    def run_started(self, event):
-        self.notices += event.notices
-
-    @kdkit.hookimpl
-    def stage_started(self, event):
-        self.notices += event.notices
 
 
 # Samplers
@@ -150,11 +137,11 @@ def test_padded_texts_are_trained_on_and_predicted_in_any_form(form):
         torch.manual_seed(0)
         teacher, student = Net("teacher", Reader(), trained=True), Net("student", Reader())
         objective = 0.5 * Truth(nn.CrossEntropyLoss()) + 0.5 * Match(teacher, SoftTargets())
-        listener = Listener()
+        recorder = Recorder()
         recipe = Recipe(
             data=TorchData(loader, loader, classes=CLASSES), schedule=[Stage({student: objective}, Training(epochs=2))]
         )
-        return kdkit.run(recipe, callbacks=[listener]), listener.notices
+        return kdkit.run(recipe, callbacks=[recorder]), recorder.notices
 
     result, lines = train(form)
     expected, _ = train("dict", length=9)  # more padding, which the mask hides
@@ -177,10 +164,10 @@ def test_samples_that_are_padded_already_are_cached_by_sample(tmp_path):
         teacher, student = Net("teacher", Reader(), trained=True), Net("student", Reader())
         data = TorchData(Padded(), Padded(), classes=CLASSES, draws=1)
         stage = Stage({student: Match(teacher, SoftTargets())}, Training(epochs=5, batch_size=4))
-        listener = Listener()
+        recorder = Recorder()
         recipe = Recipe(data=data, schedule=[stage])
-        result = kdkit.run(recipe, out=tmp_path / teacher_cache, teacher_cache=teacher_cache, callbacks=[listener])
-        assert not any("not cached" in line for line in listener.notices)
+        result = kdkit.run(recipe, out=tmp_path / teacher_cache, teacher_cache=teacher_cache, callbacks=[recorder])
+        assert not any("not cached" in line for line in recorder.notices)
         return [epoch["terms"] for epoch in result.history["student"]]
 
     assert losses("auto") == losses("off")
@@ -250,8 +237,8 @@ def test_mixed_batches_are_the_same_for_teacher_and_student_and_validation_has_i
         net.module.register_forward_pre_hook(
             lambda module, args, name=net.name: seen[name].append(args[0].cpu().clone()) if len(args[0]) == 8 else None
         )
-    listener = Listener()
-    result = kdkit.run(recipe, callbacks=[listener])
+    recorder = Recorder()
+    result = kdkit.run(recipe, callbacks=[recorder])
     batches = len(seen["student"])
     assert batches >= 6  # of two epochs, and validation
     # The teacher saw each training batch right before the student, mixed alike.
@@ -264,7 +251,7 @@ def test_mixed_batches_are_the_same_for_teacher_and_student_and_validation_has_i
     assert torch.equal(IMAGES, IMAGE_DATA.tensors[0])
     assert result.metrics["student"]["accuracy"].value >= 0
     if wrap(IMAGE_DATA) is IMAGE_DATA:
-        assert any("not cached: batch_transform changes every batch as a whole" in line for line in listener.notices)
+        assert any("not cached: batch_transform changes every batch as a whole" in line for line in recorder.notices)
 
 
 def test_the_teacher_cache_is_used_without_a_batch_transform_and_not_with_one(tmp_path):
@@ -288,28 +275,13 @@ def test_the_loss_of_mixed_labels_is_that_of_soft_labels_computed_by_hand():
     assert history[0]["terms"]["truth"] == pytest.approx(expected, rel=1e-6)
 
 
-class Stop(BaseException):
-    """Ends a run as a kill does."""
-
-
-class Killer:
-    @kdkit.hookimpl
-    def step_ended(self, event):
-        if event.epoch == 2:
-            raise Stop
-
-
 @pytest.mark.parametrize("name", MIXES)
 def test_a_run_with_mixed_batches_resumes_to_the_same_bits(name, tmp_path):
     def make():
         return image_recipe(batch_transform=MIXES[name](), training={"epochs": 4})
 
-    with pytest.raises(Stop):
-        kdkit.run(make, out=tmp_path / "cut", callbacks=[Killer()])
-    resumed = kdkit.run(make, out=tmp_path / "cut", resume=True)
-    whole = kdkit.run(make, out=tmp_path / "whole")
-    terms = [[epoch["terms"] for epoch in run.history["student"]] for run in (resumed, whole)]
-    assert terms[0] == terms[1]
+    resumed = killed_and_resumed(make, tmp_path / "run", KillAtStep(2))
+    assert_same_results(resumed, kdkit.run(make))
 
 
 def test_a_transform_that_changes_its_inputs_in_place_leaves_the_data_as_it_is():

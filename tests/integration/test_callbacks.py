@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import kdkit
-from tests.helpers.stages import Small, data, epoch_terms, three, training, truth
+from tests.helpers.callbacks import PressCtrlC, Recorder
+from tests.helpers.stages import Small, assert_same_results, data, epoch_terms, three, training, truth
 
 
 def run_losses(callbacks=()):
@@ -36,24 +37,6 @@ class Failing:
     def step_ended(self, event):
         self.calls += 1
         raise ValueError("no disk")
-
-
-class EndRecorder:
-    """Records the error that ended the run."""
-
-    error = None
-
-    @kdkit.hookimpl
-    def run_ended(self, event):
-        self.error = event.error
-
-
-class Interrupt:
-    """Interrupts the run, as Ctrl-C does."""
-
-    @kdkit.hookimpl
-    def epoch_ended(self, event):
-        raise KeyboardInterrupt
 
 
 def test_a_callback_that_draws_random_numbers_changes_no_loss():
@@ -135,19 +118,9 @@ def test_an_error_of_kdkit_that_a_callback_raises_ends_the_run(hook, tmp_path):
         kdkit.run(three, out=tmp_path / "run", device="cpu", callbacks=[Ends()])
     assert raised.value.__notes__ == [f"callback 'Ends' raised this in its {hook} to end the run"]
     # The epoch that ended is saved before the run ends.
-    resumed = kdkit.run(three, out=tmp_path / "run", device="cpu", resume=True, callbacks=[recorder := FirstEpoch()])
-    assert recorder.epoch == (1 if hook == "epoch_ended" else 0)
+    resumed = kdkit.run(three, out=tmp_path / "run", device="cpu", resume=True, callbacks=[recorder := Recorder()])
+    assert recorder.stages[0].epoch == (1 if hook == "epoch_ended" else 0)
     assert epoch_terms(resumed.history) == epoch_terms(kdkit.run(three, device="cpu").history)
-
-
-class FirstEpoch:
-    """Records the first epoch of the first stage of a run."""
-
-    epoch = None
-
-    @kdkit.hookimpl
-    def stage_started(self, event):
-        self.epoch = event.epoch if self.epoch is None else self.epoch
 
 
 def test_an_error_of_kdkit_after_the_run_is_reported_only():
@@ -171,10 +144,10 @@ def test_a_callback_may_exit_the_program():
 
 
 def test_callbacks_are_called_when_a_run_is_interrupted():
-    recorder = EndRecorder()
-    with pytest.raises(KeyboardInterrupt):
-        run_losses([recorder, Interrupt()])
-    assert isinstance(recorder.error, KeyboardInterrupt)
+    recorder = Recorder()
+    with pytest.raises(KeyboardInterrupt) as raised:
+        run_losses([recorder, PressCtrlC(1)])
+    assert recorder.ends[0].error is raised.value
 
 
 def test_a_teacher_session_may_keep_the_student_outputs_that_it_observes():
@@ -201,20 +174,10 @@ def test_a_teacher_session_may_keep_the_student_outputs_that_it_observes():
     assert not first["student"].requires_grad
 
 
-class StartRecorder:
-    """Records the event of the start of a run."""
-
-    event = None
-
-    @kdkit.hookimpl
-    def run_started(self, event):
-        self.event = event
-
-
 def test_the_start_of_a_run_has_what_a_logger_records():
-    recorder = StartRecorder()
+    recorder = Recorder()
     kdkit.run(three, callbacks=[recorder], seed=3, device="cpu")
-    event = recorder.event
+    (event,) = recorder.runs
     assert event.settings["seed"] == 3
     assert event.settings["precision"] == "fp32"
     for stage in event.stages:
@@ -237,3 +200,32 @@ def test_the_start_of_a_run_of_the_command_line_has_the_options_of_the_recipe(kd
     result = kdkit_here("run", "mine.py", "--width", "5", "--out", "run", "--device", "cpu", "--quiet")
     assert result.code == 0, result.err
     assert (tmp_path / "event.json").read_text() == '{"width": 5, "name": "a"}'
+
+
+def test_a_callback_that_changes_its_event_does_not_change_the_run():
+    class Meddler:
+        @kdkit.hookimpl
+        def epoch_ended(self, event):
+            for mapping in (event.terms, event.weights):
+                for key in list(mapping):
+                    try:
+                        mapping[key] = 0.0
+                    except TypeError:  # a read-only mapping
+                        return
+
+        @kdkit.hookimpl
+        def run_ended(self, event):
+            if isinstance(event.metrics, dict):
+                event.metrics.clear()
+
+    watched = kdkit.run(three, device="cpu", callbacks=[Meddler()])
+    assert_same_results(watched, kdkit.run(three, device="cpu"))
+
+
+def test_a_misspelt_hook_of_a_callback_is_refused_by_name():
+    class Wrong:
+        @kdkit.hookimpl
+        def epoch_end(self, event): ...
+
+    with pytest.raises(kdkit.errors.PluginError, match=r"'epoch_end'.*did you mean 'epoch_ended'"):
+        kdkit.run(three, device="cpu", callbacks=[Wrong()])

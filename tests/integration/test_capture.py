@@ -33,6 +33,7 @@ from kdkit import (
 from kdkit.engine.capture import CapturedStep
 from kdkit.losses import CRD, CTKD, TAID, Hint, SoftTargets
 from kdkit.recipe.balancing import PCGrad, UncertaintyWeighting
+from tests.helpers.callbacks import KillAtStep, Killed
 from tests.integration.test_all_losses_example import FOR_DIGITS, all_losses
 
 gpu = pytest.mark.gpu
@@ -229,21 +230,12 @@ def test_a_schedule_does_not_capture_the_step_in_every_epoch(interval, captures,
     assert len(graphs) == captures
 
 
-class Stop:
-    """Interrupt a run in the first step of its third epoch."""
-
-    @hookimpl
-    def step_ended(self, event):
-        if event.epoch == 2:
-            raise KeyboardInterrupt
-
-
 @gpu
 @needs_cuda
 def test_a_captured_run_resumes_to_the_same_bits(exact, tmp_path):
     whole = train(plain(), capture="require", out=tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        train(plain(), capture="require", out=tmp_path / "part", callbacks=[Stop()])
+    with pytest.raises(Killed):
+        train(plain(), capture="require", out=tmp_path / "part", callbacks=[KillAtStep(2)])
     resumed = train(plain(), capture="require", out=tmp_path / "part", resume=True)
     require_equal(whole, resumed, tolerance=0)
 

@@ -22,6 +22,8 @@ from kdkit import Match, Net, Recipe, Stage, Training
 from kdkit.errors import CheckError, RecipeError
 from kdkit.losses import SoftTargets
 from kdkit.teachers.cache.key import compute_key
+from tests.helpers.callbacks import KillAfterEpoch, Recorder, killed_and_resumed
+from tests.helpers.stages import assert_same_results
 from tests.helpers.tiny import Mlp, one_stage, plain_goal, tiny_data
 
 
@@ -446,25 +448,15 @@ def test_the_weights_of_a_wrapped_student_load_into_the_plain_one(tmp_path, wrap
 @pytest.mark.parametrize("ema", [None, kdkit.AverageWeights(decay=0.5)], ids=["plain", "average"])
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 def test_a_run_of_a_wrapped_student_resumes(tmp_path, wrap, ema):
-    class Interrupt:
-        @kdkit.hookimpl
-        def epoch_ended(self, event):
-            if event.epoch == 1:
-                raise KeyboardInterrupt
-
     def recipe():
         torch.manual_seed(0)
         return one_stage(Net("student", wrap(Mlp())), plain_goal(), epochs=3, ema=ema)
 
-    whole = kdkit.run(recipe(), out=tmp_path / "whole", device=device_of(wrap))
-    with pytest.raises(KeyboardInterrupt):
-        kdkit.run(recipe(), out=tmp_path / "cut", device=device_of(wrap), callbacks=[Interrupt()])
-    resumed = kdkit.run(recipe(), out=tmp_path / "cut", device=device_of(wrap), resume=True)
-    again = kdkit.run(recipe(), out=tmp_path / "cut", device=device_of(wrap), resume=True)  # loads the finished stage
-    expected = whole.student.module.state_dict()
-    for result in (resumed, again):
-        state = result.student.module.state_dict()
-        assert all(torch.equal(state[key], value) for key, value in expected.items())
+    options = {"device": device_of(wrap)}
+    whole = kdkit.run(recipe, **options)
+    assert_same_results(killed_and_resumed(recipe, tmp_path / "run", KillAfterEpoch(1), **options), whole)
+    # A run of a finished stage loads it.
+    assert_same_results(kdkit.run(recipe, out=tmp_path / "run", resume=True, **options), whole)
 
 
 # Tied weights
@@ -632,17 +624,10 @@ def test_a_weights_key_that_is_no_text_is_refused(path, refused):
 
 def test_a_run_notes_what_was_loaded(path):
     torch.save(prefixed("module.", trained().state_dict()), path)
-    events = []
-
-    class Listener:
-        @kdkit.hookimpl
-        def run_started(self, event):
-            events.append(event)
-
-    teacher = load(path)
+    teacher, recorder = load(path), Recorder()
     recipe = one_stage(Net("student", Mlp()), plain_goal() + Match(teacher, SoftTargets()))
-    kdkit.run(recipe, device="cpu", callbacks=[Listener()])
-    assert teacher.weights_note in events[0].notices
+    kdkit.run(recipe, device="cpu", callbacks=[recorder])
+    assert teacher.weights_note in recorder.notices
 
 
 def test_the_key_of_cached_outputs_depends_on_weights_and_not_on_their_file(tmp_path):

@@ -3,17 +3,16 @@
 import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from kdkit import RecipeError, Study, Trial
 from kdkit.errors import WorkerError
 from kdkit.study.workers import Cluster
 from kdkit.study.workers.environment import STUDY_FOLDER, difference, environment_of
 from tests.helpers.command_line import environment
+from tests.helpers.stages import load_tensors
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'kdkit[cluster]'"
@@ -149,15 +148,6 @@ def main():
 if __name__ == "__main__":
     main()
 '''
-
-
-def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Return all tensors below a folder, by file and key."""
-    return {
-        f"{path.relative_to(folder)}:{key}": value
-        for path in sorted(folder.rglob("*.safetensors"))
-        for key, value in load_file(path).items()
-    }
 
 
 @needs_ray

@@ -35,6 +35,7 @@ from kdkit import (
 from kdkit.errors import CheckError, RunFolderError
 from kdkit.losses import Hint, SampleWeighted, SoftTargets
 from kdkit.metrics.base import WithoutThresholds
+from tests.helpers.callbacks import Recorder
 from tests.helpers.tiny import Mlp, samples
 
 ROWS = 24
@@ -512,31 +513,21 @@ def test_a_run_is_trained_further_as_a_new_run_from_its_weights(tmp_path):
 # Training
 
 
-class Rates:
-    """Notes the learning rate at the end of each epoch."""
-
-    def __init__(self):
-        self.values = []
-
-    @kdkit.hookimpl
-    def epoch_ended(self, event):
-        self.values.append(event.learning_rate)
-
-
 def test_a_schedule_of_transformers_has_the_length_of_the_stage():
     import transformers
 
     make = transformers.get_cosine_schedule_with_warmup
     schedule = LRSchedule(make, interval="update", num_warmup_steps=2)
     options = training(epochs=2, optimizer=Optimizer(torch.optim.SGD, lr=0.1), lr_schedule=schedule)
-    rates = Rates()
-    distill(Mlp(), Mlp(), training=options, callbacks=[rates])
+    recorder = Recorder()
+    distill(Mlp(), Mlp(), training=options, callbacks=[recorder])
     optimizer = torch.optim.SGD(Mlp().parameters(), lr=0.1)
     expected = make(optimizer, 2, 6)
     for _ in range(3):
         optimizer.step()
         expected.step()
-    assert rates.values == pytest.approx([optimizer.param_groups[0]["lr"], 0.0], abs=1e-6)
+    rates = [epoch.learning_rate for epoch in recorder.epochs]
+    assert rates == pytest.approx([optimizer.param_groups[0]["lr"], 0.0], abs=1e-6)
 
 
 def test_an_optimizer_that_exists_already_is_refused():

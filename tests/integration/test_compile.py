@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.utils import counters
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 import kdkit
 from kdkit import Batch, CosineRamp, Match, Net, Recipe, Stage, Tap, TorchData, Training, Truth
@@ -17,6 +17,7 @@ from kdkit.data.dataset import Data
 from kdkit.engine.open_stage import OpenStage
 from kdkit.losses import Hint, PerLabelSoftTargets, SoftTargets
 from kdkit_ecg import Leads, LRHNet, SEResNet, Synthetic
+from tests.helpers.datasets import Rows
 from tests.helpers.open_stages import open_and_build
 
 CLASSES = 3
@@ -75,19 +76,6 @@ class Aged(nn.Module):
 class SignalAndAge(NamedTuple):
     signal: Tensor
     age: Tensor
-
-
-class Rows(Dataset[Any]):
-    """A dataset of samples of any structure."""
-
-    def __init__(self, samples: list[Any]) -> None:
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, row: int) -> Any:
-        return self.samples[row]
 
 
 def objective(teacher: Net[Any], student: Net[Any], layers: tuple[nn.Module, nn.Module]) -> Any:

@@ -1,6 +1,5 @@
 """Tests of the benchmark of conciseness: its programs run, kdkit's are within their limits, and lines count once."""
 
-import importlib.util
 import re
 import runpy
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.command_line import ROOT, environment
+from tests.helpers.modules import load_module
 
 SCRIPT = ROOT / "benchmarks" / "conciseness.py"
 PROGRAMS = sorted((ROOT / "benchmarks" / "conciseness").glob("*_*.py"))
@@ -19,10 +19,7 @@ TASKS = ("own_data", "custom_loss", "two_stages", "own_loop")
 @pytest.fixture(scope="module")
 def conciseness():
     """The benchmark as a module."""
-    spec = importlib.util.spec_from_file_location("conciseness", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module("benchmarks/conciseness.py")
 
 
 @pytest.fixture
@@ -62,9 +59,7 @@ def test_blank_lines_comments_docstrings_and_the_given_import_do_not_count(conci
 in two lines."""
 
 # a comment
-from given import (
-    student,
-)
+from given import (student)
 import torch  # a comment on a line that counts
 
 

@@ -19,7 +19,8 @@ import kdkit
 from kdkit import Net, Recipe, Stage, TorchData
 from kdkit.engine.storage import stage_folder
 from kdkit.engine.storage.stage_folder import StageFolder
-from tests.helpers.crash import CrashTest, is_same, results
+from tests.helpers.callbacks import PressCtrlC
+from tests.helpers.crash import CrashTest, require_same_results, results
 from tests.helpers.stages import Small, samples, training, truth
 
 KILLS = 6  # `python benchmarks/crash.py --kills 100` is the long one
@@ -84,18 +85,6 @@ class Augmented(Dataset):
         return inputs + 0.1 * torch.randn(6) + np.float32(np.random.normal()) + random.random(), label
 
 
-class InterruptAt:
-    """Presses Ctrl-C in a step."""
-
-    def __init__(self, epoch, batch):
-        self.step = (epoch, batch)
-
-    @kdkit.hookimpl
-    def step_ended(self, event):
-        if (event.epoch, event.batch) == self.step:
-            signal.raise_signal(signal.SIGINT)
-
-
 def one(make_train, signals=()):
     """Return a recipe with one net, and the training data that a function makes."""
     data = TorchData(make_train(), Augmented(24, 1, signals), Augmented(24, 2), classes=("a", "b", "c"))
@@ -110,10 +99,7 @@ def require_same_bits(folder, make, interrupted=None, callbacks=()):
     lines = (folder / "cut" / "1-net").glob("history.jsonl")
     before = [json.loads(line) for file in lines for line in file.read_text().splitlines()]
     kdkit.run(make, device="cpu", out=folder / "cut", resume=True)
-    first, second = results(folder / "cut"), results(folder / "whole")
-    assert first.keys() == second.keys()
-    for key, value in first.items():
-        assert is_same(value, second[key]), key
+    require_same_results(results(folder / "cut"), results(folder / "whole"))
     return before
 
 
@@ -134,12 +120,12 @@ def test_a_loader_of_the_user_that_draws_random_numbers_resumes_within_an_epoch(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of Python, about forks in a process with threads
-        before = require_same_bits(tmp_path, partial(one, loader), callbacks=[InterruptAt(1, 2)])
+        before = require_same_bits(tmp_path, partial(one, loader), callbacks=[PressCtrlC(1, batch=2)])
     assert len(before) == 1
 
 
 def test_rows_that_draw_random_numbers_resume_within_an_epoch(tmp_path):
-    require_same_bits(tmp_path, partial(one, lambda: Augmented(40)), callbacks=[InterruptAt(1, 2)])
+    require_same_bits(tmp_path, partial(one, lambda: Augmented(40)), callbacks=[PressCtrlC(1, batch=2)])
 
 
 @pytest.mark.parametrize("read", [24 + 10, 2 * 24 + 10])
@@ -172,7 +158,7 @@ def test_a_run_that_a_signal_ends_warns_if_its_checkpoint_cannot_be_written(tmp_
     with monkeypatch.context() as patch:
         patch.setattr(stage_folder, "write", write)
         with pytest.warns(UserWarning, match="the checkpoint at the end was not written: the run folder .* cannot be"):
-            require_same_bits(tmp_path, make, callbacks=[InterruptAt(1, 2)])
+            require_same_bits(tmp_path, make, callbacks=[PressCtrlC(1, batch=2)])
 
 
 def test_an_interrupt_at_the_end_of_a_stage_waits_for_its_last_checkpoint(tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 import warnings
 from textwrap import dedent
 
@@ -15,32 +14,23 @@ import kdkit
 from kdkit import CacheSettings, Net
 from kdkit.errors import KdkitError
 from kdkit.teachers.cache import store
+from tests.helpers.callbacks import Recorder
 from tests.helpers.command_line import environment
-from tests.helpers.processes import ForkedPython
+from tests.helpers.processes import ForkedPython, wait_until
 from tests.helpers.stages import copied, epoch_terms, same
 from tests.helpers.teacher_cache import ROWS, NoisyData, TeacherCalls, make_recipe
 
 
-class Notices:
-    """Collects the notices of the stages of a run."""
-
-    def __init__(self):
-        self.texts = []
-
-    @kdkit.hookimpl
-    def stage_started(self, event):
-        self.texts += event.notices
-
-
 def run(out, recipe=None, **options):
     """Return the student's weights, the history, the notices and the warnings of a run without an audit."""
-    notices = Notices()
+    recorder = Recorder()
     recipe = recipe or make_recipe(taps=True, teacher_cache=CacheSettings(audit=0))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        result = kdkit.run(recipe, out=out, device="cpu", callbacks=[notices], **options)
+        result = kdkit.run(recipe, out=out, device="cpu", callbacks=[recorder], **options)
     texts = [str(warning.message) for warning in caught]
-    return copied(result.student.module), epoch_terms(result.history), notices.texts, texts
+    notices = [notice for stage in recorder.stages for notice in stage.notices]
+    return copied(result.student.module), epoch_terms(result.history), notices, texts
 
 
 def entry_of(folder):
@@ -213,11 +203,7 @@ def test_an_entry_that_is_truncated_under_a_run_ends_it_by_no_signal(name, memor
     (tmp_path / "mine.py").write_text(dedent(RECIPE))
     command = ["-m", "kdkit", "run", "mine.py", "--device", "cpu", "--out", "runs/run"]
     process = ForkedPython(command, tmp_path, environment(MEMORY=str(memory)))
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "waiting").exists():
-        assert process.poll() is None, process.output(2)
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until((tmp_path / "waiting").exists, process)
     os.truncate(entry_of(tmp_path / "runs") / name, 0)
     (tmp_path / "go").touch()
     _, err = process.communicate(timeout=60)

@@ -25,22 +25,8 @@ from tools import demo
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 SCREENSHOTS = os.environ.get("KDKIT_SCREENSHOTS")  # a folder in which to keep pictures of the page
 TOLERANCE = 1e-4  # of a probability
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
-    # No name is resolved, so that a request to any other host would fail.
-    arguments = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-    with playwright.sync_playwright() as driver:
-        program = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield program
-        program.close()
 
 
 @pytest.fixture(scope="module")

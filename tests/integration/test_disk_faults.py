@@ -6,15 +6,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.helpers.command_line import environment
-from tests.helpers.crash import is_same, results
-from tests.helpers.processes import ForkedPython, run_python
+from tests.helpers.crash import require_same_results, results
+from tests.helpers.processes import ForkedPython, run_python, wait_until
 
 RECIPE = '''
 """A net that is trained for one epoch, with two checkpoints in it and one at its end."""
@@ -168,9 +167,7 @@ def test_a_disk_that_fails_at_any_call_loses_nothing_older(folder, options):
         code, err = run["again"]
         assert code == 0, run
         assert "damaged" not in err
-        end = results(folder / run["name"] / "run")
-        assert end.keys() == whole.keys(), run
-        assert all(is_same(value, whole[key]) for key, value in end.items()), run
+        require_same_results(results(folder / run["name"] / "run"), whole, run)
 
 
 COMMAND = ["-m", "kdkit", "run", "recipe_file.py", "--device", "cpu", "--out", "run", "--checkpoint-every", "1"]
@@ -199,17 +196,9 @@ def start_and_wait(folder: Path, *arguments: str) -> ForkedPython:
     (folder / "recipe_file.py").write_text(RECIPE + WAITING)
     (folder / "wait").touch()
     process = ForkedPython([*COMMAND, *arguments], folder)
-    wait_until(process, lambda: (folder / "waiting").exists())
-    wait_until(process, lambda: len(list(folder.glob("run/1-net/checkpoint-*"))) == 2)
+    wait_until((folder / "waiting").exists, process)
+    wait_until(lambda: len(list(folder.glob("run/1-net/checkpoint-*"))) == 2, process)
     return process
-
-
-def wait_until(process, condition):
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert process.poll() is None, process.output(2)
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def require_refused(process, message):
@@ -230,9 +219,7 @@ def require_resumes(folder):
         whole = run_python([*COMMAND[:-3], "whole", *COMMAND[-2:]], folder)
         assert whole.returncode == 0, whole.stderr
         UNDISTURBED.update(results(folder / "whole"))
-    first = results(folder / "run")
-    assert all(is_same(value, UNDISTURBED[key]) for key, value in first.items())
-    assert first.keys() == UNDISTURBED.keys()
+    require_same_results(results(folder / "run"), UNDISTURBED)
     return done.stdout
 
 

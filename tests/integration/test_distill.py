@@ -4,12 +4,11 @@ import copy
 import inspect
 import json
 import math
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import kdkit
 from kdkit import DataError, Net, RecipeError, Training
@@ -17,6 +16,8 @@ from kdkit.engine.distill import output_shape
 from kdkit.errors import CheckError
 from kdkit.losses import DKD, GeneralisedJSD, PerLabelSoftTargets, SoftTargets
 from kdkit.metrics import Accuracy, CrossEntropy
+from tests.helpers.callbacks import Recorder
+from tests.helpers.datasets import Rows
 from tests.helpers.stages import Small, copied, same, samples, training
 
 
@@ -31,36 +32,12 @@ def dataset(task: str, count: int, seed: int) -> TensorDataset:
     return TensorDataset(inputs, labels[task])
 
 
-class Plain(Dataset[Any]):
-    """A dataset of a user-defined class."""
-
-    def __init__(self, tensors: TensorDataset) -> None:
-        self.tensors = tensors
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.tensors[index]
-
-
-class Notices:
-    """Collects the notices of a run."""
-
-    def __init__(self) -> None:
-        self.notices: list[str] = []
-
-    @kdkit.hookimpl
-    def run_started(self, event: Any) -> None:
-        self.notices += event.notices
-
-
 @pytest.mark.parametrize("draws", [None, 1, 2])
 def test_the_draws_of_a_dataset_decide_whether_teacher_outputs_are_cached(draws):
-    notices = Notices()
-    data = Plain(dataset("multiclass", 32, 0))
-    kdkit.distill(net(8), net(4), data, data, epochs=3, draws=draws, callbacks=[notices], device="cpu")
-    assert any("not cached" in notice for notice in notices.notices) == (draws is None)
+    recorder = Recorder()
+    data = Rows(dataset("multiclass", 32, 0))
+    kdkit.distill(net(8), net(4), data, data, epochs=3, draws=draws, callbacks=[recorder], device="cpu")
+    assert any("not cached" in notice for notice in recorder.notices) == (draws is None)
 
 
 def net(width: int) -> nn.Module:
@@ -69,7 +46,7 @@ def net(width: int) -> nn.Module:
 
 WRAPPED = {
     "tensors": lambda data: data,
-    "a dataset": Plain,
+    "a dataset": Rows,
     "a loader": lambda data: DataLoader(data, batch_size=16, shuffle=True),
 }
 SCORED = {"multiclass": ("accuracy", 0.5), "multilabel": ("macro_auprc", 0.7), "regression": ("r2", 0.2)}

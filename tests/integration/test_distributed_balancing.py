@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tests.helpers.processes import ForkedPython
+from tests.helpers.ranks import in_two_processes
 
 # One of two processes: it observes one batch, and then has the outputs that the other process observed.
 RANK = """
@@ -340,12 +340,3 @@ def test_the_gradient_of_a_projector_is_the_same_in_two_processes_as_in_one(loss
         assert all(gradient.any() for gradient in whole.values())  # zeros would agree without a test
         for name, gradient in whole.items():
             torch.testing.assert_close(half[name], gradient)
-
-
-def in_two_processes(script, folder):
-    """Run a script in two processes at once; its arguments are the number of the process and the folder."""
-    (folder / "script.py").write_text(script)
-    ranks = [ForkedPython(["script.py", str(rank), str(folder)], folder) for rank in range(2)]
-    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
-    assert not any(rank.returncode for rank in ranks), "".join(errors)
-    assert "find_unused_parameters" not in "".join(errors)  # DistributedDataParallel advises against what is needed

@@ -8,20 +8,8 @@ import torch
 
 import kdkit
 from kdkit.cli import doctor
+from tests.helpers.plugins import install_plugin
 from tests.helpers.stages import three
-
-BROKEN = Path(__file__).parent / "plugin_packages" / "broken"
-
-
-@pytest.fixture
-def broken_site(tmp_path):
-    """A folder with the metadata of a plugin whose module cannot be imported."""
-    metadata = tmp_path / "site" / "kdkit_broken-1.0.dist-info"
-    metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: kdkit-broken\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[kdkit]\nbroken = kdkit_broken\n")
-    (tmp_path / "site" / "kdkit_broken.py").write_text((BROKEN / "kdkit_broken.py").read_text())
-    return tmp_path / "site"
 
 
 def test_the_report_has_versions_devices_plugins_and_folders(kdkit_process, tmp_path):
@@ -43,8 +31,8 @@ def test_the_report_has_versions_devices_plugins_and_folders(kdkit_process, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]  # nothing new
 
 
-def test_a_broken_plugin_is_named_and_the_exit_code_is_1(kdkit_process, broken_site):
-    result = kdkit_process("doctor", PYTHONPATH=str(broken_site))
+def test_a_broken_plugin_is_named_and_the_exit_code_is_1(kdkit_process, tmp_path):
+    result = kdkit_process("doctor", PYTHONPATH=install_plugin("broken", tmp_path / "site"))
     assert result.code == 1
     assert "broken: plugin 'broken' of kdkit-broken is skipped" in result.out
     assert "skipped of kdkit-broken 1.0" in result.out

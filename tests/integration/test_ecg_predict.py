@@ -323,8 +323,8 @@ def test_arrays_need_a_rate_and_leads(tmp_path, model, capsys):
 )
 def test_errors_of_usage_end_with_2_and_write_nothing(arguments, message, tmp_path, folder, model, capsys):
     (tmp_path / "empty").mkdir()
-    places = {"model": model, "data": folder / "data", "empty": tmp_path / "empty", "exports": model.parent}
-    texts = [text.format(**places) for text in arguments]
+    paths = {"model": model, "data": folder / "data", "empty": tmp_path / "empty", "exports": model.parent}
+    texts = [text.format(**paths) for text in arguments]
     assert call(["predict", *texts, "--out", str(tmp_path / "out.csv")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.csv").exists()

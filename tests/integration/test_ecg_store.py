@@ -15,7 +15,7 @@ from kdkit_ecg import Challenge2020
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.store.index import INDEX, LOCK, ROW, read_rows
 from tests.helpers.command_line import environment
-from tests.helpers.processes import ForkedPython
+from tests.helpers.processes import ForkedPython, wait_until
 
 NUMBER = 80
 
@@ -220,11 +220,7 @@ def test_a_store_that_is_truncated_under_a_run_ends_it_with_a_message_and_by_no_
     (tmp_path / "mine.py").write_text(RECIPE.format(length=length))
     command = ["-m", "kdkit", "run", "mine.py", "--device", "cpu", "--out", "runs/run"]
     process = ForkedPython(command, tmp_path)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "waiting").exists():
-        assert process.poll() is None, process.output(2)
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until((tmp_path / "waiting").exists, process)
     (signals,) = (tmp_path / "stores").glob("*/signals.f32")
     os.truncate(signals, 1000)
     (tmp_path / "go").touch()

@@ -1,6 +1,5 @@
 """The example of a teacher behind HTTP: requests are repeated, samples are requested once, and failures are named."""
 
-import importlib.util
 import socket
 
 import pytest
@@ -11,6 +10,7 @@ import kdkit
 from kdkit import KdkitError, Match, Net, Recipe, Stage, Training
 from kdkit.losses import SoftTargets
 from tests.helpers.command_line import ROOT
+from tests.helpers.modules import load_module
 from tests.helpers.stages import data
 
 EXAMPLE = ROOT / "examples" / "http_teacher.py"
@@ -18,10 +18,7 @@ EXAMPLE = ROOT / "examples" / "http_teacher.py"
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("http_teacher", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module(EXAMPLE)
 
 
 @pytest.fixture

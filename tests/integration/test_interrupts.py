@@ -14,8 +14,9 @@ from torch import nn
 
 import kdkit
 from kdkit import Sequential, Truth
+from tests.helpers.callbacks import Recorder
 from tests.helpers.command_line import environment
-from tests.helpers.processes import ForkedPython, run_python
+from tests.helpers.processes import ForkedPython, run_python, wait_until
 from tests.helpers.stages import copied, same, three, training
 
 # The second stage waits in its third epoch, in a step, which a signal does not end. Python ignores SIGINT in a process
@@ -93,20 +94,11 @@ def folder(tmp_path):
     return tmp_path
 
 
-def wait_for(file, process):
-    """Wait until a program creates a file."""
-    deadline = time.monotonic() + 90
-    while not file.exists():
-        assert process.poll() is None, process.communicate(timeout=30)[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def interrupt(folder, *arguments, start=ForkedPython, numbers=(signal.SIGINT,), continues=True):
     """Start a program, send signals while it waits in a step, let it continue, and return its exit code and stderr."""
     (folder / "wait").touch()
     process = start(arguments, folder)
-    wait_for(folder / "waiting", process)
+    wait_until((folder / "waiting").exists, process)
     for number in numbers:
         process.send_signal(number)
         time.sleep(0.2)
@@ -197,13 +189,13 @@ def test_a_second_interrupt_does_not_wait_for_the_checkpoint_of_the_first(folder
     command = ["-m", "kdkit", "run", "recipe_file.py", "--device", "cpu", "--out", "run"]
     (folder / "wait").touch()
     process = start(command, folder)
-    wait_for(folder / "waiting", process)
-    wait_for(folder / "run" / "2-assistant" / "checkpoint-8.safetensors", process)  # of the second epoch
+    wait_until((folder / "waiting").exists, process)
+    wait_until((folder / "run" / "2-assistant" / "checkpoint-8.safetensors").exists, process)  # of the second epoch
     time.sleep(0.2)
     (folder / "slow").touch()
     process.send_signal(signal.SIGINT)
     (folder / "wait").unlink()
-    wait_for(folder / "writing", process)
+    wait_until((folder / "writing").exists, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130, err
@@ -223,7 +215,7 @@ def test_a_sigterm_to_the_process_group_of_a_run_with_worker_processes_ends_it_w
     command = ["-m", "kdkit", "run", "recipe_file.py", *option, "--device", "cpu", "--out", "run"]
     (folder / "wait").touch()
     process = ForkedPython(command, folder)
-    wait_for(folder / "waiting", process)
+    wait_until((folder / "waiting").exists, process)
     os.killpg(process.pid, signal.SIGTERM)
     time.sleep(0.2)
     (folder / "wait").unlink()
@@ -265,17 +257,11 @@ def failing_recipe(*, repaired):
 
 
 def test_an_exception_of_user_code_passes_unchanged_and_the_run_can_be_resumed(tmp_path):
-    ended = []
-
-    class Recorder:
-        @kdkit.hookimpl
-        def run_ended(self, event):
-            ended.append(event.error)
-
+    recorder = Recorder()
     options = {"device": "cpu", "out": tmp_path / "run"}
     with pytest.raises(ZeroDivisionError, match="of the user") as caught:
-        kdkit.run(partial(failing_recipe, repaired=False), callbacks=[Recorder()], **options)
-    assert ended == [caught.value]
+        kdkit.run(partial(failing_recipe, repaired=False), callbacks=[recorder], **options)
+    assert recorder.ends[0].error is caught.value
     assert not [path for path in (tmp_path / "run").rglob(".*.tmp")]  # nothing half-written
     lines = (tmp_path / "run" / "1-teacher" / "history.jsonl").read_text().splitlines()
     assert len(lines) == 2

@@ -10,6 +10,7 @@ import kdkit
 from kdkit import AverageWeights, Net, RecipeError, Sequential
 from kdkit.engine.storage import stage_folder
 from kdkit.engine.storage.stage_folder import StageFolder
+from tests.helpers.callbacks import Killed
 from tests.helpers.stages import Small, copied, same, three, training
 
 
@@ -54,10 +55,6 @@ def test_averaged_weights_are_kept_as_they_are_validated_and_each_network_has_a_
     for name in ("other", "resnet18.a1-v2"):
         weights = load_file(folder / f"weights-{name}.safetensors")
         assert same(load_file(folder / f"epoch-2-{name}.safetensors"), weights)
-
-
-class Killed(BaseException):
-    """Ends a run as a kill does."""
 
 
 @pytest.mark.parametrize("moment", ["before the checkpoint", "before old files are deleted"])

@@ -15,32 +15,10 @@ from kdkit.cli.plan import show_plan
 from kdkit.engine.console import ConsoleCallback
 from kdkit.losses import Hint
 from kdkit.utils import memory
-from tests.helpers.stages import Small, data, epoch_terms, same, three, training, truth
+from tests.helpers.callbacks import KillAtStep, Recorder, kill_run, killed_and_resumed
+from tests.helpers.stages import Small, assert_same_results, data, three, training, truth
 
 MEBIBYTE = 2**20
-
-
-class Peaks:
-    """Records the peak memory at the end of each epoch."""
-
-    def __init__(self):
-        self.peaks = []
-
-    @kdkit.hookimpl
-    def epoch_ended(self, event):
-        self.peaks.append(event.peak_memory_bytes)
-
-
-class Interrupt:
-    """Interrupts a stage in its second epoch, as Ctrl-C does."""
-
-    def __init__(self, stage):
-        self.stage = stage
-
-    @kdkit.hookimpl
-    def step_ended(self, event):
-        if (event.stage, event.epoch) == (self.stage, 1):
-            raise KeyboardInterrupt
 
 
 def one_net():
@@ -60,11 +38,11 @@ def summary_of(folder):
 
 
 def test_a_run_on_the_cpu_records_no_peak_memory(tmp_path):
-    peaks, out = Peaks(), io.StringIO()
+    recorder, out = Recorder(), io.StringIO()
     result = kdkit.run(
-        one_net, out=tmp_path / "run", device="cpu", callbacks=[peaks, ConsoleCallback(Console(file=out))]
+        one_net, out=tmp_path / "run", device="cpu", callbacks=[recorder, ConsoleCallback(Console(file=out))]
     )
-    assert peaks.peaks == [None, None]
+    assert [epoch.peak_memory_bytes for epoch in recorder.epochs] == [None, None]
     assert all("peak_memory_bytes" not in epoch for epoch in result.history["teacher"])
     assert "peak_memory_bytes" not in summary_of(tmp_path / "run")
     assert "peak memory" not in out.getvalue()
@@ -73,17 +51,16 @@ def test_a_run_on_the_cpu_records_no_peak_memory(tmp_path):
 def test_the_peak_memory_of_a_stage_is_in_its_summary_and_on_the_console(tmp_path, monkeypatch):
     measured = iter([9 * MEBIBYTE, 3 * MEBIBYTE, 5 * MEBIBYTE])  # of the check, and of two epochs
     monkeypatch.setattr(memory, "peak", lambda device: next(measured))  # as a CUDA device measures it
-    peaks, out = Peaks(), io.StringIO()
-    kdkit.run(one_net, out=tmp_path / "run", device="cpu", callbacks=[peaks, ConsoleCallback(Console(file=out))])
-    assert peaks.peaks == [3 * MEBIBYTE, 5 * MEBIBYTE]
+    recorder, out = Recorder(), io.StringIO()
+    kdkit.run(one_net, out=tmp_path / "run", device="cpu", callbacks=[recorder, ConsoleCallback(Console(file=out))])
+    assert [epoch.peak_memory_bytes for epoch in recorder.epochs] == [3 * MEBIBYTE, 5 * MEBIBYTE]
     assert summary_of(tmp_path / "run")["peak_memory_bytes"] == 5 * MEBIBYTE
     assert out.getvalue().count("peak memory") == out.getvalue().count("peak memory 5 MB") == 1
 
 
 def test_the_peak_memory_of_a_resumed_stage_includes_the_epochs_before(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "peak", lambda device: 7 * MEBIBYTE)
-    with pytest.raises(KeyboardInterrupt):
-        kdkit.run(one_net, out=tmp_path / "run", device="cpu", callbacks=[Interrupt("teacher")])
+    kill_run(one_net, tmp_path / "run", KillAtStep(1), device="cpu")
     monkeypatch.setattr(memory, "peak", lambda device: 2 * MEBIBYTE)
     kdkit.run(one_net, out=tmp_path / "run", device="cpu", resume=True)
     assert summary_of(tmp_path / "run")["peak_memory_bytes"] == 7 * MEBIBYTE
@@ -102,12 +79,9 @@ def test_a_check_shows_the_peak_memory_of_each_dry_run(monkeypatch):
 
 
 def test_a_run_that_recomputes_activations_has_the_same_bits_also_when_it_is_resumed(tmp_path):
-    plain = kdkit.run(lambda: recomputed([]), device="cpu")
-    with pytest.raises(KeyboardInterrupt):
-        kdkit.run(lambda: recomputed(["0"]), out=tmp_path / "run", device="cpu", callbacks=[Interrupt("student")])
-    resumed = kdkit.run(lambda: recomputed(["0"]), out=tmp_path / "run", device="cpu", resume=True)
-    assert epoch_terms(resumed.history) == epoch_terms(plain.history)
-    assert same(resumed.student.module.state_dict(), plain.student.module.state_dict())
+    kill = KillAtStep(1, stage="student")
+    resumed = killed_and_resumed(lambda: recomputed(["0"]), tmp_path / "run", kill, device="cpu")
+    assert_same_results(resumed, kdkit.run(lambda: recomputed([]), device="cpu"))
 
 
 @pytest.mark.gpu

@@ -249,7 +249,7 @@ def recipe() -> Recipe:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the size of the process from /proc")
 @pytest.mark.parametrize(
-    ("place", "allocate", "workers"),
+    ("where", "allocate", "workers"),
     [
         ("network", "in_torch", 0),
         ("network", "in_numpy", 0),
@@ -258,8 +258,8 @@ def recipe() -> Recipe:
         ("dataset", "in_python", 1),
     ],
 )
-def test_memory_that_really_runs_out_on_a_cpu_gives_the_same_advice(kdkit_process, tmp_path, place, allocate, workers):
-    text = LIMITED.replace("WHERE", repr(place)).replace("ALLOCATE", allocate).replace("WORKERS", str(workers))
+def test_memory_that_really_runs_out_on_a_cpu_gives_the_same_advice(kdkit_process, tmp_path, where, allocate, workers):
+    text = LIMITED.replace("WHERE", repr(where)).replace("ALLOCATE", allocate).replace("WORKERS", str(workers))
     (tmp_path / "mine.py").write_text(text)
     result = kdkit_process("run", "mine.py", "--device", "cpu", "--out", "run", "--quiet")
     assert result.code == 2, result.err

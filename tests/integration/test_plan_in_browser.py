@@ -1,12 +1,8 @@
-"""The drawing of a plan in a real browser: boxes and texts do not overlap, in light and dark.
+"""The drawing of a plan in a real browser: boxes and texts do not overlap, in light and dark."""
 
-It needs what tests/integration/test_report_in_browser.py needs.
-"""
-
-import os
-import shutil
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -35,8 +31,6 @@ from tests.helpers.tiny import Mlp, plain_goal, tiny_data, tiny_net
 
 pytestmark = pytest.mark.browser
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 TRAINING = Training(epochs=2, batch_size=4)
 LONG = "a name as long as a name may be in a recipe WWW"
 
@@ -94,16 +88,6 @@ RECIPES = {
     "wide": wide_texts,
     "failing": failing,
 }
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
-    with playwright.sync_playwright() as driver:
-        program = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield program
-        program.close()
 
 
 @pytest.fixture(scope="module", params=RECIPES)
@@ -177,16 +161,19 @@ def test_the_texts_of_a_net_lie_in_its_box_and_no_other_text_does(page):
 
 def test_no_line_crosses_a_text_or_a_box(page):
     covered = rectangles(page, "text") + rectangles(page, ".box")
-    segments = page.evaluate("""() => [...document.querySelectorAll('.line, .rail')].map((path) => {
+    left, top, right, bottom = np.array([box for box, _ in covered]).T
+    lines = page.evaluate("""() => [...document.querySelectorAll('.line, .rail')].map((path) => {
         const length = path.getTotalLength();
         return [...Array(200).keys()].map((step) => path.getPointAtLength(length * step / 199)).map((p) => [p.x, p.y]);
     })""")
-    for points in segments:
-        for x, y in points[1:-1]:  # a line begins at the edge of a box
-            hit = [text for box, text in covered if box[0] + 1 < x < box[2] - 1 and box[1] < y < box[3]]
-            assert not hit
+    for points in lines:
+        x, y = np.array(points[1:-1]).T[:, :, None]  # without its ends, which are at the edges of boxes
+        hit = (left + 1 < x) & (x < right - 1) & (top < y) & (y < bottom)  # (point, box)
+        assert not hit.any(), [text for (_, text), is_hit in zip(covered, hit.any(0), strict=True) if is_hit]
 
 
+@pytest.mark.parametrize("drawing", ["failing"], indirect=True)
+@pytest.mark.parametrize("page", ["Inter"], indirect=True)
 def test_the_drawing_follows_the_theme(page):
     def colour():
         return page.evaluate("getComputedStyle(document.querySelector('.paper')).fill")

@@ -1,15 +1,12 @@
 """Tests of third-party plugins: packages that are installed and found by their entry points, valid and invalid ones."""
 
 import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
-PACKAGES = Path(__file__).parent / "plugin_packages"
+from tests.helpers.plugins import install_plugin
 
 RECIPE = """
     import torch
@@ -34,27 +31,6 @@ RECIPE = """
 """
 
 
-@pytest.fixture(scope="session")
-def site(tmp_path_factory) -> dict[str, str]:
-    """Install the packages, without network access, move each into a folder of its own, and return the folders."""
-    packages = [path.parent for path in sorted(PACKAGES.glob("*/pyproject.toml"))]
-    sources, target = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("site")
-    for package in packages:
-        ignored = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
-        shutil.copytree(package, sources / package.name, ignore=ignored)
-    # One command, since pip takes longer to start than to install.
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    command = [*pip, "--target", target, *sources.iterdir()]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    sites = {}
-    for package in packages:
-        sites[package.name] = str(tmp_path_factory.mktemp(f"site-{package.name}"))
-        for path in target.glob(f"kdkit_{package.name}*"):  # its module and its metadata
-            shutil.move(path, sites[package.name])
-    assert not [path.name for path in target.iterdir() if path.name != "__pycache__"]
-    return sites
-
-
 @pytest.fixture
 def recipe_file(tmp_path):
     path = tmp_path / "mine.py"
@@ -62,9 +38,9 @@ def recipe_file(tmp_path):
     return path
 
 
-def test_a_plugin_adds_a_loss_a_schedule_and_callbacks_to_a_run(site, recipe_file, tmp_path, kdkit_process):
-    log = tmp_path / "log.jsonl"
-    env = {"PYTHONPATH": site["good"], "KDKIT_GOOD_LOG": str(log)}
+def test_a_plugin_adds_a_loss_a_schedule_and_callbacks_to_a_run(recipe_file, tmp_path, kdkit_process):
+    site, log = install_plugin("good", tmp_path / "site"), tmp_path / "log.jsonl"
+    env = {"PYTHONPATH": site, "KDKIT_GOOD_LOG": str(log)}
     result = kdkit_process("run", recipe_file, "--out", "run", "--seed", 7, "--device", "cpu", **env)
     assert result.code == 0, result
     status = [f"reading {recipe_file}", "preparing the data and the networks", "checking the recipe"]
@@ -90,21 +66,22 @@ def test_a_plugin_adds_a_loss_a_schedule_and_callbacks_to_a_run(site, recipe_fil
     assert lines[-1]["metrics"]["student"]["accuracy"] == metrics["student"]["accuracy"]["value"]
 
     options = ("--no-plugin", "--out", "unlogged", "--seed", 7, "--device", "cpu")
-    unlogged = kdkit_process("run", recipe_file, *options, PYTHONPATH=site["good"])
+    unlogged = kdkit_process("run", recipe_file, *options, PYTHONPATH=site)
     assert unlogged.code == 0, unlogged
     for stage_folder in ("1-teacher", "2-student"):
         path = Path(stage_folder) / "weights.safetensors"
         assert (tmp_path / "run" / path).read_bytes() == (tmp_path / "unlogged" / path).read_bytes()
 
 
-def test_entries_of_a_plugin_are_listed_under_its_name_and_its_command_works(site, kdkit_process):
-    result = kdkit_process("list", PYTHONPATH=site["good"])
+def test_entries_of_a_plugin_are_listed_under_its_name_and_its_command_works(tmp_path, kdkit_process):
+    site = install_plugin("good", tmp_path / "site")
+    result = kdkit_process("list", PYTHONPATH=site)
     rows = [line.split()[:2] for line in result.out.splitlines()]
     assert ["distance", "good"] in rows
     assert ["pair", "good"] in rows
-    greeting = kdkit_process("greet", "you", PYTHONPATH=site["good"])
+    greeting = kdkit_process("greet", "you", PYTHONPATH=site)
     assert (greeting.code, greeting.out) == (0, "hello, you\n")
-    assert "Greet a person." in kdkit_process("--help", PYTHONPATH=site["good"]).out
+    assert "Greet a person." in kdkit_process("--help", PYTHONPATH=site).out
 
 
 @pytest.mark.parametrize(
@@ -121,11 +98,12 @@ def test_entries_of_a_plugin_are_listed_under_its_name_and_its_command_works(sit
         ),
     ],
 )
-def test_an_invalid_plugin_costs_one_warning_and_the_rest_works(name, words, site, kdkit_process):
-    help_result = kdkit_process("--help", PYTHONPATH=site[name])
+def test_an_invalid_plugin_costs_one_warning_and_the_rest_works(name, words, tmp_path, kdkit_process):
+    site = install_plugin(name, tmp_path / "site")
+    help_result = kdkit_process("--help", PYTHONPATH=site)
     assert help_result.code == 0
     assert "run" in help_result.out
-    list_result = kdkit_process("list", PYTHONPATH=site[name])
+    list_result = kdkit_process("list", PYTHONPATH=site)
     assert list_result.code == 0
     assert "soft_targets" in list_result.out
     assert "of_the_misspelt" not in list_result.out
@@ -135,8 +113,8 @@ def test_an_invalid_plugin_costs_one_warning_and_the_rest_works(name, words, sit
             assert word in result.err
 
 
-def test_a_hook_that_fails_costs_one_warning_and_the_rest_is_listed(site, kdkit_process, recipe_file):
-    result = kdkit_process("list", PYTHONPATH=site["half"])
+def test_a_hook_that_fails_costs_one_warning_and_the_rest_is_listed(tmp_path, kdkit_process):
+    result = kdkit_process("list", PYTHONPATH=install_plugin("half", tmp_path / "site"))
     assert result.code == 0
     rows = [line.split()[:2] for line in result.out.splitlines()]
     assert ["soft_targets", "kdkit"] in rows
@@ -147,8 +125,9 @@ def test_a_hook_that_fails_costs_one_warning_and_the_rest_is_listed(site, kdkit_
     )
 
 
-def test_a_taken_name_and_a_taken_command_cost_a_warning_each_and_the_earlier_ones_stay(site, kdkit_process):
-    result = kdkit_process("list", "--json", PYTHONPATH=site["taken"])
+def test_a_taken_name_and_a_taken_command_cost_a_warning_each_and_the_earlier_ones_stay(tmp_path, kdkit_process):
+    site = install_plugin("taken", tmp_path / "site")
+    result = kdkit_process("list", "--json", PYTHONPATH=site)
     assert result.code == 0
     plugins = {entry["name"]: entry["plugin"] for entry in json.loads(result.out)["losses"]}
     assert (plugins["soft_targets"], plugins["taken"]) == ("kdkit", "taken")
@@ -156,4 +135,4 @@ def test_a_taken_name_and_a_taken_command_cost_a_warning_each_and_the_earlier_on
     assert command == "warning: plugin 'taken' adds the command run, which exists; the earlier one stays"
     for word in ("plugin 'taken' registers 'soft_targets'", "plugin 'kdkit' already has", "this entry is skipped"):
         assert word in loss
-    assert "Train the stages of the recipe in FILE" in kdkit_process("run", "--help", PYTHONPATH=site["taken"]).out
+    assert "Train the stages of the recipe in FILE" in kdkit_process("run", "--help", PYTHONPATH=site).out

@@ -1,11 +1,6 @@
-"""The page of a report in a real browser: no errors, tabs, sorting, themes, and print.
-
-It needs playwright and an installed chromium: pip install playwright (or --target FOLDER, which PYTHONPATH names), and
-apt install chromium. CHROMIUM may name its program.
-"""
+"""The page of a report in a real browser: no errors, tabs, sorting, themes, and print."""
 
 import os
-import shutil
 import time
 
 import pytest
@@ -15,19 +10,7 @@ from tests.helpers.reports import distillation, run
 
 pytestmark = pytest.mark.browser
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 SCREENSHOTS = os.environ.get("KDKIT_SCREENSHOTS")  # a folder in which to keep pictures of the page
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
-    with playwright.sync_playwright() as driver:
-        program = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield program
-        program.close()
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,12 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 import kdkit
 from kdkit import TorchData
 from kdkit.errors import RunFolderError
-from tests.helpers.processes import ForkedPython
+from tests.helpers.crash import require_same_results, results
+from tests.helpers.processes import ForkedPython, wait_until
 from tests.helpers.stages import last_checkpoint, three, training
 from tests.helpers.tiny import one_stage, plain_goal, samples, tiny_net
 
@@ -115,14 +114,8 @@ def stop(folder: Path, number: signal.Signals, *args: object) -> tuple[int, str]
     """
     (folder / "wait").touch()
     process = ForkedPython(["-m", "kdkit", "run", "mine.py", "--device", "cpu", *map(str, args)], folder)
-    deadline = time.monotonic() + 90
-    while not (folder / "waiting").exists():
-        assert process.poll() is None, process.output(2)
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    while len(list(folder.glob("*/2-student/checkpoint-*"))) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until((folder / "waiting").exists, process)
+    wait_until(lambda: len(list(folder.glob("*/2-student/checkpoint-*"))) == 2, process)
     process.send_signal(number)
     if number != signal.SIGKILL:  # which a step does not end
         time.sleep(0.2)
@@ -130,34 +123,6 @@ def stop(folder: Path, number: signal.Signals, *args: object) -> tuple[int, str]
     code = process.wait(30)
     (folder / "wait").unlink(missing_ok=True)
     return code, process.output(2)
-
-
-def results(run: Path) -> dict[str, object]:
-    """Return all results of a run folder: weights, predictions, metrics and mean losses."""
-    tensors = {
-        f"{path.relative_to(run)}:{key}": value
-        for path in sorted(run.rglob("*.safetensors"))
-        for key, value in load_file(path).items()
-    }
-    lines = [
-        # The time that an epoch took is the only thing that may differ between two runs.
-        {key: value for key, value in json.loads(line).items() if key != "seconds"}
-        for path in sorted(run.rglob("history.jsonl"))
-        for line in path.read_text().splitlines()
-    ]
-    return {"tensors": tensors, "history": lines, "metrics": json.loads((run / "metrics.json").read_text())}
-
-
-def assert_same(first: dict[str, object], second: dict[str, object]) -> None:
-    assert first["history"] == second["history"]
-    assert first["metrics"] == second["metrics"]
-    tensors, expected = first["tensors"], second["tensors"]
-    assert isinstance(tensors, dict)
-    assert isinstance(expected, dict)
-    assert tensors.keys() == expected.keys()
-    assert len(tensors) > 10
-    for key, value in tensors.items():
-        assert torch.equal(value, expected[key]), key
 
 
 @pytest.fixture
@@ -193,7 +158,7 @@ def test_a_killed_run_resumes_to_the_same_bits(options, folder, finish):
 
     whole = finish("--out", "whole", *options)
     assert whole.code == 0, whole.err
-    assert_same(results(folder / "cut"), results(folder / "whole"))
+    require_same_results(results(folder / "cut"), results(folder / "whole"))
     assert not list(folder.rglob("checkpoint-*"))  # a finished stage keeps no checkpoint
     assert not [path for path in (folder / "cut").rglob(".*.tmp")]  # no temporary file of an interrupted write
 
@@ -206,7 +171,7 @@ def test_a_finished_run_trains_nothing_and_reports_the_same_metrics(folder, fini
     assert again.code == 0, again.err
     assert "Metrics on test" in again.out
     assert (folder / "log.txt").read_text() == log
-    assert_same(before, results(folder / "run"))
+    require_same_results(before, results(folder / "run"))
     assert (folder / "run" / "2-student" / "weights.safetensors").stat().st_mtime_ns == weights
 
 
@@ -281,7 +246,7 @@ def test_a_stage_with_a_damaged_file_is_named_and_can_be_trained_again(name, fol
     assert f"delete the folder {Path('run') / '2-student'} to train that stage again" in done.err
     shutil.rmtree(stage)
     assert finish("--out", "run", "--resume", "--epochs", 1).code == 0
-    assert_same(before, results(folder / "run"))
+    require_same_results(before, results(folder / "run"))
 
 
 def test_weights_can_be_read_without_torch_and_kdkit(folder, finish):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from .test_distributed_balancing import in_two_processes
+from tests.helpers.ranks import in_two_processes
 
 # 33 samples of the validation and the test: one process has a batch more of them than the other.
 RANK = """

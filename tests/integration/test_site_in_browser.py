@@ -5,7 +5,6 @@ It needs `pip install -e '.[docs,browser]'` and chromium. Run it with `pytest -n
 
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 
@@ -19,8 +18,6 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("zensical") is None, reason="zensical is not installed"),
 ]
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 PAGES = (
     "index.html",
     "concepts.html",
@@ -44,16 +41,6 @@ def site():
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return ROOT / "build" / "site"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
-    with playwright.sync_playwright() as driver:
-        program = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield program
-        program.close()
 
 
 @pytest.fixture(params=[(1280, 900, "light"), (1280, 900, "dark"), (390, 844, "light")], ids=["wide", "dark", "phone"])

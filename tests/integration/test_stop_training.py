@@ -8,9 +8,11 @@ import torch
 import kdkit
 from kdkit import Sequential
 from kdkit.engine.storage.stage_folder import StageFolder
+from tests.helpers.callbacks import Recorder
+from tests.helpers.ranks import run_two_ranks
 from tests.helpers.stages import copied, last_checkpoint, same, three, training
 
-from .test_torchrun import RECIPE, run_two_ranks
+from .test_torchrun import RECIPE
 
 
 class StopAfter:
@@ -64,17 +66,11 @@ def test_the_console_shows_that_a_stage_ended_early(capsys):
 
 
 def test_a_stop_in_a_step_ends_the_stage_after_the_epoch():
-    steps = []
-
-    class Counter:
-        @kdkit.hookimpl
-        def step_ended(self, event):
-            steps.append(event.batch)
-
-    result = kdkit.run(recipe, device="cpu", callbacks=[StopInStep(), Counter()])
+    recorder = Recorder()
+    result = kdkit.run(recipe, device="cpu", callbacks=[StopInStep(), recorder])
     assert [len(history) for history in result.history.values()] == [2, 2, 2]
     assert result.history["student"][-1]["stopped_by"] == "StopInStep"
-    assert len(steps) == 3 * 2 * 4  # every batch of these epochs
+    assert len(recorder.steps) == 3 * 2 * 4  # every batch of these epochs
 
 
 def test_a_stop_after_the_last_epoch_changes_nothing():
@@ -112,15 +108,9 @@ def test_a_run_that_is_killed_after_a_stop_does_not_train_on_when_it_resumes(tmp
             kdkit.run(recipe, out=tmp_path / "cut", device="cpu", callbacks=[StopAfter(1)])
     assert last_checkpoint(tmp_path / "cut" / "1-teacher")
     assert not (tmp_path / "cut" / "1-teacher" / "stage.json").exists()
-    epochs = []
-
-    class Recorder:
-        @kdkit.hookimpl
-        def epoch_ended(self, event):
-            epochs.append(event.stage)
-
-    kdkit.run(recipe, out=tmp_path / "cut", device="cpu", resume=True, callbacks=[Recorder()])  # without the callback
-    assert "teacher" not in epochs
+    recorder = Recorder()
+    kdkit.run(recipe, out=tmp_path / "cut", device="cpu", resume=True, callbacks=[recorder])  # without StopAfter
+    assert "teacher" not in {epoch.stage for epoch in recorder.epochs}
     summaries = [summary(tmp_path / run, "1-teacher") for run in ("cut", "whole")]
     for content in summaries:
         assert content.pop("history")["epochs"] == 2

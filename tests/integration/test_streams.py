@@ -19,6 +19,8 @@ from kdkit.engine.teacher_caching import TeacherCaching
 from kdkit.engine.training_batches import TrainingBatches
 from kdkit.errors import CheckError
 from kdkit.losses import SoftTargets
+from tests.helpers.callbacks import KillAtStep, Recorder, kill_run
+from tests.helpers.stages import assert_same_results
 
 # WebDataset does not close a file of which it has read a part.
 pytestmark = pytest.mark.filterwarnings("ignore:.*unclosed file", "ignore:.*FileIO")
@@ -339,41 +341,15 @@ def test_another_stream_or_loader_begins_a_new_pass_after_a_resume_with_a_notice
     assert any("does not know its position, so the resumed run begins a new pass" in notice for notice in notices)
 
 
-class Stop(BaseException):
-    """Ends a run as a kill does."""
-
-
-class Killer:
-    """Stops a run in its fourth epoch, and keeps the notices of stages."""
-
-    def __init__(self, epoch):
-        self.epoch, self.notices = epoch, ()
-
-    @kdkit.hookimpl
-    def stage_started(self, event):
-        self.notices = event.notices
-
-    @kdkit.hookimpl
-    def step_ended(self, event):
-        if event.epoch == self.epoch:
-            raise Stop
-
-
 def assert_resumes(folder, make, *, same=True):
     """Kill a run and resume it; compare it with an uninterrupted one, and return the notices of the resumed stage."""
-    with pytest.raises(Stop):
-        kdkit.run(make, out=folder / "cut", callbacks=[Killer(3)])
-    listener = Killer(None)
-    resumed = kdkit.run(make, out=folder / "cut", resume=True, callbacks=[listener])
-    whole = kdkit.run(make, out=folder / "whole")
+    kill_run(make, folder / "run", KillAtStep(3))
+    recorder = Recorder()
+    resumed = kdkit.run(make, out=folder / "run", resume=True, callbacks=[recorder])
     assert len(resumed.history["student"]) == 5
     if same:
-        pairs = zip(*(run.student.network.state_dict().values() for run in (resumed, whole)), strict=True)
-        assert all(torch.equal(*pair) for pair in pairs)
-        assert [epoch["terms"] for epoch in resumed.history["student"]] == [
-            epoch["terms"] for epoch in whole.history["student"]
-        ]
-    return listener.notices
+        assert_same_results(resumed, kdkit.run(make))
+    return recorder.stages[0].notices
 
 
 @pytest.mark.parametrize("split", ["map", "stream"])

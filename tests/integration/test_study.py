@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,13 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from safetensors.torch import load_file
 
 from kdkit import Net, Parallel, Recipe, RecipeError, RunOptions, Stage, Study, Trial, hookimpl
 from kdkit.errors import RunFolderError
 from kdkit.losses import SoftTargets
-from tests.helpers.processes import ForkedPython, run_python
-from tests.helpers.stages import Small, data, last_checkpoint, training, truth
+from tests.helpers.processes import ForkedPython, run_python, wait_until
+from tests.helpers.stages import Small, data, last_checkpoint, load_tensors, training, truth
 
 CPU = RunOptions(device="cpu")
 
@@ -102,15 +100,6 @@ def pair(width: int = 4, **teacher: int) -> list[Trial]:
 def run_states(study: Study, options: RunOptions = CPU) -> dict[str, str]:
     """Run a study and return the state of each trial."""
     return {result.trial.name: result.state for result in study.run(options)}
-
-
-def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Return all tensors below a folder, by file and key."""
-    return {
-        f"{path.relative_to(folder)}:{key}": value
-        for path in sorted(folder.rglob("*.safetensors"))
-        for key, value in load_file(path).items()
-    }
 
 
 def test_a_finished_trial_is_skipped_and_a_new_one_is_run(tmp_path):
@@ -277,11 +266,7 @@ def test_a_killed_study_resumes_bit_for_bit(tmp_path):
 
     (tmp_path / "wait").touch()
     process = ForkedPython([str(script), "killed"], tmp_path)
-    deadline = time.monotonic() + 90
-    while not (tmp_path / "waiting").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until((tmp_path / "waiting").exists, process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait(30)
     (tmp_path / "wait").unlink()

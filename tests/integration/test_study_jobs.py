@@ -1,26 +1,26 @@
 """Tests of studies in several processes: the same bits as in one, and a process that dies costs one trial only."""
 
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 import torch
 from filelock import FileLock
-from safetensors.torch import load_file
 
 from kdkit import RecipeError, RunOptions, Study, Trial, TrialResult, hookimpl
 from kdkit.engine.storage.run_folder import read_record
 from kdkit.errors import CheckError, RunFolderError, WorkerError
 from kdkit.plugins.recipe_file import load_file as load_python
 from kdkit.plugins.recipe_file import read_recipe_file
-from tests.helpers.processes import ForkedPython, run_python
-from tests.helpers.stages import last_checkpoint
+from tests.helpers.processes import ForkedPython, run_python, wait_until
+from tests.helpers.stages import last_checkpoint, load_tensors
 
 CPU = RunOptions(device="cpu")
 
@@ -139,30 +139,12 @@ def reference(tmp_path_factory, script) -> Path:
     return folder
 
 
-def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Return all tensors below a folder, by file and key."""
-    return {
-        f"{path.relative_to(folder)}:{key}": value
-        for path in sorted(folder.rglob("*.safetensors"))
-        for key, value in load_file(path).items()
-    }
-
-
 def require_same_bits(first: Path, second: Path) -> None:
     """Assert that two studies saved equal tensors."""
     tensors, expected = load_tensors(first), load_tensors(second)
     assert tensors.keys() == expected.keys()
     assert len(tensors) > 10
     assert all(torch.equal(tensors[key], expected[key]) for key in tensors)
-
-
-def wait_for(condition: Callable[[], bool], process: ForkedPython | None = None) -> None:
-    """Wait until a condition holds, and fail if the process ends before."""
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert process is None or process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def is_alive(pid: int) -> bool:
@@ -182,47 +164,67 @@ def test_trials_are_spread_over_the_gpus(tmp_path, recipes):
     assert used == {f"cuda:{index}" for index in range(min(2, torch.cuda.device_count()))}
 
 
-def test_trials_in_two_processes_give_the_bits_of_trials_in_one_and_a_failure_stops_no_other(
-    tmp_path, recipes, reference
-):
-    recipe, (one, two, both) = recipes.recipe, recipes.trials
-    good = replace(one, options={**one.options, "report": tmp_path / "report"})
-
-    def failing(failure: str) -> Trial:
-        return Trial(name=failure, recipe=recipe, options={"failure": failure})
-
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, recipes):
+    """A study in two processes, of trials that fail and of those of the script: its folder, results and processes."""
+    folder = tmp_path_factory.mktemp("study")
+    one, two, both = recipes.trials
+    failures = ("unpicklable", "check", "memory", "exit", "killed")
     trials = [
-        *map(failing, ("unpicklable", "check", "memory", "exit", "killed")),
-        Trial(name="student", recipe=recipe, needs={"teachers": ("killed",)}),
-        Trial(name="local", recipe=lambda: recipe(), options={}),
-        good,
+        *(Trial(name=failure, recipe=recipes.recipe, options={"failure": failure}) for failure in failures),
+        Trial(name="student", recipe=recipes.recipe, needs={"teachers": ("killed",)}),
+        Trial(name="local", recipe=lambda: recipes.recipe(), options={}),
+        replace(one, options={**one.options, "report": folder / "report"}),
         two,
         both,
     ]
-    results = {result.trial.name: result for result in Study(tmp_path / "study", trials).run(CPU, jobs=2)}
+    results = {result.trial.name: result for result in Study(folder / "trials", trials).run(CPU, jobs=2)}
+    return SimpleNamespace(folder=folder / "trials", trials=trials, results=results, report=folder / "report")
+
+
+def test_trials_in_two_processes_give_the_bits_of_trials_in_one(study, reference):
+    require_same_bits(study.folder, reference)
+
+
+def test_a_trial_that_fails_stops_only_those_that_need_it(study):
+    states = {name: result.state for name, result in study.results.items()}
     failed = dict.fromkeys(("killed", "exit", "unpicklable", "check", "memory", "local"), "failed")
-    expected = {**failed, "student": "blocked", **dict.fromkeys(("one", "two", "both"), "finished")}
-    assert {name: result.state for name, result in results.items()} == expected
-    assert results["one"].trial == good
-    assert [name for name, result in results.items() if result.state == "finished"][-1] == "both"
-    require_same_bits(tmp_path / "study", reference)
-    repeated = list(Study(tmp_path / "study", [good, two, both]).run(CPU, jobs=2))
-    assert {result.state for result in repeated} == {"skipped"}
-    errors = {name: result.error for name, result in results.items()}
-    assert isinstance(errors["killed"], WorkerError)
-    assert "SIGKILL" in str(errors["killed"])
-    assert "resume from its last checkpoint" in str(errors["killed"])
-    assert "exit code 3" in str(errors["exit"])
-    assert "this and that" in str(errors["unpicklable"])
-    assert isinstance(errors["check"], CheckError)
-    assert any("Traceback" in note for note in errors["check"].__notes__)
-    assert "Up to 2 jobs shared this memory at the same time" in str(errors["memory"])
-    assert isinstance(errors["local"], RecipeError)
-    assert "top level of a file" in str(errors["local"])
-    pid, threads = (tmp_path / "report").read_text().split()
+    assert states == {**failed, "student": "blocked", **dict.fromkeys(("one", "two", "both"), "finished")}
+    assert [name for name, state in states.items() if state == "finished"][-1] == "both"  # which needs the others
+    assert [result.trial for result in study.results.values() if result.trial.name == "one"] == [study.trials[-3]]
+
+
+def test_trials_that_are_finished_are_skipped(study):
+    results = Study(study.folder, study.trials[-3:]).run(CPU, jobs=2)
+    assert {result.state for result in results} == {"skipped"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("killed", WorkerError, r"SIGKILL(.|\n)*resume from its last checkpoint"),
+        ("exit", WorkerError, "exit code 3"),
+        ("unpicklable", Exception, "this and that"),
+        ("check", CheckError, ""),
+        ("memory", Exception, "Up to 2 jobs shared this memory at the same time"),
+        ("local", RecipeError, "top level of a file"),
+    ],
+)
+def test_an_error_in_a_process_is_that_of_its_trial(name, kind, message, study):
+    error = study.results[name].error
+    assert isinstance(error, kind)
+    assert re.search(message, str(error))
+
+
+def test_an_error_in_a_process_has_the_traceback_as_a_note(study):
+    assert any("Traceback" in note for note in study.results["check"].error.__notes__)
+
+
+def test_a_process_has_the_threads_of_its_share_and_ends_with_the_study(study):
+    pid, threads = study.report.read_text().split()
     assert int(pid) != os.getpid()
     assert threads == "1"  # of OMP_NUM_THREADS in conftest.py
-    wait_for(lambda: not is_alive(int(pid)))
+    wait_until(lambda: not is_alive(int(pid)))
 
 
 @pytest.mark.slow
@@ -231,14 +233,14 @@ def test_a_stopped_study_stops_its_processes_and_resumes_bit_for_bit(tmp_path, s
     command = [str(script), "study", "2"]
     (tmp_path / "wait").touch()
     process = ForkedPython(command, tmp_path)
-    wait_for(lambda: len(list(tmp_path.glob("waiting-*"))) == 2, process)
+    wait_until(lambda: len(list(tmp_path.glob("waiting-*"))) == 2, process)
     children = [int(path.name.split("-")[1]) for path in tmp_path.glob("waiting-*")]
     os.kill(process.pid, signal_sent)
     if signal_sent != signal.SIGKILL:
         time.sleep(0.5)  # the parent then ends its children by SIGTERM, after their step
         (tmp_path / "wait").unlink()
     process.wait(30)
-    wait_for(lambda: not any(map(is_alive, children)))
+    wait_until(lambda: not any(map(is_alive, children)))
     step = 6 if signal_sent == signal.SIGKILL else 9  # the signals that a process can handle wait for a checkpoint
     for name in ("one", "two"):
         assert last_checkpoint(tmp_path / "study" / name / "1-net")
@@ -257,7 +259,7 @@ def run_two_and_signal_both(signal_sent: int, tmp_path: Path, recipes) -> list[T
     study = Study(tmp_path / "study", recipes.trials[:2])
 
     def signal_both() -> None:
-        wait_for(lambda: len(list(tmp_path.glob("waiting-*"))) == 2)
+        wait_until(lambda: len(list(tmp_path.glob("waiting-*"))) == 2)
         (tmp_path / "wait").unlink()
         for path in tmp_path.glob("waiting-*"):
             os.kill(int(path.name.split("-")[1]), signal_sent)

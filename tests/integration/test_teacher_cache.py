@@ -17,6 +17,7 @@ from kdkit.engine.storage.comparison import different_conditions
 from kdkit.errors import CacheError, CheckError
 from kdkit.teachers.cache import CacheFolder, Part, Store
 from kdkit.utils.sealed import read_sealed_json
+from tests.helpers.callbacks import KillAfterEpoch, KillAtStep, Recorder, kill_run
 from tests.helpers.stages import copied, epoch_terms, same, samples, three, training
 from tests.helpers.teacher_cache import ROWS, NoisyData, TeacherCalls, make_net, make_recipe
 
@@ -28,26 +29,11 @@ def teacher_calls(monkeypatch):
     return TeacherCalls(monkeypatch)
 
 
-class NoticeCallback:
-    """Collects the notices of a run."""
-
-    def __init__(self):
-        self.notices: list[str] = []
-
-    @kdkit.hookimpl
-    def run_started(self, event):
-        self.notices += event.notices
-
-    @kdkit.hookimpl
-    def stage_started(self, event):
-        self.notices += event.notices
-
-
 def run(recipe, **options):
     """Run a recipe, and return its student's weights, its history, and its notices."""
-    callback = NoticeCallback()
-    result = kdkit.run(recipe, callbacks=[callback], **CPU, **options)
-    notices = [notice for notice in callback.notices if "test split" not in notice]
+    recorder = Recorder()
+    result = kdkit.run(recipe, callbacks=[recorder], **CPU, **options)
+    notices = [notice for notice in recorder.notices if "test split" not in notice]
     return copied(result.student.module), epoch_terms(result.history), notices
 
 
@@ -62,20 +48,8 @@ def test_a_teacher_runs_in_the_first_epoch_only(taps, teacher_calls, tmp_path):
     assert first[2] == []
 
 
-class Stop(BaseException):
-    """Ends a run as a kill does."""
-
-
-class Killer:
-    @kdkit.hookimpl
-    def step_ended(self, event):
-        if event.epoch == 1:
-            raise Stop
-
-
 def test_a_stage_records_its_entries_and_how_many_outputs_other_runs_had_cached(teacher_calls, tmp_path):
-    with pytest.raises(Stop):
-        kdkit.run(make_recipe(), out=tmp_path / "first", callbacks=[Killer()], **CPU)
+    kill_run(make_recipe(), tmp_path / "first", KillAtStep(1), **CPU)
     run(make_recipe(), out=tmp_path / "first", resume=True)  # whose outputs of its first epoch are its own
     run(make_recipe(), out=tmp_path / "second")
     run(make_recipe(), out=tmp_path / "third", teacher_cache="off")
@@ -477,14 +451,7 @@ def test_a_run_with_data_without_a_digest_resumes_to_the_same_bits(tmp_path):
     def data():
         return TorchData(FixedDataset(ROWS), FixedDataset(12), FixedDataset(12), classes=("a", "b", "c"), draws=1)
 
-    class StopAfterTwoEpochs:
-        @kdkit.hookimpl
-        def epoch_ended(self, event):
-            if event.epoch == 1:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        kdkit.run(make_recipe(data=data()), out=tmp_path / "cut", callbacks=[StopAfterTwoEpochs()], **CPU)
+    kill_run(make_recipe(data=data()), tmp_path / "cut", KillAfterEpoch(1), **CPU)
     assert (tmp_path / "cut" / "teacher_cache").exists()
     cut = run(make_recipe(data=data()), out=tmp_path / "cut", resume=True)
     assert same(cut[0], run(make_recipe(data=data()), out=tmp_path / "whole")[0])

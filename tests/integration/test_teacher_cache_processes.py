@@ -3,7 +3,6 @@
 import re
 import shutil
 import signal
-import time
 from pathlib import Path
 from textwrap import dedent
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 from tests.helpers.command_line import environment
-from tests.helpers.processes import ForkedPython
+from tests.helpers.processes import ForkedPython, wait_until
 
 RECIPE = '''
 """A student of a teacher that logs each batch of the full size that it runs on."""
@@ -102,14 +101,6 @@ def run_in_process(kdkit_here, folder, monkeypatch):
     return run
 
 
-def wait_until_paused(folder: Path, process: ForkedPython) -> None:
-    deadline = time.monotonic() + 90
-    while not (folder / "waiting").exists():
-        assert process.poll() is None, process.output(2)
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def wait_for_end(process: ForkedPython) -> str:
     out, err = process.communicate(timeout=90)
     assert process.returncode == 0, err
@@ -131,7 +122,7 @@ def rows_on_disk(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_two_processes_share_outputs_and_one_of_them_writes(folder, begin, run_in_process):
     early = begin("early", WAIT="0 1")
-    wait_until_paused(folder, early)
+    wait_until((folder / "waiting").exists, early)
     wait_for_end(begin("second"))  # nothing was flushed yet: its teacher runs at every step, and it writes nothing
     assert teacher_batches(folder, "second") == 3 * BATCHES
     assert not rows_on_disk(folder)[0].any()
@@ -149,7 +140,7 @@ def test_two_processes_share_outputs_and_one_of_them_writes(folder, begin, run_i
 def test_a_process_that_is_killed_leaves_no_row_without_its_data(folder, begin, run_in_process):
     inputs = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
     killed = begin("run", WAIT="0 2", EAGER="1")
-    wait_until_paused(folder, killed)
+    wait_until((folder / "waiting").exists, killed)
     survivor = begin("survivor", WAIT="0 0")  # reads while the first has the lock, and writes once that is killed
     killed.send_signal(signal.SIGKILL)
     killed.communicate(timeout=30)

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 import kdkit
-from kdkit import Batch, Distiller, Match, Net, OnnxModel, Recipe, RecipeError, Stage, Tap, hookimpl
+from kdkit import Batch, Distiller, Match, Net, OnnxModel, Recipe, RecipeError, Stage, Tap
 from kdkit.engine.capture import _runs_in_graph
 from kdkit.errors import CheckError
 from kdkit.losses import SRRL, Hint, SoftTargets
-from tests.helpers.stages import data, same, training, truth
+from tests.helpers.callbacks import Recorder
+from tests.helpers.stages import data, one_stage, same, training, truth
 
 # Each of the optional packages warns when it is imported or used; none of the warnings is about kdkit.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -69,28 +70,31 @@ def unflattened(folder):
     return torch.export.unflatten(program())
 
 
-def onnx_file(folder, name: str = "teacher.onnx", module: nn.Module | None = None, **options):
+def export_onnx(module: nn.Module, path: Path, **options) -> None:
     batch = torch.export.Dim("batch", min=1, max=1024)
-    options = {"dynamic_shapes": {"input": {0: batch}}, **options}
-    folder.mkdir(exist_ok=True)
-    module = network() if module is None else module
-    torch.onnx.export(module.eval(), (torch.randn(4, 6),), folder / name, dynamo=True, verbose=False, **options)
-    return folder / name
+    shapes = {"input": {0: batch}}
+    example = (torch.randn(4, 6),)
+    torch.onnx.export(module.eval(), example, path, dynamo=True, verbose=False, dynamic_shapes=shapes, **options)
 
 
 @cache
 def onnx_files() -> dict[str, bytes]:
     """Return the files of the network by name; an export takes a second."""
     with tempfile.TemporaryDirectory() as folder:
-        onnx_file(Path(folder))
+        export_onnx(network(), Path(folder, "teacher.onnx"))
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
-def in_onnx(folder):
+def onnx_file(folder) -> Path:
+    """Write the network and return the path."""
     folder.mkdir(exist_ok=True)
     for name, content in onnx_files().items():
         (folder / name).write_bytes(content)
-    return OnnxModel(folder / "teacher.onnx")
+    return folder / "teacher.onnx"
+
+
+def in_onnx(folder):
+    return OnnxModel(onnx_file(folder))
 
 
 def half_precision(folder):
@@ -112,19 +116,6 @@ KINDS = [
     half_precision,
 ]
 CACHED = [kind for kind in KINDS if kind is not dynamically_quantized]
-
-
-class Notices:
-    def __init__(self):
-        self.lines = []
-
-    @hookimpl
-    def run_started(self, event):
-        self.lines += event.notices
-
-    @hookimpl
-    def stage_started(self, event):
-        self.lines += event.notices
 
 
 def recipe(teacher: Net, **changes) -> Recipe:
@@ -155,18 +146,18 @@ def test_a_student_learns_from_a_teacher_of_any_kind(kind, tmp_path):
 @pytest.mark.parametrize("kind", CACHED)
 def test_a_teacher_of_any_kind_has_the_same_cache_in_each_run(kind, tmp_path):
     for run in ("one", "two"):
-        notices = Notices()
+        recorder = Recorder()
         teacher = Net("teacher", kind(tmp_path / run), trained=True)
-        kdkit.run(recipe(teacher), device="cpu", out=tmp_path / "runs" / run, callbacks=[notices])
-        assert not [line for line in notices.lines if "not cached" in line]
+        kdkit.run(recipe(teacher), device="cpu", out=tmp_path / "runs" / run, callbacks=[recorder])
+        assert not [line for line in recorder.notices if "not cached" in line]
     assert len(entries(tmp_path / "runs")) == 1
 
 
 def test_a_teacher_whose_scale_depends_on_the_batch_is_not_cached(tmp_path):
-    notices = Notices()
+    recorder = Recorder()
     teacher = Net("teacher", dynamically_quantized(tmp_path), trained=True)
-    kdkit.run(recipe(teacher), device="cpu", out=tmp_path / "run", callbacks=[notices])
-    assert any("depends on the other samples in the batch" in line for line in notices.lines)
+    kdkit.run(recipe(teacher), device="cpu", out=tmp_path / "run", callbacks=[recorder])
+    assert any("depends on the other samples in the batch" in line for line in recorder.notices)
 
 
 @pytest.mark.parametrize("kind", [weights_in_int8, exported])
@@ -198,7 +189,7 @@ def test_a_layer_of_a_teacher_is_tapped(kind, tmp_path):
     teacher, student = Net("teacher", module, trained=True), Net("student", network(4))
     layer = getattr(module, "_orig_mod", module).get_submodule("0")
     hint = Match(teacher, Hint(), student=Tap(student.module[0]), target=Tap(layer))
-    result = kdkit.run(Recipe(data=data(), schedule=[Stage({student: truth() + hint}, training())]), device="cpu")
+    result = kdkit.run(one_stage(student, truth() + hint), device="cpu")
     losses = [epoch["terms"]["teacher/hint"] for epoch in result.history["student"]]
     assert losses[1] < losses[0]
 
@@ -229,7 +220,7 @@ def test_a_tap_on_an_exported_program_is_refused(tmp_path):
     module = exported(tmp_path)
     teacher, student = Net("teacher", module, trained=True), Net("student", network(4))
     hint = Match(teacher, Hint(), student=Tap(student.module[0]), target=Tap(module.get_submodule("0")))
-    plan = kdkit.check(Recipe(data=data(), schedule=[Stage({student: hint}, training())]))
+    plan = kdkit.check(one_stage(student, hint))
     assert any("never fired" in problem for problem in plan.problems)
 
 
@@ -247,7 +238,7 @@ def test_a_mode_that_is_fixed_stays_as_it_was(tmp_path):
 def test_an_exported_program_cannot_be_trained(wrap, tmp_path):
     student = Net("student", wrap(exported(tmp_path)))
     with pytest.raises(CheckError, match="train the module that was exported"):
-        kdkit.run(Recipe(data=data(), schedule=[Stage({student: truth()}, training())]), device="cpu")
+        kdkit.run(one_stage(student, truth()), device="cpu")
 
 
 def test_a_student_with_quantized_weights_is_refused(tmp_path):
@@ -255,29 +246,26 @@ def test_a_student_with_quantized_weights_is_refused(tmp_path):
     with pytest.raises(
         CheckError, match=r"has '1\.0\.weight', a (Int8|AffineQuantized)Tensor, which a run folder cannot store"
     ):
-        kdkit.run(Recipe(data=data(), schedule=[Stage({student: truth()}, training())]), device="cpu")
+        kdkit.run(one_stage(student, truth()), device="cpu")
 
 
 def test_an_onnx_model_takes_its_version_from_its_files(tmp_path):
-    first = OnnxModel(onnx_file(tmp_path / "a"))
-    net = Net("teacher", first)
-    assert net.version == first.version == OnnxModel(tmp_path / "a" / "teacher.onnx").version
+    path = onnx_file(tmp_path)
+    first = OnnxModel(path)
+    assert Net("teacher", first).version == first.version == OnnxModel(path).version
     assert Net("teacher", first, version="mine").version == "mine"
-    assert list((tmp_path / "a").glob("*.data"))  # the weights are in a file of their own
-    changed = network()
-    with torch.no_grad():
-        changed[0].weight.add_(0.1)
-    assert OnnxModel(onnx_file(tmp_path / "b", module=changed)).version != first.version
+    (weights,) = tmp_path.glob("*.data")  # in a file of their own
+    weights.write_bytes(weights.read_bytes()[::-1])
+    assert OnnxModel(path).version != first.version
 
 
 def test_an_onnx_model_takes_inputs_by_name_and_returns_outputs_by_name(tmp_path):
-
     class Two(nn.Module):
         def forward(self, input):
             return input[:, :3], input.sum(1)
 
-    path = onnx_file(tmp_path, module=Two(), output_names=["logits", "total"])
-    inputs = torch.randn(5, 6)
+    path, inputs = tmp_path / "teacher.onnx", torch.randn(5, 6)
+    export_onnx(Two(), path, output_names=["logits", "total"])
     outputs = OnnxModel(path)(input=inputs)
     torch.testing.assert_close(outputs["logits"], inputs[:, :3])
     torch.testing.assert_close(outputs["total"], inputs.sum(1))
@@ -304,11 +292,21 @@ def test_an_onnx_model_that_cannot_be_used_is_refused(tmp_path):
     for path in (tmp_path / "text.onnx", tmp_path / "missing.onnx"):
         with pytest.raises(RecipeError, match=rf"onnxruntime cannot load .*{path.name}"):
             OnnxModel(path)
+    path = onnx_file(tmp_path)
     with pytest.raises(RecipeError, match=r"onnxruntime cannot use NoneExecutionProvider .*; install the package"):
-        OnnxModel(onnx_file(tmp_path), providers=["NoneExecutionProvider"])
-    OnnxModel(onnx_file(tmp_path), providers=["NoneExecutionProvider", "CPUExecutionProvider"])
+        OnnxModel(path, providers=["NoneExecutionProvider"])
+    OnnxModel(path, providers=["NoneExecutionProvider", "CPUExecutionProvider"])
+
+
+def test_an_onnx_model_of_a_fixed_batch_size_is_refused(tmp_path):
+    import onnx
+
+    path = onnx_file(tmp_path)
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, path)
     with pytest.raises(RecipeError, match=r"exactly 4 samples for 'input'.*dynamic_shapes"):
-        OnnxModel(onnx_file(tmp_path, dynamic_shapes=None))
+        OnnxModel(path)
 
 
 def test_an_onnx_model_without_onnxruntime_names_the_extra(tmp_path, monkeypatch):
@@ -334,17 +332,23 @@ class Recorded(nn.Module):
         return super().to(*args, **kwargs)
 
 
+def taught(device, device_of_run, *, epochs=2, **options):
+    """Run a recipe whose teacher has its own device, unless it is None, and return the teacher and the student."""
+    teacher = Net("teacher", network(), trained=True, device=device)
+    torch.manual_seed(3)
+    student = Net("student", network(4))
+    hint = Match(teacher, Hint(), student=Tap(student.module[0]), target=Tap(teacher.module[0]))
+    kdkit.run(
+        one_stage(student, truth() + Match(teacher, SoftTargets()) + hint, epochs=epochs),
+        device=device_of_run,
+        **options,
+    )
+    return teacher, student
+
+
 def test_a_teacher_with_its_own_device_trains_the_same_student():
-    results = []
-    for device in (None, "cpu"):
-        teacher = Net("teacher", network(), trained=True, device=device)
-        torch.manual_seed(3)
-        student = Net("student", network(4))
-        hint = Match(teacher, Hint(), student=Tap(student.module[0]), target=Tap(teacher.module[0]))
-        objective = truth() + Match(teacher, SoftTargets()) + hint
-        kdkit.run(Recipe(data=data(), schedule=[Stage({student: objective}, training())]), device="cpu")
-        results.append(student.module.state_dict())
-    assert same(*results)
+    states = [taught(device, "cpu")[1].module.state_dict() for device in (None, "cpu")]
+    assert same(*states)
 
 
 def test_a_teacher_with_its_own_device_is_moved_to_no_other(monkeypatch):
@@ -360,24 +364,24 @@ def test_a_teacher_with_its_own_device_is_moved_to_no_other(monkeypatch):
 def test_a_teacher_that_accelerate_has_spread_stays_where_it_is(tmp_path):
     import accelerate
 
-    places = {"0": "cpu", "1": "cpu", "2": "disk"}
-    module = accelerate.dispatch_model(network(), places, offload_dir=tmp_path, main_device="cpu")
-    notices = Notices()
+    device_map = {"0": "cpu", "1": "cpu", "2": "disk"}
+    module = accelerate.dispatch_model(network(), device_map, offload_dir=tmp_path, main_device="cpu")
+    recorder = Recorder()
     teacher = Net("teacher", module, trained=True)
-    result = kdkit.run(recipe(teacher), device="cpu", out=tmp_path / "run", callbacks=[notices])
+    result = kdkit.run(recipe(teacher), device="cpu", out=tmp_path / "run", callbacks=[recorder])
     expected = kdkit.run(recipe(Net("teacher", network(), trained=True)), device="cpu")
     assert module[2].weight.is_meta  # it is read from the disk at each step
     assert result.metrics["teacher"] == expected.metrics["teacher"]
     losses, expected_losses = ([epoch["terms"] for epoch in run.history["student"]] for run in (result, expected))
     assert losses == expected_losses
-    assert any("whose bytes cannot be read" in line for line in notices.lines)
+    assert any("whose bytes cannot be read" in line for line in recorder.notices)
 
 
 def test_a_distiller_leaves_a_teacher_that_accelerate_has_spread_where_it_is(tmp_path):
     import accelerate
 
-    places = {"0": "cpu", "1": "cpu", "2": "disk"}
-    module = accelerate.dispatch_model(network(), places, offload_dir=tmp_path, main_device="cpu")
+    device_map = {"0": "cpu", "1": "cpu", "2": "disk"}
+    module = accelerate.dispatch_model(network(), device_map, offload_dir=tmp_path, main_device="cpu")
     student, teacher = Net("student", nn.Linear(6, 3)), Net("teacher", module, trained=True)
     inputs = torch.randn(4, 6)
     with kdkit.Distiller(student, Match(teacher, SoftTargets()), (inputs, torch.zeros(4).long())) as distiller:
@@ -417,7 +421,7 @@ def test_a_distiller_leaves_a_teacher_on_its_device(half):
 
 def test_a_net_with_its_own_device_cannot_be_trained():
     student = Net("student", network(), device="cpu")
-    plan = kdkit.check(Recipe(data=data(), schedule=[Stage({student: truth()}, training())]))
+    plan = kdkit.check(one_stage(student, truth()))
     assert plan.problems == (
         "stage 'student': net 'student' is trained on the device of the run; leave out its device='cpu'",
     )
@@ -439,7 +443,7 @@ def test_a_loss_that_shares_parameters_with_a_teacher_on_another_device_is_refus
     plan = kdkit.check(Recipe(data=data(), schedule=[stage]))
     assert any("has its own device" in problem for problem in plan.problems)
     srrl = Match(teacher, SRRL(), student=Tap(student.module), target=Tap(teacher.module[1]))
-    kdkit.check(Recipe(data=data(), schedule=[Stage({student: srrl}, training())])).require()  # it copies the layer
+    kdkit.check(one_stage(student, srrl)).require()  # it copies the layer
 
 
 def test_a_device_that_does_not_exist_is_refused():
@@ -465,13 +469,7 @@ def test_a_teacher_on_another_device_runs_outside_of_a_cuda_graph():
 def test_a_teacher_on_the_cpu_teaches_a_student_on_a_gpu(capture):
     results = []
     for device in (None, "cpu"):
-        teacher = Net("teacher", network(), trained=True, device=device)
-        torch.manual_seed(3)
-        student = Net("student", network(4))
-        hint = Match(teacher, Hint(), student=Tap(student.module[0]), target=Tap(teacher.module[0]))
-        objective = truth() + Match(teacher, SoftTargets()) + hint
-        stage = Stage({student: objective}, training(epochs=6))
-        kdkit.run(Recipe(data=data(), schedule=[stage]), device="cuda", capture=capture, teacher_cache="off")
+        teacher, student = taught(device, "cuda", epochs=6, capture=capture, teacher_cache="off")
         assert student.module[0].weight.is_cuda
         assert teacher.module[0].weight.is_cuda == (device is None)
         results.append(copy.deepcopy(student.module.state_dict()))

@@ -1,15 +1,17 @@
 """Past, Ema, Peer and Teachers in whole runs: interrupted, resumed, and compiled."""
 
+from functools import partial
+
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 import kdkit
-from kdkit import Ema, Match, Net, Past, Peer, Recipe, Stage, Tap, Teachers, hookimpl
+from kdkit import Ema, Match, Net, Past, Peer, Recipe, Stage, Tap, Teachers
 from kdkit.losses import OFD, PSKD, PerTeacher, SoftTargets
+from tests.helpers.callbacks import KillAtStep, killed_and_resumed
 from tests.helpers.open_stages import open_and_build
-from tests.helpers.stages import Small, data, same, training, truth
+from tests.helpers.stages import Small, assert_same_results, data, training, truth
 
 
 def past():
@@ -45,27 +47,11 @@ def recipe(make):
     return Recipe(data=data(), schedule=[Stage(make(), training(epochs=4))])
 
 
-class Stop:
-    """Interrupt a run, as Ctrl-C does, in the second step of the third epoch."""
-
-    @hookimpl
-    def step_ended(self, event):
-        if (event.epoch, event.batch) == (2, 1):
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("make", [past, average, mutual, learned_weights])
 def test_a_resumed_run_ends_in_the_same_bits(make, tmp_path):
-    kdkit.run(lambda: recipe(make), device="cpu", out=tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        kdkit.run(lambda: recipe(make), device="cpu", out=tmp_path / "cut", callbacks=[Stop()])
-    kdkit.run(lambda: recipe(make), device="cpu", out=tmp_path / "cut", resume=True)
-    whole, cut = (
-        {path.name: load_file(path) for path in (tmp_path / run).glob("*/weights*")} for run in ("whole", "cut")
-    )
-    assert whole.keys() == cut.keys()
-    assert len(whole) == len(make())  # a file for each net that is trained
-    assert all(same(weights, cut[name]) for name, weights in whole.items())
+    resumed = killed_and_resumed(partial(recipe, make), tmp_path / "run", KillAtStep(2, batch=1), device="cpu")
+    assert_same_results(resumed, kdkit.run(partial(recipe, make), device="cpu"))
+    assert len(list(tmp_path.glob("run/*/weights*"))) == len(make())  # a file for each net that is trained
 
 
 def steps(make, wrap):

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -12,14 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.distributed import TCPStore
 
 from kdkit.cli.main import _ALONE, cli
 from kdkit.engine.storage.comparison import differences
 from tests.helpers.command_line import environment
-from tests.helpers.processes import ForkedPython
-
-from .test_distributed_balancing import in_two_processes
+from tests.helpers.processes import ForkedPython, wait_until
+from tests.helpers.ranks import in_two_processes, run_two_ranks
 
 # 70 samples: 4 batches of 16, and a last one of 6, of which each process gets 3. The batch norm is frozen, since its
 # statistics are those of the part of a batch that a process has.
@@ -410,27 +406,6 @@ def test_processes_share_cached_teacher_outputs_from_the_next_epoch_on(tmp_path)
             torch.testing.assert_close(module["weight"], weights["weight"], rtol=0, atol=1e-9)
 
 
-def run_two_ranks(folder, *arguments, fresh=False):
-    """Run Python with these arguments in two processes, as torchrun does, and return exit codes, stdout and stderr.
-
-    fresh: use two new interpreters, which also end as interpreters do.
-    """
-    # As in torchrun, the store does not end with a rank: the last one still finds out that another one failed first.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    variables = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-    variables["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-    variables["TORCHELASTIC_RUN_ID"] = "test"
-    start = _fresh_python if fresh else ForkedPython
-    ranks = [start([*arguments], folder, environment(**variables, RANK=str(r), LOCAL_RANK=str(r))) for r in range(2)]
-    outputs = [rank.communicate(timeout=120) for rank in ranks]
-    return [rank.returncode for rank in ranks], "".join(out for out, _ in outputs), "".join(err for _, err in outputs)
-
-
-def _fresh_python(arguments, folder, variables):
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, *arguments], cwd=folder, env=variables, text=True, **pipes)
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -521,14 +496,6 @@ class Launched:
         assert process.returncode == 0, err
         return out
 
-    def wait(self, process, condition):
-        """Wait until a condition is true while the run goes on."""
-        deadline = time.monotonic() + 90
-        while not condition():
-            assert process.poll() is None, process.output(2)
-            assert time.monotonic() < deadline, process.output(2)
-            time.sleep(0.02)
-
     def ranks(self, process):
         """Return the processes that torchrun has started."""
         return [*map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())]
@@ -576,7 +543,7 @@ def test_a_signal_ends_all_processes_after_one_step_with_a_checkpoint_and_no_ste
     launched.lost.touch()
     (tmp_path / "wait").touch()
     process = launched.start()
-    launched.wait(process, (tmp_path / "waiting").exists)
+    wait_until((tmp_path / "waiting").exists, process)
     ranks = launched.ranks(process)
     process.send_signal(number)
     os.kill(ranks[1], number)  # as a scheduler does, which sends it to all processes
@@ -593,12 +560,12 @@ def test_a_signal_ends_all_processes_after_one_step_with_a_checkpoint_and_no_ste
     before = {batches for batches in launched.checkpoints() if batches % 5 == 0}
     (tmp_path / "slow").touch()
     process = launched.start("--resume")
-    launched.wait(process, (tmp_path / "trained").exists)
+    wait_until((tmp_path / "trained").exists, process)
     time.sleep(0.1)
     ranks = launched.ranks(process)
     for rank in ranks:
         os.kill(rank, number)
-    launched.wait(process, lambda: {batches for batches in launched.checkpoints() if batches % 5 == 0} - before)
+    wait_until(lambda: {batches for batches in launched.checkpoints() if batches % 5 == 0} - before, process)
     for killed in (process.pid, *ranks):  # torchrun first, which would start others
         with suppress(ProcessLookupError):
             os.kill(killed, signal.SIGKILL)

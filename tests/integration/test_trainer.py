@@ -6,36 +6,20 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
-from torch.optim.lr_scheduler import (
-    ChainedScheduler,
-    CosineAnnealingLR,
-    CosineAnnealingWarmRestarts,
-    CyclicLR,
-    ExponentialLR,
-    LinearLR,
-    MultiStepLR,
-    OneCycleLR,
-    ReduceLROnPlateau,
-    SequentialLR,
-)
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import kdkit
 from kdkit import (
-    AverageWeights,
     DataError,
     KdkitError,
     Level,
     LinearRamp,
-    LRSchedule,
     Match,
-    MetricResult,
     MultiLevel,
     Net,
     Optimizer,
@@ -49,73 +33,24 @@ from kdkit import (
     Truth,
     hookimpl,
 )
+from kdkit.errors import CheckError
 from kdkit.losses import Hint, SoftTargets
-from kdkit.metrics import MSE, Accuracy
+from tests.helpers.callbacks import Recorder
+from tests.helpers.datasets import Rows
 from tests.helpers.stages import (
     Small,
+    assert_same_results,
     copied,
     data,
     epoch_terms,
     last_checkpoint,
+    one_stage,
     same,
     samples,
     three,
     training,
     truth,
 )
-
-
-class Listener:
-    """A callback that records its events."""
-
-    def __init__(self) -> None:
-        self.runs: list[Any] = []
-        self.epochs: list[Any] = []
-        self.steps: list[Any] = []
-        self.ended: list[Any] = []
-
-    @hookimpl
-    def run_started(self, event: Any) -> None:
-        self.runs.append(event)
-
-    @hookimpl
-    def step_ended(self, event: Any) -> None:
-        # A copy: the tensors of a step are read here, while they are those of this step.
-        self.steps.append({**event.terms})
-
-    @hookimpl
-    def epoch_ended(self, event: Any) -> None:
-        self.epochs.append(event)
-
-    @hookimpl
-    def run_ended(self, event: Any) -> None:
-        self.ended.append(event)
-
-
-class Listed:
-    """A metric that returns the values of a list, one in each call."""
-
-    def __init__(self, *values: float) -> None:
-        self.values: Iterator[float] = iter(values)
-
-    name = "listed"
-
-    def fit(self, validation: Any) -> "Listed":
-        return self
-
-    def compute(self, test: Any) -> MetricResult:
-        return MetricResult(value=next(self.values, 0.0))
-
-
-def alone(
-    net: Net[Any] | None = None, *, splits: TorchData | None = None, objective: Any = None, **changes: Any
-) -> Recipe:
-    """Return a recipe of one net that learns from labels."""
-    net = net or Net("student", Small(4))
-    metrics = changes.pop("metrics", ())
-    return Recipe(
-        data=splits or data(), schedule=[Stage({net: objective or truth()}, training(**changes))], metrics=metrics
-    )
 
 
 def weights(recipe: Any, **options: Any) -> dict[str, dict[str, Tensor]]:
@@ -129,10 +64,8 @@ def weights(recipe: Any, **options: Any) -> dict[str, dict[str, Tensor]]:
 def test_same_seed_gives_the_same_bits_and_another_seed_does_not(schedule):
     # A function that makes the recipe, since a run seeds the initial weights only of nets that are made inside it.
     first, again, reseeded = (kdkit.run(lambda: three(schedule), device="cpu", seed=seed) for seed in (3, 3, 4))
-    assert epoch_terms(first.history) == epoch_terms(again.history)
-    assert first.metrics == again.metrics
+    assert_same_results(first, again)
     for name in ("teacher", "assistant", "student"):
-        assert same(first.nets[name].module.state_dict(), again.nets[name].module.state_dict())
         assert not same(first.nets[name].module.state_dict(), reseeded.nets[name].module.state_dict())
     assert epoch_terms(first.history) != epoch_terms(reseeded.history)
 
@@ -141,38 +74,6 @@ def test_same_seed_gives_the_same_bits_and_another_seed_does_not(schedule):
 def test_each_test_starts_from_the_same_random_state(repetition):
     # Else the nets that a test makes outside a run depend on the tests before it, and some of them do not learn.
     assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator()))
-
-
-def test_a_callback_that_changes_its_event_does_not_change_the_run():
-    class Meddler:
-        @hookimpl
-        def epoch_ended(self, event: Any) -> None:
-            for mapping in (event.terms, event.weights):
-                for key in list(mapping):
-                    try:
-                        mapping[key] = 0.0
-                    except TypeError:  # a read-only mapping
-                        return
-
-        @hookimpl
-        def run_ended(self, event: Any) -> None:
-            if isinstance(event.metrics, dict):
-                event.metrics.clear()
-
-    plain = kdkit.run(three, device="cpu")
-    watched = kdkit.run(three, device="cpu", callbacks=[Meddler()])
-    assert epoch_terms(plain.history) == epoch_terms(watched.history)
-    assert plain.metrics == watched.metrics
-    assert same(plain.student.module.state_dict(), watched.student.module.state_dict())
-
-
-def test_a_misspelt_hook_of_a_callback_is_refused_by_name():
-    class Wrong:
-        @hookimpl
-        def epoch_end(self, event: Any) -> None: ...
-
-    with pytest.raises(kdkit.errors.PluginError, match=r"'epoch_end'.*did you mean 'epoch_ended'"):
-        kdkit.run(three, device="cpu", callbacks=[Wrong()])
 
 
 class Noisy(Dataset[tuple[Tensor, Tensor]]):
@@ -193,11 +94,9 @@ class Noisy(Dataset[tuple[Tensor, Tensor]]):
 def test_data_loading_workers_change_no_number(dropout, noisy):
     def recipe(workers: int) -> Recipe:
         splits = TorchData(Noisy(32), samples(24, 1), classes=("a", "b", "c")) if noisy else data()
-        return alone(Net("student", Small(4, dropout=dropout)), splits=splits, epochs=2, workers=workers)
+        return one_stage(Net("student", Small(4, dropout=dropout)), splits=splits, epochs=2, workers=workers)
 
-    inside, outside = (kdkit.run(lambda count=count: recipe(count), device="cpu") for count in (0, 2))
-    assert epoch_terms(inside.history) == epoch_terms(outside.history)
-    assert same(inside.student.module.state_dict(), outside.student.module.state_dict())
+    assert_same_results(*(kdkit.run(lambda count=count: recipe(count), device="cpu") for count in (0, 2)))
 
 
 # Teachers, and the parts that a run leaves unchanged
@@ -253,7 +152,7 @@ def test_hooks_are_gone_after_a_run_and_after_an_error():
     for loss in (Hint(), broken):
         teacher, student = Net("teacher", Small(8), trained=True), Net("student", Small(4))
         match = Match(teacher, loss, student=Tap(student.module.body), target=Tap(teacher.module.body))
-        recipe = Recipe(data=data(), schedule=[Stage({student: truth() + match}, training())])
+        recipe = one_stage(student, truth() + match)
         if loss is broken:
             with pytest.raises(RuntimeError, match="broken on purpose"):
                 kdkit.run(recipe, device="cpu")
@@ -269,12 +168,12 @@ def test_a_level_has_separate_training_options_and_teacher_weights():
         options = {"truth": truth(), "kd_loss": SoftTargets(), "training": training(epochs=2)}
         return Recipe(data=data(), schedule=MultiLevel(nets[0], nets[1], level, **options))
 
-    listener = Listener()
-    result = kdkit.run(recipe, device="cpu", callbacks=[listener])
+    recorder = Recorder()
+    result = kdkit.run(recipe, device="cpu", callbacks=[recorder])
     assert [len(result.history[name]) for name in ("teacher", "assistant", "student")] == [2, 2, 1]
     # The labels have 0.2; the teachers share the rest, 0.8, in parts of 0.75 and 0.25.
     expected = {"truth": 0.2, "teacher/soft_targets": 0.6, "assistant/soft_targets": 0.2}
-    assert listener.epochs[-1].weights == pytest.approx(expected)
+    assert recorder.epochs[-1].weights == pytest.approx(expected)
 
 
 def test_the_predictions_of_a_net_trained_twice_are_in_its_last_stage(tmp_path):
@@ -305,7 +204,7 @@ def test_a_net_and_a_term_may_have_the_name_of_a_method(name):
     teacher = Net("teacher", Small(8), trained=True)
     student = Net(name, Small(4))
     objective = truth() + Match(teacher, nn.MSELoss(), label=name)
-    result = kdkit.run(Recipe(data=data(), schedule=[Stage({student: objective}, training(epochs=1))]), device="cpu")
+    result = kdkit.run(one_stage(student, objective, epochs=1), device="cpu")
     assert set(result.history[name][0]["terms"]) == {"truth", name}
 
 
@@ -318,142 +217,7 @@ def test_the_name_of_a_stage_is_the_name_of_a_folder(name):
         Stage({Net("student", Small(4)): truth()}, training(), name=name)
 
 
-# The epoch whose weights are kept
-
-CHECK = 0.0  # the value for the check, which computes each metric once before a net is trained
-
-
-class Snapshots:
-    """Records the weights of a net after each epoch."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.seen: list[dict[str, Tensor]] = []
-
-    @hookimpl
-    def epoch_ended(self, event: Any) -> None:
-        self.seen.append(copied(self.module))
-
-
-@pytest.mark.parametrize(("keep", "kept"), [("best", 1), ("last", 3)])
-def test_the_best_or_the_last_epoch_is_kept(keep, kept):
-    net = Net("student", Small(4))
-    snapshots = Snapshots(net.module)
-    # Two epochs share the best value: the first one of them is kept.
-    recipe = alone(net, epochs=4, keep=keep, metrics=(Listed(CHECK, 0.1, 0.9, 0.2, 0.9),))
-    result = kdkit.run(recipe, device="cpu", callbacks=[snapshots])
-    assert same(net.module.state_dict(), snapshots.seen[kept])
-    assert sum(same(net.module.state_dict(), weights) for weights in snapshots.seen) == 1
-    marks = [epoch["best"] for epoch in result.history["student"]]
-    assert marks == ([True, True, False, False] if keep == "best" else [True] * 4)
-
-
-def test_a_stage_ends_after_so_many_epochs_without_a_better_one(tmp_path):
-    def recipe():
-        net = Net("student", Small(4))
-        return alone(net, epochs=9, patience=2, metrics=(Listed(CHECK, 0.1, 0.9, 0.2, 0.3, 1.0),))
-
-    history = kdkit.run(recipe(), device="cpu", out=tmp_path / "run").history["student"]
-    assert [epoch["best"] for epoch in history] == [True, True, False, False]
-    again = kdkit.run(recipe(), device="cpu", out=tmp_path / "run", resume=True).history["student"]
-    assert again == history
-
-
-def test_a_resumed_stage_counts_the_epochs_without_a_better_one_before_it(tmp_path):
-    class Stop:
-        @hookimpl
-        def epoch_ended(self, event):
-            if event.epoch == 3:  # before its checkpoint is written
-                raise KeyboardInterrupt
-
-    def recipe(*values):
-        return alone(Net("student", Small(4)), epochs=9, patience=3, metrics=(Listed(CHECK, *values),))
-
-    with pytest.raises(KeyboardInterrupt):
-        kdkit.run(recipe(0.9, 0.1, 0.2, 0.3), device="cpu", out=tmp_path / "run", callbacks=[Stop()])
-    history = kdkit.run(recipe(0.3), device="cpu", out=tmp_path / "run", resume=True).history["student"]
-    assert [epoch["best"] for epoch in history] == [True, False, False, False]
-
-
-def test_the_metric_named_by_monitor_decides():
-    net = Net("student", Small(4))
-    snapshots = Snapshots(net.module)
-    recipe = alone(net, epochs=3, monitor="listed", metrics=(kdkit.metrics.Accuracy(), Listed(CHECK, 0.1, 0.2, 0.0)))
-    kdkit.run(recipe, device="cpu", callbacks=[snapshots])
-    assert same(net.module.state_dict(), snapshots.seen[1])
-
-
-def test_an_epoch_whose_metric_is_nan_is_replaced_by_one_with_a_number():
-    net = Net("student", Small(4))
-    snapshots = Snapshots(net.module)
-    recipe = alone(net, epochs=3, metrics=(Listed(CHECK, math.nan, 0.5, math.nan),))
-    kdkit.run(recipe, device="cpu", callbacks=[snapshots])
-    assert same(net.module.state_dict(), snapshots.seen[1])
-
-
-def test_the_last_epoch_is_kept_with_a_warning_if_the_metric_was_never_defined(tmp_path):
-    def run(*epochs: int) -> tuple[Any, Snapshots]:
-        net = Net("student", Small(4))
-        snapshots = Snapshots(net.module)
-        recipe = alone(net, epochs=len(epochs), metrics=(Listed(CHECK, *epochs),))
-        result = kdkit.run(recipe, device="cpu", callbacks=[snapshots], out=tmp_path / f"{len(epochs)}")
-        assert same(net.module.state_dict(), snapshots.seen[-1])
-        return result, snapshots
-
-    with pytest.warns(UserWarning, match="'listed' was undefined on the validation split in every epoch, .* last one"):
-        result, _ = run(math.nan, math.nan, math.nan)
-    assert [epoch["best"] for epoch in result.history["student"]] == [True, True, True]
-    run(math.nan, math.nan, 0.5, 0.6)  # without a warning, which would be an error here
-
-
 # The optimizer step
-
-
-def test_two_micro_batches_of_eight_are_one_batch_of_sixteen():
-    start = Small(4, dropout=0.0)
-    start.norm = nn.Identity()  # batch norm computes its statistics over a micro-batch
-
-    def recipe(size: int, accumulate: int) -> Recipe:
-        net = Net("student", copy.deepcopy(start))
-        return alone(net, epochs=3, batch_size=size, accumulate_steps=accumulate, optimizer=Optimizer(SGD, lr=0.1))
-
-    whole, parts = weights(recipe(16, 1))["student"], weights(recipe(8, 2))["student"]
-    assert not same(whole, start.state_dict())
-    for key, value in whole.items():
-        torch.testing.assert_close(parts[key], value, rtol=1e-5, atol=1e-6)
-
-
-def test_the_last_group_of_micro_batches_may_be_smaller():
-    start = Small(4, dropout=0.0)
-    start.norm = nn.Identity()
-    splits = TorchData(samples(24), samples(24, 1), classes=("a", "b", "c"))  # 16 and 8, or 8 + 8 and 8
-
-    def recipe(size: int, accumulate: int) -> Recipe:
-        net = Net("student", copy.deepcopy(start))
-        options = {"batch_size": size, "accumulate_steps": accumulate, "optimizer": Optimizer(SGD, lr=0.1)}
-        return alone(net, splits=splits, epochs=1, **options)
-
-    whole, parts = weights(recipe(16, 1))["student"], weights(recipe(8, 2))["student"]
-    for key, value in whole.items():
-        torch.testing.assert_close(parts[key], value, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("loader", [False, True])
-@pytest.mark.parametrize(("size", "accumulate"), [(16, 2), (10, 3), (7, 4)])
-def test_every_sample_of_an_update_counts_the_same_if_micro_batches_differ_in_size(size, accumulate, loader):
-    start = Small(4, dropout=0.0)
-    start.norm = nn.Identity()
-
-    def recipe(size: int, accumulate: int) -> Recipe:
-        train = DataLoader(samples(24), size) if loader else samples(24)
-        splits = TorchData(train, samples(24, 1), classes=("a", "b", "c"))
-        net = Net("student", copy.deepcopy(start))
-        options = {"batch_size": size, "accumulate_steps": accumulate, "optimizer": Optimizer(SGD, lr=0.1)}
-        return alone(net, splits=splits, epochs=1, **options)
-
-    whole, parts = weights(recipe(24, 1))["student"], weights(recipe(size, accumulate))["student"]
-    for key, value in whole.items():
-        torch.testing.assert_close(parts[key], value, rtol=1e-5, atol=1e-6)
 
 
 def test_max_grad_norm_limits_the_length_of_an_update():
@@ -462,7 +226,7 @@ def test_max_grad_norm_limits_the_length_of_an_update():
     def moved(max_grad_norm: float | None) -> float:
         net = Net("student", copy.deepcopy(start))
         kdkit.run(
-            alone(net, epochs=1, batch_size=32, max_grad_norm=max_grad_norm, optimizer=Optimizer(SGD, lr=1.0)),
+            one_stage(net, epochs=1, batch_size=32, max_grad_norm=max_grad_norm, optimizer=Optimizer(SGD, lr=1.0)),
             device="cpu",
         )
         pairs = zip(net.module.parameters(), start.parameters(), strict=True)
@@ -471,48 +235,6 @@ def test_max_grad_norm_limits_the_length_of_an_update():
     # One step of plain SGD with a learning rate of 1 moves the weights by the gradient.
     assert moved(0.01) == pytest.approx(0.01, rel=1e-3)
     assert moved(None) > 0.05
-
-
-def test_the_average_of_the_weights_is_validated_and_kept():
-    start, outputs = Small(4, dropout=0.0), []
-
-    class Recording(Listed):
-        def compute(self, test: Any) -> MetricResult:
-            outputs.append(test.outputs.copy())
-            return MetricResult(value=float(len(outputs)))  # so that the last epoch is the best
-
-    def recipe(average: AverageWeights | None) -> Recipe:
-        return alone(Net("student", copy.deepcopy(start)), epochs=2, ema=average, metrics=(Recording(),))
-
-    plain = kdkit.run(recipe(None), device="cpu").student.module
-    outputs.clear()
-    averaged = kdkit.run(recipe(AverageWeights(decay=0.9)), device="cpu").student.module
-    assert not torch.allclose(plain.head.weight, averaged.head.weight, atol=1e-4)
-    averaged.eval()
-    with torch.no_grad():
-        kept = averaged(samples(24, 1).tensors[0]).numpy()
-    _checked, first, second = outputs[:3]
-    # Rounding depends on the size of a batch, with some kernels.
-    np.testing.assert_allclose(second, kept, rtol=1e-5, atol=1e-7)
-    assert not np.allclose(first, kept, rtol=1e-3)
-
-
-def test_the_average_equals_that_of_torch():
-    start, train = Small(4, dropout=0.0), samples(32)
-    net = Net("student", copy.deepcopy(start))
-    splits = TorchData(train, samples(24, 1), classes=("a", "b", "c"))
-    options = {"epochs": 3, "batch_size": 32, "optimizer": Optimizer(SGD, lr=0.1), "keep": "last"}
-    kdkit.run(alone(net, splits=splits, ema=AverageWeights(decay=0.5), **options), device="cpu")
-    module, expected = copy.deepcopy(start), None
-    optimizer = SGD(module.parameters(), lr=0.1)
-    for _ in range(3):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(module(train.tensors[0]), train.tensors[1]).backward()
-        optimizer.step()
-        weight = module.head.weight.detach().clone()
-        # torch's AveragedModel copies the first update instead of averaging it with the initial weights.
-        expected = weight if expected is None else 0.5 * expected + 0.5 * weight
-    torch.testing.assert_close(net.module.head.weight.detach(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -542,17 +264,16 @@ def test_an_autocast_of_user_code_does_not_change_a_run(precision, dtype):
     # Inside an outer autocast, torch keeps the half-precision copies of the weights from one step to the next.
     with torch.autocast("cpu", dtype=dtype):
         inside = kdkit.run(three, device="cpu", precision=precision)
-    assert epoch_terms(inside.history) == epoch_terms(plain.history)
-    assert same(inside.student.module.state_dict(), plain.student.module.state_dict())
+    assert_same_results(inside, plain)
 
 
 def test_ramps_follow_the_progress_of_the_stage():
     teacher, student = Net("teacher", Small(8), trained=True), Net("student", Small(4))
     objective = LinearRamp(start=1.0, end=0.0) * truth() + LinearRamp() * Match(teacher, SoftTargets())
-    listener = Listener()
-    recipe = Recipe(data=data(), schedule=[Stage({student: objective}, training(epochs=4))])
-    kdkit.run(recipe, device="cpu", callbacks=[listener])
-    weights = [(epoch.weights["truth"], epoch.weights["teacher/soft_targets"]) for epoch in listener.epochs]
+    recorder = Recorder()
+    recipe = one_stage(student, objective, epochs=4)
+    kdkit.run(recipe, device="cpu", callbacks=[recorder])
+    weights = [(epoch.weights["truth"], epoch.weights["teacher/soft_targets"]) for epoch in recorder.epochs]
     assert weights == [(0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0.0, 1.0)]
 
 
@@ -563,7 +284,7 @@ def test_a_ramp_that_is_still_zero_has_no_effect():
     def after(factor: Any) -> dict[str, Tensor]:
         student = Net("student", copy.deepcopy(start))
         objective = truth() + factor * Match(teacher, SoftTargets())
-        recipe = Recipe(data=data(), schedule=[Stage({student: objective}, training(epochs=1, keep="last"))])
+        recipe = one_stage(student, objective, epochs=1, keep="last")
         return weights(recipe)["student"]
 
     too_late = LinearRamp(after=0.99, until=1.0)  # the last update happens at progress 0.75
@@ -583,7 +304,7 @@ def test_a_loss_gets_the_labels_ids_and_progress_of_its_signature():
         seen.append((labels.clone(), ids.clone(), float(progress)))
         return nn.functional.mse_loss(student, target)
 
-    recipe = Recipe(data=splits, schedule=[Stage({student: truth() + Match(teacher, curious)}, training())])
+    recipe = one_stage(student, truth() + Match(teacher, curious), splits=splits)
     kdkit.run(recipe, device="cpu")
     steps = seen[-8:]  # the calls before are those of the check
     labels = samples(32).tensors[1]
@@ -598,7 +319,7 @@ def test_a_loss_with_weights_is_trained_and_checkpointed_but_not_part_of_the_net
     seen = []
     hint.register_forward_hook(lambda module, *_: seen.append(copied(module)))
     match = Match(teacher, hint, student=Tap(student.module.body), target=Tap(teacher.module.body))
-    recipe = Recipe(data=data(), schedule=[Stage({student: truth() + match}, training())])
+    recipe = one_stage(student, truth() + match)
     keys = set(student.module.state_dict())
     states = []
 
@@ -624,192 +345,12 @@ def test_a_loss_that_stops_being_finite_stops_the_run_and_is_named():
     def exploding(student: Tensor, target: Tensor, progress: Tensor) -> Tensor:
         return nn.functional.mse_loss(student, target) * (math.inf if progress > 0.5 else 1.0)
 
-    listener = Listener()
-    recipe = Recipe(data=data(), schedule=[Stage({student: truth() + Match(teacher, exploding)}, training())])
+    recorder = Recorder()
+    recipe = one_stage(student, truth() + Match(teacher, exploding))
     with pytest.raises(KdkitError, match=r"stage 'student':.*'teacher/exploding'.*epoch 2.*learning rate"):
-        kdkit.run(recipe, device="cpu", callbacks=[listener])
-    assert isinstance(listener.ended[0].error, KdkitError)
-    assert len(listener.epochs) == 1  # the epoch that failed is not reported
-
-
-# Learning rates
-
-
-def test_a_learning_rate_by_epoch_changes_after_epochs():
-    listener = Listener()
-    schedule = LRSchedule(MultiStepLR, milestones=[2, 3], gamma=0.1)
-    kdkit.run(alone(epochs=4, lr_schedule=schedule), device="cpu", callbacks=[listener])
-    assert [epoch.learning_rate for epoch in listener.epochs] == pytest.approx([0.1, 0.01, 0.001, 0.001])
-
-
-def test_a_learning_rate_by_update_changes_after_updates():
-    rates = []
-
-    class Recording(SGD):
-        def step(self, *args: Any, **kwargs: Any) -> Any:
-            rates.append(self.param_groups[0]["lr"])
-            return super().step(*args, **kwargs)
-
-    one_cycle = LRSchedule(OneCycleLR, interval="update", max_lr=0.5)
-    recipe = alone(epochs=3, lr_schedule=one_cycle, optimizer=Optimizer(Recording, lr=0.1, momentum=0.9))
-    kdkit.run(recipe, device="cpu")
-    # The same schedule by hand, on a module that is not trained: 3 epochs of 4 updates.
-    optimizer = SGD(nn.Linear(1, 1).parameters(), lr=0.1, momentum=0.9)
-    schedule = OneCycleLR(optimizer, max_lr=0.5, total_steps=12)
-    expected = []
-    for _ in range(12):
-        expected.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert rates[1:] == pytest.approx(expected)  # the first step is the one that the check tries
-
-
-def warmup_and_cosine(optimizer):
-    """The schedule that the LRSchedule of a SequentialLR below builds for 6 epochs, as a function of the optimizer."""
-    parts = [LinearLR(optimizer, start_factor=0.1, total_iters=2), CosineAnnealingLR(optimizer, T_max=4)]
-    return SequentialLR(optimizer, parts, milestones=[2])
-
-
-WARMUP, COSINE = LRSchedule(LinearLR, start_factor=0.1, total_iters=2), LRSchedule(CosineAnnealingLR)
-SCHEDULES = {
-    "restarts": (
-        LRSchedule(CosineAnnealingWarmRestarts, T_0=2),
-        lambda optimizer: CosineAnnealingWarmRestarts(optimizer, T_0=2),
-    ),
-    "cyclic": (
-        LRSchedule(CyclicLR, base_lr=0.01, max_lr=0.1, step_size_up=2),
-        lambda optimizer: CyclicLR(optimizer, base_lr=0.01, max_lr=0.1, step_size_up=2),
-    ),
-    "one cycle": (
-        LRSchedule(OneCycleLR, max_lr=0.2),
-        lambda optimizer: OneCycleLR(optimizer, max_lr=0.2, total_steps=6),
-    ),
-    "sequence": (LRSchedule(SequentialLR, schedulers=[WARMUP, COSINE], milestones=[2]), warmup_and_cosine),
-    "sequence of a function": (LRSchedule(warmup_and_cosine), warmup_and_cosine),
-    "chain": (
-        LRSchedule(ChainedScheduler, schedulers=[WARMUP, LRSchedule(ExponentialLR, gamma=0.5)]),
-        lambda optimizer: ChainedScheduler(
-            [LinearLR(optimizer, start_factor=0.1, total_iters=2), ExponentialLR(optimizer, gamma=0.5)]
-        ),
-    ),
-}
-
-
-class InterruptAfter:
-    def __init__(self, epoch):
-        self.epoch = epoch
-
-    @kdkit.hookimpl
-    def epoch_ended(self, event):
-        if event.epoch == self.epoch:
-            raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_schedules_of_torch_give_their_rates_also_in_a_resumed_run(name, tmp_path):
-    schedule, by_hand = SCHEDULES[name]
-    optimizer = SGD(nn.Linear(1, 1).parameters(), lr=0.1, momentum=0.9)
-    scheduler, expected = by_hand(optimizer), []
-    for _ in range(6):
-        optimizer.step()
-        scheduler.step()
-        expected.append(optimizer.param_groups[0]["lr"])
-    whole, resumed = Listener(), Listener()
-    recipe = lambda: alone(epochs=6, lr_schedule=schedule)  # noqa: E731
-    result = kdkit.run(recipe, device="cpu", callbacks=[whole])
-    assert [epoch.learning_rate for epoch in whole.epochs] == pytest.approx(expected)
-    options = {"device": "cpu", "out": tmp_path / "run"}
-    with pytest.raises(KeyboardInterrupt):
-        kdkit.run(recipe, callbacks=[InterruptAfter(2)], **options)
-    again = kdkit.run(recipe, callbacks=[resumed], resume=True, **options)
-    assert [epoch.learning_rate for epoch in resumed.epochs] == pytest.approx(expected[2:])
-    assert same(result.student.network.state_dict(), again.student.network.state_dict())
-
-
-@pytest.mark.parametrize("metric", [Accuracy(), MSE()], ids=["higher is better", "lower is better"])
-def test_a_plateau_schedule_follows_the_monitored_metric_also_in_a_resumed_run(metric, tmp_path):
-    plateau = {"patience": 0, "factor": 0.5, "threshold": 0.02}
-    schedule = LRSchedule(ReduceLROnPlateau, **plateau)
-
-    def recipe():
-        if isinstance(metric, Accuracy):
-            return alone(epochs=8, lr_schedule=schedule, monitor="accuracy")
-        inputs = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
-        numbers = TorchData(*[TensorDataset(inputs, inputs[:, :1])] * 2, task="regression")
-        objective = Truth(nn.MSELoss())
-        stage = Stage({Net("student", nn.Linear(6, 1)): objective}, training(epochs=8, lr_schedule=schedule))
-        return Recipe(data=numbers, schedule=[stage], metrics=(metric,))
-
-    whole, resumed = Listener(), Listener()
-    kdkit.run(recipe, device="cpu", callbacks=[whole])
-    optimizer = SGD(nn.Linear(1, 1).parameters(), lr=0.1)
-    by_hand = ReduceLROnPlateau(optimizer, mode="max" if isinstance(metric, Accuracy) else "min", **plateau)
-    expected = []
-    for epoch in whole.epochs:
-        by_hand.step(epoch.monitor_value)
-        expected.append(optimizer.param_groups[0]["lr"])
-    assert [epoch.learning_rate for epoch in whole.epochs] == pytest.approx(expected)
-    assert expected[0] > expected[-1]
-    options = {"device": "cpu", "out": tmp_path / "run"}
-    with pytest.raises(KeyboardInterrupt):
-        kdkit.run(recipe, callbacks=[InterruptAfter(3)], **options)
-    kdkit.run(recipe, callbacks=[resumed], resume=True, **options)
-    assert [epoch.learning_rate for epoch in resumed.epochs] == pytest.approx(expected[3:])
-
-
-@pytest.mark.parametrize("interval", ["epoch", "update"])
-def test_the_cosine_schedule_of_timm_ends_near_zero(interval):
-    listener = Listener()
-    schedule = LRSchedule("cosine", interval=interval)
-    kdkit.run(alone(epochs=4, lr_schedule=schedule), device="cpu", callbacks=[listener])
-    rates = [epoch.learning_rate for epoch in listener.epochs]
-    # Half a cosine from the learning rate of 0.1; timm steps after an epoch, so that the first rate is that of epoch 1.
-    expected = [0.05 * (1 + math.cos(math.pi * epoch / 4)) for epoch in (1, 2, 3)]
-    assert rates[:3] == pytest.approx(expected, abs=1e-6)
-    assert rates[3] < 0.01
-
-
-def test_optimizers_of_timm_are_named_by_a_string():
-    start = Small(4)
-    net = Net("student", copy.deepcopy(start))
-    kdkit.run(alone(net, optimizer=Optimizer("lamb", lr=0.01)), device="cpu")
-    assert not same(net.module.state_dict(), start.state_dict())
-    with pytest.raises(KdkitError, match=r"'lambb'.*did you mean"):
-        kdkit.run(alone(optimizer=Optimizer("lambb", lr=0.01)), device="cpu")
-
-
-@pytest.mark.parametrize(
-    "schedule",
-    [
-        ("plateau", {}),
-        ("cosinee", {}),
-        (MultiStepLR, {}),
-        (OneCycleLR, {}),
-        (OneCycleLR, {"max_lr": 0.1, "total_steps": 1}),
-        (SequentialLR, {"schedulers": [LRSchedule(MultiStepLR, milestones=[1])], "milestones": [1]}),
-    ],
-    ids=["timm plateau", "misspelt", "incomplete", "incomplete too", "too short", "milestones"],
-)
-def test_a_schedule_that_cannot_work_is_refused_before_the_first_step(schedule):
-    listener = Listener()
-    make, options = schedule
-    with pytest.raises(KdkitError, match=r"plateau|cosinee|MultiStepLR|OneCycleLR|SequentialLR"):
-        kdkit.run(
-            lambda: three(Sequential, training=training(lr_schedule=LRSchedule(make, **options))),
-            device="cpu",
-            callbacks=[listener],
-        )
-    assert not listener.runs
-
-
-def test_options_of_the_last_stage_are_refused_before_the_first_one_runs():
-    listener = Listener()
-    first, last = Net("one", Small(4)), Net("two", Small(4))
-    wrong = training(optimizer=Optimizer(SGD, lr=-1.0))
-    recipe = Recipe(data=data(), schedule=[Stage({first: truth()}, training()), Stage({last: truth()}, wrong)])
-    with pytest.raises(kdkit.errors.CheckError, match=r"stage 'two'.*learning rate"):
-        kdkit.run(recipe, device="cpu", callbacks=[listener])
-    assert not listener.runs
+        kdkit.run(recipe, device="cpu", callbacks=[recorder])
+    assert isinstance(recorder.ends[0].error, KdkitError)
+    assert len(recorder.epochs) == 1  # the epoch that failed is not reported
 
 
 # Recipes and data
@@ -837,53 +378,36 @@ def test_an_option_is_refused_twice_and_if_misspelt():
 
 
 def test_a_run_folder_may_be_a_string(tmp_path):
-    result = kdkit.run(alone(), device="cpu", out=str(tmp_path / "run"))
+    result = kdkit.run(one_stage(), device="cpu", out=str(tmp_path / "run"))
     assert (tmp_path / "run" / "metrics.json").exists()
     assert result.folder == tmp_path / "run"
 
 
 def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    kdkit.run(alone(), device="cpu")
+    kdkit.run(one_stage(), device="cpu")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_check_writes_nothing(tmp_path):
     teacher = Net("teacher", Small(8))
-    recipe = Recipe(
-        data=data(), schedule=[Stage({Net("student", Small(4)): Match(teacher, SoftTargets())}, training())]
-    )
-    with pytest.raises(
-        kdkit.errors.CheckError, match="'teacher' teaches, but it is not trained in an earlier stage and has no weights"
-    ):
-        kdkit.run(recipe, device="cpu", out=tmp_path / "run")
+    message = "'teacher' teaches, but it is not trained in an earlier stage and has no weights"
+    with pytest.raises(CheckError, match=message):
+        kdkit.run(one_stage(objective=Match(teacher, SoftTargets())), device="cpu", out=tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 
-class Plain(Dataset[Any]):
-    """A dataset of a user-defined class, which may draw random numbers in `__getitem__`."""
-
-    def __init__(self, tensors: TensorDataset) -> None:
-        self.tensors = tensors
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.tensors[index]
-
-
 def test_a_dataset_of_unknown_randomness_causes_a_notice():
-    listener = Listener()
-    splits = TorchData(Plain(samples(32)), Plain(samples(24, 1)), classes=("a", "b", "c"))
+    recorder = Recorder()
+    splits = TorchData(Rows(samples(32)), Rows(samples(24, 1)), classes=("a", "b", "c"))
     assert splits.draws is None
-    kdkit.run(alone(splits=splits), device="cpu", callbacks=[listener])
-    notices = " ".join(listener.runs[0].notices)
+    kdkit.run(one_stage(splits=splits), device="cpu", callbacks=[recorder])
+    notices = " ".join(recorder.notices)
     assert "the data draws its own random numbers" in notices
     assert "no test split" in notices
-    quiet = Listener()
-    kdkit.run(alone(), device="cpu", callbacks=[quiet])
-    assert quiet.runs[0].notices == ()
+    quiet = Recorder()
+    kdkit.run(one_stage(), device="cpu", callbacks=[quiet])
+    assert quiet.notices == []
 
 
 def test_a_user_defined_loader_keeps_its_order_and_size():
@@ -895,12 +419,14 @@ def test_a_user_defined_loader_keeps_its_order_and_size():
 
     train = DataLoader(samples(30), batch_size=12, shuffle=True)
     splits = TorchData(train, DataLoader(samples(24, 1), batch_size=24), classes=("a", "b", "c"))
-    listener = Listener()
-    result = kdkit.run(alone(splits=splits, objective=Truth(recording), epochs=6), device="cpu", callbacks=[listener])
+    recorder = Recorder()
+    result = kdkit.run(
+        one_stage(splits=splits, objective=Truth(recording), epochs=6), device="cpu", callbacks=[recorder]
+    )
     assert sizes[-3:] == [12, 12, 6]  # not the batch size of the training options, 8
     assert result.reported_on == "validation"  # there is no test split
     assert result.metrics["student"]["accuracy"].value > 0.5
-    assert any("draws its own random numbers" in notice for notice in listener.runs[0].notices)
+    assert any("draws its own random numbers" in notice for notice in recorder.notices)
 
 
 def test_a_loader_without_a_length_is_refused():
@@ -909,14 +435,14 @@ def test_a_loader_without_a_length_is_refused():
             yield from samples(8)
 
     data = TorchData(DataLoader(Endless(), batch_size=4), samples(24), classes=("a", "b", "c"))
-    with pytest.raises(kdkit.errors.CheckError, match=r"\(Endless\) has no length; .* Training\(steps_per_epoch="):
-        kdkit.run(alone(splits=data), device="cpu")
+    with pytest.raises(CheckError, match=r"\(Endless\) has no length; .* Training\(steps_per_epoch="):
+        kdkit.run(one_stage(splits=data), device="cpu")
 
 
 def test_the_same_loader_gives_the_same_run():
     def recipe() -> Recipe:
         train = DataLoader(samples(32), batch_size=8, shuffle=True)
-        return alone(splits=TorchData(train, samples(24, 1), classes=("a", "b", "c")))
+        return one_stage(splits=TorchData(train, samples(24, 1), classes=("a", "b", "c")))
 
     first, again = (kdkit.run(recipe, device="cpu", seed=5) for _ in range(2))
     assert epoch_terms(first.history) == epoch_terms(again.history)
@@ -972,7 +498,7 @@ def test_adam_is_the_default():
 
 
 def test_a_run_restores_the_random_state_of_its_caller():
-    recipe = alone(Net("student", Small(4)), epochs=1)
+    recipe = one_stage(epochs=1)
     torch.manual_seed(5)
     expected = torch.rand(2)
     torch.manual_seed(5)
@@ -984,7 +510,7 @@ def test_the_batch_norm_of_a_frozen_part_does_not_drift():
     net = Net("student", Small(4))
     net.module.norm.requires_grad_(False)
     before = copied(net.module.norm)
-    kdkit.run(alone(net, epochs=2), device="cpu")
+    kdkit.run(one_stage(net, epochs=2), device="cpu")
     assert same(net.module.norm.state_dict(), before)
 
 
@@ -1003,7 +529,5 @@ def test_a_loader_with_a_wrong_length_stops_the_run(length, message, accumulate)
             return length
 
     splits = TorchData(Loader(samples(32), batch_size=8), samples(24, 1), classes=("a", "b", "c"))
-    options = training(accumulate_steps=accumulate)
-    recipe = Recipe(data=splits, schedule=[Stage({Net("student", Small(4)): truth()}, options)])
     with pytest.raises(DataError, match=message):
-        kdkit.run(recipe, device="cpu")
+        kdkit.run(one_stage(splits=splits, accumulate_steps=accumulate), device="cpu")

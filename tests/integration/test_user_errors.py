@@ -1,4 +1,4 @@
-"""An error of a loss, a network or a teacher keeps its class and traceback, and names its place in the run."""
+"""An error of a loss, a network or a teacher keeps its class and traceback, and names its location in the run."""
 
 import pytest
 import torch
@@ -40,26 +40,26 @@ def notes_of(make, tmp_path):
 
 
 def test_the_stage_the_epoch_and_the_batch_are_named(tmp_path):
-    place, resume = notes_of(lambda: recipe(Fails(7)), tmp_path)
-    assert place.endswith("in stage 'second', epoch 2, batch 3")
+    location, resume = notes_of(lambda: recipe(Fails(7)), tmp_path)
+    assert location.endswith("in stage 'second', epoch 2, batch 3")
     assert "with --force or force=True if that changes the recipe" in resume
     assert f"--out {tmp_path / 'run'} --resume" in resume
 
 
 def test_a_teacher_is_code_of_the_user_too(tmp_path):
     teacher = Net("teacher", Fails(6, when_training=False), trained=True)
-    place, _ = notes_of(lambda: recipe(Small(), teacher), tmp_path)
-    assert "in stage 'second', epoch 2, batch 2" in place
+    location, _ = notes_of(lambda: recipe(Small(), teacher), tmp_path)
+    assert "in stage 'second', epoch 2, batch 2" in location
 
 
 def test_the_validation_is_named(tmp_path):
-    place, _ = notes_of(lambda: recipe(Fails(2, when_training=False)), tmp_path)
-    assert place.endswith("in stage 'second', epoch 1, the validation")
+    location, _ = notes_of(lambda: recipe(Fails(2, when_training=False)), tmp_path)
+    assert location.endswith("in stage 'second', epoch 1, the validation")
 
 
 def test_the_evaluation_is_named(tmp_path):
-    place, _ = notes_of(lambda: recipe(Fails(7, when_training=False)), tmp_path)
-    assert place.endswith("in the evaluation of net 'student'")
+    location, _ = notes_of(lambda: recipe(Fails(7, when_training=False)), tmp_path)
+    assert location.endswith("in the evaluation of net 'student'")
 
 
 def test_a_run_after_the_error_resumes_to_the_same_terms(tmp_path):

@@ -8,24 +8,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from kdkit import DataError, LoaderSplit, TorchData, Unlabelled
+from tests.helpers.datasets import Rows
 from tests.helpers.tiny import samples, tiny_data
 
 
-class Listed(Dataset):
-    """A user-defined map-style Dataset: samples in a list."""
-
-    def __init__(self, pairs):
-        self.pairs = pairs
-
-    def __len__(self):
-        return len(self.pairs)
-
-    def __getitem__(self, row):
-        return self.pairs[row]
-
-
 def listed(label, rows=4):
-    return Listed([(torch.full((2,), float(row)), label(row)) for row in range(rows)])
+    return Rows([(torch.full((2,), float(row)), label(row)) for row in range(rows)])
 
 
 def test_ids_are_unique_over_all_splits():
@@ -36,7 +24,7 @@ def test_ids_are_unique_over_all_splits():
 
 
 @pytest.mark.parametrize(
-    "wrap", [lambda data: data, lambda data: Subset(data, range(len(data))), lambda data: Listed(list(data))]
+    "wrap", [lambda data: data, lambda data: Subset(data, range(len(data))), lambda data: Rows(list(data))]
 )
 def test_rows_come_in_the_requested_order_from_any_dataset(wrap):
     plain = samples()
@@ -179,14 +167,14 @@ def test_a_sized_stream_is_data_in_a_loader_or_without(stream):
 
 
 def test_samples_of_different_shapes_are_refused_with_both_shapes_and_a_remedy():
-    unequal = Listed([(torch.zeros(2, 3 + row), row % 2) for row in range(4)])
+    unequal = Rows([(torch.zeros(2, 3 + row), row % 2) for row in range(4)])
     data = TorchData(unequal, samples(), classes=["a", "b", "c"])
     message = r"samples of the {} data have different shapes, such as \(2, 3\) and \(2, 4\), .*collate_fn="
     with pytest.raises(DataError, match=message.format("train")):
         data.train.batch(torch.arange(4), 0)
     with pytest.raises(DataError, match=message.format("train")):
         TorchData(DataLoader(unequal, batch_size=2), samples(), classes=["a", "b", "c"])
-    later = Listed([*(samples()[row] for row in range(4)), *unequal])
+    later = Rows([*(samples()[row] for row in range(4)), *unequal])
     data = TorchData(samples(), DataLoader(later, batch_size=4), classes=["a", "b", "c"])
     with pytest.raises(DataError, match=message.format("validation")):
         list(data.validation)
@@ -206,12 +194,12 @@ def test_samples_of_different_shapes_are_refused_with_both_shapes_and_a_remedy()
             TensorDataset(*[torch.zeros(4, 2)] * 4),
             r"must yield pairs \(inputs, labels\); got a tuple of 4",
         ),
-        (Listed([torch.zeros(3)] * 3), r"must yield pairs \(inputs, labels\)"),
+        (Rows([torch.zeros(3)] * 3), r"must yield pairs \(inputs, labels\)"),
         (
             (torch.zeros(4, 3), torch.zeros(4)),
             r"got a Tensor; put arrays of all samples in a dataset: TensorDataset\(inputs, labels\)",
         ),
-        (Listed([(torch.zeros(2), 0, "extra")] * 3), r"must yield pairs \(inputs, labels\)"),
+        (Rows([(torch.zeros(2), 0, "extra")] * 3), r"must yield pairs \(inputs, labels\)"),
         (listed(lambda row: "cat"), "the labels of the train data are a"),
         (DataLoader(listed(lambda row: "cat")), "the labels of the train data are a"),
         (
@@ -220,12 +208,12 @@ def test_samples_of_different_shapes_are_refused_with_both_shapes_and_a_remedy()
         ),
         (TensorDataset(torch.zeros(4, 2), torch.ones(4) > 0), r"the labels are bool, one a sample; make them int64 "),
         (
-            Listed([{"pixels": torch.zeros(2), "class": 0}] * 3),
+            Rows([{"pixels": torch.zeros(2), "class": 0}] * 3),
             r"yield pairs \(inputs, labels\); got a dict with 'pixels', 'class': the key .* TorchData\(..., labels=",
         ),
-        (DataLoader(Listed([{"x": torch.zeros(2), "a": 0}] * 3)), "got a dict with 'x', 'a': the key of its labels"),
-        (Listed([{"y": 1, "label": 0}] * 3), "got a dict with 'y', 'label': the key of its labels is not clear"),
-        (Listed([{"label": 0}] * 3), "got a mapping with 'label' and no inputs"),
+        (DataLoader(Rows([{"x": torch.zeros(2), "a": 0}] * 3)), "got a dict with 'x', 'a': the key of its labels"),
+        (Rows([{"y": 1, "label": 0}] * 3), "got a dict with 'y', 'label': the key of its labels is not clear"),
+        (Rows([{"label": 0}] * 3), "got a mapping with 'label' and no inputs"),
     ],
 )
 def test_data_of_another_form_is_refused(train, message):
@@ -238,9 +226,9 @@ def test_data_of_another_form_is_refused(train, message):
     [
         (TensorDataset(torch.arange(6.0).view(3, 2)), torch.arange(4.0).view(2, 2)),
         (TensorDataset(torch.ones(3, 2), torch.zeros(3)), (torch.ones(2, 2), torch.zeros(2))),
-        (Listed([torch.ones(2)] * 3), torch.ones(2, 2)),
-        (Listed([{"x": torch.ones(2), "__key__": "a"}] * 3), torch.ones(2, 2)),
-        (Listed([{"x": torch.ones(2), "y": torch.zeros(1)}] * 3), {"x": torch.ones(2, 2), "y": torch.zeros(2, 1)}),
+        (Rows([torch.ones(2)] * 3), torch.ones(2, 2)),
+        (Rows([{"x": torch.ones(2), "__key__": "a"}] * 3), torch.ones(2, 2)),
+        (Rows([{"x": torch.ones(2), "y": torch.zeros(1)}] * 3), {"x": torch.ones(2, 2), "y": torch.zeros(2, 1)}),
     ],
 )
 def test_samples_of_unlabelled_data_are_inputs_as_a_whole(data, expected):
@@ -282,7 +270,7 @@ def test_the_fingerprint_changes_with_the_samples_and_the_classes():
 def test_the_fingerprint_changes_with_inputs_of_any_form(change):
     def data(shift):
         pairs = [(change(torch.full((2,), float(row + shift))), row % 2) for row in range(4)]
-        return TorchData(Listed(pairs), Listed(pairs), classes=["a", "b"], draws=1)
+        return TorchData(Rows(pairs), Rows(pairs), classes=["a", "b"], draws=1)
 
     assert data(0).fingerprint == data(0).fingerprint != data(1).fingerprint
 

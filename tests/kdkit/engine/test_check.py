@@ -22,13 +22,14 @@ from kdkit import (
     Training,
     Truth,
     check,
-    hookimpl,
     model_loss,
     run,
 )
 from kdkit.errors import CheckError, RecipeError
 from kdkit.losses import DKD, Hint, Masked, SoftTargets
 from kdkit.metrics import R2, Accuracy, Brier, CrossEntropy, MacroF1, MeanIoU
+from tests.helpers.callbacks import Recorder
+from tests.helpers.open_stages import hidden_taps, only_problem
 from tests.helpers.tiny import Mlp, hooks_of, one_stage, plain_goal, same_state, samples, state_of, tiny_data, tiny_net
 
 TRAINING = Training(epochs=1, batch_size=4)
@@ -37,16 +38,6 @@ TRAINING = Training(epochs=1, batch_size=4)
 def teacher_and_student():
     """Return a trained teacher and an untrained student."""
     return tiny_net("teacher", trained=True), tiny_net("student", seed=1)
-
-
-def hidden_taps(student, teacher):
-    return {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
-
-
-def only_problem(recipe):
-    """Return the problem of a recipe that has exactly one."""
-    (problem,) = check(recipe).problems
-    return problem
 
 
 def test_the_plan_of_a_valid_recipe_has_a_summary_of_each_term():
@@ -127,17 +118,9 @@ def test_channels_that_are_not_certain_are_a_notice_of_the_plan_and_of_the_run()
     )
     (notice,) = check(recipe).notices
     assert "the tap on Linear 'linear' of net 'teacher' takes (4, 1, 6) as (batch, channels, ...)" in notice
-    events = Events()
-    run(recipe, device="cpu", callbacks=[events])
-    assert notice in events.notices
-
-
-class Events:
-    """Keeps the notices of a run."""
-
-    @hookimpl
-    def run_started(self, event):
-        self.notices = event.notices
+    recorder = Recorder()
+    run(recipe, device="cpu", callbacks=[recorder])
+    assert notice in recorder.notices
 
 
 def test_the_tap_of_a_term_on_the_labels_must_be_on_its_net():

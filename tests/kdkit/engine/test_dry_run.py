@@ -11,7 +11,7 @@ from kdkit import Batch, BuildContext, Match, Stage, Tap, Training
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.open_stage import OpenStage
 from kdkit.losses import Hint
-from tests.helpers.open_stages import opened
+from tests.helpers.open_stages import hidden_taps, opened
 from tests.helpers.tiny import hooks_of, plain_goal, state_of, tiny_net
 
 CONTEXT = BuildContext(classes=("a", "b", "c"), task="multiclass", samples=8, ids=True)
@@ -20,10 +20,6 @@ BATCH = Batch(torch.randn(2, 4), torch.tensor([0, 1]), torch.arange(2))
 
 def stage_of(objective, student):
     return Stage({student: objective}, Training(epochs=1))
-
-
-def hidden_taps(student, teacher):
-    return {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
 
 
 def test_after_a_dry_run_the_losses_are_built_and_the_stage_is_open():

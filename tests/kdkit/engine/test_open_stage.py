@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from kdkit import Batch, BuildContext, Match, Net, Peer, RecipeError, Stage, Tap, TorchData, Training
+from kdkit import Batch, BuildContext, Match, Net, Peer, RecipeError, Stage, TorchData, Training
 from kdkit.engine.open_stage import OpenStage, build_context, tiny_batch
 from kdkit.losses import Hint, SoftTargets
-from tests.helpers.open_stages import opened
+from tests.helpers.open_stages import hidden_taps, opened
 from tests.helpers.tiny import hooks_of, plain_goal, samples, tiny_data, tiny_net
 
 CONTEXT = BuildContext(classes=("a", "b", "c"), task="multiclass", samples=8, ids=True)
@@ -17,10 +17,6 @@ BATCH = Batch(torch.randn(2, 4), torch.tensor([0, 1]), torch.arange(2))
 
 def stage_of(objective, student):
     return Stage({student: objective}, Training(epochs=1, batch_size=4))
-
-
-def hidden_taps(student, teacher):
-    return {"student": Tap(student.module.hidden), "target": Tap(teacher.module.hidden)}
 
 
 def test_a_teacher_is_in_eval_mode_while_the_stage_is_open():

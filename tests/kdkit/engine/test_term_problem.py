@@ -9,18 +9,13 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 
 from kdkit import Match, Net, Teachers, TorchData, check
 from kdkit.losses import PerTeacher, SoftTargets
+from tests.helpers.open_stages import only_problem
 from tests.helpers.tiny import Mlp, one_stage, plain_goal, samples, tiny_net
 
 
 def teacher_and_student():
     """Return a trained teacher and an untrained student."""
     return tiny_net("teacher", trained=True), tiny_net("student", seed=1)
-
-
-def only_problem(recipe):
-    """Return the problem of a recipe that has exactly one."""
-    (problem,) = check(recipe).problems
-    return problem
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_seeds_are_compared_in_pairs(runs, tmp_path):
 
 def test_a_folder_of_runs_stands_for_all_of_them(runs, tmp_path):
     report = write_report([runs], tmp_path / "report.html")
-    assert [found.label for found in report.runs] == ["other", "seed0", "seed1", "seed2"]
+    assert [run.label for run in report.runs] == ["other", "seed0", "seed1", "seed2"]
     assert len(report.verdicts) == 2
 
 

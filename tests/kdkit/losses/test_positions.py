@@ -1,0 +1,59 @@
+"""PerPosition and Masked on tensors: the positions with a label, and the tokens that are no padding."""
+
+import pytest
+import torch
+from torch import nn
+
+from kdkit.errors import RecipeError
+from kdkit.losses import DKD, Masked, PerPosition, SoftTargets
+from tests.helpers.positions import as_rows
+
+
+def test_per_position_applies_any_loss_to_tensors():
+    student, target = torch.randn(2, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(0, 3, (2, 4, 4), generator=torch.Generator().manual_seed(1))
+    labels[0, 0] = -100
+    rows, kept = as_rows(student, labels, -100)
+    targets, _ = as_rows(target, labels, -100)
+    value = PerPosition(DKD())(student, target, labels=labels)
+    torch.testing.assert_close(value, DKD()(rows, targets, labels=kept))
+    torch.testing.assert_close(PerPosition(SoftTargets())(student, target, labels=labels), SoftTargets()(rows, targets))
+    assert PerPosition(SoftTargets())(student, target, labels=torch.full_like(labels, -100)) == 0
+    with pytest.raises(RecipeError, match=r"a label for every position of outputs \(2, 3, 4, 4\); got labels \(2, 4\)"):
+        PerPosition(DKD())(student, target, labels=labels[:, 0])
+
+
+def attention_maps(heads=2, *, seed=0):
+    """Attention maps of texts of 2 and 4 tokens, padded to 4, and the mask of their tokens."""
+    scores = torch.randn(2, heads, 4, 4, generator=torch.Generator().manual_seed(seed))
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    return scores.masked_fill(mask[:, None, None] == 0, -1e4).softmax(-1), mask
+
+
+@pytest.mark.parametrize("shape", [lambda mask: mask, lambda mask: mask[:, :, None] * mask[:, None, :]])
+def test_masked_attention_maps_are_compared_at_pairs_of_tokens(shape):
+    (student, mask), (target, _) = attention_maps(), attention_maps(seed=1)
+    loss = Masked(nn.MSELoss(), mask=lambda inputs: shape(inputs["attention_mask"]))
+    value = loss(student, target, inputs={"attention_mask": mask})
+    rows = [torch.cat([maps[0, :, :2, :2].flatten(), maps[1].flatten()]) for maps in (student, target)]
+    torch.testing.assert_close(value, nn.functional.mse_loss(*rows))
+    # What the padding attends to does not count, whatever it is.
+    student[0, :, 2:] = 0.25
+    torch.testing.assert_close(loss(student, target, inputs={"attention_mask": mask}), value)
+
+
+def test_means_over_heads_compare_maps_of_different_numbers_of_heads():
+    (student, mask), (target, _) = attention_maps(), attention_maps(4, seed=1)
+
+    def of_means(student, target):
+        return nn.functional.mse_loss(student.mean(1), target.mean(1))
+
+    value = Masked(of_means)(student, target, inputs={"attention_mask": mask})
+    means = [maps.mean(1, keepdim=True) for maps in (student, target)]
+    torch.testing.assert_close(value, Masked(nn.MSELoss())(*means, inputs={"attention_mask": mask}))
+
+
+def test_a_mask_of_samples_selects_those_of_a_teacher():
+    outputs, selected = torch.randn(2, 6, 3), torch.tensor([1, 0, 0, 1, 1, 0])
+    value = Masked(SoftTargets(), mask=lambda inputs: inputs)(*outputs, inputs=selected)
+    torch.testing.assert_close(value, SoftTargets()(*outputs[:, selected > 0]))

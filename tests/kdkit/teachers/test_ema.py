@@ -1,0 +1,119 @@
+"""Ema: an average of the weights of a net."""
+
+import pytest
+import torch
+from torch import nn
+
+from kdkit import Ema, Match, Net, Recipe, RecipeError, Stage, Tap, check, run
+from kdkit.losses import Hint, SoftTargets
+from kdkit.teachers import open_teacher
+from tests.helpers.open_stages import CONTEXT, TRAINING, batch_of, hidden_taps, problems_of
+from tests.helpers.tiny import hooks_of, one_stage, plain_goal, tiny_data, tiny_net
+
+
+def test_an_average_follows_the_net_by_its_decay():
+    student, batch = tiny_net("student"), batch_of()
+    before = {key: value.clone() for key, value in student.module.state_dict().items()}
+    session = open_teacher(Ema(student, decay=0.9), (), CONTEXT)
+    with torch.no_grad():
+        for parameter in student.module.parameters():
+            parameter.add_(1)
+    session.on_step()  # the first update has the decay 1 - 1/2, and not yet 0.9
+    average = session.state_dict()["average"]
+    torch.testing.assert_close(average["head.weight"], before["head.weight"] + 0.5)
+    for _ in range(20):
+        session.on_step()
+    share_of_old = 0.5
+    for update in range(2, 22):
+        share_of_old *= min(0.9, 1 - 1 / (update + 1))
+    expected = before["head.weight"] + 1 - share_of_old
+    torch.testing.assert_close(session.state_dict()["average"]["head.weight"], expected)
+    assert not session(batch).output.requires_grad
+    session.close()
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_the_average_of_a_net_in_half_precision_follows_it(precision):
+    student = Net("student", nn.Linear(4, 3).to(precision))
+    weight = student.module.weight.detach()
+    sessions = [open_teacher(Ema(student, decay=0.999), (), CONTEXT) for _ in range(2)]
+    expected, session = weight.double(), sessions[0]
+    for update in range(1, 3001):
+        weight.fill_(1 + update / 3000)
+        session.on_step()
+        expected = expected.lerp(weight.double(), 1 - min(0.999, 1 - 1 / (update + 1)))
+        if update == 2000:  # resumed
+            sessions[1].load_state_dict(session.state_dict())
+            session = sessions[1]
+    state = session.state_dict()["average"]
+    torch.testing.assert_close(state["weight"].double(), expected, rtol=1e-4, atol=1e-4)
+    assert session._average.module.weight.dtype == precision
+    torch.testing.assert_close(session._average.module.weight.double(), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_tied_weights_are_averaged_once_per_update():
+    first, last = nn.Linear(4, 4), nn.Linear(4, 4)
+    last.weight = first.weight
+    student = Net("student", nn.Sequential(first, nn.ReLU(), last, nn.Linear(4, 3)))
+    before = first.weight.detach().clone()
+    session = open_teacher(Ema(student, decay=0.9), (), CONTEXT)
+    with torch.no_grad():
+        first.weight.add_(1)
+    session.on_step()
+    # Averaged twice, it would be before + 0.75.
+    torch.testing.assert_close(session.state_dict()["average"]["0.weight"], before + 0.5)
+    session.close()
+
+
+def test_a_net_that_cannot_be_copied_has_no_average():
+    class Uncopyable(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 3)
+            self.computed = self.weight * 2  # not a leaf tensor, which torch cannot copy
+
+    student = Net("student", Uncopyable())
+    problems = problems_of(student, plain_goal() + Match(Ema(student), SoftTargets()))
+    assert len(problems) == 1
+    assert "net 'student' cannot be copied, which its average needs" in problems[0]
+
+
+def test_taps_on_the_net_are_moved_to_its_average():
+    student, batch = tiny_net("student"), batch_of()
+    tap = Tap(student.module.hidden)
+    session = open_teacher(Ema(student), (tap,), CONTEXT)
+    assert hooks_of(student.module) == 0  # the network itself is not tapped
+    with torch.no_grad():
+        student.module.hidden.weight.zero_()  # of the network, not of its average
+    (feature,) = session(batch).features
+    assert feature.abs().sum() > 0
+    session.close()
+
+
+def test_a_run_with_a_mean_teacher_does_not_add_it_to_the_student():
+    student = tiny_net("student")
+    keys = set(student.module.state_dict())
+    features = Match(Ema(student), Hint(), **hidden_taps(student, student))
+    objective = plain_goal() + Match(Ema(student), SoftTargets()) + features
+    result = run(one_stage(student, objective, epochs=2), device="cpu")
+    assert set(result.nets) == {"student"}
+    assert set(student.module.state_dict()) == keys
+    assert hooks_of(student.module) == 0
+    assert result.history["student"][-1]["terms"]["average of student/soft_targets"] > 0
+
+
+def test_two_averages_of_a_net_are_allowed_in_two_stages_but_not_in_one():
+    student = tiny_net("student")
+    slow, fast = (
+        Match(Ema(student, decay), SoftTargets(), label=label) for label, decay in (("slow", 0.99), ("fast", 0.9))
+    )
+    (problem,) = problems_of(student, plain_goal() + slow + fast)
+    assert "stage 'student': 2 different teachers are called 'average of student'" in problem
+    # Names of teachers other than networks are unique within a stage only.
+    stages = [Stage({student: plain_goal() + term}, TRAINING, name=term.label) for term in (slow, fast)]
+    assert not check(Recipe(data=tiny_data(), schedule=[*stages])).problems
+
+
+@pytest.mark.parametrize("decay", [0, 1, -0.5, float("nan"), True, "0.9"])
+def test_the_decay_of_an_average_must_be_between_zero_and_one(decay):
+    with pytest.raises(RecipeError, match=f"the decay of an average must be between 0 and 1; got {decay!r}"):
+        Ema(tiny_net("student"), decay=decay)
