@@ -17,7 +17,7 @@ from kdkit_ecg.records.header import parse_age
 from kdkit_ecg.records.signal_lines import shown
 from kdkit_ecg.records.source import Sex
 from kdkit_ecg.utils.record_files import table_name
-from kdkit_ecg.utils.tables import is_missing, read_table
+from kdkit_ecg.utils.tables import is_missing, patient_name, read_table
 
 T = TypeVar("T")
 
@@ -179,10 +179,11 @@ class _RowParser:
         # The table of CODE-15% has a column is_male instead of the sex.
         is_male = _FLAGS.get(cells.get("is_male", "").lower())
         sex: Sex | None = None if is_male is None else "male" if is_male else "female"
+        database = cells.get(self.roles["database"], "")
         row = LabelRow(
             labels,
-            self._text(cells, "patient"),
-            self._text(cells, "database"),
+            patient_name(cells.get(self.roles["patient"], "")),
+            "" if is_missing(database) else database,
             self._parsed(cells, "age", parse_age),
             self._parsed(cells, "sex", lambda text: _SEXES.get(text.lower())) or sex,
         )
@@ -221,11 +222,6 @@ class _RowParser:
         if value is None and not is_missing(text):
             self.unread.setdefault(self.roles[role], {})[text] = None
         return value
-
-    def _text(self, cells: Mapping[str, str], role: str) -> str:
-        """Return the text in a column, "" if it is missing."""
-        text = cells.get(self.roles[role], "")
-        return "" if is_missing(text) else text.removesuffix(".0")  # pandas writes integers as floats if one is missing
 
 
 def _listed(text: str) -> list[str] | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kdkit import DataError
 from kdkit_ecg.utils.record_files import record_name
-from kdkit_ecg.utils.tables import is_missing, read_table
+from kdkit_ecg.utils.tables import is_missing, patient_name, read_table
 
 PatientTable = Mapping[str, Mapping[str, str]]  # record -> {"patient": ..., "database": ...}
 
@@ -29,7 +29,11 @@ def read_patient_table(folders: Sequence[Path]) -> PatientTable:
             if not record:
                 continue
             # "nan", "Unknown" and the like are not the name of one patient with all of these records.
-            row = {name: "" if is_missing(cells.get(name, "")) else cells[name] for name in ("patient", "database")}
+            database = cells.get("database", "")
+            row = {
+                "patient": patient_name(cells["patient"]),
+                "database": "" if is_missing(database) else database,
+            }
             # Two equal rows are harmless. Two different ones would make the splits depend on their order.
             if rows.setdefault(record, row) != row:
                 raise DataError(

@@ -14,7 +14,7 @@ from kdkit import DataError
 from kdkit.errors import first_line
 from kdkit_ecg.records.header import parse_age
 from kdkit_ecg.records.source import Sex
-from kdkit_ecg.utils.tables import is_missing, read_table
+from kdkit_ecg.utils.tables import patient_name, read_table
 
 MAX_CODES = 10_000  # characters of the codes of a record; the longest in PTB-XL have about 200
 
@@ -57,10 +57,9 @@ class DatabaseRow(NamedTuple):
             if file.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", file):
                 raise ValueError(f"expected the path of a record in the folder of the table, got {file[:60]!r}")
         return cls(
-            # pandas writes integers as floats if one of them is missing
-            patient="" if is_missing(row["patient_id"]) else row["patient_id"].removesuffix(".0"),
+            patient=patient_name(row["patient_id"]),
             age=parse_age(row["age"]),
-            sex=sexes.get(row["sex"].removesuffix(".0")),
+            sex=sexes.get(row["sex"].removesuffix(".0")),  # pandas writes integers as floats if one of them is missing
             codes=tuple(map(str, statements)),  # without their likelihoods, of which 0 means "not known"
             fold=int(fold[1]),
             file_100_hz=row["filename_lr"],

@@ -14,6 +14,7 @@ from kdkit.utils.printable import printable
 _MISSING = re.compile(
     r"|nan|#?n/?a|n\.a\.|<na>|nat|none|null|nil|unk(nown)?|missing|not available|undefined|\?|--?|\.", re.IGNORECASE
 )
+_WHOLE_NUMBER = re.compile(r"([0-9]+)\.0")
 
 
 class Table(NamedTuple):
@@ -58,6 +59,15 @@ def parse_table(text: str) -> Table:
 def is_missing(text: str) -> bool:
     """Return whether a text means that the value is not known, such as "", "nan", "NA" or "Unknown"."""
     return _MISSING.fullmatch(text.strip()) is not None
+
+
+def patient_name(text: str) -> str:
+    """Return the name or number of a patient in a table, "" if it is not known.
+
+    The patient 7 is 7.0 in a table that pandas wrote, if another patient in it is not known.
+    """
+    number = _WHOLE_NUMBER.fullmatch(text)
+    return "" if is_missing(text) else number[1] if number else text
 
 
 def unknown_patients_notice(unknown: int, total: int) -> str:

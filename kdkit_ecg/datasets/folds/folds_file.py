@@ -13,7 +13,7 @@ from kdkit import DataError
 from kdkit.utils.files import write
 from kdkit.utils.printable import printable
 from kdkit_ecg.utils.record_files import table_name
-from kdkit_ecg.utils.tables import is_missing, parse_table
+from kdkit_ecg.utils.tables import parse_table, patient_name
 
 FORMAT = "2"  # of the first line of the file; format 1 had the keys `version` and `k` for `format` and `folds`
 _NUMBER = re.compile(r"[0-9]{1,4}")  # of folds, which are numbered without gaps
@@ -133,8 +133,7 @@ class Folds:
             record = table_name(row["record"])
             if not _NUMBER.fullmatch(row["fold"]):
                 raise DataError(f"the fold of record {record} must be a number from 0, got {row['fold'][:60]!r}")
-            patient = "" if is_missing(row.get("patient", "")) else row["patient"]
-            entry = FoldEntry(row.get("database", ""), patient, int(row["fold"]))
+            entry = FoldEntry(row.get("database", ""), patient_name(row.get("patient", "")), int(row["fold"]))
             if entries.setdefault(record, entry) != entry:
                 raise DataError(f"record {record} occurs twice, in folds {entries[record].fold} and {entry.fold}")
         k = metadata.get("folds", str(1 + max((entry.fold for entry in entries.values()), default=0)))

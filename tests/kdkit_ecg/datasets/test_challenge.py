@@ -284,6 +284,12 @@ def test_a_patient_that_is_missing_in_words_is_missing(tmp_path, word):
     assert data._persons == {"C1": "P1", "C2": "record C2", "C3": "record C3"}
 
 
+def test_the_number_of_a_patient_is_one_in_tables_of_integers_and_of_floats(tmp_path):
+    data = dataset_with_table(tmp_path, TABLE + "C1,7.0,1.0.0\nC2,7,\nC3,8,\n")
+    assert data._persons == {"C1": "7", "C2": "7", "C3": "8"}
+    assert data._patient_table["C1"]["database"] == "1.0.0"
+
+
 def test_patients_that_are_missing_in_words_are_in_any_fold(tmp_path):
     for number in range(30):
         write_challenge_record(tmp_path, f"C{number:02}", codes=RHYTHMS[number % 3], noise=number)

@@ -244,6 +244,10 @@ def test_a_name_of_two_files_is_refused_unless_the_path_is_given(tmp_path):
         _ = Records(tmp_path, leads=EIGHT, **RAW).train
     write_table(tmp_path, ("ecg", "a", "p1"), columns="record,label,database")
     assert Records(tmp_path, leads=EIGHT, **RAW)._labelled[0][0].path == tmp_path / "p1" / "ecg.hea"
+    (tmp_path / "p1").rename(tmp_path / "1.0.0")  # a version and not a number that pandas wrote as 1.0.0
+    write_table(tmp_path, ("ecg", "a", "1.0.0"), columns="record,label,database")
+    assert Records(tmp_path, leads=EIGHT, **RAW)._labelled[0][0].path == tmp_path / "1.0.0" / "ecg.hea"
+    (tmp_path / "1.0.0").rename(tmp_path / "p1")
     write_table(tmp_path, ("p0/ecg", "a", ""), ("p1\\ecg.hea", "b", ""))
     data = Records(tmp_path, shares=(1.0, 0.0, 0.0), **RAW)
     assert [source.name for source in data._selected[0]] == ["p0/ecg", "p1/ecg"]

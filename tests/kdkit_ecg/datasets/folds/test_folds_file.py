@@ -97,9 +97,9 @@ def test_a_file_that_does_not_exist_is_refused(tmp_path):
 
 def test_a_patient_that_is_missing_in_words_is_not_a_patient(tmp_path):
     path = tmp_path / "folds.csv"
-    path.write_text("record,patient,fold\nA1,nan,0\nA2,Unknown,1\nA3,nan,1\nA4,P1,0\n")
+    path.write_text("record,patient,fold\nA1,nan,0\nA2,Unknown,1\nA3,nan,1\nA4,P1,0\nA5,7.0,1\n")
     folds = Folds.read(path)
-    assert [entry.patient for entry in folds.entries.values()] == ["", "", "", "P1"]
+    assert [entry.patient for entry in folds.entries.values()] == ["", "", "", "P1", "7"]
     assert folds.divided_patients == {}
 
 
