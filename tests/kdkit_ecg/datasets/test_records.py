@@ -254,6 +254,21 @@ def test_a_name_of_two_files_is_refused_unless_the_path_is_given(tmp_path):
     assert len(data.train) == 2
 
 
+def test_a_path_in_two_folders_is_refused_unless_the_database_is_given(tmp_path):
+    folders = [tmp_path / "own", tmp_path / "other"]
+    for number, folder in enumerate(folders):
+        write_wfdb(folder / "2020", number, name="r0")
+    write_table(folders[0], ("r0", "a", "other"), columns="record,label,database")
+    assert Records(folders, leads=EIGHT, **RAW)._labelled[0][0].path == folders[1] / "2020" / "r0.hea"
+    for record in ("r0", "2020/r0"):
+        write_table(folders[0], (record, "a", ""))
+        with pytest.raises(DataError, match=r"there are 2, such as .*own.* and .*other.*pass a folder above both"):
+            _ = Records(folders, leads=EIGHT, **RAW).train
+    (tmp_path / "link").symlink_to(folders[0])
+    data = Records([*folders[:1], tmp_path / "link", folders[0] / "2020"], shares=(1.0, 0.0, 0.0), **RAW)
+    assert len(data.train) == 1
+
+
 def test_the_fingerprint_depends_on_labels_leads_and_classes_but_not_on_the_place(tree, tmp_path):
     (tmp_path / "labels.csv").write_bytes((tree / "labels.csv").read_bytes())
     first = Records(tree, **RAW).fingerprint
