@@ -1,6 +1,6 @@
-"""Define the interface of an augmentation, and check its options."""
+"""Define the interface of an augmentation, and check a range of its options."""
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,24 +18,7 @@ class Augmentation(Protocol):
         ...
 
 
-def as_float32(signal: NDArray[Any]) -> Signal:
-    """Return the signal in float32, the type of all signals."""
-    return signal.astype(np.float32)
-
-
-def check_share(name: str, share: float) -> None:
-    """Raise RecipeError unless the number is between 0 and 1; both are included."""
-    if not 0 <= share <= 1:
-        raise RecipeError(f"expected {name} between 0 and 1; got {share}")
-
-
 def check_range(quantity: str, low: float, high: float) -> None:
     """Raise RecipeError unless low <= high; NaN is refused too."""
     if not low <= high:
         raise RecipeError(f"expected low <= high for {quantity}; got {low} and {high}")
-
-
-def check_positive(name: str, number: float) -> None:
-    """Raise RecipeError unless the number is above 0; NaN is refused too."""
-    if not number > 0:
-        raise RecipeError(f"expected {name} above 0; got {number}")

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from kdkit import RecipeError
-from kdkit_ecg.augmentations.base import Augmentation, Signal, check_share
+from kdkit.utils.validation import validate_share
+from kdkit_ecg.augmentations.base import Augmentation, Signal
 from kdkit_ecg.augmentations.mixup import Mixup
 
 
@@ -18,7 +19,7 @@ class Sometimes:
     probability: float = 0.5
 
     def __post_init__(self) -> None:
-        check_share("probability", self.probability)
+        validate_share("probability", self.probability)
 
     def __call__(self, signal: Signal, rate: float, generator: np.random.Generator) -> Signal:
         """Return the augmented signal, or the input itself."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdkit_ecg.augmentations.base import check_positive
+from kdkit.utils.validation import validate_above_zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Mixup:
     alpha: float = 0.2
 
     def __post_init__(self) -> None:
-        check_positive("alpha", self.alpha)
+        validate_above_zero("alpha", self.alpha)
 
     def share(self, generator: np.random.Generator) -> float:
         """Return the weight of the sample itself, from 0.5 to 1; its partner has the rest."""

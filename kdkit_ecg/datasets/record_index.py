@@ -26,7 +26,7 @@ class RecordIndex:
     def __init__(self, excluded: ExcludedRecords, arrays: ArrayFormat | None, table: Path) -> None:
         self.excluded, self.arrays = excluded, arrays
         self._files: dict[Path, Path] = {}  # by its real path, the file of each record
-        # The files with a path below their folder, and with a name. Of equal ones in several folders, none is preferred.
+        # The files with a path below their folder, and with a name: several if folders have the same ones.
         self._by_path: dict[str, list[Path]] = {}
         self._by_name: dict[str, list[Path]] = {}
         real_folder = cache(Path.resolve)
@@ -81,7 +81,7 @@ class RecordIndex:
 
     def _path(self, record: str, database: str) -> Path | None:
         name = _composed(record)
-        paths = list(dict.fromkeys(self._by_path.get(name) or self._by_name.get(name, ())))
+        paths = list(dict.fromkeys(self._by_path.get(name) or self._by_name.get(name) or []))
         # Of several with one name, the one in the folder of its database, as for the Challenges.
         paths = [path for path in paths if database in path.parts[:-1]] if len(paths) > 1 and database else paths
         if len(paths) > 1:

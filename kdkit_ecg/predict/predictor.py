@@ -4,13 +4,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kdkit import DataError, KdkitError, RecipeError
-from kdkit.errors import did_you_mean, first_line
+from kdkit.errors import first_line
 from kdkit.utils.cores import usable_cores
 from kdkit.utils.validation import is_number, validate_choice
 from kdkit_ecg.leads import missing_leads, standard_name
@@ -62,10 +62,7 @@ class Predictor:
         return predictor
 
     def _set(self, model: Model, combine: Combination) -> None:
-        if combine not in get_args(Combination):
-            raise KdkitError(
-                f"combine={combine!r} is not an option; {did_you_mean(str(combine), get_args(Combination))}"
-            )
+        validate_choice("combine", combine, Combination)
         if combine == "max" and model.multiclass:
             raise KdkitError(
                 'combine="max" (--windows max) does not suit classes of which exactly one is true; use "mean" or '

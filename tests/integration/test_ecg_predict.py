@@ -429,7 +429,7 @@ def test_a_record_that_is_named_twice_or_has_segments_is_one_row(tmp_path, folde
 
 
 def test_options_of_a_predictor_are_checked(model, tmp_path):
-    with pytest.raises(KdkitError, match="did you mean 'mean'"):
+    with pytest.raises(KdkitError, match="combine must be 'mean' or 'max' or 'centre'; got 'meen'"):
         Predictor(model, combine="meen")
     text = '<ir_version: 8, opset_import: ["": 18]> g (float[N] x) => (float[N] y) { y = Relu(x) }'
     onnx.save(onnx.parser.parse_model(text), tmp_path / "other.onnx")

@@ -257,7 +257,7 @@ def test_a_folder_without_the_tables_is_refused_with_the_expected_content(tmp_pa
     [
         ({"fold": 11}, "must be one of 1 to 10"),
         ({"fold": 0}, "must be one of 1 to 10"),
-        ({"labels": "superdiagnostics"}, "did you mean 'superdiagnostic'"),
+        ({"labels": "superdiagnostics"}, "labels must be 'superdiagnostic' or .*; got 'superdiagnostics'"),
     ],
 )
 def test_unknown_option_values_are_refused(folder, options, message):

@@ -378,7 +378,7 @@ def test_names_with_accents_are_found_in_either_form_of_unicode(tmp_path):
         ({"leads": ("II", "ii")}, "expected every lead once, got 'II' twice"),
         ({"columns": {"patients": "patient"}}, "unknown key 'patients'; did you mean 'patient'"),
         ({"columns": {"patient": "pat"}}, "has no column 'pat'; did you mean 'patient'"),
-        ({"task": "regression"}, "task='regression' is not an option"),
+        ({"task": "regression"}, "task must be 'multilabel' or 'multiclass'; got 'regression'"),
     ],
 )
 def test_options_that_do_not_exist_are_refused(tree, options, message):
