@@ -141,7 +141,7 @@ def _parse_numbers(record_line: str) -> tuple[int, float, int]:
         raise DataError(f"the number of leads must be a whole number above 0, got {shown(leads)}")
     if not _RATE.fullmatch(rate) or not float(rate) > 0:
         raise DataError(f"the rate must be a number of Hz above 0, got {shown(rate)}")
-    if samples is not None and not _COUNT.fullmatch(samples):
+    if samples not in (None, "0") and not _COUNT.fullmatch(samples):  # 0 is unknown in WFDB too
         raise DataError(f"the number of samples must be a whole number above 0, got {shown(samples)}")
     return int(leads), float(rate), int(samples or 0)
 

@@ -41,8 +41,9 @@ def assert_reads(path, steps=STEPS, *, gain=1000, name="A1", rate=500):
         "sub/A1 12 500 600",
         "/data/sub/A1.hea 12 500 600",
         "A1 12 500",
+        "A1 12 500 0",
     ],
-    ids=["a year", "an ISO date", "a month in letters", "a counter", "a suffix", "a folder", "a path", "no length"],
+    ids=["a year", "an ISO date", "a month in letters", "a counter", "a suffix", "a folder", "a path", "no length", "0"],
 )
 def test_a_first_line_is_read_with(tmp_path, record_line):
     assert_reads(write_matrix(tmp_path, "A1", STEPS, record_line=record_line))
