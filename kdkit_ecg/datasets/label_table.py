@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
 from kdkit.errors import did_you_mean
-from kdkit_ecg.records.header import parse_age
+from kdkit_ecg.records.person import Sex, parse_age, parse_sex
 from kdkit_ecg.records.signal_lines import shown
-from kdkit_ecg.records.source import Sex
 from kdkit_ecg.utils.record_files import table_name
 from kdkit_ecg.utils.tables import is_missing, patient_name, read_table
 
@@ -32,9 +31,6 @@ ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "database": ("database",),
         "fold": ("fold",),
     }
-)
-_SEXES: Mapping[str, Sex] = MappingProxyType(
-    {"f": "female", "female": "female", "woman": "female", "m": "male", "male": "male", "man": "male"}
 )
 _FLAGS = MappingProxyType(
     {"0": False, "0.0": False, "false": False, "no": False, "1": True, "1.0": True, "true": True, "yes": True}
@@ -185,7 +181,7 @@ class _RowParser:
             patient_name(cells.get(self.roles["patient"], "")),
             "" if is_missing(database) else database,
             self._parsed(cells, "age", parse_age),
-            self._parsed(cells, "sex", lambda text: _SEXES.get(text.lower())) or sex,
+            self._parsed(cells, "sex", parse_sex) or sex,
         )
         if first is None or first == row:
             return row

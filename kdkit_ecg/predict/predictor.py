@@ -19,9 +19,10 @@ from kdkit_ecg.predict.prediction import Prediction
 from kdkit_ecg.predict.search import Refusal, find_records, label_of
 from kdkit_ecg.predict.windows import Combination, cut, starts_of
 from kdkit_ecg.records.array_format import ArrayFormat, leads_axis, require_numbers
+from kdkit_ecg.records.person import Sex, person_vector
 from kdkit_ecg.records.record import read_record
 from kdkit_ecg.records.signal_lines import DEFAULT_GAIN, UNITS, clipped
-from kdkit_ecg.records.source import Record, RecordSource, Sex, ordered_signal, person_vector
+from kdkit_ecg.records.source import Record, RecordSource, ordered_signal
 from kdkit_ecg.utils.processes import run_in_processes
 
 BATCH = 16  # windows that the network receives at a time; a day at 257 Hz has 5,400 of 4,096 samples

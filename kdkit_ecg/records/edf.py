@@ -1,4 +1,4 @@
-"""Records in EDF and EDF+ files, which edfio reads."""
+"""Records in EDF and EDF+ files, which edfio reads; here its signals become leads in mV at one rate."""
 
 import importlib.util
 import re
@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from kdkit import DataError, RecipeError
 from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS, standard_names
+from kdkit_ecg.records.person import Sex, parse_sex
 from kdkit_ecg.records.signal_lines import UNITS, clipped
-from kdkit_ecg.records.source import RecordSource, Sex
+from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.record_files import require_regular_file
 
 EDF_SUFFIX = ".edf"
@@ -137,10 +138,9 @@ def _read(path: Path, *, interrupted: bool = True) -> Any:
 
 def _person(edf: Any) -> tuple[float | None, Sex | None]:
     """Return age and sex from the fields of EDF+, None if they are unknown. Names are not read."""
-    sexes: dict[str, Sex] = {"F": "female", "M": "male"}
     age, sex = None, None
     try:
-        sex = sexes.get(edf.patient.sex)
+        sex = parse_sex(edf.patient.sex or "")
         years = (edf.recording.startdate - edf.patient.birthdate).days / 365.25
         age = years if 0 <= years <= 120 else None
     except (ValueError, AttributeError, IndexError, KeyError, TypeError):  # of any field that is not as in EDF+

@@ -4,15 +4,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS, derivation, missing_leads
+from kdkit_ecg.records.person import Sex, person_vector
 
-Sex = Literal["female", "male"]
 Signal = NDArray[np.floating[Any]]
 
 
@@ -111,12 +111,6 @@ class RecordSource(ABC):
 def missing_files(source: RecordSource) -> list[str]:
     """Return the files named by a source that do not exist in its folder."""
     return [name for name in source.files if not source.path.with_name(name).is_file()]
-
-
-def person_vector(age: float | None, sex: Sex | None) -> NDArray[np.float32]:
-    """Return age/100 (age in years), age known, female, male, sex known: (5,) float32. Unknown values are 0."""
-    known_age = age is not None
-    return np.array([(age or 0) / 100, known_age, sex == "female", sex == "male", sex is not None], dtype=np.float32)
 
 
 def select_leads(signal: Signal, names: Sequence[str], leads: Sequence[str]) -> Signal:

@@ -43,7 +43,17 @@ def assert_reads(path, steps=STEPS, *, gain=1000, name="A1", rate=500):
         "A1 12 500",
         "A1 12 500 0",
     ],
-    ids=["a year", "an ISO date", "a month in letters", "a counter", "a suffix", "a folder", "a path", "no length", "0"],
+    ids=[
+        "a year",
+        "an ISO date",
+        "a month in letters",
+        "a counter",
+        "a suffix",
+        "a folder",
+        "a path",
+        "no length",
+        "0",
+    ],
 )
 def test_a_first_line_is_read_with(tmp_path, record_line):
     assert_reads(write_matrix(tmp_path, "A1", STEPS, record_line=record_line))
