@@ -21,7 +21,7 @@ from kdkit_ecg.datasets.scan import Selection, database_of
 from kdkit_ecg.datasets.signals import duplicate_signals
 from kdkit_ecg.datasets.splits import Splits, require_shares, split_by_patient, splits_of_folds
 from kdkit_ecg.records.source import RecordSource
-from kdkit_ecg.utils.tables import first_names, unknown_patients_notice
+from kdkit_ecg.utils.messages import first_names, unknown_patients_notice
 
 
 class FoldMember(NamedTuple):

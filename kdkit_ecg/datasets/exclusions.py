@@ -7,9 +7,8 @@ from pathlib import Path
 
 from kdkit.errors import first_line
 from kdkit.utils.printable import printable
-from kdkit_ecg.records.signal_lines import clipped
-from kdkit_ecg.utils.record_files import NOT_LISTED, without_suffix
-from kdkit_ecg.utils.tables import first_names
+from kdkit_ecg.utils.messages import NOT_LISTED, clipped, first_names
+from kdkit_ecg.utils.record_files import without_suffix
 
 # The start of an error about a file, whose name the summary has already.
 _ABOUT_FILE = re.compile(r".*?(cannot be read|is not a readable header): ")

@@ -14,8 +14,8 @@ from kdkit_ecg.datasets.scan import Selection, is_usable
 from kdkit_ecg.datasets.splits import Splits, splits_of_folds
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.source import RecordSource
+from kdkit_ecg.utils.messages import unknown_patients_notice
 from kdkit_ecg.utils.record_files import present_file
-from kdkit_ecg.utils.tables import unknown_patients_notice
 
 FOLDS = 10
 

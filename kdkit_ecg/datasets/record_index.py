@@ -9,8 +9,7 @@ from pathlib import Path
 from kdkit import DataError
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.datasets.label_table import LabelRow
-from kdkit_ecg.records.array_files import HDF5_SUFFIXES, NUMPY_SUFFIX
-from kdkit_ecg.records.array_format import ArrayFormat
+from kdkit_ecg.records.array_files import HDF5_SUFFIXES, NUMPY_SUFFIX, ArrayFormat
 from kdkit_ecg.records.csv_file import CSV_SUFFIX
 from kdkit_ecg.records.numpy_archive import NPZ_SUFFIX
 from kdkit_ecg.records.open_file import SUFFIXES, open_file

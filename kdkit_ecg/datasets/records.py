@@ -15,9 +15,9 @@ from kdkit_ecg.datasets.patient_table import PatientTable
 from kdkit_ecg.datasets.record_index import RecordIndex
 from kdkit_ecg.datasets.scan import Selection, is_usable
 from kdkit_ecg.leads import LEADS, require_distinct_leads, standard_names
-from kdkit_ecg.records.array_format import ArrayFormat
+from kdkit_ecg.records.array_files import ArrayFormat
 from kdkit_ecg.records.source import RecordSource
-from kdkit_ecg.utils.tables import first_names
+from kdkit_ecg.utils.messages import first_names
 
 ClassTask = Literal["multilabel", "multiclass"]
 

@@ -14,7 +14,7 @@ from kdkit import DataError
 from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.signal_sketch import MIN_CORRELATION, correlation, near_pairs
 from kdkit_ecg.records.header import read_header
-from kdkit_ecg.records.samples import Steps, invalid_values, read_steps
+from kdkit_ecg.records.wfdb_record import Steps, invalid_values, read_steps
 from kdkit_ecg.utils.record_files import record_name
 from kdkit_ecg.utils.tables import read_table
 

@@ -10,8 +10,8 @@ from kdkit_ecg.doctor.waveform import examine_signal
 from kdkit_ecg.labels import is_snomed_code, scored_classes
 from kdkit_ecg.leads import LEADS, missing_leads
 from kdkit_ecg.records.header import header_lines, read_comments, read_header
-from kdkit_ecg.records.signal_lines import Header
 from kdkit_ecg.records.source import missing_files
+from kdkit_ecg.records.wfdb_record import Header
 from kdkit_ecg.utils.tables import is_missing
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit_ecg.doctor.findings import RecordReport
-from kdkit_ecg.records.samples import Steps
+from kdkit_ecg.records.wfdb_record import Steps
 
 Floats = NDArray[np.float64]
 

@@ -6,8 +6,7 @@ from numpy.typing import NDArray
 from kdkit import DataError
 from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.signal_sketch import sketch_of
-from kdkit_ecg.records.samples import Steps, invalid_values, mismatched_leads, read_steps
-from kdkit_ecg.records.signal_lines import Header
+from kdkit_ecg.records.wfdb_record import Header, Steps, invalid_values, mismatched_leads, read_steps
 
 GAINS = (20.0, 50_000.0)  # steps per mV: converters have a resolution between 50 uV and 20 nV
 FULL_SCALE = 0.9  # of the range of its format, which a lead spans if wfdb chose the gain to use all of it

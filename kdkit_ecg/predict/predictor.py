@@ -18,11 +18,11 @@ from kdkit_ecg.predict.model import Model, model_of_run, open_model
 from kdkit_ecg.predict.prediction import Prediction
 from kdkit_ecg.predict.search import Refusal, find_records, label_of
 from kdkit_ecg.predict.windows import Combination, cut, starts_of
-from kdkit_ecg.records.array_format import ArrayFormat, leads_axis, require_numbers
+from kdkit_ecg.records.array_files import ArrayFormat, leads_axis, require_numbers
 from kdkit_ecg.records.person import Sex, person_vector
-from kdkit_ecg.records.record import read_record
-from kdkit_ecg.records.signal_lines import DEFAULT_GAIN, UNITS, clipped
-from kdkit_ecg.records.source import Record, RecordSource, ordered_signal
+from kdkit_ecg.records.signal_lines import DEFAULT_GAIN
+from kdkit_ecg.records.source import UNITS, Record, RecordSource, ordered_signal
+from kdkit_ecg.utils.messages import clipped
 from kdkit_ecg.utils.processes import run_in_processes
 
 BATCH = 16  # windows that the network receives at a time; a day at 257 Hz has 5,400 of 4,096 samples
@@ -195,7 +195,7 @@ class Predictor:
         if source.counted:
             notes.append("the number of samples is that of the file")
         derived = self._derived(source.leads)
-        return self._predict(read_record(source), label_of(source), derived=derived, notes=tuple(notes))
+        return self._predict(source.read(), label_of(source), derived=derived, notes=tuple(notes))
 
     def _derived(self, names: Sequence[str]) -> tuple[str, ...]:
         present = set(map(standard_name, names))

@@ -11,8 +11,9 @@ from kdkit import DataError
 from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS, standard_name
 from kdkit_ecg.records.person import age_between, parse_sex
-from kdkit_ecg.records.signal_lines import UNITS, clipped, shown
+from kdkit_ecg.records.source import UNITS
 from kdkit_ecg.records.waveforms import Channel, EcgFile, Waveform
+from kdkit_ecg.utils.messages import clipped, shown
 
 _TIMES = ("TIME_ABSOLUTE", "TIME_RELATIVE")
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from kdkit import DataError, RecipeError
 from kdkit_ecg.leads import LEADS, standard_name
 from kdkit_ecg.records.person import age_between, parse_age, parse_sex
-from kdkit_ecg.records.signal_lines import UNITS, clipped, shown
+from kdkit_ecg.records.source import UNITS
 from kdkit_ecg.records.waveforms import Channel, EcgFile, Waveform, WaveformSource, open_waveform
+from kdkit_ecg.utils.messages import clipped, shown
 from kdkit_ecg.utils.record_files import is_dicom
 
 # The leads by their number in the codes of CID 3001, "2:1" of MDC and "5.6.3-9-1" of SCPECG.

@@ -15,7 +15,10 @@ from typing import TypeVar
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.person import parse_age, parse_sex
-from kdkit_ecg.records.signal_lines import MAX_CHANNELS, MAX_LINE, Header, clipped, parse_signal_lines, shown
+from kdkit_ecg.records.signal_lines import MAX_LINE, parse_signal_lines
+from kdkit_ecg.records.source import MAX_CHANNELS
+from kdkit_ecg.records.wfdb_record import Header
+from kdkit_ecg.utils.messages import clipped, shown
 from kdkit_ecg.utils.record_files import present_file, read_header_bytes
 
 T = TypeVar("T")

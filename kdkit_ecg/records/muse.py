@@ -13,8 +13,8 @@ import numpy as np
 from kdkit import DataError
 from kdkit_ecg.leads import standard_name
 from kdkit_ecg.records.person import parse_age, parse_sex
-from kdkit_ecg.records.signal_lines import clipped, shown
 from kdkit_ecg.records.waveforms import Channel, EcgFile, Waveform
+from kdkit_ecg.utils.messages import clipped, shown
 
 _MV = MappingProxyType({"MICROVOLTS": 1e-3, "MILLIVOLTS": 1.0})  # by unit
 _SAMPLE_BYTES = 2

@@ -1,9 +1,10 @@
 """A record: the description of one whose signal was not read yet, and one that was read."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,12 @@ from kdkit_ecg.leads import LEADS, derivation, missing_leads
 from kdkit_ecg.records.person import Sex, person_vector
 
 Signal = NDArray[np.floating[Any]]
+
+# Size of a unit in mV. NU (normalised units) are standard deviations, and are not converted.
+UNITS: Mapping[str, float] = MappingProxyType(
+    {"": 1.0, "mv": 1.0, "uv": 1e-3, "\u00b5v": 1e-3, "\u03bcv": 1e-3, "v": 1e3, "nu": 1.0}
+)
+MAX_CHANNELS = 1_024  # of a record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

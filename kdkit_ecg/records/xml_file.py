@@ -9,8 +9,8 @@ from xml.parsers import expat
 from kdkit import DataError
 from kdkit_ecg.records.aecg import parse_aecg
 from kdkit_ecg.records.muse import parse_muse
-from kdkit_ecg.records.signal_lines import shown
 from kdkit_ecg.records.waveforms import EcgFile, WaveformSource, open_waveform
+from kdkit_ecg.utils.messages import shown
 
 XML_SUFFIX = ".xml"
 

@@ -16,7 +16,6 @@ MAX_SUFFIX = 5  # characters, with the dot, of a suffix that is looked for in an
 HEADER_SUFFIX, SIGNAL_SUFFIXES, UNFINISHED_SUFFIX = ".hea", (".mat", ".dat"), ".part"
 DICOM_SUFFIX = ".dcm"
 OTHER_SUFFIXES = (DICOM_SUFFIX, ".xml", ".edf", ".npy", ".npz", ".csv", ".hdf5", ".h5")
-NOT_LISTED = "of the folders cannot be read"  # in summaries, after the number
 
 _KNOWN_SUFFIXES = frozenset((HEADER_SUFFIX, *SIGNAL_SUFFIXES, *OTHER_SUFFIXES, UNFINISHED_SUFFIX))
 _DICOM_MARK = slice(128, 132)  # the bytes DICM

@@ -1,14 +1,12 @@
-"""Read CSV tables, recognise missing values in them and in headers, and list names in messages."""
+"""Read CSV tables, and recognise missing values in them and in headers."""
 
 import csv
 import io
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from kdkit import DataError
-from kdkit.utils.printable import printable
 
 # What spreadsheets, pandas, R, databases and people write for a value that is not known.
 _MISSING = re.compile(
@@ -68,13 +66,3 @@ def patient_name(text: str) -> str:
     """
     number = _WHOLE_NUMBER.fullmatch(text)
     return "" if is_missing(text) else number[1] if number else text
-
-
-def unknown_patients_notice(unknown: int, total: int) -> str:
-    """Return the notice about records whose patient is not known."""
-    return f"the patient of {unknown} of {total} records is unknown; each counts as a patient of its own"
-
-
-def first_names(names: Sequence[str]) -> str:
-    """Return the first three names as one line, followed by dots if there are more."""
-    return ", ".join([*map(printable, names[:3]), *(["..."] if len(names) > 3 else [])])

@@ -11,7 +11,7 @@ from kdkit import DataError, RecipeError
 from kdkit_ecg import Challenge2020
 from kdkit_ecg.datasets import PTBXL
 from kdkit_ecg.records.filters import resample
-from kdkit_ecg.records.record import read_record
+from kdkit_ecg.records.header import read_header
 from tests.helpers.ptbxl_files import write_database, write_signal, write_statements
 
 RAW = {"scaling": "raw", "band": None}
@@ -139,7 +139,7 @@ def test_real_records_in_this_layout_equal_those_of_the_challenge(shared, tmp_pa
     rows, challenge = [], tmp_path / "challenge"
     challenge.mkdir()
     for path in paths:
-        patient_row, record = patient_rows[path.stem], read_record(path)
+        patient_row, record = patient_rows[path.stem], read_header(path).read()
         number = int(path.stem[2:])
         sex = {"Male": 0, "Female": 1}[patient_row["sex"]]
         codes = "{'NORM': 100.0, 'SR': 0.0}"

@@ -15,6 +15,7 @@ from kdkit_ecg import Challenge2020
 from kdkit_ecg.datasets import base
 from kdkit_ecg.records import preparation
 from kdkit_ecg.records.preparation import Preparation
+from kdkit_ecg.records.wfdb_record import Header
 from kdkit_ecg.store import build, store, stores_folder
 from kdkit_ecg.store.index import INDEX, LOCK, ROW, SIGNALS, read_rows
 from kdkit_ecg.store.location import METADATA
@@ -242,16 +243,16 @@ def test_deleted_files_are_created_again(folder, deleted):
 
 
 def test_a_transient_fault_is_not_stored(folder, monkeypatch):
-    original = preparation.read_record
+    original = Header.read
 
-    def read_record(header):
+    def read(header):
         if header.name == "A07":
             raise DataError("cannot be read") from PermissionError("busy")
         return original(header)
 
-    monkeypatch.setattr(preparation, "read_record", read_record)
+    monkeypatch.setattr(Header, "read", read)
     assert "2 excluded, unreadable signal: a/A07, b/B2" in data(folder).summary
-    monkeypatch.setattr(preparation, "read_record", original)
+    monkeypatch.setattr(Header, "read", original)
     assert "1 excluded, unreadable signal: b/B2" in data(folder).summary
 
 

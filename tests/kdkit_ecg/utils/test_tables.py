@@ -2,7 +2,8 @@
 
 import pytest
 
-from kdkit_ecg.utils.tables import first_names, is_missing
+from kdkit_ecg.utils.messages import first_names
+from kdkit_ecg.utils.tables import is_missing
 
 
 @pytest.mark.parametrize(
