@@ -12,9 +12,9 @@ from kdkit_ecg.datasets.base import Folder
 from kdkit_ecg.datasets.cross_validation import FOLDS, FoldedDataset
 from kdkit_ecg.datasets.exclusions import ExcludedRecords
 from kdkit_ecg.datasets.folds import Folds
-from kdkit_ecg.datasets.patient_table import PatientTable, read_patient_table
 from kdkit_ecg.datasets.scan import LabelEncoder, Selection, find_records
 from kdkit_ecg.labels import Year, scored_classes
+from kdkit_ecg.utils.tables import PatientTable, read_patient_table
 
 # The choices of the authors of LRH-Net that change numbers. Folds by record and thresholds chosen on the test fold are
 # leaks, which are here to reproduce the paper.

@@ -16,12 +16,12 @@ from kdkit.utils.validation import is_whole_number, validate_counts
 from kdkit_ecg.datasets.base import RecordingDataset
 from kdkit_ecg.datasets.exclusions import ExclusionReason
 from kdkit_ecg.datasets.folds import FoldEntry, Folds, assign_persons, stratified_folds
-from kdkit_ecg.datasets.patient_table import PatientTable
 from kdkit_ecg.datasets.scan import Selection, database_of
 from kdkit_ecg.datasets.signals import duplicate_signals
 from kdkit_ecg.datasets.splits import Splits, require_shares, split_by_patient, splits_of_folds
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.messages import first_names, unknown_patients_notice
+from kdkit_ecg.utils.tables import PatientTable
 
 
 class FoldMember(NamedTuple):

@@ -85,14 +85,9 @@ def read_label_table(path: Path, columns: Mapping[str, str], classes: Sequence[s
     """
     if len(set(classes)) < len(classes):
         raise RecipeError(f"classes must be different names, got {list(classes)}")
-    try:
-        names, lines = read_table(path)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"the table of labels {path} does not exist; expected a CSV with a row for each record"
-        ) from error
-    except OSError as error:
-        raise DataError(f"the table of labels {path} cannot be read: {error}") from error
+    if not path.exists():
+        raise DataError(f"the table of labels {path} does not exist; expected a CSV with a row for each record")
+    names, lines = read_table(path)
     if len(set(names)) < max(1, len(names)):
         raise DataError(
             f"{path} needs a first line with a different name for each column, got {shown(','.join(names))}"

@@ -123,10 +123,7 @@ def _read_table(path: Path, required: Iterable[str]) -> Iterable[dict[str, str]]
         raise DataError(
             f"{path} does not exist; the folder of PTB-XL contains ptbxl_database.csv and scp_statements.csv"
         )
-    try:
-        columns, rows = read_table(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+    columns, rows = read_table(path)
     missing = sorted(set(required) - set(columns))
     if missing:
         raise DataError(f"{path} lacks the column {missing[0]}; it has {', '.join(columns)}")

@@ -1,10 +1,11 @@
 """Predict the classes of ECG records: read, prepare as for the training, run the network on windows, combine them."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,13 +18,14 @@ from kdkit_ecg.leads import missing_leads, standard_name
 from kdkit_ecg.predict.model import Model, model_of_run, open_model
 from kdkit_ecg.predict.prediction import Prediction
 from kdkit_ecg.predict.search import Refusal, find_records, label_of
-from kdkit_ecg.predict.windows import Combination, cut, starts_of
 from kdkit_ecg.records.array_files import ArrayFormat, leads_axis, require_numbers
 from kdkit_ecg.records.person import Sex, person_vector
 from kdkit_ecg.records.signal_lines import DEFAULT_GAIN
 from kdkit_ecg.records.source import UNITS, Record, RecordSource, ordered_signal
 from kdkit_ecg.utils.messages import clipped
 from kdkit_ecg.utils.processes import run_in_processes
+
+Combination = Literal["mean", "max", "centre"]
 
 BATCH = 16  # windows that the network receives at a time; a day at 257 Hz has 5,400 of 4,096 samples
 SHORTEST = 0.05  # share of a window that a record has to fill; the network would see little but padding
@@ -275,6 +277,30 @@ class Predictor:
         else:
             decisions = probabilities >= np.array(self.thresholds)
         return decisions
+
+
+def starts_of(time: int, length: int, combine: Combination) -> list[int]:
+    """Return the first sample of each window of `length` samples of a signal.
+
+    A longer signal has as few windows as cover all of it, at equal distances, so that they overlap. A shorter one is
+    padded on both sides as in training, so that its window starts before it. combine: "centre" for the middle alone.
+    """
+    spare = time - length
+    if spare <= 0:
+        return [-(-spare // 2)]  # of an odd number, the smaller half is before
+    if combine == "centre":
+        return [spare // 2]
+    count = math.ceil(time / length)
+    return [round(number * spare / (count - 1)) for number in range(count)]
+
+
+def cut(signal: NDArray[np.float32], starts: Sequence[int], length: int) -> NDArray[np.float32]:
+    """Return windows of a signal (leads, time), (windows, leads, length); samples outside of it are 0."""
+    windows = np.zeros((len(starts), signal.shape[0], length), np.float32)
+    for window, start in zip(windows, starts, strict=True):
+        inside = signal[:, max(start, 0) : start + length]
+        window[:, max(-start, 0) : max(-start, 0) + inside.shape[1]] = inside
+    return windows
 
 
 # A worker process predicts many chunks, and opens the network once.

@@ -1,4 +1,4 @@
-"""Open ECGs in XML files: GE MUSE and HL7 aECG."""
+"""Open ECGs in XML files, GE MUSE and HL7 aECG, by expat: ElementTree expands entities, which may fill the memory."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,24 +32,12 @@ def open_xml(path: Path) -> WaveformSource:
 
 
 def _parse(path: Path) -> EcgFile:
-    root = _read(path)
-    if root.tag not in _PARSERS:
-        philips = " (Philips, whose waveforms are compressed)" if root.tag == "restingecgdata" else ""
-        raise DataError(
-            f"expected the XML of GE MUSE (RestingECG) or HL7 aECG (AnnotatedECG), got {shown(root.tag)}{philips}; "
-            "export it as one of these, or as DICOM"
-        )
-    return _PARSERS[root.tag](root)
-
-
-def _read(path: Path) -> Element:
-    """Return the outermost element of a file, without namespaces. Raises DataError."""
     if path.stat().st_size > MAX_XML_BYTES:
         raise DataError(f"expected at most {MAX_XML_BYTES:,} bytes, got {path.stat().st_size:,}")
     builder, parser = TreeBuilder(), expat.ParserCreate()
     parser.buffer_text = True
     parser.StartElementHandler = lambda tag, attributes: builder.start(tag.rpartition(":")[2], attributes)
-    parser.EndElementHandler = lambda tag: builder.end(tag.rpartition(":")[2])
+    parser.EndElementHandler = lambda tag: builder.end(tag.rpartition(":")[2])  # without namespaces
     parser.CharacterDataHandler = builder.data
     parser.EntityDeclHandler = _refuse_entity
     with path.open("rb") as file:
@@ -57,7 +45,14 @@ def _read(path: Path) -> Element:
             parser.ParseFile(file)
         except expat.ExpatError as error:
             raise DataError(f"it is no complete XML: {error}") from error
-    return builder.close()
+    root = builder.close()
+    if root.tag not in _PARSERS:
+        philips = " (Philips, whose waveforms are compressed)" if root.tag == "restingecgdata" else ""
+        raise DataError(
+            f"expected the XML of GE MUSE (RestingECG) or HL7 aECG (AnnotatedECG), got {shown(root.tag)}{philips}; "
+            "export it as one of these, or as DICOM"
+        )
+    return _PARSERS[root.tag](root)
 
 
 def _refuse_entity(*_: object) -> None:
