@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit_ecg.records.person import Sex
-from kdkit_ecg.utils.files import unsharded_folder
+from kdkit_ecg.utils.record_files import unsharded_folder
 
 
 class Reason(StrEnum):

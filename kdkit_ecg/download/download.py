@@ -24,7 +24,7 @@ from kdkit_ecg.download.responses import UNCOMPRESSED, TransferError, Unreachabl
 from kdkit_ecg.download.threads import run_in_threads
 from kdkit_ecg.download.transfer import Transfer
 from kdkit_ecg.download.verified_files import VerifiedFiles, file_checksum
-from kdkit_ecg.utils.files import free_space
+from kdkit_ecg.utils.record_files import free_space
 
 # Files in a row that the server failed to send: then it is down, and a hundred thousand more requests are pointless.
 MAX_UNREACHABLE = 20

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -169,7 +168,7 @@ class Predictor:
         finished: dict[int, list[Prediction]] = {}  # by the position of their first record
         position = 0
         # Chunks end in any order, and are yielded in theirs.
-        predict_chunk = _PredictChunk(self._path, self.combine, self.metadata)
+        predict_chunk = partial(_predict_chunk, self._path, self.combine, self.metadata)
         for (start, _), predictions in run_in_processes(predict_chunk, work, processes):
             finished[start] = predictions
             while position in finished:
@@ -307,16 +306,11 @@ def cut(signal: NDArray[np.float32], starts: Sequence[int], length: int) -> NDAr
 _cached_predictor = lru_cache(maxsize=1)(lambda path, combine: Predictor(path, combine=combine))
 
 
-@dataclass(frozen=True, slots=True)
-class _PredictChunk:
-    """Predicts records in a worker process."""
-
-    path: Path
-    combine: Combination
-    metadata: Mapping[str, Any]  # of the file as the caller opened it
-
-    def __call__(self, work: tuple[int, tuple[RecordSource | Refusal, ...]]) -> list[Prediction]:
-        predictor = _cached_predictor(self.path, self.combine)
-        if predictor.metadata != self.metadata:  # its thresholds would not be those that the caller shows
-            raise DataError(f"{self.path} was replaced while it was in use; run the same command again")
-        return [predictor._predict_or_refuse(source) for source in work[1]]
+def _predict_chunk(
+    path: Path, combine: Combination, metadata: Mapping[str, Any], work: tuple[int, tuple[RecordSource | Refusal, ...]]
+) -> list[Prediction]:
+    """Predict records in a worker process. metadata: of the file as the caller opened it."""
+    predictor = _cached_predictor(path, combine)
+    if predictor.metadata != metadata:  # its thresholds would not be those that the caller shows
+        raise DataError(f"{path} was replaced while it was in use; run the same command again")
+    return [predictor._predict_or_refuse(source) for source in work[1]]
