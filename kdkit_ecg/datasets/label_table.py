@@ -197,10 +197,10 @@ class _RowParser:
 
     def _named(self, text: str) -> tuple[str, ...] | None:
         """Return the labels in a cell, None if it is empty."""
+        if text in self.classes:  # also "none", if the user names it
+            return (text,)
         if is_missing(text):
             return None
-        if text in self.classes:
-            return (text,)
         parts = _listed(text)
         if parts is None:
             parts = _SEPARATOR.split(text) if _SEPARATOR.search(text) else text.split(",")

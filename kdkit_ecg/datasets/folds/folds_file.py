@@ -16,7 +16,7 @@ from kdkit_ecg.utils.record_files import table_name
 from kdkit_ecg.utils.tables import parse_table, patient_name
 
 FORMAT = "2"  # of the first line of the file; format 1 had the keys `version` and `k` for `format` and `folds`
-_NUMBER = re.compile(r"[0-9]{1,4}")  # of folds, which are numbered without gaps
+_NUMBER = re.compile(r"([0-9]{1,4})(?:\.0)?")  # of folds, which are numbered without gaps; pandas may write 1.0
 _COLUMNS = ("record", "database", "patient", "fold")
 
 
@@ -131,14 +131,16 @@ class Folds:
         for _, cells in table.rows:
             row = {column.lower(): cell for column, cell in cells.items()}
             record = table_name(row["record"])
-            if not _NUMBER.fullmatch(row["fold"]):
+            number = _NUMBER.fullmatch(row["fold"])
+            if not number:
                 raise DataError(f"the fold of record {record} must be a number from 0, got {row['fold'][:60]!r}")
-            entry = FoldEntry(row.get("database", ""), patient_name(row.get("patient", "")), int(row["fold"]))
+            entry = FoldEntry(row.get("database", ""), patient_name(row.get("patient", "")), int(number[1]))
             if entries.setdefault(record, entry) != entry:
                 raise DataError(f"record {record} occurs twice, in folds {entries[record].fold} and {entry.fold}")
         k = metadata.get("folds", str(1 + max((entry.fold for entry in entries.values()), default=0)))
         provenance = {key: value for key, value in metadata.items() if key not in ("format", "folds", "fingerprint")}
-        folds = cls(entries=entries, k=int(k) if _NUMBER.fullmatch(k) else 0, provenance=provenance)
+        count = _NUMBER.fullmatch(k)
+        folds = cls(entries=entries, k=int(count[1]) if count else 0, provenance=provenance)
         if metadata.get("fingerprint", folds.fingerprint) != folds.fingerprint:
             raise DataError(
                 f"its records have the fingerprint {folds.fingerprint}, but its first line has "

@@ -344,6 +344,14 @@ def test_the_labels_of_a_set_have_the_same_order_in_every_process(tmp_path):
     assert read_label_table(tmp_path / "labels.csv", {}, ()).rows["r0"].labels == tuple(names)
 
 
+def test_a_class_may_have_a_name_that_else_means_a_missing_label(tree, tmp_path):
+    write_table(tmp_path, *[(f"r{number}", ("AF", "none")[number % 2], "") for number in range(24)])
+    table, options = tmp_path / "labels.csv", {"shares": (1.0, 0.0, 0.0), **RAW}
+    data = Records(tree, table, classes=("AF", "none"), task="multiclass", **options)
+    assert data.train.labels.sum(0).tolist() == [12, 12]
+    assert "12 excluded, no label in the table of labels" in Records(tree, table, **options).summary
+
+
 def test_an_empty_list_is_no_label(tree, tmp_path):
     write_table(tmp_path, ("r0", "[]", ""), ("r1", "['a']", ""))
     data = Records(tree, tmp_path / "labels.csv", shares=(1.0, 0.0, 0.0), **RAW)

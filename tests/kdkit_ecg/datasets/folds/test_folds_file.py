@@ -50,7 +50,7 @@ def test_a_file_saved_by_a_spreadsheet_is_read_the_same(tmp_path):
 
 
 def test_a_table_of_records_and_folds_is_enough(tmp_path):
-    (tmp_path / "table.csv").write_text("\ufefffold,record\n1, A1\n0,A2\n")
+    (tmp_path / "table.csv").write_text("\ufefffold,record\n1.0, A1\n0,A2\n")
     folds = Folds.read(tmp_path / "table.csv")
     assert (folds.k, folds.entries["A1"]) == (2, FoldEntry("", "", 1))
 
