@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import RecipeError
-from kdkit.utils.validation import validate_above_zero, validate_share
+from kdkit.utils.validation import is_number, validate_above_zero, validate_share
 
 Signal = NDArray[np.float32]
 
@@ -29,6 +29,10 @@ class Sometimes:
 
     def __post_init__(self) -> None:
         validate_share("probability", self.probability)
+        if isinstance(self.augmentation, type) or not callable(self.augmentation):
+            raise RecipeError(
+                f"{self.augmentation!r} is not an augmentation of one sample; pass an object such as CutOut()"
+            )
 
     def __call__(self, signal: Signal, rate: float, generator: np.random.Generator) -> Signal:
         """Return the augmented signal, or the input itself."""
@@ -76,6 +80,6 @@ def check_augmentations(augment: tuple[Any, ...], draws: int) -> None:
 
 
 def check_range(quantity: str, low: float, high: float) -> None:
-    """Raise RecipeError unless low <= high; NaN is refused too."""
-    if not low <= high:
-        raise RecipeError(f"expected low <= high for {quantity}; got {low} and {high}")
+    """Raise RecipeError unless both are finite numbers and low <= high."""
+    if not (is_number(low) and is_number(high) and low <= high):
+        raise RecipeError(f"expected low <= high for {quantity}; got {low!r} and {high!r}")

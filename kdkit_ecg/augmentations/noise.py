@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import RecipeError
-from kdkit.utils.validation import validate_above_zero
+from kdkit.utils.validation import is_number, validate_above_zero
 from kdkit_ecg.augmentations.base import Signal, check_range
 from kdkit_ecg.leads import LEADS
 
@@ -65,8 +65,9 @@ class PowerLine:
 
     def __post_init__(self) -> None:
         validate_above_zero("size", self.size)
-        if not self.hertz or min(self.hertz) <= 0:
-            raise RecipeError(f"expected the frequencies of mains for hertz, such as (50.0, 60.0); got {self.hertz}")
+        is_tuple = isinstance(self.hertz, tuple) and all(map(is_number, self.hertz))
+        if not is_tuple or min(self.hertz, default=0) <= 0:
+            raise RecipeError(f"expected the frequencies of mains for hertz, such as (50.0, 60.0); got {self.hertz!r}")
 
     def __call__(self, signal: Signal, rate: float, generator: np.random.Generator) -> Signal:
         """Return the signal with the hum."""

@@ -74,6 +74,8 @@ class RecordingDataset(Data, ABC):
         check_augmentations(self.augment, self.draws)
         if not isinstance(self.store, str | Path | None):
             raise RecipeError(f"store must be a folder, 'auto' for the user's cache, or None, got {self.store!r}")
+        if not self._folders:
+            raise RecipeError("folder must be a path or several of them, got none")
         # Folders are checked at once, their content only when a split is used.
         for folder in self._folders:
             if not folder.is_dir():

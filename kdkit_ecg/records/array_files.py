@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
 from kdkit.errors import did_you_mean, first_line
-from kdkit.utils.validation import is_number
+from kdkit.utils.validation import validate_above_zero, validate_switches
 from kdkit_ecg.leads import standard_names
 from kdkit_ecg.records.csv_file import CSV_SUFFIX, open_csv, read_csv
 from kdkit_ecg.records.numpy_archive import NPZ_SUFFIX, archived_shapes, read_archived
@@ -56,10 +56,9 @@ class ArrayFormat:
         if not isinstance(self.unit, str) or not self.unit or self.unit.lower() not in UNITS:
             hint = did_you_mean(str(self.unit), UNIT_NAMES)
             raise RecipeError(f"unit={self.unit!r} is not a unit of a signal; {hint}")
-        for name in ("rate", "gain"):
-            value = getattr(self, name)
-            if not (is_number(value) and value > 0):
-                raise RecipeError(f"{name} must be a finite number above 0, got {value!r}")
+        validate_above_zero("rate", self.rate)
+        validate_above_zero("gain", self.gain)
+        validate_switches(padded=self.padded)
         if isinstance(self.leads, str):
             raise RecipeError(f"leads must be a tuple of names, such as ('I', 'II'), got {self.leads!r}")
         object.__setattr__(self, "leads", standard_names(self.leads))

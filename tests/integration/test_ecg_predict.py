@@ -154,7 +154,7 @@ def test_an_array_may_have_either_axis_first_any_unit_and_gaps(predictor):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rate": "500"}, "rate must be a finite number above 0, got '500'"),
+        ({"rate": "500"}, "rate must be a finite number above 0; got '500'"),
         ({"leads": "I,II"}, "leads must be the names"),
         ({"leads": ()}, "leads must be the names"),
         ({"unit": 1}, "unit=1 is not a unit"),

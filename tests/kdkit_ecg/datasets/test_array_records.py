@@ -299,6 +299,7 @@ def test_a_csv_without_names_has_the_leads_of_the_format(tmp_path):
         ({"gain": -1}, "gain must be a finite number above 0"),
         ({"leads": ("I", "Lead I")}, "leads must be different names"),
         ({"leads": "I"}, "leads must be a tuple of names"),
+        ({"padded": "no"}, "padded must be True or False; got 'no'"),
     ],
 )
 def test_a_format_with_impossible_values_is_refused(options, message):

@@ -201,7 +201,14 @@ def test_a_folder_without_headers_is_refused_with_the_expected_content(tmp_path)
         _ = small_dataset(tmp_path).train
 
 
+def test_folds_are_of_a_year_with_scored_classes(tree):
+    with pytest.raises(RecipeError, match="year must be 2020 or 2021; got '2020'"):
+        make_folds(tree, year="2020")
+
+
 def test_a_folder_that_does_not_exist_is_refused_at_once(tmp_path):
+    with pytest.raises(RecipeError, match="folder must be a path or several of them, got none"):
+        small_dataset([])
     with pytest.raises(DataError, match="nowhere does not exist"):
         small_dataset(tmp_path / "nowhere")
 
