@@ -2,11 +2,11 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_origin
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,10 +60,12 @@ class RecordingDataset(Data, ABC):
     store: StoreLocation | None = "auto"
 
     def __post_init__(self) -> None:
-        for option, choices in self._choices().items():
-            validate_choice(option, getattr(self, option), choices)
-        switches = [field.name for field in fields(self) if isinstance(field.default, bool)]
-        validate_switches(**{name: getattr(self, name) for name in switches})
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if get_origin(field.type) is Literal:
+                validate_choice(field.name, value, field.type)
+            elif field.type is bool:
+                validate_switches(**{field.name: value})
         validate_above_zero("rate", self.rate)
         validate_counts(self, "length", "draws")
         validate_counts(self, "seed", least=0)
@@ -80,16 +82,6 @@ class RecordingDataset(Data, ABC):
         for folder in self._folders:
             if not folder.is_dir():
                 raise DataError(f"the folder {folder} does not exist; expected one that contains the records")
-
-    @classmethod
-    def _choices(cls) -> Mapping[str, Any]:
-        """Return the Literal type of each option that has a fixed set of values."""
-        return {
-            "resampling": Resampling,
-            "scaling": Scaling,
-            "crop": Window,
-            "validation_split": ValidationSplit,
-        }
 
     @property
     def classes(self) -> tuple[str, ...]:

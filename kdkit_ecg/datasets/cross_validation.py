@@ -76,10 +76,6 @@ class FoldedDataset(RecordingDataset):
         below = self._folders[0] / path
         return Path(path) if Path(path).is_file() and not below.is_file() else below
 
-    @classmethod
-    def _choices(cls) -> Mapping[str, Any]:
-        return {**super()._choices(), "grouping": Grouping}
-
     @property
     def notices(self) -> tuple[str, ...]:
         """Warnings to print with the results: about the options, and about the records once these were found."""

@@ -63,10 +63,6 @@ class Records(FoldedDataset):
         object.__setattr__(self, "classes", self._table.classes.names)
         object.__setattr__(self, "leads", self._chosen_leads())
 
-    @classmethod
-    def _choices(cls) -> Mapping[str, Any]:
-        return {**super()._choices(), "task": ClassTask}
-
     @property
     def notices(self) -> tuple[str, ...]:
         """Warnings to print with the results: about the options, the records, and ages and sexes that are not read."""

@@ -80,7 +80,7 @@ class Predictor:
         """Return the prediction of one record: the path of a file with a single record, or a record that was read.
 
         A WFDB record may be named without its suffix. arrays: describes files of numbers. Raises DataError with the
-        reason if it cannot be served.
+        reason if it cannot be predicted.
         """
         if isinstance(record, Record):
             return self._predict(record, str(record.path), derived=(), notes=())
@@ -107,7 +107,7 @@ class Predictor:
 
         rate in Hz. unit: "mV", "uV", "V", or "NU" for standard deviations; may be None, for mV, if the network scales
         each lead itself. NaN is interpolated. age in years; None if unknown, as sex. Raises DataError for an array that
-        cannot be served, RecipeError for wrong options.
+        cannot be predicted, RecipeError for wrong options.
         """
         if isinstance(leads, str) or not len(leads):
             raise RecipeError(f"leads must be the names of the leads of the signal, such as ('I', 'II'), got {leads!r}")

@@ -23,7 +23,7 @@ from kdkit_ecg.utils.record_files import (
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A record that cannot be served. record: its path."""
+    """A record that cannot be predicted. record: its path."""
 
     record: str
     reason: str

@@ -122,8 +122,8 @@ def whole_waveform(waveforms: Sequence[Waveform]) -> Waveform:
         merged[part[:3]] = first._replace(channels=first.channels + part.channels)
     candidates = list(merged.values())
     leads = {lead for part in candidates for lead in part.leads}
-    wanted = leads & set(LEADS) or leads
-    complete = [part for part in candidates if wanted <= set(part.leads)]
+    required = leads & set(LEADS) or leads
+    complete = [part for part in candidates if required <= set(part.leads)]
     if len(complete) != 1:
         parts = "; ".join(
             f"{', '.join(part.leads)} for {part.samples / part.rate:g} s from {part.start}" for part in candidates

@@ -117,10 +117,10 @@ class Folds:
         if first_line.startswith(("#", '"#')):  # a spreadsheet may quote the line, and append commas to it
             metadata = dict(re.findall(r"(\w+)=([^\s,\"]+)", first_line))
             text = remainder
-            found_format = metadata.get("format", metadata.get("version", FORMAT))
-            if "version" in metadata or found_format != FORMAT:
+            file_format = metadata.get("format", metadata.get("version", FORMAT))
+            if "version" in metadata or file_format != FORMAT:
                 raise DataError(
-                    f"expected format {FORMAT}, got format {found_format}; make the folds again with `kdkit ecg "
+                    f"expected format {FORMAT}, got format {file_format}; make the folds again with `kdkit ecg "
                     "folds`, or delete the first line to read the file as a plain table"
                 )
         table = parse_table(text)
