@@ -11,7 +11,7 @@ from kdkit import DataError
 from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS, standard_name
 from kdkit_ecg.records.person import age_between, parse_sex
-from kdkit_ecg.records.source import UNITS
+from kdkit_ecg.records.source import VOLTAGES
 from kdkit_ecg.records.waveforms import Channel, EcgFile, Waveform
 from kdkit_ecg.utils.messages import clipped, shown
 
@@ -67,19 +67,19 @@ def _channel(sequence: Element) -> Channel | None:
     name = standard_name(_code(sequence))
     name = name if name in LEADS else name.removeprefix("MDC_ECG_LEAD_")
     units = [_attribute(sequence, f"value/{part}", "unit").lower() for part in ("scale", "origin")]
-    if _code(sequence) in _TIMES or units[0] not in UNITS or units[0] in ("", "nu"):
+    if _code(sequence) in _TIMES or units[0] not in VOLTAGES:
         return None
-    factor = _number(sequence, "value/scale") * UNITS[units[0]]
+    factor = _number(sequence, "value/scale") * VOLTAGES[units[0]]
     origin = 0.0
     if sequence.find("value/origin") is not None:
         origin = _number(sequence, "value/origin")
-        if origin and (units[1] not in UNITS or units[1] in ("", "nu")):
+        if origin and units[1] not in VOLTAGES:
             raise DataError(f"expected the unit of the origin of lead {shown(name)}, got {shown(units[1])}")
     if not factor:
         raise DataError(f"expected a scale other than 0 of lead {shown(name)}")
     digits = (sequence.findtext("value/digits") or "").split()
     try:
-        return Channel(name, np.array(digits, dtype=np.float64), factor, origin and origin * UNITS[units[1]])
+        return Channel(name, np.array(digits, dtype=np.float64), factor, origin and origin * VOLTAGES[units[1]])
     except ValueError as error:
         raise DataError(f"the digits of lead {shown(name)} are not numbers: {first_line(error)}") from error
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from kdkit import DataError, RecipeError
 from kdkit_ecg.leads import LEADS, standard_name
 from kdkit_ecg.records.person import age_between, parse_age, parse_sex
-from kdkit_ecg.records.source import UNITS
+from kdkit_ecg.records.source import VOLTAGES
 from kdkit_ecg.records.waveforms import Channel, EcgFile, Waveform, WaveformSource, open_waveform
 from kdkit_ecg.utils.messages import clipped, shown
 from kdkit_ecg.utils.record_files import is_dicom
@@ -115,11 +115,11 @@ def _channel(definition: Any, steps: NDArray[Any], invalid: Any, name: str) -> C
     units = definition.get("ChannelSensitivityUnitsSequence") or ()
     unit = str(units[0].get("CodeValue", "")).strip().lower() if units else ""
     sensitivity = definition.get("ChannelSensitivity")
-    if unit not in UNITS or unit in ("", "nu") or sensitivity is None:
+    if unit not in VOLTAGES or sensitivity is None:
         return None
     correction = definition.get("ChannelSensitivityCorrectionFactor")
-    factor = float(sensitivity) * (1.0 if correction is None else float(correction)) * UNITS[unit]
-    baseline = float(definition.get("ChannelBaseline") or 0) * UNITS[unit]
+    factor = float(sensitivity) * (1.0 if correction is None else float(correction)) * VOLTAGES[unit]
+    baseline = float(definition.get("ChannelBaseline") or 0) * VOLTAGES[unit]
     lead = _lead(definition) or name
     if not (factor and np.isfinite([factor, baseline]).all()):
         raise DataError(

@@ -14,7 +14,7 @@ from kdkit import DataError, RecipeError
 from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS, standard_names
 from kdkit_ecg.records.person import Sex, parse_sex
-from kdkit_ecg.records.source import UNITS, RecordSource
+from kdkit_ecg.records.source import UNITS, VOLTAGES, RecordSource
 from kdkit_ecg.utils.messages import clipped
 from kdkit_ecg.utils.record_files import require_regular_file
 
@@ -86,7 +86,7 @@ def open_edf(path: Path) -> EdfSource:
         usable = [
             position
             for position, unit in enumerate(units)
-            if unit and unit in UNITS and not _NO_ECG.match(signals[position].label)
+            if unit in (*VOLTAGES, "nu") and not _NO_ECG.match(signals[position].label)
         ]
         # A pulse wave has normalised units next to leads in mV.
         if any(units[position] != "nu" for position in usable):
@@ -106,8 +106,6 @@ def open_edf(path: Path) -> EdfSource:
         rate = next(iter(rates))
         chosen = [position for position in usable if signals[position].sampling_frequency == rate]
         leads = [names[position] for position in chosen]
-        if len({lead.lower() for lead in leads}) < len(leads):
-            raise DataError(f"expected every lead once, got {clipped(', '.join(leads))}")
         age, sex = _person(edf)
         return EdfSource(
             path=path,

@@ -140,9 +140,6 @@ def _select_leads(
             for lead in leads
             if lead.name in LEADS or (channels[lead.position].frame == frame and counts[lead.name.lower()] == 1)
         ]
-    # Names outside the twelve keep their case, but two names that differ only in case are one lead.
-    if len({lead.name.lower() for lead in leads}) < len(leads):
-        raise DataError(f"expected every lead once, got {clipped(', '.join(lead.name for lead in leads))}")
     return leads, frame
 
 

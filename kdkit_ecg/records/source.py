@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS, derivation, missing_leads
 from kdkit_ecg.records.person import Sex, person_vector
+from kdkit_ecg.utils.messages import clipped
 
 Signal = NDArray[np.floating[Any]]
 
-# Size of a unit in mV. NU (normalised units) are standard deviations, and are not converted.
-UNITS: Mapping[str, float] = MappingProxyType(
-    {"": 1.0, "mv": 1.0, "uv": 1e-3, "\u00b5v": 1e-3, "\u03bcv": 1e-3, "v": 1e3, "nu": 1.0}
-)
+# The size of a unit of voltage in mV, in lower case.
+VOLTAGES: Mapping[str, float] = MappingProxyType({"mv": 1.0, "uv": 1e-3, "\u00b5v": 1e-3, "\u03bcv": 1e-3, "v": 1e3})
+# A header without a unit means mV. NU (normalised units) are standard deviations, and are not converted.
+UNITS: Mapping[str, float] = MappingProxyType({"": 1.0, "nu": 1.0, **VOLTAGES})
 MAX_CHANNELS = 1_024  # of a record
 
 
@@ -57,6 +58,8 @@ class RecordSource(ABC):
     checks: the first sample and the checksum of each lead, (0, 0) if unknown; () if the file has none.
     default_gains: the leads without a gain, which have the default of WFDB. counted: whether the number of samples is
     that of the file, as the header has none. renamed_files: those without a suffix in the header.
+
+    Raises DataError for a lead that occurs twice, in any case.
     """
 
     path: Path
@@ -72,6 +75,10 @@ class RecordSource(ABC):
     default_gains: tuple[str, ...] = ()
     counted: bool = False
     renamed_files: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len({lead.lower() for lead in self.leads}) < len(self.leads):
+            raise DataError(f"expected every lead once, got {clipped(', '.join(self.leads))}")
 
     @property
     @abstractmethod

@@ -93,19 +93,19 @@ def open_waveform(path: Path, parse: Callable[[Path], EcgFile]) -> WaveformSourc
         require_regular_file(path.stat())
         file = parse(path)
         waveform = whole_waveform(file.waveforms)
+        return WaveformSource(
+            path=path,
+            name=without_suffix(path).name,
+            files=(path.name,),
+            rate=waveform.rate,
+            samples=waveform.samples,
+            leads=waveform.leads,
+            age=file.age,
+            sex=file.sex,
+            parse=parse,
+        )
     except Exception as error:  # parsers raise exceptions of any kind for a damaged file
         raise DataError(f"{path} cannot be read: {first_line(error)}") from error
-    return WaveformSource(
-        path=path,
-        name=without_suffix(path).name,
-        files=(path.name,),
-        rate=waveform.rate,
-        samples=waveform.samples,
-        leads=waveform.leads,
-        age=file.age,
-        sex=file.sex,
-        parse=parse,
-    )
 
 
 def whole_waveform(waveforms: Sequence[Waveform]) -> Waveform:
@@ -129,6 +129,4 @@ def whole_waveform(waveforms: Sequence[Waveform]) -> Waveform:
             f"{', '.join(part.leads)} for {part.samples / part.rate:g} s from {part.start}" for part in candidates
         )
         raise DataError(f"expected one waveform with all leads, got {clipped(parts) or 'none in a unit of voltage'}")
-    if len({lead.lower() for lead in complete[0].leads}) < len(complete[0].leads):
-        raise DataError(f"expected every lead once, got {clipped(', '.join(complete[0].leads))}")
     return complete[0]
