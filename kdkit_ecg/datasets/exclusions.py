@@ -1,5 +1,6 @@
 """Count and name the records that were found but not used, by reason."""
 
+import os
 import re
 from collections.abc import Sequence
 from enum import StrEnum
@@ -48,7 +49,7 @@ class ExcludedRecords:
         if cause is not None and reason not in self.causes:
             text = _ABOUT_FILE.sub("", first_line(cause))
             # Without the folder, so that the summary is the same wherever it is.
-            self.causes[reason] = f"{name}: {clipped(text.replace(f'{path.parent}/', ''), 300)}"
+            self.causes[reason] = f"{name}: {clipped(text.replace(f'{path.parent}{os.sep}', ''), 300)}"
         self.records.setdefault(reason, []).append(f"{name} ({detail})" if detail else name)
 
     def add_not_listed(self, paths: Sequence[Path]) -> None:

@@ -46,20 +46,16 @@ def _waveform(sequence_set: Element) -> Waveform:
     counts = {len(channel.steps) for channel in channels}
     if len(counts) > 1:
         raise DataError(f"expected leads with one number of samples, got {', '.join(map(str, sorted(counts)))}")
-    start = _attribute(times[0], "value/head", "value")
-    return Waveform(start, _rate(times[0]), counts.pop() if counts else 0, channels)
-
-
-def _rate(times: Element) -> float:
-    """Return the rate in Hz by the increment of a sequence of times, 0 if there is none."""
-    unit = _attribute(times, "value/increment", "unit")
+    unit = _attribute(times[0], "value/increment", "unit")
     if unit not in _SECONDS:
         raise DataError(f"expected an increment of times in {', '.join(_SECONDS)}, got the unit {shown(unit)}")
-    increment = _number(times, "value/increment") * _SECONDS[unit]
+    increment = _number(times[0], "value/increment") * _SECONDS[unit]
     if not increment > 0:
         raise DataError(f"expected an increment of times above 0, got {increment:g} s")
     rate = 1 / increment
-    return float(round(rate)) if abs(round(rate) - rate) < _ROUNDED * rate else rate
+    rate = float(round(rate)) if abs(round(rate) - rate) < _ROUNDED * rate else rate
+    start = _attribute(times[0], "value/head", "value")
+    return Waveform(start, rate, counts.pop() if counts else 0, channels)
 
 
 def _channel(sequence: Element) -> Channel | None:

@@ -32,6 +32,9 @@ def open_xml(path: Path) -> WaveformSource:
 
 
 def _parse(path: Path) -> EcgFile:
+    def refuse_entity(*_: object) -> None:  # which could expand to any size, or name another file
+        raise DataError("it defines entities, which no ECG needs")
+
     if path.stat().st_size > MAX_XML_BYTES:
         raise DataError(f"expected at most {MAX_XML_BYTES:,} bytes, got {path.stat().st_size:,}")
     builder, parser = TreeBuilder(), expat.ParserCreate()
@@ -39,7 +42,7 @@ def _parse(path: Path) -> EcgFile:
     parser.StartElementHandler = lambda tag, attributes: builder.start(tag.rpartition(":")[2], attributes)
     parser.EndElementHandler = lambda tag: builder.end(tag.rpartition(":")[2])  # without namespaces
     parser.CharacterDataHandler = builder.data
-    parser.EntityDeclHandler = _refuse_entity
+    parser.EntityDeclHandler = refuse_entity
     with path.open("rb") as file:
         try:
             parser.ParseFile(file)
@@ -53,8 +56,3 @@ def _parse(path: Path) -> EcgFile:
             "export it as one of these, or as DICOM"
         )
     return _PARSERS[root.tag](root)
-
-
-def _refuse_entity(*_: object) -> None:
-    """Raise DataError for the definition of an entity, which could expand to any size or name another file."""
-    raise DataError("it defines entities, which no ECG needs")
