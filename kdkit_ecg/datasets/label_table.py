@@ -16,7 +16,7 @@ from kdkit.errors import did_you_mean
 from kdkit_ecg.records.person import Sex, parse_age, parse_sex
 from kdkit_ecg.utils.messages import shown
 from kdkit_ecg.utils.record_files import table_name
-from kdkit_ecg.utils.tables import is_missing, patient_name, read_table
+from kdkit_ecg.utils.tables import PATIENT_COLUMNS, is_missing, patient_name, read_table
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "record": ("record",),
         "label": ("label", "labels"),
-        "patient": ("patient", "patient_id", "subject", "subject_id"),  # one that is overlooked divides patients
+        "patient": PATIENT_COLUMNS,
         "age": ("age",),
         "sex": ("sex", "gender"),
         "database": ("database",),

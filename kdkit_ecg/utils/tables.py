@@ -14,6 +14,9 @@ from kdkit_ecg.utils.record_files import record_name
 _MISSING = re.compile(
     r"|nan|#?n/?a|n\.a\.|<na>|nat|none|null|nil|unk(nown)?|missing|not available|undefined|\?|--?|\.", re.IGNORECASE
 )
+# Usual names of the column of the patient, in lower case: one that is overlooked divides patients.
+PATIENT_COLUMNS = ("patient", "patient_id", "subject", "subject_id")
+
 _WHOLE_NUMBER = re.compile(r"([0-9]+)\.0")
 
 

@@ -13,7 +13,7 @@ from kdkit import DataError
 from kdkit.utils.files import write
 from kdkit.utils.printable import printable
 from kdkit_ecg.utils.record_files import table_name
-from kdkit_ecg.utils.tables import parse_table, patient_name
+from kdkit_ecg.utils.tables import PATIENT_COLUMNS, parse_table, patient_name
 
 FORMAT = "2"  # of the first line of the file; format 1 had the keys `version` and `k` for `format` and `folds`
 _NUMBER = re.compile(r"([0-9]{1,4})(?:\.0)?")  # of folds, which are numbered without gaps; pandas may write 1.0
@@ -100,7 +100,7 @@ class Folds:
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read a folds file, or any CSV with the columns record and fold.
+        """Read a folds file, or any CSV with the columns record and fold, and patient and database if it has them.
 
         Raises DataError, which names the file, if it cannot be read, has another format, contains two folds of one
         record, or was changed since it was written.
@@ -127,14 +127,17 @@ class Folds:
         columns = [column.lower() for column in table.columns]
         if not {"record", "fold"} <= set(columns):
             raise DataError(f"it needs the columns record and fold, but has {', '.join(columns) or 'no columns'}")
+        patient_column = next((name for name in PATIENT_COLUMNS if name in columns), "")
         entries: dict[str, FoldEntry] = {}
         for _, cells in table.rows:
             row = {column.lower(): cell for column, cell in cells.items()}
             record = table_name(row["record"])
+            if not record:
+                continue
             number = _NUMBER.fullmatch(row["fold"])
             if not number:
                 raise DataError(f"the fold of record {record} must be a number from 0, got {row['fold'][:60]!r}")
-            entry = FoldEntry(row.get("database", ""), patient_name(row.get("patient", "")), int(number[1]))
+            entry = FoldEntry(row.get("database", ""), patient_name(row.get(patient_column, "")), int(number[1]))
             if entries.setdefault(record, entry) != entry:
                 raise DataError(f"record {record} occurs twice, in folds {entries[record].fold} and {entry.fold}")
         k = metadata.get("folds", str(1 + max((entry.fold for entry in entries.values()), default=0)))

@@ -103,6 +103,12 @@ def test_a_patient_that_is_missing_in_words_is_not_a_patient(tmp_path):
     assert folds.divided_patients == {}
 
 
+@pytest.mark.parametrize("column", ["Patient", "patient_id", "Subject_ID"])
+def test_patients_are_found_by_the_usual_names_of_their_column(tmp_path, column):
+    (tmp_path / "table.csv").write_text(f"record,{column},fold\nA1,P1,0\nA2,P1,1\n,,\n")
+    assert Folds.read(tmp_path / "table.csv").divided_patients == {"P1": [0, 1]}
+
+
 def test_records_may_have_a_suffix_in_any_case(tmp_path):
     path = tmp_path / "folds.csv"
     path.write_text("record,fold\nA1.hea,0\nA2.MAT,1\nA3,1\n")
