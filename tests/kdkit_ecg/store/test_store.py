@@ -382,6 +382,12 @@ def test_without_a_store_prepare_is_an_error(folder):
         data(folder, store=True)
 
 
+def test_records_in_a_folder_with_the_longest_name_have_a_store(tmp_path):
+    write_record(tmp_path / ("b" * 255), "A1")
+    path, prepared = data(tmp_path / ("b" * 255)).prepare()
+    assert (path.name[:60], prepared) == ("b" * 60, 1)
+
+
 def test_the_folder_of_the_stores_depends_on_the_environment(monkeypatch, tmp_path):
     assert str(stores_folder()).startswith(os.environ["KDKIT_CACHE"])
     monkeypatch.delenv("KDKIT_CACHE")
