@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
 from kdkit.errors import did_you_mean
-from kdkit_ecg.records.person import Sex, parse_age, parse_sex
+from kdkit_ecg.person import Sex, parse_age, parse_sex
 from kdkit_ecg.utils.messages import shown
 from kdkit_ecg.utils.record_files import table_name
 from kdkit_ecg.utils.tables import PATIENT_COLUMNS, is_missing, patient_name, read_table

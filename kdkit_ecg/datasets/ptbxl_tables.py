@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kdkit import DataError
 from kdkit.errors import first_line
-from kdkit_ecg.records.person import Sex, parse_age
+from kdkit_ecg.person import Sex, parse_age
 from kdkit_ecg.utils.record_files import table_name
 from kdkit_ecg.utils.tables import patient_name, read_table
 

@@ -139,7 +139,7 @@ class Synthetic(Data):
                 signals[id], patients[id] = scaled.astype(np.float32), patient
         return SignalSplit(
             signals=[signals[id] for id in ids],
-            person=torch.tensor([patients[id].vector() for id in ids]),
+            person=torch.from_numpy(np.stack([patients[id].vector() for id in ids])),
             labels=torch.tensor([[float(label in patients[id].findings) for label in self.classes] for id in ids]),
             ids=torch.tensor(ids),
             length=self.length,

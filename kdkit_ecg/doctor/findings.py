@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kdkit_ecg.records.person import Sex
+from kdkit_ecg.person import Sex
 from kdkit_ecg.utils.record_files import unsharded_folder
 
 

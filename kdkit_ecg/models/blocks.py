@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from kdkit.utils.validation import validate_count
 from kdkit_ecg.models.channels_last import mean_over_time
+from kdkit_ecg.person import FEATURES
 
 Preset = Literal["corrected", "paper"]
 
-PERSON = 5  # age/100, age known, female, male, sex known
+PERSON = len(FEATURES)
 PERSON_FEATURES = 10
 
 

@@ -14,11 +14,11 @@ from kdkit.errors import first_line
 from kdkit.utils.cores import usable_cores
 from kdkit.utils.validation import is_number, validate_choice
 from kdkit_ecg.leads import missing_leads, standard_name
+from kdkit_ecg.person import Sex, person_vector
 from kdkit_ecg.predict.model import Model, model_of_run, open_model
 from kdkit_ecg.predict.prediction import Prediction
 from kdkit_ecg.predict.search import Refusal, find_records, label_of
 from kdkit_ecg.records.array_files import ArrayFormat, leads_axis, require_numbers
-from kdkit_ecg.records.person import Sex, person_vector
 from kdkit_ecg.records.signal_lines import DEFAULT_GAIN
 from kdkit_ecg.records.source import UNITS, Record, RecordSource, ordered_signal
 from kdkit_ecg.utils.messages import clipped

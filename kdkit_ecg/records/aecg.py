@@ -10,7 +10,7 @@ import numpy as np
 from kdkit import DataError
 from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS, standard_name
-from kdkit_ecg.records.person import age_between, parse_sex
+from kdkit_ecg.person import age_between, parse_sex
 from kdkit_ecg.records.source import VOLTAGES
 from kdkit_ecg.records.waveforms import Channel, EcgFile, Waveform
 from kdkit_ecg.utils.messages import clipped, shown

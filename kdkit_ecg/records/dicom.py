@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
 from kdkit_ecg.leads import LEADS, standard_name
-from kdkit_ecg.records.person import age_between, parse_age, parse_sex
+from kdkit_ecg.person import age_between, parse_age, parse_sex
 from kdkit_ecg.records.source import VOLTAGES
 from kdkit_ecg.records.waveforms import Channel, EcgFile, Waveform, WaveformSource, open_waveform
 from kdkit_ecg.utils.messages import clipped, shown

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kdkit import DataError, RecipeError
 from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS, standard_names
-from kdkit_ecg.records.person import Sex, parse_sex
+from kdkit_ecg.person import Sex, parse_sex
 from kdkit_ecg.records.source import UNITS, VOLTAGES, RecordSource
 from kdkit_ecg.utils.messages import clipped
 from kdkit_ecg.utils.record_files import require_regular_file

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS
-from kdkit_ecg.records.person import parse_age, parse_sex
+from kdkit_ecg.person import parse_age, parse_sex
 from kdkit_ecg.records.signal_lines import MAX_LINE, parse_signal_lines
 from kdkit_ecg.records.source import MAX_CHANNELS
 from kdkit_ecg.records.wfdb_record import Header

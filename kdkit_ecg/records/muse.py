@@ -12,7 +12,7 @@ import numpy as np
 
 from kdkit import DataError
 from kdkit_ecg.leads import standard_name
-from kdkit_ecg.records.person import parse_age, parse_sex
+from kdkit_ecg.person import parse_age, parse_sex
 from kdkit_ecg.records.waveforms import Channel, EcgFile, Waveform
 from kdkit_ecg.utils.messages import clipped, shown
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS, derivation, missing_leads
-from kdkit_ecg.records.person import Sex, person_vector
+from kdkit_ecg.person import Sex, person_vector
 from kdkit_ecg.utils.messages import clipped
 
 Signal = NDArray[np.floating[Any]]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kdkit import DataError
 from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS
-from kdkit_ecg.records.person import Sex
+from kdkit_ecg.person import Sex
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.messages import clipped
 from kdkit_ecg.utils.record_files import require_regular_file, without_suffix

@@ -5,8 +5,8 @@ import pytest
 
 from kdkit.errors import DataError
 from kdkit_ecg.leads import standard_name, standard_names
+from kdkit_ecg.person import parse_age
 from kdkit_ecg.records.header import read_header
-from kdkit_ecg.records.person import parse_age
 from kdkit_ecg.records.source import select_leads
 from tests.helpers.demo import calls, needs_node, record_of, values
 from tests.helpers.wfdb_files import write_record

@@ -7,8 +7,8 @@ import pytest
 
 from kdkit import DataError
 from kdkit_ecg.labels import scored_classes
+from kdkit_ecg.person import person_vector
 from kdkit_ecg.records.header import read_header
-from kdkit_ecg.records.person import person_vector
 from kdkit_ecg.records.preparation import Preparation
 
 # Cases in which the golden set allows a choice, and this reader refuses the header: a gain of 0.

@@ -6,8 +6,8 @@ import wfdb
 
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS
+from kdkit_ecg.person import person_vector
 from kdkit_ecg.records.header import read_header
-from kdkit_ecg.records.person import person_vector
 
 COMMENTS = ["Age: 61", "Sex: Female", "Dx: 426783006,164889003"]
 

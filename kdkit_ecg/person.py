@@ -1,4 +1,4 @@
-"""Age and sex of a person: parsed from the texts of all formats, and as a vector for a network."""
+"""Age and sex of a person: parsed from the texts of all formats, and as a vector for a network, without torch."""
 
 import math
 import re
@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Sex = Literal["female", "male"]
+
+FEATURES = ("age / 100", "age known", "female", "male", "sex known")  # of the vector of a person
 
 _SEXES: Mapping[str, Sex] = MappingProxyType(
     {"f": "female", "female": "female", "woman": "female", "m": "male", "male": "male", "man": "male"}
@@ -56,6 +58,6 @@ def parse_sex(text: str) -> Sex | None:
 
 
 def person_vector(age: float | None, sex: Sex | None) -> NDArray[np.float32]:
-    """Return age/100 (age in years), age known, female, male, sex known: (5,) float32. Unknown values are 0."""
+    """Return FEATURES, (5,) float32; age in years. Those of an unknown age or sex are 0."""
     known_age = age is not None
     return np.array([(age or 0) / 100, known_age, sex == "female", sex == "male", sex is not None], dtype=np.float32)
