@@ -1,6 +1,6 @@
 """Records in files of numbers that do not describe themselves: NumPy arrays and archives, CSV tables and HDF5 files.
 
-numpy and h5py read the files; here a description of the user says which axis is time, and what a number means.
+numpy and h5py read the files; their axes, rate, unit and leads follow from a description by the user.
 """
 
 import importlib.util

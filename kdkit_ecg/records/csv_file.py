@@ -1,6 +1,6 @@
 """Read CSV tables with a column for each lead, as spreadsheets, pandas and rdsamp write them.
 
-np.loadtxt reads the numbers; here the first lines say which columns are leads, and decimal commas are recognized.
+np.loadtxt reads the numbers; here the leads are found in the first lines, and decimal commas are recognized.
 """
 
 import csv
