@@ -25,5 +25,5 @@ from .models import LRHNetS as LRHNetS
 from .models import SEResNet as SEResNet
 from .predict import Prediction as Prediction
 from .predict import Predictor as Predictor
-from .records.array_format import ArrayFormat as ArrayFormat
+from .records.array_files import ArrayFormat as ArrayFormat
 from .views import Leads as Leads

@@ -88,8 +88,10 @@ def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **opt
     if out is not None:
         _require_no_input(out, (model, *records))
         require_output(out)
+    if options["rate"] is None and (options["leads"] or options["unit"]):
+        raise click.UsageError("--leads and --unit describe files of numbers, which need --rate too")
     form = options["form"] or _FORMATS.get(out.suffix.lower() if out else "", "table")
-    refused = 0
+    refused, arrays = 0, None
 
     def counted(predictions: Iterable[Any]) -> Iterator[Any]:
         nonlocal refused
@@ -100,7 +102,9 @@ def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **opt
     with Status() as status:
         status.show("opening the network", terminal_only=True)
         predictor = _predictor(ctx, model, options)
-        arrays = _arrays(predictor, options)
+        if options["rate"] is not None:
+            leads = [name.strip() for name in options["leads"].split(",")] if options["leads"] else []
+            arrays = predictor.array_format(rate=options["rate"], leads=leads, unit=options["unit"])
         status.show("predicting", terminal_only=True)
         predictions = predictor.predict_all(records, arrays=arrays, processes=options["jobs"])
         first = next(predictions, None)
@@ -160,14 +164,3 @@ def _predictor(ctx: click.Context, model: Path, options: dict[str, Any]) -> Any:
     file, arguments, seed = recorded_recipe(model, ctx, trust=options["trust"])
     seed_everything(seed)  # as for the run, in which recipe() may split the data
     return Predictor.from_run(file.make(arguments), model, net=options["net"], combine=options["combine"])
-
-
-def _arrays(predictor: Any, options: dict[str, Any]) -> Any:
-    """Return the description of files of numbers, None if there is none. Raises UsageError for half of one."""
-    rate, leads, unit = options["rate"], options["leads"], options["unit"]
-    if rate is None:
-        if leads or unit:
-            raise click.UsageError("--leads and --unit describe files of numbers, which need --rate too")
-        return None
-    names = [name.strip() for name in leads.split(",")] if leads else []
-    return predictor.array_format(rate=rate, leads=names, unit=unit)

@@ -125,11 +125,20 @@ def class_table(run: ReportedRun, id: int) -> Markup:
     columns: dict[str, dict[str, float]] = {}  # net -> class -> probability; nets may lack classes of the data
     for net in run.nets:
         sample = run.sample(net, id)
-        if sample is None or not sample.labels.ndim:
+        if (
+            sample is None
+            or sample.outputs.ndim != 1
+            or (not sample.labels.ndim and sample.labels.dtype.kind not in "iu")
+        ):
             continue
-        probabilities = np.exp(-np.logaddexp(0, -sample.outputs)).tolist()  # does not overflow
-        columns[net] = dict(zip(sample.classes, probabilities, strict=True))
-        labels |= zip(sample.classes, (sample.labels > 0).tolist(), strict=True)
+        # Neither overflows. The label of a record of exactly one class is its number.
+        if sample.labels.ndim:
+            true, probabilities = sample.labels > 0, np.exp(-np.logaddexp(0, -sample.outputs))
+        else:
+            true = np.equal(np.arange(len(sample.outputs)), sample.labels)
+            probabilities = np.exp(sample.outputs - np.logaddexp.reduce(sample.outputs))
+        columns[net] = dict(zip(sample.classes, probabilities.tolist(), strict=True))
+        labels |= zip(sample.classes, true.tolist(), strict=True)
     if not columns:
         return Markup("")
     rows = []

@@ -79,7 +79,7 @@ export function parseHeader(bytes) {
   }
   const rate = RATE.test(match.rate) ? Number(match.rate) : 0;
   if (!(rate > 0)) throw new RecordError(`The rate must be a number of Hz above 0, got “${shown(match.rate)}”.`);
-  if (match.samples !== undefined && !COUNT.test(match.samples)) {
+  if (![undefined, "0"].includes(match.samples) && !COUNT.test(match.samples)) {
     throw new RecordError(`The number of samples must be above 0, got “${shown(match.samples)}”.`);
   }
   if (rest.length !== Number(match.leads)) {

@@ -5,9 +5,7 @@ a teacher and its student see the same augmented signal, in any order and proces
 """
 
 from kdkit_ecg.augmentations.amplitude import CutOut, LeadDropout, Scaling
-from kdkit_ecg.augmentations.base import Augmentation, Signal
-from kdkit_ecg.augmentations.compose import Sometimes, check_augmentations
-from kdkit_ecg.augmentations.mixup import Mixup
+from kdkit_ecg.augmentations.base import Augmentation, Mixup, Signal, Sometimes, check_augmentations
 from kdkit_ecg.augmentations.noise import BaselineWander, GaussianNoise, PowerLine
 from kdkit_ecg.augmentations.timewarp import TimeWarp
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdkit_ecg.augmentations.base import Signal, as_float32, check_positive, check_range, check_share
+from kdkit.utils.validation import validate_above_zero, validate_share
+from kdkit_ecg.augmentations.base import Signal, check_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +15,7 @@ class LeadDropout:
     probability: float = 0.1
 
     def __post_init__(self) -> None:
-        check_share("probability", self.probability)
+        validate_share("probability", self.probability)
 
     def __call__(self, signal: Signal, rate: float, generator: np.random.Generator) -> Signal:
         """Return the signal with the dropped leads at 0."""
@@ -31,7 +32,7 @@ class CutOut:
     seconds: float = 1.0
 
     def __post_init__(self) -> None:
-        check_positive("seconds", self.seconds)
+        validate_above_zero("seconds", self.seconds)
 
     def __call__(self, signal: Signal, rate: float, generator: np.random.Generator) -> Signal:
         """Return the signal with the stretch at 0."""
@@ -52,9 +53,10 @@ class Scaling:
 
     def __post_init__(self) -> None:
         check_range("the factor", self.low, self.high)
-        check_positive("low", self.low)
+        validate_above_zero("low", self.low)
 
     def __call__(self, signal: Signal, rate: float, generator: np.random.Generator) -> Signal:
         """Return the signal times the factor."""
         # Uniform in the logarithm: halving is as likely as doubling.
-        return as_float32(signal * np.exp(generator.uniform(np.log(self.low), np.log(self.high))))
+        factor = np.exp(generator.uniform(np.log(self.low), np.log(self.high)))
+        return np.asarray(signal * factor, dtype=np.float32)

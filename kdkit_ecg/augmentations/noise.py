@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import RecipeError
-from kdkit_ecg.augmentations.base import Signal, as_float32, check_positive, check_range
+from kdkit.utils.validation import is_number, validate_above_zero
+from kdkit_ecg.augmentations.base import Signal, check_range
 from kdkit_ecg.leads import LEADS
 
 
@@ -41,7 +42,7 @@ class BaselineWander:
     size: float = 0.1
 
     def __post_init__(self) -> None:
-        check_positive("size", self.size)
+        validate_above_zero("size", self.size)
 
     def __call__(self, signal: Signal, rate: float, generator: np.random.Generator) -> Signal:
         """Return the signal with the drift."""
@@ -63,9 +64,10 @@ class PowerLine:
     hertz: tuple[float, ...] = (50.0, 60.0)
 
     def __post_init__(self) -> None:
-        check_positive("size", self.size)
-        if not self.hertz or min(self.hertz) <= 0:
-            raise RecipeError(f"expected the frequencies of mains for hertz, such as (50.0, 60.0); got {self.hertz}")
+        validate_above_zero("size", self.size)
+        is_tuple = isinstance(self.hertz, tuple) and all(map(is_number, self.hertz))
+        if not is_tuple or min(self.hertz, default=0) <= 0:
+            raise RecipeError(f"expected the frequencies of mains for hertz, such as (50.0, 60.0); got {self.hertz!r}")
 
     def __call__(self, signal: Signal, rate: float, generator: np.random.Generator) -> Signal:
         """Return the signal with the hum."""
@@ -93,4 +95,4 @@ def _add_at_electrodes(
     limbs = [left - right, foot - right, foot - left]
     goldberger = [right - (left + foot) / 2, left - (right + foot) / 2, foot - (right + left) / 2]
     wilson = (right + left + foot) / 3  # the reference of the chest leads
-    return as_float32(signal + np.vstack([*limbs, *goldberger, electrodes[3:] - wilson]))
+    return np.asarray(signal + np.vstack([*limbs, *goldberger, electrodes[3:] - wilson]), dtype=np.float32)

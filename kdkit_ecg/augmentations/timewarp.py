@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import RecipeError
+from kdkit.utils.validation import is_number, validate_count
 from kdkit_ecg.augmentations.base import Signal
 
 
@@ -23,10 +24,9 @@ class TimeWarp:
     knots: int = 5
 
     def __post_init__(self) -> None:
-        if not 0 < self.share < 0.5 or self.knots < 2:
-            raise RecipeError(
-                f"expected 0 < share < 0.5 and at least two knots for TimeWarp; got {self.share} and {self.knots}"
-            )
+        validate_count("knots", self.knots, least=2)
+        if not is_number(self.share) or not 0 < self.share < 0.5:
+            raise RecipeError(f"expected 0 < share < 0.5 for TimeWarp; got {self.share!r}")
 
     def __call__(self, signal: Signal, rate: float, generator: np.random.Generator) -> Signal:
         """Return the signal warped."""

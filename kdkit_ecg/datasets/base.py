@@ -1,19 +1,18 @@
 """Base class of the data sets made of recordings: options, splits, fingerprint and summary."""
 
 import hashlib
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_origin
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import Data, DataError, RecipeError, Task
-from kdkit.errors import did_you_mean
+from kdkit.utils.validation import is_number, validate_above_zero, validate_choice, validate_counts, validate_switches
 from kdkit_ecg.augmentations import check_augmentations
 from kdkit_ecg.datasets.samples import LabelledRecords, label_records
 from kdkit_ecg.datasets.scan import LabelEncoder, Selection, assumptions
@@ -61,32 +60,28 @@ class RecordingDataset(Data, ABC):
     store: StoreLocation | None = "auto"
 
     def __post_init__(self) -> None:
-        for option, choices in self._choices().items():
-            value = getattr(self, option)
-            if value not in get_args(choices):
-                raise RecipeError(f"{option}={value!r} is not an option; {did_you_mean(str(value), get_args(choices))}")
-        if not (0 < self.rate < math.inf and self.length > 0 and self.draws > 0):
-            values = f"{self.rate}, {self.length} and {self.draws}"
-            raise RecipeError(f"rate, length and draws must be finite and above 0, got {values}")
-        if self.band and not 0 < self.band[0] < self.band[1]:
-            raise RecipeError(f"band must be (low, high) in Hz with 0 < low < high, or None, got {self.band}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if get_origin(field.type) is Literal:
+                validate_choice(field.name, value, field.type)
+            elif field.type is bool:
+                validate_switches(**{field.name: value})
+        validate_above_zero("rate", self.rate)
+        validate_counts(self, "length", "draws")
+        validate_counts(self, "seed", least=0)
+        band: Any = self.band
+        is_pair = isinstance(band, tuple | list) and len(band) == 2 and all(map(is_number, band))
+        if band is not None and not (is_pair and 0 < band[0] < band[1]):
+            raise RecipeError(f"band must be (low, high) in Hz with 0 < low < high, or None, got {band!r}")
         check_augmentations(self.augment, self.draws)
         if not isinstance(self.store, str | Path | None):
             raise RecipeError(f"store must be a folder, 'auto' for the user's cache, or None, got {self.store!r}")
+        if not self._folders:
+            raise RecipeError("folder must be a path or several of them, got none")
         # Folders are checked at once, their content only when a split is used.
         for folder in self._folders:
             if not folder.is_dir():
                 raise DataError(f"the folder {folder} does not exist; expected one that contains the records")
-
-    @classmethod
-    def _choices(cls) -> Mapping[str, Any]:
-        """Return the Literal type of each option that has a fixed set of values."""
-        return {
-            "resampling": Resampling,
-            "scaling": Scaling,
-            "crop": Window,
-            "validation_split": ValidationSplit,
-        }
 
     @property
     def classes(self) -> tuple[str, ...]:

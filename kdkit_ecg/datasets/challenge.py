@@ -8,13 +8,14 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 from kdkit import DataError
+from kdkit.utils.validation import validate_choice
 from kdkit_ecg.datasets.base import Folder
 from kdkit_ecg.datasets.cross_validation import FOLDS, FoldedDataset
 from kdkit_ecg.datasets.exclusions import ExcludedRecords
 from kdkit_ecg.datasets.folds import Folds
-from kdkit_ecg.datasets.patient_table import PatientTable, read_patient_table
 from kdkit_ecg.datasets.scan import LabelEncoder, Selection, find_records
 from kdkit_ecg.labels import Year, scored_classes
+from kdkit_ecg.utils.tables import PatientTable, read_patient_table
 
 # The choices of the authors of LRH-Net that change numbers. Folds by record and thresholds chosen on the test fold are
 # leaks, which are here to reproduce the paper.
@@ -112,6 +113,7 @@ def make_folds(
     k: number of folds. year: of the Challenge whose classes are stratified. keep: folds, or a file of them, whose
     records and patients keep their fold. options: of Challenge2020, such as grouping="record", normalised_units=True.
     """
+    validate_choice("year", year, Year)
     challenge = Challenge2020 if year == 2020 else Challenge2021
     existing = keep if keep is None or isinstance(keep, Folds) else Folds.read(keep)
     # Two folds are allowed here, so the validation split must not need one of its own.

@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
-from kdkit.utils.validation import is_whole_number
+from kdkit.utils.validation import is_whole_number, validate_counts
 from kdkit_ecg.datasets.base import RecordingDataset
 from kdkit_ecg.datasets.exclusions import ExclusionReason
-from kdkit_ecg.datasets.folds import FoldEntry, Folds, assign_persons, split_by_patient, stratified_folds
-from kdkit_ecg.datasets.patient_table import PatientTable
+from kdkit_ecg.datasets.folds import FoldEntry, Folds, assign_persons, stratified_folds
 from kdkit_ecg.datasets.scan import Selection, database_of
 from kdkit_ecg.datasets.signals import duplicate_signals
-from kdkit_ecg.datasets.splits import Splits, splits_of_folds
+from kdkit_ecg.datasets.splits import Splits, require_shares, split_by_patient, splits_of_folds
 from kdkit_ecg.records.source import RecordSource
-from kdkit_ecg.utils.tables import first_names, unknown_patients_notice
+from kdkit_ecg.utils.messages import first_names, unknown_patients_notice
+from kdkit_ecg.utils.tables import PatientTable
 
 
 class FoldMember(NamedTuple):
@@ -51,8 +51,13 @@ class FoldedDataset(RecordingDataset):
         super().__post_init__()
         if self.shares is not None and self.folds is not None:
             raise RecipeError("folds and shares exclude each other; give one of the two")
+        validate_counts(self, "fold", least=0)
         if is_whole_number(self.folds):
             object.__setattr__(self, "folds", int(self.folds))
+        elif not isinstance(self.folds, str | Path | Folds | None):
+            raise RecipeError(f"folds must be a number of folds, a file of them or None, got {self.folds!r}")
+        if self.shares is not None:
+            require_shares(self.shares)
         minimum = 2 if self.validation_split == "test" else 3  # test, train, and a separate validation fold
         if isinstance(self.folds, int) and self.folds < minimum:
             raise RecipeError(
@@ -70,10 +75,6 @@ class FoldedDataset(RecordingDataset):
         """Return the path of a table that is in the first folder, or elsewhere."""
         below = self._folders[0] / path
         return Path(path) if Path(path).is_file() and not below.is_file() else below
-
-    @classmethod
-    def _choices(cls) -> Mapping[str, Any]:
-        return {**super()._choices(), "grouping": Grouping}
 
     @property
     def notices(self) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Count and name the records that were found but not used, by reason."""
 
+import os
 import re
 from collections.abc import Sequence
 from enum import StrEnum
@@ -7,9 +8,8 @@ from pathlib import Path
 
 from kdkit.errors import first_line
 from kdkit.utils.printable import printable
-from kdkit_ecg.records.signal_lines import clipped
-from kdkit_ecg.utils.record_files import EXPORT, NOT_LISTED, RecordFiles, counted_kinds, without_suffix
-from kdkit_ecg.utils.tables import first_names
+from kdkit_ecg.utils.messages import EXPORT, NOT_LISTED, clipped, first_names
+from kdkit_ecg.utils.record_files import RecordFiles, counted_kinds, without_suffix
 
 # The start of an error about a file, whose name the summary has already.
 _ABOUT_FILE = re.compile(r".*?(cannot be read|is not a readable header): ")
@@ -50,7 +50,7 @@ class ExcludedRecords:
         if cause is not None and reason not in self.causes:
             text = _ABOUT_FILE.sub("", first_line(cause))
             # Without the folder, so that the summary is the same wherever it is.
-            self.causes[reason] = f"{name}: {clipped(text.replace(f'{path.parent}/', ''), 300)}"
+            self.causes[reason] = f"{name}: {clipped(text.replace(f'{path.parent}{os.sep}', ''), 300)}"
         self.records.setdefault(reason, []).append(f"{name} ({detail})" if detail else name)
 
     def add_files(self, files: RecordFiles) -> None:

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
 from kdkit.errors import did_you_mean
-from kdkit_ecg.records.header import parse_age
-from kdkit_ecg.records.signal_lines import shown
-from kdkit_ecg.records.source import Sex
+from kdkit_ecg.person import Sex, parse_age, parse_sex
+from kdkit_ecg.utils.messages import shown
 from kdkit_ecg.utils.record_files import table_name
-from kdkit_ecg.utils.tables import is_missing, read_table
+from kdkit_ecg.utils.tables import PATIENT_COLUMNS, is_missing, patient_name, read_table
 
 T = TypeVar("T")
 
@@ -27,15 +26,12 @@ ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "record": ("record",),
         "label": ("label", "labels"),
-        "patient": ("patient", "patient_id", "subject", "subject_id"),  # one that is overlooked divides patients
+        "patient": PATIENT_COLUMNS,
         "age": ("age",),
         "sex": ("sex", "gender"),
         "database": ("database",),
         "fold": ("fold",),
     }
-)
-_SEXES: Mapping[str, Sex] = MappingProxyType(
-    {"f": "female", "female": "female", "woman": "female", "m": "male", "male": "male", "man": "male"}
 )
 _FLAGS = MappingProxyType(
     {"0": False, "0.0": False, "false": False, "no": False, "1": True, "1.0": True, "true": True, "yes": True}
@@ -108,14 +104,9 @@ def read_label_table(
     """
     if len(set(classes)) < len(classes):
         raise RecipeError(f"classes must be different names, got {list(classes)}")
-    try:
-        names, lines = read_table(path)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"the table of labels {path} does not exist; expected a CSV with a row for each record"
-        ) from error
-    except OSError as error:
-        raise DataError(f"the table of labels {path} cannot be read: {error}") from error
+    if not path.exists():
+        raise DataError(f"the table of labels {path} does not exist; expected a CSV with a row for each record")
+    names, lines = read_table(path)
     if len(set(names)) < max(1, len(names)):
         raise DataError(
             f"{path} needs a first line with a different name for each column, got {shown(','.join(names))}"
@@ -212,12 +203,13 @@ class _RowParser:
         # The table of CODE-15% has a column is_male instead of the sex.
         is_male = _FLAGS.get(cells.get("is_male", "").lower())
         sex: Sex | None = None if is_male is None else "male" if is_male else "female"
+        database = cells.get(self.roles["database"], "")
         row = LabelRow(
             labels,
-            self._text(cells, "patient"),
-            self._text(cells, "database"),
+            patient_name(cells.get(self.roles["patient"], "")),
+            "" if is_missing(database) else database,
             self._parsed(cells, "age", parse_age),
-            self._parsed(cells, "sex", lambda text: _SEXES.get(text.lower())) or sex,
+            self._parsed(cells, "sex", parse_sex) or sex,
         )
         if first is None or first == row:
             return row
@@ -256,10 +248,10 @@ class _RowParser:
 
     def _named(self, text: str) -> tuple[str, ...] | None:
         """Return the labels in a cell, None if it is empty."""
+        if text in self.classes:  # also "none", if the user names it
+            return (text,)
         if is_missing(text):
             return None
-        if text in self.classes:
-            return (text,)
         parts = _listed(text)
         if parts is None:
             parts = _SEPARATOR.split(text) if _SEPARATOR.search(text) else text.split(",")
@@ -272,11 +264,6 @@ class _RowParser:
         if value is None and not is_missing(text):
             self.unread.setdefault(self.roles[role], {})[text] = None
         return value
-
-    def _text(self, cells: Mapping[str, str], role: str) -> str:
-        """Return the text in a column, "" if it is missing."""
-        text = cells.get(self.roles[role], "")
-        return "" if is_missing(text) else text.removesuffix(".0")  # pandas writes integers as floats if one is missing
 
 
 def _listed(text: str) -> list[str] | None:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from kdkit import DataError, RecipeError
 from kdkit.utils.validation import is_whole_number
@@ -14,8 +13,8 @@ from kdkit_ecg.datasets.scan import Selection, is_usable
 from kdkit_ecg.datasets.splits import Splits, splits_of_folds
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.source import RecordSource
+from kdkit_ecg.utils.messages import unknown_patients_notice
 from kdkit_ecg.utils.record_files import present_file
-from kdkit_ecg.utils.tables import unknown_patients_notice
 
 FOLDS = 10
 
@@ -49,10 +48,6 @@ class PTBXL(RecordingDataset):
             raise RecipeError(f"fold must be one of 1 to {FOLDS}, as in strat_fold, got {self.fold!r}")
         if len(self._folders) != 1:
             raise RecipeError(f"PTB-XL is read from one folder, got {len(self._folders)}")
-
-    @classmethod
-    def _choices(cls) -> dict[str, Any]:
-        return {**super()._choices(), "labels": Labels}
 
     @property
     def notices(self) -> tuple[str, ...]:

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from kdkit import DataError
 from kdkit.errors import first_line
-from kdkit_ecg.records.header import parse_age
-from kdkit_ecg.records.source import Sex
-from kdkit_ecg.utils.tables import is_missing, read_table
+from kdkit_ecg.person import Sex, parse_age
+from kdkit_ecg.utils.record_files import table_name
+from kdkit_ecg.utils.tables import patient_name, read_table
 
 MAX_CODES = 10_000  # characters of the codes of a record; the longest in PTB-XL have about 200
 
 _ID = re.compile(r"[0-9]{1,9}")
-_FOLD = re.compile(r"([0-9]{1,3})(?:\.0*)?")  # pandas may write 10.0
+_FOLD = re.compile(r"(10|[1-9])(?:\.0*)?")  # pandas may write 10.0
 
 Labels = Literal["superdiagnostic", "subdiagnostic", "diagnostic", "form", "rhythm", "all"]
 
@@ -52,19 +52,18 @@ class DatabaseRow(NamedTuple):
             raise ValueError(f"expected scp_codes in the form {{'NORM': 100.0}}, got {row['scp_codes']!r}")
         fold = _FOLD.fullmatch(row["strat_fold"])
         if not fold:
-            raise ValueError(f"expected a number of up to 3 digits in strat_fold, got {row['strat_fold'][:60]!r}")
+            raise ValueError(f"expected a number from 1 to 10 in strat_fold, got {row['strat_fold'][:60]!r}")
         for file in (row["filename_lr"], row["filename_hr"]):
             if file.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", file):
                 raise ValueError(f"expected the path of a record in the folder of the table, got {file[:60]!r}")
         return cls(
-            # pandas writes integers as floats if one of them is missing
-            patient="" if is_missing(row["patient_id"]) else row["patient_id"].removesuffix(".0"),
+            patient=patient_name(row["patient_id"]),
             age=parse_age(row["age"]),
-            sex=sexes.get(row["sex"].removesuffix(".0")),
+            sex=sexes.get(row["sex"].removesuffix(".0")),  # pandas writes integers as floats if one of them is missing
             codes=tuple(map(str, statements)),  # without their likelihoods, of which 0 means "not known"
             fold=int(fold[1]),
-            file_100_hz=row["filename_lr"],
-            file_500_hz=row["filename_hr"],
+            file_100_hz=table_name(row["filename_lr"]),
+            file_500_hz=table_name(row["filename_hr"]),
         )
 
 
@@ -98,14 +97,19 @@ def read_statements(path: Path, labels: Labels) -> Statements:
 
 
 def read_database(path: Path) -> dict[str, DatabaseRow]:
-    """Return the records by their names in the Challenge: HR00001 is ecg_id 1."""
+    """Return the records by their names in the Challenge: HR00001 is ecg_id 1.
+
+    Raises DataError for a row that cannot be read, and for two different rows of one record.
+    """
     required = ("ecg_id", "patient_id", "age", "sex", "scp_codes", "strat_fold", "filename_lr", "filename_hr")
     rows: dict[str, DatabaseRow] = {}
     for row in _read_table(path, required):
         try:
             if not _ID.fullmatch(row["ecg_id"]):
                 raise ValueError("expected a number of up to 9 digits")
-            rows[f"HR{int(row['ecg_id']):05}"] = DatabaseRow.parse(row)
+            parsed = DatabaseRow.parse(row)
+            if rows.setdefault(f"HR{int(row['ecg_id']):05}", parsed) != parsed:
+                raise ValueError("it has another row, which differs; remove one")
         # Those that the documentation of literal_eval lists, the last two for a text that nests too deep.
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
             raise DataError(
@@ -119,10 +123,7 @@ def _read_table(path: Path, required: Iterable[str]) -> Iterable[dict[str, str]]
         raise DataError(
             f"{path} does not exist; the folder of PTB-XL contains ptbxl_database.csv and scp_statements.csv"
         )
-    try:
-        columns, rows = read_table(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+    columns, rows = read_table(path)
     missing = sorted(set(required) - set(columns))
     if missing:
         raise DataError(f"{path} lacks the column {missing[0]}; it has {', '.join(columns)}")

@@ -3,13 +3,13 @@
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from kdkit import DataError
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.datasets.label_table import LabelRow
-from kdkit_ecg.records.array_files import HDF5_SUFFIXES, NUMPY_SUFFIX
-from kdkit_ecg.records.array_format import ArrayFormat
+from kdkit_ecg.records.array_files import HDF5_SUFFIXES, NUMPY_SUFFIX, ArrayFormat
 from kdkit_ecg.records.csv_file import CSV_SUFFIX
 from kdkit_ecg.records.numpy_archive import NPZ_SUFFIX
 from kdkit_ecg.records.open_file import SUFFIXES, open_file
@@ -24,9 +24,13 @@ class RecordIndex:
 
     def __init__(self, excluded: ExcludedRecords, arrays: ArrayFormat | None, table: Path) -> None:
         self.excluded, self.arrays = excluded, arrays
-        self._by_path: dict[str, Path] = {}
-        self._by_name: dict[str, dict[Path, None]] = {}  # the paths of files with a name, without repetition
+        self._files: dict[Path, Path] = {}  # by its real path, the file of each record
+        # The files with a path below their folder, and with a name: several if folders have the same ones.
+        self._by_path: dict[str, list[Path]] = {}
+        self._by_name: dict[str, list[Path]] = {}
+        real_folder = cache(Path.resolve)
         for folder in excluded.folders:
+            described: set[Path] = set()
             files = find_record_files(folder)
             excluded.add_files(files)
             # The best description of a record first, as only one of its files is read.
@@ -35,9 +39,14 @@ class RecordIndex:
                 if path.suffix.lower() == CSV_SUFFIX and path.resolve() == table.resolve():
                     continue
                 stem = without_suffix(path)
-                used = self._by_path.setdefault(_composed(stem.relative_to(folder).as_posix()), path)
-                if without_suffix(used) == stem:  # a second file of this record, or of another folder, is not used
-                    self._by_name.setdefault(_composed(stem.name), {})[used] = None
+                if stem in described:
+                    continue
+                described.add(stem)
+                # One of the folders may be inside another, or contain a link to it.
+                file = self._files.setdefault(real_folder(path.parent) / path.name, path)
+                self._by_path.setdefault(_composed(stem.relative_to(folder).as_posix()), []).append(file)
+                if file is path:
+                    self._by_name.setdefault(_composed(stem.name), []).append(file)
 
     def find(self, rows: Mapping[str, LabelRow]) -> Iterator[tuple[str, RecordSource]]:
         """Yield the records of a table that are found, with their names in it.
@@ -56,7 +65,7 @@ class RecordIndex:
             if source:
                 parts.update(path.with_name(name) for name in source.files)
                 yield record, source
-        unused = [path for path in self._by_path.values() if path not in used | parts]
+        unused = [path for path in self._files.values() if path not in used | parts]
         # An array that no row names may be a stack of the records that rows name.
         for path in unused:
             if path.suffix.lower() in _STACKS:
@@ -71,13 +80,13 @@ class RecordIndex:
 
     def _path(self, record: str, database: str) -> Path | None:
         name = _composed(record)
-        paths = [self._by_path[name]] if name in self._by_path else list(self._by_name.get(name, ()))
+        paths = list(dict.fromkeys(self._by_path.get(name) or self._by_name.get(name) or []))
         # Of several with one name, the one in the folder of its database, as for the Challenges.
         paths = [path for path in paths if database in path.parts[:-1]] if len(paths) > 1 and database else paths
         if len(paths) > 1:
             raise DataError(
                 f"the table of labels names the record {record!r}, but there are {len(paths)}, such as {paths[0]} and "
-                f"{paths[1]}; write their paths below the folder"
+                f"{paths[1]}; write their paths below the folder, or pass a folder above both if these are equal"
             )
         return paths[0] if paths else None
 

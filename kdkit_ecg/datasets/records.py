@@ -14,13 +14,13 @@ from kdkit import DataError, RecipeError
 from kdkit_ecg.datasets.cross_validation import FoldedDataset
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.datasets.label_table import LabelTable, NamedClasses, NamedNumbers, read_label_table
-from kdkit_ecg.datasets.patient_table import PatientTable
 from kdkit_ecg.datasets.record_index import RecordIndex
 from kdkit_ecg.datasets.scan import Selection, is_usable
 from kdkit_ecg.leads import LEADS, require_distinct_leads, standard_names
-from kdkit_ecg.records.array_format import ArrayFormat
+from kdkit_ecg.records.array_files import ArrayFormat
 from kdkit_ecg.records.source import RecordSource
-from kdkit_ecg.utils.tables import first_names
+from kdkit_ecg.utils.messages import first_names
+from kdkit_ecg.utils.tables import PatientTable
 
 RecordTask = Literal["multilabel", "multiclass", "regression"]
 
@@ -65,10 +65,6 @@ class Records(FoldedDataset):
             raise RecipeError(f"classes must be names in a tuple, such as ('AF', 'other'), got {self.classes!r}")
         object.__setattr__(self, "classes", self._table.classes.names)
         object.__setattr__(self, "leads", self._chosen_leads())
-
-    @classmethod
-    def _choices(cls) -> Mapping[str, Any]:
-        return {**super()._choices(), "task": RecordTask}
 
     @property
     def notices(self) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from kdkit import DataError
 from kdkit_ecg.datasets.scan import LabelEncoder
 from kdkit_ecg.datasets.signal_split import SignalSplit
-from kdkit_ecg.records.source import RecordSource, person_vector
+from kdkit_ecg.person import person_vector
+from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.store import StoredSignals
 
 

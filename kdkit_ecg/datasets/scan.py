@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from kdkit import DataError
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
-from kdkit_ecg.datasets.patient_table import PatientTable
 from kdkit_ecg.leads import LEADS, missing_leads
 from kdkit_ecg.records.header import read_header
-from kdkit_ecg.records.signal_lines import DEFAULT_GAIN, Header
+from kdkit_ecg.records.signal_lines import DEFAULT_GAIN
 from kdkit_ecg.records.source import RecordSource, missing_files
+from kdkit_ecg.records.wfdb_record import Header
+from kdkit_ecg.utils.messages import first_names
 from kdkit_ecg.utils.record_files import find_record_files
-from kdkit_ecg.utils.tables import first_names
+from kdkit_ecg.utils.tables import PatientTable
 
 # Folders that are not named after a database: the Challenges put a thousand records each into g1, g2 and so on.
 _NOT_A_DATABASE = re.compile(r"g\d+|training")

@@ -10,7 +10,6 @@ from kdkit import DataError
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.preparation import Preparation, content_hash
-from kdkit_ecg.records.record import read_record
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.store import FAULTS, SignalFile, SignalStore, StoredSignals
 
@@ -90,7 +89,7 @@ def duplicate_signals(headers: Sequence[RecordSource]) -> list[list[str]]:
     names_by_content: dict[bytes, list[str]] = defaultdict(list)
     for header in [header for group in candidates.values() if len(group) > 1 for header in group]:
         try:
-            record = read_record(header)
+            record = header.read()
             names_by_content[content_hash(record.signal[: len(LEADS)])].append(header.name)
         except DataError:
             continue  # the record is excluded later, when its signal is read

@@ -1,4 +1,4 @@
-"""Rows of the train, validation and test splits, and the classes that a split lacks."""
+"""Rows of the train, validation and test splits, by folds or at random, and the classes that a split lacks."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdkit import RecipeError
+from kdkit.utils.validation import is_number
+from kdkit_ecg.datasets.folds import hash_fraction
 
 Rows = NDArray[np.int64]
 ValidationSplit = Literal["separate", "test"]
@@ -46,3 +48,23 @@ def splits_of_folds(folds: Sequence[int], *, test: int, validation: int, validat
         raise RecipeError(f"the validation fold must differ from the test fold, got {test} for both")
     validation_rows = np.flatnonzero(fold_of_row == validation)
     return Splits(np.flatnonzero((fold_of_row != test) & (fold_of_row != validation)), validation_rows, test_rows)
+
+
+def split_by_patient(patients: Sequence[str], seed: int, shares: Sequence[float]) -> Splits:
+    """Return the rows of each split; `patients` contains the patient of each row. shares: see `require_shares`.
+
+    The split of a patient is a function of (seed, patient) alone, so additional records move no patient. In return, the
+    shares are reached only on average.
+    """
+    bounds = np.cumsum(shares)[:-1]
+    split_of_row = np.searchsorted(bounds, [hash_fraction(seed, patient) for patient in patients], side="right")
+    return Splits(*(np.flatnonzero(split_of_row == split) for split in range(len(Splits._fields))))
+
+
+def require_shares(shares: Sequence[float]) -> None:
+    """Raise RecipeError unless the shares of train, validation and test are numbers of at least 0 that add up to 1."""
+    numbers = isinstance(shares, Sequence) and len(shares) == len(Splits._fields) and all(map(is_number, shares))
+    if not numbers or min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:  # shares such as 0.7 are rounded to binary
+        raise RecipeError(
+            f"shares must be three numbers of at least 0 that add up to 1, such as (0.7, 0.15, 0.15), got {shares!r}"
+        )

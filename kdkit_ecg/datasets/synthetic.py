@@ -1,11 +1,10 @@
 """A data set without a download: simulated twelve-lead ECGs that show the 24 classes of the 2020 Challenge."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ import torch
 from kdkit import Data, RecipeError, Task
 from kdkit.errors import did_you_mean
 from kdkit.utils.cores import usable_cores
-from kdkit.utils.validation import validate_count
+from kdkit.utils.validation import validate_above_zero, validate_choice, validate_count, validate_share
 from kdkit_ecg.augmentations import check_augmentations
 from kdkit_ecg.datasets.signal_split import Augmentations, SignalSplit
 from kdkit_ecg.labels import scored_classes
@@ -72,12 +71,10 @@ class Synthetic(Data):
         self.sizes = {"train": train, "validation": validation, "test": test}
         for name, count in {**self.sizes, "length": length, "draws": draws}.items():
             validate_count(name, count)
-        if not (math.isfinite(rate) and rate > 0):
-            raise RecipeError(f"rate must be in Hz and above 0, got {rate}; try rate=100")
-        if not 0 <= difficulty <= 1:
-            raise RecipeError(f"difficulty must be from 0 (clear) to 1 (borderline and noisy), got {difficulty}")
-        if scaling not in get_args(Scaling):
-            raise RecipeError(f"scaling {scaling!r} is unknown; {did_you_mean(str(scaling), get_args(Scaling))}")
+        validate_count("seed", seed, least=0)
+        validate_above_zero("rate", rate)
+        validate_share("difficulty", difficulty)
+        validate_choice("scaling", scaling, Scaling)
         check_augmentations(augment, draws)
         scored = scored_classes(2020).names
         self.classes = scored if classes is None else tuple(classes)
@@ -142,7 +139,7 @@ class Synthetic(Data):
                 signals[id], patients[id] = scaled.astype(np.float32), patient
         return SignalSplit(
             signals=[signals[id] for id in ids],
-            person=torch.tensor([patients[id].vector() for id in ids]),
+            person=torch.from_numpy(np.stack([patients[id].vector() for id in ids])),
             labels=torch.tensor([[float(label in patients[id].findings) for label in self.classes] for id in ids]),
             ids=torch.tensor(ids),
             length=self.length,

@@ -13,18 +13,14 @@ from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.lead_samples import LeadSamples
 from kdkit_ecg.doctor.signal_sketch import MIN_CORRELATION, correlation, near_pairs
 from kdkit_ecg.records.open_file import open_file
-from kdkit_ecg.utils.record_files import record_name
-from kdkit_ecg.utils.tables import read_table
+from kdkit_ecg.utils.tables import PatientTable, read_patient_table
 
 
 def mark_duplicate_names(folder: Path, records: Sequence[RecordReport]) -> None:
     """Mark all records with one name but the one that the loaders use: in its database's folder, or else top-most."""
-    databases: dict[str, str] = {}
-    with suppress(DataError, OSError):  # without a table, and with one that the loaders refuse, there are none
-        databases = {
-            record_name(cells.get("record", "")): cells.get("database", "")
-            for _, cells in read_table(folder / "records.csv").rows
-        }
+    table: PatientTable = {}
+    with suppress(DataError):  # the loaders refuse the table
+        table = read_patient_table([folder])
     by_name: dict[str, list[RecordReport]] = defaultdict(list)
     for record in records:
         if record.name:
@@ -34,7 +30,7 @@ def mark_duplicate_names(folder: Path, records: Sequence[RecordReport]) -> None:
             group,
             key=lambda record: (
                 record.bad,
-                databases.get(name) not in PurePath(record.path).parent.parts,
+                table.get(name, {}).get("database") not in PurePath(record.path).parent.parts,
                 *_depth_and_path(record),
             ),
         )

@@ -8,9 +8,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kdkit_ecg.records.source import Sex
-from kdkit_ecg.utils.files import unsharded_folder
-from kdkit_ecg.utils.record_files import without_suffix
+from kdkit_ecg.person import Sex
+from kdkit_ecg.utils.record_files import unsharded_folder, without_suffix
 
 
 class Reason(StrEnum):

@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError
-from kdkit_ecg.records.samples import invalid_values, read_steps
-from kdkit_ecg.records.signal_lines import Header
 from kdkit_ecg.records.source import RecordSource
+from kdkit_ecg.records.wfdb_record import Header, invalid_values, read_steps
 
 Samples = NDArray[Any]  # of integers, or of float64
 

@@ -13,8 +13,8 @@ from kdkit_ecg.labels import is_snomed_code, scored_classes
 from kdkit_ecg.leads import LEADS, missing_leads
 from kdkit_ecg.records.header import header_lines, read_comments
 from kdkit_ecg.records.open_file import open_file
-from kdkit_ecg.records.signal_lines import Header
 from kdkit_ecg.records.source import missing_files
+from kdkit_ecg.records.wfdb_record import Header
 from kdkit_ecg.utils.tables import is_missing
 
 # The start of an error about a file, which the report names already.

@@ -12,9 +12,8 @@ from kdkit.utils.printable import printable
 from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.survey import Survey
 from kdkit_ecg.labels import Year, scored_classes
-from kdkit_ecg.records.signal_lines import clipped
-from kdkit_ecg.utils.record_files import EXPORT, NOT_LISTED, counted_kinds
-from kdkit_ecg.utils.tables import first_names
+from kdkit_ecg.utils.messages import EXPORT, NOT_LISTED, clipped, first_names
+from kdkit_ecg.utils.record_files import counted_kinds
 
 MAX_NAMES = 3  # records that are named for each reason, unless all are requested
 

@@ -6,9 +6,8 @@ from kdkit import DataError
 from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.lead_samples import LeadSamples, Samples
 from kdkit_ecg.doctor.signal_sketch import sketch_of
-from kdkit_ecg.records.samples import invalid_values, mismatched_leads
-from kdkit_ecg.records.signal_lines import Header
 from kdkit_ecg.records.source import RecordSource
+from kdkit_ecg.records.wfdb_record import Header, invalid_values, mismatched_leads
 
 GAINS = (20.0, 50_000.0)  # steps per mV: converters have a resolution between 50 uV and 20 nV
 FULL_SCALE = 0.9  # of the range of its format, which a lead spans if wfdb chose the gain to use all of it

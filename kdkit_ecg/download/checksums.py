@@ -64,7 +64,7 @@ def parse_list(text: str, source: str) -> list[ReleaseFile]:
     the folder or reserved for fetch, and for two paths that are one file on a disk that does not distinguish cases.
     """
     sums: dict[str, str] = {}
-    places: dict[str, str] = {}  # path -> where it is listed
+    listed: dict[str, str] = {}  # path -> where it is listed
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
@@ -74,12 +74,12 @@ def parse_list(text: str, source: str) -> list[ReleaseFile]:
                 f"{source}, line {number}: expected a SHA-256 and a path, got {line[:60]!r}; is the address right?"
             )
         path = match["path"].removeprefix("./")
-        require_safe(path, places.setdefault(path, f"{source}, line {number}"))
+        require_safe(path, listed.setdefault(path, f"{source}, line {number}"))
         if sums.setdefault(path, match["sum"].lower()) != match["sum"].lower():
             raise DataError(f"{source}, line {number}: {path!r} is listed twice with different checksums")
     if not sums:
         raise DataError(f"{source} lists no file; is the address right?")
-    require_distinct(places)
+    require_distinct(listed)
     return [ReleaseFile(path, sums[path]) for path in sorted(sums)]
 
 
@@ -100,13 +100,13 @@ def require_safe(path: str, line: str) -> None:
         raise DataError(f"{line}: {path!r} is outside the folder or a reserved name; no file is fetched")
 
 
-def require_distinct(places: Mapping[str, str]) -> None:
+def require_distinct(listed: Mapping[str, str]) -> None:
     """Raise DataError for two paths that are one file on a disk that does not distinguish cases.
 
-    places: path -> where it is listed.
+    listed: path -> where it is listed.
     """
     on_disk: dict[str, str] = {}  # a path as such disks compare it -> the path
-    for path, line in places.items():
+    for path, line in listed.items():
         same = on_disk.setdefault(unicodedata.normalize("NFC", path).casefold(), path)
         if same != path:
             raise DataError(f"{line}: {path!r} and {same!r} are the same file on some disks; no file is fetched")

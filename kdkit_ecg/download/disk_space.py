@@ -15,7 +15,7 @@ from kdkit_ecg.download.checksums import ReleaseFile
 from kdkit_ecg.download.responses import TIMEOUT, content_length
 from kdkit_ecg.download.threads import run_in_threads
 from kdkit_ecg.download.transfer import address
-from kdkit_ecg.utils.files import free_space, unsharded_folder
+from kdkit_ecg.utils.record_files import free_space, unsharded_folder
 
 SAMPLE = 16  # files of each kind whose size is requested
 BLOCK = 4096  # bytes: most disks allocate space for a file in multiples of this

@@ -13,22 +13,23 @@ from rich.console import Console
 
 from kdkit import DataError
 from kdkit.utils.files import require_writable
-from kdkit.utils.reprs import format_bytes
+from kdkit.utils.reprs import describe_count, format_bytes
 from kdkit_ecg.download.backoff import Backoff
 from kdkit_ecg.download.checksums import LIST_FILE, ReleaseFile, parse_list, select_files
 from kdkit_ecg.download.disk_space import expected_sizes, require_space
 from kdkit_ecg.download.lock import lock_folder, require_no_own_links, require_same_release, write_list
 from kdkit_ecg.download.progress import DownloadProgress
 from kdkit_ecg.download.records import RECORD_LIST, parse_records, saved_list
-from kdkit_ecg.download.report import DownloadReport
 from kdkit_ecg.download.responses import UNCOMPRESSED, TransferError, UnreachableError, fetch_text
 from kdkit_ecg.download.threads import run_in_threads
 from kdkit_ecg.download.transfer import Transfer
 from kdkit_ecg.download.verified_files import VerifiedFiles, file_checksum
-from kdkit_ecg.utils.files import free_space
+from kdkit_ecg.utils.record_files import free_space
 
 # Files in a row that the server failed to send: then it is down, and a hundred thousand more requests are pointless.
 MAX_UNREACHABLE = 20
+
+MAX_NAMES = 10  # failed files that are named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,38 @@ class DownloadRequest:
     def list_name(self) -> str:
         """The name of the file in the folder that has the list of the release."""
         return RECORD_LIST if self.records else LIST_FILE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DownloadReport:
+    """Result of a download. present and fetched: numbers of files. size: bytes fetched. failed: path -> reason."""
+
+    present: int
+    fetched: int
+    size: int
+    seconds: float
+    failed: dict[str, str]
+
+    @property
+    def summary(self) -> str:
+        """One line about the files and bytes that were fetched."""
+        # The speed of a download of less than a second is meaningless.
+        speed = f", {format_bytes(self.size / self.seconds)}/s" if self.size > 0 and self.seconds >= 1 else ""
+        fetched = describe_count(self.fetched, "file")
+        return (
+            f"{fetched} fetched, {format_bytes(self.size)} in {self.seconds:.0f} s{speed}; "
+            f"{self.present:,} were already correct"
+        )
+
+    @property
+    def failures(self) -> str:
+        """The error message about the files that failed."""
+        lines = [f"  {path}: {reason}" for path, reason in list(self.failed.items())[:MAX_NAMES]]
+        if len(self.failed) > MAX_NAMES:
+            lines.append(f"  and {len(self.failed) - MAX_NAMES:,} more")
+        title = f"{describe_count(len(self.failed), 'file')} could not be fetched:"
+        advice = "all fetched files are kept; run the same command again to retry these"
+        return "\n".join([title, *lines, advice])
 
 
 def fetch(request: DownloadRequest, console: Console) -> DownloadReport:

@@ -24,13 +24,13 @@ def parse_records(texts: Sequence[str], sources: Sequence[str]) -> list[ReleaseF
     on another server than that of the record.
     """
     files: dict[str, ReleaseFile] = {}
-    places: dict[str, str] = {}
+    listed: dict[str, str] = {}
     for text, source in zip(texts, sources, strict=True):
         for file in _parse_record(text, source):
-            places.setdefault(file.path, source)
+            listed.setdefault(file.path, source)
             if files.setdefault(file.path, file) != file:
                 raise DataError(f"{source}: {file.path!r} is also a file of another record; no file is fetched")
-    require_distinct(places)
+    require_distinct(listed)
     if not files:
         raise DataError(f"{' and '.join(sources)} list no file; is the address right?")
     return [files[path] for path in sorted(files)]

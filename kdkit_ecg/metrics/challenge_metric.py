@@ -10,6 +10,7 @@ from kdkit import MetricResult, Predictions, RecipeError
 from kdkit.metrics import Resampled, Thresholds
 from kdkit.metrics.base import require_class_outputs
 from kdkit.metrics.thresholds import thresholds_array
+from kdkit.utils.validation import validate_switches
 from kdkit_ecg.labels import Year, scored_classes
 from kdkit_ecg.metrics.official import Bools, Floats, Rewards, decisions, normalised_score
 
@@ -37,6 +38,7 @@ class ChallengeMetric:
 
     def __post_init__(self) -> None:
         scored_classes(self.year)  # raises RecipeError for a year without a challenge
+        validate_switches(add_highest=self.add_highest)
 
     @property
     def name(self) -> str:
@@ -90,6 +92,9 @@ class BestChallengeMetric:
     year: Year = 2020
     _: KW_ONLY
     add_highest: bool = False
+
+    def __post_init__(self) -> None:
+        validate_switches(add_highest=self.add_highest)
 
     @property
     def name(self) -> str:

@@ -1,20 +1,19 @@
-"""What the ECG networks share: squeeze-excite, pooling, the head, LRH-Net's outline, and checks of arguments."""
+"""What the ECG networks share: squeeze-excite, pooling, the head, LRH-Net's outline, and a check of sizes."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, Self, get_args
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
-from kdkit import RecipeError
-from kdkit.errors import did_you_mean
 from kdkit.utils.validation import validate_count
 from kdkit_ecg.models.channels_last import mean_over_time
+from kdkit_ecg.person import FEATURES
 
 Preset = Literal["corrected", "paper"]
 
-PERSON = 5  # age/100, age known, female, male, sex known
+PERSON = len(FEATURES)
 PERSON_FEATURES = 10
 
 
@@ -128,16 +127,3 @@ def check_sizes(**sizes: int) -> None:
     """Raise RecipeError unless each size is an integer of at least 1."""
     for name, size in sizes.items():
         validate_count(name, size)
-
-
-def check_dropout(dropout: float) -> None:
-    """Raise RecipeError unless the dropout is at least 0 and below 1; NaN is refused too."""
-    if not 0 <= dropout < 1:
-        raise RecipeError(f"dropout must be at least 0 and below 1, not {dropout!r}")
-
-
-def check_preset(preset: str) -> None:
-    """Raise RecipeError unless the preset is one of Preset."""
-    presets = get_args(Preset)
-    if preset not in presets:
-        raise RecipeError(f"{preset!r} is not a preset; {did_you_mean(str(preset), presets)}")

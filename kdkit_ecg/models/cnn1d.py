@@ -3,13 +3,12 @@
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from kdkit.utils.validation import validate_choice, validate_share
 from kdkit_ecg.models.blocks import (
     PERSON,
     PERSON_FEATURES,
     EcgNet,
     Preset,
-    check_dropout,
-    check_preset,
     check_sizes,
     join_person,
 )
@@ -43,8 +42,8 @@ class CNN1d(EcgNet):
     ) -> None:
         super().__init__()
         check_sizes(leads=leads, classes=classes, width=width)
-        check_dropout(dropout)
-        check_preset(preset)
+        validate_share("dropout", dropout, below_one=True)
+        validate_choice("preset", preset, Preset)
         self.drops_logits = preset == "paper"
         self.stage1 = Stage(leads, width, kernel=80, stride=8)
         self.stage2 = Stage(width, 2 * width, kernel=4)

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from kdkit.utils.validation import validate_choice
 from kdkit_ecg.models.blocks import (
     PERSON,
     PERSON_FEATURES,
@@ -9,7 +10,6 @@ from kdkit_ecg.models.blocks import (
     Preset,
     SqueezeExcite,
     ThreeBlocks,
-    check_preset,
     check_sizes,
 )
 from kdkit_ecg.models.channels_last import BatchNorm1d, Conv1d, SameConv1d
@@ -38,7 +38,7 @@ class LRHNet(ThreeBlocks):
     def __init__(self, leads: int = 12, classes: int = 24, *, width: int = 16, preset: Preset = "corrected") -> None:
         super().__init__()
         check_sizes(leads=leads, classes=classes, width=width)
-        check_preset(preset)
+        validate_choice("preset", preset, Preset)
         self.stem = Stem(leads, width)
         self.block1 = Block(width, width)
         self.block2 = Block(width, 2 * width, stride=2)

@@ -4,6 +4,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from kdkit.utils.validation import validate_share
 from kdkit_ecg.models.blocks import (
     PERSON,
     PERSON_FEATURES,
@@ -11,7 +12,6 @@ from kdkit_ecg.models.blocks import (
     Head,
     MeanOverTime,
     SqueezeExcite,
-    check_dropout,
     check_sizes,
     join_person,
 )
@@ -37,7 +37,7 @@ class SEResNet(EcgNet):
     def __init__(self, leads: int = 12, classes: int = 24, *, width: int = 64, dropout: float = 0.2) -> None:
         super().__init__()
         check_sizes(leads=leads, classes=classes, width=width)
-        check_dropout(dropout)
+        validate_share("dropout", dropout, below_one=True)
         # Eighteen layers: the stem, eight blocks of two convolutions, and the classifier.
         self.stem = Stem(leads, width)
         self.max_pool = nn.MaxPool1d(3, stride=2, padding=1)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from kdkit import DataError, KdkitError
 from kdkit.errors import first_line
 from kdkit.utils.files import to_json
-from kdkit_ecg.records.description import PERSON, read_description
+from kdkit_ecg.person import FEATURES
+from kdkit_ecg.records.description import read_description
 from kdkit_ecg.records.preparation import Preparation
 
 METADATA, FORMAT = "kdkit", 1  # the entry of a file, see docs/export.md, and the version of its keys
@@ -166,10 +167,10 @@ def _parsed(text: str | None, path: Path) -> Mapping[str, Any]:
 def _input_names(inputs: Any, leads: int) -> tuple[str, str | None]:
     """Return the names of the signal, (batch, leads, time), and of the vector of age and sex, by their shapes."""
     signals = [item["name"] for item in inputs if len(item["shape"]) == 3 and item["shape"][1] == leads]
-    persons = [item["name"] for item in inputs if len(item["shape"]) == 2 and item["shape"][1] == len(PERSON)]
+    persons = [item["name"] for item in inputs if len(item["shape"]) == 2 and item["shape"][1] == len(FEATURES)]
     if len(signals) != 1 or len(persons) > 1 or len(inputs) != len(signals) + len(persons):
         shapes = ", ".join(f"{item['name']} {item['shape']}" for item in inputs)
         raise DataError(
-            f"expected the inputs signal (batch, {leads}, time) and person (batch, {len(PERSON)}), got {shapes}"
+            f"expected the inputs signal (batch, {leads}, time) and person (batch, {len(FEATURES)}), got {shapes}"
         )
     return signals[0], persons[0] if persons else None

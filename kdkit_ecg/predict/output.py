@@ -44,11 +44,11 @@ def table_lines(predictions: Iterable[Prediction], predictor: Predictor) -> Iter
     """Yield lines to read: of one record every class, of several the predicted classes of each; then a summary."""
     predictions = list(predictions)
     rows: list[tuple[str, ...]]
-    served = [prediction for prediction in predictions if prediction.reason is None]
-    if len(predictions) == len(served) == 1:
-        yield f"{served[0].record}: {served[0].seconds:g} s at {served[0].rate:g} Hz\n"
+    accepted = [prediction for prediction in predictions if prediction.reason is None]
+    if len(predictions) == len(accepted) == 1:
+        yield f"{accepted[0].record}: {accepted[0].seconds:g} s at {accepted[0].rate:g} Hz\n"
         rows = [("class", "probability", "threshold", "predicted")]
-        for name, by_class in served[0].by_class().items():
+        for name, by_class in accepted[0].by_class().items():
             decided = "yes" if by_class["decision"] else ""
             rows.append((name, f"{by_class['probability']:.3f}", _threshold(by_class["threshold"]), decided))
         yield from _aligned(rows)
@@ -67,19 +67,19 @@ def table_lines(predictions: Iterable[Prediction], predictor: Predictor) -> Iter
             yield "\nthresholds: " + ", ".join(f"{name} {_threshold(value)}" for name, value in thresholds)
     yield ""
     records = describe_count(len(predictions), "record")
-    yield f"{records}: {len(served)} predicted, {len(predictions) - len(served)} refused"
-    yield from _remarks(served, predictor)
+    yield f"{records}: {len(accepted)} predicted, {len(predictions) - len(accepted)} refused"
+    yield from _remarks(accepted, predictor)
     yield DISCLAIMER
 
 
-def _remarks(served: Sequence[Prediction], predictor: Predictor) -> Iterator[str]:
+def _remarks(accepted: Sequence[Prediction], predictor: Predictor) -> Iterator[str]:
     """Yield lines about records in several windows, derived leads, and what was assumed."""
-    several = sum(len(prediction.starts) > 1 for prediction in served)
+    several = sum(len(prediction.starts) > 1 for prediction in accepted)
     if several:
         how = {"mean": "the mean", "max": "the largest"}[predictor.combine]
         yield f"{several} in several windows of {predictor.seconds:.4g} s: {how} of their probabilities"
     counts: dict[str, int] = {}
-    for prediction in served:
+    for prediction in accepted:
         derived = [f"computed from two other limb leads: {', '.join(prediction.derived)}"] if prediction.derived else []
         for remark in (*derived, *prediction.notes):
             counts[remark] = counts.get(remark, 0) + 1

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 class Prediction:
     """The classes of a record.
 
-    record: its path, or the name of an array. reason: why it could not be served; None if it was. Then the others are
-    empty.
+    record: its path, or the name of an array. reason: why it could not be predicted; then the other fields are empty.
+    None if it was.
     classes: names. probabilities: (classes,) float64, of all windows together. thresholds: (classes,) float64, from
     which probability on a class is predicted, infinite if never; () if multiclass, where the largest one decides.
     decisions: (classes,) bool. windows: (windows, classes) float64, the probabilities of each window.

@@ -1,28 +1,30 @@
 """Predict the classes of ECG records: read, prepare as for the training, run the network on windows, combine them."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kdkit import DataError, KdkitError, RecipeError
-from kdkit.errors import did_you_mean, first_line
+from kdkit.errors import first_line
 from kdkit.utils.cores import usable_cores
 from kdkit.utils.validation import is_number, validate_choice
 from kdkit_ecg.leads import missing_leads, standard_name
+from kdkit_ecg.person import Sex, person_vector
 from kdkit_ecg.predict.model import Model, model_of_run, open_model
 from kdkit_ecg.predict.prediction import Prediction
 from kdkit_ecg.predict.search import Refusal, find_records, label_of
-from kdkit_ecg.predict.windows import Combination, cut, starts_of
-from kdkit_ecg.records.array_format import ArrayFormat, leads_axis, require_numbers
-from kdkit_ecg.records.record import read_record
-from kdkit_ecg.records.signal_lines import DEFAULT_GAIN, UNITS, clipped
-from kdkit_ecg.records.source import Record, RecordSource, Sex, ordered_signal, person_vector
+from kdkit_ecg.records.array_files import ArrayFormat, leads_axis, require_numbers
+from kdkit_ecg.records.signal_lines import DEFAULT_GAIN
+from kdkit_ecg.records.source import UNITS, Record, RecordSource, ordered_signal
+from kdkit_ecg.utils.messages import clipped
 from kdkit_ecg.utils.processes import run_in_processes
+
+Combination = Literal["mean", "max", "centre"]
 
 BATCH = 16  # windows that the network receives at a time; a day at 257 Hz has 5,400 of 4,096 samples
 SHORTEST = 0.05  # share of a window that a record has to fill; the network would see little but padding
@@ -62,10 +64,7 @@ class Predictor:
         return predictor
 
     def _set(self, model: Model, combine: Combination) -> None:
-        if combine not in get_args(Combination):
-            raise KdkitError(
-                f"combine={combine!r} is not an option; {did_you_mean(str(combine), get_args(Combination))}"
-            )
+        validate_choice("combine", combine, Combination)
         if combine == "max" and model.multiclass:
             raise KdkitError(
                 'combine="max" (--windows max) does not suit classes of which exactly one is true; use "mean" or '
@@ -81,7 +80,7 @@ class Predictor:
         """Return the prediction of one record: the path of a file with a single record, or a record that was read.
 
         A WFDB record may be named without its suffix. arrays: describes files of numbers. Raises DataError with the
-        reason if it cannot be served.
+        reason if it cannot be predicted.
         """
         if isinstance(record, Record):
             return self._predict(record, str(record.path), derived=(), notes=())
@@ -108,7 +107,7 @@ class Predictor:
 
         rate in Hz. unit: "mV", "uV", "V", or "NU" for standard deviations; may be None, for mV, if the network scales
         each lead itself. NaN is interpolated. age in years; None if unknown, as sex. Raises DataError for an array that
-        cannot be served, RecipeError for wrong options.
+        cannot be predicted, RecipeError for wrong options.
         """
         if isinstance(leads, str) or not len(leads):
             raise RecipeError(f"leads must be the names of the leads of the signal, such as ('I', 'II'), got {leads!r}")
@@ -169,7 +168,7 @@ class Predictor:
         finished: dict[int, list[Prediction]] = {}  # by the position of their first record
         position = 0
         # Chunks end in any order, and are yielded in theirs.
-        predict_chunk = _PredictChunk(self._path, self.combine, self.metadata)
+        predict_chunk = partial(_predict_chunk, self._path, self.combine, self.metadata)
         for (start, _), predictions in run_in_processes(predict_chunk, work, processes):
             finished[start] = predictions
             while position in finished:
@@ -197,7 +196,7 @@ class Predictor:
         if source.counted:
             notes.append("the number of samples is that of the file")
         derived = self._derived(source.leads)
-        return self._predict(read_record(source), label_of(source), derived=derived, notes=tuple(notes))
+        return self._predict(source.read(), label_of(source), derived=derived, notes=tuple(notes))
 
     def _derived(self, names: Sequence[str]) -> tuple[str, ...]:
         present = set(map(standard_name, names))
@@ -279,20 +278,39 @@ class Predictor:
         return decisions
 
 
+def starts_of(time: int, length: int, combine: Combination) -> list[int]:
+    """Return the first sample of each window of `length` samples of a signal.
+
+    A longer signal has as few windows as cover all of it, at equal distances, so that they overlap. A shorter one is
+    padded on both sides as in training, so that its window starts before it. combine: "centre" for the middle alone.
+    """
+    spare = time - length
+    if spare <= 0:
+        return [-(-spare // 2)]  # of an odd number, the smaller half is before
+    if combine == "centre":
+        return [spare // 2]
+    count = math.ceil(time / length)
+    return [round(number * spare / (count - 1)) for number in range(count)]
+
+
+def cut(signal: NDArray[np.float32], starts: Sequence[int], length: int) -> NDArray[np.float32]:
+    """Return windows of a signal (leads, time), (windows, leads, length); samples outside of it are 0."""
+    windows = np.zeros((len(starts), signal.shape[0], length), np.float32)
+    for window, start in zip(windows, starts, strict=True):
+        inside = signal[:, max(start, 0) : start + length]
+        window[:, max(-start, 0) : max(-start, 0) + inside.shape[1]] = inside
+    return windows
+
+
 # A worker process predicts many chunks, and opens the network once.
 _cached_predictor = lru_cache(maxsize=1)(lambda path, combine: Predictor(path, combine=combine))
 
 
-@dataclass(frozen=True, slots=True)
-class _PredictChunk:
-    """Predicts records in a worker process."""
-
-    path: Path
-    combine: Combination
-    metadata: Mapping[str, Any]  # of the file as the caller opened it
-
-    def __call__(self, work: tuple[int, tuple[RecordSource | Refusal, ...]]) -> list[Prediction]:
-        predictor = _cached_predictor(self.path, self.combine)
-        if predictor.metadata != self.metadata:  # its thresholds would not be those that the caller shows
-            raise DataError(f"{self.path} was replaced while it was in use; run the same command again")
-        return [predictor._predict_or_refuse(source) for source in work[1]]
+def _predict_chunk(
+    path: Path, combine: Combination, metadata: Mapping[str, Any], work: tuple[int, tuple[RecordSource | Refusal, ...]]
+) -> list[Prediction]:
+    """Predict records in a worker process. metadata: of the file as the caller opened it."""
+    predictor = _cached_predictor(path, combine)
+    if predictor.metadata != metadata:  # its thresholds would not be those that the caller shows
+        raise DataError(f"{path} was replaced while it was in use; run the same command again")
+    return [predictor._predict_or_refuse(source) for source in work[1]]

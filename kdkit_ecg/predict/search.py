@@ -7,7 +7,7 @@ from pathlib import Path
 from kdkit import KdkitError
 from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS
-from kdkit_ecg.records.array_format import ArrayFormat, ArraySource
+from kdkit_ecg.records.array_files import ArrayFormat, ArraySource
 from kdkit_ecg.records.csv_file import CSV_SUFFIX
 from kdkit_ecg.records.open_file import NUMBERS_SUFFIXES, SUFFIXES, open_file
 from kdkit_ecg.records.source import RecordSource
@@ -26,7 +26,7 @@ _UNREAD = "it is a file of {}, which is not read; export it as DICOM, HL7 aECG, 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A record that cannot be served. record: its path."""
+    """A record that cannot be predicted. record: its path."""
 
     record: str
     reason: str

@@ -1,17 +1,19 @@
-"""Parse HL7 aECG (AnnotatedECG): the sequences of its series, without derived series such as representative beats."""
+"""Parse HL7 aECG (AnnotatedECG): the sequences of its series, without derived series such as representative beats.
 
-from functools import partial
+wfdb and pydicom read no XML.
+"""
+
 from xml.etree.ElementTree import Element
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdkit import DataError
 from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS, standard_name
-from kdkit_ecg.records.signal_lines import UNITS, clipped, shown
-from kdkit_ecg.records.source import Sex
-from kdkit_ecg.records.waveforms import Channel, EcgFile, Waveform, age_between
+from kdkit_ecg.person import age_between, parse_sex
+from kdkit_ecg.records.source import VOLTAGES
+from kdkit_ecg.records.waveforms import Channel, EcgFile, Waveform
+from kdkit_ecg.utils.messages import clipped, shown
 
 _TIMES = ("TIME_ABSOLUTE", "TIME_RELATIVE")
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
@@ -25,10 +27,9 @@ def parse_aecg(root: Element) -> EcgFile:
         codes = ", ".join(_code(element) or "without a code" for element in series)
         raise DataError(f"expected one series, got {len(series)}{codes and ': '}{clipped(codes)}")
     person = root.find(".//subjectDemographicPerson")
-    sexes: dict[str, Sex] = {"F": "female", "M": "male"}
     age, sex = None, None
     if person is not None:
-        sex = sexes.get(_attribute(person, "administrativeGenderCode", "code"))
+        sex = parse_sex(_attribute(person, "administrativeGenderCode", "code"))
         times = (f"effectiveTime/{part}" for part in ("low", "center"))
         dates = [_attribute(element, path, "value") for path in times for element in (root, series[0])]
         age = age_between(_attribute(person, "birthTime", "value"), next(filter(None, dates), ""))
@@ -41,52 +42,42 @@ def _waveform(sequence_set: Element) -> Waveform:
     times = [sequence for sequence in sequences if _code(sequence) in _TIMES]
     if len(times) != 1:
         raise DataError(f"expected one sequence of times ({' or '.join(_TIMES)}) in a set, got {len(times)}")
-    leads = [lead for lead in map(_lead, sequences) if lead is not None]
-    counts = {len(steps) for _, steps, _, _ in leads}
+    channels = tuple(channel for channel in map(_channel, sequences) if channel is not None)
+    counts = {len(channel.steps) for channel in channels}
     if len(counts) > 1:
         raise DataError(f"expected leads with one number of samples, got {', '.join(map(str, sorted(counts)))}")
-    channels = tuple(Channel(name, partial(_values, steps, factor, origin)) for name, steps, factor, origin in leads)
-    start = _attribute(times[0], "value/head", "value")
-    return Waveform(start, _rate(times[0]), counts.pop() if counts else 0, channels)
-
-
-def _rate(times: Element) -> float:
-    """Return the rate in Hz by the increment of a sequence of times, 0 if there is none."""
-    unit = _attribute(times, "value/increment", "unit")
+    unit = _attribute(times[0], "value/increment", "unit")
     if unit not in _SECONDS:
         raise DataError(f"expected an increment of times in {', '.join(_SECONDS)}, got the unit {shown(unit)}")
-    increment = _number(times, "value/increment") * _SECONDS[unit]
+    increment = _number(times[0], "value/increment") * _SECONDS[unit]
     if not increment > 0:
         raise DataError(f"expected an increment of times above 0, got {increment:g} s")
     rate = 1 / increment
-    return float(round(rate)) if abs(round(rate) - rate) < _ROUNDED * rate else rate
+    rate = float(round(rate)) if abs(round(rate) - rate) < _ROUNDED * rate else rate
+    start = _attribute(times[0], "value/head", "value")
+    return Waveform(start, rate, counts.pop() if counts else 0, channels)
 
 
-def _lead(sequence: Element) -> tuple[str, NDArray[np.float64], float, float] | None:
-    """Return the name of a lead, its samples in steps, the mV of a step and of the step 0; None for other sequences."""
+def _channel(sequence: Element) -> Channel | None:
+    """Return a lead, None for a sequence of times and one without a unit of voltage. Raises DataError."""
     name = standard_name(_code(sequence))
     name = name if name in LEADS else name.removeprefix("MDC_ECG_LEAD_")
     units = [_attribute(sequence, f"value/{part}", "unit").lower() for part in ("scale", "origin")]
-    if _code(sequence) in _TIMES or units[0] not in UNITS or units[0] in ("", "nu"):
+    if _code(sequence) in _TIMES or units[0] not in VOLTAGES:
         return None
-    factor = _number(sequence, "value/scale") * UNITS[units[0]]
+    factor = _number(sequence, "value/scale") * VOLTAGES[units[0]]
     origin = 0.0
     if sequence.find("value/origin") is not None:
         origin = _number(sequence, "value/origin")
-        if origin and (units[1] not in UNITS or units[1] in ("", "nu")):
+        if origin and units[1] not in VOLTAGES:
             raise DataError(f"expected the unit of the origin of lead {shown(name)}, got {shown(units[1])}")
     if not factor:
         raise DataError(f"expected a scale other than 0 of lead {shown(name)}")
     digits = (sequence.findtext("value/digits") or "").split()
     try:
-        return name, np.array(digits, dtype=np.float64), factor, origin and origin * UNITS[units[1]]
+        return Channel(name, np.array(digits, dtype=np.float64), factor, origin and origin * VOLTAGES[units[1]])
     except ValueError as error:
         raise DataError(f"the digits of lead {shown(name)} are not numbers: {first_line(error)}") from error
-
-
-def _values(steps: NDArray[np.float64], factor: float, origin: float) -> NDArray[np.float64]:
-    """Return samples in mV, (time,)."""
-    return steps * factor + origin
 
 
 def _code(element: Element) -> str:

@@ -1,9 +1,12 @@
-"""Open NumPy arrays and archives, CSV tables and HDF5 files of signals, and read one record of them."""
+"""Records in files of numbers that do not describe themselves: NumPy arrays and archives, CSV tables and HDF5 files.
+
+numpy and h5py read the files; their axes, rate, unit and leads follow from a description by the user.
+"""
 
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
-from kdkit.errors import first_line
-from kdkit_ecg.records.array_format import ArrayFormat, ArraySource, leads_axis, require_numbers
+from kdkit.errors import did_you_mean, first_line
+from kdkit.utils.validation import validate_above_zero, validate_switches
+from kdkit_ecg.leads import standard_names
 from kdkit_ecg.records.csv_file import CSV_SUFFIX, open_csv, read_csv
 from kdkit_ecg.records.numpy_archive import NPZ_SUFFIX, archived_shapes, read_archived
-from kdkit_ecg.records.signal_lines import shown
+from kdkit_ecg.records.source import MAX_CHANNELS, UNITS, RecordSource
+from kdkit_ecg.utils.messages import shown
 from kdkit_ecg.utils.record_files import require_regular_file
 
 NUMPY_SUFFIX, HDF5_SUFFIXES = ".npy", (".hdf5", ".h5")
@@ -24,6 +29,72 @@ MAX_RECORDS, MAX_ID_BYTES = 1_000_000, 256  # of a file, and of a name in it
 # Numbers of a record, and of a piece of an HDF5 file, which is compressed as a whole: a small file may hold any number
 # of equal ones, and must not fill the memory.
 MAX_VALUES = 50_000_000
+UNIT_NAMES = ("mV", "uV", "V", "NU")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayFormat:
+    """The description of the signals in files of numbers (.npy, .npz, .csv, .hdf5), which these files lack.
+
+    rate: Hz. unit: "mV", "uV", "V", or "NU" for standard deviations. leads: names in the order of the array; () if the
+    first line of each CSV file has them. Which axis is time follows from their number. gain: steps per unit, for
+    integers of a converter. padded: whether short records have zeros at their ends, as in CODE-15%; these are removed.
+    signals, ids: names of the datasets of an HDF5 file, (records, time, leads) and (records,).
+
+    Raises RecipeError for a unit that does not exist, repeated leads, and numbers that are not above 0.
+    """
+
+    rate: float
+    unit: str
+    leads: tuple[str, ...] = ()
+    gain: float = 1.0
+    padded: bool = False
+    signals: str = "tracings"
+    ids: str = "exam_id"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.unit, str) or not self.unit or self.unit.lower() not in UNITS:
+            hint = did_you_mean(str(self.unit), UNIT_NAMES)
+            raise RecipeError(f"unit={self.unit!r} is not a unit of a signal; {hint}")
+        validate_above_zero("rate", self.rate)
+        validate_above_zero("gain", self.gain)
+        validate_switches(padded=self.padded)
+        if isinstance(self.leads, str):
+            raise RecipeError(f"leads must be a tuple of names, such as ('I', 'II'), got {self.leads!r}")
+        object.__setattr__(self, "leads", standard_names(self.leads))
+        if len({lead.lower() for lead in self.leads}) < len(self.leads):
+            raise RecipeError(f"leads must be different names, got {', '.join(self.leads)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArraySource(RecordSource):
+    """A record in a file of numbers. position: its row in a file of several records; None if it is the only one."""
+
+    format: ArrayFormat
+    position: int | None = None
+
+    @property
+    def normalised(self) -> bool:
+        """Whether the signal is in standard deviations and not in mV."""
+        return self.format.unit.lower() == "nu"
+
+    @property
+    def signal_fields(self) -> tuple[tuple[str, object], ...]:
+        """Name and value of all that the signal depends on, apart from the content of the file."""
+        return (("leads", self.leads), ("format", self.format), ("position", self.position))
+
+    def read_leads(self) -> NDArray[np.float64]:
+        """Read the samples of the leads; see `RecordSource`."""
+        try:
+            values = _read_values(self)  # (leads, time)
+        except Exception as error:  # numpy and h5py raise exceptions of any kind for a damaged file
+            raise DataError(f"the signal of {self.path} cannot be read: {first_line(error)}") from error
+        with np.errstate(over="ignore", invalid="ignore"):
+            signal = values.astype(np.float64) * (UNITS[self.format.unit.lower()] / self.format.gain)
+        if self.format.padded and signal.any():
+            used = np.flatnonzero(signal.any(axis=0))  # the samples that are not 0 in all leads
+            signal = signal[:, used[0] : used[-1] + 1]
+        return signal
 
 
 def open_array_file(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
@@ -40,7 +111,8 @@ def open_array_file(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
         if suffix == CSV_SUFFIX:
             with path.open("rb") as file:
                 lines = sum(piece.count(b"\n") for piece in iter(lambda: file.read(1 << 20), b""))
-            return [_source(path, arrays, max(1, lines), leads=open_csv(path, arrays).leads)]
+            leads = open_csv(path, arrays.leads, arrays.unit).leads
+            return [_source(path, arrays, max(1, lines), leads=leads)]
         if not arrays.leads:
             raise DataError(
                 "it has no names of leads; give --leads, or ArrayFormat(leads=...), in the order of the array"
@@ -55,11 +127,11 @@ def open_array_file(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
         raise DataError(f"{path} cannot be read: {first_line(error)}") from error
 
 
-def read_values(source: ArraySource) -> NDArray[Any]:
+def _read_values(source: ArraySource) -> NDArray[Any]:
     """Return the numbers of a record, (leads, time). Raises DataError and the exceptions of numpy and h5py."""
     suffix = source.path.suffix.lower()
     if suffix == CSV_SUFFIX:
-        return read_csv(source.path, source.format, source.leads)
+        return read_csv(source.path, source.format.leads, source.format.unit, source.leads)
     values: NDArray[Any]
     if suffix == NPZ_SUFFIX:
         values = read_archived(source.path, source.position)
@@ -149,3 +221,20 @@ def _require_few(count: int) -> int:
     if count > MAX_RECORDS:
         raise DataError(f"expected at most {MAX_RECORDS:,} records in a file, got {count:,}")
     return count
+
+
+def leads_axis(shape: tuple[int, ...], leads: tuple[str, ...]) -> int:
+    """Return which of the two axes of a record, (leads, time) or (time, leads), is that of the leads."""
+    axes = [axis for axis, size in enumerate(shape) if size == len(leads)]
+    if len(axes) != 1 or min(shape) < 1 or len(leads) > MAX_CHANNELS:
+        raise DataError(
+            f"expected one axis of time and one of the {len(leads)} leads {shown(', '.join(leads))}; got the shape "
+            f"{shape}"
+        )
+    return axes[0]
+
+
+def require_numbers(dtype: Any) -> None:
+    """Raise DataError for anything but integers and real numbers."""
+    if dtype.kind not in "iuf":
+        raise DataError(f"expected integers or real numbers, got values of type {dtype}")

@@ -1,4 +1,7 @@
-"""Read CSV tables with a column for each lead, as spreadsheets, pandas and rdsamp write them."""
+"""Read CSV tables with a column for each lead, as spreadsheets, pandas and rdsamp write them.
+
+np.loadtxt reads the numbers; here the leads are found in the first lines, and decimal commas are recognized.
+"""
 
 import csv
 import re
@@ -13,8 +16,9 @@ from numpy.typing import NDArray
 
 from kdkit import DataError
 from kdkit_ecg.leads import standard_names
-from kdkit_ecg.records.array_format import ArrayFormat
-from kdkit_ecg.records.signal_lines import MAX_LINE, UNITS, shown
+from kdkit_ecg.records.signal_lines import MAX_LINE
+from kdkit_ecg.records.source import UNITS
+from kdkit_ecg.utils.messages import shown
 from kdkit_ecg.utils.tables import is_missing
 
 CSV_SUFFIX = ".csv"
@@ -44,11 +48,11 @@ class CsvTable(NamedTuple):
     lines: int
 
 
-def open_csv(path: Path, arrays: ArrayFormat) -> CsvTable:
-    """Return which columns of a table are leads: those of its first line, or `arrays.leads` if that has numbers.
+def open_csv(path: Path, expected: Sequence[str], unit: str) -> CsvTable:
+    """Return which columns of a table are leads: those of its first line, or the `expected` ones if that has numbers.
 
-    Columns of the time or number of a sample are left out, unless they are in `arrays.leads`.
-    Raises DataError if the first lines contradict each other or the unit of `arrays`, or name a lead twice.
+    Columns of the time or number of a sample are left out, unless they are expected.
+    Raises DataError if the first lines contradict each other or the unit, or name a lead twice.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = [file.readline(MAX_LINE + 1) for _ in range(3)]
@@ -63,15 +67,15 @@ def open_csv(path: Path, arrays: ArrayFormat) -> CsvTable:
     ]
     # A comma that is no delimiter may be that of decimals.
     if all(_is_number(cell if delimiter == "," else cell.replace(",", ".")) for cell in cells):
-        if len(cells) != len(arrays.leads):
+        if len(cells) != len(expected):
             raise DataError(
-                f"it has {len(cells)} columns and no line of names; expected the {len(arrays.leads)} leads of "
-                "--leads or ArrayFormat(leads=...)"
+                f"it has {len(cells)} columns and no line of names; expected the {len(expected)} leads of --leads or "
+                "ArrayFormat(leads=...)"
             )
-        return CsvTable(delimiter, arrays.leads, tuple(range(len(cells))), len(cells), 0)
+        return CsvTable(delimiter, tuple(expected), tuple(range(len(cells))), len(cells), 0)
     named = [_WITH_UNIT.fullmatch(cell) for cell in cells]
     names = standard_names(match["name"] if match else cell for match, cell in zip(named, cells, strict=True))
-    columns = [column for column, name in enumerate(names) if name in arrays.leads or not _TIME.fullmatch(name)]
+    columns = [column for column, name in enumerate(names) if name in expected or not _TIME.fullmatch(name)]
     leads = tuple(names[column] for column in columns)
     if not leads or len({name.lower() for name in leads}) < len(leads):
         raise DataError(f"expected a different name for each column, got {shown(', '.join(cells))}")
@@ -79,22 +83,22 @@ def open_csv(path: Path, arrays: ArrayFormat) -> CsvTable:
     below = others[0] if others else []
     # rdsamp writes a line with the units below that of the names.
     has_units = len(below) == len(cells) and all(below[column] and below[column].lower() in UNITS for column in columns)
-    for unit in [*units, *(below[column] for column in columns if has_units)]:
-        if UNITS.get(unit.lower()) != UNITS[arrays.unit.lower()]:
-            raise DataError(f"its first lines have the unit {shown(unit)}, but it is described as {arrays.unit!r}")
+    for written in [*units, *(below[column] for column in columns if has_units)]:
+        if UNITS.get(written.lower()) != UNITS[unit.lower()]:
+            raise DataError(f"its first lines have the unit {shown(written)}, but it is described as {unit!r}")
     # More cells below than in the line of names would give every lead the samples of another column.
     if others and len(below) != len(cells):
         raise DataError(f"expected {len(cells)} columns, as in its first line, got {len(below)}")
     return CsvTable(delimiter, leads, tuple(columns), len(cells), 1 + has_units)
 
 
-def read_csv(path: Path, arrays: ArrayFormat, leads: Sequence[str]) -> NDArray[Any]:
+def read_csv(path: Path, expected: Sequence[str], unit: str, leads: Sequence[str]) -> NDArray[Any]:
     """Return the samples of a table, (leads, time). Empty cells and words for missing values are NaN.
 
     Numbers may have a decimal comma, unless all that have a comma could be thousands, such as "1,234".
-    leads: of `open_csv`. Raises DataError and the exceptions of numpy.
+    expected, unit: see `open_csv`. leads: those it returned. Raises DataError and the exceptions of numpy.
     """
-    table = open_csv(path, arrays)
+    table = open_csv(path, expected, unit)
     if table.leads != tuple(leads):
         raise DataError("its first line was changed since it was opened")
     options: dict[str, Any] = {

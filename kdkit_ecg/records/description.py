@@ -6,12 +6,12 @@ from typing import Any, get_args
 
 from kdkit import DataError
 from kdkit.errors import first_line
+from kdkit_ecg.person import FEATURES
 from kdkit_ecg.records.filters import FLAT
 from kdkit_ecg.records.preparation import Preparation, Resampling, Scaling
 
 VERSION = 1  # of the description; increased if a program that follows it would compute something else
 
-PERSON = ("age / 100", "age known", "female", "male", "sex known")
 _ORDER = 3  # of the band-pass, see `kdkit_ecg.records.filters.bandpass`
 
 
@@ -57,7 +57,7 @@ def describe_preparation(preparation: Preparation, *, leads: Sequence[str], leng
         "scaling": scaling,
         "band": None if band is None else list(band),
         "steps": steps,
-        "person": {"input": "person", "features": list(PERSON), "unknown": 0.0},
+        "person": {"input": "person", "features": list(FEATURES), "unknown": 0.0},
         "notices": ["not a medical device: for research only, and not for diagnosis or treatment"],
     }
 

@@ -1,10 +1,12 @@
-"""Parse ECGs in DICOM files (waveform storage), which pydicom reads."""
+"""Parse ECGs in DICOM files (waveform storage), which pydicom reads.
+
+The samples are converted here: multiplex_array of pydicom takes padding for samples, and all files as little-endian.
+"""
 
 import importlib.util
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,10 +16,10 @@ from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
 from kdkit_ecg.leads import LEADS, standard_name
-from kdkit_ecg.records.header import parse_age
-from kdkit_ecg.records.signal_lines import UNITS, clipped, shown
-from kdkit_ecg.records.source import Sex
-from kdkit_ecg.records.waveforms import Channel, EcgFile, Waveform, WaveformSource, age_between, open_waveform
+from kdkit_ecg.person import age_between, parse_age, parse_sex
+from kdkit_ecg.records.source import VOLTAGES
+from kdkit_ecg.records.waveforms import Channel, EcgFile, Waveform, WaveformSource, open_waveform
+from kdkit_ecg.utils.messages import clipped, shown
 from kdkit_ecg.utils.record_files import is_dicom
 
 # The leads by their number in the codes of CID 3001, "2:1" of MDC and "5.6.3-9-1" of SCPECG.
@@ -71,7 +73,11 @@ def _parse(path: Path) -> EcgFile:
                 f"{clipped(', '.join(kinds)) or 'no waveform'}"
             )
         order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
-        return EcgFile([_waveform(group, order) for group in original], _age(dataset), _sex(dataset))
+        waveforms = [_waveform(group, order) for group in original]
+        born, recorded = (str(dataset.get(key, ""))[:8] for key in ("PatientBirthDate", "AcquisitionDateTime"))
+        age = parse_age(str(dataset.get("PatientAge", "")).strip())
+        age = age_between(born, recorded) if age is None else age
+        return EcgFile(waveforms, age, parse_sex(str(dataset.get("PatientSex", ""))))
 
 
 def _waveform(group: Any, order: str) -> Waveform:
@@ -93,11 +99,10 @@ def _waveform(group: Any, order: str) -> Waveform:
     rate = float(group.SamplingFrequency)
     channels, skews = [], []
     for position, definition in enumerate(definitions):
-        scale = _scale(definition)
-        if scale is None:
+        channel = _channel(definition, steps[:, position], invalid, f"channel {position + 1}")
+        if channel is None:
             continue
-        values = partial(_values, steps[:, position], invalid, *scale)
-        channels.append(Channel(_lead(definition) or f"channel {position + 1}", values))
+        channels.append(channel)
         skews.append(float(definition.get("ChannelSampleSkew") or rate * float(definition.get("ChannelTimeSkew") or 0)))
     if channels and max(skews) - min(skews) >= 1:
         raise DataError(f"expected leads that start together, got skews of {min(skews):g} to {max(skews):g} samples")
@@ -105,30 +110,23 @@ def _waveform(group: Any, order: str) -> Waveform:
     return Waveform(start, rate, samples, tuple(channels))
 
 
-def _values(steps: NDArray[Any], invalid: Any, factor: float, baseline: float) -> NDArray[np.float64]:
-    """Return samples in mV, (time,)."""
-    values = steps * factor + baseline
-    if invalid is not None:
-        values[steps == invalid] = np.nan
-    return np.asarray(values, dtype=np.float64)
-
-
-def _scale(definition: Any) -> tuple[float, float] | None:
-    """Return the mV of a step and those of the step 0 of a channel, None if its unit is not one of a voltage."""
+def _channel(definition: Any, steps: NDArray[Any], invalid: Any, name: str) -> Channel | None:
+    """Return a channel, None if its unit is not one of a voltage. name: if the definition has none."""
     units = definition.get("ChannelSensitivityUnitsSequence") or ()
     unit = str(units[0].get("CodeValue", "")).strip().lower() if units else ""
     sensitivity = definition.get("ChannelSensitivity")
-    if unit not in UNITS or unit in ("", "nu") or sensitivity is None:
+    if unit not in VOLTAGES or sensitivity is None:
         return None
     correction = definition.get("ChannelSensitivityCorrectionFactor")
-    factor = float(sensitivity) * (1.0 if correction is None else float(correction)) * UNITS[unit]
-    baseline = float(definition.get("ChannelBaseline") or 0) * UNITS[unit]
+    factor = float(sensitivity) * (1.0 if correction is None else float(correction)) * VOLTAGES[unit]
+    baseline = float(definition.get("ChannelBaseline") or 0) * VOLTAGES[unit]
+    lead = _lead(definition) or name
     if not (factor and np.isfinite([factor, baseline]).all()):
         raise DataError(
-            f"expected a sensitivity of {_lead(definition)} that is not 0 and a finite baseline, got {factor:g} mV and "
+            f"expected a sensitivity of {lead} that is not 0 and a finite baseline, got {factor:g} mV and "
             f"{baseline:g} mV"
         )
-    return factor, baseline
+    return Channel(lead, steps, factor, baseline, invalid)
 
 
 def _lead(definition: Any) -> str:
@@ -143,15 +141,3 @@ def _lead(definition: Any) -> str:
     texts = [text for text in (meaning, str(definition.get("ChannelLabel", "")).strip()) if text]
     names = [standard_name(match[0]) for match in map(_NAME.match, texts) if match]
     return next((name for name in names if name in LEADS), names[0] if names else "")
-
-
-def _age(dataset: Any) -> float | None:
-    """Return the age in years, or that at the recording by the date of birth, None if both are unknown."""
-    age = parse_age(str(dataset.get("PatientAge", "")).strip())
-    born, recorded = (str(dataset.get(key, ""))[:8] for key in ("PatientBirthDate", "AcquisitionDateTime"))
-    return age_between(born, recorded) if age is None else age
-
-
-def _sex(dataset: Any) -> Sex | None:
-    sexes: dict[str, Sex] = {"F": "female", "M": "male"}
-    return sexes.get(str(dataset.get("PatientSex", "")).strip())

@@ -1,4 +1,4 @@
-"""Records in EDF and EDF+ files, which edfio reads."""
+"""Records in EDF and EDF+ files, which edfio reads; here its signals become leads in mV at one rate."""
 
 import importlib.util
 import re
@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from kdkit import DataError, RecipeError
 from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS, standard_names
-from kdkit_ecg.records.signal_lines import UNITS, clipped
-from kdkit_ecg.records.source import RecordSource, Sex
+from kdkit_ecg.person import Sex, parse_sex
+from kdkit_ecg.records.source import UNITS, VOLTAGES, RecordSource
+from kdkit_ecg.utils.messages import clipped
 from kdkit_ecg.utils.record_files import require_regular_file
 
 EDF_SUFFIX = ".edf"
@@ -85,7 +86,7 @@ def open_edf(path: Path) -> EdfSource:
         usable = [
             position
             for position, unit in enumerate(units)
-            if unit and unit in UNITS and not _NO_ECG.match(signals[position].label)
+            if unit in (*VOLTAGES, "nu") and not _NO_ECG.match(signals[position].label)
         ]
         # A pulse wave has normalised units next to leads in mV.
         if any(units[position] != "nu" for position in usable):
@@ -105,8 +106,6 @@ def open_edf(path: Path) -> EdfSource:
         rate = next(iter(rates))
         chosen = [position for position in usable if signals[position].sampling_frequency == rate]
         leads = [names[position] for position in chosen]
-        if len({lead.lower() for lead in leads}) < len(leads):
-            raise DataError(f"expected every lead once, got {clipped(', '.join(leads))}")
         age, sex = _person(edf)
         return EdfSource(
             path=path,
@@ -137,10 +136,9 @@ def _read(path: Path, *, interrupted: bool = True) -> Any:
 
 def _person(edf: Any) -> tuple[float | None, Sex | None]:
     """Return age and sex from the fields of EDF+, None if they are unknown. Names are not read."""
-    sexes: dict[str, Sex] = {"F": "female", "M": "male"}
     age, sex = None, None
     try:
-        sex = sexes.get(edf.patient.sex)
+        sex = parse_sex(edf.patient.sex or "")
         years = (edf.recording.startdate - edf.patient.birthdate).days / 365.25
         age = years if 0 <= years <= 120 else None
     except (ValueError, AttributeError, IndexError, KeyError, TypeError):  # of any field that is not as in EDF+

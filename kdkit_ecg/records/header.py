@@ -5,7 +5,6 @@ This is the only parser of headers. wfdb has other rules: it silently replaces a
 of the fields that were parsed here, and only reads samples that are not plain integers of 16 bits.
 """
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,13 +14,14 @@ from typing import TypeVar
 
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS
-from kdkit_ecg.records.signal_lines import MAX_CHANNELS, MAX_LINE, Header, clipped, parse_signal_lines, shown
-from kdkit_ecg.records.source import Sex
+from kdkit_ecg.person import parse_age, parse_sex
+from kdkit_ecg.records.signal_lines import MAX_LINE, parse_signal_lines
+from kdkit_ecg.records.source import MAX_CHANNELS
+from kdkit_ecg.records.wfdb_record import Header
+from kdkit_ecg.utils.messages import clipped, shown
 from kdkit_ecg.utils.record_files import present_file, read_header_bytes
 
 T = TypeVar("T")
-
-_DAYS = {"y": 365.25, "m": 365.25 / 12, "w": 7.0, "d": 1.0}  # in a unit of age, by its first letter
 
 MAX_SEGMENTS = 10_000  # of a record; the longest of MIMIC have a few thousand
 # Samples of a record in several segments, as a multiple of those in its signal files. Gaps and repeated segments take
@@ -34,11 +34,6 @@ MAX_EXPANSION = 8
 _COUNT = re.compile(r"[1-9][0-9]{0,17}")
 _RATE = re.compile(r"[0-9]{1,32}(?:\.[0-9]{0,32})?|\.[0-9]{1,32}")
 _SNOMED_CODE = re.compile(r"[0-9]{1,18}")
-_AGE = re.compile(r"[-+]?(?:[0-9]{1,32}(?:\.[0-9]{0,32})?|\.[0-9]{1,32})(?:[eE][-+]?[0-9]{1,4})?")
-# 071Y as in DICOM, P71Y as in ISO 8601, and words. A single letter m may also mean male, unless it is a capital.
-_AGE_WITH_UNIT = re.compile(
-    r"P?([0-9]{1,5})\s*([DWMYdwy]|(?i:days?|weeks?|wks?|months?|mos?|years?|yrs?)\.?)(?:\s*(?i:old))?"
-)
 
 _RECORD_LINE = re.compile(r"(?P<name>\S+)\s+(?P<leads>\S+)\s+(?P<rate>[^\s/]+)\S*(?:\s+(?P<samples>\S+))?")
 _RECORD_NAME = re.compile(r"(?:\S*/)?(?P<name>[-\w]+)(?:\.\w+)?")
@@ -63,12 +58,11 @@ def read_header(path: Path) -> Header:
             signal = _parse_signal(path, record_line, other_lines)
         comments = read_comments(lines)
         codes = [code.strip() for value in comments.get("dx", []) for code in value.split(",")]
-        sexes: dict[str, Sex] = {"f": "female", "female": "female", "m": "male", "male": "male"}
         return replace(
             signal,
             name=name,
             age=_unanimous([parse_age(value) for value in comments.get("age", [])]),
-            sex=_unanimous([sexes.get(value.lower()) for value in comments.get("sex", [])]),
+            sex=_unanimous([parse_sex(value) for value in comments.get("sex", [])]),
             codes=tuple(dict.fromkeys(code for code in codes if _SNOMED_CODE.fullmatch(code))),
         )
     except (DataError, OSError) as error:
@@ -101,20 +95,6 @@ def read_comments(lines: Sequence[str]) -> dict[str, list[str]]:
     return comments
 
 
-def parse_age(text: str) -> float | None:
-    """Return an age in years, or None if the text is not an age from 0 to 120.
-
-    "071Y" as in DICOM, "P71Y" as in ISO 8601 and "71 years" are 71; months, weeks and days are converted.
-    """
-    if with_unit := _AGE_WITH_UNIT.fullmatch(text):
-        years = int(with_unit[1]) * _DAYS[with_unit[2][0].lower()] / _DAYS["y"]
-    elif _AGE.fullmatch(text):
-        years = float(text)
-    else:
-        return None
-    return years if math.isfinite(years) and 0 <= years <= 120 else None
-
-
 def _parse_name(path: Path, record_line: str) -> tuple[str, int]:
     """Return the name of the record and its number of segments, 0 for a record without segments."""
     match = _RECORD_LINE.match(record_line)
@@ -141,7 +121,7 @@ def _parse_numbers(record_line: str) -> tuple[int, float, int]:
         raise DataError(f"the number of leads must be a whole number above 0, got {shown(leads)}")
     if not _RATE.fullmatch(rate) or not float(rate) > 0:
         raise DataError(f"the rate must be a number of Hz above 0, got {shown(rate)}")
-    if samples is not None and not _COUNT.fullmatch(samples):
+    if samples not in (None, "0") and not _COUNT.fullmatch(samples):  # 0 is unknown in WFDB too
         raise DataError(f"the number of samples must be a whole number above 0, got {shown(samples)}")
     return int(leads), float(rate), int(samples or 0)
 

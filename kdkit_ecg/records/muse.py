@@ -1,20 +1,20 @@
-"""Parse the XML of GE MUSE (RestingECG): its rhythm waveform, without the median beats."""
+"""Parse the XML of GE MUSE (RestingECG): its rhythm waveform, without the median beats.
+
+wfdb and pydicom read no XML.
+"""
 
 import base64
 import zlib
-from functools import partial
 from types import MappingProxyType
 from xml.etree.ElementTree import Element
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdkit import DataError
 from kdkit_ecg.leads import standard_name
-from kdkit_ecg.records.header import parse_age
-from kdkit_ecg.records.signal_lines import clipped, shown
-from kdkit_ecg.records.source import Sex
+from kdkit_ecg.person import parse_age, parse_sex
 from kdkit_ecg.records.waveforms import Channel, EcgFile, Waveform
+from kdkit_ecg.utils.messages import clipped, shown
 
 _MV = MappingProxyType({"MICROVOLTS": 1e-3, "MILLIVOLTS": 1.0})  # by unit
 _SAMPLE_BYTES = 2
@@ -29,28 +29,19 @@ def parse_muse(root: Element) -> EcgFile:
     rhythms = [waveform for waveform, kind in zip(waveforms, types, strict=True) if kind.lower() == "rhythm"]
     if len(rhythms) != 1:
         raise DataError(f"expected one waveform of type Rhythm, got {clipped(', '.join(types)) or 'no waveform'}")
-    sexes: dict[str, Sex] = {"FEMALE": "female", "MALE": "male"}
-    age = _text(root, "PatientDemographics/PatientAge")
-    unit = _text(root, "PatientDemographics/AgeUnits")
-    return EcgFile(
-        [_waveform(rhythms[0])],
-        parse_age(f"{age} {unit.lower()}".strip()),
-        sexes.get(_text(root, "PatientDemographics/Gender").upper()),
-    )
-
-
-def _waveform(rhythm: Element) -> Waveform:
-    leads = [_lead(data) for data in rhythm.findall("LeadData")]
-    counts = {len(steps) for _, steps, _ in leads}
+    channels = tuple(map(_channel, rhythms[0].findall("LeadData")))
+    counts = {len(channel.steps) for channel in channels}
     if len(counts) != 1:
         raise DataError(f"expected leads with one number of samples, got {sorted(counts) or 'no lead'}")
-    exponent = _number(rhythm, "SampleExponent") if rhythm.find("SampleExponent") is not None else 0.0
-    channels = tuple(Channel(name, partial(_values, steps, factor)) for name, steps, factor in leads)
-    return Waveform("0 s", _number(rhythm, "SampleBase") * 10**exponent, counts.pop(), channels)
+    exponent = _number(rhythms[0], "SampleExponent") if rhythms[0].find("SampleExponent") is not None else 0.0
+    waveform = Waveform("0 s", _number(rhythms[0], "SampleBase") * 10**exponent, counts.pop(), channels)
+    age, unit = (_text(root, f"PatientDemographics/{element}") for element in ("PatientAge", "AgeUnits"))
+    sex = parse_sex(_text(root, "PatientDemographics/Gender"))
+    return EcgFile([waveform], parse_age(f"{age} {unit.lower()}".strip()), sex)
 
 
-def _lead(data: Element) -> tuple[str, NDArray[np.int16], float]:
-    """Return the name of a lead, its samples, and the mV of a step."""
+def _channel(data: Element) -> Channel:
+    """Return a lead, whose samples are compared with their number and checksum. Raises DataError."""
     name = standard_name(_text(data, "LeadID"))
     unit = _text(data, "LeadAmplitudeUnits")
     if unit.upper() not in _MV:
@@ -73,12 +64,7 @@ def _lead(data: Element) -> tuple[str, NDArray[np.int16], float]:
     factor = _number(data, "LeadAmplitudeUnitsPerBit") * _MV[unit.upper()]
     if not factor:
         raise DataError(f"expected LeadAmplitudeUnitsPerBit other than 0 of lead {shown(name)}")
-    return name, np.frombuffer(stored, "<i2"), factor
-
-
-def _values(steps: NDArray[np.int16], factor: float) -> NDArray[np.float64]:
-    """Return samples in mV, (time,)."""
-    return steps * np.float64(factor)
+    return Channel(name, np.frombuffer(stored, "<i2"), factor)
 
 
 def _text(element: Element, path: str) -> str:

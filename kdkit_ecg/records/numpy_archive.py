@@ -1,4 +1,7 @@
-"""Signals in NumPy archives (.npz), which have several arrays under names."""
+"""Signals in NumPy archives (.npz), which have several arrays under names.
+
+np.load reads the list of all members for each array, and the whole of an array for its shape.
+"""
 
 import io
 import os

@@ -5,8 +5,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from kdkit import DataError
-from kdkit_ecg.records.array_files import HDF5_SUFFIXES, NUMPY_SUFFIX, open_array_file
-from kdkit_ecg.records.array_format import ArrayFormat
+from kdkit_ecg.records.array_files import HDF5_SUFFIXES, NUMPY_SUFFIX, ArrayFormat, open_array_file
 from kdkit_ecg.records.csv_file import CSV_SUFFIX
 from kdkit_ecg.records.dicom import open_dicom
 from kdkit_ecg.records.edf import EDF_SUFFIX, open_edf

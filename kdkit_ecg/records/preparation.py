@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.filters import bandpass, rate_ratio, resample, resample_linear, zscore
-from kdkit_ecg.records.record import ChecksumError, read_record
 from kdkit_ecg.records.source import Record, RecordSource, Signal, missing_files, select_leads
+from kdkit_ecg.records.wfdb_record import ChecksumError
 
 Resampling = Literal["polyphase", "linear"]
 Scaling = Literal["zscore", "raw"]
@@ -60,7 +60,7 @@ class Preparation:
     def prepare(self, source: RecordSource) -> PreparedSignal:
         """Read and prepare a record. A record that cannot be prepared gives a fault and not an exception."""
         try:
-            record = read_record(source)
+            record = source.read()
             signal = select_leads(record.signal, record.leads, self.leads)
         except (DataError, OSError, MemoryError) as error:
             transient = isinstance(error.__cause__ or error, OSError | MemoryError)
@@ -81,7 +81,7 @@ class Preparation:
 
     def require_prepared(self, source: RecordSource) -> None:
         """Raise the exception of a record that cannot be prepared, whose files are read again."""
-        record = read_record(source)
+        record = source.read()
         if not np.isfinite(record.signal).all():
             raise DataError("it has samples that are infinite, or too large for a number")
         with np.errstate(divide="raise", over="raise", invalid="raise"):

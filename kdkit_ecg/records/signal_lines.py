@@ -1,27 +1,23 @@
-"""Parse the lines of a WFDB header about the signal: how each channel is stored, and which of them are leads."""
+"""Parse the lines of a WFDB header about the signal: how each channel is stored, and which of them are leads.
+
+Not by wfdb, for the reasons in header.py.
+"""
 
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS, missing_leads, standard_name, standard_names
-from kdkit_ecg.records.source import RecordSource
-from kdkit_ecg.utils.record_files import present_file, read_header_bytes
+from kdkit_ecg.records.source import UNITS
+from kdkit_ecg.records.wfdb_record import BITS, Channel, Header
+from kdkit_ecg.utils.messages import clipped, shown
+from kdkit_ecg.utils.record_files import present_file
 
-# Size of a unit in mV. NU (normalised units) are standard deviations, and are not converted.
-UNITS: Mapping[str, float] = MappingProxyType(
-    {"": 1.0, "mv": 1.0, "uv": 1e-3, "\u00b5v": 1e-3, "\u03bcv": 1e-3, "v": 1e3, "nu": 1.0}
-)
 # Of pressure, breath, oxygen and temperature, which intensive care records next to an ECG. These channels are not read.
 _OTHER_UNITS = frozenset(
     ("mmhg", "kpa", "cmh2o", "pm", "bpm", "%", "pct", "ohm", "ohms", "l", "l/min", "ml", "degc", "c"),
@@ -29,13 +25,7 @@ _OTHER_UNITS = frozenset(
 DEFAULT_GAIN = 200.0  # steps per mV: the default of the WFDB header specification if there is no gain
 
 MAX_LINE = 4_096  # characters of a line that is not a comment; those of the Challenges have about 60
-MAX_CHANNELS = 1_024  # of a record
 MAX_GAIN = 1e12  # steps per unit: more would leave nothing of a signal in float32
-
-# Bits of a sample, in the formats of WFDB whose samples all have the same size.
-BITS: Mapping[str, int] = MappingProxyType(
-    {"8": 8, "80": 8, "212": 12, "16": 16, "61": 16, "160": 16, "24": 24, "32": 32}
-)
 
 # File, format and layout of a channel: enough to skip it.
 _CHANNEL = re.compile(
@@ -56,89 +46,6 @@ _SHORT_LEAD = re.compile(
     r"(?:/(?P<unit>\S+))?(?:\s+[0-9]+(?:\s+(?P<zero>-?[0-9]{1,15})(?:\s+(?P<first>-?[0-9]{1,15})"
     r"(?:\s+(?P<checksum>-?[0-9]{1,15}))?)?)?)?)?\s+(?P<name>[A-Za-z].*)"
 )
-
-
-_NOT_OF_SIGNAL = ("path", "segments", "name", "age", "sex", "codes")  # fields of a header
-
-
-class Channel(NamedTuple):
-    """How a channel is stored.
-
-    file: its name on the disk. format: the number of a WFDB format. frame: samples per frame. skew: in frames. offset:
-    bytes before the first sample. first: the first sample of format 8, which stores differences; otherwise 0.
-    """
-
-    file: str
-    format: str
-    frame: int
-    skew: int
-    offset: int
-    first: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Header(RecordSource):
-    """The header of a WFDB record, with the fields of the signal lead by lead in the order of the file.
-
-    codes: SNOMED CT codes. gains_per_unit in converter steps, baselines in steps, units in lower case.
-    channels: all that the signal files contain. positions: the channel of each lead.
-    segments: the parts of a record in several segments, None for a gap, each with its number of samples per lead;
-    gains, units and channels are then those of the segment with the finest steps.
-    """
-
-    gains_per_unit: tuple[float, ...]
-    baselines: tuple[int, ...]
-    units: tuple[str, ...]
-    channels: tuple[Channel, ...]
-    positions: tuple[int, ...]
-    segments: tuple[tuple["Header | None", int], ...] = ()
-
-    @property
-    def gains(self) -> tuple[float, ...]:
-        """The gain of each lead in converter steps per mV."""
-        return tuple(gain / UNITS[unit] for gain, unit in zip(self.gains_per_unit, self.units, strict=True))
-
-    @property
-    def formats(self) -> tuple[str, ...]:
-        """The number of the WFDB format of each lead."""
-        return tuple(self.channels[position].format for position in self.positions)
-
-    @property
-    def normalised(self) -> bool:
-        """Whether any lead is in normalised units (NU)."""
-        return "nu" in self.units
-
-    @property
-    def signal_fields(self) -> tuple[tuple[str, object], ...]:
-        """Name and value of every field that describes the signal, here and in the segments."""
-        names = [field.name for field in fields(Header) if field.name not in _NOT_OF_SIGNAL]
-        segments = tuple((header and header.signal_fields, samples) for header, samples in self.segments)
-        return (*((name, getattr(self, name)) for name in names), ("segments", segments))
-
-    def select(self, leads: Sequence[str]) -> "Header":
-        """Return the description of these leads alone, in this order."""
-        rows = [self.leads.index(lead) for lead in leads]
-        by_lead = ("leads", "gains_per_unit", "baselines", "units", "checks", "positions")
-        selected: dict[str, Any] = {name: tuple(getattr(self, name)[row] for row in rows) for name in by_lead}
-        return replace(self, default_gains=tuple(lead for lead in self.default_gains if lead in leads), **selected)
-
-    def read_leads(self) -> NDArray[np.float64]:
-        """Read the samples of the leads; see `read_record`."""
-        from kdkit_ecg.records.record import read_wfdb  # which imports this module
-
-        return read_wfdb(self)
-
-    def description(self) -> bytes:
-        """Return the bytes of the header."""
-        return read_header_bytes(self.path)
-
-    def most_samples(self) -> int:
-        """Return an upper bound of the samples per lead, as a header may contain any number.
-
-        It is the number that the signal files hold at one bit per sample.
-        """
-        bits = 8 * sum(self.path.with_name(name).stat().st_size for name in self.files)
-        return min(self.samples, bits // len(self.leads))
 
 
 class _Lead(NamedTuple):
@@ -233,9 +140,6 @@ def _select_leads(
             for lead in leads
             if lead.name in LEADS or (channels[lead.position].frame == frame and counts[lead.name.lower()] == 1)
         ]
-    # Names outside the twelve keep their case, but two names that differ only in case are one lead.
-    if len({lead.name.lower() for lead in leads}) < len(leads):
-        raise DataError(f"expected every lead once, got {clipped(', '.join(lead.name for lead in leads))}")
     return leads, frame
 
 
@@ -276,16 +180,6 @@ def _parse_lead(line: str, details: re.Match[str] | None, position: int) -> _Lea
         unit=sys.intern(unit),
         check=(int(details["first"] or 0), int(details["checksum"] or 0)),
     )
-
-
-def shown(text: str) -> str:
-    """Return the repr of a text for an error message, without the end of a long one."""
-    return repr(clipped(text))
-
-
-def clipped(text: str, length: int = 100) -> str:
-    """Return the first characters of a long text, and any other text as it is."""
-    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def _line_error(line: str) -> DataError:

@@ -1,19 +1,27 @@
 """A record: the description of one whose signal was not read yet, and one that was read."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS, derivation, missing_leads
+from kdkit_ecg.person import Sex, person_vector
+from kdkit_ecg.utils.messages import clipped
 
-Sex = Literal["female", "male"]
 Signal = NDArray[np.floating[Any]]
+
+# The size of a unit of voltage in mV, in lower case.
+VOLTAGES: Mapping[str, float] = MappingProxyType({"mv": 1.0, "uv": 1e-3, "\u00b5v": 1e-3, "\u03bcv": 1e-3, "v": 1e3})
+# A header without a unit means mV. NU (normalised units) are standard deviations, and are not converted.
+UNITS: Mapping[str, float] = MappingProxyType({"": 1.0, "nu": 1.0, **VOLTAGES})
+MAX_CHANNELS = 1_024  # of a record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,6 +58,8 @@ class RecordSource(ABC):
     checks: the first sample and the checksum of each lead, (0, 0) if unknown; () if the file has none.
     default_gains: the leads without a gain, which have the default of WFDB. counted: whether the number of samples is
     that of the file, as the header has none. renamed_files: those without a suffix in the header.
+
+    Raises DataError for a lead that occurs twice, in any case.
     """
 
     path: Path
@@ -65,6 +75,10 @@ class RecordSource(ABC):
     default_gains: tuple[str, ...] = ()
     counted: bool = False
     renamed_files: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len({lead.lower() for lead in self.leads}) < len(self.leads):
+            raise DataError(f"expected every lead once, got {clipped(', '.join(self.leads))}")
 
     @property
     @abstractmethod
@@ -111,12 +125,6 @@ class RecordSource(ABC):
 def missing_files(source: RecordSource) -> list[str]:
     """Return the files named by a source that do not exist in its folder."""
     return [name for name in source.files if not source.path.with_name(name).is_file()]
-
-
-def person_vector(age: float | None, sex: Sex | None) -> NDArray[np.float32]:
-    """Return age/100 (age in years), age known, female, male, sex known: (5,) float32. Unknown values are 0."""
-    known_age = age is not None
-    return np.array([(age or 0) / 100, known_age, sex == "female", sex == "male", sex is not None], dtype=np.float32)
 
 
 def select_leads(signal: Signal, names: Sequence[str], leads: Sequence[str]) -> Signal:

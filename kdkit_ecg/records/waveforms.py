@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,16 +11,31 @@ from numpy.typing import NDArray
 from kdkit import DataError
 from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS
-from kdkit_ecg.records.signal_lines import clipped
-from kdkit_ecg.records.source import RecordSource, Sex
+from kdkit_ecg.person import Sex
+from kdkit_ecg.records.source import RecordSource
+from kdkit_ecg.utils.messages import clipped
 from kdkit_ecg.utils.record_files import require_regular_file, without_suffix
 
 
 class Channel(NamedTuple):
-    """A lead of a waveform, by its standard name. values: returns its samples in mV, (time,), NaN if invalid."""
+    """A lead of a waveform, by its standard name, as the file stores it.
+
+    steps: (time,), integers or real numbers. factor: mV of a step. origin: mV of the step 0. invalid: the step of
+    samples that are not valid, None if there is no such step.
+    """
 
     lead: str
-    values: Callable[[], NDArray[np.float64]]
+    steps: NDArray[Any]
+    factor: float
+    origin: float = 0.0
+    invalid: Any = None
+
+    def values(self) -> NDArray[np.float64]:
+        """Return the samples in mV, (time,), NaN if invalid."""
+        values: NDArray[np.float64] = self.steps.astype(np.float64) * self.factor + self.origin
+        if self.invalid is not None:
+            values[self.steps == self.invalid] = np.nan
+        return values
 
 
 class Waveform(NamedTuple):
@@ -79,19 +93,19 @@ def open_waveform(path: Path, parse: Callable[[Path], EcgFile]) -> WaveformSourc
         require_regular_file(path.stat())
         file = parse(path)
         waveform = whole_waveform(file.waveforms)
+        return WaveformSource(
+            path=path,
+            name=without_suffix(path).name,
+            files=(path.name,),
+            rate=waveform.rate,
+            samples=waveform.samples,
+            leads=waveform.leads,
+            age=file.age,
+            sex=file.sex,
+            parse=parse,
+        )
     except Exception as error:  # parsers raise exceptions of any kind for a damaged file
         raise DataError(f"{path} cannot be read: {first_line(error)}") from error
-    return WaveformSource(
-        path=path,
-        name=without_suffix(path).name,
-        files=(path.name,),
-        rate=waveform.rate,
-        samples=waveform.samples,
-        leads=waveform.leads,
-        age=file.age,
-        sex=file.sex,
-        parse=parse,
-    )
 
 
 def whole_waveform(waveforms: Sequence[Waveform]) -> Waveform:
@@ -108,23 +122,11 @@ def whole_waveform(waveforms: Sequence[Waveform]) -> Waveform:
         merged[part[:3]] = first._replace(channels=first.channels + part.channels)
     candidates = list(merged.values())
     leads = {lead for part in candidates for lead in part.leads}
-    wanted = leads & set(LEADS) or leads
-    complete = [part for part in candidates if wanted <= set(part.leads)]
+    required = leads & set(LEADS) or leads
+    complete = [part for part in candidates if required <= set(part.leads)]
     if len(complete) != 1:
         parts = "; ".join(
             f"{', '.join(part.leads)} for {part.samples / part.rate:g} s from {part.start}" for part in candidates
         )
         raise DataError(f"expected one waveform with all leads, got {clipped(parts) or 'none in a unit of voltage'}")
-    if len({lead.lower() for lead in complete[0].leads}) < len(complete[0].leads):
-        raise DataError(f"expected every lead once, got {clipped(', '.join(complete[0].leads))}")
     return complete[0]
-
-
-def age_between(born: str, recorded: str) -> float | None:
-    """Return the years between dates such as 19710123, None if one is unknown, or if they are not from 0 to 120."""
-    try:
-        first, second = (date(int(text[:4]), int(text[4:6]), int(text[6:8])) for text in (born, recorded))
-    except ValueError:
-        return None
-    years = (second - first).days / 365.25
-    return years if 0 <= years <= 120 else None

@@ -1,4 +1,4 @@
-"""Open ECGs in XML files: GE MUSE and HL7 aECG."""
+"""Open ECGs in XML files, GE MUSE and HL7 aECG, by expat: ElementTree expands entities, which may fill the memory."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,8 +9,8 @@ from xml.parsers import expat
 from kdkit import DataError
 from kdkit_ecg.records.aecg import parse_aecg
 from kdkit_ecg.records.muse import parse_muse
-from kdkit_ecg.records.signal_lines import shown
 from kdkit_ecg.records.waveforms import EcgFile, WaveformSource, open_waveform
+from kdkit_ecg.utils.messages import shown
 
 XML_SUFFIX = ".xml"
 
@@ -32,7 +32,23 @@ def open_xml(path: Path) -> WaveformSource:
 
 
 def _parse(path: Path) -> EcgFile:
-    root = _read(path)
+    def refuse_entity(*_: object) -> None:  # which could expand to any size, or name another file
+        raise DataError("it defines entities, which no ECG needs")
+
+    if path.stat().st_size > MAX_XML_BYTES:
+        raise DataError(f"expected at most {MAX_XML_BYTES:,} bytes, got {path.stat().st_size:,}")
+    builder, parser = TreeBuilder(), expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartElementHandler = lambda tag, attributes: builder.start(tag.rpartition(":")[2], attributes)
+    parser.EndElementHandler = lambda tag: builder.end(tag.rpartition(":")[2])  # without namespaces
+    parser.CharacterDataHandler = builder.data
+    parser.EntityDeclHandler = refuse_entity
+    with path.open("rb") as file:
+        try:
+            parser.ParseFile(file)
+        except expat.ExpatError as error:
+            raise DataError(f"it is no complete XML: {error}") from error
+    root = builder.close()
     if root.tag not in _PARSERS:
         philips = " (Philips, whose waveforms are compressed)" if root.tag == "restingecgdata" else ""
         raise DataError(
@@ -40,26 +56,3 @@ def _parse(path: Path) -> EcgFile:
             "export it as one of these, or as DICOM"
         )
     return _PARSERS[root.tag](root)
-
-
-def _read(path: Path) -> Element:
-    """Return the outermost element of a file, without namespaces. Raises DataError."""
-    if path.stat().st_size > MAX_XML_BYTES:
-        raise DataError(f"expected at most {MAX_XML_BYTES:,} bytes, got {path.stat().st_size:,}")
-    builder, parser = TreeBuilder(), expat.ParserCreate()
-    parser.buffer_text = True
-    parser.StartElementHandler = lambda tag, attributes: builder.start(tag.rpartition(":")[2], attributes)
-    parser.EndElementHandler = lambda tag: builder.end(tag.rpartition(":")[2])
-    parser.CharacterDataHandler = builder.data
-    parser.EntityDeclHandler = _refuse_entity
-    with path.open("rb") as file:
-        try:
-            parser.ParseFile(file)
-        except expat.ExpatError as error:
-            raise DataError(f"it is no complete XML: {error}") from error
-    return builder.close()
-
-
-def _refuse_entity(*_: object) -> None:
-    """Raise DataError for the definition of an entity, which could expand to any size or name another file."""
-    raise DataError("it defines entities, which no ECG needs")

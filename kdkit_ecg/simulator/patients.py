@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from kdkit_ecg.person import person_vector
 from kdkit_ecg.simulator.randomness import RangeSampler
 
 Choices = Mapping[tuple[str, ...], float]
@@ -18,11 +20,9 @@ class Patient:
     age: float | None
     female: bool | None
 
-    def vector(self) -> tuple[float, float, float, float, float]:
-        """Return age/100, age known, female, male, sex known; entries of an unknown age or sex are 0."""
-        age = (0.0, 0.0) if self.age is None else (self.age / 100, 1.0)
-        sex = (0.0, 0.0, 0.0) if self.female is None else (float(self.female), float(not self.female), 1.0)
-        return (*age, *sex)
+    def vector(self) -> NDArray[np.float32]:
+        """Return the vector of age and sex, (5,) float32; see person_vector."""
+        return person_vector(self.age, None if self.female is None else "female" if self.female else "male")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,8 @@ from kdkit_ecg.store.index import LOCK, UNFINISHED, read_rows, replace_file
 FORMAT = 4  # of the files and keys of a store; part of its name, so another format is another store
 METADATA = "store.json"  # the file that marks a folder as a store
 
+_MOST_LETTERS = 60  # of the folder of the records in the name of a store: each may take four of 255 bytes
+
 StoreLocation = Path | str | Literal["auto"]
 
 
@@ -38,8 +40,8 @@ class StoreFolder:
         sources = tuple(str(folder.resolve()) for folder in folders)
         options = {"version": VERSION, **asdict(preparation)}
         digest = hashlib.blake2b(repr((FORMAT, sources, sorted(options.items()))).encode(), digest_size=6).hexdigest()
-        # The digest identifies the store. The name in front of it is for the user.
-        name = re.sub(r"[^-\w.]+", "-", folders[0].resolve().name) or "root"
+        # The digest identifies the store. The name in front of it is for the user, and short enough for any disk.
+        name = re.sub(r"[^-\w.]+", "-", folders[0].resolve().name)[:_MOST_LETTERS] or "root"
         return cls(path=stores_folder(location) / f"{name}-{digest}", sources=sources, preparation=options)
 
     @property

@@ -20,7 +20,7 @@ from kdkit_ecg.store.build import append_records
 from kdkit_ecg.store.index import LOCK, ROW, Rows, make_row, read_rows, remove_rows, signal_bytes, write_rows
 from kdkit_ecg.store.location import StoreFolder, StoreLocation
 from kdkit_ecg.store.signal_file import SignalFile
-from kdkit_ecg.utils.files import free_space
+from kdkit_ecg.utils.record_files import free_space
 
 _ALTERNATIVES = (
     "choose another folder with KDKIT_CACHE or store=, or use store=None, which prepares the records in every run and "

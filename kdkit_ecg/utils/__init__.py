@@ -1,1 +1,1 @@
-"""Worker processes, CSV tables, names of the files of records, and disk space."""
+"""Worker processes, CSV tables, texts of messages, and the files of records."""

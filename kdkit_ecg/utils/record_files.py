@@ -1,12 +1,13 @@
-"""Find the files of records in a folder tree: linked folders too, and suffixes in any case."""
+"""Find the files of records in a folder tree, linked folders too, read their names, and measure free disk space."""
 
 import os
 import re
+import shutil
 import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import product
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -23,8 +24,6 @@ OTHER_SUFFIXES = (DICOM_SUFFIX, ".xml", ".edf", ".npy", ".npz", ".csv", ".hdf5",
 UNREAD_FORMATS: Mapping[str, str] = MappingProxyType(
     {".scp": "SCP-ECG", ".ecg": "ISHNE", ".mwf": "MFER", ".bdf": "BDF", ".gdf": "GDF"}
 )
-EXPORT = "export them as DICOM, HL7 aECG, EDF or WFDB"
-NOT_LISTED = "of the folders cannot be read"  # in summaries, after the number
 
 _KNOWN_SUFFIXES = frozenset((HEADER_SUFFIX, *SIGNAL_SUFFIXES, *OTHER_SUFFIXES, UNFINISHED_SUFFIX))
 _DICOM_MARK = slice(128, 132)  # the bytes DICM
@@ -32,6 +31,9 @@ _DICOM_MARK = slice(128, 132)  # the bytes DICM
 _PIECE = 1 << 16  # bytes of a header that are read at a time
 _READ_AT_ONCE = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # not all systems have both
 _SUFFIX = re.compile(r"\.(hea|mat|dat)$", re.IGNORECASE)
+
+# Releases split large folders into shards: g1, g2, ... in the Challenges, and 00000, 01000, ... in PTB-XL.
+_SHARD = re.compile(r"g\d+|\d+")
 
 
 class RecordFiles(NamedTuple):
@@ -182,3 +184,18 @@ def table_name(text: str) -> str:
     name = record_name(text).replace("\\", "/").removeprefix("./")
     stem, dot, suffix = name.rpartition(".")
     return stem if dot and f".{suffix.lower()}" in OTHER_SUFFIXES else name
+
+
+def unsharded_folder(path: PurePath) -> str:
+    """Return the folder of a file without its shards, for a path relative to the root: "training/georgia" or "."."""
+    parts = list(path.parent.parts)
+    while parts and _SHARD.fullmatch(parts[-1]):
+        parts.pop()
+    return PurePath(*parts).as_posix()
+
+
+def free_space(folder: Path) -> int:
+    """Return the free bytes on the disk of a folder. The folder need not exist yet."""
+    # The nearest existing parent is on the same disk as the folder that will be created below it.
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+    return shutil.disk_usage(existing).free

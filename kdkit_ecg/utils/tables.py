@@ -1,19 +1,26 @@
-"""Read CSV tables, recognise missing values in them and in headers, and list names in messages."""
+"""Read CSV tables, such as that of the patient of each record, and recognise missing values."""
 
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from kdkit import DataError
-from kdkit.utils.printable import printable
+from kdkit_ecg.utils.record_files import record_name
 
 # What spreadsheets, pandas, R, databases and people write for a value that is not known.
 _MISSING = re.compile(
     r"|nan|#?n/?a|n\.a\.|<na>|nat|none|null|nil|unk(nown)?|missing|not available|undefined|\?|--?|\.", re.IGNORECASE
 )
+# Usual names of the column of the patient, in lower case: one that is overlooked divides patients.
+PATIENT_COLUMNS = ("patient", "patient_id", "subject", "subject_id")
+
+_WHOLE_NUMBER = re.compile(r"([0-9]+)\.0")
+
+
+PatientTable = Mapping[str, Mapping[str, str]]  # record -> {"patient": ..., "database": ...}
 
 
 class Table(NamedTuple):
@@ -24,8 +31,11 @@ class Table(NamedTuple):
 
 
 def read_table(path: Path) -> Table:
-    """Read a CSV table in UTF-8. Raises DataError, which names the file and the line, and OSError."""
-    raw = path.read_bytes()
+    """Read a CSV table in UTF-8. Raises DataError, which names the file, and the line if that is the reason."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     try:
         return parse_table(raw.decode("utf-8-sig"))  # spreadsheets write a byte order mark
     except UnicodeDecodeError as error:
@@ -35,6 +45,41 @@ def read_table(path: Path) -> Table:
         ) from error
     except DataError as error:
         raise DataError(f"{path}, {error}") from error
+
+
+def read_patient_table(folders: Sequence[Path]) -> PatientTable:
+    """Return the rows of records.csv at the root of each folder, by record; empty if there is no such file.
+
+    The columns record and patient are required; database, the folder that contains the record, is optional. A record
+    may be written with the suffix .hea, .mat or .dat. A patient that is missing, also as "nan" or "Unknown", is "".
+    Raises DataError, which names the file and the line, for a file that cannot be read and for two rows that differ
+    about one record.
+    """
+    rows: dict[str, Mapping[str, str]] = {}
+    sources: dict[str, str] = {}  # record -> the line and file of its row, for error messages
+    for path in [folder / "records.csv" for folder in folders if (folder / "records.csv").is_file()]:
+        table = read_table(path)
+        if not {"record", "patient"} <= set(table.columns):
+            raise DataError(f"{path} needs the columns record and patient, but has {', '.join(table.columns)}")
+        for line, cells in table.rows:
+            record = record_name(cells["record"])
+            if not record:
+                continue
+            database = cells.get("database", "")
+            # "nan", "Unknown" and the like are not the name of one patient with all of these records.
+            row = {"patient": patient_name(cells["patient"]), "database": "" if is_missing(database) else database}
+            # Two equal rows are harmless. Two different ones would make the splits depend on their order.
+            if rows.setdefault(record, row) != row:
+                raise DataError(
+                    f"{path}, line {line}: record {record} has {_description(row)}, but {_description(rows[record])} "
+                    f"in {sources[record]}; remove the wrong row"
+                )
+            sources.setdefault(record, f"line {line} of {path}")
+    return rows
+
+
+def _description(row: Mapping[str, str]) -> str:
+    return f"patient {row['patient']!r}" + (f" in database {row['database']!r}" if row["database"] else "")
 
 
 def parse_table(text: str) -> Table:
@@ -60,11 +105,10 @@ def is_missing(text: str) -> bool:
     return _MISSING.fullmatch(text.strip()) is not None
 
 
-def unknown_patients_notice(unknown: int, total: int) -> str:
-    """Return the notice about records whose patient is not known."""
-    return f"the patient of {unknown} of {total} records is unknown; each counts as a patient of its own"
+def patient_name(text: str) -> str:
+    """Return the name or number of a patient in a table, "" if it is not known.
 
-
-def first_names(names: Sequence[str]) -> str:
-    """Return the first three names as one line, followed by dots if there are more."""
-    return ", ".join([*map(printable, names[:3]), *(["..."] if len(names) > 3 else [])])
+    The patient 7 is 7.0 in a table that pandas wrote, if another patient in it is not known.
+    """
+    number = _WHOLE_NUMBER.fullmatch(text)
+    return "" if is_missing(text) else number[1] if number else text

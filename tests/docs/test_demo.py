@@ -19,8 +19,8 @@ from kdkit_ecg.leads import LEADS
 from kdkit_ecg.predict.predictor import SHORTEST
 from kdkit_ecg.records.description import describe_preparation
 from kdkit_ecg.records.filters import rate_ratio, resample, resample_linear
+from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.preparation import Preparation
-from kdkit_ecg.records.record import read_record
 from tests.helpers.demo import calls, needs_node, record_of, values
 from tests.helpers.wfdb_files import write_matrix
 from tools import demo
@@ -53,7 +53,7 @@ def assert_prepared_alike(paths, options, length=4096, leads=LEADS):
     results = calls(*({"name": "prepare", "preparation": description, **record_of(path)} for path in paths))
     preparation = Preparation(leads=leads, **options)
     for path, result in zip(paths, results, strict=True):
-        record = read_record(path)
+        record = read_header(path).read()
         try:
             prepared = preparation.transform(record)
         except DataError:

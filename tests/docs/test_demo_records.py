@@ -5,8 +5,8 @@ import pytest
 
 from kdkit.errors import DataError
 from kdkit_ecg.leads import standard_name, standard_names
-from kdkit_ecg.records.header import parse_age, read_header
-from kdkit_ecg.records.record import read_record
+from kdkit_ecg.person import parse_age
+from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.source import select_leads
 from tests.helpers.demo import calls, needs_node, record_of, values
 from tests.helpers.wfdb_files import write_record
@@ -19,7 +19,7 @@ def test_every_variant_of_a_header_is_read_as_in_python_or_refused_with_the_reas
     readable = 0
     for path, result in zip(paths, results, strict=True):
         try:
-            record = read_record(path)
+            record = read_header(path).read()
         except DataError:
             assert "refused" in result, path
             continue
@@ -143,7 +143,7 @@ def test_of_damaged_headers_the_page_reads_none_that_python_refuses(tmp_path):
     assert len(read) > 50
     for content, value in read:
         path.write_bytes(content)
-        record = read_record(path)
+        record = read_header(path).read()
         fields = (value["name"], value["rate"], value["age"], value["sex"])
         assert fields == (record.name, record.rate, record.age, record.sex)
         signals = select_leads(np.array(value["signals"], dtype=np.float64), value["leads"], record.leads)

@@ -13,7 +13,6 @@ from kdkit_ecg.doctor.record import examine
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.preparation import Preparation
-from kdkit_ecg.records.record import read_record
 from kdkit_ecg.records.source import missing_files
 from tests.fuzz.meter import Meter, for_inputs, require_enough_memory
 from tests.helpers.wfdb_files import write_matrix
@@ -158,7 +157,7 @@ def check_record(folder: Path) -> str:
     if header is None:
         return "no header"
     try:
-        read_record(header)
+        header.read()
     except DataError as caught:
         error = caught
     require_enough_memory(error)

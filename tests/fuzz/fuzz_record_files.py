@@ -16,7 +16,6 @@ from kdkit_ecg import ArrayFormat
 from kdkit_ecg.datasets.label_table import read_label_table
 from kdkit_ecg.records.open_file import open_file
 from kdkit_ecg.records.preparation import Preparation
-from kdkit_ecg.records.record import read_record
 from tests.fuzz.meter import Meter, for_inputs, require_enough_memory
 from tests.helpers.hospital_files import aecg_xml, dicom_group, muse_xml, write_dicom
 
@@ -106,7 +105,7 @@ def check_file(path: Path) -> str:
         assert prepared.signal is None or prepared.signal.shape == (8, min(prepared.signal.shape[1], expected))
         outcome = "no signal" if prepared.fault else "read"
         try:
-            read_record(source)
+            source.read()
         except DataError as error:
             require_named(error, path)
     return outcome

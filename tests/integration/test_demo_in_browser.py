@@ -19,7 +19,7 @@ from kdkit import Net, Optimizer, Recipe, Stage, Training, Truth
 from kdkit.metrics import MacroAUROC
 from kdkit_ecg import Challenge2020, LRHNet, LRHNetS, Predictor, Synthetic
 from kdkit_ecg.leads import LEADS
-from kdkit_ecg.records.record import read_record
+from kdkit_ecg.records.header import read_header
 from kdkit_ecg.views import Leads
 from tools import demo
 
@@ -148,7 +148,7 @@ def test_dropped_records_of_two_rates_and_formats_have_the_probabilities_of_pyth
         shared / "ecg" / name for name in ("georgia/E07500.hea", "ptb/S0001.hea", "ptb/S0002.hea", "ludb/LU0002.hea")
     ]
     # The same format in a .dat file without the bytes of MATLAB, of eight leads at another rate.
-    record = read_record(headers[0])
+    record = read_header(headers[0]).read()
     kept = [LEADS.index(lead) for lead in ("II", "I", "V1", "V2", "V3", "V4", "V5", "V6")]
     wfdb.wrsamp(
         "eight",

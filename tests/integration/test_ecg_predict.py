@@ -154,7 +154,7 @@ def test_an_array_may_have_either_axis_first_any_unit_and_gaps(predictor):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rate": "500"}, "rate must be a finite number above 0, got '500'"),
+        ({"rate": "500"}, "rate must be a finite number above 0; got '500'"),
         ({"leads": "I,II"}, "leads must be the names"),
         ({"leads": ()}, "leads must be the names"),
         ({"unit": 1}, "unit=1 is not a unit"),
@@ -433,7 +433,7 @@ def test_a_record_that_is_named_twice_or_has_segments_is_one_row(tmp_path, folde
 
 
 def test_options_of_a_predictor_are_checked(model, tmp_path):
-    with pytest.raises(KdkitError, match="did you mean 'mean'"):
+    with pytest.raises(KdkitError, match="combine must be 'mean' or 'max' or 'centre'; got 'meen'"):
         Predictor(model, combine="meen")
     text = '<ir_version: 8, opset_import: ["": 18]> g (float[N] x) => (float[N] y) { y = Relu(x) }'
     onnx.save(onnx.parser.parse_model(text), tmp_path / "other.onnx")

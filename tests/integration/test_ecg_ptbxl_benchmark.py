@@ -4,7 +4,7 @@ import csv
 import json
 
 from kdkit_ecg.records.filters import resample
-from kdkit_ecg.records.record import read_record
+from kdkit_ecg.records.header import read_header
 from tests.helpers.command_line import ROOT
 from tests.helpers.ptbxl_files import write_database, write_signal, write_statements
 
@@ -22,7 +22,7 @@ def write_release(folder, shared, count):
         ages = {row["record"]: (row["age"], row["sex"]) for row in csv.DictReader(file)}
     rows = []
     for number, path in enumerate(sorted((shared / "ecg" / "ptb-xl").glob("*.hea"))[:count], start=1):
-        write_signal(folder, number, resample(read_record(path).signal.astype(float), 500, 100), 100)
+        write_signal(folder, number, resample(read_header(path).read().signal.astype(float), 500, 100), 100)
         age, sex = ages[path.stem]
         rows.append(
             {

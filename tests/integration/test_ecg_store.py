@@ -167,7 +167,7 @@ def test_a_run_uses_the_records_prepared_for_it(folder, tmp_path, kdkit_here, mo
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--rate", "inf"), "rate, length and draws must be finite and above 0, got inf"),
+        (("--rate", "inf"), "rate must be a finite number above 0; got inf"),
         (("--no-band", "--band", 1, 40), "--band and --no-band exclude each other"),
     ],
 )

@@ -57,6 +57,17 @@ def test_the_twelve_worst_records_are_shown_with_labels_and_probabilities(run, t
     assert re.search(rf'{test.classes[label]}</th><td>yes</td><td class="number \w+">{probability:.0f} %', table)
 
 
+def test_a_record_of_exactly_one_class_has_the_probabilities_of_the_softmax(run, tmp_path):
+    [read] = write_report([run], tmp_path / "report.html").runs
+    test = read.reports[NAME].test
+    outputs = np.zeros_like(test.outputs)
+    outputs[:, 1] = np.log(69.0)  # of 24 classes
+    one = replace(read.reports[NAME], test=replace(test, labels=np.full(len(outputs), 2), outputs=outputs))
+    html = str(class_table(replace(read, reports={NAME: one}), int(test.ids[0])))
+    cells = re.findall(r'"row">(.*?)</th><td>(\w+)</td><td class="number (\w+)">(.*?)</td>', html)
+    assert cells == [(test.classes[1], "no", "wrong", "75 %"), (test.classes[2], "yes", "wrong", "1 %")]
+
+
 def test_a_network_without_some_classes_has_its_probabilities_at_the_names_of_the_others(run, tmp_path):
     [read] = write_report([run], tmp_path / "report.html").runs
     test = read.reports[NAME].test

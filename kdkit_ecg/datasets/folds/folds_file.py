@@ -13,10 +13,10 @@ from kdkit import DataError
 from kdkit.utils.files import write
 from kdkit.utils.printable import printable
 from kdkit_ecg.utils.record_files import table_name
-from kdkit_ecg.utils.tables import is_missing, parse_table
+from kdkit_ecg.utils.tables import PATIENT_COLUMNS, parse_table, patient_name
 
 FORMAT = "2"  # of the first line of the file; format 1 had the keys `version` and `k` for `format` and `folds`
-_NUMBER = re.compile(r"[0-9]{1,4}")  # of folds, which are numbered without gaps
+_NUMBER = re.compile(r"([0-9]{1,4})(?:\.0)?")  # of folds, which are numbered without gaps; pandas may write 1.0
 _COLUMNS = ("record", "database", "patient", "fold")
 
 
@@ -100,7 +100,7 @@ class Folds:
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read a folds file, or any CSV with the columns record and fold.
+        """Read a folds file, or any CSV with the columns record and fold, and patient and database if it has them.
 
         Raises DataError, which names the file, if it cannot be read, has another format, contains two folds of one
         record, or was changed since it was written.
@@ -117,29 +117,33 @@ class Folds:
         if first_line.startswith(("#", '"#')):  # a spreadsheet may quote the line, and append commas to it
             metadata = dict(re.findall(r"(\w+)=([^\s,\"]+)", first_line))
             text = remainder
-            found_format = metadata.get("format", metadata.get("version", FORMAT))
-            if "version" in metadata or found_format != FORMAT:
+            file_format = metadata.get("format", metadata.get("version", FORMAT))
+            if "version" in metadata or file_format != FORMAT:
                 raise DataError(
-                    f"expected format {FORMAT}, got format {found_format}; make the folds again with `kdkit ecg "
+                    f"expected format {FORMAT}, got format {file_format}; make the folds again with `kdkit ecg "
                     "folds`, or delete the first line to read the file as a plain table"
                 )
         table = parse_table(text)
         columns = [column.lower() for column in table.columns]
         if not {"record", "fold"} <= set(columns):
             raise DataError(f"it needs the columns record and fold, but has {', '.join(columns) or 'no columns'}")
+        patient_column = next((name for name in PATIENT_COLUMNS if name in columns), "")
         entries: dict[str, FoldEntry] = {}
         for _, cells in table.rows:
             row = {column.lower(): cell for column, cell in cells.items()}
             record = table_name(row["record"])
-            if not _NUMBER.fullmatch(row["fold"]):
+            if not record:
+                continue
+            number = _NUMBER.fullmatch(row["fold"])
+            if not number:
                 raise DataError(f"the fold of record {record} must be a number from 0, got {row['fold'][:60]!r}")
-            patient = "" if is_missing(row.get("patient", "")) else row["patient"]
-            entry = FoldEntry(row.get("database", ""), patient, int(row["fold"]))
+            entry = FoldEntry(row.get("database", ""), patient_name(row.get(patient_column, "")), int(number[1]))
             if entries.setdefault(record, entry) != entry:
                 raise DataError(f"record {record} occurs twice, in folds {entries[record].fold} and {entry.fold}")
         k = metadata.get("folds", str(1 + max((entry.fold for entry in entries.values()), default=0)))
         provenance = {key: value for key, value in metadata.items() if key not in ("format", "folds", "fingerprint")}
-        folds = cls(entries=entries, k=int(k) if _NUMBER.fullmatch(k) else 0, provenance=provenance)
+        count = _NUMBER.fullmatch(k)
+        folds = cls(entries=entries, k=int(count[1]) if count else 0, provenance=provenance)
         if metadata.get("fingerprint", folds.fingerprint) != folds.fingerprint:
             raise DataError(
                 f"its records have the fingerprint {folds.fingerprint}, but its first line has "

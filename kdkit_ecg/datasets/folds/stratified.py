@@ -1,5 +1,6 @@
 """Make folds with equal shares of every class, every database and every class of a database, by patient."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import RecipeError
-from kdkit_ecg.datasets.folds.random_split import hash_fraction
 
 # Implemented here because the StratifiedGroupKFold of scikit-learn supports only one class per record, and the packages
 # that stratify by several classes (iterative-stratification, scikit-multilearn) do not support groups.
@@ -113,3 +113,9 @@ def _assignment_order(counts: Counts, totals: Counts, names: Sequence[str], seed
             hash_fraction(seed, names[group]),
         ),
     )
+
+
+def hash_fraction(seed: int, text: str) -> float:
+    """Return a pseudo-random number in [0, 1) for a text. Unlike hash(), it is the same in every process."""
+    digest = hashlib.blake2b(f"{seed}\n{text}".encode(), digest_size=6).digest()
+    return int.from_bytes(digest, "big") / 2**48

@@ -11,7 +11,6 @@ from kdkit import DataError, RecipeError
 from kdkit_ecg import ArrayFormat, Records
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.open_file import open_file
-from kdkit_ecg.records.record import read_record
 from kdkit_ecg.records.source import select_leads
 from tests.helpers import hospital_files
 from tests.helpers.hospital_files import aecg_xml, dicom_group, muse_xml
@@ -161,7 +160,7 @@ def test_units_gains_and_invalid_samples_become_mv(tmp_path):
     values[50:53, 0] = np.nan
     np.save(tmp_path / "r.npy", (values * 1000 * 4).astype(np.float32))
     [source] = open_file(tmp_path / "r.npy", ArrayFormat(rate=400, unit="uV", gain=4, leads=EIGHT))
-    record = read_record(source)
+    record = source.read()
     assert (record.leads, record.rate, record.name, record.normalised) == (LEADS, 400, "r", False)
     expected = in_mv(0)
     expected[0, 49:54] = np.linspace(expected[0, 49], expected[0, 53], 5)
@@ -242,7 +241,7 @@ def test_a_csv_with_a_line_that_has_other_columns_is_refused(tmp_path, text):
     (tmp_path / "a.csv").write_text(text)
     [source] = open_file(tmp_path / "a.csv", EIGHT_LEADS)
     with pytest.raises(DataError, match=r"the signal of .*a\.csv cannot be read"):
-        read_record(source)
+        source.read()
 
 
 @pytest.mark.parametrize(
@@ -261,20 +260,20 @@ def test_a_csv_may_have_a_column_of_time_a_line_of_units_and_empty_cells(tmp_pat
     (tmp_path / "a.csv").write_text(text)
     [source] = open_file(tmp_path / "a.csv", ArrayFormat(rate=100, unit="mV"))
     assert source.leads == ("I", "V1")
-    assert read_record(source).signal.tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert source.read().signal.tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
 def test_a_csv_without_names_may_have_decimal_commas(tmp_path):
     (tmp_path / "a.csv").write_text("0,1\t-0,2\n1,234\t5\n")
     [source] = open_file(tmp_path / "a.csv", ArrayFormat(rate=100, unit="mV", leads=("I", "V1")))
-    assert np.allclose(read_record(source).signal, [[0.1, 1.234], [-0.2, 5]])
+    assert np.allclose(source.read().signal, [[0.1, 1.234], [-0.2, 5]])
 
 
 def test_a_comma_that_may_be_between_thousands_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("I;V1\n1,234;5\n12;-2,345\n")
     [source] = open_file(tmp_path / "a.csv", EIGHT_LEADS)
     with pytest.raises(DataError, match=r"'1,234' .* Its comma may be of decimals or thousands; write decimal points"):
-        read_record(source)
+        source.read()
 
 
 def test_a_csv_that_was_changed_since_it_was_opened_is_refused(tmp_path):
@@ -282,13 +281,13 @@ def test_a_csv_that_was_changed_since_it_was_opened_is_refused(tmp_path):
     [source] = open_file(tmp_path / "a.csv", EIGHT_LEADS)
     (tmp_path / "a.csv").write_text("II,I\n1,2\n")
     with pytest.raises(DataError, match=r"a\.csv cannot be read: its first line was changed"):
-        read_record(source)
+        source.read()
 
 
 def test_a_csv_without_names_has_the_leads_of_the_format(tmp_path):
     np.savetxt(tmp_path / "a.csv", in_mv(0).T)
     [source] = open_file(tmp_path / "a.csv", EIGHT_LEADS)
-    assert np.allclose(select_leads(read_record(source).signal, LEADS, EIGHT), in_mv(0), atol=1e-6)
+    assert np.allclose(select_leads(source.read().signal, LEADS, EIGHT), in_mv(0), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -300,6 +299,7 @@ def test_a_csv_without_names_has_the_leads_of_the_format(tmp_path):
         ({"gain": -1}, "gain must be a finite number above 0"),
         ({"leads": ("I", "Lead I")}, "leads must be different names"),
         ({"leads": "I"}, "leads must be a tuple of names"),
+        ({"padded": "no"}, "padded must be True or False; got 'no'"),
     ],
 )
 def test_a_format_with_impossible_values_is_refused(options, message):
@@ -422,14 +422,14 @@ def test_an_archive_may_have_other_files_and_is_refused_if_an_array_is_damaged(t
     sources = open_file(path, EIGHT_LEADS)
     assert [source.name for source in sources] == ["first", "second"]
     for number, source in enumerate(sources):
-        signal = select_leads(read_record(source).signal, LEADS, EIGHT)
+        signal = select_leads(source.read().signal, LEADS, EIGHT)
         assert np.allclose(signal, in_mv(number), atol=1e-6)
     damaged = bytearray(path.read_bytes())
     damaged[place] ^= 1
     path.write_bytes(damaged)
-    read_record(sources[0])
+    sources[0].read()
     with pytest.raises(DataError, match=r"the signal of .*r\.npz cannot be read"):
-        read_record(sources[1])
+        sources[1].read()
 
 
 def test_an_array_that_is_larger_than_its_shape_or_compressed_otherwise_is_refused(tmp_path):
@@ -441,4 +441,4 @@ def test_an_array_that_is_larger_than_its_shape_or_compressed_otherwise_is_refus
     with pytest.raises(DataError, match=r"ecg\.npy has another size than its shape"):
         open_file(tmp_path / "large.npz", EIGHT_LEADS)
     with pytest.raises(DataError, match="compressed by a method that numpy does not use"):
-        read_record(open_file(tmp_path / "lzma.npz", EIGHT_LEADS)[0])
+        open_file(tmp_path / "lzma.npz", EIGHT_LEADS)[0].read()

@@ -191,7 +191,7 @@ def test_without_a_table_each_record_is_a_patient_of_its_own_with_a_notice(tree,
 
 @pytest.mark.parametrize("rate", [0, -1, float("inf"), float("nan")])
 def test_an_impossible_rate_is_refused_at_once(tree, rate):
-    with pytest.raises(RecipeError, match="rate, length and draws must be finite and above 0"):
+    with pytest.raises(RecipeError, match="rate must be a finite number above 0"):
         small_dataset(tree, rate=rate)
 
 
@@ -201,7 +201,14 @@ def test_a_folder_without_headers_is_refused_with_the_expected_content(tmp_path)
         _ = small_dataset(tmp_path).train
 
 
+def test_folds_are_of_a_year_with_scored_classes(tree):
+    with pytest.raises(RecipeError, match="year must be 2020 or 2021; got '2020'"):
+        make_folds(tree, year="2020")
+
+
 def test_a_folder_that_does_not_exist_is_refused_at_once(tmp_path):
+    with pytest.raises(RecipeError, match="folder must be a path or several of them, got none"):
+        small_dataset([])
     with pytest.raises(DataError, match="nowhere does not exist"):
         small_dataset(tmp_path / "nowhere")
 
@@ -284,6 +291,12 @@ def test_a_patient_that_is_missing_in_words_is_missing(tmp_path, word):
     assert data._persons == {"C1": "P1", "C2": "record C2", "C3": "record C3"}
 
 
+def test_the_number_of_a_patient_is_one_in_tables_of_integers_and_of_floats(tmp_path):
+    data = dataset_with_table(tmp_path, TABLE + "C1,7.0,1.0.0\nC2,7,\nC3,8,\n")
+    assert data._persons == {"C1": "7", "C2": "7", "C3": "8"}
+    assert data._patient_table["C1"]["database"] == "1.0.0"
+
+
 def test_patients_that_are_missing_in_words_are_in_any_fold(tmp_path):
     for number in range(30):
         write_challenge_record(tmp_path, f"C{number:02}", codes=RHYTHMS[number % 3], noise=number)
@@ -316,13 +329,23 @@ def test_too_few_records_for_a_split_are_an_error_on_every_access(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scaling": "zscores"}, "did you mean 'zscore'"),
-        ({"validation_split": "tests"}, "did you mean 'test'"),
+        ({"scaling": "zscores"}, "scaling must be 'zscore' or 'raw'; got 'zscores'"),
+        ({"validation_split": "tests"}, "validation_split must be 'separate' or 'test'; got 'tests'"),
         ({"band": (40, 1)}, "low < high"),
-        ({"length": 0}, "above 0"),
+        ({"band": (0.5, 47, 4)}, "low < high"),
+        ({"band": ("0.5", 47)}, "low < high"),
+        ({"length": 0}, "length must be an integer of at least 1; got 0"),
+        ({"length": 1000.5}, "length must be an integer of at least 1; got 1000.5"),
+        ({"draws": 2.5}, "draws must be an integer of at least 1; got 2.5"),
+        ({"seed": "x"}, "seed must be an integer of at least 0; got 'x'"),
+        ({"fold": 1.5}, "fold must be an integer of at least 0; got 1.5"),
+        ({"folds": 2.5}, "folds must be a number of folds, a file of them or None, got 2.5"),
+        ({"shares": (0.5, 0.5)}, "shares must be three numbers"),
+        ({"strict": "no"}, "strict must be True or False; got 'no'"),
+        ({"normalised_units": "no"}, "normalised_units must be True or False; got 'no'"),
     ],
 )
-def test_unknown_option_values_are_refused_with_the_nearest_one(tree, options, message):
+def test_options_of_another_form_are_refused_at_once(tree, options, message):
     with pytest.raises(RecipeError, match=message):
         Challenge2020(tree, **options)
 

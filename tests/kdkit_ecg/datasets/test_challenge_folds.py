@@ -186,7 +186,7 @@ def test_records_with_the_same_signal_are_found_by_their_headers(folders):
         ({"folds": np.int64(2)}, RecipeError, "needs 3 folds or more, got 2"),
         ({"folds": "nowhere.csv"}, DataError, "folds file nowhere.csv does not exist"),
         ({"fold": 5}, RecipeError, "0 to 4, got 5"),
-        ({"grouping": "person"}, RecipeError, "grouping='person' is not an option"),
+        ({"grouping": "person"}, RecipeError, "grouping must be 'patient' or 'record'; got 'person'"),
     ],
 )
 def test_options_without_possible_splits_are_refused(folders, options, error, message):

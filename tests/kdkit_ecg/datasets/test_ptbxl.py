@@ -11,7 +11,7 @@ from kdkit import DataError, RecipeError
 from kdkit_ecg import Challenge2020
 from kdkit_ecg.datasets import PTBXL
 from kdkit_ecg.records.filters import resample
-from kdkit_ecg.records.record import read_record
+from kdkit_ecg.records.header import read_header
 from tests.helpers.ptbxl_files import write_database, write_signal, write_statements
 
 RAW = {"scaling": "raw", "band": None}
@@ -139,7 +139,7 @@ def test_real_records_in_this_layout_equal_those_of_the_challenge(shared, tmp_pa
     rows, challenge = [], tmp_path / "challenge"
     challenge.mkdir()
     for path in paths:
-        patient_row, record = patient_rows[path.stem], read_record(path)
+        patient_row, record = patient_rows[path.stem], read_header(path).read()
         number = int(path.stem[2:])
         sex = {"Male": 0, "Female": 1}[patient_row["sex"]]
         codes = "{'NORM': 100.0, 'SR': 0.0}"
@@ -215,9 +215,10 @@ def test_suffixes_in_capitals_are_read(folder, tmp_path):
         ({"scp_codes": "NORM"}, "ecg_id '1', cannot be read"),
         ({"scp_codes": "['NORM']"}, "expected scp_codes in the form"),
         ({"strat_fold": "ten"}, "ecg_id '1', cannot be read"),
-        ({"strat_fold": "inf"}, "a number of up to 3 digits in strat_fold, got 'inf'"),
-        ({"strat_fold": "1" * 5000}, "a number of up to 3 digits in strat_fold, got '111"),
-        ({"strat_fold": "\u0661"}, "a number of up to 3 digits in strat_fold"),
+        ({"strat_fold": "inf"}, "a number from 1 to 10 in strat_fold, got 'inf'"),
+        ({"strat_fold": "1" * 5000}, "a number from 1 to 10 in strat_fold, got '111"),
+        ({"strat_fold": "\u0661"}, "a number from 1 to 10 in strat_fold"),
+        ({"strat_fold": 11}, "a number from 1 to 10 in strat_fold, got '11'"),
         ({"scp_codes": "{" * 9000}, "ecg_id '1', cannot be read"),
         ({"scp_codes": "-" * 9000 + "1"}, "ecg_id '1', cannot be read"),
         ({"scp_codes": "{[]: 1}"}, "ecg_id '1', cannot be read"),
@@ -230,6 +231,15 @@ def test_suffixes_in_capitals_are_read(folder, tmp_path):
 def test_a_row_that_cannot_be_read_is_named(folder, tmp_path, columns, message):
     with pytest.raises(DataError, match=message):
         _ = with_database(folder, tmp_path, [row(1, **columns)]).train
+
+
+def test_two_rows_of_a_record_have_to_be_equal(folder, tmp_path):
+    windows = {"filename_lr": "records100\\00000\\00001_lr"}
+    data = with_database(folder, tmp_path, [row(1, **windows), *(row(number) for number in (*range(2, 21), 2))])
+    assert data.summary.startswith("20 of 20 records read")
+    write_database(tmp_path, [row(1), row(1, strat_fold=3)])
+    with pytest.raises(DataError, match="ecg_id '1', cannot be read: it has another row, which differs; remove one"):
+        _ = PTBXL(tmp_path).train
 
 
 def test_a_folder_without_the_tables_is_refused_with_the_expected_content(tmp_path):
@@ -247,7 +257,7 @@ def test_a_folder_without_the_tables_is_refused_with_the_expected_content(tmp_pa
     [
         ({"fold": 11}, "must be one of 1 to 10"),
         ({"fold": 0}, "must be one of 1 to 10"),
-        ({"labels": "superdiagnostics"}, "did you mean 'superdiagnostic'"),
+        ({"labels": "superdiagnostics"}, "labels must be 'superdiagnostic' or .*; got 'superdiagnostics'"),
     ],
 )
 def test_unknown_option_values_are_refused(folder, options, message):

@@ -285,10 +285,29 @@ def test_a_name_of_two_files_is_refused_unless_the_path_is_given(tmp_path):
         _ = Records(tmp_path, leads=EIGHT, **RAW).train
     write_table(tmp_path, ("ecg", "a", "p1"), columns="record,label,database")
     assert Records(tmp_path, leads=EIGHT, **RAW)._labelled[0][0].path == tmp_path / "p1" / "ecg.hea"
+    (tmp_path / "p1").rename(tmp_path / "1.0.0")  # a version and not a number that pandas wrote as 1.0.0
+    write_table(tmp_path, ("ecg", "a", "1.0.0"), columns="record,label,database")
+    assert Records(tmp_path, leads=EIGHT, **RAW)._labelled[0][0].path == tmp_path / "1.0.0" / "ecg.hea"
+    (tmp_path / "1.0.0").rename(tmp_path / "p1")
     write_table(tmp_path, ("p0/ecg", "a", ""), ("p1\\ecg.hea", "b", ""))
     data = Records(tmp_path, shares=(1.0, 0.0, 0.0), **RAW)
     assert [source.name for source in data._selected[0]] == ["p0/ecg", "p1/ecg"]
     assert len(data.train) == 2
+
+
+def test_a_path_in_two_folders_is_refused_unless_the_database_is_given(tmp_path):
+    folders = [tmp_path / "own", tmp_path / "other"]
+    for number, folder in enumerate(folders):
+        write_wfdb(folder / "2020", number, name="r0")
+    write_table(folders[0], ("r0", "a", "other"), columns="record,label,database")
+    assert Records(folders, leads=EIGHT, **RAW)._labelled[0][0].path == folders[1] / "2020" / "r0.hea"
+    for record in ("r0", "2020/r0"):
+        write_table(folders[0], (record, "a", ""))
+        with pytest.raises(DataError, match=r"there are 2, such as .*own.* and .*other.*pass a folder above both"):
+            _ = Records(folders, leads=EIGHT, **RAW).train
+    (tmp_path / "link").symlink_to(folders[0])
+    data = Records([*folders[:1], tmp_path / "link", folders[0] / "2020"], shares=(1.0, 0.0, 0.0), **RAW)
+    assert len(data.train) == 1
 
 
 def test_the_fingerprint_depends_on_labels_leads_and_classes_but_not_on_the_place(tree, tmp_path):
@@ -366,6 +385,14 @@ def test_the_labels_of_a_set_have_the_same_order_in_every_process(tmp_path):
     assert read_label_table(tmp_path / "labels.csv", {}, ()).rows["r0"].labels == tuple(names)
 
 
+def test_a_class_may_have_a_name_that_else_means_a_missing_label(tree, tmp_path):
+    write_table(tmp_path, *[(f"r{number}", ("AF", "none")[number % 2], "") for number in range(24)])
+    table, options = tmp_path / "labels.csv", {"shares": (1.0, 0.0, 0.0), **RAW}
+    data = Records(tree, table, classes=("AF", "none"), task="multiclass", **options)
+    assert data.train.labels.sum(0).tolist() == [12, 12]
+    assert "12 excluded, no label in the table of labels" in Records(tree, table, **options).summary
+
+
 def test_an_empty_list_is_no_label(tree, tmp_path):
     write_table(tmp_path, ("r0", "[]", ""), ("r1", "['a']", ""))
     data = Records(tree, tmp_path / "labels.csv", shares=(1.0, 0.0, 0.0), **RAW)
@@ -400,7 +427,7 @@ def test_names_with_accents_are_found_in_either_form_of_unicode(tmp_path):
         ({"leads": ("II", "ii")}, "expected every lead once, got 'II' twice"),
         ({"columns": {"patients": "patient"}}, "unknown key 'patients'; did you mean 'patient'"),
         ({"columns": {"patient": "pat"}}, "has no column 'pat'; did you mean 'patient'"),
-        ({"task": "ranking"}, "task='ranking' is not an option"),
+        ({"task": "ranking"}, "task must be 'multilabel' or 'multiclass' or 'regression'; got 'ranking'"),
     ],
 )
 def test_options_that_do_not_exist_are_refused(tree, options, message):

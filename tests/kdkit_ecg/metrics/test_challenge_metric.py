@@ -105,6 +105,8 @@ def test_classes_of_another_year_are_refused():
 def test_a_year_without_a_challenge_is_refused():
     with pytest.raises(RecipeError, match="2020 or 2021, got 2019"):
         ChallengeMetric(2019)
+    with pytest.raises(RecipeError, match="add_highest must be True or False; got 'no'"):
+        ChallengeMetric(add_highest="no")
 
 
 LABELS = one_hot([3, 5, 8])

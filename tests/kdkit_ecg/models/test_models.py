@@ -132,13 +132,13 @@ def test_invalid_sizes_are_refused_by_name(kind, option):
 @pytest.mark.parametrize("kind", [SEResNet, CNN1d])
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
 def test_an_invalid_dropout_is_refused(kind, dropout):
-    with pytest.raises(KdkitError, match="dropout must be at least 0 and below 1"):
+    with pytest.raises(KdkitError, match=r"dropout must be a share, in \[0, 1\)"):
         kind(dropout=dropout)
 
 
 @pytest.mark.parametrize("kind", [LRHNet, CNN1d])
-def test_an_unknown_preset_is_refused_with_the_nearest_name(kind):
-    with pytest.raises(KdkitError, match="'papr' is not a preset; did you mean 'paper'"):
+def test_an_unknown_preset_is_refused_with_the_known_ones(kind):
+    with pytest.raises(KdkitError, match="preset must be 'corrected' or 'paper'; got 'papr'"):
         kind(preset="papr")
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kdkit_ecg.datasets.signal_split import SignalSplit
-from kdkit_ecg.predict.windows import cut, starts_of
+from kdkit_ecg.predict.predictor import cut, starts_of
 
 
 @pytest.mark.parametrize("time", [1, 6, 7, 10, 11, 12, 19, 20])

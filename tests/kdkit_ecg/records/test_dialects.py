@@ -7,10 +7,9 @@ import pytest
 
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS
-from kdkit_ecg.records import samples
+from kdkit_ecg.records import wfdb_record
 from kdkit_ecg.records.header import read_header
-from kdkit_ecg.records.record import read_record
-from kdkit_ecg.records.samples import read_steps
+from kdkit_ecg.records.wfdb_record import read_steps
 from tests.helpers.wfdb_files import checksum, write_matrix
 
 STEPS = np.random.default_rng(0).integers(-800, 800, (12, 600))
@@ -24,7 +23,7 @@ def edit(path, old, new, encoding="utf-8"):
 
 
 def assert_reads(path, steps=STEPS, *, gain=1000, name="A1", rate=500):
-    record = read_record(path)
+    record = read_header(path).read()
     assert (record.name, record.leads, record.rate) == (name, LEADS, rate)
     assert np.allclose(record.signal, steps / gain, atol=1e-6)
     return record
@@ -41,8 +40,19 @@ def assert_reads(path, steps=STEPS, *, gain=1000, name="A1", rate=500):
         "sub/A1 12 500 600",
         "/data/sub/A1.hea 12 500 600",
         "A1 12 500",
+        "A1 12 500 0",
     ],
-    ids=["a year", "an ISO date", "a month in letters", "a counter", "a suffix", "a folder", "a path", "no length"],
+    ids=[
+        "a year",
+        "an ISO date",
+        "a month in letters",
+        "a counter",
+        "a suffix",
+        "a folder",
+        "a path",
+        "no length",
+        "0",
+    ],
 )
 def test_a_first_line_is_read_with(tmp_path, record_line):
     assert_reads(write_matrix(tmp_path, "A1", STEPS, record_line=record_line))
@@ -150,7 +160,7 @@ def test_leads_are_known_by_longer_names_and_in_any_case(tmp_path):
 )
 @pytest.mark.parametrize("key", ["#Age: ", "#Age : ", "# age:"])
 def test_ages_are_read_with_their_unit(tmp_path, text, years, key):
-    record = read_record(write_matrix(tmp_path, "A1", STEPS, comments=f"{key}{text}\n#Sex: FEMALE\n"))
+    record = read_header(write_matrix(tmp_path, "A1", STEPS, comments=f"{key}{text}\n#Sex: FEMALE\n")).read()
     assert record.age == (years if years is None else pytest.approx(years, abs=1e-3))
     assert record.sex == "female"
 
@@ -182,7 +192,7 @@ def test_segments_of_other_gains_units_and_baselines_are_joined_in_mv(tmp_path, 
     assert_reads(path, np.concatenate([first, ramp, second], axis=1), gain=1)
     (tmp_path / "S2.mat").write_bytes((tmp_path / "S1.mat").read_bytes())
     with pytest.raises(DataError, match="do not match the first samples and checksums"):
-        read_record(path)
+        read_header(path).read()
 
 
 def test_segments_may_have_their_leads_in_another_order_and_other_channels_besides_them(tmp_path):
@@ -196,12 +206,12 @@ def test_segments_may_have_their_leads_in_another_order_and_other_channels_besid
     assert read_header(path).leads == LEADS
     (tmp_path / "S2.mat").write_bytes((tmp_path / "S1.mat").read_bytes() * 2)
     with pytest.raises(DataError, match="do not match the first samples and checksums"):
-        read_record(path)
+        read_header(path).read()
 
 
 def test_a_repeated_segment_is_read_once(tmp_path, monkeypatch):
-    read, original = [], samples._read_signal
-    monkeypatch.setattr(samples, "_read_signal", lambda header: read.append(header) or original(header))
+    read, original = [], wfdb_record._read_signal
+    monkeypatch.setattr(wfdb_record, "_read_signal", lambda header: read.append(header) or original(header))
     path = write_segments(tmp_path, "S1 600\nS1 600\nS2 600\n", "A1/3 12 500 1800")
     assert_reads(path, np.concatenate([STEPS, STEPS, STEPS[::-1]], axis=1))
     assert len(read) == 2
@@ -211,7 +221,7 @@ def test_the_checksums_of_each_segment_are_compared(tmp_path):
     path = write_segments(tmp_path)
     (tmp_path / "S2.mat").write_bytes((tmp_path / "S1.mat").read_bytes())
     with pytest.raises(DataError, match="do not match the first samples and checksums"):
-        read_record(path)
+        read_header(path).read()
 
 
 def test_a_segment_without_samples_only_lists_leads(tmp_path):
@@ -254,7 +264,7 @@ EIGHT = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
 
 def test_the_limb_leads_that_are_absent_follow_from_two_of_them(tmp_path):
     rows = [LEADS.index(lead) for lead in EIGHT]
-    record = read_record(write_matrix(tmp_path, "A1", STEPS[rows], leads=EIGHT))
+    record = read_header(write_matrix(tmp_path, "A1", STEPS[rows], leads=EIGHT)).read()
     i, ii = STEPS[0] / 1000, STEPS[1] / 1000
     assert record.leads == LEADS
     assert np.allclose(record.signal[2:6], [ii - i, -(i + ii) / 2, i - ii / 2, ii - i / 2], atol=1e-6)
@@ -266,7 +276,7 @@ def test_the_limb_leads_that_are_absent_follow_from_two_of_them(tmp_path):
 
 def test_a_limb_lead_in_the_file_is_read_and_not_computed(tmp_path):
     leads = [lead for lead in LEADS if lead != "aVL"]
-    record = read_record(write_matrix(tmp_path, "A1", STEPS[[*range(4), *range(5, 12)]], leads=leads))
+    record = read_header(write_matrix(tmp_path, "A1", STEPS[[*range(4), *range(5, 12)]], leads=leads)).read()
     assert record.leads == LEADS
     assert np.allclose(record.signal[2], STEPS[2] / 1000, atol=1e-6)
 
@@ -297,7 +307,7 @@ def test_a_thirteenth_channel_that_cannot_be_read_is_skipped(tmp_path, line):
 
 
 def test_a_thirteenth_lead_with_another_name_is_read(tmp_path):
-    record = read_record(write_with_thirteenth(tmp_path, "A1.mat 16+24 1000/mV 16 0 0 0 0 vx"))
+    record = read_header(write_with_thirteenth(tmp_path, "A1.mat 16+24 1000/mV 16 0 0 0 0 vx")).read()
     assert record.leads == (*LEADS, "vx")
     assert np.allclose(record.signal[12], np.arange(600) / 1000)
 
@@ -313,7 +323,7 @@ def test_channels_of_other_quantities_are_skipped_also_if_the_twelve_are_not_com
     for name, unit in (("ABP", "mmHg"), ("PLETH", "NU"), ("RESP", "pm")):
         [line] = [line for line in path.read_text().splitlines() if line.endswith(name)]
         edit(path, line, line.replace("/mV", f"/{unit}"))
-    record = read_record(path)
+    record = read_header(path).read()
     assert (record.leads, record.normalised) == (("II", "MLII"), False)
     assert np.allclose(record.signal, STEPS[[0, 3]] / 1000)
     edit(path, "/mV", "/mmHg")
@@ -337,7 +347,7 @@ def test_samples_per_frame_multiply_the_rate(tmp_path, frame):
     # (leads, frames, samples of a frame): each frame has all samples of the first lead, then those of the second.
     frames = STEPS.reshape(12, -1, frame).transpose(1, 0, 2)
     path.with_suffix(".mat").write_bytes(bytes(24) + frames.astype("<i2").tobytes())
-    record = read_record(path)
+    record = read_header(path).read()
     assert record.rate == pytest.approx(500)
     assert np.allclose(record.signal, STEPS / 1000, atol=1e-6)
 

@@ -6,6 +6,7 @@ import pytest
 from kdkit_ecg.records import preparation
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.preparation import Preparation
+from kdkit_ecg.records.wfdb_record import Header
 from tests.helpers.wfdb_files import write_record
 
 BANDS = [(0.5, 47.0), None]
@@ -51,12 +52,12 @@ def test_a_signal_that_is_not_finite_is_unreadable(tmp_path):
     assert prepare_record(tmp_path, old=" 1000.0(0)/mV", new=" 1e-300(0)/mV")[0].fault == "signal"
 
 
-@pytest.mark.parametrize("step", ["read_record", "resample"])
-def test_a_lack_of_memory_is_a_transient_fault(tmp_path, monkeypatch, step):
+@pytest.mark.parametrize(("owner", "step"), [(Header, "read"), (preparation, "resample")])
+def test_a_lack_of_memory_is_a_transient_fault(tmp_path, monkeypatch, owner, step):
     def raise_memory_error(*args):
         raise MemoryError
 
-    monkeypatch.setattr(preparation, step, raise_memory_error)
+    monkeypatch.setattr(owner, step, raise_memory_error)
     prepared, _ = prepare_record(tmp_path)
     assert (prepared.signal, prepared.transient) == (None, True)
 

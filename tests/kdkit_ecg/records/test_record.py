@@ -6,9 +6,8 @@ import wfdb
 
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS
+from kdkit_ecg.person import person_vector
 from kdkit_ecg.records.header import read_header
-from kdkit_ecg.records.record import read_record
-from kdkit_ecg.records.source import person_vector
 
 COMMENTS = ["Age: 61", "Sex: Female", "Dx: 426783006,164889003"]
 
@@ -36,7 +35,7 @@ def write_with_wfdb(folder, name="R1", *, leads=LEADS, signal=None, units="mV", 
 
 
 def test_a_record_has_a_float32_signal_in_mv_with_person_and_codes(tmp_path):
-    record = read_record(write_with_wfdb(tmp_path))
+    record = read_header(write_with_wfdb(tmp_path)).read()
     assert record.signal.dtype == np.float32
     assert np.allclose(record.signal, wave(LEADS).T, atol=1e-6)
     assert (record.name, record.rate, record.leads) == ("R1", 500, LEADS)
@@ -46,7 +45,7 @@ def test_a_record_has_a_float32_signal_in_mv_with_person_and_codes(tmp_path):
 
 def test_leads_are_sorted_whatever_order_and_case_the_header_has(tmp_path):
     mixed = ("V6", "AVF", "i", "v1", "ii", "iii", "avr", "AVL", "V2", "V5", "V4", "V3", "vx")
-    record = read_record(write_with_wfdb(tmp_path, leads=mixed))
+    record = read_header(write_with_wfdb(tmp_path, leads=mixed)).read()
     assert record.leads == (*LEADS, "vx")
     assert np.allclose(record.signal[0], wave(mixed)[:, 2], atol=1e-6)
     assert np.allclose(record.signal[12], wave(mixed)[:, 12], atol=1e-6)
@@ -54,14 +53,14 @@ def test_leads_are_sorted_whatever_order_and_case_the_header_has(tmp_path):
 
 @pytest.mark.parametrize("leads", [("II", "I"), ("V2", "II", "I"), LEADS[:6]])
 def test_records_with_fewer_leads_are_read(tmp_path, leads):
-    record = read_record(write_with_wfdb(tmp_path, leads=leads))
+    record = read_header(write_with_wfdb(tmp_path, leads=leads)).read()
     assert record.leads == tuple(sorted(leads, key=LEADS.index))
     assert record.signal.shape == (len(leads), 1000)
 
 
 def test_microvolts_become_millivolts(tmp_path):
     path = write_with_wfdb(tmp_path, signal=wave(LEADS) * 1000, units="uV")
-    assert np.allclose(read_record(path).signal, wave(LEADS).T, atol=1e-3)
+    assert np.allclose(read_header(path).read().signal, wave(LEADS).T, atol=1e-3)
     assert read_header(path).gains == (1000.0,) * 12
 
 
@@ -70,12 +69,12 @@ def test_a_micro_sign_in_any_encoding_means_microvolts(tmp_path):
     text = path.read_text(encoding="ascii").replace("/uV", "/\u00b5V")
     for encoding in ("utf-8", "latin-1"):
         path.write_text(text, encoding=encoding)
-        assert np.allclose(read_record(path).signal, wave(LEADS).T, atol=1e-3)
+        assert np.allclose(read_header(path).read().signal, wave(LEADS).T, atol=1e-3)
 
 
 def test_normalised_units_are_flagged(tmp_path):
-    assert read_record(write_with_wfdb(tmp_path, units="NU")).normalised
-    assert not read_record(write_with_wfdb(tmp_path, "R2")).normalised
+    assert read_header(write_with_wfdb(tmp_path, units="NU")).read().normalised
+    assert not read_header(write_with_wfdb(tmp_path, "R2")).read().normalised
 
 
 def test_invalid_samples_are_interpolated_linearly(tmp_path):
@@ -84,20 +83,20 @@ def test_invalid_samples_are_interpolated_linearly(tmp_path):
     signal[100:103, 0] = np.nan
     signal[:10, 1] = np.nan
     signal[:, 2] = np.nan
-    interpolated = read_record(write_with_wfdb(tmp_path, signal=signal)).signal
+    interpolated = read_header(write_with_wfdb(tmp_path, signal=signal)).read().signal
     assert np.allclose(interpolated[0, 99:104], np.linspace(signal[99, 0], signal[103, 0], 5), atol=1e-6)
     assert np.allclose(interpolated[1, :10], signal[10, 1], atol=1e-6)
     assert not interpolated[2].any()
 
 
 def test_formats_other_than_16_bits_are_read(tmp_path):
-    assert np.allclose(read_record(write_with_wfdb(tmp_path, fmt="24")).signal, wave(LEADS).T, atol=1e-6)
+    assert np.allclose(read_header(write_with_wfdb(tmp_path, fmt="24")).read().signal, wave(LEADS).T, atol=1e-6)
 
 
 def test_a_record_name_with_a_suffix_is_read_like_one_without(tmp_path):
     path = write_with_wfdb(tmp_path)
     path.write_text(path.read_text().replace("R1 12", "R1.mat 12", 1))
-    record = read_record(path)
+    record = read_header(path).read()
     assert record.name == "R1"
     assert np.allclose(record.signal, wave(LEADS).T, atol=1e-6)
 
@@ -113,7 +112,7 @@ def test_a_missing_signal_file_is_named(tmp_path):
     path = write_with_wfdb(tmp_path)
     path.with_suffix(".dat").unlink()
     with pytest.raises(DataError, match=r"R1\.hea names the signal file R1\.dat"):
-        read_record(path)
+        read_header(path).read()
 
 
 def test_a_signal_file_cut_short_is_refused(tmp_path):
@@ -121,19 +120,19 @@ def test_a_signal_file_cut_short_is_refused(tmp_path):
     complete = path.with_suffix(".dat").read_bytes()
     path.with_suffix(".dat").write_bytes(complete[: len(complete) // 2])
     with pytest.raises(DataError, match=r"R1\.hea"):
-        read_record(path)
+        read_header(path).read()
 
 
 def test_an_unknown_unit_is_refused(tmp_path):
     path = write_with_wfdb(tmp_path)
     path.write_text(path.read_text().replace("/mV", "/mmHg"))
     with pytest.raises(DataError, match="'mmHg' is not a supported unit"):
-        read_record(path)
+        read_header(path).read()
 
 
 @pytest.mark.parametrize("comments", [["Age: 300"], ["Age: -1"], ["Age: NaN"], ["Age: 33", "Age: 36"], ["Sex: ?"]])
 def test_impossible_and_contradictory_values_are_unknown(tmp_path, comments):
-    record = read_record(write_with_wfdb(tmp_path, comments=comments))
+    record = read_header(write_with_wfdb(tmp_path, comments=comments)).read()
     assert record.age is None
     assert record.sex is None
     assert not record.person.any()

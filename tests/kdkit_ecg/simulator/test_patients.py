@@ -53,6 +53,6 @@ def test_some_ages_and_sexes_are_unknown(patients):
 
 def test_the_vector_of_an_unknown_age_or_sex_is_zero():
     none = frozenset[str]()
-    assert Patient(findings=none, age=None, female=None).vector() == (0, 0, 0, 0, 0)
-    assert Patient(findings=none, age=50, female=True).vector() == (0.5, 1, 1, 0, 1)
-    assert Patient(findings=none, age=50, female=False).vector() == (0.5, 1, 0, 1, 1)
+    assert Patient(findings=none, age=None, female=None).vector().tolist() == [0, 0, 0, 0, 0]
+    assert Patient(findings=none, age=50, female=True).vector().tolist() == [0.5, 1, 1, 0, 1]
+    assert Patient(findings=none, age=50, female=False).vector().tolist() == [0.5, 1, 0, 1, 1]

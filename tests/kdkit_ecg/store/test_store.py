@@ -19,6 +19,7 @@ from kdkit_ecg import Challenge2020
 from kdkit_ecg.datasets import base
 from kdkit_ecg.records import preparation
 from kdkit_ecg.records.preparation import Preparation
+from kdkit_ecg.records.wfdb_record import Header
 from kdkit_ecg.store import build, store, stores_folder
 from kdkit_ecg.store.index import INDEX, LOCK, ROW, SIGNALS, read_rows
 from kdkit_ecg.store.location import METADATA, StoreFolder
@@ -247,16 +248,16 @@ def test_deleted_files_are_created_again(folder, deleted):
 
 
 def test_a_transient_fault_is_not_stored(folder, monkeypatch):
-    original = preparation.read_record
+    original = Header.read
 
-    def read_record(header):
+    def read(header):
         if header.name == "A07":
             raise DataError("cannot be read") from PermissionError("busy")
         return original(header)
 
-    monkeypatch.setattr(preparation, "read_record", read_record)
+    monkeypatch.setattr(Header, "read", read)
     assert "2 excluded, unreadable signal: a/A07, b/B2" in data(folder).summary
-    monkeypatch.setattr(preparation, "read_record", original)
+    monkeypatch.setattr(Header, "read", original)
     assert "1 excluded, unreadable signal: b/B2" in data(folder).summary
 
 
@@ -414,6 +415,12 @@ def test_without_a_store_prepare_is_an_error(folder):
         data(folder, store=None).prepare()
     with pytest.raises(RecipeError, match=r"store must be a folder, 'auto' .* got True"):
         data(folder, store=True)
+
+
+def test_records_in_a_folder_with_the_longest_name_have_a_store(tmp_path):
+    write_record(tmp_path / ("b" * 255), "A1")
+    path, prepared = data(tmp_path / ("b" * 255)).prepare()
+    assert (path.name[:60], prepared) == ("b" * 60, 1)
 
 
 def test_the_folder_of_the_stores_depends_on_the_environment(monkeypatch, tmp_path):

@@ -1,8 +1,16 @@
 """Files of records are found in linked folders too, and with suffixes in any case."""
 
+from pathlib import PurePath
+
 import pytest
 
-from kdkit_ecg.utils.record_files import find_record_files, present_file, record_name
+from kdkit_ecg.utils.record_files import (
+    find_record_files,
+    free_space,
+    present_file,
+    record_name,
+    unsharded_folder,
+)
 
 
 def create(folder, *names):
@@ -73,3 +81,21 @@ def test_a_file_that_does_not_exist_keeps_its_name(tmp_path):
 @pytest.mark.parametrize("text", ["A1", " A1.hea", "A1.HEA ", "A1.Mat", "A1.DAT"])
 def test_the_name_of_a_record_has_no_suffix(text):
     assert record_name(text) == "A1"
+
+
+@pytest.mark.parametrize(
+    ("path", "folder"),
+    [
+        ("training/georgia/g1/E00001.hea", "training/georgia"),
+        ("records500/00000/00001_hr.hea", "records500"),
+        ("training/g1/copies/A0001.hea", "training/g1/copies"),  # only the innermost folders are shards
+        ("g1/A0001.hea", "."),
+        ("A0001.hea", "."),
+    ],
+)
+def test_shards_are_removed_from_the_end_of_a_folder(path, folder):
+    assert unsharded_folder(PurePath(path)) == folder
+
+
+def test_the_free_space_of_a_folder_that_does_not_exist_is_that_of_its_parent(tmp_path):
+    assert free_space(tmp_path / "missing" / "folder") == pytest.approx(free_space(tmp_path), rel=0.1)

@@ -2,7 +2,9 @@
 
 import pytest
 
-from kdkit_ecg.utils.tables import first_names, is_missing
+from kdkit import DataError
+from kdkit_ecg.utils.messages import first_names
+from kdkit_ecg.utils.tables import is_missing, read_table
 
 
 @pytest.mark.parametrize(
@@ -20,3 +22,8 @@ def test_other_texts_are_values(text):
 def test_three_names_are_listed_and_dots_if_there_are_more():
     assert first_names(["a", "b"]) == "a, b"
     assert first_names(["a", "b", "c", "d"]) == "a, b, c, ..."
+
+
+def test_a_table_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"test_a_table.* cannot be read: Is a directory"):
+        read_table(tmp_path)

@@ -50,7 +50,7 @@ def test_a_file_saved_by_a_spreadsheet_is_read_the_same(tmp_path):
 
 
 def test_a_table_of_records_and_folds_is_enough(tmp_path):
-    (tmp_path / "table.csv").write_text("\ufefffold,record\n1, A1\n0,A2\n")
+    (tmp_path / "table.csv").write_text("\ufefffold,record\n1.0, A1\n0,A2\n")
     folds = Folds.read(tmp_path / "table.csv")
     assert (folds.k, folds.entries["A1"]) == (2, FoldEntry("", "", 1))
 
@@ -97,10 +97,16 @@ def test_a_file_that_does_not_exist_is_refused(tmp_path):
 
 def test_a_patient_that_is_missing_in_words_is_not_a_patient(tmp_path):
     path = tmp_path / "folds.csv"
-    path.write_text("record,patient,fold\nA1,nan,0\nA2,Unknown,1\nA3,nan,1\nA4,P1,0\n")
+    path.write_text("record,patient,fold\nA1,nan,0\nA2,Unknown,1\nA3,nan,1\nA4,P1,0\nA5,7.0,1\n")
     folds = Folds.read(path)
-    assert [entry.patient for entry in folds.entries.values()] == ["", "", "", "P1"]
+    assert [entry.patient for entry in folds.entries.values()] == ["", "", "", "P1", "7"]
     assert folds.divided_patients == {}
+
+
+@pytest.mark.parametrize("column", ["Patient", "patient_id", "Subject_ID"])
+def test_patients_are_found_by_the_usual_names_of_their_column(tmp_path, column):
+    (tmp_path / "table.csv").write_text(f"record,{column},fold\nA1,P1,0\nA2,P1,1\n,,\n")
+    assert Folds.read(tmp_path / "table.csv").divided_patients == {"P1": [0, 1]}
 
 
 def test_records_may_have_a_suffix_in_any_case(tmp_path):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kdkit_ecg.datasets.folds import assign_persons
-from kdkit_ecg.records.signal_lines import Header
+from kdkit_ecg.records.wfdb_record import Header
 
 
 def header(name, age=81.0, sex="female"):

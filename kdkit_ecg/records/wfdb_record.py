@@ -1,18 +1,31 @@
-"""Read the samples of a record in converter steps, and compare them with the checksums in its header."""
+"""A WFDB record: its header, and its samples in converter steps, which are compared with the checksums in the header.
+
+wfdb reads all formats but plain integers of 16 bits, for which it takes ten times as long and half a second to import;
+it compares no checksum, and allocates what a header requests before it looks at a file.
+"""
 
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from shutil import copyfile
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError
 from kdkit_ecg.leads import LEADS
-from kdkit_ecg.records.signal_lines import BITS, Header
-from kdkit_ecg.utils.record_files import require_regular_file
+from kdkit_ecg.records.source import UNITS, RecordSource, missing_files
+from kdkit_ecg.utils.record_files import read_header_bytes, require_regular_file
 
 Steps = NDArray[np.int64]
+
+# Bits of a sample, in the formats of WFDB whose samples all have the same size.
+BITS: Mapping[str, int] = MappingProxyType(
+    {"8": 8, "80": 8, "212": 12, "16": 16, "61": 16, "160": 16, "24": 24, "32": 32}
+)
 
 # The value of an invalid sample in each WFDB format. Format 8 has none.
 _INVALID = {"80": -(1 << 7), "508": -(1 << 7), "310": -(1 << 9), "311": -(1 << 9), "212": -(1 << 11)}
@@ -27,6 +40,113 @@ _MAX_COMPRESSION, _UNLIMITED_SAMPLES = 64, 1 << 20
 
 _LARGEST_STEP = 1 << 39
 _NEVER = 1 << 40  # larger than any sample, for a format without an invalid value
+
+_NOT_OF_SIGNAL = ("path", "segments", "name", "age", "sex", "codes")  # fields of a header
+
+
+class ChecksumError(DataError):
+    """The samples of a record are not those that its header describes."""
+
+
+class Channel(NamedTuple):
+    """How a channel is stored.
+
+    file: its name on the disk. format: the number of a WFDB format. frame: samples per frame. skew: in frames. offset:
+    bytes before the first sample. first: the first sample of format 8, which stores differences; otherwise 0.
+    """
+
+    file: str
+    format: str
+    frame: int
+    skew: int
+    offset: int
+    first: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header(RecordSource):
+    """The header of a WFDB record, with the fields of the signal lead by lead in the order of the file.
+
+    codes: SNOMED CT codes. gains_per_unit in converter steps, baselines in steps, units in lower case.
+    channels: all that the signal files contain. positions: the channel of each lead.
+    segments: the parts of a record in several segments, None for a gap, each with its number of samples per lead;
+    gains, units and channels are then those of the segment with the finest steps.
+    """
+
+    gains_per_unit: tuple[float, ...]
+    baselines: tuple[int, ...]
+    units: tuple[str, ...]
+    channels: tuple[Channel, ...]
+    positions: tuple[int, ...]
+    segments: tuple[tuple["Header | None", int], ...] = ()
+
+    @property
+    def gains(self) -> tuple[float, ...]:
+        """The gain of each lead in converter steps per mV."""
+        return tuple(gain / UNITS[unit] for gain, unit in zip(self.gains_per_unit, self.units, strict=True))
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The number of the WFDB format of each lead."""
+        return tuple(self.channels[position].format for position in self.positions)
+
+    @property
+    def normalised(self) -> bool:
+        """Whether any lead is in normalised units (NU)."""
+        return "nu" in self.units
+
+    @property
+    def signal_fields(self) -> tuple[tuple[str, object], ...]:
+        """Name and value of every field that describes the signal, here and in the segments."""
+        names = [field.name for field in fields(Header) if field.name not in _NOT_OF_SIGNAL]
+        segments = tuple((header and header.signal_fields, samples) for header, samples in self.segments)
+        return (*((name, getattr(self, name)) for name in names), ("segments", segments))
+
+    def select(self, leads: Sequence[str]) -> "Header":
+        """Return the description of these leads alone, in this order."""
+        rows = [self.leads.index(lead) for lead in leads]
+        by_lead = ("leads", "gains_per_unit", "baselines", "units", "checks", "positions")
+        selected: dict[str, Any] = {name: tuple(getattr(self, name)[row] for row in rows) for name in by_lead}
+        return replace(self, default_gains=tuple(lead for lead in self.default_gains if lead in leads), **selected)
+
+    def read_leads(self) -> NDArray[np.float64]:
+        """Read the samples of the leads; see `RecordSource`.
+
+        Raises ChecksumError, a DataError, if the samples do not match first samples and checksums in the header.
+        """
+        missing = missing_files(self)
+        if missing:
+            raise DataError(f"{self.path} names the signal file {missing[0]}, which is not in the same folder")
+        steps = read_steps(self)
+        mismatched = mismatched_leads(self, steps)
+        if mismatched:
+            raise ChecksumError(
+                f"the samples of {self.path} do not match the first samples and checksums in it (leads "
+                f"{', '.join(mismatched)}); the signal file was converted, damaged or replaced, so fetch it again"
+            )
+        gains, baselines = (np.array(values)[:, None] for values in (self.gains_per_unit, self.baselines))
+        units = np.array([UNITS[unit] for unit in self.units])[:, None]  # normalised units have a factor of 1
+        # A tiny gain gives samples that are not finite, without notice.
+        with np.errstate(over="ignore", invalid="ignore"):
+            # In place: the leads of a day take gigabytes.
+            signal = steps.astype(np.float64)
+            signal -= baselines
+            signal /= gains
+            signal[steps == invalid_values(self)] = np.nan
+            signal *= units
+        return signal
+
+    def description(self) -> bytes:
+        """Return the bytes of the header."""
+        return read_header_bytes(self.path)
+
+    def most_samples(self) -> int:
+        """Return an upper bound of the samples per lead, as a header may contain any number.
+
+        It is the number that the signal files hold at one bit per sample.
+        """
+        bits = 8 * sum(self.path.with_name(name).stat().st_size for name in self.files)
+        return min(self.samples, bits // len(self.leads))
 
 
 def invalid_values(header: Header) -> Steps:
@@ -103,7 +223,7 @@ def _read_signal(header: Header) -> Steps:
     _require_samples(header, frames)
     if all((channel.format, channel.frame, channel.skew) == ("16", 1, 0) for channel in header.channels):
         return _read_16_bits(header, frames)
-    import wfdb  # takes half a second with pandas, which commands that read no record avoid
+    import wfdb  # takes half a second with pandas
 
     single = all(channel.frame == 1 for channel in header.channels)
     names = {file: f"s{number}.dat" for number, file in enumerate(header.files)}
@@ -135,7 +255,7 @@ def _read_signal(header: Header) -> Steps:
 
 
 def _read_16_bits(header: Header, frames: int) -> Steps:
-    """Return the samples of the format of almost all records, five times as fast as wfdb and without its import."""
+    """Return the samples of the format of almost all records."""
     columns: dict[int, NDArray[np.int16]] = {}  # position of a channel -> its samples
     try:
         for file in header.files:

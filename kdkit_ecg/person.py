@@ -1,0 +1,63 @@
+"""Age and sex of a person: parsed from the texts of all formats, and as a vector for a network, without torch."""
+
+import math
+import re
+from collections.abc import Mapping
+from datetime import date
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Sex = Literal["female", "male"]
+
+FEATURES = ("age / 100", "age known", "female", "male", "sex known")  # of the vector of a person
+
+_SEXES: Mapping[str, Sex] = MappingProxyType(
+    {"f": "female", "female": "female", "woman": "female", "m": "male", "male": "male", "man": "male"}
+)
+_DAYS = {"y": 365.25, "m": 365.25 / 12, "w": 7.0, "d": 1.0}  # in a unit of age, by its first letter
+_OLDEST = 120  # years
+
+# Numbers are of ASCII digits and of bounded length, so that int() and the patterns take little time.
+_AGE = re.compile(r"[-+]?(?:[0-9]{1,32}(?:\.[0-9]{0,32})?|\.[0-9]{1,32})(?:[eE][-+]?[0-9]{1,4})?")
+# 071Y as in DICOM, P71Y as in ISO 8601, and words. A single letter m may also mean male, unless it is a capital.
+_AGE_WITH_UNIT = re.compile(
+    r"P?([0-9]{1,5})\s*([DWMYdwy]|(?i:days?|weeks?|wks?|months?|mos?|years?|yrs?)\.?)(?:\s*(?i:old))?"
+)
+
+
+def parse_age(text: str) -> float | None:
+    """Return an age in years, or None if the text is not an age from 0 to 120.
+
+    "071Y" as in DICOM, "P71Y" as in ISO 8601 and "71 years" are 71; months, weeks and days are converted.
+    """
+    if with_unit := _AGE_WITH_UNIT.fullmatch(text):
+        years = int(with_unit[1]) * _DAYS[with_unit[2][0].lower()] / _DAYS["y"]
+    elif _AGE.fullmatch(text):
+        years = float(text)
+    else:
+        return None
+    return years if math.isfinite(years) and 0 <= years <= _OLDEST else None
+
+
+def age_between(born: str, recorded: str) -> float | None:
+    """Return the years between dates such as 19710123, None if one is unknown, or if they are not from 0 to 120."""
+    try:
+        first, second = (date(int(text[:4]), int(text[4:6]), int(text[6:8])) for text in (born, recorded))
+    except ValueError:
+        return None
+    years = (second - first).days / _DAYS["y"]
+    return years if 0 <= years <= _OLDEST else None
+
+
+def parse_sex(text: str) -> Sex | None:
+    """Return the sex that a letter or a word means, None for any other text."""
+    return _SEXES.get(text.strip().lower())
+
+
+def person_vector(age: float | None, sex: Sex | None) -> NDArray[np.float32]:
+    """Return FEATURES, (5,) float32; age in years. Those of an unknown age or sex are 0."""
+    known_age = age is not None
+    return np.array([(age or 0) / 100, known_age, sex == "female", sex == "male", sex is not None], dtype=np.float32)

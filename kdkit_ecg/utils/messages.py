@@ -1,0 +1,28 @@
+"""Texts of files and names of records in errors, notices and summaries, which stay short."""
+
+from collections.abc import Sequence
+
+from kdkit.utils.printable import printable
+
+EXPORT = "export them as DICOM, HL7 aECG, EDF or WFDB"  # what to do with files of other formats
+NOT_LISTED = "of the folders cannot be read"  # in summaries, after the number
+
+
+def shown(text: str) -> str:
+    """Return the repr of a text for an error message, without the end of a long one."""
+    return repr(clipped(text))
+
+
+def clipped(text: str, length: int = 100) -> str:
+    """Return the first characters of a long text, and any other text as it is."""
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
+def unknown_patients_notice(unknown: int, total: int) -> str:
+    """Return the notice about records whose patient is not known."""
+    return f"the patient of {unknown} of {total} records is unknown; each counts as a patient of its own"
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Return the first three names as one line, followed by dots if there are more."""
+    return ", ".join([*map(printable, names[:3]), *(["..."] if len(names) > 3 else [])])
