@@ -63,7 +63,7 @@ def without_options(arguments: list[str], options: Mapping[str, int]) -> list[st
 
 def arguments_to_resume(run: Path, *, trust: bool) -> list[str]:
     """Return the recorded arguments of a run, or of several runs of one command; see `recorded_arguments`."""
-    if not any((run / file).is_file() for file in (COMMAND, RECORD)) and runs_in(run):  # of a sweep
+    if not any(_is_file(run / file) for file in (COMMAND, RECORD)) and runs_in(run):  # of a sweep
         raise RunFolderError(
             f"{run} holds several runs; start the command or script again that wrote them, which skips those that are "
             "finished and resumes the others; one that a command started can also be resumed alone: kdkit run --resume "
@@ -78,7 +78,7 @@ def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
     trust: execute it although it has changed, is a copy, or was not recorded by this user on this machine. Otherwise
     raises RunFolderError then, and if the run was not started by `kdkit run` or in another folder.
     """
-    record = _read_command(run) if (run / COMMAND).is_file() else read_record(run)
+    record = _read_command(run) if _is_file(run / COMMAND) else read_record(run)
     command = record.get("command")
     if not isinstance(command, Mapping):
         raise RunFolderError(
@@ -94,11 +94,7 @@ def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
         )
     file, *arguments = texts[2:]
     recipe, doubt = Path(file), ""
-    try:
-        is_file = recipe.is_file()
-    except OSError:  # such as a name that is too long, or a folder that this user may not enter
-        is_file = False
-    if not is_file:
+    if not _is_file(recipe):
         recipe, doubt = run / _COPY, f"it is a copy in the run folder, and {file} is no longer there"
     elif not is_signed(_signed_text(command), command.get("signature")):  # first: such a path is not even read
         doubt = "it is not you who started this run, on this machine"
@@ -134,6 +130,13 @@ def recorded_recipe(run: Path, ctx: click.Context, *, trust: bool) -> tuple[Reci
     started = root.commands["run"].make_context("kdkit run", list(arguments))
     file = file_of(started)
     return file, recipe_options(file, started.params), int(started.params["seed"])
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long, or a folder that this user may not enter
+        return False
 
 
 def _read_command(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from kdkit import __version__
-from kdkit.data.dataset import Data
+from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.data.labels import without_ignored
 from kdkit.engine import distributed
 from kdkit.engine.check.plan import Plan
@@ -74,7 +74,7 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
         "task": data.task,
         "data": data.fingerprint,
         "training_samples": data.train_digest,
-        "training_size": len(data.train),
+        "training_size": None if isinstance(data.train, LoaderSplit) else len(data.train),
         "draws": data.draws,
         "stages": [stage.name for stage in plan.stages],
         "baseline": options.baseline,
