@@ -15,6 +15,7 @@ An output that is not that of the page is written with all of its lines: leave s
 allows other times and versions, and slightly other metrics and losses, which depend on the processor.
 """
 
+import os
 import re
 import shlex
 import signal
@@ -56,7 +57,11 @@ class Process:
     def __init__(self, arguments: Sequence[str], folder: Path) -> None:
         self._file = tempfile.NamedTemporaryFile("r+", suffix=".txt")  # noqa: SIM115  # read while the process writes
         self._process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=folder, stdout=self._file, stderr=subprocess.STDOUT
+            [sys.executable, *arguments],
+            cwd=folder,
+            stdout=self._file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},  # the page is of a machine without a GPU
         )
 
     def output(self, stream: int) -> str:

@@ -12,8 +12,9 @@ tool = load_module("tools/make_first_hour.py")
 
 
 def forked(arguments, folder):
-    # without the fixed width of other tests
+    # without the fixed width of other tests, and without a GPU
     variables = {name: value for name, value in environment().items() if name not in ("COLUMNS", "LINES")}
+    variables["CUDA_VISIBLE_DEVICES"] = ""
     return ForkedPython(arguments, folder, variables, merged=True)
 
 

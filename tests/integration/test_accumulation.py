@@ -163,7 +163,7 @@ def make(case, *, wrap=lambda dataset: dataset, **training):
 
 def trained(case, **options):
     result = kdkit.run(make(case, **options))
-    return result.student.module.state_dict()
+    return {name: value.cpu() for name, value in result.student.module.state_dict().items()}
 
 
 def assert_equal(parts, whole, start):

@@ -48,7 +48,8 @@ def run(sharded):
     teacher, student = Net("teacher", network(16, sharded), trained=True), Net("student", network(4, False))
     data = TorchData(*(TensorDataset(*samples(count)) for count in (70, 33, 33)))
     training = Training(epochs=3, batch_size=16)
-    result = kdkit.run(Recipe(data=data, schedule=[Stage({student: objective(teacher, student)}, training)]))
+    recipe = Recipe(data=data, schedule=[Stage({student: objective(teacher, student)}, training)])
+    result = kdkit.run(recipe, device="cpu")
     return [metrics["accuracy"].value for metrics in result.metrics.values()], student.module.state_dict()
 
 

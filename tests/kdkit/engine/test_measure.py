@@ -32,7 +32,7 @@ class NoSingle(Mlp):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("measured") / "run"
-    return kdkit.run(distillation, baseline=True, out=folder)
+    return kdkit.run(distillation, baseline=True, out=folder, device="cpu")
 
 
 def recipe_of(teacher):

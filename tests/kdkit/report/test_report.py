@@ -37,7 +37,7 @@ def runs(tmp_path_factory):
     """The folder of runs that tests read: three seeds of one recipe with baselines, and one with another name."""
     folder = tmp_path_factory.mktemp("runs")
     for seed in range(3):
-        run(folder / f"seed{seed}", distillation, baseline=True, seed=seed, gradients=1)
+        run(folder / f"seed{seed}", distillation, baseline=True, seed=seed, gradients=1, device="cpu")
     run(folder / "other", lambda: distillation(name="other"), seed=0)
     return folder
 
