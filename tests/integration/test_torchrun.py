@@ -486,7 +486,8 @@ class Launched:
         (folder / "agent.py").write_text(AGENT)
 
     def start(self, *options):
-        command = [*self.command, "--checkpoint-every", "2", "--out", "run", *options]
+        # A forked process cannot use CUDA.
+        command = [*self.command, "--device", "cpu", "--checkpoint-every", "2", "--out", "run", *options]
         return ForkedPython(command, self.folder, environment(OMP_NUM_THREADS="1"))
 
     def finish(self, *options):
