@@ -142,8 +142,8 @@ def read_label_table(
         raise DataError(f"{path} has no label in its column {roles['label']!r}")
     if not (classes or parser.flags) and all(map(_FRACTION.fullmatch, available)):
         raise DataError(
-            f"{path} has numbers in its column {roles['label']!r}, such as {available[0]}, where names of classes were "
-            f"expected; for regression, pass task='regression', classes=({roles['label']!r},)"
+            f"expected names of classes in the column {roles['label']!r} of {path}; got numbers, such as "
+            f"{available[0]}; for regression, pass task='regression', classes=({roles['label']!r},)"
         )
     return LabelTable(
         path=path,
