@@ -22,8 +22,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit.engine import stage_checkpoints
 from kdkit.engine.storage import stage_folder
+from kdkit.engine.training import stage_checkpoints
 from kdkit.utils.cores import usable_cores
 
 STEPS, EVERY, WIDTH, LAYERS, BATCH = 40, 10, 2500, 4, 8

@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit.engine.console import ConsoleCallback
+from kdkit.engine.display.console import ConsoleCallback
 
 EPOCHS, IMPORTS = 3, 9
 

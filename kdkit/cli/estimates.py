@@ -8,7 +8,7 @@ import torch
 from kdkit.engine.check.estimate import StageEstimate
 from kdkit.engine.check.plan import TermSummary
 from kdkit.engine.check.projectors import ProjectorSummary
-from kdkit.engine.teacher_caching import CacheForecast
+from kdkit.engine.stage.teacher_caching import CacheForecast
 from kdkit.recipe.training import Training
 from kdkit.utils.reprs import describe_count, format_bytes
 

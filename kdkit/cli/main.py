@@ -118,7 +118,7 @@ def _process_group() -> AbstractContextManager[None]:
     """Return the process group of torchrun as a context, so that one process prints an error of several."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return nullcontext()
-    from kdkit.engine.process_group import joined
+    from kdkit.engine.distributed.process_group import joined
 
     return joined()
 

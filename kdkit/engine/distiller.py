@@ -18,8 +18,8 @@ from kdkit.engine.check.copied_labels import copied_labels_notice
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.stage_problems import stage_problems
 from kdkit.engine.distill import output_shape
-from kdkit.engine.open_stage import OpenStage
-from kdkit.engine.terms import uses_labels
+from kdkit.engine.stage.open_stage import OpenStage
+from kdkit.engine.stage.terms import uses_labels
 from kdkit.errors import CheckError, RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.nets.net import Net

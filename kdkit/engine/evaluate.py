@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.data.device_data import DeviceData
+from kdkit.engine.distributed.process_group import rank_device
+from kdkit.engine.failures.out_of_memory import explain_out_of_memory
 from kdkit.engine.options import RunOptions
-from kdkit.engine.out_of_memory import explain_out_of_memory
 from kdkit.engine.predict import Predictor, compute_metrics
-from kdkit.engine.process_group import rank_device
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.metrics.base import MetricResult
 from kdkit.nets.net import Net

@@ -18,8 +18,8 @@ from kdkit.data.device_data import DeviceData
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.labels import is_ignored
 from kdkit.data.loading import batches, length_of
-from kdkit.engine.class_alignment import shared_classes
-from kdkit.engine.not_finite import cause_in_inputs
+from kdkit.engine.failures.not_finite import cause_in_inputs
+from kdkit.engine.stage.class_alignment import shared_classes
 from kdkit.engine.storage.predictions import REDUCED
 from kdkit.errors import DataError, KdkitError
 from kdkit.metrics.base import Metric, MetricResult, PositionReducing, Predictions

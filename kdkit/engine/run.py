@@ -14,23 +14,23 @@ from kdkit.data.device_data import DeviceData
 from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.check.check import check
 from kdkit.engine.check.stage_problems import require_compilable
-from kdkit.engine.console import progress_display
-from kdkit.engine.distributed import require_divisible
+from kdkit.engine.display.console import progress_display
+from kdkit.engine.distributed.data_parallel import require_divisible
+from kdkit.engine.distributed.process_group import joined, rank_device, restarted
+from kdkit.engine.distributed.rank_agreement import require_agreement
+from kdkit.engine.failures.out_of_memory import explain_memory_of_run
 from kdkit.engine.interrupts import Interrupts
 from kdkit.engine.measure import measure_nets
 from kdkit.engine.options import RunFields, RunOptions, require_fields
-from kdkit.engine.out_of_memory import explain_memory_of_run
 from kdkit.engine.predict import Predictor
-from kdkit.engine.process_group import joined, rank_device, restarted
-from kdkit.engine.rank_agreement import require_agreement
 from kdkit.engine.run_context import RunContext
 from kdkit.engine.run_evaluation import RunEvaluation
 from kdkit.engine.run_record import Origin, notices, run_name, run_record, settings_of, versions
+from kdkit.engine.stage.teacher_caching import TeacherCaching
+from kdkit.engine.stage.training_batches import passes_over
 from kdkit.engine.storage.run_folder import RunFolder, can_resume, was_killed_at_start
 from kdkit.engine.storage.stage_folder import StageFolder
-from kdkit.engine.teacher_caching import TeacherCaching
-from kdkit.engine.trainer import StageTrainer
-from kdkit.engine.training_batches import passes_over
+from kdkit.engine.training.trainer import StageTrainer
 from kdkit.errors import RecipeError, RunFolderError, describe
 from kdkit.metrics.base import MetricResult
 from kdkit.nets.net import Net

@@ -9,11 +9,11 @@ from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.device_data import DeviceData
 from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.check.plan import Plan
+from kdkit.engine.failures.out_of_memory import explain_out_of_memory
 from kdkit.engine.interrupts import Interrupts
 from kdkit.engine.options import RunOptions
-from kdkit.engine.out_of_memory import explain_out_of_memory
 from kdkit.engine.predict import Predictor
-from kdkit.engine.teacher_caching import TeacherCaching
+from kdkit.engine.stage.teacher_caching import TeacherCaching
 from kdkit.recipe.recipe import Recipe, Stage
 from kdkit.utils.seeds import derive_seed
 

@@ -1,26 +1,30 @@
 """Evaluate the networks of a run at its end: predict both splits, and compute and save the metrics."""
 
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from kdkit.data.dataset import Split
 from kdkit.engine.baseline_differences import baseline_differences
+from kdkit.engine.failures.user_errors import located
 from kdkit.engine.predict import compute_metrics
 from kdkit.engine.run_context import RunContext
 from kdkit.engine.storage.run_folder import RunFolder
-from kdkit.engine.user_errors import located
-from kdkit.engine.weak_teachers import note_weak_teachers
-from kdkit.metrics.base import MetricResult, Predictions
+from kdkit.metrics.base import Metric, MetricResult, Predictions, is_better
 from kdkit.metrics.hardest import hardest_samples
 from kdkit.metrics.paired import SplitPredictions
 from kdkit.nets.net import Net
 from kdkit.plugins.events import BaselineDifference
 from kdkit.recipe.baseline import baselines_of
+from kdkit.recipe.objective import Match, as_objective
+from kdkit.recipe.recipe import Stage, teachers_of
 from kdkit.utils.randomness import seed_everything
 from kdkit.utils.seeds import SeedPurpose, derive_seed
 
 _REPORTED_SAMPLES = 12
+_CLEARLY_WORSE = 0.02  # the relative difference of two metrics that is no chance
 
 
 class RunEvaluation:
@@ -53,7 +57,7 @@ class RunEvaluation:
             if self.folder is not None:  # after each network, so that a run that fails later keeps what it has
                 self.folder.save_metrics(self.reported_on, self.metrics)
         self._save_samples()
-        has_notes = note_weak_teachers(self.metrics, stages, metrics[0], self.reported_on)
+        has_notes = _note_weak_teachers(self.metrics, stages, metrics[0], self.reported_on)
         self.differences = tuple(baseline_differences(metrics, stages, self._compared))
         if self.folder is not None and (self.differences or has_notes):
             self.folder.save_metrics(self.reported_on, self.metrics, self.differences)
@@ -97,3 +101,35 @@ class RunEvaluation:
         tensors = split.report_tensors(rows) if len(rows) else {}
         if tensors:
             self.folder.save_samples(split.ids[rows], tensors, split.report_names(rows))
+
+
+def _note_weak_teachers(
+    metrics: Mapping[str, dict[str, MetricResult]], stages: Iterable[Stage], metric: Metric, split: str
+) -> bool:
+    """Add a note to the metric of each frozen teacher that is clearly worse than its student; return if there is any.
+
+    metrics: by network and name of the metric. split: on which they were computed.
+    """
+    pairs = {
+        (teacher.name, student.name): None
+        for stage in stages
+        for student, objective in stage.objectives.items()
+        for weighted in as_objective(objective)
+        if isinstance(weighted.term, Match) and weighted.has_weight
+        for teacher in teachers_of(weighted.term)
+        if isinstance(teacher, Net)
+    }
+    has_any = False
+    for teacher, student in pairs:
+        results = [metrics.get(net, {}).get(metric.name) for net in (teacher, student)]
+        if results[0] is None or results[1] is None or not is_better(metric, results[1].value, results[0].value):
+            continue
+        values = results[0].value, results[1].value
+        if abs(values[0] - values[1]) > _CLEARLY_WORSE * max(map(abs, values)):
+            note = (
+                f"{metric.name} of teacher {teacher!r} on {split}, {values[0]:.3g}, is worse than {values[1]:.3g} of "
+                f"its student {student!r}; a better teacher may help more"
+            )
+            metrics[teacher][metric.name] = replace(results[0], note="; ".join(filter(None, [results[0].note, note])))
+            has_any = True
+    return has_any

@@ -3,17 +3,17 @@
 import hashlib
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from kdkit import __version__
 from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.data.labels import without_ignored
-from kdkit.engine import distributed
 from kdkit.engine.check.plan import Plan
 from kdkit.engine.options import RunOptions
 from kdkit.metrics.base import Predictions, true_classes
@@ -155,7 +155,7 @@ def notices(recipe: Recipe, plan: Plan) -> Iterator[str]:
     yield from baseline_notices(plan.stages)
     for name in sorted(net.name for net in plan.feature_teachers):
         yield f"net {name!r} has no metrics: its outputs are not about the data's classes"
-    yield from distributed.notices([net.network for stage in plan.stages for net in stage.objectives])
+    yield from _notices_of_ranks([net.network for stage in plan.stages for net in stage.objectives])
     if data.test is None:
         yield (
             "there is no test split: metrics are computed on the validation split, on which epochs and thresholds are "
@@ -175,3 +175,20 @@ def _positives(data: Data) -> dict[str, int] | None:
     rows = without_ignored(labels, data.ignored_labels).cpu().numpy()
     positive = true_classes(Predictions(labels=rows, outputs=rows, classes=tuple(data.classes)))
     return dict(zip(data.classes, positive.sum(0).tolist(), strict=True))
+
+
+def _notices_of_ranks(modules: Iterable[nn.Module]) -> Iterator[str]:
+    """Yield the facts that a reader of the results of several ranks has to know."""
+    if not collectives.is_distributed():
+        return
+    yield f"{collectives.world_size()} processes divide each batch; a loss that relates samples sees one part of it"
+    if any(_has_batch_statistics(part) for module in modules for part in module.modules()):
+        yield "batch norm computes its statistics from each process's part of a batch"
+
+
+def _has_batch_statistics(part: nn.Module) -> bool:
+    """Whether a module is a batch norm in training mode, and not one that synchronizes or is frozen."""
+    if not isinstance(part, nn.modules.batchnorm._BatchNorm) or isinstance(part, nn.SyncBatchNorm):
+        return False
+    parameters = list(part.parameters())
+    return not parameters or any(parameter.requires_grad for parameter in parameters)

@@ -8,7 +8,7 @@ import torch
 from kdkit import Batch, BuildContext, Stage, Tap, Training, check
 from kdkit.data.dataset import Data
 from kdkit.engine.check.dry_run import dry_run
-from kdkit.engine.open_stage import OpenStage, build_context
+from kdkit.engine.stage.open_stage import OpenStage, build_context
 from tests.helpers.tiny import one_stage
 
 CONTEXT = BuildContext(classes=("a", "b", "c"), task="multiclass", samples=8, ids=True)

@@ -30,7 +30,7 @@ from kdkit import (
     Truth,
     hookimpl,
 )
-from kdkit.engine.capture import CapturedStep
+from kdkit.engine.training.capture import CapturedStep
 from kdkit.losses import CRD, CTKD, TAID, Hint, SoftTargets
 from kdkit.recipe.balancing import PCGrad, UncertaintyWeighting
 from tests.helpers.callbacks import KillAtStep, Killed

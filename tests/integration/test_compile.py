@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 import kdkit
 from kdkit import Batch, CosineRamp, Match, Net, Recipe, Stage, Tap, TorchData, Training, Truth
 from kdkit.data.dataset import Data
-from kdkit.engine.open_stage import OpenStage
+from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.losses import Hint, PerLabelSoftTargets, SoftTargets
 from kdkit_ecg import Leads, LRHNet, SEResNet, Synthetic
 from tests.helpers.datasets import Rows

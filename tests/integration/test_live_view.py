@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 import kdkit
-from kdkit.engine.console import ConsoleCallback
-from kdkit.engine.live_view.display import can_redraw
+from kdkit.engine.display.console import ConsoleCallback
+from kdkit.engine.display.live import can_redraw
 from kdkit.utils.console import PrintableConsole
 from tests.helpers.command_line import environment
 from tests.helpers.stages import three, training

@@ -18,7 +18,7 @@ from kdkit import Batch, DataError, Net, Recipe, Split, Stage, TorchData
 from kdkit.data import read_errors, reading
 from kdkit.data.dataset import Data
 from kdkit.data.loading import batches
-from kdkit.engine.user_errors import located
+from kdkit.engine.failures.user_errors import located
 from tests.helpers.stages import Small, samples, training, truth
 
 ROW = 21

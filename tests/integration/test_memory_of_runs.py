@@ -12,7 +12,7 @@ from torch.optim import Adam
 import kdkit
 from kdkit import AverageWeights, Match, Net, Optimizer, Recipe, Stage, Tap
 from kdkit.cli.plan import show_plan
-from kdkit.engine.console import ConsoleCallback
+from kdkit.engine.display.console import ConsoleCallback
 from kdkit.losses import Hint
 from kdkit.utils import memory
 from tests.helpers.callbacks import KillAtStep, Recorder, kill_run, killed_and_resumed

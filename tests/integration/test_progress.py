@@ -13,8 +13,8 @@ from rich.console import Console
 
 import kdkit
 from kdkit import RecipeError, Study, Trial
-from kdkit.engine.console import ConsoleCallback, progress_display
-from kdkit.engine.live_view.display import can_redraw
+from kdkit.engine.display.console import ConsoleCallback, progress_display
+from kdkit.engine.display.live import can_redraw
 from kdkit.utils.console import Status
 from tests.helpers.command_line import environment
 from tests.helpers.processes import ForkedPython, run_python
@@ -107,7 +107,7 @@ def test_progress_does_not_change_the_random_states_or_the_results(capsys):
 
 def test_a_notebook_shows_lines_without_a_live_view(monkeypatch):
     notebook = Console(force_jupyter=True, file=io.StringIO())
-    monkeypatch.setattr("kdkit.engine.console.make_console", lambda: notebook)
+    monkeypatch.setattr("kdkit.engine.display.console.make_console", lambda: notebook)
     with progress_display(None) as (_status, callbacks):
         assert len(callbacks) == 1
         assert not can_redraw(callbacks[0].console)

@@ -15,8 +15,8 @@ from kdkit import DataError, LoaderSplit, Match, Net, Past, Recipe, Stage, Torch
 from kdkit.data.batch import Batch
 from kdkit.data.device_data import DeviceData
 from kdkit.engine import predict
-from kdkit.engine.teacher_caching import TeacherCaching
-from kdkit.engine.training_batches import TrainingBatches
+from kdkit.engine.stage.teacher_caching import TeacherCaching
+from kdkit.engine.stage.training_batches import TrainingBatches
 from kdkit.errors import CheckError
 from kdkit.losses import SoftTargets
 from tests.helpers.callbacks import KillAtStep, Recorder, kill_run

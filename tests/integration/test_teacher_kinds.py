@@ -12,7 +12,7 @@ from torch import nn
 
 import kdkit
 from kdkit import Batch, Distiller, Match, Net, OnnxModel, Recipe, RecipeError, Stage, Tap
-from kdkit.engine.capture import _runs_in_graph
+from kdkit.engine.training.capture import _runs_in_graph
 from kdkit.errors import CheckError
 from kdkit.losses import SRRL, Hint, SoftTargets
 from tests.helpers.callbacks import Recorder

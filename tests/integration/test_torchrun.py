@@ -588,7 +588,7 @@ import pytest
 
 import kdkit
 import recipe_file
-from kdkit.engine.process_group import joined
+from kdkit.engine.distributed.process_group import joined
 from kdkit.errors import RemoteRankError
 from kdkit.utils.collectives import broadcast, is_distributed, rank
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from kdkit import Batch, BuildContext, Match, Net, Stage, Tap, Training, Truth
-from kdkit.engine.module import DistillationModule
+from kdkit.engine.stage.module import DistillationModule
 from kdkit.losses import (
     CC,
     CKA,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kdkit import Batch, BuildContext, Match, Net, Stage, Training, Truth
-from kdkit.engine.module import DistillationModule
+from kdkit.engine.stage.module import DistillationModule
 from kdkit.losses import SoftTargets
 from kdkit.recipe.balancing import WeightedSum
 from kdkit.teachers import TeacherOutput

@@ -5,9 +5,9 @@ import torch
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.data.loading import shard_rows, training_batch_sizes
-from kdkit.engine.batch_transform import BatchTransform, transformed
 from kdkit.engine.check.preserve import preserve
-from kdkit.engine.open_stage import OpenStage
+from kdkit.engine.stage.batch_transform import BatchTransform, transformed
+from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.errors import KdkitError, first_line
 from kdkit.utils import collectives
 from kdkit.utils.devices import Precision, autocast

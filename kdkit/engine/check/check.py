@@ -8,7 +8,6 @@ import torch
 
 from kdkit.data.dataset import LoaderSplit, require_splits
 from kdkit.data.torch_splits import StreamSplit
-from kdkit.engine.batch_transform import transformed
 from kdkit.engine.check.batches import batch_problems
 from kdkit.engine.check.copied_labels import copied_labels_notice
 from kdkit.engine.check.doubts import shared_net_doubts, stage_doubts
@@ -17,8 +16,9 @@ from kdkit.engine.check.estimate import Estimator, StageEstimate
 from kdkit.engine.check.plan import Plan
 from kdkit.engine.check.recipe_problems import recipe_problems
 from kdkit.engine.check.stage_problems import stage_problems, storage_problems
-from kdkit.engine.open_stage import OpenStage, build_context, tiny_batch
 from kdkit.engine.options import RunOptions
+from kdkit.engine.stage.batch_transform import transformed
+from kdkit.engine.stage.open_stage import OpenStage, build_context, tiny_batch
 from kdkit.errors import KdkitError, first_line
 from kdkit.losses.base import BuildContext
 from kdkit.recipe.recipe import Recipe, Stage, as_recipe, nets_of

@@ -8,7 +8,7 @@ from torch import nn
 
 from kdkit.data.dataset import Data
 from kdkit.engine.check.dry_run import DryRunReport
-from kdkit.engine.training_batches import batches_per_epoch
+from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.errors import DataError
 from kdkit.recipe.objective import as_objective
 from kdkit.recipe.recipe import Stage, nets_of

@@ -17,9 +17,9 @@ from kdkit.engine.check.preserve import preserve
 from kdkit.engine.check.probabilities import kind_of_probabilities, takes_logits
 from kdkit.engine.check.projectors import watch_projectors
 from kdkit.engine.check.term_problem import term_problem
-from kdkit.engine.not_finite import cause_in_inputs, cause_in_outputs
-from kdkit.engine.open_stage import OpenStage
-from kdkit.engine.train_state import balancer_parameters, build_balancer, named_trainable_parameters
+from kdkit.engine.failures.not_finite import cause_in_inputs, cause_in_outputs
+from kdkit.engine.stage.open_stage import OpenStage
+from kdkit.engine.stage.train_state import balancer_parameters, build_balancer, named_trainable_parameters
 from kdkit.errors import KdkitError, RecipeError, first_line
 from kdkit.losses.base import allows_any_classes, requirements_of
 from kdkit.losses.catalog import ON_FEATURES

@@ -8,9 +8,9 @@ from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data
 from kdkit.engine.check.multiply_adds import multiply_adds
 from kdkit.engine.check.timing import StepTimes, time_reading, time_steps
-from kdkit.engine.open_stage import OpenStage
 from kdkit.engine.options import RunOptions
-from kdkit.engine.teacher_caching import CacheForecast, TeacherCaching
+from kdkit.engine.stage.open_stage import OpenStage
+from kdkit.engine.stage.teacher_caching import CacheForecast, TeacherCaching
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe, Stage
 from kdkit.teachers.ema import Ema

@@ -8,8 +8,8 @@ from torch import nn
 
 from kdkit.engine.check.estimate import StageEstimate
 from kdkit.engine.check.projectors import ProjectorSummary
-from kdkit.engine.term_inputs import TermInputs
-from kdkit.engine.terms import BoundTerm
+from kdkit.engine.stage.term_inputs import TermInputs
+from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import CheckError
 from kdkit.losses.base import BuildContext, describe_loss
 from kdkit.losses.features import TensorOrTuple, as_tuple

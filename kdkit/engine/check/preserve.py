@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdkit.engine.module import DistillationModule
+from kdkit.engine.stage.module import DistillationModule
 from kdkit.utils.modules import preserve_buffers
 
 

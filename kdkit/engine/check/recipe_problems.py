@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdkit.data.labels import without_ignored
-from kdkit.engine.training_batches import batches_per_epoch
+from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.errors import KdkitError, did_you_mean
 from kdkit.losses.base import BuildContext
 from kdkit.metrics.base import Metric, PositionReducing, Predictions

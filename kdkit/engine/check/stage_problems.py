@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from kdkit.engine.terms import uses_labels
+from kdkit.engine.stage.terms import uses_labels
 from kdkit.errors import KdkitError, RecipeError
 from kdkit.losses.base import BuildContext, accepts_unknown, describe_loss, extra_kwargs_of, requirements_of
 from kdkit.losses.chunked import Chunked

@@ -10,8 +10,8 @@ from torch.overrides import TorchFunctionMode
 
 from kdkit.engine.check.plan import describe_shape
 from kdkit.engine.check.probabilities import target_problem
-from kdkit.engine.term_inputs import TermInputs
-from kdkit.engine.terms import BoundTerm
+from kdkit.engine.stage.term_inputs import TermInputs
+from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import KdkitError, first_line
 from kdkit.losses.base import describe_loss
 from kdkit.losses.features import TensorOrTuple, as_tuple

@@ -10,11 +10,11 @@ from torch import Tensor
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.data.loading import training_batch_sizes, training_rows
-from kdkit.engine.batch_transform import transformed
 from kdkit.engine.check.preserve import preserve
-from kdkit.engine.open_stage import OpenStage
-from kdkit.engine.train_state import balancer_parameters, build_balancer, named_trainable_parameters
-from kdkit.engine.training_batches import batches_per_epoch
+from kdkit.engine.stage.batch_transform import transformed
+from kdkit.engine.stage.open_stage import OpenStage
+from kdkit.engine.stage.train_state import balancer_parameters, build_balancer, named_trainable_parameters
+from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.recipe.training import Training
 from kdkit.utils import memory
 from kdkit.utils.devices import Precision, autocast

@@ -13,7 +13,7 @@ import kdkit
 from kdkit import Batch, Net, Recipe, Stage, TorchData, Training, Truth
 from kdkit.data.batch import collate, holds_only_tensors, nested_tensors
 from kdkit.data.device_data import KeptSamples
-from kdkit.engine.capture import _StaticInputs
+from kdkit.engine.training.capture import _StaticInputs
 
 
 class Encoding(collections.UserDict):

@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from kdkit import Ema, Match, Net, Stage, Tap, Training
 from kdkit.engine.check.dry_run import dry_run
-from kdkit.engine.open_stage import OpenStage, build_context
-from kdkit.engine.train_state import TrainState
+from kdkit.engine.stage.open_stage import OpenStage, build_context
+from kdkit.engine.stage.train_state import TrainState
 from kdkit.losses import Hint, SoftTargets
 from kdkit.nets.recompute import Recomputation
 from kdkit.recipe.balancing import GradNorm, PCGrad, WeightedSum

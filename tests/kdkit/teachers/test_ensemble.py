@@ -7,7 +7,7 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 
 from kdkit import Batch, BuildContext, Match, Net, Recipe, RecipeError, Stage, Tap, Teachers, check
 from kdkit.engine.check.dry_run import dry_run
-from kdkit.engine.open_stage import OpenStage
+from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.losses import (
     CC,
     CKA,

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit import Ema, Match, Past, Peer, Recipe, RecipeError, Stage, Tap, Teachers, Training, run
-from kdkit.engine.module import DistillationModule
+from kdkit.engine.stage.module import DistillationModule
 from kdkit.losses import HardTargets, SoftTargets
 from tests.helpers.open_stages import CONTEXT, TRAINING, batch_of, open_objectives, problems_of, term_values
 from tests.helpers.tiny import plain_goal, tiny_data, tiny_net

@@ -1,0 +1,235 @@
+"""Print the progress of a run: a live view on a terminal, a line per epoch, and a table of metrics at the end."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kdkit.engine.display.live import LiveDisplay, can_redraw
+from kdkit.engine.interrupts import announce_on_stderr
+from kdkit.plugins.events import (
+    BaselineDifference,
+    EpochEnded,
+    ReportedMetric,
+    RunEnded,
+    RunStarted,
+    StageStarted,
+    StepEnded,
+)
+from kdkit.plugins.hooks import hookimpl
+from kdkit.utils.console import Status, format_number, make_console
+from kdkit.utils.reprs import format_bytes
+
+
+@contextmanager
+def progress_display(
+    progress: bool | None, *, verbose: bool = False
+) -> Iterator[tuple[Status, list["ConsoleCallback"]]]:
+    """Return, as a context, the status of a run before its first stage, and the callbacks that print its progress.
+
+    progress, verbose: see RunOptions; None prints to a terminal or a notebook only.
+    """
+    console = make_console()
+    shown = console.is_terminal or console.is_jupyter if progress is None else progress
+    with Status(enabled=shown) as status:
+        callbacks = [ConsoleCallback(console, status, verbose=verbose)] if shown else []
+        try:
+            yield status, callbacks
+        finally:
+            for callback in callbacks:  # after an error before `run_ended`
+                callback.close()
+
+
+class ConsoleCallback:
+    """Prints to a rich console: on a terminal a live view of the run, and always a line per epoch above it."""
+
+    def __init__(self, console: Console, status: Status | None = None, *, verbose: bool = False) -> None:
+        self.console = console
+        self.verbose = verbose
+        self._display = LiveDisplay(console) if can_redraw(console) else None
+        self._status = Status(enabled=False) if status is None else status
+        self._stage: StageStarted | None = None
+        self._ended_epochs: int | None = None  # of the current stage; None before the first one ended
+
+    @hookimpl
+    def run_started(self, event: RunStarted) -> None:
+        """Print the recipe, its stages and the notices."""
+        self._status.stop()
+        # `escape` because names of recipes, stages and terms may contain square brackets, which are markup to rich.
+        self.console.print(
+            f"[bold]{escape(event.recipe)}[/bold]: {escape(' -> '.join(event.stages))}  "
+            f"(device {escape(event.device)}, seed {event.seed})"
+        )
+        self._print_notes(event.notices)
+        if self.verbose:
+            for title in ("versions", "options", "settings", "parameters"):
+                values = "  ".join(f"{name} {value}" for name, value in getattr(event, title).items())
+                if values:
+                    self._print_details(f"{title}: {values}")
+        if self._display is not None:
+            self._display.progress.start(event, time.monotonic())
+        self._status.show(f"opening stage {event.stages[0]}", terminal_only=True)
+
+    @hookimpl
+    def stage_started(self, event: StageStarted) -> None:
+        """Print the stage, and show it in the live view."""
+        self._status.stop()
+        self._report_early_end()
+        self._stage = event
+        resumed = f", resumed after epoch {event.epoch}" if event.epoch else ""
+        if event.batch:
+            resumed = f", resumed in epoch {event.epoch + 1} after {event.batch} of {event.batches} batches"
+        epochs = f"{event.epochs} epoch{'' if event.epochs == 1 else 's'}{resumed}"
+        self.console.print(f"\n[bold]{event.index + 1}. {escape(event.name)}[/bold]: {epochs}")
+        self._print_notes(event.notices)
+        if self._display is not None:
+            self._display.progress.start_stage(event, time.monotonic())
+            self._display.start()
+
+    @hookimpl
+    def step_ended(self, event: StepEnded) -> None:
+        """Advance the live view, which reads the terms of few steps, since that may wait for the device."""
+        if self._display is not None:
+            self._display.step(event)
+
+    @hookimpl
+    def epoch_ended(self, event: EpochEnded) -> None:
+        """Print the terms and the monitored metric; a star marks the best epoch so far.
+
+        After the last epoch, print the peak memory of the stage, if it was measured.
+        """
+        self._ended_epochs = event.epoch + 1
+        if self._display is not None:
+            self._display.progress.end_epoch(event, time.monotonic())
+        terms = "  ".join(f"{escape(label)} {format_number(value)}" for label, value in event.terms.items())
+        star = " *" if event.best else ""
+        self.console.print(
+            f"   epoch {event.epoch + 1:>3}  {terms}  [dim]validation[/dim] {escape(event.monitor)} "
+            f"{format_number(event.monitor_value)}{star}  [dim]{event.seconds:.1f} s[/dim]",
+            soft_wrap=True,  # a line that a log file keeps whole
+        )
+        if self.verbose:
+            self._print_epoch_details(event)
+        last = self._stage is not None and self._ended_epochs == self._stage.epochs
+        if last and event.peak_memory_bytes is not None:
+            self.console.print(f"   peak memory {format_bytes(event.peak_memory_bytes, base=1024)}", style="dim")
+
+    @hookimpl
+    def run_ended(self, event: RunEnded) -> None:
+        """Print the table of metrics, their notes and the run folder. Prints nothing after an error."""
+        self.close()
+        if event.error is not None:
+            return
+        self._report_early_end()
+        self.console.print()
+        self.console.print(metrics_table(event))
+        self._print_differences(event)
+        # Several nets often have the same note, such as classes without positives.
+        self._print_notes(
+            sorted({result.note for results in event.metrics.values() for result in results.values() if result.note})
+        )
+        if event.folder is not None:
+            self.console.print(f"saved to {event.folder}", markup=False, soft_wrap=True)
+
+    def announce(self, text: str) -> None:
+        """Print a line from a signal handler: above the live view if it is shown, otherwise to stderr."""
+        if self._display is not None and self._display.is_shown:
+            self._display.announce(text)
+        else:
+            announce_on_stderr(text)
+
+    def close(self) -> None:
+        """Remove the status and the live view from the terminal."""
+        self._status.stop()
+        if self._display is not None:
+            self._display.stop()
+
+    def _print_differences(self, event: RunEnded) -> None:
+        """Print whether distillation helped each student that has a baseline, by the first metric."""
+        first = {difference.student: difference for difference in reversed(event.differences)}
+        for student, difference in reversed(first.items()):
+            name = f" of {student}" if len(first) > 1 else ""
+            self.console.print(
+                f"distillation{name}: {describe_difference(difference, event.metrics)}", markup=False, soft_wrap=True
+            )
+
+    def _report_early_end(self) -> None:
+        """Print that the stage before ended early, by its patience or a callback."""
+        epochs = 0 if self._stage is None else self._stage.epochs
+        if self._ended_epochs is not None and self._ended_epochs < epochs:
+            self.console.print(f"   ended after epoch {self._ended_epochs} of {epochs}", style="dim")
+        self._ended_epochs = None
+
+    def _print_notes(self, notes: Iterable[str]) -> None:
+        for note in notes:
+            self.console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+
+    def _print_details(self, text: str) -> None:
+        self.console.print(text, style="dim", markup=False, soft_wrap=True)
+
+    def _print_epoch_details(self, event: EpochEnded) -> None:
+        """Print the weights, the learning rate, the speed, and the gradients if they were recorded."""
+        weights = "  ".join(f"{label} {weight:.3g}" for label, weight in event.weights.items())
+        samples = None if self._stage is None else self._stage.samples
+        # An epoch that was resumed had fewer samples, but its seconds are those of all of them.
+        speed = "" if samples is None or not event.seconds else f"  {samples / event.seconds:,.0f} samples/s"
+        self._print_details(f"      weights {weights}  learning rate {event.learning_rate:.3g}{speed}")
+        for kind, values in (event.gradients or {}).items():
+            if values:  # a single term has no cosine
+                numbers = "  ".join(f"{label} {value:.3g}" for label, value in values.items())
+                self._print_details(f"      gradient {kind} {numbers}")
+
+
+def metrics_table(event: RunEnded) -> Table:
+    """Return a table with a row for each net: its parameters and its metrics."""
+    table = Table(title=f"Metrics on {event.reported_on} ({event.seconds:.0f} s in all)", title_justify="left")
+    table.add_column("net")
+    table.add_column("parameters", justify="right")
+    # Nets may have different metrics; a dict keeps the order of the first net that has each.
+    names = list(dict.fromkeys(name for results in event.metrics.values() for name in results))
+    for name in names:
+        table.add_column(escape(name), justify="right")
+    for net, results in event.metrics.items():
+        values = [_with_interval(results[name]) if name in results else "-" for name in names]
+        table.add_row(escape(net), f"{event.parameters[net]:,}", *values)
+    return table
+
+
+def describe_difference(difference: BaselineDifference, metrics: Mapping[str, Mapping[str, ReportedMetric]]) -> str:
+    """Return a difference in words: "macro_f1 0.812 against 0.794 alone, +1.8 points (95 % interval +0.3 to +3.1)".
+
+    It is about the two nets of one run. A point is 0.01, in which shares are compared; metrics that are no shares are
+    compared in their unit.
+    """
+    value, alone = (metrics[net][difference.metric].value for net in (difference.student, difference.baseline))
+    is_share = all(abs(number) <= 1 for number in (value, alone, difference.value))
+    scale, unit = (100, " points") if is_share else (1, "")
+    change, low, high = (
+        f"{scale * number:+.2g}" if abs(scale * number) < 1 else f"{scale * number:+.1f}"
+        for number in (difference.value, *difference.interval)
+    )
+    return (
+        f"{difference.metric} {value:.3f} against {alone:.3f} alone, {change}{unit} "
+        f"({difference.level:.0%} interval {low} to {high}): {difference.verdict} in this run; "
+        "one seed cannot tell whether distillation helps (--seeds 5)"
+    ).replace("%", " %")
+
+
+def results_table(results: Mapping[str, ReportedMetric], title: str) -> Table:
+    """Return a table with a row for each metric of one net."""
+    table = Table(title=escape(title), title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, result in results.items():
+        table.add_row(escape(name), _with_interval(result))
+    return table
+
+
+def _with_interval(result: ReportedMetric) -> str:
+    if result.interval is None:
+        return format_number(result.value)
+    low, high = result.interval
+    return f"{format_number(result.value)} ({format_number(low)} to {format_number(high)})"

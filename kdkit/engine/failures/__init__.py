@@ -1,0 +1,1 @@
+"""Explanations of failed runs: values that are not finite, too little memory, and errors of user code."""

@@ -1,0 +1,91 @@
+"""Align lists of classes: classes that one side lacks are dropped, never filled with zeros."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kdkit.data.dataset import Task
+from kdkit.engine.stage.term_inputs import TermInputs
+from kdkit.errors import RecipeError
+from kdkit.losses.columns import SelectColumns
+from kdkit.losses.features import as_tuple
+
+Columns = tuple[int, ...]  # of an output, (batch, classes), by their indices
+
+
+def shared_classes(
+    sides: Sequence[Sequence[str]], description: str, order: Sequence[str]
+) -> tuple[Columns, ...] | None:
+    """Return, for each side, the columns of the classes that all sides share, or None if these are all in this order.
+
+    order: the classes of the data, in whose order the shared ones come, so that a vector with a value for each class is
+    right whatever the order of the sides. Classes that the data lacks leave all in the order of the first side.
+    Raises RecipeError, which names the sides by `description`, if no class is shared.
+    """
+    first, *rest = map(tuple, sides)
+    if all(side == tuple(order) for side in (first, *rest)):
+        return None  # also by far the most common case
+    indices = [{name: index for index, name in enumerate(side)} for side in (first, *rest)]
+    names = [name for name in first if all(name in index for index in indices[1:])]
+    if not names:
+        against = " against ".join(f"{', '.join(side[:5])} ..." for side in (first, *rest))
+        raise RecipeError(f"{description} share no class: {against}")
+    position = {name: number for number, name in enumerate(order)}
+    if all(name in position for name in names):
+        names.sort(key=position.__getitem__)
+    if all(side == tuple(names) for side in (first, *rest)):
+        return None
+    return tuple(tuple(index[name] for name in names) for index in indices)
+
+
+class ClassAlignment(nn.Module):
+    """Reduce the inputs of a term to the classes that all its sides share.
+
+    student: columns of the student's output; None if the student side is features. targets: columns for each teacher,
+    empty if teacher outputs are not used. target_is_output: whether the target side is teacher outputs.
+    labels: columns among the data's classes; None if the labels are not used, or stay as they are.
+    student_head, target_head: the columns of a side that may be features; with any other number, it stays as it is.
+    If labels are class indices, samples whose class is not shared are dropped.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: Columns | None,
+        targets: tuple[Columns, ...],
+        target_is_output: bool,
+        labels: Columns | None,
+        task: Task,
+        student_head: int | None = None,
+        target_head: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.student_head, self.target_head = student_head, target_head
+        self.target_is_output = target_is_output
+        self.drops_samples = task == "multiclass" and labels is not None
+        self.student = None if student is None else SelectColumns(student)
+        self.targets = nn.ModuleList(SelectColumns(columns) for columns in targets)
+        # A buffer, so that it moves with the module to its device; it is not part of a checkpoint.
+        self.register_buffer("labels", None if labels is None else torch.tensor(labels), persistent=False)
+
+    def forward(self, inputs: TermInputs) -> TermInputs:
+        """Return the inputs with the shared columns only, and without samples whose class is not shared."""
+        if self.student is not None:
+            student = as_tuple(inputs.student)[0]
+            if self.student_head in (None, student.shape[1]):
+                inputs = inputs._replace(student=self.student(student))
+        if self.target_is_output and inputs.target is not None:
+            sides = as_tuple(inputs.target)
+            if self.target_head in (None, sides[0].shape[1]):
+                shared_sides = tuple(select(side) for select, side in zip(self.targets, sides, strict=True))
+                inputs = inputs._replace(target=shared_sides if isinstance(inputs.target, tuple) else shared_sides[0])
+        # Empty unless the loss takes them, although `targets` may be there for the target side.
+        pairs = zip(self.targets, inputs.teacher_outputs, strict=False)
+        inputs = inputs._replace(teacher_outputs=tuple(select(output) for select, output in pairs))
+        if not isinstance(self.labels, Tensor):
+            return inputs
+        if not self.drops_samples:
+            return inputs._replace(labels=inputs.labels.index_select(1, self.labels))
+        matches = inputs.labels.unsqueeze(1) == self.labels  # (batch, shared classes)
+        return inputs._replace(labels=matches.int().argmax(1)).rows(matches.any(1).nonzero().squeeze(1))

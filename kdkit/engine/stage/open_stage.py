@@ -1,0 +1,91 @@
+"""A stage that is ready to run: a session for each of its teachers, and the module that is trained."""
+
+from dataclasses import replace
+from typing import Self
+
+import torch
+
+from kdkit.data.batch import Batch
+from kdkit.data.dataset import Data, LoaderSplit
+from kdkit.data.label_check import LabelCheck
+from kdkit.data.loading import batches
+from kdkit.data.reading import ReadBatches
+from kdkit.engine.stage.module import DistillationModule
+from kdkit.losses.base import BuildContext
+from kdkit.recipe.recipe import Stage
+from kdkit.teachers.base import TeacherOutput, TeacherSession
+from kdkit.teachers.frozen import open_teacher
+
+
+class OpenStage:
+    """The teachers and the module of a stage while it runs. Close it, or use it as a context manager.
+
+    Closing removes every tap and restores the mode of the teachers. Raises RecipeError if a teacher cannot be opened or
+    a term does not fit its networks.
+    """
+
+    module: DistillationModule
+
+    def __init__(self, stage: Stage, context: BuildContext, device: torch.device) -> None:
+        self.stage = stage
+        self.context = replace(context, batch_size=stage.training.batch_size)
+        self.sessions: dict[str, TeacherSession] = {}
+        try:
+            for teacher, taps in stage.teachers.items():
+                self.sessions[teacher.name] = open_teacher(teacher, taps, self.context)
+            self.module = DistillationModule(stage, self.context)
+            self.module.to(device)  # after it is assigned: if this fails, `close` must remove its taps
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def teachers(self, batch: Batch) -> dict[str, TeacherOutput]:
+        """Return the output of every teacher for this batch, by name: computed, or read from the teacher cache."""
+        return {name: session(batch) for name, session in self.sessions.items()}
+
+    def close(self) -> None:
+        """Remove every tap and restore the mode of the teachers."""
+        module = getattr(self, "module", None)  # None if a teacher could not be opened
+        if module is not None:
+            module.close()
+        # In reverse, since user-defined teachers may share a module, and each restores the state that it was opened in.
+        for session in reversed(self.sessions.values()):
+            session.close()
+
+
+def build_context(data: Data) -> BuildContext:
+    """Return the facts about the data that losses and teachers may depend on."""
+    train = data.train
+    # A DataLoader of the user yields batches without sample ids, and a batch_transform may mix samples.
+    has_ids = not isinstance(train, LoaderSplit) and data.batch_transform is None
+    return BuildContext(
+        classes=tuple(data.classes),
+        task=data.task,
+        samples=len(train) if has_ids else None,
+        ids=has_ids,
+        has_unknown=data.has_unknown,
+        position_dims=data.position_dims,
+        ignored_labels=tuple(data.ignored_labels),
+        has_labels=data.has_labels,
+        has_weights=data.has_weights,
+    )
+
+
+def tiny_batch(data: Data, batch_size: int) -> Batch:
+    """Return four samples of the training split for a dry run, or the first batch of a user's DataLoader.
+
+    If the batch size is 1, or the split has one sample, it is a single sample. If the split has fewer than four
+    samples, the last one is repeated. Four, because some relations between samples are constant for two.
+    """
+    train = data.train
+    check = LabelCheck.of_data(data, train)
+    if isinstance(train, LoaderSplit):
+        return next(iter(ReadBatches(batches(train, 4 if batch_size > 1 else 1), check)))
+    rows = torch.arange(4 if batch_size > 1 and len(train) > 1 else 1).clamp(max=len(train) - 1)
+    return next(iter(ReadBatches(batches(train, len(rows), order=rows), check)))

@@ -1,0 +1,255 @@
+"""Everything a stage updates and checkpoints: optimizer, LR schedule, scaler, EMA, loss balancer, teacher sessions."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdkit.data.batch import Batch
+from kdkit.engine.stage.gradient_stats import Gradients, GradientStats
+from kdkit.engine.stage.module import DistillationModule
+from kdkit.errors import RecipeError
+from kdkit.nets.moving_average import MovingAverage
+from kdkit.recipe.balancing.base import Balancer, TrainedParameters
+from kdkit.recipe.training import Training
+from kdkit.teachers.base import TeacherSession, observers
+from kdkit.utils.collectives import sync_buffers
+
+
+class TrainState:
+    """The state of a stage in training. `state_dict` returns all of it that changes.
+
+    averages: the EMA of each network by name, if the stage has one. They are created before taps are opened, since a
+    copy of a module would carry its hooks.
+    updates: how many times the optimizer has stepped.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        module: DistillationModule,
+        sessions: Mapping[str, TeacherSession],
+        averages: Mapping[str, MovingAverage],
+        *,
+        batches: int,
+        scaler: bool,
+    ) -> None:
+        self.training = training
+        self.module = module
+        self.sessions = sessions
+        self.averages = averages
+        self._observers = observers(sessions.values())
+        module.track_outputs = bool(self._observers)
+        self.updates = 0
+        self.total_updates = training.epochs * math.ceil(batches / training.accumulate_steps)
+        self.balancer = build_balancer(training, module)
+        named = [*named_trainable_parameters(module), *balancer_parameters(self.balancer)]
+        self.parameters = [parameter for _, parameter in named]
+        self.optimizer = training.optimizer.build(named)
+        schedule = training.lr_schedule
+        self.lr_scheduler = (
+            None
+            if schedule is None
+            else schedule.build(self.optimizer, epochs=training.epochs, updates=self.total_updates)
+        )
+        self._lr_interval = "epoch" if schedule is None else schedule.interval
+        self._lr_follows_metric = schedule is not None and schedule.follows_metric
+        self.gradient_stats: GradientStats | None = None
+        self.scaler = torch.amp.GradScaler(module.progress.device.type) if scaler else None
+        self.constant_weights = not any(callable(factor) for term in module.terms for factor in term.weighted.factors)
+        self._weights = module.weights(0.0)
+        self._uses_progress = any("progress" in term.extra_kwargs for term in module.terms)
+
+    @property
+    def progress(self) -> float:
+        """The share of optimizer updates that are done: 0 before the first one, 1 after the last."""
+        return self.updates / self.total_updates
+
+    @property
+    def lr(self) -> float:
+        """The current learning rate of the first parameter group."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def weights(self) -> Mapping[str, float]:
+        """Return the current weight of each term."""
+        if not self.constant_weights:
+            self._weights = self.module.weights(self.progress)
+        return self._weights
+
+    def backward(
+        self,
+        losses: Mapping[str, Tensor],
+        divisor: float,
+        rank_weight: float = 1.0,
+        weights: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add the gradients of a micro-batch to those of the current update.
+
+        divisor: of the losses, which are averaged over the micro-batches of the update.
+        rank_weight: the weight of these losses in the mean over ranks, whose parts of a batch may differ in size.
+        weights: the weight of each term as a number or a scalar tensor; None for the current weights.
+        """
+        weights = self.weights() if weights is None else weights
+        if rank_weight != 1.0:
+            losses = {label: loss * rank_weight for label, loss in losses.items()}
+
+        def scale(total: Tensor) -> Tensor:
+            mean = total if divisor == 1 else total / divisor
+            return mean if self.scaler is None else self.scaler.scale(mean)
+
+        if self.gradient_stats is not None and self.gradient_stats.due(self.updates):
+            self.gradient_stats.add(losses, weights, scale)
+        self.balancer(losses, weights, scale)
+
+    def optimizer_step(self) -> None:
+        """Update the weights from the accumulated gradients, and everything that follows the weights."""
+        self.advance(updated=self.update_weights())
+
+    def update_weights(self) -> bool:
+        """Update the weights from the accumulated gradients; return False if the gradient scaler skipped the update."""
+        sync_buffers(self.module.nets)
+        if self.gradient_stats is not None:
+            self.gradient_stats.close()
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        if self.training.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)
+        updated = self._step_optimizer()
+        # The same as optimizer.zero_grad(), which costs ten times as much for small networks.
+        for parameter in self.parameters:
+            parameter.grad = None
+        return updated
+
+    def advance(self, *, updated: bool) -> None:
+        """Advance everything that follows an update of the weights: schedules, averages, and teachers."""
+        self.updates += 1
+        if self._uses_progress:
+            self.module.progress.fill_(self.progress)
+        if updated and self.lr_scheduler is not None and self._lr_interval == "update":
+            self.lr_scheduler.step()
+        for net in self.module.students if self.averages else ():
+            self.averages[net.name].update(net.network)
+        for session in self.sessions.values():
+            session.on_step()
+
+    def observe(self, batch: Batch) -> None:
+        """Pass the student outputs of this batch to the teachers that learn from them."""
+        for session in self._observers:
+            session.observe(batch, self.module.student_outputs)
+
+    def on_epoch_end(self) -> None:
+        """Advance teachers and an LR schedule that changes per epoch."""
+        for session in self.sessions.values():
+            session.on_epoch_end()
+        if self.lr_scheduler is not None and self._lr_interval == "epoch" and not self._lr_follows_metric:
+            self.lr_scheduler.step()
+
+    def on_validated(self, value: float) -> None:
+        """Advance an LR schedule that follows the monitored metric."""
+        if self._lr_follows_metric:
+            scheduler: Any = self.lr_scheduler  # a ReduceLROnPlateau, whose step takes the metric
+            scheduler.step(value)
+
+    def track_gradients(self, every: int) -> None:
+        """Record the norms and cosines of the terms' gradients at every n-th update; 0 disables it."""
+        trained = trained_parameters(self.module)
+        self.gradient_stats = GradientStats(every, trained.labels, trained.students) if every else None
+
+    def gradients(self) -> Gradients | None:
+        """Return the means of the recorded gradient statistics since the last call, or None if there are none."""
+        return None if self.gradient_stats is None else self.gradient_stats.take()
+
+    def validated_module(self, name: str) -> nn.Module:
+        """Return the module of a network that is validated and checkpointed: its EMA if it has one."""
+        average = self.averages.get(name)
+        net = next(net for net in self.module.students if net.name == name)
+        return net.network if average is None else average.module
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that changes."""
+        return {
+            "module": self.module.state_dict(),
+            "sessions": {name: session.state_dict() for name, session in self.sessions.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": None if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "averages": {name: average.state_dict() for name, average in self.averages.items()},
+            "balancer": self.balancer.state_dict(),
+            "updates": self.updates,
+            "gradient_stats": None if self.gradient_stats is None else self.gradient_stats.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a saved state."""
+        self.module.load_state_dict(state["module"])
+        for name, session in self.sessions.items():
+            session.load_state_dict(state["sessions"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        for name, average in self.averages.items():
+            average.load_state_dict(state["averages"][name])
+        self.balancer.load_state_dict(state["balancer"])
+        self.updates = state["updates"]
+        # Whether gradients are recorded may change with a resume.
+        if self.gradient_stats is not None and state["gradient_stats"] is not None:
+            self.gradient_stats.load_state_dict(state["gradient_stats"])
+        self.module.progress.fill_(self.progress)
+
+    def _step_optimizer(self) -> bool:
+        """Step the optimizer; return False if the gradient scaler skipped the update."""
+        if self.scaler is None:
+            self.optimizer.step()
+            return True
+        before = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return self.scaler.get_scale() >= before  # the scale is reduced if a gradient was not finite
+
+
+def build_balancer(training: Training, module: DistillationModule) -> Balancer:
+    """Return the balancer of a stage. Raises RecipeError if it does not fit, or is none."""
+    balancer = training.balancing.build(trained_parameters(module))
+    if not isinstance(balancer, Balancer):
+        raise RecipeError(
+            f"build of {training.balancing!r} must return a Balancer, which is called with losses, weights and a "
+            "scale, and has state_dict, load_state_dict, averages_across_ranks and capturable; it returned "
+            f"{balancer!r}"
+        )
+    return balancer
+
+
+def trained_parameters(module: DistillationModule) -> TrainedParameters:
+    """Return the trainable parameters of a stage; a shared parameter counts for the first network that has it."""
+    seen: set[int] = set()
+    return TrainedParameters(
+        labels=tuple(term.label for term in module.terms),
+        nets=tuple(_unseen(net.network.parameters(), seen) for net in module.students),
+        losses=_unseen(module.losses.parameters(), seen),
+    )
+
+
+def named_trainable_parameters(module: DistillationModule) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the trainable parameters: "student.head.weight" for a network, "losses.0.projector.weight" for a loss."""
+    for path, parameter in module.named_parameters():
+        part, index, *rest = path.split(".")
+        if parameter.requires_grad:
+            yield ".".join([module.students[int(index)].name, *rest]) if part == "nets" else path, parameter
+
+
+def balancer_parameters(balancer: Balancer) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters of a balancer that the optimizer of the stage trains, by name."""
+    if isinstance(balancer, nn.Module):
+        for name, parameter in balancer.named_parameters():
+            if parameter.requires_grad:
+                yield f"balance.{name}", parameter
+
+
+def _unseen(parameters: Iterable[nn.Parameter], seen: set[int]) -> tuple[nn.Parameter, ...]:
+    unseen = [parameter for parameter in parameters if parameter.requires_grad and id(parameter) not in seen]
+    seen.update(id(parameter) for parameter in unseen)
+    return tuple(unseen)

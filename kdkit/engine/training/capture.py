@@ -1,0 +1,373 @@
+"""A training step that is captured as a CUDA graph: its kernels are launched at once instead of one by one.
+
+The Python code of a captured step runs once. Each later batch is copied into the tensors that the graph reads, and the
+graph is replayed. So the code must not wait for the device, and must not keep anything in Python that changes from step
+to step: numbers, tensors that are replaced instead of filled, or random states of the CPU. Steps that break these rules
+are found before and during the capture, and run eagerly.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kdkit.data.batch import Batch, items_of, map_tensors, nested_tensors
+from kdkit.engine.distributed.data_parallel import DistributedModule
+from kdkit.engine.options import Capture
+from kdkit.engine.stage.open_stage import OpenStage
+from kdkit.engine.stage.train_state import TrainState
+from kdkit.engine.training.python_state import PythonState
+from kdkit.engine.training.training_step import TrainingStep
+from kdkit.engine.training.update_parts import UpdatePart
+from kdkit.errors import KdkitError, RecipeError, first_line
+from kdkit.nets.net import Net
+from kdkit.recipe.balancing.base import WeightedSum
+from kdkit.teachers.base import TeacherOutput
+from kdkit.teachers.frozen import Frozen
+from kdkit.utils.collectives import is_distributed
+
+_EAGER_STEPS = 3  # before the capture: the first creates the state of the optimizer, the second is watched for waits
+_OTHER_SHAPES = 10  # batches of other shapes than the first one before any was captured
+_WORTHWHILE = 50  # steps of a stage; a capture takes as long as about ten
+
+
+class CapturedStep(TrainingStep):
+    """A training step as a CUDA graph, with everything that it cannot hold before and after the graph.
+
+    In the graph are the networks, frozen teachers that are run at every step, the losses, their gradients, and the
+    optimizer if its options do not change from step to step. Other teachers, also those on another device,
+    learning-rate schedules, gradient scalers and averages run eagerly. So do the first steps of a stage, and batches of
+    other shapes, such as the last one, or with samples that a teacher has no output for.
+    """
+
+    def __init__(
+        self,
+        open_stage: OpenStage,
+        state: TrainState,
+        module: DistributedModule,
+        autocast: AbstractContextManager[Any],
+        *,
+        required: bool,
+    ) -> None:
+        super().__init__(open_stage, state, module, autocast)
+        device = open_stage.module.progress.device
+        self._required = required
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._in_graph = {
+            name: session
+            for name, session in open_stage.sessions.items()
+            if type(session) is Frozen and _runs_in_graph(session.net, device)
+        }
+        self._outside = {name: session for name, session in open_stage.sessions.items() if name not in self._in_graph}
+        self._graph_updates = _updates_in_graph(state)  # whether the optimizer is in the graph
+        # The weights of terms that change from step to step.
+        self._weights = (
+            None
+            if state.constant_weights
+            else {label: torch.tensor(weight, device=device) for label, weight in state.weights().items()}
+        )
+        self._eager_steps = 0
+        self._other_shapes = 0  # steps on batches that differ from the first one
+        self._inputs: _StaticInputs | None = None
+        self._graph: _Graph | None = None
+        self._refused = False
+
+    def __call__(self, batch: Batch, part: UpdatePart) -> dict[str, Tensor]:
+        """Train on a batch, by the graph if that is possible."""
+        stats = self.state.gradient_stats
+        if self._refused or (stats is not None and stats.due(self.state.updates)):
+            return super().__call__(batch, part)
+        outputs = self.teacher_outputs(batch, self._outside)
+        # Terms are computed on the samples that have a teacher output, whose number no graph may depend on. A Past has
+        # them for all after the first epoch.
+        has_mask = any(output.mask is not None for output in outputs.values())
+        if self._inputs is None and not has_mask:
+            self._inputs = _StaticInputs.like(batch, outputs)
+        inputs = self._inputs
+        if has_mask:
+            losses = self._run_eagerly(batch, outputs, part)
+        elif inputs is not None and inputs.fill(batch, outputs):
+            losses = self._train(inputs, part)
+        else:
+            losses = self._run_eagerly(batch, outputs, part)
+            self._other_shapes += 1
+            if inputs is None:
+                self._refuse("its inputs are not tensors only")
+            elif self._graph is None and self._other_shapes == _OTHER_SHAPES:
+                self._refuse("the shapes of its batches differ")
+        self.state.observe(batch)
+        return losses
+
+    @contextmanager
+    def epoch(self) -> Iterator[None]:
+        """Load and train the batches of an epoch on the stream of the graph."""
+        changed = self._graph is not None and self._graph.options != _optimizer_options(self.state)
+        if self._graph_updates and changed:
+            self._graph, self._graph_updates = None, False  # a schedule will change them again
+        outer = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(outer)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            outer.wait_stream(self._stream)
+
+    def _train(self, inputs: "_StaticInputs", part: UpdatePart) -> dict[str, Tensor]:
+        if self._graph is None and self._eager_steps < _EAGER_STEPS:
+            self._eager_steps += 1
+            if self._eager_steps != 2:
+                return self._run_eagerly(inputs.batch, inputs.outputs, part)
+            with _waits_for_device() as waits:
+                losses = self._compute(inputs, part)
+            self._finish_update()
+            if waits:
+                self._refuse(f"it waits for the device in {waits[0]}")
+            return losses
+        if self._graph is None:
+            self._capture(inputs, part)
+        if self._graph is None:
+            return self._run_eagerly(inputs.batch, inputs.outputs, part)
+        return self._replay(self._graph)
+
+    def _run_eagerly(self, batch: Batch, outputs: Mapping[str, TeacherOutput], part: UpdatePart) -> dict[str, Tensor]:
+        all_outputs = {**outputs, **self.teacher_outputs(batch, self._in_graph)}
+        losses = self.add_gradients(batch, all_outputs, part)
+        self.state.optimizer_step()
+        return losses
+
+    def _compute(self, inputs: "_StaticInputs", part: UpdatePart) -> dict[str, Tensor]:
+        """Run everything that the graph holds."""
+        all_outputs = {**inputs.outputs, **self.teacher_outputs(inputs.batch, self._in_graph)}
+        losses = self.add_gradients(inputs.batch, all_outputs, part, self._current_weights())
+        if self._graph_updates:
+            self.state.update_weights()
+        return losses
+
+    def _finish_update(self) -> None:
+        """Run the rest of the update."""
+        updated = True if self._graph_updates else self.state.update_weights()
+        self.state.advance(updated=updated)
+
+    def _capture(self, inputs: "_StaticInputs", part: UpdatePart) -> None:
+        python_state = PythonState(self._objects())
+        graph = torch.cuda.CUDAGraph()
+        self._current_weights()
+        try:
+            # thread_local: other threads may pin memory meanwhile.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                losses = self._compute(inputs, part)
+                values = torch.stack([*losses.values()])
+        except Exception as error:  # user code may raise anything
+            self.open_stage.module.open_taps.clear()
+            self._drop_gradients()
+            python_state.restore()
+            if "captur" in str(error):  # a kernel that no graph may hold: torch draws no random numbers after it
+                raise KdkitError(
+                    f"the training step of stage {self.open_stage.stage.name!r} cannot be captured as a CUDA graph "
+                    f"({first_line(error.__context__ or error)}); run with capture off: --capture off"
+                ) from error
+            self._refuse(f"{type(error).__name__}: {first_line(error)}")
+            return
+        gradients = [parameter.grad for parameter in self.state.parameters]
+        self._drop_gradients()
+        changed = python_state.changes()
+        if changed:
+            python_state.restore()
+            self._refuse(f"{changed[0]} changes from step to step")
+            return
+        module = self.open_stage.module
+        outputs = module.student_outputs if module.track_outputs else {}
+        self._graph = _Graph(graph, tuple(losses), values, gradients, outputs, _optimizer_options(self.state))
+
+    def _replay(self, graph: "_Graph") -> dict[str, Tensor]:
+        self._current_weights()
+        graph.graph.replay()
+        if not self._graph_updates:
+            for parameter, gradient in zip(self.state.parameters, graph.gradients, strict=True):
+                parameter.grad = gradient
+        self._finish_update()
+        if graph.student_outputs:  # copies: a teacher may keep them
+            copies = {name: output.clone() for name, output in graph.student_outputs.items()}
+            self.open_stage.module.student_outputs = copies
+        return dict(zip(graph.labels, graph.losses.clone().unbind(), strict=True))
+
+    def _current_weights(self) -> Mapping[str, Any] | None:
+        """Fill in the current weights of the terms, and return them; None if they never change."""
+        if self._weights is not None and not torch.cuda.is_current_stream_capturing():
+            for label, weight in self.state.weights().items():
+                self._weights[label].fill_(weight)
+        return self._weights
+
+    def _refuse(self, reason: str) -> None:
+        """Run eagerly from now on. Raises RecipeError if a capture is required."""
+        self._refused = True
+        message = f"the training step of stage {self.open_stage.stage.name!r} is not captured as a CUDA graph: {reason}"
+        if self._required:
+            raise RecipeError(f"{message}; run with capture auto or off")
+        warnings.warn(message, stacklevel=2)
+
+    def _drop_gradients(self) -> None:
+        for parameter in self.state.parameters:
+            parameter.grad = None
+
+    def _objects(self) -> Iterator[object]:
+        """Yield everything whose attributes the step may change."""
+        module = self.open_stage.module
+        for part in (module.nets, module.losses, module.alignments, self.state.balancer):
+            yield from part.modules() if isinstance(part, nn.Module) else [part]
+        yield from (term.loss for term in module.terms if not isinstance(term.loss, nn.Module))
+        for session in self._in_graph.values():
+            yield from session.net.network.modules()
+
+
+def make_step(
+    open_stage: OpenStage,
+    state: TrainState,
+    module: DistributedModule,
+    autocast: AbstractContextManager[Any],
+    *,
+    capture: Capture,
+) -> tuple[TrainingStep, str | None]:
+    """Return the step of a stage, and on CUDA the reason if it is not captured and may be.
+
+    Raises RecipeError if a capture is required and impossible.
+    """
+    eager = TrainingStep(open_stage, state, module, autocast)
+    if capture == "off":
+        return eager, None
+    reason = why_not_captured(open_stage, state)
+    if capture == "require" and reason is not None:
+        raise RecipeError(
+            f"the training step of stage {open_stage.stage.name!r} cannot be captured as a CUDA graph: {reason}; run "
+            "with capture auto or off"
+        )
+    if reason is None and (capture == "require" or state.total_updates >= _WORTHWHILE):
+        return CapturedStep(open_stage, state, module, autocast, required=capture == "require"), None
+    return eager, reason if open_stage.module.progress.is_cuda else None
+
+
+def why_not_captured(open_stage: OpenStage, state: TrainState) -> str | None:
+    """Return the reason for which the step of a stage cannot be captured, if one is known before it runs."""
+    training, balancer = state.training, state.balancer
+    if not open_stage.module.progress.is_cuda:
+        return f"the device is {open_stage.module.progress.device.type!r}, and only CUDA has graphs"
+    if is_distributed():
+        return "several processes train it"
+    if training.accumulate_steps > 1:
+        return f"gradients are accumulated over {training.accumulate_steps} batches"
+    recomputing = [net.name for net in open_stage.module.students if net.recompute]
+    if recomputing:
+        return f"net {recomputing[0]!r} recomputes activations, for which torch reads random states on the CPU"
+    selecting = [term.label for term in open_stage.module.terms if term.rows is not None and term.rows.ignored]
+    if selecting:
+        return f"term {selecting[0]!r} is computed on the rows that have a label, whose number waits for the device"
+    if not balancer.capturable:
+        return f"{type(training.balancing).__name__} computes on the CPU, or keeps state in Python"
+    if not state.constant_weights and not isinstance(balancer, WeightedSum):
+        return f"{type(training.balancing).__name__} takes weights as numbers, and those of this stage change"
+    return None
+
+
+class _Graph(NamedTuple):
+    """A captured step, and the tensors that it fills when it is replayed.
+
+    labels, losses: of the terms; losses is (terms,). gradients: of the trained parameters, if the optimizer is not in
+    the graph. student_outputs: by name, if a teacher observes them. options: of the optimizer when it was captured.
+    """
+
+    graph: torch.cuda.CUDAGraph
+    labels: tuple[str, ...]
+    losses: Tensor
+    gradients: list[Tensor | None]
+    student_outputs: Mapping[str, Tensor]
+    options: list[dict[str, Any]]
+
+
+class _StaticInputs:
+    """The tensors that a graph reads: a batch, and the outputs of the teachers that are not in the graph."""
+
+    def __init__(self, batch: Batch, outputs: Mapping[str, TeacherOutput], structure: object) -> None:
+        self.batch = batch
+        self.outputs = outputs
+        self._structure = structure
+        self._tensors = list(nested_tensors(self._parts(batch, outputs)))
+
+    @classmethod
+    def like(cls, batch: Batch, outputs: Mapping[str, TeacherOutput]) -> "_StaticInputs | None":
+        """Return copies of these tensors; None if there is anything but tensors among them."""
+        parts = cls._parts(batch, outputs)
+        structure = _structure(parts)
+        if structure is None:
+            return None
+        inputs, labels, ids, weights, copied_outputs = map_tensors(parts, torch.clone)
+        # Views and losses see neither the draw nor the ids on the CPU, which would stay those of the captured batch.
+        copied = Batch(inputs, labels, ids, weights=weights)
+        return cls(copied, copied_outputs, structure)
+
+    def fill(self, batch: Batch, outputs: Mapping[str, TeacherOutput]) -> bool:
+        """Copy these tensors in, and return True; return False if their shapes or dtypes differ."""
+        parts = self._parts(batch, outputs)
+        if _structure(parts) != self._structure:
+            return False
+        for static, tensor in zip(self._tensors, nested_tensors(parts), strict=True):
+            static.copy_(tensor, non_blocking=True)
+        return True
+
+    @staticmethod
+    def _parts(batch: Batch, outputs: Mapping[str, TeacherOutput]) -> tuple[Any, ...]:
+        return batch.inputs, batch.labels, batch.ids, batch.weights, dict(outputs)
+
+
+def _runs_in_graph(net: Net[Any], device: torch.device) -> bool:
+    """Whether a frozen teacher is a module that runs on this device alone."""
+    return isinstance(net.module, nn.Module) and net.device in (None, device) and not net.is_spread
+
+
+def _updates_in_graph(state: TrainState) -> bool:
+    """Whether the optimizer can be captured: it computes on the device, and its options stay the same in an epoch."""
+    schedule, optimizer = state.training.lr_schedule, state.optimizer
+    if state.scaler is not None or (schedule is not None and schedule.interval == "update"):
+        return False
+    # SGD has no step count, which other optimizers have to keep on the device: they are `capturable`.
+    return type(optimizer) is torch.optim.SGD or all(group.get("capturable") for group in optimizer.param_groups)
+
+
+def _optimizer_options(state: TrainState) -> list[dict[str, Any]]:
+    """Return the learning rate and the other options of each parameter group."""
+    groups = state.optimizer.param_groups
+    return [{name: value for name, value in group.items() if name != "params"} for group in groups]
+
+
+@contextmanager
+def _waits_for_device() -> Iterator[list[str]]:
+    """Record the places in which the CPU waits for the device, as "file:line"."""
+    places: list[str] = []
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield places
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    for warning in caught:
+        if "synchronizing CUDA operation" in str(warning.message):
+            places.append(f"{warning.filename}:{warning.lineno}")
+        elif "Synchronization debug mode is a prototype" not in str(warning.message):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def _structure(value: Any) -> Any:
+    """Return the shapes and dtypes of the tensors in a value, nested; None if it has anything else."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype
+    if value is None:
+        return ()
+    items = items_of(value)
+    if items is None:
+        return None
+    parts = [(key, _structure(item)) for key, item in items]
+    return None if any(part is None for _, part in parts) else parts

@@ -1,0 +1,193 @@
+"""Train one epoch of an open stage: its batches, the validation, and what follows from its result."""
+
+import copy
+import math
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from kdkit.data.batch import Batch
+from kdkit.data.dataset import LoaderSplit, Split
+from kdkit.engine.failures.not_finite import cause_in_inputs, cause_in_outputs
+from kdkit.engine.run_context import RunContext
+from kdkit.engine.stage.training_batches import explain_single_sample
+from kdkit.engine.training.monitor import Monitor
+from kdkit.engine.training.stage_checkpoints import StageCheckpoints
+from kdkit.engine.training.stage_progress import BestCheckpoint, EpochPosition, StageProgress
+from kdkit.engine.training.training_step import TrainingStep
+from kdkit.engine.training.update_parts import Updates
+from kdkit.errors import DataError, KdkitError
+from kdkit.plugins.events import EpochEnded, Figures, StepEnded
+from kdkit.utils import collectives, memory
+from kdkit.utils.modules import copy_state
+from kdkit.utils.randomness import seed_everything
+from kdkit.utils.seeds import SeedPurpose, derive_seed
+
+
+class EpochTrainer:
+    """Trains the epochs of one stage. seed: of the stage."""
+
+    def __init__(
+        self, ctx: RunContext, step: TrainingStep, monitor: Monitor, checkpoints: StageCheckpoints, *, seed: int
+    ) -> None:
+        self.ctx = ctx
+        self.stage = step.open_stage.stage
+        self.step = step
+        self.state = step.state
+        self.monitor = monitor
+        self.checkpoints = checkpoints
+        self.batches = checkpoints.batches
+        self.progress: StageProgress = checkpoints.progress
+        self.seed = seed
+        self.updates = Updates(
+            step.open_stage.module.terms,
+            step.open_stage.context,
+            self.stage.training.accumulate_steps,
+            sized=not isinstance(ctx.recipe.data.train, LoaderSplit),
+        )
+        self._reports_steps = ctx.callbacks.has_listeners("step_ended")
+
+    def train(self, epoch: int) -> None:
+        """Train an epoch from the position of the stage on, which is its start unless it is resumed."""
+        rank = collectives.rank()
+        purpose = (rank, SeedPurpose.RANK) if rank else ()  # each rank draws its own dropout masks
+        seed_everything(derive_seed(self.seed, epoch, *purpose))  # so that an epoch is the same after a resume
+        with self.ctx.interrupts.deferred():
+            if self.progress.position.terms is None:
+                with self.step.epoch(), explain_single_sample():
+                    self.progress.position.terms = self._train_batches(epoch)
+            with self.checkpoints.validating(self.state) as between_batches:
+                values = self.monitor.validate(self.state, epoch, between_batches)
+            self._end(epoch, self.progress.position.terms, values)
+            self.checkpoints.after_epoch(self.state)
+        self.ctx.callbacks.raise_error()
+
+    def _train_batches(self, epoch: int) -> dict[str, float]:
+        """Train on the batches of an epoch after the position, and return the mean of each term."""
+        position, count = self.progress.position, self.batches.per_epoch
+        loader, sizes = self.batches.epoch(epoch, skip=position.batches), self.batches.sizes(epoch)
+        # After batches were skipped, which may draw random numbers, and before one is loaded, which may too.
+        position.restore_rng(self.ctx.device)
+        parts = self.updates.of_epoch(loader, sizes, position.batches, count, self.ctx.device)
+        self.step.open_stage.module.train()
+        self.checkpoints.interval.restart()
+        began = time.perf_counter() - position.seconds
+        for index, (batch, part, samples) in enumerate(parts, start=position.batches):
+            if index == count:
+                raise DataError(f"the training data must have {count} batches per epoch, its length, but has more")
+            values = self.step(batch, part)  # {term: unweighted value}
+            # Scaled, so that a term counts labels if its loss does, and the parts of ranks make up their batch.
+            position.means.add(part.scaled(values), samples)
+            if position.means.not_finite is not None and not collectives.is_distributed():
+                break  # several processes must fail together, at the end of the epoch
+            if self._reports_steps:
+                self._report_step(epoch, index, values)
+            position.batches, position.seconds = index + 1, time.perf_counter() - began
+            if part.ends_update:  # otherwise there are gradients, which a checkpoint does not hold
+                self.checkpoints.after_update(self.state)
+        terms = position.means.values(self.ctx.device)
+        position.seconds = time.perf_counter() - began  # after the device has computed the last step
+        self._require_finite(terms, epoch, position)
+        if position.batches < count:
+            raise DataError(
+                f"the training data must have {count} batches per epoch, its length, but has {position.batches}"
+            )
+        self.state.on_epoch_end()
+        return terms
+
+    def _report_step(self, epoch: int, batch: int, values: Mapping[str, Tensor]) -> None:
+        event = StepEnded(
+            stage=self.stage.name,
+            epoch=epoch,
+            batch=batch,
+            terms=Figures(values),
+            learning_rate=self.state.optimizer.param_groups[0]["lr"],
+        )
+        self.ctx.callbacks.call("step_ended", event)
+
+    def _require_finite(self, terms: Mapping[str, float], epoch: int, position: EpochPosition) -> None:
+        """Raise KdkitError with the cause if the mean of a term is not a finite number, and save the batch in question.
+
+        terms: their means over the epoch.
+        """
+        labels = [label for label, mean in terms.items() if not math.isfinite(mean)]
+        if not labels:
+            return
+        location, cause = f"epoch {epoch + 1}", None
+        split, first = self.ctx.recipe.data.train, position.means.not_finite
+        numbers = collectives.all_gather_objects([] if first is None else [first])
+        if numbers and not isinstance(split, LoaderSplit):
+            first = min(numbers)
+            location += f", batch {first + 1}"
+            cause, batch = self._cause_in(next(self.batches.epoch(epoch, skip=first)).to(self.ctx.device), split)
+            if self.checkpoints.folder is not None:
+                location += f" (saved in {self.checkpoints.folder.save_batch(batch)})"
+                collectives.barrier()  # the error of another rank may end the one that saves it
+        advice = "a lower learning rate, Training(max_grad_norm=...), or another precision may help"
+        raise KdkitError(
+            f"stage {self.stage.name!r}: {', '.join(map(repr, labels))} is not a finite number in {location}; "
+            f"{cause or advice}"
+        )
+
+    def _cause_in(self, batch: Batch, split: Split) -> tuple[str | None, Batch]:
+        """Return the cause of a term that is not finite in a batch, or None, and the part of the rank that has it."""
+
+        def in_inputs() -> str | None:
+            return cause_in_inputs(batch, has_unknown=self.ctx.plan.context.has_unknown, split=split, name="train")
+
+        def in_outputs() -> str | None:
+            return cause_in_outputs(batch, self.step.teacher_outputs(batch, self.step.open_stage.sessions))
+
+        # Outputs come last: for inputs that are not finite, a user-defined teacher might fail, and an average is wrong.
+        for find in (in_inputs, in_outputs):
+            cause = find()
+            causes = collectives.all_gather_objects([] if cause is None else [(cause, batch.to(torch.device("cpu")))])
+            if causes:
+                return causes[0]
+        return None, batch
+
+    def _end(self, epoch: int, terms: Mapping[str, float], values: Mapping[str, float]) -> None:
+        """Keep the best weights, add the epoch to the history, and call the callbacks.
+
+        terms: their means. values: of the monitored metric, by network.
+        """
+        progress, metric = self.progress, self.monitor.metric
+        value = sum(values.values()) / len(values)
+        self.state.on_validated(value)
+        is_best = self.monitor.is_best(value, progress.best)
+        if is_best:
+            weights = {net.name: copy_state(self.state.validated_module(net.name)) for net in self.stage.objectives}
+            progress.best = BestCheckpoint(epoch=epoch, value=value, weights=weights)
+        seconds, progress.position = progress.position.seconds, EpochPosition()
+        gradients = self.state.gradients()
+        entry = {
+            "epoch": epoch,
+            "terms": dict(terms),
+            metric.name: value,
+            "best": is_best,
+            "seconds": round(seconds, 3),
+        }
+        measured = {"gradients": gradients, "peak_memory_bytes": memory.peak(self.ctx.device)}
+        progress.history.append({**entry, **{name: value for name, value in measured.items() if value is not None}})
+        event = EpochEnded(
+            stage=self.stage.name,
+            epoch=epoch,
+            terms=terms,
+            weights=dict(self.state.weights()),
+            monitor=metric.name,
+            monitor_value=value,
+            best=is_best,
+            seconds=seconds,
+            learning_rate=self.state.lr,
+            term_nets={term.label: term.student_net.name for term in self.state.module.terms},
+            monitor_values=values,
+            gradients=copy.deepcopy(gradients),  # a callback must not change the history
+            peak_memory_bytes=progress.peak_memory,
+        )
+        self.ctx.callbacks.call("epoch_ended", event)
+        # Only the first rank calls callbacks, and all must end together.
+        stopped_by = collectives.broadcast(self.ctx.callbacks.take_stop())
+        if stopped_by is not None and epoch + 1 < self.stage.training.epochs:
+            progress.history[-1]["stopped_by"] = stopped_by

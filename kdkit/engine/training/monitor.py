@@ -1,0 +1,63 @@
+"""The monitor of a stage: the metric on the validation split that chooses the best epoch."""
+
+import math
+from collections.abc import Callable, Mapping
+
+from kdkit.engine.predict import Predictor
+from kdkit.engine.run_context import RunContext
+from kdkit.engine.stage.train_state import TrainState
+from kdkit.engine.training.stage_progress import BestCheckpoint
+from kdkit.metrics.base import is_better, lower_is_better
+from kdkit.metrics.bootstrap import without_interval
+from kdkit.recipe.recipe import Stage
+from kdkit.utils import collectives
+from kdkit.utils.randomness import seed_everything
+from kdkit.utils.seeds import SeedPurpose, derive_seed
+
+
+class Monitor:
+    """Computes the monitored metric of a stage after each epoch, and decides which epoch is the best."""
+
+    def __init__(self, ctx: RunContext, stage: Stage, seed: int) -> None:
+        self.ctx = ctx
+        self.stage = stage
+        self.training = stage.training
+        self.seed = seed
+        monitor = stage.training.monitor or ctx.recipe.metrics[0].name
+        metric = next(metric for metric in ctx.recipe.metrics if metric.name == monitor)
+        # An interval takes a thousand times as long as its metric, and does not change which epoch is best.
+        self.metric = without_interval(metric)
+        self.higher_is_better = not lower_is_better(self.metric)
+        predictor = ctx.predictor
+        self.predictor = Predictor(predictor.data, predictor.device_data, predictor.autocast, [self.metric])
+
+    def validate(self, state: TrainState, epoch: int, between_batches: Callable[[], None]) -> Mapping[str, float]:
+        """Return the metric on the validation split, by name of each network that is trained.
+
+        between_batches: is called before each batch, and may raise an exception.
+        """
+        # A validation that is repeated after a resume draws the same numbers, if data or networks draw any.
+        seed_everything(derive_seed(self.seed, epoch, SeedPurpose.VALIDATION, 0))
+        values = {}
+        validation = self.ctx.recipe.data.validation
+        for net in self.stage.objectives:
+            with self.ctx.explain_out_of_memory(self.stage, validation, trains=False):
+                predictions = self.predictor.predict(
+                    net,
+                    validation,
+                    batch_size=self.training.batch_size,
+                    module=state.validated_module(net.name),
+                    workers=self.training.workers,
+                    between_batches=between_batches,
+                )
+            # Thresholds are fitted on the split that they are evaluated on: only the order of epochs matters here.
+            values[net.name] = self.metric.fit(predictions).compute(predictions).value
+        state.module.open_taps.clear()  # a run that resumes here has captured features: no step was before
+        # Ranks see the same predictions, but must agree to the bit on which epoch is best.
+        return collectives.broadcast(values)
+
+    def is_best(self, value: float, best: BestCheckpoint) -> bool:
+        """Whether to keep an epoch with this value, the mean over the networks, instead of the best one so far."""
+        # As long as the metric was never defined, no epoch is better than another, and the last one is kept.
+        keeps_any = best.epoch < 0 or self.training.keep == "last" or math.isnan(best.value)
+        return keeps_any or is_better(self.metric, value, best.value)

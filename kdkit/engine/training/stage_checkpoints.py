@@ -1,0 +1,181 @@
+"""Write the checkpoints of a stage while it is trained, and end the run after one if a signal requests it."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from kdkit.engine.run_context import RunContext
+from kdkit.engine.stage.train_state import TrainState
+from kdkit.engine.stage.training_batches import TrainingBatches
+from kdkit.engine.storage.stage_folder import EndedEpoch, StageFolder
+from kdkit.engine.training.stage_progress import BestCheckpoint, EpochPosition, StageProgress
+from kdkit.errors import Terminated
+from kdkit.recipe.recipe import Stage
+from kdkit.utils import collectives
+from kdkit.utils.modules import copy_state
+from kdkit.utils.validation import parse_interval
+
+
+class StageCheckpoints:
+    """The checkpoints of one stage. folder: None to keep nothing on disk; signals end the run all the same.
+
+    While an epoch is trained, signals are deferred, see `Interrupts`. They end the run after an update of the weights,
+    in a validation, or at the end of an epoch, in the same order each time: the ranks agree that there is a signal, all
+    of them save the state, and they leave when the first one has written it.
+    """
+
+    def __init__(
+        self,
+        ctx: RunContext,
+        stage: Stage,
+        folder: StageFolder | None,
+        batches: TrainingBatches,
+        progress: StageProgress,
+    ) -> None:
+        self.ctx = ctx
+        self.stage = stage
+        self.folder = folder
+        self.batches = batches
+        self.progress = progress
+        self.interval = CheckpointInterval(ctx.options.checkpoint_every)
+
+    def resume(self, state: TrainState) -> list[str]:
+        """Load the last checkpoint, if there is one, and return notices."""
+        loaded = None if self.folder is None else self.folder.load_checkpoint()
+        if self.folder is None or loaded is None:
+            return []
+        progress = self.progress
+        checkpoint, progress.history, notice = loaded
+        with self.folder.reading(self.folder.path):
+            state.load_state_dict(checkpoint["train_state"])
+            progress.best = BestCheckpoint(**checkpoint["best"])
+            if checkpoint["position"] is not None:
+                progress.position = EpochPosition.from_state(checkpoint["position"])
+            progress.cache_entries = checkpoint["teacher_cache"]
+        notices = [notice, self.batches.load_state_dict(checkpoint["stream"])]
+        # The run may have been killed before it deleted the oldest, or after it saved one of an epoch to be repeated.
+        done = len(progress.history)
+        self.folder.delete_epochs(range(done - (self.ctx.options.keep_checkpoints or done), done))
+        return [text for text in notices if text]
+
+    def after_update(self, state: TrainState) -> None:
+        """Save the state if a checkpoint is due, or if a signal ends the run."""
+        is_due, ends_run = self.interval.is_due(), self.ctx.interrupts.agree_after_update()
+        if is_due or ends_run:
+            self.save(state)
+        if ends_run:
+            self._end_run()
+
+    @contextmanager
+    def validating(self, state: TrainState) -> Iterator[Callable[[], None]]:
+        """Yield a function to call before each batch of a validation, in which a signal ends the run.
+
+        All batches of the epoch are trained, and a resumed run repeats the validation only.
+        """
+        if collectives.is_distributed():
+            # Several ranks leave together at the end of the epoch. The first one writes a checkpoint as soon as it has
+            # got the signal, in case they are killed before. All have a part in it, and none changes the state now.
+            unsaved = [] if self.folder is None else [self._content(state, self.progress.position)]
+
+            def save_if_requested() -> None:
+                if self.ctx.interrupts.requested and unsaved and self.folder is not None:
+                    self.folder.save_checkpoint(self._batches_done(), unsaved.pop())
+
+            yield save_if_requested
+            return
+        try:
+            yield self.ctx.interrupts.end_run
+        except (KeyboardInterrupt, Terminated):
+            self.save(state)
+            raise
+
+    def after_epoch(self, state: TrainState) -> None:
+        """Save the state and the files of the epoch that has ended; a signal ends the run."""
+        self.interval.restart()
+        if self.folder is not None:
+            history, kept = self.progress.history, self.ctx.options.keep_checkpoints
+            ended = EndedEpoch(
+                entry=history[-1],
+                best_weights=self.progress.best.weights if history[-1]["best"] else {},
+                weights={
+                    net.name: copy_state(state.validated_module(net.name))
+                    for net in (self.stage.objectives if kept else ())
+                },
+                kept=range(len(history) - kept, len(history)),
+            )
+            self.folder.save_checkpoint(self._batches_done(), self._content(state, None), ended)
+        if self.ctx.interrupts.agree():
+            self._end_run()
+
+    def finish(self) -> None:
+        """Wait for the last checkpoint; a signal meanwhile must not end the thread that writes it, but ends the run."""
+        with self.ctx.interrupts.deferred():
+            if self.folder is not None:
+                self.folder.wait()
+            if self.ctx.interrupts.agree():
+                self._end_run()
+
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint at the present position in an epoch; all ranks call this."""
+        self.interval.restart()
+        if self.folder is not None:
+            self.folder.save_checkpoint(self._batches_done(), self._content(state, self.progress.position))
+
+    def _batches_done(self) -> int:
+        """Return the number of batches that the stage has trained, which orders its checkpoints."""
+        return len(self.progress.history) * self.batches.per_epoch + self.progress.position.batches
+
+    def _content(self, state: TrainState, position: EpochPosition | None) -> dict[str, Any]:
+        """Return the content of a checkpoint; all ranks call this. position: None at the end of an epoch."""
+        best = self.progress.best
+        return {
+            "train_state": state.state_dict(),
+            "stream": self.batches.state_dict(),
+            "teacher_cache": self.progress.cache_entries,
+            "best": {"epoch": best.epoch, "value": best.value, "weights": best.weights},
+            "position": None if position is None else position.state_dict(self.ctx.device),
+        }
+
+    def _end_run(self) -> None:
+        """End the run by the signal that was noted; several ranks leave when the first one has written a checkpoint."""
+        if collectives.is_distributed():
+            if self.folder is not None:
+                self.folder.wait_or_warn()
+            collectives.barrier()
+        self.ctx.interrupts.end_run()
+
+
+class CheckpointInterval:
+    """Decides after which updates of an epoch to write a checkpoint, in the same way on all ranks.
+
+    every: a number of updates, or a time such as "30s", "10min" or "2h"; 0 for the ends of epochs only.
+    Raises RecipeError for anything else.
+    """
+
+    def __init__(self, every: int | str) -> None:
+        self.updates, self.seconds = parse_interval(every)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new interval: a checkpoint was written, or an epoch begins."""
+        self._done = 0
+        self._began = time.perf_counter()
+        self._next_agreement = 1
+
+    def is_due(self) -> bool:
+        """Whether to write a checkpoint after this update."""
+        self._done += 1
+        if self.updates:
+            return self._done >= self.updates
+        if not self.seconds:
+            return False
+        if not collectives.is_distributed():
+            return time.perf_counter() - self._began >= self.seconds
+        # Clocks of ranks differ, so the first one decides. A decision after every update would cost a message.
+        if self._done < self._next_agreement:
+            return False
+        elapsed = time.perf_counter() - self._began
+        remaining = (self.seconds - elapsed) / elapsed * self._done  # updates, at this speed
+        is_due, self._next_agreement = collectives.broadcast((remaining <= 0, self._done + max(1, int(remaining))))
+        return is_due

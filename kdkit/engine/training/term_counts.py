@@ -1,0 +1,111 @@
+"""How much of a batch the loss of a term takes its mean over, by which the batches of an update are weighed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kdkit.data.batch import Batch
+from kdkit.data.labels import is_ignored
+from kdkit.engine.stage.terms import BoundTerm
+from kdkit.losses.base import BuildContext, Loss, describe_loss
+from kdkit.losses.chunked import Chunked
+from kdkit.losses.hard_labels import SecondHead
+from kdkit.losses.positions import Masked, PerPosition, PerToken
+from kdkit.losses.unknown import IgnoreUnknown
+from kdkit.losses.weighted import SampleWeighted
+from kdkit.recipe.objective import model_loss
+
+Count = Callable[[Batch], Tensor]
+
+
+def count_of(term: BoundTerm, context: BuildContext) -> Count | Literal["sum", "samples"]:
+    """Return what counts the entries of a batch over which a term takes its mean, as a scalar on its device.
+
+    "samples" if their number is proportional to that of the samples, also if it is not known; "sum" for a loss that
+    takes no mean.
+    """
+    loss, of_labels = _of_outputs(term.loss), term.target is None
+    if getattr(loss, "reduction", None) == "sum":
+        return "sum"
+    if _is_unknown(term, context):
+        return "samples"
+    selects = isinstance(loss, Masked | PerPosition | PerToken | IgnoreUnknown | SampleWeighted)
+    selects = selects or term.rows is not None or (term.alignment is not None and term.alignment.drops_samples)
+    has_weights = _is_cross_entropy(loss) and getattr(loss, "weight", None) is not None
+    varies = bool(term.ignored) or context.position_dims > 0 or has_weights
+    return _TermCount(term, loss) if selects or (of_labels and varies) else "samples"
+
+
+def unknown_count(term: BoundTerm, context: BuildContext) -> str | None:
+    """Return a notice for a term whose loss may leave out labels in a way that kdkit cannot see, or None."""
+    if not _is_unknown(term, context):
+        return None
+    return (
+        f"term {term.label!r}: the number of labels that {describe_loss(term.loss)} averages over is not known, so the "
+        "batches of an update, and the parts of processes, count by their samples instead of their labels"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _TermCount:
+    term: BoundTerm
+    loss: Loss
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return the sum of the weights, 0 or 1 in most losses, with which entries are in the mean of the loss."""
+        loss: Any = self.loss
+        if isinstance(loss, Masked):
+            return loss.mask_of(batch.inputs, pairs=loss.of_pairs).sum()
+        is_merged = self.term.rows is not None or self.term.ignore_index is not None
+        ignored = (*(self.term.ignored if is_merged else ()), getattr(loss, "ignore_index", None))
+        counts, labels = self._selected(batch.labels, tuple(label for label in ignored if label is not None))
+        if isinstance(loss, SampleWeighted) and batch.weights is not None:
+            weights = batch.weights.view(-1, *(1 for _ in counts.shape[1:]))  # (batch, 1, ...)
+            return (weights * counts * _class_weights(loss.loss, labels, counts)).sum()
+        return (counts * _class_weights(loss, labels, counts)).sum()
+
+    def _selected(self, labels: Tensor, ignored: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Return which entries the loss takes, bool, and the labels as indices of the classes that it compares."""
+        alignment = self.term.alignment
+        columns: Any = None if alignment is None else alignment.labels
+        if labels.is_floating_point():
+            if columns is not None:
+                labels = labels.index_select(1, columns)
+            has_label = ~labels.isnan()
+            # A row of probabilities is one entry of a loss on classes.
+            by_row = _is_cross_entropy(getattr(self.loss, "loss", self.loss)) or self.term.rows is not None
+            return has_label.any(1) if by_row and labels.ndim > 1 else has_label, labels
+        counts = ~is_ignored(labels, ignored)
+        if columns is not None:
+            matches = labels.unsqueeze(-1) == columns  # (..., shared classes)
+            counts, labels = counts & matches.any(-1), matches.int().argmax(-1)
+        return counts, labels
+
+
+def _class_weights(loss: Any, labels: Tensor, counts: Tensor) -> Tensor | float:
+    """Return the weight of each label in the mean of a loss of torch, which divides by the weights of the classes."""
+    weight = getattr(loss, "weight", None)
+    if not _is_cross_entropy(loss) or weight is None or labels.is_floating_point():
+        return 1.0
+    selected: Tensor = weight[torch.where(counts, labels, 0)]  # an ignored label is no index, such as -100 or 255
+    return selected
+
+
+def _is_cross_entropy(loss: Any) -> bool:
+    return isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss)
+
+
+def _of_outputs(loss: Loss) -> Loss:
+    """Return the loss that is applied to outputs of another head, or to chunks of them, or the loss itself."""
+    return loss.loss if isinstance(loss, SecondHead | Chunked) else loss
+
+
+def _is_unknown(term: BoundTerm, context: BuildContext) -> bool:
+    loss: Any = _of_outputs(term.loss)
+    if loss is model_loss:
+        return True
+    is_ours = type(loss).__module__.split(".")[0] in ("torch", "kdkit")
+    return term.target is None and not is_ours and (bool(term.ignored) or context.has_unknown)

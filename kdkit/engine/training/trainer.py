@@ -1,0 +1,165 @@
+"""Train one stage: open it, resume it, train its epochs, and load the best weights into its networks."""
+
+import math
+import warnings
+
+from kdkit.data.label_check import LabelCheck
+from kdkit.engine.check.recipe_problems import binary_loss_of
+from kdkit.engine.distributed.data_parallel import DistributedModule
+from kdkit.engine.failures.user_errors import located
+from kdkit.engine.run_context import RunContext
+from kdkit.engine.stage.train_state import TrainState
+from kdkit.engine.stage.training_batches import TrainingBatches
+from kdkit.engine.storage.stage_folder import History, StageFolder
+from kdkit.engine.training.capture import make_step
+from kdkit.engine.training.epoch_trainer import EpochTrainer
+from kdkit.engine.training.monitor import Monitor
+from kdkit.engine.training.open_training import opened_for_training
+from kdkit.engine.training.stage_checkpoints import StageCheckpoints
+from kdkit.engine.training.stage_progress import StageProgress
+from kdkit.errors import Terminated
+from kdkit.plugins.events import StageStarted
+from kdkit.recipe.recipe import Stage
+from kdkit.utils import memory
+from kdkit.utils.modules import load_state
+from kdkit.utils.randomness import seed_everything
+
+
+class StageTrainer:
+    """Trains one stage, and resumes it from the checkpoint in `folder`. folder: None to keep nothing on disk."""
+
+    def __init__(self, ctx: RunContext, index: int, stage: Stage, folder: StageFolder | None) -> None:
+        self.ctx = ctx
+        self.stage = stage
+        self.training = stage.training
+        self.index = index
+        self.folder = folder
+        self.seed = ctx.stage_seed(index)
+        check = LabelCheck.of_data(ctx.recipe.data, ctx.recipe.data.train, bounded_by=binary_loss_of(ctx.recipe, stage))
+        self.batches = TrainingBatches(ctx.recipe.data, ctx.device_data, stage.training, self.seed, check)
+        self.progress = StageProgress()
+        self.checkpoints = StageCheckpoints(ctx, stage, folder, self.batches, self.progress)
+        self.monitor = Monitor(ctx, stage, self.seed)
+        self._has_begun = False  # to train
+
+    @property
+    def history(self) -> History:
+        """An entry for each epoch that has ended."""
+        return self.progress.history
+
+    def train(self) -> History:
+        """Train all epochs, load the best weights into the networks, and return the history, one entry per epoch.
+
+        A stage that is finished already is loaded from its folder.
+        """
+        if self.folder is not None and self.folder.finished:
+            _, self.progress.history = self.folder.load_finished()
+            self.progress.best.weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.objectives}
+            self._load_best()
+            return self.history
+        try:
+            with located(self._describe_location, self.ctx.options.out):
+                self._train()
+        except (KeyboardInterrupt, Terminated):
+            self._load_best()  # for whoever catches it, without the updates of the unfinished epoch
+            if self.folder is not None and not self.ctx.interrupts.at_once:
+                self.folder.wait_or_warn()
+            raise
+        finally:
+            if self.folder is not None and not self.ctx.interrupts.at_once:
+                self.folder.wait_until_written()
+        self._load_best()
+        if self.folder is not None:
+            summary = {
+                "best_epoch": self.progress.best.epoch,
+                "value": self.progress.best.value,
+                "epochs": len(self.history),
+                "stopped_by": self._stopped_by(),
+                "peak_memory_bytes": self.progress.peak_memory,
+                "teacher_cache": self.progress.cache_entries or None,
+            }
+            self.folder.finish({name: value for name, value in summary.items() if value is not None})
+        return self.history
+
+    def _train(self) -> None:
+        seed_everything(self.seed)
+        memory.reset_peak(self.ctx.device)
+        batches, higher_is_better = self.batches.per_epoch, self.monitor.higher_is_better
+        with (
+            self.ctx.explain_out_of_memory(self.stage, self.ctx.recipe.data.train, trains=True),
+            opened_for_training(self.ctx, self.stage, batches=batches, higher_is_better=higher_is_better) as opened,
+        ):
+            open_stage, state, notices = opened
+            self.progress.cache_entries = self.ctx.teacher_caching.entries
+            notices += self.checkpoints.resume(state)
+            module = DistributedModule(
+                open_stage.module,
+                averages=state.balancer.averages_across_ranks,
+                compiled=self.ctx.options.compile,
+            )
+            autocast = self.ctx.options.autocast(self.ctx.device)
+            step, reason = make_step(open_stage, state, module, autocast, capture=self.ctx.options.capture)
+            if reason is not None:
+                notices.append(f"the training step is not captured as a CUDA graph: {reason}")
+            epochs = EpochTrainer(self.ctx, step, self.monitor, self.checkpoints, seed=self.seed)
+            notices += epochs.updates.notices
+            self._report_start(state, notices)
+            self._has_begun = True
+            for epoch in range(len(self.history), self.training.epochs):
+                if self._stopped_by() is not None:
+                    break
+                epochs.train(epoch)
+            self.checkpoints.finish()
+        if math.isnan(self.progress.best.value) and self.training.keep == "best":
+            warnings.warn(
+                f"stage {self.stage.name!r}: {self.monitor.metric.name!r} was undefined on the validation split "
+                "in every epoch, so it could not choose the best one, and the last one is kept",
+                stacklevel=2,
+            )
+
+    def _report_start(self, state: TrainState, notices: list[str]) -> None:
+        best, epoch = self.progress.best, len(self.history)
+        sizes = self.batches.sizes(epoch)
+        event = StageStarted(
+            index=self.index,
+            name=self.stage.name,
+            epoch=epoch,
+            batch=self.progress.position.batches,
+            epochs=self.training.epochs,
+            batches=self.batches.per_epoch,
+            notices=tuple(notices),
+            samples=None if sizes is None else sum(sizes),
+            learning_rate=state.lr,
+            weights=dict(state.weights()),
+            monitor=self.monitor.metric.name,
+            best_value=None if best.epoch < 0 else best.value,
+        )
+        self.ctx.callbacks.call("stage_started", event)
+
+    def _stopped_by(self) -> str | None:
+        """Return what ends the stage before its last epoch: the reason of a callback, or "patience"; None if nothing.
+
+        The history has it, so that a resumed run ends at the same epoch.
+        """
+        epochs, patience = len(self.history), self.training.patience
+        if epochs in (0, self.training.epochs):
+            return None
+        if "stopped_by" in self.history[-1]:
+            return str(self.history[-1]["stopped_by"])
+        return "patience" if patience is not None and epochs - self.progress.best.epoch > patience else None
+
+    def _load_best(self) -> None:
+        """Load the best weights into the networks, which keep those they have if no epoch has ended."""
+        for net in self.stage.objectives:
+            if self.progress.best.weights:
+                load_state(net.network, self.progress.best.weights[net.name])
+                net.trained = True
+            net.network.eval()
+
+    def _describe_location(self) -> str:
+        """Return the place in the stage at which user code has failed."""
+        if not self._has_begun:
+            return f"stage {self.stage.name!r} before its first batch"
+        position = self.progress.position
+        part = f"batch {position.batches + 1}" if position.terms is None else "the validation"
+        return f"stage {self.stage.name!r}, epoch {len(self.history) + 1}, {part}"

@@ -1,0 +1,159 @@
+"""The part that each batch has in an update of the weights, so that an update of several is that of one large batch."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kdkit.data.batch import Batch
+from kdkit.engine.distributed.data_parallel import rank_share
+from kdkit.engine.stage.terms import BoundTerm
+from kdkit.engine.training.term_counts import Count, count_of, unknown_count
+from kdkit.losses.base import BuildContext
+from kdkit.utils.collectives import all_reduce_mean, is_distributed, world_size
+
+
+class UpdatePart(NamedTuple):
+    """The part that a batch has in an update of the weights.
+
+    ends_update: whether the weights are updated after this batch. divisor: of its losses, the number of samples in the
+    update divided by that in the batch, so that every sample counts the same. rank_weight: the weight of this rank's
+    part of the batch in the mean over ranks. is_repeated: whether each of several ranks has the whole batch.
+    factors: of the terms that are no mean over samples, by label; None if all are.
+    """
+
+    ends_update: bool = True
+    divisor: float = 1.0
+    rank_weight: float = 1.0
+    is_repeated: bool = False
+    factors: Mapping[str, Tensor | float] | None = None
+
+    def scaled(self, losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the losses times their factors, in single precision or better."""
+        if self.factors is None:
+            return losses
+        scaled = {label: loss.to(torch.promote_types(loss.dtype, torch.float32)) for label, loss in losses.items()}
+        for label, factor in self.factors.items():
+            scaled[label] = scaled[label] * (factor.to(scaled[label].dtype) if isinstance(factor, Tensor) else factor)
+        return scaled
+
+
+class TrainingPart(NamedTuple):
+    """A batch, its part in an update, and the number of samples that its losses stand for."""
+
+    batch: Batch
+    part: UpdatePart
+    samples: float
+
+
+class Updates:
+    """Divides the batches of a stage into updates of `every` batches; the last one of an epoch may have fewer.
+
+    The batches of an update are read before the first of them is trained on if a term is a mean over labels or
+    positions, which have to be counted, or if their sizes are not certain. The update then has the gradient of one
+    batch of all their rows, also if several ranks have a part of each.
+    sized: whether batches certainly have the sizes that are known before they are read.
+    """
+
+    def __init__(self, terms: Sequence[BoundTerm], context: BuildContext, every: int, *, sized: bool) -> None:
+        self.every = every
+        divides = every > 1 or is_distributed()
+        counts = {term.label: count_of(term, context) for term in terms} if divides else {}
+        self._sums = [label for label, count in counts.items() if count == "sum"]
+        self._counts: dict[str, Count] = {label: count for label, count in counts.items() if callable(count)}
+        self._reads_ahead = bool(self._sums or self._counts) or (every > 1 and not sized)
+        notices = [unknown_count(term, context) for term in terms] if divides else []
+        self.notices = [notice for notice in notices if notice is not None]
+
+    def of_epoch(
+        self, batches: Iterable[Batch], sizes: Sequence[int] | None, first: int, count: int, device: torch.device
+    ) -> Iterator[TrainingPart]:
+        """Yield the batches of an epoch from number `first` on, on the device, with their parts.
+
+        sizes: of all batches of the epoch, of all ranks together, if they are known. count: the number of batches of
+        the epoch; those beyond, which are an error, are yielded too.
+        """
+        if self._reads_ahead:
+            yield from self._read_ahead(iter(batches), sizes, first, count, device)
+            return
+        parts = update_parts(sizes or [1] * count, self.every)
+        divided = sizes if is_distributed() else None
+        for index, batch in enumerate(batches, start=first):
+            batch = batch.to(device)  # from a user-defined DataLoader; others are there
+            part = parts[index] if index < count else UpdatePart()
+            samples: float = len(batch)
+            if divided is not None and index < count:
+                weight, samples = rank_share(len(batch), divided[index])
+                part = part._replace(rank_weight=weight, is_repeated=len(batch) == divided[index])
+            yield TrainingPart(batch, part, samples)
+
+    def _read_ahead(
+        self, batches: Iterator[Batch], sizes: Sequence[int] | None, first: int, count: int, device: torch.device
+    ) -> Iterator[TrainingPart]:
+        for start in range(first, count, self.every):
+            planned = min(self.every, count - start)
+            update = [batch.to(device) for batch in islice(batches, planned)]
+            if not update:
+                return  # fewer batches than there should be, which is an error
+            # The batches that several ranks divide have known sizes. A user-defined DataLoader may drop samples.
+            divided = sizes if is_distributed() else None
+            whole = [max(1, len(batch)) for batch in update] if divided is None else divided[start : start + planned]
+            parts = deque(self._parts(update, whole))
+            update.clear()  # so that no batch stays in memory after its step
+            while parts:
+                yield parts.popleft()
+        yield from (TrainingPart(batch, UpdatePart(), len(batch)) for batch in batches)
+
+    def _parts(self, update: Sequence[Batch], whole: Sequence[int]) -> list[TrainingPart]:
+        """Return the parts of the batches of an update, which have these sizes on all ranks together."""
+        parts = []
+        for batch, size, part in zip(update, whole, update_parts(whole, len(whole)), strict=True):
+            weight, samples = rank_share(len(batch), size)
+            is_repeated = is_distributed() and len(batch) == size
+            parts.append(TrainingPart(batch, part._replace(rank_weight=weight, is_repeated=is_repeated), samples))
+        counts = self._counted(parts)
+        total = world_size() * all_reduce_mean(torch.stack(counts).sum(0)) if counts else None
+        for index, (batch, part, samples) in enumerate(parts):
+            # By its samples, a term counts by rank_weight / divisor in the mean over ranks.
+            undone = part.divisor / part.rank_weight * world_size()
+            factors: dict[str, Tensor | float] = dict.fromkeys(self._sums, _share(batch, samples) * undone)
+            if total is not None:
+                # If nothing is counted, the loss is 0, and 0 / 0 would be NaN.
+                of_terms = counts[index] * undone / total.clamp(min=torch.finfo(total.dtype).tiny)
+                factors.update(zip(self._counts, of_terms.unbind(), strict=True))
+            parts[index] = TrainingPart(batch, part._replace(factors=factors or None), samples)
+        return parts
+
+    def _counted(self, parts: Sequence[TrainingPart]) -> list[Tensor]:
+        """Return the counts of each batch, (terms,); empty if nothing is to be counted."""
+        if not self._counts:
+            return []
+        # not supported by the GPUs of Apple
+        dtype = torch.float32 if parts[0].batch.labels.device.type == "mps" else torch.float64
+        return [
+            torch.stack([count(batch).to(dtype) for count in self._counts.values()]) * _share(batch, samples)
+            for batch, _, samples in parts
+        ]
+
+
+def _share(batch: Batch, samples: float) -> float:
+    """Return the share of a batch that this rank stands for: less than 1 if all ranks have the whole of it."""
+    return samples / max(1, len(batch))
+
+
+def update_parts(sizes: Sequence[int], every: int) -> list[UpdatePart]:
+    """Return the part of each batch of an epoch in its update, of `every` batches; the last update may have fewer.
+
+    sizes: the samples of each batch.
+    """
+    if every == 1:
+        return [UpdatePart()] * len(sizes)
+    updates = [sizes[first : first + every] for first in range(0, len(sizes), every)]
+    return [
+        UpdatePart(ends_update=index == len(update) - 1, divisor=sum(update) / size)
+        for update in updates
+        for index, size in enumerate(update)
+    ]
