@@ -39,6 +39,7 @@ const STEPS = {
     {
       rate: null,
       method: ["polyphase", "linear"],
+      subtracted: ["line from first to last sample"],
       window: ["kaiser"],
       beta: null,
       half_length: ["10 * max(up, down)"],
@@ -51,7 +52,7 @@ const STEPS = {
 
 // Throw RecordError if a preparation has a step or an option that this page does not know.
 export function checkPreparation(preparation) {
-  if (preparation?.kind !== "ecg" || preparation.version !== 1 || !Array.isArray(preparation.steps)) {
+  if (preparation?.kind !== "ecg" || preparation.version !== 2 || !Array.isArray(preparation.steps)) {
     throw new RecordError("The network is not for ECGs, or its preparation is of another version of kdkit.");
   }
   for (const { step, ...options } of preparation.steps) {

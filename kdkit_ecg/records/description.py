@@ -10,7 +10,7 @@ from kdkit_ecg.person import FEATURES
 from kdkit_ecg.records.filters import FLAT
 from kdkit_ecg.records.preparation import Preparation, Resampling, Scaling
 
-VERSION = 1  # of the description; increased if a program that follows it would compute something else
+VERSION = 2  # of the description; increased if a program that follows it would compute something else
 
 _ORDER = 3  # of the band-pass, see `kdkit_ecg.records.filters.bandpass`
 
@@ -42,7 +42,8 @@ def describe_preparation(preparation: Preparation, *, leads: Sequence[str], leng
         )
     resample: dict[str, Any] = {"step": "resample", "rate": rate, "method": preparation.resampling}
     if preparation.resampling == "polyphase":  # the window of scipy.signal.resample_poly
-        resample |= {"window": "kaiser", "beta": 5.0, "half_length": "10 * max(up, down)"}
+        resample |= {"subtracted": "line from first to last sample", "window": "kaiser", "beta": 5.0}
+        resample |= {"half_length": "10 * max(up, down)"}
     steps.append(resample)
     if scaling == "zscore":
         steps.append({"step": "zscore", "axis": "time", "flat_below": FLAT})
