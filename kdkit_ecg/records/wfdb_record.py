@@ -161,10 +161,10 @@ def read_steps(header: Header) -> Steps:
     """
     if not header.segments:
         return _read_signal(header)
-    gap = np.where(invalid_values(header) == _NEVER, 0, invalid_values(header))
     # A segment may occur thousands of times, and is read once.
     distinct = {id(part): part for part, _ in header.segments if part}
     read = {key: _scaled(_read_signal(part), part, header) for key, part in distinct.items()}
+    gap = invalid_values(header)
     parts = [read[id(part)] if part else np.repeat(gap, samples, axis=1) for part, samples in header.segments]
     return np.concatenate(parts, axis=1)
 
