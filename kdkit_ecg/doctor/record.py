@@ -10,7 +10,7 @@ from kdkit.errors import first_line
 from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.waveform import examine_signal
 from kdkit_ecg.labels import is_snomed_code, scored_classes
-from kdkit_ecg.leads import LEADS, missing_leads
+from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.header import header_lines, read_comments
 from kdkit_ecg.records.open_file import open_file
 from kdkit_ecg.records.source import missing_files
@@ -38,7 +38,7 @@ def examine(folder: Path, path: Path, *, leads: Sequence[str] = LEADS, own_label
     if isinstance(source, Header):
         record.name, record.files = source.name, source.files
         _examine_header(record, source, codes=not own_labels)
-    absent = missing_leads(source.leads, leads)
+    absent = source.absent_leads(leads)
     unknown = [lead for lead in source.leads if lead not in (*LEADS, *leads)]
     if absent:
         record.add(

@@ -13,7 +13,7 @@ from kdkit import DataError, KdkitError, RecipeError
 from kdkit.errors import first_line
 from kdkit.utils.cores import usable_cores
 from kdkit.utils.validation import is_number, validate_choice
-from kdkit_ecg.leads import missing_leads, standard_name
+from kdkit_ecg.leads import standard_name
 from kdkit_ecg.person import Sex, person_vector
 from kdkit_ecg.predict.model import Model, model_of_run, open_model
 from kdkit_ecg.predict.prediction import Prediction
@@ -185,7 +185,7 @@ class Predictor:
             return Prediction(record=label_of(source), reason=first_line(error))
 
     def _predict_source(self, source: RecordSource) -> Prediction:
-        absent = missing_leads(source.leads, self.leads)
+        absent = source.absent_leads(self.leads)
         if absent:  # before the signal is read
             raise DataError(
                 f"it lacks {', '.join(absent)}, which do not follow from its leads {clipped(', '.join(source.leads))}"

@@ -113,6 +113,13 @@ class RecordSource(ABC):
             normalised=self.normalised,
         )
 
+    def absent_leads(self, leads: Sequence[str]) -> list[str]:
+        """Return those of the leads that the record neither has nor gives: in mV, two limb leads give the others."""
+        if not self.normalised:
+            return missing_leads(self.leads, leads)
+        # Leads that were scaled each by its own deviation are no longer sums of each other.
+        return [lead for lead in leads if lead not in self.leads]
+
     def description(self) -> bytes:
         """Return the bytes of a header that is a file of its own, b"" if there is none. Raises DataError, OSError."""
         return b""
