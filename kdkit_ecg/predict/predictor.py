@@ -84,7 +84,7 @@ class Predictor:
         reason if it cannot be predicted.
         """
         if isinstance(record, Record):
-            return self._predict(record, str(record.path), derived=(), notes=())
+            return self._predict(record, str(record.path), derived=self._derived(record.leads), notes=())
         if isinstance(record, RecordSource):
             return self._predict_source(record)
         sources = list(find_records([Path(record)], arrays))  # of a folder, all records in it
@@ -119,23 +119,23 @@ class Predictor:
             validate_choice("sex", sex, Sex)
         array = np.asarray(signal)
         require_numbers(array.dtype)
-        values, path = array.astype(np.float64), Path("array")
+        values, unit = array.astype(np.float64), described.unit.lower()
         if values.ndim != 2:
             raise DataError(f"expected a signal of two axes, leads and time, got the shape {values.shape}")
         values = values if leads_axis(values.shape, described.leads) == 0 else values.T
         with np.errstate(over="ignore", invalid="ignore"):  # too large numbers, which are refused later
             # The twelve leads first, as those of files: limb leads are then derived by the same code.
-            names, samples = ordered_signal(values * UNITS[described.unit.lower()], described.leads)
+            names, samples = ordered_signal(values * UNITS[unit], described.leads, derive=unit != "nu")
         record = Record(
             name="array",
-            path=path,
+            path=Path("array"),
             signal=samples,
             leads=names,
             rate=described.rate,
             age=age,
             sex=sex,
             codes=(),
-            normalised=described.unit.lower() == "nu",
+            normalised=unit == "nu",
         )
         return self._predict(record, "array", derived=self._derived(described.leads), notes=())
 

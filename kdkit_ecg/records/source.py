@@ -100,7 +100,7 @@ class RecordSource(ABC):
     def read(self) -> Record:
         """Read the signal. Raises DataError, which names the file, if it cannot be read."""
         with np.errstate(over="ignore", invalid="ignore"):  # numbers near the largest float, which are refused later
-            leads, signal = ordered_signal(self.read_leads(), self.leads)
+            leads, signal = ordered_signal(self.read_leads(), self.leads, derive=not self.normalised)
         return Record(
             name=self.name,
             path=self.path,
@@ -160,14 +160,17 @@ def select_leads(signal: Signal, names: Sequence[str], leads: Sequence[str]) -> 
     return selected
 
 
-def ordered_signal(signal: NDArray[np.float64], names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+def ordered_signal(
+    signal: NDArray[np.float64], names: Sequence[str], *, derive: bool
+) -> tuple[tuple[str, ...], NDArray[np.float32]]:
     """Return the names and the signal in the usual order, (leads, time): the twelve leads, then others in their order.
 
-    If of the twelve only limb leads are absent that follow from others, they are derived; a smaller set stays as it is.
+    derive: if of the twelve only limb leads are absent that follow from others, derive them, as is right for mV; a
+    smaller set stays as it is.
     Invalid samples, which are NaN, are interpolated linearly, and take the nearest valid sample at the ends. A lead
     without a valid sample is 0.
     """
-    twelve = LEADS if not missing_leads(names) else [lead for lead in LEADS if lead in names]
+    twelve = LEADS if derive and not missing_leads(names) else [lead for lead in LEADS if lead in names]
     leads = (*twelve, *(name for name in names if name not in LEADS))
     ordered = np.empty((len(leads), signal.shape[1]), np.float32)
     for row, name in enumerate(leads):  # one at a time: the leads of a day take gigabytes
