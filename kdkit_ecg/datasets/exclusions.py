@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from copy import deepcopy
 from enum import StrEnum
 from pathlib import Path
 
@@ -55,11 +56,7 @@ class ExcludedRecords:
 
     def copy(self) -> "ExcludedRecords":
         """Return a copy, to which records can be added without changing this one."""
-        copied = ExcludedRecords(self.folders)
-        copied.records = {reason: list(names) for reason, names in self.records.items()}
-        copied.causes = dict(self.causes)
-        copied.unread, copied.not_listed = list(self.unread), list(self.not_listed)
-        return copied
+        return deepcopy(self)
 
     def summary(self, used: int) -> str:
         """Return how many records were read, and one line per reason with a count and the first names."""

@@ -12,7 +12,7 @@ from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS, standard_name
 from kdkit_ecg.person import age_between, parse_sex
 from kdkit_ecg.records.source import VOLTAGES
-from kdkit_ecg.records.waveforms import Channel, EcgFile, Waveform
+from kdkit_ecg.records.waveforms import Channel, EcgFile, Waveform, finite_number
 from kdkit_ecg.utils.messages import clipped, shown
 
 _TIMES = ("TIME_ABSOLUTE", "TIME_RELATIVE")
@@ -90,12 +90,4 @@ def _attribute(element: Element, path: str, name: str) -> str:
 
 
 def _number(element: Element, path: str) -> float:
-    """Return the finite number in the attribute `value` of an element. Raises DataError."""
-    text = _attribute(element, path, "value")
-    try:
-        number = float(text)
-    except ValueError:
-        number = np.nan
-    if not np.isfinite(number):
-        raise DataError(f"expected a number in {path}, got {shown(text)}")
-    return number
+    return finite_number(_attribute(element, path, "value"), path)
