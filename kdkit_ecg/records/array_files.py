@@ -74,11 +74,6 @@ class ArraySource(RecordSource):
     position: int | None = None
 
     @property
-    def normalised(self) -> bool:
-        """Whether the signal is in standard deviations and not in mV."""
-        return self.format.unit.lower() == "nu"
-
-    @property
     def signal_fields(self) -> tuple[tuple[str, object], ...]:
         """Name and value of all that the signal depends on, apart from the content of the file."""
         return (("leads", self.leads), ("format", self.format), ("position", self.position))
@@ -90,7 +85,7 @@ class ArraySource(RecordSource):
         except Exception as error:  # numpy and h5py raise exceptions of any kind for a damaged file
             raise DataError(f"the signal of {self.path} cannot be read: {first_line(error)}") from error
         with np.errstate(over="ignore", invalid="ignore"):
-            signal = values.astype(np.float64) * (UNITS[self.format.unit.lower()] / self.format.gain)
+            signal = values.astype(np.float64) * (UNITS[self.units[0]] / self.format.gain)
         if self.format.padded and signal.any():
             used = np.flatnonzero(signal.any(axis=0))  # the samples that are not 0 in all leads
             signal = signal[:, used[0] : used[-1] + 1]
@@ -207,8 +202,9 @@ def _hdf5_dataset(file: Any, name: str) -> Any:
 
 
 def _source(path: Path, arrays: ArrayFormat, samples: int, **fields: Any) -> ArraySource:
-    fields = {"leads": arrays.leads, "name": path.stem, **fields}
-    return ArraySource(path=path, files=(path.name,), rate=arrays.rate, samples=samples, format=arrays, **fields)
+    fields = {"leads": arrays.leads, "name": path.stem, "files": (path.name,), **fields}
+    units = (arrays.unit.lower(),) * len(fields["leads"])
+    return ArraySource(path=path, rate=arrays.rate, samples=samples, units=units, format=arrays, **fields)
 
 
 def _stack(path: Path, arrays: ArrayFormat, samples: int, names: list[str]) -> list[ArraySource]:

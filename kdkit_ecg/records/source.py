@@ -55,6 +55,7 @@ class RecordSource(ABC):
 
     path: the file that describes the record. files: names of the files in its folder that hold the signal. rate in Hz,
     samples per lead. name, age in years, sex and codes may be replaced by those of a table.
+    units: of each lead, in lower case; () if `read_leads` gives mV in any case.
     checks: the first sample and the checksum of each lead, (0, 0) if unknown; () if the file has none.
     default_gains: the leads without a gain, which have the default of WFDB. counted: whether the number of samples is
     that of the file, as the header has none. renamed_files: those without a suffix in the header.
@@ -71,6 +72,7 @@ class RecordSource(ABC):
     age: float | None = None
     sex: Sex | None = None
     codes: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
     checks: tuple[tuple[int, int], ...] = ()
     default_gains: tuple[str, ...] = ()
     counted: bool = False
@@ -81,9 +83,9 @@ class RecordSource(ABC):
             raise DataError(f"expected every lead once, got {clipped(', '.join(self.leads))}")
 
     @property
-    @abstractmethod
     def normalised(self) -> bool:
-        """Whether the signal is in standard deviations and not in mV."""
+        """Whether any lead is in standard deviations (NU) and not in mV."""
+        return "nu" in self.units
 
     @property
     @abstractmethod

@@ -69,11 +69,6 @@ class WaveformSource(RecordSource):
     parse: Callable[[Path], EcgFile]
 
     @property
-    def normalised(self) -> bool:
-        """False: channels without a unit of voltage are not read."""
-        return False
-
-    @property
     def signal_fields(self) -> tuple[tuple[str, object], ...]:
         """Name and value of all that the signal depends on, apart from the content of the file."""
         return (("leads", self.leads), ("rate", self.rate), ("samples", self.samples))
