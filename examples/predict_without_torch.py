@@ -35,7 +35,10 @@ for step in metadata["preparation"]["steps"]:
             signal = sosfiltfilt(sections, signal, padlen=min(step["padding_samples"], signal.shape[1] - 1))
         case "resample" if step["method"] == "polyphase":
             up, down = round(step["rate"] * 1000), round(rate * 1000)  # resample_poly reduces the ratio
-            signal = resample_poly(signal, up, down, axis=1, window=(step["window"], step["beta"]))
+            first, slope = signal[:, :1], np.diff(signal[:, [0, -1]]) / max(1, signal.shape[1] - 1)
+            rest = signal - (first + slope * np.arange(signal.shape[1]))
+            rest = resample_poly(rest, up, down, axis=1, window=(step["window"], step["beta"]))
+            signal = rest + first + slope * (np.arange(rest.shape[1]) * down / up)
         case "zscore":
             deviation = signal.std(axis=1, keepdims=True)
             scaled = (signal - signal.mean(axis=1, keepdims=True)) / np.maximum(deviation, step["flat_below"])

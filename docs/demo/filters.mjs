@@ -79,8 +79,12 @@ export function resamplingTaps(up, down, beta, half) {
 }
 
 // Resample a signal by up / down with the taps of this ratio; returns ceil(time * up / down) samples.
+//
+// The line from the first to the last sample is subtracted before, and added after: beyond the ends are zeros.
 export function resamplePolyphase(signal, up, down, taps) {
   const half = (taps.length - 1) / 2;
+  const slope = (signal.at(-1) - signal[0]) / Math.max(1, signal.length - 1);
+  const rest = signal.map((value, index) => value - (signal[0] + slope * index));
   const resampled = new Float64Array(Math.ceil((signal.length * up) / down));
   for (let index = 0; index < resampled.length; index += 1) {
     // y[m] = sum over k of x[k] h[m down + half - k up], for the k whose tap exists
@@ -88,8 +92,8 @@ export function resamplePolyphase(signal, up, down, taps) {
     const from = Math.max(0, Math.ceil((centre - taps.length + 1) / up));
     const to = Math.min(signal.length - 1, Math.floor(centre / up));
     let sum = 0;
-    for (let sample = from; sample <= to; sample += 1) sum += signal[sample] * taps[centre - sample * up];
-    resampled[index] = sum;
+    for (let sample = from; sample <= to; sample += 1) sum += rest[sample] * taps[centre - sample * up];
+    resampled[index] = sum + signal[0] + (slope * index * down) / up;
   }
   return resampled;
 }

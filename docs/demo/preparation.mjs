@@ -15,6 +15,7 @@ const MAX_UPSAMPLING = 50;
 const MAX_FILTER = 500_000; // the numerator of a ratio: the filter has 20 times as many numbers
 const MAX_ORDER = 10; // of a band-pass
 const SHORTEST = 0.05; // share of a window that a record has to fill, as in `kdkit predict`
+const FLAT = 1e-6; // the deviation below which a lead is flat, as in `kdkit predict`
 const PERSON = ["age / 100", "age known", "female", "male", "sex known"];
 
 // For each step: a function of the signal so far, and the values that its other options may have; null allows any.
@@ -39,6 +40,7 @@ const STEPS = {
     {
       rate: null,
       method: ["polyphase", "linear"],
+      subtracted: ["line from first to last sample"],
       window: ["kaiser"],
       beta: null,
       half_length: ["10 * max(up, down)"],
@@ -51,7 +53,7 @@ const STEPS = {
 
 // Throw RecordError if a preparation has a step or an option that this page does not know.
 export function checkPreparation(preparation) {
-  if (preparation?.kind !== "ecg" || preparation.version !== 1 || !Array.isArray(preparation.steps)) {
+  if (preparation?.kind !== "ecg" || preparation.version !== 2 || !Array.isArray(preparation.steps)) {
     throw new RecordError("The network is not for ECGs, or its preparation is of another version of kdkit.");
   }
   for (const { step, ...options } of preparation.steps) {
@@ -150,11 +152,16 @@ function resample(state, { rate, method, beta }) {
 
 function zscore(state, { flat_below: flat }) {
   const scale = (row) => {
-    const mean = row.reduce((sum, value) => sum + value, 0) / row.length;
-    const deviation = Math.sqrt(row.reduce((sum, value) => sum + (value - mean) ** 2, 0) / row.length);
+    const [mean, deviation] = moments(row);
     return row.map((value) => (deviation < flat ? 0 : (value - mean) / deviation));
   };
   return { ...state, rows: state.rows.map(scale) };
+}
+
+// Return [mean, standard deviation] of the samples of a lead.
+function moments(row) {
+  const mean = row.reduce((sum, value) => sum + value, 0) / row.length;
+  return [mean, Math.sqrt(row.reduce((sum, value) => sum + (value - mean) ** 2, 0) / row.length)];
 }
 
 function cutWindow(state, { length, padding }) {
@@ -166,7 +173,7 @@ function cutWindow(state, { length, padding }) {
     );
     throw new RecordError(`The record has ${has} s; the network needs at least ${needs} s.`);
   }
-  const flat = state.names.filter((_, index) => state.rows[index].every((value) => value === 0));
+  const flat = state.names.filter((_, index) => moments(state.rows[index])[1] < FLAT);
   if (flat.length === state.rows.length) throw new RecordError("All leads that the network takes are flat.");
   const [from, before] = [Math.max(0, Math.floor(spare / 2)), Math.max(0, Math.floor(-spare / 2))];
   const rows = state.rows.map((row) => {

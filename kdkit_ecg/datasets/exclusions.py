@@ -1,18 +1,14 @@
 """Count and name the records that were found but not used, by reason."""
 
 import os
-import re
 from collections.abc import Sequence
+from copy import deepcopy
 from enum import StrEnum
 from pathlib import Path
 
-from kdkit.errors import first_line
 from kdkit.utils.printable import printable
-from kdkit_ecg.utils.messages import EXPORT, NOT_LISTED, clipped, first_names
+from kdkit_ecg.utils.messages import EXPORT, NOT_LISTED, clipped, first_names, without_file
 from kdkit_ecg.utils.record_files import RecordFiles, counted_kinds, without_suffix
-
-# The start of an error about a file, whose name the summary has already.
-_ABOUT_FILE = re.compile(r".*?(cannot be read|is not a readable header): ")
 
 
 class ExclusionReason(StrEnum):
@@ -48,9 +44,9 @@ class ExcludedRecords:
         """Exclude the record with this .hea file. detail: further text after its name. cause: why it cannot be read."""
         name = without_suffix(self._relative(path)).as_posix()
         if cause is not None and reason not in self.causes:
-            text = _ABOUT_FILE.sub("", first_line(cause))
             # Without the folder, so that the summary is the same wherever it is.
-            self.causes[reason] = f"{name}: {clipped(text.replace(f'{path.parent}{os.sep}', ''), 300)}"
+            text = without_file(cause).replace(f"{path.parent}{os.sep}", "")
+            self.causes[reason] = f"{name}: {clipped(text, 300)}"
         self.records.setdefault(reason, []).append(f"{name} ({detail})" if detail else name)
 
     def add_files(self, files: RecordFiles) -> None:
@@ -60,11 +56,7 @@ class ExcludedRecords:
 
     def copy(self) -> "ExcludedRecords":
         """Return a copy, to which records can be added without changing this one."""
-        copied = ExcludedRecords(self.folders)
-        copied.records = {reason: list(names) for reason, names in self.records.items()}
-        copied.causes = dict(self.causes)
-        copied.unread, copied.not_listed = list(self.unread), list(self.not_listed)
-        return copied
+        return deepcopy(self)
 
     def summary(self, used: int) -> str:
         """Return how many records were read, and one line per reason with a count and the first names."""

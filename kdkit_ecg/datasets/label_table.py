@@ -1,9 +1,9 @@
 """Read the table with the labels of records: a column per class or number, or the names of classes in one column."""
 
-import ast
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from kdkit.errors import did_you_mean
 from kdkit_ecg.person import Sex, parse_age, parse_sex
 from kdkit_ecg.utils.messages import shown
 from kdkit_ecg.utils.record_files import table_name
-from kdkit_ecg.utils.tables import PATIENT_COLUMNS, is_missing, patient_name, read_table
+from kdkit_ecg.utils.tables import PATIENT_COLUMNS, is_missing, parse_literal, patient_name, read_table
 
 T = TypeVar("T")
 
@@ -38,7 +38,6 @@ _FLAGS = MappingProxyType(
 )
 _SEPARATOR = re.compile(r"[;|]")  # between labels; a comma, which a name may have, separates only without these
 _FRACTION = re.compile(r"-?[0-9]*\.[0-9]+")  # 3 and 426783006 may be classes, 3.5 is none
-_MAX_LISTED = 10_000  # characters of a list: literal_eval takes a time and a depth that grow with the text
 
 
 class LabelRow(NamedTuple):
@@ -252,9 +251,14 @@ class _RowParser:
             return (text,)
         if is_missing(text):
             return None
-        parts = _listed(text)
-        if parts is None:
-            parts = _SEPARATOR.split(text) if _SEPARATOR.search(text) else text.split(",")
+        parts = _SEPARATOR.split(text) if _SEPARATOR.search(text) else text.split(",")
+        # PTB-XL has labels such as {'NORM': 100.0, 'SR': 0.0}; pandas writes the repr of lists and of arrays of NumPy.
+        if text[:1] + text[-1:] in ("[]", "{}"):
+            with suppress(ValueError):
+                # NumPy divides items by spaces, and Python would join two texts without a comma in between.
+                items = parse_literal(re.sub(r"(?<=['\"])\s+(?=['\"])", ", ", text), "labels")
+                # The order of a set differs between processes, and with it the fingerprint of the data would.
+                parts = [str(item) for item in (sorted(items, key=str) if isinstance(items, set) else items)]
         return tuple(dict.fromkeys(part.strip() for part in parts if part.strip())) or None
 
     def _parsed(self, cells: Mapping[str, str], role: str, parse: Callable[[str], T | None]) -> T | None:
@@ -264,20 +268,3 @@ class _RowParser:
         if value is None and not is_missing(text):
             self.unread.setdefault(self.roles[role], {})[text] = None
         return value
-
-
-def _listed(text: str) -> list[str] | None:
-    """Return the items of a list or a set, or the keys of a dict, as Python and JSON write them; None for other texts.
-
-    PTB-XL has labels such as {'NORM': 100.0, 'SR': 0.0}, and pandas writes lists and arrays of NumPy as their repr.
-    """
-    if text[:1] + text[-1:] not in ("[]", "{}") or len(text) > _MAX_LISTED:
-        return None
-    # NumPy divides items by spaces, and Python would join two texts without a comma in between.
-    text = re.sub(r"(?<=['\"])\s+(?=['\"])", ", ", text)
-    try:
-        items = ast.literal_eval(text)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # those that its documentation lists
-        return None
-    # Sorted, since the order of a set differs between processes, and with it the fingerprint of the data would.
-    return sorted(map(str, items)) if isinstance(items, set) else [str(item) for item in items]

@@ -1,6 +1,5 @@
 """Read the two tables of PTB-XL: the meaning of SCP statements, and the patient, labels and fold of each record."""
 
-import ast
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,9 +13,7 @@ from kdkit import DataError
 from kdkit.errors import first_line
 from kdkit_ecg.person import Sex, parse_age
 from kdkit_ecg.utils.record_files import table_name
-from kdkit_ecg.utils.tables import patient_name, read_table
-
-MAX_CODES = 10_000  # characters of the codes of a record; the longest in PTB-XL have about 200
+from kdkit_ecg.utils.tables import parse_literal, patient_name, read_table
 
 _ID = re.compile(r"[0-9]{1,9}")
 _FOLD = re.compile(r"(10|[1-9])(?:\.0*)?")  # pandas may write 10.0
@@ -43,11 +40,9 @@ class DatabaseRow(NamedTuple):
 
     @classmethod
     def parse(cls, row: Mapping[str, str]) -> Self:
-        """Return a row from the texts in its columns. Raises ValueError, SyntaxError, MemoryError or RecursionError."""
+        """Return a row from the texts in its columns. Raises ValueError."""
         sexes: dict[str, Sex] = {"0": "male", "1": "female"}
-        if len(row["scp_codes"]) > MAX_CODES:  # literal_eval takes a time and a depth that grow with the text
-            raise ValueError(f"expected scp_codes of at most {MAX_CODES:,} characters, got {len(row['scp_codes']):,}")
-        statements = ast.literal_eval(row["scp_codes"])  # the column contains the repr of a dict
+        statements = parse_literal(row["scp_codes"], "scp_codes")
         if not isinstance(statements, dict):
             raise ValueError(f"expected scp_codes in the form {{'NORM': 100.0}}, got {row['scp_codes']!r}")
         fold = _FOLD.fullmatch(row["strat_fold"])
@@ -110,8 +105,7 @@ def read_database(path: Path) -> dict[str, DatabaseRow]:
             parsed = DatabaseRow.parse(row)
             if rows.setdefault(f"HR{int(row['ecg_id']):05}", parsed) != parsed:
                 raise ValueError("it has another row, which differs; remove one")
-        # Those that the documentation of literal_eval lists, the last two for a text that nests too deep.
-        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
+        except ValueError as error:
             raise DataError(
                 f"{path}, the record with ecg_id {row['ecg_id'][:60]!r}, cannot be read: {first_line(error)}"
             ) from error

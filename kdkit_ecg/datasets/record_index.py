@@ -12,9 +12,9 @@ from kdkit_ecg.datasets.label_table import LabelRow
 from kdkit_ecg.records.array_files import HDF5_SUFFIXES, NUMPY_SUFFIX, ArrayFormat
 from kdkit_ecg.records.csv_file import CSV_SUFFIX
 from kdkit_ecg.records.numpy_archive import NPZ_SUFFIX
-from kdkit_ecg.records.open_file import SUFFIXES, open_file
+from kdkit_ecg.records.open_file import best_files, open_file
 from kdkit_ecg.records.source import RecordSource
-from kdkit_ecg.utils.record_files import find_record_files, kind_of, without_suffix
+from kdkit_ecg.utils.record_files import find_record_files, without_suffix
 
 _STACKS = (NUMPY_SUFFIX, NPZ_SUFFIX, *HDF5_SUFFIXES)  # of files that may have several records
 
@@ -28,20 +28,13 @@ class RecordIndex:
         # The files with a path below their folder, and with a name: several if folders have the same ones.
         self._by_path: dict[str, list[Path]] = {}
         self._by_name: dict[str, list[Path]] = {}
-        real_folder = cache(Path.resolve)
+        real_folder, table = cache(Path.resolve), table.resolve()
         for folder in excluded.folders:
-            described: set[Path] = set()
             files = find_record_files(folder)
             excluded.add_files(files)
-            # The best description of a record first, as only one of its files is read.
-            paths = sorted([*files.headers, *files.others], key=lambda path: SUFFIXES.index(kind_of(path)))
-            for path in paths:
-                if path.suffix.lower() == CSV_SUFFIX and path.resolve() == table.resolve():
-                    continue
+            others = [path for path in files.others if path.suffix.lower() != CSV_SUFFIX or path.resolve() != table]
+            for path in best_files([*files.headers, *others]):
                 stem = without_suffix(path)
-                if stem in described:
-                    continue
-                described.add(stem)
                 # One of the folders may be inside another, or contain a link to it.
                 file = self._files.setdefault(real_folder(path.parent) / path.name, path)
                 self._by_path.setdefault(_composed(stem.relative_to(folder).as_posix()), []).append(file)

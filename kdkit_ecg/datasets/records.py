@@ -170,9 +170,5 @@ class Records(FoldedDataset):
     def _missing_records(self) -> Sequence[str]:
         files = {source.name for source in self._labelled.sources}
         lost = [name for name, row in self._table.rows.items() if row.labels is not None and name not in files]
-        lines = (
-            [f"  {len(lost)} records of the table of labels cannot be found or read: {first_names(lost)}"]
-            if lost
-            else []
-        )
-        return [*super()._missing_records(), *lines]
+        lines = [f"  {len(lost)} records of the table of labels cannot be found or read: {first_names(lost)}"]
+        return [*super()._missing_records(), *(lines if lost else [])]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kdkit import DataError
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
-from kdkit_ecg.leads import LEADS, missing_leads
+from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.signal_lines import DEFAULT_GAIN
 from kdkit_ecg.records.source import RecordSource, missing_files
@@ -86,7 +86,7 @@ def is_usable(
     encoder: excludes records without any of its classes. leads: that the record needs, or others that give them.
     """
     reason, detail = None, ""
-    absent = missing_leads(source.leads, leads)
+    absent = source.absent_leads(leads)
     if missing_files(source):
         reason = ExclusionReason.NO_SIGNAL
     elif absent:

@@ -44,27 +44,25 @@ def mark_duplicate_signals(records: Sequence[RecordReport]) -> None:
         records, key=lambda record: (record.bad, record.name or PurePath(record.path).name, *_depth_and_path(record))
     )
     rank = {record.path: position for position, record in enumerate(ordered)}
+
     # Pairs are sorted by their first record, so a cache of two signals reads that record once for all of its pairs.
-    read = lru_cache(maxsize=2)(_with_sorted_leads)
+    @lru_cache(maxsize=2)
+    def read(path: Path) -> LeadSamples:
+        (source,) = open_file(path)
+        return LeadSamples.read(source).ordered(np.argsort(source.leads))
+
     marked: set[str] = set()
     for first, second in sorted(near_pairs(ordered), key=lambda pair: [rank[record.path] for record in pair]):
-        reason = _compare(read(first.header), read(second.header)) if second.path not in marked else None
-        if reason:
-            second.add(reason, first.path)
-            marked.add(second.path)
-
-
-def _with_sorted_leads(path: Path) -> LeadSamples:
-    """Return the signal of the record in this file, with the leads sorted by name."""
-    (source,) = open_file(path)
-    return LeadSamples.read(source).ordered(np.argsort(source.leads))
-
-
-def _compare(first: LeadSamples, second: LeadSamples) -> Reason | None:
-    """Return in which way the second signal duplicates the first one; None if it does not."""
-    if np.array_equal(first.in_mv(), second.in_mv()):
-        return Reason.DUPLICATE
-    return Reason.SCALED_DUPLICATE if correlation(first, second) >= MIN_CORRELATION else None
+        if second.path in marked:
+            continue
+        signals = read(first.header), read(second.header)
+        if np.array_equal(signals[0].in_mv(), signals[1].in_mv()):
+            second.add(Reason.DUPLICATE, first.path)
+        elif correlation(*signals) >= MIN_CORRELATION:
+            second.add(Reason.SCALED_DUPLICATE, first.path)
+        else:
+            continue
+        marked.add(second.path)
 
 
 def _depth_and_path(record: RecordReport) -> tuple[int, str]:

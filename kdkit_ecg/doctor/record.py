@@ -1,24 +1,20 @@
 """Examine one record by itself: first its header, then its signal."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from kdkit import KdkitError
-from kdkit.errors import first_line
 from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.waveform import examine_signal
 from kdkit_ecg.labels import is_snomed_code, scored_classes
-from kdkit_ecg.leads import LEADS, missing_leads
+from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.header import header_lines, read_comments
 from kdkit_ecg.records.open_file import open_file
 from kdkit_ecg.records.source import missing_files
 from kdkit_ecg.records.wfdb_record import Header
+from kdkit_ecg.utils.messages import without_file
 from kdkit_ecg.utils.tables import is_missing
-
-# The start of an error about a file, which the report names already.
-_ABOUT_FILE = re.compile(r"^.*?(cannot be read|is not a readable header): ")
 
 
 def examine(folder: Path, path: Path, *, leads: Sequence[str] = LEADS, own_labels: bool = False) -> RecordReport:
@@ -31,14 +27,14 @@ def examine(folder: Path, path: Path, *, leads: Sequence[str] = LEADS, own_label
     try:
         (source,) = open_file(path)
     except KdkitError as error:  # also without the package that reads a format
-        record.add(Reason.HEADER, _ABOUT_FILE.sub("", first_line(error)))
+        record.add(Reason.HEADER, without_file(error))
         return record
     record.rate, record.samples, record.leads = source.rate, source.samples, source.leads
     record.age, record.sex, record.codes = source.age, source.sex, source.codes
     if isinstance(source, Header):
         record.name, record.files = source.name, source.files
         _examine_header(record, source, codes=not own_labels)
-    absent = missing_leads(source.leads, leads)
+    absent = source.absent_leads(leads)
     unknown = [lead for lead in source.leads if lead not in (*LEADS, *leads)]
     if absent:
         record.add(

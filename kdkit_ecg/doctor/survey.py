@@ -11,9 +11,9 @@ from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.record import examine
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.csv_file import CSV_SUFFIX
-from kdkit_ecg.records.open_file import NUMBERS_SUFFIXES, SUFFIXES
+from kdkit_ecg.records.open_file import NUMBERS_SUFFIXES, best_files
 from kdkit_ecg.utils.processes import run_in_processes
-from kdkit_ecg.utils.record_files import RecordFiles, counted_kinds, find_record_files, kind_of, without_suffix
+from kdkit_ecg.utils.record_files import counted_kinds, find_record_files, kind_of
 
 MIN_RECORDS = 8  # up to this number, records are examined without starting processes
 
@@ -54,7 +54,10 @@ def survey(
     Raises DataError if there is no record.
     """
     files = find_record_files(folder)
-    paths, numbers = _examined(files)
+    # A CSV file may be any table.
+    used = sorted(path for path in best_files([*files.headers, *files.others]) if path.suffix.lower() != CSV_SUFFIX)
+    paths = [path for path in used if kind_of(path) not in NUMBERS_SUFFIXES]
+    numbers = [path for path in used if kind_of(path) in NUMBERS_SUFFIXES]
     if not paths and not files.signals:
         others = counted_kinds([*numbers, *files.unread])
         raise DataError(
@@ -88,16 +91,3 @@ def survey(
         numbers=tuple(numbers),
         unread=files.unread,
     )
-
-
-def _examined(files: RecordFiles) -> tuple[list[Path], list[Path]]:
-    """Return the files of one record that are examined, and those of numbers, each sorted by path.
-
-    Of files with one name, which are forms of one record, the loaders use one. A CSV file may be any table.
-    """
-    by_record: dict[Path, Path] = {}
-    for path in sorted([*files.headers, *files.others], key=lambda path: SUFFIXES.index(kind_of(path))):
-        by_record.setdefault(without_suffix(path), path)
-    used = sorted(path for path in by_record.values() if path.suffix.lower() != CSV_SUFFIX)
-    described = [path for path in used if kind_of(path) not in NUMBERS_SUFFIXES]
-    return described, [path for path in used if kind_of(path) in NUMBERS_SUFFIXES]

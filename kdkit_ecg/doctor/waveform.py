@@ -21,8 +21,10 @@ _MATLAB_HEADER = 24  # bytes before the samples of a version 4 .mat file with a 
 
 def examine_signal(record: RecordReport, source: RecordSource) -> None:
     """Add the findings about a signal, whose files must exist, and its sketch to the record."""
-    mismatch = ""
-    for part in _parts(source):
+    mismatch, parts = "", []
+    if isinstance(source, Header):  # files of other formats describe themselves
+        parts = [part for part, _ in source.segments if part] or [source]
+    for part in parts:
         mismatch = mismatch or _compare_sizes(record, part)
     try:
         signal = LeadSamples.read(source)
@@ -39,13 +41,6 @@ def examine_signal(record: RecordReport, source: RecordSource) -> None:
         record.add(Reason.INVALID, ", ".join([f"{lead} {count}" for lead, count in counts if count]))
     record.sketch = sketch_of(signal, source.leads)
     _examine_leads(record, source, signal)
-
-
-def _parts(source: RecordSource) -> list[Header]:
-    """Return the header of each signal file of a WFDB record; files of other formats describe themselves."""
-    if not isinstance(source, Header):
-        return []
-    return [part for part, _ in source.segments if part] or [source]
 
 
 def _compare_sizes(record: RecordReport, header: Header) -> str:

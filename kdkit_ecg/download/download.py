@@ -12,12 +12,12 @@ from requests.adapters import HTTPAdapter
 from rich.console import Console
 
 from kdkit import DataError
-from kdkit.utils.files import require_writable
+from kdkit.utils.files import require_writable, write
 from kdkit.utils.reprs import describe_count, format_bytes
 from kdkit_ecg.download.backoff import Backoff
 from kdkit_ecg.download.checksums import LIST_FILE, ReleaseFile, parse_list, select_files
 from kdkit_ecg.download.disk_space import expected_sizes, require_space
-from kdkit_ecg.download.lock import lock_folder, require_no_own_links, require_same_release, write_list
+from kdkit_ecg.download.lock import lock_folder, require_no_own_links, require_same_release
 from kdkit_ecg.download.progress import DownloadProgress
 from kdkit_ecg.download.records import RECORD_LIST, parse_records, saved_list
 from kdkit_ecg.download.responses import UNCOMPRESSED, TransferError, UnreachableError, fetch_text
@@ -135,7 +135,7 @@ def _fetch_missing(
     if request.dry_run:
         return DownloadReport(present=present, fetched=0, size=0, seconds=0.0, failed={})
     require_space(request.folder, max(0, sizes.total - resumed), len(missing))
-    write_list(request.folder, request.list_name, text)
+    write(request.folder / request.list_name, text)
     progress = DownloadProgress(console, len(missing), sizes.total if sizes.complete else None, resumed)
     transfer = Transfer(
         session=session,

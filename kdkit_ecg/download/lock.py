@@ -40,10 +40,3 @@ def require_same_release(folder: Path, name: str, text: str) -> None:
         if words is None or (path.name == name and words == text.split()):
             continue
         raise DataError(f"{path} is the list of another release; use a separate folder, or delete that file")
-
-
-def write_list(folder: Path, name: str, text: str) -> None:
-    """Save the list of the release atomically."""
-    unfinished = folder / f"{OWN_PREFIX}.list"
-    unfinished.write_text(text, encoding="utf-8", newline="\n")
-    unfinished.replace(folder / name)

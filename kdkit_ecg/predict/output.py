@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from kdkit.utils.files import to_json
@@ -66,25 +67,26 @@ def table_lines(predictions: Iterable[Prediction], predictor: Predictor) -> Iter
             thresholds = zip(predictor.classes, predictor.thresholds, strict=True)
             yield "\nthresholds: " + ", ".join(f"{name} {_threshold(value)}" for name, value in thresholds)
     yield ""
+    yield from summary_lines(predictions, predictor)
+
+
+def summary_lines(predictions: Sequence[Prediction], predictor: Predictor) -> Iterator[str]:
+    """Yield lines about all predictions: their number, records in several windows, and remarks with their number."""
+    accepted = [prediction for prediction in predictions if prediction.reason is None]
     records = describe_count(len(predictions), "record")
     yield f"{records}: {len(accepted)} predicted, {len(predictions) - len(accepted)} refused"
-    yield from _remarks(accepted, predictor)
-    yield DISCLAIMER
-
-
-def _remarks(accepted: Sequence[Prediction], predictor: Predictor) -> Iterator[str]:
-    """Yield lines about records in several windows, derived leads, and what was assumed."""
     several = sum(len(prediction.starts) > 1 for prediction in accepted)
     if several:
         how = {"mean": "the mean", "max": "the largest"}[predictor.combine]
         yield f"{several} in several windows of {predictor.seconds:.4g} s: {how} of their probabilities"
-    counts: dict[str, int] = {}
+    remarks: Counter[str] = Counter()
     for prediction in accepted:
-        derived = [f"computed from two other limb leads: {', '.join(prediction.derived)}"] if prediction.derived else []
-        for remark in (*derived, *prediction.notes):
-            counts[remark] = counts.get(remark, 0) + 1
-    for remark, count in counts.items():
+        if prediction.derived:
+            remarks[f"computed from two other limb leads: {', '.join(prediction.derived)}"] += 1
+        remarks.update(prediction.notes)
+    for remark, count in remarks.items():
         yield f"{count} with the remark: {remark}"
+    yield DISCLAIMER
 
 
 def _threshold(value: float | None) -> str:

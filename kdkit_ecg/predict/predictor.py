@@ -13,12 +13,13 @@ from kdkit import DataError, KdkitError, RecipeError
 from kdkit.errors import first_line
 from kdkit.utils.cores import usable_cores
 from kdkit.utils.validation import is_number, validate_choice
-from kdkit_ecg.leads import missing_leads, standard_name
+from kdkit_ecg.leads import standard_name
 from kdkit_ecg.person import Sex, person_vector
 from kdkit_ecg.predict.model import Model, model_of_run, open_model
 from kdkit_ecg.predict.prediction import Prediction
 from kdkit_ecg.predict.search import Refusal, find_records, label_of
 from kdkit_ecg.records.array_files import ArrayFormat, leads_axis, require_numbers
+from kdkit_ecg.records.filters import FLAT
 from kdkit_ecg.records.signal_lines import DEFAULT_GAIN
 from kdkit_ecg.records.source import UNITS, Record, RecordSource, ordered_signal
 from kdkit_ecg.utils.messages import clipped
@@ -83,7 +84,7 @@ class Predictor:
         reason if it cannot be predicted.
         """
         if isinstance(record, Record):
-            return self._predict(record, str(record.path), derived=(), notes=())
+            return self._predict(record, str(record.path), derived=self._derived(record.leads), notes=())
         if isinstance(record, RecordSource):
             return self._predict_source(record)
         sources = list(find_records([Path(record)], arrays))  # of a folder, all records in it
@@ -118,23 +119,23 @@ class Predictor:
             validate_choice("sex", sex, Sex)
         array = np.asarray(signal)
         require_numbers(array.dtype)
-        values, path = array.astype(np.float64), Path("array")
+        values, unit = array.astype(np.float64), described.unit.lower()
         if values.ndim != 2:
             raise DataError(f"expected a signal of two axes, leads and time, got the shape {values.shape}")
         values = values if leads_axis(values.shape, described.leads) == 0 else values.T
         with np.errstate(over="ignore", invalid="ignore"):  # too large numbers, which are refused later
             # The twelve leads first, as those of files: limb leads are then derived by the same code.
-            names, samples = ordered_signal(values * UNITS[described.unit.lower()], described.leads)
+            names, samples = ordered_signal(values * UNITS[unit], described.leads, derive=unit != "nu")
         record = Record(
             name="array",
-            path=path,
+            path=Path("array"),
             signal=samples,
             leads=names,
             rate=described.rate,
             age=age,
             sex=sex,
             codes=(),
-            normalised=described.unit.lower() == "nu",
+            normalised=unit == "nu",
         )
         return self._predict(record, "array", derived=self._derived(described.leads), notes=())
 
@@ -185,7 +186,7 @@ class Predictor:
             return Prediction(record=label_of(source), reason=first_line(error))
 
     def _predict_source(self, source: RecordSource) -> Prediction:
-        absent = missing_leads(source.leads, self.leads)
+        absent = source.absent_leads(self.leads)
         if absent:  # before the signal is read
             raise DataError(
                 f"it lacks {', '.join(absent)}, which do not follow from its leads {clipped(', '.join(source.leads))}"
@@ -215,7 +216,9 @@ class Predictor:
             raise DataError(
                 f"{record.path} has {seconds:.3g} s; expected at least {SHORTEST:.0%} of {self.seconds:.3g} s"
             )
-        flat = [lead for lead, samples in zip(self.leads, signal, strict=True) if not samples.any()]
+        # By the deviation, which is not exactly 0 after a filter.
+        deviations = signal.std(axis=1, dtype=np.float64).tolist()
+        flat = [lead for lead, deviation in zip(self.leads, deviations, strict=True) if deviation < FLAT]
         if len(flat) == len(self.leads):
             raise DataError(f"{record.path} has no signal: all leads that the network takes are flat")
         if flat:

@@ -3,6 +3,7 @@
 wfdb and pydicom read no XML.
 """
 
+from decimal import Decimal
 from xml.etree.ElementTree import Element
 
 import numpy as np
@@ -12,12 +13,12 @@ from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS, standard_name
 from kdkit_ecg.person import age_between, parse_sex
 from kdkit_ecg.records.source import VOLTAGES
-from kdkit_ecg.records.waveforms import Channel, EcgFile, Waveform
+from kdkit_ecg.records.waveforms import Channel, EcgFile, Waveform, finite_number
 from kdkit_ecg.utils.messages import clipped, shown
 
 _TIMES = ("TIME_ABSOLUTE", "TIME_RELATIVE")
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
-_ROUNDED = 1e-3  # relative error of an increment with few digits, such as 0.00391 s for 256 Hz
+_ROUNDED = 1e-6  # relative error of an increment that was computed in float32
 
 
 def parse_aecg(root: Element) -> EcgFile:
@@ -53,7 +54,11 @@ def _waveform(sequence_set: Element) -> Waveform:
     if not increment > 0:
         raise DataError(f"expected an increment of times above 0, got {increment:g} s")
     rate = 1 / increment
-    rate = float(round(rate)) if abs(round(rate) - rate) < _ROUNDED * rate else rate
+    # An increment of few digits, such as 0.00391 s for 256 Hz, may be wrong by its last one.
+    digits = Decimal(_attribute(times[0], "value/increment", "value")).as_tuple()
+    error = max(_ROUNDED, 10.0 ** int(digits.exponent) * _SECONDS[unit] / increment)
+    whole = float(max(1, round(rate)))
+    rate = whole if abs(whole - rate) <= error * rate else rate
     start = _attribute(times[0], "value/head", "value")
     return Waveform(start, rate, counts.pop() if counts else 0, channels)
 
@@ -90,12 +95,4 @@ def _attribute(element: Element, path: str, name: str) -> str:
 
 
 def _number(element: Element, path: str) -> float:
-    """Return the finite number in the attribute `value` of an element. Raises DataError."""
-    text = _attribute(element, path, "value")
-    try:
-        number = float(text)
-    except ValueError:
-        number = np.nan
-    if not np.isfinite(number):
-        raise DataError(f"expected a number in {path}, got {shown(text)}")
-    return number
+    return finite_number(_attribute(element, path, "value"), path)

@@ -74,11 +74,6 @@ class ArraySource(RecordSource):
     position: int | None = None
 
     @property
-    def normalised(self) -> bool:
-        """Whether the signal is in standard deviations and not in mV."""
-        return self.format.unit.lower() == "nu"
-
-    @property
     def signal_fields(self) -> tuple[tuple[str, object], ...]:
         """Name and value of all that the signal depends on, apart from the content of the file."""
         return (("leads", self.leads), ("format", self.format), ("position", self.position))
@@ -86,15 +81,33 @@ class ArraySource(RecordSource):
     def read_leads(self) -> NDArray[np.float64]:
         """Read the samples of the leads; see `RecordSource`."""
         try:
-            values = _read_values(self)  # (leads, time)
+            values = self._values()  # (leads, time)
         except Exception as error:  # numpy and h5py raise exceptions of any kind for a damaged file
             raise DataError(f"the signal of {self.path} cannot be read: {first_line(error)}") from error
         with np.errstate(over="ignore", invalid="ignore"):
-            signal = values.astype(np.float64) * (UNITS[self.format.unit.lower()] / self.format.gain)
+            signal = values.astype(np.float64) * (UNITS[self.units[0]] / self.format.gain)
         if self.format.padded and signal.any():
             used = np.flatnonzero(signal.any(axis=0))  # the samples that are not 0 in all leads
             signal = signal[:, used[0] : used[-1] + 1]
         return signal
+
+    def _values(self) -> NDArray[Any]:
+        """Return the numbers of the record, (leads, time). Raises DataError and the exceptions of numpy and h5py."""
+        suffix = self.path.suffix.lower()
+        if suffix == CSV_SUFFIX:
+            return read_csv(self.path, self.format.leads, self.format.unit, self.leads)
+        values: NDArray[Any]
+        if suffix == NPZ_SUFFIX:
+            values = read_archived(self.path, self.position)
+        elif suffix == NUMPY_SUFFIX:
+            array = _load_numpy(self.path)
+            values = np.array(array if self.position is None else array[self.position])
+        else:
+            with _hdf5_signals(self.path, self.format) as signals:
+                values = signals[() if self.position is None else self.position]
+        if values.ndim == 1:
+            return values[None]
+        return values if leads_axis(values.shape, self.leads) == 0 else values.T
 
 
 def open_array_file(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
@@ -125,25 +138,6 @@ def open_array_file(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
         return _open_numpy(path, arrays) if suffix == NUMPY_SUFFIX else _open_hdf5(path, arrays)
     except Exception as error:  # numpy and h5py raise exceptions of any kind for a damaged file
         raise DataError(f"{path} cannot be read: {first_line(error)}") from error
-
-
-def _read_values(source: ArraySource) -> NDArray[Any]:
-    """Return the numbers of a record, (leads, time). Raises DataError and the exceptions of numpy and h5py."""
-    suffix = source.path.suffix.lower()
-    if suffix == CSV_SUFFIX:
-        return read_csv(source.path, source.format.leads, source.format.unit, source.leads)
-    values: NDArray[Any]
-    if suffix == NPZ_SUFFIX:
-        values = read_archived(source.path, source.position)
-    elif suffix == NUMPY_SUFFIX:
-        array = _load_numpy(source.path)
-        values = np.array(array if source.position is None else array[source.position])
-    else:
-        with _hdf5_signals(source.path, source.format) as signals:
-            values = signals[() if source.position is None else source.position]
-    if values.ndim == 1:
-        return values[None]
-    return values if leads_axis(values.shape, source.leads) == 0 else values.T
 
 
 def _load_numpy(path: Path) -> NDArray[Any]:
@@ -208,8 +202,9 @@ def _hdf5_dataset(file: Any, name: str) -> Any:
 
 
 def _source(path: Path, arrays: ArrayFormat, samples: int, **fields: Any) -> ArraySource:
-    fields = {"leads": arrays.leads, "name": path.stem, **fields}
-    return ArraySource(path=path, files=(path.name,), rate=arrays.rate, samples=samples, format=arrays, **fields)
+    fields = {"leads": arrays.leads, "name": path.stem, "files": (path.name,), **fields}
+    units = (arrays.unit.lower(),) * len(fields["leads"])
+    return ArraySource(path=path, rate=arrays.rate, samples=samples, units=units, format=arrays, **fields)
 
 
 def _stack(path: Path, arrays: ArrayFormat, samples: int, names: list[str]) -> list[ArraySource]:

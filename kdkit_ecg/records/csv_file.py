@@ -47,6 +47,17 @@ class CsvTable(NamedTuple):
     width: int
     lines: int
 
+    def has_decimal_commas(self, path: Path) -> bool:
+        """Return whether the table in this file has a number with a decimal comma."""
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file, delimiter=self.delimiter, skipinitialspace=True)
+            return any(
+                _DECIMAL_COMMA.fullmatch(row[column].strip())
+                for row in islice(rows, self.lines, self.lines + _ROWS)
+                for column in self.columns
+                if column < len(row)
+            )
+
 
 def open_csv(path: Path, expected: Sequence[str], unit: str) -> CsvTable:
     """Return which columns of a table are leads: those of its first line, or the `expected` ones if that has numbers.
@@ -117,7 +128,7 @@ def read_csv(path: Path, expected: Sequence[str], unit: str, leads: Sequence[str
         except ValueError:
             # Several times slower: a function of Python for each cell. Those of other columns may be any text.
             converters: dict[int | str, Callable[[str], Any]] = dict.fromkeys(range(table.width), lambda text: 0.0)
-            has_commas = _has_decimal_commas(path, table)
+            has_commas = table.has_decimal_commas(path)
             converter = (lambda text: _number(text.replace(",", "."))) if has_commas else _number
             converters |= dict.fromkeys(table.columns, converter)
             try:
@@ -141,15 +152,3 @@ def _is_number(text: str) -> bool:
 
 def _number(text: str) -> float:
     return np.nan if is_missing(text) else float(text)
-
-
-def _has_decimal_commas(path: Path, table: CsvTable) -> bool:
-    """Whether a table has a number with a decimal comma."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, delimiter=table.delimiter, skipinitialspace=True)
-        return any(
-            _DECIMAL_COMMA.fullmatch(row[column].strip())
-            for row in islice(rows, table.lines, table.lines + _ROWS)
-            for column in table.columns
-            if column < len(row)
-        )

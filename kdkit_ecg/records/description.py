@@ -7,12 +7,10 @@ from typing import Any, get_args
 from kdkit import DataError
 from kdkit.errors import first_line
 from kdkit_ecg.person import FEATURES
-from kdkit_ecg.records.filters import FLAT
+from kdkit_ecg.records.filters import FLAT, KAISER_BETA, ORDER, PADDING
 from kdkit_ecg.records.preparation import Preparation, Resampling, Scaling
 
-VERSION = 1  # of the description; increased if a program that follows it would compute something else
-
-_ORDER = 3  # of the band-pass, see `kdkit_ecg.records.filters.bandpass`
+VERSION = 2  # of the description; increased if a program that follows it would compute something else
 
 
 def describe_preparation(preparation: Preparation, *, leads: Sequence[str], length: int, window: str) -> dict[str, Any]:
@@ -33,16 +31,17 @@ def describe_preparation(preparation: Preparation, *, leads: Sequence[str], leng
                 "low": band[0],
                 "high": band[1],
                 "filter": "butterworth",
-                "order": _ORDER,
+                "order": ORDER,
                 "form": "second-order sections",
                 "direction": "forward and backward",
                 "padding": "odd",
-                "padding_samples": 6 * _ORDER + 3,  # at each end, at most the samples of the record less one
+                "padding_samples": PADDING,  # at each end, at most the samples of the record less one
             }
         )
     resample: dict[str, Any] = {"step": "resample", "rate": rate, "method": preparation.resampling}
     if preparation.resampling == "polyphase":  # the window of scipy.signal.resample_poly
-        resample |= {"window": "kaiser", "beta": 5.0, "half_length": "10 * max(up, down)"}
+        resample |= {"subtracted": "line from first to last sample", "window": "kaiser", "beta": KAISER_BETA}
+        resample |= {"half_length": "10 * max(up, down)"}
     steps.append(resample)
     if scaling == "zscore":
         steps.append({"step": "zscore", "axis": "time", "flat_below": FLAT})

@@ -48,10 +48,11 @@ def open_dicom(path: Path) -> WaveformSource:
     """
     if importlib.util.find_spec("pydicom") is None:
         raise RecipeError(f"{path} needs pydicom: pip install 'kdkit[dicom]'")
-    return open_waveform(path, _parse)
+    return open_waveform(path, parse_dicom)
 
 
-def _parse(path: Path) -> EcgFile:
+def parse_dicom(path: Path) -> EcgFile:
+    """Return the original waveforms of a file. Raises DataError, and the exceptions of pydicom for a damaged file."""
     import pydicom
 
     if not is_dicom(path):

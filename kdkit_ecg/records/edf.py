@@ -32,15 +32,9 @@ _RECORD_COUNT, _KIND = slice(236, 244), slice(192, 197)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdfSource(RecordSource):
-    """A record in an EDF file. positions: of its leads among the signals. units: of each lead, in lower case."""
+    """A record in an EDF file. positions: of its leads among the signals."""
 
     positions: tuple[int, ...]
-    units: tuple[str, ...]
-
-    @property
-    def normalised(self) -> bool:
-        """Whether any lead is in normalised units (NU)."""
-        return "nu" in self.units
 
     @property
     def signal_fields(self) -> tuple[tuple[str, object], ...]:

@@ -19,21 +19,31 @@ MAX_RATIO = 100_000  # of two sampling rates; a header that needs a larger one h
 # fill the memory.
 MAX_UPSAMPLING = 50
 MAX_FILTER = 500_000  # the numerator of the ratio: the polyphase filter has 20 times as many numbers
+ORDER = 3  # of the band-pass
+PADDING = 6 * ORDER + 3  # samples at each end of a signal, by which the band-pass extends it
+KAISER_BETA = 5.0  # of the window of the resampling
 FLAT = 1e-6  # mV: a lead with less deviation is disconnected; what remains is the rounding error of a filter
 
 
 def resample(signal: Signal, rate: float, to: float) -> Signal:
     """Resample a signal from `rate` to `to` Hz without aliasing: (leads, time) -> (leads, ceil(time * to / rate)).
 
-    Polyphase filtering by `rate_ratio`, with the Kaiser window of scipy.
+    Polyphase filtering by `rate_ratio` in float64, with the Kaiser window of scipy, of the signal without the line from
+    its first to its last sample, which is added to the result.
     """
     ratio = rate_ratio(rate, to)
     if ratio == 1:
         return signal
     from scipy.signal import resample_poly
 
-    lowpass = _lowpass(max(ratio.numerator, ratio.denominator)).astype(signal.dtype, copy=False)
-    resampled: Signal = resample_poly(signal, ratio.numerator, ratio.denominator, axis=1, window=lowpass)
+    # scipy continues a signal with zeros, which would pull its ends to 0. Its filter changes a constant by up to a
+    # thousandth, in a pattern that a z-score would take for the signal of a flat lead.
+    time, first = signal.shape[1], signal[:, :1]
+    slope = (signal[:, -1:] - first) / max(1, time - 1)  # per sample, (leads, 1)
+    rest = signal - (first + slope * np.arange(time))
+    lowpass = _lowpass(max(ratio.numerator, ratio.denominator))
+    resampled: Signal = resample_poly(rest, ratio.numerator, ratio.denominator, axis=1, window=lowpass)
+    resampled += first + slope * (np.arange(resampled.shape[1]) / float(ratio))
     return resampled
 
 
@@ -45,7 +55,7 @@ def _lowpass(most: int) -> NDArray[np.float64]:
     """
     from scipy.signal import firwin
 
-    lowpass: NDArray[np.float64] = firwin(20 * most + 1, 1 / most, window=("kaiser", 5.0))
+    lowpass: NDArray[np.float64] = firwin(20 * most + 1, 1 / most, window=("kaiser", KAISER_BETA))
     return lowpass
 
 
@@ -65,10 +75,10 @@ def resample_linear(signal: Signal, rate: float, to: float) -> Signal:
     return np.stack([np.interp(target, source, lead) for lead in signal]).astype(signal.dtype)
 
 
-def bandpass(signal: Signal, rate: float, low: float, high: float, order: int = 3) -> Signal:
+def bandpass(signal: Signal, rate: float, low: float, high: float) -> Signal:
     """Filter a signal to `low`..`high` Hz with zero phase: (leads, time) -> (leads, time), float64.
 
-    A Butterworth filter of this order in second-order sections, designed for the true rate, run forwards and backwards.
+    A Butterworth filter of ORDER in second-order sections, designed for the true rate, run forwards and backwards.
     Raises DataError if the band does not fit below rate / 2.
     """
     if not 0 < low < high < rate / 2:
@@ -76,8 +86,8 @@ def bandpass(signal: Signal, rate: float, low: float, high: float, order: int = 
     from scipy.signal import butter, sosfiltfilt
 
     # Second-order sections: the polynomial form is numerically unstable for a low edge this far below the rate.
-    sections = butter(order, [low, high], "bandpass", fs=rate, output="sos")
-    filtered: Signal = sosfiltfilt(sections, signal, axis=1, padlen=min(6 * order + 3, signal.shape[1] - 1))
+    sections = butter(ORDER, [low, high], "bandpass", fs=rate, output="sos")
+    filtered: Signal = sosfiltfilt(sections, signal, axis=1, padlen=min(PADDING, signal.shape[1] - 1))
     return filtered
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from kdkit import DataError
 from kdkit_ecg.leads import standard_name
 from kdkit_ecg.person import parse_age, parse_sex
-from kdkit_ecg.records.waveforms import Channel, EcgFile, Waveform
+from kdkit_ecg.records.waveforms import Channel, EcgFile, Waveform, finite_number
 from kdkit_ecg.utils.messages import clipped, shown
 
 _MV = MappingProxyType({"MICROVOLTS": 1e-3, "MILLIVOLTS": 1.0})  # by unit
@@ -72,11 +72,4 @@ def _text(element: Element, path: str) -> str:
 
 
 def _number(element: Element, path: str) -> float:
-    """Return the finite number in an element. Raises DataError."""
-    try:
-        number = float(_text(element, path))
-    except ValueError:
-        number = np.nan
-    if not np.isfinite(number):
-        raise DataError(f"expected a number in {path}, got {shown(_text(element, path))}")
-    return number
+    return finite_number(_text(element, path), path)

@@ -1,6 +1,6 @@
 """Open a file of records of any supported kind: WFDB, DICOM, XML, EDF, NumPy, CSV and HDF5."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,7 +13,7 @@ from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.numpy_archive import NPZ_SUFFIX
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.records.xml_file import XML_SUFFIX, open_xml
-from kdkit_ecg.utils.record_files import DICOM_SUFFIX, HEADER_SUFFIX, kind_of
+from kdkit_ecg.utils.record_files import DICOM_SUFFIX, HEADER_SUFFIX, kind_of, without_suffix
 
 # Files of one record that say their leads, rate and unit, and files of numbers, which do not. Of files with one name,
 # such as A1.hea and A1.csv, the first of these describes itself best.
@@ -22,6 +22,14 @@ _DESCRIBED: Mapping[str, Callable[[Path], RecordSource]] = MappingProxyType(
 )
 NUMBERS_SUFFIXES = (NUMPY_SUFFIX, NPZ_SUFFIX, CSV_SUFFIX, *HDF5_SUFFIXES)
 SUFFIXES = (*_DESCRIBED, *NUMBERS_SUFFIXES)
+
+
+def best_files(paths: Iterable[Path]) -> list[Path]:
+    """Return a file of each record, sorted by kind: of those with one name, which are its forms, the best described."""
+    by_record: dict[Path, Path] = {}
+    for path in sorted(paths, key=lambda path: SUFFIXES.index(kind_of(path))):
+        by_record.setdefault(without_suffix(path), path)
+    return list(by_record.values())
 
 
 def open_file(path: Path, arrays: ArrayFormat | None = None) -> Sequence[RecordSource]:

@@ -18,7 +18,7 @@ Resampling = Literal["polyphase", "linear"]
 Scaling = Literal["zscore", "raw"]
 Fault = Literal["signal", "rate", "checksum"]
 
-VERSION = 4  # of the preparation; increase it if the same options give other samples (fingerprints and stores use it)
+VERSION = 5  # of the preparation; increase it if the same options give other samples (fingerprints and stores use it)
 _LARGE = 5_000_000  # numbers of a signal; twelve leads of 14 minutes at 500 Hz
 
 

@@ -55,6 +55,7 @@ class RecordSource(ABC):
 
     path: the file that describes the record. files: names of the files in its folder that hold the signal. rate in Hz,
     samples per lead. name, age in years, sex and codes may be replaced by those of a table.
+    units: of each lead, in lower case; () if `read_leads` gives mV in any case.
     checks: the first sample and the checksum of each lead, (0, 0) if unknown; () if the file has none.
     default_gains: the leads without a gain, which have the default of WFDB. counted: whether the number of samples is
     that of the file, as the header has none. renamed_files: those without a suffix in the header.
@@ -71,6 +72,7 @@ class RecordSource(ABC):
     age: float | None = None
     sex: Sex | None = None
     codes: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
     checks: tuple[tuple[int, int], ...] = ()
     default_gains: tuple[str, ...] = ()
     counted: bool = False
@@ -81,9 +83,9 @@ class RecordSource(ABC):
             raise DataError(f"expected every lead once, got {clipped(', '.join(self.leads))}")
 
     @property
-    @abstractmethod
     def normalised(self) -> bool:
-        """Whether the signal is in standard deviations and not in mV."""
+        """Whether any lead is in standard deviations (NU) and not in mV."""
+        return "nu" in self.units
 
     @property
     @abstractmethod
@@ -100,7 +102,7 @@ class RecordSource(ABC):
     def read(self) -> Record:
         """Read the signal. Raises DataError, which names the file, if it cannot be read."""
         with np.errstate(over="ignore", invalid="ignore"):  # numbers near the largest float, which are refused later
-            leads, signal = ordered_signal(self.read_leads(), self.leads)
+            leads, signal = ordered_signal(self.read_leads(), self.leads, derive=not self.normalised)
         return Record(
             name=self.name,
             path=self.path,
@@ -112,6 +114,13 @@ class RecordSource(ABC):
             codes=self.codes,
             normalised=self.normalised,
         )
+
+    def absent_leads(self, leads: Sequence[str]) -> list[str]:
+        """Return those of the leads that the record neither has nor gives: in mV, two limb leads give the others."""
+        if not self.normalised:
+            return missing_leads(self.leads, leads)
+        # Leads that were scaled each by its own deviation are no longer sums of each other.
+        return [lead for lead in leads if lead not in self.leads]
 
     def description(self) -> bytes:
         """Return the bytes of a header that is a file of its own, b"" if there is none. Raises DataError, OSError."""
@@ -153,14 +162,17 @@ def select_leads(signal: Signal, names: Sequence[str], leads: Sequence[str]) -> 
     return selected
 
 
-def ordered_signal(signal: NDArray[np.float64], names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+def ordered_signal(
+    signal: NDArray[np.float64], names: Sequence[str], *, derive: bool
+) -> tuple[tuple[str, ...], NDArray[np.float32]]:
     """Return the names and the signal in the usual order, (leads, time): the twelve leads, then others in their order.
 
-    If of the twelve only limb leads are absent that follow from others, they are derived; a smaller set stays as it is.
+    derive: if of the twelve only limb leads are absent that follow from others, derive them, as is right for mV; a
+    smaller set stays as it is.
     Invalid samples, which are NaN, are interpolated linearly, and take the nearest valid sample at the ends. A lead
     without a valid sample is 0.
     """
-    twelve = LEADS if not missing_leads(names) else [lead for lead in LEADS if lead in names]
+    twelve = LEADS if derive and not missing_leads(names) else [lead for lead in LEADS if lead in names]
     leads = (*twelve, *(name for name in names if name not in LEADS))
     ordered = np.empty((len(leads), signal.shape[1]), np.float32)
     for row, name in enumerate(leads):  # one at a time: the leads of a day take gigabytes

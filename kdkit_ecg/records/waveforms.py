@@ -1,6 +1,8 @@
 """Records in files that are parsed as a whole, DICOM and XML, and the choice of the waveform with their leads."""
 
+import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +15,7 @@ from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.person import Sex
 from kdkit_ecg.records.source import RecordSource
-from kdkit_ecg.utils.messages import clipped
+from kdkit_ecg.utils.messages import clipped, shown
 from kdkit_ecg.utils.record_files import require_regular_file, without_suffix
 
 
@@ -65,11 +67,6 @@ class WaveformSource(RecordSource):
     """A record in a file that `parse` reads as a whole."""
 
     parse: Callable[[Path], EcgFile]
-
-    @property
-    def normalised(self) -> bool:
-        """False: channels without a unit of voltage are not read."""
-        return False
 
     @property
     def signal_fields(self) -> tuple[tuple[str, object], ...]:
@@ -130,3 +127,11 @@ def whole_waveform(waveforms: Sequence[Waveform]) -> Waveform:
         )
         raise DataError(f"expected one waveform with all leads, got {clipped(parts) or 'none in a unit of voltage'}")
     return complete[0]
+
+
+def finite_number(text: str, element: str) -> float:
+    """Return the number in the text of an element of a file. Raises DataError if it is none, or not finite."""
+    with suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            return number
+    raise DataError(f"expected a number in {element}, got {shown(text)}")

@@ -67,7 +67,7 @@ class Channel(NamedTuple):
 class Header(RecordSource):
     """The header of a WFDB record, with the fields of the signal lead by lead in the order of the file.
 
-    codes: SNOMED CT codes. gains_per_unit in converter steps, baselines in steps, units in lower case.
+    codes: SNOMED CT codes. gains_per_unit in converter steps, baselines in steps.
     channels: all that the signal files contain. positions: the channel of each lead.
     segments: the parts of a record in several segments, None for a gap, each with its number of samples per lead;
     gains, units and channels are then those of the segment with the finest steps.
@@ -75,7 +75,6 @@ class Header(RecordSource):
 
     gains_per_unit: tuple[float, ...]
     baselines: tuple[int, ...]
-    units: tuple[str, ...]
     channels: tuple[Channel, ...]
     positions: tuple[int, ...]
     segments: tuple[tuple["Header | None", int], ...] = ()
@@ -89,11 +88,6 @@ class Header(RecordSource):
     def formats(self) -> tuple[str, ...]:
         """The number of the WFDB format of each lead."""
         return tuple(self.channels[position].format for position in self.positions)
-
-    @property
-    def normalised(self) -> bool:
-        """Whether any lead is in normalised units (NU)."""
-        return "nu" in self.units
 
     @property
     def signal_fields(self) -> tuple[tuple[str, object], ...]:
@@ -161,10 +155,10 @@ def read_steps(header: Header) -> Steps:
     """
     if not header.segments:
         return _read_signal(header)
-    gap = np.where(invalid_values(header) == _NEVER, 0, invalid_values(header))
     # A segment may occur thousands of times, and is read once.
     distinct = {id(part): part for part, _ in header.segments if part}
     read = {key: _scaled(_read_signal(part), part, header) for key, part in distinct.items()}
+    gap = invalid_values(header)
     parts = [read[id(part)] if part else np.repeat(gap, samples, axis=1) for part, samples in header.segments]
     return np.concatenate(parts, axis=1)
 

@@ -28,10 +28,12 @@ def open_xml(path: Path) -> WaveformSource:
     Channels whose unit is not that of a voltage are not read. Raises DataError, which names the file, if it cannot be
     read or is another XML file.
     """
-    return open_waveform(path, _parse)
+    return open_waveform(path, parse_xml)
 
 
-def _parse(path: Path) -> EcgFile:
+def parse_xml(path: Path) -> EcgFile:
+    """Return the waveforms of a file. Raises DataError."""
+
     def refuse_entity(*_: object) -> None:  # which could expand to any size, or name another file
         raise DataError("it defines entities, which no ECG needs")
 

@@ -23,11 +23,11 @@ class Beats(NamedTuple):
 
 def sample_beats(heart: Heart, duration: float, sampler: RangeSampler) -> Beats:
     """Return the beats of a record of this duration, in s."""
-    gaps = _intervals(heart, duration, sampler)
+    gaps = sample_intervals(heart, duration, sampler)
     first = -heart.interval * sampler.generator.random() - heart.interval
     onsets = first + np.concatenate([[0.0], np.cumsum(gaps)])
     kinds: list[BeatKind] = ["usual"] * len(onsets)
-    for index, kind in _premature_beats(heart, onsets, duration, sampler):
+    for index, kind in sample_premature_beats(heart, onsets, duration, sampler):
         kinds[index] = kind
         gap = onsets[index] - onsets[index - 1]
         # Early by a quarter or more, yet after the T wave of the previous beat.
@@ -40,7 +40,8 @@ def sample_beats(heart: Heart, duration: float, sampler: RangeSampler) -> Beats:
     return Beats(onsets, tuple(kinds))
 
 
-def _intervals(heart: Heart, duration: float, sampler: RangeSampler) -> Array:
+def sample_intervals(heart: Heart, duration: float, sampler: RangeSampler) -> Array:
+    """Return the intervals between beats, (beats,) in s, for longer than the record."""
     count = int(np.ceil(duration / heart.interval * 1.5)) + 5
     if heart.scatter > 0:  # fibrillation: successive intervals are independent
         gaps = np.exp(heart.scatter * sampler.generator.standard_normal(count))
@@ -55,7 +56,10 @@ def _intervals(heart: Heart, duration: float, sampler: RangeSampler) -> Array:
     return regular
 
 
-def _premature_beats(heart: Heart, onsets: Array, duration: float, sampler: RangeSampler) -> list[tuple[int, BeatKind]]:
+def sample_premature_beats(
+    heart: Heart, onsets: Array, duration: float, sampler: RangeSampler
+) -> list[tuple[int, BeatKind]]:
+    """Return the numbers of the beats that are premature, and their kinds."""
     # In the middle of the record, so that the pauses are visible, and a window that moves a little still shows them.
     inside = np.flatnonzero((onsets > 0.2 * duration) & (onsets < 0.8 * duration))
     candidates = inside[sampler.generator.integers(0, 3) :: 3]

@@ -1,6 +1,5 @@
 """Read and write the index of a store: a row of fixed size for each record, with the position of its signal."""
 
-import os
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdkit.utils.files import write
+
 INDEX, SIGNALS, LOCK = "index.bin", "signals.f32", ".lock"
-UNFINISHED = ".new"  # the end of the name of a file that is being written, and replaces another one
 
 MAX_LEADS = 1024
 SAMPLE_BYTES = 4  # of a float32
@@ -72,21 +72,7 @@ def read_rows(folder: Path) -> tuple[Rows, int]:
 
 def write_rows(folder: Path, rows: Rows) -> None:
     """Replace the index atomically. The store must be locked."""
-    replace_file(folder / INDEX, rows.tobytes())
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Replace a file of a store atomically. The store must be locked, since the unfinished file has a fixed name."""
-    unfinished = path.with_name(f".{path.name}{UNFINISHED}")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except BaseException:  # KeyboardInterrupt too must not leave the unfinished file
-        unfinished.unlink(missing_ok=True)
-        raise
+    write(folder / INDEX, rows.tobytes())
 
 
 def remove_rows(folder: Path, keys: Iterable[bytes]) -> None:

@@ -14,9 +14,10 @@ from filelock import Timeout
 
 from kdkit import DataError
 from kdkit.errors import first_line
+from kdkit.utils.files import delete_temporary_files, write
 from kdkit.utils.locks import FileLock
 from kdkit_ecg.records.preparation import VERSION, Preparation
-from kdkit_ecg.store.index import LOCK, UNFINISHED, read_rows, replace_file
+from kdkit_ecg.store.index import LOCK, read_rows
 
 FORMAT = 4  # of the files and keys of a store; part of its name, so another format is another store
 METADATA = "store.json"  # the file that marks a folder as a store
@@ -59,11 +60,10 @@ class StoreFolder:
 
         The store must be locked. Raises OSError if the folder cannot be written.
         """
-        for unfinished in self.path.glob(f".*{UNFINISHED}"):
-            unfinished.unlink(missing_ok=True)
+        delete_temporary_files(self.path)
         if not (self.path / METADATA).is_file():
             metadata = {"format": FORMAT, "sources": self.sources, "preparation": self.preparation}
-            replace_file(self.path / METADATA, (json.dumps(metadata, indent=1) + "\n").encode())
+            write(self.path / METADATA, json.dumps(metadata, indent=1) + "\n")
 
     def delete(self) -> None:
         """Delete the store. Runs that read it are not affected.

@@ -1,13 +1,16 @@
 """Read CSV tables, such as that of the patient of each record, and recognise missing values."""
 
+import ast
 import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kdkit import DataError
+from kdkit.errors import first_line
+from kdkit_ecg.utils.messages import shown
 from kdkit_ecg.utils.record_files import record_name
 
 # What spreadsheets, pandas, R, databases and people write for a value that is not known.
@@ -16,6 +19,8 @@ _MISSING = re.compile(
 )
 # Usual names of the column of the patient, in lower case: one that is overlooked divides patients.
 PATIENT_COLUMNS = ("patient", "patient_id", "subject", "subject_id")
+
+MAX_LITERAL = 10_000  # characters of a list in a cell: literal_eval takes a time and a depth that grow with the text
 
 _WHOLE_NUMBER = re.compile(r"([0-9]+)\.0")
 
@@ -98,6 +103,17 @@ def parse_table(text: str) -> Table:
     except csv.Error as error:
         raise DataError(f"line {reader.line_num}, cannot be parsed as CSV: {error}") from error
     return Table(columns, rows)
+
+
+def parse_literal(text: str, column: str) -> Any:
+    """Return the value of a cell with a list, a set or a dict of Python. Raises ValueError for any other text."""
+    if len(text) > MAX_LITERAL:
+        raise ValueError(f"expected {column} of at most {MAX_LITERAL:,} characters, got {len(text):,}")
+    try:
+        return ast.literal_eval(text)
+    # Those that its documentation lists, the last two for a text that nests too deep.
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
+        raise ValueError(f"expected {column} in the form of Python, got {shown(text)}: {first_line(error)}") from error
 
 
 def is_missing(text: str) -> bool:

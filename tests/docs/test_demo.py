@@ -205,12 +205,13 @@ def test_a_rate_that_does_not_fit_the_band_is_refused(tmp_path):
 @needs_node
 def test_flat_leads_are_named_and_a_record_of_nothing_else_is_refused(tmp_path):
     steps = np.random.default_rng(5).integers(-99, 99, (12, 5000))
-    steps[3] = 0
-    some, none = write_matrix(tmp_path, "some", steps), write_matrix(tmp_path, "none", steps * 0)
-    requests = ({"name": "prepare", "preparation": described(CHALLENGE), **record_of(path)} for path in (some, none))
-    named, refused = calls(*requests)
-    assert named["value"]["flat"] == ["aVR"]
-    assert "flat" in refused["refused"]
+    steps[3] = 330
+    some, none = write_matrix(tmp_path, "some", steps), write_matrix(tmp_path, "none", steps * 0 + 330)
+    for options in (CHALLENGE, PAPER):  # the latter keeps the offset of a flat lead
+        requests = ({"name": "prepare", "preparation": described(options), **record_of(path)} for path in (some, none))
+        named, refused = calls(*requests)
+        assert named["value"]["flat"] == ["aVR"]
+        assert "flat" in refused["refused"]
 
 
 @needs_node

@@ -146,6 +146,10 @@ CASES = {
     "no number of samples": (with_files(edit(" 500 1000", " 500")), {Reason.NO_LENGTH: "1,000"}),
     "a signal file without its suffix": (with_files(edit("R1.mat 16", "R1 16")), {Reason.FILE_NAME: "R1"}),
     "normalised units": (with_files(edit("/mV", "/NU")), {Reason.UNITS: ""}),
+    "eight leads in normalised units": (
+        lambda folder: write(folder, samples=wave()[1:9], leads=(LEADS[0], *LEADS[5:]), gain="1/NU"),
+        {Reason.LEADS: "without II, III, aVR, aVL", Reason.UNITS: ""},
+    ),
     "no diagnosis": (lambda folder: write(folder, codes=""), {Reason.CODES: "no code at all"}),
     "a diagnosis that is not scored": (lambda folder: write(folder, codes="164884008"), {Reason.CODES: "164884008"}),
     "abbreviations": (

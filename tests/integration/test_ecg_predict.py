@@ -18,6 +18,8 @@ from kdkit import DataError, KdkitError, RecipeError
 from kdkit.cli.main import call
 from kdkit_ecg import Predictor, Records
 from kdkit_ecg.leads import LEADS
+from kdkit_ecg.records.array_files import ArrayFormat
+from kdkit_ecg.records.open_file import open_file
 from kdkit_ecg.simulator import Simulator
 from tests.helpers.command_line import ROOT
 from tests.helpers.hospital_files import dicom_group, muse_xml, write_dicom
@@ -415,9 +417,17 @@ def test_a_network_of_signals_in_mv_needs_the_unit_of_an_array(tmp_path, model, 
     assert not np.allclose(in_mv.predict_array(signal, unit="V", **options).probabilities, expected, atol=1e-2)
     with pytest.raises(DataError, match="standard deviations"):
         in_mv.predict_array(signal, unit="NU", **options)
+    off = np.where(np.array(EIGHT)[:, None] == "V2", 3.3, signal)  # of which the filter leaves a rounding error
+    assert in_mv.predict_array(off, unit="mV", **options).notes == ("flat: V2",)
+    with pytest.raises(DataError, match="all leads that the network takes are flat"):
+        in_mv.predict_array(0 * signal + 3.3, unit="mV", **options)
     assert "standard deviations" in predictor.predict_array(signal, unit="NU", **options).notes[0]
     with pytest.raises(DataError, match="standard deviations"):  # I and II do not follow from others any more
         predictor.predict_array(signal, rate=500, leads=("III", "aVF", *EIGHT[2:]), unit="NU")
+    np.save(tmp_path / "scaled.npy", signal)
+    [source] = open_file(tmp_path / "scaled.npy", ArrayFormat(rate=500, unit="NU", leads=("III", "aVF", *EIGHT[2:])))
+    with pytest.raises(DataError, match="standard deviations"):
+        predictor.predict(source.read())
 
 
 def test_a_record_that_is_named_twice_or_has_segments_is_one_row(tmp_path, folder, model, predictor):

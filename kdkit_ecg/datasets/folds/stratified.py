@@ -78,7 +78,18 @@ def _assign_groups(
     for group, fold in fixed.items():
         folds[group] = fold
         fold_counts[fold] += counts[group]
-    order = [group for group in _assignment_order(counts, totals, names, seed) if group not in fixed]
+    # The groups with the rarest feature first, then the largest, then in pseudo-random order.
+    feature_totals = np.where(counts > 0, totals, np.inf)
+    rarest, sizes = feature_totals.argmin(axis=1), counts.sum(axis=1)
+    order = sorted(
+        [group for group in range(len(names)) if group not in fixed],
+        key=lambda group: (
+            feature_totals[group, rarest[group]],
+            rarest[group],
+            -sizes[group],
+            hash_fraction(seed, names[group]),
+        ),
+    )
     for _ in range(1 + _PASSES):
         moved = False
         for group in order:
@@ -97,22 +108,6 @@ def _assign_groups(
         if not moved:
             break
     return folds
-
-
-def _assignment_order(counts: Counts, totals: Counts, names: Sequence[str], seed: int) -> list[int]:
-    """Return the groups with the rarest feature first, then the largest, then in pseudo-random order."""
-    sizes = counts.sum(axis=1)
-    feature_totals = np.where(counts > 0, totals, np.inf)
-    rarest = feature_totals.argmin(axis=1)
-    return sorted(
-        range(len(names)),
-        key=lambda group: (
-            feature_totals[group, rarest[group]],
-            rarest[group],
-            -sizes[group],
-            hash_fraction(seed, names[group]),
-        ),
-    )
 
 
 def hash_fraction(seed: int, text: str) -> float:

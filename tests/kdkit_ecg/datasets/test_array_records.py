@@ -167,6 +167,7 @@ def test_units_gains_and_invalid_samples_become_mv(tmp_path):
     assert np.allclose(select_leads(record.signal, record.leads, EIGHT), expected, atol=1e-6)
     [source] = open_file(tmp_path / "r.npy", ArrayFormat(rate=400, unit="NU", leads=EIGHT))
     assert source.normalised
+    assert source.read().leads == EIGHT  # the others are no longer sums of these
 
 
 def test_files_of_numbers_need_a_format(tmp_path):

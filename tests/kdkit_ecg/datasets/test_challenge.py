@@ -106,6 +106,8 @@ def test_the_fingerprint_reads_no_signal_and_depends_on_files_patients_and_optio
 def test_records_that_cannot_be_used_are_excluded_by_reason(tree, tmp_path):
     folder = tmp_path / "odd"
     shutil.copytree(tree, folder)
+    # Leads that were scaled each by itself do not give the others.
+    write_challenge_record(folder / "b", "B0", leads=(*LEADS[:2], *LEADS[6:]), units="NU")
     write_challenge_record(folder / "b", "B1", leads=LEADS[:2])
     write_challenge_record(folder / "b", "B2", codes="428750005")
     write_challenge_record(folder / "b", "B3", units="NU")
@@ -121,12 +123,12 @@ def test_records_that_cannot_be_used_are_excluded_by_reason(tree, tmp_path):
     # The reasons are listed in the order in which they are checked.
     summary = small_dataset(folder).summary
     assert [line for line in summary.splitlines() if "no positive" not in line] == [
-        "40 of 50 records read",
+        "40 of 51 records read",
         "  1 excluded, no header next to the signal: b/B9",
         "  1 excluded, unreadable header: b/B7",
         "    b/B7: expected 'NAME LEADS RATE SAMPLES' in the first line, got '<html>'",
         "  1 excluded, no signal file: b/B5",
-        "  1 excluded, absent leads: b/B1 (no V1, V2, V3, V4, V5, V6)",
+        "  2 excluded, absent leads: b/B0 (no III, aVR, aVL, aVF), b/B1 (no V1, V2, V3, V4, V5, V6)",
         "  1 excluded, normalised units, not mV (normalised_units=True includes them): b/B3",
         "  1 excluded, no scored code: b/B2",
         "  1 excluded, the name of another record: copies/of/others/A0000",
@@ -138,7 +140,7 @@ def test_records_that_cannot_be_used_are_excluded_by_reason(tree, tmp_path):
     ]
     with pytest.raises(DataError, match="no scored code: b/B2"):
         _ = small_dataset(folder, strict=True).train
-    assert "41 of 50" in small_dataset(folder, normalised_units=True).summary
+    assert "41 of 51" in small_dataset(folder, normalised_units=True).summary
 
 
 def test_strict_accepts_a_folder_without_excluded_records(tree):

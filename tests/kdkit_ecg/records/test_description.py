@@ -32,7 +32,11 @@ def follow(description, leads, rate):
             case "resample":
                 assert step["method"] == "polyphase"
                 up, down = int(step["rate"]), int(rate)
-                signal = resample_poly(signal, up, down, axis=1, window=(step["window"], step["beta"]))
+                assert step["subtracted"] == "line from first to last sample"
+                line = np.linspace(signal[:, 0], signal[:, -1], signal.shape[1], axis=1)
+                rest = resample_poly(signal - line, up, down, axis=1, window=(step["window"], step["beta"]))
+                slopes = (line[:, -1:] - line[:, :1]) / (signal.shape[1] - 1)
+                signal = rest + line[:, :1] + slopes * np.arange(rest.shape[1]) * down / up
             case "zscore":
                 deviation = signal.std(1, keepdims=True)
                 scaled = (signal - signal.mean(1, keepdims=True)) / np.maximum(deviation, step["flat_below"])

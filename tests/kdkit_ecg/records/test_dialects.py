@@ -183,6 +183,18 @@ def test_segments_are_joined_and_a_gap_is_interpolated(tmp_path):
     assert (header.samples, header.age, header.codes) == (1400, 50, ("426783006",))
 
 
+def test_a_gap_is_interpolated_in_a_format_without_an_invalid_value(tmp_path):
+    steps = STEPS // 40 + 300  # of format 8, which stores differences of a byte
+    for name in ("S1", "S2"):
+        np.diff(steps, prepend=steps[:, :1]).T.astype(np.int8).tofile(tmp_path / f"{name}.dat")
+        firsts = zip(steps[:, 0], LEADS, strict=True)
+        lines = [f"{name}.dat 8 200(280)/mV 12 0 {first} 0 0 {lead}" for first, lead in firsts]
+        (tmp_path / f"{name}.hea").write_text("\n".join([f"{name} 12 500 600", *lines]))
+    (tmp_path / "A1.hea").write_text("A1/3 12 500 1400\nS1 600\n~ 200\nS2 600\n")
+    ramp = np.linspace(steps[:, -1], steps[:, 0], 202)[1:-1].T
+    assert_reads(tmp_path / "A1.hea", np.concatenate([steps, ramp, steps], axis=1) - 280, gain=200)
+
+
 @pytest.mark.parametrize(("gain", "per_mv"), [("200/mV", 200), ("2.0(-7)/uV", 2000), ("0", 200), ("-500/mV", -500)])
 def test_segments_of_other_gains_units_and_baselines_are_joined_in_mv(tmp_path, gain, per_mv):
     path = write_segments(tmp_path, gain=gain)

@@ -202,8 +202,11 @@ def test_the_series_of_an_aecg_file_is_read(xml):
         xml(prefixed, ('"0.002" unit="s"', '"3.90625" unit="ms"'), ('"MDC_ECG_LEAD_V1"', '"MDC_ECG_LEAD_V3R"'))
     )
     assert (source.rate, source.leads[2]) == (256, "V3R")
-    [source] = open_file(xml(text, ('"0.002" unit="s"', '"0.003906" unit="s"')))
-    assert source.rate == 256
+    # As written, in few digits, and as computed in float32.
+    rates = {"0.003906": 256, "0.0039": 256, "0.0040018": 249.89, "2.7770064e-3": 360.1, "0.004000000189989805": 250}
+    for increment, rate in rates.items():
+        [source] = open_file(xml(text, ('"0.002" unit="s"', f'"{increment}" unit="s"')))
+        assert source.rate == (pytest.approx(rate, rel=1e-5) if rate % 1 else rate)
     scale = '<origin value="10" unit="uV"/><scale value="2" unit="uV"/>'
     breath = [(f'_V6"/><value xsi:type="SLIST_PQ">{scale}', f'_V6"/><value>{scale.replace("uV", "ohm")}')]
     [source] = open_file(xml(text, *breath))

@@ -197,7 +197,7 @@ def test_a_disk_that_fills_during_the_preparation_ends_it_with_a_message_and_a_s
     assert len(rows) == (0 if limit == 100_000 else 4)  # whole chunks
     size = int((rows["offset"] + 48 * rows["time"].astype(np.uint64)).max(initial=0))
     assert (folder / SIGNALS).stat().st_size == size
-    assert not [path for path in folder.iterdir() if path.name.endswith(".new")]
+    assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
     assert data(records, tmp_path / "stores").prepare()[1] == 12 - len(rows)
     ours, theirs = (data(records, store).train.signals for store in (tmp_path / "stores", None))
     assert all(np.array_equal(*pair) for pair in zip(ours, theirs, strict=True))
@@ -215,7 +215,7 @@ def test_a_disk_without_room_for_the_description_of_a_store_leaves_no_unfinished
 def test_unfinished_files_of_a_killed_process_are_removed_by_the_next_preparation(records, tmp_path):
     folder = data(records, tmp_path / "stores")._store.folder.path
     folder.mkdir(parents=True)
-    for name in (".index.bin.new", ".store.json.new"):
+    for name in (".index.bin.abcd_123.tmp", ".store.json.01234567.tmp"):
         (folder / name).write_bytes(b"unfinished")
     (folder / INDEX).write_bytes(b"half of a row")
     assert data(records, tmp_path / "stores").prepare()[1] == 12
