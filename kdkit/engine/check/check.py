@@ -14,6 +14,7 @@ from kdkit.engine.check.copied_labels import copied_labels_notice
 from kdkit.engine.check.doubts import shared_net_doubts, stage_doubts
 from kdkit.engine.check.dry_run import DryRunReport, dry_run
 from kdkit.engine.check.estimate import Estimator, StageEstimate
+from kdkit.engine.check.metric_problem import number_metric_problems
 from kdkit.engine.check.plan import Plan
 from kdkit.engine.check.recipe_problems import recipe_problems
 from kdkit.engine.check.stage_problems import stage_problems, storage_problems
@@ -124,6 +125,8 @@ def _check_stage(
             peak = memory.peak(device)
             notice = copied_labels_notice(stage, batch, context, has_metrics=True)
             report.notices += [] if notice is None else [notice]
+            if not report.problems and context.task == "regression" and context.has_labels:
+                report.problems += number_metric_problems(recipe.metrics, report.outputs, batch.labels, context.classes)
             if not report.problems:
                 report.problems += batch_problems(open_stage, recipe.data, untransformed, precision)
             if not report.problems:

@@ -49,12 +49,14 @@ class DryRunReport:
     """The result of a dry run. terms: empty if there are problems.
 
     feature_teachers: teachers whose outputs are not about the data's classes; they are matched by features only.
-    notices: see `Plan`. untrained_outputs: whether no term trains all of what the outputs of a student depend on.
+    outputs: of each student in eval mode, by its name. notices: see `Plan`. untrained_outputs: whether no term trains
+    all of what the outputs of a student depend on.
     """
 
     problems: list[str] = field(default_factory=list)
     terms: list[TermSummary] = field(default_factory=list)
     feature_teachers: list[Net[Any]] = field(default_factory=list)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     untrained_outputs: bool = False
 
@@ -242,8 +244,11 @@ class _DryRun:
             self.module.open_taps.pause()
             net.network.eval()
             with torch.no_grad():
-                outputs = [student_outputs[net.name], self._run_student(net)]
-            problems = (columns_problem(net, output, labels, context) for output in outputs if output is not None)
+                outputs = [
+                    output for output in (student_outputs[net.name], self._run_student(net)) if output is not None
+                ]
+            self.report.outputs[net.name] = outputs[-1]
+            problems = (columns_problem(net, output, labels, context) for output in outputs)
             self.problems += filter(None, dict.fromkeys(problems))
         compared = {
             teacher

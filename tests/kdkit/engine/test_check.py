@@ -13,6 +13,7 @@ from kdkit import (
     AverageWeights,
     CosineRamp,
     Match,
+    MetricResult,
     Net,
     Parallel,
     Recipe,
@@ -28,6 +29,7 @@ from kdkit import (
 from kdkit.errors import CheckError, RecipeError
 from kdkit.losses import DKD, Hint, Masked, SoftTargets
 from kdkit.metrics import R2, Accuracy, Brier, CrossEntropy, MacroF1, MeanIoU
+from kdkit.metrics.base import WithoutThresholds
 from tests.helpers.callbacks import Recorder
 from tests.helpers.open_stages import hidden_taps, only_problem
 from tests.helpers.tiny import Mlp, hooks_of, one_stage, plain_goal, same_state, samples, state_of, tiny_data, tiny_net
@@ -500,6 +502,25 @@ def test_a_metric_of_classes_is_a_problem_for_numbers():
     for metric, problem in zip(metrics, problems, strict=True):
         assert f"metric {metric.name!r} does not fit this data (regression)" in problem
         assert "use MSE or R2 for numbers" in problem
+
+
+def test_metrics_of_numbers_are_tried_on_the_outputs_of_networks_and_the_labels_which_may_be_packed():
+    class OfPacked(WithoutThresholds):
+        name = "of_packed"
+
+        def compute(self, test):
+            if len(set(test.labels[:, 0].tolist())) < 2:  # as metrics of scikit-learn do for a single class
+                raise ValueError("all labels are alike")
+            return MetricResult(value=float(test.outputs[:, 3].mean()))
+
+    labels = torch.ones(8, 2)
+    rows = TensorDataset(samples().tensors[0][:8], labels.index_fill(0, torch.tensor([7]), 0.5))
+    objective = Truth(lambda outputs, labels: outputs.square().mean() + labels.mean())
+    stage = Stage({tiny_net("student", outputs=4): objective}, Training(epochs=1))
+    recipe = Recipe(data=TorchData(rows, rows, task="regression"), schedule=[stage], metrics=(OfPacked(), R2()))
+    problem = only_problem(recipe)
+    assert "metric 'r2' does not fit this data (regression) and net 'student'" in problem
+    assert "got outputs (4, 4) and labels (4, 2); if labels are packed" in problem
 
 
 def test_labels_per_pixel_next_to_outputs_per_sample_are_a_problem_with_both_shapes():
