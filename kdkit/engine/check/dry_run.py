@@ -427,8 +427,9 @@ def _describe_failure(teacher: Teacher, batch: Batch, error: Exception) -> str:
         args, kwargs = teacher.view(batch)
     except Exception:  # a user-defined view may raise anything
         return f"the view {teacher.view!r} of net {teacher.name!r} fails for a batch: {reason}"
-    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-    inputs = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+    named = [*(("", value) for value in args), *((f"{name} ", value) for name, value in kwargs.items())]
+    tensors = [value for _, value in named if isinstance(value, Tensor)]
+    inputs = ", ".join(f"{name}{tuple(value.shape)}" for name, value in named if isinstance(value, Tensor))
     return (
         f"net {teacher.name!r} fails for its inputs ({inputs}): {reason}{line_of_user_code(error)}"
         f"{input_advice(teacher, tensors, error)}"

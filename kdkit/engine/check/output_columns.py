@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from kdkit.losses.base import BuildContext
+from kdkit.losses.validation import ONE_OUTPUT
 from kdkit.nets.net import Net
 from kdkit.teachers.base import Teacher
 
@@ -37,6 +38,8 @@ def columns_problem(net: Net[Any], output: Tensor, labels: Tensor, context: Buil
     advice = _class_advice(net, output, context)
     if labels.ndim > 1 and not positions and output.ndim > 2:
         advice = "; if the labels are classes of positions, pass TorchData(..., task='multiclass')"
+    if output.ndim == 1:
+        return f"net {net.name!r} has outputs of shape (batch,); {ONE_OUTPUT}"
     owner = "its" if net.classes else "the data's"
     return (
         f"net {net.name!r} has outputs of shape {shape}, but {owner} {len(classes)} classes need "

@@ -27,7 +27,7 @@ from kdkit import (
     run,
 )
 from kdkit.errors import CheckError, RecipeError
-from kdkit.losses import DKD, Hint, Masked, SoftTargets
+from kdkit.losses import DKD, RKD, Hint, LogitMSE, Masked, SoftTargets
 from kdkit.metrics import R2, Accuracy, Brier, CrossEntropy, MacroF1, MeanIoU
 from kdkit.metrics.base import WithoutThresholds
 from tests.helpers.callbacks import Recorder
@@ -263,6 +263,21 @@ def test_a_column_of_outputs_and_a_row_of_labels_are_a_problem_also_if_torch_doe
     recipe = Recipe(data=data, schedule=[Stage({student: Truth(loss)}, TRAINING)], metrics=(R2(),))
     with pytest.raises(CheckError, match=r"student \(4, 1\) and target \(4,\) .*broadcast"):
         run(recipe, device="cpu")
+
+
+@pytest.mark.parametrize("loss", [LogitMSE(), Hint(), RKD()])
+def test_outputs_without_a_column_are_a_problem_of_losses_that_need_one(loss):
+    teacher, student = (Net(name, nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))) for name in ("teacher", "student"))
+    rows = samples("regression", 8).tensors
+    numbers, columns = (
+        TorchData(*(TensorDataset(rows[0], labels) for _ in range(2)))
+        for labels in (rows[1][:, 0], (rows[1][:, :1] > 0).float())
+    )
+    stages = [Stage({teacher: Truth(nn.MSELoss())}, TRAINING), Stage({student: Match(teacher, loss)}, TRAINING)]
+    problem = only_problem(Recipe(data=numbers, schedule=stages))
+    assert "a single output is (batch, 1): leave squeeze out of the network" in problem
+    problem = only_problem(one_stage(student, Truth(nn.BCEWithLogitsLoss()), columns))
+    assert "net 'student' has outputs of shape (batch,); a single output is (batch, 1)" in problem
 
 
 def test_a_loss_that_brings_a_column_and_a_row_together_itself_is_no_problem():
@@ -537,6 +552,13 @@ def test_labels_per_pixel_next_to_outputs_per_sample_are_a_problem_with_both_sha
 def test_a_student_that_fails_for_its_inputs_is_a_problem():
     student = Net("student", nn.Linear(9, 3))
     assert "net 'student' fails for its inputs ((4, 4)): " in only_problem(one_stage(student, plain_goal()))
+
+
+def test_a_failure_names_the_keywords_of_the_inputs():
+    rows = [({"words": torch.zeros(4), "lengths": torch.ones(2)}, row % 3) for row in range(6)]
+    net = Net("student", nn.Bilinear(4, 2, 3))
+    problem = only_problem(one_stage(net, plain_goal(), TorchData(rows, rows, classes=3)))
+    assert "net 'student' fails for its inputs (words (4, 4), lengths (4, 2)): TypeError" in problem
 
 
 def test_a_teacher_that_fails_for_its_inputs_is_a_problem():
