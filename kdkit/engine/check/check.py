@@ -60,6 +60,7 @@ def check(
         new = [problem for problem in stage_check.report.problems if problem not in reported]
         problems += [f"stage {stage.name!r}: {problem}" for problem in new]
         reported.update(new)
+    feature_teachers = {net for stage_check in checks for net in stage_check.report.feature_teachers}
     return Plan(
         stages=tuple(
             replace(stage, training=_with_keep(stage.training, stage_check.report))
@@ -69,7 +70,8 @@ def check(
         problems=tuple(dict.fromkeys(problems)),  # outputs are checked in training and in eval mode
         context=context,
         peak_memory_bytes=tuple(stage_check.peak_memory_bytes for stage_check in checks),
-        feature_teachers=frozenset(net for stage_check in checks for net in stage_check.report.feature_teachers),
+        # A net that a stage trains has been validated by its metrics, which may be of packed outputs of any shape.
+        feature_teachers=frozenset(feature_teachers.difference(*(stage.objectives for stage in stages))),
         estimates=tuple(stage_check.estimate for stage_check in checks),
         notices=(
             *dict.fromkeys(notice for stage_check in checks for notice in stage_check.report.notices),

@@ -531,10 +531,14 @@ def test_metrics_of_numbers_are_tried_on_the_outputs_of_networks_and_the_labels_
     labels = torch.ones(8, 2)
     rows = TensorDataset(samples().tensors[0][:8], labels.index_fill(0, torch.tensor([7]), 0.5))
     objective = Truth(lambda outputs, labels: outputs.square().mean() + labels.mean())
-    stage = Stage({tiny_net("student", outputs=4): objective}, Training(epochs=1))
-    recipe = Recipe(data=TorchData(rows, rows, task="regression"), schedule=[stage], metrics=(OfPacked(), R2()))
-    problem = only_problem(recipe)
-    assert "metric 'r2' does not fit this data (regression) and net 'student'" in problem
+    teacher, student = (tiny_net(name, outputs=4) for name in ("teacher", "student"))
+    hint = Match(teacher, Hint(), **hidden_taps(student, teacher))
+    stages = [Stage({teacher: objective}, Training(epochs=1)), Stage({student: objective + hint}, Training(epochs=1))]
+    data = TorchData(rows, rows, task="regression")
+    result = run(Recipe(data=data, schedule=stages, metrics=(OfPacked(),)), device="cpu")
+    assert [*result.metrics] == ["teacher", "student"]
+    problem = only_problem(Recipe(data=data, schedule=stages[:1], metrics=(OfPacked(), R2())))
+    assert "metric 'r2' does not fit this data (regression) and net 'teacher'" in problem
     assert "got outputs (4, 4) and labels (4, 2); if labels are packed" in problem
 
 
