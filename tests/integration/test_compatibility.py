@@ -201,6 +201,9 @@ def test_a_model_with_an_encoder_and_a_decoder_learns_from_both_texts():
     keys = ("input_ids", "decoder_input_ids", "labels")
     rows = [dict(zip(keys, row, strict=True)) for row in zip(texts, shifted, targets, strict=True)]
     require_learned(distill(model(16), model(8), rows))
+    of_encoder = [(row["input_ids"], row["labels"]) for row in rows]
+    with pytest.raises(DataError, match="its decoder needs decoder_input_ids among the inputs, the labels shifted"):
+        distill(model(16), model(8), of_encoder)
 
 
 # Outputs
