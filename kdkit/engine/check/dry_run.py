@@ -117,9 +117,10 @@ class _DryRun:
         if self.problems or failed:
             return
         self._check_classes(student_outputs, complete)
+        labels, students = self.batch.labels, [*self.report.outputs.values()]
         for teacher in teachers:
             output = complete[teacher.name].output
-            if isinstance(teacher, Net) and not is_about_classes(teacher, output, self.batch.labels, self.context):
+            if isinstance(teacher, Net) and not is_about_classes(teacher, output, labels, self.context, students):
                 self.report.feature_teachers.append(teacher)
         self._check_soft_labels()
         if self.problems:

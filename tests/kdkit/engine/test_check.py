@@ -537,6 +537,9 @@ def test_metrics_of_numbers_are_tried_on_the_outputs_of_networks_and_the_labels_
     data = TorchData(rows, rows, task="regression")
     result = run(Recipe(data=data, schedule=stages, metrics=(OfPacked(),)), device="cpu")
     assert [*result.metrics] == ["teacher", "student"]
+    trained = Match(tiny_net("teacher", outputs=4, trained=True), nn.MSELoss())
+    stage = Stage({student: objective + trained}, Training(epochs=1))
+    assert not check(Recipe(data=data, schedule=[stage], metrics=(OfPacked(),))).feature_teachers
     problem = only_problem(Recipe(data=data, schedule=stages[:1], metrics=(OfPacked(), R2())))
     assert "metric 'r2' does not fit this data (regression) and net 'teacher'" in problem
     assert "got outputs (4, 4) and labels (4, 2); if labels are packed" in problem
