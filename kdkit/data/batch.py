@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from kdkit.errors import DataError
 from kdkit.utils.reprs import describe_array, describe_options
 
 
@@ -17,7 +18,8 @@ from kdkit.utils.reprs import describe_array, describe_options
 class Batch:
     """Samples with their labels and ids.
 
-    inputs: a tensor, or a (named) tuple, list, mapping or dataclass of tensors, each (batch, ...).
+    inputs: a tensor, or a (named) tuple, list, mapping or dataclass of tensors, each (batch, ...), or an object with a
+    method `to`, such as the graphs of a batch.
     labels: (batch,) int64 for multiclass, or (batch, classes) floats whose rows sum to 1; (batch, *positions) int64 for
     a class per pixel or token; (batch, classes) floats of 0 and 1 for multilabel, or (batch, classes, *positions); any
     floats for regression.
@@ -45,13 +47,21 @@ class Batch:
             return self
         ids = None if self.ids is None else self.ids.to(device, non_blocking=True)
         labels = self.labels.to(device, non_blocking=True)
-        inputs = map_tensors(self.inputs, lambda tensor: tensor.to(device, non_blocking=True))
+        inputs = to_device(self.inputs, device, non_blocking=True)
         ids_on_cpu = self.ids if self.ids_on_cpu is None else self.ids_on_cpu
         weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
         return replace(self, inputs=inputs, labels=labels, ids=ids, ids_on_cpu=ids_on_cpu, weights=weights)
 
+    @property
+    def is_divisible(self) -> bool:
+        """Whether samples can be selected: all inputs have an entry for each label, unlike the edges of a graph."""
+        tensors = nested_tensors(self.inputs)
+        return not has_objects(self.inputs) and all(tensor.ndim and len(tensor) == len(self) for tensor in tensors)
+
     def rows(self, rows: Tensor) -> "Batch":
-        """Return the samples in these rows, (samples,) int64 on the CPU."""
+        """Return the samples in these rows, (samples,) int64 on the CPU. Raises DataError unless it `is_divisible`."""
+        if not self.is_divisible:
+            raise DataError("samples cannot be selected from inputs that do not have an entry for each label")
         index = rows.to(self.labels.device, non_blocking=True)
         return replace(
             self,
@@ -99,6 +109,25 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return change(value)
     items = items_of(value)
     return value if items is None else rebuild(value, {key: map_tensors(item, change) for key, item in items})
+
+
+def to_device(value: Any, device: torch.device, *, non_blocking: bool = False) -> Any:
+    """Return a tensor, a container of tensors, or an object with a method `to`, such as a graph, on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=non_blocking)
+    items = items_of(value)
+    if items is not None:
+        return rebuild(value, {key: to_device(item, device, non_blocking=non_blocking) for key, item in items})
+    # The method of some graphs changes them in place, and a DataLoader may yield the same object in each epoch.
+    return copy.copy(value).to(device) if has_objects(value) else value
+
+
+def has_objects(value: Any) -> bool:
+    """Return whether a value is an object with a method `to`, or contains one, nested, next to tensors."""
+    items = items_of(value)
+    if items is None:
+        return not isinstance(value, Tensor) and callable(getattr(value, "to", None))
+    return any(has_objects(item) for _, item in items)
 
 
 def nested_tensors(value: Any) -> Iterator[Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from kdkit.data.batch import Batch, holds_only_tensors, map_tensors, nested_tensors
+from kdkit.data.batch import Batch, has_objects, holds_only_tensors, map_tensors, nested_tensors
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.loading import RowBatches
@@ -80,6 +80,9 @@ class DeviceData:
         copying = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         used: deque[torch.cuda.Event] = deque()
         for batch in batches:
+            if has_objects(batch.inputs):  # whose tensors cannot be recorded below
+                yield batch.to(self.device)
+                continue
             if len(used) == _IN_FLIGHT:
                 used.popleft().synchronize()  # of a step that is long past, unless batches load faster than it trains
             training = torch.cuda.current_stream(self.device)

@@ -19,6 +19,12 @@ _FEW = 8  # samples, of which chance may decide the classes
 def label_doubts(labels: Mapping[str, SplitLabels], task: Task, ignored: tuple[int, ...]) -> Iterator[str]:
     """Yield the doubts about labels from which the task was derived."""
     samples = sum(len(split.rows) for split in labels.values())
+    are_bits = all(split.rows.ndim == 1 and bool((split.rows == split.rows.bool()).all()) for split in labels.values())
+    if task == "regression" and are_bits and samples >= _FEW:
+        yield (
+            "the labels, 0 and 1 as floats of shape (samples,), are taken for numbers (regression); if they are "
+            "classes, make them labels[:, None] for one output, or integers for two"
+        )
     is_one_hot = all(split.columns > 1 and split.is_one_hot for split in labels.values())
     if task == "multilabel" and is_one_hot and samples >= _FEW:
         yield (

@@ -16,7 +16,7 @@ _LABEL_KEYS = ("label", "labels", "target", "targets", "y")  # the conventions o
 
 @dataclass(frozen=True, slots=True)
 class SampleKeys:
-    """The keys of the labels and of the weights, in samples that are mappings.
+    """The keys of the labels and of the weights in samples that are mappings, or their attributes in other objects.
 
     labels: None for the one of "label", "labels", "target", "targets" and "y" that a sample has.
     weights: None if samples have no weights. inputs_only: whether samples are inputs, and have no labels.
@@ -27,10 +27,10 @@ class SampleKeys:
     inputs_only: bool = False
 
     def split(self, sample: Any, source: str = "the data must yield") -> tuple[Any, Any, Any]:
-        """Return the inputs, the labels and the weights, or None, of a pair, a triple, or a mapping.
+        """Return the inputs, the labels and the weights, or None, of a pair, a triple, a mapping, or another object.
 
         Labels are None if samples are inputs only. Of a mapping, the inputs are everything else: the value if there is
-        one, or a mapping of several.
+        one, or a mapping of several. Of an object with an attribute for the labels, they are the object.
         Raises DataError, which begins with `source`, for anything else.
         """
         if self.inputs_only:
@@ -40,6 +40,9 @@ class SampleKeys:
             return sample[0] if is_alone else sample, None, None
         if isinstance(sample, Mapping):
             return self._split_mapping(sample, source)
+        if self._are_attributes_of(sample):
+            weights = None if self.weights is None else getattr(sample, self.weights)
+            return sample, getattr(sample, str(self.labels)), weights
         if not isinstance(sample, Sequence) or isinstance(sample, str) or len(sample) not in (2, 3):
             size = f" of {len(sample)}" if isinstance(sample, Sequence) else ""
             # Usual reasons: arrays of all samples that are in no dataset, and samples without labels.
@@ -47,9 +50,16 @@ class SampleKeys:
             advice = "; put arrays of all samples in a dataset: TensorDataset(inputs, labels)" if is_array else ""
             if is_array or (isinstance(sample, Sequence) and len(sample) == 1):
                 advice += "; training samples without labels are kdkit.Unlabelled(dataset)"
+            elif not isinstance(sample, Sequence):
+                advice = "; name the attribute that has its labels: TorchData(..., labels='y')"
             raise DataError(f"{source} pairs (inputs, labels); got a {type(sample).__name__}{size}{advice}")
         inputs, labels, *weights = sample
         return inputs, labels, weights[0] if weights else None
+
+    def _are_attributes_of(self, sample: Any) -> bool:
+        names = [name for name in (self.labels, self.weights) if name is not None]
+        is_object = not isinstance(sample, Sequence | Tensor)
+        return is_object and self.labels is not None and all(hasattr(sample, name) for name in names)
 
     def _split_mapping(self, sample: Mapping[Any, Any], source: str) -> tuple[Any, Any, Any]:
         candidates = [key for key in _LABEL_KEYS if key in sample] if self.labels is None else [self.labels]

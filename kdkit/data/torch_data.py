@@ -70,7 +70,8 @@ class TorchData(Data):
     which are seeded by the row and the number of the version: epochs take these in turn, and teacher outputs are
     cached. None, the default except for a TensorDataset: a sample may change with every reading.
     labels: the key of the labels in samples that are mappings; None for the one of "label", "labels", "target",
-    "targets" and "y" that they have. weights: the key of the weights.
+    "targets" and "y" that they have. Or their attribute in batches that are other objects, such as "y" of graphs: the
+    inputs are then the object. weights: the key, or the attribute, of the weights.
     batch_transform: a function of inputs and labels that returns both, applied to every training batch on the device
     that trains, such as torchvision's MixUp or timm's Mixup. Teachers and students get the same batch; it has no sample
     ids, since samples may be mixed, so teacher outputs are not cached.
@@ -105,7 +106,10 @@ class TorchData(Data):
         _require_options(classes, draws, unknown, ignore_index, batch_transform)
         for name, key in (("labels", labels), ("weights", weights)):
             if not isinstance(key, str | None):
-                raise DataError(f"{name} is a key of samples that are mappings; got a {type(key).__name__}")
+                raise DataError(
+                    f"{name} is a key of samples that are mappings, or an attribute of others; got a "
+                    f"{type(key).__name__}"
+                )
         datasets = {"train": train, "validation": validation}
         if test is not None:
             datasets["test"] = test

@@ -244,6 +244,8 @@ def first_batch(
             advice = "; a sample without a label has the label that TorchData(..., ignore_index=...) names"
         elif "PIL." in str(error):
             advice = "; make images tensors in the Dataset, such as by torchvision.transforms.v2.PILToTensor()"
+        elif "default_collate" in str(error):
+            advice = "; pass a DataLoader whose collate_fn makes a batch of such samples"
         raise DataError(f"the {name} data must yield pairs (inputs, labels) of tensors: {error}{advice}") from error
     if labels is None and split.keys.inputs_only:
         labels = missing_labels(inputs)

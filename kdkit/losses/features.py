@@ -16,6 +16,7 @@ from kdkit.losses.projectors.factory import (
     validate_projector_mode,
 )
 from kdkit.losses.projectors.resizing import resize
+from kdkit.losses.validation import ONE_OUTPUT
 
 # The student's or the target's side of a loss: one tensor, or a tuple of one tensor per tap.
 TensorOrTuple = Tensor | tuple[Tensor, ...]
@@ -94,7 +95,9 @@ def single_tap_shape(shapes: Shapes, loss: Any) -> torch.Size:
             "each with a name: Match(..., label='layer 2', student=Tap(...), target=Tap(...))"
         )
     if len(shapes[0]) < 2:
-        raise RecipeError(f"{type(loss).__name__} compares (batch, channels, ...); got {tuple(shapes[0])}")
+        raise RecipeError(
+            f"{type(loss).__name__} compares (batch, channels, ...); got {tuple(shapes[0])}; {ONE_OUTPUT}"
+        )
     return shapes[0]
 
 

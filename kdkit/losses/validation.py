@@ -20,6 +20,8 @@ from kdkit.utils.validation import validate_switches as validate_switches
 
 Reduction = Literal["batchmean", "mean"]
 
+ONE_OUTPUT = "a single output is (batch, 1): leave squeeze out of the network, and make labels labels[:, None]"
+
 
 def validate_reduction(reduction: str) -> None:
     """Raise RecipeError unless the reduction is "batchmean" or "mean"."""
@@ -83,9 +85,11 @@ def require_same_outputs(student: Tensor, target: Tensor, loss: object, *, dense
             "PerToken(loss) takes each token as a sample, PerPosition(loss) each position of (batch, classes, ...)"
         )
     if student.ndim < 2 or student.shape != target.shape:
+        is_alone = student.ndim == 1 and target.ndim == 1
+        advice = ONE_OUTPUT if is_alone else "SecondHead() gives the student a head for the target's classes"
         raise RecipeError(
             f"{type(loss).__name__} compares outputs (batch, classes) of one shape; got {tuple(student.shape)} and "
-            f"{tuple(target.shape)}; SecondHead() gives the student a head for the target's classes"
+            f"{tuple(target.shape)}; {advice}"
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kdkit.data.batch import Batch, map_tensors, nested_tensors
+from kdkit.data.batch import Batch, map_tensors, nested_tensors, to_device
 from kdkit.errors import RecipeError, did_you_mean, first_line, shortened
 from kdkit.nets.views import Element, Inputs, View, default_element, pick_tensor, validate_element, validate_view
 from kdkit.nets.weights import load_weights
@@ -204,7 +204,7 @@ class Net(Generic[M]):
             )
         args, kwargs = call
         if self.device is not None:
-            args, kwargs = map_tensors((args, kwargs), lambda tensor: tensor.to(self.device))
+            args, kwargs = to_device((args, kwargs), self.device)
         output = module(*args, **kwargs)
         if self.element is not None or not isinstance(output, Tensor):
             if self._notes_element:

@@ -60,6 +60,12 @@ def test_links_lead_to_pages_of_the_site(folder):
     assert count > 400
 
 
+def test_blocks_of_code_have_no_word_after_their_language(folder):
+    for path in folder.rglob("*.md"):  # others are no blocks in the site
+        openings = re.findall(r"^```\w+(.*)$", path.read_text("utf-8"), flags=re.MULTILINE)
+        assert all(re.fullmatch(r'( title="[^"]*")?', rest) for rest in openings), path.relative_to(folder)
+
+
 def test_the_page_of_the_demo_is_built_by_its_own_tool(folder):
     assert (DOCS / "demo" / "index.html").is_file()
     assert (folder / "demo.md").is_file()

@@ -201,6 +201,9 @@ def test_a_model_with_an_encoder_and_a_decoder_learns_from_both_texts():
     keys = ("input_ids", "decoder_input_ids", "labels")
     rows = [dict(zip(keys, row, strict=True)) for row in zip(texts, shifted, targets, strict=True)]
     require_learned(distill(model(16), model(8), rows))
+    of_encoder = [(row["input_ids"], row["labels"]) for row in rows]
+    with pytest.raises(DataError, match="its decoder needs decoder_input_ids among the inputs, the labels shifted"):
+        distill(model(16), model(8), of_encoder)
 
 
 # Outputs
@@ -323,35 +326,63 @@ def test_a_ragged_batch_of_nested_tensors_is_an_input():
     require_learned(distill(Mean(), Mean(), as_loader(ragged)))
 
 
+class GraphNet(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, width), nn.Linear(width, 3)
+
+    def forward(self, nodes, edges, graph):
+        hidden = self.layer(nodes)
+        hidden = hidden.index_add(0, edges[1], hidden[edges[0]]).relu()
+        return self.head(hidden.new_zeros(int(graph.max()) + 1, hidden.shape[1]).index_add(0, graph, hidden))
+
+
+def rings(rows):
+    """Return a ring of nodes for each row as one graph, and the labels."""
+    sizes = [3 + int(label) for _, label in rows]
+    nodes = torch.cat([row.expand(size, 4) for (row, _), size in zip(rows, sizes, strict=True)])
+    starts = [0, *itertools.accumulate(sizes)][:-1]
+    edges = [
+        torch.stack([torch.arange(size), torch.arange(size).roll(1)]) + start
+        for size, start in zip(sizes, starts, strict=True)
+    ]
+    graph = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(sizes))
+    inputs = {"nodes": nodes, "edges": torch.cat(edges, 1), "graph": graph}
+    return inputs, torch.stack([label for _, label in rows])
+
+
 def test_a_graph_batch_is_a_mapping_from_a_loader():
-    class Graph(nn.Module):
-        def __init__(self, width):
-            super().__init__()
-            self.layer, self.head = nn.Linear(4, width), nn.Linear(width, 3)
-
-        def forward(self, nodes, edges, graph):
-            hidden = self.layer(nodes)
-            hidden = hidden.index_add(0, edges[1], hidden[edges[0]]).relu()
-            return self.head(hidden.new_zeros(int(graph.max()) + 1, hidden.shape[1]).index_add(0, graph, hidden))
-
-    def collate(rows):
-        sizes = [3 + int(label) for _, label in rows]
-        nodes = torch.cat([row.expand(size, 4) for (row, _), size in zip(rows, sizes, strict=True)])
-        starts = [0, *itertools.accumulate(sizes)][:-1]
-        rings = [
-            torch.stack([torch.arange(size), torch.arange(size).roll(1)]) + start
-            for size, start in zip(sizes, starts, strict=True)
-        ]
-        graph = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(sizes))
-        inputs = {"nodes": nodes, "edges": torch.cat(rings, 1), "graph": graph}
-        return inputs, torch.stack([label for _, label in rows])
-
-    loader, student = as_loader(collate), Graph(4)
-    result = distill(Graph(8), student, loader)
+    loader = DataLoader(WHOLE, batch_size=ROWS - 1, collate_fn=rings)  # the last batch has one graph
+    student = GraphNet(4)
+    result = distill(GraphNet(8), student, loader)
     require_learned(result)
     with torch.no_grad():
         correct = torch.cat([student(**inputs).argmax(1) == labels for inputs, labels in loader])
     assert result.metrics["student"]["accuracy"].value == pytest.approx(float(correct.double().mean()))
+
+
+def test_a_graph_batch_is_an_object_whose_labels_are_an_attribute():
+    class Graphs:
+        """As the batches of torch_geometric."""
+
+        def __init__(self, rows):
+            self.inputs, self.y = rings(rows)
+
+        def to(self, device):
+            return self
+
+    class ObjectNet(GraphNet):
+        def forward(self, graphs):
+            return super().forward(**graphs.inputs)
+
+    loader = as_loader(Graphs)
+    with pytest.raises(
+        DataError, match=r"got a Graphs; name the attribute that has its labels: TorchData\(..., labels="
+    ):
+        distill(ObjectNet(8), ObjectNet(4), loader)
+    require_learned(distill(ObjectNet(8), ObjectNet(4), loader, labels="y"))
+    with pytest.raises(DataError, match="pass a DataLoader whose collate_fn makes a batch of such samples"):
+        distill(ObjectNet(8), ObjectNet(4), [Graphs([row]) for row in WHOLE], labels="y")
 
 
 def test_packed_sequences_are_refused_since_their_parts_become_arguments():

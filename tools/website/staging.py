@@ -35,7 +35,9 @@ def stage(
     waiting = [path for path in [places.EXAMPLES, *waiting] if path.exists()]
     for page in sorted(places.DOCS.rglob("*.md")):
         name = page.relative_to(places.DOCS)
-        text = with_links(page.read_text("utf-8"), page, waiting.append)
+        # A word for the tests of the docs, with which the block would not be code in the site.
+        text = page.read_text("utf-8").replace("```python notest\n", "```python\n")
+        text = with_links(text, page, waiting.append)
         _write(folder / name, finish(with_pictures(text, page), name))
     finished = {places.ROOT / "README.md"}  # the page index.md is that of docs/
     while waiting:

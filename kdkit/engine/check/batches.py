@@ -16,8 +16,11 @@ from kdkit.utils.devices import Precision, autocast
 def batch_problems(open_stage: OpenStage, data: Data, batch: Batch, precision: Precision) -> list[str]:
     """Return the problems of the batches of an epoch, as far as their sizes are known in advance.
 
-    batch: a tiny one, before the data's `batch_transform`, whose samples are repeated.
+    batch: a tiny one, before the data's `batch_transform`, whose samples are repeated. None are tried of inputs that
+    cannot be divided into samples.
     """
+    if not batch.is_divisible:
+        return []
     whole = training_batch_sizes(data.train, open_stage.stage.training.batch_size) or ()
     # Of several processes, each gets a part of a batch; all of them try the parts of all, so that they end together.
     count = collectives.world_size()

@@ -13,6 +13,7 @@ from kdkit.engine.check.copied_labels import copied_labels_notice
 from kdkit.engine.check.doubts import shared_net_doubts, stage_doubts
 from kdkit.engine.check.dry_run import DryRunReport, dry_run
 from kdkit.engine.check.estimate import Estimator, StageEstimate
+from kdkit.engine.check.metric_problem import number_metric_problems
 from kdkit.engine.check.plan import Plan
 from kdkit.engine.check.recipe_problems import recipe_problems
 from kdkit.engine.check.stage_problems import stage_problems, storage_problems
@@ -59,6 +60,7 @@ def check(
         new = [problem for problem in stage_check.report.problems if problem not in reported]
         problems += [f"stage {stage.name!r}: {problem}" for problem in new]
         reported.update(new)
+    feature_teachers = {net for stage_check in checks for net in stage_check.report.feature_teachers}
     return Plan(
         stages=tuple(
             replace(stage, training=_with_keep(stage.training, stage_check.report))
@@ -68,7 +70,8 @@ def check(
         problems=tuple(dict.fromkeys(problems)),  # outputs are checked in training and in eval mode
         context=context,
         peak_memory_bytes=tuple(stage_check.peak_memory_bytes for stage_check in checks),
-        feature_teachers=frozenset(net for stage_check in checks for net in stage_check.report.feature_teachers),
+        # A net that a stage trains has been validated by its metrics, which may be of packed outputs of any shape.
+        feature_teachers=frozenset(feature_teachers.difference(*(stage.objectives for stage in stages))),
         estimates=tuple(stage_check.estimate for stage_check in checks),
         notices=(
             *dict.fromkeys(notice for stage_check in checks for notice in stage_check.report.notices),
@@ -124,6 +127,8 @@ def _check_stage(
             peak = memory.peak(device)
             notice = copied_labels_notice(stage, batch, context, has_metrics=True)
             report.notices += [] if notice is None else [notice]
+            if not report.problems and context.task == "regression" and context.has_labels:
+                report.problems += number_metric_problems(recipe.metrics, report.outputs, batch.labels, context.classes)
             if not report.problems:
                 report.problems += batch_problems(open_stage, recipe.data, untransformed, precision)
             if not report.problems:

@@ -49,12 +49,14 @@ class DryRunReport:
     """The result of a dry run. terms: empty if there are problems.
 
     feature_teachers: teachers whose outputs are not about the data's classes; they are matched by features only.
-    notices: see `Plan`. untrained_outputs: whether no term trains all of what the outputs of a student depend on.
+    outputs: of each student in eval mode, by its name. notices: see `Plan`. untrained_outputs: whether no term trains
+    all of what the outputs of a student depend on.
     """
 
     problems: list[str] = field(default_factory=list)
     terms: list[TermSummary] = field(default_factory=list)
     feature_teachers: list[Net[Any]] = field(default_factory=list)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     untrained_outputs: bool = False
 
@@ -115,9 +117,10 @@ class _DryRun:
         if self.problems or failed:
             return
         self._check_classes(student_outputs, complete)
+        labels, students = self.batch.labels, [*self.report.outputs.values()]
         for teacher in teachers:
             output = complete[teacher.name].output
-            if isinstance(teacher, Net) and not is_about_classes(teacher, output, self.batch.labels, self.context):
+            if isinstance(teacher, Net) and not is_about_classes(teacher, output, labels, self.context, students):
                 self.report.feature_teachers.append(teacher)
         self._check_soft_labels()
         if self.problems:
@@ -242,8 +245,11 @@ class _DryRun:
             self.module.open_taps.pause()
             net.network.eval()
             with torch.no_grad():
-                outputs = [student_outputs[net.name], self._run_student(net)]
-            problems = (columns_problem(net, output, labels, context) for output in outputs if output is not None)
+                outputs = [
+                    output for output in (student_outputs[net.name], self._run_student(net)) if output is not None
+                ]
+            self.report.outputs[net.name] = outputs[-1]
+            problems = (columns_problem(net, output, labels, context) for output in outputs)
             self.problems += filter(None, dict.fromkeys(problems))
         compared = {
             teacher
@@ -422,8 +428,9 @@ def _describe_failure(teacher: Teacher, batch: Batch, error: Exception) -> str:
         args, kwargs = teacher.view(batch)
     except Exception:  # a user-defined view may raise anything
         return f"the view {teacher.view!r} of net {teacher.name!r} fails for a batch: {reason}"
-    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-    inputs = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+    named = [*(("", value) for value in args), *((f"{name} ", value) for name, value in kwargs.items())]
+    tensors = [value for _, value in named if isinstance(value, Tensor)]
+    inputs = ", ".join(f"{name}{tuple(value.shape)}" for name, value in named if isinstance(value, Tensor))
     return (
         f"net {teacher.name!r} fails for its inputs ({inputs}): {reason}{line_of_user_code(error)}"
         f"{input_advice(teacher, tensors, error)}"

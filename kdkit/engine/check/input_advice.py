@@ -18,9 +18,16 @@ _LIBRARIES = (Path(torch.__file__).parent, Path(kdkit.__file__).parent)
 
 
 def input_advice(net: Net[Any], inputs: Iterable[Tensor], error: Exception) -> str:
-    """Return a hint for the usual mistakes of columns, arrays and images, to append to the error; else ""."""
+    """Return a hint for the usual mistakes of columns, arrays, images and decoders, to append to the error; else ""."""
     if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
         return "; select the inputs that it takes, such as Net(..., view=Inputs(only=('input_ids',)))"
+    # Models of transformers name the inputs of the encoder in this error.
+    has_decoder = getattr(getattr(net.module, "config", None), "is_encoder_decoder", False)
+    if has_decoder and "inputs_embeds" in str(error):
+        return (
+            "; its decoder needs decoder_input_ids among the inputs, the labels shifted to the right, which "
+            "DataCollatorForSeq2Seq(tokenizer, model=model) of transformers adds"
+        )
     tensors = list(inputs)
     advice = _dtype_advice(net, tensors, error) or _channels_advice(net, tensors, error)
     return advice or _size_advice(tensors, error)

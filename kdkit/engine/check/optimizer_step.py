@@ -34,7 +34,12 @@ def step_problem(
             error = _step_error(options.build(named), gradients)
     except KdkitError as problem:
         return str(problem)
-    return None if error is None else f"{type(optimizer).__name__} cannot step: {first_line(error)}"
+    if error is None:
+        return None
+    advice = ""
+    if "sparse" in str(error) or "dense" in str(error):
+        advice = "; torch.optim.SGD and Adagrad take both, and embeddings without sparse=True have dense gradients"
+    return f"{type(optimizer).__name__} cannot step: {first_line(error)}{advice}"
 
 
 def _zero_gradients(optimizer: TorchOptimizer, module: nn.Module) -> _Gradients:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from kdkit.losses.base import BuildContext
+from kdkit.losses.validation import ONE_OUTPUT
 from kdkit.nets.net import Net
 from kdkit.teachers.base import Teacher
 
@@ -37,6 +38,8 @@ def columns_problem(net: Net[Any], output: Tensor, labels: Tensor, context: Buil
     advice = _class_advice(net, output, context)
     if labels.ndim > 1 and not positions and output.ndim > 2:
         advice = "; if the labels are classes of positions, pass TorchData(..., task='multiclass')"
+    if output.ndim == 1:
+        return f"net {net.name!r} has outputs of shape (batch,); {ONE_OUTPUT}"
     owner = "its" if net.classes else "the data's"
     return (
         f"net {net.name!r} has outputs of shape {shape}, but {owner} {len(classes)} classes need "
@@ -57,10 +60,16 @@ def class_names_problem(teacher: Teacher, output: Tensor) -> str | None:
     )
 
 
-def is_about_classes(net: Net[Any], output: Tensor, labels: Tensor, context: BuildContext) -> bool:
-    """Whether the outputs of a teacher are about the data's classes; a teacher of features need not be."""
+def is_about_classes(
+    net: Net[Any], output: Tensor, labels: Tensor, context: BuildContext, students: Sequence[Tensor]
+) -> bool:
+    """Whether the outputs of a teacher are about the data's classes; a teacher of features need not be.
+
+    students: the outputs of the students of its stage. Numbers may be packed in another form than the labels.
+    """
     if context.task == "regression":
-        return output[0].numel() == labels[0].numel()
+        is_like_student = any(output.shape[1:] == student.shape[1:] for student in students)
+        return is_like_student or output[0].numel() == labels[0].numel()
     classes = net.classes or context.classes
     is_by_class = output.ndim == 2 + context.position_dims and output.shape[1] == len(classes)
     return is_by_class and not set(classes).isdisjoint(context.classes)

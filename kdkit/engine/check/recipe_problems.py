@@ -5,6 +5,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdkit.data.labels import without_ignored
+from kdkit.engine.check.metric_problem import metric_problem
 from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.errors import KdkitError, did_you_mean
 from kdkit.losses.base import BuildContext
@@ -126,7 +128,12 @@ class _RecipeChecks:
                 labels[id(loss)] = term.label
 
     def _metric_problems(self) -> Iterator[str]:
-        """Compute every metric for random outputs, so that one that does not fit is refused before training."""
+        """Compute every metric for random outputs, so that one that does not fit is refused before training.
+
+        Those of numbers need the shapes of outputs and labels, which a dry run has; see `number_metric_problems`.
+        """
+        if self.recipe.data.task == "regression" and self.context.has_labels:
+            return
         names = tuple(self.recipe.data.classes)
         # A student with other classes is evaluated on those that it shares with the data.
         students = [set(net.classes) for stage in self.stages for net in stage.objectives if net.classes is not None]
@@ -140,15 +147,10 @@ class _RecipeChecks:
                     "reduce_positions"
                 )
                 continue
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # random outputs may be degenerate, real ones need not be
-                    # Intervals of a vocabulary of classes would take a gigabyte.
-                    checked = without_interval(metric) if self.context.position_dims else metric
-                    predictions = self._random_predictions(checked, classes)
-                    checked.fit(predictions).compute(predictions)
-            except Exception as error:  # a user-defined metric may raise anything
-                reason = str(error) if isinstance(error, KdkitError) else f"{type(error).__name__}: {error}"
+            # Intervals of a vocabulary of classes would take a gigabyte.
+            checked = without_interval(metric) if self.context.position_dims else metric
+            reason = metric_problem(checked, partial(self._random_predictions, checked, classes))
+            if reason is not None:
                 yield f"metric {metric.name!r} does not fit this data ({self.recipe.data.task}): {reason}"
 
     def _random_predictions(self, metric: Metric, classes: tuple[str, ...]) -> Predictions:
@@ -198,7 +200,7 @@ class _RecipeChecks:
             monitor = stage.training.monitor or next(iter(metrics))
             if stage.training.keep == "last" or monitor not in metrics:
                 continue
-            with warnings.catch_warnings(), contextlib.suppress(Exception):  # see `_metric_problems`
+            with warnings.catch_warnings(), contextlib.suppress(Exception):  # see `metric_problem`
                 warnings.simplefilter("ignore")
                 result = metrics[monitor].fit(predictions).compute(predictions)
                 if math.isnan(result.value):

@@ -16,6 +16,7 @@ from kdkit.errors import KdkitError, first_line
 from kdkit.losses.base import describe_loss
 from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.losses.multi_teacher import PerTeacher
+from kdkit.losses.validation import ONE_OUTPUT
 from kdkit.nets.attention_tap import AttentionTap
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Match, taps_of
@@ -104,6 +105,8 @@ class _TermCheck:
                 )
         if _matches(self.term, Teachers) and not isinstance(loss, PerTeacher):
             return f"; Teachers(...) gives a tuple, of which PerTeacher({self.loss}) takes each element"
+        if isinstance(error, IndexError) and as_tuple(self.inputs.student)[0].ndim == 1:
+            return f"; {ONE_OUTPUT}"
         return _heads_advice(self.term, self.inputs)
 
     def _gradient_problem(self, value: Tensor) -> str | None:
@@ -183,9 +186,8 @@ def _matches(term: BoundTerm, kind: type, net: Net[Any] | None = None) -> bool:
 def _heads_advice(term: BoundTerm, inputs: TermInputs) -> str:
     """Return advice for attention maps of different numbers of heads; "" for other sides."""
     match, student, target = term.weighted.term, inputs.student, inputs.target
-    if not isinstance(match, Match) or not all(
-        isinstance(tap, AttentionTap) for tap in (*taps_of(match.student), *taps_of(match.target))
-    ):
+    taps = (*taps_of(match.student), *taps_of(match.target)) if isinstance(match, Match) else ()
+    if not taps or not all(isinstance(tap, AttentionTap) for tap in taps):
         return ""
     if not isinstance(student, Tensor) or not isinstance(target, Tensor) or student.shape[1] == target.shape[1]:
         return ""

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import kdkit
-from kdkit import Batch, Net, Recipe, Stage, TorchData, Training, Truth
+from kdkit import Batch, DataError, Net, Recipe, Stage, TorchData, Training, Truth
 from kdkit.data.batch import collate, holds_only_tensors, nested_tensors
 from kdkit.data.device_data import KeptSamples
 from kdkit.engine.training.capture import _StaticInputs
@@ -90,6 +90,27 @@ def test_inputs_in_any_container_are_moved_and_cut_like_a_dict(name):
     assert only_tensor(batch.to(torch.device("meta"))).device.type == "meta"
     assert only_tensor(batch.rows(torch.tensor([4, 1]))).tolist() == [[4.0], [1.0]]
     assert torch.equal(only_tensor(batch), rows())  # the batch itself stays as it was
+
+
+class Graphs:
+    """Graphs of a batch; as those of torch_geometric, they are moved in place."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def to(self, device):
+        self.x = self.x.to(device)
+        return self
+
+
+def test_an_object_with_a_method_to_is_moved_as_a_copy_and_is_not_divided_into_samples():
+    graphs = Graphs(rows())
+    moved = Batch({"graphs": graphs, "more": rows()}, torch.arange(6)).to(torch.device("meta"))
+    assert moved.inputs["graphs"].x.device.type == moved.inputs["more"].device.type == "meta"
+    assert graphs.x.device.type == "cpu"
+    for inputs in (graphs, {"edges": torch.zeros(2, 9), "nodes": rows()}, torch.tensor(1.0)):
+        with pytest.raises(DataError, match="samples cannot be selected from inputs that do not have an entry"):
+            Batch(inputs, torch.arange(6)).rows(torch.tensor([0]))
 
 
 @pytest.mark.parametrize("name", CONTAINERS)

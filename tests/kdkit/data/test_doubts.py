@@ -34,6 +34,16 @@ def test_one_hot_labels_of_all_splits_may_be_multiclass(dtype):
     assert notices(dataset(labels), dataset(one_hot(LABELS).to(dtype), 1)) == ()
 
 
+def test_floats_of_0_and_1_without_a_column_are_noticed():
+    labels = (LABELS == 0).float()
+    assert notices(dataset(labels), dataset(labels, 1)) == (
+        "the labels, 0 and 1 as floats of shape (samples,), are taken for numbers (regression); if they are classes, "
+        "make them labels[:, None] for one output, or integers for two",
+    )
+    assert notices(dataset(labels), dataset(labels, 1), task="regression") == ()
+    assert notices(dataset(2 * labels), dataset(labels, 1)) == ()
+
+
 def test_labels_from_one_are_noticed():
     (notice,) = notices(dataset(LABELS + 1), dataset(LABELS + 1, 1))
     assert notice == (

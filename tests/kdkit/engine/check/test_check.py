@@ -13,6 +13,7 @@ from kdkit import (
     AverageWeights,
     CosineRamp,
     Match,
+    MetricResult,
     Net,
     Parallel,
     Recipe,
@@ -26,8 +27,9 @@ from kdkit import (
     run,
 )
 from kdkit.errors import CheckError, RecipeError
-from kdkit.losses import DKD, Hint, Masked, SoftTargets
+from kdkit.losses import DKD, RKD, Hint, LogitMSE, Masked, SoftTargets
 from kdkit.metrics import R2, Accuracy, Brier, CrossEntropy, MacroF1, MeanIoU
+from kdkit.metrics.base import WithoutThresholds
 from tests.helpers.callbacks import Recorder
 from tests.helpers.open_stages import hidden_taps, only_problem
 from tests.helpers.tiny import Mlp, hooks_of, one_stage, plain_goal, same_state, samples, state_of, tiny_data, tiny_net
@@ -261,6 +263,21 @@ def test_a_column_of_outputs_and_a_row_of_labels_are_a_problem_also_if_torch_doe
     recipe = Recipe(data=data, schedule=[Stage({student: Truth(loss)}, TRAINING)], metrics=(R2(),))
     with pytest.raises(CheckError, match=r"student \(4, 1\) and target \(4,\) .*broadcast"):
         run(recipe, device="cpu")
+
+
+@pytest.mark.parametrize("loss", [LogitMSE(), Hint(), RKD()])
+def test_outputs_without_a_column_are_a_problem_of_losses_that_need_one(loss):
+    teacher, student = (Net(name, nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))) for name in ("teacher", "student"))
+    rows = samples("regression", 8).tensors
+    numbers, columns = (
+        TorchData(*(TensorDataset(rows[0], labels) for _ in range(2)))
+        for labels in (rows[1][:, 0], (rows[1][:, :1] > 0).float())
+    )
+    stages = [Stage({teacher: Truth(nn.MSELoss())}, TRAINING), Stage({student: Match(teacher, loss)}, TRAINING)]
+    problem = only_problem(Recipe(data=numbers, schedule=stages))
+    assert "a single output is (batch, 1): leave squeeze out of the network" in problem
+    problem = only_problem(one_stage(student, Truth(nn.BCEWithLogitsLoss()), columns))
+    assert "net 'student' has outputs of shape (batch,); a single output is (batch, 1)" in problem
 
 
 def test_a_loss_that_brings_a_column_and_a_row_together_itself_is_no_problem():
@@ -502,6 +519,32 @@ def test_a_metric_of_classes_is_a_problem_for_numbers():
         assert "use MSE or R2 for numbers" in problem
 
 
+def test_metrics_of_numbers_are_tried_on_the_outputs_of_networks_and_the_labels_which_may_be_packed():
+    class OfPacked(WithoutThresholds):
+        name = "of_packed"
+
+        def compute(self, test):
+            if len(set(test.labels[:, 0].tolist())) < 2:  # as metrics of scikit-learn do for a single class
+                raise ValueError("all labels are alike")
+            return MetricResult(value=float(test.outputs[:, 3].mean()))
+
+    labels = torch.ones(8, 2)
+    rows = TensorDataset(samples().tensors[0][:8], labels.index_fill(0, torch.tensor([7]), 0.5))
+    objective = Truth(lambda outputs, labels: outputs.square().mean() + labels.mean())
+    teacher, student = (tiny_net(name, outputs=4) for name in ("teacher", "student"))
+    hint = Match(teacher, Hint(), **hidden_taps(student, teacher))
+    stages = [Stage({teacher: objective}, Training(epochs=1)), Stage({student: objective + hint}, Training(epochs=1))]
+    data = TorchData(rows, rows, task="regression")
+    result = run(Recipe(data=data, schedule=stages, metrics=(OfPacked(),)), device="cpu")
+    assert [*result.metrics] == ["teacher", "student"]
+    trained = Match(tiny_net("teacher", outputs=4, trained=True), nn.MSELoss())
+    stage = Stage({student: objective + trained}, Training(epochs=1))
+    assert not check(Recipe(data=data, schedule=[stage], metrics=(OfPacked(),))).feature_teachers
+    problem = only_problem(Recipe(data=data, schedule=stages[:1], metrics=(OfPacked(), R2())))
+    assert "metric 'r2' does not fit this data (regression) and net 'teacher'" in problem
+    assert "got outputs (4, 4) and labels (4, 2); if labels are packed" in problem
+
+
 def test_labels_per_pixel_next_to_outputs_per_sample_are_a_problem_with_both_shapes():
     inputs, labels = samples().tensors
     per_pixel = TensorDataset(inputs, labels[:, None, None].expand(-1, 6, 5))
@@ -516,6 +559,13 @@ def test_labels_per_pixel_next_to_outputs_per_sample_are_a_problem_with_both_sha
 def test_a_student_that_fails_for_its_inputs_is_a_problem():
     student = Net("student", nn.Linear(9, 3))
     assert "net 'student' fails for its inputs ((4, 4)): " in only_problem(one_stage(student, plain_goal()))
+
+
+def test_a_failure_names_the_keywords_of_the_inputs():
+    rows = [({"words": torch.zeros(4), "lengths": torch.ones(2)}, row % 3) for row in range(6)]
+    net = Net("student", nn.Bilinear(4, 2, 3))
+    problem = only_problem(one_stage(net, plain_goal(), TorchData(rows, rows, classes=3)))
+    assert "net 'student' fails for its inputs (words (4, 4), lengths (4, 2)): TypeError" in problem
 
 
 def test_a_teacher_that_fails_for_its_inputs_is_a_problem():

@@ -103,6 +103,7 @@ def test_an_optimizer_that_does_not_take_the_sparse_gradients_of_a_part_is_refus
     assert "sparse" in problem
     (problem,) = kdkit.check(words_recipe(Optimizer(torch.optim.SparseAdam, lr=0.1), dense=True)).problems
     assert "SparseAdam cannot step" in problem
+    assert "; torch.optim.SGD and Adagrad take both" in problem
 
 
 def test_groups_that_leave_out_the_parameters_of_a_loss_are_found_by_the_check():
