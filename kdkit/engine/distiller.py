@@ -287,7 +287,7 @@ class _WithOutputs(torch.autograd.Function):
 
 
 def _opened(stage: Stage, context: BuildContext, batch: Batch) -> OpenStage:
-    """Check a stage, open it on the device of a batch, and warn of doubts. Raises CheckError with all problems."""
+    """Check a stage, open it on the device of a batch, and warn of notices. Raises CheckError with all problems."""
     (student,) = stage.objectives
     problems = [*_teacher_problems(stage, student)] or [*stage_problems(stage, context)]
     if problems:

@@ -10,9 +10,9 @@ from kdkit.data.dataset import LoaderSplit, require_splits
 from kdkit.data.torch_splits import StreamSplit
 from kdkit.engine.check.batches import batch_problems
 from kdkit.engine.check.copied_labels import copied_labels_notice
-from kdkit.engine.check.doubts import shared_net_doubts, stage_doubts
 from kdkit.engine.check.dry_run import DryRunReport, dry_run
 from kdkit.engine.check.estimate import Estimator, StageEstimate
+from kdkit.engine.check.notices import shared_net_notices, stage_notices
 from kdkit.engine.check.plan import Plan
 from kdkit.engine.check.recipe_problems import recipe_problems
 from kdkit.engine.check.stage_problems import stage_problems, storage_problems
@@ -72,7 +72,7 @@ def check(
         estimates=tuple(stage_check.estimate for stage_check in checks),
         notices=(
             *dict.fromkeys(notice for stage_check in checks for notice in stage_check.report.notices),
-            *shared_net_doubts(stages),
+            *shared_net_notices(stages),
         ),
         loader_batch=next((item.loader_batch for item in checks if item.loader_batch is not None), None),
     )
@@ -127,7 +127,7 @@ def _check_stage(
             if not report.problems:
                 report.problems += batch_problems(open_stage, recipe.data, untransformed, precision)
             if not report.problems:
-                report.notices += stage_doubts(stage, recipe.data, report)
+                report.notices += stage_notices(stage, recipe.data, report)
             if estimator is not None and not report.problems:
                 estimate = estimator.estimate(open_stage, batch, untransformed)
         yields_batches = isinstance(recipe.data.train, LoaderSplit) and not isinstance(recipe.data.train, StreamSplit)

@@ -101,10 +101,10 @@ class _DryRun:
         student_outputs = {net.name: self._run_student(net) for net in self.module.students}
         self.module.open_taps.copy_if_modified()
         for net in nets_of([self.stage]):
-            doubt = net.view.doubt(self.batch.inputs) if isinstance(net.view, Images) else ""
-            self.report.notices += [f"the view Images of net {net.name!r} {doubt}"] if doubt else []
+            notice = net.view.notice(self.batch.inputs) if isinstance(net.view, Images) else ""
+            self.report.notices += [f"the view Images of net {net.name!r} {notice}"] if notice else []
         # Before any problem ends the dry run: a wrong order of dimensions may be its reason.
-        self.report.notices += [tap.form.doubt for tap in self.open_taps if isinstance(tap, Tap) and tap.form.doubt]
+        self.report.notices += [tap.form.notice for tap in self.open_taps if isinstance(tap, Tap) and tap.form.notice]
         for net in self.module.students:
             if student_outputs[net.name] is not None:  # otherwise it failed, and its taps could not fire
                 parts = set(net.network.modules())
@@ -122,7 +122,7 @@ class _DryRun:
         self._check_soft_labels()
         if self.problems:
             return
-        self._doubt_probabilities({**student_outputs, **{name: output.output for name, output in complete.items()}})
+        self._notice_probabilities({**student_outputs, **{name: output.output for name, output in complete.items()}})
         self.module.train()
         self.module.open_taps.clear()
         modules = {teacher.name: getattr(teacher, "module", None) for teacher in teachers}
@@ -282,7 +282,7 @@ class _DryRun:
                     "labels.argmax(1), and no batch_transform that mixes them"
                 )
 
-    def _doubt_probabilities(self, outputs: Mapping[str, Tensor | None]) -> None:
+    def _notice_probabilities(self, outputs: Mapping[str, Tensor | None]) -> None:
         """Notice outputs that have passed a softmax or a sigmoid, if a loss on them takes logits."""
         if self.context.task == "regression":
             return
@@ -305,7 +305,7 @@ class _DryRun:
                     f"logits: it would compute probabilities of probabilities; leave the {kind} out of the network"
                 )
 
-    def _doubt_sequences(self, label: str, student: Sequence[Tensor], target: Sequence[Tensor]) -> None:
+    def _notice_sequences(self, label: str, student: Sequence[Tensor], target: Sequence[Tensor]) -> None:
         """Notice tokens of images, (batch, channels, tokens), that a loss would resize in their order alone."""
         has_images = any(tensor.ndim == 4 for tensor in nested_tensors(self.batch.inputs))
         for feature, target_feature in zip(student, target, strict=False):  # some losses take any number of taps
@@ -408,7 +408,7 @@ class _DryRun:
             # In the plan, readers expect the shapes of the outputs, not those of rows of positions.
             whole = inputs if term.rows is None else self.module.whole_inputs(term, self.batch, outputs, fill=True)
             if isinstance(term.loss, _ON_FEATURES) and whole.target is not None:
-                self._doubt_sequences(term.label, as_tuple(whole.student), as_tuple(whole.target))
+                self._notice_sequences(term.label, as_tuple(whole.student), as_tuple(whole.target))
             self.report.terms.append(summarize(term, whole, self.open_taps, projectors.values()))
         students = self.module.students
         self.report.untrained_outputs = all(parameters_behind([outputs[net.name].output]) - trained for net in students)

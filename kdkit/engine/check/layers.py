@@ -145,7 +145,7 @@ def _layers(net: Net[Any], batch: Batch, most: int) -> list[Layer]:
     return [
         Layer(path=path, shape=tuple(feature.shape[1:]), depth=depths[path])
         for path, tap, feature in zip(depths, taps, features, strict=True)
-        if not tap.form.doubt  # about its channels, without which the shape means nothing
+        if not tap.form.notice  # about its channels, without which the shape means nothing
     ]
 
 

@@ -48,7 +48,7 @@ class Plan:
     optimizer, so that a training step takes more. None on devices other than CUDA, and for a stage that was not run.
     feature_teachers: networks that are matched by features only, and whose outputs are not about the data's classes.
     They have no metrics. estimates: the cost of each stage; None for a stage that was not run, or if `check` got no
-    options. notices: doubts that do not prevent the run, such as about the channels of a tap.
+    options. notices: settings that are valid but rarely intended, such as uncertain channels of a tap.
     loader_batch: the samples of the first batch of a user-defined DataLoader, whose batches replace those of
     Training(batch_size=); None for other data.
     """

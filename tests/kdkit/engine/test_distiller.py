@@ -475,7 +475,7 @@ def every_kind(student, teacher):
     )
 
 
-def test_a_tap_on_a_module_that_runs_twice_is_doubted():
+def test_a_tap_on_a_module_that_runs_twice_gives_a_notice():
     class Siamese(Mlp):
         def forward(self, inputs):
             return super().forward(inputs) + super().forward(inputs.flip(1))

@@ -1,4 +1,4 @@
-"""Doubts about a stage: facts that prevent no run, but seldom are what the user wants."""
+"""Notices about a stage: settings that are valid but rarely intended."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -14,24 +14,24 @@ from kdkit.recipe.objective import as_objective
 from kdkit.recipe.recipe import Stage, nets_of
 from kdkit.utils.reprs import describe_names
 
-_LARGEST_SHARE = 0.2  # of the first weights in the average at the end
+_LARGEST_SHARE = 0.2  # of the initial weights in the final average
 
 
-def stage_doubts(stage: Stage, data: Data, report: DryRunReport) -> Iterator[str]:
-    """Yield the doubts about a stage after its dry run."""
+def stage_notices(stage: Stage, data: Data, report: DryRunReport) -> Iterator[str]:
+    """Yield notices about a stage after its dry run."""
     training = stage.training
     if training.ema is not None:
-        with suppress(DataError):  # of a stream without a length, which is a problem by itself
+        with suppress(DataError):  # a stream without a length, which is reported as a problem
             updates = training.epochs * ceil(batches_per_epoch(data.train, training) / training.accumulate_steps)
             share = training.ema.decay**updates
             if share > _LARGEST_SHARE:
                 yield (
-                    f"stage {stage.name!r} has {updates:,} updates, after which {share:.0%} of the average of its "
-                    f"weights are still the first ones, with a decay of {training.ema.decay:g}; pass a smaller one, "
-                    "AverageWeights(decay=...)"
+                    f"stage {stage.name!r} has {updates:,} updates: with a decay of {training.ema.decay:g}, "
+                    f"{share:.0%} of the average of its weights still comes from the initial ones at the end; pass a "
+                    "smaller decay, AverageWeights(decay=...)"
                 )
     if training.optimizer.options.get("lr") == 0 and training.optimizer.groups is None:
-        yield f"stage {stage.name!r} has a learning rate of 0, by which nothing is trained"
+        yield f"stage {stage.name!r} has a learning rate of 0, so nothing is trained"
     idle = [
         net
         for net, objective in stage.objectives.items()
@@ -43,17 +43,17 @@ def stage_doubts(stage: Stage, data: Data, report: DryRunReport) -> Iterator[str
         nets = describe_names(repr(net.name) for net in stage.objectives)
         yield (
             f"stage {stage.name!r} keeps its last epoch instead of the best one: its terms do not train the outputs of "
-            f"{nets}, so metrics of them mean nothing; to choose by the metric, pass Training(keep='best')"
+            f"{nets}, so their metrics mean nothing; to choose by the metric anyway, pass Training(keep='best')"
         )
 
 
-def shared_net_doubts(stages: Sequence[Stage]) -> Iterator[str]:
-    """Yield the networks that a later stage changes by training another one that shares parameters with them."""
+def shared_net_notices(stages: Sequence[Stage]) -> Iterator[str]:
+    """Yield notices about networks that a later stage changes by training another network with shared parameters."""
     for net in nets_of(stages):
         if not isinstance(net.module, nn.Module):
             continue
         parameters = {id(parameter) for parameter in net.module.parameters()}
-        # From the stage that trained it last; a teacher that no stage trains is complete from the start.
+        # Only stages after the last one that trains the network matter; for a teacher that no stage trains, all do.
         last = max((index for index, stage in enumerate(stages) if net in stage.objectives), default=-1)
         changing = next(
             (
@@ -67,6 +67,6 @@ def shared_net_doubts(stages: Sequence[Stage]) -> Iterator[str]:
         if changing is not None:
             yield (
                 f"stage {changing[0]!r} changes net {net.name!r}, which shares parameters with net {changing[1]!r}: "
-                f"its metrics, and what it teaches from then on, are those of the changed weights; if {net.name!r} is "
-                "to stay as it is, give the other one a copy (copy.deepcopy)"
+                f"its metrics and its outputs as a teacher are then those of the changed weights; if {net.name!r} must "
+                f"stay as it is, give net {changing[1]!r} a copy (copy.deepcopy)"
             )
