@@ -14,8 +14,8 @@ from kdkit.data.batch import Batch, as_targets
 from kdkit.data.dataset import Task
 from kdkit.data.labels import SplitLabels, ignored_labels, position_dims
 from kdkit.data.samples import missing_labels
-from kdkit.engine.check.copied_labels import copied_labels_notice
 from kdkit.engine.check.dry_run import dry_run
+from kdkit.engine.check.notices import copied_labels_notice
 from kdkit.engine.check.stage_problems import stage_problems
 from kdkit.engine.distill import output_shape
 from kdkit.engine.stage.open_stage import OpenStage

@@ -260,7 +260,7 @@ def test_labels_that_are_missing_or_no_tensor_are_refused():
             distiller(INPUTS)
         with pytest.raises(RecipeError, match="labels are a tensor, or None; got a list"):
             distiller(INPUTS, LABELS.tolist())
-    with pytest.raises(CheckError, match="term 'teacher/dkd': it learns from labels, and the training data has none"):
+    with pytest.raises(CheckError, match="term 'teacher/dkd': it learns from labels, but the training data has none"):
         Distiller(student, Match(teacher, DKD()), (INPUTS, None))
     assert not hooks_of(student.module)
 

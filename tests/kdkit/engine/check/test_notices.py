@@ -131,7 +131,7 @@ class Softmaxed(nn.Linear):
 
 
 SOFTMAX = (
-    "the outputs of net {!r} look like probabilities, such as those of a softmax, and {} takes logits: it would "
+    "the outputs of net {!r} look like probabilities, such as those of a softmax, but {} takes logits and would "
     "compute probabilities of probabilities; leave the softmax out of the network"
 )
 
