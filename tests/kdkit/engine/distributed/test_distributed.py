@@ -70,7 +70,7 @@ def test_a_user_defined_loader_cannot_be_divided(two_ranks):
 
 def test_a_batch_that_is_too_small_for_all_ranks_is_refused(two_ranks):
     data_parallel.require_divisible(tiny_data(), [8, 4])
-    with pytest.raises(RecipeError, match="a batch of 3 cannot be divided among 2 processes"):
+    with pytest.raises(RecipeError, match="a batch of 3 samples cannot be divided among 2 processes"):
         data_parallel.require_divisible(tiny_data(), [8, 3])
 
 
