@@ -345,9 +345,9 @@ def test_a_transform_may_mask_the_labels_of_tokens():
             Mixup(num_classes=3),
             r"batch_transform fails for a batch of 3 samples: AssertionError: Batch size .*drop_last",
         ),
-        (v2.MixUp(num_classes=7), r"labels of shape \(4, 7\), and there are 3 classes; .* num_classes=3"),
+        (v2.MixUp(num_classes=7), r"labels of shape \(4, 7\), but there are 3 classes; .* num_classes=3"),
         (v2.MixUp(), r"batch_transform fails for a batch of 4 samples: ValueError: num_classes must be passed"),
-        (lambda inputs, labels: inputs, r"batch_transform must return \(inputs, labels\); it returns a Tensor"),
+        (lambda inputs, labels: inputs, r"batch_transform must return \(inputs, labels\), but returned a Tensor"),
     ],
 )
 def test_a_transform_that_does_not_fit_is_a_problem_before_training(transform, message):
