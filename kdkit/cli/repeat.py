@@ -93,21 +93,21 @@ def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
             "resume it by its recipe file: kdkit run FILE --out FOLDER --resume"
         )
     file, *arguments = texts[2:]
-    recipe, doubt = Path(file), ""
+    recipe, reason = Path(file), ""
     if not _is_file(recipe):
-        recipe, doubt = run / _COPY, f"it is a copy in the run folder, and {file} is no longer there"
+        recipe, reason = run / _COPY, f"it is a copy in the run folder, and {file} is no longer there"
     elif not is_signed(_signed_text(command), command.get("signature")):  # first: such a path is not even read
-        doubt = "it is not you who started this run, on this machine"
+        reason = "it is not you who started this run, on this machine"
     elif hashlib.sha256(recipe.read_bytes()).hexdigest() != command["recipe_sha256"]:
-        doubt = "it has changed since the run was started"
+        reason = "it has changed since the run was started"
     elif str(Path.cwd()) != command["folder"]:
         raise RunFolderError(
             f"the run in {run} was started in the folder {command['folder']}, in which its recipe may look for files; "
             "start this command there"
         )
-    if doubt and not trust:
+    if reason and not trust:
         raise RunFolderError(
-            f"the run in {run} would execute the recipe file {recipe}, but {doubt}; read the file, and add --trust if "
+            f"the run in {run} would execute the recipe file {recipe}, but {reason}; read the file, and add --trust if "
             "you trust it"
         )
     if is_first_process():

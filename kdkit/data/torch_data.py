@@ -11,7 +11,6 @@ from torch.utils.data import Subset, TensorDataset
 
 from kdkit.data.batch import Batch, as_targets
 from kdkit.data.dataset import Data, LoaderSplit, Split, Task
-from kdkit.data.doubts import draw_doubts, label_doubts, split_doubts
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.labels import (
     SplitLabels,
@@ -23,6 +22,7 @@ from kdkit.data.labels import (
     task_of,
 )
 from kdkit.data.loading import length_of
+from kdkit.data.notices import draw_notices, label_notices, split_notices
 from kdkit.data.samples import SampleKeys
 from kdkit.data.torch_splits import (
     CheckedLoaderSplit,
@@ -162,12 +162,12 @@ class TorchData(Data):
         self.classes = _numbers(classes) if isinstance(classes, int) else tuple(classes)
         self.ignored_labels = self._ignored(len(self.classes))
         self._require_columns(all_labels)
-        doubts = [] if task is not None else label_doubts(all_labels, self.task, self.ignored_labels)
-        self.notices = (*doubts, *split_doubts(self._splits, all_labels.get("train")))
+        notices = [] if task is not None else label_notices(all_labels, self.task, self.ignored_labels)
+        self.notices = (*notices, *split_notices(self._splits, all_labels.get("train")))
         if self.draws is not None and isinstance(self._splits["train"], DatasetSplit):
             self._splits["train"].is_drawn = self.draws > 1
             if not _is_fixed(dataset_of(train)):
-                self.notices += tuple(draw_doubts(self._splits["train"]))
+                self.notices += tuple(draw_notices(self._splits["train"]))
             elif self.draws > 1:
                 raise DataError(
                     f"draws={self.draws} is for random augmentations, and samples of a TensorDataset never change; "

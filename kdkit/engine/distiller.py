@@ -14,8 +14,8 @@ from kdkit.data.batch import Batch, as_targets
 from kdkit.data.dataset import Task
 from kdkit.data.labels import SplitLabels, ignored_labels, position_dims
 from kdkit.data.samples import missing_labels
-from kdkit.engine.check.copied_labels import copied_labels_notice
 from kdkit.engine.check.dry_run import dry_run
+from kdkit.engine.check.notices import copied_labels_notice
 from kdkit.engine.check.stage_problems import stage_problems
 from kdkit.engine.distill import output_shape
 from kdkit.engine.stage.open_stage import OpenStage
@@ -287,7 +287,7 @@ class _WithOutputs(torch.autograd.Function):
 
 
 def _opened(stage: Stage, context: BuildContext, batch: Batch) -> OpenStage:
-    """Check a stage, open it on the device of a batch, and warn of doubts. Raises CheckError with all problems."""
+    """Check a stage, open it on the device of a batch, and warn of notices. Raises CheckError with all problems."""
     (student,) = stage.objectives
     problems = [*_teacher_problems(stage, student)] or [*stage_problems(stage, context)]
     if problems:

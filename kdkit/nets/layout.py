@@ -18,14 +18,14 @@ class FeatureForm:
 
     layer: describes the tapped module in messages. element: the one that is taken, also by default.
     channels_last: whether the channels are the last dimension; None until it is decided.
-    doubt: what is not certain about it, as a notice of a run; else "".
+    notice: what is uncertain about it, as a notice of a run; "" if nothing is.
     """
 
     def __init__(self, module: nn.Module, element: Element, channels_last: bool | None) -> None:
         self.layer = type(module).__name__
         self.element = element
         self.channels_last = channels_last
-        self.doubt = ""
+        self.notice = ""
         self.is_decided = False
         self._modules: tuple[nn.Module, ...] = (module,)  # the tapped one, then those around it, from the inside out
 
@@ -64,21 +64,21 @@ class FeatureForm:
             last = False
         self.channels_last = last
         if reason:
-            self.doubt = (
+            self.notice = (
                 f"the tap on {self.layer} takes {tuple(tensor.shape)} as (batch, channels, ...), which is not certain: "
                 f"{reason}; pass Tap(..., channels_last=True) if the channels are last, or False"
             )
 
     def note_runs(self) -> None:
         """Note that the module ran again in one forward pass."""
-        if not self.doubt:
-            self.doubt = (
+        if not self.notice:
+            self.notice = (
                 f"{self.layer} runs several times in a forward pass, and the tap on it takes the tensor of its last "
                 "run; if that is the wrong one, tap another module"
             )
 
     def _infer(self, shape: torch.Size) -> tuple[bool, str]:
-        """Return whether the channels are last, and the reason if that is in doubt."""
+        """Return whether the channels are last, and the reason if that is uncertain."""
         module, is_sequence = self._modules[0], len(shape) == 3
         if is_sequence and any(getattr(part, "batch_first", True) is False for part in module.modules()):
             return False, "with batch_first=False, the second dimension is the batch"

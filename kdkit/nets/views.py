@@ -149,8 +149,8 @@ class Images:
         steps.append({"step": "normalise_channels", "mean": list(self.mean), "std": list(self.std)})
         return {"kind": "images", "range": [0, 1], **preparation, "steps": steps}
 
-    def doubt(self, images: Any) -> str:
-        """Return the reason if images are not those that this view takes; else ""."""
+    def notice(self, images: Any) -> str:
+        """Return a notice if images are not in the range that this view takes; "" otherwise."""
         normalises = any(self.mean) or {*self.std} != {1.0}  # otherwise it only resizes
         if not normalises or not isinstance(images, Tensor) or not images.is_floating_point() or not images.numel():
             return ""

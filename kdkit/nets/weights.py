@@ -1,4 +1,4 @@
-"""Load the weights of a file into a module, whatever its keys are called, but only if they fit without a doubt."""
+"""Load weights from a file into a module. The keys may have other names, as long as the match is unambiguous."""
 
 import re
 from collections import Counter, defaultdict

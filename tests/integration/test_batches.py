@@ -345,9 +345,9 @@ def test_a_transform_may_mask_the_labels_of_tokens():
             Mixup(num_classes=3),
             r"batch_transform fails for a batch of 3 samples: AssertionError: Batch size .*drop_last",
         ),
-        (v2.MixUp(num_classes=7), r"labels of shape \(4, 7\), and there are 3 classes; .* num_classes=3"),
+        (v2.MixUp(num_classes=7), r"labels of shape \(4, 7\), but there are 3 classes; .* num_classes=3"),
         (v2.MixUp(), r"batch_transform fails for a batch of 4 samples: ValueError: num_classes must be passed"),
-        (lambda inputs, labels: inputs, r"batch_transform must return \(inputs, labels\); it returns a Tensor"),
+        (lambda inputs, labels: inputs, r"batch_transform must return \(inputs, labels\), but returned a Tensor"),
     ],
 )
 def test_a_transform_that_does_not_fit_is_a_problem_before_training(transform, message):
@@ -368,8 +368,8 @@ def test_losses_that_need_one_class_per_sample_are_refused_for_mixed_labels():
     teacher = image_net("teacher", trained=True)
     recipe = image_recipe(objective=Match(teacher, DKD()), batch_transform=v2.MixUp(num_classes=3))
     (problem,) = kdkit.check(recipe).problems
-    assert "DKD needs one class per sample, and the labels are soft" in problem
-    assert "no batch_transform that mixes them" in problem
+    assert "DKD needs one class per sample, but the labels are soft" in problem
+    assert "no batch_transform that mixes samples" in problem
 
 
 @pytest.mark.parametrize(
@@ -454,7 +454,7 @@ def test_a_distiller_weighs_samples():
         torch.testing.assert_close(loss, (WEIGHTS * losses).sum() / WEIGHTS.sum())
         with pytest.raises(kdkit.RecipeError, match="needs the weights of the samples, and a batch has none"):
             distiller(IMAGES, LABELS)
-    with pytest.raises(CheckError, match="it needs sample weights, and this data has none"):
+    with pytest.raises(CheckError, match="it needs sample weights, but this data has none"):
         Distiller(student, objective, (IMAGES[:4], LABELS[:4]))
 
 
@@ -462,7 +462,7 @@ def test_a_loss_on_labels_that_does_not_use_the_weights_of_the_data_is_refused()
     plan = kdkit.check(image_recipe(weighted_data(), Truth(nn.CrossEntropyLoss())))
     assert any("CrossEntropyLoss does not use them; wrap it: kdkit.losses.SampleWeighted" in p for p in plan.problems)
     plan = kdkit.check(image_recipe(IMAGE_DATA, Truth(SampleWeighted(nn.CrossEntropyLoss()))))
-    assert any("it needs sample weights, and this data has none" in problem for problem in plan.problems)
+    assert any("it needs sample weights, but this data has none" in problem for problem in plan.problems)
     teacher = image_net("teacher", trained=True)
     assert not kdkit.check(image_recipe(weighted_data(), Match(teacher, SoftTargets()))).problems
 

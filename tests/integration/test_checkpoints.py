@@ -1,4 +1,4 @@
-"""Weights are loaded from the files that training programs write, if they fit without a doubt, and never run code."""
+"""Weights load from the files that training programs write if the match is unambiguous, and never run code."""
 
 import argparse
 import json

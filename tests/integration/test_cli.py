@@ -212,7 +212,7 @@ EXPERIMENTS = {
         t, s = Net("t", Wide(), trained=True), Net("s", Wide())
         return single_stage({s: Match(t, Hint(), student=Tap(s.module.idle), target=Tap(t.module.body))})
         """,
-        ["never fired", "net 's'", "tap one that does"],
+        ["never fired", "net 's'", "tap a module that does"],
     ),
     "a tap of another net": (
         """

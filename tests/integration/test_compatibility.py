@@ -463,7 +463,7 @@ def test_a_term_on_labels_is_refused_for_training_data_without_labels():
     student = Net("student", Mlp())
     data = TorchData(Unlabelled(TensorDataset(INPUTS)), WHOLE)
     recipe = Recipe(data=data, schedule=[Stage({student: Truth(nn.CrossEntropyLoss())}, training())])
-    with pytest.raises(CheckError, match="term 'truth': it learns from labels, and the training data has none; leave"):
+    with pytest.raises(CheckError, match="term 'truth': it learns from labels, but the training data has none; leave"):
         kdkit.run(recipe, device="cpu")
     # The loss on labels of `distill` is left out.
     loader = DataLoader(TensorDataset(INPUTS), 8)
@@ -495,7 +495,7 @@ def test_weighted_samples_may_begin_with_some_that_have_no_label():
     loss = SampleWeighted(nn.CrossEntropyLoss())  # which leaves out -100
     student = Net("student", Mlp())
     recipe = Recipe(data=TorchData(train, WHOLE, **options), schedule=[Stage({student: Truth(loss)}, training())])
-    with pytest.raises(CheckError, match=r"SampleWeighted leaves out the label -100, .*pass ignore_index=-1"):
+    with pytest.raises(CheckError, match=r"SampleWeighted ignores the label -100, .*pass ignore_index=-1"):
         kdkit.run(recipe, device="cpu")
 
 

@@ -157,7 +157,7 @@ def test_a_run_that_a_signal_ends_warns_if_its_checkpoint_cannot_be_written(tmp_
 
     with monkeypatch.context() as patch:
         patch.setattr(stage_folder, "write", write)
-        with pytest.warns(UserWarning, match="the checkpoint at the end was not written: the run folder .* cannot be"):
+        with pytest.warns(UserWarning, match="the last checkpoint was not written: the run folder .* cannot be"):
             require_same_bits(tmp_path, make, callbacks=[PressCtrlC(1, batch=2)])
 
 

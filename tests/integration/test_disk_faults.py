@@ -277,7 +277,7 @@ def test_a_run_folder_that_is_deleted_while_the_run_writes_is_not_created_again(
     process = start_and_wait(folder)
     shutil.rmtree(folder / "run")
     (folder / "wait").unlink()
-    require_refused(process, "the run folder run is no longer there: it was deleted or renamed")
+    require_refused(process, "the run folder run no longer exists: it was deleted or renamed")
     assert not (folder / "run").exists()
 
 
@@ -285,7 +285,7 @@ def test_a_run_folder_that_is_renamed_while_the_run_writes_can_be_resumed_in_its
     process = start_and_wait(folder)
     (folder / "run").rename(folder / "renamed")
     (folder / "wait").unlink()
-    require_refused(process, "the run folder run is no longer there: it was deleted or renamed")
+    require_refused(process, "the run folder run no longer exists: it was deleted or renamed")
     assert not (folder / "run").exists()
     (folder / "renamed").rename(folder / "run")
     require_resumes(folder)

@@ -196,7 +196,7 @@ def test_inputs_of_the_dtype_of_arrays_or_images_are_named(dtype, classes):
     inputs, labels = dataset("multiclass", 8, 0).tensors
     data = TensorDataset(inputs.to(dtype), labels)
     message = (
-        rf"the inputs are {str(dtype)[6:]}, and the network is float32: convert them, .* with \.to\(torch\.float32\)"
+        rf"the inputs are {str(dtype)[6:]}, but the network is float32: convert them, .* with \.to\(torch\.float32\)"
     )
     with pytest.raises(kdkit.KdkitError, match=message):
         kdkit.distill(net(8), net(4), data, data, classes=classes)

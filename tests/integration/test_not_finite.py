@@ -84,7 +84,7 @@ def test_a_teacher_is_named_if_its_outputs_are_not_finite_for_finite_inputs():
 
     message = error_of(recipe(inputs(), teacher=Net("teacher", Overflowing(), trained=True)), teacher_cache="off")
     assert "the outputs of 'teacher' for samples " in message
-    assert "are not finite numbers, though the inputs are" in message
+    assert "are not finite numbers, but the inputs are" in message
 
 
 def test_training_that_diverges_is_told_from_wrong_data():
@@ -104,7 +104,7 @@ def test_rows_of_a_data_loader_have_no_ids_and_its_batches_cannot_be_read_again(
 def test_inputs_of_the_validation_split_are_named():
     message = error_of(recipe(inputs(), validation=inputs(torch.nan, row=3)))
     assert "has outputs that are not finite numbers, for 1 of 40 samples; the inputs of row 3 of the" in message
-    assert "row 3 of the validation data (ids 43) are not finite numbers; leave these samples out" in message
+    assert "row 3 of the validation data (ids 43) are not finite numbers; leave out or correct" in message
 
 
 def test_a_run_of_many_steps_stops_before_the_end_of_its_epoch(tmp_path):

@@ -118,7 +118,7 @@ def test_a_run_whose_memory_ran_out_is_resumed_to_the_same_bits(tmp_path):
         module.load_state_dict(modules[0].state_dict())
     whole = kdkit.run(lambda: recipe(modules[0]), device="cpu")
     error = error_of(modules[1], out=tmp_path / "run", enough_until=0)
-    assert f"a device with more memory, to resume the run in {tmp_path / 'run'} as it is" in str(error)
+    assert f"a device with more memory, to resume the run in {tmp_path / 'run'} unchanged" in str(error)
     resumed = kdkit.run(lambda: recipe(modules[2]), out=tmp_path / "run", device="cpu", resume=True)
     assert epoch_terms(resumed.history) == epoch_terms(whole.history)
     assert same(resumed.student.module.state_dict(), whole.student.module.state_dict())
@@ -137,7 +137,7 @@ def test_networks_that_do_not_fit_are_a_problem_of_the_stage():
             raise torch.OutOfMemoryError(OUT_OF_MEMORY)
 
     (problem,) = kdkit.check(recipe(Large())).problems
-    assert problem.startswith("stage 'second': it does not fit into memory, without any gradient; cpu has ")
+    assert problem.startswith("stage 'second': it does not fit into memory, even without gradients; cpu has ")
     assert OUT_OF_MEMORY in problem
 
 
@@ -265,7 +265,7 @@ def test_memory_that_really_runs_out_on_a_cpu_gives_the_same_advice(kdkit_proces
     assert result.code == 2, result.err
     assert result.err.startswith("error: stage 'student': out of memory while training in batches of 8; cpu has ")
     assert " MB left. What helps:\n  - Training(batch_size=4, accumulate_steps=2)" in result.err
-    assert "to resume the run in run as it is" in result.err
+    assert "to resume the run in run unchanged" in result.err
     assert "Traceback" not in result.err
 
 

@@ -183,8 +183,8 @@ def test_a_term_that_compares_no_position_of_the_first_samples_is_a_notice():
     objective += Match(teacher, PerPosition(SoftTargets(), ignore_index=None))
     first, second = (note for note in kdkit.check(recipe_of(objective, student, data)).notices if "position of" in note)
     assert first.startswith("term 'teacher/soft_targets' compares no position of the first samples, ")
-    assert first.endswith("no label; PerPosition(loss, ignore_index=None) compares all positions")
-    assert re.fullmatch(r"term 'teacher/dkd' compares no position .* no label", second)
+    assert first.endswith("none of them has a label; PerPosition(loss, ignore_index=None) compares all positions")
+    assert re.fullmatch(r"term 'teacher/dkd' compares no position .* has a label", second)
 
 
 def test_without_labels_a_distiller_compares_all_positions():
@@ -495,7 +495,7 @@ def test_maps_of_numbers_have_metrics_over_all_entries():
 def test_a_loss_that_ignores_another_label_is_a_problem():
     data = TorchData(images(), images(), classes=CLASSES, ignore_index=VOID)
     recipe = recipe_of(Truth(nn.CrossEntropyLoss()), Net("student", segmenter()), data)
-    message = "CrossEntropyLoss leaves out the label -100, and this data has 255 for no label; pass ignore_index=255"
+    message = "CrossEntropyLoss ignores the label -100, but in this data 255 stands for no label; pass ignore_index=255"
     assert message in problems(recipe)
 
 
@@ -503,7 +503,7 @@ def test_per_position_that_ignores_another_label_is_a_problem():
     data = TorchData(images(), images(), classes=CLASSES, ignore_index=VOID)
     student, teacher = Net("student", segmenter()), Net("teacher", segmenter(), trained=True)
     objective = Truth(cross_entropy()) + Match(teacher, PerPosition(SoftTargets()))
-    message = "PerPosition leaves out the label -100, and this data has 255 for no label; pass ignore_index=255"
+    message = "PerPosition ignores the label -100, but in this data 255 stands for no label; pass ignore_index=255"
     assert message in problems(recipe_of(objective, student, data))
 
 
@@ -522,7 +522,7 @@ def test_outputs_per_image_for_labels_per_pixel_are_a_problem():
 def test_a_metric_of_samples_is_a_problem_for_labels_per_position():
     data = TorchData(images(), images(), classes=CLASSES)
     recipe = recipe_of(Truth(cross_entropy()), Net("student", segmenter()), data, metrics=(MacroAUPRC(),))
-    assert "metric 'macro_auprc': labels of this data are per position" in problems(recipe)
+    assert "metric 'macro_auprc' takes one label per sample, but this data has labels per position" in problems(recipe)
 
 
 def test_the_plan_shows_the_outputs_and_not_their_rows():

@@ -121,14 +121,16 @@ def test_an_endless_stream_trains_epochs_of_a_number_of_batches():
 
 def test_a_stream_of_one_pass_that_cannot_begin_again_is_refused_with_the_remedy():
     batches = batches_of(OnceOnly(), steps_per_epoch=40)
-    with pytest.raises(DataError, match="gives no batch when it is read again from its start; its __iter__ must begin"):
+    with pytest.raises(
+        DataError, match="yields no batch when it is read again from its start; its __iter__ must start"
+    ):
         list(batches.epoch(0))
 
 
 @pytest.mark.parametrize("wrap", [lambda stream: stream, lambda stream: DataLoader(stream, batch_size=4)])
 def test_a_stream_without_a_length_is_a_problem_that_names_the_option(wrap):
     plan = kdkit.check(recipe(wrap(Stream())))
-    message = "the training data (Stream) has no length; pass the number of batches of an epoch: Training(steps_per_"
+    message = "the training data (Stream) has no length; pass the number of batches per epoch: Training(steps_per_"
     assert any(message in problem for problem in plan.problems), plan.problems
     assert not kdkit.check(recipe(wrap(Stream()), steps_per_epoch=2)).problems
 
@@ -338,7 +340,7 @@ def test_a_shuffled_stream_of_huggingface_resumes_with_its_buffer_filled_again(t
 @pytest.mark.parametrize("make", [Stream, WithObject, lambda: DataLoader(WHOLE, batch_size=4, shuffle=True)])
 def test_another_stream_or_loader_begins_a_new_pass_after_a_resume_with_a_notice(make, tmp_path):
     notices = assert_resumes(tmp_path, lambda: recipe(make(), epochs=5, steps_per_epoch=4), same=False)
-    assert any("does not know its position, so the resumed run begins a new pass" in notice for notice in notices)
+    assert any("cannot restore its position, so the resumed run begins a new pass" in notice for notice in notices)
 
 
 def assert_resumes(folder, make, *, same=True):

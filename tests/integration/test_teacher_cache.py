@@ -271,7 +271,7 @@ def test_a_teacher_that_shares_a_module_with_the_student_is_not_cached(teacher_c
     objective = kdkit.Match(teacher, kdkit.losses.SoftTargets())
     recipe = kdkit.Recipe(data=NoisyData(), schedule=[kdkit.Stage({student: objective}, training(epochs=3))])
     _, _, notices = run(recipe)
-    assert "it shares a Linear with what is trained" in notices[0]
+    assert "it shares a Linear with a trained network or loss" in notices[0]
     assert teacher_calls.samples() == 3 * ROWS
 
 

@@ -186,7 +186,7 @@ def test_the_tokens_of_two_timm_vits_with_other_patches_are_compared_by_their_ma
         return kdkit.check(Recipe(data=images, schedule=[Stage({student: 1.0 * match}, Training(epochs=1))])).notices
 
     match_blocks = Match(teacher, Hint(), **dict(zip(("student", "target"), blocks, strict=True)))
-    assert any("compares 17 tokens to 5 as a sequence" in notice for notice in notices(match_blocks))
+    assert any("compares 17 tokens with 5 as a sequence" in notice for notice in notices(match_blocks))
     assert not any("as a sequence" in notice for notice in notices(match))
 
 

@@ -325,7 +325,7 @@ def test_processes_with_different_recipes_or_options_are_refused(results, name, 
 
 def test_processes_that_do_not_share_the_folder_of_a_run_do_not_resume_it(results):
     for other in results.others:
-        assert "have different files in run, from which it is resumed; processes" in other["errors"]["folder"]
+        assert "find different files in run, the folder to resume; processes" in other["errors"]["folder"]
 
 
 def test_the_process_that_has_a_row_with_nan_names_it_for_all(results):

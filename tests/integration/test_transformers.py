@@ -115,7 +115,7 @@ def test_the_output_and_the_map_of_torch_attention_are_tapped_in_both_modes(sign
 def test_the_projection_of_torch_attention_is_refused_since_it_never_runs_as_a_module(signals):
     teacher, student = Net("teacher", Attending(), trained=True), Net("student", Attending())
     taps = {"student": Tap(student.module.attention.out_proj), "target": Tap(teacher.module.attention.out_proj)}
-    with pytest.raises(CheckError, match="of net 'teacher' never fired: that module does not run"):
+    with pytest.raises(CheckError, match="of net 'teacher' never fired: this module does not run"):
         distilled(student, Truth(cross_entropy) + Match(teacher, Hint(), **taps), signals)
 
 
@@ -224,7 +224,7 @@ def test_a_tap_on_fused_attention_is_refused_with_the_layer_and_the_advice():
 def test_attention_maps_of_different_numbers_of_heads_are_refused_with_the_remedy(heads, loss):
     teacher, student = bert("teacher", heads=4, trained=True), bert("student", heads=heads)
     taps = {"student": AttentionTap(layer(student, 1).attention), "target": AttentionTap(layer(teacher, 1).attention)}
-    message = rf"the maps have {heads} and 4 heads: compare their means over heads, with a loss such as lambda"
+    message = rf"the maps have {heads} and 4 heads: compare their means over heads with a loss such as lambda"
     with pytest.raises(CheckError, match=message):
         distilled(student, Truth(cross_entropy) + Match(teacher, loss, **taps), texts())
     means = Masked(lambda student, target: nn.functional.mse_loss(student.mean(1), target.mean(1)))

@@ -42,7 +42,7 @@ def notes_of(make, tmp_path):
 def test_the_stage_the_epoch_and_the_batch_are_named(tmp_path):
     location, resume = notes_of(lambda: recipe(Fails(7)), tmp_path)
     assert location.endswith("in stage 'second', epoch 2, batch 3")
-    assert "with --force or force=True if that changes the recipe" in resume
+    assert "with --force or force=True if that changes the" in resume
     assert f"--out {tmp_path / 'run'} --resume" in resume
 
 

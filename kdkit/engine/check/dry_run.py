@@ -1,4 +1,4 @@
-"""Run an open stage once on a tiny batch: shapes become known, losses are built, and most mistakes show."""
+"""Run an open stage once on a tiny batch, which shows the shapes, builds the losses and reveals most mistakes."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, nested_tensors
 from kdkit.engine.check.input_advice import input_advice, line_of_user_code
-from kdkit.engine.check.optimizer_step import step_problem
 from kdkit.engine.check.output_columns import class_names_problem, columns_problem, is_about_classes
 from kdkit.engine.check.plan import TermSummary, summarize
-from kdkit.engine.check.preserve import preserve
 from kdkit.engine.check.probabilities import kind_of_probabilities, takes_logits
 from kdkit.engine.check.projectors import watch_projectors
+from kdkit.engine.check.step_problems import preserve, step_problem
 from kdkit.engine.check.term_problem import term_problem
 from kdkit.engine.failures.not_finite import cause_in_inputs, cause_in_outputs
 from kdkit.engine.stage.open_stage import OpenStage
@@ -40,7 +39,7 @@ from kdkit.teachers.past import Past
 from kdkit.utils.devices import Precision, autocast
 from kdkit.utils.modules import parameters_behind
 
-# Losses that compare positions; CRD compares their means.
+# Losses that compare positions; CRD compares means over positions.
 _ON_FEATURES = tuple(loss for loss in ON_FEATURES if isinstance(loss, type) and loss is not CRD)
 
 
@@ -49,8 +48,8 @@ class DryRunReport:
     """The result of a dry run. terms: empty if there are problems.
 
     feature_teachers: teachers whose outputs are not about the data's classes; they are matched by features only.
-    outputs: of each student in eval mode, by its name. notices: see `Plan`. untrained_outputs: whether no term trains
-    all of what the outputs of a student depend on.
+    outputs: of each student in eval mode, by its name. notices: see `Plan`. untrained_outputs: whether the outputs of
+    every student depend on parameters that no term trains.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -66,9 +65,9 @@ def dry_run(
 ) -> DryRunReport:
     """Run an open stage once on a tiny batch, build its losses, and return the problems.
 
-    update: also try what follows the losses: a backward pass, if the balancing or a recomputation of activations may
-    fail in it, and a step of the optimizer.
-    Modes, buffers, gradients and random states are restored; only what losses build stays.
+    update: also try the rest of a training step: a backward pass, if balancing or recomputed activations may fail in
+    it, and an optimizer step.
+    Modes, buffers, gradients and random states are restored; only the built losses stay.
     """
     report = DryRunReport()
     run = _DryRun(open_stage, batch, report)
@@ -84,7 +83,7 @@ def dry_run(
 
 
 class _DryRun:
-    """One dry run. Each step adds to the problems of the report; later steps need the earlier ones to succeed."""
+    """One dry run. Each step adds to the problems of the report, and needs the earlier steps to succeed."""
 
     def __init__(self, open_stage: OpenStage, batch: Batch, report: DryRunReport) -> None:
         self.open_stage = open_stage
@@ -103,12 +102,12 @@ class _DryRun:
         student_outputs = {net.name: self._run_student(net) for net in self.module.students}
         self.module.open_taps.copy_if_modified()
         for net in nets_of([self.stage]):
-            doubt = net.view.doubt(self.batch.inputs) if isinstance(net.view, Images) else ""
-            self.report.notices += [f"the view Images of net {net.name!r} {doubt}"] if doubt else []
-        # Before any problem ends the dry run: a wrong order of dimensions may be its reason.
-        self.report.notices += [tap.form.doubt for tap in self.open_taps if isinstance(tap, Tap) and tap.form.doubt]
+            notice = net.view.notice(self.batch.inputs) if isinstance(net.view, Images) else ""
+            self.report.notices += [f"the view Images of net {net.name!r} {notice}"] if notice else []
+        # Before a problem can end the dry run: a wrong order of dimensions may be its cause.
+        self.report.notices += [tap.form.notice for tap in self.open_taps if isinstance(tap, Tap) and tap.form.notice]
         for net in self.module.students:
-            if student_outputs[net.name] is not None:  # otherwise it failed, and its taps could not fire
+            if student_outputs[net.name] is not None:  # otherwise the net failed, and its taps could not fire
                 parts = set(net.network.modules())
                 self._report_unfired(net, [tap for tap in self.module.open_taps.unfired() if tap.module in parts])
                 self._report_not_recomputed(net)
@@ -125,7 +124,7 @@ class _DryRun:
         self._check_soft_labels()
         if self.problems:
             return
-        self._doubt_probabilities({**student_outputs, **{name: output.output for name, output in complete.items()}})
+        self._notice_probabilities({**student_outputs, **{name: output.output for name, output in complete.items()}})
         self.module.train()
         self.module.open_taps.clear()
         modules = {teacher.name: getattr(teacher, "module", None) for teacher in teachers}
@@ -138,7 +137,7 @@ class _DryRun:
             self._check_terms(complete)
 
     def check_update(self, precision: Precision) -> None:
-        """Compute the gradients of one step with every weight 1, if that may fail, and try the optimizer."""
+        """Try the optimizer, and the gradients of one step with all weights 1 if computing them may fail."""
         training, module = self.stage.training, self.module
         recomputing = [net.name for net in module.students if net.recompute]
         try:
@@ -149,7 +148,7 @@ class _DryRun:
                     losses = module(self.batch, self.open_stage.teachers(self.batch))
                 balancer(losses, dict.fromkeys(losses, 1.0), lambda total: total)
 
-            # The sum of finite terms with gradients cannot fail.
+            # The backward pass of a sum of finite terms with gradients cannot fail.
             if type(training.balancing) is not WeightedSum or recomputing:
                 with preserve(module, [module]):
                     compute_gradients()
@@ -164,7 +163,7 @@ class _DryRun:
             if recomputing:
                 self.problems.append(
                     f"the backward pass fails; modules that net {recomputing[0]!r} recomputes must not change their "
-                    f"inputs in place, and must compute the same in a second pass: {reason}"
+                    f"inputs in place, and must compute the same values in a second pass: {reason}"
                 )
             else:
                 self.problems.append(f"{training.balancing!r} fails in this stage: {reason}")
@@ -179,8 +178,8 @@ class _DryRun:
             output = session(self.batch)
             if versions != [tensor._version for tensor in nested_tensors(self.batch.inputs)]:
                 self.problems.append(
-                    f"{teacher.name!r} changes its inputs in place, which other networks get too; compute on a copy: "
-                    "inputs = inputs.clone()"
+                    f"{teacher.name!r} changes its inputs in place, but other networks get the same inputs; compute on "
+                    "a copy: inputs = inputs.clone()"
                 )
             require_output(teacher.name, output, self.batch, self.stage.teachers[teacher])
             self._check_head(teacher, self.stage.teachers[teacher], output.output)
@@ -193,7 +192,7 @@ class _DryRun:
 
     def _run_student(self, net: Net[Any]) -> Tensor | None:
         try:
-            self.module.open_taps.begin_first_pass()  # a teacher such as Ema may have run the network, too
+            self.module.open_taps.begin_first_pass()  # a teacher such as Ema may have run the network already
             output = net.first_pass(self.batch)
             parts = set(net.network.modules())
             self._check_head(net, [tap for tap in self.module.open_taps.taps if tap.module in parts], output)
@@ -205,14 +204,14 @@ class _DryRun:
         return None
 
     def _check_head(self, net: Teacher, taps: Sequence[TapLike], output: Tensor) -> None:
-        """Check that the outputs of a net are those of the head that a tap leaves out, which take no memory."""
+        """Check that the outputs of a net are those of the head that a HeadTap leaves out."""
         is_captured = not isinstance(net, Net) or net not in self.module.students or self.module.open_taps.captures
         for tap in taps:
             if isinstance(tap, HeadTap) and is_captured and not is_left_out(output):
                 self.problems.append(
                     f"the outputs of the network are not those of {tap.tap.form.layer}, which a HeadTap leaves out: "
-                    "the network changes them, such as by a soft cap, or has another head; use Tap(module, 'input'), "
-                    "and Chunked(loss, heads=(...)) with functions that do the same"
+                    "the network changes them, for example by a soft cap, or has another head; use "
+                    "Tap(module, 'input') and Chunked(loss, heads=(...)) with functions that compute the same"
                 )
 
     def _report_unfired(self, teacher: Teacher, taps: Sequence[TapLike]) -> None:
@@ -220,7 +219,7 @@ class _DryRun:
             path = path_of(tap.module, teacher) if isinstance(teacher, Net) else None  # Ema taps a copy of its network
             self.problems.append(
                 f"the tap on {type(tap.module).__name__}{f' {path!r}' if path else ''} of net {teacher.name!r} never "
-                "fired: that module does not run in a forward pass; tap one that does"
+                "fired: this module does not run in a forward pass; tap a module that does"
             )
 
     def _report_not_recomputed(self, net: Net[Any]) -> None:
@@ -229,7 +228,7 @@ class _DryRun:
             if module in unused:
                 self.problems.append(
                     f"net {net.name!r} cannot recompute {name!r}: this {type(module).__name__} is not called in a "
-                    "forward pass; name the modules in it, or others that are"
+                    "forward pass; name modules inside it, or others that are called"
                 )
 
     def _check_classes(
@@ -240,8 +239,8 @@ class _DryRun:
         for net in self.module.students:
             terms = [weighted.term for weighted in as_objective(self.stage.objectives[net])]
             if context.position_dims and not context.has_labels and all(term.student for term in terms):
-                continue  # in a Distiller, which has no validation, nothing takes these outputs
-            # Validation runs in eval mode without taps, and some models return another output then.
+                continue  # in a Distiller, which has no validation, nothing uses these outputs
+            # Validation runs in eval mode without taps, and some models then return different outputs.
             self.module.open_taps.pause()
             net.network.eval()
             with torch.no_grad():
@@ -258,7 +257,7 @@ class _DryRun:
             and not allows_any_classes(match.loss)
             for teacher in teachers_of(match)
         }
-        # By the names of their columns, also in terms that compare features too.
+        # Teachers that are aligned by the names of their columns, even in terms that also compare features.
         alignments = ((term.alignment, term.teachers) for term in self.module.terms)
         aligned = {
             name for alignment, names in alignments if alignment is not None and alignment.targets for name in names
@@ -267,7 +266,7 @@ class _DryRun:
             output = teacher_outputs[teacher.name].output
             if isinstance(teacher, Net) and teacher in compared:
                 self.problems += filter(None, [columns_problem(teacher, output, labels, context)])
-            elif teacher.name in aligned and not isinstance(teacher, Ema | Past):  # whose net is checked as a student
+            elif teacher.name in aligned and not isinstance(teacher, Ema | Past):  # their net is checked as a student
                 self.problems += filter(None, [class_names_problem(teacher, output)])
 
     def _check_soft_labels(self) -> None:
@@ -279,27 +278,27 @@ class _DryRun:
             if "hard_labels" in requirements_of(term.loss):
                 reason = f"{type(term.loss).__name__} needs one class per sample"
             if term.alignment is not None and term.alignment.drops_samples:
-                reason = "it leaves out samples whose class one side lacks, which needs one class per sample"
+                reason = "it leaves out samples whose class one of the sides lacks, which needs one class per sample"
             if isinstance(term.loss, PerTeacher) and term.loss.weights == "confidence":
-                reason = "weights='confidence' compares the teachers' outputs to one class per sample"
+                reason = "weights='confidence' compares the teachers' outputs with one class per sample"
             if reason is not None:
                 self.problems.append(
-                    f"term {term.label!r}: {reason}, and the labels are soft; pass class indices, such as "
-                    "labels.argmax(1), and no batch_transform that mixes them"
+                    f"term {term.label!r}: {reason}, but the labels are soft; pass class indices, such as "
+                    "labels.argmax(1), and no batch_transform that mixes samples"
                 )
 
-    def _doubt_probabilities(self, outputs: Mapping[str, Tensor | None]) -> None:
-        """Notice outputs that have passed a softmax or a sigmoid, if a loss on them takes logits."""
+    def _notice_probabilities(self, outputs: Mapping[str, Tensor | None]) -> None:
+        """Add a notice for outputs that look like those of a softmax or sigmoid, but go into a loss on logits."""
         if self.context.task == "regression":
             return
-        losses: dict[str, str] = {}  # the first one by name of the network
+        losses: dict[str, str] = {}  # the first such loss by network name
         for term in self.module.terms:
             if takes_logits(term.loss):
                 sides = [term.student] if term.target is None else [term.student, term.target]
                 names = [name for side in sides for name, tap in side.entries if tap is None]
                 loss = getattr(term.loss, "__name__", None) or type(term.loss).__name__
                 losses = {**dict.fromkeys(names, loss), **losses}
-        # Others, such as Past, may have no output yet for the tiny batch, and features after a ReLU are in [0, 1] too.
+        # Other teachers, such as Past, may have no output yet. Features after a ReLU can also be in [0, 1].
         features = {net.name for net in self.report.feature_teachers}
         nets = {net.name for net in nets_of([self.stage])} - features
         for name, loss in losses.items():
@@ -307,28 +306,28 @@ class _DryRun:
             kind = None if output is None else kind_of_probabilities(output)
             if kind is not None:
                 self.report.notices.append(
-                    f"the outputs of net {name!r} look like probabilities, such as those of a {kind}, and {loss} takes "
-                    f"logits: it would compute probabilities of probabilities; leave the {kind} out of the network"
+                    f"the outputs of net {name!r} look like probabilities, such as those of a {kind}, but {loss} takes "
+                    f"logits and would compute probabilities of probabilities; leave the {kind} out of the network"
                 )
 
-    def _doubt_sequences(self, label: str, student: Sequence[Tensor], target: Sequence[Tensor]) -> None:
-        """Notice tokens of images, (batch, channels, tokens), that a loss would resize in their order alone."""
+    def _notice_sequences(self, label: str, student: Sequence[Tensor], target: Sequence[Tensor]) -> None:
+        """Add a notice for image tokens, (batch, channels, tokens), that a loss would resize as a sequence."""
         has_images = any(tensor.ndim == 4 for tensor in nested_tensors(self.batch.inputs))
         for feature, target_feature in zip(student, target, strict=False):  # some losses take any number of taps
             tokens, target_tokens = feature.shape[-1], target_feature.shape[-1]
             if has_images and feature.ndim == target_feature.ndim == 3 and tokens != target_tokens:
                 self.report.notices.append(
-                    f"term {label!r} compares {tokens} tokens to {target_tokens} as a sequence, by their order; "
-                    "if they are patches of an image, make them a map without class and register tokens, by "
+                    f"term {label!r} compares {tokens} tokens with {target_tokens} as a sequence, by their order; "
+                    "if they are patches of an image, turn them into a map without class and register tokens, with "
                     "timm_tap(model, index) or Tap(layer, element=lambda tokens: tokens[:, 1:].unflatten(1, (height, "
                     "width)), channels_last=True)"
                 )
                 return
 
     def _check_frozen(self, teachers: Mapping[str, Any], buffers: Mapping[int, Tensor]) -> None:
-        """Check that nothing of a teacher would be trained with a student or a loss that shares it, or moved.
+        """Check that no teacher would be trained, moved or changed through a student or loss that shares its tensors.
 
-        buffers: copies of those that are shared from before a forward pass in training mode, by their ids.
+        buffers: copies of the shared buffers by id, made before a forward pass in training mode.
         """
         nets = {teacher.name: teacher for teacher in self.stage.teachers}
         ours = {*self.module.parameters()}
@@ -344,7 +343,7 @@ class _DryRun:
                 )
             elif trained and self._depends_on(nets[name], trained):
                 self.problems.append(
-                    f"net {name!r} teaches, but a student or a loss shares parameters with it, which would be trained; "
+                    f"net {name!r} teaches, but a student or a loss would train parameters that it shares with it; "
                     "give it a copy (copy.deepcopy), or freeze those parameters with requires_grad_(False)"
                 )
             elif any(not torch.equal(buffer, buffers.get(id(buffer), buffer)) for buffer in _buffers_of(teacher)):
@@ -354,9 +353,9 @@ class _DryRun:
                 )
 
     def _depends_on(self, teacher: Teacher, trained: Sequence[Tensor]) -> bool:
-        """Return whether a teacher computes something else if parameters that it shares with a student change.
+        """Return whether the outputs of a teacher change with parameters that it shares with a student.
 
-        It does not if it is the student with its adapters switched off.
+        They do not if the teacher is the student with its adapters switched off.
         """
         session = self.open_stage.sessions[teacher.name]
         values = [parameter.detach().clone() for parameter in trained]
@@ -373,7 +372,7 @@ class _DryRun:
         return not all(torch.equal(first, second) for first, second in pairs)
 
     def _check_averages(self) -> None:
-        """Check that networks can be copied for their averages, after a pass in which they may have stored tensors."""
+        """Check that networks can be copied for averages even after a forward pass, which may store tensors in them."""
         ema = self.stage.training.ema
         for net in self.module.students if ema is not None else ():
             try:
@@ -391,7 +390,7 @@ class _DryRun:
         trained: set[Tensor] = set()
         for term in self.module.terms:
             try:
-                # As if the teacher had an output for each sample, which a Past has later.
+                # As if the teacher had an output for each sample: a Past has them later.
                 inputs = self.module.gather_inputs(term, self.batch, outputs, fill=True)
                 with watch_projectors(term.loss) as projectors:
                     problem = term_problem(term, inputs, self.module.loss_kwargs(term, inputs), cause_not_finite)
@@ -405,16 +404,16 @@ class _DryRun:
                 tap = term.weighted.term.student
                 trained.update(tap.module.parameters() if isinstance(tap, HeadTap) else ())
             if term.rows is not None and self.context.position_dims and not len(as_tuple(inputs.student)[0]):
-                # A loss that takes labels has no remedy.
+                # There is no advice for a loss that takes labels.
                 advice = "" if term.extra_kwargs else "; PerPosition(loss, ignore_index=None) compares all positions"
                 self.report.notices.append(
-                    f"term {term.label!r} compares no position of the first samples, all of whose labels stand for no "
-                    f"label{advice}"
+                    f"term {term.label!r} compares no position of the first samples, because none of them has a label"
+                    f"{advice}"
                 )
-            # In the plan, readers expect the shapes of the outputs, not those of rows of positions.
+            # The plan shows the shapes of the outputs, not those of rows of positions.
             whole = inputs if term.rows is None else self.module.whole_inputs(term, self.batch, outputs, fill=True)
             if isinstance(term.loss, _ON_FEATURES) and whole.target is not None:
-                self._doubt_sequences(term.label, as_tuple(whole.student), as_tuple(whole.target))
+                self._notice_sequences(term.label, as_tuple(whole.student), as_tuple(whole.target))
             self.report.terms.append(summarize(term, whole, self.open_taps, projectors.values()))
         students = self.module.students
         self.report.untrained_outputs = all(parameters_behind([outputs[net.name].output]) - trained for net in students)

@@ -1,4 +1,4 @@
-"""Estimate the cost of a stage: multiply-adds, the time of an epoch, and the teacher outputs that are cached."""
+"""Estimate the cost of a stage: multiply-adds, the time of an epoch, and which teacher outputs are cached."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe, Stage
 from kdkit.teachers.ema import Ema
 
-_SECONDS = 0.8  # in which the steps of all stages together are timed
+_SECONDS = 0.8  # for timing the steps of all stages together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageEstimate:
     """The cost of a stage.
 
-    multiply_adds: of a forward pass for one sample, by the name of each student and each teacher that runs; those that
-    cannot be counted are left out. times: None if they could not be measured in a moment.
-    reading_seconds: in which one process reads the training data of an epoch, None if it is not known.
-    caching: for each frozen teacher by name, whether its outputs are cached.
+    multiply_adds: of a forward pass for one sample, by the name of each student and each teacher that runs; networks
+    that cannot be counted are left out. times: None if they could not be measured quickly.
+    reading_seconds: the time in which one process reads the training data of an epoch, None if unknown.
+    caching: whether the outputs of each frozen teacher are cached, by name.
     """
 
     multiply_adds: Mapping[str, int]
@@ -35,7 +35,7 @@ class StageEstimate:
 
     @property
     def cached_seconds(self) -> float | None:
-        """The time of an epoch in which all teacher outputs that are cached are read from the cache."""
+        """The time of an epoch in which cached teacher outputs are read instead of computed, in seconds."""
         if self.times is None:
             return None
         return self.times.seconds - sum(
@@ -44,7 +44,7 @@ class StageEstimate:
 
 
 class Estimator:
-    """Estimates the stages of a recipe, one after the other. Each network is counted once."""
+    """Estimates the stages of a recipe one after the other. The multiply-adds of each network are counted once."""
 
     def __init__(self, recipe: Recipe, stages: tuple[Stage, ...], options: RunOptions) -> None:
         self.data: Data = recipe.data
@@ -54,8 +54,11 @@ class Estimator:
         self._counts: dict[Net[Any], int | None] = {}
 
     def estimate(self, open_stage: OpenStage, batch: Batch, untransformed: Batch) -> StageEstimate:
-        """Return the estimate of an open stage without problems. batch: a tiny one, also before `batch_transform`."""
-        # Before any step is timed: the key of cached outputs is about the teachers as they are now.
+        """Return the estimate of an open stage without problems.
+
+        batch, untransformed: a tiny batch, after and before the data's `batch_transform`.
+        """
+        # Before any step is timed: the cache key depends on the teachers as they are now.
         caching = self.caching.forecast(open_stage, batch)
         times = time_steps(open_stage, self.data, untransformed, self.options.precision, budget=self.budget)
         running: dict[str, Net[Any]] = {net.name: net for net in open_stage.stage.objectives}
@@ -65,7 +68,7 @@ class Estimator:
         for net in running.values():
             if net not in self._counts:
                 self._counts[net] = multiply_adds(net, batch)
-        open_stage.module.open_taps.clear()  # the counted pass has left its features
+        open_stage.module.open_taps.clear()  # the counted pass left its features there
         counts = {name: self._counts[net] for name, net in running.items()}
         return StageEstimate(
             multiply_adds={name: count for name, count in counts.items() if count is not None},

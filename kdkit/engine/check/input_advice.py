@@ -1,4 +1,4 @@
-"""Hints for a network that fails for its inputs: their data type, channels and size, and the line of user code."""
+"""Advice for a network that fails for its inputs: their dtype, channels and size, and the line of user code."""
 
 import re
 import traceback
@@ -18,9 +18,9 @@ _LIBRARIES = (Path(torch.__file__).parent, Path(kdkit.__file__).parent)
 
 
 def input_advice(net: Net[Any], inputs: Iterable[Tensor], error: Exception) -> str:
-    """Return a hint for the usual mistakes of columns, arrays, images and decoders, to append to the error; else ""."""
+    """Return advice on common mistakes with columns, arrays, images and decoders, to append to the error, or ""."""
     if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
-        return "; select the inputs that it takes, such as Net(..., view=Inputs(only=('input_ids',)))"
+        return "; select the inputs that it takes, for example Net(..., view=Inputs(only=('input_ids',)))"
     # Models of transformers name the inputs of the encoder in this error.
     has_decoder = getattr(getattr(net.module, "config", None), "is_encoder_decoder", False)
     if has_decoder and "inputs_embeds" in str(error):
@@ -34,19 +34,19 @@ def input_advice(net: Net[Any], inputs: Iterable[Tensor], error: Exception) -> s
 
 
 def line_of_user_code(error: Exception) -> str:
-    """Return the innermost line of code that is not of an installed package, such as " (nets.py, line 9)"; else ""."""
+    """Return the innermost line of code outside of installed packages, such as " (nets.py, line 9)", or ""."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
         if "site-packages" not in frame.filename
-        and Path(frame.filename).is_file()  # code that exec or torch.compile made has no file
+        and Path(frame.filename).is_file()  # code from exec or torch.compile has no file
         and not any(Path(frame.filename).is_relative_to(library) for library in _LIBRARIES)
     ]
     return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 
 def _dtype_advice(net: Net[Any], inputs: list[Tensor], error: Exception) -> str:
-    """Return a hint if a network fails for inputs in float64 or uint8, as arrays and images often are; else ""."""
+    """Return advice if a network fails for float64 or uint8 inputs, common dtypes of arrays and images, or ""."""
     parameters = net.module.parameters() if isinstance(net.module, nn.Module) else ()
     expected = next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
     is_half = expected in (torch.float16, torch.bfloat16)
@@ -55,40 +55,40 @@ def _dtype_advice(net: Net[Any], inputs: list[Tensor], error: Exception) -> str:
         view = "Images(..., " if isinstance(net.view, Images) else "Inputs("
         return (
             f"; give it inputs of its dtype, Net(..., view={view}dtype={expected})), or compute everything in half "
-            f"precision, precision={precision!r}; networks in training stay in float32: .float()"
+            f"precision, precision={precision!r}; keep networks in training in float32: .float()"
         )
     different = [tensor.dtype for tensor in inputs if tensor.dtype in (torch.float64, torch.uint8)]
-    # every message of torch about dtypes has "type" or "dtype" in it
+    # Every message of torch about dtypes contains "type" or "dtype".
     if expected is None or not different or different[0] == expected or "type" not in str(error):
         return ""
     return (
-        f"; the inputs are {str(different[0]).removeprefix('torch.')}, and the network is "
+        f"; the inputs are {str(different[0]).removeprefix('torch.')}, but the network is "
         f"{str(expected).removeprefix('torch.')}: convert them, for example with .to({expected})"
     )
 
 
 def _channels_advice(net: Net[Any], inputs: list[Tensor], error: Exception) -> str:
-    """Return a hint if a convolution fails for inputs that have no channels, or have them last; else ""."""
+    """Return advice if a convolution fails for inputs without channels or with channels last, or ""."""
     modules = net.module.modules() if isinstance(net.module, nn.Module) else ()
     first = next((module for module in modules if isinstance(module, tuple(_POSITIONS))), None)
-    # torch's message has both words; batch norm and others have another one
+    # The message of a convolution in torch contains both; those of batch norm and others do not.
     if first is None or "channels" not in str(error) or "expected input" not in str(error) or len(inputs) != 1:
         return ""
     shape = tuple(inputs[0].shape)
     names = next(positions for kind, positions in _POSITIONS.items() if isinstance(first, kind))
     takes = f"; a {type(first).__name__} takes (batch, channels, {', '.join(names)})"
     if len(shape) == len(names) + 1 and first.in_channels == 1:
-        return f"{takes}, and these inputs have no channels: add them in the data, for example with .unsqueeze(1)"
+        return f"{takes}, but these inputs have no channels: add them in the data, for example with .unsqueeze(1)"
     if len(shape) == len(names) + 2 and shape[-1] == first.in_channels != shape[1]:
         order = (0, len(shape) - 1, *range(1, len(shape) - 1))
-        return f"{takes}, and these inputs have their channels last: move them in the data, .permute{order}"
+        return f"{takes}, but these inputs have their channels last: move them in the data, .permute{order}"
     return ""
 
 
 def _size_advice(inputs: list[Tensor], error: Exception) -> str:
-    """Return a hint if a network refuses the size of images, as vision transformers do; else ""."""
+    """Return advice if a network raises for the size of its images, as vision transformers do, or ""."""
     sizes = {str(size) for tensor in inputs if tensor.ndim == 4 for size in tensor.shape[2:]}
-    # Those of timm, torchvision and transformers raise these, with the size that they expect.
+    # timm, torchvision and transformers raise these errors, with the expected size in the message.
     is_size = isinstance(error, AssertionError | ValueError) and re.search(r"\b(height|width|size)\b", str(error))
     if not is_size or sizes.isdisjoint(re.findall(r"\d+", str(error))):
         return ""

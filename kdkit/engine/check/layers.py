@@ -1,4 +1,4 @@
-"""Compare layers of networks: the linear CKA of their features on a few batches."""
+"""Compare the layers of networks by the linear CKA of their features on a few batches."""
 
 import math
 import time
@@ -26,20 +26,20 @@ from kdkit.recipe.objective import Match, as_objective
 from kdkit.recipe.recipe import Stage, teachers_of
 from kdkit.utils.modules import eval_mode, preserve_buffers, uncompiled
 
-SAMPLES = 32  # of a batch
+SAMPLES = 32  # per batch
 _BATCHES = 4
-_LEAST_LAYERS = 6  # of a network, for which the modules inside of its blocks are compared too
-_PROBED = 4  # samples of the pass that shows the shapes of features
+_LEAST_LAYERS = 6  # if a network has fewer layers, the modules inside them are compared too
+_PROBED = 4  # samples in the forward pass that shows the shapes of features
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-_ROUNDING = 100  # in units of the last place: how far apart equal features come out
-_HSIC = CKA(unbiased=True)  # the biased one is near 1 for features that are longer than the batch
+_ROUNDING = 100  # rounding errors of equal features, in multiples of the machine epsilon
+_HSIC = CKA(unbiased=True)  # the biased estimate is near 1 if features have more elements than the batch has samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """A layer of a network. path: in the module. shape: of its output as a tap captures it, without the batch.
 
-    depth: the share of the layers of the network that have run before it ends, in [0, 1].
+    depth: the fraction of the network's layers that have run when this one ends, in [0, 1].
     """
 
     path: str
@@ -59,7 +59,7 @@ def matched_nets(stages: Sequence[Stage]) -> tuple[tuple[Net[Any], Net[Any]], ..
     """Return each student with each network that it matches."""
     return tuple(
         {
-            (net, teacher): None  # as an ordered set: several terms may match one teacher
+            (net, teacher): None  # a dict as an ordered set: several terms may match one teacher
             for stage in stages
             for net, objective in stage.objectives.items()
             for weighted in as_objective(objective)
@@ -71,9 +71,9 @@ def matched_nets(stages: Sequence[Stage]) -> tuple[tuple[Net[Any], Net[Any]], ..
 
 
 def spread_batches(split: Split | LoaderSplit, size: int = SAMPLES) -> list[Batch]:
-    """Return a few batches from all of a split, whose samples may be sorted by class; the first ones of a loader.
+    """Return some batches from across a split, whose samples may be sorted by class, or the first ones of a loader.
 
-    Raises DataError if a loader yields none, as a stream that can be read once only.
+    Raises DataError if a loader yields none, such as a stream that can only be read once.
     """
     if isinstance(split, LoaderSplit):
         data = [batch.rows(torch.arange(min(len(batch), size))) for batch in islice(_read(split, size), _BATCHES)]
@@ -81,7 +81,7 @@ def spread_batches(split: Split | LoaderSplit, size: int = SAMPLES) -> list[Batc
             raise DataError("there is no batch if the data is read again")
         return data
     rows = torch.linspace(0, len(split) - 1, min(_BATCHES * size, len(split))).round().long()
-    # Every n-th of them in a batch, so that each batch is from all of the split too.
+    # A batch takes every n-th row, so that each batch spans the whole split.
     count = max(1, len(rows) // size)
     return [next(_read(split, size, rows[first::count])) for first in range(count)]
 
@@ -89,16 +89,16 @@ def spread_batches(split: Split | LoaderSplit, size: int = SAMPLES) -> list[Batc
 def layer_kernels(
     nets: Sequence[Net[Any]], data: Sequence[Batch], *, most: int, until: float = math.inf
 ) -> dict[Net[Any], list[LayerKernels]]:
-    """Return the layers of networks, at most so many of each, with the kernels of their features.
+    """Return the layers of networks with the kernels of their features.
 
-    Networks run in eval mode, and stay as they were. until: a time of `time.perf_counter` after which no batch is
-    begun; the first batch always is. All networks see the same batches. Layers that do not run in all of them are left
-    out.
+    Networks run in eval mode on the same batches, and are unchanged afterwards. Layers that do not run in every batch
+    are left out. most: the maximum number of layers per network. until: a time of `time.perf_counter` after which no
+    further batch is started; the first one always is.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(preserve_buffers([net.network for net in nets]))
-        stack.enter_context(uncompiled())  # hooks are not called in compiled code
+        stack.enter_context(uncompiled())  # compiled code does not call hooks
         for net in nets:
             stack.enter_context(eval_mode(net.network))
         probe = data[0].rows(torch.arange(min(len(data[0]), _PROBED)))
@@ -111,17 +111,17 @@ def layer_kernels(
 
 
 def similarities(students: Sequence[LayerKernels], teachers: Sequence[LayerKernels]) -> list[list[float]]:
-    """Return the CKA of each layer of a student with each layer of a teacher; NaN if it is undefined.
+    """Return the CKA of each student layer with each teacher layer, approximately in [0, 1]; NaN if undefined.
 
-    The sums over batches are those of the CKA of minibatches (Nguyen et al. 2021, sec. 3). It is about in [0, 1].
+    Batches are summed as in minibatch CKA (Nguyen et al. 2021, sec. 3).
     """
     norms = [
-        [_sum_of_hsic(layer.kernels, layer.kernels) for layer in layers]  # of a layer with itself
+        [_sum_of_hsic(layer.kernels, layer.kernels) for layer in layers]  # each layer with itself
         for layers in (students, teachers)
     ]
     return [
         [
-            # An estimate that is not above 0 has no square root.
+            # The estimate may be 0 or negative, and then has no square root to divide by.
             _sum_of_hsic(student.kernels, teacher.kernels) / (first * second) ** 0.5
             if first > 0 and second > 0
             else math.nan
@@ -145,21 +145,21 @@ def _layers(net: Net[Any], batch: Batch, most: int) -> list[Layer]:
     return [
         Layer(path=path, shape=tuple(feature.shape[1:]), depth=depths[path])
         for path, tap, feature in zip(depths, taps, features, strict=True)
-        if not tap.form.doubt  # about its channels, without which the shape means nothing
+        if not tap.form.notice  # if the channels are uncertain, the shape means nothing
     ]
 
 
 def _add_kernels(net: Net[Any], batch: Batch, layers: Sequence[LayerKernels]) -> list[LayerKernels]:
     """Run a network on a batch, append the kernel of each layer, and return the layers that ran.
 
-    Kernels are computed while the network runs, so that no more than one feature is kept: those of all layers may take
-    more memory than a training step.
+    Kernels are computed while the network runs, so that only one feature is in memory at a time: the features of all
+    layers may take more memory than a training step.
     """
     kernels: dict[int, Tensor] = {}
 
     def hook(index: int) -> Any:
         def compute(_module: nn.Module, _args: Any, output: Any) -> None:
-            kernels[index] = _kernel(pick_tensor(output, None, ""))  # of the last call, as a tap captures
+            kernels[index] = _kernel(pick_tensor(output, None, ""))  # the last call counts, as for a tap
 
         return compute
 
@@ -178,13 +178,13 @@ def _add_kernels(net: Net[Any], batch: Batch, layers: Sequence[LayerKernels]) ->
 
 
 def _kernel(feature: Tensor) -> Tensor:
-    """Return the linear kernel (batch, batch) of a feature, without the similarity of a sample with itself."""
-    # In any order of the channels and positions of a sample, the kernel is the same.
+    """Return the linear kernel of a feature, (batch, ...) -> (batch, batch), with zeros on the diagonal."""
+    # The kernel does not depend on the order of channels and positions.
     features = feature.detach().flatten(1).float()
     samples = features - features.mean(0)
     limits = torch.finfo(torch.float32)
     largest = samples.abs().amax()
-    # What the mean of equal features leaves is rounding, which the division would make a feature of its own.
+    # If all features are equal, only rounding errors are left here, and the division would amplify them.
     samples = samples.where(largest > _ROUNDING * limits.eps * features.abs().amax(), 0)
     samples = samples / largest.clamp(min=limits.tiny)  # squares must not overflow
     kernel = (samples @ samples.T).double().cpu()
@@ -192,13 +192,13 @@ def _kernel(feature: Tensor) -> Tensor:
 
 
 def _depths(net: Net[Any], batch: Batch, most: int) -> Mapping[str, float]:
-    """Return the depth of the layers that are compared, by path in the order in which they run.
+    """Return the depths of the layers to compare, by path in the order in which they run.
 
-    These are the outermost trained modules inside the network, and those inside of them if there are only a few. Norms
-    are left out, and modules that return the outputs of the network. Of more than `most`, every n-th one is taken.
+    These are the outermost modules with parameters, and also the modules inside them if there are only a few. Norms and
+    modules that return the outputs of the network are left out. If there are more than `most`, every n-th is taken.
     """
     paths = {module: path for path, module in net.network.named_modules() if path}
-    finished: dict[str, int] = {}  # how many innermost modules have run when this one ends
+    finished: dict[str, int] = {}  # the number of innermost modules that have run when this one ends
     returned: dict[str, Tensor] = {}
     innermost = 0
 
@@ -207,7 +207,7 @@ def _depths(net: Net[Any], batch: Batch, most: int) -> Mapping[str, float]:
         innermost += not any(module.children())
         try:
             tensor = pick_tensor(output, None, "")
-        except KdkitError:  # it returns no tensor, or several
+        except KdkitError:  # it does not return a single tensor
             return
         if tensor.ndim > 1 and len(tensor) == len(batch) and tensor.is_floating_point() and not tensor.is_nested:
             finished[paths[module]] = innermost
@@ -220,7 +220,7 @@ def _depths(net: Net[Any], batch: Batch, most: int) -> Mapping[str, float]:
         for hook in hooks:
             hook.remove()
     trained = {
-        path: sum(path.startswith(f"{outer}.") for outer in finished)  # how many layers are around it
+        path: sum(path.startswith(f"{outer}.") for outer in finished)  # the number of layers around it
         for path in finished
         if any(True for _ in net.network.get_submodule(path).parameters())
         and not isinstance(net.network.get_submodule(path), _NORMS)
@@ -228,14 +228,14 @@ def _depths(net: Net[Any], batch: Batch, most: int) -> Mapping[str, float]:
     }
     chosen: list[str] = []
     for level in range(max(trained.values(), default=0) + 1):
-        # From the outside in, since a block and its last layer may return the same tensor.
+        # From the outside in, because a block and its last layer may return the same tensor.
         tensors = {returned[path].data_ptr() for path in chosen}
         inner = {path for path, around in trained.items() if around == level}
         chosen += [path for path in inner if returned[path].data_ptr() not in tensors]
         if len(chosen) >= _LEAST_LAYERS:
             break
     chosen = [path for path in finished if path in chosen]  # in the order in which they end
-    if len(chosen) > most:  # from the first to the last, so that a deep network is compared in all of its depth
+    if len(chosen) > most:  # evenly spaced from the first to the last, so that the whole depth is covered
         chosen = [chosen[round(index * (len(chosen) - 1) / (most - 1))] for index in range(most)]
     return {path: finished[path] / innermost for path in chosen}
 

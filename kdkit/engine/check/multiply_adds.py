@@ -1,4 +1,4 @@
-"""Count the multiply-adds of a network by the counter of torch."""
+"""Count the multiply-adds of a network with torch's FlopCounterMode."""
 
 from contextlib import ExitStack
 from typing import Any
@@ -16,31 +16,31 @@ from kdkit.utils.randomness import preserve_rng_state
 def multiply_adds(net: Net[Any], batch: Batch) -> int | None:
     """Return the multiply-adds of a forward pass for one sample, in eval mode, or None if they cannot be counted.
 
-    Matrix products, convolutions and attention are counted, which is nearly all of the work of most networks.
+    Matrix products, convolutions and attention are counted, which are nearly all of the work of most networks.
     """
     if not isinstance(net.module, nn.Module):
         return None
-    for count in (1, len(batch)):  # a few networks take no batch of a single sample
+    for count in (1, len(batch)):  # some networks do not take a batch of one sample
         try:
             return _operations(net, batch.rows(torch.arange(count))) // (2 * count) or None
-        except Exception:  # not every tensor subclass supports the counter
+        except Exception:  # some tensor subclasses do not support the counter
             continue
     return None
 
 
 def _operations(net: Net[Any], batch: Batch) -> int:
-    """Return the floating-point operations of a forward pass; a multiply-add is two."""
-    # Late, since a run needs neither, and their import takes a tenth of a second.
+    """Return the floating-point operations of a forward pass; a multiply-add counts as two."""
+    # Imported late: a run needs neither, and the import takes a tenth of a second.
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     with ExitStack() as stack:
-        # Fused kernels for a whole layer are unknown to the counter, so the layers run operation by operation.
+        # The counter does not know fused kernels for a whole layer, so layers run operation by operation.
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
         mha.set_fastpath_enabled(False)
         if any(isinstance(part, nn.RNNBase) for part in net.network.modules()):
-            # By the one flag that they need: the contexts of torch set all flags, and warn about some.
+            # Only the flag that is needed: torch's context managers set all flags, and warn about some.
             backends: tuple[Any, ...] = (mkldnn, cudnn)
             for backend in backends:
                 stack.callback(setattr, backend, "enabled", backend.enabled)

@@ -1,4 +1,4 @@
-"""Find the problem of outputs that do not have a column for each class."""
+"""Find outputs that do not have a column for each class."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,28 +12,28 @@ from kdkit.teachers.base import Teacher
 
 
 def columns_problem(net: Net[Any], output: Tensor, labels: Tensor, context: BuildContext) -> str | None:
-    """Return the problem of outputs that are compared by classes, also with labels per position; None if they fit."""
+    """Return the problem of outputs whose shape does not fit the classes and the label positions, or None."""
     classes, shape = net.classes or context.classes, _batch_shape(output.shape)
     positions = labels.shape[labels.ndim - context.position_dims :]
     if context.position_dims and not context.has_labels:
         positions = output.shape[2:]
         if net.channels_last is None:
             return (
-                f"net {net.name!r} has outputs of shape {shape}, and there are no labels whose positions say which "
-                "dimension has the classes; pass Net(..., channels_last=True) if it is the last one, or False"
+                f"net {net.name!r} has outputs of shape {shape}, and there are no labels to tell which dimension has "
+                "the classes; pass Net(..., channels_last=True) if it is the last one, or False"
             )
     if labels.ndim > 2 >= output.ndim:
         return (
             f"net {net.name!r} has outputs of shape {shape} for labels of shape {_batch_shape(labels.shape)}, one per "
-            "pixel or token; the network must return outputs per pixel or token, or the data one label per sample"
+            "pixel or token; return outputs per pixel or token from the network, or one label per sample from the data"
         )
     if context.task == "regression" or output.shape[1:] == (len(classes), *positions):
         return None
     if positions and output.ndim == 2 + len(positions) and output.shape[1] == len(classes):
         return (
             f"net {net.name!r} has outputs of shape {shape} for labels of shape {_batch_shape(labels.shape)}; give "
-            "them the same positions, such as by nn.functional.interpolate at the end of the network, or in a function "
-            "Net(..., element=...)"
+            "them the same positions, for example with nn.functional.interpolate at the end of the network, or in a "
+            "function Net(..., element=...)"
         )
     advice = _class_advice(net, output, context)
     if labels.ndim > 1 and not positions and output.ndim > 2:
@@ -49,21 +49,21 @@ def columns_problem(net: Net[Any], output: Tensor, labels: Tensor, context: Buil
 
 
 def class_names_problem(teacher: Teacher, output: Tensor) -> str | None:
-    """Return the problem of a teacher whose `classes`, by which its outputs are aligned, do not name them, or None."""
+    """Return the problem of a teacher whose `classes` do not name each column of its outputs, or None."""
     classes = getattr(teacher, "classes", None)
     if not classes or output.shape[1:2] == (len(classes),):
         return None
     name = f"net {teacher.name!r}" if isinstance(teacher, Net) else repr(teacher.name)
     return (
-        f"{name} has outputs of shape {_batch_shape(output.shape)} and {len(classes)} classes; its `classes` must have "
-        "a name for each column of its outputs"
+        f"{name} has outputs of shape {_batch_shape(output.shape)} and {len(classes)} classes; its `classes` must "
+        "name each column of its outputs"
     )
 
 
 def is_about_classes(
     net: Net[Any], output: Tensor, labels: Tensor, context: BuildContext, students: Sequence[Tensor]
 ) -> bool:
-    """Whether the outputs of a teacher are about the data's classes; a teacher of features need not be.
+    """Whether the outputs of a teacher are about the data's classes. Those of a feature teacher need not be.
 
     students: the outputs of the students of its stage. Numbers may be packed in another form than the labels.
     """
@@ -76,17 +76,17 @@ def is_about_classes(
 
 
 def _class_advice(net: Net[Any], output: Tensor, context: BuildContext) -> str:
-    """Return what may be wrong with classes that are the numbers up to the largest label; "" if they have names."""
+    """Return advice on classes that were derived from the largest label, or "" if the classes have names."""
     count = len(context.classes)
     if net.classes or context.classes != tuple(map(str, range(count))) or output.ndim < 2:
         return ""
     outputs = output.shape[1]
     if outputs == count - 1 and context.task == "multiclass":
-        return f"; if labels are numbered from 1 to {outputs}, subtract 1, since classes are numbered from 0"
+        return f"; if labels are numbered from 1 to {outputs}, subtract 1: classes are numbered from 0"
     if outputs > count:
         return (
-            f"; if the last classes have no sample, pass the number of all: TorchData(..., classes={outputs}); or that "
-            f"of this network, such as of a vocabulary with padding: Net(..., classes={outputs})"
+            f"; if the last classes have no samples, pass the number of all: TorchData(..., classes={outputs}); if "
+            f"only this network has more, such as a padded vocabulary: Net(..., classes={outputs})"
         )
     return ""
 

@@ -1,4 +1,4 @@
-"""Advise which layers of a student and a teacher to pair: by similarity, depth and shape, on a few batches."""
+"""Advise which layers of a student and a teacher to pair, by their similarity on a few batches, depth and shape."""
 
 import math
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ from kdkit.recipe.recipe import Recipe
 from kdkit.utils.devices import Precision, autocast
 from kdkit.utils.randomness import preserve_rng_state
 
-_MOST_LAYERS = 64  # that are compared of a network
-_RESIZED = 0.9  # the factor for layers whose positions differ, since features lose by a resize
+_MOST_LAYERS = 64  # compared per network
+_RESIZED = 0.9  # factor for layers whose positions differ, because resizing loses information
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerPair:
-    """A layer of a student and one of a teacher. similarity: their linear CKA, about in [0, 1]."""
+    """A student layer and a teacher layer. similarity: their linear CKA, approximately in [0, 1]."""
 
     student: Layer
     teacher: Layer
@@ -34,7 +34,7 @@ class LayerPair:
 
     @property
     def score(self) -> float:
-        """The similarity, less for layers at different depths, and for features that have to be resized."""
+        """The similarity, reduced for layers at different depths and for features that must be resized."""
         distance = abs(self.student.depth - self.teacher.depth)
         same_positions = self.student.shape[1:] == self.teacher.shape[1:]
         return max(self.similarity, 0.0) * (1 - distance) * (1.0 if same_positions else _RESIZED)
@@ -52,10 +52,10 @@ class PairAdvice:
 def pair_advice(
     recipe: Recipe, device: torch.device, precision: Precision = "fp32", *, count: int = 5
 ) -> tuple[PairAdvice, ...]:
-    """Return the best pairs for each student and each network that it matches, at most `count` each.
+    """Return the best layer pairs for each student and each network that it matches, at most `count` each.
 
-    Networks are used as they are, in eval mode, on up to 128 samples of the training split. Pairs do not cross, and
-    have each layer once.
+    Networks run with their current weights, in eval mode, on up to 128 samples of the training split. Pairs do not
+    cross, and use each layer once.
     """
     matched = matched_nets(recipe.stages)
     data = [batch.to(device) for batch in spread_batches(recipe.data.train)] if matched else []
@@ -69,7 +69,7 @@ def pair_advice(
 
 
 def _best(students: Sequence[LayerKernels], teachers: Sequence[LayerKernels], count: int) -> tuple[LayerPair, ...]:
-    """Return the pairs with the highest scores that have each layer once and do not cross."""
+    """Return the pairs with the highest scores that use each layer once and do not cross."""
     candidates = [
         LayerPair(student=student.layer, teacher=teacher.layer, similarity=similarity)
         for student, row in zip(students, similarities(students, teachers), strict=True)

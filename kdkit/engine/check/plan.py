@@ -26,7 +26,10 @@ from kdkit.utils.reprs import describe_count
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TermSummary:
-    """A term as it will be computed: its two sides with their shapes, and the parameters and projectors of its loss."""
+    """A term as it will be computed: both sides with their shapes, and the parameters and projectors of its loss.
+
+    weight: at the start and at the end of the training. parameters: their number.
+    """
 
     label: str
     loss: str
@@ -44,13 +47,13 @@ class Plan:
     """A recipe as it would run, and every problem that prevents it.
 
     terms: the summaries of each stage's terms; empty for a stage whose dry run failed.
-    peak_memory_bytes: the most memory that tensors took in the dry run of each stage, which has a few samples and no
-    optimizer, so that a training step takes more. None on devices other than CUDA, and for a stage that was not run.
-    feature_teachers: networks that are matched by features only, and whose outputs are not about the data's classes.
+    peak_memory_bytes: the peak memory of tensors in the dry run of each stage. The dry run has only a few samples and
+    no optimizer, so a training step takes more. None on devices other than CUDA, and for a stage that was not run.
+    feature_teachers: networks that are matched by features only and whose outputs are not about the data's classes.
     They have no metrics. estimates: the cost of each stage; None for a stage that was not run, or if `check` got no
-    options. notices: doubts that do not prevent the run, such as about the channels of a tap.
-    loader_batch: the samples of the first batch of a user-defined DataLoader, whose batches replace those of
-    Training(batch_size=); None for other data.
+    options. notices: settings that are valid but rarely intended, such as uncertain channels of a tap.
+    loader_batch: the size of the first batch of a user-defined DataLoader, which replaces Training(batch_size=); None
+    for other data.
     """
 
     stages: tuple[Stage, ...]
@@ -87,8 +90,8 @@ def summarize(
 ) -> TermSummary:
     """Return the summary of a term from its inputs for a tiny batch.
 
-    open_taps: the taps that captured these inputs; those of the term may be other objects that equal them.
-    projectors: those that its loss has built.
+    open_taps: the taps that captured these inputs; the taps of the term are equal to them, but may be other objects.
+    projectors: those that the loss has built.
     """
     opened = {tap: tap for tap in open_taps}
 
@@ -137,12 +140,12 @@ def describe_tap(tap: TapLike, nets: Sequence[Net[Any]]) -> str:
 
 
 def _describe_element(element: Element) -> str:
-    """Return a key as it is, and an index as "element 0"; "" for a function, or if there is no choice."""
+    """Return a key unchanged, and an index as "element 0"; "" for a function or None."""
     return f"element {element}" if isinstance(element, int) else element if isinstance(element, str) else ""
 
 
 def _nets_of(teacher: Any) -> tuple[Net[Any], ...]:
-    """Return the networks whose layers may be tapped for a teacher: its members, itself, or the one it is made from."""
+    """Return the networks whose layers may be tapped for a teacher: its members, itself, or the net that it follows."""
     if isinstance(teacher, Teachers):
         return teacher.members
     net = teacher if isinstance(teacher, Net) else getattr(teacher, "net", None)

@@ -1,4 +1,4 @@
-"""Find probabilities among outputs of which losses take logits, and logits among targets that must be probabilities."""
+"""Find probabilities that are passed to losses on logits, and logits that are passed as targets of probabilities."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -17,11 +17,11 @@ _BINARY: tuple[object, ...] = (
 )
 _TAKES_LOGITS = (*_CROSS_ENTROPIES, *_BINARY)
 _VIEWS = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "ToCopy", "Slice", "Select")
-_ENOUGH = 12  # values in [0, 1] that are not there by chance
+_ENOUGH = 12  # this many values are not all in [0, 1] by chance
 
 
 class _Target(NamedTuple):
-    """The target that losses of torch take: in words, how to recognize another, and what to use for logits."""
+    """A kind of target that losses of torch take: in words, how to recognize a wrong one, and what to use instead."""
 
     losses: tuple[object, ...]
     words: str
@@ -50,38 +50,38 @@ _TARGETS = (
 
 
 def kind_of_probabilities(outputs: Tensor) -> Literal["softmax", "sigmoid"] | None:
-    """Return the function by which outputs, (batch, classes, ...), seem to have become probabilities, or None.
+    """Return the function that seems to have turned outputs, (batch, classes, ...), into probabilities, or None.
 
-    The logarithm of a softmax is not one of them: losses on logits do not see it.
+    The logarithm of a softmax does not count: losses on logits are invariant to it.
     """
     if not outputs.is_floating_point() or outputs.is_nested or outputs.ndim < 2 or not outputs.numel():
         return None
     values = outputs.detach().float()
     if _outside(values, 0, 1).any() or values.isnan().any():
         return None
-    # The sum of probabilities in half precision is not exactly 1.
+    # Probabilities in half precision do not sum to exactly 1.
     tolerance = 1e-3 if outputs.dtype.itemsize >= 4 else 1e-2
     if ((values.sum(1) - 1).abs() < tolerance).all():
         return "softmax"
     node = outputs.grad_fn
     if node is None:  # of a frozen teacher
-        # Outputs that are almost equal for all samples are in [0, 1] as a single one may be.
+        # If outputs are almost equal for all samples, they may all be in [0, 1] by chance.
         varies = (values.amax(0) - values.amin(0)).max() > 0.05
         return "sigmoid" if values.numel() >= _ENOUGH and varies else None
-    # Outputs of a network that is not trained may all be in [0, 1] by chance.
+    # Outputs of an untrained network may all be in [0, 1] by chance, so the graph decides.
     while node.name().startswith(_VIEWS) and node.next_functions[0][0] is not None:
         node = node.next_functions[0][0]
     return "sigmoid" if node.name().startswith("Sigmoid") else None
 
 
 def takes_logits(loss: object) -> bool:
-    """Whether a loss is known to take logits: one of kdkit, or a cross-entropy of torch, also inside one of kdkit."""
+    """Whether a loss is known to take logits: a loss of kdkit, or a cross-entropy of torch, even if kdkit wraps it."""
     loss = _unwrapped(loss)
     return _is_among(loss, _TAKES_LOGITS) or _is_of_kdkit(loss)
 
 
 def target_problem(loss: Any, student: TensorOrTuple, target: TensorOrTuple) -> str | None:
-    """Return why the outputs of a teacher cannot be the target of a loss of torch, with the remedy, or None."""
+    """Return why the outputs of a teacher cannot be the target of a loss of torch, and what to do, or None."""
     loss = _unwrapped(loss)
     if _is_among(loss, (nn.KLDivLoss, F.kl_div)):
         is_log = getattr(loss, "log_target", False)
@@ -89,14 +89,14 @@ def target_problem(loss: Any, student: TensorOrTuple, target: TensorOrTuple) -> 
         if targets_fit and not _any(student, lambda side: side > 1e-3):
             return None
         return (
-            f"it takes log-probabilities of the student and {'log-' if is_log else ''}probabilities of the teacher, "
-            f"such as log_softmax returns, and these are others; use {_SOFT_TARGETS}"
+            f"it takes log-probabilities of the student, such as those of log_softmax, and "
+            f"{'log-' if is_log else ''}probabilities of the teacher, but got other values; use {_SOFT_TARGETS}"
         )
     for kind in _TARGETS:
         if _is_among(loss, kind.losses) and _any(target, kind.is_wrong):
             least, most = (float(f(side.min() for side in as_tuple(target))) for f in (min, max))
             return (
-                f"its target must be {kind.words}, and these are numbers from {least:.3g} to {most:.3g}; use "
+                f"its target must be {kind.words}, but these are numbers from {least:.3g} to {most:.3g}; use "
                 f"{kind.remedy}"
             )
     return None

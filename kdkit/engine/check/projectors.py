@@ -1,4 +1,4 @@
-"""Find the layers that a loss has built, such as projectors, with the shapes that they map."""
+"""Find the layers that a loss has built, such as projectors, with their input and output shapes."""
 
 import inspect
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def watch_projectors(loss: object) -> Iterator[dict[nn.Module, ProjectorSummary]
 
 
 def _projectors(loss: nn.Module) -> Iterator[nn.Module]:
-    """Yield the outermost trained modules of a loss that map one tensor; one that takes two sides is itself a loss."""
+    """Yield the outermost trained modules of a loss that map one tensor. A module with two inputs is itself a loss."""
     for module in loss.children():
         if not any(parameter.requires_grad for parameter in module.parameters()):
             continue

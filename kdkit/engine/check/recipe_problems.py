@@ -1,4 +1,4 @@
-"""Problems of a recipe as a whole that are visible without running a network."""
+"""Find the problems of a recipe as a whole that are visible without running a network."""
 
 import contextlib
 import math
@@ -29,7 +29,7 @@ from kdkit.recipe.recipe import Recipe, Stage, nets_of
 def recipe_problems(recipe: Recipe, stages: Sequence[Stage], context: BuildContext) -> Iterator[str]:
     """Yield the problems of a recipe as a whole: names, the order of stages, metrics, and cache settings.
 
-    context: the facts about its data.
+    context: describes its data.
     """
     return _RecipeChecks(recipe, stages, context).problems()
 
@@ -48,9 +48,9 @@ class _RecipeChecks:
         data = self.recipe.data
         for name, count in Counter(data.classes).items():
             if count > 1:
-                yield f"{count} classes of the data are called {name!r}, but a table of classes needs distinct names"
+                yield f"{count} classes of the data are called {name!r}; give each class a unique name"
         if not self.stages:
-            yield f"{type(self.recipe.schedule).__name__} gives no stages: there is nothing to train"
+            yield f"{type(self.recipe.schedule).__name__} returns no stages: there is nothing to train"
         yield from self._duplicate_names()
         yield from self._baselines_of_no_stage()
         yield from self._untrained_teachers()
@@ -66,11 +66,12 @@ class _RecipeChecks:
         if top is not None and data.task != "multiclass":
             yield (
                 f"CacheSettings(top={top}) keeps the largest outputs of each sample, which needs one class per sample, "
-                f"and this data is {data.task}; leave out top"
+                f"but this data is {data.task}; leave out top"
             )
 
     def _duplicate_names(self) -> Iterator[str]:
-        # Files are named after networks and stages, so these are unique in a recipe; other teachers only in a stage.
+        # Files are named after networks and stages, so their names must be unique in the recipe. Names of other
+        # teachers must be unique in a stage.
         for name, count in Counter(net.name for net in nets_of(self.stages)).items():
             if count > 1:
                 yield f"{count} nets are called {name!r}; give each net a unique name"
@@ -90,7 +91,7 @@ class _RecipeChecks:
         for index, stage in enumerate(self.stages):
             earlier = [before.name for before in self.stages[:index]]
             if stage.baseline_of and stage.baseline_of not in earlier:
-                hint = did_you_mean(stage.baseline_of, earlier) if earlier else "it is the first one"
+                hint = did_you_mean(stage.baseline_of, earlier) if earlier else "it is the first stage"
                 yield f"stage {stage.name!r}: no stage before it is called {stage.baseline_of!r}; {hint}"
 
     def _untrained_teachers(self) -> Iterator[str]:
@@ -102,7 +103,7 @@ class _RecipeChecks:
                     yield (
                         f"stage {stage.name!r}: net {teacher.name!r} teaches, but it is not trained in an earlier "
                         f"stage and has {weights}; pass Net(..., weights=FILE), or trained=True if its module is "
-                        "trained already"
+                        "already trained"
                     )
             trained |= set(stage.objectives)
 
@@ -115,7 +116,7 @@ class _RecipeChecks:
                 yield f"stage {stage.name!r}: {monitor!r} is not among the recipe's metrics; {hint}"
 
     def _shared_losses(self) -> Iterator[str]:
-        labels: dict[int, str] = {}  # of the first term that uses a loss, by identity of the loss
+        labels: dict[int, str] = {}  # of the first term that uses a loss, by the id of the loss
         for term in self.terms:
             loss = term.loss
             if isinstance(loss, nn.Module) and (hasattr(loss, "build") or any(True for _ in loss.parameters())):
@@ -128,38 +129,38 @@ class _RecipeChecks:
                 labels[id(loss)] = term.label
 
     def _metric_problems(self) -> Iterator[str]:
-        """Compute every metric for random outputs, so that one that does not fit is refused before training.
+        """Compute every metric for random outputs, so that a metric that does not fit is found before training.
 
-        Those of numbers need the shapes of outputs and labels, which a dry run has; see `number_metric_problems`.
+        Metrics of numbers need the shapes of outputs and labels, which a dry run has: see `number_metric_problems`.
         """
         if self.recipe.data.task == "regression" and self.context.has_labels:
             return
         names = tuple(self.recipe.data.classes)
-        # A student with other classes is evaluated on those that it shares with the data.
+        # A student with its own classes is evaluated on those that it shares with the data.
         students = [set(net.classes) for stage in self.stages for net in stage.objectives if net.classes is not None]
         shared = [tuple(name for name in names if name in classes) for classes in students]
         for metric, classes in product(self.recipe.metrics, dict.fromkeys([names, *filter(None, shared)])):
             if self.context.position_dims and not getattr(without_interval(metric), "accepts_positions", False):
                 yield (
-                    f"metric {metric.name!r}: labels of this data are per position, and it takes one per sample; "
-                    "use MeanIoU, Accuracy, TopKAccuracy, F1, CrossEntropy or Perplexity, or a metric with an "
-                    "attribute accepts_positions = True, which gets classes, and logits by its method "
+                    f"metric {metric.name!r} takes one label per sample, but this data has labels per position; "
+                    "use MeanIoU, Accuracy, TopKAccuracy, F1, CrossEntropy or Perplexity, or a metric with the "
+                    "attribute accepts_positions = True, which gets predicted classes, and logits in its method "
                     "reduce_positions"
                 )
                 continue
-            # Intervals of a vocabulary of classes would take a gigabyte.
+            # Intervals would take a gigabyte if the classes are a vocabulary.
             checked = without_interval(metric) if self.context.position_dims else metric
             reason = metric_problem(checked, partial(self._random_predictions, checked, classes))
             if reason is not None:
                 yield f"metric {metric.name!r} does not fit this data ({self.recipe.data.task}): {reason}"
 
     def _random_predictions(self, metric: Metric, classes: tuple[str, ...]) -> Predictions:
-        """Return random outputs for labels of the kind that the data has."""
+        """Return random outputs for random labels of the same kind as in the data."""
         random, is_multiclass = np.random.default_rng(0), self.recipe.data.task == "multiclass"
         labels: NDArray[Any]
         if not self.context.position_dims:
             outputs = random.standard_normal((2 * len(classes) + 2, len(classes)))
-            # Labels of a binary loss are in [0, 1]; others that look like numbers are named when they are read.
+            # Labels of a binary loss are in [0, 1]. If others turn out to be numbers, reading them raises an error.
             if self.recipe.data.task == "regression" and not any(map(_is_binary, self.terms)):
                 numbers = random.integers(1, 4, outputs.shape) + 0.5
                 return Predictions(labels=numbers, outputs=outputs, classes=classes)
@@ -182,7 +183,7 @@ class _RecipeChecks:
                 yield f"stage {stage.name!r}: {error}"
 
     def _undefined_monitors(self) -> Iterator[str]:
-        """Compute the monitored metrics for the labels of the validation split, if these are visible and all alike."""
+        """Compute the monitored metrics for the labels of the validation split if they are visible and all equal."""
         data = self.recipe.data
         truth = data.validation.labels
         if not isinstance(truth, Tensor) or not truth.ndim or not len(truth):
@@ -190,7 +191,7 @@ class _RecipeChecks:
         labels = without_ignored(truth, self.context.ignored_labels).cpu().numpy()
         if data.task == "multiclass" and labels.ndim == 2:  # soft labels
             labels = labels.argmax(1)
-        # With two values in one column, each class of a macro average may be undefined, but not all of them.
+        # If a column has two values, some classes of a macro average may be undefined, but not all of them.
         if not len(labels) or (labels != labels[0]).any():
             return
         outputs = np.random.default_rng(0).standard_normal((len(labels), len(data.classes)))
@@ -207,34 +208,34 @@ class _RecipeChecks:
                     yield (
                         f"stage {stage.name!r}: {monitor!r} is undefined on the validation split"
                         f"{f' ({result.note})' if result.note else ''}, so it cannot choose the best epoch; validate "
-                        "on other samples, or choose another metric, Training(monitor=...), or the last epoch, "
+                        "on other samples, monitor another metric, Training(monitor=...), or keep the last epoch, "
                         "Training(keep='last')"
                     )
 
     def _metrics_of_unknown_labels(self) -> Iterator[str]:
-        """Check that labels that may be unknown reach only metrics that leave them out."""
+        """Check that all metrics leave out unknown labels if the data may have them."""
         if not self.context.has_unknown:
             return
         for metric in self.recipe.metrics:
             if not getattr(without_interval(metric), "accepts_unknown", False):
                 yield (
-                    f"metric {metric.name!r}: labels of this data may be unknown, and it does not leave them out; a "
-                    "metric that does has an attribute accepts_unknown = True"
+                    f"metric {metric.name!r} does not leave out unknown labels, which this data may have; if it does, "
+                    "set its attribute accepts_unknown = True"
                 )
 
     def _losses_of_ignored_labels(self) -> Iterator[str]:
-        """Check that losses with an `ignore_index` leave out the labels that stand for none."""
+        """Check that the `ignore_index` of a loss is the one of the data."""
         ignored = self.context.ignored_labels
         for term in self.terms if ignored else ():
             index = getattr(term.loss, "ignore_index", None)
             if isinstance(index, int) and index not in ignored:
                 yield (
-                    f"term {term.label!r}: {type(term.loss).__name__} leaves out the label {index}, and this data "
-                    f"has {ignored[0]} for no label; pass ignore_index={ignored[0]} to the loss"
+                    f"term {term.label!r}: {type(term.loss).__name__} ignores the label {index}, but in this data "
+                    f"{ignored[0]} stands for no label; pass ignore_index={ignored[0]} to the loss"
                 )
 
     def _binary_losses_of_numbers(self) -> Iterator[str]:
-        """Check that binary cross-entropy is not trained on labels beyond [0, 1], which have no probability."""
+        """Check that binary cross-entropy is not trained on labels outside of [0, 1]."""
         data = self.recipe.data
         labels = data.train.labels if data.task == "regression" else None
         if not isinstance(labels, Tensor) or not labels.numel():
@@ -243,15 +244,15 @@ class _RecipeChecks:
         for term in self.terms if least < 0 or most > 1 else ():
             if _is_binary(term):
                 yield (
-                    f"term {term.label!r}: {type(term.loss).__name__} takes labels in [0, 1], and those of the "
+                    f"term {term.label!r}: {type(term.loss).__name__} takes labels in [0, 1], but those of the "
                     f"training data are numbers from {least:g} to {most:g}; correct them, or use a loss on numbers"
                 )
 
 
 def binary_loss_of(recipe: Recipe, stage: Stage) -> str:
-    """Return the name of a binary cross-entropy that is trained on labels that are numbers; "" if there is none.
+    """Return the name of a binary cross-entropy that is trained on labels of regression; "" if there is none.
 
-    Labels that cannot be seen before training, such as 0, 1 and 2 by class, may be taken for numbers.
+    Labels that are not visible before training, such as 0, 1 and 2 by class, may be mistaken for numbers.
     """
     is_regression = recipe.data.task == "regression"
     return next((type(term.loss).__name__ for term in stage.terms if is_regression and _is_binary(term)), "")

@@ -1,4 +1,4 @@
-"""Problems of one stage that are visible without running a network."""
+"""Find the problems of one stage that are visible without running a network."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -23,10 +23,10 @@ from kdkit.teachers.past import Past
 from kdkit.teachers.peer import Peer
 
 _ONE_HOT = "; if each sample has one class, in a row of 0 and 1, pass TorchData(..., task='multiclass')"
-# The end of messages about losses and teachers that look samples up.
+# The end of messages about losses and teachers that look up samples.
 _NO_IDS = (
-    "and a user-defined DataLoader has none, and neither has a batch that batch_transform may have mixed; pass the "
-    "Dataset of the DataLoader instead, without batch_transform"
+    "which a user-defined DataLoader does not have, nor a batch that batch_transform may have mixed; pass the Dataset "
+    "of the DataLoader instead, without batch_transform"
 )
 
 
@@ -36,26 +36,26 @@ def stage_problems(stage: Stage, context: BuildContext) -> Iterator[str]:
 
 
 def storage_problems(stage: Stage) -> Iterator[str]:
-    """Yield the tensors of trained networks that a run cannot store, which is no problem in a loop of the user."""
+    """Yield the tensors of trained networks that a run cannot store. In a user-defined loop, they are no problem."""
     for net in stage.objectives:
         for key, value in net.network.state_dict().items():
             if not isinstance(value, Tensor):
                 yield (
                     f"net {net.name!r} has {key!r}, a {type(value).__name__}, in its state_dict(), but a run folder "
-                    "stores tensors only; remove get_extra_state, or return a tensor"
+                    "stores tensors only; remove get_extra_state, or return a tensor from it"
                 )
             elif is_traceable_wrapper_subclass(value):  # such as the weights of torchao
                 advice = "quantize the network after it is trained, or use it as a teacher"
                 if type(value).__name__ == "DTensor":  # of fully_shard, and only with several processes
-                    advice = "pass the module without fully_shard, since torchrun divides batches, but no weights; or "
-                    advice += "train it in a loop of your own by kdkit.Distiller"
+                    advice = "pass the module without fully_shard, because a run divides batches, but no weights; or "
+                    advice += "train it in your own loop with kdkit.Distiller"
                 yield (
                     f"net {net.name!r} has {key!r}, a {type(value).__name__}, which a run folder cannot store; {advice}"
                 )
 
 
 def require_compilable(stages: Iterable[Stage]) -> None:
-    """Raise RecipeError if a stage balances by the gradient of each term, which a compiled module does not have."""
+    """Raise RecipeError if the balancing of a stage needs the gradient of each term: a compiled module has none."""
     for stage in stages:
         balancing = stage.training.balancing
         if balancing.needs_separate_gradients:
@@ -76,7 +76,7 @@ class _StageChecks:
     def problems(self) -> Iterator[str]:
         """Yield all problems."""
         problems = [*self._net_and_term_problems()]
-        # An optimizer of networks without trainable parameters would raise as well, with a message that helps less.
+        # Without trainable parameters the optimizer would raise too, with a less helpful message.
         yield from problems or self._optimizer_problems()
 
     def _net_and_term_problems(self) -> Iterator[str]:
@@ -86,8 +86,8 @@ class _StageChecks:
             elif net.device is not None:
                 yield f"net {net.name!r} is trained on the device of the run; leave out its device={str(net.device)!r}"
             elif any(isinstance(part, GraphModule) and "train" in vars(part) for part in net.module.modules()):
-                # torch.export replaces `train` of a program by a method that raises
-                yield f"net {net.name!r} has a program of torch.export in it; train the module that was exported"
+                # torch.export replaces the `train` method of a program with one that raises.
+                yield f"net {net.name!r} contains a program of torch.export; train the module that was exported"
             elif not any(parameter.requires_grad for parameter in net.module.parameters()):
                 yield f"net {net.name!r} has nothing to train: none of its parameters requires a gradient"
             terms = [weighted.term for weighted in as_objective(objective)]
@@ -100,7 +100,7 @@ class _StageChecks:
         yield from self._left_out_problems()
 
     def _left_out_problems(self) -> Iterator[str]:
-        """Yield the terms that take outputs of a net whose head a HeadTap leaves out."""
+        """Yield the problems of terms that take the outputs of a net whose head a HeadTap leaves out."""
         terms = [
             (net, weighted.term)
             for net, objective in self.stage.objectives.items()
@@ -117,9 +117,9 @@ class _StageChecks:
                 taken |= {teacher.net} if isinstance(teacher, Peer | Past) else set()
             for owner in taken & left_out:
                 yield (
-                    f"term {term.label!r} takes the outputs of net {owner.name!r}, which another term leaves out by a "
-                    "HeadTap; use Chunked(loss) with a HeadTap here too, or Tap(module, 'input') and "
-                    "Chunked(loss, heads=...) there"
+                    f"term {term.label!r} takes the outputs of net {owner.name!r}, which are not computed because "
+                    "another term has a HeadTap on it; use Chunked(loss) with a HeadTap here too, or "
+                    "Tap(module, 'input') and Chunked(loss, heads=...) there"
                 )
 
     def _term_problems(self, net: Net[Any], term: Term) -> Iterator[str]:
@@ -127,26 +127,26 @@ class _StageChecks:
         if "ids" in requirements and not self.context.ids:
             yield f"it needs sample ids, {_NO_IDS}"
         if "sample_weights" in requirements and not self.context.has_weights:
-            yield "it needs sample weights, and this data has none; its samples are triples (inputs, labels, weight)"
+            yield "it needs sample weights, but this data has none; let it yield triples (inputs, labels, weight)"
         if self.context.has_weights and isinstance(term, Truth) and "sample_weights" not in extra_kwargs_of(term.loss):
             yield (
-                f"the samples of this data have weights, and {type(term.loss).__name__} does not use them; wrap it: "
+                f"the samples of this data have weights, but {type(term.loss).__name__} does not use them; wrap it: "
                 "kdkit.losses.SampleWeighted(...)"
             )
         if "hard_labels" in requirements and self.context.task != "multiclass":
             yield (
-                f"it needs one class per sample, and this data is {self.context.task}; use a loss that does not, such "
-                f"as one of the PerLabel... losses{_ONE_HOT if self.context.task == 'multilabel' else ''}"
+                f"it needs one class per sample, but this data is {self.context.task}; use another loss, such as one "
+                f"of the PerLabel... losses{_ONE_HOT if self.context.task == 'multilabel' else ''}"
             )
         if not self.context.has_labels and uses_labels(term):
             advice = "leave it out"
             if isinstance(term.loss, PerPosition | PerToken) and not extra_kwargs_of(term.loss.loss):
                 advice = "PerPosition(loss, ignore_index=None) compares all positions"
-            yield f"it learns from labels, and the training data has none; {advice}"
+            yield f"it learns from labels, but the training data has none; {advice}"
         if self.context.has_unknown and uses_labels(term) and not accepts_unknown(term.loss):
             wrap, omit = "wrap it: kdkit.losses.IgnoreUnknown(...)", "use a loss that takes no labels"
             yield (
-                f"labels of this data may be unknown, and {type(term.loss).__name__} does not leave them out; "
+                f"labels of this data may be unknown, but {type(term.loss).__name__} does not leave them out; "
                 f"{wrap if isinstance(term, Truth) else omit}"
             )
         if isinstance(term, Match):
@@ -157,8 +157,8 @@ class _StageChecks:
         sides = (*taps_of(term.student), *taps_of(getattr(term, "target", None)))
         if any(map(_is_head, sides)) and not isinstance(term.loss, Chunked):
             yield (
-                f"a HeadTap leaves out a head, whose outputs the loss has to compute: wrap it, kdkit.losses.Chunked("
-                f"{describe_loss(term.loss)}); the hidden state before a head is Tap(module, 'input')"
+                f"with a HeadTap, the loss must compute the outputs of the head: wrap it, kdkit.losses.Chunked("
+                f"{describe_loss(term.loss)}); for the hidden state before the head, use Tap(module, 'input')"
             )
 
     def _teacher_problems(self, net: Net[Any], match: Match) -> Iterator[str]:
@@ -166,7 +166,7 @@ class _StageChecks:
         if teacher is net or teacher in self.stage.objectives:
             yield (
                 f"net {teacher.name!r} is trained in this stage, so it cannot be matched as a frozen teacher; match "
-                "its output at this step, Peer(net), its output in the last epoch, Past(net), or its average, Ema(net)"
+                "its output in this step, Peer(net), its output in the last epoch, Past(net), or its average, Ema(net)"
             )
         for member in teacher.members if isinstance(teacher, Teachers) else ():
             if member in self.stage.objectives:
@@ -176,7 +176,7 @@ class _StageChecks:
                 )
         if isinstance(teacher, Past | Ema | Peer) and teacher.net not in self.stage.objectives:
             yield (
-                f"{teacher.name!r} needs a net that is trained in this stage, and {teacher.net.name!r} is not; match "
+                f"{teacher.name!r} needs a net that is trained in this stage, but {teacher.net.name!r} is not; match "
                 "the net itself, or train it here too"
             )
         if isinstance(teacher, Past) and teacher.net is not net:
@@ -185,7 +185,7 @@ class _StageChecks:
             yield f"{teacher.name!r} needs sample ids, {_NO_IDS}"
 
     def _optimizer_problems(self) -> Iterator[str]:
-        """Create the optimizer and its schedule: wrong options of the last stage must show before the first runs."""
+        """Create the optimizer and its schedule, so that wrong options of a later stage are found before the run."""
         training = self.stage.training
         named = [
             (f"{net.name}.{path}", parameter)
@@ -209,16 +209,16 @@ def _target_tap_problems(match: Match) -> Iterator[str]:
     taps, teacher = taps_of(match.target), match.teacher
     if any(map(_is_head, taps)) and not isinstance(teacher, Net | Peer):
         yield (
-            f"a HeadTap as target needs a Net or a Peer as teacher; {teacher.name!r} is a {type(teacher).__name__}, "
-            "whose outputs are matched without target=..."
+            f"a HeadTap as target needs a Net or a Peer as teacher, but {teacher.name!r} is a "
+            f"{type(teacher).__name__}; leave out target=... to match its outputs"
         )
     if isinstance(teacher, Past) and taps:
-        yield f"{teacher.name!r} has outputs only, no features; match it without target=..."
+        yield f"{teacher.name!r} has no features, only outputs; leave out target=..."
     elif isinstance(teacher, Teachers) and taps:
         if len(taps) != len(teacher.members):
             yield (
-                f"Teachers(...) of {len(teacher.members)} nets takes a tuple of as many taps as target, one on each "
-                f"net; got {len(taps)}"
+                f"Teachers(...) of {len(teacher.members)} nets takes a tuple of {len(teacher.members)} taps as target, "
+                f"one on each net; got {len(taps)}"
             )
         for tap, member in zip(taps, teacher.members, strict=False):
             yield from _foreign_tap(tap.module, member, "target")
@@ -235,7 +235,7 @@ def _foreign_tap(module: nn.Module, net: Net[Any], side: str) -> Iterator[str]:
     parts = [*net.module.modules()]
     if all(module is not part for part in parts):
         last = next(reversed([*module.children()]), None)
-        # As a slice of a Sequential is, which is a new module.
+        # A slice of a Sequential is a new module with layers of the network.
         is_slice = last is not None and any(last is part for part in parts)
         advice = "; a slice, such as module[:2], is a new module: tap the last layer in it, module[1]"
         problem = f"the {side} tap is on a {type(module).__name__} that is not a part of net {net.name!r}"

@@ -30,13 +30,13 @@ def term_problem(
 ) -> str | None:
     """Return the problem of a term with these inputs, or None.
 
-    cause_not_finite: returns why its value is not a finite number if the data or a teacher is the reason.
+    cause_not_finite: returns the reason for a value that is not finite if it lies in the data or in a teacher.
     """
     return _TermCheck(term, inputs, kwargs, cause_not_finite).problem()
 
 
 class _TermCheck:
-    """The checks of one term. The methods are called in their order, and each needs those before it to find nothing."""
+    """The checks of one term, in the order of the methods. Each needs the earlier ones to find no problem."""
 
     def __init__(
         self, term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any], cause_not_finite: Callable[[], str | None]
@@ -65,16 +65,16 @@ class _TermCheck:
                 value = self._value(self.inputs.student)
         except KdkitError as error:
             return str(error)
-        except Exception as error:  # the loss may be user-defined, and its sides may not fit it
+        except Exception as error:  # a user-defined loss may raise anything, or not fit its two sides
             return f"{self.loss} does not accept {self.shapes}: {first_line(error)}{self._advice_for_sides(error)}"
         if any("target size" in str(warning.message) for warning in caught):  # the warning of torch.nn.functional
             of_labels = "give the labels the shape of the outputs, such as labels[:, None]"
-            advice = of_labels if term.target is None else "bring them together with a projector"
+            advice = of_labels if term.target is None else "map one to the shape of the other with a projector"
             heads = _heads_advice(term, self.inputs)
             return f"{self.shapes} have different shapes and would be broadcast{heads or f'; {advice}'}"
         if not isinstance(value, Tensor) or value.ndim:
             got = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            return f"{self.loss} must return a scalar; got {got}; reduce it, for example with .mean()"
+            return f"{self.loss} must return a scalar, but returned {got}; reduce it, for example with .mean()"
         problem = self._gradient_problem(value)
         if problem is None and watch.is_broadcast:
             problem = (
@@ -84,27 +84,27 @@ class _TermCheck:
         return problem or self._value_problem(value)
 
     def _value(self, student: TensorOrTuple) -> Any:
-        """Return the value of the loss. One with a memory bank updates its buffers when it is called."""
+        """Return the value of the loss, and restore its buffers: a memory bank updates them in a call."""
         loss = self.term.loss
         with preserve_buffers([loss] if isinstance(loss, nn.Module) else []):
             return loss(student, self.target, **self.kwargs)
 
     def _advice_for_sides(self, error: Exception) -> str:
-        """Return advice for a loss that raises an error for its sides; "" if there is none."""
+        """Return advice for a loss that raises an error for its two sides; "" if there is none."""
         loss = self.term.loss
         if isinstance(self.inputs.student, tuple) and "'tuple'" in str(error):
             return "; it takes one tap on each side: write a term for each pair of taps"
         if self.term.alignment is not None:
             classes = as_tuple(self.inputs.student)[0].shape[1]
             tensors = [*loss.parameters(), *loss.buffers()] if isinstance(loss, nn.Module) else []
-            # Such as the `weight` of losses of torch.
+            # Such as the `weight` of a torch loss.
             if any(tensor.ndim == 1 and len(tensor) not in (1, classes) for tensor in tensors):
                 return (
-                    "; only classes that both sides have are compared: a vector per class has a value for each of "
-                    "these, in the order of the data's classes"
+                    "; only classes that both sides have are compared: a vector over classes must have one value for "
+                    "each of these, in the order of the data's classes"
                 )
         if _matches(self.term, Teachers) and not isinstance(loss, PerTeacher):
-            return f"; Teachers(...) gives a tuple, of which PerTeacher({self.loss}) takes each element"
+            return f"; Teachers(...) returns a tuple; PerTeacher({self.loss}) applies the loss to each element"
         if isinstance(error, IndexError) and as_tuple(self.inputs.student)[0].ndim == 1:
             return f"; {ONE_OUTPUT}"
         return _heads_advice(self.term, self.inputs)
@@ -117,7 +117,8 @@ class _TermCheck:
         if not sides:
             return (
                 f"{self.loss} trains its own parameters only: the tensors of net {self.student} have no gradient; they "
-                "are detached, of frozen layers, or of a module that recomputes its activations with use_reentrant=True"
+                "are detached, or come from frozen layers or from a module that recomputes activations with "
+                "use_reentrant=True"
             )
         if _matches(self.term, Peer, net=self.term.student_net):
             gradients = torch.autograd.grad(value, sides, retain_graph=True, allow_unused=True)
@@ -126,36 +127,36 @@ class _TermCheck:
         return None
 
     def _value_problem(self, value: Tensor) -> str | None:
-        """Return the problem of a value that is not finite, or always zero, or None."""
+        """Return the problem of a value that is not finite or always zero, or None."""
         if not torch.isfinite(value):
             cause = self.cause_not_finite()
             return f"{self.loss} is {value.item()} at the first step{'' if cause is None else f': {cause}'}"
-        # Zero is right for a batch without labels. A loss that gets more than its sides may be zero for this batch
-        # alone, such as by a mask that selects none of its samples, or for a progress of 0.
+        # Zero is right for a batch without labels. A loss with extra arguments may be zero for this batch alone, for
+        # example because a mask selects none of its samples, or because the progress is 0.
         has_labels = not isinstance(self.target, Tensor) or not self.target.isnan().all()
         if value == 0 and not self.kwargs and has_labels and self._is_zero_for_noise():
             columns = as_tuple(self.inputs.student)[0].shape[1:2]
             is_alone = self.term.alignment is not None and columns == (1,)
-            reason = ", since the sides share one class only, of which the probability is 1" if is_alone else ""
+            reason = ", because the sides share only one class, which has a probability of 1" if is_alone else ""
             return f"{self.loss} is always zero, whatever net {self.student} returns{reason}"
         return None
 
     def _is_zero_for_noise(self) -> bool:
-        """Whether the loss is zero for a noisy student as well: then it is zero for every student."""
+        """Whether the loss is also zero for a noisy student, which means that it is zero for every student."""
         noisy = tuple(tensor + torch.randn_like(tensor) for tensor in as_tuple(self.inputs.student))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 return bool(self._value(noisy if isinstance(self.inputs.student, tuple) else noisy[0]) == 0)
-            except Exception:  # the loss may be user-defined, or take nothing but probabilities
+            except Exception:  # the loss may be user-defined, or only take probabilities
                 return False
 
 
 class _WatchBroadcast(TorchFunctionMode):
-    """Finds out whether a loss broadcasts its two sides to a shape larger than both, as (N, 1) and (N,) to (N, N).
+    """Finds out whether a loss broadcasts its two sides to a larger shape than both, such as (N, 1) and (N,) to (N, N).
 
-    A loss of user code may bring them together itself, so its calls of torch are watched.
-    shape: the one they would be broadcast to, None if there is no such shape.
+    A user-defined loss may reshape its sides itself, so its calls of torch functions are watched.
+    shape: the shape that the sides would be broadcast to, None if there is none.
     """
 
     def __init__(self, student: TensorOrTuple, target: TensorOrTuple) -> None:
@@ -165,11 +166,11 @@ class _WatchBroadcast(TorchFunctionMode):
         self.is_broadcast = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call a function of torch, and note whether it broadcasts the sides."""
+        """Call a torch function, and note whether it broadcasts the sides."""
         result = func(*args, **(kwargs or {}))
         if self.shape is not None:
             shapes = [value.shape for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
-            # Functions of losses return a scalar, and call others that are watched as well.
+            # Loss functions return a scalar, and the functions that they call are watched too.
             is_pair = set(self.sides) <= set(shapes)
             self.is_broadcast |= is_pair and isinstance(result, Tensor) and result.shape in (self.shape, ())
         return result
@@ -192,13 +193,13 @@ def _heads_advice(term: BoundTerm, inputs: TermInputs) -> str:
     if not isinstance(student, Tensor) or not isinstance(target, Tensor) or student.shape[1] == target.shape[1]:
         return ""
     return (
-        f"; the maps have {student.shape[1]} and {target.shape[1]} heads: compare their means over heads, with a "
+        f"; the maps have {student.shape[1]} and {target.shape[1]} heads: compare their means over heads with a "
         "loss such as lambda student, target: nn.functional.mse_loss(student.mean(1), target.mean(1))"
     )
 
 
 def _broadcast_shape(student: TensorOrTuple, target: TensorOrTuple) -> tuple[int, ...] | None:
-    """Return the shape to which two tensors are broadcast if it is larger than both, as for (N, 1) and (N,)."""
+    """Return the shape that two tensors broadcast to if it is larger than both, as for (N, 1) and (N,), or None."""
     if isinstance(student, tuple) or isinstance(target, tuple) or student.ndim == target.ndim:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Time a few training steps of an open stage, which are undone."""
+"""Time a few training steps of an open stage, and undo them."""
 
 import time
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from torch import Tensor
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.data.loading import training_batch_sizes, training_rows
-from kdkit.engine.check.preserve import preserve
+from kdkit.engine.check.step_problems import preserve
 from kdkit.engine.stage.batch_transform import transformed
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.train_state import balancer_parameters, build_balancer, named_trainable_parameters
@@ -20,17 +20,17 @@ from kdkit.utils import memory
 from kdkit.utils.devices import Precision, autocast
 from kdkit.utils.randomness import preserve_rng_state
 
-_MOST_STEPS = 5  # of one size
-_READ_SAMPLES = 8  # by which the reading of an epoch is estimated
+_MOST_STEPS = 5  # per batch size
+_READ_SAMPLES = 8  # read to estimate the reading of an epoch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTimes:
-    """The time of an epoch on one device, from a few steps: without reading the data, and without the validation.
+    """The time of an epoch on one device, estimated from a few steps, without data loading and validation.
 
-    seconds: of an epoch in which every teacher runs. teachers: the part of each teacher in it, by name.
-    steps: the number of training steps of an epoch. timed_samples: the samples of the step that was timed.
-    peak_memory_bytes: of such a step on CUDA if it had a whole batch; else None.
+    seconds: the time of an epoch in which every teacher runs. teachers: the share of each teacher in it, in seconds by
+    name. steps: the number of training steps of an epoch. timed_samples: the batch size of the timed step.
+    peak_memory_bytes: of this step on CUDA, if it had a whole batch; None otherwise.
     """
 
     seconds: float
@@ -45,19 +45,19 @@ def time_steps(
 ) -> StepTimes | None:
     """Return the time of an epoch, or None if it cannot be measured within a budget in seconds.
 
-    batch: a tiny one, before the data's `batch_transform`, whose samples are repeated.
+    batch: a tiny batch, before the data's `batch_transform`; its samples are repeated.
     """
     try:
         with preserve(open_stage.module, [open_stage.module]):
             return _measure(open_stage, data, batch, _Steps(open_stage, precision), ends=time.perf_counter() + budget)
-    except Exception:  # the dry run has found the problems, so that this is about the size of a batch, or the memory
+    except Exception:  # the dry run found no problem, so the cause is the batch size or the memory
         return None
 
 
 def time_reading(data: Data, training: Training) -> float | None:
-    """Return the seconds in which one process reads the training data of an epoch, from a few samples.
+    """Return the time in seconds that one process takes to read an epoch of training data, from a few samples.
 
-    None if a stage or a LoaderSplit has workers of its own, and for samples that cannot be read.
+    Returns None if the stage has workers, or the data is a LoaderSplit, or samples cannot be read.
     """
     split = data.train
     if isinstance(split, LoaderSplit) or training.workers:
@@ -65,10 +65,10 @@ def time_reading(data: Data, training: Training) -> float | None:
     rows = torch.linspace(0, len(split) - 1, min(_READ_SAMPLES, len(split))).long()
     try:
         with preserve_rng_state():
-            split.batch(rows[:1], 0)  # the first one may import what it needs
+            split.batch(rows[:1], 0)  # the first read may import modules
             began = time.perf_counter()
             split.batch(rows, 0)
-    except Exception:  # of user code; a run reports it
+    except Exception:  # user code may raise anything; a run reports it
         return None
     seconds = (time.perf_counter() - began) / len(rows)
     samples = training_rows(len(split), training.batch_size)
@@ -78,7 +78,7 @@ def time_reading(data: Data, training: Training) -> float | None:
 
 
 def _measure(open_stage: OpenStage, data: Data, batch: Batch, steps: "_Steps", *, ends: float) -> StepTimes | None:
-    """Time steps of a tiny batch, then of one that is as large as the time allows."""
+    """Time steps with a tiny batch, then with a batch as large as the time allows."""
     training = open_stage.stage.training
     sizes = training_batch_sizes(data.train, training.batch_size)
     whole = sizes[0] if sizes else training.batch_size
@@ -86,13 +86,13 @@ def _measure(open_stage: OpenStage, data: Data, batch: Batch, steps: "_Steps", *
     tiny = transformed(data, batch.rows(torch.arange(min(len(batch), 4, whole))))
     budget = ends - time.perf_counter()
     try:
-        # A backward pass and the update take about twice the time of a forward pass.
+        # The backward pass and the update take about twice as long as the forward pass.
         if 4 * steps.forward(tiny) > budget:
             return None
         timed = small = steps.fastest(tiny, until=ends - 0.75 * budget)
         affordable = len(tiny) * (ends - time.perf_counter()) / small.seconds
-        # A first step of a size is slower than others, so that it is best to have time for two. A network of which only
-        # a small part of a batch fits takes its time for samples, so that this part suffices.
+        # The first step with a batch size is slower than later ones, so there should be time for two. If only a small
+        # part of a batch fits into the time, the step time is nearly proportional to the samples, so this suffices.
         count = min(whole, max(int(affordable / 2), len(tiny)))
         if count > len(tiny):
             larger = transformed(data, batch.rows(torch.arange(count) % len(batch)))
@@ -103,7 +103,7 @@ def _measure(open_stage: OpenStage, data: Data, batch: Batch, steps: "_Steps", *
             return None
     finally:
         steps.undo()  # buffers, modes and random states are restored by `preserve`
-    # A step takes a constant time and one per sample, which two sizes of batches give. The first step of a size is
+    # A step takes a constant time plus a time per sample; two batch sizes determine both. The first step with a size is
     # slow, and may be the only one, so the time per sample is not taken from the difference alone: if there was no
     # time for a whole batch, most of a step is spent on its samples.
     proportional = timed.seconds / count
@@ -121,7 +121,7 @@ def _measure(open_stage: OpenStage, data: Data, batch: Batch, steps: "_Steps", *
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """The seconds of a step, and those of each teacher in it. waited: whether other programs had the CPU meanwhile."""
+    """The seconds of a step, and of each teacher in it. waited: whether other programs used the CPU during it."""
 
     seconds: float
     teachers: Mapping[str, float]
@@ -129,7 +129,7 @@ class _Step:
 
 
 class _Steps:
-    """Training steps of a stage. `undo` restores the parameters."""
+    """Runs training steps of a stage; `undo` restores the parameters."""
 
     def __init__(self, open_stage: OpenStage, precision: Precision) -> None:
         module, training = open_stage.module, open_stage.stage.training
@@ -137,7 +137,7 @@ class _Steps:
         self.balancer = build_balancer(training, module)
         named = [*named_trainable_parameters(module), *balancer_parameters(self.balancer)]
         self.parameters = [parameter for _, parameter in named]
-        # Optimizers update in place, and may keep no way back.
+        # Optimizers update parameters in place.
         self.before = [parameter.detach().clone() for parameter in self.parameters]
         self.optimizer = training.optimizer.build(named)
         self.weights = module.weights(0.0)
@@ -155,13 +155,14 @@ class _Steps:
         for parameter in self.parameters:
             parameter.grad = None
         seconds = elapsed(began, batch)
-        # A backward pass on a CPU waits for nothing else; teachers may wait for a service. Clocks can be coarse.
+        # A backward pass on a CPU does not wait for anything, unlike teachers, which may call a service. Clocks can be
+        # coarse.
         is_long = batch.labels.device.type == "cpu" and seconds > 0.05
         waited = is_long and time.process_time() - cpu_began < 0.5 * seconds
         return _Step(forward.seconds + seconds, forward.teachers, waited)
 
     def fastest(self, batch: Batch, *, until: float) -> _Step:
-        """Return the fastest of a few steps; none is begun that is expected to end after a time."""
+        """Return the fastest of a few steps; no step is started that is expected to end after `until`."""
         best = self.run(batch)
         for _ in range(_MOST_STEPS - 1):
             if time.perf_counter() + best.seconds > until:
@@ -189,7 +190,7 @@ class _Steps:
 
 
 def elapsed(began: float, batch: Batch) -> float:
-    """Return the seconds since a time, after the device has computed everything."""
+    """Return the seconds since a time, after waiting for the device."""
     if batch.labels.is_cuda:
         torch.cuda.synchronize(batch.labels.device)
     elif batch.labels.is_mps:

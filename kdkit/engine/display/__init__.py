@@ -1,1 +1,1 @@
-"""What a run prints: lines for each epoch, or on a terminal a view of its state that is redrawn in place."""
+"""Print the progress of a run: a line per epoch, and on a terminal a live view that is redrawn in place."""

@@ -28,7 +28,7 @@ from kdkit.utils.reprs import format_bytes
 def progress_display(
     progress: bool | None, *, verbose: bool = False
 ) -> Iterator[tuple[Status, list["ConsoleCallback"]]]:
-    """Return, as a context, the status of a run before its first stage, and the callbacks that print its progress.
+    """Show the progress of a run in this context. Yields the status before its first stage, and the callbacks.
 
     progress, verbose: see RunOptions; None prints to a terminal or a notebook only.
     """
@@ -44,7 +44,7 @@ def progress_display(
 
 
 class ConsoleCallback:
-    """Prints to a rich console: on a terminal a live view of the run, and always a line per epoch above it."""
+    """Prints a line per epoch to a rich console, and on a terminal shows a live view of the run below it."""
 
     def __init__(self, console: Console, status: Status | None = None, *, verbose: bool = False) -> None:
         self.console = console
@@ -58,7 +58,7 @@ class ConsoleCallback:
     def run_started(self, event: RunStarted) -> None:
         """Print the recipe, its stages and the notices."""
         self._status.stop()
-        # `escape` because names of recipes, stages and terms may contain square brackets, which are markup to rich.
+        # Names of recipes, stages and terms may contain square brackets, which are markup in rich.
         self.console.print(
             f"[bold]{escape(event.recipe)}[/bold]: {escape(' -> '.join(event.stages))}  "
             f"(device {escape(event.device)}, seed {event.seed})"
@@ -91,7 +91,7 @@ class ConsoleCallback:
 
     @hookimpl
     def step_ended(self, event: StepEnded) -> None:
-        """Advance the live view, which reads the terms of few steps, since that may wait for the device."""
+        """Advance the live view. It reads the terms of few steps, because reading may wait for the device."""
         if self._display is not None:
             self._display.step(event)
 
@@ -109,7 +109,7 @@ class ConsoleCallback:
         self.console.print(
             f"   epoch {event.epoch + 1:>3}  {terms}  [dim]validation[/dim] {escape(event.monitor)} "
             f"{format_number(event.monitor_value)}{star}  [dim]{event.seconds:.1f} s[/dim]",
-            soft_wrap=True,  # a line that a log file keeps whole
+            soft_wrap=True,  # keeps the line whole in a log file
         )
         if self.verbose:
             self._print_epoch_details(event)
@@ -127,7 +127,7 @@ class ConsoleCallback:
         self.console.print()
         self.console.print(metrics_table(event))
         self._print_differences(event)
-        # Several nets often have the same note, such as classes without positives.
+        # Nets often share a note, such as classes without positives.
         self._print_notes(
             sorted({result.note for results in event.metrics.values() for result in results.values() if result.note})
         )
@@ -135,7 +135,7 @@ class ConsoleCallback:
             self.console.print(f"saved to {event.folder}", markup=False, soft_wrap=True)
 
     def announce(self, text: str) -> None:
-        """Print a line from a signal handler: above the live view if it is shown, otherwise to stderr."""
+        """Print a line from a signal handler: above the live view if there is one, otherwise to stderr."""
         if self._display is not None and self._display.is_shown:
             self._display.announce(text)
         else:
@@ -148,7 +148,7 @@ class ConsoleCallback:
             self._display.stop()
 
     def _print_differences(self, event: RunEnded) -> None:
-        """Print whether distillation helped each student that has a baseline, by the first metric."""
+        """Print whether distillation helped each student with a baseline, by the first metric."""
         first = {difference.student: difference for difference in reversed(event.differences)}
         for student, difference in reversed(first.items()):
             name = f" of {student}" if len(first) > 1 else ""
@@ -157,7 +157,7 @@ class ConsoleCallback:
             )
 
     def _report_early_end(self) -> None:
-        """Print that the stage before ended early, by its patience or a callback."""
+        """Print that the previous stage ended early, because of its patience or a callback."""
         epochs = 0 if self._stage is None else self._stage.epochs
         if self._ended_epochs is not None and self._ended_epochs < epochs:
             self.console.print(f"   ended after epoch {self._ended_epochs} of {epochs}", style="dim")
@@ -171,14 +171,14 @@ class ConsoleCallback:
         self.console.print(text, style="dim", markup=False, soft_wrap=True)
 
     def _print_epoch_details(self, event: EpochEnded) -> None:
-        """Print the weights, the learning rate, the speed, and the gradients if they were recorded."""
+        """Print the weights, the learning rate, the speed, and the gradient statistics if they were recorded."""
         weights = "  ".join(f"{label} {weight:.3g}" for label, weight in event.weights.items())
         samples = None if self._stage is None else self._stage.samples
-        # An epoch that was resumed had fewer samples, but its seconds are those of all of them.
+        # The seconds of a resumed epoch include the time before it was interrupted, so all samples count.
         speed = "" if samples is None or not event.seconds else f"  {samples / event.seconds:,.0f} samples/s"
         self._print_details(f"      weights {weights}  learning rate {event.learning_rate:.3g}{speed}")
         for kind, values in (event.gradients or {}).items():
-            if values:  # a single term has no cosine
+            if values:  # there are no cosines with a single term
                 numbers = "  ".join(f"{label} {value:.3g}" for label, value in values.items())
                 self._print_details(f"      gradient {kind} {numbers}")
 
@@ -188,7 +188,7 @@ def metrics_table(event: RunEnded) -> Table:
     table = Table(title=f"Metrics on {event.reported_on} ({event.seconds:.0f} s in all)", title_justify="left")
     table.add_column("net")
     table.add_column("parameters", justify="right")
-    # Nets may have different metrics; a dict keeps the order of the first net that has each.
+    # Nets may have different metrics; the dict keeps the order of their first occurrence.
     names = list(dict.fromkeys(name for results in event.metrics.values() for name in results))
     for name in names:
         table.add_column(escape(name), justify="right")
@@ -201,8 +201,7 @@ def metrics_table(event: RunEnded) -> Table:
 def describe_difference(difference: BaselineDifference, metrics: Mapping[str, Mapping[str, ReportedMetric]]) -> str:
     """Return a difference in words: "macro_f1 0.812 against 0.794 alone, +1.8 points (95 % interval +0.3 to +3.1)".
 
-    It is about the two nets of one run. A point is 0.01, in which shares are compared; metrics that are no shares are
-    compared in their unit.
+    It compares the two nets of one run. Metrics in [-1, 1] are compared in points of 0.01, others in their own unit.
     """
     value, alone = (metrics[net][difference.metric].value for net in (difference.student, difference.baseline))
     is_share = all(abs(number) <= 1 for number in (value, alone, difference.value))

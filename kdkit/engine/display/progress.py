@@ -1,4 +1,4 @@
-"""The state of a run that the live view shows, kept from the events of callbacks."""
+"""The state of a run that the live view shows, updated from callback events."""
 
 import math
 from collections import deque
@@ -15,7 +15,7 @@ _RATES = 20  # redraws over which the speed is averaged
 class ShownTerm:
     """A term of the current stage.
 
-    epochs: its weighted mean in each epoch that ended. total, count: of the values read in the current epoch.
+    epochs: its weighted mean in each finished epoch. total, count: of the values read in the current epoch.
     """
 
     weight: float = math.nan
@@ -26,12 +26,12 @@ class ShownTerm:
 
     @property
     def value(self) -> float:
-        """The mean of the batches that were read in the current epoch, or that of the last epoch."""
+        """The mean over the batches read in the current epoch, or the mean of the last epoch if there are none."""
         return self.total / self.count if self.count else self.last_mean
 
     @property
     def curve(self) -> list[float]:
-        """The weighted mean of each epoch, with the current one."""
+        """The weighted mean of each epoch, including the current one."""
         return [*self.epochs, self.weight * self.value] if self.count else self.epochs
 
 
@@ -39,15 +39,16 @@ class ShownTerm:
 class ShownStage:
     """A stage: its length, its position, and the monitored metric.
 
-    epochs: None if the stage waits and its length is unknown. samples: per epoch, None if unknown.
-    best_epoch: counted from 1; 0 if it ended before the run was resumed.
+    epochs: None if the stage is waiting and its length is unknown. samples: per epoch, None if unknown.
+    batch: the number of trained batches in the current epoch. best_epoch: counted from 1; 0 if it ended before the run
+    was resumed.
     """
 
     name: str
     epochs: int | None = None
     state: Literal["waiting", "running", "done"] = "waiting"
     epoch: int = 0
-    batch: int = 0  # batches of the epoch that are trained
+    batch: int = 0
     batches: int = 0
     samples: int | None = None
     learning_rate: float = math.nan
@@ -59,22 +60,22 @@ class ShownStage:
 
     @property
     def share(self) -> float:
-        """The share of all batches that are trained."""
+        """The fraction of all batches that are trained."""
         total = (self.epochs or 0) * self.batches
         return min(1.0, (self.epoch * self.batches + self.batch) / total) if total else 0.0
 
 
 class RunProgress:
-    """The state of a run. Times are seconds of one clock, which each method takes as `now`."""
+    """The state of a run. All times are in seconds on one clock; methods take the current time as `now`."""
 
     def __init__(self) -> None:
         self.stages: list[ShownStage] = []
         self.current: ShownStage | None = None
         self.began = 0.0
         self.epoch_began = 0.0
-        self._first_batch = 0  # of the epoch, above 0 if it was resumed
-        self._epoch_seconds: float | None = None  # of the last whole epoch with its validation
-        self._rates: deque[tuple[float, int]] = deque(maxlen=_RATES)  # time and batch at redraws of this epoch
+        self._first_batch = 0  # of the current epoch; above 0 if it was resumed
+        self._epoch_seconds: float | None = None  # of the last whole epoch, including its validation
+        self._rates: deque[tuple[float, int]] = deque(maxlen=_RATES)  # time and batch of redraws in this epoch
         self._rate: float | None = None
 
     def start(self, event: RunStarted, now: float) -> None:
@@ -87,7 +88,7 @@ class RunProgress:
         self.began = now
 
     def start_stage(self, event: StageStarted, now: float) -> None:
-        """Begin a stage; those before it are done, also if a resumed run has only loaded them."""
+        """Begin a stage. Earlier stages are done, even if a resumed run only loaded them."""
         for stage in self.stages[: event.index]:
             stage.state = "done"
         self.current = self.stages[event.index] = ShownStage(
@@ -112,7 +113,7 @@ class RunProgress:
             self.current.batch = event.batch + 1
 
     def read_step(self, event: StepEnded) -> None:
-        """Add the terms of a batch to the means of the epoch, which may wait for the device."""
+        """Add the terms of a batch to the means of the epoch. This may wait for the device."""
         if self.current is not None:
             self.current.learning_rate = float(event.learning_rate)
             for label, value in event.terms.items():
@@ -121,7 +122,7 @@ class RunProgress:
                 term.count += 1
 
     def end_epoch(self, event: EpochEnded, now: float) -> None:
-        """Add an epoch to the curves, and end the stage with its last one."""
+        """Add an epoch to the curves, and end the stage after its last epoch."""
         stage = self.current
         if stage is None:
             return
@@ -136,7 +137,7 @@ class RunProgress:
             stage.best, stage.best_epoch = event.monitor_value, event.epoch + 1
         stage.learning_rate = event.learning_rate
         trained = stage.batches - self._first_batch
-        if trained > 0:  # a resumed epoch is shorter than the next ones
+        if trained > 0:  # a resumed epoch is shorter than later ones
             self._epoch_seconds = (now - self.epoch_began) * stage.batches / trained
         stage.epoch, stage.batch = event.epoch + 1, 0
         if stage.epoch == stage.epochs:
@@ -144,11 +145,11 @@ class RunProgress:
         self._begin_epoch(0, now)
 
     def samples_per_second(self, now: float) -> float | None:
-        """Return the recent speed of training, in batches per second if the number of samples is unknown."""
+        """Return the recent training speed, or batches per second if the number of samples is unknown."""
         stage = self.current
         if stage is None or stage.state != "running":
             return None
-        if stage.batch < stage.batches:  # not in the validation, in which no batches are trained
+        if stage.batch < stage.batches:  # no batches are trained during validation
             self._rates.append((now, stage.batch))
             (first_time, first_batch), (last_time, last_batch) = self._rates[0], self._rates[-1]
             if last_batch > first_batch and last_time > first_time:
@@ -158,9 +159,9 @@ class RunProgress:
         return self._rate * stage.samples / stage.batches
 
     def seconds_left(self, now: float) -> tuple[float | None, float | None]:
-        """Return the estimated seconds until the current stage ends, and until all do; None if that is unknown.
+        """Return the estimated seconds until the current stage ends, and until all stages end; None if unknown.
 
-        A later stage counts as if its epochs took as long as those of this one.
+        Epochs of later stages are assumed to take as long as those of the current one.
         """
         stage = self.current
         if stage is None or stage.epochs is None:

@@ -1,4 +1,4 @@
-"""Draw the state of a run in a few lines that fit the terminal."""
+"""Draw the state of a run in a few lines that fit into the terminal."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ _STYLES = {"done": "green", "running": "cyan", "waiting": "dim"}
 
 
 class _Glyphs(NamedTuple):
-    """Characters: of the states of stages, between them, of the two parts of a bar, and of the levels of a curve."""
+    """Characters for the states of stages, between stages, for both parts of a bar, and for the levels of a curve."""
 
     symbols: dict[str, str]
     arrow: str
@@ -37,21 +37,21 @@ _ASCII = _Glyphs({"done": "+", "running": "*", "waiting": "o"}, " -> ", "#", "-"
 class RunView:
     """A renderable of a `RunProgress`, at most 15 lines of 120 columns.
 
-    In a short terminal terms are left out first, then the stages, the speed and the metric. In a narrow one the curves
-    become shorter, and columns are left out.
+    In a short terminal, terms are left out first, then the stages, the speed and the metric. In a narrow terminal,
+    curves become shorter and columns are left out.
 
-    clock: returns the time in the seconds of `progress`.
+    clock: returns the current time on the clock of `progress`, in seconds.
     """
 
     def __init__(self, progress: RunProgress, clock: Callable[[], float]) -> None:
         self.progress = progress
         self._clock = clock
-        self._drawn: list[int] = []  # the columns of the lines that were drawn last
+        self._drawn: list[int] = []  # the widths of the lines drawn last
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the lines."""
         width = min(options.max_width, _MAX_WIDTH)
-        # A line stays free, so that the view never scrolls the terminal.
+        # One line stays free, so that the view never scrolls the terminal.
         room = max(1, min(_MAX_LINES, options.size.height - 1))
         lines = _Lines(self.progress, width, _ASCII if options.ascii_only else _UNICODE).drawn(room, self._clock())
         for line in lines:
@@ -62,18 +62,18 @@ class RunView:
         yield from lines
 
     def rows_added(self, width: int) -> int:
-        """Return how many rows more the lines take that were drawn last, if the terminal has become this narrow."""
+        """Return how many extra rows the lines drawn last take in a terminal that has become this narrow."""
         return sum(math.ceil(columns / width) - 1 for columns in self._drawn if columns > width)
 
 
 class _Lines:
-    """The lines of a view that is this wide."""
+    """Builds the lines of a view with this width."""
 
     def __init__(self, progress: RunProgress, width: int, glyphs: _Glyphs) -> None:
         self.progress, self.width, self.glyphs = progress, width, glyphs
 
     def drawn(self, room: int, now: float) -> list[Text]:
-        """Return the lines, as many as there is room for. now: see the clock of `RunView`."""
+        """Return as many lines as there is room for. now: the time on the clock of `RunView`."""
         stage = self.progress.current
         if stage is None:
             return [self._stages()]
@@ -82,13 +82,13 @@ class _Lines:
         if room < 4:
             return position[:room]
         terms = self._terms(stage, room - 4)
-        # With more room, blank lines separate the view from the lines above it, and its parts from each other.
+        # If there is room, blank lines separate the view from the lines above it, and its parts from each other.
         blanks = room - 4 - len(terms)
         above, after_run, after_position = ([Text()] if blanks >= least else [] for least in (3, 1, 2))
         return [*above, *run, *after_run, *position, *after_position, *terms]
 
     def _stages(self) -> Text:
-        """Return the stages in their order: with their best values if those fit, or else as many as fit."""
+        """Return the stages in order: with their best values if these fit, otherwise names only or folded."""
         for names_only in (False, True):
             line = self._joined([self._stage(stage, names_only=names_only) for stage in self.progress.stages])
             if line.cell_len <= self.width:
@@ -96,15 +96,15 @@ class _Lines:
         return self._folded_stages()
 
     def _folded_stages(self) -> Text:
-        """Return the current stage, between the numbers of those that are done and that wait."""
+        """Return the current stage between the numbers of finished and waiting stages."""
         stages, current = self.progress.stages, self.progress.current
         parts = []
         for state in ("done", "running", "waiting"):
-            those = [stage for stage in stages if stage.state == state]
-            if state == "running" and current in those:
-                parts.append(self._stage(those[0], names_only=True))
-            elif those:
-                parts.append(Text(f"{self.glyphs.symbols[state]} {len(those)} {state}", style=_STYLES[state]))
+            in_state = [stage for stage in stages if stage.state == state]
+            if state == "running" and current in in_state:
+                parts.append(self._stage(in_state[0], names_only=True))
+            elif in_state:
+                parts.append(Text(f"{self.glyphs.symbols[state]} {len(in_state)} {state}", style=_STYLES[state]))
         return self._joined(parts)
 
     def _stage(self, stage: ShownStage, *, names_only: bool) -> Text:
@@ -119,7 +119,7 @@ class _Lines:
         return Text.assemble((self.glyphs.arrow, "dim")).join(parts)
 
     def _position(self, stage: ShownStage) -> Text:
-        """Return the epoch and the batch of the current stage, with a bar of all its batches."""
+        """Return the epoch and batch of the current stage, with a progress bar."""
         epochs, batches = stage.epochs or 0, stage.batches
         start = Text.assemble(
             (_shortened(stage.name, self.width // 3), "bold"), f"  epoch {min(stage.epoch + 1, epochs)} of {epochs}  "
@@ -131,7 +131,7 @@ class _Lines:
             end = "validating"
         else:
             end = f"batch {stage.batch:>{len(str(batches))}} of {batches}"
-        # As long as the longest text that may stand there, so that the bar keeps its length.
+        # Padded to the longest possible text, so that the bar keeps its length.
         end = end.ljust(len(f"batch {batches} of {batches}"))
         columns = self.width - start.cell_len - len(end) - 2
         if columns < 8:
@@ -155,15 +155,15 @@ class _Lines:
         return Text("   ".join(filter(None, parts)), style="dim")
 
     def _terms(self, stage: ShownStage, room: int) -> list[Text]:
-        """Return a table of the first terms that fit, or of none."""
+        """Return a table of the first terms, as many as fit."""
         names = list(stage.terms)
         if not names or room < min(len(names) + 1, 3):
             return []
-        # The header takes a line, and the number of hidden terms another one.
+        # The header takes one line, and the number of hidden terms another.
         shown = len(names) if len(names) < room else room - 2
         label = min(_LABEL, self.width // 2, max(cell_len(printable(name)) for name in names))
         columns = ["weight", "value", "weighted"]
-        while len(columns) > 1 and label + _NUMBER * len(columns) + 8 > self.width:  # next to a short curve
+        while len(columns) > 1 and label + _NUMBER * len(columns) + 8 > self.width:  # 8 columns for a short curve
             del columns[-2]
         header = Text(" " * label + "".join(f"{name:>{_NUMBER}}" for name in columns), style="dim")
         lines = [self._term(name, stage.terms[name], label, columns) for name in names[:shown]]
@@ -184,7 +184,7 @@ class _Lines:
         )
 
     def _metric(self, stage: ShownStage) -> Text:
-        """Return the monitored metric of the last validation, its curve, and its best value."""
+        """Return the monitored metric: its value in the last validation, its curve, and its best value."""
         value = format_number(stage.monitored[-1]) if stage.monitored else "-"
         line = Text.assemble(("validation ", "dim"), _shortened(stage.monitor, self.width // 2), "  ", (value, "bold"))
         if stage.best is None or math.isnan(stage.best):
@@ -199,20 +199,20 @@ class _Lines:
 
 
 def _shortened(text: str, width: int) -> str:
-    """Return a label that is too long with its end replaced by dots."""
+    """Return a text, with its end replaced by dots if it is too long."""
     return text if cell_len(text) <= width else set_cell_size(text, max(0, width - 2)) + ".."
 
 
 def sparkline(values: Sequence[float], width: int, levels: str = _UNICODE.levels) -> str:
-    """Return a curve of one line, in at most `width` and 24 columns; a column is the mean of as many values as needed.
+    """Return a curve in one line of at most `width` columns, and at most 24; a column is a mean of neighboring values.
 
-    A value that is not finite is a blank.
+    Values that are not finite become blanks.
     """
     columns = min(width, _CURVE, len(values))
     if columns < 1:
         return ""
     bounds = [round(index * len(values) / columns) for index in range(columns + 1)]
-    # Halves, whose differences are finite.
+    # Half of each mean, because the difference of two large means may overflow.
     means = [sum(values[first:end]) / (end - first) / 2 for first, end in pairwise(bounds)]
     finite = [mean for mean in means if math.isfinite(mean)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)

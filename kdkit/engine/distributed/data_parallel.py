@@ -13,7 +13,7 @@ from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.errors import DataError, RecipeError
 from kdkit.utils import collectives
 
-# A warning of DistributedDataParallel since torch 2.14, by its text; the replacement is not in torch 2.10.
+# The text of a warning of DistributedDataParallel since torch 2.14; the replacement does not exist in torch 2.10.
 _OLD_NAME = "`broadcast_buffers` is deprecated"
 _NO_CONTEXT = nullcontext()
 
@@ -26,20 +26,20 @@ def require_divisible(data: Data, batch_sizes: Iterable[int]) -> None:
     if any(isinstance(split, LoaderSplit) for split in (data.train, data.validation, data.test)):
         raise DataError(
             f"{ranks} processes divide the rows of a split, but a user-defined DataLoader has its own order; pass its "
-            "Dataset instead, or a Dataset with rows instead of a stream"
+            "Dataset instead, or for a stream a Dataset with rows"
         )
     smallest = min(batch_sizes)
     if smallest < 2 * ranks:
         raise RecipeError(
-            f"a batch of {smallest} cannot be divided among {ranks} processes, because each needs at least two samples "
-            "for batch norm; use fewer processes or a larger batch_size"
+            f"a batch of {smallest} samples cannot be divided among {ranks} processes, because each needs at least two "
+            "samples for batch norm; use fewer processes or a larger batch_size"
         )
 
 
 class DistributedModule:
     """The module of a stage as the training loop calls it: compiled if requested, with gradients averaged over ranks.
 
-    On a single rank, and for a balancer that averages gradients itself, there is no DistributedDataParallel.
+    DistributedDataParallel is not used on a single rank, or if the balancer averages gradients itself (`averages`).
     """
 
     def __init__(self, module: nn.Module, *, averages: bool, compiled: bool) -> None:
@@ -50,15 +50,14 @@ class DistributedModule:
         elif collectives.is_distributed():
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", _OLD_NAME)
-                # A term whose weight is 0, or that has no label in this batch, reaches no parameter: some may be
-                # unused.
+                # Some parameters may be unused: a term with weight 0, or without labels in this batch, reaches none.
                 self._parallel = DistributedDataParallel(
                     _WithUnused(module), broadcast_buffers=False, find_unused_parameters=True
                 )
         self._forward: Callable[..., Any] = module if self._parallel is None else self._parallel
         if compiled:
             self._forward = torch.compile(self._forward)
-            # A tap in a module that recomputes its activations would otherwise break the graph there.
+            # Otherwise, a tap in a module that recomputes its activations would break the graph.
             options = torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=True)
             self._forward = options(self._forward)
 
@@ -68,12 +67,12 @@ class DistributedModule:
         return terms
 
     def update(self, *, ends: bool) -> AbstractContextManager[Any]:
-        """Return the context of a micro-batch: only in the last one of an update are gradients averaged over ranks."""
+        """Return the context of a micro-batch. Gradients are averaged over ranks only in the last one of an update."""
         return _NO_CONTEXT if ends or self._parallel is None else self._parallel.no_sync()
 
 
 class _WithUnused(nn.Module):
-    """A module with a parameter that is never used: if all are, DistributedDataParallel prints a warning from C++."""
+    """A module with an unused parameter: if all are used, DistributedDataParallel prints a warning from C++."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -87,10 +86,10 @@ class _WithUnused(nn.Module):
 
 
 def rank_share(samples: int, whole: int | None) -> tuple[float, float]:
-    """Return the weight of this rank's part of a batch, and the number of samples that its losses stand for.
+    """Return the weight of this rank's part of a batch, and the number of samples that its losses represent.
 
-    The weight is that of the mean over the part in the mean over ranks: 1 if each rank has the whole batch, or parts
-    are equal. whole: the size of the batch, which is known if several ranks divide it.
+    The weight is the factor of this rank's mean loss in the mean over ranks: 1 if each rank has the whole batch, or if
+    all parts have the same size. whole: the size of the batch, which is known if several ranks divide it.
     """
     ranks = collectives.world_size()
     if ranks == 1 or whole is None:

@@ -1,4 +1,4 @@
-"""The process group of torchrun: join it, find the device of this rank, and end together with the other ranks."""
+"""Join the process group of torchrun, find the device of this rank, and end together with the other ranks."""
 
 import gc
 import os
@@ -16,16 +16,16 @@ from kdkit.errors import KdkitError, RemoteRankError, first_line
 from kdkit.utils import collectives
 from kdkit.utils.cores import usable_cores
 
-_TIMEOUT = timedelta(minutes=30)  # of a collective, after which a silent rank counts as lost
+_TIMEOUT = timedelta(minutes=30)  # of a collective; afterwards a rank that does not respond counts as lost
 _THREADS_END = 0.1  # seconds
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join the process group of torchrun, unless there is one rank or a group already; leave it at the end.
+    """Join the process group of torchrun, and leave it at the end. Does nothing for one rank, or if there is a group.
 
-    An error propagates unchanged on the rank that raised it first, and as RemoteRankError on the others; the frames of
-    its traceback lose their local variables. Raises KdkitError if another rank was lost.
+    The first error propagates unchanged on its rank, and as RemoteRankError on the others; the frames of its traceback
+    lose their local variables. Raises KdkitError if another rank was lost.
     """
     if not launched() or int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
         yield
@@ -36,37 +36,37 @@ def joined() -> Iterator[None]:
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":  # set by torchrun, not by the user: divide the cores among ranks
         torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     store, rank, world = next(iter(rendezvous("env://", timeout=_TIMEOUT)))
-    # A program may join several times, and torchrun may restart it: each group needs keys that no other one used.
+    # A program may join several times, and torchrun may restart it: each group needs keys that no other group used.
     turn = store.add(f"kdkit-{rank}", 1)
     group_store = PrefixStore(f"kdkit-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{turn}", store)
-    # NCCL refuses ranks that share a GPU. None is torch's choice for each device.
+    # NCCL does not support ranks that share a GPU. With None, torch chooses a backend for each device.
     backend = "gloo" if 0 < torch.cuda.device_count() < int(os.environ.get("LOCAL_WORLD_SIZE", "1")) else None
     distributed.init_process_group(backend, store=group_store, rank=rank, world_size=world, timeout=_TIMEOUT)
     error_store = PrefixStore("errors", group_store)
     try:
         yield
     except Exception as error:
-        # The frames of the error refer to the group, whose connections then stay open: others would wait for this rank
-        # if the program handles the error.
+        # The frames of the error refer to the group and would keep its connections open: if the program handles the
+        # error, other ranks would wait for this one.
         cause: BaseException | None = error
         while cause is not None:
             clear_frames(cause.__traceback__)
             cause = cause.__cause__ or cause.__context__
         if _failed_elsewhere(error_store):
             raise RemoteRankError("another process of this run failed; its error message is above") from error
-        # gloo has no class for the loss of a rank, only its name in the text.
+        # gloo has no exception class for a lost rank; only the message names it.
         if isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
             raise KdkitError(
                 f"another process of this run was lost, or did not respond for {_TIMEOUT.total_seconds() / 60:.0f} "
-                f"minutes ({first_line(error)}); `torchrun --max-restarts=1 ...` with --out resumes after such a loss"
+                f"minutes ({first_line(error)}); `torchrun --max-restarts=1 ...` with --out resumes the run after that"
             ) from error
         raise
     finally:
-        # The threads of the group release the tensors of the last message, for which they need Python's lock. Older
-        # versions of torch wait for these threads while they hold the lock: without the pause they might wait forever.
+        # The threads of the group need Python's lock to release the tensors of the last message. Older versions of
+        # torch hold the lock while they wait for these threads, so that without the pause they may wait forever.
         time.sleep(_THREADS_END)
         distributed.destroy_process_group()
-        gc.collect()  # of modules that DistributedDataParallel has wrapped, which refer to the group
+        gc.collect()  # modules that DistributedDataParallel wrapped refer to the group
 
 
 def launched() -> bool:
@@ -82,8 +82,8 @@ def restarted() -> bool:
 def rank_device(device: torch.device) -> torch.device:
     """Return the device of this rank: if there are several GPUs, the one of torchrun's LOCAL_RANK.
 
-    More ranks than GPUs share them.
-    A CUDA device has an index, as the device of a tensor has, so that the two are equal.
+    If there are more ranks than GPUs, ranks share them.
+    A CUDA device has an index, so that it equals the device of a tensor.
     """
     if collectives.is_distributed() and device.type == "mps":  # no backend of torch.distributed supports it
         return torch.device("cpu")
@@ -95,7 +95,7 @@ def rank_device(device: torch.device) -> torch.device:
 
 
 def _failed_elsewhere(store: Any) -> bool:
-    """Whether another rank raised its error before this one; notes the error of this rank as well."""
-    with suppress(RuntimeError):  # the store ends with the process that holds it
+    """Whether another rank raised an error before this one. Also records the error of this rank."""
+    with suppress(RuntimeError):  # the store ends with the process that hosts it
         return bool(store.add("count", 1) > 1)
     return False

@@ -1,4 +1,4 @@
-"""Refuse a run whose ranks have different recipes, options or data: they would train different things, or hang."""
+"""Refuse a run whose ranks have different recipes, options or data, because it would be wrong or hang."""
 
 import hashlib
 import re
@@ -20,7 +20,7 @@ from kdkit.recipe.recipe import Recipe, Stage, nets_of
 from kdkit.utils import collectives
 from kdkit.utils.reprs import without_addresses
 
-# Options that only the first rank uses, or that ranks agree on elsewhere; machines may differ in the others.
+# Options that may differ: only the first rank uses them, or ranks agree on them elsewhere, or machines differ.
 _OF_ONE_RANK = frozenset({"out", "resume", "force", "device", "device_data", "measure", "progress", "verbose"})
 _SHOWN, _LONGEST = 3, 200  # differences in a message, and characters of a value
 
@@ -30,41 +30,41 @@ def require_agreement(
 ) -> None:
     """Raise KdkitError on all ranks if they have different data, recipes or options, or resume from different files.
 
-    All ranks call this. stages: of the recipe, as they will run.
+    All ranks must call this. stages: the stages of the recipe as they will run.
     """
     if not collectives.is_distributed():
         return
     if len(set(collectives.all_gather_objects([(recipe.data.fingerprint, recipe.data.train_digest)]))) > 1:
         raise DataError(
             "the processes of this run have different data, so the training data of one may be the test data of "
-            "another; create the data inside recipe(), where random numbers are seeded, or split it with a seeded "
-            "generator"
+            "another; create the data inside recipe(), which runs with seeded random numbers, or split it with a "
+            "seeded generator"
         )
     if options.resume and options.out is not None:
         first, *others = collectives.all_gather_objects([resumable_files(options.out)])
         if any(other != first for other in others):
             raise RunFolderError(
-                f"the processes of this run have different files in {options.out}, from which it is resumed; processes "
-                "on several machines need a run folder that all of them share"
+                f"the processes of this run find different files in {options.out}, the folder to resume; processes on "
+                "several machines need a shared run folder"
             )
     facts = {name: _text(value) for name, value in _facts(recipe, stages, options, device, origin)}
     digest = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
-    if len(set(collectives.all_gather_objects([digest]))) == 1:  # networks have many facts
+    if len(set(collectives.all_gather_objects([digest]))) == 1:  # a digest, because networks have many facts
         return
     raise RecipeError(
-        f"the processes of this run have different recipes or options: {_differences(facts)}; start all of them with "
-        "the same options, and let recipe() return the same on each of them (initial weights may differ)"
+        f"the processes of this run have different recipes or options: {_differences(facts)}; start all processes with "
+        "the same options, and let recipe() return the same in each of them (initial weights may differ)"
     )
 
 
 def _facts(
     recipe: Recipe, stages: Sequence[Stage], options: RunOptions, device: torch.device, origin: Origin
 ) -> Iterator[tuple[str, Any]]:
-    """Yield what must be the same on all ranks, by a name for messages; causes come before what follows from them."""
+    """Yield what must be the same on all ranks, with a name for messages; causes come before their consequences."""
     for option in fields(options):
         if option.name not in _OF_ONE_RANK:
             value = getattr(options, option.name)
-            # Each machine may have a folder of its own for the teacher cache.
+            # Each machine may have its own folder for the teacher cache.
             yield f"option {option.name}", "a folder" if isinstance(value, Path) else value
     yield "the device", device.type
     yield "the recipe file", origin.sha256
@@ -79,7 +79,7 @@ def _facts(
         yield from _facts_of_tensors(net.module, f"net {net.name!r}")
     for stage in stages:
         for option in fields(stage.training):
-            if option.name != "workers":  # by which results do not differ, and a recipe may count cores
+            if option.name != "workers":  # does not change results, and a recipe may derive it from the cores
                 yield f"{option.name} of stage {stage.name!r}", getattr(stage.training, option.name)
         for net, objective in stage.objectives.items():
             terms = list(as_objective(objective))
@@ -91,7 +91,7 @@ def _facts(
 
 
 def _facts_of_tensors(module: object, owner: str) -> Iterator[tuple[str, Any]]:
-    """Yield the shape, dtype and role of every parameter and buffer; nothing if it is no module."""
+    """Yield the shape, dtype and role of every parameter and buffer of a module; nothing for other objects."""
     if not isinstance(module, nn.Module):
         return
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
@@ -101,14 +101,14 @@ def _facts_of_tensors(module: object, owner: str) -> Iterator[tuple[str, Any]]:
 
 
 def _text(value: Any) -> str:
-    """Return the repr of a value without what differs between processes: addresses, GPUs, and the order of a set."""
+    """Return the repr of a value without the parts that differ between processes: addresses, GPUs, and set order."""
     text = without_addresses(value if isinstance(value, str) else repr(value))
     text = re.sub(r"cuda:\d+", "cuda", text)
     return re.sub(r"\{([^{}]*)\}", lambda group: f"{{{', '.join(sorted(group[1].split(', ')))}}}", text)
 
 
 def _differences(facts: Mapping[str, str]) -> str:
-    """Return the first facts in which another rank differs from the first one, with both values."""
+    """Return the first facts in which another rank differs from rank 0, with both values."""
     first, *others = collectives.all_gather_objects([facts])
     described: dict[str, str] = {}
     for rank, facts_of_rank in enumerate(others, start=1):

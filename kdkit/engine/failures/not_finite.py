@@ -1,4 +1,4 @@
-"""Find the cause of a term that is NaN or infinite: inputs, labels or teacher outputs, or else the training itself."""
+"""Find the cause of NaN or infinite values: inputs, labels or teacher outputs."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,14 +16,14 @@ def cause_in_inputs(
 ) -> str | None:
     """Return a description of inputs or labels that are not finite numbers, or None if all are.
 
-    has_unknown: whether labels may be NaN, see `Data.has_unknown`. split, name: from which the batch is, if known.
+    has_unknown: whether labels may be NaN, see `Data.has_unknown`. split, name: the split of the batch, if known.
     """
     labels = torch.where(batch.labels.isnan(), 0, batch.labels) if has_unknown else batch.labels
     for kind, value in (("inputs", batch.inputs), ("labels", labels)):
         wrong = _wrong_rows(batch, nested_tensors(value))
         if wrong:
             samples = _describe_samples(batch, wrong, split, name)
-            return f"the {kind} of {samples} are not finite numbers; leave these samples out, or mend them"
+            return f"the {kind} of {samples} are not finite numbers; leave out or correct these samples"
     return None
 
 
@@ -33,17 +33,17 @@ def cause_in_outputs(batch: Batch, outputs: Mapping[str, TeacherOutput]) -> str 
         wrong = _wrong_rows(batch, nested_tensors((output.output, output.features)))
         if wrong:
             return (
-                f"the outputs of {name!r} for {_describe_samples(batch, wrong)} are not finite numbers, though the "
-                "inputs are; check its weights, or compute or cache them in another precision: fp16 ends at 65504"
+                f"the outputs of {name!r} for {_describe_samples(batch, wrong)} are not finite numbers, but the inputs "
+                "are; check its weights, or compute or cache the outputs in another precision: fp16 ends at 65504"
             )
     return None
 
 
 def _describe_samples(batch: Batch, rows: list[int], split: Split | LoaderSplit | None = None, name: str = "") -> str:
-    """Return the samples in these rows of a batch by the rows of their split, if it is known, or by their ids."""
+    """Return a description of samples of a batch by their rows in the split if it is known, or by their ids."""
     ids = None if batch.ids is None else batch.ids.cpu()[rows]
     if ids is not None and isinstance(split, Split) and name:
-        # Ids are unique over all splits, and a user finds a sample by its row in one.
+        # Ids are unique over all splits, but users look up a sample by its row in a split.
         rows_of_split = (split.ids.cpu() == ids[:, None]).int().argmax(1)
         other_ids = "" if torch.equal(rows_of_split, ids) else f" (ids {describe_numbers(ids.tolist())})"
         return f"row{'s' * (len(rows) > 1)} {describe_numbers(rows_of_split.tolist())} of the {name} data{other_ids}"
@@ -52,10 +52,10 @@ def _describe_samples(batch: Batch, rows: list[int], split: Split | LoaderSplit 
 
 
 def _wrong_rows(batch: Batch, tensors: Iterable[Any]) -> list[int]:
-    """Return the rows of a batch for which one of the tensors, (samples, ...), has a value that is not finite."""
+    """Return the rows of a batch for which any of the tensors, (samples, ...), has a value that is not finite."""
     wrong = torch.zeros(len(batch), dtype=torch.bool)
     for tensor in tensors:
-        if tensor.is_nested:  # which no samples can be selected from
+        if tensor.is_nested:  # its samples cannot be selected
             continue
         is_per_sample = tensor.is_floating_point() and tensor.ndim and len(tensor) == len(batch) and tensor.numel()
         if is_per_sample:

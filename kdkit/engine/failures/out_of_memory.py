@@ -1,4 +1,4 @@
-"""Turn the error of an allocator into one that says what the device has, and which settings need less."""
+"""Explain out-of-memory errors: how much memory the device has, and which settings need less."""
 
 import traceback
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from kdkit.utils.memory import is_out_of_memory
 def explain_out_of_memory(
     stage: Stage, split: Split | LoaderSplit, options: RunOptions, device: torch.device, *, trains: bool
 ) -> Iterator[None]:
-    """Raise KdkitError if memory runs out while the networks of a stage are trained on a split, or predict it."""
+    """Raise KdkitError if memory runs out while the networks of a stage train on a split, or predict it."""
     try:
         yield
     except (RuntimeError, MemoryError, OSError) as error:
@@ -28,13 +28,13 @@ def explain_out_of_memory(
         if isinstance(split, LoaderSplit):
             split = split.batched(stage.training.batch_size)
             size = split.loader.batch_size
-        batches = "" if size is None else f" in batches of {size}"  # a DataLoader may have a sampler of batches
+        batches = "" if size is None else f" in batches of {size}"  # None for a DataLoader with a batch_sampler
         source = " of torch" if isinstance(error, RuntimeError) else ""
         remedies = [*_remedies(stage, split, size, options, trains=trains)]
         if options.out is not None:
             remedies.append(
-                f"a device with more memory, to resume the run in {options.out} as it is; other settings are another "
-                "run, which needs its own folder"
+                f"a device with more memory, to resume the run in {options.out} unchanged; with other settings it is "
+                "another run, which needs its own folder"
             )
         lines = [
             f"stage {stage.name!r}: out of memory while {'training' if trains else 'predicting'}{batches}; "
@@ -42,18 +42,18 @@ def explain_out_of_memory(
             *(f"  - {remedy}" for remedy in remedies),
             f"The error{source}: {first_line(error)}",
         ]
-        # Whoever keeps the error, as a study does, would keep all tensors of the failed step.
+        # The frames hold the tensors of the failed step, and a caller such as a study keeps the error.
         traceback.clear_frames(error.__traceback__)
         raise KdkitError("\n".join(lines)) from error
 
 
 @contextmanager
 def explain_memory_of_run(device: torch.device) -> Iterator[None]:
-    """Raise KdkitError if memory runs out in a run outside of a stage, such as while the data is prepared."""
+    """Raise KdkitError if memory runs out in a run outside of a stage, for example while data is prepared."""
     try:
         yield
     except (RuntimeError, MemoryError, OSError, RecipeError) as error:
-        # A RecipeError has the line of the recipe file, and the error of the allocator as its cause.
+        # A RecipeError names the line of the recipe file, and has the allocator's error as its cause.
         is_located = isinstance(error, RecipeError)
         cause = error.__cause__ if is_located else error
         if cause is None or not is_out_of_memory(cause):
@@ -61,7 +61,7 @@ def explain_memory_of_run(device: torch.device) -> Iterator[None]:
         reason = error if is_located else describe_error(error)
         lines = [
             f"out of memory ({reason}); {memory.describe_use(device)}. What helps:",
-            "  - a Dataset that reads each sample when it is needed, instead of data that is wholly in memory",
+            "  - a Dataset that reads each sample when it is needed, instead of data that is entirely in memory",
             "  - smaller networks, fewer workers, and fewer other programs",
         ]
         traceback.clear_frames(error.__traceback__)
@@ -84,5 +84,5 @@ def _remedies(
     if trains and keeping:
         yield (
             f"Net({keeping[0]!r}, ..., recompute=[...]) with the names of its blocks, such as 'layer1': activations "
-            "that are computed again in the backward pass instead of being kept"
+            "are computed again in the backward pass instead of being kept"
         )

@@ -1,4 +1,4 @@
-"""Add to an error of user code, such as a loss or a network, the position in the run at which it was raised."""
+"""Add the position in the run to an error of user code, such as a loss or a network."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,8 +12,8 @@ from kdkit.errors import KdkitError
 def located(position: str | Callable[[], str], folder: Path | None) -> Iterator[None]:
     """Add notes to an error of user code: its position in the run, and how to resume. Errors of kdkit pass unchanged.
 
-    The error keeps its class and its traceback, which the author of the code needs. folder: of the run, or None.
-    Raises DataError if a worker process of the data has ended, which torch reports wherever the run happens to be.
+    The error keeps its class and traceback, which the author of the code needs. folder: of the run, or None.
+    Raises DataError if a data worker process ended, because torch raises that error at an arbitrary position.
     """
     try:
         yield
@@ -27,7 +27,7 @@ def located(position: str | Callable[[], str], folder: Path | None) -> Iterator[
         error.add_note(f"kdkit: raised by code of the recipe or a library that it uses, in {location}")
         if folder is not None:
             error.add_note(
-                "kdkit: to resume the run once the cause is corrected, with --force or force=True if that changes the "
-                f"recipe: kdkit run FILE --out {folder} --resume, or kdkit.run(..., out={str(folder)!r}, resume=True)"
+                "kdkit: to resume the run after the cause is corrected (with --force or force=True if that changes the "
+                f"recipe): kdkit run FILE --out {folder} --resume, or kdkit.run(..., out={str(folder)!r}, resume=True)"
             )
         raise

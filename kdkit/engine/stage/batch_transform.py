@@ -1,4 +1,4 @@
-"""The `batch_transform` of a data set, such as mixup: it changes the inputs and labels of a whole batch."""
+"""The `batch_transform` of the data, such as mixup, which changes the inputs and labels of a whole batch."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -17,10 +17,10 @@ from kdkit.utils.randomness import preserve_rng_state
 
 @dataclass(frozen=True, slots=True)
 class BatchTransform:
-    """The `batch_transform` of a data set.
+    """The `batch_transform` of the data.
 
-    columns: of labels by class; None for other labels. per_position: whether labels are classes of positions.
-    label_check: of the changed labels.
+    columns: the number of classes, for labels that may be soft; None for others. per_position: whether labels are
+    classes of positions. label_check: checks the changed labels.
     """
 
     function: Callable[[Any, Tensor], Any]
@@ -30,7 +30,7 @@ class BatchTransform:
 
     @classmethod
     def from_data(cls, data: Data) -> "BatchTransform | None":
-        """Return the transform of a data set, or None if it has none."""
+        """Return the transform of the data, or None if it has none."""
         function = data.batch_transform
         per_position = data.task == "multiclass" and data.position_dims > 0
         columns = None if data.task == "regression" or per_position else len(data.classes)
@@ -50,7 +50,7 @@ class BatchTransform:
     def __call__(self, batch: Batch) -> Batch:
         """Return a batch with changed inputs and labels, without sample ids.
 
-        Raises DataError if the function fails, or returns anything but inputs and labels of the data's classes.
+        Raises DataError if the function fails, or does not return inputs and labels of the data's classes.
         """
         try:
             changed = self.function(batch.inputs, batch.labels)
@@ -60,18 +60,18 @@ class BatchTransform:
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise DataError(f"batch_transform fails for a batch of {len(batch)} samples: {reason}") from error
         if not isinstance(changed, tuple | list) or len(changed) != 2 or not isinstance(changed[1], Tensor):
-            raise DataError(f"batch_transform must return (inputs, labels); it returns a {type(changed).__name__}")
+            raise DataError(f"batch_transform must return (inputs, labels), but returned a {type(changed).__name__}")
         inputs, labels = changed[0], as_targets(changed[1], per_position=self.per_position)
         if self.columns is not None and labels.ndim == 2 and labels.shape[1] != self.columns:
             raise DataError(
-                f"batch_transform returns labels of shape {tuple(labels.shape)}, and there are {self.columns} classes; "
+                f"batch_transform returns labels of shape {tuple(labels.shape)}, but there are {self.columns} classes; "
                 f"pass it their number, such as num_classes={self.columns}"
             )
-        # An id would stand for one of several samples.
+        # A changed sample may be a mixture of several, so it has no id.
         return replace(batch, inputs=inputs, labels=labels, ids=None, ids_on_cpu=None, draw=None)
 
     def apply_to(self, batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-        """Yield each batch on the device and changed. Raises DataError for labels that are invalid then."""
+        """Yield each batch on the device and transformed. Raises DataError if its labels are then invalid."""
         check = DeferredLabelCheck(self.label_check)
         for batch in batches:
             moved = batch.to(device)
@@ -82,7 +82,7 @@ class BatchTransform:
 
 
 def transformed(data: Data, batch: Batch) -> Batch:
-    """Return a batch as it is trained on, after the data's `batch_transform`; random states stay as they were."""
+    """Return a batch after the data's `batch_transform`, as it is trained on. Random states are restored."""
     transform = BatchTransform.from_data(data)
     if transform is None:
         return batch
@@ -91,5 +91,5 @@ def transformed(data: Data, batch: Batch) -> Batch:
 
 
 def _copied(batch: Batch) -> Batch:
-    """Return a batch that may be changed in place; the dataset may yield its own tensors."""
+    """Return a copy of a batch that may be changed in place: the dataset may yield its own tensors."""
     return replace(batch, inputs=map_tensors(batch.inputs, torch.clone), labels=batch.labels.clone())

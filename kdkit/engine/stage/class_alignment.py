@@ -1,4 +1,4 @@
-"""Align lists of classes: classes that one side lacks are dropped, never filled with zeros."""
+"""Align lists of classes. Classes that one side lacks are dropped, not filled with zeros."""
 
 from collections.abc import Sequence
 
@@ -11,21 +11,21 @@ from kdkit.errors import RecipeError
 from kdkit.losses.columns import SelectColumns
 from kdkit.losses.features import as_tuple
 
-Columns = tuple[int, ...]  # of an output, (batch, classes), by their indices
+Columns = tuple[int, ...]  # indices of classes in an output, (batch, classes)
 
 
 def shared_classes(
     sides: Sequence[Sequence[str]], description: str, order: Sequence[str]
 ) -> tuple[Columns, ...] | None:
-    """Return, for each side, the columns of the classes that all sides share, or None if these are all in this order.
+    """Return the columns of the shared classes for each side, or None if all sides have the same classes in order.
 
-    order: the classes of the data, in whose order the shared ones come, so that a vector with a value for each class is
-    right whatever the order of the sides. Classes that the data lacks leave all in the order of the first side.
-    Raises RecipeError, which names the sides by `description`, if no class is shared.
+    order: the classes of the data, which define the order of the shared classes, so that a vector over classes is right
+    for any order of the sides. If the data lacks one of the shared classes, the order of the first side is kept.
+    Raises RecipeError if no class is shared; the message names the sides by `description`.
     """
     first, *rest = map(tuple, sides)
     if all(side == tuple(order) for side in (first, *rest)):
-        return None  # also by far the most common case
+        return None  # by far the most common case
     indices = [{name: index for index, name in enumerate(side)} for side in (first, *rest)]
     names = [name for name in first if all(name in index for index in indices[1:])]
     if not names:
@@ -42,10 +42,11 @@ def shared_classes(
 class ClassAlignment(nn.Module):
     """Reduce the inputs of a term to the classes that all its sides share.
 
-    student: columns of the student's output; None if the student side is features. targets: columns for each teacher,
+    student: columns of the student's output; None if the student side is features. targets: columns for each teacher;
     empty if teacher outputs are not used. target_is_output: whether the target side is teacher outputs.
-    labels: columns among the data's classes; None if the labels are not used, or stay as they are.
-    student_head, target_head: the columns of a side that may be features; with any other number, it stays as it is.
+    labels: columns among the data's classes; None if labels are not used or not changed.
+    student_head, target_head: the number of columns of a side that may be a tapped head; a side with another number of
+    columns is a feature and is not changed.
     If labels are class indices, samples whose class is not shared are dropped.
     """
 
@@ -66,11 +67,11 @@ class ClassAlignment(nn.Module):
         self.drops_samples = task == "multiclass" and labels is not None
         self.student = None if student is None else SelectColumns(student)
         self.targets = nn.ModuleList(SelectColumns(columns) for columns in targets)
-        # A buffer, so that it moves with the module to its device; it is not part of a checkpoint.
+        # A buffer, so that it moves with the module; it is not part of a checkpoint.
         self.register_buffer("labels", None if labels is None else torch.tensor(labels), persistent=False)
 
     def forward(self, inputs: TermInputs) -> TermInputs:
-        """Return the inputs with the shared columns only, and without samples whose class is not shared."""
+        """Return the inputs with only the shared columns, and without samples whose class is not shared."""
         if self.student is not None:
             student = as_tuple(inputs.student)[0]
             if self.student_head in (None, student.shape[1]):
@@ -80,7 +81,7 @@ class ClassAlignment(nn.Module):
             if self.target_head in (None, sides[0].shape[1]):
                 shared_sides = tuple(select(side) for select, side in zip(self.targets, sides, strict=True))
                 inputs = inputs._replace(target=shared_sides if isinstance(inputs.target, tuple) else shared_sides[0])
-        # Empty unless the loss takes them, although `targets` may be there for the target side.
+        # `teacher_outputs` is empty unless the loss takes them, even if there are `targets` for the target side.
         pairs = zip(self.targets, inputs.teacher_outputs, strict=False)
         inputs = inputs._replace(teacher_outputs=tuple(select(output) for select, output in pairs))
         if not isinstance(self.labels, Tensor):

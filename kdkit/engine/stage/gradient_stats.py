@@ -13,10 +13,10 @@ Gradients = dict[str, dict[str, float]]
 
 
 class GradientStats:
-    """Means over an epoch of the norms and cosines of the weighted terms' gradients at the networks in training.
+    """Means over an epoch of the gradient norms and cosines of the weighted terms, for the networks in training.
 
     every: record every n-th update, starting with the first. The gradient of an update is the mean over its
-    micro-batches. Values that are not finite, such as the cosine of a zero gradient, are left out of the mean.
+    micro-batches. Values that are not finite, such as the cosine of a zero gradient, are left out of the means.
     """
 
     def __init__(self, every: int, labels: Sequence[str], parameters: Sequence[nn.Parameter]) -> None:
@@ -32,7 +32,7 @@ class GradientStats:
         return update % self._every == 0
 
     def add(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Callable[[Tensor], Tensor]) -> None:
-        """Add the gradients of a micro-batch, and retain its graph, which the balancer still needs.
+        """Add the gradients of a micro-batch, and retain the graph for the balancer.
 
         scale: the function that a balancer applies to a loss before its backward pass.
         """
@@ -44,13 +44,13 @@ class GradientStats:
         self._accumulated = gradients, factor
 
     def close(self) -> None:
-        """Record the statistics of the update that ends now, if its gradients were added."""
+        """Record the statistics of the current update if its gradients were added."""
         if self._accumulated is None:
             return
         gradients, factor = self._accumulated
         self._accumulated = None
         norms, cosines = norms_and_cosines(gradients)
-        # Norms are divided by the scale of half precision and accumulation; cosines do not depend on it.
+        # Norms are divided by the scale of half precision and accumulation. Cosines do not depend on it.
         values = torch.cat([norms / factor, cosines]).double()
         finite = values.isfinite()
         values = values.where(finite, 0.0)
@@ -81,7 +81,7 @@ class GradientStats:
 
 
 def norms_and_cosines(gradients: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the norm of each row, (terms,), and the cosine of each pair of rows, (pairs,); gradients: (terms, n)."""
+    """Return the norm of each row and the cosine of each pair of rows: (terms, n) -> (terms,) and (pairs,)."""
     norms = gradients.norm(dim=1)
     cosines = inner_products(gradients) / norms.outer(norms)
     first, second = torch.triu_indices(len(norms), len(norms), 1, device=norms.device)

@@ -28,9 +28,9 @@ from kdkit.utils.modules import drop_compiled_code
 class DistillationModule(nn.Module):
     """The students of a stage and their losses, as the one module that is compiled and wrapped by DDP.
 
-    Called with a batch and the teacher outputs, it returns the unweighted value of every term by label, "net: label" if
-    the stage trains several networks.
-    student_outputs: the outputs of the last batch, (batch, classes) by name, detached; kept if `track_outputs` is set.
+    Called with a batch and the teacher outputs, it returns the unweighted value of every term by label, or by
+    "net: label" if the stage trains several networks.
+    student_outputs: the detached outputs of the last batch, (batch, classes), by name; kept if `track_outputs` is set.
     """
 
     progress: Tensor
@@ -45,10 +45,10 @@ class DistillationModule(nn.Module):
         self.open_taps = OpenTaps(_student_taps(stage), self.students)
         if self.open_taps.taps:
             drop_compiled_code(self.nets)
-        self._tap_indices: dict[str, tuple[int, ...]] = {}  # of each student, among the open taps
+        self._tap_indices: dict[str, tuple[int, ...]] = {}  # indices into the open taps, by student
         taps: dict[str, tuple[TapLike, ...]] = {}
         for net in self.students:
-            parts = set(net.network.modules())  # students may share layers, so a tap may be on several of them
+            parts = set(net.network.modules())  # students may share layers, so a tap may be on several students
             on_net = [(index, tap) for index, tap in enumerate(self.open_taps.taps) if tap.module in parts]
             self._tap_indices[net.name] = tuple(index for index, _ in on_net)
             taps[net.name] = tuple(tap for _, tap in on_net)
@@ -68,26 +68,26 @@ class DistillationModule(nn.Module):
         self.register_buffer("progress", torch.zeros(()), persistent=False)
 
     def forward(self, batch: Batch, teacher_outputs: TeacherOutputs) -> dict[str, Tensor]:
-        """Run the students and return the unweighted value of every term, by label."""
+        """Run the students and return the unweighted value of every term by label."""
         outputs = self.run_students(batch, teacher_outputs)
         if self.track_outputs:
             self.student_outputs = {net.name: outputs[net.name].output.detach() for net in self.students}
         return {term.label: self.term_loss(term, batch, outputs) for term in self.terms}
 
     def run_students(self, batch: Batch, teacher_outputs: TeacherOutputs) -> dict[str, TeacherOutput]:
-        """Run the students, and return the outputs and features of all networks by name: students, peers, teachers."""
+        """Run the students, and return the outputs and features of students, peers and teachers by name."""
         outputs = {**teacher_outputs}
         for net in self.students:
             outputs[net.name] = TeacherOutput(*self.open_taps.run(net, batch, self._tap_indices[net.name]))
         for peer in self.peers:
-            # A peer is a teacher: it gets no gradient from the network that matches it.
+            # A peer is a teacher, so it gets no gradient from the network that matches it.
             output, features, _ = outputs[peer.net.name]
             outputs[peer.name] = TeacherOutput(output.detach(), tuple(feature.detach() for feature in features))
         return outputs
 
     def term_loss(self, term: BoundTerm, batch: Batch, outputs: TeacherOutputs) -> Tensor:
         """Return the unweighted value of one term."""
-        if term.direct:  # the most common kind by far; a step of a small network takes microseconds
+        if term.direct:  # a fast path for the most common kind: a step of a small network takes microseconds
             target = batch.labels if term.target is None else term.target.resolve(outputs)
             return term.loss(term.student.resolve(outputs), target)
         return self.apply_loss(term, self.gather_inputs(term, batch, outputs))
@@ -95,9 +95,9 @@ class DistillationModule(nn.Module):
     def gather_inputs(
         self, term: BoundTerm, batch: Batch, outputs: TeacherOutputs, *, fill: bool = False
     ) -> TermInputs:
-        """Return the inputs of a term's loss, as rows that have a label, and reduced to the classes its sides share.
+        """Return the inputs of a term's loss, as rows with a label, reduced to the classes that its sides share.
 
-        Samples that the teacher has no output for are left out, unless the loss takes them, or `fill` is set.
+        Samples without a teacher output are left out, unless the loss takes them or `fill` is set.
         """
         inputs = self.whole_inputs(term, batch, outputs, fill=fill)
         if not inputs.share:
@@ -110,7 +110,7 @@ class DistillationModule(nn.Module):
     def whole_inputs(self, term: BoundTerm, batch: Batch, outputs: TeacherOutputs, *, fill: bool = False) -> TermInputs:
         """Return the inputs of a term before rows of labels and classes are selected."""
         student_output = outputs[term.student_net.name].output
-        # Several teachers of a term are Nets, which have an output for each sample.
+        # If a term has several teachers, they are Nets, which have an output for each sample.
         mask = outputs[term.teachers[0]].mask if term.teachers else None
         if mask is not None and (fill or fills_missing(term.loss)):
             (name,) = term.teachers
@@ -130,7 +130,7 @@ class DistillationModule(nn.Module):
         rows = mask.nonzero().squeeze(1)
         if len(rows) == len(mask):
             return inputs
-        # A loss of all samples would also learn from the target that the others are given, or compare samples to it.
+        # Filled in, the other rows would also train the student, or take part in comparisons between samples.
         rows = rows.to(inputs.labels.device, non_blocking=True)
         return inputs.rows(rows)._replace(share=len(rows) / len(mask))
 
@@ -138,12 +138,12 @@ class DistillationModule(nn.Module):
         """Return the unweighted value of one term from its inputs."""
         if term.alignment is not None or term.rows is not None or inputs.share < 1:
             student = as_tuple(inputs.student)[0]
-            # No row of the batch has a label, a shared class or a teacher output.
+            # The loss is 0 if no row of the batch has a label, a shared class and a teacher output.
             if not len(student) and not accepts_no_rows(term.loss):
                 return student.sum() * 0.0
         value = term.loss(inputs.student, inputs.target_or_labels(), **self.loss_kwargs(term, inputs))
         if term.ignore_index is not None:
-            # The mean over no label is 0 / 0 in torch. A branch instead would wait for the device.
+            # The mean over no labels is 0 / 0 in torch. A branch would wait for the device.
             value = torch.where((inputs.labels == term.ignore_index).all(), 0.0, value)
         return value if inputs.share == 1 else value * inputs.share
 
@@ -162,7 +162,7 @@ class DistillationModule(nn.Module):
         return {name: value for name, value in values.items() if name in term.extra_kwargs}
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode, except for submodules without trainable parameters: a frozen batch norm must not drift."""
+        """Set training mode, except for frozen submodules: the statistics of a frozen batch norm must not change."""
         super().train(mode)
         self.open_taps.computes_heads = not mode
         for module in self.nets.modules() if mode else ():
@@ -178,7 +178,7 @@ class DistillationModule(nn.Module):
     def build_losses(
         self, batch: Batch, teacher_outputs: TeacherOutputs, context: BuildContext, teachers: Mapping[str, Any]
     ) -> list[str]:
-        """Build every loss that has to know shapes, such as one with a projector. Returns the problems, term by term.
+        """Build every loss that needs to know shapes, such as one with a projector, and return the problems.
 
         teachers: the module of each teacher by name, for losses that reuse a part of it.
         """
@@ -213,7 +213,7 @@ class DistillationModule(nn.Module):
 
 
 def _student_taps(stage: Stage) -> Iterator[TapLike]:
-    """Yield the taps on networks in training: student sides, and targets that are peers."""
+    """Yield the taps on networks in training: those of student sides, and of targets that are peers."""
     for term in stage.terms:
         yield from taps_of(term.student)
         if isinstance(term, Match) and isinstance(term.teacher, Peer):
@@ -221,17 +221,17 @@ def _student_taps(stage: Stage) -> Iterator[TapLike]:
 
 
 def _heads(term: BoundTerm) -> tuple[nn.Module | None, nn.Module | None]:
-    """Return the modules of the taps on heads, of the student and of the target."""
+    """Return the modules that HeadTaps are on, for the student and for the target side."""
     sides = (term.weighted.term.student, getattr(term.weighted.term, "target", None))
     student, target = (side.module if isinstance(side, HeadTap) else None for side in sides)
     return student, target
 
 
 def _fill(name: str, teacher: TeacherOutput, mask: Tensor, student_output: Tensor) -> TeacherOutput:
-    """Replace the rows a teacher has no output for by the student's own output."""
+    """Replace rows without a teacher output with the student's own output."""
     if teacher.output.shape != student_output.shape:
         raise RecipeError(
-            f"{name!r} has no output for some samples, which are filled in from the student, so its outputs must have "
+            f"{name!r} has no output for some samples, so the student's outputs replace them and its outputs must have "
             f"the shape {tuple(student_output.shape)}; got {tuple(teacher.output.shape)}"
         )
     mask = mask.to(student_output.device).view(-1, *(1 for _ in student_output.shape[1:]))  # (batch, 1, ...)

@@ -1,4 +1,4 @@
-"""A stage that is ready to run: a session for each of its teachers, and the module that is trained."""
+"""A stage that is ready to run, with a session for each teacher and the module that is trained."""
 
 from dataclasses import replace
 from typing import Self
@@ -18,9 +18,9 @@ from kdkit.teachers.frozen import open_teacher
 
 
 class OpenStage:
-    """The teachers and the module of a stage while it runs. Close it, or use it as a context manager.
+    """The teachers and the module of a running stage. Close it, or use it as a context manager.
 
-    Closing removes every tap and restores the mode of the teachers. Raises RecipeError if a teacher cannot be opened or
+    Closing removes all taps and restores the mode of the teachers. Raises RecipeError if a teacher cannot be opened or
     a term does not fit its networks.
     """
 
@@ -34,7 +34,7 @@ class OpenStage:
             for teacher, taps in stage.teachers.items():
                 self.sessions[teacher.name] = open_teacher(teacher, taps, self.context)
             self.module = DistillationModule(stage, self.context)
-            self.module.to(device)  # after it is assigned: if this fails, `close` must remove its taps
+            self.module.to(device)  # after the assignment: if this fails, `close` must remove its taps
         except BaseException:
             self.close()
             raise
@@ -46,23 +46,23 @@ class OpenStage:
         self.close()
 
     def teachers(self, batch: Batch) -> dict[str, TeacherOutput]:
-        """Return the output of every teacher for this batch, by name: computed, or read from the teacher cache."""
+        """Return the output of every teacher for a batch by name, computed or read from the teacher cache."""
         return {name: session(batch) for name, session in self.sessions.items()}
 
     def close(self) -> None:
-        """Remove every tap and restore the mode of the teachers."""
-        module = getattr(self, "module", None)  # None if a teacher could not be opened
+        """Remove all taps and restore the mode of the teachers."""
+        module = getattr(self, "module", None)  # missing if a teacher could not be opened
         if module is not None:
             module.close()
-        # In reverse, since user-defined teachers may share a module, and each restores the state that it was opened in.
+        # In reverse order: user-defined teachers may share a module, and each restores the state that it found.
         for session in reversed(self.sessions.values()):
             session.close()
 
 
 def build_context(data: Data) -> BuildContext:
-    """Return the facts about the data that losses and teachers may depend on."""
+    """Return the properties of the data that losses and teachers may depend on."""
     train = data.train
-    # A DataLoader of the user yields batches without sample ids, and a batch_transform may mix samples.
+    # A user-defined DataLoader yields batches without sample ids, and a batch_transform may mix samples.
     has_ids = not isinstance(train, LoaderSplit) and data.batch_transform is None
     return BuildContext(
         classes=tuple(data.classes),
@@ -78,10 +78,10 @@ def build_context(data: Data) -> BuildContext:
 
 
 def tiny_batch(data: Data, batch_size: int) -> Batch:
-    """Return four samples of the training split for a dry run, or the first batch of a user's DataLoader.
+    """Return four training samples for a dry run, or the first batch of a user-defined DataLoader.
 
-    If the batch size is 1, or the split has one sample, it is a single sample. If the split has fewer than four
-    samples, the last one is repeated. Four, because some relations between samples are constant for two.
+    Returns a single sample if the batch size is 1 or the split has only one sample. If the split has two or three
+    samples, the last one is repeated, because some relations between samples are constant for two.
     """
     train = data.train
     check = LabelCheck.of_data(data, train)

@@ -1,4 +1,4 @@
-"""Turn the inputs of a term into rows: one per position or sample that has a label."""
+"""Turn the inputs of a term into rows, one per position or sample with a label."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,11 @@ from kdkit.losses.positions import as_rows
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledRows:
-    """Selects the rows of a term that have a label, as its loss takes them.
+    """Selects the rows of a term that have a label.
 
     position_dims: see `Data`. If it is above 0, both sides are (batch, classes, *positions), and each position becomes
-    a row. ignored: class indices that stand for no label, whose rows are left out. uses_labels: whether the loss takes
-    the labels, which then need the positions of the outputs.
+    a row. ignored: class indices that stand for no label; their rows are left out. uses_labels: whether the loss takes
+    the labels, which must then have the positions of the outputs.
     """
 
     position_dims: int
@@ -29,14 +29,14 @@ class LabelledRows:
         if self.position_dims:
             self._require_same_positions(inputs)
             labels, weights = inputs.labels, inputs.weights
-            # One per sample stands for no label, in a Distiller without labels.
+            # In a Distiller without labels, there is one placeholder per sample.
             labels = labels.flatten() if self.task == "multiclass" or labels.ndim == 1 else as_rows(labels)
             inputs = inputs.map_sides(as_rows)
             if weights is not None:  # each position has the weight of its sample
                 weights = weights.repeat_interleave(len(as_tuple(inputs.student)[0]) // len(weights))
-            # an id belongs to a sample, not to a position
+            # An id belongs to a sample, not to a position.
             inputs = inputs._replace(labels=labels, ids=None, weights=weights, are_positions=True)
-        # Soft labels have no ignored ones. Features of other positions than the labels are compared at all of them.
+        # Soft labels cannot be ignored. Features with other positions than the labels are compared at all positions.
         if not self.ignored or inputs.labels.shape != as_tuple(inputs.student)[0].shape[:1]:
             return inputs
         return inputs.rows((~is_ignored(inputs.labels, self.ignored)).nonzero().squeeze(1))
@@ -50,6 +50,6 @@ class LabelledRows:
         if len(positions) > 1:
             raise RecipeError(
                 f"its sides {' '.join(str(tuple(side.shape)) for side in sides)} and the labels "
-                f"{tuple(inputs.labels.shape)} have different positions; resize the outputs in the network, such as "
-                "by nn.functional.interpolate, or select there the tokens that are compared"
+                f"{tuple(inputs.labels.shape)} have different positions; in the network, resize the outputs, for "
+                "example with nn.functional.interpolate, or select the tokens to compare"
             )

@@ -1,4 +1,4 @@
-"""Decide which teachers of a run are cached and in which folder, and give the reason for the others."""
+"""Decide which teachers of a run are cached and in which folder, and why others are not."""
 
 import shutil
 import tempfile
@@ -32,9 +32,9 @@ from kdkit.utils import collectives
 from kdkit.utils.devices import uses_tf32
 from kdkit.utils.randomness import preserve_rng_state
 
-_IN_RUN_FOLDER = "teacher_cache"  # if no other run can read it
+_IN_RUN_FOLDER = "teacher_cache"  # the folder of a cache that no other run can read
 _GIGABYTE = 10**9
-# The least relative difference that an audit accepts, if kernels are chosen by the size of a batch:
+# The smallest tolerance of an audit, as a relative difference, because the choice of kernels depends on the batch size:
 _TOLERANCE_HALF = 0.03  # with autocast to half precision
 _TOLERANCE_TF32 = 1e-2  # on a GPU, with TF32 (10 bits of mantissa) in matrix products or convolutions
 _TOLERANCE_GPU = 1e-4  # on a GPU, in float32
@@ -43,9 +43,9 @@ _TOLERANCE_GPU = 1e-4  # on a GPU, in float32
 class CacheForecast(NamedTuple):
     """Whether the outputs of a teacher will be cached.
 
-    reason: why not, "" if they are, or if no output is needed twice. folder: of the cache, None if only this run reads
-    it. entry: the entry in it that will be reused, None if there is none or a stage before this one trains the teacher.
-    bytes: that this stage will write at most if nothing is cached yet.
+    reason: why they will not; "" if they will, or if no output is needed twice. folder: the cache folder; None if only
+    this run reads it. entry: the existing entry that will be reused; None if there is none, or if an earlier stage
+    trains the teacher. bytes: the most that this stage will write if nothing is cached yet.
     """
 
     is_cached: bool
@@ -58,9 +58,9 @@ class CacheForecast(NamedTuple):
 class TeacherCaching:
     """The cached teachers of a run, opened stage by stage. Close it at the end of the run.
 
-    stages: all stages of the run, since an output that is cached in one stage may be read in a later one.
-    entries: of the stage that is open, by net: the name of the entry, how many outputs it has room for, and how many it
-    had when the stage began. Those may have been computed in other batches, and so with other rounding errors.
+    stages: all stages of the run, because outputs that are cached in one stage may be read in a later one.
+    entries: the cache entry of each net in the open stage: its name, its capacity in outputs, and the number of outputs
+    it had when the stage began. Those may have been computed in other batches, so with other rounding errors.
     """
 
     def __init__(self, recipe: Recipe, stages: Sequence[Stage], options: RunOptions, device: torch.device) -> None:
@@ -70,7 +70,7 @@ class TeacherCaching:
         self._folder_problem = ""  # why the shared folder cannot be used
 
     def notices(self) -> Iterator[str]:
-        """Yield the reason if the data prevents that outputs are cached, or that other runs read them."""
+        """Yield the reason if the data prevents caching, or prevents other runs from reading the cache."""
         if self.options.teacher_cache == "off" or not any(_frozen_teachers(stage) for stage in self.stages):
             return
         if self._identity.facts is None:
@@ -79,15 +79,15 @@ class TeacherCaching:
         could_be_shared = self.options.out is not None or self.options.teacher_cache != "auto"
         if not self._identity.is_complete and could_be_shared:
             yield (
-                "teacher outputs are cached for this run only, since the data has no digest of all its samples; to "
+                "teacher outputs are cached for this run only, because the data has no digest of all its samples; to "
                 "share them, set a text that changes with any sample: data.train_digest = '...'"
             )
 
     def cache_sessions(self, open_stage: OpenStage, batch: Batch) -> list[str]:
-        """Replace the sessions of frozen teachers by cached ones, and return a notice for each that is not cached.
+        """Replace the sessions of frozen teachers with cached ones, and return a notice for each that is not cached.
 
-        batch: a tiny one, after the dry run of all sessions.
-        Raises CacheError if cached outputs are not what their teacher computes.
+        Call this after the dry run of all sessions. batch: a tiny batch.
+        Raises CacheError if cached outputs differ from what the teacher computes.
         """
         notices = []
         self.entries = {}
@@ -116,9 +116,9 @@ class TeacherCaching:
         return notices
 
     def forecast(self, open_stage: OpenStage, batch: Batch) -> dict[str, CacheForecast]:
-        """Return whether the outputs of each frozen teacher will be cached, by name; nothing is written.
+        """Return whether the outputs of each frozen teacher will be cached, by name. Nothing is written.
 
-        batch: a tiny one, after the dry run of all sessions.
+        Call this after the dry run of all sessions. batch: a tiny batch.
         """
         forecasts = {}
         stage = open_stage.stage
@@ -133,15 +133,18 @@ class TeacherCaching:
         return forecasts
 
     def close(self, *, ended: bool) -> None:
-        """Delete the folder that no other run reads; a run that may be resumed keeps it, to end with the same bits."""
+        """Delete the private folder. A run that may be resumed keeps it, so that it resumes to the same bits.
+
+        ended: whether the run is finished.
+        """
         folder, out = self._private_folder, self.options.out
         if folder is None and ended and out is not None and (out / _IN_RUN_FOLDER).is_dir() and self._is_private():
-            folder = out / _IN_RUN_FOLDER  # of the run before it was resumed
+            folder = out / _IN_RUN_FOLDER  # written before the run was resumed
         if folder is not None and (ended or out is None):
             shutil.rmtree(folder, ignore_errors=True)
 
     def _cached_teacher(self, net: Net[Any], open_stage: OpenStage, batch: Batch) -> CachedTeacher | None:
-        """Return a cached session, or None if no notice is needed. Raises CacheError, whose text is the reason."""
+        """Return a cached session, or None if caching is off or useless. Raises CacheError with another reason."""
         stage, session = open_stage.stage, open_stage.sessions[net.name]
         split = self._cacheable_split()
         if split is None or not self._is_worthwhile(net, stage):
@@ -154,11 +157,11 @@ class TeacherCaching:
         except UnusableFolderError as error:
             if self._is_private():
                 raise
-            # Without any cache, outputs would be computed in other batches, and could differ in their last bits.
+            # Without a cache, outputs would be computed in other batches, and might differ in their last bits.
             self._folder_problem = str(error)
             return self._cached_teacher(net, open_stage, batch)
         audit = self._audit(net, session, codec)
-        # Ten times the rounding of the tiny batch, which has only few samples to show it.
+        # Ten times the rounding error of the tiny batch, which has only a few samples.
         audit.tolerance = max(audit.tolerance, 10 * probed.rounding, self._least_tolerance(net))
         audit.remedy = (
             f"delete them (kdkit cache {store.path.parent} --delete {store.path.name[:12]}), or run without a cache "
@@ -167,9 +170,9 @@ class TeacherCaching:
         return CachedTeacher(session, codec, store, audit)
 
     def _forecast(self, net: Net[Any], open_stage: OpenStage, batch: Batch, *, will_change: bool) -> CacheForecast:
-        """Return the forecast of one teacher. Raises CacheError, whose text is the reason that it is not cached.
+        """Return the forecast of one teacher. Raises CacheError with the reason if it is not cached.
 
-        will_change: whether the teacher is trained before this stage, so that its key is not known yet.
+        will_change: whether an earlier stage trains the teacher, so that its key is not known yet.
         """
         if self.options.teacher_cache == "off":
             return CacheForecast(False, "the cache is off")
@@ -186,8 +189,8 @@ class TeacherCaching:
             return CacheForecast(True, bytes=size)
         folder = self.options.teacher_cache_folder()
         entry = None
-        # To compute the key, all weights are read, which is left out if there is nothing to be found.
-        with suppress(OSError):  # a folder that cannot be read is reported by the run
+        # Computing the key reads all weights, so it is skipped if the cache is empty.
+        with suppress(OSError):  # the run reports a folder that cannot be read
             if not will_change and folder.is_dir() and any(folder.iterdir()):
                 entry = read_info(folder / self._key(net, open_stage.stage).digest)
         return CacheForecast(
@@ -195,13 +198,13 @@ class TeacherCaching:
         )
 
     def _is_worthwhile(self, net: Net[Any], stage: Stage) -> bool:
-        """Return whether a cached output may be read again. Raises CacheError if fewer draws would make it so."""
+        """Return whether cached outputs may be read again. Raises CacheError if they would be with fewer draws."""
         draws, taps, option = self._facts_of_data()["draws"], stage.teachers[net], self.options.teacher_cache
         passes = passes_over(self.recipe.data.train, stage.training)
         stages_alike = sum(later.teachers.get(net) == taps for later in self.stages)
         if passes > draws or stages_alike > 1:
             return True
-        # Other runs may read them too; features are large, so these are shared only if a folder was named.
+        # Other runs may read them too. Features are large, so they are shared only if a folder was passed.
         if not self._is_private() and not (taps and option == "auto"):
             return True
         if draws > 1:
@@ -232,7 +235,7 @@ class TeacherCaching:
         return compute_key(net, stage.teachers[net], data=self._facts_of_data(), settings=settings)
 
     def _encoded_only(self, net: Net[Any], session: TeacherSession, batch: Batch) -> TeacherSession:
-        """Return a session whose outputs are rounded as the recipe wants, so that losses do not depend on the cache."""
+        """Return a session with outputs rounded as by the cache settings, so that losses do not depend on the cache."""
         if self.recipe.teacher_cache.form is None:
             return session
         codec = Codec(self.recipe.teacher_cache, session(batch))
@@ -246,20 +249,20 @@ class TeacherCaching:
         return identify(self.recipe.data)
 
     def _facts_of_data(self) -> Mapping[str, Any]:
-        """Return the facts of the data that outputs depend on. Raises CacheError if samples cannot be identified."""
+        """Return the properties of the data that outputs depend on. Raises CacheError if samples have no identity."""
         if self._identity.facts is None:
             raise CacheError(self._identity.reason)
         return self._identity.facts
 
     def _cacheable_split(self) -> Split | None:
-        """Return the training split, or None if no outputs for it are cached."""
+        """Return the training split, or None if its outputs cannot be cached."""
         train = self.recipe.data.train
         if self.options.teacher_cache == "off" or isinstance(train, LoaderSplit):
             return None
         return None if self._identity.facts is None else train
 
     def _is_private(self) -> bool:
-        """Whether no other run reads the folder."""
+        """Whether the cache folder is read by this run only."""
         no_folder = self.options.teacher_cache == "auto" and self.options.out is None
         return not self._identity.is_complete or no_folder or bool(self._folder_problem)
 
@@ -285,7 +288,7 @@ def _frozen_teachers(stage: Stage) -> list[Net[Any]]:
 
 
 def _on_all_ranks(cached: CachedTeacher | None) -> CachedTeacher | None:
-    """Return the cached teacher if every rank has one, since ranks exchange new outputs; else close it."""
+    """Return the cached teacher if every rank has one, because ranks exchange new outputs; otherwise close it."""
     if all(collectives.all_gather_objects([cached is not None])):
         return cached
     if cached is not None and cached.store is not None:
@@ -294,13 +297,13 @@ def _on_all_ranks(cached: CachedTeacher | None) -> CachedTeacher | None:
 
 
 def _require_cacheable(net: Net[Any], module: nn.Module) -> None:
-    """Raise CacheError if all ranks must run a net, or if it shares a submodule or buffer with what is trained."""
+    """Raise CacheError if all ranks must run a net, or if it shares a submodule or buffer with the trained module."""
     if not isinstance(net.module, nn.Module):
         return
-    if net.is_sharded:  # a rank that has all outputs of its batch would not run it
+    if net.is_sharded:  # a rank with all outputs of its batch in the cache would not run it
         raise CacheError("its weights are sharded among the processes, which must all run it for each batch")
     trained = {*map(id, module.modules()), *map(id, module.buffers())}
     parts: list[Any] = [*net.module.modules(), *net.module.buffers()]
     shared = next((part for part in parts if id(part) in trained), None)
     if shared is not None:
-        raise CacheError(f"it shares a {type(shared).__name__} with what is trained")
+        raise CacheError(f"it shares a {type(shared).__name__} with a trained network or loss")

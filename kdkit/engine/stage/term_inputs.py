@@ -1,4 +1,4 @@
-"""The inputs of the loss of a term, from which rows are selected."""
+"""The inputs of a term's loss, and the selection of their rows."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,12 +10,12 @@ from kdkit.losses.features import TensorOrTuple
 
 
 class TermInputs(NamedTuple):
-    """Everything the loss of a term may be called with. target: None if the labels are the target.
+    """Everything that the loss of a term may be called with. target: None if the labels are the target.
 
     teacher_outputs: the output of every matched teacher. weights: of the samples, (batch,), if they have any.
-    batch_inputs: of the samples, for a loss that takes them. are_positions: whether rows are positions instead of
-    samples; `batch_inputs` then are those of the whole batch.
-    share: of the samples of the batch that have a teacher output; only these are in the inputs.
+    batch_inputs: the inputs of the batch, for a loss that takes them. are_positions: whether rows are positions instead
+    of samples; `batch_inputs` then stay those of the whole batch.
+    share: the fraction of the batch's samples that have a teacher output; only these are in the inputs.
     """
 
     student: TensorOrTuple
@@ -33,7 +33,7 @@ class TermInputs(NamedTuple):
         return self.labels if self.target is None else self.target
 
     def rows(self, rows: Tensor) -> "TermInputs":
-        """Return the inputs of these rows, (rows,) int64; a mask would wait for the device at each selection."""
+        """Return the inputs of these rows, (rows,) int64. With a mask, each selection would wait for the device."""
 
         def select(tensor: Tensor) -> Tensor:
             return tensor.index_select(0, rows)

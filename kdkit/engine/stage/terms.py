@@ -25,14 +25,14 @@ from kdkit.teachers.ema import Ema
 from kdkit.teachers.ensemble import Teachers
 from kdkit.teachers.peer import Peer
 
-THE_DATA = "the data"  # stands for the data set among the names of networks in error messages
+THE_DATA = "the data"  # a name for the data among names of networks in error messages
 
 
 @dataclass(frozen=True, slots=True)
 class TensorRef:
-    """Points to one side of a term: for each network, by name, the index of a tap, or None for its output.
+    """Points to one side of a term. entries: pairs of a network's name and a tap index, or None for its output.
 
-    is_tuple: the side is a tuple of tensors, also if it has a single element.
+    is_tuple: whether the side is a tuple of tensors, even if it has only one element.
     """
 
     entries: tuple[tuple[str, int | None], ...]
@@ -47,7 +47,7 @@ class TensorRef:
 
     @property
     def is_output(self) -> bool:
-        """Whether every tensor is a network output, which has a column per class, and none a feature."""
+        """Whether every tensor is a network output, which has a column per class, and not a feature."""
         return all(tap is None for _, tap in self.entries)
 
 
@@ -56,14 +56,14 @@ class BoundTerm:
     """A term of an objective with the networks and taps that it compares.
 
     target: None if the labels are the target. teachers: the names of the matched networks. extra_kwargs: the keyword
-    arguments of the loss, such as "labels". rows: how the inputs become rows that have a label, None if they need not.
-    alignment: None if both sides have the same classes.
-    direct: the loss takes both sides as they are: it has no extra arguments, no sample may lack a target, no rows
-    have to be selected, and no classes to be aligned.
-    columns: of the student's and the target's outputs that a `Chunked` loss compares, which computes them itself; None
-    for all.
-    ignore_index: the label that a loss on the labels leaves out, if the data has such labels; None otherwise.
-    ignored: all labels of the data that mean "no label"; they are replaced by `ignore_index` before the loss is called.
+    arguments of the loss, such as "labels". rows: selects the rows that have a label; None if the loss takes the inputs
+    unchanged. alignment: None if both sides have the same classes.
+    direct: whether the loss takes both sides unchanged: it has no extra arguments, every sample has a target, no rows
+    are selected, and no classes are aligned.
+    columns: the columns of the student's and the target's outputs that a `Chunked` loss compares; it computes them
+    itself. None for all.
+    ignore_index: the label that a loss on the labels ignores, if the data has such labels; None otherwise.
+    ignored: all labels of the data that mean "no label"; `ignore_index` replaces them before the loss is called.
     """
 
     label: str
@@ -87,11 +87,11 @@ class BoundTerm:
         return "progress" in self.extra_kwargs or any(callable(factor) for factor in self.weighted.factors)
 
     def merge_ignored_labels(self, inputs: TermInputs) -> TermInputs:
-        """Return the inputs with one label for "no label", since a loss leaves out only one."""
+        """Return the inputs with a single label for "no label", because a loss ignores only one."""
         if self.ignore_index is None or self.ignored == (self.ignore_index,):
             return inputs
         labels = inputs.labels
-        # Not a selection of the others, which would wait for the device.
+        # Selecting the other rows instead would wait for the device.
         return inputs._replace(labels=labels.masked_fill(is_ignored(labels, self.ignored), self.ignore_index))
 
 
@@ -100,19 +100,19 @@ def bind_term(
 ) -> BoundTerm:
     """Bind a term of the objective of `net`.
 
-    taps: on each network in training, by name; a tap has the same index here as its feature in a TeacherOutput.
-    Raises RecipeError if the sides have no class in common.
+    taps: the taps on each network in training, by name; a tap has the same index as its feature in a TeacherOutput.
+    Raises RecipeError if the sides share no class.
     """
     return _TermBinding(net, weighted, stage, taps, context).bind()
 
 
 def uses_labels(term: Term) -> bool:
-    """Whether the loss of a term gets the labels: as its target, or as an extra argument."""
+    """Whether the loss of a term takes the labels, as its target or as an extra argument."""
     return not isinstance(term, Match) or "labels" in extra_kwargs_of(term.loss)
 
 
 class _TermBinding:
-    """Binds one term. The members of its teacher are the networks in a `Teachers`, or else the teacher itself."""
+    """Binds one term. members: the networks of a `Teachers`, or the teacher itself; empty for a term on labels."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class _TermBinding:
         if not allows_any_classes(self.loss):
             alignment = self._alignment(student, target, takes_rows=rows is not None)
         ignore_index = self._ignore_index() if rows is None else None
-        # These have an output for every sample; other teachers may leave some out.
+        # These teachers have an output for every sample; others may have none for some samples.
         complete = all(isinstance(member, Net | Peer | Ema) for member in self.members)
         return BoundTerm(
             label=label if len(self.stage.objectives) == 1 else f"{self.net.name}: {label}",
@@ -164,7 +164,7 @@ class _TermBinding:
 
     def _target(self, match: Match) -> TensorRef:
         teacher = match.teacher
-        if isinstance(teacher, Peer):  # in training, as the student is
+        if isinstance(teacher, Peer):  # its net is in training, like the student
             return _refer(teacher.name, match.target, self.taps[teacher.net.name])
         if not isinstance(teacher, Teachers):
             return _refer(teacher.name, match.target, self.stage.teachers[teacher])
@@ -174,9 +174,9 @@ class _TermBinding:
         return TensorRef(tuple((net.name, teachers[net].index(tap)) for net, (tap,) in tapped), is_tuple=True)
 
     def _rows(self) -> LabelledRows | None:
-        """Return how the inputs of the loss become rows that have a label, or None if it takes them as they are."""
+        """Return how the rows with a label are selected, or None if the loss takes the inputs unchanged."""
         context = self.context
-        # Without its label, a sample can still be compared to a teacher. A loss on labels has its own ignore_index.
+        # A sample without a label can still be compared with a teacher. A loss on labels has its own ignore_index.
         of_samples = bool(context.ignored_labels) and self.match is not None and self.uses_labels
         if not (is_per_position(self.loss) if context.position_dims else of_samples):
             return None
@@ -188,12 +188,12 @@ class _TermBinding:
         )
 
     def _ignore_index(self) -> int | None:
-        """Return the label that a loss on the labels leaves out, or None if the data has no such labels."""
+        """Return the label that a loss on the labels ignores, or None if the data has no such labels."""
         index = getattr(self.loss, "ignore_index", None)
         return index if self.match is None and self.context.ignored_labels and isinstance(index, int) else None
 
     def _alignment(self, student: TensorRef, target: TensorRef | None, *, takes_rows: bool) -> ClassAlignment | None:
-        """Return how the sides are reduced to the classes they share, or None if there is nothing to reduce."""
+        """Return how the sides are reduced to their shared classes, or None if there is nothing to reduce."""
         context = self.context
         if context.task == "regression":
             return None
@@ -209,7 +209,7 @@ class _TermBinding:
         classes = {side.name: _classes_of(side, context) for side in sides}
         if self.uses_labels and (classes or self.match is None):
             classes[THE_DATA] = context.classes
-        # A tapped head has the classes of its network if these are those of the other sides in another order.
+        # A tapped head has the classes of its network if the other sides have the same classes, in any order.
         is_head = False
         of_head: Teacher | Net[Any] = self.net
         if not isinstance(self.loss, BuildableLoss):
@@ -232,15 +232,15 @@ class _TermBinding:
         shared = dict(zip(classes, columns, strict=True))
         labels = shared.get(THE_DATA)
         if labels == tuple(range(len(context.classes))):
-            labels = None  # every class is shared, so labels stay as they are, and no sample is dropped
+            labels = None  # every class is shared, so labels are unchanged, and no sample is dropped
         if context.position_dims and labels is not None and not takes_rows:
             raise RecipeError(
-                f"net {names} have different classes, of which a loss on whole outputs cannot leave out positions; use "
-                "PerPosition(loss), or give the networks the classes of the data"
+                f"net {names} have different classes, but a loss on whole outputs cannot leave out the positions of "
+                "other classes; use PerPosition(loss), or give the networks the classes of the data"
             )
         head = len(head_classes) if is_head else None
         is_target_head = is_head and of_head is not self.net
-        if isinstance(self.loss, Chunked):  # which selects the columns of the outputs that it computes
+        if isinstance(self.loss, Chunked):  # it selects the columns of the outputs that it computes itself
             self.columns = (shared.get(self.net.name), shared[members[0].name] if members else None)
             if labels is None:
                 return None
@@ -261,7 +261,7 @@ def _classes_of(side: Teacher | Net[Any], context: BuildContext) -> tuple[str, .
 
 
 def _gives_classes(side: Teacher | Net[Any], taps: Taps, context: BuildContext) -> bool:
-    """Whether a side has an output for each class of its network: a HeadTap, or a ClassifierTap on its classifier."""
+    """Whether a side has one output per class of its network: a HeadTap, or a ClassifierTap on its classifier."""
     is_classifier = isinstance(taps, ClassifierTap) and taps.outputs == len(_classes_of(side, context))
     return is_classifier or isinstance(taps, HeadTap)
 

@@ -1,4 +1,4 @@
-"""Everything a stage updates and checkpoints: optimizer, LR schedule, scaler, EMA, loss balancer, teacher sessions."""
+"""The state that a stage updates and checkpoints: optimizer, LR schedule, scaler, EMA, balancer, teacher sessions."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,11 +19,11 @@ from kdkit.utils.collectives import sync_buffers
 
 
 class TrainState:
-    """The state of a stage in training. `state_dict` returns all of it that changes.
+    """The state of a stage in training. `state_dict` returns everything that changes.
 
-    averages: the EMA of each network by name, if the stage has one. They are created before taps are opened, since a
-    copy of a module would carry its hooks.
-    updates: how many times the optimizer has stepped.
+    averages: the EMA of each network by name, if the stage has any. They must be created before taps are opened,
+    because a copy of a module has its hooks.
+    updates: the number of optimizer steps so far.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class TrainState:
 
     @property
     def progress(self) -> float:
-        """The share of optimizer updates that are done: 0 before the first one, 1 after the last."""
+        """The fraction of optimizer updates that are done: 0 before the first, 1 after the last."""
         return self.updates / self.total_updates
 
     @property
@@ -87,8 +87,8 @@ class TrainState:
     ) -> None:
         """Add the gradients of a micro-batch to those of the current update.
 
-        divisor: of the losses, which are averaged over the micro-batches of the update.
-        rank_weight: the weight of these losses in the mean over ranks, whose parts of a batch may differ in size.
+        divisor: the losses are divided by it, so that they are averaged over the micro-batches of the update.
+        rank_weight: the weight of the losses in the mean over ranks, whose parts of a batch may differ in size.
         weights: the weight of each term as a number or a scalar tensor; None for the current weights.
         """
         weights = self.weights() if weights is None else weights
@@ -104,11 +104,11 @@ class TrainState:
         self.balancer(losses, weights, scale)
 
     def optimizer_step(self) -> None:
-        """Update the weights from the accumulated gradients, and everything that follows the weights."""
+        """Update the weights from the accumulated gradients, and everything that depends on the updates."""
         self.advance(updated=self.update_weights())
 
     def update_weights(self) -> bool:
-        """Update the weights from the accumulated gradients; return False if the gradient scaler skipped the update."""
+        """Update the weights from the accumulated gradients. Returns False if the scaler skipped the update."""
         sync_buffers(self.module.nets)
         if self.gradient_stats is not None:
             self.gradient_stats.close()
@@ -117,13 +117,13 @@ class TrainState:
         if self.training.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)
         updated = self._step_optimizer()
-        # The same as optimizer.zero_grad(), which costs ten times as much for small networks.
+        # The same as optimizer.zero_grad(), which takes ten times as long for small networks.
         for parameter in self.parameters:
             parameter.grad = None
         return updated
 
     def advance(self, *, updated: bool) -> None:
-        """Advance everything that follows an update of the weights: schedules, averages, and teachers."""
+        """Advance everything that follows an update of the weights: progress, schedule, averages and teachers."""
         self.updates += 1
         if self._uses_progress:
             self.module.progress.fill_(self.progress)
@@ -135,12 +135,12 @@ class TrainState:
             session.on_step()
 
     def observe(self, batch: Batch) -> None:
-        """Pass the student outputs of this batch to the teachers that learn from them."""
+        """Pass the student outputs of this batch to the teachers that use them."""
         for session in self._observers:
             session.observe(batch, self.module.student_outputs)
 
     def on_epoch_end(self) -> None:
-        """Advance teachers and an LR schedule that changes per epoch."""
+        """Advance the teachers, and an LR schedule that steps once per epoch."""
         for session in self.sessions.values():
             session.on_epoch_end()
         if self.lr_scheduler is not None and self._lr_interval == "epoch" and not self._lr_follows_metric:
@@ -153,16 +153,16 @@ class TrainState:
             scheduler.step(value)
 
     def track_gradients(self, every: int) -> None:
-        """Record the norms and cosines of the terms' gradients at every n-th update; 0 disables it."""
+        """Record gradient statistics of the terms at every n-th update; 0 disables it."""
         trained = trained_parameters(self.module)
         self.gradient_stats = GradientStats(every, trained.labels, trained.students) if every else None
 
     def gradients(self) -> Gradients | None:
-        """Return the means of the recorded gradient statistics since the last call, or None if there are none."""
+        """Return the means of the gradient statistics since the last call, or None if there are none."""
         return None if self.gradient_stats is None else self.gradient_stats.take()
 
     def validated_module(self, name: str) -> nn.Module:
-        """Return the module of a network that is validated and checkpointed: its EMA if it has one."""
+        """Return the module of a network to validate and checkpoint: its EMA if it has one."""
         average = self.averages.get(name)
         net = next(net for net in self.module.students if net.name == name)
         return net.network if average is None else average.module
@@ -195,13 +195,13 @@ class TrainState:
             average.load_state_dict(state["averages"][name])
         self.balancer.load_state_dict(state["balancer"])
         self.updates = state["updates"]
-        # Whether gradients are recorded may change with a resume.
+        # A resumed run may start or stop recording gradients.
         if self.gradient_stats is not None and state["gradient_stats"] is not None:
             self.gradient_stats.load_state_dict(state["gradient_stats"])
         self.module.progress.fill_(self.progress)
 
     def _step_optimizer(self) -> bool:
-        """Step the optimizer; return False if the gradient scaler skipped the update."""
+        """Step the optimizer. Returns False if the gradient scaler skipped the update."""
         if self.scaler is None:
             self.optimizer.step()
             return True
@@ -212,7 +212,7 @@ class TrainState:
 
 
 def build_balancer(training: Training, module: DistillationModule) -> Balancer:
-    """Return the balancer of a stage. Raises RecipeError if it does not fit, or is none."""
+    """Return the balancer of a stage. Raises RecipeError if it does not fit the stage, or is not a Balancer."""
     balancer = training.balancing.build(trained_parameters(module))
     if not isinstance(balancer, Balancer):
         raise RecipeError(
@@ -224,7 +224,7 @@ def build_balancer(training: Training, module: DistillationModule) -> Balancer:
 
 
 def trained_parameters(module: DistillationModule) -> TrainedParameters:
-    """Return the trainable parameters of a stage; a shared parameter counts for the first network that has it."""
+    """Return the trainable parameters of a stage. A shared parameter belongs to the first network that has it."""
     seen: set[int] = set()
     return TrainedParameters(
         labels=tuple(term.label for term in module.terms),
@@ -234,7 +234,7 @@ def trained_parameters(module: DistillationModule) -> TrainedParameters:
 
 
 def named_trainable_parameters(module: DistillationModule) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the trainable parameters: "student.head.weight" for a network, "losses.0.projector.weight" for a loss."""
+    """Yield the trainable parameters with names such as "student.head.weight" or "losses.0.projector.weight"."""
     for path, parameter in module.named_parameters():
         part, index, *rest = path.split(".")
         if parameter.requires_grad:

@@ -1,4 +1,4 @@
-"""The batches of each training epoch of a stage, from rows in an order of the run, or from a stream."""
+"""The training batches of each epoch of a stage, from rows in a seeded order, or from a stream."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,15 +31,15 @@ from kdkit.recipe.training import Training
 from kdkit.utils import collectives
 from kdkit.utils.seeds import SeedPurpose, derive_seed
 
-_BATCH_NORM = "Expected more than 1 value per channel when training"  # how torch's message begins
+_BATCH_NORM = "Expected more than 1 value per channel when training"  # the start of torch's message
 
 
 class TrainingBatches:
-    """The batches of every epoch of a stage, on the device that trains, after the data's `batch_transform`.
+    """The batches of every epoch of a stage, on the training device, after the data's `batch_transform`.
 
-    Without `Training.steps_per_epoch`, an epoch is a pass over the training data. Otherwise it is that many batches of
-    passes that follow each other. Rows have an order by (seed, pass), so that any epoch can be read again. An epoch of
-    a LoaderSplit resumes where the last one stopped, and `state_dict` has that position.
+    Without `Training.steps_per_epoch`, an epoch is one pass over the training data. Otherwise it has that many batches,
+    from consecutive passes. The order of rows is a function of (seed, pass), so any epoch can be read again. With
+    `steps_per_epoch`, an epoch of a LoaderSplit begins where the last one stopped, a position that `state_dict` holds.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class TrainingBatches:
         self.transform = BatchTransform.from_data(data)
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        """Return the batches of an epoch, without the first ones; epochs of a stream come in their order.
+        """Return the batches of an epoch without the first `skip` ones. Epochs of a stream must be read in order.
 
-        Rows that are skipped are not read. A user-defined DataLoader has to load them, which is done in this call,
-        since the random numbers that its dataset draws may depend on it. A stream that knows its position is there
-        already: see `load_state_dict`.
+        Skipped rows are not read. A user-defined DataLoader must load skipped batches, which happens in this call,
+        because the random numbers that its dataset draws may depend on them. A stream is not advanced, because
+        `load_state_dict` restores its position.
         """
         split = self.split
         if self.stream is not None:
@@ -75,12 +75,12 @@ class TrainingBatches:
         return batches if self.transform is None else self.transform.apply_to(batches, self.device_data.device)
 
     def sizes(self, epoch: int) -> list[int] | None:
-        """Return the number of samples of each batch of an epoch; None if a LoaderSplit does not know it."""
+        """Return the size of each batch of an epoch; None if a LoaderSplit does not know them."""
         sizes = training_batch_sizes(self.split, self.training.batch_size)
         if sizes is None or self.training.steps_per_epoch is None:
             return sizes
         if isinstance(self.split, LoaderSplit):
-            return None  # an epoch may begin anywhere in a pass
+            return None  # an epoch may begin at any batch of a pass
         return [size for segment in self._segments(epoch, 0) for size in sizes[segment.first : segment.end]]
 
     def state_dict(self) -> dict[str, Any] | None:
@@ -88,20 +88,20 @@ class TrainingBatches:
         return None if self.stream is None else self.stream.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> str | None:
-        """Restore the position in a stream, and return a notice if that is not possible."""
+        """Restore the position in a stream. Returns a notice if that is not possible."""
         return None if self.stream is None or state is None else self.stream.load_state_dict(state)
 
     def _pass_of_loader(self, split: LoaderSplit, number: int) -> Iterator[Batch]:
-        """Return the batches of a pass of a user-defined DataLoader or a stream that has a length."""
+        """Return the batches of a pass over a user-defined DataLoader, or over a stream that has a length."""
         set_epoch(split, number)
         size = self.training.batch_size
         batches = self.device_data.load(split.batched(size, pin=self.device_data.pins), check=self.label_check)
         if not isinstance(split, StreamSplit) or size == 1:
             return batches
-        return (batch for batch in batches if len(batch) > 1)  # without a last one of a single sample
+        return (batch for batch in batches if len(batch) > 1)  # a last batch of a single sample is left out
 
     def _segments(self, epoch: int, skip: int) -> list["_Segment"]:
-        """Return the parts of passes over the rows that make up an epoch, without its first batches."""
+        """Return the parts of passes over the rows that make up an epoch, without its first `skip` batches."""
         in_pass = _batches_in_pass(self.split, self.training.batch_size)
         first, end = epoch * self.per_epoch + skip, (epoch + 1) * self.per_epoch
         passes = range(first // in_pass, (end - 1) // in_pass + 1)
@@ -112,7 +112,7 @@ class TrainingBatches:
         return [segment for segment in segments if segment.first < segment.end]
 
     def _batches_of(self, split: Split, segment: "_Segment") -> Iterator[Batch]:
-        """Return the batches of a part of a pass over the rows; of each batch, the rows of this rank."""
+        """Return the batches of a part of a pass over the rows, each with the rows of this rank only."""
         size, draws = self.training.batch_size, self.data.draws
         set_epoch(split, segment.number)
         order = training_order(split, size, self.seed, segment.number)
@@ -134,21 +134,21 @@ class TrainingBatches:
 
 
 def batches_per_epoch(split: Split | LoaderSplit, training: Training) -> int:
-    """Return the number of batches of an epoch. Raises DataError for a stream without `steps_per_epoch`."""
+    """Return the number of batches of an epoch. Raises DataError for data without a length or `steps_per_epoch`."""
     return training.steps_per_epoch or _batches_in_pass(split, training.batch_size)
 
 
 def passes_over(split: Split | LoaderSplit, training: Training) -> int:
-    """Return how often a stage reads the rows of its training data; its number of epochs for a LoaderSplit."""
+    """Return how often a stage reads the rows of its training data; for a LoaderSplit, the number of epochs."""
     if training.steps_per_epoch is None or isinstance(split, LoaderSplit):
         return training.epochs
     return ceil(training.epochs * training.steps_per_epoch / _batches_in_pass(split, training.batch_size))
 
 
 def set_epoch(split: Split | LoaderSplit, number: int) -> None:
-    """Pass the number of the epoch to everything that draws by it: samplers, and datasets such as a stream.
+    """Pass the epoch number to every sampler, dataset and loader with a method `set_epoch`.
 
-    Its name and meaning are those of torch's DistributedSampler.
+    The method has the meaning of that of torch's DistributedSampler.
     """
     loader = split.loader if isinstance(split, LoaderSplit) else None
     batch_sampler = getattr(loader, "batch_sampler", None)
@@ -156,7 +156,7 @@ def set_epoch(split: Split | LoaderSplit, number: int) -> None:
     dataset: Any = dataset_of(split)
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
-    owners += [dataset, getattr(dataset, "source", None)]  # the source of a loader that is no DataLoader
+    owners += [dataset, getattr(dataset, "source", None)]  # batches that are not from a DataLoader have a source
     for owner in {id(owner): owner for owner in owners}.values():
         if callable(getattr(owner, "set_epoch", None)):
             owner.set_epoch(number)  # type: ignore[union-attr]  # None has no such attribute
@@ -164,14 +164,14 @@ def set_epoch(split: Split | LoaderSplit, number: int) -> None:
 
 @contextmanager
 def explain_single_sample() -> Iterator[None]:
-    """Raise DataError instead of torch's error if batch norm gets a batch of one sample, which no check can foresee."""
+    """Raise DataError instead of torch's error if batch norm gets a batch of one sample, which a check may not see."""
     try:
         yield
     except ValueError as error:
         if not str(error).startswith(_BATCH_NORM):
             raise
         raise DataError(
-            f"a training batch has a single sample, on which batch norm cannot train ({error}); leave it out: "
+            f"a training batch has a single sample, but batch norm needs more ({error}); leave it out with "
             "DataLoader(..., drop_last=True), or in the batch_sampler or the stream"
         ) from error
 
@@ -180,7 +180,7 @@ def _batches_in_pass(split: Split | LoaderSplit, batch_size: int) -> int:
     length = length_of(split)
     if length is None:
         raise DataError(
-            f"the training data ({type(dataset_of(split)).__name__}) has no length; pass the number of batches of an "
+            f"the training data ({type(dataset_of(split)).__name__}) has no length; pass the number of batches per "
             "epoch: Training(steps_per_epoch=...)"
         )
     if isinstance(split, LoaderSplit) and not isinstance(split, StreamSplit):
@@ -189,7 +189,7 @@ def _batches_in_pass(split: Split | LoaderSplit, batch_size: int) -> int:
 
 
 class _Segment(NamedTuple):
-    """The batches from `first` to before `end` of a pass."""
+    """The batches of a pass from `first` up to, but not including, `end`. number: of the pass."""
 
     number: int
     first: int
@@ -197,25 +197,25 @@ class _Segment(NamedTuple):
 
 
 class _Stream:
-    """The batches of a LoaderSplit, one pass after the other."""
+    """The batches of a LoaderSplit, one pass after another."""
 
     def __init__(self, split: LoaderSplit, batch_size: int, *, pin: bool, check: LabelCheck | None) -> None:
         self.split, self.check = split, check
         self.batch_size, self.pin = batch_size, pin
         self.number = 0  # of the pass
         self._iterator: Iterator[Batch] | None = None
-        self._yielded = False  # whether this pass gave a batch
+        self._yielded = False  # whether this pass has yielded a batch
 
     def take(self, count: int) -> Iterator[Batch]:
-        """Yield the next batches. Raises DataError if a pass gives none."""
+        """Yield the next batches. Raises DataError if a pass yields none."""
         for _ in range(count):
             yield self._next()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of the pass, and the position in it if the loader or its dataset knows it."""
+        """Return the number of the pass, and the position in it if the loader or its dataset has a state dict."""
         source = self._source()
         state = None if source is None else source.state_dict()
-        # A checkpoint is loaded without unpickling code, so it must hold plain values only.
+        # A checkpoint is loaded without unpickling, so it can only hold plain values.
         return {"pass": self.number, "source": state if _is_plain(state) else None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> str | None:
@@ -227,8 +227,9 @@ class _Stream:
             return None
         self.number += 1
         return (
-            "the training data, a stream or DataLoader, does not know its position, so the resumed run begins a new "
-            "pass over it, and is not the same to the bit; one with state_dict and load_state_dict would be"
+            "the training data, a stream or DataLoader, cannot restore its position, so the resumed run begins a new "
+            "pass over it, and does not repeat the same bits; with a state_dict of plain values and load_state_dict, "
+            "it would"
         )
 
     def _next(self) -> Batch:
@@ -241,8 +242,8 @@ class _Stream:
             if batch is None:
                 if not self._yielded:
                     raise DataError(
-                        "the training data gives no batch when it is read again from its start; its __iter__ must "
-                        "begin again, as that of an IterableDataset does, or be endless"
+                        "the training data yields no batch when it is read again from its start; its __iter__ must "
+                        "start again, as that of an IterableDataset does, or never end"
                     )
                 self.number, self._iterator, self._yielded = self.number + 1, None, False
             elif len(batch) > 1 or self.batch_size == 1 or not isinstance(self.split, StreamSplit):
@@ -250,9 +251,9 @@ class _Stream:
                 return batch
 
     def _source(self) -> Any:
-        """Return the object that knows the position: the loader, or its dataset if no worker process has a copy."""
+        """Return the object with the position: the loader, or its dataset if no worker process has a copy of it."""
         loader, dataset = self.split.loader, dataset_of(self.split)
-        # The source of a loader that is no DataLoader, such as torchdata's StatefulDataLoader.
+        # The source is the loader of the user if it is not a DataLoader, such as torchdata's StatefulDataLoader.
         in_process = [dataset, getattr(dataset, "source", None)] if getattr(loader, "num_workers", 1) == 0 else []
         candidates = [loader, *in_process]
         has_state = (item for item in candidates if hasattr(item, "state_dict") and hasattr(item, "load_state_dict"))
@@ -260,7 +261,7 @@ class _Stream:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is made of numbers, texts, tensors and None, in dicts, lists and tuples."""
+    """Whether a value consists of numbers, strings, tensors and None, in dicts, lists and tuples."""
     if type(value) is dict:
         return all(_is_plain(part) for part in (*value, *value.values()))
     if type(value) in (list, tuple):

@@ -25,11 +25,11 @@ _CONDITIONS = (
     "platform",
 )
 _RESULTS = ("*/weights*.safetensors", "*/predictions-*.safetensors", f"*/{HISTORY}", METRICS)
-_MEASURED = ("seconds", "peak_memory_bytes")  # of an epoch, which differ in each run
+_MEASURED = ("seconds", "peak_memory_bytes")  # measurements of an epoch, which differ in each run
 
 
 def differences(first: Path, second: Path) -> list[str]:
-    """Return what differs in the results of two runs; empty if all are equal to the bit.
+    """Return the differences between the results of two runs; empty if they are equal bit for bit.
 
     Raises RunFolderError if a file cannot be read.
     """
@@ -38,7 +38,7 @@ def differences(first: Path, second: Path) -> list[str]:
         sorted(str(file.relative_to(folder)) for pattern in _RESULTS for file in folder.glob(pattern))
         for folder in (first, second)
     ]
-    lines += [f"{name} is in one of them only" for name in sorted(set(names[0]) ^ set(names[1]))]
+    lines += [f"only one of them has {name}" for name in sorted(set(names[0]) ^ set(names[1]))]
     for name in sorted(set(names[0]) & set(names[1])):
         contents = [_content(folder / name) for folder in (first, second)]
         difference = _difference(*contents)
@@ -48,7 +48,7 @@ def differences(first: Path, second: Path) -> list[str]:
 
 
 def different_conditions(first: Path, second: Path) -> list[str]:
-    """Return how the conditions of two runs differ, on which their last bits may depend."""
+    """Return the differences between the conditions of two runs. The last bits of results may depend on them."""
     records = [{name: read_record(folder).get(name) for name in _CONDITIONS} for folder in (first, second)]
     for record, folder in zip(records, (first, second), strict=True):
         for file in sorted(folder.glob(f"*/{SUMMARY}")):
@@ -76,7 +76,7 @@ def _content(file: Path) -> Any:
 
 
 def _difference(first: Any, second: Any, path: str = "") -> str | None:
-    """Return the first difference of two values, or None."""
+    """Return the first difference between two values, or None."""
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         if first.shape != second.shape or first.dtype != second.dtype:
             return f"{path} is {describe_array(first)} and {describe_array(second)}"

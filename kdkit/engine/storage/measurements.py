@@ -1,4 +1,4 @@
-"""What a run measured of its networks at its end, `measurements.json`: their cost, and how alike their layers are."""
+"""The measurements of a run's networks, `measurements.json`: their cost, and the similarity of their layers."""
 
 import math
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ from kdkit.errors import RunFolderError, first_line
 from kdkit.utils.sealed import read_sealed_json
 
 MEASUREMENTS = "measurements.json"
-_MOST_LAYERS = 256  # of a network in a file, so that no file makes a page of millions of cells
+_MOST_LAYERS = 256  # per network in a file, so that no file leads to a page with millions of cells
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """The seconds of a forward pass for one sample: the median and the 95th percentile of so many passes.
+    """The seconds of a forward pass for one sample: the median and the 95th percentile over `passes` passes.
 
-    device: on which the network ran. threads: of the CPU. precision: "fp32", or of autocast.
+    device: the one that the network ran on. threads: of the CPU. precision: "fp32", or that of autocast.
     """
 
     p50: float
@@ -30,7 +30,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetCost:
-    """The cost of a network; None for what could not be measured, with the reason in `note`.
+    """The cost of a network. Fields that could not be measured are None, with the reason in `note`.
 
     multiply_adds: of a forward pass for one sample. weights_bytes: of all parameters and buffers.
     """
@@ -42,7 +42,7 @@ class NetCost:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the cost that a file has. Raises ValueError, KeyError or TypeError if it is damaged."""
+        """Return the cost in a file. Raises ValueError, KeyError or TypeError if it is damaged."""
         latency = fields["latency"]
         return cls(
             weights_bytes=_count(fields["weights_bytes"]),
@@ -63,7 +63,7 @@ class NetCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSimilarity:
-    """The CKA of layers of two networks, in rows for those of the first one; NaN if it is undefined."""
+    """The CKA between layers of two networks: a row per student layer, a column per teacher layer; NaN if undefined."""
 
     student: str
     teacher: str
@@ -73,13 +73,13 @@ class LayerSimilarity:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the similarities that a file has. Raises ValueError, KeyError or TypeError if they are damaged."""
+        """Return the similarities in a file. Raises ValueError, KeyError or TypeError if they are damaged."""
         student_layers = tuple(map(_text, fields["student_layers"]))
         teacher_layers = tuple(map(_text, fields["teacher_layers"]))
         rows = fields["values"]
         values = tuple(tuple(math.nan if value is None else _finite(value) for value in row) for row in rows)
         if len(values) != len(student_layers) or any(len(row) != len(teacher_layers) for row in values):
-            raise ValueError("its similarities are not those of its layers")
+            raise ValueError("the numbers of its similarities and of its layers differ")
         if max(len(student_layers), len(teacher_layers)) > _MOST_LAYERS:
             raise ValueError(f"it has a network of more than {_MOST_LAYERS} layers")
         return cls(
@@ -93,9 +93,9 @@ class LayerSimilarity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurements:
-    """The measurements of a run. samples: of the reported split, on which layers were compared; 0 for none.
+    """The measurements of a run. samples: the number of samples that layers were compared on; 0 for none.
 
-    note: why layers were not compared, or "".
+    note: the reason why layers were not compared, or "".
     """
 
     costs: Mapping[str, NetCost]
@@ -126,17 +126,17 @@ def read_measurements(folder: Path) -> Measurements | None:
             samples=int(content["samples"]),
             note=_text(content["note"]),
         )
-    # Nothing in a run folder is trusted.
+    # The content of a run folder is not trusted.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
         raise RunFolderError(
-            f"{file} cannot be read: {reason}; delete it, and the report has no latency and no similarity of layers"
+            f"{file} cannot be read: {reason}; delete it to get a report without latencies and similarities of layers"
         ) from error
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"it has a {type(value).__name__} in the place of a text")
+        raise ValueError(f"expected a string, got a {type(value).__name__}")
     return value
 
 

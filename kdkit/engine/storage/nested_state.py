@@ -1,4 +1,4 @@
-"""Nested states, such as that of an optimizer, as named tensors and JSON, which cannot run code when they are read."""
+"""Store nested states, such as that of an optimizer, as named tensors and JSON. Reading them cannot run code."""
 
 import base64
 import math
@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from kdkit.errors import RunFolderError
 from kdkit.utils.sealed import DTYPES
 
-# A value that JSON does not have is an object with a single key, its kind; a dict becomes a list of pairs, since its
-# keys may be numbers.
+# A value that JSON does not support becomes an object with a single key, its kind. A dict becomes a list of pairs,
+# because its keys may be numbers.
 _DICTS: dict[type, str] = {dict: "dict", defaultdict: "dict", OrderedDict: "ordered", Counter: "counter"}
 _SEQUENCES: dict[type, str] = {tuple: "tuple", torch.Size: "tuple", set: "set", frozenset: "frozenset"}
 _TENSORS = (Tensor, nn.Parameter, nn.Buffer)
 _PLAIN = (bool, int, str, type(None))
-_ARRAYS = [np.dtype(code) for code in "?BHILbhilefdF"]  # that safetensors files have too: numbers of 1 to 8 bytes
+_ARRAYS = [np.dtype(code) for code in "?BHILbhilefdF"]  # dtypes that safetensors supports: numbers of 1 to 8 bytes
 
 
 def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
-    """Return copies of the tensors in a state by the path of their keys, on the CPU, and the rest as a JSON value.
+    """Return CPU copies of the tensors in a state by their path of keys, and the rest as a JSON value.
 
-    Raises RunFolderError, with the path, for a value that is neither a tensor nor plain.
+    Raises RunFolderError with the path of a value that is neither a tensor nor plain.
     """
     tensors: dict[str, Tensor] = {}
 
@@ -42,7 +42,7 @@ def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
             return value if math.isfinite(value) else {"float": repr(value)}
         if kind in _TENSORS and value.layout is torch.strided and value.dtype in (*DTYPES, torch.complex128):
             copy = value.detach().to("cpu", copy=True).contiguous()
-            if value.dtype == torch.complex128:  # which safetensors files do not have
+            if value.dtype == torch.complex128:  # not supported by safetensors
                 return {"complex128": add(torch.view_as_real(copy), path)}
             return {"tensor": add(copy, path)}
         if kind in _DICTS:
@@ -61,7 +61,7 @@ def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
         if kind is complex:
             return {"complex": [encode(value.real, path), encode(value.imag, path)]}
         if isinstance(value, np.ndarray | np.generic) and value.dtype.newbyteorder("=") in _ARRAYS:
-            array = np.array(value, value.dtype.newbyteorder("="), order="C")  # torch has the byte order of the machine
+            array = np.array(value, value.dtype.newbyteorder("="), order="C")  # torch needs the native byte order
             return {"numpy": add(torch.from_numpy(array), path), "dtype": value.dtype.str}
         raise RunFolderError(
             f"a checkpoint holds tensors and plain values only, but {path or 'the state'} is a {kind.__module__}."
@@ -72,7 +72,7 @@ def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
 
 
 def unflatten(tensors: Mapping[str, Tensor], encoded: Any) -> Any:
-    """Return the state that `flatten` was called with. Raises ValueError for anything else."""
+    """Return the state that `flatten` was called with. Raises ValueError if `flatten` did not return these values."""
     if isinstance(encoded, list):
         return [unflatten(tensors, item) for item in encoded]
     if not isinstance(encoded, dict):

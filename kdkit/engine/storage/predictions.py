@@ -1,4 +1,4 @@
-"""Read the stored predictions of a network, and refuse those that no run writes."""
+"""Read the stored predictions of a network, and check that they are valid."""
 
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,14 @@ from kdkit.errors import RunFolderError, first_line
 from kdkit.metrics.base import Predictions
 from kdkit.utils.sealed import read_tensors
 
-REDUCED = "reduced."  # before the name of a metric, see `Predictions.reduced`
-_ARRAYS = {"labels": "biuf", "outputs": "biuf", "ids": "iu", "groups": "iu"}  # and the kinds of their dtypes
+REDUCED = "reduced."  # prefix of the name of a metric, see `Predictions.reduced`
+_ARRAYS = {"labels": "biuf", "outputs": "biuf", "ids": "iu", "groups": "iu"}  # names, and kinds of dtypes
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Return the predictions in a file. Raises RunFolderError, with the file and the reason, if they are not valid.
+    """Return the predictions in a file. Raises RunFolderError with the file and the reason if they are invalid.
 
-    Labels beyond the classes, outputs that are not finite, and shapes that do not fit each other are not valid.
+    Labels beyond the classes, outputs that are not finite, and shapes that do not match are invalid.
     """
     try:
         if not path.is_file():
@@ -29,7 +29,7 @@ def read_predictions(path: Path) -> Predictions:
             raise ValueError(problem)
     except FileNotFoundError as error:
         raise RunFolderError(f"{path} is missing; restore it from a copy, or run the recipe again") from error
-    except Exception as error:  # safetensors and numpy raise many kinds for damaged bytes
+    except Exception as error:  # safetensors and numpy raise many kinds of errors for damaged bytes
         raise RunFolderError(
             f"{path} cannot be read: {first_line(error)}; restore it from a copy, or run the recipe again"
         ) from error
@@ -63,14 +63,14 @@ def _problem(predictions: Predictions) -> str | None:
     shapes = f"labels {labels.shape} and outputs {outputs.shape}"
     for name, array in (("ids", predictions.ids), ("groups", predictions.groups)):
         if array is not None and array.ndim != 1:
-            return f"{name} have the shape {array.shape}, and there is one per sample"
+            return f"{name} have the shape {array.shape}, but there must be one per sample"
     if not len(outputs):
         return "it has no samples"
     if predictions.per_position:
         if labels.shape != outputs.shape or labels.ndim < 2:
             return f"it has decisions {outputs.shape} for labels per position {labels.shape}"
         if labels.dtype.kind not in "iu" or outputs.dtype.kind not in "biu":
-            return f"labels per position are {labels.dtype} and decisions {outputs.dtype}, and both are whole numbers"
+            return f"labels per position are {labels.dtype} and decisions {outputs.dtype}, but must be whole numbers"
         is_multilabel = outputs.dtype.kind == "b"
         if is_multilabel and labels.shape[1] != count:
             return f"it has labels {labels.shape} for {count} classes"
@@ -80,31 +80,31 @@ def _problem(predictions: Predictions) -> str | None:
         sample = int((~np.isfinite(outputs)).reshape(len(outputs), -1).any(1).argmax())
         return f"the outputs of sample {sample} are not finite numbers"
     if outputs.dtype.kind != "f":
-        return f"outputs are {outputs.dtype}, and logits are floats"
+        return f"outputs are {outputs.dtype}, but logits must be floats"
     if labels.dtype.kind == "f" and np.isinf(labels).any():
         return "a label is infinite"
     if labels.ndim == 1 and labels.dtype.kind in "iu":
         if outputs.shape != (len(labels), count):
             return f"it has {shapes} for {count} classes"
         return _beyond(labels, 0, count - 1)
-    # Labels by class, or numbers, which may have any shape; a single one may lack its dimension.
+    # Labels by class, or numbers of any shape. A single class or number per sample may lack its dimension.
     if labels.size != outputs.size or (labels.ndim > 1 and labels.shape[1] != count):
         return f"it has {shapes} for {count} classes"
     return None if labels.dtype.kind == "f" else _beyond(labels, 0, 1)
 
 
 def _beyond(values: NDArray[Any], least: int, most: int, name: str = "a label") -> str | None:
-    """Return a description of a value out of the range, or None."""
+    """Return a description of a value outside of the range, or None."""
     if values.size == 0 or (int(values.min()) >= least and int(values.max()) <= most):
         return None
     is_beyond = (values < least) | (values > most)
     sample = int(is_beyond.reshape(len(values), -1).any(1).argmax())
     value = values[is_beyond].flat[0]
-    return f"{name} of sample {sample} is {value}, and may be {least} to {most}"
+    return f"{name} of sample {sample} is {value}, but must be from {least} to {most}"
 
 
 def require_same_kind(path: Path, validation: Predictions, test: Predictions) -> None:
-    """Raise RunFolderError, with the path of the second ones, if two splits have other classes or kinds of labels."""
+    """Raise RunFolderError, with the path of `test`, if two splits have different classes or kinds of labels."""
     for name, first, second in (
         ("classes", validation.classes, test.classes),
         ("kind of labels", validation.labels.ndim, test.labels.ndim),

@@ -1,4 +1,4 @@
-"""Read what a finished run reports: its metrics and its predictions. Nothing in a run folder is trusted."""
+"""Read the metrics and predictions of a finished run. The content of a run folder is not trusted."""
 
 import math
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ from kdkit.utils.sealed import read_sealed_json, read_tensors
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunMetrics:
-    """The metrics of a finished run by net and metric, NaN for a value that is undefined, and their split.
+    """The metrics of a finished run by net and metric, with NaN for undefined values, and their split.
 
-    differences: of students from their baselines, if the run has any.
+    differences: between students and their baselines, if the run has any.
     """
 
     reported_on: str
@@ -34,7 +34,7 @@ class RunMetrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageReport:
-    """A finished stage: the epochs of its history, with NaN for null, and the best one of them."""
+    """A finished stage: the epochs of its history, with NaN for null, and the best epoch."""
 
     name: str
     folder: Path
@@ -43,13 +43,13 @@ class StageReport:
 
 
 def read_metrics(folder: Path) -> RunMetrics:
-    """Return the metrics of a run. Raises RunFolderError if the folder holds no finished run, or they are damaged."""
+    """Return the metrics of a run. Raises RunFolderError if there is no finished run, or they are damaged."""
     record, file = read_record(folder), folder / METRICS
     try:
         content = _object(read_sealed_json(file))
         reported_on = content["reported_on"]
         if reported_on not in ("test", "validation"):
-            raise ValueError(f"it reports on {str(reported_on)[:40]!r}, which is no split")
+            raise ValueError(f"it reports on {str(reported_on)[:40]!r}, which is not a split")
         results = {
             net: {metric: _result(fields) for metric, fields in _object(metrics).items()}
             for net, metrics in _object(content["metrics"]).items()
@@ -68,7 +68,7 @@ def read_metrics(folder: Path) -> RunMetrics:
 
 
 def read_stages(folder: Path) -> tuple[StageReport, ...]:
-    """Return the finished stages of a run in their order. Raises RunFolderError if a history is damaged."""
+    """Return the finished stages of a run in order. Raises RunFolderError if a history is damaged."""
     stages = []
     for path in sorted((file.parent for file in folder.glob(f"*/{SUMMARY}")), key=stage_number):
         summary, history = StageFolder(path, writes=False).load_finished()
@@ -85,11 +85,9 @@ def read_stages(folder: Path) -> tuple[StageReport, ...]:
 
 
 def read_samples(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the tensors of the samples that a run saved for reports, with their `ids`; empty if it saved none.
+    """Return the tensors of the samples that a run saved for reports, with their `ids`, and the names of the samples.
 
-    With them the names of the samples, empty if they have none.
-
-    Raises RunFolderError if they are damaged.
+    Both are empty if there are none. Raises RunFolderError if they are damaged.
     """
     file = folder / SAMPLES
     if not file.exists():
@@ -98,21 +96,21 @@ def read_samples(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         tensors, facts = read_tensors(file)
         ids = tensors["ids"]
         if ids.ndim != 1 or ids.dtype != torch.int64 or any(len(tensor) != len(ids) for tensor in tensors.values()):
-            raise ValueError("its tensors are not of the same samples")
+            raise ValueError("its tensors do not have the same samples")
         names = facts.get("names") or []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError("the names of its samples are no texts")
+            raise ValueError("the names of its samples are not strings")
         if names and len(names) != len(ids):
-            raise ValueError(f"it has {len(names)} names of {len(ids)} samples")
-    except Exception as error:  # safetensors raises many kinds for damaged bytes
+            raise ValueError(f"it has {len(names)} names for {len(ids)} samples")
+    except Exception as error:  # safetensors raises many kinds of errors for damaged bytes
         raise RunFolderError(
-            f"{file} cannot be read: {first_line(error)}; delete it, and no samples are shown"
+            f"{file} cannot be read: {first_line(error)}; delete it to get a report without samples"
         ) from error
     return tensors, tuple(names)
 
 
 def nets_of_run(folder: Path) -> tuple[str, ...]:
-    """Return the networks that have metrics. Raises RunFolderError if the folder holds no finished run."""
+    """Return the names of networks with metrics. Raises RunFolderError if there is no finished run."""
     return tuple(read_metrics(folder).results)
 
 
@@ -122,7 +120,7 @@ def read_reported(folder: Path, net: str) -> NetReport:
     Raises RunFolderError if there is no such run or network, or if predictions are missing or damaged.
     """
     record = read_record(folder)
-    stages: dict[str, Path] = {}  # a network that several stages trained is reported as the last one left it
+    stages: dict[str, Path] = {}  # if several stages trained a network, the last one is reported
     for file in sorted(
         folder.glob("*/predictions-*-validation.safetensors"), key=lambda file: stage_number(file.parent)
     ):
@@ -130,8 +128,8 @@ def read_reported(folder: Path, net: str) -> NetReport:
     if net not in stages:
         raise RunFolderError(f"{folder} holds no predictions of {net!r}; {did_you_mean(net, list(stages))}")
     metrics = read_metrics(folder)
-    if net not in metrics.results:  # killed while it evaluated this network, whose test predictions may be missing
-        raise RunFolderError(f"{folder} holds no metrics of {net!r}; resume the run, so that it evaluates this net")
+    if net not in metrics.results:  # killed during the evaluation of this network: test predictions may be missing
+        raise RunFolderError(f"{folder} holds no metrics of {net!r}; resume the run to evaluate this net")
     stage = StageFolder(stages[net])
     validation, test = stage.load_predictions(net, "validation"), None
     if metrics.reported_on == "test":
@@ -143,7 +141,7 @@ def read_reported(folder: Path, net: str) -> NetReport:
 
 
 def read_class_table(folder: Path, net: str, *, resamples: int) -> tuple[NetReport, tuple[ClassRow, ...]]:
-    """Return the predictions of a network, and its table of classes. Raises RunFolderError if it has none."""
+    """Return the predictions of a network and its table of classes. Raises RunFolderError if it has none."""
     reported = read_reported(folder, net)
     try:
         return reported, class_table(reported, resamples=resamples)
@@ -155,7 +153,7 @@ def _result(fields: Any) -> MetricResult:
     fields = _object(fields)
     note = fields["note"]
     if not isinstance(note, str):
-        raise ValueError("a note is not a text")
+        raise ValueError("a note is not a string")
     by_class = {name: _number(value) for name, value in _object(fields["by_class"]).items()}
     interval = fields.get("interval")
     intervals_by_class = {
@@ -173,7 +171,7 @@ def _result(fields: Any) -> MetricResult:
 def _difference(fields: Mapping[str, Any]) -> BaselineDifference:
     texts = {name: fields[name] for name in ("student", "baseline", "metric", "verdict")}
     if not all(isinstance(text, str) for text in texts.values()):
-        raise ValueError("a name in a difference is not a text")
+        raise ValueError("a name in a difference is not a string")
     return BaselineDifference(
         **texts,
         value=_number(fields["value"]),
@@ -201,5 +199,5 @@ def _number(value: Any) -> float:
 
 def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"it has a {type(value).__name__} in the place of an object")
+        raise ValueError(f"expected an object, got a {type(value).__name__}")
     return value

@@ -1,4 +1,4 @@
-"""The folder of a run: the files a run writes, and the checks for resuming it."""
+"""The folder of a run: the files that a run writes, and the checks for resuming it."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,12 +26,12 @@ from kdkit.utils.sealed import json_parts, read_sealed_json, tensor_parts
 METRICS = "metrics.json"
 SAMPLES = "samples.safetensors"
 
-# A run is resumed only if all of these are the same, unless that is forced; device and processes may differ.
+# A run is resumed only if all of these are equal, unless forced. The device and the number of processes may differ.
 _MUST_MATCH = (
     *("recipe_sha256", "options", "seed", "precision", "data", "training_samples"),
     *("stages", "nets", "trainings", "teacher_cache"),
 )
-_VERSIONS = ("kdkit", "torch")  # of which the same holds
+_VERSIONS = ("kdkit", "torch")  # must match too
 LOCK = ".lock"
 _RECIPE = "recipe.py"
 _HINTS = {
@@ -43,7 +43,7 @@ _HINTS = {
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The folder of one run. writes: False on all ranks but the first one, which then write nothing."""
+    """The folder of one run. writes: False on all ranks except the first, which then write nothing."""
 
     path: Path
     writes: bool = True
@@ -52,13 +52,13 @@ class RunFolder:
     def create(cls, path: Path, record: Mapping[str, Any], recipe: bytes | None) -> "RunFolder":
         """Create a run folder. Raises RunFolderError if the path exists and is not an empty folder.
 
-        recipe: the content of the recipe file, if there is one. A folder in which a run was killed before it wrote its
-        record counts as empty.
+        The folder of a run that was killed before it wrote its record counts as empty.
+        recipe: the content of the recipe file, if there is one.
         """
         cls.require_usable(path, resume=False)
         with _explain_unwritable(path):
             delete_temporary_files(path)
-            # The record comes first: without it, a file could not be distinguished from one of the user.
+            # The record comes first: without it, files of the run could not be distinguished from files of the user.
             write(path / RECORD, *json_parts({"format": FORMAT, **_plain(record)}))
             _copy_recipe(path, recipe)
         return cls(path)
@@ -75,8 +75,8 @@ class RunFolder:
     ) -> "RunFolder":
         """Open the folder of a run to resume it.
 
-        force: resume a run that has changed, and record the changes. Otherwise raises RunFolderError with all of them.
-        tidy: delete the temporary files that killed processes left; False if other processes are writing there.
+        force: resume a run that has changed, and record the changes. Otherwise raises RunFolderError with the changes.
+        tidy: delete temporary files of killed processes; False if other processes are writing to the folder.
         """
         before, current = read_record(path), _plain(record)
         changes = _changes(before, current)
@@ -88,7 +88,7 @@ class RunFolder:
         with _explain_unwritable(path):
             if tidy:
                 delete_temporary_files(path)
-                if not (path / _RECIPE).exists():  # the run was killed between its record and its recipe
+                if not (path / _RECIPE).exists():  # the run was killed after it wrote its record
                     _copy_recipe(path, recipe)
             if changes:
                 earlier = before.get("forced")
@@ -99,18 +99,18 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from writing to this folder. Raises RunFolderError if one does.
+        """Keep other processes from writing to this folder. Raises RunFolderError if another process is writing.
 
-        The lock of a process that was killed is released. Where the file system has no locks, as some network file
-        systems, the file names the process, and only one that has ended on this machine counts as released.
+        The lock of a killed process is released. Some network file systems have no locks; then the file names the
+        process, and the lock counts as released only if that process ended on this machine.
         """
-        # The stages of a run may each be run with the lock that the whole run holds.
+        # A singleton, because stages of a run may take the lock that the whole run already holds.
         with locked_folder(self.path, FileLock(self.path / LOCK, is_singleton=True), _unwritable):
             yield
 
     @staticmethod
     def require_usable(path: Path, *, resume: bool) -> None:
-        """Raise the RunFolderError that creating or resuming this folder would raise, without writing anything."""
+        """Raise the error that creating or resuming this folder would raise, without writing anything."""
         if resume:
             read_record(path)
             return
@@ -119,13 +119,13 @@ class RunFolder:
                 if (path / RECORD).exists():
                     raise RunFolderError(
                         f"{path} already holds a run; resume it (--resume, or resume=True), choose another folder, or "
-                        "delete that one"
+                        "delete this one"
                     )
                 raise RunFolderError(f"{path} exists and is not a run folder; choose a path that does not exist")
             require_writable(path)
 
     def stage(self, index: int, name: str) -> StageFolder:
-        """Return the folder of a stage. index: from 0; the folder's name counts from 1."""
+        """Return the folder of a stage. index: counted from 0; folder names count from 1."""
         return StageFolder(self.path / f"{index + 1}-{name}", writes=self.writes)
 
     def save_metrics(
@@ -134,7 +134,7 @@ class RunFolder:
         metrics: Mapping[str, Mapping[str, MetricResult]],
         differences: Sequence[BaselineDifference] = (),
     ) -> None:
-        """Save the metrics of every network, their split, and differences from baselines; NaN becomes null."""
+        """Save the metrics of every network, their split, and the differences from baselines. NaN becomes null."""
         table = {net: {name: _as_json(result) for name, result in results.items()} for net, results in metrics.items()}
         content: dict[str, Any] = {"format": FORMAT, "reported_on": reported_on, "metrics": table}
         if differences:
@@ -142,12 +142,12 @@ class RunFolder:
         self._write(METRICS, json_parts(content))
 
     def save_samples(self, ids: Tensor, tensors: Mapping[str, Tensor], names: Sequence[str] = ()) -> None:
-        """Save samples for a report. ids: (samples,) int64. tensors: by name, each (samples, ...). names: or none."""
+        """Save samples for a report. ids: (samples,) int64. tensors: by name, (samples, ...). names: may be empty."""
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in {**tensors, "ids": ids}.items()}
         self._write(SAMPLES, tensor_parts(copies, {"format": FORMAT, "names": [*names]}))
 
     def save_measurements(self, measurements: Measurements) -> None:
-        """Save what was measured of the networks, which differs in each run."""
+        """Save the measurements of the networks."""
         self._write(MEASUREMENTS, json_parts({"format": FORMAT, **measurements.as_dict()}))
 
     def _write(self, name: str, parts: Sequence[Content]) -> None:
@@ -157,32 +157,32 @@ class RunFolder:
 
 
 def can_resume(path: Path) -> bool:
-    """Whether a folder holds a run that wrote its record."""
+    """Whether a folder has a run that wrote its record."""
     return (path / RECORD).is_file()
 
 
 def how_to_resume(path: Path, record: Mapping[str, Any]) -> str:
-    """Return the command, or what to do in Python, that resumes a run. record: of the run."""
+    """Return the command or the Python code that resumes a run. record: of the run."""
     if isinstance(record.get("command"), Mapping):
         return f"kdkit run --resume {path}"
     if (path.resolve().parent / LOCK).is_file():
-        return "run the Python script again that started it; its study or sweep skips finished runs"
+        return "run the Python script that started it again; its study or sweep skips finished runs"
     return f"kdkit.run(..., out={str(path)!r}, resume=True) in Python"
 
 
 def resumable_files(path: Path) -> list[str]:
-    """Return the files that the stages of a run are resumed or loaded from, by their paths in its folder."""
+    """Return the files that the stages of a run are resumed or loaded from, as paths relative to its folder."""
     files = [*path.glob("*/stage.json"), *path.glob("*/checkpoint-*.safetensors")]
     return sorted(str(file.relative_to(path)) for file in files)
 
 
 def was_killed_at_start(path: Path) -> bool:
-    """Whether a folder is that of a run that was killed before it wrote its record: it has nothing but the lock."""
+    """Whether a run in this folder was killed before it wrote its record: only the lock is there."""
     return (path / LOCK).is_file() and _is_empty(path)
 
 
 def default_path(name: str) -> Path:
-    """Return a path for a run without `out`: runs/<name>-<time>, which does not exist yet."""
+    """Return a new path for a run without `out`: runs/<name>-<time>."""
     stem = f"{name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     path, count = Path("runs") / stem, 1
     while path.exists():
@@ -192,7 +192,7 @@ def default_path(name: str) -> Path:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return `run.json`. Raises RunFolderError if there is no run, or it cannot be read, or its format is another."""
+    """Return `run.json`. Raises RunFolderError if it is missing or cannot be read, or has another format."""
     file = path / RECORD
     try:
         if not file.is_file() and runs_in(path):
@@ -207,7 +207,7 @@ def read_record(path: Path) -> dict[str, Any]:
             raise RunFolderError(f"{path} holds no run: there is no {RECORD} in it{hint}")
         record = read_json(file)
         if not isinstance(record, dict):
-            raise ValueError(f"it holds a {type(record).__name__}, not an object")
+            raise ValueError(f"expected an object, got a {type(record).__name__}")
         require_format(record, file)  # first: other formats have no checksum
         return read_sealed_json(file)
     except (OSError, ValueError) as error:
@@ -217,7 +217,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def _is_empty(path: Path) -> bool:
-    """Whether a path is a folder without any file but those of a run that has written nothing yet."""
+    """Whether a path is a folder without files, except for those of a run that has not written its record yet."""
     return path.is_dir() and all(file.name == LOCK or is_temporary(file, RECORD) for file in path.iterdir())
 
 
@@ -227,15 +227,15 @@ def _copy_recipe(path: Path, recipe: bytes | None) -> None:
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record as it is read from its file."""
+    """Return a record as it would be read from its file."""
     plain: dict[str, Any] = json.loads(json.dumps(record, default=str))
     return plain
 
 
 def _changes(before: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Return what differs between two records of a run, with both values."""
+    """Return the differences between two records of a run, with both values."""
     pairs = {key: (before.get(key), current.get(key)) for key in _MUST_MATCH}
-    # Whoever changes a file can also compute its checksum.
+    # A valid checksum proves nothing about the types: a changed file can have a new checksum.
     versions = [value if isinstance(value := record.get("versions"), dict) else {} for record in (before, current)]
     pairs |= {f"version of {name}": (versions[0].get(name), versions[1].get(name)) for name in _VERSIONS}
     changes = []
@@ -249,7 +249,7 @@ def _changes(before: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]
 
 def _as_json(result: MetricResult) -> dict[str, Any]:
     fields = asdict(result)
-    if result.interval is None:  # only a BootstrapInterval has one
+    if result.interval is None:  # only BootstrapInterval computes one
         return {key: fields[key] for key in ("value", "by_class", "note")}
     return fields
 
@@ -258,7 +258,7 @@ def _as_json(result: MetricResult) -> dict[str, Any]:
 def locked_folder(
     folder: Path, lock: FileLock, unwritable: Callable[[Path, Exception], RunFolderError]
 ) -> Iterator[None]:
-    """Create a folder and hold its lock. Raises RunFolderError if another process does.
+    """Create a folder and hold its lock. Raises RunFolderError if another process holds it.
 
     unwritable: returns the error for a folder that cannot be written.
     """
@@ -282,7 +282,7 @@ def _explain_unwritable(path: Path) -> Iterator[None]:
     """Raise RunFolderError if a run folder cannot be written."""
     try:
         yield
-    except (OSError, ValueError) as error:  # ValueError if the path has a null character
+    except (OSError, ValueError) as error:  # ValueError if the path contains a null character
         raise _unwritable(path, error) from error
 
 
@@ -293,7 +293,7 @@ def _unwritable(path: Path, error: Exception) -> RunFolderError:
 
 
 def _without_addresses(value: Any) -> Any:
-    """Remove memory addresses from all texts of a record."""
+    """Return a record with memory addresses removed from all of its strings."""
     if isinstance(value, list):
         return [_without_addresses(item) for item in value]
     if isinstance(value, dict):

@@ -26,12 +26,12 @@ from kdkit.utils.files import Content, append, nulls_to_nan, to_json, write
 from kdkit.utils.read_json import parse_json
 from kdkit.utils.sealed import json_parts, read_sealed_json, read_tensors, tensor_parts
 
-# The version of the files of a run; raised when a file of an older version could be misread.
+# The version of the file format of a run; increased if a file of an older version could be misread.
 FORMAT = 3
 RECORD = "run.json"
 HISTORY = "history.jsonl"
 SUMMARY = "stage.json"
-KEPT_CHECKPOINTS = 2  # the last one, and the one before it, in case the last one is damaged
+KEPT_CHECKPOINTS = 2  # the last one, and the one before in case the last one is damaged
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)\.safetensors")
 
 History = list[dict[str, Any]]
@@ -39,10 +39,10 @@ History = list[dict[str, Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndedEpoch:
-    """The files of an epoch that has ended.
+    """The content of the files of a finished epoch.
 
-    entry: its line of the history. best_weights: by network, if it is the best so far. weights: by network, if those of
-    the last epochs are kept. kept: the numbers of these epochs.
+    entry: its line in the history. best_weights: by network, if it is the best epoch so far; otherwise empty.
+    weights: by network, if the weights of the last epochs are kept; otherwise empty. kept: the numbers of these epochs.
     """
 
     entry: Mapping[str, Any]
@@ -52,17 +52,17 @@ class EndedEpoch:
 
 
 class StageFolder:
-    """The files of one stage. writes: False on all ranks but the first one, which then write nothing.
+    """The files of one stage. writes: False on all ranks except the first, which then write nothing.
 
-    Checkpoints are written by a thread while training continues. `wait` returns when the last one is on the disk, and
-    raises the error if it could not be written.
+    A thread writes checkpoints while training continues. `wait` returns when the last one is on disk, and raises the
+    error if it could not be written.
     """
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
         self.writes = writes
-        self._history = hashlib.sha256()  # of the lines so far
-        self._epochs = 0  # the number of these lines
+        self._history = hashlib.sha256()  # of the lines of the history so far
+        self._epochs = 0  # the number of lines
         self._writing: futures.Future[None] | None = None
 
     def save_weights(self, net: str, weights: Mapping[str, Tensor]) -> None:
@@ -84,10 +84,10 @@ class StageFolder:
             return read_tensors(path)[0]
 
     def save_checkpoint(self, step: int, state: Mapping[str, Any], ended: EndedEpoch | None = None) -> None:
-        """Copy a state, and write it in a thread. Raises the error of the checkpoint before if that was not written.
+        """Copy a state, and write it in a thread. Raises the error of the previous checkpoint if writing it failed.
 
-        step: the number of batches before it, which orders checkpoints. ended: an epoch whose files are written first.
-        Raises RunFolderError if the state has anything but tensors and plain values.
+        step: the number of batches trained so far, which orders checkpoints. ended: an epoch whose files are written
+        first. Raises RunFolderError if the state has other values than tensors and plain values.
         """
         if not self.writes:
             return
@@ -97,7 +97,7 @@ class StageFolder:
             with self._explain_unwritable():
                 if ended is not None:
                     self._save_epoch(ended)
-                # Last: a run that is killed before resumes from the checkpoint before.
+                # The checkpoint is written last: a run that is killed before resumes from the previous one.
                 facts = {"format": FORMAT, "history": self._history_facts(), "state": rest}
                 write(self._path_to(f"checkpoint-{step}.safetensors"), *tensor_parts(tensors, facts))
                 self._delete_checkpoints(kept=KEPT_CHECKPOINTS)
@@ -108,30 +108,30 @@ class StageFolder:
         self._writing = _in_thread(save)
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is written. Raises RunFolderError if it could not be."""
+        """Wait until the last checkpoint is written. Raises RunFolderError if writing it failed."""
         self.wait_until_written()
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
     def wait_or_warn(self) -> None:
-        """Wait for the checkpoint of a run that a signal ended, and warn if it could not be written."""
+        """Wait for the last checkpoint of a run that a signal ended, and warn if writing it failed."""
         try:
             self.wait()
         except RunFolderError as error:
-            warnings.warn(f"the checkpoint at the end was not written: {error}", stacklevel=2)
+            warnings.warn(f"the last checkpoint was not written: {error}", stacklevel=2)
 
     def wait_until_written(self) -> None:
-        """Wait for the last checkpoint, whether or not it can be written."""
+        """Wait until writing the last checkpoint has ended, even if it failed."""
         if self._writing is not None:
             futures.wait([self._writing])
 
     def load_checkpoint(self) -> tuple[dict[str, Any], History, str | None] | None:
-        """Return the last checkpoint that is not damaged, its history, and a notice if a later one is; or None.
+        """Return the last intact checkpoint, its history, and a notice if a later one is damaged; or None.
 
         Raises RunFolderError if all checkpoints are damaged.
         """
-        futures.wait(_unfinished)  # of a run in this process that two signals have ended
+        futures.wait(_unfinished)  # of an earlier run in this process that two signals ended
         damaged: list[str] = []
         files = self._checkpoints()
         for file in files:
@@ -147,7 +147,7 @@ class StageFolder:
                 continue
             notice = f"{' and '.join(damaged)}, so the run resumes from {file.name}" if damaged else None
             return state, self._load_history(facts["history"]), notice
-        if self.writes:  # a run that was killed before its first checkpoint
+        if self.writes:  # the run was killed before its first checkpoint
             with self._explain_unwritable():
                 (self.path / HISTORY).unlink(missing_ok=True)
             self.delete_epochs(range(0))
@@ -159,11 +159,11 @@ class StageFolder:
             summary = read_sealed_json(path)
             require_format(summary, path)
             history = self._load_history(summary["history"])
-        self._delete_checkpoints()  # of a run that was killed before it did
+        self._delete_checkpoints()  # left if the run was killed before it deleted them
         return summary, history
 
     def save_batch(self, batch: Batch) -> Path:
-        """Save the tensors of a batch for a look, as a dict that torch.load reads, and return the file."""
+        """Save the tensors of a batch for inspection, as a dict for torch.load, and return the file."""
         path = self.path / "not-finite-batch.pt"
         if self.writes:
             tensors = {"inputs": list(nested_tensors(batch.inputs)), "labels": batch.labels, "ids": batch.ids}
@@ -173,7 +173,7 @@ class StageFolder:
         return path
 
     def save_predictions(self, net: str, split: str, predictions: Predictions) -> None:
-        """Save the predictions for a split: labels, outputs, classes, and ids and groups if the data has them."""
+        """Save the predictions for a split: labels, outputs and classes, and ids and groups if the data has them."""
         if not self.writes:
             return
         arrays = {"labels": predictions.labels, "outputs": predictions.outputs}
@@ -195,7 +195,7 @@ class StageFolder:
         return self.path / f"predictions-{net}-{split}.safetensors"
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Mark the stage as finished, and delete its checkpoints, which are no longer needed."""
+        """Mark the stage as finished, and delete its checkpoints."""
         if not self.writes:
             return
         self.wait()
@@ -210,16 +210,16 @@ class StageFolder:
 
     @contextmanager
     def reading(self, path: Path) -> Iterator[Path]:
-        """Raise RunFolderError for any error that a missing, damaged or foreign file of this stage causes."""
+        """Raise RunFolderError for any error caused by a missing, damaged or foreign file of this stage."""
         try:
             yield path
         except RunFolderError:
             raise
-        except Exception as error:  # damaged bytes cause errors of many kinds
+        except Exception as error:  # damaged bytes cause many kinds of errors
             reason = "there is no such file" if isinstance(error, FileNotFoundError) else first_line(error)
             raise RunFolderError(
                 f"{path} is missing or damaged, so the run cannot be resumed ({reason}); delete the folder {self.path} "
-                "to train that stage again, or choose another folder (--out FOLDER, or out=FOLDER)"
+                "to train this stage again, or choose another folder (--out FOLDER, or out=FOLDER)"
             ) from error
 
     def _save_epoch(self, ended: EndedEpoch) -> None:
@@ -234,18 +234,18 @@ class StageFolder:
         self._epochs += 1
 
     def _load_history(self, facts: Mapping[str, Any]) -> History:
-        """Return the lines of the history that a checkpoint has, with NaN for null, and delete later ones.
+        """Return the lines of the history up to a checkpoint, with NaN for null, and delete later lines.
 
         Raises RunFolderError if they are missing or damaged.
         """
         epochs = facts["epochs"]
         with self.reading(self.path / HISTORY) as path:
-            # A run that was killed before its first epoch ended may have no file yet.
+            # If the run was killed in its first epoch, there may be no file yet.
             content = path.read_bytes() if epochs or path.exists() else b""
             lines = content.splitlines(keepends=True)[:epochs]
             kept = b"".join(lines)
             if hashlib.sha256(kept).hexdigest() != facts["sha256"]:
-                raise ValueError("its checksum does not match its content: it is damaged, or was changed")
+                raise ValueError("its checksum does not match its content: it is damaged or was changed")
             history = [nulls_to_nan(parse_json(line)) for line in lines]
         if kept != content and self.writes:
             self._write(path, kept)
@@ -256,19 +256,19 @@ class StageFolder:
         return {"epochs": self._epochs, "sha256": self._history.hexdigest()}
 
     def _checkpoints(self) -> list[Path]:
-        """Return the files of checkpoints, the last one first."""
+        """Return the checkpoint files, the last one first."""
         steps = {file: match[1] for file in self.path.glob("*") if (match := _CHECKPOINT.fullmatch(file.name))}
         return sorted(steps, key=lambda file: int(steps[file]), reverse=True)
 
     def _delete_checkpoints(self, *, kept: int = 0) -> None:
-        """Delete all checkpoints but the last ones."""
+        """Delete all checkpoints except the last ones."""
         for file in self._checkpoints()[kept:] if self.writes else ():
             with self._explain_unwritable():
                 file.unlink(missing_ok=True)
 
     def _write_weights(self, path: Path, weights: Mapping[str, Tensor]) -> None:
         if self.writes:
-            # Copies, since networks may share a tensor, which safetensors refuses.
+            # Copies, because safetensors does not support tensors that share memory.
             contiguous = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
             self._write(path, *tensor_parts(contiguous, {"format": FORMAT}))
 
@@ -277,54 +277,54 @@ class StageFolder:
             write(self._path_to(path.name), *content)
 
     def _path_to(self, name: str) -> Path:
-        """Return the path of a file to be written. Raises RunFolderError if the run folder is no longer there."""
-        if not (self.path.parent / RECORD).is_file():  # otherwise a part of it would be created again
+        """Return the path of a file to write. Raises RunFolderError if the run folder no longer exists."""
+        if not (self.path.parent / RECORD).is_file():  # otherwise parts of the folder would be created again
             raise RunFolderError(
-                f"the run folder {self.path.parent} is no longer there: it was deleted or renamed while the run was "
-                "writing to it; if it was renamed, resume the run in its new place"
+                f"the run folder {self.path.parent} no longer exists: it was deleted or renamed while the run was "
+                "writing to it; if it was renamed, resume the run in the new folder"
             )
         self.path.mkdir(exist_ok=True)
         return self.path / name
 
     @contextmanager
     def _explain_unwritable(self) -> Iterator[None]:
-        """Raise RunFolderError if the disk is full, or the folder can no longer be written to."""
+        """Raise RunFolderError if the disk is full or the folder can no longer be written to."""
         try:
             yield
         except OSError as error:
             raise RunFolderError(
-                f"the run folder {self.path.parent} cannot be written: {first_line(error)}; the files that it holds "
-                "are intact: make room or restore the permission, and resume the run (--resume, or resume=True)"
+                f"the run folder {self.path.parent} cannot be written: {first_line(error)}; its files are intact: "
+                "free disk space or restore the permission, and resume the run (--resume, or resume=True)"
             ) from error
 
 
-_unfinished: set[futures.Future[None]] = set()  # the checkpoints that this process writes at present
+_unfinished: set[futures.Future[None]] = set()  # checkpoints that this process is writing
 
 
 def _in_thread(save: Callable[[], None]) -> futures.Future[None]:
-    """Call a function in a thread, which does not keep the process from ending, and return its future."""
+    """Call a function in a daemon thread, which does not keep the process alive, and return its future."""
     writing: futures.Future[None] = futures.Future()
 
     def call() -> None:
         try:
             save()
-        except BaseException as error:  # raised by whoever waits for the future
+        except BaseException as error:  # raised again by the caller that waits for the future
             writing.set_exception(error)
         else:
             writing.set_result(None)
 
     _unfinished.add(writing)
     writing.add_done_callback(_unfinished.discard)
-    # Not of an executor, for whose threads Python waits at its exit.
+    # Not an executor, because Python waits for the threads of executors at exit.
     Thread(target=call, name="kdkit-checkpoint", daemon=True).start()
     return writing
 
 
 def require_format(content: Mapping[str, Any], path: Path) -> None:
-    """Raise RunFolderError if a file of a run was written in another format than this version of kdkit reads."""
-    version = content.get("format", 1)  # files of the first format do not name it
+    """Raise RunFolderError if a file of a run has another format than this version of kdkit reads."""
+    version = content.get("format", 1)  # files of the first format do not state it
     if version != FORMAT:
         raise RunFolderError(
-            f"{path} has format {str(version)[:40]}, and this version of kdkit reads format {FORMAT}; start the run "
+            f"{path} has format {str(version)[:40]}, but this version of kdkit reads format {FORMAT}; start the run "
             "again in another folder (--out FOLDER, or out=FOLDER)"
         )

@@ -426,8 +426,8 @@ def of_every_state():
 @pytest.mark.parametrize(
     ("draw", "draws", "notice"),
     [
-        (lambda: torch.randn(4), 1, "draws=1 promises that a sample is always the same, and samples of the training"),
-        (lambda: torch.tensor(np.random.default_rng().standard_normal(4)).float(), 1, "draws=1 promises that a sample"),
+        (lambda: torch.randn(4), 1, "draws=1 means that a sample is always the same, but samples of the training"),
+        (lambda: torch.tensor(np.random.default_rng().standard_normal(4)).float(), 1, "draws=1 means that a sample is"),
         (lambda: torch.full((4,), torch.nan), 1, None),
         (lambda: torch.tensor(np.random.default_rng().standard_normal(4)).float(), 2, "draws=... seeds the random"),
         (of_every_state, 2, None),

@@ -260,7 +260,7 @@ def test_labels_that_are_missing_or_no_tensor_are_refused():
             distiller(INPUTS)
         with pytest.raises(RecipeError, match="labels are a tensor, or None; got a list"):
             distiller(INPUTS, LABELS.tolist())
-    with pytest.raises(CheckError, match="term 'teacher/dkd': it learns from labels, and the training data has none"):
+    with pytest.raises(CheckError, match="term 'teacher/dkd': it learns from labels, but the training data has none"):
         Distiller(student, Match(teacher, DKD()), (INPUTS, None))
     assert not hooks_of(student.module)
 
@@ -475,7 +475,7 @@ def every_kind(student, teacher):
     )
 
 
-def test_a_tap_on_a_module_that_runs_twice_is_doubted():
+def test_a_tap_on_a_module_that_runs_twice_gives_a_notice():
     class Siamese(Mlp):
         def forward(self, inputs):
             return super().forward(inputs) + super().forward(inputs.flip(1))

@@ -219,7 +219,7 @@ def test_functions_replace_heads_whose_outputs_the_network_changes():
     inputs, labels = batch()
     student, teacher = Net("student", small), Net("teacher", large, trained=True)
     tapped = Match(teacher, Chunked(ReverseKL()), student=HeadTap(small.head), target=HeadTap(large.head))
-    message = r"outputs of the network are not those of Linear 'head' of net 'student', .* such as by a soft cap"
+    message = r"outputs of the network are not those of Linear 'head' of net 'student', .* for example by a soft cap"
     with pytest.raises(CheckError, match=message):
         Distiller(student, tapped, (inputs, labels))
     loss = Chunked(ReverseKL(), heads=(lambda hidden: 2.0 * torch.tanh(small.head(hidden) / 2.0), large.head))
@@ -274,7 +274,7 @@ def test_terms_that_take_outputs_that_are_left_out_are_refused():
     teacher = Net("teacher", large, trained=True)
     side, target = HeadTap(small.head), HeadTap(large.head)
     match = Match(teacher, Chunked(ReverseKL()), student=side, target=target)
-    message = "term 'truth' takes the outputs of net 'student', which another term leaves out by a HeadTap"
+    message = "term 'truth' takes the outputs of net 'student', which are not computed because another"
     assert message in problems(Truth(nn.CrossEntropyLoss()) + match, small)
     other = Match(teacher, ReverseKL(), label="other")
     assert "term 'other' takes the outputs of net 'teacher'" in problems(match + other, small)

@@ -50,7 +50,7 @@ def test_the_channels_of_layers_on_tokens_are_last_for_any_number_of_tokens(path
     shape, form = form_of(Encoder(), path, torch.randn(2, tokens, 3))
     assert shape == (2, width, tokens)
     assert form.channels_last is True
-    assert not form.doubt
+    assert not form.notice
 
 
 def test_the_channels_of_the_input_of_a_layer_on_tokens_are_last():
@@ -61,14 +61,14 @@ def test_an_explicit_order_is_obeyed():
     for last in (True, False):
         shape, form = form_of(Encoder(), "layer", torch.randn(2, 5, 3), channels_last=last)
         assert shape == ((2, 8, 5) if last else (2, 5, 8))
-        assert not form.doubt
+        assert not form.notice
 
 
 def test_a_feature_without_positions_has_one_order():
     shape, form = form_of(nn.Sequential(nn.Linear(3, 4)), "0", torch.randn(2, 3))
     assert shape == (2, 4)
     assert form.channels_last is None
-    assert not form.doubt
+    assert not form.notice
 
 
 GPT2 = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=10, bos_token_id=0, eos_token_id=1)
@@ -91,7 +91,7 @@ LLAMA = LlamaConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=1, n
 def test_the_channels_of_language_models_are_last(model, path, channels):
     shape, form = form_of(model, path, torch.randint(0, 10, (2, 7)))
     assert shape == (2, channels, 7)
-    assert not form.doubt
+    assert not form.notice
 
 
 def test_the_channels_of_a_swin_transformer_are_last_in_maps():
@@ -100,7 +100,7 @@ def test_the_channels_of_a_swin_transformer_are_last_in_maps():
     for path, channels, side in (("layers.0", 16, 8), ("layers.0.blocks.0", 16, 8), ("layers.1.downsample", 32, 4)):
         shape, form = form_of(model, path, torch.rand(2, 3, 32, 32))
         assert shape == (2, channels, side, side)
-        assert not form.doubt
+        assert not form.notice
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_the_channels_of_convolutional_networks_stay_second_in_every_layer(name)
         fired = set(open_taps.taps) - set(open_taps.unfired())
     assert len(fired) > 20
     assert not [tap.form.layer for tap in fired if tap.form.channels_last]
-    assert not [tap.form.doubt for tap in fired if tap.form.doubt]
+    assert not [tap.form.notice for tap in fired if tap.form.notice]
 
 
 class Dense(nn.Module):
@@ -144,7 +144,7 @@ def test_the_channels_of_convolutions_on_signals_stay_second(path, length):
     shape, form = form_of(Dense(), path, torch.randn(2, 4, length))
     assert shape[2] == length
     assert form.channels_last is False
-    assert not form.doubt
+    assert not form.notice
 
 
 class Excited(nn.Module):
@@ -173,10 +173,10 @@ def test_linear_layers_between_convolutions_do_not_make_the_channels_last(path, 
     shape, form = form_of(Excited(), path, torch.randn(2, 4, length))
     assert shape == (2, 8, length)
     assert form.channels_last is False
-    assert not form.doubt
+    assert not form.notice
 
 
-DOUBTS = {
+NOTICES = {
     "no layer": (nn.Sequential(nn.Identity()), "0", {}, "no layer in it or around it has as many channels"),
     "a function": (Encoder(), "layer", {"element": lambda value: value[:, 1:]}, "element=... may select any tensor"),
     "tokens first": (
@@ -188,17 +188,17 @@ DOUBTS = {
 }
 
 
-@pytest.mark.parametrize("case", DOUBTS)
-def test_an_order_that_is_not_certain_is_second_with_a_doubt(case):
-    network, path, options, reason = DOUBTS[case]
+@pytest.mark.parametrize("case", NOTICES)
+def test_channels_of_uncertain_order_are_second_with_a_notice(case):
+    network, path, options, reason = NOTICES[case]
     _shape, form = form_of(network, path, torch.randn(2, 5, 3), **options)
     assert form.channels_last is False
-    assert reason in form.doubt
-    assert f"{path!r} of net 'net' takes (2, " in form.doubt
-    assert "pass Tap(..., channels_last=True)" in form.doubt
+    assert reason in form.notice
+    assert f"{path!r} of net 'net' takes (2, " in form.notice
+    assert "pass Tap(..., channels_last=True)" in form.notice
 
 
-def test_a_square_map_whose_channels_may_be_last_has_a_doubt():
+def test_a_square_map_whose_channels_may_be_last_has_a_notice():
     class Patches(nn.Module):
         def __init__(self):
             super().__init__()
@@ -209,11 +209,11 @@ def test_a_square_map_whose_channels_may_be_last_has_a_doubt():
 
     shape, form = form_of(Patches(), "", torch.rand(2, 3, 16, 16))
     assert shape == (2, 4, 4, 8)
-    assert "its last dimension fits its layers" in form.doubt
-    assert not form_of(Patches(), "embed", torch.rand(2, 3, 16, 16))[1].doubt
+    assert "its last dimension fits its layers" in form.notice
+    assert not form_of(Patches(), "embed", torch.rand(2, 3, 16, 16))[1].notice
 
 
-def test_an_attention_map_keeps_its_order_without_a_doubt():
+def test_an_attention_map_keeps_its_order_without_a_notice():
     class Maps(nn.Module):
         def __init__(self):
             super().__init__()
@@ -224,7 +224,7 @@ def test_an_attention_map_keeps_its_order_without_a_doubt():
 
     _shape, form = form_of(Maps(), "attention", torch.randn(2, 5, 8), element=1)
     assert form.channels_last is False
-    assert not form.doubt
+    assert not form.notice
 
 
 def test_the_order_is_decided_once():

@@ -77,7 +77,7 @@ def test_images_are_normalised_by_channel():
 def test_images_of_bytes_are_those_from_0_to_1():
     images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     view = Images(mean=(0.1, 0.2, 0.3), std=(0.3, 0.2, 0.1), size=(4, 4))
-    assert not view.doubt(images)
+    assert not view.notice(images)
     assert torch.equal(view(batch(images))[0][0], view(batch(images / 255))[0][0])
 
 
@@ -99,11 +99,11 @@ def test_images_are_resized_before_they_are_normalised():
 
 
 @pytest.mark.parametrize(("scale", "text"), [(1, ""), (255, "takes images from 0 to 1, and these are from 0 to 255")])
-def test_images_that_are_not_from_0_to_1_are_doubted(scale, text):
+def test_images_that_are_not_from_0_to_1_give_a_notice(scale, text):
     images = scale * torch.linspace(0, 1, 16).view(1, 1, 4, 4)
-    assert Images(mean=0.5, std=0.2).doubt(images).startswith(text)
-    assert bool(text) == bool(Images(mean=0.5, std=0.2).doubt(images))
-    assert not Images(size=(2, 2)).doubt(images)  # which only resizes
+    assert Images(mean=0.5, std=0.2).notice(images).startswith(text)
+    assert bool(text) == bool(Images(mean=0.5, std=0.2).notice(images))
+    assert not Images(size=(2, 2)).notice(images)  # which only resizes
 
 
 def test_images_take_numbers_and_lists():

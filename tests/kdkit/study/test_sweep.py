@@ -331,7 +331,10 @@ def test_the_advice_to_resume_a_run_is_for_where_it_was_started(tmp_path):
     [*Sweep(recipe, {}, folder=tmp_path / "runs", seeds=1).run(CPU)]
     trial = shutil.copytree(tmp_path / "runs", tmp_path / "copy") / "seed=0"
     alone = shutil.copytree(trial, tmp_path / "alone" / "run")
-    for folder, advice in ((trial, "run the Python script again"), (alone, f"kdkit.run(..., out='{alone}', resume=Tr")):
+    for folder, advice in (
+        (trial, "run the Python script that started it again"),
+        (alone, f"kdkit.run(..., out='{alone}', resume=Tr"),
+    ):
         (folder / "metrics.json").unlink()
         for read in (read_metrics, partial(recorded_arguments, trust=False)):
             with pytest.raises(RunFolderError, match=re.escape(f"to resume it: {advice}")):

@@ -217,14 +217,14 @@ def test_the_target_of_several_teachers_is_a_tap_on_each():
     assert sum("is not a part of net" in problem for problem in problems) == 2  # the taps are in the wrong order
     taps["target"] = (Tap(first.module.hidden),)
     problems = problems_of(student, Match(Teachers(first, second), PerTeacher(Hint()), **taps))
-    message = "Teachers(...) of 2 nets takes a tuple of as many taps as target, one on each net; got 1"
+    message = "Teachers(...) of 2 nets takes a tuple of 2 taps as target, one on each net; got 1"
     assert any(message in problem for problem in problems)
 
 
 def test_a_loss_for_one_teacher_and_a_loss_for_several_are_not_confused():
     (first, second), student = two_teachers(), tiny_net("student")
     (problem,) = problems_of(student, Match(Teachers(first, second), SoftTargets()))
-    assert "Teachers(...) gives a tuple, of which PerTeacher(SoftTargets(" in problem
+    assert "Teachers(...) returns a tuple; PerTeacher(SoftTargets(" in problem
     problems = problems_of(student, Match(first, PerTeacher(SoftTargets())))
     assert any("Match(Teachers(first, second), PerTeacher(...))" in problem for problem in problems)
 

@@ -69,7 +69,7 @@ def test_a_net_that_matches_its_own_outputs_is_a_problem_if_the_loss_has_no_grad
 def test_a_past_average_or_peer_of_a_net_that_is_not_trained_in_the_stage_is_a_problem(teacher_class):
     teacher, student = tiny_net("teacher", trained=True), tiny_net("student")
     problems = problems_of(student, plain_goal() + Match(teacher_class(teacher), SoftTargets()))
-    message = "needs a net that is trained in this stage, and 'teacher' is not"
+    message = "needs a net that is trained in this stage, but 'teacher' is not"
     assert any(message in problem for problem in problems)
 
 

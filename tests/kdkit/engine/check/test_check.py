@@ -202,7 +202,7 @@ def test_a_schedule_without_stages_is_a_problem():
         def stages(self):
             return []
 
-    assert "EmptySchedule gives no stages" in only_problem(Recipe(data=tiny_data(), schedule=EmptySchedule()))
+    assert "EmptySchedule returns no stages" in only_problem(Recipe(data=tiny_data(), schedule=EmptySchedule()))
 
 
 # Taps and shapes
@@ -374,8 +374,8 @@ def raising(student, target):
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        (unreduced, "unreduced must return a scalar; got a tensor (4,)"),
-        (number, "number must return a scalar; got a float"),
+        (unreduced, "unreduced must return a scalar, but returned a tensor (4,)"),
+        (number, "number must return a scalar, but returned a float"),
         (detached, "detached has no effect: it has no gradient for net 'student'"),
         (zero, "zero is always zero, whatever net 'student' returns"),
         (not_a_number, "not_a_number is nan at the first step"),
@@ -435,7 +435,7 @@ def test_a_loss_that_needs_ids_is_a_problem_with_a_user_defined_loader(loss):
 
 def test_a_loss_that_needs_one_class_per_sample_is_a_problem_with_multilabel_data():
     recipe = one_stage(tiny_net("student"), Truth(loss_with_requirements("hard_labels")), tiny_data("multilabel"))
-    assert "it needs one class per sample, and this data is multilabel" in only_problem(recipe)
+    assert "it needs one class per sample, but this data is multilabel" in only_problem(recipe)
 
 
 def test_a_loss_with_parameters_in_two_terms_is_a_problem():
@@ -603,7 +603,7 @@ class ConvNet(nn.Module):
 @pytest.mark.parametrize(
     ("shape", "channels", "hint"),
     [
-        ((8, 8), 1, "a Conv2d takes (batch, channels, height, width), and these inputs have no channels: add them"),
+        ((8, 8), 1, "a Conv2d takes (batch, channels, height, width), but these inputs have no channels: add them"),
         ((8, 8, 3), 3, "these inputs have their channels last: move them in the data, .permute(0, 3, 1, 2)"),
         ((2, 8, 8), 3, ""),  # neither is missing: the numbers differ
     ],
@@ -657,7 +657,7 @@ class TeacherHeadLoss(nn.Module):
 
 def test_a_loss_that_would_train_a_part_of_the_teacher_is_a_problem():
     teacher, student = teacher_and_student()
-    assert "net 'teacher' teaches, but a student or a loss shares parameters with it" in only_problem(
+    assert "net 'teacher' teaches, but a student or a loss would train parameters" in only_problem(
         one_stage(student, Match(teacher, TeacherHeadLoss()))
     )
 
@@ -666,7 +666,7 @@ def test_a_teacher_that_shares_its_module_with_the_student_is_a_problem():
     student = tiny_net("student")
     teacher = Net("teacher", student.module, trained=True)
     problem = only_problem(one_stage(student, plain_goal() + Match(teacher, SoftTargets())))
-    assert "a student or a loss shares parameters with it, which would be trained" in problem
+    assert "a student or a loss would train parameters that it shares with it" in problem
 
 
 class Adapted(nn.Module):
@@ -795,7 +795,7 @@ def without_positives(labels, **training):
 def test_a_monitored_metric_that_the_validation_labels_leave_undefined_is_a_problem():
     problem = only_problem(without_positives(torch.zeros(8, 3)))
     assert "'macro_auprc' is undefined on the validation split (no positives: 0, 1, 2), so it cannot choose" in problem
-    assert "Training(monitor=...), or the last epoch, Training(keep='last')" in problem
+    assert "Training(monitor=...), or keep the last epoch, Training(keep='last')" in problem
 
 
 @pytest.mark.parametrize("training", [{"keep": "last"}, {"monitor": "micro_f1"}])
@@ -812,8 +812,8 @@ def test_a_metric_may_be_undefined_for_some_classes():
 @pytest.mark.parametrize(
     ("first", "outputs", "advice"),
     [
-        (1, 3, "; if labels are numbered from 1 to 3, subtract 1, since classes are numbered from 0"),
-        (0, 9, "; if the last classes have no sample, pass the number of all: TorchData(..., classes=9); or that of"),
+        (1, 3, "; if labels are numbered from 1 to 3, subtract 1: classes are numbered from 0"),
+        (0, 9, "; if the last classes have no samples, pass the number of all: TorchData(..., classes=9); if only"),
         (0, 1, ""),
     ],
 )

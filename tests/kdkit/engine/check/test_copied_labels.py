@@ -89,7 +89,7 @@ def test_a_loss_that_the_model_computes_shifts_by_itself():
     # Its metrics are computed from the labels next to the inputs, which nothing shifts.
     samples = [({"input_ids": row, "labels": row}, row) for row in TOKENS]
     (notice,) = notices(samples, own)
-    assert "metrics compare the output at a token with the label there" in notice
+    assert "metrics compare the output at a token with its own label" in notice
     student = Net("student", Model())
     inputs = {"input_ids": TOKENS, "labels": TOKENS}
     with warnings.catch_warnings(), Distiller(student, own(student), example=(inputs, TOKENS)):

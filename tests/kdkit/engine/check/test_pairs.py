@@ -116,7 +116,7 @@ def test_the_similarity_is_the_unbiased_cka_of_all_batches():
     assert pair.similarity == pytest.approx(1 - float(CKA(unbiased=True)(*features)), abs=1e-4)
 
 
-def test_tokens_have_their_channels_first_and_layers_with_several_outputs_or_in_doubt_are_left_out():
+def test_tokens_have_channels_first_and_layers_with_several_outputs_or_uncertain_channels_are_left_out():
     student, teacher = Net("student", Deep(4)), Net("teacher", Tokens())
     (advice,) = pair_advice(recipe_of(student, teacher), CPU, count=9)
     shapes = {pair.teacher.path: pair.teacher.shape for pair in advice.pairs}

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from kdkit import DataError, RecipeError, TorchData, Training
 from kdkit.data.device_data import DeviceData
 from kdkit.data.loading import shard_rows
-from kdkit.engine.distributed.data_parallel import data_parallel, process_group, rank_agreement
+from kdkit.engine.distributed import data_parallel, process_group, rank_agreement
 from kdkit.engine.options import RunOptions
 from kdkit.engine.run_record import Origin, _notices_of_ranks
 from kdkit.engine.stage.training_batches import TrainingBatches
@@ -70,7 +70,7 @@ def test_a_user_defined_loader_cannot_be_divided(two_ranks):
 
 def test_a_batch_that_is_too_small_for_all_ranks_is_refused(two_ranks):
     data_parallel.require_divisible(tiny_data(), [8, 4])
-    with pytest.raises(RecipeError, match="a batch of 3 cannot be divided among 2 processes"):
+    with pytest.raises(RecipeError, match="a batch of 3 samples cannot be divided among 2 processes"):
         data_parallel.require_divisible(tiny_data(), [8, 3])
 
 

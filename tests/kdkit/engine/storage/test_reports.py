@@ -87,8 +87,11 @@ def changed(array, index, value):
 
 
 WRONG = {
-    "an index beyond the classes": ({"labels": changed(INDICES, 4, 3)}, "a label of sample 4 is 3, and may be 0 to 2"),
-    "a negative index": ({"labels": changed(INDICES, 4, -1)}, "a label of sample 4 is -1, and may be 0 to 2"),
+    "an index beyond the classes": (
+        {"labels": changed(INDICES, 4, 3)},
+        "a label of sample 4 is 3, but must be from 0 to 2",
+    ),
+    "a negative index": ({"labels": changed(INDICES, 4, -1)}, "a label of sample 4 is -1, but must be from 0 to 2"),
     "whole numbers by class": ({"labels": changed(SEVERAL, (5, 1), 2).astype(int)}, "a label of sample 5 is 2"),
     "an infinite label": ({"labels": changed(SEVERAL, (5, 1), np.inf)}, "a label is infinite"),
     "an output that is not a number": ({"outputs": changed(LOGITS, (6, 0), np.nan)}, "the outputs of sample 6 are not"),
@@ -98,7 +101,7 @@ WRONG = {
     "outputs with positions": ({"outputs": LOGITS[..., None]}, r"outputs \(30, 3, 1\) for 3 classes"),
     "labels of fewer classes": ({"labels": SEVERAL[:, :2]}, r"labels \(30, 2\) and outputs \(30, 3\) for 3 classes"),
     "fewer labels": ({"labels": INDICES[:29]}, "got 29 labels, 30 outputs"),
-    "whole outputs": ({"outputs": LOGITS.astype(int)}, "outputs are int64, and logits are floats"),
+    "whole outputs": ({"outputs": LOGITS.astype(int)}, "outputs are int64, but logits must be floats"),
     "ids that are floats": ({"ids": INDICES.astype(float)}, r"ids are float64 of shape \(30,\)"),
     "ids of two dimensions": ({"ids": INDICES[:, None]}, r"ids have the shape \(30, 1\)"),
     "fewer groups": ({"groups": INDICES[:3]}, "3 groups"),
@@ -106,11 +109,11 @@ WRONG = {
     "an unknown array": ({"weights": LOGITS}, "predictions have no 'weights'"),
     "positions beyond the classes": (
         {"labels": changed(np.zeros((30, 4), np.int8), (3, 2), 3), "outputs": np.zeros((30, 4), np.int8), "maps": True},
-        "a label of sample 3 is 3, and may be -1 to 2",
+        "a label of sample 3 is 3, but must be from -1 to 2",
     ),
     "decisions beyond the classes": (
         {"labels": np.zeros((30, 4), np.int8), "outputs": changed(np.zeros((30, 4), np.int8), (3, 2), 9), "maps": True},
-        "a decision of sample 3 is 9, and may be 0 to 2",
+        "a decision of sample 3 is 9, but must be from 0 to 2",
     ),
     "decisions of another shape": (
         {"labels": np.zeros((30, 4), np.int8), "outputs": np.zeros((30, 5), np.int8), "maps": True},
@@ -195,15 +198,15 @@ DAMAGED = {
     "null": "it has no checksum",
     "{}": "it has no checksum",
     '{"metrics": {}}': "it has no 'reported_on'",
-    '{"reported_on": "train", "metrics": {}}': "'train', which is no split",
+    '{"reported_on": "train", "metrics": {}}': "'train', which is not a split",
     '{"reported_on": "test"}': "it has no 'metrics'",
-    '{"reported_on": "test", "metrics": 3}': "a int in the place of an object",
+    '{"reported_on": "test", "metrics": 3}': "expected an object, got a int",
     json.dumps(METRICS).replace("0.5", "NaN"): "NaN is not a finite number",
     json.dumps(METRICS).replace("0.5", "1e999"): "1e999 is not a finite number",
     json.dumps(METRICS).replace("0.5", "9" * 400): "a value is too large",
     json.dumps(METRICS).replace("0.5", "9" * 5000): "Exceeds the limit",
     json.dumps(METRICS).replace("0.5", "true"): "a value is a bool, not a number",
-    json.dumps(METRICS).replace('""', "3"): "a note is not a text",
+    json.dumps(METRICS).replace('""', "3"): "a note is not a string",
     '{"metrics": {}, ' + json.dumps(METRICS)[1:]: "it has the key 'metrics' twice",
     "[" * 100_000: "nested too deeply",
     '{"metrics": ' + "[" * 100 + "]" * 100 + "}": "nested too deeply",

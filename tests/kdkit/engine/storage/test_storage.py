@@ -345,7 +345,7 @@ def test_a_stage_whose_run_folder_is_gone_creates_no_part_of_it_again(stage):
     save(stage, 1)
     stage.path.parent.rename(stage.path.parent.with_name("renamed"))
     for write_file in (lambda: save(stage, 2), lambda: stage.save_weights("net", {}), lambda: stage.finish({})):
-        with pytest.raises(RunFolderError, match="is no longer there: it was deleted or renamed while the run was"):
+        with pytest.raises(RunFolderError, match="no longer exists: it was deleted or renamed while the run was"):
             write_file()
     assert not stage.path.parent.exists()
 
@@ -455,7 +455,7 @@ def test_the_error_of_a_damaged_file_names_it_and_the_remedy(saved, name, damage
         return
     with pytest.raises(RunFolderError) as caught:
         READERS[name](saved)
-    remedies = (f"delete the folder {saved.path} to train that stage again", "--out FOLDER, or out=FOLDER")
+    remedies = (f"delete the folder {saved.path} to train this stage again", "--out FOLDER, or out=FOLDER")
     if name.startswith("predictions"):  # of a stage that is trained
         remedies = ("restore it from a copy, or run the recipe again",)
     for part in (str(file), *remedies):
@@ -522,7 +522,7 @@ def old_run(tmp_path):
 def old_format_message(file, version=1):
     """Return the whole sentence, as a test compares it to the word."""
     return (
-        f"{file} has format {version}, and this version of kdkit reads format {FORMAT}; start the run again in another "
+        f"{file} has format {version}, but this version of kdkit reads format {FORMAT}; start the run again in another "
         "folder (--out FOLDER, or out=FOLDER)"
     )
 

@@ -1,4 +1,4 @@
-"""Data that prevents no run, but seldom is what the user wants, is a notice."""
+"""Data that is valid but rarely intended gives a notice."""
 
 import pytest
 import torch

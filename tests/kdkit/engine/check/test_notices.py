@@ -1,4 +1,4 @@
-"""A check has notices about what prevents no run, but is seldom what the user wants."""
+"""A check gives notices about settings that are valid but rarely intended."""
 
 import json
 
@@ -27,7 +27,7 @@ from tests.helpers.tiny import one_stage, plain_goal, samples, tiny_data, tiny_n
 
 LAST = (
     "stage 'student' keeps its last epoch instead of the best one: its terms do not train the outputs of 'student', so "
-    "metrics of them mean nothing; to choose by the metric, pass Training(keep='best')"
+    "their metrics mean nothing; to choose by the metric anyway, pass Training(keep='best')"
 )
 
 
@@ -131,7 +131,7 @@ class Softmaxed(nn.Linear):
 
 
 SOFTMAX = (
-    "the outputs of net {!r} look like probabilities, such as those of a softmax, and {} takes logits: it would "
+    "the outputs of net {!r} look like probabilities, such as those of a softmax, but {} takes logits and would "
     "compute probabilities of probabilities; leave the softmax out of the network"
 )
 
@@ -195,7 +195,7 @@ def test_probabilities_that_no_loss_on_logits_gets_are_no_notice():
 
 def test_a_learning_rate_of_zero_is_noticed():
     recipe = one_stage(tiny_net("student"), plain_goal(), optimizer=Optimizer(torch.optim.SGD, lr=0.0))
-    assert check(recipe).notices == ("stage 'student' has a learning rate of 0, by which nothing is trained",)
+    assert check(recipe).notices == ("stage 'student' has a learning rate of 0, so nothing is trained",)
 
 
 @pytest.mark.parametrize(("epochs", "share"), [(5, "98%"), (500, None)])
@@ -203,7 +203,10 @@ def test_an_average_of_weights_that_hardly_moves_is_noticed(epochs, share):
     recipe = one_stage(tiny_net("student"), plain_goal(), epochs=epochs, ema=AverageWeights(decay=0.998))
     notices = check(recipe).notices
     assert len(notices) == bool(share)
-    assert not share or notices[0].startswith(f"stage 'student' has 10 updates, after which {share} of the average")
+    expected = (
+        f"stage 'student' has 10 updates: with a decay of 0.998, {share} of the average of its weights still comes"
+    )
+    assert not share or notices[0].startswith(expected)
 
 
 def test_weights_that_are_all_zero_are_noticed():

@@ -1,4 +1,4 @@
-"""Doubts about the data of a TorchData: facts that prevent no run, but seldom are what the user wants."""
+"""Notices about the data of a TorchData: properties that are valid but rarely intended."""
 
 from collections.abc import Iterator, Mapping
 from itertools import combinations
@@ -13,11 +13,11 @@ from kdkit.data.torch_splits import CheckedLoaderSplit, DatasetSplit, content_of
 from kdkit.utils.randomness import preserve_rng_state
 
 _REPEATED = 4  # samples that are read twice
-_FEW = 8  # samples, of which chance may decide the classes
+_FEW = 8  # with fewer samples, the classes may be a matter of chance
 
 
-def label_doubts(labels: Mapping[str, SplitLabels], task: Task, ignored: tuple[int, ...]) -> Iterator[str]:
-    """Yield the doubts about labels from which the task was derived."""
+def label_notices(labels: Mapping[str, SplitLabels], task: Task, ignored: tuple[int, ...]) -> Iterator[str]:
+    """Yield notices about labels from which the task was derived."""
     samples = sum(len(split.rows) for split in labels.values())
     are_bits = all(split.rows.ndim == 1 and bool((split.rows == split.rows.bool()).all()) for split in labels.values())
     if task == "regression" and are_bits and samples >= _FEW:
@@ -41,8 +41,8 @@ def label_doubts(labels: Mapping[str, SplitLabels], task: Task, ignored: tuple[i
             )
 
 
-def split_doubts(splits: Mapping[str, DatasetSplit | CheckedLoaderSplit], labels: SplitLabels | None) -> Iterator[str]:
-    """Yield the doubts about samples in two splits, and about the order of a loader of training data.
+def split_notices(splits: Mapping[str, DatasetSplit | CheckedLoaderSplit], labels: SplitLabels | None) -> Iterator[str]:
+    """Yield notices about samples that are in two splits, and about the order of a training data loader.
 
     labels: of the training data; None if it has none.
     """
@@ -51,7 +51,7 @@ def split_doubts(splits: Mapping[str, DatasetSplit | CheckedLoaderSplit], labels
         (key, rows), (other_key, other_rows) = contents[first], contents[second]
         if key != other_key:
             continue
-        if rows is None or other_rows is None:  # a Subset of the other one, or the same
+        if rows is None or other_rows is None:  # one is a Subset of the other, or both are the same
             count = "" if other_rows is None else f"{len(other_rows):,} "
             shared = f"the {count}samples" if rows is None else f"{len(rows):,} of the samples"
         else:
@@ -66,8 +66,8 @@ def split_doubts(splits: Mapping[str, DatasetSplit | CheckedLoaderSplit], labels
         )
 
 
-def draw_doubts(split: DatasetSplit) -> Iterator[str]:
-    """Yield a doubt if a few samples change from one reading to the next, in spite of their number of draws."""
+def draw_notices(split: DatasetSplit) -> Iterator[str]:
+    """Yield a notice if samples change between two reads, although their number of draws says that they do not."""
     rows = torch.linspace(0, len(split) - 1, min(_REPEATED, len(split))).long()
     with preserve_rng_state(cuda=False):
         readings = [[*content_of(split.read(rows)[:2])] for _ in range(2)]
@@ -75,20 +75,20 @@ def draw_doubts(split: DatasetSplit) -> Iterator[str]:
         return
     if split.is_drawn:
         yield (
-            "draws=... seeds the random states of Python, NumPy and torch for each sample, and samples of the training "
-            "data change nevertheless when they are read again, as by a generator that the dataset holds: cached "
+            "draws=... seeds the random states of Python, NumPy and torch for each sample, but samples of the training "
+            "data still change when they are read again, for example because the dataset has its own generator: cached "
             "outputs of teachers that see the change are wrong; draw from these states, or leave out draws"
         )
     else:
         yield (
-            "draws=1 promises that a sample is always the same, and samples of the training data change when they are "
-            "read again, as by a random augmentation: cached outputs of teachers that see the change are wrong; pass "
-            "the number of versions that each sample is to have, such as draws=10, or leave it out"
+            "draws=1 means that a sample is always the same, but samples of the training data change when they are "
+            "read again, for example by a random augmentation: cached outputs of teachers that see the change are "
+            "wrong; pass the number of versions per sample, such as draws=10, or leave it out"
         )
 
 
 def _rows_of(dataset: Any) -> tuple[object, frozenset[int] | None]:
-    """Return what identifies the samples around a dataset, and the rows that it has of them; None for all."""
+    """Return a key for the dataset at the root of nested Subsets, and the rows of it that are used; None for all."""
     rows = None
     while is_plain(dataset, Subset):
         indices = list(dataset.indices)
@@ -97,14 +97,14 @@ def _rows_of(dataset: Any) -> tuple[object, frozenset[int] | None]:
     if is_plain(dataset, TensorDataset):  # two of them may have the same tensors
         key: object = tuple((tensor.data_ptr(), tensor.shape, tensor.stride()) for tensor in dataset.tensors)
     else:
-        key = id(getattr(dataset, "source", dataset))  # of batches that are no DataLoader
+        key = id(getattr(dataset, "source", dataset))  # batches that are not from a DataLoader have a source
     return key, None if rows is None else frozenset(map(int, rows))
 
 
 def _is_sorted(split: LoaderSplit, labels: SplitLabels) -> bool:
-    """Whether a loader yields classes in order, as far as it can be seen: in all labels, or in its first batch."""
+    """Whether a loader yields classes in order. Looks at all labels if they are known, or at the first batch."""
     sampler = split.loader.batch_sampler
-    # The sampler of a user-defined batch sampler is in `loader.sampler` by default, and is not used.
+    # With a user-defined batch sampler, `loader.sampler` is a default that is not used.
     if type(sampler) is not BatchSampler or not isinstance(sampler.sampler, SequentialSampler):
         return False
     rows = labels.rows

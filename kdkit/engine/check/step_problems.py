@@ -1,0 +1,150 @@
+"""Find the problems of a training step: batch sizes and optimizers for which it fails. Nothing is changed."""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer as TorchOptimizer
+
+from kdkit.data.batch import Batch
+from kdkit.data.dataset import Data, LoaderSplit
+from kdkit.data.loading import shard_rows, training_batch_sizes
+from kdkit.engine.stage.batch_transform import BatchTransform, transformed
+from kdkit.engine.stage.module import DistillationModule
+from kdkit.engine.stage.open_stage import OpenStage
+from kdkit.errors import KdkitError, first_line
+from kdkit.recipe.optim import Optimizer
+from kdkit.utils import collectives
+from kdkit.utils.devices import Precision, autocast
+from kdkit.utils.modules import preserve_buffers
+
+_Gradients = dict[nn.Parameter, Tensor]
+
+
+def batch_problems(open_stage: OpenStage, data: Data, batch: Batch, precision: Precision) -> list[str]:
+    """Return the problems of the batch sizes of an epoch, as far as they are known in advance.
+
+    batch: a tiny batch, before the data's `batch_transform`; its samples are repeated. Inputs that cannot be divided
+    into samples are not tried.
+    """
+    if not batch.is_divisible:
+        return []
+    whole = training_batch_sizes(data.train, open_stage.stage.training.batch_size) or ()
+    # With several processes, each trains on one part of the batch. Every process tries all part sizes, so that all of
+    # them fail together.
+    count = collectives.world_size()
+    sizes = sorted({len(shard_rows(torch.arange(size), rank, count)) for size in set(whole) for rank in range(count)})
+    try:
+        for size in sizes if BatchTransform.from_data(data) is not None else ():
+            transformed(data, batch.rows(torch.arange(size) % len(batch)))
+        if 1 in sizes and len(batch) > 1 and isinstance(data.train, LoaderSplit):  # other splits drop a single sample
+            _train_on_single(open_stage, transformed(data, batch.rows(torch.arange(1))), precision)
+    except KdkitError as error:
+        numbers = " or ".join(map(str, sizes))
+        remedy = "DataLoader(..., drop_last=True), or a batch_size that divides the number of samples"
+        return [f"{error}; the batches of an epoch have {numbers} samples: pass {remedy}"]
+    return []
+
+
+def step_problem(
+    options: Optimizer,
+    named: Sequence[tuple[str, nn.Parameter]],
+    module: nn.Module,
+    compute_gradients: Callable[[], None],
+) -> str | None:
+    """Return the problem of an optimizer that cannot be created for these parameters or cannot step, or None.
+
+    Some optimizers only raise in their first step. The step is undone.
+    module: holds the parameters, which must not have gradients. compute_gradients: runs a backward pass; it is called
+    only if a step with zero gradients fails.
+    """
+    try:
+        optimizer = options.build(named)
+        error = _step_error(optimizer, _zero_gradients(optimizer, module))
+        if error is not None:
+            # A network may have sparse gradients that none of its modules declares.
+            compute_gradients()
+            gradients = {parameter: parameter.grad for _, parameter in named if parameter.grad is not None}
+            error = _step_error(options.build(named), gradients)
+    except KdkitError as problem:
+        return str(problem)
+    if error is None:
+        return None
+    advice = ""
+    if "sparse" in str(error) or "dense" in str(error):
+        advice = "; torch.optim.SGD and Adagrad take both, and embeddings without sparse=True have dense gradients"
+    return f"{type(optimizer).__name__} cannot step: {first_line(error)}{advice}"
+
+
+@contextmanager
+def preserve(module: DistillationModule, buffers_of: Iterable[nn.Module]) -> Iterator[None]:
+    """Set training mode and clear gradients; restore modes, gradients, random states and these buffers at the end."""
+    modes = {part: part.training for part in module.modules()}
+    gradients: list[tuple[Any, Tensor | None]] = [(parameter, parameter.grad) for parameter in module.parameters()]
+    devices = [module.progress.device] if module.progress.is_cuda else []
+    with torch.random.fork_rng(devices=devices), preserve_buffers(buffers_of):
+        module.train()
+        for parameter, _ in gradients:
+            parameter.grad = None
+        try:
+            yield
+        finally:
+            module.open_taps.clear()  # features keep the graph of the forward pass alive
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            for part, training in modes.items():
+                part.training = training
+
+
+def _train_on_single(open_stage: OpenStage, batch: Batch, precision: Precision) -> None:
+    """Raise KdkitError if a network or loss of a stage fails for a single sample, as batch norm does."""
+    module = open_stage.module
+    with autocast(precision, batch.labels.device), preserve(module, [module]):
+        try:
+            module(batch, open_stage.teachers(batch))
+        except Exception as error:  # user-defined networks and losses may raise anything
+            raise KdkitError(f"a step fails for a batch of a single sample: {first_line(error)}") from error
+
+
+def _zero_gradients(optimizer: TorchOptimizer, module: nn.Module) -> _Gradients:
+    """Return a zero gradient for the smallest parameter of each kind in each group.
+
+    Optimizers skip parameters without a gradient, so the step takes little time and memory.
+    """
+    embeddings = [part for part in module.modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag)]
+    sparse = {part.weight for part in embeddings if part.sparse}
+    smallest: dict[tuple[object, ...], nn.Parameter] = {}
+    for index, group in enumerate(optimizer.param_groups):
+        for parameter in sorted(group["params"], key=torch.numel):
+            smallest.setdefault((index, parameter in sparse, parameter.dtype, parameter.device), parameter)
+    gradients = {}
+    for parameter in smallest.values():
+        gradients[parameter] = torch.zeros_like(parameter)
+        if parameter in sparse:
+            no_rows = torch.zeros(1, 0, dtype=torch.int64, device=parameter.device)
+            values = parameter.new_zeros(0, *parameter.shape[1:])
+            # torch warns if check_invariants is not passed.
+            gradients[parameter] = torch.sparse_coo_tensor(no_rows, values, parameter.shape, check_invariants=False)
+    return gradients
+
+
+def _step_error(optimizer: TorchOptimizer, gradients: _Gradients) -> Exception | None:
+    """Take a step with these gradients, restore the parameters, and return the error of the step, or None."""
+    before = {parameter: parameter.detach().clone() for parameter in gradients}
+    for parameter, gradient in gradients.items():
+        parameter.grad = gradient
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer.step()
+    except Exception as error:  # the optimizer may be user-defined
+        return error
+    finally:
+        with torch.no_grad():
+            for parameter, values in before.items():
+                parameter.copy_(values)
+                parameter.grad = None
+    return None
