@@ -127,16 +127,15 @@ def add_plugin_commands() -> None:
         # Not other warnings, such as those of packages that a plugin imports about their future.
         warnings.simplefilter("always", PluginWarning)
         plugins = installed()
-        for hook in plugins.hook.register_commands.get_hookimpls():
+        for plugin, call_hook in plugins.implementations("register_commands"):
             before = dict(cli.commands)
-            with plugins.errors_of(hook.plugin_name, "add its commands"):
-                hook.function(*([cli] if hook.argnames else []))
+            with plugins.errors_of(plugin, "add its commands"):
+                call_hook(cli)
             replaced = [name for name, command in before.items() if cli.commands.get(name) is not command]
             if replaced:  # a script must not run the command of another plugin
                 cli.commands.update({name: before[name] for name in replaced})
                 warnings.warn(
-                    f"plugin {hook.plugin_name!r} adds the command {', '.join(replaced)}, which exists; the earlier "
-                    "one stays",
+                    f"plugin {plugin!r} adds the command {', '.join(replaced)}, which exists; the earlier one stays",
                     PluginWarning,
                     stacklevel=2,
                 )
