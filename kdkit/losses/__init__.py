@@ -44,6 +44,7 @@ from kdkit.losses.hard_labels import HardTargets, PerLabelHardTargets, SecondHea
 from kdkit.losses.hints import Hint, SquareHead
 from kdkit.losses.interpolated import CTKD, TAID
 from kdkit.losses.label_embeddings import LED
+from kdkit.losses.label_losses import IgnoreUnknown, SampleWeighted
 from kdkit.losses.logits import (
     GeneralisedJSD,
     LogitMSE,
@@ -64,10 +65,8 @@ from kdkit.losses.similarity import CKA, Cosine, PairwiseAffinity
 from kdkit.losses.srrl import SRRL
 from kdkit.losses.statistics import NST, PKD, PatientKD
 from kdkit.losses.token_relations import MiniLM
-from kdkit.losses.unknown import IgnoreUnknown
 from kdkit.losses.variational import MGD, VID
 from kdkit.losses.vocabularies import ULD
-from kdkit.losses.weighted import SampleWeighted
 
 __all__ = [
     "CATKD",
