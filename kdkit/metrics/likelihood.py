@@ -14,7 +14,6 @@ from kdkit.metrics.base import (
     MetricResult,
     Predictions,
     WithoutThresholds,
-    defined_by_class,
     log_softmax,
     ratio,
     reduced_positions,
@@ -23,7 +22,7 @@ from kdkit.metrics.base import (
     undefined_by_class,
     unknown_labels,
 )
-from kdkit.metrics.bootstrap import Counts, Resampled, unit_counts
+from kdkit.metrics.bootstrap import Counts, Resampled, result_of, unit_counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +49,7 @@ class CrossEntropy(WithoutThresholds):
 
     def compute(self, test: Predictions) -> MetricResult:
         """Return the cross-entropy; for multilabel also by class."""
-        values, by_class = self.resampled(test, unit_counts(test))
-        return MetricResult(value=float(values[0]), by_class=defined_by_class(test, by_class[:, 0]))
+        return result_of(self, test)
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the cross-entropy of each resample."""
