@@ -12,7 +12,7 @@ from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.engine.user_errors import located
 from kdkit.engine.weak_teachers import note_weak_teachers
 from kdkit.metrics.base import MetricResult, Predictions
-from kdkit.metrics.hardest import hardest_samples
+from kdkit.metrics.likelihood import hardest_samples
 from kdkit.metrics.paired import SplitPredictions
 from kdkit.nets.net import Net
 from kdkit.plugins.events import BaselineDifference
