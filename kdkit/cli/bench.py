@@ -1,4 +1,4 @@
-"""Find the benchmarks of a checkout, describe each, and run one."""
+"""The command `kdkit bench`."""
 
 import ast
 import subprocess
@@ -6,9 +6,35 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
+
 from kdkit.errors import BenchmarkError, did_you_mean
+from kdkit.utils.printable import echo
 
 ROOT = Path(__file__).parents[2]
+
+
+@click.command(
+    short_help="List the benchmarks of a checkout, or run one.",
+    context_settings={"ignore_unknown_options": True},  # they are the benchmark's
+)
+@click.argument("name", required=False)
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def bench(name: str | None, args: tuple[str, ...]) -> int:
+    """List the benchmarks of this checkout, or run one with its own options.
+
+        kdkit bench
+        kdkit bench step_overhead -- --help
+
+    Each benchmark compares two or more programs side by side and prints ratios and the load of the machine.
+    """
+    if name is not None:
+        return run_benchmark(name, args)
+    descriptions = benchmarks()
+    width = max(map(len, descriptions))
+    for benchmark, description in descriptions.items():
+        echo(f"{benchmark:{width}}  {description}")
+    return 0
 
 
 def benchmarks(root: Path = ROOT) -> dict[str, str]:
@@ -28,7 +54,7 @@ def benchmarks(root: Path = ROOT) -> dict[str, str]:
     return descriptions
 
 
-def bench(name: str, args: Sequence[str], root: Path = ROOT) -> int:
+def run_benchmark(name: str, args: Sequence[str], root: Path = ROOT) -> int:
     """Run a benchmark with these arguments and return its exit code. Raises BenchmarkError if there is none.
 
     It runs as a script in a new process, so that modules and settings of this one do not affect its times.

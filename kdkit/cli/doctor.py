@@ -1,6 +1,7 @@
-"""Examine an installation for `kdkit doctor`: versions, devices, plugins, extras, folders, what is slow or broken."""
+"""The command `kdkit doctor`, which examines the installation."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -14,7 +15,10 @@ from importlib.metadata import Distribution, PackageNotFoundError
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import click
+
 from kdkit import __version__
+from kdkit.cli.options import PATH
 from kdkit.errors import PluginWarning, first_line
 from kdkit.utils.cores import usable_cores
 from kdkit.utils.printable import echo
@@ -27,6 +31,32 @@ _LITTLE_SPACE = 2 * 10**9  # bytes; checkpoints and teacher outputs of a small s
 _LITTLE_SHARED_MEMORY = 256 * 2**20  # bytes; containers often have 64 MB, of which one batch of images takes much
 _WRITTEN = 64 * 2**20  # bytes that are written to measure a disk
 _NOT_FOR_USERS = ("test", "docs", "bench")  # extras
+
+
+@click.command(short_help="List problems of the installation, with remedies.")
+@click.option(
+    "--runs",
+    type=PATH,
+    default="runs",
+    show_default=True,
+    metavar="FOLDER",
+    help="Folder of runs, whose disk is measured.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def doctor(runs: Path, as_json: bool) -> int:
+    """Examine the installation: versions, devices, threads, plugins, extras, folders, and what is slow or broken.
+
+        kdkit doctor
+        kdkit doctor --runs /scratch/runs
+
+    Each problem comes with its remedy. The exit code is 1 if something is broken, and 0 if it is only slow.
+    """
+    facts, findings = examine(runs)
+    if as_json:
+        echo(json.dumps(report(facts, findings), indent=1))
+    else:
+        show(facts, findings)
+    return int(any(finding.broken for finding in findings))
 
 
 class Finding(NamedTuple):

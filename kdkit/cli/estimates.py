@@ -10,7 +10,7 @@ from kdkit.engine.check.plan import TermSummary
 from kdkit.engine.check.projectors import ProjectorSummary
 from kdkit.engine.stage.teacher_caching import CacheForecast
 from kdkit.recipe.training import Training
-from kdkit.utils.reprs import describe_count, format_bytes
+from kdkit.utils.reprs import describe_count, format_bytes, format_count
 
 _SLOW_READING = 0.2  # of the time of the steps: less is not worth a line
 
@@ -40,7 +40,7 @@ def estimate_lines(estimate: StageEstimate, device: torch.device) -> Iterator[st
     """Yield the sentences about a stage."""
     yield from _caching_lines(estimate.caching)
     if estimate.multiply_adds:
-        counts = ", ".join(f"{name} {short_count(count)}" for name, count in estimate.multiply_adds.items())
+        counts = ", ".join(f"{name} {format_count(count)}" for name, count in estimate.multiply_adds.items())
         yield f"multiply-adds for one sample: {counts}"
     times, cached = estimate.times, estimate.cached_seconds
     if times is not None and cached is not None:
@@ -104,15 +104,6 @@ def describe_weight(term: TermSummary) -> str:
 def type_name(value: Any) -> str:
     """Return the name of a class or a function, or of the class of an object."""
     return getattr(value, "__name__", None) or type(value).__name__
-
-
-def short_count(count: float) -> str:
-    """Return a number with three significant digits, such as "26 M" for 26,000,000."""
-    units = ["", " k", " M", " G", " T"]
-    while count >= 999.5 and len(units) > 1:
-        count /= 1000
-        units.pop(0)
-    return f"{count:.3g}{units[0]}"
 
 
 def about(seconds: float) -> str:

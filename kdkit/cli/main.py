@@ -1,33 +1,31 @@
-"""The command line: its entry point, the group of all commands with those of plugins, and some short commands."""
+"""The command line: its entry point, and the group of all commands with those of plugins."""
 
 import errno
 import io
-import json
-import math
 import os
 import signal
 import sys
 import traceback
 import warnings
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import click
 
 from kdkit import __version__
-from kdkit.cli import bench as benchmark_scripts
+from kdkit.cli.bench import bench
+from kdkit.cli.cache import cache
 from kdkit.cli.check import check, evaluate
+from kdkit.cli.doctor import doctor
 from kdkit.cli.export import export
 from kdkit.cli.group import CommandGroup, completion
+from kdkit.cli.list import list_
 from kdkit.cli.new import new
-from kdkit.cli.options import PATH
 from kdkit.cli.results import card, classes, report
 from kdkit.cli.run import rerun, run
 from kdkit.cli.sweep import sweep
 from kdkit.errors import KdkitError, PluginWarning, RemoteRankError, Terminated, shortened, shows_tracebacks
 from kdkit.plugins.manager import installed
-from kdkit.plugins.recipe_file import read_recipe_file
 from kdkit.utils.printable import LINE_CHARACTERS, echo, is_first_process, printable
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # on the disk, or in the quota or the limit of this user
@@ -129,16 +127,15 @@ def add_plugin_commands() -> None:
         # Not other warnings, such as those of packages that a plugin imports about their future.
         warnings.simplefilter("always", PluginWarning)
         plugins = installed()
-        for hook in plugins.hook.register_commands.get_hookimpls():
+        for plugin, call_hook in plugins.implementations("register_commands"):
             before = dict(cli.commands)
-            with plugins.errors_of(hook.plugin_name, "add its commands"):
-                hook.function(*([cli] if hook.argnames else []))
+            with plugins.errors_of(plugin, "add its commands"):
+                call_hook(cli)
             replaced = [name for name, command in before.items() if cli.commands.get(name) is not command]
             if replaced:  # a script must not run the command of another plugin
                 cli.commands.update({name: before[name] for name in replaced})
                 warnings.warn(
-                    f"plugin {hook.plugin_name!r} adds the command {', '.join(replaced)}, which exists; the earlier "
-                    "one stays",
+                    f"plugin {plugin!r} adds the command {', '.join(replaced)}, which exists; the earlier one stays",
                     PluginWarning,
                     stacklevel=2,
                 )
@@ -160,110 +157,9 @@ def cli() -> None:
     """
 
 
-for command in (run, rerun, check, evaluate, sweep, new, classes, report, card, export, completion):
+for command in (
+    *(run, rerun, check, evaluate, sweep),
+    *(classes, report, card, export),
+    *(new, list_, doctor, completion, cache, bench),
+):
     cli.add_command(command)
-
-
-@cli.command("list", short_help="List the registered losses, models, data sets and more.")
-@click.argument("file", required=False, type=PATH)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs and with whole descriptions.")
-def list_(file: Path | None, as_json: bool) -> None:
-    """List everything that is registered, and the plugin that registered it.
-
-        kdkit list
-        kdkit list recipe.py --json
-
-    With FILE, the list includes what that recipe file registers.
-    """
-    from kdkit.cli.plan import registered, show_registries
-    from kdkit.utils.console import make_console
-
-    if file is not None:
-        read_recipe_file(file)
-    if as_json:
-        echo(json.dumps(registered(installed()), indent=1))
-    else:
-        show_registries(installed(), make_console())
-
-
-@cli.command(short_help="List problems of the installation, with remedies.")
-@click.option(
-    "--runs",
-    type=PATH,
-    default="runs",
-    show_default=True,
-    metavar="FOLDER",
-    help="Folder of runs, whose disk is measured.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-def doctor(runs: Path, as_json: bool) -> int:
-    """Examine the installation: versions, devices, threads, plugins, extras, folders, and what is slow or broken.
-
-        kdkit doctor
-        kdkit doctor --runs /scratch/runs
-
-    Each problem comes with its remedy. The exit code is 1 if something is broken, and 0 if it is only slow.
-    """
-    from kdkit.cli.doctor import examine, report, show
-
-    facts, findings = examine(runs)
-    if as_json:
-        echo(json.dumps(report(facts, findings), indent=1))
-    else:
-        show(facts, findings)
-    return int(any(finding.broken for finding in findings))
-
-
-@cli.command(
-    short_help="List the benchmarks of a checkout, or run one.",
-    context_settings={"ignore_unknown_options": True},  # they are the benchmark's
-)
-@click.argument("name", required=False)
-@click.argument("args", nargs=-1, type=click.UNPROCESSED)
-def bench(name: str | None, args: tuple[str, ...]) -> int:
-    """List the benchmarks of this checkout, or run one with its own options.
-
-        kdkit bench
-        kdkit bench step_overhead -- --help
-
-    Each benchmark compares two or more programs side by side and prints ratios and the load of the machine.
-    """
-    if name is not None:
-        return benchmark_scripts.bench(name, args)
-    descriptions = benchmark_scripts.benchmarks()
-    width = max(map(len, descriptions))
-    for benchmark, description in descriptions.items():
-        echo(f"{benchmark:{width}}  {description}")
-    return 0
-
-
-@cli.command(short_help="List or delete cached teacher outputs.")
-@click.argument("folder", required=False, default="runs/teacher_cache", type=PATH)
-@click.option(
-    "--delete", metavar="NAME|all", help="Delete the entries of a net, those whose names begin with NAME, or all."
-)
-@click.option(
-    "--keep",
-    type=click.FloatRange(min=0),
-    metavar="GB",
-    help="Delete the least recently used entries until at most GB are left.",
-)
-def cache(folder: Path, delete: str | None, keep: float | None) -> None:
-    """List the cached teacher outputs in FOLDER, or delete some of them.
-
-        kdkit cache
-        kdkit cache --keep 5
-
-    FOLDER is runs/teacher_cache by default.
-    """
-    from kdkit.cli.teacher_cache import show_cache
-    from kdkit.teachers.cache import CacheFolder
-    from kdkit.utils.console import make_console
-
-    cache_folder = CacheFolder(folder)
-    deleted = cache_folder.delete(delete) if delete is not None else []
-    if keep is not None:
-        if not math.isfinite(keep):
-            raise KdkitError(f"--keep must be a number of gigabytes; got {keep}")
-        deleted += cache_folder.shrink(int(keep * 10**9))
-    show_cache(make_console(), folder, cache_folder.kept(), deleted)

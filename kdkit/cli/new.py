@@ -12,14 +12,15 @@ from pathlib import Path
 import click
 
 from kdkit.cli.options import PATH
-from kdkit.errors import KdkitError
-from kdkit.plugins.manager import installed
-from kdkit.plugins.templates import PLUGIN, recipe_templates
+from kdkit.errors import KdkitError, PluginError
+from kdkit.plugins.builtin import TEMPLATES
+from kdkit.plugins.manager import Plugins, installed
 from kdkit.utils.files import require_output_folder, write_output
 from kdkit.utils.printable import echo
 
 _OWN_DATA = "own_data"  # the template of a recipe under a name of the user's choice
-_PLUGIN_NAME = "my_plugin"  # in the template of a plugin
+PLUGIN = TEMPLATES / "plugin"  # the template of a plugin
+_PLUGIN_NAME = "my_plugin"  # in it
 
 
 @click.group(short_help="Write a recipe or a plugin to start from.")
@@ -67,6 +68,25 @@ def recipe(name: str | None, path: Path | None) -> None:
         text = text.replace(example, path.as_posix())
     write_output(path, text, option=f"kdkit new recipe {name} FILE")
     echo(f"{path} is written; run it: kdkit run {path}")
+
+
+def recipe_templates(plugins: Plugins) -> dict[str, Path]:
+    """Return the recipe templates of all plugins by name; one that is registered twice, or missing, is a warning."""
+    templates: dict[str, Path] = {}
+    for plugin_name, call in plugins.implementations("register_templates"):
+
+        def register(name: str, path: Path, plugin_name: str = plugin_name) -> None:
+            if name in templates:
+                raise PluginError(
+                    f"plugin {plugin_name!r} registers a template {name!r}, which exists; choose another name"
+                )
+            if not Path(path).is_file():
+                raise PluginError(f"plugin {plugin_name!r} registers the template {name!r} as {path}, which is no file")
+            templates[name] = Path(path)
+
+        with plugins.errors_of(plugin_name, "register its templates"):
+            call(register)
+    return dict(sorted(templates.items()))
 
 
 @new.command(short_help="Write a package that extends kdkit.")

@@ -1,7 +1,4 @@
-"""Print the plan of a recipe for `kdkit check`, and the registries for `kdkit list`."""
-
-import re
-import textwrap
+"""Print the plan of a recipe for `kdkit check`."""
 
 import torch
 from rich.console import Console
@@ -12,13 +9,8 @@ from rich.tree import Tree
 from kdkit.cli.estimates import describe_projector, describe_weight, estimate_lines, training_facts, type_name
 from kdkit.engine.check.plan import Plan, TermSummary
 from kdkit.losses.base import extra_kwargs_of
-from kdkit.plugins.manager import Plugins
-from kdkit.plugins.registry import REGISTRIES
 from kdkit.recipe.objective import Match, as_objective
-from kdkit.utils.printable import printable
 from kdkit.utils.reprs import format_bytes
-
-_LIST_WIDTH = 100  # columns of a list that goes to a file or a pipe
 
 
 def show_plan(plan: Plan, console: Console, device: torch.device | None = None) -> None:
@@ -51,48 +43,6 @@ def show_plan(plan: Plan, console: Console, device: torch.device | None = None) 
         console.print(f"[yellow]note:[/yellow] {escape(notice)}")
     if not plan.problems:
         console.print("[green]no problems found[/green]")
-
-
-def show_registries(plugins: Plugins, console: Console) -> None:
-    """Print a line for each registered thing: its name, plugin, and as much of its description as fits."""
-    width = console.width if console.is_terminal else min(console.width, _LIST_WIDTH)
-    for kind, entries in registered(plugins).items():
-        console.print(kind, style="bold", markup=False)
-        names = max((len(printable(entry["name"])) for entry in entries), default=0)
-        sources = max((len(printable(entry["plugin"])) for entry in entries), default=0)
-        for entry in entries:
-            start = f"{printable(entry['name']):{names}}  {printable(entry['plugin']):{sources}}  "
-            text = printable(entry["description"])
-            console.print(start + _shortened(text, max(20, width - len(start))), markup=False, soft_wrap=True)
-        console.print()
-
-
-def _shortened(text: str, width: int) -> str:
-    """Return a sentence, cut after a clause if it is too long, or else after a word. `--json` has all of it."""
-    if len(text) <= width:
-        return text
-    ends = [match.start() for match in re.finditer(r"[,:;] | \(", text[: width - 3])]
-    # Not one of a word or two, which is too short to mean anything, nor one in brackets.
-    clauses = [text[:end] for end in ends if end >= width // 3 and text[:end].count("(") == text[:end].count(")")]
-    if clauses:
-        return f"{clauses[-1]} ..."
-    return textwrap.shorten(text, width, placeholder=" ...")
-
-
-def registered(plugins: Plugins) -> dict[str, list[dict[str, str]]]:
-    """Return what is registered by kind: the name, the plugin, and the first line of the docstring of each."""
-    everything = {kind: plugins.registry(kind) for kind in REGISTRIES}
-    return {
-        kind: [
-            {
-                "name": name,
-                "plugin": registry.plugin(name),
-                "description": next(iter(str(registry[name].__doc__ or "").strip().splitlines()), ""),
-            }
-            for name in registry
-        ]
-        for kind, registry in everything.items()
-    }
 
 
 def nets_table(plan: Plan) -> Table:

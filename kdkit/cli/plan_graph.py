@@ -3,13 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdkit.cli.estimates import about, describe_projector, describe_weight, short_count, type_name
+from kdkit.cli.estimates import about, describe_projector, describe_weight, type_name
 from kdkit.engine.check.estimate import StageEstimate
 from kdkit.engine.check.plan import Plan, TermSummary
 from kdkit.nets.net import Net
 from kdkit.teachers.ema import Ema
 from kdkit.teachers.past import Past
 from kdkit.teachers.peer import Peer
+from kdkit.utils.reprs import format_count
 
 LABELS = "labels"
 
@@ -123,7 +124,7 @@ class _StageInPlan:
         return (
             type_name(net.module),
             f"{net.parameters:,} parameters",
-            *(() if count is None else (f"{short_count(count)} multiply-adds",)),
+            *(() if count is None else (f"{format_count(count)} multiply-adds",)),
         )
 
     def _trained_in(self, name: str) -> int | None:

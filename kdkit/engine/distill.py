@@ -16,10 +16,8 @@ from kdkit.engine.options import RunFields, RunOptions, require_fields
 from kdkit.engine.run import Result, run
 from kdkit.errors import DataError, KdkitError, RecipeError, first_line
 from kdkit.losses.base import Loss
-from kdkit.losses.logits import SoftTargets
-from kdkit.losses.per_label import PerLabelSoftTargets
-from kdkit.losses.unknown import IgnoreUnknown
-from kdkit.losses.weighted import SampleWeighted
+from kdkit.losses.label_losses import IgnoreUnknown, SampleWeighted
+from kdkit.losses.logits import PerLabelSoftTargets, SoftTargets
 from kdkit.metrics.base import Metric
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Truth

@@ -13,7 +13,7 @@ from kdkit.engine.predict import compute_metrics
 from kdkit.engine.run_context import RunContext
 from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.metrics.base import Metric, MetricResult, Predictions, is_better
-from kdkit.metrics.hardest import hardest_samples
+from kdkit.metrics.likelihood import hardest_samples
 from kdkit.metrics.paired import SplitPredictions
 from kdkit.nets.net import Net
 from kdkit.plugins.events import BaselineDifference

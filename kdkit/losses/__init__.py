@@ -44,11 +44,18 @@ from kdkit.losses.hard_labels import HardTargets, PerLabelHardTargets, SecondHea
 from kdkit.losses.hints import Hint, SquareHead
 from kdkit.losses.interpolated import CTKD, TAID
 from kdkit.losses.label_embeddings import LED
-from kdkit.losses.logits import GeneralisedJSD, LogitMSE, LogitStandardisation, ReverseKL, SoftTargets
+from kdkit.losses.label_losses import IgnoreUnknown, SampleWeighted
+from kdkit.losses.logits import (
+    GeneralisedJSD,
+    LogitMSE,
+    LogitStandardisation,
+    PerLabelSoftTargets,
+    ReverseKL,
+    SoftTargets,
+)
 from kdkit.losses.margins import OFD
 from kdkit.losses.multi_level import MLLD, PerLabelMLLD
 from kdkit.losses.multi_teacher import PerTeacher, TeacherWeighting
-from kdkit.losses.per_label import PerLabelSoftTargets
 from kdkit.losses.positions import Masked, PerPosition, PerToken
 from kdkit.losses.queue import QueueKL
 from kdkit.losses.refined import RLD, TTM, WTTM, PerLabelRLD
@@ -58,10 +65,8 @@ from kdkit.losses.similarity import CKA, Cosine, PairwiseAffinity
 from kdkit.losses.srrl import SRRL
 from kdkit.losses.statistics import NST, PKD, PatientKD
 from kdkit.losses.token_relations import MiniLM
-from kdkit.losses.unknown import IgnoreUnknown
 from kdkit.losses.variational import MGD, VID
 from kdkit.losses.vocabularies import ULD
-from kdkit.losses.weighted import SampleWeighted
 
 __all__ = [
     "CATKD",

@@ -2,118 +2,84 @@
 
 from collections.abc import Callable
 
-from kdkit.losses.attention import CWD, AttentionTransfer
+from kdkit import losses
 from kdkit.losses.base import Loss
-from kdkit.losses.class_maps import CATKD, SDD
-from kdkit.losses.contrastive import CRD, InfoNCE
-from kdkit.losses.correlation import DIST, PerLabelDIST
-from kdkit.losses.cross_architecture import OFA
-from kdkit.losses.cross_layer import HCL, ReviewKD, SemCKD
-from kdkit.losses.decoupled import DKD, NKD, MarginMSE, PerLabelDKD
-from kdkit.losses.divergences import (
-    AdaptiveKL,
-    AlphaBetaDivergence,
-    PerLabelAlphaBetaDivergence,
-    SkewKL,
-    SkewReverseKL,
-    TotalVariation,
-)
-from kdkit.losses.feature_statistics import SRD, WKDF, DISTPlus
-from kdkit.losses.gram import SKD
-from kdkit.losses.hard_labels import HardTargets, PerLabelHardTargets, SecondHead
-from kdkit.losses.hints import Hint, SquareHead
-from kdkit.losses.interpolated import CTKD, TAID
-from kdkit.losses.label_embeddings import LED
-from kdkit.losses.logits import GeneralisedJSD, LogitMSE, LogitStandardisation, ReverseKL, SoftTargets
-from kdkit.losses.margins import OFD
-from kdkit.losses.multi_level import MLLD, PerLabelMLLD
-from kdkit.losses.per_label import PerLabelSoftTargets
-from kdkit.losses.queue import QueueKL
-from kdkit.losses.refined import RLD, TTM, WTTM, PerLabelRLD
-from kdkit.losses.relations import CC, PKT, RKD, SP, AdjacentCC
-from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
-from kdkit.losses.similarity import CKA, Cosine, PairwiseAffinity
-from kdkit.losses.srrl import SRRL
-from kdkit.losses.statistics import NST, PKD, PatientKD
-from kdkit.losses.token_relations import MiniLM
-from kdkit.losses.variational import MGD, VID
-from kdkit.losses.vocabularies import ULD
 
 LossClasses = tuple[Callable[..., Loss], ...]
 
 # Each group is a table of docs/losses.md, which tools/make_losses_page.py writes in this order.
 ON_OUTPUTS: LossClasses = (
-    SoftTargets,
-    HardTargets,
-    SecondHead,
-    LogitMSE,
-    MarginMSE,
-    LogitStandardisation,
-    DKD,
-    NKD,
-    DIST,
-    ReverseKL,
-    GeneralisedJSD,
-    SkewKL,
-    SkewReverseKL,
-    AdaptiveKL,
-    AlphaBetaDivergence,
-    TotalVariation,
-    TTM,
-    WTTM,
-    MLLD,
-    RLD,
-    TAID,
-    CTKD,
-    ULD,
-    PSKD,
-    OFA,
-    SKD,
+    losses.SoftTargets,
+    losses.HardTargets,
+    losses.SecondHead,
+    losses.LogitMSE,
+    losses.MarginMSE,
+    losses.LogitStandardisation,
+    losses.DKD,
+    losses.NKD,
+    losses.DIST,
+    losses.ReverseKL,
+    losses.GeneralisedJSD,
+    losses.SkewKL,
+    losses.SkewReverseKL,
+    losses.AdaptiveKL,
+    losses.AlphaBetaDivergence,
+    losses.TotalVariation,
+    losses.TTM,
+    losses.WTTM,
+    losses.MLLD,
+    losses.RLD,
+    losses.TAID,
+    losses.CTKD,
+    losses.ULD,
+    losses.PSKD,
+    losses.OFA,
+    losses.SKD,
 )
 # Multi-label forms, with a sigmoid per label.
 PER_LABEL: LossClasses = (
-    PerLabelSoftTargets,
-    PerLabelHardTargets,
-    PerLabelDKD,
-    PerLabelDIST,
-    PerLabelAlphaBetaDivergence,
-    PerLabelMLLD,
-    PerLabelRLD,
-    PerLabelPSKD,
+    losses.PerLabelSoftTargets,
+    losses.PerLabelHardTargets,
+    losses.PerLabelDKD,
+    losses.PerLabelDIST,
+    losses.PerLabelAlphaBetaDivergence,
+    losses.PerLabelMLLD,
+    losses.PerLabelRLD,
+    losses.PerLabelPSKD,
 )
 # Between the samples of a batch.
-ON_RELATIONS: LossClasses = (RKD, SP, PKT, CC, AdjacentCC, CKA)
+ON_RELATIONS: LossClasses = (losses.RKD, losses.SP, losses.PKT, losses.CC, losses.AdjacentCC, losses.CKA)
 ON_FEATURES: LossClasses = (
-    Hint,
-    Cosine,
-    SquareHead,
-    AttentionTransfer,
-    CWD,
-    PairwiseAffinity,
-    MiniLM,
-    NST,
-    PKD,
-    PatientKD,
-    VID,
-    MGD,
-    OFD,
-    HCL,
-    ReviewKD,
-    SemCKD,
-    SRRL,
-    CRD,
-    InfoNCE,
-    SRD,
-    DISTPlus,
-    WKDF,
-    SDD,
-    CATKD,
-    LED,
-    QueueKL,
+    losses.Hint,
+    losses.Cosine,
+    losses.SquareHead,
+    losses.AttentionTransfer,
+    losses.CWD,
+    losses.PairwiseAffinity,
+    losses.MiniLM,
+    losses.NST,
+    losses.PKD,
+    losses.PatientKD,
+    losses.VID,
+    losses.MGD,
+    losses.OFD,
+    losses.HCL,
+    losses.ReviewKD,
+    losses.SemCKD,
+    losses.SRRL,
+    losses.CRD,
+    losses.InfoNCE,
+    losses.SRD,
+    losses.DISTPlus,
+    losses.WKDF,
+    losses.SDD,
+    losses.CATKD,
+    losses.LED,
+    losses.QueueKL,
 )
 # Soft targets at the scale of other public code, registered under separate names.
 PRESETS: dict[str, Callable[..., Loss]] = {
-    "soft_targets_deit": SoftTargets.deit,
-    "soft_targets_modelopt": SoftTargets.modelopt,
-    "soft_targets_mutual": SoftTargets.mutual,
+    "soft_targets_deit": losses.SoftTargets.deit,
+    "soft_targets_modelopt": losses.SoftTargets.modelopt,
+    "soft_targets_mutual": losses.SoftTargets.mutual,
 }

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.losses.features import upcast_half
-from kdkit.losses.logits import cross_terms, kl_sum
+from kdkit.losses.logits import bernoulli_kl, cross_terms, kl_sum
 from kdkit.losses.validation import (
     require_class_labels,
     require_label_matrix,
@@ -173,11 +173,7 @@ class PerLabelDKD:
         require_same_outputs(student, target, self)
         student, target = upcast_half(student), upcast_half(target)
         present = require_label_matrix(labels, student, self)
-        softened = target / self.temperature
-        probability = softened.sigmoid()
-        # KL = cross-entropy - entropy, both from logits, which stays finite if a sigmoid saturates
-        loss = F.binary_cross_entropy_with_logits(student / self.temperature, probability, reduction="none")
-        loss = loss - F.binary_cross_entropy_with_logits(softened, probability, reduction="none")
+        loss = bernoulli_kl(student / self.temperature, target / self.temperature, reduction="none")
         loss = self.alpha * _weighted_mean(loss, present) + self.beta * _weighted_mean(loss, 1 - present)
         return loss * self.temperature**2 if self.t_squared else loss
 

@@ -50,9 +50,7 @@ class Hint(ProjectedLoss):
 
     def compare(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the error, minimal (0) if the projected features are the teacher's, normalised."""
-        student, target = upcast_half(student), upcast_half(target)
-        if self.normalise != "none":
-            target = normalise_target(target, self.normalise)
+        student, target = upcast_half(student), normalise_target(upcast_half(target), self.normalise)
         return F.mse_loss(student, target) if self.error == "mse" else F.smooth_l1_loss(student, target)
 
 

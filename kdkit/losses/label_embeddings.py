@@ -1,7 +1,6 @@
 """A multi-label loss on the distances between label-wise embeddings (LED of L2D)."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +8,7 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.losses.classifiers import is_classifier, last_classifier, require_classifier
+from kdkit.losses.classifiers import find_classifier, require_classifier
 from kdkit.losses.features import Shapes, least_norm, single_tap_shape, upcast_half, without_autocast
 from kdkit.losses.validation import validate_switches, validate_weights
 
@@ -77,12 +76,7 @@ class LED(nn.Module):
                 )
             return
         channels = target_shape[1]
-        classifier: Any = self._classifier[0] or last_classifier(teacher, channels, self)
-        if not is_classifier(classifier, channels):
-            raise RecipeError(
-                f"LED's classifier is a Linear layer from the {channels} channels of the teacher's features; "
-                f"got {classifier}"
-            )
+        classifier = find_classifier(self._classifier[0], teacher, channels, self)
         # a convolution's weight is (labels, channels, 1, ...)
         weight = classifier.weight.detach().flatten(1).clone()
         names = context.teacher_classes

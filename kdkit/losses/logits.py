@@ -105,6 +105,40 @@ class SoftTargets(DivergenceOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PerLabelSoftTargets(DivergenceOptions):
+    """Kullback-Leibler divergence between the two Bernoulli distributions of every label, softened by a temperature.
+
+    The multi-label form of soft targets: a sigmoid per class keeps the teacher's absolute confidence, which a softmax
+    over the classes loses. In nats. reduction "mean" averages over batch and classes, the scale of BCEWithLogitsLoss;
+    "batchmean" sums over classes and averages over the batch. entropy=True keeps the teacher's entropy, which gives the
+    plain cross-entropy: the same gradient, with a minimum above 0.
+
+    Formula: T²/(N C) · Σ (p log(p / q) + (1 - p) log((1 - p) / (1 - q))), with p = sigmoid(t / T) and q = sigmoid(s /
+        T)
+    Shapes: logits (N, C)
+    Source: ours, after Hinton et al. 2015, arXiv:1503.02531
+    """
+
+    t_squared: bool = True
+    reduction: Reduction = "mean"
+    entropy: bool = False
+
+    def __post_init__(self) -> None:
+        super(PerLabelSoftTargets, self).__post_init__()
+        validate_switches(entropy=self.entropy)
+
+    def __call__(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the divergence, minimal (0, unless entropy=True) if both give the same probabilities."""
+        require_same_outputs(student, target, self, dense=True)
+        student, target = upcast_half(student) / self.temperature, upcast_half(target) / self.temperature
+        if self.entropy:
+            loss = F.binary_cross_entropy_with_logits(student, target.sigmoid(), reduction="sum")
+        else:
+            loss = bernoulli_kl(student, target, reduction="sum")
+        return self._reduce(loss, student)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogitMSE(DivergenceOptions):
     """Mean squared error between logits, which unlike a softmax keeps their offset.
 
@@ -268,6 +302,17 @@ def kl_terms(first_log: Tensor, second_log: Tensor) -> Tensor:
 def cross_terms(probability: Tensor, other_log: Tensor) -> Tensor:
     """Return the terms p log q of a cross-entropy, of the shape of both. A class of probability 0 adds 0."""
     return probability * other_log.masked_fill(probability == 0, 0)
+
+
+def bernoulli_kl(student: Tensor, target: Tensor, *, reduction: str) -> Tensor:
+    """Return KL(target ‖ student) of a Bernoulli distribution for each label, in nats, from logits (batch, labels).
+
+    reduction: "none", "mean" or "sum", as those of torch.
+    """
+    probability = target.sigmoid()
+    # KL = cross-entropy - entropy, both from logits, which stays finite if a sigmoid saturates
+    loss = F.binary_cross_entropy_with_logits(student, probability, reduction=reduction)
+    return loss - F.binary_cross_entropy_with_logits(target, probability, reduction=reduction)
 
 
 def mixture_log(first_log: Tensor, second_log: Tensor, share: float) -> Tensor:

@@ -9,7 +9,7 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 
 from kdkit.errors import RecipeError
 from kdkit.losses.features import upcast_half, without_autocast
-from kdkit.losses.logits import kl_sum
+from kdkit.losses.logits import bernoulli_kl, kl_sum
 from kdkit.losses.validation import require_same_outputs, validate_switches, validate_temperature, validate_weights
 
 
@@ -105,11 +105,8 @@ class PerLabelMLLD(_LevelOptions):
         with without_autocast(student):
             for temperature in self.temperatures:
                 ours, theirs = student / temperature, target / temperature
-                probability = theirs.sigmoid()
-                # KL = cross-entropy - entropy, both from logits, which stays finite if a sigmoid saturates
-                divergence = F.binary_cross_entropy_with_logits(ours, probability)
-                divergence = divergence - F.binary_cross_entropy_with_logits(theirs, probability)
-                samples, labels = gram_distances(ours.sigmoid(), probability)
+                divergence = bernoulli_kl(ours, theirs, reduction="mean")
+                samples, labels = gram_distances(ours.sigmoid(), theirs.sigmoid())
                 # a mean over N² pairs of the squared mean over C products, and the other way round
                 levels.append((temperature, divergence, samples / entries**2, labels / entries**2))
             return self._sum(levels)

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kdkit.losses.features import upcast_half, without_autocast
+from kdkit.losses.features import without_autocast
 
 TargetNormalisation = Literal["none", "layer_norm", "standardise", "whiten"]
 
@@ -58,9 +58,9 @@ def whiten(features: Tensor) -> Tensor:
 
 
 def normalise_target(features: Tensor, normalisation: TargetNormalisation) -> Tensor:
-    """Return the features, normalised in float32 or better, or unchanged for "none"."""
+    """Return features in float32 or better, normalised, or unchanged for "none"."""
     normalise = _NORMALISATIONS.get(normalisation)
-    return features if normalise is None else normalise(upcast_half(features))
+    return features if normalise is None else normalise(features)
 
 
 _NORMALISATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 from kdkit.errors import RecipeError
 from kdkit.losses.decoupled import decouple, divergence, other_columns
 from kdkit.losses.features import upcast_half
-from kdkit.losses.logits import kl_terms
+from kdkit.losses.logits import bernoulli_kl, kl_terms
 from kdkit.losses.validation import (
     is_number,
     require_class_labels,
@@ -167,11 +167,7 @@ class PerLabelRLD:
         require_same_outputs(student, target, self)
         student, target = upcast_half(student), upcast_half(target)
         agrees = (target > 0) == (require_label_matrix(labels, student, self) > 0.5)
-        softened = target / self.temperature
-        probability = softened.sigmoid()
-        # KL = cross-entropy - entropy, both from logits, which stays finite if a sigmoid saturates
-        loss = F.binary_cross_entropy_with_logits(student / self.temperature, probability, reduction="none")
-        loss = loss - F.binary_cross_entropy_with_logits(softened, probability, reduction="none")
+        loss = bernoulli_kl(student / self.temperature, target / self.temperature, reduction="none")
         loss = (loss * agrees).mean()
         return loss * self.temperature**2 if self.t_squared else loss
 

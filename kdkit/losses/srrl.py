@@ -1,14 +1,12 @@
 """A loss through the teacher's classifier, applied to the student's features (SRRL)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.losses.classifiers import is_classifier, last_classifier, require_classifier
+from kdkit.losses.classifiers import find_classifier, require_classifier
 from kdkit.losses.features import Shapes, TensorOrTuple, as_tuple, cast_for, single_tap_shape, upcast_half
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise
 from kdkit.losses.projectors.resizing import resize
@@ -54,12 +52,7 @@ class SRRL(nn.Module):
         self.connector = nn.Sequential(
             Pointwise(student_shape[1], channels, bias=False), BatchNorm(channels), nn.ReLU()
         )
-        classifier: Any = self._classifier[0] or last_classifier(teacher, channels, self)
-        if not is_classifier(classifier, channels):
-            raise RecipeError(
-                f"SRRL's classifier is a Linear layer from the {channels} channels of the teacher's features; "
-                f"got {classifier}"
-            )
+        classifier = find_classifier(self._classifier[0], teacher, channels, self)
         # a convolution's weight is (classes, channels, 1, ...)
         self.classifier_weight = classifier.weight.detach().flatten(1).clone()
         bias = classifier.bias

@@ -3,13 +3,12 @@
 All raise RecipeError with the expected and the actual value.
 """
 
-import copy
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kdkit.errors import RecipeError, describe
+from kdkit.errors import RecipeError
 from kdkit.utils.validation import is_number as is_number
 from kdkit.utils.validation import validate_above_zero as validate_above_zero
 from kdkit.utils.validation import validate_at_least_zero as validate_at_least_zero
@@ -40,21 +39,6 @@ def validate_weights(**weights: float) -> None:
             raise RecipeError(f"{name} is a weight, a finite number of at least 0; got {weight!r}")
     if not any(weights.values()):
         raise RecipeError(f"{' and '.join(weights)} are all 0, so there is nothing to learn; set one weight above 0")
-
-
-def without_reduction(loss: object, wrapper: object, example: str) -> nn.Module:
-    """Return a copy of a loss of torch that returns a value for each entry, which `wrapper` reduces itself.
-
-    Raises RecipeError, with an example, unless its reduction is "mean" or "sum".
-    """
-    if not isinstance(loss, nn.Module) or getattr(loss, "reduction", None) not in ("mean", "sum"):
-        raise RecipeError(
-            f"{type(wrapper).__name__} takes a loss with reduction 'mean' or 'sum', such as {example}; got "
-            f"{describe(loss)}"
-        )
-    copied = copy.deepcopy(loss)
-    setattr(copied, "reduction", "none")  # noqa: B010  # nn.Module declares tensors and modules only
-    return copied
 
 
 def require_class_labels(labels: Tensor, student: Tensor, loss: object) -> Tensor:

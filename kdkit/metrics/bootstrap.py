@@ -9,7 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit.errors import RecipeError, describe
-from kdkit.metrics.base import Floats, Metric, MetricResult, Predictions, is_biased, lower_is_better
+from kdkit.metrics.base import (
+    Floats,
+    Metric,
+    MetricResult,
+    Predictions,
+    defined_by_class,
+    is_biased,
+    lower_is_better,
+    note_on_missing,
+)
 from kdkit.utils.validation import validate_count
 
 Counts = NDArray[np.float32]
@@ -128,6 +137,17 @@ def resample(metric: Metric, test: Predictions, counts: Counts) -> Resampled:
 def unit_counts(test: Predictions) -> Counts:
     """Return the counts of the split itself, (samples, 1): every sample once."""
     return np.ones((len(test), 1), dtype=np.float32)
+
+
+def result_of(metric: Resampling, test: Predictions, *, missing: str = "") -> MetricResult:
+    """Return the result of a metric on a split, which is that of the resample with every sample once.
+
+    missing: why a class may have no value, for a note that names such classes; no note by default.
+    """
+    values, by_class = metric.resampled(test, unit_counts(test))
+    defined = defined_by_class(test, by_class[:, 0])
+    note = note_on_missing(test, defined, missing) if missing else ""
+    return MetricResult(value=float(values[0]), by_class=defined, note=note)
 
 
 def draw_counts(test: Predictions, resamples: int, seed: int) -> Iterator[Counts]:

@@ -16,9 +16,7 @@ from kdkit.metrics.base import (
     MetricResult,
     Predictions,
     WithoutThresholds,
-    defined_by_class,
     mean_over_classes,
-    note_on_missing,
     ratio,
     reduced_positions,
     require_class_outputs,
@@ -26,7 +24,7 @@ from kdkit.metrics.base import (
     undefined_by_class,
     unknown_labels,
 )
-from kdkit.metrics.bootstrap import Counts, Resampled, unit_counts
+from kdkit.metrics.bootstrap import Counts, Resampled, result_of, unit_counts
 from kdkit.metrics.thresholds import BestF1, Thresholds, thresholds_array, validate_thresholds
 from kdkit.utils.validation import validate_count
 
@@ -52,9 +50,7 @@ class Accuracy(WithoutThresholds):
 
     def compute(self, test: Predictions) -> MetricResult:
         """Return the accuracy, and the recall of each class."""
-        values, by_class = self.resampled(test, unit_counts(test))
-        recalls = defined_by_class(test, by_class[:, 0])
-        return MetricResult(value=float(values[0]), by_class=recalls, note=note_on_missing(test, recalls))
+        return result_of(self, test, missing="no positives")
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the accuracy and the recalls of each resample."""
@@ -163,9 +159,7 @@ class F1:
 
     def compute(self, test: Predictions) -> MetricResult:
         """Return F1, also by class; the note names classes without positives."""
-        values, scores = self.resampled(test, unit_counts(test))
-        by_class = defined_by_class(test, scores[:, 0])
-        return MetricResult(value=float(values[0]), by_class=by_class, note=note_on_missing(test, by_class))
+        return result_of(self, test, missing="no positives")
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return F1 of each resample, at the same thresholds."""
@@ -210,11 +204,7 @@ class MeanIoU(WithoutThresholds):
 
     def compute(self, test: Predictions) -> MetricResult:
         """Return the mean, also by class; the note names classes that are neither a label nor predicted."""
-        values, by_class = self.resampled(test, unit_counts(test))
-        defined = defined_by_class(test, by_class[:, 0])
-        return MetricResult(
-            value=float(values[0]), by_class=defined, note=note_on_missing(test, defined, "no labels or predictions")
-        )
+        return result_of(self, test, missing="no labels or predictions")
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the metric of each resample."""

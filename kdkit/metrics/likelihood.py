@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
@@ -14,7 +15,6 @@ from kdkit.metrics.base import (
     MetricResult,
     Predictions,
     WithoutThresholds,
-    defined_by_class,
     log_softmax,
     ratio,
     reduced_positions,
@@ -23,7 +23,7 @@ from kdkit.metrics.base import (
     undefined_by_class,
     unknown_labels,
 )
-from kdkit.metrics.bootstrap import Counts, Resampled, unit_counts
+from kdkit.metrics.bootstrap import Counts, Resampled, result_of, unit_counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,7 @@ class CrossEntropy(WithoutThresholds):
 
     def compute(self, test: Predictions) -> MetricResult:
         """Return the cross-entropy; for multilabel also by class."""
-        values, by_class = self.resampled(test, unit_counts(test))
-        return MetricResult(value=float(values[0]), by_class=defined_by_class(test, by_class[:, 0]))
+        return result_of(self, test)
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the cross-entropy of each resample."""
@@ -119,6 +118,23 @@ def label_losses(predictions: Predictions) -> tuple[Floats, Floats]:
     is_known = np.ones(truth.shape) if is_unknown is None else (~is_unknown).astype(np.float64)
     # log(1 + exp(x)) - y x, without overflow
     return (np.logaddexp(0, outputs) - truth * outputs) * is_known, is_known
+
+
+def hardest_samples(predictions: Predictions, count: int) -> NDArray[np.int64]:
+    """Return the rows of the samples with the largest losses, the worst first; none for labels per position or numbers.
+
+    The loss is the cross-entropy of the softmax, or for labels by class the mean one of the sigmoids over known labels.
+    """
+    labels, outputs, none = predictions.labels, predictions.outputs, np.empty(0, np.int64)
+    if predictions.per_position or outputs.ndim != 2:
+        return none
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        truth = labels.astype(np.float64)
+        if truth.shape != outputs.shape or not np.isin(truth[~np.isnan(truth)], (0, 1)).all():
+            return none
+    losses, is_known = label_losses(predictions)
+    means = losses.sum(1) / np.maximum(is_known.sum(1), 1)
+    return np.argsort(-means, kind="stable")[:count]
 
 
 def position_losses(outputs: Tensor, labels: Tensor) -> Tensor:

@@ -10,11 +10,10 @@ from kdkit.metrics.base import (
     MetricResult,
     Predictions,
     WithoutThresholds,
-    defined_by_class,
     mean_over_classes,
     ratio,
 )
-from kdkit.metrics.bootstrap import BootstrapInterval, Counts, Resampled, unit_counts
+from kdkit.metrics.bootstrap import BootstrapInterval, Counts, Resampled, result_of, unit_counts
 from kdkit.metrics.classification import confusion_counts
 from kdkit.metrics.ranking import MacroAUPRC, MacroAUROC
 from kdkit.metrics.thresholds import BestF1, Thresholds
@@ -92,8 +91,7 @@ class _ThresholdMetric(WithoutThresholds):
     thresholds: tuple[float, ...] | None
 
     def compute(self, test: Predictions) -> MetricResult:
-        values, by_class = self.resampled(test, unit_counts(test))
-        return MetricResult(value=float(values[0]), by_class=defined_by_class(test, by_class[:, 0]))
+        return result_of(self, test)
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         hits, predicted, positives = confusion_counts(test, self.thresholds, counts)

@@ -14,17 +14,15 @@ from kdkit.metrics.base import (
     MetricResult,
     Predictions,
     WithoutThresholds,
-    defined_by_class,
     known_rows,
     log_softmax,
     mean_over_classes,
     negated,
-    note_on_missing,
     ratio,
     require_class_outputs,
     true_classes,
 )
-from kdkit.metrics.bootstrap import Counts, Resampled, count_blocks, unit_counts
+from kdkit.metrics.bootstrap import Counts, Resampled, count_blocks, result_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,7 @@ class MacroAUPRC(WithoutThresholds):
 
     def compute(self, test: Predictions) -> MetricResult:
         """Return the mean, also by class; the note names classes without positives."""
-        return _result(self.resampled(test, unit_counts(test)), test, "no positives")
+        return result_of(self, test, missing="no positives")
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the average precision of each resample."""
@@ -67,7 +65,7 @@ class MacroAUROC(WithoutThresholds):
 
     def compute(self, test: Predictions) -> MetricResult:
         """Return the mean, also by class; the note names classes for which the area is undefined."""
-        return _result(self.resampled(test, unit_counts(test)), test, "no positives, or no negatives")
+        return result_of(self, test, missing="no positives, or no negatives")
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the area of each resample."""
@@ -161,10 +159,3 @@ def _roc_area(hits: Counts, between: Counts) -> Floats:
     negatives_above = np.cumsum(between[:, :-1], axis=1)
     wrong_pairs = np.einsum("rk,rk->r", hits, negatives_above, dtype=np.float64)
     return ratio(positives * negatives - wrong_pairs, positives * negatives)
-
-
-def _result(resampled: Resampled, test: Predictions, reason: str) -> MetricResult:
-    by_class = defined_by_class(test, resampled.by_class[:, 0])
-    return MetricResult(
-        value=float(resampled.values[0]), by_class=by_class, note=note_on_missing(test, by_class, reason)
-    )

@@ -1,6 +1,10 @@
 """The built-in plugin of kdkit. It uses the same hooks as any installed plugin."""
 
+from pathlib import Path
+
 from kdkit.plugins.hooks import Register, RegisterTemplate, hookimpl
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
 
 # The imports are inside the hooks, since these modules import torch, which `kdkit --help` must not do.
 
@@ -114,7 +118,5 @@ def register_exporters(register: Register) -> None:
 @hookimpl
 def register_templates(register: RegisterTemplate) -> None:
     """Register the recipe files of `kdkit new recipe`."""
-    from kdkit.plugins.templates import FOLDER
-
-    register("digits", FOLDER / "digits.py")
-    register("own_data", FOLDER / "own_data.py")
+    register("digits", TEMPLATES / "digits.py")
+    register("own_data", TEMPLATES / "own_data.py")

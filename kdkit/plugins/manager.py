@@ -5,9 +5,9 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -158,6 +158,14 @@ class Plugins:
         """All hooks, to be called by name with keyword arguments."""
         return self.manager.hook
 
+    def implementations(self, hook: str) -> Iterator[tuple[str, Callable[[Any], Any]]]:
+        """Yield the name of each plugin that implements a hook, kdkit's own first, and the function, of one argument.
+
+        They are called one by one instead of through pluggy, so that each error is attributed to its plugin.
+        """
+        for implementation in getattr(self.manager.hook, hook).get_hookimpls():  # in the order of registration
+            yield implementation.plugin_name, partial(_call, implementation)
+
     @contextmanager
     def errors_of(self, plugin: str, activity: str) -> Iterator[None]:
         """Handle errors of a plugin, by name, whose hook runs in the context.
@@ -179,11 +187,9 @@ class Plugins:
 
     def _build_registry(self, kind: str) -> Registry:
         registry = Registry(kind)
-        hook = getattr(self.manager.hook, f"register_{kind}")
-        # Called one by one instead of through pluggy, so that each entry and each error is attributed to its plugin.
-        for implementation in hook.get_hookimpls():  # in the order of registration, kdkit's own first
+        for plugin, call in self.implementations(f"register_{kind}"):
 
-            def register(name: str, factory: Any, plugin: str = implementation.plugin_name) -> None:
+            def register(name: str, factory: Any, plugin: str = plugin) -> None:
                 try:
                     registry.register(name, factory, plugin=plugin)
                 except PluginError as error:
@@ -192,8 +198,8 @@ class Plugins:
                     # It costs this entry, and not those that follow.
                     warnings.warn(f"{error}; this entry is skipped", PluginWarning, stacklevel=3)
 
-            with self.errors_of(implementation.plugin_name, f"register its {kind}"):
-                implementation.function(*([register] if implementation.argnames else []))
+            with self.errors_of(plugin, f"register its {kind}"):
+                call(register)
         return registry
 
     def _explain(self, error: pluggy.PluginValidationError, plugin: object, name: str) -> str:
@@ -224,6 +230,10 @@ def undecorated_hooks(plugin: object) -> list[str]:
         and inspect.isroutine(function := getattr(plugin, name, None))
         and not hasattr(function, "kdkit_impl")
     ]
+
+
+def _call(implementation: pluggy.HookImpl, argument: Any) -> Any:
+    return implementation.function(*([argument] if implementation.argnames else []))  # it may leave the argument out
 
 
 def _reason(error: BaseException) -> str:

@@ -46,41 +46,48 @@ class Product(_Factor):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LinearRamp(_Factor):
+class _Transition(_Factor):
+    """A ramp from one factor to another between two points of progress."""
+
+    start: float = 0.0
+    end: float = 1.0
+    after: float = 0.0
+    until: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (is_number(self.start) and is_number(self.end)) or min(self.start, self.end) < 0:
+            raise RecipeError(
+                f"a ramp must change between finite factors of at least 0; got {self.start!r} to {self.end!r}"
+            )
+        if not (is_number(self.after) and is_number(self.until)) or not 0 <= self.after < self.until <= 1:
+            raise RecipeError(
+                f"a ramp must have 0 <= after < until <= 1; got after={self.after!r}, until={self.until!r}"
+            )
+
+    def _fraction(self, progress: float) -> float:
+        """Return how much of the way between the two points has passed, from 0 to 1."""
+        return min(1.0, max(0.0, (progress - self.after) / (self.until - self.after)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearRamp(_Transition):
     """Change linearly from `start` to `end` between two points of progress, and stay constant before and after.
 
     Progress counts optimizer updates: 0 before the first one of a stage, 1 after its last.
     """
 
-    start: float = 0.0
-    end: float = 1.0
-    after: float = 0.0
-    until: float = 1.0
-
-    def __post_init__(self) -> None:
-        _validate(self.start, self.end, self.after, self.until)
-
     def __call__(self, progress: float) -> float:
         """Return the factor at this progress."""
-        return self.start + (self.end - self.start) * _fraction(progress, self.after, self.until)
+        return self.start + (self.end - self.start) * self._fraction(progress)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CosineRamp(_Factor):
+class CosineRamp(_Transition):
     """Change from `start` to `end` along half a cosine between two points of progress; constant before and after."""
-
-    start: float = 0.0
-    end: float = 1.0
-    after: float = 0.0
-    until: float = 1.0
-
-    def __post_init__(self) -> None:
-        _validate(self.start, self.end, self.after, self.until)
 
     def __call__(self, progress: float) -> float:
         """Return the factor at this progress."""
-        fraction = _fraction(progress, self.after, self.until)
-        return self.start + (self.end - self.start) * (1 - math.cos(math.pi * fraction)) / 2
+        return self.start + (self.end - self.start) * (1 - math.cos(math.pi * self._fraction(progress))) / 2
 
 
 def reciprocal(divisor: Any) -> float:
@@ -88,14 +95,3 @@ def reciprocal(divisor: Any) -> float:
     if not is_number(divisor) or divisor <= 0:
         raise RecipeError(f"terms and ramps are divided by a number above 0; got {divisor!r}")
     return 1 / divisor
-
-
-def _fraction(progress: float, after: float, until: float) -> float:
-    return min(1.0, max(0.0, (progress - after) / (until - after)))
-
-
-def _validate(start: float, end: float, after: float, until: float) -> None:
-    if not (is_number(start) and is_number(end)) or min(start, end) < 0:
-        raise RecipeError(f"a ramp must change between finite factors of at least 0; got {start!r} to {end!r}")
-    if not (is_number(after) and is_number(until)) or not 0 <= after < until <= 1:
-        raise RecipeError(f"a ramp must have 0 <= after < until <= 1; got after={after!r}, until={until!r}")

@@ -2,6 +2,8 @@
 
 import math
 
+from kdkit.utils.reprs import format_bytes, format_count
+
 MINUS, DASH, TIMES = "\N{MINUS SIGN}", "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
 _WORDS = {
     "f1": "F1",
@@ -65,22 +67,12 @@ def count(value: int | None) -> str:
 
 def size(value: int | None) -> str:
     """Return a number of bytes."""
-    if value is None:
-        return DASH
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= factor:
-            return f"{value / factor:.3g} {unit}"
-    return f"{value} B"
+    return DASH if value is None else format_bytes(value)
 
 
 def short(value: int | None) -> str:
     """Return a large whole number with three digits."""
-    if value is None:
-        return DASH
-    for unit, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= 0.9995 * factor:
-            return f"{value / factor:.3g} {unit}"
-    return str(value)
+    return DASH if value is None else format_count(value)
 
 
 def moment(seconds: float | None) -> str:

@@ -114,9 +114,9 @@ def _added_sections(report: Report) -> list[dict[str, Any]]:
     tables = export_tables(report.runs)
     sections = [Section("Exports", tables)] if tables else []
     plugins = installed()
-    for hook in reversed(plugins.hook.report_sections.get_hookimpls()):  # the order in which pluggy calls them
-        with plugins.errors_of(hook.plugin_name, "add its sections to the report"):
-            added = list(hook.function(*([report] if hook.argnames else [])) or ())
+    for plugin, call in reversed([*plugins.implementations("report_sections")]):  # the order in which pluggy calls them
+        with plugins.errors_of(plugin, "add its sections to the report"):
+            added = list(call(report) or ())
             for section in added:
                 if not isinstance(section, Section):
                     raise RecipeError(

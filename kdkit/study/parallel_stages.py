@@ -21,15 +21,13 @@ def run_parallel_stages(
     options: RunOptions,
     *,
     jobs: int,
-    callbacks: Sequence[object] = (),
     log: Callable[[str], None] = print,
 ) -> Result:
     """Run a recipe file as `kdkit.run` does, with up to `jobs` independent stages at the same time.
 
     origin: of the recipe, with the keyword arguments of recipe(). log: is called with a line when a child process
-    starts or ends a stage; callbacks do not see those stages. Stages that depend on each other, and the evaluation, run
-    in this process. Results are those of one job with as many threads, except for the rounding of teacher outputs that
-    several stages compute.
+    starts or ends a stage. Stages that depend on each other, and the evaluation, run in this process. Results are those
+    of one job with as many threads, except for the rounding of teacher outputs that several stages compute.
 
     Raises RecipeError if `options` has no run folder, and the error of a stage that fails, which can be resumed.
     """
@@ -56,7 +54,7 @@ def run_parallel_stages(
         )
 
     with lock, closing(workers):
-        # Until the remaining stages have only one order: they are trained here, where callbacks see them.
+        # Until the remaining stages have only one order: they are trained here.
         while pending.running or not pending.is_sequence:
             for name in pending.ready:
                 # The stages that finished in this loop may have left a sequence.
@@ -73,7 +71,7 @@ def run_parallel_stages(
             pending.finished.add(name)
             log(f"stage {name}: finished in {result.seconds:.0f} s")
         workers.close()
-        return run(lambda: file.make(arguments), options, callbacks=callbacks, origin=origin)
+        return run(lambda: file.make(arguments), options, origin=origin)
 
 
 class _PendingStages:

@@ -72,6 +72,15 @@ def describe_options(value: Any, *names: str) -> list[str]:
     return [f"{name}={getattr(value, name)!r}" for name in names if getattr(value, name) != defaults[name]]
 
 
+def format_count(count: float) -> str:
+    """Return a number with three significant digits, such as "26 M" for 26,000,000."""
+    units = ["", " k", " M", " G", " T"]
+    while count >= 999.5 and len(units) > 1:
+        count /= 1000
+        units.pop(0)
+    return f"{count:.3g}{units[0]}"
+
+
 def format_bytes(count: float, *, base: int = 1000) -> str:
     """Return a number of bytes as text with three significant digits, such as "1.5 GB".
 

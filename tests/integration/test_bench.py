@@ -35,13 +35,13 @@ def test_benchmarks_are_listed_with_their_descriptions(kdkit_here):
 
 def test_a_benchmark_is_run_with_its_arguments_and_its_exit_code_is_returned(checkout, capfd):
     assert bench.benchmarks(checkout) == {"small": "A description in two lines."}
-    assert bench.bench("small", ["--rounds", "2"], checkout) == 3
+    assert bench.run_benchmark("small", ["--rounds", "2"], checkout) == 3
     assert capfd.readouterr().out == "ran --rounds 2\n"
 
 
 def test_options_are_passed_to_the_benchmark(kdkit_here, monkeypatch):
     calls = []
-    monkeypatch.setattr(bench, "bench", lambda name, args: calls.append((name, args)) or 0)
+    monkeypatch.setattr(bench, "run_benchmark", lambda name, args: calls.append((name, args)) or 0)
     assert kdkit_here("bench", "small", "--", "--help", "-q").code == 0
     assert kdkit_here("bench", "small", "--rounds", "2").code == 0
     assert calls == [("small", ("--help", "-q")), ("small", ("--rounds", "2"))]

@@ -5,9 +5,9 @@ import subprocess
 import pytest
 
 from kdkit import hookimpl
+from kdkit.cli.new import PLUGIN, recipe_templates
 from kdkit.errors import PluginError
 from kdkit.plugins.manager import Plugins, installed
-from kdkit.plugins.templates import PLUGIN, recipe_templates
 from tests.helpers.command_line import ROOT, environment
 from tests.helpers.environments import fresh_environment, install
 

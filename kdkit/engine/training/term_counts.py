@@ -13,9 +13,8 @@ from kdkit.engine.stage.terms import BoundTerm
 from kdkit.losses.base import BuildContext, Loss, describe_loss
 from kdkit.losses.chunked import Chunked
 from kdkit.losses.hard_labels import SecondHead
+from kdkit.losses.label_losses import IgnoreUnknown, SampleWeighted
 from kdkit.losses.positions import Masked, PerPosition, PerToken
-from kdkit.losses.unknown import IgnoreUnknown
-from kdkit.losses.weighted import SampleWeighted
 from kdkit.recipe.objective import model_loss
 
 Count = Callable[[Batch], Tensor]

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from kdkit import Predictions
-from kdkit.metrics.hardest import hardest_samples
+from kdkit.metrics.likelihood import hardest_samples
 
 
 def predictions(labels, outputs, **options):

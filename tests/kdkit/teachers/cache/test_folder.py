@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from kdkit.cli.teacher_cache import show_cache
+from kdkit.cli.cache_table import show_cache
 from kdkit.errors import CacheError
 from kdkit.teachers.cache import CacheFolder, EntrySpec, Key, NewOutputs, Part
 from kdkit.teachers.cache.key import FORMAT

@@ -1,11 +1,46 @@
-"""Weigh the samples of a loss on labels."""
+"""Losses on labels of which some are unknown, and of samples that have weights."""
+
+import copy
 
 import torch
 from torch import Tensor, nn
 
-from kdkit.errors import RecipeError
-from kdkit.losses.unknown import IgnoreUnknown
-from kdkit.losses.validation import without_reduction
+from kdkit.errors import RecipeError, describe
+
+
+class IgnoreUnknown(nn.Module):
+    """Apply a loss to the labels that are known, not NaN, as in Truth(IgnoreUnknown()).
+
+    The unit is that of `loss`. Its reduction is over the known entries: with "mean" their mean, 0 if there are none.
+    loss: one of torch with a reduction, "mean" or "sum", that compares each entry by itself; BCEWithLogitsLoss() if
+    None. It is copied.
+    Raises RecipeError for another loss. See `TorchData(..., unknown=)`.
+
+    Formula: 1/K Σ loss(s_i, y_i), with i the K entries whose label is known
+    Shapes: logits (N, C); labels (N, C) in [0, 1], NaN if unknown
+    Source: public code: torchxrayvision, train_utils.py
+    """
+
+    accepts_unknown = True
+
+    def __init__(self, loss: nn.Module | None = None) -> None:
+        super().__init__()
+        loss = nn.BCEWithLogitsLoss() if loss is None else loss
+        self.reduction = getattr(loss, "reduction", None)
+        self.loss = _without_reduction(loss, self, "nn.BCEWithLogitsLoss()")
+
+    def forward(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the loss over the known entries."""
+        is_known = ~target.isnan()
+        # A mask instead of an index: on a GPU, the number of known entries would wait for the device.
+        values: Tensor = self.loss(student, torch.where(is_known, target, 0.0))
+        if values.shape != target.shape:
+            raise RecipeError(
+                f"IgnoreUnknown needs a loss with a value for each label {tuple(target.shape)}; "
+                f"{type(self.loss).__name__} gives {tuple(values.shape)}"
+            )
+        total = torch.where(is_known, values, 0.0).sum()
+        return total if self.reduction == "sum" else total / is_known.sum().clamp(min=1)
 
 
 class SampleWeighted(nn.Module):
@@ -26,7 +61,7 @@ class SampleWeighted(nn.Module):
         super().__init__()
         loss = nn.CrossEntropyLoss() if loss is None else loss
         self.reduction = getattr(loss, "reduction", None)
-        copied = without_reduction(loss, self, "nn.CrossEntropyLoss()")
+        copied = _without_reduction(loss, self, "nn.CrossEntropyLoss()")
         self.accepts_unknown = isinstance(loss, IgnoreUnknown)
         self.ignore_index = getattr(loss, "ignore_index", None)  # as the loss itself, which a stage reads
         self.loss: nn.Module = copied.loss if isinstance(copied, IgnoreUnknown) else copied
@@ -62,3 +97,18 @@ class SampleWeighted(nn.Module):
         # torch divides by the weights of the classes of the samples. An ignored label is no index, such as -100 or 255.
         classes = torch.where(target == self.loss.ignore_index, 0, target)
         return counts * self.loss.weight[classes]
+
+
+def _without_reduction(loss: object, wrapper: object, example: str) -> nn.Module:
+    """Return a copy of a loss of torch that returns a value for each entry, which `wrapper` reduces itself.
+
+    Raises RecipeError, with an example, unless its reduction is "mean" or "sum".
+    """
+    if not isinstance(loss, nn.Module) or getattr(loss, "reduction", None) not in ("mean", "sum"):
+        raise RecipeError(
+            f"{type(wrapper).__name__} takes a loss with reduction 'mean' or 'sum', such as {example}; got "
+            f"{describe(loss)}"
+        )
+    copied = copy.deepcopy(loss)
+    setattr(copied, "reduction", "none")  # noqa: B010  # nn.Module declares tensors and modules only
+    return copied

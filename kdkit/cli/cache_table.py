@@ -1,4 +1,4 @@
-"""Print the entries of a teacher cache."""
+"""Print the entries of a teacher cache for `kdkit cache`."""
 
 import time
 from collections.abc import Sequence
