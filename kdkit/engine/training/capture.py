@@ -164,9 +164,7 @@ class CapturedStep(TrainingStep):
             self.open_stage.module.open_taps.clear()
             self._drop_gradients()
             python_state.restore()
-            if "captur" in str(
-                error
-            ):  # it cannot be captured, and torch draws no random numbers after it
+            if "captur" in str(error):  # it cannot be captured, and torch draws no random numbers after it
                 raise KdkitError(
                     f"the training step of stage {self.open_stage.stage.name!r} cannot be captured as a CUDA graph "
                     f"({first_line(error.__context__ or error)}); run with capture off: --capture off"
