@@ -1,4 +1,4 @@
-"""Compare the metrics of students with those of their baselines, on the same samples."""
+"""Compare the metrics of students with those of their baselines on the same samples."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,24 +15,24 @@ from kdkit.recipe.recipe import Stage
 def baseline_differences(
     metrics: Sequence[Metric], stages: Sequence[Stage], predictions: Mapping[str, SplitPredictions]
 ) -> Iterator[BaselineDifference]:
-    """Yield how each metric of each student differs from its baseline, the monitored metric first.
+    """Yield the difference of each metric between each student and its baseline, the monitored metric first.
 
-    predictions: of students that have a baseline, and of their baselines, by name. Warns if a difference has no
-    interval, and leaves it out, as it does a metric that declares `is_biased`.
+    Metrics that declare `is_biased` are left out. A difference without an interval is left out with a warning.
+    predictions: of students with a baseline, and of their baselines, by name.
     """
     monitors = {net.name: stage.training.monitor for stage in stages for net in stage.objectives}
     for student, baseline in baselines_of(stages).items():
         pair = predictions[student], predictions[baseline]
         compared = [metric for metric in metrics if not is_biased(without_interval(metric))]
         for metric in sorted(compared, key=lambda metric: metric.name != monitors[student]):  # a stable sort
-            # A metric that does not count samples repeatedly is computed for each resample.
+            # A metric that cannot count samples several times is computed again for each resample, which is slower.
             resamples = 1000 if isinstance(without_interval(metric), Resampling) else 100
             try:
                 difference = paired_bootstrap(metric, *pair, resamples=resamples)
             except Exception as error:  # a user-defined metric may not be defined for all resamples
                 warnings.warn(
                     f"the difference of {metric.name!r} between {student!r} and {baseline!r} has no interval, "
-                    f"because a resample of the samples raised {type(error).__name__}: {first_line(error)}",
+                    f"because a resample raised {type(error).__name__}: {first_line(error)}",
                     stacklevel=2,
                 )
                 continue
@@ -40,7 +40,7 @@ def baseline_differences(
 
 
 def baseline_difference(student: str, baseline: str, metric: str, paired: Difference) -> BaselineDifference:
-    """Return a paired difference with the names of its nets and its metric."""
+    """Return a paired difference with the names of its nets and metric."""
     return BaselineDifference(
         student=student,
         baseline=baseline,

@@ -1,4 +1,4 @@
-"""Call the callbacks of a run, without letting them change it by drawing random numbers or by failing."""
+"""Call the callbacks of a run, so that they cannot change it by drawing random numbers or by failing."""
 
 import traceback
 import warnings
@@ -10,25 +10,25 @@ import torch
 from kdkit.errors import KdkitError, PluginWarning, describe_error, shows_tracebacks
 from kdkit.plugins.events import StopTraining
 
-_MAY_STOP = ("step_ended", "epoch_ended")  # hooks during whose events a stage is trained
+_MAY_STOP = ("step_ended", "epoch_ended")  # hooks that are called during the training of a stage
 
 
 class Callbacks:
     """The callback hooks of a run's plugins, in pluggy's order: the plugin that was registered last is called first.
 
-    The random state of torch is restored after each call. The first error of a callback's hook is a warning; later ones
-    are counted, and the count is a warning at the end of the run. StopTraining ends the stage, and a KdkitError the
-    run, see `raise_error`.
-    hook: the hooks of a plugin manager. enabled: False to call none; of several ranks, only the first one calls
-    callbacks.
+    The random state of torch is restored after each call. The first error of each hook of a callback becomes a warning;
+    later ones are counted, and a warning at the end of the run gives the count. StopTraining ends the stage, and a
+    KdkitError ends the run, see `raise_error`.
+    hook: the hooks of a plugin manager. enabled: False to call no callbacks; with several ranks, only the first one
+    calls them.
     """
 
     def __init__(self, hook: Any, *, enabled: bool = True) -> None:
         self._hook = hook
         self._enabled = enabled
         self._failures: dict[tuple[str, str], tuple[str, int]] = {}  # name and count by plugin and hook
-        self._stop: str | None = None  # who wants to end the stage, and why
-        self._error: KdkitError | None = None  # that is to end the run after the checkpoint of an epoch
+        self._stop: str | None = None  # the callback that ends the stage, and its reason
+        self._error: KdkitError | None = None  # ends the run after the checkpoint of the epoch
         self._listeners: dict[str, list[Any]] = {}  # hook implementations by hook, cached for the training loop
 
     def has_listeners(self, hook: str) -> bool:
@@ -36,7 +36,10 @@ class Callbacks:
         return bool(self._implementations(hook))
 
     def call(self, hook: str, event: Any) -> None:
-        """Call every callback that implements this hook. Raises a KdkitError of a callback, unless an epoch ended."""
+        """Call every callback that implements this hook.
+
+        Raises the KdkitError of a callback. After epoch_ended, `raise_error` does so when the epoch is saved.
+        """
         implementations = self._implementations(hook)
         state = torch.get_rng_state() if implementations else None
         for implementation in implementations:
@@ -49,7 +52,7 @@ class Callbacks:
                     name = _name_of(implementation)
                     self._stop = f"{name}: {request}" if str(request) else name
             except KdkitError as error:
-                if hook == "run_ended":  # there is nothing left to end, and the run may have an error of its own
+                if hook == "run_ended":  # there is nothing left to end, and the run may already have an error
                     self._report(implementation, hook, error)
                 elif self._error is None:
                     error.add_note(f"callback {_name_of(implementation)!r} raised this in its {hook} to end the run")
@@ -60,11 +63,11 @@ class Callbacks:
             torch.set_rng_state(state)
         if hook == "run_ended":
             self._report_counts()
-        elif hook != "epoch_ended":  # the epoch that ended is not saved yet
+        elif hook != "epoch_ended":  # the finished epoch is not saved yet
             self.raise_error()
 
     def raise_error(self) -> None:
-        """Raise the KdkitError by which a callback ends the run, if there is one."""
+        """Raise the KdkitError of a callback that ends the run, if there is one."""
         error, self._error = self._error, None
         if error is not None:
             raise error
@@ -75,7 +78,7 @@ class Callbacks:
         return stop
 
     def _report(self, implementation: Any, hook: str, error: Exception) -> None:
-        """Warn about the first error of a hook of a callback, and count the others."""
+        """Warn about the first error of a callback's hook, and count further ones."""
         key = (implementation.plugin_name, hook)
         name, count = self._failures.get(key, (_name_of(implementation), 0))
         self._failures[key] = name, count + 1
@@ -102,6 +105,6 @@ class Callbacks:
 
 
 def _name_of(implementation: Any) -> str:
-    """Return the name of a module, or of the class of an object, since a repeated run must record the same name."""
+    """Return the name of a module, or of an object's class, because a repeated run must record the same name."""
     is_module = isinstance(implementation.plugin, ModuleType)
     return str(implementation.plugin_name if is_module else type(implementation.plugin).__name__)

@@ -1,4 +1,4 @@
-"""Distillation in one call, for users' own networks and torch data."""
+"""Distillation in one call, for your own networks and torch data."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Unpack
@@ -34,7 +34,7 @@ _LABEL_LOSSES: dict[Task, type[nn.Module]] = {
 
 
 class DistillFields(RunFields, total=False):
-    """The keyword arguments of `kdkit.run`, which `distill` takes too."""
+    """The keyword arguments of `kdkit.run` that `distill` takes too."""
 
     options: RunOptions | None
     callbacks: Sequence[object]
@@ -63,18 +63,18 @@ def distill(
     evaluation_samples: int | None = None,
     **options: Unpack[DistillFields],
 ) -> Result:
-    """Train a student on labels and on one or several trained teachers, and return the metrics of all.
+    """Train a student on labels and on one or more trained teachers, and return the metrics of all networks.
 
     train, validation, test: torch Datasets or DataLoaders that yield `(inputs, labels)`; see TorchData. Without labels,
-    train is Unlabelled(dataset), and the student learns from its teachers alone. Epochs are
-    chosen on `validation`; metrics are computed on `test`, or on `validation` if there is none.
-    kd_loss: the loss against a teacher's outputs; SoftTargets(), PerLabelSoftTargets() or MSELoss(), depending on the
-    task, if None. For terms on features, or several losses, write a Recipe. temperature: of that default loss; None for
-    its own. label_weight: the weight of the loss on the labels, in [0, 1]; the teachers share the rest. epochs: of
-    Adam, 10 if None; training: all options instead.
-    metrics: see `Recipe`; the first one chooses the epoch. task: the kind of the labels; derived from them if None.
-    classes: their names, or how many there are. If None, the names that the training data has, as ImageFolder does, or
-    else numbers: as many as the student has outputs. draws, unknown, ignore_index, labels, batch_transform,
+    train is Unlabelled(dataset), and the student learns from its teachers alone. The best epoch is chosen on
+    `validation`; metrics are computed on `test`, or on `validation` if there is no test data.
+    kd_loss: the loss against a teacher's outputs. If None, SoftTargets(), PerLabelSoftTargets() or MSELoss(), depending
+    on the task. For terms on features, or several losses, write a Recipe. temperature: of the default loss; None for
+    its default. label_weight: the weight of the loss on the labels, in [0, 1]; the teachers share the rest. epochs: the
+    number of epochs with Adam; 10 if None. training: all training options, instead of epochs.
+    metrics: see `Recipe`; the first one chooses the epoch. task: the kind of labels; derived from them if None.
+    classes: their names or their number. If None, the names in the training data, as in ImageFolder, or otherwise
+    numbers, as many as the student has outputs. draws, unknown, ignore_index, labels, batch_transform,
     evaluation_samples: see TorchData. options: those of `kdkit.run`.
 
     Raises RecipeError if both epochs and training are passed, or both kd_loss and temperature.
@@ -110,7 +110,7 @@ def distill(
     except DataError as error:
         if failure is None:
             raise
-        raise DataError(f"{error}; the outputs could not be counted instead: {failure}") from error
+        raise DataError(f"{error}; counting the outputs instead failed: {failure}") from error
     if counts_outputs:
         data.notices = (*data.notices, *_empty_classes(student_net, data))
     schedule = Parallel(
@@ -125,7 +125,7 @@ def distill(
 
 
 def _label_loss(data: TorchData) -> nn.Module:
-    """Return the loss on the labels, which leaves out missing ones, and weights samples that have weights."""
+    """Return the loss on the labels. It ignores missing labels, and uses the weights of samples if there are any."""
     loss = _LABEL_LOSSES[data.task]()
     if data.task == "multiclass" and data.ignored_labels:
         loss = nn.CrossEntropyLoss(ignore_index=data.ignored_labels[0])
@@ -137,32 +137,35 @@ def _label_loss(data: TorchData) -> nn.Module:
 def _default_loss(task: Task, temperature: float | None) -> Loss:
     if task == "regression":
         if temperature is not None:
-            raise RecipeError("a temperature softens probabilities, which regression does not have; leave it out")
+            raise RecipeError("a temperature softens probabilities, but regression has none; leave it out")
         return nn.MSELoss()
     loss = SoftTargets if task == "multiclass" else PerLabelSoftTargets
     return loss() if temperature is None else loss(temperature=temperature)
 
 
 def _classes(net: Net[Any], train: DatasetOrLoader, labels: str | None) -> tuple[Sequence[str] | None, str | None]:
-    """Return a class name per output of the network; None if it fails here, which `check` reports later, and why."""
+    """Return a class name per output of a network, and None; or None and the reason if it fails for a batch.
+
+    `check` reports a failure later, because the network may still run on the device of the run.
+    """
     batch = first_batch("train", train, SampleKeys(labels))
     try:
         count = output_shape(net, batch)[1]
     except KdkitError:
         raise
-    except Exception as error:  # a network may raise anything, and may still run on the device of the run
+    except Exception as error:  # a network may raise anything
         reason = f"fails for the train data: {first_line(error)}"
         advice = input_advice(net, nested_tensors(batch.inputs), error)
         if advice:
             raise DataError(f"net {net.name!r} {reason}{line_of_user_code(error)}{advice}") from error
         return None, f"net {net.name!r} {reason}"
     names = class_names(train)
-    # A dataset with two names, absent and present, may have a single column of labels.
+    # A dataset with two class names, such as absent and present, may have a single column of labels.
     return names if names is not None and count > 1 else [str(index) for index in range(count)], None
 
 
 def _empty_classes(net: Net[Any], data: TorchData) -> Iterator[str]:
-    """Yield a notice if the last classes, as many as there are outputs, have no sample in any split."""
+    """Yield a notice if the last classes, which were counted from the outputs, have no sample in any split."""
     splits = [split for split in (data.train, data.validation, data.test) if split is not None]
     labels = [split.labels for split in splits]
     visible = [rows for rows in labels if rows is not None and rows.ndim == 1 and len(rows)]
@@ -171,8 +174,8 @@ def _empty_classes(net: Net[Any], data: TorchData) -> Iterator[str]:
     largest = max(int(rows.max()) for rows in visible)
     if largest + 1 < len(data.classes):
         yield (
-            f"net {net.name!r} has {len(data.classes)} outputs, and no label of the data is above {largest}; if there "
-            "are no more classes, give the networks as many outputs"
+            f"net {net.name!r} has {len(data.classes)} outputs, but no label of the data is above {largest}; if there "
+            f"are only {largest + 1} classes, give the networks as many outputs"
         )
 
 

@@ -1,4 +1,4 @@
-"""A student and its objective as one module, for a training loop of the user or of another framework."""
+"""A student and its objective as one module, for your own training loop or that of another framework."""
 
 import warnings
 import weakref
@@ -38,8 +38,8 @@ from kdkit.utils.validation import validate_choice
 class DistillerOutput(NamedTuple):
     """The result of a step.
 
-    loss: the weighted sum of the terms, a scalar with a graph. terms: the unweighted value of each by label, detached.
-    outputs: of the student, (batch, classes), with a graph.
+    loss: the weighted sum of the terms, a scalar with a graph. terms: the unweighted value of each term by label,
+    detached. outputs: the student's outputs, (batch, classes), with a graph.
     """
 
     loss: Tensor
@@ -49,7 +49,7 @@ class DistillerOutput(NamedTuple):
     def __repr__(self) -> str:
         terms = describe_names(self.terms)
         loss, outputs = describe_array(self.loss), describe_array(self.outputs)
-        return f"DistillerOutput(loss={loss}, terms: {terms}, outputs={outputs})"  # a value would wait for the device
+        return f"DistillerOutput(loss={loss}, terms: {terms}, outputs={outputs})"  # values would wait for the device
 
 
 class Distiller(nn.Module):
@@ -62,20 +62,19 @@ class Distiller(nn.Module):
             distiller(inputs, labels).loss.backward()
             ...
 
-    student: a Net. objective: its terms, as in a Stage; teachers are those that they match. example: a batch of
-    training inputs and labels, of two samples or more, by whose shapes losses create their projectors; the labels are
-    None if no term learns from them, and outputs (batch, classes, *positions) are then compared at all positions. A
-    third element has the weights of the samples, if a loss uses them.
-    classes: names, or None for as many as the student has outputs. task: the kind of the labels, see `Batch`; they may
-    be classes of positions, (batch, *positions). ignore_index: the class index that stands for no label; if None, -100
-    and 255 at positions, see `TorchData`.
-    samples: the number of training samples, for losses that keep a memory of all of them.
+    student: a Net. objective: its terms, as in a Stage; they define the teachers. example: a batch of training inputs
+    and labels with at least two samples; losses create their projectors from its shapes. The labels are None if no term
+    learns from them; outputs (batch, classes, *positions) are then compared at all positions. An optional third element
+    has the weights of the samples, if a loss uses them.
+    classes: names, or None for as many as the student has outputs. task: the kind of labels, see `Batch`; they may be
+    classes of positions, (batch, *positions). ignore_index: the class index that stands for no label; if None, -100 and
+    255 at positions, see `TorchData`.
+    samples: the number of training samples, for losses that keep a memory of all samples.
 
-    Its parameters and state dict are those of the student and of the losses. Teachers are no part of them; they are in
-    eval mode and without gradients, and `to` moves them too. Until `close`, or until the Distiller is deleted, the
-    networks have hooks for the taps. Raises CheckError with all problems that a check of the stage finds, and
-    RecipeError for a wrong example. Warns of a tap whose channels are not certain, and of labels that are
-    the input tokens.
+    Its parameters and state dict are those of the student and of the losses. They do not include the teachers, which
+    are in eval mode and without gradients; `to` moves them too. The networks have hooks for the taps until `close` is
+    called or the Distiller is deleted. Raises CheckError with all problems that a check of the stage finds, and
+    RecipeError for a wrong example. Warns of a tap with uncertain channels, and of labels that are the input tokens.
     """
 
     def __init__(
@@ -91,15 +90,15 @@ class Distiller(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(student, Net):
-            raise RecipeError(f'student is a Net, such as Net("student", module); got a {type(student).__name__}')
+            raise RecipeError(f'student must be a Net, Net("student", module); got a {type(student).__name__}')
         validate_choice("task", task, Task)
         parts = example if isinstance(example, tuple | list) else [example]
         is_pair = len(parts) in (2, 3) and isinstance(parts[1], Tensor | None)
         if not is_pair or not all(isinstance(part, Tensor) for part in parts[2:]):
             got = ", ".join(type(part).__name__ for part in parts)
             raise RecipeError(
-                "example is a pair (inputs, labels) of a batch, with a tensor of labels, or None if no term learns "
-                f"from them; got {got}; a third element has the weights of its samples"
+                "example must be a pair (inputs, labels) of a batch; labels are a tensor, or None if no term uses "
+                f"them, and a third element may have the weights of the samples; got {got}"
             )
         labels = missing_labels(parts[0]) if parts[1] is None else parts[1]
         self.student = student
@@ -115,7 +114,7 @@ class Distiller(nn.Module):
         if classes is None or parts[1] is None:
             shape = output_shape(student, batch)
             classes = [str(index) for index in range(shape[1])] if classes is None else classes
-            # Without labels, the outputs say whether there are positions, all of which are compared.
+            # Without labels, the outputs show whether there are positions; all of them are compared.
             dims = dims if parts[1] is not None or task == "regression" else len(shape) - 2
         context = BuildContext(
             classes=tuple(classes),
@@ -131,9 +130,9 @@ class Distiller(nn.Module):
         self._on_labels = [term.label for term in stage.terms if uses_labels(term)]
         self._open_stage = _opened(stage, context, batch)
         self.module = self._open_stage.module
-        self.module.train()  # as the Distiller is: a student of from_pretrained comes in eval mode
+        self.module.train()  # like the Distiller itself: a student from from_pretrained is in eval mode
         self._follows_progress = [term.label for term in self.module.terms if term.follows_progress]
-        # Those that change are tensors, since numbers are constants of compiled code.
+        # Weights that change are tensors, because numbers are constants in compiled code.
         self._weights: dict[str, float | Tensor] = {
             label: torch.tensor(weight, dtype=torch.float64) if label in self._follows_progress else weight
             for label, weight in self.module.weights(0.0).items()
@@ -141,7 +140,7 @@ class Distiller(nn.Module):
         self._has_progress = False
         self._is_sharded: bool | None = None
         self._observers = observers(self._open_stage.sessions.values())
-        # Also called when the Distiller is deleted, and when Python exits, before torch's modules are torn down.
+        # Called when the Distiller is deleted, or at exit, before Python tears down torch's modules.
         self._close = weakref.finalize(self, self._open_stage.close)
 
     def forward(
@@ -153,11 +152,11 @@ class Distiller(nn.Module):
         progress: float | None = None,
         sample_weights: Tensor | None = None,
     ) -> DistillerOutput:
-        """Run teachers and student on a batch, which is on their device.
+        """Run teachers and student on a batch, which must be on their device.
 
         labels: None if no term learns from them. ids: of the samples, (batch,) int64, below `samples`; only losses with
-        a memory need them. progress: the share of training that is done, in [0, 1]; ramps and losses that change during
-        the training need it in training mode.
+        a memory need them. progress: the fraction of training that is done, in [0, 1]; in training mode, ramps and
+        losses that change during training need it.
         sample_weights: (batch,), for losses that use them. Raises RecipeError if labels or `progress` are missing or
         invalid.
         """
@@ -166,10 +165,10 @@ class Distiller(nn.Module):
         if not isinstance(labels, Tensor):
             if labels is not None:
                 raise RecipeError(
-                    f"labels are a tensor, or None; got a {type(labels).__name__}: torch.as_tensor(labels)"
+                    f"labels must be a tensor or None; got a {type(labels).__name__}; pass torch.as_tensor(labels)"
                 )
             if self._on_labels:
-                raise RecipeError(f"term {self._on_labels[0]!r} learns from labels, which are None; pass a tensor")
+                raise RecipeError(f"term {self._on_labels[0]!r} learns from labels, but they are None; pass a tensor")
             labels = missing_labels(inputs)
         batch = Batch(inputs, as_targets(labels, per_position=self._per_position), ids, weights=sample_weights)
         module = self._open_stage.module  # a plain attribute, unlike those of an nn.Module
@@ -177,8 +176,8 @@ class Distiller(nn.Module):
             self.set_progress(progress)
         elif self._follows_progress and self.training and not self._has_progress:
             raise RecipeError(
-                f"term {self._follows_progress[0]!r} changes during the training; pass the share of it that is done, "
-                "from 0 to 1: distiller(inputs, labels, progress=step / steps)"
+                f"term {self._follows_progress[0]!r} changes during training; pass the fraction that is done, from 0 "
+                "to 1: distiller(inputs, labels, progress=step / steps)"
             )
         outputs = module.run_students(batch, self._open_stage.teachers(batch))
         student = outputs[self.student.name].output
@@ -188,7 +187,7 @@ class Distiller(nn.Module):
             for label, weight in self._weights.items()
         ]
         loss = reduce(add, [term * weight for term, weight in zip(terms.values(), weights, strict=True)])
-        if self._is_sharded is None:  # before the first call, since it may be sharded after the Distiller is created
+        if self._is_sharded is None:  # in the first call: it may be sharded after the Distiller is created
             self._is_sharded = is_sharded(self.student.network)
         if self._is_sharded and loss.requires_grad and student.requires_grad:
             loss = _WithOutputs.apply(loss, student)
@@ -197,12 +196,13 @@ class Distiller(nn.Module):
         return DistillerOutput(loss, {label: term.detach() for label, term in terms.items()}, student)
 
     def set_progress(self, progress: float) -> None:
-        """Set the share of training that is done, in [0, 1], for the following calls, as `progress=` of a call does.
+        """Set the fraction of training that is done, in [0, 1], for the following calls, like `progress=` in a call.
 
-        In code that is compiled with fullgraph=True, call it before the Distiller. Raises RecipeError if it is invalid.
+        In code that is compiled with fullgraph=True, call this before the Distiller. Raises RecipeError if it is
+        invalid.
         """
         if not 0 <= progress <= 1:
-            raise RecipeError(f"progress is the share of training that is done, from 0 to 1; got {progress}")
+            raise RecipeError(f"progress must be the fraction of training that is done, from 0 to 1; got {progress}")
         module = self._open_stage.module
         self._has_progress = True
         module.progress.fill_(progress)
@@ -211,31 +211,31 @@ class Distiller(nn.Module):
                 changing.fill_(weight)
 
     def on_step(self) -> None:
-        """Call this after each optimizer step if a teacher follows the student, as `Ema` does."""
+        """Advance teachers that follow the student, such as `Ema`. Call this after each optimizer step."""
         for session in self._open_stage.sessions.values():
             session.on_step()
 
     def on_epoch_end(self) -> None:
-        """Call this after each epoch if a teacher changes with epochs, as `Past` does."""
+        """Advance teachers that change with epochs, such as `Past`. Call this after each epoch."""
         for session in self._open_stage.sessions.values():
             session.on_epoch_end()
 
     def student_state_dict(self) -> dict[str, Tensor]:
-        """Return the state dict of the student alone, which loads into a network of the same form without kdkit."""
+        """Return the state dict of the student alone. It can be loaded into the same network without kdkit."""
         return plain_state(self.student.network)
 
     def teacher_state_dict(self) -> dict[str, Any]:
-        """Return the states of teachers that change during the training, such as `Ema` and `Past`, by their names."""
+        """Return the states of teachers that change during training, such as `Ema` and `Past`, by name."""
         states = {name: session.state_dict() for name, session in self._open_stage.sessions.items()}
         return {name: state for name, state in states.items() if state}
 
     def load_teacher_state_dict(self, states: Mapping[str, Any]) -> None:
-        """Load what `teacher_state_dict` returned. Raises RecipeError if it is of other teachers."""
+        """Load states from `teacher_state_dict`. Raises RecipeError if they belong to other teachers."""
         names = self.teacher_state_dict().keys()
         if names != states.keys():
             raise RecipeError(
-                f"the states must be those of {describe_names(names) or 'no teacher'}, which change during the "
-                f"training; got those of {describe_names(states) or 'no teacher'}"
+                f"the states must be those of the teachers that change during training, "
+                f"{describe_names(names) or 'none'}; got those of {describe_names(states) or 'none'}"
             )
         for name, state in states.items():
             self._open_stage.sessions[name].load_state_dict(state)
@@ -251,14 +251,14 @@ class Distiller(nn.Module):
         self.close()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Move or convert the teachers as the student."""
+        """Move or convert the teachers together with the student."""
         for session in self._open_stage.sessions.values():
             session.apply(fn)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state of a copy, which has copies of the teachers, and is closed by itself."""
+        """Return the state for a copy, which has its own copies of the teachers, and is closed separately."""
         return {name: value for name, value in vars(self).items() if name != "_close"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -267,10 +267,10 @@ class Distiller(nn.Module):
 
 
 class _WithOutputs(torch.autograd.Function):
-    """The loss, whose backward pass also reaches the outputs of the student, with a gradient of 0.
+    """Returns the loss unchanged; its backward pass also reaches the student's outputs, with a gradient of 0.
 
-    `fully_shard` reduces gradients by hooks on the outputs of a module, which do not run if terms compare features
-    only.
+    `fully_shard` reduces gradients in hooks on the outputs of a module, which would not run if all terms compare
+    features.
     """
 
     @staticmethod
@@ -287,7 +287,7 @@ class _WithOutputs(torch.autograd.Function):
 
 
 def _opened(stage: Stage, context: BuildContext, batch: Batch) -> OpenStage:
-    """Check a stage, open it on the device of a batch, and warn of notices. Raises CheckError with all problems."""
+    """Check a stage, open it on the device of a batch, and warn of its notices. Raises CheckError with all problems."""
     (student,) = stage.objectives
     problems = [*_teacher_problems(stage, student)] or [*stage_problems(stage, context)]
     if problems:
@@ -302,7 +302,7 @@ def _opened(stage: Stage, context: BuildContext, batch: Batch) -> OpenStage:
         reshard(student.network)
         if report.problems:
             raise CheckError(report.problems)
-    except BaseException:  # also Ctrl-C in a notebook, in which the networks are used again
+    except BaseException:  # also Ctrl-C: in a notebook, the networks are used again
         open_stage.close()
         raise
     for notice in filter(None, (*report.notices, copied_labels_notice(stage, batch, context, has_metrics=False))):
@@ -311,16 +311,16 @@ def _opened(stage: Stage, context: BuildContext, batch: Batch) -> OpenStage:
 
 
 def _teacher_problems(stage: Stage, student: Net[Any]) -> Iterator[str]:
-    """Yield the problems of teachers that a Distiller alone has, which trains one network in one stage."""
+    """Yield the problems of teachers that are specific to a Distiller, which trains one network in one stage."""
     for teacher in stage.teachers:
         if isinstance(teacher, Net) and not teacher.trained and teacher is not student:
             yield (
                 f"net {teacher.name!r} teaches, but it is not trained; pass Net(..., weights=FILE), or trained=True if "
-                "its module is trained already, or at the same time by another loop"
+                "its module is already trained, or another loop trains it at the same time"
             )
     for match in stage.matches:
         if isinstance(match.teacher, Ema | Past | Peer) and match.teacher.net is not student:
             yield (
-                f"{match.teacher.name!r} needs a net that this Distiller trains, which is {student.name!r} alone; "
-                "match the net itself, Net(..., trained=True), also if another loop or Distiller trains it"
+                f"{match.teacher.name!r} needs a net that this Distiller trains, but it only trains {student.name!r}; "
+                "match the net itself, Net(..., trained=True), even if another loop or Distiller trains it"
             )

@@ -25,11 +25,11 @@ def evaluate(
 ) -> Mapping[str, MetricResult]:
     """Load weights into a net of a recipe, and return its metrics by name.
 
-    recipe: or a function that returns one, as for `run`.
-    weights: a file of weights, or the folder of a run, as for `Net`. net: the name of the net in the recipe; the one
-    that is trained last if None. options: device and precision are used; the defaults if None.
-    Thresholds are fitted on the validation split, and metrics are computed on the test split, or on the validation
-    split if there is none. Raises RecipeError if there is no such net, or the weights do not fit.
+    recipe: a Recipe, or a function that returns one, as for `run`.
+    weights: a file of weights, or the folder of a run, as for `Net`. net: the name of the net in the recipe; None for
+    the one that is trained last. options: only device and precision are used; None for the defaults.
+    Thresholds are fitted on the validation split. Metrics are computed on the test split, or on the validation split if
+    there is none. Raises RecipeError if there is no such net, or if the weights do not fit.
     """
     recipe = as_recipe(recipe, "evaluate")
     options = options or RunOptions()
@@ -46,9 +46,9 @@ def evaluate(
 
 
 def load_net(recipe: Recipe, weights: Path, name: str | None) -> Net[Any]:
-    """Load weights into a net of a recipe, the one that is trained last if `name` is None, and return the net.
+    """Load weights into a net of a recipe, and return the net. name: None for the one that is trained last.
 
-    Raises RecipeError if there is no such net, or the weights do not fit.
+    Raises RecipeError if there is no such net, or if the weights do not fit.
     """
     nets = {candidate.name: candidate for candidate in nets_of(recipe.stages)}
     name = list(recipe.stages[-1].objectives)[-1].name if name is None else name

@@ -1,4 +1,4 @@
-"""Signals that end a run: Ctrl-C (SIGINT), and SIGTERM, which schedulers send."""
+"""Handle the signals that end a run: Ctrl-C (SIGINT), and SIGTERM, which schedulers send."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from typing import Any, Self
 from kdkit.errors import Terminated
 from kdkit.utils import collectives
 
-_PAUSE = 1.0  # seconds between two messages of ranks about their signals
+_PAUSE = 1.0  # seconds between two messages in which ranks exchange their signals
 _DEFAULT_HANDLERS: dict[signal.Signals, Any] = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,
@@ -20,18 +20,18 @@ _DEFAULT_HANDLERS: dict[signal.Signals, Any] = {
 
 
 class Interrupts:
-    """Handles signals while a run is in this context, and restores the handlers of the program at its end.
+    """Handles signals while a run is in this context, and restores the program's handlers at the end.
 
-    In a step of training, or a batch of validation, a signal is only noted, and a checkpoint is written after it. A
-    second signal, or one outside of training, ends the run at once: Ctrl-C by KeyboardInterrupt or what the handler of
-    the program does, and SIGTERM by Terminated. A handler of the program for SIGTERM is kept.
+    During a training step or a validation batch, a signal is only recorded, and a checkpoint is written afterwards. A
+    second signal, or one outside of training, ends the run at once: Ctrl-C with KeyboardInterrupt or the program's own
+    handler, and SIGTERM with Terminated. If the program has its own handler for SIGTERM, it is kept.
 
-    Several ranks end together, see `agree`. They ignore a second signal: torchrun repeats one that a scheduler has
-    sent to its processes too, and ends those that take longer than half a minute.
+    Several ranks end together, see `agree`. They ignore a second signal: if a scheduler signals all processes, torchrun
+    sends the signal to them again, and kills those that take longer than half a minute.
 
-    announce: prints that a signal is noted, since a step may take long; it is called with a line in the handler. None
-    prints nothing. In a thread nothing is handled, since Python allows handlers in the main thread only.
-    requested: the signal that was noted. at_once: whether a second one came, which waits for nothing.
+    announce: called in the handler with a line to print when a signal is recorded, because a step may take long. None
+    prints nothing. In a thread nothing is handled, because Python allows handlers in the main thread only.
+    requested: the recorded signal. at_once: whether a second one came, after which nothing is waited for.
     """
 
     def __init__(self, *, announce: Callable[[str], None] | None = None) -> None:
@@ -43,13 +43,13 @@ class Interrupts:
         self._deferred = self._is_ending = False
         self._previous: dict[signal.Signals, Any] = {}
         self._process = os.getpid()
-        self._ignored = 0  # signals, in a worker process of a DataLoader
+        self._ignored = 0  # the number of SIGTERM signals in a worker process of a DataLoader
         self._updates, self._next_message, self._last_message = 0, 1, time.perf_counter()
 
     def __enter__(self) -> Self:
         for number, default in _DEFAULT_HANDLERS.items() if self._enabled else ():
             handler = signal.getsignal(number)
-            # A process that is forked by the agent of torchrun inherits handlers that are meant for the agent.
+            # A process that torchrun's agent forks inherits handlers that are meant for the agent.
             if getattr(handler, "__module__", "").startswith("torch.distributed.elastic"):
                 handler = default
             if callable(handler) if number == signal.SIGINT else handler == signal.SIG_DFL:
@@ -63,7 +63,7 @@ class Interrupts:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Note a signal instead of ending the run; the training loop ends it."""
+        """Record a signal in this context instead of ending the run; the training loop ends the run later."""
         self._deferred = True
         try:
             yield
@@ -71,28 +71,28 @@ class Interrupts:
             self._deferred = False
 
     def agree(self) -> bool:
-        """Return whether a signal was noted, on any rank, and note it on all of them; all ranks call this."""
+        """Return whether any rank has recorded a signal, and record it on all ranks. All ranks must call this."""
         if not self._several:
             return self.requested is not None
         now = time.perf_counter()
-        updates = int(_PAUSE * self._updates / (now - self._last_message))  # in a pause, at the present speed
+        updates = int(_PAUSE * self._updates / (now - self._last_message))  # in a pause, at the current speed
         messages = collectives.all_gather_objects([(self.requested, max(1, updates))])
-        # The first rank decides when the next message is sent, since clocks differ.
+        # The first rank decides when the next message is sent, because clocks differ.
         self._updates, self._next_message, self._last_message = 0, messages[0][1], now
         signals = [number for number, _ in messages if number is not None]
-        if signals:  # otherwise one may have come meanwhile, which the next message has
+        if signals:  # otherwise a signal may have just arrived; the next message contains it
             self.requested = signals[0]
         return bool(signals)
 
     def agree_after_update(self) -> bool:
-        """Return what `agree` does, after an update; ranks send each other a message about once a second only."""
+        """Return the result of `agree` after an update. Ranks only exchange messages about once a second."""
         if not self._several:
             return self.requested is not None
         self._updates += 1
         return self._updates >= self._next_message and self.agree()
 
     def end_run(self) -> None:
-        """End the run by the signal that was noted."""
+        """End the run as the recorded signal requests."""
         number, self.requested = self.requested, None
         if number is not None:
             self._end(number, None)
@@ -111,17 +111,17 @@ class Interrupts:
 
     def _end(self, number: signal.Signals, frame: FrameType | None) -> None:
         self._is_ending = True
-        handler = self._previous.get(number, _DEFAULT_HANDLERS[number])  # another rank may have handled it
+        handler = self._previous.get(number, _DEFAULT_HANDLERS[number])  # the signal may come from another rank
         if not callable(handler):
             raise Terminated
         handler(number, frame)
-        self._is_ending = self.at_once = False  # a handler of the program that does not end the run
+        self._is_ending = self.at_once = False  # the program's handler does not end the run
 
     def _handle_in_worker(self, number: int) -> None:
-        """Leave it to the main process to end its workers, which it asks to end, and then sends SIGTERM.
+        """Ignore Ctrl-C and the first SIGTERM in a worker process: the main process ends its workers.
 
-        A terminal and a scheduler send their signal to the workers too. If these ended first, the main process would
-        raise an error.
+        It asks them to end, and then sends SIGTERM. Terminals and schedulers send their signal to the workers too, but
+        if workers ended first, the main process would raise an error.
         """
         self._ignored += number == signal.SIGTERM
         if self._ignored > 1:
@@ -129,5 +129,5 @@ class Interrupts:
 
 
 def announce_on_stderr(text: str) -> None:
-    """Print a line to stderr, without the buffers of Python, which a signal may have interrupted."""
+    """Print a line to stderr without Python's buffers: the signal may have interrupted a write to them."""
     os.write(2, f"\n{text}\n".encode())

@@ -1,6 +1,6 @@
-"""Measure the networks of a run at its end, for its report: their cost, and how alike their layers are.
+"""Measure the networks at the end of a run for its report: their cost, and the similarity of their layers.
 
-No measurement changes a result, takes more than about a second a network, or ends a run.
+Measurements do not change results, take about a second per network at most, and do not fail the run.
 """
 
 import time
@@ -26,22 +26,22 @@ from kdkit.recipe.baseline import baselines_of
 from kdkit.utils.modules import eval_mode, preserve_buffers
 from kdkit.utils.randomness import preserve_rng_state
 
-_LATENCY_SECONDS = 0.5  # of the passes of a network that are timed
+_LATENCY_SECONDS = 0.5  # for the timed passes of a network
 _MOST_PASSES = 40
-_SIMILARITY_SECONDS = 1.0  # for all networks together, or a share of the run if that is more
+_SIMILARITY_SECONDS = 1.0  # for all networks together, or _SHARE of the time of the run if that is more
 _SHARE = 0.01
-_TOO_SLOW = 5  # times these seconds, for a single batch
-_MOST_LAYERS = 24  # of a network, which is what a page shows legibly
+_TOO_SLOW = 5  # layers are not compared if a batch takes longer than this multiple of the allowed time
+_MOST_LAYERS = 24  # per network, as many as are legible on a page
 _MOST_PAIRS = 8  # of networks
 
 
 def measure_nets(plan: Plan, data: Data, options: RunOptions, device: torch.device, *, seconds: float) -> Measurements:
-    """Return the measurements of the networks of a run. seconds: that the run has taken."""
-    # Warnings of user code are those that its evaluation has given already.
+    """Return the measurements of a run's networks. seconds: the time that the run has taken."""
+    # The evaluation has already shown the warnings of user code.
     with preserve_rng_state(cuda=device.type == "cuda" or None), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            # No more than a step has, for which there is memory; fewer than eight say little about similarity.
+            # At most the batch size of a step, which fits into memory, and at least 8 samples for the similarity.
             size = max(8, min(SAMPLES, *(stage.training.batch_size for stage in plan.stages)))
             samples = [
                 batch.to(device) for batch in spread_batches(data.validation if data.test is None else data.test, size)
@@ -55,7 +55,7 @@ def measure_nets(plan: Plan, data: Data, options: RunOptions, device: torch.devi
         note = ""
         try:
             allowed = max(_SIMILARITY_SECONDS, _SHARE * seconds)
-            # About the time of a batch, of which the latencies on one thread are an upper bound.
+            # An estimate of the time of a batch. The latencies on one thread are an upper bound.
             expected = len(samples[0]) * sum(cost.latency.p50 for cost in costs.values() if cost.latency is not None)
             if expected / torch.get_num_threads() > _TOO_SLOW * allowed:
                 note = f"layers were not compared: a batch of {len(samples[0])} samples would take {expected:.0f} s"
@@ -70,22 +70,25 @@ def measure_nets(plan: Plan, data: Data, options: RunOptions, device: torch.devi
 
 
 def net_cost(net: Net[Any], single: Batch, pair: Batch, options: RunOptions, device: torch.device) -> NetCost:
-    """Return the cost of a network, as far as it can be measured, on one sample or two."""
+    """Return the cost of a network, as far as it can be measured.
+
+    single, pair: batches of one and of two samples, for the latency and for the multiply-adds.
+    """
     if not isinstance(net.module, nn.Module):
         return NetCost(note="it is not an nn.Module")
-    # By identity, since modules may share parameters.
+    # By identity, because modules may share parameters.
     tensors = {id(tensor): tensor for tensor in (*net.network.parameters(), *net.network.buffers())}
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     latency, note = None, ""
     try:
         latency = net_latency(net, single, options, net.device or device)
-    except Exception as error:  # such as of a network that takes no batch of one sample
+    except Exception as error:  # for example if a network does not take a batch of one sample
         note = f"a pass for one sample fails: {_reason(error)}"
     return NetCost(weights_bytes=weights, multiply_adds=multiply_adds(net, pair), latency=latency, note=note)
 
 
 def net_latency(net: Net[Any], single: Batch, options: RunOptions, device: torch.device) -> Latency:
-    """Return the latency of a network for a batch of one sample, on one thread of a CPU."""
+    """Return the latency of a network for a batch of one sample; on a CPU, with one thread."""
     threads = torch.get_num_threads()
     times: list[float] = []
     with (
@@ -99,9 +102,9 @@ def net_latency(net: Net[Any], single: Batch, options: RunOptions, device: torch
             if device.type == "cpu":
                 torch.set_num_threads(1)
             began = time.perf_counter()
-            net(single)  # the first pass of a network chooses kernels, and fills caches
+            net(single)  # the first pass is not measured: it chooses kernels and fills caches
             until = time.perf_counter() + _LATENCY_SECONDS
-            # A network that is slow is timed at least twice, and its first pass is no measurement.
+            # Slow networks are timed at least twice.
             while len(times) < 2 or (len(times) < _MOST_PASSES and time.perf_counter() < until):
                 began = time.perf_counter()
                 net(single)
@@ -117,11 +120,11 @@ def net_latency(net: Net[Any], single: Batch, options: RunOptions, device: torch
 
 
 def _similarities(plan: Plan, samples: list[Batch], until: float) -> Iterator[LayerSimilarity]:
-    """Yield the similarity of each student with each network that it matches, and that of its baseline with these."""
+    """Yield the layer similarities of each student and of its baseline with each network that the student matches."""
     by_name = {net.name: net for net in plan.nets}
     baselines: Mapping[str, str] = baselines_of(plan.stages)
     pairs: dict[tuple[Net[Any], Net[Any]], None] = {}
-    # The last students are those that a report is about.
+    # In reverse order, because a report is about the last students.
     for student, teacher in reversed(matched_nets(plan.stages)):
         followers = [student, *(by_name[baselines[name]] for name in [student.name] if name in baselines)]
         pairs.update(dict.fromkeys((follower, teacher) for follower in followers))

@@ -1,4 +1,4 @@
-"""Options of a run that do not change what is learned: folder, device, precision, seed, and the teacher cache."""
+"""Options of a run that are not part of the recipe: folder, device, precision, seed, and the teacher cache."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from kdkit.utils.validation import (
 
 Capture = Literal["auto", "off", "require"]
 
-TEACHER_CACHE = "teacher_cache"  # the folder next to run folders in which teacher outputs are cached
+TEACHER_CACHE = "teacher_cache"  # the folder for cached teacher outputs, next to run folders
 
 
 class RunFields(TypedDict, total=False):
@@ -55,38 +55,40 @@ class RunOptions:
     """The options of a run.
 
     out: the run folder; None to keep nothing on disk. resume: resume the run in that folder from its last checkpoint.
-    force: resume a run although its recipe, options, data or versions have changed, which `run.json` then records.
+    force: resume a run even if its recipe, options, data or versions have changed; `run.json` then records the changes.
     checkpoint_every: write a checkpoint after this many updates of an epoch, or after a time such as "30s", "10min" or
-    "2h", in addition to those at the end of each epoch; 0 for these only. A signal (Ctrl-C or SIGTERM) writes one too.
+    "2h", in addition to the end of each epoch; 0 for the ends of epochs only. A signal (Ctrl-C or SIGTERM) also writes
+    one.
     device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best one available.
-    precision: "fp32", or autocast in "bf16" or "fp16" (with a gradient scaler).
-    seed: of all random numbers. compile: compile the module of each stage with torch.compile.
+    precision: "fp32", or "bf16" or "fp16" for autocast (fp16 with a gradient scaler).
+    seed: seeds all random numbers. compile: compile the module of each stage with torch.compile.
     capture: on CUDA, capture the training step of a stage as a CUDA graph, which is launched at once instead of kernel
-    by kernel: "auto" if that is possible, "require" to raise RecipeError if it is not, or "off".
-    device_data: on CUDA, the share of the free memory of the device in which samples are kept, so that they are copied
-    there once; 0 copies every batch.
-    deterministic: on CUDA, use kernels that give the same bits in each run (`torch.use_deterministic_algorithms`), at
-    the price of speed, and raise the error of torch for operations that have none. On a CPU all kernels do.
-    gradients: record the norms of the terms' gradients and the cosines between them at every n-th update, as means of
+    by kernel: "auto" if possible, "require" to raise RecipeError if it is not possible, or "off".
+    device_data: on CUDA, the fraction of the free device memory in which samples are kept, so that they are copied only
+    once; 0 copies every batch.
+    deterministic: on CUDA, use kernels that give the same bits in each run (`torch.use_deterministic_algorithms`),
+    which is slower, and let torch raise an error for operations without one. On a CPU, all kernels are deterministic.
+    gradients: record the norms of the terms' gradients and the cosines between them at every n-th update, as means over
     each epoch; 0 disables it. Such an update needs one backward pass per term.
     teacher_cache: a folder for the outputs of frozen teachers, "off", or "auto" for the folder `teacher_cache` next to
     the run folder, which runs share (a temporary folder if `out` is None).
-    teacher_cache_size: the largest size of that folder in GB; the least recently used entries are deleted.
-    keep_checkpoints: the number of last epochs of each stage whose weights are kept, in addition to the best epoch; for
-    Net(weights=...), in the folder of the stage, as `epoch-<n>.safetensors` with n as in `history.jsonl`, or as
-    `epoch-<n>-<net>.safetensors` if the stage has several networks.
+    teacher_cache_size: the maximum size of that folder in GB; the least recently used entries are deleted.
+    keep_checkpoints: the number of last epochs of each stage whose weights are kept, in addition to the best epoch. For
+    use in Net(weights=...), they are in the folder of the stage, as `epoch-<n>.safetensors` with n as in
+    `history.jsonl`, or as `epoch-<n>-<net>.safetensors` if the stage has several networks.
     baseline: also train each distilled student of the last stage without its teachers, from the same initial weights
-    and in the same order of the data, as a net "<student>-alone", and compute the difference of their metrics. Labels
-    weigh 1 in it if they weigh less in the student's objective.
-    measure: at the end of a run with a folder, measure the multiply-adds and the latency of each network, and how alike
-    the layers of students and teachers are, for `kdkit report`. That takes at most about a second a network, and
-    changes no result.
-    progress: print the progress: on a terminal a live view of the run, and everywhere a line per epoch and the metrics.
-    None prints it to a terminal or a notebook, and nothing if the output is captured or goes to a file or a pipe. A
-    Study prints none unless this is True.
-    verbose: print with the progress also versions and settings at the start, and below each epoch the weights of the
-    terms, the learning rate, the speed, and gradients if they are recorded.
-    only: names of stages to train without computing metrics, if all that they need is finished in `out`; None for all.
+    and with the same order of the data, as a net "<student>-alone", and compute the differences of their metrics. In
+    it, the labels have a weight of 1 if they have a smaller one in the student's objective.
+    measure: at the end of a run with a folder, measure the multiply-adds and latency of each network, and the
+    similarity of student and teacher layers, for `kdkit report`. This takes about a second per network at most, and
+    does not change results.
+    progress: print the progress: a line per epoch and the metrics, and on a terminal a live view of the run. None
+    prints to a terminal or a notebook, but not if the output is captured or goes to a file or a pipe. A Study only
+    prints if this is True.
+    verbose: with the progress, also print versions and settings at the start, and after each epoch the weights of the
+    terms, the learning rate, the speed, and gradient statistics if they are recorded.
+    only: names of stages to train, without computing metrics, if the stages that they need are finished in `out`; None
+    for all.
     """
 
     out: Path | None = None
@@ -131,22 +133,22 @@ class RunOptions:
         validate_share("device_data", self.device_data)
         if self.gradients and self.compile:
             raise RecipeError(
-                "a compiled module does not give the gradient of each term; leave out either compile or gradients"
+                "a compiled module does not provide the gradient of each term; leave out compile or gradients"
             )
-        if self.only is not None and not isinstance(self.only, tuple):  # a text would select any part of it
+        if self.only is not None and not isinstance(self.only, tuple):  # a string would match any part of it
             raise RecipeError(f"only must be a tuple of names of stages, or None; got {self.only!r}")
         if self.only is not None and self.out is None:
-            raise RecipeError("to train some stages only, name the run folder they belong to: out=FOLDER")
+            raise RecipeError("to train some stages only, pass their run folder: out=FOLDER")
         if self.resume and self.out is None:
-            raise RecipeError("to resume, name the run folder: --out FOLDER, or out=FOLDER in Python")
+            raise RecipeError("to resume, pass the run folder: --out FOLDER, or out=FOLDER in Python")
 
     def teacher_cache_folder(self) -> Path:
         """Return the folder of the teacher cache. Raises RecipeError if it would be a temporary one."""
         if isinstance(self.teacher_cache, Path):
             return self.teacher_cache
         if self.out is None or self.teacher_cache == "off":
-            raise RecipeError("teacher outputs are not cached in a lasting folder; name one: teacher_cache=FOLDER")
-        # The run folder itself may have the name of the cache.
+            raise RecipeError("teacher outputs are not cached in a permanent folder; pass one: teacher_cache=FOLDER")
+        # The run folder may itself have the name of the cache.
         name = TEACHER_CACHE if self.out.name != TEACHER_CACHE else f"shared-{TEACHER_CACHE}"
         return self.out.parent / name
 
@@ -155,7 +157,7 @@ class RunOptions:
         return find_device(self.device)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        """Return the context in which forward passes run."""
+        """Return the context for forward passes."""
         return autocast(self.precision, device)
 
     def _validate_teacher_cache(self) -> None:
@@ -169,7 +171,7 @@ class RunOptions:
 
 
 def require_fields(function: Callable[..., Any], fields: Mapping[str, object], options: type) -> None:
-    """Raise RecipeError if one of these keyword arguments of a function is not a key of the TypedDict `options`."""
+    """Raise RecipeError if a keyword argument in `fields` of a function is not a key of the TypedDict `options`."""
     unknown = [name for name in fields if name not in options.__annotations__]
     if unknown:
         parameters = inspect.signature(function).parameters.values()

@@ -1,4 +1,4 @@
-"""Predict a whole split with a network, and compute the metrics of its predictions."""
+"""Predict whole splits with a network, and compute the metrics of its predictions."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,14 +29,14 @@ from kdkit.nets.net import Net
 from kdkit.utils.collectives import all_gather, is_distributed, rank, world_size
 from kdkit.utils.modules import eval_mode
 
-_NOTICE_AFTER = 60.0  # seconds of reading a stream without a length until a warning; repeated when they have doubled
-_INSPECTED = 64  # samples whose inputs are inspected if outputs are not finite
+_NOTICE_AFTER = 60.0  # seconds until a warning that a stream without a length is still being read; doubled each time
+_INSPECTED = 64  # the number of samples whose inputs are inspected if outputs are not finite
 
 
 class Predictor:
-    """Predicts splits of one data set, on one device and in one precision.
+    """Predicts the splits of one data set, on one device and in one precision.
 
-    metrics: those for which the predictions are; some need more than classes per position, see `PositionReducing`.
+    metrics: those that will be computed; some need more than predicted classes per position, see `PositionReducing`.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Predictor:
         self.device = device_data.device
         self.autocast = autocast
         self.metrics = tuple(without_interval(metric) for metric in metrics)
-        self._ended: set[int] = set()  # the ids of splits that have been read to their end
+        self._ended: set[int] = set()  # the ids of splits that were read to the end
 
     @torch.no_grad()
     def predict(
@@ -64,14 +64,14 @@ class Predictor:
         workers: int | None = 0,
         between_batches: Callable[[], None] | None = None,
     ) -> Predictions:
-        """Run `net` (or `module`, e.g. its EMA) in eval mode over `split` and return its predictions.
+        """Run `net` (or `module`, such as its EMA) in eval mode over `split` and return its predictions.
 
-        workers: processes that fetch batches; 0 fetches them in this process, None chooses. between_batches: is called
-        before each batch, and may raise an exception.
-        Several ranks predict a part of the rows each, and all return the whole. If the weights of the network are
-        sharded among them, all ranks predict all rows.
-        Raises DataError if the split is empty, and KdkitError if an output is not a finite number, except for -inf, by
-        which a network masks a class.
+        workers: processes that fetch batches; 0 fetches them in this process, None chooses a number.
+        between_batches: called before each batch; it may raise an exception.
+        Each of several ranks predicts a part of the rows, and all ranks return all predictions. If the weights of the
+        network are sharded among them, all ranks predict all rows.
+        Raises DataError if the split is empty, and KdkitError if an output is not a finite number, except for -inf,
+        which masks a class.
         """
         network = module if module is not None else net.module
         is_part = is_distributed() and not isinstance(split, LoaderSplit) and len(split) >= world_size()
@@ -92,7 +92,7 @@ class Predictor:
             for batch in self._read(loaded, split):
                 if between_batches is not None:
                     between_batches()
-                batch = batch.to(self.device)  # from a user-defined DataLoader; others are there
+                batch = batch.to(self.device)  # only batches of a user-defined DataLoader are not there yet
                 with self.autocast():
                     output = net.through(network, batch)
                 for name, values in self._rows_of_batch(batch, output, decide).items():
@@ -100,7 +100,7 @@ class Predictor:
         if not rows:
             raise DataError("there is nothing to predict: the split is empty")
         if "ids" in rows and rows["ids"].batches < rows["outputs"].batches:
-            del rows["ids"]  # a user-defined DataLoader may have ids in none of its batches, or not in all
+            del rows["ids"]  # only some batches of a user-defined DataLoader have ids
         arrays = {name: self._gather(values, is_whole=is_whole) for name, values in rows.items()}
         predictions = Predictions(
             labels=self._class_indices(arrays["labels"]),
@@ -118,22 +118,22 @@ class Predictor:
         return self._to_shared_classes(net, self._with_labels(predictions))
 
     def predict_splits(self, net: Net[Any], *, batch_size: int) -> SplitPredictions:
-        """Return the predictions for the validation and the test split, which is the former if there is no test split.
+        """Return the predictions for the validation and test splits; without a test split, both are the former.
 
-        Raises as `predict` does.
+        Raises the errors of `predict`.
         """
         validation = self.predict(net, self.data.validation, batch_size=batch_size)
         test = validation if self.data.test is None else self.predict(net, self.data.test, batch_size=batch_size)
         return SplitPredictions(validation, test)
 
     def _rows_of_batch(self, batch: Batch, output: Tensor, decide: "_Decisions | None") -> dict[str, Tensor]:
-        """Return what is kept of a batch, by name, each (batch, ...).
+        """Return the tensors of a batch to keep, (batch, ...) by name.
 
         output: of the network. decide: turns outputs per position into decisions; None if there is a label per sample.
         """
         if self.data.task != "regression" and output.is_floating_point() and output.ndim > 1:
-            # A low finite number, which metrics take, for a class that is masked. If all classes of a sample are -inf,
-            # they stay so: that is an error, and no mask.
+            # Masked classes get a low finite number, because metrics need finite values. If all classes of a sample are
+            # -inf, they are kept: that is an error, not a mask.
             masked = output == -torch.inf
             masked = masked & ~masked.all(1, keepdim=True)
             output = output.masked_fill(masked, torch.finfo(output.dtype).min / 4)  # the sum of two is finite
@@ -146,7 +146,7 @@ class Predictor:
         return {"outputs": decisions, "labels": labels, **rows}
 
     def _read(self, loaded: Iterable[Batch], split: Split | LoaderSplit) -> Iterator[Batch]:
-        """Yield the batches of a split, and warn if it does not end, as a stream that is meant for training."""
+        """Yield the batches of a split, and warn if it may be endless, such as a stream that is meant for training."""
         may_be_endless = length_of(split) is None and id(split) not in self._ended
         began, notice_after, samples = monotonic(), _NOTICE_AFTER, 0
         for batch in loaded:
@@ -155,7 +155,7 @@ class Predictor:
             if may_be_endless and monotonic() - began > notice_after:
                 notice_after *= 2
                 warnings.warn(
-                    f"the {getattr(split, 'name', 'evaluated')} data, a stream without a length, is still being read, "
+                    f"the {getattr(split, 'name', 'evaluated')} data, a stream without a length, is still being read "
                     f"after {samples:,} samples; if it has no end, pass the number of samples to read: "
                     "TorchData(..., evaluation_samples=N)",
                     RuntimeWarning,
@@ -168,22 +168,22 @@ class Predictor:
         return self.data.position_dims > 0
 
     def _class_indices(self, labels: NDArray[Any]) -> NDArray[Any]:
-        """Return the class of soft labels, (samples, classes) -> (samples,); other labels unchanged."""
+        """Return the classes of soft labels, (samples, classes) -> (samples,). Other labels are not changed."""
         is_soft = self.data.task == "multiclass" and labels.ndim == 2 and not self._has_positions
         return labels.argmax(1) if is_soft else labels
 
     def _with_labels(self, predictions: Predictions) -> Predictions:
-        """Leave out samples without a label."""
+        """Return the predictions of samples that have a label."""
         ignored = self.data.ignored_labels
         has_label = ~np.isin(predictions.labels, ignored)
         return predictions if not ignored or has_label.all() else predictions.rows(has_label)
 
     def _gather(self, rows: "_Rows", *, is_whole: bool) -> NDArray[Any]:
-        """Return the rows of all batches, and of all ranks if each predicted a part."""
+        """Return the rows of all batches, and of all ranks if each rank predicted a part."""
         values = rows.values()
         if is_whole:
             return values.numpy()
-        if rows.padding is not None:  # another rank may have larger samples, and all must gather one shape
+        if rows.padding is not None:  # other ranks may have larger samples, but all must gather the same shape
             sizes = all_gather(torch.tensor([values.shape[1:]], device=self.device))
             values = rows.pad(values, sizes.amax(0).tolist())
         return all_gather(values.to(self.device)).cpu().numpy()
@@ -191,7 +191,7 @@ class Predictor:
     def _require_finite(self, net: Net[Any], split: Split | LoaderSplit, finite: NDArray[Any]) -> None:
         """Raise KdkitError for NaN or infinity, which argmax and thresholds would turn into plausible metrics.
 
-        finite: whether the outputs of a sample are finite, (samples,).
+        finite: whether the outputs of each sample are finite, (samples,).
         """
         if finite.all():
             return
@@ -207,7 +207,7 @@ class Predictor:
         )
 
     def _to_shared_classes(self, net: Net[Any], predictions: Predictions) -> Predictions:
-        """Keep the classes that the network and the data share, in the order of the data, and their samples."""
+        """Keep the classes that the network and the data share, in the order of the data, and samples of these."""
         columns = None
         if self.data.task != "regression" and net.classes is not None:
             columns = _shared_with_data(net, self.data)
@@ -224,17 +224,17 @@ class Predictor:
 
 
 def _shared_with_data(net: Net[Any], data: Data) -> tuple[tuple[int, ...], ...] | None:
-    """Return the columns of the shared classes of a network with `classes` and of the data; None if all are equal."""
+    """Return the columns of the classes that a network and the data share; None if both have the same classes."""
     return shared_classes((net.classes or (), data.classes), f"net {net.name!r} and the data", data.classes)
 
 
 def compute_metrics(metrics: Sequence[Metric], validation: Predictions, test: Predictions) -> dict[str, MetricResult]:
-    """Return every metric by name: thresholds are fitted on `validation`, results are computed on `test`."""
+    """Return every metric by name. Thresholds are fitted on `validation`, results are computed on `test`."""
     return {metric.name: metric.fit(validation).compute(test) for metric in metrics}
 
 
 class _Decisions:
-    """Turns outputs per position into predicted classes, and labels into those of `Predictions`, -1 if there is none.
+    """Turns outputs per position into predicted classes, and labels into those of `Predictions`, with -1 for no label.
 
     Metrics that need the outputs reduce them first. Classes that the network or the data lacks are left out.
     """
@@ -250,17 +250,17 @@ class _Decisions:
             self.columns = _shared_with_data(net, data)
         if self.columns is not None:
             self.classes = tuple(data.classes[index] for index in self.columns[1])
-        # the smallest type that also holds -1; collectives do not support 16 bits on every device
+        # The smallest dtype that also holds -1. Collectives do not support 16-bit integers on every device.
         self.dtype = torch.int8 if len(data.classes) < 128 else torch.int32
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return the decisions and the labels of a batch on its device, and what metrics keep of it, by their names.
+        """Return the decisions and the labels of a batch on its device, and the reduced outputs by metric name.
 
-        Raises KdkitError if the shapes of outputs and labels do not fit each other.
+        Raises KdkitError if the shapes of outputs and labels do not match.
         """
         outputs, labels = self._of_shared_classes(outputs, labels)
         decisions = outputs >= 0 if self.task == "multilabel" else outputs.argmax(1).to(self.dtype)
-        if decisions.shape != labels.shape:  # of weights that are evaluated without a check
+        if decisions.shape != labels.shape:  # `evaluate` has no check that would find this before
             raise KdkitError(
                 f"net {self.net.name!r} has decisions of shape {tuple(decisions.shape)} for labels "
                 f"{tuple(labels.shape)}; expected a decision for each label"
@@ -269,9 +269,9 @@ class _Decisions:
         return decisions, labels, reduced
 
     def _of_shared_classes(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the outputs and the labels of the classes that the network and the data share, -1 without a label."""
+        """Return outputs and labels with only the classes that network and data share, and -1 for no label."""
         if self.columns is not None:
-            # (batch, shared classes, *positions); other classes cannot be predicted
+            # (batch, shared classes, *positions): other classes cannot be predicted
             outputs = outputs.index_select(1, torch.tensor(self.columns[0], device=outputs.device))
         if self.task == "multilabel":
             if self.columns is not None:
@@ -286,19 +286,19 @@ class _Decisions:
 
 
 class _Rows:
-    """The rows of tensors of many batches, which are copied to the CPU together, so that no batch waits for a GPU.
+    """Collects rows of many batches and copies them to the CPU together, so that batches do not wait for a GPU.
 
-    padding: the value at positions that samples of other batches have; None if all must have one shape.
+    padding: the value that pads samples to the positions of larger ones; None if all must have the same shape.
     """
 
-    _LARGEST = 2**28  # bytes that may wait on the device
+    _LARGEST = 2**28  # the most bytes that are kept on the device
 
     def __init__(self, padding: int | None = None) -> None:
         self.padding = padding
         self.batches = 0
         self._on_cpu: list[Tensor] = []
         self._waiting: list[Tensor] = []
-        self._bytes = 0  # of those that wait
+        self._bytes = 0  # of the waiting tensors
 
     def add(self, rows: Tensor) -> None:
         """Add the rows of a batch, (batch, ...)."""
@@ -314,8 +314,8 @@ class _Rows:
         return self._cat(self._on_cpu)
 
     def pad(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
-        """Return rows whose other dimensions have these sizes, which are at least their own."""
-        # from the last dimension to the first, (before, after) each, as `pad` takes them
+        """Pad the dimensions of rows after the first one to these sizes, which must not be smaller."""
+        # `pad` takes (before, after) for each dimension, from the last to the first.
         missing = [size - have for size, have in zip(sizes, rows.shape[1:], strict=True)]
         widths = [width for after in reversed(missing) for width in (0, after)]
         return nn.functional.pad(rows, widths, value=self.padding)
@@ -331,7 +331,7 @@ class _Rows:
             return torch.cat(tensors)
         if self.padding is None or len({len(shape) for shape in shapes}) > 1:
             raise DataError(
-                "the outputs or labels of two batches differ in shape, such as "
+                "the outputs or labels of two batches have different shapes, such as "
                 f"{' and '.join(str(('batch', *shape)) for shape in sorted(shapes)[:2])}; pad them to one shape"
             )
         largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
@@ -339,7 +339,7 @@ class _Rows:
 
 
 def _groups(split: Split | LoaderSplit) -> NDArray[np.int64] | None:
-    """Return the group of each row, such as its patient, or None. Raises DataError if there is not one per row."""
+    """Return the group of each row, such as the patient, or None. Raises DataError if there is not one per row."""
     groups = split.groups
     if groups is None:
         return None

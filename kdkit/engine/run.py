@@ -52,11 +52,11 @@ _INTERRUPTED = (
 class Result:
     """The result of a run, or of the part of it before an interrupt: see `kdkit.run`.
 
-    metrics: by network and name of the metric. nets: the trained networks by name. student: the one trained last.
+    metrics: by names of network and metric. nets: the networks by name. student: the network that is trained last.
     history: for each stage, an entry per epoch with the means of its terms and the monitored metric.
     reported_on: the split of the metrics: "test", or "validation" if the data has no test split.
     folder: the run folder, or None.
-    differences: of each student from its baseline, for each metric, with RunOptions(baseline=True).
+    differences: between each student and its baseline, for each metric, with RunOptions(baseline=True).
     """
 
     metrics: Mapping[str, Mapping[str, MetricResult]]
@@ -86,22 +86,22 @@ def run(
     origin: Origin | None = None,
     **fields: Unpack[RunFields],
 ) -> Result:
-    """Run a recipe, or the recipe that a function returns after the seed is set.
+    """Run a recipe, or the recipe that a function returns, which is called after the seed is set.
 
-    options: a RunOptions, or pass its fields by keyword. callbacks: objects with callback hooks, in addition to those
-    of installed plugins. The random states of Python, numpy and torch are restored at the end.
+    options: a RunOptions; its fields can also be passed by keyword instead. callbacks: objects with callback hooks, in
+    addition to those of installed plugins. The random states of Python, numpy and torch are restored at the end.
 
-    Under torchrun, or if a process group is initialized, the ranks share the work; only the first one calls callbacks
-    and writes the run folder. A rank that torchrun restarted resumes from that folder.
+    Under torchrun, or if a process group is initialized, the ranks share the work. Only the first rank calls callbacks
+    and writes the run folder. A rank that torchrun restarts resumes from that folder.
 
     Raises CheckError before the first step, and before anything is written, if the recipe has problems. A
-    KeyboardInterrupt (Ctrl-C) while a stage is trained or evaluated has the Result so far as an attribute `result`: the
-    history with the epochs that ended, the networks with the weights of their best epoch, and the metrics of networks
-    that were evaluated already.
+    KeyboardInterrupt (Ctrl-C) while a stage is trained or evaluated has the Result so far in its attribute `result`:
+    the history with the finished epochs, the networks with the weights of their best epoch, and the metrics of networks
+    that are already evaluated.
     """
     if options is None:
         require_fields(run, fields, RunFields)
-        options = RunOptions(**fields)  # type: ignore[arg-type]  # a text as a folder becomes a Path
+        options = RunOptions(**fields)  # type: ignore[arg-type]  # a folder may be a string, which becomes a Path
     elif fields:
         raise RecipeError(f"pass a RunOptions or its fields by keyword, not both; got {', '.join(fields)} as well")
     with prepared(recipe, options, callbacks=callbacks, origin=origin) as prepared_run:
@@ -116,23 +116,23 @@ def prepared(
     callbacks: Sequence[object] = (),
     origin: Origin | None = None,
 ) -> Iterator["PreparedRun"]:
-    """Check a recipe and open its run folder, for a run in this context. Arguments and errors are those of `run`."""
-    # Not in RunOptions: a study sets `out` later.
+    """Check a recipe and open its run folder for a run in this context. Arguments and errors are those of `run`."""
+    # Not validated in RunOptions, because a study sets `out` later.
     if options.keep_checkpoints and options.out is None:
-        raise RecipeError("to keep checkpoints, name the run folder: out=FOLDER")
+        raise RecipeError("to keep checkpoints, pass the run folder: out=FOLDER")
     if not isinstance(callbacks, Iterable):
         raise RecipeError(f"callbacks must be a list, such as [CsvLogger()]; got {describe(callbacks)}")
-    # A run on a CPU leaves a GPU alone, unless user code has used it already.
+    # A run on a CPU does not initialize CUDA. If user code has done so, the random state of the GPU is restored too.
     with joined(), preserve_rng_state(cuda=options.torch_device().type == "cuda" or None):
         options = _agree_on_folder(options)
         device = rank_device(options.torch_device())
         if options.out is not None:
             if collectives.rank() == 0:
                 RunFolder.require_usable(options.out, resume=options.resume)  # before any data is prepared
-            collectives.broadcast(None)  # other ranks wait, so that none sees what the first one writes later
+            collectives.broadcast(None)  # other ranks wait, so that none sees files that the first rank writes later
         display = progress_display(options.progress if _reports(options) else False, verbose=options.verbose)
         with explain_memory_of_run(device), display as (status, console):
-            # Networks are created in recipe(), so their initial weights depend on this seed.
+            # The networks are created in recipe(), so their initial weights depend on this seed.
             seed_everything(options.seed)
             if not isinstance(recipe, Recipe):
                 status.show("preparing the data and the networks")
@@ -148,9 +148,9 @@ def prepared(
 
 
 class PreparedRun:
-    """A run of a recipe on one rank: everything is checked when it is created, and `execute` trains.
+    """A run of a recipe on one rank. Creating it checks everything, and `execute` trains.
 
-    lock: of the run folder, until `execute` has ended.
+    lock: the lock of the run folder, held until `execute` ends.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class PreparedRun:
         self.evaluation = RunEvaluation(self.ctx, self.folder)
 
     def execute(self) -> Result:
-        """Train and evaluate; call run_ended at the end, also after an error."""
+        """Train and evaluate. Calls run_ended at the end, even after an error."""
         ctx = self.ctx
         ctx.recipe.mark_used()
         began = time.perf_counter()
@@ -201,7 +201,7 @@ class PreparedRun:
                 self._train_and_evaluate()
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
-                # Not a subclass: Python ends a script by SIGINT only for this class, as a loop in a shell expects.
+                # Not a subclass: Python exits with SIGINT, as a shell loop expects, only for this class.
                 error.result = self._result()  # type: ignore[attr-defined]  # documented in `run`
                 error.add_note(_INTERRUPTED)
             ctx.teacher_caching.close(ended=False)
@@ -219,7 +219,7 @@ class PreparedRun:
             return RunFolder(options.out, writes=False)
         record = run_record(ctx.recipe, ctx.plan, options, ctx.device, self.origin)
         with ExitStack() as lock:
-            if not options.only:  # a process that trains some stages for another one has its lock
+            if not options.only:  # otherwise the process that started this one for some stages holds the lock
                 lock.enter_context(RunFolder(options.out).locked())
             if options.resume:
                 source = self.origin.source
@@ -239,9 +239,9 @@ class PreparedRun:
                 collectives.sync_module(net.module, ctx.device)
         self._train_stages()
         if ctx.options.only is not None:
-            return  # the process that gave this one its stages evaluates the networks
+            return  # the process that started this one for some stages evaluates the networks
         self.evaluation.evaluate()
-        # Last, so that it precedes nothing that is computed; several processes would slow each other down.
+        # Last, so that no result can depend on it. Not with several processes, which would slow each other down.
         if self.folder is not None and ctx.options.measure and not collectives.is_distributed():
             seconds = time.perf_counter() - began
             measured = measure_nets(ctx.plan, ctx.recipe.data, ctx.options, ctx.device, seconds=seconds)
@@ -275,7 +275,7 @@ class PreparedRun:
                     self.history[stage.name] = trainer.history
 
     def _is_selected(self, stage: Stage, folder: StageFolder | None) -> bool:
-        """Whether to train a stage, or load it if it is finished; RunOptions(only=...) may leave it to another process.
+        """Whether to train or load a stage. RunOptions(only=...) may leave it to another process.
 
         Raises RunFolderError if the stage needs an earlier one that is not finished.
         """
@@ -314,14 +314,14 @@ class PreparedRun:
 
 
 def _reports(options: RunOptions) -> bool:
-    """Whether this process calls callbacks; one that trains some stages for another one leaves the reports to that."""
+    """Whether this process calls callbacks. If it only trains some stages, the process that started it does."""
     return collectives.rank() == 0 and options.only is None
 
 
 def _agree_on_folder(options: RunOptions) -> RunOptions:
-    """Return the options with the run folder of the first rank, and whether there is a run in it to be resumed.
+    """Return the options with `out` and `resume` of the first rank.
 
-    There is none if it was killed at its start. A run is also resumed if torchrun restarted the ranks.
+    `resume` is False if the run was killed at its start, and True if torchrun restarted the ranks of a run.
     """
     resume = options.resume
     if options.out is not None and collectives.rank() == 0:

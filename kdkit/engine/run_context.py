@@ -33,7 +33,7 @@ class RunContext:
     teacher_caching: TeacherCaching
 
     def stage_seed(self, index: int) -> int:
-        """Return the seed of a stage; a baseline has the seed of its stage, so that both draw the same numbers."""
+        """Return the seed of a stage. A baseline has the seed of its stage, so that both draw the same numbers."""
         names = [stage.name for stage in self.plan.stages]
         baseline_of = self.plan.stages[index].baseline_of
         return derive_seed(self.options.seed, names.index(baseline_of) if baseline_of else index)
@@ -41,5 +41,5 @@ class RunContext:
     def explain_out_of_memory(
         self, stage: Stage, split: Split | LoaderSplit, *, trains: bool
     ) -> AbstractContextManager[None]:
-        """Return the context that explains an error if memory runs out: see `explain_out_of_memory`."""
+        """Return a context that explains out-of-memory errors, see `explain_out_of_memory`."""
         return explain_out_of_memory(stage, split, self.options, self.device, trains=trains)

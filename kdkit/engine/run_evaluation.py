@@ -1,4 +1,4 @@
-"""Evaluate the networks of a run at its end: predict both splits, and compute and save the metrics."""
+"""Evaluate the networks at the end of a run: predict both splits, and compute and save the metrics."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -24,13 +24,13 @@ from kdkit.utils.randomness import seed_everything
 from kdkit.utils.seeds import SeedPurpose, derive_seed
 
 _REPORTED_SAMPLES = 12
-_CLEARLY_WORSE = 0.02  # the relative difference of two metrics that is no chance
+_CLEARLY_WORSE = 0.02  # a relative difference between two metrics that is hardly due to chance
 
 
 class RunEvaluation:
-    """The metrics of the networks of a run. folder: None to keep nothing on disk.
+    """The metrics of a run's networks. folder: None to keep nothing on disk.
 
-    metrics, differences: see `Result`; empty before `evaluate`, which fills in one network after the other.
+    metrics, differences: see `Result`; empty before `evaluate`, which adds one network after another.
     reported_on: the split of the metrics. student: the network that is trained last.
     """
 
@@ -41,20 +41,20 @@ class RunEvaluation:
         self.differences: tuple[BaselineDifference, ...] = ()
         self.reported_on = "validation" if ctx.recipe.data.test is None else "test"
         self.student = next(list(stage.objectives)[-1] for stage in reversed(ctx.plan.stages) if not stage.baseline_of)
-        self._compared: dict[str, SplitPredictions] = {}  # the predictions of students that have a baseline, and of it
+        self._compared: dict[str, SplitPredictions] = {}  # of students with a baseline, and of their baselines
         self._test_of_student: Predictions | None = None
 
     def evaluate(self) -> None:
-        """Compute the metrics of every network, and the differences of students from their baselines, and save them."""
+        """Compute and save the metrics of every network, and the differences between students and their baselines."""
         ctx, stages, metrics = self.ctx, self.ctx.plan.stages, self.ctx.recipe.metrics
         for number, net in enumerate(ctx.plan.nets):
-            if net in ctx.plan.feature_teachers:  # whose outputs are not about the classes
+            if net in ctx.plan.feature_teachers:  # their outputs are not about the classes
                 continue
-            # A resumed run draws the same numbers, if data or networks draw any.
+            # If data or networks draw random numbers, a resumed run draws the same ones.
             seed_everything(derive_seed(ctx.options.seed, number, SeedPurpose.EVALUATION, 0))
             with located(f"the evaluation of net {net.name!r}", ctx.options.out):
                 self.metrics[net.name] = self._evaluate(net)
-            if self.folder is not None:  # after each network, so that a run that fails later keeps what it has
+            if self.folder is not None:  # after each network, so that a run that fails later keeps these metrics
                 self.folder.save_metrics(self.reported_on, self.metrics)
         self._save_samples()
         has_notes = _note_weak_teachers(self.metrics, stages, metrics[0], self.reported_on)
@@ -65,7 +65,7 @@ class RunEvaluation:
     def _evaluate(self, net: Net[Any]) -> dict[str, MetricResult]:
         """Predict the validation and test splits, save the predictions, and return the metrics of a network."""
         ctx, data = self.ctx, self.ctx.recipe.data
-        # The last stage that trains the network holds its files; one that is only a teacher gets a folder "0-<name>".
+        # Files are in the folder of the last stage that trains the network, or in "0-<name>" if it is only a teacher.
         index, name, batch_size = next(
             (
                 (index, stage.name, stage.training.batch_size)
@@ -89,12 +89,12 @@ class RunEvaluation:
         return compute_metrics(ctx.recipe.metrics, *predictions)
 
     def _save_samples(self) -> None:
-        """Save the samples that the student got most wrong, as far as the data can be shown in a report."""
+        """Save the samples that the student got most wrong, if the data can be shown in a report."""
         split = self.ctx.recipe.data.validation if self.reported_on == "validation" else self.ctx.recipe.data.test
         predictions = self._test_of_student
         if self.folder is None or predictions is None or predictions.ids is None or not isinstance(split, Split):
             return
-        # By their ids, since predictions have no rows for samples without a label.
+        # By ids, because predictions have no rows for samples without a label.
         row_of = {number: row for row, number in enumerate(split.ids.tolist())}
         ids = predictions.ids[hardest_samples(predictions, _REPORTED_SAMPLES)]
         rows = torch.tensor([row_of[number] for number in ids.tolist()], dtype=torch.long)
@@ -106,9 +106,9 @@ class RunEvaluation:
 def _note_weak_teachers(
     metrics: Mapping[str, dict[str, MetricResult]], stages: Iterable[Stage], metric: Metric, split: str
 ) -> bool:
-    """Add a note to the metric of each frozen teacher that is clearly worse than its student; return if there is any.
+    """Add a note to the metric of each frozen teacher that is clearly worse than its student. Returns if there are any.
 
-    metrics: by network and name of the metric. split: on which they were computed.
+    metrics: by names of network and metric. split: the one that they were computed on.
     """
     pairs = {
         (teacher.name, student.name): None
@@ -127,8 +127,8 @@ def _note_weak_teachers(
         values = results[0].value, results[1].value
         if abs(values[0] - values[1]) > _CLEARLY_WORSE * max(map(abs, values)):
             note = (
-                f"{metric.name} of teacher {teacher!r} on {split}, {values[0]:.3g}, is worse than {values[1]:.3g} of "
-                f"its student {student!r}; a better teacher may help more"
+                f"{metric.name} of teacher {teacher!r} on {split}, {values[0]:.3g}, is worse than that of its student "
+                f"{student!r}, {values[1]:.3g}; a better teacher may help more"
             )
             metrics[teacher][metric.name] = replace(results[0], note="; ".join(filter(None, [results[0].note, note])))
             has_any = True

@@ -1,4 +1,4 @@
-"""The record of a run, `run.json`: everything its results depend on, by which a resumed run is recognized."""
+"""The record of a run, `run.json`: everything that its results depend on. Resuming a run compares it."""
 
 import hashlib
 import platform
@@ -23,7 +23,7 @@ from kdkit.recipe.recipe import Recipe
 from kdkit.utils import collectives
 from kdkit.utils.devices import uses_tf32
 
-# How the text begins of a number, of a collection, of a string in quotes, or is that of a constant.
+# The start of a number, a collection or a string in quotes, or a whole constant.
 _NO_WORD = r"""-?[\d(\[{'"]|-?(None|True|False|inf|nan)$"""
 
 
@@ -31,9 +31,9 @@ _NO_WORD = r"""-?[\d(\[{'"]|-?(None|True|False|inf|nan)$"""
 class Origin:
     """The source of a recipe.
 
-    file: copied into the run folder. options: the arguments the recipe was called with. command: the record of the
-    command that started the run, from which it can be repeated. source: the content of the file, read now if it is
-    None: the file may be edited while the run prepares its data, or while earlier trials of a study run.
+    file: the recipe file, which is copied into the run folder. options: the arguments of the recipe. command: the
+    record of the command that started the run, which can be repeated. source: the content of the file. If None, it is
+    read immediately, because the file may be edited while the run prepares its data or earlier trials of a study run.
     """
 
     file: Path | None = None
@@ -47,12 +47,12 @@ class Origin:
 
     @property
     def sha256(self) -> str | None:
-        """The digest of the recipe file, None if there is none."""
+        """The digest of the recipe file, or None."""
         return None if self.source is None else hashlib.sha256(self.source).hexdigest()
 
 
 def run_name(recipe: Recipe, origin: Origin) -> str:
-    """Return the name of a run: the recipe's own name, or the name of its file."""
+    """Return the name of a run: the name of the recipe, or that of its file."""
     return recipe.name or ("recipe" if origin.file is None else origin.file.stem)
 
 
@@ -66,7 +66,7 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
         "command": origin.command,
         "seed": options.seed,
         "device": str(device),
-        "threads": torch.get_num_threads(),  # by which sums are divided, and so rounded
+        "threads": torch.get_num_threads(),  # their number changes how sums are split and rounded
         "deterministic": options.deterministic,
         "precision": options.precision,
         "tf32": uses_tf32() if device.type == "cuda" else None,
@@ -91,7 +91,7 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
             net.name: {"parameters": net.parameters, "view": net.view.key, "version": net.version} for net in plan.nets
         },
         "hub_names": {net.name: name for net in plan.nets if net.trained and (name := hub_name(net)) is not None},
-        # workers=None is recorded as 0: it chooses a number by the device, and a run may resume on another device.
+        # workers=None is recorded as 0: the number depends on the device, and a run may resume on another device.
         "trainings": [repr(replace(stage.training, workers=stage.training.workers or 0)) for stage in plan.stages],
         "teacher_cache": recipe.teacher_cache.form,
         "notices": list(notices(recipe, plan)),
@@ -101,7 +101,7 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
 
 
 def option_texts(options: Mapping[str, Any] | None) -> dict[str, str]:
-    """Return the options of a recipe as recorded: as text, in quotes if a string looks like another value."""
+    """Return the options of a recipe as recorded: as strings, in quotes if they look like another value."""
     return {
         name: repr(value) if isinstance(value, str) and re.match(_NO_WORD, value) else str(value)
         for name, value in (options or {}).items()
@@ -109,12 +109,12 @@ def option_texts(options: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def hub_name(net: Net[Any]) -> str | None:
-    """Return the name on the Hugging Face hub that a model of timm or transformers carries, None if it has none."""
+    """Return the name that a timm or transformers model has on the Hugging Face hub, or None."""
     settings = getattr(net.module, "pretrained_cfg", None)  # of timm
     name = settings.get("hf_hub_id") if isinstance(settings, Mapping) else None
     if name is None:
-        name = getattr(getattr(net.module, "config", None), "_name_or_path", None)  # of transformers, "" without any
-    # A model that was loaded from a folder carries its path.
+        name = getattr(getattr(net.module, "config", None), "_name_or_path", None)  # of transformers; may be ""
+    # For a model that was loaded from a folder, it is the path.
     is_name = (
         isinstance(name, str) and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name, re.ASCII) and not Path(name).exists()
     )
@@ -127,7 +127,7 @@ def versions() -> dict[str, str]:
 
 
 def settings_of(plan: Plan, options: RunOptions) -> dict[str, str | int | float | bool]:
-    """Return the numbers and choices of a run and of its stages by name, as loggers record them."""
+    """Return the settings of a run and its stages by name, as loggers record them."""
     settings: dict[str, str | int | float | bool] = {
         name: getattr(options, name) for name in ("seed", "precision", "compile", "deterministic")
     }
@@ -144,7 +144,7 @@ def settings_of(plan: Plan, options: RunOptions) -> dict[str, str | int | float 
 
 
 def notices(recipe: Recipe, plan: Plan) -> Iterator[str]:
-    """Yield the facts that a reader of the results has to know: about the data, and about what is not reproducible."""
+    """Yield notices for the reader of the results: about the data, and about what is not reproducible."""
     data = recipe.data
     yield from str(data.summary).splitlines()
     yield from data.notices
@@ -158,17 +158,17 @@ def notices(recipe: Recipe, plan: Plan) -> Iterator[str]:
     yield from _notices_of_ranks([net.network for stage in plan.stages for net in stage.objectives])
     if data.test is None:
         yield (
-            "there is no test split: metrics are computed on the validation split, on which epochs and thresholds are "
-            "chosen"
+            "there is no test split: metrics are computed on the validation split, which is also used to choose epochs "
+            "and thresholds"
         )
 
 
 def _positives(data: Data) -> dict[str, int] | None:
-    """Return the number of training samples of each class, or None if that is unknown without fetching them."""
+    """Return the number of training samples of each class, or None if it is unknown without reading them."""
     labels = data.train.labels
     if not isinstance(labels, torch.Tensor) or data.task == "regression":
         return None
-    # Samples without a label have none of the classes.
+    # Samples without a label do not count for any class.
     shape = (len(data.train),) if data.task == "multiclass" else (len(data.train), len(data.classes))
     if tuple(labels.shape) != shape:
         return None
@@ -178,16 +178,16 @@ def _positives(data: Data) -> dict[str, int] | None:
 
 
 def _notices_of_ranks(modules: Iterable[nn.Module]) -> Iterator[str]:
-    """Yield the facts that a reader of the results of several ranks has to know."""
+    """Yield notices for the reader of the results of several ranks."""
     if not collectives.is_distributed():
         return
-    yield f"{collectives.world_size()} processes divide each batch; a loss that relates samples sees one part of it"
+    yield f"{collectives.world_size()} processes divide each batch; a loss that compares samples sees only one part"
     if any(_has_batch_statistics(part) for module in modules for part in module.modules()):
-        yield "batch norm computes its statistics from each process's part of a batch"
+        yield "batch norm computes its statistics from the part of the batch in each process"
 
 
 def _has_batch_statistics(part: nn.Module) -> bool:
-    """Whether a module is a batch norm in training mode, and not one that synchronizes or is frozen."""
+    """Whether a module is a batch norm that is neither frozen nor synchronized."""
     if not isinstance(part, nn.modules.batchnorm._BatchNorm) or isinstance(part, nn.SyncBatchNorm):
         return False
     parameters = list(part.parameters())

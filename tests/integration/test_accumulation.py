@@ -247,7 +247,7 @@ def test_a_loss_whose_labels_cannot_be_counted_has_a_notice(steps, count, monkey
     monkeypatch.setitem(CASES, "own", case)
     recorder = Recorder()
     kdkit.run(make("own", batch_size=4, accumulate_steps=steps), callbacks=[recorder])
-    notices = [notice for notice in recorder.notices if "labels that labelled averages over is not known" in notice]
+    notices = [notice for notice in recorder.notices if "labels that labelled averages over is unknown" in notice]
     assert len(notices) == count
 
 

@@ -385,5 +385,5 @@ def test_an_option_of_the_command_line_turns_gradient_statistics_on(kdkit_here, 
 
 
 def test_gradient_statistics_of_a_compiled_run_are_refused():
-    with pytest.raises(RecipeError, match="leave out either compile or gradients"):
+    with pytest.raises(RecipeError, match="leave out compile or gradients"):
         kdkit.RunOptions(gradients=1, compile=True)

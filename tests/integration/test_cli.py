@@ -363,7 +363,7 @@ OPTIONS = {
     "a negative seed": (["--seed", "-1"], ["-1", "x>=0"]),
     "a seed too large": (["--seed", str(2**70)], ["seed"]),
     "a seed in words": (["--seed", "x"], ["'x' is not a valid integer"]),
-    "resuming nothing": (["--resume"], ["to resume", "name the run folder"]),
+    "resuming nothing": (["--resume"], ["to resume", "pass the run folder"]),
     "resuming a folder that does not exist": (
         ["--resume", "--out", "nowhere"],
         ["there is no folder nowhere; expected the folder of a run"],

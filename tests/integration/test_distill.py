@@ -234,7 +234,7 @@ def test_outputs_without_any_sample_are_a_notice(outputs, has_notice, tmp_path):
     kdkit.distill(*nets, *data, training=Training(epochs=1), device="cpu", out=tmp_path / "run")
     notices = json.loads((tmp_path / "run" / "run.json").read_text())["notices"]
     expected = (
-        "net 'student' has 5 outputs, and no label of the data is above 2; if there are no more classes, give the "
+        "net 'student' has 5 outputs, but no label of the data is above 2; if there are only 3 classes, give the "
         "networks as many outputs"
     )
     assert (expected in notices) is has_notice

@@ -87,7 +87,7 @@ def test_a_run_that_is_killed_between_two_files_resumes_with_the_same_files(mome
 
 
 def test_kept_checkpoints_need_a_folder_and_a_number():
-    with pytest.raises(RecipeError, match="to keep checkpoints, name the run folder"):
+    with pytest.raises(RecipeError, match="to keep checkpoints, pass the run folder"):
         kdkit.run(recipe, device="cpu", keep_checkpoints=2)
     with pytest.raises(RecipeError, match="keep_checkpoints must be an integer of at least 0; got True"):
         kdkit.run(recipe, device="cpu", keep_checkpoints=True)

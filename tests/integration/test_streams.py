@@ -211,7 +211,7 @@ def test_a_stream_that_does_not_end_is_reported_with_the_remedy_until_it_has_end
     data = TorchData(WHOLE, Stream(), classes=CLASSES)
     device_data = DeviceData(torch.device("cpu"), share=0.0, draws=None, passes=1)
     predictor = predict.Predictor(data, device_data, nullcontext)
-    with pytest.warns(RuntimeWarning, match=r"the validation data, .*, is still being read, after \d+ samples; if"):
+    with pytest.warns(RuntimeWarning, match=r"the validation data, .*, is still being read after \d+ samples; if"):
         predictor.predict(student(), data.validation, batch_size=4)
     predictor.predict(student(), data.validation, batch_size=4)  # warnings are errors
     predictor.predict(student(), TorchData(WHOLE, WHOLE, classes=CLASSES).validation, batch_size=4)

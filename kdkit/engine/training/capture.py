@@ -1,9 +1,9 @@
-"""A training step that is captured as a CUDA graph: its kernels are launched at once instead of one by one.
+"""Capture a training step as a CUDA graph, so that its kernels are launched at once instead of one by one.
 
 The Python code of a captured step runs once. Each later batch is copied into the tensors that the graph reads, and the
-graph is replayed. So the code must not wait for the device, and must not keep anything in Python that changes from step
-to step: numbers, tensors that are replaced instead of filled, or random states of the CPU. Steps that break these rules
-are found before and during the capture, and run eagerly.
+graph is replayed. The code must therefore not wait for the device, and must not hold anything in Python that changes
+from step to step: numbers, tensors that are replaced instead of filled, or random states of the CPU. Steps that break
+these rules are detected before or during the capture, and run eagerly.
 """
 
 import warnings
@@ -29,18 +29,18 @@ from kdkit.teachers.base import TeacherOutput
 from kdkit.teachers.frozen import Frozen
 from kdkit.utils.collectives import is_distributed
 
-_EAGER_STEPS = 3  # before the capture: the first creates the state of the optimizer, the second is watched for waits
-_OTHER_SHAPES = 10  # batches of other shapes than the first one before any was captured
-_WORTHWHILE = 50  # steps of a stage; a capture takes as long as about ten
+_EAGER_STEPS = 3  # before the capture: the first creates the optimizer's state, the second is watched for waits
+_OTHER_SHAPES = 10  # after this many batches with other shapes than the first one, no capture is tried
+_WORTHWHILE = 50  # least steps of a stage for a capture, which takes as long as about ten
 
 
 class CapturedStep(TrainingStep):
-    """A training step as a CUDA graph, with everything that it cannot hold before and after the graph.
+    """A training step as a CUDA graph. Everything that the graph cannot hold runs eagerly, before or after it.
 
-    In the graph are the networks, frozen teachers that are run at every step, the losses, their gradients, and the
-    optimizer if its options do not change from step to step. Other teachers, also those on another device,
-    learning-rate schedules, gradient scalers and averages run eagerly. So do the first steps of a stage, and batches of
-    other shapes, such as the last one, or with samples that a teacher has no output for.
+    The graph holds the networks, frozen teachers that run at every step, the losses, their gradients, and the optimizer
+    if its options do not change from step to step. Other teachers, including those on another device, learning rate
+    schedules, gradient scalers and averages run eagerly. So do the first steps of a stage, and batches with another
+    shape, such as the last one, or with samples without a teacher output.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class CapturedStep(TrainingStep):
         }
         self._outside = {name: session for name, session in open_stage.sessions.items() if name not in self._in_graph}
         self._graph_updates = _updates_in_graph(state)  # whether the optimizer is in the graph
-        # The weights of terms that change from step to step.
+        # The weights of terms, if they change from step to step.
         self._weights = (
             None
             if state.constant_weights
@@ -76,13 +76,13 @@ class CapturedStep(TrainingStep):
         self._refused = False
 
     def __call__(self, batch: Batch, part: UpdatePart) -> dict[str, Tensor]:
-        """Train on a batch, by the graph if that is possible."""
+        """Train on a batch, with the graph if possible."""
         stats = self.state.gradient_stats
         if self._refused or (stats is not None and stats.due(self.state.updates)):
             return super().__call__(batch, part)
         outputs = self.teacher_outputs(batch, self._outside)
-        # Terms are computed on the samples that have a teacher output, whose number no graph may depend on. A Past has
-        # them for all after the first epoch.
+        # Terms are computed on the samples with a teacher output, but a graph cannot depend on their number. A Past has
+        # outputs for all samples after the first epoch.
         has_mask = any(output.mask is not None for output in outputs.values())
         if self._inputs is None and not has_mask:
             self._inputs = _StaticInputs.like(batch, outputs)
@@ -95,7 +95,7 @@ class CapturedStep(TrainingStep):
             losses = self._run_eagerly(batch, outputs, part)
             self._other_shapes += 1
             if inputs is None:
-                self._refuse("its inputs are not tensors only")
+                self._refuse("its inputs have other values than tensors")
             elif self._graph is None and self._other_shapes == _OTHER_SHAPES:
                 self._refuse("the shapes of its batches differ")
         self.state.observe(batch)
@@ -106,7 +106,7 @@ class CapturedStep(TrainingStep):
         """Load and train the batches of an epoch on the stream of the graph."""
         changed = self._graph is not None and self._graph.options != _optimizer_options(self.state)
         if self._graph_updates and changed:
-            self._graph, self._graph_updates = None, False  # a schedule will change them again
+            self._graph, self._graph_updates = None, False  # a schedule will change the options again
         outer = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(outer)
         try:
@@ -156,7 +156,7 @@ class CapturedStep(TrainingStep):
         graph = torch.cuda.CUDAGraph()
         self._current_weights()
         try:
-            # thread_local: other threads may pin memory meanwhile.
+            # thread_local, because other threads may pin memory during the capture.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 losses = self._compute(inputs, part)
                 values = torch.stack([*losses.values()])
@@ -164,7 +164,7 @@ class CapturedStep(TrainingStep):
             self.open_stage.module.open_taps.clear()
             self._drop_gradients()
             python_state.restore()
-            if "captur" in str(error):  # a kernel that no graph may hold: torch draws no random numbers after it
+            if "captur" in str(error):  # it cannot be captured, and torch draws no random numbers after it
                 raise KdkitError(
                     f"the training step of stage {self.open_stage.stage.name!r} cannot be captured as a CUDA graph "
                     f"({first_line(error.__context__ or error)}); run with capture off: --capture off"
@@ -231,9 +231,9 @@ def make_step(
     *,
     capture: Capture,
 ) -> tuple[TrainingStep, str | None]:
-    """Return the step of a stage, and on CUDA the reason if it is not captured and may be.
+    """Return the training step of a stage, and on CUDA the reason if a capture is allowed but impossible.
 
-    Raises RecipeError if a capture is required and impossible.
+    Raises RecipeError if a capture is required but impossible.
     """
     eager = TrainingStep(open_stage, state, module, autocast)
     if capture == "off":
@@ -250,32 +250,32 @@ def make_step(
 
 
 def why_not_captured(open_stage: OpenStage, state: TrainState) -> str | None:
-    """Return the reason for which the step of a stage cannot be captured, if one is known before it runs."""
+    """Return why the step of a stage cannot be captured, as far as this is known before it runs, or None."""
     training, balancer = state.training, state.balancer
     if not open_stage.module.progress.is_cuda:
-        return f"the device is {open_stage.module.progress.device.type!r}, and only CUDA has graphs"
+        return f"the device is {open_stage.module.progress.device.type!r}, but only CUDA has graphs"
     if is_distributed():
         return "several processes train it"
     if training.accumulate_steps > 1:
         return f"gradients are accumulated over {training.accumulate_steps} batches"
     recomputing = [net.name for net in open_stage.module.students if net.recompute]
     if recomputing:
-        return f"net {recomputing[0]!r} recomputes activations, for which torch reads random states on the CPU"
+        return f"net {recomputing[0]!r} recomputes activations, so torch reads random states on the CPU"
     selecting = [term.label for term in open_stage.module.terms if term.rows is not None and term.rows.ignored]
     if selecting:
-        return f"term {selecting[0]!r} is computed on the rows that have a label, whose number waits for the device"
+        return f"term {selecting[0]!r} is computed on the rows with a label; their number waits for the device"
     if not balancer.capturable:
         return f"{type(training.balancing).__name__} computes on the CPU, or keeps state in Python"
     if not state.constant_weights and not isinstance(balancer, WeightedSum):
-        return f"{type(training.balancing).__name__} takes weights as numbers, and those of this stage change"
+        return f"{type(training.balancing).__name__} takes weights as numbers, but the weights of this stage change"
     return None
 
 
 class _Graph(NamedTuple):
-    """A captured step, and the tensors that it fills when it is replayed.
+    """A captured step, and the tensors that a replay fills.
 
-    labels, losses: of the terms; losses is (terms,). gradients: of the trained parameters, if the optimizer is not in
-    the graph. student_outputs: by name, if a teacher observes them. options: of the optimizer when it was captured.
+    labels, losses: of the terms; losses is (terms,). gradients: of the trained parameters, used if the optimizer is not
+    in the graph. student_outputs: by name, if a teacher observes them. options: those of the optimizer at the capture.
     """
 
     graph: torch.cuda.CUDAGraph
@@ -287,7 +287,7 @@ class _Graph(NamedTuple):
 
 
 class _StaticInputs:
-    """The tensors that a graph reads: a batch, and the outputs of the teachers that are not in the graph."""
+    """The tensors that a graph reads: a batch, and the outputs of teachers outside of the graph."""
 
     def __init__(self, batch: Batch, outputs: Mapping[str, TeacherOutput], structure: object) -> None:
         self.batch = batch
@@ -297,18 +297,19 @@ class _StaticInputs:
 
     @classmethod
     def like(cls, batch: Batch, outputs: Mapping[str, TeacherOutput]) -> "_StaticInputs | None":
-        """Return copies of these tensors; None if there is anything but tensors among them."""
+        """Return copies of these tensors; None if there are other values than tensors."""
         parts = cls._parts(batch, outputs)
         structure = _structure(parts)
         if structure is None:
             return None
         inputs, labels, ids, weights, copied_outputs = map_tensors(parts, torch.clone)
-        # Views and losses see neither the draw nor the ids on the CPU, which would stay those of the captured batch.
+        # The draw and the ids on the CPU are left out: they would stay those of the captured batch, and views and
+        # losses do not use them.
         copied = Batch(inputs, labels, ids, weights=weights)
         return cls(copied, copied_outputs, structure)
 
     def fill(self, batch: Batch, outputs: Mapping[str, TeacherOutput]) -> bool:
-        """Copy these tensors in, and return True; return False if their shapes or dtypes differ."""
+        """Copy these tensors into the static ones and return True, or return False if shapes or dtypes differ."""
         parts = self._parts(batch, outputs)
         if _structure(parts) != self._structure:
             return False
@@ -322,16 +323,16 @@ class _StaticInputs:
 
 
 def _runs_in_graph(net: Net[Any], device: torch.device) -> bool:
-    """Whether a frozen teacher is a module that runs on this device alone."""
+    """Whether a frozen teacher is a module that runs only on this device."""
     return isinstance(net.module, nn.Module) and net.device in (None, device) and not net.is_spread
 
 
 def _updates_in_graph(state: TrainState) -> bool:
-    """Whether the optimizer can be captured: it computes on the device, and its options stay the same in an epoch."""
+    """Whether the optimizer can be captured: it runs on the device, and its options do not change within an epoch."""
     schedule, optimizer = state.training.lr_schedule, state.optimizer
     if state.scaler is not None or (schedule is not None and schedule.interval == "update"):
         return False
-    # SGD has no step count, which other optimizers have to keep on the device: they are `capturable`.
+    # SGD has no step count. Other optimizers must keep it on the device, which is their option `capturable`.
     return type(optimizer) is torch.optim.SGD or all(group.get("capturable") for group in optimizer.param_groups)
 
 
@@ -343,25 +344,25 @@ def _optimizer_options(state: TrainState) -> list[dict[str, Any]]:
 
 @contextmanager
 def _waits_for_device() -> Iterator[list[str]]:
-    """Record the places in which the CPU waits for the device, as "file:line"."""
-    places: list[str] = []
+    """Record where the CPU waits for the device, as "file:line"."""
+    locations: list[str] = []
     mode = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            yield places
+            yield locations
         finally:
             torch.cuda.set_sync_debug_mode(mode)
     for warning in caught:
         if "synchronizing CUDA operation" in str(warning.message):
-            places.append(f"{warning.filename}:{warning.lineno}")
+            locations.append(f"{warning.filename}:{warning.lineno}")
         elif "Synchronization debug mode is a prototype" not in str(warning.message):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def _structure(value: Any) -> Any:
-    """Return the shapes and dtypes of the tensors in a value, nested; None if it has anything else."""
+    """Return the shapes and dtypes of nested tensors; None if there are other values."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype
     if value is None:

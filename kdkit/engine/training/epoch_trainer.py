@@ -1,4 +1,4 @@
-"""Train one epoch of an open stage: its batches, the validation, and what follows from its result."""
+"""Train one epoch of an open stage: its batches, the validation, and the update of best weights and history."""
 
 import copy
 import math
@@ -50,10 +50,10 @@ class EpochTrainer:
         self._reports_steps = ctx.callbacks.has_listeners("step_ended")
 
     def train(self, epoch: int) -> None:
-        """Train an epoch from the position of the stage on, which is its start unless it is resumed."""
+        """Train an epoch, or the rest of it from the saved position if it is resumed."""
         rank = collectives.rank()
         purpose = (rank, SeedPurpose.RANK) if rank else ()  # each rank draws its own dropout masks
-        seed_everything(derive_seed(self.seed, epoch, *purpose))  # so that an epoch is the same after a resume
+        seed_everything(derive_seed(self.seed, epoch, *purpose))  # an epoch is the same after a resume
         with self.ctx.interrupts.deferred():
             if self.progress.position.terms is None:
                 with self.step.epoch(), explain_single_sample():
@@ -68,7 +68,7 @@ class EpochTrainer:
         """Train on the batches of an epoch after the position, and return the mean of each term."""
         position, count = self.progress.position, self.batches.per_epoch
         loader, sizes = self.batches.epoch(epoch, skip=position.batches), self.batches.sizes(epoch)
-        # After batches were skipped, which may draw random numbers, and before one is loaded, which may too.
+        # After skipped batches and before the next one is loaded, because both may draw random numbers.
         position.restore_rng(self.ctx.device)
         parts = self.updates.of_epoch(loader, sizes, position.batches, count, self.ctx.device)
         self.step.open_stage.module.train()
@@ -78,14 +78,14 @@ class EpochTrainer:
             if index == count:
                 raise DataError(f"the training data must have {count} batches per epoch, its length, but has more")
             values = self.step(batch, part)  # {term: unweighted value}
-            # Scaled, so that a term counts labels if its loss does, and the parts of ranks make up their batch.
+            # Scaled, so that means weigh terms by labels if the loss does, and the parts of ranks add up to the batch.
             position.means.add(part.scaled(values), samples)
             if position.means.not_finite is not None and not collectives.is_distributed():
                 break  # several processes must fail together, at the end of the epoch
             if self._reports_steps:
                 self._report_step(epoch, index, values)
             position.batches, position.seconds = index + 1, time.perf_counter() - began
-            if part.ends_update:  # otherwise there are gradients, which a checkpoint does not hold
+            if part.ends_update:  # otherwise there are accumulated gradients, which a checkpoint does not hold
                 self.checkpoints.after_update(self.state)
         terms = position.means.values(self.ctx.device)
         position.seconds = time.perf_counter() - began  # after the device has computed the last step
@@ -108,9 +108,9 @@ class EpochTrainer:
         self.ctx.callbacks.call("step_ended", event)
 
     def _require_finite(self, terms: Mapping[str, float], epoch: int, position: EpochPosition) -> None:
-        """Raise KdkitError with the cause if the mean of a term is not a finite number, and save the batch in question.
+        """Raise KdkitError with the cause if the mean of a term is not finite, and save the batch that caused it.
 
-        terms: their means over the epoch.
+        terms: the means over the epoch.
         """
         labels = [label for label, mean in terms.items() if not math.isfinite(mean)]
         if not labels:
@@ -124,7 +124,7 @@ class EpochTrainer:
             cause, batch = self._cause_in(next(self.batches.epoch(epoch, skip=first)).to(self.ctx.device), split)
             if self.checkpoints.folder is not None:
                 location += f" (saved in {self.checkpoints.folder.save_batch(batch)})"
-                collectives.barrier()  # the error of another rank may end the one that saves it
+                collectives.barrier()  # the error of another rank may end the rank that saves the batch
         advice = "a lower learning rate, Training(max_grad_norm=...), or another precision may help"
         raise KdkitError(
             f"stage {self.stage.name!r}: {', '.join(map(repr, labels))} is not a finite number in {location}; "
@@ -132,7 +132,7 @@ class EpochTrainer:
         )
 
     def _cause_in(self, batch: Batch, split: Split) -> tuple[str | None, Batch]:
-        """Return the cause of a term that is not finite in a batch, or None, and the part of the rank that has it."""
+        """Return the cause of values that are not finite in a batch, or None, and the part of the batch with them."""
 
         def in_inputs() -> str | None:
             return cause_in_inputs(batch, has_unknown=self.ctx.plan.context.has_unknown, split=split, name="train")
@@ -140,7 +140,7 @@ class EpochTrainer:
         def in_outputs() -> str | None:
             return cause_in_outputs(batch, self.step.teacher_outputs(batch, self.step.open_stage.sessions))
 
-        # Outputs come last: for inputs that are not finite, a user-defined teacher might fail, and an average is wrong.
+        # Outputs are checked last: if inputs are not finite, a user-defined teacher may fail, and averages are wrong.
         for find in (in_inputs, in_outputs):
             cause = find()
             causes = collectives.all_gather_objects([] if cause is None else [(cause, batch.to(torch.device("cpu")))])
@@ -149,9 +149,9 @@ class EpochTrainer:
         return None, batch
 
     def _end(self, epoch: int, terms: Mapping[str, float], values: Mapping[str, float]) -> None:
-        """Keep the best weights, add the epoch to the history, and call the callbacks.
+        """Keep the weights if they are the best, add the epoch to the history, and call the callbacks.
 
-        terms: their means. values: of the monitored metric, by network.
+        terms: the means of the terms. values: the monitored metric by network.
         """
         progress, metric = self.progress, self.monitor.metric
         value = sum(values.values()) / len(values)
@@ -187,7 +187,7 @@ class EpochTrainer:
             peak_memory_bytes=progress.peak_memory,
         )
         self.ctx.callbacks.call("epoch_ended", event)
-        # Only the first rank calls callbacks, and all must end together.
+        # Only the first rank calls callbacks, but all ranks must end together.
         stopped_by = collectives.broadcast(self.ctx.callbacks.take_stop())
         if stopped_by is not None and epoch + 1 < self.stage.training.epochs:
             progress.history[-1]["stopped_by"] = stopped_by

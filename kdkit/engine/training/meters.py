@@ -10,9 +10,9 @@ from kdkit.utils.collectives import all_reduce_sum
 
 
 class RunningMeans:
-    """Means of scalars by label, weighted by the number of samples that each value stands for."""
+    """Means of scalars by label, weighted by the number of samples that each value represents."""
 
-    _FLUSH = 256  # steps between two transfers to the CPU, so that few small tensors stay in memory
+    _FLUSH = 256  # steps between two transfers to the CPU, which limits the number of small tensors in memory
 
     def __init__(self) -> None:
         self._pending: list[tuple[list[Tensor], float]] = []
@@ -20,11 +20,11 @@ class RunningMeans:
         self._totals: list[float] = []
         self._samples = 0.0
         self.steps = 0
-        # The first step with a value that is not finite, known after up to _FLUSH more steps.
+        # The first step with a value that is not finite; known at most _FLUSH steps later.
         self.not_finite: int | None = None
 
     def add(self, terms: Mapping[str, Tensor], samples: float) -> None:
-        """Add the detached scalar terms of a step, on several ranks of each its part."""
+        """Add the detached scalar terms of a step. With several ranks, each adds those of its own part."""
         self.steps += 1
         self._labels = self._labels or tuple(terms)
         self._pending.append(([*terms.values()], samples))
@@ -32,13 +32,13 @@ class RunningMeans:
             self._flush()
 
     def values(self, device: torch.device) -> dict[str, float]:
-        """Return the mean of each label over all ranks, reduced on `device`; empty if nothing was added."""
+        """Return the mean of each label over all ranks, reduced on `device`. Empty if nothing was added."""
         self._flush()
         *totals, samples = all_reduce_sum([*self._totals, self._samples], device)
         return {label: total / samples for label, total in zip(self._labels, totals, strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state, without adding pending values to the totals, which would round them at another step."""
+        """Return the state. Pending values are not added to the totals, which would change the rounding."""
         steps = torch.stack([term for terms, _ in self._pending for term in terms]).cpu() if self._pending else None
         return {
             "labels": self._labels,
@@ -60,7 +60,7 @@ class RunningMeans:
         self._pending = [([*step], samples) for step, samples in zip(values, counts, strict=True)]
 
     def load_share(self, states: Sequence[Mapping[str, Any]], share: float) -> None:
-        """Restore a share of the saved states of all ranks, which is 1 / ranks if their number has changed."""
+        """Restore a share of the sum of all ranks' saved states: 1 / ranks if the number of ranks has changed."""
         for state in states:
             means = RunningMeans()
             means.load_state_dict(state)

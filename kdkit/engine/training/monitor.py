@@ -1,4 +1,4 @@
-"""The monitor of a stage: the metric on the validation split that chooses the best epoch."""
+"""The monitor of a stage: the validation metric that chooses the best epoch."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -25,18 +25,18 @@ class Monitor:
         self.seed = seed
         monitor = stage.training.monitor or ctx.recipe.metrics[0].name
         metric = next(metric for metric in ctx.recipe.metrics if metric.name == monitor)
-        # An interval takes a thousand times as long as its metric, and does not change which epoch is best.
+        # A confidence interval takes a thousand times as long as the metric, and does not change which epoch is best.
         self.metric = without_interval(metric)
         self.higher_is_better = not lower_is_better(self.metric)
         predictor = ctx.predictor
         self.predictor = Predictor(predictor.data, predictor.device_data, predictor.autocast, [self.metric])
 
     def validate(self, state: TrainState, epoch: int, between_batches: Callable[[], None]) -> Mapping[str, float]:
-        """Return the metric on the validation split, by name of each network that is trained.
+        """Return the metric on the validation split for each network in training, by name.
 
-        between_batches: is called before each batch, and may raise an exception.
+        between_batches: called before each batch; it may raise an exception.
         """
-        # A validation that is repeated after a resume draws the same numbers, if data or networks draw any.
+        # If data or networks draw random numbers, a validation that is repeated after a resume draws the same ones.
         seed_everything(derive_seed(self.seed, epoch, SeedPurpose.VALIDATION, 0))
         values = {}
         validation = self.ctx.recipe.data.validation
@@ -50,14 +50,14 @@ class Monitor:
                     workers=self.training.workers,
                     between_batches=between_batches,
                 )
-            # Thresholds are fitted on the split that they are evaluated on: only the order of epochs matters here.
+            # Thresholds are fitted and evaluated on the same split, because only the order of epochs matters here.
             values[net.name] = self.metric.fit(predictions).compute(predictions).value
-        state.module.open_taps.clear()  # a run that resumes here has captured features: no step was before
-        # Ranks see the same predictions, but must agree to the bit on which epoch is best.
+        state.module.open_taps.clear()  # if a run resumes at a validation, no step has cleared the features
+        # Ranks have the same predictions, but must agree bit for bit on which epoch is best.
         return collectives.broadcast(values)
 
     def is_best(self, value: float, best: BestCheckpoint) -> bool:
-        """Whether to keep an epoch with this value, the mean over the networks, instead of the best one so far."""
-        # As long as the metric was never defined, no epoch is better than another, and the last one is kept.
+        """Whether an epoch with this value, the mean over the networks, replaces the best one so far."""
+        # While the metric is undefined, no epoch is better than another, and the last one is kept.
         keeps_any = best.epoch < 0 or self.training.keep == "last" or math.isnan(best.value)
         return keeps_any or is_better(self.metric, value, best.value)

@@ -1,4 +1,4 @@
-"""Open a stage for training: its teachers and module, the teacher cache, and everything that training updates."""
+"""Open a stage for training: its teachers and module, the teacher cache, and the state that training updates."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +17,12 @@ from kdkit.recipe.recipe import Stage
 def opened_for_training(
     ctx: RunContext, stage: Stage, *, batches: int, higher_is_better: bool
 ) -> Iterator[tuple[OpenStage, TrainState, list[str]]]:
-    """Open a stage, and create its state; yield both, with notices. Close the stage at the end, also after an error.
+    """Open a stage and create its state. Yields both, with notices. The stage is closed at the end, even on an error.
 
-    batches: of an epoch. higher_is_better: whether it is for the monitored metric, which a learning-rate schedule may
-    follow. Raises CheckError if the stage cannot be opened, or if its dry run has problems.
+    batches: per epoch. higher_is_better: for the monitored metric, which a learning rate schedule may follow.
+    Raises CheckError if the stage cannot be opened, or if its dry run has problems.
     """
-    # Before the taps are opened: a copy of a module would carry their hooks.
+    # Before the taps are opened, because a copy of a module has their hooks.
     ema = stage.training.ema
     averages = {} if ema is None else {net.name: ema.build(net) for net in stage.objectives}
     data, precision = ctx.recipe.data, ctx.options.precision
@@ -39,7 +39,7 @@ def opened_for_training(
         schedule = stage.training.lr_schedule
         if schedule is not None:
             schedule = schedule.for_metric(higher_is_better=higher_is_better)
-        # Its optimizer comes last, since it takes the parameters of the losses that the dry run built.
+        # After the dry run, because the optimizer takes the parameters of the losses that it builds.
         state = TrainState(
             replace(stage.training, lr_schedule=schedule),
             open_stage.module,

@@ -1,4 +1,4 @@
-"""Find and undo the changes of a training step in Python, which a replayed CUDA graph would not repeat."""
+"""Find and undo changes that a training step makes in Python, which a replayed CUDA graph would not repeat."""
 
 import random
 from collections.abc import Iterable, Iterator
@@ -11,11 +11,11 @@ from torch import nn
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
 _CONTAINERS = (list, dict, set)
-_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))  # how torch itself stores parameters, hooks and submodules
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))  # attributes in which torch stores parameters, hooks and submodules
 
 
 class PythonState:
-    """The attributes of objects, and the random states of the CPU, which a replayed step does not change."""
+    """A snapshot of the attributes of objects and of the CPU's random states, which a replayed step does not change."""
 
     def __init__(self, objects: Iterable[object]) -> None:
         self._random = random.getstate(), np.random.get_state(), torch.get_rng_state()
@@ -67,14 +67,14 @@ def _attributes(owner: object) -> Iterator[tuple[str, Any]]:
 
 
 def _is_same(current: Any, before: Any, copied: Any) -> bool:
-    """Whether an attribute is unchanged: the same object, or an equal number or text, with the same elements."""
+    """Whether an attribute is unchanged: an equal number or string, or the same object with the same elements."""
     if isinstance(before, _PLAIN):
         return type(current) is type(before) and (current == before or (current != current and before != before))
     return current is before and (type(before) not in _CONTAINERS or _elements(before) == _elements(copied))
 
 
 def _elements(container: list[Any] | dict[Any, Any] | set[Any]) -> list[Any] | set[Any]:
-    """Return what is compared of the elements: numbers and texts, and the identity of any other object."""
+    """Return the elements to compare: numbers and strings by value, other objects by identity."""
     items = chain.from_iterable(container.items()) if isinstance(container, dict) else container
     elements = [item if isinstance(item, _PLAIN) else id(item) for item in items]
     return set(elements) if isinstance(container, set) else elements

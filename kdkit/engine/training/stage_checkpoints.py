@@ -1,4 +1,4 @@
-"""Write the checkpoints of a stage while it is trained, and end the run after one if a signal requests it."""
+"""Write the checkpoints of a stage during training, and end the run after a checkpoint if a signal requests it."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -18,11 +18,11 @@ from kdkit.utils.validation import parse_interval
 
 
 class StageCheckpoints:
-    """The checkpoints of one stage. folder: None to keep nothing on disk; signals end the run all the same.
+    """The checkpoints of one stage. folder: None to keep nothing on disk; signals still end the run.
 
     While an epoch is trained, signals are deferred, see `Interrupts`. They end the run after an update of the weights,
-    in a validation, or at the end of an epoch, in the same order each time: the ranks agree that there is a signal, all
-    of them save the state, and they leave when the first one has written it.
+    during a validation, or at the end of an epoch, always in the same order: the ranks agree that there is a signal,
+    all of them save the state, and they exit when the first rank has written it.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class StageCheckpoints:
         self.interval = CheckpointInterval(ctx.options.checkpoint_every)
 
     def resume(self, state: TrainState) -> list[str]:
-        """Load the last checkpoint, if there is one, and return notices."""
+        """Load the last checkpoint if there is one, and return notices."""
         loaded = None if self.folder is None else self.folder.load_checkpoint()
         if self.folder is None or loaded is None:
             return []
@@ -54,7 +54,8 @@ class StageCheckpoints:
                 progress.position = EpochPosition.from_state(checkpoint["position"])
             progress.cache_entries = checkpoint["teacher_cache"]
         notices = [notice, self.batches.load_state_dict(checkpoint["stream"])]
-        # The run may have been killed before it deleted the oldest, or after it saved one of an epoch to be repeated.
+        # The run may have been killed before it deleted the oldest weights, or after it saved those of an epoch that is
+        # repeated now.
         done = len(progress.history)
         self.folder.delete_epochs(range(done - (self.ctx.options.keep_checkpoints or done), done))
         return [text for text in notices if text]
@@ -69,13 +70,14 @@ class StageCheckpoints:
 
     @contextmanager
     def validating(self, state: TrainState) -> Iterator[Callable[[], None]]:
-        """Yield a function to call before each batch of a validation, in which a signal ends the run.
+        """Yield a function to call before each batch of a validation, which ends the run after a signal.
 
-        All batches of the epoch are trained, and a resumed run repeats the validation only.
+        All batches of the epoch are trained, so a resumed run only repeats the validation.
         """
         if collectives.is_distributed():
-            # Several ranks leave together at the end of the epoch. The first one writes a checkpoint as soon as it has
-            # got the signal, in case they are killed before. All have a part in it, and none changes the state now.
+            # Several ranks exit together at the end of the epoch. The first rank writes a checkpoint as soon as it gets
+            # the signal, in case they are killed before. Its content is gathered from all ranks now, because the state
+            # does not change during the validation.
             unsaved = [] if self.folder is None else [self._content(state, self.progress.position)]
 
             def save_if_requested() -> None:
@@ -91,7 +93,7 @@ class StageCheckpoints:
             raise
 
     def after_epoch(self, state: TrainState) -> None:
-        """Save the state and the files of the epoch that has ended; a signal ends the run."""
+        """Save the state and the files of the finished epoch, and end the run if there was a signal."""
         self.interval.restart()
         if self.folder is not None:
             history, kept = self.progress.history, self.ctx.options.keep_checkpoints
@@ -109,7 +111,7 @@ class StageCheckpoints:
             self._end_run()
 
     def finish(self) -> None:
-        """Wait for the last checkpoint; a signal meanwhile must not end the thread that writes it, but ends the run."""
+        """Wait for the last checkpoint, and end the run if there was a signal, which must not interrupt the writing."""
         with self.ctx.interrupts.deferred():
             if self.folder is not None:
                 self.folder.wait()
@@ -117,17 +119,17 @@ class StageCheckpoints:
                 self._end_run()
 
     def save(self, state: TrainState) -> None:
-        """Write a checkpoint at the present position in an epoch; all ranks call this."""
+        """Write a checkpoint at the current position in an epoch. All ranks must call this."""
         self.interval.restart()
         if self.folder is not None:
             self.folder.save_checkpoint(self._batches_done(), self._content(state, self.progress.position))
 
     def _batches_done(self) -> int:
-        """Return the number of batches that the stage has trained, which orders its checkpoints."""
+        """Return the number of batches trained in this stage, which orders its checkpoints."""
         return len(self.progress.history) * self.batches.per_epoch + self.progress.position.batches
 
     def _content(self, state: TrainState, position: EpochPosition | None) -> dict[str, Any]:
-        """Return the content of a checkpoint; all ranks call this. position: None at the end of an epoch."""
+        """Return the content of a checkpoint. All ranks must call this. position: None at the end of an epoch."""
         best = self.progress.best
         return {
             "train_state": state.state_dict(),
@@ -138,7 +140,7 @@ class StageCheckpoints:
         }
 
     def _end_run(self) -> None:
-        """End the run by the signal that was noted; several ranks leave when the first one has written a checkpoint."""
+        """End the run by the recorded signal. Several ranks exit after the first one has written the checkpoint."""
         if collectives.is_distributed():
             if self.folder is not None:
                 self.folder.wait_or_warn()
@@ -147,10 +149,10 @@ class StageCheckpoints:
 
 
 class CheckpointInterval:
-    """Decides after which updates of an epoch to write a checkpoint, in the same way on all ranks.
+    """Decides after which updates of an epoch a checkpoint is written. The decision is the same on all ranks.
 
-    every: a number of updates, or a time such as "30s", "10min" or "2h"; 0 for the ends of epochs only.
-    Raises RecipeError for anything else.
+    every: a number of updates, or a time such as "30s", "10min" or "2h"; 0 for checkpoints at the end of epochs only.
+    Raises RecipeError for other values.
     """
 
     def __init__(self, every: int | str) -> None:
@@ -158,7 +160,7 @@ class CheckpointInterval:
         self.restart()
 
     def restart(self) -> None:
-        """Begin a new interval: a checkpoint was written, or an epoch begins."""
+        """Begin a new interval, after a checkpoint or at the start of an epoch."""
         self._done = 0
         self._began = time.perf_counter()
         self._next_agreement = 1
@@ -172,10 +174,11 @@ class CheckpointInterval:
             return False
         if not collectives.is_distributed():
             return time.perf_counter() - self._began >= self.seconds
-        # Clocks of ranks differ, so the first one decides. A decision after every update would cost a message.
+        # The first rank decides, because clocks differ. It does not decide after every update, which would need a
+        # message each time.
         if self._done < self._next_agreement:
             return False
         elapsed = time.perf_counter() - self._began
-        remaining = (self.seconds - elapsed) / elapsed * self._done  # updates, at this speed
+        remaining = (self.seconds - elapsed) / elapsed * self._done  # updates at the current speed
         is_due, self._next_agreement = collectives.broadcast((remaining <= 0, self._done + max(1, int(remaining))))
         return is_due

@@ -1,4 +1,4 @@
-"""How far the training of a stage is: its history, its best epoch, and the position in the next one."""
+"""The progress of a stage in training: its history, its best epoch, and the position in the next epoch."""
 
 import math
 from collections.abc import Mapping
@@ -27,8 +27,9 @@ class BestCheckpoint:
 class EpochPosition:
     """The position in an epoch.
 
-    batches: trained so far. seconds: of training. means: of the terms so far. terms: the means of the whole epoch, if
-    only validation is left. rng: the random states of this rank in a checkpoint, from which the epoch is resumed.
+    batches: trained so far. seconds: of training so far. means: of the terms so far. terms: the means over the whole
+    epoch if only the validation is left; otherwise None. rng: the random states of this rank in the checkpoint that the
+    epoch is resumed from.
     """
 
     batches: int = 0
@@ -38,7 +39,7 @@ class EpochPosition:
     rng: Any = None
 
     def state_dict(self, device: torch.device) -> dict[str, Any]:
-        """Return the position with the random states, of all ranks; every rank calls this."""
+        """Return the position, with the means and random states of all ranks. Every rank must call this."""
         rank_state = {"rng": rng_state(device), "means": self.means.state_dict()}
         return {
             "batches": self.batches,
@@ -61,17 +62,17 @@ class EpochPosition:
         return position
 
     def restore_rng(self, device: torch.device) -> None:
-        """Set the random states to those of the checkpoint, if the epoch is resumed."""
+        """Set the random states to those of the checkpoint if the epoch is resumed."""
         if self.rng is not None:
             set_rng_state(self.rng, device)
 
 
 @dataclass(slots=True, kw_only=True)
 class StageProgress:
-    """How far a stage is. With a TrainState, it is everything that a checkpoint holds.
+    """The progress of a stage. Together with a TrainState, this is everything that a checkpoint holds.
 
-    history: an entry for each epoch that has ended. best: of these epochs. position: in the next epoch. cache_entries:
-    of teacher outputs, as they were when the stage began.
+    history: an entry for each finished epoch. best: the best of these epochs. position: in the next epoch.
+    cache_entries: the entries of the teacher cache at the start of the stage.
     """
 
     history: History = field(default_factory=list)
@@ -81,5 +82,5 @@ class StageProgress:
 
     @property
     def peak_memory(self) -> int | None:
-        """The most bytes that tensors took in any epoch, also before a resume; None if it is not measured."""
+        """The peak memory of tensors in any epoch, in bytes, including epochs before a resume. None if not measured."""
         return max((entry["peak_memory_bytes"] for entry in self.history if "peak_memory_bytes" in entry), default=None)

@@ -1,4 +1,4 @@
-"""How much of a batch the loss of a term takes its mean over, by which the batches of an update are weighed."""
+"""Count the entries of a batch that a loss averages over, to weight the batches of an update."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ Count = Callable[[Batch], Tensor]
 
 
 def count_of(term: BoundTerm, context: BuildContext) -> Count | Literal["sum", "samples"]:
-    """Return what counts the entries of a batch over which a term takes its mean, as a scalar on its device.
+    """Return a function that counts the entries of a batch that a term averages over, as a scalar on its device.
 
-    "samples" if their number is proportional to that of the samples, also if it is not known; "sum" for a loss that
-    takes no mean.
+    Returns "samples" if the number is proportional to the number of samples, or unknown; "sum" for a loss that is a
+    sum, not a mean.
     """
     loss, of_labels = _of_outputs(term.loss), term.target is None
     if getattr(loss, "reduction", None) == "sum":
@@ -39,12 +39,12 @@ def count_of(term: BoundTerm, context: BuildContext) -> Count | Literal["sum", "
 
 
 def unknown_count(term: BoundTerm, context: BuildContext) -> str | None:
-    """Return a notice for a term whose loss may leave out labels in a way that kdkit cannot see, or None."""
+    """Return a notice if the loss of a term may leave out labels in a way that kdkit cannot know, or None."""
     if not _is_unknown(term, context):
         return None
     return (
-        f"term {term.label!r}: the number of labels that {describe_loss(term.loss)} averages over is not known, so the "
-        "batches of an update, and the parts of processes, count by their samples instead of their labels"
+        f"term {term.label!r}: the number of labels that {describe_loss(term.loss)} averages over is unknown, so the "
+        "batches of an update, and the parts of processes, are weighted by samples instead of labels"
     )
 
 
@@ -54,7 +54,7 @@ class _TermCount:
     loss: Loss
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Return the sum of the weights, 0 or 1 in most losses, with which entries are in the mean of the loss."""
+        """Return the sum of the weights that entries have in the mean of the loss, which are 0 or 1 for most losses."""
         loss: Any = self.loss
         if isinstance(loss, Masked):
             return loss.mask_of(batch.inputs, pairs=loss.of_pairs).sum()
@@ -67,14 +67,14 @@ class _TermCount:
         return (counts * _class_weights(loss, labels, counts)).sum()
 
     def _selected(self, labels: Tensor, ignored: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Return which entries the loss takes, bool, and the labels as indices of the classes that it compares."""
+        """Return a boolean mask of the entries that the loss takes, and the labels as indices of shared classes."""
         alignment = self.term.alignment
         columns: Any = None if alignment is None else alignment.labels
         if labels.is_floating_point():
             if columns is not None:
                 labels = labels.index_select(1, columns)
             has_label = ~labels.isnan()
-            # A row of probabilities is one entry of a loss on classes.
+            # For a loss on classes, a row of probabilities is one entry.
             by_row = _is_cross_entropy(getattr(self.loss, "loss", self.loss)) or self.term.rows is not None
             return has_label.any(1) if by_row and labels.ndim > 1 else has_label, labels
         counts = ~is_ignored(labels, ignored)
@@ -85,11 +85,11 @@ class _TermCount:
 
 
 def _class_weights(loss: Any, labels: Tensor, counts: Tensor) -> Tensor | float:
-    """Return the weight of each label in the mean of a loss of torch, which divides by the weights of the classes."""
+    """Return the weight of each label in the mean of a torch loss, which divides by the sum of class weights."""
     weight = getattr(loss, "weight", None)
     if not _is_cross_entropy(loss) or weight is None or labels.is_floating_point():
         return 1.0
-    selected: Tensor = weight[torch.where(counts, labels, 0)]  # an ignored label is no index, such as -100 or 255
+    selected: Tensor = weight[torch.where(counts, labels, 0)]  # an ignored label, such as -100, is not a valid index
     return selected
 
 
@@ -98,7 +98,7 @@ def _is_cross_entropy(loss: Any) -> bool:
 
 
 def _of_outputs(loss: Loss) -> Loss:
-    """Return the loss that is applied to outputs of another head, or to chunks of them, or the loss itself."""
+    """Return the loss inside a SecondHead or Chunked, or the loss itself."""
     return loss.loss if isinstance(loss, SecondHead | Chunked) else loss
 
 

@@ -26,7 +26,7 @@ from kdkit.utils.randomness import seed_everything
 
 
 class StageTrainer:
-    """Trains one stage, and resumes it from the checkpoint in `folder`. folder: None to keep nothing on disk."""
+    """Trains one stage, or resumes it from the last checkpoint in `folder`. folder: None to keep nothing on disk."""
 
     def __init__(self, ctx: RunContext, index: int, stage: Stage, folder: StageFolder | None) -> None:
         self.ctx = ctx
@@ -40,17 +40,17 @@ class StageTrainer:
         self.progress = StageProgress()
         self.checkpoints = StageCheckpoints(ctx, stage, folder, self.batches, self.progress)
         self.monitor = Monitor(ctx, stage, self.seed)
-        self._has_begun = False  # to train
+        self._has_begun = False  # whether the first epoch has begun
 
     @property
     def history(self) -> History:
-        """An entry for each epoch that has ended."""
+        """An entry for each finished epoch."""
         return self.progress.history
 
     def train(self) -> History:
-        """Train all epochs, load the best weights into the networks, and return the history, one entry per epoch.
+        """Train all epochs, load the best weights into the networks, and return the history.
 
-        A stage that is finished already is loaded from its folder.
+        A finished stage is loaded from its folder.
         """
         if self.folder is not None and self.folder.finished:
             _, self.progress.history = self.folder.load_finished()
@@ -61,7 +61,7 @@ class StageTrainer:
             with located(self._describe_location, self.ctx.options.out):
                 self._train()
         except (KeyboardInterrupt, Terminated):
-            self._load_best()  # for whoever catches it, without the updates of the unfinished epoch
+            self._load_best()  # a caller that catches the interrupt gets the best weights, not those of this epoch
             if self.folder is not None and not self.ctx.interrupts.at_once:
                 self.folder.wait_or_warn()
             raise
@@ -113,7 +113,7 @@ class StageTrainer:
         if math.isnan(self.progress.best.value) and self.training.keep == "best":
             warnings.warn(
                 f"stage {self.stage.name!r}: {self.monitor.metric.name!r} was undefined on the validation split "
-                "in every epoch, so it could not choose the best one, and the last one is kept",
+                "in every epoch, so it could not choose the best epoch, and the last one is kept",
                 stacklevel=2,
             )
 
@@ -137,9 +137,9 @@ class StageTrainer:
         self.ctx.callbacks.call("stage_started", event)
 
     def _stopped_by(self) -> str | None:
-        """Return what ends the stage before its last epoch: the reason of a callback, or "patience"; None if nothing.
+        """Return why the stage ends early: the reason of a callback, or "patience"; None if it does not.
 
-        The history has it, so that a resumed run ends at the same epoch.
+        It depends on the history alone, so that a resumed run ends after the same epoch.
         """
         epochs, patience = len(self.history), self.training.patience
         if epochs in (0, self.training.epochs):
@@ -149,7 +149,7 @@ class StageTrainer:
         return "patience" if patience is not None and epochs - self.progress.best.epoch > patience else None
 
     def _load_best(self) -> None:
-        """Load the best weights into the networks, which keep those they have if no epoch has ended."""
+        """Load the best weights into the networks. They keep their current weights if no epoch is finished."""
         for net in self.stage.objectives:
             if self.progress.best.weights:
                 load_state(net.network, self.progress.best.weights[net.name])
@@ -157,7 +157,7 @@ class StageTrainer:
             net.network.eval()
 
     def _describe_location(self) -> str:
-        """Return the place in the stage at which user code has failed."""
+        """Return the position in the stage at which user code failed."""
         if not self._has_begun:
             return f"stage {self.stage.name!r} before its first batch"
         position = self.progress.position

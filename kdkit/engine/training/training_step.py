@@ -1,4 +1,4 @@
-"""A training step: the outputs of all networks for a batch, the losses, their gradients, and the update of weights."""
+"""A training step: the outputs of all networks for a batch, the losses, their gradients, and the weight update."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +18,7 @@ _NO_CONTEXT = nullcontext()
 
 
 class TrainingStep:
-    """Trains on one batch at a time. It runs every operation when its Python code does: eagerly."""
+    """Trains on one batch at a time, eagerly."""
 
     def __init__(
         self, open_stage: OpenStage, state: TrainState, module: DistributedModule, autocast: AbstractContextManager[Any]
@@ -42,7 +42,7 @@ class TrainingStep:
         return nullcontext()
 
     def teacher_outputs(self, batch: Batch, sessions: Mapping[str, Any]) -> dict[str, TeacherOutput]:
-        """Return the outputs of these teachers by name: computed, or read from the teacher cache."""
+        """Return the outputs of these teachers by name, computed or read from the teacher cache."""
         with self.autocast:
             return {name: session(batch) for name, session in sessions.items()}
 
@@ -53,7 +53,7 @@ class TrainingStep:
         part: UpdatePart,
         weights: Mapping[str, Any] | None = None,
     ) -> dict[str, Tensor]:
-        """Run the students and add the gradients of the losses; return the losses as `__call__` does."""
+        """Run the students, add the gradients of the losses, and return the losses as `__call__` does."""
         with self.module.update(ends=part.ends_update):
             with self.autocast:
                 losses = self.module(batch, teacher_outputs)

@@ -1,4 +1,4 @@
-"""The part that each batch has in an update of the weights, so that an update of several is that of one large batch."""
+"""The part of each batch in an update of the weights, so that several batches give the update of one large batch."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,12 +17,12 @@ from kdkit.utils.collectives import all_reduce_mean, is_distributed, world_size
 
 
 class UpdatePart(NamedTuple):
-    """The part that a batch has in an update of the weights.
+    """The part of a batch in an update of the weights.
 
-    ends_update: whether the weights are updated after this batch. divisor: of its losses, the number of samples in the
-    update divided by that in the batch, so that every sample counts the same. rank_weight: the weight of this rank's
-    part of the batch in the mean over ranks. is_repeated: whether each of several ranks has the whole batch.
-    factors: of the terms that are no mean over samples, by label; None if all are.
+    ends_update: whether the weights are updated after this batch. divisor: divides its losses; it is the number of
+    samples in the update divided by the number in the batch, so that every sample has the same weight. rank_weight: the
+    weight of this rank's part of the batch in the mean over ranks. is_repeated: whether each of several ranks has the
+    whole batch. factors: multiply the terms that are not a mean over samples, by label; None if all terms are.
     """
 
     ends_update: bool = True
@@ -32,7 +32,7 @@ class UpdatePart(NamedTuple):
     factors: Mapping[str, Tensor | float] | None = None
 
     def scaled(self, losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the losses times their factors, in single precision or better."""
+        """Return the losses times their factors, in float32 or a higher precision."""
         if self.factors is None:
             return losses
         scaled = {label: loss.to(torch.promote_types(loss.dtype, torch.float32)) for label, loss in losses.items()}
@@ -42,7 +42,7 @@ class UpdatePart(NamedTuple):
 
 
 class TrainingPart(NamedTuple):
-    """A batch, its part in an update, and the number of samples that its losses stand for."""
+    """A batch, its part in an update, and the number of samples that its losses represent."""
 
     batch: Batch
     part: UpdatePart
@@ -50,12 +50,12 @@ class TrainingPart(NamedTuple):
 
 
 class Updates:
-    """Divides the batches of a stage into updates of `every` batches; the last one of an epoch may have fewer.
+    """Groups the batches of a stage into updates of `every` batches. The last update of an epoch may have fewer.
 
-    The batches of an update are read before the first of them is trained on if a term is a mean over labels or
-    positions, which have to be counted, or if their sizes are not certain. The update then has the gradient of one
-    batch of all their rows, also if several ranks have a part of each.
-    sized: whether batches certainly have the sizes that are known before they are read.
+    All batches of an update are read before the first is trained on if a term is a mean over labels or positions, which
+    must be counted, or if batch sizes are uncertain. The update then has the gradient of one batch with all of their
+    rows, even if several ranks have a part of each.
+    sized: whether the batch sizes that are known in advance are certain.
     """
 
     def __init__(self, terms: Sequence[BoundTerm], context: BuildContext, every: int, *, sized: bool) -> None:
@@ -73,8 +73,8 @@ class Updates:
     ) -> Iterator[TrainingPart]:
         """Yield the batches of an epoch from number `first` on, on the device, with their parts.
 
-        sizes: of all batches of the epoch, of all ranks together, if they are known. count: the number of batches of
-        the epoch; those beyond, which are an error, are yielded too.
+        sizes: of all batches of the epoch, over all ranks, if they are known. count: the number of batches per epoch;
+        additional ones, which are an error, are yielded too.
         """
         if self._reads_ahead:
             yield from self._read_ahead(iter(batches), sizes, first, count, device)
@@ -82,7 +82,7 @@ class Updates:
         parts = update_parts(sizes or [1] * count, self.every)
         divided = sizes if is_distributed() else None
         for index, batch in enumerate(batches, start=first):
-            batch = batch.to(device)  # from a user-defined DataLoader; others are there
+            batch = batch.to(device)  # only batches of a user-defined DataLoader are not there yet
             part = parts[index] if index < count else UpdatePart()
             samples: float = len(batch)
             if divided is not None and index < count:
@@ -97,8 +97,8 @@ class Updates:
             planned = min(self.every, count - start)
             update = [batch.to(device) for batch in islice(batches, planned)]
             if not update:
-                return  # fewer batches than there should be, which is an error
-            # The batches that several ranks divide have known sizes. A user-defined DataLoader may drop samples.
+                return  # fewer batches than expected; the caller raises the error
+            # If several ranks divide batches, the sizes are known. A user-defined DataLoader may drop samples.
             divided = sizes if is_distributed() else None
             whole = [max(1, len(batch)) for batch in update] if divided is None else divided[start : start + planned]
             parts = deque(self._parts(update, whole))
@@ -108,7 +108,7 @@ class Updates:
         yield from (TrainingPart(batch, UpdatePart(), len(batch)) for batch in batches)
 
     def _parts(self, update: Sequence[Batch], whole: Sequence[int]) -> list[TrainingPart]:
-        """Return the parts of the batches of an update, which have these sizes on all ranks together."""
+        """Return the parts of the batches of an update. whole: their sizes over all ranks."""
         parts = []
         for batch, size, part in zip(update, whole, update_parts(whole, len(whole)), strict=True):
             weight, samples = rank_share(len(batch), size)
@@ -117,21 +117,21 @@ class Updates:
         counts = self._counted(parts)
         total = world_size() * all_reduce_mean(torch.stack(counts).sum(0)) if counts else None
         for index, (batch, part, samples) in enumerate(parts):
-            # By its samples, a term counts by rank_weight / divisor in the mean over ranks.
+            # Weighted by samples, a term has the factor rank_weight / divisor in the mean over ranks.
             undone = part.divisor / part.rank_weight * world_size()
             factors: dict[str, Tensor | float] = dict.fromkeys(self._sums, _share(batch, samples) * undone)
             if total is not None:
-                # If nothing is counted, the loss is 0, and 0 / 0 would be NaN.
+                # If the count is 0, the loss is 0, and 0 / 0 would be NaN.
                 of_terms = counts[index] * undone / total.clamp(min=torch.finfo(total.dtype).tiny)
                 factors.update(zip(self._counts, of_terms.unbind(), strict=True))
             parts[index] = TrainingPart(batch, part._replace(factors=factors or None), samples)
         return parts
 
     def _counted(self, parts: Sequence[TrainingPart]) -> list[Tensor]:
-        """Return the counts of each batch, (terms,); empty if nothing is to be counted."""
+        """Return the counts of each batch, (terms,); empty if nothing needs to be counted."""
         if not self._counts:
             return []
-        # not supported by the GPUs of Apple
+        # MPS does not support float64.
         dtype = torch.float32 if parts[0].batch.labels.device.type == "mps" else torch.float64
         return [
             torch.stack([count(batch).to(dtype) for count in self._counts.values()]) * _share(batch, samples)
@@ -140,14 +140,14 @@ class Updates:
 
 
 def _share(batch: Batch, samples: float) -> float:
-    """Return the share of a batch that this rank stands for: less than 1 if all ranks have the whole of it."""
+    """Return the fraction of a batch that this rank represents: less than 1 if all ranks have the whole batch."""
     return samples / max(1, len(batch))
 
 
 def update_parts(sizes: Sequence[int], every: int) -> list[UpdatePart]:
-    """Return the part of each batch of an epoch in its update, of `every` batches; the last update may have fewer.
+    """Return the part of each batch of an epoch in its update of `every` batches; the last update may have fewer.
 
-    sizes: the samples of each batch.
+    sizes: the number of samples in each batch.
     """
     if every == 1:
         return [UpdatePart()] * len(sizes)

@@ -21,7 +21,7 @@ from kdkit.utils.randomness import seed_everything
         ({"seed": 2**63}, r"seed must be below 2 \*\* 63, which torch takes; got 9223372036854775808"),
         ({"seed": True}, "seed must be an integer of at least 0; got True"),
         ({"gradients": -1}, "gradients must be an integer of at least 0; got -1"),
-        ({"resume": True}, "to resume, name the run folder: --out FOLDER, or out=FOLDER in Python"),
+        ({"resume": True}, "to resume, pass the run folder: --out FOLDER, or out=FOLDER in Python"),
         ({"out": 3}, "out must be the path of a folder, or None; got 3"),
         ({"only": "student", "out": "runs/first"}, "only must be a tuple of names of stages, or None; got 'student'"),
     ],
