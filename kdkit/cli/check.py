@@ -37,7 +37,7 @@ def check(ctx: click.Context, /, **options: Any) -> None:
     from kdkit.engine.check.pairs import pair_advice
     from kdkit.engine.options import RunOptions
     from kdkit.engine.storage.run_folder import default_path
-    from kdkit.utils.console import Status, make_console
+    from kdkit.utils.console import Status, make_console, print_note
     from kdkit.utils.files import require_output, write_output
     from kdkit.utils.randomness import seed_everything
 
@@ -63,7 +63,7 @@ def check(ctx: click.Context, /, **options: Any) -> None:
     if not plan.problems:  # which may be those of the data
         summary = str(recipe.data.summary).splitlines()
         for line in (*summary, *recipe.data.notices):
-            console.print(f"note: {line}", style="yellow", markup=False, soft_wrap=True)
+            print_note(console, line)
     show_plan(plan, console, device)
     if svg is not None:
         write_output(svg, draw_plan(plan, file.path.stem), option="--svg FILE")
@@ -97,7 +97,7 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
     from kdkit.engine.display.console import results_table
     from kdkit.engine.evaluate import evaluate as evaluate_weights
     from kdkit.engine.options import RunOptions
-    from kdkit.utils.console import Status, make_console
+    from kdkit.utils.console import Status, make_console, print_note
     from kdkit.utils.randomness import seed_everything
 
     file = file_of(ctx)
@@ -112,4 +112,4 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
     console = make_console()
     console.print(results_table(results, f"{options['weights']} on {split}"))
     for note in sorted({result.note for result in results.values() if result.note}):
-        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+        print_note(console, note)

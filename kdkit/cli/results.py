@@ -30,7 +30,7 @@ def classes(folder: Path, net: str | None, resamples: int) -> None:
     """
     from kdkit.cli.per_class import table_of
     from kdkit.engine.storage.reports import nets_of_run, read_class_table
-    from kdkit.utils.console import make_console
+    from kdkit.utils.console import make_console, print_note
     from kdkit.utils.reprs import describe_names
 
     console = make_console()
@@ -40,10 +40,10 @@ def classes(folder: Path, net: str | None, resamples: int) -> None:
         console.print(table_of(rows, f"{name}, on {split}", console.width))
         if reported.test is None:
             # Metrics on the split that selected the thresholds are too high.
-            console.print("note: there is no test split: thresholds were chosen on the same samples", style="yellow")
+            print_note(console, "there is no test split: thresholds were chosen on the same samples")
         missing = describe_names(row.name for row in rows if not row.figures)
         if missing:
-            console.print(f"note: no positives in {split}: {missing}", style="yellow", markup=False, soft_wrap=True)
+            print_note(console, f"no positives in {split}: {missing}")
 
 
 @click.command(short_help="Write a page about finished runs.")

@@ -71,6 +71,7 @@ def run(ctx: click.Context, /, **options: Any) -> int:
     again skips finished runs. The exit code is 1 if a run failed.
     """
     from kdkit.cli.repeat import command_record
+    from kdkit.engine import process_group
     from kdkit.engine.options import RunOptions
     from kdkit.engine.run import run as run_recipe
     from kdkit.engine.run_record import Origin
@@ -88,7 +89,7 @@ def run(ctx: click.Context, /, **options: Any) -> int:
     if not several and out is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
         # The name of the default folder contains the time, so a restarted process would not find it again.
         raise RunFolderError("a run that torchrun may restart needs a run folder to resume from: add --out FOLDER")
-    if jobs > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+    if jobs > 1 and process_group.launched():
         raise KdkitError("torchrun divides each stage among its processes; leave out --jobs, or torchrun")
     settings = RunOptions(
         out=out or (None if options["resume"] else default_path(file.path.stem)),

@@ -1,6 +1,5 @@
 """`kdkit run --seeds`: the same run with several seeds, in one folder, and one verdict over all of them."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from kdkit.cli.options import loggers_of
 from kdkit.cli.repeat import command_record, save_command, without_options
 from kdkit.cli.sweep_table import seeds_table
 from kdkit.cli.trials import run_and_print
+from kdkit.engine import process_group
 from kdkit.engine.options import RunOptions
 from kdkit.engine.storage.reports import read_metrics
 from kdkit.errors import KdkitError, RunFolderError
@@ -36,7 +36,7 @@ def run_seeds(
     Returns the exit code, 1 if a run failed. Raises KdkitError if options contradict each other.
     """
     seeds = _seeds(options["seeds"], options["seed"])
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if process_group.launched():
         raise KdkitError("torchrun divides one run among its processes; leave out --seeds, or torchrun")
     folder = options["out"] or Path("runs") / f"{file.path.stem}-seeds"
     require_output_folder(folder)

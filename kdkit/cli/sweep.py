@@ -1,6 +1,5 @@
 """The command `kdkit sweep`: run a recipe with several values of its options, and compare them."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,15 +55,16 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
     from kdkit.cli.repeat import command_record, without_options
     from kdkit.cli.sweep_table import comparison_table, distillation_table, sweep_table
     from kdkit.cli.trials import run_and_print
+    from kdkit.engine import process_group
     from kdkit.engine.options import RunOptions
     from kdkit.study.sweep import Sweep
     from kdkit.study.trial import Trial
-    from kdkit.utils.console import Status, make_console
+    from kdkit.utils.console import Status, make_console, print_note
     from kdkit.utils.files import require_output_folder
     from kdkit.utils.memory import keep_freed_memory
     from kdkit.utils.reprs import describe_count
 
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if process_group.launched():
         raise KdkitError("torchrun divides one run among its processes; leave it out, and add --jobs to run several")
     file, settings = file_of(ctx), RunOptions(**run_fields(options))
     folder = options["out"] or Path("runs") / f"{file.path.stem}-sweep"
@@ -118,7 +118,7 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
         if any(cell.distillation is not None for cell in table.cells):
             console.print(distillation_table(table))
         for note in table.notes():
-            console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+            print_note(console, note)
         failures += table.left_out
         try:
             table.save(study.folder)

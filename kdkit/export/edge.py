@@ -1,6 +1,5 @@
 """Export to the runtimes of phones and small boards: ExecuTorch and LiteRT, for one sample of a fixed size."""
 
-import json
 import tempfile
 import warnings
 from abc import abstractmethod
@@ -167,15 +166,3 @@ class LitertExporter(EdgeExporter):
             return outputs
 
         return model
-
-
-def read_litert_metadata(content: bytes) -> dict[str, Any]:
-    """Return the metadata in a LiteRT model, empty if it has none of kdkit."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
-    for entry in model.metadata or []:
-        if entry.name in (METADATA, METADATA.encode()):
-            metadata: dict[str, Any] = json.loads(bytes(bytearray(model.buffers[entry.buffer].data)))
-            return metadata
-    return {}

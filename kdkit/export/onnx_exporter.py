@@ -1,6 +1,5 @@
 """Export to ONNX: one file with dynamic sizes, and with metadata that onnxruntime reads."""
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
@@ -180,13 +179,3 @@ def cpu_session(content: bytes, *, optimize: bool = True) -> Any:
             f"onnxruntime cannot run the network on a CPU: {first_line(error)}; it has few operators in float64 and "
             "bfloat16: convert the net to float32 in the recipe (module.float()), or export it to pt2"
         ) from error
-
-
-def read_metadata(content: bytes) -> dict[str, Any]:
-    """Return the metadata in a model, empty if it has none of kdkit."""
-    import onnx
-
-    model = onnx.ModelProto.FromString(content)
-    texts = {entry.key: entry.value for entry in model.metadata_props}
-    metadata: dict[str, Any] = json.loads(texts.get(METADATA, "{}"))
-    return metadata

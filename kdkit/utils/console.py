@@ -81,6 +81,11 @@ def make_console(*, stderr: bool = False, markup: bool = True) -> Console:
     return console if console.is_terminal or console.is_jupyter else PrintableConsole(**options, width=_WIDTH)
 
 
+def print_note(console: Console, note: str) -> None:
+    """Print a note on what is printed next to it."""
+    console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+
+
 class Status:
     """Shows the current step on stderr: a line that disappears on a terminal, otherwise a plain line for each step.
 

@@ -1,5 +1,8 @@
 """A small net on signals, trained in a moment, for the tests of exports."""
 
+import json
+from typing import Any
+
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -64,3 +67,15 @@ def recipe(epochs: int = 4, lr: float = 0.02) -> Recipe:
     data = TorchData(WaveData(160, 0), WaveData(80, 1), WaveData(120, 2), classes=CLASSES, task="multilabel")
     stage = Stage({student: Truth(nn.BCEWithLogitsLoss())}, training)
     return Recipe(data=data, metrics=(MacroAUROC(), MacroF1()), schedule=[stage])
+
+
+def read_litert_metadata(content: bytes) -> dict[str, Any]:
+    """Return the metadata in a LiteRT model, empty if it has none of kdkit."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
+    for entry in model.metadata or []:
+        if entry.name in ("kdkit", b"kdkit"):
+            metadata: dict[str, Any] = json.loads(bytes(bytearray(model.buffers[entry.buffer].data)))
+            return metadata
+    return {}
