@@ -54,8 +54,8 @@ MAPS: Sides = ("maps", "maps")
 CLASSES: Sides = ("classes", "classes")
 
 # What a loss compares, and its weight next to labels of weight 1. Weights are those of the scripts of RepDistiller (R),
-# SimKD (S), mdistiller (M), mmrazor (Z) or of its authors, else 1. Options are the loss's defaults, from its paper or
-# code.
+# SimKD (S), mdistiller (M), mmrazor (Z) or the authors, otherwise 1. Options are the loss's defaults, from its paper
+# or code.
 LOSSES: dict[str, tuple[Sides, float]] = {
     "soft_targets": (OUTPUTS, 9.0),  # R, M: 0.9 and 0.1
     "soft_targets_deit": (OUTPUTS, 1.0),

@@ -1,9 +1,9 @@
 """Object detection: a network that returns a dict of tensors learns classes and boxes from labels and from a teacher.
 
 Each cell of an 8 x 8 grid predicts the class and the box of the object whose centre lies in it, without anchors (after
-CenterNet, Zhou et al. 2019, arXiv:1904.07850). The network returns {"logits": ..., "boxes": ...}. A tap takes either by
-its key, so that each has terms of its own, and `element=pack` puts them into one tensor, in the form of the labels, for
-the metric. The scenes are synthetic. A run takes about a quarter of a minute.
+CenterNet, Zhou et al. 2019, arXiv:1904.07850). The network returns {"logits": ..., "boxes": ...}. A tap takes each by
+its key, so each has its own terms, and `element=pack` packs both into one tensor, in the form of the labels, for the
+metric. The scenes are synthetic. A run takes about 15 seconds.
 
     kdkit run examples/detection.py
     kdkit run examples/detection.py --teach-weight 0
@@ -80,7 +80,7 @@ def unpack(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy of every class in every cell, of which few have an object; mean over the batch."""
+    """Binary cross-entropy of every class in every cell, few of which have an object; mean over the batch."""
     classes, _ = unpack(labels)
     weight = torch.where(classes > 0, 10.0, 1.0)
     return F.binary_cross_entropy_with_logits(logits, classes, weight, reduction="sum") / len(logits)

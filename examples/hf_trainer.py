@@ -1,7 +1,7 @@
 """Distil in the Trainer of Hugging Face: `pip install transformers accelerate`, then `python examples/hf_trainer.py`.
 
-A Distiller takes the place of the model, and `DistillationTrainer` computes the loss with it. Texts are of different
-lengths: `Masked` compares the hidden states of their tokens, and not those of the padding.
+A Distiller takes the place of the model, and `DistillationTrainer` computes the loss with it. Texts have different
+lengths: `Masked` compares the hidden states of tokens, not of the padding.
 """
 
 import tempfile
@@ -77,7 +77,7 @@ def train(model: nn.Module, trainer_class: type[Trainer], folder: str, epochs: i
 
 
 def main() -> None:
-    """Train a teacher, distil it into a student, and print the accuracy of both on texts they have not seen."""
+    """Train a teacher, distil it into a student, and print the accuracy of both on unseen texts."""
     torch.manual_seed(0)
     large, small = classifier(32, 2), classifier(16, 1)
     with tempfile.TemporaryDirectory() as folder:

@@ -4,7 +4,7 @@ A wide network learns handwritten digits from their labels. A narrow network the
 outputs of the wide one. This is the shortest complete recipe, and the place to start.
 
     kdkit run examples/hinton.py
-    kdkit run examples/hinton.py --label-weight 1    (no distillation, which is as good on data this easy)
+    kdkit run examples/hinton.py --label-weight 1    (no distillation; as good on data this easy)
 """
 
 import torch
@@ -21,7 +21,7 @@ def recipe(temperature: float = 4.0, label_weight: float = 0.3, epochs: int = 30
     """Return the experiment. Its parameters are options of the command.
 
     temperature: divides the logits of teacher and student; higher values soften the targets.
-    label_weight: weight of the labels; the teacher has the rest to 1.
+    label_weight: weight of the labels; the teacher gets the rest.
     epochs: number of epochs, the same for teacher and student.
     """
     teacher = Net("teacher", mlp(512, dropout=0.5))

@@ -5,8 +5,8 @@
 
 Without a URL, the example serves a scikit-learn model in a thread. A request has the inputs of a batch as the bytes of
 `numpy.save`, and the response the logits in the same form; for another protocol, change `HttpTeacher.__call__`. Each
-training sample is requested once: later epochs read the teacher cache, and so do later runs in the same folder, for as
-long as the version of the model stays the same.
+training sample is requested once: later epochs, and later runs in the same folder, read the teacher cache as long as
+the version of the model stays the same.
 """
 
 import io
@@ -34,9 +34,8 @@ from kdkit.losses import SoftTargets
 def recipe(url: str = "", model_version: str = "1", timeout: float = 10.0, epochs: int = 30) -> Recipe:
     """Return the experiment. Its parameters are options of the command.
 
-    url: of the teacher; a local server is started if it is empty.
-    model_version: of the model behind the URL. Change it when the model changes, so that cached outputs are requested
-    again.
+    url: URL of the teacher; if it is empty, a local server is started.
+    model_version: version of the model behind the URL; change it with the model, so that outputs are requested again.
     timeout: seconds to wait for a response.
     epochs: number of epochs.
     """
@@ -50,7 +49,7 @@ def recipe(url: str = "", model_version: str = "1", timeout: float = 10.0, epoch
 
 
 class HttpTeacher:
-    """Requests the logits of a batch, and repeats requests that fail. version: of the model, for the teacher cache."""
+    """Requests the logits of a batch, and retries failed requests. version: of the model, for the teacher cache."""
 
     def __init__(self, url: str, version: str, *, timeout: float = 10.0, retries: int = 4) -> None:
         self.url, self.version, self.timeout = url, version, timeout

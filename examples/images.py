@@ -1,8 +1,8 @@
-"""Folders of images, as of ImageNet, and two networks of timm.
+"""Folders of images, such as ImageNet, and two timm networks.
 
-The Dataset crops and augments, and yields uint8; the view of each network normalises them. Each image has a few
-augmented versions, for which the teacher computes its outputs once. Without a folder, the images are made up: a shape
-on noise. A run takes about a minute.
+The Dataset crops, augments and yields uint8 images; the view of each network normalises them. Each image has several
+augmented versions, and the teacher computes its outputs once for each. Without a folder, the images are synthetic: a
+shape on noise. A run takes about a minute.
 
     kdkit run examples/images.py
     kdkit run examples/images.py --folder FOLDER --teacher resnet50 --student resnet18 --size 224 --workers 8
@@ -43,14 +43,14 @@ def recipe(
 ) -> kdkit.Recipe:
     """Return the experiment.
 
-    folder: has the folders train, validation and test, each with a folder of images for each class; made up by default.
+    folder: contains train, validation and test, each with a folder of images for each class; synthetic by default.
     teacher: name of the teacher in timm.
     student: name of the student in timm.
     teacher_weights: file with the weights of the teacher; without it, the teacher is trained first.
     size: pixels of the side of an image.
     versions: augmented versions of an image.
     epochs: number of epochs of each stage.
-    images: number of images for training that are made up.
+    images: number of synthetic training images.
     workers: processes that read the images.
     """
     splits = [read_images(folder, name, size, images) for name in ("train", "validation", "test")]

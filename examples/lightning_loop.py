@@ -57,7 +57,7 @@ def train(module: nn.Module, loader: DataLoader[Any], epochs: int) -> None:
 
 
 def main() -> None:
-    """Train a teacher, distil it into a student, and print the accuracy of both on digits they have not seen."""
+    """Train a teacher, distil it into a student, and print the accuracy of both on unseen digits."""
     lightning.seed_everything(0)
     pixels, classes = load_digits(return_X_y=True)
     inputs, labels = torch.tensor(pixels, dtype=torch.float32) / 16, torch.tensor(classes)

@@ -1,10 +1,9 @@
 """Distil a language model on texts that it writes itself (GKD): `python examples/on_policy.py`.
 
 A text has six digits, a separator, and the six digits sorted. The teacher is trained on such texts. The student learns
-from the teacher's probabilities, and each batch has, with probability `lmbda`, completions that the student writes at
-that time instead of the correct ones, so that the teacher comments on the mistakes that the student makes. Both models
-are Llamas of a tiny config of Hugging Face transformers (`pip install transformers`), without a download. It takes half
-a minute on two cores.
+from the teacher's probabilities. With probability `lmbda`, a batch has completions that the student has just written
+instead of the correct ones, so the teacher rates the student's own mistakes. Both models are tiny Llamas of Hugging
+Face transformers (`pip install transformers`), without a download. It takes half a minute on two cores.
 
 Source: Agarwal et al. 2024, "On-Policy Distillation of Language Models", arXiv:2306.13649, algorithm 1
 """

@@ -1,6 +1,6 @@
-"""Your own data and networks: a place to start from, which runs as it is.
+"""A template for your own data and networks, which runs as it is.
 
-Replace the functions `read_samples`, `make_teacher` and `make_student` below by yours. Until then, the data is made up:
+Replace the functions `read_samples`, `make_teacher` and `make_student` with yours. Until then, the data is synthetic:
 the class of a sample is the largest of its first four numbers.
 
     kdkit run examples/own_data.py
@@ -28,10 +28,10 @@ def recipe(
 ) -> Recipe:
     """Return the experiment. Its parameters are options of the command.
 
-    data: folder of train.npz, validation.npz and test.npz, each with arrays "inputs" and "labels"; made up by default.
+    data: folder of train.npz, validation.npz and test.npz, with arrays "inputs" and "labels"; synthetic by default.
     teacher_weights: file with the weights of the teacher; without it, the teacher is trained first.
     temperature: divides the logits of teacher and student; higher values soften the targets.
-    label_weight: weight of the labels; the teacher has the rest to 1.
+    label_weight: weight of the labels; the teacher gets the rest.
     epochs: number of epochs of each stage.
     """
     splits = [read_samples(data, name) for name in ("train", "validation", "test")]

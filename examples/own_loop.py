@@ -28,7 +28,7 @@ def train(module: nn.Module, loader: DataLoader[Any], loss_of: Callable[..., tor
 
 
 def main() -> None:
-    """Train a teacher, distil it into a student, and print the accuracy of both on digits they have not seen."""
+    """Train a teacher, distil it into a student, and print the accuracy of both on unseen digits."""
     torch.manual_seed(0)
     pixels, classes = load_digits(return_X_y=True)
     inputs, labels = torch.tensor(pixels, dtype=torch.float32) / 16, torch.tensor(classes)

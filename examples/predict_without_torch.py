@@ -1,9 +1,9 @@
-"""Predict the classes of an ECG with an exported network by onnxruntime, numpy and scipy: neither kdkit nor torch.
+"""Predict the classes of an ECG with an exported network, using onnxruntime, numpy and scipy, but no kdkit or torch.
 
     python predict_without_torch.py student.onnx ecg.npy 500 I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5,V6
 
-ecg.npy is an array (leads, time) in mV, followed by its rate in Hz and its leads. The file says in its metadata how a
-signal becomes its input; docs/export.md defines each step. For research only: not a medical device.
+ecg.npy is an array (leads, time) in mV, followed by its rate in Hz and its leads. The metadata of the file says how
+a signal becomes its input; docs/export.md defines each step. For research only: not a medical device.
 """
 
 import json
@@ -18,7 +18,7 @@ session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 metadata = json.loads(session.get_modelmeta().custom_metadata_map["kdkit"])
 recorded = dict(zip(leads.split(","), np.load(signal_file).astype(np.float64), strict=True))
 
-# Einthoven and Goldberger: limb leads that are absent follow from I and II.
+# Einthoven and Goldberger: missing limb leads follow from I and II.
 if "I" in recorded and "II" in recorded:
     i, ii = recorded["I"], recorded["II"]
     recorded = {"III": ii - i, "aVR": -(i + ii) / 2, "aVL": i - ii / 2, "aVF": ii - i / 2} | recorded

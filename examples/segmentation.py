@@ -19,7 +19,7 @@ from kdkit.losses import CWD, PairwiseAffinity, SoftTargets
 
 CLASSES = ("background", "disc", "square")
 SIZE = 24  # height and width of the images
-VOID = 255  # the label of pixels that have none
+VOID = 255  # the label of unlabelled pixels
 
 
 def scenes(count: int, seed: int) -> TensorDataset:

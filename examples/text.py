@@ -1,9 +1,9 @@
 """Tag the tokens of texts: a small transformer learns from a large one, token by token, by hidden states and attention.
 
 The texts are sequences of numbers of different lengths. The tag of a token is the sum of it and the token before it,
-modulo 4, so a network has to attend to its neighbours. Both networks are models of Hugging Face transformers (`pip
-install transformers`), created from a config without a download. Padding has the label -100 and the mask 0: it counts
-in no term and in no metric. A run takes about half a minute on two cores.
+modulo 4, so a network must attend to its neighbours. Both networks are models of Hugging Face transformers (`pip
+install transformers`), created from a config without a download. Padding has the label -100 and the mask 0, so it
+does not count in terms or metrics. A run takes about half a minute on two cores.
 
     kdkit run examples/text.py
     kdkit run examples/text.py --hidden 0 --attention 0
@@ -21,7 +21,7 @@ from kdkit import AttentionTap, Match, Net, Stage, Tap, TorchData, Training, Tru
 from kdkit.losses import Hint, Masked, SoftTargets
 
 WORDS, TAGS, LONGEST = 16, 4, 24
-PADDING = -100  # the label that losses of torch and kdkit leave out
+PADDING = -100  # the label that losses of torch and kdkit ignore
 
 Text = tuple[Tensor, Tensor]  # words and tags, (length,) each
 
@@ -78,7 +78,7 @@ def recipe(hidden: float = 0.5, attention: float = 10.0, count: int = 1500, epoc
     states = Match(teacher, Masked(Hint()), label="hidden states", student=Tap(first), target=Tap(last))
     maps = Match(
         teacher,
-        Masked(nn.MSELoss()),  # of pairs of tokens that are both no padding
+        Masked(nn.MSELoss()),  # at pairs of tokens that are not padding
         label="attention",
         student=AttentionTap(first.attention.self),
         target=AttentionTap(last.attention.self),

@@ -8,11 +8,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ClippedMSE:
-    """Squared error between logits, clipped to a range so that a few large ones do not decide.
+    """Squared error between logits, clipped to a range so that large ones do not dominate.
 
     Both sides (batch, classes) -> scalar, the mean over batch and classes. limit: of the logits, above 0.
 
-    Raises RecipeError for another limit.
+    Raises RecipeError if limit is not above 0.
     """
 
     limit: float = 5.0
@@ -22,6 +22,6 @@ class ClippedMSE:
             raise RecipeError(f"limit must be above 0; got {self.limit!r}")
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the loss. In float32, since the square of a difference in bf16 has few digits."""
+        """Return the loss. In float32, because the square of a difference in bf16 has few digits."""
         difference = student.float() - target.float().clamp(-self.limit, self.limit)
         return difference.square().mean()

@@ -1,4 +1,4 @@
-"""Tests of what the plugin registers, by the contracts of kdkit, and of a run that uses all of it."""
+"""Tests that what the plugin registers fulfils kdkit's contracts, and of a run that uses all of it."""
 
 from pathlib import Path
 from typing import Any

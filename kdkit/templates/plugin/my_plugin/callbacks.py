@@ -10,7 +10,7 @@ from kdkit.plugins.events import EpochEnded, RunStarted
 class CsvLog:
     """Write the terms and the monitored metric of every epoch to a CSV file, after a line with the settings of the run.
 
-    A hook of the same name in `plugin.py` would be called in every run, and needs no `callbacks=`.
+    A hook of the same name in `plugin.py` would be called in every run, without `callbacks=`.
     """
 
     def __init__(self, path: Path) -> None:
