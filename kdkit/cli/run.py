@@ -71,7 +71,7 @@ def run(ctx: click.Context, /, **options: Any) -> int:
     again skips finished runs. The exit code is 1 if a run failed.
     """
     from kdkit.cli.repeat import command_record
-    from kdkit.engine import process_group
+    from kdkit.engine.distributed import process_group
     from kdkit.engine.options import RunOptions
     from kdkit.engine.run import run as run_recipe
     from kdkit.engine.run_record import Origin

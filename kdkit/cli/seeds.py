@@ -9,7 +9,7 @@ from kdkit.cli.options import loggers_of
 from kdkit.cli.repeat import command_record, save_command, without_options
 from kdkit.cli.sweep_table import seeds_table
 from kdkit.cli.trials import run_and_print
-from kdkit.engine import process_group
+from kdkit.engine.distributed import process_group
 from kdkit.engine.options import RunOptions
 from kdkit.engine.storage.reports import read_metrics
 from kdkit.errors import KdkitError, RunFolderError

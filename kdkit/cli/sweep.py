@@ -55,7 +55,7 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
     from kdkit.cli.repeat import command_record, without_options
     from kdkit.cli.sweep_table import comparison_table, distillation_table, sweep_table
     from kdkit.cli.trials import run_and_print
-    from kdkit.engine import process_group
+    from kdkit.engine.distributed import process_group
     from kdkit.engine.options import RunOptions
     from kdkit.study.sweep import Sweep
     from kdkit.study.trial import Trial
