@@ -38,7 +38,8 @@ class ArrayFormat:
 
     rate: Hz. unit: "mV", "uV", "V", or "NU" for standard deviations. leads: names in the order of the array; () if the
     first line of each CSV file has them. Which axis is time follows from their number. gain: steps per unit, for
-    integers of a converter. padded: whether short records have zeros at their ends, as in CODE-15%; these are removed.
+    integers of a converter. padded: whether short records have zeros, as in CODE-15%, or NaN at their ends, which are
+    removed.
     signals, ids: names of the datasets of an HDF5 file, (records, time, leads) and (records,).
 
     Raises RecipeError for a unit that does not exist, repeated leads, and numbers that are not above 0.
@@ -86,10 +87,10 @@ class ArraySource(RecordSource):
             raise DataError(f"the signal of {self.path} cannot be read: {first_line(error)}") from error
         with np.errstate(over="ignore", invalid="ignore"):
             signal = values.astype(np.float64) * (UNITS[self.units[0]] / self.format.gain)
-        if self.format.padded and signal.any():
-            used = np.flatnonzero(signal.any(axis=0))  # the samples that are not 0 in all leads
-            signal = signal[:, used[0] : used[-1] + 1]
-        return signal
+        if not self.format.padded:
+            return signal
+        used = np.flatnonzero(np.nan_to_num(signal).any(axis=0))  # the samples that are not 0 or NaN in all leads
+        return signal[:, used[0] : used[-1] + 1] if len(used) else signal
 
     def _values(self) -> NDArray[Any]:
         """Return the numbers of the record, (leads, time). Raises DataError and the exceptions of numpy and h5py."""

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,37 +78,16 @@ def open_edf(path: Path) -> EdfSource:
         signals = edf.signals
         names = standard_names(signal.label for signal in signals)
         units = [signal.physical_dimension.strip().lower() for signal in signals]
-        usable = [
-            position
-            for position, unit in enumerate(units)
-            if unit in (*VOLTAGES, "nu") and not _NO_ECG.match(signals[position].label)
-        ]
-        # A pulse wave has normalised units next to leads in mV.
-        if any(units[position] != "nu" for position in usable):
-            usable = [position for position in usable if units[position] != "nu" or names[position] in LEADS]
-        # A polysomnography has one signal named ECG among others of the brain, which may have the same rate.
-        leads_of_ecg = [position for position in usable if names[position] in LEADS]
-        named_ecg = [position for position in usable if _ECG.search(signals[position].label)]
-        usable = usable if leads_of_ecg else named_ecg or usable
-        rates = {signals[position].sampling_frequency for position in leads_of_ecg or named_ecg or usable}
-        if not rates:
-            listed = ", ".join(f"{name} in {unit!r}" for name, unit in zip(names, units, strict=True))
-            raise DataError(f"it has no signal in mV, uV, V or NU; it has {clipped(listed) or 'none'}")
-        if len(rates) > 1:
-            raise DataError(
-                f"expected one rate of all leads, got {', '.join(f'{rate:g} Hz' for rate in sorted(rates))}"
-            )
-        rate = next(iter(rates))
-        chosen = [position for position in usable if signals[position].sampling_frequency == rate]
-        leads = [names[position] for position in chosen]
+        chosen = lead_positions(signals, names, units)
+        first = signals[chosen[0]]
         age, sex = _person(edf)
         return EdfSource(
             path=path,
             name=path.stem,
             files=(path.name,),
-            rate=float(rate),
-            samples=edf.num_data_records * signals[chosen[0]].samples_per_data_record,
-            leads=tuple(leads),
+            rate=float(first.sampling_frequency),
+            samples=edf.num_data_records * first.samples_per_data_record,
+            leads=tuple(names[position] for position in chosen),
             positions=tuple(chosen),
             units=tuple(units[position] for position in chosen),
             age=age,
@@ -116,6 +96,32 @@ def open_edf(path: Path) -> EdfSource:
         )
     except Exception as error:  # edfio raises exceptions of any kind for a damaged file
         raise DataError(f"{path} cannot be read: {first_line(error)}") from error
+
+
+def lead_positions(signals: Sequence[Any], names: Sequence[str], units: Sequence[str]) -> list[int]:
+    """Return the positions of the leads among the signals of a file. Raises DataError if there is none.
+
+    These are signals in a unit of voltage, at the rate of the twelve leads among them, which must have one rate.
+    """
+    usable = [
+        position
+        for position, unit in enumerate(units)
+        if unit in (*VOLTAGES, "nu") and not _NO_ECG.match(signals[position].label)
+    ]
+    # A pulse wave has normalised units next to leads in mV.
+    if any(units[position] != "nu" for position in usable):
+        usable = [position for position in usable if units[position] != "nu" or names[position] in LEADS]
+    # A polysomnography has one signal named ECG among others of the brain, which may have the same rate.
+    leads_of_ecg = [position for position in usable if names[position] in LEADS]
+    named_ecg = [position for position in usable if _ECG.search(signals[position].label)]
+    usable = usable if leads_of_ecg else named_ecg or usable
+    rates = {signals[position].sampling_frequency for position in leads_of_ecg or named_ecg or usable}
+    if not rates:
+        listed = ", ".join(f"{name} in {unit!r}" for name, unit in zip(names, units, strict=True))
+        raise DataError(f"it has no signal in mV, uV, V or NU; it has {clipped(listed) or 'none'}")
+    if len(rates) > 1:
+        raise DataError(f"expected one rate of all leads, got {', '.join(f'{rate:g} Hz' for rate in sorted(rates))}")
+    return [position for position in usable if signals[position].sampling_frequency in rates]
 
 
 def _read(path: Path, *, interrupted: bool = True) -> Any:

@@ -165,6 +165,9 @@ def test_units_gains_and_invalid_samples_become_mv(tmp_path):
     expected = in_mv(0)
     expected[0, 49:54] = np.linspace(expected[0, 49], expected[0, 53], 5)
     assert np.allclose(select_leads(record.signal, record.leads, EIGHT), expected, atol=1e-6)
+    np.save(tmp_path / "padded.npy", np.pad(values, ((30, 70), (0, 0)), constant_values=np.nan))
+    [source] = open_file(tmp_path / "padded.npy", ArrayFormat(rate=400, unit="mV", leads=EIGHT, padded=True))
+    assert np.array_equal(source.read_leads(), values.T, equal_nan=True)
     [source] = open_file(tmp_path / "r.npy", ArrayFormat(rate=400, unit="NU", leads=EIGHT))
     assert source.normalised
     assert source.read().leads == EIGHT  # the others are no longer sums of these
