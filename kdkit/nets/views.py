@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -224,6 +225,8 @@ def pick_tensor(value: Any, element: Element, source: str) -> Tensor:
         return picked
     if value is None:
         reason = ", but a tensor was expected; does it return its result?"
+    elif isinstance(picked, np.ndarray):
+        reason = ", but a tensor was expected; return torch.from_numpy(...).float()"
     elif element is None:
         reason = ", but one tensor was expected; select it with element=..., an index, a key or a function"
     elif callable(element):
