@@ -1,5 +1,6 @@
 """Views turn a batch into the arguments of a network, so that a teacher and its student may see different inputs."""
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -76,10 +77,10 @@ class Inputs:
         if self.only is not None:
             inputs = self._select(inputs)
         if isinstance(inputs, Mapping):
-            return (), dict(inputs)
+            return (), {name: _own(item) for name, item in inputs.items()}
         if isinstance(inputs, (tuple, list)):
-            return tuple(inputs), {}
-        return (inputs,), {}
+            return tuple(map(_own, inputs)), {}
+        return (_own(inputs),), {}
 
     def _select(self, inputs: Any) -> Any:
         assert self.only is not None
@@ -179,6 +180,11 @@ class Images:
             images = nn.functional.interpolate(images, self.size, mode="bilinear", antialias=True)
         mean, std = (_per_channel(values, images.dtype, images.device) for values in (self.mean, self.std))
         return (_converted((images - mean) / std, self.dtype),), {}
+
+
+def _own(item: Any) -> Any:
+    """Return a copy of an object, such as graphs, whose attributes a network may set: others get the same batch."""
+    return copy.copy(item) if not isinstance(item, Tensor) and hasattr(item, "to") else item
 
 
 def _converted(inputs: Any, dtype: torch.dtype | None) -> Any:
