@@ -113,10 +113,12 @@ class LabelCheck:
         reason = self.bounded_by and f"which {self.bounded_by} takes"
         expected = f"in [0, 1], {reason or f'since the task is {self.task}'}" if is_bounded else "a finite number"
         value = labels[tuple(index[0])].item()
+        unknown = "a value that stands for unknown labels by class is TorchData(..., unknown=...)"
+        if self.task == "regression":
+            unknown = "in one of several columns, a number may stand for none, which its loss and its metric leave out"
         raise DataError(
             f"a label of {self.subject} is {value} ({', '.join(details)}); expected {expected}; "
-            "correct such labels, or drop the samples if their labels are not known; a value that stands for unknown "
-            "labels by class is TorchData(..., unknown=...)"
+            f"correct such labels, or drop the samples if their labels are not known; {unknown}"
         )
 
     def _names(self, samples: Sequence[int], rows: Tensor | None, batch: int | None) -> str:

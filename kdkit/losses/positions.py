@@ -151,7 +151,8 @@ class Masked(nn.Module):
             if side.shape[:1] + side.shape[2:] != mask.shape:
                 raise RecipeError(
                     f"Masked compares features of the positions of its mask {tuple(mask.shape)}; got "
-                    f"{tuple(side.shape)}, (batch, channels, *positions)"
+                    f"{tuple(side.shape)}, (batch, channels, *positions); resize them, such as in a function "
+                    "Tap(..., element=...), or pass the mask of these positions"
                 )
         selected = mask.flatten().nonzero().squeeze(1)
         if not len(selected) and not accepts_no_rows(self.loss):

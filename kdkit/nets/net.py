@@ -74,7 +74,8 @@ class Net(Generic[M]):
             raise RecipeError(f"a net takes its name first: Net('student', module); got a {type(name).__name__}")
         validate_name("net", name, "-_+ ")
         if not callable(module):
-            raise RecipeError(f"net {name!r} needs an nn.Module or a callable; got {type(module).__name__}")
+            advice = "; pass a function that returns what it predicts as a tensor" if hasattr(module, "predict") else ""
+            raise RecipeError(f"net {name!r} needs an nn.Module or a callable; got {type(module).__name__}{advice}")
         if not isinstance(module, nn.Module) and version is None:
             version = getattr(module, "version", None)
         if not isinstance(module, nn.Module) and version is None:

@@ -1,10 +1,12 @@
 """Views turn a batch into the arguments of a network, so that a teacher and its student may see different inputs."""
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -75,10 +77,10 @@ class Inputs:
         if self.only is not None:
             inputs = self._select(inputs)
         if isinstance(inputs, Mapping):
-            return (), dict(inputs)
+            return (), {name: _own(item) for name, item in inputs.items()}
         if isinstance(inputs, (tuple, list)):
-            return tuple(inputs), {}
-        return (inputs,), {}
+            return tuple(map(_own, inputs)), {}
+        return (_own(inputs),), {}
 
     def _select(self, inputs: Any) -> Any:
         assert self.only is not None
@@ -180,6 +182,11 @@ class Images:
         return (_converted((images - mean) / std, self.dtype),), {}
 
 
+def _own(item: Any) -> Any:
+    """Return a copy of an object, such as graphs, whose attributes a network may set: others get the same batch."""
+    return copy.copy(item) if not isinstance(item, Tensor) and hasattr(item, "to") else item
+
+
 def _converted(inputs: Any, dtype: torch.dtype | None) -> Any:
     """Return inputs whose floating-point tensors have this dtype; None leaves them as they are."""
     if dtype is None:
@@ -224,6 +231,8 @@ def pick_tensor(value: Any, element: Element, source: str) -> Tensor:
         return picked
     if value is None:
         reason = ", but a tensor was expected; does it return its result?"
+    elif isinstance(picked, np.ndarray):
+        reason = ", but a tensor was expected; return torch.from_numpy(...).float()"
     elif element is None:
         reason = ", but one tensor was expected; select it with element=..., an index, a key or a function"
     elif callable(element):

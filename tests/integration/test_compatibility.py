@@ -244,6 +244,13 @@ def test_a_forest_of_scikit_learn_teaches_by_its_log_probabilities():
         return torch.from_numpy(forest.predict_proba(inputs.numpy())).float().clamp(min=1e-6).log()
 
     require_learned(distill(Net("forest", log_probabilities, version="seed 0"), Mlp()))
+    with pytest.raises(
+        RecipeError, match="got RandomForestClassifier; pass a function that returns what it predicts as"
+    ):
+        distill(forest, Mlp())
+    of_arrays = Net("forest", lambda inputs: forest.predict_proba(inputs.numpy()), version="seed 0")
+    with pytest.raises(CheckError, match=r"gives a ndarray, but a tensor was expected; return torch.from_numpy"):
+        distill(of_arrays, Mlp())
 
 
 @dataclass(frozen=True)
@@ -373,7 +380,8 @@ def test_a_graph_batch_is_an_object_whose_labels_are_an_attribute():
 
     class ObjectNet(GraphNet):
         def forward(self, graphs):
-            return super().forward(**graphs.inputs)
+            inputs, graphs.inputs = graphs.inputs, None  # networks of torch_geometric set attributes, too
+            return super().forward(**inputs)
 
     loader = as_loader(Graphs)
     with pytest.raises(

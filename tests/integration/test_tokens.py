@@ -39,6 +39,18 @@ def test_a_tagger_learns_from_texts_of_different_lengths():
     )
 
 
+def test_fewer_labels_than_positions_are_a_problem_that_names_the_padding():
+    def unpadded(samples):
+        inputs, labels = pad(samples)
+        return inputs, labels[:, :2]
+
+    loader = DataLoader(tokens(), batch_size=3, collate_fn=unpadded)
+    data = TorchData(loader, loader, classes=CLASSES)
+    text = problems(recipe_of(Truth(nn.CrossEntropyLoss()), Net("student", Tagger()), data))
+    assert "net 'student' has outputs of shape (batch, 7, 3) for labels of shape (batch, 2); give them" in text
+    assert text.endswith("if there are fewer labels, as for CTC, by padding these with the ignore_index")
+
+
 def next_tokens(*, lengths, seed=0):
     """Texts of these lengths below 20 tokens; the label of a token is the next one, -100 at the last one."""
     return [(text, torch.cat([text[1:], torch.tensor([-100])])) for text, _ in tokens(lengths, seed=seed)]
@@ -215,7 +227,8 @@ def test_a_mask_that_the_inputs_lack_or_of_other_positions_is_a_problem():
         return inputs, torch.arange(len(samples)) % 3
 
     assert "the inputs have no mask 'attention_mask'; got 'tokens', 'mask': pass mask=KEY" in problem()
-    assert "the positions of its mask (3, 6); got (3, 4, 7)" in problem(mask=lambda inputs: inputs["mask"][:, 1:])
+    others = problem(mask=lambda inputs: inputs["mask"][:, 1:])
+    assert "the positions of its mask (3, 6); got (3, 4, 7), (batch, channels, *positions); resize them" in others
     with pytest.raises(RecipeError, match="Masked takes a loss on features without extra keyword arguments; got DKD"):
         Masked(DKD())
     with pytest.raises(RecipeError, match="mask is a key of the inputs, or a function of them; got 1"):

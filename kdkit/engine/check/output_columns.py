@@ -29,11 +29,13 @@ def columns_problem(net: Net[Any], output: Tensor, labels: Tensor, context: Buil
         )
     if context.task == "regression" or output.shape[1:] == (len(classes), *positions):
         return None
-    if positions and output.ndim == 2 + len(positions) and output.shape[1] == len(classes):
+    # Of classes in the last dimension, nothing but the positions of the labels says so.
+    if positions and output.ndim == 2 + len(positions) and len(classes) in (output.shape[1], output.shape[-1]):
         return (
             f"net {net.name!r} has outputs of shape {shape} for labels of shape {_batch_shape(labels.shape)}; give "
             "them the same positions, for example with nn.functional.interpolate at the end of the network, or in a "
-            "function Net(..., element=...)"
+            "function Net(..., element=...), or, if there are fewer labels, as for CTC, by padding these with the "
+            "ignore_index"
         )
     advice = _class_advice(net, output, context)
     if labels.ndim > 1 and not positions and output.ndim > 2:

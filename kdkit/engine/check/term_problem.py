@@ -69,7 +69,10 @@ class _TermCheck:
             return f"{self.loss} does not accept {self.shapes}: {first_line(error)}{self._advice_for_sides(error)}"
         if any("target size" in str(warning.message) for warning in caught):  # the warning of torch.nn.functional
             of_labels = "give the labels the shape of the outputs, such as labels[:, None]"
-            advice = of_labels if term.target is None else "map one to the shape of the other with a projector"
+            of_features = "map one to the shape of the other with a projector"
+            if as_tuple(self.inputs.student)[0].ndim != as_tuple(self.target)[0].ndim:
+                of_features = "give both the same dimensions, such as output[:, None]"
+            advice = of_labels if term.target is None else of_features
             heads = _heads_advice(term, self.inputs)
             return f"{self.shapes} have different shapes and would be broadcast{heads or f'; {advice}'}"
         if not isinstance(value, Tensor) or value.ndim:

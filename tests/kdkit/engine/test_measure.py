@@ -123,7 +123,7 @@ def test_inputs_with_a_tensor_for_all_samples_are_evaluated_and_not_measured(tmp
     data.classes, data.task, data.draws, data.fingerprint = ("a", "b", "c"), "multiclass", 1, "rows"
     data.train, data.validation, data.test = Scaled(), Scaled(), None
     kdkit.run(one_stage(Net("student", Divided()), plain_goal(), data), out=tmp_path / "run")
-    assert read_measurements(tmp_path / "run").note.startswith("the samples could not be read: IndexError")
+    assert read_measurements(tmp_path / "run").note.startswith("the samples could not be read: DataError")
 
 
 def test_layers_of_slow_networks_are_not_compared(tmp_path, monkeypatch):

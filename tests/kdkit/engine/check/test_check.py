@@ -342,6 +342,12 @@ def test_shapes_that_would_be_broadcast_are_a_problem():
     teacher, student = tiny_net("teacher", trained=True, hidden=1), tiny_net("student")
     problem = only_problem(one_stage(student, Match(teacher, nn.MSELoss(), **hidden_taps(student, teacher))))
     assert "student (4, 5) and target (4, 1) have different shapes and would be broadcast" in problem
+    flat = Net("flat", lambda inputs: inputs[:, 0], trained=True, version="1")
+    problem = only_problem(
+        one_stage(Net("student", nn.Linear(4, 1)), Match(flat, nn.MSELoss()), tiny_data("regression"))
+    )
+    assert "student (4, 1) and target (4,)" in problem
+    assert "give both the same dimensions" in problem
 
 
 # Losses
