@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from kdkit.losses.attention import CWD, AttentionTransfer
 from kdkit.losses.base import Loss
+from kdkit.losses.channel_relations import FSP, ICKD
 from kdkit.losses.class_maps import CATKD, SDD
 from kdkit.losses.contrastive import CRD, InfoNCE
 from kdkit.losses.correlation import DIST, PerLabelDIST
@@ -25,18 +26,18 @@ from kdkit.losses.hints import Hint, SquareHead
 from kdkit.losses.interpolated import CTKD, TAID
 from kdkit.losses.label_embeddings import LED
 from kdkit.losses.logits import GeneralisedJSD, LogitMSE, LogitStandardisation, ReverseKL, SoftTargets
-from kdkit.losses.margins import OFD
+from kdkit.losses.margins import AB, OFD
 from kdkit.losses.multi_level import MLLD, PerLabelMLLD
 from kdkit.losses.per_label import PerLabelSoftTargets
 from kdkit.losses.queue import QueueKL
-from kdkit.losses.refined import RLD, TTM, WTTM, PerLabelRLD
+from kdkit.losses.refined import RLD, TTM, WSLD, WTTM, PerLabelRLD
 from kdkit.losses.relations import CC, PKT, RKD, SP, AdjacentCC
 from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
 from kdkit.losses.similarity import CKA, Cosine, PairwiseAffinity
 from kdkit.losses.srrl import SRRL
-from kdkit.losses.statistics import NST, PKD, PatientKD
+from kdkit.losses.statistics import FT, NST, PKD, PatientKD
 from kdkit.losses.token_relations import MiniLM
-from kdkit.losses.variational import MGD, VID
+from kdkit.losses.variational import MGD, PAD, VID
 from kdkit.losses.vocabularies import ULD
 
 LossClasses = tuple[Callable[..., Loss], ...]
@@ -61,6 +62,7 @@ ON_OUTPUTS: LossClasses = (
     TotalVariation,
     TTM,
     WTTM,
+    WSLD,
     MLLD,
     RLD,
     TAID,
@@ -94,9 +96,14 @@ ON_FEATURES: LossClasses = (
     NST,
     PKD,
     PatientKD,
+    FT,
+    FSP,
+    ICKD,
     VID,
+    PAD,
     MGD,
     OFD,
+    AB,
     HCL,
     ReviewKD,
     SemCKD,
