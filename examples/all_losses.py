@@ -76,6 +76,7 @@ LOSSES: dict[str, tuple[Sides, float]] = {
     "total_variation": (OUTPUTS, 1.0),
     "ttm": (OUTPUTS, 45.0),  # its authors
     "wttm": (OUTPUTS, 4.0),  # its authors, next to CRD
+    "wsld": (OUTPUTS, 2.5),  # its authors
     "mlld": (OUTPUTS, 9.0),  # its authors: 0.9 and 0.1
     "rld": (OUTPUTS, 1.0),  # its authors
     "taid": (OUTPUTS, 1.0),
@@ -108,9 +109,14 @@ LOSSES: dict[str, tuple[Sides, float]] = {
     "mini_lm": (LAST, 1.0),
     "nst": (LAST, 50.0),  # R
     "pkd": (LAST, 6.0),  # Z
+    "ft": (LAST, 500.0),  # its authors, with factors in place of the teacher's features
+    "fsp": (MAPS, 1.0),  # R, in a stage of its own
+    "ickd": (LAST, 2.5),  # its authors
     "vid": (LAST, 1.0),  # R
+    "pad": (VECTOR, 1.0),  # torchdistill
     "mgd": (LAST, 1.0),
     "ofd": (BEFORE, 1.0),
+    "ab": (BEFORE, 1.0),  # its authors, in a stage of its own
     "review_kd": (MAPS, 1.0),
     "sem_ckd": (MAPS, 400.0),  # S, with soft targets of weight 1 in addition
     "srd": (VECTOR, 2.0),  # torchdistill

@@ -158,21 +158,22 @@ def _needs(make: Make) -> str:
 def _differences(make: Make) -> Iterator[str]:
     """Yield the ways in which the sides may differ, and the numbers of taps, by calling the loss on examples."""
     base = (4, 5, 9)
+    taps = 1 if _accepts(make, [base], [base]) else 2
     variants = {"channels": (4, 7, 9), "positions": (4, 5, 6), "dimensions": (4, 5, 3, 2)}
-    accepted = [name for name, variant in variants.items() if _accepts_both_ways(make, base, variant)]
+    accepted = [name for name, variant in variants.items() if _accepts_both_ways(make, [base] * taps, [variant] * taps)]
     if accepted:
         yield f"{' and '.join(', '.join(accepted).rsplit(', ', 1))} may differ"
     # 9 tokens and a map of 3 x 3
-    if "dimensions" not in accepted and _accepts_both_ways(make, base, (4, 5, 3, 3)):
+    if "dimensions" not in accepted and _accepts_both_ways(make, [base] * taps, [(4, 5, 3, 3)] * taps):
         yield "tokens may be compared to a map of as many positions"
     if _accepts(make, [base] * 2, [base] * 3):
         yield "any number of taps"
     elif _accepts(make, [base] * 2, [base] * 2):
-        yield "one tap or several"
+        yield "one tap or several" if taps == 1 else "two taps or more"
 
 
-def _accepts_both_ways(make: Make, first: Shape, second: Shape) -> bool:
-    return _accepts(make, [first], [second]) and _accepts(make, [second], [first])
+def _accepts_both_ways(make: Make, first: Sequence[Shape], second: Sequence[Shape]) -> bool:
+    return _accepts(make, first, second) and _accepts(make, second, first)
 
 
 def _accepts(make: Make, student: Sequence[Shape], target: Sequence[Shape], *, with_teacher: bool = True) -> bool:

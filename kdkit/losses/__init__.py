@@ -22,6 +22,7 @@ from kdkit.losses.base import (
     loss_name,
     requirements_of,
 )
+from kdkit.losses.channel_relations import FSP, ICKD
 from kdkit.losses.chunked import Chunked
 from kdkit.losses.class_maps import CATKD, SDD
 from kdkit.losses.contrastive import CRD, InfoNCE
@@ -53,22 +54,23 @@ from kdkit.losses.logits import (
     ReverseKL,
     SoftTargets,
 )
-from kdkit.losses.margins import OFD
+from kdkit.losses.margins import AB, OFD
 from kdkit.losses.multi_level import MLLD, PerLabelMLLD
 from kdkit.losses.multi_teacher import PerTeacher, TeacherWeighting
 from kdkit.losses.positions import Masked, PerPosition, PerToken
 from kdkit.losses.queue import QueueKL
-from kdkit.losses.refined import RLD, TTM, WTTM, PerLabelRLD
+from kdkit.losses.refined import RLD, TTM, WSLD, WTTM, PerLabelRLD
 from kdkit.losses.relations import CC, PKT, RKD, SP, AdjacentCC
 from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
 from kdkit.losses.similarity import CKA, Cosine, PairwiseAffinity
 from kdkit.losses.srrl import SRRL
-from kdkit.losses.statistics import NST, PKD, PatientKD
+from kdkit.losses.statistics import FT, NST, PKD, PatientKD
 from kdkit.losses.token_relations import MiniLM
-from kdkit.losses.variational import MGD, VID
+from kdkit.losses.variational import MGD, PAD, VID
 from kdkit.losses.vocabularies import ULD
 
 __all__ = [
+    "AB",
     "CATKD",
     "CC",
     "CKA",
@@ -77,7 +79,10 @@ __all__ = [
     "CWD",
     "DIST",
     "DKD",
+    "FSP",
+    "FT",
     "HCL",
+    "ICKD",
     "LED",
     "LOSS_KWARGS",
     "MGD",
@@ -86,6 +91,7 @@ __all__ = [
     "NST",
     "OFA",
     "OFD",
+    "PAD",
     "PKD",
     "PKT",
     "PSKD",
@@ -101,6 +107,7 @@ __all__ = [
     "ULD",
     "VID",
     "WKDF",
+    "WSLD",
     "WTTM",
     "AdaptiveKL",
     "AdjacentCC",

@@ -1,4 +1,4 @@
-"""A loss on features before the activation, with a margin instead of 0 for negative values (OFD)."""
+"""Losses on features before the activation, with a margin: for negative values (OFD), or on both sides of 0 (AB)."""
 
 import math
 from typing import Any
@@ -63,14 +63,8 @@ class OFD(nn.Module):
     def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: nn.Module | None) -> None:
         """Create the connector and compute the margins. Raises RecipeError without a norm, or if shapes do not fit."""
         student_shape, target_shape = single_tap_shape(student, self), single_tap_shape(target, self)
-        needs_connector = needs_projector(student_shape, target_shape, self.projector_mode, self)
-        channels = target_shape[1]
-        if needs_connector:
-            target_positions(student_shape, target_shape)  # raises if one cannot be brought to the other
-        # the authors' connector: a convolution with a kernel of 1 and a batch norm
-        connector = [Pointwise(student_shape[1], channels, bias=False), BatchNorm(channels)] if needs_connector else []
-        self.connector = nn.Sequential(*connector)
-        self.margins = self._compute_margins(channels, context, teacher)
+        self.connector = _make_connector(student_shape, target_shape, self.projector_mode, self)
+        self.margins = self._compute_margins(target_shape[1], context, teacher)
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the error, minimal (0) if the student has the teacher's values, or lower ones below 0."""
@@ -92,6 +86,49 @@ class OFD(nn.Module):
         return channel_margins(norm.weight.detach(), norm.bias.detach())
 
 
+class AB(nn.Module):
+    """Squared error of the student's values that are not beyond a margin on the teacher's side of 0 (AB).
+
+    `factor` times the sum over channels and positions, mean over the batch; the authors' code has 3e-3, for CIFAR-10.
+    Both sides are features before their ReLU. Of the teacher's values only the sign counts, which says whether a neuron
+    is active; a value of 0 is not. A map over channels with a batch norm projects the student to the teacher's
+    channels, after a resize if positions differ; projector "never" compares features as they are. Over several layers,
+    the authors' code gives each layer half the weight of the next deeper one. It trains the student with this loss
+    alone first, in a stage before that of the labels.
+
+    Formula: factor/N · Σ max(0, margin - a g(s))², with g the map and a = 1 if t > 0, else -1
+    Shapes: features (N, C), (N, C, L), (N, C, H, W)
+    Source: Heo et al. 2019, "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons",
+        arXiv:1811.03233, and its authors' code
+    """
+
+    def __init__(self, *, margin: float = 1.0, factor: float = 3e-3, projector: ProjectorMode = "always") -> None:
+        super().__init__()
+        validate_above_zero("margin", margin)
+        validate_above_zero("factor", factor)
+        validate_projector_mode(projector)
+        self.margin, self.factor, self.projector_mode = margin, factor, projector
+        self.connector: nn.Module = nn.Identity()
+
+    def build(
+        self,
+        student: Shapes,
+        target: Shapes,
+        context: BuildContext | None = None,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        """Create the connector. Raises RecipeError if the shapes do not fit."""
+        student_shape, target_shape = single_tap_shape(student, self), single_tap_shape(target, self)
+        self.connector = _make_connector(student_shape, target_shape, self.projector_mode, self)
+
+    def forward(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the error, minimal (0) if all values of the student are beyond the margin on the teacher's side."""
+        student = fit_positions(student, tuple(target.shape[2:]))  # which may differ from batch to batch
+        student = upcast_half(self.connector(cast_for(self.connector, student)))
+        beyond = torch.where(target > 0, student, -student)
+        return self.factor * (self.margin - beyond).clamp(min=0).square().sum() / len(student)
+
+
 def channel_margins(weight: Tensor, bias: Tensor) -> Tensor:
     """Return OFD's margins, (channels,): the mean of the negative values of Normal(bias, |weight|).
 
@@ -105,6 +142,14 @@ def channel_margins(weight: Tensor, bias: Tensor) -> Tensor:
     # mean of a normal distribution truncated to values below 0
     margin = mean - deviation * density / negative_probability.clamp_min(_MIN_NEGATIVE_PROBABILITY)
     return torch.where(negative_probability > _MIN_NEGATIVE_PROBABILITY, margin, -3 * deviation).to(weight.dtype)
+
+
+def _make_connector(student: torch.Size, target: torch.Size, mode: ProjectorMode, loss: OFD | AB) -> nn.Module:
+    """Return the connector of both authors: a convolution with a kernel of 1 and a batch norm, or nothing."""
+    if not needs_projector(student, target, mode, loss):
+        return nn.Sequential()
+    target_positions(student, target)  # raises if one cannot be brought to the other
+    return nn.Sequential(Pointwise(student[1], target[1], bias=False), BatchNorm(target[1]))
 
 
 def _only_norm(teacher: nn.Module | None, channels: int) -> nn.Module:

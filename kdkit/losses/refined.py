@@ -1,4 +1,4 @@
-"""Soft targets from a teacher whose probabilities are first transformed (TTM), or corrected by the labels (RLD)."""
+"""Soft targets from a teacher that is transformed (TTM), corrected by the labels (RLD), or weighed by them (WSLD)."""
 
 import math
 from dataclasses import dataclass
@@ -10,13 +10,14 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 from kdkit.errors import RecipeError
 from kdkit.losses.decoupled import decouple, divergence, other_columns
 from kdkit.losses.features import upcast_half
-from kdkit.losses.logits import bernoulli_kl, kl_terms
+from kdkit.losses.logits import bernoulli_kl, kl_terms, log_probabilities
 from kdkit.losses.validation import (
     is_number,
     require_class_labels,
     require_label_matrix,
     require_same_outputs,
     require_two_classes,
+    validate_above_zero,
     validate_switches,
     validate_temperature,
     validate_weights,
@@ -79,6 +80,54 @@ class WTTM:
         weight = powers.logsumexp(1).exp()
         divergences = kl_terms(F.log_softmax(powers, 1), F.log_softmax(upcast_half(student), 1)).sum(1)
         return (weight * divergences).mean()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WSLD:
+    """Soft targets with a weight for each sample, larger if the student is worse on its label than the teacher (WSLD).
+
+    In nats, summed over classes, mean over the batch, times temperature**2 if t_squared. The weight is in [0, 1] and
+    gets no gradient. It follows from the ratio of the cross-entropies of both sides with the label, at a temperature of
+    1: 0.63 if they are equal. eps is added to that of the teacher; a label that the teacher masks by -inf gives a
+    weight of 0. The temperature is that of the authors, who give the term a weight of 2.5 next to the labels. Their
+    code has the cross-entropy with the teacher's probabilities: the same gradient, but not 0 for equal sides.
+
+    Formula: T²/N · Σ w KL(p ‖ q), with p = softmax(t / T), q = softmax(s / T), w = 1 - exp(-a / (b + eps)), a = -log
+        softmax(s)[y] and b = -log softmax(t)[y]
+    Shapes: logits (N, C); labels (N,)
+    Source: Zhou et al. 2021, "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective",
+        arXiv:2102.00650, and its authors' code
+    """
+
+    temperature: float = 2.0
+    t_squared: bool = True
+    eps: float = 1e-7
+
+    per_position = True
+    mean_over_rows = True
+    requires = frozenset({"hard_labels"})
+
+    def __post_init__(self) -> None:
+        validate_temperature(self.temperature)
+        validate_switches(t_squared=self.t_squared)
+        validate_above_zero("eps", self.eps)
+
+    def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
+        """Return the weighted divergence, minimal (0) if both give the same probabilities."""
+        require_same_outputs(student, target, self)
+        labels = require_class_labels(labels, student, self)
+        student_log, target_log = (log_probabilities(side, self.temperature) for side in (student, target))
+        weights = self.weights(student.detach(), target, labels)
+        loss = (weights * kl_terms(target_log, student_log).sum(1)).mean()
+        return loss * self.temperature**2 if self.t_squared else loss
+
+    def weights(self, student: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+        """Return the weights of the samples, (batch,)."""
+        student_error, target_error = (
+            -log_probabilities(side, 1).gather(1, labels[:, None]).squeeze(1) for side in (student, target)
+        )
+        weights = -torch.expm1(-student_error / (target_error + self.eps))
+        return weights.masked_fill(target_error == math.inf, 0)  # inf / inf, if the student masks the label too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

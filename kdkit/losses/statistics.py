@@ -1,4 +1,4 @@
-"""Losses between normalised features: neuron selectivity (NST), Pearson correlation (PKD), directions (Patient KD)."""
+"""Losses between normalised features: neuron selectivity (NST), correlation (PKD), directions (Patient KD, FT)."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
+from kdkit.errors import RecipeError
 from kdkit.losses.features import (
     ProjectedLoss,
     TensorOrTuple,
@@ -24,6 +25,7 @@ from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode
 from kdkit.losses.projectors.resizing import match_positions
 from kdkit.losses.validation import (
     Reduction,
+    is_number,
     validate_above_zero,
     validate_at_least_zero,
     validate_count,
@@ -132,3 +134,32 @@ class PatientKD:
         least = least_norm(student)
         student, target = (unit_vectors(flatten_samples(side), least=least) for side in (student, target))
         return F.mse_loss(student, target, reduction="sum") / len(student)
+
+
+class FT(ProjectedLoss):
+    """Mean absolute difference between the normalised features of both sides (factor transfer, FT).
+
+    Dimensionless, mean over all entries, each difference to the power p. Each sample is one vector, scaled to length 1,
+    so that entries are about 1 / √(entries of a sample), and weights of 500 to 1000 are usual. The target is meant to
+    be the teacher's factors: the code of an autoencoder, the paraphraser, that is trained on its features in a stage of
+    its own; docs/coming-from.md has an example. Features of the teacher itself work too. The projector is the
+    paper's translator, there three convolutions, each with batch norm and leaky ReLU; projector and kind are those of
+    Hint.
+
+    Formula: mean |n(g(s)) - n(t)|^p, with n(x) = x / ‖x‖ of each sample and g a projector
+    Shapes: features (N, C), (N, C, L), (N, C, H, W)
+    Source: Kim et al. 2018, "Paraphrasing Complex Network: Network Compression via Factor Transfer", arXiv:1802.04977,
+        and its authors' code
+    """
+
+    def __init__(self, *, p: float = 1.0, projector: ProjectorMode = "always", kind: ProjectorKind = "linear") -> None:
+        super().__init__(projector=projector, kind=kind)
+        if not is_number(p) or p < 1:  # the gradient of |x|^p is infinite at 0 for p < 1
+            raise RecipeError(f"p is a finite number of at least 1; got {p!r}")
+        self.p = p
+
+    def compare(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the difference, minimal (0) if the directions are equal."""
+        least = least_norm(student)
+        student, target = (unit_vectors(flatten_samples(side), least=least) for side in (student, target))
+        return (student - target).abs().pow(self.p).mean()

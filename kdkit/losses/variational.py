@@ -1,4 +1,4 @@
-"""Losses that predict the teacher's features from the student's with a small network (VID and MGD)."""
+"""Losses that predict the teacher's features from the student's with a small network (VID, PAD and MGD)."""
 
 import math
 from typing import Literal
@@ -9,8 +9,9 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.losses.features import ProjectedLoss, Shapes, cast_for, single_tap_shape, upcast_half
-from kdkit.losses.projectors.layers import Pointwise, convolution
+from kdkit.losses.features import ProjectedLoss, Shapes, cast_for, single_tap_shape, upcast_half, without_autocast
+from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode
+from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution
 from kdkit.losses.projectors.resizing import match_positions
 from kdkit.losses.validation import (
     Reduction,
@@ -78,6 +79,54 @@ class VID(nn.Module):
         # (channels,) -> (channels, 1, ...), which broadcasts over batch and positions
         variance = (F.softplus(self.scale) + self.eps).reshape(-1, *(1 for _ in target.shape[2:]))
         return 0.5 * ((mean - target).square() / variance + variance.log()).mean()
+
+
+class PAD(ProjectedLoss):
+    """Squared error to the teacher's features, divided by a variance that is predicted for each sample (PAD).
+
+    In squared units of the feature over the variance, plus its logarithm; mean over all entries. A map over channels
+    with a batch norm predicts the logarithm of the variance of each entry from the projected student, which also gets
+    its gradient: entries of a sample that is hard to imitate count less. eps is added to the variance that divides. The
+    value may be below 0. projector and kind are those of Hint; the authors' features have one shape. They are the input
+    of the classifier, pooled. The authors begin with the plain squared error, Hint(), in a stage before this loss.
+
+    Formula: mean ((g(s) - t)² / (v + eps) + log v), with log v = norm(h(g(s))), h a map over channels and g a projector
+        if shapes differ
+    Shapes: features (N, C), (N, C, L), (N, C, H, W)
+    Source: Zhang et al. 2020, "Prime-Aware Adaptive Distillation", arXiv:2008.01458; public code: torchdistill,
+        PADL2Loss
+    """
+
+    def __init__(self, *, eps: float = 1e-6, projector: ProjectorMode = "auto", kind: ProjectorKind = "linear") -> None:
+        super().__init__(projector=projector, kind=kind)
+        validate_above_zero("eps", eps)
+        self.eps = eps
+        self.log_variance: nn.Module = nn.Identity()
+
+    def build(
+        self,
+        student: Shapes,
+        target: Shapes,
+        context: BuildContext | None = None,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        """Create the projector and the map to the variances. Raises RecipeError if the shapes do not fit."""
+        super().build(student, target)
+        channels = target[0][1]
+        self.log_variance = nn.Sequential(Pointwise(channels, channels, bias=False), BatchNorm(channels))
+
+    def forward(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the loss between the projected student and the target."""
+        # the gradient of the variance grows as the square of the features, which soon exceeds fp16
+        with without_autocast(student):
+            return super().forward(student, target)
+
+    def compare(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the weighted error, lower for a better prediction of the teacher; it may be below 0."""
+        log_variance = upcast_half(self.log_variance(cast_for(self.log_variance, student)))
+        # 1 / (v + eps) = sigmoid(log eps - log v) / eps, which stays finite for any logarithm
+        weight = (math.log(self.eps) - log_variance).sigmoid() / self.eps
+        return ((upcast_half(student) - upcast_half(target)).square() * weight + log_variance).mean()
 
 
 class MGD(ProjectedLoss):

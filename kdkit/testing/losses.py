@@ -44,6 +44,7 @@ def check_loss(
 
     The value is a finite scalar with a finite gradient, for one sample and missing classes too, and, in float32 and
     under autocast in bf16 and fp16, for equal sides and for numbers on either side that are constant, 0, tiny or large.
+    Only for large numbers may a gradient exceed the range of fp16, if that in float32 exceeds it too.
     It agrees to 2 % under autocast in bf16 and fp16. The student gets a gradient; the teacher that the loss is
     built with gets none, and none of its weights are parameters of the loss. Both sides stay unchanged. The value is
     the same for the same seed, in non-contiguous memory, after a second build, and after restoring the state_dict().

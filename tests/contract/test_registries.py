@@ -60,6 +60,7 @@ LOSSES = {
     "total_variation": {},
     "ttm": NEVER_LEAST,
     "wttm": NEVER_LEAST,
+    "wsld": {},
     "mlld": {},
     "rld": NEVER_LEAST,
     "taid": {},
@@ -92,9 +93,14 @@ LOSSES = {
     "nst": ON_POSITIONS,
     "pkd": ON_FEATURES,
     "patient_kd": ON_FEATURES,
+    "ft": ON_FEATURES | WITH_WEIGHTS,
+    "fsp": ON_POSITIONS | {"layers": (2, 2)},
+    "ickd": ON_POSITIONS,
     "vid": ON_FEATURES | WITH_WEIGHTS,
+    "pad": ON_FEATURES | WITH_WEIGHTS,
     "mgd": ON_FEATURES | WITH_WEIGHTS,
     "ofd": ON_FEATURES | WITH_WEIGHTS,
+    "ab": ON_FEATURES | WITH_WEIGHTS,
     "hcl": ON_FEATURES,
     "review_kd": ON_FEATURES | WITH_WEIGHTS,
     "sem_ckd": ON_FEATURES | WITH_WEIGHTS,
@@ -154,9 +160,14 @@ SUPPORTED = {
     "cwd": WITH_POSITIONS,
     "nst": WITH_POSITIONS,
     "pkd": ANY,
+    "ft": ANY,
+    "fsp": WITH_POSITIONS,
+    "ickd": WITH_POSITIONS,
     "vid": ANY,
+    "pad": ANY,
     "mgd": ANY,
     "ofd": ANY,
+    "ab": ANY,
     "review_kd": ANY,
     "sem_ckd": ANY,
     "srrl": [*ANY, ((5,), (3, 6))],
@@ -202,7 +213,7 @@ def test_losses_suggest_a_remedy_for_unsupported_pairs_of_shapes(name, pair):
 
 # The numbers of taps in the student's and the target's tuples.
 LAYERS = {"sp": [(1, 1), (3, 3)], "patient_kd": [(3, 3)], "hcl": [(1, 1), (3, 3)], "review_kd": [(1, 1), (3, 3)]}
-LAYERS["sem_ckd"] = [(1, 1), (2, 3), (3, 2)]
+LAYERS |= {"sem_ckd": [(1, 1), (2, 3), (3, 2)], "fsp": [(3, 3)]}
 
 
 @pytest.mark.parametrize(
@@ -226,6 +237,7 @@ def test_losses_over_several_layers_keep_their_contract(name, layers):
         for name in LAYERS
         if name in SUPPORTED
         for index, pair in enumerate([((5, 6), (3, 9)), ((5, 4, 3), (3, 12)), ((5, 4, 3), (3,))])
+        if pair in SUPPORTED[name]
     ],
 )
 def test_losses_over_several_layers_support_different_shapes(name, pair):

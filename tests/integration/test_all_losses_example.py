@@ -19,7 +19,7 @@ from tests.helpers.stages import assert_same_results, last_checkpoint
 
 all_losses = load_module("examples/all_losses.py")
 
-HARD = {"dkd", "margin_mse", "nkd", "ofa", "pskd", "rld", "sdd"}  # these need one class per sample
+HARD = {"dkd", "margin_mse", "nkd", "ofa", "pskd", "rld", "sdd", "wsld"}  # these need one class per sample
 SEVERAL = {"per_label_dkd", "per_label_pskd", "per_label_rld", "led"}  # these need several labels per sample
 FOR_DIGITS = [name for name in all_losses.NAMES if name not in SEVERAL]
 ON_FEATURES = [name for name, (sides, _) in all_losses.LOSSES.items() if sides != all_losses.OUTPUTS]
@@ -38,6 +38,7 @@ WITHOUT_STATE = [
     if name in FOR_DIGITS and not isinstance(kdkit.registry("losses")[name](), nn.Module)
 ]
 PROJECTED = ["hint", "cosine", "square_head", "cwd", "pkd", "mgd", "dist_plus", "wkdf"]
+PROJECTED += ["fsp", "ft", "ickd", "ab", "pad"]
 IN_SUITE = set(FOR_DIGITS) - {*WITHOUT_STATE, *PROJECTED} | {*WITHOUT_STATE[::4], *PROJECTED[::4]}
 # Most of these are tried with digits too: the suite has time for those that are not, and for some others.
 ON_ECG_IN_SUITE = SEVERAL | {"simkd", "per_label_soft_targets", "per_label_mlld"}

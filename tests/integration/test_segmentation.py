@@ -24,6 +24,7 @@ from kdkit.losses import (
     TAID,
     TTM,
     ULD,
+    WSLD,
     WTTM,
     AdaptiveKL,
     AlphaBetaDivergence,
@@ -117,6 +118,7 @@ def test_metrics_of_saved_predictions_and_the_table_of_classes_are_those_of_the_
         TotalVariation,
         TTM,
         WTTM,
+        WSLD,
         MLLD,
         RLD,
         ULD,
@@ -132,7 +134,7 @@ def test_a_loss_on_outputs_compares_the_positions_that_have_a_label(make):
     with kdkit.Distiller(student, Match(teacher, loss, label="term"), (inputs, labels), classes=CLASSES) as distiller:
         value = distiller(inputs, labels).terms["term"]
     rows, kept = as_rows(student.module(inputs), labels, VOID)
-    kwargs = {"labels": kept} if make in (DKD, NKD, RLD) else {}
+    kwargs = {"labels": kept} if make in (DKD, NKD, RLD, WSLD) else {}
     with torch.no_grad():
         targets = [as_rows(net.module(inputs), labels, VOID)[0] for net in (first, second)]
         if isinstance(loss, PerTeacher):

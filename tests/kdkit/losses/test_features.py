@@ -7,14 +7,17 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from kdkit import RecipeError
 from kdkit.losses import (
     CWD,
+    FT,
     HCL,
     MGD,
     NST,
+    PAD,
     PKD,
     VID,
     AttentionTransfer,
@@ -25,6 +28,7 @@ from kdkit.losses import (
     SquareHead,
 )
 from kdkit.losses.projectors import MLP, Bottleneck, Projector, Regressor
+from tests.helpers.loss_reference import assert_equals_reference
 from tests.helpers.losses import build_loss
 
 SHAPES = [((4, 3), (4, 5)), ((4, 3, 8), (4, 5, 4)), ((4, 3, 4, 6), (4, 5, 2, 3)), ((4, 3, 2, 2, 2), (4, 5, 2, 2, 2))]
@@ -130,6 +134,7 @@ def test_powers_and_temperatures_are_above_zero(make, value):
         (VID, {"variance": 1e-6}, "above eps"),
         (MGD, {"mask": "row"}, "mask must be 'channel' or 'position'"),
         (MGD, {"masked": 1.0}, "masked must be a share"),
+        (PAD, {"eps": 0.0}, "eps must be"),
         (MGD, {"alpha": -1}, "alpha must be a finite number above 0"),
         (MGD, {"reduction": "sum"}, "reduction must be"),
         (NST, {"degree": 0}, "degree must be an integer"),
@@ -351,3 +356,91 @@ def test_a_teacher_of_tiny_features_counts_as_zero_in_fp16():
     assert value.item() == pytest.approx(6 * (1 - 1e-3) ** 2, rel=1e-3)
     assert student.grad.isfinite().all()
     assert SquareHead()(student.float(), target.float()).item() == pytest.approx(6 * 0.999**2 / 6e-6, rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 8), (3, 4, 6)])
+@pytest.mark.parametrize("p", [1, 2.5])
+def test_ft_is_the_mean_power_of_the_differences_of_unit_vectors(shape, p):
+    def reference(student, target):
+        student, target = (side.flatten(1) for side in (student, target))
+        student, target = (side / side.square().sum(1, keepdim=True).sqrt() for side in (student, target))
+        return ((student - target).abs() ** p).sum() / student.numel()
+
+    student, target = sides(shape, shape)
+    loss = build_loss(FT(p=p, projector="never"), student, target)
+    assert_equals_reference(loss, reference, student, target)
+    torch.testing.assert_close(loss(5 * student, target / 7), loss(student, target))
+
+
+def test_ft_of_rep_distiller_compares_the_attention_maps_of_the_factors():
+    student, target = sides((3, 4, 6), (3, 4, 6))
+    loss = build_loss(FT(projector="never"), student, target)
+    theirs = [F.normalize(side.square().mean(1).flatten(1)) for side in (student, target)]
+    permuted = student[:, [1, 2, 0]]  # which changes the factors, and not their attention maps
+    assert not torch.isclose(loss(permuted, target), loss(student, target))
+    torch.testing.assert_close(permuted.square().mean(1).flatten(1), student.square().mean(1).flatten(1))
+    assert not torch.isclose(loss(student, target), F.l1_loss(*theirs))
+
+
+def test_ft_projects_equal_shapes_too_since_the_paper_has_a_translator():
+    student, target = sides((3, 4), (3, 4))
+    assert isinstance(build_loss(FT(), student, target).projector, Projector)
+
+
+@pytest.mark.parametrize("p", [0.5, math.nan, "1"])
+def test_ft_refuses_powers_below_one(p):
+    with pytest.raises(RecipeError, match="p is a finite number of at least 1; got"):
+        FT(p=p)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 8), (3, 4, 6)])
+@pytest.mark.parametrize("eps", [1e-6, 0.3])
+def test_pad_divides_the_squared_error_by_a_predicted_variance_and_adds_its_logarithm(shape, eps):
+    student, target = sides(shape, shape)
+    loss = build_loss(PAD(eps=eps), student, target)
+
+    def reference(student, target):
+        weight = loss.log_variance[0].weight.to(student.dtype)
+        hidden = torch.einsum("oc,bc...->bo...", weight, student)
+        dims = [0, *range(2, student.ndim)]
+        variance, mean = torch.var_mean(hidden, dims, correction=0, keepdim=True)
+        log_variance = (hidden - mean) / (variance + 1e-5).sqrt()  # the first weights of a batch norm are 1 and 0
+        return ((target - student) ** 2 / (eps + log_variance.exp()) + log_variance).mean()
+
+    assert_equals_reference(loss, reference, student, target)
+
+
+class Constant(nn.Module):
+    """The logarithm of a variance that does not depend on the features, for PAD."""
+
+    def __init__(self, logarithm):
+        super().__init__()
+        self.logarithm = nn.Parameter(logarithm)
+
+    def forward(self, features):
+        return self.logarithm.expand_as(features)
+
+
+def test_pad_is_least_if_the_variance_is_the_squared_error():
+    student, target = sides((3, 8), (3, 8))
+    loss = build_loss(PAD(eps=1e-12), student, target)
+    error = (student - target).square()
+    values = []
+    for factor in (0.9, 1.0, 1.1):
+        loss.log_variance = Constant((factor * error).log())
+        values.append(loss(student, target).item())
+    assert values[1] == min(values)
+    assert values[1] == pytest.approx(1 + error.log().mean().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("logarithm", [-1e4, 1e4])
+def test_pad_is_finite_for_any_predicted_variance(logarithm):
+    student, target = sides((3, 8), (3, 8))
+    loss = build_loss(PAD(), student, target)
+    loss.log_variance = Constant(torch.tensor(logarithm))
+    student.requires_grad_()
+    value = loss(student, target)
+    value.backward()
+    assert value.isfinite()
+    assert student.grad.isfinite().all()
+    assert loss.log_variance.logarithm.grad.isfinite()

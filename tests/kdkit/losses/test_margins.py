@@ -1,12 +1,13 @@
-"""OFD: the margins from the teacher's batch norm, and the partial error."""
+"""OFD and AB: the margins from the teacher's batch norm, the partial error, and the activation boundaries."""
 
 import pytest
 import torch
 from torch import nn
 
 from kdkit import RecipeError
-from kdkit.losses import OFD
+from kdkit.losses import AB, OFD
 from kdkit.losses.margins import channel_margins
+from tests.helpers.loss_reference import assert_equals_reference
 from tests.helpers.losses import build_loss
 
 SHAPES = [((4, 3), (4, 5)), ((4, 3, 8), (4, 5, 4)), ((4, 3, 4, 6), (4, 5, 2, 3))]
@@ -102,3 +103,50 @@ def test_invalid_options_are_refused(options, message):
 def test_never_refuses_shapes_that_differ():
     with pytest.raises(RecipeError, match=r"use OFD\(projector='auto'\)"):
         build_loss(OFD(margin=0.0, projector="never"), torch.zeros(2, 3), torch.zeros(2, 5))
+
+
+def boundary_reference(margin, factor):
+    """Return AB as in its authors' code: squares of the student's distance from the margin, selected by masks."""
+
+    def loss(student, target):
+        inactive = (student + margin) ** 2 * ((student > -margin) & (target <= 0))
+        active = (student - margin) ** 2 * ((student <= margin) & (target > 0))
+        return factor * (inactive + active).sum() / len(student)
+
+    return loss
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("options", [{}, {"margin": 0.3, "factor": 2.0}])
+def test_ab_is_the_squared_distance_from_the_margin_on_the_teachers_side(shapes, options):
+    shape = shapes[1]
+    student, target = torch.randn(shape), torch.randn(shape)
+    target[0] = 0  # a value of 0 is not active
+    loss = build_loss(AB(projector="never", **options), student, target)
+    reference = boundary_reference(**{"margin": 1.0, "factor": 3e-3} | options)
+    assert_equals_reference(loss, reference, student, target)
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+def test_ab_maps_the_student_to_the_channels_of_the_teacher(shapes):
+    student, target = (torch.randn(shape) for shape in shapes)
+    loss = build_loss(AB(factor=1.0), student, target)
+    student.requires_grad_()
+    value = loss(student, target)
+    value.backward()
+    assert student.grad.any()
+    assert all(weight.grad.any() for name, weight in loss.named_parameters() if name != "connector.1.bias")
+    assert [type(layer).__name__ for layer in loss.connector] == ["Pointwise", "BatchNorm"]
+
+
+def test_ab_is_zero_beyond_the_margin_and_ignores_the_scale_of_the_teacher():
+    loss = build_loss(AB(factor=1.0, projector="never"), torch.zeros(1, 4), torch.zeros(1, 4))
+    student, target = torch.tensor([[1.5, -1.0, 0.5, 0.0]]), torch.tensor([[0.1, -3.0, 2.0, -1.0]])
+    assert loss(student, target).item() == pytest.approx(0.5**2 + 1)
+    assert loss(student, 1e-3 * target).item() == pytest.approx(0.5**2 + 1)
+
+
+@pytest.mark.parametrize("options", [{"margin": 0}, {"factor": -1.0}, {"projector": "maybe"}])
+def test_ab_refuses_invalid_options(options):
+    with pytest.raises(RecipeError):
+        AB(**options)

@@ -9,13 +9,26 @@ from torch.func import vmap
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit import RecipeError
-from kdkit.losses import DKD, MLLD, NKD, RLD, TTM, WTTM, PerLabelMLLD, PerLabelRLD, PerLabelSoftTargets, SoftTargets
+from kdkit.losses import (
+    DKD,
+    MLLD,
+    NKD,
+    RLD,
+    TTM,
+    WSLD,
+    WTTM,
+    PerLabelMLLD,
+    PerLabelRLD,
+    PerLabelSoftTargets,
+    SoftTargets,
+)
 from kdkit.losses.multi_level import gram_distances
+from tests.helpers.loss_reference import assert_equals_reference
 
 LABELS = torch.tensor([0, 3, 1, 4])
 PRESENT = torch.tensor([[1.0, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 0, 1, 1], [0, 1, 1, 0, 0]], dtype=torch.float64)
-TAKES_LABELS = {RLD: LABELS, PerLabelRLD: PRESENT}
-ALL = [TTM, WTTM, MLLD, RLD, PerLabelMLLD, PerLabelRLD]
+TAKES_LABELS = {RLD: LABELS, WSLD: LABELS, PerLabelRLD: PRESENT}
+ALL = [TTM, WTTM, MLLD, RLD, WSLD, PerLabelMLLD, PerLabelRLD]
 
 
 def logits(dtype=torch.float64, classes=5):
@@ -137,6 +150,64 @@ def test_a_loss_and_its_gradient_equal_the_formula(loss, reference, classes):
             moved[position] += sign * 1e-5
             values.append(reference(moved, target))
         assert gradient[position].item() == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-6, abs=1e-8)
+
+
+def weighted_terms(student, target, temperature):
+    """Return the weights of WSLD and, as in its authors' code, the cross-entropies with the teacher, (batch,) each."""
+    truth = F.one_hot(LABELS, 5)
+    errors = [-(truth * F.log_softmax(side.detach(), 1)).sum(1) for side in (student, target)]
+    cross = -((target / temperature).softmax(1) * F.log_softmax(student / temperature, 1)).sum(1)
+    return 1 - (-errors[0] / (errors[1] + 1e-7)).exp(), cross
+
+
+@pytest.mark.parametrize("temperature", [2.0, 0.7])
+def test_weighted_soft_targets_have_the_gradient_of_the_authors_code_and_are_zero_for_equal_sides(temperature):
+    student, target = logits()
+    loss = WSLD(temperature=temperature)
+
+    def authors(student, target):
+        weights, cross = weighted_terms(student, target, temperature)
+        return temperature**2 * (weights * cross).mean()
+
+    def divergence(student, target):
+        return authors(student, target) - authors_entropy(student, target)
+
+    def authors_entropy(student, target):
+        weights, _ = weighted_terms(student, target, temperature)
+        return temperature**2 * (weights * weighted_terms(target, target, temperature)[1]).mean()
+
+    assert_equals_reference(lambda s, t: call(loss, s, t), divergence, student, target)
+    leaf = student.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(authors(leaf, target), leaf)
+    (gradient,) = torch.autograd.grad(call(loss, leaf, target), leaf)
+    torch.testing.assert_close(gradient, expected)
+    assert call(loss, target, target).item() == pytest.approx(0, abs=1e-12)
+    assert authors(target, target) > 0.1
+
+
+def test_the_weight_of_a_sample_depends_on_how_much_worse_than_the_teacher_the_student_is():
+    target = torch.tensor([[2.0, 0.0]]).repeat(4, 1)
+    student = torch.tensor([[20.0, 0.0], [2.0, 0.0], [0.0, 0.0], [-9.0, 0.0]])
+    labels = torch.zeros(4, dtype=torch.int64)
+    weights = WSLD().weights(student, target, labels)
+    assert weights[0] < 1e-6
+    assert weights[1].item() == pytest.approx(1 - math.exp(-1), rel=1e-5)
+    assert weights[2].item() == pytest.approx(1 - math.exp(-math.log(2) / math.log1p(math.exp(-2))), rel=1e-5)
+    assert weights[3].item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_label_that_the_teacher_masks_gives_a_sample_no_weight(both):
+    student, target = logits()
+    target[0, LABELS[0]] = -math.inf
+    if both:
+        student[0, LABELS[0]] = -math.inf
+    student.requires_grad_()
+    value = call(WSLD(), student, target)
+    others = WSLD()(student[1:], target[1:], labels=LABELS[1:])
+    torch.testing.assert_close(value, others * 3 / 4)
+    (gradient,) = torch.autograd.grad(value, student)
+    assert gradient.isfinite().all()
 
 
 def test_a_power_softens_the_teacher_as_a_temperature_does():
@@ -332,7 +403,7 @@ def test_the_refined_loss_does_not_compare_the_order_if_the_student_masks_all_lo
     assert not torch.autograd.grad(value, student)[0][0].any()
 
 
-@pytest.mark.parametrize("make", [TTM, WTTM, MLLD, RLD])
+@pytest.mark.parametrize("make", [TTM, WTTM, MLLD, RLD, WSLD])
 @pytest.mark.parametrize("both", [False, True])
 def test_a_masked_class_gives_a_finite_loss_and_gradient(make, both):
     student, target = logits()
@@ -363,6 +434,8 @@ def test_mixed_labels_are_refused_by_the_loss_for_one_class():
     [
         (TTM, {"power": 0.0}, r"power is an exponent of probabilities above 0, .*; got 0.0"),
         (WTTM, {"power": math.nan}, "power is an exponent of probabilities above 0, .*; got nan"),
+        (WSLD, {"temperature": 0.0}, "a temperature must be a finite number above 0"),
+        (WSLD, {"eps": 0.0}, "eps must be"),
         (RLD, {"alpha": 0.0, "beta": 0.0}, "alpha and beta are all 0"),
         (RLD, {"beta": -1.0}, "beta is a weight"),
         (RLD, {"confidence_temperature": 0.0}, "a temperature must be a finite number above 0"),

@@ -7,13 +7,13 @@ from torch.utils.data import DataLoader
 
 import kdkit
 from kdkit import BuildContext, Match, Net, Recipe, Stage, Tap, TorchData, Training
-from kdkit.losses import CWD, MGD, OFD, PKD, Cosine, Hint, ReviewKD, SquareHead
+from kdkit.losses import AB, CWD, FSP, FT, ICKD, MGD, OFD, PAD, PKD, Cosine, Hint, ReviewKD, SquareHead
 
 CONTEXT = BuildContext(classes=("a", "b", "c"), task="multiclass", samples=32, ids=True)
 PROJECTED = [
     *(make(projector=mode, kind=kind) for make in (Hint, SquareHead) for mode in ("auto", "always")
       for kind in ("linear", "conv", "mlp", "bottleneck")),
-    Cosine(), CWD(), PKD(), MGD(),
+    Cosine(), CWD(), PKD(), MGD(), PAD(), FT(), ICKD(),
 ]  # fmt: skip
 
 
@@ -40,11 +40,19 @@ def test_review_kd_takes_layers_of_other_sizes_than_the_first_batch():
         assert loss(*sides).isfinite()
 
 
-def test_ofd_takes_features_of_other_sizes_than_the_first_batch():
-    loss = OFD(margin=-0.5)
+@pytest.mark.parametrize("loss", [OFD(margin=-0.5), AB()], ids=lambda loss: type(loss).__name__)
+def test_losses_before_a_relu_take_features_of_other_sizes_than_the_first_batch(loss):
     loss.build(((2, 3, 8),), ((2, 5, 4),), CONTEXT, None)
     for size in (4, 6):
         assert loss(torch.randn(2, 3, 2 * size), torch.randn(2, 5, size)).isfinite()
+
+
+def test_fsp_takes_layers_of_other_sizes_than_the_first_batch():
+    loss = FSP()
+    loss.build((torch.Size((2, 3, 8)), torch.Size((2, 4, 4))), (torch.Size((2, 5, 8)), torch.Size((2, 4, 4))), CONTEXT)
+    for size in (4, 6):
+        student, target = ((torch.randn(2, count, 2 * size), torch.randn(2, 4, size)) for count in (3, 5))
+        assert loss(student, target).isfinite()
 
 
 class Reader(nn.Module):

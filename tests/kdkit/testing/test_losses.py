@@ -169,6 +169,14 @@ def beyond_fp16(student, target):
     return ((student - target) * 1e3).square().mean()
 
 
+def by_thousandths(student, target):
+    return F.mse_loss((student * 1e-3).float() * 1e3, (target * 1e-3).float() * 1e3)
+
+
+def of_squares(student, target):
+    return F.mse_loss(student.float().square(), target.float().square())
+
+
 def of_one_precision(student, target):
     return torch.lerp(student, target, torch.full_like(student, 0.5)).float().square().mean()
 
@@ -201,6 +209,7 @@ def cancelled(student, target):
         (rooted, "on two equal sides of (4, 5) gives a gradient that is not finite"),
         (logarithm, "on numbers of +-10000 of (4, 5)"),
         (squared_in_half, "on numbers of +-10000 in fp16 of (4, 5) is inf"),
+        (by_thousandths, "on numbers of +-10000 in fp16 of (4, 5) gives a gradient that is not finite"),
         (backwards, "if both sides are equal, but"),
         (probabilities_for_their_logarithms, "if both sides are equal, but"),
         (summed, "on (4, 5) is 39.8853, but 79.7707 for each sample twice"),
@@ -222,6 +231,10 @@ def test_a_faulty_loss_is_reported_with_its_inputs(loss, message):
         check_loss(lambda: loss)
     assert message in str(caught.value)
     assert str(caught.value).startswith(f"{loss.__name__} on ")
+
+
+def test_a_gradient_that_is_beyond_the_range_of_fp16_in_float32_too_passes():
+    check_loss(lambda: of_squares, on="features")
 
 
 def test_a_loss_that_declares_a_sum_over_samples_passes():

@@ -1,0 +1,170 @@
+"""Losses on relations between channels: those of successive layers (FSP), and those of one layer (ICKD)."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+
+from kdkit.errors import RecipeError
+from kdkit.losses.base import BuildContext
+from kdkit.losses.features import (
+    ProjectedLoss,
+    Shapes,
+    TensorOrTuple,
+    as_tuple,
+    cast_for,
+    least_norm,
+    require_pairs,
+    require_positions,
+    unit_vectors,
+    upcast_half,
+    without_autocast,
+)
+from kdkit.losses.projectors.factory import ProjectorMode, validate_projector_mode
+from kdkit.losses.projectors.layers import Pointwise
+from kdkit.losses.validation import Reduction, validate_reduction
+
+# By the number of dimensions of the positions.
+_MAX_POOLS: dict[int, Callable[..., Tensor]] = {
+    1: F.adaptive_max_pool1d,
+    2: F.adaptive_max_pool2d,
+    3: F.adaptive_max_pool3d,
+}
+
+
+class FSP(nn.Module):
+    """Squared error between the products of the channels of successive layers (flow of the solution procedure, FSP).
+
+    Two taps or more on each side, in pairs from shallow to deep, such as the input and the output of a stage. Two
+    successive taps of a network give a matrix, the inner products of all pairs of their channels, mean over positions;
+    if their positions differ, the larger map is max-pooled to the smaller. The two sides may differ in positions. In
+    fourth powers of the unit of the feature, summed over matrices. reduction "batchmean" is the paper's: summed over
+    the entries of a matrix, mean over the batch. "mean" averages over the entries too, as RepDistiller does, which
+    average-pools. projector "auto" maps the student's channels to the teacher's for each tap at which they differ,
+    "always" for each tap, "never" raises RecipeError if they differ, as in the paper. Its authors train the student
+    with this loss alone first, in a stage before that of the labels.
+
+    Formula: 1/N · Σ ‖M(g(s)) - M(t)‖², with M(x) = 1/P · x_a x_bᵀ of two successive taps, each (channels, P positions),
+        and g a map over channels if these differ
+    Shapes: features (N, C, L), (N, C, H, W)
+    Source: Yim et al. 2017, "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer
+        Learning", CVPR 2017
+    """
+
+    def __init__(self, *, reduction: Reduction = "batchmean", projector: ProjectorMode = "auto") -> None:
+        super().__init__()
+        validate_reduction(reduction)
+        validate_projector_mode(projector)
+        self.reduction, self.projector_mode = reduction, projector
+        self.projectors = nn.ModuleList()
+
+    def build(
+        self,
+        student: Shapes,
+        target: Shapes,
+        context: BuildContext | None = None,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        """Create the projectors. Raises RecipeError if the taps are not in pairs, or there is one on each side."""
+        require_pairs(len(student), len(target), self)
+        if len(student) < 2:
+            raise RecipeError(
+                "FSP compares successive taps, two or more on each side; got one: Match(teacher, FSP(), "
+                "student=(Tap(...), Tap(...)), target=(Tap(...), Tap(...)))"
+            )
+        self.projectors = nn.ModuleList(
+            self._make_projector(student_shape[1], target_shape[1])
+            for student_shape, target_shape in zip(student, target, strict=True)
+        )
+
+    def forward(self, student: TensorOrTuple, target: TensorOrTuple) -> Tensor:
+        """Return the error, minimal (0) if all matrices are equal."""
+        # The gradient grows as the third power of the features, which soon exceeds fp16.
+        with without_autocast(student):
+            projected = [
+                projector(cast_for(projector, features))
+                for projector, features in zip(self.projectors, as_tuple(student), strict=True)
+            ]
+            flows, target_flows = (
+                [self.flow(*pair) for pair in pairwise(side)] for side in (projected, as_tuple(target))
+            )
+            errors = [
+                F.mse_loss(flow, target_flow, reduction="sum" if self.reduction == "batchmean" else "mean")
+                for flow, target_flow in zip(flows, target_flows, strict=True)
+            ]
+            total = torch.stack(errors).sum()
+            return total / len(projected[0]) if self.reduction == "batchmean" else total
+
+    def flow(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the matrix of two layers, (batch, channels of the first, channels of the second).
+
+        Raises RecipeError if one has no positions, or another number of dimensions.
+        """
+        first, second = (upcast_half(require_positions(side, self)) for side in (first, second))
+        if first.ndim != second.ndim:
+            raise RecipeError(
+                "FSP multiplies layers of one network at the same positions, with as many dimensions; got "
+                f"{tuple(first.shape)} and {tuple(second.shape)}: tap both as maps, or both as tokens"
+            )
+        smaller = tuple(min(pair) for pair in zip(first.shape[2:], second.shape[2:], strict=True))
+        first, second = (
+            side if tuple(side.shape[2:]) == smaller else _MAX_POOLS[len(smaller)](side, smaller)
+            for side in (first, second)
+        )
+        products = first.flatten(2) @ second.flatten(2).mT
+        return products / math.prod(smaller)
+
+    def _make_projector(self, channels: int, target_channels: int) -> nn.Module:
+        differ = channels != target_channels
+        if differ and self.projector_mode == "never":
+            raise RecipeError(
+                f"matrices of {channels} channels cannot be compared to {target_channels} without a projector; use "
+                "FSP(projector='auto')"
+            )
+        # without a bias, the matrix of mapped channels is that of the channels, mapped from both sides
+        return (
+            Pointwise(channels, target_channels, bias=False)
+            if differ or self.projector_mode == "always"
+            else nn.Identity()
+        )
+
+
+class ICKD(ProjectedLoss):
+    """Squared distance between the correlations of each channel with all channels (inter-channel correlation, ICKD).
+
+    Dimensionless, in [0, 4]: summed over the correlations of a channel, mean over batch and channels. The correlations
+    of a channel are its inner products with all channels over positions, as a vector of length 1; a channel of zeros
+    has none. projector and kind are those of Hint; the authors map the student in any case, by a convolution and a
+    batch norm. They divide by the channels for CIFAR-100, as here, and, as torchdistill does, once more by the batch
+    size for ImageNet, so that the weight depends on it.
+
+    Formula: 1/(N C) · Σ ‖r_c(g(s)) - r_c(t)‖², with r_c(x) = v / ‖v‖ for the products v = x x_c of channel c with all
+        channels of x, (channels, positions), and g a projector if shapes differ
+    Shapes: features (N, C, L), (N, C, H, W)
+    Source: Liu et al. 2021, "Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation",
+        arXiv:2202.03680, and its authors' code
+    """
+
+    def project(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the student's features in the shape of the target's. Raises RecipeError for pooled features."""
+        return super().project(require_positions(student, self), require_positions(target, self))
+
+    def compare(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the distance, minimal (0) if all channels have the same correlations, up to the scale of a sample."""
+        least = least_norm(student)
+        with without_autocast(student):
+            student_rows, target_rows = (self.correlations(upcast_half(side), least) for side in (student, target))
+        return F.mse_loss(student_rows, target_rows, reduction="sum") / (student.shape[0] * student.shape[1])
+
+    def correlations(self, features: Tensor, least: float) -> Tensor:
+        """Return the correlations of each channel with all channels, (batch, channels, channels), each of length 1.
+
+        least: the length up to which features and correlations count as 0.
+        """
+        maps = features.flatten(2)
+        # In units of the feature, not of its square, so that the products of small numbers do not underflow.
+        scaled = unit_vectors(features.flatten(1), least=least).reshape(maps.shape)
+        return unit_vectors(maps @ scaled.mT, 2, least=least)
