@@ -34,10 +34,10 @@ class Svg:
         self.width = width
         self._parts: list[str] = []
 
-    def rect(self, kind: str, x: float, y: float, width: float, height: float, radius: float = 0) -> None:
+    def rect(self, kind: str, x: float, y: float, width: float, height: float, radius: float) -> None:
         """Add a rectangle. kind: its classes, as those of all elements."""
-        corner = f' rx="{radius:g}"' if radius else ""
-        self._parts.append(f'<rect class="{kind}" x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}"{corner}/>')
+        size = f'width="{width:g}" height="{height:g}" rx="{radius:g}"'
+        self._parts.append(f'<rect class="{kind}" x="{x:g}" y="{y:g}" {size}/>')
 
     def text(self, kind: str, x: float, y: float, text: str, *, size: float, width: float) -> float:
         """Add a text that is at most so wide, and return its estimated width. size: that of the class, in pixels.

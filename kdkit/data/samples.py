@@ -99,7 +99,7 @@ def missing_labels(inputs: Any) -> Tensor:
     return torch.full((len(first),), MISSING_LABEL, device=first.device)
 
 
-def as_weights(weights: Any, labels: Any, source: str = "the data must yield") -> Tensor | None:
+def as_weights(weights: Any, labels: Any, source: str) -> Tensor | None:
     """Return the weights of a batch, (batch,) float32; None if there are none.
 
     Raises DataError unless they are floats of at least 0, one per sample. Weights on a GPU are not read.

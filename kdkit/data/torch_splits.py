@@ -182,9 +182,7 @@ class _Batches(IterableDataset[Any]):
         return len(self.source)
 
 
-def as_split(
-    name: str, data: DatasetOrLoader, first_id: int, keys: SampleKeys = _NO_KEYS
-) -> DatasetSplit | CheckedLoaderSplit:
+def as_split(name: str, data: DatasetOrLoader, first_id: int, keys: SampleKeys) -> DatasetSplit | CheckedLoaderSplit:
     """Return the data as a split. Raises DataError if it is empty, or is neither a Dataset nor a loader.
 
     name: "train", "validation" or "test", for error messages. first_id: the id of its first sample.

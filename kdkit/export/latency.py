@@ -18,6 +18,7 @@ from kdkit.export.source import ExportSource
 from kdkit.utils.modules import eval_mode
 
 _WARM_UP = 3  # passes of each that are not timed: they choose kernels, and allocate memory
+_MOST_ROUNDS = 200
 
 
 def latency(source: ExportSource, model: Model) -> dict[str, Any]:
@@ -50,9 +51,7 @@ def latency(source: ExportSource, model: Model) -> dict[str, Any]:
     }
 
 
-def time_in_turns(
-    passes: dict[str, Callable[[], Any]], *, seconds: float, most_rounds: int = 200
-) -> dict[str, list[tuple[float, float]]]:
+def time_in_turns(passes: dict[str, Callable[[], Any]], *, seconds: float) -> dict[str, list[tuple[float, float]]]:
     """Return the seconds of each pass by name, and those of the CPU, called one after the other in rounds.
 
     torch has one thread meanwhile.
@@ -65,7 +64,7 @@ def time_in_turns(
             for _ in range(_WARM_UP):  # not timed
                 call()
         ends, rounds = time.perf_counter() + seconds, 0
-        while rounds < 3 or (rounds < most_rounds and time.perf_counter() < ends):
+        while rounds < 3 or (rounds < _MOST_ROUNDS and time.perf_counter() < ends):
             for name, call in passes.items():
                 began, cpu_began = time.perf_counter(), time.thread_time()
                 call()

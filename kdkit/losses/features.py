@@ -196,7 +196,7 @@ def flatten_samples(features: Tensor) -> Tensor:
     return upcast_half(features).flatten(1)
 
 
-def rescale_by_max(samples: Tensor, *, least: float = MIN_NORM) -> Tensor:
+def rescale_by_max(samples: Tensor, *, least: float) -> Tensor:
     """Return samples divided by their largest absolute value, for relations that do not depend on the scale.
 
     Products of very small or very large numbers would otherwise underflow or overflow. Samples up to `least` become 0.

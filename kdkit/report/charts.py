@@ -38,10 +38,8 @@ class Bar:
     tone: str = ""
 
 
-def line_chart(
-    title: str, series: Sequence[Series], *, bounds: tuple[float, float] | None = None, x_name: str = "epoch"
-) -> Markup:
-    """Return lines over whole numbers, such as epochs. bounds: of the vertical axis; those of the values if None."""
+def line_chart(title: str, series: Sequence[Series], *, bounds: tuple[float, float] | None = None) -> Markup:
+    """Return lines over epochs. bounds: of the vertical axis; those of the values if None."""
     width, height, left, right, top, bottom = 344, 196, 44, 12, 12, 34
     points = [point for line in series for point in line.points if math.isfinite(point[1])]
     if not points:
@@ -68,7 +66,7 @@ def line_chart(
         if first <= tick <= last:
             x = at(tick, low)[0]
             parts.append(f'<text class="tick mid" x="{x:.1f}" y="{height - bottom + 16}">{tick}</text>')
-    parts.append(f'<text class="tick end" x="{width - right}" y="{height - 3}">{_text(x_name)}</text>')
+    parts.append(f'<text class="tick end" x="{width - right}" y="{height - 3}">epoch</text>')
     for line in series:
         shown = [(x, y, *at(x, y)) for x, y in line.points if math.isfinite(y)]
         colour = line.colour % _COLOURS
@@ -81,7 +79,7 @@ def line_chart(
             # A wide transparent circle, whose title browsers show when the mouse is near the point.
             if is_marked or len(shown) <= _HOVERED:
                 best = ", kept" if is_marked else ""
-                label = _text(f"{line.name}, {x_name} {x:g}: {y:.4g}{best}")
+                label = _text(f"{line.name}, epoch {x:g}: {y:.4g}{best}")
                 parts.append(f'<circle class="hit" cx="{px:.1f}" cy="{py:.1f}" r="6"><title>{label}</title></circle>')
     return Markup("".join([*parts, "</svg>"]))
 

@@ -86,7 +86,7 @@ def available(device: torch.device | str = "cpu") -> int | None:
     return min(bounds) if bounds else None
 
 
-def describe_use(device: torch.device | str = "cpu") -> str:
+def describe_use(device: torch.device | str) -> str:
     """Return how much memory a device has and how much of it is in use, or how much is left, as text."""
     device = torch.device(device)
     if device.type == "cuda":
