@@ -4,7 +4,7 @@
     kdkit run examples/ecg_records.py --data FOLDER --rate 250 --seconds 10
 
 FOLDER has records (WFDB, DICOM, GE MUSE XML, HL7 aECG or EDF), and labels.csv with the columns record, label and
-patient. Until then, the records are simulated. docs/ecg.md describes other files, such as NumPy arrays and HDF5, and
+patient. Without it, the records are simulated. docs/ecg.md describes other files, such as NumPy arrays and HDF5, and
 other tables.
 """
 
