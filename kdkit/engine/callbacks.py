@@ -38,7 +38,7 @@ class Callbacks:
     def call(self, hook: str, event: Any) -> None:
         """Call every callback that implements this hook.
 
-        Raises the KdkitError of a callback. After epoch_ended, `raise_error` does so when the epoch is saved.
+        Raises the KdkitError of a callback; for epoch_ended, `raise_error` raises it after the epoch is saved.
         """
         implementations = self._implementations(hook)
         state = torch.get_rng_state() if implementations else None

@@ -106,7 +106,7 @@ class RunEvaluation:
 def _note_weak_teachers(
     metrics: Mapping[str, dict[str, MetricResult]], stages: Iterable[Stage], metric: Metric, split: str
 ) -> bool:
-    """Add a note to the metric of each frozen teacher that is clearly worse than its student. Returns if there are any.
+    """Add a note to the metric of each frozen teacher that is clearly worse than its student; return whether any is.
 
     metrics: by names of network and metric. split: the one that they were computed on.
     """

@@ -55,7 +55,7 @@ def storage_problems(stage: Stage) -> Iterator[str]:
 
 
 def require_compilable(stages: Iterable[Stage]) -> None:
-    """Raise RecipeError if the balancing of a stage needs the gradient of each term: a compiled module has none."""
+    """Raise RecipeError if the balancing of a stage needs a gradient per term, which a compiled module lacks."""
     for stage in stages:
         balancing = stage.training.balancing
         if balancing.needs_separate_gradients:
