@@ -118,6 +118,17 @@ def test_features_of_other_widths_than_the_classes_are_no_head():
     assert value(student, Match(teacher, first_column, student=Tap(student.module.body))) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("names", [("student", "teacher"), ("teacher",), ("student",)])
+def test_outputs_of_a_regression_in_another_order_are_refused(names):
+    classes = dict.fromkeys(names, PERMUTED)
+    student, teacher = (Net(name, make(), classes=classes.get(name), trained=True) for name in ("student", "teacher"))
+    problem = rf"net '{names[0]}' has the outputs c, a, b, and the data has a, b, c; .* in the order of the data"
+    with pytest.raises(CheckError, match=problem):
+        value(student, Match(teacher, nn.MSELoss()), INPUTS[:, :3], task="regression")
+    other = Net("student", make(), classes=("x", "y", "z"))
+    assert value(other, Truth(nn.MSELoss()), INPUTS[:, :3], task="regression") > 0  # names of its own are no order
+
+
 def test_maps_of_classes_are_aligned():
     def conv(seed):
         torch.manual_seed(seed)
