@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, Literal, NoReturn
 
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 from kdkit.data.batch import Batch, as_targets
 from kdkit.data.samples import SampleKeys, as_weights, missing_labels
 from kdkit.errors import DataError
+from kdkit.utils.randomness import seeded_on_cpu
 from kdkit.utils.reprs import describe_count, describe_names
 
 Task = Literal["multiclass", "multilabel", "regression"]
@@ -96,6 +98,8 @@ class LoaderSplit:
     labels: Tensor | None = None
     groups: Tensor | None = None
 
+    seed: int | None = None  # from which the loader draws when it is opened; None: from the global random states
+
     def __init__(self, loader: "DataLoader[Any]") -> None:
         self.loader = loader
         if getattr(loader, "num_workers", 0) and not isinstance(loader.worker_init_fn, WorkerInit):
@@ -108,7 +112,9 @@ class LoaderSplit:
         return f"{type(self).__name__}({type(self.loader).__name__} of {type(self.loader.dataset).__name__})"
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self.loader:
+        with nullcontext() if self.seed is None else seeded_on_cpu(self.seed):
+            batches = iter(self.loader)  # a DataLoader draws a seed for its workers, also if it has none
+        for batch in batches:
             inputs, labels, weights = self.keys.split(batch, self.source)
             labels = missing_labels(inputs) if labels is None else as_targets(labels, per_position=self.per_position)
             yield Batch(inputs, labels, weights=as_weights(weights, labels, self.source))

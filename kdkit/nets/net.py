@@ -35,7 +35,8 @@ class Net(Generic[M]):
     the second dimension; None decides by the labels of the first batch, if these have positions.
     classes: the names of its outputs, if they differ from the classes of the data, also in their order. Terms compare
     shared classes only, in the order of the data, which is that of a vector per class, such as the `weight` of a loss.
-    A number stands for the names "0", "1", ..., such as 151936 of a padded vocabulary.
+    A number stands for the names "0", "1", ..., such as 151936 of a padded vocabulary. Those of a regression must be in
+    the order of the data.
     weights: a .safetensors or torch file, a sharded index, or the folder of a run or of `save_pretrained`, loaded
     immediately. State dicts inside of checkpoints are found, and prefixes such as "module." removed.
     weights_key: which weights to load if there are several: the path of an entry or of a prefix of keys, such as

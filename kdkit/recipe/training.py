@@ -41,7 +41,7 @@ class Training:
     over the data follow each other. None is one pass; a stream without a length needs a number.
     accumulate_steps: micro-batches per optimizer update, whose gradient is that of one batch of all their samples, also
     if micro-batches differ in size or in the number of labels that a loss averages over. Losses that relate samples,
-    and batch norm, see one micro-batch.
+    batch norm, and the balancing PCGrad, CAGrad and GradNorm see one micro-batch.
     max_grad_norm: clip the norm of the gradient over all trained parameters; None does not clip.
     balancing: how terms become gradients: WeightedSum, UncertaintyWeighting, GradNorm, CAGrad or PCGrad.
     keep: the weights of the "best" epoch by the metric `monitor` on the validation split (the recipe's first metric if

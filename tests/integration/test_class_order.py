@@ -12,6 +12,7 @@ from kdkit import ClassifierTap, Distiller, Match, Net, Optimizer, Recipe, Stage
 from kdkit.errors import CheckError
 from kdkit.losses import CATKD, DKD, LED, RKD, HardTargets, SoftTargets
 from kdkit.metrics import F1, FixedThresholds
+from tests.helpers.open_stages import only_problem
 
 CLASSES, PERMUTED = ("a", "b", "c"), ("c", "a", "b")
 INPUTS = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
@@ -118,6 +119,17 @@ def test_features_of_other_widths_than_the_classes_are_no_head():
     assert value(student, Match(teacher, first_column, student=Tap(student.module.body))) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("names", [("student", "teacher"), ("teacher",), ("student",)])
+def test_outputs_of_a_regression_in_another_order_are_refused(names):
+    classes = dict.fromkeys(names, PERMUTED)
+    student, teacher = (Net(name, make(), classes=classes.get(name), trained=True) for name in ("student", "teacher"))
+    problem = rf"net '{names[0]}' has the outputs c, a, b, and the data has a, b, c; .* in the order of the data"
+    with pytest.raises(CheckError, match=problem):
+        value(student, Match(teacher, nn.MSELoss()), INPUTS[:, :3], task="regression")
+    other = Net("student", make(), classes=("x", "y", "z"))
+    assert value(other, Truth(nn.MSELoss()), INPUTS[:, :3], task="regression") > 0  # names of its own are no order
+
+
 def test_maps_of_classes_are_aligned():
     def conv(seed):
         torch.manual_seed(seed)
@@ -178,6 +190,23 @@ def test_vectors_of_other_classes_are_refused_with_the_remedy():
     recipe = evaluated(Net("student", module, classes=("c", "a")), (-1.0, 0.0, 1.0))
     with pytest.raises(CheckError, match=r"3 thresholds for 2 classes \(a, c\); give one for each"):
         kdkit.run(recipe, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("first", "classes", "ignore_index"),
+    [(1, ("c", "a"), None), (-1, CLASSES, -1)],
+    ids=["classes that the network lacks", "no labels"],
+)
+def test_a_term_is_checked_if_the_first_samples_have_no_label_that_it_compares(first, classes, ignore_index):
+    labels = torch.cat([torch.full((4,), first), LABELS[4:]])
+    loss = nn.CrossEntropyLoss(weight=torch.ones(4), ignore_index=-1)
+    data = TorchData(
+        TensorDataset(INPUTS, labels), TensorDataset(INPUTS, LABELS), classes=CLASSES, ignore_index=ignore_index
+    )
+    net = Net("student", nn.Linear(8, len(classes)), classes=classes)
+    problem = only_problem(Recipe(data=data, schedule=[Stage({net: Truth(loss)}, Training(epochs=1))]))
+    assert "term 'truth': CrossEntropyLoss does not accept " in problem
+    assert "weight tensor" in problem
 
 
 def test_a_vector_of_the_shared_classes_is_in_the_order_of_the_data():

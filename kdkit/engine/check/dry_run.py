@@ -1,7 +1,7 @@
 """Run an open stage once on a tiny batch, which shows the shapes, builds the losses and reveals most mistakes."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -18,6 +18,8 @@ from kdkit.engine.check.step_problems import preserve, step_problem
 from kdkit.engine.check.term_problem import term_problem
 from kdkit.engine.failures.not_finite import cause_in_inputs, cause_in_outputs
 from kdkit.engine.stage.open_stage import OpenStage
+from kdkit.engine.stage.term_inputs import TermInputs
+from kdkit.engine.stage.terms import BoundTerm
 from kdkit.engine.stage.train_state import balancer_parameters, build_balancer, named_trainable_parameters
 from kdkit.errors import KdkitError, RecipeError, first_line
 from kdkit.losses.base import allows_any_classes, requirements_of
@@ -392,8 +394,11 @@ class _DryRun:
             try:
                 # As if the teacher had an output for each sample: a Past has them later.
                 inputs = self.module.gather_inputs(term, self.batch, outputs, fill=True)
+                tried = inputs
+                if self._leaves_out_all(term, inputs):  # later samples have labels that it compares
+                    tried = self.module.gather_inputs(term, self._labelled_batch(term), outputs, fill=True)
                 with watch_projectors(term.loss) as projectors:
-                    problem = term_problem(term, inputs, self.module.loss_kwargs(term, inputs), cause_not_finite)
+                    problem = term_problem(term, tried, self.module.loss_kwargs(term, tried), cause_not_finite)
             except RecipeError as error:
                 self.problems.append(f"term {term.label!r}: {error}")
                 continue
@@ -417,6 +422,24 @@ class _DryRun:
             self.report.terms.append(summarize(term, whole, self.open_taps, projectors.values()))
         students = self.module.students
         self.report.untrained_outputs = all(parameters_behind([outputs[net.name].output]) - trained for net in students)
+
+    def _leaves_out_all(self, term: BoundTerm, inputs: TermInputs) -> bool:
+        """Whether a term compares no sample of the batch, because of their labels."""
+        if not self.context.has_labels or self.batch.labels.is_floating_point():
+            return False
+        if term.ignore_index is not None and (inputs.labels == term.ignore_index).all():
+            return True
+        selects = term.alignment is not None or term.rows is not None
+        return selects and not len(as_tuple(inputs.student)[0])
+
+    def _labelled_batch(self, term: BoundTerm) -> Batch:
+        """Return the batch with labels of classes that a term compares."""
+        shared = getattr(term.alignment, "labels", None)  # None if all are
+        classes = range(len(self.context.classes)) if shared is None else shared.tolist()
+        compared = torch.tensor([index for index in classes if index not in self.context.ignored_labels] or [0])
+        labels = self.batch.labels
+        numbers = torch.arange(labels.numel()) % len(compared)
+        return replace(self.batch, labels=compared[numbers].view_as(labels).to(labels))
 
 
 def _describe_failure(teacher: Teacher, batch: Batch, error: Exception) -> str:

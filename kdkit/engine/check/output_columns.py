@@ -9,6 +9,7 @@ from kdkit.losses.base import BuildContext
 from kdkit.losses.validation import ONE_OUTPUT
 from kdkit.nets.net import Net
 from kdkit.teachers.base import Teacher
+from kdkit.utils.reprs import describe_names
 
 
 def columns_problem(net: Net[Any], output: Tensor, labels: Tensor, context: BuildContext) -> str | None:
@@ -27,7 +28,9 @@ def columns_problem(net: Net[Any], output: Tensor, labels: Tensor, context: Buil
             f"net {net.name!r} has outputs of shape {shape} for labels of shape {_batch_shape(labels.shape)}, one per "
             "pixel or token; return outputs per pixel or token from the network, or one label per sample from the data"
         )
-    if context.task == "regression" or output.shape[1:] == (len(classes), *positions):
+    if context.task == "regression":
+        return _order_problem(net, context)
+    if output.shape[1:] == (len(classes), *positions):
         return None
     # Of classes in the last dimension, nothing but the positions of the labels says so.
     if positions and output.ndim == 2 + len(positions) and len(classes) in (output.shape[1], output.shape[-1]):
@@ -75,6 +78,22 @@ def is_about_classes(
     classes = net.classes or context.classes
     is_by_class = output.ndim == 2 + context.position_dims and output.shape[1] == len(classes)
     return is_by_class and not set(classes).isdisjoint(context.classes)
+
+
+def _order_problem(net: Net[Any], context: BuildContext) -> str | None:
+    """Return the problem of outputs of a regression whose columns have the data's names in another order, or None.
+
+    Numbers may have any shape, so columns cannot be selected by their names, as those of classes are.
+    """
+    columns = {name: index for index, name in enumerate(context.classes)}
+    names = net.classes or ()
+    if all(columns.get(name, index) == index for index, name in enumerate(names)):
+        return None
+    of_data = describe_names(context.classes)
+    return (
+        f"net {net.name!r} has the outputs {describe_names(names)}, and the data has {of_data}; "
+        "a regression compares columns by their position, so the network must return them in the order of the data"
+    )
 
 
 def _class_advice(net: Net[Any], output: Tensor, context: BuildContext) -> str:

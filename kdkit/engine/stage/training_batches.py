@@ -1,5 +1,6 @@
 """The training batches of each epoch of a stage, from rows in a seeded order, or from a stream."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -53,7 +54,8 @@ class TrainingBatches:
         self.per_epoch = batches_per_epoch(self.split, training)
         self.stream: _Stream | None = None
         if isinstance(self.split, LoaderSplit) and training.steps_per_epoch is not None:
-            self.stream = _Stream(self.split, training.batch_size, pin=device_data.pins, check=label_check)
+            batched = self.split.batched(training.batch_size, pin=device_data.pins)
+            self.stream = _Stream(batched, training.batch_size, seed, label_check)
         self.transform = BatchTransform.from_data(data)
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
@@ -197,11 +199,11 @@ class _Segment(NamedTuple):
 
 
 class _Stream:
-    """The batches of a LoaderSplit, one pass after another."""
+    """The batches of a LoaderSplit, one pass after another. seed: of the stage."""
 
-    def __init__(self, split: LoaderSplit, batch_size: int, *, pin: bool, check: LabelCheck | None) -> None:
-        self.split, self.check = split, check
-        self.batch_size, self.pin = batch_size, pin
+    def __init__(self, split: LoaderSplit, batch_size: int, seed: int, check: LabelCheck | None) -> None:
+        self.split, self.check = copy.copy(split), check  # its seed is set below
+        self.batch_size, self.seed = batch_size, seed
         self.number = 0  # of the pass
         self._iterator: Iterator[Batch] | None = None
         self._yielded = False  # whether this pass has yielded a batch
@@ -236,8 +238,9 @@ class _Stream:
         while True:
             if self._iterator is None:
                 set_epoch(self.split, self.number)
-                batched = self.split.batched(self.batch_size, pin=self.pin)
-                self._iterator = iter(ReadBatches(batched, self.check))
+                # A run that resumes within a pass opens the loader once more, which must not change what steps draw.
+                self.split.seed = derive_seed(self.seed, self.number, SeedPurpose.LOADING)
+                self._iterator = iter(ReadBatches(self.split, self.check))
             batch = next(self._iterator, None)
             if batch is None:
                 if not self._yielded:

@@ -83,6 +83,7 @@ class Surgery(Balancer):
     The parameters of a net that at least two terms reach are combined as one vector. Parameters that one term reaches
     get the weighted gradient of that term, and parameters of losses the sum over terms. Terms of weight 0 or without a
     graph are left out. If fewer than two remain, the result is their weighted sum. Takes a backward pass for each term.
+    With accumulated gradients, those of each micro-batch are combined, and the results are added.
     """
 
     averages_across_ranks = True
