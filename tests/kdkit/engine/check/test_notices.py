@@ -230,8 +230,8 @@ def test_a_teacher_that_is_worse_than_its_student_is_noted_at_the_end(tmp_path, 
     )
     result = run(recipe, out=tmp_path / "run", progress=True)
     note = (
-        "accuracy of teacher 'teacher' on test, 0.0833, is worse than 0.833 of its student 'student'; a better teacher "
-        "may help more"
+        "accuracy of teacher 'teacher' on test, 0.0833, is worse than that of its student 'student', 0.833; a better "
+        "teacher may help more"
     )
     assert result.metrics["teacher"]["accuracy"].note == note
     assert note in json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]["teacher"]["accuracy"]["note"]
