@@ -390,9 +390,9 @@ PROBLEMS = {
     ),
     "names of classes": (
         [(row, "abc"[label]) for row, label in WHOLE],
-        r"expected a tensor of class indices: number the classes, such as by names\.index",
+        r"expected a tensor of class indices: number the classes, such as with names\.index",
     ),
-    "no labels": ([(row, None) for row, _ in WHOLE], r"a sample without a label has the label that .*ignore_index="),
+    "no labels": ([(row, None) for row, _ in WHOLE], r"give samples without a label the class index .*ignore_index="),
     "arrays and not samples": ((INPUTS.numpy(), LABELS.numpy()), r"must yield pairs \(inputs, labels\); got a"),
     "inputs apart": (TensorDataset(INPUTS, INPUTS, LABELS), "got additional weights that are int64 of shape"),
 }
@@ -409,7 +409,7 @@ def test_images_of_pil_are_refused_with_the_transform_to_add():
     from PIL import Image
 
     rows = [(Image.new("RGB", (4, 4)), int(label)) for label in LABELS]
-    with pytest.raises(DataError, match=r"make images tensors in the Dataset, such as by .*PILToTensor\(\)"):
+    with pytest.raises(DataError, match=r"convert images to tensors in the Dataset, such as with .*PILToTensor\(\)"):
         distill(Mlp(), Mlp(), rows)
 
 
