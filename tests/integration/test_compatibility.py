@@ -531,12 +531,14 @@ def test_a_schedule_of_transformers_has_the_length_of_the_stage():
 
 
 def test_an_optimizer_that_exists_already_is_refused():
-    with pytest.raises(RecipeError, match=r"optimizer must be Optimizer\(torch\.optim\.Adam, lr=\.\.\.\)"):
+    with pytest.raises(
+        RecipeError, match=r"optimizer must be a kdkit.Optimizer, such as Optimizer\(torch\.optim\.Adam, lr=\.\.\.\)"
+    ):
         Training(epochs=1, optimizer=torch.optim.Adam(Mlp().parameters()))
 
 
 def test_two_optimizers_of_one_stage_are_refused():
-    with pytest.raises(RecipeError, match="optimizer must be Optimizer"):
+    with pytest.raises(RecipeError, match=r"optimizer must be a kdkit.Optimizer"):
         Training(epochs=1, optimizer=[Optimizer(torch.optim.Adam), Optimizer(torch.optim.SGD)])
 
 
