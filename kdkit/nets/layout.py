@@ -70,7 +70,7 @@ class FeatureForm:
             )
 
     def note_runs(self) -> None:
-        """Record that the module ran several times in one forward pass."""
+        """Note that the module ran again in one forward pass."""
         if not self.doubt:
             self.doubt = (
                 f"{self.layer} runs several times in a forward pass, and the tap on it takes the tensor of its last "
@@ -103,7 +103,7 @@ class FeatureForm:
                 # If the channels of a square map are last, the two dimensions before them are equal.
                 may_be_last = shape[-1] in owner.second and (is_sequence or shape[1] == shape[2])
                 return False, "its last dimension fits its layers" if may_be_last else ""
-        return False, "no layer in it or around it has this many channels" if is_sequence else ""
+        return False, "no layer in it or around it has as many channels" if is_sequence else ""
 
 
 def path_of(module: nn.Module, net: Net[Any]) -> str | None:

@@ -52,7 +52,7 @@ class Past:
     def open(self, taps: Sequence[TapLike], context: BuildContext) -> TeacherSession:
         """Return a session with empty tables. Raises RecipeError if there are taps or the data has no sample ids."""
         if taps:
-            raise RecipeError(f"{self.name!r} has outputs only, and no features; match it without target=...")
+            raise RecipeError(f"{self.name!r} has no features, only outputs; leave out target=...")
         if context.samples is None or not context.ids:
             raise RecipeError(
                 f"{self.name!r} stores outputs by sample id, but a user-defined DataLoader has none; pass its Dataset "

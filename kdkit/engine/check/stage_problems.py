@@ -213,7 +213,7 @@ def _target_tap_problems(match: Match) -> Iterator[str]:
             "whose outputs are matched without target=..."
         )
     if isinstance(teacher, Past) and taps:
-        yield f"{teacher.name!r} has outputs only, and no features; match it without target=..."
+        yield f"{teacher.name!r} has no features, only outputs; leave out target=..."
     elif isinstance(teacher, Teachers) and taps:
         if len(taps) != len(teacher.members):
             yield (

@@ -177,7 +177,7 @@ def test_linear_layers_between_convolutions_do_not_make_the_channels_last(path, 
 
 
 DOUBTS = {
-    "no layer": (nn.Sequential(nn.Identity()), "0", {}, "no layer in it or around it has this many channels"),
+    "no layer": (nn.Sequential(nn.Identity()), "0", {}, "no layer in it or around it has as many channels"),
     "a function": (Encoder(), "layer", {"element": lambda value: value[:, 1:]}, "element=... may select any tensor"),
     "tokens first": (
         Encoder(batch_first=False),

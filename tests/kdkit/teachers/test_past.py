@@ -116,5 +116,5 @@ def test_a_past_has_no_features():
     student = tiny_net("student")
     objective = plain_goal() + Match(Past(student), nn.MSELoss(), **hidden_taps(student, student))
     assert any(
-        "'past of student' has outputs only, and no features" in problem for problem in problems_of(student, objective)
+        "'past of student' has no features, only outputs" in problem for problem in problems_of(student, objective)
     )
