@@ -1,4 +1,4 @@
-"""Every deliberate error of kdkit. Its message has the expected value, the actual one, and what to do."""
+"""The errors that kdkit raises on purpose. Each message states what was expected, what came, and what to do."""
 
 import os
 import traceback
@@ -31,7 +31,7 @@ class RunFolderError(KdkitError):
 
 
 class RemoteRankError(KdkitError):
-    """Another rank of this run raised an error, which that rank prints; the command line prints nothing here."""
+    """Another rank of this run raised an error. That rank prints it; the command line prints nothing here."""
 
 
 class ContractError(KdkitError):
@@ -51,14 +51,14 @@ class CacheError(KdkitError):
 
 
 class Terminated(SystemExit):
-    """SIGTERM ended a run, after its last training step and a checkpoint. Not an error: schedulers send it."""
+    """SIGTERM ended a run after a training step and a checkpoint. Not an error: job schedulers send this signal."""
 
     def __init__(self) -> None:
-        super().__init__(128 + 15)  # as shells report SIGTERM
+        super().__init__(128 + 15)  # the exit status that shells report for SIGTERM
 
 
 class CheckError(KdkitError):
-    """All problems of an experiment that were found before its first step."""
+    """All problems of an experiment that the check found before its first step."""
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = tuple(problems)
@@ -73,16 +73,16 @@ class CheckError(KdkitError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error message, or the name of its class if it has no message.
+    """Return the first line of an error message, or the name of the error's class if the message is empty.
 
-    It is cut after 500 characters: messages of libraries may contain all of a damaged file.
+    The line is cut after 500 characters: the message of a library may contain a whole damaged file.
     """
     line = next(iter(str(error).splitlines()), type(error).__name__)
     return line if len(line) <= 500 else f"{line[:500]}..."
 
 
 def describe_error(error: BaseException) -> str:
-    """Return an error in one line: its class, the first line of its message, and the line of code that raised it."""
+    """Describe an error in one line: its class, the first line of its message, and the line of code that raised it."""
     lines, frames = str(error).splitlines(), traceback.extract_tb(error.__traceback__)
     message = f": {lines[0]}" if lines else ""
     position = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
@@ -90,28 +90,28 @@ def describe_error(error: BaseException) -> str:
 
 
 def shows_tracebacks() -> bool:
-    """Whether the environment variable KDKIT_TRACEBACK requests the traceback of errors that are shown in one line."""
+    """Whether the environment variable KDKIT_TRACEBACK requests tracebacks for errors that are shown in one line."""
     return os.environ.get("KDKIT_TRACEBACK", "0") not in ("", "0")
 
 
 def shortened(value: object, most: int = 500) -> str:
-    """Return the repr of a value that was read from a file, cut after so many characters."""
+    """Return the repr of a value that was read from a file, cut after `most` characters."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def describe(value: object) -> str:
-    """Return a text for an error message: the repr of a value, or for a class a hint that it was not called."""
+    """Describe a value for an error message: its repr, or, for a class, a hint that it was not called."""
     return f"the class {value.__name__}; did you forget its ()?" if isinstance(value, type) else repr(value)
 
 
-_MOST_NAMES = 1000  # that are compared with an unknown one: a file of weights may have millions
+_MOST_NAMES = 1000  # how many names are compared with an unknown one: a weight file may have millions
 
 
 def did_you_mean(wrong: str, names: Iterable[str]) -> str:
     """Return a hint for an unknown name: the most similar valid name, or all valid names if none is similar."""
     names = sorted(names)[:_MOST_NAMES]
-    matches = get_close_matches(wrong, names, n=1, cutoff=0.6)  # 0.6 is difflib's default: typing errors pass
+    matches = get_close_matches(wrong, names, n=1, cutoff=0.6)  # difflib's default, which finds typos
     if matches:
         return f"did you mean {matches[0]!r}?"
     return f"there are: {', '.join(names)}" if names else "there are none"

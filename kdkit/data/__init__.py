@@ -1,1 +1,1 @@
-"""Batches, data sets, and loading them."""
+"""Batches, data sets, and how they are loaded."""

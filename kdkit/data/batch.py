@@ -1,4 +1,4 @@
-"""A batch of samples, which is moved to a device, sliced and passed to networks."""
+"""A batch of samples, with functions that move, slice, collate and rebuild it."""
 
 import copy
 from collections import UserDict
@@ -16,17 +16,17 @@ from kdkit.utils.reprs import describe_array, describe_options
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Samples with their labels and ids.
+    """A batch of samples with their labels and ids.
 
     inputs: a tensor, or a (named) tuple, list, mapping or dataclass of tensors, each (batch, ...), or an object with a
     method `to`, such as the graphs of a batch.
-    labels: (batch,) int64 for multiclass, or (batch, classes) floats whose rows sum to 1; (batch, *positions) int64 for
-    a class per pixel or token; (batch, classes) floats of 0 and 1 for multilabel, or (batch, classes, *positions); any
-    floats for regression.
+    labels: for multiclass, (batch,) int64, or (batch, classes) floats whose rows sum to 1, or (batch, *positions) int64
+    with one class per pixel or token; for multilabel, (batch, classes) or (batch, classes, *positions) floats of 0 and
+    1; for regression, any floats.
     ids: (batch,) int64, unique per sample; None if the data has no ids.
-    draw: the index of the deterministic augmentation that the samples are shown in; None if unknown.
-    ids_on_cpu: the ids before the batch was moved to a device, so that looking samples up does not wait for the device.
-    weights: (batch,) floats, the weight of each sample in losses that use it; None if the data has no weights.
+    draw: the index of the samples' deterministic augmentation; None if unknown.
+    ids_on_cpu: the ids before the batch was moved to a device, so that looking up samples does not wait for the device.
+    weights: (batch,) floats, the weight of each sample in losses that use weights; None if the data has no weights.
     """
 
     inputs: Any
@@ -42,7 +42,7 @@ class Batch:
         return f"Batch({', '.join([*arrays, *describe_options(self, 'draw')])})"
 
     def to(self, device: torch.device) -> "Batch":
-        """Return the batch on `device`; the copy is asynchronous if the batch is in pinned memory."""
+        """Return the batch on `device`. The copy is asynchronous if the batch is in pinned memory."""
         if self.labels.device == device:  # all tensors of a batch are on one device
             return self
         ids = None if self.ids is None else self.ids.to(device, non_blocking=True)
@@ -73,7 +73,7 @@ class Batch:
         )
 
     def pin_memory(self) -> "Batch":
-        """Return the batch in pinned memory; torch's DataLoader calls this. Tensors on a device stay there."""
+        """Return the batch in pinned memory. torch's DataLoader calls this. Tensors on a device stay there."""
         ids = None if self.ids is None else _pinned(self.ids)
         weights = None if self.weights is None else _pinned(self.weights)
         inputs = map_tensors(self.inputs, _pinned)
@@ -86,16 +86,16 @@ class Batch:
 def as_targets(labels: Tensor, *, per_position: bool = False) -> Tensor:
     """Return labels in the form that losses take: (batch, classes) indicators as floats, class indices as int64.
 
-    per_position: whether they are classes of positions, (batch, *positions), which become int64.
+    per_position: whether labels are classes of positions, (batch, *positions), which become int64.
     """
     if isinstance(labels, Tensor) and labels.dtype is torch.int64 and (per_position or labels.ndim == 1):
-        return labels  # by far the most common ones
+        return labels  # by far the most common case
     if per_position:
-        return labels.long()  # masks of images are often uint8
-    # torch's BCEWithLogitsLoss needs floats, but multi-hot labels often come as integers or bools.
+        return labels.long()  # image masks are often uint8
+    # torch's BCEWithLogitsLoss needs floats, but multi-hot labels are often integers or bools.
     if not isinstance(labels, Tensor) or labels.is_floating_point():
         return labels
-    if labels.ndim == 1 and labels.dtype != torch.bool:  # which is refused
+    if labels.ndim == 1 and labels.dtype != torch.bool:  # bool labels are refused elsewhere
         return labels.long()  # numpy and pandas often have int32, which torch's cross-entropy does not take
     return labels.float() if labels.ndim == 2 else labels
 
@@ -103,7 +103,7 @@ def as_targets(labels: Tensor, *, per_position: bool = False) -> Tensor:
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Return a tensor, or a (named) tuple, list, mapping or dataclass of tensors, with `change` applied to each tensor.
 
-    A mapping keeps its type if that can be built from a dict; otherwise the result is a dict.
+    A mapping keeps its type if the type can be built from a dict; otherwise the result is a dict.
     """
     if isinstance(value, Tensor):
         return change(value)
@@ -131,7 +131,7 @@ def has_objects(value: Any) -> bool:
 
 
 def nested_tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in a value, nested, in the order in which `map_tensors` changes them."""
+    """Yield all tensors in a nested value, in the order in which `map_tensors` changes them."""
     if isinstance(value, Tensor):
         yield value
     else:
@@ -140,7 +140,7 @@ def nested_tensors(value: Any) -> Iterator[Tensor]:
 
 
 def holds_only_tensors(value: Any) -> bool:
-    """Return whether a value is a tensor, None, or a container of nothing but these, nested."""
+    """Return whether a value is a tensor, None, or a nested container of only these."""
     items = items_of(value)
     return isinstance(value, Tensor | None) or (
         items is not None and all(holds_only_tensors(item) for _, item in items)
@@ -149,7 +149,7 @@ def holds_only_tensors(value: Any) -> bool:
 
 def items_of(value: Any) -> list[tuple[Any, Any]] | None:
     """Return the keys and items of a mapping, dataclass, tuple or list; None for anything else."""
-    if isinstance(value, Mapping):  # before dataclasses: the outputs of transformers are both
+    if isinstance(value, Mapping):  # before dataclasses: the outputs of transformers models are both
         return list(value.items())
     if isinstance(value, (tuple, list)):
         return list(enumerate(value))
@@ -159,26 +159,26 @@ def items_of(value: Any) -> list[tuple[Any, Any]] | None:
 
 
 def collate(samples: Sequence[Any]) -> Any:
-    """Return samples as one batch, as torch's DataLoader does by default, which refuses dataclasses."""
+    """Collate samples into a batch like torch's DataLoader, which does not accept dataclasses."""
     first = samples[0]
     items = items_of(first)
     if items is None or not _contains_dataclass(first):
         return default_collate(list(samples))
-    columns = zip(*(items_of(sample) or () for sample in samples), strict=True)  # of (key, item), one per sample
+    columns = zip(*(items_of(sample) or () for sample in samples), strict=True)  # each has one (key, item) per sample
     return rebuild(first, {column[0][0]: collate([item for _, item in column]) for column in columns})
 
 
 def rebuild(value: Any, items: dict[Any, Any]) -> Any:
-    """Return a container like `value` with these items, by the keys of `items_of`."""
+    """Return a container like `value` with these items, under the keys of `items_of`."""
     if type(value) is dict:
         return items
     if isinstance(value, Mapping):
         return _rebuilt_mapping(value, items)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a namedtuple takes its items as arguments
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple takes its items as arguments
         return type(value)(*items.values())
     if isinstance(value, (tuple, list)):
         return type(value)(items.values())
-    rebuilt = copy.copy(value)  # without __init__ and __post_init__, which may expect other arguments
+    rebuilt = copy.copy(value)  # does not call __init__ and __post_init__, which may expect other arguments
     for name, item in items.items():
         object.__setattr__(rebuilt, name, item)  # a frozen dataclass refuses setattr
     return rebuilt
@@ -191,7 +191,7 @@ def _rebuilt_mapping(value: Mapping[Any, Any], items: dict[Any, Any]) -> Mapping
             return rebuilt
     except Exception:  # such as a defaultdict, whose first argument is its factory
         pass
-    # The copy of any other mapping may share its items, and an update would change the original.
+    # Only these: the copy of another mapping may share its items, so that an update would change the original.
     if isinstance(value, (dict, UserDict)):
         try:
             copied = copy.copy(value)

@@ -17,8 +17,8 @@ from kdkit.utils.reprs import describe_count, describe_names
 
 Task = Literal["multiclass", "multilabel", "regression"]
 
-# The members of Split and Data are `cached_property`s, so a subclass may define a member in any form: as a property, as
-# a class attribute, as a dataclass field, or by assignment in __init__, which a plain property would refuse.
+# The members of Split and Data are `cached_property`s, so that a subclass may define a member in any form: as a
+# property, a class attribute, a dataclass field, or by assignment in __init__, which a plain property would not allow.
 
 
 class Split:
@@ -29,7 +29,7 @@ class Split:
 
     @cached_property
     def ids(self) -> Tensor:
-        """(rows,) int64, unique per sample over all splits."""
+        """The ids of the samples, (rows,) int64, unique over all splits."""
         _raise_undefined(self, "ids")
 
     def __repr__(self) -> str:
@@ -39,62 +39,63 @@ class Split:
         return len(self.ids)
 
     def batch(self, rows: Tensor, draw: int) -> Batch:
-        """Return the samples in these rows, (samples,) int64, in this order and this draw of their augmentation."""
+        """Return the samples in these rows, (samples,) int64, in this order, with this draw of their augmentation."""
         _raise_undefined(self, "batch(rows, draw)")
 
     def report_tensors(self, rows: Tensor) -> Mapping[str, Tensor]:
-        """Return tensors by which a plugin shows the samples in these rows in a report, each (samples, ...).
+        """Return the tensors that a plugin needs to show the samples in these rows in a report, each (samples, ...).
 
-        They are stored with the run, for the few samples that `kdkit report` shows; none by default.
+        They are stored with the run, for the few samples that `kdkit report` shows. None by default.
         """
         return {}
 
     def report_names(self, rows: Tensor) -> Sequence[str]:
-        """Return the names of the samples in these rows, such as those of their files, for a report; none by default.
+        """Return the names of the samples in these rows for a report, such as their file names; none by default.
 
-        They are stored with the tensors. A section of a report finds them in `run.sample_names`.
+        They are stored with the tensors. A report section reads them from `run.sample_names`.
         """
         return ()
 
     @cached_property
     def labels(self) -> Tensor | None:
-        """The labels of all rows, (rows, ...); None, the default, if only `batch` returns them.
+        """The labels of all rows, (rows, ...); None, the default, if only `batch` returns labels.
 
-        kdkit counts the positives of the training split from them, and would not read every sample for that.
+        kdkit uses them to count the positives of the training split. It does not read all samples for this purpose.
         """
         return None
 
     @cached_property
     def groups(self) -> Tensor | None:
-        """(rows,) int64, equal for dependent samples, such as the records of one patient; None, the default, if none.
+        """The group of each sample, (rows,) int64; None, the default, if samples are independent.
 
-        Bootstrap intervals of metrics resample whole groups.
+        Dependent samples, such as the records of one patient, have the same group. Bootstrap intervals of metrics
+        resample whole groups.
         """
         return None
 
     @cached_property
     def parallel(self) -> bool | Literal["threads"]:
-        """How batches are read next to a GPU, unless `Training.workers` is a number; False, the default: one by one.
+        """How batches are read if a GPU trains and `Training.workers` is None.
 
-        True: in worker processes, if reading a batch takes long. "threads": in threads, which pass a batch on without a
-        copy, if reading is mostly copying memory, or other code that releases Python's lock; `batch` must allow calls
-        from several threads.
+        False, the default: one by one in the main process. True: in worker processes, for batches that take long to
+        read. "threads": in threads, which pass batches without a copy, if reading mostly copies memory or runs other
+        code that releases Python's GIL; `batch` must then be thread-safe.
         """
         return False
 
 
 class LoaderSplit:
-    """A split that is the batches of a user-defined DataLoader, in the order and with the randomness of the loader.
+    """The batches of a user-defined DataLoader as a split, in the loader's own order and with its randomness.
 
-    Batches are pairs (inputs, labels), triples with the weight of each sample, or mappings, whose labels have one of
-    the usual keys; see TorchData. A loader of a stream need not have a length.
+    Batches are pairs (inputs, labels), triples with the weight of each sample, or mappings with one of the usual keys
+    for labels; see TorchData. The loader of a stream may have no length.
     """
 
     keys = SampleKeys()
-    source = "a DataLoader yields"  # how messages about its batches begin
+    source = "a DataLoader yields"  # the start of messages about its batches
 
     per_position = False  # whether labels are classes of positions, (batch, *positions)
-    # As of a Split; those of a loader are not known before its batches.
+    # As in a Split. They are not known before the loader's batches are read.
     labels: Tensor | None = None
     groups: Tensor | None = None
 
@@ -120,23 +121,23 @@ class LoaderSplit:
             yield Batch(inputs, labels, weights=as_weights(weights, labels, self.source))
 
     def batched(self, size: int, *, pin: bool = False) -> "LoaderSplit":
-        """Return the split in batches of this size, in pinned memory if `pin`; a DataLoader keeps its own batches."""
+        """Return the split in batches of this size, in pinned memory with `pin`. A DataLoader keeps its own batches."""
         return self
 
 
 class WorkerInit:
-    """Takes a worker process of a DataLoader out of the process group of the run, to which signals are sent.
+    """Removes a DataLoader worker process from the process group of the run, so that it does not receive its signals.
 
-    torchrun, `timeout` and terminals send them so. The main process ends a run after a step, for which it may need more
-    batches, and then its workers; if these ended first, it would raise an error. function: `worker_init_fn` of the
-    user's DataLoader, called afterwards.
+    torchrun, `timeout` and terminals send signals to the whole group. After a signal, the main process finishes its
+    step, may need more batches for it, and then ends its workers. If the workers ended first, it would raise an error.
+    function: the `worker_init_fn` of the user's DataLoader, called afterwards.
     """
 
     def __init__(self, function: Callable[[int], object] | None = None) -> None:
         self.function = function
 
     def __call__(self, number: int) -> None:
-        """Prepare the worker process of this number."""
+        """Prepare the worker process with this number."""
         if os.name == "posix":
             os.setpgid(0, 0)
         if self.function is not None:
@@ -146,11 +147,11 @@ class WorkerInit:
 class Data:
     """Base class of the data of an experiment: a training, a validation and a test split.
 
-    A subclass defines the members from `classes` to `test`; those from `has_unknown` on have defaults.
+    A subclass defines the members from `classes` to `test`; the members from `has_unknown` on have defaults.
     """
 
     def __repr__(self) -> str:
-        # Only what is known without work: to read a split may take minutes.
+        # Shows only what is already computed: reading a split may take minutes.
         parts = {name: vars(self)[name] for name in ("train", "validation", "test") if vars(self).get(name) is not None}
         splits = [f"{name}: {split}" for name, split in parts.items()]
         classes = vars(self).get("classes")
@@ -159,7 +160,7 @@ class Data:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes, in the order of the label columns or of the class indices."""
+        """The names of the classes, in the order of the label columns or class indices."""
         _raise_undefined(self, "classes")
 
     @cached_property
@@ -169,7 +170,7 @@ class Data:
 
     @cached_property
     def draws(self) -> int | None:
-        """How many deterministic augmentations each sample has; None if their randomness is unknown."""
+        """The number of deterministic augmentations of each sample; None if their randomness is unknown."""
         _raise_undefined(self, "draws")
 
     @cached_property
@@ -179,91 +180,91 @@ class Data:
 
     @cached_property
     def train(self) -> Split | LoaderSplit:
-        """The split that nets are trained on."""
+        """The split that the networks are trained on."""
         _raise_undefined(self, "train")
 
     @cached_property
     def validation(self) -> Split | LoaderSplit:
-        """The split that the best epoch and thresholds are chosen on."""
+        """The split on which the best epoch and the thresholds are chosen."""
         _raise_undefined(self, "validation")
 
     @cached_property
     def test(self) -> Split | LoaderSplit | None:
-        """The split that metrics are reported on; None to report them on `validation`."""
+        """The split on which metrics are reported; None to report them on `validation`."""
         _raise_undefined(self, "test")
 
     @cached_property
     def has_unknown(self) -> bool:
-        """Whether labels by class may be NaN, which stands for an unknown label; False, the default, if not."""
+        """Whether labels by class may be NaN, which means unknown; False by default."""
         return False
 
     @cached_property
     def position_dims(self) -> int:
-        """The number of dimensions of the positions that have labels each: 1 for tokens, 2 for pixels.
+        """The number of position dimensions if every position has a label: 1 for tokens, 2 for pixels.
 
         Labels are then classes, (batch, *positions), or 0 and 1 by class, (batch, classes, *positions). 0, the default,
-        if there is a label per sample.
+        means one label per sample.
         """
         return 0
 
     @cached_property
     def ignored_labels(self) -> tuple[int, ...]:
-        """Class indices that stand for no label, such as -100; none by default. Metrics and losses leave them out."""
+        """Class indices that mean no label, such as -100; none by default. Metrics and losses leave them out."""
         return ()
 
     @cached_property
     def summary(self) -> str:
-        """A text on which samples were read and which were excluded; read after the splits, when a run begins."""
+        """A text about the samples that were read and excluded. It is read after the splits, at the start of a run."""
         return ""
 
     @cached_property
     def notices(self) -> Sequence[str]:
-        """Lines that a reader of the metrics must know; read after the splits, when a run begins."""
+        """What a reader of the metrics must know, as lines. They are read after the splits, at the start of a run."""
         return ()
 
     @cached_property
     def preparation(self) -> Mapping[str, Any]:
-        """How raw samples become the inputs of a batch, as values for JSON; {}, the default, if it is not described.
+        """How raw samples become the inputs of a batch, as JSON values; {}, the default, if this is not described.
 
-        Exported files carry it, for programs that have neither kdkit nor torch. By convention it has a list `steps` of
-        objects with the name of a `step` and its options, in the order in which they are applied; see docs/export.md.
+        It is saved in exported files, for programs that have neither kdkit nor torch. By convention it has a list
+        `steps` of objects with the name of a `step` and its options, in the order of application; see docs/export.md.
         """
         return {}
 
     @cached_property
     def train_digest(self) -> str | None:
-        """A text that changes with each training sample, which the teacher cache uses if `fingerprint` does not.
+        """A text that changes whenever any training sample changes, for the teacher cache; "" if `fingerprint` does.
 
-        None if not all training samples can be seen.
+        None if some training samples cannot be seen.
         """
         return ""
 
     @cached_property
     def augment(self) -> Any:
-        """User code that changes training samples, such as a tuple of callables; the cache key depends on it."""
+        """User code that changes training samples, such as a tuple of callables. The cache key depends on it."""
         return None
 
     @cached_property
     def batch_transform(self) -> Callable[[Any, Tensor], tuple[Any, Tensor]] | None:
-        """A function of inputs and labels that changes each training batch, such as mixup; None, the default, if none.
+        """A function of inputs and labels that changes each training batch, such as mixup; None by default.
 
-        All networks get the changed batch. It is called on the device that trains, and may mix samples.
+        All networks get the changed batch. The function is called on the training device, and may mix samples.
         """
         return None
 
     @cached_property
     def has_labels(self) -> bool:
-        """Whether training samples have labels; True, the default. Otherwise no term may learn from labels."""
+        """Whether training samples have labels; True by default. If False, no term may learn from labels."""
         return True
 
     @cached_property
     def has_weights(self) -> bool:
-        """Whether training samples have weights, see `Batch`; False, the default, if not."""
+        """Whether training samples have weights, see `Batch`; False by default."""
         return False
 
 
 def require_splits(data: Data) -> None:
-    """Raise DataError if a split of a data set has no base class, with the defaults of members that it may lack."""
+    """Raise DataError if a split lacks its base class, which provides the defaults of optional members."""
     for name, split in (("train", data.train), ("validation", data.validation), ("test", data.test)):
         if not isinstance(split, Split | LoaderSplit | None):
             raise DataError(
@@ -273,10 +274,10 @@ def require_splits(data: Data) -> None:
 
 
 def split_name(data: Data, split: Split | LoaderSplit) -> str:
-    """Return the name of a split of a data set; "" if it is none of them."""
+    """Return the name of a split of the data; "" if it is not one of its splits."""
     names = ("validation", "test", "train")
     return getattr(split, "name", None) or next((name for name in names if getattr(data, name) is split), "")
 
 
 def _raise_undefined(value: object, member: str) -> NoReturn:
-    raise DataError(f"{type(value).__name__} does not define {member}, which its base class in kdkit requires")
+    raise DataError(f"{type(value).__name__} does not define {member}, which its kdkit base class requires")

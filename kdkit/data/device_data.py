@@ -1,4 +1,4 @@
-"""Batches on the device that trains: copied while it computes, or gathered from samples that are kept on it."""
+"""Batches on the training device: copied while it computes, or gathered from samples that are kept there."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -14,27 +14,27 @@ from kdkit.data.reading import ReadBatches
 from kdkit.utils.memory import available
 
 _SPLITS = 3  # training, validation and test
-_SMALL = 4096  # bytes of a sample; smaller ones are gathered for a whole epoch, in one kernel
-_IN_FLIGHT = 3  # batches on their way to a GPU, or in use there; more would only take memory
+_SMALL = 4096  # bytes; samples up to this size are gathered for a whole epoch in one kernel
+_IN_FLIGHT = 3  # batches that are being copied to a GPU or used there; more would only take memory
 
 
 class DeviceData:
-    """Loads batches of the splits of one data set onto a device.
+    """Loads batches from the splits of one data set onto a device.
 
-    share: of the free memory of a CUDA device; samples that fit in it are kept there, and read once instead of in every
-    epoch. draws: of the training data, see `Data`; if None, nothing is kept, since samples may change. passes: how
-    often the training data is read in all stages together.
+    share: the share of the free memory of a CUDA device that samples may take. If they fit, they are kept there and
+    read once instead of in every epoch. draws: of the training data, see `Data`; if None, nothing is kept because
+    samples may change. passes: how often the training data is read in all stages together.
     """
 
     def __init__(self, device: torch.device, *, share: float, draws: int | None, passes: int) -> None:
         self.device = device
         keeps = device.type == "cuda" and share > 0 and draws is not None
         self._share = share if keeps and passes > (draws or 0) else 0.0
-        self._kept: dict[int, KeptSamples] = {}  # by the id of their split
+        self._kept: dict[int, KeptSamples] = {}  # by the id of the split
 
     @property
     def pins(self) -> bool:
-        """Whether batches are loaded into pinned memory, from which the copy to the device is asynchronous."""
+        """Whether batches are loaded into pinned memory, so that the copy to the device is asynchronous."""
         return self.device.type == "cuda"
 
     def load(
@@ -45,10 +45,9 @@ class DeviceData:
         check: LabelCheck | None = None,
         keep_draws: int = 0,
     ) -> Iterator[Batch]:
-        """Yield batches on the device, read as `ReadBatches` reads them.
+        """Yield batches on the device, read by `ReadBatches`.
 
-        keep_draws: the number of draws whose samples may be kept on the device; 0 if the rows are only a part of those
-        that are read later.
+        keep_draws: the number of draws whose samples may be kept on the device; 0 if more rows are read later.
         """
         kept = None
         if isinstance(batches, RowBatches):
@@ -59,7 +58,7 @@ class DeviceData:
         return loaded if kept is None or isinstance(batches, LoaderSplit) else kept.keep_all(loaded, batches)
 
     def moved(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield batches on the device; on CUDA the copy overlaps with the step on the previous batch."""
+        """Yield batches on the device. On CUDA, the copy overlaps with the step on the previous batch."""
         if self.device.type == "cpu":
             return iter(batches)
         if self.device.type == "cuda":
@@ -71,7 +70,7 @@ class DeviceData:
         if self._share == 0 or draws == 0:
             return None
         if id(split) not in self._kept:
-            if len(self._kept) == _SPLITS:  # of data that creates new splits at each access
+            if len(self._kept) == _SPLITS:  # the data creates new splits at each access
                 return None
             self._kept[id(split)] = KeptSamples(split, draws, self.device, share=self._share)
         return self._kept[id(split)]
@@ -84,7 +83,7 @@ class DeviceData:
                 yield batch.to(self.device)
                 continue
             if len(used) == _IN_FLIGHT:
-                used.popleft().synchronize()  # of a step that is long past, unless batches load faster than it trains
+                used.popleft().synchronize()  # waits only if batches load faster than the GPU trains
             training = torch.cuda.current_stream(self.device)
             with torch.cuda.stream(copying):
                 moved = batch.to(self.device)
@@ -101,12 +100,13 @@ class DeviceData:
 class KeptSamples:
     """The samples of a split that are kept on a device, by row and draw.
 
-    share: of the memory of the device that is free when the first batch is kept; nothing is kept if more is needed.
+    share: the share of the device's free memory, when the first batch is kept, that samples may take. If they need
+    more, nothing is kept.
     """
 
     def __init__(self, split: Split, draws: int, device: torch.device, *, share: float) -> None:
         self.device = device
-        self._split = split  # its id must not be given to another split
+        self._split = split  # keeps the split alive, so that its id is not reused
         self._draws, self._share = draws, share
         self._written = torch.zeros(draws, len(split), dtype=torch.bool)
         self._storage: list[Tensor] = []  # (draws, rows, ...) for each tensor of a batch
@@ -119,7 +119,7 @@ class KeptSamples:
         return not self._gives_up and draw < self._draws and bool(self._written[draw].all())
 
     def keep(self, batch: Batch, rows: Tensor, draw: int) -> None:
-        """Keep a batch that is on the device. rows: of its samples in the split, (samples,) int64 on the CPU."""
+        """Keep a batch that is on the device. rows: the rows of its samples, (samples,) int64 on the CPU."""
         if self._gives_up or draw >= self._draws:
             return
         tensors = _tensors(batch)
@@ -137,16 +137,16 @@ class KeptSamples:
         self._written[draw, rows] = True
 
     def keep_all(self, loaded: Iterable[Batch], batches: RowBatches) -> Iterator[Batch]:
-        """Yield loaded batches, which are on the device, and keep them."""
+        """Yield loaded batches that are on the device, and keep them."""
         for batch, rows in zip(loaded, batches.rows, strict=True):
             self.keep(batch, rows, batches.draw)
             yield batch
 
     def batches(self, rows: tuple[Tensor, ...], draw: int) -> Iterator[Batch]:
-        """Yield batches of kept samples. rows: of each batch, (samples,) int64 on the CPU."""
+        """Yield batches of kept samples. rows: the rows of each batch, (samples,) int64 on the CPU."""
         sizes = [len(part) for part in rows]
         order = torch.cat(rows)
-        index = order.to(self.device)  # of all batches, so that no step waits for the copy
+        index = order.to(self.device)  # for all batches, so that no step waits for the copy
         indices = torch.split(index, sizes)
         stored = [tensor[draw] for tensor in self._storage]
         small = [
@@ -171,9 +171,9 @@ class KeptSamples:
         return Batch(inputs, labels, ids, draw, ids_on_cpu, weights)
 
     def _allocate(self, batch: Batch, tensors: list[Tensor]) -> bool:
-        """Allocate the memory of all samples; return False if it does not fit, or samples are not tensors."""
+        """Allocate memory for all samples. Return False if they do not fit, or are not tensors."""
         size = len(batch)
-        # Items that are no tensors, such as names, would stay those of the first batch.
+        # Items that are not tensors, such as names, cannot be kept: they would stay those of the first batch.
         is_batch = holds_only_tensors(batch.inputs) and all(
             tensor.ndim and len(tensor) == size and tensor.device == batch.labels.device for tensor in tensors
         )
@@ -196,5 +196,5 @@ class KeptSamples:
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
-    """Return the tensors of the inputs, the labels, and the ids and weights if there are any."""
+    """Return the tensors of the inputs, the labels, and, if there are any, the ids and weights."""
     return list(nested_tensors((batch.inputs, batch.labels, batch.ids, batch.weights)))

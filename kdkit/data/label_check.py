@@ -1,4 +1,4 @@
-"""Check the labels of batches: class indices are below the number of classes, and floats valid for the task."""
+"""Check the labels of batches: class indices must be below the number of classes, and floats valid for the task."""
 
 import math
 from collections import deque
@@ -16,12 +16,12 @@ from kdkit.utils.reprs import describe_numbers
 
 @dataclass(frozen=True, slots=True)
 class LabelCheck:
-    """Checks labels of a split: class indices are below the number of classes, and floats valid for the task.
+    """Checks the labels of a split: class indices must be below the number of classes, and floats valid for the task.
 
-    accepts_unknown: whether a label may be NaN. ignored: class indices that stand for no label. bounded_by: the name of
-    a loss that takes labels in [0, 1] only, although the task is regression; "" if there is none. source: of the labels
-    in messages, instead of the split.
-    A check takes microseconds for a batch. Floats on a GPU are not checked, since that would wait for the device;
+    accepts_unknown: whether a label may be NaN. ignored: class indices that mean no label. bounded_by: the name of a
+    loss that takes only labels in [0, 1], although the task is regression; "" if there is none. source: where the
+    labels come from, for messages, if not from the split.
+    Checking a batch takes microseconds. Floats on a GPU are not checked, because this would wait for the device;
     `DeferredLabelCheck` checks them.
     """
 
@@ -35,7 +35,7 @@ class LabelCheck:
 
     @classmethod
     def of_data(cls, data: Data, split: Split | LoaderSplit, *, bounded_by: str = "") -> "LabelCheck | None":
-        """Return the check of a split of a data set; None if the split checks its labels itself, as TorchData's do."""
+        """Return the check of a split; None if the split checks its own labels, as splits of TorchData do."""
         if hasattr(split, "label_check") and not bounded_by:
             return None
         return cls(
@@ -55,9 +55,9 @@ class LabelCheck:
         return f"the {self.split} data" if self.split else "the data"
 
     def __call__(self, labels: object, rows: Tensor | None = None, batch: int | None = None) -> None:
-        """Raise DataError for labels that are invalid.
+        """Raise DataError if labels are invalid.
 
-        rows: of the samples in the split, if they are known. batch: its number from 0, if it has one.
+        rows: the rows of the samples in the split, if known. batch: the number of the batch, from 0, if it has one.
         """
         if not isinstance(labels, Tensor) or not labels.numel():
             return
@@ -68,19 +68,19 @@ class LabelCheck:
             self._require_valid_numbers(labels, rows, batch)
 
     def explain_index(self, label: int, position: str) -> str:
-        """Return the message about a class index that is beyond the classes. position: such as "row 3"."""
+        """Return the message about a class index that is out of range. position: such as "row 3"."""
         count = len(self.classes)
         if count == 1:
             return (
-                f"a label of {self.subject} is {label} ({position}), and there is one class; for a network with "
-                "one output, pass float labels of shape (samples, 1), such as labels.float().unsqueeze(1), which are "
+                f"a label of {self.subject} is {label} ({position}), but there is one class; for a network with one "
+                "output, pass float labels of shape (samples, 1), such as labels.float().unsqueeze(1), which are "
                 "multilabel and fit BCEWithLogitsLoss; or give the network two outputs"
             )
-        advice = "" if label in self.ignored else f"; if {label} stands for no label, pass ignore_index={label}"
+        advice = "" if label in self.ignored else f"; if {label} means no label, pass ignore_index={label}"
         if label == count:
             advice += f"; if labels are numbered from 1 to {count}, subtract 1"
         return (
-            f"a label of {self.subject} is {label} ({position}), and there are {count} classes, numbered 0 to "
+            f"a label of {self.subject} is {label} ({position}), but there are {count} classes, numbered 0 to "
             f"{count - 1}{advice}"
         )
 
@@ -98,7 +98,7 @@ class LabelCheck:
     def _require_valid_numbers(self, labels: Tensor, rows: Tensor | None, batch: int | None) -> None:
         if self.accepts_unknown:
             labels = torch.where(labels.isnan(), 0.0, labels)
-        # NaN is the least and the most of labels that contain it, and compares as False.
+        # If labels contain NaN, both extremes are NaN, and the comparisons are False.
         least, most = (float(label) for label in torch.aminmax(labels))
         is_bounded = self.task != "regression" or bool(self.bounded_by)
         if least >= 0 and most <= 1 if is_bounded else math.isfinite(least) and math.isfinite(most):
@@ -110,19 +110,19 @@ class LabelCheck:
             details.append(f"class {self.classes[int(index[0, 1])]!r}")
         samples = list(dict.fromkeys(index[:, 0].tolist()))
         details.append(self._names(samples, rows, batch))
-        reason = self.bounded_by and f"which {self.bounded_by} takes"
-        expected = f"in [0, 1], {reason or f'since the task is {self.task}'}" if is_bounded else "a finite number"
+        reason = f"which {self.bounded_by} requires" if self.bounded_by else f"because the task is {self.task}"
+        expected = f"a number in [0, 1], {reason}" if is_bounded else "a finite number"
         value = labels[tuple(index[0])].item()
-        unknown = "a value that stands for unknown labels by class is TorchData(..., unknown=...)"
+        unknown = "if the value means that a label by class is unknown, pass TorchData(..., unknown=...)"
         if self.task == "regression":
-            unknown = "in one of several columns, a number may stand for none, which its loss and its metric leave out"
+            unknown = "for missing numbers in some columns, use a number that the loss and the metric leave out"
         raise DataError(
-            f"a label of {self.subject} is {value} ({', '.join(details)}); expected {expected}; "
-            f"correct such labels, or drop the samples if their labels are not known; {unknown}"
+            f"a label of {self.subject} is {value} ({', '.join(details)}); expected {expected}; correct such labels, "
+            f"or drop the samples if their labels are not known; {unknown}"
         )
 
     def _names(self, samples: Sequence[int], rows: Tensor | None, batch: int | None) -> str:
-        """Return the names of samples of a batch: their rows, or their indices in the batch."""
+        """Return how messages name samples of a batch: by their rows, or by their indices in the batch."""
         shown = describe_numbers(samples if rows is None else [int(rows[sample]) for sample in samples])
         if rows is not None:
             return f"row{'s' if len(samples) > 1 else ''} {shown}"
@@ -131,10 +131,10 @@ class LabelCheck:
 
 
 class DeferredLabelCheck:
-    """Applies a `LabelCheck` to batches that may be on a GPU, without waiting for it.
+    """Applies a `LabelCheck` to batches that may be on a GPU, without waiting for the GPU.
 
-    Of labels on a GPU, the least and the most are copied in the background, and looked at after a later batch, or at
-    the end of an epoch.
+    The smallest and largest labels on a GPU are copied in the background, and checked after a later batch or at the end
+    of an epoch.
     """
 
     def __init__(self, check: LabelCheck) -> None:
@@ -143,7 +143,7 @@ class DeferredLabelCheck:
         self._batches = 0
 
     def add(self, labels: Tensor, rows: Tensor | None = None) -> None:
-        """Check the labels of a batch, or begin to. Raises DataError for invalid ones, of this or an earlier batch."""
+        """Check the labels of a batch, or start to. Raises DataError for invalid labels in this or an earlier batch."""
         batch, self._batches = self._batches, self._batches + 1
         if labels.device.type != "cuda":
             self.check(labels, rows, batch)
@@ -171,5 +171,5 @@ class DeferredLabelCheck:
         try:
             self.check(extremes)
         except DataError:
-            self.check(labels.cpu(), None, batch)  # names the sample and the class
+            self.check(labels.cpu(), None, batch)  # raises an error that names the sample and the class
             raise

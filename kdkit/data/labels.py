@@ -4,11 +4,11 @@
 |---|---|---|
 | "indices" | (samples,) integers, one class per sample | multiclass |
 | "soft" | (samples, classes) floats in [0, 1] whose rows sum to 1, not all 0 and 1 | multiclass |
-| "indicators" | (samples, classes) of 0 and 1, of any dtype | multilabel; multiclass with a split of the above |
+| "indicators" | (samples, classes) of 0 and 1, of any dtype | multilabel; multiclass if a split has one of the above |
 | "positions" | other integers, (samples, *positions), one class per pixel or token | multiclass |
 | "numbers" | all other floats | regression |
 
-Floats of 0 and 1 by class may have positions too, (samples, classes, *positions).
+Floats of 0 and 1 by class may also have positions, (samples, classes, *positions).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,14 +31,14 @@ _DESCRIPTIONS: Mapping[Form, str] = {
     "positions": "class indices per position",
     "numbers": "numbers",
 }
-# That of torch's cross-entropy, and "void" of Pascal VOC and Cityscapes.
+# The default of torch's cross-entropy, and "void" of Pascal VOC and Cityscapes.
 _IGNORED = (-100, 255)
-_ROWS = 65536  # compared at a time, so that comparing needs little memory
+_ROWS = 65536  # rows that are compared at a time, to save memory
 
 
 @dataclass(frozen=True, slots=True)
 class SplitLabels:
-    """Labels of a split, (samples, ...), as the dataset yields them. is_complete: all of them, not those of a few."""
+    """Labels of a split, (samples, ...), as the dataset yields them. is_complete: whether these are all of them."""
 
     split: str
     rows: Tensor
@@ -51,11 +51,11 @@ class SplitLabels:
 
     @property
     def form(self) -> Form:
-        """The form. Raises DataError for labels of none of the forms."""
+        """The form of the labels. Raises DataError if they have none of the forms."""
         rows = self.rows
         if rows.dtype == torch.bool and rows.ndim == 1:
             raise DataError(
-                "the labels are bool, one a sample; make them int64 for two classes that exclude each other "
+                "the labels are bool, one per sample; make them int64 for two classes that exclude each other "
                 "(labels.long()), or (samples, 1) for one class that is present or not (labels.unsqueeze(1))"
             )
         if not rows.is_floating_point():
@@ -69,7 +69,7 @@ class SplitLabels:
             return "numbers"
         if _is_binary(rows):
             return "indicators"
-        tolerance = 1e-3 if rows.dtype.itemsize >= 4 else 1e-2  # a sum of rounded numbers is not exactly 1
+        tolerance = 1e-3 if rows.dtype.itemsize >= 4 else 1e-2  # the sum of rounded numbers is not exactly 1
         is_soft = rows.ndim == 2 and rows.shape[1] > 1 and self.are_shares
         if is_soft and _all(rows, lambda chunk: (chunk.float().sum(1) - 1).abs() <= tolerance):
             return "soft"
@@ -77,18 +77,18 @@ class SplitLabels:
 
     @property
     def is_one_hot(self) -> bool:
-        """Whether the labels are 0 and 1 with one 1 in each row."""
+        """Whether the labels are 0 and 1, with one 1 in each row."""
         rows = self.rows
         return rows.ndim == 2 and _is_binary(rows) and _all(rows, lambda chunk: chunk.sum(1) == 1)
 
     @property
     def may_have_positions(self) -> bool:
-        """Whether the labels are integers that can be classes of positions, (samples, *positions)."""
+        """Whether the labels are integers that may be classes of positions, (samples, *positions)."""
         return self.rows.ndim > 1 and not self.rows.is_floating_point() and not self.is_one_hot
 
     @property
     def are_shares(self) -> bool:
-        """Whether the labels have a column per class, and all values are in [0, 1]."""
+        """Whether the labels have one column per class, and all values are in [0, 1]."""
         return self.rows.ndim == 2 and _all(self.rows, lambda chunk: (chunk >= 0) & (chunk <= 1))
 
     @property
@@ -100,13 +100,13 @@ class SplitLabels:
 
 
 def task_of(labels: Sequence[SplitLabels]) -> Task:
-    """Return the task of the labels of all splits. Raises DataError if they do not go together or are ambiguous."""
+    """Return the task of the labels of all splits. Raises DataError if they are inconsistent or ambiguous."""
     forms = {split.form for split in labels}
     for split in labels:
         _require_known(split)
     if forms == {"indicators"}:
         return "multilabel"
-    # Classes of positions may happen to be 0 and 1 in a whole split.
+    # The classes of positions may happen to be only 0 and 1 in one split.
     if "positions" in forms and not any(split.rows.is_floating_point() for split in labels):
         return "multiclass"
     if "numbers" not in forms and all(split.is_one_hot for split in labels if split.form == "indicators"):
@@ -114,39 +114,39 @@ def task_of(labels: Sequence[SplitLabels]) -> Task:
     if forms == {"numbers"}:
         return "regression"
     numbers = [split for split in labels if split.form == "numbers"]
-    # Numbers of which some happen to be 0 and 1 are still numbers, unless all of them could be mixed labels.
+    # If numbers of one split happen to be 0 and 1, they are still numbers, unless all could be mixed labels.
     if forms == {"numbers", "indicators"} and not all(split.are_shares for split in numbers):
         return "regression"
     raise DataError(
-        f"{_describe(labels)}; the labels of all splits must have one form, or name the task that they are for: "
+        f"{_describe(labels)}; the labels of all splits must have the same form; otherwise pass their task: "
         "TorchData(..., task='multilabel'), 'multiclass' or 'regression'"
     )
 
 
 def require_form(labels: Sequence[SplitLabels], task: Task) -> None:
-    """Raise DataError if the labels of a split do not fit the task, or those of two splits have different shapes."""
+    """Raise DataError if labels do not fit the task, or if the labels of two splits have different shapes."""
     if task == "multiclass" and position_dims(labels, task):
         for split in labels:
             _require_no_column(split)
         return
     for split in labels:
         form = split.form if task != "regression" else "numbers"
-        # NaN, which no row of shares has, is refused by `LabelCheck`, with its row.
+        # Labels with NaN pass here: `LabelCheck` refuses them, with the row.
         is_nan = split.rows.ndim > 1 and split.rows.is_floating_point() and bool(split.rows.isnan().any())
         if task == "multiclass" and not (form in ("indices", "soft") or split.is_one_hot or is_nan):
             raise DataError(
-                f"the labels of the {split.split} data are {split.description}, and the task is multiclass; expected "
+                f"the labels of the {split.split} data are {split.description}, but the task is multiclass; expected "
                 "int64 class indices of shape (samples,), such as labels.long(), or (samples, classes) floats whose "
                 "rows sum to 1"
             )
         if task == "multilabel" and split.rows.ndim < 2:
             raise DataError(
-                f"the labels of the {split.split} data are {split.description}, and the task is multilabel; expected "
+                f"the labels of the {split.split} data are {split.description}, but the task is multilabel; expected "
                 "0 and 1 of shape (samples, classes), such as labels.float().unsqueeze(1) for one class"
             )
-    # Class indices have no columns; they go with soft labels of any split.
+    # Class indices have no columns. They are consistent with soft labels of any split.
     with_columns = [split for split in labels if task == "regression" or split.rows.ndim > 1]
-    # The positions of two splits may differ, such as the sizes of their images; their classes may not.
+    # The positions of two splits may differ, such as their image sizes, but not the number of classes.
     shapes = {(split.rows.ndim, *split.rows.shape[1 : 2 if task == "multilabel" else None]) for split in with_columns}
     if len(shapes) > 1:
         parts = [f"{split.split} data are {split.description}" for split in with_columns]
@@ -156,9 +156,9 @@ def require_form(labels: Sequence[SplitLabels], task: Task) -> None:
 
 
 def position_dims(labels: Sequence[SplitLabels], task: Task) -> int:
-    """Return the number of dimensions of the positions that have labels each; 0 if there is a label per sample.
+    """Return the number of position dimensions if every position has a label; 0 if there is one label per sample.
 
-    Raises DataError if some splits have labels per position, and others have not.
+    Raises DataError if only some splits have labels per position.
     """
     if task == "multilabel":
         return max(0, labels[0].rows.ndim - 2)
@@ -175,29 +175,29 @@ def position_dims(labels: Sequence[SplitLabels], task: Task) -> int:
 def mark_unknown(labels: Tensor, unknown: float) -> Tensor:
     """Return labels in the form that losses take, with NaN for each label that equals `unknown`."""
     labels = as_targets(labels)
-    # NaN does not equal itself, so that labels that are NaN already stay as they are.
+    # If `unknown` is NaN, it equals no label, but the labels are NaN already.
     return torch.where(labels == unknown, torch.nan, labels) if labels.is_floating_point() else labels
 
 
 def is_ignored(labels: Tensor, ignored: Sequence[int]) -> Tensor:
-    """Return which labels are among the ignored ones, bool of the shape of the labels."""
+    """Return which labels are ignored, bool of the same shape as the labels."""
     mask = torch.zeros_like(labels, dtype=torch.bool)
-    for label in ignored:  # one or two; torch.isin would copy them to the device of the labels
-        if labels.dtype != torch.uint8 or label in range(256):  # torch would compare to -100 as if it were 156
+    for label in ignored:  # one or two; torch.isin would copy them to the labels' device
+        if labels.dtype != torch.uint8 or label in range(256):  # torch would compare uint8 with -100 as 156
             mask |= labels == label
     return mask
 
 
 def ignored_labels(ignore_index: int | None, classes: int, task: Task, *, has_positions: bool) -> tuple[int, ...]:
-    """Return the class indices that stand for no label. has_positions: whether labels are classes of positions.
+    """Return the class indices that mean no label. has_positions: whether labels are classes of positions.
 
-    ignore_index: the index that the user passed. If None, positions have those that are such by convention and beyond
-    the number of classes. Raises DataError if the index is one of the classes, or the task has no class indices.
+    ignore_index: the index that the user passed. If None, the conventional indices that are not classes are returned
+    for positions. Raises DataError if the index is one of the classes, or if the task has no class indices.
     """
     if ignore_index is not None and task != "multiclass":
         raise DataError(
-            f"ignore_index={ignore_index} is a class index, and the task of this data is {task}; unknown labels by "
-            "class are NaN, see TorchData(..., unknown=...)"
+            f"ignore_index={ignore_index} is a class index, but the task of this data is {task}; for unknown labels by "
+            "class, pass TorchData(..., unknown=...)"
         )
     if ignore_index is None:
         return tuple(label for label in _IGNORED if label not in range(classes)) if has_positions else ()
@@ -209,7 +209,7 @@ def ignored_labels(ignore_index: int | None, classes: int, task: Task, *, has_po
 
 
 def without_ignored(labels: Tensor, ignored: Sequence[int]) -> Tensor:
-    """Return the labels, (samples,), of samples that have one; labels of more dimensions unchanged."""
+    """Return the labels, (samples,), without ignored ones. Labels with more dimensions are returned unchanged."""
     return labels[~is_ignored(labels, ignored)] if ignored and labels.ndim == 1 else labels
 
 
@@ -222,7 +222,7 @@ def _require_no_column(labels: SplitLabels) -> None:
 
 
 def _require_known(labels: SplitLabels) -> None:
-    """Raise DataError for labels that would be 0 and 1 by class if it were not for -1 or NaN."""
+    """Raise DataError if labels are 0 and 1 by class, except for some -1 or NaN."""
     rows = labels.rows
     if rows.ndim != 2 or labels.form != "numbers":
         return
@@ -233,8 +233,8 @@ def _require_known(labels: SplitLabels) -> None:
     value = "float('nan')" if rows[row, column].isnan() else -1
     raise DataError(
         f"the labels of the {labels.split} data are 0 and 1, but also {rows[row, column].item()} (row {row}, column "
-        f"{column}); if it stands for unknown, pass TorchData(..., unknown={value}), or drop such "
-        "samples; if the labels are numbers, pass task='regression'"
+        f"{column}); if it means unknown, pass TorchData(..., unknown={value}), or drop such samples; if the labels "
+        "are numbers, pass task='regression'"
     )
 
 

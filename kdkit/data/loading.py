@@ -15,14 +15,15 @@ from kdkit.utils.cores import usable_cores
 from kdkit.utils.randomness import seed_everything, seeded_on_cpu
 from kdkit.utils.seeds import SeedPurpose, derive_seed
 
-MAX_WORKERS = 4  # of an automatic choice: four processes load batches faster than most nets consume them
+MAX_WORKERS = 4  # if chosen automatically: four processes load batches faster than most networks consume them
 
 
 class BatchSeed(NamedTuple):
-    """The random numbers with which a batch is loaded: those of `seed` and the number of the batch.
+    """The seed for loading batches: each batch is loaded with random numbers from `seed` and the number of the batch.
 
     first: the number of the first batch, so that a resumed epoch draws the same numbers. in_process: whether this
-    process loads with them too, as worker processes always do; it costs time, so it is for data that may draw some.
+    process uses the seed too; worker processes always do. It takes time, so it is only for data that may draw random
+    numbers.
     """
 
     seed: int
@@ -30,15 +31,15 @@ class BatchSeed(NamedTuple):
     in_process: bool = False
 
 
-_NO_SEED = BatchSeed(derive_seed(0, 0))  # of batches that are not trained on
+_NO_SEED = BatchSeed(derive_seed(0, 0))  # for batches that are not trained on
 
 
 class RowBatches(Dataset[Batch]):
-    """The rows of a split in batches, as a dataset whose items are whole batches.
+    """A split in batches, as a dataset whose items are whole batches.
 
-    rows: of each batch, (samples,) int64. draw: of the samples. seed: of the batches; threads of this process load with
-    the random numbers that it has.
-    Iterating loads one batch after the other in this process; `load_ahead` uses workers or threads.
+    rows: the rows of each batch, (samples,) int64. draw: the draw of the samples. seed: the seed of the batches, which
+    threads of this process do not use.
+    Iterating loads one batch after another in this process. `load_ahead` uses workers or threads.
     """
 
     def __init__(self, split: Split, rows: tuple[Tensor, ...], *, draw: int = 0, seed: BatchSeed = _NO_SEED) -> None:
@@ -53,10 +54,10 @@ class RowBatches(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         seed = self.seed
         if get_worker_info() is not None:
-            # Torch seeds a worker once, so that its random numbers would depend on the batches that it loaded before.
+            # torch seeds a worker only once, so its random numbers would depend on the batches that it loaded before.
             seed_everything(derive_seed(seed.seed, seed.first + index))
         elif seed.in_process:
-            # The same numbers, and none of those that the networks draw, such as dropout masks.
+            # The same numbers, without consuming those that the networks draw, such as for dropout masks.
             with seeded_on_cpu(derive_seed(seed.seed, seed.first + index)):
                 return self.load(index)
         return self.load(index)
@@ -64,19 +65,19 @@ class RowBatches(Dataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         if self.seed.in_process:
             return (self[index] for index in range(len(self)))
-        return (self.split.batch(rows, self.draw) for rows in self.rows)  # a step takes microseconds
+        return (self.split.batch(rows, self.draw) for rows in self.rows)  # a fast path: a step may take microseconds
 
     def load(self, index: int) -> Batch:
-        """Return a batch, with the random numbers of this process."""
+        """Return a batch, without seeding random numbers."""
         return self.split.batch(self.rows[index], self.draw)
 
 
 def batches(
     split: Split | LoaderSplit, size: int, *, order: Tensor | None = None, pin: bool = False
 ) -> RowBatches | LoaderSplit:
-    """Return the batches of a split, `size` samples each, in row order or in `order`, (rows,) int64.
+    """Return the batches of a split with `size` samples each, in row order or in `order`, (rows,) int64.
 
-    pin: whether the loader of a stream puts batches in pinned memory; `load_ahead` does it for other splits.
+    pin: whether the loader of a stream puts batches in pinned memory; for other splits, `load_ahead` does this.
     """
     if isinstance(split, LoaderSplit):
         return split.batched(size, pin=pin)
@@ -84,12 +85,12 @@ def batches(
 
 
 def load_ahead(batches: RowBatches, *, workers: int | None, pin: bool) -> Iterable[Batch]:
-    """Return batches that are loaded ahead of their use, if that is faster.
+    """Return batches that are loaded ahead of time, if this is faster.
 
-    workers: processes that load batches; 0 loads them in this process; None chooses: see `Split.parallel`.
-    pin: whether to put batches in pinned memory, from which copies to a GPU are asynchronous.
+    workers: the number of processes that load batches; 0 loads them in this process; None chooses, see
+    `Split.parallel`. pin: whether to put batches in pinned memory, so that copies to a GPU are asynchronous.
     """
-    # On a CPU workers would take time from the net; next to a GPU, one core is left to this process.
+    # On a CPU, workers would take time from the network. If a GPU trains, one core is left for this process.
     parallel = batches.split.parallel if pin and workers is None else False
     several = min(MAX_WORKERS, usable_cores() - 1)
     if parallel == "threads" and several > 0:
@@ -98,7 +99,7 @@ def load_ahead(batches: RowBatches, *, workers: int | None, pin: bool) -> Iterab
         workers = several if parallel else 0
     if workers == 0 and not pin:
         return batches  # a DataLoader would add its overhead to every step
-    # A DataLoader draws a base seed when it is iterated. From the global generator, that would shift the dropout masks.
+    # A DataLoader draws a base seed when it is iterated, which would change dropout masks if the generator was global.
     generator = torch.Generator().manual_seed(torch.initial_seed())
     init = WorkerInit() if workers else None
     return DataLoader(
@@ -107,7 +108,7 @@ def load_ahead(batches: RowBatches, *, workers: int | None, pin: bool) -> Iterab
 
 
 class ThreadedBatches:
-    """Batches that several threads load ahead of their use, in order, and put in pinned memory.
+    """Batches that several threads load ahead of time, in order, and put in pinned memory.
 
     pin: False leaves batches in pageable memory.
     """
@@ -129,19 +130,19 @@ class ThreadedBatches:
                     if index >= self.threads:
                         yield loading.popleft().result()
             finally:
-                for future in loading:  # after an error, or if the consumer stops
+                for future in loading:  # only after an error, or if the consumer stops early
                     future.cancel()
 
 
 def rows_of_batches(split: Split, size: int, order: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Return the rows of each batch, (samples,) int64, in row order or in `order`; the last one may be smaller."""
+    """Return the rows of each batch, (samples,) int64, in row order or in `order`. The last batch may be smaller."""
     return torch.split(order if order is not None else torch.arange(len(split)), size)
 
 
 def shard_rows(rows: Tensor, rank: int, world_size: int) -> Tensor:
-    """Return the rows of a batch that one rank loads; the counts of two ranks differ by at most one.
+    """Return the rows of a batch that one rank loads. The numbers of rows of two ranks differ by at most one.
 
-    If a rank would have fewer than two rows, which batch norm cannot train on, every rank loads the whole batch.
+    If a rank would get fewer than two rows, on which batch norm cannot train, every rank loads the whole batch.
     """
     return rows if len(rows) < 2 * world_size else torch.tensor_split(rows, world_size)[rank]
 
@@ -149,17 +150,17 @@ def shard_rows(rows: Tensor, rank: int, world_size: int) -> Tensor:
 def training_order(split: Split, batch_size: int, seed: int, epoch: int) -> Tensor:
     """Return the order of a training epoch, (rows,) int64.
 
-    A last batch of a single sample is dropped, since batch norm cannot train on it.
+    A last batch with a single sample is dropped, because batch norm cannot train on it.
     """
     return shuffled(len(split), seed, epoch)[: training_rows(len(split), batch_size)]
 
 
 def training_batch_sizes(split: Split | LoaderSplit, batch_size: int) -> list[int] | None:
-    """Return the number of samples of each batch of an epoch; None if a LoaderSplit does not know it in advance."""
+    """Return the number of samples in each batch of an epoch; None if a LoaderSplit does not know it in advance."""
     if isinstance(split, LoaderSplit):
         loader = split.loader
         if loader.batch_size is None or not isinstance(loader.sampler, Sized):
-            return None  # a sampler of batches, or a stream
+            return None  # a batch sampler, or a stream
         sizes = _sizes(len(loader.sampler), loader.batch_size, drop_last=loader.drop_last)
         return sizes if len(sizes) == len(split) else None
     return _sizes(training_rows(len(split), batch_size), batch_size)
@@ -174,16 +175,16 @@ def length_of(split: Split | LoaderSplit) -> int | None:
     """Return the length of a split, in rows or batches; None if it is a stream without a length."""
     try:
         return len(split)
-    except (TypeError, NotImplementedError):  # of a DataLoader whose dataset or sampler has none
+    except (TypeError, NotImplementedError):  # raised by a DataLoader whose dataset or sampler has no length
         return None
 
 
 def training_rows(rows: int, batch_size: int) -> int:
-    """Return the number of samples of an epoch: all, except for one that would be a batch of its own."""
+    """Return the number of samples in an epoch: all, except a last one that would be a batch of its own."""
     return rows - 1 if rows % batch_size == 1 and rows > batch_size > 1 else rows
 
 
 def shuffled(rows: int, seed: int, epoch: int) -> Tensor:
-    """Return a permutation of the rows, (rows,) int64, that depends on (seed, epoch) alone."""
+    """Return a permutation of the rows, (rows,) int64, that depends only on seed and epoch."""
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch, SeedPurpose.ORDER))
     return torch.randperm(rows, generator=generator)

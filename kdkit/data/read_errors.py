@@ -1,4 +1,4 @@
-"""Explain why data cannot be read: errors of user code, lost workers, and resources that run out."""
+"""Explain why data cannot be read: errors in user code, lost workers, and exhausted resources."""
 
 import re
 import shutil
@@ -8,21 +8,21 @@ from kdkit.errors import DataError, KdkitError, describe_error
 from kdkit.utils.memory import is_out_of_memory
 from kdkit.utils.reprs import format_bytes
 
-# A DataLoader repeats the error of a worker, with the traceback as its message.
+# A DataLoader raises the error of a worker again, with the traceback as its message.
 _CAUGHT = re.compile(r"Caught (\w+) in DataLoader worker process (\d+)")
 _KILLED = re.compile(r"DataLoader worker \(pid (\d+)\) is killed by signal: ([\w ]+)")
 _EXITED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) exited unexpectedly(?: with exit code (\d+))?")
 _TIMED_OUT = re.compile(r"DataLoader timed out after ([\d.]+) seconds")
-# How torch and the system report that /dev/shm is full, through which workers pass batches, or that files run out.
+# How torch and the system report that /dev/shm, where workers pass batches, is full, or that too many files are open.
 _SHARED_MEMORY = ("Bus error", "file </torch_", "shared memory")
 _FILES = ("Too many open files", "received 0 items of ancdata")
 _FEWER = "use fewer workers (Training(workers=...), or num_workers of the DataLoader) or smaller batches"
 
 
 def explain_unreadable(error: Exception, position: str, *, has_workers: bool = False) -> Exception:
-    """Return the DataError to raise instead of an error of user code; one of kdkit or of an allocator unchanged.
+    """Return the DataError to raise instead of an error in user code. Errors of kdkit and out of memory are unchanged.
 
-    position: what cannot be read, such as "batch 3 of the train data". has_workers: whether a DataLoader reads it by
+    position: what cannot be read, such as "batch 3 of the train data". has_workers: whether a DataLoader reads it in
     worker processes.
     """
     text = str(error)
@@ -34,11 +34,11 @@ def explain_unreadable(error: Exception, position: str, *, has_workers: bool = F
     timed_out = _TIMED_OUT.search(text)
     if any(part in text for part in _SHARED_MEMORY):
         left = ""
-        with suppress(OSError):  # there is no such folder on other systems than Linux
+        with suppress(OSError):  # the folder exists on Linux only
             left = f" (/dev/shm has {format_bytes(shutil.disk_usage('/dev/shm').free, base=1024)} left)"
         return DataError(
-            f"{position} cannot be read: the workers are out of shared memory, through which they pass batches"
-            f"{left}; {_FEWER}, give a container more of it (docker run --shm-size=8g), or call "
+            f"{position} cannot be read: the shared memory in which workers pass batches is full{left}; {_FEWER}, give "
+            "the container more of it (docker run --shm-size=8g), or call "
             "torch.multiprocessing.set_sharing_strategy('file_system') first"
         )
     if any(part in text for part in _FILES):
@@ -48,13 +48,13 @@ def explain_unreadable(error: Exception, position: str, *, has_workers: bool = F
         )
     ended = explain_ended_worker(error, position)
     if has_workers and caught is None and isinstance(error, ConnectionError | EOFError):
-        ended = _ended(position, "a worker process")  # before it had passed its batch, and before torch knows
+        ended = _ended(position, "a worker process")  # it ended before it passed its batch, and torch does not know yet
     if ended is not None:
         return ended
     if timed_out is not None:
         return DataError(
-            f"{position} did not come within {timed_out[1]} seconds, the timeout of the DataLoader; look at the "
-            "storage, or raise the timeout"
+            f"{position} was not read within {timed_out[1]} seconds, the timeout of the DataLoader; check the storage, "
+            "or increase the timeout"
         )
     advice = "correct the data or the code that reads it; KDKIT_TRACEBACK=1 shows the whole traceback"
     if "pickle" in text:
@@ -63,9 +63,9 @@ def explain_unreadable(error: Exception, position: str, *, has_workers: bool = F
 
 
 def explain_ended_worker(error: Exception, position: str) -> DataError | None:
-    """Return the DataError for an error of torch's that a worker process has ended; None for another error.
+    """Return the DataError for torch's error that a worker process has ended; None for any other error.
 
-    torch raises it in the main thread between any two lines, as soon as the system reports the end.
+    torch raises it in the main thread, at any line, as soon as the system reports the end of the process.
     """
     killed, exited = _KILLED.search(str(error)), _EXITED.search(str(error))
     if killed is not None:
@@ -74,7 +74,7 @@ def explain_ended_worker(error: Exception, position: str) -> DataError | None:
             f"system kills processes if memory runs out: {_FEWER}"
         )
     if exited is not None:
-        code = "" if exited[2] is None else f" and with the exit code {exited[2]}"
+        code = "" if exited[2] is None else f" and with exit code {exited[2]}"
         return _ended(position, f"worker process {exited[1]}", code)
     return None
 
@@ -82,17 +82,17 @@ def explain_ended_worker(error: Exception, position: str) -> DataError | None:
 def _ended(position: str, worker: str, code: str = "") -> DataError:
     return DataError(
         f"{position} cannot be read: {worker} ended without an error message{code}; the system kills processes if "
-        f"memory runs out: {_FEWER}; to find another cause, read the data without workers"
+        f"memory runs out: {_FEWER}; to find other causes, read the data without workers"
     )
 
 
 def is_from_worker(error: Exception) -> bool:
-    """Whether an error is that of a worker process, which its DataLoader repeats."""
+    """Whether an error comes from a worker process."""
     return _CAUGHT.match(str(error)) is not None
 
 
 def _describe(error: Exception, caught: re.Match[str] | None) -> str:
-    """Return an error of user code in one line. caught: the start of its message if a worker raised it."""
+    """Describe an error in user code in one line. caught: the start of its message if a worker raised it."""
     if caught is None:
         return describe_error(error)
     text = str(error)
@@ -103,6 +103,6 @@ def _describe(error: Exception, caught: re.Match[str] | None) -> str:
 
 
 def _message_in(text: str, name: str) -> str:
-    """Return the message of an error of this class in the text of its traceback."""
+    """Return the message of an error of this class from the text of its traceback."""
     starts = list(re.finditer(rf"^(?:[\w.]+\.)?{name}(?:: ?|$)", text, re.MULTILINE))
     return text[starts[-1].end() :].strip() if starts else ""

@@ -1,4 +1,4 @@
-"""Read batches: with checked labels, explained errors, and a watch over workers that hang."""
+"""Read batches with checked labels, explained errors, and warnings about slow or hanging workers."""
 
 import multiprocessing
 import warnings
@@ -22,20 +22,20 @@ from kdkit.data.read_errors import explain_ended_worker, explain_unreadable, is_
 from kdkit.errors import DataError
 from kdkit.utils.cores import usable_cores
 
-NOTICE_AFTER = 120.0  # seconds of waiting for a batch until a warning, which is repeated whenever they have doubled
-SLOW_AFTER = 60.0  # seconds of reading without workers, if these are most of the time, until a warning
-LIMIT = 1800.0  # seconds of waiting until worker processes are ended; other ranks wait for this one as long
-_SHOWN = 5  # rows that a message lists
+NOTICE_AFTER = 120.0  # seconds of waiting for a batch before a warning, which is repeated whenever the time has doubled
+SLOW_AFTER = 60.0  # seconds of reading without workers, if this is most of the time, before a warning
+LIMIT = 1800.0  # seconds of waiting before worker processes are ended; other ranks wait equally long for this one
+_SHOWN = 5  # the number of rows that a message lists
 
 
 class ReadBatches:
-    """Reads batches, with checked labels.
+    """Reads batches and checks their labels.
 
-    check: None if the split checks its labels itself. workers, pin: see `load_ahead`; the loader of a LoaderSplit has
-    its own.
+    check: None if the split checks its own labels. workers, pin: see `load_ahead`; the loader of a LoaderSplit has its
+    own.
     Iterating raises DataError if a batch cannot be read or has invalid labels. It warns after NOTICE_AFTER seconds of
-    waiting for a batch, and after LIMIT it ends worker processes, so that waiting for them ends with an error. It also
-    warns, once for a split, if reading without workers takes most of the time.
+    waiting for a batch. After LIMIT seconds it ends the worker processes, so that the wait ends with an error. It also
+    warns, once per split, if reading without workers takes most of the time.
     """
 
     def __init__(
@@ -47,9 +47,9 @@ class ReadBatches:
         pin: bool = False,
     ) -> None:
         self.check = check
-        self.rows: Sequence[Tensor] | None = None  # of each batch, for messages
+        self.rows: Sequence[Tensor] | None = None  # the rows of each batch, for messages
         self.loaded: Iterable[Batch]
-        self._loader: object  # whose worker processes may be lost
+        self._loader: object  # its worker processes may hang or end
         if isinstance(batches, RowBatches):
             self.rows = batches.rows
             self.loaded = self._loader = load_ahead(batches, workers=workers, pin=pin)
@@ -67,7 +67,7 @@ class ReadBatches:
         began, read = monotonic(), 0.0
         with _Watch(lambda: self._position(index), self._loader) as watch:
             while True:
-                # Around each batch, not around the loop: an error of the code that uses a batch must pass unchanged.
+                # Around each batch, not around the loop: errors in code that uses the batch must pass unchanged.
                 watch.since = since = monotonic()
                 try:
                     if iterator is None:
@@ -94,10 +94,10 @@ class ReadBatches:
             check.finish()
 
     def _warn_slow(self, read: float, total: float) -> None:
-        """Warn, once for a split, that worker processes would help. read: the seconds of reading, of `total`."""
+        """Warn, once per split, that worker processes would help. read: seconds spent reading, out of `total`."""
         loader, is_rows = self._loader, self.rows is not None
         if isinstance(loader, DataLoader):
-            # Without rows and a size, it may be around another loader, which has workers of its own.
+            # Without rows and a batch size, it may wrap another loader, which has its own workers.
             helps = loader.num_workers == 0 and (is_rows or loader.batch_size is not None)
         else:
             helps = isinstance(loader, RowBatches)
@@ -106,24 +106,24 @@ class ReadBatches:
         _slow_splits.add(id(self._split))
         option = "Training(workers=4)" if is_rows else "DataLoader(..., num_workers=4)"
         warnings.warn(
-            f"reading {self._subject} takes most of the time, {read:.0f} of {total:.0f} s; {option} reads it in four "
-            "processes meanwhile",
+            f"reading {self._subject} takes most of the time, {read:.0f} of {total:.0f} s; {option} reads ahead in "
+            "four processes",
             RuntimeWarning,
             stacklevel=3,
         )
 
     def _position(self, index: int) -> str:
         rows = [] if self.rows is None or index >= len(self.rows) else self.rows[index].tolist()
-        shown = ", ".join(map(str, rows[:_SHOWN])) + (f", ... {len(rows)} in all" if len(rows) > _SHOWN else "")
+        shown = ", ".join(map(str, rows[:_SHOWN])) + (f", ... {len(rows)} in total" if len(rows) > _SHOWN else "")
         return f"batch {index + 1} of {self._subject}" + (f" (rows {shown})" if rows else "")
 
 
 @contextmanager
 def reading(position: str, loader: object = None) -> Iterator[None]:
-    """Read one batch, such as "the first batch of the train data", with the warnings and errors of `ReadBatches`.
+    """Read one batch inside the context, with the warnings and errors of `ReadBatches`.
 
-    loader: its DataLoader, if it has one. TypeError and ValueError of this process pass unchanged: the caller explains
-    those of torch's collate.
+    position: the name of the batch, such as "the first batch of the train data". loader: its DataLoader, if it has one.
+    TypeError and ValueError in this process pass unchanged, because the caller explains the errors of torch's collate.
     """
     with _Watch(lambda: position, loader) as watch:
         watch.since = monotonic()
@@ -137,16 +137,16 @@ def reading(position: str, loader: object = None) -> Iterator[None]:
             raise explained from error
 
 
-_slow_splits: set[int] = set()  # the ids of those of which a warning was given; some cannot be hashed
-_workers: WeakKeyDictionary[Any, frozenset[Any]] = WeakKeyDictionary()  # the processes of a DataLoader that keeps them
+_slow_splits: set[int] = set()  # ids of splits that a warning was given for; some splits are not hashable
+_workers: WeakKeyDictionary[Any, frozenset[Any]] = WeakKeyDictionary()  # persistent worker processes by DataLoader
 _watches: "set[_Watch]" = set()
-_thread: Thread | None = None  # looks at all of them; setting two attributes is all that a batch costs
+_thread: Thread | None = None  # looks at all watches, so that a batch only costs setting two attributes
 
 
 class _Watch:
-    """Looks at how long a batch is waited for: `since`, by the monotonic clock, which has no jumps; None while not.
+    """Measures how long the wait for a batch takes. since: the start of the wait, by the monotonic clock, or None.
 
-    position: returns what is waited for. loader: its DataLoader, if it has one.
+    position: returns the name of the batch. loader: its DataLoader, if it has one.
     """
 
     def __init__(self, position: Callable[[], str], loader: object) -> None:
@@ -154,7 +154,7 @@ class _Watch:
         self.since: float | None = None
         self._loader = loader if isinstance(loader, DataLoader) and loader.num_workers > 0 else None
         self._before: frozenset[Any] = frozenset()
-        self._notified = 0.0  # seconds
+        self._notified = 0.0  # the seconds of waiting at the last warning
         self._expired = False
 
     def __enter__(self) -> Self:
@@ -162,7 +162,7 @@ class _Watch:
         if self._loader is not None:
             self._before = frozenset(multiprocessing.active_children())
         _watches.add(self)
-        if _thread is None or not _thread.is_alive():  # also in a process that was forked
+        if _thread is None or not _thread.is_alive():  # threads do not survive a fork
             _thread = Thread(target=_look_at_watches, name="kdkit-data-watch", daemon=True)
             _thread.start()
         return self
@@ -173,13 +173,13 @@ class _Watch:
             _workers[self._loader] = self._processes()
 
     def explained(self, error: Exception) -> Exception:
-        """Return the error to raise instead of this one, perhaps itself; end the workers, which are not needed."""
+        """Return the error to raise instead of this one, which may be the same one, and end the workers."""
         if self._loader is None:
             return self._explained(error)
         ended = None
         try:
             _end_workers(error, self._loader)
-        except RuntimeError as later:  # torch reports the end of another worker at any line, once
+        except RuntimeError as later:  # torch may report the end of another worker at any line, once
             ended = explain_ended_worker(later, self.position())
             if ended is None:
                 raise
@@ -192,8 +192,8 @@ class _Watch:
     def _explained(self, error: Exception) -> Exception:
         if self._expired:
             return DataError(
-                f"{self.position()} did not come within {LIMIT / 60:g} minutes, so its worker processes were ended; "
-                "look for what the dataset waits for, such as storage or a lock, or read the data without workers"
+                f"{self.position()} was not read within {LIMIT / 60:g} minutes, so its worker processes were ended; "
+                "find out what the dataset waits for, such as storage or a lock, or read the data without workers"
             )
         return explain_unreadable(error, self.position(), has_workers=self._loader is not None)
 
@@ -207,37 +207,38 @@ class _Watch:
         if self._loader is not None and waited >= LIMIT and not self._expired:
             self._expired = True
             for process in self._processes():
-                process.kill()  # torch then raises an error where the batch is waited for
+                process.kill()  # torch then raises an error in the thread that waits for the batch
         elif waited >= max(NOTICE_AFTER, 2 * self._notified):
             self._notified = waited
             workers = "" if self._loader is None else f" from {self._loader.num_workers} worker processes"
-            with suppress(Warning):  # if warnings are errors, there is nobody in this thread to catch them
+            with suppress(Warning):  # if warnings are errors, nothing in this thread would catch them
                 warnings.warn(
                     f"waiting for {waited:.0f} s for {self.position()}{workers}", RuntimeWarning, stacklevel=2
                 )
 
     def _processes(self) -> frozenset[Any]:
-        """Return the processes that started while the batch was waited for, or before if the loader keeps them."""
+        """Return the processes that started during the wait, and the persistent workers of the loader."""
         started = frozenset(process for process in multiprocessing.active_children() if process.daemon)
         return (started - self._before) | _workers.get(self._loader, frozenset())
 
 
 def _end_workers(error: Exception, loader: DataLoader[Any]) -> None:
-    """End the workers of a DataLoader that an error came from, since torch would report their ends at any later line.
+    """End the workers of the DataLoader that an error came from.
 
-    Otherwise they would live as long as the traceback of the error, which refers to them.
+    Otherwise they would live as long as the error's traceback, which refers to them, and torch could report their end
+    at any later line.
     """
     for frame, _ in walk_tb(error.__traceback__):
         iterator = frame.f_locals.get("self")
         if isinstance(iterator, _BaseDataLoaderIter) and hasattr(iterator, "_shutdown_workers"):
             iterator._shutdown_workers()
     if loader.persistent_workers:
-        loader._iterator = None  # it would wait for them when it is read again
+        loader._iterator = None  # otherwise the loader would wait for these workers in its next epoch
 
 
 def _look_at_watches() -> None:
     pause = Event()
     while True:
         pause.wait(min(1.0, NOTICE_AFTER / 4))
-        for watch in tuple(_watches):  # a copy, which Python's lock makes in one piece
+        for watch in tuple(_watches):  # a copy, which is atomic
             watch.look()

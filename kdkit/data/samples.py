@@ -1,4 +1,4 @@
-"""The parts of a sample, or of a batch of samples: its inputs, its labels, and its weights."""
+"""Split a sample, or a batch of samples, into its inputs, labels and weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from torch import Tensor
 from kdkit.data.batch import items_of, nested_tensors, rebuild
 from kdkit.errors import DataError
 
-MISSING_LABEL = -1  # of each sample of data without labels
-_LABEL_KEYS = ("label", "labels", "target", "targets", "y")  # the conventions of Hugging Face, torchvision and others
+MISSING_LABEL = -1  # the label of every sample in data without labels
+_LABEL_KEYS = ("label", "labels", "target", "targets", "y")  # conventions of Hugging Face, torchvision and others
 
 
 @dataclass(frozen=True, slots=True)
 class SampleKeys:
-    """The keys of the labels and of the weights in samples that are mappings, or their attributes in other objects.
+    """The keys of labels and weights in samples that are mappings, or their attributes in other objects.
 
     labels: None for the one of "label", "labels", "target", "targets" and "y" that a sample has.
-    weights: None if samples have no weights. inputs_only: whether samples are inputs, and have no labels.
+    weights: None if samples have no weights. inputs_only: whether samples consist of inputs only, without labels.
     """
 
     labels: str | None = None
@@ -27,11 +27,12 @@ class SampleKeys:
     inputs_only: bool = False
 
     def split(self, sample: Any, source: str = "the data must yield") -> tuple[Any, Any, Any]:
-        """Return the inputs, the labels and the weights, or None, of a pair, a triple, a mapping, or another object.
+        """Return the inputs, the labels and the weights of a pair, a triple, a mapping, or another object.
 
-        Labels are None if samples are inputs only. Of a mapping, the inputs are everything else: the value if there is
-        one, or a mapping of several. Of an object with an attribute for the labels, they are the object.
-        Raises DataError, which begins with `source`, for anything else.
+        Labels are None with `inputs_only`, and weights are None if there are none. The inputs of a mapping are
+        everything except labels and weights: the value if there is one, or a mapping of several values. The inputs of
+        an object with an attribute for the labels are the object itself.
+        Raises DataError for anything else. Its message begins with `source`.
         """
         if self.inputs_only:
             if isinstance(sample, Mapping):
@@ -45,7 +46,7 @@ class SampleKeys:
             return sample, getattr(sample, str(self.labels)), weights
         if not isinstance(sample, Sequence) or isinstance(sample, str) or len(sample) not in (2, 3):
             size = f" of {len(sample)}" if isinstance(sample, Sequence) else ""
-            # Usual reasons: arrays of all samples that are in no dataset, and samples without labels.
+            # The usual reasons are arrays of all samples that are not in a dataset, and samples without labels.
             is_array = isinstance(sample, Tensor)
             advice = "; put arrays of all samples in a dataset: TensorDataset(inputs, labels)" if is_array else ""
             if is_array or (isinstance(sample, Sequence) and len(sample) == 1):
@@ -65,36 +66,36 @@ class SampleKeys:
         candidates = [key for key in _LABEL_KEYS if key in sample] if self.labels is None else [self.labels]
         missing = [key for key in (*candidates, self.weights) if key is not None and key not in sample]
         if missing or len(candidates) != 1:
-            expected = f"no key {missing[0]!r}" if missing else "the key of its labels is not clear"
+            reason = f"no key {missing[0]!r}" if missing else "the key of its labels is not clear"
             names = ", ".join(repr(key) for key in sample)
             raise DataError(
-                f"{source} pairs (inputs, labels); got a {type(sample).__name__} with {names}: {expected}; name the "
-                "key of the labels, TorchData(..., labels='label') or distill(..., labels='label')"
+                f"{source} pairs (inputs, labels); got a {type(sample).__name__} with {names}: {reason}; pass the key "
+                "of the labels: TorchData(..., labels='label') or distill(..., labels='label')"
             )
         inputs = _inputs_of(sample, candidates[0], self.weights)
         if inputs is None:
-            raise DataError(f"{source} pairs (inputs, labels); got a mapping with {candidates[0]!r} and no inputs")
+            raise DataError(f"{source} pairs (inputs, labels); got a mapping with {candidates[0]!r} but no inputs")
         return inputs, sample[candidates[0]], None if self.weights is None else sample[self.weights]
 
 
 def _inputs_of(sample: Mapping[Any, Any], *others: str | None) -> Any:
-    """Return the inputs in a mapping: the value if there is one, or a mapping of several; None if there is none.
+    """Return the inputs in a mapping: the value if there is one, a mapping of several values, or None if there is none.
 
-    others: the keys of labels and weights. Names such as __key__ and __url__ are those of a file (WebDataset).
+    others: the keys of labels and weights. Keys such as __key__ and __url__, which WebDataset adds, are left out.
     """
     inputs = {key: value for key, value in sample.items() if key not in others and not str(key).startswith("__")}
     return rebuild(sample, inputs) if len(inputs) > 1 else next(iter(inputs.values()), None)
 
 
 def missing_labels(inputs: Any) -> Tensor:
-    """Return labels that stand for none, (batch,) int64, for inputs without labels, which no term reads.
+    """Return placeholder labels, (batch,) int64, for inputs without labels. No term reads them.
 
-    Raises DataError if the inputs have no tensor.
+    Raises DataError if there is no tensor in the inputs.
     """
     first = next(nested_tensors(inputs), None)
     if first is None or not first.ndim:
         raise DataError(
-            f"inputs without labels must be tensors of the samples of a batch; got a {type(inputs).__name__}"
+            f"inputs without labels must have a tensor with one item per sample; got a {type(inputs).__name__}"
         )
     return torch.full((len(first),), MISSING_LABEL, device=first.device)
 
@@ -102,11 +103,11 @@ def missing_labels(inputs: Any) -> Tensor:
 def as_weights(weights: Any, labels: Any, source: str) -> Tensor | None:
     """Return the weights of a batch, (batch,) float32; None if there are none.
 
-    Raises DataError unless they are floats of at least 0, one per sample. Weights on a GPU are not read.
+    Raises DataError if they are not floats of at least 0, one per sample. Values on a GPU are not checked.
     """
     if weights is None:
         return None
-    # They may be a third element, or under a key.
+    # The weights may be the third element of a triple, or the value of a key.
     prefix = f"{source} pairs (inputs, labels); got additional weights"
     expected = "expected the weight of each sample, a float of at least 0"
     if not isinstance(weights, Tensor):
@@ -138,6 +139,6 @@ def require_stacked(batch: Any) -> None:
 
 def _list_error(length: int) -> DataError:
     return DataError(
-        f"a sample has a list of {length} numbers, of which torch would make {length} tensors; make it one tensor, "
-        'torch.tensor(...), or set the format of a Hugging Face dataset: dataset.with_format("torch")'
+        f"a sample has a list of {length} numbers, which torch would collate into {length} tensors; make it one tensor "
+        'with torch.tensor(...), or set the format of a Hugging Face dataset: dataset.with_format("torch")'
     )

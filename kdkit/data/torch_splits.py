@@ -1,4 +1,4 @@
-"""A torch Dataset or DataLoader that yields `(inputs, labels)`, as a split."""
+"""Use a torch Dataset or DataLoader that yields `(inputs, labels)` as a split."""
 
 import copy
 import re
@@ -33,8 +33,8 @@ _NO_BATCH = object()
 class Unlabelled:
     """Training data without labels, for `TorchData` and `distill`: a Dataset or DataLoader of inputs.
 
-    Each sample, or batch of a DataLoader, is inputs as a whole: a tensor, a tuple, or a mapping. If a tuple or mapping
-    has one tensor, as in TensorDataset(inputs), that tensor is the input.
+    The whole sample, or batch of a DataLoader, is the inputs: a tensor, a tuple, or a mapping. If a tuple or mapping
+    has one tensor, as in TensorDataset(inputs), this tensor is the input.
     """
 
     data: Dataset[Any] | DataLoader[Any] | Iterable[Any]
@@ -44,13 +44,13 @@ DatasetOrLoader = Dataset[Any] | DataLoader[Any] | Iterable[Any] | Unlabelled
 
 
 class DatasetSplit(Split):
-    """A map-style Dataset of `(inputs, labels)` as a split; its ids count from `first_id`.
+    """A map-style Dataset of `(inputs, labels)` as a split. Its ids start at `first_id`.
 
-    name: "train", "validation" or "test", for error messages. keys: of samples that are mappings.
-    label_check: if set, it is called with the labels of every batch; on a GPU a loss would only report "device-side
-    assert triggered". unknown: the label that stands for an unknown one, which becomes NaN. per_position: whether
-    labels are classes of positions, (samples, *positions). is_drawn: whether a sample is read with random numbers that
-    depend on its row and draw alone.
+    name: "train", "validation" or "test", for error messages. keys: for samples that are mappings.
+    label_check: if set, it is called with the labels of every batch. On a GPU, a loss would only report "device-side
+    assert triggered". unknown: the label that means unknown, which becomes NaN. per_position: whether labels are
+    classes of positions, (samples, *positions). is_drawn: whether a sample is read with random numbers that depend only
+    on its row and draw.
     """
 
     label_check: LabelCheck | None = None
@@ -62,7 +62,7 @@ class DatasetSplit(Split):
         self.name = name
         self.dataset = dataset
         self.keys = keys
-        self.source = f"the {name} data must yield"  # how messages about its samples begin
+        self.source = f"the {name} data must yield"  # the start of messages about its samples
         self.ids = torch.arange(first_id, first_id + len(dataset))
         if is_plain(dataset, TensorDataset):  # checked once, not in every batch
             keys.split(dataset.tensors, self.source)
@@ -76,14 +76,14 @@ class DatasetSplit(Split):
             columns = [tensor.index_select(0, rows.to(tensor.device)) for tensor in self.dataset.tensors]
             if self.keys.inputs_only:
                 return self.keys.split(tuple(columns))
-            # As `keys.split` does, whose checks take as long as the rest of this method.
+            # The same as `keys.split`, whose checks take as long as the rest of this method.
             return columns[0], columns[1], columns[2] if len(columns) == 3 else None
         with _explain_unequal_samples(self.name):
             return self.keys.split(_collate_samples(self._samples(rows.tolist(), draw)), self.source)
 
     def _samples(self, rows: list[int], draw: int) -> list[Any]:
-        # Hugging Face reads rows together ten times as fast. A subclass of a torch dataset may inherit this method and
-        # change samples in __getitem__ alone.
+        # Hugging Face datasets read several rows together ten times as fast. A subclass of a torch dataset may inherit
+        # this method, and change samples in __getitem__ only.
         if hasattr(self.dataset, "__getitems__") and not isinstance(self.dataset, Dataset) and not self.is_drawn:
             samples: list[Any] = self.dataset.__getitems__(rows)
             return samples
@@ -92,7 +92,7 @@ class DatasetSplit(Split):
             for row in rows:
                 with seeded_on_cpu(derive_seed(row, draw, SeedPurpose.DRAW)) if self.is_drawn else nullcontext():
                     samples.append(self.dataset[row])
-        except Exception as error:  # of user code
+        except Exception as error:  # user code may raise anything
             explained = explain_unreadable(error, f"the sample in row {rows[len(samples)]} of the {self.name} data")
             if explained is error:
                 raise
@@ -118,7 +118,7 @@ class DatasetSplit(Split):
 class CheckedLoaderSplit(LoaderSplit):
     """The batches of a DataLoader, with the options of `DatasetSplit`.
 
-    samples: the split ends with the batch that has so many samples; None: with the last batch of the loader.
+    samples: the split ends after the batch that reaches this number of samples; None: after the loader's last batch.
     """
 
     label_check: LabelCheck | None = None
@@ -142,11 +142,11 @@ class CheckedLoaderSplit(LoaderSplit):
                 yield batch
                 samples += len(batch)
                 if self.samples is not None and samples >= self.samples:
-                    return  # before the next one is loaded, which may take long
+                    return  # before the next batch is loaded, which may take long
 
 
 class StreamSplit(CheckedLoaderSplit):
-    """The samples of an IterableDataset without a DataLoader, in batches of any size, of which the last may be cut."""
+    """The samples of an IterableDataset without a DataLoader, in batches of any size. The last one may be smaller."""
 
     def __init__(self, name: str, dataset: "IterableDataset[Any]", keys: SampleKeys = _NO_KEYS) -> None:
         super().__init__(name, DataLoader(dataset, collate_fn=_collate_samples), keys)
@@ -170,7 +170,7 @@ class _First(IterableDataset[Any]):
 
 
 class _Batches(IterableDataset[Any]):
-    """Any iterable of batches as a dataset, such as the loaders of timm and WebDataset, which are no DataLoader."""
+    """Any iterable of batches as a dataset, such as the loaders of timm and WebDataset, which are not DataLoaders."""
 
     def __init__(self, source: Any) -> None:
         self.source = source
@@ -183,30 +183,30 @@ class _Batches(IterableDataset[Any]):
 
 
 def as_split(name: str, data: DatasetOrLoader, first_id: int, keys: SampleKeys) -> DatasetSplit | CheckedLoaderSplit:
-    """Return the data as a split. Raises DataError if it is empty, or is neither a Dataset nor a loader.
+    """Return the data as a split. Raises DataError if it is empty, or neither a Dataset nor a loader.
 
     name: "train", "validation" or "test", for error messages. first_id: the id of its first sample.
     """
     if isinstance(data, Unlabelled):
         if name != "train":
             raise DataError(
-                f"the {name} data needs labels, for the metrics; to compare a student with its teacher instead, use "
-                "the classes of the teacher as labels: TensorDataset(inputs, teacher(inputs).argmax(1))"
+                f"the {name} data needs labels for the metrics; to compare a student with its teacher instead, use the "
+                "teacher's classes as labels: TensorDataset(inputs, teacher(inputs).argmax(1))"
             )
         return as_split(name, data.data, first_id, SampleKeys(inputs_only=True))
     if isinstance(data, DataLoader):
         return CheckedLoaderSplit(name, data, keys)
     dataset: Any = data
-    is_stream = isinstance(data, IterableDataset)  # it inherits a __getitem__ that raises, and may have a length
+    is_stream = isinstance(data, IterableDataset)  # inherits a __getitem__ that raises, and may have a length
     pipeline = getattr(data, "pipeline", None)
-    # WebLoader of WebDataset is an IterableDataset around a DataLoader.
+    # The WebLoader of WebDataset is an IterableDataset around a DataLoader.
     holds_loader = is_stream and isinstance(pipeline, list) and any(isinstance(part, DataLoader) for part in pipeline)
     if is_stream and not holds_loader:
         return StreamSplit(name, dataset, keys)
-    is_iterator = hasattr(data, "__next__")  # which can be read only once
+    is_iterator = hasattr(data, "__next__")  # an iterator can be read only once
     if holds_loader or (hasattr(data, "__iter__") and not is_iterator and not hasattr(data, "__getitem__")):
         return CheckedLoaderSplit(name, DataLoader(_Batches(data), batch_size=None), keys)
-    # a duck-typed dataset with both is fine
+    # A duck-typed dataset with both methods is fine.
     if is_iterator or not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         raise DataError(
             f"the {name} data is a {type(data).__name__}; expected a Dataset with a length, an IterableDataset, or a "
@@ -222,7 +222,7 @@ def first_batch(
 ) -> Batch:
     """Return the first sample, or the first batch of a loader, with its labels unchanged.
 
-    Raises DataError unless it is (inputs, labels).
+    Raises DataError if it is not (inputs, labels).
     """
     split = data if isinstance(data, (DatasetSplit, CheckedLoaderSplit)) else as_split(name, data, 0, keys)
     try:
@@ -236,12 +236,12 @@ def first_batch(
             inputs, labels, weights = split.keys.split(batch, split.source)
         else:
             inputs, labels, weights = split.read(torch.tensor([0]))
-    except (TypeError, ValueError) as error:  # from torch's collate, of images for example
+    except (TypeError, ValueError) as error:  # raised by torch's collate, for example for PIL images
         advice = ""
         if "NoneType" in str(error):
-            advice = "; a sample without a label has the label that TorchData(..., ignore_index=...) names"
+            advice = "; give samples without a label the class index that you pass as TorchData(..., ignore_index=...)"
         elif "PIL." in str(error):
-            advice = "; make images tensors in the Dataset, such as by torchvision.transforms.v2.PILToTensor()"
+            advice = "; convert images to tensors in the Dataset, such as with torchvision.transforms.v2.PILToTensor()"
         elif "default_collate" in str(error):
             advice = "; pass a DataLoader whose collate_fn makes a batch of such samples"
         raise DataError(f"the {name} data must yield pairs (inputs, labels) of tensors: {error}{advice}") from error
@@ -250,7 +250,7 @@ def first_batch(
     if not isinstance(labels, Tensor):
         advice = ""
         if isinstance(labels, str) or (isinstance(labels, list | tuple) and all(isinstance(x, str) for x in labels)):
-            advice = " of class indices: number the classes, such as by names.index(label)"
+            advice = " of class indices: number the classes, such as with names.index(label)"
         elif items_of(labels) is not None:
             advice = (
                 " with equal sizes for all samples: pack them, such as with torch.cat, and let the losses unpack them"
@@ -260,14 +260,14 @@ def first_batch(
 
 
 def _collate_samples(samples: list[Any]) -> Any:
-    """Return samples as one batch. Raises DataError for lists of numbers, which would become many tensors."""
+    """Collate samples into a batch. Raises DataError for lists of numbers, which would become many tensors."""
     require_tensors(samples[0])
     return collate(samples)
 
 
 @contextmanager
 def _explain_unequal_samples(name: str) -> Iterator[None]:
-    """Raise DataError instead of torch's error about samples of different shapes, which names no split or remedy."""
+    """Raise DataError instead of torch's error about samples of different shapes, which has no split and no remedy."""
     try:
         yield
     except RuntimeError as error:
@@ -279,14 +279,13 @@ def _explain_unequal_samples(name: str) -> Iterator[None]:
         else:
             raise
         raise DataError(
-            f"samples of the {name} data have different {sizes}, and cannot be "
-            "stacked; crop or pad them in the Dataset, or pass a DataLoader(dataset, batch_size=..., collate_fn=...) "
-            "whose collate_fn pads a batch"
+            f"samples of the {name} data have different {sizes}, so they cannot be stacked; crop or pad them in the "
+            "Dataset, or pass a DataLoader(dataset, batch_size=..., collate_fn=...) whose collate_fn pads a batch"
         ) from error
 
 
 def is_plain(dataset: object, cls: type[D]) -> TypeGuard[D]:
-    """Return whether the dataset is a `cls` with its `__getitem__`: a subclass may change samples or draw them."""
+    """Return whether the dataset is a `cls` that does not override `__getitem__`, which could change samples."""
     return isinstance(dataset, cls) and type(dataset).__getitem__ is cls.__getitem__
 
 
@@ -297,7 +296,7 @@ def dataset_of(data: DatasetOrLoader | Split | LoaderSplit) -> Any:
 
 
 def visible_labels(split: DatasetSplit | CheckedLoaderSplit) -> Tensor | None:
-    """Return the labels, (samples, ...), if they can be seen without reading samples; otherwise None."""
+    """Return the labels, (samples, ...), if they are visible without reading samples, otherwise None."""
     if isinstance(split, LoaderSplit) and split.loader.collate_fn is not default_collate:
         return None  # user code may change the labels of the dataset
     return _labels_of(dataset_of(split))
@@ -310,22 +309,22 @@ def _labels_of(dataset: Any) -> Tensor | None:
     if isinstance(dataset, IterableDataset):
         return None  # its samples may come in any order
     if is_plain(dataset, TensorDataset):
-        targets = dataset.tensors[1] if len(dataset.tensors) in (2, 3) else None  # the third has weights
+        targets = dataset.tensors[1] if len(dataset.tensors) in (2, 3) else None  # the third tensor has weights
     else:
         targets = getattr(dataset, "targets", None)  # the convention of torchvision's datasets
     if targets is None or getattr(dataset, "target_transform", None) is not None:
         return None
     try:
         labels = torch.as_tensor(targets)
-    except (TypeError, ValueError, RuntimeError):  # `targets` of user code may hold anything, such as names or boxes
+    except (TypeError, ValueError, RuntimeError):  # user-defined `targets` may be anything, such as names or boxes
         return None
     return labels if labels.ndim and len(labels) else None
 
 
 def content_of(value: Any) -> Iterator[bytes]:
-    """Yield dtype, shape and content of every tensor in a value, nested, and the keys of mappings and dataclasses."""
+    """Yield the dtype, shape and bytes of every tensor in a nested value, and the keys of mappings and dataclasses."""
     if isinstance(value, Tensor):
-        yield f"{value.dtype}{tuple(value.shape)}".encode()  # two tensors of other shapes may have the same content
+        yield f"{value.dtype}{tuple(value.shape)}".encode()  # tensors of different shapes may have the same bytes
         yield value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
         return
     for key, item in items_of(value) or ():

@@ -1,4 +1,4 @@
-"""Metrics, with thresholds fitted on one split and computed on another."""
+"""Metrics, with thresholds that are fitted on one split and applied to another."""
 
 from kdkit.metrics.base import (
     Metric,

@@ -15,22 +15,22 @@ from kdkit.utils.reprs import describe_array, describe_count, describe_names
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-_LISTED = 20  # classes that a note names
-_BLOCK = 1 << 18  # numbers at a time, so that they stay in the cache of a processor
+_LISTED = 20  # the most classes that a note names
+_BLOCK = 1 << 18  # how many numbers are processed at a time, so that they stay in the CPU cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
-    """The outputs of a net for a split, with the labels.
+    """The outputs of a network for a split, with the labels.
 
     labels: (samples,) class indices, or (samples, classes) of 0 and 1, NaN if unknown.
     outputs: (samples, classes) logits.
     ids: (samples,), or None. groups: (samples,), equal for dependent samples, such as those of one patient, or None.
-    per_position: whether labels and outputs are decisions per pixel or token, since logits would take too much memory:
-    (samples, *positions) class indices, or (samples, classes, *positions) of 0 and 1 with outputs of bool. A label is
-    -1 at positions without one, and where samples of different sizes were padded.
-    reduced: by the name of a metric, (samples, ...), what its `reduce_positions` kept of the logits per position.
-    Raises DataError if their lengths differ, or for labels or outputs that are not numbers.
+    per_position: whether labels and outputs are decisions per pixel or token, because logits would take too much
+    memory: (samples, *positions) class indices, or (samples, classes, *positions) of 0 and 1 with bool outputs. The
+    label is -1 at positions without a label, and in the padding of samples of different sizes.
+    reduced: by metric name, (samples, ...), what the metric's `reduce_positions` kept of the logits per position.
+    Raises DataError if the lengths differ, or if labels or outputs are not numbers.
     """
 
     labels: NDArray[Any]
@@ -47,12 +47,14 @@ class Predictions:
         lengths = {name: len(column) for name, column in columns.items() if column is not None}
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{length} {name}" for name, length in lengths.items())
-            raise DataError(f"predictions have a label and an output for each sample; got {listed}; pass the same rows")
+            raise DataError(
+                f"predictions must have a label and an output for each sample; got {listed}; pass the same rows"
+            )
         for name, column in (("labels", self.labels), ("outputs", self.outputs)):
             if column.dtype.kind not in "biuf":
                 raise DataError(
-                    f"predictions are arrays of numbers or bool; got {name} of dtype {column.dtype}; convert them, "
-                    "such as names of classes to their indices"
+                    f"predictions must be arrays of numbers or bool; got {name} of dtype {column.dtype}; convert them, "
+                    "such as class names to class indices"
                 )
 
     def __repr__(self) -> str:
@@ -65,7 +67,7 @@ class Predictions:
         return len(self.outputs)
 
     def rows(self, rows: NDArray[Any]) -> "Predictions":
-        """Return the samples at these rows, an index or a mask."""
+        """Return the samples in these rows. rows: indices or a mask."""
         return replace(
             self,
             labels=self.labels[rows],
@@ -78,9 +80,9 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricResult:
-    """The value of a metric, its value by class if it has one, and a note for readers.
+    """The value of a metric, its values by class if it has them, and a note for readers.
 
-    interval: (low, high) of the value, None without a `BootstrapInterval`; intervals_by_class likewise.
+    interval: (low, high) for the value; None without a `BootstrapInterval`. intervals_by_class: the same by class.
     """
 
     value: float
@@ -98,39 +100,39 @@ class MetricResult:
 
 @runtime_checkable
 class Metric(Protocol):
-    """A metric; higher is better, unless it has an attribute `lower_is_better = True`.
+    """A metric. Higher is better, unless it has the attribute `lower_is_better = True`.
 
-    An attribute `accepts_unknown = True` declares that it leaves out labels that are NaN: unknown. An attribute
-    `accepts_positions = True` declares that it takes predictions per position, see `Predictions`; if it needs their
-    logits, it is `PositionReducing` too. An attribute `is_biased = True` declares that its value depends on the number
-    of samples, by more for some nets than for others, as a calibration error of bins does: differences of two nets get
-    no interval, and so no verdict.
+    The attribute `accepts_unknown = True` declares that the metric leaves out unknown labels, which are NaN. The
+    attribute `accepts_positions = True` declares that it takes predictions per position, see `Predictions`; if it needs
+    their logits, it is also `PositionReducing`. The attribute `is_biased = True` declares that its value depends on the
+    number of samples, and more so for some networks, as a binned calibration error does. Differences between two
+    networks then have no interval, and so no verdict.
 
-    `fit` returns a copy with thresholds, and leaves `self` unchanged.
+    `fit` returns a copy with thresholds, and does not change `self`.
     """
 
     @property
     def name(self) -> str:
-        """The name in tables; unique in a recipe."""
+        """The name in tables, unique in a recipe."""
         ...
 
     def fit(self, validation: Predictions) -> Self:
-        """Return the metric with its thresholds, if it has any, chosen on the validation split."""
+        """Return the metric with thresholds that are chosen on the validation split, if it has thresholds."""
         ...
 
     def compute(self, test: Predictions) -> MetricResult:
-        """Return the metric of another split; the note names classes without positives."""
+        """Return the metric on another split. The note names classes without positives."""
         ...
 
 
 @runtime_checkable
 class PositionReducing(Protocol):
-    """A metric that needs the logits of positions, which are not stored: it reduces them batch by batch."""
+    """A metric that needs the logits of positions. Because these are not stored, it reduces them batch by batch."""
 
     def reduce_positions(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return what the metric needs of each sample, (batch, ...), for `Predictions.reduced[metric.name]`.
 
-        outputs: logits, (batch, classes, *positions). labels: (batch, *positions), or of 0 and 1 by class, (batch,
+        outputs: logits, (batch, classes, *positions). labels: (batch, *positions), or 0 and 1 by class, (batch,
         classes, *positions); -1 at positions without a label.
         """
         ...
@@ -142,23 +144,23 @@ class WithoutThresholds:
     __slots__ = ()
 
     def fit(self, validation: Predictions) -> Self:
-        """Return self, which has no thresholds."""
+        """Return self, because there are no thresholds."""
         return self
 
 
 def lower_is_better(metric: Metric) -> bool:
-    """Return whether the metric is an error, so that its lowest value is the best."""
+    """Return whether lower values of the metric are better."""
     return bool(getattr(metric, "lower_is_better", False))
 
 
 def is_biased(metric: Metric) -> bool:
-    """Return whether values of the metric on few samples must not be compared, see `Metric`."""
+    """Return whether the value of the metric depends on the number of samples, see `Metric`."""
     return bool(getattr(metric, "is_biased", False))
 
 
 def is_better(metric: Metric, value: float, reference: float) -> bool:
-    """Return whether a value of this metric is better than a reference value; NaN is worse than any number."""
-    if math.isnan(value) or math.isnan(reference):  # a comparison with NaN would always be False
+    """Return whether a value of this metric is better than a reference value. NaN is worse than any number."""
+    if math.isnan(value) or math.isnan(reference):  # comparisons with NaN are always False
         return not math.isnan(value)
     return value < reference if lower_is_better(metric) else value > reference
 
@@ -167,41 +169,41 @@ def reduced_positions(metric: Metric, predictions: Predictions) -> NDArray[Any]:
     """Return what `metric.reduce_positions` kept of the logits per position. Raises DataError if it was not called."""
     if metric.name not in predictions.reduced:
         raise DataError(
-            f"metric {metric.name!r} needs the logits of positions, and these predictions have classes only; name it "
-            "in Recipe(metrics=...) before the network predicts"
+            f"metric {metric.name!r} needs the logits of positions, but these predictions have classes only; add it to "
+            "Recipe(metrics=...) before the network predicts"
         )
     return predictions.reduced[metric.name]
 
 
 def true_classes(predictions: Predictions) -> Bools:
-    """Return the labels as a mask, (samples, classes), for multiclass and for multilabel.
+    """Return multiclass or multilabel labels as a mask, (samples, classes).
 
-    Raises DataError for labels of another shape, or out of range.
+    Raises DataError if labels have another shape or are out of range.
     """
     labels, count = predictions.labels, len(predictions.classes)
     if labels.ndim == 1:
         indices = labels.astype(np.int64)
-        # a negative index would count from the last class
+        # A negative index would count from the last class.
         is_invalid = (indices != labels) | (indices < 0) | (indices >= count)
         if is_invalid.any():
             sample = int(is_invalid.argmax())
             raise DataError(
-                f"labels (samples,) are class indices from 0 to {count - 1}; got {labels.dtype} from {labels.min()} to "
-                f"{labels.max()}, such as {labels[sample]} in row {sample}; leave out samples without a class, and use "
-                "MSE or R2 for numbers"
+                f"labels (samples,) must be class indices from 0 to {count - 1}; got {labels.dtype} from "
+                f"{labels.min()} to {labels.max()}, such as {labels[sample]} in row {sample}; leave out samples "
+                "without a class, and use MSE or R2 for numbers"
             )
         one_hot: Bools = np.eye(count, dtype=bool)[indices]
         return one_hot
     if labels.shape[1:] != (count,):
         raise DataError(
-            f"labels are class indices (samples,), or 0 and 1 (samples, classes) for the {count} classes; got "
+            f"labels must be class indices (samples,), or 0 and 1 (samples, classes) for the {count} classes; got "
             f"{labels.shape}"
         )
-    is_invalid = (labels < 0) | (labels > 1)  # False for NaN, an unknown label
+    is_invalid = (labels < 0) | (labels > 1)  # False for NaN, which means unknown
     if is_invalid.any():
         sample, column = np.argwhere(is_invalid)[0]
         raise DataError(
-            f"labels (samples, classes) are 0 and 1, or NaN if unknown; got {np.nanmin(labels)} to "
+            f"labels (samples, classes) must be 0 and 1, or NaN if unknown; got {np.nanmin(labels)} to "
             f"{np.nanmax(labels)}, such as {labels[sample, column]} of class {predictions.classes[column]!r} in row "
             f"{sample}; use MSE or R2 for numbers"
         )
@@ -210,13 +212,13 @@ def true_classes(predictions: Predictions) -> Bools:
 
 
 def require_class_outputs(predictions: Predictions) -> None:
-    """Raise DataError unless the outputs have a column for each class, or per position the shape of the labels."""
+    """Raise DataError unless outputs have one column per class, or, per position, the shape of the labels."""
     labels, outputs, count = predictions.labels, predictions.outputs, len(predictions.classes)
     if predictions.per_position:
         if outputs.shape != labels.shape:
             raise DataError(
-                f"predictions per position have a decision for each label; got labels {labels.shape} and outputs "
-                f"{outputs.shape}; bring the outputs to the positions of the labels"
+                f"predictions per position must have a decision for each label; got labels {labels.shape} and outputs "
+                f"{outputs.shape}; resize the outputs to the positions of the labels"
             )
     elif outputs.shape[1:] != (count,):
         raise DataError(
@@ -226,28 +228,28 @@ def require_class_outputs(predictions: Predictions) -> None:
 
 
 def log_softmax(outputs: NDArray[Any]) -> Floats:
-    """Return the logarithms of the probabilities of the classes, (samples, classes), for one class per sample."""
+    """Return log-probabilities, (samples, classes), for one class per sample."""
     logs: Floats = np.empty(outputs.shape)
     block = max(1, _BLOCK // max(1, outputs.shape[1]))
     for start in range(0, len(outputs), block):
         rows = slice(start, start + block)
         shifted = outputs[rows].astype(np.float64) - outputs[rows].max(1, keepdims=True)
         others = np.exp(shifted)
-        # The largest probability of a sample is 1 / (1 + others). With its own 1 in the sum, small others would be
-        # lost, and samples of which a net is very sure would seem equal.
+        # The largest probability of a sample is 1 / (1 + others). If its own 1 were in the sum, small others would be
+        # lost in rounding, and samples with very high confidence would seem equal.
         others[np.arange(len(others)), outputs[rows].argmax(1)] = 0
         logs[rows] = shifted - np.log1p(others.sum(1, keepdims=True))
     return logs
 
 
 def negated(outputs: NDArray[Any]) -> NDArray[Any]:
-    """Return -outputs, whose ascending order is the descending one of outputs, in a type that has negative numbers."""
+    """Return -outputs, in a dtype with negative numbers, so that sorting is descending."""
     negative: NDArray[Any] = -(outputs if outputs.dtype.kind == "f" else outputs.astype(np.float64))
     return negative
 
 
 def unknown_labels(predictions: Predictions) -> Bools | None:
-    """Return which labels are NaN, (samples, classes); None if all are known."""
+    """Return which labels are unknown, (samples, classes); None if all are known."""
     if predictions.labels.ndim != 2 or predictions.labels.dtype.kind != "f":
         return None
     is_unknown: Bools = np.isnan(predictions.labels)
@@ -255,7 +257,7 @@ def unknown_labels(predictions: Predictions) -> Bools | None:
 
 
 def known_rows(predictions: Predictions) -> list[NDArray[np.int64]]:
-    """Return for each class the samples whose label is known, (samples,) each."""
+    """Return the rows of the samples with a known label for each class, (samples,) each."""
     is_unknown = unknown_labels(predictions)
     rows = np.arange(len(predictions))
     count = len(predictions.classes)
@@ -263,12 +265,12 @@ def known_rows(predictions: Predictions) -> list[NDArray[np.int64]]:
 
 
 def defined_by_class(test: Predictions, values: NDArray[Any]) -> dict[str, float]:
-    """Return values, (classes,), by class name, without those that are NaN: undefined on this split."""
+    """Return values, (classes,), by class name, without NaN, which means undefined on this split."""
     return {name: float(value) for name, value in zip(test.classes, values, strict=True) if not math.isnan(value)}
 
 
 def undefined_by_class(test: Predictions, resamples: int) -> Floats:
-    """Return NaN for each class and resample, (classes, resamples), which takes no memory for a large vocabulary."""
+    """Return NaN for each class and resample, (classes, resamples), in an array that takes no memory."""
     return np.broadcast_to(np.float64("nan"), (len(test.classes), resamples))
 
 
@@ -277,20 +279,20 @@ def mean_over_classes(values: NDArray[Any]) -> Floats:
     is_defined = ~np.isnan(values)
     totals = np.where(is_defined, values, 0.0).sum(0)
     counts = is_defined.sum(0)
-    # divide with `where` rather than nanmean, which warns about empty slices
+    # nanmean would warn about empty slices.
     means: Floats = np.divide(totals, counts, out=np.full(len(totals), np.nan), where=counts > 0)
     return means
 
 
 def ratio(part: Floats, whole: Floats) -> Floats:
-    """Return part / whole elementwise, NaN where the whole is 0."""
+    """Return part / whole elementwise; NaN if the whole is 0."""
     quotients: Floats = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
     return quotients
 
 
 def note_on_missing(test: Predictions, present: Container[str], reason: str = "no positives") -> str:
-    """Return a note that names the classes that are not present, with the reason; empty if all are."""
+    """Return a note with the reason and the names of missing classes; "" if all are present."""
     missing = [name for name in test.classes if name not in present]
-    if len(missing) > _LISTED:  # such as most words of a vocabulary
+    if len(missing) > _LISTED:  # for example most tokens of a vocabulary
         missing[_LISTED:] = [f"and {len(missing) - _LISTED} more"]
     return f"{reason}: {', '.join(missing)}" if missing else ""

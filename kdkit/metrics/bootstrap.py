@@ -23,8 +23,8 @@ from kdkit.utils.validation import validate_count
 
 Counts = NDArray[np.float32]
 
-_CHUNK = 32_000_000  # counts in memory at a time: 128 MB of float32
-_BLOCK = 64  # resamples at a time, so that their sums stay in the cache of a processor
+_CHUNK = 32_000_000  # the number of counts in memory at a time: 128 MB of float32
+_BLOCK = 64  # the number of resamples at a time, so that their sums stay in the CPU cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,11 @@ class BootstrapInterval:
 
     Bias-corrected percentiles (Efron & Tibshirani 1993, section 14.3, without acceleration). Samples of the split are
     drawn with replacement, or whole groups, such as patients, if the predictions have groups. Thresholds are not fitted
-    again and nothing is trained again, so the interval reflects the choice of the test samples, not of the seed. Of a
-    metric that declares `is_biased`, see `Metric`, it is the interval of the values on other splits of this size.
-    metric: the metric without an interval. resamples: their number. level: the share of the resamples inside the
-    interval. seed: of the draws; all nets share it, so that they are compared on the same resamples.
+    again and nothing is trained again, so the interval reflects the choice of the test samples, not of the seed. For a
+    metric with `is_biased`, see `Metric`, it is the interval of the values on other splits of the same size.
+    metric: the metric without an interval. resamples: the number of resamples. level: the share of the resamples inside
+    the interval. seed: the seed of the draws, which is the same for all networks, so that they are compared on the same
+    resamples.
     Raises RecipeError for options out of range.
     """
 
@@ -47,12 +48,12 @@ class BootstrapInterval:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        # A class has name, fit and compute too, so isinstance would accept the class without ().
+        # A class also has name, fit and compute, so isinstance would accept the class itself.
         if isinstance(self.metric, type) or not isinstance(self.metric, Metric):
             example = "BootstrapInterval(MacroAUPRC())"
             raise RecipeError(f"BootstrapInterval takes a metric, such as {example}; got {describe(self.metric)}")
         if isinstance(self.metric, BootstrapInterval):
-            raise RecipeError("BootstrapInterval takes a metric that has no interval yet; pass the metric inside it")
+            raise RecipeError("BootstrapInterval takes a metric without an interval; pass the metric inside it")
         validate_bootstrap(self.resamples, self.level)
 
     @property
@@ -70,9 +71,9 @@ class BootstrapInterval:
         return replace(self, metric=self.metric.fit(validation))
 
     def compute(self, test: Predictions) -> MetricResult:
-        """Return the result of the metric with intervals; resamples in which it is undefined are left out."""
+        """Return the result of the metric with intervals. Resamples for which it is undefined are left out."""
         result = self.metric.compute(test)
-        # Only classes with a value have an interval: of a vocabulary of 128,000 words, a split has a few thousand.
+        # Only classes with a value get an interval: a split may contain a few thousand of 128,000 tokens.
         has_value = np.array([name in result.by_class for name in test.classes], dtype=bool)
         names = [name for name in test.classes if name in result.by_class]
         values, by_class = [], []
@@ -105,7 +106,7 @@ def without_interval(metric: Metric) -> Metric:
 
 
 class Resampled(NamedTuple):
-    """The metric of each resample, (resamples,), and by class, (classes, resamples); NaN if undefined."""
+    """The metric for each resample, (resamples,), and by class, (classes, resamples); NaN if undefined."""
 
     values: Floats
     by_class: Floats
@@ -113,29 +114,29 @@ class Resampled(NamedTuple):
 
 @runtime_checkable
 class Resampling(Protocol):
-    """A metric that supports sample weights, so that a thousand resamples take a second."""
+    """A metric that supports sample weights, so that a thousand resamples take about a second."""
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
-        """Return the metric of each resample; `counts`, (samples, resamples), is how often it contains each sample.
+        """Return the metric for each resample.
 
-        Counts are whole numbers as float32.
+        counts: how often each resample contains each sample, (samples, resamples), integers as float32.
         """
         ...
 
 
 def resample(metric: Metric, test: Predictions, counts: Counts) -> Resampled:
-    """Return the metric of each resample; a metric that is not `Resampling` is computed once for each of them."""
+    """Return the metric for each resample. A metric that is not `Resampling` is computed once per resample."""
     if isinstance(metric, Resampling):
         return metric.resampled(test, counts)
     indices = np.arange(len(test))
-    # the slow way: a copy of the split in which each row is repeated as often as it was drawn
+    # The slow way: a copy of the split with each row repeated as often as it was drawn.
     results = [metric.compute(test.rows(np.repeat(indices, column))) for column in counts.T.astype(np.int64)]
     by_class = [[result.by_class.get(name, np.nan) for result in results] for name in test.classes]
     return Resampled(np.array([result.value for result in results]), np.array(by_class, dtype=np.float64))
 
 
 def unit_counts(test: Predictions) -> Counts:
-    """Return the counts of the split itself, (samples, 1): every sample once."""
+    """Return the counts for the split itself, (samples, 1): each sample once."""
     return np.ones((len(test), 1), dtype=np.float32)
 
 
@@ -151,9 +152,9 @@ def result_of(metric: Resampling, test: Predictions, *, missing: str = "") -> Me
 
 
 def draw_counts(test: Predictions, resamples: int, seed: int) -> Iterator[Counts]:
-    """Yield how often each sample is drawn in each resample, (samples, part of the resamples), in chunks.
+    """Yield how often each sample is drawn in each resample, in chunks of resamples, (samples, resamples of a chunk).
 
-    If the samples have groups, whole groups are drawn. The counts depend on the seed and on the split alone.
+    If the samples have groups, whole groups are drawn. The counts depend only on the seed and the split.
     """
     units, unit_of_sample = len(test), None
     if test.groups is not None:
@@ -162,11 +163,11 @@ def draw_counts(test: Predictions, resamples: int, seed: int) -> Iterator[Counts
     if not units:
         raise RecipeError("an empty split cannot be resampled")
     random = np.random.default_rng(seed)
-    # Metrics have several float64 by class and resample, such as the words of a vocabulary.
+    # Metrics have several float64 values per class and resample, which matters for large vocabularies.
     chunk = max(1, _CHUNK // max(len(test), 8 * len(test.classes)))
     for first in range(0, resamples, chunk):
         counts = np.empty((len(test), min(chunk, resamples - first)), dtype=np.float32)
-        # One draw per resample, so that the counts do not depend on the size of a chunk.
+        # One call per resample, so that the counts do not depend on the size of a chunk.
         for column in range(counts.shape[1]):
             drawn = np.bincount(random.integers(0, units, units), minlength=units)
             counts[:, column] = drawn if unit_of_sample is None else drawn[unit_of_sample]
@@ -174,42 +175,41 @@ def draw_counts(test: Predictions, resamples: int, seed: int) -> Iterator[Counts
 
 
 def count_blocks(counts: Counts) -> Iterator[Counts]:
-    """Yield the counts of a few resamples at a time: many small sums are faster than a few large ones."""
+    """Yield the counts of some resamples at a time: many small sums are faster than a few large ones."""
     for first in range(0, counts.shape[1], _BLOCK):
         yield np.ascontiguousarray(counts[:, first : first + _BLOCK])
 
 
 def bootstrap_interval(values: Floats, value: float, level: float) -> tuple[float, float]:
-    """Return the bias-corrected percentile interval of a value; resampled values that are NaN are left out.
+    """Return the bias-corrected percentile interval of a value. Resampled values that are NaN are left out.
 
-    The plain percentiles of average precision miss the value of the population four times as often as they should if
-    positives are rare: a sample that is drawn twice ranks next to itself, so that resamples are better than the split.
+    With rare positives, plain percentiles of average precision miss the population value four times as often as they
+    should: a sample that is drawn twice ranks next to itself, so that resamples have higher values than the split.
     """
     defined = values[~np.isnan(values)]
     if not len(defined) or np.isnan(value):
         return float("nan"), float("nan")
     normal = NormalDist()
-    # the share of resamples below the value; ties, as of an accuracy, count half
+    # The share of resamples below the value. Ties, which an accuracy may have, count half.
     below = float((defined < value).mean() + (defined <= value).mean()) / 2
     bias = normal.inv_cdf(min(max(below, 0.5 / len(defined)), 1 - 0.5 / len(defined)))
     shares = [normal.cdf(2 * bias + normal.inv_cdf(share)) for share in ((1 - level) / 2, (1 + level) / 2)]
     low, high = np.quantile(defined, shares)
-    # also if all resamples are on one side of it
+    # The interval contains the value, even if all resamples are on one side of it.
     return min(float(low), value), max(float(high), value)
 
 
 def percentile_interval(values: Floats, level: float) -> tuple[float, float]:
-    """Return the interval that contains the share `level` of the resampled values, without those that are NaN."""
+    """Return the central interval with a share `level` of the resampled values. NaN values are left out."""
     defined = values[~np.isnan(values)]
     if not len(defined):
         return float("nan"), float("nan")
-    # the same share of resamples is left out at either end
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def spread_interval(values: Floats, value: float, level: float) -> tuple[float, float]:
-    """Return the percentiles of resampled values, moved so that their median is the value; errors stay at least 0."""
+    """Return the percentile interval, shifted so that the median of the resamples is the value; at least 0."""
     defined = values[~np.isnan(values)]
     if not len(defined) or np.isnan(value):
         return float("nan"), float("nan")
@@ -224,6 +224,6 @@ def validate_bootstrap(resamples: int, level: float) -> None:
 
 
 def validate_level(level: float) -> None:
-    """Raise RecipeError unless the level lies between 0 and 1."""
+    """Raise RecipeError unless the level is between 0 and 1."""
     if not 0 < level < 1:
-        raise RecipeError(f"level lies between 0 and 1, such as 0.95; got {level!r}")
+        raise RecipeError(f"level must be between 0 and 1, such as 0.95; got {level!r}")

@@ -1,4 +1,4 @@
-"""Metrics of probabilities: whether predictions with a probability of 80 % are right 80 times out of 100."""
+"""Metrics of probabilities: whether predictions with a probability of 80 % are right in 80 of 100 cases."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
@@ -32,16 +32,17 @@ Bins = Literal["equal_width", "equal_mass"]
 class CalibrationError(WithoutThresholds):
     """Expected calibration error, in [0, 1]; lower is better.
 
-    The mean of |mean probability - share of positives| over bins, weighted by their shares of the samples. Multilabel:
-    of the sigmoid of each class, averaged over classes, including classes without positives, whose probabilities are
-    wrong too. Multiclass: of the largest softmax probability and whether its class is right (Guo et al. 2017,
-    equation 3).
+    The mean of |mean probability - share of positives| over bins, weighted by the number of samples in each bin.
+    Multilabel: for the sigmoid of each class, averaged over classes, including classes without positives, whose
+    probabilities may also be wrong. Multiclass: for the largest softmax probability and whether its class is right (Guo
+    et al. 2017, equation 3).
     bins: "equal_width", or "equal_mass", which rare classes need (Nixon et al. 2019). Equal probabilities share a bin.
     count: the number of bins. Resamples use the bins of the split.
 
-    The error of a split is larger than that of the population, since chance moves the shares of small bins: a net that
-    is calibrated has an error above 0, and more so if its probabilities are near one half. An interval is therefore
-    that of the error on other splits of this size, and differences between nets have none; compare nets by `Brier`.
+    The error on a split is larger than the error of the population, because the shares in small bins vary by chance.
+    Even a calibrated network has an error above 0, which is larger if its probabilities are near one half. An interval
+    therefore describes the error on other splits of the same size, and differences between networks have no interval;
+    compare networks by `Brier`.
     """
 
     accepts_unknown: ClassVar[bool] = True
@@ -65,10 +66,10 @@ class CalibrationError(WithoutThresholds):
         return _result(self.resampled(test, unit_counts(test)), test)
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
-        """Return the error of each resample."""
+        """Return the error for each resample."""
         probabilities, truth = _probabilities(test), true_classes(test)
         if test.labels.ndim == 1:
-            # a single column: the confidence of the predicted class, and whether it is right
+            # A single column: the confidence of the predicted class, and whether it is right.
             is_right = test.outputs.argmax(1) == test.labels
             probabilities, truth = probabilities.max(1, keepdims=True), is_right[:, None]
         rows_by_column = known_rows(test)[: truth.shape[1]]
@@ -76,10 +77,10 @@ class CalibrationError(WithoutThresholds):
             self._excess_by_bin(probabilities[:, column], truth[:, column], rows)
             for column, rows in enumerate(rows_by_column)
         ]
-        # The share of a bin times its gap is |the sum of its excess| / the number of samples.
+        # The share of a bin times its gap is |sum of its excesses| / number of samples.
         blocks = []
         for block in (block.astype(np.float64) for block in count_blocks(counts)):
-            total = block.sum(0)  # of all samples; for a class, of those whose labels are known
+            total = block.sum(0)  # over all samples; for a class with unknown labels, over the known ones
             totals = [total if len(rows) == len(block) else block[rows].sum(0) for rows in rows_by_column]
             sums = [np.abs(excess @ block).sum(0) for excess in excesses]
             blocks.append(np.stack([ratio(*pair) for pair in zip(sums, totals, strict=True)]))
@@ -96,7 +97,7 @@ class CalibrationError(WithoutThresholds):
         edges = np.linspace(0, 1, self.count + 1)
         if self.bins == "equal_mass" and len(rows):
             edges = np.quantile(probabilities, edges)
-        # the inner edges only, so that 0 and 1 are in the first and in the last bin
+        # Only the inner edges, so that 0 and 1 are in the first and the last bin.
         bins = np.searchsorted(edges[1:-1], probabilities, side="right")
         return csr_matrix((probabilities - truth, (bins, rows)), shape=(self.count, size))
 
@@ -105,8 +106,8 @@ class CalibrationError(WithoutThresholds):
 class Brier(WithoutThresholds):
     """Brier score, the mean squared error of probabilities; lower is better (Brier 1950).
 
-    Multilabel: of the sigmoid of each class, averaged over classes, in [0, 1]. Multiclass: of the softmax, summed over
-    classes, in [0, 2].
+    Multilabel: for the sigmoid of each class, averaged over classes, in [0, 1]. Multiclass: for the softmax, summed
+    over classes, in [0, 2].
     """
 
     accepts_unknown: ClassVar[bool] = True
@@ -118,11 +119,11 @@ class Brier(WithoutThresholds):
         return "brier"
 
     def compute(self, test: Predictions) -> MetricResult:
-        """Return the error, also by class."""
+        """Return the score, also by class."""
         return _result(self.resampled(test, unit_counts(test)), test)
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
-        """Return the error of each resample."""
+        """Return the score for each resample."""
         squares = (_probabilities(test) - true_classes(test)) ** 2
         is_unknown = unknown_labels(test)
         if is_unknown is not None:
@@ -137,7 +138,7 @@ def _probabilities(test: Predictions) -> Floats:
     require_class_outputs(test)
     logits = np.asarray(test.outputs, dtype=np.float64)
     if not np.isfinite(logits).all():
-        raise DataError("outputs that are not finite make no probabilities; did training diverge?")
+        raise DataError("outputs that are not finite have no probabilities; did training diverge?")
     probabilities: Floats
     if test.labels.ndim == 1:
         exponentials = np.exp(logits - logits.max(1, keepdims=True))  # exp of large logits would overflow
@@ -148,7 +149,7 @@ def _probabilities(test: Predictions) -> Floats:
 
 
 def _result(resampled: Resampled, test: Predictions) -> MetricResult:
-    # Values of classes without positives are defined here, but the reader has to know of them.
+    # Classes without positives have values here, but the reader must know about them.
     positives = true_classes(test).sum(0).tolist()
     present = [name for name, count in zip(test.classes, positives, strict=True) if count]
     return MetricResult(

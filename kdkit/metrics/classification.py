@@ -1,4 +1,4 @@
-"""Metrics of predicted classes against true classes."""
+"""Metrics that compare predicted classes with true classes."""
 
 import math
 from collections.abc import Iterator
@@ -31,14 +31,14 @@ from kdkit.utils.validation import validate_count
 Average = Literal["macro", "micro"]
 
 _ONE_CLASS = "{} takes one class per sample or position; use CrossEntropy or F1 for several labels"
-_BLOCK = 2**22  # counts of positions in memory at a time: 32 MB of float64
+_BLOCK = 2**22  # the number of counts of positions in memory at a time: 32 MB of float64
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy(WithoutThresholds):
-    """The share of samples whose largest output is that of their class: multiclass, in [0, 1].
+    """The share of samples whose largest output is the one of their class: multiclass, in [0, 1].
 
-    Of labels per position, it is the share of all positions with a label: the pixel accuracy.
+    For labels per position, it is the share of all positions with a label, the pixel accuracy.
     """
 
     accepts_positions: ClassVar[bool] = True
@@ -53,7 +53,7 @@ class Accuracy(WithoutThresholds):
         return result_of(self, test, missing="no positives")
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
-        """Return the accuracy and the recalls of each resample."""
+        """Return the accuracy and the recalls for each resample."""
         if test.per_position:
             hits, _, positives = confusion_counts(test, None, counts)
             return Resampled(ratio(hits.sum(0), positives.sum(0)), ratio(hits, positives))
@@ -65,7 +65,7 @@ class Accuracy(WithoutThresholds):
         require_class_outputs(test)
         is_right = test.outputs.argmax(1) == test.labels  # (samples,)
         truth = true_classes(test)
-        # the accuracy among the samples of a class is its recall
+        # The accuracy among the samples of a class is its recall.
         recalls = ratio(_counted(truth & is_right[:, None], counts), _counted(truth, counts))
         total = counts.sum(0, dtype=np.float64)  # 0 if no sample has a label
         return Resampled(ratio(_counted(is_right[:, None], counts)[0], total), recalls)
@@ -75,7 +75,7 @@ class Accuracy(WithoutThresholds):
 class TopKAccuracy(WithoutThresholds):
     """The share of samples whose class is among the k with the largest outputs: multiclass, in [0, 1].
 
-    Of labels per position, it is the share of all positions with a label. k: fewer than the classes.
+    For labels per position, it is the share of all positions with a label. k: less than the number of classes.
     """
 
     accepts_positions: ClassVar[bool] = True
@@ -90,7 +90,7 @@ class TopKAccuracy(WithoutThresholds):
         return f"top_{self.k}_accuracy"
 
     def reduce_positions(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Return how many labels of each sample are among the k largest outputs, and how many there are, (batch, 2)."""
+        """Return how many labels of each sample are among the k largest outputs, and how many it has, (batch, 2)."""
         self._require_more_classes(outputs.shape[1])
         if labels.ndim == outputs.ndim:
             raise DataError(_ONE_CLASS.format(self.name))
@@ -99,18 +99,18 @@ class TopKAccuracy(WithoutThresholds):
         return torch.stack([mask.flatten(1).sum(1) for mask in (hits, has_label)], 1)
 
     def compute(self, test: Predictions) -> MetricResult:
-        """Return the share. Raises DataError for several labels per sample, and for k classes or fewer."""
+        """Return the share. Raises DataError for several labels per sample, or if there are not more than k classes."""
         return MetricResult(value=float(self.resampled(test, unit_counts(test)).values[0]))
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
-        """Return the share of each resample."""
+        """Return the share for each resample."""
         if test.per_position:
             hits, labels = reduced_positions(self, test).astype(np.float64).T @ counts
         else:
             if test.labels.ndim != 1:
                 raise DataError(_ONE_CLASS.format(self.name))
             require_class_outputs(test)
-            true_classes(test)  # raises DataError for labels that are no classes
+            true_classes(test)  # raises DataError for labels that are not classes
             self._require_more_classes(len(test.classes))
             ranks = _ranks(torch.from_numpy(test.outputs), torch.from_numpy(test.labels.astype(np.int64)))
             hits, labels = (ranks.numpy() < self.k) @ counts.astype(np.float64), counts.sum(0, dtype=np.float64)
@@ -123,13 +123,13 @@ class TopKAccuracy(WithoutThresholds):
 
 @dataclass(frozen=True, slots=True)
 class F1:
-    """F1 score: "macro" is the mean over classes, "micro" that of all decisions together, in [0, 1].
+    """F1 score, in [0, 1]: "macro" is the mean over classes, "micro" pools the decisions of all classes.
 
     Multilabel: a class is predicted if its logit is at least its threshold. `fit` chooses the thresholds on the
     validation split; before, they are 0, a probability of one half. Multiclass: the class with the largest output is
-    predicted. Of labels per position, every position with a label is a decision, at threshold 0 if multilabel, so that
+    predicted. For labels per position, every position with a label is a decision, with threshold 0 if multilabel, so
     the F1 of a class is its Dice coefficient.
-    thresholds_by: how thresholds are chosen; by default for the best F1 of each class.
+    thresholds_by: how thresholds are chosen; by default, to maximize the F1 of each class.
     """
 
     accepts_unknown: ClassVar[bool] = True
@@ -152,24 +152,24 @@ class F1:
         return f"{self.average}_f1{chosen_by}"
 
     def fit(self, validation: Predictions) -> Self:
-        """Return the metric with thresholds chosen on the validation split; unchanged for multiclass and positions."""
+        """Return the metric with thresholds chosen on the validation split. Multiclass and positions need none."""
         if validation.labels.ndim == 1 or validation.per_position:
             return self
         return replace(self, thresholds=self.thresholds_by.choose(validation))
 
     def compute(self, test: Predictions) -> MetricResult:
-        """Return F1, also by class; the note names classes without positives."""
+        """Return F1, also by class. The note names classes without positives."""
         return result_of(self, test, missing="no positives")
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
-        """Return F1 of each resample, at the same thresholds."""
+        """Return F1 for each resample, at the same thresholds."""
         hits, predicted, positives = confusion_counts(test, self.thresholds, counts)
         total = predicted + positives
-        # F1 = 2 TP / (2 TP + FP + FN); a class without positives has none
+        # F1 = 2 TP / (2 TP + FP + FN), undefined for a class without positives.
         by_class = np.where(positives > 0, 2 * hits / np.maximum(1, total), np.nan)
         if self.average == "macro":
             return Resampled(mean_over_classes(by_class), by_class)
-        # micro: classes without positives count, with their false positives
+        # Micro: false positives of classes without positives count.
         return Resampled(2 * hits.sum(0) / np.maximum(1, total.sum(0)), by_class)
 
 
@@ -179,7 +179,7 @@ def MacroF1(*, thresholds_by: Thresholds | None = None) -> F1:  # noqa: N802  # 
 
 
 def MicroF1(*, thresholds_by: Thresholds | None = None) -> F1:  # noqa: N802  # a preset of the class F1
-    """Return F1 of all decisions together."""
+    """Return F1 over the pooled decisions of all classes."""
     return F1("micro", thresholds_by=thresholds_by or BestF1())
 
 
@@ -187,9 +187,9 @@ def MicroF1(*, thresholds_by: Thresholds | None = None) -> F1:  # noqa: N802  # 
 class MeanIoU(WithoutThresholds):
     """Intersection over union, averaged over classes (mIoU, the Jaccard index), in [0, 1].
 
-    The intersection and the union of a class are counted over all positions of all samples. A class that is neither a
-    label nor predicted has none; one that is only predicted has 0. Multilabel: a class is predicted if its logit is at
-    least 0.
+    The intersection and union of a class are counted over all positions of all samples. A class that is neither a label
+    nor predicted has no value; a class that is only predicted has 0. Multilabel: a class is predicted if its logit is
+    at least 0.
 
     Source: Everingham et al. 2010, "The Pascal Visual Object Classes (VOC) Challenge", IJCV 88, sec. 4.3
     """
@@ -203,11 +203,11 @@ class MeanIoU(WithoutThresholds):
         return "mean_iou"
 
     def compute(self, test: Predictions) -> MetricResult:
-        """Return the mean, also by class; the note names classes that are neither a label nor predicted."""
+        """Return the mean, also by class. The note names classes that are neither a label nor predicted."""
         return result_of(self, test, missing="no labels or predictions")
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
-        """Return the metric of each resample."""
+        """Return the metric for each resample."""
         hits, predicted, positives = confusion_counts(test, None, counts)
         by_class = ratio(hits, predicted + positives - hits)
         return Resampled(mean_over_classes(by_class), by_class)
@@ -216,12 +216,12 @@ class MeanIoU(WithoutThresholds):
 def confusion_counts(
     test: Predictions, thresholds: tuple[float, ...] | None, counts: Counts
 ) -> tuple[Floats, Floats, Floats]:
-    """Return true positives, predicted positives and positives in each resample, (classes, resamples) each."""
+    """Return the true positives, predicted positives and positives in each resample, each (classes, resamples)."""
     require_class_outputs(test)
     if test.per_position:
         totals = np.zeros((3, len(test.classes), counts.shape[1]))
         for rows, in_block in _position_counts(test):
-            # Counts of positions may be beyond 2**24, where float32 is no longer exact.
+            # Counts of positions may exceed 2**24, above which float32 is not exact.
             totals += in_block.transpose(0, 2, 1) @ counts[rows].astype(np.float64)
         return totals[0], totals[1], totals[2]
     truth = true_classes(test)
@@ -238,7 +238,7 @@ def confusion_counts(
 def _ranks(outputs: Tensor, labels: Tensor) -> Tensor:
     """Return how many classes come before the label, (batch, ...), for outputs (batch, classes, ...).
 
-    Of equal outputs the first class comes first, as for argmax: a network with constant outputs must not be right.
+    Among equal outputs, the first class comes first, as in argmax: a network with constant outputs must not be right.
     """
     of_label = outputs.gather(1, labels.unsqueeze(1))
     classes = torch.arange(outputs.shape[1], device=outputs.device).view(1, -1, *(1 for _ in outputs.shape[2:]))
@@ -248,24 +248,24 @@ def _ranks(outputs: Tensor, labels: Tensor) -> Tensor:
 
 def _counted(mask: Bools, counts: Counts) -> Floats:
     """Return how many samples each column selects in each resample, (samples, columns) -> (columns, resamples)."""
-    # Whole numbers below 2**24 are exact in float32, so the result does not depend on the order of the sum.
+    # Integers below 2**24 are exact in float32, so the result does not depend on the order of summation.
     totals: Floats = (mask.T.astype(np.float32) @ counts).astype(np.float64)
     return totals
 
 
 def _position_counts(test: Predictions) -> Iterator[tuple[slice, Floats]]:
-    """Yield blocks of samples, and their true positives, predicted positives and positives, (3, samples, classes).
+    """Yield blocks of samples with their true positives, predicted positives and positives, (3, samples, classes).
 
-    A block keeps the memory small for large maps and vocabularies.
+    Blocks save memory for large maps and vocabularies.
     """
-    # Decisions by class, (samples, classes, *positions), are compared in whole blocks; others sample by sample.
+    # Decisions by class, (samples, classes, *positions), are compared in whole blocks, others sample by sample.
     has_columns = test.outputs.dtype == np.bool_
     size = max(1, _BLOCK // (math.prod(test.outputs.shape[1:]) if has_columns else len(test.classes)))
     for first in range(0, len(test), size):
         rows = slice(first, first + size)
         labels, outputs = test.labels[rows], test.outputs[rows]
         if has_columns:
-            predicted = outputs & (labels >= 0)  # neither a true nor a false positive without a label
+            predicted = outputs & (labels >= 0)  # without a label, neither a true nor a false positive
             masks = np.stack([predicted & (labels == 1), predicted, labels == 1])
             yield rows, masks.sum(tuple(range(3, masks.ndim)), dtype=np.float64)
             continue

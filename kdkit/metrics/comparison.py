@@ -1,4 +1,4 @@
-"""Compare two methods over seeds: neither other seeds nor other test samples may turn the verdict."""
+"""Compare two methods over seeds, with a verdict that accounts for other seeds and other test samples."""
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -20,12 +20,12 @@ PairsOfRuns = tuple[Sequence[SplitPredictions], Sequence[SplitPredictions]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """A metric of one method minus that of another, over runs of both that are paired by seed, or by seed and fold.
+    """The difference of a metric between two methods, over runs that are paired by seed, or by seed and fold.
 
-    seeds: the mean difference with Student's t interval over the runs; None for fewer than two.
-    samples: the mean difference with a paired bootstrap interval over the test samples; None if there is none.
+    seeds: the mean difference with Student's t interval over the runs; None for fewer than two runs.
+    samples: the mean difference with a paired bootstrap interval over the test samples; None if it is not available.
     note: why one of them is missing, or "".
-    includes_samples: whether the test samples differ between runs, so that `seeds` includes their choice.
+    includes_samples: whether test samples differ between runs, so that `seeds` includes the choice of test samples.
     """
 
     seeds: Difference | None
@@ -35,10 +35,10 @@ class Comparison:
 
     @property
     def total(self) -> Difference | None:
-        """The mean difference with an interval over both; that over seeds or over samples if the other is missing.
+        """The mean difference with an interval over seeds and samples, or over one of them if the other is missing.
 
-        Student's t interval of the sum of the two variances, with the degrees of freedom of Welch and Satterthwaite. It
-        is never inside of one of the two.
+        Student's t interval for the sum of the two variances, with Welch-Satterthwaite degrees of freedom. It contains
+        both intervals.
         """
         seeds, samples = self.seeds, self.samples
         if seeds is None or samples is None:
@@ -46,7 +46,7 @@ class Comparison:
         from scipy.stats import t  # late: scipy.stats takes a second to import
 
         variances = (seeds.error**2, samples.error**2)
-        # of the two, that over samples is known as from infinitely many
+        # The variance over samples is treated as known exactly, with infinitely many degrees of freedom.
         freedom = math.inf if not variances[0] else (seeds.pairs - 1) * (sum(variances) / variances[0]) ** 2
         margin = float(t.ppf((1 + seeds.level) / 2, freedom)) * math.sqrt(sum(variances))
         bounds = [(seeds.value - margin, seeds.value + margin), seeds.interval, samples.interval]
@@ -55,9 +55,9 @@ class Comparison:
         return replace(seeds, interval=(min(low for low, _ in bounds), max(high for _, high in bounds)))
 
     def with_overlap(self, overlap: float) -> "Comparison":
-        """Return the comparison over runs on folds of one data set, whose training samples overlap.
+        """Return the comparison for runs on folds of one data set, whose training samples overlap.
 
-        overlap: as for `paired_t_interval`. Unchanged if all runs share their test samples.
+        overlap: see `paired_t_interval`. The comparison is unchanged if all runs share their test samples.
         """
         seeds = self.seeds
         if seeds is None or not self.includes_samples:
@@ -65,14 +65,14 @@ class Comparison:
         factor = math.sqrt(1 + seeds.pairs * overlap)
         margin = (seeds.interval[1] - seeds.value) * factor
         interval = (seeds.value - margin, seeds.value + margin)
-        note = f"{self.note}, and is {factor:.2f} times as wide, since training samples overlap"
+        note = f"{self.note}, and is {factor:.2f} times as wide because training samples overlap"
         return replace(self, seeds=replace(seeds, interval=interval, error=seeds.error * factor), note=note)
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the first method is better; with a single seed, whether these runs are.
+        """Whether the first method is better, or, with a single seed, whether its run is better.
 
-        Undecided if the total interval contains 0, or if it leaves out the choice of the test samples.
+        Not distinguishable if the total interval contains 0, or if it leaves out the choice of the test samples.
         """
         total = self.total
         if total is None or (self.samples is None and not self.includes_samples):
@@ -89,10 +89,10 @@ def compare_over_seeds(
     resamples: int = 1000,
     level: float = 0.95,
 ) -> Comparison:
-    """Compare two methods by their runs with some seeds; a note in the result says what could not be computed.
+    """Compare two methods by their runs with several seeds. A note in the result says what could not be computed.
 
-    candidate, baseline: the values of the metric by seed. predictions: returns those of the runs of each, in this
-    order. resamples, level: see `paired_bootstrap`.
+    candidate, baseline: the values of the metric by seed. predictions: returns the predictions of the candidate's runs
+    and the baseline's runs. resamples, level: see `paired_bootstrap`.
     """
     seeds, samples, notes, includes_samples = None, None, [], False
     try:
@@ -103,18 +103,18 @@ def compare_over_seeds(
         runs = predictions()
         includes_samples = not is_biased(metric) and len(runs[0]) > 1 and _have_own_samples(*runs)
         if includes_samples:
-            notes.append("test samples differ between the runs, so that the interval over these includes their choice")
+            notes.append("test samples differ between runs, so the interval over runs includes their choice")
         else:
             samples = paired_bootstrap(metric, *runs, resamples=resamples, level=level)
-    except KdkitError as error:  # such as options that change the data, so that samples cannot be paired
+    except KdkitError as error:  # for example, samples cannot be paired if an option changes the data
         notes.append(first_line(error))
-    except Exception as error:  # a user-defined metric may fail for a resample, such as one without positives
+    except Exception as error:  # a user-defined metric may fail for a resample, for example without positives
         notes.append(f"{metric.name} fails for a resample ({type(error).__name__}: {first_line(error)})")
     return Comparison(seeds=seeds, samples=samples, note="; ".join(notes), includes_samples=includes_samples)
 
 
 def _have_own_samples(candidates: Sequence[SplitPredictions], baselines: Sequence[SplitPredictions]) -> bool:
-    """Return whether test samples differ between seeds. Raises DataError if they differ within one."""
+    """Return whether test samples differ between seeds. Raises DataError if they differ within a pair."""
     for candidate, baseline in zip(candidates, baselines, strict=True):
         require_same_samples(candidate.test, baseline.test)
     try:

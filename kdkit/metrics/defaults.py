@@ -1,4 +1,4 @@
-"""The metrics of a recipe that names none."""
+"""The default metrics of a recipe."""
 
 from kdkit.data.dataset import Task
 from kdkit.metrics.base import Metric
@@ -14,6 +14,6 @@ def default_metrics(task: Task, position_dims: int = 0) -> tuple[Metric, ...]:
     if task == "multiclass":
         return (Accuracy(), MacroF1())
     if task == "multilabel":
-        # the first one needs no thresholds, so that the choice of the epoch does not depend on them
+        # The first metric needs no thresholds, so the choice of the epoch does not depend on them.
         return (MacroAUPRC(), MacroF1(), MicroF1())
     return (R2(),)

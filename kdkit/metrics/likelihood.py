@@ -1,4 +1,4 @@
-"""Metrics of the probability of the labels: the cross-entropy, which is the loss on the labels, and perplexity."""
+"""Metrics of the probability of the labels: cross-entropy, which is the loss on the labels, and perplexity."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -30,9 +30,9 @@ from kdkit.metrics.bootstrap import Counts, Resampled, result_of, unit_counts
 class CrossEntropy(WithoutThresholds):
     """The mean cross-entropy of the labels, in nats: the loss on a validation or test split. Lower is better.
 
-    Multiclass: -log of the softmax probability of the class, averaged over samples; of labels per position, over the
-    positions of all samples that have a label. Multilabel: the binary cross-entropy of the sigmoids, averaged over all
-    labels that are known.
+    Multiclass: -log of the softmax probability of the class, averaged over samples, or, for labels per position, over
+    the labeled positions of all samples. Multilabel: the binary cross-entropy of the sigmoids, averaged over all known
+    labels.
     """
 
     accepts_unknown: ClassVar[bool] = True
@@ -53,7 +53,7 @@ class CrossEntropy(WithoutThresholds):
         return result_of(self, test)
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
-        """Return the cross-entropy of each resample."""
+        """Return the cross-entropy for each resample."""
         if test.per_position:
             sums, numbers = np.moveaxis(reduced_positions(self, test).astype(np.float64), -1, 0)
         else:
@@ -68,8 +68,8 @@ class CrossEntropy(WithoutThresholds):
 class Perplexity(WithoutThresholds):
     """The exponential of the mean cross-entropy of tokens: multiclass, at least 1. Lower is better.
 
-    The mean is over all tokens with a label of all samples, so that a long text counts more than a short one. Networks
-    with other vocabularies have other tokens: their perplexities do not compare.
+    The mean is over all labeled tokens of all samples, so long texts count more than short ones. Perplexities of
+    networks with different vocabularies cannot be compared, because their tokens differ.
     """
 
     accepts_positions: ClassVar[bool] = True
@@ -89,14 +89,14 @@ class Perplexity(WithoutThresholds):
         return MetricResult(value=float(self.resampled(test, unit_counts(test)).values[0]))
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
-        """Return the perplexity of each resample."""
+        """Return the perplexity for each resample."""
         if test.labels.ndim > 1 and (not test.per_position or test.outputs.dtype == np.bool_):
             raise DataError("Perplexity takes one class per token or sample; use CrossEntropy for several labels")
         if test.per_position:
             sums, tokens = reduced_positions(self, test)[:, 0].astype(np.float64).T @ counts
         else:
             sums, tokens = (part.T[0] @ counts for part in label_losses(test))
-        with np.errstate(over="ignore"):  # infinity, if a network rules out a label
+        with np.errstate(over="ignore"):  # infinite if the probability of a label is almost 0
             perplexities = np.exp(ratio(sums, tokens))
         return Resampled(perplexities, undefined_by_class(test, counts.shape[1]))
 
@@ -104,7 +104,7 @@ class Perplexity(WithoutThresholds):
 def label_losses(predictions: Predictions) -> tuple[Floats, Floats]:
     """Return the cross-entropy of each label and whether it is known, (samples, 1); (samples, classes) if multilabel.
 
-    Raises DataError for labels per position, and for outputs that are not finite.
+    Raises DataError for labels per position, or if outputs are not finite.
     """
     require_class_outputs(predictions)
     truth, labels = true_classes(predictions), predictions.labels
@@ -138,17 +138,17 @@ def hardest_samples(predictions: Predictions, count: int) -> NDArray[np.int64]:
 
 
 def position_losses(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Return the sum of the cross-entropy over the labels of each sample, and their number.
+    """Return the sum of the cross-entropy over the labels of each sample, and the number of labels.
 
-    outputs: (batch, classes, *positions). labels: (batch, *positions) -> (batch, 1, 2), or of 0 and 1 by class, (batch,
-    classes, *positions) -> (batch, classes, 2). A label of -1 does not count.
+    outputs: (batch, classes, *positions). labels: (batch, *positions) -> (batch, 1, 2), or 0 and 1 by class, (batch,
+    classes, *positions) -> (batch, classes, 2). Labels of -1 do not count.
     """
-    # One sample at a time: float32 logits of a whole batch of texts may be the largest tensor of a run.
+    # One sample at a time: the float32 logits of a whole batch of texts may be the largest tensor of a run.
     return torch.stack([_sums(sample, truth) for sample, truth in zip(outputs, labels, strict=True)])
 
 
 def _sums(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Return the sums of a sample, (classes, *positions) and (*positions) -> (1, 2), see `position_losses`."""
+    """Return the sums for one sample, (classes, *positions) and (*positions) -> (1, 2), see `position_losses`."""
     if labels.ndim == outputs.ndim:
         outputs, has_label = outputs.float(), (labels >= 0).float()
         losses = F.binary_cross_entropy_with_logits(outputs, labels.clamp(min=0).float(), reduction="none")

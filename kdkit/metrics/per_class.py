@@ -1,4 +1,4 @@
-"""A table of the classes of a net: positives, thresholds, and metrics with intervals, computed from predictions."""
+"""A table of a network's classes, computed from its predictions: positives, thresholds, and metrics with intervals."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ FIGURES = ("precision", "recall", "f1", "auroc", "auprc")
 class ClassRow:
     """The row of a class. positives: by split, None if unknown. threshold: a logit, None for multiclass.
 
-    figures: the values of those FIGURES that are defined on the test split, and their intervals by the same names.
+    figures: the values of the FIGURES that are defined on the test split. intervals: by the same names.
     """
 
     name: str
@@ -37,7 +37,7 @@ class ClassRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetReport:
-    """The saved predictions of a net of a finished run.
+    """The saved predictions of a network of a finished run.
 
     train: the number of positives of each class in the training split, None if unknown.
     """
@@ -52,16 +52,16 @@ def class_table(
 ) -> tuple[ClassRow, ...]:
     """Return a row for each class, computed on the test split, or on the validation split if there is no test split.
 
-    A class without positives has a row too, without figures, and a class of labels per position has no AUROC and AUPRC.
-    thresholds_by: chooses thresholds on the validation split; by default for the best F1 of each class. Intervals have
-    a level of 95 %.
+    A class without positives also has a row, but no figures. With labels per position, there is no AUROC and no AUPRC.
+    thresholds_by: chooses thresholds on the validation split; by default, to maximize the F1 of each class. Intervals
+    have a level of 95 %.
     """
     validation, test = report.validation, report.test if report.test is not None else report.validation
     has_thresholds = validation.labels.ndim > 1 and not validation.per_position
     thresholds = (thresholds_by or BestF1()).choose(validation) if has_thresholds else None
-    # The first three depend on thresholds.
+    # The first three figures depend on thresholds.
     metrics: dict[str, Metric] = {name: _ThresholdMetric(name, thresholds) for name in FIGURES[:3]}
-    if not test.per_position:  # these rank logits, of which only decisions are left
+    if not test.per_position:  # these rank logits, but per position only decisions are stored
         metrics |= {"auroc": MacroAUROC(), "auprc": MacroAUPRC()}
     results = {name: BootstrapInterval(metric, resamples=resamples).compute(test) for name, metric in metrics.items()}
     positives: dict[str, Mapping[str, int]] = {
@@ -85,7 +85,7 @@ def class_table(
 
 @dataclass(frozen=True, slots=True)
 class _ThresholdMetric(WithoutThresholds):
-    """Precision, recall or F1 of each class, at thresholds that are chosen already."""
+    """Precision, recall or F1 of each class, at fixed thresholds."""
 
     name: str
     thresholds: tuple[float, ...] | None
@@ -100,7 +100,7 @@ class _ThresholdMetric(WithoutThresholds):
             "recall": (hits, positives),
             "f1": (2 * hits, predicted + positives),
         }[self.name]
-        by_class = np.where(positives > 0, ratio(part, whole), np.nan)  # as F1 in a recipe: none without positives
+        by_class = np.where(positives > 0, ratio(part, whole), np.nan)  # undefined without positives, like F1
         return Resampled(mean_over_classes(by_class), by_class)
 
 

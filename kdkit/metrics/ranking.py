@@ -1,4 +1,4 @@
-"""Metrics of the order of the probabilities: areas under the ROC and the precision-recall curve."""
+"""Metrics of the ranking of samples: areas under the ROC curve and the precision-recall curve."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from kdkit.metrics.bootstrap import Counts, Resampled, count_blocks, result_of
 class MacroAUPRC(WithoutThresholds):
     """Average precision, averaged over the classes with positives, in [0, 1].
 
-    Defined as scikit-learn's average_precision_score, of the softmax for one class per sample.
+    Defined as in scikit-learn's average_precision_score. For one class per sample, it is computed from the softmax.
     """
 
     accepts_unknown: ClassVar[bool] = True
@@ -40,11 +40,11 @@ class MacroAUPRC(WithoutThresholds):
         return "macro_auprc"
 
     def compute(self, test: Predictions) -> MetricResult:
-        """Return the mean, also by class; the note names classes without positives."""
+        """Return the mean, also by class. The note names classes without positives."""
         return result_of(self, test, missing="no positives")
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
-        """Return the average precision of each resample."""
+        """Return the average precision for each resample."""
         return _resampled(test, counts, tie_share=1.0, area=_average_precision)
 
 
@@ -52,8 +52,8 @@ class MacroAUPRC(WithoutThresholds):
 class MacroAUROC(WithoutThresholds):
     """Area under the ROC curve, averaged over the classes with positives and negatives, in [0, 1].
 
-    A tie between a positive and a negative counts one half. For one class per sample it is that of the softmax, of each
-    class against the rest.
+    A tie between a positive and a negative counts one half. For one class per sample, it is computed from the softmax,
+    for each class against the rest.
     """
 
     accepts_unknown: ClassVar[bool] = True
@@ -64,21 +64,21 @@ class MacroAUROC(WithoutThresholds):
         return "macro_auroc"
 
     def compute(self, test: Predictions) -> MetricResult:
-        """Return the mean, also by class; the note names classes for which the area is undefined."""
+        """Return the mean, also by class. The note names classes with an undefined area."""
         return result_of(self, test, missing="no positives, or no negatives")
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
-        """Return the area of each resample."""
+        """Return the area for each resample."""
         return _resampled(test, counts, tie_share=0.5, area=_roc_area)
 
 
 class _Ranking(NamedTuple):
     """The samples of a class, sorted by output, as two sparse matrices that sum the counts of a resample.
 
-    A level is an output that at least one positive has; level 0 is the largest.
+    A level is an output of at least one positive; level 0 is the largest.
     hits: (levels, samples) -> the positives at each level.
-    between: (levels + 1, samples) -> the negatives below the level before and not below this one; of the negatives at
-    a level, `tie_share` count for this level, and the rest for the next one.
+    between: (levels + 1, samples) -> the negatives below the previous level, but not below this one. A share
+    `tie_share` of the negatives exactly at a level counts for this level, and the rest for the next one.
     """
 
     hits: Any
@@ -88,19 +88,19 @@ class _Ranking(NamedTuple):
 def _resampled(
     test: Predictions, counts: Counts, tie_share: float, area: Callable[[Counts, Counts], Floats]
 ) -> Resampled:
-    """Return the area of each resample. tie_share: how much a negative counts that ties with a positive."""
+    """Return the area for each resample. tie_share: how much a negative counts if it ties with a positive."""
     require_class_outputs(test)
     if not np.isfinite(test.outputs).all():
         raise DataError("outputs that are not finite cannot be ranked; did training diverge?")
     truth = true_classes(test)
-    # The logits of one class per sample are comparable inside a sample only: a number that is added to all of them
-    # changes no probability, and must not change the order of the samples.
+    # With one class per sample, logits can be compared only within a sample: adding a number to all of them does not
+    # change the probabilities, and must not change the ranking of the samples.
     scores = log_softmax(test.outputs) if test.labels.ndim == 1 else test.outputs
     rankings = [
         _ranking(truth[:, column], scores[:, column], rows, tie_share) for column, rows in enumerate(known_rows(test))
     ]
-    # Sorting once and summing the counts of resamples replaces a sort for each resample. The sums are whole or half
-    # numbers below 2**23, which float32 represents exactly.
+    # The samples are sorted once, and the counts of resamples are summed in this order, instead of sorting each
+    # resample. The sums are multiples of one half below 2**23, which float32 represents exactly.
     by_class = np.concatenate(
         [
             np.stack([area(_sums(ranking.hits, block), _sums(ranking.between, block)) for ranking in rankings])
@@ -112,12 +112,12 @@ def _resampled(
 
 
 def _ranking(truth: Bools, outputs: NDArray[Any], rows: NDArray[np.int64], tie_share: float) -> _Ranking:
-    """Rank the samples in these rows. Others have no negative and no positive: their labels are unknown."""
+    """Rank the samples in these rows. The labels of other samples are unknown, so they are not counted."""
     descending, is_positive = negated(outputs[rows]), truth[rows]
     positives, negatives = rows[is_positive], rows[~is_positive]
-    # Of a thousand classes, each has few positives: sorting their outputs alone is faster than sorting all.
+    # With many classes, each has few positives, so sorting only their outputs is faster than sorting all.
     levels, level_of_positives = np.unique(descending[is_positive], return_inverse=True)
-    level = np.searchsorted(levels, descending[~is_positive])  # how many levels lie above each negative
+    level = np.searchsorted(levels, descending[~is_positive])  # the number of levels above each negative
     # Negatives that tie with a positive also count for the next level.
     tied = np.append(levels, np.nan)[level] == descending[~is_positive]
     shares = np.concatenate([np.where(tied, tie_share, 1.0), np.full(tied.sum(), 1 - tie_share)])
@@ -136,17 +136,17 @@ def _sum_matrix(samples: NDArray[np.int64], levels: NDArray[np.int64], shares: F
     """Return the sparse matrix that adds the count of each sample, times its share, to its level."""
     from scipy.sparse import csr_matrix  # late: scipy.sparse takes a while to import
 
-    order = np.argsort(levels.astype(np.min_scalar_type(shape[0])), kind="stable")  # of small integers: a radix sort
+    order = np.argsort(levels.astype(np.min_scalar_type(shape[0])), kind="stable")  # small integers use a radix sort
     starts = np.concatenate([[0], np.cumsum(np.bincount(levels, minlength=shape[0]))])
     return csr_matrix((shares[order].astype(np.float32), samples[order], starts), shape=shape)
 
 
 def _sums(sum_matrix: Any, counts: Counts) -> Counts:
-    return np.ascontiguousarray((sum_matrix @ counts).T)  # (resamples, levels): the areas sum along rows
+    return np.ascontiguousarray((sum_matrix @ counts).T)  # (resamples, levels), because the areas sum along rows
 
 
 def _average_precision(hits: Counts, between: Counts) -> Floats:
-    """Return the mean over the positives of the precision at their output, (resamples,)."""
+    """Return the mean over positives of the precision at their output, (resamples,)."""
     true_positives = np.cumsum(hits, axis=1)
     predicted = true_positives + np.cumsum(between[:, :-1], axis=1)
     weighted = hits * (true_positives.astype(np.float64) / np.maximum(predicted, 1))
@@ -154,7 +154,7 @@ def _average_precision(hits: Counts, between: Counts) -> Floats:
 
 
 def _roc_area(hits: Counts, between: Counts) -> Floats:
-    """Return the share of pairs of a positive and a negative that are in the right order, (resamples,)."""
+    """Return the share of (positive, negative) pairs in the right order, (resamples,)."""
     positives, negatives = hits.sum(1, dtype=np.float64), between.sum(1, dtype=np.float64)
     negatives_above = np.cumsum(between[:, :-1], axis=1)
     wrong_pairs = np.einsum("rk,rk->r", hits, negatives_above, dtype=np.float64)

@@ -1,7 +1,7 @@
-"""Metrics of predicted numbers against true numbers.
+"""Metrics that compare predicted numbers with true numbers.
 
-Outputs and labels are (samples,), (samples, columns), or of more dimensions, such as maps of depth, whose entries all
-count as one column.
+Outputs and labels are (samples,) or (samples, columns). With more dimensions, such as in depth maps, all entries count
+as one column.
 """
 
 import math
@@ -29,7 +29,7 @@ from kdkit.utils.reprs import describe_count
 class R2(WithoutThresholds):
     """Coefficient of determination, averaged over the output columns: regression, at most 1.
 
-    A column whose labels are constant, such as zeros, is left out. It is NaN if all are.
+    A column whose labels are constant, such as zeros, is left out. NaN if all columns are constant.
     """
 
     @property
@@ -48,7 +48,7 @@ class R2(WithoutThresholds):
             labels, outputs = (side.reshape(len(side), -1) for side in (test.labels, test.outputs))
         varies = (labels != labels[:1]).any(0)
         count = int((~varies).sum())
-        # scikit-learn takes 0 for these, or 1, by which they would count in the mean.
+        # scikit-learn returns 0 or 1 for constant columns, and includes them in the mean.
         note = f"constant labels of {describe_count(count, 'column')}" if count else ""
         if not varies.any():
             return MetricResult(value=math.nan, note=note)
@@ -76,7 +76,7 @@ class MSE(WithoutThresholds):
         return _result(self.resampled(test, unit_counts(test)), test)
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
-        """Return the error of each resample."""
+        """Return the error for each resample."""
         return _mean_error(test, counts, np.square)
 
 
@@ -99,7 +99,7 @@ class MAE(WithoutThresholds):
         return _result(self.resampled(test, unit_counts(test)), test)
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
-        """Return the error of each resample."""
+        """Return the error for each resample."""
         return _mean_error(test, counts, np.abs)
 
 
@@ -107,7 +107,7 @@ class MAE(WithoutThresholds):
 class Pearson(WithoutThresholds):
     """Pearson's correlation of outputs and labels, averaged over the output columns: regression, in [-1, 1].
 
-    It does not see the scale or the offset of the outputs. A column that is constant on either side is left out.
+    It does not depend on the scale or offset of the outputs. A column that is constant on either side is left out.
     """
 
     @property
@@ -116,17 +116,17 @@ class Pearson(WithoutThresholds):
         return "pearson"
 
     def compute(self, test: Predictions) -> MetricResult:
-        """Return the correlation, also by column; the note names columns for which it is undefined.
+        """Return the correlation, also by column. The note names columns with an undefined correlation.
 
         Raises DataError if labels and outputs have different shapes.
         """
         return _result(self.resampled(test, unit_counts(test)), test)
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
-        """Return the correlation of each resample."""
+        """Return the correlation for each resample."""
         labels, outputs = _entries(test)
         weights = counts / counts.sum(0, dtype=np.float64)  # (samples, resamples)
-        # small means lose fewer digits in the variances
+        # With small means, the variances lose fewer digits.
         x, y = (side - side.reshape(-1, side.shape[2]).mean(0) for side in (labels, outputs))
 
         def mean(entries: Floats) -> Floats:
@@ -137,7 +137,7 @@ class Pearson(WithoutThresholds):
         x_mean, y_mean = mean(x), mean(y)
         x_variance, y_variance = mean(x**2) - x_mean**2, mean(y**2) - y_mean**2
         covariance = mean(x * y) - x_mean * y_mean
-        # the variance of a constant is not exactly 0, but rounding of the squares of its values
+        # The variance of a constant column is not exactly 0, because the squares of its values are rounded.
         is_defined = (x_variance > _rounding(labels)) & (y_variance > _rounding(outputs))
         scale = np.sqrt(np.where(is_defined, x_variance * y_variance, 1.0))
         by_column = np.where(is_defined, np.clip(covariance / scale, -1, 1), np.nan)
@@ -145,16 +145,16 @@ class Pearson(WithoutThresholds):
 
 
 def _entries(test: Predictions) -> tuple[Floats, Floats]:
-    """Return the labels and the outputs, (samples, entries, columns) each: one entry by column, or many in one column.
+    """Return the labels and the outputs, each (samples, entries, columns): one entry per column, or many in one column.
 
-    Labels (samples,) are those of a single column.
+    Labels of shape (samples,) are a single column.
     """
     labels = test.labels[:, None] if test.labels.ndim == 1 and test.outputs.ndim == 2 else test.labels
     if labels.shape != test.outputs.shape:
         raise DataError(
             "metrics of numbers compare outputs of shape (samples, columns) with labels of the same shape; got outputs "
-            f"{test.outputs.shape} and labels {test.labels.shape}; if labels are packed, "
-            "pass a metric that unpacks them, Recipe(metrics=(...)), or a Net(..., element=...) that packs outputs"
+            f"{test.outputs.shape} and labels {test.labels.shape}; if labels are packed, pass a metric that unpacks "
+            "them, as Recipe(metrics=(...)), or a Net(..., element=...) that packs outputs"
         )
     shape = (len(labels), -1, 1) if labels.ndim > 2 else (len(labels), 1, -1)
     return labels.reshape(shape).astype(np.float64), test.outputs.reshape(shape).astype(np.float64)
@@ -168,13 +168,13 @@ def _mean_error(test: Predictions, counts: Counts, measure: Callable[[Floats], F
 
 
 def _by_class(test: Predictions, by_column: Floats) -> Floats:
-    """Return values by class, (classes, resamples): NaN unless the data has a name for each column."""
+    """Return values by class, (classes, resamples); NaN unless the data has a name for each column."""
     is_named = len(by_column) == len(test.classes)
     return by_column if is_named else np.full((len(test.classes), by_column.shape[1]), np.nan)
 
 
 def _rounding(values: Floats) -> Floats:
-    """Return the largest variance that rounding gives a constant column, (columns, 1)."""
+    """Return the largest variance that a constant column may have due to rounding, (columns, 1)."""
     largest: Floats = np.abs(values).max((0, 1))[:, None]
     return (1e-13 * largest) ** 2
 

@@ -1,4 +1,4 @@
-"""Turn logits into predicted classes: a threshold for each class, chosen on the validation split."""
+"""Turn logits into predicted classes with a threshold for each class, chosen on the validation split."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from kdkit.errors import DataError, RecipeError, describe
 from kdkit.metrics.base import Floats, Predictions, known_rows, negated, require_class_outputs, true_classes
 from kdkit.utils.reprs import describe_names
 
-# (hits (samples,), predicted (samples,), positives, samples) -> the criterion at each cut (samples,)
+# (hits (samples,), predicted (samples,), positives, samples) -> the criterion at each cut, (samples,)
 Criterion = Callable[[Floats, Floats, float, int], Floats]
 
 
@@ -32,7 +32,7 @@ class Thresholds(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BestF1:
-    """For each class the threshold with its best F1."""
+    """For each class, the threshold with the best F1."""
 
     @property
     def name(self) -> str:
@@ -40,13 +40,13 @@ class BestF1:
         return "best_f1"
 
     def choose(self, validation: Predictions) -> tuple[float, ...]:
-        """Return the thresholds; infinity for a class without positives, so that it is never predicted."""
+        """Return the thresholds. A class without positives has infinity, so it is never predicted."""
         return _choose_by_class(best_f1_threshold, validation)
 
 
 @dataclass(frozen=True, slots=True)
 class YoudenJ:
-    """For each class the threshold with the largest J = sensitivity + specificity - 1 (Youden 1950)."""
+    """For each class, the threshold with the largest J = sensitivity + specificity - 1 (Youden 1950)."""
 
     @property
     def name(self) -> str:
@@ -54,15 +54,15 @@ class YoudenJ:
         return "youden_j"
 
     def choose(self, validation: Predictions) -> tuple[float, ...]:
-        """Return the thresholds: infinity for a class without positives, the least output for one without negatives."""
+        """Return the thresholds. A class without positives has infinity, one without negatives its smallest output."""
         return _choose_by_class(best_j_threshold, validation)
 
 
 @dataclass(frozen=True, slots=True)
 class FixedThresholds:
-    """Fixed thresholds: a logit for all classes, by default 0, a probability of one half, or one for each class.
+    """Fixed thresholds: one logit for all classes, by default 0, which is a probability of one half, or one per class.
 
-    They are in the order of the data's classes, whatever the order of a network with `Net(classes=)`.
+    They are in the order of the data's classes, even if a network has another order, `Net(classes=)`.
     """
 
     logits: float | tuple[float, ...] = 0.0
@@ -73,66 +73,65 @@ class FixedThresholds:
         return "fixed"
 
     def choose(self, validation: Predictions) -> tuple[float, ...]:
-        """Return one threshold per class. Raises RecipeError unless there are as many as classes."""
+        """Return one threshold per class. Raises RecipeError if their number is not the number of classes."""
         if not isinstance(self.logits, tuple):
             return (float(self.logits),) * len(validation.classes)
         if len(self.logits) != len(validation.classes):
             raise RecipeError(
                 f"FixedThresholds has {len(self.logits)} thresholds for {len(validation.classes)} classes "
-                f"({describe_names(validation.classes)}); give one for each of these, in this order, or one number for "
-                "all"
+                f"({describe_names(validation.classes)}); pass one per class, in this order, or one number for all"
             )
         return self.logits
 
 
 def validate_thresholds(thresholds_by: object) -> None:
     """Raise RecipeError unless the object is a rule that chooses thresholds."""
-    # A class has name and choose too, so isinstance would accept the class without ().
+    # A class also has name and choose, so isinstance would accept the class itself.
     if isinstance(thresholds_by, type) or not isinstance(thresholds_by, Thresholds):
         raise RecipeError(
-            f"thresholds_by is a rule that chooses thresholds, such as BestF1() or YoudenJ(); got "
+            "thresholds_by must be a rule that chooses thresholds, such as BestF1() or YoudenJ(); got "
             f"{describe(thresholds_by)}"
         )
 
 
 def thresholds_array(thresholds: tuple[float, ...] | None, predictions: Predictions) -> Floats:
-    """Return a threshold per class, (classes,), by default 0. Raises RecipeError for another number of thresholds."""
+    """Return one threshold per class, (classes,), by default 0. Raises RecipeError for another number of thresholds."""
     count = len(predictions.classes)
     if thresholds and len(thresholds) != count:
         raise RecipeError(
-            f"a metric has one threshold per class; got {len(thresholds)} for {count} classes; fit it on the "
+            f"a metric must have one threshold per class; got {len(thresholds)} for {count} classes; fit it on the "
             "validation split of this data"
         )
     return np.array(thresholds or (0.0,) * count, dtype=np.float64)
 
 
 def best_f1_threshold(labels: NDArray[Any], outputs: NDArray[Any]) -> float:
-    """Return the threshold of a class with the best F1; labels and outputs (samples,).
+    """Return the threshold with the best F1 for one class. labels, outputs: (samples,).
 
-    It lies in the middle between two outputs. Without positives it is infinity, and the class is never predicted.
+    It lies midway between two outputs. Without positives it is infinity, so the class is never predicted.
     """
     return _best_threshold(labels, outputs, lambda hits, predicted, positives, _: 2 * hits / (predicted + positives))
 
 
 def best_j_threshold(labels: NDArray[Any], outputs: NDArray[Any]) -> float:
-    """Return the threshold of a class with the largest J; labels and outputs (samples,).
+    """Return the threshold with the largest J for one class. labels, outputs: (samples,).
 
-    It lies in the middle between two outputs. Without positives it is infinity, and the class is never predicted.
+    It lies midway between two outputs. Without positives it is infinity, so the class is never predicted.
     """
 
     def youden_j(hits: Floats, predicted: Floats, positives: float, samples: int) -> Floats:
-        # without negatives none can be predicted wrongly, so the false positive rate is 0 / 1
+        # Without negatives, there are no false positives, so their rate is 0 / 1.
         return hits / positives - (predicted - hits) / max(1.0, samples - positives)
 
     return _best_threshold(labels, outputs, youden_j)
 
 
 def _best_threshold(labels: NDArray[Any], outputs: NDArray[Any], criterion: Criterion) -> float:
-    """Sort the outputs in descending order, and cut after the sample with the largest criterion."""
+    """Sort the outputs in descending order, and cut after the sample with the largest value of the criterion."""
     if labels.ndim != 1 or labels.shape != outputs.shape:
         raise DataError(
             f"a threshold is chosen for one class, from labels and outputs (samples,); got {labels.shape} and "
-            f"{outputs.shape}; choose one for each column, as BestF1() does"
+            f"{outputs.shape}; choose one per column, as BestF1() does"
         )
     positives = float(labels.sum())
     if not positives:
@@ -144,7 +143,7 @@ def _best_threshold(labels: NDArray[Any], outputs: NDArray[Any], criterion: Crit
     values[:-1][ranked[:-1] == ranked[1:]] = -np.inf  # no threshold separates equal outputs
     last = int(values.argmax())
     lowest = float(ranked[last])
-    if last + 1 == len(ranked):  # there is no next output, and every sample is predicted
+    if last + 1 == len(ranked):  # there is no next output: the class is predicted for every sample
         return lowest
     middle = (lowest + float(ranked[last + 1])) / 2
     return middle if math.isfinite(middle) else lowest  # an output may be infinite
@@ -154,11 +153,11 @@ def _choose_by_class(
     threshold: Callable[[NDArray[Any], NDArray[Any]], float], validation: Predictions
 ) -> tuple[float, ...]:
     require_class_outputs(validation)
-    true_classes(validation)  # raises for labels that are out of range
+    true_classes(validation)  # raises DataError for labels out of range
     if validation.labels.ndim != 2:
         raise DataError(
             f"thresholds are for several labels per sample, (samples, classes); got labels {validation.labels.shape}; "
-            "of one class per sample the largest output is predicted"
+            "with one class per sample, the class with the largest output is predicted"
         )
     return tuple(
         threshold(validation.labels[rows, column], validation.outputs[rows, column])

@@ -1,1 +1,1 @@
-"""Networks, their inputs, and taps on their layers."""
+"""Networks, views of their inputs, and taps on their layers."""

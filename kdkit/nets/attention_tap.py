@@ -1,4 +1,4 @@
-"""Take the attention map out of a layer of timm or transformers, which a fused kernel would not return."""
+"""Capture the attention map of a timm or transformers layer, which a fused kernel does not return."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,13 +16,13 @@ from kdkit.utils.overrides import Override
 
 @dataclass(frozen=True, slots=True)
 class AttentionTap:
-    """The attention map of a layer of timm or transformers, (batch, heads, tokens, tokens), after its softmax.
+    """The attention map of a timm or transformers layer, (batch, heads, tokens, tokens), after the softmax.
 
-    While the tap is open, the layer computes the map explicitly instead of calling a fused kernel, which returns none.
-    With transformers, that is its "eager" attention, in every layer that shares the layer's config; in training, the
-    map is the one after its dropout. For `torch.nn.MultiheadAttention`, use Tap(layer, element=1).
-    `Masked` leaves out padding. The logarithm of a map is the scores before the softmax, up to a constant of each query
-    that the softmax removes; it needs layers without attention dropout.
+    While the tap is open, the layer computes the map explicitly instead of calling a fused kernel, which returns no
+    map. transformers then uses "eager" attention in every layer that shares the layer's config, and in training the map
+    is captured after dropout. For `torch.nn.MultiheadAttention`, use Tap(layer, element=1).
+    `Masked` leaves out padding. The logarithm of a map equals the scores before the softmax, up to a constant per query
+    that the softmax removes. It requires layers without attention dropout.
     """
 
     module: nn.Module
@@ -33,7 +33,7 @@ class AttentionTap:
         if _attention_config(layer) is not None:
             tap: Tap = _MapTap(layer, element=1, channels_last=False)  # a layer returns its output and its map
         elif isinstance(getattr(layer, "attn_drop", None), nn.Module) and hasattr(layer, "fused_attn"):
-            # dropout is applied to the map after its softmax
+            # The input of this dropout is the map after the softmax.
             tap = Tap(layer.attn_drop, "input", channels_last=False)
         else:
             raise RecipeError(
@@ -46,11 +46,11 @@ class AttentionTap:
         return f"AttentionTap({type(self.module).__name__})"
 
     def locate(self, nets: Sequence[Net[Any]]) -> None:
-        """Note the network that the module is a part of, for messages."""
+        """Find the network that the module belongs to, for messages."""
         self.tap.locate(nets)
 
     def attach(self, capture: Capture) -> RemoveHook:
-        """Turn the fused kernel off, and capture the map."""
+        """Disable the fused kernel, and capture the map."""
         config = _attention_config(self.module)
         owner: Any = self.module if config is None else config
         name, explicit = ("fused_attn", False) if config is None else ("_attn_implementation", "eager")
@@ -59,22 +59,23 @@ class AttentionTap:
 
 
 class _MapTap(Tap):
-    """A tap on the map of a layer of transformers, which may return something else."""
+    """A tap on the map of a transformers layer, which may return something else in its place."""
 
     __slots__ = ()
 
     def _feature(self, value: Any) -> Tensor:
-        """Return the map. Raises RecipeError if the layer returns none in the first pass."""
+        """Return the map. Raises RecipeError in the first pass if the layer returns no map."""
         layer = self.form.layer
         tensor = pick_tensor(value, self.element, f"the output of {layer}")
-        # A layer around the attention returns its features alone; that of T5 returns a position bias first, which is 0
-        # for attention to the encoder.
+        # A layer around the attention layer returns only its features. In T5, it returns the position bias before the
+        # map, which is 0 for attention to the encoder.
         if not self.form.is_decided and (tensor.ndim != 4 or bool((tensor < 0).any()) or not bool(tensor.any())):
             raise RecipeError(
-                f"{layer} returns no attention map, (batch, heads, tokens, tokens), but {tuple(tensor.shape)} as its "
-                "second output; tap the attention layer in it, or use Tap(layer, element=...) and eager attention"
+                f"{layer} returns no attention map, (batch, heads, tokens, tokens): its second output is "
+                f"{tuple(tensor.shape)}; tap the attention layer in it, or use Tap(layer, element=...) and eager "
+                "attention"
             )
-        self.form.is_decided = True  # its order of dimensions is known
+        self.form.is_decided = True  # the order of its dimensions is known
         return tensor
 
 
@@ -84,6 +85,6 @@ def _remove_and_restore(remove_hook: RemoveHook, override: Override) -> None:
 
 
 def _attention_config(module: nn.Module) -> Any:
-    """Return the config by which a layer of transformers chooses its attention; None for another layer."""
+    """Return the config in which a transformers layer looks up its attention; None for other layers."""
     configs = (getattr(part, "config", None) for part in module.modules())
     return next((config for config in configs if hasattr(config, "_attn_implementation")), None)

@@ -1,4 +1,4 @@
-"""Take the input of a network's head, and leave the head out, whose outputs may be too large to exist all at once."""
+"""Capture the input of a network's head, and skip the head, whose outputs may be too large to fit in memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,31 +15,31 @@ from kdkit.nets.taps import Capture, RemoveHook, Tap
 
 @dataclass(frozen=True, slots=True)
 class HeadTap:
-    """The input of the head of a network, as (batch, channels, *positions), for a loss in `kdkit.losses.Chunked`.
+    """The input of a network's head, as (batch, channels, *positions), for a loss in `kdkit.losses.Chunked`.
 
-    module: the head, the last layer, whose outputs are those of the network, such as `model.lm_head`. In a training
-    step it is left out: the outputs of the network, (batch, classes, *positions), are NaN, in a tensor that takes no
-    memory, and no term can take them. They are computed in validation and everywhere else.
+    module: the head, which is the last layer and computes the outputs of the network, such as `model.lm_head`. In a
+    training step the head is skipped: the outputs of the network, (batch, classes, *positions), are NaN, in a tensor
+    that takes no memory, and no term can use them. Outside of training steps, such as in validation, they are computed.
     """
 
     module: nn.Module
     tap: Tap = field(init=False, compare=False, repr=False)  # captures the input
 
     def __post_init__(self) -> None:
-        # the last dimension is the one that a head maps
+        # A head maps the last dimension.
         object.__setattr__(self, "tap", Tap(self.module, "input", channels_last=True))
 
     def __repr__(self) -> str:
         return f"HeadTap({type(self.module).__name__})"
 
     def locate(self, nets: Sequence[Net[Any]]) -> None:
-        """Note the network that the module is a part of, for messages."""
+        """Find the network that the module belongs to, for messages."""
         self.tap.locate(nets)
 
     def attach(self, capture: Capture) -> RemoveHook:
-        """Capture the input of the head, and call it with none of its rows."""
+        """Capture the input of the head, and pass an empty input to it."""
         if not isinstance(capture, Slot):
-            raise RecipeError("a HeadTap is part of a Match or a Truth, whose loss computes the outputs of the head")
+            raise RecipeError("a HeadTap must be part of a Match or a Truth, whose loss computes the head's outputs")
         hook = _HeadHook(self.tap, capture)
         handles = (
             self.module.register_forward_pre_hook(hook.leave_out, with_kwargs=True),
@@ -54,12 +54,12 @@ class HeadTap:
 
 
 def left_out(scalar: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return outputs of a shape that are left out: NaN, in a tensor that takes no memory. scalar: gives the graph."""
+    """Return a placeholder for outputs that were skipped: NaN, in a tensor that takes no memory, in scalar's graph."""
     return (scalar + torch.nan).expand(*shape)
 
 
 def is_left_out(outputs: Tensor) -> bool:
-    """Return whether a HeadTap has left out outputs, (batch, classes, ...)."""
+    """Return whether outputs, (batch, classes, ...), are the placeholder of a HeadTap."""
     return outputs.ndim > 1 and not any(outputs.stride()) and bool(outputs[(0,) * outputs.ndim].isnan())
 
 
@@ -68,17 +68,17 @@ class _HeadHook:
 
     def __init__(self, tap: Tap, slot: Slot) -> None:
         self.tap, self.slot = tap, slot
-        self.rows: torch.Size | None = None  # (batch, *positions) of the outputs that are left out
+        self.rows: torch.Size | None = None  # (batch, *positions) of the skipped outputs
 
     def leave_out(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Capture the input of the head, and return one without rows, of which the head computes nothing."""
+        """Capture the input of the head, and return an empty input in its place."""
         self.rows = None
         if not self.slot.is_open:
             return None
         inputs = (*args, *kwargs.values())
         if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
             raise RecipeError(
-                f"a HeadTap sits on a layer of one input, a tensor (batch, ..., channels); {self.tap.form.layer} gets "
+                f"a HeadTap needs a layer with one input, a tensor (batch, ..., channels); {self.tap.form.layer} gets "
                 f"{len(inputs)}"
             )
         hidden = inputs[0]
@@ -90,5 +90,5 @@ class _HeadHook:
         return ((empty,), {}) if args else ((), dict.fromkeys(kwargs, empty))
 
     def replace(self, _module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        """Return the outputs that are left out, with a graph, since `fully_shard` has hooks on it."""
+        """Return the placeholder, in the graph of the output because `fully_shard` has hooks there."""
         return None if self.rows is None else left_out(output.sum(), (*self.rows, output.shape[-1]))

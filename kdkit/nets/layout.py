@@ -1,4 +1,4 @@
-"""Find out which dimension of a feature has its channels, from the layers that compute it."""
+"""Infer which dimension of a feature has the channels, from the layers that compute it."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -14,9 +14,9 @@ from kdkit.nets.views import Element, default_element
 
 
 class FeatureForm:
-    """The form of the tensor that a tap captures, which is decided once, in the first forward pass.
+    """The form of the tensor that a tap captures. It is decided once, in the first forward pass.
 
-    layer: describes the tapped module in messages. element: the one that is taken, also by default.
+    layer: describes the tapped module in messages. element: the element that is taken, after defaults are applied.
     channels_last: whether the channels are the last dimension; None until it is decided.
     notice: what is uncertain about it, as a notice of a run; "" if nothing is.
     """
@@ -27,14 +27,14 @@ class FeatureForm:
         self.channels_last = channels_last
         self.notice = ""
         self.is_decided = False
-        self._modules: tuple[nn.Module, ...] = (module,)  # the tapped one, then those around it, from the inside out
+        self._modules: tuple[nn.Module, ...] = (module,)  # the tapped module, then those around it, innermost first
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
-        """A tap on a copied network, such as that of Ema, has the form of the tap on the original."""
+        """Return the form itself: a tap on a copied network, as in Ema, has the form of the tap on the original."""
         return self
 
     def locate(self, module: nn.Module, nets: Sequence[Net[Any]]) -> None:
-        """Note the network that the tapped module is a part of."""
+        """Find the network that the tapped module belongs to."""
         self.layer = describe_layer(module, nets)
         for net in nets:
             path = path_of(module, net)
@@ -45,14 +45,14 @@ class FeatureForm:
                 return
 
     def decide(self, value: Any, tensor: Tensor) -> None:
-        """Decide the form of `tensor`, (batch, ..., ...), that was taken of `value`, an input or output of the module.
+        """Decide the form of `tensor`, (batch, ..., ...), which was taken from `value`, the module's input or output.
 
-        Channels are as many as a layer in the module has: at the end for linear layers and layer norms, in the second
-        dimension for convolutions and batch norms. If the module has no such layers, as an activation, those around it
-        count. Otherwise channels are second.
+        The channels are the dimension whose size is the width of a layer in the module: the last one for linear layers
+        and layer norms, the second one for convolutions and batch norms. If the module has no such layers, for example
+        an activation, the layers around it are used. Otherwise the channels are second.
         """
         self.is_decided = True
-        # A function, or another element than the first, may return anything, such as an attention map.
+        # A function, or an element other than the first, may select anything, such as an attention map.
         selects_any = callable(self.element) or (isinstance(self.element, int) and self.element != 0)
         if self.element is None and not isinstance(value, Tensor):
             self.element = default_element(value)
@@ -86,10 +86,10 @@ class FeatureForm:
         for around, owner in enumerate(widths):
             is_second, is_last = shape[1] in owner.second, shape[-1] in owner.last
             if is_last and not is_second:
-                # Around the module, widths of unrelated layers count, such as those of a convolutional network's head.
+                # The layers around the module may be unrelated, such as the head of a convolutional network.
                 if around and owner.second:
-                    return False, "its last dimension fits layers around it, and there are convolutions, too"
-                # Linear layers that squeeze and excite the channels of convolutions have them second.
+                    return False, "its last dimension fits layers around it, but there are also convolutions"
+                # In squeeze and excitation, linear layers have the channels of convolutions, which are second.
                 outer = next((outer for outer in widths[around:] if outer.second), None)
                 is_leaf = not around and not [*module.children()]
                 if is_leaf or outer is None or shape[1] not in owner.last & outer.second:
@@ -99,22 +99,22 @@ class FeatureForm:
                 return False, "both dimensions fit its layers"
             if is_second or shape[1] in owner.last:
                 return False, ""
-            if owner.second:  # the channels of convolutions may be concatenated, so their number need not be a width
-                # A square map with its channels last has two equal dimensions before them.
+            if owner.second:  # convolution outputs may be concatenated, so the channels may not be a layer's width
+                # If the channels of a square map are last, the two dimensions before them are equal.
                 may_be_last = shape[-1] in owner.second and (is_sequence or shape[1] == shape[2])
                 return False, "its last dimension fits its layers" if may_be_last else ""
         return False, "no layer in it or around it has as many channels" if is_sequence else ""
 
 
 def path_of(module: nn.Module, net: Net[Any]) -> str | None:
-    """Return the path of a module in a network, such as "layer3.0"; None if it is no part of it."""
+    """Return the path of a module in a network, such as "layer3.0"; None if it is not part of the network."""
     if not isinstance(net.module, nn.Module):
         return None
     return next((path for path, part in net.module.named_modules() if part is module), None)
 
 
 def describe_layer(module: nn.Module, nets: Sequence[Net[Any]]) -> str:
-    """Return the type of a module, with its path and the name of the network if it is a part of one of these."""
+    """Return the type of a module, with its path and the network's name if it belongs to one of these networks."""
     kind = type(module).__name__
     paths = ((net.name, path_of(module, net)) for net in nets)
     name, path = next(((name, path) for name, path in paths if path is not None), (None, ""))
@@ -122,9 +122,9 @@ def describe_layer(module: nn.Module, nets: Sequence[Net[Any]]) -> str:
 
 
 class _Widths:
-    """The numbers of channels of the layers in a module: `second` and `last`, by the dimension that they are in.
+    """The widths of the layers in a module. second, last: of layers whose channels are in that dimension.
 
-    has_tokens: whether there are layers that only networks on tokens have, such as layer norms.
+    has_tokens: whether there are layers that only occur in networks on tokens, such as layer norms.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -140,18 +140,18 @@ class _Widths:
             elif isinstance(part, nn.GroupNorm):
                 self.second.add(part.num_channels)
             elif isinstance(part, nn.LayerNorm | nn.RMSNorm):
-                # Variants for maps, such as the LayerNorm2d of timm and torchvision, move the channels and back.
+                # LayerNorm2d of timm and torchvision takes maps with the channels second.
                 widths = self.second if type(part).__name__.endswith("2d") else tokens
                 widths.update(part.normalized_shape if len(part.normalized_shape) == 1 else ())
             elif isinstance(part, nn.RNNBase):
                 tokens.add((part.proj_size or part.hidden_size) * (2 if part.bidirectional else 1))
             elif isinstance(part, nn.MultiheadAttention):
                 tokens.add(part.embed_dim)
-            elif isinstance(getattr(part, "out_features", None), int):  # linear layers, also if they pack their weight
+            elif isinstance(getattr(part, "out_features", None), int):  # linear layers, even with packed weights
                 sizes = (part.out_features, getattr(part, "in_features", None))
                 linear.update(size for size in sizes if isinstance(size, int))
             elif isinstance(weight, Tensor) and not is_lazy(weight) and weight.ndim == 2:  # embeddings, Conv1D of GPT-2
                 linear.update(weight.shape)
         self.has_tokens = bool(tokens)
-        # In a network of convolutions, linear layers are heads, or excite channels.
+        # In a convolutional network, linear layers are heads, or squeeze-and-excitation layers.
         self.last = tokens | linear if tokens or not self.second else set()

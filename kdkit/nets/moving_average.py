@@ -12,19 +12,19 @@ _HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
 class MovingAverage:
-    """The exponential moving average of the parameters and buffers of a module, in a copy of it.
+    """The exponential moving average of a module's parameters and buffers, in a copy of the module.
 
-    Whole numbers, such as counters and tables of indices, and the infinite numbers of masks are copied. Of trained
-    numbers in half precision there is a copy in float32, since an update by 1 - decay is mostly lost in their rounding.
-    module: the copy, which is changed. decay: the share of the old average at each update. ramp: whether it is smaller
-    at first, 1 - 1 / (updates + 1); otherwise the first update copies the parameters and buffers.
+    Integers, such as counters and index tables, and the infinite values of masks are copied, not averaged. For trained
+    tensors in half precision, the average is kept in float32, because rounding would lose most updates by 1 - decay.
+    module: the copy, which is changed. decay: the weight of the old average in each update. ramp: whether it is at most
+    1 - 1 / (updates + 1) in the first updates; otherwise the first update copies the parameters and buffers.
     """
 
     def __init__(self, module: nn.Module, decay: float, *, ramp: bool) -> None:
         self.module, self.decay, self.ramp = module, decay, ramp
         self.updates = 0
         self._precise: dict[str, Tensor] = {}
-        # Now, since the CPU would wait for a GPU if it looked for infinite numbers at each update.
+        # Found once: a search for infinite values in each update would make the CPU wait for the GPU.
         self._masks = [name for name, tensor in _tensors(module) if not tensor.isfinite().all()]
 
     @torch.no_grad()
@@ -59,7 +59,7 @@ class MovingAverage:
                 rounded[name].copy_(precise)
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Follow a change of the module, such as to another device or precision."""
+        """Apply a change of the module, such as to another device or dtype."""
         self._precise = {name: change(precise).float() for name, precise in self._precise.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -72,12 +72,12 @@ class MovingAverage:
         """Restore a saved state."""
         for name, average in _tensors(self.module):
             saved = state["average"][name]
-            average.copy_(saved)  # rounds to the precision of the module
+            average.copy_(saved)  # rounds to the dtype of the module
             if saved.dtype == torch.float32 and average.dtype in _HALF_PRECISION:
                 self._precise[name] = saved.to(average.device, copy=True)
         self.updates = state["updates"]
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the parameters and buffers of a module, tied ones once."""
+    """Yield the parameters and buffers of a module. Tied ones are yielded once."""
     return chain(module.named_parameters(), module.named_buffers())

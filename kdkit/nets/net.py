@@ -1,4 +1,4 @@
-"""A network under a name, with a view that selects its inputs."""
+"""A network with a name, and a view that selects its inputs."""
 
 import copy
 import os
@@ -25,30 +25,30 @@ M = TypeVar("M", bound=Callable[..., Any], covariant=True)
 class Net(Generic[M]):
     """A network that is a teacher, a student, or first a student and then a teacher.
 
-    name: unique in a recipe; it names folders, terms and rows of tables.
-    module: an `nn.Module`; for a teacher behind an API any callable, which then needs a `version`.
+    name: unique in a recipe. Folders, terms and table rows are named after it.
+    module: an `nn.Module`. A teacher behind an API may be any callable, which then needs a `version`.
     view: turns a batch into the arguments of the module, such as `Inputs(only=("input_ids",))`; all inputs if None.
-    element: selects the outputs, (batch, classes) or (batch, classes, *positions), if the module returns more than one
-    tensor: an index, a key or attribute, or a function. If None, an output that is named `logits`, `last_hidden_state`
-    or `out` is taken, as of models of transformers and torchvision, or else the only tensor; the plan says which.
-    channels_last: whether the outputs are (batch, *positions, classes), as of transformers, whose classes are moved to
-    the second dimension; None decides by the labels of the first batch, if these have positions.
-    classes: the names of its outputs, if they differ from the classes of the data, also in their order. Terms compare
-    shared classes only, in the order of the data, which is that of a vector per class, such as the `weight` of a loss.
-    A number stands for the names "0", "1", ..., such as 151936 of a padded vocabulary. Those of a regression must be in
-    the order of the data.
-    weights: a .safetensors or torch file, a sharded index, or the folder of a run or of `save_pretrained`, loaded
-    immediately. State dicts inside of checkpoints are found, and prefixes such as "module." removed.
-    weights_key: which weights to load if there are several: the path of an entry or of a prefix of keys, such as
-    "state_dict_ema" or "state_dict.student"; in the folder of a run, the name of a net, if it has another name there.
-    strict: whether all tensors must fit. False loads those that do, and the net counts as trained only if all did.
+    element: selects the outputs, (batch, classes) or (batch, classes, *positions), if the module returns several
+    tensors: an index, a key or attribute, or a function. If None, the output named `logits`, `last_hidden_state` or
+    `out` is taken, as models of transformers and torchvision name it, otherwise the only tensor. The plan shows which.
+    channels_last: whether the outputs are (batch, *positions, classes), as in transformers; the classes are then moved
+    to the second dimension. If None, this is inferred from the labels of the first batch, if they have positions.
+    classes: the names of the outputs, if they or their order differ from the classes of the data. Terms compare shared
+    classes only, in the order of the data; a vector over classes, such as the `weight` of a loss, has this order too.
+    An integer n means the names "0" to "n - 1", for example 151936 for a padded vocabulary. The classes of a regression
+    must be in the order of the data.
+    weights: a .safetensors or torch file, a sharded index, or the folder of a run or of `save_pretrained`. They are
+    loaded immediately. State dicts in checkpoints are found, and prefixes such as "module." are removed.
+    weights_key: which weights to load if there are several: the path of an entry or a prefix of keys, such as
+    "state_dict_ema" or "state_dict.student"; in a run folder, the name of the net there, if it differs.
+    strict: whether all tensors must fit. False loads those that fit, and the net counts as trained only if all do.
     trained: whether the module already has trained weights, so that it may teach without being trained in a stage.
-    version: for a plain callable, a text that changes whenever its outputs do; its attribute `version` if None.
+    version: for a plain callable, a text that changes whenever its outputs do; by default, its attribute `version`.
     recompute: the names of submodules, such as ["layer1", "blocks.3"], that recompute their activations in the backward
-    pass while the network is trained (activation checkpointing). Training takes less memory and more time, and computes
-    the same, if these modules draw random numbers from torch only.
-    device: of a teacher that stays on another device than the run, such as "cuda:1", or "cpu" for one that fits on no
-    GPU: at each step its inputs are copied there, and its outputs and features back.
+    pass during training (activation checkpointing). Training takes less memory and more time. Its results are the same
+    if these modules draw random numbers from torch only.
+    device: for a teacher on a device other than the run's, such as "cuda:1", or "cpu" if it does not fit on a GPU. In
+    each step its inputs are copied to this device, and its outputs and features are copied back.
     weights_note: the part of the file that was loaded, or "" for all of it; a notice of a run.
 
     Raises RecipeError if the arguments do not fit together.
@@ -81,8 +81,8 @@ class Net(Generic[M]):
             version = getattr(module, "version", None)
         if not isinstance(module, nn.Module) and version is None:
             raise RecipeError(
-                f"net {name!r} is a plain callable, whose weights kdkit cannot see; give it a version='...' "
-                "that changes whenever its outputs do"
+                f"net {name!r} is a plain callable, whose weights kdkit cannot see; give it a version='...' that "
+                "changes whenever its outputs do"
             )
         validate_switches(strict=strict, trained=trained)
         self.name = name
@@ -95,23 +95,23 @@ class Net(Generic[M]):
             validate_switches(channels_last=channels_last)
         self.element = element
         self.channels_last = channels_last
-        self.taken_element = element  # with the default one, once the module has returned several tensors
+        self.taken_element = element  # the default is filled in when the module first returns several tensors
         self.classes = None if classes is None else _class_names(classes, name)
         self.version = version
-        # of an empty tensor, which has the index too: "cuda" is "cuda:0"
+        # The device of an empty tensor has an index: "cuda" becomes "cuda:0".
         self.device = None if device is None else torch.empty(0, device=find_device(str(device))).device
         self._copies_inputs = False
-        self._notes_element = False  # in the first pass
+        self._notes_element = False  # True in the first pass
         self._validate_recompute(recompute)
         self.recompute = tuple(recompute)
-        # a plain callable cannot be trained, so it can only be a teacher
+        # A plain callable cannot be trained, so it can only be a teacher.
         self.trained = trained or not isinstance(module, nn.Module)
         self.weights_note = ""
         if weights is not None:
             if not isinstance(weights, str | os.PathLike):
                 raise RecipeError(
-                    f"weights of net {name!r} is the path of a file or a folder; got a {type(weights).__name__}; "
-                    "load a state dict by module.load_state_dict(...), and pass trained=True"
+                    f"weights of net {name!r} must be the path of a file or a folder; got a {type(weights).__name__}; "
+                    "load a state dict with module.load_state_dict(...), and pass trained=True"
                 )
             if weights_key is not None and not isinstance(weights_key, str):
                 raise RecipeError(f"weights_key of net {name!r} must be a text such as 'student'; got {weights_key!r}")
@@ -119,7 +119,9 @@ class Net(Generic[M]):
             self.weights_note = loaded.note
             self.trained = trained or loaded.complete
         elif weights_key is not None or not strict:
-            raise RecipeError(f"weights_key and strict of net {name!r} choose what to load from weights=FILE; got none")
+            raise RecipeError(
+                f"weights_key and strict of net {name!r} choose what to load from weights=FILE, which is missing"
+            )
 
     @property
     def network(self) -> nn.Module:
@@ -141,13 +143,13 @@ class Net(Generic[M]):
 
     @property
     def is_spread(self) -> bool:
-        """Whether accelerate spread the module over several devices, or to the disk; it moves its inputs itself."""
+        """Whether accelerate has spread the module over several devices or to disk; it then moves its own inputs."""
         devices = getattr(self.module, "hf_device_map", None) or {}
         return len({*devices.values()}) > 1
 
     @property
     def is_sharded(self) -> bool:
-        """Whether `fully_shard` divided the weights among processes, which then must all run the module together."""
+        """Whether `fully_shard` divided the weights among processes, which must then run the module together."""
         module = self.module
         parameters = module.parameters() if isinstance(module, nn.Module) else ()
         return any(type(parameter).__name__ == "DTensor" for parameter in parameters)  # its class is slow to import
@@ -170,16 +172,16 @@ class Net(Generic[M]):
             return copy.deepcopy(self.network)
         except Exception as error:  # a user-defined module may hold objects that cannot be copied
             raise RecipeError(
-                f"net {self.name!r} cannot be copied, which its average needs; do not store computed tensors, files or "
-                "locks in its modules, and use weight_norm of torch.nn.utils.parametrizations "
+                f"net {self.name!r} cannot be copied, but its average is a copy; do not store computed tensors, files "
+                "or locks in its modules, and use weight_norm from torch.nn.utils.parametrizations "
                 f"({type(error).__name__}: {first_line(error)})"
             ) from error
 
     def first_pass(self, batch: Batch) -> Tensor:
-        """Return the outputs, note which element they are, and restore the inputs if the network changes them in place.
+        """Return the outputs, record which element they are, and restore inputs that the network changes in place.
 
-        A network that does, as a normalisation may, gets copies from then on, since other networks get the same batch.
-        Compiled code is not run: taps see in this pass what the network does.
+        From then on, such a network, for example with an in-place normalization, gets copies of its inputs, because
+        other networks get the same batch. Compiled code is not run, so that taps see everything that the network does.
         """
         before = [(tensor, tensor._version, tensor.clone()) for tensor in nested_tensors(batch.inputs)]
         try:
@@ -195,7 +197,7 @@ class Net(Generic[M]):
                         tensor.copy_(values)
 
     def through(self, module: Callable[..., Any], batch: Batch) -> Tensor:
-        """Return the outputs of another module of the same form, such as the EMA of this one, as `__call__` does."""
+        """Return the outputs of another module with the same interface, such as the EMA, as `__call__` does."""
         if self._copies_inputs:
             batch = replace(batch, inputs=map_tensors(batch.inputs, torch.clone))
         call = self.view(batch)
@@ -216,7 +218,7 @@ class Net(Generic[M]):
             output = self._with_classes_second(output, batch.labels)
         if isinstance(module, nn.Module) and self.device is None:
             return output
-        # A service may drop rows. Without this check, a loss could broadcast what is left.
+        # A service may drop rows. Without this check, a loss could broadcast the rest.
         if not isinstance(module, nn.Module) and (not output.ndim or len(output) != len(batch)):
             raise RecipeError(
                 f"net {self.name!r} must return one row per sample, {len(batch)} for this batch; "
@@ -229,7 +231,7 @@ class Net(Generic[M]):
 
     def _with_classes_second(self, output: Tensor, labels: Tensor) -> Tensor:
         if self.channels_last is None:
-            # Only class indices per position have one dimension less than the outputs.
+            # Only class indices by position have one dimension less than the outputs.
             if labels.is_floating_point() or output.ndim != labels.ndim + 1:
                 return output
             is_second = output.shape[2:] == labels.shape[1:]
@@ -237,11 +239,11 @@ class Net(Generic[M]):
             if is_second and is_last:
                 raise RecipeError(
                     f"net {self.name!r} has outputs {tuple(output.shape)} for labels {tuple(labels.shape)}, so the "
-                    "second or the last dimension may be the classes; pass Net(..., channels_last=True) or False"
+                    "classes may be the second or the last dimension; pass Net(..., channels_last=True) or False"
                 )
             if not is_second and not is_last:
                 return output
-            self.channels_last = is_last  # for all batches: the number of tokens of one may be that of the classes
+            self.channels_last = is_last  # for all batches: a later batch may have as many tokens as classes
         return output.movedim(-1, 1) if self.channels_last else output
 
     def _validate_recompute(self, recompute: object) -> None:
@@ -255,7 +257,7 @@ class Net(Generic[M]):
 
 
 def _class_names(classes: object, net: str) -> tuple[str, ...]:
-    """Return distinct names of classes, of which there is at least one; a number stands for "0", "1", ..."""
+    """Return at least one class name, all distinct. An integer n means the names "0" to "n - 1"."""
     if is_whole_number(classes) and classes > 0:
         return tuple(str(index) for index in range(classes))
     if (
@@ -264,12 +266,12 @@ def _class_names(classes: object, net: str) -> tuple[str, ...]:
         or not all(isinstance(label, str) for label in classes)
     ):
         raise RecipeError(
-            f"the classes of net {net!r} are a list of names, such as ['cat', 'dog'], or their number; got "
+            f"the classes of net {net!r} must be a list of names, such as ['cat', 'dog'], or their number; got "
             f"{shortened(classes, 80)}"
         )
     repeated = sorted(label for label, count in Counter(classes).items() if count > 1)
     if not classes:
-        raise RecipeError(f"the classes of net {net!r} are names, at least one; got none")
+        raise RecipeError(f"the classes of net {net!r} must be at least one name; got none")
     if repeated:
-        raise RecipeError(f"the classes of net {net!r} are distinct names; got {repeated} more than once")
+        raise RecipeError(f"the classes of net {net!r} must be distinct names; got {repeated} more than once")
     return tuple(classes)

@@ -23,15 +23,15 @@ def tap(
     element: Element = None,
     channels_last: bool | None = None,
 ) -> Iterator["Feature"]:
-    """Capture the output or the input of a module in each forward pass within the context, in any training loop.
+    """Capture the output or the input of a module in each forward pass inside the context, in any training loop.
 
         with kdkit.tap(student.layer3) as feature:
             outputs = student(inputs)
             loss = hint(feature.value, target)
 
-    The arguments are those of `Tap`; the order of channels is inferred from the layers in the module alone. Instead of
-    a module, it may be another tap, such as `AttentionTap(layer)`, without other arguments. The hook is removed at the
-    end of the context.
+    The arguments are those of `Tap`. channels_last is inferred from the layers in the module only. A tap, such as
+    `AttentionTap(layer)`, may be passed instead of a module, without other arguments. The hook is removed at the end of
+    the context.
     """
     if isinstance(module, nn.Module | str) or not isinstance(module, TapLike):
         module = Tap(module, at, element, channels_last)
@@ -58,7 +58,7 @@ class Feature:
         if self._open_taps.is_modified(0):
             raise RecipeError(
                 f"the tensor of {type(self._open_taps.taps[0].module).__name__} was changed in place after it was "
-                "captured; tap the layer behind it, or set inplace=False there"
+                "captured; tap the layer after it, or set inplace=False there"
             )
         return tensor
 
@@ -66,37 +66,37 @@ class Feature:
 class OpenTaps:
     """Attached taps and the tensors that they captured in the last forward pass. `close` removes their hooks.
 
-    The order of calls is `copy_if_modified` once, after a first pass, and then `run` for each batch: `clear`, the
-    forward pass, and `take`. From there to the next `clear` nothing is captured: the backward pass may run a layer
-    again, to recompute its activations, and then the network is validated.
-    A tensor that the network modifies in place after it was captured has changed by the time a loss uses it: after
-    `copy_if_modified`, such taps capture copies.
-    captures: whether tensors are captured. computes_heads: whether heads that a `HeadTap` is on compute their outputs.
-    nets: the networks that the taps are on; error messages name them.
+    The order of calls is: `copy_if_modified` once, after a first pass, then `run` for each batch, which is `clear`, the
+    forward pass, and `take`. From `take` to the next `clear`, nothing is captured, because the backward pass may run
+    layers again to recompute activations, and the network runs in validation.
+    If the network modifies a captured tensor in place, the loss would get the modified values. After
+    `copy_if_modified`, the taps on such tensors capture copies.
+    captures: whether tensors are captured. computes_heads: whether heads with a `HeadTap` compute their outputs.
+    nets: the networks that the taps are on, for error messages.
     """
 
     def __init__(self, taps: Iterable[TapLike], nets: Sequence[Net[Any]] = ()) -> None:
         self.taps = tuple(dict.fromkeys(taps))  # equal taps share a hook
         self._layers = [describe_layer(tap.module, nets) for tap in self.taps]
-        self._captured: dict[int, Tensor] = {}  # by index of the tap, as are the next two
+        self._captured: dict[int, Tensor] = {}  # by the index of the tap, like all of the following
         self._versions: dict[int, int] = {}
         self._copied: set[int] = set()
-        self._fired: set[int] = set()  # in a first pass, as are those whose module ran again
-        self._repeated: set[int] = set()
+        self._fired: set[int] = set()  # taps that fired in the first pass
+        self._repeated: set[int] = set()  # taps that fired several times in the first pass
         self._track_versions = True
         self.captures = True
         self.computes_heads = False
         self._remove_hooks: list[RemoveHook] = []
         try:
             for index, tap in enumerate(self.taps):
-                locate = getattr(tap, "locate", None)  # of the taps of kdkit
+                locate = getattr(tap, "locate", None)  # kdkit's own taps have it
                 if locate is not None:
                     locate(nets)
                 remove_hook = tap.attach(Slot(self, index))
                 if not callable(remove_hook):
-                    getattr(remove_hook, "remove", lambda: None)()  # such as the handle of a hook
+                    getattr(remove_hook, "remove", lambda: None)()  # it may be the handle of the hook
                     raise RecipeError(
-                        f"{type(tap).__name__}.attach() returns a function that removes its hook, such as "
+                        f"{type(tap).__name__}.attach() must return a function that removes its hook, such as "
                         f"handle.remove; got {describe(remove_hook)}"
                     )
                 self._remove_hooks.append(remove_hook)
@@ -114,17 +114,17 @@ class OpenTaps:
         name = f"the tap on {self._layers[index]}"
         if tensor is None:
             raise RecipeError(f"{name} never fired: its module did not run in the forward pass")
-        # TransformerEncoder packs padded batches into nested tensors in eval mode, without the padding positions.
+        # In eval mode, TransformerEncoder packs padded batches into nested tensors without the padding positions.
         if tensor.is_nested:
             raise RecipeError(
-                f"{name} captures a nested tensor, whose positions do not match those of the student; build the "
-                "TransformerEncoder that packs it with enable_nested_tensor=False"
+                f"{name} captures a nested tensor, whose positions do not match the student's; create the "
+                "TransformerEncoder that returns it with enable_nested_tensor=False"
             )
         return tensor
 
     def run(self, net: Net[Any], batch: Any, indices: Sequence[int] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run a network on a batch, and return its output and the tensors of all taps, or of those at these indices."""
-        if not self.taps:  # a step of a small network takes microseconds
+        """Run a network on a batch. Return its output and the tensors of all taps, or of those at these indices."""
+        if not self.taps:  # a fast path: a step of a small network takes microseconds
             return net(batch), ()
         self.clear()
         return net(batch), self.take(indices)
@@ -140,7 +140,7 @@ class OpenTaps:
 
     def is_modified(self, index: int) -> bool:
         """Whether the tensor of the tap at this index was modified in place after it was captured."""
-        version = self._versions.get(index)  # None for a copy, which nobody modifies
+        version = self._versions.get(index)  # None for a copy, which is never modified
         return version is not None and self._captured[index]._version != version  # autograd counts modifications
 
     def unfired(self) -> list[TapLike]:
@@ -153,7 +153,7 @@ class OpenTaps:
         self.captures = True
 
     def begin_first_pass(self) -> None:
-        """Note from now on which taps fire, and which fire again."""
+        """Start to record which taps fire, and which fire several times."""
         self._fired.clear()
 
     def pause(self) -> None:
@@ -162,9 +162,9 @@ class OpenTaps:
         self.captures = False
 
     def copy_if_modified(self) -> None:
-        """Capture copies from now on for taps whose captured tensor was modified in place; call it after a first pass.
+        """From now on, capture copies for taps whose captured tensor was modified in place. Call it after a first pass.
 
-        Also note the modules that ran again. That pass must not be compiled; compiled passes capture copies anyway.
+        Also records modules that ran several times. The first pass must not be compiled; compiled passes always copy.
         """
         for index in sorted(self._repeated):
             tap = self.taps[index]
@@ -174,12 +174,12 @@ class OpenTaps:
         self._track_versions = False
 
     def capture(self, index: int, tensor: Tensor) -> None:
-        """Capture the tensor of the tap at this index, if taps capture at this time."""
+        """Capture the tensor of the tap at this index, unless paused."""
         if not self.captures:
             return
         if torch.compiler.is_compiling():
-            # Compiled code counts no modifications, and would return the tensor after them. The copy is optimized away
-            # if there are none.
+            # Compiled code does not count modifications, and would return the modified tensor. If there are none, the
+            # compiler removes the copy.
             self._captured[index] = tensor.clone()
             return
         if self._track_versions:
@@ -189,10 +189,10 @@ class OpenTaps:
 
     def close(self) -> None:
         """Remove all hooks and drop the captured tensors."""
-        for remove_hook in reversed(self._remove_hooks):  # user-defined taps may restore what they found
+        for remove_hook in reversed(self._remove_hooks):  # reversed: user-defined taps may restore an earlier state
             remove_hook()
         self._remove_hooks = []
-        self.pause()  # compiled code may still call the hooks, until it is compiled again
+        self.pause()  # compiled code may call the hooks until it is recompiled
 
     def __enter__(self) -> Self:
         return self
@@ -201,20 +201,20 @@ class OpenTaps:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state of a copy, as of a network with open taps: it captures nothing before the next `clear`."""
+        """Return the state for a copy, such as of a network with open taps. It captures nothing until `clear`."""
         return {**vars(self), "_captured": {}, "captures": False}
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Captures the tensors of one of the open taps: an object, so that networks with open taps can be copied."""
+    """Captures the tensors of one tap: an object, not a closure, so that networks with open taps can be copied."""
 
     open_taps: OpenTaps
     index: int
 
     @property
     def is_open(self) -> bool:
-        """Whether tensors are captured at this time."""
+        """Whether tensors are captured now."""
         return self.open_taps.captures
 
     def __call__(self, tensor: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Recompute the activations of submodules in the backward pass, instead of keeping them until then."""
+"""Recompute the activations of submodules in the backward pass instead of storing them."""
 
 import functools
 from collections.abc import Iterable
@@ -15,15 +15,15 @@ from kdkit.utils.overrides import Override
 class Recomputation:
     """Recomputes the activations of modules in each backward pass, until `close` (Chen et al. 2016).
 
-    Losses, gradients, buffers and random states are those of a run without it. It replaces the `forward` of the objects
-    alone, so hooks and the keys of state dicts stay. Several may be open for a module; the last `close` restores it.
-    Models of transformers keep no cache of keys and values meanwhile, to which a second pass would add its own.
+    Losses, gradients, buffers and random states are the same as without it. Only the `forward` of each module object is
+    replaced, so hooks and state dict keys do not change. Several recomputations may be open for one module; the last
+    `close` restores it. The key-value cache of transformers models is disabled: a second pass would append to it.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._forwards: dict[nn.Module, _RecomputedForward] = {}
         self._ran: set[nn.Module] = set()
-        configs: dict[int, Any] = {}  # by their ids, since the layers of a model share one
+        configs: dict[int, Any] = {}  # by id, because the layers of a model share their config
         for module in modules:
             for part in module.modules():
                 config = getattr(part, "config", None)
@@ -42,7 +42,7 @@ class Recomputation:
         return [module for module in self._forwards if module not in self._ran]
 
     def note_run(self, module: nn.Module) -> None:
-        """Note that a module ran with gradients."""
+        """Record that a module ran with gradients."""
         self._ran.add(module)
 
     def close(self) -> None:
@@ -62,13 +62,13 @@ class _RecomputedForward:
     def __init__(self, module: nn.Module) -> None:
         self.users: list[Recomputation] = []
         self._module = module
-        # A forward that user code has set on the object is restored; usually there is none.
+        # User code may have set a `forward` on the object, which is then restored.
         self._is_on_object = "forward" in vars(module)
         self._forward = module.forward
         functools.update_wrapper(self, self._forward)
 
     def restore(self) -> None:
-        """Give the module its own `forward` again."""
+        """Restore the module's own `forward`."""
         del self._module.forward
         if self._is_on_object:
             self._module.forward = self._forward
@@ -80,7 +80,7 @@ class _RecomputedForward:
 
         def run_pass(*values: Any) -> Any:
             keywords = dict(zip(kwargs, values[len(args) :], strict=True))
-            if torch.compiler.is_compiling():  # compiled code changes no buffer twice
+            if torch.compiler.is_compiling():  # compiled code does not change buffers twice
                 return self._forward(*values[: len(args)], **keywords)
             if buffers:
                 with buffers[0]:
@@ -90,19 +90,19 @@ class _RecomputedForward:
             buffers.append(_Buffers(self._module))
             return self._forward(*values[: len(args)], **keywords)
 
-        # All as positional arguments, since torch restores the random states of the devices of these only.
+        # All are positional arguments: torch restores the random states of their devices only.
         return checkpoint(run_pass, *args, *kwargs.values(), use_reentrant=False)
 
 
 class _Buffers(AbstractContextManager[None]):
     """The buffers of a module before its first pass; inside the context, the module has copies of them.
 
-    A second pass so begins with the buffers of the first one, and leaves no trace. Otherwise a batch norm would update
-    its running statistics twice, and a spectral norm would go on to the next step of its power iteration.
+    A second pass then starts with the buffers of the first pass, and its changes are discarded. Otherwise, batch norm
+    would update its running statistics twice, and spectral norm would run another step of its power iteration.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        # All buffers, since a batch norm changes its statistics without a new `_version`.
+        # All buffers are copied: batch norm changes its statistics without a new `_version`.
         self._before = [
             (part._buffers, name, buffer.clone())
             for part in module.modules()
@@ -112,10 +112,10 @@ class _Buffers(AbstractContextManager[None]):
         self._after: list[tuple[dict[str, Tensor | None], str, Tensor | None]] = []
 
     def __enter__(self) -> None:
-        # Other tensors in their place, since autograd would notice if the buffers were written to.
+        # The buffers are replaced, not written to: autograd would detect an in-place change.
         self._after = [(buffers, name, buffers[name]) for buffers, name, _ in self._before]
         for buffers, name, values in self._before:
-            buffers[name] = values.clone()  # copied again, since there may be several backward passes
+            buffers[name] = values.clone()  # copied again, because there may be several backward passes
 
     def __exit__(self, *_: object) -> None:
         for buffers, name, buffer in self._after:

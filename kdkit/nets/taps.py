@@ -1,4 +1,4 @@
-"""Take a tensor out of a layer while a network runs, and leave the layer as it was."""
+"""Capture a tensor of a layer while a network runs, without changing the layer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ class TapLike(Protocol):
 
     @property
     def module(self) -> nn.Module:
-        """The module that the tap takes a tensor from."""
+        """The module whose tensor is captured."""
         ...
 
     def attach(self, capture: Capture) -> RemoveHook:
@@ -35,12 +35,12 @@ class TapLike(Protocol):
 class Tap:
     """The output or the input of a module, as (batch, channels, ...).
 
-    at: "output", or "input", which for an activation is the pre-activation.
-    element: selects one tensor if there are several, by index, key or function. None takes the usual one, as for a
-    `Net`, or the only one: of a transformer's block the hidden state.
-    channels_last: whether the tensor is (batch, ..., channels), as tokens of a transformer are; channels are then moved
-    to the second dimension. None infers it from the layers of the module, by their numbers of channels, in the first
-    forward pass; the plan of a recipe shows it, and a notice if it is not certain.
+    at: "output" or "input". For an activation layer, the input is the pre-activation.
+    element: selects one tensor if there are several, by index, key or function. None takes the default output, as for a
+    `Net`, or the only tensor, which for a transformer block is the hidden state.
+    channels_last: whether the tensor is (batch, ..., channels), like the tokens of a transformer; the channels are then
+    moved to the second dimension. If None, it is inferred in the first forward pass from the widths of the module's
+    layers. The plan of a recipe shows it, with a notice if it is uncertain.
 
     If a module runs several times in a forward pass, its last run is captured.
     """
@@ -54,14 +54,14 @@ class Tap:
     def __post_init__(self) -> None:
         if isinstance(self.module, str):
             raise RecipeError(
-                f"a tap sits on a module, not on its name: Tap(net.module.get_submodule({self.module!r})); got a str"
+                f"a tap takes a module, not its name: Tap(net.module.get_submodule({self.module!r})); got a str"
             )
         if not isinstance(self.module, nn.Module):
             raise RecipeError(
-                f"a tap sits on a module, such as Tap(net.module.layer3); got a {type(self.module).__name__}"
+                f"a tap takes a module, such as Tap(net.module.layer3); got a {type(self.module).__name__}"
             )
         if self.at not in ("output", "input"):
-            raise RecipeError(f"a tap takes the 'output' or the 'input' of its module; got {self.at!r}")
+            raise RecipeError(f"at=... of a tap must be 'output' or 'input'; got {self.at!r}")
         validate_element(self.element)
         if self.channels_last is not None:
             validate_switches(channels_last=self.channels_last)
@@ -73,7 +73,7 @@ class Tap:
         return f"{type(self).__name__}({', '.join(options)})"
 
     def locate(self, nets: Sequence[Net[Any]]) -> None:
-        """Note the network that the module is a part of, for messages and for `channels_last`."""
+        """Find the network that the module belongs to, for messages and for `channels_last`."""
         self.form.locate(self.module, nets)
 
     def attach(self, capture: Capture) -> RemoveHook:
@@ -84,12 +84,12 @@ class Tap:
         return self.module.register_forward_hook(hook.capture_output).remove
 
     def _feature(self, value: Any) -> Tensor:
-        """Return the tensor that is captured of an input or output of the module, (batch, channels, ...)."""
+        """Return the captured tensor, (batch, channels, ...), from an input or output of the module."""
         form = self.form
         tensor = pick_tensor(value, self.element, f"the {self.at} of {form.layer}")
         if not form.is_decided:
             form.decide(value, tensor)
-        # A nested tensor has no dimension to move; OpenTaps rejects it with a hint.
+        # The dimensions of a nested tensor cannot be moved; OpenTaps rejects it with a hint.
         return tensor.movedim(-1, 1) if form.channels_last and not tensor.is_nested else tensor
 
 
@@ -114,6 +114,6 @@ class _TapHook:
         self._capture_element(output)
 
     def _capture_element(self, value: Any) -> None:
-        # OpenTaps capture nothing in a validation, in which a network may return something without the element.
+        # Nothing is captured in validation, where a network may return something without the element.
         if getattr(self.capture, "is_open", True):
             self.capture(self.tap._feature(value))

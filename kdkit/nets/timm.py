@@ -1,4 +1,4 @@
-"""Models of timm as networks, and taps on their stages."""
+"""Create timm models, and taps on their stages."""
 
 import math
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from kdkit.nets.views import pick_tensor
 
 
 def create(name: str, **options: Any) -> nn.Module:
-    """Return the timm model of this name; `options` are those of `timm.create_model`.
+    """Return the timm model with this name; `options` are those of `timm.create_model`.
 
-    Raises RecipeError if timm has no model of this name.
+    Raises RecipeError if timm has no model with this name.
     """
     import timm  # late: it imports torchvision, which takes seconds
 
-    architecture = name.split(".")[0]  # "resnet18.a1_in1k" is an architecture and a tag of its weights
+    architecture = name.split(".")[0]  # "resnet18.a1_in1k" is an architecture and a weight tag
     if not timm.is_model(architecture):
         raise RecipeError(f"timm has no model {architecture!r}; {did_you_mean(architecture, timm.list_models())}")
     model: nn.Module = timm.create_model(name, **options)
@@ -29,10 +29,10 @@ def create(name: str, **options: Any) -> nn.Module:
 def timm_tap(model: nn.Module, index: int) -> Tap:
     """Return a tap on a stage of a timm model, numbered as in its `feature_info`; -1 is the last stage.
 
-    It captures what a model with `features_only=True` returns, (batch, channels, height, width): the tokens of a
-    transformer are a map of its patches, without class and register tokens. Tokens of another number than that of the
-    patches, as of images of other sizes, stay (batch, channels, tokens).
-    Raises RecipeError for a model without `feature_info` and for a stage that it does not have.
+    It captures what a model with `features_only=True` returns, (batch, channels, height, width). For a transformer,
+    this is the map of its patches, without class and register tokens. If the number of tokens is not the number of
+    patches, as for images of another size, it captures (batch, channels, tokens).
+    Raises RecipeError if the model has no `feature_info` or no such stage.
     """
     info: Any = getattr(model, "feature_info", None)
     if not info:
@@ -50,7 +50,7 @@ def timm_tap(model: nn.Module, index: int) -> Tap:
 
 
 def token_stage(model: nn.Module, path: str) -> int | None:
-    """Return the number of the stage that a layer of a timm model is, if its tokens are not all patches; else None."""
+    """Return which stage of a timm model a layer is, if its tokens are not all patches; otherwise None."""
     if not getattr(model, "num_prefix_tokens", 0):
         return None
     stages = [entry["module"] for entry in getattr(model, "feature_info", None) or ()]
@@ -59,10 +59,11 @@ def token_stage(model: nn.Module, path: str) -> int | None:
 
 @dataclass(frozen=True)
 class _StageForm:
-    """Brings the output of a stage to (batch, channels, height, width).
+    """Converts the output of a stage to (batch, channels, height, width).
 
-    channels: of the stage, None if unknown. channels_last: whether timm declares maps (batch, height, width, channels);
-    some models have them and do not. prefix: the number of class and register tokens. grid: of patches, () if unknown.
+    channels: the width of the stage; None if unknown. channels_last: whether timm declares maps as (batch, height,
+    width, channels), which some models with such maps do not. prefix: the number of class and register tokens. grid:
+    the height and width in patches; () if unknown.
     """
 
     channels: int | None
@@ -71,7 +72,7 @@ class _StageForm:
     grid: tuple[int, ...]
 
     def __call__(self, value: Any) -> Tensor:
-        """Return the map, or (batch, channels, tokens) if the tokens are not as many as the patches."""
+        """Return the map, or (batch, channels, tokens) if the number of tokens is not the number of patches."""
         feature = pick_tensor(value, None, "a stage of a timm model")
         if feature.ndim == 4:
             is_last = self.channels_last or (feature.shape[1] != self.channels == feature.shape[-1])

@@ -1,4 +1,4 @@
-"""Views turn a batch into the arguments of a network, so that a teacher and its student may see different inputs."""
+"""Views turn a batch into the arguments of a network, so that teachers and students may get different inputs."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,16 +17,16 @@ from kdkit.utils.validation import is_number, is_whole_number
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 Element = int | str | Callable[[Any], Tensor] | None
 
-# In this order: a model that returns logits may return the hidden state that they are computed from, too.
+# The order matters: a model that returns logits may also return the hidden state from which they are computed.
 _USUAL_NAMES = ("logits", "last_hidden_state", "out")
 
 
 @runtime_checkable
 class View(Protocol):
-    """Turns a batch into the arguments of a network. It is frozen and picklable, and `key` describes it completely.
+    """Turns a batch into the arguments of a network. A view must be immutable and picklable, with a complete `key`.
 
-    An optional method `describe(preparation)` returns the description of the inputs of the network, as values for JSON,
-    from that of the inputs of the batch; see `Data.preparation`.
+    An optional method `describe(preparation)` takes the description of the batch's inputs, see `Data.preparation`, and
+    returns the description of the network's inputs, as JSON values.
     """
 
     @property
@@ -35,18 +35,20 @@ class View(Protocol):
         ...
 
     def __call__(self, batch: Batch) -> Call:
-        """Return the positional and the keyword arguments of the network."""
+        """Return the positional and keyword arguments of the network."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The inputs unchanged: a tuple or list are the arguments, a mapping the keywords, all else the only argument.
+    """The inputs unchanged, as the arguments of the network.
 
-    only: the keys or positions of the inputs that the network gets, such as `Inputs(only=("words", "lengths"))` of a
-    mapping, or `Inputs(only=(0,))` of a tuple; a single one is the only argument. All of them if None.
-    dtype: of the floating-point inputs of a network whose weights have another one than the data, such as
-    torch.bfloat16; None leaves them.
+    The items of a tuple or list are positional arguments, those of a mapping are keyword arguments, and any other input
+    is the only argument.
+    only: the keys or positions of the inputs that the network gets, such as `Inputs(only=("words", "lengths"))` for a
+    mapping, or `Inputs(only=(0,))` for a tuple. A single one becomes the only argument. None selects all inputs.
+    dtype: the dtype to which floating-point inputs are converted if the network's weights differ from the data, such as
+    torch.bfloat16; None keeps the dtype of the data.
     """
 
     only: tuple[str | int, ...] | None = None
@@ -70,7 +72,7 @@ class Inputs:
         return ":".join(["inputs", ",".join(options)] if options else ["inputs"])
 
     def __call__(self, batch: Batch) -> Call:
-        """Return the positional and the keyword arguments of the network."""
+        """Return the positional and keyword arguments of the network."""
         inputs = _converted(batch.inputs, self.dtype)
         if isinstance(inputs, Tensor) and self.only is None:
             return (inputs,), {}
@@ -98,11 +100,12 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Images:
-    """Images from 0 to 1, (batch, channels, height, width), normalised by channel and optionally resized.
+    """Images with values from 0 to 1, (batch, channels, height, width), normalised by channel and optionally resized.
 
-    Images in uint8, which take a quarter of the memory until then, are divided by 255 first.
-    size: the height and width that the network expects, reached by bilinear interpolation with anti-aliasing before
-    normalisation; None keeps the size. dtype: that of the network, if it is not float32, such as torch.bfloat16.
+    uint8 images, which take a quarter of the memory, are divided by 255 first.
+    size: the height and width that the network expects. Images are resized by bilinear interpolation with anti-aliasing
+    before they are normalised; None keeps their size. dtype: the network's dtype, such as torch.bfloat16, if it is not
+    float32.
     """
 
     mean: tuple[float, ...] = (0.0,)
@@ -112,13 +115,13 @@ class Images:
 
     def __post_init__(self) -> None:
         _validate_dtype(self.dtype)
-        for name in ("mean", "std"):  # lists, as in configurations, and a number for all channels
+        for name in ("mean", "std"):  # may be lists, as in configurations, or a number for all channels
             values = getattr(self, name)
             object.__setattr__(self, name, tuple(values) if isinstance(values, Iterable) else (values,))
         if self.size is not None:
             sizes = tuple(self.size) if isinstance(self.size, Sequence) else ()
             if len(sizes) != 2 or not all(is_whole_number(size) and size > 0 for size in sizes):
-                raise RecipeError(f"the size of Images is (height, width), or None; got {self.size!r}")
+                raise RecipeError(f"the size of Images must be (height, width) or None; got {self.size!r}")
             object.__setattr__(self, "size", sizes)
         are_numbers = all(map(is_number, (*self.mean, *self.std)))
         if not are_numbers or len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
@@ -128,7 +131,7 @@ class Images:
 
     @classmethod
     def from_timm(cls, module: nn.Module, *, resize: bool = False) -> "Images":
-        """Return the normalisation that a timm model was trained with; `resize` also resizes to its input size."""
+        """Return the normalisation that a timm model was trained with. With `resize`, also resize to its input size."""
         config = getattr(module, "pretrained_cfg", None)
         if not config:
             raise RecipeError(
@@ -144,7 +147,7 @@ class Images:
         return f"images:mean={self.mean},std={self.std},size={self.size}{dtype}"
 
     def describe(self, preparation: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a preparation with the range of the images and the steps of this view added."""
+        """Return the preparation with the range of the images and the steps of this view."""
         steps: list[dict[str, Any]] = [*preparation.get("steps", ())]
         if self.size is not None:
             steps.append({"step": "resize", "size": list(self.size), "method": "bilinear", "antialias": True})
@@ -170,9 +173,9 @@ class Images:
         if not isinstance(images, Tensor):
             names = ", ".join(repr(name) for name, _ in items_of(images) or ())
             raise RecipeError(
-                f"the view Images takes one tensor of images, and the inputs are a {type(images).__name__}"
+                f"the view Images takes one tensor of images, but the inputs are a {type(images).__name__}"
                 + (f" of {names}" if names else "")
-                + "; let the data yield images alone, or call Images(...) in a view of your own, which selects them"
+                + "; let the data yield only images, or call Images(...) in a user-defined view that selects them"
             )
         if images.dtype == torch.uint8:
             images = images.float() / 255
@@ -188,7 +191,7 @@ def _own(item: Any) -> Any:
 
 
 def _converted(inputs: Any, dtype: torch.dtype | None) -> Any:
-    """Return inputs whose floating-point tensors have this dtype; None leaves them as they are."""
+    """Convert the floating-point tensors of inputs to this dtype; None keeps them."""
     if dtype is None:
         return inputs
     return map_tensors(inputs, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
@@ -197,21 +200,21 @@ def _converted(inputs: Any, dtype: torch.dtype | None) -> Any:
 def _validate_dtype(dtype: object) -> None:
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise RecipeError(
-            f"the dtype of a view is one of floating point, such as torch.bfloat16, or None; got {dtype!r}"
+            f"the dtype of a view must be a floating-point dtype, such as torch.bfloat16, or None; got {dtype!r}"
         )
 
 
 @lru_cache
 def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a value per channel, (1, channels, 1, 1). Cached, since a copy to a GPU waits for it."""
+    """Return one value per channel, (1, channels, 1, 1). Cached, because a copy to a GPU waits for it."""
     return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
 
 
 def pick_tensor(value: Any, element: Element, source: str) -> Tensor:
-    """Return one tensor of a module's output. Raises RecipeError if `element` selects none.
+    """Return one tensor of a module's output. Raises RecipeError if `element` does not select a tensor.
 
-    element: an index, a key or attribute, or a function; see `default_element` for None. source: names the module in
-    error messages.
+    element: an index, a key or attribute, or a function; for None, see `default_element`. source: the name of the
+    module in error messages.
     """
     if isinstance(value, Tensor) and not callable(element):  # some models return several tensors only in training
         return value
@@ -220,7 +223,7 @@ def pick_tensor(value: Any, element: Element, source: str) -> Tensor:
     else:
         chosen = default_element(value) if element is None else element
         try:
-            # a name is a key of a mapping, or an attribute of anything else, such as a namedtuple
+            # A name is a key of a mapping, or an attribute of anything else, such as a named tuple.
             is_attribute = isinstance(chosen, str) and not isinstance(value, Mapping)
             picked = value if chosen is None else getattr(value, str(chosen)) if is_attribute else value[chosen]
         except (LookupError, TypeError, AttributeError):
@@ -236,7 +239,7 @@ def pick_tensor(value: Any, element: Element, source: str) -> Tensor:
     elif element is None:
         reason = ", but one tensor was expected; select it with element=..., an index, a key or a function"
     elif callable(element):
-        reason = f", of which element=... returns {_describe(picked)}; expected one tensor"
+        reason = f", but element=... returns {_describe(picked)} for it; expected one tensor"
     else:
         reason = f", whose element {element!r} is {_describe(picked)}; expected one tensor{_advice(value, element)}"
     tensors = ", ".join(f"{key!r} {tuple(tensor.shape)}" for key, tensor in _tensors_of(value))
@@ -245,21 +248,21 @@ def pick_tensor(value: Any, element: Element, source: str) -> Tensor:
 
 
 def default_element(value: Any) -> int | str | None:
-    """Return the index or key of the tensor that is taken of a module's output if no element is chosen.
+    """Return the index or key of the tensor that is taken from a module's output by default.
 
-    It is the one that models of transformers and torchvision name `logits`, `last_hidden_state` or `out`, in this
-    order, or else the only one of floating point. Scalars, such as a loss, nested values, such as a cache, and the map
-    of an attention layer do not count. None if several tensors remain, or none.
+    It is the tensor named `logits`, `last_hidden_state` or `out`, in this order, as models of transformers and
+    torchvision name it, otherwise the only floating-point tensor. Scalars, such as a loss, nested values, such as a
+    cache, and attention maps do not count. Returns None if there is no such tensor, or if there are several.
     """
     for name in _USUAL_NAMES:
         item = value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
         if isinstance(item, Tensor):
             return name
     tensors = [(key, item) for key, item in _tensors_of(value) if item.ndim and item.is_floating_point()]
-    # An attention layer may also return its map, (batch, heads, tokens, tokens), next to (batch, tokens, channels), and
-    # a layer of T5 its position biases, which may be one map for the whole batch.
+    # In addition to (batch, tokens, channels), an attention layer may return its map, (batch, heads, tokens, tokens),
+    # and a T5 layer its position biases, which may be one map for the whole batch.
     shape = tensors[0][1].shape if tensors else ()
-    maps = ((1, shape[1]), (shape[0], shape[1])) if len(shape) == 3 else ()  # their batch, and their queries
+    maps = ((1, shape[1]), (shape[0], shape[1])) if len(shape) == 3 else ()  # (batch, tokens) of such maps
     keys = [key for key, item in tensors if item.ndim < 4 or (item.shape[0], item.shape[2]) not in maps]
     return keys[0] if len(keys) == 1 else None
 
@@ -271,10 +274,10 @@ def _tensors_of(value: Any) -> list[tuple[Any, Tensor]]:
 
 
 def _advice(value: Any, element: Element) -> str:
-    """Return what makes a model of transformers return an element that it leaves out by default."""
+    """Return how to make a transformers model return an element that it leaves out by default; "" for others."""
     if element == "loss":
-        return "; models of transformers return it if the inputs have labels"
-    if isinstance(value, tuple) and element == 1 and value[1:] in ((), (None,)):  # of an attention layer, without map
+        return "; transformers models return it if the inputs have labels"
+    if isinstance(value, tuple) and element == 1 and value[1:] in ((), (None,)):  # an attention layer without its map
         return (
             "; fused attention computes no map: create the model with attn_implementation='eager', or call "
             "model.set_attn_implementation('eager')"
@@ -295,15 +298,15 @@ def _describe(value: Any) -> str:
 
 
 def validate_element(element: object) -> None:
-    """Raise RecipeError if an object selects no tensor."""
+    """Raise RecipeError if an object cannot select a tensor."""
     if element is not None and not isinstance(element, int | str) and not callable(element):
         raise RecipeError(f"element must be an index, a key or attribute, or a function; got {element!r}")
 
 
 def validate_view(view: object, net: str) -> None:
-    """Raise RecipeError if an object is no view."""
+    """Raise RecipeError if an object is not a view."""
     if isinstance(view, type) or not isinstance(view, View):
         raise RecipeError(
             f"the view of net {net!r} must be Inputs(only=(...)), Images(...), or an object of a class with a text "
-            f"`key` and __call__(batch), which returns (args, kwargs); got {describe(view)}"
+            f"`key` and a __call__(batch) that returns (args, kwargs); got {describe(view)}"
         )

@@ -14,12 +14,12 @@ from kdkit.errors import RecipeError, did_you_mean
 from kdkit.nets.weight_files import Entries, find_weights, first_three, read_state_dicts, select_entries
 from kdkit.utils.modules import plain_keys
 
-# Segments of keys that wrappers of torch add: DataParallel, torch.compile, FSDP, and activation checkpointing.
+# Key segments that wrappers of torch add: DataParallel, torch.compile, FSDP, and activation checkpointing.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# Names under which training programs hold a network next to other modules, such as a loss with parameters.
+# Attributes in which training programs hold a network next to other modules, such as a loss with parameters.
 _HOLDERS = ("model", "net", "network", "base_model", "backbone", "encoder", "student", "teacher")
 _DISTILLER = re.compile(r"(?:.*\.)?module\.nets\.\d+\.")  # the prefix of a student of a Distiller
-_AVERAGES = {"ema", "swa", "averaged"}  # parts of the names of averaged weights, such as "state_dict_ema"
+_AVERAGES = {"ema", "swa", "averaged"}  # words in the names of averaged weights, such as "state_dict_ema"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +33,15 @@ class LoadedWeights:
 def load_weights(
     module: nn.Module, path: Path, name: str, *, key: str | None = None, strict: bool = True
 ) -> LoadedWeights:
-    """Load the weights of a file or a folder into a module, and return a note of the choices that were made.
+    """Load the weights of a file or a folder into a module, and return a note about the choices that were made.
 
-    The file may hold one or several state dicts under any keys, and their keys may have the prefixes of wrappers, of
-    known names such as "student.", or one that all of them share. These are removed if, without them, there is one
-    value of the same shape for every tensor of the module.
+    The file may hold one or several state dicts under any keys. The keys in a state dict may have the prefixes of
+    wrappers, of known names such as "student.", or a prefix that all keys share. Prefixes are removed if the file then
+    has one value of the right shape for every tensor of the module.
 
-    name: of the net, for messages. key: selects one of several weights, see `Net`. strict: False to load those that
-    fit.
-    Raises RecipeError, and loads nothing, if the weights cannot be read or do not fit, or if different ones do.
+    name: the name of the net, for messages. key: selects one of several weights, see `Net`. strict: False loads the
+    tensors that fit.
+    Raises RecipeError and loads nothing if the weights cannot be read, do not fit, or fit in several ways.
     """
     target = _Target(module, name)
     file = find_weights(path, name, key)
@@ -60,18 +60,18 @@ def load_weights(
 
 
 class _Target:
-    """The tensors of a module by their plain keys, and for each key those that share its tensor."""
+    """The tensors of a module by their plain keys. aliases: for each key, the keys that share its tensor."""
 
     def __init__(self, module: nn.Module, name: str) -> None:
         self.module = module
         self.name = name
         self.keys = plain_keys(module)
-        state = module.state_dict(keep_vars=True)  # the parameters themselves: detached ones have no identity
+        state = module.state_dict(keep_vars=True)  # the parameters themselves, so that tied ones are one object
         self.tensors: dict[str, Tensor] = {plain: state[key] for plain, key in self.keys.items()}
         for key, tensor in self.tensors.items():
             if is_lazy(tensor):
                 raise RecipeError(
-                    f"net {name!r} cannot load weights, since its {key!r} has no shape yet; run its module once before"
+                    f"net {name!r} cannot load weights because its {key!r} has no shape yet; run its module once first"
                 )
         aliases: dict[int, list[str]] = defaultdict(list)
         for key, tensor in self.tensors.items():
@@ -79,7 +79,7 @@ class _Target:
         self.aliases = {key: keys for keys in aliases.values() for key in keys}
 
     def load(self, match: "_Match") -> None:
-        """Copy the tensors of a match that fit into the module."""
+        """Copy the fitting tensors of a match into the module."""
         values = {self.keys[key]: match.value(key) for key in self.tensors}
         state = {key: value for key, value in values.items() if value is not None}
         self.module.load_state_dict(state, strict=match.complete)
@@ -87,10 +87,10 @@ class _Target:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """Tensors of a file that may be the weights of a net: those under a prefix.
+    """Tensors in a file, with a common prefix, that may be the weights of a net.
 
-    entry: the path of their state dict in the file. sources: the keys in `state` by the keys without the prefix.
-    wrappers: the segments of wrappers that were removed from the middle of keys.
+    entry: the path of their state dict in the file. sources: maps keys without the prefix to keys in `state`.
+    wrappers: the wrapper segments that were removed from the middle of keys.
     """
 
     entry: str
@@ -101,25 +101,25 @@ class _Candidate:
 
     @property
     def path(self) -> str:
-        """The path in the file, as `weights_key` takes it."""
+        """The path in the file, as passed to `weights_key`."""
         return ".".join(filter(None, (self.entry, self.prefix.rstrip("."))))
 
     @property
     def averaged(self) -> bool:
-        """Whether they are an average of weights, according to their path."""
+        """Whether the path says that these are averaged weights."""
         return not _AVERAGES.isdisjoint(re.split(r"[._]", self.path.lower()))
 
     def tensor(self, key: str) -> Tensor:
-        """Return the tensor with this key, without the prefix."""
+        """Return the tensor with this key, which does not have the prefix."""
         return self.state[self.sources[key]]
 
     def under(self, prefix: str) -> "_Candidate":
-        """Return the tensors whose keys start with a prefix."""
+        """Return a candidate with the tensors whose keys start with a prefix."""
         sources = {key.removeprefix(prefix): source for key, source in self.sources.items() if key.startswith(prefix)}
         return _Candidate(self.entry, self.state, prefix, sources, self.wrappers)
 
     def describe(self) -> list[str]:
-        """Return the differences from the file as it is."""
+        """Return the entry and the prefixes that were chosen, for messages."""
         removed = [f"{segment}." for segment in self.wrappers] + [self.prefix] * bool(self.prefix)
         facts = [f"the entry {self.entry!r}"] if self.entry else []
         return [*facts, f"the prefix {' and '.join(map(repr, removed))} is removed from keys"] if removed else facts
@@ -138,32 +138,32 @@ class _Match:
         self.unexpected = sorted(sources.keys() - tensors.keys())
         # safetensors saves tied weights under one of their keys.
         self.missing = sorted(key for key in tensors if not any(alias in sources for alias in target.aliases[key]))
-        # Files from before torch 0.4.1 have no counters of batches, and torch loads them all the same.
+        # Files from before torch 0.4.1 have no batch counters. torch loads them too.
         lacking = [key for key in self.missing if not key.endswith("num_batches_tracked")]
         self.complete = not lacking and not self.mismatched
         self.exact = self.complete and not self.unexpected
 
     def value(self, key: str) -> Tensor | None:
-        """Return the value of a tensor of the net, or None if there is none that fits."""
+        """Return the value for a tensor of the net, or None if no value fits."""
         aliases = (key, *self.target.aliases[key])
         return next((self.candidate.tensor(alias) for alias in aliases if alias in self.fitting), None)
 
     def has_values_of(self, match: "_Match") -> bool:
-        """Whether both give each tensor the same value."""
+        """Whether both matches have the same value for each tensor."""
         return all(_same_values(self.value(key), match.value(key)) for key in self.target.tensors)
 
     def conflict(self) -> tuple[str, str] | None:
-        """Return two keys that share a tensor in the net and have different values in the file, or None."""
+        """Return two keys that share a tensor in the net but have different values in the file, or None."""
         pairs = ((self.target.aliases[key][0], key) for key in sorted(self.fitting))
         return next((pair for pair in pairs if not _same_values(self.value(pair[0]), self.value(pair[1]))), None)
 
     def facts(self) -> list[str]:
-        """Return the tensors that are loaded and those that are left out, for a note."""
+        """Return which tensors are loaded and which are left out, for a note."""
         facts = self.candidate.describe()
         if not self.complete:
             facts.append(f"{len(self.fitting)} of the {len(self.target.tensors)} tensors of the net are loaded")
         if self.missing:
-            facts.append(f"the file lacks {first_three(self.missing)}, which the net keeps as they were")
+            facts.append(f"the file lacks {first_three(self.missing)}, which keep their values in the net")
         facts += [f"not loaded: {mismatch}" for mismatch in self._mismatches(len(self.mismatched))]
         unused = self.candidate.state.keys() - {
             self.candidate.sources[key] for key in self.fitting | {*self.mismatched}
@@ -173,13 +173,13 @@ class _Match:
         return facts
 
     def problem(self) -> str:
-        """Return the reasons that the file does not fit."""
+        """Return the reasons why the file does not fit."""
         problems = []
         if self.missing:
             problems.append(f"lacks {first_three(self.missing)}")
         if self.unexpected:
             hint = did_you_mean(self.unexpected[0], self.target.tensors)
-            problems.append(f"has {first_three(self.unexpected)}, which the net does not ({hint})")
+            problems.append(f"has {first_three(self.unexpected)}, which the net does not have ({hint})")
         problems += [f"has {mismatch}" for mismatch in self._mismatches(3)]
         facts = ", ".join(self.candidate.describe())
         return f"the file{f' ({facts})' if facts else ''} {'; it '.join(problems)}"
@@ -199,20 +199,20 @@ class _Match:
         tensor, expected = self.candidate.tensor(key), self.target.tensors[key]
         if not _is_copied(tensor, expected):
             return False
-        # Integers for real numbers are quantized, and mean nothing without their scale. Complex ones would lose a part.
+        # Integers for real weights are quantized, and meaningless without a scale. Complex values would lose a part.
         quantized = expected.is_floating_point() and not tensor.is_floating_point()
         return tensor.shape == expected.shape and not quantized
 
 
 class _Matches:
-    """The matches of all weights in a file with a net, from which `choose` takes one."""
+    """All matches of weights in a file with a net. `choose` returns one of them."""
 
     def __init__(self, entries: Entries, target: _Target) -> None:
         self.target = target
         self.matches: list[_Match] = []
         for entry, state in entries.items():
             variants = [_Candidate(entry, state, sources={key: key for key in state})]
-            # Parts of a network may be wrapped too, which adds segments in the middle of keys.
+            # Parts of a network may also be wrapped, which adds segments in the middle of keys.
             inner = {".".join(part for part in key.split(".") if part not in _WRAPPERS): key for key in state}
             if len(inner) == len(state) and inner.keys() != state.keys():
                 wrappers = tuple(name for name in _WRAPPERS if any(name in key.split(".") for key in state))
@@ -223,9 +223,9 @@ class _Matches:
             self.matches += [_Match(candidate, target) for candidate in unique.values()]
 
     def choose(self, path: Path, *, strict: bool) -> tuple[_Match, list[str]]:
-        """Return the match to load, and the paths of averaged weights that fit as well.
+        """Return the match to load, and the paths of averaged weights that also fit.
 
-        Raises RecipeError if none fits, or if different ones do that are not averages.
+        Raises RecipeError if no weights fit, or if several different ones fit that are not averages.
         """
         name = self.target.name
         chosen = [match for match in self.matches if match.exact]
@@ -237,10 +237,10 @@ class _Matches:
         plain = [match for match in chosen if not match.candidate.averaged] or chosen
         best = next((match for match in plain if not match.candidate.path), plain[0])
         as_is = best.exact and not best.candidate.path
-        # Equal weights are no choice: a program may save an object twice, as self.model and as self.student.
+        # Equal weights are not ambiguous: a program may save an object twice, as self.model and self.student.
         if not as_is and not all(match.has_values_of(best) for match in plain):
             keys = ", ".join(f"weights_key={match.candidate.path!r}" for match in plain)
-            raise RecipeError(f"several weights in {path} fit net {name!r}, and they differ; choose one: {keys}")
+            raise RecipeError(f"several weights in {path} fit net {name!r}, but they differ; choose one: {keys}")
         conflict = best.conflict()
         if conflict is not None:
             raise RecipeError(
@@ -250,15 +250,15 @@ class _Matches:
         return best, [match.candidate.path for match in chosen if match not in plain]
 
     def _explain(self, *, strict: bool) -> str:
-        """Return the problems of the nearest match, and a remedy."""
+        """Return the problems of the closest match, and a remedy."""
         nearest = max(self.matches, key=lambda match: (len(match.fitting), -len(match.unexpected)))
-        # With one key for each tensor at least, and one for each of its names at most.
+        # At least one key for each tensor, and at most one for each of its names.
         possible = range(len(set(map(id, self.target.tensors.values()))), len(self.target.tensors) + 1)
         for match in self.matches:
             if match.candidate.prefix or match.candidate.wrappers:
                 continue
-            # A prefix that is not known is removed only if it is named: the tensors under it may be a part of another
-            # network that has the same form.
+            # An unknown prefix is removed only if the caller names it: its tensors may belong to another network of the
+            # same form.
             sources = match.candidate.sources
             sizes = Counter(key[: dot.end()] for key in sources for dot in re.finditer(r"\.", key))
             for prefix in [prefix for prefix, size in sizes.items() if size in possible]:
@@ -266,12 +266,12 @@ class _Matches:
                 if part.exact:
                     key = part.candidate.path
                     return f"{nearest.problem()}; those under {prefix!r} fit: pass weights_key={key!r}"
-        remedy = "; strict=False loads those that fit" if strict and nearest.fitting else ""
+        remedy = "; strict=False loads the tensors that fit" if strict and nearest.fitting else ""
         return nearest.problem() + remedy
 
 
 def _prefixes(keys: Mapping[str, str]) -> list[str]:
-    """Return the prefixes that may be removed: those of known names, of a Distiller, and those that all keys share."""
+    """Return the prefixes that may be removed: known names, those of a Distiller, and those that all keys share."""
     parents = [key.split(".")[:-1] for key in keys]
     prefixes, shared = {"": None}, min(parents, key=len, default=[])
     for parts in parents:
@@ -281,15 +281,15 @@ def _prefixes(keys: Mapping[str, str]) -> list[str]:
             prefixes[".".join((*parts[:depth], ""))] = None
         shared = shared[: next((depth for depth, part in enumerate(shared) if parts[depth] != part), len(shared))]
     common = [".".join((*shared[:depth], "")) for depth in range(1, len(shared) + 1)]
-    # The student of a Distiller, whose losses have keys next to it, in whatever module of a framework it is.
+    # The student of a Distiller, which has the losses next to it and may be inside a framework's module.
     students = [match[0] for match in map(_DISTILLER.match, keys) if match]
     return list(dict.fromkeys([*prefixes, *common, *students]))
 
 
 def _is_copied(tensor: Tensor, expected: Tensor) -> bool:
-    """Whether torch copies such a tensor into one of a net, for which its layout and its elements have to be usual."""
+    """Whether torch can copy a tensor into one of a net: it must have the same layout and plain elements."""
     packed = tensor.dtype is getattr(torch, "float4_e2m1fn_x2", None)  # two numbers in each element
-    usual = not (tensor.is_nested or tensor.is_meta or packed)  # first: a nested tensor has no shape
+    usual = not (tensor.is_nested or tensor.is_meta or packed)  # checked first: a nested tensor has no shape
     return usual and tensor.layout == expected.layout
 
 

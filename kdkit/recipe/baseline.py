@@ -1,4 +1,4 @@
-"""Add the matched student without distillation to a recipe: the same network, trained on the labels alone."""
+"""Add a baseline without distillation to a recipe: the same student, trained on the labels only."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,12 +14,12 @@ _SUFFIX = "-alone"
 
 
 def with_baselines(recipe: Recipe) -> Recipe:
-    """Return the recipe with a baseline of each distilled student of its last stage, "<student>-alone".
+    """Return the recipe with a baseline, "<student>-alone", for each distilled student of its last stage.
 
-    A baseline starts from the initial weights of its student and is trained as that is, in the same order of the data,
-    but without the terms that match a teacher. If its labels weigh less than 1 next to a teacher, they weigh 1 without
-    it, so that its steps are no smaller. If earlier stages train the student on labels too, they are repeated.
-    Raises RecipeError if no student of the last stage has a teacher, or if one does not learn from labels.
+    A baseline starts from the initial weights of its student and is trained in the same way, with the data in the same
+    order, but without the terms that match a teacher. If the labels of the student have a total weight below 1, it is 1
+    in the baseline, so that its steps are not smaller. Earlier stages that train the student on labels are repeated.
+    Raises RecipeError if no student of the last stage has a teacher, or if such a student does not learn from labels.
     """
     stages = recipe.stages
     added: list[Stage] = []
@@ -30,8 +30,8 @@ def with_baselines(recipe: Recipe) -> Recipe:
     ]
     if not students:
         raise RecipeError(
-            "a baseline repeats the last stage without its teachers, and no net of that stage has any; add a Match "
-            "term, or run without the baseline"
+            "a baseline repeats the last stage without its teachers, but no net of that stage has a teacher; add a "
+            "Match term, or run without the baseline"
         )
     for student in students:
         added += _stages_alone(student, stages)
@@ -45,7 +45,7 @@ def baselines_of(stages: Sequence[Stage]) -> Mapping[str, str]:
     for stage in stages:
         candidates = students.get(stage.baseline_of, [])
         for net in stage.objectives:
-            # Of several students, the name identifies one; a stage of user code may have any name.
+            # With several students, the name identifies one. A user-defined stage may have any name.
             student = candidates[0] if len(candidates) == 1 else net.name.removesuffix(_SUFFIX)
             if student in candidates:
                 baselines[student] = net.name
@@ -53,7 +53,7 @@ def baselines_of(stages: Sequence[Stage]) -> Mapping[str, str]:
 
 
 def baseline_notices(stages: Sequence[Stage]) -> Iterator[str]:
-    """Yield what the labels of each baseline weigh, if they weigh less in the objective of its student."""
+    """Yield a notice for each baseline whose labels have a larger weight than those of its student."""
     by_name = {stage.name: stage for stage in stages}
     names = baselines_of(stages)
     for stage in stages:
@@ -62,34 +62,33 @@ def baseline_notices(stages: Sequence[Stage]) -> Iterator[str]:
                 weights = [_label_weights(as_objective(terms)) for terms in (objective, distilled)]
                 if names.get(student.name) == alone.name and weights[0] != weights[1]:
                     yield (
-                        f"the labels of net {alone.name!r} weigh {weights[0]}, those of {student.name!r} {weights[1]}: "
-                        "without a teacher, its steps would be smaller"
+                        f"the labels of net {alone.name!r} have weight {weights[0]}, those of {student.name!r} "
+                        f"{weights[1]}, so that the steps without a teacher are not smaller"
                     )
 
 
 def _label_weights(objective: Objective) -> str:
-    """Return what the labels weigh together, at the start and at the end of a stage."""
+    """Return the total weight of the labels at the start and at the end of a stage."""
     first, last = (f"{sum(term.weight(progress) for term in _label_terms(objective)):.3g}" for progress in (0.0, 1.0))
     return first if first == last else f"{first} to {last}"
 
 
 def _stages_alone(student: Net[Any], stages: Sequence[Stage]) -> list[Stage]:
-    """Return the stages that train a copy of a student on its labels alone."""
+    """Return the stages that train a copy of a student on its labels only."""
     trained = [stage for stage in stages if student in stage.objectives]
     labels = {stage.name: _label_terms(stage.objectives[student]) for stage in trained}
     if not labels[stages[-1].name]:
         raise RecipeError(
-            f"net {student.name!r} has no baseline: it learns from teachers alone in stage {stages[-1].name!r}, so "
-            "without them there is nothing to learn from; add a Truth term with a weight above 0, or run without the "
-            "baseline"
+            f"net {student.name!r} has no baseline: in stage {stages[-1].name!r} it learns only from teachers; add a "
+            "Truth term with a weight above 0, or run without the baseline"
         )
     try:
-        # At once, so that taps of the label terms lead into the copy of the network.
+        # Copied together, so that taps of the label terms refer to the copied network.
         module, copied = copy.deepcopy((student.network, labels))
     except Exception as error:  # a user-defined module may hold objects that cannot be copied
         raise RecipeError(
-            f"net {student.name!r} cannot be copied, which its baseline needs; do not store computed tensors, files or "
-            f"locks in its modules or in losses of its labels ({type(error).__name__}: {first_line(error)})"
+            f"net {student.name!r} cannot be copied, but its baseline is a copy; do not store computed tensors, files "
+            f"or locks in its modules or in the losses of its labels ({type(error).__name__}: {first_line(error)})"
         ) from error
     alone = copy.copy(student)
     alone.name, alone.module = f"{student.name}{_SUFFIX}", module
@@ -106,9 +105,9 @@ def _stages_alone(student: Net[Any], stages: Sequence[Stage]) -> list[Stage]:
 
 
 def _alone(labels: Objective, distilled: Objective) -> Objective:
-    """Return the objective of label terms alone: as in the distilled one, but with a weight of at least 1 together."""
+    """Return the objective of the label terms, with a total weight of at least 1 if the student has teachers."""
     if not any(isinstance(weighted.term, Match) and weighted.has_weight for weighted in distilled):
-        return labels  # such as an earlier stage on labels, which the baseline repeats
+        return labels  # for example an earlier stage on labels, which the baseline repeats
     constants = not any(callable(factor) for weighted in labels for factor in weighted.factors)
     if constants and sum(weighted.weight(0.0) for weighted in labels) >= 1:
         return labels
@@ -123,25 +122,25 @@ def _alone(labels: Objective, distilled: Objective) -> Objective:
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """A ramp: the weight of a term among others, which weigh at least 1 together at any time."""
+    """A ramp: the weight of one of several terms, raised so that the total is always at least 1."""
 
     labels: Objective
     index: int
 
     def __repr__(self) -> str:
         factors = self.labels.terms[self.index].factors
-        return f"({' * '.join(map(describe_factor, factors))}, raised to 1 in all)"
+        return f"({' * '.join(map(describe_factor, factors))}, raised to a total of 1)"
 
     def __call__(self, progress: float) -> float:
         weights = [weighted.weight(progress) for weighted in self.labels]
         total = sum(weights)
-        if not total:  # such as at the start of a ramp from 0, when the student learns from its teacher alone
+        if not total:  # for example at the start of a ramp from 0, when the student learns only from its teacher
             return 1 / len(weights)
         return weights[self.index] / min(1.0, total)
 
 
 def _label_terms(objective: Any) -> tuple[Weighted, ...]:
-    """Return the terms on labels that have a weight."""
+    """Return the terms on labels with a weight above 0."""
     return tuple(
         weighted for weighted in as_objective(objective) if isinstance(weighted.term, Truth) and weighted.has_weight
     )

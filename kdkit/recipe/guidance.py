@@ -1,4 +1,4 @@
-"""The objective of a network in a schedule: the labels, the teachers, and the weights between them."""
+"""The objective of a network in a schedule: the labels, the teachers, and their weights."""
 
 import copy
 import math
@@ -22,10 +22,10 @@ from kdkit.utils.validation import is_number
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A network of a schedule, with the options that differ for it.
+    """A network of a schedule, with its own options.
 
-    teacher_weights: a number for each of its teachers, which sum to 1; equal ones if None. Or "confidence" or
-    "learned", with which `PerTeacher` weights the teachers per sample. label_weight: see `Guidance`.
+    teacher_weights: one number per teacher, which sum to 1; equal weights if None. With "confidence" or "learned",
+    `PerTeacher` weights the teachers per sample. label_weight: see `Guidance`.
     """
 
     net: Net[Any]
@@ -38,7 +38,7 @@ class Level:
             raise RecipeError(f"a level takes a Net; got a {type(self.net).__name__}")
         if self.teacher_weights is not None and not isinstance(self.teacher_weights, Sequence):
             raise RecipeError(
-                f"teacher_weights must be a number for each teacher, such as (0.6, 0.4); got {self.teacher_weights!r}"
+                f"teacher_weights must be one number per teacher, such as (0.6, 0.4); got {self.teacher_weights!r}"
             )
 
 
@@ -56,10 +56,10 @@ class GuidanceOptions(TypedDict, total=False):
 class Guidance:
     """The objective `label_weight * truth + (1 - label_weight) * sum of teacher_weight * kd_loss`.
 
-    truth: the term of the labels. kd_loss: the loss against a teacher's outputs; a loss with parameters is copied for
-    each teacher. match: instead of kd_loss, a function of (net, teacher) that returns any objective, for example one
-    with taps. label_weight: the weight of the labels, in [0, 1]; 0 leaves out `truth`. A network without teachers
-    learns from `truth` only.
+    truth: the term for the labels. kd_loss: the loss between the outputs of the network and a teacher; a loss with
+    parameters is copied for each teacher. match: instead of kd_loss, a function of (net, teacher) that returns any
+    objective, for example with taps. label_weight: the weight of the labels, in [0, 1]; 0 leaves out `truth`. A network
+    without teachers learns only from `truth`.
     """
 
     truth: Truth
@@ -81,7 +81,7 @@ class Guidance:
         _validate_label_weight(self.label_weight)
 
     def stage(self, level: Level, teachers: Sequence[Net[Any]]) -> Stage:
-        """Return the stage in which the network of this level learns from the labels and from these teachers."""
+        """Return the stage in which this level's network learns from the labels and these teachers."""
         training = level.training or self.training
         if not teachers:
             if level.teacher_weights is not None or level.label_weight is not None:
@@ -103,12 +103,12 @@ class Guidance:
                 if weight  # a teacher with weight 0 does not run
             ]
             distillation = Objective(tuple(term for part in parts for term in part))
-        if not label_weight:  # the loss on the labels is not computed, which the data may not have
+        if not label_weight:  # no term for the labels, which the data may lack
             return Stage({level.net: distillation}, training)
         return Stage({level.net: label_weight * self.truth + (1 - label_weight) * distillation}, training)
 
     def _weighted_per_sample(self, net: Net[Any], teachers: Sequence[Net[Any]], weights: TeacherWeighting) -> Objective:
-        """Return one term for all teachers, which weights them per sample."""
+        """Return a single term that weights all teachers per sample."""
         if self.kd_loss is None:
             raise RecipeError(
                 f"net {net.name!r} has teacher_weights={weights!r}, which needs kd_loss=loss; in a user-defined match, "
@@ -149,7 +149,7 @@ def as_levels(nets: Sequence[Net[Any] | Level], least: int, schedule: str) -> tu
 
 def _validate_label_weight(label_weight: float) -> None:
     if not (is_number(label_weight) and 0 <= label_weight <= 1):
-        raise RecipeError(f"label_weight is the weight of the labels, in [0, 1]; got {label_weight!r}")
+        raise RecipeError(f"label_weight must be the weight of the labels, in [0, 1]; got {label_weight!r}")
 
 
 def _validate_teacher_weights(net: Net[Any], teachers: Sequence[Net[Any]], weights: tuple[float, ...]) -> None:

@@ -41,7 +41,7 @@ class _Sum:
     def __mul__(self, factor: Factor) -> "Objective":
         _validate_factor(factor)
         if not callable(factor) and not isinstance(factor, float | int):
-            factor = float(factor)  # of numpy
+            factor = float(factor)  # such as a numpy scalar
         return Objective(tuple(Weighted(part.term, (*part.factors, factor)) for part in self.weighted()))
 
     __rmul__ = __mul__
@@ -54,9 +54,10 @@ class _Sum:
 class Truth(_Sum):
     """Learn from the labels (ground truth): `loss(student side, labels)`.
 
-    label: the name of the term in tables. student: the tap or tuple of taps to compare with the labels, such as one on
-    an auxiliary head; None for the outputs. A head has the order of the network's `classes` if these are those of the
-    data in another order; otherwise its labels are those of the data, also if the network has other `classes`.
+    label: the name of the term in tables. student: the tap or tuple of taps to compare with the labels, for example on
+    an auxiliary head; None for the outputs. A tapped head follows the order of the network's `classes` if these are the
+    classes of the data in another order. Otherwise it must follow the classes of the data, even if the network has
+    other `classes`.
     """
 
     loss: Loss
@@ -78,15 +79,15 @@ class Truth(_Sum):
 
 
 def model_loss(student: Tensor, _target: object) -> Tensor:
-    """Return the loss that a model computes itself, such as a model of transformers from labels among its inputs.
+    """Return the loss that a model computes itself, such as a transformers model with labels among its inputs.
 
-    It is the loss of a term that taps it: `Truth(model_loss, student=Tap(net.module, element="loss"))`. Raises
-    RecipeError if the tapped tensor is no scalar.
+    Use it in a term that taps this loss: `Truth(model_loss, student=Tap(net.module, element="loss"))`. Raises
+    RecipeError if the tapped tensor is not a scalar.
     """
     if student.ndim:
         raise RecipeError(
-            f"model_loss takes the loss that a model computes, a scalar; the tap has a tensor {tuple(student.shape)}; "
-            'tap the loss, such as Tap(net.module, element="loss")'
+            f"model_loss takes the loss that a model computes, a scalar, but the tap has a tensor "
+            f'{tuple(student.shape)}; tap the loss, such as Tap(net.module, element="loss")'
         )
     return student
 
@@ -95,8 +96,8 @@ def model_loss(student: Tensor, _target: object) -> Tensor:
 class Match(_Sum):
     """Learn from a teacher: `loss(student side, target side)`.
 
-    student, target: the tap or tuple of taps to compare on either side; None for the outputs. The teacher's outputs are
-    compared with a tapped head class by class, see `Truth`.
+    student, target: the tap or tuple of taps to compare on either side; None for the outputs. If the student side is a
+    tapped head, it is compared with the teacher's outputs class by class, see `Truth`.
     label: the name of the term in tables; "<teacher>/<loss>" if empty.
     """
 
@@ -116,8 +117,8 @@ class Match(_Sum):
             hash(self.teacher)
         except TypeError as error:
             raise RecipeError(
-                f"a teacher must be hashable, because its outputs are stored by teacher; {self.teacher.name!r} is not "
-                f"({error}): use @dataclass(frozen=True), or a plain class"
+                f"a teacher must be hashable, because outputs are stored by teacher, but {self.teacher.name!r} is not "
+                f"({error}); use @dataclass(frozen=True), or a plain class"
             ) from error
         _validate_loss(self.loss)
         _validate_label(self.label)
@@ -151,12 +152,12 @@ class Weighted:
         return " * ".join([*map(describe_factor, self.factors), repr(self.term)])
 
     def weight(self, progress: float) -> float:
-        """Return the product of the factors at this progress of the stage, in [0, 1]."""
+        """Return the product of the factors. progress: the position in the stage, in [0, 1]."""
         return math.prod(float(factor(progress)) if callable(factor) else factor for factor in self.factors)
 
     @property
     def has_weight(self) -> bool:
-        """Whether the weight is above 0 at some time of the stage; a ramp may start or end at 0."""
+        """Whether the weight is above 0 at any time in the stage; a ramp may start or end at 0."""
         return any(self.weight(step / 100) > 0 for step in range(101))
 
 
@@ -167,27 +168,27 @@ class Objective(_Sum):
     terms: tuple[Weighted, ...]
 
     def __repr__(self) -> str:
-        return " + ".join(map(repr, self.terms))  # as it is written in a recipe
+        return " + ".join(map(repr, self.terms))  # as written in a recipe
 
     def weighted(self) -> tuple[Weighted, ...]:
-        """Return its terms."""
+        """Return the terms with their factors."""
         return self.terms
 
     def __iter__(self) -> Iterator[Weighted]:
         return iter(self.terms)
 
     def weights(self, progress: float) -> Mapping[str, float]:
-        """Return the weight of each term by label, at this progress of the stage."""
+        """Return the weight of each term, by label. progress: the position in the stage, in [0, 1]."""
         return {weighted.term.label: weighted.weight(progress) for weighted in self.terms}
 
 
 def describe_factor(factor: Factor) -> str:
-    """Return a factor as it is written in a recipe."""
+    """Return a factor as written in a recipe."""
     return f"{factor:g}" if isinstance(factor, float | int) else describe_loss(factor)
 
 
 def as_objective(objective: "Objective | Term") -> Objective:
-    """Return an Objective, also for a single term. Raises RecipeError for anything else."""
+    """Return an objective or a single term as an Objective. Raises RecipeError for anything else."""
     if not isinstance(objective, _Sum):
         raise RecipeError(f"an objective is a sum of Truth(...) and Match(...) terms; got {type(objective).__name__}")
     return Objective(objective.weighted())
@@ -201,7 +202,7 @@ def taps_of(side: Any) -> tuple[TapLike, ...]:
 
 
 def _as_taps(side: str, taps: Any, term: object) -> Taps:
-    """Return the taps of a side, of which a list becomes a tuple. Raises RecipeError if one is no tap."""
+    """Return the taps of a side, with a list as a tuple. Raises RecipeError if one is not a tap."""
     taps = tuple(taps) if isinstance(taps, list) else taps
     for tap in taps_of(taps):
         if not isinstance(tap, TapLike):
@@ -217,7 +218,7 @@ def _validate_factor(factor: Any) -> None:
     if isinstance(factor, type):
         raise RecipeError(f"the weight of a term must be a number or a ramp; got {describe(factor)}")
     if callable(factor):
-        # A ramp may be user-defined: try it over the whole stage now, not in the middle of a run.
+        # A ramp may be user-defined, so it is tried over the whole stage now, not in the middle of a run.
         for progress in (step / 100 for step in range(101)):
             value = factor(progress)
             if not is_number(value) or value < 0:
@@ -238,7 +239,7 @@ def _validate_label(label: object) -> None:
 
 def _validate_loss(loss: Any) -> None:
     if isinstance(loss, type) or not callable(loss):
-        advice = f"; kdkit.registry('losses')[{loss!r}]() creates a loss by its name" if isinstance(loss, str) else ""
+        advice = f"; kdkit.registry('losses')[{loss!r}]() creates a loss by name" if isinstance(loss, str) else ""
         raise RecipeError(
             f"a loss must be callable with (student, target) and return a scalar; got {describe(loss)}{advice}"
         )

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules: torch's by class, timm's by name, created when a stage starts."""
+"""Optimizers and learning rate schedules: torch's by class, timm's by name. They are created when a stage starts."""
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +17,7 @@ from kdkit.utils.validation import is_number
 
 
 class Scheduler(Protocol):
-    """A learning-rate scheduler of a running stage."""
+    """The learning rate scheduler of a running stage."""
 
     def step(self) -> None:
         """Advance by one interval."""
@@ -35,16 +35,17 @@ class Scheduler(Protocol):
 Named = Iterable[tuple[str, nn.Parameter]]
 Groups = Callable[[Named], Iterable[dict[str, Any]]]
 
-# The names of a length of schedules of torch and transformers.
+# The options of torch and transformers for the length of a schedule.
 _LENGTHS = ("T_max", "total_steps", "total_iters", "num_training_steps")
 
 
 class Optimizer:
     """An optimizer by class, `Optimizer(torch.optim.Adam, lr=3e-3)`, or by timm's name, `Optimizer("lamb", lr=3e-3)`.
 
-    groups: a function that returns torch's parameter groups from the named parameters; all are in one group if None. A
-    name is that of the network and the path in its module, "student.head.weight"; parameters of losses are called
-    "losses.0.projector.weight" or similar. Here norms and biases have no weight decay, and the backbone a lower rate:
+    groups: a function that returns torch's parameter groups from the named parameters; if None, all parameters are in
+    one group. A name consists of the network's name and the path in its module, "student.head.weight"; parameters of
+    losses have names such as "losses.0.projector.weight". In this example, norms and biases have no weight decay, and
+    the backbone has a lower learning rate:
 
         def groups(named):
             backbone = [param for name, param in named if name.startswith("student.backbone.")]
@@ -57,13 +58,15 @@ class Optimizer:
 
         Optimizer(torch.optim.AdamW, lr=1e-3, weight_decay=0.05, groups=groups)
 
-    The groups of timm's `param_groups_layer_decay(module, weight_decay=0.05, layer_decay=0.65)` have an `lr_scale`, by
-    which their rate is multiplied; add a group of what is not in the module, such as the parameters of a projector.
+    The groups of timm's `param_groups_layer_decay(module, weight_decay=0.05, layer_decay=0.65)` have an `lr_scale`. The
+    learning rate is multiplied by it. Add a group for parameters that are not in the module, such as those of a
+    projector.
 
-    Adam and AdamW use torch's fused step on CPU and CUDA, unless the options choose another: the same formula in one
-    pass over each parameter. timm is imported when the optimizer is created, because the import takes seconds.
-    Raises RecipeError for an unknown option, and for an optimizer that computes the loss again within a step (LBFGS),
-    which is not supported.
+    Adam and AdamW use torch's fused step on CPU and CUDA, unless the options choose another step. It computes the same
+    formula in one pass over each parameter. timm is imported when the optimizer is created, because the import takes
+    seconds.
+    Raises RecipeError for an unknown option, or for an optimizer that recomputes the loss within a step (LBFGS), which
+    is not supported.
     """
 
     __slots__ = ("groups", "make", "options")
@@ -73,8 +76,8 @@ class Optimizer:
     ) -> None:
         if not callable(make) and not isinstance(make, str):
             raise RecipeError(
-                "Optimizer takes a class, such as Optimizer(torch.optim.Adam, lr=1e-3), or a name of timm; "
-                f"got an instance of {type(make).__name__}"
+                "Optimizer takes a class, such as Optimizer(torch.optim.Adam, lr=1e-3), or the name of a timm "
+                f"optimizer; got an instance of {type(make).__name__}"
             )
         if isinstance(make, str):
             _refuse_module_options(options)
@@ -88,7 +91,7 @@ class Optimizer:
         self.options = options
 
     def build(self, named: Named) -> TorchOptimizer:
-        """Return the optimizer of these parameters. Raises RecipeError if it refuses its options or groups."""
+        """Return the optimizer for these parameters. Raises RecipeError if it does not accept its options or groups."""
         named = list(named)
         try:
             parameters: list[Any] = [parameter for _, parameter in named]
@@ -109,19 +112,19 @@ class Optimizer:
         text = _describe("Optimizer", self.make, self.options)
         if self.groups is None:
             return text
-        # The repr of a function has its address, which differs in each process; a resumed run compares this text.
+        # The repr of a function has an address that differs between processes, but a resumed run compares this text.
         name = getattr(self.groups, "__name__", type(self.groups).__name__)
         return f"{text[:-1]}, groups={name})"
 
     def _grouped(self, named: Sequence[tuple[str, nn.Parameter]], groups: Groups) -> list[dict[str, Any]]:
-        """Return the groups. Raises ValueError if a parameter is in none: it would silently not be trained."""
+        """Return the groups. Raises ValueError if a parameter is in no group, because it would not be trained."""
         try:
             result = groups(named)
-        except Exception as error:  # of user code
+        except Exception as error:  # user code may raise anything
             raise ValueError(f"groups raises {type(error).__name__}: {first_line(error)}") from error
         listed = list(result) if isinstance(result, Iterable) else [result]
         if not all(isinstance(group, dict) and "params" in group for group in listed):
-            raise ValueError("its groups must be dicts with 'params', and the options that differ in that group")
+            raise ValueError("its groups must be dicts with 'params' and the options that differ in the group")
         listed = [{**group, "params": list(group["params"])} for group in listed]
         grouped = {id(parameter) for group in listed for parameter in group["params"]}
         missing = [name for name, parameter in named if id(parameter) not in grouped]
@@ -130,7 +133,7 @@ class Optimizer:
         return listed
 
     def _fused_options(self, parameters: Sequence[nn.Parameter | dict[str, Any]]) -> dict[str, bool]:
-        """Return the options of the fused step if it applies: not for SGD, which gains little and may be sparse."""
+        """Return the options for the fused step if it applies. It does not for SGD, which gains little from it."""
         groups = [entry if isinstance(entry, dict) else {"params": [entry]} for entry in parameters]
         chosen = {"fused", "foreach", "capturable", "differentiable"} & {*self.options}.union(*groups)
         rates = [self.options.get("lr"), *(group.get("lr") for group in groups)]
@@ -155,21 +158,22 @@ class Optimizer:
 
 
 class LRSchedule:
-    """A learning-rate schedule by class, or by timm's name ("cosine", "step", ...).
+    """A learning rate schedule by class, or by timm's name ("cosine", "step", ...).
 
-    interval: whether it advances after every "epoch" or every optimizer "update". A length (`T_max`, `total_steps`,
-    `total_iters`; transformers' `num_training_steps`; timm's `num_epochs`) that is not passed, and for which the
-    schedule has no default, is the length of the stage in that unit. So ConstantLR, LinearLR and PolynomialLR keep
-    torch's 5 steps unless total_iters is passed.
+    interval: whether it advances after every "epoch" or every optimizer "update". If the length (`T_max`,
+    `total_steps`, `total_iters`; `num_training_steps` in transformers; `num_epochs` in timm) is not passed and has no
+    default, it is the length of the stage in that unit. ConstantLR, LinearLR and PolynomialLR have a default, so they
+    take torch's 5 steps unless total_iters is passed.
 
-    SequentialLR and ChainedScheduler take LRSchedules, which advance with them. Here the rate grows for 5 epochs, and
-    falls in the remaining ones, which are the length of the cosine:
+    SequentialLR and ChainedScheduler take LRSchedules, which advance with them. In this example, the learning rate
+    grows for 5 epochs and falls in the remaining epochs, which are the length of the cosine:
 
         warmup, cosine = LRSchedule(LinearLR, start_factor=0.1), LRSchedule(CosineAnnealingLR)
         LRSchedule(SequentialLR, schedulers=[warmup, cosine], milestones=[5])
 
-    ReduceLROnPlateau follows the monitored metric of the stage, after each epoch; its `mode` is "max" or "min" as that
-    metric is better, unless it is passed. Any other schedule is a function of the optimizer: `LRSchedule(function)`.
+    ReduceLROnPlateau follows the monitored metric of the stage after each epoch. Unless it is passed, its `mode` is
+    "max" if a higher metric is better, otherwise "min". Any other schedule is a function of the optimizer:
+    `LRSchedule(function)`.
     """
 
     __slots__ = ("interval", "make", "options")
@@ -181,10 +185,10 @@ class LRSchedule:
             raise RecipeError(f"the interval of an LRSchedule must be 'epoch' or 'update'; got {interval!r}")
         if not callable(make) and not isinstance(make, str):
             raise RecipeError(
-                "LRSchedule takes a class, such as LRSchedule(StepLR, step_size=10) of torch.optim.lr_scheduler, or a "
-                f"name of timm; got an instance of {type(make).__name__}"
+                "LRSchedule takes a class of torch.optim.lr_scheduler, such as LRSchedule(StepLR, step_size=10), or "
+                f"the name of a timm schedule; got an instance of {type(make).__name__}"
             )
-        if make == "plateau":  # whose state does not have the number of bad epochs
+        if make == "plateau":  # its state does not include the number of bad epochs
             raise RecipeError("timm's plateau schedule cannot be resumed; use torch's: LRSchedule(ReduceLROnPlateau)")
         if not isinstance(make, str):
             _validate_options(make, options, passed=_optimizer_parameter(make))
@@ -192,21 +196,21 @@ class LRSchedule:
         self.interval = interval
         self.options = options
         if self.follows_metric and interval == "update":
-            raise RecipeError("ReduceLROnPlateau follows a metric of each epoch, so its interval must be 'epoch'")
+            raise RecipeError("ReduceLROnPlateau follows a metric after each epoch, so its interval must be 'epoch'")
 
     @property
     def follows_metric(self) -> bool:
-        """Whether the schedule advances by the value of the monitored metric."""
+        """Whether the schedule depends on the monitored metric."""
         return isinstance(self.make, type) and issubclass(self.make, ReduceLROnPlateau)
 
     def for_metric(self, *, higher_is_better: bool) -> "LRSchedule":
-        """Return the schedule for a monitored metric: with the mode of that metric, if it follows one."""
+        """Return the schedule for a monitored metric. A schedule that follows the metric gets its mode."""
         if not self.follows_metric:
             return self
         return LRSchedule(self.make, **{"mode": "max" if higher_is_better else "min", **self.options})
 
     def build(self, optimizer: TorchOptimizer, *, epochs: int, updates: int) -> Scheduler:
-        """Return the scheduler of an optimizer for a stage of this length. Raises RecipeError for wrong options."""
+        """Return the scheduler of an optimizer for a stage of this length. Raises RecipeError for invalid options."""
         try:
             if isinstance(self.make, str):
                 return _TimmScheduler(self.make, optimizer, self.options, epochs, updates, self.interval)
@@ -218,13 +222,13 @@ class LRSchedule:
         return _describe("LRSchedule", self.make, {"interval": self.interval, **self.options})
 
     def _build(self, optimizer: TorchOptimizer, length: int) -> Scheduler:
-        """Return a scheduler of torch. length: the number of its steps."""
+        """Return a torch scheduler. length: the number of its steps."""
         if isinstance(self.make, str):
-            raise ValueError(f"a schedule of timm cannot be a part of another one; got {self!r}")
+            raise ValueError(f"a timm schedule cannot be part of another one; got {self!r}")
         if is_number(self.options.get("max_lr")) and len({float(group["lr"]) for group in optimizer.param_groups}) > 1:
             raise ValueError(
-                "max_lr is the rate of all groups of the optimizer, which have different ones; pass one for each group "
-                "in max_lr=[...]"
+                "max_lr is one rate for all groups of the optimizer, but they have different ones; pass max_lr=[...] "
+                "with a rate for each group"
             )
         parameters = inspect.signature(self.make).parameters
         lengths = [parameters[name] for name in _LENGTHS if name in parameters]
@@ -237,18 +241,18 @@ class LRSchedule:
         if isinstance(scheduler, ReduceLROnPlateau) and not self.follows_metric:
             raise ValueError("it follows a metric; pass LRSchedule(ReduceLROnPlateau, ...) instead of a function")
         steps = getattr(scheduler, "total_steps", length)
-        if steps < length:  # OneCycleLR raises at the step after its last one
+        if steps < length:  # OneCycleLR raises in the step after its last one
             raise ValueError(
-                f"it ends after {steps} steps, and this stage has {length}; leave out its length, which is then that "
-                "of the stage"
+                f"it ends after {steps} steps, but this stage has {length}; leave out its length to use that of the "
+                "stage"
             )
         return scheduler
 
     def _build_parts(self, parts: Sequence[Any], optimizer: TorchOptimizer, length: int) -> list[Scheduler]:
-        """Return the schedulers that follow one another, or are combined."""
+        """Return the schedulers that follow one another or are combined."""
         milestones = self.options.get("milestones")
         bounds = [0, *milestones, length] if milestones is not None else []
-        # At least 1: the check does not know the number of updates, and passes a smaller one.
+        # At least 1: the check does not know the number of updates, and passes a smaller number.
         lengths = [max(1, end - start) for start, end in pairwise(bounds)] or [length] * len(parts)
         if len(lengths) != len(parts):
             raise ValueError(f"{len(parts)} schedulers need {len(parts) - 1} milestones; got {milestones}")
@@ -264,7 +268,7 @@ class LRSchedule:
 
 
 def _refuse_misspelt_option(group: dict[str, Any], options: Iterable[str]) -> None:
-    # Torch keeps any key, such as a name for the group.
+    # torch accepts any key, such as a name for the group.
     for key in group.keys() - {"params", *options}:
         similar = get_close_matches(key, options, n=1, cutoff=0.8)
         if similar:
@@ -272,13 +276,13 @@ def _refuse_misspelt_option(group: dict[str, Any], options: Iterable[str]) -> No
 
 
 def _optimizer_parameter(make: Callable[..., Any]) -> str:
-    """Return the parameter of a schedule that takes the optimizer: not the first one in ChainedScheduler."""
+    """Return the name of the parameter that takes the optimizer, which in ChainedScheduler is not the first one."""
     parameters = inspect.signature(make).parameters
     return "optimizer" if "optimizer" in parameters else next(iter(parameters), "")
 
 
 def _validate_options(make: Callable[..., Any], options: dict[str, Any], *, passed: str) -> None:
-    """Raise RecipeError for an option that `make` does not have. passed: the parameter that `build` passes."""
+    """Raise RecipeError for an option that `make` does not have. passed: the parameter that `build` fills in."""
     parameters = inspect.signature(make).parameters
     names = [name for name in parameters if name != passed]
     unknown = [name for name in options if name not in names]
@@ -288,12 +292,12 @@ def _validate_options(make: Callable[..., Any], options: dict[str, Any], *, pass
 
 
 def _refuse_module_options(options: dict[str, Any]) -> None:
-    # timm reads these off a module. It gets parameters here, and would ignore them without a warning.
+    # timm needs a module for these options. Here it gets parameters, and would silently ignore them.
     for name in ("layer_decay", "param_group_fn"):
         if options.get(name) is not None:
             raise RecipeError(
-                f"timm's {name} needs a whole model, but an optimizer gets the parameters of a stage; create groups by "
-                "name, or by timm.optim.param_groups_layer_decay(module, ...), with Optimizer(..., groups=...)"
+                f"timm's {name} needs a whole model, but an optimizer gets the parameters of a stage; pass "
+                "Optimizer(..., groups=...) with groups by name, or of timm.optim.param_groups_layer_decay(module, ...)"
             )
 
 
@@ -304,13 +308,13 @@ def _refuse_closures(make: Callable[..., Any]) -> None:
     closure = inspect.signature(step).parameters.get("closure") if step is not None else None
     if closure is not None and closure.default is closure.empty:
         raise RecipeError(
-            f"{_name_of(make)} computes the loss again within a step (a closure), which is not supported; choose an "
+            f"{_name_of(make)} recomputes the loss within a step (a closure), which is not supported; choose an "
             "optimizer whose step() needs no argument, such as torch.optim.Adam"
         )
 
 
 class _TimmScheduler:
-    """A scheduler of timm behind torch's `step()`."""
+    """A timm scheduler with the `step()` method of torch."""
 
     def __init__(
         self, name: str, optimizer: TorchOptimizer, options: dict[str, Any], epochs: int, updates: int, interval: str
@@ -320,7 +324,7 @@ class _TimmScheduler:
         self._interval = interval
         self._count = 0
         for group in optimizer.param_groups:
-            group["lr"] = group["lr"] / group.get("lr_scale", 1)  # timm's schedules multiply each rate by it
+            group["lr"] = group["lr"] / group.get("lr_scale", 1)  # timm's schedules multiply by it themselves
         self._scheduler, _ = create_scheduler_v2(
             optimizer,
             sched=name,
@@ -329,7 +333,7 @@ class _TimmScheduler:
             **{"num_epochs": epochs, **options},
         )
         if self._scheduler is None:
-            raise RecipeError(f"timm has no learning-rate schedule {name!r}")
+            raise RecipeError(f"timm has no learning rate schedule {name!r}")
 
     def step(self) -> None:
         self._count += 1

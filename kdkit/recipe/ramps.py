@@ -1,4 +1,4 @@
-"""Ramps: factors of terms that change during a stage. A ramp is a function of progress in [0, 1] -> factor."""
+"""Ramps: factors of terms that change during a stage. A ramp is a function from progress in [0, 1] to a factor."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ Ramp = Callable[[float], float]
 
 
 class _Factor:
-    """The arithmetic of ramps, as papers write it: a ramp times a number or another ramp is a ramp."""
+    """The arithmetic of ramps: the product of a ramp and a number or another ramp is a ramp."""
 
     __slots__ = ()
 
@@ -21,7 +21,7 @@ class _Factor:
         raise NotImplementedError
 
     def __mul__(self, factor: float | Ramp) -> "Product":
-        # Terms multiply themselves by a ramp.
+        # For a term, its own __rmul__ is used.
         return Product((self, factor)) if is_number(factor) or callable(factor) else NotImplemented
 
     def __rmul__(self, factor: float | Ramp) -> "Product":
@@ -33,7 +33,7 @@ class _Factor:
 
 @dataclass(frozen=True, slots=True)
 class Product(_Factor):
-    """The product of ramps and numbers, which is a ramp: `100.0 * LinearRamp()`."""
+    """The product of ramps and numbers, which is also a ramp: `100.0 * LinearRamp()`."""
 
     factors: tuple[float | Ramp, ...]
 
@@ -73,7 +73,7 @@ class _Transition(_Factor):
 class LinearRamp(_Transition):
     """Change linearly from `start` to `end` between two points of progress, and stay constant before and after.
 
-    Progress counts optimizer updates: 0 before the first one of a stage, 1 after its last.
+    Progress counts optimizer updates: 0 before the first update of a stage, 1 after the last one.
     """
 
     def __call__(self, progress: float) -> float:
@@ -83,7 +83,7 @@ class LinearRamp(_Transition):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CosineRamp(_Transition):
-    """Change from `start` to `end` along half a cosine between two points of progress; constant before and after."""
+    """Change from `start` to `end` along half a cosine between two points of progress. Constant before and after."""
 
     def __call__(self, progress: float) -> float:
         """Return the factor at this progress."""

@@ -1,4 +1,4 @@
-"""Recipes: the whole experiment as Python objects, from the data to the metrics."""
+"""Recipes: a whole experiment as Python objects, from the data to the metrics."""
 
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,9 +30,9 @@ from kdkit.utils.validation import validate_name
 class Stage:
     """The networks that are trained together, usually one, with their objectives and the training options.
 
-    name: the names of the networks if empty; the folder of the stage is named after it.
-    baseline_of: the name of an earlier stage whose random numbers this one repeats, such as the order of the data,
-    because it trains a network to compare with; see `kdkit.run(..., baseline=True)`.
+    name: also the name of the stage's folder; by default, the names of the networks.
+    baseline_of: the name of an earlier stage to compare with, whose random numbers this stage repeats, such as the
+    order of the data; see `kdkit.run(..., baseline=True)`.
     """
 
     objectives: Mapping[Net[Any], Objective | Term]
@@ -76,7 +76,7 @@ class Stage:
 
     @property
     def teachers(self) -> Mapping[Teacher, tuple[TapLike, ...]]:
-        """The teachers of this stage that run on their own, each with the taps of all terms on it."""
+        """The teachers that run on their own in this stage, each with the taps on it from all terms."""
         taps: dict[Teacher, dict[TapLike, None]] = {}  # the inner dict is an ordered set
         for match in self.matches:
             for teacher, teacher_taps in teachers_of(match).items():
@@ -86,21 +86,21 @@ class Stage:
 
 @runtime_checkable
 class Schedule(Protocol):
-    """Decides which network learns from which, and when: an object that returns stages."""
+    """An object that returns stages, and so decides which network learns from which, and when."""
 
     def stages(self) -> Sequence[Stage]:
-        """Return the stages in the order they run."""
+        """Return the stages in the order in which they run."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """An experiment. It holds live networks, so it runs once.
+    """An experiment. It holds the networks themselves, so it can run only once.
 
     data: a Data. schedule: a list of stages, or a Schedule such as `MultiLevel`.
-    metrics: the first one decides which epoch is kept, unless Training(monitor=...) names another. The default ones
-    depend on the data's task. name: for tables; the name of the recipe file if empty.
-    teacher_cache: how outputs of frozen teachers are cached; exactly by default.
+    metrics: the first one decides which epoch is kept, unless Training(monitor=...) names another. The defaults depend
+    on the data's task. name: for tables; by default, the name of the recipe file.
+    teacher_cache: how outputs of frozen teachers are cached; by default, exactly.
     """
 
     data: Data
@@ -142,11 +142,11 @@ class Recipe:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The stages in the order they run."""
+        """The stages in the order in which they run."""
         return tuple(self.schedule.stages() if isinstance(self.schedule, Schedule) else self.schedule)
 
     def with_stages(self, stages: Sequence[Stage]) -> "Recipe":
-        """Return this recipe with other stages. Both count as used when one of them is run."""
+        """Return this recipe with other stages. When one of the two runs, both count as used."""
         changed = replace(self, schedule=stages)
         object.__setattr__(changed, "_used", self._used)
         return changed
@@ -156,16 +156,19 @@ class Recipe:
         self._used.append(True)
 
     def require_unused(self) -> None:
-        """Raise RecipeError if the recipe has run."""
+        """Raise RecipeError if the recipe has already run."""
         if self._used:
             raise RecipeError(
-                "this Recipe has run already, and its nets are trained; create a new one by calling the recipe "
-                "function, or pass the function itself to kdkit.run"
+                "this Recipe has already run, so its nets are trained; call the recipe function to create a new one, "
+                "or pass the function itself to kdkit.run"
             )
 
 
 def as_recipe(recipe: Recipe | Callable[[], Recipe], caller: str) -> Recipe:
-    """Return a recipe, or that which a function returns. Raises RecipeError, with the caller, if it is neither."""
+    """Return the recipe, or the one that a function returns. caller: the function that is called, for messages.
+
+    Raises RecipeError if it is neither.
+    """
     value = recipe() if callable(recipe) else recipe
     if not isinstance(value, Recipe):
         raise RecipeError(
@@ -176,7 +179,7 @@ def as_recipe(recipe: Recipe | Callable[[], Recipe], caller: str) -> Recipe:
 
 
 def nets_of(stages: Sequence[Stage]) -> tuple[Net[Any], ...]:
-    """Return every network that teaches or is trained, without duplicates, in order of appearance."""
+    """Return every network that is a teacher or is trained, without duplicates, in order of appearance."""
     nets: dict[Net[Any], None] = {}
     for stage in stages:
         nets.update(dict.fromkeys(teacher for teacher in stage.teachers if isinstance(teacher, Net)))
@@ -185,9 +188,10 @@ def nets_of(stages: Sequence[Stage]) -> tuple[Net[Any], ...]:
 
 
 def teachers_of(match: Match) -> Mapping[Teacher, tuple[TapLike, ...]]:
-    """Return the teachers of a term that run on their own, and its taps on each.
+    """Return the teachers of a term that run on their own, with its taps on each.
 
-    Each member of `Teachers` runs with the tap at its position. A Peer does not run: it is a student of the stage.
+    Each member of `Teachers` runs with the tap at its position. A Peer does not run on its own: it is a student of the
+    stage.
     """
     taps = taps_of(match.target)
     if isinstance(match.teacher, Peer):
@@ -200,12 +204,13 @@ def teachers_of(match: Match) -> Mapping[Teacher, tuple[TapLike, ...]]:
 def stage_dependencies(stages: Sequence[Stage]) -> dict[str, tuple[str, ...]]:
     """Return, for each stage by name, the earlier stages that must finish before it starts.
 
-    A stage depends on one that trains a module it trains or runs, or that runs a module it trains. The modules that a
-    user-defined teacher or a plain callable runs are unknown, so a stage with one depends on all before it.
+    A stage depends on a stage that trains a module that it trains or runs, or that runs a module that it trains. The
+    modules that a user-defined teacher or a plain callable runs are unknown, so a stage with one depends on all earlier
+    stages, and all later stages depend on it.
     """
     trained = [_parts(net.module for net in stage.objectives) for stage in stages]
     used = [
-        # A loss may hold a part of a teacher, such as its classifier.
+        # A loss may hold part of a teacher, such as its classifier.
         _parts([*(net.module for net in nets_of([stage])), *(term.loss for term in stage.terms)])
         for stage in stages
     ]
@@ -225,11 +230,11 @@ def _is_opaque(teacher: Teacher) -> bool:
     """Whether the modules that a teacher runs are unknown."""
     if isinstance(teacher, Net):
         return not isinstance(teacher.module, nn.Module)
-    return not isinstance(teacher, Ema | Past | Peer)  # which run a network of their own stage only
+    return not isinstance(teacher, Ema | Past | Peer)  # these only run a network of their own stage
 
 
 def _parts(modules: Iterable[object]) -> set[int]:
-    """Return the identities of modules, and of the submodules, parameters and buffers in them."""
+    """Return the ids of modules and of their submodules, parameters and buffers."""
     return {
         id(part)
         for module in modules

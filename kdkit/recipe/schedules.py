@@ -1,4 +1,4 @@
-"""Schedules: parallel, sequential and multi-level distillation. A list of stages is a schedule too."""
+"""Schedules: parallel, sequential and multi-level distillation. A list of stages is also a schedule."""
 
 from collections.abc import Sequence
 from typing import Any, Unpack
@@ -9,7 +9,7 @@ from kdkit.recipe.recipe import Stage
 
 
 class _OfLevels:
-    """Networks in the order of their levels, and the guidance of all of them."""
+    """Networks in the order of their levels, and their common guidance."""
 
     def __init__(self, *nets: Net[Any] | Level, **options: Unpack[GuidanceOptions]) -> None:
         self._levels = as_levels(nets, 2, type(self).__name__)
@@ -21,14 +21,14 @@ class _OfLevels:
 
 
 class Parallel(_OfLevels):
-    """Every network but the last learns from the labels only; the last one, the student, learns from all of them.
+    """All networks except the last learn from the labels only. The last one, the student, learns from all of them.
 
-    Networks that are trained already have no stage. P-MLKD of LRH-Net is a Parallel of three networks (Chauhan et al.
+    Networks that are already trained have no stage. P-MLKD of LRH-Net is a Parallel of three networks (Chauhan et al.
     2022, sec. 3). The options are the fields of `Guidance`.
     """
 
     def stages(self) -> Sequence[Stage]:
-        """Return a stage for each untrained teacher, then the stage of the student."""
+        """Return a stage for each untrained teacher, and then the stage of the student."""
         *teachers, student = self._levels
         alone = [self._guidance.stage(level, ()) for level in teachers if not level.net.trained]
         return [*alone, self._guidance.stage(student, [level.net for level in teachers])]
@@ -37,12 +37,12 @@ class Parallel(_OfLevels):
 class Sequential(_OfLevels):
     """The first network learns from the labels only, and each other one from the labels and the network before it.
 
-    A first network that is trained already has no stage. With a network of medium size in between this is
-    teacher-assistant distillation (Mirzadeh et al. 2020). The options are the fields of `Guidance`.
+    Networks that are already trained have no stage, except the last one. With a medium-sized network in between, this
+    is teacher-assistant distillation (Mirzadeh et al. 2020). The options are the fields of `Guidance`.
     """
 
     def stages(self) -> Sequence[Stage]:
-        """Return a stage for each network that is not trained yet, and for the last one in any case."""
+        """Return a stage for each network that is not yet trained, and always for the last one."""
         teachers = [(), *((level.net,) for level in self._levels)]
         return [
             self._guidance.stage(level, level_teachers)
@@ -54,12 +54,13 @@ class Sequential(_OfLevels):
 class MultiLevel(_OfLevels):
     """The first network learns from the labels only, and each other one from the labels and all networks before it.
 
-    Teacher weights are in the order of the networks. Networks that are trained already have no stage. S-MLKD of LRH-Net
-    is a MultiLevel of three networks (Chauhan et al. 2022, sec. 3). The options are the fields of `Guidance`.
+    Teacher weights are in the order of the networks. Networks that are already trained have no stage, except the last
+    one. S-MLKD of LRH-Net is a MultiLevel of three networks (Chauhan et al. 2022, sec. 3). The options are the fields
+    of `Guidance`.
     """
 
     def stages(self) -> Sequence[Stage]:
-        """Return a stage for each network that is not trained yet, and for the last one in any case."""
+        """Return a stage for each network that is not yet trained, and always for the last one."""
         nets = [level.net for level in self._levels]
         return [
             self._guidance.stage(level, nets[:index])

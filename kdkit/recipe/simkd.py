@@ -1,4 +1,4 @@
-"""SimKD: a student's body with a copy of the teacher's head and a projector between them, deployed as one network."""
+"""SimKD: a student's body, a projector, and a copy of the teacher's head, deployed as one network."""
 
 import copy
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ Shape = tuple[int, ...]
 
 
 class SimKD(nn.Module):
-    """A student's body, a trained projector to the teacher's last map, and a frozen copy of the teacher's head.
+    """A student's body, a trained projector to the teacher's last feature map, and a frozen copy of the teacher's head.
 
     body: inputs -> features. head: the teacher's pooling and classifier, features -> (batch, classes); inputs after the
     first one are passed to the head.
-    student_shape, teacher_shape: the shapes of one sample's features, (channels, *positions), of the body and of the
-    teacher. width: channels in the middle of the projector; half the teacher's by default. A smaller map of the student
+    student_shape, teacher_shape: the shape of one sample's features, (channels, *positions), of the body and of the
+    teacher. width: the number of channels inside the projector; by default, half the teacher's. A smaller student map
     is interpolated to the teacher's positions; the authors' code averages the teacher's map instead.
-    `match` returns the term that trains it; labels are not needed. Raises RecipeError if the projector cannot map one
+    `match` returns the term that trains it. Labels are not needed. Raises RecipeError if the projector cannot map one
     shape to the other.
     Chen et al. 2022, "Knowledge Distillation with the Reused Teacher Classifier", arXiv:2203.14001.
     """
@@ -52,7 +52,7 @@ class SimKD(nn.Module):
         features = self.body(inputs)
         if features.ndim != len(self.student_shape) + 1 or features.shape[1] != self.student_shape[0]:
             raise RecipeError(
-                f"the body of SimKD returns features of shape {tuple(features.shape[1:])}, expected "
+                f"the body of SimKD returns features of shape {tuple(features.shape[1:])}; expected "
                 f"{self.student_shape}; set student_shape to the shape of one sample, (channels, *positions), before "
                 "any pooling"
             )
@@ -60,10 +60,10 @@ class SimKD(nn.Module):
         return outputs
 
     def match(self, teacher: Net[Any], target: TapLike) -> Match:
-        """Return the term that trains it. target: the tap on the features that the teacher's head takes.
+        """Return the term that trains the network. target: the tap on the features that the teacher's head takes.
 
-        Mean squared error over all entries. The head is copied again when training starts, because a teacher of an
-        earlier stage is trained by then.
+        The loss is the mean squared error over all entries. The head is copied again when training starts, after
+        earlier stages may have trained the teacher.
         """
         loss = _ToReusedHead(self)
         return Match(teacher, loss, student=Tap(self.projector), target=target, label=f"{teacher.name}/simkd")
@@ -83,7 +83,7 @@ def _validate_shape(name: str, shape: object) -> Shape:
 
 
 class _ToReusedHead(nn.Module):
-    """Squared error between projected features and the teacher's. Copies the teacher's head when training starts."""
+    """Squared error between projected and teacher features. Copies the teacher's head when training starts."""
 
     def __init__(self, student: SimKD) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class _ToReusedHead(nn.Module):
             )
 
     def train(self, mode: bool = True) -> Self:
-        """Copy the head before each epoch. `build` would be too early: a dry run restores the buffers of networks."""
+        """Copy the head before each epoch. `build` is too early, because a dry run restores the buffers of networks."""
         if mode:
             self._student[0].copy_head()
         return super().train(mode)

@@ -1,4 +1,4 @@
-"""The training options of a stage: epochs, optimizer, LR schedule, balancing, EMA, and which epoch is kept."""
+"""The training options of a stage: epochs, optimizer, LR schedule, balancing, EMA, and the epoch to keep."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,9 +15,9 @@ from kdkit.utils.validation import is_number, validate_counts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AverageWeights:
-    """Validate and keep an exponential moving average of the weights and buffers, as torch's AveragedModel computes it.
+    """Validate and keep an exponential moving average of the weights and buffers, computed as in torch's AveragedModel.
 
-    decay: the share of the old average at each update but the first one, which copies the weights.
+    decay: the weight of the old average in each update except the first, which copies the weights.
     """
 
     decay: float = 0.999
@@ -27,7 +27,7 @@ class AverageWeights:
             raise RecipeError(f"the decay of an average must be between 0 and 1; got {self.decay!r}")
 
     def build(self, net: Net[Any]) -> MovingAverage:
-        """Return the average of a network, which is equal to it at first. Raises RecipeError if it cannot be copied."""
+        """Return the average of a network, which starts as a copy. Raises RecipeError if it cannot be copied."""
         return MovingAverage(net.copy_network(), self.decay, ramp=False)
 
 
@@ -35,23 +35,24 @@ class AverageWeights:
 class Training:
     """How the networks of a stage are trained.
 
-    batch_size: samples per micro-batch, of all ranks together. A last batch of a single sample is dropped, because
-    batch norm needs two.
-    steps_per_epoch: batches of an epoch, after which it is validated; the next one resumes where it stopped, and passes
-    over the data follow each other. None is one pass; a stream without a length needs a number.
-    accumulate_steps: micro-batches per optimizer update, whose gradient is that of one batch of all their samples, also
-    if micro-batches differ in size or in the number of labels that a loss averages over. Losses that relate samples,
-    batch norm, and the balancing PCGrad, CAGrad and GradNorm see one micro-batch.
-    max_grad_norm: clip the norm of the gradient over all trained parameters; None does not clip.
+    batch_size: the number of samples per micro-batch, over all ranks. A last batch with a single sample is dropped,
+    because batch norm needs two.
+    steps_per_epoch: the number of batches per epoch, after which the networks are validated. The next epoch continues
+    where the last one stopped, through one pass over the data after another. None means one pass per epoch; a stream
+    without a length needs a number.
+    accumulate_steps: the number of micro-batches per optimizer update. The gradient is that of one batch with all their
+    samples, even if micro-batches differ in size or in the number of labels that a loss averages over. Batch norm,
+    losses that relate samples, and the balancing PCGrad, CAGrad and GradNorm see one micro-batch at a time.
+    max_grad_norm: clip the gradient norm over all trained parameters; None does not clip.
     balancing: how terms become gradients: WeightedSum, UncertaintyWeighting, GradNorm, CAGrad or PCGrad.
-    keep: the weights of the "best" epoch by the metric `monitor` on the validation split (the recipe's first metric if
-    None), or of the "last" epoch. If None, the best one; but the last one, without `patience`, of a stage whose terms
-    do not train the outputs, such as terms on features alone, since then the metric means nothing.
+    keep: whether to keep the weights of the "best" epoch, by the metric `monitor` on the validation split (the recipe's
+    first metric if None), or of the "last" epoch. None keeps the best epoch; but if no term trains the outputs, for
+    example if all terms are on features, the metric means nothing, and None without `patience` keeps the last epoch.
     ema: validate and keep a moving average of the weights instead of the weights.
-    patience: end the stage early if the monitored metric did not improve for so many epochs; None trains all epochs.
+    patience: end the stage early if the monitored metric has not improved for this many epochs; None trains all epochs.
     Schedules of learning rates and weights keep the length of all epochs.
-    workers: processes that fetch batches; 0 fetches them in this process. None chooses: some with a GPU, if the data
-    recommends it, and none on the CPU, which the network needs. Results do not depend on it.
+    workers: the number of processes that load batches; 0 loads them in this process. None uses processes with a GPU, if
+    the data recommends it, and no processes on the CPU, which the network needs. Results do not depend on it.
     """
 
     epochs: int
@@ -82,10 +83,12 @@ class Training:
                 f"monitor must be the name of a metric, such as 'accuracy', or None; got {self.monitor!r}"
             )
         if self.patience is not None and self.keep == "last":
-            raise RecipeError("patience waits for a better epoch, and keep='last' keeps any; leave out one of the two")
+            raise RecipeError(
+                "patience waits for a better epoch, but keep='last' keeps the last one; leave out one of the two"
+            )
         if not isinstance(self.optimizer, Optimizer):
             raise RecipeError(
-                "optimizer must be Optimizer(torch.optim.Adam, lr=...) or similar, kdkit's class, which gets the "
+                "optimizer must be a kdkit.Optimizer, such as Optimizer(torch.optim.Adam, lr=...), which gets the "
                 f"parameters when the stage starts; got {shortened(self.optimizer, 80)}"
             )
         if not isinstance(self.ema, AverageWeights | None):

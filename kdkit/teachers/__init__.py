@@ -1,4 +1,4 @@
-"""Teachers: frozen networks, the past output or the average of a network in training, peers, and several together."""
+"""Teachers: frozen networks, past outputs or the moving average of a network in training, peers, and ensembles."""
 
 from kdkit.teachers.base import Teacher, TeacherOutput, TeacherOutputs, TeacherSession, require_output
 from kdkit.teachers.ema import Ema

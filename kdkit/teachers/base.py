@@ -1,4 +1,4 @@
-"""The interfaces of teachers: what a term matches, the session it opens in a stage, and the outputs it returns."""
+"""The interfaces of teachers: the teacher itself, the session that it opens for a stage, and its outputs."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -17,21 +17,21 @@ from kdkit.utils.reprs import describe_array
 class Teacher(Protocol):
     """Anything a term can match. A Net is frozen: it runs in eval mode and without gradients.
 
-    A user-defined teacher also has `open(taps, context)`, which returns a TeacherSession, and is hashable.
+    A user-defined teacher must be hashable, and have a method `open(taps, context)` that returns a TeacherSession.
     """
 
     @property
     def name(self) -> str:
-        """Unique in a recipe."""
+        """The name of the teacher, unique in a recipe."""
         ...
 
 
 class TeacherOutput(NamedTuple):
     """The output of a teacher for a batch, (batch, classes), and a feature for each tap, in the order of the taps.
 
-    mask: (batch,) bool, True for samples the teacher has an output for; None if it has one for every sample. A term is
-    computed for these samples alone, times their share of the batch. On the CPU, a mask costs no wait for the device.
-    Features are never masked.
+    mask: (batch,) bool, True for samples that have a teacher output; None if all samples have one. A term is computed
+    for these samples only, and multiplied by their share of the batch. If the mask is on the CPU, no synchronization
+    with the device is needed. Features are never masked.
     """
 
     output: Tensor
@@ -47,10 +47,10 @@ TeacherOutputs = Mapping[str, TeacherOutput]
 
 
 class TeacherSession:
-    """A teacher that is open in a stage: called once per batch. Only `__call__` has to be implemented.
+    """A teacher that is open in a stage. Only `__call__` must be implemented.
 
-    In each step a session is called, then `observe`, and `on_step` after an optimizer update. Whatever it learns or
-    stores during training belongs in its state dict, which is part of the checkpoint.
+    In each step, the session is called once with the batch, then `observe` is called, and `on_step` after an optimizer
+    update. Everything that changes during training belongs in the state dict, which is part of the checkpoint.
     """
 
     def __call__(self, batch: Batch) -> TeacherOutput:
@@ -62,7 +62,7 @@ class TeacherSession:
         return ()
 
     def observe(self, batch: Batch, outputs: Mapping[str, Tensor]) -> None:
-        """Receive the detached outputs of the students for this batch, (batch, classes) by name of the network."""
+        """Receive the detached outputs of the students for this batch: network name to (batch, classes)."""
 
     def on_step(self) -> None:
         """Called after each optimizer update."""
@@ -71,7 +71,7 @@ class TeacherSession:
         """Called after each epoch."""
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Move or convert all its tensors by this function; called when a Distiller is moved or converted."""
+        """Apply this function to all tensors of the session. Called when a Distiller is moved or converted."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that changes during training."""
@@ -85,12 +85,12 @@ class TeacherSession:
 
 
 def observers(sessions: Iterable[TeacherSession]) -> list[TeacherSession]:
-    """Return the sessions that override `observe`: only these have to be called after a batch."""
+    """Return the sessions that override `observe`, which are the only ones that need the call."""
     return [session for session in sessions if type(session).observe is not TeacherSession.observe]
 
 
 def require_net(net: object, teacher: object) -> None:
-    """Raise RecipeError unless `net`, of which a teacher is created, is a Net."""
+    """Raise RecipeError unless `net`, from which a teacher is created, is a Net."""
     if not isinstance(net, Net):
         raise RecipeError(f"{type(teacher).__name__} takes a Net; got a {type(net).__name__}")
 

@@ -1,4 +1,4 @@
-"""The moving average of a network in training as its teacher: mean teacher."""
+"""The moving average of a network in training as its teacher (mean teacher)."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -23,10 +23,9 @@ from kdkit.utils.validation import is_number
 class Ema:
     """The exponential moving average of a network's weights and buffers during training (Tarvainen and Valpola 2017).
 
-    It runs in eval mode.
-    decay: the share of the old average at each update. It is smaller at first, 1 - 1 / (updates + 1), so that the
-    initial weights are soon forgotten. view: the inputs of the average, if they differ from those of the network. Taps
-    on the network's own layers are moved to the layers of the average.
+    The average runs in eval mode. Taps on the network's layers are moved to the layers of the average.
+    decay: the weight of the old average in each update. In the first updates it is at most 1 - 1 / (updates + 1), so
+    that the initial weights are soon forgotten. view: the inputs of the average, if they differ from the network's.
     """
 
     net: Net[Any]
@@ -51,23 +50,23 @@ class Ema:
         return self.net.classes
 
     def open(self, taps: Sequence[TapLike], context: BuildContext) -> TeacherSession:
-        """Return a session with a copy of the network, which is equal to it at first."""
+        """Return a session whose average starts as a copy of the network."""
         return _EmaSession(self, taps)
 
 
 class _EmaSession(TeacherSession):
-    """Updates and runs the average. It is opened before the taps of the network, whose hooks a copy would carry."""
+    """Updates and runs the average. Must be opened before the network's taps, whose hooks would be copied too."""
 
     def __init__(self, teacher: Ema, taps: Sequence[TapLike]) -> None:
         net = teacher.net
         self._network = net.network
         module = net.copy_network().requires_grad_(False)
         self._average = MovingAverage(module, teacher.decay, ramp=True)
-        # A deep copy of a tap with this memo refers to the copies of the modules instead of the modules.
+        # With this memo, the deep copy of a tap refers to the copied modules.
         pairs = zip(self._network.modules(), module.modules(), strict=True)
         memo: dict[int, Any] = {id(part): copied for part, copied in pairs}
         moved_taps = [copy.deepcopy(tap, dict(memo)) for tap in taps]
-        average = copy.copy(net)  # with all other options, such as the element and the order of its outputs
+        average = copy.copy(net)  # keeps all other options, such as the element and the order of its outputs
         average.name, average.module = teacher.name, module
         average.view = teacher.view if teacher.view is not None else net.view
         self._frozen = Frozen(average, moved_taps)

@@ -10,11 +10,11 @@ from kdkit.teachers.base import require_net
 
 @dataclass(frozen=True, slots=True, init=False)
 class Teachers:
-    """Several frozen networks that one term matches together: the target is a tuple with an output of each.
+    """Several frozen networks that one term matches together: the target is a tuple with one output per network.
 
-    Each network uses its own view. With taps, target=(tap on the first, tap on the second, ...). The loss takes a
-    tuple, such as `PerTeacher`, which weights the teachers per sample. If their classes differ, the classes that all of
-    them share are compared.
+    Each network uses its own view. With taps, target=(tap on the first, tap on the second, ...). The loss must take a
+    tuple, as `PerTeacher` does, which weights the teachers per sample. If the networks have different classes, only
+    the shared classes are compared.
     """
 
     members: tuple[Net[Any], ...]

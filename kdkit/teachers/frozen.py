@@ -1,4 +1,4 @@
-"""Open a teacher for a stage; a network becomes a frozen teacher: in eval mode, and without gradients."""
+"""Open a teacher for a stage. A network becomes a frozen teacher: in eval mode and without gradients."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,9 +19,10 @@ from kdkit.utils.overrides import Override
 
 
 def open_teacher(teacher: Teacher, taps: Sequence[TapLike], context: BuildContext) -> TeacherSession:
-    """Return the session of a teacher: a frozen network, or whatever its `open` returns.
+    """Return the session of a teacher: a Frozen for a network, otherwise what its `open` returns.
 
-    Raises RecipeError if it has no `open(taps, context)`, or if `open` fails or does not return a TeacherSession.
+    Raises RecipeError if the teacher has no `open(taps, context)`, or if `open` fails or does not return a
+    TeacherSession.
     """
     if isinstance(teacher, Net):
         return Frozen(teacher, taps)
@@ -29,7 +30,7 @@ def open_teacher(teacher: Teacher, taps: Sequence[TapLike], context: BuildContex
     if open_method is None:
         raise RecipeError(
             f"{teacher.name!r} is a {type(teacher).__name__}, which cannot be matched; expected a Net, or a teacher "
-            "with open(taps, context) that returns a TeacherSession"
+            "whose open(taps, context) returns a TeacherSession"
         )
     try:
         session = open_method(taps, context)
@@ -51,8 +52,8 @@ def open_teacher(teacher: Teacher, taps: Sequence[TapLike], context: BuildContex
 class Frozen(TeacherSession):
     """A network in eval mode and without gradients. Closing it restores the mode of every submodule.
 
-    It computes in eval mode also if its module is put into training mode meanwhile: by a module that contains it, or as
-    a part of a network in training.
+    It computes in eval mode even if its module is put into training mode in the meantime, by a module that contains it
+    or because it is part of a network in training.
     """
 
     def __init__(self, net: Net[Any], taps: Sequence[TapLike]) -> None:
@@ -62,11 +63,11 @@ class Frozen(TeacherSession):
         self._open_taps = OpenTaps(taps, [net])
         if taps:
             drop_compiled_code([module])
-        # Other stages may have opened it as well, and be closed earlier or later.
+        # Other stages may also have the network open, and may close it earlier or later.
         self._modes = [] if module is None else [Override(part, "training", value=False) for part in module.modules()]
         if module is not None:
-            with suppress(NotImplementedError):  # of a program of torch.export, which has one mode
-                module.eval()  # which a network may define itself
+            with suppress(NotImplementedError):  # raised by a torch.export program, which has one mode only
+                module.eval()  # in addition to the flags: a module may override `eval`
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherOutput:
@@ -88,7 +89,7 @@ class Frozen(TeacherSession):
         return self._open_taps.unfired()
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Move or convert the network, unless it has its own device, or accelerate spread it over devices."""
+        """Move or convert the network, unless accelerate has spread it over devices. Its own device is kept."""
         module = self.net.module
         if isinstance(module, nn.Module) and not self.net.is_spread:
             module._apply(change)  # type: ignore[no-untyped-call]  # torch leaves it untyped

@@ -1,4 +1,4 @@
-"""The outputs of a network in its last epoch as its teacher (PS-KD)."""
+"""The outputs of a network from the last epoch as its teacher (PS-KD)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ _MEGABYTE = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """The output of a network in training for each sample, from the last epoch it saw the sample in (PS-KD).
+    """The output of a network in training for each sample, from the last epoch in which it saw the sample (PS-KD).
 
-    Kim et al. 2021. Outputs only, stored by sample id in two tables of 4 bytes per value, one that is read and one that
-    is written during an epoch, which are part of the checkpoint. Samples without a past output, as all in the first
-    epoch, are left out of the term, and contribute no gradient.
-    memory_limit: of both tables, in MB; None for the available memory of the device.
+    Kim et al. 2021. Only outputs are stored, no features: by sample id, in two tables with 4 bytes per value. One table
+    is read and the other is written during an epoch; both are part of the checkpoint. Samples without a past output,
+    such as all samples in the first epoch, are left out of the term and contribute no gradient.
+    memory_limit: the most memory for both tables, in MB; None for the available memory of the device.
     """
 
     net: Net[Any]
@@ -50,35 +50,35 @@ class Past:
         return self.net.classes
 
     def open(self, taps: Sequence[TapLike], context: BuildContext) -> TeacherSession:
-        """Return a session with empty tables. Raises RecipeError if there are taps, or the data has no sample ids."""
+        """Return a session with empty tables. Raises RecipeError if there are taps or the data has no sample ids."""
         if taps:
-            raise RecipeError(f"{self.name!r} has outputs only, no features; match it without target=...")
+            raise RecipeError(f"{self.name!r} has no features, only outputs; leave out target=...")
         if context.samples is None or not context.ids:
             raise RecipeError(
-                f"{self.name!r} stores outputs by sample id, and a user-defined DataLoader has none; pass its Dataset "
+                f"{self.name!r} stores outputs by sample id, but a user-defined DataLoader has none; pass its Dataset "
                 "instead"
             )
         return _PastSession(self, context.samples)
 
 
 class _PastSession(TeacherSession):
-    """Two tables by sample, (samples, classes): outputs of earlier epochs, and of the current one."""
+    """Two tables by sample, (samples, classes): the outputs of earlier epochs, and those of the current epoch."""
 
     def __init__(self, teacher: Past, samples: int) -> None:
         self._teacher = teacher
         self._rows = RowIndex(samples)
         self._past, self._current = torch.zeros(0), torch.zeros(0)  # allocated in the dry run, when shapes are known
         self._has_past, self._has_current = torch.zeros(2, samples, dtype=torch.bool)
-        self._stored = 0  # the number of samples with a past, which is known on the CPU
+        self._stored = 0  # the number of samples with a past output, known without a wait for the device
 
     def __call__(self, batch: Batch) -> TeacherOutput:
-        """Return the past outputs of these samples, and the mask of those that have one."""
+        """Return the past outputs of these samples, and a mask of the samples that have one."""
         rows = self._rows(_ids(batch), remember=False)
         mask = None
         if not self._stored:
             mask = torch.zeros(len(batch), dtype=torch.bool)
         elif self._stored < len(self._has_past):
-            # A row may belong to another sample if this one was never stored.
+            # If a sample was never stored, its row may belong to another sample.
             mask = self._has_past[rows] & (self._rows.ids[rows] == batch.ids)
         return TeacherOutput(self._past[rows], mask=mask)
 
@@ -103,7 +103,7 @@ class _PastSession(TeacherSession):
 
     @torch.no_grad()
     def observe(self, batch: Batch, outputs: Mapping[str, Tensor]) -> None:
-        """Store the outputs of this batch; every rank stores the outputs of all ranks."""
+        """Store the outputs for this batch. Every rank stores the outputs of all ranks."""
         ids = all_gather(_ids(batch))
         current = all_gather(outputs[self._teacher.net.name].to(self._current.dtype))
         rows = self._rows(ids, remember=True)
@@ -111,7 +111,7 @@ class _PastSession(TeacherSession):
         self._has_current[rows] = True
 
     def on_epoch_end(self) -> None:
-        """Make the outputs of this epoch the past of the next one; a sample without one keeps its older output."""
+        """Make the outputs of this epoch the past outputs. A sample without a new output keeps its older one."""
         has_current = self._has_current.view(-1, *(1 for _ in self._current.shape[1:]))
         self._past = torch.where(has_current, self._current, self._past)
         self._has_past |= self._has_current
@@ -124,7 +124,7 @@ class _PastSession(TeacherSession):
         self._rows._apply(change)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     def state_dict(self) -> dict[str, Any]:
-        """Return both tables; the one that is written is empty between two epochs."""
+        """Return both tables. Between two epochs, the current one is empty."""
         has_current = self._has_current
         return {
             "rows": self._rows.state_dict(),
@@ -145,5 +145,5 @@ class _PastSession(TeacherSession):
 
 def _ids(batch: Batch) -> Tensor:
     if batch.ids is None:
-        raise RecipeError("past outputs are stored by sample id, and this batch has none")
+        raise RecipeError("past outputs are stored by sample id, but this batch has no ids")
     return batch.ids

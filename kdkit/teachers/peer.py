@@ -1,4 +1,4 @@
-"""The current output of another network in training as a teacher: mutual learning."""
+"""The current output of another network in training as a teacher (mutual learning)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +11,9 @@ from kdkit.teachers.base import require_net
 class Peer:
     """The detached output of a network in training at the same step: mutual learning (DML, Zhang et al. 2018).
 
-    Two networks of one stage that match each other's Peer teach each other. Both use outputs from before the update, as
-    the public code of the paper does; the paper itself updates one network after the other. A network may also match
-    its own Peer by taps, so that its deep layers teach its shallow ones.
+    Two networks in one stage teach each other if each matches the other's Peer. Both use the outputs before the update,
+    like the paper's public code; the paper itself updates one network after the other. A network may also match its own
+    Peer with taps, so that its deep layers teach its shallow layers.
     """
 
     net: Net[Any]

@@ -241,7 +241,7 @@ class Breaking(Nothing):
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "another layer": (GradNorm(layer=nn.Linear(2, 2)), "norms on a Linear of which this stage trains nothing"),
+    "another layer": (GradNorm(layer=nn.Linear(2, 2)), "norms for a Linear, but this stage trains no parameter of it"),
     "a layer past one term": (lambda net: GradNorm(layer=net.module.head), "term .* does not reach the layer"),
     "an optimizer": (GradNorm(optimizer=Optimizer(SGD, lr=-1.0)), "cannot be created"),
     "no balancer": (Nothing(), "must return a Balancer, which is called with losses"),

@@ -385,7 +385,7 @@ def test_losses_and_teachers_that_look_samples_up_are_refused_for_mixed_samples(
 
 
 def test_a_batch_transform_is_a_function():
-    with pytest.raises(DataError, match="batch_transform is a function of inputs and labels; got 'mixup'"):
+    with pytest.raises(DataError, match="batch_transform must be a function of inputs and labels; got 'mixup'"):
         TorchData(IMAGE_DATA, IMAGE_DATA, batch_transform="mixup")
 
 
@@ -502,7 +502,7 @@ def test_a_third_element_that_is_no_weight_is_refused(weights, message):
 
 
 def test_weights_and_mixed_batches_exclude_each_other():
-    with pytest.raises(DataError, match="batch_transform may mix samples, and the weights of samples would stay"):
+    with pytest.raises(DataError, match="batch_transform may mix samples, but not their weights"):
         TorchData(weighted_data(), IMAGE_DATA, batch_transform=v2.MixUp(num_classes=3))
 
 

@@ -289,7 +289,7 @@ def test_a_file_without_counters_of_batch_norm_is_loaded_as_torch_does(path):
     net = load(path)
     assert net.trained
     assert torch.equal(net.module.norm.running_mean, trained().norm.running_mean)
-    assert "the file lacks 'norm.num_batches_tracked', which the net keeps as they were" in net.weights_note
+    assert "the file lacks 'norm.num_batches_tracked', which keep their values in the net" in net.weights_note
 
 
 def test_two_entries_of_one_form_need_a_choice(path, refused):
@@ -373,7 +373,7 @@ def test_a_sharded_index_that_lost_a_file_or_names_one_elsewhere_is_refused(tmp_
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     assert "there is no such file" in refused(path=tmp_path)
     index.write_text("[]")
-    assert "an index has a 'weight_map'" in refused(path=index)
+    assert "an index must have a 'weight_map'" in refused(path=index)
 
 
 def test_a_folder_without_weights_is_refused(tmp_path, refused):
@@ -405,7 +405,7 @@ def test_a_run_folder_gives_the_net_of_the_same_name(two_stages):
 def test_a_run_folder_without_that_net_lists_its_nets(two_stages):
     with pytest.raises(RecipeError) as caught:
         Net("student", Mlp(), weights=two_stages.folder)
-    assert "has no weights of net 'student', but those of 'teacher', 'one', 'two'" in str(caught.value)
+    assert "has no weights of net 'student', only of 'teacher', 'one', 'two'" in str(caught.value)
     net = Net("student", Mlp(), weights=two_stages.folder, weights_key="one")
     assert_loaded(net, two_stages.nets["one"].module)
     assert "those of net 'one'" in net.weights_note
@@ -552,7 +552,7 @@ def test_half_precision_is_loaded(path):
 
 def test_a_network_without_shapes_is_refused(path, refused):
     torch.save({"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}, path)
-    with pytest.raises(RecipeError, match="'weight' has no shape yet; run its module once before"):
+    with pytest.raises(RecipeError, match="'weight' has no shape yet; run its module once first"):
         load(path, nn.LazyLinear(2))
 
 
@@ -572,7 +572,7 @@ def test_weights_that_fit_in_part_are_loaded_if_that_is_requested(path):
     assert torch.equal(module.head.weight, head)
     for text in (
         "6 of the 9 tensors of the net are loaded",
-        "the file lacks 'hidden.bias', which the net keeps as they were",
+        "the file lacks 'hidden.bias', which keep their values in the net",
         "not loaded: 'head.bias' of shape (7,), not (3,)",
         "not loaded: 'head.weight' of shape (7, 5), not (3, 5)",
         "not used: 'module.extra' of the file",
@@ -591,7 +591,7 @@ def test_weights_with_more_than_the_net_has_are_complete(path):
 
 def test_strict_false_is_offered_if_some_fit_and_refused_if_none_do(path, refused):
     torch.save(trained(outputs=7).state_dict(), path)
-    assert refused().endswith("strict=False loads those that fit")
+    assert refused().endswith("strict=False loads the tensors that fit")
     torch.save({"a": torch.zeros(3)}, path)
     assert "do not fit net 'teacher'" in refused(strict=False)
 

@@ -188,7 +188,7 @@ def test_vectors_of_other_classes_are_refused_with_the_remedy():
     with pytest.raises(CheckError, match="one value for each of these, in the order of the data's classes"):
         value(Net("student", module, classes=("c", "a")), weighted)
     recipe = evaluated(Net("student", module, classes=("c", "a")), (-1.0, 0.0, 1.0))
-    with pytest.raises(CheckError, match=r"3 thresholds for 2 classes \(a, c\); give one for each"):
+    with pytest.raises(CheckError, match=r"3 thresholds for 2 classes \(a, c\); pass one per class"):
         kdkit.run(recipe, progress=False)
 
 

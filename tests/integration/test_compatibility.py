@@ -429,9 +429,9 @@ PROBLEMS = {
     ),
     "names of classes": (
         [(row, "abc"[label]) for row, label in WHOLE],
-        r"expected a tensor of class indices: number the classes, such as by names\.index",
+        r"expected a tensor of class indices: number the classes, such as with names\.index",
     ),
-    "no labels": ([(row, None) for row, _ in WHOLE], r"a sample without a label has the label that .*ignore_index="),
+    "no labels": ([(row, None) for row, _ in WHOLE], r"give samples without a label the class index .*ignore_index="),
     "arrays and not samples": ((INPUTS.numpy(), LABELS.numpy()), r"must yield pairs \(inputs, labels\); got a"),
     "inputs apart": (TensorDataset(INPUTS, INPUTS, LABELS), "got additional weights that are int64 of shape"),
 }
@@ -448,7 +448,7 @@ def test_images_of_pil_are_refused_with_the_transform_to_add():
     from PIL import Image
 
     rows = [(Image.new("RGB", (4, 4)), int(label)) for label in LABELS]
-    with pytest.raises(DataError, match=r"make images tensors in the Dataset, such as by .*PILToTensor\(\)"):
+    with pytest.raises(DataError, match=r"convert images to tensors in the Dataset, such as with .*PILToTensor\(\)"):
         distill(Mlp(), Mlp(), rows)
 
 
@@ -570,12 +570,14 @@ def test_a_schedule_of_transformers_has_the_length_of_the_stage():
 
 
 def test_an_optimizer_that_exists_already_is_refused():
-    with pytest.raises(RecipeError, match=r"optimizer must be Optimizer\(torch\.optim\.Adam, lr=\.\.\.\)"):
+    with pytest.raises(
+        RecipeError, match=r"optimizer must be a kdkit.Optimizer, such as Optimizer\(torch\.optim\.Adam, lr=\.\.\.\)"
+    ):
         Training(epochs=1, optimizer=torch.optim.Adam(Mlp().parameters()))
 
 
 def test_two_optimizers_of_one_stage_are_refused():
-    with pytest.raises(RecipeError, match="optimizer must be Optimizer"):
+    with pytest.raises(RecipeError, match=r"optimizer must be a kdkit.Optimizer"):
         Training(epochs=1, optimizer=[Optimizer(torch.optim.Adam), Optimizer(torch.optim.SGD)])
 
 

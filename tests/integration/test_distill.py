@@ -242,7 +242,7 @@ def test_outputs_without_any_sample_are_a_notice(outputs, has_notice, tmp_path):
 
 def test_a_string_instead_of_a_list_of_classes_is_refused():
     data = dataset("multiclass", 24, 0), dataset("multiclass", 24, 1)
-    with pytest.raises(DataError, match="classes is a list of names"):
+    with pytest.raises(DataError, match="classes must be a list of names"):
         kdkit.distill(net(8), net(4), *data, classes="abc", device="cpu")
 
 

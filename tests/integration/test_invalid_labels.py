@@ -85,7 +85,9 @@ def run(data, *, loss=None, metric=None, steps=None):
 def test_labels_by_class_of_a_split_of_user_code_are_checked(value, split, visible):
     names = ("train", "validation", "test")
     data = PlainData(*(changed(value) if name == split else SEVERAL for name in names), visible=visible)
-    with pytest.raises(DataError, match=rf"a label of the {split} data is {value} \(class 'b', row 17\); expected in"):
+    with pytest.raises(
+        DataError, match=rf"a label of the {split} data is {value} \(class 'b', row 17\); expected a number in"
+    ):
         run(data)
 
 
@@ -97,7 +99,7 @@ def test_class_indices_of_a_split_of_user_code_are_checked(value, split):
     data = PlainData(
         *(labels if name == split else INDICES for name in ("train", "validation", "test")), task="multiclass"
     )
-    with pytest.raises(DataError, match=rf"a label of the {split} data is {value} \(row 17\), and there are 3 classes"):
+    with pytest.raises(DataError, match=rf"a label of the {split} data is {value} \(row 17\), but there are 3 classes"):
         run(data, loss=nn.CrossEntropyLoss(), metric=Accuracy())
 
 
@@ -131,7 +133,7 @@ def test_labels_that_batch_transform_makes_are_checked(value):
 
 def test_labels_that_look_like_numbers_are_not_trained_by_a_binary_loss():
     with pytest.raises(
-        DataError, match=r"a label of the train data is 2\.0 .*row 17\); expected in .* BCEWithLogitsLoss"
+        DataError, match=r"a label of the train data is 2\.0 .*row 17\); expected a number in .* BCEWithLogitsLoss"
     ):
         run(TorchData(Rows(changed(2.0)), Rows(SEVERAL)))
 
@@ -144,7 +146,7 @@ def test_a_dataset_that_yields_other_labels_than_its_targets_is_checked():
             return INPUTS[row], 3 if row == ROW else int(INDICES[row])
 
     data = TorchData(Remapped(None), TensorDataset(INPUTS, INDICES))
-    with pytest.raises(DataError, match=r"a label of the train data is 3 \(row 17\), and there are 3 classes"):
+    with pytest.raises(DataError, match=r"a label of the train data is 3 \(row 17\), but there are 3 classes"):
         run(data, loss=nn.CrossEntropyLoss(), metric=Accuracy())
 
 

@@ -124,7 +124,7 @@ def test_the_rows_of_a_batch_of_user_code_are_named(workers):
     message = str(error_of(FaultyData(fail), workers=workers))
     assert message.startswith("batch ")
     assert " of the train data (rows " in message
-    assert ", ... 8 in all) cannot be read: KeyError: 'no such key' (" in message
+    assert ", ... 8 in total) cannot be read: KeyError: 'no such key' (" in message
     assert "test_loader_workers.py, line " in message
 
 
@@ -204,7 +204,7 @@ def test_a_worker_that_ends_while_it_passes_a_batch_is_reported(error):
 def test_the_exit_code_of_a_worker_is_reported():
     error = RuntimeError("DataLoader worker (pid 7) exited unexpectedly with exit code 3. Details are lost")
     explained = read_errors.explain_ended_worker(error, "batch 1")
-    assert "worker process 7 ended without an error message and with the exit code 3" in str(explained)
+    assert "worker process 7 ended without an error message and with exit code 3" in str(explained)
 
 
 LOADERS = {
@@ -255,7 +255,7 @@ def test_workers_that_hang_are_reported_and_ended(loader, monkeypatch, tmp_path)
             RuntimeWarning, match=r"waiting for \d+ s for batch \d of the train data.* from 2 worker processes"
         ),
         pytest.raises(
-            DataError, match=r"batch \d of the train data.* did not come within .* its worker processes were"
+            DataError, match=r"batch \d of the train data.* was not read within .* its worker processes were"
         ),
     ):
         run(torch_data(train), [StartFault(flag, monkeypatch)], **options)
@@ -265,7 +265,7 @@ def test_workers_that_hang_are_reported_and_ended(loader, monkeypatch, tmp_path)
 @pytest.mark.slow
 def test_a_timeout_of_the_loader_of_the_user_is_explained():
     message = str(error_of(torch_data(DataLoader(Faulty(hang), 8, num_workers=1, timeout=1))))
-    assert message.startswith("batch 3 of the train data did not come within 1 seconds, the timeout of the DataLoader;")
+    assert message.startswith("batch 3 of the train data was not read within 1 seconds, the timeout of the DataLoader;")
 
 
 def test_slow_data_without_workers_is_reported_and_read(monkeypatch):
@@ -285,7 +285,7 @@ def test_reading_that_takes_most_of_the_time_is_reported_once(wrap, option, monk
     with pytest.warns(RuntimeWarning) as caught:
         run(torch_data(wrap(Faulty(partial(time.sleep, 0.4)))), epochs=1)
     (message,) = {str(warning.message) for warning in caught}
-    pattern = rf"reading the train data takes most of the time, \d of \d s; {option}\(.*workers=4\) reads it in four"
+    pattern = rf"reading the train data takes most of the time, \d of \d s; {option}\(.*workers=4\) reads ahead in four"
     assert re.match(pattern, message)
 
 
@@ -301,8 +301,8 @@ def test_fast_data_and_that_of_workers_is_not_reported(monkeypatch):
     ("error", "message"),
     [
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's wor"
-                      "kers are out of shared memory."), "out of shared memory.*--shm-size"),
-        (RuntimeError("unable to write to file </torch_1_2>: No space left on device (28)"), "out of shared memory"),
+                      "kers are out of shared memory."), "full.*--shm-size"),
+        (RuntimeError("unable to write to file </torch_1_2>: No space left on device (28)"), "shared memory.* is full"),
         (RuntimeError("received 0 items of ancdata"), "too many files are open; raise the limit"),
         (OSError(24, "Too many open files"), "too many files are open; raise the limit"),
     ],

@@ -153,7 +153,7 @@ def test_validation_and_test_streams_are_read_to_their_end(wrap):
 def test_an_endless_validation_stream_is_read_up_to_a_number_of_samples_and_a_loader_to_the_end_of_a_batch(wrap, read):
     data = TorchData(WHOLE, wrap(Stream(repeats=-1)), wrap(Stream(repeats=-1)), classes=CLASSES, evaluation_samples=10)
     expected = TorchData(WHOLE, *[Subset(WHOLE, range(read))] * 2, classes=CLASSES)
-    assert data.summary.splitlines()[1] == "of the test data, 10 samples are read"
+    assert data.summary.splitlines()[1] == "10 samples of the test data are read"
     assert data.fingerprint != TorchData(WHOLE, wrap(Stream()), wrap(Stream()), classes=CLASSES).fingerprint
     training = Training(epochs=2, batch_size=4)
     metrics = [
@@ -165,9 +165,9 @@ def test_an_endless_validation_stream_is_read_up_to_a_number_of_samples_and_a_lo
 
 def test_a_number_of_evaluation_samples_is_refused_if_it_is_none_or_has_no_stream():
     for value in (0, -1, 1.5, True, "3"):
-        with pytest.raises(DataError, match="evaluation_samples is a number of samples, at least 1; got"):
+        with pytest.raises(DataError, match="evaluation_samples must be a number of samples, at least 1; got"):
             TorchData(WHOLE, Stream(), classes=CLASSES, evaluation_samples=value)
-    with pytest.raises(DataError, match=r"there is none; take a part of a Dataset with torch\.utils\.data\.Subset"):
+    with pytest.raises(DataError, match=r"there is none; select a part of a Dataset with torch\.utils\.data\.Subset"):
         TorchData(WHOLE, WHOLE, classes=CLASSES, evaluation_samples=3)
 
 
@@ -176,10 +176,12 @@ def test_a_check_and_a_run_name_a_validation_stream_without_a_length(kdkit_here,
     checked = kdkit_here("check", "mine.py")
     assert checked.code == 0, checked.err
     out = " ".join(checked.out.split())
-    assert "the validation data, a stream without a length, is read to its end; if it has none, pass the number" in out
+    assert (
+        "the validation data, a stream without a length, is read to its end; if it has no end, pass the number" in out
+    )
     bounded = kdkit_here("run", "mine.py", "--samples", "8", "--device", "cpu", "--out", "run")
     assert bounded.code == 0, bounded.err
-    assert "note: of the validation data, 8 samples are read" in bounded.out
+    assert "note: 8 samples of the validation data are read" in bounded.out
 
 
 ENDLESS = """

@@ -281,7 +281,7 @@ def test_an_onnx_model_refuses_other_inputs_than_its_own(tmp_path):
         model(inputs, mask=inputs)
     for wrong in (inputs.double(), inputs.bfloat16(), torch.randn(5, 7)):
         got = re.escape(f"input {wrong.dtype} {list(wrong.shape)}: ")
-        with pytest.raises(RecipeError, match=rf"takes input tensor\(float\) .*, and fails for {got}.*by the view"):
+        with pytest.raises(RecipeError, match=rf"takes input tensor\(float\) .*, but fails for {got}.*in the view"):
             model(wrong)
     with pytest.raises(RecipeError, match="takes 'input'; got none"):
         model()

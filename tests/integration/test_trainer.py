@@ -359,7 +359,7 @@ def test_a_loss_that_stops_being_finite_stops_the_run_and_is_named():
 def test_a_recipe_can_run_only_once():
     recipe = three()
     kdkit.run(recipe, device="cpu")
-    with pytest.raises(RecipeError, match="has run already"):
+    with pytest.raises(RecipeError, match="has already run"):
         kdkit.run(recipe, device="cpu")
 
 

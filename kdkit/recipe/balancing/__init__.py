@@ -1,4 +1,4 @@
-"""Compute the gradients of a step from its terms: by their weighted sum, by learned weights, or by gradient surgery."""
+"""Compute the gradients of a step from its terms: with a weighted sum, learned weights, or gradient surgery."""
 
 from kdkit.recipe.balancing.base import Balancer, Balancing, TrainedParameters, WeightedSum
 from kdkit.recipe.balancing.gradients import inner_products, jacobian

@@ -16,8 +16,9 @@ Scale = Callable[[Tensor], Tensor]
 class TrainedParameters:
     """The trained parameters of a stage, with the labels of its terms.
 
-    labels: of the terms, in order. nets: the parameters of each net. losses: the parameters of the losses.
-    Each parameter is listed once: one that two nets share with the first of them, one of a net and a loss with the net.
+    labels: the labels of the terms, in order. nets: the parameters of each network. losses: the parameters of losses.
+    Each parameter is listed once. If two networks share it, it is listed with the first one; if a network and a loss
+    share it, with the network.
     """
 
     labels: tuple[str, ...]
@@ -26,11 +27,11 @@ class TrainedParameters:
 
     @property
     def students(self) -> tuple[nn.Parameter, ...]:
-        """The parameters of all nets."""
+        """The parameters of all networks."""
         return tuple(parameter for net in self.nets for parameter in net)
 
     def vector(self, value: float) -> Tensor:
-        """Return a tensor of this value for each term, (terms,), on the device of the nets."""
+        """Return a tensor with this value for each term, (terms,), on the device of the networks."""
         first = self.students[0]
         dtype = torch.promote_types(first.dtype, torch.float32)  # half precision is too coarse for factors
         return torch.full((len(self.labels),), value, device=first.device, dtype=dtype)
@@ -38,24 +39,25 @@ class TrainedParameters:
 
 @runtime_checkable
 class Balancer(Protocol):
-    """Base class of a balancer, which computes the gradients of a step from the terms. It serves one stage.
+    """Base class of a balancer, which computes the gradients of a step from the terms. It is used for one stage.
 
-    If it is an `nn.Module`, the optimizer of the stage trains its parameters, under names that begin with "balance.".
+    If it is an `nn.Module`, the optimizer of the stage trains its parameters, under names that start with "balance.".
 
-    averages_across_ranks: in a distributed run, DistributedDataParallel averages the gradients during a backward pass
-    through the loss. A balancer without such a pass averages them itself, with
-    `kdkit.utils.collectives.all_reduce_mean`, and sets this to True.
-    capturable: whether a call may be captured as a part of a CUDA graph, which repeats its kernels without running its
-    Python code again: it computes on the device only, and keeps no number and draws no random number in Python.
+    averages_across_ranks: in a distributed run, DistributedDataParallel averages gradients during a backward pass
+    through the loss. A balancer without such a pass must average them itself, with
+    `kdkit.utils.collectives.all_reduce_mean`, and set this to True.
+    capturable: whether a call may be captured as part of a CUDA graph, which repeats its kernels without running its
+    Python code. The call must then compute on the device only, and must not store numbers or draw random numbers in
+    Python.
     """
 
     averages_across_ranks: bool = False
     capturable: bool = False
 
     def __call__(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale) -> None:
-        """Add gradients to the `.grad` of the parameters, given the unweighted terms and their weights.
+        """Add gradients to the `.grad` of the parameters. terms: the unweighted terms. weights: their weights.
 
-        scale: multiplies a loss before it is differentiated, for half precision and gradient accumulation.
+        scale: multiplies a loss before the backward pass, for half precision and gradient accumulation.
         """
         ...
 
@@ -70,10 +72,10 @@ class Balancer(Protocol):
 
 @runtime_checkable
 class Balancing(Protocol):
-    """Base class of a balancing method as a recipe configures it. One object may serve several stages.
+    """Base class of a balancing method, as configured in a recipe. One object may be used for several stages.
 
-    needs_separate_gradients: whether its balancer differentiates each term separately. A compiled stage has one
-    backward pass for all terms, so a run that compiles refuses such a method.
+    needs_separate_gradients: whether its balancer differentiates each term separately. A compiled stage has a single
+    backward pass for all terms, so a compiled run does not accept such a method.
     """
 
     needs_separate_gradients: bool = False
@@ -84,7 +86,7 @@ class Balancing(Protocol):
 
 
 def weighted_terms(terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale) -> dict[str, Tensor]:
-    """Return the weighted and scaled terms that contribute gradients: of nonzero weight, and with a graph."""
+    """Return the weighted and scaled terms that contribute gradients: those with a nonzero weight and a graph."""
     return {
         label: scale(term * weights[label])
         for label, term in terms.items()
@@ -96,7 +98,7 @@ def weighted_terms(terms: Mapping[str, Tensor], weights: Mapping[str, float], sc
 class WeightedSum(Balancing, Balancer):
     """The weighted sum of the terms, with the weights of the objective."""
 
-    capturable = True  # also if weights are scalar tensors
+    capturable = True  # even if weights are scalar tensors
 
     def build(self, trained: TrainedParameters) -> "WeightedSum":
         """Return self, which has no state."""
@@ -108,8 +110,8 @@ class WeightedSum(Balancing, Balancer):
         scale(total).backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
 
     def state_dict(self) -> dict[str, Any]:
-        """Return an empty dict, since there is no state."""
+        """Return an empty dict, because there is no state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Do nothing, since there is no state."""
+        """Do nothing, because there is no state."""

@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 from kdkit.utils.collectives import all_reduce_mean
 
-Gradients = tuple[Tensor | None, ...]  # of one term, on each parameter; None if the term does not reach it
+Gradients = tuple[Tensor | None, ...]  # of one term, for each parameter; None if the term does not reach it
 
 
 def separate_gradients(
     terms: Sequence[Tensor], parameters: Sequence[nn.Parameter], *, retain_graph: bool
 ) -> list[Gradients]:
-    """Return the gradient of each term on each parameter, None if the term does not reach the parameter."""
-    last = len(terms) - 1  # the graph has to last until the last term
+    """Return the gradient of each term for each parameter; None if the term does not reach the parameter."""
+    last = len(terms) - 1  # the graph is needed until the last term
     return [
         torch.autograd.grad(term, parameters, retain_graph=retain_graph or index < last, allow_unused=True)
         for index, term in enumerate(terms)
@@ -22,7 +22,7 @@ def separate_gradients(
 
 
 def jacobian(terms: Sequence[Tensor], parameters: Sequence[nn.Parameter], *, retain_graph: bool) -> Tensor:
-    """Return the gradients of the terms as rows, (terms, elements of the parameters), in float32 or better.
+    """Return the gradients of the terms as rows, (terms, elements of the parameters), at least in float32.
 
     A term without a graph has a row of zeros.
     """

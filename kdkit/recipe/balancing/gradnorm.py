@@ -15,23 +15,23 @@ from kdkit.recipe.optim import Optimizer
 from kdkit.utils.collectives import all_reduce_mean
 from kdkit.utils.validation import validate_at_least_zero
 
-_MIN_FACTOR = 1e-3  # an optimizer step could make a factor negative
+_MIN_FACTOR = 1e-3  # without it, an optimizer step could make a factor negative
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradNorm(Balancing):
     """Learn a factor per term that drives gradient norms to their mean times (relative inverse training rate) ** alpha.
 
-    The inverse training rate of a term is its loss divided by its first loss; it is relative to the mean over terms.
-    alpha: how much more weight slowly learning terms get; 0 equalises the norms.
-    layer: the module on whose parameters norms are computed, such as the last layer that all terms share; None for all
-    trained parameters of the nets.
+    The inverse training rate of a term is its loss divided by its first loss, relative to the mean over terms.
+    alpha: how much more weight slowly learning terms get; 0 makes the norms equal.
+    layer: the module for whose parameters norms are computed, such as the last layer that all terms share; None for all
+    trained parameters of the networks.
     optimizer: trains the factors, once per micro-batch. Afterwards they are clamped to be positive and renormalised so
     that their sum is the number of terms.
 
-    Terms are multiplied by the weights of the objective first, whose effect the balancing of norms cancels. Losses
-    have to be above 0: if a ratio is not finite, the factors stay unchanged. Terms of weight 0 are left out. Takes a
-    backward pass for each term down to the layer, in addition to that of the sum.
+    Terms are first multiplied by the weights of the objective, but balancing the norms cancels their effect. Losses
+    must be above 0: if a ratio is not finite, the factors are not changed. Terms with weight 0 are left out. Needs a
+    backward pass down to the layer for each term, in addition to the backward pass of the sum.
     Raises RecipeError for invalid options. Source: Chen et al. 2018, arXiv:1711.02257, Algorithm 1.
     """
 
@@ -45,23 +45,25 @@ class GradNorm(Balancing):
         validate_at_least_zero("alpha of GradNorm", self.alpha)
         if not isinstance(self.layer, nn.Module | None):
             raise RecipeError(
-                f"layer of GradNorm is a module of a net in training, or None for the whole nets; got {self.layer!r}"
+                "layer of GradNorm must be a module of a net in training, or None for the whole nets; got "
+                f"{self.layer!r}"
             )
         if not isinstance(self.optimizer, Optimizer):
             raise RecipeError(
-                f"optimizer is Optimizer(torch.optim.Adam, lr=...) or similar; got {describe(self.optimizer)}"
+                "optimizer of GradNorm must be a kdkit.Optimizer, such as Optimizer(torch.optim.Adam, lr=...); got "
+                f"{describe(self.optimizer)}"
             )
 
     def build(self, trained: TrainedParameters) -> Balancer:
         """Return the balancer of a stage. Raises RecipeError if the stage trains no parameter of the layer."""
         if self.layer is None:
             return GradNormFactors(self, trained, trained.students)
-        trained_ids = {id(parameter) for parameter in trained.students}  # tensors compare elementwise, so by identity
+        trained_ids = {id(parameter) for parameter in trained.students}  # ids, because tensors compare elementwise
         shared = tuple(parameter for parameter in self.layer.parameters() if id(parameter) in trained_ids)
         if not shared:
             raise RecipeError(
-                f"GradNorm computes norms on a {type(self.layer).__name__} of which this stage trains nothing; choose "
-                "a layer of a net in training that has weights to train, or give this stage a separate Training"
+                f"GradNorm computes norms for a {type(self.layer).__name__}, but this stage trains no parameter of it; "
+                "choose a layer with trained weights of a net in training, or use a separate Training for this stage"
             )
         return GradNormFactors(self, trained, shared)
 
@@ -74,7 +76,7 @@ class GradNormFactors(Balancer):
         self._labels = trained.labels
         self._shared = shared
         self.factors = nn.Parameter(trained.vector(1.0))
-        self.first_losses = trained.vector(math.nan)  # NaN until a term has its first loss
+        self.first_losses = trained.vector(math.nan)  # NaN until the first loss of a term
         self._optimizer = options.optimizer.build([("factors", self.factors)])
         self._indices: dict[tuple[str, ...], Tensor] = {}
 
@@ -88,8 +90,8 @@ class GradNormFactors(Balancer):
         for label, term_gradients in zip(weighted, gradients, strict=True):
             if all(gradient is None for gradient in term_gradients):
                 raise RecipeError(
-                    f"term {label!r} does not reach the layer on which GradNorm computes norms; choose one that all "
-                    "terms go through, or leave out layer=... for the whole nets"
+                    f"term {label!r} does not reach the layer for which GradNorm computes norms; choose a layer that "
+                    "all terms go through, or leave out layer=... for the whole nets"
                 )
         indices = self._indices_of(tuple(weighted))
         factors = self.factors.detach()[indices]  # (terms of this step,)
@@ -100,7 +102,7 @@ class GradNormFactors(Balancer):
         self._update_factors(indices, norms.to(factors), all_reduce_mean(losses.to(factors)))
 
     def _indices_of(self, labels: tuple[str, ...]) -> Tensor:
-        """Return the indices of these terms, (terms,); cached, since a copy to the device waits for it."""
+        """Return the indices of these terms, (terms,). Cached, because a copy to the device waits for it."""
         if labels not in self._indices:
             indices = [self._labels.index(label) for label in labels]
             self._indices[labels] = torch.tensor(indices, device=self.factors.device)
@@ -119,7 +121,7 @@ class GradNormFactors(Balancer):
         ratios = losses / first
         weighted_norms = before[indices] * norms  # G in the paper
         target = weighted_norms.mean() * (ratios / ratios.mean()) ** self._alpha
-        # torch.where rather than `if`, so that no step waits for the device
+        # torch.where instead of `if`, so that steps do not wait for the device.
         is_finite = (norms.isfinite() & target.isfinite()).all()
         gradient = torch.zeros_like(before)
         gradient[indices] = torch.where(is_finite, (weighted_norms - target).sign() * norms, 0.0)
@@ -127,7 +129,7 @@ class GradNormFactors(Balancer):
         self._optimizer.step()
         stepped = self.factors[indices].clamp(min=_MIN_FACTOR)
         stepped = stepped * (len(indices) / stepped.sum())
-        after = before.clone()  # an optimizer with momentum also moves the factors of terms that are left out
+        after = before.clone()  # an optimizer with momentum also changes the factors of terms that are left out
         after[indices] = torch.where(is_finite, stepped, before[indices])
         self.factors.copy_(after)
 
@@ -140,7 +142,7 @@ class GradNormFactors(Balancer):
         }
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Load such a state."""
+        """Load a saved state."""
         self.factors.data.copy_(state["factors"])
         self.first_losses.copy_(state["first"])
         self._optimizer.load_state_dict(state["optimizer"])

@@ -1,4 +1,4 @@
-"""Gradient surgery, which combines the gradients of the terms: PCGrad and CAGrad."""
+"""Gradient surgery, which combines the separate gradients of the terms: PCGrad and CAGrad."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,12 @@ from kdkit.utils.validation import is_number
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PCGrad(Balancing):
-    """Project the gradient of each term onto the normal planes of the gradients it conflicts with, then add them up.
+    """Project the gradient of each term onto the normal planes of the gradients it conflicts with, and add them up.
 
-    Two gradients conflict if their inner product is negative. Each gradient is projected in a random order of the
-    others, drawn again in each step, onto the normal planes of the original gradients. Terms are multiplied by the
-    weights of the objective first; without conflicts the result is the weighted sum. See `Surgery` for which
-    parameters are combined. Source: Yu et al. 2020, arXiv:2001.06782, Algorithm 1.
+    Two gradients conflict if their inner product is negative. Each gradient is projected onto the normal planes of the
+    original gradients, in a random order that is drawn in each step. Terms are first multiplied by the weights of the
+    objective; without conflicts, the result is the weighted sum. See `Surgery` for which parameters are combined.
+    Source: Yu et al. 2020, arXiv:2001.06782, Algorithm 1.
     """
 
     needs_separate_gradients = True
@@ -36,15 +36,15 @@ class PCGrad(Balancing):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CAGrad(Balancing):
-    """Find the direction near the weighted sum of the gradients that improves the worst-off term most.
+    """Find the direction near the weighted sum of the gradients that improves the worst term most.
 
     The direction differs from the sum by at most c times the norm of the sum.
     c: in [0, 1); 0 is the weighted sum, and below 1 CAGrad converges to a minimum of the weighted sum.
 
-    Terms are multiplied by the weights of the objective first. The g_0 of the paper is the mean of the gradients and
-    this one their sum, which changes only the length of the result, by the number of terms. Each step waits for the
-    device once: the dual problem is solved on the CPU, from the inner product of each pair of terms. See `Surgery` for
-    which parameters are combined. Raises RecipeError for c out of range.
+    Terms are first multiplied by the weights of the objective. The paper's g_0 is the mean of the gradients; here it is
+    their sum, which only multiplies the result by the number of terms. Each step waits for the device once, because the
+    dual problem is solved on the CPU, from the inner products of all pairs of terms. See `Surgery` for which parameters
+    are combined. Raises RecipeError for c out of range.
     Source: Liu et al. 2021, arXiv:2110.14048, Algorithm 1.
     """
 
@@ -54,7 +54,7 @@ class CAGrad(Balancing):
 
     def __post_init__(self) -> None:
         if not is_number(self.c) or not 0 <= self.c < 1:
-            raise RecipeError(f"c of CAGrad is a number from 0, the weighted sum, to below 1; got {self.c!r}")
+            raise RecipeError(f"c of CAGrad must be at least 0, the weighted sum, and below 1; got {self.c!r}")
 
     def build(self, trained: TrainedParameters) -> Balancer:
         """Return the balancer of a stage."""
@@ -62,7 +62,7 @@ class CAGrad(Balancing):
 
 
 class Rule(Protocol):
-    """How much of the gradient of each term goes into the combined gradient."""
+    """Decides how much the gradient of each term contributes to the combined gradient."""
 
     def coefficients(self, products: Tensor) -> Tensor:
         """Return a coefficient per term, (terms,), from the inner products of their gradients, (terms, terms)."""
@@ -78,12 +78,13 @@ class Rule(Protocol):
 
 
 class Surgery(Balancer):
-    """Combines the gradients of the terms by a rule, for each net separately.
+    """Combines the gradients of the terms by a rule, for each network separately.
 
-    The parameters of a net that at least two terms reach are combined as one vector. Parameters that one term reaches
-    get the weighted gradient of that term, and parameters of losses the sum over terms. Terms of weight 0 or without a
-    graph are left out. If fewer than two remain, the result is their weighted sum. Takes a backward pass for each term.
-    With accumulated gradients, those of each micro-batch are combined, and the results are added.
+    The gradients of all parameters of a network that at least two terms reach are combined as one vector. Parameters
+    that only one term reaches get the weighted gradient of that term. Parameters of losses get the sum over terms.
+    Terms with weight 0 or without a graph are left out. If fewer than two remain, the result is their weighted sum.
+    Needs a backward pass for each term. With accumulated gradients, those of each micro-batch are combined, and the
+    results are added.
     """
 
     averages_across_ranks = True
@@ -96,7 +97,7 @@ class Surgery(Balancer):
     def __call__(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale) -> None:
         """Add the combined gradients."""
         weighted = weighted_terms(terms, weights, scale)
-        # In a distributed run the code below averages gradients over the ranks, which WeightedSum would not.
+        # In a distributed run, the code below averages gradients over the ranks, but WeightedSum would not.
         if len(weighted) < 2 and not is_distributed():
             WeightedSum()(terms, weights, scale)
             return
@@ -114,11 +115,11 @@ class Surgery(Balancer):
         return self._rule.state_dict()
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Load a state of the rule."""
+        """Load a saved state of the rule."""
         self._rule.load_state_dict(state)
 
     def _combine(self, net: Sequence[nn.Parameter], gradients: Sequence[Gradients]) -> None:
-        """Add the combined gradients of one net; `gradients` are those of each term on its parameters."""
+        """Add the combined gradients of one network. gradients: of each term, for the network's parameters."""
         columns = [[term_gradients[index] for term_gradients in gradients] for index in range(len(net))]
         shared = [index for index, column in enumerate(columns) if sum(grad is not None for grad in column) > 1]
         for index in sorted({*range(len(net))} - {*shared}):
@@ -144,7 +145,7 @@ class Projection:
 
     def coefficients(self, products: Tensor) -> Tensor:
         """Return the coefficients of the sum of the projected gradients."""
-        # A projected gradient is a combination of the original ones, so it is computed as a vector of coefficients.
+        # A projected gradient is a linear combination of the original ones, so only its coefficients are computed.
         count = len(products)
         units = torch.eye(count, dtype=products.dtype, device=products.device)
         total = torch.zeros_like(products[0])
@@ -168,38 +169,38 @@ class Projection:
 
 
 class ConflictAverse:
-    """The rule of CAGrad, d = g_0 + c |g_0| g_w / |g_w|, in which w solves the dual problem."""
+    """The rule of CAGrad, d = g_0 + c |g_0| g_w / |g_w|. w solves the dual problem."""
 
     def __init__(self, c: float) -> None:
         self._c = c
 
     def coefficients(self, products: Tensor) -> Tensor:
-        """Return 1 for g_0, plus the coefficients of the direction of g_w."""
+        """Return 1, for g_0, plus the coefficients of the direction of g_w."""
         ones = torch.ones_like(products[0])
         matrix = products.double().cpu().numpy()
         trace = float(matrix.trace())
-        # In half precision gradients may overflow; then the gradient scaler skips this step.
+        # In half precision, gradients may overflow. The gradient scaler then skips this step.
         if self._c == 0 or not math.isfinite(trace) or trace <= 0:
             return ones
         shares = solve_dual(matrix / trace, self._c)
         norm = math.sqrt(max(float(shares @ matrix @ shares), 0.0))  # |g_w|
-        # If g_w vanishes, the gradients oppose each other and no direction improves all terms.
+        # If g_w vanishes, the gradients oppose each other, and no direction improves all terms.
         if norm**2 <= torch.finfo(products.dtype).eps * trace:
             return ones
         factor = self._c * math.sqrt(max(float(matrix.sum()), 0.0)) / norm  # c |g_0| / |g_w|
         return ones + torch.from_numpy(factor * shares).to(products)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return an empty dict, since there is no state."""
+        """Return an empty dict, because there is no state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Do nothing, since there is no state."""
+        """Do nothing, because there is no state."""
 
 
 def solve_dual(products: NDArray[np.float64], c: float) -> NDArray[np.float64]:
     """Return the w on the simplex, (terms,), that minimises g_w . g_0 + c |g_0| |g_w| (Algorithm 1)."""
-    from scipy.optimize import minimize  # late: it takes a while to import, and most recipes do not need it
+    from scipy.optimize import minimize  # late: the import takes a while, and most recipes do not need it
 
     count = len(products)
     products_with_sum = products.sum(1)  # g_i . g_0
@@ -228,7 +229,7 @@ def solve_dual(products: NDArray[np.float64], c: float) -> NDArray[np.float64]:
 def _add_sum(parameter: nn.Parameter, gradients: Sequence[Tensor | None]) -> None:
     defined = [gradient for gradient in gradients if gradient is not None]
     if defined:
-        # A single gradient is copied, since autograd may return a view of another tensor.
+        # A single gradient is copied, because autograd may return a view of another tensor.
         total = defined[0].clone() if len(defined) == 1 else torch.stack(defined).sum(0)
         _add(parameter, all_reduce_mean(total))
 

@@ -16,9 +16,9 @@ from kdkit.utils.collectives import all_reduce_mean
 class UncertaintyWeighting(Balancing):
     """Minimise the sum of exp(-s) * term + s / 2 over the terms, with a learned log variance s per term, initially 0.
 
-    Terms are regarded as negative log-likelihoods, so they have to stay above 0; for a squared error use half of it.
-    Terms are multiplied by the weights of the objective first, which therefore only set the start of learning: s
-    converges to log(2 * weight * term). A term of weight 0 has no effect, and a single term is not weighted. The
+    Terms are regarded as negative log-likelihoods, so they must stay above 0; for a squared error, use half of it.
+    Terms are first multiplied by the weights of the objective. These only affect the start of learning, because s
+    converges to log(2 * weight * term). A term with weight 0 has no effect, and a single term is not weighted. The
     optimizer of the stage trains the log variances, under the name "balance.log_variances".
     Source: Kendall et al. 2018, arXiv:1705.07115, section 3.2.
     """
@@ -48,6 +48,6 @@ class LogVariances(nn.Module):
         logs = {label: self.log_variances[self._indices[label]] for label in weighted}
         total = reduce(add, (torch.exp(-logs[label]) * term + logs[label] / 2 for label, term in weighted.items()))
         scale(total).backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
-        # DistributedDataParallel wraps the nets only, so it does not average the gradients of the log variances.
+        # DistributedDataParallel wraps only the networks, so it does not average the gradients of the log variances.
         if self.log_variances.grad is not None:
             self.log_variances.grad = all_reduce_mean(self.log_variances.grad)

@@ -13,27 +13,28 @@ from kdkit.teachers.cache.codec import Codec, relative_distance
 from kdkit.teachers.cache.store import Store
 from kdkit.utils.randomness import preserve_rng_state
 
-AUDIT_SAMPLES = 4  # samples that are computed again at a time
+AUDIT_SAMPLES = 4  # the number of samples that are recomputed at a time
 
 
 class Audit:
-    """Computes a share of the cached outputs of one teacher again.
+    """Recomputes a share of one teacher's cached outputs.
 
-    teacher: its name in messages. share: of the cached outputs that are read. tolerance: the largest difference that
-    counts as rounding, relative to the largest value. remedy: the advice at the end of the error message.
+    teacher: its name in messages. share: the share of cached outputs that are recomputed when they are read.
+    tolerance: the largest difference that counts as rounding, relative to the largest value. remedy: the advice at the
+    end of the error message.
     """
 
     def __init__(self, teacher: str, session: TeacherSession, codec: Codec, share: float) -> None:
         self.teacher, self.share = teacher, share
         self.tolerance, self.remedy = codec.tolerance, ""
         self._session, self._codec = session, codec
-        self._due = 0.0  # samples
-        # Not seeded: each run checks other samples, and no loss depends on it.
+        self._due = 0.0  # the number of samples that are due for a check
+        # Not seeded, so that each run checks different samples. No loss depends on it.
         self._generator = torch.Generator()
         self._generator.seed()
 
     def spot_check(self, batch: Batch, parts: Sequence[Tensor]) -> None:
-        """Count a batch that was read from the cache, with its parts, and check some samples of it if that is due."""
+        """Count a batch whose parts were read from the cache, and check some of its samples if a check is due."""
         self._due += self.share * len(batch)
         if self._due < AUDIT_SAMPLES:
             return
@@ -42,7 +43,7 @@ class Audit:
         self.check(batch.rows(rows), [part[rows] for part in parts])
 
     def check_earlier(self, store: Store, split: Split, device: torch.device) -> None:
-        """Check a few outputs for a split that an earlier stage or run has cached, before the first step.
+        """Before the first step, check some outputs for a split that an earlier stage or run has cached.
 
         Raises CacheError as `check` does.
         """
@@ -59,9 +60,9 @@ class Audit:
             if lookup is None or (lookup.hits is not None and not lookup.hits.any()):
                 return
             parts = store.read(lookup)
-        except OSError:  # the first step that reads them gives the reason
+        except OSError:  # the first step that reads them reports the reason
             return
-        if lookup.hits is not None:  # damaged outputs are computed again when they are read
+        if lookup.hits is not None:  # damaged outputs are recomputed when they are read
             intact = lookup.hits.nonzero().flatten()
             batch, parts = batch.rows(intact), tuple(part[intact] for part in parts)
         self.check(batch.to(device), parts)
@@ -77,7 +78,7 @@ class Audit:
         sample = "" if batch.ids is None else f" of sample {int(batch.ids[worst])} (draw {batch.draw})"
         raise CacheError(
             f"a cached output of {self.teacher} is not what it computes now: the output{sample} differs by "
-            f"{float(distance[worst]):.2g} of the largest value, and rounding explains at most {self.tolerance:.2g}; "
+            f"{float(distance[worst]):.2g} of the largest value, but rounding explains at most {self.tolerance:.2g}; "
             "its code, its data or the files of the cache changed in a way that the key does not cover: "
             f"{self.remedy}"
         )

@@ -1,4 +1,4 @@
-"""A teacher session that reads outputs from the cache, and runs the teacher for samples that are not in it."""
+"""A teacher session that reads outputs from the cache, and runs the teacher for samples that are not cached."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,10 @@ from kdkit.utils import collectives
 
 
 class CachedTeacher(TeacherSession):
-    """Stands in for the session of a frozen teacher; objectives get the same outputs from both.
+    """Replaces the session of a frozen teacher, and returns the same outputs.
 
-    codec: how outputs are stored; they are encoded and decoded from the first use on. store: the open entry, or None
-    if outputs are only encoded. audit: checks cached outputs against the teacher.
+    codec: how outputs are stored. Outputs are encoded and decoded even on their first use. store: the open entry, or
+    None if outputs are encoded but not stored. audit: checks cached outputs against the teacher.
     """
 
     def __init__(self, session: TeacherSession, codec: Codec, store: Store | None, audit: Audit) -> None:
@@ -29,11 +29,11 @@ class CachedTeacher(TeacherSession):
         self.codec = codec
         self.store = store
         self.audit = audit
-        self._new_outputs: list[NewOutputs] = []  # of this epoch, for the rank that writes
+        self._new_outputs: list[NewOutputs] = []  # since the last exchange, for the rank that writes
         self._reported_damaged, self._reported_not_finite = 0, False
 
     def __call__(self, batch: Batch) -> TeacherOutput:
-        """Return the output for a batch; the teacher runs on the samples that miss in the cache."""
+        """Return the output for a batch. The teacher runs on the cache misses only."""
         try:
             lookup = self._lookup(batch)
             cached = () if lookup is None or self.store is None else self.store.read(lookup)
@@ -52,23 +52,23 @@ class CachedTeacher(TeacherSession):
         return self.session.dry_run(batch)
 
     def observe(self, batch: Batch, outputs: Mapping[str, Tensor]) -> None:
-        """Pass on the outputs of the nets in training."""
+        """Pass the outputs of the networks in training to the teacher's session."""
         self.session.observe(batch, outputs)
 
     def on_step(self) -> None:
-        """Pass on that the weights were updated."""
+        """Tell the teacher's session that the weights were updated."""
         self.session.on_step()
 
     def on_epoch_end(self) -> None:
-        """Flush new outputs to the disk, and read those of other processes."""
+        """Flush new outputs to the disk, and read the outputs of other processes."""
         self.session.on_epoch_end()
         self._exchange_outputs()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the teacher's own session, so that a run can resume without the cache.
 
-        New outputs are flushed, since a run that resumes from this state does not repeat the steps that computed them.
-        It would compute them in other batches, and so with other rounding errors.
+        New outputs are flushed first. A run that resumes from this state does not repeat the steps that computed them,
+        and would compute them in other batches, with different rounding errors.
         """
         self._exchange_outputs()
         return self.session.state_dict()
@@ -78,7 +78,7 @@ class CachedTeacher(TeacherSession):
         self.session.load_state_dict(state)
 
     def close(self) -> None:
-        """Flush new outputs, and restore the net."""
+        """Flush new outputs, and restore the modes of the network."""
         try:
             if self.store is not None:
                 self.store.close()
@@ -92,7 +92,7 @@ class CachedTeacher(TeacherSession):
             self._report(self.store)
 
     def _exchange_outputs(self) -> None:
-        """Flush new outputs to the disk, and read those of other processes, of this run or of another one."""
+        """Flush new outputs to the disk, and read the outputs of other processes of this or another run."""
         distributed = collectives.is_distributed()
         new_outputs = collectives.all_gather_objects(self._new_outputs) if distributed else []
         self._new_outputs = []
@@ -112,7 +112,7 @@ class CachedTeacher(TeacherSession):
                 self._stop_caching(first_line(error))
 
     def _lookup(self, batch: Batch) -> Lookup | None:
-        ids = batch.ids if batch.ids_on_cpu is None else batch.ids_on_cpu  # no wait for the device
+        ids = batch.ids if batch.ids_on_cpu is None else batch.ids_on_cpu  # avoids a wait for the device
         if self.store is None or ids is None or batch.draw is None:
             return None
         return self.store.lookup(ids, batch.draw)
@@ -121,17 +121,17 @@ class CachedTeacher(TeacherSession):
         return self.codec.decode(self.codec.encode(self.session(batch)), batch.labels.device)
 
     def _complete(self, batch: Batch, lookup: Lookup, cached: Sequence[Tensor], store: Store) -> TeacherOutput:
-        """Run the teacher on the samples that missed, write their outputs, and return the output for the batch.
+        """Run the teacher on the cache misses, write their outputs, and return the output for the batch.
 
-        cached: the parts of all samples; those of samples that missed have any values.
+        cached: the parts of all samples, with arbitrary values for the misses.
         """
         hits = torch.ones(len(batch), dtype=torch.bool) if lookup.hits is None else lookup.hits
         missing = hits.logical_not().nonzero().flatten()
         if len(missing) == len(batch) or not lookup.damaged:
             parts = self.codec.encode(self.session(batch if len(missing) == len(batch) else batch.rows(missing)))
         else:
-            # The last bits of an output may depend on the size of the batch. In a run that is repeated, this is the
-            # batch in which the damaged outputs were computed, so its bits come back.
+            # The last bits of an output may depend on the batch size. If a run is repeated, the damaged outputs were
+            # computed in this same batch, so the whole batch gives the same bits again.
             parts = tuple(part.index_select(0, missing) for part in self.codec.encode(self.session(batch)))
         if [(tuple(part.shape[1:]), part.dtype) for part in parts] != [
             (part.shape, part.dtype) for part in store.parts
@@ -152,7 +152,7 @@ class CachedTeacher(TeacherSession):
         return self.codec.decode(parts, batch.labels.device)
 
     def _report(self, store: Store) -> None:
-        """Warn of damaged outputs that were found since the last call, and once of outputs that are not finite."""
+        """Warn about outputs found damaged since the last call, and once about outputs that are not finite."""
         count, self._reported_damaged = store.damaged - self._reported_damaged, store.damaged
         if count:
             outputs = "1 cached output" if count == 1 else f"{count:,} cached outputs"
@@ -166,12 +166,12 @@ class CachedTeacher(TeacherSession):
             self._reported_not_finite = True
             warnings.warn(
                 f"outputs of {self.audit.teacher} are NaN or infinite for {store.not_finite:,} samples; these are not "
-                "cached, and computed again in each epoch",
+                "cached, but recomputed in each epoch",
                 stacklevel=4,
             )
 
     def _stop_caching(self, reason: str) -> None:
-        """Run the teacher at every step from this one on."""
+        """Run the teacher in every step from now on."""
         store, self.store = self.store, None
         warnings.warn(f"{self.audit.teacher} is no longer cached: {reason}", stacklevel=4)
         if store is not None:

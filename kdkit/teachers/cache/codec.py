@@ -18,7 +18,7 @@ _HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A tensor that is stored of each output; shape and dtype are those of one sample."""
+    """A tensor that is stored for each output. shape, dtype: for one sample."""
 
     name: str
     shape: tuple[int, ...]
@@ -31,17 +31,17 @@ class Part:
 
 
 class Codec:
-    """Encodes the outputs of one teacher as parts, and decodes parts; shapes and dtypes are taken from an example.
+    """Encodes the outputs of one teacher as parts, and decodes parts. Shapes and dtypes are taken from an example.
 
-    Of outputs that a HeadTap leaves out, the features alone are stored.
-    Raises CacheError if the settings keep the largest logits and the outputs are not floats (batch, classes, ...).
+    If a HeadTap leaves the output out, only the features are stored.
+    Raises CacheError if `top` is set, but the outputs are not floats of shape (batch, classes, ...).
     """
 
     def __init__(self, settings: CacheSettings, example: TeacherOutput) -> None:
         self._left_out = example.output[0] if is_left_out(example.output) else None
         tensors = self._tensors(example)
         self._dtypes = tuple(tensor.dtype for tensor in tensors)
-        # Integer tensors are stored as they are: a float16 has no room for a large index.
+        # Integer tensors keep their dtype: float16 cannot represent large indices.
         self._stored_dtypes = tuple(
             _DTYPES[settings.dtype] if settings.dtype is not None and tensor.is_floating_point() else tensor.dtype
             for tensor in tensors
@@ -49,8 +49,8 @@ class Codec:
         self._top = settings.top if self._left_out is None else None
         if self._top is not None and (example.output.ndim < 2 or not example.output.is_floating_point()):
             raise CacheError(
-                f"top needs float outputs (batch, classes, ...); it returns {tuple(example.output.shape)} of "
-                f"{example.output.dtype}"
+                f"top needs float outputs of shape (batch, classes, ...), but it returns {tuple(example.output.shape)} "
+                f"of {example.output.dtype}"
             )
         self._classes = example.output.shape[1] if example.output.ndim > 1 else 1
         if self._top is not None and self._top >= self._classes:
@@ -66,11 +66,11 @@ class Codec:
 
     @property
     def tolerance(self) -> float:
-        """The largest relative distance between outputs that differ by rounding only, in the stored dtypes."""
+        """The largest relative distance that counts as rounding, for the stored dtypes."""
         return max(4 * torch.finfo(dtype).eps if dtype in _HALF_PRECISION else 1e-5 for dtype in self._stored_dtypes)
 
     def encode(self, output: TeacherOutput) -> tuple[Tensor, ...]:
-        """Return the parts of an output, on the CPU, with a row for each sample."""
+        """Return the parts of an output, on the CPU, with one row per sample."""
         stored = [
             tensor.detach().to("cpu", dtype, copy=False).contiguous()
             for tensor, dtype in zip(self._tensors(output), self._stored_dtypes, strict=True)
@@ -78,7 +78,7 @@ class Codec:
         return tuple(stored) if self._top is None else (*self._largest(output.output, self._top), *stored[1:])
 
     def decode(self, parts: Sequence[Tensor], device: torch.device) -> TeacherOutput:
-        """Return the output that the parts encode, on a device."""
+        """Return the output that is encoded in the parts, on a device."""
         if self._exact and device.type == "cpu":
             return self._output(parts)
         moved = [part.to(device, non_blocking=True) for part in parts]
@@ -95,7 +95,7 @@ class Codec:
     def comparable(self, output: TeacherOutput, parts: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Return pairs (stored, computed) that are equal up to rounding if the teacher has not changed.
 
-        Of the largest logits, the stored classes are compared, since two nearly equal logits may change places.
+        With `top`, the logits of the stored classes are compared: two nearly equal logits may change places.
         """
         computed = self.encode(output)
         if self._top is None:
@@ -113,7 +113,7 @@ class Codec:
         return TeacherOutput(left_out(scalar, (len(tensors[0]), *self._left_out.shape)), tuple(tensors))
 
     def _largest(self, output: Tensor, top: int) -> tuple[Tensor, Tensor]:
-        """Return the largest logits of each position with the log of the other classes' mass, and their classes.
+        """Return the largest logits of each position, followed by the log mass of all other classes, and their classes.
 
         (batch, classes, ...) -> (batch, top + 1, ...) and (batch, top, ...).
         """
@@ -126,22 +126,22 @@ class Codec:
         return stored, classes.to(dtype).contiguous()
 
     def _spread(self, largest: Tensor, classes: Tensor) -> Tensor:
-        """Return logits (batch, classes, ...), in which every other class has an equal share of the rest."""
+        """Return logits (batch, classes, ...) in which the classes that were not stored share the rest equally."""
         others = self._classes - classes.shape[1]
-        share = largest[:, -1:] - math.log(others)  # (batch, 1, ...): the log of the mass over the number of classes
+        share = largest[:, -1:] - math.log(others)  # (batch, 1, ...): the log of mass / number of classes
         return share.repeat_interleave(self._classes, 1).scatter_(1, classes, largest[:, :-1])
 
 
 def relative_distance(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return the largest difference of each sample, (samples,), relative to the largest absolute value of its tensor.
+    """Return the largest difference for each sample, (samples,), relative to the largest absolute value of its tensor.
 
-    Values that are not finite count as equal if they are the same in both tensors, and else as infinitely far apart.
+    Values that are not finite count as equal if they are the same in both tensors, otherwise as infinitely far apart.
     """
     worst = torch.zeros(len(pairs[0][0]), dtype=torch.float64)
     for pair in pairs:
         first, second = (tensor.detach().cpu().double().reshape(len(tensor), -1) for tensor in pair)
         finite = first.isfinite() & second.isfinite()
-        # `tiny` keeps the division defined for a tensor of zeros
+        # `tiny` avoids a division by zero for a tensor of zeros
         tiny = torch.finfo(torch.float64).tiny
         scale = first[finite].abs().max().clamp(min=tiny) if bool(finite.any()) else 1.0
         distance = torch.where(finite, (first - second).abs() / scale, torch.inf)

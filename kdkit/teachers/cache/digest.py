@@ -1,4 +1,4 @@
-"""Compute a digest of a teacher: its tensors, its attributes, and the source text of the code that it runs.
+"""Compute a digest of a teacher: its tensors, its attributes, and the source of the code that it runs.
 
 =====================================================================================  ================================
 You change                                                                             Effect on the next run
@@ -18,8 +18,8 @@ two lambdas on one line; a module of yours as an argument, or imported in a func
 a file or a service that `forward` reads, a patched installed package, a C++ operator  same key: the audit stops the run
 =====================================================================================  ================================
 
-"Yours" is everything outside the standard library and the installed packages (also a package installed in editable
-mode). From such a function, names are followed to the globals, closures and modules that they refer to, recursively.
+"Yours" is all code outside the standard library and the installed packages; a package installed in editable mode is
+yours. In such a function, names are followed recursively to the globals, closures and modules that they refer to.
 """
 
 import copyreg
@@ -46,13 +46,13 @@ from kdkit.teachers.cache.source import (
     source_of,
 )
 
-_MAX_VALUES = 200_000  # more values than this are a trainer or a dataset that a module holds, not a network
+_MAX_VALUES = 200_000  # a module with more values than this holds a trainer or a dataset
 _SIMPLE = (type(None), bool, int, float, complex, str, bytes)
 _GENERATED = {"__init__", "__new__", "__repr__", "__eq__", "__lt__", "__le__", "__gt__", "__ge__", "__hash__",
               "__setattr__", "__delattr__", "__replace__"}  # fmt: skip
 _MODULE_STATE = {*nn.Module().__dict__, "_is_full_backward_hook", "_compiled_call_impl"} - {"training"}
 
-# Attributes of a graph that do not change its outputs; those of torch.export differ from one load to the next.
+# Attributes of a graph that do not change its outputs. Those of torch.export change each time a program is loaded.
 _GRAPH_BOOKKEEPING = {
     "_graph",
     "_lineno_map",
@@ -66,31 +66,31 @@ _GRAPH_BOOKKEEPING = {
 
 
 class Digest:
-    """SHA-256 digests of values, which may refer to each other. Raises CacheError for a value that cannot be keyed."""
+    """SHA-256 digests of values that may refer to each other. Raises CacheError for a value that cannot be keyed."""
 
     def __init__(self) -> None:
         self._tensors, self._attributes = hashlib.sha256(), hashlib.sha256()
         self._code: dict[str, Any] = {}  # qualified name of a function -> sha256 of its source
         self._packages: set[str] = set()
-        self._seen: dict[int, tuple[int, object]] = {}  # holds the objects, so that no id is reused meanwhile
+        self._seen: dict[int, tuple[int, object]] = {}  # keeps the objects alive, so that no id is reused
 
     def facts(self) -> dict[str, Any]:
-        """Return the digests of tensors, attributes and code apart, so that two keys can be compared by eye."""
+        """Return separate digests of tensors, attributes and code, so that two keys can be compared by eye."""
         digests = {"tensors": self._tensors.hexdigest(), "attributes": self._attributes.hexdigest()}
         code = {name: digest.hexdigest()[:32] for name, digest in self._code.items()}
         return {**digests, "code": code, "packages": sorted(self._packages)}
 
     def hexdigest(self) -> str:
-        """Return one digest of all facts."""
+        """Return a single digest of all facts."""
         return hashlib.sha256(json.dumps(self.facts(), sort_keys=True).encode()).hexdigest()
 
     def add(self, value: Any, path: str) -> "Digest":
-        """Add a value and everything that it holds or refers to; `path` names it in an error."""
+        """Add a value and everything that it holds or refers to. `path` is its name in error messages."""
         kind = type(value)
         if kind in _SIMPLE:
             self._update(kind.__name__, repr(value))
             return self
-        if kind not in (tuple, frozenset):  # whether equal constants are one object is up to the interpreter
+        if kind not in (tuple, frozenset):  # the interpreter may or may not merge equal constants into one object
             if id(value) in self._seen:
                 self._update("again", str(self._seen[id(value)][0]))
                 return self
@@ -115,7 +115,7 @@ class Digest:
             self._update(kind.__name__, str(len(value)))
             for index, item in enumerate(value):
                 self.add(item, f"{path}[{index}]")
-        elif kind in (set, frozenset):  # sorted by digest, since the order of a set differs between processes
+        elif kind in (set, frozenset):  # sorted by digest: the order of a set differs between processes
             self._update(kind.__name__, *sorted(Digest().add(item, path).hexdigest() for item in value))
         else:
             self._add_object(value, path)
@@ -131,9 +131,9 @@ class Digest:
         self._update("installed", str(module), name)
 
     def _add_tensor(self, tensor: Tensor, path: str) -> None:
-        # User code may set attributes on a tensor. Those of torch.compile depend on earlier compilations.
+        # User code may set attributes on a tensor. Attributes of torch.compile depend on earlier compilations.
         attributes = {name: value for name, value in vars(tensor).items() if not name.startswith("_dynamo")}
-        if is_traceable_wrapper_subclass(tensor):  # such as quantized weights: other tensors hold their numbers
+        if is_traceable_wrapper_subclass(tensor):  # such as quantized weights, whose values are in inner tensors
             names, context = tensor.__tensor_flatten__()
             self._update("wrapper", str(tensor.dtype), str(tuple(tensor.shape)))
             self.add(type(tensor), path).add([getattr(tensor, name) for name in names], path).add(context, path)
@@ -149,14 +149,14 @@ class Digest:
     def _add_module(self, module: nn.Module, path: str) -> None:
         self.add(type(module), path).add(_torch_hooks(module, path), path)
         attributes = {name: value for name, value in vars(module).items() if name not in _MODULE_STATE}
-        if type(module).__name__ == "OptimizedModule":  # torch.compile: the original is a submodule, the rest is caches
+        if type(module).__name__ == "OptimizedModule":  # torch.compile: a submodule is the original, the rest is caches
             attributes = {}
-        elif isinstance(module, GraphModule):  # torch.fx: the function that was generated from the graph is what runs
+        elif isinstance(module, GraphModule):  # torch.fx: runs the function that is generated from the graph
             attributes = {name: value for name, value in attributes.items() if name not in _GRAPH_BOOKKEEPING}
             self.add(type(module).forward, path)
         elif isinstance(module, nn.RNNBase):  # weak references to its weights
             attributes.pop("_flat_weight_refs", None)
-        elif type(module).__name__ == "GuardsFn":  # torch.export: checks the inputs, and computes nothing
+        elif type(module).__name__ == "GuardsFn":  # torch.export: only checks the inputs
             attributes = {}
         for members in (module._parameters, module._buffers, module._modules, attributes):
             self._update(str(len(members)))
@@ -180,7 +180,7 @@ class Digest:
         closure = {name: None if cell == types.CellType() else cell.cell_contents for name, cell in cells}
         if package := package_of_file(function.__code__.co_filename):
             self._add_package(package, function.__module__, function.__qualname__)
-            if package_of(function.__module__ or "builtins"):  # else a wrapper: @torch.no_grad() around user code
+            if package_of(function.__module__ or "builtins"):  # otherwise a wrapper: @torch.no_grad() around user code
                 inner = (types.FunctionType, nn.Module)
                 self.add([held for held in closure.values() if isinstance(held, inner)], path)
                 return
@@ -191,7 +191,7 @@ class Digest:
             for name, value in references(function, tree, closure):
                 self._update(name)
                 self.add(value, f"{path}: {name}")
-        held = [value for value in closure.values() if not is_user_module(value)]  # modules: see references()
+        held = [value for value in closure.values() if not is_user_module(value)]  # references() handles modules
         self.add([function.__defaults__, function.__kwdefaults__, held, vars(function)], path)
 
     def _add_object(self, value: Any, path: str) -> None:
@@ -199,18 +199,20 @@ class Digest:
             package = package_of(value.__name__)
             if package is None:
                 raise CacheError(
-                    f"{path} is the module {value.__name__}, used as a value, so no source shows what is taken from "
-                    "it; use its functions and values instead"
+                    f"{path} is the module {value.__name__}, used as a value, so the source does not show what is "
+                    "taken from it; use its functions and values instead"
                 )
             self._add_package(package, value.__name__, "")
         elif isinstance(value, types.BuiltinFunctionType) and value.__module__ is not None:
             package = package_of(value.__module__)
             if package is None:
-                raise CacheError(f"{path} is compiled code of no package: {value.__module__}.{value.__name__}")
+                raise CacheError(
+                    f"{path} is compiled code that is in no installed package: {value.__module__}.{value.__name__}"
+                )
             self._add_package(package, value.__module__, value.__qualname__)
-        elif isinstance(value, Graph | Node):  # of torch.fx: their text has every operation and argument
+        elif isinstance(value, Graph | Node):  # torch.fx: their text has every operation and argument
             self._update(type(value).__name__, str(value))
-        elif isinstance(value, logging.Logger):  # it holds locks, and no output depends on it
+        elif isinstance(value, logging.Logger):  # holds locks, and does not affect outputs
             self._update("logger", value.name)
         elif isinstance(value, types.MethodType | staticmethod | classmethod | property | functools.cached_property):
             self.add([getattr(value, name, None) for name in ("__func__", "__self__", "fget", "fset", "func")], path)
@@ -218,28 +220,28 @@ class Digest:
             self._add_state(value, path)
 
     def _add_state(self, value: Any, path: str) -> None:
-        """Add any other object by its class, its attributes, and the state that pickle would save."""
+        """Add any other object: its class, its attributes, and the state that pickle would save."""
         reduce = copyreg.dispatch_table.get(type(value))
         try:
             state = reduce(value) if reduce else value.__reduce_ex__(2)  # fails for a lock, a file, a generator
         except Exception as error:  # user code and C extensions may raise anything
             raise CacheError(f"{path} is a {type(value).__qualname__}, whose contents cannot be read") from error
         self.add(type(value), path)
-        # The alias `tuple[int]` hands out the attributes of `tuple`.
+        # An alias such as `tuple[int]` has the `__dict__` of `tuple`.
         attributes = {} if isinstance(value, types.GenericAlias) else getattr(value, "__dict__", {})
         for name, attribute in attributes.items():
             self._update(name)
             self.add(attribute, f"{path}.{name}")
-        parts = (state,) if isinstance(state, str) else state  # a str is a name in a module, such as "float32"
+        parts = (state,) if isinstance(state, str) else state  # a str is the name of a global, such as "float32"
         self.add([list(part) if isinstance(part, Iterator) else part for part in parts], path)
 
 
 def _is_bookkeeping(kind: type, name: str, member: Any) -> bool:
-    """Whether a class member cannot change outputs: annotations, `__slots__`, or generated by the standard library."""
+    """Whether a class member cannot change outputs: annotations, `__slots__`, or code that dataclasses generate."""
     if name.startswith(("_abc_", "_is_protocol", "_is_runtime_protocol", "__annotat")):
         return True
     if name in _GENERATED and isinstance(member, types.FunctionType):
-        # The fields of a dataclass or a namedtuple are attributes of the instance, which are keyed themselves.
+        # The fields of a dataclass or named tuple are keyed as attributes of the instance.
         generates = hasattr(kind, "__dataclass_fields__") or hasattr(kind, "_field_defaults")
         file = member.__code__.co_filename
         return generates and (file.startswith("<") or package_of_file(file) is not None)
@@ -249,7 +251,10 @@ def _is_bookkeeping(kind: type, name: str, member: Any) -> bool:
 
 
 def _torch_hooks(module: nn.Module, path: str) -> list[Any]:
-    """Return torch's own hooks on a module, as of spectral_norm. Raises CacheError for a user's; ignores open taps."""
+    """Return torch's own hooks on a module, such as those of spectral_norm, without open taps.
+
+    Raises CacheError if there is a user-defined hook.
+    """
     registries = nn.modules.module
     kept = []
     for hooks in (module._forward_hooks, module._forward_pre_hooks,

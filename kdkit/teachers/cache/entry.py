@@ -23,8 +23,8 @@ from kdkit.utils.locks import FileLock
 class EntryInfo:
     """One entry in a list of the cache.
 
-    net, view, data: of the key. rows: samples times draws. bytes: on the disk. used: time of the last use, in seconds
-    since the epoch. open: whether a process uses it. format: of its files.
+    net, view, data: parts of the key. rows: samples times draws. bytes: the size on disk. used: the time of the last
+    use, in seconds since the Unix epoch. open: whether a process uses the entry. format: the version of its files.
     """
 
     path: Path
@@ -39,12 +39,12 @@ class EntryInfo:
 
     @property
     def readable(self) -> bool:
-        """Whether this version of kdkit reads its format."""
+        """Whether this version of kdkit can read the entry."""
         return self.format == FORMAT
 
     @property
     def written(self) -> int:
-        """The number of rows that have an output now, counted in a file of the entry; 0 if that cannot be read."""
+        """The number of rows that have an output now, read from the checksums; 0 if they cannot be read."""
         try:
             checksums = (self.path / CHECKSUMS).read_bytes()
         except OSError:
@@ -55,7 +55,7 @@ class EntryInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntrySpec:
-    """What an entry is to hold. ids: (samples,) int64. new_rows: how many rows the coming stage may write."""
+    """What an entry must hold. ids: (samples,) int64. new_rows: the most rows that the next stage may write."""
 
     net: str
     key: Key
@@ -66,12 +66,12 @@ class EntrySpec:
 
     @property
     def new_bytes(self) -> int:
-        """The number of bytes that the coming stage may write."""
+        """The most bytes that the next stage may write."""
         return self.new_rows * sum(part.bytes for part in self.parts)
 
 
 def create_entry(path: Path, spec: EntrySpec) -> None:
-    """Create the files of an entry, which are sparse until rows are written; meta.json comes last."""
+    """Create the files of an entry, sparse until rows are written. meta.json is written last."""
     (path / "uses").mkdir(parents=True)
     (path / IDS).write_bytes(spec.ids.sort().values.contiguous().numpy().tobytes())
     for name, size in _file_sizes(spec).items():
@@ -82,7 +82,7 @@ def create_entry(path: Path, spec: EntrySpec) -> None:
 
 
 def is_intact(path: Path, spec: EntrySpec) -> bool:
-    """Return whether an entry is complete and holds what the spec describes.
+    """Return whether an entry is complete and matches the spec.
 
     Raises CacheError if it was written in another format.
     """
@@ -96,14 +96,14 @@ def is_intact(path: Path, spec: EntrySpec) -> bool:
         return False
     if written_format != FORMAT:
         raise CacheError(
-            f"{path} has cache format {written_format}, and this version of kdkit reads format {FORMAT}; delete it: "
+            f"{path} has cache format {written_format}, but this version of kdkit reads format {FORMAT}; delete it: "
             f"kdkit cache {path.parent} --delete {path.name[:12]}"
         )
     return same_parts and sizes == _file_sizes(spec) and torch.equal(ids, spec.ids.sort().values)
 
 
 def is_open(path: Path) -> bool:
-    """Return whether a process uses an entry, and remove the locks of processes that were killed."""
+    """Return whether a process uses an entry. Locks of killed processes are removed."""
     for use in (path / "uses").glob("*"):
         lock = FileLock(use)
         try:
@@ -116,11 +116,11 @@ def is_open(path: Path) -> bool:
 
 
 def read_info(path: Path) -> EntryInfo | None:
-    """Return the description of an entry, or None if it is incomplete, since nothing can be read from it then."""
+    """Return the description of an entry, or None if it is incomplete and cannot be read."""
     try:
         meta = json.loads((path / META).read_text())
         written_format = _format_of(meta)
-        # An older format may have other files; it is listed so that it can be deleted.
+        # An entry in an older format may have other files. It is listed so that it can be deleted.
         size = (path / CHECKSUMS).stat().st_size if written_format == FORMAT else 0
         files = [file.stat() for file in path.iterdir() if file.is_file()]
         used = (path / USED).stat().st_mtime
@@ -151,5 +151,5 @@ def _meta(spec: EntrySpec) -> dict[str, Any]:
 
 
 def _format_of(meta: dict[str, Any]) -> int:
-    """Return the format of an entry; up to format 2 it was in the key only."""
+    """Return the format of an entry. Up to format 2, it was stored in the key only."""
     return int(meta["format"] if "format" in meta else meta["key"]["format"])

@@ -1,4 +1,4 @@
-"""A folder of cached outputs that runs share: an entry for each key, limited in size; the oldest are evicted first."""
+"""A folder of cached outputs that runs share: one entry per key, limited in size, least recently used evicted first."""
 
 import math
 import shutil
@@ -14,23 +14,23 @@ from kdkit.teachers.cache.store import USED, Store
 from kdkit.utils.locks import FileLock
 from kdkit.utils.reprs import format_bytes
 
-_NAME_LENGTH = 64  # an entry is named by a SHA-256 in hexadecimal digits
+_NAME_LENGTH = 64  # the name of an entry is a SHA-256 in hexadecimal digits
 _LOCK_SECONDS = 30.0  # how long to wait for another process that opens or deletes an entry
-_FREE_BYTES = 2**28  # that stay free on the disk
+_FREE_BYTES = 2**28  # free space that is left on the disk
 
 
 class UnusableFolderError(CacheError):
-    """The folder of a cache cannot be locked, read or written."""
+    """The cache folder cannot be locked, read or written."""
 
 
 class CacheFolder:
-    """Entries by digest. limit: in bytes; above it the entries that were not used for longest are evicted."""
+    """Cache entries by digest. limit: in bytes; above it, the least recently used entries are evicted."""
 
     def __init__(self, path: Path, limit: float = math.inf) -> None:
         self.path, self.limit = path, limit
 
     def open(self, spec: EntrySpec) -> Store:
-        """Return the store of an entry, which is created if needed.
+        """Open the store of an entry, which is created if needed.
 
         Raises UnusableFolderError if the folder cannot be written, and CacheError if there is no room for the entry.
         """
@@ -50,25 +50,25 @@ class CacheFolder:
             raise UnusableFolderError(f"{self.path} cannot be written: {first_line(error)}") from error
 
     def kept(self) -> list[EntryInfo]:
-        """Return all entries, the last used first. Raises CacheError if there is no such folder."""
+        """Return all entries, the most recently used first. Raises CacheError if the folder does not exist."""
         with self._existing():
             return self._entries()
 
     def delete(self, name: str) -> list[EntryInfo]:
-        """Delete the entries of a net, or whose digest begins with `name`, or "all"; return them.
+        """Delete entries and return them. name: the name of a network, the start of a digest, or "all".
 
-        Raises CacheError if there is no such entry, or one of them is in use; then nothing is deleted.
+        Raises CacheError and deletes nothing if there is no such entry, or if one of them is in use.
         """
         with self._existing():
             return self._delete(name, self._entries())
 
     def shrink(self, limit: int) -> list[EntryInfo]:
-        """Evict the entries that were not used for longest until at most `limit` bytes are left; return them."""
+        """Evict the least recently used entries until at most `limit` bytes are left, and return them."""
         with self._existing():
             return self._evict(limit, self._entries())
 
     def _entries(self) -> list[EntryInfo]:
-        """Return all entries, and delete incomplete ones. The caller holds the lock of the folder."""
+        """Return all entries, and delete incomplete ones. The caller must hold the folder's lock."""
         entries = []
         for path in self.path.iterdir():
             if len(path.name) == _NAME_LENGTH and path.is_dir():
@@ -105,7 +105,7 @@ class CacheFolder:
         return evicted
 
     def _make_room(self, path: Path, new_bytes: int) -> None:
-        """Evict other entries for one that is opened. Raises CacheError if that is not enough."""
+        """Evict other entries to make room for this one. Raises CacheError if that is not enough."""
         entries = self._entries()
         current = next((entry.bytes for entry in entries if entry.path == path), 0)
         others = [entry for entry in entries if entry.path != path]
@@ -113,18 +113,18 @@ class CacheFolder:
         limit = f"limited to {format_bytes(self.limit)} (--teacher-cache-size)"
         needed = f"its cached outputs take {format_bytes(size)}"
         if size > self.limit:  # checked first, so that nothing is evicted for an entry that never fits
-            raise CacheError(f"{needed}, and {self.path} is {limit}")
+            raise CacheError(f"{needed}, but {self.path} is {limit}")
         self._evict(self.limit - size, others)
         left = sum(entry.bytes for entry in others if entry.path.exists())
         if left + size > self.limit:
-            raise CacheError(f"{needed}, and entries that other runs use fill {self.path}, {limit}")
+            raise CacheError(f"{needed}, but entries that other runs use fill {self.path}, {limit}")
         free = shutil.disk_usage(self.path).free - _FREE_BYTES
         if new_bytes - current > free:
-            raise CacheError(f"{needed}, and the disk of {self.path} has {format_bytes(max(free, 0))} left")
+            raise CacheError(f"{needed}, but the disk of {self.path} has only {format_bytes(max(free, 0))} left")
 
     @contextmanager
     def _existing(self) -> Iterator[None]:
-        """Lock a folder that exists. Raises CacheError if it does not exist or cannot be written."""
+        """Lock the folder. Raises CacheError if it does not exist or cannot be read."""
         if not self.path.is_dir():
             raise CacheError(f"there is no folder {self.path}; expected a teacher cache, such as runs/teacher_cache")
         try:
@@ -141,5 +141,5 @@ class CacheFolder:
                 yield
         except Timeout as error:
             raise UnusableFolderError(
-                f"another process holds {self.path} for more than {_LOCK_SECONDS:.0f} s"
+                f"another process has locked {self.path} for more than {_LOCK_SECONDS:.0f} s"
             ) from error

@@ -23,8 +23,8 @@ from kdkit.nets.taps import Tap, TapLike
 from kdkit.teachers.cache.digest import Digest
 from kdkit.utils.devices import uses_tf32
 
-FORMAT = 4  # of the files and the key; raise it whenever either changes
-# Attributes of a Net that are facts already, or that its outputs do not depend on.
+FORMAT = 4  # the version of the files and the key; increase it whenever either changes
+# Attributes of a Net that are already among the facts, or that its outputs do not depend on.
 _NET_ATTRIBUTES = (
     *("name", "module", "view", "element", "classes", "version", "trained", "recompute", "channels_last"),
     *("device", "weights_note", "_copies_inputs", "taken_element", "_notes_element"),
@@ -33,7 +33,7 @@ _NET_ATTRIBUTES = (
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """The facts that outputs depend on, readable in an entry's meta.json, and the digest that names the entry."""
+    """The facts that outputs depend on, saved in an entry's meta.json, and the digest that names the entry."""
 
     facts: Mapping[str, Any]
 
@@ -44,10 +44,10 @@ class Key:
 
 
 def compute_key(net: Net[Any], taps: Sequence[TapLike], *, data: Mapping[str, Any], settings: Mapping[str, Any]) -> Key:
-    """Return the key of the outputs of a net that is open for a stage.
+    """Return the key of the outputs of a network that is open for a stage.
 
     data: see `facts_of_data`. settings: options of the run that outputs depend on, such as its precision.
-    Raises CacheError, whose text is the reason, if something cannot be keyed.
+    Raises CacheError with the reason if something cannot be keyed.
     """
     try:
         return Key(
@@ -67,19 +67,19 @@ def compute_key(net: Net[Any], taps: Sequence[TapLike], *, data: Mapping[str, An
 
 
 class DataIdentity(NamedTuple):
-    """How samples are identified: by these facts of the data, or None if they cannot be, and the reason."""
+    """How samples are identified: by these facts about the data. None if they cannot be identified, with the reason."""
 
     facts: Mapping[str, Any] | None
     reason: str = ""
 
     @property
     def is_complete(self) -> bool:
-        """Whether the facts change with every training sample: see `Data.train_digest`."""
+        """Whether any change of a training sample changes the facts: see `Data.train_digest`."""
         return self.facts is not None and self.facts["train_digest"] is not None
 
 
 def identify(data: Data) -> DataIdentity:
-    """Return how the training samples of a data set are identified, which may read all of them."""
+    """Return how the training samples are identified. May read all of them."""
     try:
         return DataIdentity(facts_of_data(data))
     except CacheError as error:
@@ -89,16 +89,16 @@ def identify(data: Data) -> DataIdentity:
 
 
 def facts_of_data(data: Data) -> dict[str, Any]:
-    """Return the facts of the data that outputs depend on. Raises CacheError if samples cannot be identified."""
+    """Return the facts about the data that outputs depend on. Raises CacheError if samples cannot be identified."""
     if isinstance(data.train, LoaderSplit):
         raise CacheError("the data comes from a loader, whose samples have no ids")
     if data.batch_transform is not None:
-        raise CacheError("batch_transform changes every batch as a whole, so no output is needed again")
+        raise CacheError("batch_transform changes every batch as a whole, so no output is needed twice")
     if data.draws is None:
         raise CacheError(
-            "the number of draws of the data is unknown (draws=None), so its samples may never come again; if a sample "
-            "never changes, promise that, TorchData(..., draws=1); for random augmentations, pass how many versions a "
-            "sample has, such as draws=10"
+            "the number of draws of the data is unknown (draws=None), so the same sample may never come twice; if a "
+            "sample never changes, pass draws=1, as in TorchData(..., draws=1); for random augmentations, pass how "
+            "many versions a sample has, such as draws=10"
         )
     ids = torch.as_tensor(data.train.ids)
     if len(torch.unique(ids)) < len(ids):
@@ -122,7 +122,7 @@ def _facts_of_net(net: Net[Any]) -> dict[str, Any]:
     if net.channels_last:
         facts["channels_last"] = True
     attributes = {name: value for name, value in vars(net).items() if name not in _NET_ATTRIBUTES}
-    if type(net) is not Net or attributes:  # a subclass may compute outputs in another way
+    if type(net) is not Net or attributes:  # a subclass may compute its outputs differently
         facts["subclass"] = Digest().add([type(net), attributes], type(net).__name__).facts()
     if not isinstance(net.module, nn.Module):  # a service: its version is all that can be compared
         return {"name": net.name, "callable": type(net.module).__qualname__, "version": net.version, **facts}
@@ -144,7 +144,7 @@ def _facts_of_tap(net: Net[Any], tap: TapLike) -> dict[str, Any]:
     if not isinstance(tap, Tap):
         return {"tap": kind.__name__, "path": path}
     element = Digest().add(tap.element, "the element of its tap").hexdigest()
-    last = bool(tap.form.channels_last)  # also if it was inferred: the dry run comes before
+    last = bool(tap.form.channels_last)  # known even if it is inferred: the dry run comes first
     facts = {"tap": kind.__name__, "path": path, "at": tap.at, "element": element, "channels_last": last}
     if isinstance(tap, ClassifierTap):
         facts["classifier"] = Digest().add(tap.classifier, "the classifier of its tap").facts()
@@ -152,10 +152,10 @@ def _facts_of_tap(net: Net[Any], tap: TapLike) -> dict[str, Any]:
 
 
 def _environment(device: str) -> dict[str, Any]:
-    """Return versions and the numerical settings of torch, which change the rounding of outputs."""
+    """Return the versions and the numerical settings of torch that change the rounding of outputs."""
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    # The older settings, such as allow_tf32, cannot be read if user code has set these.
-    mkldnn: Any = torch.backends.mkldnn  # `conv` and `matmul` are left out of the stubs
+    # Reading the older settings, such as allow_tf32, fails if user code has set these new ones.
+    mkldnn: Any = torch.backends.mkldnn  # the type stubs lack `conv` and `matmul`
     owners: tuple[Any, ...] = (torch.backends, mkldnn.conv, mkldnn.matmul)
     precisions = [owner.fp32_precision for owner in owners]
     return {

@@ -1,4 +1,4 @@
-"""Run a teacher on a tiny batch to find out whether its outputs can be cached: by sample, and once."""
+"""Run a teacher on a tiny batch to find out whether its outputs can be cached by sample."""
 
 from dataclasses import dataclass
 
@@ -11,23 +11,23 @@ from kdkit.teachers.base import TeacherOutput, TeacherSession
 from kdkit.teachers.cache.codec import relative_distance
 from kdkit.utils.randomness import preserve_rng_state
 
-# Relative differences above these are more than rounding. TF32, the default of convolutions on a GPU, comes near 1e-3.
+# Larger relative differences are not rounding. With TF32, the default for convolutions on a GPU, they are up to 1e-3.
 _TOLERANCES = {torch.float16: 0.05, torch.bfloat16: 0.05}
 _TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """The output for a batch, and the largest relative difference if the same samples are in other batches."""
+    """The output for a batch, and its largest relative difference from outputs of the same samples in other batches."""
 
     output: TeacherOutput
     rounding: float
 
 
 def probe(session: TeacherSession, batch: Batch, *, autocast: bool) -> Probe:
-    """Run a teacher on a batch twice, and on its halves in reverse order; random states stay as they were.
+    """Run a teacher twice on a batch, and on its halves in reverse order. Random states are restored.
 
-    Raises CacheError, whose text is the reason, if outputs cannot be cached by sample.
+    Raises CacheError with the reason if outputs cannot be cached by sample.
     """
     if batch.ids is None or batch.draw is None:
         raise CacheError("its batches have no ids or no draw number")
@@ -45,8 +45,8 @@ def probe(session: TeacherSession, batch: Batch, *, autocast: bool) -> Probe:
         halves = [torch.arange(middle).flip(0), torch.arange(middle, len(batch)).flip(0)]
         try:
             outputs = [session(batch.rows(rows)) for rows in halves]
-        except Exception as error:  # a user-defined module may need batches of one size
-            raise CacheError(f"it fails on a part of a batch ({first_line(error)})") from error
+        except Exception as error:  # a user-defined module may need a fixed batch size
+            raise CacheError(f"it fails on part of a batch ({first_line(error)})") from error
     parts = [_tensors(_require_rows(output, len(rows))) for output, rows in zip(outputs, halves, strict=True)]
     if any(left.shape[1:] != right.shape[1:] for left, right in zip(*parts, strict=True)):
         raise CacheError("the shape of its outputs depends on the other samples in the batch")
@@ -63,8 +63,8 @@ def _tensors(output: TeacherOutput) -> tuple[Tensor, ...]:
 
 
 def _require_rows(output: TeacherOutput, samples: int) -> TeacherOutput:
-    """Return an output that has a row for each sample. Raises CacheError otherwise."""
-    # `mask` marks samples without an output
+    """Return the output if it has one row per sample. Raises CacheError otherwise."""
+    # A mask means that some samples have no output.
     if output.mask is not None or not all(
         tensor.ndim and len(tensor) == samples and tensor.layout is torch.strided for tensor in _tensors(output)
     ):
@@ -73,11 +73,11 @@ def _require_rows(output: TeacherOutput, samples: int) -> TeacherOutput:
 
 
 def _require_close(first: TeacherOutput, second: TeacherOutput, tolerance: float, reason: str) -> float:
-    """Return the relative distance of two outputs. Raises CacheError with the reason if it is above the tolerance."""
+    """Return the relative distance between two outputs. Raises CacheError with `reason` if it exceeds the tolerance."""
     pairs = list(zip(_tensors(first), _tensors(second), strict=True))
     comparable = all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs)
     distance = float(relative_distance(pairs).max()) if comparable else torch.inf
-    if not distance <= tolerance:  # a NaN is refused too
+    if not distance <= tolerance:  # also refuses NaN
         raise CacheError(reason)
     return distance
 

@@ -1,4 +1,4 @@
-"""The options of a recipe for cached teacher outputs: their precision, their size, and how many are audited."""
+"""The settings of a recipe for cached teacher outputs: their precision, their size, and how many are audited."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -11,17 +11,17 @@ StoredDtype = Literal["fp16", "fp32"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheSettings:
-    """How outputs of frozen teachers are stored; by default exactly as the teacher returns them.
+    """How outputs of frozen teachers are stored. By default, they are stored exactly as the teacher returns them.
 
-    dtype: "fp16" or "fp32" for outputs and features; None for the dtype that the teacher returns.
-    top: store this many largest logits of each sample, pixel or token, and the probability mass of all other classes,
-    which is spread over them evenly: the softmax at temperature 1 of the stored classes does not change. For multiclass
-    data only.
-    audit: the share of cached outputs that are computed again while training; the run stops if they differ from the
-    teacher's. 0 switches the audit off. With a teacher whose forward pass takes as long as three training steps, the
+    dtype: "fp16" or "fp32" for outputs and features; None for the teacher's dtype.
+    top: store only the `top` largest logits of each sample, pixel or token, and the total probability mass of all other
+    classes, which is spread over them evenly. The softmax of the stored classes at temperature 1 does not change. For
+    multiclass data only.
+    audit: the share of cached outputs that are recomputed during training. The run stops if they differ from the
+    teacher's outputs. 0 disables the audit. If a forward pass of the teacher takes as long as three training steps, the
     default makes a step 0.15 % longer.
 
-    dtype and top change the losses of a run, and do so from its first epoch, whether outputs are cached or not.
+    dtype and top change the losses of a run from its first epoch, even if no outputs are cached.
     Raises RecipeError for values out of range.
     """
 
@@ -31,13 +31,13 @@ class CacheSettings:
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in get_args(StoredDtype):
-            raise RecipeError(f"dtype must be 'fp16', 'fp32', or None to store outputs as they are; got {self.dtype!r}")
+            raise RecipeError(f"dtype must be 'fp16', 'fp32', or None for the teacher's dtype; got {self.dtype!r}")
         validate_counts(self, "top", optional=True)
         validate_share("audit", self.audit)
 
     @property
     def form(self) -> str | None:
-        """The settings that change losses, as text; None if there are none."""
+        """The settings that change losses, as text; None if all have their defaults."""
         if self.dtype is None and self.top is None:
             return None
         return f"dtype={self.dtype}, top={self.top}"

@@ -1,4 +1,4 @@
-"""Find the source text of a function, the values that it refers to by name, and the package that code comes from."""
+"""Find the source text of a function, the values that it refers to by name, and the package that it comes from."""
 
 import ast
 import builtins
@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 
 from kdkit.errors import CacheError
 
-# These find values under names that are computed at run time, so they are not visible in source text.
+# These look up values by names that are computed at run time, so the source text does not show which values they are.
 DYNAMIC = {
     id(getattr(module, name)): name if module is builtins else f"{module.__name__}.{name}"
     for module, names in {
@@ -32,7 +32,7 @@ DYNAMIC = {
 
 
 def source_of(function: types.FunctionType, path: str) -> tuple[str, ast.stmt | ast.expr]:
-    """Return the lines of a user-defined function and their syntax tree. Raises CacheError if these cannot be found."""
+    """Return the source and the syntax tree of a user-defined function. Raises CacheError if they cannot be found."""
     code = function.__code__
     linecache.checkcache(code.co_filename)  # the file may have changed since it was read
     lines = linecache.getlines(code.co_filename, function.__globals__)
@@ -40,26 +40,27 @@ def source_of(function: types.FunctionType, path: str) -> tuple[str, ast.stmt | 
     functions, compiled = _parse("".join(lines))
     trees = functions.get((code.co_firstlineno, code.co_name), [])
     is_current = code in compiled and bool(trees)
-    # `exec` calls all code "<string>", which from Python 3.13 on also is the source of `python -c`.
+    # Code run by `exec` is in the file "<string>". Since Python 3.13, the source of `python -c` is too.
     if not lines or (not is_current and code.co_filename.startswith("<")):
         raise CacheError(f"{name} cannot be read; define it in a file")
     if not is_current:
-        raise CacheError(f"{name} is not the code that runs; start again if {code.co_filename} was edited meanwhile")
+        raise CacheError(f"{name} is not the code that runs; if {code.co_filename} was edited, restart Python")
     if len(trees) > 1:
-        raise CacheError(f"{name} is one of several lambdas that start on one line; give each a line of its own")
+        raise CacheError(f"{name} is one of several lambdas that start on one line; put each on its own line")
     return "".join(lines[code.co_firstlineno - 1 : trees[0].end_lineno]), trees[0]
 
 
 def references(function: types.FunctionType, tree: ast.AST, closure: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield every global and closure variable that a function refers to, by name; of a user-defined module its member.
+    """Yield the name and value of every global and closure variable that a function refers to.
 
-    A user-defined module itself is yielded only if the function uses it as a value, as in `helper(module)`.
+    For an attribute of a user-defined module, the attribute is yielded. The module itself is yielded only if the
+    function uses it as a value, as in `helper(module)`.
     """
     scope = ChainMap(closure, function.__globals__, vars(builtins))
-    # The compiled code decides which names are globals: others in the tree may be local variables.
+    # The compiled code tells which names are globals: other names in the tree may be local variables.
     names = {name for code in _nested(function.__code__) for name in code.co_names} | closure.keys()
     done: set[int] = set()
-    for node in ast.walk(tree):  # breadth first: `a.b.c` comes before the `a.b` and the `a` in it
+    for node in ast.walk(tree):  # breadth first: `a.b.c` comes before its parts `a.b` and `a`
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield from _imported_modules(node, function)
         attributes: list[str] = []
@@ -75,8 +76,8 @@ def references(function: types.FunctionType, tree: ast.AST, closure: dict[str, A
         while attributes and isinstance(value, types.ModuleType):
             name = attributes.pop(0)
             if not is_user_module(value) and id(vars(value).get(name)) not in DYNAMIC:
-                break  # an installed package counts by its version
-            submodule = sys.modules.get(f"{value.__name__}.{name}")  # need not be an attribute of its package
+                break  # an installed package is keyed by its version
+            submodule = sys.modules.get(f"{value.__name__}.{name}")  # may not be an attribute of its package
             dotted, value = f"{dotted}.{name}", getattr(value, name, submodule)
         yield dotted, value
 
@@ -88,9 +89,9 @@ def is_user_module(value: Any) -> TypeGuard[types.ModuleType]:
 
 @functools.cache
 def package_of(module: str) -> str | None:
-    """Return the name and version of the installed package, or of Python, of a module; None if it is user-defined."""
+    """Return the name and version of the package that has a module, or of Python; None if it is user-defined."""
     top = module.partition(".")[0]
-    loaded = [sys.modules[name] for name in (module, top) if name in sys.modules]  # a recipe file may not be among them
+    loaded = [sys.modules[name] for name in (module, top) if name in sys.modules]  # a recipe file may not be there
     files = [loaded_module.__file__ for loaded_module in loaded if getattr(loaded_module, "__file__", None)]
     if files:
         return package_of_file(str(files[0]))
@@ -99,7 +100,7 @@ def package_of(module: str) -> str | None:
 
 @functools.cache
 def package_of_file(file: str) -> str | None:
-    """Return the name and version of the installed package, or of Python, of a file; None if it is user-defined."""
+    """Return the name and version of the package that has a file, or of Python; None if it is user-defined."""
     parts = Path(file).parts
     folder = next((name for name in ("site-packages", "dist-packages") if name in parts), None)
     if folder is None:
@@ -110,14 +111,14 @@ def package_of_file(file: str) -> str | None:
     top = parts[parts.index(folder) + 1].partition(".")[0]
     try:
         return f"{top} {importlib.metadata.version(top)}"
-    except importlib.metadata.PackageNotFoundError:  # the package is not called like its modules
+    except importlib.metadata.PackageNotFoundError:  # the package and its modules have different names
         return f"{top} {Path(file).stat().st_size} {Path(file).stat().st_mtime_ns}"
 
 
 def _package_on_path(file: Path) -> str | None:
-    """Return the package of a file in another folder of `sys.path` that has packages, as of `pip install --target`.
+    """Return the installed package of a file in another folder of `sys.path`, as of `pip install --target`.
 
-    An editable package is the user's code: its metadata is not in the folder of its files.
+    An editable package is user code: its metadata is not in the folder of its files.
     """
     for folder in file.parents:
         if str(folder) in sys.path:
@@ -127,7 +128,7 @@ def _package_on_path(file: Path) -> str | None:
 
 @functools.cache
 def _packages_in(folder: Path) -> dict[str, str]:
-    """Return name and version of the packages that an installer has put into a folder, by their top-level names."""
+    """Return the name and version of the packages that were installed into a folder, by top-level module."""
     packages = {}
     for metadata in folder.glob("*.dist-info"):
         distribution = importlib.metadata.Distribution.at(metadata)
@@ -146,11 +147,11 @@ def _parse(text: str) -> tuple[dict[tuple[int, str], list[ast.stmt | ast.expr]],
     functions: dict[tuple[int, str], list[ast.stmt | ast.expr]] = {}
     try:
         tree = ast.parse(text)
-    except SyntaxError:  # a notebook, or a page with blocks of code
+    except SyntaxError:  # a notebook, or a page with code blocks
         return {}, set()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            first = min(part.lineno for part in (*node.decorator_list, node))  # as code objects count it
+            first = min(part.lineno for part in (*node.decorator_list, node))  # the first line of the code object
             functions.setdefault((first, node.name), []).append(node)
         elif isinstance(node, ast.Lambda):
             functions.setdefault((node.lineno, "<lambda>"), []).append(node)
@@ -171,7 +172,7 @@ def _imported_modules(node: ast.Import | ast.ImportFrom, function: types.Functio
     else:
         names = [alias.name for alias in node.names]
     for name in names:
-        # Names that are bound inside a function are not followed, so the modules of DYNAMIC are refused as well.
+        # Names that are bound inside a function are not followed, so the modules with DYNAMIC members are refused too.
         if name.partition(".")[0] in ("", "os", "sys", "importlib", "builtins") or package_of(name) is None:
             raise CacheError(
                 f"{function.__qualname__} imports {name} inside a function; import it at the top of the file"

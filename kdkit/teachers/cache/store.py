@@ -21,12 +21,10 @@ from kdkit.utils.locks import FileLock
 from kdkit.utils.positioned import read_into, write_at
 
 META, IDS, CHECKSUMS, USED = "meta.json", "ids", "checksums", "used"  # the files of an entry besides its parts
-CHECKSUM_BYTES = 4  # of a row
-_FLUSH_SECONDS = 5.0  # the least time between two flushes
-_FLUSH_RATIO = (
-    100  # the pause after a flush, as a multiple of its duration, so that a slow disk does not delay training
-)
-# Draws up to this size are held in memory. Reading a row of a larger one costs a call of the system, about 1 us.
+CHECKSUM_BYTES = 4  # per row
+_FLUSH_SECONDS = 5.0  # the minimum time between two flushes
+_FLUSH_RATIO = 100  # the pause after a flush, as a multiple of its duration: a slow disk must not delay training
+# Draws up to this size are held in memory. Reading a row of a larger draw takes a system call, about 1 us.
 _MEMORY_BYTES = 2**28
 
 # The states of a row:
@@ -34,9 +32,9 @@ _MISSING, _UNVERIFIED, _INTACT, _DAMAGED = range(4)
 
 
 class Lookup(NamedTuple):
-    """The rows of samples in a store, (samples,), and which of them are hits, (samples,) bool; None: all of them.
+    """The rows of samples in a store, (samples,), and which of them are hits, (samples,) bool; None if all are.
 
-    damaged: whether some of the others had been written. parts: those of all rows, if they have been read already.
+    damaged: whether some of the misses had been written. parts: the parts of all rows, if they were already read.
     """
 
     draw: int
@@ -47,7 +45,7 @@ class Lookup(NamedTuple):
 
 
 class NewOutputs(NamedTuple):
-    """Outputs for samples, (samples,) int64 ids, in one draw: a tensor (samples, ...) for each part."""
+    """Outputs for the samples with these ids, (samples,) int64, in one draw: a tensor (samples, ...) for each part."""
 
     draw: int
     ids: Tensor
@@ -55,14 +53,14 @@ class NewOutputs(NamedTuple):
 
 
 class Store:
-    """An entry of the cache that is open. The process that holds its lock writes; others read what was flushed.
+    """An open cache entry. The process that holds its lock writes; other processes read what was flushed.
 
-    Files are read and written by position, and never mapped: a truncated file or a full disk raises OSError instead of
-    killing the process. A row has a checksum, which reaches its file when the row itself is on the disk; a row without
-    one was not written. It is compared when this process reads the row for the first time, and a row that does not
-    match is a miss.
+    Files are read and written by position and never memory-mapped, so that a truncated file or a full disk raises
+    OSError instead of killing the process. Each row has a checksum, which is written after the row itself is on the
+    disk; a row without a checksum was not written. The checksum is compared when this process first reads the row. A
+    row that does not match is a miss.
 
-    damaged: the number of rows that did not match. not_finite: the number of rows that were not written, since they
+    damaged: the number of rows that did not match. not_finite: the number of rows that were not written because they
     contain NaN or infinity.
     """
 
@@ -70,8 +68,8 @@ class Store:
         self.path, self.parts, self.samples, self.draws = path, tuple(parts), samples, draws
         self.writes = False  # whether this process holds the lock
         self.damaged = self.not_finite = 0
-        self._damaged_rows: set[tuple[int, int]] = set()  # draw and row, so that each is counted once
-        self._use = FileLock(path / "uses" / uuid.uuid4().hex)  # while it is held, the entry is not deleted
+        self._damaged_rows: set[tuple[int, int]] = set()  # (draw, row), so that each row is counted once
+        self._use = FileLock(path / "uses" / uuid.uuid4().hex)  # prevents the deletion of the entry
         self._lock = FileLock(path / ".writing")
         self._files: list[IO[bytes]] = []
         self._changed_draws: set[int] = set()  # since the last flush
@@ -80,15 +78,16 @@ class Store:
         self._checksums = np.zeros((draws, samples), dtype="<u4")
         self._intact_draws: set[int] = set()
         draw_bytes = max(1, sum(part.bytes for part in self.parts) * samples)
-        self._most_held = _MEMORY_BYTES // draw_bytes  # draws
-        self._held: dict[int, tuple[Tensor, ...]] = {}  # by draw, the last used one at the end
+        self._most_held = _MEMORY_BYTES // draw_bytes  # the most draws that are held in memory
+        self._held: dict[int, tuple[Tensor, ...]] = {}  # parts by draw, the most recently used draw last
         self._use.acquire(timeout=0)
         try:
             self.ids = torch.frombuffer(bytearray((path / IDS).read_bytes()), dtype=torch.int64)
-            # For an id beyond the last, searchsorted returns `samples`: the comparison in `lookup` then meets another.
+            # For an id beyond the last, searchsorted returns `samples`, and `lookup` compares it with the first id.
             self._ids_or_first = torch.cat([self.ids, self.ids[:1]])
             for name in (*(part.name for part in parts), CHECKSUMS):
-                self._files.append((path / name).open("r+b", buffering=0))  # unbuffered: other processes see rows
+                # Unbuffered, so that other processes see the rows.
+                self._files.append((path / name).open("r+b", buffering=0))
             self.refresh()
         except BaseException:
             self.close()
@@ -100,9 +99,9 @@ class Store:
         return (self._state == _UNVERIFIED) | (self._state == _INTACT)
 
     def lookup(self, ids: Tensor, draw: int) -> Lookup | None:
-        """Return the rows of samples, (samples,) ids; None if the entry has no rows for one of them.
+        """Return the rows of the samples with these ids, (samples,); None if the entry lacks a row for one of them.
 
-        Rows that this process has not read before are verified. Raises OSError if they cannot be read.
+        Rows that this process reads for the first time are verified. Raises OSError if they cannot be read.
         """
         ids = ids.to("cpu", torch.int64).contiguous()
         rows = torch.searchsorted(self.ids, ids)
@@ -121,9 +120,9 @@ class Store:
         return Lookup(draw, rows, hits, damaged=bool((states == _DAMAGED).any()))
 
     def read(self, lookup: Lookup) -> tuple[Tensor, ...]:
-        """Return the rows of each part, as copies; rows that are no hits have any values. Nothing if there is no hit.
+        """Return copies of the rows of each part, with arbitrary values for misses; () if there are no hits.
 
-        Raises OSError if a file was truncated, or cannot be read.
+        Raises OSError if a file was truncated or cannot be read.
         """
         if lookup.parts is not None:
             return lookup.parts
@@ -139,7 +138,7 @@ class Store:
         return tuple(rows.index_copy_(0, positions, part) for rows, part in zip(empty, parts, strict=True))
 
     def write(self, draw: int, rows: Tensor, parts: Sequence[Tensor]) -> None:
-        """Write the parts of these rows, except for rows with NaN or infinity. Raises OSError if the disk is full."""
+        """Write the parts of these rows, except rows with NaN or infinity. Raises OSError if the disk is full."""
         finite = self._are_finite(parts)
         if not bool(finite.all()):
             self.not_finite += int((~finite).sum())
@@ -160,7 +159,7 @@ class Store:
             self.flush()
 
     def merge(self, new: NewOutputs) -> None:
-        """Write the outputs of another process of the run, except for rows that are written already."""
+        """Write the outputs of another process of the run, except rows that are already written."""
         lookup = self.lookup(new.ids, new.draw) if self.writes else None
         if lookup is None or lookup.hits is None:
             return
@@ -184,16 +183,16 @@ class Store:
         self._pause = max(_FLUSH_SECONDS, _FLUSH_RATIO * (self._flushed - began))
 
     def refresh(self) -> None:
-        """Read the rows that another process flushed, and take over the writing if it has ended."""
+        """Read the rows that another process has flushed. If that process has ended, this one becomes the writer."""
         if not self.writes:
             try:
                 self._lock.acquire(timeout=0)
                 self.writes = True
             except Timeout:
                 pass
-            # After the lock: rows that are flushed in between would be missed.
+            # Read after the lock is acquired, so that no row is missed that was flushed in between.
             checksums = np.zeros_like(self._checksums)
-            # A row whose checksum was cut off was not written.
+            # Checksums beyond the end of a truncated file stay 0: their rows were not written.
             read_into(self._files[-1].fileno(), checksums.reshape(-1).view(np.uint8).data, 0)
             same = torch.from_numpy(checksums == self._checksums) & (self._state == _INTACT)
             written = torch.from_numpy(checksums != 0)
@@ -220,16 +219,16 @@ class Store:
                 (self.path / USED).touch()
 
     def _verify(self, draw: int, rows: Tensor) -> tuple[Tensor, ...] | None:
-        """Compare the checksums of rows that were not verified: of the draw if it is held in memory, else of `rows`.
+        """Verify the checksums of unverified rows: of the whole draw if draws are held in memory, otherwise of `rows`.
 
-        Returns the parts of `rows` if all of them were read and match.
+        Returns the parts of `rows` if all of them were read and match, otherwise None.
         """
         requested = rows
         if self._most_held:
             rows = torch.arange(self.samples)
         rows = rows[self._state[draw].index_select(0, rows) == _UNVERIFIED]
         is_new = bool(self._most_held) and draw not in self._held
-        # A draw is read at once if nothing of it is held: in place, since it may be large.
+        # A draw that is not held yet is read as a whole, and in place because it may be large.
         parts = self._read_draw(draw) if is_new else self._read_rows(draw, rows, complete=False)
         checksums = self._checksums_of(draw, rows, parts, in_draw=is_new)
         intact = torch.from_numpy(checksums == self._checksums[draw, rows.numpy()])
@@ -248,12 +247,12 @@ class Store:
         new = {(draw, row) for row in rows.tolist()} - self._damaged_rows
         self._damaged_rows |= new
         self.damaged += len(new)
-        if self.writes:  # the next flush removes them from the file, unless they are written again before
+        if self.writes:  # the next flush removes them from the file, unless they are written again before that
             self._checksums[draw, rows.numpy()] = 0
             self._changed_draws.add(draw)
 
     def _read_rows(self, draw: int, rows: Tensor, *, complete: bool) -> tuple[Tensor, ...]:
-        """Return rows of each part. complete: raise OSError if a file ends before; else these rows are 0."""
+        """Return rows of each part. Beyond the end of a truncated file they are 0, or with `complete` raise OSError."""
         parts = []
         for file, part in zip(self._files, self.parts, strict=False):
             values = torch.empty(len(rows), *part.shape, dtype=part.dtype)
@@ -269,21 +268,21 @@ class Store:
         return tuple(parts)
 
     def _read_draw(self, draw: int) -> tuple[Tensor, ...]:
-        """Read all rows of a draw into memory and hold them; rows that are cut off are 0."""
+        """Read all rows of a draw and hold them in memory. Rows beyond the end of a truncated file are 0."""
         parts = self._held_draw(draw)
         for file, part, values in zip(self._files, self.parts, parts, strict=False):
             read_into(file.fileno(), _bytes_of(values), draw * self.samples * part.bytes)
         return parts
 
     def _held_draw(self, draw: int) -> tuple[Tensor, ...]:
-        """Return the rows of a draw that are held in memory; those that are no hits have any values."""
+        """Return the parts of a draw that are held in memory, with arbitrary values for misses."""
         held = self._held.pop(draw, None)
         if held is None:
             held = tuple(torch.zeros(self.samples, *part.shape, dtype=part.dtype) for part in self.parts)
             while len(self._held) >= self._most_held:
                 oldest = next(iter(self._held))
                 del self._held[oldest]
-                # It is read from the disk again when it is used again, and then verified again.
+                # On its next use, the draw is read from the disk and verified again.
                 self._state[oldest][self._state[oldest] == _INTACT] = _UNVERIFIED
                 self._intact_draws.discard(oldest)
         self._held[draw] = held
@@ -292,11 +291,11 @@ class Store:
     def _checksums_of(
         self, draw: int, rows: Tensor, parts: Sequence[Tensor], *, in_draw: bool = False
     ) -> NDArray[np.uint32]:
-        """Return the checksum of each row over all parts; it is never 0, which stands for a row without an output.
+        """Return the checksum of each row over all parts. It is never 0, which means that a row was not written.
 
-        in_draw: whether the parts have all rows of the draw, and not only `rows`.
+        in_draw: whether the parts have all rows of the draw, not only `rows`.
         """
-        # They start at the position of the row, so that a row at the position of another one does not match.
+        # The position of the row is the start value, so that a row in the wrong position does not match.
         first = draw * self.samples
         sums = [(first + row) % 2**32 for row in rows.tolist()]
         positions = rows.tolist() if in_draw else range(len(rows))
@@ -309,10 +308,10 @@ class Store:
         return np.array([value or 1 for value in sums], dtype=np.uint32)
 
     def _are_finite(self, parts: Sequence[Tensor]) -> Tensor:
-        """Return which rows can be cached, (rows,) bool. Logits may be -inf, as those of masked classes are."""
+        """Return which rows can be cached, (rows,) bool. Logits may be -inf, for example of masked classes."""
         finite = torch.ones(len(parts[0]), dtype=torch.bool)
         for part, values in zip(self.parts, parts, strict=True):
-            if bool(values.sum().isfinite()):  # so are all values; the usual case, in one fast pass
+            if bool(values.sum().isfinite()):  # then all values are finite: the usual case, in one fast pass
                 continue
             allowed = values.isfinite()
             if part.name == "output" and values.is_floating_point():

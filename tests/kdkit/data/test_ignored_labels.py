@@ -14,7 +14,7 @@ from tests.helpers.positions import CLASSES, images
 def test_a_label_beyond_the_classes_is_refused_with_the_option_for_no_label():
     inputs, labels = images(void=False).tensors
     labels[5, 2, 3] = 7
-    with pytest.raises(DataError, match=r"is 7 \(row 5\), and there are 3 classes.* pass ignore_index=7"):
+    with pytest.raises(DataError, match=r"is 7 \(row 5\), but there are 3 classes.* pass ignore_index=7"):
         TorchData(TensorDataset(inputs, labels), images(), classes=CLASSES)
 
 
@@ -27,7 +27,7 @@ def test_an_ignored_label_must_not_be_a_class():
 
 def test_an_ignored_label_needs_class_indices():
     inputs, labels = torch.randn(4, 3), torch.eye(4)[:, :3]
-    with pytest.raises(DataError, match="ignore_index=9 is a class index, and the task of this data is multilabel"):
+    with pytest.raises(DataError, match="ignore_index=9 is a class index, but the task of this data is multilabel"):
         kdkit.Distiller(
             Net("student", nn.Linear(3, 3)),
             Truth(nn.BCEWithLogitsLoss()),

@@ -115,7 +115,7 @@ def test_one_hot_or_soft_labels_go_with_class_indices_of_another_split(wrap, tra
         (
             MULTI_HOT * 0.9,
             MULTI_HOT,
-            r"train data are numbers .* name the task that they are for: TorchData\(\.\.\., task=",
+            r"train data are numbers .* pass their task: TorchData\(\.\.\., task=",
         ),
         (
             INPUTS[:, :1],
@@ -155,7 +155,7 @@ def test_numbers_go_with_a_split_whose_numbers_happen_to_be_zero_and_one():
             None,
             r"int64 of shape \(samples, 1, 4, 4\); expected .* per position, .*: labels\.squeeze\(1\)",
         ),
-        (SOFT[:, :2] / SOFT[:, :2].sum(1, keepdim=True), None, "3 classes; expected a column for each class"),
+        (SOFT[:, :2] / SOFT[:, :2].sum(1, keepdim=True), None, "3 classes; expected one column per class"),
     ],
 )
 def test_labels_that_do_not_fit_the_task_or_the_classes_are_refused(wrap, labels, task, message):
@@ -198,14 +198,26 @@ def test_the_problem_of_numbers_without_a_column_next_to_one_output_names_the_sh
 
 
 INVALID = {
-    "two": (replaced(MULTI_HOT, (17, 1), 2.0), "multilabel", r"is 2\.0 \(class 'b', row 17\); expected in \[0, 1\]"),
+    "two": (
+        replaced(MULTI_HOT, (17, 1), 2.0),
+        "multilabel",
+        r"is 2\.0 \(class 'b', row 17\); expected a number in \[0, 1\]",
+    ),
     "nan": (
         replaced(MULTI_HOT, (17, 1), torch.nan),
         "multilabel",
-        r"is nan \(class 'b', row 17\); expected in \[0, 1\]",
+        r"is nan \(class 'b', row 17\); expected a number in \[0, 1\]",
     ),
-    "-1": (replaced(MULTI_HOT, ([3, 17], 0), -1.0), "multilabel", r"is -1\.0 \(class 'a', rows 3, 17\); expected in"),
-    "soft": (replaced(SOFT, (17, 2), torch.nan), "multiclass", r"is nan \(class 'c', row 17\); expected in \[0, 1\]"),
+    "-1": (
+        replaced(MULTI_HOT, ([3, 17], 0), -1.0),
+        "multilabel",
+        r"is -1\.0 \(class 'a', rows 3, 17\); expected a number in",
+    ),
+    "soft": (
+        replaced(SOFT, (17, 2), torch.nan),
+        "multiclass",
+        r"is nan \(class 'c', row 17\); expected a number in \[0, 1\]",
+    ),
     "numbers": (
         replaced(INPUTS[:, :3], (17, 2), torch.nan),
         "regression",
@@ -240,7 +252,7 @@ def test_zeros_and_ones_with_a_value_for_unknown_are_not_taken_for_numbers(unkno
     labels = visible(replaced(MULTI_HOT, (17, 1), unknown))
     with pytest.raises(
         DataError,
-        match=r"are 0 and 1, but also (-1\.0|nan) \(row 17, column 1\); if it stands for unknown, pass TorchData\(",
+        match=r"are 0 and 1, but also (-1\.0|nan) \(row 17, column 1\); if it means unknown, pass TorchData\(",
     ):
         TorchData(labels, labels)
 
@@ -249,7 +261,7 @@ def test_hidden_labels_of_a_loader_are_checked_in_their_batch():
     labels = MULTI_HOT.clone()
     data = TorchData(DataLoader(Hidden(labels), batch_size=16), visible(MULTI_HOT))
     labels[50, 2] = 7
-    message = r"a label of the train data is 7\.0 \(class '2', index 2 of batch 4\); expected in \[0, 1\]"
+    message = r"a label of the train data is 7\.0 \(class '2', index 2 of batch 4\); expected a number in \[0, 1\]"
     with pytest.raises(DataError, match=message):
         list(data.train)
 
@@ -326,26 +338,26 @@ def test_unknown_labels_are_nan_in_every_batch(wrap, value, dtype):
 
 def test_an_unknown_task_is_refused():
     dataset = TensorDataset(torch.randn(4, 2), torch.arange(4))
-    with pytest.raises(DataError, match="task is 'multiclass' or 'multilabel' or 'regression', or None; got 'multi'"):
+    with pytest.raises(DataError, match="task must be 'multiclass', 'multilabel', 'regression' or None; got 'multi'"):
         TorchData(dataset, dataset, task="multi")
 
 
 @pytest.mark.parametrize("unknown", [0, 1.0, True])
 def test_zero_and_one_cannot_stand_for_unknown(unknown):
-    with pytest.raises(DataError, match="unknown is a label other than 0 and 1"):
+    with pytest.raises(DataError, match="unknown must be a label other than 0 and 1"):
         TorchData(visible(MULTI_HOT), visible(MULTI_HOT), unknown=unknown)
 
 
 def test_only_labels_by_class_can_be_unknown():
     with pytest.raises(
-        DataError, match=r"unknown=-100 is for labels by class \(multilabel\), and the task .* multiclass"
+        DataError, match=r"unknown=-100 is for labels by class \(multilabel\), but the task .* multiclass"
     ):
         TorchData(visible(INDICES), visible(INDICES), unknown=-100)
 
 
 def test_other_values_than_the_unknown_one_are_still_refused():
     labels = visible(replaced(with_unknown(-1.0), (5, 0), 2.0))
-    with pytest.raises(DataError, match=r"is 2\.0 \(class '0', row 5\); expected in \[0, 1\]"):
+    with pytest.raises(DataError, match=r"is 2\.0 \(class '0', row 5\); expected a number in \[0, 1\]"):
         TorchData(labels, labels, unknown=-1, task="multilabel")
 
 

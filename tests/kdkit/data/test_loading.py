@@ -142,7 +142,7 @@ def test_a_required_member_of_data_that_is_not_defined_is_reported_by_name(membe
     class Incomplete(Data):
         pass
 
-    with pytest.raises(DataError, match=f"Incomplete does not define {member}, which its base class"):
+    with pytest.raises(DataError, match=f"Incomplete does not define {member}, which its kdkit base class"):
         getattr(Incomplete(), member)
 
 

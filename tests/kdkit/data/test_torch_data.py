@@ -68,7 +68,7 @@ def test_a_given_task_and_given_classes_are_not_derived():
 
 
 def test_classes_that_cannot_be_seen_have_to_be_named():
-    with pytest.raises(DataError, match=r"pass it, or their names: TorchData\(\.\.\., classes=10"):
+    with pytest.raises(DataError, match=r"pass the number or the names: TorchData\(\.\.\., classes=10"):
         TorchData(listed(lambda row: row % 2), listed(lambda row: row % 2))
 
 
@@ -206,14 +206,14 @@ def test_samples_of_different_shapes_are_refused_with_both_shapes_and_a_remedy()
             listed(lambda row: {"class": 0}),
             "the labels of the train data are a dict; expected a tensor with equal sizes",
         ),
-        (TensorDataset(torch.zeros(4, 2), torch.ones(4) > 0), r"the labels are bool, one a sample; make them int64 "),
+        (TensorDataset(torch.zeros(4, 2), torch.ones(4) > 0), r"the labels are bool, one per sample; make them int64 "),
         (
             Rows([{"pixels": torch.zeros(2), "class": 0}] * 3),
             r"yield pairs \(inputs, labels\); got a dict with 'pixels', 'class': the key .* TorchData\(..., labels=",
         ),
         (DataLoader(Rows([{"x": torch.zeros(2), "a": 0}] * 3)), "got a dict with 'x', 'a': the key of its labels"),
         (Rows([{"y": 1, "label": 0}] * 3), "got a dict with 'y', 'label': the key of its labels is not clear"),
-        (Rows([{"label": 0}] * 3), "got a mapping with 'label' and no inputs"),
+        (Rows([{"label": 0}] * 3), "got a mapping with 'label' but no inputs"),
     ],
 )
 def test_data_of_another_form_is_refused(train, message):
@@ -240,7 +240,9 @@ def test_samples_of_unlabelled_data_are_inputs_as_a_whole(data, expected):
 
 def test_validation_data_and_positions_need_labels():
     unlabelled = Unlabelled(TensorDataset(torch.zeros(4, 2)))
-    with pytest.raises(DataError, match=r"the validation data needs labels, .*use the classes of the teacher"):
+    with pytest.raises(
+        DataError, match=r"the validation data needs labels for the metrics; .*use the teacher's classes"
+    ):
         TorchData(samples(), unlabelled)
     pixels = TensorDataset(torch.zeros(4, 2, 3), torch.zeros(4, 3, dtype=torch.int64).random_(3))
     with pytest.raises(DataError, match=r"labels of this data are per position.* fill them with the ignore_index"):
@@ -298,7 +300,7 @@ WRAPS = [
 def test_a_label_beyond_the_classes_is_refused_before_training(make, wrap, wrong, row):
     data = wrap(make(0, wrong, 1))
     with pytest.raises(
-        DataError, match=rf"a label of the validation data is {wrong} \(row {row}\), and there are 3 classes"
+        DataError, match=rf"a label of the validation data is {wrong} \(row {row}\), but there are 3 classes"
     ):
         TorchData(samples(), data, classes=["a", "b", "c"])
 
@@ -308,7 +310,7 @@ def test_a_hidden_label_beyond_the_classes_is_refused_when_it_is_read(wrong):
     hidden = listed(lambda row: wrong if row == 3 else row % 3)
     data = TorchData(hidden, DataLoader(hidden, batch_size=2), samples(), classes=["a", "b", "c"])
     assert data.train.batch(torch.arange(3), 0).labels.tolist() == [0, 1, 2]
-    message = "and there are 3 classes, numbered 0 to 2"
+    message = "but there are 3 classes, numbered 0 to 2"
     with pytest.raises(DataError, match=rf"a label of the train data is {wrong} \(row 3\), {message}") as caught:
         data.train.batch(torch.arange(4), 0)
     assert ("numbered from 1 to 3, subtract 1" in str(caught.value)) == (wrong == 3)
@@ -327,7 +329,7 @@ def test_the_yielded_labels_count_and_not_the_targets_of_the_dataset():
     remapped.targets = [5, 6, 7, 8]
     TorchData(remapped, remapped, classes=["a", "b"])
     transformed = with_targets(4, 5, target_transform=lambda label: label - 4)
-    with pytest.raises(DataError, match="pass it, or their names"):
+    with pytest.raises(DataError, match="pass the number or the names"):
         TorchData(transformed, transformed)
 
 
@@ -347,12 +349,14 @@ def test_a_dataset_may_have_a_pipeline_of_its_own():
 
 @pytest.mark.parametrize("option", ["labels", "weights"])
 def test_labels_and_weights_are_keys_of_samples(option):
-    with pytest.raises(DataError, match=f"{option} is a key of .*, or an attribute of others; got a Tensor"):
+    with pytest.raises(
+        DataError, match=f"{option} must be a key of .* or an attribute .*; got a Tensor"
+    ):
         TorchData(samples(), samples(), **{option: torch.zeros(8)})
 
 
 def test_a_text_is_not_accepted_as_a_list_of_classes():
-    with pytest.raises(DataError, match=r"classes is a list of names; got the text 'abc': pass \['abc'\]"):
+    with pytest.raises(DataError, match=r"classes must be a list of names; got the text 'abc'; pass \['abc'\]"):
         TorchData(samples(), samples(), classes="abc")
 
 
@@ -394,7 +398,7 @@ def test_a_column_of_class_indices_is_refused_if_the_task_is_passed():
 
 def test_splits_whose_classes_differ_are_refused():
     train, validation = with_targets(0, 1, classes=["cat", "dog"]), with_targets(0, 1, classes=["cat", "emu"])
-    with pytest.raises(DataError, match="train data are cat, dog, and those of the validation data cat, emu"):
+    with pytest.raises(DataError, match="train data are cat, dog, but those of the validation data are cat, emu"):
         TorchData(train, validation)
 
 
@@ -454,7 +458,9 @@ def test_a_draw_of_an_augmented_sample_is_the_same_whenever_it_is_read():
     assert not torch.equal(*(data.validation.batch(torch.arange(6), 0).inputs for _ in range(2)))
 
 
-@pytest.mark.parametrize(("draws", "message"), [(0, "draws is 1, for samples"), (4, "of a TensorDataset never change")])
+@pytest.mark.parametrize(
+    ("draws", "message"), [(0, "draws must be 1, for samples"), (4, "of a TensorDataset never change")]
+)
 def test_a_number_of_draws_that_fits_no_augmentation_is_refused(draws, message):
     with pytest.raises(DataError, match=message):
         TorchData(samples(), samples(), draws=draws)

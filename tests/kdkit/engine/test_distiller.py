@@ -591,7 +591,7 @@ def test_a_tap_in_any_loop_may_be_an_attention_tap():
         tap(AttentionTap(layer), "input"),
     ):
         pass
-    with pytest.raises(RecipeError, match="not on its name"), tap("layer3"):
+    with pytest.raises(RecipeError, match="not its name"), tap("layer3"):
         pass
 
 

@@ -531,7 +531,7 @@ def test_the_weights_of_a_stage_that_is_not_finished_are_named_in_the_file_and_o
     record.unlink()
     (result,) = export_net(recipe(), tmp_path / "waves", to="shifted", options=FAST)
     (notice,) = result.card["metadata"]["notices"]
-    assert "is not finished, so they are those of its best epoch so far" in notice
+    assert "is not finished, so they are from its best epoch so far" in notice
     assert "is not finished" in result.path.with_name("student.md").read_text()
     record.write_bytes(next(run_folder.glob("*/stage.json")).read_bytes())  # as if it had been resumed
     assert "is not finished" in card_of(ReportedRun.read(tmp_path / "waves", "waves"))

@@ -232,7 +232,7 @@ def test_an_interval_has_the_name_and_the_direction_of_its_metric():
         ({"resamples": 1}, "at least 2"),
         ({"level": 95}, "between 0 and 1"),
         ({"metric": MacroAUROC}, "the class MacroAUROC; did you forget"),
-        ({"metric": BootstrapInterval(MacroAUROC())}, "has no interval yet"),
+        ({"metric": BootstrapInterval(MacroAUROC())}, "a metric without an interval"),
     ],
 )
 def test_invalid_options_are_refused(options, message):

@@ -275,7 +275,7 @@ def test_seeds_with_test_samples_of_their_own_include_their_choice():
             method[seed] = SplitPredictions(*(split.rows(rows) for split in run))
     comparison = compared(runs)
     assert (comparison.samples, comparison.verdict) == (None, "better")
-    assert "test samples differ between the runs" in comparison.note
+    assert "test samples differ between runs" in comparison.note
 
 
 def test_a_calibration_error_is_not_compared():

@@ -84,7 +84,7 @@ def test_labels_that_are_no_class_indices_are_refused(name, labels):
 @pytest.mark.parametrize("name", MULTILABEL)
 @pytest.mark.parametrize("labels", [2 * SEVERAL - 1, 3 * SEVERAL, LOGITS])
 def test_labels_beyond_0_and_1_are_refused(name, labels):
-    with pytest.raises(DataError, match="are 0 and 1, or NaN if unknown; got"):
+    with pytest.raises(DataError, match="must be 0 and 1, or NaN if unknown; got"):
         compute(name, labels, LOGITS)
 
 

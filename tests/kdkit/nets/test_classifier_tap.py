@@ -102,14 +102,14 @@ def test_the_plan_of_a_recipe_names_the_classes_and_the_layer():
 
 @pytest.mark.parametrize("classifier", [None, nn.ReLU(), nn.Conv1d(4, 3, 3), nn.Sequential(nn.Linear(4, 3)), "fc"])
 def test_a_classifier_that_is_no_linear_map_is_refused(classifier):
-    with pytest.raises(RecipeError, match=r"a Linear layer or a convolution with a kernel of 1.*net.module.fc\)"):
+    with pytest.raises(RecipeError, match=r"a Linear layer or a convolution with kernel size 1.*net.module.fc\)"):
         ClassifierTap(nn.Conv1d(2, 4, 1), classifier=classifier)
 
 
 def test_a_map_of_other_channels_is_refused():
     net = Pooled()
     tap = ClassifierTap(net.features, "input", classifier=net.fc)
-    with OpenTaps([tap]), pytest.raises(RecipeError, match="takes 4 channels; the map of Conv1d is"):
+    with OpenTaps([tap]), pytest.raises(RecipeError, match="takes 4 channels, but the map of Conv1d is"):
         net(torch.randn(5, 2, 8))
 
 

@@ -30,7 +30,11 @@ def test_a_name_that_cannot_be_a_folder_is_refused(name):
     ("arguments", "options", "message"),
     [
         ((nn.Identity(), "net"), {}, r"a net takes its name first: Net\('student', module\); got a Identity"),
-        (("net", nn.Identity()), {"weights": {}}, r"the path of a file or a folder; got a dict; load a state dict by"),
+        (
+            ("net", nn.Identity()),
+            {"weights": {}},
+            r"the path of a file or a folder; got a dict; load a state dict with",
+        ),
         (
             ("net", nn.Identity()),
             {"element": 0.5},
@@ -133,7 +137,7 @@ def test_another_module_can_be_run_in_place_of_a_net():
     [
         ([], "got none"),
         (["a", "b", "a"], "['a'] more than once"),
-        (0, "are a list of names, such as ['cat', 'dog'], or their number; got 0"),
+        (0, "must be a list of names, such as ['cat', 'dog'], or their number; got 0"),
         ([0, 1], "got [0, 1]"),
         ("abc", "got 'abc'"),
     ],

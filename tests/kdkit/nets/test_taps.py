@@ -262,7 +262,7 @@ def test_taps_do_not_change_the_output_of_a_net():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("layer3",), r"not on its name: Tap\(net.module.get_submodule\('layer3'\)\); got a str"),
+        (("layer3",), r"not its name: Tap\(net.module.get_submodule\('layer3'\)\); got a str"),
         ((3,), "got a int"),
         ((nn.Identity(), "outptu"), "got 'outptu'"),
         ((nn.Identity(), "output", None, "last"), "channels_last must be True or False; got 'last'"),
@@ -337,7 +337,7 @@ def test_an_attention_tap_on_a_layer_of_transformers_captures_the_map_of_eager_a
 
 def test_an_attention_tap_on_a_layer_around_the_attention_is_refused():
     model = tiny_bert()
-    with pytest.raises(RecipeError, match=r"BertLayer returns no attention map, .* but \(2, 5, 16\) as its"):
+    with pytest.raises(RecipeError, match=r"BertLayer returns no attention map, .* second output is \(2, 5, 16\)"):
         captured(model, AttentionTap(model.encoder.layer[0]), **TEXT)
     assert model.config._attn_implementation == "sdpa"
 

@@ -48,7 +48,7 @@ def test_floating_point_inputs_are_converted_to_the_dtype_of_a_view():
     images = torch.rand(2, 3, 4, 4)
     exact, converted = (Images(mean=0.5, dtype=dtype)(batch(images))[0][0] for dtype in (None, torch.bfloat16))
     assert torch.equal(converted, exact.to(torch.bfloat16))
-    with pytest.raises(RecipeError, match=r"floating point, such as torch.bfloat16, or None; got torch.int64"):
+    with pytest.raises(RecipeError, match=r"floating-point dtype, such as torch.bfloat16, or None; got torch.int64"):
         Inputs(dtype=torch.int64)
 
 
@@ -87,7 +87,7 @@ def test_images_of_bytes_are_those_from_0_to_1():
 def test_images_among_other_inputs_are_refused(inputs):
     with pytest.raises(
         RecipeError,
-        match=r"the view Images takes one tensor of images, and the inputs are a (list of 0, 1|dict of 'ima)",
+        match=r"the view Images takes one tensor of images, but the inputs are a (list of 0, 1|dict of 'ima)",
     ):
         Images()(batch(inputs))
 
@@ -109,7 +109,7 @@ def test_images_that_are_not_from_0_to_1_give_a_notice(scale, text):
 def test_images_take_numbers_and_lists():
     assert Images(mean=0.5, std=[0.2], size=[4, 4]) == Images(mean=(0.5,), std=(0.2,), size=(4, 4))
     for size in (4, (4.5, 4), (0, 4)):
-        with pytest.raises(RecipeError, match=r"the size of Images is \(height, width\), or None; got "):
+        with pytest.raises(RecipeError, match=r"the size of Images must be \(height, width\) or None; got "):
             Images(size=size)
 
 
@@ -188,7 +188,7 @@ def test_the_map_of_an_attention_layer_is_not_taken_for_its_output():
         ((OUTPUT, None), 1, "create the model with attn_implementation='eager'"),
         ((OUTPUT,), 1, "create the model with attn_implementation='eager'"),
         (SequenceClassifierOutput(logits=OUTPUT), "loss", "return it if the inputs have labels"),
-        ((OUTPUT, OTHER), lambda value: value, "of which element=... returns a tuple of 2; expected one tensor"),
+        ((OUTPUT, OTHER), lambda value: value, "but element=... returns a tuple of 2 for it; expected one tensor"),
         ({"a": 1}, None, "it gives a dict with 'a'"),
         ((OUTPUT,), 3, "it gives a tuple of 1, which has no element 3"),
         ({"a": OUTPUT}, "b", "it gives a dict with 'a', which has no element 'b'"),

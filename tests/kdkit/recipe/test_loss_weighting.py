@@ -213,8 +213,8 @@ def test_grad_norm_resumes_from_its_state():
         ({"alpha": math.nan}, "alpha of GradNorm"),
         ({"alpha": True}, "alpha of GradNorm"),
         ({"alpha": "1"}, "alpha of GradNorm must be a finite number of at least 0; got '1'"),
-        ({"layer": "body.3"}, "layer of GradNorm is a module of a net in training"),
-        ({"optimizer": Adam}, "optimizer is Optimizer"),
+        ({"layer": "body.3"}, "layer of GradNorm must be a module of a net in training"),
+        ({"optimizer": Adam}, "optimizer of GradNorm must be a kdkit.Optimizer"),
     ],
 )
 def test_invalid_options_of_grad_norm_are_refused(options, message):
@@ -225,7 +225,7 @@ def test_invalid_options_of_grad_norm_are_refused(options, message):
 def test_a_layer_without_trained_parameters_is_refused():
     parameter = numbers(0.0, 0.0)
     terms = linear(parameter, GRADIENTS)
-    with pytest.raises(RecipeError, match="norms on a Linear of which this stage trains nothing"):
+    with pytest.raises(RecipeError, match="norms for a Linear, but this stage trains no parameter of it"):
         grad_norm(terms, parameter, layer=nn.Linear(2, 2))
 
 

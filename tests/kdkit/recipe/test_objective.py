@@ -194,7 +194,7 @@ def test_an_object_that_is_not_a_tap_is_refused_in_a_term_on_the_labels(tap):
 def test_the_loss_of_a_model_is_a_scalar_that_stays_as_it_is():
     value = torch.tensor(0.5)
     assert model_loss(value, torch.zeros(2)) is value
-    with pytest.raises(RecipeError, match=r"a scalar; the tap has a tensor \(2, 3\); tap the loss"):
+    with pytest.raises(RecipeError, match=r"a scalar, but the tap has a tensor \(2, 3\); tap the loss"):
         model_loss(torch.zeros(2, 3), torch.zeros(2))
 
 

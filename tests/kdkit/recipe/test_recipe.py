@@ -124,6 +124,6 @@ def test_creating_a_recipe_does_not_read_the_data():
 def test_a_recipe_can_run_once():
     recipe = recipe_with()
     recipe.mark_used()
-    with pytest.raises(RecipeError, match="has run already"):
+    with pytest.raises(RecipeError, match="has already run"):
         recipe.require_unused()
     recipe_with().require_unused()

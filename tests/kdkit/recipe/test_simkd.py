@@ -192,7 +192,7 @@ def test_a_body_with_different_channels_than_student_shape_is_one_problem():
     teacher = TeacherNet()
     simkd = SimKD(student_body(), teacher.head, student_shape=(5, 8, 8), teacher_shape=(6, 4, 4))
     (problem,) = problems_of(simkd, teacher, Tap(teacher.body))
-    assert "the body of SimKD returns features of shape (4, 8, 8), expected (5, 8, 8); set student_shape" in problem
+    assert "the body of SimKD returns features of shape (4, 8, 8); expected (5, 8, 8); set student_shape" in problem
 
 
 def test_a_projector_to_a_different_shape_than_the_teachers_is_a_problem():

@@ -60,7 +60,10 @@ def learning_rates(schedule, steps):
         ({"max_grad_norm": True}, "max_grad_norm must be a number above 0, or None; got True"),
         ({"monitor": 3}, "monitor must be the name of a metric, such as 'accuracy', or None; got 3"),
         ({"keep": "first"}, "keep must be 'best' or 'last', or None; got 'first'"),
-        ({"optimizer": torch.optim.Adam}, r"optimizer must be Optimizer\(torch\.optim\.Adam, lr=\.\.\.\)"),
+        (
+            {"optimizer": torch.optim.Adam},
+            r"optimizer must be a kdkit.Optimizer, such as Optimizer\(torch\.optim\.Adam, lr=\.\.\.\)",
+        ),
         ({"lr_schedule": 0.1}, r"lr_schedule must be LRSchedule\(torch_class, \.\.\.\) or None; got 0\.1"),
         ({"ema": 0.999}, r"ema must be AverageWeights\(decay=\.\.\.\) or None; got 0\.999"),
     ],
@@ -171,7 +174,7 @@ def test_the_rate_of_a_group_is_multiplied_by_its_scale_with_every_schedule(sche
 
 def test_one_largest_rate_for_groups_of_different_rates_is_refused():
     optimizer = Optimizer(torch.optim.SGD, lr=1.0, groups=by_dimension).build(named_parameters())
-    with pytest.raises(RecipeError, match="pass one for each group in max_lr="):
+    with pytest.raises(RecipeError, match=r"pass max_lr=\[...\] with a rate for each group"):
         LRSchedule(OneCycleLR, max_lr=1.0).build(optimizer, epochs=4, updates=8)
     LRSchedule(OneCycleLR, max_lr=[1.0, 0.5]).build(optimizer, epochs=4, updates=8)
 
@@ -208,7 +211,7 @@ def test_options_of_timm_that_need_a_whole_model_are_refused(option):
 
 @pytest.mark.parametrize("make", [torch.optim.LBFGS, functools.partial(torch.optim.LBFGS, history_size=3)])
 def test_an_optimizer_that_needs_a_closure_is_refused(make):
-    with pytest.raises(RecipeError, match=r"LBFGS computes the loss again within a step \(a closure\)"):
+    with pytest.raises(RecipeError, match=r"LBFGS recomputes the loss within a step \(a closure\)"):
         Optimizer(make, lr=1.0)
 
 
@@ -316,9 +319,13 @@ def test_a_user_defined_schedule_gets_the_length_that_it_requires():
         (StepLR, {"interval": "step", "step_size": 1}, "must be 'epoch' or 'update'; got 'step'"),
         (StepLR, {"step": 1}, "StepLR has no option 'step'"),
         (functools.partial(StepLR, gamma=0.1), {"step": 1}, r"functools\.partial.* has no option 'step'"),
-        (StepLR(sgd(), 1), {}, r"LRSchedule takes a class, such as LRSchedule\(StepLR.*; got an instance of StepLR"),
-        (None, {}, "LRSchedule takes a class, .*; got an instance of NoneType"),
-        (ReduceLROnPlateau, {"interval": "update"}, "follows a metric of each epoch, so its interval must be 'epoch'"),
+        (StepLR(sgd(), 1), {}, r"LRSchedule takes a class .*, such as LRSchedule\(StepLR.*; got an instance of StepLR"),
+        (None, {}, "LRSchedule takes a class .*; got an instance of NoneType"),
+        (
+            ReduceLROnPlateau,
+            {"interval": "update"},
+            "follows a metric after each epoch, so its interval must be 'epoch'",
+        ),
         ("plateau", {}, r"timm's plateau schedule cannot be resumed; use torch's: LRSchedule\(ReduceLROnPlateau\)"),
     ],
 )
@@ -335,14 +342,17 @@ def test_invalid_schedules_are_refused(make, options, message):
             LRSchedule(SequentialLR, schedulers=[LinearLR(sgd()), LinearLR(sgd())], milestones=[1]),
             r"its schedulers must be LRSchedule\(LinearLR, \.\.\.\) or similar; got a LinearLR",
         ),
-        (LRSchedule(ChainedScheduler, schedulers=[LRSchedule("cosine")]), "of timm cannot be a part of another one"),
+        (
+            LRSchedule(ChainedScheduler, schedulers=[LRSchedule("cosine")]),
+            "a timm schedule cannot be part of another one",
+        ),
         (
             LRSchedule(ChainedScheduler, schedulers=[LRSchedule(LinearLR, interval="update")]),
             "pass interval='update' to the whole schedule",
         ),
         (LRSchedule(lambda optimizer: ReduceLROnPlateau(optimizer)), "instead of a function"),
-        (LRSchedule(OneCycleLR, max_lr=1.0, total_steps=3), "it ends after 3 steps, and this stage has 4"),
-        (LRSchedule(OneCycleLR, max_lr=1.0, total_steps=7, interval="update"), "after 7 steps, and this stage has 8"),
+        (LRSchedule(OneCycleLR, max_lr=1.0, total_steps=3), "it ends after 3 steps, but this stage has 4"),
+        (LRSchedule(OneCycleLR, max_lr=1.0, total_steps=7, interval="update"), "after 7 steps, but this stage has 8"),
     ],
 )
 def test_schedules_that_cannot_be_built_for_a_stage_are_recipe_errors(schedule, message):
@@ -499,7 +509,7 @@ def test_an_average_has_the_whole_and_infinite_numbers_of_its_net():
     ("options", "message"),
     [
         ({"patience": 0}, "patience must be an integer of at least 1 or None; got 0"),
-        ({"patience": 2, "keep": "last"}, "patience waits for a better epoch, and keep='last' keeps any"),
+        ({"patience": 2, "keep": "last"}, "patience waits for a better epoch, but keep='last' keeps the last one"),
     ],
 )
 def test_a_patience_that_has_no_meaning_is_refused(options, message):

@@ -203,7 +203,7 @@ def test_folds_are_repetitions_and_none_is_the_best(tmp_path):
     low, high = worse.comparison.seeds.interval
     assert high - low == pytest.approx(2 * 3.182446 * error, rel=1e-6)  # Student's t with 3 degrees of freedom
     assert (worse.comparison.samples, worse.comparison.includes_samples) == (None, True)
-    assert "over 4 runs; test samples differ between the runs" in results.verdicts()[1]
+    assert "over 4 runs; test samples differ between runs" in results.verdicts()[1]
     assert any("on which the best was chosen" in note for note in results.notes())
     rows = list(csv.DictReader(results.as_csv().splitlines()))
     assert [(row["lr"], row["fold"], row["seed"]) for row in rows[:3]] == [

@@ -74,7 +74,7 @@ def test_a_net_that_cannot_be_copied_has_no_average():
     student = Net("student", Uncopyable())
     problems = problems_of(student, plain_goal() + Match(Ema(student), SoftTargets()))
     assert len(problems) == 1
-    assert "net 'student' cannot be copied, which its average needs" in problems[0]
+    assert "net 'student' cannot be copied, but its average is a copy" in problems[0]
 
 
 def test_taps_on_the_net_are_moved_to_its_average():

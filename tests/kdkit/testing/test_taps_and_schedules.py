@@ -88,7 +88,10 @@ def breaking(module, put):
         (cutting, "no gradient flows through"),
         (silent, "does not fire"),
         (listing, "raises AttributeError with Custom"),
-        (returning_a_handle, r"Custom.attach\(\) returns a function .*, such as handle.remove; got <torch.utils.hooks"),
+        (
+            returning_a_handle,
+            r"Custom.attach\(\) must return a function .*, such as handle.remove; got <torch.utils.hooks",
+        ),
         (breaking, "the output of the module changes after Custom is closed"),
     ],
 )

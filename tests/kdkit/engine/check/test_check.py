@@ -300,7 +300,7 @@ def test_a_net_that_cannot_be_copied_for_its_average_is_a_problem():
     average = AverageWeights(decay=0.9)
     assert not check(one_stage(Net("student", Keeping()), plain_goal())).problems
     problem = only_problem(one_stage(Net("student", Keeping()), plain_goal(), ema=average))
-    assert "net 'student' cannot be copied, which its average needs" in problem
+    assert "net 'student' cannot be copied, but its average is a copy" in problem
 
 
 class Detached(nn.Linear):

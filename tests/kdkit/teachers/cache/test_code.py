@@ -196,7 +196,9 @@ def test_a_file_that_was_edited_after_it_was_imported_is_refused(make, tmp_path)
     assert key(module)
     (path,) = tmp_path.iterdir()
     path.write_text(FORWARD + "        return 33 * x\n")
-    with pytest.raises(CacheError, match=r"Teacher.forward is not the code that runs; start again if .* was edited"):
+    with pytest.raises(
+        CacheError, match=r"Teacher.forward is not the code that runs; if .* was edited, restart Python"
+    ):
         key(module)
 
 
@@ -210,7 +212,7 @@ def test_lambdas_that_start_on_one_line_are_refused(make):
     apart = make("Teacher = lambda: [\n    lambda x: x,\n    lambda x: 2 * x,\n]\n")
     assert len({Digest().add(function, "it").hexdigest() for function in apart}) == 2
     together = make("Teacher = lambda: fs\nfs = [lambda x: x, lambda x: 2 * x]\n")
-    with pytest.raises(CacheError, match="one of several lambdas that start on one line; give each a line of its own"):
+    with pytest.raises(CacheError, match="one of several lambdas that start on one line; put each on its own line"):
         Digest().add(together[0], "it")
 
 

@@ -89,7 +89,9 @@ def test_outputs_that_a_head_tap_leaves_out_are_not_stored(settings):
 
 @pytest.mark.parametrize("output", [torch.zeros(4), torch.zeros(4, 2, dtype=torch.int64)])
 def test_top_needs_logits_by_class(output):
-    with pytest.raises(CacheError, match=r"top needs float outputs \(batch, classes, ...\); it returns \(4,"):
+    with pytest.raises(
+        CacheError, match=r"top needs float outputs of shape \(batch, classes, ...\), but it returns \(4,"
+    ):
         Codec(CacheSettings(top=1), TeacherOutput(output))
 
 

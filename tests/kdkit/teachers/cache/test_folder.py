@@ -174,10 +174,10 @@ def test_no_entry_in_use_is_evicted(tmp_path):
 def test_an_entry_that_never_fits_is_refused_and_nothing_is_evicted_for_it(tmp_path, monkeypatch):
     fill_entry(make_folder(tmp_path), make_spec("first"))
     large = make_spec("large", parts=(Part("output", (10**6,), torch.float32),))
-    with pytest.raises(CacheError, match=r"take 40 MB, and .* is limited to 20 MB \(--teacher-cache-size\)"):
+    with pytest.raises(CacheError, match=r"take 40 MB, but .* is limited to 20 MB \(--teacher-cache-size\)"):
         make_folder(tmp_path, limit=20 * 10**6).open(large)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 2**28 + 10))
-    with pytest.raises(CacheError, match=r"the disk of .* has 10 B left"):
+    with pytest.raises(CacheError, match=r"the disk of .* has only 10 B left"):
         make_folder(tmp_path).open(large)
     assert [entry.net for entry in make_folder(tmp_path).kept()] == ["first"]
 

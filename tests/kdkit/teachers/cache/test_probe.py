@@ -76,7 +76,7 @@ REFUSED = {
     "outputs that change": (Counting(), "its outputs for the same batch differ from call to call"),
     "dropout that is always on": (lambda x: F.dropout(x, 0.5), "draws random numbers"),
     "random numbers that do not matter": (lambda x: x + 0 * torch.rand(1), "draws random numbers"),
-    "batches of one size": (BatchOfFour(), "it fails on a part of a batch"),
+    "batches of one size": (BatchOfFour(), "it fails on part of a batch"),
     "no row for each sample": (Sum(0), "do not have one row per sample"),
     "a scalar": (Sum(None), "do not have one row per sample"),
     "a shape that changes": (
