@@ -226,7 +226,7 @@ INVALID = {
     "number": (
         replaced(INPUTS[:, 0], 17, torch.inf),
         "regression",
-        r"is inf \(row 17\); expected a finite number.*a number may stand",
+        r"is inf \(row 17\); expected a finite number.*for missing numbers",
     ),
 }
 
