@@ -72,8 +72,8 @@ class TorchData(Data):
     teacher outputs are cached. None, the default except for a TensorDataset, means that a sample may change each time
     it is read.
     labels: the key of the labels in samples that are mappings; None for the one of "label", "labels", "target",
-    "targets" and "y" that they have. In batches that are other objects, such as graphs: the attribute of the labels. The
-    inputs are then the object. weights: the key or the attribute of the weights.
+    "targets" and "y" that they have. For batches that are other objects, such as graphs, an attribute; the inputs are
+    then the object. weights: the key or the attribute of the weights.
     batch_transform: a function of inputs and labels that returns both, applied to each training batch on the training
     device, such as torchvision's MixUp or timm's Mixup. Teachers and students get the same batch. Because samples may
     be mixed, the batch has no sample ids, and teacher outputs are not cached.
