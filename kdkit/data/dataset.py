@@ -99,7 +99,7 @@ class LoaderSplit:
     labels: Tensor | None = None
     groups: Tensor | None = None
 
-    seed: int | None = None  # from which the loader draws when it is opened; None: from the global random states
+    seed: int | None = None  # of the loader's random numbers; None uses the global random states
 
     def __init__(self, loader: "DataLoader[Any]") -> None:
         self.loader = loader
@@ -114,7 +114,7 @@ class LoaderSplit:
 
     def __iter__(self) -> Iterator[Batch]:
         with nullcontext() if self.seed is None else seeded_on_cpu(self.seed):
-            batches = iter(self.loader)  # a DataLoader draws a seed for its workers, also if it has none
+            batches = iter(self.loader)  # a DataLoader draws a seed for its workers, even if it has no workers
         for batch in batches:
             inputs, labels, weights = self.keys.split(batch, self.source)
             labels = missing_labels(inputs) if labels is None else as_targets(labels, per_position=self.per_position)

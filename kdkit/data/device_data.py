@@ -79,7 +79,7 @@ class DeviceData:
         copying = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         used: deque[torch.cuda.Event] = deque()
         for batch in batches:
-            if has_objects(batch.inputs):  # whose tensors cannot be recorded below
+            if has_objects(batch.inputs):  # their tensors cannot be recorded below
                 yield batch.to(self.device)
                 continue
             if len(used) == _IN_FLIGHT:

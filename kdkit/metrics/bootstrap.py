@@ -141,7 +141,7 @@ def unit_counts(test: Predictions) -> Counts:
 
 
 def result_of(metric: Resampling, test: Predictions, *, missing: str = "") -> MetricResult:
-    """Return the result of a metric on a split, which is that of the resample with every sample once.
+    """Return the result of a metric on a split, computed as a resample that contains each sample once.
 
     missing: why a class may have no value, for a note that names such classes; no note by default.
     """

@@ -121,9 +121,10 @@ def label_losses(predictions: Predictions) -> tuple[Floats, Floats]:
 
 
 def hardest_samples(predictions: Predictions, count: int) -> NDArray[np.int64]:
-    """Return the rows of the samples with the largest losses, the worst first; none for labels per position or numbers.
+    """Return the rows of the samples with the largest losses, the largest first.
 
-    The loss is the cross-entropy of the softmax, or for labels by class the mean one of the sigmoids over known labels.
+    The loss is the cross-entropy of the softmax, or, for labels by class, the mean binary cross-entropy of the sigmoids
+    over known labels. No rows are returned for labels per position or numbers.
     """
     labels, outputs, none = predictions.labels, predictions.outputs, np.empty(0, np.int64)
     if predictions.per_position or outputs.ndim != 2:

@@ -186,7 +186,7 @@ class Images:
 
 
 def _own(item: Any) -> Any:
-    """Return a copy of an object, such as graphs, whose attributes a network may set: others get the same batch."""
+    """Return a copy of an object, such as graphs, because a network may set its attributes, and others get it too."""
     return copy.copy(item) if not isinstance(item, Tensor) and hasattr(item, "to") else item
 
 

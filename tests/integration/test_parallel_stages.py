@@ -141,8 +141,6 @@ def test_an_invalid_parallel_run_is_refused_before_anything_is_written(kdkit_her
     (tmp_path / "mine.py").write_text(RECIPE)
     wrong_option = kdkit_here("run", "mine.py", "--rate", "fast", "--out", "run", "--jobs", "2")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
-    # There are no other processes to join.
-    monkeypatch.setattr("kdkit.engine.distributed.process_group.launched", lambda: False)
     under_torchrun = kdkit_here("run", "mine.py", "--out", "run", "--jobs", "2")
     assert (wrong_option.code, under_torchrun.code) == (2, 2)
     assert "leave out --jobs, or torchrun" in under_torchrun.err

@@ -349,9 +349,7 @@ def test_a_dataset_may_have_a_pipeline_of_its_own():
 
 @pytest.mark.parametrize("option", ["labels", "weights"])
 def test_labels_and_weights_are_keys_of_samples(option):
-    with pytest.raises(
-        DataError, match=f"{option} must be a key of .* or an attribute .*; got a Tensor"
-    ):
+    with pytest.raises(DataError, match=f"{option} must be a key of .* or an attribute .*; got a Tensor"):
         TorchData(samples(), samples(), **{option: torch.zeros(8)})
 
 
