@@ -176,9 +176,10 @@ class SweepResults:
         writer.writerow([*names, *metrics, *(f"alone_{name}" for name in alone)])
         for cell in self.cells:
             for key in cell.repetitions:
+                repetition = (key,) if isinstance(key, int) else key
                 values = [cell.metrics.get(name, {}).get(key, "") for name in metrics]
                 values += [cell.alone.get(name, {}).get(key, "") for name in alone]
-                writer.writerow([*cell.options.values(), *_as_tuple(key), cell.validation[key], *values])
+                writer.writerow([*cell.options.values(), *repetition, cell.validation[key], *values])
         return text.getvalue()
 
     def save(self, folder: Path) -> None:
@@ -365,10 +366,6 @@ def _by_metric(values: Mapping[Repetition, Mapping[str, float]]) -> dict[str, di
     """Return values by repetition and metric as values by metric and repetition."""
     names = dict.fromkeys(name for of_run in values.values() for name in of_run)
     return {name: {key: of_run[name] for key, of_run in values.items() if name in of_run} for name in names}
-
-
-def _as_tuple(key: Repetition) -> tuple[Any, ...]:
-    return (key,) if isinstance(key, int) else key
 
 
 def _scope(comparison: Comparison) -> str:
