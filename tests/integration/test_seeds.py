@@ -98,10 +98,10 @@ def test_a_seed_that_fails_or_is_damaged_costs_its_own_run(kdkit, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seeds", "0"], "--seeds is a number of seeds, at least 1"),
+        (["--seeds", "0"], "--seeds must be a number of seeds, at least 1"),
         (["--seeds", "x"], "expected a number of seeds, or seeds such as 0,1,2; got 'x'"),
         (["--seeds", "1,1"], "--seeds must be different integers of at least 0; got 1,1"),
-        (["--seeds", "1,2", "--seed", "3"], "--seed is the first of a number of seeds"),
+        (["--seeds", "1,2", "--seed", "3"], "--seed is the first seed of --seeds N"),
         (["--seeds", "2", "--out", "one"], "one holds one run, and a folder for several is needed"),
         (["--seeds", "2", "--out", "mine.py"], "mine.py cannot be written: mine.py is no folder; choose another place"),
         (["--seeds", "2", "--out", "thesis"], "thesis holds no runs, but 'chapter'; choose another folder (--out"),
