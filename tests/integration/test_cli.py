@@ -98,7 +98,7 @@ FILES = {
     "a syntax error": ("x = 1\ndef recipe(:\n    pass", ["bad.py, line 2", "def recipe(:"]),
     "an error on import": ("x = 1\n\n1 / 0", ["bad.py, line 3", "ZeroDivisionError", "reading it raises"]),
     "an import of a missing package": ("import no_such_package", ["bad.py, line 1", "no_such_package"]),
-    "an exit on import": ("import sys\nsys.exit(0)", ["SystemExit", "a recipe file returns its Recipe"]),
+    "an exit on import": ("import sys\nsys.exit(0)", ["SystemExit", "recipe() must return a Recipe"]),
     "an error in recipe()": ("def recipe():\n    return {}['x']", ["bad.py, line 2", "recipe() raises KeyError"]),
     "another type returned": ("def recipe():\n    return 3", ["returns a int", "kdkit.Recipe"]),
     "nothing returned": ("def recipe():\n    ...", ["NoneType", "kdkit.Recipe"]),
