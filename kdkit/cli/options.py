@@ -95,7 +95,7 @@ TEACHER_CACHE = click.option(
     default="auto",
     show_default=True,
     metavar="auto|off|DIR",
-    help="Folder in which outputs of frozen teachers are cached; auto is teacher_cache next to the run folder.",
+    help="Folder for cached outputs of frozen teachers; auto is teacher_cache next to the run folder.",
 )
 TRUST = click.option(
     "--trust",

@@ -134,7 +134,7 @@ class _Drawing:
         svg.end_group()
 
     def _draw_rails(self) -> None:
-        """Draw the lines from students to stages in which they teach: right, down below the card, left, down, right."""
+        """Draw the lines from students to the stages they teach in: right, down below the card, left, down, right."""
         for number, (stage, net) in enumerate(self.rails):
             if stage is None or net is None:
                 continue

@@ -31,7 +31,7 @@ _OF_ALL = {"--seeds": 1, "--average-over": 1, "--metric": 1, "--net": 1, "--out"
 @seeds_option("3")
 @AVERAGE_OVER
 @click.option(
-    "--metric", metavar="NAME", show_default="the first one of the recipe", help="Metric by which values are compared."
+    "--metric", metavar="NAME", show_default="the first one of the recipe", help="Metric that compares the values."
 )
 @net_option()
 @BASELINE

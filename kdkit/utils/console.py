@@ -74,7 +74,7 @@ def make_console(*, stderr: bool = False, markup: bool = True) -> Console:
     markup: False to print square brackets as they are.
     Under torchrun, all processes have the same results, and only the first one prints to stdout.
     """
-    # Without emoji a label such as ":x:" is printed as it is.
+    # Without emoji a label such as ":x:" is printed unchanged.
     options: dict[str, Any] = {"highlight": False, "emoji": False, "stderr": stderr, "markup": markup}
     options["quiet"] = not stderr and not is_first_process()
     console = PrintableConsole(**options)

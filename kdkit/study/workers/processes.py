@@ -60,7 +60,7 @@ class Processes:
         else:
             self._free.remove(child)
         self._devices.start(job)
-        # One thread per job waits for its result, so that `next_result` can wait for whichever comes first.
+        # One thread per job waits for its result, so that `next_result` can wait for the first one.
         thread = Thread(target=self._run, args=(child, job.name, data), daemon=True)
         self._busy[job.name] = child, thread
         thread.start()
