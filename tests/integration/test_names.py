@@ -105,7 +105,7 @@ def test_an_installed_package_names_the_repository_of_the_examples(tmp_path):
     installed = tmp_path / "site-packages"
     (installed / "examples").mkdir(parents=True)
     (installed / "examples" / "hinton.py").touch()
-    assert "the folder `examples` of the repository of kdkit" in _near_file(
+    assert "the folder `examples` of kdkit's repository" in _near_file(
         ROOT / "no" / "examples" / "hinton.py", installed
     )
     assert _near_file(ROOT / "no" / "hinton.py", installed) == ""
