@@ -61,7 +61,7 @@ _FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json"}
 @click.option(
     "--net",
     metavar="NAME",
-    show_default="the one trained last",
+    show_default="the net trained last",
     help="Name of the net in the recipe, if MODEL is a run.",
 )
 @click.option(

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 @click.command(
     short_help="List the benchmarks of a checkout, or run one.",
-    context_settings={"ignore_unknown_options": True},  # they are the benchmark's
+    context_settings={"ignore_unknown_options": True},  # they belong to the benchmark
 )
 @click.argument("name", required=False)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -40,24 +40,24 @@ def bench(name: str | None, args: tuple[str, ...]) -> int:
 def benchmarks(root: Path = ROOT) -> dict[str, str]:
     """Return the description of each benchmark by name. Raises BenchmarkError outside a checkout."""
     folder = root / "benchmarks"
-    # An installed kdkit lies in site-packages, where a folder "benchmarks" would be another package's.
+    # If kdkit is installed in site-packages, a folder "benchmarks" there belongs to another package.
     if not (root / "pyproject.toml").is_file() or not folder.is_dir():
         raise BenchmarkError(
-            f"benchmarks are part of a checkout, and kdkit is installed in {root} without them; clone the repository "
+            f"benchmarks are part of a checkout, but kdkit is installed in {root} without them; clone the repository "
             "and install it with `pip install -e .`"
         )
     descriptions = {}
     for path in sorted(folder.glob("*.py")):
-        # Parsed and not imported, since a benchmark would run, and some need packages of the extra `bench`.
+        # Parsed instead of imported: an import would run the benchmark, and may need packages of the extra `bench`.
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         descriptions[path.stem] = docstring.partition("\n\n")[0].replace("\n", " ")
     return descriptions
 
 
 def run_benchmark(name: str, args: Sequence[str], root: Path = ROOT) -> int:
-    """Run a benchmark with these arguments and return its exit code. Raises BenchmarkError if there is none.
+    """Run a benchmark with these arguments and return its exit code. Raises BenchmarkError if it does not exist.
 
-    It runs as a script in a new process, so that modules and settings of this one do not affect its times.
+    It runs as a script in a new process, so that the modules and settings of this process do not affect its timings.
     """
     names = benchmarks(root)
     if name not in names:

@@ -12,7 +12,7 @@ from kdkit.errors import KdkitError
 @click.command(short_help="List or delete cached teacher outputs.")
 @click.argument("folder", required=False, default="runs/teacher_cache", type=PATH)
 @click.option(
-    "--delete", metavar="NAME|all", help="Delete the entries of a net, those whose names begin with NAME, or all."
+    "--delete", metavar="NAME|all", help="Delete the entries of net NAME, entries whose names begin with NAME, or all."
 )
 @click.option(
     "--keep",

@@ -9,14 +9,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdkit.teachers.cache.entry import EntryInfo
-from kdkit.utils.reprs import format_bytes
+from kdkit.utils.reprs import describe_count, format_bytes
 
 
 def show_cache(console: Console, folder: Path, entries: Sequence[EntryInfo], deleted: Sequence[EntryInfo]) -> None:
-    """Print a row for each entry of a folder, after the number of those that were deleted."""
+    """Print the number of deleted entries, then a row for each entry of a folder."""
     if deleted:
         size = format_bytes(sum(entry.bytes for entry in deleted))
-        console.print(f"deleted {len(deleted)} of them, {size}", markup=False, soft_wrap=True)
+        count = describe_count(len(deleted), "entry", "entries")
+        console.print(f"deleted {count}, {size}", markup=False, soft_wrap=True)
     if not entries:
         console.print(f"there are no cached outputs in {folder}", markup=False, soft_wrap=True)
         return
@@ -33,7 +34,7 @@ def show_cache(console: Console, folder: Path, entries: Sequence[EntryInfo], del
         table.add_row(*map(escape, texts), cached, format_bytes(entry.bytes), used)
     console.print(table)
     if not all(entry.readable for entry in entries):  # formats change between versions of kdkit
-        text = "entries listed with a format are of another version of kdkit and are never read; --delete removes them"
+        text = "entries listed with a format are from another version of kdkit and never read; --delete removes them"
         console.print(text, markup=False, soft_wrap=True)
 
 

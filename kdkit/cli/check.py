@@ -45,14 +45,14 @@ def check(ctx: click.Context, /, **options: Any) -> None:
     if svg is not None:
         require_output(svg, "--svg FILE")
     settings = RunOptions(
-        out=default_path(file.path.stem),  # next to which the teacher cache is
+        out=default_path(file.path.stem),  # the teacher cache is next to it
         device=options["device"],
         precision=options["precision"],
         seed=options["seed"],
         teacher_cache=options["teacher_cache"],
     )
     device = settings.torch_device()
-    seed_everything(settings.seed)  # recipe() is called with the random numbers of a run
+    seed_everything(settings.seed)  # recipe() gets the same random numbers as in a run
     with Status() as status:
         status.show("preparing the data and the networks")
         recipe = file.make(recipe_options(file, options))
@@ -60,7 +60,7 @@ def check(ctx: click.Context, /, **options: Any) -> None:
         plan = check_recipe(recipe, device, precision=settings.precision, estimate=settings)
     console = make_console()
     console.width = min(console.width, 100)
-    if not plan.problems:  # which may be those of the data
+    if not plan.problems:  # the problems may be in the data
         summary = str(recipe.data.summary).splitlines()
         for line in (*summary, *recipe.data.notices):
             print_note(console, line)
@@ -76,12 +76,12 @@ def check(ctx: click.Context, /, **options: Any) -> None:
         for pairs in advice:
             show_pairs(pairs, console)
         if not advice:
-            console.print("there is no student with a network as its teacher, whose layers could be paired")
+            console.print("no student has a network as its teacher, so there are no layers to pair")
 
 
 @click.command(cls=RecipeCommand, short_help="Print the metrics of trained weights.")
 @click.argument("file", type=click.Path())
-@click.option("--weights", type=PATH, required=True, help="File of weights, or the folder of a run.")
+@click.option("--weights", type=PATH, required=True, help="File of weights, or run folder.")
 @net_option()
 @device_option("auto")
 @PRECISION
@@ -102,7 +102,7 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
 
     file = file_of(ctx)
     settings = RunOptions(device=options["device"], precision=options["precision"])
-    seed_everything(settings.seed)  # as for a run, in which recipe() may split the data
+    seed_everything(settings.seed)  # as in a run, because recipe() may split the data
     with Status() as status:
         status.show("preparing the data and the networks")
         recipe = file.make(recipe_options(file, options))

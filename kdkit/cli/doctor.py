@@ -24,23 +24,23 @@ from kdkit.utils.cores import usable_cores
 from kdkit.utils.printable import echo
 from kdkit.utils.reprs import format_bytes
 
-_SLOW_FSYNC = 0.05  # s; a checkpoint takes a few of them
-_SLOW_IMPORT = 2.0  # s, of what a plugin registers, in addition to torch
-_SLOW_PLUGIN = 0.5  # s, of its module, which even `kdkit --help` waits for
-_LITTLE_SPACE = 2 * 10**9  # bytes; checkpoints and teacher outputs of a small study
-_LITTLE_SHARED_MEMORY = 256 * 2**20  # bytes; containers often have 64 MB, of which one batch of images takes much
-_WRITTEN = 64 * 2**20  # bytes that are written to measure a disk
-_NOT_FOR_USERS = ("test", "docs", "bench")  # extras
+_SLOW_FSYNC = 0.05  # s; a checkpoint calls fsync several times
+_SLOW_IMPORT = 2.0  # s, to import what plugins register, without torch
+_SLOW_PLUGIN = 0.5  # s, to import the module of a plugin, which delays even `kdkit --help`
+_LITTLE_SPACE = 2 * 10**9  # bytes; enough for checkpoints and teacher outputs of a small study
+_LITTLE_SHARED_MEMORY = 256 * 2**20  # bytes; containers often have 64 MB, and one batch of images takes much of it
+_WRITTEN = 64 * 2**20  # bytes written to measure the disk
+_NOT_FOR_USERS = ("test", "docs", "bench")  # extras for developers
 
 
-@click.command(short_help="List problems of the installation, with remedies.")
+@click.command(short_help="List problems with the installation, and their remedies.")
 @click.option(
     "--runs",
     type=PATH,
     default="runs",
     show_default=True,
     metavar="FOLDER",
-    help="Folder of runs, whose disk is measured.",
+    help="Folder of runs; the speed of its disk is measured.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def doctor(runs: Path, as_json: bool) -> int:
@@ -49,7 +49,7 @@ def doctor(runs: Path, as_json: bool) -> int:
         kdkit doctor
         kdkit doctor --runs /scratch/runs
 
-    Each problem comes with its remedy. The exit code is 1 if something is broken, and 0 if it is only slow.
+    Each problem comes with a remedy. The exit code is 1 if something is broken, and 0 if something is only slow.
     """
     facts, findings = examine(runs)
     if as_json:
@@ -60,7 +60,7 @@ def doctor(runs: Path, as_json: bool) -> int:
 
 
 class Finding(NamedTuple):
-    """A problem and its remedy. broken: something does not work; otherwise it is slow, or may become a problem."""
+    """A problem and its remedy. broken: whether something does not work; if False, it is slow or may fail later."""
 
     broken: bool
     problem: str
@@ -70,11 +70,11 @@ class Finding(NamedTuple):
 def examine(runs: Path) -> tuple[dict[str, Any], list[Finding]]:
     """Return the facts about this installation by section, and the findings.
 
-    runs: the folder of runs, whose disk is measured.
+    runs: the folder of runs. The speed of its disk is measured.
     """
     findings: list[Finding] = []
     facts: dict[str, Any] = {}
-    # torch first: what the plugins take is measured in addition to it.
+    # torch comes first, so that the time of the plugins does not include its import.
     sections: dict[str, Callable[[list[Finding]], Any]] = {
         "versions": examine_versions,
         "devices": examine_devices,
@@ -99,7 +99,7 @@ def examine_versions(findings: list[Finding]) -> dict[str, str]:
     began = time.perf_counter()
     try:
         import torch
-    except Exception as error:  # a library that is missing or of another platform
+    except Exception as error:  # a library is missing, or built for another platform
         findings.append(
             Finding(True, f"torch cannot be imported: {first_line(error)}", "install torch again: see pytorch.org")
         )
@@ -115,13 +115,13 @@ def examine_versions(findings: list[Finding]) -> dict[str, str]:
         if name != "torch":
             versions[name] = version
         if _numbers(version) < _numbers(least):
-            problem = f"{name} {version} is older than {least}, which kdkit needs"
+            problem = f"{name} {version} is too old; kdkit needs {least} or newer"
             findings.append(Finding(True, problem, f"pip install '{name}>={least}'"))
     return versions
 
 
 def examine_devices(findings: list[Finding]) -> dict[str, str]:
-    """Return the devices with their memory, each of which computes something."""
+    """Return the devices with their memory, after a small computation on each."""
     import torch
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
@@ -130,11 +130,11 @@ def examine_devices(findings: list[Finding]) -> dict[str, str]:
         name = f"cuda:{index}"
         try:
             free, total = torch.cuda.mem_get_info(index)
-            torch.ones(2, device=name).sum().item()  # a driver that does not fit fails here
-        except Exception as error:  # of CUDA, in many classes
+            torch.ones(2, device=name).sum().item()  # fails if the driver does not fit
+        except Exception as error:  # CUDA raises errors of many classes
             devices[name] = "does not work"
             findings.append(
-                Finding(True, f"{name} does not work: {first_line(error)}", "--device cpu, or a new driver")
+                Finding(True, f"{name} does not work: {first_line(error)}", "pass --device cpu, or update the driver")
             )
             continue
         texts = (format_bytes(value, base=1024) for value in (free, total))
@@ -144,12 +144,12 @@ def examine_devices(findings: list[Finding]) -> dict[str, str]:
     if not torch.cuda.is_available() and shutil.which("nvidia-smi"):
         built = torch.version.cuda
         problem = "there is an NVIDIA driver, but torch " + ("finds no GPU" if built else "is built without CUDA")
-        findings.append(Finding(False, problem, "install a torch whose CUDA fits the driver: see pytorch.org"))
+        findings.append(Finding(False, problem, "install a torch whose CUDA version fits the driver: see pytorch.org"))
     return devices
 
 
 def examine_threads(findings: list[Finding]) -> dict[str, int | str]:
-    """Return the number of threads of torch, and of the cores that this process may use."""
+    """Return the number of torch threads, and of cores that this process may use."""
     import torch
 
     cores = usable_cores()
@@ -164,15 +164,15 @@ def examine_threads(findings: list[Finding]) -> dict[str, int | str]:
 
 
 def examine_plugins(findings: list[Finding]) -> dict[str, str]:
-    """Load all plugins and what they register; a plugin that is skipped is broken."""
+    """Load all plugins and everything that they register. A skipped plugin is reported as broken."""
     from kdkit.plugins.manager import GROUP, installed
     from kdkit.plugins.registry import REGISTRIES
 
     points = {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", PluginWarning)
-        load_seconds = installed().load_seconds  # of the first time, after which Python has the modules
-        installed.cache_clear()  # the warnings of the first call are gone
+        load_seconds = installed().load_seconds  # of the first load; later ones find the modules imported
+        installed.cache_clear()  # load again to record the warnings
         plugins = installed()
         began = time.perf_counter()
         registries = {kind: plugins.registry(kind) for kind in REGISTRIES}
@@ -182,11 +182,11 @@ def examine_plugins(findings: list[Finding]) -> dict[str, str]:
         findings.append(Finding(True, text, advice))
     for name, load in load_seconds.items():
         if load > _SLOW_PLUGIN:
-            problem = f"plugin {name!r} takes {load:.1f} s to load, which every command waits for, even `kdkit --help`"
-            findings.append(Finding(False, problem, "let it import heavy packages inside its hooks"))
+            problem = f"plugin {name!r} takes {load:.1f} s to load, which delays every command, even `kdkit --help`"
+            findings.append(Finding(False, problem, "import heavy packages inside its hooks"))
     if seconds > _SLOW_IMPORT:
-        problem = f"plugins take {seconds:.1f} s to register, which `kdkit list` and every run wait for"
-        findings.append(Finding(False, problem, "import heavy packages in what they register, when it is called"))
+        problem = f"plugins take {seconds:.1f} s to register, which delays `kdkit list` and every run"
+        findings.append(Finding(False, problem, "import heavy packages only when a registered object is called"))
     described = {}
     for name in ("kdkit", *sorted(points)):
         entries = sum(registries[kind].plugin(entry) == name for kind in REGISTRIES for entry in registries[kind])
@@ -228,7 +228,7 @@ def examine_folders(runs: Path, findings: list[Finding]) -> dict[str, str]:
     if not blocking.is_dir():
         problem = f"run folders cannot be created in {runs}: {blocking} is a file"
         findings.append(Finding(True, problem, "choose another folder: kdkit doctor --runs FOLDER"))
-    # The nearest folder that exists: `doctor` leaves no new folder behind.
+    # Use the nearest existing folder, so that `doctor` does not create one.
     existing = next(folder for folder in paths if folder.is_dir())
     free = shutil.disk_usage(existing).free
     facts["free space"] = format_bytes(free)
@@ -243,17 +243,17 @@ def examine_folders(runs: Path, findings: list[Finding]) -> dict[str, str]:
     else:
         facts["write speed"], facts["fsync"] = f"{format_bytes(speed)}/s", f"{fsync * 1000:.1f} ms"
         if fsync > _SLOW_FSYNC:
-            problem = f"the disk of {existing} takes {fsync * 1000:.0f} ms for each fsync, which checkpoints wait for"
+            problem = f"the disk of {existing} takes {fsync * 1000:.0f} ms for each fsync, which slows down checkpoints"
             findings.append(Finding(False, problem, "choose a folder on a local disk with --out"))
     shared = Path("/dev/shm")
     if shared.is_dir() and (size := shutil.disk_usage(shared).total) < _LITTLE_SHARED_MEMORY:
-        problem = f"shared memory has {format_bytes(size, base=1024)}, in which worker processes pass batches"
+        problem = f"worker processes pass batches in shared memory, which has only {format_bytes(size, base=1024)}"
         findings.append(Finding(False, problem, "start the container with --shm-size=2g, or set Training(workers=0)"))
     return facts
 
 
 def _measure_disk(folder: Path) -> tuple[float, float]:
-    """Return the bytes per second of a large file that is written to the disk, and the seconds of a small fsync."""
+    """Return the write speed of a large file in bytes per second, and the duration of a small fsync in seconds."""
     block = os.urandom(2**20)  # not zeros, which some file systems do not store
     with tempfile.TemporaryFile(dir=folder) as file:
         began = time.perf_counter()
@@ -273,7 +273,7 @@ def _measure_disk(folder: Path) -> tuple[float, float]:
 
 
 def _requirements(extra: str) -> Iterator[tuple[str, str]]:
-    """Yield the packages, with their least versions, that kdkit requires, or an extra of it."""
+    """Yield the packages that kdkit or one of its extras requires, with their lowest versions."""
     try:
         lines = importlib.metadata.requires("kdkit") or []
     except PackageNotFoundError:
@@ -295,7 +295,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def report(facts: dict[str, Any], findings: list[Finding]) -> dict[str, Any]:
-    """Return all as JSON takes it."""
+    """Return the facts and the findings as values for JSON."""
     state: Literal["broken", "working"] = "broken" if any(finding.broken for finding in findings) else "working"
     return {
         "state": state,
@@ -306,7 +306,7 @@ def report(facts: dict[str, Any], findings: list[Finding]) -> dict[str, Any]:
 
 
 def show(facts: dict[str, Any], findings: list[Finding]) -> None:
-    """Print the sections, and the findings after them, what is broken first."""
+    """Print the sections, then the findings, broken ones first."""
     for title, values in facts.items():
         width = max(map(len, values), default=0)
         echo(f"{title}\n" + "".join(f"  {name:{width}}  {value}\n" for name, value in values.items()))

@@ -1,4 +1,4 @@
-"""Describe the terms and the cost of a stage, in the words of `kdkit check`."""
+"""Describe the terms and the cost of a stage for `kdkit check`."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,11 +12,11 @@ from kdkit.engine.stage.teacher_caching import CacheForecast
 from kdkit.recipe.training import Training
 from kdkit.utils.reprs import describe_count, format_bytes, format_count
 
-_SLOW_READING = 0.2  # of the time of the steps: less is not worth a line
+_SLOW_READING = 0.2  # share of the time of the steps; less is not worth a line
 
 
 def training_facts(training: Training, loader_batch: int | None) -> Iterator[str]:
-    """Yield the training options of a stage in words. loader_batch: see `Plan`."""
+    """Yield descriptions of the training options of a stage. loader_batch: see `Plan`."""
     size = f"{training.batch_size}" if loader_batch is None else f"{loader_batch}, as its DataLoader yields them"
     steps = training.steps_per_epoch
     batches = "batches" if steps is None else describe_count(steps, "batch", "batches")
@@ -31,7 +31,7 @@ def training_facts(training: Training, loader_batch: int | None) -> Iterator[str
     if training.ema is not None:
         yield f"averages weights with a decay of {training.ema.decay:g}"
     if training.patience is not None:
-        yield f"ends after {describe_count(training.patience, 'epoch')} without a better one"
+        yield f"stops after {describe_count(training.patience, 'epoch')} without improvement"
     metric = f" by {training.monitor}" if training.monitor is not None and training.keep == "best" else ""
     yield f"keeps the {training.keep} epoch{metric}"
 
@@ -48,17 +48,17 @@ def estimate_lines(estimate: StageEstimate, device: torch.device) -> Iterator[st
             "the CPU" if device.type == "cpu" else torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         )
         steps = f"{times.steps:,} {'step' if times.steps == 1 else 'steps'}"
-        # A difference that rounding hides would only puzzle.
+        # Two times that round to the same number would be confusing.
         after = f", {about(cached)} with cached outputs" if cached < 0.95 * times.seconds else ""
         yield (
             f"about {about(times.seconds)} per epoch of {steps} on {processor}{after}; "
-            "without the reading of data and the validation"
+            "not counting data loading and validation"
         )
         reading = estimate.reading_seconds
         if reading is not None and reading > max(_SLOW_READING * times.seconds, 1.0):
             yield (
-                f"about {about(reading)} per epoch for one process to read the data; Training(workers=N) reads in N, "
-                "ahead of the steps"
+                f"one process takes about {about(reading)} per epoch to read the data; Training(workers=N) reads ahead "
+                "in N processes"
             )
         if times.peak_memory_bytes is not None:
             peak = format_bytes(times.peak_memory_bytes, base=1024)
@@ -66,7 +66,7 @@ def estimate_lines(estimate: StageEstimate, device: torch.device) -> Iterator[st
 
 
 def _caching_lines(caching: Mapping[str, CacheForecast]) -> Iterator[str]:
-    """Yield whether the outputs of each teacher will be cached, and reused; those that run for one reason in a line."""
+    """Yield whether each teacher's outputs are cached or reused. Teachers that run for the same reason share a line."""
     running: dict[str, list[str]] = {}
     for name, forecast in caching.items():
         if not forecast.is_cached:
@@ -85,7 +85,7 @@ def _caching_lines(caching: Mapping[str, CacheForecast]) -> Iterator[str]:
         who, whose = f"{names[0]} runs", "its"
         if len(names) > 1:
             who, whose = f"{', '.join(names[:-1])} and {names[-1]} run", "their"
-        why = f"{whose} outputs are not cached, since {reason}" if reason else "no output is needed twice"
+        why = f"{whose} outputs are not cached, because {reason}" if reason else "no output is needed twice"
         yield f"{who} at each step: {why}"
 
 
@@ -96,7 +96,7 @@ def describe_projector(projector: ProjectorSummary) -> str:
 
 
 def describe_weight(term: TermSummary) -> str:
-    """Return the weight of a term; for one with a ramp those at the start and at the end of the stage."""
+    """Return the weight of a term; for a ramp, its weights at the start and at the end of the stage."""
     start, end = term.weight
     return f"{start:g}" if start == end else f"{start:g} to {end:g}"
 

@@ -11,7 +11,7 @@ from kdkit.utils.printable import echo
 _FORMATS = ("onnx", "onnx-int8", "pt2", "executorch", "litert")
 
 
-@click.command(short_help="Write a trained net for deployment, and check it.")
+@click.command(short_help="Export a trained net for deployment, and check the file.")
 @click.argument("folder", type=PATH, metavar="RUN")
 @click.option(
     "--to",
@@ -21,7 +21,7 @@ _FORMATS = ("onnx", "onnx-int8", "pt2", "executorch", "litert")
     show_default=True,
     metavar="NAME",
     help=f"Format: {', '.join(_FORMATS)}, or an exporter of a plugin; may be repeated.",
-    # Only these, since plugins would have to be loaded for others, which imports torch.
+    # Without exporters of plugins, because loading plugins imports torch.
     shell_complete=lambda _ctx, _param, incomplete: [name for name in _FORMATS if name.startswith(incomplete)],
 )
 @click.option("--out", type=PATH, show_default="RUN/export", help="File to write, or folder of several files.")
@@ -31,13 +31,13 @@ _FORMATS = ("onnx", "onnx-int8", "pt2", "executorch", "litert")
     default=0.5,
     show_default=True,
     metavar="POINTS",
-    help="Points (hundredths) by which each metric on the test split may be worse.",
+    help="How much worse each metric on the test split may be, in points (hundredths).",
 )
 @click.option(
     "--tolerance",
     type=float,
     metavar="NUMBER",
-    show_default="that of the format",
+    show_default="depends on the format",
     help="Largest allowed difference between outputs of the file and of the net.",
 )
 @click.option(
@@ -45,26 +45,26 @@ _FORMATS = ("onnx", "onnx-int8", "pt2", "executorch", "litert")
     default=256,
     show_default=True,
     metavar="N",
-    help="Number of training samples by which the ranges of int8 values are chosen.",
+    help="Number of training samples used to choose the ranges of int8 values.",
 )
 @click.option(
     "--finish-epochs",
     default=3,
     show_default=True,
     metavar="N",
-    help="Epochs in which an int8 net that misses its gate is trained on outputs of the net; 0: none.",
+    help="Epochs of training on outputs of the net, for an int8 net that misses its gate; 0: none.",
 )
 @TRUST
 @click.pass_context
 def export(ctx: click.Context, /, **options: Any) -> int:
-    """Write a net of the finished run in RUN in a format for deployment, and check the file.
+    """Export a net of the finished run in RUN for deployment, and check the file.
 
         kdkit export runs/first
         kdkit export runs/first --to onnx-int8 --points 1
 
-    The file has to pass two gates: its outputs are those of the net, and its metrics on the test split are at most
-    --points worse. If it misses one, its name has "rejected", and the exit code is 1. A card next to each file has
-    sizes, times and scores.
+    The file must pass two gates: its outputs equal those of the net within --tolerance, and its metrics on the test
+    split are at most --points worse. If it misses one, its name contains "rejected", and the exit code is 1. A card
+    next to each file lists sizes, times and scores.
     """
     from kdkit.cli.repeat import recorded_recipe
     from kdkit.export.card import FOLDER, summary_rows
@@ -82,19 +82,19 @@ def export(ctx: click.Context, /, **options: Any) -> int:
         finish_epochs=options["finish_epochs"],
     )
     folder: Path = options["folder"]
-    # The names of the files follow from the recipe, which may prepare data for a long time.
+    # Checked before the recipe, which may prepare data for a long time, determines the names of the files.
     require_output_folder(options["out"] or folder / FOLDER, "--out PATH")
     file, arguments, seed = recorded_recipe(folder, ctx, trust=options["trust"])
     with Status() as status:
         status.show("preparing the data and the networks")
-        seed_everything(seed)  # as for the run, in which recipe() may split the data
+        seed_everything(seed)  # as in the run, because recipe() may split the data
         recipe = file.make(arguments)
         status.show(f"exporting to {', '.join(options['formats'])}")
         results = export_net(
             recipe, folder, to=options["formats"], net=options["net"], out=options["out"], options=settings
         )
     for net in nets_of(recipe.stages):
-        if net.weights_note:  # such as that a stage is not finished
+        if net.weights_note:  # for example, that a stage is not finished
             echo(f"note: {net.weights_note}", err=True)
     titles, *rows = summary_rows([result.card for result in results])
     for result, row in zip(results, rows, strict=True):
@@ -109,7 +109,7 @@ def export(ctx: click.Context, /, **options: Any) -> int:
 
 
 def failures(card: Any) -> list[str]:
-    """Return a line for each figure of a card that misses a gate: expected, got."""
+    """Return a line for each value of a card that misses a gate, with the expected and the actual value."""
     numeric, metric = card["numeric_gate"], card["metric_gate"]
     lines = []
     if not numeric["passed"]:
@@ -119,7 +119,7 @@ def failures(card: Any) -> list[str]:
             if not value <= numeric["tolerance"]
         ]
     lines += [
-        f"{name} is {score['export']:.4g}, that of the net {score['network']:.4g}: {score['points_lost']:.2f} points "
+        f"{name} is {score['export']:.4g}, but {score['network']:.4g} for the net: {score['points_lost']:.2f} points "
         f"worse, expected at most {metric['points']:g}"
         for name, score in metric["scores"].items()
         if not score["points_lost"] <= metric["points"]

@@ -21,7 +21,7 @@ _SECTIONS = {
 class CommandGroup(click.Group):
     """A group whose help lists its commands by purpose, those of plugins last.
 
-    In the help of all commands, also of plugins, the lines of indented blocks are kept.
+    The help of all commands, including those of plugins, keeps the line breaks of indented blocks.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -62,7 +62,7 @@ def with_blocks(text: str) -> str:
 def completion(ctx: click.Context, shell: str) -> None:
     """Print the script that completes commands, options and files in SHELL.
 
-    To use it in every new shell, add a line to its startup file:
+    To use it in every new shell, add one of these lines to its startup file:
 
         eval "$(kdkit completion bash)"     # ~/.bashrc
         eval "$(kdkit completion zsh)"      # ~/.zshrc

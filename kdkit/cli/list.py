@@ -13,12 +13,12 @@ from kdkit.plugins.recipe_file import read_recipe_file
 from kdkit.plugins.registry import REGISTRIES
 from kdkit.utils.printable import echo, printable
 
-_WIDTH = 100  # columns of a list that goes to a file or a pipe
+_WIDTH = 100  # columns, if the list goes to a file or a pipe
 
 
 @click.command("list", short_help="List the registered losses, models, data sets and more.")
 @click.argument("file", required=False, type=PATH)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs and with whole descriptions.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs, with full descriptions.")
 def list_(file: Path | None, as_json: bool) -> None:
     """List everything that is registered, and the plugin that registered it.
 
@@ -37,7 +37,7 @@ def list_(file: Path | None, as_json: bool) -> None:
 
 
 def registered(plugins: Plugins) -> dict[str, list[dict[str, str]]]:
-    """Return what is registered by kind: the name, the plugin, and the first line of the docstring of each."""
+    """Return the registered entries by kind, each with its name, its plugin and the first line of its docstring."""
     everything = {kind: plugins.registry(kind) for kind in REGISTRIES}
     return {
         kind: [
@@ -53,7 +53,7 @@ def registered(plugins: Plugins) -> dict[str, list[dict[str, str]]]:
 
 
 def _show(registries: dict[str, list[dict[str, str]]]) -> None:
-    """Print a line for each registered thing: its name, plugin, and as much of its description as fits."""
+    """Print a line for each registered entry: its name, its plugin, and as much of its description as fits."""
     from kdkit.utils.console import make_console
 
     console = make_console()
@@ -70,11 +70,11 @@ def _show(registries: dict[str, list[dict[str, str]]]) -> None:
 
 
 def _shortened(text: str, width: int) -> str:
-    """Return a sentence, cut after a clause if it is too long, or else after a word. `--json` has all of it."""
+    """Return a sentence. If it is too long, cut it after a clause, or otherwise after a word."""
     if len(text) <= width:
         return text
     ends = [match.start() for match in re.finditer(r"[,:;] | \(", text[: width - 3])]
-    # Not one of a word or two, which is too short to mean anything, nor one in brackets.
+    # Skip clauses of a word or two, which say too little, and clauses that end in brackets.
     clauses = [text[:end] for end in ends if end >= width // 3 and text[:end].count("(") == text[:end].count(")")]
     if clauses:
         return f"{clauses[-1]} ..."

@@ -1,4 +1,4 @@
-"""The command line: its entry point, and the group of all commands with those of plugins."""
+"""The entry point of the command line, and the group of all commands, including those of plugins."""
 
 import errno
 import io
@@ -28,22 +28,22 @@ from kdkit.errors import KdkitError, PluginWarning, RemoteRankError, Terminated,
 from kdkit.plugins.manager import installed
 from kdkit.utils.printable import LINE_CHARACTERS, echo, is_first_process, printable
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # on the disk, or in the quota or the limit of this user
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk is full, or a quota or limit of this user is reached
 
-# Commands import most modules when they are called: these import torch, which takes seconds, and `kdkit --help` does
-# not need it.
+# Commands import most modules when they are called, because these import torch. That takes seconds, and `kdkit --help`
+# does not need it.
 
-# Of torchrun's processes, only the first one runs these, which do not share their work among ranks.
+# Under torchrun, only the first process runs these commands, because they do not divide their work among ranks.
 _ALONE = ("bench", "cache", "card", "check", "classes", "completion", "doctor", "export", "list", "new", "report")
 
 
 def main() -> None:
     """Run the command line and exit with its exit code."""
-    # Warnings and errors that nobody expected may contain names from data too.
+    # Unexpected warnings and errors may contain names from data, with control characters.
     format_warning = warnings.formatwarning
 
     def format_printable(message: Warning | str, category: type[Warning], *args: Any, **options: Any) -> str:
-        is_line = issubclass(category, PluginWarning)  # the file and line would be those of kdkit
+        is_line = issubclass(category, PluginWarning)  # its file and line would be those of kdkit
         text = f"warning: {message}\n" if is_line else format_warning(message, category, *args, **options)
         return printable(text, keep=LINE_CHARACTERS)
 
@@ -66,31 +66,31 @@ def call(args: list[str]) -> int:
             add_plugin_commands()
             try:
                 code = cli.main(args, prog_name="kdkit", standalone_mode=False)
-            except click.Abort as error:  # click's name for Ctrl-C, which is no error of this process in its group
+            except click.Abort as error:  # click's error for Ctrl-C, which the process group must not report
                 raise KeyboardInterrupt from error
             return code if isinstance(code, int) else 0
     except RemoteRankError:  # the process that had the error prints it
         return 2
     except KdkitError as error:
-        # Such as the callback that ended the run; not the traceback of a child process.
+        # A note names, for example, the callback that ended the run. Tracebacks of child processes are left out.
         notes = [note for note in getattr(error, "__notes__", ()) if "\n" not in note]
         return _fail(error, "\n".join([str(error), *notes]))
     except OSError as error:
-        if error.errno in _NO_SPACE:  # such as of `kdkit list > FILE`; the error of a print has no file name
+        if error.errno in _NO_SPACE:  # for example, in `kdkit list > FILE`; an error of print has no file name
             _drop_unwritable_output()
-            return _fail(error, f"the output cannot be written: {error.strerror}; free space, or use another disk")
-        # Of a path in an argument, such as a name that is too long, or in a folder that this user may not enter.
+            return _fail(error, f"the output cannot be written: {error.strerror}; free some space, or use another disk")
+        # The path in an argument is too long, for example, or in a folder that this user may not enter.
         if not error.filename or not any(str(error.filename) in arg for arg in args):
             raise
         return _fail(error, f"{shortened(str(error.filename))} cannot be read: {error.strerror}; pass another path")
     except click.ClickException as error:
-        message = io.StringIO()  # click would print an argument as it is, such as the name of a missing file
+        message = io.StringIO()  # click would print control characters in an argument, such as a file name
         error.show(message)
         echo(message.getvalue().rstrip("\n"), err=True)
         return error.exit_code
     except (KeyboardInterrupt, Terminated) as error:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # another one would print a traceback at the exit of Python
+            signal.signal(number, signal.SIG_IGN)  # another signal would print a traceback when Python exits
         if is_first_process():
             echo("stopped", err=True)
         return 143 if isinstance(error, Terminated) else 130  # 128 + the number of the signal, as in shells
@@ -105,7 +105,7 @@ def _fail(error: Exception, message: str) -> int:
 
 
 def _drop_unwritable_output() -> None:
-    """Drop what is left in the buffer of stdout if it cannot be written: Python would print an error when it exits."""
+    """Drop buffered output that cannot be written; otherwise Python would print an error when it exits."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -113,7 +113,7 @@ def _drop_unwritable_output() -> None:
 
 
 def _process_group() -> AbstractContextManager[None]:
-    """Return the process group of torchrun as a context, so that one process prints an error of several."""
+    """Return torchrun's process group as a context, so that only one process prints an error that several raise."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return nullcontext()
     from kdkit.engine.distributed.process_group import joined
@@ -122,9 +122,9 @@ def _process_group() -> AbstractContextManager[None]:
 
 
 def add_plugin_commands() -> None:
-    """Load the plugins and let each add its commands. One that fails costs a line of warning and its own commands."""
+    """Load the plugins and add their commands. If a plugin fails, print a warning and leave out its commands."""
     with warnings.catch_warnings(record=True) as caught:
-        # Not other warnings, such as those of packages that a plugin imports about their future.
+        # Other warnings, such as deprecations in packages that a plugin imports, keep their filters.
         warnings.simplefilter("always", PluginWarning)
         plugins = installed()
         for plugin, call_hook in plugins.implementations("register_commands"):
@@ -132,10 +132,10 @@ def add_plugin_commands() -> None:
             with plugins.errors_of(plugin, "add its commands"):
                 call_hook(cli)
             replaced = [name for name, command in before.items() if cli.commands.get(name) is not command]
-            if replaced:  # a script must not run the command of another plugin
+            if replaced:  # a script must not run another plugin's command
                 cli.commands.update({name: before[name] for name in replaced})
                 warnings.warn(
-                    f"plugin {plugin!r} adds the command {', '.join(replaced)}, which exists; the earlier one stays",
+                    f"plugin {plugin!r} adds the command {', '.join(replaced)}, which exists; the earlier one is kept",
                     PluginWarning,
                     stacklevel=2,
                 )

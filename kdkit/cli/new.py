@@ -18,9 +18,9 @@ from kdkit.plugins.manager import Plugins, installed
 from kdkit.utils.files import require_output_folder, write_output
 from kdkit.utils.printable import echo
 
-_OWN_DATA = "own_data"  # the template of a recipe under a name of the user's choice
+_OWN_DATA = "own_data"  # the template of recipes that have no template of their name
 PLUGIN = TEMPLATES / "plugin"  # the template of a plugin
-_PLUGIN_NAME = "my_plugin"  # in it
+_PLUGIN_NAME = "my_plugin"  # the name of the package in the template
 
 
 @click.group(short_help="Write a recipe or a plugin to start from.")
@@ -32,7 +32,7 @@ def new() -> None:
 @click.argument("name", required=False)
 @click.argument("path", required=False, type=PATH)
 def recipe(name: str | None, path: Path | None) -> None:
-    """Write a recipe file from the template NAME, or for your own data if NAME is no template.
+    """Write a recipe file from the template NAME, or for your own data if there is no such template.
 
         kdkit new recipe lrhnet
         kdkit new recipe my_data
@@ -50,7 +50,7 @@ def recipe(name: str | None, path: Path | None) -> None:
         path = Path(name if name.endswith(".py") else f"{name}.py")
     source = templates.get(name)
     if source is None:
-        # A typing error is refused; my_data and my_digits are names of the user's choice.
+        # A likely typo is rejected; my_data and my_digits are names of the user's choice.
         similar = difflib.get_close_matches(Path(name).stem, templates, n=1, cutoff=0.8)
         if similar and similar[0] not in name:
             raise KdkitError(
@@ -61,9 +61,9 @@ def recipe(name: str | None, path: Path | None) -> None:
     if path.exists():
         raise KdkitError(f"{path} exists; name another file: kdkit new recipe {name} FILE")
     if not path.parent.is_dir():
-        raise KdkitError(f"{path.parent} is no folder; create it first")
+        raise KdkitError(f"{path.parent} is not a folder; create it first")
     text = source.read_text(encoding="utf-8")
-    # The commands in its docstring are those of the example that it is.
+    # The docstring of an example has commands with its path.
     for example in {word for word in text.split() if word.startswith("examples/") and word.endswith(".py")}:
         text = text.replace(example, path.as_posix())
     write_output(path, text, option=f"kdkit new recipe {name} FILE")
@@ -71,7 +71,7 @@ def recipe(name: str | None, path: Path | None) -> None:
 
 
 def recipe_templates(plugins: Plugins) -> dict[str, Path]:
-    """Return the recipe templates of all plugins by name; one that is registered twice, or missing, is a warning."""
+    """Return the recipe templates of all plugins by name. Warns if a template is registered twice, or is missing."""
     templates: dict[str, Path] = {}
     for plugin_name, call in plugins.implementations("register_templates"):
 
@@ -81,7 +81,7 @@ def recipe_templates(plugins: Plugins) -> dict[str, Path]:
                     f"plugin {plugin_name!r} registers a template {name!r}, which exists; choose another name"
                 )
             if not Path(path).is_file():
-                raise PluginError(f"plugin {plugin_name!r} registers the template {name!r} as {path}, which is no file")
+                raise PluginError(f"plugin {plugin_name!r} registers the template {name!r} as {path}, not a file")
             templates[name] = Path(path)
 
         with plugins.errors_of(plugin_name, "register its templates"):
@@ -122,15 +122,15 @@ def plugin(name: str, path: Path | None) -> None:
 
 
 def _validate_package(name: str) -> None:
-    """Raise KdkitError if a name cannot be that of a new package."""
+    """Raise KdkitError if a new package cannot have this name."""
     if not name.isidentifier() or not name.islower() or not name.isascii() or keyword.iskeyword(name):
-        # Such as the name of its distribution, "my-loss".
+        # It may be the name of the distribution, such as "my-loss".
         similar = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
         is_valid = similar.isidentifier() and not keyword.iskeyword(similar)
         hint = f"; kdkit new plugin {similar}" if is_valid else ""
-        raise KdkitError(f"a plugin is a package, with a name of lower-case letters, digits and _; got {name!r}{hint}")
-    # In this order, since `find_spec` raises for a module that is loaded without a spec, such as __main__.
+        raise KdkitError(f"the name of a plugin must have only lower-case letters, digits and _; got {name!r}{hint}")
+    # In this order, because `find_spec` raises for a module that is loaded without a spec, such as __main__.
     is_taken = name in {*sys.stdlib_module_names, *sys.modules} or importlib.util.find_spec(name) is not None
-    # A folder of this name, which `find_spec` finds too, is only in the way if it has files.
+    # `find_spec` also finds a folder of this name, which is a conflict only if it has files.
     if is_taken and not Path(name).is_dir():
-        raise KdkitError(f"there is a package {name!r} already; choose another name")
+        raise KdkitError(f"a package {name!r} already exists; choose another name")

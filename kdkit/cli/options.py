@@ -1,4 +1,4 @@
-"""Options of several commands, with one text in all of them, and the fields of RunOptions that they set."""
+"""Options that several commands share, and the fields of RunOptions that they set."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,11 +8,11 @@ import click
 
 PATH = click.Path(path_type=Path)
 LOGGERS = ("csv", "jsonl", "tensorboard", "trackio", "mlflow", "wandb")
-LAST_NET = "the one trained last"  # the default of NET in most commands
+LAST_NET = "the net trained last"  # the default of NET in most commands
 
 
 def device_option(default: str) -> Callable[..., Any]:
-    """Return the option of the device."""
+    """Return the option `--device`."""
     return click.option(
         "--device",
         default=default,
@@ -23,7 +23,7 @@ def device_option(default: str) -> Callable[..., Any]:
 
 
 def net_option(default: str = LAST_NET) -> Callable[..., Any]:
-    """Return the option of the net that a command is about. default: what the command takes without it, in words."""
+    """Return the option `--net`. default: a description of the net that the command uses without it."""
     return click.option("--net", metavar="NAME", show_default=default, help="Name of the net in the recipe.")
 
 
@@ -41,14 +41,14 @@ def read_seeds(_ctx: click.Context, option: click.Parameter, text: str | None) -
 
 
 def seeds_option(default: str | None = None) -> Callable[..., Any]:
-    """Return the option of several seeds."""
+    """Return the option `--seeds`."""
     return click.option(
         "--seeds",
         default=default,
         show_default=default is not None,
         callback=read_seeds,
         metavar="N|SEED,...",
-        help="Repeat with N seeds, or with these seeds, such as 3,5,8, and compare over them.",
+        help="Repeat with N seeds, or with a list of seeds such as 3,5,8, and compare over them.",
     )
 
 
@@ -64,23 +64,23 @@ JOBS = click.option(
     default=1,
     show_default=True,
     metavar="N",
-    help="Number of processes, each with its share of the cores: for several runs, or independent stages of one.",
+    help="Number of processes for several runs, or for independent stages of one. They share the cores.",
 )
 LOG = click.option(
     "--log",
     multiple=True,
     metavar="NAME",
     help=f"Log to {', '.join(LOGGERS)}, or a logger of a plugin; may be repeated.",
-    # Only these, since plugins would have to be loaded for others, which imports torch.
+    # Without loggers of plugins, because loading plugins imports torch.
     shell_complete=lambda _ctx, _param, incomplete: [name for name in LOGGERS if name.startswith(incomplete)],
 )
 AVERAGE_OVER = click.option(
     "--average-over",
     multiple=True,
     metavar="OPTION",
-    # As a flag or as the name of a parameter.
+    # Accept a flag or the name of a parameter.
     callback=lambda _ctx, _param, names: tuple(name.removeprefix("--").replace("-", "_") for name in names),
-    help="Option of the recipe whose values are repetitions, as seeds are, such as the folds of a cross-validation; "
+    help="Option of the recipe whose values are repetitions, like seeds, such as the folds of a cross-validation; "
     "may be repeated.",
 )
 PRECISION = click.option(
@@ -88,21 +88,21 @@ PRECISION = click.option(
     default="fp32",
     show_default=True,
     metavar="fp32|bf16|fp16",
-    help="Precision of forward passes; bf16 and fp16 use autocast, which GPUs compute faster.",
+    help="Precision of forward passes; bf16 and fp16 use autocast, which is faster on GPUs.",
 )
 TEACHER_CACHE = click.option(
     "--teacher-cache",
     default="auto",
     show_default=True,
     metavar="auto|off|DIR",
-    help="Folder in which outputs of frozen teachers are cached; auto is teacher_cache next to the run folder.",
+    help="Folder for cached outputs of frozen teachers; auto is teacher_cache next to the run folder.",
 )
 TRUST = click.option(
     "--trust",
     is_flag=True,
     help="Execute the recipe file of a run folder even if it has changed or was not recorded by you.",
 )
-# Of the commands that train, from common to rare; each sets a field of RunOptions.
+# Options of the commands that train, from common to rare. Each sets a field of RunOptions.
 _RUN_OPTIONS = (
     device_option("auto"),
     PRECISION,
@@ -120,13 +120,13 @@ _RUN_OPTIONS = (
         default=20.0,
         show_default=True,
         metavar="GB",
-        help="Largest size of the teacher cache in GB; the least recently used outputs are deleted.",
+        help="Maximum size of the teacher cache in GB; the least recently used outputs are deleted.",
     ),
     click.option(
         "--measure/--no-measure",
         default=True,
         show_default=True,
-        help="Measure latency, multiply-adds and similar layers for the report, in about a second per net.",
+        help="Measure latency, multiply-adds and similar layers for the report; this takes about a second per net.",
     ),
     click.option(
         "--compile",
@@ -146,7 +146,7 @@ _RUN_OPTIONS = (
         default=0.25,
         show_default=True,
         metavar="SHARE",
-        help="On CUDA, share of the free memory in which samples are kept on the device; 0 copies each batch.",
+        help="On CUDA, share of the free memory used to keep samples on the device; 0 copies each batch.",
     ),
 )
 _RUN_FIELDS = (
@@ -164,7 +164,7 @@ _RUN_FIELDS = (
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of RunOptions that all commands that train have to a command."""
+    """Add the options that all commands that train share to a command."""
     for option in reversed(_RUN_OPTIONS):  # the last decorator is applied first
         command = option(command)
     return command
@@ -176,7 +176,7 @@ def run_fields(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def loggers_of(names: Sequence[str]) -> list[object]:
-    """Return the loggers of these names, which import what they need."""
+    """Return the loggers of these names, after importing what they need."""
     if not names:
         return []
     from kdkit.loggers.base import make_loggers

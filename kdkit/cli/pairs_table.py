@@ -36,13 +36,13 @@ def show_pairs(advice: PairAdvice, console: Console) -> None:
     untrained = [net.name for net in (student, teacher) if not net.trained]
     if untrained:
         console.print(
-            f"[yellow]note:[/yellow] CKA is that of the initial weights of {escape(' and '.join(untrained))}; with "
-            "Net(..., weights=FILE), it is that of trained ones"
+            f"[yellow]note:[/yellow] CKA was computed with the initial weights of {escape(' and '.join(untrained))}; "
+            "to use trained weights, pass Net(..., weights=FILE)"
         )
 
 
 def tap_expression(net: Net[Any], path: str) -> str:
-    """Return a tap on a layer as it is written in a recipe, for a variable that has the name of the network."""
+    """Return the code of a tap on a layer, for a recipe with a variable of the network's name."""
     expression, module = f"{net.name if net.name.isidentifier() else 'net'}.module", net.network
     stage = token_stage(module, path)
     if stage is not None:  # as a map, without class and register tokens
@@ -59,7 +59,7 @@ def tap_expression(net: Net[Any], path: str) -> str:
 
 
 def _needed(pair: LayerPair) -> str:
-    """Return the difference of the shapes that a projector bridges."""
+    """Return what a loss needs to compare the two shapes, such as a projector."""
     (channels, *positions), (target_channels, *target_positions) = pair.student.shape, pair.teacher.shape
     parts = []
     if channels != target_channels:

@@ -13,9 +13,9 @@ _NARROW = 120  # columns below which headings and numbers are shortened
 
 
 def table_of(rows: tuple[ClassRow, ...], title: str, width: int) -> Table:
-    """Return a table with a row for each class that fits into this width; thresholds are shown as probabilities.
+    """Return a table of at most this width with a row for each class; thresholds are shown as probabilities.
 
-    Only the names of classes are wrapped: part of a number would be another number.
+    Only class names are wrapped, because part of a number would be another number.
     """
     is_narrow = width < _NARROW
     table = Table(title=escape(title), title_justify="left", box=None if is_narrow else box.HEAVY_HEAD)
@@ -33,7 +33,7 @@ def table_of(rows: tuple[ClassRow, ...], title: str, width: int) -> Table:
 
 
 def _figure(row: ClassRow, name: str, width: int) -> str:
-    """Return a value with its interval, which is in the line below if there is no room."""
+    """Return a value with its interval, which is on the next line if the table is narrow."""
     value, (low, high) = f"{row.figures[name]:.2f}", row.intervals[name]
     if width >= _WIDE:
         return f"{value} ({low:.2f}-{high:.2f})"

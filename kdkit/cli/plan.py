@@ -16,13 +16,13 @@ from kdkit.utils.reprs import format_bytes
 def show_plan(plan: Plan, console: Console, device: torch.device | None = None) -> None:
     """Print the nets, and each stage with its terms and its cost: which net learns what from which teacher.
 
-    device: on which the plan was estimated.
+    device: the device on which the cost was estimated.
     """
     console.print(nets_table(plan))
     estimates = plan.estimates or (None,) * len(plan.stages)
     rows = zip(plan.stages, plan.terms, plan.peak_memory_bytes, estimates, strict=True)
     for index, (stage, terms, peak, estimate) in enumerate(rows):
-        # Names and reprs are escaped, since their square brackets would be markup to rich.
+        # Names and reprs are escaped, because rich reads square brackets as markup.
         training = escape(", ".join(training_facts(stage.training, plan.loader_batch)))
         tree = Tree(f"[bold]{index + 1}. {escape(stage.name)}[/bold]  {training}")
         for term in terms:

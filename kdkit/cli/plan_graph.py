@@ -1,4 +1,4 @@
-"""Turn the plan of a recipe into the texts of a drawing: stages, the networks in them, and the terms between these."""
+"""Turn the plan of a recipe into the texts of a drawing: stages, their networks, and the terms between them."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ LABELS = "labels"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrow:
-    """A term: the loss with its weight, and the two sides that it compares, at the source and at the student."""
+    """A term: the loss with its weight, and the tensors of the source and of the student that it compares."""
 
     weight: str
     loss: str
@@ -68,7 +68,7 @@ def stage_graphs(plan: Plan) -> tuple[StageGraph, ...]:
 
 
 class _StageInPlan:
-    """A stage of a plan. index: of the stage. estimate: of its cost, if it is known."""
+    """A stage of a plan. index: of the stage. estimate: of its cost; None if it is unknown."""
 
     def __init__(self, plan: Plan, index: int, estimate: StageEstimate | None) -> None:
         self.plan, self.index, self.estimate = plan, index, estimate

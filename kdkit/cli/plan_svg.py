@@ -1,4 +1,4 @@
-"""Draw the plan of a recipe for `kdkit check --svg`: a card for each stage, in order, and in it an arrow for each term.
+"""Draw the plan of a recipe for `kdkit check --svg`: a card for each stage, with an arrow for each term.
 
 In a card, sources are on the left and students on the right. Outside of the cards, lines lead from each student to the
 later stages in which it teaches.
@@ -10,7 +10,7 @@ from kdkit.engine.check.plan import Plan
 
 _WIDTH = 1000.0
 _BOX = 216.0  # width of a box
-_PADDING, _GAP, _HEAD = 18.0, 12.0, 40.0  # of a card, between boxes, and of the title of a card
+_PADDING, _GAP, _HEAD = 18.0, 12.0, 40.0  # padding of a card, gap between boxes, height of a card's title
 _LINE, _TOP = 17.0, 25.0  # height of a line of text in a box, and of its first one
 _ARROW, _PROJECTOR = 54.0, 17.0  # height of an arrow with its texts, and of each projector below it
 _RAIL, _MARGIN = 9.0, 90.0  # between parallel lines outside of the cards, and at most for all of them on a side
@@ -26,12 +26,12 @@ class _Drawing:
     def __init__(self, plan: Plan, title: str) -> None:
         self.plan, self.title = plan, title
         self.graphs = stage_graphs(plan)
-        # The first colour is that of the last network, as of students in reports.
+        # The last network has the first colour, like students in reports.
         others = [index for index in range(1, COLOURS) if index != _LABELS]
         names = [net.name for net in plan.nets]
         self.colours = {name: others[index % len(others)] for index, name in enumerate(names)}
         self.colours.update(dict.fromkeys(names[-1:], 0))
-        # A net that teaches after its training has a line outside of the cards, each with its own place.
+        # Each net that teaches after its training has its own line outside of the cards.
         sources = [source for graph in self.graphs for lesson in graph.lessons for source in lesson.sources]
         taught = [(source.trained_in, source.box.net) for source in sources]
         self.rails = [rail for rail in dict.fromkeys(taught) if rail[0] is not None]
@@ -55,12 +55,12 @@ class _Drawing:
             self.exits[index] = y
             y += 16.0 + self.rail_step * sum(rail[0] == index for rail in self.rails)
         self._draw_rails()
-        notes = [("note", "Shapes are those of the few samples of the check.")]
+        notes = [("note", "Shapes are from the few samples of the check.")]
         if self.rails:
-            text = "Lines outside of the stages: a net that is trained above teaches below, and does not change there."
+            text = "Lines outside of the stages: a net that is trained above is a frozen teacher below."
             notes.insert(0, ("note", text))
         if self.plan.problems:
-            notes.append(("problem", f"Problems: {len(self.plan.problems)}, which kdkit check lists."))
+            notes.append(("problem", f"Problems: {len(self.plan.problems)}; kdkit check lists them."))
         for kind, note in notes:
             self.svg.text(kind, self.left, y + 8, note, size=12, width=self.right - self.left)
             y += 20
@@ -91,7 +91,7 @@ class _Drawing:
             text = "not run, because of a problem"
             self.svg.text("problem end", right - 14, top + height / 2 + 4, text, size=12, width=300)
         y = top
-        # A student may be higher than its sources, which are stretched then.
+        # If a student is higher than its sources, they are stretched.
         stretch = (height - _sources_height(lesson)) / max(len(lesson.sources), 1)
         for source in lesson.sources:
             source_height = _source_height(source) + stretch
@@ -109,7 +109,7 @@ class _Drawing:
         svg.begin_group("node")
         svg.rect("box", x, y, _BOX, height, 8)
         svg.rect(f"fill c{self._colour(box)}", x + 10, y + 12, 4, height - 24, 2)
-        # in the middle, since a student is as high as all of its sources
+        # Centered, because a student is as high as all of its sources.
         first = y + (height - _box_height(box)) / 2 + _TOP
         svg.text("name", x + 26, first, box.name, size=14, width=_BOX - 36)
         for number, line in enumerate(box.lines, start=1):
@@ -134,7 +134,7 @@ class _Drawing:
         svg.end_group()
 
     def _draw_rails(self) -> None:
-        """Draw the lines from students to stages in which they teach: right, down below the card, left, down, right."""
+        """Draw the lines from students to the stages they teach in: right, down below the card, left, down, right."""
         for number, (stage, net) in enumerate(self.rails):
             if stage is None or net is None:
                 continue
@@ -154,7 +154,7 @@ class _Drawing:
 
 
 def _leading(options: str, width: float) -> str:
-    """Return the first of the options of a loss, as many as fit: half an option means nothing."""
+    """Return as many of the first options of a loss as fit; no option is cut."""
     parts = options.split(", ")
     while parts and text_width(", ".join(parts), 12) > width:
         parts.pop()

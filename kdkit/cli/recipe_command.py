@@ -1,4 +1,4 @@
-"""Make commands on a recipe file, which add the parameters of its recipe() to the options of the command."""
+"""Commands on a recipe file: the parameters of its recipe() become options of the command."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,13 +23,13 @@ class RecipeCommand(click.Command):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.command_params = list(self.params)  # without those of a recipe
+        self.command_params = list(self.params)  # without the options of a recipe
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the recipe file first, then parse the arguments with the options that it adds."""
         self.params = list(self.command_params)  # a test may call one command several times
         path = self._find_file(args)
-        if path is not None and ctx.resilient_parsing:  # to complete a command in a shell, which must not run the file
+        if path is not None and ctx.resilient_parsing:  # completion in a shell must not run the file
             outline = read_outline(Path(path))
             self.params += [] if outline is None else [self._make_option(option) for option in outline.parameters]
         elif path is not None:
@@ -37,10 +37,10 @@ class RecipeCommand(click.Command):
 
             self._try_outline(ctx, args, path)
             with Status(enabled={"-q", "--quiet"}.isdisjoint(args)) as status:
-                status.show(f"reading {path}")  # most of this time is the import of torch
+                status.show(f"reading {path}")  # importing torch takes most of this time
                 file = read_recipe_file(Path(path))
             ctx.meta[_FILE] = file
-            rest = [arg for arg in args if arg != "--"]  # before the name of a file that begins with a dash
+            rest = [arg for arg in args if arg != "--"]  # it precedes a file name that begins with a dash
             rest.remove(path)
             ctx.meta[_ARGUMENTS] = [str(file.path.resolve()), *rest]
             self._add_options(ctx, file)
@@ -49,12 +49,12 @@ class RecipeCommand(click.Command):
     def _try_outline(self, ctx: click.Context, args: list[str], path: str) -> None:
         """Parse the arguments with the options that the text of the file shows, before it is imported.
 
-        So `--help` and a wrong option need not wait for torch, which recipe files import.
+        So `--help` and errors in options do not wait for torch, which recipe files import.
         """
         outline = read_outline(Path(path))
         if outline is None:
             return
-        trial = click.Context(self, parent=ctx.parent, info_name=ctx.info_name)  # `ctx` is for the arguments themselves
+        trial = click.Context(self, parent=ctx.parent, info_name=ctx.info_name)  # `ctx` is used for the final parse
         ctx.meta[_FILE] = outline  # shared by all contexts of a command
         self._add_options(ctx, outline)
         super().parse_args(trial, list(args))
@@ -93,13 +93,13 @@ class RecipeCommand(click.Command):
         options = [param for param in self.command_params if isinstance(param, click.Option)]
         with_value = {flag for option in options if not option.is_flag for flag in option.opts}
         positional, skip = [], False
-        end = args.index("--") if "--" in args else len(args)  # after which nothing is an option
+        end = args.index("--") if "--" in args else len(args)  # nothing after it is an option
         for arg in args[:end]:
             if not skip and not arg.startswith("-"):
                 positional.append(arg)
             skip = arg in with_value and not skip
         positional += args[end + 1 :]
-        # A candidate may be the value of an option of the recipe, which is not known yet: prefer files that exist.
+        # A candidate may be the value of an option of the recipe, which is not known yet, so prefer existing files.
         candidates = [arg for arg in positional if arg.endswith(".py")] or positional
         existing = [arg for arg in candidates if Path(arg).is_file()]
         return next(iter(existing or candidates), None)
@@ -107,7 +107,7 @@ class RecipeCommand(click.Command):
     def _require_free_names(self, ctx: click.Context, file: RecipeFile | RecipeOutline) -> None:
         """Raise KdkitError if a parameter of recipe() has the name of an option of any command on recipe files.
 
-        Any of them, so that a file which `kdkit check` accepts is not rejected by `kdkit run`.
+        All commands are considered, so that `kdkit run` does not reject a file that `kdkit check` accepts.
         """
         group = ctx.parent.command if ctx.parent is not None else None
         commands = group.commands.values() if isinstance(group, click.Group) else (self,)
@@ -118,7 +118,7 @@ class RecipeCommand(click.Command):
             if parameter.name.replace("_", "-") in taken:
                 raise KdkitError(
                     f"{file.path}: parameter {parameter.name!r} of recipe() has the name of an option of "
-                    f"{' or '.join(f'`kdkit {reader.name}`' for reader in readers)}; choose another"
+                    f"{' or '.join(f'`kdkit {reader.name}`' for reader in readers)}; choose another name"
                 )
 
     @staticmethod
@@ -126,7 +126,7 @@ class RecipeCommand(click.Command):
         """Return the option for a parameter of recipe()."""
         name = parameter.name.replace("_", "-")
         flags = f"--{name}/--no-{name}" if parameter.type is bool else f"--{name}"
-        default = {} if parameter.required else {"default": parameter.default}  # to click, None is a default too
+        default = {} if parameter.required else {"default": parameter.default}  # click treats None as a default
         return click.Option(
             [flags, parameter.name],
             type=_value_type(parameter),
@@ -142,7 +142,7 @@ class RunCommand(RecipeCommand):
     """A command on a recipe file, or on the folder of a run to resume: `--resume FOLDER` instead of FILE."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Replace the folder of a run by the arguments that the run was started with, before those that follow."""
+        """Replace the folder of a run by its recorded arguments, followed by the other arguments."""
         position = args.index("--resume") + 1 if "--resume" in args else len(args)
         following, rest = "".join(args[position : position + 1]), [*args[:position], *args[position + 1 :]]
         needs_folder = "--resume" in args and not ctx.resilient_parsing and not following.endswith(".py")
@@ -151,7 +151,7 @@ class RunCommand(RecipeCommand):
                 raise click.UsageError("--resume needs the folder of a run: kdkit run --resume FOLDER", ctx)
             from kdkit.cli.repeat import arguments_to_resume
 
-            # Of an option that occurs twice, the last value counts.
+            # If an option occurs twice, its last value counts.
             args = [*arguments_to_resume(Path(following), trust="--trust" in rest), *rest, "--out", following]
         return super().parse_args(ctx, args)
 
@@ -169,11 +169,11 @@ class SweepCommand(RecipeCommand):
         def convert(ctx: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> tuple[Any, ...]:
             """Return the values of all occurrences of the option."""
             convert_one = click.types.convert_type(_value_type(parameter))
-            if parameter.multiple:  # recipe() takes a tuple: each occurrence is one
-                words_of_each = [split_at_commas(text, option) for text in texts]
+            if parameter.multiple:  # recipe() takes a tuple, so each occurrence is a tuple
+                word_lists = [split_at_commas(text, option) for text in texts]
                 return tuple(
                     _recipe_value(parameter, tuple(convert_one(word, option, ctx) for word in words))
-                    for words in words_of_each
+                    for words in word_lists
                 )
             words = split_at_commas(texts[0], option) if len(texts) == 1 else texts
             return tuple(convert_one(word, option, ctx) for word in words)
@@ -193,7 +193,7 @@ def split_at_commas(text: str, option: click.Parameter) -> list[str]:
     """Return the words between the commas of a value. Raises BadParameter if one is empty."""
     words = [word.strip() for word in text.split(",")]
     if not all(words):
-        raise click.BadParameter(f"expected values with commas between them, such as 2,4,8; got {text!r}", param=option)
+        raise click.BadParameter(f"expected values separated by commas, such as 2,4,8; got {text!r}", param=option)
     return words
 
 
@@ -210,12 +210,12 @@ def arguments_of(ctx: click.Context) -> list[str]:
 
 
 def recipe_options(file: RecipeFile, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those options of a command that are parameters of recipe(), with values of the types that it takes."""
+    """Return the options of a command that are parameters of recipe(), with values of the types that it takes."""
     return {parameter.name: _recipe_value(parameter, options[parameter.name]) for parameter in file.parameters}
 
 
 def default_options(file: RecipeFile, ctx: click.Context) -> dict[str, Any]:
-    """Return the options of recipe() as `kdkit run` passes them if none is given; without those that are required."""
+    """Return the default options that `kdkit run` passes to recipe(), without required ones."""
     values = {}
     for parameter in file.parameters:
         if not parameter.required:
@@ -225,7 +225,7 @@ def default_options(file: RecipeFile, ctx: click.Context) -> dict[str, Any]:
 
 
 def run_arguments(file: RecipeFile, options: Mapping[str, Any]) -> list[str]:
-    """Return the arguments by which `kdkit run` passes these options to recipe()."""
+    """Return the arguments that make `kdkit run` pass these options to recipe()."""
     arguments = []
     for parameter in file.parameters:
         if parameter.name not in options:
@@ -235,19 +235,19 @@ def run_arguments(file: RecipeFile, options: Mapping[str, Any]) -> list[str]:
             if parameter.type is bool:
                 arguments.append(f"--{name}" if item else f"--no-{name}")
             elif isinstance(item, Path) and not item.is_absolute():
-                arguments.append(f"--{name}=./{item}")  # the name of a file may be `none`
+                arguments.append(f"--{name}=./{item}")  # a file may be named `none`
             else:
                 arguments.append(f"--{name}={_NONE if item is None else item}")
     return arguments
 
 
 def _recipe_value(parameter: Parameter, value: Any) -> Any:
-    """Return the value of an option of a command as recipe() takes it. Raises UsageError for values and none."""
+    """Return the value of an option of a command for recipe(). Raises UsageError if it mixes values and `none`."""
     if not parameter.multiple:
         return value
     if len(value) > 1 and None in value:
-        raise click.UsageError(f"--{parameter.name.replace('_', '-')} is either {_NONE} or values; got both")
-    # click gives () for an option that is missing, but the default of recipe() may be None.
+        raise click.UsageError(f"--{parameter.name.replace('_', '-')} takes either {_NONE} or values; got both")
+    # click passes () for a missing option, but the default of recipe() may be None.
     return None if value == (None,) or (not value and parameter.default is None) else tuple(value)
 
 
@@ -259,20 +259,20 @@ def _value_type(parameter: Parameter) -> Any:
         kind = (
             click.Choice([str(choice) for choice in parameter.choices]) if is_text else _LiteralType(parameter.choices)
         )
-    # A flag has no value, and a choice of this name is the choice.
+    # A flag has no value, and one of the choices may be named `none`.
     if not parameter.optional or parameter.type is bool or _NONE in parameter.choices:
         return kind
     return _OptionalType(click.types.convert_type(kind))
 
 
-class _OptionalType(click.ParamType):  # type: ignore[type-arg]  # click 8.3 has no arguments of it
-    """The values of a type, and `none` for None."""
+class _OptionalType(click.ParamType):  # type: ignore[type-arg]  # not generic in click 8.3
+    """Values of a type, and `none` for None."""
 
     def __init__(self, kind: "click.ParamType[Any]") -> None:
         self.kind, self.name = kind, kind.name
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """Return the values in the help of a command."""
+        """Return the placeholder for the value in help texts."""
         return f"{self.kind.get_metavar(param, ctx) or self.name.upper()}|{_NONE}"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -285,7 +285,7 @@ class _OptionalType(click.ParamType):  # type: ignore[type-arg]  # click 8.3 has
 
 
 class _LiteralType(click.ParamType):  # type: ignore[type-arg]  # as above
-    """The values of a Literal that are not strings, such as the numbers of leads 12, 6 and 3."""
+    """The values of a Literal that are not strings, such as Literal[12, 6, 3]."""
 
     name = "choice"
 
@@ -293,7 +293,7 @@ class _LiteralType(click.ParamType):  # type: ignore[type-arg]  # as above
         self.choices = {str(choice): choice for choice in choices}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the choice that is written like this value; fail with the list of choices otherwise."""
+        """Return the choice with the text of this value; fail with the list of choices if there is none."""
         if str(value) not in self.choices:
             self.fail(f"{value!r} is not one of {', '.join(self.choices)}", param, ctx)
         return self.choices[str(value)]

@@ -1,4 +1,4 @@
-"""Resume or repeat a run by its folder alone, with the recipe file and the arguments that its record names."""
+"""Resume or repeat a run from its folder alone, with the recorded recipe file and arguments."""
 
 import hashlib
 import json
@@ -19,14 +19,14 @@ from kdkit.utils.printable import echo, is_first_process
 from kdkit.utils.sealed import json_parts, read_sealed_json
 from kdkit.utils.signing import is_signed, sign
 
-COMMAND = "command.json"  # of a folder of several runs that one command started
-_COPY = "recipe.py"  # of the recipe file, in the run folder
+COMMAND = "command.json"  # in a folder of several runs that one command started
+_COPY = "recipe.py"  # the copy of the recipe file in the run folder
 
 
 def command_record(file: Path, arguments: list[str]) -> dict[str, Any]:
     """Return the record of a `kdkit run`, signed, so that the run can be repeated without `--trust`.
 
-    arguments: those after `kdkit run`, with the recipe file as the first one.
+    arguments: of `kdkit run`, starting with the recipe file.
     """
     command = {
         "arguments": arguments,
@@ -48,7 +48,7 @@ def save_command(folder: Path, command: Mapping[str, Any], recipe: bytes, *, rep
 
 
 def without_options(arguments: list[str], options: Mapping[str, int]) -> list[str]:
-    """Return the arguments of a command without some options. options: how many arguments follow each of them."""
+    """Return the arguments of a command without some options. options: removed, with the number of their values."""
     remaining: list[str] = []
     skipped = 0
     for argument in arguments:
@@ -65,24 +65,25 @@ def arguments_to_resume(run: Path, *, trust: bool) -> list[str]:
     """Return the recorded arguments of a run, or of several runs of one command; see `recorded_arguments`."""
     if not any(_is_file(run / file) for file in (COMMAND, RECORD)) and runs_in(run):  # of a sweep
         raise RunFolderError(
-            f"{run} holds several runs; start the command or script again that wrote them, which skips those that are "
-            "finished and resumes the others; one that a command started can also be resumed alone: kdkit run --resume "
+            f"{run} holds several runs; start the command or script that wrote them again, which skips finished runs "
+            "and resumes the others; a run that a command started can also be resumed alone: kdkit run --resume "
             f"{run / runs_in(run)[0]}"
         )
     return recorded_arguments(run, trust=trust)
 
 
 def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
-    """Return the arguments of the `kdkit run` that wrote a run folder, and print the recipe file that they execute.
+    """Return the arguments of the `kdkit run` that wrote a run folder, and print the path of its recipe file.
 
-    trust: execute it although it has changed, is a copy, or was not recorded by this user on this machine. Otherwise
-    raises RunFolderError then, and if the run was not started by `kdkit run` or in another folder.
+    trust: accept a recipe file that has changed, is a copy, or was not recorded by this user on this machine. If False,
+    such a file raises RunFolderError. Also raises RunFolderError if the run was not started by `kdkit run`, or was
+    started in another folder.
     """
     record = _read_command(run) if _is_file(run / COMMAND) else read_record(run)
     command = record.get("command")
     if not isinstance(command, Mapping):
         raise RunFolderError(
-            f"the run in {run} was started from Python, and can be repeated only there; to resume it: "
+            f"the run in {run} was started from Python, so it can be repeated only there; to resume it: "
             f"{how_to_resume(run, record)}"
         )
     recorded = command.get("arguments")
@@ -90,20 +91,20 @@ def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
     if len(texts) < 3 or not all(isinstance(text, str) and "\0" not in text for text in texts):
         raise RunFolderError(
             f"{run / RECORD} does not hold the command that started the run, but {shortened(command, most=200)}; "
-            "resume it by its recipe file: kdkit run FILE --out FOLDER --resume"
+            "resume it with its recipe file: kdkit run FILE --out FOLDER --resume"
         )
     file, *arguments = texts[2:]
     recipe, reason = Path(file), ""
     if not _is_file(recipe):
         recipe, reason = run / _COPY, f"it is a copy in the run folder, and {file} is no longer there"
-    elif not is_signed(_signed_text(command), command.get("signature")):  # first: such a path is not even read
-        reason = "it is not you who started this run, on this machine"
+    elif not is_signed(_signed_text(command), command.get("signature")):  # first: an untrusted path is not read
+        reason = "this run was not started by you on this machine"
     elif hashlib.sha256(recipe.read_bytes()).hexdigest() != command["recipe_sha256"]:
         reason = "it has changed since the run was started"
     elif str(Path.cwd()) != command["folder"]:
         raise RunFolderError(
-            f"the run in {run} was started in the folder {command['folder']}, in which its recipe may look for files; "
-            "start this command there"
+            f"the run in {run} was started in the folder {command['folder']}, and its recipe may look for files "
+            "there; start this command in that folder"
         )
     if reason and not trust:
         raise RunFolderError(
@@ -116,9 +117,9 @@ def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
 
 
 def recorded_recipe(run: Path, ctx: click.Context, *, trust: bool) -> tuple[RecipeFile, dict[str, Any], int]:
-    """Return the recipe file of a run, the options of its recipe(), and its seed, by the rules of `recorded_arguments`.
+    """Return a run's recipe file, the options of its recipe(), and its seed; see `recorded_arguments`.
 
-    ctx: of the command line, which has `kdkit run`.
+    ctx: the context of any command.
     """
     if not isinstance(read_record(run).get("command"), Mapping):
         raise RunFolderError(
@@ -135,7 +136,7 @@ def recorded_recipe(run: Path, ctx: click.Context, *, trust: bool) -> tuple[Reci
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # such as a name that is too long, or a folder that this user may not enter
+    except OSError:  # for example, the name is too long, or the user may not enter the folder
         return False
 
 
@@ -146,7 +147,7 @@ def _read_command(folder: Path) -> dict[str, Any]:
         return read_sealed_json(file)
     except (OSError, ValueError) as error:
         raise RunFolderError(
-            f"{file} cannot be read: {first_line(error)}; start the command again that wrote these runs"
+            f"{file} cannot be read: {first_line(error)}; start the command that wrote these runs again"
         ) from error
 
 

@@ -17,7 +17,7 @@ from kdkit.utils.printable import echo
     default=1000,
     show_default=True,
     metavar="N",
-    help="Number of bootstrap resamples of each interval; fewer are faster and less exact.",
+    help="Number of bootstrap resamples for each interval; fewer are faster but less exact.",
 )
 def classes(folder: Path, net: str | None, resamples: int) -> None:
     """Print the metrics of each class of the finished run in RUN.
@@ -40,7 +40,7 @@ def classes(folder: Path, net: str | None, resamples: int) -> None:
         console.print(table_of(rows, f"{name}, on {split}", console.width))
         if reported.test is None:
             # Metrics on the split that selected the thresholds are too high.
-            print_note(console, "there is no test split: thresholds were chosen on the same samples")
+            print_note(console, "there is no test split, so thresholds were chosen on the same samples")
         missing = describe_names(row.name for row in rows if not row.figures)
         if missing:
             print_note(console, f"no positives in {split}: {missing}")
@@ -63,8 +63,8 @@ def report(folders: tuple[Path, ...], out: Path | None, average_over: tuple[str,
         kdkit report runs/first runs/second --out compared.html
 
     RUN is the folder of a run, or of several runs, such as a study; unfinished runs are left out. Several runs are
-    shown side by side. Runs that differ in their seeds only are compared over the seeds, and with --average-over also
-    over these options. The page is one HTML file that needs no network. No code of a recipe is executed.
+    shown side by side. Runs that differ only in their seeds are compared over the seeds, and with --average-over also
+    over these options. The page is a single HTML file that works offline. No recipe code is executed.
     """
     from kdkit.report import write_report
     from kdkit.report.verdict import headline_of
@@ -93,8 +93,8 @@ def card(folder: Path, out: Path | None) -> None:
         kdkit card runs/first
         kdkit card runs/first --out CARD.md
 
-    It has the method, results with intervals, the settings, and what is not known. Add a license, and the name of the
-    data set. No code of a recipe is executed.
+    It has the method, results with intervals, the settings, and what is unknown. Add a license, and the name of the
+    data set. No recipe code is executed.
     """
     from kdkit.report.card import CARD, write_card
 

@@ -43,7 +43,7 @@ from kdkit.utils.printable import echo, is_first_process
     default=0,
     show_default=True,
     metavar="N",
-    help="Keep the weights of the last N epochs of each stage, next to those of the best one.",
+    help="Also keep the weights of the last N epochs of each stage, besides the best.",
 )
 @click.option(
     "--gradients",
@@ -53,9 +53,7 @@ from kdkit.utils.printable import echo, is_first_process
     metavar="N",
     help="Record gradient norms and cosines of the terms every N updates; 0: never.",
 )
-@click.option(
-    "--deterministic", is_flag=True, help="On CUDA, use kernels that give the same bits in each run, which are slower."
-)
+@click.option("--deterministic", is_flag=True, help="On CUDA, use slower kernels that give the same bits in each run.")
 @click.option("--force", is_flag=True, help="With --resume: resume even if the recipe, data or versions have changed.")
 @TRUST
 @click.pass_context
@@ -67,8 +65,8 @@ def run(ctx: click.Context, /, **options: Any) -> int:
 
     `kdkit run FILE --help` also lists the options of the recipe.
 
-    With --seeds, N seeds are counted from --seed, and the folder is runs/<recipe>-seeds by default. The same command
-    again skips finished runs. The exit code is 1 if a run failed.
+    With --seeds, N seeds are counted from --seed, and the folder is runs/<recipe>-seeds by default. Running
+    the same command again skips finished runs. The exit code is 1 if a run failed.
     """
     from kdkit.cli.repeat import command_record
     from kdkit.engine.distributed import process_group
@@ -80,7 +78,7 @@ def run(ctx: click.Context, /, **options: Any) -> int:
     from kdkit.utils.memory import keep_freed_memory
 
     if options["quiet"] and options["verbose"]:
-        raise click.UsageError("--quiet prints nothing, and --verbose more than usual; use one of them")
+        raise click.UsageError("--quiet and --verbose contradict each other; use one of them")
     file, out, jobs = file_of(ctx), options["out"], options["jobs"]
     arguments = recipe_options(file, options)
     several = options["seeds"] is not None
@@ -110,7 +108,7 @@ def run(ctx: click.Context, /, **options: Any) -> int:
         return run_seeds(file, settings, options, recipe=arguments, args=arguments_of(ctx))
     loggers = loggers_of(options["log"])
     origin = Origin(file=file.path, options=arguments, command=command_record(file.path, arguments_of(ctx)))
-    keep_freed_memory()  # process-wide, which only the owner of the process may decide: not in `kdkit.run`
+    keep_freed_memory()  # process-wide, so the command line decides it, not `kdkit.run`
     try:
         if jobs == 1:
             run_recipe(lambda: file.make(arguments), settings, callbacks=loggers, origin=origin)
@@ -126,7 +124,7 @@ def run(ctx: click.Context, /, **options: Any) -> int:
 
 @click.command(
     short_help="Repeat a run, and compare the results bit for bit.",
-    context_settings={"ignore_unknown_options": True},  # they are those of `kdkit run`
+    context_settings={"ignore_unknown_options": True},  # they are options of `kdkit run`
 )
 @click.argument("folder", type=PATH)
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[RUN OPTIONS]...")
@@ -144,7 +142,7 @@ def rerun(folder: Path, out: Path | None, trust: bool, options: tuple[str, ...])
         kdkit rerun runs/first
         kdkit rerun runs/first --device cpu
 
-    RUN OPTIONS are options of `kdkit run`, and replace those that the run was started with. The exit code is 1 if
+    RUN OPTIONS are options of `kdkit run`, and override the recorded ones. The exit code is 1 if
     results differ.
     """
     from kdkit.cli.repeat import COMMAND, recorded_arguments
@@ -154,18 +152,18 @@ def rerun(folder: Path, out: Path | None, trust: bool, options: tuple[str, ...])
     if (folder / COMMAND).is_file():
         raise RunFolderError(f"{folder} holds several runs; rerun one of them, such as {folder}/seed=0")
     if out is None:
-        named = folder.resolve() if folder.name in ("", "..") else folder  # such as of `kdkit rerun .`
-        # Not among the runs of a study, whose report and comparisons would count the run twice.
+        named = folder.resolve() if folder.name in ("", "..") else folder  # for `kdkit rerun .`
+        # Outside of the study, whose report and comparisons would count the run twice.
         original = named.parent if (named / TRIAL_FILE).is_file() else named
         out = original.with_name(f"{original.name}-rerun") / named.relative_to(original)
     run.main(
         [*recorded_arguments(folder, trust=trust), *options, "--out", str(out)], "kdkit run", standalone_mode=False
     )
-    if not is_first_process():  # which may still be writing the folder
+    if not is_first_process():  # the first process may still be writing the folder
         return 0
     changes = differences(folder, out)
     if not changes:
-        echo(f"{out} has the results of {folder} to the bit")
+        echo(f"the results in {out} and {folder} are equal, bit for bit")
         return 0
     echo(f"{out} and {folder} differ:\n  " + "\n  ".join(changes))
     conditions = different_conditions(folder, out)

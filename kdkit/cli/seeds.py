@@ -23,7 +23,7 @@ from kdkit.utils.files import require_output_folder
 from kdkit.utils.printable import echo
 from kdkit.utils.reprs import describe_count
 
-# Options of all seeds, which the command of a single one has not; and how many arguments follow them.
+# Options of the whole command, not of the run of one seed, with the number of arguments that follow each.
 _OF_ALL = {"--seeds": 1, "--seed": 1, "--jobs": 1, "--out": 1, "--resume": 0, "--force": 0, "--trust": 0}
 
 
@@ -32,7 +32,7 @@ def run_seeds(
 ) -> int:
     """Run a recipe with each seed that is not finished, and print the metrics and the verdict over the seeds.
 
-    options: of `kdkit run`. recipe: those of recipe(). args: of the command, with the recipe file as the first one.
+    options: of `kdkit run`. recipe: options of recipe(). args: of the command, starting with the recipe file.
     Returns the exit code, 1 if a run failed. Raises KdkitError if options contradict each other.
     """
     seeds = _seeds(options["seeds"], options["seed"])
@@ -40,7 +40,7 @@ def run_seeds(
         raise KdkitError("torchrun divides one run among its processes; leave out --seeds, or torchrun")
     folder = options["out"] or Path("runs") / f"{file.path.stem}-seeds"
     require_output_folder(folder)
-    settings.torch_device()  # raises once if it is not available, and not in each run
+    settings.torch_device()  # if it is not available, raise once instead of in each run
     loggers = loggers_of(options["log"])
     shared = without_options(args, _OF_ALL)
     trials = [
@@ -55,7 +55,7 @@ def run_seeds(
     ]
     study, quiet, jobs = Study(folder, trials), options["quiet"], options["jobs"]
     study.require_comparable(settings)
-    # Read now, since the file may be edited while the seeds run.
+    # Read now, because the file may be edited while the seeds run.
     command, source = command_record(file.path, args), file.path.read_bytes()
     save_command(folder, command, source, replaces=False)
     finished = sum(study.finished(trial.name) for trial in trials)
@@ -79,29 +79,29 @@ def run_seeds(
                 paths.append(study.path(trial.name))
     if paths and not quiet:
         failures += _print_verdict(paths)
-        echo(f"saved to {folder}; for the page: kdkit report {folder}")
+        echo(f"saved to {folder}; to write a report: kdkit report {folder}")
     if not failures:
-        save_command(folder, command, source, replaces=True)  # with the seeds that it has now
+        save_command(folder, command, source, replaces=True)  # with the current seeds
     for failure in failures:
         echo(f"error: {failure}", err=True)
     return 1 if failures else 0
 
 
 def _seeds(seeds: int | list[int], first: int) -> Sequence[int]:
-    """Return the seeds of a number of them, counted from the first one, or of a list."""
+    """Return the listed seeds, or a number of seeds counted from the first one."""
     if isinstance(seeds, int):
         if seeds < 1:
-            raise KdkitError(f"--seeds is a number of seeds, at least 1, or seeds such as 0,1,2; got {seeds}")
+            raise KdkitError(f"--seeds must be a number of seeds, at least 1, or seeds such as 0,1,2; got {seeds}")
         return range(first, first + seeds)
     if first:
-        raise KdkitError("--seed is the first of a number of seeds; leave it out, or pass --seeds N")
+        raise KdkitError("--seed is the first seed of --seeds N; leave it out, or pass a number of seeds")
     if min(seeds) < 0 or len({*seeds}) < len(seeds):
         raise KdkitError(f"--seeds must be different integers of at least 0; got {','.join(map(str, seeds))}")
     return seeds
 
 
 def _print_verdict(paths: Sequence[Path]) -> list[str]:
-    """Print the metrics of the runs and the verdict, and return what else could not be read of them."""
+    """Print the metrics and the verdict of the runs, and return the problems found when reading them."""
     with Status() as status:
         status.show("comparing the seeds", terminal_only=True)
         runs, _left_out = read_runs(paths)

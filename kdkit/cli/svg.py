@@ -28,21 +28,21 @@ text { font: 12px/1 Inter, system-ui, -apple-system, "Segoe UI", Roboto, "Helvet
 
 
 class Svg:
-    """A picture in the making: its elements are drawn in the order in which they are added."""
+    """A picture. Its elements are drawn in the order in which they are added."""
 
     def __init__(self, width: float) -> None:
         self.width = width
         self._parts: list[str] = []
 
     def rect(self, kind: str, x: float, y: float, width: float, height: float, radius: float) -> None:
-        """Add a rectangle. kind: its classes, as those of all elements."""
+        """Add a rectangle. kind: its CSS classes, as for all elements."""
         size = f'width="{width:g}" height="{height:g}" rx="{radius:g}"'
         self._parts.append(f'<rect class="{kind}" x="{x:g}" y="{y:g}" {size}/>')
 
     def text(self, kind: str, x: float, y: float, text: str, *, size: float, width: float) -> float:
-        """Add a text that is at most so wide, and return its estimated width. size: that of the class, in pixels.
+        """Add a text of at most this width, and return its estimated width. size: the font size, in pixels.
 
-        A text that is cut shows the whole of it under the mouse.
+        If the text is cut, a tooltip shows all of it.
         """
         if not text:
             return 0.0
@@ -62,7 +62,7 @@ class Svg:
         self._parts.append(f'<path class="{kind}" d="{"".join(steps)}"/>')
 
     def head(self, kind: str, x: float, y: float) -> None:
-        """Add the head of an arrow to the right, whose tip is here."""
+        """Add the head of an arrow to the right, with its tip at this point."""
         self._parts.append(f'<path class="{kind}" d="M{x:g} {y:g}l-9 -4.5v9z"/>')
 
     def begin_group(self, kind: str) -> None:
@@ -74,7 +74,7 @@ class Svg:
         self._parts.append("</g>")
 
     def render(self, height: float, title: str) -> str:
-        """Return the picture as the text of a file, light or dark as the system is."""
+        """Return the picture as the text of a file, in the light or dark colours of the system."""
         palette = resources.files("kdkit.report").joinpath("palette.css").read_text("utf-8")
         colours = "".join(
             f".line.c{index}, .rail.c{index} {{ stroke: var(--c{index}); }}\n"
@@ -95,7 +95,7 @@ class Svg:
 
 
 def fitting(text: str, size: float, width: float) -> str:
-    """Return a text, cut at its end if it is estimated to be wider."""
+    """Return a text, cut at its end if its estimated width is larger than this width."""
     if text_width(text, size) <= width:
         return text
     while text and text_width(text + _ELLIPSIS, size) > width:
@@ -104,12 +104,12 @@ def fitting(text: str, size: float, width: float) -> str:
 
 
 def text_width(text: str, size: float) -> float:
-    """Return how wide a text is at most in the usual fonts without serifs, since the font of the viewer is unknown."""
+    """Return an upper bound of the width of a text in common sans-serif fonts; the viewer's font is unknown."""
     return sum(map(_em, text)) * size
 
 
 def _em(character: str) -> float:
-    """Return the width of a character, relative to the font size, as of the widest usual font, DejaVu Sans."""
+    """Return the width of a character, relative to the font size, in DejaVu Sans, the widest common font."""
     if unicodedata.east_asian_width(character) in "WF":
         return 1.35 if ord(character) > 0xFFFF else 1.05  # emoji are the widest
     if character in "ijlI.,:;|'![] ":

@@ -22,7 +22,7 @@ from kdkit.cli.recipe_command import SweepCommand, arguments_of, default_options
 from kdkit.errors import KdkitError
 from kdkit.utils.printable import echo
 
-# Options of all runs, which the command of a single one has not; and how many arguments follow them.
+# Options of the whole sweep, not of a single run, with the number of arguments that follow each.
 _OF_ALL = {"--seeds": 1, "--average-over": 1, "--metric": 1, "--net": 1, "--out": 1, "--jobs": 1}
 
 
@@ -31,7 +31,7 @@ _OF_ALL = {"--seeds": 1, "--average-over": 1, "--metric": 1, "--net": 1, "--out"
 @seeds_option("3")
 @AVERAGE_OVER
 @click.option(
-    "--metric", metavar="NAME", show_default="the first one of the recipe", help="Metric by which values are compared."
+    "--metric", metavar="NAME", show_default="the first one of the recipe", help="Metric that compares the values."
 )
 @net_option()
 @BASELINE
@@ -47,10 +47,10 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
         kdkit sweep recipe.py --temperature 2,4,8
         kdkit sweep recipe.py --width 8,16 --seeds 5 --jobs 2
 
-    Every option of the recipe takes values with commas between them, and the sweep runs every combination. Repeat an
-    option whose values contain commas. `kdkit sweep FILE --help` lists them.
+    Every option of the recipe takes values separated by commas, and the sweep runs every combination. If values contain
+    commas, repeat the option instead. `kdkit sweep FILE --help` lists the options.
 
-    N seeds are counted from 0. The same command again skips finished runs. The exit code is 1 if a run failed.
+    N seeds are counted from 0. Running the same command again skips finished runs. The exit code is 1 if a run failed.
     """
     from kdkit.cli.repeat import command_record, without_options
     from kdkit.cli.sweep_table import comparison_table, distillation_table, sweep_table
@@ -69,7 +69,7 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
     file, settings = file_of(ctx), RunOptions(**run_fields(options))
     folder = options["out"] or Path("runs") / f"{file.path.stem}-sweep"
     require_output_folder(folder)
-    settings.torch_device()  # raises once if it is not available, and not in each run
+    settings.torch_device()  # if it is not available, raise once instead of in each run
     loggers = loggers_of(options["log"])
     grid = {parameter.name: values for parameter in file.parameters if (values := options[parameter.name])}
     swept = {f"--{name.replace('_', '-')}": 1 for name in grid}
@@ -77,7 +77,7 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
     defaults = default_options(file, ctx)
 
     def as_command(trial: Trial) -> Trial:
-        """Return a trial as `kdkit run` runs and records it, which then repeats or resumes it alone."""
+        """Return a trial with the options and the command of the `kdkit run` that repeats or resumes it alone."""
         arguments = [*shared, *run_arguments(file, trial.options), "--seed", str(trial.seed)]
         return replace(trial, options={**defaults, **trial.options}, command=command_record(file.path, arguments))
 
@@ -109,7 +109,7 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
     failures = [*run_and_print(results, count, jobs=options["jobs"], quiet=options["quiet"]).values()]
     if len(failures) < count:
         with Status(enabled=not options["quiet"]) as status:
-            status.show("comparing the options", terminal_only=True)  # minutes if a user-defined metric is slow
+            status.show("comparing the options", terminal_only=True)  # takes minutes if a user-defined metric is slow
             table = comparison.results()
         console.print()
         console.print(sweep_table(table))
@@ -122,7 +122,7 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
         failures += table.left_out
         try:
             table.save(study.folder)
-        except KdkitError as error:  # such as of a full disk, which other failures may have too
+        except KdkitError as error:  # for example, the disk is full; other failures may have the same cause
             failures.append(str(error))
         else:
             console.print(f"saved to {study.folder}", markup=False, soft_wrap=True)

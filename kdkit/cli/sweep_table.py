@@ -19,7 +19,7 @@ def sweep_table(results: SweepResults) -> Table:
     table = Table(title=f"Metrics on {results.reported_on}, {over}", title_justify="left")
     table.add_column("options")
     metrics = list(dict.fromkeys(name for cell in results.cells for name in cell.metrics))
-    is_chosen_apart = results.reported_on == "test"  # otherwise the column would repeat that of the metric
+    is_chosen_apart = results.reported_on == "test"  # otherwise the column would repeat the metric
     validation = [f"validation {results.metric}"] if is_chosen_apart else []
     for name in (f"{unit}s", *validation, *metrics):
         table.add_column(escape(name), justify="right")
@@ -44,7 +44,7 @@ def comparison_table(results: SweepResults) -> Table:
 
 
 def distillation_table(results: SweepResults) -> Table:
-    """Return a table with a row for each cell: the student against the same one without teachers, and the verdict."""
+    """Return a table with a row for each cell: the student with and without teachers, and the verdict."""
     compared = {cell.label: cell.distillation for cell in results.cells if cell.distillation is not None}
     title = f"{results.metric} minus that of the same student alone"
     table = _table(title, results.distillation_level, "distilled is", compared, "alone", unit=results.unit)

@@ -9,9 +9,10 @@ from kdkit.utils.printable import echo
 
 
 def run_and_print(results: Iterator[TrialResult], count: int, *, jobs: int, quiet: bool) -> dict[str, str]:
-    """Run all trials, and return a line for each that failed, by its name. results: of a study, which run the trials.
+    """Run all trials, and return a line for each failed trial, by name.
 
-    count: of the trials. jobs: of them that run at once, for the time that is left.
+    results: of a study; iterating over them runs the trials. count: the number of trials. jobs: how many run at once,
+    to estimate the remaining time.
     """
     failures: dict[str, str] = {}
     seconds: list[float] = []
@@ -34,7 +35,7 @@ def run_and_print(results: Iterator[TrialResult], count: int, *, jobs: int, quie
 
 
 def _describe(error: Exception) -> str:
-    """Return an error in a line with its class and its position; messages of kdkit need neither, and may have more."""
+    """Return an error as a line with its class and position. Errors of kdkit need neither, and may be longer."""
     if isinstance(error, KdkitError):
         return str(error)
     notes = [

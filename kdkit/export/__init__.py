@@ -1,4 +1,4 @@
-"""Write a trained network in a format of deployment, check it against the network, and describe what it costs."""
+"""Export a trained network to a deployment format, check the file against the network, and measure its cost."""
 
 from kdkit.export.base import Exported, Exporter, Model
 from kdkit.export.source import ExportSource

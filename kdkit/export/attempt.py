@@ -1,4 +1,4 @@
-"""An export that was judged by its gates, before it is written: the best of those that a format has for a network."""
+"""An export and the results of its gates, before it is written: the best one that a format has for a network."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from kdkit.export.source import ExportSource
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """An export with its gates. content: of its file, with metadata."""
+    """An export with its gates. content: of the file, with metadata."""
 
     exporter: Exporter
     exported: Exported
@@ -27,12 +27,12 @@ class Attempt:
 
     @classmethod
     def best_of(cls, source: ExportSource, reference: Reference, exporter: Exporter, weights: Path) -> "Attempt":
-        """Return the export of a network, or an improved one if that misses the gate of its metrics."""
+        """Return the export of a network, or an improved one if it misses the metric gate."""
         attempt = cls._judged(exporter.export(source), source, reference, exporter, weights)
         others, limit = attempt.numeric.differences.get("other sizes", 0.0), attempt.numeric.tolerance
-        # `not <=` also of NaN, if the network or the file does not take these sizes, in any format
+        # `not <=` includes NaN: the network or the file does not take these sizes
         if not others <= (math.inf if limit is None else limit) and not source.fixed_sizes:
-            source.fix_sizes()  # the network may compute something else for other sizes, such as by its positions
+            source.fix_sizes()  # the network may behave differently for other sizes, such as by its positions
             attempt = cls._judged(exporter.export(source), source, reference, exporter, weights)
         improvements = exporter.improvements(source)
         while not attempt.metric.passed and (improved := next(improvements, None)) is not None:
@@ -44,7 +44,7 @@ class Attempt:
     def _judged(
         cls, exported: Exported, source: ExportSource, reference: Reference, exporter: Exporter, weights: Path
     ) -> "Attempt":
-        """Return an export with its gates, computed by the content that is written."""
+        """Return an export with its gates, computed on the content that is written."""
         sizes_of_example = [(1, *tensor.shape[1:]) for tensor in source.example]
         metadata = {
             **metadata_of(source, reference, weights),
@@ -53,7 +53,7 @@ class Attempt:
             "details": dict(exported.details),
         }
         content = exporter.with_metadata(exported.content, metadata)
-        # The gates judge these bytes, so that no later step can change what was judged.
+        # The gates test these bytes, so that no later step can change what was tested.
         model = exporter.open(content)
         options = source.options
         tolerance = options.tolerance if exporter.tolerance is not None else None
@@ -70,11 +70,11 @@ class Attempt:
 
     @property
     def passed(self) -> bool:
-        """Whether it has passed both gates."""
+        """Whether it passed both gates."""
         return self.numeric.passed and self.metric.passed
 
     def card(self, source: ExportSource) -> dict[str, Any]:
-        """Return what it is, how it was judged, and what it costs, which is measured."""
+        """Return the card: what the export is, the results of its gates, and its measured cost."""
         exporter, net = self.exporter, source.net
         model, inputs = exporter.open(self.content), single_sample(source)
         arrays = {key: tensor.numpy() for key, tensor in zip(source.input_names, inputs, strict=True)}

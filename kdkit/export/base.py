@@ -20,9 +20,9 @@ Model = Callable[[Arrays], NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """The content of a file without its metadata, and what an exporter adds to these, as values for JSON.
+    """The content of a file without its metadata, and what an exporter adds to the metadata, as values for JSON.
 
-    record: further facts, for the card alone, such as the ids of samples.
+    record: facts for the card only, such as the ids of samples.
     """
 
     content: bytes
@@ -31,14 +31,14 @@ class Exported:
 
 
 class Exporter(ABC):
-    """Writes networks in one format, under the name in the registry `exporters`. It is created without arguments.
+    """Writes networks in the format of its name in the registry `exporters`. It is created without arguments.
 
     suffix: of the file. label: comes before the suffix, such as "-int8", so that the files of one network differ.
-    precision: of weights and activations, for tables. notices: what a user has to know about the last export, which is
-    printed and in the card.
-    tolerance: the largest difference from the outputs of the network that rounding explains; None if the format rounds
-    more, so that only its metrics are compared. dynamic: whether files take batches, and other sizes if the network
-    does; otherwise one sample of the size of the data.
+    precision: of weights and activations, for tables. notices: what a user must know about the last export; they are
+    printed, and in the card.
+    tolerance: the largest difference from the network's outputs that rounding explains; None if the format rounds more,
+    so that only metrics are compared. dynamic: whether files take batches, and other sizes if the network does;
+    otherwise they take one sample of the size of the data.
     """
 
     suffix: ClassVar[str]
@@ -54,31 +54,31 @@ class Exporter(ABC):
 
     @abstractmethod
     def export(self, source: ExportSource) -> Exported:
-        """Return the network as a file, or raise KdkitError with the reason why it has no such form."""
+        """Return the network as a file. Raises KdkitError with the reason if the format cannot represent it."""
 
     def improvements(self, source: ExportSource) -> Iterator[Exported]:
-        """Yield other files, once the one of `export` has missed the gate of its metrics; none by default.
+        """Yield other files, if the file of `export` misses the metric gate; none by default.
 
-        They are tried in this order until one passes. If none does, the one that loses least is kept aside.
+        They are tried in this order until one passes. If none does, the one that loses least is kept as rejected.
         """
         yield from ()
 
     @abstractmethod
     def with_metadata(self, content: bytes, metadata: Mapping[str, Any]) -> bytes:
-        """Return the content of a file with metadata inside, which are values for JSON."""
+        """Return the content of a file with metadata, which are values for JSON."""
 
     @abstractmethod
     def open(self, content: bytes) -> Model:
         """Return a function that runs the content of a file on one thread: arrays by name -> outputs."""
 
     def peak_activation_bytes(self, content: bytes, inputs: Arrays) -> int | None:
-        """Return the most memory that inputs, outputs and all between need at once; None if it is unknown."""
+        """Return the peak memory of inputs, outputs and intermediate values; None if it is unknown."""
         return None
 
 
 @contextmanager
 def quiet_packages() -> Iterator[None]:
-    """Drop what torch, onnxruntime and other packages log below an error: it is about their own code."""
+    """Drop log messages of torch, onnxruntime and others below errors, because they are about their own code."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -88,7 +88,7 @@ def quiet_packages() -> Iterator[None]:
 
 
 def require_packages(name: str, extra: str, *modules: str) -> None:
-    """Raise PluginError with the command that installs them if modules of an exporter cannot be imported."""
+    """Raise PluginError with the install command if modules of an exporter cannot be imported."""
     for module in modules:
         try:
             importlib.import_module(module)

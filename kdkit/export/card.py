@@ -11,35 +11,35 @@ from kdkit.utils.read_json import read_json
 from kdkit.utils.reprs import format_bytes
 
 FOLDER = "export"  # in the folder of a run
-OUT = "--out PATH"  # the option by which the user chooses another place
+OUT = "--out PATH"  # the option that chooses another path
 
 
 def read_cards(folder: Path) -> list[dict[str, Any]]:
-    """Return the cards in a folder whose files are there too, by name.
+    """Return the cards in a folder that have their file next to them, sorted by name.
 
-    Those that are damaged, or whose file has another content by now, are left out.
+    Cards that are damaged, or whose file has changed, are left out.
     """
     cards = []
     for file in sorted(folder.glob("*.json")):
         try:
             card = read_json(file)
-            # The file of which it is the card was deleted, or replaced by an export that was killed before its card.
+            # The file was deleted, or replaced by an export that was killed before it wrote its card.
             if hashlib.sha256(file.with_suffix("").read_bytes()).hexdigest() != card["sha256"]:
                 continue
-            card_markdown([card])  # raises if anything that is shown is missing or of another kind
+            card_markdown([card])  # raises if a shown value is missing or has the wrong type
         except (AttributeError, KeyError, LookupError, OSError, OverflowError, TypeError, ValueError):
-            continue  # a card of another program, or one that was changed
-        cards.append({**card, "file": file.with_suffix("").name})  # which may have been renamed
+            continue  # a card of another program, or an edited one
+        cards.append({**card, "file": file.with_suffix("").name})  # the file may have been renamed
     return cards
 
 
 def write_summary(path: Path, written: Mapping[str, Any]) -> None:
-    """Write the cards of all files in a folder with the net and the weights of a card that was written."""
+    """Write a summary of the cards in a folder that have the net and the weights of a new card."""
     net, run = written["network"]["name"], written["metadata"]["run"]
     cards = [
         card
         for card in read_cards(path.parent)
-        # Files of other weights may be in this folder, and have scores and times of their own.
+        # Files of other weights may be in this folder, with their own scores and times.
         if card["network"]["name"] == net
         and card["metadata"].get("run", {}).get("weights_sha256") == run["weights_sha256"]
     ]
@@ -56,7 +56,7 @@ def card_markdown(cards: Sequence[Mapping[str, Any]]) -> str:
         f"{network['parameters']:,} parameters; {multiply_adds} multiply-adds for inputs "
         f"{_shapes(network['input_shapes'])}. Task: {_text(metadata['task'])}, {len(metadata['classes'])} classes.\n",
     ]
-    # of the metrics, and of the inputs, such as that a network is no medical device
+    # about the metrics and the inputs, for example that a network is not a medical device
     notices = [*metadata["notices"], *metadata["preparation"].get("notices", ())]
     lines += [f"- {_text(notice)}" for notice in notices]
     lines += ["\n## Files\n", *_files(cards), "\n## Scores\n", *_scores(cards), "\n## Differences of outputs\n"]
@@ -67,7 +67,7 @@ def card_markdown(cards: Sequence[Mapping[str, Any]]) -> str:
     lines.append(
         f"\nClasses{', thresholds and the preparation of inputs' if is_described else ' and thresholds'} are in the "
         "metadata of the file, and under `metadata` in the JSON next to it."
-        + ("" if is_described else " The preparation of inputs is not described: it is that of the recipe's data.")
+        + ("" if is_described else " The preparation of inputs is not described; see the data of the recipe.")
     )
     return "\n".join(lines) + "\n"
 
@@ -93,12 +93,12 @@ def summary_rows(cards: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]
 def _files(cards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from _table([*summary_rows(cards)])
     times = cards[0]["latency"]
-    machine = times["machine"]  # of the first file; others may be of another day
+    machine = times["machine"]  # of the first file; others may be from another day
     yield (
-        f"\nTimes are of one sample on one thread of {_text(machine['processor'])} ({machine['cores']} cores, load "
-        f"{machine['load']}), in turns with torch eager, {times['rounds']} rounds or more; CPU is the median without "
-        "the waiting for other programs. Peak activations are the most memory that values need at once if the nodes "
-        "run in their order."
+        f"\nTimes are for one sample on one thread of {_text(machine['processor'])} ({machine['cores']} cores, load "
+        f"{machine['load']}), alternating with torch eager, {times['rounds']} rounds or more; CPU is the median "
+        "without waiting for other programs. Peak activations are the peak memory of all values if the nodes run in "
+        "their order."
     )
     # absent in cards of earlier versions
     notices = [f"- {_text(card['file'])}: {_text(notice)}" for card in cards for notice in card.get("notices", ())]
@@ -117,8 +117,8 @@ def _scores(cards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from _table(rows)
     gate = cards[0]["metric_gate"]
     yield (
-        f"\nOn {gate['samples']} samples of the {_text(gate['split'])} split, with the thresholds of the network; in "
-        f"brackets the change in points, of which a gate allows a loss of {gate['points']:g}."
+        f"\nOn {gate['samples']} samples of the {_text(gate['split'])} split, with the thresholds of the network; the "
+        f"change in points is in brackets. The gate allows a loss of {gate['points']:g} points."
     )
 
 
@@ -148,6 +148,6 @@ def _number(value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """Return a text in one line of Markdown, with what would be markup escaped."""
+    """Return a text as one line of Markdown, with markup escaped."""
     escaped = "".join(f"\\{mark}" if mark in "\\`*_[]<>#|~" else mark for mark in str(value))
     return printable(escaped)

@@ -23,7 +23,7 @@ METADATA = "kdkit"  # the name of a method (ExecuTorch) or of an entry of metada
 
 
 class EdgeExporter(Exporter):
-    """Base class of formats whose files take one sample of a fixed size, for which their memory is planned.
+    """Base class of formats whose files take one sample of a fixed size, so that their memory is planned.
 
     A subclass implements `lower`, which returns the content of a file, and `open_one`.
     """
@@ -36,12 +36,12 @@ class EdgeExporter(Exporter):
         try:
             # LiteRT prints its progress.
             with eval_mode(source.module), torch.no_grad(), warnings.catch_warnings(), redirect_stdout(StringIO()):
-                warnings.simplefilter("ignore")  # of the packages about their own code
+                warnings.simplefilter("ignore")  # warnings of the packages about their own code
                 content = self.lower(source.module, inputs)
         except Exception as error:  # these packages raise errors of any kind
             raise KdkitError(
                 f"net {source.net.name!r} cannot be lowered to {self.suffix}: {type(error).__name__}: "
-                f"{first_line(error)}; an operation of its forward may be unknown to that runtime"
+                f"{first_line(error)}; the runtime may not support an operation of its forward"
             ) from error
         return Exported(content=content)
 
@@ -71,11 +71,11 @@ class ExecutorchExporter(EdgeExporter):
     suffix = ".pte"
 
     def require(self) -> None:
-        """Raise PluginError without executorch."""
+        """Raise PluginError if executorch is missing."""
         require_packages("executorch", "executorch", "executorch.exir", "executorch.runtime")
 
     def lower(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> bytes:
-        """Return the program; its metadata are added when it is lowered again."""
+        """Return the program. Metadata is added when it is lowered again."""
         # Kept, because constant methods are added while a program is lowered.
         self._program = torch.export.export(module, inputs, strict=False)
         return self._lowered({})
@@ -90,12 +90,12 @@ class ExecutorchExporter(EdgeExporter):
         from executorch.runtime import Runtime
 
         if portable_lib._threadpool_get_thread_count() > 1:  # a reset is logged
-            portable_lib._unsafe_reset_threadpool(1)  # as for the network, with which its times are compared
+            portable_lib._unsafe_reset_threadpool(1)  # like the network, whose times are compared with its own
         method = Runtime.get().load_program(content).load_method("forward")
 
         def model(inputs: Arrays) -> NDArray[np.float32]:
             tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in inputs.values()]
-            # a copy, since the next call writes into the same memory
+            # a copy, because the next call writes into the same memory
             outputs: NDArray[np.float32] = method.execute(tensors)[0].clone().numpy()
             return outputs
 
@@ -106,7 +106,7 @@ class ExecutorchExporter(EdgeExporter):
         from executorch.exir import to_edge_transform_and_lower
 
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of the package about its own code
+            warnings.simplefilter("ignore")  # warnings of the package about its own code
             edge = to_edge_transform_and_lower(
                 self._program, partitioner=[XnnpackPartitioner()], constant_methods=methods or None
             )
@@ -114,12 +114,12 @@ class ExecutorchExporter(EdgeExporter):
 
 
 class LitertExporter(EdgeExporter):
-    """LiteRT (TensorFlow Lite) in float32; its entry "kdkit" of metadata is a JSON text."""
+    """LiteRT (TensorFlow Lite) in float32; the entry "kdkit" of its metadata is a JSON text."""
 
     suffix = ".tflite"
 
     def require(self) -> None:
-        """Raise PluginError without litert-torch, which converts, and ai-edge-litert, which runs."""
+        """Raise PluginError if litert-torch (the converter) or ai-edge-litert (the runtime) is missing."""
         require_packages("litert", "litert", "litert_torch", "ai_edge_litert.interpreter")
 
     def lower(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> bytes:
@@ -142,7 +142,7 @@ class LitertExporter(EdgeExporter):
         entry.name, entry.buffer = METADATA, len(model.buffers)
         model.buffers.append(buffer)
         model.metadata = [*(model.metadata or []), entry]
-        # All of the model is packed again: offsets in a flatbuffer cannot be shifted.
+        # The whole model is packed again, because offsets in a flatbuffer cannot be shifted.
         builder = flatbuffers.Builder(len(content))
         builder.Finish(model.Pack(builder), b"TFL3")
         return bytes(builder.Output())

@@ -1,4 +1,4 @@
-"""Export a network: write it in a format, let it pass its gates, measure it, and write its card."""
+"""Export a network: convert it to a format, test it with its gates, measure it, and write the file and its card."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,16 +28,16 @@ def export_net(
     out: str | Path | None = None,
     options: ExportOptions | None = None,
 ) -> tuple[ExportResult, ...]:
-    """Load weights into a net of a recipe, and write it in one or several formats, which have to pass their gates.
+    """Load weights into a net of a recipe, and write it in one or several formats. Each file must pass its gates.
 
     weights: the folder of a run, or a file of weights, as for `Net`. to: names in the registry `exporters`. net: its
-    name in the recipe; the one that is trained last if None. out: a file, or a folder for files `<net>.onnx` and
-    so on; the folder "export" of the run if None.
+    name in the recipe; the net trained last if None. out: a file, or a folder for files such as `<net>.onnx`; the
+    folder "export" of the run if None.
 
-    Next to each file are its card as JSON and, of all files of these weights, as Markdown. A file that misses a gate
-    has ".rejected" in its name; an earlier file in its place gets ".older". Raises RecipeError for an unknown net or
-    format, PluginError if a package is missing, and KdkitError if the network has no form in a format or a file cannot
-    be written; nothing is written then.
+    Next to each file is its card as JSON, and one Markdown card for all files of these weights. A file that misses a
+    gate has ".rejected" in its name; an earlier file of that name gets ".older". Raises RecipeError for an unknown net
+    or format, PluginError if a package is missing, and KdkitError if a format cannot represent the network or a file
+    cannot be written; then nothing is written.
     """
     options = options or ExportOptions()
     names = list(dict.fromkeys([to] if isinstance(to, str) else to))
@@ -45,7 +45,7 @@ def export_net(
         raise RecipeError("an export needs the name of a format, such as to='onnx'")
     factories = registry("exporters")
     exporters: dict[str, Exporter] = {name: factories[name]() for name in names}
-    for name, exporter in exporters.items():  # all of them before any work, so that nothing is written if one fails
+    for name, exporter in exporters.items():  # all of them first, so that nothing is written if one fails
         if not isinstance(exporter, Exporter):
             raise PluginError(
                 f"plugin {factories.plugin(name)!r} registers an exporter {name!r} that is a "
@@ -54,7 +54,7 @@ def export_net(
         exporter.require()
     weights = Path(weights)
     chosen = load_net(recipe, weights, net)
-    chosen.device = None  # exports are compared on the CPU, also with a net that a run keeps on another device
+    chosen.device = None  # exports are compared on the CPU, even if a run keeps the net on another device
     chosen.move_to(torch.device("cpu"))
     default = (weights if weights.is_dir() else weights.parent) / FOLDER
     folder, files = output_files(default if out is None else Path(out), chosen.name, exporters)
@@ -65,7 +65,7 @@ def export_net(
     source = ExportSource(recipe, chosen, options)
     reference = Reference(source)
     with quiet_packages():
-        # All of them before the first is written, since the last format may have no form of the network.
+        # All of them before the first is written, because the last format may not represent the network.
         attempts = {name: Attempt.best_of(source, reference, exporter, weights) for name, exporter in exporters.items()}
     cards = {name: {"format": name, **attempt.card(source)} for name, attempt in attempts.items()}
     results = tuple(files[name].write(attempt.content, cards[name]) for name, attempt in attempts.items())

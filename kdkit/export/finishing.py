@@ -1,4 +1,4 @@
-"""Train an int8 graph by the network that it was made of: quantization-aware distillation."""
+"""Train an int8 graph on the outputs of its original network: quantization-aware distillation."""
 
 import torch
 from onnx import ModelProto
@@ -16,16 +16,16 @@ from kdkit.recipe.optim import LRSchedule, Optimizer
 from kdkit.recipe.recipe import Recipe, Stage
 from kdkit.recipe.training import Training
 
-# At the start; it ends at 0, so that the last weights settle on their steps. For LRH-Net, 1e-3 and more made it worse.
+# The initial rate. It decays to 0, so that the weights settle on their steps. Rates of 1e-3 and more hurt LRH-Net.
 _LEARNING_RATE = 1e-4
 
 
 def finish(source: ExportSource, model: ModelProto, *, limit: int) -> ModelProto:
     """Return a quantized model after training, with the same operators and scales.
 
-    The network teaches the model its outputs, in a stage of a recipe with the data and metrics of the network's own;
-    the epoch with the best metric on the validation split is kept. limit: of the integers of weights.
-    Raises KdkitError if an operator cannot be trained, or if the training fails, such as by a loss of NaN.
+    The network teaches the model its outputs, in a stage with the data and metrics of the network's recipe. The
+    epoch with the best metric on the validation split is kept. limit: the largest integer of a weight.
+    Raises KdkitError if an operator cannot be trained, or if training fails, for example with a loss of NaN.
     """
     try:
         module = Int8Module(OnnxGraph(model), limit)
@@ -34,7 +34,7 @@ def finish(source: ExportSource, model: ModelProto, *, limit: int) -> ModelProto
     except (LookupError, RuntimeError) as error:
         raise KdkitError(f"an operator has options that cannot be trained: {first_line(error)}") from error
     net, last, epochs = source.net, source.recipe.stages[-1].training, source.options.finish_epochs
-    # A net of its own, which counts as trained: in the recipe it may have been a student.
+    # A separate net that counts as trained, because it may be a student in the recipe.
     teacher = Net(
         f"{net.name}-float",
         net.network,

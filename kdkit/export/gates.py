@@ -1,4 +1,4 @@
-"""The gates that an export has to pass: its outputs and its metrics are those of the network it was made of."""
+"""The gates that an export must pass: its outputs and metrics must equal those of its network, within a tolerance."""
 
 import math
 import sys
@@ -22,7 +22,7 @@ from kdkit.nets.net import Net
 from kdkit.utils.devices import autocast
 from kdkit.utils.modules import eval_mode
 
-_SAMPLES = 64  # real ones whose outputs are compared
+_SAMPLES = 64  # real samples whose outputs are compared
 _BATCH = 16
 
 
@@ -30,8 +30,8 @@ _BATCH = 16
 class NumericGate:
     """The largest difference between outputs of an export and of its network, by kind of input.
 
-    differences: as a part of the largest output of the network, if that is more than 1, since the rounding of numbers
-    grows with them. tolerance: that they may have; None if the outputs are only measured, because the format rounds.
+    differences: relative to the largest output of the network if that exceeds 1, because rounding errors grow with the
+    numbers. tolerance: the largest allowed difference; None if outputs are only measured, because the format rounds.
     """
 
     differences: Mapping[str, float]
@@ -39,7 +39,7 @@ class NumericGate:
 
     @property
     def passed(self) -> bool:
-        """Whether all differences are within the tolerance; NaN, of outputs without a number, is not."""
+        """Whether all differences are within the tolerance; NaN is not."""
         limit = math.inf if self.tolerance is None else self.tolerance
         return all(difference <= limit for difference in self.differences.values())
 
@@ -58,7 +58,7 @@ class ScoreDifference:
 class MetricGate:
     """The metrics of an export against those of its network, on one split with the same thresholds.
 
-    points: by how much each may be worse.
+    points: how much worse each may be.
     """
 
     split: str
@@ -68,7 +68,7 @@ class MetricGate:
 
     @property
     def passed(self) -> bool:
-        """Whether no metric is worse than allowed; NaN is."""
+        """Whether no metric is worse than allowed; NaN counts as worse."""
         return all(score.points <= self.points for score in self.scores)
 
     @property
@@ -78,7 +78,7 @@ class MetricGate:
 
 
 class Reference:
-    """What an export is compared with: the metrics of the network, with thresholds of the validation split.
+    """The reference for an export: the metrics of the network, with thresholds from the validation split.
 
     validation, test: predictions of the network on the CPU. metrics: fitted on the validation split, without intervals.
     """
@@ -97,7 +97,7 @@ class Reference:
         self.scores = {metric.name: metric.compute(self.test).value for metric in self.metrics}
 
     def metric_gate(self, model: Model, points: float) -> MetricGate:
-        """Return the gate of the metrics of an export."""
+        """Return the metric gate of an export."""
         try:
             exported = self._predict(as_net(self.source, model), self._tested)
         except KdkitError:  # an output is not a finite number, or the runtime fails for a batch
@@ -108,24 +108,24 @@ class Reference:
             export = math.nan if exported is None else metric.compute(exported).value
             worse = (export - network) if lower_is_better(metric) else (network - export)
             if exported is not None and math.isnan(network) and math.isnan(export):
-                worse = 0.0  # undefined for this split, such as without positives
+                worse = 0.0  # undefined for this split, for example without positives
             lost = 100 * worse / self._scale(metric) if worse else 0.0
             scores.append(ScoreDifference(metric=metric.name, network=network, export=export, points=lost))
         return MetricGate(split=self.split, samples=len(self.test), scores=tuple(scores), points=points)
 
     def _scale(self, metric: Metric) -> float:
-        """Return the number by which a difference of a metric is divided."""
+        """Return the divisor for differences of a metric."""
         value = abs(self.scores[metric.name])
-        # An error has the unit of the labels, in which it may be any number.
+        # An error has the unit of the labels, so it may have any size.
         if self.source.data.task == "regression" and lower_is_better(metric):
-            # A part of the error of the mean, since rounding may double an error that is next to nothing.
+            # At least a small part of the error of predicting the mean, because rounding may double a tiny error.
             mean = replace(self.test, outputs=np.full_like(self.test.outputs, np.nanmean(self.test.labels)))
             return max(value, 1e-4 * abs(metric.compute(mean).value), sys.float_info.min)
-        # A number beyond 1, such as a perplexity, is compared with its value.
+        # A metric above 1, such as a perplexity, is compared relative to its value.
         return max(1.0, value)
 
     def numeric_gate(self, model: Model, tolerance: float | None, *, dynamic: bool = True) -> NumericGate:
-        """Return the gate of the outputs of an export: real inputs, random ones, and random ones of other sizes.
+        """Return the numeric gate of an export, for real inputs, random inputs, and random inputs of other sizes.
 
         dynamic: whether the export takes other sizes.
         """
@@ -144,20 +144,20 @@ class Reference:
         return NumericGate(differences=differences, tolerance=tolerance)
 
     def _difference(self, model: Model, inputs: Sequence[Tensor]) -> float:
-        # Clones, since a network may change its inputs in place.
+        # Clones, because a network may change its inputs in place.
         expected = self.source.module(*(tensor.clone() for tensor in inputs)).float().numpy()
         outputs = run_model(self.source, model, inputs)
         if outputs.shape != expected.shape:
             return math.nan
-        # A masked class is -inf in both, and a sample that is all padding may have no number in both.
+        # A masked class is -inf in both, and a sample that is only padding may be NaN in both.
         equal = (outputs == expected) | (np.isnan(outputs) & np.isnan(expected))
-        with np.errstate(invalid="ignore"):  # of infinity minus infinity
+        with np.errstate(invalid="ignore"):  # infinity minus infinity
             differences = np.where(equal, 0.0, np.abs(outputs - expected))
         largest = np.abs(expected[np.isfinite(expected)]).max(initial=1.0)
         return float(differences.max(initial=0.0) / largest)
 
     def _difference_at_other_sizes(self, model: Model, like: Sequence[Tensor]) -> float:
-        """Return the difference for inputs of other sizes, NaN if the network or its export does not take them."""
+        """Return the difference for inputs of other sizes; NaN if the network or its export does not take them."""
         try:
             return self._difference(model, self.source.random_inputs(like=like, other_sizes=True))
         except Exception:  # the network may have positions for one length, and raise an error of any kind

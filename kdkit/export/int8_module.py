@@ -1,4 +1,4 @@
-"""An int8 graph as a torch module that is trained: it computes with the rounding of the graph, and has its integers."""
+"""An int8 graph as a trainable torch module, which computes with the rounding and the integers of the graph."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,13 +16,13 @@ Values = dict[str, Tensor]
 
 
 class Int8Module(nn.Module):
-    """The operators of a graph in QOperator form, with weights and biases as parameters, and everything else fixed.
+    """The operators of a graph in QOperator form, with trainable weights and biases, and everything else fixed.
 
     Values between operators are real numbers, which are rounded to the steps of the graph. Gradients pass through the
     rounding as if it were not there, but not beyond the ends of a range (straight-through estimator, Bengio et al.
     2013, arXiv:1308.3432).
 
-    limit: of the integers of weights. Raises KdkitError for an operator that it does not know.
+    limit: the largest integer of a weight. Raises KdkitError for an unsupported operator.
     """
 
     def __init__(self, graph: OnnxGraph, limit: int) -> None:
@@ -33,16 +33,16 @@ class Int8Module(nn.Module):
         for index, step in enumerate(graph.nodes):
             compute = _OPERATORS.get(step.op_type)
             if compute is None:
-                raise KdkitError(f"the operator {step.op_type} has no form that can be trained")
+                raise KdkitError(f"the operator {step.op_type} cannot be trained")
             self._steps.append((step, compute.__get__(self)))
             if step.op_type in _WEIGHTED:
                 self._add_weights(index, step)
         for name, array in graph.constants.items():
-            # Integers of activations that are constants, and the axes and shapes of other operators.
+            # Constant activations as integers, and the axes and shapes of other operators.
             self.register_buffer(_key(name), torch.from_numpy(np.array(array)), persistent=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the outputs for the inputs of the graph, in its order; arguments that are no tensors are left out."""
+        """Return the outputs for the inputs, in the order of the graph; arguments that are not tensors are ignored."""
         inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         values: Values = dict(zip(self.graph.inputs, inputs, strict=True))
         for step, compute in self._steps:
@@ -50,17 +50,17 @@ class Int8Module(nn.Module):
         return values[self.graph.outputs[0]]
 
     def trained_graph(self) -> OnnxGraph:
-        """Return the graph with the integers of the trained weights and biases, which are changed in it."""
+        """Return the graph, changed in place, with the integers of the trained weights and biases."""
         for index, step in enumerate(self.graph.nodes):
             if step.op_type not in _WEIGHTED:
                 continue
             weight, bias = step.input[3], _bias_name(step)
             integers = self._integers(self.weights[f"{index}:weight"], self._weight_scale(step))
-            # A weight of two layers has become two, since each trains its own.
+            # A weight that two layers shared has become two, because each layer trains its own.
             step.input[3] = self.graph.constant(integers.detach().cpu().numpy().astype(np.int8), weight)
             if bias is not None:
                 scale = self._constant(step.input[1]) * self._constant(step.input[4])
-                # int32 in steps of input scale times weight scale, in which the products are summed
+                # int32 in steps of input scale times weight scale, the unit in which products are summed
                 steps = torch.round(self.weights[f"{index}:bias"].detach().double() / scale.double())
                 position = list(step.input).index(bias)
                 step.input[position] = self.graph.constant(steps.cpu().numpy().astype(np.int32), bias)
@@ -74,7 +74,7 @@ class Int8Module(nn.Module):
         scale = self.graph.constants[step.input[4]]
         scale = scale if scale.ndim == 0 else scale.reshape(_scale_shape(integers.ndim, step))
         self.weights[f"{index}:weight"] = nn.Parameter(torch.from_numpy(integers * scale).float())
-        step.doc_string = str(index)  # by which its operator finds its parameters
+        step.doc_string = str(index)  # the operator finds its parameters by it
         bias = _bias_name(step)
         if bias is not None:
             steps = self.graph.constants[bias] * (
@@ -105,13 +105,13 @@ class Int8Module(nn.Module):
         return tensor
 
     def _real(self, names: Sequence[str], values: Values) -> Tensor:
-        """Return an operand with its scale and zero point, (value, scale, zero point), as real numbers."""
+        """Return an operand, named by (value, scale, zero point), as real numbers."""
         if names[0] in values:
             return values[names[0]]
         return (self._constant(names[0]).float() - self._constant(names[2]).float()) * self._constant(names[1])
 
     def _rounded(self, value: Tensor, scale: str, zero: str) -> Tensor:
-        """Return real numbers as they are in uint8 steps of a scale."""
+        """Return real numbers, rounded to the uint8 steps of a scale."""
         step, offset = self._constant(scale), self._constant(zero).float()
         steps = (value / step + offset).clamp(0, 255)
         steps = steps + (torch.round(steps) - steps).detach()
@@ -211,7 +211,7 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
 
 
 def _key(name: str) -> str:
-    """Return the name of a buffer for a constant; torch allows no dots in it."""
+    """Return the name of a buffer for a constant. torch does not allow dots in it."""
     return f"constant {name}".replace(".", " ")
 
 
@@ -221,6 +221,6 @@ def _bias_name(step: NodeProto) -> str | None:
 
 
 def _scale_shape(dims: int, step: NodeProto) -> tuple[int, ...]:
-    """Return the shape in which a scale by output channel is multiplied with a weight of so many dimensions."""
+    """Return the shape that broadcasts a scale per output channel to a weight with this many dimensions."""
     is_second = step.op_type == "QGemm" and not attributes(step).get("transB", 0)
     return (1, -1) if is_second else (-1, *(1 for _ in range(dims - 1)))

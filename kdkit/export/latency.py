@@ -1,4 +1,4 @@
-"""Time an export and its network on one thread, in turns, so that the load of the machine affects both alike."""
+"""Time an export and its network on one thread, alternating, so that the load of the machine affects both equally."""
 
 import os
 import platform
@@ -17,15 +17,15 @@ from kdkit.export.gates import run_model
 from kdkit.export.source import ExportSource
 from kdkit.utils.modules import eval_mode
 
-_WARM_UP = 3  # passes of each that are not timed: they choose kernels, and allocate memory
+_WARM_UP = 3  # untimed passes of each, which choose kernels and allocate memory
 _MOST_ROUNDS = 200
 
 
 def latency(source: ExportSource, model: Model) -> dict[str, Any]:
     """Return the median and the 95th percentile of the time of one sample in milliseconds, and the ratio of medians.
 
-    The network runs by torch eager, the export by its runtime, each on one thread of the CPU. The time of the CPU in
-    this thread has no waiting for other programs, which on a busy machine is most of a pass.
+    The network runs in torch eager, the export in its runtime, each on one CPU thread. The CPU time of this thread
+    excludes waiting for other programs, which takes most of a pass on a busy machine.
     """
     inputs = single_sample(source)
     with eval_mode(source.module), torch.inference_mode():
@@ -52,9 +52,9 @@ def latency(source: ExportSource, model: Model) -> dict[str, Any]:
 
 
 def time_in_turns(passes: dict[str, Callable[[], Any]], *, seconds: float) -> dict[str, list[tuple[float, float]]]:
-    """Return the seconds of each pass by name, and those of the CPU, called one after the other in rounds.
+    """Call the passes one after another in rounds. Return the seconds of each pass by name, as wall time and CPU time.
 
-    torch has one thread meanwhile.
+    torch uses one thread meanwhile.
     """
     threads = torch.get_num_threads()
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in passes}
@@ -69,7 +69,7 @@ def time_in_turns(passes: dict[str, Callable[[], Any]], *, seconds: float) -> di
                 began, cpu_began = time.perf_counter(), time.thread_time()
                 call()
                 times[name].append((time.perf_counter() - began, time.thread_time() - cpu_began))
-            rounds += 1  # of all passes, so that each has as many times
+            rounds += 1  # complete rounds, so that all passes have equally many times
     finally:
         torch.set_num_threads(threads)
     return times
@@ -81,7 +81,7 @@ def single_sample(source: ExportSource) -> Sequence[Tensor]:
 
 
 def machine() -> dict[str, Any]:
-    """Return what the times depend on: the processor, its number of cores, and the load of the last minute."""
+    """Return the conditions of the times: the processor, its number of cores, and the load of the last minute."""
     name = platform.processor() or platform.machine()
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():

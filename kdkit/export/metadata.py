@@ -1,4 +1,4 @@
-"""The metadata in the file of an export: all that a program without kdkit and torch needs to use it."""
+"""The metadata in the file of an export: everything that a program without kdkit and torch needs to use it."""
 
 import hashlib
 import math
@@ -18,14 +18,14 @@ from kdkit.metrics.thresholds import BestF1
 from kdkit.nets.weight_files import find_weights
 from kdkit.utils.modules import plain_state
 
-FORMAT = 1  # of the metadata; increased if a program that reads them could misread them
+FORMAT = 1  # of the metadata; increased when a reading program could misread them
 _ACTIVATIONS = {"multilabel": "sigmoid", "multiclass": "softmax", "regression": None}
 
 
 def metadata_of(source: ExportSource, reference: Reference, weights: Path) -> dict[str, Any]:
     """Return the metadata of a network, as values for JSON. weights: its file, or the folder of its run."""
     data = source.data
-    # of the tensors, not of a file, which a run and a checkpoint of the same weights would not share
+    # of the tensors, because files of a run and a checkpoint with the same weights differ
     digest = hashlib.sha256()
     for key, value in sorted(plain_state(source.net.network).items()):
         digest.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
@@ -47,7 +47,7 @@ def metadata_of(source: ExportSource, reference: Reference, weights: Path) -> di
         "versions": versions(),
         "notices": [
             *(str(notice) for notice in data.notices),
-            # such as that a stage is not finished
+            # for example, that a stage is not finished
             *(f"weights: {fact}" for fact in find_weights(weights, source.net.name, None).facts),
         ],
     }
@@ -62,16 +62,16 @@ def inputs_of(source: ExportSource, shapes: Iterable[Sequence[int | str]]) -> li
 
 
 def preparation_of(source: ExportSource) -> dict[str, Any]:
-    """Return how raw samples become the inputs of the network: as the data describes it, and then its view."""
+    """Return how raw samples become inputs of the network, as described by the data and then by the view of the net."""
     described: Mapping[str, Any] = source.data.preparation
     by_view = getattr(source.net.view, "describe", None)  # optional, see `View`
     return dict(described if by_view is None else by_view(described))
 
 
 def _thresholds(source: ExportSource, reference: Reference) -> dict[str, Any] | None:
-    """Return the logits from which on classes are predicted; None for a task without thresholds.
+    """Return the thresholds, in logits, at which classes are predicted; None for a task without thresholds.
 
-    They are those of the first metric of the recipe that has any.
+    They are the thresholds of the recipe's first metric that has any, otherwise those of the best F1.
     """
     if source.data.task != "multilabel" or reference.validation.per_position:
         return None
@@ -84,7 +84,7 @@ def _thresholds(source: ExportSource, reference: Reference) -> dict[str, Any] | 
     else:
         logits = BestF1().choose(reference.validation)
     by_class = dict(zip(reference.validation.classes, logits, strict=True))
-    # -inf, from which on a class is always predicted, becomes a number, which JSON has
+    # -inf, for a class that is always predicted, becomes a number that JSON can represent
     chosen = [max(by_class.get(name, math.inf), -sys.float_info.max) for name in source.classes]
     return {
         "rule": rule,
@@ -98,7 +98,7 @@ def _thresholds(source: ExportSource, reference: Reference) -> dict[str, Any] | 
 
 
 def _origin(weights: Path) -> dict[str, Any]:
-    """Return the name and the record of the run, as far as there is one; no path, which may have the name of a user."""
+    """Return the name and the record of the run, if there is one. A path is left out, because it may name a user."""
     if not can_resume(weights):
         return {"folder": weights.resolve().name}
     record = read_record(weights)

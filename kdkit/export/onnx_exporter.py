@@ -14,7 +14,7 @@ from kdkit.export.source import ExportSource
 from kdkit.utils.files import to_json
 
 METADATA = "kdkit"  # the key of the metadata in the file
-_MOST_BYTES = 2**31 - 2**24  # of weights, with room for the graph: protobuf has no larger messages
+_MOST_BYTES = 2**31 - 2**24  # of weights, with room for the graph: protobuf does not allow larger messages
 
 
 class OnnxExporter(Exporter):
@@ -23,7 +23,7 @@ class OnnxExporter(Exporter):
     suffix = ".onnx"
 
     def require(self) -> None:
-        """Raise PluginError without onnx, onnxscript and onnxruntime."""
+        """Raise PluginError if onnx, onnxscript or onnxruntime is missing."""
         require_packages("onnx", "export", "onnx", "onnxscript", "onnxruntime")
 
     def export(self, source: ExportSource) -> Exported:
@@ -52,14 +52,14 @@ class OnnxExporter(Exporter):
         return model
 
     def peak_activation_bytes(self, content: bytes, inputs: Arrays) -> int | None:
-        """Return the most memory that values need at once, in the order of the nodes, whose sizes are measured."""
+        """Return the peak memory of all values, from their measured sizes, if the nodes run in their order."""
         import onnx
 
         from kdkit.export.onnx_graph import peak_bytes, with_all_outputs
 
         model = onnx.ModelProto.FromString(content)
         verbose, names = with_all_outputs(model)
-        # Without optimization, since a fused node no longer has all values.
+        # Without optimization, because fusing nodes removes values.
         values = cpu_session(verbose.SerializeToString(), optimize=False).run(names, dict(inputs))
         sizes = {name: array.nbytes for name, array in zip(names, values, strict=True)}
         return peak_bytes(model, {**sizes, **{name: array.nbytes for name, array in inputs.items()}})
@@ -68,8 +68,8 @@ class OnnxExporter(Exporter):
 class Int8OnnxExporter(OnnxExporter):
     """ONNX in int8: weights symmetric by channel, activations by tensor; operators of onnxruntime.
 
-    Ranges are chosen on training samples. Weights have 7 of the 8 bits: processors without VNNI add products of 8 bits
-    in 16, which overflow, so that the file would compute something else there than on the machine that checked it.
+    Ranges are chosen on training samples. Weights use 7 of the 8 bits: processors without VNNI sum 8-bit products in 16
+    bits, which overflow, so the file could give other results there than on the machine that checked it.
     """
 
     label = "-int8"
@@ -83,7 +83,7 @@ class Int8OnnxExporter(OnnxExporter):
 
         if source.precision != "fp32":
             raise KdkitError(
-                f"int8 is made of a network in float32; the weights of net {source.net.name!r} are {source.precision}: "
+                f"int8 needs a network in float32; the weights of net {source.net.name!r} are {source.precision}: "
                 "convert it in the recipe (module.float())"
             )
         model = quantizable(source)
@@ -92,16 +92,16 @@ class Int8OnnxExporter(OnnxExporter):
         return self._described(self._quantized, source)
 
     def improvements(self, source: ExportSource) -> Iterator[Exported]:
-        """Yield the network after some epochs in which the float one teaches it; then with int8 in its layers alone."""
+        """Yield the network after some epochs of learning from the float network; then with int8 only in its layers."""
         from kdkit.export.finishing import finish
         from kdkit.export.onnx_int8 import quantized
 
         epochs = source.options.finish_epochs
-        limit = 2 ** (self.weight_bits - 1) - (self.weight_bits == 8)  # as onnxruntime has them: 64, or 127
+        limit = 2 ** (self.weight_bits - 1) - (self.weight_bits == 8)  # as in onnxruntime: 64, or 127
         try:
             trained = finish(source, self._quantized, limit=limit) if epochs else None
         except KdkitError as error:  # the other files do not depend on it
-            reason = " ".join(str(error).split())  # in one line, as a check names all problems
+            reason = " ".join(str(error).split())  # one line, because a check lists all problems
             self.notices = (f"int8 was not finished: {reason}; only its layers with weights are tried in int8 instead",)
             trained = None
         if trained is not None:
@@ -112,7 +112,7 @@ class Int8OnnxExporter(OnnxExporter):
         yield self._described(layers, source, operators="layers with weights")
 
     def _described(self, model: Any, source: ExportSource, **details: Any) -> Exported:
-        """Return the file of a model with what is known about its quantization."""
+        """Return the file of a model with a description of its quantization."""
         batches = [*source.calibration()]
         ids = [sample for batch in batches if batch.ids is not None for sample in batch.ids.tolist()]
         described = {
@@ -129,7 +129,7 @@ class Int8OnnxExporter(OnnxExporter):
 def onnx_model(source: ExportSource) -> Any:
     """Return a network as a model of standard operators, with the names of its inputs and of their dimensions.
 
-    Raises KdkitError if torch has no such form.
+    Raises KdkitError if torch cannot convert it.
     """
     import onnx
 
@@ -146,7 +146,7 @@ def onnx_model(source: ExportSource) -> Any:
         )
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of torch about its own code
+            warnings.simplefilter("ignore")  # warnings of torch about its own code
             converted = torch.onnx.export(source.program, dynamo=True, external_data=False, verbose=False)
         assert converted is not None  # without a file, torch returns the program
         model = with_pads_in_convolutions(converted.model_proto)
@@ -156,8 +156,8 @@ def onnx_model(source: ExportSource) -> Any:
         raise
     except Exception as error:  # the exporter of torch raises errors of many kinds
         raise KdkitError(
-            f"net {source.net.name!r} has no form in ONNX: {type(error).__name__}: {first_line(error)}; an operation "
-            "of its forward may be unknown to torch.onnx"
+            f"net {source.net.name!r} cannot be converted to ONNX: {type(error).__name__}: {first_line(error)}; "
+            "torch.onnx may not support an operation of its forward"
         ) from error
     source.shared["onnx"] = model
     return model
@@ -169,7 +169,7 @@ def cpu_session(content: bytes, *, optimize: bool = True) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # no errors, which are raised too
+    options.log_severity_level = 4  # errors are not logged, because they are raised
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:

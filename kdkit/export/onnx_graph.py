@@ -1,4 +1,4 @@
-"""A graph in ONNX format that is rewritten: its nodes, its constants as arrays, and its inputs and outputs."""
+"""An ONNX graph for rewriting: its nodes, its constants as arrays, and its inputs and outputs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -14,9 +14,9 @@ _IN_PLACE = {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "HardSwish", "Ident
 
 
 class OnnxGraph:
-    """The parts of a model. `to_model` puts them together again, without what no output depends on.
+    """The parts of a model. `to_model` assembles them again, without parts that no output depends on.
 
-    nodes: in an order in which each comes after those whose outputs it takes. constants: by name.
+    nodes: in topological order. constants: by name.
     """
 
     def __init__(self, model: ModelProto) -> None:
@@ -35,7 +35,7 @@ class OnnxGraph:
         self._made = 0
 
     def uses(self) -> dict[str, list[NodeProto]]:
-        """Return the nodes that take each value; an output of the graph counts as taken by a node of its own."""
+        """Return the nodes that take each value. An output of the graph counts as taken by an extra node."""
         uses: dict[str, list[NodeProto]] = {name: [NodeProto()] for name in self.outputs}
         for node in self.nodes:
             for name in node.input:
@@ -49,12 +49,12 @@ class OnnxGraph:
         return unique
 
     def fresh(self, name: str) -> str:
-        """Return a name that no value has."""
+        """Return an unused name."""
         self._made += 1
         return f"{name}.{self._made}"
 
     def to_model(self, domains: Mapping[str, int] | None = None) -> ModelProto:
-        """Return the graph as a model without any notes of the exporter. domains: versions of further operator sets."""
+        """Return the graph as a model without notes of the exporter. domains: versions of additional operator sets."""
         needed: set[str] = {*self.outputs}
         kept: list[NodeProto] = []
         # from the end, so that a node is reached after all that take its outputs
@@ -74,11 +74,11 @@ class OnnxGraph:
         used = {node.domain for node in kept} | {""}
         operator_sets = [helper.make_opsetid(domain, version) for domain, version in imports.items() if domain in used]
         model = helper.make_model(graph, opset_imports=operator_sets, producer_name="kdkit")
-        model.ir_version = min(self.model.ir_version, 10)  # which onnxruntime reads from 1.18 on
+        model.ir_version = min(self.model.ir_version, 10)  # readable since onnxruntime 1.18
         return model
 
     def shorten_names(self) -> None:
-        """Give all values but inputs and outputs of the graph names of a few characters, and nodes none."""
+        """Shorten the names of all values except inputs and outputs of the graph, and remove the names of nodes."""
         fixed = {*self.inputs, *self.outputs, ""}
         short: dict[str, str] = {}
         for name in [*(name for node in self.nodes for name in (*node.input, *node.output)), *self.constants]:
@@ -113,14 +113,14 @@ def name_values(model: ModelProto, shapes: Mapping[str, Sequence[int | str]], ou
             if isinstance(size, str):
                 symbols[dim.dim_param] = dim.dim_param = size
             else:
-                dim.dim_value = size  # also of a symbol that has one value only
+                dim.dim_value = size  # even for a symbol with only one value
     for value in model.graph.output:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param.isdecimal():
                 dim.dim_value = int(dim.dim_param)
             elif dim.dim_param:
                 dim.dim_param = symbols.get(dim.dim_param, dim.dim_param)
-    # A value inside of the graph with the name of an input would be mistaken for it.
+    # An inner value with the name of an input would be confused with it.
     taken = {*names.values()} - {*names}
     inner = {name for step in model.graph.node for name in step.output} | {
         tensor.name for tensor in model.graph.initializer
@@ -134,7 +134,7 @@ def name_values(model: ModelProto, shapes: Mapping[str, Sequence[int | str]], ou
 
 
 def ranks(model: ModelProto) -> dict[str, int]:
-    """Return the number of dimensions of each value for which it can be inferred."""
+    """Return the number of dimensions of each value, if it can be inferred."""
     inferred = onnx.shape_inference.infer_shapes(model)
     values = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
     # a value of unknown rank has no shape at all; unknown sizes are dimensions without a number
@@ -152,7 +152,7 @@ def with_all_outputs(model: ModelProto) -> tuple[ModelProto, list[str]]:
 
 
 def peak_bytes(model: ModelProto, sizes: Mapping[str, int]) -> int:
-    """Return the most bytes of values that are alive at once while the nodes run in their order.
+    """Return the peak bytes of values that are alive while the nodes run in their order.
 
     sizes: bytes of each input and of each value that nodes compute. A value lives from its node to the last node that
     takes it. Some operators write over their input, if no other node takes it later. Constants do not count.
@@ -177,7 +177,7 @@ Noted = TypeVar("Noted", NodeProto, onnx.ValueInfoProto)
 
 
 def _without_notes(proto: Noted) -> Noted:
-    """Return a copy of a node or value without what an exporter notes in it, such as lines of source code."""
+    """Return a copy of a node or value without an exporter's notes, such as lines of source code."""
     plain: Noted = type(proto).FromString(proto.SerializeToString())
     del plain.metadata_props[:]
     plain.doc_string = ""

@@ -16,22 +16,22 @@ from kdkit.export.source import ExportSource
 
 Ranges = dict[str, tuple[float, float]]
 
-_CANDIDATES = np.linspace(0.5, 1.0, 26)  # factors of a range, from which the one with the least error is taken
-_VALUES = 2**16  # of each value and batch by which the error is measured
-_MASK = 1e30  # the least range of a value that masks, as by -inf or the lowest number
+_CANDIDATES = np.linspace(0.5, 1.0, 26)  # factors of a range; the one with the smallest error is used
+_VALUES = 2**16  # numbers per value and batch used to measure the error
+_MASK = 1e30  # the smallest range of a masking value, such as -inf or the lowest number
 _WHERE = "FloatWhere"  # an operator that the quantizer does not know
 _LAYERS = ("Conv", "Gemm", "MatMul")
 _CONTRIB = "com.microsoft"  # the operators of onnxruntime
 
 
 def quantizable(source: ExportSource) -> ModelProto:
-    """Return the network as a float model all of whose large operators have a quantized form."""
+    """Return the network as a float model whose large operators all have a quantized form."""
     model = without_batch_norms(with_2d_convolutions(onnx_model(source)))
     return named_nodes(model)
 
 
 def named_nodes(model: ModelProto) -> ModelProto:
-    """Give nodes without a name one, by which a quantizer can leave them out; in place."""
+    """Name unnamed nodes in place, so that a quantizer can exclude them by name."""
     for index, step in enumerate(model.graph.node):
         step.name = step.name or f"node{index}"
     return model
@@ -46,13 +46,13 @@ def calibration_arrays(source: ExportSource) -> list[Arrays]:
 
 
 def choose_ranges(model: ModelProto, batches: Iterable[Arrays]) -> Ranges:
-    """Return for each value of a model the range that is divided into 256 steps.
+    """Return the range of each value of a model, which is divided into 256 steps.
 
-    It is the part of the range of all values, with 0 inside, for which rounding and clipping together have the least
-    squared error; the whole range of a value that masks.
+    It is the part of the full range, including 0, that minimizes the squared error of rounding and clipping together;
+    for a masking value, it is the full range.
     """
     verbose, names = with_all_outputs(model)
-    # Without optimization, which would fuse nodes and so lose the values between them.
+    # Without optimization, which would fuse nodes and lose the values between them.
     session = cpu_session(verbose.SerializeToString(), optimize=False)
     inputs = [value.name for value in model.graph.input]
     collected: dict[str, list[NDArray[np.float32]]] = {}
@@ -63,11 +63,11 @@ def choose_ranges(model: ModelProto, batches: Iterable[Arrays]) -> Ranges:
         outputs = dict(zip(names, session.run(names, dict(arrays)), strict=True))
         for name, values in {**outputs, **{name: arrays[name] for name in inputs}}.items():
             flat = values.ravel()
-            if flat.dtype == np.float32 and np.isnan(flat).any():  # such as of a sample that is all padding
+            if flat.dtype == np.float32 and np.isnan(flat).any():  # for example, a sample that is only padding
                 flat = flat[~np.isnan(flat)]
             if flat.dtype != np.float32 or not flat.size:
                 continue
-            # 0 is always inside, since padding and ReLU need it exactly
+            # 0 is always included, because padding and ReLU need it exactly
             lowest[name] = min(lowest.get(name, 0.0), float(flat.min()))
             highest[name] = max(highest.get(name, 0.0), float(flat.max()))
             few = flat if flat.size <= _VALUES else flat[random.integers(flat.size, size=_VALUES)]
@@ -81,7 +81,7 @@ def choose_ranges(model: ModelProto, batches: Iterable[Arrays]) -> Ranges:
 
 
 def _best_range(values: NDArray[np.float32], low: float, high: float) -> tuple[float, float]:
-    """Return the part of a range with the least squared error of values that are quantized in it."""
+    """Return the part of a range that minimizes the squared error of quantized values."""
     if high <= low:
         return 0.0, 1.0  # a value that is always 0
     if len(values) > _VALUES:
@@ -101,8 +101,8 @@ def quantized(
 ) -> ModelProto:
     """Return a float model in int8. Raises KdkitError if none of its operators has a quantized form.
 
-    only_layers: leave everything between layers with weights in float, such as norms and attention.
-    Operators with a mask of -inf or the lowest number stay in float: all other numbers would be in one step.
+    only_layers: keep everything between layers with weights, such as norms and attention, in float.
+    Operators with a mask of -inf or the lowest number stay in float, because all other numbers would be in one step.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
@@ -119,7 +119,7 @@ def quantized(
     masking = [step.name for step in model.graph.node if masks.intersection((*step.input, *step.output))]
     model = onnx.shape_inference.infer_shapes(model)
     for step in model.graph.node:
-        # The quantizer would keep a `Where` in float, and not give it the floats of values that are quantized.
+        # The quantizer would keep a `Where` in float, but not dequantize its inputs.
         step.op_type = _WHERE if step.op_type == "Where" else step.op_type
     quantizer = ONNXQuantizer(
         model,
@@ -137,7 +137,7 @@ def quantized(
     )
     try:
         quantizer.quantize_model()
-    except Exception as error:  # of any kind, since some operators are not expected with some types or values
+    except Exception as error:  # of any kind: the quantizer does not expect some operators with some types or values
         raise KdkitError(
             f"onnxruntime cannot quantize the network: {type(error).__name__}: {first_line(error)}; export it to onnx"
         ) from error

@@ -1,4 +1,4 @@
-"""Rewrite graphs into equal ones that run faster, or that can be quantized."""
+"""Rewrite graphs into equivalent graphs that run faster or can be quantized."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,10 +15,10 @@ _BINARY = {"Add", "Sub", "Mul", "Div"}
 
 
 def with_pads_in_convolutions(model: ModelProto) -> ModelProto:
-    """Return an equal model in which zeros that are added before a convolution are padding of the convolution.
+    """Return an equivalent model in which zero padding before a convolution is part of the convolution.
 
-    Newer exporters do so themselves. Padding of an even kernel differs on both sides, and some runtimes compute it
-    wrongly if it is left to them ("same"), so it is always written as numbers.
+    Newer exporters do this themselves. The padding of an even kernel differs between the two sides, and some runtimes
+    compute "same" padding wrongly, so it is always written as numbers.
     """
     graph = OnnxGraph(model)
     uses = graph.uses()
@@ -40,7 +40,7 @@ def with_pads_in_convolutions(model: ModelProto) -> ModelProto:
 
 
 def _zeros_around(graph: OnnxGraph, pad: NodeProto) -> list[int] | None:
-    """Return how many zeros a node adds before and after each spatial dimension; None if it does anything else."""
+    """Return the number of zeros that a node adds before and after each spatial dimension; None for other nodes."""
     if attributes(pad).get("mode", b"constant") != b"constant" or (len(pad.input) > 3 and pad.input[3]):
         return None
     value = graph.constants.get(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else np.zeros(1)
@@ -53,10 +53,10 @@ def _zeros_around(graph: OnnxGraph, pad: NodeProto) -> list[int] | None:
 
 
 def with_2d_convolutions(model: ModelProto) -> ModelProto:
-    """Return an equal model whose 1-D convolutions, and what lies between them, have images of height 1.
+    """Return an equivalent model whose 1-D convolutions, and the nodes between them, work on images of height 1.
 
-    Runtimes have faster kernels for two dimensions: onnxruntime orders channels in blocks for these only, and some
-    int8 runtimes have no 1-D convolution at all. A model without 1-D convolutions is returned as it is.
+    Runtimes have faster kernels for two dimensions: onnxruntime blocks channels only for these, and some int8 runtimes
+    have no 1-D convolution at all. A model without 1-D convolutions is returned unchanged.
     """
     graph = OnnxGraph(model)
     is_1d = [
@@ -73,12 +73,12 @@ class _Images:
         self.graph = graph
         self.ranks = dimensions
         self.images: dict[str, str] = {}
-        self.signals = {*graph.inputs}  # the values that exist in their first form
+        self.signals = {*graph.inputs}  # the values that exist in their original form
         self.axis = graph.constant(np.array([2], dtype=np.int64), "axis")
         self.nodes: list[NodeProto] = []
 
     def rewritten(self) -> OnnxGraph:
-        """Return the graph with all nodes rewritten that have a form for images."""
+        """Return the graph with all nodes rewritten that can work on images."""
         for step in self.graph.nodes:
             if not self._as_image(step):
                 for name in step.input:
@@ -91,11 +91,11 @@ class _Images:
         return self.graph
 
     def _as_image(self, step: NodeProto) -> bool:
-        """Add a node in its form for images; return False if it has none."""
+        """Add a node that works on images; return False if there is none."""
         options, constants = attributes(step), self.graph.constants
         if step.op_type == "Conv" and step.input[1] in constants and constants[step.input[1]].ndim == 3:
             if options.get("auto_pad", b"NOTSET") != b"NOTSET":
-                return False  # which the exporter of torch never writes
+                return False  # torch's exporter never writes it
             weight = constants[step.input[1]]
             image = self._image(step.input[0])
             kernel = self.graph.constant(weight[:, :, None, :], step.input[1])
@@ -109,7 +109,7 @@ class _Images:
         if not step.input or step.input[0] not in self.images:
             return False
         if step.op_type in _ELEMENTWISE or (step.op_type == "BatchNormalization" and len(step.output) == 1):
-            options.pop("training_mode", None)  # 0, as a batch norm with one output has it
+            options.pop("training_mode", None)  # 0 for a batch norm with one output
             self._add(step, [self.images[step.input[0]], *step.input[1:]], **options)
             return True
         if step.op_type in _BINARY:
@@ -141,7 +141,7 @@ class _Images:
         return True
 
     def _reduces_length(self, step: NodeProto) -> bool:
-        """Whether a mean is over the last dimension alone."""
+        """Whether a mean is over the last dimension only."""
         axes: Any = attributes(step).get("axes")
         if axes is None and len(step.input) > 1:
             values = self.graph.constants.get(step.input[1])
@@ -160,7 +160,7 @@ class _Images:
         return self.images[name]
 
     def _signal(self, name: str) -> None:
-        """Add the node that gives a value its first form again, if a node or an output needs that."""
+        """Add the node that restores the original form of a value, if a node or an output needs it."""
         if name in self.images and name not in self.signals:
             self.nodes.append(node("Squeeze", [self.images[name], self.axis], name))
             self.signals.add(name)
@@ -181,10 +181,10 @@ def return_float_outputs(graph: OnnxGraph) -> None:
 
 
 def without_batch_norms(model: ModelProto) -> ModelProto:
-    """Return an equal model without batch norms, which have no quantized form.
+    """Return an equivalent model without batch norms, which have no quantized form.
 
-    One that follows a convolution becomes a part of it. Any other becomes a convolution of each channel on its own, or
-    a product and a sum for (batch, channels).
+    A batch norm after a convolution is folded into it. Any other becomes a depthwise convolution, or a product and a
+    sum for (batch, channels).
     """
     graph = OnnxGraph(model)
     dimensions, uses = ranks(model), graph.uses()
@@ -210,7 +210,7 @@ def without_batch_norms(model: ModelProto) -> ModelProto:
 def _fold(graph: OnnxGraph, conv: NodeProto, scale: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
     """Multiply the outputs of a convolution by `scale` and add `shift`, in its weights."""
     weight = graph.constants[conv.input[1]]
-    # New constants, since other layers may share these.
+    # New constants, because other layers may share the old ones.
     bias = graph.constants[conv.input[2]] if len(conv.input) > 2 else np.zeros(len(scale))
     scaled = weight * scale.reshape(-1, *(1 for _ in weight.shape[1:]))
     inputs = (graph.constant(scaled.astype(np.float32), conv.input[1]),

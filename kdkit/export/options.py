@@ -13,11 +13,11 @@ from kdkit.utils.validation import is_number, validate_counts
 class ExportOptions:
     """The options of `kdkit.export_net`.
 
-    points: by how much each metric of an export may be worse than that of the network, in hundredths; of a regression,
-    relative to its value. tolerance: the largest difference of outputs; None for that of the format.
-    calibration: the number of training samples by which the ranges of quantized values are chosen. finish_epochs: of
-    the training of a quantized network that misses the gate of its metrics; 0 for none.
-    seed: of the choice of samples and of random inputs. timing_seconds: for the passes of each export that are timed.
+    points: how much worse each metric of an export may be than the network's, in hundredths; for a regression, relative
+    to its value. tolerance: the largest difference of outputs; None for the default of the format.
+    calibration: the number of training samples used to choose the ranges of quantized values. finish_epochs: epochs of
+    training for a quantized network that misses the metric gate; 0 for none.
+    seed: for the choice of samples and for random inputs. timing_seconds: duration of the timed passes of each export.
     """
 
     points: float = 0.5
@@ -38,7 +38,7 @@ class ExportOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportResult:
-    """An export. path: of its file. passed: whether it has passed its gates; otherwise the file is named "rejected".
+    """An export. path: of its file. passed: whether it passed its gates; otherwise the file is named "rejected".
 
     card: the gates, sizes and times, as values for JSON; see `kdkit.export.card`.
     """

@@ -1,4 +1,4 @@
-"""The files of an export on the disk: their names, and how they replace those of an earlier export."""
+"""The files of an export: their names, and how they replace the files of an earlier export."""
 
 import hashlib
 from collections.abc import Mapping
@@ -29,12 +29,12 @@ class OutputFile:
 
     @property
     def rejected(self) -> "OutputFile":
-        """The file in its place if it misses a gate."""
+        """The file that is written instead if it misses a gate."""
         return OutputFile(self.path.with_name(f"{self.path.stem}{REJECTED}{self.path.suffix}"))
 
     @property
     def older(self) -> "OutputFile":
-        """The file that an earlier export wrote in its place, once a later one was rejected."""
+        """The file of an earlier export, renamed when a later export is rejected."""
         return OutputFile(self.path.with_name(f"{self.path.stem}{OLDER}{self.path.suffix}"))
 
     def require_writable(self) -> None:
@@ -44,15 +44,15 @@ class OutputFile:
             require_output(file.card, OUT)
 
     def write(self, content: bytes, card: Mapping[str, Any]) -> ExportResult:
-        """Write the file and its card, so that a file at `path` is always of the last export.
+        """Write the file and its card, so that a file at `path` is always from the last export.
 
-        If the export has passed its gates, earlier files of the other names are deleted. Otherwise an earlier file at
-        `path` becomes `older`, since a user would take it for the result of this export.
+        If the export passed its gates, earlier files with the other names are deleted. Otherwise an earlier file at
+        `path` becomes `older`, because a user could mistake it for the result of this export.
         """
         written, notices = (self if card["passed"] else self.rejected), [*card["notices"]]
         if written is not self and (self.path.exists() or self.older.path.exists()):
-            notices.append(f"{self.older.path.name} is of an earlier export, and was {self.path.name} then")
-        digest = hashlib.sha256(content).hexdigest()  # by which `read_cards` knows that the card is of this file
+            notices.append(f"{self.older.path.name} is from an earlier export, and was named {self.path.name}")
+        digest = hashlib.sha256(content).hexdigest()  # `read_cards` uses it to match the card and the file
         card = {**card, "file": written.path.name, "sha256": digest, "notices": notices}
         write_output(written.path, content, option=OUT)
         write_output(written.card, to_json(card, indent=1) + "\n", option=OUT)
@@ -72,7 +72,7 @@ class OutputFile:
 def output_files(out: Path, net: str, exporters: Mapping[str, Exporter]) -> tuple[Path, dict[str, OutputFile]]:
     """Return the folder of all files, and the file of each format.
 
-    out: a file, if there is one format, or a folder. Raises KdkitError if it has the name of another file.
+    out: a file, if there is one format, or a folder. Raises KdkitError if it names another kind of file.
     """
     if len(exporters) == 1:
         ((name, exporter),) = exporters.items()
@@ -85,13 +85,11 @@ def output_files(out: Path, net: str, exporters: Mapping[str, Exporter]) -> tupl
     files = {name: OutputFile(out / f"{stem}{exporter.label}{exporter.suffix}") for name, exporter in exporters.items()}
     nets = {card["file"]: card["network"]["name"] for card in read_cards(out)}
     for file in files.values():
-        if (exported := nets.get(file.path.name, net)) != net:  # such as of "my net" and "my-net"
-            raise KdkitError(
-                f"{file.path} is an export of net {exported!r}, of another name; choose another place: {OUT}"
-            )
+        if (exported := nets.get(file.path.name, net)) != net:  # for example, "my net" and "my-net"
+            raise KdkitError(f"{file.path} is an export of net {exported!r}; choose another place: {OUT}")
     return out, files
 
 
 def file_stem(net: str) -> str:
-    """Return the name of a net as that of a file."""
+    """Return the file name of a net, without a suffix."""
     return net.replace(" ", "-")

@@ -35,7 +35,7 @@ class Pt2Exporter(Exporter):
         return _saved(_loaded(content), {METADATA: to_json(metadata)})
 
     def open(self, content: bytes) -> Model:
-        """Return the program that torch runs, in eval mode as it was traced."""
+        """Return the program for torch, in eval mode as it was traced."""
         module = _loaded(content).module()
 
         def model(inputs: Arrays) -> NDArray[np.float32]:
@@ -46,12 +46,12 @@ class Pt2Exporter(Exporter):
         return model
 
     def peak_activation_bytes(self, content: bytes, inputs: Arrays) -> int | None:
-        """Return the most memory that values need at once, in the order of the operations."""
+        """Return the peak memory of all values if the operations run in their order."""
         return _Peak(_loaded(content).module()).measure(tuple(map(torch.from_numpy, inputs.values())))
 
 
 def read_metadata(content: bytes) -> dict[str, Any]:
-    """Return the metadata in an archive, empty if it has none of kdkit."""
+    """Return the metadata in an archive; empty if it has no metadata of kdkit."""
     files = {METADATA: ""}
     _loaded(content, files)
     metadata: dict[str, Any] = json.loads(files[METADATA] or "{}")
@@ -60,12 +60,12 @@ def read_metadata(content: bytes) -> dict[str, Any]:
 
 def _loaded(content: bytes, files: dict[str, str] | None = None) -> torch.export.ExportedProgram:
     """Return the program of an archive. files: names of files in it, which are set to their content."""
-    with quiet_packages():  # torch logs a traceback for a damaged archive, before it raises
+    with quiet_packages():  # torch logs a traceback for a damaged archive before it raises
         return torch.export.load(io.BytesIO(content), extra_files=files)
 
 
 def _saved(program: torch.export.ExportedProgram, files: dict[str, str]) -> bytes:
-    # An archive has the inputs that a program was traced with, which are samples of the data, such as of patients.
+    # An archive stores the inputs of the trace, which are samples of the data, perhaps of patients.
     program.example_inputs = None
     buffer = io.BytesIO()
     with warnings.catch_warnings():
@@ -75,7 +75,7 @@ def _saved(program: torch.export.ExportedProgram, files: dict[str, str]) -> byte
 
 
 class _Peak(torch.fx.Interpreter):
-    """Runs a graph and measures the storage of all values that are alive; weights do not count."""
+    """Runs a graph and measures the storage of all values that are alive, without weights."""
 
     def __init__(self, module: torch.fx.GraphModule) -> None:
         super().__init__(module)
@@ -89,9 +89,9 @@ class _Peak(torch.fx.Interpreter):
         return self.peak
 
     def run_node(self, n: torch.fx.Node) -> Any:
-        """Run a node; afterwards the interpreter drops the values that no later node takes."""
-        value = super().run_node(n)  # of views too, which take no memory of their own
-        # By storage, since views share that of their base.
+        """Run a node. Afterwards, the interpreter drops the values that no later node takes."""
+        value = super().run_node(n)  # views have no memory of their own
+        # By storage, because views share the storage of their base.
         storages = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
             for tensor in (*self.env.values(), value)

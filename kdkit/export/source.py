@@ -1,4 +1,4 @@
-"""A trained network as exporters take it: a module of named tensors, with real inputs for examples and calibration."""
+"""A trained network for exporters: a module of named tensors, with real inputs for examples and calibration."""
 
 import inspect
 import warnings
@@ -25,7 +25,7 @@ from kdkit.utils.seeds import derive_seed
 
 Sizes = tuple[int | str, ...]
 
-_BATCH_SIZES = (3, 5, 7, 11)  # of the example; a size that no other dimension has
+_BATCH_SIZES = (3, 5, 7, 11)  # candidates for the example, to find a size that no other dimension has
 _PRECISIONS = {torch.float32: "fp32", torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16"}
 _SPATIAL = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 
@@ -33,8 +33,8 @@ _SPATIAL = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "widt
 class ExportSource:
     """A network with weights on the CPU, its recipe, and its inputs.
 
-    input_names: of the tensors that the view of the network selects from a batch, in their order: the arguments of
-    `forward`. module: takes these tensors, and returns the outputs, (batch, classes) or (batch, classes, *positions).
+    input_names: names of the tensors that the view of the network selects from a batch, in the order of the arguments
+    of `forward`. module: takes these tensors, and returns the outputs, (batch, classes, *positions).
     Raises KdkitError if an input is not a tensor or a plain value.
     """
 
@@ -43,26 +43,26 @@ class ExportSource:
         self.net = net
         self.options = options
         self.fixed_sizes = False
-        self.shared: dict[str, Any] = {}  # what several exporters compute of the program, by a name of their choice
+        self.shared: dict[str, Any] = {}  # values that several exporters compute from the program, by name
         example = next(self.batches(self.data.validation, 1, count=1))
         with eval_mode(net.network), torch.no_grad():
-            net.first_pass(example)  # notes which element the outputs are, and whether their classes are last
+            net.first_pass(example)  # detects which element the outputs are, and whether their classes are last
         args, kwargs = net.view(example)
         template = _named(net.network, args, kwargs)
         self.input_names = tuple(name for name, value in template.items() if isinstance(value, Tensor))
         for name, value in template.items():
             if not isinstance(value, Tensor | bool | int | float | str | None):
                 raise KdkitError(
-                    f"input {name!r} of net {net.name!r} is a {type(value).__name__}; an export has tensors as inputs: "
-                    "select them by a view of the net"
+                    f"input {name!r} of net {net.name!r} is a {type(value).__name__}; an export takes only tensors: "
+                    "select them with a view of the net"
                 )
             if isinstance(value, Tensor) and value.dtype == torch.bfloat16:
                 raise KdkitError(
-                    f"input {name!r} of net {net.name!r} is bfloat16, which numpy and most runtimes lack; let the data "
-                    "be float32, and the net convert it"
+                    f"input {name!r} of net {net.name!r} is bfloat16, which numpy and most runtimes lack; pass float32 "
+                    "data, and convert it in the net"
                 )
         if not self.input_names:
-            raise KdkitError(f"net {net.name!r} has no tensor as input, which an export needs")
+            raise KdkitError(f"net {net.name!r} has no tensor as input, but an export needs one")
         positional = [name for name in list(template)[: len(args)]]
         self.module: nn.Module = _TensorsOnly(net, template, positional)
 
@@ -73,13 +73,13 @@ class ExportSource:
 
     @property
     def precision(self) -> str:
-        """The precision of the weights, as of a file that does not round them."""
+        """The precision of the weights, and of a file that does not round them."""
         dtypes = {tensor.dtype for tensor in self.net.network.parameters() if tensor.is_floating_point()}
         return "+".join(sorted(_PRECISIONS.get(dtype, str(dtype)) for dtype in dtypes)) or "fp32"
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What a user has to know about a file of this network, in any format."""
+        """What a user must know about a file of this network in any format."""
         # FakeQuantizedLinear of torchao, FakeQuantize of torch, and others
         names = {type(part).__name__ for part in self.net.network.modules()}
         simulated = min((name for name in names if "FakeQuant" in name), default=None)
@@ -87,7 +87,7 @@ class ExportSource:
             return ()
         return (
             f"net {self.net.name!r} simulates quantization ({simulated}), which the file computes in floating point by "
-            "additional operators; convert it by the library that prepared it, or export a network without it to int8",
+            "extra operators; convert it with the library that prepared it, or export a network without it to int8",
         )
 
     @property
@@ -109,7 +109,7 @@ class ExportSource:
         return tuple(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
 
     def batches(self, split: Split | LoaderSplit, size: int, *, count: int) -> Iterator[Batch]:
-        """Yield batches of samples of a split, `count` samples in all or fewer; of rows, evenly spread ones."""
+        """Yield batches of a split, at most `count` samples in total; rows are chosen evenly spread."""
         if isinstance(split, LoaderSplit):
             for batch in batches(split, size):
                 batch = batch.rows(torch.arange(min(count, len(batch))))
@@ -119,12 +119,12 @@ class ExportSource:
                 if count <= 0:
                     return
             return
-        # Evenly spread, since neighbours may be of one class or patient.
+        # Evenly spread, because neighbours may belong to one class or patient.
         rows = torch.linspace(0, len(split) - 1, min(count, len(split))).round().long()
         yield from batches(split, size, order=rows)
 
     def calibration(self, size: int = 16) -> Iterator[Batch]:
-        """Yield batches of training samples, whose choice depends on the seed alone."""
+        """Yield batches of training samples, whose choice depends only on the seed."""
         split, count = self.data.train, self.options.calibration
         if isinstance(split, LoaderSplit):
             yield from self.batches(split, size, count=count)
@@ -135,7 +135,7 @@ class ExportSource:
 
     @cached_property
     def example(self) -> tuple[Tensor, ...]:
-        """Inputs of a few validation samples, whose number is the size of no other dimension."""
+        """Inputs of a few validation samples. Their number differs from the sizes of all other dimensions."""
         batch = next(self.batches(self.data.validation, max(_BATCH_SIZES), count=max(_BATCH_SIZES)))
         sizes = {size for tensor in self.inputs_of(batch) for size in tensor.shape[1:]}
         count = next((size for size in _BATCH_SIZES if size not in sizes), _BATCH_SIZES[0])
@@ -143,25 +143,25 @@ class ExportSource:
 
     @cached_property
     def program(self) -> torch.export.ExportedProgram:
-        """The network as a program of torch.export, whose dimensions are dynamic as far as the network allows.
+        """The network as a program of torch.export, with dynamic dimensions as far as the network allows.
 
-        Raises KdkitError if torch cannot trace the network, or it takes one size of batches only.
+        Raises KdkitError if torch cannot trace the network, or if it takes only one batch size.
         """
         # AUTO lets torch find out which sizes the operations fix, such as the channels of a convolution.
         program = self._traced(strict=False)
         if self._fixed_batch(program) is not None:
-            # Run by Python, `len(x)` is a plain number. Read as code, which takes more of torch, it is any size.
+            # In a non-strict trace, `len(x)` is a plain number. A strict trace has more limits, but keeps it dynamic.
             with suppress(KdkitError):
                 program = self._traced(strict=True)
         if (fixed := self._fixed_batch(program)) is not None:
             raise KdkitError(
                 f"net {self.net.name!r} takes batches of exactly {fixed[1]} samples for {fixed[0]!r}, as torch traces "
-                "it; let its forward read the size of the batch by x.shape[0], not by len(x), and not branch on it"
+                "it; in its forward, use x.shape[0] instead of len(x) as the batch size, and do not branch on it"
             )
         return program
 
     def _traced(self, *, strict: bool) -> torch.export.ExportedProgram:
-        """Return the network as a program of any sizes that torch finds."""
+        """Return the network as a program with the dynamic sizes that torch finds."""
         auto, fixed = torch.export.Dim.AUTO, torch.export.Dim.STATIC
         dynamic = tuple(
             {dim: auto if dim == 0 or not self.fixed_sizes else fixed for dim in range(tensor.ndim)}
@@ -172,7 +172,7 @@ class ExportSource:
             preserve_rng_state(),
             torch.no_grad(),
             warnings.catch_warnings(),
-            redirect_stderr(StringIO()),  # on which torch prints the graph so far if it fails
+            redirect_stderr(StringIO()),  # torch prints the graph so far there if it fails
         ):
             warnings.simplefilter("ignore")  # of torch about its own code
             try:
@@ -184,14 +184,14 @@ class ExportSource:
                 ) from error
 
     def _fixed_batch(self, program: torch.export.ExportedProgram) -> tuple[str, int] | None:
-        """Return the first input of which a program takes one size of batches only, with that size; None for none."""
+        """Return the first input with a fixed batch size in a program, and that size; None if there is none."""
         for name, sizes in zip(self.input_names, _sizes(program, len(self.example)), strict=True):
             if sizes and isinstance(sizes[0], int):
                 return name, sizes[0]
         return None
 
     def fix_sizes(self) -> None:
-        """Let only the size of a batch be dynamic, because the network computes something else for other sizes."""
+        """Make only the batch size dynamic, because the network behaves differently for other sizes."""
         self.fixed_sizes = True
         self.shared.clear()
         for name in ("program", "shapes"):
@@ -199,14 +199,14 @@ class ExportSource:
 
     @cached_property
     def shapes(self) -> dict[str, Sizes]:
-        """The shape of each input: numbers, and names of dynamic dimensions, of which the first one is "batch"."""
+        """The shape of each input: numbers, and names of dynamic dimensions. The first one is "batch"."""
         symbols: dict[str, str] = {}
         raw = _sizes(self.program, len(self.example))
         for sizes in raw:
             spatial = _SPATIAL.get(len(sizes) - 2, ())
             for dim, size in enumerate(sizes):
                 if dim == 0 and isinstance(size, str):
-                    symbols[size] = "batch"  # of all inputs, also if torch saw no operation that needs one size of them
+                    symbols[size] = "batch"  # for all inputs, even if no operation makes torch require equal sizes
                 elif isinstance(size, str) and size not in symbols:
                     named = spatial[dim - 2] if dim >= 2 and spatial else "length"
                     taken = {*symbols.values()}
@@ -217,9 +217,9 @@ class ExportSource:
         }
 
     def random_inputs(self, *, like: Sequence[Tensor], other_sizes: bool) -> tuple[Tensor, ...]:
-        """Return random inputs with the mean and deviation of real ones, and permuted ones of integers.
+        """Return random inputs with the mean and deviation of real ones; integers are sampled from the real ones.
 
-        other_sizes: whether all dynamic dimensions have another size than the real ones.
+        other_sizes: whether all dynamic dimensions have other sizes than the real inputs.
         """
         generator = torch.Generator().manual_seed(self.options.seed)
         changed: dict[str, int] = {}
@@ -228,7 +228,7 @@ class ExportSource:
             sizes = []
             for size, declared in zip(tensor.shape, shape, strict=True):
                 if other_sizes and isinstance(declared, str):
-                    # odd, and larger than one, which some networks treat differently
+                    # odd, and larger than one, because some networks treat one differently
                     size = changed.setdefault(declared, max(2, (3 * size // 4) | 1))
                 sizes.append(size)
             if tensor.is_floating_point():
@@ -236,13 +236,13 @@ class ExportSource:
                 deviation = tensor.std() if tensor.numel() > 1 else torch.ones(())
                 tensors.append((noise * deviation + tensor.mean()).to(tensor.dtype))
             else:
-                values = tensor.flatten()  # such as tokens, of which only real ones are sure to be valid
+                values = tensor.flatten()  # such as tokens: only real ones are known to be valid
                 tensors.append(values[torch.randint(len(values), sizes, generator=generator)])
         return tuple(tensors)
 
 
 class _TensorsOnly(nn.Module):
-    """Takes the tensors of a net by position, adds its other arguments, and returns the outputs as the net does."""
+    """Takes the tensors of a net by position, adds its other arguments, and returns the net's outputs."""
 
     def __init__(self, net: Net[Any], template: dict[str, Any], positional: list[str]) -> None:
         super().__init__()
@@ -251,7 +251,7 @@ class _TensorsOnly(nn.Module):
         self.tensors = [name for name, value in template.items() if isinstance(value, Tensor)]
         self.positional = positional
         self.element = net.taken_element
-        self.channels_last = bool(net.channels_last)  # its first batch has decided it
+        self.channels_last = bool(net.channels_last)  # decided by its first batch
         self.source = f"net {net.name!r}"
 
     def forward(self, *tensors: Tensor) -> Tensor:
@@ -281,6 +281,6 @@ def _sizes(program: torch.export.ExportedProgram, count: int) -> list[Sizes]:
     """Return the shapes of the first inputs of a program: numbers, and the symbols of dynamic dimensions."""
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     shapes = [placeholders[name].meta["val"].shape for name in program.graph_signature.user_inputs[:count]]
-    # A symbol that turned out to have one value only prints as that number.
+    # A symbol with only one possible value prints as that number.
     texts = [[str(size) for size in shape] for shape in shapes]
     return [tuple(int(text) if text.isdecimal() else text for text in shape) for shape in texts]

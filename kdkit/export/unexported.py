@@ -1,4 +1,4 @@
-"""A net of a run with the metadata that its export would have, for programs that take either of the two."""
+"""A net of a run with the metadata that its export would have, for programs that accept both."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,14 +23,14 @@ def open_net(
 ) -> tuple[Model, dict[str, Any]]:
     """Load weights into a net of a recipe, and return a function that runs it on the CPU, and its metadata.
 
-    weights, net: as for `kdkit.export_net`. The net predicts the validation split, by which thresholds are chosen, and
-    the test split. Raises RecipeError for a net that does not exist and for weights that do not fit.
+    weights, net: as for `kdkit.export_net`. The net predicts the validation split, to choose thresholds, and the test
+    split. Raises RecipeError for a net that does not exist and for weights that do not match.
     """
     recipe = as_recipe(recipe, "predict")
     chosen = load_net(recipe, Path(weights), net)
     chosen.move_to(torch.device("cpu"))
     source = ExportSource(recipe, chosen, ExportOptions())
-    # Not `source.shapes`, for which the net would be traced to find the sizes that are dynamic.
+    # Not `source.shapes`, which would trace the net to find its dynamic sizes.
     inputs = inputs_of(source, [("batch", *tensor.shape[1:]) for tensor in source.example])
     metadata = {**metadata_of(source, Reference(source), Path(weights)), "inputs": inputs, "precision": "fp32"}
 

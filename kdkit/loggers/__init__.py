@@ -1,4 +1,4 @@
-"""Loggers: callbacks that write the values of a run to files or to the programs that show experiments."""
+"""Loggers: callbacks that write the values of a run to files or to experiment trackers."""
 
 from kdkit.loggers.base import Logger
 from kdkit.loggers.files import CsvLogger, JsonlLogger

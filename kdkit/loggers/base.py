@@ -1,4 +1,4 @@
-"""The base of loggers, which gives the values of a run their names and steps."""
+"""The base class of loggers, which names the values of a run and counts their steps."""
 
 import importlib
 from abc import ABC, abstractmethod
@@ -19,41 +19,41 @@ class Logger(ABC):
 
     Names are `train/<net>/<term>` without the weight of the term, `weight/<net>/<term>`, `val/<net>/<metric>`, `lr`,
     `seconds`, and at the end `test/<net>/<metric>`, with `/low` and `/high` for the bounds of an interval. If the data
-    has no test split, the last ones begin with `val_final`. A step is the number of epochs that all stages so far have,
-    so a stage that ends early leaves a gap, and a resumed run has the same steps.
+    has no test split, these begin with `val_final`. A step counts the epochs of this stage and the planned epochs of
+    all earlier stages, so a stage that ends early leaves a gap, and a resumed run has the same steps.
     """
 
-    _pending: RunStarted | None = None  # a run that is not logged yet
+    _pending: RunStarted | None = None  # a run whose log has not started
     _steps: Mapping[str, int] = {}  # before each stage
     _last_step = 0
     _is_open = False
 
-    def prepare(self, run: RunStarted) -> None:  # noqa: B027  # most loggers need not
+    def prepare(self, run: RunStarted) -> None:  # noqa: B027  # most loggers need no check
         """Raise a KdkitError if this run cannot be logged; called before anything is trained."""
 
     @abstractmethod
     def start(self, run: RunStarted, step: int) -> None:
-        """Begin to log a run. step: the last one that is not repeated; above 0 only if the run is resumed."""
+        """Start the log of a run. step: the last step that is not repeated; above 0 only if the run is resumed."""
 
-    def repeat(self, stage: str, epoch: int) -> None:  # noqa: B027  # which some cannot
-        """Forget the values of a stage from this epoch on, which are logged again. Called when a stage starts."""
+    def repeat(self, stage: str, epoch: int) -> None:  # noqa: B027  # some loggers cannot
+        """Drop the values of a stage from this epoch on, which are logged again. Called when a stage starts."""
 
     @abstractmethod
     def log(self, step: int, values: Values, *, stage: str | None, epoch: int | None) -> None:
-        """Log the values of an epoch, counted from 0, or the metrics at the end of the run, with None for both."""
+        """Log the values of an epoch, counted from 0, or the metrics at the end of the run, if both are None."""
 
     @abstractmethod
     def close(self, *, failed: bool) -> None:
-        """End the log. failed: whether an error or a signal ended the run, which may be resumed."""
+        """Close the log. failed: whether an error or a signal ended the run, which may be resumed."""
 
     @hookimpl
     def run_started(self, event: RunStarted) -> None:
         """Compute the steps of the stages."""
-        # A stage without this setting would be one that the engine does not know: 0 keeps the others right.
+        # 0 for a stage without this setting keeps the steps of the other stages right.
         epochs = [int(event.settings.get(f"{stage}/epochs", 0)) for stage in event.stages]
         self._steps = dict(zip(event.stages, accumulate([0, *epochs]), strict=False))
         self._last_step = sum(epochs)
-        self._pending, self._is_open = None, False  # of an earlier run with the same logger
+        self._pending, self._is_open = None, False  # left by an earlier run with the same logger
         self.prepare(event)
         self._pending = event
 
@@ -85,7 +85,7 @@ class Logger(ABC):
                 self.close(failed=event.error is not None)
 
     def _open(self, step: int) -> None:
-        # Once: a logger that cannot start costs one warning, and logs nothing.
+        # Tried once: a logger that cannot start causes one warning, and logs nothing.
         run, self._pending = self._pending, None
         if run is not None:
             self.start(run, step)
@@ -93,9 +93,9 @@ class Logger(ABC):
 
 
 def make_loggers(names: Sequence[str]) -> list[object]:
-    """Return the loggers of these names, each once, from the plugins.
+    """Return the loggers with these names from the plugins, each once.
 
-    Raises RecipeError for an unknown name, and PluginError if a logger cannot be created, as without its package.
+    Raises RecipeError for an unknown name, and PluginError if a logger cannot be created, such as without its package.
     """
     factories, loggers = registry("loggers"), []
     for name in dict.fromkeys(names):
@@ -123,7 +123,7 @@ def require_package(module: str, extra: str) -> Any:
 
 
 def hyperparameters(run: RunStarted) -> dict[str, str | int | float | bool]:
-    """Return what a run was started with: settings by name, `option/<name>`, `parameters/<net>`, `version/<name>`."""
+    """Return the hyperparameters of a run: settings by name, `option/<name>`, `parameters/<net>`, `version/<name>`."""
     options = {
         name: value if isinstance(value, str | int | float | bool) else str(value)
         for name, value in run.options.items()
@@ -141,7 +141,7 @@ def hyperparameters(run: RunStarted) -> dict[str, str | int | float | bool]:
 def epoch_values(event: EpochEnded) -> dict[str, float]:
     """Return the values of an epoch by the names under which they are logged."""
     terms = {label: event.term_nets.get(label, event.stage) for label in event.terms}
-    # In a stage of several nets the label of a term begins with its net.
+    # In a stage with several nets, the label of a term begins with its net.
     paths = {label: f"{net}/{label.removeprefix(f'{net}: ')}" for label, net in terms.items()}
     values = {f"train/{paths[label]}": value for label, value in event.terms.items()}
     values |= {f"weight/{path}": event.weights[label] for label, path in paths.items() if label in event.weights}

@@ -19,9 +19,9 @@ _POSITION = ("step", "stage", "epoch")  # the first columns; the last two are em
 
 
 class _FileLogger(Logger):
-    """A log of rows in one file, which is on the disk before the checkpoint of its epoch.
+    """A log of rows in one file. A row is on the disk before the checkpoint of its epoch.
 
-    So a run that is killed has logged all epochs that it resumes after, and those that it repeats are replaced.
+    So a killed run has logged all epochs before the one at which it resumes. Rows of repeated epochs are replaced.
     """
 
     _name: str  # of the file in the run folder
@@ -33,7 +33,7 @@ class _FileLogger(Logger):
 
     @abstractmethod
     def _read(self, text: str) -> list[Row]:
-        """Return the rows of a file, without a part of one at its end. Raises ValueError or csv.Error."""
+        """Return the rows of a file, without an incomplete last row. Raises ValueError or csv.Error."""
 
     @abstractmethod
     def _rewrite(self) -> None:
@@ -41,13 +41,13 @@ class _FileLogger(Logger):
 
     @abstractmethod
     def _add(self, row: Row) -> None:
-        """Append the last one of the rows."""
+        """Append the last row."""
 
     def prepare(self, run: RunStarted) -> None:
-        """Raise RunFolderError if there is no place for the file, or another run wrote it."""
+        """Raise RunFolderError if there is no folder for the file, or another run wrote it."""
         if self.path is None and run.folder is None:
             raise RunFolderError(
-                f"a {type(self).__name__} writes to the run folder, and this run has none; pass out=FOLDER, or a path "
+                f"a {type(self).__name__} writes to the run folder, but this run has none; pass out=FOLDER, or a path "
                 "to the logger"
             )
         self._file = self.path or Path(run.folder or "", self._name)
@@ -55,7 +55,7 @@ class _FileLogger(Logger):
         if not self._file.exists():
             return
         if not run.resumed:
-            raise RunFolderError(f"{self._file} exists already, and the run would overwrite it; choose another path")
+            raise RunFolderError(f"{self._file} already exists, and the run would overwrite it; choose another path")
         try:
             self._rows = self._read(self._file.read_text(encoding="utf-8"))
         except (OSError, ValueError, csv.Error) as error:
@@ -83,14 +83,14 @@ class _FileLogger(Logger):
         self._add(self._rows[-1])
 
     def close(self, *, failed: bool) -> None:
-        """Do nothing: every row is on the disk."""
+        """Do nothing, because every row is on the disk."""
 
 
 class CsvLogger(_FileLogger):
     """Write a table with a row for each epoch, and one for the metrics at the end: `log.csv` in the run folder.
 
-    The columns are step, stage, epoch (from 0) and the names of values; a value that a row does not have, or that is
-    not a number, is empty. A column that is new, as at the start of a stage, is added to all rows.
+    The columns are step, stage, epoch (from 0) and the names of values. A value that is missing or not a number is
+    empty. A new column, such as at the start of a stage, is added to all rows.
     path: another file, which must not exist before the run.
     """
 
@@ -103,7 +103,7 @@ class CsvLogger(_FileLogger):
         columns = next(lines, [])
         if tuple(columns[:3]) != _POSITION:
             raise ValueError(f"its first columns are not {', '.join(_POSITION)}")
-        # Values stay the texts that they are in the file.
+        # Values stay texts, as in the file.
         rows: list[Row] = [dict(zip(columns, line, strict=True)) for line in lines if len(line) == len(columns)]
         for row in rows:
             if row["stage"]:
@@ -128,7 +128,7 @@ class CsvLogger(_FileLogger):
 
 
 class JsonlLogger(_FileLogger):
-    """Write a JSON object in a line for each epoch, and one for the metrics at the end: `log.jsonl` in the run folder.
+    """Write a JSON object per line for each epoch, and for the metrics at the end: `log.jsonl` in the run folder.
 
     The first line has the hyperparameters: `{"run": {...}}`. A line has step, stage, epoch (from 0) and the values by
     name, with null for a value that is not a number.
@@ -139,8 +139,8 @@ class JsonlLogger(_FileLogger):
     _run: Mapping[str, Any] = {}
 
     def _read(self, text: str) -> list[Row]:
-        """Return the rows of a file. Raises ValueError if a line is something else."""
-        lines = text.split("\n")[:-1]  # a line without its end was not written whole
+        """Return the rows of a file. Raises ValueError if a line is not a row."""
+        lines = text.split("\n")[:-1]  # a line without its end is incomplete
         rows = [parse_json(line.encode()) for line in lines]
         for row in rows[1:]:
             if not isinstance(row, dict) or (row.get("stage") is not None and not isinstance(row.get("epoch"), int)):

@@ -20,13 +20,13 @@ _PROJECT = "kdkit"
 
 
 class _StoreLogger(Logger):
-    """A log in a store that can add points, but not remove them.
+    """A log in a store that can add points but cannot remove them.
 
-    So the run folder has a small file with the identifier of the run in the store and the last step that was logged. A
-    resumed run continues that run, and does not log a step twice: its values are those of the first time.
+    A small file in the run folder has the identifier of the run in the store, and the last logged step. A resumed run
+    continues the run in the store, and does not log a step twice: the values of the first time are kept.
     """
 
-    _name: str  # of the file, of the package, and of the extra that has it
+    _name: str  # of the file, the package and the extra
 
     def __init__(self) -> None:
         self._file: Path | None = None
@@ -34,18 +34,18 @@ class _StoreLogger(Logger):
 
     @property
     def _package(self) -> Any:
-        return require_package(self._name, self._name)  # no attribute: loggers are pickled for the workers of a study
+        return require_package(self._name, self._name)  # not stored: loggers are pickled for workers
 
     @abstractmethod
     def _connect(self, run: RunStarted, identifier: str | None) -> str:
-        """Start a run in the store, or continue the one of this identifier; return its identifier."""
+        """Start a run in the store, or continue the run with this identifier; return its identifier."""
 
     @abstractmethod
     def _send(self, step: int, values: Values) -> None:
         """Add values at a step."""
 
     def start(self, run: RunStarted, step: int) -> None:
-        """Start a run in the store, or continue that of a resumed run."""
+        """Start a run in the store, or continue it if the run is resumed."""
         self._file = None if run.folder is None else run.folder / f"log-{self._name}.json"
         self._state = _read_state(self._file) if run.resumed else {}
         identifier = self._connect(run, self._state.get("run"))
@@ -72,9 +72,9 @@ class _StoreLogger(Logger):
 class TrackioLogger(_StoreLogger):
     """Log to trackio, on this machine; `trackio show --project kdkit` shows the runs.
 
-    The store is a folder in the cache of Hugging Face, or that of the environment variable TRACKIO_DIR.
-    project: under which runs are compared.
-    Raises PluginError without the package trackio.
+    The store is a folder in the Hugging Face cache, or the folder in the environment variable TRACKIO_DIR.
+    project: the project of the runs.
+    Raises PluginError if the package trackio is missing.
     """
 
     _name = "trackio"
@@ -86,10 +86,10 @@ class TrackioLogger(_StoreLogger):
         self._run: Any = None
 
     def _connect(self, run: RunStarted, identifier: str | None) -> str:
-        """Start a run, or continue the one of this name."""
-        # Runs are found by name, and folders in different places may have the same one.
+        """Start a run, or continue the run with this name."""
+        # Runs are found by name, and folders in different places may have the same name.
         name = identifier or f"{_run_name(run)}-{secrets.token_hex(4)}"
-        with contextlib.redirect_stdout(io.StringIO()):  # which is for results
+        with contextlib.redirect_stdout(io.StringIO()):  # stdout is for results
             self._run = self._package.init(
                 project=self.project,
                 name=name,
@@ -108,16 +108,16 @@ class TrackioLogger(_StoreLogger):
     def close(self, *, failed: bool) -> None:
         """Wait until everything is written."""
         with contextlib.redirect_stdout(io.StringIO()):
-            self._package.finish()  # not that of the run, after which it would print something at the exit of Python
+            self._package.finish()  # not the run's finish(), after which trackio would print when Python exits
 
 
 class MlflowLogger(_StoreLogger):
     """Log to MLflow: to `mlflow.db` in the current folder, or the server of the variable MLFLOW_TRACKING_URI.
 
     `mlflow ui` shows the runs. Characters of names that MLflow does not allow become `_`.
-    experiment: the name of the experiment, which is created if there is none. uri: of the store or server, if it is not
-    that of MLflow's own settings.
-    Raises PluginError without the package mlflow.
+    experiment: the name of the experiment, which is created if it does not exist. uri: of the store or server; from
+    MLflow's own settings if None.
+    Raises PluginError if the package mlflow is missing.
     """
 
     _name = "mlflow"
@@ -125,12 +125,12 @@ class MlflowLogger(_StoreLogger):
     def __init__(self, experiment: str = _PROJECT, *, uri: str | None = None) -> None:
         super().__init__()
         self.experiment, self.uri = experiment, uri
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # which would use the network
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would use the network
         _ = self._package  # raises PluginError
         self._client: Any = None
 
     def _connect(self, run: RunStarted, identifier: str | None) -> str:
-        """Start a run, or continue the one of this identifier."""
+        """Start a run, or continue the run with this identifier."""
         self._client = self._package.MlflowClient(tracking_uri=self.uri)
         if identifier is not None:
             self._client.set_terminated(identifier, "RUNNING")
@@ -139,10 +139,10 @@ class MlflowLogger(_StoreLogger):
         number = experiment.experiment_id if experiment else self._client.create_experiment(self.experiment)
         created: str = self._client.create_run(number, run_name=_run_name(run)).info.run_id
         params = [
-            self._package.entities.Param(_allowed(name), str(value)[:6000])  # the longest text that it takes
+            self._package.entities.Param(_allowed(name), str(value)[:6000])  # the longest text that MLflow accepts
             for name, value in hyperparameters(run).items()
         ]
-        for first in range(0, len(params), 100):  # as many as it takes at once
+        for first in range(0, len(params), 100):  # the most that MLflow accepts at once
             self._client.log_batch(created, params=params[first : first + 100])
         return created
 
@@ -152,7 +152,7 @@ class MlflowLogger(_StoreLogger):
         metrics = [
             self._package.entities.Metric(_allowed(name), value, timestamp, step) for name, value in values.items()
         ]
-        for first in range(0, len(metrics), 1000):  # as many as it takes at once
+        for first in range(0, len(metrics), 1000):  # the most that MLflow accepts at once
             self._client.log_batch(self._state["run"], metrics=metrics[first : first + 1000])
 
     def close(self, *, failed: bool) -> None:
@@ -163,8 +163,8 @@ class MlflowLogger(_StoreLogger):
 class WandbLogger(_StoreLogger):
     """Log to Weights & Biases without a network: to `wandb` in the run folder, which `wandb sync` uploads.
 
-    project: under which runs are compared. mode: "offline", or "online" to upload during the run, with an account.
-    Raises PluginError without the package wandb.
+    project: the project of the runs. mode: "offline", or "online" to upload during the run, with an account.
+    Raises PluginError if the package wandb is missing.
     """
 
     _name = "wandb"
@@ -172,12 +172,12 @@ class WandbLogger(_StoreLogger):
     def __init__(self, project: str = _PROJECT, *, mode: str = "offline") -> None:
         super().__init__()
         self.project, self.mode = project, mode
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # which would use the network
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would use the network
         _ = self._package  # raises PluginError
         self._run: Any = None
 
     def _connect(self, run: RunStarted, identifier: str | None) -> str:
-        """Start a run, or continue the one of this identifier, in a new folder that `wandb sync` adds to it."""
+        """Start a run, or continue the run with this identifier, in a new folder that `wandb sync` adds to it."""
         settings = self._package.Settings(
             silent=True, console="off", disable_git=True, disable_code=True, x_disable_stats=True
         )

@@ -11,8 +11,8 @@ from kdkit.plugins.events import RunStarted
 class TensorBoardLogger(Logger):
     """Write scalars and hyperparameters for TensorBoard: `tensorboard --logdir runs` shows all runs.
 
-    folder: of the event files; `tensorboard` in the run folder if None.
-    Raises PluginError without the package tensorboard.
+    folder: the folder of the event files; `tensorboard` in the run folder if None.
+    Raises PluginError if the package tensorboard is missing.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -21,10 +21,10 @@ class TensorBoardLogger(Logger):
         self._writer: Any = None
 
     def prepare(self, run: RunStarted) -> None:
-        """Raise RunFolderError if there is no place for the files."""
+        """Raise RunFolderError if there is no folder for the files."""
         if self.folder is None and run.folder is None:
             raise RunFolderError(
-                "a TensorBoardLogger writes to the run folder, and this run has none; pass out=FOLDER, or a folder to "
+                "a TensorBoardLogger writes to the run folder, but this run has none; pass out=FOLDER, or a folder to "
                 "the logger"
             )
 
@@ -37,18 +37,18 @@ class TensorBoardLogger(Logger):
             str(self.folder or Path(run.folder or "", "tensorboard")),
             purge_step=step + 1 if run.resumed else None,
         )
-        # Without the first summary, which would fix the metrics: TensorBoard then takes all scalars as metrics.
+        # The first summary is dropped, because it would fix the metrics; without it, all scalars are metrics.
         _, settings, self._end = hparams(hyperparameters(run), {})  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._writer.file_writer.add_summary(settings)
         self._writer.flush()
 
     def log(self, step: int, values: Values, *, stage: str | None, epoch: int | None) -> None:
         """Write the values as scalars."""
-        # The metrics at the end have a step of their own, which a run that is resumed after it hides and repeats.
+        # The metrics at the end have their own step, which a run that is resumed after it hides and repeats.
         step += stage is None
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
-        self._writer.flush()  # a run that is killed has logged what its checkpoint has
+        self._writer.flush()  # a killed run has logged everything up to its checkpoint
 
     def close(self, *, failed: bool) -> None:
         """Mark the run as ended, unless it may be resumed, and close the file."""

@@ -6,7 +6,7 @@ from kdkit.plugins.hooks import Register, RegisterTemplate, hookimpl
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 
-# The imports are inside the hooks, since these modules import torch, which `kdkit --help` must not do.
+# The imports are inside the hooks, because these modules import torch, which `kdkit --help` must not do.
 
 
 @hookimpl

@@ -20,7 +20,7 @@ class StopTraining(Exception):  # noqa: N818  # a request like StopIteration, no
 
 
 class ReportedMetric(Protocol):
-    """The result of a metric, as `kdkit.MetricResult` has it; see there for the meaning of each attribute."""
+    """The result of a metric; see `kdkit.MetricResult` for the meaning of each attribute."""
 
     @property
     def value(self) -> float:
@@ -49,15 +49,15 @@ class ReportedMetric(Protocol):
 
 
 class Figures(Mapping[str, float]):
-    """Named scalars that are copied from their device only when they are read."""
+    """Named scalars that are copied from their device only when read."""
 
     __slots__ = ("_scalars",)
 
     def __init__(self, scalars: Mapping[str, SupportsFloat]) -> None:
-        self._scalars = scalars  # usually tensors of no dimension
+        self._scalars = scalars  # usually 0-dimensional tensors
 
     def __getitem__(self, name: str) -> float:
-        return float(self._scalars[name])  # for a tensor on a GPU this waits until the device has computed it
+        return float(self._scalars[name])  # for a tensor on a GPU, this waits until the device has computed it
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._scalars)
@@ -74,7 +74,7 @@ class RunStarted:
     """A run starts.
 
     stages: their names, in the order of training. notices: warnings that a reader of the results must know.
-    resumed: whether it is a run that was stopped before; its folder has what was trained then.
+    resumed: whether the run was stopped before and continues from its folder.
     options: the arguments of recipe(), by name. settings: the numbers and choices of the run for loggers, flat, such as
     "precision" and "student/epochs". parameters: the number of parameters by network. versions: of kdkit, torch and
     Python.
@@ -121,8 +121,8 @@ class StageStarted:
 class StepEnded:
     """The training step of a batch ended.
 
-    terms: the value of each term without its weight, of several ranks that of the first one; to read one may wait for
-    the device. learning_rate: of the first parameter group after this step; `float(event.learning_rate)` may wait too.
+    terms: the value of each term without its weight, on the first rank; reading a value may wait for the device.
+    learning_rate: of the first parameter group after this step; `float(event.learning_rate)` may wait too.
     """
 
     stage: str
@@ -137,11 +137,11 @@ class EpochEnded:
     """An epoch was trained and validated.
 
     terms: the mean of each term over the epoch, without its weight. monitor, monitor_value: the metric on the
-    validation split that selects the best epoch, as a mean over the nets in training. monitor_values: that of each net.
+    validation split that selects the best epoch, as a mean over the nets in training. monitor_values: by net.
     term_nets: the net that each term trains.
     gradients: "norms" by label and "cosines" by "label | label", as means over the updates of the epoch at which they
     were recorded; None if the run does not record them.
-    peak_memory_bytes: the most memory that tensors took on a CUDA device in this stage so far; None on other devices.
+    peak_memory_bytes: the peak memory of tensors on a CUDA device in this stage so far; None on other devices.
     """
 
     stage: str
@@ -163,8 +163,8 @@ class EpochEnded:
 class BaselineDifference:
     """A metric of a distilled student minus that of its baseline, with a bootstrap interval over the samples.
 
-    student, baseline: the names of the nets. verdict: "better", "worse" or "not distinguishable", of these nets;
-    another seed gives others.
+    student, baseline: the names of the nets. verdict: "better", "worse" or "not distinguishable", for these nets;
+    another seed gives other nets.
     """
 
     student: str

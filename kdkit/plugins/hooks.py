@@ -1,6 +1,6 @@
 """The hook specifications: every point at which a plugin can extend kdkit.
 
-A plugin implements a hook by a function of the same name that is decorated with `@kdkit.hookimpl`. The function may
+A plugin implements a hook with a function of the same name that is decorated with `@kdkit.hookimpl`. The function may
 leave out arguments that it does not use.
 """
 
@@ -85,8 +85,8 @@ def report_sections(report: Any) -> Any:
     """
 
 
-# Callback hooks. Return values are ignored. An event holds plain values, so that a callback cannot change the run; it
-# may only end a stage, by raising StopTraining.
+# Callback hooks. Return values are ignored. An event holds plain values, so a callback cannot change the run. It can
+# only end a stage, by raising StopTraining.
 @hookspec
 def run_started(event: RunStarted) -> None:
     """Called when a run starts, after all checks."""
@@ -99,14 +99,14 @@ def stage_started(event: StageStarted) -> None:
 
 @hookspec
 def step_ended(event: StepEnded) -> None:
-    """Called after the training step of each batch. May raise StopTraining, to end the stage after the epoch."""
+    """Called after the training step of each batch. May raise StopTraining to end the stage after the epoch."""
 
 
 @hookspec
 def epoch_ended(event: EpochEnded) -> None:
-    """Called after each epoch, when it is validated. May raise StopTraining, to end the stage."""
+    """Called after each epoch and its validation. May raise StopTraining to end the stage."""
 
 
 @hookspec
 def run_ended(event: RunEnded) -> None:
-    """Called when a run ends, also after an error."""
+    """Called when a run ends, even after an error."""

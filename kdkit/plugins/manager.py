@@ -1,4 +1,4 @@
-"""Find plugins, reject those that do not fit the hooks, and build the registries from the rest."""
+"""Find plugins, reject plugins that do not match the hooks, and build the registries from the others."""
 
 import inspect
 import sys
@@ -31,7 +31,7 @@ GROUP = "kdkit"  # the entry-point group, and pluggy's project name
 
 @cache
 def installed() -> "Plugins":
-    """Return the built-in plugin and all installed ones, which are found by their entry points once per process."""
+    """Return the built-in plugin and all installed ones. Entry points are searched once per process."""
     plugins = Plugins()
     plugins.add(builtin, "kdkit")
     # Sorted, because the order of entry points depends on the file system.
@@ -59,7 +59,7 @@ def installed() -> "Plugins":
 def warnings_for_errors(activity: str) -> Iterator[None]:
     """Turn an error of an installed plugin, whose code runs in the context, into a PluginWarning.
 
-    activity: what failed, for the message. What the plugin prints goes to stderr, since stdout has the result of a
+    activity: what failed, for the message. Output of the plugin goes to stderr, because stdout has the result of a
     command, such as JSON.
     """
     try:
@@ -86,25 +86,25 @@ class Plugins:
     def __init__(self) -> None:
         self.manager = pluggy.PluginManager(GROUP)
         self.manager.add_hookspecs(hooks)
-        self.load_seconds: dict[str, float] = {}  # of installed plugins, which every command waits for
+        self.load_seconds: dict[str, float] = {}  # of installed plugins, which delay every command
         self._installed: set[str] = set()
-        self._registries: dict[str, Registry] | None = None  # built when first used, and after each change
+        self._registries: dict[str, Registry] | None = None  # built at the first use, and after each change
 
     def add(self, plugin: object, name: str, *, installed: bool = False) -> None:
         """Add a plugin: a module or an object with hooks.
 
-        installed: whether it is there in every run, so that a hook of it that fails costs a warning only.
+        installed: whether it is part of every run, so that a failing hook of it causes only a warning.
         Raises PluginError if one of its hooks does not exist or has other arguments.
         """
         if self.manager.is_registered(plugin):
             return
         if isinstance(plugin, type):
-            raise PluginError(f"a plugin is a module, or an object with hooks; got {describe(plugin)}")
+            raise PluginError(f"a plugin must be a module or an object with hooks; got {describe(plugin)}")
         if self.manager.has_plugin(name):
             raise PluginError(f"a plugin named {name!r} is already loaded; rename the second one")
         try:
             self.manager.register(plugin, name=name)
-            self.manager.check_pending()  # rejects hooks that no specification has
+            self.manager.check_pending()  # rejects hooks without a specification
         except pluggy.PluginValidationError as error:
             self.remove(plugin)
             raise PluginError(self._explain(error, plugin, name)) from error
@@ -113,20 +113,20 @@ class Plugins:
         self._registries = None
 
     def extended(self, plugins: Sequence[object]) -> "Plugins":
-        """Return a new collection of these plugins and the given ones."""
+        """Return a new collection with more plugins."""
         extended = Plugins()
         for name, plugin in self.manager.list_name_plugin():
             extended.add(plugin, name, installed=name in self._installed)
         for plugin in plugins:
             if isinstance(plugin, type | str):
-                raise PluginError(f"a callback is an object with hooks; got {describe(plugin)}")
+                raise PluginError(f"a callback must be an object with hooks; got {describe(plugin)}")
             # With the id, so that two callbacks of one class have different names.
             extended.add(plugin, f"{type(plugin).__name__}-{id(plugin)}")
             extended._require_hooks(plugin)
         return extended
 
     def _require_hooks(self, callback: object) -> None:
-        """Raise PluginError if a callback has no hook, which is likely to be one without its decorator."""
+        """Raise PluginError if a callback has no hook, probably because a decorator is missing."""
         if self.manager.get_hookcallers(callback):
             return
         names = ", ".join(undecorated_hooks(callback))
@@ -137,7 +137,7 @@ class Plugins:
         )
 
     def remove(self, plugin: object) -> None:
-        """Remove a plugin, if it is there."""
+        """Remove a plugin, if it is registered."""
         if self.manager.is_registered(plugin):
             self.manager.unregister(plugin)
             self._registries = None
@@ -159,19 +159,19 @@ class Plugins:
         return self.manager.hook
 
     def implementations(self, hook: str) -> Iterator[tuple[str, Callable[[Any], Any]]]:
-        """Yield the name of each plugin that implements a hook, kdkit's own first, and the function, of one argument.
+        """Yield the name of each plugin that implements a hook, kdkit's own first, and its function of one argument.
 
-        They are called one by one instead of through pluggy, so that each error is attributed to its plugin.
+        The caller calls them one by one instead of through pluggy, so that each error is attributed to its plugin.
         """
         for implementation in getattr(self.manager.hook, hook).get_hookimpls():  # in the order of registration
             yield implementation.plugin_name, partial(_call, implementation)
 
     @contextmanager
     def errors_of(self, plugin: str, activity: str) -> Iterator[None]:
-        """Handle errors of a plugin, by name, whose hook runs in the context.
+        """Handle errors of the named plugin, whose hook runs in the context.
 
-        activity: what the hook does, such as "add its commands". An error of an installed plugin is a PluginWarning,
-        since a command that does not use the plugin must not end because of it. That of another one is a PluginError.
+        activity: what the hook does, such as "add its commands". An error of an installed plugin becomes a
+        PluginWarning, because it must not end a command that does not use the plugin. Other plugins raise PluginError.
         """
         message = f"plugin {plugin!r} cannot {activity}"
         if plugin in self._installed:
@@ -195,7 +195,7 @@ class Plugins:
                 except PluginError as error:
                     if plugin not in self._installed:
                         raise
-                    # It costs this entry, and not those that follow.
+                    # Skip only this entry, not those that follow.
                     warnings.warn(f"{error}; this entry is skipped", PluginWarning, stacklevel=3)
 
             with self.errors_of(plugin, f"register its {kind}"):
@@ -218,11 +218,11 @@ class Plugins:
                         f"plugin {name!r} implements {attribute!r} with an argument {argument!r}, which kdkit does not "
                         f"pass; {did_you_mean(argument, accepted)}"
                     )
-        return f"plugin {name!r} does not fit: {str(error).strip()}"
+        return f"plugin {name!r} does not match the hooks: {str(error).strip()}"
 
 
 def undecorated_hooks(plugin: object) -> list[str]:
-    """Return the functions of a plugin that have the name of a hook and lack its decorator."""
+    """Return the functions of a plugin that have the name of a hook but lack its decorator."""
     return [
         name
         for name, specification in vars(hooks).items()
@@ -233,9 +233,9 @@ def undecorated_hooks(plugin: object) -> list[str]:
 
 
 def _call(implementation: pluggy.HookImpl, argument: Any) -> Any:
-    return implementation.function(*([argument] if implementation.argnames else []))  # it may leave the argument out
+    return implementation.function(*([argument] if implementation.argnames else []))  # a hook may omit the argument
 
 
 def _reason(error: BaseException) -> str:
-    """Return an error in one line, with its class unless it is an error of kdkit, whose messages are clear."""
+    """Return an error as one line, with its class unless it is an error of kdkit, whose messages are clear."""
     return first_line(error) if isinstance(error, KdkitError) else f"{type(error).__name__}: {first_line(error)}"

@@ -16,7 +16,7 @@ SIMPLE = (int, float, str, bool, Path)  # the types that an option may have, in 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """A parameter of recipe(), as an option needs it.
+    """A parameter of recipe(), described for an option.
 
     help: its description in the docstring of recipe(). type: of one value, without `| None`. optional: whether the
     parameter may be None. multiple: whether it is a tuple or a list of such values. default: None if it is required.
@@ -41,7 +41,7 @@ def parameters_of(
 ) -> tuple[Parameter, ...]:
     """Return the parameters of the recipe() in a file. Raises RecipeError if one cannot be an option.
 
-    hints: their types. docstring: that of recipe(), in which paragraphs that begin with "name: " describe them.
+    hints: their types. docstring: of recipe(); paragraphs that begin with "name: " describe the parameters.
     """
     pattern = r"^(\w+): (.+(?:\n(?!\w+: )\S.*)*)"
     paragraphs = re.findall(pattern, inspect.cleandoc(docstring), flags=re.MULTILINE)
@@ -55,12 +55,12 @@ def _parameter(path: Path, parameter: inspect.Parameter, hints: Mapping[str, Any
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
         raise RecipeError(f"{path}: recipe() takes named parameters with types, which are its options; got {parameter}")
     if name not in hints:
-        raise RecipeError(f"{path}: parameter {name!r} of recipe() has no type; write {name}: int = ... or the like")
+        raise RecipeError(f"{path}: parameter {name!r} of recipe() has no type; write {name}: int = ..., for example")
     kind, optional, multiple = _value_type(hints[name])
     literal = get_origin(kind) is Literal and len({type(value) for value in get_args(kind)}) == 1
     if kind not in SIMPLE and not literal:
         raise RecipeError(
-            f"{path}: parameter {name!r} of recipe() is a {hints[name]}; an option is int, float, str, bool, "
+            f"{path}: parameter {name!r} of recipe() is a {hints[name]}; an option must be int, float, str, bool, "
             "Path, a Literal of one kind, one of these or None, or a tuple[...] of one"
         )
     required = parameter.default is parameter.empty
@@ -76,7 +76,7 @@ def _parameter(path: Path, parameter: inspect.Parameter, hints: Mapping[str, Any
 
 
 def _value_type(hint: Any) -> tuple[Any, bool, bool]:
-    """Return the type of one value, without `| None`, tuple and list, and whether it may be None, and several."""
+    """Return the type of one value, without `| None`, tuple and list, and whether it may be None or repeated."""
     optional = False
     if get_origin(hint) in (typing.Union, types.UnionType):
         members = [member for member in get_args(hint) if member is not type(None)]

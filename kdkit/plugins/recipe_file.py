@@ -19,14 +19,14 @@ from kdkit.errors import KdkitError, PluginWarning, RecipeError, did_you_mean
 from kdkit.plugins.manager import installed, undecorated_hooks
 from kdkit.plugins.parameters import Parameter, parameters_of
 
-# Functions that need torch import it late, since `kdkit --help` loads this module and does not load torch.
+# Functions that need torch import it late, because `kdkit --help` loads this module and must not load torch.
 
 ROOT = Path(__file__).parents[2]  # of a checkout of kdkit
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeFile:
-    """A recipe file that was read. It is also a plugin, so its hooks are active."""
+    """A loaded recipe file. It is also a plugin, so its hooks are active."""
 
     path: Path
     module: types.ModuleType
@@ -74,17 +74,17 @@ def read_recipe_file(path: Path) -> RecipeFile:
     """Read a recipe file and add it to the plugins. Raises RecipeError if it cannot be read or has no recipe().
 
     The file is read before its options are parsed, so random numbers that its body draws outside of recipe() follow a
-    seed of 0 instead of --seed. The file becomes an importable module, so that the workers of a data loader can import
-    the classes that it defines. If its name is that of another module, it gets a different one instead.
+    seed of 0 instead of --seed. The file becomes an importable module, so that data loader workers can import the
+    classes that it defines. If another module has its name, it gets a different one.
     """
     with _import_file(path) as module:
         if not callable(getattr(module, "recipe", None)):
             functions = [name for name, value in vars(module).items() if inspect.isfunction(value)]
             hint = f"; {did_you_mean('recipe', functions)}" if functions else ""
             raise RecipeError(f"{path} has no function recipe(), which returns the Recipe to run{hint}")
-    # Named with its suffix: a recipe "ecg.py" does not conflict with the plugin "ecg".
+    # Named with its suffix, so that a recipe "timm.py" does not conflict with a plugin "timm".
     plugins, plugin_name = installed(), path.name
-    plugins.remove(plugins.manager.get_plugin(plugin_name))  # of the same file, read before
+    plugins.remove(plugins.manager.get_plugin(plugin_name))  # an earlier load of the same file
     plugins.add(module, plugin_name)
     if without_decorator := undecorated_hooks(module):
         warnings.warn(
@@ -97,7 +97,7 @@ def read_recipe_file(path: Path) -> RecipeFile:
 
 
 def load_file(path: Path) -> types.ModuleType:
-    """Read any Python file as `read_recipe_file` does, but not as a plugin. Raises RecipeError if it cannot be read."""
+    """Read any Python file like `read_recipe_file`, but not as a plugin. Raises RecipeError if it cannot be read."""
     with _import_file(path) as module:
         return module
 
@@ -113,21 +113,21 @@ def recipe_errors(path: Path, activity: str) -> Iterator[None]:
     except KdkitError:
         raise
     except SystemExit as error:
-        raise RecipeError(f"{path}: {activity} SystemExit; a recipe file returns its Recipe") from error
+        raise RecipeError(f"{path}: {activity} SystemExit; recipe() must return a Recipe") from error
     except SyntaxError as error:
-        location = error.filename or path  # the file with the error may be one that the recipe imports
+        location = error.filename or path  # the error may be in a file that the recipe imports
         line = f", line {error.lineno}" if error.lineno else ""
         message = ": ".join(filter(None, (error.msg, (error.text or "").strip())))
         raise RecipeError(f"{location}{line}: {message}") from error
     except Exception as error:
-        # The innermost line of the recipe file; the lines of libraries below it would not help the user.
+        # The innermost line of the recipe file. Lines of libraries would not help the user.
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _same(Path(frame.filename), path)]
         location = f"{path}, line {frames[-1].lineno}" if frames else path
         raise RecipeError(f"{location}: {activity} {type(error).__name__}: {error}") from error
 
 
 class _RecipeLoader(SourceFileLoader):
-    """Writes no bytecode next to a recipe file, since reading the copy in a run folder must not change the folder."""
+    """Writes no bytecode next to a recipe file, because reading the copy in a run folder must not change the folder."""
 
     def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
         """Write nothing."""
@@ -138,7 +138,7 @@ def _import_file(path: Path) -> Iterator[types.ModuleType]:
     """Import a file. If this, or the body of the with-statement, fails, undo the changes to the import system.
 
     The module is put into `sys.modules` and its folder first into `sys.path`, as Python does for a script. The folder
-    stays there only if the module has the name of the file: otherwise `import <stem>` must find the other module.
+    stays there only if the module has the name of the file; otherwise `import <stem>` must find the other module.
     """
     if path.is_dir():
         is_run = (path / "run.json").is_file()
@@ -156,7 +156,7 @@ def _import_file(path: Path) -> Iterator[types.ModuleType]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     folder, previous = str(path.parent.resolve()), sys.modules.get(name)
-    sys.modules[name] = module  # before its code runs, since dataclasses and pickle look their module up there
+    sys.modules[name] = module  # before its code runs, because dataclasses and pickle look up their module there
     sys.path.insert(0, folder)
     try:
         seed_everything(0)
@@ -173,12 +173,12 @@ def _import_file(path: Path) -> Iterator[types.ModuleType]:
 
 
 def _near_file(path: Path, root: Path = ROOT) -> str:
-    """Return the most similar file, or where the examples are if a missing file seems to be one of them; else ""."""
+    """Return the most similar file, or the folder of the examples if the missing file may be one; otherwise ""."""
     names = [file.name for file in path.parent.glob("*.py")]
     if matches := get_close_matches(path.name, names, n=1):
         return f"; did you mean {path.parent / matches[0]}?"
     folder = root / "examples"
-    # An installed kdkit lies in site-packages, where a folder "examples" would be another package's.
+    # If kdkit is installed in site-packages, a folder "examples" there belongs to another package.
     is_checkout = (root / "pyproject.toml").is_file()
     if is_checkout and (folder / path.name).is_file():
         return f"; did you mean {folder / path.name}?"
@@ -186,11 +186,11 @@ def _near_file(path: Path, root: Path = ROOT) -> str:
         return ""
     if is_checkout:
         return f"; the examples are in {folder}"
-    return "; the examples are in the folder `examples` of the repository of kdkit, and are not installed with it"
+    return "; the examples are in the folder `examples` of kdkit's repository, and are not installed with it"
 
 
 def _is_free(path: Path) -> bool:
-    """Whether `import <stem>` finds this file or nothing, so that the file may take its own name as a module."""
+    """Whether `import <stem>` finds this file or nothing, so that its module may have the name of the file."""
     loaded = sys.modules.get(path.stem)
     if loaded is not None:
         return _same(Path(getattr(loaded, "__file__", None) or "?"), path)

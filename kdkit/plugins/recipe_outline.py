@@ -1,4 +1,4 @@
-"""Read the parameters of a recipe file from its text, without importing it, which may take seconds."""
+"""Read the parameters of a recipe file from its text. Importing the file may take seconds."""
 
 import ast
 import inspect
@@ -12,7 +12,7 @@ from typing import Any
 
 from kdkit.plugins.parameters import Parameter, parameters_of
 
-# What annotations and defaults may refer to; anything else needs the import of the file.
+# Names that annotations and defaults may use. If there are others, the file must be imported.
 _BUILTINS = {kind.__name__: kind for kind in (bool, float, int, list, str, tuple)}
 _IMPORTS: dict[tuple[str | None, str], Any] = {
     ("pathlib", "Path"): Path,
@@ -28,7 +28,7 @@ _VALUES = (
 
 @dataclass(frozen=True, slots=True)
 class RecipeOutline:
-    """What the help of a recipe file shows: its docstring, and the parameters of recipe()."""
+    """The contents of a recipe file's help: its docstring, and the parameters of recipe()."""
 
     path: Path
     description: str
@@ -36,13 +36,13 @@ class RecipeOutline:
 
 
 def read_outline(path: Path) -> RecipeOutline | None:
-    """Return the outline of a recipe file, or None if it has to be imported to know it, or to know what is wrong.
+    """Return the outline of a recipe file, or None if the file must be imported to get it or to explain an error.
 
     No code of the file runs, except for annotations and defaults of constants and of the types of options.
     """
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: of nested expressions
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested expressions
         return None
     bindings = _bindings(tree)
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "recipe"]
@@ -52,7 +52,7 @@ def read_outline(path: Path) -> RecipeOutline | None:
     names: dict[str, Any] = {"__builtins__": {}, **_BUILTINS}
     for node in tree.body:
         _bind(node, names)
-    # Which value a name has in the end is not known if it is bound again, such as by `WIDTH += 1`.
+    # The final value of a name is unknown if it is bound again, such as by `WIDTH += 1`.
     ambiguous = [name for name in names if bindings[name] > (name not in _BUILTINS)]
     for name in ambiguous:
         del names[name]
@@ -68,13 +68,13 @@ def read_outline(path: Path) -> RecipeOutline | None:
         outlined: types.FunctionType = names["recipe"]
         hints = typing.get_type_hints(outlined, names)
         parameters = parameters_of(path, inspect.signature(outlined).parameters.values(), hints, docstring or "")
-    except Exception:  # a name that the file imports, or a wrong parameter or annotation: the import explains it
+    except Exception:  # an imported name, or a wrong parameter or annotation, which the import explains
         return None
     return RecipeOutline(path, inspect.cleandoc(ast.get_docstring(tree) or ""), parameters)
 
 
 def _bindings(tree: ast.Module) -> Counter[str]:
-    """Return how often a file binds each name anywhere, also as a local variable of a function."""
+    """Return how often a file binds each name anywhere, including local variables of functions."""
     names: Counter[str] = Counter()
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
@@ -93,7 +93,7 @@ def _bind(node: ast.stmt, names: dict[str, Any]) -> None:
             if (node.module, alias.name) in _IMPORTS:
                 names[alias.asname or alias.name] = _IMPORTS[node.module, alias.name]
     elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and _is_value(node.value):
-        # It may fail, such as for a subscript of a value of the file; no option may need the name.
+        # This may fail, for example for a subscript of a value of the file; perhaps no option needs the name.
         with suppress(Exception):
             names[node.targets[0].id] = eval(compile(ast.Expression(node.value), "", "eval"), names)
 

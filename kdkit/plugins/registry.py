@@ -39,7 +39,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
                 "expected a callable"
             )
         taken = self._entries.get(name)
-        # A module that is loaded by two plugins registers the same object twice, which conflicts with nothing.
+        # A module that two plugins load registers the same object twice, which is not a conflict.
         if taken is not None and taken.factory is not factory:
             raise PluginError(
                 f"plugin {plugin!r} registers {name!r} among the {self.kind}, but plugin {taken.plugin!r} already has; "
@@ -57,7 +57,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         if name not in self._entries:
-            # No KeyError: a name in a recipe is the user's to correct.
+            # Not a KeyError, because the user must correct a name in a recipe.
             raise RecipeError(f"{name!r} is not among the {self.kind}; {did_you_mean(str(name), self._entries)}")
         return self._entries[name].factory
 

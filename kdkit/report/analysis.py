@@ -1,4 +1,4 @@
-"""What the stored predictions of nets show: agreement, calibration, and errors by class."""
+"""Analyse the stored predictions of nets: agreement, calibration, and errors by class."""
 
 import re
 from contextlib import suppress
@@ -21,7 +21,7 @@ from kdkit.plugins.manager import registry
 Kind = Literal["multiclass", "multilabel", "regression", "positions"]
 
 BINS = 10  # of a reliability diagram
-# Of kdkit, with the options that most recipes use.
+# kdkit's metrics, with the options that most recipes use.
 _METRICS: tuple[Metric, ...] = (
     Accuracy(),
     MacroF1(),
@@ -42,12 +42,12 @@ _METRICS: tuple[Metric, ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """How alike two nets decide on the same samples.
+    """How similar the decisions of two nets are on the same samples.
 
-    equal: the share of equal decisions. both, first_only, second_only, neither: the shares of decisions that are right
-    for these nets. divergence: the mean Kullback-Leibler divergence of the second net from the first one, in nats, and
-    correlation: that of their outputs, with the mean over the classes of a sample subtracted for multiclass; None if
-    only decisions are stored. Of numbers, only the correlation is defined.
+    equal: the share of equal decisions. both, first_only, second_only, neither: the shares of decisions that these nets
+    get right. divergence: the mean Kullback-Leibler divergence of the second net from the first one, in nats.
+    correlation: of their outputs, centered over the classes of each sample for multiclass. Both are None if only
+    decisions are stored. For regression, only the correlation is defined.
     """
 
     equal: float | None = None
@@ -72,14 +72,14 @@ def kind_of(predictions: Predictions) -> Kind:
 
 
 def same_metric(name: str, stored: MetricResult, run: SplitPredictions) -> Metric | None:
-    """Return a metric of kdkit that gives a stored value, and so can give its interval; None if there is none.
+    """Return a metric of kdkit that reproduces a stored value, and so can give its interval; None if there is none.
 
-    The options of a metric are not stored, and user-defined metrics are not there.
+    The options of a metric are not stored, and user-defined metrics are not available.
     """
     metrics, factories = [*_METRICS], registry("metrics")
     if k := re.fullmatch(r"top_([1-9]\d{,5})_accuracy", name):
         metrics.append(TopKAccuracy(int(k[1])))
-    if name in factories:  # such as that of a plugin
+    if name in factories:  # such as a metric of a plugin
         with suppress(Exception):  # it may need options, or raise anything
             metrics.append(factories[name]())
     for metric in metrics:
@@ -87,7 +87,7 @@ def same_metric(name: str, stored: MetricResult, run: SplitPredictions) -> Metri
             continue
         try:
             value = metric.fit(run.validation).compute(run.test).value
-        except Exception:  # a metric of a plugin may raise anything for data that it is not made for
+        except Exception:  # a metric of a plugin may raise anything for other data
             continue
         # An option that the recipe changed, such as the number of bins, gives another value.
         if np.isclose(value, stored.value, rtol=1e-9, atol=1e-12):
@@ -96,7 +96,7 @@ def same_metric(name: str, stored: MetricResult, run: SplitPredictions) -> Metri
 
 
 def decisions_of(run: SplitPredictions) -> NDArray[Any]:
-    """Return the decisions on the test split, of the shape of its labels; with thresholds by the best F1 by class."""
+    """Return the decisions on the test split, in the shape of its labels. Thresholds have the best F1 by class."""
     kind = kind_of(run.test)
     if kind == "positions":
         return run.test.outputs
@@ -108,10 +108,10 @@ def decisions_of(run: SplitPredictions) -> NDArray[Any]:
 
 
 def agreement(first: SplitPredictions, second: SplitPredictions) -> Agreement | None:
-    """Return how alike two nets are; None if they were not tested on the same samples and classes."""
+    """Return the agreement of two nets; None if they were not tested on the same samples and classes."""
     first_test, second_test = first.test, second.test
     labels = first_test.labels
-    may_be_unknown = labels.dtype.kind == "f"  # as NaN, which numpy does not look for in other types
+    may_be_unknown = labels.dtype.kind == "f"  # unknown labels are NaN, which other dtypes do not have
     have_same_labels = np.array_equal(labels, second_test.labels, equal_nan=may_be_unknown)
     if first_test.classes != second_test.classes or not have_same_labels:
         return None
@@ -138,7 +138,7 @@ def agreement(first: SplitPredictions, second: SplitPredictions) -> Agreement | 
 def reliability(test: Predictions) -> tuple[float, list[tuple[float, float, int]]] | None:
     """Return the calibration error, and for each bin the mean probability, the share that was right, and its size.
 
-    Multiclass: of the largest probability. Multilabel: of all classes together. None if there are no probabilities.
+    Multiclass: for the largest probability. Multilabel: for all classes together. None if there are no probabilities.
     """
     kind = kind_of(test)
     if kind not in ("multiclass", "multilabel"):
@@ -150,7 +150,7 @@ def reliability(test: Predictions) -> tuple[float, list[tuple[float, float, int]
     else:
         is_known = ~np.isnan(test.labels.astype(np.float64))
         probabilities, is_right = _sigmoid(test.outputs)[is_known], truth[is_known]
-    # the largest probability may be 1 exactly, which belongs to the last bin
+    # a probability of exactly 1 belongs to the last bin
     bins = np.minimum((probabilities * BINS).astype(np.int64), BINS - 1)
     counts = np.bincount(bins, minlength=BINS)
     # (bins,) each: the sums of the probabilities, and the numbers of those that were right
@@ -163,7 +163,7 @@ def reliability(test: Predictions) -> tuple[float, list[tuple[float, float, int]
 
 
 def confusion(run: SplitPredictions) -> Floats | None:
-    """Return counts by class, (classes, classes), or None for numbers.
+    """Return counts by class, (classes, classes), or None for regression.
 
     One class per sample or position: how often a row's class was predicted as a column's. Several labels per sample:
     how often a column's class was predicted wrongly when a row's class was missed; on the diagonal, all misses.
@@ -174,7 +174,7 @@ def confusion(run: SplitPredictions) -> Floats | None:
         return None
     decided = decisions_of(run)
     if kind == "multilabel" or (kind == "positions" and decided.dtype.kind == "b"):
-        axes = tuple(range(2, test.labels.ndim))  # of positions, over which classes co-occur by sample
+        axes = tuple(range(2, test.labels.ndim))  # axes of positions: classes co-occur in a sample
         truth = np.nan_to_num(test.labels.astype(np.float64)) > 0
         is_known = test.labels >= 0  # also False for NaN
         missed = (truth & ~decided & is_known).any(axes) if axes else truth & ~decided & is_known
@@ -198,10 +198,10 @@ def _correlation(first: NDArray[Any], second: NDArray[Any], *, centred: bool = F
     if first.shape != second.shape or first.size < 2:
         return None
     pair = [side.astype(np.float64) for side in (first, second)]
-    if centred:  # a number that is added to all classes of a sample changes no softmax
+    if centred:  # adding a number to all classes of a sample does not change a softmax
         pair = [side - side.mean(1, keepdims=True) for side in pair]
     pair = [side.ravel() for side in pair]
-    # masked classes have outputs of about -1e38, whose squares overflow nothing in float64 but hide all others
+    # masked classes have outputs of about -1e38; their squares do not overflow float64, but dominate all others
     is_plain = (np.abs(pair[0]) < 1e30) & (np.abs(pair[1]) < 1e30)
     left, right = (side[is_plain] - side[is_plain].mean() for side in pair)
     scale = float(np.sqrt((left @ left) * (right @ right)))

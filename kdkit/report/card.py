@@ -23,7 +23,7 @@ from kdkit.utils.printable import printable
 CARD = "README.md"  # as the hub expects it
 _LICENSES = "https://huggingface.co/docs/hub/repositories-licenses"
 _TASKS = {"multiclass": "multi-class classification", "multilabel": "multi-label classification"}
-_UNKNOWN = "unknown"  # of the data set, which the hub wants to be named
+_UNKNOWN = "unknown"  # the data set; the hub requires a name
 _HUB_NAME = re.compile(r"\w[\w.-]{,95}(/\w[\w.-]{,95})?", re.ASCII)
 
 
@@ -33,15 +33,15 @@ def write_card(folder: Path, out: Path) -> None:
     Raises RunFolderError if the folder holds no finished run, and KdkitError if the file exists or cannot be written.
     """
     if not (folder / "run.json").exists() and runs_in(folder):
-        raise KdkitError(f"a card describes one run, and {folder} {runs_hint(folder)}")
+        raise KdkitError(f"a card describes one run, but {folder} {runs_hint(folder)}")
     require_output(out)
-    if out.exists():  # it may have been edited, such as to add a license
-        raise KdkitError(f"{out} exists already; choose another file (--out FILE), or delete it")
+    if out.exists():  # it may have been edited, for example to add a license
+        raise KdkitError(f"{out} already exists; choose another file (--out FILE), or delete it")
     write_output(out, card_of(ReportedRun.read(folder, folder.name)))
 
 
 def card_of(run: ReportedRun) -> str:
-    """Return the card of a run, which is about its student."""
+    """Return the card of a run's student."""
     metadata = yaml.safe_dump(metadata_of(run), sort_keys=False, allow_unicode=True, width=120)
     sections = {
         "Method": _method(run),
@@ -55,7 +55,7 @@ def card_of(run: ReportedRun) -> str:
     teachers = " and ".join(map(_code, _teachers(run)))
     origin = f"distilled from {teachers}" if teachers else "trained"
     lines = [
-        # A comment of YAML, since no license is better than a wrong one.
+        # A YAML comment, because no license is better than a wrong one.
         "---",
         f"# license: choose one of {_LICENSES}",
         f"{metadata.rstrip()}\n---\n",
@@ -72,7 +72,7 @@ def metadata_of(run: ReportedRun) -> dict[str, Any]:
     """Return the metadata of a card, as the hub reads it."""
     results = {name: result for name, result in run.metrics.results[run.student].items() if math.isfinite(result.value)}
     task = str(run.record.get("task"))
-    # Networks that were trained before the run: teachers, unless a student continues its training.
+    # Networks that were trained before the run are teachers, unless a student continues its training.
     excluded = {*run.students, *run.baselines.values()}
     names = [name for net, name in mapping(run.record, "hub_names").items() if net not in excluded]
     bases = [name for name in names if isinstance(name, str) and _HUB_NAME.fullmatch(name)]
@@ -105,7 +105,7 @@ def metadata_of(run: ReportedRun) -> dict[str, Any]:
 
 
 def _method(run: ReportedRun) -> Iterator[str]:
-    """Yield the stages in words, and their terms in a table."""
+    """Yield a sentence for each stage, and a table of the terms."""
     terms = mapping(run.record, "terms")
     for number, stage in enumerate(terms, start=1):
         for net in dict.fromkeys(str(term.get("student_net")) for term in rows(terms, stage)):
@@ -135,9 +135,9 @@ def _method(run: ReportedRun) -> Iterator[str]:
 
 
 def _results(run: ReportedRun) -> Iterator[str]:
-    """Yield the metrics of all nets with their intervals, and the verdict with what it is based on."""
+    """Yield the metrics of all nets with their intervals, and the verdict with its basis."""
     names = list(dict.fromkeys(name for results in run.metrics.results.values() for name in results))
-    yield f"On the {run.metrics.reported_on} split, with bootstrap intervals of 95 % if the notes do not say otherwise:"
+    yield f"On the {run.metrics.reported_on} split, with 95 % bootstrap intervals unless the notes say otherwise:"
     yield ""
     table = []
     for net in nets_by_role(run):
@@ -170,11 +170,11 @@ def _results(run: ReportedRun) -> Iterator[str]:
 
 
 def _training(run: ReportedRun) -> Iterator[str]:
-    """Yield the settings and the versions of a run."""
+    """Yield the settings and versions of a run."""
     arguments = mapping(run.record, "command").get("arguments")
     settings: list[tuple[str, Any]] = []
     if isinstance(arguments, list) and arguments:
-        # The recipe file without its folder, which may have the name of the user.
+        # The recipe file without its folder, which may name the user.
         words = [PurePath(str(arguments[0])).name, *map(str, arguments[1:])]
         settings.append(("command", shlex.join(["kdkit", "run", *words])))
     settings += [(f"option {name}", value) for name, value in mapping(run.record, "options").items()]
@@ -186,7 +186,7 @@ def _training(run: ReportedRun) -> Iterator[str]:
     if isinstance(trainings, list) and isinstance(stages, list):
         settings += [(f"stage {stage}", training) for stage, training in zip(stages, trainings, strict=False)]
     settings += [
-        (f"epochs of {stage.name}", f"{len(stage.epochs)}, of which epoch {stage.best_epoch + 1} is kept")
+        (f"epochs of {stage.name}", f"{len(stage.epochs)}; epoch {stage.best_epoch + 1} is kept")
         for stage in run.stages
     ]
     yield from _table(("setting", "value"), [(_text(name), _code(value)) for name, value in settings])
@@ -205,11 +205,11 @@ def _use(run: ReportedRun) -> Iterator[str]:
     if not stages:
         yield "The run folder has no weights of this network."
         return
-    # As the last stage that trained it left it.
+    # The last stage that trained the student has its final weights.
     file = stage_weights(stages[-1].folder, run.student)
     path = PurePath(stages[-1].folder.name, file.name).as_posix()
-    yield f"The weights are in {_code(path)} of the run folder ({size(run.weights_bytes(run.student))})."
-    yield "The recipe of the run has the code of the network, `build()` here:\n"
+    yield f"The weights are in {_code(path)} in the run folder ({size(run.weights_bytes(run.student))})."
+    yield "The code of the network, `build()` here, is in the recipe of the run:\n"
     yield "```python"
     yield "import kdkit\n"
     yield f"student = kdkit.Net({run.student!r}, build(), weights={path!r})"
@@ -221,22 +221,22 @@ def _exports(run: ReportedRun) -> Iterator[str]:
     cards = read_cards(run.folder / FOLDER)
     if cards:
         titles, *table = summary_rows(cards)
-        yield "Files for deployment, whose outputs and metrics are compared with the network by gates:\n"
+        yield "Files for deployment. Gates compare their outputs and metrics with the network:\n"
         yield from _table([*map(_text, titles)], [[*map(_text, row)] for row in table])
         notices = [
             f"- {_text(card['file'])}: {_text(notice)}"
             for card in cards
             for notice in card["metadata"]["notices"]
-            if notice not in run.notices  # those about the data are in another section
+            if notice not in run.notices  # notices about the data are in another section
         ]
         yield from ("", *notices) if notices else ()
 
 
 def _unknown(run: ReportedRun) -> Iterator[str]:
-    """Yield what the files of a run do not show."""
+    """Yield what is unknown from the files of a run."""
     yield "The license of these weights and of the data: add `license` to the metadata of this card."
     yield "The data set: its name, origin and population. The metadata of this card has `unknown` in its place."
-    yield "Intended uses, limits and biases; kdkit measured nothing but the metrics above."
+    yield "Intended uses, limits and biases; kdkit measured only the metrics above."
     for net in _teachers(run):
         is_trained_here = any(run.trains(stage.name, net) for stage in run.stages)
         if net in mapping(run.record, "nets") and net not in mapping(run.record, "hub_names") and not is_trained_here:
@@ -251,7 +251,7 @@ def _unknown(run: ReportedRun) -> Iterator[str]:
 
 
 def _teachers(run: ReportedRun) -> list[str]:
-    """Return the names of all that the student learned from, also of teachers without metrics."""
+    """Return the names of all teachers of the student, including teachers without metrics."""
     terms = mapping(run.record, "terms")
     of_student = [term for stage in terms for term in rows(terms, stage) if term.get("student_net") == run.student]
     return [*dict.fromkeys(str(term["teacher"]) for term in of_student if term.get("teacher"))]
@@ -263,12 +263,12 @@ def _table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> Iterator[s
 
 
 def _text(value: Any) -> str:
-    """Return a value as text of Markdown in one line, with everything escaped that would be markup."""
+    """Return a value as one line of Markdown text, with markup escaped."""
     return re.sub(r"([\\`*_{}\[\]<>()#|~!&$])", r"\\\1", _plain(value))
 
 
 def _code(value: Any) -> str:
-    """Return a value as code of Markdown in one line, also in a table."""
+    """Return a value as one line of Markdown code, which a table may contain."""
     text = _plain(value).replace("|", "\\|")
     # The fence is longer than any run of backticks in the text.
     longest = max((len(ticks) for ticks in re.findall("`+", text)), default=0)

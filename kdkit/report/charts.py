@@ -1,4 +1,4 @@
-"""Charts as inline SVG: texts are texts, and colours are variables of the page, so that they follow its theme."""
+"""Charts as inline SVG. Texts are real texts, and colours are variables of the page, so that they follow its theme."""
 
 import math
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from kdkit.utils.printable import printable
 
 Point = tuple[float, float]
 
-_HOVERED = 120  # points of a series that show their value; more of them would overlap
-_WRITTEN = 10  # columns of a heat map with their values as text
-_LONGEST_NAME = 24  # letters of the name of a row or a column
-_COLOURS = 6  # of series, which the style sheet defines
+_HOVERED = 120  # most points of a series that show their value; more would overlap
+_WRITTEN = 10  # most columns of a heat map that shows its values as text
+_LONGEST_NAME = 24  # characters of the name of a row or column
+_COLOURS = 6  # of series, defined in the style sheet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """A line of a chart. colour: the number of its colour. marked: the x of the point that is marked, or None."""
+    """A line of a chart. colour: the number of its colour. marked: the x of the marked point, or None."""
 
     name: str
     points: Sequence[Point]
@@ -39,19 +39,19 @@ class Bar:
 
 
 def line_chart(title: str, series: Sequence[Series], *, bounds: tuple[float, float] | None = None) -> Markup:
-    """Return lines over epochs. bounds: of the vertical axis; those of the values if None."""
+    """Return lines over epochs. bounds: of the vertical axis; from the values if None."""
     width, height, left, right, top, bottom = 344, 196, 44, 12, 12, 34
     points = [point for line in series for point in line.points if math.isfinite(point[1])]
     if not points:
         return Markup("")
     low, high = bounds or (min(y for _, y in points), max(y for _, y in points))
     ticks = nice_ticks(low, high)
-    # The axis ends at round numbers, unless its bounds mean something.
+    # The axis ends at round numbers, unless its bounds are given.
     low, high = (low, high) if bounds else (min(low, ticks[0]), max(high, ticks[-1]))
     first, last = min(x for x, _ in points), max(x for x, _ in points)
 
     def at(x: float, y: float) -> Point:
-        """Return the position in the picture, whose vertical axis points down."""
+        """Return the position in the picture; its vertical axis points down."""
         share_x = (x - first) / (last - first) if last > first else 0.5
         share_y = (y - low) / (high - low) if high > low else 0.5
         return left + share_x * (width - left - right), height - bottom - share_y * (height - top - bottom)
@@ -76,7 +76,7 @@ def line_chart(title: str, series: Sequence[Series], *, bounds: tuple[float, flo
             is_marked = x == line.marked
             if is_marked:
                 parts.append(f'<circle class="dot c{colour}" cx="{px:.1f}" cy="{py:.1f}" r="4"/>')
-            # A wide transparent circle, whose title browsers show when the mouse is near the point.
+            # A wide transparent circle: browsers show its title when the mouse is near the point.
             if is_marked or len(shown) <= _HOVERED:
                 best = ", kept" if is_marked else ""
                 label = _text(f"{line.name}, epoch {x:g}: {y:.4g}{best}")
@@ -85,7 +85,7 @@ def line_chart(title: str, series: Sequence[Series], *, bounds: tuple[float, flo
 
 
 def interval_chart(title: str, bars: Sequence[Bar], *, axis: str) -> Markup:
-    """Return a row for each value with its interval, on an axis on which 0 is marked."""
+    """Return a row for each value with its interval, on an axis with a mark at 0."""
     width, row, top, bottom, left, right = 520, 38, 26, 30, 0, 0
     bounds = [number for bar in bars for number in (*bar.interval, bar.value) if math.isfinite(number)]
     if not bounds:
@@ -149,12 +149,12 @@ def reliability_chart(title: str, bins: Sequence[tuple[float, float, int]], colo
     for probability, right, count in shown:
         x, y = at(probability, right)
         radius = 2.2 + 3.0 * math.sqrt(count / most)
-        label = _text(f"probability {probability:.3f}: {right:.3f} were right, of {count:,}")
+        label = _text(f"probability {probability:.3f}: {right:.3f} of {count:,} were right")
         parts.append(
             f'<circle class="dot c{colour % _COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"><title>{label}'
             "</title></circle>"
         )
-        # The square root, so that rare bins are visible next to that of almost sure predictions.
+        # The square root, so that rare bins are visible next to the bin of almost certain predictions.
         bar = math.sqrt(count / most) * (strip - 8)
         parts.append(
             f'<rect class="fill c{colour % _COLOURS}" x="{x - 5:.1f}" y="{top + size + strip - bar:.1f}" width="10" '
@@ -164,7 +164,7 @@ def reliability_chart(title: str, bins: Sequence[tuple[float, float, int]], colo
 
 
 def scatter_chart(title: str, points: Sequence[Point], colour: int) -> Markup:
-    """Return predicted numbers over true ones, with the line on which they are equal."""
+    """Return a scatter plot of predicted over true numbers, with the line on which they are equal."""
     size, left, top = 252, 48, 10
     finite = [value for point in points for value in point if math.isfinite(value)]
     if not finite:
@@ -189,20 +189,20 @@ def scatter_chart(title: str, points: Sequence[Point], colour: int) -> Markup:
 
 
 def heat_map(title: str, values: Sequence[Sequence[float]], *, rows: Sequence[str], columns: Sequence[str]) -> Markup:
-    """Return cells coloured by values in [0, 1], with the highest one of each row outlined; NaN stays empty.
+    """Return cells coloured by values in [0, 1], with the highest value of each row outlined; NaN stays empty.
 
-    The cells of a few columns have their values as text, others show them when the mouse is over them.
+    With few columns, cells show their values as text; otherwise they show them as tooltips.
     """
-    # The end of a long path tells layers apart.
+    # Layers with long paths differ at the end.
     names = [
         [name if len(name) <= _LONGEST_NAME else f"\N{HORIZONTAL ELLIPSIS}{name[1 - _LONGEST_NAME :]}" for name in side]
         for side in (rows, columns)
     ]
     has_texts = len(columns) <= _WRITTEN
     width, height = (44, 28) if has_texts else (22, 22)  # of a cell
-    # Letters of this size are about 6.2 wide. The names of columns stand upright above them.
+    # Characters of this size are about 6.2 wide. The names of columns are written vertically above them.
     left, top = (round(6.2 * max(map(len, side), default=0)) + 12 for side in names)
-    # An element after another one is drawn above it, so the outlines come last.
+    # Later elements are drawn on top, so the outlines come last.
     parts = [_open(left + width * len(columns) + 2, top + height * len(rows) + 2, title, kind="chart wide")]
     for column, name in enumerate(names[1]):
         x = left + width * (column + 0.5) + 4
@@ -240,13 +240,13 @@ def heat_map(title: str, values: Sequence[Sequence[float]], *, rows: Sequence[st
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Return round numbers that cover a range, about as many as `count`, with 0 as 0.0 exactly."""
+    """Return about `count` round numbers that cover a range, with zero as exactly 0.0."""
     if not high > low:
         return [low]
     # the largest of 1, 2, 2.5, 5 and 10 times a power of ten that gives enough ticks
     step = 10 ** math.floor(math.log10((high - low) / count))
     step = next(step * factor for factor in (1, 2, 2.5, 5, 10) if (high - low) / (step * factor) <= count)
-    # the small numbers absorb the rounding of the division, so that no tick is added beyond a round end
+    # the small numbers absorb rounding errors of the division, so that no tick is added beyond a round end
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(index * step, 12) + 0.0 for index in range(first, last + 1)]
 

@@ -1,4 +1,4 @@
-"""The sections of a report about classes: the metrics of each class, and what is confused with what."""
+"""The sections of a report about classes: the metrics of each class, and which classes are confused."""
 
 import math
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from kdkit.report.overview import COLOUR_OF_ROLE, cell, if_defined, nets_by_role
 from kdkit.report.runs import ReportedRun
 
 _LARGEST_MATRIX = 40  # classes whose confusion is shown as a matrix
-_LARGEST_TABLE = 400  # classes that a table shows, those with the most positives first
+_LARGEST_TABLE = 400  # classes in a table; those with the most positives are kept
 _SPOTS = 800  # points of a scatter chart
-_ENTRIES = 2_000_000  # samples times classes above which fewer resamples are drawn
+_ENTRIES = 2_000_000  # samples times classes; above this, fewer resamples are drawn
 
 
 def class_tables(runs: Sequence[ReportedRun]) -> dict[str, Any] | None:
-    """Return for each figure a table with a row per class and a column per net; None if no net has classes.
+    """Return a table for each metric, with a row per class and a column per net; None if no net has classes.
 
-    The nets are those of the one run, or the student of each run.
+    The nets are all nets of a single run, or the student of each run.
     """
     columns: list[tuple[str, str, tuple[ClassRow, ...]]] = []
     for run in runs:
@@ -38,14 +38,14 @@ def class_tables(runs: Sequence[ReportedRun]) -> dict[str, Any] | None:
                 columns.append((net if len(runs) == 1 else run.label, run.role(net), table_of_net))
     if not columns:
         return None
-    # Nets may lack classes of the data, so that columns are joined by name.
+    # Nets may lack classes of the data, so columns are joined by name.
     by_name = [{row.name: row for row in table} for _, _, table in columns]
     split = "validation" if runs[0].metrics.reported_on == "validation" else "test"
     names = list(dict.fromkeys(name for table in by_name for name in table))
     positives = {
         name: next((table[name].positives.get(split) for table in by_name if name in table), None) for name in names
     }
-    # A page of thousands of classes would be slow to open.
+    # A page with thousands of classes would open slowly.
     shown = (
         sorted(names, key=lambda name: -(positives[name] or 0))[:_LARGEST_TABLE]
         if len(names) > _LARGEST_TABLE
@@ -75,7 +75,7 @@ def class_tables(runs: Sequence[ReportedRun]) -> dict[str, Any] | None:
 
 
 def errors(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
-    """Return the confusion of classes of each student, or predicted over true numbers."""
+    """Return the confusion matrix of each student, or predicted over true numbers."""
     blocks = []
     for run in runs:
         for net in nets_by_role(run):
@@ -87,7 +87,7 @@ def errors(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
             matrix = if_defined(analysis.confusion, split)
             if matrix is None:
                 pairs = np.stack([split.test.labels.ravel(), split.test.outputs.ravel()], 1).astype(np.float64)
-                # every n-th one, which is the same in each report of a run
+                # every n-th pair, so that each report of a run shows the same points
                 step = max(1, len(pairs) // _SPOTS)
                 points = [(float(true), float(predicted)) for true, predicted in pairs[::step]]
                 chart = scatter_chart(f"Predicted over true values of {title}", points, COLOUR_OF_ROLE[run.role(net)])
@@ -104,7 +104,7 @@ def errors(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
 def _matrix(matrix: Floats, classes: Sequence[str], *, several: bool) -> dict[str, Any]:
     """Return the cells of a confusion matrix as shares of their row, and the largest confusions."""
     totals = matrix.sum(1) if not several else np.diag(matrix)
-    off = matrix.copy()  # without what was right, or all misses
+    off = matrix.copy()  # without the diagonal of correct predictions, or of all misses
     np.fill_diagonal(off, 0)
     order = np.argsort(-off, axis=None, kind="stable")[:12]
     pairs = [divmod(int(index), len(classes)) for index in order]
@@ -123,7 +123,7 @@ def _matrix(matrix: Floats, classes: Sequence[str], *, several: bool) -> dict[st
     if len(classes) <= _LARGEST_MATRIX:
         for row, name in enumerate(classes):
             shares = [matrix[row, column] / totals[row] if totals[row] else 0.0 for column in range(len(classes))]
-            if several:  # by counts: of a single miss, each wrong class would have the largest share
+            if several:  # by counts, because with a single miss each wrong class would have the largest share
                 shares = [off[row, column] / most for column in range(len(classes))]
             cells.append(
                 {

@@ -1,4 +1,4 @@
-"""The section of a report on the files of `kdkit export` in the folders of its runs."""
+"""The section of a report about the files of `kdkit export` in the run folders."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,7 +10,7 @@ from kdkit.utils.printable import printable
 
 
 def export_tables(runs: Sequence[ReportedRun]) -> Markup:
-    """Return a table for each run that has exports, with the scores that each file loses; empty if none has any."""
+    """Return a table for each run that has exports, with the points that each file loses; empty if no run has any."""
     tables = []
     for run in runs:
         cards = read_cards(run.folder / FOLDER)

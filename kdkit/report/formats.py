@@ -1,4 +1,4 @@
-"""Numbers and names as a report shows them."""
+"""Format numbers and names for a report."""
 
 import math
 
@@ -21,7 +21,7 @@ def plain(value: float | None) -> str:
     """Return the value of a metric."""
     if value is None or not math.isfinite(value):
         return DASH
-    # Metrics are mostly shares; errors of regressions may be of any size.
+    # Most metrics are shares; errors of regressions may have any size.
     return (f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}").replace("-", MINUS)
 
 
@@ -33,16 +33,16 @@ def bounds(interval: tuple[float, float] | None) -> str:
 
 
 def signed(value: float, *, points: bool) -> str:
-    """Return a difference with its sign, in points of 0.01 or as it is."""
+    """Return a difference with its sign, in points of 0.01 or unscaled."""
     if not math.isfinite(value):
         return DASH
-    # A difference of points has one digit: more would be noise of a few hundred samples.
+    # One digit for points: with a few hundred samples, more would be noise.
     text = f"{100 * value:+.1f}" if points else f"{value:+.3g}"
     return ("0.0" if text in ("+0.0", "-0.0") else text).replace("-", MINUS)
 
 
 def is_share(*values: float) -> bool:
-    """Whether values may be shares, whose differences are given in points of 0.01."""
+    """Whether values may be shares, so that differences are given in points of 0.01."""
     return all(not math.isfinite(value) or abs(value) <= 1 for value in values)
 
 
@@ -52,7 +52,7 @@ def percent(value: float | None) -> str:
 
 
 def tick(value: float) -> str:
-    """Return a number as an axis shows it."""
+    """Return a number for an axis."""
     if value != 0 and not 1e-3 <= abs(value) < 1e5:
         text = f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
     else:
@@ -86,11 +86,11 @@ def moment(seconds: float | None) -> str:
 
 
 def ratio(value: float | None, reference: float | None) -> str:
-    """Return how many times a reference a value is, "" if that is unknown or they are equal."""
+    """Return a value as a multiple of a reference; "" if it is unknown or they are equal."""
     if not value or not reference or value == reference:
         return ""
     times = value / reference
-    # Enough digits to tell 0.98 from 1, and no more than a reader needs of a large ratio.
+    # Enough digits to distinguish 0.98 from 1, and fewer for large ratios.
     digits = 0 if times >= 10 else 1 if times >= 1.95 else 2
     return f"{times:,.{digits}f}{TIMES}"
 
@@ -105,6 +105,6 @@ def duration(seconds: float) -> str:
 
 
 def metric_title(name: str) -> str:
-    """Return the name of a metric as a reader knows it: "macro_f1" as "Macro F1"."""
+    """Return the readable name of a metric: "Macro F1" for "macro_f1"."""
     words = " ".join(_WORDS.get(word, word) for word in name.split("_"))
     return words[:1].upper() + words[1:]

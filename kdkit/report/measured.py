@@ -1,4 +1,4 @@
-"""The parts of a report about what was measured of the networks: their cost, and how alike their layers are."""
+"""The parts of a report about measurements of the networks: their cost, and the similarity of their layers."""
 
 import math
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from kdkit.report.runs import ReportedRun, as_number
 
 Values = dict[str, Any]
 
-_MOST_TEACHERS = 3  # that a sentence compares with a student
+_MOST_TEACHERS = 3  # most teachers that sentences compare with a student
 
 
 def cost(runs: Sequence[ReportedRun]) -> Values:
-    """Return a row for each net, its size and the cost of its training, with sentences that compare them."""
+    """Return a row for each net with its size and the cost of its training, and sentences that compare them."""
     table: list[Values] = []
     for run in runs:
-        reference = _figures(run, run.student)  # of which the small figures are multiples
+        reference = _figures(run, run.student)  # the small figures are multiples of it
         for net in nets_by_role(run):
             stages = [stage for stage in run.stages if run.trains(stage.name, net)]
             seconds = sum(as_number(entry.get("seconds")) for stage in stages for entry in stage.epochs)
@@ -45,7 +45,7 @@ def cost(runs: Sequence[ReportedRun]) -> Values:
 
 
 def layer_maps(runs: Sequence[ReportedRun]) -> Values:
-    """Return a heat map for each student or baseline and each of its teachers, and why there is none."""
+    """Return a heat map for each student or baseline and each of its teachers, or the reason if there are none."""
     maps, samples = [], 0
     for run in runs:
         if run.measurements is None:
@@ -55,7 +55,7 @@ def layer_maps(runs: Sequence[ReportedRun]) -> Values:
         for pair in pairs:
             samples = max(samples, run.measurements.samples)
             title = pair.student if len(runs) == 1 else f"{pair.student}, {run.label}"
-            # The mean over rows: a student whose layers resemble those of the teacher has a high one.
+            # The mean over rows is high if the student's layers resemble the teacher's layers.
             highest = [max(shown) for row in pair.values if (shown := [v for v in row if not math.isnan(v)])]
             maps.append(
                 {
@@ -74,13 +74,13 @@ def layer_maps(runs: Sequence[ReportedRun]) -> Values:
     measured = [run.measurements for run in runs if run.measurements is not None]
     notes = dict.fromkeys(item.note for item in measured if item.note)
     if not measured:
-        missing = "These runs measured no layers: they ran with --no-measure, in several processes, or without an end."
+        missing = "These runs measured no layers: they ran with --no-measure, in several processes, or did not finish."
     else:
-        missing = "No student has a network as its teacher whose layers could be compared."
+        missing = "No student has a network as its teacher, so there are no layers to compare."
     return {"maps": maps, "samples": samples, "notes": list(notes), "missing": "" if maps or notes else missing}
 
 
-# For each figure of a net its name in a sentence, and how it is shown.
+# The name of each figure in a sentence, and its format.
 _FIGURES = {
     "parameters": ("parameters", formats.short),
     "bytes": ("bytes of weights", formats.size),
@@ -90,11 +90,11 @@ _FIGURES = {
 
 
 def _figures(run: ReportedRun, net: str) -> dict[str, Any]:
-    """Return the figures of a net by name, None for those that are unknown."""
+    """Return the figures of a net by name; None if a figure is unknown."""
     measured = run.cost(net)
     return {
         "parameters": run.parameters(net),
-        # Of the file, for runs that measured nothing.
+        # The size of the file, for runs without measurements.
         "bytes": run.weights_bytes(net) if measured.weights_bytes is None else measured.weights_bytes,
         "multiply_adds": measured.multiply_adds,
         "latency": None if measured.latency is None else measured.latency.p50,
@@ -102,7 +102,7 @@ def _figures(run: ReportedRun, net: str) -> dict[str, Any]:
 
 
 def _comparisons(runs: Sequence[ReportedRun]) -> list[str]:
-    """Return a sentence for each teacher of each student that compares their costs; equal ones once."""
+    """Return a sentence for each teacher of each student that compares their costs, without duplicates."""
     sentences: dict[str, None] = {}
     for run in runs:
         student = _figures(run, run.student)
@@ -133,7 +133,7 @@ def _conditions(runs: Sequence[ReportedRun]) -> list[str]:
                 conditions[f"{device}, {latency.precision}"] = None
     text = "; ".join(conditions)
     sentence = (
-        f"Latency is that of one sample, the median and the 95th percentile of up to 40 passes at the end of the run, "
+        f"Latency is for one sample: the median and the 95th percentile of up to 40 passes at the end of the run, "
         f"on {text}. It depends on the machine and its load."
     )
     return [*([sentence] if conditions else ()), *reasons]

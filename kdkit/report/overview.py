@@ -1,4 +1,4 @@
-"""The sections of a report about whole networks and runs, as values that the template shows."""
+"""The sections of a report about networks and runs, as values for the template."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,9 +22,9 @@ _ROLE_ORDER = ("student", "baseline", "teacher", "")
 def difference_charts(verdicts: Sequence[Verdict]) -> list[Markup]:
     """Return a chart of the differences of metrics in points, and one for each metric in another unit.
 
-    Of one verdict all metrics; of several ones the first metric of each.
+    A single verdict shows all metrics; several verdicts show the first metric of each.
     """
-    # With whether it is in points, and the metric: units must not share an axis.
+    # Each with whether it is in points, and its metric, because different units must not share an axis.
     bars: list[tuple[bool, str, Bar]] = []
     for verdict in verdicts:
         for row in verdict.differences[: None if len(verdicts) == 1 else 1]:
@@ -57,7 +57,7 @@ def difference_charts(verdicts: Sequence[Verdict]) -> list[Markup]:
 
 
 def net_table(runs: Sequence[ReportedRun]) -> Values:
-    """Return the metrics of each net: of one run in a row per net, of several runs with a column per run."""
+    """Return the metrics of each net: a row per net for one run, or a column per run for several."""
     names = dict.fromkeys(name for run in runs for net in run.nets for name in run.metrics.results[net])
     nets = dict.fromkeys(net for run in runs for net in nets_by_role(run))
     if len(runs) == 1:
@@ -84,7 +84,7 @@ def net_table(runs: Sequence[ReportedRun]) -> Values:
             for net in nets
         ]
         columns = [run.label for run in runs]
-    # Notes of metrics are the same for most nets, and shown once.
+    # Most nets have the same notes, so each note is shown once.
     notes = dict.fromkeys(
         result.note for run in runs for results in run.metrics.results.values() for result in results.values()
     )
@@ -98,12 +98,12 @@ def net_table(runs: Sequence[ReportedRun]) -> Values:
 
 def nets_by_role(run: ReportedRun) -> list[str]:
     """Return the nets of a run: students, their baselines, their teachers, and the others."""
-    # `sorted` is stable, so that nets of one role keep the order of the recipe
+    # `sorted` is stable, so nets with the same role keep the order of the recipe
     return sorted(run.nets, key=lambda net: _ROLE_ORDER.index(run.role(net)))
 
 
 def cell(value: float | None, interval: tuple[float, float] | None) -> Values:
-    """Return the cell of a table: a value with its interval, and the number by which it is sorted."""
+    """Return the cell of a table: a value with its interval, and its sort key."""
     is_defined = value is not None and math.isfinite(value)
     return {
         "text": formats.plain(value),
@@ -113,10 +113,10 @@ def cell(value: float | None, interval: tuple[float, float] | None) -> Values:
 
 
 def if_defined(function: Callable[..., T], *args: Any, **options: Any) -> T | None:
-    """Return the result of a function of predictions, None if it is not defined for these."""
+    """Return the result of a function of predictions; None if it is undefined for them."""
     try:
         return function(*args, **options)
-    except (KdkitError, ValueError):  # such as predictions of a kind that cannot be compared
+    except (KdkitError, ValueError):  # for example, the predictions cannot be compared
         return None
 
 
@@ -132,7 +132,7 @@ def agreement_table(runs: Sequence[ReportedRun]) -> list[Values]:
                     pair = None if first is None or second is None else if_defined(analysis.agreement, first, second)
                     if pair is None:
                         continue
-                    # In this order, so that the two parts in which the nets differ are next to each other.
+                    # In this order, so that the two shares in which the nets differ are adjacent.
                     shares = [
                         ("both right", "both", pair.both),
                         (f"only {net} right", "second", pair.second_only),
@@ -191,7 +191,7 @@ def setup(runs: Sequence[ReportedRun]) -> Values:
         for key in dict.fromkeys(key for run in runs for key in mapping(run.record, group)):
             title = f"--{key.replace('_', '-')}" if group == "options" else key
             facts.append((title, [_fact(mapping(run.record, group).get(key)) for run in runs]))
-    terms: dict[tuple[tuple[str, str], ...], list[str]] = {}  # with the runs that have each
+    terms: dict[tuple[tuple[str, str], ...], list[str]] = {}  # the labels of the runs with each term
     for run in runs:
         for stage in mapping(run.record, "terms"):
             for term in rows(mapping(run.record, "terms"), stage):
@@ -199,7 +199,7 @@ def setup(runs: Sequence[ReportedRun]) -> Values:
                 row = {"stage": stage, **texts, "weight": weight_text(term.get("weight"))}
                 labels = terms.setdefault(tuple(row.items()), [])
                 labels += [] if run.label in labels else [run.label]
-    # Runs of one recipe show it once.
+    # A recipe of several runs is shown once.
     sources: dict[str, list[str]] = {}
     for run in runs:
         if run.source is not None:
@@ -222,7 +222,7 @@ def _fact(value: Any) -> str:
     if value is None:
         return formats.DASH
     text = str(value)
-    # A fingerprint or an option may be of any length.
+    # A fingerprint or an option may have any length.
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
 

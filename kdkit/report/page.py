@@ -1,4 +1,4 @@
-"""The page of a report: the contents of its sections, shown by a template."""
+"""The page of a report: the contents of its sections, rendered with a template."""
 
 import re
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ from kdkit.utils.printable import LINE_CHARACTERS, printable
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A section that a plugin adds to a report by the hook `report_sections`.
+    """A section that a plugin adds to a report with the hook `report_sections`.
 
-    title: of its tab. html: its content, which is shown as it is: escape everything that comes from data.
+    title: of its tab. html: its content, which is inserted unchanged: escape everything that comes from data.
     """
 
     title: str
@@ -35,9 +35,9 @@ class Section:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The runs of a report, as the hook `report_sections` gets them, and the verdicts on them.
+    """The runs of a report, and the verdicts on them. The hook `report_sections` gets it.
 
-    left_out: a sentence for each folder of several runs of which some are unfinished or cannot be read.
+    left_out: a sentence for each folder of several runs if some are unfinished or cannot be read.
     """
 
     runs: tuple[ReportedRun, ...]
@@ -46,17 +46,17 @@ class Report:
 
 
 def write_report(folders: Sequence[Path], out: Path, *, average_over: Sequence[str] = ()) -> Report:
-    """Write the report of finished runs to a file, and return what it is about.
+    """Write the report of finished runs to a file, and return its contents.
 
     folders: of runs, or of several runs such as a study. average_over: options of the recipe whose values are
-    repetitions, as seeds are, such as the folds of a cross-validation.
+    repetitions, like seeds, such as the folds of a cross-validation.
     Raises RunFolderError if a folder holds no finished run, RecipeError if no run has such an option, and KdkitError,
-    before any is read, if the file cannot be written.
+    before any run is read, if the file cannot be written.
     """
     require_output(out)
     runs, left_out = read_runs(folders)
     report = Report(runs=runs, verdicts=verdicts_of(runs, average_over), left_out=left_out)
-    # Rendered in memory first: an error leaves an earlier page as it is.
+    # Rendered in memory first, so that an error does not change an earlier page.
     write_output(out, render(report))
     return report
 
@@ -70,7 +70,7 @@ def render(report: Report) -> str:
     )
     environment = Environment(
         autoescape=True,
-        undefined=StrictUndefined,  # a typo in the template is an error, not an empty text
+        undefined=StrictUndefined,  # a typo in the template raises an error
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=_printable,
@@ -105,12 +105,12 @@ def render(report: Report) -> str:
 
 
 def _printable(value: Any) -> Any:
-    """Escape control characters in every text of the page; markup that is safe already has none."""
+    """Escape control characters in every text of the page; safe markup already has none."""
     return printable(value, keep=LINE_CHARACTERS) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _added_sections(report: Report) -> list[dict[str, Any]]:
-    """Return that of exports, if there are any, and those of plugins; a plugin that fails costs a warning."""
+    """Return the section of exports, if there are any, and those of plugins. A failing plugin causes a warning."""
     tables = export_tables(report.runs)
     sections = [Section("Exports", tables)] if tables else []
     plugins = installed()
@@ -120,7 +120,7 @@ def _added_sections(report: Report) -> list[dict[str, Any]]:
             for section in added:
                 if not isinstance(section, Section):
                     raise RecipeError(
-                        "report_sections returns a list of kdkit.report.Section(title, html); got "
+                        "report_sections must return a list of kdkit.report.Section(title, html); got "
                         f"{type(section).__name__}"
                     )
             sections += added

@@ -36,7 +36,7 @@ from kdkit.report.analysis import same_metric
 from kdkit.utils.reprs import without_addresses
 
 RECIPE = "recipe.py"
-_SOURCE = 1_000_000  # characters of a recipe that a page shows
+_SOURCE = 1_000_000  # the most characters of a recipe that a page shows
 _RESAMPLES = 1000
 
 
@@ -50,13 +50,13 @@ class ReportedSample(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ReportedRun:
-    """A finished run as a report shows it.
+    """A finished run in a report.
 
-    label: its name among the runs of the report. record: of `run.json`. metrics: also with intervals if kdkit
-    can compute them from the predictions. reports: the predictions by net. samples: the tensors of the samples that the
-    student got most wrong, each (samples, ...), with their `ids`, if the data can be shown, and
-    sample_names: their names, if they have any; see Split.report_tensors and report_names.
-    measurements: of the nets, None if the run measured none. problems: what could not be read.
+    label: its name among the runs of the report. record: the content of `run.json`. metrics: with intervals added if
+    kdkit can compute them from the predictions. reports: the predictions by net. samples: the tensors of the student's
+    worst predictions, each (samples, ...), with their `ids`, if the data can be shown. sample_names: the names of these
+    samples, if they have any; see Split.report_tensors and report_names.
+    measurements: of the nets; None if the run has none. problems: what could not be read.
     """
 
     folder: Path
@@ -77,7 +77,7 @@ class ReportedRun:
         record, metrics = read_record(folder), read_metrics(folder)
         problems: list[str] = []
         if not metrics.results:
-            raise RunFolderError(f"{folder} holds the metrics of no net; resume the run, so that it evaluates its nets")
+            raise RunFolderError(f"{folder} has no metrics of any net; resume the run to evaluate its nets")
 
         def read_or(default: Any, read: Callable[..., Any], *args: Any) -> Any:
             try:
@@ -92,7 +92,7 @@ class ReportedRun:
         measurements = read_or(None, read_measurements, folder)
         try:
             source = (folder / RECIPE).read_text(encoding="utf-8", errors="replace")[:_SOURCE]
-        except OSError:  # a run from Python has no recipe file
+        except OSError:  # a run from Python may have no recipe file
             source = None
         run = cls(
             folder=folder,
@@ -153,7 +153,7 @@ class ReportedRun:
         return tuple(name for name in named if name in self.nets and name not in excluded)
 
     def role(self, net: str) -> str:
-        """Return what a net is to the students: "student", "baseline", "teacher", or "" for none of them."""
+        """Return the role of a net: "student", "baseline", "teacher", or "" for none of them."""
         if net in self.students:
             return "student"
         if net in self.baselines.values():
@@ -161,7 +161,7 @@ class ReportedRun:
         return "teacher" if any(net in self.teachers_of(student) for student in self.students) else ""
 
     def monitored_metric(self, net: str) -> str:
-        """Return the metric that chose the epoch of a net, about which a verdict is; the first one if it is unknown."""
+        """Return the metric that chose the epoch of a net and decides its verdict; the first one if it is unknown."""
         metrics = self.metrics.results[net]
         for stage in reversed(self.stages):
             if self.trains(stage.name, net) and stage.epochs:
@@ -178,45 +178,45 @@ class ReportedRun:
         return SplitPredictions(report.validation, report.validation if report.test is None else report.test)
 
     def sample(self, net: str, id: int) -> ReportedSample | None:
-        """Return what a net was tested on and returned for a sample; None if it was not tested on it."""
+        """Return the labels and outputs of a sample for a net; None if the net was not tested on it."""
         split = self.split(net)
         if split is None or split.test.ids is None:
             return None
-        # By id, since samples without a label are left out of the predictions.
+        # By id, because the predictions do not include samples without a label.
         rows = np.flatnonzero(split.test.ids == id)
         if not len(rows):
             return None
         return ReportedSample(split.test.labels[rows[0]], split.test.outputs[rows[0]], split.test.classes)
 
     def cost(self, net: str) -> NetCost:
-        """Return what was measured of a net."""
+        """Return the measurements of a net."""
         return NetCost() if self.measurements is None else self.measurements.costs.get(net, NetCost())
 
     def weights_bytes(self, net: str) -> int | None:
-        """Return the size of the file of a net's weights; None for a net that was not trained in this run."""
+        """Return the size of a net's weights file; None if the net was not trained in this run."""
         files = [stage_weights(stage.folder, net) for stage in self.stages]
         sizes = [file.stat().st_size for file in files if file.is_file()]
-        return sizes[-1] if sizes else None  # as the last stage left it
+        return sizes[-1] if sizes else None  # from the last stage
 
     @property
     def command(self) -> str:
-        """The command that started the run, "" for a run from Python."""
+        """The command that started the run; "" for a run from Python."""
         arguments = mapping(self.record, "command").get("arguments")
         return shlex.join(["kdkit", "run", *map(str, arguments)]) if isinstance(arguments, list) else ""
 
     @property
     def notices(self) -> list[str]:
-        """The facts about the data and the networks that a reader has to know."""
+        """The facts about the data and the networks that a reader must know."""
         notices = self.record.get("notices")
         return [str(notice) for notice in notices] if isinstance(notices, list) else []
 
     def trains(self, stage: str, net: str) -> bool:
-        """Return whether a stage trained a net; by its name if the record has no terms."""
+        """Return whether a stage trained a net. Without terms in the record, the name of the stage decides."""
         terms = self._terms.get(stage)
         return any(term.get("student_net") == net for term in terms) if terms else stage == net
 
     def weight(self, stage: str, label: str) -> str:
-        """Return the weight of a term in words, "" if it is unknown."""
+        """Return a text with the weight of a term; "" if it is unknown."""
         weights = [term.get("weight") for term in self._terms.get(stage, ()) if term.get("label") == label]
         return f"weight {weight_text(weights[0])}" if weights else ""
 
@@ -227,12 +227,12 @@ class ReportedRun:
     def differences(self, student: str, reference: str) -> tuple[BaselineDifference, ...]:
         """Return the difference of each metric between a student and another net, paired over the samples.
 
-        Those from a baseline are stored. Others are computed, for metrics that kdkit can compute from predictions.
+        Differences from a baseline are stored. Others are computed, if kdkit can compute the metric from predictions.
         """
         main = self.monitored_metric(student)
         stored = [row for row in self.metrics.differences if (row.student, row.baseline) == (student, reference)]
         if stored:
-            return tuple(sorted(stored, key=lambda row: row.metric != main))  # the others stay in their order
+            return tuple(sorted(stored, key=lambda row: row.metric != main))  # the others keep their order
         pair = self.split(student), self.split(reference)
         if pair[0] is None or pair[1] is None:
             return ()
@@ -253,7 +253,7 @@ class ReportedRun:
         return {stage: rows(terms, stage) for stage in terms}
 
     def _results_with_intervals(self) -> dict[str, dict[str, MetricResult]]:
-        """Return the metrics with bootstrap intervals, if they lack one that can be computed."""
+        """Return the metrics, with bootstrap intervals added if they can be computed."""
         completed: dict[str, dict[str, MetricResult]] = {}
         for net, results in self.metrics.results.items():
             split = self.split(net)
@@ -272,10 +272,10 @@ class ReportedRun:
 def read_runs(folders: Sequence[Path]) -> tuple[tuple[ReportedRun, ...], tuple[str, ...]]:
     """Return the runs in these folders, and a sentence for each folder of several runs that has unfinished ones.
 
-    A folder of several runs, such as that of a study, stands for all of them that can be read. Raises RunFolderError if
-    a folder holds no finished run.
+    A folder of several runs, such as a study, adds all of its runs that can be read. Raises RunFolderError if a folder
+    has no finished run.
     """
-    paths: dict[Path, list[Path]] = {}  # the folders that are given, and the runs in each
+    paths: dict[Path, list[Path]] = {}  # the runs in each folder
     for folder in folders:
         names = runs_in(folder) if not (folder / "run.json").exists() else []
         paths[folder] = [folder / name for name in names] or [folder]
@@ -330,7 +330,7 @@ def as_number(value: Any, default: float = 0.0) -> float:
 
 
 def weight_text(weight: Any) -> str:
-    """Return the weight of a term, or those at the start and at the end of its stage."""
+    """Return the weight of a term, or its weights at the start and at the end of the stage."""
     if not isinstance(weight, list) or len(weight) != 2:
         return ""
     first, last = (f"{as_number(value):.3g}" for value in weight)
@@ -338,22 +338,22 @@ def weight_text(weight: Any) -> str:
 
 
 def settings_digest(run: ReportedRun, average_over: Sequence[str] = ()) -> str:
-    """Return a digest of what a run was started with, except for the seed: runs that share it are repetitions.
+    """Return a digest of the settings of a run without its seed. Runs with the same digest are repetitions.
 
-    average_over: options that are left out too.
+    average_over: other options to leave out.
     """
-    # The terms distinguish recipes of Python, which have no file and no options.
+    # The terms distinguish recipes from Python, which have no file and no options.
     keys = ("recipe", "recipe_sha256", "options", "precision", "trainings", "stages", "terms")
-    # with the nets, since a run with a baseline and one without it have different verdicts
+    # with the nets, because runs with and without a baseline have different verdicts
     metrics = {net: list(results) for net, results in run.metrics.results.items()}
     options = {name: value for name, value in mapping(run.record, "options").items() if name not in average_over}
     text = repr([{**run.record, "options": options}.get(key) for key in keys]) + repr(metrics)
-    text = without_addresses(text)  # in the repr of losses of user code
+    text = without_addresses(text)  # in the repr of user-defined losses
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Return a name for each folder: its own, with those of the folders above it as far as they differ."""
+    """Return a name for each folder: its own, with as many parent folders as needed to make the names distinct."""
     parts = [path.resolve().parts for path in paths]
     for depth in range(1, max(map(len, parts), default=1) + 1):
         names = ["/".join(part[-depth:]) for part in parts]

@@ -3,7 +3,7 @@
   const root = document.documentElement;
   root.classList.add("js");
 
-  // Light and dark: the choice is kept if the browser allows it, which it may not for a file.
+  // Light and dark: the choice is stored if the browser allows it, which it may not for a file.
   const toggle = document.getElementById("theme");
   const store = (value) => { try { if (value) localStorage.setItem("kdkit-theme", value); return localStorage.getItem("kdkit-theme"); } catch { return null; } };
   const isDark = () => (root.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";

@@ -10,10 +10,10 @@ from kdkit.report import formats
 from kdkit.report.charts import Series, line_chart
 from kdkit.report.runs import ReportedRun, as_number, as_object
 
-# What an entry of a history has in addition to the monitored metric, whose name is not known here.
+# The keys of a history entry other than the monitored metric, whose name is not known here.
 _MEASURED = {"epoch", "terms", "best", "seconds", "gradients", "peak_memory_bytes", "stopped_by"}
 
-History = tuple[int, ReportedRun, StageReport]  # with the number of the run, which chooses its colour
+History = tuple[int, ReportedRun, StageReport]  # the first number is the index of the run, which chooses its colour
 
 
 def training(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
@@ -48,14 +48,14 @@ def training(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
 
 
 def gradient_charts(histories: Sequence[History]) -> Iterator[dict[str, Any]]:
-    """Yield the norms of gradients and the cosines between them: of one run together, of several ones side by side."""
+    """Yield charts of gradient norms and cosines: for one run all terms together, for several runs a chart per term."""
     for key, title, note in (
         ("norms", "Gradient norm", "of the weighted terms"),
         ("cosines", "Cosine of gradients", "below 0 the terms are in conflict"),
     ):
         recorded = [as_object(entry.get("gradients")) for _, _, stage in histories for entry in stage.epochs]
         names = list(dict.fromkeys(name for gradients in recorded for name in as_object(gradients.get(key))))
-        # The whole range of a cosine, so that conflicts are seen at once and charts are comparable.
+        # The full range of a cosine, so that conflicts are easy to see and charts are comparable.
         limits = (-1.0, 1.0) if key == "cosines" else None
         if len(histories) == 1 and names:
             _, run, stage = histories[0]
@@ -77,7 +77,7 @@ def _chart(title: str, series: Sequence[Series], note: str = "") -> dict[str, An
 
 
 def _epochs(run: ReportedRun, stage: StageReport, index: int, keys: Sequence[str]) -> Series:
-    """Return a value of each epoch, which these keys lead to, with the kept epoch marked; NaN if an epoch has none."""
+    """Return the value under these keys for each epoch, with the kept epoch marked; NaN if an epoch has no value."""
     points = []
     for epoch, entry in enumerate(stage.epochs, start=1):
         value: Any = entry

@@ -1,4 +1,4 @@
-"""The verdict of a report: whether distillation helped, by how much, and how sure that is."""
+"""The verdict of a report: whether distillation helped, by how much, and how certain that is."""
 
 import math
 from collections import Counter
@@ -17,9 +17,9 @@ from kdkit.report.formats import bounds, is_share, metric_title, plain, signed
 from kdkit.report.runs import ReportedRun, mapping, number, settings_digest
 from kdkit.utils.reprs import describe_count
 
-_FEW = 3  # settings, of which one rarely differs by chance if none has an effect
-_ADVICE = "Whether distillation helped needs the same student without it: run with --baseline."
-_ONE_SEED = "One seed cannot tell whether distillation helps: repeat the run with others, such as by --seeds 5."
+_FEW = 3  # with at most this many settings without an effect, one rarely differs by chance
+_ADVICE = "To tell whether distillation helped, also train the same student without it: run with --baseline."
+_ONE_SEED = "One seed cannot tell whether distillation helps: repeat the run with others, for example with --seeds 5."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class Verdict:
     """The verdict on the runs of one recipe with the same options, which may differ in their seeds.
 
     label: the name of the runs. tone: "better" or "worse" if several seeds decide, otherwise "open".
-    differences: of each metric, the first one decides. Over several seeds, intervals include the choice of the seeds
+    differences: of each metric; the first one decides. With several seeds, intervals include the choice of the seeds
     and of the test samples.
     """
 
@@ -53,10 +53,10 @@ class Verdict:
 
 
 def verdicts_of(runs: Sequence[ReportedRun], average_over: Sequence[str] = ()) -> tuple[Verdict, ...]:
-    """Return a verdict for each group of runs that differ in their seeds only.
+    """Return a verdict for each group of runs that differ only in their seeds.
 
-    average_over: options of recipes in which the runs of a group may differ too, such as the fold. Raises RecipeError
-    if no run has an option of this name.
+    average_over: options of recipes in which the runs of a group may also differ, such as the fold. Raises RecipeError
+    if no run has an option with this name.
     """
     options = dict.fromkeys(name for run in runs for name in mapping(run.record, "options"))
     for name in average_over:
@@ -67,17 +67,18 @@ def verdicts_of(runs: Sequence[ReportedRun], average_over: Sequence[str] = ()) -
     for run in runs:
         settings, values = settings_digest(run, average_over), mapping(run.record, "options")
         seed = settings, repr([run.record.get("seed"), *(values.get(name) for name in average_over)])
-        # Repetitions of one seed, such as those of `kdkit rerun`, are no sample of seeds: each is in another group.
+        # Runs with the same seed, such as those of `kdkit rerun`, are not a sample of seeds, so they are in
+        # different groups.
         groups.setdefault((settings, repetitions[seed]), []).append(run)
         repetitions[seed] += 1
     return tuple(_Group(group, _label(group, runs, average_over), average_over).verdict() for group in groups.values())
 
 
 def headline_of(verdicts: Sequence[Verdict]) -> str:
-    """Return the verdict on all groups in a sentence."""
+    """Return one headline for all groups."""
     if len(verdicts) == 1:
         return verdicts[0].headline
-    # Without a baseline, a setting says nothing about distillation.
+    # Without a baseline, a setting tells nothing about distillation.
     compared = [verdict for verdict in verdicts if verdict.has_baseline]
     if not compared:
         return f"{len(verdicts)} recipes side by side."
@@ -103,7 +104,7 @@ def headline_of(verdicts: Sequence[Verdict]) -> str:
 
 
 def _label(group: Sequence[ReportedRun], runs: Sequence[ReportedRun], average_over: Sequence[str]) -> str:
-    """Return the name of a group among all runs; for several seeds, with the options that not all runs share."""
+    """Return the name of a group among all runs; for several seeds, with the options that differ between runs."""
     first = group[0]
     if len(group) == 1:
         return first.label
@@ -118,18 +119,18 @@ def _label(group: Sequence[ReportedRun], runs: Sequence[ReportedRun], average_ov
 
 
 class _Group:
-    """Runs that differ in their seeds, and in the options of `average_over`, and the two nets that are compared."""
+    """Runs that differ in their seeds and in the options of `average_over`, and the two compared nets."""
 
     def __init__(self, runs: list[ReportedRun], label: str, average_over: Sequence[str]) -> None:
         self.runs, self.label = runs, label
         self.unit = "run" if average_over else "seed"
         self.comparisons: dict[str, Comparison] = {}  # over several seeds, by metric
-        # The others were started alike, so they have the same nets and metrics.
+        # The other runs have the same settings, so they have the same nets and metrics.
         first = runs[0]
         self.student = first.student
         self.baseline = first.baselines.get(self.student)
         self.teachers = first.teachers_of(self.student)
-        # A teacher is a reference too: a student may be as good as one that is much larger.
+        # A teacher can be the reference: a student may be as good as a much larger teacher.
         self.reference = self.baseline or next(iter(self.teachers), None)
         self.metric = first.monitored_metric(self.student)
         self.split = first.metrics.reported_on
@@ -143,7 +144,7 @@ class _Group:
             *(("teacher", net) for net in self.teachers[:2]),
         ]
         is_decided = bool(differences) and differences[0].metric == self.metric
-        # "" if the deciding metric has no interval: others must not decide in its place.
+        # "" if the deciding metric has no interval, because others must not decide in its place.
         tone = differences[0].verdict if is_decided else ""
         if is_decided:
             headline, sentence = self._headline(differences[0]), self._sentence(differences[0])
@@ -167,7 +168,7 @@ class _Group:
         )
 
     def _differences(self) -> tuple[BaselineDifference, ...]:
-        """Return the differences of one run over its samples, or of several runs over their seeds and samples."""
+        """Return the differences over the samples of one run, or over the seeds and samples of several runs."""
         if self.reference is None:
             return ()
         over_samples = self.runs[0].differences(self.student, self.reference)
@@ -196,7 +197,7 @@ class _Group:
         if metric is not None:
             comparison = compare_over_seeds(metric, candidate, baseline, lambda: self._predictions(reference))
             return comparison.with_overlap(self._overlap()) if self.unit == "run" else comparison
-        # A metric of user code: what is stored are the intervals of single runs.
+        # For a user-defined metric, only the intervals of single runs are stored.
         try:
             seeds = paired_t_interval(candidate, baseline, lower_is_better=row.lower_is_better)
         except DataError:
@@ -204,7 +205,7 @@ class _Group:
         rows = [item for run in self.runs for item in run.differences(*nets) if item.metric == row.metric]
         if len(rows) < len(self.runs):
             return Comparison(seeds=seeds, samples=None, note="not all runs have an interval over their samples")
-        # No narrower than that of the mean: of means over the same samples, the standard error is at most the mean one.
+        # Not narrower than the interval of the mean: over the same samples, its standard error is at most the average.
         low, high = (fmean(item.interval[side] for item in rows) for side in (0, 1))
         error = (high - low) / 2 / NormalDist().inv_cdf((1 + row.level) / 2)
         samples = Difference(value=seeds.value, interval=(low, high), level=row.level, pairs=len(rows), error=error)
@@ -213,7 +214,7 @@ class _Group:
     def _predictions(self, reference: str) -> PairsOfRuns:
         splits = [[run.split(net) for run in self.runs] for net in (self.student, reference)]
         candidates, baselines = ([split for split in of_net if split is not None] for of_net in splits)
-        return candidates, baselines  # of different lengths, which raises, if some could not be read
+        return candidates, baselines  # if some could not be read, the lengths differ, which raises
 
     def _overlap(self) -> float:
         """Return the number of reported samples for each training sample; NaN if it is unknown."""
@@ -257,24 +258,24 @@ class _Group:
         )
 
     def _other_metrics(self, differences: Sequence[BaselineDifference]) -> str:
-        """Return the metrics with another verdict, "" if there are none: a verdict must not hide them."""
+        """Return the metrics with another verdict, which must not be hidden; "" if there are none."""
         others = [row for row in differences[1:] if row.verdict != differences[0].verdict]
         listed = ", ".join(f"{metric_title(row.metric)} {row.verdict}" for row in others)
-        return f"By other metrics: {listed}. " if others else ""
+        return f"Other metrics: {listed}. " if others else ""
 
     def _without_difference(self) -> tuple[str, str, str]:
-        """Return headline, sentence and caveat if there is nothing to compare, or no interval."""
+        """Return headline, sentence and caveat if there is no reference or no interval."""
         name, value = metric_title(self.metric), plain(self._mean(self.student))
         sentence = f"{name} of {self.student} is {value} on the {self.split} split."
         if self.reference is None:
             return "There is nothing to compare the student with.", sentence, _ADVICE
         if self.metric in self.runs[0].metrics.results[self.reference]:
-            sentence = f"{sentence[:-1]}, that of {self.reference} {plain(self._mean(self.reference))}."
+            sentence = f"{sentence[:-1]}, and {plain(self._mean(self.reference))} for {self.reference}."
         reason = "kdkit cannot compute an interval of this difference."
         return "No paired comparison.", sentence, reason if self.baseline is not None else f"{reason} {_ADVICE}"
 
     def _caveat(self, difference: BaselineDifference) -> str:
-        """Return what the interval is based on, and what it does not include."""
+        """Return the basis of the interval, and what it does not include."""
         split = self.runs[0].split(self.student)
         groups = None if split is None else split.test.groups
         count = "the samples" if split is None else f"{len(split.test):,} samples"
@@ -291,7 +292,7 @@ class _Group:
         return " ".join(parts)
 
     def _basis(self, difference: BaselineDifference, count: str) -> str:
-        """Return the intervals over seeds and over samples, of which that of several runs is made."""
+        """Return the intervals over seeds and over samples that the interval of several runs combines."""
         comparison = self.comparisons[difference.metric]
         points = self._in_points(difference)
 

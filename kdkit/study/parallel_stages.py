@@ -1,4 +1,4 @@
-"""Train stages that do not depend on each other in parallel, each in a child process that writes to one run folder."""
+"""Train independent stages in parallel, each in a child process, and write all of them to one run folder."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -26,17 +26,17 @@ def run_parallel_stages(
     """Run a recipe file as `kdkit.run` does, with up to `jobs` independent stages at the same time.
 
     origin: of the recipe, with the keyword arguments of recipe(). log: is called with a line when a child process
-    starts or ends a stage. Stages that depend on each other, and the evaluation, run in this process. Results are those
-    of one job with as many threads, except for the rounding of teacher outputs that several stages compute.
+    starts or ends a stage. Stages that depend on each other, and the evaluation, run in this process. Results equal
+    those of one job with as many threads, except for the rounding of teacher outputs that several stages compute.
 
-    Raises RecipeError if `options` has no run folder, and the error of a stage that fails, which can be resumed.
+    Raises RecipeError if `options` has no run folder. If a stage fails, raises its error; the run can be resumed.
     """
     if options.out is None:
         raise RecipeError("to train stages in parallel, choose a run folder: --out FOLDER")
     arguments = origin.options or {}
     workers, folder = Processes(jobs), RunFolder(options.out)
     # The recipe is checked and the run folder is created before child processes write to it. Its lock is held from then
-    # on, so that no other command can come between.
+    # on, so that no other command can use the folder in between.
     with prepared(lambda: file.make(arguments), replace(options, only=()), origin=origin) as prepared_run:
         stages, lock = prepared_run.ctx.plan.stages, prepared_run.lock.pop_all()
     options = replace(options, resume=True)
@@ -54,7 +54,7 @@ def run_parallel_stages(
         )
 
     with lock, closing(workers):
-        # Until the remaining stages have only one order: they are trained here.
+        # Once the remaining stages form a sequence, they are trained in this process.
         while pending.running or not pending.is_sequence:
             for name in pending.ready:
                 # The stages that finished in this loop may have left a sequence.
@@ -63,7 +63,7 @@ def run_parallel_stages(
                     pending.running.add(name)
                     log(f"stage {name}: training in a child process with {workers.threads} threads")
             name, result = workers.next_result()
-            if isinstance(result.error, WorkerError):  # which does not know what its process ran
+            if isinstance(result.error, WorkerError):  # its message does not name the stage
                 raise WorkerError(f"stage {name!r}: {result.error}") from result.error
             if result.error is not None:
                 raise result.error
@@ -81,7 +81,7 @@ class _PendingStages:
         self.finished = finished
         self.running: set[str] = set()
         self._needs: Mapping[str, Sequence[str]] = stage_dependencies(stages)
-        self._all_needs: dict[str, set[str]] = {}  # with the needs of the needed stages
+        self._all_needs: dict[str, set[str]] = {}  # including indirect needs
         for name, needs in self._needs.items():  # a stage comes after those that it needs
             self._all_needs[name] = {ancestor for need in needs for ancestor in (need, *self._all_needs[need])}
 
@@ -93,7 +93,7 @@ class _PendingStages:
 
     @property
     def is_sequence(self) -> bool:
-        """Whether each unfinished stage needs all before it, so that no two could be trained at the same time."""
+        """Whether each unfinished stage needs all earlier ones, so that no two can be trained at the same time."""
         earlier: set[str] = set()
         for name in (name for name in self._needs if name not in self.finished):
             if not earlier.issubset(self._all_needs[name]):

@@ -12,7 +12,7 @@ def run_trials(
 ) -> Iterator[TrialResult]:
     """Yield the result of each trial as it ends. Trials that could start at the same time start in the given order.
 
-    prepare: returns the job of a trial, or its result if the trial is not to be run.
+    prepare: returns the job of a trial, or its result if the trial does not run.
     """
     pending, running = list(trials), dict[str, Trial]()
     succeeded: dict[str, bool] = {}  # of each trial that ended: whether trials that need it may run
@@ -42,7 +42,7 @@ def run_trials(
                 continue
             pending.remove(trial)
             if result is not None:
-                # Recorded at once, so that trials later in this loop that need it may start or are blocked.
+                # Recorded now, so that trials that need it can start, or are blocked, later in this loop.
                 succeeded[trial.name] = result.error is None
                 yield result
         if running:

@@ -1,4 +1,4 @@
-"""The settings of a trial that its run records, by which a later study recognizes the run as that of the trial."""
+"""The settings of a trial that its run records. A later study uses them to match the run with the trial."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,12 +7,12 @@ from typing import Any
 from kdkit.engine.options import RunOptions
 from kdkit.engine.run_record import Origin, option_texts
 
-_RUN_OPTIONS = ("precision", "baseline")  # that change the results of a run by more than rounding
+_RUN_OPTIONS = ("precision", "baseline")  # options that change results by more than rounding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialSettings:
-    """What a trial shares with each run of it, and what is known without reading the data."""
+    """The settings that a trial shares with its runs. They are known without reading the data."""
 
     name: str
     recipe_sha256: str | None
@@ -32,13 +32,13 @@ class TrialSettings:
         )
 
     def differences(self, record: Mapping[str, Any]) -> list[str]:
-        """Return in what the record of a run differs; empty if it is a run of this trial."""
+        """Return the differences of a run's record from this trial; empty if it is a run of this trial."""
         changed = record.get("recipe_sha256") != self.recipe_sha256
         return [*(["its recipe file, which has changed"] if changed else []), *self._different_values(record)]
 
     def _different_values(self, record: Mapping[str, Any]) -> Iterator[str]:
         recorded = record.get("options")
-        options = recorded if isinstance(recorded, Mapping) else {}  # the file may be changed
+        options = recorded if isinstance(recorded, Mapping) else {}  # the file may have been edited
         pairs = {
             f"option {name}": [values.get(name, "its default") for values in (options, self.options)]
             for name in dict.fromkeys([*options, *self.options])
@@ -46,11 +46,11 @@ class TrialSettings:
         pairs |= {name: [record.get(name), value] for name, value in {"seed": self.seed, **self.run_options}.items()}
         for name, (before, current) in pairs.items():
             if before != current:
-                yield f"its {name}: it had {before!s:.500}, and now it is {current!s:.500}"
+                yield f"its {name}: it was {before!s:.500}, and now it is {current!s:.500}"
 
 
 def unknown_run(settings: Sequence[TrialSettings], runs: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Return how the first run differs that is none of these trials, not even with another seed; None if there is none.
+    """Describe the first run that does not belong to these trials, even with another seed; None if all of them do.
 
     runs: the records of runs by name.
     """
@@ -59,7 +59,7 @@ def unknown_run(settings: Sequence[TrialSettings], runs: Mapping[str, Mapping[st
     for run, record in runs.items():
         seed, recorded = record.get("seed"), record.get("options")
         options = _key(recorded if isinstance(recorded, Mapping) else {})
-        # Of thousands of runs, all but the one that differs are found by their options.
+        # Found by options, so that thousands of runs are fast; only a run that differs is compared with all trials.
         candidates = [cells[options]] if options in cells else cells.values()
         nearest = min((replace(trial, seed=seed).differences(record) for trial in candidates), key=len)
         if nearest:

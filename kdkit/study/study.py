@@ -33,16 +33,16 @@ _ADVICE = "choose another folder (--out FOLDER, or folder=FOLDER in Python)"
 
 
 class Study:
-    """Trials in one folder, each in a subfolder of its name, in the given order.
+    """Trials in one folder, each in a subfolder with its name, in the given order.
 
-    Raises RecipeError if two trials have the same name, if one has the name of the folder of the teacher cache, or if
-    one needs a trial that is not before it.
+    Raises RecipeError if two trials have the same name, if one has the name of the teacher cache folder, or if one
+    needs a trial that does not precede it.
     """
 
     def __init__(self, folder: str | Path, trials: Sequence[Trial]) -> None:
         self.folder, self.trials = Path(folder), tuple(trials)
         self._digests: dict[str, str] = {}
-        # Read once: recipes are those of now, although their files may be edited before the last trial starts.
+        # Read once, because recipe files may be edited before the last trial starts.
         self._files = {trial.name: _source_file(trial.recipe) for trial in self.trials}
         self._sources = {file: file.read_bytes() for file in {*self._files.values()} if file is not None}
         names: list[str] = []
@@ -52,7 +52,7 @@ class Study:
             if trial.name == TEACHER_CACHE:
                 raise RecipeError(f"a trial cannot be named {trial.name!r}, which is the folder of the teacher cache")
             for name in trial.dependencies:
-                # A trial needs earlier ones only, so there is no cycle.
+                # A trial may need only earlier ones, so there is no cycle.
                 if name not in names:
                     raise RecipeError(f"trial {trial.name!r} needs {name!r} before it; {did_you_mean(name, names)}")
             names.append(trial.name)
@@ -73,13 +73,13 @@ class Study:
 
         options: as for `kdkit.run`, except that the study sets `out`, `seed` and `resume`.
         jobs: how many trials run at once, each in a process with its share of the cores. Results are equal, bit for
-        bit, to those of one job with as many threads. With the device "auto" or "cuda", each job gets the GPU on which
-        the fewest run; the jobs of a GPU divide the share `device_data`. cluster: run the trials on a Ray cluster
-        instead. In both cases the recipe must be at the top level of a file, and callbacks work on copies in the
-        process of the trial.
+        bit, to those of one job with as many threads. With the device "auto" or "cuda", each job gets the GPU with
+        the fewest jobs, and the jobs on a GPU divide the share `device_data`. cluster: run the trials on a Ray cluster
+        instead. In both cases the recipe must be defined at the top level of a file, and each trial gets copies of the
+        callbacks in its process.
 
         A finished trial fails instead of being skipped if its recipe file, its options, its seed, the precision or the
-        weights of a trial that it needs have changed. An interrupted trial is compared as by `kdkit.run(resume=True)`.
+        weights of a trial that it needs have changed. An interrupted trial is compared as in `kdkit.run(resume=True)`.
 
         Raises RunFolderError if another process runs a study in this folder, or if it cannot be written, WorkerError if
         the cluster cannot run the trials, and RecipeError if a callback cannot be pickled.
@@ -97,11 +97,11 @@ class Study:
     def require_comparable(self, options: RunOptions) -> None:
         """Raise RunFolderError if the folder holds anything but runs of these trials, with these seeds or others.
 
-        For trials that are compared with each other: a run with other options would be mixed into the comparison.
+        For trials that are compared with each other: a run with other options would distort the comparison.
         options: as for `run`; if `force` is set, a run may differ.
         """
         if can_resume(self.folder):
-            raise RunFolderError(f"{self.folder} holds one run, and a folder for several is needed; {_ADVICE}")
+            raise RunFolderError(f"{self.folder} is the folder of a single run, not of several; {_ADVICE}")
         runs = runs_in(self.folder)
         if not runs and self.folder.is_dir() and not (self.folder / LOCK).exists():
             files = sorted(file.name for file in self.folder.iterdir() if not file.name.startswith("."))
@@ -136,7 +136,7 @@ class Study:
     def predictions(self, name: str, net: str) -> SplitPredictions:
         """Return the predictions of a net of a finished trial.
 
-        Without a test split, the predictions on the validation split stand for those on the test split. Raises
+        Without a test split, the predictions on the validation split are returned for both. Raises
         RunFolderError if there are none.
         """
         reported = read_reported(self.path(name), net)
@@ -146,7 +146,7 @@ class Study:
         if cluster is None:
             return InProcess() if jobs == 1 else Processes(jobs)
         if jobs != 1:
-            raise RecipeError("jobs are processes of this machine, and a cluster has its own; use only one of the two")
+            raise RecipeError("jobs are processes on this machine, and a cluster has its own; use only one of the two")
         files = {self._files[trial.name] for trial in self.trials if not self.finished(trial.name)}
         return RayWorkers(cluster, self.folder, [file for file in files if file is not None])
 
@@ -154,7 +154,7 @@ class Study:
         """Return the job of a trial, or its result if it was finished before or cannot be run."""
         path = self.path(trial.name)
         try:
-            # A bar and a table for each trial would bury what the script prints about them.
+            # A progress bar and a table for each trial would bury the output of the script.
             progress = options.progress or False
             options = replace(options, out=path, seed=trial.seed, resume=False, progress=progress)
             if self.finished(trial.name):
@@ -180,7 +180,7 @@ class Study:
     def _origin(self, trial: Trial) -> Origin:
         """Return the recipe file and the options, as they are recorded in the run folder.
 
-        Trials that it needs are recorded by name and digest instead of by folder, so that a study can be moved.
+        Needed trials are recorded by name and digest instead of by folder, so that a study can be moved.
         """
         needs = {
             parameter: ", ".join(f"{name} {self._digest(name)}" for name in as_names(names))
@@ -199,7 +199,7 @@ class Study:
 
     def _digest(self, name: str) -> str:
         """Return a digest of the weights of a finished trial."""
-        # Kept for the call of `run`: many students may need one teacher, and a finished trial does not change.
+        # Cached for one call of `run`: many students may need one teacher, and a finished trial does not change.
         if name not in self._digests:
             digest = hashlib.sha256()
             for file in sorted(self.path(name).rglob("weights*.safetensors")):
@@ -217,7 +217,7 @@ class Study:
         if differences:
             raise RunFolderError(
                 f"{path} holds a finished run that differs in {'; and in '.join(differences)}; choose another folder, "
-                "or delete that one"
+                "or delete this one"
             )
 
 

@@ -26,15 +26,15 @@ from kdkit.utils.validation import is_whole_number, validate_count
 
 Values = Sequence[Any] | NDArray[Any] | torch.Tensor
 
-_LONGEST_VALUE, _LONGEST_NAME = 40, 150  # letters of a folder name; file systems allow 255 bytes
+_LONGEST_VALUE, _LONGEST_NAME = 40, 150  # characters of a folder name; file systems allow 255 bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
     """One combination of the options that are compared.
 
-    label: those with several values in the sweep as text, such as "temperature=2, width=8". trials: the name of the
-    trial for each repetition, which is a seed; if the sweep takes the mean over options, their values and a seed.
+    label: the options with several values in the sweep, such as "temperature=2, width=8". trials: the name of the trial
+    of each repetition. A repetition is a seed; if the sweep averages over options, it is their values and a seed.
     """
 
     options: Mapping[str, Any]
@@ -50,15 +50,15 @@ class Sweep:
             print(result.trial.name, result.state)
         print(sweep.results().verdicts())
 
-    recipe: a function that returns a Recipe. grid: for each swept parameter of `recipe` its values; every combination
+    recipe: a function that returns a Recipe. grid: the values of each swept parameter of `recipe`; every combination
     is a cell. Parameters that are not in the grid keep their defaults. folder: of all runs, as for a Study.
-    seeds: how many, counted from 0, or the seeds themselves. metric: the name of the metric by which cells are
-    compared; the recipe's first one if None. net: the name of the net; the one that is trained last if None.
-    average_over: parameters of the grid whose values are repetitions as seeds are, such as the folds of a
-    cross-validation: every cell runs with each of them, and is compared by its mean. amend: returns a trial with more
-    to record than the grid has, such as its command.
+    seeds: the number of seeds, counted from 0, or the seeds themselves. metric: the name of the compared metric; the
+    recipe's first one if None. net: the name of the compared net; the net trained last if None.
+    average_over: parameters of the grid whose values are repetitions, like seeds, such as the folds of a
+    cross-validation: every cell runs with each of them, and is compared by its mean. amend: called with each trial;
+    returns it with more to record, such as its command.
 
-    Raises RecipeError if `recipe` has no such parameter or needs others, and for values or seeds that are repeated.
+    Raises RecipeError if `recipe` has no such parameter or needs others, and if values or seeds are repeated.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Sweep:
             validate_count("seeds", seeds)
             seeds = range(seeds)
         if not seeds or not all(is_whole_number(seed) and seed >= 0 for seed in seeds) or len({*seeds}) < len(seeds):
-            raise RecipeError(f"seeds must be different integers of at least 0, one or more; got {seeds!r}")
+            raise RecipeError(f"seeds must be one or more different integers of at least 0; got {seeds!r}")
         self.seeds = tuple(map(int, seeds))
         averaged = (average_over,) if isinstance(average_over, str) else tuple(average_over)
         for name in averaged:
@@ -89,7 +89,7 @@ class Sweep:
         self.average_over = tuple(name for name in self.grid if name in averaged)
         compared = [name for name in self.grid if name not in averaged]
         self.cells = tuple(self._cell(options) for options in _combinations(self.grid, compared))
-        # Seed by seed, so that a sweep that is stopped has some runs of every cell.
+        # Seed by seed, so that an interrupted sweep has some runs of every cell.
         trials = [
             Trial(
                 name=cell.trials[_repetition(values, seed)],
@@ -109,9 +109,9 @@ class Sweep:
     ) -> Iterator[TrialResult]:
         """Run the trials that are not finished, and yield the result of each, as `Study.run` does.
 
-        Raises at once RecipeError if the recipe has no metric or no net of the names that this sweep compares, and
-        RunFolderError if the folder holds runs with other options or other files. All values of a sweep that was run in
-        the folder before must be in the grid, which may have more.
+        Before any training, raises RecipeError if the recipe lacks the metric or the net that this sweep compares, and
+        RunFolderError if the folder holds other files or runs with other options. The grid must have all values of an
+        earlier sweep in the folder, and may have more.
         """
         _ = self._compared  # raises for a wrong name before hours of training
         self.study.require_comparable(options or RunOptions())
@@ -129,7 +129,7 @@ class Sweep:
         ]
         if not any(cell.trials for cell in finished):
             raise RecipeError(f"no run in {self.study.folder} is finished, so there is nothing to compare")
-        if self._compared is None:  # although a run finished, such as when its data was moved since
+        if self._compared is None:  # a run finished, but recipe() fails now, for example because its data was moved
             raise RecipeError("recipe() fails for every combination of options, so there is no metric to compare")
         metric, student = self._compared
         return compare_cells(
@@ -188,18 +188,18 @@ def _combinations(grid: Mapping[str, Sequence[Any]], names: Sequence[str]) -> li
 
 
 def _repetition(values: Mapping[str, Any], seed: int) -> Repetition:
-    """Return the key of a run among those of its cell. values: of the options over which the mean is taken."""
+    """Return the key of a run in its cell. values: of the options that are averaged over."""
     keys = [value if isinstance(value, Hashable) else _text(value) for value in values.values()]
     return (*keys, seed) if keys else seed
 
 
 def _as_list(values: Any) -> Any:
-    """Return an array or a tensor as Python numbers, which have the same text in every run, and others unchanged."""
+    """Return an array or tensor as Python numbers, whose text is the same in every run, and other values unchanged."""
     return values.tolist() if isinstance(values, np.ndarray | torch.Tensor) else values
 
 
 def _ordered(recipe: Callable[..., Recipe], grid: Mapping[str, Sequence[Any]]) -> dict[str, tuple[Any, ...]]:
-    """Return the grid in the order of the parameters of `recipe`. Raises RecipeError if the two do not fit."""
+    """Return the grid in the order of the parameters of `recipe`. Raises RecipeError if they do not match."""
     parameters = inspect.signature(recipe).parameters.values()
     named = {item.name: item for item in parameters if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)}
     takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters)
@@ -209,28 +209,28 @@ def _ordered(recipe: Callable[..., Recipe], grid: Mapping[str, Sequence[Any]]) -
         _validate_values(name, values)
     for name, item in named.items():
         if item.default is item.empty and name not in grid:
-            raise RecipeError(f"recipe() needs a value of {name!r}; add it to the grid, with one value if it is fixed")
-    # Not the order of the caller, so that the names of trials do not depend on it.
+            raise RecipeError(f"recipe() needs a value for {name!r}; add it to the grid, with one value if it is fixed")
+    # The names of trials must not depend on the order in the caller's grid.
     names = [name for name in named if name in grid]
     return {name: tuple(grid[name]) for name in (*names, *(name for name in grid if name not in named))}
 
 
 def _validate_values(name: str, values: Sequence[Any]) -> None:
     if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-        raise RecipeError(f"the grid has a list of values for each parameter, at least one; got {name}={values!r}")
+        raise RecipeError(f"the grid must have a list of at least one value for each parameter; got {name}={values!r}")
     for index, value in enumerate(values):
-        # By their texts too, which are names of folders.
+        # Texts are compared too, because they become folder names.
         if any(earlier == value or _text(earlier) == _text(value) for earlier in values[:index]):
             raise RecipeError(f"the grid has {name}={_text(value)} twice; leave one out")
         if re.search(r" at 0x[0-9a-fA-F]+", str(value)):
             raise RecipeError(
-                f"the grid has {name}={value!r}, whose text has a memory address, so that a later run would not "
+                f"the grid has {name}={value!r}, whose text has a memory address, so a later run would not "
                 "recognize it; sweep a name or a number, and create the object in recipe()"
             )
 
 
 def _trial_name(options: Mapping[str, Any], seed: int) -> str:
-    """Return the name of a trial, and so of its folder, such as "temperature=0.5,seed=0"."""
+    """Return the name of a trial, which is also that of its folder, such as "temperature=0.5,seed=0"."""
     name = ",".join(f"{option}={_value_name(value)}" for option, value in options.items())
     if len(name) > _LONGEST_NAME:
         name = f"{name[:_LONGEST_NAME]}-{_digest(name)}"
@@ -238,11 +238,11 @@ def _trial_name(options: Mapping[str, Any], seed: int) -> str:
 
 
 def _value_name(value: Any) -> str:
-    """Return a value as a part of a folder name; a digest tells long values, and those with other letters, apart."""
+    """Return a value as part of a folder name; a digest distinguishes long values and values with other characters."""
     text = _text(value)
     if len(text) <= _LONGEST_VALUE and re.fullmatch(r"[\w+-]+(\.[\w+-]+)*", text, re.ASCII):
         return text
-    # Replacing letters could make two values equal.
+    # Replacing characters alone could make two names equal.
     legal = re.sub(r"[^\w+-]", "_", text, flags=re.ASCII)
     return f"{legal[:_LONGEST_VALUE]}-{_digest(text)}"
 

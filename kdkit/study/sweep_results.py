@@ -23,11 +23,11 @@ from kdkit.utils.files import to_json, write_output
 
 _LEVEL = 0.95  # of all comparisons together
 _RELATIONS = {"better": "better than", "worse": "worse than", "not distinguishable": "not distinguishable from"}
-_RESAMPLES = 2000  # enough for the tails of the levels of about twenty comparisons
+_RESAMPLES = 2000  # enough for the tails of the intervals of about twenty comparisons
 
 
 Repetition = int | tuple[Any, ...]
-"""The seed of a run; if a sweep takes the mean over options, their values and the seed."""
+"""The seed of a run; if a sweep averages over options, their values and the seed."""
 
 
 class Spread(NamedTuple):
@@ -41,11 +41,11 @@ class Spread(NamedTuple):
 class CellResults:
     """The finished runs of one combination of options.
 
-    metrics: of the net on the reported split, by metric and repetition, which is the seed, or if the sweep takes the
-    mean over options, a tuple of their values and the seed. validation: the compared metric on the validation split, by
-    repetition. comparison: of the best cell with this one; None for the best cell and for one without a run.
-    alone: as `metrics`, of the student without teachers, if the runs have such a baseline. distillation: the comparison
-    of the net with it; None if there is none.
+    metrics: of the net on the reported split, by metric and repetition. A repetition is a seed, or if the sweep
+    averages over options, a tuple of their values and the seed. validation: the compared metric on the validation
+    split, by repetition. comparison: of the best cell with this one; None for the best cell and for cells without runs.
+    alone: like `metrics`, of the student without teachers, if the runs have such a baseline. distillation: the
+    comparison of the net with this baseline; None if there is none.
     """
 
     label: str
@@ -70,12 +70,12 @@ class CellResults:
 class SweepResults:
     """The table of a sweep.
 
-    metric: the name of the compared metric. best: the index of the cell with the best mean of it on the validation
+    metric: the name of the compared metric. best: the index of the cell with its best mean on the validation
     split. reported_on: the split of the metrics, "test", or "validation" if the data has no test split.
-    level: of each interval; all of them contain their differences together with 95 % confidence (Bonferroni).
-    distillation_level: likewise of each interval of a student against its baseline.
-    left_out: why finished runs are missing, for each one that cannot be read. average_over: the options over whose
-    values the mean is taken, in addition to that over the seeds.
+    level: the confidence level of each interval, at which all of them together have 95 % (Bonferroni).
+    distillation_level: likewise, of the intervals of students against their baselines.
+    left_out: the reason for each finished run that cannot be read. average_over: the options whose values are averaged
+    over, in addition to the seeds.
     """
 
     cells: tuple[CellResults, ...]
@@ -89,11 +89,11 @@ class SweepResults:
 
     @property
     def unit(self) -> str:
-        """What the repetitions of a cell are called: "seed", or "run" if they differ in other options too."""
+        """The word for a repetition of a cell: "seed", or "run" if they differ in other options too."""
         return "run" if self.average_over else "seed"
 
     def verdicts(self) -> list[str]:
-        """Return a sentence for the best cell, one for each comparison of it, and one for each student and baseline."""
+        """Return a sentence for the best cell, for each of its comparisons, and for each student with a baseline."""
         best = self.cells[self.best].label
         sentences = [
             f"{_scope(comparison)}{best} is {_RELATIONS[comparison.verdict]} {cell.label}: {self.metric} "
@@ -122,14 +122,14 @@ class SweepResults:
         if (comparisons or against_baselines) and min(map(len, repetitions)) == 1:
             notes["one seed cannot tell which options are better, or whether distillation helps: --seeds 5"] = None
         if len({*repetitions}) > 1:
-            notes[f"means are over different {self.unit}s, since some runs are missing; run the sweep again"] = None
+            notes[f"means are over different {self.unit}s, because some runs are missing; run the sweep again"] = None
         if max(len(comparisons), len(against_baselines)) > 1:
             notes[f"all intervals of a table together hold with {_LEVEL:.0%} confidence (Bonferroni)"] = None
         if comparisons and self.reported_on == "validation":
-            # The best of several is too good on the samples that it was chosen on.
-            notes["there is no test split: the best was chosen on the samples on which it is compared"] = None
+            # On the samples used to choose it, the best looks better than it is.
+            notes["there is no test split, so the best was chosen and compared on the same samples"] = None
         elif self.average_over and any(comparison.includes_samples for comparison in comparisons):
-            notes["test samples of a run may be validation samples of another, on which the best was chosen"] = None
+            notes["test samples of one run may be validation samples of another, on which the best was chosen"] = None
         return list(notes)
 
     def as_json(self) -> str:
@@ -235,7 +235,7 @@ def compare_cells(
 ) -> SweepResults:
     """Read the finished trials of all cells, find the best cell, and compare it with the others.
 
-    net: whose metrics are compared; if None, the one named `student`, or in a cell whose recipe names it otherwise,
+    net: the net whose metrics are compared; if None, the net named `student`, or if a cell's recipe has no such net,
     the last one with metrics. Raises RecipeError if a run has no such net or metric, and RunFolderError if no run
     can be read.
     """
@@ -268,9 +268,9 @@ def compare_cells(
     compared = [index for index, cell in enumerate(results) if index != best and cell.validation]
     level = 1 - (1 - _LEVEL) / max(1, len(compared))  # Bonferroni's correction
     nets = [{key: run.net for key, run in cell_runs.items()} for cell_runs in runs]
-    # Runs that differ in their seeds only, and yet in their test samples, may share no data, such as simulated ones.
+    # If runs differ only in their seeds but have different test samples, as with simulated data, they may share none.
     overlaps = [run.overlap for cell_runs in runs for run in cell_runs.values()]
-    overlap = float(np.max(overlaps)) if average_over else 0.0  # NaN if that of any run is unknown
+    overlap = float(np.max(overlaps)) if average_over else 0.0  # NaN if the overlap of any run is unknown
     for index in compared:
         comparison = _compare(nets[best], nets[index], metric, level).with_overlap(overlap)
         results[index] = replace(results[index], comparison=comparison)
@@ -294,19 +294,19 @@ def compare_cells(
 
 
 class _ReportedNet(NamedTuple):
-    """A net of a finished trial: its metrics by name, and its predictions, which are large and not kept in memory."""
+    """A net of a finished trial: its metrics by name, and its predictions, which are too large to keep in memory."""
 
     metrics: Mapping[str, float]
     predictions: Callable[[], SplitPredictions]
 
 
 class _Run:
-    """A finished trial: the net in it that is compared, and its baseline, which has no metrics if there is none.
+    """A finished trial: the compared net and its baseline, whose metrics are empty if there is none.
 
-    validation: the metric on the validation split, by which cells are chosen without a look at the test split.
+    validation: the metric on the validation split, which chooses cells without looking at the test split.
     has_test: whether the data has a test split. overlap: reported samples for each training sample.
 
-    Raises RunFolderError if a file that is compared cannot be read, and RecipeError if there is no such net.
+    Raises RunFolderError if a compared file cannot be read, and RecipeError if there is no such net.
     """
 
     def __init__(self, study: Study, trial: str, metric: Metric, *, net: str | None, student: str) -> None:

@@ -47,7 +47,7 @@ class TrialResult:
     """The result of a trial.
 
     state: "finished", "skipped" (it was finished before), "failed", or "blocked" (a trial in its `needs` failed or is
-    blocked). seconds: the time that it took now, without earlier attempts. error: why it failed or is blocked.
+    blocked). seconds: its duration, without earlier attempts. error: why it failed or is blocked.
     """
 
     trial: Trial

@@ -26,8 +26,8 @@ IN_HALF_PRECISION = (
 class LossInputs:
     """The inputs of a loss: one tensor per tap on each side, and the labels.
 
-    tuples: whether the loss gets tuples of taps instead of single tensors. description: how the inputs were made, for
-    error messages.
+    tuples: whether the loss gets tuples of taps instead of single tensors. description: of the inputs, for error
+    messages.
     """
 
     student: tuple[Tensor, ...]
@@ -62,7 +62,7 @@ class LossInputs:
         return [tensor.shape for tensor in self.student] == [tensor.shape for tensor in self.target]
 
     def arguments(self) -> tuple[Any, Any]:
-        """Return the student and the target as a loss takes them: a tensor each, or a tuple of taps each."""
+        """Return the student and the target for the loss: each is a tensor, or a tuple of taps."""
         return (self.student, self.target) if self.tuples else (self.student[0], self.target[0])
 
     def __str__(self) -> str:
@@ -82,14 +82,14 @@ class LossCase:
         first = make_loss()
         self.name = loss_name(first)
         self._kwargs = extra_kwargs_of(first)
-        self._is_buildable = isinstance(first, BuildableLoss)  # here, since a test for a protocol takes long
+        self._is_buildable = isinstance(first, BuildableLoss)  # stored, because testing for a protocol is slow
         classes = inputs.target[0].shape[1]
         names = tuple(str(index) for index in range(classes))
         self.context = BuildContext(
             classes=names, task=task, samples=_TRAINING_SAMPLES, ids=True, batch_size=len(inputs.labels)
         )
         torch.default_generator.manual_seed(0)
-        # with a Linear layer and a batch norm, for losses that read the teacher's classifier or its norm
+        # has a Linear layer and a batch norm, for losses that read the teacher's classifier or norm
         self.teacher = nn.Sequential(nn.Linear(classes, classes), nn.BatchNorm1d(classes)).eval()
 
     def build_loss(self, *, builds: int = 1) -> Loss:
@@ -150,7 +150,7 @@ class LossCase:
 
     def _loss_kwargs(self, inputs: LossInputs) -> dict[str, Any]:
         batch = len(inputs.student[0])
-        # Functions, since a loss is called some hundred times and takes only a few of these.
+        # Functions, because a loss is called hundreds of times and takes only some of these.
         values: dict[str, Callable[[], Any]] = {
             "labels": lambda: inputs.labels,
             "ids": lambda: torch.arange(batch),

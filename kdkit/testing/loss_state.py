@@ -1,4 +1,4 @@
-"""Checks of gradients and state: which tensors a loss changes, and whether it can be rebuilt, saved and restored."""
+"""Check gradients and state: which tensors a loss changes, and whether it can be rebuilt, saved and restored."""
 
 import copy
 
@@ -56,14 +56,14 @@ def trains_only_its_own_weights(case: LossCase) -> None:
 
 
 def is_deterministic(case: LossCase) -> None:
-    """Check that the value is a function of the seed."""
+    """Check that the value depends only on the seed."""
     first, second = (case.value(case.inputs) for _ in range(2))
     if not torch.equal(first, second):
         raise case.error(case.inputs, f"is not deterministic for one seed: {first.item()}, then {second.item()}")
 
 
 def can_be_rebuilt(case: LossCase) -> None:
-    """Check that a second build gives the same loss: a recipe builds it when it is checked and when it is run."""
+    """Check that a second build gives the same loss. A recipe builds it for the check and again for the run."""
     losses = [case.build_loss(builds=builds) for builds in (1, 2)]
     counts = [
         sum(parameter.numel() for parameter in loss.parameters()) if isinstance(loss, nn.Module) else 0
@@ -83,15 +83,15 @@ def restores_from_state_dict(case: LossCase) -> None:
     loss, restored = case.build_loss(), case.build_loss()
     if not isinstance(loss, nn.Module) or not isinstance(restored, nn.Module):
         return
-    # two steps, since some losses initialise their state in the first
+    # two steps, because some losses initialise their state in the first
     for _ in range(2):
         case.value(case.inputs, loss)
     with torch.no_grad():
         for parameter in loss.parameters():
-            parameter.add_(torch.rand_like(parameter) / 10)  # stands for a step of an optimizer
+            parameter.add_(torch.rand_like(parameter) / 10)  # simulates an optimizer step
     with case.contract_errors(f"on {case.inputs} when its state_dict() is loaded"):
         restored.load_state_dict(copy.deepcopy(loss.state_dict()))
-    # eval mode first, since a call in training mode may change the state
+    # eval mode first, because a call in training mode may change the state
     for mode in ("eval", "training"):
         value, restored_value = (
             case.value(case.inputs, module.train(mode == "training")) for module in (loss, restored)

@@ -1,4 +1,4 @@
-"""Checks of values and gradients: extreme numbers, small batches, memory layouts and precisions."""
+"""Check values and gradients for extreme numbers, small batches, memory layouts and precisions."""
 
 import math
 from dataclasses import replace
@@ -13,8 +13,8 @@ from kdkit.testing.loss_case import BOTH_SIDES, IN_HALF_PRECISION, LossCase, Los
 
 _SIDES = (("student",), ("target",), BOTH_SIDES)
 _SHORT_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-# The precisions of autocast, the student and the target. A net's last layer may give half precision or, as a softmax
-# does under autocast, float32; so may the teacher's.
+# The precisions of autocast, the student and the target. The last layer of either net may return half precision or,
+# like a softmax under autocast, float32.
 _PRECISIONS = (
     (torch.bfloat16, torch.bfloat16, torch.bfloat16),
     (torch.bfloat16, torch.bfloat16, torch.float32),
@@ -23,16 +23,16 @@ _PRECISIONS = (
     (torch.float16, torch.float16, torch.float16),
 )
 _NO_GRADIENT = 1e-9  # up to rounding
-_HALF_RTOL = 2e-2  # bf16 has 8 significant bits, of which about six are left after a layer and a mean
+_HALF_RTOL = 2e-2  # bf16 has 8 significant bits; about six are left after a layer and a mean
 
 
 def is_minimal_when_equal(case: LossCase) -> None:
-    """Check that no student has a lower value than one that equals the target."""
+    """Check that no student has a lower value than a student that equals the target."""
     if not case.inputs.same_shapes:
         return
     equal = case.inputs.with_equal_sides()
     least = case.value(equal)
-    # Along the gradient too: random directions may all lead up, although the value is not least here.
+    # Also along the gradient: random directions may all lead up even if the value is not minimal here.
     students = [_after_a_step(case, equal)]
     for distance in (1e-2, 1.0, 10.0):
         torch.default_generator.manual_seed(0)
@@ -42,7 +42,7 @@ def is_minimal_when_equal(case: LossCase) -> None:
         if not least <= value + 1e-6:  # up to rounding
             problem = (
                 f"is {least.item()} if both sides are equal, but {value.item()} if they differ; pass "
-                "least_when_equal=False if it need not be least there, as with a projector or a margin"
+                "least_when_equal=False if this is intended, as with a projector or a margin"
             )
             raise case.error(case.inputs, problem)
 
@@ -52,7 +52,7 @@ def _after_a_step(case: LossCase, inputs: LossInputs) -> tuple[Tensor, ...]:
     leaves = inputs.transform(inputs.description, torch.clone)
     case.backward(leaves)
     gradients = [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in leaves.student]
-    # Of the length of random numbers of 1e-2. At a minimum the rounding errors of the gradient are a random direction.
+    # As long as the random steps of 1e-2. At a minimum, the gradient has only rounding errors, a random direction.
     return tuple(
         tensor.detach() - 1e-2 * tensor.numel() ** 0.5 * gradient / gradient.norm().clamp(min=1e-30)
         for tensor, gradient in zip(leaves.student, gradients, strict=True)
@@ -60,11 +60,11 @@ def _after_a_step(case: LossCase, inputs: LossInputs) -> tuple[Tensor, ...]:
 
 
 def accepts_any_batch_size(case: LossCase) -> None:
-    """Check that a loss that was built for one batch size takes a batch of one, and a larger one, and is not a sum."""
+    """Check that a loss built for one batch size takes a batch of one and a larger one, and is not a sum."""
     case.backward(case.inputs.select_rows("a batch of one", torch.tensor([1])))
     case.backward(case.inputs.select_rows("a batch of seven", torch.arange(7) % len(case.inputs.labels)))
     loss = case.build_loss()
-    if getattr(loss, "reduction", None) == "sum":  # which the training takes into account
+    if getattr(loss, "reduction", None) == "sum":  # training takes this into account
         return
     count = len(case.inputs.labels)
     once = case.value(case.inputs).item()
@@ -72,14 +72,14 @@ def accepts_any_batch_size(case: LossCase) -> None:
     if once and any(math.isclose(twice / once, factor, rel_tol=1e-3) for factor in (2, 4)):  # 4: a sum over pairs
         raise case.error(
             case.inputs,
-            f"is {once:g}, but {twice:g} for each sample twice, so that its weight depends on the batch size; take the "
-            'mean over the samples, or give the loss an attribute reduction = "sum", by which batches of an update add '
+            f"is {once:g}, but {twice:g} for each sample twice, so its weight depends on the batch size; take the mean "
+            'over the samples, or give the loss an attribute reduction = "sum", so that the batches of an update add '
             "up",
         )
 
 
 def compares_each_sample(case: LossCase) -> None:
-    """Check that a batch of one has a gradient: outputs are compared class by class, not sample by sample."""
+    """Check that a batch of one has a gradient: a loss must compare classes, not samples of the batch."""
     gradients = []
     for row in range(len(case.inputs.labels)):  # a loss with a margin may be flat for some of them
         inputs = case.inputs.select_rows("", torch.tensor([row]))
@@ -88,13 +88,13 @@ def compares_each_sample(case: LossCase) -> None:
     if max(float(gradient.max()) for gradient in gradients) < _NO_GRADIENT:
         raise case.error(
             case.inputs.select_rows("batches of one", torch.tensor([0])),
-            "gives the student no gradient, so that it compares the samples of a batch, not the outputs of each; take "
+            "gives the student no gradient, so it compares the samples of a batch, not the outputs of each; take "
             'a softmax over the classes, dim=1, or check a loss on relations between samples with on="features"',
         )
 
 
 def accepts_any_memory_layout(case: LossCase) -> None:
-    """Check that the value does not depend on strides; taps that move the channels give channels-last features."""
+    """Check that the value does not depend on strides: taps that move the channels return channels-last features."""
     contiguous = case.value(case.inputs)
     changes = {
         "non-contiguous memory": _strided,
@@ -109,7 +109,7 @@ def accepts_any_memory_layout(case: LossCase) -> None:
 
 
 def accepts_degenerate_inputs(case: LossCase) -> None:
-    """Check that value and gradient are finite in every precision if a norm, a deviation or a distance is (nearly) 0.
+    """Check that value and gradient are finite in every precision if a norm, deviation or distance is (nearly) 0.
 
     An epsilon that keeps a gradient finite in float32 may not do so in fp16, whose range ends at 65504.
     """
@@ -119,7 +119,7 @@ def accepts_degenerate_inputs(case: LossCase) -> None:
         "equal samples": lambda tensor: tensor[:1].expand_as(tensor).clone(),
         "zeros": torch.zeros_like,
         "ones": torch.ones_like,
-        "numbers of 0.7": lambda tensor: torch.full_like(tensor, 0.7),  # whose mean is rounded
+        "numbers of 0.7": lambda tensor: torch.full_like(tensor, 0.7),  # the mean of these is rounded
         "a zero sample": lambda tensor: torch.cat([torch.zeros_like(tensor[:1]), tensor[1:]]),
         "a constant sample": lambda tensor: torch.cat([torch.full_like(tensor[:1], 0.7), tensor[1:]]),
         "numbers of about 1e-6": lambda tensor: tensor * 1e-6,  # below the normal numbers of fp16
@@ -128,7 +128,7 @@ def accepts_degenerate_inputs(case: LossCase) -> None:
     if case.inputs.same_shapes:
         _backward_in_every_precision(case, case.inputs.with_equal_sides())
     if all(tensor.ndim == 2 for tensor in (*case.inputs.student, *case.inputs.target)):
-        del changes["constant channels"]  # without positions, the inputs themselves
+        del changes["constant channels"]  # without positions, these are the inputs themselves
         _backward_in_every_precision(case, case.inputs)
     for (description, change), sides in product(changes.items(), _SIDES):
         description = f"{description} ({' and '.join(sides)})"
@@ -136,7 +136,7 @@ def accepts_degenerate_inputs(case: LossCase) -> None:
 
 
 def accepts_saturated_inputs(case: LossCase, *, size: float) -> None:
-    """Check that numbers of +-size, such as confident logits, right or wrong, give a finite value and gradient."""
+    """Check that numbers of +-size, such as confident logits, right or wrong, have a finite value and gradient."""
     # only the signs of the random numbers are kept
     one_sided = [case.inputs.transform("", lambda tensor: tensor.sign() * size, sides) for sides in _SIDES]
     agreeing = one_sided[-1]
@@ -163,7 +163,7 @@ def accepts_missing_classes(case: LossCase) -> None:
             "labels that are all 0": torch.zeros_like(labels),
             "labels that are all 1": torch.ones_like(labels),
         }
-    # all variants are legal labels, so the loss has to handle them; a mean over no samples would be NaN
+    # all variants are valid labels, so the loss must handle them; a mean over no samples would be NaN
     for description, variant in variants.items():
         case.backward(replace(case.inputs.transform(description, torch.clone), labels=variant))
 
@@ -192,8 +192,8 @@ def accepts_any_precision(case: LossCase) -> None:
 def _backward_in_every_precision(case: LossCase, inputs: LossInputs, *, may_exceed_range: bool = False) -> None:
     """Check that value and gradient are finite in float32, and under autocast in both half precisions.
 
-    may_exceed_range: whether the gradient may exceed the range of a half precision if that in float32 exceeds it too,
-    as that of a power of large features does.
+    may_exceed_range: whether the gradient may exceed the range of a half precision if the float32 gradient exceeds it
+    too, as for a power of large features.
     """
     single = inputs.transform(inputs.description, torch.clone)
     case.backward(single)
@@ -206,7 +206,7 @@ def _backward_in_every_precision(case: LossCase, inputs: LossInputs, *, may_exce
 
 def _strided(tensor: Tensor) -> Tensor:
     """Return the same numbers with a stride of two in every dimension."""
-    # every number twice, of which the slices skip the second
+    # repeat every number; the slices skip the copies
     repeated = tensor
     for dimension in range(tensor.ndim):
         repeated = repeated.repeat_interleave(2, dimension)

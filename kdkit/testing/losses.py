@@ -1,4 +1,4 @@
-"""Check that a loss keeps its contract: finite values and gradients for many inputs, and no side effects."""
+"""Check the contract of a loss: finite values and gradients for many inputs, and no side effects."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 # Without the batch: (C,), and for features also (C, L) and (C, H, W).
 _SHAPES: dict[str, tuple[Shape, ...]] = {"outputs": ((5,),), "features": ((5,), (5, 6), (5, 4, 3))}
 _BATCH = 4
-# Confident logits, and large features: the gradient of a squared error that SemCKD weighs is beyond fp16 at 1e4.
+# Confident logits, and large features. At 1e4, the gradient of SemCKD's weighted squared error would exceed fp16.
 _SATURATED = {"outputs": 1e4, "features": 1e3}
 
 
@@ -33,24 +33,24 @@ def check_loss(
 ) -> None:
     """Check a loss against frozen targets. Raises ContractError for the first check that fails.
 
-    make_loss: returns a new loss at each call. The loss gets the keyword arguments that it accepts (labels, ids,
+    make_loss: returns a new loss on each call. The loss gets the keyword arguments that it accepts (labels, ids,
     progress, teacher_outputs).
     on: "outputs" checks (batch, classes), also of +-1e4; "features" checks (batch, channels), (batch, channels, length)
     and (batch, channels, height, width), also of +-1e3.
-    shapes: other shapes to check, without the batch: of both sides, or pairs of the student's and the target's.
+    shapes: other shapes to check, without the batch: one for both sides, or pairs for student and target.
     layers: the number of taps in the tuples of the student and of the target, for a loss over several layers.
     least_when_equal: whether the value is minimal if both sides are equal, as for most losses without a projector.
     task: the kind of labels for a loss that accepts them: a class per sample, or a value per label.
 
-    The value is a finite scalar with a finite gradient, for one sample and missing classes too, and, in float32 and
-    under autocast in bf16 and fp16, for equal sides and for numbers on either side that are constant, 0, tiny or large.
-    Only for large numbers may a gradient exceed the range of fp16, if that in float32 exceeds it too.
+    The value must be a finite scalar with a finite gradient, even for one sample and missing classes, and, in float32
+    and under autocast in bf16 and fp16, for equal sides and for numbers on either side that are constant, 0, tiny or
+    large. Only for large numbers may a gradient exceed the range of fp16, if the float32 gradient exceeds it too.
     It agrees to 2 % under autocast in bf16 and fp16. The student gets a gradient; the teacher that the loss is
     built with gets none, and none of its weights are parameters of the loss. Both sides stay unchanged. The value is
     the same for the same seed, in non-contiguous memory, after a second build, and after restoring the state_dict().
-    The state does not change in eval mode. The value does not grow with the batch, unless the loss has an attribute
-    `reduction` of "sum", as those of torch.nn do: the weight of a term would depend on the batch size. On outputs, a
-    sample has a gradient without others next to it: a softmax over the batch, instead of the classes, leaves none.
+    The state does not change in eval mode. The value does not grow with the batch, so the weight of a term does not
+    depend on the batch size, unless the loss has an attribute `reduction` of "sum", like those of torch.nn. On outputs,
+    a single sample has a gradient; with a softmax over the batch instead of the classes, it would have none.
     """
     _validate_arguments(make_loss, on=on, shapes=shapes, layers=layers, task=task)
     checks: list[Callable[[LossCase], None]] = [
@@ -69,7 +69,7 @@ def check_loss(
         partial(loss_values.accepts_saturated_inputs, size=_SATURATED[on]),
         *([loss_values.compares_each_sample] if on == "outputs" else []),
     ]
-    # the checks seed torch's generator, whose state is restored at the end
+    # the checks seed torch's generator; its state is restored at the end
     with torch.random.fork_rng(devices=[]):
         for shape in shapes if shapes is not None else _SHAPES[on]:
             case = LossCase(make_loss, _random_inputs(shape, layers, task), task)
@@ -79,16 +79,16 @@ def check_loss(
             except ContractError as error:
                 if shapes is not None or on == "outputs" or error.__cause__ is None:
                     raise
-                # The loss raised an error itself: perhaps it is for maps only, or for vectors.
+                # The loss itself raised an error: perhaps it takes only maps, or only vectors.
                 others = [default for default in _SHAPES[on] if default != shape]
                 raise ContractError(
-                    f"{error}; if it does not take features of this shape, name those that it takes, without the "
-                    f"batch: check_loss(..., shapes={others})"
+                    f"{error}; if it does not take features of this shape, pass the shapes that it takes, without "
+                    f"the batch: check_loss(..., shapes={others})"
                 ) from error
 
 
 def _validate_arguments(make_loss: Any, *, on: str, shapes: Any, layers: Any, task: str) -> None:
-    """Raise ContractError if an argument of check_loss is of the wrong form, such as a loss instead of a function."""
+    """Raise ContractError if an argument of check_loss has the wrong form, such as a loss instead of a function."""
     for name, value, choices in (("on", on, [*_SHAPES]), ("task", task, ["multiclass", "multilabel"])):
         if value not in choices:
             raise ContractError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
@@ -116,18 +116,18 @@ def _required_parameters(function: Callable[..., Any]) -> list[str]:
     """Return the names of the arguments that a function cannot be called without."""
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # of some built-in functions
+    except (TypeError, ValueError):  # some built-in functions have no signature
         return []
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [item.name for item in parameters if item.default is item.empty and item.kind not in variable]
 
 
 def _random_inputs(shape: Any, layers: tuple[int, int] | None, task: str) -> LossInputs:
-    """Return random inputs of a shape, or of a pair of shapes, with labels for the target's channels."""
+    """Return random inputs of a shape or a pair of shapes, with labels for the target's channels."""
     student_shape, target_shape = shape if isinstance(shape[0], tuple) else (shape, shape)
     torch.default_generator.manual_seed(0)
     # Each deeper layer has one more channel and half the positions. If one side is tokens and the other a map, the
-    # positions stay, since their numbers have to match.
+    # positions are kept, because their numbers must match.
     halve = len(student_shape) == len(target_shape)
     student, target = (
         tuple(
@@ -139,7 +139,7 @@ def _random_inputs(shape: Any, layers: tuple[int, int] | None, task: str) -> Los
     classes = torch.arange(_BATCH) % target_shape[0]
     labels: Tensor = classes
     if task == "multilabel":
-        # Half of the labels, and one more, are present: losses on the labels of a sample may compare three of them.
+        # Half of the labels, plus one, are present, because losses on the labels of a sample may compare three of them.
         shifts = range(target_shape[0] // 2 + 1)
         labels = torch.stack([torch.eye(target_shape[0]).roll(shift, 1) for shift in shifts]).amax(0)[classes]
     return LossInputs(student=student, target=target, labels=labels, tuples=layers is not None)

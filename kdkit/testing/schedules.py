@@ -1,4 +1,4 @@
-"""Check that a schedule keeps its contract: it returns stages, in an order in which every teacher is trained first."""
+"""Check the contract of a schedule: it returns stages in an order that trains every teacher first."""
 
 from collections.abc import Callable
 
@@ -25,11 +25,11 @@ def check_schedule(make_schedule: Callable[[], Schedule]) -> None:
     stages = list((schedule.stages() if isinstance(schedule, Schedule) else schedule) or ())
     if not stages or not all(isinstance(stage, Stage) for stage in stages):
         types = ", ".join(type(stage).__name__ for stage in stages)
-        raise ContractError(f"{name} returns at least one Stage, and nothing else; got {types or 'none'}")
+        raise ContractError(f"{name} must return at least one Stage, and nothing else; got {types or 'none'}")
     stage_names, net_names = [stage.name for stage in stages], [net.name for net in nets_of(stages)]
     for kind, names in (("stages", stage_names), ("nets", net_names)):
         if len(set(names)) < len(names):
-            raise ContractError(f"{name} returns {kind} of the same name: {', '.join(sorted(names))}")
+            raise ContractError(f"{name} returns {kind} with the same name: {', '.join(sorted(names))}")
     trained = {net for net in nets_of(stages) if net.trained}
     for stage in stages:
         for teacher in stage.teachers:

@@ -1,4 +1,4 @@
-"""Check that a tap keeps its contract: it captures a tensor at each pass, and leaves the module unchanged."""
+"""Check the contract of a tap: it captures a tensor in each pass, and leaves the module unchanged."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,10 +17,10 @@ from kdkit.utils.modules import eval_mode
 def check_tap(make_tap: Callable[[nn.Module], TapLike], module: nn.Module, example: Any) -> None:
     """Check a tap on a module. Raises ContractError for the first check that fails.
 
-    make_tap: returns a tap on the module or on a part of it. example: the module's inputs, as a batch would hold them:
-    a tensor, a tuple of arguments or a dict of keyword arguments.
+    make_tap: returns a tap on the module or on a part of it. example: the module's inputs, as in a batch: a
+    tensor, a tuple of arguments or a dict of keyword arguments.
 
-    The tap captures a tensor at each pass, and gradients flow through it. The module has the same output without the
+    The tap captures a tensor in each pass, and gradients flow through it. The module has the same output without the
     tap, while it is open and after it is closed. No hook is left behind.
     """
     if not callable(make_tap):
@@ -39,10 +39,10 @@ def check_tap(make_tap: Callable[[nn.Module], TapLike], module: nn.Module, examp
         before, hooks = module(*args, **kwargs), _hook_counts(module)
         try:
             opened = OpenTaps([tap])
-        except RecipeError as error:  # such as for a result of attach() that is no function
+        except RecipeError as error:  # for example, attach() did not return a function
             raise ContractError(str(error)) from error
         with opened as open_taps:
-            # twice, since a tap that fires only once would pass a single call
+            # twice, because a tap that fires only once would pass a single call
             for _ in range(2):
                 open_taps.clear()
                 try:
@@ -54,7 +54,7 @@ def check_tap(make_tap: Callable[[nn.Module], TapLike], module: nn.Module, examp
                 captured = open_taps[tap]
                 if _tensors(during)[0].requires_grad and not captured.requires_grad:
                     raise ContractError(f"{name} captures a tensor that no gradient flows through")
-                # a tap may change how the module computes, as AttentionTap does, so equal only up to rounding
+                # a tap such as AttentionTap may change how the module computes, so compare up to rounding
                 if not _close(before, during, rtol=1e-4, atol=1e-5):
                     raise ContractError(f"the output of the module changes while {name} is open")
         if _hook_counts(module) != hooks:

@@ -17,7 +17,7 @@ if distributed.is_available():
 
 T = TypeVar("T")
 
-_alone: ContextVar[bool] = ContextVar("alone", default=False)  # whether this process sends no messages
+_alone: ContextVar[bool] = ContextVar("alone", default=False)  # whether collectives send no messages
 _has_same_rows: ContextVar[bool] = ContextVar("has_same_rows", default=False)  # whether all ranks have the same rows
 
 
@@ -42,7 +42,7 @@ def without_messages() -> AbstractContextManager[None]:
 
 
 def same_rows() -> AbstractContextManager[None]:
-    """Return a context in which only the rows of the first rank are gathered, since all ranks have the same ones."""
+    """Return a context in which only the rows of the first rank are gathered, because all ranks have the same rows."""
     return _enabled(_has_same_rows)
 
 
@@ -75,7 +75,7 @@ def all_gather(rows: Tensor) -> Tensor:
 
 
 def all_gather_objects(values: Sequence[T]) -> list[T]:
-    """Return the values of all ranks in rank order; they must pickle, and ranks may have different counts."""
+    """Return the values of all ranks in rank order; they must be picklable, and ranks may have different counts."""
     if not _sends():
         return [*values]
     gathered: list[Sequence[T]] = [()] * world_size()
@@ -93,7 +93,7 @@ def all_reduce_mean(values: Tensor) -> Tensor:
 
 
 def all_reduce_row_mean(values: Tensor) -> Tensor:
-    """Return the mean of the values of all ranks, (rows,) -> (); ranks may have different counts. NaN without any."""
+    """Return the mean of the values of all ranks, (rows,) -> (); counts may differ between ranks. NaN if all are 0."""
     if not _sends():
         return values.mean()
     reduced = all_reduce_mean(torch.stack([values.sum(), values.new_full((), len(values))]))
@@ -117,7 +117,7 @@ def barrier() -> None:
 
 
 def broadcast(value: T) -> T:
-    """Return the value of rank 0, so that all ranks decide alike; it must pickle."""
+    """Return the value of rank 0, so that all ranks make the same decision; it must be picklable."""
     if not _sends():
         return value
     values = [value]
@@ -127,17 +127,17 @@ def broadcast(value: T) -> T:
 
 @torch.no_grad()
 def sync_module(module: nn.Module, device: torch.device) -> None:
-    """Give a module the parameters and buffers of rank 0. device: on which ranks exchange them.
+    """Give a module the parameters and buffers of rank 0. device: the device of the exchanged tensors.
 
-    Tensors without values of their own stay as they are: those of a meta device, and parts of a distributed tensor.
+    Tensors without their own values are not changed: those on a meta device, and parts of a distributed tensor.
     """
     for tensor in chain(module.parameters(), module.buffers()) if _sends() else ():
         if is_lazy(tensor) or tensor.is_meta or type(tensor.data) is not Tensor or not tensor.numel():
             continue
-        values = tensor.to(device).reshape(-1).view(torch.uint8)  # bytes, since backends do not support every dtype
+        values = tensor.to(device).reshape(-1).view(torch.uint8)  # bytes, because backends do not support every dtype
         first = values.clone()
         distributed.broadcast(first, src=0)
-        if not torch.equal(first, values):  # otherwise nothing is written, as the memory may be that of a file
+        if not torch.equal(first, values):  # equal values are not written, because a file may be mapped into the memory
             tensor.copy_(first.view(tensor.dtype).view(tensor.shape))
 
 

@@ -1,4 +1,4 @@
-"""Create the console to which tables and progress are printed, and show the steps before a run prints anything."""
+"""Create the console for tables and progress, and show the steps before a run prints anything."""
 
 import math
 import os
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from kdkit.utils.printable import LINE_CHARACTERS, is_first_process, printable
 
-_WIDTH = 120  # columns of output that goes to a file or a pipe, and at most of a table on a smaller terminal
+_WIDTH = 120  # columns of output to a file or a pipe, and the most columns of a table on a smaller terminal
 
 
 class PrintableConsole(Console):
@@ -24,7 +24,7 @@ class PrintableConsole(Console):
     All output of kdkit goes through it or through `kdkit.utils.printable.echo`, so that no caller can forget to escape
     a name. Markup is a different matter: callers use `rich.markup.escape`, or print with markup=False.
 
-    If the reader of the output leaves, as `head` does, it prints nothing more, and the program continues.
+    If the reader of the output closes the pipe, as `head` does, it prints nothing more, and the program continues.
     """
 
     def on_broken_pipe(self) -> None:
@@ -36,11 +36,11 @@ class PrintableConsole(Console):
         os.close(null)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print objects; a table of which words would be cut is wider than the terminal, which then wraps its lines.
+        """Print objects. A table whose words would be cut is made wider than the terminal, which wraps its lines.
 
-        Part of a number would be another number, and rich shrinks some columns to nothing.
+        Part of a number would be another number, and rich may shrink columns to nothing.
         """
-        width = self._width  # None for that of the terminal, which may change
+        width = self._width  # None for the width of the terminal, which may change
         tables = [item for item in objects if isinstance(item, Table)] if self.width < _WIDTH else []
         # rich marks what it cuts.
         cut = [table for table in tables if any("…" in segment.text for segment in self.render(table))]
@@ -56,7 +56,7 @@ class PrintableConsole(Console):
         return super().render_str(printable(text, keep=LINE_CHARACTERS), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Escape what did not pass through `render_str`: a `Text` that was made elsewhere."""
+        """Escape what did not pass through `render_str`, such as a `Text` that was created elsewhere."""
         for segment in super().render(renderable, options):
             # A control segment is a movement of the cursor by rich itself.
             is_clean = segment.control or segment.text.isprintable()
@@ -72,9 +72,9 @@ def make_console(*, stderr: bool = False, markup: bool = True) -> Console:
     """Return a console as wide as the terminal, or 120 columns wide if there is no terminal, so that tables fit.
 
     markup: False to print square brackets as they are.
-    Of the processes of torchrun, which have the same results, only the first one prints to stdout.
+    Under torchrun, all processes have the same results, and only the first one prints to stdout.
     """
-    # Without emoji a label such as ":x:" is printed as it is.
+    # Without emoji a label such as ":x:" is printed unchanged.
     options: dict[str, Any] = {"highlight": False, "emoji": False, "stderr": stderr, "markup": markup}
     options["quiet"] = not stderr and not is_first_process()
     console = PrintableConsole(**options)
@@ -82,14 +82,14 @@ def make_console(*, stderr: bool = False, markup: bool = True) -> Console:
 
 
 def print_note(console: Console, note: str) -> None:
-    """Print a note on what is printed next to it."""
+    """Print a note about the output next to it."""
     console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
 
 
 class Status:
     """Shows the current step on stderr: a line that disappears on a terminal, otherwise a plain line for each step.
 
-    enabled: False to show nothing. It is used as a context, which removes the line at its end.
+    enabled: False to show nothing. Use it as a context manager, which removes the line at the end.
     """
 
     def __init__(self, *, enabled: bool = True) -> None:
@@ -103,7 +103,7 @@ class Status:
         self.stop()
 
     def show(self, text: str, *, terminal_only: bool = False) -> None:
-        """Show a step in place of the one before. terminal_only: leave it out if there is no terminal."""
+        """Show a step in place of the previous one. terminal_only: show nothing if there is no terminal."""
         if self._console is None or self._console.is_jupyter:
             return
         if not self._console.is_terminal:
@@ -111,8 +111,8 @@ class Status:
                 self._console.print(f"{text} ...", markup=False, soft_wrap=True)
             return
         if self._live is None:
-            # Without a thread that redraws it, which would hold locks when a process is forked. What user code prints
-            # meanwhile appears above the line, but stdout stays stdout if it is not this terminal.
+            # Without a redrawing thread, which would hold locks when a process is forked. Output of user code appears
+            # above the line; stdout is redirected only if it is this terminal.
             self._live = Live(
                 console=self._console, auto_refresh=False, transient=True, redirect_stdout=sys.stdout.isatty()
             )

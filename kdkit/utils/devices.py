@@ -26,8 +26,8 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 class _Autocast(torch.autocast):
     """torch.autocast that frees its half-precision copies of the weights whenever it ends.
 
-    torch frees them at the end of the outermost autocast alone. Inside an autocast of user code, each training step
-    would run on the copies that the first step made, as if the optimizer had never changed a weight.
+    torch frees them only at the end of the outermost autocast. Inside an autocast of user code, each training step
+    would use the copies from the first step, as if the optimizer had never changed a weight.
     """
 
     def __exit__(self, *error: Any) -> None:
@@ -57,7 +57,7 @@ def deterministic(*, enabled: bool) -> Iterator[None]:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device of this name; "auto" is the first of CUDA, MPS and CPU. Raises RecipeError if unavailable."""
+    """Return the device of this name; "auto" is the first of CUDA, MPS and CPU. Raises RecipeError if it is missing."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -75,9 +75,9 @@ def find_device(name: str) -> torch.device:
 
 
 def is_kernel_error(error: BaseException) -> bool:
-    """Whether a kernel failed on an accelerator, and not for lack of memory; the process may not use the device then.
+    """Whether a kernel failed, other than for lack of memory, so that this process can no longer use its accelerator.
 
-    Also by the text, since a check of a recipe reports an error of user code as one of several problems.
+    The text is tested too, because a recipe check reports an error of user code as one of several problems.
     """
     failed = isinstance(error, torch.AcceleratorError) or re.search(r"\b(CUDA|HIP) error: ", str(error)) is not None
     return failed and not is_out_of_memory(error)

@@ -1,4 +1,4 @@
-"""Write files atomically, and values as JSON; find out before any work whether a path can be written."""
+"""Write files atomically, and values as JSON; test before any work whether a path can be written."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from kdkit.errors import KdkitError, first_line
 
 Content = bytes | bytearray | memoryview
 
-# Only the call that sets the umask returns it. Here, as the module is imported, no other thread creates files.
+# The umask can be read only by setting it. This is safe during the import, when no other thread creates files.
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
 _MODE = 0o666 & ~_UMASK
@@ -24,10 +24,10 @@ _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp")  # as `write` names them
 def write(path: Path, *content: Content | str) -> None:
     """Write a file atomically: to a temporary file in the same folder, which then replaces the target.
 
-    After a power cut the file is the old one or the new one. content: parts that are written one after the other.
+    After a power cut, the file is either the old one or the new one. content: parts that are written one after another.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, since a rename must not cross file systems.
+    # In the same folder, because a rename must not cross file systems.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     temporary = Path(name)
     try:
@@ -45,9 +45,9 @@ def write(path: Path, *content: Content | str) -> None:
 
 
 def require_output(path: Path, option: str = "--out FILE") -> None:
-    """Raise KdkitError if `write_output` would fail: to be called before the work whose result is written there.
+    """Raise KdkitError if `write_output` would fail. Call it before the work whose result is written there.
 
-    option: of the command, by which the user chooses another path.
+    option: the option of the command that chooses another path.
     """
     with output_errors(path, option):
         if path.exists() and not path.is_file():
@@ -56,22 +56,22 @@ def require_output(path: Path, option: str = "--out FILE") -> None:
 
 
 def require_output_folder(path: Path, option: str = "--out FOLDER") -> None:
-    """Raise KdkitError if no file can be written in a folder, or if it cannot be created, as `require_output`."""
+    """Raise KdkitError if a folder cannot be created, or no file can be written in it; see `require_output`."""
     with output_errors(path, option):
         if os.path.lexists(path) and not path.is_dir():
-            raise NotADirectoryError(f"{path} is no folder")
+            raise NotADirectoryError(f"{path} is not a folder")
         require_writable(path)
 
 
 def write_output(path: Path, *content: Content | str, option: str = "--out FILE") -> None:
-    """Write a file that the user has named, as `write` does. Raises KdkitError if it cannot be written."""
+    """Write a file that the user has named; see `write`. Raises KdkitError if it cannot be written."""
     with output_errors(path, option):
         write(path, *content)
 
 
 @contextmanager
 def output_errors(path: Path, option: str) -> Iterator[None]:
-    """Raise KdkitError, which names the path and the option for another one, in place of an OSError."""
+    """Replace an OSError by a KdkitError that names the path and the option that chooses another one."""
     try:
         yield
     except (OSError, ValueError) as error:  # ValueError if the path has a null character
@@ -80,9 +80,9 @@ def output_errors(path: Path, option: str) -> Iterator[None]:
 
 
 def require_writable(path: Path) -> None:
-    """Raise OSError if this path cannot be created, or if it is a folder in which no file can be; leaves nothing there.
+    """Raise OSError if this path cannot be created, or if no file can be created in this folder. Leaves nothing behind.
 
-    Folders above it that do not exist count as such that will be created.
+    Missing parent folders are assumed to be created later.
     """
     folder, missing = (path, []) if path.is_dir() else (path.parent, [path.name])
     while not folder.exists() and folder != folder.parent:
@@ -93,13 +93,13 @@ def require_writable(path: Path) -> None:
     for name in missing:
         with suppress(FileNotFoundError):
             (folder / name).lstat()  # raises OSError if the name is too long
-    # Permissions do not tell: of a superuser, of a network file system, of a disk that is full.
+    # Permissions are not reliable for a superuser, a network file system or a full disk.
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(4096))
 
 
 def append(path: Path, content: Content) -> None:
-    """Append to a file. After a power cut a part of the content may be missing."""
+    """Append to a file. After a power cut, part of the content may be missing."""
     with path.open("ab") as file:
         file.write(content)
         file.flush()
@@ -107,8 +107,8 @@ def append(path: Path, content: Content) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Write the names in a folder to the disk, so that a rename outlives a power cut."""
-    if os.name == "nt":  # a folder cannot be opened there
+    """Write the names in a folder to the disk, so that a rename survives a power cut."""
+    if os.name == "nt":  # Windows cannot open a folder
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -119,9 +119,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def delete_temporary_files(folder: Path) -> None:
-    """Delete the temporary files that killed processes left in a folder and in the folders in it.
+    """Delete the temporary files that killed processes left in a folder and its subfolders.
 
-    The caller holds the lock of the folder, so that no other process is writing there.
+    The caller must hold the lock of the folder, so that no other process is writing there.
     """
     for file in folder.rglob(".*.tmp"):
         if is_temporary(file):
@@ -129,7 +129,7 @@ def delete_temporary_files(folder: Path) -> None:
 
 
 def is_temporary(file: Path, name: str | None = None) -> bool:
-    """Whether a file is a temporary one of `write`; name: of the file that was written, or None for any."""
+    """Whether a file is a temporary file of `write`. name: of the written file, or None for any."""
     match = _TEMPORARY.fullmatch(file.name)
     return match is not None and name in (None, match[1]) and file.is_file() and not file.is_symlink()
 
@@ -140,7 +140,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 def nulls_to_nan(value: Any) -> Any:
-    """Return a value read from such JSON with NaN for null."""
+    """Return a value that was read from such JSON, with NaN for null."""
     if isinstance(value, dict):
         return {key: nulls_to_nan(item) for key, item in value.items()}
     if isinstance(value, list):

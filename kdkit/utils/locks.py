@@ -1,4 +1,4 @@
-"""Locks of files, with one kind of error on a file system that has none."""
+"""File locks that raise one kind of error on a file system without locks."""
 
 import errno
 from typing import Any
@@ -24,6 +24,6 @@ class FileLock(filelock.FileLock):
                 raise
             raise OSError(
                 errno.ENOLCK,
-                "its file system has no locks, which keep processes from writing the same files; use a folder on "
+                "its file system has no locks, so processes could write the same files; use a folder on "
                 "another disk, or mount this one with locks (flock)",
             ) from error

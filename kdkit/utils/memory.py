@@ -11,7 +11,7 @@ import torch
 from kdkit.errors import RecipeError
 from kdkit.utils.reprs import format_bytes
 
-# The texts of allocators, drivers and libraries whose errors are neither a MemoryError nor a torch.OutOfMemoryError.
+# Texts of allocators, drivers and libraries whose errors are neither a MemoryError nor a torch.OutOfMemoryError.
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",  # on Windows
@@ -36,7 +36,7 @@ _STATM = Path("/proc/self/statm")  # the size of this process in pages
 def keep_freed_memory() -> bool:
     """Let malloc keep up to 1 GiB of the memory that this process frees, and return whether that was set.
 
-    The features of a layer take megabytes. By default the system maps, clears and reclaims every page of them in each
+    The features of a layer take megabytes. By default, the system maps, clears and reclaims every page of them in each
     step, which takes a tenth of a training step on a CPU. The setting lasts until the process ends, so kdkit calls this
     only in processes that it starts itself. Returns False without glibc, or if malloc's environment variables are set.
     """
@@ -72,13 +72,13 @@ def require(
 
 
 def available(device: torch.device | str = "cpu") -> int | None:
-    """Return the available bytes of a device, with those that torch or the system only caches; None if unknown.
+    """Return the available bytes of a device, including memory that torch or the system only caches; None if unknown.
 
     A device other than CPU and CUDA is assumed to share the memory of the machine.
     """
     device = torch.device(device)
     if device.type == "cuda":
-        # torch's caching allocator holds these bytes, but hands them out again before it asks the driver for more
+        # torch's caching allocator holds these bytes, but reuses them before it asks the driver for more
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
     sizes = (_available_on_machine(), _available_in_container(), _available_to_process())
@@ -112,7 +112,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak(device: torch.device) -> int | None:
-    """Return the most bytes that tensors of this process took since `reset_peak`; None for devices other than CUDA."""
+    """Return the peak bytes of tensors of this process since `reset_peak`; None for devices other than CUDA."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
@@ -120,7 +120,7 @@ def _available_on_machine() -> int | None:
     # MemAvailable includes the page cache, which the system gives up on demand. sysconf counts free pages only, so it
     # is the fallback for systems without /proc.
     try:
-        return _read_numbers(_MEMINFO)["MemAvailable:"] * 1024  # the file counts in kB of 1024 bytes
+        return _read_numbers(_MEMINFO)["MemAvailable:"] * 1024  # the file has units of 1024 bytes
     except (OSError, KeyError, ValueError):
         names = getattr(os, "sysconf_names", {})  # Windows has none
         pages = next((name for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES") if name in names), None)
@@ -138,7 +138,7 @@ def _available_in_container() -> int | None:
 
 
 def _available_to_process() -> int | None:
-    """Return the bytes of address space that a limit such as `ulimit -v` leaves; None without a limit."""
+    """Return the bytes of address space left by a limit such as `ulimit -v`; None if there is no limit."""
     try:
         import resource  # Windows has none
 

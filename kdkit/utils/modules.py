@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-# The files of torch whose layers compute the same in both modes, except for two classes in them.
+# The files of torch whose layers compute the same in training and eval mode, except for two classes.
 _MODELESS_FILES = {
     f"torch.nn.modules.{name}"
     for name in (
@@ -27,7 +27,7 @@ _MODELESS_FILES = {
 
 @contextmanager
 def eval_mode(module: object) -> Iterator[None]:
-    """Put a module in eval mode, and restore the mode of every submodule at the end, also after an error.
+    """Put a module in eval mode, and restore the mode of every submodule at the end, even after an error.
 
     An object that is not an `nn.Module`, such as a teacher behind an API, has no mode and is left unchanged.
     """
@@ -39,7 +39,7 @@ def eval_mode(module: object) -> Iterator[None]:
     try:
         try:
             module.eval()
-        except NotImplementedError:  # a program of torch.export, whose mode is that of the module when it was exported
+        except NotImplementedError:  # a program of torch.export keeps the mode in which it was exported
             for submodule in modes:
                 submodule.training = False
         yield
@@ -50,8 +50,8 @@ def eval_mode(module: object) -> Iterator[None]:
 
 @contextmanager
 def preserve_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Restore every buffer at the end, both buffers that are filled in place and those that are replaced."""
-    # `_buffers` rather than `named_buffers`, which skips buffers that are None and may be assigned meanwhile.
+    """Restore every buffer at the end, whether it was changed in place or replaced."""
+    # `_buffers` rather than `named_buffers`, which skips buffers that are None and may be assigned in the context.
     saved = [
         (submodule, name, buffer, None if buffer is None else buffer.clone())
         for module in modules
@@ -71,22 +71,22 @@ def preserve_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
 def drop_compiled_code(modules: Iterable[object]) -> None:
     """Let torch.compile compile again if one of these modules is compiled, after hooks were registered in them.
 
-    Code that was compiled without hooks has no guard on them: it would run on, and the hooks would never be called.
+    Code that was compiled without hooks has no guard on them: it would keep running without calling them.
     """
     parts = (part for module in modules if isinstance(module, nn.Module) for part in module.modules())
     # wrapped by torch.compile(module), or compiled in place by module.compile()
     if any("_orig_mod" in part._modules or part._compiled_call_impl is not None for part in parts):
-        torch._dynamo.reset()  # of all compiled code, since torch has no other way
+        torch._dynamo.reset()  # resets all compiled code, because torch has no other way
 
 
 def reshard(module: nn.Module) -> None:
     """Free the whole weights that `fully_shard` keeps after a pass that no backward pass follows.
 
-    Until then, `module.parameters()` are not those that an optimizer must have.
+    Until then, `module.parameters()` are not the parameters that an optimizer must get.
     """
     for part in module.modules():
         if _is_sharded(part):
-            part.reshard()  # type: ignore[operator]  # of FSDPModule
+            part.reshard()  # type: ignore[operator]  # a method of FSDPModule
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -108,7 +108,7 @@ def parameters_behind(tensors: Iterable[Tensor]) -> set[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        variable = getattr(node, "variable", None)  # of the node of a leaf
+        variable = getattr(node, "variable", None)  # set on the node of a leaf
         if isinstance(variable, Tensor):
             reached.add(variable)
         nodes += [following for following, _ in node.next_functions]
@@ -116,28 +116,29 @@ def parameters_behind(tensors: Iterable[Tensor]) -> set[Tensor]:
 
 
 def uncompiled() -> AbstractContextManager[Any]:
-    """Return a context in which everything that is compiled runs as Python code instead."""
-    # Its import takes seconds, and without it nothing is compiled. No key of a teacher cache may read sys.modules.
+    """Return a context in which compiled code runs as plain Python code."""
+    # Importing dynamo takes seconds, and without it nothing is compiled. Keys of a teacher cache must not depend on
+    # sys.modules.
     return torch.compiler.set_stance("force_eager") if "_dynamo" in torch.__dict__ else nullcontext()
 
 
 def mode_dependent(module: nn.Module) -> list[nn.Module]:
-    """Return the submodules that may compute something else in training mode: all but those that are known not to."""
+    """Return the submodules that may behave differently in training mode: all but those known not to."""
     return [
         part
         for part in module.modules()
-        if part._forward_pre_hooks  # such as that of a spectral norm
+        if part._forward_pre_hooks  # such as the hook of a spectral norm
         or type(part).__module__ not in _MODELESS_FILES
         or isinstance(part, nn.MultiheadAttention | nn.RReLU)
     ]
 
 
 def plain_keys(module: nn.Module) -> dict[str, str]:
-    """Return the key of each tensor of a module, by the key that it has without wrappers around a part of the module.
+    """Map the key that each tensor of a module has without wrappers to its actual key.
 
-    Wrappers are those of torch.compile, DataParallel and DistributedDataParallel, which add "_orig_mod." or "module.".
+    Wrappers are torch.compile, DataParallel and DistributedDataParallel, which add "_orig_mod." or "module.".
     """
-    wrappers = []  # the prefix of the keys inside of each wrapper, and what remains of it
+    wrappers = []  # the prefix of the keys inside each wrapper, and its replacement
     for path, submodule in module.named_modules(remove_duplicate=False):
         outer = f"{path}." if path else ""
         if "_orig_mod" in submodule._modules:  # the class of compiled modules takes seconds to import

@@ -8,7 +8,7 @@ from typing import Any
 class _Entry:
     """The owner of an attribute, its value before it was overridden, and the number of open overrides."""
 
-    owner: Any  # a reference, so that the key, which is its id, stays unique
+    owner: Any  # keeps the owner alive, so that its id stays unique as a key
     original: Any
     count: int = 0
 
@@ -17,7 +17,7 @@ _ENTRIES: dict[tuple[int, str], _Entry] = {}  # by the id of the owner, which ma
 
 
 class Override:
-    """An attribute that has another value until `close`. Several may be open; the last one to close restores it.
+    """An attribute with another value until `close`. Several overrides may be open; the last one to close restores it.
 
     All overrides of an attribute have the same value. A copy of an override restores nothing.
     """

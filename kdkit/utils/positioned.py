@@ -1,6 +1,6 @@
-"""Read from and write to a position of a file, so that truncated files and full disks are errors and not signals.
+"""Read from and write to a position of a file, so that truncated files and full disks raise errors, not signals.
 
-A file that is mapped into memory ends the process by SIGBUS if it is truncated, or if its disk cannot be read.
+If a memory-mapped file is truncated, or its disk cannot be read, SIGBUS ends the process.
 """
 
 import errno
@@ -14,8 +14,8 @@ _SEEKING = threading.Lock()  # for systems without preadv, on which a file has o
 def read_into(descriptor: int, buffer: memoryview, offset: int) -> int:
     """Read bytes from a position of a file into a buffer, and return their number.
 
-    buffer: of bytes, with one dimension; it is filled unless the file ends before. Raises OSError if the file cannot be
-    read.
+    buffer: of bytes, with one dimension; it is filled unless the file ends earlier. Raises OSError if the file cannot
+    be read.
     """
     size = _read_once(descriptor, buffer, offset)
     while 0 < size < len(buffer):  # a signal, a network file system or Linux, at 2 GB, may cut a read short
@@ -29,7 +29,7 @@ def read_into(descriptor: int, buffer: memoryview, offset: int) -> int:
 def write_at(file: IO[bytes], content: Any, offset: int) -> None:
     """Write bytes to a position of an unbuffered file. Raises OSError if the disk has no room for all of them."""
     file.seek(offset)
-    # A raw file may write less than it got, without an error.
+    # A raw file may write only part of the content, without an error.
     if file.write(content) < memoryview(content).nbytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file.name))
 

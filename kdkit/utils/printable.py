@@ -1,4 +1,4 @@
-"""Escape the control characters of printed texts: names come from data, and terminals obey these characters."""
+"""Escape the control characters of printed texts: names come from data, and terminals act on these characters."""
 
 import os
 import unicodedata
@@ -9,13 +9,13 @@ LINE_CHARACTERS = "\n\t"
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    r"""Return a text with every character that does not print itself as in Python source, such as ``\x1b``.
+    r"""Return a text with every unprintable character escaped as in Python source, such as ``\x1b``.
 
-    These are control characters, which clear the screen or set the title of a terminal, marks that change the direction
-    of a text (U+202E), characters without a width (U+200B), line separators, and halves of surrogate pairs, which stand
-    for the bytes of a file name that is not UTF-8. Spaces of any kind stay. Markup of rich and HTML is not escaped.
+    These are control characters, which can clear the screen or set the title of a terminal, marks that change the text
+    direction (U+202E), zero-width characters (U+200B), line separators, and lone surrogates, which represent the bytes
+    of a file name that is not UTF-8. Spaces of any kind are kept. Markup of rich and HTML is not escaped.
 
-    keep: characters that stay too, such as `LINE_CHARACTERS` in a text of several lines.
+    keep: other characters to keep, such as `LINE_CHARACTERS` in a text of several lines.
     """
     if text.isprintable():  # almost every text
         return text
@@ -28,14 +28,14 @@ def printable(text: str, *, keep: str = "") -> str:
 
 
 def is_first_process() -> bool:
-    """Whether this process prints for all those of torchrun, whose group may not exist; True without torchrun."""
+    """Whether this process prints for all processes of torchrun; True without torchrun. Needs no process group."""
     return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def echo(text: str, *, err: bool = False) -> None:
     """Print a text of one or several lines to stdout, or to stderr if `err`, with its control characters escaped.
 
-    Of the processes of torchrun, which have the same results, only the first one prints to stdout.
+    Under torchrun, all processes have the same results, and only the first one prints to stdout.
     """
     if err or is_first_process():
         click.echo(printable(text, keep=LINE_CHARACTERS), err=err)

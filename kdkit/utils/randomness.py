@@ -14,7 +14,7 @@ import torch
 def preserve_rng_state(*, cuda: bool | None = None) -> Iterator[None]:
     """Restore the random states of Python, numpy and torch at the end, whatever is seeded inside.
 
-    cuda: whether to restore those of GPUs too, which initializes CUDA on each of them; if None, only if it is already.
+    cuda: whether to restore the states of GPUs too, which initializes CUDA on each; if None, only if it is initialized.
     """
     cuda = torch.cuda.is_initialized() if cuda is None else cuda  # type: ignore[no-untyped-call]  # torch leaves it untyped
     python_state, numpy_state = random.getstate(), np.random.get_state()
@@ -28,13 +28,13 @@ def preserve_rng_state(*, cuda: bool | None = None) -> Iterator[None]:
 
 @contextmanager
 def seeded_on_cpu(seed: int) -> Iterator[None]:
-    """Draw the random numbers of the CPU from a seed, as `seed_everything` does, and then from where they were before.
+    """Seed the random states of the CPU, as `seed_everything` does, and restore them at the end.
 
-    It takes a tenth of the time of `preserve_rng_state`, and leaves those of GPUs alone. It must not be nested.
+    It takes a tenth of the time of `preserve_rng_state`, and does not change the states of GPUs. It must not be nested.
     """
     python_state, torch_state = random.getstate(), torch.get_rng_state()
     bit_generator = np.random.mtrand.get_bit_generator()
-    # The global state of numpy is exchanged, since a copy of it takes as long as everything else together.
+    # numpy's global generator is exchanged, because copying its state takes as long as everything else together.
     np.random.mtrand.set_bit_generator(_spare_generator())
     try:
         random.seed(seed)
@@ -49,7 +49,7 @@ def seeded_on_cpu(seed: int) -> Iterator[None]:
 
 @cache
 def _spare_generator() -> Any:
-    return np.random.MT19937(0)  # created once, which takes longer than it is used
+    return np.random.MT19937(0)  # created once, because this takes longer than using it
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Set the global random states; that of a device is kept if the state was saved on another kind of device."""
+    """Set the global random states. The state of a device is not set if it was saved on another kind of device."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])

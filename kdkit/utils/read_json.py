@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 LARGEST_FILE = 2**27  # bytes of a file that is read as a whole, 128 MiB
-_MOST_VALUES = 3_000_000  # in a text: an empty list takes 64 bytes, and three in the file
-_DEEPEST = 100  # lists and objects within each other; Python 3.13 parses more than a function may recurse
+_MOST_VALUES = 3_000_000  # in a text: an empty list takes 64 bytes of memory, but three in the file
+_DEEPEST = 100  # nested lists and objects; Python 3.13 parses deeper than a function may recurse
 
 
 def read_json(path: Path) -> Any:
@@ -19,7 +19,7 @@ def read_json(path: Path) -> Any:
     if not path.is_file():
         raise OSError("it is not a file")
     if size > LARGEST_FILE:
-        raise ValueError(f"it has {size} bytes, and may have {LARGEST_FILE}")
+        raise ValueError(f"it has {size} bytes, and may have at most {LARGEST_FILE}")
     with path.open("rb") as file:
         return parse_json(file.read(LARGEST_FILE + 1))
 
@@ -40,7 +40,7 @@ def parse_json(content: bytes) -> Any:
 
 
 def _depth(value: Any) -> int:
-    """Return how many lists and objects are within each other."""
+    """Return how deeply lists and objects are nested."""
     depth, level = 0, [value]
     while level := [item for item in level if isinstance(item, list | dict)]:
         depth += 1
@@ -49,7 +49,7 @@ def _depth(value: Any) -> int:
 
 
 def _finite(text: str) -> float:
-    value = float(text)  # also of the words NaN and Infinity
+    value = float(text)  # also parses the words NaN and Infinity
     if not math.isfinite(value):
         raise ValueError(f"{text[:20]} is not a finite number")
     return value

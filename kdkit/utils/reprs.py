@@ -9,7 +9,7 @@ _MOST_NAMES = 8  # of a list of names
 
 
 def describe_array(value: Any) -> str:
-    """Return the dtype, shape and device of a tensor or an array, also of those in a container; else the repr."""
+    """Return the dtype, shape and device of a tensor or an array, or of those in a container; otherwise the repr."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         device = str(getattr(value, "device", "cpu"))  # numpy has none before 2.0
         dtype = str(value.dtype).removeprefix("torch.")
@@ -30,7 +30,7 @@ def without_addresses(text: str) -> str:
 
 
 def describe_names(names: Iterable[str]) -> str:
-    """Return names with commas between them; of a long list the first ones and the last one."""
+    """Return names separated by commas; for a long list, the first ones and the last one."""
     names = list(names)
     if len(names) > _MOST_NAMES:
         names = [*names[: _MOST_NAMES - 1], "...", names[-1]]
@@ -38,7 +38,7 @@ def describe_names(names: Iterable[str]) -> str:
 
 
 def describe_numbers(numbers: Sequence[int]) -> str:
-    """Return the first five numbers with commas between them, and "..." for the others."""
+    """Return the first five numbers separated by commas, and "..." for the others."""
     return ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
 
 
@@ -48,7 +48,7 @@ def describe_count(count: int, noun: str, plural: str = "") -> str:
 
 
 def differing(first: Any, second: Any) -> tuple[Any, Any]:
-    """Return the parts that differ of two values of JSON: the keys, the items, and of texts what is between commas."""
+    """Return the differing parts of two JSON values: keys, items, and for texts the parts between commas."""
     if isinstance(first, dict) and isinstance(second, dict):
         keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
         pairs = {key: differing(first.get(key), second.get(key)) for key in keys}
@@ -67,7 +67,7 @@ def differing(first: Any, second: Any) -> tuple[Any, Any]:
 
 
 def describe_options(value: Any, *names: str) -> list[str]:
-    """Return those attributes as "name=value" that differ from the default value of their field in a dataclass."""
+    """Return the attributes of a dataclass that differ from their defaults, as "name=value"."""
     defaults = {field.name: field.default for field in fields(value)}
     return [f"{name}={getattr(value, name)!r}" for name in names if getattr(value, name) != defaults[name]]
 

@@ -1,4 +1,4 @@
-"""Files that hold a SHA-256 of their own content, so that a changed bit is found when they are read."""
+"""Files that hold a SHA-256 of their own content, so that a changed bit is detected when they are read."""
 
 import hashlib
 import json
@@ -15,10 +15,10 @@ from kdkit.errors import KdkitError
 from kdkit.utils.files import Content, to_json
 from kdkit.utils.read_json import read_json
 
-# Stands for the digest while it is computed; it has the same length.
+# A placeholder of the same length for the digest while it is computed.
 UNSEALED = "sha256:" + "0" * 64
 _DIGEST = re.compile(rb"sha256:([0-9a-f]{64})")
-# The dtypes of tensors in safetensors files, by torch's names of them.
+# The dtypes of tensors in safetensors files, by torch dtype.
 DTYPES = {
     getattr(torch, name): code
     for code, name in (
@@ -40,11 +40,11 @@ DTYPES = {
         ("U16", "uint16"),
     )
 }
-SEALED = "kdkit"  # the key of the metadata that safetensors files of a run have
+SEALED = "kdkit"  # the key of the metadata in safetensors files of a run
 
 
 def seal(head: bytes, *rest: Content) -> list[Content]:
-    """Return the parts of a file in whose head the first UNSEALED is replaced by the digest of all parts."""
+    """Return the parts of a file, with the first UNSEALED in its head replaced by the digest of all parts."""
     start = head.index(UNSEALED.encode()) + len("sha256:")
     digest = hashlib.sha256(head)
     for part in rest:
@@ -63,7 +63,7 @@ def require_intact(content: bytes) -> None:
     computed.update(b"0" * 64)
     computed.update(whole[match.end(1) :])
     if computed.hexdigest().encode() != match[1]:
-        raise ValueError("its checksum does not match its content: it is damaged, or was changed")
+        raise ValueError("its checksum does not match its content: it is damaged or was changed")
 
 
 def json_parts(value: Mapping[str, Any]) -> list[Content]:
@@ -79,21 +79,21 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
 
 
 def tensor_parts(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> list[Content]:
-    """Return the parts of a sealed safetensors file. tensors: on the CPU, contiguous, none of which share memory.
+    """Return the parts of a sealed safetensors file. tensors: on the CPU, contiguous, without shared memory.
 
     facts: plain values, kept as JSON in the metadata of the file.
     """
-    # Not by safetensors.torch.save, which copies all tensors twice, and stops the other threads meanwhile.
+    # safetensors.torch.save would copy all tensors twice, and block the other threads meanwhile.
     header: dict[str, Any] = {"__metadata__": {SEALED: json.dumps({"checksum": UNSEALED, **facts})}}
     buffers: list[Content] = []
     end = 0
     # Large elements first, so that each tensor is aligned in the file.
     for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
         if tensor.dtype not in DTYPES:
-            raise KdkitError(f"a safetensors file has no tensors of the dtype {tensor.dtype}, such as {name!r}")
+            raise KdkitError(f"a safetensors file cannot hold the dtype {tensor.dtype} of tensor {name!r}")
         begin, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [begin, end]}
-        if end > begin:  # an empty tensor may have strides of which torch makes no bytes
+        if end > begin:  # torch cannot view an empty tensor with some strides as bytes
             buffers.append(tensor.detach().reshape(-1).view(torch.uint8).numpy().data)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -102,7 +102,7 @@ def tensor_parts(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> lis
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and the facts in a sealed safetensors file. Raises ValueError if it is damaged."""
-    if path.exists() and not path.is_file():  # a device has no end
+    if path.exists() and not path.is_file():  # reading a device would not end
         raise OSError("it is not a file")
     content = path.read_bytes()
     require_intact(content)
@@ -113,7 +113,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _without_checksum(value: Any) -> dict[str, Any]:
-    # Whoever changes a file can also compute its checksum.
+    # A program that changes a file can also compute its checksum.
     if not isinstance(value, dict) or "checksum" not in value:
         raise ValueError("it has no checksum")
     return {key: item for key, item in value.items() if key != "checksum"}

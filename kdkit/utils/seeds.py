@@ -1,12 +1,12 @@
-"""Derive seeds from numbers, without an import of torch."""
+"""Derive seeds from numbers, without importing torch."""
 
 from enum import IntEnum
 
 
 class SeedPurpose(IntEnum):
-    """The last number of a derived seed, since two purposes with one seed would draw the same numbers.
+    """The last number of a derived seed, because two purposes with the same seed would draw the same numbers.
 
-    An epoch of training, such as its dropout, has the seed of (seed, epoch) alone.
+    A training epoch, with its dropout, has the seed of (seed, epoch) alone.
     """
 
     ORDER = 1  # of the rows of an epoch

@@ -1,4 +1,4 @@
-"""Sign texts with a key of this user, to recognize later what this user wrote on this machine."""
+"""Sign texts with a key of this user, to recognize later what the user wrote on this machine."""
 
 import hashlib
 import hmac
@@ -21,12 +21,12 @@ def is_signed(text: str, signature: object) -> bool:
     if key is None or not isinstance(signature, str):
         return False
     expected = hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
-    # A signature that is not ASCII may have halves of surrogate pairs, which cannot be encoded.
+    # A signature that is not ASCII may have lone surrogates, which cannot be encoded.
     return hmac.compare_digest(expected.encode(), signature.encode(errors="replace"))
 
 
 def _key(*, create: bool) -> bytes | None:
-    # The folder that the XDG base directory specification has for state of one user on one machine.
+    # The XDG base directory specification has this folder for the state of a user on one machine.
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     file = Path(state) / "kdkit" / "key"
     try:

@@ -18,13 +18,13 @@ def validate_choice(name: str, value: object, choices: object) -> None:
 
 
 def validate_name(what: str, name: object, characters: str) -> None:
-    """Raise RecipeError unless a name is a valid part of the name of a file or a folder on every system.
+    """Raise RecipeError unless a name is a valid part of a file or folder name on every system.
 
-    what: whose name it is, for the message. characters: those it may have in addition to letters, digits and dots.
+    what: what is named, for the message. characters: allowed in addition to letters, digits and dots.
     """
     text = name if isinstance(name, str) else ""
     valid = text and all(letter.isalnum() or letter in f"{characters}." for letter in text)
-    # A leading dot hides a file, Windows removes a trailing one, and ".." is the folder above.
+    # A leading dot hides a file, Windows removes a trailing one, and ".." is the parent folder.
     if not valid or text.startswith(".") or text.endswith(".") or ".." in text:
         listed = ", ".join("spaces" if letter == " " else repr(letter) for letter in characters)
         raise RecipeError(
@@ -56,7 +56,7 @@ def validate_count(name: str, value: object, *, least: int = 1, optional: bool =
 def validate_counts(config: object, *names: str, least: int = 1, optional: bool = False) -> None:
     """Validate attributes of a frozen dataclass as counts, and keep integers of numpy as ints.
 
-    JSON and some functions of torch take no others.
+    JSON and some functions of torch accept only ints.
     """
     for name in names:
         value = getattr(config, name)
@@ -72,7 +72,7 @@ def validate_share(name: str, value: object, *, below_one: bool = False) -> None
 
 
 def validate_switches(**switches: object) -> None:
-    """Raise RecipeError unless every value is True or False: a text such as "no" would count as True."""
+    """Raise RecipeError unless every value is True or False: a string such as "no" would count as True."""
     for name, value in switches.items():
         if not isinstance(value, bool):
             raise RecipeError(f"{name} must be True or False; got {value!r}")
@@ -89,10 +89,10 @@ def is_whole_number(value: object) -> TypeGuard[int]:
 
 
 def parse_interval(every: int | str) -> tuple[int, float]:
-    """Return a number of updates and of seconds, one of which is 0. Raises RecipeError if `every` is neither."""
+    """Return a number of updates and seconds, one of which is 0. Raises RecipeError if `every` is neither."""
     if is_whole_number(every) and every >= 0:
         return int(every), 0.0
-    # Of more digits Python makes no number, and no time ends after them.
+    # Python converts no number with many more digits, and none of them is useful.
     match = re.fullmatch(r"(\d{1,18})(s|min|h)?", every, re.ASCII) if isinstance(every, str) else None
     if match is None:
         raise RecipeError(

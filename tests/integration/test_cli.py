@@ -98,7 +98,7 @@ FILES = {
     "a syntax error": ("x = 1\ndef recipe(:\n    pass", ["bad.py, line 2", "def recipe(:"]),
     "an error on import": ("x = 1\n\n1 / 0", ["bad.py, line 3", "ZeroDivisionError", "reading it raises"]),
     "an import of a missing package": ("import no_such_package", ["bad.py, line 1", "no_such_package"]),
-    "an exit on import": ("import sys\nsys.exit(0)", ["SystemExit", "a recipe file returns its Recipe"]),
+    "an exit on import": ("import sys\nsys.exit(0)", ["SystemExit", "recipe() must return a Recipe"]),
     "an error in recipe()": ("def recipe():\n    return {}['x']", ["bad.py, line 2", "recipe() raises KeyError"]),
     "another type returned": ("def recipe():\n    return 3", ["returns a int", "kdkit.Recipe"]),
     "nothing returned": ("def recipe():\n    ...", ["NoneType", "kdkit.Recipe"]),
@@ -518,7 +518,7 @@ def test_none_is_a_value_of_a_parameter_that_may_be_none(kdkit_here, write_recip
     assert_refused(kdkit_here("run", path, *options), "RuntimeError: [None, None, None, 'none']")
     assert_refused(kdkit_here("run", path, "--size", 4), "RuntimeError: [4, (1,), 'x', 'none']")
     assert_refused(
-        kdkit_here("run", path, "--size", 4, "--many", 2, "--many", "none"), "--many is either none or values"
+        kdkit_here("run", path, "--size", 4, "--many", 2, "--many", "none"), "--many takes either none or values"
     )
     assert_refused(kdkit_here("run", path, "--size", "no"), "'no' is not a valid integer")
     assert "--size INTEGER|none" in kdkit_here("run", path, "--help").out
@@ -699,7 +699,7 @@ def test_a_plan_has_multiply_adds_times_projectors_and_cached_outputs_in_lines_o
     assert re.search(r"the outputs of teacher will be cached in runs/teacher_cache, [\d.]+ [kM]?B\b", result.out)
     assert max(map(len, result.out.splitlines())) <= 100
     result = kdkit_here("check", path, "--epochs", 2, "--teacher-cache", "off")
-    assert "its outputs are not cached, since the cache is off" in " ".join(result.out.replace("│", " ").split())
+    assert "its outputs are not cached, because the cache is off" in " ".join(result.out.replace("│", " ").split())
 
 
 def test_check_advises_which_layers_to_pair(kdkit_here, write_recipe):
@@ -708,7 +708,7 @@ def test_check_advises_which_layers_to_pair(kdkit_here, write_recipe):
     assert "Layers of student and teacher" in result.out
     assert "student=Tap(student.module.body), target=Tap(teacher.module.body)" in result.out
     assert "a projector 4 -> 7" in result.out
-    assert "note: CKA is that of the initial weights of student and teacher" in result.out
+    assert "note: CKA was computed with the initial weights of student and teacher" in result.out
     assert max(map(len, result.out.splitlines())) <= 100
 
 
@@ -798,7 +798,7 @@ def test_a_mistake_exits_with_2_in_a_child_process(kdkit_process, write_recipe, 
 def test_output_to_a_full_disk_is_one_message(kdkit_here, monkeypatch, args):
     with Path("/dev/full").open("w") as full:
         monkeypatch.setattr("sys.stdout", full)
-        assert_refused(kdkit_here(*args), "the output cannot be written: No space left on device; free space")
+        assert_refused(kdkit_here(*args), "the output cannot be written: No space left on device; free some space")
 
 
 def test_ctrl_c_while_the_command_line_is_imported_is_no_traceback(tmp_path):

@@ -222,7 +222,7 @@ def test_a_difference_of_another_machine_is_reported_with_advice(tmp_path):
     recipe.write_text("one")
     local = environment_of([recipe], token)
     assert difference(local, environment_of([recipe], token)) is None
-    assert "has torch 1.0, and here it is" in difference(local, {**local, "torch": "1.0"})
+    assert "has torch 1.0, but this machine has" in difference(local, {**local, "torch": "1.0"})
     assert "install the same version" in difference(local, {**local, "kdkit": "0.0 (other)"})
     recipe.write_text("two")
     assert "share this file" in difference(local, environment_of([recipe], token))

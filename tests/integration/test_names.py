@@ -86,7 +86,7 @@ def test_the_folder_of_a_study_is_named_where_a_run_is_expected(tmp_path, kdkit_
     assert hint in str(caught.value)
     resumed = kdkit_here("run", "--resume", study)
     assert resumed.code == 2
-    assert f"{study} holds several runs; start the command or script again that wrote them, which" in resumed.err
+    assert f"{study} holds several runs; start the command or script that wrote them again, which" in resumed.err
     assert f"started can also be resumed alone: kdkit run --resume {study / 'alpha=0.5'}" in resumed.err
     evaluated = kdkit_here("evaluate", ROOT / "examples" / "hinton.py", "--weights", study)
     assert evaluated.code == 2
@@ -105,7 +105,7 @@ def test_an_installed_package_names_the_repository_of_the_examples(tmp_path):
     installed = tmp_path / "site-packages"
     (installed / "examples").mkdir(parents=True)
     (installed / "examples" / "hinton.py").touch()
-    assert "the folder `examples` of the repository of kdkit" in _near_file(
+    assert "the folder `examples` of kdkit's repository" in _near_file(
         ROOT / "no" / "examples" / "hinton.py", installed
     )
     assert _near_file(ROOT / "no" / "hinton.py", installed) == ""

@@ -57,10 +57,10 @@ def test_a_name_that_is_no_template_is_a_recipe_for_own_data(kdkit_here, tmp_pat
     [
         (["recipe", "lrhnt"], "did you mean 'lrhnet'?"),
         (["recipe", "mine"], "mine.py exists; name another file"),
-        (["recipe", "digits", "nowhere/mine.py"], "nowhere is no folder"),
-        (["plugin", "torch"], "there is a package 'torch' already"),
-        (["plugin", "json"], "there is a package 'json' already"),
-        (["plugin", "__main__"], "there is a package '__main__' already"),
+        (["recipe", "digits", "nowhere/mine.py"], "nowhere is not a folder"),
+        (["plugin", "torch"], "a package 'torch' already exists"),
+        (["plugin", "json"], "a package 'json' already exists"),
+        (["plugin", "__main__"], "a package '__main__' already exists"),
         (["plugin", "Big-Name"], "lower-case letters, digits and _; got 'Big-Name'; kdkit new plugin big_name"),
         (["plugin", "class"], "got 'class'"),
         (["plugin", "full"], "full exists and is not empty"),
@@ -91,7 +91,7 @@ def test_a_plugin_registers_templates_under_new_names(tmp_path):
     plugins = Plugins()
     plugins.add(Mine("mine", tmp_path / "mine.py"), "first")
     assert recipe_templates(plugins) == {"mine": tmp_path / "mine.py"}
-    for name, path, words in (("mine", "mine.py", "which exists"), ("yours", "yours.py", "which is no file")):
+    for name, path, words in (("mine", "mine.py", "which exists"), ("yours", "yours.py", "yours.py, not a file")):
         extended = plugins.extended([])
         extended.add(Mine(name, tmp_path / path), "second")
         with pytest.raises(PluginError, match=f"plugin 'second' registers .*{name}.*{words}"):

@@ -77,7 +77,7 @@ def there(tmp_path, monkeypatch):
 def require_unwritten(there, done):
     """Raise if a command did anything but print one message about its output."""
     assert done.code == 2, done
-    reasons = ("cannot be written", "is no folder", "is a directory", "records exists")
+    reasons = ("cannot be written", "is not a folder", "is a directory", "records exists")
     assert any(reason in done.err for reason in reasons), done
     assert "this is work" not in done.err
     assert "Traceback" not in done.err

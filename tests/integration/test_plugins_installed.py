@@ -132,7 +132,7 @@ def test_a_taken_name_and_a_taken_command_cost_a_warning_each_and_the_earlier_on
     plugins = {entry["name"]: entry["plugin"] for entry in json.loads(result.out)["losses"]}
     assert (plugins["soft_targets"], plugins["taken"]) == ("kdkit", "taken")
     _printed, command, loss = result.err.splitlines()
-    assert command == "warning: plugin 'taken' adds the command run, which exists; the earlier one stays"
+    assert command == "warning: plugin 'taken' adds the command run, which exists; the earlier one is kept"
     for word in ("plugin 'taken' registers 'soft_targets'", "plugin 'kdkit' already has", "this entry is skipped"):
         assert word in loss
     assert "Train the stages of the recipe in FILE" in kdkit_process("run", "--help", PYTHONPATH=site).out

@@ -157,7 +157,7 @@ def test_a_command_says_at_once_what_it_is_doing(tmp_path):
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
     both = run_python([*arguments, "--out", "both", "--quiet", "--verbose"], tmp_path)
     assert both.returncode == 2
-    assert "--quiet prints nothing, and --verbose more than usual; use one of them" in both.stderr
+    assert "--quiet and --verbose contradict each other; use one of them" in both.stderr
 
 
 def test_verbose_prints_settings_and_below_each_epoch_its_weights_speed_and_gradients(capsys):

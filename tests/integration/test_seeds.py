@@ -98,12 +98,15 @@ def test_a_seed_that_fails_or_is_damaged_costs_its_own_run(kdkit, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seeds", "0"], "--seeds is a number of seeds, at least 1"),
+        (["--seeds", "0"], "--seeds must be a number of seeds, at least 1"),
         (["--seeds", "x"], "expected a number of seeds, or seeds such as 0,1,2; got 'x'"),
         (["--seeds", "1,1"], "--seeds must be different integers of at least 0; got 1,1"),
-        (["--seeds", "1,2", "--seed", "3"], "--seed is the first of a number of seeds"),
-        (["--seeds", "2", "--out", "one"], "one holds one run, and a folder for several is needed"),
-        (["--seeds", "2", "--out", "mine.py"], "mine.py cannot be written: mine.py is no folder; choose another place"),
+        (["--seeds", "1,2", "--seed", "3"], "--seed is the first seed of --seeds N"),
+        (["--seeds", "2", "--out", "one"], "one is the folder of a single run, not of several"),
+        (
+            ["--seeds", "2", "--out", "mine.py"],
+            "mine.py cannot be written: mine.py is not a folder; choose another place",
+        ),
         (["--seeds", "2", "--out", "thesis"], "thesis holds no runs, but 'chapter'; choose another folder (--out"),
         (["--seeds", "2", "--device", "gpu7"], "gpu7"),
         (["--seeds", "2", "--log", "cvs"], "did you mean 'csv'"),
@@ -137,10 +140,10 @@ def test_a_folder_of_seeds_takes_no_run_with_other_options(kdkit, tmp_path):
     arguments = ("run", "mine.py", "--out", "all", "--device", "cpu", "-q", "--seeds")
     assert kdkit(*arguments, "1").code == 0
     changes = {
-        ("3", "--width", "5"): "such as seed=0, which differs in its option width: it had 4, and now it is 5; pass",
+        ("3", "--width", "5"): "such as seed=0, which differs in its option width: it was 4, and now it is 5; pass",
         ("5,6", "--width", "5"): "its option width",
-        ("1", "--precision", "bf16"): "its precision: it had fp32, and now it is bf16",
-        ("1", "--baseline"): "its baseline: it had False, and now it is True",
+        ("1", "--precision", "bf16"): "its precision: it was fp32, and now it is bf16",
+        ("1", "--baseline"): "its baseline: it was False, and now it is True",
     }
     for options, message in changes.items():
         refused = kdkit(*arguments, *options)

@@ -92,11 +92,11 @@ def test_the_same_command_again_skips_what_is_finished(sweep, tmp_path):
     assert result.out.count(" finished in ") == 3
     files = sorted(tmp_path.rglob("*"))
     changes = {
-        ("--lr", "0.1,0.5"): "such as lr=0.3,seed=0, which differs in its option lr: it had 0.3, and now it is 0.1",
-        ("--lr", "0.1,0.3", "--names", "y"): "its option names: it had x, and now it is y",
-        ("--width", "5,6"): "its option width: it had None, and now it is 5",
+        ("--lr", "0.1,0.5"): "such as lr=0.3,seed=0, which differs in its option lr: it was 0.3, and now it is 0.1",
+        ("--lr", "0.1,0.3", "--names", "y"): "its option names: it was x, and now it is y",
+        ("--width", "5,6"): "its option width: it was None, and now it is 5",
         ("--lr", "0.1,0.3", "--names", "x"): "lr=0.1,seed=0, which would be run again as lr=0.1,names=x,seed=0",
-        ("--lr", "0.1,0.3", "--baseline"): "its baseline: it had False, and now it is True",
+        ("--lr", "0.1,0.3", "--baseline"): "its baseline: it was False, and now it is True",
     }
     for options, message in changes.items():
         refused = sweep(*options, "--seeds", "3")
@@ -198,7 +198,7 @@ def test_a_sweep_of_which_every_run_fails_has_no_table(sweep, tmp_path):
     [
         (["--lr", "0.1,0.1"], ["lr=0.1 twice"]),
         (["--lrr", "0.1"], ["No such option", "--lr"]),
-        (["--lr", "0.1,"], ["commas between them", "'0.1,'"]),
+        (["--lr", "0.1,"], ["separated by commas", "'0.1,'"]),
         (["--lr", "a"], ["'a' is not a valid float"]),
         (["--mode", "one,three"], ["three"]),
         (["--seeds", "0"], ["seeds must be"]),

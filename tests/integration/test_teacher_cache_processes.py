@@ -165,7 +165,7 @@ def test_the_command_lists_and_deletes_entries(kdkit_here, run_in_process):
     wrong = kdkit_here("cache", "--delete", "teachr")
     assert (wrong.code, "did you mean 'teacher'" in wrong.err) == (2, True)
     deleted = kdkit_here("cache", "--delete", "teacher")
-    assert "deleted 1 of them" in deleted.out
+    assert "deleted 1 entry" in deleted.out
     assert "there are no cached outputs in runs/teacher_cache" in deleted.out
     nowhere = kdkit_here("cache", "elsewhere")
     assert (nowhere.code, "there is no folder elsewhere" in nowhere.err) == (2, True)

@@ -23,7 +23,7 @@ def main() -> None:
     jobs: SimpleQueue[bytes] = SimpleQueue()
 
     def receive() -> None:
-        # In a separate thread, to notice the end of the parent while a job runs, which must then stop too.
+        # In a separate thread, so that the process ends with its parent even while a job runs.
         try:
             while True:
                 jobs.put(pickle.load(incoming))
@@ -35,7 +35,7 @@ def main() -> None:
         seconds, error = run_pickled(jobs.get())
         if error is None and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch leaves it untyped
             gc.collect()  # cycles of references hold tensors
-            torch.cuda.empty_cache()  # torch would keep the memory for this process, and other jobs may need it
+            torch.cuda.empty_cache()  # otherwise torch keeps the memory, which other jobs may need
         pickle.dump((seconds, error), outgoing)
         outgoing.flush()
 
@@ -45,11 +45,11 @@ def run_pickled(data: bytes) -> tuple[float, PackedError | None]:
     try:
         job: Job = pickle.loads(data)
         if job.gpu is not None:
-            # Instead of "cuda:1" in the options, so that recipes that use "cuda" themselves find the same device.
+            # The options still say "cuda", so that a recipe that uses "cuda" gets the same device.
             torch.cuda.set_device(job.gpu)
     except Exception as error:  # unpickling imports the file of the recipe, which may raise anything
         return 0.0, pack_error(error)
-    # Several processes would draw their bars over each other.
+    # Several processes would draw their progress bars over each other.
     result = replace(job, options=replace(job.options, progress=False)).run()
     return result.seconds, None if result.error is None else pack_error(result.error)
 

@@ -12,27 +12,27 @@ from kdkit.utils.memory import is_out_of_memory
 class SharedDevices:
     """The devices of this machine, and the jobs that run on each of them.
 
-    jobs: how many run at once. gpus: the number of CUDA devices, on which jobs with the device "auto" or "cuda" are
-    spread.
+    jobs: how many run at once. gpus: the number of CUDA devices. Jobs with the device "auto" or "cuda" are distributed
+    over them.
     """
 
     def __init__(self, jobs: int, gpus: int) -> None:
         self.jobs, self.gpus = jobs, gpus
         self._running: dict[str, str] = {}  # the device of each running job, by its name
-        self._most: dict[str, int] = {}  # how many jobs were on that device at once, itself included
+        self._most: dict[str, int] = {}  # the most jobs that were on its device at once, including itself
 
     def place(self, job: Job) -> Job:
-        """Return a job with the GPU that has the fewest running jobs, and with its part of the memory for samples."""
+        """Return a job with the GPU that has the fewest running jobs, and with its share of the memory for samples."""
         gpu, sharing = None, self.jobs
         if self.gpus and job.options.device in ("auto", "cuda"):
             counts = Counter(self._running.values())
-            gpu = min(range(self.gpus), key=lambda index: counts[f"cuda:{index}"])  # the first one of equal ones
+            gpu = min(range(self.gpus), key=lambda index: counts[f"cuda:{index}"])  # the first one on a tie
             sharing = ceil(self.jobs / self.gpus)
-        # Of all jobs that the device may get: those that start later need as much memory as the first one.
+        # Divided by all jobs that the device may get, because later jobs need as much memory as the first one.
         return replace(job, gpu=gpu, options=replace(job.options, device_data=job.options.device_data / sharing))
 
     def start(self, job: Job) -> None:
-        """Record that a job that was placed starts."""
+        """Record the start of a job that was placed."""
         device = job.options.device if job.gpu is None else f"cuda:{job.gpu}"
         self._running[job.name] = device
         neighbours = [name for name, used in self._running.items() if used == device]
@@ -40,10 +40,10 @@ class SharedDevices:
             self._most[name] = max(self._most.get(name, 0), len(neighbours))
 
     def end(self, name: str, result: JobResult) -> JobResult:
-        """Return the result of a job that ended; an error of its memory has the number of jobs that shared it."""
+        """Return the result of a job that ended. An out-of-memory error gets the number of jobs in the memory."""
         del self._running[name]
         most, error = self._most.pop(name), result.error
-        # By its text too: checks of a recipe report an error of an allocator as one of several problems.
+        # The text is tested too, because a recipe check reports an allocator error as one of several problems.
         if error is None or most == 1 or not ("out of memory" in str(error) or is_out_of_memory(error)):
             return result
         explained = KdkitError(

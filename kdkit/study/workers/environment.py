@@ -8,7 +8,7 @@ from pathlib import Path
 
 import kdkit
 
-PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "timm", "safetensors")  # that affect results or files
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "timm", "safetensors")  # packages that affect results or files
 STUDY_FOLDER = "study folder"
 
 Environment = Mapping[str, str]  # versions and digests by package or file
@@ -17,31 +17,28 @@ Environment = Mapping[str, str]  # versions and digests by package or file
 def environment_of(files: Sequence[Path], token: Path) -> Environment:
     """Return the versions and digests of this machine.
 
-    files: recipe files. token: a file in the study folder with random content, which another machine can read only if
-    it has the same folder.
+    files: recipe files. token: a file in the study folder with random content. Another machine has the same content
+    only if it shares the folder.
     """
     plugins = {point.dist.name for point in entry_points(group="kdkit") if point.dist is not None}
     environment = {"python": platform.python_version(), STUDY_FOLDER: _read(token).decode(errors="replace")}
     environment.update({name: _version(name) for name in sorted({*PACKAGES, *plugins} - {"kdkit"})})
-    # The version of kdkit alone would not differ between two states of a checkout.
+    # Two states of a checkout may have the same version of kdkit.
     environment["kdkit"] = f"{kdkit.__version__} ({_digest(sorted(Path(kdkit.__file__).parent.rglob('*.py')))})"
     environment.update({str(file): _digest([file]) for file in files})
     return environment
 
 
 def difference(local: Environment, remote: Environment) -> str | None:
-    """Return the first difference of a remote machine, as the end of a message; None if it is equal."""
+    """Return the first difference of a remote machine, as the end of a message; None if there is none."""
     for name, value in local.items():
         remote_value = remote.get(name, "none")
         if remote_value == value:
             continue
         if name == STUDY_FOLDER:
-            return (
-                "does not have the folder of this study; trials run in one folder that all machines share at the same "
-                "path"
-            )
+            return "does not have the folder of this study; all machines must share one folder at the same path"
         action = "copy or share this file" if Path(name).is_absolute() else "install the same version"
-        return f"has {name} {remote_value}, and here it is {value}; {action}"
+        return f"has {name} {remote_value}, but this machine has {value}; {action}"
     return None
 
 
@@ -62,5 +59,5 @@ def _digest(files: Sequence[Path]) -> str:
 def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
-    except OSError:  # a missing file is a difference like any other, and not an error
+    except OSError:  # a missing file is a difference, not an error
         return b"none"

@@ -11,8 +11,8 @@ from kdkit.utils.devices import is_kernel_error
 class InProcess:
     """Runs one job at a time in this process.
 
-    After an error of a kernel, CUDA raises that error in every later call of the process, so a child process runs the
-    remaining jobs.
+    After a kernel fails, CUDA raises its error in every later call of the process, so a child process runs the other
+    jobs.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class InProcess:
 
     @property
     def has_room(self) -> bool:
-        """Whether no job was started."""
+        """Whether a job can be started."""
         return not self._jobs if self._child is None else self._child.has_room
 
     def start(self, job: Job) -> None:
@@ -33,7 +33,7 @@ class InProcess:
             self._child.start(job)
         except KdkitError as error:
             raise WorkerError(
-                f"a kernel failed in an earlier trial, after which this process cannot use its device, and no other "
+                f"a kernel failed in an earlier trial, so this process can no longer use its device, and no other "
                 f"process can run this trial: {error}; or run the same command or script again, which resumes it"
             ) from error
 
@@ -45,8 +45,8 @@ class InProcess:
         result = job.run()
         if result.error is not None and is_kernel_error(result.error):
             warnings.warn(
-                f"a kernel failed in trial {job.name!r}, after which this process cannot use its device: a child "
-                "process runs the other trials, and this process keeps its memory on the device until it ends",
+                f"a kernel failed in trial {job.name!r}, so this process can no longer use its device: a child process "
+                "runs the other trials, and this process keeps its memory on the device until it ends",
                 stacklevel=2,
             )
             self._child = Processes(1)

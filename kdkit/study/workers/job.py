@@ -1,4 +1,4 @@
-"""A job: a trial, or some stages of a run, with all that a worker needs to run it."""
+"""A job: a trial, or some stages of a run, with everything that a worker needs to run it."""
 
 import json
 import time
@@ -17,12 +17,12 @@ from kdkit.recipe.recipe import Recipe
 from kdkit.study.workers.pickling import pickle_object
 from kdkit.utils.files import write_output
 
-TRIAL_FILE = "trial.json"  # written last, so a trial whose folder has it is finished
+TRIAL_FILE = "trial.json"  # written last: a trial is finished if its folder has this file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobResult:
-    """The result of a job. seconds: the time that it took now, without earlier attempts. error: why it failed."""
+    """The result of a job. seconds: its duration, without earlier attempts. error: why it failed."""
 
     seconds: float = 0.0
     error: Exception | None = None
@@ -33,8 +33,8 @@ class Job:
     """A trial, or some stages of a run.
 
     folder: its run folder. recipe, arguments: a function that returns a Recipe, and its keyword arguments. origin: the
-    recipe file and the options, as they are recorded in the run folder. gpu: the index of the CUDA device that the
-    devices "auto" and "cuda" of its options stand for; None for that of the process.
+    recipe file and the options, as they are recorded in the run folder. gpu: the index of the CUDA device for the
+    devices "auto" and "cuda" in its options; None for the current device of the process.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Job:
     def run(self) -> JobResult:
         """Run the job, or resume it if its folder holds an unfinished run. Returns an exception instead of raising it.
 
-        A whole run is then marked as finished; a job of some stages is not.
+        A complete run is then marked as finished; a job of some stages is not.
         """
         start = time.perf_counter()
         try:

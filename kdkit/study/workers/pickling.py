@@ -22,7 +22,7 @@ from kdkit.plugins.recipe_file import load_file, read_recipe_file
 
 MAIN = "__main__"
 
-# The file that this process imports in order to find a recipe; None otherwise.
+# The file that this process is importing to find a recipe; None otherwise.
 IMPORTING: ContextVar[Path | None] = ContextVar("IMPORTING", default=None)
 
 
@@ -35,7 +35,7 @@ class PackedError(NamedTuple):
 
 
 def require_guarded_script() -> None:
-    """Raise RecipeError if a worker that imports a script for its recipes would run the study of that script again."""
+    """Raise RecipeError if a worker that imports a script for its recipes would run the script's study again."""
     if IMPORTING.get() is not None:
         raise RecipeError(
             f"{IMPORTING.get()} runs a study when it is imported, and each process that runs its trials imports it; "
@@ -46,9 +46,9 @@ def require_guarded_script() -> None:
 def pickle_object(value: object, description: str, sources: Mapping[Path, bytes] | None = None) -> bytes:
     """Return a value as a pickle that `pickle.loads` reads in another process.
 
-    description: names the value in the error. sources: the content of files as this process imported them, which a
-    process that imports them later must find unchanged. Raises RecipeError if it holds a function or a class that
-    another process cannot find, or anything else that cannot be pickled.
+    description: names the value in the error. sources: the content of files when this process imported them; a
+    process that imports them later must find it unchanged. Raises RecipeError if the value holds a function or a class
+    that another process cannot find, or anything else that cannot be pickled.
     """
     stream = io.BytesIO()
     digests = {str(file.resolve()): hashlib.sha256(source).hexdigest() for file, source in (sources or {}).items()}
@@ -79,9 +79,9 @@ def pack_error(error: BaseException) -> PackedError:
 
 
 def unpack_error(packed: PackedError) -> Exception:
-    """Return the exception again, or a WorkerError with its message if this process cannot recreate it."""
+    """Recreate the exception, or return a WorkerError with its message if this process cannot."""
     error: object = None
-    # Fails if the class is one of a recipe file, or if its __init__ takes other arguments than it passes on.
+    # Fails if a recipe file defines the class, or if its __init__ passes on other arguments than it takes.
     with suppress(Exception):
         error = _ErrorUnpickler(io.BytesIO(packed.pickled)).load()
     if not isinstance(error, Exception) or _message(error) != packed.message:
@@ -91,10 +91,10 @@ def unpack_error(packed: PackedError) -> Exception:
 
 
 def find_object(file: str, module: str, name: str, *, is_plugin: bool = False, sha256: str | None = None) -> Any:
-    """Return a function or a class by its file, the module of that file, and its name in there.
+    """Return a function or a class by its file, the module of that file, and its name in the module.
 
-    Pickles call this function. Raises RecipeError if the file does not have the name, or if it has to be imported and
-    its digest is not `sha256`.
+    Unpickling calls this function. Raises RecipeError if the file does not define the name, or if it must be imported
+    and its digest is not `sha256`.
     """
     reset = IMPORTING.set(Path(file))
     try:
@@ -116,7 +116,7 @@ def find_object(file: str, module: str, name: str, *, is_plugin: bool = False, s
 class _Pickler(pickle.Pickler):
     """Pickles functions and classes as a file and a name, so that they may be in a script or a recipe file.
 
-    Plain pickle stores the name of the module only, which another process cannot import if it is not installed.
+    Plain pickle stores only the name of the module, which another process cannot import if it is not installed.
     digests: by file, see `find_object`.
     """
 
@@ -125,7 +125,7 @@ class _Pickler(pickle.Pickler):
         self._digests = digests
 
     def reducer_override(self, value: Any) -> Any:
-        """Return how to find a function or a class again; NotImplemented leaves the value to plain pickle."""
+        """Return how to find a function or a class; NotImplemented leaves the value to plain pickle."""
         if not isinstance(value, FunctionType | type):
             return NotImplemented
         module = sys.modules.get(value.__module__)
@@ -141,7 +141,7 @@ class _Pickler(pickle.Pickler):
         if _attribute(module, value.__qualname__) is not value:  # plain pickle raises the error for it
             return NotImplemented
         spec = getattr(module, "__spec__", None)
-        name = spec.name if spec is not None else module.__name__  # of `python -m package.script`: not "__main__"
+        name = spec.name if spec is not None else module.__name__  # for `python -m package.script`, not "__main__"
         path, is_plugin = str(Path(file).resolve()), installed().manager.is_registered(module)
         find = partial(find_object, path, name, is_plugin=is_plugin, sha256=self._digests.get(path))
         return find, (value.__qualname__,)
@@ -180,7 +180,7 @@ def _imported(path: Path, name: str) -> ModuleType | None:
 
 
 def _import_file(path: Path, name: str, *, is_plugin: bool) -> ModuleType:
-    """Import a file, so that its classes compare equal to those of later pickles.
+    """Import a file so that its classes are the same objects in later pickles.
 
     In this order: as a recipe file, by its name, by its path.
     """

@@ -30,7 +30,7 @@ class Processes:
     """Child processes that run `jobs` jobs at once.
 
     A process starts when it is first needed, runs one job after another with `threads` threads, all on the same GPU if
-    there are any, and is replaced if it dies. It gets no signal of a terminal, and ends when this process ends. Raises
+    there are any, and is replaced if it dies. It gets no signals from a terminal, and ends with this process. Raises
     RecipeError unless `jobs` is an integer of at least 1.
     """
 
@@ -53,14 +53,14 @@ class Processes:
         job = self._devices.place(job)
         data = job.pickled()
         self._free = [child for child in self._free if child.alive]
-        # A process that changed its GPU would still take memory of the other one.
+        # A process that changed its GPU would still take memory on the old one.
         child = next((child for child in self._free if child.gpu == job.gpu), None)
         if child is None:
             child = _Child(self.threads, job.gpu)
         else:
             self._free.remove(child)
         self._devices.start(job)
-        # One thread per job waits for its result, so that `next_result` can wait for whichever comes first.
+        # One thread per job waits for its result, so that `next_result` can wait for the first one.
         thread = Thread(target=self._run, args=(child, job.name, data), daemon=True)
         self._busy[job.name] = child, thread
         thread.start()
@@ -78,7 +78,7 @@ class Processes:
         """End all processes. Files are written atomically, so a job may be stopped at any time."""
         busy = [child for child, _thread in self._busy.values()]
         for child in (*self._free, *busy):
-            child.terminate()  # all at once, since each may write a checkpoint
+            child.terminate()  # all at once, because each may write a checkpoint
         for child in (*self._free, *busy):
             child.wait()
         # The pipes of a busy child belong to its thread, which closes them when the child has ended.
@@ -98,7 +98,7 @@ class Processes:
         else:
             seconds, error = response
             if error is not None and self._devices.gpus:
-                # After an error of a kernel, CUDA would raise that error in every later job of the process.
+                # After a kernel fails, CUDA raises its error in every later job of the process.
                 child.terminate()
                 child.wait()
                 child.close()
@@ -114,8 +114,8 @@ class _Child:
         # The import of torch and numpy reads OMP_NUM_THREADS, so it must be set before the process starts.
         path = os.pathsep.join(str(Path(folder).resolve()) for folder in sys.path)
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
-        # In a process group of its own: a scheduler or a terminal may signal the group of this process, which passes
-        # the signal on, and a second one ends a job without a checkpoint.
+        # In its own process group: if a scheduler or a terminal signals the group of this process, this process passes
+        # the signal on. A second signal would end a job without a checkpoint.
         self._process = subprocess.Popen(
             [sys.executable, *COMMAND],
             stdin=subprocess.PIPE,
@@ -162,7 +162,7 @@ class _Child:
         return f"its process was ended by {name}{memory} before it had finished; {advice}"
 
     def close(self) -> None:
-        """Close the pipes of a process that has ended. To be called by the thread that uses them."""
+        """Close the pipes of a process that has ended. Must be called by the thread that uses them."""
         for pipe in (self._input, self._output):
             with suppress(OSError):  # data that could not be sent
                 pipe.close()

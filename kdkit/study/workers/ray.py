@@ -1,4 +1,4 @@
-"""Run jobs on the machines of a Ray cluster, all in one folder that the machines share."""
+"""Run jobs on the machines of a Ray cluster, all in one shared folder."""
 
 import os
 import socket
@@ -26,7 +26,7 @@ class Cluster:
     """A running Ray cluster.
 
     address: "auto" for the cluster of this machine (`ray start`, or RAY_ADDRESS), otherwise "host:port".
-    cpus: CPUs of each trial, which are its threads. gpus: GPUs of each trial, possibly a fraction of one.
+    cpus: CPUs of each trial, and its number of threads. gpus: GPUs of each trial, possibly a fraction of one.
     retries: how often a trial whose process or machine was lost is restarted from its last checkpoint.
 
     Raises RecipeError if the address or a number is not valid.
@@ -40,7 +40,7 @@ class Cluster:
     def __post_init__(self) -> None:
         host, _, port = self.address.rpartition(":")
         if self.address != "auto" and (not port.isdigit() or not host or "/" in host):
-            raise RecipeError(f"the address of a cluster is 'auto' or 'host:port'; got {self.address!r}")
+            raise RecipeError(f"the address of a cluster must be 'auto' or 'host:port'; got {self.address!r}")
         for name, least in (("cpus", 1), ("gpus", 0), ("retries", 0)):
             value, types = getattr(self, name), (int, float) if name == "gpus" else (int,)
             # `not >=` instead of `<`, so that NaN is rejected too.
@@ -52,7 +52,7 @@ class RayWorkers:
     """The machines of a cluster that have room for a trial of a study in this folder.
 
     files: recipe files, which must be equal on all machines.
-    Raises WorkerError if Ray is not installed, the cluster is not reached, no machine has room for a trial, or a
+    Raises WorkerError if Ray is not installed, the cluster cannot be reached, no machine has room for a trial, or a
     machine differs from this one.
     """
 
@@ -65,7 +65,7 @@ class RayWorkers:
         self._tasks: dict[Any, str] = {}  # from Ray's reference of a running trial to its name
         self._connect()
         try:
-            self._token.write_text(uuid4().hex)  # new content, which no copy of the folder has
+            self._token.write_text(uuid4().hex)  # new content, which a copy of the folder does not have
             self._local = environment_of(self._files, self._token)
             self._check_machines()
         except BaseException:
@@ -90,7 +90,7 @@ class RayWorkers:
         name = self._tasks.pop(task)
         try:
             seconds, error = self._ray.get(task)
-        except self._ray.exceptions.RayTaskError as error:  # `run_remote` itself failed, such as an import in it
+        except self._ray.exceptions.RayTaskError as error:  # `run_remote` itself failed, for example in an import
             return name, JobResult(error=WorkerError(_last_line(error)))
         except self._ray.exceptions.RayError as error:
             reason = f"its process or machine was lost {self._cluster.retries + 1} times: {first_line(error)}"
@@ -128,7 +128,7 @@ class RayWorkers:
             ray.init(address=address, log_to_driver=False, logging_level="warning")
         except (OSError, RuntimeError, ValueError) as error:
             raise WorkerError(
-                f"no Ray cluster is reached at {address!r}: {first_line(error)}; start one with "
+                f"no Ray cluster can be reached at {address!r}: {first_line(error)}; start one with "
                 "`ray start --head --include-dashboard=false --disable-usage-stats`, and on each other machine "
                 "`ray start --address=HOST:PORT`"
             ) from error
@@ -146,7 +146,7 @@ class RayWorkers:
                 f"no machine of the cluster has {need['CPU']} CPUs and {need['GPU']} GPUs for a trial; use fewer"
             )
         affinity = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-        # No CPUs, so that a probe runs even if other studies use the machine.
+        # Without CPUs, so that a probe runs even if other studies use the machine.
         probe = self._ray.remote(num_cpus=0, max_retries=0)(environment_of)
         tasks = [
             probe.options(scheduling_strategy=affinity(node["NodeID"], soft=False)).remote(self._files, self._token)
@@ -158,7 +158,7 @@ class RayWorkers:
                 mismatch = difference(self._local, self._ray.get(task, timeout=PROBE_TIMEOUT))
             except (self._ray.exceptions.RayError, ImportError) as error:
                 raise WorkerError(
-                    f"{machine} cannot run kdkit: {_last_line(error)}; install it there as it is here"
+                    f"{machine} cannot run kdkit: {_last_line(error)}; install the same packages there as here"
                 ) from error
             if mismatch is not None:
                 raise WorkerError(f"{machine} {mismatch}")

@@ -32,7 +32,7 @@ class StudyLocation:
 def run_remote(
     name: str, data: bytes, location: StudyLocation, local: Environment, threads: int
 ) -> tuple[float, PackedError | None]:
-    """Run the pickled job of a trial on this machine. Return its seconds, and its error if any.
+    """Run the pickled job of a trial on this machine. Return its duration in seconds, and its error, if any.
 
     local: the environment of the machine that started the study.
     """
@@ -47,7 +47,7 @@ def run_remote(
         # Ray restarts a trial whose machine was lost; the lock keeps that machine from writing at the same time.
         with FileLock(location.token.parent / f".{name}.lock", timeout=LOCK_TIMEOUT):
             return run_pickled(data)
-    except Timeout:  # before OSError, of which it is a subclass
+    except Timeout:  # before OSError, its base class
         return 0.0, pack_error(WorkerError(f"another process still runs trial {name!r}; try again later"))
     except (WorkerError, OSError) as error:
         return 0.0, pack_error(error)

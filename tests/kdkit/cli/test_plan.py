@@ -37,8 +37,8 @@ def test_all_options_of_a_training_are_shown():
     ) in shown(one_stage(tiny_net("student"), plain_goal(), epochs=2, keep="last", lr_schedule=schedule, **options))
     options = {"ema": AverageWeights(decay=0.5), "patience": 3, "monitor": "macro_f1", "steps_per_epoch": 5}
     assert (
-        "4 epochs of 5 batches of 4, Optimizer(Adam, lr=0.001), averages weights with a decay of 0.5, ends after 3 "
-        "epochs without a better one, keeps the best epoch by macro_f1"
+        "4 epochs of 5 batches of 4, Optimizer(Adam, lr=0.001), averages weights with a decay of 0.5, stops after 3 "
+        "epochs without improvement, keeps the best epoch by macro_f1"
     ) in shown(one_stage(tiny_net("student"), plain_goal(), epochs=4, **options))
 
 
@@ -82,7 +82,7 @@ def test_teachers_that_run_for_the_same_reason_share_a_line():
     estimate = StageEstimate(multiply_adds={}, times=None, caching=caching)
     assert [*estimate_lines(estimate, torch.device("cpu"))] == [
         "the outputs of on are cached for this run only",
-        "large, medium and small run at each step: their outputs are not cached, since no digest",
+        "large, medium and small run at each step: their outputs are not cached, because no digest",
         "ema runs at each step: no output is needed twice",
     ]
 
@@ -114,6 +114,6 @@ def test_reading_that_takes_long_has_its_time_in_the_plan(data, steps, least):
     recipe = one_stage(tiny_net("student"), plain_goal(), data, steps_per_epoch=steps)
     (estimate,) = check(recipe, estimate=RunOptions(device="cpu")).estimates
     lines = " ".join(estimate_lines(estimate, torch.device("cpu")))
-    assert ("for one process to read the data; Training(workers=N)" in lines) == bool(least)
+    assert ("per epoch to read the data; Training(workers=N)" in lines) == bool(least)
     if least is not None:
         assert estimate.reading_seconds > least

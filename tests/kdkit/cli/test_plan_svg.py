@@ -84,7 +84,7 @@ def test_a_plan_with_problems_is_drawn_as_far_as_it_goes():
     recipe = one_stage(tiny_net("student", outputs=5), plain_goal())
     shown = texts(drawn(recipe))
     assert "not run, because of a problem" in shown
-    assert "Problems: 1, which kdkit check lists." in shown
+    assert "Problems: 1; kdkit check lists them." in shown
 
 
 def test_a_drawing_needs_nothing_else_and_has_both_themes():

@@ -397,7 +397,7 @@ def test_outputs_that_differ_miss_the_numeric_gate_and_the_file_is_set_aside(run
 def test_an_older_file_in_the_place_of_a_rejected_one_is_renamed_and_named(exported, tmp_path):
     file = OutputFile(tmp_path / "net.onnx")
     passed, rejected = exported.card, {**exported.card, "passed": False}
-    notice = "net.older.onnx is of an earlier export, and was net.onnx then"
+    notice = "net.older.onnx is from an earlier export, and was named net.onnx"
     assert file.write(b"first", rejected).card["notices"] == []
     file.write(b"older", passed)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx", "net.onnx.json"]

@@ -160,7 +160,7 @@ def test_a_type_that_a_format_does_not_have_is_named():
     data = TorchData(images, images)
     double = source_of(lambda: nn.Sequential(nn.Conv1d(2, 3, 8), nn.Flatten()).double(), data)
     assert double.precision == "fp64"
-    with pytest.raises(KdkitError, match=r"int8 is made of a network in float32.*'student' are fp64.*module\.float"):
+    with pytest.raises(KdkitError, match=r"int8 needs a network in float32.*'student' are fp64.*module\.float"):
         Int8OnnxExporter().export(double)
     value = [helper.make_tensor_value_info(name, TensorProto.DOUBLE, [1, 1, 4]) for name in ("x", "y")]
     kernel = helper.make_tensor("w", TensorProto.DOUBLE, [1, 1, 1], [1.0])

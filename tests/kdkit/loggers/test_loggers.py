@@ -250,7 +250,7 @@ def steps_of(file):
 def test_a_file_of_another_run_is_not_overwritten(logger, tmp_path):
     file = tmp_path / "mine"
     file.write_text("mine")
-    with pytest.raises(RunFolderError, match="mine exists already, and the run would overwrite it"):
+    with pytest.raises(RunFolderError, match="mine already exists, and the run would overwrite it"):
         kdkit.run(three, device="cpu", callbacks=[logger(file)])
     assert file.read_text() == "mine"
 

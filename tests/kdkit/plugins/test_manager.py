@@ -247,7 +247,7 @@ def exit_at_import():
     ("load", "messages"),
     [
         (exit_at_import, ["plugin 'bad' of a-package is skipped, .* could not be loaded: SystemExit: 3"]),
-        (lambda: Losses, [r"a module, or an object with hooks; got the class Losses; did you forget its \(\)\?"]),
+        (lambda: Losses, [r"a module or an object with hooks; got the class Losses; did you forget its \(\)\?"]),
         (object, [r"has no hooks, so it adds nothing; decorate its functions, such as register_losses\(register\),"]),
         (lambda: Undecorated(), ["has functions that are never called; decorate its epoch_ended with @kdkit.hookimpl"]),
         (Taken, ["'soft_targets' among the losses, but plugin 'kdkit' already has; .*; this entry is", "under 3;"]),
@@ -304,8 +304,8 @@ class Undecorated:
     [
         (Undecorated(), "the callback Undecorated has no hooks, .* decorate its epoch_ended with @kdkit.hookimpl"),
         (object(), r"the callback object has no hooks, .* decorate a method, such as epoch_ended\(self, event\), with"),
-        ("csv", "a callback is an object with hooks; got 'csv'"),
-        (Losses, r"a callback is an object with hooks; got the class Losses; did you forget its \(\)\?"),
+        ("csv", "a callback must be an object with hooks; got 'csv'"),
+        (Losses, r"a callback must be an object with hooks; got the class Losses; did you forget its \(\)\?"),
     ],
 )
 def test_a_callback_without_hooks_is_refused(callback, message):

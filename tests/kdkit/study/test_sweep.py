@@ -59,7 +59,7 @@ def swept(folder, grid, **options):
     [
         ({"lrr": [1.0]}, ["no parameter 'lrr'", "did you mean 'lr'"]),
         ({"lr": []}, ["at least one", "lr=[]"]),
-        ({"name": "ab"}, ["list of values", "name='ab'"]),
+        ({"name": "ab"}, ["must have a list of", "name='ab'"]),
         ({"lr": [1, 2, 1.0]}, ["lr=1 twice"]),
         ({"name": ["1", 1]}, ["name=1 twice"]),
         ({"name": [object()]}, ["memory address"]),
@@ -75,7 +75,7 @@ def test_a_parameter_without_default_needs_a_value(tmp_path):
     def needy(depth, lr=0.1):
         return recipe(lr)
 
-    with pytest.raises(RecipeError, match="needs a value of 'depth'"):
+    with pytest.raises(RecipeError, match="needs a value for 'depth'"):
         Sweep(needy, {"lr": [0.1]}, folder=tmp_path)
     assert Sweep(needy, {"depth": [1, 2]}, folder=tmp_path, seeds=1).cells[0].options == {"depth": 1}
 
@@ -123,7 +123,7 @@ def test_every_cell_runs_with_every_seed_once(tmp_path):
     larger = Sweep(recipe, {"lr": [0.01, 0.3, 1.0]}, folder=tmp_path, seeds=2)
     assert [result.state for result in larger.run(CPU)] == ["skipped", "skipped", "finished"] * 2
     other = Sweep(recipe, {"lr": ["0.01", 0.3, 1.0]}, folder=tmp_path, seeds=2)
-    with pytest.raises(RunFolderError, match=r"option lr: it had 0.01, and now it is '0.01'"):
+    with pytest.raises(RunFolderError, match=r"option lr: it was 0.01, and now it is '0.01'"):
         other.run(CPU)
 
 

@@ -213,11 +213,11 @@ def cancelled(student, target):
         (backwards, "if both sides are equal, but"),
         (probabilities_for_their_logarithms, "if both sides are equal, but"),
         (summed, "on (4, 5) is 39.8853, but 79.7707 for each sample twice"),
-        (over_a_fixed_batch, "for each sample twice, so that its weight depends on the batch size; take the mean over"),
-        (summed_over_pairs, "for each sample twice, so that its weight depends on the batch size; take the mean over"),
+        (over_a_fixed_batch, "for each sample twice, so its weight depends on the batch size; take the mean over"),
+        (summed_over_pairs, "for each sample twice, so its weight depends on the batch size; take the mean over"),
         (
             over_the_samples,
-            "on batches of one of (1, 5) gives the student no gradient, so that it compares the",
+            "on batches of one of (1, 5) gives the student no gradient, so it compares the",
         ),
         (numpy_bound, "on bf16 autocast (bf16 and bf16) of (4, 5) raises TypeError"),
         (half, "in float32 for the same numbers; compute it in float32"),
@@ -538,13 +538,13 @@ def multiplied(student, target):
 
 
 def test_a_loss_on_maps_alone_is_reported_with_the_shapes_to_name():
-    with pytest.raises(ContractError, match=r"name those that it takes, .* shapes=\[\(5, 6\), \(5, 4, 3\)\]\)"):
+    with pytest.raises(ContractError, match=r"pass the shapes that it takes, .* shapes=\[\(5, 6\), \(5, 4, 3\)\]\)"):
         check_loss(lambda: of_maps, on="features")
     check_loss(lambda: of_maps, on="features", shapes=[(5, 6), (5, 4, 3)])
 
 
 def test_a_minimum_elsewhere_is_reported_with_the_option():
-    with pytest.raises(ContractError, match="pass least_when_equal=False if it need not be least there"):
+    with pytest.raises(ContractError, match="pass least_when_equal=False if this is intended"):
         check_loss(WithProjection, on="features")
 
 

@@ -154,16 +154,16 @@ class FixedSchedule:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FixedSchedule(), "returns at least one Stage, and nothing else; got none"),
+        (lambda: FixedSchedule(), "must return at least one Stage, and nothing else; got none"),
         (lambda: FixedSchedule("first"), "got str"),
-        (lambda: SimpleNamespace(stages=lambda: None), "SimpleNamespace returns at least one Stage, .*; got none"),
+        (lambda: SimpleNamespace(stages=lambda: None), "SimpleNamespace must return at least one Stage, .*; got none"),
         (
             lambda: FixedSchedule(stage(tiny_net("a"), name="x"), stage(tiny_net("b"), name="x")),
-            "stages of the same name: x, x",
+            "stages with the same name: x, x",
         ),
         (
             lambda: FixedSchedule(stage(tiny_net("a"), name="x"), stage(tiny_net("a"), name="y")),
-            "nets of the same name: a, a",
+            "nets with the same name: a, a",
         ),
         (
             lambda: FixedSchedule(stage(tiny_net("s"), guided_by(tiny_net("t")))),

@@ -229,7 +229,7 @@ def test_an_entry_of_an_older_format_is_listed_and_can_be_deleted(tmp_path):
     text = console.file.getvalue()
     assert "format 2" in text
     assert "5 of 10" in text
-    assert "entries listed with a format are of another version of kdkit and are never read" in text
+    assert "entries listed with a format are from another version of kdkit and never read" in text
     assert [entry.net for entry in folder.delete("teacher")] == ["teacher"]
     assert [entry.net for entry in folder.kept()] == ["new"]
 
