@@ -19,7 +19,7 @@ class LED(nn.Module):
     Dimensionless. class_aware weighs the distances between the samples that have a label, summed over labels;
     instance_aware those between the labels of a sample, summed over samples. Each set of pairs is divided by its number
     of samples or labels, and its distances by their mean above 0. The defaults are those of the authors' code, whose
-    sums grow with the batch. A label of one sample or of none adds 0. Labels may be mixed: a pair then counts by the
+    sums grow with the batch. A label that at most one sample has adds 0. Labels may be mixed: a pair then counts by the
     product of its labels.
 
     embeddings=True: the taps are label-wise embeddings, such as the queries of an ML-Decoder, (N, D, labels) as a tap
@@ -124,7 +124,7 @@ def pool_by_class(features: Tensor, weight: Tensor) -> Tensor:
 
 
 def _distance_loss(sides: tuple[Tensor, Tensor], present: Tensor, least: float) -> Tensor:
-    """Return the sum over groups of smooth L1 between relative distances, over the number of members.
+    """Return the sum over groups of smooth L1 between relative distances, divided by the number of members.
 
     sides: student and target, (groups, members, channels). present: (groups, members), how much each member counts.
     least: the number up to which vectors and mean distances count as 0.

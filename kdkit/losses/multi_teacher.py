@@ -181,8 +181,8 @@ def per_sample_losses(loss: Any, student: Tensor, target: Tensor, kwargs: dict[s
 def has_independent_samples(loss: Any, student: torch.Size, target: torch.Size, context: BuildContext) -> bool:
     """Return whether the gradient of a loss at one sample does not depend on the other samples of its batch.
 
-    The loss is called on two random batches with the same first sample. If it raises there, the result is True: the
-    same error comes up when the loss is called in training.
+    The loss is called on two random batches with the same first sample. If this raises, the result is True: the same
+    error is raised when the loss is called in training.
     """
     probe = copy.deepcopy(loss)  # a loss with a memory must not store the random samples
     call = probe.compare if isinstance(probe, ProjectedLoss) else probe

@@ -87,8 +87,8 @@ class PAD(ProjectedLoss):
     In squared units of the feature over the variance, plus its logarithm; mean over all entries. A map over channels
     with a batch norm predicts the logarithm of the variance of each entry from the projected student, which also gets
     its gradient: entries of a sample that is hard to imitate count less. eps is added to the variance that divides. The
-    value may be below 0. projector and kind are those of Hint; the authors' features have one shape. They are the input
-    of the classifier, pooled. The authors begin with the plain squared error, Hint(), in a stage before this loss.
+    value may be below 0. projector and kind are as in Hint; the authors' features have one shape: the pooled input of
+    the classifier. The authors begin with the plain squared error, Hint(), in a stage before this loss.
 
     Formula: mean ((g(s) - t)² / (v + eps) + log v), with log v = norm(h(g(s))), h a map over channels and g a projector
         if shapes differ

@@ -1,4 +1,4 @@
-"""Layers for (batch, channels, *positions) with any number of dimensions, also without positions."""
+"""Layers for (batch, channels, *positions) with any number of dimensions, with or without positions."""
 
 import torch
 from torch import Tensor, nn
