@@ -282,7 +282,7 @@ def kl_sum(first_log: Tensor, second_log: Tensor, *, finite: bool = False) -> Te
 
     It is infinite if `second` masks a class, by a log probability of -inf, that `first` does not mask. torch's `kl_div`
     is NaN if both mask it, and `torch.func.vmap` cannot map it over samples. finite: whether all log probabilities are
-    finite, so that no class has to be checked for a mask.
+    finite, so that no class needs to be checked for a mask.
     """
     if finite:
         return (first_log.exp() * (first_log - second_log)).sum()

@@ -16,9 +16,9 @@ class Projector(nn.Module):
     """A trained linear map over channels after a resize: (batch, channels, ...) -> the shape of the target.
 
     input_shape, target_shape: (batch, channels, *positions), with the same number of dimensions, up to three of them
-    positions. Also supported: a target (batch, channels), for which positions are averaged; tokens for a map with as
-    many positions in its aspect ratio, and a map for tokens. Positions grow by interpolation and shrink by average
-    pooling. Raises RecipeError for other shapes.
+    positions. Also supported: a target (batch, channels), with averaged positions; tokens for a map with as many
+    positions in its aspect ratio, and a map for tokens. Positions grow by interpolation and shrink by average pooling.
+    Raises RecipeError for other shapes.
     """
 
     def __init__(self, input_shape: torch.Size, target_shape: torch.Size) -> None:
