@@ -82,8 +82,8 @@ class Finding:
 class RecordReport:
     """The findings and header fields of a record, about a kilobyte, so that a survey of any size fits in memory.
 
-    path: of the header, or of a file of another format, below the folder, without suffix. header: that file, or the
-    signal if there is no header.
+    path: of the header, or of a file of another format, relative to the folder, without suffix. header: that file, or
+    the signal if there is no header.
     database: the folder without shards. rate in Hz, age in years.
     implausible_age: the header contains an age that cannot be right. sketch: see signal_sketch.py; None if there is no
     signal to compare. files: names of the files in its folder that the header names, with headers of segments.
