@@ -41,7 +41,7 @@ _MEGABYTE = 2**20
 
 
 class CRD(nn.Module):
-    """Contrast each net's embedding of a sample with the other net's memory of it and of other samples (CRD).
+    """Contrast each net's embedding of a sample with the other net's memories of it and of other samples (CRD).
 
     In nats, summed over one positive and `negatives`, mean over the batch, summed over both nets. Positions are
     averaged. Features are embedded by a trained map to `width` (None: not embedded) and normalised. The two memories
@@ -206,7 +206,7 @@ class CRD(nn.Module):
         stored = self.log_normalisers[net]
         count = scores.numel()
         sums = scores.logsumexp((0, 1), keepdim=True)[0] if count else scores.new_zeros(0)
-        if self.training and is_distributed() and stored.isinf():  # of the ranks that have rows
+        if self.training and is_distributed() and stored.isinf():  # over the ranks that have rows
             sums, count = all_gather(sums), int(all_gather(torch.tensor([count], device=sums.device)).sum())
         if not count:
             return stored

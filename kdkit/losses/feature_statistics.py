@@ -57,7 +57,7 @@ class SRD(ProjectedLoss):
         return (difference.abs().pow(self.exponent).sum() + self.eps).log()
 
     def standardise(self, features: Tensor) -> Tensor:
-        """Return features whose channels have mean 0 and variance 1, as a batch norm without weights does."""
+        """Return features whose channels have mean 0 and variance 1, like a batch norm without weights."""
         all_but_channels = [dimension for dimension in range(features.ndim) if dimension != 1]
         variance, mean = torch.var_mean(features, all_but_channels, correction=0, keepdim=True)
         return (features - mean) * (variance + 1e-5).rsqrt()  # 1e-5 is the eps of torch's batch norm

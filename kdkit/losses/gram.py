@@ -27,8 +27,8 @@ class SKD:
     This is the form of the paper. The authors' code also multiplies the divergence by temperature**2, leaves out
     samples on which the teacher is surer than the median, divides the cosines by the number of classes, and halves the
     distance. Both torchdistill and the authors take the square root of squared distances, whose gradient is infinite
-    for a row of D that is 0, and divide by samples - 1; here both are finite, even for one sample. temperature and
-    tikhonov are those of the authors' code.
+    for a row of D that is 0, and divide by samples - 1; here both are finite, even for one sample. The default
+    temperature and tikhonov are those of the authors' code.
 
     Formula: instance/N · Σ p log(p / q) + direction/N · Σ_i √(D_i (cov D + tikhonov I)⁻¹ D_iᵀ), with p = softmax(t /
         T), q = softmax(s / T), D = G(s) - G(t) and G the cosines between the logits of all samples

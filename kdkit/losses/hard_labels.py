@@ -73,7 +73,7 @@ class SecondHead(nn.Module):
     """Apply a loss on outputs through an additional linear head, for a student without a distillation head.
 
     The unit and the reduction are those of `loss`, by default HardTargets(); it may take labels. The head is trained
-    with the student and discarded after training. DeiT, whose distillation token and head are built in, averages both
+    with the student and discarded after training. DeiT has a built-in distillation token and head, and averages both
     heads for prediction.
 
     blocks: the number of blocks before the head, for an exit from an early stage, as in OFA (Hao et al. 2023,

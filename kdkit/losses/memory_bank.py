@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 # Odd multipliers of MurmurHash3's 64-bit finaliser, as signed integers.
 _MULTIPLIERS = (-49064778989728563, -4265267296055464877)
-_STEP = 7046029254386353131  # a large odd number, which spreads consecutive integers over 64 bits
+_STEP = 7046029254386353131  # a large odd number that spreads consecutive integers over 64 bits
 
 
 class RowIndex(nn.Module):

@@ -150,8 +150,8 @@ class Masked(nn.Module):
         for side in (*as_tuple(student), *as_tuple(target)):
             if side.shape[:1] + side.shape[2:] != mask.shape:
                 raise RecipeError(
-                    f"Masked compares features of the positions of its mask {tuple(mask.shape)}; got "
-                    f"{tuple(side.shape)}, (batch, channels, *positions); resize them, such as in a function "
+                    f"Masked compares features at the positions of its mask {tuple(mask.shape)}; got "
+                    f"{tuple(side.shape)}, (batch, channels, *positions); resize them, such as with a function "
                     "Tap(..., element=...), or pass the mask of these positions"
                 )
         selected = mask.flatten().nonzero().squeeze(1)

@@ -63,7 +63,7 @@ class QueueKL(nn.Module):
         self.positions: tuple[int, ...] = ()
         self.pooled_map: nn.Module = nn.Identity()
         self.local_map: nn.Module = nn.Identity()
-        # (size, channels) unit vectors, the latest first, of which `stored` are in use
+        # (size, channels) unit vectors, the latest first; the first `stored` are in use
         self.register_buffer("queue", torch.zeros(0, 0))
         self.register_buffer("stored", torch.zeros((), dtype=torch.int64))
 

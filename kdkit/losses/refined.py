@@ -88,10 +88,9 @@ class WSLD:
 
     In nats, summed over classes, mean over the batch, times temperature**2 if t_squared. The weight is in [0, 1] and
     gets no gradient. It follows from the ratio of the cross-entropies of both sides with the label, at a temperature of
-    1: 0.63 if they are equal. eps is added to that of the teacher; a label that the teacher masks by -inf gives a
-    weight of 0. The temperature is that of the authors, who give the term a weight of 2.5 next to the labels. Their
-    code uses the cross-entropy with the teacher's probabilities, which has the same gradient but is not 0 for equal
-    sides.
+    1: 0.63 if they are equal. eps is added to the teacher's; a label that the teacher masks by -inf gives a weight of
+    0. The default temperature is the authors'; they give the term a weight of 2.5 next to the labels. Their code uses
+    the cross-entropy with the teacher's probabilities, which has the same gradient but is not 0 for equal sides.
 
     Formula: T²/N · Σ w KL(p ‖ q), with p = softmax(t / T), q = softmax(s / T), w = 1 - exp(-a / (b + eps)), a = -log
         softmax(s)[y] and b = -log softmax(t)[y]

@@ -127,9 +127,9 @@ class PairwiseAffinity:
     """Mean squared difference of the cosines between all positions of a map (pair-wise distillation).
 
     Dimensionless. It compares the structure of a scene, such as in segmentation. Maps are first reduced by max pooling
-    to nodes: patch is the side of a pooled patch as a share of that of the map, 0.5 for two nodes by two as in the
-    authors' code; None compares all positions, which takes memory for all pairs. The gradient is that of the cosines;
-    the authors' code divides by lengths that get no gradient, so it also changes the lengths of the vectors.
+    to nodes: patch is the side of a pooled patch as a share of the map's, 0.5 for two by two nodes as in the authors'
+    code; None compares all positions, which needs memory for all pairs. The gradient is that of the cosines; the
+    authors' code divides by lengths that get no gradient, so it also changes the lengths of the vectors.
 
     Formula: 1/(N P²) · Σ (A(s) - A(t))², with A(x) = cosines between the channels of the P nodes of x
     Shapes: features (N, C, L), (N, C, H, W)

@@ -104,7 +104,7 @@ class PKD(ProjectedLoss):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatientKD:
-    """Squared distance between the normalised features of one layer or of several (Patient KD, PT loss).
+    """Squared distance between the normalised features of one or several layers (Patient KD, PT loss).
 
     Dimensionless. reduction "batchmean" is the paper's: summed over features and layers, mean over the batch, in [0, 4]
     per layer. "mean" also averages over features and layers, as in the authors' code, whose weights of 10 to 1000 are
@@ -141,11 +141,10 @@ class FT(ProjectedLoss):
     """Mean absolute difference between the normalised features of both sides (factor transfer, FT).
 
     Dimensionless, mean over all entries, each difference to the power p. Each sample is one vector, scaled to length 1,
-    so that entries are about 1 / √(entries of a sample), and weights of 500 to 1000 are usual. The target is meant to
-    be the teacher's factors: the code of an autoencoder, the paraphraser, that is trained on its features in a separate
-    stage; docs/coming-from.md has an example. Features of the teacher itself work too. The projector is the
-    paper's translator, there three convolutions, each with batch norm and leaky ReLU; projector and kind are as in
-    Hint.
+    so that entries are about 1 / √(entries of a sample), and weights of 500 to 1000 are usual. The intended target is
+    the teacher's factors: the code of an autoencoder, the paraphraser, trained on its features in a separate stage;
+    docs/coming-from.md has an example. The teacher's own features work too. The projector is the paper's translator,
+    which has three convolutions, each with batch norm and leaky ReLU; projector and kind are as in Hint.
 
     Formula: mean |n(g(s)) - n(t)|^p, with n(x) = x / ‖x‖ of each sample and g a projector
     Shapes: features (N, C), (N, C, L), (N, C, H, W)

@@ -68,8 +68,7 @@ class Predictor:
         validate_choice("combine", combine, Combination)
         if combine == "max" and model.multiclass:
             raise KdkitError(
-                'combine="max" (--windows max) does not suit classes of which exactly one is true; use "mean" or '
-                '"centre"'
+                'combine="max" (--windows max) does not suit classes that exclude each other; use "mean" or "centre"'
             )
         self._model, self.combine = model, combine
         self.metadata = model.metadata
@@ -189,7 +188,7 @@ class Predictor:
         absent = source.absent_leads(self.leads)
         if absent:  # before the signal is read
             raise DataError(
-                f"it lacks {', '.join(absent)}, which do not follow from its leads {clipped(', '.join(source.leads))}"
+                f"it lacks {', '.join(absent)}, not derivable from its leads {clipped(', '.join(source.leads))}"
             )
         notes = []
         if source.default_gains:
@@ -266,7 +265,7 @@ class Predictor:
                 raise DataError(f"the network fails for {windows.shape}: {first_line(error)}") from error
         logits = np.concatenate(outputs).astype(np.float64)
         if logits.shape != (len(starts), len(model.classes)) or not np.isfinite(logits).all():
-            raise DataError(f"the network gives no finite outputs for {len(model.classes)} classes")
+            raise DataError(f"the network does not return finite outputs for {len(model.classes)} classes")
         return logits
 
     def _decisions(self, probabilities: NDArray[np.float64], outputs: NDArray[np.float64]) -> NDArray[np.bool_]:

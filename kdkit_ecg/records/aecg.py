@@ -75,9 +75,9 @@ def _channel(sequence: Element) -> Channel | None:
     if sequence.find("value/origin") is not None:
         origin = _number(sequence, "value/origin")
         if origin and units[1] not in VOLTAGES:
-            raise DataError(f"expected the unit of the origin of lead {shown(name)}, got {shown(units[1])}")
+            raise DataError(f"expected the unit of the origin for lead {shown(name)}, got {shown(units[1])}")
     if not factor:
-        raise DataError(f"expected a scale other than 0 of lead {shown(name)}")
+        raise DataError(f"expected a scale other than 0 for lead {shown(name)}")
     digits = (sequence.findtext("value/digits") or "").split()
     try:
         return Channel(name, np.array(digits, dtype=np.float64), factor, origin and origin * VOLTAGES[units[1]])

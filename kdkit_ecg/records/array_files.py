@@ -169,7 +169,7 @@ def _open_hdf5(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
         count, *shape = signals.shape if signals.ndim == 3 else (1, *signals.shape)
         piece = int(np.prod(signals.chunks or (1, *shape), dtype=object))
         if max(piece, shape[0] * shape[1]) > MAX_VALUES:
-            raise DataError(f"expected at most {MAX_VALUES:,} numbers of a record and of a piece of the file")
+            raise DataError(f"expected at most {MAX_VALUES:,} numbers in a record and in a chunk of the file")
         _require_few(count)
         samples = shape[1 - leads_axis(tuple(shape), arrays.leads)]
         if signals.ndim == 2:

@@ -45,10 +45,10 @@ def _channel(data: Element) -> Channel:
     name = standard_name(_text(data, "LeadID"))
     unit = _text(data, "LeadAmplitudeUnits")
     if unit.upper() not in _MV:
-        raise DataError(f"expected the unit {' or '.join(_MV)} of lead {shown(name)}, got {shown(unit)}")
+        raise DataError(f"expected the unit {' or '.join(_MV)} for lead {shown(name)}, got {shown(unit)}")
     for element in _ZERO:
         if data.find(element) is not None and _number(data, element) != 0:
-            raise DataError(f"expected a {element} of 0 of lead {shown(name)}, got {shown(_text(data, element))}")
+            raise DataError(f"expected a {element} of 0 for lead {shown(name)}, got {shown(_text(data, element))}")
     try:
         stored = base64.b64decode("".join(_text(data, "WaveFormData").split()), validate=True)
     except ValueError as error:
@@ -56,14 +56,14 @@ def _channel(data: Element) -> Channel:
     declared = _number(data, "LeadSampleCountTotal")
     if len(stored) != declared * _SAMPLE_BYTES:
         raise DataError(
-            f"expected {declared:g} samples of {_SAMPLE_BYTES} bytes of lead {shown(name)}, got {len(stored):,} bytes"
+            f"expected {declared:g} samples of {_SAMPLE_BYTES} bytes for lead {shown(name)}, got {len(stored):,} bytes"
         )
     checksum = _number(data, "LeadDataCRC32") if _text(data, "LeadDataCRC32") else 0.0  # 0 means unknown
     if checksum not in (0, zlib.crc32(stored)):
         raise DataError(f"the samples of lead {shown(name)} do not match their checksum; export the record again")
     factor = _number(data, "LeadAmplitudeUnitsPerBit") * _MV[unit.upper()]
     if not factor:
-        raise DataError(f"expected LeadAmplitudeUnitsPerBit other than 0 of lead {shown(name)}")
+        raise DataError(f"expected LeadAmplitudeUnitsPerBit other than 0 for lead {shown(name)}")
     return Channel(name, np.frombuffer(stored, "<i2"), factor)
 
 

@@ -41,7 +41,7 @@ def archived_shapes(path: Path, leads: int, *, most: int) -> list[tuple[int, str
             shape, _, dtype = read(start)
             if len(shape) == 2 and leads in shape and dtype.kind in "iuf":
                 if shape[0] * shape[1] > most:
-                    raise DataError(f"expected at most {most:,} numbers of an array, got the shape {shape}")
+                    raise DataError(f"expected at most {most:,} numbers in an array, got the shape {shape}")
                 # All of it is read later, so it must not be larger than its shape needs.
                 if member.file_size != start.tell() + shape[0] * shape[1] * dtype.itemsize:
                     raise DataError(f"the array {member.filename} has a different size than its shape {shape} needs")

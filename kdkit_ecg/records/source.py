@@ -145,7 +145,7 @@ def select_leads(signal: Signal, names: Sequence[str], leads: Sequence[str]) -> 
     missing = missing_leads(names, leads)
     if missing:
         raise DataError(
-            f"expected the leads {', '.join(leads)}, or two limb leads from which the other limb leads follow; got "
+            f"expected the leads {', '.join(leads)}, or two limb leads to derive the others from; got "
             f"{', '.join(names)}, which do not give {', '.join(missing)}"
         )
     row = {name: position for position, name in enumerate(names)}

@@ -397,7 +397,7 @@ def test_of_exclusive_classes_the_most_probable_one_is_predicted(tmp_path, folde
         assert np.isclose(row.probabilities.sum(), 1)
         assert row.predicted == (CLASSES[row.probabilities.argmax()],)
         assert row.by_class()[CLASSES[0]]["threshold"] is None
-    with pytest.raises(KdkitError, match="exactly one is true"):
+    with pytest.raises(KdkitError, match="classes that exclude each other"):
         Predictor(path, combine="max")
 
 
