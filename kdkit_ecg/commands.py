@@ -51,7 +51,7 @@ _store_location = click.option(
     "location",
     metavar="DIR",
     type=_NEW_FOLDER,
-    show_default="in the cache of the user",
+    show_default="in the user's cache",
     help="Folder of the stores of prepared signals.",
 )
 
@@ -64,7 +64,7 @@ def ecg() -> None:
 @ecg.command(short_help="Fetch a release, and verify its checksums.")
 @click.argument("release", type=click.Choice([*RELEASES]))
 @click.argument("folder", metavar="DIR", type=_NEW_FOLDER)
-@click.option("--dry-run", is_flag=True, help="Print the number of files and bytes to fetch, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the number of files and bytes to fetch, without writing anything.")
 @click.option(
     "--only",
     multiple=True,
@@ -171,7 +171,7 @@ def doctor(
     "--keep",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
-    help="Earlier file of folds, whose records stay in their folds.",
+    help="Earlier folds file; its records stay in their folds.",
 )
 @_normalised_units
 def folds(folders: tuple[Path, ...], out: Path, year: str, keep: Path | None, **options: Any) -> None:
@@ -227,7 +227,7 @@ def folds(folders: tuple[Path, ...], out: Path, year: str, keep: Path | None, **
     "--resampling",
     type=click.Choice(["polyphase", "linear"]),
     show_default="polyphase",
-    help="Method of resampling; linear is that of the authors of LRH-Net.",
+    help="Resampling method; the authors of LRH-Net use linear.",
 )
 @_normalised_units
 @click.option(

@@ -47,7 +47,7 @@ _FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json"}
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
     metavar="HZ",
-    help="Sampling rate of files of numbers (.npy, .npz, .csv, .hdf5) in Hz, which they need.",
+    help="Sampling rate of files of numbers (.npy, .npz, .csv, .hdf5) in Hz; required for them.",
 )
 @click.option("--leads", metavar="NAME,...", help="Leads of files of numbers in their order, such as I,II,V1.")
 @click.option(
