@@ -1,11 +1,11 @@
-"""Your own ECG records, of any leads and rate: LRH-Net learns from a larger network and from the labels.
+"""Your own ECG records, with any leads and rate: LRH-Net learns from a larger network and from the labels.
 
     kdkit run examples/ecg_records.py
     kdkit run examples/ecg_records.py --data FOLDER --rate 250 --seconds 10
 
-FOLDER has records (WFDB, DICOM, GE MUSE XML, HL7 aECG or EDF), and labels.csv with the columns record, label and
-patient. Without it, the records are simulated. docs/ecg.md describes other files, such as NumPy arrays and HDF5, and
-other tables.
+FOLDER contains records (WFDB, DICOM, GE MUSE XML, HL7 aECG or EDF), and labels.csv with the columns record, label and
+patient. Without --data, the records are simulated. docs/ecg.md describes other files, such as NumPy arrays and HDF5,
+and other tables.
 """
 
 from pathlib import Path
@@ -47,7 +47,7 @@ def recipe(
         data=records,
         metrics=(BootstrapInterval(MacroAUROC()), MacroF1()),
         schedule=Parallel(
-            # The numbers of leads and classes follow from the records.
+            # The records determine the numbers of leads and classes.
             Net("teacher", SEResNet.for_data(records, width=width)),
             Net("student", LRHNet.for_data(records)),
             truth=Truth(BCEWithLogitsLoss()),

@@ -20,8 +20,8 @@ from kdkit_ecg.leads import LEADS, standard_names
 
 _FIGSHARE = "https://api.figshare.com/v2/articles/"
 
-# The address of each release, and the records below it whose lists are JSON. A published version never changes, so
-# files from an earlier run can be verified with its list of checksums.
+# The address of each release, and its records with lists in JSON. A published version never changes, so files from an
+# earlier run can be verified with its list of checksums.
 RELEASES: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
     {
         "challenge-2020": ("https://physionet.org/files/challenge-2020/1.0.2/", ()),
@@ -51,7 +51,7 @@ _store_location = click.option(
     "location",
     metavar="DIR",
     type=_NEW_FOLDER,
-    show_default="in the cache of the user",
+    show_default="in the user's cache",
     help="Folder of the stores of prepared signals.",
 )
 
@@ -64,12 +64,12 @@ def ecg() -> None:
 @ecg.command(short_help="Fetch a release, and verify its checksums.")
 @click.argument("release", type=click.Choice([*RELEASES]))
 @click.argument("folder", metavar="DIR", type=_NEW_FOLDER)
-@click.option("--dry-run", is_flag=True, help="Print the number of files and bytes to fetch, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the number of files and bytes to fetch, without writing anything.")
 @click.option(
     "--only",
     multiple=True,
     metavar="PATTERN",
-    help="Fetch only a folder, or the paths of a pattern such as '*/georgia/*.hea'; may be repeated.",
+    help="Fetch only a folder, or the paths that match a pattern such as '*/georgia/*.hea'; may be repeated.",
 )
 @click.option(
     "--jobs", type=click.IntRange(1, 64), default=8, show_default=True, metavar="N", help="Number of files at a time."
@@ -113,7 +113,7 @@ def fetch(release: str, base_url: str | None, dry_run: bool, **options: Any) -> 
     show_default="the twelve standard leads",
     help="Leads that each record needs, such as I,II,V1.",
 )
-@click.option("--own-labels", is_flag=True, help="A table has the labels, so that no record needs a scored code.")
+@click.option("--own-labels", is_flag=True, help="The labels are in a table, so no record needs a scored code.")
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
@@ -165,13 +165,13 @@ def doctor(
     type=click.Choice(["2020", "2021"]),
     default="2020",
     show_default=True,
-    help="Challenge whose classes every fold has in the same proportions.",
+    help="Challenge whose classes have the same proportions in every fold.",
 )
 @click.option(
     "--keep",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
-    help="Earlier file of folds, whose records stay in their folds.",
+    help="Earlier folds file; its records stay in their folds.",
 )
 @_normalised_units
 def folds(folders: tuple[Path, ...], out: Path, year: str, keep: Path | None, **options: Any) -> None:
@@ -227,7 +227,7 @@ def folds(folders: tuple[Path, ...], out: Path, year: str, keep: Path | None, **
     "--resampling",
     type=click.Choice(["polyphase", "linear"]),
     show_default="polyphase",
-    help="Method of resampling; linear is that of the authors of LRH-Net.",
+    help="Resampling method; the authors of LRH-Net use linear.",
 )
 @_normalised_units
 @click.option(
@@ -241,7 +241,7 @@ def prepare(dataset: str, folders: tuple[Path, ...], location: Path | None, **op
         kdkit ecg prepare data/challenge-2020
         kdkit ecg prepare data/ptb-xl --as ptb-xl --rate 500
 
-    Use the DIRs and options of the run: another rate, band, scaling or resampling is another store.
+    Use the DIRs and options of the run: a different rate, band, scaling or resampling needs another store.
     """
     from kdkit_ecg.datasets import PTBXL, Challenge2020, Challenge2021
     from kdkit_ecg.store import stores_folder
@@ -256,7 +256,7 @@ def prepare(dataset: str, folders: tuple[Path, ...], location: Path | None, **op
     if no_band:
         options["band"] = None
     stores = stores_folder(options["store"])
-    if not stores.exists():  # otherwise the store of these records may be there, and is only read if it is complete
+    if not stores.exists():  # otherwise the store of these records may exist, and is only read if it is complete
         require_output_folder(stores, "--store DIR")
     data: Any
     if dataset == "ptb-xl":

@@ -25,7 +25,7 @@ _VERHOEFF_PERMUTATION = (1, 5, 7, 6, 2, 8, 3, 0, 9, 4)
 class Classes:
     """The scored classes of one year, in the order of the table of the official scorer.
 
-    codes: the SNOMED CT code of each class, which is the first of the equivalent codes merged into it.
+    codes: the SNOMED CT code of each class, the first of the equivalent codes merged into it.
     names: its abbreviation, such as "AF". columns: every scored code -> the column of its class.
     """
 

@@ -11,8 +11,8 @@ from kdkit.utils.validation import is_whole_number
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 
-# The limb leads by their factors of I and II: III = II - I (Einthoven), and the augmented leads (Goldberger), such as
-# aVR = -(I + II) / 2. All six lie in one plane and no two on one axis, so that any two of them give the others.
+# The limb leads, by their factors of I and II: III = II - I (Einthoven), and the augmented leads (Goldberger), such as
+# aVR = -(I + II) / 2. All six lie in one plane and no two on one axis, so any two of them give the others.
 LIMB_LEADS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {"I": (1.0, 0.0), "II": (0.0, 1.0), "III": (-1.0, 1.0), "aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}
 )
@@ -31,7 +31,7 @@ LEAD_SETS: Mapping[int, tuple[str, ...]] = MappingProxyType(
 
 _STANDARD_CASE = {lead.lower(): lead for lead in LEADS}
 _CHEST_LEADS = {f"C{number}": f"V{number}" for number in range(1, 7)}
-# Of "Lead I", "MDC_ECG_LEAD_I" and "EKG I"; D as in "DII" is the lead of Spanish and Portuguese devices.
+# Prefixes as in "Lead I", "MDC_ECG_LEAD_I" and "EKG I"; D, as in "DII", means lead on Spanish and Portuguese devices.
 _PREFIX = re.compile(r"^(mdc[\s_-]+)?(e[ck]g[\s_-]+)?(lead[\s_-]*)?(d(?=i{1,3}$))?", re.IGNORECASE)
 
 
@@ -63,7 +63,7 @@ def missing_leads(names: Collection[str], leads: Sequence[str] = LEADS) -> list[
 def derivation(names: Sequence[str], lead: str) -> dict[str, float]:
     """Return the factors of two limb leads in `names` that give another limb lead.
 
-    These are I and II if both are there. Otherwise it is the pair that magnifies noise least: the one with the smallest
+    These are I and II if both are present. Otherwise, they are the pair that amplifies noise least, with the smallest
     sum of absolute factors.
     """
     present = [name for name in LIMB_LEADS if name in names]
@@ -71,7 +71,7 @@ def derivation(names: Sequence[str], lead: str) -> dict[str, float]:
     solutions = []
     for first, second in [("I", "II")] if {"I", "II"} <= set(present) else combinations(present, 2):
         # Cramer's rule for lead = p first + q second, each being a combination of I and II. The determinant is never 0,
-        # as no two limb leads share an axis.
+        # because no two limb leads share an axis.
         (a, b), (c, d) = LIMB_LEADS[first], LIMB_LEADS[second]
         determinant = a * d - b * c
         solutions.append({first: (e * d - f * c) / determinant, second: (a * f - b * e) / determinant})
@@ -79,7 +79,7 @@ def derivation(names: Sequence[str], lead: str) -> dict[str, float]:
 
 
 def lead_names(leads: int | tuple[str, ...], available: Sequence[str] = LEADS) -> tuple[str, ...]:
-    """Return the names in a lead set of `LEAD_SETS`, or the given names in their standard case.
+    """Return the names in a lead set of `LEAD_SETS`, or the names themselves in their standard case.
 
     Raises RecipeError for a number without a set, and for names that are not available, repeated or missing.
     """
@@ -98,7 +98,7 @@ def lead_names(leads: int | tuple[str, ...], available: Sequence[str] = LEADS) -
     by_case = {name.lower(): name for name in available}
     unknown = [name for name in leads if str(name).lower() not in by_case]
     if unknown:
-        # In the case of the leads, so that the nearest name is found by its letters and not by their case.
+        # In the case of the leads, so that the nearest name is found regardless of case.
         cased = str(unknown[0]).upper().replace("AV", "aV")
         among = "" if tuple(available) == LEADS else " of these data"
         raise RecipeError(f"{unknown[0]!r} is not a lead{among}; {did_you_mean(cased, available)}")

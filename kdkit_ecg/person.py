@@ -1,4 +1,4 @@
-"""Age and sex of a person: parsed from the texts of all formats, and as a vector for a network, without torch."""
+"""Age and sex of a person: parsed from the text of all formats, and as a vector for a network, without torch."""
 
 import math
 import re
@@ -20,7 +20,7 @@ _SEXES: Mapping[str, Sex] = MappingProxyType(
 _DAYS = {"y": 365.25, "m": 365.25 / 12, "w": 7.0, "d": 1.0}  # in a unit of age, by its first letter
 _OLDEST = 120  # years
 
-# Numbers are of ASCII digits and of bounded length, so that int() and the patterns take little time.
+# Numbers have ASCII digits and a bounded length, so that int() and the patterns take little time.
 _AGE = re.compile(r"[-+]?(?:[0-9]{1,32}(?:\.[0-9]{0,32})?|\.[0-9]{1,32})(?:[eE][-+]?[0-9]{1,4})?")
 # 071Y as in DICOM, P71Y as in ISO 8601, and words. A single letter m may also mean male, unless it is a capital.
 _AGE_WITH_UNIT = re.compile(
@@ -58,6 +58,6 @@ def parse_sex(text: str) -> Sex | None:
 
 
 def person_vector(age: float | None, sex: Sex | None) -> NDArray[np.float32]:
-    """Return FEATURES, (5,) float32; age in years. Those of an unknown age or sex are 0."""
+    """Return FEATURES, (5,) float32; age in years. The features of an unknown age or sex are 0."""
     known_age = age is not None
     return np.array([(age or 0) / 100, known_age, sex == "female", sex == "male", sex is not None], dtype=np.float32)

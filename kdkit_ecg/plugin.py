@@ -8,7 +8,7 @@ import click
 
 from kdkit import Register, hookimpl
 
-# Every import of a hook is late: kdkit loads this module for `kdkit --help`, which must not wait for torch.
+# Hooks import late: kdkit loads this module for `kdkit --help`, which must not wait for torch.
 
 
 @hookimpl
@@ -44,7 +44,7 @@ def register_metrics(register: Register) -> None:
 
 @hookimpl
 def register_templates(register: Callable[[str, Path], None]) -> None:
-    """Register the recipes of LRH-Net, and of records of the user."""
+    """Register the recipes for LRH-Net, and for the user's own records."""
     for name in ("lrhnet", "ecg_records"):
         register(name, Path(__file__).parent / "templates" / f"{name}.py")
 

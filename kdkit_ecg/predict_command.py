@@ -13,9 +13,9 @@ from kdkit_ecg.utils.record_files import kind_of
 
 # The implementation is imported when the command runs: numpy would slow down `kdkit --help`.
 
-# Suffixes of records and networks: a slip in the order of arguments must not cost a recording.
+# Suffixes of records and networks: a wrong order of arguments must not overwrite a recording.
 _REPLACED_NEVER = (".hea", ".dat", ".mat", ".dcm", ".xml", ".edf", ".npy", ".npz", ".hdf5", ".h5", ".onnx", ".pt2")
-_CSV_START = b"record,refused,predicted,"  # of a file that this command wrote, which it may replace
+_CSV_START = b"record,refused,predicted,"  # starts a file that this command wrote and may replace
 _FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json"}
 
 
@@ -47,13 +47,13 @@ _FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json"}
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
     metavar="HZ",
-    help="Sampling rate of files of numbers (.npy, .npz, .csv, .hdf5) in Hz, which they need.",
+    help="Sampling rate of files of numbers (.npy, .npz, .csv, .hdf5) in Hz; required for them.",
 )
 @click.option("--leads", metavar="NAME,...", help="Leads of files of numbers in their order, such as I,II,V1.")
 @click.option(
     "--unit",
     metavar="mV|uV|V|NU",
-    help="Unit of files of numbers, needed if the net does not scale leads itself; NU: standard deviations.",
+    help="Unit of files of numbers, required unless the net scales leads itself; NU: standard deviations.",
 )
 @click.option(
     "--jobs", type=click.IntRange(1, 256), metavar="N", show_default="by the usable cores", help="Number of processes."
@@ -129,7 +129,7 @@ def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **opt
 
 
 def _require_no_input(out: Path, inputs: Sequence[Path]) -> None:
-    """Raise UsageError if the output would replace a record, a signal of it, or a network."""
+    """Raise UsageError if the output would replace a record, its signal, or a network."""
     is_input = kind_of(out) in _REPLACED_NEVER or any(
         out.exists() and path.exists() and out.samefile(path) for path in inputs
     )
@@ -150,17 +150,17 @@ def _predictor(ctx: click.Context, model: Path, options: dict[str, Any]) -> Any:
     if model.stem.endswith(".rejected"):
         echo(f"warning: {model} has missed a gate of its export; its card has the figures", err=True)
     if model.stem.endswith(".older"):
-        echo(f"warning: {model} is of an earlier export than the rejected file next to it", err=True)
+        echo(f"warning: {model} is from an earlier export than the rejected file next to it", err=True)
     if not model.is_dir():
         if options["net"] is not None or options["trust"]:
-            raise click.UsageError(f"--net and --trust are for the folder of a run, and {model} is none")
+            raise click.UsageError(f"--net and --trust are for the folder of a run, but {model} is not one")
         return Predictor(model, combine=options["combine"])
     exported = sorted(str(file) for file in model.iterdir() if file.suffix.lower() in (".onnx", ".pt2"))
     if exported and not (model / "run.json").is_file():
-        raise DataError(f"{model} is a folder of exported files, and no run; give one of them: {', '.join(exported)}")
+        raise DataError(f"{model} is a folder of exported files, not a run; give one of them: {', '.join(exported)}")
     from kdkit.cli.repeat import recorded_recipe
     from kdkit.utils.randomness import seed_everything
 
     file, arguments, seed = recorded_recipe(model, ctx, trust=options["trust"])
-    seed_everything(seed)  # as for the run, in which recipe() may split the data
+    seed_everything(seed)  # as in the run, because recipe() may split the data
     return Predictor.from_run(file.make(arguments), model, net=options["net"], combine=options["combine"])

@@ -1,4 +1,4 @@
-"""Show ECGs in a report: the records that the student got most wrong, on the paper of an electrocardiograph.
+"""Show ECGs in a report: the records that the student got most wrong, on electrocardiograph paper.
 
 The paper has squares of 1 mm and of 5 mm; it runs at 25 mm/s, and 10 mm are 1 mV (AHA recommendations, Kligfield et al.
 2007). Three rows show four columns of leads, each a quarter of the record, and a fourth row shows lead II throughout.
@@ -22,13 +22,13 @@ _MM_PER_SECOND, _MM_PER_MV = 25.0, 10.0
 _ROW = 26.0  # mm from one row to the next
 _MARGIN = 3.0  # mm above the first row and below the last one, for the highest peaks
 _LEFT = 10.0  # mm, for the calibration pulse
-_HIGHEST = 15.0  # mm from the middle of a row, beyond which a signal is cut off
-_POINTS = 4000  # of a line over the whole paper, at most
+_HIGHEST = 15.0  # mm from the middle of a row; a signal beyond it is cut off
+_POINTS = 4000  # at most, of a line over the whole paper
 _LAYOUT = ("I", "aVR", "V1", "V4"), ("II", "aVL", "V2", "V5"), ("III", "aVF", "V3", "V6")
 _RHYTHM = "II"
-_CLEAR = 0.5  # the probability from which a class is shown
+_CLEAR = 0.5  # the lowest probability at which a class is shown
 
-# The squares, which all papers share.
+# The squares, shared by all papers.
 _GRID = Markup(
     '<svg width="0" height="0" aria-hidden="true" style="position:absolute"><defs>'
     '<pattern id="ecg-fine" width="1" height="1" patternUnits="userSpaceOnUse">'
@@ -66,7 +66,7 @@ def _cards(run: ReportedRun, *, several: bool) -> Iterator[Markup]:
         return
     signals, rates, in_mv = signal.float().numpy(), rate.tolist(), scale.tolist()
     for number, id in enumerate(run.samples["ids"].tolist()):
-        # A name comes from data, as those of classes do: a control character must not reach the page.
+        # Names come from data, like those of classes: a control character must not reach the page.
         name = printable(run.sample_names[number]) if run.sample_names else str(id)
         title = f"Record {name}, {printable(run.label)}" if several else f"Record {name}"
         yield Markup(
@@ -106,7 +106,7 @@ def paper(signal: Signal, rate: float, *, pulse: bool = True) -> Markup:
 
 
 def _line(part: Signal, rate: float, left: float, middle: float) -> str:
-    """Return the path of a part of a lead, (time,) in mV; of long ones, the lowest and highest of neighbours."""
+    """Return the path of a part of a lead, (time,) in mV; long parts keep the lowest and highest of neighbours."""
     limit = _HIGHEST / _MM_PER_MV
     values = _MM_PER_MV * np.clip(np.nan_to_num(part.astype(np.float64)), -limit, limit)
     positions = np.arange(len(part))
@@ -131,7 +131,7 @@ def class_table(run: ReportedRun, id: int) -> Markup:
             or (not sample.labels.ndim and sample.labels.dtype.kind not in "iu")
         ):
             continue
-        # Neither overflows. The label of a record of exactly one class is its number.
+        # Neither overflows. If a record has exactly one class, its label is the number of the class.
         if sample.labels.ndim:
             true, probabilities = sample.labels > 0, np.exp(-np.logaddexp(0, -sample.outputs))
         else:

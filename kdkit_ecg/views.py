@@ -1,4 +1,4 @@
-"""Select the leads of a batch that a network receives, so that teacher and student may use different leads."""
+"""Select the leads that a network receives from a batch, so that teacher and student can use different leads."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +15,8 @@ class Leads:
     """View that selects leads: signal (N, 12, T) -> (N, leads, T); person (N, 5) is passed unchanged.
 
     leads: the size of a set in LEAD_SETS, or a tuple of names in any case. The order of the names is the order of the
-    channels. among: the leads of the data if it has others than the twelve, such as `data.leads` of Records; then
-    `leads` are some of these names.
+    channels. among: the leads of the data if they differ from the twelve, such as `data.leads` of Records; `leads` are
+    then some of these names.
 
     Raises RecipeError for a number without a set, and for names that are unknown, repeated or missing.
     """

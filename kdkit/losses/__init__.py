@@ -1,7 +1,7 @@
 """Distillation losses, `(student, target) -> scalar`.
 
-Each docstring ends with the fields Formula, Shapes and Source, from which `tools/make_losses_page.py` writes
-docs/losses.md. In them s and t are the student and the target, T the temperature, N the batch size, C the number of
+Each docstring ends with the fields Formula, Shapes and Source; `tools/make_losses_page.py` writes docs/losses.md from
+them. In these fields, s and t are the student and the target, T the temperature, N the batch size, C the number of
 classes or channels and ‖x‖ the Euclidean norm.
 """
 

@@ -24,7 +24,8 @@ class AttentionTransfer:
 
     Dimensionless. Channels may differ. If positions differ, the larger map is average-pooled to the smaller. reduction
     "mean" averages over batch and positions, as public code does; "batchmean" sums over positions and averages over the
-    batch, the square of the paper's norm. The paper uses p = 2. With p below 1, a feature of 0 gets no gradient.
+    batch, which is the square of the paper's norm. The paper uses p = 2. With p below 1, a feature of 0 gets no
+    gradient.
 
     Formula: mean (A(s) - A(t))², with A(x) = a / ‖a‖ for a = mean over channels of abs(x)^p
     Shapes: features (N, C, L), (N, C, H, W)
@@ -60,7 +61,7 @@ class AttentionTransfer:
             powers = magnitudes.masked_fill(is_zero, 1).pow(self.p).masked_fill(is_zero, 0)
         else:
             powers = magnitudes.pow(self.p)
-        # the activation-based map of sec. 3.1; it has a sum over channels, whose factor the normalisation cancels
+        # the activation-based map of sec. 3.1, which sums over channels; the normalisation cancels the factor
         return unit_vectors(powers.mean(1).flatten(1))
 
 
@@ -68,8 +69,8 @@ class CWD(ProjectedLoss):
     """Kullback-Leibler divergence between the spatial distributions of every channel (channel-wise distillation).
 
     In nats, summed over positions, mean over batch and channels. A softmax over positions, softened by a temperature,
-    makes each channel a distribution. t_squared multiplies by temperature**2. The temperature is that of the authors'
-    script; mmrazor takes 1. projector and kind are those of Hint.
+    turns each channel into a distribution. t_squared multiplies by temperature**2. The default temperature is that of
+    the authors' script; mmrazor uses 1. projector and kind are as in Hint.
 
     Formula: T²/(N C) · Σ p log(p / q), with p = softmax(t / T) and q = softmax(g(s) / T) over positions
     Shapes: features (N, C, L), (N, C, H, W)

@@ -14,9 +14,9 @@ from kdkit.data.dataset import Task
 # A plain function, a dataclass with `__call__` or an nn.Module. Ground truth labels are a target like teacher outputs.
 Loss = Callable[..., Tensor]
 
-# The keyword arguments that a loss may accept besides (student, target). progress is the fraction of the stage that
-# has been trained, in [0, 1]; teacher_outputs is a tuple with the logits of each teacher; sample_weights is (batch,);
-# inputs are those of the batch, before any view.
+# The keyword arguments that a loss may accept in addition to (student, target). progress is the fraction of the stage
+# that has been trained, in [0, 1]; teacher_outputs is a tuple with the logits of each teacher; sample_weights is
+# (batch,); inputs are the inputs of the batch, before any view.
 LOSS_KWARGS = ("labels", "ids", "progress", "teacher_outputs", "sample_weights", "inputs")
 
 
@@ -26,12 +26,12 @@ class BuildContext:
 
     classes: the class names. task: the kind of labels. samples: the number of training samples, None if it is not
     known. ids: whether samples have ids. has_unknown: whether labels may be NaN, which stands for unknown.
-    position_dims: the number of dimensions of the positions that have labels each, 0 if samples have one.
+    position_dims: the number of dimensions of the positions if each has a label, 0 if samples have one label each.
     ignored_labels: the class indices that stand for no label. has_labels, has_weights: whether samples have them.
-    batch_size: that of the training. tapped: the modules that the target is tapped on, in the order of the taps.
-    teacher_classes: the names of the outputs of the matched network, if they differ from `classes`.
-    heads: the modules that compute outputs of the student and of the target, if a `HeadTap` takes their inputs.
-    columns: of the outputs of both, those of the classes that are compared; None if all are, in this order.
+    batch_size: the batch size of the training. tapped: the modules that the target's taps read, in the order of the
+    taps. teacher_classes: the names of the outputs of the matched network, if they differ from `classes`.
+    heads: the modules that compute the outputs of the student and of the target, if a `HeadTap` captures their inputs.
+    columns: for each side, the columns of its outputs that are compared; None if all are compared, in their order.
     """
 
     classes: tuple[str, ...]
@@ -54,18 +54,18 @@ class LossAttributes(Protocol):
     """Optional attributes of a loss. The values here are the defaults of a loss that does not define them.
 
     extra_kwargs: the names from LOSS_KWARGS that the loss accepts; by default they are read from its signature.
-    requires: what the loss cannot work without, in addition to its keyword arguments without a default: "ids", or
-    "hard_labels" (one class per sample).
+    requires: what the loss needs in addition to its keyword arguments without a default: "ids", or "hard_labels" (one
+    class per sample).
     accepts_unknown: whether labels may be NaN, which stands for an unknown label.
     per_position: whether the loss compares outputs (rows, classes) row by row. If labels are per position, such a loss
-    gets a row for each position of the batch that has a label, and its labels as (rows,).
-    mean_over_rows: whether the loss is a mean over the rows of outputs, so that `Chunked` may compare chunks of them in
-    turn.
-    any_classes: whether the outputs of both sides may have different classes, which are then not aligned by name.
+    gets a row for each labelled position of the batch, and labels (rows,).
+    mean_over_rows: whether the loss is a mean over the rows of outputs, so that `Chunked` can compare them chunk by
+    chunk.
+    any_classes: whether the outputs of both sides may have different classes. They are then not aligned by name.
     accepts_no_rows: whether the loss is called even if no row of the batch has a label. A loss that communicates
-    between ranks has to be, since the others would wait for a rank that does not call it.
-    fills_missing: whether the loss gets also the samples that the teacher has no output for, such as all samples of a
-    `Past` in the first epoch, with the student's own detached output as their target. Otherwise they are left out.
+    between ranks must be, because the other ranks would wait for a rank that does not call it.
+    fills_missing: whether the loss also gets samples without a teacher output, such as all samples of a `Past` in the
+    first epoch, with the student's own detached output as their target. Otherwise, they are left out.
     """
 
     extra_kwargs: Collection[str] | None = None
@@ -80,7 +80,7 @@ class LossAttributes(Protocol):
 
 @runtime_checkable
 class BuildableLoss(Protocol):
-    """A loss with weights or memory: an `nn.Module` that is built when its shapes are known, before the optimizer."""
+    """A loss with weights or memory: an `nn.Module` that is built once its shapes are known, before the optimizer."""
 
     def build(
         self,
@@ -118,7 +118,7 @@ def extra_kwargs_of(loss: Loss) -> frozenset[str]:
 
 
 def requirements_of(loss: Loss) -> frozenset[str]:
-    """Return what a loss cannot work without: its keyword arguments without a default, and its attribute `requires`."""
+    """Return what a loss needs: its keyword arguments without a default, and its attribute `requires`."""
     parameters = _extra_parameters(loss)
     required = {
         name for name in LOSS_KWARGS if name in parameters and parameters[name].default is inspect.Parameter.empty
@@ -164,6 +164,6 @@ def _extra_parameters(loss: Loss) -> dict[str, inspect.Parameter]:
         parameters = inspect.signature(call).parameters
     except (TypeError, ValueError):  # builtins such as `max` have no signature
         return {}
-    # The first two are the student and the target whatever their names: they may well be `outputs` and `labels`.
+    # The first two are the student and the target, even if they have other names, such as `outputs` and `labels`.
     sides = [name for name, parameter in parameters.items() if parameter.kind is not parameter.KEYWORD_ONLY][:2]
     return {name: parameter for name, parameter in parameters.items() if name not in sides}

@@ -1,4 +1,4 @@
-"""Losses on relations between channels: those of successive layers (FSP), and those of one layer (ICKD)."""
+"""Losses on relations between channels, of successive layers (FSP) or of one layer (ICKD)."""
 
 import math
 from collections.abc import Callable
@@ -36,16 +36,16 @@ _MAX_POOLS: dict[int, Callable[..., Tensor]] = {
 
 
 class FSP(nn.Module):
-    """Squared error between the products of the channels of successive layers (flow of the solution procedure, FSP).
+    """Squared error between the channel products of successive layers (flow of the solution procedure, FSP).
 
-    Two taps or more on each side, in pairs from shallow to deep, such as the input and the output of a stage. Two
-    successive taps of a network give a matrix, the inner products of all pairs of their channels, mean over positions;
-    if their positions differ, the larger map is max-pooled to the smaller. The two sides may differ in positions. In
-    fourth powers of the unit of the feature, summed over matrices. reduction "batchmean" is the paper's: summed over
-    the entries of a matrix, mean over the batch. "mean" averages over the entries too, as RepDistiller does, which
-    average-pools. projector "auto" maps the student's channels to the teacher's for each tap at which they differ,
-    "always" for each tap, "never" raises RecipeError if they differ, as in the paper. Its authors train the student
-    with this loss alone first, in a stage before that of the labels.
+    Takes at least two taps on each side, in pairs from shallow to deep, such as the input and the output of a stage.
+    Each two successive taps of a network give a matrix: the inner products of all pairs of their channels, averaged
+    over positions. If their positions differ, the larger map is max-pooled to the smaller. The positions of the two
+    sides may differ. In fourth powers of the feature's unit, summed over matrices. reduction "batchmean" is the
+    paper's: summed over the entries of a matrix, mean over the batch. "mean" also averages over the entries, as in
+    RepDistiller, which average-pools. projector "auto" maps the student's channels to the teacher's at each tap with
+    different channels, "always" at every tap; "never" raises RecipeError if they differ, as in the paper. Its authors
+    first train the student with this loss alone, in a stage before the one with labels.
 
     Formula: 1/N · Σ ‖M(g(s)) - M(t)‖², with M(x) = 1/P · x_a x_bᵀ of two successive taps, each (channels, P positions),
         and g a map over channels if these differ
@@ -68,7 +68,7 @@ class FSP(nn.Module):
         context: BuildContext | None = None,
         teacher: nn.Module | None = None,
     ) -> None:
-        """Create the projectors. Raises RecipeError if the taps are not in pairs, or there is one on each side."""
+        """Create the projectors. Raises RecipeError if the taps are not in pairs, or if each side has only one."""
         require_pairs(len(student), len(target), self)
         if len(student) < 2:
             raise RecipeError(
@@ -82,7 +82,7 @@ class FSP(nn.Module):
 
     def forward(self, student: TensorOrTuple, target: TensorOrTuple) -> Tensor:
         """Return the error, minimal (0) if all matrices are equal."""
-        # The gradient grows as the third power of the features, which soon exceeds fp16.
+        # The gradient grows as the third power of the features, which soon overflows in fp16.
         with without_autocast(student):
             projected = [
                 projector(cast_for(projector, features))
@@ -101,7 +101,7 @@ class FSP(nn.Module):
     def flow(self, first: Tensor, second: Tensor) -> Tensor:
         """Return the matrix of two layers, (batch, channels of the first, channels of the second).
 
-        Raises RecipeError if one has no positions, or another number of dimensions.
+        Raises RecipeError if a layer has no positions, or if their numbers of dimensions differ.
         """
         first, second = (upcast_half(require_positions(side, self)) for side in (first, second))
         if first.ndim != second.ndim:
@@ -124,7 +124,7 @@ class FSP(nn.Module):
                 f"matrices of {channels} channels cannot be compared to {target_channels} without a projector; use "
                 "FSP(projector='auto')"
             )
-        # without a bias, the matrix of mapped channels is that of the channels, mapped from both sides
+        # without a bias, the matrix of the mapped channels is the original matrix, mapped from both sides
         return (
             Pointwise(channels, target_channels, bias=False)
             if differ or self.projector_mode == "always"
@@ -136,10 +136,10 @@ class ICKD(ProjectedLoss):
     """Squared distance between the correlations of each channel with all channels (inter-channel correlation, ICKD).
 
     Dimensionless, in [0, 4]: summed over the correlations of a channel, mean over batch and channels. The correlations
-    of a channel are its inner products with all channels over positions, as a vector of length 1; a channel of zeros
-    has none. projector and kind are those of Hint; the authors map the student in any case, by a convolution and a
-    batch norm. They divide by the channels for CIFAR-100, as here, and, as torchdistill does, once more by the batch
-    size for ImageNet, so that the weight depends on it.
+    of a channel are its inner products with all channels over positions, scaled to a vector of length 1; a channel of
+    zeros has none. projector and kind are as in Hint; the authors always map the student, with a convolution and a
+    batch norm. They divide by the number of channels for CIFAR-100, as here. For ImageNet, they also divide by the
+    batch size once more, as torchdistill does, so the weight depends on it.
 
     Formula: 1/(N C) · Σ ‖r_c(g(s)) - r_c(t)‖², with r_c(x) = v / ‖v‖ for the products v = x x_c of channel c with all
         channels of x, (channels, positions), and g a projector if shapes differ

@@ -1,4 +1,4 @@
-"""Apply losses on outputs to chunks of rows, whose outputs are computed from hidden states and not kept."""
+"""Apply losses on outputs chunk by chunk; the outputs of a chunk are computed from hidden states and not kept."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,18 +25,17 @@ Head = Callable[[Tensor], Tensor]
 
 
 class Chunked(nn.Module):
-    """Apply a loss on outputs to chunks of rows, whose outputs a head computes, so that they never exist all at once.
+    """Apply a loss on outputs to chunks of rows. A head computes the outputs of one chunk at a time, never all at once.
 
-    The unit and the reduction are those of `loss` over all rows, and so are its value and gradients; 0 if there are no
-    rows. The sides are the inputs of heads, tapped by a HeadTap: the hidden states of tokens, of which each that has a
-    label is a row. Chunks are computed again in the backward pass, so the memory is that of the outputs of one chunk
-    instead of those of all tokens, and the student's head runs twice. Half-precision outputs are compared in float32.
-    loss: one of kdkit on outputs that is a mean over rows (`mean_over_rows`), or nn.CrossEntropyLoss with reduction
-    "mean" or "sum". It may take labels. rows: the size of a chunk. The largest tensors of a step are a few of (rows,
-    classes).
-    heads: functions from hidden states (rows, channels) to outputs (rows, classes), of the student and of the target,
-    for a loop without a Distiller, and for heads whose outputs the network changes, such as by a soft cap. None for the
-    heads of the taps. Without a head of the target, the target is outputs, or labels.
+    Unit, reduction, value and gradients are those of `loss` over all rows; 0 if there are no rows. Both sides are the
+    inputs of heads, captured by a HeadTap: the hidden states of tokens, one row per labelled token. Chunks are computed
+    again in the backward pass, so memory holds the outputs of one chunk instead of all tokens, and the student's head
+    runs twice. Half-precision outputs are compared in float32. loss: a loss of kdkit on outputs that is a mean over
+    rows (`mean_over_rows`), or nn.CrossEntropyLoss with reduction "mean" or "sum". It may take labels. rows: the size
+    of a chunk. The largest tensors of a step have the shape (rows, classes).
+    heads: functions from hidden states (rows, channels) to outputs (rows, classes), for the student and for the target.
+    Needed in a loop without a Distiller, and if the network changes the outputs of its head, such as by a soft cap.
+    None uses the heads of the taps. Without a head for the target, the target is outputs or labels.
     Raises RecipeError for another loss.
 
     Formula: loss(h(s), k(t)), with h and k the heads
@@ -60,11 +59,11 @@ class Chunked(nn.Module):
             )
         validate_count("rows, the size of a chunk,", rows)
         if heads is not None and not (isinstance(heads, tuple) and 1 <= len(heads) <= 2 and all(map(callable, heads))):
-            raise RecipeError(f"heads is a tuple of a function of the student, and one of the target; got {heads!r}")
+            raise RecipeError(f"heads is a tuple of a function for the student, and one for the target; got {heads!r}")
         self.loss, self.rows = loss, rows
         self.extra_kwargs, self.requires = extra_kwargs_of(loss), requirements_of(loss)
         self.ignore_index = getattr(loss, "ignore_index", None)
-        # In tuples, which hide weights of the networks from self.parameters().
+        # Tuples hide the weights of the networks from self.parameters().
         self._given, self._heads = heads, _both(heads)
         self.student_columns: nn.Module = nn.Identity()
         self.target_columns: nn.Module = nn.Identity()
@@ -75,12 +74,12 @@ class Chunked(nn.Module):
         return allows_any_classes(self.loss)
 
     def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: nn.Module | None) -> None:
-        """Note the heads. Raises RecipeError if the student has none, or if the loss does not fit the target."""
+        """Store the heads. Raises RecipeError if the student has none, or if the loss does not fit the target."""
         self._heads = context.heads if self._given is None else _both(self._given)
         if self._heads[0] is None or len(student) != 1 or len(target) != 1:
             raise RecipeError(
                 "Chunked takes the input of a head, one tap on each side: student=HeadTap(net.module.lm_head), and "
-                "target=HeadTap(...) of the teacher; got another tap, whose head Chunked(loss, heads=(...)) takes"
+                "target=HeadTap(...) of the teacher; got another tap: pass its head, Chunked(loss, heads=(...))"
             )
         for name, columns in zip(("student_columns", "target_columns"), context.columns, strict=True):
             setattr(self, name, nn.Identity() if columns is None else SelectColumns(columns))
@@ -88,8 +87,9 @@ class Chunked(nn.Module):
     def forward(self, student: Tensor, target: Tensor, *, labels: Tensor | None = None) -> Tensor:
         """Return the loss of all rows.
 
-        student: (rows, channels). target: (rows, channels) of a head, else outputs (rows, classes), or labels (rows,).
-        labels: (rows,), for a loss that takes them. Raises RecipeError for other shapes, or without a head.
+        student: (rows, channels). target: (rows, channels) if it has a head, otherwise outputs (rows, classes), or
+        labels (rows,). labels: (rows,), for a loss that takes them. Raises RecipeError for other shapes, or without a
+        head.
         """
         if self._heads[0] is None or student.ndim != 2 or len(target) != len(student):
             raise RecipeError(
@@ -109,7 +109,7 @@ class Chunked(nn.Module):
 
     def _mean(self, student: Tensor, target: Tensor, labels: Tensor | None) -> Tensor:
         total = torch.zeros((), device=student.device)
-        # A single chunk without rows if there are none, so that the weights of the head have a gradient, which is 0.
+        # If there are no rows, there is one empty chunk, so that the weights of the head get a gradient of 0.
         for first in range(0, max(1, len(student)), self.rows):
             part = slice(first, first + self.rows)
             kwargs = {} if labels is None or not self.extra_kwargs else {"labels": labels[part]}
@@ -118,7 +118,7 @@ class Chunked(nn.Module):
         return total if self.reduction == "sum" else total / self._count(target)
 
     def _sum(self, student: Tensor, target: Tensor, kwargs: dict[str, Tensor]) -> Tensor:
-        """Return the sum of the loss over the rows of a chunk, from which the mean is computed."""
+        """Return the sum of the loss over the rows of a chunk, for `_mean`."""
         student_head, target_head = self._heads
         assert student_head is not None
         outputs = upcast_half(self.student_columns(student_head(student)))
@@ -136,19 +136,19 @@ class Chunked(nn.Module):
         return self.loss(outputs, target, **kwargs) * len(student)
 
     def _count(self, target: Tensor) -> Tensor | int:
-        """Return what the sum is divided by: the number of rows, or the weights of the classes of their labels."""
+        """Return the divisor of the sum: the number of rows, or the total class weight of their labels."""
         if not self.of_labels or target.is_floating_point():
             return max(1, len(target))
         loss: Any = self.loss
         has_label: Tensor = target != loss.ignore_index
         if loss.weight is None:
             return has_label.sum().clamp(min=1)
-        # torch divides by the weights of the classes of the labels. An ignored label is no index, such as -100.
+        # torch divides by the class weights of the labels. An ignored label, such as -100, is not a valid index.
         weights: Tensor = loss.weight[torch.where(has_label, target, 0)] * has_label
         return weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 def _both(heads: tuple[Head, ...] | None) -> tuple[Head | None, Head | None]:
-    """Return the heads of student and target, of which there may be one or none."""
+    """Return the heads of student and target, with None for a missing one."""
     first, second, *_ = (*(heads or ()), None, None)
     return first, second

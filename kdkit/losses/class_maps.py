@@ -1,4 +1,4 @@
-"""Losses on the outputs of a classifier at every position: of regions at several scales (SDD), and maps of classes."""
+"""Losses on a classifier's outputs at every position: regions at several scales (SDD), and class maps (CATKD)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,22 +16,22 @@ from kdkit.losses.positions import as_rows
 from kdkit.losses.projectors.resizing import match_positions, resize
 from kdkit.losses.validation import require_class_labels, require_same_outputs, validate_above_zero, validate_count
 
-_PROBE = torch.Size((4, 3))  # the shape of outputs on which a loss is tried
+_PROBE = torch.Size((4, 3))  # the shape of the outputs that a loss is tried on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SDD:
     """Apply a loss on outputs to the regions of a map at several scales (scale-decoupled distillation).
 
-    The unit is that of `loss`, mean over all samples and regions. Both sides are the outputs of the classifier at every
-    position, which ClassifierTap(layer, classifier) takes from a network that pools before its classifier; the mean of
-    a region is the output for its pooled features. scales: the number of regions along each dimension, (1, 2, 4) for
-    the whole map, its quarters and its sixteenths, or halves and quarters of a signal. A region counts `disagreement`
-    times if the teacher is right about the region and wrong about the whole map, or the other way round.
+    The unit is that of `loss`, mean over all samples and regions. Both sides are the classifier's outputs at every
+    position. ClassifierTap(layer, classifier) captures them in a network that pools before its classifier; the mean
+    over a region is the output for its pooled features. scales: the number of regions along each dimension, (1, 2, 4)
+    for the whole map, its quarters and its sixteenths, or halves and quarters of a signal. A region counts
+    `disagreement` times if the teacher is right about the region and wrong about the whole map, or the other way round.
 
-    loss: one of outputs that is a mean over samples, without weights; it may take labels. SoftTargets() and NKD()
-    give SD-KD and SD-NKD; that of the authors' code keeps the correct class among the others. Their code sets the loss
-    to 0 if it is infinite, as its logarithms of a softmax are for confident students; here it stays finite.
+    loss: a loss on outputs that is a mean over samples, without weights; it may take labels. SoftTargets() and NKD()
+    give SD-KD and SD-NKD; the authors' NKD keeps the correct class among the others. Their code takes the logarithm of
+    a softmax, so the loss is infinite for confident students and is then set to 0; here it stays finite.
 
     Formula: mean w loss(s_r, t_r), with r the regions of all scales, s_r the mean of s over r, and w = disagreement if
         exactly one of argmax t_r and argmax t is y, else 1
@@ -42,14 +42,16 @@ class SDD:
     loss: Loss = field(default_factory=DKD)
     scales: Sequence[int] = (1, 2, 4)
     disagreement: float = 2.0
-    # Found once: torch's compiler does not trace through signatures.
+    # Computed once, because torch's compiler does not trace through signatures.
     _takes_labels: bool = field(init=False, repr=False, compare=False)
 
     requires = frozenset({"hard_labels"})
 
     def __post_init__(self) -> None:
         if not isinstance(self.scales, Sequence) or not self.scales or isinstance(self.scales, str):
-            raise RecipeError(f"scales are numbers of regions along each dimension, as (1, 2, 4); got {self.scales!r}")
+            raise RecipeError(
+                f"scales are numbers of regions along each dimension, such as (1, 2, 4); got {self.scales!r}"
+            )
         for scale in self.scales:
             validate_count("a scale", scale)
         validate_above_zero("disagreement", self.disagreement)
@@ -87,13 +89,13 @@ class SDD:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CATKD:
-    """Squared error between normalised maps of classes (class attention transfer).
+    """Squared error between normalised class maps (class attention transfer).
 
-    Dimensionless, mean over all entries; the authors weigh it 400. Both sides are class activation maps, the outputs of
-    the classifier at every position: ClassifierTap(layer, classifier) takes them from a network that pools before its
-    classifier. Maps are average-pooled to `resolution` positions along each dimension, then the map of each class is
-    scaled to length 1. The authors' code does not scale them for networks of one kind, and has smaller weights then.
-    Its options to binarise maps, and to select classes, are left out.
+    Dimensionless, mean over all entries; the authors use a weight of 400. Both sides are class activation maps, the
+    classifier's outputs at every position: ClassifierTap(layer, classifier) captures them in a network that pools
+    before its classifier. Maps are average-pooled to `resolution` positions along each dimension, then the map of each
+    class is scaled to length 1. For networks of one kind, the authors' code does not scale them and uses smaller
+    weights. Its options to binarise maps and to select classes are left out.
 
     Formula: mean (n(s) - n(t))², with n(x) = x / ‖x‖ of each class of the pooled maps
     Shapes: features (N, C, L), (N, C, H, W), of C classes
@@ -119,7 +121,7 @@ class CATKD:
 
 
 def _same_dimensions(student: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both sides with as many dimensions; tokens become a map if the other side is one."""
+    """Return both sides with the same number of dimensions; tokens become a map if the other side is one."""
     return (student, target) if student.ndim == target.ndim else match_positions(student, target)
 
 
@@ -129,7 +131,7 @@ def _at_most(count: int, student: Tensor, target: Tensor) -> tuple[int, ...]:
 
 
 def _require_mean_over_samples(loss: object) -> None:
-    """Raise RecipeError unless a loss can be computed for each region by itself."""
+    """Raise RecipeError unless a loss can be computed for each region separately."""
     context = BuildContext(classes=("0", "1", "2"), task="multiclass", samples=None, ids=False)
     if (
         not callable(loss)

@@ -14,7 +14,7 @@ def require_classifier(classifier: object) -> None:
 
 
 def find_classifier(classifier: nn.Module | None, teacher: nn.Module | None, channels: int, loss: object) -> Any:
-    """Return the option `classifier` of a loss, or else the last layer of the teacher that takes so many channels.
+    """Return the option `classifier` of a loss, by default the teacher's last layer that takes this many channels.
 
     Raises RecipeError if there is none, or if the option takes other features.
     """
@@ -37,7 +37,7 @@ def find_classifier(classifier: nn.Module | None, teacher: nn.Module | None, cha
 
 
 def _maps_vectors(module: nn.Module, channels: int) -> bool:
-    """Return whether a module maps vectors of so many channels: a Linear layer, or a convolution with a kernel of 1."""
+    """Return whether a module maps vectors of this many channels: a Linear layer or a convolution of kernel 1."""
     if isinstance(module, nn.Linear):
         return module.in_features == channels
     if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class SelectColumns(nn.Module):
     """Select columns of outputs: (batch, classes) -> (batch, selected), or (batch, classes, *positions).
 
-    Columns that follow each other, such as those of a vocabulary without its padding, are a view, without a copy.
+    Consecutive columns, such as those of a vocabulary without its padding, are returned as a view, without a copy.
     """
 
     columns: Tensor

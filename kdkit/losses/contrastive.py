@@ -36,22 +36,22 @@ from kdkit.utils.memory import require
 # The samples that negatives are drawn from.
 Against = Literal["auto", "classes", "samples"]
 
-_EPS = 1e-7  # that of the authors' code, in the denominator of the critic
+_EPS = 1e-7  # as in the authors' code, in the denominator of the critic
 _MEGABYTE = 2**20
 
 
 class CRD(nn.Module):
-    """Contrast each net's embedding of a sample with the other net's memory of it and of other samples (CRD).
+    """Contrast each net's embedding of a sample with the other net's memories of it and of other samples (CRD).
 
     In nats, summed over one positive and `negatives`, mean over the batch, summed over both nets. Positions are
     averaged. Features are embedded by a trained map to `width` (None: not embedded) and normalised. The two memories
-    hold a vector for every training sample, by its id: a moving average that keeps the share `momentum` of its old
-    value. `samples` is the number of rows, by default the number of training samples; if more samples come, they
-    replace the oldest. Negatives are samples of other "classes", as in the paper, unseen ones included, or any other
-    "samples"; "auto" uses classes if each sample has one. Negatives are a function of the seed, the sample and the
-    number of training steps so far. The two normalisers are estimated on the first batch. All of this is saved with the
-    run. memory_limit: in MB, for both memories and the copy that a step makes of them; by default the free memory of
-    the teacher's device and of the machine. The other defaults are those of the authors' code.
+    hold a vector for every training sample, found by its id: a moving average that keeps the share `momentum` of its
+    old value. `samples` is the number of rows, by default the number of training samples; if there are more samples,
+    new ones replace the oldest. Negatives are samples of other "classes", as in the paper, including unseen ones, or
+    any other "samples"; "auto" uses classes if each sample has one. Negatives are a function of the seed, the sample
+    and the number of training steps so far. The two normalisers are estimated on the first batch. All of this is saved
+    with the run. memory_limit: in MB, for both memories and the copy that a step makes of them; by default the free
+    memory of the teacher's device and of the machine. The other defaults are those of the authors' code.
 
     Formula: -1/N · Σ (log(e_0 / (e_0 + c)) + Σ_k log(c / (e_k + c))) of both nets, with e_k = exp(x · m_k / T) / Z for
         the memory m_0 of the sample and m_k of others, and c = negatives / samples
@@ -188,7 +188,7 @@ class CRD(nn.Module):
     def _contrast_with_memory(self, net: int, vectors: Tensor, memory: Tensor, rows: Tensor) -> Tensor:
         """Return the loss of one net's vectors against the other net's memory."""
         with without_autocast(vectors):
-            # The clone is needed since the memory changes before the backward pass. The product with all rows costs
+            # The clone is needed because the memory changes before the backward pass. The product with all rows costs
             # less than gathering (batch, 1 + negatives, width).
             scores = (vectors @ memory.clone().to(vectors.dtype).T).gather(1, rows) / self.temperature
         with torch.no_grad():
@@ -206,7 +206,7 @@ class CRD(nn.Module):
         stored = self.log_normalisers[net]
         count = scores.numel()
         sums = scores.logsumexp((0, 1), keepdim=True)[0] if count else scores.new_zeros(0)
-        if self.training and is_distributed() and stored.isinf():  # of the ranks that have rows
+        if self.training and is_distributed() and stored.isinf():  # over the ranks that have rows
             sums, count = all_gather(sums), int(all_gather(torch.tensor([count], device=sums.device)).sum())
         if not count:
             return stored
@@ -218,8 +218,8 @@ class CRD(nn.Module):
         return normaliser
 
     def _update_memories(self, vectors: Tensor, rows: Tensor) -> None:
-        """Mix vectors (2, batch, width) into their rows of both memories; every rank mixes in those of all ranks."""
-        # all_gather concatenates along the first dimension, which has to be the batch
+        """Mix vectors (2, batch, width) into their rows of both memories; each rank mixes in those of all ranks."""
+        # all_gather concatenates along the first dimension, which must be the batch
         vectors, rows = all_gather(vectors.transpose(0, 1)).transpose(0, 1), all_gather(rows)
         old = self.memories[:, rows]
         mixed = unit_vectors(self.momentum * old + (1 - self.momentum) * vectors.to(old.dtype), dim=2)
@@ -227,13 +227,13 @@ class CRD(nn.Module):
 
 
 class InfoNCE(ProjectedLoss):
-    """Find the teacher's features of each sample among those of the batch, by the student's (InfoNCE).
+    """Find the teacher's features of each sample among those of the batch, from the student's features (InfoNCE).
 
-    In nats, mean over the batch: a cross-entropy over the cosines with the teacher's features of all samples of the
-    (micro-)batch, on the rank of the sample. It grows with the logarithm of the batch size, and is 0 without a gradient
-    for a batch of one. Positions are averaged. Unlike CRD it needs no ids, memory or labels, but large batches.
-    temperature divides the cosines. The features may be of two kinds, as images and texts in the interactive
-    contrastive learning of CLIP-KD, whose code trains a factor of the cosines instead. projector and kind are those of
+    In nats, mean over the batch: a cross-entropy over the cosines with the teacher's features of all samples in the
+    (micro-)batch of the same rank. It grows with the logarithm of the batch size, and is 0 without a gradient for a
+    batch of one. Positions are averaged. Unlike CRD it needs no ids, memory or labels, but it needs large batches.
+    temperature divides the cosines. The features may be of two kinds, such as images and texts in the interactive
+    contrastive learning of CLIP-KD, whose code trains a factor for the cosines instead. projector and kind are as in
     Hint.
 
     Formula: -1/N · Σ_i log(exp(cos(g(s_i), t_i) / T) / Σ_j exp(cos(g(s_i), t_j) / T)), with s and t averaged over

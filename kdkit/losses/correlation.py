@@ -46,10 +46,10 @@ class DIST(_CorrelationOptions):
 
     Dimensionless, mean over rows and over columns, times temperature**2 if t_squared, as in the authors' code. inter
     weighs the correlation within a sample, between classes; intra that within a class, between samples of the
-    (micro-)batch: the paper's beta and gamma. Two classes or more. A constant row or column, such as each column of a
-    batch of one, counts as uncorrelated and gets no gradient; in the authors' code one of up to 1 / eps. eps is added
-    to the product of the norms, as at most a share of 1e-4 of it, so that columns of tiny probabilities count as much
-    as others. In the authors' code they count as uncorrelated.
+    (micro-)batch: the paper's beta and gamma. Needs at least two classes. A constant row or column, such as each column
+    of a batch of one, counts as uncorrelated and gets no gradient; in the authors' code its gradient is up to 1 / eps.
+    eps is added to the product of the norms, but at most 1e-4 of that product, so that columns of tiny probabilities
+    count as much as others. In the authors' code, such columns count as uncorrelated.
 
     Formula: T² · (inter (1 - mean over rows of corr(p, q)) + intra (1 - mean over columns of corr(p, q))), with p =
         softmax(t / T) and q = softmax(s / T)
@@ -68,9 +68,9 @@ class DIST(_CorrelationOptions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PerLabelDIST(_CorrelationOptions):
-    """DIST between the probabilities of labels that do not exclude each other: a sigmoid in place of the softmax.
+    """The multi-label form of DIST, with a sigmoid in place of the softmax.
 
-    Unit, reduction and options as in DIST. inter then compares how a sample ranks its labels, intra how a label ranks
+    Unit, reduction and options as in DIST. Here inter compares how a sample ranks its labels, intra how a label ranks
     the samples.
 
     Formula: T² · (inter (1 - mean over rows of corr(p, q)) + intra (1 - mean over columns of corr(p, q))), with p =
@@ -115,17 +115,18 @@ def correlation(
     (student, student_norm, student_is_constant), (target, target_norm, target_is_constant) = sides
     norms = student_norm * target_norm
     share = (_MAX_EPS_SHARE * norms.detach()).clamp_(max=eps)
-    # A quotient by infinity is 0, and so is its gradient, also that of the norms: the assignment need not be recorded.
+    # A quotient by infinity is 0, and so are its gradients, including that of the norms, so the assignment need not be
+    # recorded.
     norms.detach().masked_fill_(student_is_constant.logical_or_(target_is_constant), math.inf)
     return (student * target).sum(dim) / (norms + share)
 
 
 def _centred(side: Tensor, dim: int, spread: float, least: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return probabilities minus their mean along a dimension, their norm then, and whether they are constant."""
+    """Return probabilities minus their mean along a dimension, the resulting norm, and whether they are constant."""
     mean = side.mean(dim, keepdim=True)
     centred = side - mean
     norm = torch.linalg.vector_norm(centred, dim=dim)
-    # rounding gives equal probabilities a norm above 0, whose correlation would be noise with a gradient of 1 / norm
+    # rounding gives equal probabilities a norm above 0; their correlation would be noise with a gradient of 1 / norm
     rounding = mean.detach().squeeze(dim).abs().mul_(spread * math.sqrt(side.shape[dim])).clamp_(min=least)
     # a comparison with NaN is False, so that NaN stays visible
     return centred, norm, norm <= rounding

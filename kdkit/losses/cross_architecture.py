@@ -19,15 +19,15 @@ from kdkit.losses.validation import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OFA:
-    """Cross-entropy with the teacher's probabilities, of which that of the correct class is raised (one for all, OFA).
+    """Cross-entropy with the teacher's probabilities, in which the correct class is raised (one for all, OFA).
 
     In nats, summed over classes, mean over the batch, times temperature**2 if t_squared, which the authors' code leaves
-    out. gamma raises the correct class against the others: at 1 the loss is the plain cross-entropy. This is the form
-    of the authors' code, which also takes the other classes to this power (there eps, between 1 and 1.5), and leaves
-    the cross-entropy with the labels to a term of its own: Truth(...). That code computes log(softmax(x)), which is
+    out. gamma raises the correct class relative to the others; at 1, the loss is the plain cross-entropy. This is the
+    form of the authors' code, which also raises the other classes to this power (called eps there, between 1 and 1.5).
+    The cross-entropy with the labels is a separate term: Truth(...). Their code computes log(softmax(x)), which is
     infinite for confident students; here it is log_softmax(x).
 
-    The authors compare each stage of the student with the teacher's outputs, for which SecondHead makes an exit:
+    The authors compare each stage of the student with the teacher's outputs. SecondHead adds the exit of a stage:
     Match(teacher, SecondHead(OFA(), blocks=2), student=Tap(net.module.layer2)), with fewer blocks for deeper stages.
 
     Formula: -1/N · Σ w log q, with w = (1 + p)^gamma - 1 for the correct class, w = p^gamma for the others, p =
@@ -50,7 +50,7 @@ class OFA:
         validate_switches(t_squared=self.t_squared)
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
-        """Return the cross-entropy, which is above 0 since it includes the teacher's entropy."""
+        """Return the cross-entropy, which is above 0 because it includes the teacher's entropy."""
         require_same_outputs(student, target, self)
         labels = require_class_labels(labels, student, self)
         student_log = F.log_softmax(upcast_half(student) / self.temperature, dim=1)

@@ -33,14 +33,14 @@ _MAX_WIDTH = 512  # of ReviewKD, by default, as in the authors' code
 class SemCKD(nn.Module):
     """Squared error between every student layer and every teacher layer, weighted by their semantic similarity.
 
-    Any number of taps on either side. In squared units of the feature, mean over the entries of a pair, weighted sum
-    over teacher layers, mean over the batch and student layers. The weights are an attention over the teacher's layers,
-    between embeddings of `width` of each sample's similarities to the other samples of its (micro-)batch. An embedding
-    takes at most batch_size similarities, by default the batch size of the training; larger batches are embedded in
-    parts. If positions differ, the larger map is average-pooled to the smaller. projector "always" makes one for every
-    pair, "auto" if channels differ, "never" raises RecipeError if they differ. The authors' width is a quarter of the
-    batch size. The temperature of the attention is that of the SimKD authors' code; the first code has none, which is a
-    temperature of 1.
+    Takes any number of taps on either side. In squared units of the feature, mean over the entries of a pair, weighted
+    sum over teacher layers, mean over the batch and student layers. The weights are an attention over the teacher's
+    layers. It compares embeddings, of size `width`, of each sample's similarities to the other samples of its
+    (micro-)batch. An embedding takes at most batch_size similarities, by default the batch size of the training; larger
+    batches are embedded in parts. If positions differ, the larger map is average-pooled to the smaller. projector
+    "always" makes one for every pair, "auto" if channels differ, "never" raises RecipeError if they differ. The
+    authors' width is a quarter of the batch size. The temperature of the attention is that of the SimKD authors' code;
+    the original code has none, which is equivalent to 1.
 
     Formula: 1/(N S) · Σ w mean (g(s) - t)², with S student layers and w = softmax(query · key / T) over teacher layers
     Shapes: features (N, C), (N, C, L), (N, C, H, W)
@@ -97,7 +97,7 @@ class SemCKD(nn.Module):
     def _embed(self, embedding: nn.Module, features: Tensor) -> Tensor:
         """Return the embedded similarities of each sample, (batch, width), of length 1."""
         parts = [self._similarities(part) for part in torch.split(upcast_half(features).flatten(1), self.part_size)]
-        # autocast would cast the inner products to fp16, which they may overflow
+        # autocast would cast the inner products to fp16, in which they may overflow
         with without_autocast(features):
             return unit_vectors(embedding(cast_for(embedding, torch.cat(parts))))
 
@@ -127,9 +127,10 @@ class HCL:
     """Mean squared error at several scales of positions: hierarchical context loss, the loss of ReviewKD.
 
     In squared units of the feature, mean over all entries at each scale, weighted mean over scales, summed over layers,
-    one per tap. The first scale is the features themselves. They are then average-pooled to each of `grids` positions
-    in every dimension, with half the weight of the previous scale. Grids that are not smaller than the first dimension
-    of the positions (height or length) are skipped. The default grids are those of the authors' code.
+    one per tap. The first scale is the features themselves. For each further scale, they are average-pooled to the next
+    of `grids` positions in every dimension, with half the weight of the previous scale. Grids that are not smaller than
+    the first dimension of the positions (height or length) are skipped. The default grids are those of the authors'
+    code.
 
     Formula: Σ_k 2^-k mean (a_k(s) - a_k(t))² / Σ_k 2^-k, with a_k(x) = x averaged to the k-th grid, and a_0(x) = x
     Shapes: features (N, C), (N, C, L), (N, C, H, W); the same on both sides
@@ -170,9 +171,10 @@ class HCL:
 class ReviewKD(nn.Module):
     """Compare the student's layers, each fused with its deeper ones, to the teacher's at several scales (ReviewKD).
 
-    As many taps of the student as of the teacher, from shallow to deep; a single tap has no deeper layer. Channels and
-    positions may differ. In squared units of the feature, summed over layers; see HCL. width: the channels in which
-    layers are fused, by default those of the student's deepest layer, at most 512, as in the authors' code.
+    Takes as many taps of the student as of the teacher, from shallow to deep; a single tap has no deeper layer.
+    Channels and positions may differ. In squared units of the feature, summed over layers; see HCL. width: the number
+    of channels in which layers are fused, by default that of the student's deepest layer, at most 512, as in the
+    authors' code.
 
     Formula: Σ HCL(f(s), t), with f(s) a layer fused with all deeper ones
     Shapes: features (N, C), (N, C, L), (N, C, H, W)

@@ -25,10 +25,10 @@ class DKD:
     """Divergence of correct against incorrect, plus that among the incorrect classes (decoupled distillation).
 
     In nats, summed over classes, mean over the batch, times temperature**2 if t_squared. alpha weighs the first term,
-    beta the second; the defaults are those of the authors' code for CIFAR-100, in which the loss grows linearly over
-    the first 20 of 240 epochs: give the term the weight LinearRamp(until=1 / 12). Two classes or more. Computed from
-    logits throughout, so it is exact if a probability underflows, for which the authors' code gives infinity.
-    PaddleSlim averages over classes too.
+    beta the second; the defaults are those of the authors' code for CIFAR-100. There, the loss is scaled up linearly
+    over the first 20 of 240 epochs: give the term the weight LinearRamp(until=1 / 12). Needs at least two classes. It
+    is computed from logits throughout, so it is exact even if a probability underflows; the authors' code is then
+    infinite. PaddleSlim averages over classes too.
 
     Formula: T²/N · Σ (alpha KL(b_t ‖ b_s) + beta KL(r_t ‖ r_s)), with b = (p[y], 1 - p[y]) for p = softmax(z / T), and
         r = softmax(z / T) over the classes other than y
@@ -51,7 +51,7 @@ class DKD:
         validate_switches(t_squared=self.t_squared)
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
-        """Return the weighted sum, minimal (0) if both give the same probabilities."""
+        """Return the weighted sum, minimal (0) if both sides give the same probabilities."""
         require_same_outputs(student, target, self)
         labels = require_class_labels(labels, student, self)
         require_two_classes(student, self)
@@ -68,11 +68,11 @@ class DKD:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NKD:
-    """Cross-entropy with the teacher at the correct class, and over the other classes normalised (normalised KD).
+    """Cross-entropy with the teacher at the correct class, plus that of the other classes, normalised (normalised KD).
 
     In nats, mean over the batch. gamma and temperature apply to the other classes, whose term is multiplied by
-    temperature**2 if t_squared; the correct class is never softened. The defaults are those of the authors' code. Two
-    classes or more. The cross-entropy with the labels is not included: add Truth(...).
+    temperature**2 if t_squared; the correct class is never softened. The defaults are those of the authors' code. Needs
+    at least two classes. The cross-entropy with the labels is not included: add Truth(...).
 
     Formula: -1/N · Σ (p[y] log q[y] + gamma T² Σ r_t log r_s), with p = softmax(t), q = softmax(s) and r = softmax(z /
         T) over the classes other than y
@@ -94,7 +94,7 @@ class NKD:
         validate_switches(t_squared=self.t_squared)
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
-        """Return the sum of both terms, which is above 0 since it includes the teacher's entropy."""
+        """Return the sum of both terms, which is above 0 because it includes the teacher's entropy."""
         require_same_outputs(student, target, self)
         labels = require_class_labels(labels, student, self)
         require_two_classes(student, self)
@@ -113,12 +113,12 @@ class NKD:
 
 @dataclass(frozen=True, slots=True)
 class MarginMSE:
-    """Squared error between the margins of the correct class over all others, such as in retrieval (Margin-MSE).
+    """Squared error between the margins of the correct class over all others, as in retrieval (Margin-MSE).
 
     In squared units of a logit, mean over the batch and the other classes. The outputs are usually scores of passages
-    for a query, and the label is the index of the relevant one; the paper has one other passage. An offset of all
-    scores of a query changes nothing, so the scores of a bi-encoder may have another range than the teacher's. Two
-    classes or more.
+    for a query, and the label is the index of the relevant one; the paper has one other passage. Adding an offset to
+    all scores of a query changes nothing, so the scores of a bi-encoder may have a different range from the teacher's.
+    Needs at least two classes.
 
     Formula: 1/(N (C - 1)) · Σ_j ((s[y] - s[j]) - (t[y] - t[j]))², with j the classes other than y
     Shapes: logits (N, C); labels (N,)
@@ -169,7 +169,7 @@ class PerLabelDKD:
         validate_switches(t_squared=self.t_squared)
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
-        """Return the weighted sum, minimal (0) if both give the same probabilities."""
+        """Return the weighted sum, minimal (0) if both sides give the same probabilities."""
         require_same_outputs(student, target, self)
         student, target = upcast_half(student), upcast_half(target)
         present = require_label_matrix(labels, student, self)
@@ -188,10 +188,10 @@ def other_columns(labels: Tensor, classes: int) -> Tensor:
 def select_others(logits: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logits of other classes, (batch, classes - 1), and whether all of them are -inf, (batch, 1).
 
-    If so, the first of them is 0 instead, since a softmax of -inf alone is NaN.
+    If so, the first of them is 0 instead, because a softmax of only -inf is NaN.
     """
     rest = logits.gather(1, columns)
-    # Assignments that the gradient does not record: it is finite, and only reaches masked logits.
+    # The gradient does not record these assignments: it is finite, and only reaches masked logits.
     values = rest.detach()
     is_alone = values.amax(1, keepdim=True) == -math.inf
     values[:, :1].masked_fill_(is_alone, 0)
@@ -201,7 +201,7 @@ def select_others(logits: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
 def decouple(logits: Tensor, labels: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the logits of (correct, incorrect), (batch, 2), and the results of `select_others`.
 
-    columns: those of `other_columns`.
+    columns: the result of `other_columns`.
     """
     rest, is_alone = select_others(logits, columns)
     # the logit of "incorrect" is a logsumexp, so that log(1 - p) is never computed

@@ -20,16 +20,17 @@ from kdkit.losses.validation import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlphaBetaDivergence(DivergenceOptions):
-    """Divergence of two exponents, alpha on the teacher's and beta on the student's probabilities (ABKD).
+    """Divergence with two exponents, alpha on the teacher's and beta on the student's probabilities (ABKD).
 
     Dimensionless; reduction and t_squared as in ReverseKL. (1, 0) is the forward KL divergence, (0, 1) the reverse one,
     (0.5, 0.5) four times the squared Hellinger distance Σ (√p - √q)², and (1, 1) half the squared difference of
-    probabilities. The defaults are those of the authors' code; its script for GPT-2 has (0.2, 0.7). If alpha, beta or
-    their sum is 0, the limit is computed. A small beta weighs classes of which the teacher is sure, a small alpha those
-    of which the student is. Negative exponents are infinite if a probability underflows.
+    probabilities. The defaults are those of the authors' code; its script for GPT-2 uses (0.2, 0.7). If alpha, beta or
+    their sum is 0, the limit is computed. A small beta emphasises classes that the teacher is sure of, a small alpha
+    those that the student is sure of. With negative exponents, the loss is infinite if a probability underflows.
 
-    The authors' code differs in the limits: it divides by alpha or beta once, not twice, so their values are not
-    continuous in the options. It leaves out classes that one side masks; here only classes that both mask add nothing.
+    The authors' code differs in the limits: it divides by alpha or beta once, not twice, so its values are not
+    continuous in the options. It leaves out classes that one side masks; here, only classes that both sides mask add
+    nothing.
 
     Formula: -1/(N alpha beta) · Σ (p^alpha q^beta - alpha/(alpha + beta) p^(alpha + beta) - beta/(alpha + beta)
         q^(alpha + beta)), with p = softmax(t / T) and q = softmax(s / T)
@@ -47,7 +48,7 @@ class AlphaBetaDivergence(DivergenceOptions):
         _validate_exponents(self.alpha, self.beta)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the divergence, minimal (0) if both give the same probabilities."""
+        """Return the divergence, minimal (0) if both sides give the same probabilities."""
         student_log, target_log = self._log_probabilities(student, target)
         return self._reduce(_alpha_beta_terms(target_log, student_log, self.alpha, self.beta).sum(), student)
 
@@ -74,7 +75,7 @@ class PerLabelAlphaBetaDivergence(DivergenceOptions):
         _validate_exponents(self.alpha, self.beta)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the divergence, minimal (0) if both give the same probabilities."""
+        """Return the divergence, minimal (0) if both sides give the same probabilities."""
         require_same_outputs(student, target, self, dense=True)
         ours, theirs = upcast_half(student) / self.temperature, upcast_half(target) / self.temperature
         present = _alpha_beta_terms(F.logsigmoid(theirs), F.logsigmoid(ours), self.alpha, self.beta)
@@ -87,9 +88,9 @@ class SkewKL(DivergenceOptions):
     """Kullback-Leibler divergence from a mixture of both sides to the teacher (DistiLLM).
 
     In nats; reduction and t_squared as in ReverseKL. skew is the teacher's share in the mixture, in [0, 1); 0 is the
-    forward KL divergence. The gradient stays bounded if the student gives a class of the teacher no probability. The
-    authors' code leaves out the teacher's entropy, a constant, and takes logarithms of probabilities, which may
-    underflow.
+    forward KL divergence. The gradient stays bounded if the student gives a probability of 0 to one of the teacher's
+    classes. The authors' code leaves out the teacher's entropy, a constant, and takes logarithms of probabilities,
+    which may underflow.
 
     Formula: 1/N · Σ p log(p / (skew p + (1 - skew) q)), with p = softmax(t / T) and q = softmax(s / T)
     Shapes: logits (N, C), (N, tokens, C)
@@ -104,7 +105,7 @@ class SkewKL(DivergenceOptions):
         validate_share("skew", self.skew, below_one=True)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the divergence, minimal (0) if both give the same probabilities."""
+        """Return the divergence, minimal (0) if both sides give the same probabilities."""
         student_log, target_log = self._log_probabilities(student, target)
         return self._reduce(_skewed_kl_sum(target_log, student_log, self.skew), student)
 
@@ -129,7 +130,7 @@ class SkewReverseKL(DivergenceOptions):
         validate_share("skew", self.skew, below_one=True)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the divergence, minimal (0) if both give the same probabilities."""
+        """Return the divergence, minimal (0) if both sides give the same probabilities."""
         student_log, target_log = self._log_probabilities(student, target)
         return self._reduce(_skewed_kl_sum(student_log, target_log, self.skew), student)
 
@@ -138,13 +139,13 @@ class SkewReverseKL(DivergenceOptions):
 class AdaptiveKL(DivergenceOptions):
     """Forward and reverse KL divergence, weighted for each sample by how much its likely and unlikely classes differ.
 
-    In nats; reduction and t_squared as in ReverseKL. The head of the teacher is its most probable classes, as many as
-    are needed for a probability of at least `head`; the other classes are its tail. The weight of the forward
+    In nats; reduction and t_squared as in ReverseKL. The teacher's head is its most probable classes, as many as are
+    needed for a total probability of at least `head`; the other classes are its tail. The weight of the forward
     divergence is the share of the head in Σ |p - q|. The weights get no gradient.
 
-    DSKD's code does the same. The authors' code, and that of ABKD, counts the class that reaches the share to the tail,
-    unless it is the most probable one. TAID's code applies the mask of the sorted classes to the gaps in their original
-    order, which makes the weights depend on the order of the classes.
+    DSKD's code does the same. The authors' code and that of ABKD count the class that reaches this total as part of the
+    tail, unless it is the most probable one. TAID's code applies the mask of the sorted classes to the gaps in their
+    original order, which makes the weights depend on the order of the classes.
 
     Formula: 1/N · Σ (w KL(p ‖ q) + (1 - w) KL(q ‖ p)), with p = softmax(t / T), q = softmax(s / T) and w = Σ |p - q|
         over the head of p, divided by that over all classes
@@ -160,7 +161,7 @@ class AdaptiveKL(DivergenceOptions):
         validate_share("head", self.head)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the weighted sum, minimal (0) if both give the same probabilities."""
+        """Return the weighted sum, minimal (0) if both sides give the same probabilities."""
         student_log, target_log = self._log_probabilities(student, target)
         forward, backward = kl_terms(target_log, student_log).sum(-1), kl_terms(student_log, target_log).sum(-1)
         with torch.no_grad():
@@ -190,7 +191,7 @@ class TotalVariation(DivergenceOptions):
     """
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the distance, minimal (0) if both give the same probabilities."""
+        """Return the distance, minimal (0) if both sides give the same probabilities."""
         student_log, target_log = self._log_probabilities(student, target)
         return self._reduce((student_log.exp() - target_log.exp()).abs().sum() / 2, student)
 
@@ -224,7 +225,7 @@ def _alpha_beta_terms(target_log: Tensor, student_log: Tensor, alpha: float, bet
         return (ratio.expm1() - ratio) / alpha**2
     if alpha == 0:  # the mirror image of beta = 0
         target_log, student_log, alpha, beta = student_log, target_log, beta, alpha
-    # log(p / q) if it is positive and log(q / p) if that is, otherwise 0, for which a term and its gradient are 0
+    # log(p / q) and log(q / p), or 0 instead of a negative one: at 0, a term and its gradient are 0
     above, below = (target_log - student_log).clamp(min=0), (student_log - target_log).clamp(min=0)
     if beta == 0:
         above, below = alpha * above, clamp_masked(-alpha * below)

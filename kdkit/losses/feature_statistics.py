@@ -26,8 +26,9 @@ class SRD(ProjectedLoss):
     depend on the scale of the differences. Each channel is normalised over batch and positions (of the micro-batch, if
     gradients are accumulated), without trained scales. Both features are usually pooled, and the projector linear. eps
     is added to the sum: without it, as in the authors' code for ImageNet and torchdistill, equal features give -inf.
-    exponent is that of this code, which weighs the loss 2, adds SoftTargets(temperature=1), and has 1e-4 in place of
-    the 1e-5 below. The authors' code for DeiT is another loss, of one minus the correlation of each channel.
+    The default exponent is that of this code, which gives the loss a weight of 2, adds SoftTargets(temperature=1), and
+    uses 1e-4 in place of the 1e-5 below. The authors' code for DeiT uses another loss: one minus the correlation of
+    each channel.
 
     Formula: log(Σ |z(g(s)) - z(t)|^exponent + eps), with z(x) = (x - mean x) / √(var x + 1e-5) of each channel and g a
         projector
@@ -56,19 +57,20 @@ class SRD(ProjectedLoss):
         return (difference.abs().pow(self.exponent).sum() + self.eps).log()
 
     def standardise(self, features: Tensor) -> Tensor:
-        """Return features whose channels have mean 0 and variance 1, as a batch norm without weights does."""
+        """Return features whose channels have mean 0 and variance 1, like a batch norm without weights."""
         all_but_channels = [dimension for dimension in range(features.ndim) if dimension != 1]
         variance, mean = torch.var_mean(features, all_but_channels, correction=0, keepdim=True)
         return (features - mean) * (variance + 1e-5).rsqrt()  # 1e-5 is the eps of torch's batch norm
 
 
 class DISTPlus(ProjectedLoss):
-    """One minus the correlation of features, over the channels of a position and over the samples (of DIST+).
+    """One minus the correlation of features, over the channels of a position and over the samples (part of DIST+).
 
-    Dimensionless. channel weighs the correlation over the channels, mean over samples and positions; spatial that over
-    the samples of the (micro-)batch, of the sum over channels at each position, mean over positions: iota and kappa of
-    torchdistill. A constant vector counts as uncorrelated. projector and kind are those of Hint. DIST+ adds DIST() on
-    the outputs. torchdistill adds the channel correlation itself, not one minus it, which drives the features apart.
+    Dimensionless. channel weighs the correlation over the channels, averaged over samples and positions. spatial weighs
+    the correlation over the samples of the (micro-)batch, of the sum over channels at each position, averaged over
+    positions. torchdistill calls the weights iota and kappa. A constant vector counts as uncorrelated. projector and
+    kind are as in Hint. DIST+ adds DIST() on the outputs. torchdistill adds the channel correlation itself, not one
+    minus it, which drives the features apart.
 
     Formula: channel (1 - mean corr over channels of (g(s), t)) + spatial (1 - mean corr over samples of (Σ g(s), Σ t)),
         with Σ the sum over channels and g a projector if shapes differ
@@ -105,14 +107,14 @@ class DISTPlus(ProjectedLoss):
 
 
 class WKDF(ProjectedLoss):
-    """Squared Wasserstein distance of Gaussians with the mean and the deviation of each channel (WKD-F).
+    """Squared Wasserstein distance between Gaussians with the mean and the deviation of each channel (WKD-F).
 
     In squared units of the feature, summed over channels, mean over batch and cells. mean weighs the squared difference
-    of means against that of standard deviations, which are over the positions of a cell; the authors' code takes 4 for
-    CIFAR-100 and 2 for ImageNet. grid: the number of cells along each dimension of the positions, in the authors' code
-    1 or 4 by the pair of networks, 4 for ImageNet. Variances are unbiased, 0 for a cell with one position. projector
-    and kind are those of Hint; the authors project in any case, by a convolution with batch norm and ReLU as that of
-    kind "conv" or, for ImageNet, by three convolutions.
+    of means relative to that of standard deviations, both over the positions of a cell; the authors' code uses 4 for
+    CIFAR-100 and 2 for ImageNet. grid: the number of cells along each dimension of the positions; in the authors' code
+    it is 1 or 4, depending on the pair of networks, and 4 for ImageNet. Variances are unbiased, 0 for a cell with one
+    position. projector and kind are as in Hint; the authors always project, with a convolution, batch norm and ReLU as
+    in kind "conv" or, for ImageNet, with three convolutions.
 
     Formula: 1/(N cells) · Σ (a (m(g(s)) - m(t))² + (d(g(s)) - d(t))²), with a the option mean, m the mean of a channel
         in a cell, d = √(var + eps) its deviation and g a projector if shapes differ

@@ -54,7 +54,7 @@ class ProjectedLoss(nn.Module):
     ) -> None:
         """Create the projector for these shapes. Raises RecipeError if it cannot map one to the other.
 
-        context and teacher are not needed: a loop of the user calls `hint.build((student.shape,), (target.shape,))`.
+        context and teacher are not needed: a user-defined loop calls `hint.build((student.shape,), (target.shape,))`.
         """
         student_shape, target_shape = single_tap_shape(student, self), single_tap_shape(target, self)
         if needs_projector(student_shape, target_shape, self.projector_mode, self):
@@ -147,16 +147,16 @@ def require_same_features(student: Tensor, target: Tensor, loss: Any) -> None:
 
 def upcast_half(features: Tensor) -> Tensor:
     """Return half-precision features in float32, and others unchanged."""
-    # fp16 overflows at 65504, which sums and powers reach soon; bf16 keeps 8 significant bits.
+    # fp16 overflows at 65504, which sums and powers soon exceed; bf16 keeps 8 significant bits.
     return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
 
 
 def cast_for(module: nn.Module, features: Tensor) -> Tensor:
-    """Return features of a network in bf16, fp16 or float64 in the precision of the module's weights.
+    """Return features in bf16, fp16 or float64 in the precision of the module's weights.
 
-    Autocast casts by itself, so under it they are returned unchanged.
+    Under autocast, which casts them itself, they are returned unchanged.
     """
-    # most steps take the first comparison only: a walk over the parameters takes 20 µs
+    # most steps need the first comparison only: a walk over the parameters takes 20 µs
     if features.dtype == torch.float32 or torch.is_autocast_enabled(features.device.type):
         return features
     weight = next(module.parameters(), None)
@@ -166,7 +166,7 @@ def cast_for(module: nn.Module, features: Tensor) -> Tensor:
 def least_norm(features: Tensor) -> float:
     """Return the norm up to which features of this precision count as 0.
 
-    A gradient goes back to the precision of the features, also if they are upcast for the loss. It grows as 1 / norm,
+    A gradient goes back to the precision of the features, even if they are upcast for the loss. It grows as 1 / norm,
     which exceeds the range of fp16 for norms below its least normal number, 6e-5.
     """
     return torch.finfo(torch.float16).tiny if features.dtype == torch.float16 else MIN_NORM
@@ -175,7 +175,7 @@ def least_norm(features: Tensor) -> float:
 def unit_vectors(vectors: Tensor, dim: int = 1, *, least: float = MIN_NORM) -> Tensor:
     """Return vectors divided by their length along `dim`. Lengths up to `least` count as 0.
 
-    Vectors of length 0 keep their numbers, with a finite gradient. For upcast features, pass their `least_norm`.
+    Vectors of length 0 keep their values, with a finite gradient. For upcast features, pass their `least_norm`.
     """
     length = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
     return vectors / torch.where(length > least, length, 1.0)

@@ -21,14 +21,14 @@ class SKD:
     """Soft targets, and a Mahalanobis distance between the cosines of a sample to all others (streamlined KD).
 
     instance weighs the divergence, in nats, mean over the batch, times temperature**2 if t_squared; direction weighs
-    the distance, dimensionless, mean over the batch. The distance is that of the rows of D, in units of the covariance
-    of its columns over the (micro-)batch, to which `tikhonov` is added; gradients flow through the covariance too.
+    the distance, dimensionless, mean over the batch. The distance is the length of the rows of D, in units of the
+    covariance of its columns over the (micro-)batch plus `tikhonov`; gradients flow through the covariance too.
 
-    This is the form of the paper. The authors' code also multiplies the divergence by temperature**2, leaves out the
-    samples of which the teacher is surer than of the median, divides the cosines by the number of classes, and halves
-    the distance. Both torchdistill and the authors take the square root of squared distances, whose gradient is
-    infinite for a row of D that is 0, and divide by samples - 1; here both are finite, also for one sample. temperature
-    and tikhonov are those of the authors' code.
+    This is the form of the paper. The authors' code also multiplies the divergence by temperature**2, leaves out
+    samples on which the teacher is surer than the median, divides the cosines by the number of classes, and halves the
+    distance. Both torchdistill and the authors take the square root of squared distances, whose gradient is infinite
+    for a row of D that is 0, and divide by samples - 1; here both are finite, even for one sample. The default
+    temperature and tikhonov are those of the authors' code.
 
     Formula: instance/N · Σ p log(p / q) + direction/N · Σ_i √(D_i (cov D + tikhonov I)⁻¹ D_iᵀ), with p = softmax(t /
         T), q = softmax(s / T), D = G(s) - G(t) and G the cosines between the logits of all samples

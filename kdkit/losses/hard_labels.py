@@ -1,4 +1,4 @@
-"""Losses to the teacher's decisions instead of its probabilities, and a second head to learn them with (DeiT)."""
+"""Losses on the teacher's decisions instead of its probabilities, and a second head to learn them with (DeiT)."""
 
 from dataclasses import dataclass
 
@@ -24,9 +24,9 @@ from kdkit.losses.validation import require_same_outputs, validate_count, valida
 class HardTargets:
     """Cross-entropy with the teacher's predicted class.
 
-    In nats, mean over the batch. If the student has a head for it, as DeiT has for its distillation token, tap that
-    head: Match(teacher, HardTargets(), student=Tap(net.module.head_dist)). The paper's term for the labels is separate:
-    Truth(...).
+    In nats, mean over the batch. If the student has a separate head for it, as DeiT has for its distillation token, tap
+    that head: Match(teacher, HardTargets(), student=Tap(net.module.head_dist)). The paper's term for the labels is
+    separate: Truth(...).
 
     Formula: -1/N · Σ log q[argmax t], with q = softmax(s)
     Shapes: logits (N, C)
@@ -73,13 +73,13 @@ class SecondHead(nn.Module):
     """Apply a loss on outputs through an additional linear head, for a student without a distillation head.
 
     The unit and the reduction are those of `loss`, by default HardTargets(); it may take labels. The head is trained
-    with the student and discarded after training. DeiT, whose distillation token and head are built in, averages both
+    with the student and discarded after training. DeiT has a built-in distillation token and head, and averages both
     heads for prediction.
 
-    blocks: the number of blocks before the head, for an exit from an early stage, as OFA (Hao et al. 2023,
-    arXiv:2310.19444) has for each: two depthwise separable convolutions with batch norm and ReLU, which halve the
-    positions and double the channels. OFA's exit of stage k of four has 4 - k blocks, the last of which has the
-    channels of the wider network instead; that of stage 4 maps to them.
+    blocks: the number of blocks before the head, for an exit from an early stage, as in OFA (Hao et al. 2023,
+    arXiv:2310.19444). A block has two depthwise separable convolutions with batch norm and ReLU, which halve the
+    positions and double the channels. OFA's exit from stage k of four has 4 - k blocks. Its last block has the channels
+    of the wider network instead; the exit from stage 4 maps to them.
 
     Formula: loss(W a + b, t), with a the mean over positions of s, or of its blocks
     Shapes: features (N, C); the student's may have positions, the target is outputs

@@ -57,8 +57,8 @@ class Hint(ProjectedLoss):
 class SquareHead(ProjectedLoss):
     """Squared error relative to the squared norm of the teacher's features (SquareHead).
 
-    Dimensionless; both sums are over the whole batch. A teacher whose features are all 0 counts as of norm 1; for a
-    student in fp16 also one of a squared norm up to 6e-5. projector and kind are those of Hint.
+    Dimensionless; both sums are over the whole batch. If the teacher's features are all 0, their norm counts as 1; for
+    a student in fp16, so does a squared norm up to 6e-5. projector and kind are as in Hint.
 
     Formula: Σ (g(s) - t)² / Σ t², with g a projector if shapes differ
     Shapes: features (N, C), (N, C, L), (N, C, H, W)
@@ -68,7 +68,7 @@ class SquareHead(ProjectedLoss):
 
     def compare(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the ratio, minimal (0) if the projected features are the teacher's."""
-        # the gradient to the student grows as 1 / squared_norm, so in fp16 that is the number to be bounded
+        # the gradient to the student grows as 1 / squared_norm, so in fp16 this is the number to bound
         least = least_norm(student) if student.dtype == torch.float16 else least_norm(student) ** 2
         student, target = upcast_half(student), upcast_half(target)
         squared_norm = target.square().sum()

@@ -1,4 +1,4 @@
-"""Soft targets whose difficulty grows during the training: an interpolated teacher (TAID), a learned temperature."""
+"""Soft targets that become harder during training: an interpolated teacher (TAID), a learned temperature (CTKD)."""
 
 import math
 
@@ -19,21 +19,22 @@ from kdkit.losses.validation import (
 )
 from kdkit.utils.collectives import all_reduce_row_mean
 
-_EPS = 1e-15  # that of the authors' code, in the denominator of the relative change
+_EPS = 1e-15  # as in the authors' code, in the denominator of the relative change
 
 
 class TAID(nn.Module):
-    """Soft targets from a mixture of the logits of both sides, which becomes the teacher's during the training (TAID).
+    """Soft targets from a mixture of both sides' logits, which moves towards the teacher's during training (TAID).
 
     In nats, summed over classes, mean over the batch. The share a of the teacher in the mixture grows from `start` to
     `end`, at least linearly with progress, and by up to rate * (1 - a) more in each training step: by rate * sigmoid(m)
     * (1 - a), with m the relative decrease of the loss from step to step, a moving average that keeps the share
-    `momentum` of its old value. rate=0 is the linear growth alone. The first step only records the loss. The student's
-    logits in the mixture get no gradient. The share is saved with the run; a step is a (micro-)batch. On several ranks
-    it follows the mean loss over the samples of all. The defaults are those of the authors' code (its alpha is `rate`,
-    its beta `momentum`).
+    `momentum` of its old value. With rate=0, the growth is only linear. The first step only records the loss. The
+    student's logits in the mixture get no gradient. The share is saved with the run; a step is a (micro-)batch. On
+    several ranks, it follows the mean loss over the samples of all ranks. The defaults are those of the authors' code
+    (its alpha is `rate`, its beta `momentum`).
 
-    The authors' code returns the cross-entropy, which has the same gradient; m is that of the cross-entropy here too.
+    The authors' code returns the cross-entropy, which has the same gradient; here, too, m is computed from the
+    cross-entropy.
 
     Formula: 1/N · Σ r log(r / q), with r = softmax((1 - a) s + a t) and q = softmax(s)
     Shapes: logits (N, C); progress in [0, 1]
@@ -92,8 +93,8 @@ class TAID(nn.Module):
         faster = self.share + self.rate * trend.sigmoid() * (1 - self.share)
         linear = self.start + (self.end - self.start) * progress
         share = torch.maximum(faster, linear).clamp(max=self.end)
-        # A choice on the device does not wait for it. A loss that is not finite, as that of no rows, leaves all as it
-        # is.
+        # Choosing on the device does not wait for it. A loss that is not finite, such as that of no rows, changes
+        # nothing.
         usable = trend.isfinite()
         self.trend.copy_(torch.where(usable, trend, self.trend))
         self.share.copy_(torch.where(usable, share, self.share))
@@ -111,10 +112,10 @@ class CTKD(nn.Module):
     """Soft targets whose temperature is trained to make them harder, along a curriculum (curriculum temperature).
 
     In nats, summed over classes, mean over the batch, times temperature**2 if t_squared. The temperature is least +
-    width * sigmoid(v) of a trained number v, the global one of the paper. Its gradient is reversed: it raises the loss
-    that the student lowers. The factor of its gradient grows from 0 to 1 along a cosine, until `ramp` of the stage. The
-    defaults are those of the authors' script, 10 of 240 epochs. Weight decay of the optimizer applies to v as well. In
-    the code of TAID's authors the factor falls from 1 to 0 and the gradient is not reversed.
+    width * sigmoid(v) for a trained number v, the global temperature of the paper. Its gradient is reversed: it raises
+    the loss that the student lowers. The factor of its gradient grows from 0 to 1 along a cosine, over the fraction
+    `ramp` of the stage. The defaults are those of the authors' script, 10 of 240 epochs. Weight decay of the optimizer
+    applies to v as well. In the code of TAID's authors the factor falls from 1 to 0 and the gradient is not reversed.
 
     Formula: T²/N · Σ p log(p / q), with p = softmax(t / T), q = softmax(s / T) and T = least + width · sigmoid(v)
     Shapes: logits (N, C); progress in [0, 1]
@@ -139,7 +140,7 @@ class CTKD(nn.Module):
         self.value = nn.Parameter(torch.ones(()))
 
     def forward(self, student: Tensor, target: Tensor, *, progress: Tensor) -> Tensor:
-        """Return the divergence, minimal (0) if both give the same probabilities."""
+        """Return the divergence, minimal (0) if both sides give the same probabilities."""
         require_same_outputs(student, target, self)
         # 1 - cos rises from 0 to 2 over the ramp; a ramp of 0 is over from the start
         passed = (progress / self.ramp).clamp(max=1) if self.ramp else torch.ones_like(progress)

@@ -1,4 +1,4 @@
-"""A multi-label loss on the distances between label-wise embeddings (LED of L2D)."""
+"""A multi-label loss on the distances between label-wise embeddings (LED, from L2D)."""
 
 import math
 
@@ -17,16 +17,16 @@ class LED(nn.Module):
     """Smooth L1 between distances of label-wise embeddings: one vector for each sample and label (L2D).
 
     Dimensionless. class_aware weighs the distances between the samples that have a label, summed over labels;
-    instance_aware those between the labels of a sample, summed over samples. Each set of pairs is divided by its number
-    of samples or labels, and its distances by their mean above 0. The defaults are those of the authors' code, whose
-    sums grow with the batch. A label of one sample or of none adds 0. Labels may be mixed: a pair then counts by the
-    product of its labels.
+    instance_aware weighs those between the labels of a sample, summed over samples. Each set of pairs is divided by its
+    number of samples or labels, and its distances by their mean above 0. The defaults are those of the authors' code,
+    whose sums grow with the batch. A label that at most one sample has adds 0. Labels may be mixed: a pair then counts
+    by the product of its labels.
 
     embeddings=True: the taps are label-wise embeddings, such as the queries of an ML-Decoder, (N, D, labels) as a tap
     returns tokens. Otherwise, both sides are the last features before the classifier, pooled or not, and class-wise
-    pooling makes the embeddings: attention of each label's weights over positions, then the product with these weights,
-    whose sum is the logit of the label. The teacher's weights are those of `classifier`, by default its last layer that
-    fits, and are not trained; those of the student are trained with it and discarded after training.
+    pooling computes the embeddings: attention of each label's weights over positions, then the product with these
+    weights; its sum is the logit of the label. The teacher's weights are those of `classifier`, by default its last
+    layer that fits, and are not trained; the student's are trained with the student and discarded after training.
 
     The authors' code gives equal embeddings a distance of 1e-6 and drops embeddings that are all 0; here their distance
     is 0, and the gradient is finite.
@@ -124,7 +124,7 @@ def pool_by_class(features: Tensor, weight: Tensor) -> Tensor:
 
 
 def _distance_loss(sides: tuple[Tensor, Tensor], present: Tensor, least: float) -> Tensor:
-    """Return the sum over groups of smooth L1 between relative distances, over the number of members.
+    """Return the sum over groups of smooth L1 between relative distances, divided by the number of members.
 
     sides: student and target, (groups, members, channels). present: (groups, members), how much each member counts.
     least: the number up to which vectors and mean distances count as 0.

@@ -1,4 +1,4 @@
-"""Losses on labels of which some are unknown, and of samples that have weights."""
+"""Losses on labels that may be unknown, and on samples that have weights."""
 
 import copy
 
@@ -12,8 +12,8 @@ class IgnoreUnknown(nn.Module):
     """Apply a loss to the labels that are known, not NaN, as in Truth(IgnoreUnknown()).
 
     The unit is that of `loss`. Its reduction is over the known entries: with "mean" their mean, 0 if there are none.
-    loss: one of torch with a reduction, "mean" or "sum", that compares each entry by itself; BCEWithLogitsLoss() if
-    None. It is copied.
+    loss: a torch loss with reduction "mean" or "sum" that compares each entry separately; BCEWithLogitsLoss() if None.
+    It is copied.
     Raises RecipeError for another loss. See `TorchData(..., unknown=)`.
 
     Formula: 1/K Σ loss(s_i, y_i), with i the K entries whose label is known
@@ -32,7 +32,7 @@ class IgnoreUnknown(nn.Module):
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the loss over the known entries."""
         is_known = ~target.isnan()
-        # A mask instead of an index: on a GPU, the number of known entries would wait for the device.
+        # A mask instead of an index: on a GPU, counting the known entries would wait for the device.
         values: Tensor = self.loss(student, torch.where(is_known, target, 0.0))
         if values.shape != target.shape:
             raise RecipeError(
@@ -46,10 +46,10 @@ class IgnoreUnknown(nn.Module):
 class SampleWeighted(nn.Module):
     """Weigh the samples of a loss by the weights of the data, as in Truth(SampleWeighted()).
 
-    The unit is that of `loss`. With its reduction "mean" it is the weighted mean over samples, which is `loss` itself
-    if all weights are equal, also with class weights and `ignore_index`; 0 if all weights of a batch are 0. With "sum"
-    it is the weighted sum. loss: one of torch with reduction "mean" or "sum", or IgnoreUnknown of one;
-    CrossEntropyLoss() if None. It is copied.
+    The unit is that of `loss`. With its reduction "mean" it is the weighted mean over samples, which equals `loss` if
+    all weights are equal, even with class weights and `ignore_index`; 0 if all weights of a batch are 0. With "sum" it
+    is the weighted sum. loss: a torch loss with reduction "mean" or "sum", or IgnoreUnknown of one; CrossEntropyLoss()
+    if None. It is copied.
     Raises RecipeError for another loss. See `TorchData` for data with weights.
 
     Formula: Σ w_i loss(s_i, y_i) / Σ w_i, with w_i the weight of sample i
@@ -63,7 +63,7 @@ class SampleWeighted(nn.Module):
         self.reduction = getattr(loss, "reduction", None)
         copied = _without_reduction(loss, self, "nn.CrossEntropyLoss()")
         self.accepts_unknown = isinstance(loss, IgnoreUnknown)
-        self.ignore_index = getattr(loss, "ignore_index", None)  # as the loss itself, which a stage reads
+        self.ignore_index = getattr(loss, "ignore_index", None)  # as in the loss itself; a stage reads it
         self.loss: nn.Module = copied.loss if isinstance(copied, IgnoreUnknown) else copied
 
     def forward(self, student: Tensor, target: Tensor, *, sample_weights: Tensor | None) -> Tensor:
@@ -88,19 +88,20 @@ class SampleWeighted(nn.Module):
         return total / (weights * counts).sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
     def _counts(self, values: Tensor, target: Tensor) -> Tensor:
-        """Return how much each value counts in the mean of torch, of the shape of the values."""
+        """Return how much each value counts in torch's mean, in the shape of the values."""
         if not isinstance(self.loss, nn.CrossEntropyLoss | nn.NLLLoss) or target.is_floating_point():
             return torch.ones_like(values)
         counts = (target != self.loss.ignore_index).to(values.dtype)
         if self.loss.weight is None:
             return counts
-        # torch divides by the weights of the classes of the samples. An ignored label is no index, such as -100 or 255.
+        # torch divides by the class weights of the samples. An ignored label, such as -100 or 255, is not a valid
+        # index.
         classes = torch.where(target == self.loss.ignore_index, 0, target)
         return counts * self.loss.weight[classes]
 
 
 def _without_reduction(loss: object, wrapper: object, example: str) -> nn.Module:
-    """Return a copy of a loss of torch that returns a value for each entry, which `wrapper` reduces itself.
+    """Return a copy of a torch loss without reduction; `wrapper` reduces the values of the entries itself.
 
     Raises RecipeError, with an example, unless its reduction is "mean" or "sum".
     """

@@ -23,7 +23,7 @@ from kdkit.losses.validation import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DivergenceOptions:
-    """The options that losses on softened outputs share. Subclasses may have other defaults."""
+    """The options of losses on softened outputs. Subclasses may have other defaults."""
 
     temperature: float = 1.0
     t_squared: bool = False
@@ -40,7 +40,7 @@ class DivergenceOptions:
     def _log_probabilities(self, student: Tensor, target: Tensor, *, dense: bool = True) -> tuple[Tensor, Tensor]:
         """Return the softened log probabilities of both sides. Raises RecipeError if the shapes differ.
 
-        dense: whether outputs may have more dimensions than (batch, classes); the last one is that of the classes.
+        dense: whether outputs may have more dimensions than (batch, classes); the last one is the classes.
         """
         require_same_outputs(student, target, self, dense=dense)
         return log_probabilities(student, self.temperature), log_probabilities(target, self.temperature)
@@ -54,7 +54,7 @@ class DivergenceOptions:
 class SoftTargets(DivergenceOptions):
     """Kullback-Leibler divergence from the softened student to the softened teacher: soft targets.
 
-    In nats. reduction "batchmean" sums over classes and averages over the batch; "mean" averages over both, a factor
+    In nats. reduction "batchmean" sums over classes and averages over the batch; "mean" averages over both, a factor of
     1/classes. t_squared multiplies by temperature**2, so that the size of the gradient does not depend on the
     temperature; the authors of LRH-Net leave it out.
 
@@ -67,7 +67,7 @@ class SoftTargets(DivergenceOptions):
     t_squared: bool = True
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the divergence, minimal (0) if both give the same probabilities."""
+        """Return the divergence, minimal (0) if both sides give the same probabilities."""
         student_log, target_log = self._log_probabilities(student, target, dense=False)
         # sec. 2: gradients of the soft targets scale as 1/T², which the factor of t_squared compensates
         return self._reduce(kl_sum(target_log, student_log), student)
@@ -128,7 +128,7 @@ class PerLabelSoftTargets(DivergenceOptions):
         validate_switches(entropy=self.entropy)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the divergence, minimal (0, unless entropy=True) if both give the same probabilities."""
+        """Return the divergence, minimal (0, unless entropy=True) if both sides give the same probabilities."""
         require_same_outputs(student, target, self, dense=True)
         student, target = upcast_half(student) / self.temperature, upcast_half(target) / self.temperature
         if self.entropy:
@@ -140,11 +140,11 @@ class PerLabelSoftTargets(DivergenceOptions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitMSE(DivergenceOptions):
-    """Mean squared error between logits, which unlike a softmax keeps their offset.
+    """Mean squared error between logits. Unlike a softmax, it takes their offset into account.
 
     In squared units of a logit. reduction "mean" averages over batch and classes; "batchmean" sums over classes and
-    averages over the batch, twice the paper's. A temperature divides both sides, and t_squared undoes its effect on the
-    scale; TextBrewer divides and does not undo it.
+    averages over the batch, which is twice the paper's loss. A temperature divides both sides, and t_squared undoes its
+    effect on the scale; TextBrewer does not undo it.
 
     Formula: 1/(N C) · Σ ((s - t) / T)²
     Shapes: logits (N, C)
@@ -167,10 +167,10 @@ class LogitStandardisation(DivergenceOptions):
     """Soft targets between standardised logits, so that the student need not match the scale of the teacher's.
 
     In nats; reduction and t_squared as in SoftTargets. The mean of each row is subtracted, and the row is divided by
-    its standard deviation (with classes - 1, as in the authors' code) plus eps. Two classes or more. A row of equal
-    logits becomes 0 and gets no gradient; in the authors' code one of about 1 / eps, which exceeds the range of fp16.
-    masked=True leaves out classes that either side masks by a logit of -inf, which would make the loss NaN; it takes
-    half as long again.
+    its standard deviation (with classes - 1, as in the authors' code) plus eps. Needs at least two classes. A row of
+    equal logits becomes 0 and gets no gradient; in the authors' code its gradient is about 1 / eps, which exceeds the
+    range of fp16. masked=True leaves out classes that either side masks by a logit of -inf, which would make the loss
+    NaN; this takes 1.5 times as long.
 
     Formula: T²/N · Σ p log(p / q), with p = softmax(z(t) / T), q = softmax(z(s) / T) and z(x) = (x - mean x) / (std x +
         eps)
@@ -208,7 +208,7 @@ class LogitStandardisation(DivergenceOptions):
         mean = numbers.masked_fill(absent, 0).sum(1, keepdim=True) / count
         centred = (numbers - mean).masked_fill(absent, 0)
         variance = centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)
-        # a row without spread becomes 0, also its gradient, which would be about 1 / eps
+        # a row without spread becomes 0, and so does its gradient, which would otherwise be about 1 / eps
         has_spread = variance > least_norm(logits) ** 2
         deviation = torch.where(has_spread, variance, 1).sqrt() + self.eps
         return torch.where(has_spread, centred / deviation, 0).masked_fill(absent, -math.inf)
@@ -219,7 +219,7 @@ class ReverseKL(DivergenceOptions):
     """Kullback-Leibler divergence from the teacher to the student, which is mode-seeking.
 
     In nats. reduction "batchmean" sums over all other dimensions and averages over the batch; "mean" averages over all
-    entries. t_squared multiplies by temperature**2, which we know of no public code to do.
+    entries. t_squared multiplies by temperature**2, which no public code known to us does.
 
     Formula: 1/N · Σ q log(q / p), with p = softmax(t / T) and q = softmax(s / T)
     Shapes: logits (N, C), (N, tokens, C)
@@ -227,14 +227,14 @@ class ReverseKL(DivergenceOptions):
     """
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the divergence, minimal (0) if both give the same probabilities."""
+        """Return the divergence, minimal (0) if both sides give the same probabilities."""
         student_log, target_log = self._log_probabilities(student, target)
         return self._reduce(kl_sum(student_log, target_log), student)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneralisedJSD:
-    """Jensen-Shannon divergence, generalised by the weight of each side in the mixture (of GKD).
+    """Jensen-Shannon divergence, generalised by the weight of each side in the mixture (GKD).
 
     In nats; reduction and t_squared as in ReverseKL. It approaches 0 as beta approaches 0 or 1. By convention beta = 0
     gives KL(p ‖ q) and beta = 1 gives KL(q ‖ p), both unscaled. distillm writes lam = 1 - beta.
@@ -262,7 +262,7 @@ class GeneralisedJSD:
         validate_switches(t_squared=self.t_squared)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the divergence, minimal (0) if both give the same probabilities."""
+        """Return the divergence, minimal (0) if both sides give the same probabilities."""
         require_same_outputs(student, target, self, dense=True)
         student_log, target_log = (log_probabilities(side, self.temperature) for side in (student, target))
         if self.beta == 0:
@@ -282,7 +282,7 @@ def kl_sum(first_log: Tensor, second_log: Tensor, *, finite: bool = False) -> Te
 
     It is infinite if `second` masks a class, by a log probability of -inf, that `first` does not mask. torch's `kl_div`
     is NaN if both mask it, and `torch.func.vmap` cannot map it over samples. finite: whether all log probabilities are
-    finite, so that no class has to be checked for a mask.
+    finite, so that no class needs to be checked for a mask.
     """
     if finite:
         return (first_log.exp() * (first_log - second_log)).sum()
@@ -307,7 +307,7 @@ def cross_terms(probability: Tensor, other_log: Tensor) -> Tensor:
 def bernoulli_kl(student: Tensor, target: Tensor, *, reduction: str) -> Tensor:
     """Return KL(target ‖ student) of a Bernoulli distribution for each label, in nats, from logits (batch, labels).
 
-    reduction: "none", "mean" or "sum", as those of torch.
+    reduction: "none", "mean" or "sum", as in torch.
     """
     probability = target.sigmoid()
     # KL = cross-entropy - entropy, both from logits, which stays finite if a sigmoid saturates

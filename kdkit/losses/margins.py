@@ -28,7 +28,7 @@ class OFD(nn.Module):
     norm projects the student to the teacher's channels, after a resize if positions differ. The teacher's values are
     clamped from below at the margin: the mean of the negative values of their channel, which follows from the weight
     and bias of its batch norm. If the clamped target is negative and the student is below it, the error is ignored.
-    norm: the teacher's batch norm, by default the tapped one, or else the only one with as many channels. margin: a
+    norm: the teacher's batch norm, by default the tapped one, otherwise the only one with as many channels. margin: a
     fixed margin for all channels, for a teacher without batch norm. projector "never" compares features as they are.
     Over several layers, the authors' code gives each layer half the weight of the next deeper one.
 
@@ -90,11 +90,11 @@ class AB(nn.Module):
     """Squared error of the student's values that are not beyond a margin on the teacher's side of 0 (AB).
 
     `factor` times the sum over channels and positions, mean over the batch; the authors' code has 3e-3, for CIFAR-10.
-    Both sides are features before their ReLU. Of the teacher's values only the sign counts, which says whether a neuron
-    is active; a value of 0 is not. A map over channels with a batch norm projects the student to the teacher's
+    Both sides are features before their ReLU. Only the sign of the teacher's values counts: it tells whether a neuron
+    is active. At a value of 0, it is not. A map over channels with a batch norm projects the student to the teacher's
     channels, after a resize if positions differ; projector "never" compares features as they are. Over several layers,
-    the authors' code gives each layer half the weight of the next deeper one. It trains the student with this loss
-    alone first, in a stage before that of the labels.
+    the authors' code gives each layer half the weight of the next deeper one. It first trains the student with this
+    loss alone, in a stage before the one with labels.
 
     Formula: factor/N · Σ max(0, margin - a g(s))², with g the map and a = 1 if t > 0, else -1
     Shapes: features (N, C), (N, C, L), (N, C, H, W)
@@ -145,15 +145,15 @@ def channel_margins(weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _make_connector(student: torch.Size, target: torch.Size, mode: ProjectorMode, loss: OFD | AB) -> nn.Module:
-    """Return the connector of both authors: a convolution with a kernel of 1 and a batch norm, or nothing."""
+    """Return the connector of both papers: a convolution with a kernel of 1 and a batch norm, or nothing."""
     if not needs_projector(student, target, mode, loss):
         return nn.Sequential()
-    target_positions(student, target)  # raises if one cannot be brought to the other
+    target_positions(student, target)  # raises if one cannot be resized to the other
     return nn.Sequential(Pointwise(student[1], target[1], bias=False), BatchNorm(target[1]))
 
 
 def _only_norm(teacher: nn.Module | None, channels: int) -> nn.Module:
-    """Return the teacher's batch norm with so many channels. Raises RecipeError unless there is exactly one."""
+    """Return the teacher's batch norm with this many channels. Raises RecipeError unless there is exactly one."""
     norms = [
         (name, module)
         for name, module in (teacher.named_modules() if teacher is not None else ())

@@ -1,7 +1,7 @@
 """Bookkeeping of a memory bank: the row of each sample, and the random rows that it is contrasted with.
 
-Negatives are drawn by hashing instead of by a random generator: they are then the same on any device and after a
-resume, without a generator state to be saved.
+Negatives are drawn by hashing instead of a random generator, so they are the same on any device and after a resume, and
+there is no generator state to save.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 # Odd multipliers of MurmurHash3's 64-bit finaliser, as signed integers.
 _MULTIPLIERS = (-49064778989728563, -4265267296055464877)
-_STEP = 7046029254386353131  # a large odd number, which spreads consecutive integers over 64 bits
+_STEP = 7046029254386353131  # a large odd number that spreads consecutive integers over 64 bits
 
 
 class RowIndex(nn.Module):
@@ -22,7 +22,7 @@ class RowIndex(nn.Module):
         super().__init__()
         # the id of each row, (count,); unused rows hold the smallest integer, which no sample has as its id
         self.register_buffer("ids", torch.full((count,), torch.iinfo(torch.int64).min))
-        # how many rows were assigned so far, reused ones included
+        # how many rows have been assigned so far, including reused ones
         self.register_buffer("assigned", torch.zeros((), dtype=torch.int64))
 
     def forward(self, ids: Tensor, *, remember: bool) -> Tensor:
@@ -60,7 +60,7 @@ def draw_rows_of_other_classes(rows: Tensor, classes: Tensor, negatives: int, se
 def _draw_outside(blocks: tuple[Tensor, Tensor], count: int, negatives: int, seeds: Tensor) -> Tensor:
     """Return uniform numbers below `count` outside of each sample's block, (batch, negatives).
 
-    blocks: the begin and the end of each block, both (batch,). A block that covers all numbers is ignored. seeds:
+    blocks: the start and the end of each block, both (batch,). A block that covers all numbers is ignored. seeds:
     (batch,); number k of a sample is a hash of its seed and k.
     """
     begin, end = (bound[:, None] for bound in blocks)

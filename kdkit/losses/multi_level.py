@@ -52,15 +52,15 @@ class MLLD(_LevelOptions):
     """Soft targets, inner products between samples, and those between classes, at several temperatures (multi-level).
 
     The sum over temperatures of a divergence in nats and of two squared differences of Gram matrices. As in the paper,
-    the term of the batch is divided by the batch size and that of classes by their number, so both grow with the batch
-    size, the latter with its square; samples are those of the (micro-)batch. t_squared applies to the divergence only.
-    MLKD is another name. If there are more positions or classes than fit as a square matrix, the smaller of (N, N) and
-    (C, C) is used for both terms.
+    the batch term is divided by the batch size and the class term by the number of classes, so both grow with the batch
+    size, the latter with its square. Samples are those of the (micro-)batch. t_squared applies to the divergence only.
+    The loss is also known as MLKD. Both terms are computed from the smaller of the matrices (N, N) and (C, C).
 
-    The authors' code sums two views of each sample, weakly and strongly augmented: use two terms, with a view each. It
-    multiplies the terms of the weak view by the share of samples (or classes) of which the teacher is less sure than
-    the median, about one half, since they are reduced before the mask applies. Its relations of the strong view
-    between classes are computed and not added, and two of five temperatures of the strong view are of the weak one.
+    The authors' code sums over two views of each sample, weakly and strongly augmented: use one term per view. It
+    multiplies the terms of the weak view by the share of samples (or classes) on which the teacher is less sure than
+    the median, about one half, because they are reduced before the mask applies. It computes the class relations of the
+    strong view but does not add them, and at two of the five temperatures it uses the weak view in place of the strong
+    one.
 
     Formula: Σ_T (T²/N Σ p log(p / q) + 1/N ‖P Pᵀ - Q Qᵀ‖² + 1/C ‖Pᵀ P - Qᵀ Q‖²), with p = softmax(t / T), q = softmax(s
         / T), and P, Q their matrices (N, C)
@@ -69,7 +69,7 @@ class MLLD(_LevelOptions):
     """
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the weighted sum, minimal (0) if both give the same probabilities."""
+        """Return the weighted sum, minimal (0) if both sides give the same probabilities."""
         require_same_outputs(student, target, self)
         student, target = upcast_half(student), upcast_half(target)
         levels = []
@@ -86,9 +86,9 @@ class MLLD(_LevelOptions):
 class PerLabelMLLD(_LevelOptions):
     """Divergence per label, inner products between samples, and those between labels, the multi-label form of MLLD.
 
-    As MLLD with a sigmoid per label, but all terms are means, since the probabilities of labels do not sum to 1: the
-    divergence over batch and labels, the inner products over the numbers that they sum and over the pairs of samples or
-    labels. The default weights do then not depend on the batch size or the number of labels.
+    Like MLLD with a sigmoid per label, but all terms are means, because the probabilities of labels do not sum to 1:
+    the divergence over batch and labels, the inner products over the numbers that they sum and over the pairs of
+    samples or labels. The default weights then do not depend on the batch size or the number of labels.
 
     Formula: Σ_T (T²/(N C) Σ KL(Bernoulli(p) ‖ Bernoulli(q)) + 1/(N C)² (‖P Pᵀ - Q Qᵀ‖² + ‖Pᵀ P - Qᵀ Q‖²)), with p =
         sigmoid(t / T), q = sigmoid(s / T), and P, Q their matrices (N, C)
@@ -97,7 +97,7 @@ class PerLabelMLLD(_LevelOptions):
     """
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
-        """Return the weighted sum, minimal (0) if both give the same probabilities."""
+        """Return the weighted sum, minimal (0) if both sides give the same probabilities."""
         require_same_outputs(student, target, self)
         student, target = upcast_half(student), upcast_half(target)
         entries = student.numel()

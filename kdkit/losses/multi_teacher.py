@@ -38,7 +38,7 @@ class PerTeacher(nn.Module):
     weights: one number per teacher, such as (0.6, 0.4), or "equal"; "confidence" weighs the teachers for each sample by
     the cross-entropy of their outputs with its label, (1 - softmax(cross-entropy)) / (teachers - 1), for a loss that is
     a mean over samples (CA-MKD, whose code also divides by the number of teachers); "learned" trains a log variance v
-    per teacher, exp(-v) * loss + v / 2, mean over teachers, whose second term keeps the weights from vanishing.
+    per teacher, exp(-v) * loss + v / 2, mean over teachers; the second term keeps the weights from vanishing.
 
     Formula: Σ w_i loss(s_i, t_i), with w_i the weight of teacher i
     Shapes: those of `loss`; a target of each teacher
@@ -181,8 +181,8 @@ def per_sample_losses(loss: Any, student: Tensor, target: Tensor, kwargs: dict[s
 def has_independent_samples(loss: Any, student: torch.Size, target: torch.Size, context: BuildContext) -> bool:
     """Return whether the gradient of a loss at one sample does not depend on the other samples of its batch.
 
-    The loss is called on two random batches with the same first sample. If it raises there, the result is True: the
-    same error comes up when the loss is called in training.
+    The loss is called on two random batches with the same first sample. If this raises, the result is True: the same
+    error is raised when the loss is called in training.
     """
     probe = copy.deepcopy(loss)  # a loss with a memory must not store the random samples
     call = probe.compare if isinstance(probe, ProjectedLoss) else probe
@@ -200,7 +200,7 @@ def has_independent_samples(loss: Any, student: torch.Size, target: torch.Size, 
             # the first sample of the first batch among the other samples of the second
             mixed = tuple(torch.cat([a[:1], b[1:]]) for a, b in zip(first, second, strict=True))
             gradient, mixed_gradient = (_first_sample_gradient(call, sides, kwargs) for sides in (first, mixed))
-            # a loss that updates a state, such as TAID, does so from all samples
+            # a loss that updates a state, such as TAID, uses all samples
             keeps_state = any(not torch.equal(*pair) for pair in zip(buffers, _buffers(probe), strict=True))
     except Exception:  # a user-defined loss may raise anything
         return True

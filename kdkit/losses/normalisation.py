@@ -24,8 +24,8 @@ def standardise(features: Tensor) -> Tensor:
     """Return features (batch, channels, ...) minus the mean of each channel, divided by one scale for all channels.
 
     The mean of their variances over the positions of the batch is then 1. PHI-S (Ranzinger et al. 2024,
-    arXiv:2410.01680) also rotates the channels, so that all have this variance; a squared error does not change by a
-    rotation that a linear projector learns.
+    arXiv:2410.01680) also rotates the channels, so that all have this variance; the rotation does not change a squared
+    error, because a linear projector can learn it.
     """
     variances, mean = torch.var_mean(features, [0, *range(2, features.ndim)], correction=0, keepdim=True)
     variance = variances.mean()
@@ -36,7 +36,7 @@ def standardise(features: Tensor) -> Tensor:
 def whiten(features: Tensor) -> Tensor:
     """Return features (batch, channels, ...) whose channels are uncorrelated, of mean 0 and variance 1.
 
-    The covariance is over the positions of the batch. It is decomposed by Cholesky, which other than an eigenvalue
+    The covariance is over the positions of the batch. It is decomposed by Cholesky, which unlike an eigenvalue
     decomposition does not wait for a GPU, and has no gradient. The whitened features equal those of any other
     decomposition up to a rotation, which an orthogonal projector learns.
     """

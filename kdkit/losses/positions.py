@@ -21,9 +21,9 @@ class PerPosition:
     """Apply a loss on outputs to the positions that have a label, taking each position as a sample.
 
     The unit and the reduction are those of `loss`, over (selected positions, classes); 0 if no position is selected. A
-    stage does this by itself for losses of kdkit on outputs; use it for a user-defined loss, or to select others.
-    ignore_index: the label of positions that are left out; None selects all, also those of images without labels.
-    loss: one without weights; it receives the labels of the selected positions if it accepts labels.
+    stage does this automatically for kdkit's losses on outputs; use it for a user-defined loss, or to select other
+    positions. ignore_index: the label of positions that are left out; None selects all, even those of images without
+    labels. loss: a loss without weights; it receives the labels of the selected positions if it accepts labels.
 
     Formula: loss(s[k], t[k]), with k the positions whose label is not `ignore_index`
     Shapes: logits (N, C, L), (N, C, H, W); labels (N, L), (N, H, W)
@@ -70,8 +70,8 @@ class PerToken:
     """Apply a loss on outputs to the tokens that have a label, taking each token as a sample.
 
     The unit and the reduction are those of `loss`, over (selected tokens, classes), as in trl; 0 if no token is
-    selected. ignore_index: the label of tokens that are left out. loss: one without weights; it receives the labels of
-    the selected tokens if it accepts labels.
+    selected. ignore_index: the label of tokens that are left out. loss: a loss without weights; it receives the labels
+    of the selected tokens if it accepts labels.
 
     Formula: loss(s[k], t[k]), with k the tokens whose label is not `ignore_index`
     Shapes: logits (N, tokens, C); labels (N, tokens)
@@ -113,11 +113,11 @@ class Masked(nn.Module):
     """Apply a loss on features to the positions that a mask selects, such as the tokens of padded texts.
 
     The unit and the reduction are those of `loss`, which takes each selected position as a sample: a token counts once.
-    0 if no position is selected. loss: one without extra keyword arguments; it may have a projector.
+    0 if no position is selected. loss: a loss without extra keyword arguments; it may have a projector.
     mask: the key of the mask in inputs that are a mapping, or a function of the inputs that returns it. It is (batch,
-    *positions), and above 0 or True at the positions that count; of outputs (batch, classes), a mask (batch,) selects
-    the samples, such as those that one of several teachers knows. Of attention maps, (batch, heads, tokens, tokens), a
-    mask (batch, tokens) selects the pairs whose query and key both count, with the heads as channels.
+    *positions), and above 0 or True at the positions that count. For outputs (batch, classes), a mask (batch,) selects
+    samples, such as those that one of several teachers knows. For attention maps (batch, heads, tokens, tokens), a mask
+    (batch, tokens) selects the pairs whose query and key both count, with the heads as channels.
 
     Formula: loss(s[k], t[k]), with k the positions that the mask selects
     Shapes: features (N, C, L), (N, C, H, W), attention maps (N, heads, T, T), outputs (N, C); positions as in the mask
@@ -150,8 +150,8 @@ class Masked(nn.Module):
         for side in (*as_tuple(student), *as_tuple(target)):
             if side.shape[:1] + side.shape[2:] != mask.shape:
                 raise RecipeError(
-                    f"Masked compares features of the positions of its mask {tuple(mask.shape)}; got "
-                    f"{tuple(side.shape)}, (batch, channels, *positions); resize them, such as in a function "
+                    f"Masked compares features at the positions of its mask {tuple(mask.shape)}; got "
+                    f"{tuple(side.shape)}, (batch, channels, *positions); resize them, such as with a function "
                     "Tap(..., element=...), or pass the mask of these positions"
                 )
         selected = mask.flatten().nonzero().squeeze(1)
@@ -173,8 +173,8 @@ class Masked(nn.Module):
     def mask_of(self, inputs: Any, *, pairs: bool = False) -> Tensor:
         """Return which positions of a batch count, bool (batch, *positions). Raises RecipeError without a mask.
 
-        pairs: whether features have four dimensions; a mask (batch, tokens) then is that of the tokens of attention
-        maps, and becomes (batch, tokens, tokens).
+        pairs: whether features have four dimensions; a mask (batch, tokens) then selects the tokens of attention maps,
+        and becomes (batch, tokens, tokens).
         """
         mask = read_mask(self.mask, inputs)
         return mask[:, :, None] & mask[:, None, :] if pairs and mask.ndim == 2 else mask  # queries in rows
@@ -204,10 +204,10 @@ def as_rows(outputs: Tensor) -> Tensor:
 
 
 def _loss_of_rows(loss: Loss, sides: tuple[Tensor, Tensor], labels: Tensor, ignored: int | None) -> Tensor:
-    """Return the loss of the rows with other labels than `ignored`. sides: student and target, (rows, classes)."""
+    """Return the loss of the rows whose label is not `ignored`. sides: student and target, (rows, classes)."""
     student, target = sides
     if ignored is not None:
-        # Indices, since each selection by a mask would wait for the device again.
+        # Indices, because each selection by a mask would wait for the device again.
         selected = (labels != ignored).nonzero().squeeze(1)
         if not len(selected):
             return student.sum() * 0.0  # keeps the graph, so that a backward pass works

@@ -20,18 +20,18 @@ from kdkit.losses.projectors.resizing import resize
 from kdkit.losses.validation import validate_at_least_zero, validate_count, validate_temperature
 from kdkit.utils.collectives import all_gather
 
-_LARGEST_QUEUE = 8192  # that of the public code for large datasets
+_LARGEST_QUEUE = 8192  # as in the public code for large datasets
 
 
 class QueueKL(nn.Module):
     """Divergence between similarities to a queue of teacher features, and between those of a sample's positions.
 
     In nats. The first term is a mean over the batch: a softmax over the cosines between the pooled features of a sample
-    and those of the teacher for the last `size` samples, with the current batch. The second, weighed by `local`, is a
-    mean over samples and positions: a softmax over the cosines between the positions of a sample; there is none for
-    features without positions, or for local = 0. It needs no labels. Each term has its own trained map from the
+    and those of the teacher for the last `size` samples, including the current batch. The second, weighed by `local`,
+    is a mean over samples and positions: a softmax over the cosines between the positions of a sample; it is left out
+    for features without positions, or if local is 0. It needs no labels. Each term has its own trained map from the
     student's to the teacher's channels, which is discarded after training. size: by default half the number of training
-    samples, at most 8192. The queue is saved with the run, and has the samples of all processes.
+    samples, at most 8192. The queue is saved with the run, and holds the samples of all processes.
 
     The public code keeps zeros in a queue that is not full yet, each with a cosine of 0, and one queue per process.
 
@@ -63,7 +63,7 @@ class QueueKL(nn.Module):
         self.positions: tuple[int, ...] = ()
         self.pooled_map: nn.Module = nn.Identity()
         self.local_map: nn.Module = nn.Identity()
-        # (size, channels) unit vectors, the latest first, of which `stored` are in use
+        # (size, channels) unit vectors, the latest first; the first `stored` are in use
         self.register_buffer("queue", torch.zeros(0, 0))
         self.register_buffer("stored", torch.zeros((), dtype=torch.int64))
 
@@ -90,7 +90,7 @@ class QueueKL(nn.Module):
             similarities = [
                 (side @ queue.to(side.dtype).T) / self.temperature for side in (student_vectors, target_vectors)
             ]
-            # A finite number instead of -inf, since 0 * (-inf + inf) is NaN in the divergence.
+            # A finite number instead of -inf, because 0 * (-inf + inf) is NaN in the divergence.
             least = torch.finfo(torch.float32).min / 2
             student_log, target_log = (side.where(in_use, least).log_softmax(1) for side in similarities)
             loss = kl_sum(target_log, student_log) / max(1, len(student))
@@ -103,7 +103,7 @@ class QueueKL(nn.Module):
 
     def _entries(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Return the queue with these vectors at its front, (size, channels), and which of its rows are in use."""
-        # in training all ranks put in the vectors of all ranks, so that their queues stay equal
+        # in training, each rank adds the vectors of all ranks, so that their queues stay equal
         latest = all_gather(vectors) if self.training else vectors
         size = len(self.queue)
         entries = torch.cat([latest.to(self.queue.dtype), self.queue])[:size]

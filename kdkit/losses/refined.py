@@ -1,4 +1,4 @@
-"""Soft targets from a teacher that is transformed (TTM), corrected by the labels (RLD), or weighed by them (WSLD)."""
+"""Soft targets from a teacher that is transformed (TTM), corrected by the labels (RLD), or weighted by them (WSLD)."""
 
 import math
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class TTM:
 
     In nats, summed over classes, mean over the batch. The power softens the teacher as the temperature 1 / power would;
     the student has no temperature, which adds a penalty on its Rényi entropy to soft targets. power: the paper's gamma,
-    in (0, 1] to soften. The default is that of the authors' example; the 1 of their code changes nothing.
+    in (0, 1] to soften. The default is that of the authors' example; their code's default of 1 changes nothing.
 
     Formula: 1/N · Σ r log(r / q), with r = p^power / Σ p^power, p = softmax(t) and q = softmax(s)
     Shapes: logits (N, C)
@@ -55,7 +55,7 @@ class TTM:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WTTM:
-    """TTM with a weight for each sample, larger for those of which the teacher is less sure (weighted TTM).
+    """TTM with a weight for each sample, larger if the teacher is less sure of it (weighted TTM).
 
     In nats, mean over the batch of weight times divergence. The weight is Σ p^power over classes, from 1 for a teacher
     that is certain to C^(1 - power) for one that is not. power as in TTM; the default is that of the authors' example.
@@ -88,9 +88,9 @@ class WSLD:
 
     In nats, summed over classes, mean over the batch, times temperature**2 if t_squared. The weight is in [0, 1] and
     gets no gradient. It follows from the ratio of the cross-entropies of both sides with the label, at a temperature of
-    1: 0.63 if they are equal. eps is added to that of the teacher; a label that the teacher masks by -inf gives a
-    weight of 0. The temperature is that of the authors, who give the term a weight of 2.5 next to the labels. Their
-    code has the cross-entropy with the teacher's probabilities: the same gradient, but not 0 for equal sides.
+    1: 0.63 if they are equal. eps is added to the teacher's; a label that the teacher masks by -inf gives a weight of
+    0. The default temperature is the authors'; they give the term a weight of 2.5 next to the labels. Their code uses
+    the cross-entropy with the teacher's probabilities, which has the same gradient but is not 0 for equal sides.
 
     Formula: T²/N · Σ w KL(p ‖ q), with p = softmax(t / T), q = softmax(s / T), w = 1 - exp(-a / (b + eps)), a = -log
         softmax(s)[y] and b = -log softmax(t)[y]
@@ -113,7 +113,7 @@ class WSLD:
         validate_above_zero("eps", self.eps)
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
-        """Return the weighted divergence, minimal (0) if both give the same probabilities."""
+        """Return the weighted divergence, minimal (0) if both sides give the same probabilities."""
         require_same_outputs(student, target, self)
         labels = require_class_labels(labels, student, self)
         student_log, target_log = (log_probabilities(side, self.temperature) for side in (student, target))
@@ -134,12 +134,13 @@ class WSLD:
 class RLD:
     """Soft targets that are corrected by the labels if the teacher is wrong (refined logit distillation).
 
-    In nats, summed over classes, mean over the batch. The first term, of weight alpha, gives the correct class of the
-    student the probability of the teacher's top class; the second, of weight beta, compares the classes that the
-    teacher ranks below the correct one, so classes that it wrongly prefers are left out. Each is multiplied by the
-    square of its temperature if t_squared. The defaults are those of the authors' code, in which both terms grow
-    linearly over the first 20 of 240 epochs: give the term the weight LinearRamp(until=1 / 12). Two classes or more.
-    Computed from logits throughout; the authors' code is infinite if a probability underflows.
+    In nats, summed over classes, mean over the batch. The first term, weighted by alpha, moves the student's
+    probability of the correct class to that of the teacher's top class. The second, weighted by beta, compares the
+    classes that the teacher ranks below the correct one, so classes that it wrongly prefers are left out. Each is
+    multiplied by the square of its temperature if t_squared. The defaults are those of the authors' code, in which both
+    terms are scaled up linearly over the first 20 of 240 epochs: give the term the weight LinearRamp(until=1 / 12).
+    Needs at least two classes. Computed from logits throughout; the authors' code is infinite if a probability
+    underflows.
 
     Formula: 1/N · Σ (alpha A² KL(a_t ‖ a_s) + beta T² KL(r_t ‖ r_s)), with a_s = (q[y], 1 - q[y]) and a_t = (max p, 1 -
         max p) at the temperature A = confidence_temperature, and r = softmax(z / T) over the classes with t < t[y]
@@ -177,9 +178,9 @@ class RLD:
         confidence = self.alpha * divergence(student_binary, target_binary)
         # masked correlation: without the correct class and those that the teacher ranks above it
         masked = target >= target.gather(1, labels[:, None])
-        # Not -inf, of which a softmax over masked classes alone would be NaN. A sample adds 0 if no class is below the
+        # Not -inf, because a softmax over only masked classes would be NaN. A sample adds 0 if no class is below the
         # correct one, or if a side gives these classes a logit of -inf.
-        least = torch.finfo(torch.float32).min  # also of a float64 side, whose least would overflow the other one
+        least = torch.finfo(torch.float32).min  # also for a float64 side: its minimum would overflow the other one
         student_rest, target_rest = ((side / self.temperature).masked_fill(masked, least) for side in (student, target))
         left_out = torch.minimum(student_rest.amax(1, keepdim=True), target_rest.amax(1, keepdim=True)) <= least
         correlation = self.beta * divergence(student_rest, target_rest, left_out=left_out)
@@ -192,9 +193,9 @@ class RLD:
 class PerLabelRLD:
     """Divergence per label, without the labels on which the teacher is wrong (after RLD).
 
-    In nats, mean over batch and classes, times temperature**2 if t_squared. A label that the teacher gives a
-    probability above 0.5 although it is absent, or below although it is present, adds 0, so the student learns it from
-    the labels alone: add Truth(...). A mixed label counts as present above 0.5.
+    In nats, mean over batch and classes, times temperature**2 if t_squared. If the teacher gives an absent label a
+    probability above 0.5, or a present label one below 0.5, the label adds 0, so the student learns it from the labels
+    alone: add Truth(...). A mixed label counts as present above 0.5.
 
     Formula: T²/(N C) · Σ c KL(Bernoulli(p) ‖ Bernoulli(q)), with p = sigmoid(t / T), q = sigmoid(s / T), and c = 1 if t
         > 0 agrees with y > 0.5, else 0

@@ -103,7 +103,7 @@ class SP:
 class PKT:
     """Divergence between the probabilities that samples are neighbours (probabilistic knowledge transfer).
 
-    The kernel is the cosine's. In nats, mean over batch**2 pairs; each sample is its own neighbour too. eps is added to
+    The kernel is the cosine. In nats, mean over batch**2 pairs; each sample is its own neighbour too. eps is added to
     probabilities (1e-7 in RepDistiller and mdistiller; 1e-6 elsewhere).
 
     Formula: 1/N² · Σ P_t log((P_t + eps) / (P_s + eps)), with P_ij = (1 + cos(x_i, x_j)) / 2, each row over its sum

@@ -29,7 +29,7 @@ class PSKD:
     linearly with progress, or in steps of an epoch, alpha * (epoch + 1) / epochs with epochs counted from 0, if the
     number of epochs is set. past: whether the target holds logits or probabilities. The labels are included, so add no
     Truth(...). In the first epoch, which has no past, the labels are mixed with the current predictions, which only
-    shortens the gradient by the factor 1 - a; the authors' code takes the labels alone.
+    scales the gradient by 1 - a; the authors' code uses the labels alone.
 
     Formula: -1/N · Σ ((1 - a) y + a p) log q, with p = softmax(t), q = softmax(s), y one-hot and a = alpha · progress
     Shapes: logits (N, C); labels (N,), progress in [0, 1]
@@ -48,7 +48,7 @@ class PSKD:
         _validate(self)
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor, progress: Tensor) -> Tensor:
-        """Return the cross-entropy, which is above 0 since the mixed labels have an entropy."""
+        """Return the cross-entropy, which is above 0 because the mixed labels have an entropy."""
         require_same_outputs(student, target, self)
         student, target = upcast_half(student), upcast_half(target)
         past = target.softmax(1) if self.past == "logits" else target
@@ -81,7 +81,7 @@ class PerLabelPSKD:
         _validate(self)
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor, progress: Tensor) -> Tensor:
-        """Return the cross-entropy, which is above 0 since the mixed labels have an entropy."""
+        """Return the cross-entropy, which is above 0 because the mixed labels have an entropy."""
         require_same_outputs(student, target, self)
         student, target = upcast_half(student), upcast_half(target)
         past = target.sigmoid() if self.past == "logits" else target

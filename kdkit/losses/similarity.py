@@ -34,7 +34,7 @@ class Cosine(ProjectedLoss):
 
     In [0, 2], mean over all vectors that are compared. axis selects the vectors: "all" flattens each sample to one;
     "channels" takes one at each position of (batch, channels, ...); "last" takes one for each token of (batch, tokens,
-    channels). projector and kind are those of Hint.
+    channels). projector and kind are as in Hint.
 
     Formula: 1 - mean cos(g(s), t), with each sample flattened to a vector and g a projector if shapes differ
     Shapes: features (N, C), (N, C, L), (N, C, H, W); outputs too
@@ -64,9 +64,10 @@ class CKA:
     """One minus the linear centred kernel alignment of a batch.
 
     Dimensionless. Invariant to rotations and to the scale of either side; always 0 for two samples. unbiased uses the
-    unbiased estimator of HSIC (Song et al. 2012), for small batches; the loss may then leave [0, 1]. Too small a batch
-    gives 1 without a gradient: one sample, or, if unbiased, fewer than four or a similarity with itself that is
-    not above rounding. The batch is the (micro-)batch of a step, computed in float32 or better, under autocast too.
+    unbiased estimator of HSIC (Song et al. 2012), for small batches; the loss may then leave [0, 1]. A batch that is
+    too small gives 1 without a gradient: one sample, or, if unbiased, fewer than four samples or a side whose
+    similarity with itself is not above rounding. The batch is the (micro-)batch of a step, computed in float32 or
+    better, under autocast too.
 
     Formula: 1 - ‖Yᵀ X‖² / (‖Xᵀ X‖ ‖Yᵀ Y‖), with X and Y the centred rows of s and t
     Shapes: features (N, C), (N, C, L), (N, C, H, W); any on either side, each sample flattened
@@ -99,7 +100,7 @@ class CKA:
             )
             # an estimate of 0 or below has no square root; the inner `where` keeps its gradient finite
             undefined = (student_self <= self.rounding(student_kernel)) | (target_self <= self.rounding(target_kernel))
-            defined = ~undefined  # also for NaN, which has to stay visible
+            defined = ~undefined  # also for NaN, which must stay visible
             norms = student_self.where(defined, 1).sqrt() * target_self.where(defined, 1).sqrt()
             return 1 - cross.where(defined, 0) / norms
 
@@ -116,7 +117,7 @@ class CKA:
         return shared + means - 2 * (first.sum(0) * second.sum(0)).sum() / (count - 2)
 
     def rounding(self, kernel: Tensor) -> Tensor | float:
-        """Return the HSIC of a kernel (batch, batch) with itself up to which it may be rounding."""
+        """Return the value up to which the HSIC of a kernel (batch, batch) with itself may be rounding."""
         # The unbiased estimate is a difference of terms of this size, which may cancel; the other is a sum of squares.
         return _ROUNDING * torch.finfo(kernel.dtype).eps * kernel.detach().square().sum() if self.unbiased else 0.0
 
@@ -126,9 +127,9 @@ class PairwiseAffinity:
     """Mean squared difference of the cosines between all positions of a map (pair-wise distillation).
 
     Dimensionless. It compares the structure of a scene, such as in segmentation. Maps are first reduced by max pooling
-    to nodes: patch is the side of a pooled patch as a share of that of the map, 0.5 for two nodes by two as in the
-    authors' code; None compares all positions, which takes memory for all pairs. The gradient is that of the cosines;
-    the authors' code divides by lengths that get no gradient, so it also changes the lengths of the vectors.
+    to nodes: patch is the side of a pooled patch as a share of the map's, 0.5 for two by two nodes as in the authors'
+    code; None compares all positions, which needs memory for all pairs. The gradient is that of the cosines; the
+    authors' code divides by lengths that get no gradient, so it also changes the lengths of the vectors.
 
     Formula: 1/(N P²) · Σ (A(s) - A(t))², with A(x) = cosines between the channels of the P nodes of x
     Shapes: features (N, C, L), (N, C, H, W)

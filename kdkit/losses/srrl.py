@@ -47,7 +47,7 @@ class SRRL(nn.Module):
     def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: nn.Module | None) -> None:
         """Create the connector and copy the classifier. Raises RecipeError if there is none, or shapes do not fit."""
         if len(target) > 2:
-            raise RecipeError(f"SRRL takes the teacher's features and perhaps its logits; got {len(target)} taps")
+            raise RecipeError(f"SRRL takes the teacher's features and optionally its logits; got {len(target)} taps")
         student_shape, channels = single_tap_shape(student, self), single_tap_shape(target[:1], self)[1]
         self.connector = nn.Sequential(
             Pointwise(student_shape[1], channels, bias=False), BatchNorm(channels), nn.ReLU()

@@ -76,8 +76,8 @@ class PKD(ProjectedLoss):
 
     Dimensionless, mean over all entries. The mean and the unbiased standard deviation of every channel are over batch
     and positions (of the micro-batch, if gradients are accumulated). A channel of equal values, such as a single one,
-    becomes 0 and gets no gradient. projector and kind are those of Hint; mmrazor has none, and resizes maps of other
-    positions.
+    becomes 0 and gets no gradient. projector and kind are as in Hint; mmrazor has no projector, and resizes maps with
+    other positions.
 
     Formula: 1/2 · mean (z(g(s)) - z(t))², with z(x) = (x - mean x) / (std x + eps) of each channel
     Shapes: features (N, C), (N, C, L), (N, C, H, W)
@@ -104,11 +104,12 @@ class PKD(ProjectedLoss):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatientKD:
-    """Squared distance between the normalised features of one layer or of several (Patient KD, PT loss).
+    """Squared distance between the normalised features of one or several layers (Patient KD, PT loss).
 
     Dimensionless. reduction "batchmean" is the paper's: summed over features and layers, mean over the batch, in [0, 4]
-    per layer. "mean" averages over features and layers too, as the authors' code does, for which their weights of 10 to
-    1000 are: five layers of 768 features make it 3840 times smaller. The paper's features are those of the class token.
+    per layer. "mean" also averages over features and layers, as in the authors' code, whose weights of 10 to 1000 are
+    for this reduction: with five layers of 768 features, it is 3840 times smaller. The paper's features are those of
+    the class token.
 
     Formula: 1/N · Σ ‖n(s) - n(t)‖², with n(x) = x / ‖x‖ of each sample
     Shapes: features (N, C), (N, C, L), (N, C, H, W); the same on both sides
@@ -140,11 +141,10 @@ class FT(ProjectedLoss):
     """Mean absolute difference between the normalised features of both sides (factor transfer, FT).
 
     Dimensionless, mean over all entries, each difference to the power p. Each sample is one vector, scaled to length 1,
-    so that entries are about 1 / √(entries of a sample), and weights of 500 to 1000 are usual. The target is meant to
-    be the teacher's factors: the code of an autoencoder, the paraphraser, that is trained on its features in a stage of
-    its own; docs/coming-from.md has an example. Features of the teacher itself work too. The projector is the
-    paper's translator, there three convolutions, each with batch norm and leaky ReLU; projector and kind are those of
-    Hint.
+    so that entries are about 1 / √(entries of a sample), and weights of 500 to 1000 are usual. The intended target is
+    the teacher's factors: the code of an autoencoder, the paraphraser, trained on its features in a separate stage;
+    docs/coming-from.md has an example. The teacher's own features work too. The projector is the paper's translator,
+    which has three convolutions, each with batch norm and leaky ReLU; projector and kind are as in Hint.
 
     Formula: mean |n(g(s)) - n(t)|^p, with n(x) = x / ‖x‖ of each sample and g a projector
     Shapes: features (N, C), (N, C, L), (N, C, H, W)

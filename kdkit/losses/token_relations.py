@@ -29,7 +29,7 @@ class MiniLM:
     In nats, mean over heads and tokens of a text, mean over the batch, summed over the taps. A relation is a softmax of
     the scaled inner products between the queries of a layer, or its keys, or its values: taps of these linear layers,
     in pairs. heads: the relation heads into which the channels of either side are split, so widths may differ. The
-    paper has 48 for teachers of 768 channels, 64 for those of 1024, and takes the last layer of the student and one of
+    paper uses 48 for teachers of 768 channels, 64 for those of 1024, and takes the last layer of the student and one of
     the upper ones of the teacher; heads=12 and the values alone are the value relations of the first MiniLM
     (arXiv:2002.10957).
 
@@ -68,8 +68,8 @@ class MiniLM:
     def relations(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the logarithms of the relations of features (batch, channels, ...), (batch, heads, tokens, tokens).
 
-        mask: which tokens count, (batch, tokens). Raises RecipeError if they are others, or heads do not divide the
-        channels.
+        mask: which tokens count, (batch, tokens). Raises RecipeError if the features have other tokens, or if heads
+        does not divide the channels.
         """
         batch, channels = features.shape[:2]
         if channels % self.heads:
@@ -84,7 +84,7 @@ class MiniLM:
                     f"MiniLM compares features of the tokens of its mask {tuple(mask.shape)}; got "
                     f"{tuple(features.shape)}, (batch, channels, tokens)"
                 )
-            # A finite number instead of -inf, of which a softmax over no token at all would be NaN.
+            # A finite number instead of -inf, because a softmax over no token at all would be NaN.
             scores = scores.masked_fill(~mask[:, None, None], torch.finfo(torch.float32).min / 2)
         return scores.log_softmax(3)
 

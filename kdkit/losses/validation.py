@@ -19,7 +19,7 @@ from kdkit.utils.validation import validate_switches as validate_switches
 
 Reduction = Literal["batchmean", "mean"]
 
-ONE_OUTPUT = "a single output is (batch, 1): leave squeeze out of the network, and make labels labels[:, None]"
+ONE_OUTPUT = "a single output is (batch, 1): leave squeeze out of the network, and pass labels[:, None]"
 
 
 def validate_reduction(reduction: str) -> None:

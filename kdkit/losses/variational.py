@@ -87,8 +87,8 @@ class PAD(ProjectedLoss):
     In squared units of the feature over the variance, plus its logarithm; mean over all entries. A map over channels
     with a batch norm predicts the logarithm of the variance of each entry from the projected student, which also gets
     its gradient: entries of a sample that is hard to imitate count less. eps is added to the variance that divides. The
-    value may be below 0. projector and kind are those of Hint; the authors' features have one shape. They are the input
-    of the classifier, pooled. The authors begin with the plain squared error, Hint(), in a stage before this loss.
+    value may be negative. projector and kind are as in Hint; the authors' features have one shape: the pooled input of
+    the classifier. The authors begin with the plain squared error, Hint(), in a stage before this loss.
 
     Formula: mean ((g(s) - t)² / (v + eps) + log v), with log v = norm(h(g(s))), h a map over channels and g a projector
         if shapes differ
@@ -136,7 +136,8 @@ class MGD(ProjectedLoss):
     entries ("mean", the scale of modelopt). The generator is two convolutions with a kernel of 3 and a ReLU between
     them; a linear projector comes first if shapes differ. masked: the share of channels (as in the authors'
     classification code) or of positions (as in their detection code) that is masked, drawn from torch's random numbers
-    at each step. mask "position" needs positions. alpha and masked are those of the authors' classification code.
+    at each step. mask "position" needs positions. The default alpha and masked are those of the authors' classification
+    code.
 
     Formula: alpha/N · Σ (G(m · g(s)) - t)², with G the generator, m a random mask and g a projector if shapes differ
     Shapes: features (N, C), (N, C, L), (N, C, H, W)

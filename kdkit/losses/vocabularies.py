@@ -18,8 +18,8 @@ class ULD:
     is padded with zeros, so the loss compares how sure both sides are, not of what: a closed form of a Wasserstein
     distance between them. reduction "batchmean" sums over all other dimensions and averages over the batch; "mean"
     averages over all entries of the student. A temperature divides both sides; the paper has none. Token k is compared
-    to token k, as in the authors' code: texts with other tokens have to be aligned in the data or the networks. That
-    code takes the mean over the tokens of each text first; PerToken(ULD()) counts every token once.
+    to token k, as in the authors' code: texts that are tokenized differently must be aligned in the data or the
+    networks. That code takes the mean over the tokens of each text first; PerToken(ULD()) counts every token once.
 
     Formula: 1/N · Σ |sort p - sort q|, with p = softmax(t / T) and q = softmax(s / T), padded with zeros
     Shapes: logits (N, C), (N, tokens, C); the classes of both sides may differ
@@ -42,7 +42,7 @@ class ULD:
         """Return the difference, minimal (0) if both sides have the same probabilities in any order."""
         if not 2 <= student.ndim <= 3 or student.shape[:-1] != target.shape[:-1]:
             raise RecipeError(
-                f"ULD compares outputs (batch, classes) or (batch, tokens, classes) of as many rows; got "
+                f"ULD compares outputs (batch, classes) or (batch, tokens, classes) with as many rows; got "
                 f"{tuple(student.shape)} and {tuple(target.shape)}; PerToken(loss) takes each token as a sample, "
                 "PerPosition(loss) each position of (batch, classes, ...)"
             )

@@ -1,7 +1,8 @@
-"""Augment ECG signals during training, as recorders, electrodes and hearts would change them.
+"""Augment ECG signals during training with changes that recorders, electrodes and hearts cause.
 
-An augmentation is a pure function of (signal, rate, generator), and the generator is a function of (seed, id, draw). So
-a teacher and its student see the same augmented signal, in any order and process, and teacher outputs can be cached.
+An augmentation is a pure function of (signal, rate, generator), and the generator is a function of (seed, id, draw).
+Therefore a teacher and its student see the same augmented signal, in any order and process, and teacher outputs can be
+cached.
 """
 
 from kdkit_ecg.augmentations.amplitude import CutOut, LeadDropout, Scaling

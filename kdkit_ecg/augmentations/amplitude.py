@@ -1,4 +1,4 @@
-"""Set leads or a stretch of time to 0, or change the gain."""
+"""Set leads or a section of time to 0, or change the gain."""
 
 from dataclasses import dataclass
 
@@ -20,14 +20,14 @@ class LeadDropout:
     def __call__(self, signal: Signal, rate: float, generator: np.random.Generator) -> Signal:
         """Return the signal with the dropped leads at 0."""
         off = generator.random(len(signal)) < self.probability
-        # One lead is drawn in any case, and comes back only if all are off: the number of draws is always the same.
+        # One lead is always drawn, and restored only if all are off, so the number of draws is always the same.
         off[generator.integers(len(signal))] &= not off.all()
         return np.where(off[:, None], np.float32(0), signal)
 
 
 @dataclass(frozen=True, slots=True)
 class CutOut:
-    """Set a stretch of up to `seconds` to 0 in all leads, as if the recorder had lost contact."""
+    """Set a section of up to `seconds` to 0 in all leads, as if the recorder had lost contact."""
 
     seconds: float = 1.0
 
@@ -35,7 +35,7 @@ class CutOut:
         validate_above_zero("seconds", self.seconds)
 
     def __call__(self, signal: Signal, rate: float, generator: np.random.Generator) -> Signal:
-        """Return the signal with the stretch at 0."""
+        """Return the signal with the section at 0."""
         time = signal.shape[1]
         length = min(time, round(generator.uniform(0, self.seconds) * rate))
         start = generator.integers(time - length + 1)

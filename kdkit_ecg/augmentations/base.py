@@ -1,4 +1,4 @@
-"""Define the interface of an augmentation, apply one in some draws only, mix two samples, and check their options."""
+"""Define the interface of an augmentation, apply one in some draws only, mix two samples, and check options."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -43,7 +43,7 @@ class Sometimes:
 class Mixup:
     """Mix each sample with another one of the training split, inputs and labels alike (Zhang et al. 2018, section 2).
 
-    The weight is drawn from Beta(alpha, alpha), and the sample itself gets the larger part, so that its id stays
+    The weight is drawn from Beta(alpha, alpha). The sample itself gets the larger part, so that its id stays
     meaningful. Labels become numbers between 0 and 1, which the per-label losses accept. The partner and the weight are
     functions of (seed, id, draw) and of the split. Must be the last augmentation.
     """
@@ -54,21 +54,21 @@ class Mixup:
         validate_above_zero("alpha", self.alpha)
 
     def share(self, generator: np.random.Generator) -> float:
-        """Return the weight of the sample itself, from 0.5 to 1; its partner has the rest."""
+        """Return the weight of the sample itself, from 0.5 to 1; its partner gets the rest."""
         # The distribution is symmetric, so the sample and its partner may be exchanged.
         drawn = float(generator.beta(self.alpha, self.alpha))
         return max(drawn, 1 - drawn)
 
 
 def check_augmentations(augment: tuple[Any, ...], draws: int) -> None:
-    """Raise RecipeError unless `augment` is a tuple of augmentations, with Mixup last if at all.
+    """Raise RecipeError unless `augment` is a tuple of augmentations, with Mixup, if any, last.
 
     Also raises it if the repr of an augmentation hides its options, or if there is only one draw.
     """
     if not isinstance(augment, tuple):
         raise RecipeError(f"expected a tuple for augment, such as (LeadDropout(), Mixup()); got {augment!r}")
     if augment and draws == 1:
-        raise RecipeError("augmentations differ from draw to draw, but there is one; give draws=10, for example")
+        raise RecipeError("augmentations differ from draw to draw, but there is only one; pass draws=10, for example")
     for position, augmentation in enumerate(augment, 1):
         if isinstance(augmentation, type) or not (callable(augmentation) or isinstance(augmentation, Mixup)):
             raise RecipeError(f"{augmentation!r} is not an augmentation; pass an object such as LeadDropout(0.1)")

@@ -36,7 +36,7 @@ class BaselineWander:
     """Add slow drift at each electrode, below 0.5 Hz, with a root mean square of up to `size` in the signal's unit.
 
     It is added to electrodes, not to leads, so that III = II - I still holds. Data that is band-pass filtered from
-    0.5 Hz contains no drift: there, this augmentation trains a network for signals that it will not see.
+    0.5 Hz contains no drift: with such data, this augmentation trains a network for signals that it will not see.
     """
 
     size: float = 0.1

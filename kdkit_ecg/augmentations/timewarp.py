@@ -14,10 +14,10 @@ from kdkit_ecg.augmentations.base import Signal
 class TimeWarp:
     """Let time run up to `share` faster or slower along the signal; its first and last samples stay in place.
 
-    knots: the number of evenly spaced points at which the speed is drawn; it is linear between them.
-    All leads are warped alike, by cubic interpolation. Intervals are stretched, so a PR or QT time, or a rate, near its
-    threshold may cross it while the label stays: keep `share` small for the classes that depend on them (IAVB, LPR,
-    LQT, Brady, STach). QRS complexes are stretched too, unlike those of a heart that beats faster.
+    knots: the number of evenly spaced points where the speed is drawn; it is linear between them.
+    All leads are warped alike, by cubic interpolation. Intervals are stretched, so a PR or QT time or a rate may cross
+    its threshold while the label stays: keep `share` small for the classes that depend on them (IAVB, LPR, LQT, Brady,
+    STach). QRS complexes are stretched too, unlike those of a heart that beats faster.
     """
 
     share: float = 0.05

@@ -41,7 +41,7 @@ class _Loaded(NamedTuple):
 class RecordingDataset(Data, ABC):
     """Recordings as data for kdkit. A subclass finds the records and assigns them to splits."""
 
-    # Options that change no sample. Folds count by the fold of each record, see _split_key.
+    # Options that do not change samples. Folds count through the fold of each record, see _split_key.
     _without_effect: ClassVar[tuple[str, ...]] = ("folder", "strict", "folds", "store")
 
     folder: Folder | Sequence[Folder]
@@ -78,7 +78,7 @@ class RecordingDataset(Data, ABC):
             raise RecipeError(f"store must be a folder, 'auto' for the user's cache, or None, got {self.store!r}")
         if not self._folders:
             raise RecipeError("folder must be a path or several of them, got none")
-        # Folders are checked at once, their content only when a split is used.
+        # Folders are checked now, their content only when a split is used.
         for folder in self._folders:
             if not folder.is_dir():
                 raise DataError(f"the folder {folder} does not exist; expected one that contains the records")
@@ -100,7 +100,7 @@ class RecordingDataset(Data, ABC):
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Warnings to print with the results: about the options, and about the records once these were found."""
+        """Warnings to print with the results: about the options, and about the records once they have been found."""
         if self.validation_split == "test":
             return ("thresholds and the best epoch are chosen on the test split, so its metrics are too optimistic",)
         return ()
@@ -112,12 +112,12 @@ class RecordingDataset(Data, ABC):
 
     @property
     def preparation(self) -> dict[str, Any]:
-        """How a record becomes the inputs of a network, for exported ones; docs/export.md defines the steps."""
+        """How a record becomes the inputs of a network, for exported networks; docs/export.md defines the steps."""
         return describe_preparation(self._preparation, leads=self.leads, length=self.length, window=self.crop)
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of every header, size of a signal file, label, split and option. Reads headers, but no signal."""
+        """A digest of every header, signal file size, label, split and option. Reads headers, but no signals."""
         names = [field.name for field in fields(self) if field.name not in self._without_effect]
         options = {name: getattr(self, name) for name in names}
         options.update(asdict(self._preparation))  # rate and band as floats
@@ -126,14 +126,15 @@ class RecordingDataset(Data, ABC):
             # Sizes, not times of change: a copy of the folder on another machine has the same fingerprint.
             sizes = [header.path.with_name(name).stat().st_size for name in header.files]
             person = (header.name, header.age, header.sex, header.codes)
-            # The bytes count in addition to the parsed fields, as the file may have been replaced since it was read.
+            # The bytes count in addition to the parsed fields, because the file may have been replaced since it was
+            # read.
             record = (*person, header.signal_fields, sizes, header.description())
             digest.update(repr((record, self._split_key(header))).encode())
         return digest.hexdigest()
 
     @cached_property
     def train_digest(self) -> str:
-        """A digest of the samples in the files of the training records, which change under one fingerprint.
+        """A digest of the samples in the training records' files, which may change under the same fingerprint.
 
         The header of a WFDB record has checksums of its samples; other files of the same size have none.
         """
@@ -145,8 +146,8 @@ class RecordingDataset(Data, ABC):
     def prepare(self, *, processes: int | None = None, verify: bool = False) -> tuple[Path, int]:
         """Prepare the records that are missing from the store; return the folder of the store and their number.
 
-        processes: that prepare records; chosen automatically if None. verify: read the whole store, and prepare damaged
-        records again. Raises RecipeError if `store` is None.
+        processes: the number of processes that prepare records; chosen automatically if None. verify: read the whole
+        store, and prepare damaged records again. Raises RecipeError if `store` is None.
         """
         if self._store is None:
             raise RecipeError("with store=None, prepared records cannot be stored; use store='auto' or a folder")
@@ -210,7 +211,7 @@ class RecordingDataset(Data, ABC):
             raise DataError(f"strict=True, but records are missing from {self._folder_names}:\n{summary}")
         if not headers:
             raise DataError(f"no record in {self._folder_names} can be used:\n{summary}")
-        # After reading, as records with unreadable or duplicate signals are no longer in the list.
+        # After reading, because records with unreadable or duplicate signals are no longer in the list.
         splits = self._split_rows(headers)
         persons = [self._person(header) for header in headers]
         records = label_records(headers, signals, contents, self._label_encoder, persons)

@@ -17,8 +17,8 @@ from kdkit_ecg.datasets.scan import LabelEncoder, Selection, find_records
 from kdkit_ecg.labels import Year, scored_classes
 from kdkit_ecg.utils.tables import PatientTable, read_patient_table
 
-# The choices of the authors of LRH-Net that change numbers. Folds by record and thresholds chosen on the test fold are
-# leaks, which are here to reproduce the paper.
+# The choices of LRH-Net's authors that change numbers. Folds by record and thresholds chosen on the test fold are
+# leaks, kept to reproduce the paper.
 PAPER: Mapping[str, Any] = MappingProxyType(
     {
         "resampling": "linear",
@@ -60,7 +60,7 @@ class _Challenge(FoldedDataset):
         excluded = ExcludedRecords(self._folders)
         table = self._patient_table
         headers = find_records(self._label_encoder, table, excluded, normalised_units=self.normalised_units)
-        # A table without any of the records has wrong names, and every patient would silently be split.
+        # A table without any of the records has wrong names, and patients would silently be split.
         if self.grouping == "patient" and table and headers and not any(header.name in table for header in headers):
             raise DataError(
                 f"records.csv in {self._folder_names} lists {len(table)} records, the first one {next(iter(table))!r}, "
@@ -74,14 +74,14 @@ class Challenge2020(_Challenge):
     """Challenge 2020, 24 classes: twelve leads, (12, length) samples at `rate` Hz, read on the first use of a split.
 
     folder: one or several trees of .hea headers with their .mat or .dat signals. A records.csv at a root may contain
-    the patient of each record (columns record and patient, and database if a name occurs twice). Without a patient, a
-    record is a patient of its own.
+    the patient of each record (columns record and patient, and database if a name occurs twice). A record without a
+    patient counts as a separate patient.
     band: Hz, applied at the rate of the record, or None. scaling: "zscore" per lead, or "raw" mV. resampling, crop,
     grouping: see PAPER. augment: augmentations of training samples, different in each draw.
     validation_split: "separate", or "test" to choose thresholds and epochs on the test split, which is a leak.
     folds: a file of folds (Folds), or the number of folds to make of the records, 5 by default. Fold number `fold` is
-    the test split, the next one the validation split, the others the train split. shares: of the records in train,
-    validation and test instead, drawn at random.
+    the test split, the next one the validation split, the others the train split. shares: instead of folds, the shares
+    of records in train, validation and test, drawn at random.
     normalised_units: include records in standard deviations (NU). strict: raise DataError if any record is excluded.
     draws: number of different windows of a record during training. seed: of the splits and the windows.
     store: the folder that contains the stores of prepared signals, "auto" for the user's cache, or None to prepare the
@@ -94,7 +94,7 @@ class Challenge2020(_Challenge):
 
 
 class Challenge2021(_Challenge):
-    """Challenge 2021, 26 classes; otherwise as Challenge2020."""
+    """Challenge 2021, 26 classes; otherwise like Challenge2020."""
 
     year = 2021
 
@@ -116,5 +116,5 @@ def make_folds(
     validate_choice("year", year, Year)
     challenge = Challenge2020 if year == 2020 else Challenge2021
     existing = keep if keep is None or isinstance(keep, Folds) else Folds.read(keep)
-    # Two folds are allowed here, so the validation split must not need one of its own.
+    # Two folds are allowed here, so the validation split must not need its own fold.
     return challenge(folder, folds=k, seed=seed, validation_split="test", **options).make_folds(existing)

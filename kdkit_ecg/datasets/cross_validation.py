@@ -1,4 +1,4 @@
-"""Recordings split by folds, which are made here or read from a file, or split at random."""
+"""Recordings split by folds (made here or read from a file), or at random."""
 
 from abc import abstractmethod
 from collections import Counter
@@ -78,15 +78,15 @@ class FoldedDataset(RecordingDataset):
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Warnings to print with the results: about the options, and about the records once these were found."""
+        """Warnings to print with the results: about the options, and about the records once they have been found."""
         notices = list(super().notices)
-        # Only if the records were found already: notices must not read any file.
+        # Only if the records have been found already: notices must not read any file.
         headers = self._selected.sources if "_selected" in vars(self) else []
         unknown = sum(not self._patient(header) for header in headers)
         if self.grouping == "record":
             notices.append("folds are by record, so a patient may be in several splits")
         elif not self._has_patient_names():
-            notices.append("there is no table with patients, so each record counts as a patient of its own")
+            notices.append("there is no table with patients, so each record counts as a separate patient")
         elif unknown:
             notices.append(unknown_patients_notice(unknown, len(headers)))
         if headers and self._missing_records():
@@ -111,7 +111,7 @@ class FoldedDataset(RecordingDataset):
         return fold_records(members, self._fold_classes(labels), k=k, provenance=provenance, keep=keep)
 
     def _fold_classes(self, labels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the classes that have equal shares of all folds, (records, classes) of 0 and 1, from the labels."""
+        """Return the classes to share equally among folds, (records, classes) of 0 and 1, from the labels."""
         return labels
 
     def _fold_members(self) -> dict[str, FoldMember]:
@@ -140,10 +140,10 @@ class FoldedDataset(RecordingDataset):
     @property
     @abstractmethod
     def _provenance(self) -> Mapping[str, str]:
-        """What a folds file contains about the classes, without spaces."""
+        """What a folds file states about the classes, without spaces."""
 
     def _database(self, source: RecordSource) -> str:
-        """Return the database of a record, "" if unknown; each has equal shares of all folds."""
+        """Return the database of a record, "" if unknown; each database is shared equally among folds."""
         return database_of(source, self._patient_table)
 
     def _has_patient_table(self) -> bool:
@@ -199,7 +199,7 @@ class FoldedDataset(RecordingDataset):
 
     @property
     def _has_given_folds(self) -> bool:
-        """Whether the folds come from a file or object, and are not made here from `_persons`."""
+        """Whether the folds come from a file or object, instead of being made here from `_persons`."""
         return isinstance(self.folds, (str, Path, Folds))
 
     def _has_patient_names(self) -> bool:
@@ -227,7 +227,7 @@ class FoldedDataset(RecordingDataset):
             # The same array object as test, so that its missing classes are not listed twice.
             return Splits(train, test if self.validation_split == "test" else validation, test)
         folds = [self._folds.entries[header.name].fold for header in headers]
-        next_fold = (self.fold + 1) % self._folds.k  # every fold is the validation fold of one test fold
+        next_fold = (self.fold + 1) % self._folds.k  # every fold is the validation fold for one test fold
         return splits_of_folds(folds, test=self.fold, validation=next_fold, validation_split=self.validation_split)
 
 
@@ -242,8 +242,8 @@ def fold_records(
     """Return k folds of the records, stratified by class and database, with each group in one fold.
 
     labels: (records, classes) of 0 and 1. provenance: how the folds are made, with the key `seed`. keep: folds whose
-    records and patients stay in their fold; the result also contains those of its records that are not members.
-    Raises DataError if `keep` has another number of folds, or one group in two of them.
+    records and patients stay in their fold; the result also contains its records that are not members.
+    Raises DataError if `keep` has a different number of folds, or one group in two of them.
     """
     if keep and keep.k != k:
         raise DataError(f"the existing folds are {keep.k}, but {k} were requested; give k={keep.k}")
@@ -251,7 +251,7 @@ def fold_records(
     groups = [member.group for member in members.values()]
     databases = [member.database for member in members.values()]
     folds = stratified_folds(labels, groups, databases, k=k, seed=int(provenance["seed"]), fixed=fixed)
-    entries = dict(keep.entries) if keep else {}  # also those of records that were not found this time
+    entries = dict(keep.entries) if keep else {}  # including records that were not found this time
     for (record, member), fold in zip(members.items(), folds.tolist(), strict=True):
         entries[record] = FoldEntry(member.database, member.patient, fold)
     return Folds(entries=entries, k=k, provenance=provenance)

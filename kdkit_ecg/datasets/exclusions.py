@@ -37,25 +37,25 @@ class ExcludedRecords:
         self.folders = tuple(folders)
         self.records: dict[ExclusionReason, list[str]] = {}
         self.causes: dict[ExclusionReason, str] = {}  # why the first record of a reason cannot be read
-        self.unread: list[Path] = []  # files of ECGs in a format that is not read
+        self.unread: list[Path] = []  # ECG files in a format that is not read
         self.not_listed: list[str] = []  # folders that cannot be read
 
     def add(self, reason: ExclusionReason, path: Path, detail: str = "", *, cause: Exception | None = None) -> None:
-        """Exclude the record with this .hea file. detail: further text after its name. cause: why it cannot be read."""
+        """Exclude the record with this .hea file. detail: text after its name. cause: why it cannot be read."""
         name = without_suffix(self._relative(path)).as_posix()
         if cause is not None and reason not in self.causes:
-            # Without the folder, so that the summary is the same wherever it is.
+            # Without the folder, so that the summary is the same wherever the folder is.
             text = without_file(cause).replace(f"{path.parent}{os.sep}", "")
             self.causes[reason] = f"{name}: {clipped(text, 300)}"
         self.records.setdefault(reason, []).append(f"{name} ({detail})" if detail else name)
 
     def add_files(self, files: RecordFiles) -> None:
-        """Add the files of a folder that are no record: of formats that are not read, and what cannot be listed."""
+        """Add the files of a folder in formats that are not read, and the folders that cannot be listed."""
         self.unread += files.unread
         self.not_listed += [self._relative(path).as_posix() for path in files.not_listed]
 
     def copy(self) -> "ExcludedRecords":
-        """Return a copy, to which records can be added without changing this one."""
+        """Return a copy; adding records to it does not change this one."""
         return deepcopy(self)
 
     def summary(self, used: int) -> str:
@@ -75,5 +75,5 @@ class ExcludedRecords:
         return "\n".join(lines)
 
     def _relative(self, path: Path) -> Path:
-        # To its root, so that the summary is the same wherever the folders are.
+        # Relative to its root, so that the summary is the same wherever the folders are.
         return path.relative_to(next((folder for folder in self.folders if path.is_relative_to(folder)), path.parent))

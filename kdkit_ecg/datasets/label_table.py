@@ -21,7 +21,7 @@ from kdkit_ecg.utils.tables import PATIENT_COLUMNS, is_missing, parse_literal, p
 
 T = TypeVar("T")
 
-# What a column is for, and its usual names, in any case, unless the user gives another one.
+# The role of a column, and its usual names in any case, unless the user gives another name.
 ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "record": ("record",),
@@ -36,8 +36,8 @@ ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 _FLAGS = MappingProxyType(
     {"0": False, "0.0": False, "false": False, "no": False, "1": True, "1.0": True, "true": True, "yes": True}
 )
-_SEPARATOR = re.compile(r"[;|]")  # between labels; a comma, which a name may have, separates only without these
-_FRACTION = re.compile(r"-?[0-9]*\.[0-9]+")  # 3 and 426783006 may be classes, 3.5 is none
+_SEPARATOR = re.compile(r"[;|]")  # between labels; a comma may be part of a name, so it separates only without these
+_FRACTION = re.compile(r"-?[0-9]*\.[0-9]+")  # 3 and 426783006 may be classes, 3.5 is not
 
 
 class LabelRow(NamedTuple):
@@ -55,12 +55,12 @@ class LabelRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedClasses:
-    """Classes by name, as the labels of records are written. names: in the order of the label columns."""
+    """Classes by name, as written in the labels of records. names: in the order of the label columns."""
 
     names: tuple[str, ...]
 
     def row(self, codes: Iterable[str]) -> NDArray[np.float32]:
-        """Return (classes,) float32 of 0 and 1. Labels that are no class are ignored."""
+        """Return (classes,) float32 of 0 and 1. Labels that are not a class are ignored."""
         present = set(codes)
         return np.array([name in present for name in self.names], dtype=np.float32)
 
@@ -72,15 +72,15 @@ class NamedNumbers:
     names: tuple[str, ...]
 
     def row(self, codes: Iterable[str]) -> NDArray[np.float32]:
-        """Return (names,) float32 from their texts, which are in the order of the names."""
+        """Return (names,) float32 from their texts, in the order of the names."""
         return np.array([float(code) for code in codes], dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelTable:
-    """The rows of a table by record, as it names them, without suffix, and the classes or numbers.
+    """The rows of a table by record name, as in the table but without suffix, and the classes or numbers.
 
-    unread: column -> texts in it that are no age or no sex, without repetition.
+    unread: column -> texts in it that are not an age or a sex, without repetition.
     """
 
     path: Path
@@ -95,11 +95,11 @@ def read_label_table(
 ) -> LabelTable:
     """Return the labels of records. A table has a column for each class, or one with the names of classes.
 
-    columns: role in ROLES -> name of the column. classes: names; () for all in the table, sorted or in the order of
+    columns: role in ROLES -> name of the column. classes: names; () means all in the table, sorted or in the order of
     their columns. numbers: whether the labels are numbers; `classes` are then the names of their columns.
-    A record may have several rows, if these differ in nothing but the names of classes.
+    A record may have several rows if they differ only in the names of classes.
     Raises DataError, which names the file and the line, for a table that cannot be read or contradicts itself, and
-    RecipeError for columns and classes that it does not have.
+    RecipeError for columns and classes that do not exist.
     """
     if len(set(classes)) < len(classes):
         raise RecipeError(f"classes must be different names, got {list(classes)}")
@@ -184,7 +184,7 @@ class _RowParser:
         elif roles["label"] not in names:
             others = [name for name in names if name not in roles.values() and name != "is_male"]
             values = {name: {cells[name].lower() for _, cells in lines} for name in others}
-            # A column that is empty throughout, such as one of remarks, is no class.
+            # A column that is empty throughout, such as one for remarks, is not a class.
             self.flags = [
                 name
                 for name in others
@@ -197,7 +197,7 @@ class _RowParser:
             )
 
     def parse(self, line: int, cells: Mapping[str, str], first: LabelRow | None) -> LabelRow:
-        """Return the row of a record, together with an earlier row of the same record."""
+        """Return the row of a record, merged with an earlier row of the same record."""
         labels = self._flagged(line, cells) if self.flags else self._named(cells[self.roles["label"]])
         # The table of CODE-15% has a column is_male instead of the sex.
         is_male = _FLAGS.get(cells.get("is_male", "").lower())
@@ -214,7 +214,7 @@ class _RowParser:
             return row
         if self.flags or first._replace(labels=None) != row._replace(labels=None):
             record = shown(cells[self.roles["record"]])
-            raise DataError(f"{self.path}, line {line}: record {record} has another row, which differs; remove one")
+            raise DataError(f"{self.path}, line {line}: record {record} has another, different row; remove one")
         return first._replace(labels=tuple(dict.fromkeys([*(first.labels or ()), *(labels or ())])) or None)
 
     def _flagged(self, line: int, cells: Mapping[str, str]) -> tuple[str, ...] | None:
@@ -241,13 +241,13 @@ class _RowParser:
         if not abs(number) <= np.finfo(np.float32).max:
             raise DataError(
                 f"{self.path}, line {line}: expected a number such as 61.5 in column {column!r}, got {shown(text)}; "
-                "an empty cell is an unknown one"
+                "an empty cell means unknown"
             )
         return repr(number)
 
     def _named(self, text: str) -> tuple[str, ...] | None:
         """Return the labels in a cell, None if it is empty."""
-        if text in self.classes:  # also "none", if the user names it
+        if text in self.classes:  # even "none", if the user names it
             return (text,)
         if is_missing(text):
             return None
@@ -257,7 +257,7 @@ class _RowParser:
             with suppress(ValueError):
                 # NumPy divides items by spaces, and Python would join two texts without a comma in between.
                 items = parse_literal(re.sub(r"(?<=['\"])\s+(?=['\"])", ", ", text), "labels")
-                # The order of a set differs between processes, and with it the fingerprint of the data would.
+                # The order of a set differs between processes, so the fingerprint of the data would too.
                 parts = [str(item) for item in (sorted(items, key=str) if isinstance(items, set) else items)]
         return tuple(dict.fromkeys(part.strip() for part in parts if part.strip())) or None
 

@@ -23,14 +23,14 @@ FOLDS = 10
 class PTBXL(RecordingDataset):
     """PTB-XL: ten seconds of twelve leads, (12, length) samples at `rate` Hz, read on the first use of a split.
 
-    folder: the one that contains ptbxl_database.csv and scp_statements.csv. rate: 100 reads the files in records100,
-    any other rate those in records500, resampled if it is not 500.
+    folder: the folder that contains ptbxl_database.csv and scp_statements.csv. rate: 100 reads the files in records100;
+    any other rate reads those in records500, resampled unless it is 500.
     labels: the SCP statements that are classes (Strodthoff et al. 2021): "superdiagnostic" 5, "subdiagnostic" 23,
     "diagnostic" 44, "form" 19, "rhythm" 12 or "all" 71. Records without any of them are excluded. A statement counts
-    whatever its likelihood.
-    fold: the test fold, of the ten that come with the data (strat_fold), in which each patient is in one fold. The fold
-    before it is the validation fold. The default folds, 10 and 9, were validated by a human, and are recommended by the
-    authors.
+    regardless of its likelihood.
+    fold: the test fold, one of the ten that come with the data (strat_fold), which keep each patient in one fold. The
+    fold before it is the validation fold. The default folds, 10 and 9, were validated by a human and are recommended by
+    the authors.
     An age of 300, which means above 89, is unknown. Other options: see Challenge2020.
 
     Raises DataError for a folder without these tables, RecipeError for options that do not exist.
@@ -51,8 +51,8 @@ class PTBXL(RecordingDataset):
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Warnings to print with the results: about the options, and about the records once these were found."""
-        # Only if the records were found already: notices must not read any file.
+        """Warnings to print with the results: about the options, and about the records once they have been found."""
+        # Only if the records have been found already: notices must not read any file.
         headers = self._selected.sources if "_selected" in vars(self) else []
         unknown = sum(not self._database[header.name].patient for header in headers)
         return (*super().notices, *([unknown_patients_notice(unknown, len(headers))] if unknown else []))

@@ -55,7 +55,7 @@ class DatabaseRow(NamedTuple):
             patient=patient_name(row["patient_id"]),
             age=parse_age(row["age"]),
             sex=sexes.get(row["sex"].removesuffix(".0")),  # pandas writes integers as floats if one of them is missing
-            codes=tuple(map(str, statements)),  # without their likelihoods, of which 0 means "not known"
+            codes=tuple(map(str, statements)),  # without their likelihoods; 0 means "not known"
             fold=int(fold[1]),
             file_100_hz=table_name(row["filename_lr"]),
             file_500_hz=table_name(row["filename_hr"]),
@@ -81,7 +81,7 @@ def read_statements(path: Path, labels: Labels) -> Statements:
     for row in _read_table(path, ("diagnostic", "form", "rhythm", "diagnostic_class", "diagnostic_subclass")):
         code = row[next(iter(row))]  # the first column has no name
         kind = "diagnostic" if labels in _AGGREGATED else labels
-        # A statement may be of several kinds, each with a column of 1.0 or nothing.
+        # A statement may be of several kinds; each kind is a column with 1.0 or nothing.
         if labels == "all" or row[kind] not in ("", "0", "0.0"):
             name = row[_AGGREGATED[labels]] if labels in _AGGREGATED else code
             if name:
@@ -104,7 +104,7 @@ def read_database(path: Path) -> dict[str, DatabaseRow]:
                 raise ValueError("expected a number of up to 9 digits")
             parsed = DatabaseRow.parse(row)
             if rows.setdefault(f"HR{int(row['ecg_id']):05}", parsed) != parsed:
-                raise ValueError("it has another row, which differs; remove one")
+                raise ValueError("it has another, different row; remove one")
         except ValueError as error:
             raise DataError(
                 f"{path}, the record with ecg_id {row['ecg_id'][:60]!r}, cannot be read: {first_line(error)}"

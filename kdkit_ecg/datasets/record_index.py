@@ -16,7 +16,7 @@ from kdkit_ecg.records.open_file import best_files, open_file
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.record_files import find_record_files, without_suffix
 
-_STACKS = (NUMPY_SUFFIX, NPZ_SUFFIX, *HDF5_SUFFIXES)  # of files that may have several records
+_STACKS = (NUMPY_SUFFIX, NPZ_SUFFIX, *HDF5_SUFFIXES)  # suffixes of files that may have several records
 
 
 class RecordIndex:
@@ -24,8 +24,8 @@ class RecordIndex:
 
     def __init__(self, excluded: ExcludedRecords, arrays: ArrayFormat | None, table: Path) -> None:
         self.excluded, self.arrays = excluded, arrays
-        self._files: dict[Path, Path] = {}  # by its real path, the file of each record
-        # The files with a path below their folder, and with a name: several if folders have the same ones.
+        self._files: dict[Path, Path] = {}  # real path -> file of each record
+        # The files by path below their folder, and by name: several if folders share them.
         self._by_path: dict[str, list[Path]] = {}
         self._by_name: dict[str, list[Path]] = {}
         real_folder, table = cache(Path.resolve), table.resolve()
@@ -48,7 +48,7 @@ class RecordIndex:
         several files have, and for files of numbers without an ArrayFormat.
         """
         used: set[Path] = set()
-        parts: set[Path] = set()  # headers of segments, which are no records
+        parts: set[Path] = set()  # headers of segments, which are not records
         for record, row in rows.items():
             path = self._path(record, row.database)
             if path is None:
@@ -59,7 +59,7 @@ class RecordIndex:
                 parts.update(path.with_name(name) for name in source.files)
                 yield record, source
         unused = [path for path in self._files.values() if path not in used | parts]
-        # An array that no row names may be a stack of the records that rows name.
+        # An array that no row names may be a stack of records that rows name.
         for path in unused:
             if path.suffix.lower() in _STACKS:
                 yield from self._find_in_stack(path, rows)
@@ -74,12 +74,12 @@ class RecordIndex:
     def _path(self, record: str, database: str) -> Path | None:
         name = _composed(record)
         paths = list(dict.fromkeys(self._by_path.get(name) or self._by_name.get(name) or []))
-        # Of several with one name, the one in the folder of its database, as for the Challenges.
+        # Of several files with one name, the one in the folder of its database, as for the Challenges.
         paths = [path for path in paths if database in path.parts[:-1]] if len(paths) > 1 and database else paths
         if len(paths) > 1:
             raise DataError(
                 f"the table of labels names the record {record!r}, but there are {len(paths)}, such as {paths[0]} and "
-                f"{paths[1]}; write their paths below the folder, or pass a folder above both if these are equal"
+                f"{paths[1]}; write their paths below the folder, or pass a folder above both if the paths are equal"
             )
         return paths[0] if paths else None
 

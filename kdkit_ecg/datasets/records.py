@@ -1,4 +1,4 @@
-"""Records of the user: any files, leads and rates, with labels in a table."""
+"""The user's own records: any files, leads and rates, with labels in a table."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -31,21 +31,22 @@ class Records(FoldedDataset):
 
     folder: one or several trees of WFDB, DICOM, XML (GE MUSE, HL7 aECG), EDF, NumPy, CSV or HDF5 files.
     labels: a CSV in the first folder, or elsewhere. Its column `record` has the path of each record below the folder,
-    or its name if that occurs once, with or without suffix; in a file of many records, the id of each. It has a column
-    of 0 and 1 for each class, or a column `label` with names of classes, several of them with ; or | in between, as a
-    list, or in several rows. The columns patient, age, sex and database are read if they are there, in any case.
+    or its name if the name occurs once, with or without suffix; in a file of many records, it has the id of each. It
+    has a column of 0 and 1 for each class, or a column `label` with names of classes; several are separated by ; or |,
+    written as a list, or in several rows. The columns patient, age, sex and database are read if they exist, in any
+    case.
     classes: names of the classes; () for all in the table. task: "multilabel"; "multiclass" if each record has exactly
     one class; "regression" if `classes` are columns of numbers, such as ("age",), which are the labels as they are.
-    leads: names in the order of the channels; () for those of most records. Limb leads that
-    a record lacks are derived from two others. Then the headers are read at once, to count them.
+    leads: names in the order of the channels; () for those of most records, for which the headers are read at once.
+    Limb leads that a record lacks are derived from two others.
     columns: names of columns that differ from those above, such as {"record": "exam_id", "label": "diagnosis"}.
     arrays: describes files of numbers, see ArrayFormat. normalised_units: include records in standard deviations.
-    Other options: see Challenge2020. Folds are made of the records, by patient, or are read from a file.
+    Other options: see Challenge2020. Folds are made from the records, by patient, or are read from a file.
 
     Raises DataError for folders and tables that cannot be read, RecipeError for options that do not exist.
     """
 
-    # Names and labels of all records count in the fingerprint, wherever the table is.
+    # Names and labels of all records are part of the fingerprint, wherever the table is.
     _without_effect: ClassVar[tuple[str, ...]] = (*FoldedDataset._without_effect, "labels", "columns", "arrays")
 
     labels: str | Path = "labels.csv"
@@ -105,7 +106,7 @@ class Records(FoldedDataset):
                 f"{first_names(list(self._table.rows))}; the files are {first_names(self._index.names) or 'none'}:\n"
                 f"{excluded.summary(0)}"
             )
-        # The larger set if two are equally frequent, and then one that does not depend on the order of the records.
+        # The larger set if two are equally frequent; ties do not depend on the order of the records.
         usual = max(counts, key=lambda leads: (counts[leads], len(leads), sorted(leads)))
         return (*(lead for lead in LEADS if lead in usual), *sorted(usual - set(LEADS)))
 
@@ -148,7 +149,7 @@ class Records(FoldedDataset):
     def _fold_classes(self, labels: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.task != "regression":
             return labels
-        # A class for each fifth of the values of each number.
+        # One class for each fifth of the values of each number.
         bounds = np.quantile(labels, (0.2, 0.4, 0.6, 0.8), axis=0).T
         fifths = [np.searchsorted(bound, column, side="right") for bound, column in zip(bounds, labels.T, strict=True)]
         return np.hstack([np.eye(5, dtype=np.float32)[fifth] for fifth in fifths])
@@ -162,7 +163,7 @@ class Records(FoldedDataset):
         return {}
 
     def _database(self, source: RecordSource) -> str:
-        return self._table.rows[source.name].database  # not a folder, of which each patient may have one
+        return self._table.rows[source.name].database  # not the folder, because each patient may have one
 
     def _has_patient_table(self) -> bool:
         return self._table.has_patients

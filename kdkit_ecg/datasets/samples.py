@@ -23,7 +23,7 @@ class LabelledRecords:
     """Records in rows: signals, float32 (leads, time) each; person (records, 5); labels (records, classes or numbers).
 
     ids, groups: (records,) int64; groups are equal for records of one patient, None if no patient has two records.
-    names: of the records. contents: a hash of the samples of each, as they were read.
+    names: of the records. contents: a hash of each record's samples, as they were read.
     """
 
     signals: Sequence[NDArray[np.float32]]
@@ -56,8 +56,8 @@ def label_records(
     encoder: LabelEncoder,
     persons: Sequence[str],
 ) -> LabelledRecords:
-    """Return the records as rows in the given order. persons: an identifier of the person of each record."""
-    # Consecutive numbers for the persons; only their equality matters.
+    """Return the records as rows in the given order. persons: an identifier of each record's person."""
+    # Consecutive numbers for the persons; only equality matters.
     unique, groups = np.unique(persons, return_inverse=True)
     return LabelledRecords(
         signals=signals,
@@ -71,7 +71,7 @@ def label_records(
 
 
 def record_ids(names: Sequence[str]) -> Tensor:
-    """Return (records,) int64 ids. Each depends on the name alone, so it stays when records are added or removed."""
+    """Return (records,) int64 ids. Each depends on the name alone, so adding or removing records does not change it."""
     digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
     ids = [int.from_bytes(digest, "big") >> 1 for digest in digests]  # 63 bits, so that int64 is not negative
     if len(set(ids)) < len(ids):

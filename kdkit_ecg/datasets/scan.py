@@ -1,4 +1,4 @@
-"""Find the records in folder trees, and select one of each name that can be used."""
+"""Find the records in folder trees, and select one usable record per name."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -37,7 +37,7 @@ class LabelEncoder(Protocol):
 
 
 class Selection(NamedTuple):
-    """The records that may be read, according to their headers, and the excluded ones."""
+    """The records that can be used according to their headers, and the excluded ones."""
 
     sources: list[RecordSource]
     excluded: ExcludedRecords
@@ -48,9 +48,9 @@ def find_records(
 ) -> list[RecordSource]:
     """Return the headers of the usable records in `excluded.folders`, sorted by name. Reads no signal.
 
-    Records that cannot be used are added to `excluded`. Of records with one name, the first in this order is used: the
-    one in the folder of its database in `table`, in the folder that was given first, nearest to the root, first by
-    path. Thus the record of a release is preferred to a copy of it.
+    Records that cannot be used are added to `excluded`. Of records with one name, the first in this order is used: in
+    the folder of its database in `table`, in the folder passed first, nearest to the root, first by path. The record of
+    a release is thus preferred to a copy.
     """
     by_name: dict[str, list[Header]] = {}
     rank: dict[Path, tuple[int, int]] = {}  # (position of the root folder, depth below it)
@@ -103,7 +103,7 @@ def is_usable(
 
 
 def assumptions(sources: Sequence[RecordSource], leads: Sequence[str]) -> list[str]:
-    """Return lines for the summary about values that were assumed or computed, as the headers lack them."""
+    """Return lines for the summary about values that were assumed or computed because the headers lack them."""
     lines = {
         f"without a gain, for which {DEFAULT_GAIN:g} steps per mV are assumed": [
             source.name for source in sources if source.default_gains
@@ -135,7 +135,7 @@ def database_of(header: RecordSource, table: PatientTable) -> str:
 def _read_headers(folder: Path, excluded: ExcludedRecords, seen: set[Path]) -> list[Header]:
     """Return the headers in a folder, and exclude those that cannot be read, and signals without a header.
 
-    seen: real paths of files that are skipped, as another of the folders contains them; new ones are added. One of the
+    seen: real paths of files to skip, because another of the folders contains them; new ones are added. One of the
     folders may be inside another, or contain a link to it.
     """
     files = find_record_files(folder)

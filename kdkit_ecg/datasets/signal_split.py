@@ -16,14 +16,14 @@ from kdkit_ecg.augmentations import Augmentation, Mixup
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.store import StoredSignals
 
-# The names of the tensors by which a report shows records.
+# The names of the tensors that a report shows records from.
 SIGNAL, RATE, IN_MV = "ecg_signal", "ecg_rate", "ecg_in_mv"
 
 Window = Literal["random", "centre"]
 Augmentations = tuple[Augmentation | Mixup, ...]
 
-# Part of the seeds for augmentation, mixup partner and mixup share, so that none of them draws the same numbers as
-# another one or as the window, whose seed has no such part.
+# Part of the seeds for augmentation, mixup partner and mixup share, so that each draws different numbers. The seed of
+# the window has no such part.
 _AUGMENTATION, _PARTNER, _SHARE = 1, 2, 3
 
 
@@ -41,13 +41,13 @@ class Ecg(NamedTuple):
 class SignalSplit(Split):
     """Records as a split of kdkit. Each sample is a window of `length` samples, a pure function of (seed, id, draw).
 
-    signals: one float32 (leads, time) array per record, in memory or in a store, with any times. rate in Hz.
+    signals: one float32 (leads, time) array per record, in memory or in a store, of any length. rate in Hz.
     person: (records, 5) float32. labels: (records, classes) float32 of 0 and 1, or (records, numbers). ids: (records,)
     int64.
     window: "random" moves the window (or the zero padding of a record that is too short) in each draw; "centre" does
     not.
     groups: (records,) int64, the same number for records of one patient; None if no patient has two records.
-    in_mv: whether signals are in mV, and not scaled. leads: names of the rows of each signal. names: of the records, or
+    in_mv: whether signals are in mV, not scaled. leads: names of the rows of each signal. names: of the records, or
     none.
     augment: applied in order to the signal in the window, not to the padding, differently in each draw.
     """
@@ -68,7 +68,7 @@ class SignalSplit(Split):
 
     @property
     def parallel(self) -> bool | Literal["threads"]:
-        """Threads copy windows; augmentations are Python code, for which processes are faster."""
+        """Threads copy windows; augmentations are Python code, so processes are faster."""
         return True if self.augment else "threads"
 
     def __len__(self) -> int:
@@ -112,7 +112,8 @@ class SignalSplit(Split):
 
     def _windows(self, index: Tensor, draw: int) -> Tensor:
         leads = self._shape(int(index[0]))[0]
-        # Each window is copied once, into uninitialised memory: as fast as one gather, and for records of any length.
+        # Each window is copied once, into uninitialised memory. This is as fast as one gather, and works for any record
+        # length.
         windows = np.empty((len(index), leads, self.length), dtype=np.float32)
         for position, row in enumerate(index.tolist()):
             self._fill(windows[position], row, draw)
@@ -136,7 +137,7 @@ class SignalSplit(Split):
 
     def _samples(self, row: int, start: int, stop: int) -> NDArray[np.float32]:
         """Return the samples of a record from `start` to `stop`, (leads, stop - start)."""
-        if isinstance(self.signals, StoredSignals):  # reads no more of a long record than the window
+        if isinstance(self.signals, StoredSignals):  # reads only the window of a long record
             return self.signals.window(row, start, stop)
         return self.signals[row][:, start:stop]
 

@@ -1,4 +1,4 @@
-"""Read the signals of records, and exclude records that repeat the signal of another."""
+"""Read the signals of records, and exclude records with the signal of another record."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -29,11 +29,11 @@ def read_signals(
     excluded: ExcludedRecords,
     store: SignalStore | None = None,
 ) -> tuple[list[RecordSource], Signals, list[bytes]]:
-    """Return the records that can be prepared, their signals, and a hash of the samples in the files of each.
+    """Return the records that can be prepared, their signals, and a hash of the samples in each record's files.
 
     The others are added to `excluded`.
 
-    store: of the prepared signals; None prepares them here and holds them in memory.
+    store: the store of the prepared signals; None prepares them here and holds them in memory.
     Of records with the same samples in all leads, the first one by name is used. A0101 and Q0048 of the
     Challenge are such a pair, with two different lists of codes.
     """
@@ -50,10 +50,10 @@ def read_signals(
         return False
 
     def cause_of(header: RecordSource) -> Exception | None:
-        # A store has the kind of a fault alone, so the first record of each kind is read again.
+        # A store has only the kind of a fault, so the first record of each kind is read again.
         try:
             preparation.require_prepared(header)
-        except Exception as error:  # of any kind for a damaged file or an extreme rate
+        except Exception as error:  # any kind, for a damaged file or an extreme rate
             return error
         return None
 
@@ -79,8 +79,8 @@ def read_signals(
 def duplicate_signals(headers: Sequence[RecordSource]) -> list[list[str]]:
     """Return lists of two or more names of records with the same signal.
 
-    Reads only records whose headers agree in rate, length, first samples and checksums. Of records without these, the
-    second one is excluded when its signal is read.
+    Reads only records whose headers agree in rate, length, first samples and checksums. For records without these
+    fields, the second one is excluded when its signal is read.
     """
     candidates: dict[object, list[RecordSource]] = defaultdict(list)
     for header in [header for header in headers if header.checks]:

@@ -53,8 +53,8 @@ def splits_of_folds(folds: Sequence[int], *, test: int, validation: int, validat
 def split_by_patient(patients: Sequence[str], seed: int, shares: Sequence[float]) -> Splits:
     """Return the rows of each split; `patients` contains the patient of each row. shares: see `require_shares`.
 
-    The split of a patient is a function of (seed, patient) alone, so additional records move no patient. In return, the
-    shares are reached only on average.
+    The split of a patient is a function of (seed, patient) alone, so additional records do not move any patient. In
+    return, the shares are met only on average.
     """
     bounds = np.cumsum(shares)[:-1]
     split_of_row = np.searchsorted(bounds, [hash_fraction(seed, patient) for patient in patients], side="right")

@@ -24,8 +24,8 @@ from kdkit_ecg.simulator import Simulator
 from kdkit_ecg.utils.processes import run_in_processes
 
 CHUNK = 64  # records that a process simulates at a time
-RECORDS_PER_PROCESS = 256  # that justify starting a process, whose imports take about as long as 150 records
-VERSION = 1  # of the simulator; increase it if any signal changes, as the fingerprint depends on it
+RECORDS_PER_PROCESS = 256  # that justify starting a process: its imports take about as long as 150 records
+VERSION = 1  # of the simulator; increase it if any signal changes, because the fingerprint depends on it
 
 # Far apart, so that the size of one split never changes the records of another.
 _FIRST_ID = {
@@ -97,7 +97,7 @@ class Synthetic(Data):
 
     @property
     def preparation(self) -> dict[str, Any]:
-        """How a record becomes the inputs of a network, for exported ones; docs/export.md defines the steps."""
+        """How a record becomes the inputs of a network, for exported networks; docs/export.md defines the steps."""
         preparation = Preparation(rate=self.simulator.rate, band=None, resampling="polyphase", scaling=self.scaling)
         return describe_preparation(preparation, leads=LEADS, length=self.length, window="centre")
 
@@ -126,13 +126,13 @@ class Synthetic(Data):
         simulator = replace(self.simulator, length=self.length + spare)
         ids = range(_FIRST_ID[name], _FIRST_ID[name] + self.sizes[name])
         chunks = [ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK)]
-        # torch's threads are this process's share of the cores: few if it is one of several.
+        # torch's number of threads is this process's share of the cores: small if it is one of several.
         processes = min(usable_cores(), torch.get_num_threads(), len(ids) // RECORDS_PER_PROCESS)
         if processes > 1:
             results = run_in_processes(simulator.signals, chunks, processes)
         else:
             results = ((chunk, simulator.signals(chunk)) for chunk in chunks)
-        signals, patients = {}, {}  # by id, since chunks finish in any order
+        signals, patients = {}, {}  # by id, because chunks finish in any order
         for chunk, records in results:
             for id, (signal, patient) in zip(chunk, records, strict=True):
                 scaled = signal if self.scaling == "raw" else zscore(signal)

@@ -17,7 +17,7 @@ from kdkit_ecg.utils.tables import PatientTable, read_patient_table
 
 
 def mark_duplicate_names(folder: Path, records: Sequence[RecordReport]) -> None:
-    """Mark all records with one name but the one that the loaders use: in its database's folder, or else top-most."""
+    """Of the records with one name, mark all but the one that loaders use: in its database's folder, or top-most."""
     table: PatientTable = {}
     with suppress(DataError):  # the loaders refuse the table
         table = read_patient_table([folder])
@@ -39,13 +39,14 @@ def mark_duplicate_names(folder: Path, records: Sequence[RecordReport]) -> None:
 
 
 def mark_duplicate_signals(records: Sequence[RecordReport]) -> None:
-    """Mark all records with one signal but the first by name among those that are not bad."""
+    """Of the records with one signal, mark all but the first by name that is not bad."""
     ordered = sorted(
         records, key=lambda record: (record.bad, record.name or PurePath(record.path).name, *_depth_and_path(record))
     )
     rank = {record.path: position for position, record in enumerate(ordered)}
 
-    # Pairs are sorted by their first record, so a cache of two signals reads that record once for all of its pairs.
+    # Pairs are sorted by their first record, so with a cache of two signals, that record is read once for all its
+    # pairs.
     @lru_cache(maxsize=2)
     def read(path: Path) -> LeadSamples:
         (source,) = open_file(path)

@@ -21,7 +21,7 @@ class Reason(StrEnum):
     LEADS = "missing leads"
     UNITS = "normalised units (NU), not mV"
     CODES = "no code that 2020 or 2021 scores"
-    SHAPE = "a signal with another shape than in the header"
+    SHAPE = "a signal with a different shape from the header"
     SIGNAL = "unreadable signal"
     CHECKSUM = "samples that do not match the first samples and checksums in the header"
     EMPTY = "no lead with a signal"
@@ -31,7 +31,7 @@ class Reason(StrEnum):
     FLAT = "flat leads"
     INVALID = "samples marked as invalid"
     CLIPPED = "clipped leads"
-    NO_GAIN = "no gain, so that the default of WFDB is assumed"
+    NO_GAIN = "no gain, so the default of WFDB is assumed"
     NO_LENGTH = "no number of samples, so that of the signal file is used"
     FILE_NAME = "a signal file without its suffix in the header"
     DERIVED = "leads computed from two other limb leads"
@@ -82,8 +82,8 @@ class Finding:
 class RecordReport:
     """The findings and header fields of a record, about a kilobyte, so that a survey of any size fits in memory.
 
-    path: of the header, or of a file of another format, below the folder, without suffix. header: that file, or the
-    signal if there is no header.
+    path: of the header, or of a file of another format, relative to the folder, without suffix. header: that file, or
+    the signal if there is no header.
     database: the folder without shards. rate in Hz, age in years.
     implausible_age: the header contains an age that cannot be right. sketch: see signal_sketch.py; None if there is no
     signal to compare. files: names of the files in its folder that the header names, with headers of segments.

@@ -1,4 +1,4 @@
-"""The samples of a record as the doctor examines and compares them, in the steps in which its file has them."""
+"""The samples of a record as the doctor examines and compares them, in the steps of its file."""
 
 from typing import Any, NamedTuple, Self
 
@@ -13,7 +13,7 @@ Samples = NDArray[Any]  # of integers, or of float64
 
 
 class LeadSamples(NamedTuple):
-    """The samples of all leads, (leads, time): those of WFDB in converter steps, others in mV.
+    """The samples of all leads, (leads, time): in converter steps for WFDB, otherwise in mV.
 
     invalid: whether a sample is invalid, (leads, time). gains in steps per mV, baselines in steps, both (leads, 1).
     """

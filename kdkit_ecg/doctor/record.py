@@ -1,4 +1,4 @@
-"""Examine one record by itself: first its header, then its signal."""
+"""Examine one record: first its header, then its signal."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ from kdkit_ecg.utils.tables import is_missing
 def examine(folder: Path, path: Path, *, leads: Sequence[str] = LEADS, own_labels: bool = False) -> RecordReport:
     """Return the findings about the record in this file. No content of the files raises an exception.
 
-    path: a WFDB header, or a DICOM, XML or EDF file. leads: that a record needs, or others that give them.
-    own_labels: whether it needs no code that is scored.
+    path: a WFDB header, or a DICOM, XML or EDF file. leads: the leads that a record needs, or can derive.
+    own_labels: whether its labels are in a table, so that it needs no scored code.
     """
     record = RecordReport.of(folder, path)
     try:
         (source,) = open_file(path)
-    except KdkitError as error:  # also without the package that reads a format
+    except KdkitError as error:  # also if the package that reads a format is missing
         record.add(Reason.HEADER, without_file(error))
         return record
     record.rate, record.samples, record.leads = source.rate, source.samples, source.leads

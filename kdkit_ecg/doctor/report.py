@@ -15,15 +15,15 @@ from kdkit_ecg.labels import Year, scored_classes
 from kdkit_ecg.utils.messages import EXPORT, NOT_LISTED, clipped, first_names
 from kdkit_ecg.utils.record_files import counted_kinds
 
-MAX_NAMES = 3  # records that are named for each reason, unless all are requested
+MAX_NAMES = 3  # records to name for each reason, unless all are requested
 
 
 def print_survey(survey: Survey, console: Console, *, all_names: bool) -> None:
-    """Print databases, classes, and each reason with its first records, or with all records and their details."""
+    """Print databases, classes, and each reason with its first records, or all records with their details."""
     console.print(_database_table(survey))
     for year in get_args(Year):
         by_class = _class_counts(survey, year)
-        if not any(by_class.values()):  # such as of records whose labels are in a table
+        if not any(by_class.values()):  # such as for records whose labels are in a table
             continue
         table = Table(title=f"Classes of {year}, in records that are not bad", title_justify="left")
         table.add_column("class")
@@ -40,7 +40,7 @@ def print_survey(survey: Survey, console: Console, *, all_names: bool) -> None:
         for reason in reasons:
             records = _records_with(survey, reason)
             named = records if all_names else records[:MAX_NAMES]
-            # Names in one line each: a line break in the name of a file could imitate a line of the report.
+            # One line per name: a line break in a file name could imitate a line of the report.
             descriptions = [printable(f"{path} ({clipped(detail, 200)})" if detail else path) for path, detail in named]
             if all_names:
                 lines = [f"  {len(records):,} {reason}:", *(f"    {description}" for description in descriptions)]
@@ -54,7 +54,7 @@ def print_survey(survey: Survey, console: Console, *, all_names: bool) -> None:
     if survey.not_listed:
         console.print(f"{len(survey.not_listed)} {NOT_LISTED}: {first_names(survey.not_listed)}", soft_wrap=True)
     if survey.numbers:
-        console.print(f"{counted_kinds(survey.numbers)}: not examined, since they do not say their leads and rate")
+        console.print(f"{counted_kinds(survey.numbers)}: not examined, because they do not state their leads and rate")
     if survey.unread:
         console.print(f"{counted_kinds(survey.unread)}: of formats that are not read; {EXPORT}", soft_wrap=True)
     odd = sum(record.odd for record in survey.records)
@@ -109,7 +109,7 @@ def _database_table(survey: Survey) -> Table:
 
 
 def _statistics(records: Sequence[RecordReport]) -> dict[str, Any]:
-    """Return the statistics of a database. Those of header fields are over the records with a readable header."""
+    """Return the statistics of a database. Header fields are counted over the records with a readable header."""
     readable = [record for record in records if record.rate]
     seconds = [record.samples / record.rate for record in readable]
     return {

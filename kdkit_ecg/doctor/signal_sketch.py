@@ -18,7 +18,7 @@ MIN_CORRELATION = 0.99  # of every lead, for two records to have the same signal
 
 
 def sketch_of(signal: LeadSamples, leads: Sequence[str]) -> NDArray[np.float32] | None:
-    """Return a few numbers that are similar only for equal signals: (leads, time) -> (leads * PROJECTIONS,).
+    """Return some numbers that are similar only for equal signals: (leads, time) -> (leads * PROJECTIONS,).
 
     A random projection: each lead, scaled to mean 0 and standard deviation 1, is multiplied by sequences of random
     signs, summed over time and divided by the root of its length. The numbers of two different signals differ with a
@@ -34,7 +34,7 @@ def sketch_of(signal: LeadSamples, leads: Sequence[str]) -> NDArray[np.float32] 
 
 
 def standardise(signal: LeadSamples) -> Floats:
-    """Scale each lead to mean 0 and standard deviation 1 over its valid samples. Flat and invalid ones become 0."""
+    """Scale the valid samples of each lead to mean 0 and standard deviation 1. Flat leads, invalid samples become 0."""
     samples, invalid = signal.samples, signal.invalid
     valid = np.maximum(1, (~invalid).sum(axis=1, keepdims=True))  # at least 1: a lead may have no valid sample
     centred = np.where(invalid, 0, samples - np.where(invalid, 0, samples).sum(axis=1, keepdims=True) / valid)

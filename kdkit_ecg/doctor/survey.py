@@ -1,4 +1,4 @@
-"""Examine all records in a folder, in several processes, and then compare them with each other."""
+"""Examine all records in a folder in several processes, then compare them with each other."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from kdkit_ecg.records.open_file import NUMBERS_SUFFIXES, best_files
 from kdkit_ecg.utils.processes import run_in_processes
 from kdkit_ecg.utils.record_files import counted_kinds, find_record_files, kind_of
 
-MIN_RECORDS = 8  # up to this number, records are examined without starting processes
+MIN_RECORDS = 8  # up to this number, records are examined in this process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
     """All records in a folder, sorted by path, and the number of files left by an interrupted fetch.
 
-    not_listed: subfolders that cannot be read and links that lead nowhere, below the folder. numbers: files of numbers,
-    NumPy and HDF5, which do not say their rate and leads. unread: of ECGs in formats that are not read.
+    not_listed: subfolders that cannot be read and broken links, relative to the folder. numbers: files of numbers,
+    NumPy and HDF5, which do not specify their rate and leads. unread: ECG files in unsupported formats.
     """
 
     folder: Path
@@ -73,7 +73,7 @@ def survey(
         reports[path] = report
         on_record()
     named_by_header = {path.with_name(name) for path, report in reports.items() for name in report.files}
-    # In the order of the paths, since processes finish in any order. The headers of segments, which the header of their
+    # In the order of the paths, because processes finish in any order. Headers of segments, which the header of a
     # record names, are not records.
     records = [reports[path] for path in paths if path not in named_by_header]
     for path in files.without_header():

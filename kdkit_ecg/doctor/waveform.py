@@ -10,7 +10,7 @@ from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.records.wfdb_record import Header, invalid_values, mismatched_leads
 
 GAINS = (20.0, 50_000.0)  # steps per mV: converters have a resolution between 50 uV and 20 nV
-FULL_SCALE = 0.9  # of the range of its format, which a lead spans if wfdb chose the gain to use all of it
+FULL_SCALE = 0.9  # share of the range of its format that a lead spans if wfdb chose the gain to use all of it
 AMPLITUDES = (0.1, 10.0)  # mV between the lowest and the highest sample; the median of the leads is compared
 PLATEAU = 0.02  # s at the extreme value of a lead: longer than the peak of any wave
 LONG_PLATEAU = 0.1  # s; one of these means clipping, or two of PLATEAU
@@ -20,7 +20,7 @@ _MATLAB_HEADER = 24  # bytes before the samples of a version 4 .mat file with a 
 
 
 def examine_signal(record: RecordReport, source: RecordSource) -> None:
-    """Add the findings about a signal, whose files must exist, and its sketch to the record."""
+    """Add the findings about a signal, and its sketch, to the record. The files of the signal must exist."""
     mismatch, parts = "", []
     if isinstance(source, Header):  # files of other formats describe themselves
         parts = [part for part, _ in source.segments if part] or [source]
@@ -44,7 +44,7 @@ def examine_signal(record: RecordReport, source: RecordSource) -> None:
 
 
 def _compare_sizes(record: RecordReport, header: Header) -> str:
-    """Return how the signal files differ from the header in leads or samples, judged by their sizes; "" if not."""
+    """Return how the sizes of the signal files differ from the header in leads or samples, "" if they match."""
     for file in header.files:
         channels = [channel for channel in header.channels if channel.file == file]
         path = header.path.with_name(file)
@@ -76,7 +76,7 @@ def _examine_leads(record: RecordReport, source: RecordSource, signal: LeadSampl
         implausible = {
             gain
             for gain, span, steps in zip(source.gains, spans.tolist(), ranges.tolist(), strict=True)
-            # Of a lead that wfdb scaled to all steps of the format, or a flat one, the gain has no meaning of its own.
+            # If wfdb scaled a lead to all steps of the format, or if the lead is flat, its gain means nothing.
             if not GAINS[0] <= abs(gain) <= GAINS[1] and 0 < span < FULL_SCALE * steps
         }
         if implausible:

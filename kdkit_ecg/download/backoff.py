@@ -1,7 +1,7 @@
 """Decide how long to wait before the next request to a server.
 
-urllib3.util.Retry does not fit: its waits cannot be interrupted and hold back one request instead of all threads, and a
-response that breaks off in the middle of a file is not retried.
+urllib3.util.Retry is not suitable: its waits cannot be interrupted and delay one request instead of all threads, and it
+does not retry a response that breaks off in the middle of a file.
 """
 
 import random
@@ -14,7 +14,7 @@ from time import monotonic
 MAX_TRIES = 6  # in a row without a new byte
 FIRST_WAIT = 1.0  # s before the second try, doubled before each further one
 MAX_WAIT = 60.0  # s between two tries
-MAX_RETRY_AFTER = 600.0  # s that a Retry-After header may request; for a longer wait, the user has to decide
+MAX_RETRY_AFTER = 600.0  # s that a Retry-After header may request; for a longer wait, the user must decide
 
 
 class Stopped(Exception):  # noqa: N818 -- not an error: the run ends, and its threads with it
@@ -30,7 +30,7 @@ class Backoff:
     _lock: Lock = field(default_factory=Lock)
 
     def wait_for_pause(self) -> None:
-        """Return when no pause is in effect, nor one that another thread has begun meanwhile. Raises Stopped."""
+        """Return when no pause is in effect, not even one that another thread begins meanwhile. Raises Stopped."""
         while True:
             remaining = self._resume_at - monotonic()
             self._sleep(remaining)
@@ -43,7 +43,7 @@ class Backoff:
         self._sleep(min(MAX_WAIT, FIRST_WAIT * 2 ** (tries - 1)) * random.uniform(0.5, 1))
 
     def pause_all(self, seconds: float) -> None:
-        """Hold back the requests for all files for this time."""
+        """Delay the requests for all files by this time."""
         with self._lock:
             self._resume_at = max(self._resume_at, monotonic() + seconds)
 

@@ -61,7 +61,7 @@ def parse_list(text: str, source: str) -> list[ReleaseFile]:
     """Return the files in a list, sorted by path; `source` is its address, for error messages.
 
     Raises DataError for a line without a checksum and a path, for two checksums of one path, for a path that is outside
-    the folder or reserved for fetch, and for two paths that are one file on a disk that does not distinguish cases.
+    the folder or reserved for fetch, and for two paths that are one file on a case-insensitive disk.
     """
     sums: dict[str, str] = {}
     listed: dict[str, str] = {}  # path -> where it is listed
@@ -84,8 +84,8 @@ def parse_list(text: str, source: str) -> list[ReleaseFile]:
 
 
 def require_safe(path: str, line: str) -> None:
-    """Raise DataError for a path that is outside the folder or reserved for fetch, on any system. line: of the list."""
-    # Compared as disks do that do not distinguish cases, and Windows, which drops dots and spaces at the end of a name.
+    """Raise DataError for a path that is outside the folder or reserved for fetch, on any system. line: in the list."""
+    # Compared as case-insensitive disks do, and Windows, which drops dots and spaces at the end of a name.
     unsafe = any(
         not part.rstrip(". ")
         or part != part.rstrip(". ")
@@ -101,7 +101,7 @@ def require_safe(path: str, line: str) -> None:
 
 
 def require_distinct(listed: Mapping[str, str]) -> None:
-    """Raise DataError for two paths that are one file on a disk that does not distinguish cases.
+    """Raise DataError for two paths that are one file on a case-insensitive disk.
 
     listed: path -> where it is listed.
     """

@@ -20,8 +20,8 @@ from kdkit_ecg.utils.record_files import free_space, unsharded_folder
 SAMPLE = 16  # files of each kind whose size is requested
 BLOCK = 4096  # bytes: most disks allocate space for a file in multiples of this
 
-# The most bytes of a file whose size was not requested: a multiple of the largest known file of its kind, or a number,
-# whichever is larger; and of a file if no size of its kind is known.
+# The most bytes of a file whose size was not requested: a multiple of the largest known file of its kind, or a minimum,
+# whichever is larger; and a limit if no size of its kind is known.
 MAX_MULTIPLE, MAX_SMALL, MAX_UNKNOWN = 100, 1 << 26, 1 << 30
 
 _Kind = tuple[str, str]
@@ -40,7 +40,7 @@ class ExpectedSizes:
     _largest: Mapping[_Kind, int]
 
     def most_bytes(self, file: ReleaseFile) -> int:
-        """Return the size at which the transfer of a file is stopped: more is not the file in the list."""
+        """Return the size at which the transfer of a file is stopped: a larger file is not the one in the list."""
         if file.size is not None:
             return file.size
         # Some servers respond to HEAD with a size of 0.

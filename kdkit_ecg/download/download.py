@@ -26,17 +26,17 @@ from kdkit_ecg.download.transfer import Transfer
 from kdkit_ecg.download.verified_files import VerifiedFiles, file_checksum
 from kdkit_ecg.utils.record_files import free_space
 
-# Files in a row that the server failed to send: then it is down, and a hundred thousand more requests are pointless.
+# After this many failures in a row, the server is down, and a hundred thousand more requests are pointless.
 MAX_UNREACHABLE = 20
 
-MAX_NAMES = 10  # failed files that are named
+MAX_NAMES = 10  # failed files to name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadRequest:
     """base: the address that the paths in the list are relative to. only: patterns of paths. jobs: files at a time.
 
-    records: of Zenodo or figshare, whose lists are below `base`, instead of a list of checksums.
+    records: records of Zenodo or figshare, with lists below `base`, instead of a list of checksums.
     """
 
     base: str
@@ -89,7 +89,8 @@ def fetch(request: DownloadRequest, console: Console) -> DownloadReport:
     """Fetch the requested files that the folder lacks, and print the progress to the console.
 
     Raises DataError if no file can be fetched: there is no list, the list contains unsafe paths, the disk is too full,
-    another process is fetching into the folder, or the server is down. The report contains files that failed singly.
+    another process is fetching into the folder, or the server is down. The report contains individual files that
+    failed.
     """
     if not re.match("https?://.", request.base):
         raise DataError(f"expected an address such as https://physionet.org/..., got {request.base!r}")
@@ -158,7 +159,7 @@ def _find_missing(request: DownloadRequest, files: Sequence[ReleaseFile], consol
     checksums = run_in_threads(
         lambda file: file_checksum(file.below(request.folder), file.algorithm), unverified, request.jobs, Event()
     )
-    for file, checksum in checksums:  # an exception, if a file cannot be read, differs from any checksum
+    for file, checksum in checksums:  # if a file cannot be read, this is an exception, which differs from any checksum
         if checksum == file.sum:
             correct.add(file)
             if not request.dry_run:

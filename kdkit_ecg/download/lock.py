@@ -12,7 +12,7 @@ from kdkit_ecg.download.checksums import LISTS, OWN_PREFIX
 
 
 def require_no_own_links(folder: Path) -> None:
-    """Raise DataError if a file that fetch writes for itself is a link, whose target would be overwritten."""
+    """Raise DataError if a file that fetch creates for itself is a link, because its target would be overwritten."""
     links = [path for path in (*folder.glob(f"{OWN_PREFIX}*"), *(folder / name for name in LISTS)) if path.is_symlink()]
     if links:
         raise DataError(f"{links[0]} is a link, and links are not followed; delete it, or use another folder")
@@ -35,7 +35,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 def require_same_release(folder: Path, name: str, text: str) -> None:
     """Raise DataError if the folder contains the list of another release than `text`. name: of the file of the list."""
     for path in [folder / list_name for list_name in LISTS]:
-        # Compared by words: line ends may have been converted.
+        # Compared word by word: line endings may have been converted.
         words = path.read_text(encoding="utf-8", errors="replace").split() if path.is_file() else None
         if words is None or (path.name == name and words == text.split()):
             continue

@@ -10,9 +10,9 @@ from kdkit import DataError
 from kdkit.utils.reprs import format_bytes
 from kdkit_ecg.download.checksums import LISTS, ReleaseFile, require_distinct, require_safe
 
-RECORD_LIST = LISTS[1]  # in which the names and sums are saved, as the JSON also counts downloads
+RECORD_LIST = LISTS[1]  # names and sums are saved in it, because the JSON also counts downloads
 
-MAX_FILE = 1 << 50  # bytes, beyond which a size is wrong
+MAX_FILE = 1 << 50  # bytes; a larger size is wrong
 
 _MD5 = re.compile(r"(?:md5:)?([0-9a-fA-F]{32})")
 
@@ -20,8 +20,8 @@ _MD5 = re.compile(r"(?:md5:)?([0-9a-fA-F]{32})")
 def parse_records(texts: Sequence[str], sources: Sequence[str]) -> list[ReleaseFile]:
     """Return the files of several records, sorted by path; `sources` are the addresses of the texts.
 
-    Raises DataError, which names the address, for a text of another form, for paths as in `parse_list`, and for a file
-    on another server than that of the record.
+    Raises DataError, which names the address, for a text in another form, for paths as in `parse_list`, and for a file
+    on a different server from the record's.
     """
     files: dict[str, ReleaseFile] = {}
     listed: dict[str, str] = {}
@@ -47,7 +47,7 @@ def _parse_record(text: str, source: str) -> Iterator[ReleaseFile]:
     try:
         entries: Any = json.loads(text)["files"]
         for entry in entries:
-            if entry.get("is_link_only"):  # of figshare: the file is elsewhere, without a checksum
+            if entry.get("is_link_only"):  # figshare: the file is elsewhere, without a checksum
                 continue
             # Zenodo has key, checksum and links; figshare has name, computed_md5 and download_url.
             path = entry["key"] if "key" in entry else entry["name"]

@@ -1,4 +1,4 @@
-"""Interpret the response of a server: it is the file, the request should be retried, or the file cannot be fetched."""
+"""Interpret a server's response: it is the file, the request should be retried, or the file cannot be fetched."""
 
 import re
 from threading import Event
@@ -26,7 +26,7 @@ class TransferError(DataError):
 
 
 class UnreachableError(TransferError):
-    """The server did not send a file in any of several tries."""
+    """The server did not send a file in several tries."""
 
 
 class DiskFullError(DataError):
@@ -40,7 +40,7 @@ class RetryLater(Exception):  # noqa: N818 -- not an error yet: the next try may
 def check_response(response: requests.Response, backoff: Backoff) -> None:
     """Return if the response contains the file or a range of it.
 
-    Raises RetryLater if the request may be repeated; all files then wait for as long as the server requests. Raises
+    Raises RetryLater if the request may be repeated; all files then wait as long as the server requests. Raises
     TransferError if it should not be repeated.
     """
     if response.status_code in (200, 206):
@@ -58,7 +58,7 @@ def check_response(response: requests.Response, backoff: Backoff) -> None:
 def fetch_text(session: requests.Session, source: str) -> str:
     """Return a text from the server, with the same number of tries as for a file.
 
-    Raises DataError if it cannot be fetched, and if it has more than MAX_LIST bytes, also after decompression.
+    Raises DataError if it cannot be fetched, and if it has more than MAX_LIST bytes, even after decompression.
     """
     backoff = Backoff(Event())
     for tries in range(1, MAX_TRIES + 1):

@@ -33,7 +33,7 @@ def run_in_threads(
                 return
             try:
                 finished.put((item, function(item)))
-            except Exception as error:  # returned to the caller, who decides what to do with it
+            except Exception as error:  # returned to the caller, which decides what to do with it
                 finished.put((item, error))
 
     threads = [Thread(target=work, daemon=True) for _ in range(jobs)]

@@ -52,21 +52,21 @@ class Transfer:
         """
         part = file.part(self.folder)
         try:
-            # A link in the folder could lead to any file of the user, which would be overwritten. The folder itself may
-            # be a link, which the user made.
+            # A link in the folder could point to any of the user's files, which would be overwritten. The folder itself
+            # may be a link that the user made.
             for path in (part, *part.parents[: file.path.count("/")]):
                 if path.is_symlink():
                     raise TransferError(f"{path} is a link, and links are not followed; move or delete it")
             part.parent.mkdir(parents=True, exist_ok=True)
             self._complete(file, part)
             if file_checksum(part, file.algorithm) != file.sum:
-                # The .part file may be of an older file, or bytes were damaged on the way: start again once.
+                # The .part file may belong to an older file, or bytes were damaged in transit: start again once.
                 self._discard(part)
                 self._complete(file, part)
                 if file_checksum(part, file.algorithm) != file.sum:
                     self._discard(part)
                     raise TransferError("its bytes do not match the checksum in the list, in two downloads")
-            # Only now does the file have its own name, so a file with that name is complete.
+            # The file gets its own name only now, so a file with that name is complete.
             part.replace(file.below(self.folder))
         except OSError as error:
             if error.errno in _DISK_FULL:

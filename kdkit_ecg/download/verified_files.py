@@ -1,4 +1,4 @@
-"""Remember which files have the right checksum, so that the next run need not read all of them again."""
+"""Remember which files have the right checksum, so that the next run does not read all of them again."""
 
 import hashlib
 import re
@@ -15,7 +15,7 @@ class VerifiedFiles:
     """A table with a line for each verified file: checksum, size in bytes, time of change in ns, path.
 
     A line is valid while the file has that size and time. Lines are only appended, each with one write, and the last
-    line of a path counts. A file whose line is damaged is verified again.
+    line for a path counts. A file whose line is damaged is verified again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,7 +44,7 @@ class VerifiedFiles:
 def file_checksum(path: Path, algorithm: str) -> str:
     """Return the checksum of a file in lower-case hex."""
     with path.open("rb") as file:
-        # An MD5, which some lists have, detects damage and no attack.
+        # An MD5, which some lists have, detects damage but not an attack.
         digest = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False))
         return digest.hexdigest()
 

@@ -17,7 +17,7 @@ from kdkit_ecg.metrics.official import Bools, Floats, Rewards, decisions, normal
 # Candidate thresholds in even steps of the logit, because a rare class may need one far below a probability of 0.01.
 CANDIDATES = np.linspace(-7, 7, 141)  # the middle one is 0, a probability of one half
 SWEEPS = 3  # over all classes; a fourth changes next to nothing
-SMALLEST_GAIN = 1e-9  # a threshold moves for more than rounding
+SMALLEST_GAIN = 1e-9  # a threshold must gain more than rounding to move
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,8 @@ class ChallengeMetric:
     """The challenge metric of `year`, with thresholds that `fit` chooses on the validation split.
 
     add_highest: always predict the most probable class too, as LRH-Net's authors do.
-    thresholds: logits, one per class, from which on it is predicted; 0 (a probability of one half) until fitted.
+    thresholds: logits, one per class; a class is predicted from its threshold on. 0 (a probability of one half) until
+    fitted.
     thresholds_by: how to choose them; by default those with the best metric, BestChallengeMetric(year).
     Raises RecipeError for a year without a challenge, and for data whose classes are not those of the year.
     """
@@ -84,7 +85,7 @@ class ChallengeMetric:
 class BestChallengeMetric:
     """The thresholds with the best challenge metric of `year`, searched jointly because classes share the reward.
 
-    The search starts from the best common threshold. Then it changes one class at a time while the others stay, in
+    The search starts from the best common threshold. It then changes one class at a time and keeps the others, in
     SWEEPS passes over all classes.
     add_highest: the value of the ChallengeMetric that uses the thresholds.
     """
@@ -120,11 +121,11 @@ class BestChallengeMetric:
 
 
 def best_threshold(rewards: Rewards, logits: Floats, thresholds: NDArray[np.float64], column: int) -> float:
-    """Return the best threshold of one class while those of the others stay."""
+    """Return the best threshold of one class, with those of the others fixed."""
     decisions = logits >= thresholds
     decisions[:, column] = False
     truth = rewards.truth
-    # A record's reward if the class is not predicted, and if it is, (records,) each.
+    # The reward of each record without and with the class predicted, both (records,).
     reward = (rewards.by_class * decisions).sum(axis=1)
     classes = (truth | decisions).sum(axis=1)
     without = reward / np.maximum(1, classes)

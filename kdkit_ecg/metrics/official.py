@@ -17,7 +17,7 @@ from kdkit_ecg.labels import NORMAL, Year, scored_classes, table
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-_CHUNK = 4096  # records whose arrays fit a processor's cache: twice as fast as all records at once
+_CHUNK = 4096  # records whose arrays fit in a processor's cache: twice as fast as all records at once
 
 
 def challenge_metric(labels: NDArray[Any], outputs: NDArray[Any], year: Year) -> float:
@@ -40,7 +40,7 @@ def challenge_metric(labels: NDArray[Any], outputs: NDArray[Any], year: Year) ->
 
 
 def decisions(name: str, values: NDArray[Any], year: Year) -> Bools:
-    """Return 0 and 1 as a mask, (records, classes). Raises DataError, with their name, for other shapes or numbers."""
+    """Return 0 and 1 as a mask, (records, classes). Raises DataError with the name for other shapes or numbers."""
     array = np.asarray(values)
     count = len(scored_classes(year).names)
     if array.ndim != 2 or array.shape[1] != count:
@@ -54,8 +54,8 @@ def decisions(name: str, values: NDArray[Any], year: Year) -> Bools:
         record, column = np.argwhere(~is_decision)[0]
         raise DataError(
             f"{name} are decisions, 0 and 1 or bool; got {array[record, column]!r} of class "
-            f"{scored_classes(year).names[column]!r} in row {record}; make decisions of "
-            "probabilities first, such as probabilities >= 0.5"
+            f"{scored_classes(year).names[column]!r} in row {record}; "
+            "turn probabilities into decisions first, such as probabilities >= 0.5"
         )
     return array.astype(bool, copy=False)
 
@@ -104,7 +104,7 @@ def reward_matrix(year: Year) -> Floats:
     """Return the rewards (classes, classes): a row for each true class, a column for each predicted one."""
     header, *rows = table("weights.csv")
     rewards = np.array([[float(reward) for reward in row.split(",")] for row in rows])
-    # The table is that of 2021, which merges some classes of 2020: it lists the code that stands for the merged class.
+    # The table of 2021 merges some classes of 2020; it lists the code that stands for the merged class.
     merged = scored_classes(2021)
     listed = [merged.codes[merged.columns[code]] for code in scored_classes(year).codes]
     indices = [header.split(",").index(code) for code in listed]
@@ -112,7 +112,7 @@ def reward_matrix(year: Year) -> Floats:
 
 
 def _row_sums(rows: NDArray[Any]) -> Floats:
-    # For rows this short, a product with ones is five times as fast as sum.
+    # For rows this short, a product with ones is five times as fast as a sum.
     sums: Floats = rows.astype(np.float64, copy=False) @ np.ones(rows.shape[1])
     return sums
 

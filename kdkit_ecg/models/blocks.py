@@ -1,4 +1,4 @@
-"""What the ECG networks share: squeeze-excite, pooling, the head, LRH-Net's outline, and a check of sizes."""
+"""Shared parts of the ECG networks: squeeze-excite, pooling, the head, LRH-Net's outline, and a check of sizes."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class EcgNet(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Weight each channel by a function of all channels' means over time.
+    """Weight each channel by a function of the means of all channels over time.
 
     Its two linear layers have no bias. Source: Hu et al., 2018, arXiv:1709.01507, section 3.
     """
@@ -86,7 +86,7 @@ class Head(nn.Module):
 
 
 class ThreeBlocks(EcgNet):
-    """The outline of LRH-Net: a stem, three blocks, a pool over time, and linear layers that take the person too.
+    """The outline of LRH-Net: a stem, three blocks, a pool over time, and linear layers that also take the person.
 
     Subclasses create the layers. `C` is the number of channels of block 3.
     """

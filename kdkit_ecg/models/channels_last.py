@@ -1,8 +1,8 @@
 """Convolution, batch norm and mean over time that keep channels last in memory if that is faster.
 
-That holds in float32 on a CPU, and on CUDA for steps that are captured as CUDA graphs; eager steps are a little slower.
-The layers are drop-in replacements for torch's own, with the same parameters. `channels_last_kernel` has the
-convolution itself, and explains the gain.
+It is faster in float32 on a CPU, and on CUDA for steps captured as CUDA graphs; eager steps are a little slower. The
+layers are drop-in replacements for torch's own, with the same parameters. `channels_last_kernel` has the convolution
+itself, and explains the gain.
 """
 
 import torch
@@ -18,7 +18,7 @@ SMALLEST_SIGNAL = 2**15  # numbers in a batch; below it, the time-last layout is
 
 
 class Conv1d(nn.Conv1d):
-    """nn.Conv1d of one group, without dilation. Supports torch.jit.trace, but not torch.jit.script or torch.fx.
+    """nn.Conv1d with one group, without dilation. Supports torch.jit.trace, but not torch.jit.script or torch.fx.
 
     on_cpu: whether to keep channels last on a CPU too; for many channels, time last is faster there.
     """
@@ -63,13 +63,13 @@ class BatchNorm1d(nn.BatchNorm1d):
         """Normalise (N, channels, T) -> (N, channels, T)."""
         if not is_channels_last(features):
             return super().forward(features)
-        # torch would copy three dimensions to time-last. As (N * T, channels) the norm is the same, and needs no copy.
+        # torch would copy three dimensions to time-last. As (N * T, channels), the norm is the same and needs no copy.
         steps = features.transpose(1, 2)  # (N, T, channels), contiguous
         return super().forward(steps.flatten(0, 1)).view(steps.shape).transpose(1, 2)
 
 
 def mean_over_time(features: Tensor) -> Tensor:
-    """Average (N, channels, T) -> (N, channels), so that the gradient has the layout of the features."""
+    """Average (N, channels, T) -> (N, channels); the gradient has the layout of the features."""
     return features.transpose(1, 2).mean(1) if is_channels_last(features) else features.mean(-1)
 
 
@@ -97,7 +97,7 @@ def convolve(signal: Tensor, weight: Tensor, bias: Tensor | None, stride: int, p
 
 
 def channels_last_on_cuda(signal: Tensor) -> bool:
-    """Return whether to convolve on CUDA with channels last; a compiler and an exported graph choose by themselves."""
+    """Return whether to convolve on CUDA with channels last; compilers and exported graphs choose themselves."""
     return bool(
         CUDA_CHANNELS_LAST
         and signal.is_cuda
@@ -119,7 +119,7 @@ def channels_last_is_faster(signal: Tensor, weight: Tensor, pads: tuple[int, int
         # An exported graph runs on other machines, and should contain the standard layer.
         and not torch.compiler.is_exporting()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # left out of the stubs
-        # vmap does not support tensors written in parts. torch.autograd.Function tests for it by the same private name.
+        # vmap does not support tensors written in parts. torch.autograd.Function detects it by the same private name.
         and not torch._C._are_functorch_transforms_active()
         # The Function has no forward-mode gradient.
         and torch.autograd.forward_ad._current_level < 0

@@ -1,10 +1,10 @@
 """A 1-D convolution and its gradients with channels last in memory, faster than torch's own on a CPU.
 
-torch stores (N, channels, T) with time last. oneDNN, which convolves on a CPU, converts signals, weights and outputs to
-its own layouts and back in every call, and few channels do not fill its kernels for these layouts. With channels last,
-strides (T * channels, 1, channels), it convolves without conversion, at nine tenths of the peak of a core instead of
-half. For the gradient of the weights it has no such kernel on AVX2: here that is a product of matrices, which are views
-of the features. Results differ from torch's by rounding only. `python benchmarks/conv_kernels.py` measures the gain.
+torch stores (N, channels, T) with time last. On a CPU, oneDNN converts signals, weights and outputs to its own layouts
+and back in every call, and few channels do not fill its kernels for these layouts. With channels last, strides (T *
+channels, 1, channels), it convolves without conversion, at nine tenths of the peak of a core instead of half. It has no
+such kernel for the gradient of the weights on AVX2: here, that is a product of matrices, which are views of the
+features. Results differ from torch's only by rounding. `python benchmarks/conv_kernels.py` measures the gain.
 
 Features are copied once to rows (N * length, channels), one row per time step, with the zero padding included. A
 convolution is then over all rows of a batch at once.
@@ -37,7 +37,7 @@ class ChannelsLastConvolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of signal, weight and bias, by operations that can be differentiated again."""
-        # torch's own convolution ignores an autocast around its backward, too.
+        # torch's own convolution also ignores autocast in the backward pass.
         with torch.autocast("cpu", enabled=False):
             grad = grads[0].squeeze(2)
             (signal, weight, rows), stride, pads = ctx.saved_tensors, ctx.stride, ctx.pads
@@ -55,7 +55,7 @@ class ChannelsLastConvolution(torch.autograd.Function):
             elif ctx.needs_input_grad[0]:
                 image = grad.unsqueeze(2).contiguous(memory_format=torch.channels_last)  # (N, outputs, 1, T')
                 padded_grad = functional.conv_transpose2d(image, weight.unsqueeze(2), stride=(1, stride))
-                # With a stride, the last samples may be in no window: their gradient is 0.
+                # With a stride, the last samples may not be in any window: their gradient is 0.
                 end = pads[0] + signal.shape[2]
                 padded_grad = functional.pad(padded_grad, [0, max(0, end - padded_grad.shape[3])])[..., pads[0] : end]
                 signal_grad = padded_grad.contiguous(memory_format=torch.channels_last).squeeze(2)
@@ -96,8 +96,8 @@ def _as_image(rows: Tensor, samples: int) -> Tensor:
 def _weight_gradient(signal: Tensor, grad: Tensor, weight: Tensor, stride: int) -> Tensor:
     """Return the gradient (outputs, inputs, kernel) from rows of the signal and of the gradients of its windows.
 
-    Windows that do not overlap are the rows of a matrix without a copy. So the windows are divided into a few such
-    matrices, one for each phase. Neighbouring windows are taken in pairs, because a product of matrices with few
+    Windows that do not overlap are the rows of a matrix without a copy. The windows are therefore divided into several
+    such matrices, one for each phase. Neighbouring windows are taken in pairs, because a product of matrices with few
     columns is faster the wider they are; the products of a window with its neighbour's gradient are discarded.
     """
     outputs, inputs, kernel = weight.shape

@@ -1,4 +1,4 @@
-"""CNN1d, the baseline of the LRH-Net paper: four plain convolutions, to measure what the student's design gains."""
+"""CNN1d, the baseline of the LRH-Net paper: four plain convolutions, to measure the gain from the student's design."""
 
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -86,8 +86,8 @@ class Stage(nn.Module):
 class MeanOverPairs(nn.Module):
     """Global average pool over whole pairs: if the number of positions is odd, the last one is left out.
 
-    The authors average the first pair only, and so support 2,146 to 6,241 samples (2 or 3 positions). Within this range
-    the result is the same; other lengths are supported as well.
+    The authors average only the first pair, and therefore support 2,146 to 6,241 samples (2 or 3 positions). Within
+    this range the result is the same; other lengths are supported as well.
     """
 
     def forward(self, features: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ class LRHNet(ThreeBlocks):
     """LRH-Net, for signals of any length.
 
     width: channels of the stem and of the first block; the others have twice and four times as many.
-    preset: "paper" leaves out the ReLU between the last two linear layers, as the authors' code does; "corrected" has
-        it, as in their figure.
+    preset: "paper" leaves out the ReLU between the last two linear layers, as in the authors' code; "corrected" has it,
+    as in their figure.
 
     To tap: `stem` (N, width, T); `block1` (N, width, T), `block2` (N, 2 width, T/2) and `block3` (N, 4 width, T/4),
     lengths rounded up; `pool` (N, 4 width). A block's pre-activation is the input of its `activation`.

@@ -12,7 +12,7 @@ from kdkit_ecg.models.blocks import (
 )
 
 STEM_KERNEL, STEM_STRIDE = 15, 4
-KERNEL = 9  # odd kernels are padded alike on both sides, which int8 runtimes compute without an extra layer
+KERNEL = 9  # odd kernels have equal padding on both sides, so int8 runtimes need no extra layer
 
 
 class LRHNetS(ThreeBlocks):
@@ -20,8 +20,8 @@ class LRHNetS(ThreeBlocks):
 
     For 12 leads and 4,096 samples it has 22 M multiply-adds instead of 102 M, and 80,116 parameters instead of 84,516.
     The stem has a stride of 4, and each convolution of a block is one by channel and one by time step (depthwise and
-    pointwise), which pays for twice as many channels. Norms directly follow convolutions, into whose weights an export
-    folds them; those of LRH-Net follow ReLUs.
+    pointwise), which saves enough for twice as many channels. Norms directly follow convolutions, so an export folds
+    them into the weights; those of LRH-Net follow ReLUs.
 
     width: channels of the stem and of the first block; the others have twice and four times as many.
 

@@ -87,7 +87,7 @@ class Stem(nn.Module):
 
 
 class Group(nn.Module):
-    """Two blocks, the first of which changes the shape."""
+    """Two blocks; the first one changes the shape."""
 
     def __init__(self, inputs: int, outputs: int, *, stride: int, dropout: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Open a network with its metadata: an exported file, or a net of a run. An ONNX file is opened without torch."""
+"""Open a network with its metadata: an exported file, or a net of a run. ONNX files are opened without torch."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -27,10 +27,10 @@ Run = Callable[[Mapping[str, NDArray[np.float32]]], NDArray[np.float32]]
 class Model:
     """A network that runs, and the parts of its metadata that a prediction needs.
 
-    classes: names of the outputs. multiclass: whether exactly one of them is true of a record.
-    thresholds, logits: from which probability and which logit on a class is predicted, infinite if never; () if
-    multiclass. inputs: names in the order of the file. signal, person: two of these names, of which the second may be
-    absent. length: samples of a window.
+    classes: names of the outputs. multiclass: whether exactly one of them is true for a record.
+    thresholds, logits: the lowest probability and logit for which a class is predicted, infinite if never; () if
+    multiclass. inputs: names in the order of the file. signal, person: two of these names; the second may be absent.
+    length: samples of a window.
     """
 
     metadata: Mapping[str, Any]
@@ -58,7 +58,7 @@ class Model:
             signal, person = _input_names(metadata["inputs"], len(preparation.leads))
             classes = tuple(map(str, metadata["classes"]))
             chosen = metadata["thresholds"] if task == "multilabel" else {"probabilities": (), "logits": ()}
-            # null is a class that is never predicted; no probability reaches infinity.
+            # null means that a class is never predicted; no probability reaches infinity.
             thresholds, logits = (
                 tuple(np.inf if value is None else float(value) for value in chosen[key])
                 for key in ("probabilities", "logits")
@@ -106,12 +106,12 @@ def open_model(path: Path) -> Model:
     if not path.exists():
         raise DataError(f"{path} does not exist; {expected}")
     if not path.is_file() or path.suffix.lower() not in openers:
-        raise DataError(f"{path} is no exported network; {expected}")
+        raise DataError(f"{path} is not an exported network; {expected}")
     try:
         metadata, run = openers[path.suffix.lower()](path)
     except KdkitError:
         raise
-    except Exception as error:  # onnxruntime and torch raise exceptions of many kinds for a damaged file
+    except Exception as error:  # onnxruntime and torch raise many kinds of exceptions for a damaged file
         raise DataError(f"{path} cannot be opened: {first_line(error)}; export it again") from error
     return Model.from_metadata(metadata, run, str(path))
 
@@ -121,7 +121,7 @@ def model_of_run(recipe: Any, weights: Path, net: str | None) -> Model:
     from kdkit.export.unexported import open_net  # imports torch
 
     run, metadata = open_net(recipe, weights, net=net)
-    # Through JSON, so that the metadata are those that a file would have.
+    # Through JSON, so that the metadata are the same as in a file.
     return Model.from_metadata(json.loads(to_json(metadata)), run, str(weights))
 
 
@@ -131,9 +131,9 @@ def _open_onnx(path: Path) -> tuple[Mapping[str, Any], Run]:
     except ImportError as error:
         raise KdkitError(f"{path} needs onnxruntime: pip install 'kdkit[onnx]'") from error
     options = onnxruntime.SessionOptions()
-    # Records are divided among processes; threads within a window of 16 s would gain less.
+    # Records are divided among processes; threads within a window of 16 s would help less.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # no errors, which are raised too
+    options.log_severity_level = 4  # not even errors, because they are also raised
     session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     output = session.get_outputs()[0].name
 
@@ -150,7 +150,7 @@ def _open_pt2(path: Path) -> tuple[Mapping[str, Any], Run]:
     content = path.read_bytes()
     try:
         metadata = read_metadata(content)
-    except Exception as error:  # whose message would point at warnings of torch
+    except Exception as error:  # its message would point to torch's warnings
         raise DataError(
             f"{path} cannot be opened: it is damaged, or no archive that this version of torch reads; export it again"
         ) from error

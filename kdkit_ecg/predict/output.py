@@ -42,7 +42,7 @@ def csv_lines(predictions: Iterable[Prediction], classes: Sequence[str]) -> Iter
 
 
 def table_lines(predictions: Iterable[Prediction], predictor: Predictor) -> Iterator[str]:
-    """Yield lines to read: of one record every class, of several the predicted classes of each; then a summary."""
+    """Yield lines to read: every class of a single record, or each record's predicted classes; then a summary."""
     predictions = list(predictions)
     rows: list[tuple[str, ...]]
     accepted = [prediction for prediction in predictions if prediction.reason is None]
@@ -71,7 +71,7 @@ def table_lines(predictions: Iterable[Prediction], predictor: Predictor) -> Iter
 
 
 def summary_lines(predictions: Sequence[Prediction], predictor: Predictor) -> Iterator[str]:
-    """Yield lines about all predictions: their number, records in several windows, and remarks with their number."""
+    """Yield lines about all predictions: their number, records with several windows, and remarks with their counts."""
     accepted = [prediction for prediction in predictions if prediction.reason is None]
     records = describe_count(len(predictions), "record")
     yield f"{records}: {len(accepted)} predicted, {len(predictions) - len(accepted)} refused"

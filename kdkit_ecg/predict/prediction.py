@@ -1,4 +1,4 @@
-"""The prediction of one record, or the reason why there is none."""
+"""The prediction for one record, or the reason why there is none."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 class Prediction:
     """The classes of a record.
 
-    record: its path, or the name of an array. reason: why it could not be predicted; then the other fields are empty.
-    None if it was.
-    classes: names. probabilities: (classes,) float64, of all windows together. thresholds: (classes,) float64, from
-    which probability on a class is predicted, infinite if never; () if multiclass, where the largest one decides.
+    record: its path, or the name of an array. reason: why it could not be predicted, with the other fields empty; None
+    if it was predicted.
+    classes: names. probabilities: (classes,) float64, of all windows together. thresholds: (classes,) float64, the
+    lowest probability for which a class is predicted, infinite if never; () if multiclass, because the largest
+    probability decides.
     decisions: (classes,) bool. windows: (windows, classes) float64, the probabilities of each window.
     combine: "mean", "max" or "centre", see `Predictor`. starts: of the windows, in seconds; negative if the record is
     shorter than a window, which is padded.
@@ -39,7 +40,7 @@ class Prediction:
 
     @property
     def predicted(self) -> tuple[str, ...]:
-        """The names of the classes that were decided for."""
+        """The names of the predicted classes."""
         return tuple(name for name, is_true in zip(self.classes, self.decisions, strict=True) if is_true)
 
     def by_class(self) -> dict[str, Mapping[str, Any]]:

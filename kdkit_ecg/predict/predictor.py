@@ -1,4 +1,4 @@
-"""Predict the classes of ECG records: read, prepare as for the training, run the network on windows, combine them."""
+"""Predict the classes of ECG records: read, prepare as for training, run the network on windows, combine them."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,20 +28,20 @@ from kdkit_ecg.utils.processes import run_in_processes
 Combination = Literal["mean", "max", "centre"]
 
 BATCH = 16  # windows that the network receives at a time; a day at 257 Hz has 5,400 of 4,096 samples
-SHORTEST = 0.05  # share of a window that a record has to fill; the network would see little but padding
+SHORTEST = 0.05  # share of a window that a record must fill; otherwise the network would see little but padding
 CHUNK = 16  # records that a process receives at a time, at most: on a busy machine, each message waits for its turn
-RECORDS_PER_PROCESS = 100  # that justify to start a process, whose imports take about three seconds
+RECORDS_PER_PROCESS = 100  # that justify starting a process: its imports take about three seconds
 
 
 class Predictor:
-    """Predicts the classes of ECG records of any rate and order of leads. Not a medical device.
+    """Predicts the classes of ECG records with any rate and order of leads. Not a medical device.
 
-    path: a file that `kdkit export` wrote: .onnx (also int8), for which onnxruntime is enough and torch is not
-    imported, or .pt2. combine: of the windows of a record that is longer than one: "mean" or "max" of their
-    probabilities, or "centre" for the middle one alone, as in the evaluation of a run.
+    path: a file that `kdkit export` wrote: .onnx (also int8), which needs onnxruntime but not torch, or .pt2. combine:
+    how to combine the windows of a longer record: "mean" or "max" of their probabilities, or "centre" for the middle
+    one alone, as in the evaluation of a run.
 
     classes, thresholds: names and probabilities, see `Prediction`. leads, rate, seconds: of the window that the network
-    takes, rate in Hz. metadata: all of the file.
+    takes, rate in Hz. metadata: all metadata of the file.
 
     Raises DataError if the file cannot be read or was not exported from ECGs, KdkitError without onnxruntime.
     """
@@ -68,8 +68,7 @@ class Predictor:
         validate_choice("combine", combine, Combination)
         if combine == "max" and model.multiclass:
             raise KdkitError(
-                'combine="max" (--windows max) does not suit classes of which exactly one is true; use "mean" or '
-                '"centre"'
+                'combine="max" (--windows max) does not suit classes that exclude each other; use "mean" or "centre"'
             )
         self._model, self.combine = model, combine
         self.metadata = model.metadata
@@ -80,7 +79,7 @@ class Predictor:
     def predict(self, record: str | Path | RecordSource | Record, *, arrays: ArrayFormat | None = None) -> Prediction:
         """Return the prediction of one record: the path of a file with a single record, or a record that was read.
 
-        A WFDB record may be named without its suffix. arrays: describes files of numbers. Raises DataError with the
+        The suffix of a WFDB record may be left out. arrays: describes files of numbers. Raises DataError with the
         reason if it cannot be predicted.
         """
         if isinstance(record, Record):
@@ -107,8 +106,8 @@ class Predictor:
         """Return the prediction of a signal, (leads, time) or (time, leads), in the order of the names in `leads`.
 
         rate in Hz. unit: "mV", "uV", "V", or "NU" for standard deviations; may be None, for mV, if the network scales
-        each lead itself. NaN is interpolated. age in years; None if unknown, as sex. Raises DataError for an array that
-        cannot be predicted, RecipeError for wrong options.
+        each lead itself. NaN is interpolated. age in years; age and sex are None if unknown. Raises DataError for an
+        array that cannot be predicted, RecipeError for wrong options.
         """
         if isinstance(leads, str) or not len(leads):
             raise RecipeError(f"leads must be the names of the leads of the signal, such as ('I', 'II'), got {leads!r}")
@@ -123,8 +122,8 @@ class Predictor:
         if values.ndim != 2:
             raise DataError(f"expected a signal of two axes, leads and time, got the shape {values.shape}")
         values = values if leads_axis(values.shape, described.leads) == 0 else values.T
-        with np.errstate(over="ignore", invalid="ignore"):  # too large numbers, which are refused later
-            # The twelve leads first, as those of files: limb leads are then derived by the same code.
+        with np.errstate(over="ignore", invalid="ignore"):  # numbers that are too large are refused later
+            # The twelve leads first, as for files: limb leads are then derived by the same code.
             names, samples = ordered_signal(values * UNITS[unit], described.leads, derive=unit != "nu")
         record = Record(
             name="array",
@@ -152,12 +151,12 @@ class Predictor:
         arrays: ArrayFormat | None = None,
         processes: int | None = None,
     ) -> Iterator[Prediction]:
-        """Yield a prediction for each record of files and folders, in their order, also for one that is refused.
+        """Yield a prediction for each record of files and folders, in their order, even for refused ones.
 
-        Folders are searched. arrays: describes files of numbers; None leaves them out of folders. processes: that read
-        and predict; chosen by the number of records and of usable cores if None.
+        Folders are searched. arrays: describes files of numbers; None leaves them out of folders. processes: the number
+        of processes that read and predict; if None, it depends on the numbers of records and usable cores.
         """
-        paths = [records] if isinstance(records, str | Path) else records  # a text is one path, and not its characters
+        paths = [records] if isinstance(records, str | Path) else records  # a string is one path, not its characters
         sources = list(find_records(list(map(Path, paths)), arrays))
         if processes is None:
             processes = min(usable_cores(), max(1, len(sources) // RECORDS_PER_PROCESS))
@@ -168,7 +167,7 @@ class Predictor:
         work = [(start, tuple(sources[start : start + size])) for start in range(0, len(sources), size)]
         finished: dict[int, list[Prediction]] = {}  # by the position of their first record
         position = 0
-        # Chunks end in any order, and are yielded in theirs.
+        # Chunks finish in any order, and are yielded in the original order.
         predict_chunk = partial(_predict_chunk, self._path, self.combine, self.metadata)
         for (start, _), predictions in run_in_processes(predict_chunk, work, processes):
             finished[start] = predictions
@@ -189,11 +188,11 @@ class Predictor:
         absent = source.absent_leads(self.leads)
         if absent:  # before the signal is read
             raise DataError(
-                f"it lacks {', '.join(absent)}, which do not follow from its leads {clipped(', '.join(source.leads))}"
+                f"it lacks {', '.join(absent)}, not derivable from its leads {clipped(', '.join(source.leads))}"
             )
         notes = []
         if source.default_gains:
-            notes.append(f"{DEFAULT_GAIN:g} steps per mV are assumed, as the header has no gain")
+            notes.append(f"{DEFAULT_GAIN:g} steps per mV are assumed, because the header has no gain")
         if source.counted:
             notes.append("the number of samples is that of the file")
         derived = self._derived(source.leads)
@@ -206,7 +205,7 @@ class Predictor:
     def _predict(self, record: Record, label: str, *, derived: tuple[str, ...], notes: tuple[str, ...]) -> Prediction:
         model = self._model
         if record.normalised:
-            # Leads that were scaled each by its own deviation are no longer sums of each other.
+            # Leads that were each scaled by their own deviation are no longer sums of each other.
             if derived or model.preparation.scaling == "raw":
                 raise DataError(f"{record.path} is in standard deviations (NU), but the network takes signals in mV")
             notes = (*notes, "the signal is in standard deviations, not in mV")
@@ -216,7 +215,7 @@ class Predictor:
             raise DataError(
                 f"{record.path} has {seconds:.3g} s; expected at least {SHORTEST:.0%} of {self.seconds:.3g} s"
             )
-        # By the deviation, which is not exactly 0 after a filter.
+        # Judged by the deviation, which is not exactly 0 after a filter.
         deviations = signal.std(axis=1, dtype=np.float64).tolist()
         flat = [lead for lead, deviation in zip(self.leads, deviations, strict=True) if deviation < FLAT]
         if len(flat) == len(self.leads):
@@ -259,14 +258,14 @@ class Predictor:
         for first in range(0, len(starts), BATCH):
             windows = cut(signal, starts[first : first + BATCH], model.length)
             arrays = {model.signal: windows, model.person: np.repeat(person[None], len(windows), axis=0)}
-            # In the order of the file, by which some runtimes take them.
+            # In the order of the file, because some runtimes take inputs by position.
             try:
                 outputs.append(model.run({name: arrays[name] for name in model.inputs}))
-            except Exception as error:  # runtimes raise errors of any kind
+            except Exception as error:  # runtimes raise any kind of error
                 raise DataError(f"the network fails for {windows.shape}: {first_line(error)}") from error
         logits = np.concatenate(outputs).astype(np.float64)
         if logits.shape != (len(starts), len(model.classes)) or not np.isfinite(logits).all():
-            raise DataError(f"the network gives no finite outputs for {len(model.classes)} classes")
+            raise DataError(f"the network does not return finite outputs for {len(model.classes)} classes")
         return logits
 
     def _decisions(self, probabilities: NDArray[np.float64], outputs: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -274,7 +273,7 @@ class Predictor:
         if self._model.multiclass:
             decisions = np.arange(len(probabilities)) == probabilities.argmax()
         elif len(outputs) == 1:
-            # The logit itself, which may be equal to the threshold: it is that of a sample.
+            # The logit itself is compared: it may equal the threshold, which is the logit of a sample.
             decisions = outputs[0] >= np.array(self._model.logits)
         else:
             decisions = probabilities >= np.array(self.thresholds)
@@ -284,12 +283,12 @@ class Predictor:
 def starts_of(time: int, length: int, combine: Combination) -> list[int]:
     """Return the first sample of each window of `length` samples of a signal.
 
-    A longer signal has as few windows as cover all of it, at equal distances, so that they overlap. A shorter one is
-    padded on both sides as in training, so that its window starts before it. combine: "centre" for the middle alone.
+    A longer signal has the fewest windows that cover it, evenly spaced, so they overlap. A shorter signal is padded on
+    both sides as in training, so its window starts before it. combine: "centre" for the middle alone.
     """
     spare = time - length
     if spare <= 0:
-        return [-(-spare // 2)]  # of an odd number, the smaller half is before
+        return [-(-spare // 2)]  # for an odd number, the smaller half comes before
     if combine == "centre":
         return [spare // 2]
     count = math.ceil(time / length)
@@ -312,8 +311,8 @@ _cached_predictor = lru_cache(maxsize=1)(lambda path, combine: Predictor(path, c
 def _predict_chunk(
     path: Path, combine: Combination, metadata: Mapping[str, Any], work: tuple[int, tuple[RecordSource | Refusal, ...]]
 ) -> list[Prediction]:
-    """Predict records in a worker process. metadata: of the file as the caller opened it."""
+    """Predict records in a worker process. metadata: of the file when the caller opened it."""
     predictor = _cached_predictor(path, combine)
-    if predictor.metadata != metadata:  # its thresholds would not be those that the caller shows
+    if predictor.metadata != metadata:  # its thresholds would differ from those that the caller shows
         raise DataError(f"{path} was replaced while it was in use; run the same command again")
     return [predictor._predict_or_refuse(source) for source in work[1]]

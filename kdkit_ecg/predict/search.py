@@ -42,7 +42,7 @@ def find_records(paths: Sequence[Path], arrays: ArrayFormat | None) -> Iterator[
     for path in paths:
         for source in _in_folder(path, arrays) if path.is_dir() else _in_file(path, arrays):
             position = getattr(source, "position", None)
-            # A file may be in a folder that is named too; each row of a stack is a record.
+            # A file may be in a folder that is also named; each row of a stack is a record.
             identity = Path(source.record) if isinstance(source, Refusal) else source.path / str(position)
             if identity not in seen:
                 seen.add(identity)
@@ -50,7 +50,7 @@ def find_records(paths: Sequence[Path], arrays: ArrayFormat | None) -> Iterator[
 
 
 def label_of(source: RecordSource) -> str:
-    """Return the path of a record, that of WFDB without its suffix; of a stack with the name of the row."""
+    """Return the path of a record, without suffix for WFDB, and with the name of the row for a stack."""
     is_row = isinstance(source, ArraySource) and source.position is not None
     return f"{source.path}:{source.name}" if is_row else _label(source.path)
 
@@ -70,7 +70,7 @@ def _in_file(path: Path, arrays: ArrayFormat | None) -> Iterator[RecordSource | 
     elif path.exists() and path.suffix.lower() in UNREAD_FORMATS:
         yield Refusal(str(path), _UNREAD.format(UNREAD_FORMATS[path.suffix.lower()]))
     elif path.exists():
-        yield Refusal(str(path), f"it has no header {file.name} in its folder, and is no file of another format")
+        yield Refusal(str(path), f"it has no header {file.name} in its folder, and is not a file of another format")
     else:
         yield Refusal(str(path), "it does not exist")
 
@@ -82,7 +82,7 @@ def _in_folder(folder: Path, arrays: ArrayFormat | None) -> Iterator[RecordSourc
     for path in files.unread:
         yield Refusal(str(path), _UNREAD.format(UNREAD_FORMATS[path.suffix.lower()]))
     opened = [(path, list(_opened(path, None))) for path in files.headers]
-    # Headers of the segments of a record are no records, and a signal that a header names is not lost.
+    # Headers of segments are not records, and a signal that a header names is not lost.
     named = {path.with_name(name) for path, sources in opened for source in sources
              if not isinstance(source, Refusal) for name in source.files}  # fmt: skip
     for path, sources in opened:
@@ -95,7 +95,7 @@ def _in_folder(folder: Path, arrays: ArrayFormat | None) -> Iterator[RecordSourc
     lead_names = {*LEADS, *(arrays.leads if arrays else ())}
     for path in files.others:
         suffix = path.suffix.lower()
-        # A file with a header of its name is another form of that record, and any CSV may be a table.
+        # A file with a header of the same name is another form of that record, and any CSV may be a table.
         if without_suffix(path) in described or (suffix == CSV_SUFFIX and arrays is None):
             continue
         for source in _opened(path, arrays):
@@ -106,7 +106,7 @@ def _in_folder(folder: Path, arrays: ArrayFormat | None) -> Iterator[RecordSourc
 
 def _opened(path: Path, arrays: ArrayFormat | None) -> Iterator[RecordSource | Refusal]:
     if arrays is None and path.suffix.lower() in NUMBERS_SUFFIXES:
-        yield Refusal(str(path), "it does not say its rate and its leads; give --rate and --leads (arrays= in Python)")
+        yield Refusal(str(path), "it does not state its rate and leads; give --rate and --leads (arrays= in Python)")
         return
     try:
         yield from open_file(path, arrays)

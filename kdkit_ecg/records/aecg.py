@@ -1,6 +1,6 @@
 """Parse HL7 aECG (AnnotatedECG): the sequences of its series, without derived series such as representative beats.
 
-wfdb and pydicom read no XML.
+wfdb and pydicom do not read XML.
 """
 
 from decimal import Decimal
@@ -38,7 +38,7 @@ def parse_aecg(root: Element) -> EcgFile:
 
 
 def _waveform(sequence_set: Element) -> Waveform:
-    """Return the leads of a sequence set, all of which belong to its sequence of times."""
+    """Return the leads of a sequence set; all belong to its sequence of times."""
     sequences = sequence_set.findall("component/sequence")
     times = [sequence for sequence in sequences if _code(sequence) in _TIMES]
     if len(times) != 1:
@@ -46,7 +46,7 @@ def _waveform(sequence_set: Element) -> Waveform:
     channels = tuple(channel for channel in map(_channel, sequences) if channel is not None)
     counts = {len(channel.steps) for channel in channels}
     if len(counts) > 1:
-        raise DataError(f"expected leads with one number of samples, got {', '.join(map(str, sorted(counts)))}")
+        raise DataError(f"expected leads with equal numbers of samples, got {', '.join(map(str, sorted(counts)))}")
     unit = _attribute(times[0], "value/increment", "unit")
     if unit not in _SECONDS:
         raise DataError(f"expected an increment of times in {', '.join(_SECONDS)}, got the unit {shown(unit)}")
@@ -54,7 +54,7 @@ def _waveform(sequence_set: Element) -> Waveform:
     if not increment > 0:
         raise DataError(f"expected an increment of times above 0, got {increment:g} s")
     rate = 1 / increment
-    # An increment of few digits, such as 0.00391 s for 256 Hz, may be wrong by its last one.
+    # An increment of few digits, such as 0.00391 s for 256 Hz, may be wrong in its last digit.
     digits = Decimal(_attribute(times[0], "value/increment", "value")).as_tuple()
     error = max(_ROUNDED, 10.0 ** int(digits.exponent) * _SECONDS[unit] / increment)
     whole = float(max(1, round(rate)))
@@ -64,7 +64,7 @@ def _waveform(sequence_set: Element) -> Waveform:
 
 
 def _channel(sequence: Element) -> Channel | None:
-    """Return a lead, None for a sequence of times and one without a unit of voltage. Raises DataError."""
+    """Return a lead, None for a sequence of times, or one without a unit of voltage. Raises DataError."""
     name = standard_name(_code(sequence))
     name = name if name in LEADS else name.removeprefix("MDC_ECG_LEAD_")
     units = [_attribute(sequence, f"value/{part}", "unit").lower() for part in ("scale", "origin")]
@@ -75,9 +75,9 @@ def _channel(sequence: Element) -> Channel | None:
     if sequence.find("value/origin") is not None:
         origin = _number(sequence, "value/origin")
         if origin and units[1] not in VOLTAGES:
-            raise DataError(f"expected the unit of the origin of lead {shown(name)}, got {shown(units[1])}")
+            raise DataError(f"expected the unit of the origin for lead {shown(name)}, got {shown(units[1])}")
     if not factor:
-        raise DataError(f"expected a scale other than 0 of lead {shown(name)}")
+        raise DataError(f"expected a scale other than 0 for lead {shown(name)}")
     digits = (sequence.findtext("value/digits") or "").split()
     try:
         return Channel(name, np.array(digits, dtype=np.float64), factor, origin and origin * VOLTAGES[units[1]])

@@ -1,6 +1,6 @@
 """Records in files of numbers that do not describe themselves: NumPy arrays and archives, CSV tables and HDF5 files.
 
-numpy and h5py read the files; their axes, rate, unit and leads follow from a description by the user.
+numpy and h5py read the files; the user's description gives their axes, rate, unit and leads.
 """
 
 import importlib.util
@@ -26,19 +26,19 @@ from kdkit_ecg.utils.record_files import require_regular_file
 NUMPY_SUFFIX, HDF5_SUFFIXES = ".npy", (".hdf5", ".h5")
 
 MAX_RECORDS, MAX_ID_BYTES = 1_000_000, 256  # of a file, and of a name in it
-# Numbers of a record, and of a piece of an HDF5 file, which is compressed as a whole: a small file may hold any number
-# of equal ones, and must not fill the memory.
+# Numbers in a record, and in a chunk of an HDF5 file, which is compressed as a whole: a small file may hold any number
+# of equal values, and must not fill the memory.
 MAX_VALUES = 50_000_000
 UNIT_NAMES = ("mV", "uV", "V", "NU")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayFormat:
-    """The description of the signals in files of numbers (.npy, .npz, .csv, .hdf5), which these files lack.
+    """A description of the signals in files of numbers (.npy, .npz, .csv, .hdf5), which do not describe themselves.
 
     rate: Hz. unit: "mV", "uV", "V", or "NU" for standard deviations. leads: names in the order of the array; () if the
-    first line of each CSV file has them. Which axis is time follows from their number. gain: steps per unit, for
-    integers of a converter. padded: whether short records have zeros, as in CODE-15%, or NaN at their ends, which are
+    first line of each CSV file has them. Their number determines which axis is time. gain: steps per unit, for integers
+    from a converter. padded: whether short records have zeros, as in CODE-15%, or NaN at their ends; these are then
     removed.
     signals, ids: names of the datasets of an HDF5 file, (records, time, leads) and (records,).
 
@@ -76,14 +76,14 @@ class ArraySource(RecordSource):
 
     @property
     def signal_fields(self) -> tuple[tuple[str, object], ...]:
-        """Name and value of all that the signal depends on, apart from the content of the file."""
+        """Name and value of everything that the signal depends on, except the content of the file."""
         return (("leads", self.leads), ("format", self.format), ("position", self.position))
 
     def read_leads(self) -> NDArray[np.float64]:
         """Read the samples of the leads; see `RecordSource`."""
         try:
             values = self._values()  # (leads, time)
-        except Exception as error:  # numpy and h5py raise exceptions of any kind for a damaged file
+        except Exception as error:  # numpy and h5py raise any kind of exception for a damaged file
             raise DataError(f"the signal of {self.path} cannot be read: {first_line(error)}") from error
         with np.errstate(over="ignore", invalid="ignore"):
             signal = values.astype(np.float64) * (UNITS[self.units[0]] / self.format.gain)
@@ -112,10 +112,10 @@ class ArraySource(RecordSource):
 
 
 def open_array_file(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
-    """Return the records of a file of numbers, several if it has a stack of them. Reads no signal of a stack.
+    """Return the records of a file of numbers, several if it has a stack of them. Reads no signal from a stack.
 
-    The name of a record is that of the file, or in a stack its id, or its number from 0. Raises DataError, which names
-    the file, if it cannot be read, and RecipeError for an HDF5 file without h5py.
+    The name of a record is that of the file; in a stack, it is its id, or its number from 0. Raises DataError, which
+    names the file, if it cannot be read, and RecipeError for an HDF5 file without h5py.
     """
     suffix = path.suffix.lower()
     if suffix in HDF5_SUFFIXES and importlib.util.find_spec("h5py") is None:
@@ -137,12 +137,12 @@ def open_array_file(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
                 for position, name, shape in archived_shapes(path, len(arrays.leads), most=MAX_VALUES)
             ]
         return _open_numpy(path, arrays) if suffix == NUMPY_SUFFIX else _open_hdf5(path, arrays)
-    except Exception as error:  # numpy and h5py raise exceptions of any kind for a damaged file
+    except Exception as error:  # numpy and h5py raise any kind of exception for a damaged file
         raise DataError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def _load_numpy(path: Path) -> NDArray[Any]:
-    """Return the array of a file, which is mapped and not read. Objects, which would be unpickled, are refused."""
+    """Return the array of a file, mapped but not read. Objects, which would be unpickled, are refused."""
     array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return array
 
@@ -165,11 +165,11 @@ def _open_hdf5(path: Path, arrays: ArrayFormat) -> list[ArraySource]:
         require_numbers(signals.dtype)
         if signals.ndim not in (2, 3):
             raise DataError(f"expected {arrays.signals} of shape (records, time, leads), got {signals.shape}")
-        # (time, leads) is the only record of its file.
+        # (time, leads) is the only record in its file.
         count, *shape = signals.shape if signals.ndim == 3 else (1, *signals.shape)
         piece = int(np.prod(signals.chunks or (1, *shape), dtype=object))
         if max(piece, shape[0] * shape[1]) > MAX_VALUES:
-            raise DataError(f"expected at most {MAX_VALUES:,} numbers of a record and of a piece of the file")
+            raise DataError(f"expected at most {MAX_VALUES:,} numbers in a record and in a chunk of the file")
         _require_few(count)
         samples = shape[1 - leads_axis(tuple(shape), arrays.leads)]
         if signals.ndim == 2:
@@ -192,7 +192,7 @@ def _hdf5_signals(path: Path, arrays: ArrayFormat) -> Iterator[Any]:
 
 
 def _hdf5_dataset(file: Any, name: str) -> Any:
-    """Return a dataset whose content is in this file. Links and external storage could name any file of the disk."""
+    """Return a dataset whose content is in this file. Links and external storage could name any file on the disk."""
     import h5py
 
     link = file.get(name, getlink=True)
@@ -220,7 +220,7 @@ def _require_few(count: int) -> int:
 
 
 def leads_axis(shape: tuple[int, ...], leads: tuple[str, ...]) -> int:
-    """Return which of the two axes of a record, (leads, time) or (time, leads), is that of the leads."""
+    """Return which of the two axes of a record, (leads, time) or (time, leads), is the leads."""
     axes = [axis for axis, size in enumerate(shape) if size == len(leads)]
     if len(axes) != 1 or min(shape) < 1 or len(leads) > MAX_CHANNELS:
         raise DataError(

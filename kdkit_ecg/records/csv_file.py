@@ -1,4 +1,4 @@
-"""Read CSV tables with a column for each lead, as spreadsheets, pandas and rdsamp write them.
+"""Read CSV tables with a column per lead, as written by spreadsheets, pandas and rdsamp.
 
 np.loadtxt reads the numbers; here the leads are found in the first lines, and decimal commas are recognized.
 """
@@ -25,17 +25,17 @@ CSV_SUFFIX = ".csv"
 
 _DELIMITERS = ";\t, "  # in this order: a line with a semicolon may have commas in its numbers or names
 
-# A name with its unit, such as "I [mV]", and the names of columns with the time or number of a sample, which is no
-# lead. pandas writes its index below an empty name.
+# A name with its unit, such as "I [mV]", and the names of columns with the time or number of a sample, which are not
+# leads. pandas writes its index below an empty name.
 _WITH_UNIT = re.compile(r"(?P<name>.+?)\s*[\[(](?P<unit>[^\[\]()]+)[\])]")
 _TIME = re.compile(
     r"|#|t|((elapsed|relative|absolute)[\s_-]*)?time([\s_-]*stamps?)?([\s_]*(s|sec|seconds|ms))?|date([\s_-]*time)?"
     r"|index|unnamed: \d+|samples?([\s_-]*(#|no\.?|numbers?|index))?|(milli)?seconds?|secs?|ms",
     re.IGNORECASE,
 )
-# A number whose comma is that of its decimals, not one between thousands such as in "1,234".
+# A number with a decimal comma, not a thousands separator as in "1,234".
 _DECIMAL_COMMA = re.compile(r"[-+]?((0|[0-9]{4})[0-9]*,[0-9]+|[0-9]+,([0-9]{1,2}|[0-9]{4,}))([eE][-+]?[0-9]+)?")
-_ROWS = 1_000  # in which a number with a decimal comma is looked for; a record has such numbers in almost every row
+_ROWS = 1_000  # that are searched for a number with a decimal comma; a record has such numbers in almost every row
 
 
 class CsvTable(NamedTuple):
@@ -60,7 +60,7 @@ class CsvTable(NamedTuple):
 
 
 def open_csv(path: Path, expected: Sequence[str], unit: str) -> CsvTable:
-    """Return which columns of a table are leads: those of its first line, or the `expected` ones if that has numbers.
+    """Return which columns of a table are leads: those of its first line, or `expected` if that line has numbers.
 
     Columns of the time or number of a sample are left out, unless they are expected.
     Raises DataError if the first lines contradict each other or the unit, or name a lead twice.
@@ -76,7 +76,7 @@ def open_csv(path: Path, expected: Sequence[str], unit: str) -> CsvTable:
         if line.strip()
         for row in csv.reader([line], delimiter=delimiter, skipinitialspace=True)
     ]
-    # A comma that is no delimiter may be that of decimals.
+    # A comma that is not a delimiter may be a decimal comma.
     if all(_is_number(cell if delimiter == "," else cell.replace(",", ".")) for cell in cells):
         if len(cells) != len(expected):
             raise DataError(
@@ -92,12 +92,12 @@ def open_csv(path: Path, expected: Sequence[str], unit: str) -> CsvTable:
         raise DataError(f"expected a different name for each column, got {shown(', '.join(cells))}")
     units = [match["unit"] for column in columns if (match := named[column])]
     below = others[0] if others else []
-    # rdsamp writes a line with the units below that of the names.
+    # rdsamp writes a line of units below the line of names.
     has_units = len(below) == len(cells) and all(below[column] and below[column].lower() in UNITS for column in columns)
     for written in [*units, *(below[column] for column in columns if has_units)]:
         if UNITS.get(written.lower()) != UNITS[unit.lower()]:
             raise DataError(f"its first lines have the unit {shown(written)}, but it is described as {unit!r}")
-    # More cells below than in the line of names would give every lead the samples of another column.
+    # With more cells below than in the line of names, every lead would get the samples of another column.
     if others and len(below) != len(cells):
         raise DataError(f"expected {len(cells)} columns, as in its first line, got {len(below)}")
     return CsvTable(delimiter, leads, tuple(columns), len(cells), 1 + has_units)
@@ -106,14 +106,14 @@ def open_csv(path: Path, expected: Sequence[str], unit: str) -> CsvTable:
 def read_csv(path: Path, expected: Sequence[str], unit: str, leads: Sequence[str]) -> NDArray[Any]:
     """Return the samples of a table, (leads, time). Empty cells and words for missing values are NaN.
 
-    Numbers may have a decimal comma, unless all that have a comma could be thousands, such as "1,234".
+    Numbers may have a decimal comma, unless all numbers with a comma could be thousands, such as "1,234".
     expected, unit: see `open_csv`. leads: those it returned. Raises DataError and the exceptions of numpy.
     """
     table = open_csv(path, expected, unit)
     if table.leads != tuple(leads):
         raise DataError("its first line was changed since it was opened")
     options: dict[str, Any] = {
-        # Any number of spaces is one delimiter for numpy if it is None.
+        # None makes numpy take any number of spaces as one delimiter.
         "delimiter": None if table.delimiter == " " else table.delimiter,
         "skiprows": table.lines,
         "quotechar": '"',
@@ -121,12 +121,12 @@ def read_csv(path: Path, expected: Sequence[str], unit: str, leads: Sequence[str
         "encoding": "utf-8-sig",
         "ndmin": 2,
     }
-    # Without usecols, numpy refuses a line with another number of columns.
-    with warnings.catch_warnings(action="error"):  # a table without numbers is a warning for numpy
+    # Without usecols, numpy refuses a line with a different number of columns.
+    with warnings.catch_warnings(action="error"):  # numpy only warns about a table without numbers
         try:
             values = np.loadtxt(path, **options)  # (time, columns)
         except ValueError:
-            # Several times slower: a function of Python for each cell. Those of other columns may be any text.
+            # Several times slower: a Python function for each cell. The cells of other columns may be any text.
             converters: dict[int | str, Callable[[str], Any]] = dict.fromkeys(range(table.width), lambda text: 0.0)
             has_commas = table.has_decimal_commas(path)
             converter = (lambda text: _number(text.replace(",", "."))) if has_commas else _number

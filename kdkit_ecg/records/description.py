@@ -1,4 +1,4 @@
-"""Describe the preparation of records as values for JSON, which exported networks carry, and read it again."""
+"""Describe the preparation of records as JSON values, which are part of exported networks, and read it again."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,11 @@ from kdkit_ecg.person import FEATURES
 from kdkit_ecg.records.filters import FLAT, KAISER_BETA, ORDER, PADDING
 from kdkit_ecg.records.preparation import Preparation, Resampling, Scaling
 
-VERSION = 2  # of the description; increased if a program that follows it would compute something else
+VERSION = 2  # of the description; increase it if a program that follows it would compute something else
 
 
 def describe_preparation(preparation: Preparation, *, leads: Sequence[str], length: int, window: str) -> dict[str, Any]:
-    """Return how a record becomes the inputs of a network: facts, and the steps in their order.
+    """Return how a record becomes the inputs of a network: facts, and the steps in order.
 
     leads: in the order of the channels. length: of the window, in samples; window: its position. docs/export.md defines
     every step.
@@ -35,7 +35,7 @@ def describe_preparation(preparation: Preparation, *, leads: Sequence[str], leng
                 "form": "second-order sections",
                 "direction": "forward and backward",
                 "padding": "odd",
-                "padding_samples": PADDING,  # at each end, at most the samples of the record less one
+                "padding_samples": PADDING,  # at each end; at most the samples of the record minus one
             }
         )
     resample: dict[str, Any] = {"step": "resample", "rate": rate, "method": preparation.resampling}
@@ -62,9 +62,9 @@ def describe_preparation(preparation: Preparation, *, leads: Sequence[str], leng
 
 
 def read_description(description: Mapping[str, Any]) -> tuple[Preparation, int]:
-    """Return the preparation that a description was made of, and the samples of a window.
+    """Return the preparation that a description was made from, and the samples of a window.
 
-    Raises DataError for a description of anything but ECGs, and for one with a step that this version does not have.
+    Raises DataError for a description of anything but ECGs, and for a step that this version does not support.
     """
     kind = description.get("kind")
     if kind != "ecg":
@@ -94,7 +94,7 @@ def read_description(description: Mapping[str, Any]) -> tuple[Preparation, int]:
         raise DataError(
             f"the description of the inputs is damaged: {type(error).__name__}: {first_line(error)}; export again"
         ) from error
-    # Facts and steps hold the same values, and a step that this version does not write would be skipped without notice.
+    # Facts and steps hold the same values. A step that this version does not write would be skipped silently.
     unknown = [key for key in ("version", "steps", "person") if description.get(key) != described[key]]
     if unknown or length < 1:
         raise DataError(

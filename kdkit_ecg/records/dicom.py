@@ -1,6 +1,6 @@
 """Parse ECGs in DICOM files (waveform storage), which pydicom reads.
 
-The samples are converted here: multiplex_array of pydicom takes padding for samples, and all files as little-endian.
+The samples are converted here: pydicom's multiplex_array treats padding as samples, and all files as little-endian.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ from kdkit_ecg.records.waveforms import Channel, EcgFile, Waveform, WaveformSour
 from kdkit_ecg.utils.messages import clipped, shown
 from kdkit_ecg.utils.record_files import is_dicom
 
-# The leads by their number in the codes of CID 3001, "2:1" of MDC and "5.6.3-9-1" of SCPECG.
+# The leads, by their number in the codes of CID 3001, "2:1" of MDC and "5.6.3-9-1" of SCPECG.
 _LEAD_CODE = re.compile(r"(?:2:|5\.6\.3-9-)([0-9]{1,3})")
 _LEAD_NUMBERS: Mapping[int, str] = MappingProxyType(
     {1: "I", 2: "II", 61: "III", 62: "aVR", 63: "aVL", 64: "aVF"}
@@ -30,20 +30,20 @@ _LEAD_NUMBERS: Mapping[int, str] = MappingProxyType(
     | {number: f"V{number - 8}R" for number in range(10, 16)}
     | {16: "X", 17: "Y", 18: "Z", 65: "-aVR", 66: "V8", 67: "V9"}
 )
-# Of a meaning such as "Lead I (Einthoven)" or "aVR, augmented voltage, right", the name.
+# The name in a meaning such as "Lead I (Einthoven)" or "aVR, augmented voltage, right".
 _NAME = re.compile(r"[^(,]*[^(,\s]")
 
-# Forms of samples; MB and AB, companded bytes of sound, are none of an ECG.
+# Sample formats; MB and AB, companded bytes of sound, do not occur in an ECG.
 _SAMPLES = MappingProxyType({"SB": "i1", "UB": "u1", "SS": "i2", "US": "u2", "SL": "i4", "UL": "u4"})
 
-# All that is read: no name and no number of a patient.
+# Everything that is read: no name and no number of a patient.
 _TAGS = ("SOPClassUID", "PatientSex", "PatientAge", "PatientBirthDate", "AcquisitionDateTime", "WaveformSequence")
 
 
 def open_dicom(path: Path) -> WaveformSource:
     """Return the record of a DICOM file: the leads of its original samples, without derived ones such as a median beat.
 
-    Channels whose unit is not that of a voltage are not read. Raises DataError, which names the file, if it cannot be
+    Channels whose unit is not a unit of voltage are not read. Raises DataError, which names the file, if it cannot be
     read, and RecipeError without pydicom.
     """
     if importlib.util.find_spec("pydicom") is None:
@@ -56,11 +56,11 @@ def parse_dicom(path: Path) -> EcgFile:
     import pydicom
 
     if not is_dicom(path):
-        raise DataError("it is no DICOM file, which has the letters DICM after 128 bytes")
-    if pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID.is_deflated:  # of any size, once it is inflated
+        raise DataError("it is not a DICOM file, which has the letters DICM after 128 bytes")
+    if pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID.is_deflated:  # of any size once inflated
         raise DataError("it is compressed (deflated); convert it to explicit VR little endian")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about values that are not as in the standard
+        warnings.simplefilter("ignore")  # about values that do not follow the standard
         dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
         groups = dataset.get("WaveformSequence") or ()
         original = [group for group in groups if group.get("WaveformOriginality") == "ORIGINAL"]
@@ -112,7 +112,7 @@ def _waveform(group: Any, order: str) -> Waveform:
 
 
 def _channel(definition: Any, steps: NDArray[Any], invalid: Any, name: str) -> Channel | None:
-    """Return a channel, None if its unit is not one of a voltage. name: if the definition has none."""
+    """Return a channel, None if its unit is not a unit of voltage. name: used if the definition has none."""
     units = definition.get("ChannelSensitivityUnitsSequence") or ()
     unit = str(units[0].get("CodeValue", "")).strip().lower() if units else ""
     sensitivity = definition.get("ChannelSensitivity")
@@ -131,7 +131,7 @@ def _channel(definition: Any, steps: NDArray[Any], invalid: Any, name: str) -> C
 
 
 def _lead(definition: Any) -> str:
-    """Return the name of a channel: by its code, else by the meaning of the code or its label; "" without."""
+    """Return the name of a channel by its code, otherwise by the code's meaning or its label; "" without."""
     sources: Sequence[Any] = definition.get("ChannelSourceSequence") or ()
     code, meaning = (
         (str(sources[0].get(key, "")).strip() for key in ("CodeValue", "CodeMeaning")) if sources else ("", "")

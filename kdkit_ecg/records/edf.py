@@ -22,10 +22,10 @@ from kdkit_ecg.utils.record_files import require_regular_file
 EDF_SUFFIX = ".edf"
 
 _ECG = re.compile("e[ck]g", re.IGNORECASE)
-# The types of signals in EDF+ by which labels begin, such as "EEG Fpz-Cz", but for that of an ECG.
+# The signal types of EDF+ that labels begin with, such as "EEG Fpz-Cz", except that of an ECG.
 _NO_ECG = re.compile(r"(eeg|eog|erg|emg|meg|mcg|ep|temp|resp|sao2|light|sound|event)\b", re.IGNORECASE)
 
-_HEADER_BYTES = 256  # of the header without that of the signals
+_HEADER_BYTES = 256  # of the header, without the part about the signals
 
 # Bytes of this header: the number of data records, and the reserved field with the kind of EDF+.
 _RECORD_COUNT, _KIND = slice(236, 244), slice(192, 197)
@@ -33,13 +33,13 @@ _RECORD_COUNT, _KIND = slice(236, 244), slice(192, 197)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdfSource(RecordSource):
-    """A record in an EDF file. positions: of its leads among the signals."""
+    """A record in an EDF file. positions: the positions of its leads among the signals."""
 
     positions: tuple[int, ...]
 
     @property
     def signal_fields(self) -> tuple[tuple[str, object], ...]:
-        """Name and value of all that the signal depends on, apart from the content of the file."""
+        """Name and value of everything that the signal depends on, except the content of the file."""
         return (("leads", self.leads), ("rate", self.rate), ("positions", self.positions), ("units", self.units))
 
     def read_leads(self) -> NDArray[np.float64]:
@@ -48,7 +48,7 @@ class EdfSource(RecordSource):
             signals = _read(self.path).signals
             # (leads, time); the physical values of a signal are float64.
             values: NDArray[np.float64] = np.stack([signals[position].data for position in self.positions])
-        except Exception as error:  # edfio raises exceptions of any kind for a damaged file
+        except Exception as error:  # edfio raises any kind of exception for a damaged file
             raise DataError(f"the signal of {self.path} cannot be read: {first_line(error)}") from error
         factors = np.array([UNITS[unit] for unit in self.units])[:, None]
         with np.errstate(over="ignore", invalid="ignore"):
@@ -58,7 +58,7 @@ class EdfSource(RecordSource):
 def open_edf(path: Path) -> EdfSource:
     """Return the record of an EDF file: its signals in a unit of voltage, at the rate of the twelve leads among them.
 
-    Other signals, such as a respiration, are not read. Raises DataError, which names the file, if it cannot be read or
+    Other signals, such as respiration, are not read. Raises DataError, which names the file, if it cannot be read or
     has gaps (EDF+D), and RecipeError without edfio.
     """
     if importlib.util.find_spec("edfio") is None:
@@ -71,7 +71,7 @@ def open_edf(path: Path) -> EdfSource:
             raise DataError(f"it has {len(start)} bytes; expected a header of at least {_HEADER_BYTES}")
         if start[_KIND] == b"EDF+D":
             raise DataError(
-                "it has gaps (EDF+D), so that its samples are not at equal times; convert it to files without gaps, "
+                "it has gaps (EDF+D), so its samples are not evenly spaced; convert it to files without gaps, "
                 "EDF+C, such as with EDFbrowser"
             )
         edf = _read(path, interrupted=start[_RECORD_COUNT].strip() == b"-1")
@@ -94,7 +94,7 @@ def open_edf(path: Path) -> EdfSource:
             sex=sex,
             counted=start[_RECORD_COUNT].strip() == b"-1",
         )
-    except Exception as error:  # edfio raises exceptions of any kind for a damaged file
+    except Exception as error:  # edfio raises any kind of exception for a damaged file
         raise DataError(f"{path} cannot be read: {first_line(error)}") from error
 
 
@@ -120,7 +120,7 @@ def lead_positions(signals: Sequence[Any], names: Sequence[str], units: Sequence
         listed = ", ".join(f"{name} in {unit!r}" for name, unit in zip(names, units, strict=True))
         raise DataError(f"it has no signal in mV, uV, V or NU; it has {clipped(listed) or 'none'}")
     if len(rates) > 1:
-        raise DataError(f"expected one rate of all leads, got {', '.join(f'{rate:g} Hz' for rate in sorted(rates))}")
+        raise DataError(f"expected one rate for all leads, got {', '.join(f'{rate:g} Hz' for rate in sorted(rates))}")
     return [position for position in usable if signals[position].sampling_frequency in rates]
 
 
@@ -141,6 +141,6 @@ def _person(edf: Any) -> tuple[float | None, Sex | None]:
         sex = parse_sex(edf.patient.sex or "")
         years = (edf.recording.startdate - edf.patient.birthdate).days / 365.25
         age = years if 0 <= years <= 120 else None
-    except (ValueError, AttributeError, IndexError, KeyError, TypeError):  # of any field that is not as in EDF+
+    except (ValueError, AttributeError, IndexError, KeyError, TypeError):  # for any field that does not follow EDF+
         pass
     return age, sex

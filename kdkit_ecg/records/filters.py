@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 
 from kdkit import DataError
 
-# scipy.signal takes most of a second to import, so it is imported late: `kdkit list` and every check do without it.
+# scipy.signal takes most of a second to import, so it is imported late: `kdkit list` and checks do not need it.
 
 Signal = NDArray[np.floating[Any]]
 
 MAX_RATIO = 100_000  # of two sampling rates; a header that needs a larger one has a wrong rate
-# How much larger a signal may become. The rate in a header is free to choose, and a wrong one of a small file must not
-# fill the memory.
+# How much larger a signal may become. A header may state any rate, and a wrong rate in a small file must not fill the
+# memory.
 MAX_UPSAMPLING = 50
 MAX_FILTER = 500_000  # the numerator of the ratio: the polyphase filter has 20 times as many numbers
 ORDER = 3  # of the band-pass
-PADDING = 6 * ORDER + 3  # samples at each end of a signal, by which the band-pass extends it
+PADDING = 6 * ORDER + 3  # samples by which the band-pass extends a signal at each end
 KAISER_BETA = 5.0  # of the window of the resampling
 FLAT = 1e-6  # mV: a lead with less deviation is disconnected; what remains is the rounding error of a filter
 
@@ -28,8 +28,8 @@ FLAT = 1e-6  # mV: a lead with less deviation is disconnected; what remains is t
 def resample(signal: Signal, rate: float, to: float) -> Signal:
     """Resample a signal from `rate` to `to` Hz without aliasing: (leads, time) -> (leads, ceil(time * to / rate)).
 
-    Polyphase filtering by `rate_ratio` in float64, with the Kaiser window of scipy, of the signal without the line from
-    its first to its last sample, which is added to the result.
+    Polyphase filtering by `rate_ratio` in float64, with scipy's Kaiser window. The line from the first to the last
+    sample is subtracted before and added back afterwards.
     """
     ratio = rate_ratio(rate, to)
     if ratio == 1:
@@ -49,9 +49,9 @@ def resample(signal: Signal, rate: float, to: float) -> Signal:
 
 @lru_cache(maxsize=2)  # the records of a data set have few rates; the largest filter has 80 MB
 def _lowpass(most: int) -> NDArray[np.float64]:
-    """Return the filter by which `resample_poly` resamples by default. most: the larger number of the ratio.
+    """Return the default filter of `resample_poly`. most: the larger number of the ratio.
 
-    For a ratio such as 18823 / 73240, to compute it takes ten times as long as to resample a record.
+    For a ratio such as 18823 / 73240, computing it takes ten times as long as resampling a record.
     """
     from scipy.signal import firwin
 
@@ -63,7 +63,7 @@ def resample_linear(signal: Signal, rate: float, to: float) -> Signal:
     """Resample a signal as the authors of LRH-Net do: (leads, time) -> (leads, floor(time * to / rate)).
 
     Linear interpolation between two grids that both include their end point, so time is stretched by one sample. There
-    is no anti-aliasing filter. Only for reproducing the numbers of the paper.
+    is no anti-aliasing filter. Only use it to reproduce the numbers of the paper.
     """
     ratio = rate_ratio(rate, to)
     if ratio == 1:
@@ -103,8 +103,8 @@ def zscore(signal: Signal) -> Signal:
 def rate_ratio(rate: float, to: float) -> Fraction:
     """Return to / rate. Rates are decimal numbers in a header, so 360.1 is 3601/10 and not the nearest float.
 
-    It is exact up to a denominator of MAX_RATIO, and otherwise off by 5e-6 of it at most, by which a record of a minute
-    is 0.3 ms too long or too short.
+    It is exact up to a denominator of MAX_RATIO, and otherwise off by at most 5e-6 of it: a record of a minute then
+    becomes 0.3 ms too long or too short.
     Raises DataError if a rate is not above 0, if the two are too far apart to resample, or if resampling would take too
     much memory.
     """

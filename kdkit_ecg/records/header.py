@@ -1,8 +1,8 @@
 """Read the header of a WFDB record strictly, in every dialect used by the releases of the Challenges.
 
-This is the only parser of headers. wfdb has other rules: it silently replaces a malformed field by a default (a rate of
-"fast" becomes 250 Hz), and rejects names such as "E07500.mat" and dates such as 2020-05-12. It receives a header made
-of the fields that were parsed here, and only reads samples that are not plain integers of 16 bits.
+This is the only parser of headers. wfdb follows different rules: it silently replaces a malformed field with a default
+(a rate of "fast" becomes 250 Hz), and rejects names such as "E07500.mat" and dates such as 2020-05-12. It receives a
+header made of the fields that were parsed here, and only reads samples that are not plain 16-bit integers.
 """
 
 import re
@@ -25,11 +25,11 @@ T = TypeVar("T")
 
 MAX_SEGMENTS = 10_000  # of a record; the longest of MIMIC have a few thousand
 # Samples of a record in several segments, as a multiple of those in its signal files. Gaps and repeated segments take
-# no bytes in any file, so that a header alone could request any amount of memory. At 8 bits or more, a sample has a bit
-# in the files even so, which `Preparation.expected_samples` relies on.
+# no bytes in any file, so a header alone could request any amount of memory. Even so, at 8 bits or more, a sample has a
+# bit in the files; `Preparation.expected_samples` relies on this.
 MAX_EXPANSION = 8
 
-# Numbers are of ASCII digits and of bounded length everywhere: \d matches digits of any script, and int() refuses more
+# Numbers have ASCII digits and a bounded length everywhere: \d matches digits of any script, and int() refuses more
 # than 4,300 digits. Each pattern takes linear time.
 _COUNT = re.compile(r"[1-9][0-9]{0,17}")
 _RATE = re.compile(r"[0-9]{1,32}(?:\.[0-9]{0,32})?|\.[0-9]{1,32}")
@@ -46,7 +46,7 @@ def read_header(path: Path) -> Header:
 
     The age is None if it is outside 0 to 120 years (PTB-XL writes 300 for ages over 89) or if two ages differ.
     Diagnoses that are not codes (the first release wrote "RBBB") are skipped. A gain of 0 with a unit is an error.
-    Of a file name with a folder, only the name counts: all files of a record are in the folder of its header.
+    If a file name has a folder, only the name counts: all files of a record are in the folder of its header.
     """
     try:
         lines = header_lines(path)
@@ -195,11 +195,11 @@ def _common_leads(parts: Sequence[Header]) -> list[str]:
     for part in parts:
         if common and part.normalised == first.normalised and {lead for lead in part.leads if lead in LEADS} == twelve:
             continue
-        # A lead that is absent in a segment would be a straight line there, which a network takes for a signal. A
-        # segment that has it is better used by itself than without it.
+        # A lead that is absent in a segment would be a straight line there, which a network would take for a signal. A
+        # segment that has the lead is more useful as a separate record than without it.
         differing = part if part is not first else next(part for part in parts if part.leads != first.leads)
         raise DataError(
-            f"its segments have different leads or units, so that they cannot be joined: {_leads_and_unit(first)}, but "
+            f"its segments have different leads or units, so they cannot be joined: {_leads_and_unit(first)}, but "
             f"{_leads_and_unit(differing)}; use the segments as records of their own, or join them with wfdb first"
         )
     return common

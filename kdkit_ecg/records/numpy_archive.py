@@ -1,6 +1,6 @@
-"""Signals in NumPy archives (.npz), which have several arrays under names.
+"""Signals in NumPy archives (.npz), which contain several named arrays.
 
-np.load reads the list of all members for each array, and the whole of an array for its shape.
+np.load is not used: it reads the list of all members for each array, and a whole array to get its shape.
 """
 
 import io
@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from kdkit import DataError
 
 NPZ_SUFFIX, ARRAY_SUFFIX = ".npz", ".npy"
-# Bytes at the start of an array, of which numpy reads as many as these demand: compressed, gigabytes take few.
+# Bytes at the start of an array. They state how many bytes numpy reads; compressed gigabytes may take few.
 _MAX_HEADER = 16_384
-# Of the header of a member in a ZIP file: its size, and the positions of two lengths, of the name and of extra fields.
+# The header of a member in a ZIP file: its size, and the positions of the lengths of the name and of extra fields.
 _LOCAL_HEADER, _LENGTHS = 30, slice(26, 30)
 
 
 def archived_shapes(path: Path, leads: int, *, most: int) -> list[tuple[int, str, tuple[int, int]]]:
-    """Return position, name and shape of the arrays with two axes, of which one has so many leads. Reads no array.
+    """Return position, name and shape of the arrays with two axes, one of them with this many leads. Reads no array.
 
-    Other arrays, such as labels, and other files are left out. most: the numbers that an array may have: its file is
-    compressed, and may be small. Raises DataError if none is left, or one has more numbers.
+    Other arrays, such as labels, and other files are left out. most: the most numbers that an array may have, because
+    even a small compressed file may contain any number. Raises DataError if none is left, or one has more numbers.
     """
     shapes = []
     with zipfile.ZipFile(path) as archive:
@@ -41,10 +41,10 @@ def archived_shapes(path: Path, leads: int, *, most: int) -> list[tuple[int, str
             shape, _, dtype = read(start)
             if len(shape) == 2 and leads in shape and dtype.kind in "iuf":
                 if shape[0] * shape[1] > most:
-                    raise DataError(f"expected at most {most:,} numbers of an array, got the shape {shape}")
-                # All of it is read later, and must not be larger than its shape needs.
+                    raise DataError(f"expected at most {most:,} numbers in an array, got the shape {shape}")
+                # All of it is read later, so it must not be larger than its shape needs.
                 if member.file_size != start.tell() + shape[0] * shape[1] * dtype.itemsize:
-                    raise DataError(f"the array {member.filename} has another size than its shape {shape} needs")
+                    raise DataError(f"the array {member.filename} has a different size than its shape {shape} needs")
                 shapes.append((position, member.filename.removesuffix(ARRAY_SUFFIX), shape))
     if not shapes:
         raise DataError(f"expected an array of numbers with the axes time and {leads} leads; it has none")
@@ -58,7 +58,7 @@ def read_archived(path: Path, position: int | None) -> NDArray[Any]:
         member = _members(path, state.st_size, state.st_mtime_ns)[position or 0]
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise DataError(f"the array {member.filename} is compressed by a method that numpy does not use")
-        # Not by zipfile, which reads the list of all members each time: an archive may have thousands.
+        # Not with zipfile, which reads the list of all members each time: an archive may have thousands.
         file.seek(member.header_offset)
         lengths = np.frombuffer(file.read(_LOCAL_HEADER)[_LENGTHS], "<u2")
         file.seek(int(lengths.sum()), os.SEEK_CUR)
@@ -73,6 +73,6 @@ def read_archived(path: Path, position: int | None) -> NDArray[Any]:
 
 @lru_cache(maxsize=8)
 def _members(path: Path, size: int, changed: int) -> list[zipfile.ZipInfo]:
-    """Return the members of an archive. size, changed: of the file, so that a new one is read again."""
+    """Return the members of an archive. size, changed: of the file, so that a replaced file is read again."""
     with zipfile.ZipFile(path) as archive:
         return archive.infolist()

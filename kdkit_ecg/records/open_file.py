@@ -15,8 +15,8 @@ from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.records.xml_file import XML_SUFFIX, open_xml
 from kdkit_ecg.utils.record_files import DICOM_SUFFIX, HEADER_SUFFIX, kind_of, without_suffix
 
-# Files of one record that say their leads, rate and unit, and files of numbers, which do not. Of files with one name,
-# such as A1.hea and A1.csv, the first of these describes itself best.
+# Files of one record that specify their leads, rate and unit, and files of numbers, which do not. Of files with one
+# name, such as A1.hea and A1.csv, the first kind in this list describes itself best.
 _DESCRIBED: Mapping[str, Callable[[Path], RecordSource]] = MappingProxyType(
     {HEADER_SUFFIX: read_header, DICOM_SUFFIX: open_dicom, XML_SUFFIX: open_xml, EDF_SUFFIX: open_edf}
 )
@@ -25,7 +25,7 @@ SUFFIXES = (*_DESCRIBED, *NUMBERS_SUFFIXES)
 
 
 def best_files(paths: Iterable[Path]) -> list[Path]:
-    """Return a file of each record, sorted by kind: of those with one name, which are its forms, the best described."""
+    """Return one file per record, sorted by kind: the best described one of the files with its name."""
     by_record: dict[Path, Path] = {}
     for path in sorted(paths, key=lambda path: SUFFIXES.index(kind_of(path))):
         by_record.setdefault(without_suffix(path), path)
@@ -33,7 +33,7 @@ def best_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def open_file(path: Path, arrays: ArrayFormat | None = None) -> Sequence[RecordSource]:
-    """Return the records of a file, which are read by `read_record` or `Preparation.prepare`.
+    """Return the records of a file; `read_record` or `Preparation.prepare` reads them.
 
     arrays: describes files of numbers. Raises DataError, which names the file, if it cannot be read.
     """
@@ -44,7 +44,7 @@ def open_file(path: Path, arrays: ArrayFormat | None = None) -> Sequence[RecordS
         raise DataError(f"{path} is not a file of records; expected one of {', '.join(SUFFIXES)}")
     if arrays is None:
         raise DataError(
-            f"{path} does not say its rate, unit and leads; give them, such as arrays=ArrayFormat(rate=400, unit='mV', "
+            f"{path} does not state its rate, unit and leads; pass them, as in arrays=ArrayFormat(rate=400, unit='mV', "
             "leads=('I', 'II'))"
         )
     return open_array_file(path, arrays)

@@ -19,11 +19,11 @@ Scaling = Literal["zscore", "raw"]
 Fault = Literal["signal", "rate", "checksum"]
 
 VERSION = 5  # of the preparation; increase it if the same options give other samples (fingerprints and stores use it)
-_LARGE = 5_000_000  # numbers of a signal; twelve leads of 14 minutes at 500 Hz
+_LARGE = 5_000_000  # numbers in a signal, such as twelve leads of 14 minutes at 500 Hz
 
 
 class PreparedSignal(NamedTuple):
-    """The prepared signal of a record, or the fault that prevents one.
+    """The prepared signal of a record, or the fault that prevents it.
 
     content: 16-byte hash of the selected leads as they were read; b"" if they cannot be read.
     signal: float32 (leads, time); None if there is a fault.
@@ -40,7 +40,7 @@ class PreparedSignal(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preparation:
-    """What a network receives of a record, whatever its rate, its unit and the order of its leads.
+    """What a network receives from a record, whatever its rate, unit and order of leads.
 
     rate in Hz. band: (low, high) in Hz, applied at the rate of the record, or None. resampling and scaling: see
     Challenge2020. leads: in the order of the channels; limb leads that a record lacks are derived from two others.
@@ -64,7 +64,7 @@ class Preparation:
             signal = select_leads(record.signal, record.leads, self.leads)
         except (DataError, OSError, MemoryError) as error:
             transient = isinstance(error.__cause__ or error, OSError | MemoryError)
-            # The files may have been deleted or replaced since the header was read.
+            # The files may have been deleted or replaced after the header was read.
             transient = transient or not source.path.is_file() or bool(missing_files(source))
             fault: Fault = "checksum" if isinstance(error, ChecksumError) else "signal"
             return PreparedSignal(b"", None, fault, transient)
@@ -80,7 +80,7 @@ class Preparation:
             return PreparedSignal(content, None, "rate")
 
     def require_prepared(self, source: RecordSource) -> None:
-        """Raise the exception of a record that cannot be prepared, whose files are read again."""
+        """Read the files of a record again, and raise the exception if it cannot be prepared."""
         record = source.read()
         if not np.isfinite(record.signal).all():
             raise DataError("it has samples that are infinite, or too large for a number")
@@ -99,7 +99,7 @@ class Preparation:
         return self._transform(select_leads(record.signal, record.leads, self.leads), record.rate)
 
     def _transform(self, signal: Signal, rate: float) -> NDArray[np.float32]:
-        # No step mixes leads. One at a time, a record of a day does not take six times its size while it is filtered.
+        # No step mixes leads. Filtered lead by lead, a record of a day does not take six times its size in memory.
         if signal.size > _LARGE and len(signal) > 1:
             return np.concatenate([self._transform(lead[None], rate) for lead in signal])
         signal = signal.astype(np.float64)

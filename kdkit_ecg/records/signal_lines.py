@@ -1,6 +1,6 @@
 """Parse the lines of a WFDB header about the signal: how each channel is stored, and which of them are leads.
 
-Not by wfdb, for the reasons in header.py.
+wfdb is not used, for the reasons in header.py.
 """
 
 import re
@@ -18,7 +18,8 @@ from kdkit_ecg.records.wfdb_record import BITS, Channel, Header
 from kdkit_ecg.utils.messages import clipped, shown
 from kdkit_ecg.utils.record_files import present_file
 
-# Of pressure, breath, oxygen and temperature, which intensive care records next to an ECG. These channels are not read.
+# Units of pressure, breath, oxygen and temperature, recorded next to an ECG in intensive care. These channels are not
+# read.
 _OTHER_UNITS = frozenset(
     ("mmhg", "kpa", "cmh2o", "pm", "bpm", "%", "pct", "ohm", "ohms", "l", "l/min", "ml", "degc", "c"),
 )
@@ -27,7 +28,7 @@ DEFAULT_GAIN = 200.0  # steps per mV: the default of the WFDB header specificati
 MAX_LINE = 4_096  # characters of a line that is not a comment; those of the Challenges have about 60
 MAX_GAIN = 1e12  # steps per unit: more would leave nothing of a signal in float32
 
-# File, format and layout of a channel: enough to skip it.
+# File, format and layout of a channel; this is enough to skip it.
 _CHANNEL = re.compile(
     r"(?P<folder>\S*/)?(?P<file>~?[-\w]+(?:\.\w+)?)\s+(?P<format>[0-9]{1,3})(?:x(?P<frame>[0-9]{1,18}))?"
     r"(?::(?P<skew>[0-9]{1,18}))?(?:\+(?P<offset>[0-9]{1,18}))?(?=\s|$)"
@@ -39,8 +40,8 @@ _LEAD = re.compile(
     r"(?:/(?P<unit>\S+))?\s+[0-9]+\s+(?P<zero>-?[0-9]{1,15})\s+(?P<first>-?[0-9]{1,15})"
     r"\s+(?P<checksum>-?[0-9]{1,15})\s+[0-9]+\s+(?P<name>\S.*)"
 )
-# All of these but the name are optional in WFDB, from the last to the first. Only one of the twelve leads may follow,
-# so that a malformed field is not taken for a name.
+# All of these except the name are optional in WFDB, from the last to the first. Only one of the twelve leads may
+# follow, so that a malformed field is not mistaken for a name.
 _SHORT_LEAD = re.compile(
     r"(?:\s+(?P<gain>-?[0-9]{1,32}(?:\.[0-9]{0,32})?(?:e[-+]?[0-9]{1,4})?)(?:\((?P<baseline>-?[0-9]{1,15})\))?"
     r"(?:/(?P<unit>\S+))?(?:\s+[0-9]+(?:\s+(?P<zero>-?[0-9]{1,15})(?:\s+(?P<first>-?[0-9]{1,15})"
@@ -63,12 +64,13 @@ class _Lead(NamedTuple):
 def parse_signal_lines(path: Path, lines: Sequence[str], rate: float, frames: int) -> Header:
     """Return the description of the signal. Raises DataError.
 
-    path: of the header. rate and frames: in its first line, which counts frames and not samples; frames is 0 if the
-    line does not contain it. Channels in units of other quantities, such as a blood pressure, are skipped. So are those
-    that cannot be read or have another number of samples per frame, if the twelve leads are complete without them.
+    path: of the header. rate and frames: from its first line, which counts frames, not samples; frames is 0 if the line
+    does not contain it. Channels in units of other quantities, such as a blood pressure, are skipped. Channels that
+    cannot be read or have a different number of samples per frame are also skipped, if the twelve leads are complete
+    without them.
     """
-    # Memoised: most records have one file, and a look at the disk takes longer than the parsing. Equal channels are one
-    # object, as the headers of a whole data set are in memory.
+    # Memoised: most records have one file, and looking at the disk takes longer than parsing. Equal channels are one
+    # object, because the headers of a whole data set are in memory.
     file_on_disk = cache(lambda name: present_file(path.with_name(name)).name)
     shared: dict[Channel, Channel] = {}
     channels, leads, errors, names = [], [], [], []
@@ -77,7 +79,7 @@ def parse_signal_lines(path: Path, lines: Sequence[str], rate: float, frames: in
         if not layout:
             raise _line_error(line)
         names.append(layout["file"])
-        # "sub/A1.mat" is A1.mat in the folder of the header. These names are meant to be in another one.
+        # "sub/A1.mat" is A1.mat in the folder of the header. These names point to another folder.
         if layout["folder"] and (layout["folder"].startswith("/") or ".." in layout["folder"].split("/")):
             raise DataError(f"expected the name of a file in the folder of the header, got the line {shown(line)}")
         details = _LEAD.fullmatch(line, layout.end())
@@ -111,7 +113,7 @@ def parse_signal_lines(path: Path, lines: Sequence[str], rate: float, frames: in
         gains_per_unit=tuple(lead.gain for lead in leads),
         baselines=tuple(lead.baseline for lead in leads),
         units=tuple(lead.unit for lead in leads),
-        # With a skew, samples beyond the end of the file are missing, and the checksum is over others.
+        # With a skew, samples beyond the end of the file are missing, and the checksum is over other samples.
         checks=tuple((0, 0) if channels[lead.position].skew else lead.check for lead in leads),
         channels=tuple(channels),
         positions=tuple(lead.position for lead in leads),
@@ -148,7 +150,8 @@ def _parse_channel(layout: re.Match[str], details: re.Match[str] | None, file_on
     if not frame:
         raise DataError(f"the samples per frame must be above 0, got the line {shown(layout.string)}")
     return Channel(
-        # The name may lack its suffix, or have another case than on the disk. Without such a file it stays as written.
+        # The name may lack its suffix, or have a different case from the file on the disk. Without such a file it stays
+        # as written.
         file=file_on_disk(layout["file"]),
         format=layout["format"],
         frame=frame,
@@ -162,8 +165,8 @@ def _parse_lead(line: str, details: re.Match[str] | None, position: int) -> _Lea
     if not details:
         raise _line_error(line)
     gain, unit = float(details["gain"] or 0), (details["unit"] or "").lower()
-    # WFDB writes 0 for a signal that is not calibrated. With a unit this is a contradiction; without one it means that
-    # there is no gain.
+    # WFDB writes 0 for a signal that is not calibrated. With a unit, this is a contradiction; without one, it means
+    # that there is no gain.
     if not gain and details["unit"]:
         raise DataError(f"a gain of 0 leaves the amplitude unknown; write steps per mV in {shown(line)}")
     if abs(gain) > MAX_GAIN:

@@ -1,4 +1,4 @@
-"""A record: the description of one whose signal was not read yet, and one that was read."""
+"""A record: as a description whose signal has not been read yet, and after reading."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from kdkit_ecg.utils.messages import clipped
 
 Signal = NDArray[np.floating[Any]]
 
-# The size of a unit of voltage in mV, in lower case.
+# Units of voltage in mV, in lower case.
 VOLTAGES: Mapping[str, float] = MappingProxyType({"mv": 1.0, "uv": 1e-3, "\u00b5v": 1e-3, "\u03bcv": 1e-3, "v": 1e3})
 # A header without a unit means mV. NU (normalised units) are standard deviations, and are not converted.
 UNITS: Mapping[str, float] = MappingProxyType({"": 1.0, "nu": 1.0, **VOLTAGES})
@@ -29,8 +29,8 @@ class Record:
     """A signal with the fields of its header.
 
     signal: float32 (leads, time) in mV, the twelve leads first, in the order of LEADS. rate in Hz, age in years.
-    codes: the diagnoses, such as SNOMED CT codes, without repetition. normalised: the signal is in standard deviations
-    and not in mV.
+    codes: the diagnoses, such as SNOMED CT codes, without repetition. normalised: the signal is in standard deviations,
+    not in mV.
     """
 
     name: str
@@ -54,11 +54,11 @@ class RecordSource(ABC):
     """A record that can be read: the header of a WFDB record, or a record in another file.
 
     path: the file that describes the record. files: names of the files in its folder that hold the signal. rate in Hz,
-    samples per lead. name, age in years, sex and codes may be replaced by those of a table.
+    samples per lead. name, age in years, sex and codes may be replaced by values from a table.
     units: of each lead, in lower case; () if `read_leads` gives mV in any case.
     checks: the first sample and the checksum of each lead, (0, 0) if unknown; () if the file has none.
-    default_gains: the leads without a gain, which have the default of WFDB. counted: whether the number of samples is
-    that of the file, as the header has none. renamed_files: those without a suffix in the header.
+    default_gains: the leads without a gain, for which the default of WFDB is used. counted: whether the number of
+    samples comes from the file, because the header has none. renamed_files: those without a suffix in the header.
 
     Raises DataError for a lead that occurs twice, in any case.
     """
@@ -84,13 +84,13 @@ class RecordSource(ABC):
 
     @property
     def normalised(self) -> bool:
-        """Whether any lead is in standard deviations (NU) and not in mV."""
+        """Whether any lead is in standard deviations (NU), not in mV."""
         return "nu" in self.units
 
     @property
     @abstractmethod
     def signal_fields(self) -> tuple[tuple[str, object], ...]:
-        """Name and value of all that the signal depends on, apart from the content of `files` and `description`."""
+        """Name and value of everything that the signal depends on, except the content of `files` and `description`."""
 
     @abstractmethod
     def read_leads(self) -> NDArray[np.float64]:
@@ -101,7 +101,7 @@ class RecordSource(ABC):
 
     def read(self) -> Record:
         """Read the signal. Raises DataError, which names the file, if it cannot be read."""
-        with np.errstate(over="ignore", invalid="ignore"):  # numbers near the largest float, which are refused later
+        with np.errstate(over="ignore", invalid="ignore"):  # numbers near the largest float are refused later
             leads, signal = ordered_signal(self.read_leads(), self.leads, derive=not self.normalised)
         return Record(
             name=self.name,
@@ -116,14 +116,14 @@ class RecordSource(ABC):
         )
 
     def absent_leads(self, leads: Sequence[str]) -> list[str]:
-        """Return those of the leads that the record neither has nor gives: in mV, two limb leads give the others."""
+        """Return the leads that the record neither has nor can derive: in mV, two limb leads give the others."""
         if not self.normalised:
             return missing_leads(self.leads, leads)
-        # Leads that were scaled each by its own deviation are no longer sums of each other.
+        # Leads that were each scaled by their own deviation are no longer sums of each other.
         return [lead for lead in leads if lead not in self.leads]
 
     def description(self) -> bytes:
-        """Return the bytes of a header that is a file of its own, b"" if there is none. Raises DataError, OSError."""
+        """Return the bytes of a header in a separate file, b"" if there is none. Raises DataError, OSError."""
         return b""
 
     def most_samples(self) -> int:
@@ -139,13 +139,13 @@ def missing_files(source: RecordSource) -> list[str]:
 def select_leads(signal: Signal, names: Sequence[str], leads: Sequence[str]) -> Signal:
     """Return the signal of these leads, in this order: (names, time) -> (leads, time).
 
-    A lead that is absent is derived if it is a limb lead and two others are there (Einthoven, Goldberger). Raises
-    DataError, which names the absent leads, otherwise.
+    An absent limb lead is derived if two others are present (Einthoven, Goldberger). Otherwise raises DataError, which
+    names the absent leads.
     """
     missing = missing_leads(names, leads)
     if missing:
         raise DataError(
-            f"expected the leads {', '.join(leads)}, or two limb leads from which the other limb leads follow; got "
+            f"expected the leads {', '.join(leads)}, or two limb leads to derive the others from; got "
             f"{', '.join(names)}, which do not give {', '.join(missing)}"
         )
     row = {name: position for position, name in enumerate(names)}
@@ -156,7 +156,7 @@ def select_leads(signal: Signal, names: Sequence[str], leads: Sequence[str]) -> 
         if lead in row:
             selected[position] = signal[row[lead]]
         else:
-            # Element by element, so that the numbers do not depend on the matrix product of a machine.
+            # Element by element, so that the numbers do not depend on a machine's matrix product.
             (first, p), (second, q) = derivation(names, lead).items()
             selected[position] = p * signal[row[first]] + q * signal[row[second]]
     return selected
@@ -167,15 +167,15 @@ def ordered_signal(
 ) -> tuple[tuple[str, ...], NDArray[np.float32]]:
     """Return the names and the signal in the usual order, (leads, time): the twelve leads, then others in their order.
 
-    derive: if of the twelve only limb leads are absent that follow from others, derive them, as is right for mV; a
-    smaller set stays as it is.
+    derive: derive the absent ones of the twelve leads if all of them are limb leads that follow from others, as is
+    right for mV; a smaller set stays as it is.
     Invalid samples, which are NaN, are interpolated linearly, and take the nearest valid sample at the ends. A lead
     without a valid sample is 0.
     """
     twelve = LEADS if derive and not missing_leads(names) else [lead for lead in LEADS if lead in names]
     leads = (*twelve, *(name for name in names if name not in LEADS))
     ordered = np.empty((len(leads), signal.shape[1]), np.float32)
-    for row, name in enumerate(leads):  # one at a time: the leads of a day take gigabytes
+    for row, name in enumerate(leads):  # row by row: the leads of a day take gigabytes
         lead = select_leads(signal, names, [name])[0]
         invalid = np.isnan(lead)
         if invalid.all():  # no sample to interpolate from

@@ -1,4 +1,4 @@
-"""Records in files that are parsed as a whole, DICOM and XML, and the choice of the waveform with their leads."""
+"""Records in files that are parsed as a whole (DICOM and XML), and the choice of the waveform with the leads."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,8 +22,8 @@ from kdkit_ecg.utils.record_files import require_regular_file, without_suffix
 class Channel(NamedTuple):
     """A lead of a waveform, by its standard name, as the file stores it.
 
-    steps: (time,), integers or real numbers. factor: mV of a step. origin: mV of the step 0. invalid: the step of
-    samples that are not valid, None if there is no such step.
+    steps: (time,), integers or real numbers. factor: mV per step. origin: mV at step 0. invalid: the step that marks
+    invalid samples, None if there is none.
     """
 
     lead: str
@@ -55,7 +55,7 @@ class Waveform(NamedTuple):
 
 
 class EcgFile(NamedTuple):
-    """What a file has: its waveforms as they were recorded, age in years, and sex."""
+    """The content of a file: its waveforms as they were recorded, age in years, and sex."""
 
     waveforms: Sequence[Waveform]
     age: float | None
@@ -70,7 +70,7 @@ class WaveformSource(RecordSource):
 
     @property
     def signal_fields(self) -> tuple[tuple[str, object], ...]:
-        """Name and value of all that the signal depends on, apart from the content of the file."""
+        """Name and value of everything that the signal depends on, except the content of the file."""
         return (("leads", self.leads), ("rate", self.rate), ("samples", self.samples))
 
     def read_leads(self) -> NDArray[np.float64]:
@@ -80,7 +80,7 @@ class WaveformSource(RecordSource):
             if (waveform.leads, waveform.rate, waveform.samples) != (self.leads, self.rate, self.samples):
                 raise DataError("it was replaced since it was opened; run the same command again")
             return np.stack([channel.values() for channel in waveform.channels])
-        except Exception as error:  # parsers raise exceptions of any kind for a damaged file
+        except Exception as error:  # parsers raise any kind of exception for a damaged file
             raise DataError(f"the signal of {self.path} cannot be read: {first_line(error)}") from error
 
 
@@ -101,15 +101,16 @@ def open_waveform(path: Path, parse: Callable[[Path], EcgFile]) -> WaveformSourc
             sex=file.sex,
             parse=parse,
         )
-    except Exception as error:  # parsers raise exceptions of any kind for a damaged file
+    except Exception as error:  # parsers raise any kind of exception for a damaged file
         raise DataError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def whole_waveform(waveforms: Sequence[Waveform]) -> Waveform:
     """Return the waveform with all leads of a file.
 
-    Waveforms of the same time are one. Another one that repeats some of its leads, such as a rhythm strip, is left out.
-    Raises DataError if there is none, if several have all leads, or if leads were recorded one after the other.
+    Waveforms of the same time are merged. Another waveform that repeats some of their leads, such as a rhythm strip, is
+    left out. Raises DataError if there is none, if several have all leads, or if leads were recorded one after the
+    other.
     """
     merged: dict[tuple[str, float, int], Waveform] = {}
     for part in [part for part in waveforms if part.channels]:
@@ -130,7 +131,7 @@ def whole_waveform(waveforms: Sequence[Waveform]) -> Waveform:
 
 
 def finite_number(text: str, element: str) -> float:
-    """Return the number in the text of an element of a file. Raises DataError if it is none, or not finite."""
+    """Return the number in the text of an element. Raises DataError if it is not a number, or not finite."""
     with suppress(ValueError):
         if math.isfinite(number := float(text)):
             return number

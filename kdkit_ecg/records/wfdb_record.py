@@ -1,7 +1,7 @@
 """A WFDB record: its header, and its samples in converter steps, which are compared with the checksums in the header.
 
-wfdb reads all formats but plain integers of 16 bits, for which it takes ten times as long and half a second to import;
-it compares no checksum, and allocates what a header requests before it looks at a file.
+wfdb reads all formats except plain 16-bit integers, for which it takes ten times as long plus half a second to import.
+It does not compare checksums, and allocates what a header requests before it looks at a file.
 """
 
 import tempfile
@@ -34,8 +34,8 @@ _INVALID |= {"24": -(1 << 23), "524": -(1 << 23), "32": -(1 << 31)}
 # Bits of a sample for the size of a file; formats 310 and 311 have three samples in four bytes.
 _STORED_BITS = {**BITS, "310": 10, "311": 10}
 _COMPRESSED = ("508", "516", "524")  # FLAC
-# Samples of a compressed file, as a multiple of its bytes: FLAC stores constant leads in almost nothing, which would
-# allow a small file to fill the memory. No limit below this number of samples, which take little memory.
+# Samples of a compressed file, as a multiple of its bytes: FLAC stores constant leads in almost no space, so a small
+# file could fill the memory. There is no limit below this number of samples, which take little memory.
 _MAX_COMPRESSION, _UNLIMITED_SAMPLES = 64, 1 << 20
 
 _LARGEST_STEP = 1 << 39
@@ -45,14 +45,15 @@ _NOT_OF_SIGNAL = ("path", "segments", "name", "age", "sex", "codes")  # fields o
 
 
 class ChecksumError(DataError):
-    """The samples of a record are not those that its header describes."""
+    """The samples of a record do not match its header."""
 
 
 class Channel(NamedTuple):
     """How a channel is stored.
 
-    file: its name on the disk. format: the number of a WFDB format. frame: samples per frame. skew: in frames. offset:
-    bytes before the first sample. first: the first sample of format 8, which stores differences; otherwise 0.
+    file: the name of its file on the disk. format: the number of a WFDB format. frame: samples per frame. skew: in
+    frames. offset: bytes before the first sample. first: the first sample of format 8, which stores differences;
+    otherwise 0.
     """
 
     file: str
@@ -65,10 +66,10 @@ class Channel(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header(RecordSource):
-    """The header of a WFDB record, with the fields of the signal lead by lead in the order of the file.
+    """The header of a WFDB record, with the fields of the signal for each lead, in the order of the file.
 
     codes: SNOMED CT codes. gains_per_unit in converter steps, baselines in steps.
-    channels: all that the signal files contain. positions: the channel of each lead.
+    channels: everything that the signal files contain. positions: the channel of each lead.
     segments: the parts of a record in several segments, None for a gap, each with its number of samples per lead;
     gains, units and channels are then those of the segment with the finest steps.
     """
@@ -120,7 +121,7 @@ class Header(RecordSource):
             )
         gains, baselines = (np.array(values)[:, None] for values in (self.gains_per_unit, self.baselines))
         units = np.array([UNITS[unit] for unit in self.units])[:, None]  # normalised units have a factor of 1
-        # A tiny gain gives samples that are not finite, without notice.
+        # A tiny gain silently gives samples that are not finite.
         with np.errstate(over="ignore", invalid="ignore"):
             # In place: the leads of a day take gigabytes.
             signal = steps.astype(np.float64)
@@ -135,9 +136,9 @@ class Header(RecordSource):
         return read_header_bytes(self.path)
 
     def most_samples(self) -> int:
-        """Return an upper bound of the samples per lead, as a header may contain any number.
+        """Return an upper bound of the samples per lead, because a header may state any number.
 
-        It is the number that the signal files hold at one bit per sample.
+        It is the number that the signal files would hold at one bit per sample.
         """
         bits = 8 * sum(self.path.with_name(name).stat().st_size for name in self.files)
         return min(self.samples, bits // len(self.leads))
@@ -164,11 +165,11 @@ def read_steps(header: Header) -> Steps:
 
 
 def mismatched_leads(header: Header, steps: Steps) -> list[str]:
-    """Return the leads whose samples are not those that the header describes.
+    """Return the leads whose samples do not match the header.
 
     The checksum of a lead decides. If all checksums of a record are 0, which means that they are unknown, the first
     sample decides, unless it is 0 too. Samples of another record, or of a file that was converted or damaged, have
-    other checksums.
+    different checksums.
     """
     wrong: dict[str, None] = {}  # without repetition, in order
     start = 0
@@ -182,7 +183,7 @@ def mismatched_leads(header: Header, steps: Steps) -> list[str]:
         has_checksums = any(checksum for _, checksum in part.checks)
         totals, first_samples = columns.sum(axis=1).tolist(), columns[:, 0].tolist()
         for lead, (first, checksum), total, sample in zip(part.leads, part.checks, totals, first_samples, strict=True):
-            # Further leads were sometimes added without a checksum.
+            # Some files have extra leads without a checksum.
             if checksum or (has_checksums and lead in LEADS):
                 # WFDB: the sum of all samples as a 16-bit number, which some files write without a sign.
                 differs = (total - checksum) % (1 << 16) != 0
@@ -194,12 +195,12 @@ def mismatched_leads(header: Header, steps: Steps) -> list[str]:
 
 
 def _scale(header: Header) -> tuple[object, ...]:
-    """Return all that gives the steps of a signal their meaning."""
+    """Return everything that gives the steps of a signal their meaning."""
     return header.gains, header.baselines, [_INVALID.get(lead_format, _NEVER) for lead_format in header.formats]
 
 
 def _scaled(steps: Steps, part: Header, header: Header) -> Steps:
-    """Return the steps of a segment, (leads, time), as those of the whole record, rounded if the two differ."""
+    """Return the steps of a segment, (leads, time), in the steps of the whole record, rounded if the two differ."""
     if _scale(part) == _scale(header):
         return steps
     gains, baselines = (np.array(values)[:, None] for values in (part.gains, part.baselines))  # (leads, 1)
@@ -221,7 +222,7 @@ def _read_signal(header: Header) -> Steps:
 
     single = all(channel.frame == 1 for channel in header.channels)
     names = {file: f"s{number}.dat" for number, file in enumerate(header.files)}
-    # A header of what wfdb needs to find the samples. Rate, gains and names of leads are not its concern.
+    # A header with what wfdb needs to find the samples. It does not need rate, gains and lead names.
     lines = [f"record {len(header.channels)} 1 {frames}"]
     lines += [
         f"{names[channel.file]} {channel.format}x{channel.frame}:{channel.skew}+{channel.offset} 1 0 0 {channel.first} "
@@ -239,7 +240,7 @@ def _read_signal(header: Header) -> Steps:
             Path(folder, "record.hea").write_text("\n".join([*lines, ""]), encoding="ascii")
             # Without smoothing, wfdb does not average the samples of a frame, but fails for format 61.
             record = wfdb.rdrecord(str(Path(folder, "record")), physical=False, smooth_frames=single)
-    except Exception as error:  # wfdb raises exceptions of any kind for a damaged file
+    except Exception as error:  # wfdb raises any kind of exception for a damaged file
         raise DataError(f"the signal of {header.path} cannot be read: {error or type(error).__name__}") from error
     stored = record.d_signal.T if single else record.e_d_signal  # (channels, time), or a list of (time,)
     leads = [stored[position] for position in header.positions]
@@ -249,7 +250,7 @@ def _read_signal(header: Header) -> Steps:
 
 
 def _read_16_bits(header: Header, frames: int) -> Steps:
-    """Return the samples of the format of almost all records."""
+    """Return the samples of a record in 16-bit format, as almost all are."""
     columns: dict[int, NDArray[np.int16]] = {}  # position of a channel -> its samples
     try:
         for file in header.files:
@@ -265,8 +266,8 @@ def _read_16_bits(header: Header, frames: int) -> Steps:
 def _require_samples(header: Header, frames: int) -> None:
     """Raise DataError if a signal file is too small for this number of frames.
 
-    wfdb allocates memory for all that a header describes before it reads a file, so that a header of a few bytes could
-    request any amount.
+    wfdb allocates memory for everything that a header describes before it reads a file, so a header of a few bytes
+    could request any amount.
     """
     for file in header.files:
         channels = [channel for channel in header.channels if channel.file == file]
@@ -281,7 +282,7 @@ def _require_samples(header: Header, frames: int) -> None:
         if lead_format in _COMPRESSED:
             largest = max(_UNLIMITED_SAMPLES, _MAX_COMPRESSION * size)
         elif lead_format in _STORED_BITS:
-            # The last samples of formats whose samples share bytes may take a little less: wfdb decides.
+            # In formats whose samples share bytes, the last samples may take a little less: wfdb decides.
             largest = 8 * max(0, size - offset) // _STORED_BITS[lead_format]
         else:
             raise DataError(f"the signal of {header.path} has format {lead_format}, which is not one of WFDB")
@@ -290,7 +291,8 @@ def _require_samples(header: Header, frames: int) -> None:
                 f"the signal of {header.path} cannot be read: {file} has {size:,} bytes, which hold at most "
                 f"{largest:,} samples, expected {samples:,}"
             )
-        # A skewed channel starts later. Samples beyond the end of the file are invalid, so this one would have none.
+        # A skewed channel starts later. Samples beyond the end of the file are invalid, so this one would have no valid
+        # sample.
         skew = max(channel.skew for channel in channels)
         if skew >= frames:
             raise DataError(

@@ -1,4 +1,4 @@
-"""Open ECGs in XML files, GE MUSE and HL7 aECG, by expat: ElementTree expands entities, which may fill the memory."""
+"""Open ECGs in XML files (GE MUSE and HL7 aECG) with expat: ElementTree expands entities, which may fill the memory."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ XML_SUFFIX = ".xml"
 
 MAX_XML_BYTES = 1 << 28  # a day of three leads has about this number
 
-# By the name of the outermost element.
+# Parsers, by the name of the outermost element.
 _PARSERS: Mapping[str, Callable[[Element], EcgFile]] = MappingProxyType(
     {"RestingECG": parse_muse, "AnnotatedECG": parse_aecg}
 )
@@ -25,7 +25,7 @@ _PARSERS: Mapping[str, Callable[[Element], EcgFile]] = MappingProxyType(
 def open_xml(path: Path) -> WaveformSource:
     """Return the record of an XML file of GE MUSE or HL7 aECG.
 
-    Channels whose unit is not that of a voltage are not read. Raises DataError, which names the file, if it cannot be
+    Channels whose unit is not a unit of voltage are not read. Raises DataError, which names the file, if it cannot be
     read or is another XML file.
     """
     return open_waveform(path, parse_xml)
@@ -34,7 +34,7 @@ def open_xml(path: Path) -> WaveformSource:
 def parse_xml(path: Path) -> EcgFile:
     """Return the waveforms of a file. Raises DataError."""
 
-    def refuse_entity(*_: object) -> None:  # which could expand to any size, or name another file
+    def refuse_entity(*_: object) -> None:  # an entity could expand to any size, or name another file
         raise DataError("it defines entities, which no ECG needs")
 
     if path.stat().st_size > MAX_XML_BYTES:
@@ -49,7 +49,7 @@ def parse_xml(path: Path) -> EcgFile:
         try:
             parser.ParseFile(file)
         except expat.ExpatError as error:
-            raise DataError(f"it is no complete XML: {error}") from error
+            raise DataError(f"it is not a complete XML file: {error}") from error
     root = builder.close()
     if root.tag not in _PARSERS:
         philips = " (Philips, whose waveforms are compressed)" if root.tag == "restingecgdata" else ""

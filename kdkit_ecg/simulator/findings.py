@@ -190,8 +190,8 @@ def _right_ventricle_last(qrs: Qrs, size: float) -> Qrs:
     return replace(qrs, forces=(septum, walls._replace(centre=0.43, vector=(1.0, 0.0, -0.5)), late))
 
 
-# In the order in which they are applied: the rhythm first, with Brady before SB, which restores the P waves of a slow
-# heart; then conduction; last the findings that a change of the QRS would undo.
+# In the order in which they are applied: first the rhythm, with Brady before SB, which restores the P waves of a slow
+# heart; then conduction; last, the findings that a change of the QRS would undo.
 FINDINGS: Mapping[str, Finding] = MappingProxyType(
     {
         "AF": atrial_fibrillation,

@@ -1,4 +1,4 @@
-"""Describe one person's heart, and draw its beats as Gaussian waves of a three-dimensional vector.
+"""Describe one person's heart, and compute its beats as Gaussian waves of a three-dimensional vector.
 
 Each wave is a Gaussian as in McSharry et al. (IEEE Trans Biomed Eng 50, 2003), in its three-dimensional form (Sameni
 et al., EURASIP J Adv Signal Process 2007). Times are in seconds instead of phase, so that intervals are the same at
@@ -17,7 +17,7 @@ Atria = Literal["sinus", "fibrillating", "fluttering", "silent"]
 BeatKind = Literal["usual", "atrial", "ventricular"]
 
 QRS_EDGE = 0.05  # a QRS begins and ends at this fraction of its largest value, taken over all leads
-_QRS_GRID = np.linspace(-0.5, 1.5, 401)  # in parts of the QRS, on which its edges are measured
+_QRS_GRID = np.linspace(-0.5, 1.5, 401)  # in parts of the QRS; its edges are measured on this grid
 
 
 class Waves(NamedTuple):
@@ -42,7 +42,7 @@ class Waves(NamedTuple):
         before = np.min(self.centre - 6 * self.rise)  # at six standard deviations a Gaussian has fallen to 1.5e-8
         after = np.max(self.centre + 6 * self.fall)
         starts, stops = np.searchsorted(times, onsets + before), np.searchsorted(times, onsets + after)
-        # All beats at once, since a beat has few samples.
+        # All beats at once, because a beat has few samples.
         ends = np.cumsum(stops - starts)
         lags = [times[start:stop] - onset for start, stop, onset in zip(starts, stops, onsets, strict=True)]
         vectors = self.vectors(np.concatenate(lags))
@@ -67,7 +67,7 @@ class Force(NamedTuple):
 class Qrs:
     """The depolarisation of the ventricles.
 
-    duration: s, between the points at which it leaves and reaches QRS_EDGE. axis: of its area in the frontal plane,
+    duration: s, between the points where it leaves and reaches QRS_EDGE. axis: of its area in the frontal plane,
     degrees. voltage: mV, the largest peak-to-peak value in a limb lead; chest leads have at most twice that.
     """
 
@@ -80,7 +80,7 @@ class Qrs:
         """Return its Gaussians, in time from the QRS onset."""
         centre, width = np.array([(force.centre, force.width) for force in self.forces]).T
         vector = self._on_axis(width)
-        # Drawn on a unit grid first, to measure the duration and the voltage that the forces have together.
+        # Computed on a unit grid first, to measure the duration and the voltage of all forces together.
         leads = LEAD_FIELD @ Waves(centre, width, width, vector).vectors(_QRS_GRID)  # (8, 401)
         power = np.sqrt(np.mean(np.square(leads), axis=0))
         above = np.flatnonzero(power > QRS_EDGE * power.max())
@@ -148,7 +148,7 @@ class Heart:
 
     def beat(self, kind: BeatKind) -> Waves:
         """Return the waves of one beat, in time from its QRS onset."""
-        if kind == "ventricular":  # no P wave, and an end of T that is a little later
+        if kind == "ventricular":  # no P wave, and T ends a little later
             return concatenated(self.focus.waves(), self._t_waves(self.qt + 0.03, self.focus_t, 0.0))
         waves = concatenated(self.qrs.waves(), self._t_waves(self.qt, self.t, self.t_turn))
         if kind == "atrial":  # an ectopic focus low in the atria activates them upwards

@@ -9,8 +9,8 @@ INDEPENDENT_LEADS = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
 
 # Einthoven's equilateral triangle: lead I looks along 0 degrees of the frontal plane, II along 60.
 _LIMB = np.array([(1.0, 0.0, 0.0), (0.5, np.sqrt(0.75), 0.0)])
-# Of V1 to V6: the direction from the left arm towards the front in the horizontal plane and how far it points down,
-# both in degrees, and the gain. The electrodes of V2 to V4 are the closest to the heart, hence gains above 1.
+# For V1 to V6: the direction from the left arm towards the front in the horizontal plane, how far it points down (both
+# in degrees), and the gain. The electrodes of V2 to V4 are the closest to the heart, hence gains above 1.
 _CHEST = np.array(
     (
         (115.0, -4.0, 1.0),

@@ -14,12 +14,12 @@ def electrode_noise(times: Array, rate: float, sampler: RangeSampler) -> Array:
 
 
 def baseline_wander(times: Array, sampler: RangeSampler) -> Array:
-    """Return the slow drift of breathing and of changes at the skin, (8, time) in mV."""
+    """Return the slow drift from breathing and changes at the skin, (8, time) in mV."""
     size = sampler.within(easy=(0.0, 0.01), hard=(0.05, 0.25))
     # Below 0.5 Hz, which the AHA recommends as the low cut-off of an ECG.
     hertz = np.array([sampler.uniform(0.05, 0.2), sampler.uniform(0.2, 0.4)])
     angles = 2 * np.pi * (hertz[:, None] * times + sampler.generator.random((2, 1)))
-    # Each lead mixes the same two sines and two cosines, so that it has a phase of its own at each frequency.
+    # Each lead mixes the same two sines and two cosines, so that it has its own phase at each frequency.
     mixed = sampler.generator.standard_normal((_LEADS, 4)) @ np.vstack([np.sin(angles), np.cos(angles)])
     wander: Array = size * mixed
     return wander
@@ -30,7 +30,7 @@ def mains_hum(times: Array, rate: float, sampler: RangeSampler) -> Array:
     size = sampler.within(easy=(0.0, 0.002), hard=(0.0, 0.05))
     hertz = 50.0 if sampler.chance(0.5) else 60.0
     gains = sampler.generator.standard_normal((_LEADS, 1))
-    phase = sampler.generator.random()  # drawn before the return below, so that all rates share the draws that follow
+    phase = sampler.generator.random()  # drawn before the return below, so that later draws are the same at all rates
     if hertz > 0.45 * rate:  # a recorder's anti-aliasing filter removes it
         return np.zeros((_LEADS, len(times)))
     return size * gains * np.sin(2 * np.pi * (hertz * times + phase))

@@ -27,7 +27,7 @@ class Patient:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Alternative findings, of which a person has at most one choice.
+    """Alternative findings; a person has at most one of the choices.
 
     requires: one of these must have been drawn before. excludes: none of these may have been.
     """
@@ -47,7 +47,7 @@ _WIDE = frozenset({"LBBB", "CRBBB", "NSIVCB", "PR"})
 
 # The combinations follow the challenge's databases. Sinus rhythm (NSR) is annotated next to other findings; SB, STach
 # and SA replace it. Brady is any other slow rhythm (slow fibrillation, junctional escape), and is sometimes annotated
-# next to SB. A long PR is annotated as IAVB, LPR or both, depending on the reader alone. LAnFB implies LAD. A paced QRS
+# next to SB. A long PR is annotated as IAVB, LPR or both, depending only on the reader. LAnFB implies LAD. A paced QRS
 # is not interpreted further, nor are T and Q of any wide QRS, because their changes are secondary.
 GROUPS = (
     Group(
@@ -91,10 +91,10 @@ GROUPS = (
     Group(choices={("LQT",): 0.16}, requires=_SLOW_SINUS, excludes=frozenset({"IAVB", "LPR"})),
 )
 
-# Years by which a finding shifts the mean age of those who have it, from 54.
+# Years by which a finding shifts the mean age of its patients from 54.
 _OLDER = {"AF": 12, "AFL": 9, "PR": 16, "LBBB": 10, "CRBBB": 9, "LAnFB": 8, "IAVB": 7, "QAb": 6, "PVC": 5}
 _YOUNGER = {"SA": -14, "IRBBB": -10, "RAD": -9, "NSR": -4, "STach": -3}
-# Added to the probability of one half that a person is female.
+# Added to the probability that a person is female, which is one half.
 _FEMALE = {"LQT": 0.12, "TAb": 0.1, "TInv": 0.06, "STach": 0.05, "SB": -0.1, "IRBBB": -0.12, "QAb": -0.1, "AFL": -0.1}
 
 

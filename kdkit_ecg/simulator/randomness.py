@@ -37,7 +37,7 @@ class RangeSampler:
         return self.generator.random() < probability
 
     def choose(self, choices: Mapping[tuple[str, ...], float]) -> tuple[str, ...]:
-        """Return one of the choices by their probabilities, or () with the probability that remains to 1."""
+        """Return one of the choices by their probabilities, or () with the remaining probability."""
         remaining = self.generator.random()
         for choice, probability in choices.items():
             remaining -= probability

@@ -1,4 +1,4 @@
-"""Decide when a heart beats, and draw the activity of its atria between the beats."""
+"""Decide when a heart beats, and compute the activity of its atria between the beats."""
 
 from typing import NamedTuple
 
@@ -30,12 +30,12 @@ def sample_beats(heart: Heart, duration: float, sampler: RangeSampler) -> Beats:
     for index, kind in sample_premature_beats(heart, onsets, duration, sampler):
         kinds[index] = kind
         gap = onsets[index] - onsets[index - 1]
-        # Early by a quarter or more, yet after the T wave of the previous beat.
+        # Early by a quarter or more, but after the T wave of the previous beat.
         coupling = min(max(gap * sampler.within(easy=(0.56, 0.66), hard=(0.66, 0.78)), heart.qt + 0.04), 0.85 * gap)
-        if kind == "atrial":  # resets the sinus node, so the pause after it is less than compensatory
+        if kind == "atrial":  # it resets the sinus node, so the pause after it is less than compensatory
             onsets[index:] -= gap - coupling
             onsets[index + 1 :] += sampler.uniform(0.08, 0.2) * gap
-        else:  # leaves the sinus node alone: a fully compensatory pause
+        else:  # it does not affect the sinus node: a fully compensatory pause
             onsets[index] = onsets[index - 1] + coupling
     return Beats(onsets, tuple(kinds))
 
@@ -50,7 +50,7 @@ def sample_intervals(heart: Heart, duration: float, sampler: RangeSampler) -> Ar
         return refractory
     breath = sampler.uniform(3.5, 5.0)  # s per breath
     cycle = np.sin(2 * np.pi * (np.arange(count) * heart.interval / breath + sampler.generator.random()))
-    # Normalised by the beats inside the record, so that those swing as far as heart.swing.
+    # Normalised over the beats inside the record, so that they swing as far as heart.swing.
     inside = cycle[2 : max(4, int(duration / heart.interval))]
     regular: Array = heart.interval + heart.swing * (cycle - inside.mean()) / max(float(np.ptp(inside)), 1e-9)
     return regular
@@ -60,14 +60,14 @@ def sample_premature_beats(
     heart: Heart, onsets: Array, duration: float, sampler: RangeSampler
 ) -> list[tuple[int, BeatKind]]:
     """Return the numbers of the beats that are premature, and their kinds."""
-    # In the middle of the record, so that the pauses are visible, and a window that moves a little still shows them.
+    # In the middle of the record, so that the pauses are visible, even in a window that moves a little.
     inside = np.flatnonzero((onsets > 0.2 * duration) & (onsets < 0.8 * duration))
     candidates = inside[sampler.generator.integers(0, 3) :: 3]
     if len(candidates) < len(heart.early):
         candidates = inside[::2]
     most = int(sampler.generator.integers(max(2, len(heart.early)), 4))
     chosen = np.sort(sampler.generator.permutation(candidates)[:most])
-    # Checked last: every heart draws as many numbers, with premature beats or without.
+    # Checked last, so that every heart draws the same number of numbers, with or without premature beats.
     return [(int(index), heart.early[number % len(heart.early)]) for number, index in enumerate(chosen) if heart.early]
 
 
@@ -91,7 +91,7 @@ def flutter_waves(heart: Heart, times: Array, sampler: RangeSampler) -> Array:
 
 
 def fibrillation_waves(heart: Heart, times: Array, sampler: RangeSampler) -> Array:
-    """Return a sum of wavelets, each with a rate and a direction of its own that come and go, (3, time) in mV."""
+    """Return a sum of wavelets that come and go, each with its own rate and direction, (3, time) in mV."""
     wavelets = []
     for _ in range(4):
         rate = heart.atrial_rate / 60 * sampler.uniform(0.8, 1.2)

@@ -21,7 +21,7 @@ _PATIENT, _HEART, _RHYTHM, _NOISE = range(4)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """signal: (12, time) in mV. clean: the same without noise. beats: the QRS onsets, s, and kinds."""
+    """signal: (12, time) in mV. clean: the signal without noise. beats: the QRS onsets, s, and kinds."""
 
     signal: Array
     clean: Array
@@ -31,7 +31,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulator:
-    """A simulated clinic whose record `id` is a pure function of (seed, id), in whatever order records are made.
+    """A simulated clinic whose record `id` is a pure function of (seed, id), whatever the order of the records.
 
     rate: Hz. length: samples. difficulty: 0 (clear findings, little noise) to 1 (borderline findings, much noise).
     At another rate or difficulty the patients and their findings stay the same.
@@ -60,7 +60,7 @@ class Simulator:
         return Record(signal=twelve_leads(clean + noise), clean=twelve_leads(clean), patient=patient, beats=beats)
 
     def signals(self, ids: Sequence[int]) -> list[tuple[Array, Patient]]:
-        """Return the signals and patients of these records, which are all that other processes have to send."""
+        """Return the signals and patients of these records, the only data that other processes must send."""
         # One record at a time: a record must not depend on those simulated before it.
         return [(record.signal, record.patient) for record in map(self.record, ids)]
 

@@ -1,4 +1,4 @@
-"""Cache prepared signals on disk: prepared once, and read by every run."""
+"""Cache prepared signals on disk: they are prepared once and read by every run."""
 
 from kdkit_ecg.store.index import FAULTS
 from kdkit_ecg.store.location import StoreFolder, StoreLocation, stores_folder, stores_in

@@ -17,8 +17,8 @@ from kdkit_ecg.store.index import INDEX, ROW, SIGNALS, Rows, make_row
 from kdkit_ecg.utils.processes import run_in_processes
 
 CHUNK = 4  # records that a process receives at a time; this many per process are lost if it is killed
-RECORDS_PER_PROCESS = 64  # that justify starting a process, whose imports take about two seconds
-ALIGNMENT = 64  # bytes: the offset of each signal is a multiple, which is a cache line
+RECORDS_PER_PROCESS = 64  # that justify starting a process: its imports take about two seconds
+ALIGNMENT = 64  # bytes, a cache line: the offset of each signal is a multiple of it
 
 
 def append_records(
@@ -30,7 +30,7 @@ def append_records(
 ) -> Rows:
     """Prepare these records and append them to a store, with a progress bar on a terminal. The store must be locked.
 
-    A chunk that cannot be written completely, since the disk is full, is removed again.
+    A chunk that cannot be written completely because the disk is full is removed again.
     missing: key -> header. Returns the rows of records that were not stored: their fault is transient, or their files
     changed during the preparation, so that their key is different now.
     """
@@ -74,7 +74,7 @@ def _prepare_in_chunks(
     if processes is None:
         processes = min(usable_cores(), max(1, len(missing) // RECORDS_PER_PROCESS))
     jobs = min(processes, len(chunks))
-    # A method of Preparation: a worker process then imports its module and not this one.
+    # A method of Preparation, so that a worker process imports its module and not this one.
     prepare = preparation.prepare_all
     results = run_in_processes(prepare, chunks, jobs) if jobs > 1 else ((chunk, prepare(chunk)) for chunk in chunks)
     for chunk, prepared in results:
@@ -89,7 +89,7 @@ def _append(signals: IO[bytes], index: IO[bytes], pieces: Sequence[bytes], rows:
         for file, contents in ((signals, pieces), (index, rows)):
             for content in contents:
                 written = 0
-                while written < len(content):  # a file that reaches a limit is written in part, and then not at all
+                while written < len(content):  # a write that reaches a limit is partial, and the next one fails
                     written += file.write(memoryview(content)[written:])
     except OSError:
         for file, end in zip((signals, index), ends, strict=True):

@@ -22,7 +22,7 @@ from kdkit_ecg.store.index import LOCK, read_rows
 FORMAT = 4  # of the files and keys of a store; part of its name, so another format is another store
 METADATA = "store.json"  # the file that marks a folder as a store
 
-_MOST_LETTERS = 60  # of the folder of the records in the name of a store: each may take four of 255 bytes
+_MOST_LETTERS = 60  # of the records' folder in the name of a store: each letter may take four of 255 bytes
 
 StoreLocation = Path | str | Literal["auto"]
 
@@ -56,7 +56,7 @@ class StoreFolder:
         return len(read_rows(self.path)[0])
 
     def complete(self) -> None:
-        """Mark the folder as a store if it is none yet, and remove what a killed process left unfinished.
+        """Mark the folder as a store if it is not one yet, and remove what a killed process left unfinished.
 
         The store must be locked. Raises OSError if the folder cannot be written.
         """
@@ -68,7 +68,7 @@ class StoreFolder:
     def delete(self) -> None:
         """Delete the store. Runs that read it are not affected.
 
-        The folder and its lock stay: a process that starts to prepare the records meanwhile waits for this lock.
+        The folder and its lock stay: a process that starts to prepare the records in the meantime waits for this lock.
         Raises DataError if another process is writing to it, or if it cannot be deleted.
         """
         try:
@@ -82,7 +82,7 @@ class StoreFolder:
 
 
 def stores_folder(location: StoreLocation = "auto") -> Path:
-    """Return the folder that contains the stores: `location`, or a folder in the cache of the user if "auto".
+    """Return the folder that contains the stores: `location`, or a folder in the user's cache if "auto".
 
     The cache is $KDKIT_CACHE, or `kdkit` in the cache folder of the operating system.
     """
@@ -107,5 +107,5 @@ def stores_in(folder: Path) -> Iterator[StoreFolder]:
             metadata = json.loads(path.read_text(encoding="utf-8"))
             sources, preparation = tuple(metadata["sources"]), dict(metadata["preparation"])
         except (OSError, ValueError, KeyError, TypeError):
-            sources, preparation = ("unreadable",), {}  # listed all the same, so that it can be deleted
+            sources, preparation = ("unreadable",), {}  # listed nevertheless, so that it can be deleted
         yield StoreFolder(path=path.parent, sources=sources, preparation=preparation)

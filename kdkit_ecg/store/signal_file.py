@@ -22,13 +22,13 @@ Signal = NDArray[np.float32]
 
 _BLOCK_WORDS = 1024  # of 8 bytes, with one sum in memory: a thousandth of the signals
 _BLOCK_BYTES = 8 * _BLOCK_WORDS
-_PART_OF_RECORD = 4  # a window of less than this part of a record is read without the rest of the record
+_PART_OF_RECORD = 4  # a window that is less than this fraction of a record is read without the rest of it
 
 
 class StoredSignals(Sequence[Signal]):
     """Signals of a store, float32 (leads, time) each, read from its file on each access, as read-only arrays.
 
-    Pickling stores the path and not the samples; the copy opens the file again. Raises DataError if a signal does not
+    Pickling stores the path, not the samples; the copy opens the file again. Raises DataError if a signal does not
     match its checksum, see `SignalFile`.
     """
 
@@ -64,9 +64,9 @@ class StoredSignals(Sequence[Signal]):
 class SignalFile:
     """The open file of signals of a store, and rows of its index. names: of the records, for error messages.
 
-    The CRC-32 of a signal is compared on its first access, once for this process and the processes forked from it. The
-    sums of its blocks are held in memory from then on, and compared on each later access, as they cost ten times less.
-    The file is never mapped: a process that reads a page of a map ends by SIGBUS if the file was truncated.
+    The CRC-32 of a signal is compared on its first access, once for this process and the processes forked from it. From
+    then on, the sums of its blocks are held in memory and compared on each access, because they cost ten times less.
+    The file is never mapped: a process that reads a mapped page is killed by SIGBUS if the file was truncated.
     """
 
     def __init__(self, folder: Path, rows: Rows, names: Sequence[str] | None = None) -> None:
@@ -75,11 +75,11 @@ class SignalFile:
         blocks = -(-signal_bytes(rows["leads"], rows["time"]).astype(np.int64) // _BLOCK_BYTES)
         ends = np.cumsum(blocks)
         self._first_blocks = (ends - blocks).tolist()
-        # Anonymous shared memory: the workers of a DataLoader are forked in every epoch, and must not verify again.
+        # Anonymous shared memory: the workers of a DataLoader are forked in every epoch, and should not verify again.
         self._verified = np.frombuffer(mmap.mmap(-1, max(1, len(rows))), dtype=bool)
         self._sums = np.frombuffer(mmap.mmap(-1, max(8, 8 * int(blocks.sum()))), dtype=np.uint64)
         try:
-            # A store without signals, of records with faults only, has no file.
+            # A store of only records with faults has no file of signals.
             self._descriptor = os.open(folder / SIGNALS, os.O_RDONLY | getattr(os, "O_BINARY", 0)) if ends.any() else -1
         except OSError as error:
             reason = "it may have been deleted just now, so run the same command again"
@@ -102,7 +102,8 @@ class SignalFile:
     def window(self, row: int, start: int, stop: int) -> Signal:
         """Return the samples from `start` to `stop` of a row, float32 (leads, stop - start).
 
-        Of a long record, only the blocks of the window are read and compared, but at first all of it.
+        The first access reads all of a record. Later, only the blocks of the window are read and compared if the record
+        is long.
         """
         if not self._verified[row] or (stop - start) * _PART_OF_RECORD > self._times[row]:
             return self.signal(row)[:, start:stop]
@@ -135,7 +136,7 @@ class SignalFile:
         return True
 
     def _read_part(self, row: int, start: int, samples: Signal) -> bool:
-        """Read samples of a row from the sample `start` of its (leads * time), and return whether they are intact."""
+        """Read samples of a row from sample `start` of its (leads * time), and return whether they are intact."""
         record_bytes = self._leads[row] * SAMPLE_BYTES * self._times[row]
         begin, end = start * SAMPLE_BYTES, start * SAMPLE_BYTES + samples.nbytes
         first, last = begin // _BLOCK_BYTES, -(-end // _BLOCK_BYTES)  # the blocks that contain the samples
@@ -150,7 +151,7 @@ class SignalFile:
 
     def _read_bytes(self, row: int, offset: int, content: NDArray[np.uint8]) -> bool:
         """Read bytes of the file, and return whether it has all of them. Raises DataError if it cannot be read."""
-        if not len(content):  # of a record with a fault
+        if not len(content):  # a record with a fault
             return True
         try:
             return read_into(self._descriptor, content.data, offset) == len(content)

@@ -1,4 +1,4 @@
-"""Look up prepared records in a store, and prepare the ones that it lacks."""
+"""Look up prepared records in a store, and prepare those that it lacks."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -44,7 +44,7 @@ class SignalStore:
     """The prepared signals of the records in some folders, with one preparation.
 
     location: the folder that contains the stores, or "auto" for the user's cache.
-    processes: that prepare records; if None, the number depends on the cores and on the number of records.
+    processes: the number of processes that prepare records; None chooses it by the numbers of cores and records.
     """
 
     folders: tuple[Path, ...]
@@ -118,7 +118,8 @@ class SignalStore:
     def _key(self, header: RecordSource) -> bytes:
         """Return a hash of the header and the state of the signal files, _UNREADABLE_KEY if they cannot be read.
 
-        The hash covers the header as it was parsed and as it is on disk now, as the file may have been replaced since.
+        The hash covers the header as it was parsed and as it is on disk now, because the file may have been replaced
+        since.
         """
         roots = [number for number, folder in enumerate(self.folders) if header.path.is_relative_to(folder)]
         root = self.folders[roots[0]] if roots else header.path.parent

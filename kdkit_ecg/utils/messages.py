@@ -1,4 +1,4 @@
-"""Texts of files and names of records in errors, notices and summaries, which stay short."""
+"""Shorten texts of files and names of records for errors, notices and summaries."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _ABOUT_FILE = re.compile(r"^.*?(cannot be read|is not a readable header): ")
 
 
 def shown(text: str) -> str:
-    """Return the repr of a text for an error message, without the end of a long one."""
+    """Return the repr of a text for an error message; a long text is cut."""
     return repr(clipped(text))
 
 
@@ -29,7 +29,7 @@ def clipped(text: str, length: int = 100) -> str:
 
 def unknown_patients_notice(unknown: int, total: int) -> str:
     """Return the notice about records whose patient is not known."""
-    return f"the patient of {unknown} of {total} records is unknown; each counts as a patient of its own"
+    return f"the patient of {unknown} of {total} records is unknown; each counts as a separate patient"
 
 
 def first_names(names: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
-"""Apply one function to many items in worker processes that never import the main script of the caller.
+"""Apply one function to many items in worker processes that never import the caller's main script.
 
 multiprocessing imports the main script in every process it starts. A script without `if __name__ == "__main__"`, or one
-read from stdin, could then not prepare data. The processes here receive only the search path, the function and items.
+read from stdin, could not prepare data then. The processes here receive only the search path, the function and items.
 """
 
 import os
@@ -20,13 +20,13 @@ from kdkit import DataError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Items per process that may be queued or finished. Without a bound, results pile up if the caller reads them slowly.
+# Items per process that may be queued or finished. Without a limit, results pile up if the caller reads them slowly.
 QUEUED_PER_PROCESS = 3
 
 # There are as many processes as cores, so more than one thread in each would oversubscribe the cores.
 _ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
 
-# The program of a worker: the search path has to be set before kdkit_ecg can be imported.
+# The program of a worker: the search path must be set before kdkit_ecg can be imported.
 _WORKER_PROGRAM = """
 import pickle, sys
 try:
@@ -96,7 +96,7 @@ class _Worker(Generic[Item, Result]):
 
     def run(self, item: Item) -> Result:
         try:
-            # The setup goes along with the first item, so that all processes start at the same time.
+            # The setup is sent with the first item, so that all processes start at the same time.
             self._requests.write(self._setup + pickle.dumps(item))
             self._requests.flush()
             self._setup = b""

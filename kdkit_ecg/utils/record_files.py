@@ -1,4 +1,4 @@
-"""Find the files of records in a folder tree, linked folders too, read their names, and measure free disk space."""
+"""Find the files of records in folder trees, with linked folders, read their names, and measure free disk space."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from kdkit import DataError
 
 MAX_HEADER_BYTES = 1 << 20  # of a header; those of the Challenges have about a kilobyte
 
-MAX_SUFFIX = 5  # characters, with the dot, of a suffix that is looked for in any case
+MAX_SUFFIX = 5  # characters, with the dot, of a suffix that is searched for in any case
 
 HEADER_SUFFIX, SIGNAL_SUFFIXES, UNFINISHED_SUFFIX = ".hea", (".mat", ".dat"), ".part"
 DICOM_SUFFIX = ".dcm"
@@ -40,8 +40,8 @@ class RecordFiles(NamedTuple):
     """The files in a folder tree, each kind sorted by path.
 
     others: files of other formats that may hold signals: DICOM, XML, EDF, NumPy, CSV and HDF5. unfinished: files of an
-    interrupted fetch. unread: files of ECGs in a format that is not read, unless there is one of the same name that is.
-    not_listed: folders that cannot be read, and links that lead nowhere.
+    interrupted fetch. unread: ECG files in a format that is not read, unless there is a readable file of the same name.
+    not_listed: folders that cannot be read, and broken links.
     """
 
     headers: tuple[Path, ...]
@@ -77,7 +77,7 @@ def find_record_files(folder: Path) -> RecordFiles:
         for entry in entries:
             path = current / entry.name
             if entry.is_symlink():
-                # Not the methods of Path, which raise an error for a link without permission.
+                # The methods of Path raise an error for a link without permission.
                 if os.path.isdir(path):  # noqa: PTH112
                     links.append(path)
                 elif os.path.exists(path) or _SUFFIX.search(path.name):  # noqa: PTH110
@@ -100,9 +100,9 @@ def find_record_files(folder: Path) -> RecordFiles:
 
 
 def kind_of(path: Path) -> str:
-    """Return the suffix in lower case by which a file is read: that of DICOM also for a DICOM file without it.
+    """Return the suffix that decides how a file is read, in lower case; for DICOM files, even if they have no suffix.
 
-    Archives name these files IM0001, or with numbers such as 1.2.840.10008.1. DICOMDIR, their index, is no record.
+    Archives name these files IM0001, or with numbers such as 1.2.840.10008.1. DICOMDIR, their index, is not a record.
     """
     suffix = path.suffix.lower()
     if suffix in _KNOWN_SUFFIXES or path.name.upper() == "DICOMDIR":
@@ -116,7 +116,7 @@ def counted_kinds(paths: Iterable[Path]) -> str:
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a file begins as one of DICOM. A file that cannot be read does not."""
+    """Return whether a file begins like a DICOM file; False if it cannot be read."""
     try:
         require_regular_file(path.stat())
         with path.open("rb") as file:
@@ -126,14 +126,15 @@ def is_dicom(path: Path) -> bool:
 
 
 def without_suffix(path: Path) -> Path:
-    """Return a path without the suffix of a file of records; a last number as in 1.2.840.10008.1 is none."""
+    """Return a path without the suffix of a file of records; a last number as in 1.2.840.10008.1 is not a suffix."""
     return path.with_suffix("") if path.suffix.lower() in _KNOWN_SUFFIXES else path
 
 
 def read_header_bytes(path: Path) -> bytes:
     """Return the bytes of a header. Raises OSError, and DataError for a device, a pipe and a file that is too large."""
-    # Before the file is opened, as opening a device may have an effect. Without O_NONBLOCK, opening a pipe waits for a
-    # process that writes to it; the state of the open file counts, as the file may have been replaced in between.
+    # Checked before the file is opened, because opening a device may have an effect. Without O_NONBLOCK, opening a pipe
+    # waits for a process that writes to it. The open file is checked again, because it may have been replaced in
+    # between.
     require_regular_file(os.stat(path))  # noqa: PTH116 -- a scan reads 100,000 headers, and Path takes twice as long
     file = os.open(path, _READ_AT_ONCE)
     try:
@@ -149,22 +150,22 @@ def read_header_bytes(path: Path) -> bytes:
 
 
 def require_regular_file(state: os.stat_result) -> None:
-    """Raise DataError for a device, which may be read without end, and for a pipe, which may wait for ever."""
+    """Raise DataError for a device, which may be read without end, and for a pipe, which may wait forever."""
     if not stat.S_ISREG(state.st_mode):
         raise DataError("expected a regular file, got a device, a pipe, a socket or a folder")
 
 
 def present_file(path: Path) -> Path:
-    """Return the path under which a file exists; `path` itself if there is none.
+    """Return the path of the existing file; `path` itself if there is none.
 
-    The suffix, or the whole name, may be in another case, as on disks that do not distinguish cases. A name without a
-    suffix may mean a signal.
+    The suffix, or the whole name, may be in another case, as on case-insensitive disks. A name without a suffix may
+    mean a signal.
     """
     if path.is_file():
         return path
     for suffix in [path.suffix] if path.suffix else SIGNAL_SUFFIXES:
-        # Not a listing of the folder, which may contain thousands of records. The number of cases doubles with each
-        # letter, so a longer suffix, which no format of signals has, is in one case.
+        # The folder is not listed, because it may contain thousands of records. The number of cases doubles with each
+        # letter, so a longer suffix, which no signal format has, is tried in one case only.
         letters = [{letter.lower(), letter.upper()} if len(suffix) <= MAX_SUFFIX else letter for letter in suffix]
         cases = ["".join(case) for case in product(*letters)]
         for stem, case in product(dict.fromkeys((path.stem, path.stem.upper(), path.stem.lower())), sorted(cases)):

@@ -1,4 +1,4 @@
-"""Read CSV tables, such as that of the patient of each record, and recognise missing values."""
+"""Read CSV tables, such as the table of patients, and recognise missing values."""
 
 import ast
 import csv
@@ -13,14 +13,14 @@ from kdkit.errors import first_line
 from kdkit_ecg.utils.messages import shown
 from kdkit_ecg.utils.record_files import record_name
 
-# What spreadsheets, pandas, R, databases and people write for a value that is not known.
+# What spreadsheets, pandas, R, databases and people write for an unknown value.
 _MISSING = re.compile(
     r"|nan|#?n/?a|n\.a\.|<na>|nat|none|null|nil|unk(nown)?|missing|not available|undefined|\?|--?|\.", re.IGNORECASE
 )
-# Usual names of the column of the patient, in lower case: one that is overlooked divides patients.
+# Usual names of the patient column, in lower case: overlooking one would divide patients.
 PATIENT_COLUMNS = ("patient", "patient_id", "subject", "subject_id")
 
-MAX_LITERAL = 10_000  # characters of a list in a cell: literal_eval takes a time and a depth that grow with the text
+MAX_LITERAL = 10_000  # characters of a list in a cell: the time and depth of literal_eval grow with the text
 
 _WHOLE_NUMBER = re.compile(r"([0-9]+)\.0")
 
@@ -36,7 +36,7 @@ class Table(NamedTuple):
 
 
 def read_table(path: Path) -> Table:
-    """Read a CSV table in UTF-8. Raises DataError, which names the file, and the line if that is the reason."""
+    """Read a CSV table in UTF-8. Raises DataError, which names the file, and the line if one is at fault."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -56,9 +56,9 @@ def read_patient_table(folders: Sequence[Path]) -> PatientTable:
     """Return the rows of records.csv at the root of each folder, by record; empty if there is no such file.
 
     The columns record and patient are required; database, the folder that contains the record, is optional. A record
-    may be written with the suffix .hea, .mat or .dat. A patient that is missing, also as "nan" or "Unknown", is "".
-    Raises DataError, which names the file and the line, for a file that cannot be read and for two rows that differ
-    about one record.
+    may be written with the suffix .hea, .mat or .dat. A missing patient, including "nan" or "Unknown", is "". Raises
+    DataError, which names the file and the line, for a file that cannot be read and for two different rows of one
+    record.
     """
     rows: dict[str, Mapping[str, str]] = {}
     sources: dict[str, str] = {}  # record -> the line and file of its row, for error messages
@@ -111,7 +111,7 @@ def parse_literal(text: str, column: str) -> Any:
         raise ValueError(f"expected {column} of at most {MAX_LITERAL:,} characters, got {len(text):,}")
     try:
         return ast.literal_eval(text)
-    # Those that its documentation lists, the last two for a text that nests too deep.
+    # The exceptions in its documentation; the last two are for a text that nests too deeply.
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
         raise ValueError(f"expected {column} in the form of Python, got {shown(text)}: {first_line(error)}") from error
 
@@ -124,7 +124,7 @@ def is_missing(text: str) -> bool:
 def patient_name(text: str) -> str:
     """Return the name or number of a patient in a table, "" if it is not known.
 
-    The patient 7 is 7.0 in a table that pandas wrote, if another patient in it is not known.
+    pandas writes patient 7 as 7.0 if another patient in the table is unknown.
     """
     number = _WHOLE_NUMBER.fullmatch(text)
     return "" if is_missing(text) else number[1] if number else text

@@ -323,7 +323,7 @@ def test_linked_folders_and_suffixes_in_capitals_are_examined(kdkit_here, tmp_pa
     ]
     result = kdkit_here("ecg", "doctor", "data", "--jobs", 1, "--json", "survey.json")
     assert "1 of the folders cannot be read: lost\n" in result.out
-    assert "1 .npy: not examined, since they do not say their leads and rate\n" in result.out
+    assert "1 .npy: not examined, because they do not state their leads and rate\n" in result.out
     assert json.loads((tmp_path / "survey.json").read_text())["not_listed"] == ["lost"]
 
 

@@ -301,7 +301,7 @@ def test_arrays_need_a_rate_and_leads(tmp_path, model, capsys):
     assert np.allclose(probabilities["table.csv"], probabilities["stack.npy:0"], atol=1e-5)
     assert call(["predict", str(model), str(tmp_path)]) == 1  # the tables in it may be anything
     table = capsys.readouterr().out
-    assert table.count("REFUSED: it does not say its rate and its leads") == 2
+    assert table.count("REFUSED: it does not state its rate and leads") == 2
     assert "2 records: 0 predicted, 2 refused" in table
     assert call(["predict", str(model), str(tmp_path / "stack.npy"), "--rate", "500"]) == 1
     assert "no names of leads; give --leads" in capsys.readouterr().out
@@ -312,7 +312,7 @@ def test_arrays_need_a_rate_and_leads(tmp_path, model, capsys):
     [
         (["{model}", "{data}", "--leads", "I,II"], "need --rate"),
         (["{model}", "{data}", "--net", "student"], "for the folder of a run"),
-        (["{data}/labels.csv", "{data}"], "is no exported network"),
+        (["{data}/labels.csv", "{data}"], "is not an exported network"),
         (["missing.onnx", "{data}"], "does not exist"),
         (
             ["runs/missing", "{data}"],
@@ -397,7 +397,7 @@ def test_of_exclusive_classes_the_most_probable_one_is_predicted(tmp_path, folde
         assert np.isclose(row.probabilities.sum(), 1)
         assert row.predicted == (CLASSES[row.probabilities.argmax()],)
         assert row.by_class()[CLASSES[0]]["threshold"] is None
-    with pytest.raises(KdkitError, match="exactly one is true"):
+    with pytest.raises(KdkitError, match="classes that exclude each other"):
         Predictor(path, combine="max")
 
 

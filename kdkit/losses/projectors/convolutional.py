@@ -13,10 +13,10 @@ LARGEST_KERNEL = 17
 class Regressor(nn.Module):
     """The convolutional regressor of FitNets, then batch norm and ReLU: (batch, channels, ...) -> the target's shape.
 
-    input_shape, target_shape: as those of Projector. The convolution has no padding, and its kernel is just long enough
-    for the positions to shrink to the target's (Romero et al. 2015, sec. 2.2). To halve positions, it has a kernel of 3
-    and a stride of 2; to double them, it is transposed. If positions grow otherwise, or the kernel would be longer than
-    17, they are resized first, and a kernel of 3 is padded. relu=False leaves the ReLU out, for a target with negative
+    input_shape, target_shape: as in Projector. The convolution has no padding, and its kernel is just long enough for
+    the positions to shrink to the target's (Romero et al. 2015, sec. 2.2). To halve positions, it has a kernel of 3 and
+    a stride of 2; to double them, it is transposed. If positions grow otherwise, or the kernel would be longer than 17,
+    they are resized first, and a kernel of 3 is padded. relu=False leaves the ReLU out, for a target with negative
     values. Raises RecipeError for shapes that do not fit.
     """
 
@@ -43,7 +43,7 @@ class Regressor(nn.Module):
         self.relu = relu
 
     def forward(self, features: Tensor, positions: Positions = None) -> Tensor:
-        """Return the projected features, (batch, target channels, *positions); by default those of the target shape.
+        """Return the projected features, (batch, target channels, *positions); positions default to the target's.
 
         A convolution that changes the number of positions itself ignores `positions`.
         """
@@ -56,10 +56,10 @@ class Regressor(nn.Module):
 class Bottleneck(nn.Module):
     """A map over channels, a convolution with a kernel of 3, and a second map, each with batch norm and ReLU.
 
-    input_shape, target_shape: as those of Projector. width: the channels of the convolution; by default half of the
-    target's, as in SimKD (Chen et al. 2022, "Knowledge Distillation with the Reused Teacher Classifier",
-    arXiv:2203.14001). rectified=False gives the last map a bias instead of batch norm and ReLU. Raises RecipeError for
-    shapes that do not fit.
+    input_shape, target_shape: as in Projector. width: the channels of the convolution; by default half of the target's,
+    as in SimKD (Chen et al. 2022, "Knowledge Distillation with the Reused Teacher Classifier", arXiv:2203.14001).
+    rectified=False gives the last map a bias instead of batch norm and ReLU. Raises RecipeError for shapes that do not
+    fit.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Bottleneck(nn.Module):
         self.rectified = rectified
 
     def forward(self, features: Tensor, positions: Positions = None) -> Tensor:
-        """Return the projected features, (batch, target channels, *positions); by default those of the target shape."""
+        """Return the projected features, (batch, target channels, *positions); positions default to the target's."""
         features = fit_positions(features, self.positions if positions is None else positions)
         features = self.first_norm(self.first(features)).relu()
         features = self.middle_norm(self.middle(features)).relu()

@@ -12,9 +12,9 @@ from kdkit.losses.validation import validate_count
 class Fusion(nn.Module):
     """Attention-based fusion: mix a layer with the fused features of the deeper ones, and map it to the target.
 
-    input_shape, target_shape: as those of Projector. width: the channels in which layers are mixed, equal for all of
-    them. first: whether this is the deepest layer, which has no deeper features to be mixed with. Raises RecipeError
-    for shapes that do not fit. Source: Chen et al. 2021, "Distilling Knowledge via Knowledge Review", sec. 3.3.
+    input_shape, target_shape: as in Projector. width: the channels in which layers are mixed, equal for all of them.
+    first: whether this is the deepest layer, which has no deeper features to be mixed with. Raises RecipeError for
+    shapes that do not fit. Source: Chen et al. 2021, "Distilling Knowledge via Knowledge Review", sec. 3.3.
     """
 
     def __init__(self, input_shape: torch.Size, target_shape: torch.Size, *, width: int, first: bool = False) -> None:

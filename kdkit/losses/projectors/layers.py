@@ -1,4 +1,4 @@
-"""Layers for (batch, channels, *positions) with any number of dimensions, also without positions."""
+"""Layers for (batch, channels, *positions) with any number of dimensions, with or without positions."""
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ class Pointwise(nn.Linear):
     def forward(self, features: Tensor) -> Tensor:
         """(batch, in channels, *positions) -> (batch, out channels, *positions)."""
         mapped = super().forward(features.movedim(1, -1))
-        # a compiled backward pass would otherwise assume wrong strides of the gradient
+        # a compiled backward pass would otherwise assume wrong strides for the gradient
         return mapped.movedim(-1, 1).contiguous()
 
 

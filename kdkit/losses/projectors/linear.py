@@ -8,7 +8,7 @@ from kdkit.losses.projectors.layers import BatchNorm, Pointwise
 from kdkit.losses.projectors.resizing import can_rearrange, rearrange_tokens, resize
 from kdkit.losses.validation import validate_count
 
-# The positions of the target in a batch, if they differ from batch to batch, as those of padded texts do.
+# The positions of the target in a batch, if they differ from batch to batch, as in padded texts.
 Positions = tuple[int, ...] | None
 
 
@@ -16,9 +16,9 @@ class Projector(nn.Module):
     """A trained linear map over channels after a resize: (batch, channels, ...) -> the shape of the target.
 
     input_shape, target_shape: (batch, channels, *positions), with the same number of dimensions, up to three of them
-    positions. Also supported: a target (batch, channels), for which positions are averaged; tokens for a map with as
-    many positions in its aspect ratio, and a map for tokens. Positions grow by interpolation and shrink by average
-    pooling. Raises RecipeError for other shapes.
+    positions. Also supported: a target (batch, channels), with averaged positions; tokens for a map with as many
+    positions in its aspect ratio, and a map for tokens. Positions grow by interpolation and shrink by average pooling.
+    Raises RecipeError for other shapes.
     """
 
     def __init__(self, input_shape: torch.Size, target_shape: torch.Size) -> None:
@@ -27,7 +27,7 @@ class Projector(nn.Module):
         self.channels = nn.Linear(input_shape[1], target_shape[1])
 
     def forward(self, features: Tensor, positions: Positions = None) -> Tensor:
-        """Return the projected features, (batch, target channels, *positions); by default those of the target shape."""
+        """Return the projected features, (batch, target channels, *positions); positions default to the target's."""
         # first, so that fewer positions are mapped if they shrink
         features = fit_positions(features, self.positions if positions is None else positions)
         mapped: Tensor = self.channels(features.movedim(1, -1))
@@ -38,8 +38,8 @@ class Projector(nn.Module):
 class MLP(nn.Module):
     """Two maps over channels with batch norm and ReLU between them.
 
-    input_shape, target_shape: as those of Projector. width: the hidden channels, by default those of the wider side.
-    Raises RecipeError for shapes that do not fit.
+    input_shape, target_shape: as in Projector. width: the hidden channels, by default those of the wider side. Raises
+    RecipeError for shapes that do not fit.
     """
 
     def __init__(self, input_shape: torch.Size, target_shape: torch.Size, *, width: int | None = None) -> None:
@@ -52,7 +52,7 @@ class MLP(nn.Module):
         self.second = Pointwise(width, target_shape[1])
 
     def forward(self, features: Tensor, positions: Positions = None) -> Tensor:
-        """Return the projected features, (batch, target channels, *positions); by default those of the target shape."""
+        """Return the projected features, (batch, target channels, *positions); positions default to the target's."""
         features = fit_positions(features, self.positions if positions is None else positions)
         hidden: Tensor = self.norm(self.first(features))
         mapped: Tensor = self.second(hidden.relu())
@@ -65,7 +65,7 @@ def fit_positions(features: Tensor, positions: tuple[int, ...]) -> Tensor:
 
 
 def target_positions(input_shape: torch.Size, target_shape: torch.Size) -> tuple[int, ...]:
-    """Return the positions of the target shape. Raises RecipeError if the input cannot be brought to them."""
+    """Return the positions of the target shape. Raises RecipeError if the input cannot be converted to them."""
     supported = 2 <= len(input_shape) <= 5 and 2 <= len(target_shape) <= 5
     if not supported or not can_rearrange(tuple(input_shape[2:]), tuple(target_shape[2:])):
         has_tokens = supported and 3 in (len(input_shape), len(target_shape))

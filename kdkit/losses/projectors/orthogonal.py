@@ -10,12 +10,12 @@ from kdkit.losses.projectors.linear import Positions, fit_positions, target_posi
 class Orthogonal(nn.Module):
     """A trained map over channels without a bias, whose rows or columns stay orthonormal (VkD).
 
-    input_shape, target_shape: as those of Projector. Distances are kept if the target has as many channels or more.
+    input_shape, target_shape: as in Projector. Distances are kept if the target has as many channels or more.
     The map is a product of Householder reflections, each with a trained vector, so that the average of two projectors
-    is orthogonal as well. The authors' torch.nn.utils.parametrizations.orthogonal has the signs of the columns among
-    the trained numbers and truncates them to integers: a weight decay makes its map 0. Raises RecipeError for shapes
-    that do not fit. Source: Miles et al. 2024, "VkD: Improving Knowledge Distillation using Orthogonal Projections",
-    arXiv:2403.06213.
+    is orthogonal as well. The torch.nn.utils.parametrizations.orthogonal of the authors' code has the signs of the
+    columns among the trained numbers and truncates them to integers, so weight decay makes its map 0. Raises
+    RecipeError for shapes that do not fit. Source: Miles et al. 2024, "VkD: Improving Knowledge Distillation using
+    Orthogonal Projections", arXiv:2403.06213.
     """
 
     def __init__(self, input_shape: torch.Size, target_shape: torch.Size) -> None:
@@ -36,7 +36,7 @@ class Orthogonal(nn.Module):
         return columns if self.grows else columns.mT
 
     def forward(self, features: Tensor, positions: Positions = None) -> Tensor:
-        """Return the projected features, (batch, target channels, *positions); by default those of the target shape."""
+        """Return the projected features, (batch, target channels, *positions); positions default to the target's."""
         features = fit_positions(features, self.positions if positions is None else positions)
         mapped = F.linear(features.movedim(1, -1), self.weight)
         # a compiled backward pass would otherwise assume wrong strides of the gradient

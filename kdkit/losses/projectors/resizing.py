@@ -18,7 +18,7 @@ _INTERPOLATION_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def resize(features: Tensor, positions: tuple[int, ...]) -> Tensor:
-    """Return (batch, channels, *positions), interpolated if no dimension shrinks, else average-pooled.
+    """Return (batch, channels, *positions), interpolated if no dimension shrinks, otherwise average-pooled.
 
     Empty positions average over all of them: (batch, channels).
     """
@@ -48,7 +48,7 @@ def match_positions(student: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rearrange_tokens(features: Tensor, positions: tuple[int, ...]) -> Tensor:
-    """Return tokens (batch, channels, tokens) as a map of this aspect ratio, row by row, or a map as so many tokens.
+    """Return tokens (batch, channels, tokens) as a map of this aspect ratio, row by row, or a map as this many tokens.
 
     Features with the dimensions of `positions` are returned unchanged; see `resize` for their size. Raises RecipeError
     if no map of this aspect ratio has as many positions as there are tokens. A class token is a common reason: leave it
@@ -68,7 +68,7 @@ def rearrange_tokens(features: Tensor, positions: tuple[int, ...]) -> Tensor:
 
 
 def can_rearrange(current: tuple[int, ...], positions: tuple[int, ...]) -> bool:
-    """Return whether `rearrange_tokens` can bring features with the current positions to the given ones."""
+    """Return whether `rearrange_tokens` can rearrange features with the current positions to the given ones."""
     return len(current) == len(positions) or not positions or _token_grid(current, positions) is not None
 
 

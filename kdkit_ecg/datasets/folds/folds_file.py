@@ -74,7 +74,7 @@ class Folds:
         )
 
     def folds_of_groups(self, group_of_record: Mapping[str, str]) -> dict[str, int]:
-        """Return the groups that have a fold already -> this fold, because of one of their records or their patient.
+        """Return group -> fold for the groups whose fold is fixed by one of their records or their patient.
 
         group_of_record: record -> group. Raises DataError if a group is in two folds.
         """

@@ -1,4 +1,4 @@
-"""Decide which records belong to one person, so that they can be assigned to the same fold."""
+"""Find the records of each person, so that they can be assigned to the same fold."""
 
 import re
 from collections import defaultdict
@@ -18,11 +18,12 @@ def assign_persons(
 ) -> dict[str, str]:
     """Return a person for every record, by the name of the record.
 
-    patients: record -> patient, if known; otherwise the record has a person of its own, "record NAME".
-    duplicates: lists of names of records with the same signal, which belong to one person whatever `patients` contains.
+    patients: record -> patient, if known; otherwise the record counts as a separate person, "record NAME".
+    duplicates: lists of names of records with the same signal, which belong to one person, whatever `patients`
+    contains.
 
     Records S0001 and so on of PTB with neighbouring numbers, the same age and the same sex also count as one person:
-    two patients in one fold do no harm, but one patient in two folds invalidates the test.
+    two patients in one fold are harmless, but one patient in two folds invalidates the test.
     """
     persons = _MergedNames()
     for header in headers:
@@ -45,7 +46,7 @@ def assign_persons(
 class _MergedNames:
     """Disjoint sets of names (union-find), each represented by its first patient, or by its first record.
 
-    So a person has the name in the table of patients, if there is one.
+    A person therefore has the name in the table of patients, if there is one.
     """
 
     def __init__(self) -> None:
@@ -54,7 +55,7 @@ class _MergedNames:
     def merge(self, first: str, second: str) -> None:
         representatives = {self.representative(first), self.representative(second)}
         root, *merged = sorted(representatives, key=lambda name: (name.startswith("record "), name))
-        for name in merged:  # empty if both names are in one set already
+        for name in merged:  # empty if both names are already in one set
             self.parent[name] = root
 
     def representative(self, name: str) -> str:

@@ -14,7 +14,7 @@ from kdkit import RecipeError
 
 Counts = NDArray[np.float64]
 
-_PASSES = 5  # over all groups after the first assignment, to move those that fit better into another fold
+_PASSES = 5  # over all groups after the first assignment, to move groups that fit better into another fold
 
 
 def stratified_folds(
@@ -29,13 +29,13 @@ def stratified_folds(
     """Return the fold of each record, 0 to k - 1: labels (records, classes) of 0 and 1 -> (records,).
 
     groups: the patient of each record; a group is never divided. strata: the database of each record.
-    fixed: group -> its fold. Only the other groups are assigned, given these.
+    fixed: group -> its fold. Only the other groups are assigned.
 
     Greedy, after the iterative stratification of Sechidis et al. (2011), section 3.1: groups with the rarest class come
     first, the largest of them first. Each goes to the fold that has the least of its classes so far, and may move after
-    all are assigned. The result is a function of (seed, names and labels) and not of the order of the records.
-    Additional records may move existing ones, unless `fixed` contains these. Raises RecipeError for fewer than two
-    folds, and for a fixed fold that does not exist.
+    all are assigned. The result is a function of (seed, names and labels), not of the order of the records. Additional
+    records may move existing ones, unless `fixed` contains them. Raises RecipeError for fewer than two folds, and for a
+    fixed fold that does not exist.
     """
     if k < 2:
         raise RecipeError(f"k must be two folds or more, got {k}")
@@ -60,7 +60,7 @@ def _record_features(labels: Counts, strata: Sequence[str], groups: Sequence[str
     order = sorted(groups_of_stratum, key=lambda stratum: sorted(groups_of_stratum[stratum]))
     in_stratum = np.array([[name == stratum for stratum in order] for name in strata], dtype=np.float64)
     class_in_stratum = in_stratum[:, :, None] * labels[:, None, :]  # (records, strata, classes)
-    # A class counts twice over all databases, since it is scored over all of them, and once within its own.
+    # A class counts twice over all databases, because it is scored over all of them, and once within its own.
     columns = [in_stratum, labels, labels, class_in_stratum.reshape(len(labels), -1), np.ones((len(labels), 1))]
     features = np.hstack(columns)
     used: Counts = features[:, features.any(axis=0)]  # a column of zeros would give a share of 0 / 0 below
@@ -96,9 +96,9 @@ def _assign_groups(
             previous = folds[group]
             if previous >= 0:
                 fold_counts[previous] -= counts[group]
-            # The counts of each fold, weighted with the share of each feature that this group has. A rare class, of
-            # which one record is a large share, outweighs a common one. Rounded, so that ties do not depend on the
-            # order of the sum.
+            # The counts of each fold, weighted with this group's share of each feature. One record is a large share of
+            # a rare class, so a rare class outweighs a common one. Rounded, so that ties do not depend on the order of
+            # the sum.
             excess = np.round(fold_counts @ shares[group], 9)  # (k,)
             best = np.flatnonzero(excess == excess.min()).tolist()
             if previous not in best:

@@ -176,7 +176,7 @@ def test_units_gains_and_invalid_samples_become_mv(tmp_path):
 def test_files_of_numbers_need_a_format(tmp_path):
     write_numpy(tmp_path, 0)
     write_table(tmp_path, ("r0", "a", ""))
-    with pytest.raises(DataError, match=r"r0\.npy does not say its rate, unit and leads; .*ArrayFormat"):
+    with pytest.raises(DataError, match=r"r0\.npy does not state its rate, unit and leads; .*ArrayFormat"):
         Records(tmp_path, **RAW)
 
 
@@ -404,7 +404,7 @@ def test_the_ecg_of_a_polysomnography_is_read_at_its_rate(tmp_path):
     edfio.Edf(same_rate).write(tmp_path / "night.edf")
     assert open_file(tmp_path / "night.edf")[0].leads == ("ECG",)
     edfio.Edf([signals[0], edfio.EdfSignal(np.zeros(200), 200, label="C4", **options)]).write(tmp_path / "eeg.edf")
-    with pytest.raises(DataError, match="expected one rate of all leads, got 100 Hz, 200 Hz"):
+    with pytest.raises(DataError, match="expected one rate for all leads, got 100 Hz, 200 Hz"):
         open_file(tmp_path / "eeg.edf")
 
 
@@ -442,7 +442,7 @@ def test_an_array_that_is_larger_than_its_shape_or_compressed_otherwise_is_refus
     for name, data, method in (("large", content + bytes(1 << 20), 8), ("lzma", content, zipfile.ZIP_LZMA)):
         with zipfile.ZipFile(tmp_path / f"{name}.npz", "w", method) as archive:
             archive.writestr("ecg.npy", data)
-    with pytest.raises(DataError, match=r"ecg\.npy has another size than its shape"):
+    with pytest.raises(DataError, match=r"ecg\.npy has a different size than its shape"):
         open_file(tmp_path / "large.npz", EIGHT_LEADS)
     with pytest.raises(DataError, match="compressed by a method that numpy does not use"):
         open_file(tmp_path / "lzma.npz", EIGHT_LEADS)[0].read()

@@ -187,7 +187,7 @@ def test_without_a_table_each_record_is_a_patient_of_its_own_with_a_notice(tree,
     folder = tmp_path / "bare"
     shutil.copytree(tree / "a", folder)
     data = small_dataset(folder)
-    assert "each record counts as a patient of its own" in data.notices[0]
+    assert "each record counts as a separate patient" in data.notices[0]
     assert len(data.train) > 20
 
 
@@ -278,7 +278,7 @@ def test_records_without_a_patient_in_the_table_are_counted_after_they_were_foun
     data = dataset_with_table(tmp_path, TABLE + "C1,P1,\nC2,,\n")
     assert data.notices == ()
     assert len(data.train) == 3
-    assert data.notices == ("the patient of 2 of 3 records is unknown; each counts as a patient of its own",)
+    assert data.notices == ("the patient of 2 of 3 records is unknown; each counts as a separate patient",)
 
 
 WORDS = ("", "nan", "NaN", "NA", "N/A", "Unknown", "unknown ", "None", "null", "<NA>", "#N/A", "?", "-")
@@ -289,7 +289,7 @@ def test_a_patient_that_is_missing_in_words_is_missing(tmp_path, word):
     data = dataset_with_table(tmp_path, TABLE + f"C1,P1,\nC2,{word},\nC3,{word},{word}\n")
     assert len(data.train) == 3
     assert data.train.groups is None
-    assert data.notices == ("the patient of 2 of 3 records is unknown; each counts as a patient of its own",)
+    assert data.notices == ("the patient of 2 of 3 records is unknown; each counts as a separate patient",)
     assert data._persons == {"C1": "P1", "C2": "record C2", "C3": "record C3"}
 
 

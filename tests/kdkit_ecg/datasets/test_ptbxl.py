@@ -195,7 +195,7 @@ def test_each_record_without_a_patient_is_a_patient_of_its_own_with_a_notice(fol
     )
     assert data.notices == ()
     assert len(data.train) == 7
-    assert data.notices == ("the patient of 7 of 9 records is unknown; each counts as a patient of its own",)
+    assert data.notices == ("the patient of 7 of 9 records is unknown; each counts as a separate patient",)
     assert [data._person(header) for header in data._selected[0]][-3:] == ["record HR00007", "5", "5"]
 
 
@@ -238,7 +238,7 @@ def test_two_rows_of_a_record_have_to_be_equal(folder, tmp_path):
     data = with_database(folder, tmp_path, [row(1, **windows), *(row(number) for number in (*range(2, 21), 2))])
     assert data.summary.startswith("20 of 20 records read")
     write_database(tmp_path, [row(1), row(1, strat_fold=3)])
-    with pytest.raises(DataError, match="ecg_id '1', cannot be read: it has another row, which differs; remove one"):
+    with pytest.raises(DataError, match="ecg_id '1', cannot be read: it has another, different row; remove one"):
         _ = PTBXL(tmp_path).train
 
 

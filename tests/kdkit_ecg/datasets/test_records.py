@@ -210,7 +210,7 @@ def test_patients_without_a_name_are_noticed(tree):
     write_table(tree, *[(f"r{number}", "a", "") for number in range(24)], name="nobody.csv")
     data = Records(tree, "nobody.csv", **RAW)
     assert len(data.train) == 14
-    assert data.notices == ("there is no table with patients, so each record counts as a patient of its own",)
+    assert data.notices == ("there is no table with patients, so each record counts as a separate patient",)
     assert Records(tree, **RAW).notices == ()
 
 
@@ -331,8 +331,8 @@ def test_the_fingerprint_depends_on_labels_leads_and_classes_but_not_on_the_plac
         ),
         ("record,text\nr0,some words\n", "neither a column 'label' nor columns of 0 and 1"),
         ("record,label\nr0,\n", "has no label in its column 'label'"),
-        ("record,label,patient\nr0,a,1\nr0,b,2\n", "line 3: record 'r0' has another row, which differs"),
-        ("record,a,b\nr0,0,1\nr0,1,1\n", "line 3: record 'r0' has another row, which differs"),
+        ("record,label,patient\nr0,a,1\nr0,b,2\n", "line 3: record 'r0' has another, different row"),
+        ("record,a,b\nr0,0,1\nr0,1,1\n", "line 3: record 'r0' has another, different row"),
         (
             "record,label\nr99,a\n",
             r"no record in .* has a label in .*labels\.csv, whose records are r99; the files are x:",

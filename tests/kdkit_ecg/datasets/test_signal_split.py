@@ -142,5 +142,5 @@ def test_mixup_mixes_signal_person_and_labels_with_one_share():
 
 
 def test_augmentations_without_draws_are_refused():
-    with pytest.raises(RecipeError, match="there is one; give draws=10"):
+    with pytest.raises(RecipeError, match="there is only one; pass draws=10"):
         Synthetic(augment=(CutOut(),))

@@ -130,7 +130,7 @@ PROBABILITIES = np.where(LABELS > 0, 0.9, 0.2)
         (
             LABELS,
             PROBABILITIES,
-            r"outputs are decisions, 0 and 1 or bool; got .*0.2.*; make decisions of probabilities",
+            r"outputs are decisions, 0 and 1 or bool; got .*0.2.*; turn probabilities into decisions",
         ),
         (LABELS, 8 * LABELS - 4, "outputs are decisions, 0 and 1 or bool; got .*-4"),
         (np.where(LABELS, np.nan, 0), LABELS, "labels are decisions, 0 and 1 or bool; got .*nan"),

@@ -128,7 +128,7 @@ def test_other_dicom_files_are_refused_with_their_kind(dicom, tmp_path):
     group = dicom_group(STEPS, EIGHT, 0)
     assert "expected a rate and samples above 0, got 0 Hz and 200 samples" in refusal(dicom([group]))
     (tmp_path / "b.dcm").write_bytes(b"no DICOM" * 100)
-    assert "cannot be read: it is no DICOM file, which has the letters DICM" in refusal(tmp_path / "b.dcm")
+    assert "cannot be read: it is not a DICOM file, which has the letters DICM" in refusal(tmp_path / "b.dcm")
 
 
 @pytest.fixture
@@ -164,21 +164,21 @@ def test_the_rhythm_of_a_muse_file_is_read(xml):
     ("old", "new", "message"),
     [
         ("Rhythm", "Median", "expected one waveform of type Rhythm, got Median, Median"),
-        ("MICROVOLTS", "adu", "expected the unit MICROVOLTS or MILLIVOLTS of lead 'I', got 'adu'"),
-        ("PerBit>1<", "PerBit>0<", "expected LeadAmplitudeUnitsPerBit other than 0 of lead 'I'"),
+        ("MICROVOLTS", "adu", "expected the unit MICROVOLTS or MILLIVOLTS for lead 'I', got 'adu'"),
+        ("PerBit>1<", "PerBit>0<", "expected LeadAmplitudeUnitsPerBit other than 0 for lead 'I'"),
         ("PerBit>1<", "PerBit><", "expected a number in LeadAmplitudeUnitsPerBit, got ''"),
         (
             "SampleCountTotal>200<",
             "SampleCountTotal>201<",
-            "expected 201 samples of 2 bytes of lead 'I', got 400 bytes",
+            "expected 201 samples of 2 bytes for lead 'I', got 400 bytes",
         ),
         ("SampleBase>500<", "SampleBase>fast<", "expected a number in SampleBase, got 'fast'"),
         ("SampleBase>500<", "SampleBase>0<", "expected a rate and samples above 0, got 0 Hz"),
-        ("Baseline>0<", "Baseline>7<", "expected a FirstSampleBaseline of 0 of lead 'I', got '7'"),
+        ("Baseline>0<", "Baseline>7<", "expected a FirstSampleBaseline of 0 for lead 'I', got '7'"),
         ("LeadID>II<", "LeadID>I<", "expected every lead once, got I, I, V1"),
         ("<WaveFormData>\n", "<WaveFormData>\n?", "the samples of lead 'I' are not in base64"),
         ("CRC32>", "CRC32>1", "the samples of lead 'I' do not match their checksum; export the record again"),
-        ("</RestingECG>", "", "it is no complete XML: no element found"),
+        ("</RestingECG>", "", "it is not a complete XML file: no element found"),
         ("RestingECG>", "restingecgdata>", "got 'restingecgdata' (Philips, whose waveforms are compressed); export it"),
         ("RestingECG>", "html>", "expected the XML of GE MUSE (RestingECG) or HL7 aECG (AnnotatedECG), got 'html'"),
         ('restecg.dtd"', 'restecg.dtd" [<!ENTITY a "aaaa">]', "it defines entities, which no ECG needs"),
@@ -222,13 +222,13 @@ def test_the_series_of_an_aecg_file_is_read(xml):
         ('unit="s"', 'unit="sample"', "expected an increment of times in s, ms, us, got the unit 'sample'"),
         ('"0.002"', '"0"', "expected an increment of times above 0, got 0 s"),
         ("TIME_ABSOLUTE", "TIME", "expected one sequence of times (TIME_ABSOLUTE or TIME_RELATIVE) in a set, got 0"),
-        ('"2" unit="uV"', '"0" unit="uV"', "expected a scale other than 0 of lead 'I'"),
+        ('"2" unit="uV"', '"0" unit="uV"', "expected a scale other than 0 for lead 'I'"),
         ('"2" unit="uV"', '"2" unit="adu"', "none in a unit of voltage"),
-        ('"10" unit="uV"', '"10" unit="adu"', "expected the unit of the origin of lead 'I', got 'adu'"),
+        ('"10" unit="uV"', '"10" unit="adu"', "expected the unit of the origin for lead 'I', got 'adu'"),
         ("<digits>", "<digits>1.2.3 ", "the digits of lead 'I' are not numbers: could not convert"),
         ('_V1"/><value xsi:type="SLIST_PQ"><origin value="10" unit="uV"/><scale value="2" unit="uV"/><digits>',
          '_V1"/><value xsi:type="SLIST_PQ"><origin value="10" unit="uV"/><scale value="2" unit="uV"/><digits>1 ',
-         "expected leads with one number of samples, got 200, 201"),
+         "expected leads with equal numbers of samples, got 200, 201"),
     ],
 )  # fmt: skip
 def test_other_aecg_files_are_refused_with_the_reason(xml, old, new, message):
