@@ -1,6 +1,6 @@
 """The scripts of the page in docs/demo compute what Python computes, and its build refuses what it cannot use.
 
-node runs them; these tests are skipped without it. integration/test_demo_in_browser.py opens the page.
+node runs them; these tests are skipped without it. integration/in_browser/test_demo_in_browser.py opens the page.
 """
 
 import json

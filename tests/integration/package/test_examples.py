@@ -38,7 +38,7 @@ SCRIPTS = {"own_loop": 0.85, "lightning_loop": 0.85, "hf_trainer": 0.9, "on_poli
 
 
 def test_every_example_has_tiny_settings():
-    others = {"predict_without_torch"}  # needs an exported file: tests/integration/test_ecg_predict.py
+    others = {"predict_without_torch"}  # needs an exported file: tests/integration/ecg/test_ecg_predict.py
     assert {path.stem for path in EXAMPLES.glob("*.py")} == set(TINY) | set(SCRIPTS) | others
 
 

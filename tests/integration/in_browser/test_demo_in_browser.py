@@ -1,6 +1,6 @@
 """The page of docs/demo in a real browser: its probabilities are those of Python, and it needs no network.
 
-It needs npm, and what tests/integration/test_report_in_browser.py needs. Run it with `pytest -n0 -m slow`.
+It needs npm, and what tests/integration/in_browser/test_report_in_browser.py needs. Run it with `pytest -n0 -m slow`.
 ONNXRUNTIME_WEB may name the archive of onnxruntime-web, which npm fetches otherwise.
 """
 

@@ -14,7 +14,7 @@ import yaml
 
 from tests.helpers.environments import copy_sources, fresh_environment, install
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -187,7 +187,7 @@ def test_hugging_faces_trainer_distils_a_transformer_on_texts_of_different_lengt
 def test_the_trainer_of_the_page_takes_the_mean_over_all_tokens_of_an_update(tmp_path):
     import transformers  # late: it takes seconds
 
-    page = (Path(__file__).parents[2] / "docs" / "own-loop.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "own-loop.md").read_text(encoding="utf-8")
     (code,) = (block for block in re.findall(r"```python notest\n(.+?)```", page, re.S) if "TokenTrainer" in block)
     exec(code, scope := {"transformers": transformers})
     lengths = [1, 2, 5, 9]
