@@ -8,11 +8,11 @@ from textwrap import dedent
 
 import pytest
 import torch
-from tests.integration.test_resume import RECIPE
 
 from kdkit.engine.storage.comparison import differences
 from kdkit.utils.files import write
 from kdkit.utils.sealed import json_parts, read_sealed_json, tensor_parts
+from tests.integration.reliability.test_resume import RECIPE
 
 
 @pytest.fixture

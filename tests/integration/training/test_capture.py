@@ -5,7 +5,6 @@ import random
 
 import pytest
 import torch
-from tests.integration.test_all_losses_example import FOR_DIGITS, all_losses
 from torch import nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
@@ -35,6 +34,7 @@ from kdkit.engine.training.capture import CapturedStep
 from kdkit.losses import CRD, CTKD, TAID, Hint, SoftTargets
 from kdkit.recipe.balancing import PCGrad, UncertaintyWeighting
 from tests.helpers.callbacks import KillAtStep, Killed
+from tests.integration.package.test_all_losses_example import FOR_DIGITS, all_losses
 
 gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
