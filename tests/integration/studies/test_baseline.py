@@ -262,7 +262,7 @@ def test_the_command_trains_baselines_in_parallel_too(kdkit_process, tmp_path):
 
 def test_the_report_of_a_sweep_with_baselines_is_one_verdict_over_its_seeds(kdkit_here, tmp_path):
     lines = [
-        "from tests.integration import test_baseline",
+        "from tests.integration.studies import test_baseline",
         "",
         "def recipe():",
         "    return test_baseline.distillation()",

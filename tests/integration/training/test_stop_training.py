@@ -11,8 +11,7 @@ from kdkit.engine.storage.stage_folder import StageFolder
 from tests.helpers.callbacks import Recorder
 from tests.helpers.ranks import run_two_ranks
 from tests.helpers.stages import copied, last_checkpoint, same, three, training
-
-from .test_torchrun import RECIPE
+from tests.integration.distributed.test_torchrun import RECIPE
 
 
 class StopAfter:
