@@ -1,12 +1,10 @@
 """Train on several ranks: divide each batch among them, and average their gradients."""
 
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kdkit.data.dataset import Data, LoaderSplit
@@ -15,7 +13,6 @@ from kdkit.utils import collectives
 
 # The text of a warning of DistributedDataParallel since torch 2.14; the replacement does not exist in torch 2.10.
 _OLD_NAME = "`broadcast_buffers` is deprecated"
-_NO_CONTEXT = nullcontext()
 
 
 def require_divisible(data: Data, batch_sizes: Iterable[int]) -> None:
@@ -36,39 +33,12 @@ def require_divisible(data: Data, batch_sizes: Iterable[int]) -> None:
         )
 
 
-class DistributedModule:
-    """The module of a stage as the training loop calls it: compiled if requested, with gradients averaged over ranks.
-
-    DistributedDataParallel is not used on a single rank, or if the balancer averages gradients itself (`averages`).
-    """
-
-    def __init__(self, module: nn.Module, *, averages: bool, compiled: bool) -> None:
-        self._parallel: DistributedDataParallel | None = None
-        collectives.sync_buffers([module])
-        if collectives.is_distributed() and averages:
-            collectives.sync_module(module, next(module.parameters()).device)
-        elif collectives.is_distributed():
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", _OLD_NAME)
-                # Some parameters may be unused: a term with weight 0, or without labels in this batch, reaches none.
-                self._parallel = DistributedDataParallel(
-                    _WithUnused(module), broadcast_buffers=False, find_unused_parameters=True
-                )
-        self._forward: Callable[..., Any] = module if self._parallel is None else self._parallel
-        if compiled:
-            self._forward = torch.compile(self._forward)
-            # Otherwise, a tap in a module that recomputes its activations would break the graph.
-            options = torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=True)
-            self._forward = options(self._forward)
-
-    def __call__(self, *inputs: Any) -> dict[str, Tensor]:
-        """Return the terms by label."""
-        terms: dict[str, Tensor] = self._forward(*inputs)
-        return terms
-
-    def update(self, *, ends: bool) -> AbstractContextManager[Any]:
-        """Return the context of a micro-batch. Gradients are averaged over ranks only in the last one of an update."""
-        return _NO_CONTEXT if ends or self._parallel is None else self._parallel.no_sync()
+def data_parallel(module: nn.Module) -> DistributedDataParallel:
+    """Return a module whose backward pass averages the gradients over the ranks."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", _OLD_NAME)
+        # Some parameters may be unused: a term with weight 0, or without labels in this batch, reaches none.
+        return DistributedDataParallel(_WithUnused(module), broadcast_buffers=False, find_unused_parameters=True)
 
 
 class _WithUnused(nn.Module):

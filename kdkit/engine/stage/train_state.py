@@ -15,7 +15,6 @@ from kdkit.nets.moving_average import MovingAverage
 from kdkit.recipe.balancing.base import Balancer, TrainedParameters
 from kdkit.recipe.training import Training
 from kdkit.teachers.base import TeacherSession, observers
-from kdkit.utils.collectives import sync_buffers
 
 
 class TrainState:
@@ -109,7 +108,6 @@ class TrainState:
 
     def update_weights(self) -> bool:
         """Update the weights from the accumulated gradients. Returns False if the scaler skipped the update."""
-        sync_buffers(self.module.nets)
         if self.gradient_stats is not None:
             self.gradient_stats.close()
         if self.scaler is not None:

@@ -8,19 +8,18 @@ these rules are detected before or during the capture, and run eagerly.
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, items_of, map_tensors, nested_tensors
-from kdkit.engine.distributed.data_parallel import DistributedModule
-from kdkit.engine.options import Capture
+from kdkit.engine.options import RunOptions
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.train_state import TrainState
 from kdkit.engine.training.python_state import PythonState
-from kdkit.engine.training.training_step import TrainingStep
+from kdkit.engine.training.training_step import DistributedStep, TrainingStep
 from kdkit.engine.training.update_parts import UpdatePart
 from kdkit.errors import KdkitError, RecipeError, first_line
 from kdkit.nets.net import Net
@@ -43,18 +42,10 @@ class CapturedStep(TrainingStep):
     shape, such as the last one, or with samples without a teacher output.
     """
 
-    def __init__(
-        self,
-        open_stage: OpenStage,
-        state: TrainState,
-        module: DistributedModule,
-        autocast: AbstractContextManager[Any],
-        *,
-        required: bool,
-    ) -> None:
-        super().__init__(open_stage, state, module, autocast)
+    def __init__(self, open_stage: OpenStage, state: TrainState, options: RunOptions) -> None:
+        super().__init__(open_stage, state, options)
         device = open_stage.module.progress.device
-        self._required = required
+        self._required = options.capture == "require"
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._in_graph = {
             name: session
@@ -223,30 +214,23 @@ class CapturedStep(TrainingStep):
             yield from session.net.network.modules()
 
 
-def make_step(
-    open_stage: OpenStage,
-    state: TrainState,
-    module: DistributedModule,
-    autocast: AbstractContextManager[Any],
-    *,
-    capture: Capture,
-) -> tuple[TrainingStep, str | None]:
-    """Return the training step of a stage, and on CUDA the reason if a capture is allowed but impossible.
+def make_step(open_stage: OpenStage, state: TrainState, options: RunOptions) -> tuple[TrainingStep, list[str]]:
+    """Return the training step of a stage, and on CUDA a notice if a capture is allowed but impossible.
 
     Raises RecipeError if a capture is required but impossible.
     """
-    eager = TrainingStep(open_stage, state, module, autocast)
-    if capture == "off":
-        return eager, None
-    reason = why_not_captured(open_stage, state)
-    if capture == "require" and reason is not None:
+    reason, required = why_not_captured(open_stage, state), options.capture == "require"
+    if required and reason is not None:
         raise RecipeError(
             f"the training step of stage {open_stage.stage.name!r} cannot be captured as a CUDA graph: {reason}; run "
             "with capture auto or off"
         )
-    if reason is None and (capture == "require" or state.total_updates >= _WORTHWHILE):
-        return CapturedStep(open_stage, state, module, autocast, required=capture == "require"), None
-    return eager, reason if open_stage.module.progress.is_cuda else None
+    is_worthwhile = options.capture == "auto" and state.total_updates >= _WORTHWHILE
+    if reason is None and (required or is_worthwhile):
+        return CapturedStep(open_stage, state, options), []
+    step = DistributedStep(open_stage, state, options) if is_distributed() else TrainingStep(open_stage, state, options)
+    is_notable = reason is not None and options.capture == "auto" and open_stage.module.progress.is_cuda
+    return step, [f"the training step is not captured as a CUDA graph: {reason}"] if is_notable else []
 
 
 def why_not_captured(open_stage: OpenStage, state: TrainState) -> str | None:

@@ -5,7 +5,6 @@ import warnings
 
 from kdkit.data.label_check import LabelCheck
 from kdkit.engine.check.recipe_problems import binary_loss_of
-from kdkit.engine.distributed.data_parallel import DistributedModule
 from kdkit.engine.failures.user_errors import located
 from kdkit.engine.run_context import RunContext
 from kdkit.engine.stage.train_state import TrainState
@@ -92,18 +91,9 @@ class StageTrainer:
             open_stage, state, notices = opened
             self.progress.cache_entries = self.ctx.teacher_caching.entries
             notices += self.checkpoints.resume(state)
-            module = DistributedModule(
-                open_stage.module,
-                averages=state.balancer.averages_across_ranks,
-                compiled=self.ctx.options.compile,
-            )
-            autocast = self.ctx.options.autocast(self.ctx.device)
-            step, reason = make_step(open_stage, state, module, autocast, capture=self.ctx.options.capture)
-            if reason is not None:
-                notices.append(f"the training step is not captured as a CUDA graph: {reason}")
+            step, step_notices = make_step(open_stage, state, self.ctx.options)
             epochs = EpochTrainer(self.ctx, step, self.monitor, self.checkpoints, seed=self.seed)
-            notices += epochs.updates.notices
-            self._report_start(state, notices)
+            self._report_start(state, [*notices, *step_notices, *epochs.updates.notices])
             self._has_begun = True
             for epoch in range(len(self.history), self.training.epochs):
                 if self._stopped_by() is not None:
