@@ -8,38 +8,43 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
+from kdkit.engine.options import RunOptions
 from kdkit.engine.stage.gradient_stats import Gradients, GradientStats
 from kdkit.engine.stage.module import DistillationModule
+from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.errors import RecipeError
 from kdkit.nets.moving_average import MovingAverage
+from kdkit.nets.net import Net
 from kdkit.recipe.balancing.base import Balancer, TrainedParameters
 from kdkit.recipe.training import Training
-from kdkit.teachers.base import TeacherSession, observers
+from kdkit.teachers.base import observers
 
 
 class TrainState:
     """The state of a stage in training. `state_dict` returns everything that changes.
 
+    Create it after the dry run of the stage, because the optimizer takes the parameters of the losses that it builds.
+
     averages: the EMA of each network by name, if the stage has any. They must be created before taps are opened,
     because a copy of a module has its hooks.
+    batches: per epoch. higher_is_better: for the monitored metric, which a learning rate schedule may follow.
     updates: the number of optimizer steps so far.
     """
 
     def __init__(
         self,
-        training: Training,
-        module: DistillationModule,
-        sessions: Mapping[str, TeacherSession],
+        open_stage: OpenStage,
+        options: RunOptions,
         averages: Mapping[str, MovingAverage],
         *,
         batches: int,
-        scaler: bool,
+        higher_is_better: bool,
     ) -> None:
-        self.training = training
-        self.module = module
-        self.sessions = sessions
+        self.training = training = open_stage.stage.training
+        self.module = module = open_stage.module
+        self.sessions = open_stage.sessions
         self.averages = averages
-        self._observers = observers(sessions.values())
+        self._observers = observers(self.sessions.values())
         module.track_outputs = bool(self._observers)
         self.updates = 0
         self.total_updates = training.epochs * math.ceil(batches / training.accumulate_steps)
@@ -47,16 +52,17 @@ class TrainState:
         named = [*named_trainable_parameters(module), *balancer_parameters(self.balancer)]
         self.parameters = [parameter for _, parameter in named]
         self.optimizer = training.optimizer.build(named)
-        schedule = training.lr_schedule
-        self.lr_scheduler = (
-            None
-            if schedule is None
-            else schedule.build(self.optimizer, epochs=training.epochs, updates=self.total_updates)
-        )
-        self._lr_interval = "epoch" if schedule is None else schedule.interval
-        self._lr_follows_metric = schedule is not None and schedule.follows_metric
+        self.lr_scheduler: Any = None
+        self._lr_interval: str | None = None  # when the LR scheduler steps: after an update, an epoch or a validation
+        if training.lr_schedule is not None:
+            schedule = training.lr_schedule.for_metric(higher_is_better=higher_is_better)
+            self.lr_scheduler = schedule.build(self.optimizer, epochs=training.epochs, updates=self.total_updates)
+            self._lr_interval = "validation" if schedule.follows_metric else schedule.interval
         self.gradient_stats: GradientStats | None = None
-        self.scaler = torch.amp.GradScaler(module.progress.device.type) if scaler else None
+        if options.gradients:
+            trained = trained_parameters(module)
+            self.gradient_stats = GradientStats(options.gradients, trained.labels, trained.students)
+        self.scaler = torch.amp.GradScaler(module.progress.device.type) if options.precision == "fp16" else None
         self.constant_weights = not any(callable(factor) for term in module.terms for factor in term.weighted.factors)
         self._weights = module.weights(0.0)
         self._uses_progress = any("progress" in term.extra_kwargs for term in module.terms)
@@ -114,7 +120,14 @@ class TrainState:
             self.scaler.unscale_(self.optimizer)
         if self.training.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)
-        updated = self._step_optimizer()
+        updated = True
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            before = self.scaler.get_scale()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            updated = self.scaler.get_scale() >= before  # the scale is reduced if a gradient was not finite
         # The same as optimizer.zero_grad(), which takes ten times as long for small networks.
         for parameter in self.parameters:
             parameter.grad = None
@@ -125,7 +138,7 @@ class TrainState:
         self.updates += 1
         if self._uses_progress:
             self.module.progress.fill_(self.progress)
-        if updated and self.lr_scheduler is not None and self._lr_interval == "update":
+        if updated and self._lr_interval == "update":
             self.lr_scheduler.step()
         for net in self.module.students if self.averages else ():
             self.averages[net.name].update(net.network)
@@ -141,28 +154,21 @@ class TrainState:
         """Advance the teachers, and an LR schedule that steps once per epoch."""
         for session in self.sessions.values():
             session.on_epoch_end()
-        if self.lr_scheduler is not None and self._lr_interval == "epoch" and not self._lr_follows_metric:
+        if self._lr_interval == "epoch":
             self.lr_scheduler.step()
 
     def on_validated(self, value: float) -> None:
         """Advance an LR schedule that follows the monitored metric."""
-        if self._lr_follows_metric:
-            scheduler: Any = self.lr_scheduler  # a ReduceLROnPlateau, whose step takes the metric
-            scheduler.step(value)
-
-    def track_gradients(self, every: int) -> None:
-        """Record gradient statistics of the terms at every n-th update; 0 disables it."""
-        trained = trained_parameters(self.module)
-        self.gradient_stats = GradientStats(every, trained.labels, trained.students) if every else None
+        if self._lr_interval == "validation":
+            self.lr_scheduler.step(value)
 
     def gradients(self) -> Gradients | None:
         """Return the means of the gradient statistics since the last call, or None if there are none."""
         return None if self.gradient_stats is None else self.gradient_stats.take()
 
-    def validated_module(self, name: str) -> nn.Module:
+    def validated_module(self, net: Net[Any]) -> nn.Module:
         """Return the module of a network to validate and checkpoint: its EMA if it has one."""
-        average = self.averages.get(name)
-        net = next(net for net in self.module.students if net.name == name)
+        average = self.averages.get(net.name)
         return net.network if average is None else average.module
 
     def state_dict(self) -> dict[str, Any]:
@@ -197,16 +203,6 @@ class TrainState:
         if self.gradient_stats is not None and state["gradient_stats"] is not None:
             self.gradient_stats.load_state_dict(state["gradient_stats"])
         self.module.progress.fill_(self.progress)
-
-    def _step_optimizer(self) -> bool:
-        """Step the optimizer. Returns False if the gradient scaler skipped the update."""
-        if self.scaler is None:
-            self.optimizer.step()
-            return True
-        before = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return self.scaler.get_scale() >= before  # the scale is reduced if a gradient was not finite
 
 
 def build_balancer(training: Training, module: DistillationModule) -> Balancer:

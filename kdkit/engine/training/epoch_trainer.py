@@ -58,10 +58,10 @@ class EpochTrainer:
             if self.progress.position.terms is None:
                 with self.step.epoch(), explain_single_sample():
                     self.progress.position.terms = self._train_batches(epoch)
-            with self.checkpoints.validating(self.state) as between_batches:
+            with self.checkpoints.validating() as between_batches:
                 values = self.monitor.validate(self.state, epoch, between_batches)
             self._end(epoch, self.progress.position.terms, values)
-            self.checkpoints.after_epoch(self.state)
+            self.checkpoints.after_epoch()
         self.ctx.callbacks.raise_error()
 
     def _train_batches(self, epoch: int) -> dict[str, float]:
@@ -86,7 +86,7 @@ class EpochTrainer:
                 self._report_step(epoch, index, values)
             position.batches, position.seconds = index + 1, time.perf_counter() - began
             if part.ends_update:  # otherwise there are accumulated gradients, which a checkpoint does not hold
-                self.checkpoints.after_update(self.state)
+                self.checkpoints.after_update()
         terms = position.means.values(self.ctx.device)
         position.seconds = time.perf_counter() - began  # after the device has computed the last step
         self._require_finite(terms, epoch, position)
@@ -158,7 +158,7 @@ class EpochTrainer:
         self.state.on_validated(value)
         is_best = self.monitor.is_best(value, progress.best)
         if is_best:
-            weights = {net.name: copy_state(self.state.validated_module(net.name)) for net in self.stage.objectives}
+            weights = {net.name: copy_state(self.state.validated_module(net)) for net in self.stage.objectives}
             progress.best = BestCheckpoint(epoch=epoch, value=value, weights=weights)
         seconds, progress.position = progress.position.seconds, EpochPosition()
         gradients = self.state.gradients()
@@ -168,9 +168,10 @@ class EpochTrainer:
             metric.name: value,
             "best": is_best,
             "seconds": round(seconds, 3),
+            "gradients": gradients,
+            "peak_memory_bytes": memory.peak(self.ctx.device),
         }
-        measured = {"gradients": gradients, "peak_memory_bytes": memory.peak(self.ctx.device)}
-        progress.history.append({**entry, **{name: value for name, value in measured.items() if value is not None}})
+        progress.history.append({name: value for name, value in entry.items() if value is not None})
         event = EpochEnded(
             stage=self.stage.name,
             epoch=epoch,

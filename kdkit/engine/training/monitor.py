@@ -46,7 +46,7 @@ class Monitor:
                     net,
                     validation,
                     batch_size=self.training.batch_size,
-                    module=state.validated_module(net.name),
+                    module=state.validated_module(net),
                     workers=self.training.workers,
                     between_batches=between_batches,
                 )

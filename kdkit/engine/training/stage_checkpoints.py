@@ -11,7 +11,6 @@ from kdkit.engine.stage.training_batches import TrainingBatches
 from kdkit.engine.storage.stage_folder import EndedEpoch, StageFolder
 from kdkit.engine.training.stage_progress import BestCheckpoint, EpochPosition, StageProgress
 from kdkit.errors import Terminated
-from kdkit.recipe.recipe import Stage
 from kdkit.utils import collectives
 from kdkit.utils.modules import copy_state
 from kdkit.utils.validation import parse_interval
@@ -28,27 +27,26 @@ class StageCheckpoints:
     def __init__(
         self,
         ctx: RunContext,
-        stage: Stage,
         folder: StageFolder | None,
         batches: TrainingBatches,
         progress: StageProgress,
+        state: TrainState,
     ) -> None:
         self.ctx = ctx
-        self.stage = stage
         self.folder = folder
         self.batches = batches
         self.progress = progress
+        self.state = state
         self.interval = CheckpointInterval(ctx.options.checkpoint_every)
 
-    def resume(self, state: TrainState) -> list[str]:
+    def resume(self) -> list[str]:
         """Load the last checkpoint if there is one, and return notices."""
-        loaded = None if self.folder is None else self.folder.load_checkpoint()
-        if self.folder is None or loaded is None:
+        if self.folder is None or (loaded := self.folder.load_checkpoint()) is None:
             return []
         progress = self.progress
         checkpoint, progress.history, notice = loaded
         with self.folder.reading(self.folder.path):
-            state.load_state_dict(checkpoint["train_state"])
+            self.state.load_state_dict(checkpoint["train_state"])
             progress.best = BestCheckpoint(**checkpoint["best"])
             if checkpoint["position"] is not None:
                 progress.position = EpochPosition.from_state(checkpoint["position"])
@@ -60,16 +58,16 @@ class StageCheckpoints:
         self.folder.delete_epochs(range(done - (self.ctx.options.keep_checkpoints or done), done))
         return [text for text in notices if text]
 
-    def after_update(self, state: TrainState) -> None:
+    def after_update(self) -> None:
         """Save the state if a checkpoint is due, or if a signal ends the run."""
         is_due, ends_run = self.interval.is_due(), self.ctx.interrupts.agree_after_update()
         if is_due or ends_run:
-            self.save(state)
+            self.save()
         if ends_run:
             self._end_run()
 
     @contextmanager
-    def validating(self, state: TrainState) -> Iterator[Callable[[], None]]:
+    def validating(self) -> Iterator[Callable[[], None]]:
         """Yield a function to call before each batch of a validation, which ends the run after a signal.
 
         All batches of the epoch are trained, so a resumed run only repeats the validation.
@@ -78,7 +76,7 @@ class StageCheckpoints:
             # Several ranks exit together at the end of the epoch. The first rank writes a checkpoint as soon as it gets
             # the signal, in case they are killed before. Its content is gathered from all ranks now, because the state
             # does not change during the validation.
-            unsaved = [] if self.folder is None else [self._content(state, self.progress.position)]
+            unsaved = [] if self.folder is None else [self._content(self.progress.position)]
 
             def save_if_requested() -> None:
                 if self.ctx.interrupts.requested and unsaved and self.folder is not None:
@@ -89,10 +87,10 @@ class StageCheckpoints:
         try:
             yield self.ctx.interrupts.end_run
         except (KeyboardInterrupt, Terminated):
-            self.save(state)
+            self.save()
             raise
 
-    def after_epoch(self, state: TrainState) -> None:
+    def after_epoch(self) -> None:
         """Save the state and the files of the finished epoch, and end the run if there was a signal."""
         self.interval.restart()
         if self.folder is not None:
@@ -101,12 +99,12 @@ class StageCheckpoints:
                 entry=history[-1],
                 best_weights=self.progress.best.weights if history[-1]["best"] else {},
                 weights={
-                    net.name: copy_state(state.validated_module(net.name))
-                    for net in (self.stage.objectives if kept else ())
+                    net.name: copy_state(self.state.validated_module(net))
+                    for net in (self.state.module.students if kept else ())
                 },
                 kept=range(len(history) - kept, len(history)),
             )
-            self.folder.save_checkpoint(self._batches_done(), self._content(state, None), ended)
+            self.folder.save_checkpoint(self._batches_done(), self._content(None), ended)
         if self.ctx.interrupts.agree():
             self._end_run()
 
@@ -118,21 +116,21 @@ class StageCheckpoints:
             if self.ctx.interrupts.agree():
                 self._end_run()
 
-    def save(self, state: TrainState) -> None:
+    def save(self) -> None:
         """Write a checkpoint at the current position in an epoch. All ranks must call this."""
         self.interval.restart()
         if self.folder is not None:
-            self.folder.save_checkpoint(self._batches_done(), self._content(state, self.progress.position))
+            self.folder.save_checkpoint(self._batches_done(), self._content(self.progress.position))
 
     def _batches_done(self) -> int:
         """Return the number of batches trained in this stage, which orders its checkpoints."""
         return len(self.progress.history) * self.batches.per_epoch + self.progress.position.batches
 
-    def _content(self, state: TrainState, position: EpochPosition | None) -> dict[str, Any]:
+    def _content(self, position: EpochPosition | None) -> dict[str, Any]:
         """Return the content of a checkpoint. All ranks must call this. position: None at the end of an epoch."""
         best = self.progress.best
         return {
-            "train_state": state.state_dict(),
+            "train_state": self.state.state_dict(),
             "stream": self.batches.state_dict(),
             "teacher_cache": self.progress.cache_entries,
             "best": {"epoch": best.epoch, "value": best.value, "weights": best.weights},
@@ -157,6 +155,7 @@ class CheckpointInterval:
 
     def __init__(self, every: int | str) -> None:
         self.updates, self.seconds = parse_interval(every)
+        self._several = collectives.is_distributed()
         self.restart()
 
     def restart(self) -> None:
@@ -172,7 +171,7 @@ class CheckpointInterval:
             return self._done >= self.updates
         if not self.seconds:
             return False
-        if not collectives.is_distributed():
+        if not self._several:
             return time.perf_counter() - self._began >= self.seconds
         # The first rank decides, because clocks differ. It does not decide after every update, which would need a
         # message each time.

@@ -2,21 +2,26 @@
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from kdkit.data.batch import Batch
 from kdkit.data.label_check import LabelCheck
+from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.recipe_problems import binary_loss_of
 from kdkit.engine.failures.user_errors import located
 from kdkit.engine.run_context import RunContext
+from kdkit.engine.stage.batch_transform import transformed
+from kdkit.engine.stage.open_stage import OpenStage, tiny_batch
 from kdkit.engine.stage.train_state import TrainState
 from kdkit.engine.stage.training_batches import TrainingBatches
 from kdkit.engine.storage.stage_folder import History, StageFolder
 from kdkit.engine.training.capture import make_step
 from kdkit.engine.training.epoch_trainer import EpochTrainer
 from kdkit.engine.training.monitor import Monitor
-from kdkit.engine.training.open_training import opened_for_training
 from kdkit.engine.training.stage_checkpoints import StageCheckpoints
 from kdkit.engine.training.stage_progress import StageProgress
-from kdkit.errors import Terminated
+from kdkit.errors import CheckError, KdkitError, Terminated
 from kdkit.plugins.events import StageStarted
 from kdkit.recipe.recipe import Stage
 from kdkit.utils import memory
@@ -37,7 +42,6 @@ class StageTrainer:
         check = LabelCheck.of_data(ctx.recipe.data, ctx.recipe.data.train, bounded_by=binary_loss_of(ctx.recipe, stage))
         self.batches = TrainingBatches(ctx.recipe.data, ctx.device_data, stage.training, self.seed, check)
         self.progress = StageProgress()
-        self.checkpoints = StageCheckpoints(ctx, stage, folder, self.batches, self.progress)
         self.monitor = Monitor(ctx, stage, self.seed)
         self._has_begun = False  # whether the first epoch has begun
 
@@ -81,31 +85,56 @@ class StageTrainer:
         return self.history
 
     def _train(self) -> None:
+        """Open the stage, resume it from its last checkpoint, and train the remaining epochs."""
+        ctx, data = self.ctx, self.ctx.recipe.data
         seed_everything(self.seed)
-        memory.reset_peak(self.ctx.device)
-        batches, higher_is_better = self.batches.per_epoch, self.monitor.higher_is_better
-        with (
-            self.ctx.explain_out_of_memory(self.stage, self.ctx.recipe.data.train, trains=True),
-            opened_for_training(self.ctx, self.stage, batches=batches, higher_is_better=higher_is_better) as opened,
-        ):
-            open_stage, state, notices = opened
-            self.progress.cache_entries = self.ctx.teacher_caching.entries
-            notices += self.checkpoints.resume(state)
-            step, step_notices = make_step(open_stage, state, self.ctx.options)
-            epochs = EpochTrainer(self.ctx, step, self.monitor, self.checkpoints, seed=self.seed)
-            self._report_start(state, [*notices, *step_notices, *epochs.updates.notices])
-            self._has_begun = True
-            for epoch in range(len(self.history), self.training.epochs):
-                if self._stopped_by() is not None:
-                    break
-                epochs.train(epoch)
-            self.checkpoints.finish()
+        memory.reset_peak(ctx.device)
+        with ctx.explain_out_of_memory(self.stage, data.train, trains=True):
+            # Before the taps are opened, because a copy of a module has its hooks.
+            ema = self.training.ema
+            averages = {} if ema is None else {net.name: ema.build(net) for net in self.stage.objectives}
+            batch = transformed(data, tiny_batch(data, self.training.batch_size).to(ctx.device))
+            with self._opened(batch) as open_stage:
+                notices = ctx.teacher_caching.cache_sessions(open_stage, batch)
+                self.progress.cache_entries = ctx.teacher_caching.entries
+                state = TrainState(
+                    open_stage,
+                    ctx.options,
+                    averages,
+                    batches=self.batches.per_epoch,
+                    higher_is_better=self.monitor.higher_is_better,
+                )
+                checkpoints = StageCheckpoints(ctx, self.folder, self.batches, self.progress, state)
+                notices += checkpoints.resume()
+                step, step_notices = make_step(open_stage, state, ctx.options)
+                epochs = EpochTrainer(ctx, step, self.monitor, checkpoints, seed=self.seed)
+                self._report_start(state, [*notices, *step_notices, *epochs.updates.notices])
+                self._has_begun = True
+                for epoch in range(len(self.history), self.training.epochs):
+                    if self._stopped_by() is not None:
+                        break
+                    epochs.train(epoch)
+                checkpoints.finish()
         if math.isnan(self.progress.best.value) and self.training.keep == "best":
             warnings.warn(
                 f"stage {self.stage.name!r}: {self.monitor.metric.name!r} was undefined on the validation split "
                 "in every epoch, so it could not choose the best epoch, and the last one is kept",
                 stacklevel=2,
             )
+
+    @contextmanager
+    def _opened(self, batch: Batch) -> Iterator[OpenStage]:
+        """Open the stage, and build its losses in a dry run on a tiny batch. Raises CheckError with the problems."""
+        name = f"stage {self.stage.name!r}"
+        try:
+            open_stage = OpenStage(self.stage, self.ctx.plan.context, self.ctx.device)
+        except KdkitError as error:
+            raise CheckError([f"{name}: {error}"]) from error
+        with open_stage:
+            problems = dry_run(open_stage, batch, self.ctx.options.precision).problems
+            if problems:
+                raise CheckError(f"{name}: {problem}" for problem in problems)
+            yield open_stage
 
     def _report_start(self, state: TrainState, notices: list[str]) -> None:
         best, epoch = self.progress.best, len(self.history)

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from kdkit import Ema, Match, Net, Stage, Tap, Training
 from kdkit.engine.check.dry_run import dry_run
+from kdkit.engine.options import RunOptions
 from kdkit.engine.stage.open_stage import OpenStage, build_context
 from kdkit.engine.stage.train_state import TrainState
 from kdkit.losses import Hint, SoftTargets
@@ -60,7 +61,7 @@ def steps(recompute, tap="first", *, balancing=None, precision="fp32", compiled=
     results = []
     with OpenStage(Stage({student: objective}, training), build_context(data), CPU) as stage:
         assert dry_run(stage, data.train.batch(torch.arange(4), 0), update=True).problems == []
-        state = TrainState(training, stage.module, stage.sessions, {}, batches=3, scaler=False)
+        state = TrainState(stage, RunOptions(), {}, batches=3, higher_is_better=True)
         module = stage.module if compiled is None else compiled(stage.module)
         stage.module.train()
         torch.manual_seed(1)
