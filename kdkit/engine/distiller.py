@@ -181,12 +181,12 @@ class Distiller(nn.Module):
             )
         outputs = module.run_students(batch, self._open_stage.teachers(batch))
         student = outputs[self.student.name].output
-        terms = {term.label: module.term_loss(term, batch, outputs) for term in module.terms}
-        weights = [
-            weight.to(terms[label].dtype) if isinstance(weight, Tensor) else weight
+        terms = module.term_values(batch, outputs)
+        weighted = [
+            terms[label] * (weight.to(terms[label].dtype) if isinstance(weight, Tensor) else weight)
             for label, weight in self._weights.items()
         ]
-        loss = reduce(add, [term * weight for term, weight in zip(terms.values(), weights, strict=True)])
+        loss = reduce(add, weighted)
         if self._is_sharded is None:  # in the first call: it may be sharded after the Distiller is created
             self._is_sharded = is_sharded(self.student.network)
         if self._is_sharded and loss.requires_grad and student.requires_grad:

@@ -393,12 +393,12 @@ class _DryRun:
         for term in self.module.terms:
             try:
                 # As if the teacher had an output for each sample: a Past has them later.
-                inputs = self.module.gather_inputs(term, self.batch, outputs, fill=True)
+                inputs = term.gather_inputs(self.batch, outputs, fill=True)
                 tried = inputs
                 if self._leaves_out_all(term, inputs):  # later samples have labels that it compares
-                    tried = self.module.gather_inputs(term, self._labelled_batch(term), outputs, fill=True)
+                    tried = term.gather_inputs(self._labelled_batch(term), outputs, fill=True)
                 with watch_projectors(term.loss) as projectors:
-                    problem = term_problem(term, tried, self.module.loss_kwargs(term, tried), cause_not_finite)
+                    problem = term_problem(term, tried, term.loss_kwargs(tried, self.module.progress), cause_not_finite)
             except RecipeError as error:
                 self.problems.append(f"term {term.label!r}: {error}")
                 continue
@@ -416,7 +416,7 @@ class _DryRun:
                     f"{advice}"
                 )
             # The plan shows the shapes of the outputs, not those of rows of positions.
-            whole = inputs if term.rows is None else self.module.whole_inputs(term, self.batch, outputs, fill=True)
+            whole = inputs if term.rows is None else term.whole_inputs(self.batch, outputs, fill=True)
             if isinstance(term.loss, _ON_FEATURES) and whole.target is not None:
                 self._notice_sequences(term.label, as_tuple(whole.student), as_tuple(whole.target))
             self.report.terms.append(summarize(term, whole, self.open_taps, projectors.values()))

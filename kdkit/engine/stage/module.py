@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Task
-from kdkit.engine.stage.term_inputs import TermInputs
-from kdkit.engine.stage.terms import BoundTerm, bind_term
+from kdkit.engine.stage.term_binding import TermBinding
+from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import RecipeError
-from kdkit.losses.base import BuildContext, accepts_no_rows, fills_missing
+from kdkit.losses.base import BuildContext
 from kdkit.losses.features import as_tuple
 from kdkit.nets.head_tap import HeadTap
 from kdkit.nets.open_taps import OpenTaps
@@ -56,7 +56,7 @@ class DistillationModule(nn.Module):
         self.peers = tuple({match.teacher for match in stage.matches if isinstance(match.teacher, Peer)})
         try:
             self.terms = tuple(
-                bind_term(net, weighted, stage, taps, context)
+                TermBinding(net, weighted, stage, taps, context).bind()
                 for net, objective in stage.objectives.items()
                 for weighted in as_objective(objective)
             )
@@ -72,7 +72,7 @@ class DistillationModule(nn.Module):
         outputs = self.run_students(batch, teacher_outputs)
         if self.track_outputs:
             self.student_outputs = {net.name: outputs[net.name].output.detach() for net in self.students}
-        return {term.label: self.term_loss(term, batch, outputs) for term in self.terms}
+        return self.term_values(batch, outputs)
 
     def run_students(self, batch: Batch, teacher_outputs: TeacherOutputs) -> dict[str, TeacherOutput]:
         """Run the students, and return the outputs and features of students, peers and teachers by name."""
@@ -85,81 +85,10 @@ class DistillationModule(nn.Module):
             outputs[peer.name] = TeacherOutput(output.detach(), tuple(feature.detach() for feature in features))
         return outputs
 
-    def term_loss(self, term: BoundTerm, batch: Batch, outputs: TeacherOutputs) -> Tensor:
-        """Return the unweighted value of one term."""
-        if term.direct:  # a fast path for the most common kind: a step of a small network takes microseconds
-            target = batch.labels if term.target is None else term.target.resolve(outputs)
-            return term.loss(term.student.resolve(outputs), target)
-        return self.apply_loss(term, self.gather_inputs(term, batch, outputs))
-
-    def gather_inputs(
-        self, term: BoundTerm, batch: Batch, outputs: TeacherOutputs, *, fill: bool = False
-    ) -> TermInputs:
-        """Return the inputs of a term's loss, as rows with a label, reduced to the classes that its sides share.
-
-        Samples without a teacher output are left out, unless the loss takes them or `fill` is set.
-        """
-        inputs = self.whole_inputs(term, batch, outputs, fill=fill)
-        if not inputs.share:
-            return inputs
-        inputs = term.merge_ignored_labels(inputs)
-        if term.rows is not None:
-            inputs = term.rows(inputs)
-        return inputs if term.alignment is None else term.alignment(inputs)
-
-    def whole_inputs(self, term: BoundTerm, batch: Batch, outputs: TeacherOutputs, *, fill: bool = False) -> TermInputs:
-        """Return the inputs of a term before rows of labels and classes are selected."""
-        student_output = outputs[term.student_net.name].output
-        # If a term has several teachers, they are Nets, which have an output for each sample.
-        mask = outputs[term.teachers[0]].mask if term.teachers else None
-        if mask is not None and (fill or fills_missing(term.loss)):
-            (name,) = term.teachers
-            outputs, mask = {**outputs, name: _fill(name, outputs[name], mask, student_output)}, None
-        passes_outputs = "teacher_outputs" in term.extra_kwargs
-        inputs = TermInputs(
-            student=term.student.resolve(outputs),
-            target=None if term.target is None else term.target.resolve(outputs),
-            labels=batch.labels,
-            ids=batch.ids,
-            teacher_outputs=tuple(outputs[name].output for name in term.teachers) if passes_outputs else (),
-            weights=batch.weights,
-            batch_inputs=batch.inputs if "inputs" in term.extra_kwargs else None,
-        )
-        if mask is None:
-            return inputs
-        rows = mask.nonzero().squeeze(1)
-        if len(rows) == len(mask):
-            return inputs
-        # Filled in, the other rows would also train the student, or take part in comparisons between samples.
-        rows = rows.to(inputs.labels.device, non_blocking=True)
-        return inputs.rows(rows)._replace(share=len(rows) / len(mask))
-
-    def apply_loss(self, term: BoundTerm, inputs: TermInputs) -> Tensor:
-        """Return the unweighted value of one term from its inputs."""
-        if term.alignment is not None or term.rows is not None or inputs.share < 1:
-            student = as_tuple(inputs.student)[0]
-            # The loss is 0 if no row of the batch has a label, a shared class and a teacher output.
-            if not len(student) and not accepts_no_rows(term.loss):
-                return student.sum() * 0.0
-        value = term.loss(inputs.student, inputs.target_or_labels(), **self.loss_kwargs(term, inputs))
-        if term.ignore_index is not None:
-            # The mean over no labels is 0 / 0 in torch. A branch would wait for the device.
-            value = torch.where((inputs.labels == term.ignore_index).all(), 0.0, value)
-        return value if inputs.share == 1 else value * inputs.share
-
-    def loss_kwargs(self, term: BoundTerm, inputs: TermInputs) -> dict[str, Any]:
-        """Return the extra keyword arguments of a term's loss."""
-        if not term.extra_kwargs:
-            return {}
-        values = {
-            "labels": inputs.labels,
-            "ids": inputs.ids,
-            "progress": self.progress,
-            "teacher_outputs": inputs.teacher_outputs,
-            "sample_weights": inputs.weights,
-            "inputs": inputs.batch_inputs,
-        }
-        return {name: value for name, value in values.items() if name in term.extra_kwargs}
+    def term_values(self, batch: Batch, outputs: TeacherOutputs) -> dict[str, Tensor]:
+        """Return the unweighted value of every term by label. outputs: those of `run_students`."""
+        progress = self.progress
+        return {term.label: term.value(batch, outputs, progress) for term in self.terms}
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode, except for frozen submodules: the statistics of a frozen batch norm must not change."""
@@ -188,7 +117,7 @@ class DistillationModule(nn.Module):
             build = getattr(term.loss, "build", None)
             if build is None:
                 continue
-            inputs = self.gather_inputs(term, batch, outputs, fill=True)
+            inputs = term.gather_inputs(batch, outputs, fill=True)
             modules = tuple(teachers.get(name) for name in term.teachers)
             teacher = modules if len(modules) > 1 else next(iter(modules), None)
             tapped = tuple(tap.module for tap in taps_of(getattr(term.weighted.term, "target", None)))
@@ -225,15 +154,3 @@ def _heads(term: BoundTerm) -> tuple[nn.Module | None, nn.Module | None]:
     sides = (term.weighted.term.student, getattr(term.weighted.term, "target", None))
     student, target = (side.module if isinstance(side, HeadTap) else None for side in sides)
     return student, target
-
-
-def _fill(name: str, teacher: TeacherOutput, mask: Tensor, student_output: Tensor) -> TeacherOutput:
-    """Replace rows without a teacher output with the student's own output."""
-    if teacher.output.shape != student_output.shape:
-        raise RecipeError(
-            f"{name!r} has no output for some samples, so the student's outputs replace them and its outputs must have "
-            f"the shape {tuple(student_output.shape)}; got {tuple(teacher.output.shape)}"
-        )
-    mask = mask.to(student_output.device).view(-1, *(1 for _ in student_output.shape[1:]))  # (batch, 1, ...)
-    output = torch.where(mask, teacher.output.to(student_output.dtype), student_output.detach())
-    return TeacherOutput(output, teacher.features)

@@ -1,0 +1,200 @@
+"""Bind the terms of an objective to the networks and taps of a stage."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kdkit.engine.stage.class_alignment import ClassAlignment, Columns, shared_classes
+from kdkit.engine.stage.positions import LabelledRows
+from kdkit.engine.stage.terms import BoundTerm, TensorRef, uses_labels
+from kdkit.errors import RecipeError
+from kdkit.losses.base import BuildableLoss, BuildContext, allows_any_classes, extra_kwargs_of, is_per_position
+from kdkit.losses.chunked import Chunked
+from kdkit.nets.classifier_tap import ClassifierTap
+from kdkit.nets.head_tap import HeadTap
+from kdkit.nets.net import Net
+from kdkit.nets.taps import TapLike
+from kdkit.recipe.objective import Match, Taps, Weighted, taps_of
+from kdkit.recipe.recipe import Stage, teachers_of
+from kdkit.teachers.base import Teacher
+from kdkit.teachers.ema import Ema
+from kdkit.teachers.ensemble import Teachers
+from kdkit.teachers.peer import Peer
+
+_Columns = tuple[Columns | None, Columns | None]  # of the student's and the target's outputs; None for all
+
+_ALL_COLUMNS: _Columns = (None, None)
+_THE_DATA = "the data"  # a name for the data among names of networks in error messages
+
+
+class TermBinding:
+    """Binds a term of the objective of `net`.
+
+    taps: the taps on each network in training, by name; a tap has the same index as its feature in a TeacherOutput.
+    members: the networks of a `Teachers`, or the teacher itself; empty for a term on labels.
+    """
+
+    def __init__(
+        self,
+        net: Net[Any],
+        weighted: Weighted,
+        stage: Stage,
+        taps: Mapping[str, tuple[TapLike, ...]],
+        context: BuildContext,
+    ) -> None:
+        self.net, self.weighted, self.stage, self.taps, self.context = net, weighted, stage, taps, context
+        self.loss = weighted.term.loss
+        self.match = weighted.term if isinstance(weighted.term, Match) else None
+        self.members: tuple[Teacher, ...] = ()
+        if self.match is not None:
+            teacher = self.match.teacher
+            self.members = teacher.members if isinstance(teacher, Teachers) else (teacher,)
+        self.extra_kwargs = extra_kwargs_of(self.loss)
+        self.uses_labels = uses_labels(weighted.term)
+
+    def bind(self) -> BoundTerm:
+        """Return the bound term. Raises RecipeError if the sides share no class."""
+        label = self.weighted.term.label
+        student = _refer(self.net.name, self.weighted.term.student, self.taps[self.net.name])
+        target = None if self.match is None else self._target(self.match)
+        rows = self._rows()
+        alignment, columns = None, _ALL_COLUMNS
+        if self.context.task != "regression" and not allows_any_classes(self.loss):
+            alignment, columns = self._aligned(student, target, takes_rows=rows is not None)
+        ignore_index = self._ignore_index() if rows is None else None
+        # These teachers have an output for every sample; others may have none for some samples.
+        complete = all(isinstance(member, Net | Peer | Ema) for member in self.members)
+        return BoundTerm(
+            label=label if len(self.stage.objectives) == 1 else f"{self.net.name}: {label}",
+            weighted=self.weighted,
+            student_net=self.net,
+            loss=self.loss,
+            student=student,
+            target=target,
+            teachers=tuple(member.name for member in self.members),
+            extra_kwargs=self.extra_kwargs,
+            rows=rows,
+            alignment=alignment,
+            columns=columns,
+            direct=alignment is None and rows is None and not self.extra_kwargs and complete and ignore_index is None,
+            ignore_index=ignore_index,
+            ignored=self.context.ignored_labels,
+        )
+
+    def _target(self, match: Match) -> TensorRef:
+        teacher = match.teacher
+        if isinstance(teacher, Peer):  # its net is in training, like the student
+            return _refer(teacher.name, match.target, self.taps[teacher.net.name])
+        if not isinstance(teacher, Teachers):
+            return _refer(teacher.name, match.target, self.stage.teachers[teacher])
+        if match.target is None:
+            return TensorRef(tuple((net.name, None) for net in teacher.members), is_tuple=True)
+        teachers, tapped = self.stage.teachers, teachers_of(match).items()
+        return TensorRef(tuple((net.name, teachers[net].index(tap)) for net, (tap,) in tapped), is_tuple=True)
+
+    def _rows(self) -> LabelledRows | None:
+        """Return how the rows with a label are selected, or None if the loss takes the inputs unchanged."""
+        context = self.context
+        # A sample without a label can still be compared with a teacher. A loss on labels has its own ignore_index.
+        of_samples = bool(context.ignored_labels) and self.match is not None and self.uses_labels
+        if not (is_per_position(self.loss) if context.position_dims else of_samples):
+            return None
+        return LabelledRows(
+            position_dims=context.position_dims,
+            ignored=context.ignored_labels,
+            task=context.task,
+            uses_labels=self.uses_labels,
+        )
+
+    def _ignore_index(self) -> int | None:
+        """Return the label that a loss on the labels ignores, or None if the data has no such labels."""
+        index = getattr(self.loss, "ignore_index", None)
+        return index if self.match is None and self.context.ignored_labels and isinstance(index, int) else None
+
+    def _aligned(
+        self, student: TensorRef, target: TensorRef | None, *, takes_rows: bool
+    ) -> tuple[ClassAlignment | None, _Columns]:
+        """Return how the sides are reduced to their shared classes, and the columns of a Chunked loss."""
+        context, term = self.context, self.weighted.term
+        student_is_output = student.is_output or _gives_classes(self.net, term.student, context)
+        target_is_output = target is not None and (
+            target.is_output
+            or (len(self.members) == 1 and _gives_classes(self.members[0], getattr(term, "target", None), context))
+        )
+        members = self.members if target_is_output or "teacher_outputs" in self.extra_kwargs else ()
+        sides = (*([self.net] if student_is_output else []), *members)
+        classes = {side.name: _classes_of(side, context) for side in sides}
+        if self.uses_labels and (classes or self.match is None):
+            classes[_THE_DATA] = context.classes
+        head = self._tapped_head(
+            student, target, student_is_output=student_is_output, target_is_output=target_is_output
+        )
+        head_classes = () if head is None else _classes_of(head, context)
+        if head is not None and any(set(head_classes) != set(side) for side in classes.values()):
+            head = None
+        is_target_head = head is not None and head is not self.net
+        if head is not None:
+            classes[head.name] = head_classes
+            members = self.members if is_target_head else members
+        if not classes:
+            return None, _ALL_COLUMNS
+        names = " and ".join(name if name == _THE_DATA else repr(name) for name in classes)
+        description = f"net {names}" if len(classes) < 3 else f"nets {names}"
+        columns = shared_classes(tuple(classes.values()), description, context.classes)
+        if columns is None:
+            return None, _ALL_COLUMNS
+        shared = dict(zip(classes, columns, strict=True))
+        labels = shared.get(_THE_DATA)
+        if labels == tuple(range(len(context.classes))):
+            labels = None  # every class is shared, so labels are unchanged, and no sample is dropped
+        if context.position_dims and labels is not None and not takes_rows:
+            raise RecipeError(
+                f"net {names} have different classes, but a loss on whole outputs cannot leave out the positions of "
+                "other classes; use PerPosition(loss), or give the networks the classes of the data"
+            )
+        if isinstance(self.loss, Chunked):  # it selects the columns of the outputs that it computes itself
+            of_sides = shared.get(self.net.name), shared[members[0].name] if members else None
+            if labels is None:
+                return None, of_sides
+            of_labels = ClassAlignment(
+                student=None, targets=(), target_is_output=False, labels=labels, task=context.task
+            )
+            return of_labels, of_sides
+        return ClassAlignment(
+            student=shared.get(self.net.name),
+            targets=tuple(shared[member.name] for member in members),
+            target_is_output=target_is_output or is_target_head,
+            labels=labels,
+            task=context.task,
+            student_head=None if head is None or is_target_head else len(head_classes),
+            target_head=len(head_classes) if is_target_head else None,
+        ), _ALL_COLUMNS
+
+    def _tapped_head(
+        self, student: TensorRef, target: TensorRef | None, *, student_is_output: bool, target_is_output: bool
+    ) -> Teacher | Net[Any] | None:
+        """Return the net of a tapped side that may be its head, because the other side is outputs or labels.
+
+        A head has the classes of its network if the other sides have the same classes, in any order.
+        """
+        if isinstance(self.loss, BuildableLoss):
+            return None
+        if not student_is_output:
+            return self.net if (target_is_output or self.match is None) and not student.is_tuple else None
+        is_single = target is not None and not target.is_tuple and len(self.members) == 1
+        return self.members[0] if is_single and not target_is_output else None
+
+
+def _classes_of(side: Teacher | Net[Any], context: BuildContext) -> tuple[str, ...]:
+    return tuple(getattr(side, "classes", None) or context.classes)
+
+
+def _gives_classes(side: Teacher | Net[Any], taps: Taps, context: BuildContext) -> bool:
+    """Whether a side has one output per class of its network: a HeadTap, or a ClassifierTap on its classifier."""
+    is_classifier = isinstance(taps, ClassifierTap) and taps.outputs == len(_classes_of(side, context))
+    return is_classifier or isinstance(taps, HeadTap)
+
+
+def _refer(name: str, taps: Taps, open_taps: tuple[TapLike, ...]) -> TensorRef:
+    if taps is None:
+        return TensorRef(((name, None),))
+    return TensorRef(tuple((name, open_taps.index(tap)) for tap in taps_of(taps)), is_tuple=isinstance(taps, tuple))
