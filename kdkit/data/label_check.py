@@ -85,11 +85,11 @@ class LabelCheck:
         )
 
     def _require_below_classes(self, labels: Tensor, rows: Tensor | None, batch: int | None) -> None:
-        least, most = (int(label) for label in torch.aminmax(labels))
+        least, most = map(int, torch.aminmax(labels))
         if least >= 0 and most < len(self.classes):
             return
         labels = torch.where(is_ignored(labels, self.ignored), 0, labels)
-        least, most = (int(label) for label in torch.aminmax(labels))
+        least, most = map(int, torch.aminmax(labels))
         if least < 0 or most >= len(self.classes):
             label = most if most >= len(self.classes) else least
             sample = int((labels == label).nonzero()[0, 0])
@@ -99,7 +99,7 @@ class LabelCheck:
         if self.accepts_unknown:
             labels = torch.where(labels.isnan(), 0.0, labels)
         # If labels contain NaN, both extremes are NaN, and the comparisons are False.
-        least, most = (float(label) for label in torch.aminmax(labels))
+        least, most = map(float, torch.aminmax(labels))
         is_bounded = self.task != "regression" or bool(self.bounded_by)
         if least >= 0 and most <= 1 if is_bounded else math.isfinite(least) and math.isfinite(most):
             return

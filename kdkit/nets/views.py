@@ -73,7 +73,7 @@ class Inputs:
 
     def __call__(self, batch: Batch) -> Call:
         """Return the positional and keyword arguments of the network."""
-        inputs = _converted(batch.inputs, self.dtype)
+        inputs = batch.inputs if self.dtype is None else _converted(batch.inputs, self.dtype)
         if isinstance(inputs, Tensor) and self.only is None:
             return (inputs,), {}
         if self.only is not None:
