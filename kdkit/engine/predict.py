@@ -1,7 +1,7 @@
 """Predict whole splits with a network, and compute the metrics of its predictions."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from time import monotonic
@@ -19,7 +19,7 @@ from kdkit.data.label_check import LabelCheck
 from kdkit.data.labels import is_ignored
 from kdkit.data.loading import batches, length_of
 from kdkit.engine.failures.not_finite import cause_in_inputs
-from kdkit.engine.stage.class_alignment import shared_classes
+from kdkit.engine.stage.class_alignment import Columns, shared_classes
 from kdkit.engine.storage.predictions import REDUCED
 from kdkit.errors import DataError, KdkitError
 from kdkit.metrics.base import Metric, MetricResult, PositionReducing, Predictions
@@ -79,8 +79,8 @@ class Predictor:
         if is_part and not net.is_sharded:
             rows_of_rank = torch.tensor_split(torch.arange(len(split)), world_size())[rank()]
         is_whole = rows_of_rank is None
-        decide = _Decisions(net, self.data, self.metrics) if self._has_positions else None
-        padding = {} if decide is None else {"outputs": 0, "labels": -1}
+        has_positions = self.data.position_dims > 0
+        kept = _PositionDecisions(net, self.data, self.metrics) if has_positions else _SampleOutputs(net, self.data)
         rows: dict[str, _Rows] = {}
         with eval_mode(network):
             loaded = self.device_data.load(
@@ -94,28 +94,30 @@ class Predictor:
                     between_batches()
                 batch = batch.to(self.device)  # only batches of a user-defined DataLoader are not there yet
                 with self.autocast():
-                    output = net.through(network, batch)
-                for name, values in self._rows_of_batch(batch, output, decide).items():
-                    rows.setdefault(name, _Rows(padding.get(name))).add(values)
+                    outputs = net.through(network, batch)
+                if self.data.task != "regression":
+                    outputs = _without_masks(outputs)
+                tensors = kept.rows(outputs, batch.labels)
+                if batch.ids is not None:
+                    tensors["ids"] = batch.ids
+                for name, values in tensors.items():
+                    rows.setdefault(name, _Rows(kept.padding.get(name))).add(values)
         if not rows:
             raise DataError("there is nothing to predict: the split is empty")
         if "ids" in rows and rows["ids"].batches < rows["outputs"].batches:
             del rows["ids"]  # only some batches of a user-defined DataLoader have ids
         arrays = {name: self._gather(values, is_whole=is_whole) for name, values in rows.items()}
+        self._require_finite(net, split, arrays["finite"])
         predictions = Predictions(
-            labels=self._class_indices(arrays["labels"]),
+            labels=arrays["labels"],
             outputs=arrays["outputs"],
-            classes=self.data.classes if decide is None else decide.classes,
+            classes=kept.classes,
             ids=arrays.get("ids"),
             groups=_groups(split),
-            per_position=self._has_positions,
+            per_position=has_positions,
             reduced={name.removeprefix(REDUCED): arrays[name] for name in arrays if name.startswith(REDUCED)},
         )
-        if decide is not None:
-            self._require_finite(net, split, arrays["finite"])
-            return predictions
-        self._require_finite(net, split, np.isfinite(predictions.outputs).reshape(len(predictions.outputs), -1).all(1))
-        return self._to_shared_classes(net, self._with_labels(predictions))
+        return kept.finished(predictions)
 
     def predict_splits(self, net: Net[Any], *, batch_size: int) -> SplitPredictions:
         """Return the predictions for the validation and test splits; without a test split, both are the former.
@@ -125,25 +127,6 @@ class Predictor:
         validation = self.predict(net, self.data.validation, batch_size=batch_size)
         test = validation if self.data.test is None else self.predict(net, self.data.test, batch_size=batch_size)
         return SplitPredictions(validation, test)
-
-    def _rows_of_batch(self, batch: Batch, output: Tensor, decide: "_Decisions | None") -> dict[str, Tensor]:
-        """Return the tensors of a batch to keep, (batch, ...) by name.
-
-        output: of the network. decide: turns outputs per position into decisions; None if there is a label per sample.
-        """
-        if self.data.task != "regression" and output.is_floating_point() and output.ndim > 1:
-            # Masked classes get a low finite number, because metrics need finite values. If all classes of a sample are
-            # -inf, they are kept: that is an error, not a mask.
-            masked = output == -torch.inf
-            masked = masked & ~masked.all(1, keepdim=True)
-            output = output.masked_fill(masked, torch.finfo(output.dtype).min / 4)  # the sum of two is finite
-        rows = {} if batch.ids is None else {"ids": batch.ids}
-        if decide is None:
-            return {"outputs": output.float(), "labels": batch.labels, **rows}
-        decisions, labels, reduced = decide(output, batch.labels)
-        rows["finite"] = output.isfinite().flatten(1).all(1)
-        rows |= {REDUCED + name: values for name, values in reduced.items()}
-        return {"outputs": decisions, "labels": labels, **rows}
 
     def _read(self, loaded: Iterable[Batch], split: Split | LoaderSplit) -> Iterator[Batch]:
         """Yield the batches of a split, and warn if it may be endless, such as a stream that is meant for training."""
@@ -162,21 +145,6 @@ class Predictor:
                     stacklevel=2,
                 )
         self._ended.add(id(split))
-
-    @property
-    def _has_positions(self) -> bool:
-        return self.data.position_dims > 0
-
-    def _class_indices(self, labels: NDArray[Any]) -> NDArray[Any]:
-        """Return the classes of soft labels, (samples, classes) -> (samples,). Other labels are not changed."""
-        is_soft = self.data.task == "multiclass" and labels.ndim == 2 and not self._has_positions
-        return labels.argmax(1) if is_soft else labels
-
-    def _with_labels(self, predictions: Predictions) -> Predictions:
-        """Return the predictions of samples that have a label."""
-        ignored = self.data.ignored_labels
-        has_label = ~np.isin(predictions.labels, ignored)
-        return predictions if not ignored or has_label.all() else predictions.rows(has_label)
 
     def _gather(self, rows: "_Rows", *, is_whole: bool) -> NDArray[Any]:
         """Return the rows of all batches, and of all ranks if each rank predicted a part."""
@@ -206,58 +174,87 @@ class Predictor:
             f"samples; {cause or advice}"
         )
 
-    def _to_shared_classes(self, net: Net[Any], predictions: Predictions) -> Predictions:
-        """Keep the classes that the network and the data share, in the order of the data, and samples of these."""
-        columns = None
-        if self.data.task != "regression" and net.classes is not None:
-            columns = _shared_with_data(net, self.data)
-        if columns is None:
-            return predictions
-        net_columns, data_columns = columns
-        classes = tuple(self.data.classes[index] for index in data_columns)
-        outputs = predictions.outputs[:, list(net_columns)]
-        if self.data.task == "multilabel":
-            labels = predictions.labels[:, list(data_columns)]
-            return replace(predictions, labels=labels, outputs=outputs, classes=classes)
-        matches = predictions.labels[:, None] == np.asarray(data_columns)  # (samples, shared classes)
-        return replace(predictions, labels=matches.argmax(1), outputs=outputs, classes=classes).rows(matches.any(1))
-
-
-def _shared_with_data(net: Net[Any], data: Data) -> tuple[tuple[int, ...], ...] | None:
-    """Return the columns of the classes that a network and the data share; None if both have the same classes."""
-    return shared_classes((net.classes or (), data.classes), f"net {net.name!r} and the data", data.classes)
-
 
 def compute_metrics(metrics: Sequence[Metric], validation: Predictions, test: Predictions) -> dict[str, MetricResult]:
     """Return every metric by name. Thresholds are fitted on `validation`, results are computed on `test`."""
     return {metric.name: metric.fit(validation).compute(test) for metric in metrics}
 
 
-class _Decisions:
-    """Turns outputs per position into predicted classes, and labels into those of `Predictions`, with -1 for no label.
+def _without_masks(outputs: Tensor) -> Tensor:
+    """Return outputs in which masked classes, -inf, have a low finite number, because metrics need finite values.
 
-    Metrics that need the outputs reduce them first. Classes that the network or the data lacks are left out.
+    If all classes of a sample are -inf, they are kept: that is an error, not a mask.
+    """
+    if not outputs.is_floating_point() or outputs.ndim < 2:
+        return outputs
+    masked = outputs == -torch.inf
+    masked = masked & ~masked.all(1, keepdim=True)
+    least = max(torch.finfo(outputs.dtype).min, torch.finfo(torch.float32).min)  # predictions are in float32
+    return outputs.masked_fill(masked, least / 4)  # the sum of two is finite
+
+
+def _are_finite(outputs: Tensor) -> Tensor:
+    """Return whether all outputs of a sample are finite, (batch, ...) -> (batch,)."""
+    return outputs.isfinite().reshape(len(outputs), -1).all(1)
+
+
+class _SampleOutputs:
+    """Keeps the outputs for samples with one label each. Classes that the network or the data lacks are left out.
+
+    classes: those that are kept. columns: of these classes in the outputs and in the labels; None if they are the same.
+    padding: the values that pad samples to the positions of larger ones, by the name of the rows.
     """
 
-    def __init__(self, net: Net[Any], data: Data, metrics: Sequence[Metric]) -> None:
+    padding: Mapping[str, int] = {}
+
+    def __init__(self, net: Net[Any], data: Data) -> None:
         self.net = net
-        self.reducing = {metric.name: metric for metric in metrics if isinstance(metric, PositionReducing)}
         self.task = data.task
-        self.ignored = data.ignored_labels
+        self.ignored = tuple(data.ignored_labels)
         self.classes = tuple(data.classes)
-        self.columns = None
-        if net.classes is not None:
-            self.columns = _shared_with_data(net, data)
+        self.columns: tuple[Columns, ...] | None = None
+        if self.task != "regression" and net.classes is not None:
+            self.columns = shared_classes((net.classes, self.classes), f"net {net.name!r} and the data", self.classes)
         if self.columns is not None:
-            self.classes = tuple(data.classes[index] for index in self.columns[1])
+            self.classes = tuple(self.classes[index] for index in self.columns[1])
+
+    def rows(self, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return the tensors of a batch to keep on its device, (batch, ...) by name."""
+        outputs = outputs.float()
+        return {"outputs": outputs, "labels": labels, "finite": _are_finite(outputs)}
+
+    def finished(self, predictions: Predictions) -> Predictions:
+        """Return the predictions of samples that have a label, for the shared classes."""
+        if self.task == "multiclass" and predictions.labels.ndim == 2:  # soft labels
+            predictions = replace(predictions, labels=predictions.labels.argmax(1))
+        if self.ignored:
+            predictions = predictions.rows(~np.isin(predictions.labels, self.ignored))
+        if self.columns is None:
+            return predictions
+        outputs, labels = predictions.outputs[:, list(self.columns[0])], predictions.labels
+        if self.task == "multilabel":
+            return replace(predictions, labels=labels[:, list(self.columns[1])], outputs=outputs)
+        matches = labels[:, None] == np.asarray(self.columns[1])  # (samples, shared classes)
+        return replace(predictions, labels=matches.argmax(1), outputs=outputs).rows(matches.any(1))
+
+
+class _PositionDecisions(_SampleOutputs):
+    """Keeps predicted classes per position, and labels as in `Predictions`, with -1 for no label.
+
+    Metrics that need the outputs reduce them first.
+    """
+
+    padding: Mapping[str, int] = {"outputs": 0, "labels": -1}
+
+    def __init__(self, net: Net[Any], data: Data, metrics: Sequence[Metric]) -> None:
+        super().__init__(net, data)
+        self.reducing = {metric.name: metric for metric in metrics if isinstance(metric, PositionReducing)}
         # The smallest dtype that also holds -1. Collectives do not support 16-bit integers on every device.
         self.dtype = torch.int8 if len(data.classes) < 128 else torch.int32
 
-    def __call__(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return the decisions and the labels of a batch on its device, and the reduced outputs by metric name.
-
-        Raises KdkitError if the shapes of outputs and labels do not match.
-        """
+    def rows(self, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return the decisions, the labels, and the reduced outputs. Raises KdkitError if shapes do not match."""
+        finite = _are_finite(outputs)
         outputs, labels = self._of_shared_classes(outputs, labels)
         decisions = outputs >= 0 if self.task == "multilabel" else outputs.argmax(1).to(self.dtype)
         if decisions.shape != labels.shape:  # `evaluate` has no check that would find this before
@@ -265,8 +262,12 @@ class _Decisions:
                 f"net {self.net.name!r} has decisions of shape {tuple(decisions.shape)} for labels "
                 f"{tuple(labels.shape)}; expected a decision for each label"
             )
-        reduced = {name: metric.reduce_positions(outputs, labels) for name, metric in self.reducing.items()}
-        return decisions, labels, reduced
+        reduced = {REDUCED + name: metric.reduce_positions(outputs, labels) for name, metric in self.reducing.items()}
+        return {"outputs": decisions, "labels": labels, "finite": finite, **reduced}
+
+    def finished(self, predictions: Predictions) -> Predictions:
+        """Return the predictions unchanged: `rows` has left out other classes."""
+        return predictions
 
     def _of_shared_classes(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return outputs and labels with only the classes that network and data share, and -1 for no label."""

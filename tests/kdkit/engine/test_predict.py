@@ -99,10 +99,10 @@ def test_multiclass_samples_of_classes_that_the_net_lacks_are_dropped():
     assert predictions.outputs.shape == (4, 2)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])  # the last one is infinite in float32
 def test_outputs_that_are_not_finite_are_refused_with_the_name_of_the_net(value):
     def api(inputs):
-        outputs = inputs[:, :3].clone()
+        outputs = inputs[:, :3].double()
         outputs[0, 1] = value  # once in each of the two batches
         return outputs
 
@@ -111,9 +111,10 @@ def test_outputs_that_are_not_finite_are_refused_with_the_name_of_the_net(value)
         predictor(data).predict(Net("api", api, version="1"), data.validation, batch_size=3)
 
 
-def test_a_class_that_a_net_masks_is_never_predicted_and_has_finite_metrics():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_class_that_a_net_masks_is_never_predicted_and_has_finite_metrics(dtype):
     def masked(inputs):
-        outputs = inputs[:, :3].clone()
+        outputs = inputs[:, :3].to(dtype, copy=True)
         outputs[:, 1] = -torch.inf
         return outputs
 
