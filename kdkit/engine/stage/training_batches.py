@@ -94,13 +94,25 @@ class TrainingBatches:
         return None if self.stream is None or state is None else self.stream.load_state_dict(state)
 
     def _pass_of_loader(self, split: LoaderSplit, number: int) -> Iterator[Batch]:
-        """Return the batches of a pass over a user-defined DataLoader, or over a stream that has a length."""
+        """Yield the batches of a pass over a user-defined DataLoader, or over a stream that has a length.
+
+        Raises DataError if their number is not the length.
+        """
         set_epoch(split, number)
-        size = self.training.batch_size
-        batches = self.device_data.load(split.batched(size, pin=self.device_data.pins), check=self.label_check)
-        if not isinstance(split, StreamSplit) or size == 1:
-            return batches
-        return (batch for batch in batches if len(batch) > 1)  # a last batch of a single sample is left out
+        size, count = self.training.batch_size, 0
+        leaves_out_single = isinstance(split, StreamSplit) and size > 1
+        for batch in self.device_data.load(split.batched(size, pin=self.device_data.pins), check=self.label_check):
+            if leaves_out_single and len(batch) == 1:
+                continue
+            count += 1
+            if count > self.per_epoch:
+                break
+            yield batch
+        if count != self.per_epoch:
+            got = "more" if count > self.per_epoch else count
+            raise DataError(
+                f"the training data must have {self.per_epoch} batches per epoch, its length, but has {got}"
+            )
 
     def _segments(self, epoch: int, skip: int) -> list["_Segment"]:
         """Return the parts of passes over the rows that make up an epoch, without its first `skip` batches."""

@@ -18,7 +18,7 @@ from kdkit.engine.training.stage_checkpoints import StageCheckpoints
 from kdkit.engine.training.stage_progress import BestCheckpoint, EpochPosition, StageProgress
 from kdkit.engine.training.training_step import TrainingStep
 from kdkit.engine.training.update_parts import Updates
-from kdkit.errors import DataError, KdkitError
+from kdkit.errors import KdkitError
 from kdkit.plugins.events import EpochEnded, Figures, StepEnded
 from kdkit.utils import collectives, memory
 from kdkit.utils.modules import copy_state
@@ -41,12 +41,7 @@ class EpochTrainer:
         self.batches = checkpoints.batches
         self.progress: StageProgress = checkpoints.progress
         self.seed = seed
-        self.updates = Updates(
-            step.open_stage.module.terms,
-            step.open_stage.context,
-            self.stage.training.accumulate_steps,
-            sized=not isinstance(ctx.recipe.data.train, LoaderSplit),
-        )
+        self.updates = Updates(step.open_stage, sized=not isinstance(ctx.recipe.data.train, LoaderSplit))
         self._reports_steps = ctx.callbacks.has_listeners("step_ended")
 
     def train(self, epoch: int) -> None:
@@ -66,17 +61,15 @@ class EpochTrainer:
 
     def _train_batches(self, epoch: int) -> dict[str, float]:
         """Train on the batches of an epoch after the position, and return the mean of each term."""
-        position, count = self.progress.position, self.batches.per_epoch
+        position = self.progress.position
         loader, sizes = self.batches.epoch(epoch, skip=position.batches), self.batches.sizes(epoch)
         # After skipped batches and before the next one is loaded, because both may draw random numbers.
         position.restore_rng(self.ctx.device)
-        parts = self.updates.of_epoch(loader, sizes, position.batches, count, self.ctx.device)
+        parts = self.updates.of_epoch(loader, sizes, position.batches, self.batches.per_epoch)
         self.step.open_stage.module.train()
         self.checkpoints.interval.restart()
         began = time.perf_counter() - position.seconds
         for index, (batch, part, samples) in enumerate(parts, start=position.batches):
-            if index == count:
-                raise DataError(f"the training data must have {count} batches per epoch, its length, but has more")
             values = self.step(batch, part)  # {term: unweighted value}
             # Scaled, so that means weigh terms by labels if the loss does, and the parts of ranks add up to the batch.
             position.means.add(part.scaled(values), samples)
@@ -90,10 +83,6 @@ class EpochTrainer:
         terms = position.means.values(self.ctx.device)
         position.seconds = time.perf_counter() - began  # after the device has computed the last step
         self._require_finite(terms, epoch, position)
-        if position.batches < count:
-            raise DataError(
-                f"the training data must have {count} batches per epoch, its length, but has {position.batches}"
-            )
         self.state.on_epoch_end()
         return terms
 

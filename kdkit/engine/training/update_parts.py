@@ -10,9 +10,8 @@ from torch import Tensor
 
 from kdkit.data.batch import Batch
 from kdkit.engine.distributed.data_parallel import rank_share
-from kdkit.engine.stage.terms import BoundTerm
+from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.training.term_counts import Count, count_of, unknown_count
-from kdkit.losses.base import BuildContext
 from kdkit.utils.collectives import all_reduce_mean, is_distributed, world_size
 
 
@@ -50,7 +49,7 @@ class TrainingPart(NamedTuple):
 
 
 class Updates:
-    """Groups the batches of a stage into updates of `every` batches. The last update of an epoch may have fewer.
+    """Groups the batches of a stage into updates of `accumulate_steps`. The last update of an epoch may have fewer.
 
     All batches of an update are read before the first is trained on if a term is a mean over labels or positions, which
     must be counted, or if batch sizes are uncertain. The update then has the gradient of one batch with all of their
@@ -58,9 +57,12 @@ class Updates:
     sized: whether the batch sizes that are known in advance are certain.
     """
 
-    def __init__(self, terms: Sequence[BoundTerm], context: BuildContext, every: int, *, sized: bool) -> None:
-        self.every = every
-        divides = every > 1 or is_distributed()
+    def __init__(self, open_stage: OpenStage, *, sized: bool) -> None:
+        terms, context = open_stage.module.terms, open_stage.context
+        self.device = open_stage.module.progress.device
+        self.every = every = open_stage.stage.training.accumulate_steps
+        self._is_distributed = is_distributed()
+        divides = every > 1 or self._is_distributed
         counts = {term.label: count_of(term, context) for term in terms} if divides else {}
         self._sums = [label for label, count in counts.items() if count == "sum"]
         self._counts: dict[str, Count] = {label: count for label, count in counts.items() if callable(count)}
@@ -69,51 +71,40 @@ class Updates:
         self.notices = [notice for notice in notices if notice is not None]
 
     def of_epoch(
-        self, batches: Iterable[Batch], sizes: Sequence[int] | None, first: int, count: int, device: torch.device
+        self, batches: Iterable[Batch], sizes: Sequence[int] | None, first: int, count: int
     ) -> Iterator[TrainingPart]:
         """Yield the batches of an epoch from number `first` on, on the device, with their parts.
 
-        sizes: of all batches of the epoch, over all ranks, if they are known. count: the number of batches per epoch;
-        additional ones, which are an error, are yielded too.
+        sizes: of all batches of the epoch, over all ranks, if they are known. count: the number of batches per epoch.
         """
         if self._reads_ahead:
-            yield from self._read_ahead(iter(batches), sizes, first, count, device)
+            yield from self._read_ahead(iter(batches), sizes, first)
             return
         parts = update_parts(sizes or [1] * count, self.every)
-        divided = sizes if is_distributed() else None
+        divided = sizes if self._is_distributed else None  # ranks divide batches of known sizes
         for index, batch in enumerate(batches, start=first):
-            batch = batch.to(device)  # only batches of a user-defined DataLoader are not there yet
-            part = parts[index] if index < count else UpdatePart()
-            samples: float = len(batch)
-            if divided is not None and index < count:
-                weight, samples = rank_share(len(batch), divided[index])
-                part = part._replace(rank_weight=weight, is_repeated=len(batch) == divided[index])
-            yield TrainingPart(batch, part, samples)
+            batch = batch.to(self.device)  # only batches of a user-defined DataLoader are not there yet
+            if divided is None:
+                yield TrainingPart(batch, parts[index], len(batch))
+            else:
+                yield _part_of_rank(batch, parts[index], divided[index])
 
-    def _read_ahead(
-        self, batches: Iterator[Batch], sizes: Sequence[int] | None, first: int, count: int, device: torch.device
-    ) -> Iterator[TrainingPart]:
-        for start in range(first, count, self.every):
-            planned = min(self.every, count - start)
-            update = [batch.to(device) for batch in islice(batches, planned)]
-            if not update:
-                return  # fewer batches than expected; the caller raises the error
+    def _read_ahead(self, batches: Iterator[Batch], sizes: Sequence[int] | None, first: int) -> Iterator[TrainingPart]:
+        while update := [batch.to(self.device) for batch in islice(batches, self.every)]:
+            count = len(update)
             # If several ranks divide batches, the sizes are known. A user-defined DataLoader may drop samples.
-            divided = sizes if is_distributed() else None
-            whole = [max(1, len(batch)) for batch in update] if divided is None else divided[start : start + planned]
+            divided = sizes if self._is_distributed else None
+            whole = [max(1, len(batch)) for batch in update] if divided is None else divided[first : first + count]
             parts = deque(self._parts(update, whole))
             update.clear()  # so that no batch stays in memory after its step
             while parts:
                 yield parts.popleft()
-        yield from (TrainingPart(batch, UpdatePart(), len(batch)) for batch in batches)
+            first += count
 
     def _parts(self, update: Sequence[Batch], whole: Sequence[int]) -> list[TrainingPart]:
         """Return the parts of the batches of an update. whole: their sizes over all ranks."""
-        parts = []
-        for batch, size, part in zip(update, whole, update_parts(whole, len(whole)), strict=True):
-            weight, samples = rank_share(len(batch), size)
-            is_repeated = is_distributed() and len(batch) == size
-            parts.append(TrainingPart(batch, part._replace(rank_weight=weight, is_repeated=is_repeated), samples))
+        planned = zip(update, update_parts(whole, len(whole)), whole, strict=True)
+        parts = [_part_of_rank(batch, part, size) for batch, part, size in planned]
         counts = self._counted(parts)
         total = world_size() * all_reduce_mean(torch.stack(counts).sum(0)) if counts else None
         for index, (batch, part, samples) in enumerate(parts):
@@ -137,6 +128,13 @@ class Updates:
             torch.stack([count(batch).to(dtype) for count in self._counts.values()]) * _share(batch, samples)
             for batch, _, samples in parts
         ]
+
+
+def _part_of_rank(batch: Batch, part: UpdatePart, whole: int) -> TrainingPart:
+    """Return this rank's part of a batch. whole: the size of the batch over all ranks."""
+    weight, samples = rank_share(len(batch), whole)
+    is_repeated = is_distributed() and len(batch) == whole
+    return TrainingPart(batch, part._replace(rank_weight=weight, is_repeated=is_repeated), samples)
 
 
 def _share(batch: Batch, samples: float) -> float:
