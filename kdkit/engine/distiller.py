@@ -92,36 +92,30 @@ class Distiller(nn.Module):
         if not isinstance(student, Net):
             raise RecipeError(f'student must be a Net, Net("student", module); got a {type(student).__name__}')
         validate_choice("task", task, Task)
-        parts = example if isinstance(example, tuple | list) else [example]
-        is_pair = len(parts) in (2, 3) and isinstance(parts[1], Tensor | None)
-        if not is_pair or not all(isinstance(part, Tensor) for part in parts[2:]):
-            got = ", ".join(type(part).__name__ for part in parts)
-            raise RecipeError(
-                "example must be a pair (inputs, labels) of a batch; labels are a tensor, or None if no term uses "
-                f"them, and a third element may have the weights of the samples; got {got}"
-            )
-        labels = missing_labels(parts[0]) if parts[1] is None else parts[1]
+        inputs, labels, weights = _parts_of(example)
+        has_labels = labels is not None
+        if labels is None:
+            labels = missing_labels(inputs)
         self.student = student
         device = next((parameter.device for parameter in student.network.parameters()), torch.device("cpu"))
         rows = torch.arange(len(labels))
-        weights = parts[2] if len(parts) == 3 else None
         # Integers of two dimensions or more are classes of positions, unless they are 0 and 1 by class.
         dims = position_dims([SplitLabels("example", labels, is_complete=False)], task)
         self._per_position = task == "multiclass" and dims > 0
         ids = rows if samples is not None else None
         targets = as_targets(labels, per_position=self._per_position)
-        batch = Batch(parts[0], targets, ids, weights=weights).to(device)
-        if classes is None or parts[1] is None:
+        batch = Batch(inputs, targets, ids, weights=weights).to(device)
+        if classes is None or not has_labels:
             shape = output_shape(student, batch)
             classes = [str(index) for index in range(shape[1])] if classes is None else classes
             # Without labels, the outputs show whether there are positions; all of them are compared.
-            dims = dims if parts[1] is not None or task == "regression" else len(shape) - 2
+            dims = dims if has_labels or task == "regression" else len(shape) - 2
         context = BuildContext(
             classes=tuple(classes),
             task=task,
             samples=samples,
             ids=samples is not None,
-            has_labels=parts[1] is not None,
+            has_labels=has_labels,
             has_weights=weights is not None,
             position_dims=dims,
             ignored_labels=ignored_labels(ignore_index, len(classes), task, has_positions=self._per_position),
@@ -284,6 +278,19 @@ class _WithOutputs(torch.autograd.Function):
         """Return the gradients of the loss and of the outputs."""
         (gradient,) = gradients
         return gradient, gradient.new_zeros(()).expand(ctx.shape)
+
+
+def _parts_of(example: object) -> tuple[Any, Tensor | None, Tensor | None]:
+    """Return the inputs, the labels and the weights of an example. Raises RecipeError if it has another form."""
+    parts: Sequence[Any] = example if isinstance(example, tuple | list) else [example]
+    is_pair = len(parts) in (2, 3) and isinstance(parts[1], Tensor | None)
+    if not is_pair or not all(isinstance(part, Tensor) for part in parts[2:]):
+        got = ", ".join(type(part).__name__ for part in parts)
+        raise RecipeError(
+            "example must be a pair (inputs, labels) of a batch; labels are a tensor, or None if no term uses them, "
+            f"and a third element may have the weights of the samples; got {got}"
+        )
+    return parts[0], parts[1], parts[2] if len(parts) == 3 else None
 
 
 def _opened(stage: Stage, context: BuildContext, batch: Batch) -> OpenStage:
