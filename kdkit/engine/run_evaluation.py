@@ -64,26 +64,20 @@ class RunEvaluation:
 
     def _evaluate(self, net: Net[Any]) -> dict[str, MetricResult]:
         """Predict the validation and test splits, save the predictions, and return the metrics of a network."""
-        ctx, data = self.ctx, self.ctx.recipe.data
-        # Files are in the folder of the last stage that trains the network, or in "0-<name>" if it is only a teacher.
-        index, name, batch_size = next(
-            (
-                (index, stage.name, stage.training.batch_size)
-                for index, stage in reversed(list(enumerate(ctx.plan.stages)))
-                if net in stage.objectives
-            ),
-            (-1, net.name, ctx.plan.stages[-1].training.batch_size),
-        )
-        with ctx.explain_out_of_memory(ctx.plan.stages[index], data.validation, trains=False):
-            predictions = ctx.predictor.predict_splits(net, batch_size=batch_size)
+        ctx, data, stages = self.ctx, self.ctx.recipe.data, self.ctx.plan.stages
+        # The last stage that trains the network, or the last stage of all if it is only a teacher.
+        index = max((index for index, stage in enumerate(stages) if net in stage.objectives), default=-1)
+        with ctx.explain_out_of_memory(stages[index], data.validation, trains=False):
+            predictions = ctx.predictor.predict_splits(net, batch_size=stages[index].training.batch_size)
         if self.folder is not None:
-            folder = self.folder.stage(index, name)
+            # The folder of a network that is only a teacher is "0-<name>".
+            folder = self.folder.stage(index, net.name if index < 0 else stages[index].name)
             folder.save_predictions(net.name, "validation", predictions.validation)
             if data.test is not None:
                 folder.save_predictions(net.name, "test", predictions.test)
         if net is self.student:
             self._test_of_student = predictions.test
-        baselines = baselines_of(ctx.plan.stages)
+        baselines = baselines_of(stages)
         if net.name in {*baselines, *baselines.values()}:
             self._compared[net.name] = predictions
         return compute_metrics(ctx.recipe.metrics, *predictions)

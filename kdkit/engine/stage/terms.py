@@ -31,7 +31,10 @@ class TensorRef:
 
     def resolve(self, outputs: TeacherOutputs) -> TensorOrTuple:
         """Return the tensor, or the tuple of tensors."""
-        tensors = [outputs[name].output if tap is None else outputs[name].features[tap] for name, tap in self.entries]
+        tensors = []
+        for name, tap in self.entries:
+            output = outputs[name]
+            tensors.append(output.output if tap is None else output.features[tap])
         return tuple(tensors) if self.is_tuple else tensors[0]
 
     @property
