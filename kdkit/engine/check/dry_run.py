@@ -20,7 +20,7 @@ from kdkit.engine.failures.not_finite import cause_in_inputs, cause_in_outputs
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.engine.stage.terms import BoundTerm
-from kdkit.engine.stage.train_state import balancer_parameters, build_balancer, named_trainable_parameters
+from kdkit.engine.stage.train_state import build_balancer, optimized_parameters
 from kdkit.errors import KdkitError, RecipeError, first_line
 from kdkit.losses.base import allows_any_classes, requirements_of
 from kdkit.losses.catalog import ON_FEATURES
@@ -154,7 +154,7 @@ class _DryRun:
             if type(training.balancing) is not WeightedSum or recomputing:
                 with preserve(module, [module]):
                     compute_gradients()
-            named = [*named_trainable_parameters(module), *balancer_parameters(balancer)]
+            named = optimized_parameters(module, balancer)
             with preserve(module, [module]):
                 problem = step_problem(training.optimizer, named, module, compute_gradients)
             self.problems += [] if problem is None else [problem]

@@ -13,7 +13,7 @@ from kdkit.data.loading import training_batch_sizes, training_rows
 from kdkit.engine.check.step_problems import preserve
 from kdkit.engine.stage.batch_transform import transformed
 from kdkit.engine.stage.open_stage import OpenStage
-from kdkit.engine.stage.train_state import balancer_parameters, build_balancer, named_trainable_parameters
+from kdkit.engine.stage.train_state import build_balancer, optimized_parameters
 from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.recipe.training import Training
 from kdkit.utils import memory
@@ -135,7 +135,7 @@ class _Steps:
         module, training = open_stage.module, open_stage.stage.training
         self.open_stage, self.precision = open_stage, precision
         self.balancer = build_balancer(training, module)
-        named = [*named_trainable_parameters(module), *balancer_parameters(self.balancer)]
+        named = optimized_parameters(module, self.balancer)
         self.parameters = [parameter for _, parameter in named]
         # Optimizers update parameters in place.
         self.before = [parameter.detach().clone() for parameter in self.parameters]

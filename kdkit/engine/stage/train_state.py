@@ -1,7 +1,7 @@
 """The state that a stage updates and checkpoints: optimizer, LR schedule, scaler, EMA, balancer, teacher sessions."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ class TrainState:
         self.updates = 0
         self.total_updates = training.epochs * math.ceil(batches / training.accumulate_steps)
         self.balancer = build_balancer(training, module)
-        named = [*named_trainable_parameters(module), *balancer_parameters(self.balancer)]
+        named = optimized_parameters(module, self.balancer)
         self.parameters = [parameter for _, parameter in named]
         self.optimizer = training.optimizer.build(named)
         self.lr_scheduler: Any = None
@@ -227,20 +227,19 @@ def trained_parameters(module: DistillationModule) -> TrainedParameters:
     )
 
 
-def named_trainable_parameters(module: DistillationModule) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the trainable parameters with names such as "student.head.weight" or "losses.0.projector.weight"."""
+def optimized_parameters(module: DistillationModule, balancer: Balancer) -> list[tuple[str, nn.Parameter]]:
+    """Return the parameters that the optimizer of a stage trains, with their names.
+
+    The names are such as "student.head.weight", "losses.0.projector.weight" and, for a balancer,
+    "balance.log_variances".
+    """
+    named = []
     for path, parameter in module.named_parameters():
         part, index, *rest = path.split(".")
-        if parameter.requires_grad:
-            yield ".".join([module.students[int(index)].name, *rest]) if part == "nets" else path, parameter
-
-
-def balancer_parameters(balancer: Balancer) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the parameters of a balancer that the optimizer of the stage trains, by name."""
+        named.append((".".join([module.students[int(index)].name, *rest]) if part == "nets" else path, parameter))
     if isinstance(balancer, nn.Module):
-        for name, parameter in balancer.named_parameters():
-            if parameter.requires_grad:
-                yield f"balance.{name}", parameter
+        named += [(f"balance.{name}", parameter) for name, parameter in balancer.named_parameters()]
+    return [(name, parameter) for name, parameter in named if parameter.requires_grad]
 
 
 def _unseen(parameters: Iterable[nn.Parameter], seen: set[int]) -> tuple[nn.Parameter, ...]:

@@ -15,7 +15,7 @@ from kdkit.engine.run_context import RunContext
 from kdkit.engine.stage.training_batches import explain_single_sample
 from kdkit.engine.training.monitor import Monitor
 from kdkit.engine.training.stage_checkpoints import StageCheckpoints
-from kdkit.engine.training.stage_progress import BestCheckpoint, EpochPosition, StageProgress
+from kdkit.engine.training.stage_progress import BestCheckpoint, EpochPosition
 from kdkit.engine.training.training_step import TrainingStep
 from kdkit.engine.training.update_parts import Updates
 from kdkit.errors import KdkitError
@@ -39,7 +39,7 @@ class EpochTrainer:
         self.monitor = monitor
         self.checkpoints = checkpoints
         self.batches = checkpoints.batches
-        self.progress: StageProgress = checkpoints.progress
+        self.progress = checkpoints.progress
         self.seed = seed
         self.updates = Updates(step.open_stage, sized=not isinstance(ctx.recipe.data.train, LoaderSplit))
         self._reports_steps = ctx.callbacks.has_listeners("step_ended")

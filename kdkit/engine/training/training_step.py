@@ -13,7 +13,7 @@ from kdkit.engine.options import RunOptions
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.train_state import TrainState
 from kdkit.engine.training.update_parts import UpdatePart
-from kdkit.teachers.base import TeacherOutput, TeacherOutputs
+from kdkit.teachers.base import TeacherOutput, TeacherOutputs, TeacherSession
 from kdkit.utils.collectives import same_rows, sync_buffers, sync_module
 
 
@@ -47,7 +47,7 @@ class TrainingStep:
         """Return the context in which the batches of an epoch are loaded and trained on."""
         return nullcontext()
 
-    def teacher_outputs(self, batch: Batch, sessions: Mapping[str, Any]) -> dict[str, TeacherOutput]:
+    def teacher_outputs(self, batch: Batch, sessions: Mapping[str, TeacherSession]) -> dict[str, TeacherOutput]:
         """Return the outputs of these teachers by name, computed or read from the teacher cache."""
         with self.autocast:
             return {name: session(batch) for name, session in sessions.items()}
