@@ -25,18 +25,19 @@ from kdkit.teachers.peer import Peer
 from kdkit.utils.modules import preserve_buffers
 
 
-def term_problem(
-    term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any], cause_not_finite: Callable[[], str | None]
-) -> str | None:
-    """Return the problem of a term with these inputs, or None.
+def compares_nothing(term: BoundTerm, inputs: TermInputs) -> bool:
+    """Whether no row of the inputs has a label and a shared class, so that the loss is 0 or is not called."""
+    selects = term.alignment is not None or term.rows is not None
+    has_no_label = term.ignore_index is not None and bool((inputs.labels == term.ignore_index).all())
+    return has_no_label or (selects and not len(as_tuple(inputs.student)[0]))
 
-    cause_not_finite: returns the reason for a value that is not finite if it lies in the data or in a teacher.
+
+class TermCheck:
+    """Checks a term with the inputs of its loss. Each check needs the earlier ones to find no problem.
+
+    kwargs: the extra arguments of the loss. cause_not_finite: returns the reason for a value that is not finite if it
+    lies in the data or in a teacher.
     """
-    return _TermCheck(term, inputs, kwargs, cause_not_finite).problem()
-
-
-class _TermCheck:
-    """The checks of one term, in the order of the methods. Each needs the earlier ones to find no problem."""
 
     def __init__(
         self, term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any], cause_not_finite: Callable[[], str | None]
@@ -50,10 +51,8 @@ class _TermCheck:
     def problem(self) -> str | None:
         """Return the first problem, or None."""
         term = self.term
-        if (term.alignment is not None or term.rows is not None) and not len(as_tuple(self.inputs.student)[0]):
-            return None  # no row of the tiny batch has a label or a shared class
-        if term.ignore_index is not None and (self.inputs.labels == term.ignore_index).all():
-            return None  # a later batch has labels
+        if compares_nothing(term, self.inputs):
+            return None  # later batches have labels
         if isinstance(term.weighted.term, Match):
             problem = target_problem(term.loss, self.inputs.student, self.target)
             if problem is not None:
