@@ -24,7 +24,7 @@ from kdkit.nets.taps import Tap
 from kdkit.nets.views import pick_tensor
 from kdkit.recipe.objective import Match, as_objective
 from kdkit.recipe.recipe import Stage, teachers_of
-from kdkit.utils.modules import eval_mode, preserve_buffers, uncompiled
+from kdkit.utils.modules import eval_mode, forward_hook, preserve_buffers, uncompiled
 
 SAMPLES = 32  # per batch
 _BATCHES = 4
@@ -155,26 +155,17 @@ def _add_kernels(net: Net[Any], batch: Batch, layers: Sequence[LayerKernels]) ->
     Kernels are computed while the network runs, so that only one feature is in memory at a time: the features of all
     layers may take more memory than a training step.
     """
-    kernels: dict[int, Tensor] = {}
+    modules = {net.network.get_submodule(item.layer.path): item for item in layers}
+    kernels: dict[nn.Module, Tensor] = {}
 
-    def hook(index: int) -> Any:
-        def compute(_module: nn.Module, _args: Any, output: Any) -> None:
-            kernels[index] = _kernel(pick_tensor(output, None, ""))  # the last call counts, as for a tap
+    def compute(module: nn.Module, _args: Any, output: Any) -> None:
+        kernels[module] = _kernel(pick_tensor(output, None, ""))  # the last call counts, as for a tap
 
-        return compute
-
-    handles = [
-        net.network.get_submodule(item.layer.path).register_forward_hook(hook(index))
-        for index, item in enumerate(layers)
-    ]
-    try:
+    with forward_hook(modules, compute):
         net(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for index, kernel in kernels.items():
-        layers[index].kernels.append(kernel)
-    return [item for index, item in enumerate(layers) if index in kernels]
+    for module, kernel in kernels.items():
+        modules[module].kernels.append(kernel)
+    return [item for module, item in modules.items() if module in kernels]
 
 
 def _kernel(feature: Tensor) -> Tensor:
@@ -213,12 +204,8 @@ def _depths(net: Net[Any], batch: Batch, most: int) -> Mapping[str, float]:
             finished[paths[module]] = innermost
             returned[paths[module]] = tensor
 
-    hooks = [module.register_forward_hook(note) for module in paths]
-    try:
+    with forward_hook(paths, note):
         output = net(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
     trained = {
         path: sum(path.startswith(f"{outer}.") for outer in finished)  # the number of layers around it
         for path in finished
