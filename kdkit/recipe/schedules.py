@@ -23,13 +23,13 @@ class _OfLevels:
         """Return a stage for each network that is not yet trained, and always for the last one."""
         nets = [level.net for level in self._levels]
         return [
-            self._guidance.stage(level, self._teachers(nets[:index], is_last=level is self._levels[-1]))
+            self._guidance.stage(level, self._teachers(nets[:index]))
             for index, level in enumerate(self._levels)
             if level is self._levels[-1] or not level.net.trained
         ]
 
-    def _teachers(self, earlier: Sequence[Net[Any]], *, is_last: bool) -> Sequence[Net[Any]]:
-        """Return those of the earlier networks that the next one learns from. is_last: whether it is the last one."""
+    def _teachers(self, earlier: Sequence[Net[Any]]) -> Sequence[Net[Any]]:
+        """Return those of the earlier networks that the next one learns from."""
         raise NotImplementedError
 
 
@@ -40,8 +40,8 @@ class Parallel(_OfLevels):
     networks (Chauhan et al. 2022, sec. 3). The options are the fields of `Guidance`.
     """
 
-    def _teachers(self, earlier: Sequence[Net[Any]], *, is_last: bool) -> Sequence[Net[Any]]:
-        return earlier if is_last else ()
+    def _teachers(self, earlier: Sequence[Net[Any]]) -> Sequence[Net[Any]]:
+        return earlier if len(earlier) == len(self._levels) - 1 else ()
 
 
 class Sequential(_OfLevels):
@@ -51,7 +51,7 @@ class Sequential(_OfLevels):
     is teacher-assistant distillation (Mirzadeh et al. 2020). The options are the fields of `Guidance`.
     """
 
-    def _teachers(self, earlier: Sequence[Net[Any]], *, is_last: bool) -> Sequence[Net[Any]]:
+    def _teachers(self, earlier: Sequence[Net[Any]]) -> Sequence[Net[Any]]:
         return earlier[-1:]
 
 
@@ -63,5 +63,5 @@ class MultiLevel(_OfLevels):
     of `Guidance`.
     """
 
-    def _teachers(self, earlier: Sequence[Net[Any]], *, is_last: bool) -> Sequence[Net[Any]]:
+    def _teachers(self, earlier: Sequence[Net[Any]]) -> Sequence[Net[Any]]:
         return earlier

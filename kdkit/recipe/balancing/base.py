@@ -67,6 +67,7 @@ class Balancer(Protocol):
 
     def load_state_dict(self, state: dict[str, Any], /) -> Any:
         """Load a learned state, to resume from it."""
+        return None
 
 
 @runtime_checkable
