@@ -83,6 +83,8 @@ def feature_teachers(facts: Facts) -> list[Net[Any]]:
 
 def _is_about_classes(net: Net[Any], output: Tensor, facts: Facts) -> bool:
     context = facts.context
+    if not output.ndim:  # such as a loss that a model computes
+        return False
     if context.task == "regression":  # numbers may be packed in another form than the labels
         is_like_student = any(output.shape[1:] == student.shape[1:] for student in facts.eval_outputs.values())
         return is_like_student or output[0].numel() == facts.batch.labels[0].numel()

@@ -576,6 +576,16 @@ def test_a_teacher_that_fails_for_its_inputs_is_a_problem():
     assert "net 'teacher' fails for its inputs ((4, 4)): " in problem
 
 
+def test_a_teacher_of_numbers_that_returns_a_scalar_is_a_problem():
+    class Mean(nn.Linear):
+        def forward(self, inputs):
+            return super().forward(inputs).mean()
+
+    match = Match(Net("teacher", Mean(4, 3), trained=True), nn.MSELoss())
+    problem = only_problem(one_stage(tiny_net("student"), match, tiny_data("regression")))
+    assert "student (4, 3) and target () have different shapes" in problem
+
+
 def test_a_failure_names_the_line_of_user_code():
     class Student(nn.Linear):
         def forward(self, inputs):
