@@ -102,19 +102,19 @@ TRUST = click.option(
     is_flag=True,
     help="Execute the recipe file of a run folder even if it has changed or was not recorded by you.",
 )
-# Options of the commands that train, from common to rare. Each sets a field of RunOptions.
-_RUN_OPTIONS = (
-    device_option("auto"),
-    PRECISION,
-    click.option(
+# Options of the commands that train, from common to rare, by the field of RunOptions that each sets.
+_RUN_OPTIONS = {
+    "device": device_option("auto"),
+    "precision": PRECISION,
+    "checkpoint_every": click.option(
         "--checkpoint-every",
         default="10min",
         show_default=True,
         metavar="N|TIME",
         help="Write a checkpoint after each epoch, and after N updates or a time (30s, 10min, 2h); 0: epochs only.",
     ),
-    TEACHER_CACHE,
-    click.option(
+    "teacher_cache": TEACHER_CACHE,
+    "teacher_cache_size": click.option(
         "--teacher-cache-size",
         type=click.FloatRange(min=0, min_open=True),
         default=20.0,
@@ -122,25 +122,25 @@ _RUN_OPTIONS = (
         metavar="GB",
         help="Maximum size of the teacher cache in GB; the least recently used outputs are deleted.",
     ),
-    click.option(
+    "measure": click.option(
         "--measure/--no-measure",
         default=True,
         show_default=True,
         help="Measure latency, multiply-adds and similar layers for the report; this takes about a second per net.",
     ),
-    click.option(
+    "compile": click.option(
         "--compile",
         is_flag=True,
         help="Compile each stage with torch.compile, which takes about half a minute and pays off in long stages.",
     ),
-    click.option(
+    "capture": click.option(
         "--capture",
         default="auto",
         show_default=True,
         metavar="auto|off|require",
         help="On CUDA, replay training steps as a CUDA graph, if possible; require: fail if not.",
     ),
-    click.option(
+    "device_data": click.option(
         "--device-data",
         type=click.FloatRange(min=0, max=1),
         default=0.25,
@@ -148,31 +148,19 @@ _RUN_OPTIONS = (
         metavar="SHARE",
         help="On CUDA, share of the free memory used to keep samples on the device; 0 copies each batch.",
     ),
-)
-_RUN_FIELDS = (
-    "baseline",
-    "device",
-    "precision",
-    "checkpoint_every",
-    "teacher_cache",
-    "teacher_cache_size",
-    "measure",
-    "compile",
-    "capture",
-    "device_data",
-)
+}
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that all commands that train share to a command."""
-    for option in reversed(_RUN_OPTIONS):  # the last decorator is applied first
+    for option in reversed(_RUN_OPTIONS.values()):  # the last decorator is applied first
         command = option(command)
     return command
 
 
-def run_fields(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of these options as fields of RunOptions."""
-    return {name: options[name] for name in _RUN_FIELDS}
+def run_fields(options: dict[str, Any], *others: str) -> dict[str, Any]:
+    """Return the values of these options, of `--baseline`, and of others, as fields of RunOptions."""
+    return {name: options[name] for name in (*_RUN_OPTIONS, "baseline", *others)}
 
 
 def loggers_of(names: Sequence[str]) -> list[object]:

@@ -19,8 +19,7 @@ def show_plan(plan: Plan, console: Console, device: torch.device | None = None) 
     device: the device on which the cost was estimated.
     """
     console.print(nets_table(plan))
-    estimates = plan.estimates or (None,) * len(plan.stages)
-    rows = zip(plan.stages, plan.terms, plan.peak_memory_bytes, estimates, strict=True)
+    rows = zip(plan.stages, plan.terms, plan.peak_memory_bytes, plan.estimates, strict=True)
     for index, (stage, terms, peak, estimate) in enumerate(rows):
         # Names and reprs are escaped, because rich reads square brackets as markup.
         training = escape(", ".join(training_facts(stage.training, plan.loader_batch)))

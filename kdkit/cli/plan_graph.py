@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdkit.cli.estimates import about, describe_projector, describe_weight, type_name
-from kdkit.engine.check.estimate import StageEstimate
 from kdkit.engine.check.plan import Plan, TermSummary
 from kdkit.nets.net import Net
 from kdkit.teachers.ema import Ema
@@ -63,16 +62,15 @@ class StageGraph:
 
 def stage_graphs(plan: Plan) -> tuple[StageGraph, ...]:
     """Return the graph of each stage; a stage with problems has its students only."""
-    estimates = plan.estimates or (None,) * len(plan.stages)
-    return tuple(_StageInPlan(plan, index, estimate).graph() for index, estimate in enumerate(estimates))
+    return tuple(_StageInPlan(plan, index).graph() for index in range(len(plan.stages)))
 
 
 class _StageInPlan:
-    """A stage of a plan. index: of the stage. estimate: of its cost; None if it is unknown."""
+    """A stage of a plan. index: of the stage."""
 
-    def __init__(self, plan: Plan, index: int, estimate: StageEstimate | None) -> None:
-        self.plan, self.index, self.estimate = plan, index, estimate
-        self.stage = plan.stages[index]
+    def __init__(self, plan: Plan, index: int) -> None:
+        self.plan, self.index = plan, index
+        self.stage, self.estimate = plan.stages[index], plan.estimates[index]
 
     def graph(self) -> StageGraph:
         """Return the graph of the stage."""

@@ -11,12 +11,12 @@ import click
 from kdkit.cli.recipe_command import file_of, recipe_options
 from kdkit.engine.storage.run_folder import how_to_resume, read_record
 from kdkit.engine.storage.stage_folder import RECORD
-from kdkit.errors import RunFolderError, first_line, shortened
+from kdkit.errors import RunFolderError, shortened
 from kdkit.nets.weight_files import runs_in
 from kdkit.plugins.recipe_file import RecipeFile
 from kdkit.utils.files import write_output
 from kdkit.utils.printable import echo, is_first_process
-from kdkit.utils.sealed import json_parts, read_sealed_json
+from kdkit.utils.sealed import explain_unreadable, json_parts, read_sealed_json
 from kdkit.utils.signing import is_signed, sign
 
 COMMAND = "command.json"  # in a folder of several runs that one command started
@@ -79,7 +79,11 @@ def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
     such a file raises RunFolderError. Also raises RunFolderError if the run was not started by `kdkit run`, or was
     started in another folder.
     """
-    record = _read_command(run) if _is_file(run / COMMAND) else read_record(run)
+    if _is_file(run / COMMAND):  # a folder of several runs
+        with explain_unreadable(run / COMMAND, "start the command that wrote these runs again"):
+            record = read_sealed_json(run / COMMAND)
+    else:
+        record = read_record(run)
     command = record.get("command")
     if not isinstance(command, Mapping):
         raise RunFolderError(
@@ -138,17 +142,6 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # for example, the name is too long, or the user may not enter the folder
         return False
-
-
-def _read_command(folder: Path) -> dict[str, Any]:
-    """Return the record of a folder of several runs."""
-    file = folder / COMMAND
-    try:
-        return read_sealed_json(file)
-    except (OSError, ValueError) as error:
-        raise RunFolderError(
-            f"{file} cannot be read: {first_line(error)}; start the command that wrote these runs again"
-        ) from error
 
 
 def _signed_text(command: Mapping[str, Any]) -> str:

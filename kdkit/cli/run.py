@@ -91,15 +91,8 @@ def run(ctx: click.Context, /, **options: Any) -> int:
         raise KdkitError("torchrun divides each stage among its processes; leave out --jobs, or torchrun")
     settings = RunOptions(
         out=out or (None if options["resume"] else default_path(file.path.stem)),
-        resume=options["resume"],
-        force=options["force"],
-        deterministic=options["deterministic"],
-        seed=options["seed"],
-        gradients=options["gradients"],
-        keep_checkpoints=options["keep_checkpoints"],
         progress=not options["quiet"],
-        verbose=options["verbose"],
-        **run_fields(options),
+        **run_fields(options, "resume", "force", "deterministic", "seed", "gradients", "keep_checkpoints", "verbose"),
     )
     if several:
         from kdkit.cli.seeds import run_seeds

@@ -58,15 +58,10 @@ def run_seeds(
     # Read now, because the file may be edited while the seeds run.
     command, source = command_record(file.path, args), file.path.read_bytes()
     save_command(folder, command, source, replaces=False)
-    finished = sum(study.finished(trial.name) for trial in trials)
-    if not quiet:
-        echo(
-            f"{describe_count(len(trials), 'seed')} in {folder}"
-            + (f", {finished} of them finished" if finished else "")
-        )
     settings = replace(settings, out=None, resume=False, progress=settings.progress and jobs == 1)
     results = study.run(settings, callbacks=loggers, jobs=jobs)
-    failed = run_and_print(results, len(trials), jobs=jobs, quiet=quiet)
+    title = f"{describe_count(len(trials), 'seed')} in {folder}"
+    failed = run_and_print(study, results, title, jobs=jobs, quiet=quiet)
     failures = [*failed.values()]
     paths: list[Path] = []
     for trial in trials:

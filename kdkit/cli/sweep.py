@@ -94,19 +94,14 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
     study = comparison.study
     console, count = make_console(), len(study.trials)
     results = comparison.run(settings, callbacks=loggers, jobs=options["jobs"])
-    finished = sum(study.finished(trial.name) for trial in study.trials)
-    if not options["quiet"]:
-        counts = [
-            describe_count(len(comparison.cells), "combination"),
-            *(f"{len(grid[name])} of {name}" for name in comparison.average_over),
-            describe_count(len(comparison.seeds), "seed"),
-        ]
-        echo(
-            f"{describe_count(count, 'run')} in {study.folder}: {' x '.join(counts)}"
-            + (f", {finished} of them finished" if finished else "")
-        )
+    counts = [
+        describe_count(len(comparison.cells), "combination"),
+        *(f"{len(grid[name])} of {name}" for name in comparison.average_over),
+        describe_count(len(comparison.seeds), "seed"),
+    ]
+    title = f"{describe_count(count, 'run')} in {study.folder}: {' x '.join(counts)}"
     keep_freed_memory()  # as for a single run
-    failures = [*run_and_print(results, count, jobs=options["jobs"], quiet=options["quiet"]).values()]
+    failures = [*run_and_print(study, results, title, jobs=options["jobs"], quiet=options["quiet"]).values()]
     if len(failures) < count:
         with Status(enabled=not options["quiet"]) as status:
             status.show("comparing the options", terminal_only=True)  # takes minutes if a user-defined metric is slow

@@ -4,16 +4,22 @@ from collections.abc import Iterator
 from statistics import fmean
 
 from kdkit.errors import KdkitError, Terminated, first_line
+from kdkit.study.study import Study
 from kdkit.study.trial import TrialResult
 from kdkit.utils.printable import echo
 
 
-def run_and_print(results: Iterator[TrialResult], count: int, *, jobs: int, quiet: bool) -> dict[str, str]:
+def run_and_print(
+    study: Study, results: Iterator[TrialResult], title: str, *, jobs: int, quiet: bool
+) -> dict[str, str]:
     """Run all trials, and return a line for each failed trial, by name.
 
-    results: of a study; iterating over them runs the trials. count: the number of trials. jobs: how many run at once,
-    to estimate the remaining time.
+    results: of the study; iterating over them runs the trials. jobs: how many run at once, to estimate the remaining
+    time.
     """
+    count, finished = len(study.trials), sum(study.finished(trial.name) for trial in study.trials)
+    if not quiet:
+        echo(title + (f", {finished} of them finished" if finished else ""))
     failures: dict[str, str] = {}
     seconds: list[float] = []
     try:

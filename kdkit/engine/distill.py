@@ -11,7 +11,7 @@ from kdkit.data.dataset import Task
 from kdkit.data.samples import SampleKeys
 from kdkit.data.torch_data import TorchData, class_names
 from kdkit.data.torch_splits import DatasetOrLoader, first_batch
-from kdkit.engine.check.input_advice import input_advice, line_of_user_code
+from kdkit.engine.check.network_failures import input_advice, line_of_user_code
 from kdkit.engine.options import RunFields, RunOptions, require_fields
 from kdkit.engine.run import Result, run
 from kdkit.errors import DataError, KdkitError, RecipeError, first_line

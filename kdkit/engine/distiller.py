@@ -15,7 +15,6 @@ from kdkit.data.dataset import Task
 from kdkit.data.labels import SplitLabels, ignored_labels, position_dims
 from kdkit.data.samples import missing_labels
 from kdkit.engine.check.dry_run import dry_run
-from kdkit.engine.check.notices import copied_labels_notice
 from kdkit.engine.check.stage_problems import stage_problems
 from kdkit.engine.distill import output_shape
 from kdkit.engine.stage.open_stage import OpenStage
@@ -296,7 +295,7 @@ def _parts_of(example: object) -> tuple[Any, Tensor | None, Tensor | None]:
 def _opened(stage: Stage, context: BuildContext, batch: Batch) -> OpenStage:
     """Check a stage, open it on the device of a batch, and warn of its notices. Raises CheckError with all problems."""
     (student,) = stage.objectives
-    problems = [*_teacher_problems(stage, student)] or [*stage_problems(stage, context)]
+    problems = [*_teacher_problems(stage, student)] or stage_problems(stage, context)
     if problems:
         raise CheckError(problems)
     device = batch.labels.device
@@ -305,14 +304,14 @@ def _opened(stage: Stage, context: BuildContext, batch: Batch) -> OpenStage:
             teacher.move_to(device)
     open_stage = OpenStage(stage, context, device)
     try:
-        report = dry_run(open_stage, batch)
+        facts = dry_run(open_stage, batch)
         reshard(student.network)
-        if report.problems:
-            raise CheckError(report.problems)
+        if facts.problems:
+            raise CheckError(facts.problems)
     except BaseException:  # also Ctrl-C: in a notebook, the networks are used again
         open_stage.close()
         raise
-    for notice in filter(None, (*report.notices, copied_labels_notice(stage, batch, context, has_metrics=False))):
+    for notice in facts.notices:
         warnings.warn(notice, stacklevel=3)
     return open_stage
 

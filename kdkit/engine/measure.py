@@ -14,7 +14,7 @@ from torch import nn
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data
-from kdkit.engine.check.layers import SAMPLES, layer_kernels, matched_nets, similarities, spread_batches
+from kdkit.engine.check.layers import SAMPLES, compared_layers, matched_nets, similarities, spread_batches
 from kdkit.engine.check.multiply_adds import multiply_adds
 from kdkit.engine.check.plan import Plan
 from kdkit.engine.check.timing import elapsed
@@ -131,7 +131,7 @@ def _similarities(plan: Plan, samples: list[Batch], until: float) -> Iterator[La
     chosen = list(pairs)[:_MOST_PAIRS]
     if not chosen:
         return
-    measured = layer_kernels(
+    measured = compared_layers(
         tuple(dict.fromkeys(net for pair in chosen for net in pair)), samples, most=_MOST_LAYERS, until=until
     )
     for student, teacher in chosen:
@@ -140,8 +140,8 @@ def _similarities(plan: Plan, samples: list[Batch], until: float) -> Iterator[La
             yield LayerSimilarity(
                 student=student.name,
                 teacher=teacher.name,
-                student_layers=tuple(item.layer.path for item in rows),
-                teacher_layers=tuple(item.layer.path for item in columns),
+                student_layers=tuple(layer.path for layer in rows),
+                teacher_layers=tuple(layer.path for layer in columns),
                 values=tuple(map(tuple, similarities(rows, columns))),
             )
 

@@ -19,19 +19,29 @@ class _OfLevels:
         nets = ", ".join(level.net.name for level in self._levels)
         return f"{type(self).__name__}({nets}, {self._guidance})"
 
+    def stages(self) -> Sequence[Stage]:
+        """Return a stage for each network that is not yet trained, and always for the last one."""
+        nets = [level.net for level in self._levels]
+        return [
+            self._guidance.stage(level, self._teachers(nets[:index]))
+            for index, level in enumerate(self._levels)
+            if level is self._levels[-1] or not level.net.trained
+        ]
+
+    def _teachers(self, earlier: Sequence[Net[Any]]) -> Sequence[Net[Any]]:
+        """Return those of the earlier networks that the next one learns from."""
+        raise NotImplementedError
+
 
 class Parallel(_OfLevels):
     """All networks except the last learn from the labels only. The last one, the student, learns from all of them.
 
-    Networks that are already trained have no stage. P-MLKD of LRH-Net is a Parallel of three networks (Chauhan et al.
-    2022, sec. 3). The options are the fields of `Guidance`.
+    Networks that are already trained have no stage, except the last one. P-MLKD of LRH-Net is a Parallel of three
+    networks (Chauhan et al. 2022, sec. 3). The options are the fields of `Guidance`.
     """
 
-    def stages(self) -> Sequence[Stage]:
-        """Return a stage for each untrained teacher, and then the stage of the student."""
-        *teachers, student = self._levels
-        alone = [self._guidance.stage(level, ()) for level in teachers if not level.net.trained]
-        return [*alone, self._guidance.stage(student, [level.net for level in teachers])]
+    def _teachers(self, earlier: Sequence[Net[Any]]) -> Sequence[Net[Any]]:
+        return earlier if len(earlier) == len(self._levels) - 1 else ()
 
 
 class Sequential(_OfLevels):
@@ -41,14 +51,8 @@ class Sequential(_OfLevels):
     is teacher-assistant distillation (Mirzadeh et al. 2020). The options are the fields of `Guidance`.
     """
 
-    def stages(self) -> Sequence[Stage]:
-        """Return a stage for each network that is not yet trained, and always for the last one."""
-        teachers = [(), *((level.net,) for level in self._levels)]
-        return [
-            self._guidance.stage(level, level_teachers)
-            for level, level_teachers in zip(self._levels, teachers, strict=False)
-            if level is self._levels[-1] or not level.net.trained
-        ]
+    def _teachers(self, earlier: Sequence[Net[Any]]) -> Sequence[Net[Any]]:
+        return earlier[-1:]
 
 
 class MultiLevel(_OfLevels):
@@ -59,11 +63,5 @@ class MultiLevel(_OfLevels):
     of `Guidance`.
     """
 
-    def stages(self) -> Sequence[Stage]:
-        """Return a stage for each network that is not yet trained, and always for the last one."""
-        nets = [level.net for level in self._levels]
-        return [
-            self._guidance.stage(level, nets[:index])
-            for index, level in enumerate(self._levels)
-            if level is self._levels[-1] or not level.net.trained
-        ]
+    def _teachers(self, earlier: Sequence[Net[Any]]) -> Sequence[Net[Any]]:
+        return earlier

@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -19,7 +19,7 @@ from kdkit.errors import RecipeError, did_you_mean
 from kdkit.metrics.base import Metric
 from kdkit.recipe.recipe import Recipe, nets_of
 from kdkit.study.study import Study
-from kdkit.study.sweep_results import CellRuns, Repetition, SweepResults, compare_cells
+from kdkit.study.sweep_results import Cell, Repetition, SweepResults, compare_cells
 from kdkit.study.trial import Trial, TrialResult
 from kdkit.utils.randomness import preserve_rng_state, seed_everything
 from kdkit.utils.validation import is_whole_number, validate_count
@@ -27,19 +27,6 @@ from kdkit.utils.validation import is_whole_number, validate_count
 Values = Sequence[Any] | NDArray[Any] | torch.Tensor
 
 _LONGEST_VALUE, _LONGEST_NAME = 40, 150  # characters of a folder name; file systems allow 255 bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    """One combination of the options that are compared.
-
-    label: the options with several values in the sweep, such as "temperature=2, width=8". trials: the name of the trial
-    of each repetition. A repetition is a seed; if the sweep averages over options, it is their values and a seed.
-    """
-
-    options: Mapping[str, Any]
-    label: str
-    trials: Mapping[Repetition, str]
 
 
 class Sweep:
@@ -123,8 +110,9 @@ class Sweep:
 
         Raises RecipeError if no run is finished, or if the runs have no such net or metric.
         """
+        names = {trial.name for trial in self.study.trials if self.study.finished(trial.name)} - self._failed
         finished = [
-            CellRuns(cell.label, cell.options, {key: name for key, name in cell.trials.items() if self._has(name)})
+            replace(cell, trials={key: name for key, name in cell.trials.items() if name in names})
             for cell in self.cells
         ]
         if not any(cell.trials for cell in finished):
@@ -142,9 +130,6 @@ class Sweep:
             if result.error is not None:
                 self._failed.add(result.trial.name)
             yield result
-
-    def _has(self, name: str) -> bool:
-        return self.study.finished(name) and name not in self._failed
 
     @cached_property
     def _compared(self) -> tuple[Metric, str] | None:

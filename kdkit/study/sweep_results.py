@@ -30,6 +30,19 @@ Repetition = int | tuple[Any, ...]
 """The seed of a run; if a sweep averages over options, their values and the seed."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One combination of the options that are compared.
+
+    label: the options with several values in the sweep, such as "temperature=2, width=8". trials: the name of the trial
+    of each repetition. A repetition is a seed; if the sweep averages over options, it is their values and a seed.
+    """
+
+    options: Mapping[str, Any]
+    label: str
+    trials: Mapping[Repetition, str]
+
+
 class Spread(NamedTuple):
     """A metric over runs: its mean, and its sample standard deviation, NaN for a single run."""
 
@@ -216,28 +229,20 @@ class SweepResults:
         return ",".join(f"{name}={value}" for name, value in zip((*self.average_over, "seed"), key, strict=True))
 
 
-class CellRuns(NamedTuple):
-    """A cell before its files are read. trials: the names of its finished trials by repetition."""
-
-    label: str
-    options: Mapping[str, Any]
-    trials: Mapping[Repetition, str]
-
-
 def compare_cells(
     study: Study,
-    cells: Sequence[CellRuns],
+    cells: Sequence[Cell],
     metric: Metric,
     *,
     net: str | None,
     student: str,
-    average_over: tuple[str, ...] = (),
+    average_over: tuple[str, ...],
 ) -> SweepResults:
     """Read the finished trials of all cells, find the best cell, and compare it with the others.
 
-    net: the net whose metrics are compared; if None, the net named `student`, or if a cell's recipe has no such net,
-    the last one with metrics. Raises RecipeError if a run has no such net or metric, and RunFolderError if no run
-    can be read.
+    cells: with their finished trials only. net: the net whose metrics are compared; if None, the net named `student`,
+    or if a cell's recipe has no such net, the last one with metrics. Raises RecipeError if a run has no such net or
+    metric, and RunFolderError if no run can be read.
     """
     metric = without_interval(metric)
     runs: list[dict[Repetition, _Run]] = []

@@ -1,7 +1,7 @@
 """Run a network temporarily and restore its modes and buffers; copy and load its state without wrappers."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -46,6 +46,15 @@ def eval_mode(module: object) -> Iterator[None]:
     finally:
         for submodule, training in modes.items():
             submodule.training = training
+
+
+@contextmanager
+def forward_hook(modules: Iterable[nn.Module], hook: Callable[[nn.Module, Any, Any], None]) -> Iterator[None]:
+    """Call a hook with the module, its inputs and its output, after each forward pass of these modules."""
+    with ExitStack() as handles:
+        for module in modules:
+            handles.callback(module.register_forward_hook(hook).remove)
+        yield
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from kdkit.errors import KdkitError
+from kdkit.errors import KdkitError, RunFolderError, first_line
 from kdkit.utils.files import Content, to_json
 from kdkit.utils.read_json import read_json
 
@@ -64,6 +65,21 @@ def require_intact(content: bytes) -> None:
     computed.update(whole[match.end(1) :])
     if computed.hexdigest().encode() != match[1]:
         raise ValueError("its checksum does not match its content: it is damaged or was changed")
+
+
+@contextmanager
+def explain_unreadable(file: Path, advice: str) -> Iterator[None]:
+    """Raise RunFolderError with the file, the reason and advice for any other error in this context.
+
+    The content of a run folder is not trusted: damaged bytes and wrong values cause many kinds of errors.
+    """
+    try:
+        yield
+    except RunFolderError:
+        raise
+    except Exception as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
+        raise RunFolderError(f"{file} cannot be read: {reason}; {advice}") from error
 
 
 def json_parts(value: Mapping[str, Any]) -> list[Content]:

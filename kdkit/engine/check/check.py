@@ -1,26 +1,28 @@
 """Check a whole recipe without training it, and return its plan."""
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from kdkit.data.dataset import LoaderSplit, require_splits
 from kdkit.data.torch_splits import StreamSplit
-from kdkit.engine.check.dry_run import DryRunReport, dry_run
+from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.estimate import Estimator, StageEstimate
-from kdkit.engine.check.metric_problem import number_metric_problems
-from kdkit.engine.check.notices import copied_labels_notice, shared_net_notices, stage_notices
-from kdkit.engine.check.plan import Plan
+from kdkit.engine.check.metric_problems import number_metric_problems
+from kdkit.engine.check.notices import run_notices, shared_net_notices
+from kdkit.engine.check.output_problems import feature_teachers
+from kdkit.engine.check.plan import Plan, TermSummary
 from kdkit.engine.check.recipe_problems import recipe_problems
 from kdkit.engine.check.stage_problems import stage_problems, storage_problems
-from kdkit.engine.check.step_problems import batch_problems
+from kdkit.engine.check.step_problems import batch_problems, update_problems
 from kdkit.engine.options import RunOptions
 from kdkit.engine.stage.batch_transform import transformed
 from kdkit.engine.stage.open_stage import OpenStage, build_context, tiny_batch
 from kdkit.errors import KdkitError, first_line
 from kdkit.losses.base import BuildContext
+from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe, Stage, as_recipe, nets_of
 from kdkit.recipe.training import Training
 from kdkit.utils import memory
@@ -49,53 +51,47 @@ def check(
     with without_messages():
         recipe = as_recipe(recipe, "check")
         require_splits(recipe.data)
-        context, stages = build_context(recipe.data), recipe.stages
-        problems = [*recipe_problems(recipe, stages, context)]
-        estimator = None if estimate is None else Estimator(recipe, stages, estimate)
-        checks = [_check_stage(recipe, stage, context, device, precision, estimator) for stage in stages]
+        recipe = recipe.with_stages(recipe.stages)  # a schedule may create other stages in its next call
+        context = build_context(recipe.data)
+        problems = [*recipe_problems(recipe, context)]
+        estimator = None if estimate is None else Estimator(recipe, estimate)
+        checks = [_check_stage(recipe, stage, context, device, precision, estimator) for stage in recipe.stages]
     reported: set[str] = set()
-    for stage, stage_check in zip(stages, checks, strict=True):
+    for item in checks:
         # A net that fails in the stage that trains it also fails as a teacher in later stages.
-        new = [problem for problem in stage_check.report.problems if problem not in reported]
-        problems += [f"stage {stage.name!r}: {problem}" for problem in new]
+        new = [problem for problem in item.problems if problem not in reported]
+        problems += [f"stage {item.stage.name!r}: {problem}" for problem in new]
         reported.update(new)
-    feature_teachers = {net for stage_check in checks for net in stage_check.report.feature_teachers}
+    feature_nets = {net for item in checks for net in item.feature_teachers}
     return Plan(
         stages=tuple(
-            replace(stage, training=_with_keep(stage.training, stage_check.report))
-            for stage, stage_check in zip(stages, checks, strict=True)
+            replace(item.stage, training=_with_keep(item.stage.training, item.untrained_outputs)) for item in checks
         ),
-        terms=tuple(tuple(stage_check.report.terms) for stage_check in checks),
+        terms=tuple(tuple(item.terms) for item in checks),
         problems=tuple(dict.fromkeys(problems)),  # outputs are checked both in training and in eval mode
         context=context,
-        peak_memory_bytes=tuple(stage_check.peak_memory_bytes for stage_check in checks),
+        peak_memory_bytes=tuple(item.peak_memory_bytes for item in checks),
         # A net that a stage trains has been validated by its metrics, which may be of packed outputs of any shape.
-        feature_teachers=frozenset(feature_teachers.difference(*(stage.objectives for stage in stages))),
-        estimates=tuple(stage_check.estimate for stage_check in checks),
+        feature_teachers=frozenset(feature_nets.difference(*(stage.objectives for stage in recipe.stages))),
+        estimates=tuple(item.estimate for item in checks),
         notices=(
-            *dict.fromkeys(notice for stage_check in checks for notice in stage_check.report.notices),
-            *shared_net_notices(stages),
+            *dict.fromkeys(notice for item in checks for notice in item.notices),
+            *shared_net_notices(recipe.stages),
         ),
         loader_batch=next((item.loader_batch for item in checks if item.loader_batch is not None), None),
     )
 
 
-def _with_keep(training: Training, report: DryRunReport) -> Training:
-    """Return the options of a stage with `keep` set to "best" or "last" if the user left it out."""
-    if training.keep is not None:
-        return training
-    if report.untrained_outputs:
-        return replace(training, keep="last", patience=None)  # patience needs a metric, which means nothing here
-    return replace(training, keep="best")
+@dataclass(slots=True)
+class _StageCheck:
+    """The result of checking one stage. untrained_outputs: see `Facts`; other fields: see `Plan`."""
 
-
-class _StageCheck(NamedTuple):
-    """The result of checking one stage.
-
-    peak_memory_bytes, estimate: None if a problem ended the check first. loader_batch: see `Plan`.
-    """
-
-    report: DryRunReport
+    stage: Stage
+    problems: list[str]
+    notices: list[str] = field(default_factory=list)
+    terms: list[TermSummary] = field(default_factory=list)
+    feature_teachers: list[Net[Any]] = field(default_factory=list)
+    untrained_outputs: bool = False
     peak_memory_bytes: int | None = None
     estimate: StageEstimate | None = None
     loader_batch: int | None = None
@@ -109,38 +105,46 @@ def _check_stage(
     precision: Precision,
     estimator: Estimator | None,
 ) -> _StageCheck:
-    problems = [*stage_problems(stage, context)] or [*storage_problems(stage)]
-    if problems:  # a dry run might fail for the same reason
-        return _StageCheck(DryRunReport(problems))
-    untransformed = tiny_batch(recipe.data, stage.training.batch_size).to(device)
+    """Return the result of checking one stage. Each check needs the earlier ones to find no problem."""
+    result = _StageCheck(stage, stage_problems(stage, context) or [*storage_problems(stage)])
+    if result.problems:
+        return result
+    data = recipe.data
+    untransformed = tiny_batch(data, stage.training.batch_size).to(device)
+    if isinstance(data.train, LoaderSplit) and not isinstance(data.train, StreamSplit):
+        result.loader_batch = len(untransformed)
     device = untransformed.labels.device  # this one has its index, such as cuda:0
     memory.reset_peak(device)
-    peak: int | None = None
-    estimate: StageEstimate | None = None
     try:
         for net in nets_of([stage]):  # before the batch_transform, which may use a student to generate text
             net.move_to(device)
-        batch = transformed(recipe.data, untransformed)
+        batch = transformed(data, untransformed)
         with OpenStage(stage, context, device) as open_stage:
-            report = dry_run(open_stage, batch, precision, update=True)
-            peak = memory.peak(device)
-            notice = copied_labels_notice(stage, batch, context, has_metrics=True)
-            report.notices += [] if notice is None else [notice]
-            if not report.problems and context.task == "regression" and context.has_labels:
-                report.problems += number_metric_problems(recipe.metrics, report.outputs, batch.labels, context.classes)
-            if not report.problems:
-                report.problems += batch_problems(open_stage, recipe.data, untransformed, precision)
-            if not report.problems:
-                report.notices += stage_notices(stage, recipe.data, report)
-            if estimator is not None and not report.problems:
-                estimate = estimator.estimate(open_stage, batch, untransformed)
-        yields_batches = isinstance(recipe.data.train, LoaderSplit) and not isinstance(recipe.data.train, StreamSplit)
-        return _StageCheck(report, peak, estimate, len(untransformed) if yields_batches else None)
+            facts = dry_run(open_stage, batch, precision)
+            result.notices, result.terms = facts.notices, facts.terms
+            result.feature_teachers, result.untrained_outputs = feature_teachers(facts), facts.untrained_outputs
+            problems = facts.problems or [*update_problems(open_stage, batch, precision)]
+            result.peak_memory_bytes = memory.peak(device)
+            problems = problems or [*number_metric_problems(recipe, context, facts.eval_outputs, batch.labels)]
+            result.problems = problems or [*batch_problems(open_stage, data, untransformed, precision)]
+            if not result.problems:
+                result.notices += run_notices(facts, data)
+                if estimator is not None:
+                    result.estimate = estimator.estimate(open_stage, batch, untransformed)
     except KdkitError as error:
-        problem = str(error)
+        result.problems = [str(error)]
     except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
         use = memory.describe_use(device)
-        problem = f"it does not fit into memory, even without gradients; {use} ({first_line(error)})"
-    return _StageCheck(DryRunReport([problem]), peak, estimate)
+        result.problems = [f"it does not fit into memory, even without gradients; {use} ({first_line(error)})"]
+    return result
+
+
+def _with_keep(training: Training, untrained_outputs: bool) -> Training:
+    """Return the options of a stage with `keep` set to "best" or "last" if the user left it out."""
+    if training.keep is not None:
+        return training
+    if untrained_outputs:
+        return replace(training, keep="last", patience=None)  # patience needs a metric, which means nothing here
+    return replace(training, keep="best")

@@ -12,7 +12,7 @@ from kdkit.engine.options import RunOptions
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.teacher_caching import CacheForecast, TeacherCaching
 from kdkit.nets.net import Net
-from kdkit.recipe.recipe import Recipe, Stage
+from kdkit.recipe.recipe import Recipe
 from kdkit.teachers.ema import Ema
 
 _SECONDS = 0.8  # for timing the steps of all stages together
@@ -46,11 +46,11 @@ class StageEstimate:
 class Estimator:
     """Estimates the stages of a recipe one after the other. The multiply-adds of each network are counted once."""
 
-    def __init__(self, recipe: Recipe, stages: tuple[Stage, ...], options: RunOptions) -> None:
+    def __init__(self, recipe: Recipe, options: RunOptions) -> None:
         self.data: Data = recipe.data
         self.options = options
-        self.budget = _SECONDS / max(len(stages), 1)
-        self.caching = TeacherCaching(recipe, stages, options, options.torch_device())
+        self.budget = _SECONDS / max(len(recipe.stages), 1)
+        self.caching = TeacherCaching(recipe, recipe.stages, options, options.torch_device())
         self._counts: dict[Net[Any], int | None] = {}
 
     def estimate(self, open_stage: OpenStage, batch: Batch, untransformed: Batch) -> StageEstimate:

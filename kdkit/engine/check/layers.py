@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -24,7 +24,7 @@ from kdkit.nets.taps import Tap
 from kdkit.nets.views import pick_tensor
 from kdkit.recipe.objective import Match, as_objective
 from kdkit.recipe.recipe import Stage, teachers_of
-from kdkit.utils.modules import eval_mode, preserve_buffers, uncompiled
+from kdkit.utils.modules import eval_mode, forward_hook, preserve_buffers, uncompiled
 
 SAMPLES = 32  # per batch
 _BATCHES = 4
@@ -35,24 +35,18 @@ _ROUNDING = 100  # rounding errors of equal features, in multiples of the machin
 _HSIC = CKA(unbiased=True)  # the biased estimate is near 1 if features have more elements than the batch has samples
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Layer:
     """A layer of a network. path: in the module. shape: of its output as a tap captures it, without the batch.
 
-    depth: the fraction of the network's layers that have run when this one ends, in [0, 1].
+    depth: the fraction of the network's layers that have run when this one ends, in [0, 1]. kernels: of its features,
+    (batch, batch) for every batch.
     """
 
     path: str
     shape: tuple[int, ...]
     depth: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerKernels:
-    """A layer with the kernel (batch, batch) of its features for every batch."""
-
-    layer: Layer
-    kernels: list[Tensor]
+    kernels: list[Tensor] = field(default_factory=list, repr=False)
 
 
 def matched_nets(stages: Sequence[Stage]) -> tuple[tuple[Net[Any], Net[Any]], ...]:
@@ -86,9 +80,9 @@ def spread_batches(split: Split | LoaderSplit, size: int = SAMPLES) -> list[Batc
     return [next(_read(split, size, rows[first::count])) for first in range(count)]
 
 
-def layer_kernels(
+def compared_layers(
     nets: Sequence[Net[Any]], data: Sequence[Batch], *, most: int, until: float = math.inf
-) -> dict[Net[Any], list[LayerKernels]]:
+) -> dict[Net[Any], list[Layer]]:
     """Return the layers of networks with the kernels of their features.
 
     Networks run in eval mode on the same batches, and are unchanged afterwards. Layers that do not run in every batch
@@ -102,7 +96,7 @@ def layer_kernels(
         for net in nets:
             stack.enter_context(eval_mode(net.network))
         probe = data[0].rows(torch.arange(min(len(data[0]), _PROBED)))
-        measured = {net: [LayerKernels(layer=layer, kernels=[]) for layer in _layers(net, probe, most)] for net in nets}
+        measured = {net: _layers(net, probe, most) for net in nets}
         for number, batch in enumerate(data):
             if number and time.perf_counter() > until:
                 break
@@ -110,25 +104,20 @@ def layer_kernels(
     return measured
 
 
-def similarities(students: Sequence[LayerKernels], teachers: Sequence[LayerKernels]) -> list[list[float]]:
+def similarities(students: Sequence[Layer], teachers: Sequence[Layer]) -> list[list[float]]:
     """Return the CKA of each student layer with each teacher layer, approximately in [0, 1]; NaN if undefined.
 
     Batches are summed as in minibatch CKA (Nguyen et al. 2021, sec. 3).
     """
-    norms = [
-        [_sum_of_hsic(layer.kernels, layer.kernels) for layer in layers]  # each layer with itself
-        for layers in (students, teachers)
-    ]
-    return [
-        [
-            # The estimate may be 0 or negative, and then has no square root to divide by.
-            _sum_of_hsic(student.kernels, teacher.kernels) / (first * second) ** 0.5
-            if first > 0 and second > 0
-            else math.nan
-            for teacher, second in zip(teachers, norms[1], strict=True)
-        ]
-        for student, first in zip(students, norms[0], strict=True)
-    ]
+    squares = {layer: _sum_of_hsic(layer, layer) for layer in (*students, *teachers)}
+
+    def similarity(student: Layer, teacher: Layer) -> float:
+        # The estimate may be 0 or negative, and then has no square root to divide by.
+        if squares[student] <= 0 or squares[teacher] <= 0:
+            return math.nan
+        return _sum_of_hsic(student, teacher) / math.sqrt(squares[student] * squares[teacher])
+
+    return [[similarity(student, teacher) for teacher in teachers] for student in students]
 
 
 def _read(split: Split | LoaderSplit, size: int, rows: Tensor | None = None) -> Iterator[Batch]:
@@ -149,32 +138,23 @@ def _layers(net: Net[Any], batch: Batch, most: int) -> list[Layer]:
     ]
 
 
-def _add_kernels(net: Net[Any], batch: Batch, layers: Sequence[LayerKernels]) -> list[LayerKernels]:
+def _add_kernels(net: Net[Any], batch: Batch, layers: Sequence[Layer]) -> list[Layer]:
     """Run a network on a batch, append the kernel of each layer, and return the layers that ran.
 
     Kernels are computed while the network runs, so that only one feature is in memory at a time: the features of all
     layers may take more memory than a training step.
     """
-    kernels: dict[int, Tensor] = {}
+    modules = {net.network.get_submodule(layer.path): layer for layer in layers}
+    kernels: dict[nn.Module, Tensor] = {}
 
-    def hook(index: int) -> Any:
-        def compute(_module: nn.Module, _args: Any, output: Any) -> None:
-            kernels[index] = _kernel(pick_tensor(output, None, ""))  # the last call counts, as for a tap
+    def compute(module: nn.Module, _args: Any, output: Any) -> None:
+        kernels[module] = _kernel(pick_tensor(output, None, ""))  # the last call counts, as for a tap
 
-        return compute
-
-    handles = [
-        net.network.get_submodule(item.layer.path).register_forward_hook(hook(index))
-        for index, item in enumerate(layers)
-    ]
-    try:
+    with forward_hook(modules, compute):
         net(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for index, kernel in kernels.items():
-        layers[index].kernels.append(kernel)
-    return [item for index, item in enumerate(layers) if index in kernels]
+    for module, kernel in kernels.items():
+        modules[module].kernels.append(kernel)
+    return [layer for module, layer in modules.items() if module in kernels]
 
 
 def _kernel(feature: Tensor) -> Tensor:
@@ -213,12 +193,8 @@ def _depths(net: Net[Any], batch: Batch, most: int) -> Mapping[str, float]:
             finished[paths[module]] = innermost
             returned[paths[module]] = tensor
 
-    hooks = [module.register_forward_hook(note) for module in paths]
-    try:
+    with forward_hook(paths, note):
         output = net(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
     trained = {
         path: sum(path.startswith(f"{outer}.") for outer in finished)  # the number of layers around it
         for path in finished
@@ -240,5 +216,5 @@ def _depths(net: Net[Any], batch: Batch, most: int) -> Mapping[str, float]:
     return {path: finished[path] / innermost for path in chosen}
 
 
-def _sum_of_hsic(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    return float(sum(_HSIC.hsic(left, right) for left, right in zip(first, second, strict=True)))
+def _sum_of_hsic(first: Layer, second: Layer) -> float:
+    return float(sum(_HSIC.hsic(left, right) for left, right in zip(first.kernels, second.kernels, strict=True)))

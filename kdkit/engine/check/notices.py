@@ -6,44 +6,165 @@ from math import ceil
 
 from torch import nn
 
-from kdkit.data.batch import Batch, nested_tensors
+from kdkit.data.batch import nested_tensors
 from kdkit.data.dataset import Data
-from kdkit.engine.check.dry_run import DryRunReport
+from kdkit.data.labels import is_ignored
+from kdkit.engine.check.facts import Facts
+from kdkit.engine.check.output_problems import feature_teachers
+from kdkit.engine.check.probabilities import kind_of_probabilities, takes_logits
 from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.errors import DataError
-from kdkit.losses.base import BuildContext, is_per_position
+from kdkit.losses.base import is_per_position
+from kdkit.losses.catalog import ON_FEATURES
+from kdkit.losses.contrastive import CRD
+from kdkit.losses.features import as_tuple
 from kdkit.nets.head_tap import HeadTap
+from kdkit.nets.taps import Tap
+from kdkit.nets.views import Images
 from kdkit.recipe.objective import Truth, as_objective
 from kdkit.recipe.recipe import Stage, nets_of
 from kdkit.utils.reprs import describe_names
 
 _LARGEST_SHARE = 0.2  # of the initial weights in the final average
 _LABELS = ("labels", "label", "targets", "target")  # inputs of models that compute a loss themselves
+# Losses that compare positions; CRD compares means over positions.
+_ON_FEATURES = tuple(loss for loss in ON_FEATURES if isinstance(loss, type) and loss is not CRD)
 
 
-def stage_notices(stage: Stage, data: Data, report: DryRunReport) -> Iterator[str]:
-    """Yield notices about a stage after its dry run."""
-    training = stage.training
-    if training.ema is not None:
-        with suppress(DataError):  # a stream without a length, which is reported as a problem
-            updates = training.epochs * ceil(batches_per_epoch(data.train, training) / training.accumulate_steps)
-            share = training.ema.decay**updates
-            if share > _LARGEST_SHARE:
+def stage_notices(facts: Facts) -> Iterator[str]:
+    """Yield notices about a stage, even if it has problems: a wrong order of dimensions may be their cause.
+
+    A new notice is a function of the facts that yields texts.
+    """
+    for notice in (_views, _channels, _probabilities, _unlabelled_positions, _sequences, _terms_of_copied_labels):
+        yield from notice(facts)
+
+
+def run_notices(facts: Facts, data: Data) -> Iterator[str]:
+    """Yield notices about the training and the metrics of a stage without problems, in addition to those above."""
+    for notice in (_metrics_of_copied_labels, _initial_weights_in_average, _learning_rate, _untrained_nets):
+        yield from notice(facts, data)
+
+
+def _views(facts: Facts) -> Iterator[str]:
+    for net in nets_of([facts.stage]):
+        notice = net.view.notice(facts.batch.inputs) if isinstance(net.view, Images) else ""
+        if notice:
+            yield f"the view Images of net {net.name!r} {notice}"
+
+
+def _channels(facts: Facts) -> Iterator[str]:
+    for tap in facts.taps:
+        if isinstance(tap, Tap) and tap.form.notice:
+            yield tap.form.notice
+
+
+def _probabilities(facts: Facts) -> Iterator[str]:
+    """Yield notices about outputs that look like those of a softmax or sigmoid, but go into a loss on logits."""
+    if facts.context.task == "regression":
+        return
+    losses: dict[str, str] = {}  # the first such loss by network name
+    for term in facts.module.terms:
+        if takes_logits(term.loss):
+            sides = [term.student] if term.target is None else [term.student, term.target]
+            names = [name for side in sides for name, tap in side.entries if tap is None]
+            loss = getattr(term.loss, "__name__", None) or type(term.loss).__name__
+            losses = {**dict.fromkeys(names, loss), **losses}
+    # Other teachers, such as Past, may have no output yet. Features after a ReLU can also be in [0, 1].
+    nets = {net.name for net in nets_of([facts.stage])} - {net.name for net in feature_teachers(facts)}
+    outputs = {name: output.output for name, output in facts.teacher_outputs.items()} | facts.student_outputs
+    for name, loss in losses.items():
+        kind = kind_of_probabilities(outputs[name]) if name in nets & outputs.keys() else None
+        if kind is not None:
+            yield (
+                f"the outputs of net {name!r} look like probabilities, such as those of a {kind}, but {loss} takes "
+                f"logits and would compute probabilities of probabilities; leave the {kind} out of the network"
+            )
+
+
+def _unlabelled_positions(facts: Facts) -> Iterator[str]:
+    for term, inputs, _ in facts.inputs if facts.context.position_dims else ():
+        if term.rows is not None and not len(as_tuple(inputs.student)[0]):
+            # There is no advice for a loss that takes labels.
+            advice = "" if term.extra_kwargs else "; PerPosition(loss, ignore_index=None) compares all positions"
+            yield (
+                f"term {term.label!r} compares no position of the first samples, because none of them has a label"
+                f"{advice}"
+            )
+
+
+def _sequences(facts: Facts) -> Iterator[str]:
+    """Yield notices about image tokens, (batch, channels, tokens), that a loss would resize as a sequence."""
+    has_images = any(tensor.ndim == 4 for tensor in nested_tensors(facts.batch.inputs))
+    for term, _, inputs in facts.inputs if has_images else ():
+        if not isinstance(term.loss, _ON_FEATURES) or inputs.target is None:
+            continue
+        # Some losses take any number of taps.
+        for student, target in zip(as_tuple(inputs.student), as_tuple(inputs.target), strict=False):
+            if student.ndim == target.ndim == 3 and student.shape[-1] != target.shape[-1]:
                 yield (
-                    f"stage {stage.name!r} has {updates:,} updates: with a decay of {training.ema.decay:g}, "
-                    f"{share:.0%} of the average of its weights still comes from the initial ones at the end; pass a "
-                    "smaller decay, AverageWeights(decay=...)"
+                    f"term {term.label!r} compares {student.shape[-1]} tokens with {target.shape[-1]} as a sequence, "
+                    "by their order; if they are patches of an image, turn them into a map without class and register "
+                    "tokens, with timm_tap(model, index) or Tap(layer, element=lambda tokens: "
+                    "tokens[:, 1:].unflatten(1, (height, width)), channels_last=True)"
                 )
-    if training.optimizer.options.get("lr") == 0 and training.optimizer.groups is None:
-        yield f"stage {stage.name!r} has a learning rate of 0, so nothing is trained"
-    idle = [
-        net
-        for net, objective in stage.objectives.items()
-        if not any(weighted.has_weight for weighted in as_objective(objective))
-    ]
+                break
+
+
+def _terms_of_copied_labels(facts: Facts) -> Iterator[str]:
+    """Yield a notice if labels are the input tokens: a language model would learn to repeat the token that it reads."""
+    if not _are_inputs(facts):
+        return
+    for net, objective in facts.stage.objectives.items():
+        for term in (weighted.term for weighted in as_objective(objective)):
+            compares_outputs = isinstance(term.loss, nn.CrossEntropyLoss) or is_per_position(term.loss)
+            is_of_outputs = term.student is None or isinstance(term.student, HeadTap)
+            if isinstance(term, Truth) and is_of_outputs and compares_outputs:
+                yield (
+                    f"the labels are the input tokens, so term {term.label!r} trains net {net.name!r} to repeat the "
+                    f"token that it reads; if it predicts the next token, {_shift(facts)}"
+                )
+                return
+
+
+def _metrics_of_copied_labels(facts: Facts, _data: Data) -> Iterator[str]:
+    """Yield a notice if metrics compare outputs with the input tokens, even if the model shifts its own labels."""
+    if _are_inputs(facts) and not any(_terms_of_copied_labels(facts)):
+        yield (
+            "the labels are the input tokens, and metrics compare the output at a token with its own label; if the "
+            f"network predicts the next token, {_shift(facts)} (a model that computes its own loss shifts the labels "
+            "among its inputs itself)"
+        )
+
+
+def _initial_weights_in_average(facts: Facts, data: Data) -> Iterator[str]:
+    training = facts.stage.training
+    if training.ema is None:
+        return
+    with suppress(DataError):  # a stream without a length, which is reported as a problem
+        updates = training.epochs * ceil(batches_per_epoch(data.train, training) / training.accumulate_steps)
+        share = training.ema.decay**updates
+        if share > _LARGEST_SHARE:
+            yield (
+                f"stage {facts.stage.name!r} has {updates:,} updates: with a decay of {training.ema.decay:g}, "
+                f"{share:.0%} of the average of its weights still comes from the initial ones at the end; pass a "
+                "smaller decay, AverageWeights(decay=...)"
+            )
+
+
+def _learning_rate(facts: Facts, _data: Data) -> Iterator[str]:
+    optimizer = facts.stage.training.optimizer
+    if optimizer.options.get("lr") == 0 and optimizer.groups is None:
+        yield f"stage {facts.stage.name!r} has a learning rate of 0, so nothing is trained"
+
+
+def _untrained_nets(facts: Facts, _data: Data) -> Iterator[str]:
+    stage = facts.stage
+    objectives = {net: as_objective(objective) for net, objective in stage.objectives.items()}
+    idle = [net for net, terms in objectives.items() if not any(weighted.has_weight for weighted in terms)]
     for net in idle:
         yield f"stage {stage.name!r}: every term of net {net.name!r} has the weight 0, so nothing trains it"
-    if report.untrained_outputs and training.keep is None and not idle:
+    if facts.untrained_outputs and stage.training.keep is None and not idle:
         nets = describe_names(repr(net.name) for net in stage.objectives)
         yield (
             f"stage {stage.name!r} keeps its last epoch instead of the best one: its terms do not train the outputs of "
@@ -76,46 +197,12 @@ def shared_net_notices(stages: Sequence[Stage]) -> Iterator[str]:
             )
 
 
-def copied_labels_notice(stage: Stage, batch: Batch, context: BuildContext, *, has_metrics: bool) -> str | None:
-    """Return a notice if the labels of a batch are its input tokens, and a loss or metric uses them unshifted.
-
-    A language model would then learn to repeat the token that it reads.
-    has_metrics: whether metrics compare outputs with these labels, even if the model shifts them for its own loss.
-    """
-    if not _are_inputs(batch, context):
-        return None
-    ignored = -100 if -100 in context.ignored_labels else context.ignored_labels[0]
-    shift = (
-        "shift the labels of all splits, such as in the collate_fn of their DataLoaders: "
-        f"labels = nn.functional.pad(labels[:, 1:], (0, 1), value={ignored})"
-    )
-    for net, objective in stage.objectives.items():
-        for term in (weighted.term for weighted in as_objective(objective)):
-            compares_outputs = isinstance(term.loss, nn.CrossEntropyLoss) or is_per_position(term.loss)
-            is_of_outputs = term.student is None or isinstance(term.student, HeadTap)
-            if isinstance(term, Truth) and is_of_outputs and compares_outputs:
-                return (
-                    f"the labels are the input tokens, so term {term.label!r} trains net {net.name!r} to repeat the "
-                    f"token that it reads; if it predicts the next token, {shift}"
-                )
-    if not has_metrics:
-        return None
-    return (
-        "the labels are the input tokens, and metrics compare the output at a token with its own label; if the "
-        f"network predicts the next token, {shift} (a model that computes its own loss shifts the labels among its "
-        "inputs itself)"
-    )
-
-
-def _are_inputs(batch: Batch, context: BuildContext) -> bool:
+def _are_inputs(facts: Facts) -> bool:
     """Return whether the labels equal the input tokens at all positions with a label."""
-    labels = batch.labels
+    context, labels, inputs = facts.context, facts.batch.labels, facts.batch.inputs
     if context.task != "multiclass" or context.position_dims != 1 or not context.ignored_labels:
         return False
-    has_label = labels >= 0
-    for ignored in context.ignored_labels:
-        has_label &= labels != ignored
-    inputs = batch.inputs
+    has_label = (labels >= 0) & ~is_ignored(labels, context.ignored_labels)
     if isinstance(inputs, Mapping):
         names = [name for name in inputs if name not in _LABELS]
         inputs = inputs["input_ids"] if "input_ids" in names else [inputs[name] for name in names]
@@ -124,3 +211,11 @@ def _are_inputs(batch: Batch, context: BuildContext) -> bool:
     if tokens is None or tokens.is_floating_point() or tokens.shape != labels.shape or not has_label.any():
         return False
     return bool((tokens[has_label] == labels[has_label]).all())
+
+
+def _shift(facts: Facts) -> str:
+    ignored = facts.context.ignored_labels
+    return (
+        "shift the labels of all splits, such as in the collate_fn of their DataLoaders: labels = "
+        f"nn.functional.pad(labels[:, 1:], (0, 1), value={-100 if -100 in ignored else ignored[0]})"
+    )

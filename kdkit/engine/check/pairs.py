@@ -7,14 +7,7 @@ from typing import Any
 
 import torch
 
-from kdkit.engine.check.layers import (
-    Layer,
-    LayerKernels,
-    layer_kernels,
-    matched_nets,
-    similarities,
-    spread_batches,
-)
+from kdkit.engine.check.layers import Layer, compared_layers, matched_nets, similarities, spread_batches
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe
 from kdkit.utils.devices import Precision, autocast
@@ -61,17 +54,17 @@ def pair_advice(
     data = [batch.to(device) for batch in spread_batches(recipe.data.train)] if matched else []
     nets = tuple(dict.fromkeys(net for pair in matched for net in pair))
     with preserve_rng_state(), autocast(precision, device):
-        measured = layer_kernels(nets, data, most=_MOST_LAYERS) if matched else {}
+        measured = compared_layers(nets, data, most=_MOST_LAYERS) if matched else {}
     return tuple(
         PairAdvice(student=student, teacher=teacher, pairs=_best(measured[student], measured[teacher], count))
         for student, teacher in matched
     )
 
 
-def _best(students: Sequence[LayerKernels], teachers: Sequence[LayerKernels], count: int) -> tuple[LayerPair, ...]:
+def _best(students: Sequence[Layer], teachers: Sequence[Layer], count: int) -> tuple[LayerPair, ...]:
     """Return the pairs with the highest scores that use each layer once and do not cross."""
     candidates = [
-        LayerPair(student=student.layer, teacher=teacher.layer, similarity=similarity)
+        LayerPair(student=student, teacher=teacher, similarity=similarity)
         for student, row in zip(students, similarities(students, teachers), strict=True)
         for teacher, similarity in zip(teachers, row, strict=True)
         if not math.isnan(similarity)

@@ -1,9 +1,10 @@
 """The plan of a recipe: its stages, what each term compares, and every problem."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from kdkit.engine.check.estimate import StageEstimate
@@ -39,7 +40,7 @@ class TermSummary:
     student: str
     target: str
     parameters: int
-    projectors: tuple[ProjectorSummary, ...] = ()
+    projectors: tuple[ProjectorSummary, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +62,10 @@ class Plan:
     problems: tuple[str, ...]
     context: BuildContext
     peak_memory_bytes: tuple[int | None, ...]
-    feature_teachers: frozenset[Net[Any]] = frozenset()
-    estimates: tuple[StageEstimate | None, ...] = ()
-    notices: tuple[str, ...] = ()
-    loader_batch: int | None = None
+    feature_teachers: frozenset[Net[Any]]
+    estimates: tuple[StageEstimate | None, ...]
+    notices: tuple[str, ...]
+    loader_batch: int | None
 
     def __repr__(self) -> str:
         stages = ", ".join(stage.name for stage in self.stages)
@@ -83,10 +84,7 @@ class Plan:
 
 
 def summarize(
-    term: BoundTerm,
-    inputs: TermInputs,
-    open_taps: Collection[TapLike] = (),
-    projectors: Iterable[ProjectorSummary] = (),
+    term: BoundTerm, inputs: TermInputs, open_taps: Iterable[TapLike], projectors: Iterable[ProjectorSummary]
 ) -> TermSummary:
     """Return the summary of a term from its inputs for a tiny batch.
 
@@ -106,6 +104,7 @@ def summarize(
         target = f"labels {describe_shape(inputs.labels)}"
     else:
         target = describe_side(match.target, inputs.target, _nets_of(match.teacher))
+    parameters = sum(map(torch.numel, term.loss.parameters())) if isinstance(term.loss, nn.Module) else 0
     return TermSummary(
         label=term.label,
         loss=describe_loss(term.loss),
@@ -114,9 +113,7 @@ def summarize(
         teacher=None if match is None else match.teacher.name,
         student=describe_side(term.weighted.term.student, inputs.student, [term.student_net]),
         target=target,
-        parameters=sum(parameter.numel() for parameter in term.loss.parameters())
-        if isinstance(term.loss, nn.Module)
-        else 0,
+        parameters=parameters,
         projectors=tuple(projectors),
     )
 

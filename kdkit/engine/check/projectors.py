@@ -2,13 +2,15 @@
 
 import inspect
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kdkit.losses.features import as_tuple
+from kdkit.utils.modules import forward_hook
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +35,10 @@ def watch_projectors(loss: object) -> Iterator[dict[nn.Module, ProjectorSummary]
                 module=type(module).__name__,
                 input=tuple(args[0].shape),
                 output=tuple(result.shape),
-                parameters=sum(parameter.numel() for parameter in module.parameters()),
+                parameters=sum(map(torch.numel, module.parameters())),
             )
 
-    with ExitStack() as hooks:
-        for module in _projectors(loss) if isinstance(loss, nn.Module) else ():
-            hooks.callback(module.register_forward_hook(note).remove)
+    with forward_hook(_projectors(loss) if isinstance(loss, nn.Module) else (), note):
         yield summaries
 
 

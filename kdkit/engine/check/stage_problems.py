@@ -30,9 +30,185 @@ _NO_IDS = (
 )
 
 
-def stage_problems(stage: Stage, context: BuildContext) -> Iterator[str]:
-    """Yield the problems of one stage: its networks, its terms, and its optimizer."""
-    return _StageChecks(stage, context).problems()
+def stage_problems(stage: Stage, context: BuildContext) -> list[str]:
+    """Return the problems of one stage: its networks, its terms, and its optimizer.
+
+    A new check is a function with these parameters that yields problems.
+    """
+    checks = (_untrainable_nets, _duplicate_labels, _term_problems, _outputs_left_out)
+    problems = [problem for check in checks for problem in check(stage, context)]
+    # Without trainable parameters the optimizer would raise too, with a less helpful message.
+    return problems or [*_optimizer_problems(stage)]
+
+
+def _untrainable_nets(stage: Stage, _context: BuildContext) -> Iterator[str]:
+    for net in stage.objectives:
+        if not isinstance(net.module, nn.Module):
+            yield f"net {net.name!r} is a plain callable: it can teach, but not be trained"
+        elif net.device is not None:
+            yield f"net {net.name!r} is trained on the device of the run; leave out its device={str(net.device)!r}"
+        elif any(isinstance(part, GraphModule) and "train" in vars(part) for part in net.module.modules()):
+            # torch.export replaces the `train` method of a program with one that raises.
+            yield f"net {net.name!r} contains a program of torch.export; train the module that was exported"
+        elif not any(parameter.requires_grad for parameter in net.module.parameters()):
+            yield f"net {net.name!r} has nothing to train: none of its parameters requires a gradient"
+
+
+def _duplicate_labels(stage: Stage, _context: BuildContext) -> Iterator[str]:
+    for label, count in Counter((net, term.label) for net, term in _terms(stage)).items():
+        if count > 1:
+            yield f"{count} terms are called {label[1]!r}; distinguish them with label='...'"
+
+
+def _term_problems(stage: Stage, context: BuildContext) -> Iterator[str]:
+    for net, term in _terms(stage):
+        for problem in (
+            *_requirement_problems(term, context),
+            *(_teacher_problems(net, term, stage, context) if isinstance(term, Match) else ()),
+            *_tap_problems(net, term),
+        ):
+            yield f"term {term.label!r}: {problem}"
+
+
+def _requirement_problems(term: Term, context: BuildContext) -> Iterator[str]:
+    """Yield what the loss of a term needs and the data lacks, and the other way around."""
+    requirements = requirements_of(term.loss)
+    if "ids" in requirements and not context.ids:
+        yield f"it needs sample ids, {_NO_IDS}"
+    if "sample_weights" in requirements and not context.has_weights:
+        yield "it needs sample weights, but this data has none; let it yield triples (inputs, labels, weight)"
+    if context.has_weights and isinstance(term, Truth) and "sample_weights" not in extra_kwargs_of(term.loss):
+        yield (
+            f"the samples of this data have weights, but {type(term.loss).__name__} does not use them; wrap it: "
+            "kdkit.losses.SampleWeighted(...)"
+        )
+    if "hard_labels" in requirements and context.task != "multiclass":
+        yield (
+            f"it needs one class per sample, but this data is {context.task}; use another loss, such as one "
+            f"of the PerLabel... losses{_ONE_HOT if context.task == 'multilabel' else ''}"
+        )
+    if not context.has_labels and uses_labels(term):
+        advice = "leave it out"
+        if isinstance(term.loss, PerPosition | PerToken) and not extra_kwargs_of(term.loss.loss):
+            advice = "PerPosition(loss, ignore_index=None) compares all positions"
+        yield f"it learns from labels, but the training data has none; {advice}"
+    if context.has_unknown and uses_labels(term) and not accepts_unknown(term.loss):
+        wrap, omit = "wrap it: kdkit.losses.IgnoreUnknown(...)", "use a loss that takes no labels"
+        yield (
+            f"labels of this data may be unknown, but {type(term.loss).__name__} does not leave them out; "
+            f"{wrap if isinstance(term, Truth) else omit}"
+        )
+
+
+def _teacher_problems(net: Net[Any], match: Match, stage: Stage, context: BuildContext) -> Iterator[str]:
+    teacher = match.teacher
+    if teacher is net or teacher in stage.objectives:
+        yield (
+            f"net {teacher.name!r} is trained in this stage, so it cannot be matched as a frozen teacher; match "
+            "its output in this step, Peer(net), its output in the last epoch, Past(net), or its average, Ema(net)"
+        )
+    for member in teacher.members if isinstance(teacher, Teachers) else ():
+        if member in stage.objectives:
+            yield (
+                f"net {member.name!r} is trained in this stage, so it cannot be one of the frozen Teachers(...); "
+                "match Peer(net) in a separate term"
+            )
+    if isinstance(teacher, Past | Ema | Peer) and teacher.net not in stage.objectives:
+        yield (
+            f"{teacher.name!r} needs a net that is trained in this stage, but {teacher.net.name!r} is not; match "
+            "the net itself, or train it here too"
+        )
+    if isinstance(teacher, Past) and teacher.net is not net:
+        yield f"only net {teacher.net.name!r} can match {teacher.name!r}; use Peer(net) or Ema(net) instead"
+    if isinstance(teacher, Past) and not context.ids:
+        yield f"{teacher.name!r} needs sample ids, {_NO_IDS}"
+
+
+def _tap_problems(net: Net[Any], term: Term) -> Iterator[str]:
+    teacher: Any = getattr(term, "teacher", None)  # None for a term on the labels, which has no targets
+    targets = taps_of(getattr(term, "target", None))
+    if any(map(_is_head, targets)) and not isinstance(teacher, Net | Peer):
+        yield (
+            f"a HeadTap as target needs a Net or a Peer as teacher, but {teacher.name!r} is a "
+            f"{type(teacher).__name__}; leave out target=... to match its outputs"
+        )
+    if isinstance(teacher, Past) and targets:
+        yield f"{teacher.name!r} has no features, only outputs; leave out target=..."
+    if isinstance(teacher, Teachers) and targets and len(targets) != len(teacher.members):
+        yield (
+            f"Teachers(...) of {len(teacher.members)} nets takes a tuple of {len(teacher.members)} taps as target, "
+            f"one on each net; got {len(targets)}"
+        )
+    tapped = [(tap, net, "student") for tap in taps_of(term.student)]
+    if isinstance(teacher, Teachers):
+        tapped += [(tap, member, "target") for tap, member in zip(targets, teacher.members, strict=False)]
+    elif isinstance(teacher, Net | Ema | Peer):
+        tapped += [(tap, teacher if isinstance(teacher, Net) else teacher.net, "target") for tap in targets]
+    for tap, owner, side in tapped:
+        yield from _foreign_tap(tap.module, owner, side)
+    if any(map(_is_head, (*taps_of(term.student), *targets))) and not isinstance(term.loss, Chunked):
+        yield (
+            f"with a HeadTap, the loss must compute the outputs of the head: wrap it, kdkit.losses.Chunked("
+            f"{describe_loss(term.loss)}); for the hidden state before the head, use Tap(module, 'input')"
+        )
+
+
+def _foreign_tap(module: nn.Module, net: Net[Any], side: str) -> Iterator[str]:
+    if not isinstance(net.module, nn.Module):
+        yield f"net {net.name!r} is a plain callable, which cannot be tapped"
+        return
+    parts = [*net.module.modules()]
+    if all(module is not part for part in parts):
+        last = next(reversed([*module.children()]), None)
+        # A slice of a Sequential is a new module with layers of the network.
+        is_slice = last is not None and any(last is part for part in parts)
+        advice = "; a slice, such as module[:2], is a new module: tap the last layer in it, module[1]"
+        problem = f"the {side} tap is on a {type(module).__name__} that is not a part of net {net.name!r}"
+        yield problem + advice if is_slice else problem
+
+
+def _outputs_left_out(stage: Stage, _context: BuildContext) -> Iterator[str]:
+    """Yield terms that take the outputs of a net whose head a HeadTap leaves out."""
+    left_out: set[Any] = {net for net, term in _terms(stage) if isinstance(term.student, HeadTap)}
+    left_out |= {getattr(match.teacher, "net", match.teacher) for match in stage.matches if _is_head(match.target)}
+    for net, term in _terms(stage):
+        taken: set[Any] = {net} if term.student is None else set()
+        if isinstance(term, Match) and (term.target is None or "teacher_outputs" in extra_kwargs_of(term.loss)):
+            teacher = term.teacher
+            taken |= {*teacher.members} if isinstance(teacher, Teachers) else {teacher}
+            taken |= {teacher.net} if isinstance(teacher, Peer | Past) else set()
+        for owner in taken & left_out:
+            yield (
+                f"term {term.label!r} takes the outputs of net {owner.name!r}, which are not computed because "
+                "another term has a HeadTap on it; use Chunked(loss) with a HeadTap here too, or "
+                "Tap(module, 'input') and Chunked(loss, heads=...) there"
+            )
+
+
+def _optimizer_problems(stage: Stage) -> Iterator[str]:
+    """Create the optimizer and its schedule, so that wrong options of a later stage are found before the run."""
+    training = stage.training
+    named = [
+        (f"{net.name}.{path}", parameter)
+        for net in stage.objectives
+        for path, parameter in net.network.named_parameters()
+        if parameter.requires_grad
+    ]
+    try:
+        optimizer = training.optimizer.build(named)
+        if training.lr_schedule is not None:
+            training.lr_schedule.build(optimizer, epochs=training.epochs, updates=training.epochs)
+    except KdkitError as error:
+        yield str(error)
+
+
+def _terms(stage: Stage) -> list[tuple[Net[Any], Term]]:
+    """Return each term with the network that it trains."""
+    return [(net, part.term) for net, objective in stage.objectives.items() for part in as_objective(objective)]
+
+
+def _is_head(tap: object) -> bool:
+    return isinstance(tap, HeadTap)
 
 
 def storage_problems(stage: Stage) -> Iterator[str]:
@@ -64,179 +240,3 @@ def require_compilable(stages: Iterable[Stage]) -> None:
                 "module has one backward pass for all terms; run without compile, or balance by WeightedSum or "
                 "UncertaintyWeighting"
             )
-
-
-class _StageChecks:
-    """The checks of one stage. Each method yields the problems of one kind."""
-
-    def __init__(self, stage: Stage, context: BuildContext) -> None:
-        self.stage = stage
-        self.context = context
-
-    def problems(self) -> Iterator[str]:
-        """Yield all problems."""
-        problems = [*self._net_and_term_problems()]
-        # Without trainable parameters the optimizer would raise too, with a less helpful message.
-        yield from problems or self._optimizer_problems()
-
-    def _net_and_term_problems(self) -> Iterator[str]:
-        for net, objective in self.stage.objectives.items():
-            if not isinstance(net.module, nn.Module):
-                yield f"net {net.name!r} is a plain callable: it can teach, but not be trained"
-            elif net.device is not None:
-                yield f"net {net.name!r} is trained on the device of the run; leave out its device={str(net.device)!r}"
-            elif any(isinstance(part, GraphModule) and "train" in vars(part) for part in net.module.modules()):
-                # torch.export replaces the `train` method of a program with one that raises.
-                yield f"net {net.name!r} contains a program of torch.export; train the module that was exported"
-            elif not any(parameter.requires_grad for parameter in net.module.parameters()):
-                yield f"net {net.name!r} has nothing to train: none of its parameters requires a gradient"
-            terms = [weighted.term for weighted in as_objective(objective)]
-            for label, count in Counter(term.label for term in terms).items():
-                if count > 1:
-                    yield f"{count} terms are called {label!r}; distinguish them with label='...'"
-            for term in terms:
-                for problem in self._term_problems(net, term):
-                    yield f"term {term.label!r}: {problem}"
-        yield from self._left_out_problems()
-
-    def _left_out_problems(self) -> Iterator[str]:
-        """Yield the problems of terms that take the outputs of a net whose head a HeadTap leaves out."""
-        terms = [
-            (net, weighted.term)
-            for net, objective in self.stage.objectives.items()
-            for weighted in as_objective(objective)
-        ]
-        left_out: set[Any] = {net for net, term in terms if isinstance(term.student, HeadTap)}
-        matches = [term for _, term in terms if isinstance(term, Match)]
-        left_out |= {getattr(match.teacher, "net", match.teacher) for match in matches if _is_head(match.target)}
-        for net, term in terms:
-            taken: set[Any] = {net} if term.student is None else set()
-            if isinstance(term, Match) and (term.target is None or "teacher_outputs" in extra_kwargs_of(term.loss)):
-                teacher = term.teacher
-                taken |= {*teacher.members} if isinstance(teacher, Teachers) else {teacher}
-                taken |= {teacher.net} if isinstance(teacher, Peer | Past) else set()
-            for owner in taken & left_out:
-                yield (
-                    f"term {term.label!r} takes the outputs of net {owner.name!r}, which are not computed because "
-                    "another term has a HeadTap on it; use Chunked(loss) with a HeadTap here too, or "
-                    "Tap(module, 'input') and Chunked(loss, heads=...) there"
-                )
-
-    def _term_problems(self, net: Net[Any], term: Term) -> Iterator[str]:
-        requirements = requirements_of(term.loss)
-        if "ids" in requirements and not self.context.ids:
-            yield f"it needs sample ids, {_NO_IDS}"
-        if "sample_weights" in requirements and not self.context.has_weights:
-            yield "it needs sample weights, but this data has none; let it yield triples (inputs, labels, weight)"
-        if self.context.has_weights and isinstance(term, Truth) and "sample_weights" not in extra_kwargs_of(term.loss):
-            yield (
-                f"the samples of this data have weights, but {type(term.loss).__name__} does not use them; wrap it: "
-                "kdkit.losses.SampleWeighted(...)"
-            )
-        if "hard_labels" in requirements and self.context.task != "multiclass":
-            yield (
-                f"it needs one class per sample, but this data is {self.context.task}; use another loss, such as one "
-                f"of the PerLabel... losses{_ONE_HOT if self.context.task == 'multilabel' else ''}"
-            )
-        if not self.context.has_labels and uses_labels(term):
-            advice = "leave it out"
-            if isinstance(term.loss, PerPosition | PerToken) and not extra_kwargs_of(term.loss.loss):
-                advice = "PerPosition(loss, ignore_index=None) compares all positions"
-            yield f"it learns from labels, but the training data has none; {advice}"
-        if self.context.has_unknown and uses_labels(term) and not accepts_unknown(term.loss):
-            wrap, omit = "wrap it: kdkit.losses.IgnoreUnknown(...)", "use a loss that takes no labels"
-            yield (
-                f"labels of this data may be unknown, but {type(term.loss).__name__} does not leave them out; "
-                f"{wrap if isinstance(term, Truth) else omit}"
-            )
-        if isinstance(term, Match):
-            yield from self._teacher_problems(net, term)
-            yield from _target_tap_problems(term)
-        for tap in taps_of(term.student):
-            yield from _foreign_tap(tap.module, net, "student")
-        sides = (*taps_of(term.student), *taps_of(getattr(term, "target", None)))
-        if any(map(_is_head, sides)) and not isinstance(term.loss, Chunked):
-            yield (
-                f"with a HeadTap, the loss must compute the outputs of the head: wrap it, kdkit.losses.Chunked("
-                f"{describe_loss(term.loss)}); for the hidden state before the head, use Tap(module, 'input')"
-            )
-
-    def _teacher_problems(self, net: Net[Any], match: Match) -> Iterator[str]:
-        teacher = match.teacher
-        if teacher is net or teacher in self.stage.objectives:
-            yield (
-                f"net {teacher.name!r} is trained in this stage, so it cannot be matched as a frozen teacher; match "
-                "its output in this step, Peer(net), its output in the last epoch, Past(net), or its average, Ema(net)"
-            )
-        for member in teacher.members if isinstance(teacher, Teachers) else ():
-            if member in self.stage.objectives:
-                yield (
-                    f"net {member.name!r} is trained in this stage, so it cannot be one of the frozen Teachers(...); "
-                    "match Peer(net) in a separate term"
-                )
-        if isinstance(teacher, Past | Ema | Peer) and teacher.net not in self.stage.objectives:
-            yield (
-                f"{teacher.name!r} needs a net that is trained in this stage, but {teacher.net.name!r} is not; match "
-                "the net itself, or train it here too"
-            )
-        if isinstance(teacher, Past) and teacher.net is not net:
-            yield f"only net {teacher.net.name!r} can match {teacher.name!r}; use Peer(net) or Ema(net) instead"
-        if isinstance(teacher, Past) and not self.context.ids:
-            yield f"{teacher.name!r} needs sample ids, {_NO_IDS}"
-
-    def _optimizer_problems(self) -> Iterator[str]:
-        """Create the optimizer and its schedule, so that wrong options of a later stage are found before the run."""
-        training = self.stage.training
-        named = [
-            (f"{net.name}.{path}", parameter)
-            for net in self.stage.objectives
-            for path, parameter in net.network.named_parameters()
-            if parameter.requires_grad
-        ]
-        try:
-            optimizer = training.optimizer.build(named)
-            if training.lr_schedule is not None:
-                training.lr_schedule.build(optimizer, epochs=training.epochs, updates=training.epochs)
-        except KdkitError as error:
-            yield str(error)
-
-
-def _is_head(tap: object) -> bool:
-    return isinstance(tap, HeadTap)
-
-
-def _target_tap_problems(match: Match) -> Iterator[str]:
-    taps, teacher = taps_of(match.target), match.teacher
-    if any(map(_is_head, taps)) and not isinstance(teacher, Net | Peer):
-        yield (
-            f"a HeadTap as target needs a Net or a Peer as teacher, but {teacher.name!r} is a "
-            f"{type(teacher).__name__}; leave out target=... to match its outputs"
-        )
-    if isinstance(teacher, Past) and taps:
-        yield f"{teacher.name!r} has no features, only outputs; leave out target=..."
-    elif isinstance(teacher, Teachers) and taps:
-        if len(taps) != len(teacher.members):
-            yield (
-                f"Teachers(...) of {len(teacher.members)} nets takes a tuple of {len(teacher.members)} taps as target, "
-                f"one on each net; got {len(taps)}"
-            )
-        for tap, member in zip(taps, teacher.members, strict=False):
-            yield from _foreign_tap(tap.module, member, "target")
-    elif isinstance(teacher, Net | Ema | Peer):
-        net = teacher if isinstance(teacher, Net) else teacher.net
-        for tap in taps:
-            yield from _foreign_tap(tap.module, net, "target")
-
-
-def _foreign_tap(module: nn.Module, net: Net[Any], side: str) -> Iterator[str]:
-    if not isinstance(net.module, nn.Module):
-        yield f"net {net.name!r} is a plain callable, which cannot be tapped"
-        return
-    parts = [*net.module.modules()]
-    if all(module is not part for part in parts):
-        last = next(reversed([*module.children()]), None)
-        # A slice of a Sequential is a new module with layers of the network.
-        is_slice = last is not None and any(last is part for part in parts)
-        advice = "; a slice, such as module[:2], is a new module: tap the last layer in it, module[1]"
-        problem = f"the {side} tap is on a {type(module).__name__} that is not a part of net {net.name!r}"
-        yield problem + advice if is_slice else problem

@@ -1,4 +1,4 @@
-"""Find the problems of a training step: batch sizes and optimizers for which it fails. Nothing is changed."""
+"""Find the problems of a training step: backward passes, optimizers and batch sizes that fail. Nothing is changed."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +15,9 @@ from kdkit.data.loading import shard_rows, training_batch_sizes
 from kdkit.engine.stage.batch_transform import BatchTransform, transformed
 from kdkit.engine.stage.module import DistillationModule
 from kdkit.engine.stage.open_stage import OpenStage
+from kdkit.engine.stage.train_state import build_balancer, optimized_parameters
 from kdkit.errors import KdkitError, first_line
+from kdkit.recipe.balancing.base import WeightedSum
 from kdkit.recipe.optim import Optimizer
 from kdkit.utils import collectives
 from kdkit.utils.devices import Precision, autocast
@@ -24,14 +26,47 @@ from kdkit.utils.modules import preserve_buffers
 _Gradients = dict[nn.Parameter, Tensor]
 
 
-def batch_problems(open_stage: OpenStage, data: Data, batch: Batch, precision: Precision) -> list[str]:
-    """Return the problems of the batch sizes of an epoch, as far as they are known in advance.
+def update_problems(open_stage: OpenStage, batch: Batch, precision: Precision) -> Iterator[str]:
+    """Yield the problems of a backward pass for a tiny batch, with all weights 1, and of an optimizer step."""
+    module, training = open_stage.module, open_stage.stage.training
+    recomputing = [net.name for net in module.students if net.recompute]
+    try:
+        balancer = build_balancer(training, module)
+
+        def compute_gradients() -> None:
+            with autocast(precision, batch.labels.device):
+                losses = module(batch, open_stage.teachers(batch))
+            balancer(losses, dict.fromkeys(losses, 1.0), lambda total: total)
+
+        # The backward pass of a sum of finite terms with gradients cannot fail.
+        if type(training.balancing) is not WeightedSum or recomputing:
+            with preserve(module, [module]):
+                compute_gradients()
+        named = optimized_parameters(module, balancer)
+        with preserve(module, [module]):
+            problem = _optimizer_problem(training.optimizer, named, module, compute_gradients)
+        yield from filter(None, [problem])
+    except KdkitError as error:
+        yield str(error)
+    except Exception as error:  # a user-defined balancer may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        if recomputing:
+            yield (
+                f"the backward pass fails; modules that net {recomputing[0]!r} recomputes must not change their inputs "
+                f"in place, and must compute the same values in a second pass: {reason}"
+            )
+        else:
+            yield f"{training.balancing!r} fails in this stage: {reason}"
+
+
+def batch_problems(open_stage: OpenStage, data: Data, batch: Batch, precision: Precision) -> Iterator[str]:
+    """Yield the problems of the batch sizes of an epoch, as far as they are known in advance.
 
     batch: a tiny batch, before the data's `batch_transform`; its samples are repeated. Inputs that cannot be divided
     into samples are not tried.
     """
     if not batch.is_divisible:
-        return []
+        return
     whole = training_batch_sizes(data.train, open_stage.stage.training.batch_size) or ()
     # With several processes, each trains on one part of the batch. Every process tries all part sizes, so that all of
     # them fail together.
@@ -45,38 +80,7 @@ def batch_problems(open_stage: OpenStage, data: Data, batch: Batch, precision: P
     except KdkitError as error:
         numbers = " or ".join(map(str, sizes))
         remedy = "DataLoader(..., drop_last=True), or a batch_size that divides the number of samples"
-        return [f"{error}; the batches of an epoch have {numbers} samples: pass {remedy}"]
-    return []
-
-
-def step_problem(
-    options: Optimizer,
-    named: Sequence[tuple[str, nn.Parameter]],
-    module: nn.Module,
-    compute_gradients: Callable[[], None],
-) -> str | None:
-    """Return the problem of an optimizer that cannot be created for these parameters or cannot step, or None.
-
-    Some optimizers only raise in their first step. The step is undone.
-    module: holds the parameters, which must not have gradients. compute_gradients: runs a backward pass; it is called
-    only if a step with zero gradients fails.
-    """
-    try:
-        optimizer = options.build(named)
-        error = _step_error(optimizer, _zero_gradients(optimizer, module))
-        if error is not None:
-            # A network may have sparse gradients that none of its modules declares.
-            compute_gradients()
-            gradients = {parameter: parameter.grad for _, parameter in named if parameter.grad is not None}
-            error = _step_error(options.build(named), gradients)
-    except KdkitError as problem:
-        return str(problem)
-    if error is None:
-        return None
-    advice = ""
-    if "sparse" in str(error) or "dense" in str(error):
-        advice = "; torch.optim.SGD and Adagrad take both, and embeddings without sparse=True have dense gradients"
-    return f"{type(optimizer).__name__} cannot step: {first_line(error)}{advice}"
+        yield f"{error}; the batches of an epoch have {numbers} samples: pass {remedy}"
 
 
 @contextmanager
@@ -97,6 +101,32 @@ def preserve(module: DistillationModule, buffers_of: Iterable[nn.Module]) -> Ite
                 parameter.grad = gradient
             for part, training in modes.items():
                 part.training = training
+
+
+def _optimizer_problem(
+    options: Optimizer,
+    named: Sequence[tuple[str, nn.Parameter]],
+    module: nn.Module,
+    compute_gradients: Callable[[], None],
+) -> str | None:
+    """Return why an optimizer cannot step, which some only raise in their first step, or None. The step is undone.
+
+    module: holds the named parameters, which must not have gradients. compute_gradients: runs a backward pass; it is
+    called only if a step with zero gradients fails.
+    """
+    optimizer = options.build(named)
+    error = _step_error(optimizer, _zero_gradients(optimizer, module))
+    if error is not None:
+        # A network may have sparse gradients that none of its modules declares.
+        compute_gradients()
+        gradients = {parameter: parameter.grad for _, parameter in named if parameter.grad is not None}
+        error = _step_error(options.build(named), gradients)
+    if error is None:
+        return None
+    advice = ""
+    if "sparse" in str(error) or "dense" in str(error):
+        advice = "; torch.optim.SGD and Adagrad take both, and embeddings without sparse=True have dense gradients"
+    return f"{type(optimizer).__name__} cannot step: {first_line(error)}{advice}"
 
 
 def _train_on_single(open_stage: OpenStage, batch: Batch, precision: Precision) -> None:

@@ -18,25 +18,25 @@ from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.losses.multi_teacher import PerTeacher
 from kdkit.losses.validation import ONE_OUTPUT
 from kdkit.nets.attention_tap import AttentionTap
-from kdkit.nets.net import Net
-from kdkit.recipe.objective import Match, taps_of
+from kdkit.recipe.objective import taps_of
 from kdkit.teachers.ensemble import Teachers
 from kdkit.teachers.peer import Peer
 from kdkit.utils.modules import preserve_buffers
 
 
-def term_problem(
-    term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any], cause_not_finite: Callable[[], str | None]
-) -> str | None:
-    """Return the problem of a term with these inputs, or None.
+def compares_nothing(term: BoundTerm, inputs: TermInputs) -> bool:
+    """Whether no row of the inputs has a label and a shared class, so that the loss is 0 or is not called."""
+    selects = term.alignment is not None or term.rows is not None
+    has_no_label = term.ignore_index is not None and bool((inputs.labels == term.ignore_index).all())
+    return has_no_label or (selects and not len(as_tuple(inputs.student)[0]))
 
-    cause_not_finite: returns the reason for a value that is not finite if it lies in the data or in a teacher.
+
+class TermCheck:
+    """Checks a term with the inputs of its loss. Each check needs the earlier ones to find no problem.
+
+    kwargs: the extra arguments of the loss. cause_not_finite: returns the reason for a value that is not finite if it
+    lies in the data or in a teacher.
     """
-    return _TermCheck(term, inputs, kwargs, cause_not_finite).problem()
-
-
-class _TermCheck:
-    """The checks of one term, in the order of the methods. Each needs the earlier ones to find no problem."""
 
     def __init__(
         self, term: BoundTerm, inputs: TermInputs, kwargs: Mapping[str, Any], cause_not_finite: Callable[[], str | None]
@@ -46,15 +46,15 @@ class _TermCheck:
         self.target = inputs.target_or_labels()
         self.shapes = f"student {describe_shape(inputs.student)} and target {describe_shape(self.target)}"
         self.loss, self.student = describe_loss(term.loss), repr(term.student_net.name)
+        self.teacher = getattr(term.weighted.term, "teacher", None)  # None for a term on the labels
+        self.first = as_tuple(inputs.student)[0]
 
     def problem(self) -> str | None:
         """Return the first problem, or None."""
         term = self.term
-        if (term.alignment is not None or term.rows is not None) and not len(as_tuple(self.inputs.student)[0]):
-            return None  # no row of the tiny batch has a label or a shared class
-        if term.ignore_index is not None and (self.inputs.labels == term.ignore_index).all():
-            return None  # a later batch has labels
-        if isinstance(term.weighted.term, Match):
+        if compares_nothing(term, self.inputs):
+            return None  # later batches have labels
+        if self.teacher is not None:
             problem = target_problem(term.loss, self.inputs.student, self.target)
             if problem is not None:
                 return f"{self.loss} does not fit: {problem}"
@@ -70,11 +70,10 @@ class _TermCheck:
         if any("target size" in str(warning.message) for warning in caught):  # the warning of torch.nn.functional
             of_labels = "give the labels the shape of the outputs, such as labels[:, None]"
             of_features = "map one to the shape of the other with a projector"
-            if as_tuple(self.inputs.student)[0].ndim != as_tuple(self.target)[0].ndim:
+            if self.first.ndim != as_tuple(self.target)[0].ndim:
                 of_features = "give both the same dimensions, such as output[:, None]"
             advice = of_labels if term.target is None else of_features
-            heads = _heads_advice(term, self.inputs)
-            return f"{self.shapes} have different shapes and would be broadcast{heads or f'; {advice}'}"
+            return f"{self.shapes} have different shapes and would be broadcast{self._heads_advice() or f'; {advice}'}"
         if not isinstance(value, Tensor) or value.ndim:
             got = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             return f"{self.loss} must return a scalar, but returned {got}; reduce it, for example with .mean()"
@@ -98,7 +97,7 @@ class _TermCheck:
         if isinstance(self.inputs.student, tuple) and "'tuple'" in str(error):
             return "; it takes one tap on each side: write a term for each pair of taps"
         if self.term.alignment is not None:
-            classes = as_tuple(self.inputs.student)[0].shape[1]
+            classes = self.first.shape[1]
             tensors = [*loss.parameters(), *loss.buffers()] if isinstance(loss, nn.Module) else []
             # Such as the `weight` of a torch loss.
             if any(tensor.ndim == 1 and len(tensor) not in (1, classes) for tensor in tensors):
@@ -106,11 +105,24 @@ class _TermCheck:
                     "; only classes that both sides have are compared: a vector over classes must have one value for "
                     "each of these, in the order of the data's classes"
                 )
-        if _matches(self.term, Teachers) and not isinstance(loss, PerTeacher):
+        if isinstance(self.teacher, Teachers) and not isinstance(loss, PerTeacher):
             return f"; Teachers(...) returns a tuple; PerTeacher({self.loss}) applies the loss to each element"
-        if isinstance(error, IndexError) and as_tuple(self.inputs.student)[0].ndim == 1:
+        if isinstance(error, IndexError) and self.first.ndim == 1:
             return f"; {ONE_OUTPUT}"
-        return _heads_advice(self.term, self.inputs)
+        return self._heads_advice()
+
+    def _heads_advice(self) -> str:
+        """Return advice for attention maps of different numbers of heads; "" for other sides."""
+        match, student, target = self.term.weighted.term, self.inputs.student, self.inputs.target
+        taps = (*taps_of(match.student), *taps_of(getattr(match, "target", None)))
+        if not taps or not all(isinstance(tap, AttentionTap) for tap in taps):
+            return ""
+        if not isinstance(student, Tensor) or not isinstance(target, Tensor) or student.shape[1] == target.shape[1]:
+            return ""
+        return (
+            f"; the maps have {student.shape[1]} and {target.shape[1]} heads: compare their means over heads with a "
+            "loss such as lambda student, target: nn.functional.mse_loss(student.mean(1), target.mean(1))"
+        )
 
     def _gradient_problem(self, value: Tensor) -> str | None:
         """Return the problem of a loss that does not train its student as it should, or None."""
@@ -123,7 +135,7 @@ class _TermCheck:
                 "are detached, or come from frozen layers or from a module that recomputes activations with "
                 "use_reentrant=True"
             )
-        if _matches(self.term, Peer, net=self.term.student_net):
+        if isinstance(self.teacher, Peer) and self.teacher.net is self.term.student_net:
             gradients = torch.autograd.grad(value, sides, retain_graph=True, allow_unused=True)
             if not any(gradient is not None and gradient.abs().max() > 1e-6 for gradient in gradients):  # rounding
                 return f"{self.loss} has no effect: net {self.student} is compared with its own output"
@@ -138,8 +150,7 @@ class _TermCheck:
         # example because a mask selects none of its samples, or because the progress is 0.
         has_labels = not isinstance(self.target, Tensor) or not self.target.isnan().all()
         if value == 0 and not self.kwargs and has_labels and self._is_zero_for_noise():
-            columns = as_tuple(self.inputs.student)[0].shape[1:2]
-            is_alone = self.term.alignment is not None and columns == (1,)
+            is_alone = self.term.alignment is not None and self.first.shape[1:2] == (1,)
             reason = ", because the sides share only one class, which has a probability of 1" if is_alone else ""
             return f"{self.loss} is always zero, whatever net {self.student} returns{reason}"
         return None
@@ -177,28 +188,6 @@ class _WatchBroadcast(TorchFunctionMode):
             is_pair = set(self.sides) <= set(shapes)
             self.is_broadcast |= is_pair and isinstance(result, Tensor) and result.shape in (self.shape, ())
         return result
-
-
-def _matches(term: BoundTerm, kind: type, net: Net[Any] | None = None) -> bool:
-    """Whether a term matches a teacher of this kind, and of this network if one is passed."""
-    match = term.weighted.term
-    if not isinstance(match, Match) or not isinstance(match.teacher, kind):
-        return False
-    return net is None or getattr(match.teacher, "net", None) is net
-
-
-def _heads_advice(term: BoundTerm, inputs: TermInputs) -> str:
-    """Return advice for attention maps of different numbers of heads; "" for other sides."""
-    match, student, target = term.weighted.term, inputs.student, inputs.target
-    taps = (*taps_of(match.student), *taps_of(match.target)) if isinstance(match, Match) else ()
-    if not taps or not all(isinstance(tap, AttentionTap) for tap in taps):
-        return ""
-    if not isinstance(student, Tensor) or not isinstance(target, Tensor) or student.shape[1] == target.shape[1]:
-        return ""
-    return (
-        f"; the maps have {student.shape[1]} and {target.shape[1]} heads: compare their means over heads with a "
-        "loss such as lambda student, target: nn.functional.mse_loss(student.mean(1), target.mean(1))"
-    )
 
 
 def _broadcast_shape(student: TensorOrTuple, target: TensorOrTuple) -> tuple[int, ...] | None:

@@ -87,7 +87,7 @@ def _measure(open_stage: OpenStage, data: Data, batch: Batch, steps: "_Steps", *
     budget = ends - time.perf_counter()
     try:
         # The backward pass and the update take about twice as long as the forward pass.
-        if 4 * steps.forward(tiny) > budget:
+        if 4 * steps.losses(tiny)[1].seconds > budget:
             return None
         timed = small = steps.fastest(tiny, until=ends - 0.75 * budget)
         affordable = len(tiny) * (ends - time.perf_counter()) / small.seconds
@@ -142,13 +142,21 @@ class _Steps:
         self.optimizer = training.optimizer.build(named)
         self.weights = module.weights(0.0)
 
-    def forward(self, batch: Batch) -> float:
-        """Return the seconds of a forward pass."""
-        return self._timed_losses(batch)[1].seconds
+    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], _Step]:
+        """Run a forward pass, and return the values of the terms and the time that it took."""
+        outputs, teachers = {}, {}
+        began = time.perf_counter()
+        with autocast(self.precision, batch.labels.device):
+            for name, session in self.open_stage.sessions.items():
+                teacher_began = time.perf_counter()
+                outputs[name] = session(batch)
+                teachers[name] = elapsed(teacher_began, batch)
+            losses = self.open_stage.module(batch, outputs)
+        return losses, _Step(elapsed(began, batch), teachers)
 
     def run(self, batch: Batch) -> _Step:
         """Train on a batch."""
-        losses, forward = self._timed_losses(batch)
+        losses, forward = self.losses(batch)
         began, cpu_began = time.perf_counter(), time.process_time()
         self.balancer(losses, self.weights, lambda total: total)
         self.optimizer.step()
@@ -176,17 +184,6 @@ class _Steps:
             for parameter, values in zip(self.parameters, self.before, strict=True):
                 parameter.copy_(values)
                 parameter.grad = None
-
-    def _timed_losses(self, batch: Batch) -> tuple[dict[str, Tensor], _Step]:
-        outputs, teachers = {}, {}
-        began = time.perf_counter()
-        with autocast(self.precision, batch.labels.device):
-            for name, session in self.open_stage.sessions.items():
-                teacher_began = time.perf_counter()
-                outputs[name] = session(batch)
-                teachers[name] = elapsed(teacher_began, batch)
-            losses = self.open_stage.module(batch, outputs)
-        return losses, _Step(elapsed(began, batch), teachers)
 
 
 def elapsed(began: float, batch: Batch) -> float:

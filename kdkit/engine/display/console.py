@@ -70,7 +70,7 @@ class ConsoleCallback:
                 if values:
                     self._print_details(f"{title}: {values}")
         if self._display is not None:
-            self._display.progress.start(event, time.monotonic())
+            self._display.progress.start(event)
         self._status.show(f"opening stage {event.stages[0]}", terminal_only=True)
 
     @hookimpl

@@ -71,21 +71,19 @@ class RunProgress:
     def __init__(self) -> None:
         self.stages: list[ShownStage] = []
         self.current: ShownStage | None = None
-        self.began = 0.0
         self.epoch_began = 0.0
         self._first_batch = 0  # of the current epoch; above 0 if it was resumed
         self._epoch_seconds: float | None = None  # of the last whole epoch, including its validation
         self._rates: deque[tuple[float, int]] = deque(maxlen=_RATES)  # time and batch of redraws in this epoch
         self._rate: float | None = None
 
-    def start(self, event: RunStarted, now: float) -> None:
+    def start(self, event: RunStarted) -> None:
         """List the stages."""
         lengths = [event.settings.get(f"{name}/epochs") for name in event.stages]
         self.stages = [
             ShownStage(printable(name), length if isinstance(length, int) else None)
             for name, length in zip(event.stages, lengths, strict=True)
         ]
-        self.began = now
 
     def start_stage(self, event: StageStarted, now: float) -> None:
         """Begin a stage. Earlier stages are done, even if a resumed run only loaded them."""

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from kdkit.engine.storage.run_folder import METRICS, read_record
 from kdkit.engine.storage.stage_folder import HISTORY, SUMMARY
-from kdkit.errors import RunFolderError, first_line
 from kdkit.utils.reprs import describe_array
-from kdkit.utils.sealed import read_sealed_json, read_tensors
+from kdkit.utils.sealed import explain_unreadable, read_sealed_json, read_tensors
 
 _CONDITIONS = (
     "seed",
@@ -64,15 +63,13 @@ def different_conditions(first: Path, second: Path) -> list[str]:
 
 def _content(file: Path) -> Any:
     """Return the tensors by name, the epochs of a history, or the value in a JSON file."""
-    try:
+    with explain_unreadable(file, "run the recipe again"):
         if file.suffix == ".safetensors":
             return read_tensors(file)[0]
         if file.suffix == ".json":
             return read_sealed_json(file)
         epochs = [json.loads(line) for line in file.read_text().splitlines()]
         return [{key: value for key, value in epoch.items() if key not in _MEASURED} for epoch in epochs]
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise RunFolderError(f"{file} cannot be read ({first_line(error)}); run the recipe again") from error
 
 
 def _difference(first: Any, second: Any, path: str = "") -> str | None:

@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from kdkit.errors import RunFolderError, first_line
-from kdkit.utils.sealed import read_sealed_json
+from kdkit.utils.sealed import explain_unreadable, read_sealed_json
 
 MEASUREMENTS = "measurements.json"
 _MOST_LAYERS = 256  # per network in a file, so that no file leads to a page with millions of cells
@@ -118,7 +117,7 @@ def read_measurements(folder: Path) -> Measurements | None:
     file = folder / MEASUREMENTS
     if not file.exists():
         return None
-    try:
+    with explain_unreadable(file, "delete it to get a report without latencies and similarities of layers"):
         content = read_sealed_json(file)
         return Measurements(
             costs={net: NetCost.from_json(fields) for net, fields in content["costs"].items()},
@@ -126,12 +125,6 @@ def read_measurements(folder: Path) -> Measurements | None:
             samples=int(content["samples"]),
             note=_text(content["note"]),
         )
-    # The content of a run folder is not trusted.
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
-        raise RunFolderError(
-            f"{file} cannot be read: {reason}; delete it to get a report without latencies and similarities of layers"
-        ) from error
 
 
 def _text(value: Any) -> str:

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdkit.errors import RunFolderError, first_line
+from kdkit.errors import RunFolderError
 from kdkit.metrics.base import Predictions
-from kdkit.utils.sealed import read_tensors
+from kdkit.utils.sealed import explain_unreadable, read_tensors
 
 REDUCED = "reduced."  # prefix of the name of a metric, see `Predictions.reduced`
 _ARRAYS = {"labels": "biuf", "outputs": "biuf", "ids": "iu", "groups": "iu"}  # names, and kinds of dtypes
@@ -19,31 +19,25 @@ def read_predictions(path: Path) -> Predictions:
 
     Labels beyond the classes, outputs that are not finite, and shapes that do not match are invalid.
     """
-    try:
-        if not path.is_file():
-            path.stat()
-            raise OSError("it is not a file")
+    advice = "restore it from a copy, or run the recipe again"
+    with explain_unreadable(path, advice):
+        if not path.exists():
+            raise RunFolderError(f"{path} is missing; {advice}")
         predictions = _read(path)
         problem = _problem(predictions)
         if problem is not None:
             raise ValueError(problem)
-    except FileNotFoundError as error:
-        raise RunFolderError(f"{path} is missing; restore it from a copy, or run the recipe again") from error
-    except Exception as error:  # safetensors and numpy raise many kinds of errors for damaged bytes
-        raise RunFolderError(
-            f"{path} cannot be read: {first_line(error)}; restore it from a copy, or run the recipe again"
-        ) from error
-    return predictions
+        return predictions
 
 
 def _read(path: Path) -> Predictions:
     tensors, facts = read_tensors(path)
-    unknown, missing = (
-        sorted(name for name in tensors if name not in _ARRAYS and not name.startswith(REDUCED)),
-        [name for name in ("labels", "outputs") if name not in tensors],
-    )
-    if unknown or missing:
-        raise ValueError(f"it has no {missing[0]!r}" if missing else f"predictions have no {unknown[0][:40]!r}")
+    for name in ("labels", "outputs"):
+        if name not in tensors:
+            raise ValueError(f"it has no {name!r}")
+    for name in sorted(tensors):
+        if name not in _ARRAYS and not name.startswith(REDUCED):
+            raise ValueError(f"predictions have no {name[:40]!r}")
     arrays: dict[str, NDArray[Any]] = {name: tensor.numpy() for name, tensor in tensors.items()}
     for name, array in arrays.items():
         if array.dtype.kind not in _ARRAYS.get(name, "biuf") or array.ndim == 0:

@@ -12,12 +12,12 @@ from torch import Tensor
 from kdkit.engine.storage.predictions import require_same_kind
 from kdkit.engine.storage.run_folder import METRICS, SAMPLES, how_to_resume, read_record
 from kdkit.engine.storage.stage_folder import SUMMARY, StageFolder
-from kdkit.errors import DataError, RunFolderError, did_you_mean, first_line
+from kdkit.errors import DataError, RunFolderError, did_you_mean
 from kdkit.metrics.base import MetricResult
 from kdkit.metrics.per_class import ClassRow, NetReport, class_table
 from kdkit.nets.weight_files import stage_number
 from kdkit.plugins.events import BaselineDifference
-from kdkit.utils.sealed import read_sealed_json, read_tensors
+from kdkit.utils.sealed import explain_unreadable, read_sealed_json, read_tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,10 @@ class StageReport:
 def read_metrics(folder: Path) -> RunMetrics:
     """Return the metrics of a run. Raises RunFolderError if there is no finished run, or they are damaged."""
     record, file = read_record(folder), folder / METRICS
-    try:
+    with explain_unreadable(file, f"restore it from a copy, or delete {folder} to run it again"):
+        if not file.exists():
+            resume = how_to_resume(folder, record)
+            raise RunFolderError(f"{folder} holds no metrics: the run in it is not finished; to resume it: {resume}")
         content = _object(read_sealed_json(file))
         reported_on = content["reported_on"]
         if reported_on not in ("test", "validation"):
@@ -55,16 +58,7 @@ def read_metrics(folder: Path) -> RunMetrics:
             for net, metrics in _object(content["metrics"]).items()
         }
         differences = tuple(_difference(_object(row)) for row in content.get("differences", ()))
-    except FileNotFoundError as error:
-        raise RunFolderError(
-            f"{folder} holds no metrics: the run in it is not finished; to resume it: {how_to_resume(folder, record)}"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
-        raise RunFolderError(
-            f"{file} cannot be read: {reason}; restore it from a copy, or delete {folder} to run it again"
-        ) from error
-    return RunMetrics(reported_on=reported_on, results=results, differences=differences)
+        return RunMetrics(reported_on=reported_on, results=results, differences=differences)
 
 
 def read_stages(folder: Path) -> tuple[StageReport, ...]:
@@ -92,7 +86,7 @@ def read_samples(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     file = folder / SAMPLES
     if not file.exists():
         return {}, ()
-    try:
+    with explain_unreadable(file, "delete it to get a report without samples"):
         tensors, facts = read_tensors(file)
         ids = tensors["ids"]
         if ids.ndim != 1 or ids.dtype != torch.int64 or any(len(tensor) != len(ids) for tensor in tensors.values()):
@@ -102,11 +96,7 @@ def read_samples(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
             raise ValueError("the names of its samples are not strings")
         if names and len(names) != len(ids):
             raise ValueError(f"it has {len(names)} names for {len(ids)} samples")
-    except Exception as error:  # safetensors raises many kinds of errors for damaged bytes
-        raise RunFolderError(
-            f"{file} cannot be read: {first_line(error)}; delete it to get a report without samples"
-        ) from error
-    return tensors, tuple(names)
+        return tensors, tuple(names)
 
 
 def nets_of_run(folder: Path) -> tuple[str, ...]:

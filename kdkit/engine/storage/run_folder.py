@@ -21,7 +21,7 @@ from kdkit.utils.files import Content, delete_temporary_files, is_temporary, req
 from kdkit.utils.locks import FileLock
 from kdkit.utils.read_json import read_json
 from kdkit.utils.reprs import differing, without_addresses
-from kdkit.utils.sealed import json_parts, read_sealed_json, tensor_parts
+from kdkit.utils.sealed import explain_unreadable, json_parts, read_sealed_json, tensor_parts
 
 METRICS = "metrics.json"
 SAMPLES = "samples.safetensors"
@@ -194,7 +194,7 @@ def default_path(name: str) -> Path:
 def read_record(path: Path) -> dict[str, Any]:
     """Return `run.json`. Raises RunFolderError if it is missing or cannot be read, or has another format."""
     file = path / RECORD
-    try:
+    with explain_unreadable(file, "choose another folder (--out FOLDER, or out=FOLDER)"):
         if not file.is_file() and runs_in(path):
             raise RunFolderError(f"{path} is not the folder of one run: it {runs_hint(path)}")
         if not path.exists():
@@ -210,10 +210,6 @@ def read_record(path: Path) -> dict[str, Any]:
             raise ValueError(f"expected an object, got a {type(record).__name__}")
         require_format(record, file)  # first: other formats have no checksum
         return read_sealed_json(file)
-    except (OSError, ValueError) as error:
-        raise RunFolderError(
-            f"{file} cannot be read: {first_line(error)}; choose another folder (--out FOLDER, or out=FOLDER)"
-        ) from error
 
 
 def _is_empty(path: Path) -> bool:

@@ -62,12 +62,12 @@ class Balancer(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the learned state, as tensors and plain values."""
-        ...
+        """Return the learned state, as tensors and plain values; by default, there is none."""
+        return {}
 
     def load_state_dict(self, state: dict[str, Any], /) -> Any:
         """Load a learned state, to resume from it."""
-        ...
+        return None
 
 
 @runtime_checkable
@@ -108,10 +108,3 @@ class WeightedSum(Balancing, Balancer):
         """Add the gradients of the weighted sum."""
         total = reduce(add, [term * weights[label] for label, term in terms.items()])
         scale(total).backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return an empty dict, because there is no state."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Do nothing, because there is no state."""

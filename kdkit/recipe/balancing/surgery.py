@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ class PCGrad(Balancing):
 
     def build(self, trained: TrainedParameters) -> Balancer:
         """Return the balancer of a stage."""
-        return Surgery(trained, Projection())
+        return Projection(trained)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,27 +58,11 @@ class CAGrad(Balancing):
 
     def build(self, trained: TrainedParameters) -> Balancer:
         """Return the balancer of a stage."""
-        return Surgery(trained, ConflictAverse(self.c))
-
-
-class Rule(Protocol):
-    """Decides how much the gradient of each term contributes to the combined gradient."""
-
-    def coefficients(self, products: Tensor) -> Tensor:
-        """Return a coefficient per term, (terms,), from the inner products of their gradients, (terms, terms)."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Load a state."""
-        ...
+        return ConflictAverse(trained, self.c)
 
 
 class Surgery(Balancer):
-    """Combines the gradients of the terms by a rule, for each network separately.
+    """Combines the gradients of the terms, for each network separately; a subclass has the `coefficients`.
 
     The gradients of all parameters of a network that at least two terms reach are combined as one vector. Parameters
     that only one term reaches get the weighted gradient of that term. Parameters of losses get the sum over terms.
@@ -89,10 +73,13 @@ class Surgery(Balancer):
 
     averages_across_ranks = True
 
-    def __init__(self, trained: TrainedParameters, rule: Rule) -> None:
+    def __init__(self, trained: TrainedParameters) -> None:
         self._nets = trained.nets
         self._parameters = [*trained.students, *trained.losses]
-        self._rule = rule
+
+    def coefficients(self, products: Tensor) -> Tensor:
+        """Return a coefficient per term, (terms,), from the inner products of their gradients, (terms, terms)."""
+        raise NotImplementedError
 
     def __call__(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale) -> None:
         """Add the combined gradients."""
@@ -110,14 +97,6 @@ class Surgery(Balancer):
         for index, parameter in enumerate(self._parameters[first:], first):  # the parameters of losses
             _add_sum(parameter, [term_gradients[index] for term_gradients in gradients])
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of the rule."""
-        return self._rule.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Load a saved state of the rule."""
-        self._rule.load_state_dict(state)
-
     def _combine(self, net: Sequence[nn.Parameter], gradients: Sequence[Gradients]) -> None:
         """Add the combined gradients of one network. gradients: of each term, for the network's parameters."""
         columns = [[term_gradients[index] for term_gradients in gradients] for index in range(len(net))]
@@ -130,17 +109,18 @@ class Surgery(Balancer):
         selected = [tuple(term_gradients[index] for index in shared) for term_gradients in gradients]
         selected = [term_gradients for term_gradients in selected if any(grad is not None for grad in term_gradients)]
         matrix = stack_gradients(selected, parameters)  # (terms, elements of the shared parameters)
-        coefficients = self._rule.coefficients(inner_products(matrix))
+        coefficients = self.coefficients(inner_products(matrix))
         combined = matrix.mul_(coefficients.to(matrix)[:, None]).sum(0)
         sizes = [parameter.numel() for parameter in parameters]
         for parameter, gradient in zip(parameters, torch.split(combined, sizes), strict=True):
             _add(parameter, gradient.view_as(parameter).to(parameter.dtype))
 
 
-class Projection:
-    """The rule of PCGrad. Its random state is seeded like torch's, so that all ranks draw the same orders."""
+class Projection(Surgery):
+    """The balancer of PCGrad. Its random state is seeded like torch's, so that all ranks draw the same orders."""
 
-    def __init__(self) -> None:
+    def __init__(self, trained: TrainedParameters) -> None:
+        super().__init__(trained)
         self._random = torch.Generator().manual_seed(torch.initial_seed())
 
     def coefficients(self, products: Tensor) -> Tensor:
@@ -168,10 +148,11 @@ class Projection:
         self._random.set_state(state["random"])
 
 
-class ConflictAverse:
-    """The rule of CAGrad, d = g_0 + c |g_0| g_w / |g_w|. w solves the dual problem."""
+class ConflictAverse(Surgery):
+    """The balancer of CAGrad, d = g_0 + c |g_0| g_w / |g_w|. w solves the dual problem."""
 
-    def __init__(self, c: float) -> None:
+    def __init__(self, trained: TrainedParameters, c: float) -> None:
+        super().__init__(trained)
         self._c = c
 
     def coefficients(self, products: Tensor) -> Tensor:
@@ -189,13 +170,6 @@ class ConflictAverse:
             return ones
         factor = self._c * math.sqrt(max(float(matrix.sum()), 0.0)) / norm  # c |g_0| / |g_w|
         return ones + torch.from_numpy(factor * shares).to(products)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return an empty dict, because there is no state."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Do nothing, because there is no state."""
 
 
 def solve_dual(products: NDArray[np.float64], c: float) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import kdkit
 from kdkit import Batch, Data, Match, Net, Recipe, Split, Stage, TorchData, Training
-from kdkit.engine.check.layers import layer_kernels, similarities, spread_batches
+from kdkit.engine.check.layers import compared_layers, similarities, spread_batches
 from kdkit.engine.storage.measurements import MEASUREMENTS, read_measurements
 from kdkit.errors import RunFolderError
 from kdkit.losses import SoftTargets
@@ -140,9 +140,9 @@ def test_a_deep_network_is_compared_from_its_first_layer_to_its_last():
     for layer in net.module:
         nn.init.orthogonal_(layer.weight)  # otherwise the last layers are constant
     data = spread_batches(tiny_data(rows=24).train, 8)
-    layers = layer_kernels([net], data, most=24)[net]
+    layers = compared_layers([net], data, most=24)[net]
     assert len(layers) == 24
-    assert (layers[0].layer.path, layers[-1].layer.path) == ("0", "58")  # the last one returns the outputs
+    assert (layers[0].path, layers[-1].path) == ("0", "58")  # the last one returns the outputs
     values = similarities(layers, layers)
     assert [row[index] for index, row in enumerate(values)] == pytest.approx([1] * 24)
 
@@ -159,7 +159,7 @@ def test_a_layer_that_is_constant_has_no_similarity():
             return self.head(self.still(inputs))
 
     net = Net("constant", Constant())
-    layers = layer_kernels([net], spread_batches(tiny_data(rows=24).train, 8), most=24)[net]
+    layers = compared_layers([net], spread_batches(tiny_data(rows=24).train, 8), most=24)[net]
     assert [math.isnan(value) for row in similarities(layers, layers) for value in row] == [True]
 
 
@@ -173,8 +173,8 @@ def test_layers_that_a_network_skips_for_some_batches_are_not_compared():
 
     net = Net("skipping", Skipping(*(nn.Linear(4, 4) for _ in range(4)), nn.Linear(4, 3)))
     data = [Batch(sign * torch.rand(8, 4), torch.zeros(8)) for sign in (-1, 1)]
-    layers = layer_kernels([net], data, most=24)[net]
-    assert {item.layer.path: len(item.kernels) for item in layers} == {"0": 2, "2": 2}
+    layers = compared_layers([net], data, most=24)[net]
+    assert {layer.path: len(layer.kernels) for layer in layers} == {"0": 2, "2": 2}
 
 
 @pytest.mark.parametrize(

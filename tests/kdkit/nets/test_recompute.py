@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from kdkit import Ema, Match, Net, Stage, Tap, Training
 from kdkit.engine.check.dry_run import dry_run
+from kdkit.engine.check.step_problems import update_problems
 from kdkit.engine.options import RunOptions
 from kdkit.engine.stage.open_stage import OpenStage, build_context
 from kdkit.engine.stage.train_state import TrainState
@@ -60,7 +61,7 @@ def steps(recompute, tap="first", *, balancing=None, precision="fp32", compiled=
     training = Training(epochs=1, balancing=balancing or WeightedSum())
     results = []
     with OpenStage(Stage({student: objective}, training), build_context(data), CPU) as stage:
-        assert dry_run(stage, data.train.batch(torch.arange(4), 0), update=True).problems == []
+        assert dry_run(stage, data.train.batch(torch.arange(4), 0)).problems == []
         state = TrainState(stage, RunOptions(), {}, batches=3, higher_is_better=True)
         module = stage.module if compiled is None else compiled(stage.module)
         stage.module.train()
@@ -187,7 +188,8 @@ def test_the_average_of_a_network_is_a_copy_that_does_not_run_the_network():
 def problems_of(module, recompute):
     data, student = tiny_data(), Net("student", module, recompute=recompute)
     with OpenStage(Stage({student: plain_goal()}, Training(epochs=1)), build_context(data), CPU) as stage:
-        return dry_run(stage, data.train.batch(torch.arange(4), 0), update=True).problems
+        batch = data.train.batch(torch.arange(4), 0)
+        return dry_run(stage, batch).problems or [*update_problems(stage, batch, "fp32")]
 
 
 def test_a_module_that_is_never_called_cannot_be_recomputed():

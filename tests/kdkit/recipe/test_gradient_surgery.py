@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from kdkit import RecipeError
-from kdkit.recipe.balancing import CAGrad, PCGrad, WeightedSum
-from kdkit.recipe.balancing.surgery import ConflictAverse, solve_dual
+from kdkit.recipe.balancing import CAGrad, PCGrad, TrainedParameters, WeightedSum
+from kdkit.recipe.balancing.surgery import solve_dual
 from tests.helpers.balancing import linear, numbers, ones, plain, trained, vectors
 
 BOTH = [PCGrad(), CAGrad()]
@@ -145,7 +145,7 @@ def test_gradients_are_added_up_if_no_direction_improves_all_terms(gradients):
 
 def test_overflowed_gradients_raise_no_error():
     products = torch.tensor([[math.inf, 1.0], [1.0, 2.0]])
-    assert torch.equal(ConflictAverse(0.5).coefficients(products), torch.ones(2))
+    assert torch.equal(CAGrad().build(TrainedParameters(labels=(), nets=())).coefficients(products), torch.ones(2))
 
 
 @pytest.mark.parametrize("c", [-0.1, 1.0, 1.5, math.nan, True, "0.5", None])

@@ -10,10 +10,12 @@ from kdkit import KdkitError, RunOptions
 from kdkit.engine.run_record import Origin
 from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.errors import CheckError
-from kdkit.study.workers import Job, JobResult, Processes, processes
+from kdkit.study.workers import processes
 from kdkit.study.workers.child import run_pickled
 from kdkit.study.workers.devices import SharedDevices
+from kdkit.study.workers.job import Job, JobResult
 from kdkit.study.workers.pickling import pack_error
+from kdkit.study.workers.processes import Processes
 
 
 def job(name: str, device: str = "auto", gpu: int | None = None) -> Job:

@@ -19,9 +19,11 @@ from kdkit.engine.run_record import Origin
 from kdkit.errors import CheckError, KdkitError, Terminated, WorkerError
 from kdkit.plugins.recipe_file import load_file
 from kdkit.study.scheduler import run_trials
-from kdkit.study.workers import InProcess, Job, JobResult, Processes
 from kdkit.study.workers.environment import environment_of
+from kdkit.study.workers.in_process import InProcess
+from kdkit.study.workers.job import Job, JobResult
 from kdkit.study.workers.pickling import pack_error, pickle_object, unpack_error
+from kdkit.study.workers.processes import Processes
 from kdkit.study.workers.remote import StudyLocation, run_remote
 from kdkit.utils.devices import is_kernel_error
 

@@ -198,11 +198,7 @@ def test_two_classes_with_the_same_name_are_a_problem():
 
 
 def test_a_schedule_without_stages_is_a_problem():
-    class EmptySchedule:
-        def stages(self):
-            return []
-
-    assert "EmptySchedule returns no stages" in only_problem(Recipe(data=tiny_data(), schedule=EmptySchedule()))
+    assert "the schedule has no stages" in only_problem(Recipe(data=tiny_data(), schedule=[]))
 
 
 # Taps and shapes
@@ -578,6 +574,16 @@ def test_a_teacher_that_fails_for_its_inputs_is_a_problem():
     teacher = Net("teacher", nn.Linear(9, 3), trained=True)
     problem = only_problem(one_stage(tiny_net("student"), Match(teacher, SoftTargets())))
     assert "net 'teacher' fails for its inputs ((4, 4)): " in problem
+
+
+def test_a_teacher_of_numbers_that_returns_a_scalar_is_a_problem():
+    class Mean(nn.Linear):
+        def forward(self, inputs):
+            return super().forward(inputs).mean()
+
+    match = Match(Net("teacher", Mean(4, 3), trained=True), nn.MSELoss())
+    problem = only_problem(one_stage(tiny_net("student"), match, tiny_data("regression")))
+    assert "student (4, 3) and target () have different shapes" in problem
 
 
 def test_a_failure_names_the_line_of_user_code():

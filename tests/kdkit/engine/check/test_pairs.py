@@ -84,7 +84,7 @@ def test_layers_of_a_copy_are_paired_with_themselves():
     paths = [pair.student.path for pair in advice.pairs]
     assert paths == ["stem", "blocks.0", "blocks.1", "blocks.2", "blocks.3", "hidden"]  # neither norms nor outputs
     for pair in advice.pairs:
-        assert pair.student == pair.teacher
+        assert (pair.student.path, pair.student.shape) == (pair.teacher.path, pair.teacher.shape)
         assert pair.similarity == pytest.approx(1, abs=1e-5)
 
 

@@ -57,7 +57,7 @@ def epoch_ended(epoch, value=0.5, *, best=True, labels=("truth", "soft")):
 def progress_of(*events, names=NAMES, seconds=10.0):
     """Return the progress after events of a stage that follow each other after some seconds, and the last time."""
     progress, now = RunProgress(), 0.0
-    progress.start(run_started(names), now)
+    progress.start(run_started(names))
     for event in events:
         match event:
             case StageStarted():
@@ -218,7 +218,7 @@ class SlowFile(io.StringIO):
 def test_a_view_that_is_slow_to_draw_is_drawn_rarely_and_keeps_count_of_the_steps():
     file = SlowFile()
     display = LiveDisplay(Console(file=file, width=80, height=30, force_terminal=True))
-    display.progress.start(run_started(), time.monotonic())
+    display.progress.start(run_started())
     display.progress.start_stage(stage_started(batches=10**9), time.monotonic())
     display.start()
     before, began, steps = file.writes, time.monotonic(), 0
@@ -235,7 +235,7 @@ def test_a_validation_is_shown_at_once_after_a_long_epoch_but_not_after_a_short_
     monkeypatch.setattr("kdkit.engine.display.live.time.monotonic", lambda: now)
     file = io.StringIO()
     display = LiveDisplay(Console(file=file, width=80, height=30, force_terminal=True))
-    display.progress.start(run_started(), now)
+    display.progress.start(run_started())
     display.progress.start_stage(stage_started(batches=1), now)
     display.start()
     now += 0.1
@@ -259,7 +259,7 @@ def test_few_steps_are_read_since_that_may_wait_for_the_device():
             return super().items()
 
     display = LiveDisplay(Console(file=io.StringIO(), width=80, height=30, force_terminal=True))
-    display.progress.start(run_started(), time.monotonic())
+    display.progress.start(run_started())
     display.progress.start_stage(stage_started(batches=10**9), time.monotonic())
     display.start()
     began, steps = time.monotonic(), 0

@@ -1,4 +1,4 @@
-"""Advice for a network that fails for its inputs: their dtype, channels and size, and the line of user code."""
+"""Explain why a network fails for its inputs: their shapes, dtype, channels and size, and the line of user code."""
 
 import re
 import traceback
@@ -10,11 +10,34 @@ import torch
 from torch import Tensor, nn
 
 import kdkit
+from kdkit.data.batch import Batch
+from kdkit.errors import KdkitError, first_line
 from kdkit.nets.net import Net
 from kdkit.nets.views import Images
+from kdkit.teachers.base import Teacher
 
 _POSITIONS = {nn.Conv1d: ("length",), nn.Conv2d: ("height", "width"), nn.Conv3d: ("depth", "height", "width")}
 _LIBRARIES = (Path(torch.__file__).parent, Path(kdkit.__file__).parent)
+
+
+def describe_failure(teacher: Teacher, batch: Batch, error: Exception) -> str:
+    """Return why a network or a user-defined teacher fails for a batch. A KdkitError is returned unchanged."""
+    if isinstance(error, KdkitError):
+        return str(error)
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    if not isinstance(teacher, Net):
+        return f"{teacher.name!r} fails for a batch: {reason}{line_of_user_code(error)}"
+    try:
+        args, kwargs = teacher.view(batch)
+    except Exception:  # a user-defined view may raise anything
+        return f"the view {teacher.view!r} of net {teacher.name!r} fails for a batch: {reason}"
+    named = [*(("", value) for value in args), *((f"{name} ", value) for name, value in kwargs.items())]
+    tensors = [(name, value) for name, value in named if isinstance(value, Tensor)]
+    inputs = ", ".join(f"{name}{tuple(tensor.shape)}" for name, tensor in tensors)
+    return (
+        f"net {teacher.name!r} fails for its inputs ({inputs}): {reason}{line_of_user_code(error)}"
+        f"{input_advice(teacher, [tensor for _, tensor in tensors], error)}"
+    )
 
 
 def input_advice(net: Net[Any], inputs: Iterable[Tensor], error: Exception) -> str:

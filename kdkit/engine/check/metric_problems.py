@@ -1,0 +1,148 @@
+"""Find the problems of a recipe's metrics, by computing them for a few predictions."""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdkit.data.labels import without_ignored
+from kdkit.errors import KdkitError
+from kdkit.losses.base import BuildContext
+from kdkit.metrics.base import Metric, PositionReducing, Predictions
+from kdkit.metrics.bootstrap import without_interval
+from kdkit.recipe.recipe import Recipe
+
+_ROWS = 8
+
+
+def unfit_metrics(recipe: Recipe, context: BuildContext) -> Iterator[str]:
+    """Yield the problems of metrics that cannot be computed for random outputs of the data's classes.
+
+    Metrics of numbers need the shapes of outputs and labels, which a dry run has: see `number_metric_problems`.
+    """
+    if context.task == "regression" and context.has_labels:
+        return
+    # A student with its own classes is evaluated on those that it shares with the data.
+    students = [set(net.classes) for stage in recipe.stages for net in stage.objectives if net.classes is not None]
+    shared = [tuple(name for name in context.classes if name in classes) for classes in students]
+    for metric, classes in product(recipe.metrics, dict.fromkeys([context.classes, *filter(None, shared)])):
+        if not context.position_dims:
+            reason = _problem(metric, partial(_of_samples, classes, context))
+        elif getattr(without_interval(metric), "accepts_positions", False):
+            checked = without_interval(metric)  # intervals would take a gigabyte if the classes are a vocabulary
+            reason = _problem(checked, partial(_of_positions, checked, classes, context))
+        else:
+            yield (
+                f"metric {metric.name!r} takes one label per sample, but this data has labels per position; "
+                "use MeanIoU, Accuracy, TopKAccuracy, F1, CrossEntropy or Perplexity, or a metric with the "
+                "attribute accepts_positions = True, which gets predicted classes, and logits in its method "
+                "reduce_positions"
+            )
+            continue
+        if reason is not None:
+            yield f"metric {metric.name!r} does not fit this data ({context.task}): {reason}"
+
+
+def undefined_monitors(recipe: Recipe, context: BuildContext) -> Iterator[str]:
+    """Yield monitored metrics that are undefined because the visible labels of the validation split are all equal."""
+    truth = recipe.data.validation.labels
+    if not isinstance(truth, Tensor) or not truth.ndim or not len(truth):
+        return
+    labels = without_ignored(truth, context.ignored_labels).cpu().numpy()
+    if context.task == "multiclass" and labels.ndim == 2:  # soft labels
+        labels = labels.argmax(1)
+    # If a column has two values, some classes of a macro average may be undefined, but not all of them.
+    if not len(labels) or (labels != labels[0]).any():
+        return
+    outputs = np.random.default_rng(0).standard_normal((len(labels), len(context.classes)))
+    predictions = Predictions(labels=labels, outputs=outputs, classes=context.classes)
+    metrics = {metric.name: without_interval(metric) for metric in recipe.metrics}
+    for stage in recipe.stages:
+        monitor = stage.training.monitor or next(iter(metrics))
+        if stage.training.keep == "last" or monitor not in metrics:
+            continue
+        with warnings.catch_warnings(), contextlib.suppress(Exception):  # as in `_problem`
+            warnings.simplefilter("ignore")
+            result = metrics[monitor].fit(predictions).compute(predictions)
+            if math.isnan(result.value):
+                yield (
+                    f"stage {stage.name!r}: {monitor!r} is undefined on the validation split"
+                    f"{f' ({result.note})' if result.note else ''}, so it cannot choose the best epoch; validate "
+                    "on other samples, monitor another metric, Training(monitor=...), or keep the last epoch, "
+                    "Training(keep='last')"
+                )
+
+
+def metrics_of_unknown_labels(recipe: Recipe, context: BuildContext) -> Iterator[str]:
+    """Yield the problems of metrics that do not leave out unknown labels, if the data may have them."""
+    for metric in recipe.metrics if context.has_unknown else ():
+        if not getattr(without_interval(metric), "accepts_unknown", False):
+            yield (
+                f"metric {metric.name!r} does not leave out unknown labels, which this data may have; if it does, "
+                "set its attribute accepts_unknown = True"
+            )
+
+
+def number_metric_problems(
+    recipe: Recipe, context: BuildContext, outputs: Mapping[str, Tensor], labels: Tensor
+) -> Iterator[str]:
+    """Yield the problems of metrics of numbers, whose labels and outputs may have any shape, such as packed ones.
+
+    outputs: of each network that is trained, by its name, in eval mode. labels: of the same samples.
+    """
+    for name, output in outputs.items() if context.task == "regression" and context.has_labels else ():
+        arrays: list[NDArray[Any]] = [labels.cpu().numpy(), output.detach().float().cpu().numpy()]
+        random = np.random.default_rng(0)
+        noise = [random.standard_normal((_ROWS, *array.shape[1:])) for array in arrays]
+        for metric in map(without_interval, recipe.metrics):
+            # The labels of a few samples may be all alike, for which a metric of user code may raise.
+            reasons = [
+                _problem(metric, partial(Predictions, labels=truth, outputs=predicted, classes=context.classes))
+                for truth, predicted in (arrays, noise)
+            ]
+            if None not in reasons:
+                yield f"metric {metric.name!r} does not fit this data (regression) and net {name!r}: {reasons[0]}"
+
+
+def _problem(metric: Metric, predict: Callable[[], Predictions]) -> str | None:
+    """Return the reason why a metric cannot be computed for the predictions that a function returns, or None."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # these predictions may be degenerate, real ones need not be
+            predictions = predict()
+            metric.fit(predictions).compute(predictions)
+    except Exception as error:  # a user-defined metric may raise anything
+        return str(error) if isinstance(error, KdkitError) else f"{type(error).__name__}: {error}"
+    return None
+
+
+def _of_samples(classes: tuple[str, ...], context: BuildContext) -> Predictions:
+    """Return random outputs for random labels of the same kind as in the data, one per sample."""
+    random = np.random.default_rng(0)
+    outputs = random.standard_normal((2 * len(classes) + 2, len(classes)))
+    labels: NDArray[Any] = np.arange(len(outputs)) % len(classes)
+    if context.task == "multilabel":
+        labels = np.eye(len(classes))[labels]
+    elif context.task == "regression":
+        labels = random.integers(1, 4, outputs.shape) + 0.5
+    return Predictions(labels=labels, outputs=outputs, classes=classes)
+
+
+def _of_positions(metric: Metric, classes: tuple[str, ...], context: BuildContext) -> Predictions:
+    """Return random decisions for random labels per position, and what the metric keeps of the logits."""
+    random, is_multiclass = np.random.default_rng(0), context.task == "multiclass"
+    logits = random.standard_normal((4, len(classes), *(2,) * context.position_dims), dtype=np.float32)
+    decisions = logits.argmax(1) if is_multiclass else logits >= 0
+    labels = random.integers(0, len(classes) if is_multiclass else 2, decisions.shape)
+    reduced: dict[str, NDArray[Any]] = {}
+    if isinstance(metric, PositionReducing):
+        reduced[metric.name] = metric.reduce_positions(torch.from_numpy(logits), torch.from_numpy(labels)).numpy()
+    return Predictions(labels=labels, outputs=decisions, classes=classes, per_position=True, reduced=reduced)
