@@ -93,8 +93,8 @@ class LoaderSplit:
 
     keys = SampleKeys()
     source = "a DataLoader yields"  # the start of messages about its batches
+    targets: Callable[[Any], Any] = staticmethod(as_targets)  # returns labels in the form that losses take
 
-    per_position = False  # whether labels are classes of positions, (batch, *positions)
     # As in a Split. They are not known before the loader's batches are read.
     labels: Tensor | None = None
     groups: Tensor | None = None
@@ -117,7 +117,7 @@ class LoaderSplit:
             batches = iter(self.loader)  # a DataLoader draws a seed for its workers, even if it has no workers
         for batch in batches:
             inputs, labels, weights = self.keys.split(batch, self.source)
-            labels = missing_labels(inputs) if labels is None else as_targets(labels, per_position=self.per_position)
+            labels = missing_labels(inputs) if labels is None else self.targets(labels)
             yield Batch(inputs, labels, weights=as_weights(weights, labels, self.source))
 
     def batched(self, size: int, *, pin: bool = False) -> "LoaderSplit":
