@@ -27,10 +27,8 @@ from kdkit.losses.catalog import ON_FEATURES
 from kdkit.losses.contrastive import CRD
 from kdkit.losses.features import as_tuple
 from kdkit.losses.multi_teacher import PerTeacher
-from kdkit.nets.head_tap import HeadTap, is_left_out
-from kdkit.nets.layout import path_of
 from kdkit.nets.net import Net
-from kdkit.nets.taps import Tap, TapLike
+from kdkit.nets.taps import HeadTap, Tap, TapLike, is_left_out, path_of
 from kdkit.nets.views import Images
 from kdkit.recipe.balancing.base import WeightedSum
 from kdkit.recipe.objective import as_objective

@@ -12,7 +12,7 @@ from kdkit.engine.check.dry_run import DryRunReport
 from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.errors import DataError
 from kdkit.losses.base import BuildContext, is_per_position
-from kdkit.nets.head_tap import HeadTap
+from kdkit.nets.taps import HeadTap
 from kdkit.recipe.objective import Truth, as_objective
 from kdkit.recipe.recipe import Stage, nets_of
 from kdkit.utils.reprs import describe_names

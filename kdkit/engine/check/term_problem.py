@@ -17,8 +17,8 @@ from kdkit.losses.base import describe_loss
 from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.losses.multi_teacher import PerTeacher
 from kdkit.losses.validation import ONE_OUTPUT
-from kdkit.nets.attention_tap import AttentionTap
 from kdkit.nets.net import Net
+from kdkit.nets.taps import AttentionTap
 from kdkit.recipe.objective import Match, taps_of
 from kdkit.teachers.ensemble import Teachers
 from kdkit.teachers.peer import Peer
