@@ -30,13 +30,13 @@ from .losses import Loss as Loss
 from .metrics import Metric as Metric
 from .metrics import MetricResult as MetricResult
 from .metrics import Predictions as Predictions
-from .nets.attention_tap import AttentionTap as AttentionTap
-from .nets.classifier_tap import ClassifierTap as ClassifierTap
-from .nets.head_tap import HeadTap as HeadTap
 from .nets.net import Net as Net
 from .nets.onnx import OnnxModel as OnnxModel
-from .nets.open_taps import tap as tap
+from .nets.taps import AttentionTap as AttentionTap
+from .nets.taps import ClassifierTap as ClassifierTap
+from .nets.taps import HeadTap as HeadTap
 from .nets.taps import Tap as Tap
+from .nets.taps import tap as tap
 from .nets.timm import timm_tap as timm_tap
 from .nets.views import Images as Images
 from .nets.views import Inputs as Inputs

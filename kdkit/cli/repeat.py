@@ -12,7 +12,7 @@ from kdkit.cli.recipe_command import file_of, recipe_options
 from kdkit.engine.storage.run_folder import how_to_resume, read_record
 from kdkit.engine.storage.stage_folder import RECORD
 from kdkit.errors import RunFolderError, shortened
-from kdkit.nets.weight_files import runs_in
+from kdkit.nets.weights import runs_in
 from kdkit.plugins.recipe_file import RecipeFile
 from kdkit.utils.files import write_output
 from kdkit.utils.printable import echo, is_first_process

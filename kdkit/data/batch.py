@@ -139,6 +139,18 @@ def nested_tensors(value: Any) -> Iterator[Tensor]:
             yield from nested_tensors(item)
 
 
+def content_of(value: Any) -> Iterator[bytes]:
+    """Yield the dtype, shape and bytes of every tensor in a nested value, and the keys of mappings and dataclasses."""
+    if isinstance(value, Tensor):
+        yield f"{value.dtype}{tuple(value.shape)}".encode()  # tensors of different shapes may have the same bytes
+        yield value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
+        return
+    for key, item in items_of(value) or ():
+        if not isinstance(value, (tuple, list)):
+            yield repr(key).encode()
+        yield from content_of(item)
+
+
 def holds_only_tensors(value: Any) -> bool:
     """Return whether a value is a tensor, None, or a nested container of only these."""
     items = items_of(value)

@@ -94,7 +94,6 @@ class LoaderSplit:
     keys = SampleKeys()
     source = "a DataLoader yields"  # the start of messages about its batches
 
-    per_position = False  # whether labels are classes of positions, (batch, *positions)
     # As in a Split. They are not known before the loader's batches are read.
     labels: Tensor | None = None
     groups: Tensor | None = None
@@ -117,12 +116,15 @@ class LoaderSplit:
             batches = iter(self.loader)  # a DataLoader draws a seed for its workers, even if it has no workers
         for batch in batches:
             inputs, labels, weights = self.keys.split(batch, self.source)
-            labels = missing_labels(inputs) if labels is None else as_targets(labels, per_position=self.per_position)
+            labels = missing_labels(inputs) if labels is None else self._as_targets(labels)
             yield Batch(inputs, labels, weights=as_weights(weights, labels, self.source))
 
     def batched(self, size: int, *, pin: bool = False) -> "LoaderSplit":
         """Return the split in batches of this size, in pinned memory with `pin`. A DataLoader keeps its own batches."""
         return self
+
+    def _as_targets(self, labels: Any) -> Any:
+        return as_targets(labels)
 
 
 class WorkerInit:

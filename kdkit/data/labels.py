@@ -1,175 +1,88 @@
-"""The forms of labels: how they are recognized, compared between splits, and checked.
+"""The description of the labels of a data set: their task, classes, positions, and the values that mean no label."""
 
-| form | labels | task |
-|---|---|---|
-| "indices" | (samples,) integers, one class per sample | multiclass |
-| "soft" | (samples, classes) floats in [0, 1] whose rows sum to 1, not all 0 and 1 | multiclass |
-| "indicators" | (samples, classes) of 0 and 1, of any dtype | multilabel; multiclass if a split has one of the above |
-| "positions" | other integers, (samples, *positions), one class per pixel or token | multiclass |
-| "numbers" | all other floats | regression |
-
-Floats of 0 and 1 by class may also have positions, (samples, classes, *positions).
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from kdkit.data.batch import as_targets
 from kdkit.data.dataset import Task
+from kdkit.data.label_forms import SplitLabels, position_dims, require_form, task_of
 from kdkit.errors import DataError
 
-Form = Literal["indices", "soft", "indicators", "positions", "numbers"]
-
-_DESCRIPTIONS: Mapping[Form, str] = {
-    "indices": "class indices",
-    "soft": "soft labels whose rows sum to 1",
-    "indicators": "0 and 1 by class",
-    "positions": "class indices per position",
-    "numbers": "numbers",
-}
 # The default of torch's cross-entropy, and "void" of Pascal VOC and Cityscapes.
 _IGNORED = (-100, 255)
-_ROWS = 65536  # rows that are compared at a time, to save memory
 
 
 @dataclass(frozen=True, slots=True)
-class SplitLabels:
-    """Labels of a split, (samples, ...), as the dataset yields them. is_complete: whether these are all of them."""
+class LabelSpec:
+    """What the labels of all splits of a TorchData are.
 
-    split: str
-    rows: Tensor
-    is_complete: bool
-
-    @property
-    def columns(self) -> int:
-        """The number of label columns; 1 for (samples,)."""
-        return self.rows.shape[1] if self.rows.ndim > 1 else 1
-
-    @property
-    def form(self) -> Form:
-        """The form of the labels. Raises DataError if they have none of the forms."""
-        rows = self.rows
-        if rows.dtype == torch.bool and rows.ndim == 1:
-            raise DataError(
-                "the labels are bool, one per sample; make them int64 for two classes that exclude each other "
-                "(labels.long()), or (samples, 1) for one class that is present or not (labels.unsqueeze(1))"
-            )
-        if not rows.is_floating_point():
-            if rows.ndim == 1:
-                return "indices"
-            if rows.ndim == 2 and _is_binary(rows):
-                return "indicators"
-            _require_no_column(self)
-            return "positions"
-        if rows.ndim < 2:
-            return "numbers"
-        if _is_binary(rows):
-            return "indicators"
-        tolerance = 1e-3 if rows.dtype.itemsize >= 4 else 1e-2  # the sum of rounded numbers is not exactly 1
-        is_soft = rows.ndim == 2 and rows.shape[1] > 1 and self.are_shares
-        if is_soft and _all(rows, lambda chunk: (chunk.float().sum(1) - 1).abs() <= tolerance):
-            return "soft"
-        return "numbers"
-
-    @property
-    def is_one_hot(self) -> bool:
-        """Whether the labels are 0 and 1, with one 1 in each row."""
-        rows = self.rows
-        return rows.ndim == 2 and _is_binary(rows) and _all(rows, lambda chunk: chunk.sum(1) == 1)
-
-    @property
-    def may_have_positions(self) -> bool:
-        """Whether the labels are integers that may be classes of positions, (samples, *positions)."""
-        return self.rows.ndim > 1 and not self.rows.is_floating_point() and not self.is_one_hot
-
-    @property
-    def are_shares(self) -> bool:
-        """Whether the labels have one column per class, and all values are in [0, 1]."""
-        return self.rows.ndim == 2 and _all(self.rows, lambda chunk: (chunk >= 0) & (chunk <= 1))
-
-    @property
-    def description(self) -> str:
-        """The dtype and the shape, for error messages."""
-        dtype = str(self.rows.dtype).removeprefix("torch.")
-        shape = ", ".join(["samples", *map(str, self.rows.shape[1:])])
-        return f"{dtype} of shape ({shape}{',' if self.rows.ndim == 1 else ''})"
-
-
-def task_of(labels: Sequence[SplitLabels]) -> Task:
-    """Return the task of the labels of all splits. Raises DataError if they are inconsistent or ambiguous."""
-    forms = {split.form for split in labels}
-    for split in labels:
-        _require_known(split)
-    if forms == {"indicators"}:
-        return "multilabel"
-    # The classes of positions may happen to be only 0 and 1 in one split.
-    if "positions" in forms and not any(split.rows.is_floating_point() for split in labels):
-        return "multiclass"
-    if "numbers" not in forms and all(split.is_one_hot for split in labels if split.form == "indicators"):
-        return "multiclass"
-    if forms == {"numbers"}:
-        return "regression"
-    numbers = [split for split in labels if split.form == "numbers"]
-    # If numbers of one split happen to be 0 and 1, they are still numbers, unless all could be mixed labels.
-    if forms == {"numbers", "indicators"} and not all(split.are_shares for split in numbers):
-        return "regression"
-    raise DataError(
-        f"{_describe(labels)}; the labels of all splits must have the same form; otherwise pass their task: "
-        "TorchData(..., task='multilabel'), 'multiclass' or 'regression'"
-    )
-
-
-def require_form(labels: Sequence[SplitLabels], task: Task) -> None:
-    """Raise DataError if labels do not fit the task, or if the labels of two splits have different shapes."""
-    if task == "multiclass" and position_dims(labels, task):
-        for split in labels:
-            _require_no_column(split)
-        return
-    for split in labels:
-        form = split.form if task != "regression" else "numbers"
-        # Labels with NaN pass here: `LabelCheck` refuses them, with the row.
-        is_nan = split.rows.ndim > 1 and split.rows.is_floating_point() and bool(split.rows.isnan().any())
-        if task == "multiclass" and not (form in ("indices", "soft") or split.is_one_hot or is_nan):
-            raise DataError(
-                f"the labels of the {split.split} data are {split.description}, but the task is multiclass; expected "
-                "int64 class indices of shape (samples,), such as labels.long(), or (samples, classes) floats whose "
-                "rows sum to 1"
-            )
-        if task == "multilabel" and split.rows.ndim < 2:
-            raise DataError(
-                f"the labels of the {split.split} data are {split.description}, but the task is multilabel; expected "
-                "0 and 1 of shape (samples, classes), such as labels.float().unsqueeze(1) for one class"
-            )
-    # Class indices have no columns. They are consistent with soft labels of any split.
-    with_columns = [split for split in labels if task == "regression" or split.rows.ndim > 1]
-    # The positions of two splits may differ, such as their image sizes, but not the number of classes.
-    shapes = {(split.rows.ndim, *split.rows.shape[1 : 2 if task == "multilabel" else None]) for split in with_columns}
-    if len(shapes) > 1:
-        parts = [f"{split.split} data are {split.description}" for split in with_columns]
-        raise DataError(
-            f"the labels of the {', those of the '.join(parts)}; the labels of all splits must have the same shape"
-        )
-
-
-def position_dims(labels: Sequence[SplitLabels], task: Task) -> int:
-    """Return the number of position dimensions if every position has a label; 0 if there is one label per sample.
-
-    Raises DataError if only some splits have labels per position.
+    classes: their names. position_dims: see `Data`. unknown: the label by class that means unknown; None if all are
+    known. ignored: the class indices that mean no label.
     """
-    if task == "multilabel":
-        return max(0, labels[0].rows.ndim - 2)
-    if task != "multiclass" or not any(split.may_have_positions for split in labels):
-        return 0
-    if len({split.rows.ndim for split in labels}) > 1 or any(split.rows.is_floating_point() for split in labels):
-        raise DataError(
-            f"{_describe(labels)}; class indices per position must be integers of shape (samples, *positions) in all "
-            "splits"
-        )
-    return labels[0].rows.ndim - 1
+
+    task: Task
+    classes: tuple[str, ...]
+    position_dims: int
+    unknown: float | None
+    ignored: tuple[int, ...]
+
+    @classmethod
+    def derive(
+        cls,
+        labels: Mapping[str, SplitLabels],
+        names: Mapping[str, tuple[str, ...] | None],
+        *,
+        task: Task | None,
+        classes: Sequence[str] | int | None,
+        unknown: float | None,
+        ignore_index: int | None,
+    ) -> Self:
+        """Return the description of labels, with the options that the user passed to TorchData.
+
+        labels: by split, without a training split that has none. names: the class names that datasets have, by split.
+        Raises DataError if the labels are inconsistent, or do not fit the options.
+        """
+        splits = [*labels.values()]
+        task = task or task_of(splits)
+        require_form(splits, task)
+        dims = position_dims(splits, task)
+        if dims and "train" not in labels:
+            raise DataError(
+                "the labels of this data are per position, and losses use them to select positions, so training "
+                "samples need them too; if none is known, fill them with the ignore_index, and match a teacher with "
+                "PerPosition(loss, ignore_index=None), which compares all positions"
+            )
+        if unknown is not None and task != "multilabel":
+            raise DataError(
+                f"unknown={unknown!r} is for labels by class (multilabel), but the task of this data is {task}; "
+                "drop samples whose labels are not known"
+            )
+        has_class_maps = task == "multiclass" and dims > 0
+        if classes is None:
+            # Without class names, 255 is taken to mean no label: data with so many classes has class names.
+            ignored = ignored_labels(ignore_index, 0, task, has_positions=has_class_maps)
+            columns = 1 if has_class_maps else max(split.columns for split in splits)
+            classes = _common_names(names, task, columns) or _number_of_classes(splits, task, columns, ignored)
+        classes = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
+        ignored = ignored_labels(ignore_index, len(classes), task, has_positions=has_class_maps)
+        if task != "regression" and not has_class_maps:
+            _require_columns(splits, len(classes))
+        return cls(task, classes, dims, unknown, ignored)
+
+    @property
+    def has_class_maps(self) -> bool:
+        """Whether labels are classes of positions, (samples, *positions)."""
+        return self.task == "multiclass" and self.position_dims > 0
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """Return the labels of a batch in the form that losses take, with NaN for unknown labels."""
+        if self.unknown is not None:
+            return mark_unknown(labels, self.unknown)
+        return as_targets(labels, per_position=self.has_class_maps)
 
 
 def mark_unknown(labels: Tensor, unknown: float) -> Tensor:
@@ -213,39 +126,49 @@ def without_ignored(labels: Tensor, ignored: Sequence[int]) -> Tensor:
     return labels[~is_ignored(labels, ignored)] if ignored and labels.ndim == 1 else labels
 
 
-def _require_no_column(labels: SplitLabels) -> None:
-    if labels.rows.shape[1] == 1:  # a column of indices, or masks of images with a channel
-        raise DataError(
-            f"the labels of the {labels.split} data are {labels.description}; expected one class index per sample, "
-            "(samples,), or per position, (samples, *positions): labels.squeeze(1)"
-        )
+def _common_names(names: Mapping[str, tuple[str, ...] | None], task: Task, columns: int) -> tuple[str, ...] | None:
+    """Return the class names of the training data; None if there are none. Raises DataError if a split has others.
+
+    The names of a single label column are not used: there may be two, such as absent and present.
+    """
+    expected = names["train"]
+    if expected is None or (task != "multiclass" and not len(expected) == columns != 1):
+        return None
+    for name, classes in names.items():
+        if classes is not None and classes != expected:
+            raise DataError(
+                f"the classes of the train data are {', '.join(expected)}, but those of the {name} data are "
+                f"{', '.join(classes)}, so the same label would have two meanings"
+            )
+    return expected
 
 
-def _require_known(labels: SplitLabels) -> None:
-    """Raise DataError if labels are 0 and 1 by class, except for some -1 or NaN."""
-    rows = labels.rows
-    if rows.ndim != 2 or labels.form != "numbers":
-        return
-    is_unknown = rows.isnan() | (rows == -1)
-    if not is_unknown.any() or not (rows == 0).any() or not ((rows == 0) | (rows == 1) | is_unknown).all():
-        return
-    row, column = (int(index) for index in is_unknown.nonzero()[0])
-    value = "float('nan')" if rows[row, column].isnan() else -1
-    raise DataError(
-        f"the labels of the {labels.split} data are 0 and 1, but also {rows[row, column].item()} (row {row}, column "
-        f"{column}); if it means unknown, pass TorchData(..., unknown={value}), or drop such samples; if the labels "
-        "are numbers, pass task='regression'"
-    )
+def _number_of_classes(labels: Iterable[SplitLabels], task: Task, columns: int, ignored: tuple[int, ...]) -> int:
+    """Return the number of label columns, or of class indices up to the largest label.
+
+    Class indices in one split are consistent with soft labels in another, which have one column per class.
+    """
+    if task != "multiclass" or columns > 1:
+        return columns
+    largest = -1
+    for split in labels:
+        if not split.is_complete:
+            raise DataError(
+                f"the number of classes of the {split.split} data is unknown without reading all labels of the "
+                f"{split.dataset}; pass the number or the names: TorchData(..., classes=10)"
+            )
+        largest = max(largest, int(torch.where(is_ignored(split.rows, ignored), 0, split.rows).max()))
+    return largest + 1
 
 
-def _describe(labels: Sequence[SplitLabels]) -> str:
-    parts = [f"{split.split} data are {_DESCRIPTIONS[split.form]} ({split.description})" for split in labels]
-    return f"the labels of the {', those of the '.join(parts)}"
-
-
-def _is_binary(rows: Tensor) -> bool:
-    return rows.dtype == torch.bool or _all(rows, lambda chunk: (chunk == 0) | (chunk == 1))
-
-
-def _all(rows: Tensor, predicate: Callable[[Tensor], Tensor]) -> bool:
-    return all(bool(predicate(chunk).all()) for chunk in torch.split(rows, _ROWS))
+def _require_columns(labels: Iterable[SplitLabels], classes: int) -> None:
+    """Raise DataError if the number of label columns is not the number of classes."""
+    for split in labels:
+        if split.rows.ndim > 1 and split.columns != classes:
+            advice = ", or class indices of shape (samples,): labels.squeeze(1)" if split.columns == 1 else ""
+            if split.columns > 1 and split.may_have_positions:
+                advice = "; if they are classes of positions, such as tokens, pass task='multiclass'"
+            raise DataError(
+                f"the labels of the {split.split} data are {split.description}, but there are {classes} "
+                f"classes; expected one column per class, and a network with as many outputs{advice}"
+            )

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, SequentialSampler, Subset, TensorDataset
 
+from kdkit.data.batch import content_of
 from kdkit.data.dataset import LoaderSplit, Task
-from kdkit.data.labels import SplitLabels, without_ignored
-from kdkit.data.torch_splits import CheckedLoaderSplit, DatasetSplit, content_of, dataset_of, is_plain
+from kdkit.data.label_forms import SplitLabels
+from kdkit.data.labels import without_ignored
+from kdkit.data.torch_splits import TorchSplit, dataset_of, is_fixed, is_plain
 from kdkit.utils.randomness import preserve_rng_state
 
 _REPEATED = 4  # samples that are read twice
@@ -41,7 +43,7 @@ def label_notices(labels: Mapping[str, SplitLabels], task: Task, ignored: tuple[
             )
 
 
-def split_notices(splits: Mapping[str, DatasetSplit | CheckedLoaderSplit], labels: SplitLabels | None) -> Iterator[str]:
+def split_notices(splits: Mapping[str, TorchSplit], labels: SplitLabels | None) -> Iterator[str]:
     """Yield notices about samples that are in two splits, and about the order of a training data loader.
 
     labels: of the training data; None if it has none.
@@ -66,8 +68,10 @@ def split_notices(splits: Mapping[str, DatasetSplit | CheckedLoaderSplit], label
         )
 
 
-def draw_notices(split: DatasetSplit) -> Iterator[str]:
-    """Yield a notice if samples change between two reads, although their number of draws says that they do not."""
+def draw_notices(split: TorchSplit, draws: int | None) -> Iterator[str]:
+    """Yield a notice if training samples change between two reads, although their number of draws excludes this."""
+    if draws is None or isinstance(split, LoaderSplit) or is_fixed(split):
+        return
     rows = torch.linspace(0, len(split) - 1, min(_REPEATED, len(split))).long()
     with preserve_rng_state(cuda=False):
         readings = [[*content_of(split.read(rows)[:2])] for _ in range(2)]

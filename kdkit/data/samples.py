@@ -26,6 +26,14 @@ class SampleKeys:
     weights: str | None = None
     inputs_only: bool = False
 
+    def __post_init__(self) -> None:
+        for name, key in (("labels", self.labels), ("weights", self.weights)):
+            if not isinstance(key, str | None):
+                raise DataError(
+                    f"{name} must be a key of samples that are mappings, or an attribute of other objects; got a "
+                    f"{type(key).__name__}"
+                )
+
     def split(self, sample: Any, source: str = "the data must yield") -> tuple[Any, Any, Any]:
         """Return the inputs, the labels and the weights of a pair, a triple, a mapping, or another object.
 

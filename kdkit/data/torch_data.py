@@ -1,26 +1,18 @@
 """The data of an experiment from any torch Dataset or DataLoader that yields `(inputs, labels)`."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
-from torch.utils.data import Subset, TensorDataset
 
-from kdkit.data.batch import Batch, as_targets
+from kdkit.data.batch import content_of
 from kdkit.data.dataset import Data, LoaderSplit, Split, Task
 from kdkit.data.label_check import LabelCheck
-from kdkit.data.labels import (
-    SplitLabels,
-    ignored_labels,
-    is_ignored,
-    mark_unknown,
-    position_dims,
-    require_form,
-    task_of,
-)
+from kdkit.data.label_forms import SplitLabels
+from kdkit.data.labels import LabelSpec
 from kdkit.data.loading import length_of
 from kdkit.data.notices import draw_notices, label_notices, split_notices
 from kdkit.data.samples import SampleKeys
@@ -28,20 +20,15 @@ from kdkit.data.torch_splits import (
     CheckedLoaderSplit,
     DatasetOrLoader,
     DatasetSplit,
+    TorchSplit,
     as_split,
-    content_of,
-    dataset_of,
     first_batch,
-    is_plain,
-    visible_labels,
+    is_fixed,
 )
+from kdkit.data.visible_labels import check_visible, class_names, read_labels, visible_labels
 from kdkit.errors import DataError, shortened
-from kdkit.utils.randomness import preserve_rng_state
 from kdkit.utils.reprs import describe_count, describe_names
 from kdkit.utils.validation import is_whole_number
-
-_ROWS = 4096  # the number of visible labels that are checked at a time
-_SAMPLES = 32  # the number of samples that are read to find out the form of labels by class
 
 
 class TorchData(Data):
@@ -103,82 +90,43 @@ class TorchData(Data):
         batch_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None = None,
         evaluation_samples: int | None = None,
     ) -> None:
-        if task is not None and task not in get_args(Task):
-            raise DataError(f"task must be {', '.join(map(repr, get_args(Task)))} or None; got {task!r}")
-        _require_options(classes, draws, unknown, ignore_index, batch_transform)
-        for name, key in (("labels", labels), ("weights", weights)):
-            if not isinstance(key, str | None):
-                raise DataError(
-                    f"{name} must be a key of samples that are mappings, or an attribute of other objects; got a "
-                    f"{type(key).__name__}"
-                )
-        datasets = {"train": train, "validation": validation}
-        if test is not None:
-            datasets["test"] = test
-        self._splits: dict[str, DatasetSplit | CheckedLoaderSplit] = {}
-        first_id = 0  # ids are unique over all splits
-        for name, dataset in datasets.items():
-            self._splits[name] = split = as_split(name, dataset, first_id, SampleKeys(labels, weights))
-            first_id += length_of(split) or 0
-        self._limit_evaluation(evaluation_samples)
-        all_fixed = all(_is_fixed(dataset_of(dataset)) for dataset in datasets.values())
-        has_loader = any(isinstance(split, LoaderSplit) for split in self._splits.values())
-        is_fixed = all_fixed and not has_loader
-        self.draws = None if isinstance(self._splits["train"], LoaderSplit) else draws or (1 if is_fixed else None)
+        _require_options(task, classes, draws, unknown, ignore_index, batch_transform)
+        datasets = {"train": train, "validation": validation, **({} if test is None else {"test": test})}
+        splits = _as_splits(datasets, SampleKeys(labels, weights), evaluation_samples)
         # Read without restoring random states: for a given seed, runs depend on the random numbers that are drawn here.
-        first = first_batch("train", self._splits["train"])
+        first = first_batch(splits["train"])
         self.has_weights = first.weights is not None
-        self.has_labels = not self._splits["train"].keys.inputs_only
-        self.batch_transform = batch_transform
+        self.has_labels = not splits["train"].keys.inputs_only
         if batch_transform is not None and self.has_weights:
             raise DataError("batch_transform may mix samples, but not their weights; leave out one of them")
+        self.batch_transform = batch_transform
         all_labels = {
-            name: _read_labels(split, first if name == "train" else None)
-            for name, split in self._splits.items()
+            name: read_labels(split, unknown, first if name == "train" else None)
+            for name, split in splits.items()
             if name != "train" or self.has_labels
         }
-        if unknown is not None:
-            for name, split_labels in all_labels.items():  # with 0 for unknown labels, so that the form is recognized
-                marked = mark_unknown(split_labels.rows, unknown)
-                all_labels[name] = replace(split_labels, rows=torch.where(marked.isnan(), 0, marked))
-        self.task: Task = task or task_of([*all_labels.values()])
-        require_form([*all_labels.values()], self.task)
-        self.position_dims = position_dims([*all_labels.values()], self.task)
-        if self.position_dims and not self.has_labels:
-            raise DataError(
-                "the labels of this data are per position, and losses use them to select positions, so training "
-                "samples need them too; if none is known, fill them with the ignore_index, and match a teacher with "
-                "PerPosition(loss, ignore_index=None), which compares all positions"
-            )
-        self._has_class_maps = self.task == "multiclass" and self.position_dims > 0
-        if unknown is not None and self.task != "multilabel":
-            raise DataError(
-                f"unknown={unknown!r} is for labels by class (multilabel), but the task of this data is {self.task}; "
-                "drop samples whose labels are not known"
-            )
-        self.has_unknown = unknown is not None
+        self._spec = spec = LabelSpec.derive(
+            all_labels,
+            {name: class_names(split) for name, split in splits.items()},
+            task=task,
+            classes=classes,
+            unknown=unknown,
+            ignore_index=ignore_index,
+        )
+        self.task, self.classes, self.position_dims = spec.task, spec.classes, spec.position_dims
+        self.has_unknown, self.ignored_labels = unknown is not None, spec.ignored
         self._ignore_index = ignore_index
+        self.draws = _draws_of(splits, draws)
+        self._splits = {
+            name: _described(split, spec, all_labels.get(name), is_drawn=name == "train" and (self.draws or 1) > 1)
+            for name, split in splits.items()
+        }
+        self.notices = (
+            *(() if task is not None else label_notices(all_labels, spec.task, spec.ignored)),
+            *split_notices(self._splits, all_labels.get("train")),
+            *draw_notices(self._splits["train"], self.draws),
+        )
         self._train_digest: str | None = None
-        if classes is None:
-            classes = self._default_classes(all_labels)
-        self.classes = _numbers(classes) if isinstance(classes, int) else tuple(classes)
-        self.ignored_labels = self._ignored(len(self.classes))
-        self._require_columns(all_labels)
-        notices = [] if task is not None else label_notices(all_labels, self.task, self.ignored_labels)
-        self.notices = (*notices, *split_notices(self._splits, all_labels.get("train")))
-        if self.draws is not None and isinstance(self._splits["train"], DatasetSplit):
-            self._splits["train"].is_drawn = self.draws > 1
-            if not _is_fixed(dataset_of(train)):
-                self.notices += tuple(draw_notices(self._splits["train"]))
-            elif self.draws > 1:
-                raise DataError(
-                    f"draws={self.draws} is for random augmentations, but samples of a TensorDataset never change; "
-                    "leave it out"
-                )
-        for name, split in self._splits.items():
-            split.unknown, split.per_position = unknown, self._has_class_maps
-            if name in all_labels:
-                self._check_labels(split, all_labels[name])
 
     def __repr__(self) -> str:
         splits = ", ".join(f"{name}: {split}" for name, split in self._splits.items())
@@ -208,7 +156,8 @@ class TorchData(Data):
             "samples to read: TorchData(..., evaluation_samples=N)"
             if split.samples is None
             else f"{split.samples:,} samples of the {name} data are read"
-            for name, split in self._evaluated_loaders()
+            for name, split in self._splits.items()
+            if name != "train" and isinstance(split, CheckedLoaderSplit)
             if split.samples is not None or length_of(split) is None
         )
 
@@ -218,7 +167,7 @@ class TorchData(Data):
         digest = hashlib.sha256()
         for name, split in self._splits.items():
             digest.update(f"{name}:{length_of(split)}:{self.classes}".encode())
-            options = {"unknown": split.unknown, "labels": split.keys.labels, "weights": split.keys.weights}
+            options = {"unknown": self._spec.unknown, "labels": split.keys.labels, "weights": split.keys.weights}
             if isinstance(split, CheckedLoaderSplit):
                 options["samples"] = split.samples
             for option, value in {**options, "ignore_index": self._ignore_index}.items():
@@ -242,7 +191,7 @@ class TorchData(Data):
         if self._train_digest is not None:
             return self._train_digest
         split = self.train
-        if not isinstance(split, DatasetSplit) or not _is_fixed(split.dataset):
+        if not isinstance(split, DatasetSplit) or not is_fixed(split):
             return None
         digest = hashlib.sha256()
         for rows in torch.split(torch.arange(len(split)), 1024):  # a copy of 1024 samples at a time
@@ -257,95 +206,13 @@ class TorchData(Data):
             raise DataError(f"train_digest must be a text that changes with any training sample; got {digest!r}")
         self._train_digest = digest
 
-    def _evaluated_loaders(self) -> Iterator[tuple[str, CheckedLoaderSplit]]:
-        for name, split in self._splits.items():
-            if name != "train" and isinstance(split, CheckedLoaderSplit):
-                yield name, split
 
-    def _limit_evaluation(self, samples: int | None) -> None:
-        """Set how many samples of the validation and test streams are read."""
-        if samples is None:
-            return
-        if not is_whole_number(samples) or samples < 1:
-            raise DataError(f"evaluation_samples must be a number of samples, at least 1; got {samples!r}")
-        loaders = [split for _, split in self._evaluated_loaders()]
-        if not loaders:
-            raise DataError(
-                "evaluation_samples is for a validation or test stream or DataLoader, but there is none; select a part "
-                "of a Dataset with torch.utils.data.Subset"
-            )
-        for split in loaders:
-            split.samples = samples
-
-    def _check_labels(self, split: DatasetSplit | CheckedLoaderSplit, labels: SplitLabels) -> None:
-        """Check the visible labels of a split. Other labels are checked batch by batch.
-
-        So are the labels of user-defined datasets, which may differ from their `targets`.
-        """
-        label_check = LabelCheck(split.name, self.task, self.classes, self.has_unknown, self.ignored_labels)
-        is_fixed = _is_fixed(dataset_of(split))
-        if labels.is_complete:
-            _check_visible(split, labels.rows, label_check)
-            # Other datasets may remap their `targets`, and a loader may leave out samples.
-            visible = visible_labels(split) if is_fixed else None
-            # `labels` is not set for labels per position: as int64, masks would take eight times the memory.
-            if isinstance(split, DatasetSplit) and visible is not None and not self.position_dims:
-                split.labels = as_targets(visible) if split.unknown is None else mark_unknown(visible, split.unknown)
-        if not (labels.is_complete and is_fixed):
-            split.label_check = label_check
-
-    def _default_classes(self, labels: Mapping[str, SplitLabels]) -> tuple[str, ...]:
-        """Return the class names of the datasets, or numbers, by label columns or up to the largest label."""
-        # Class indices in one split are consistent with soft labels in another, which have one column per class.
-        columns = 1 if self._has_class_maps else max(split.columns for split in labels.values())
-        all_names = {name: class_names(split) for name, split in self._splits.items()}
-        names = {name: classes for name, classes in all_names.items() if classes is not None}
-        # The names of a single label column are not used: there may be two, such as absent and present.
-        if "train" in names and (self.task == "multiclass" or len(names["train"]) == columns != 1):
-            for name, classes in names.items():
-                if classes != names["train"]:
-                    raise DataError(
-                        f"the classes of the train data are {', '.join(names['train'])}, but those of the {name} data "
-                        f"are {', '.join(classes)}, so the same label would have two meanings"
-                    )
-            return names["train"]
-        if self.task != "multiclass" or columns > 1:
-            return _numbers(columns)
-        for name, split_labels in labels.items():
-            if not split_labels.is_complete:
-                raise DataError(
-                    f"the number of classes of the {name} data is unknown without reading all labels of the "
-                    f"{type(dataset_of(self._splits[name])).__name__}; pass the number or the names: "
-                    "TorchData(..., classes=10)"
-                )
-        # Without class names, 255 is taken to mean no label: data with so many classes has class names.
-        ignored = self._ignored(0)
-        largest = max(
-            int(torch.where(is_ignored(split.rows, ignored), 0, split.rows).max()) for split in labels.values()
-        )
-        return _numbers(largest + 1)
-
-    def _ignored(self, classes: int) -> tuple[int, ...]:
-        """Return the class indices that mean no label, for this number of classes."""
-        return ignored_labels(self._ignore_index, classes, self.task, has_positions=self._has_class_maps)
-
-    def _require_columns(self, labels: Mapping[str, SplitLabels]) -> None:
-        """Raise DataError if the number of label columns is not the number of classes."""
-        for split in labels.values():
-            if self.task == "regression" or self._has_class_maps or split.rows.ndim == 1:
-                continue
-            if split.columns != len(self.classes):
-                advice = ", or class indices of shape (samples,): labels.squeeze(1)" if split.columns == 1 else ""
-                if split.columns > 1 and split.may_have_positions:
-                    advice = "; if they are classes of positions, such as tokens, pass task='multiclass'"
-                raise DataError(
-                    f"the labels of the {split.split} data are {split.description}, but there are {len(self.classes)} "
-                    f"classes; expected one column per class, and a network with as many outputs{advice}"
-                )
-
-
-def _require_options(classes: Any, draws: int | None, unknown: Any, ignore_index: Any, batch_transform: Any) -> None:
+def _require_options(
+    task: Any, classes: Any, draws: int | None, unknown: Any, ignore_index: Any, batch_transform: Any
+) -> None:
     """Raise DataError if an option of `TorchData` is invalid for any data."""
+    if task is not None and task not in get_args(Task):
+        raise DataError(f"task must be {', '.join(map(repr, get_args(Task)))} or None; got {task!r}")
     if isinstance(classes, str):  # a str is a sequence of letters
         raise DataError(f"classes must be a list of names; got the text {classes!r}; pass [{classes!r}] or list(...)")
     is_count = isinstance(classes, int) and not isinstance(classes, bool)
@@ -368,83 +235,59 @@ def _require_options(classes: Any, draws: int | None, unknown: Any, ignore_index
         raise DataError(f"batch_transform must be a function of inputs and labels; got {batch_transform!r}")
 
 
-def _numbers(count: int) -> tuple[str, ...]:
-    """Return numbers as the names of unnamed classes."""
-    return tuple(str(index) for index in range(count))
+def _as_splits(
+    datasets: Mapping[str, DatasetOrLoader], keys: SampleKeys, evaluation_samples: int | None
+) -> dict[str, TorchSplit]:
+    """Return data as splits, whose sample ids are unique over all splits.
+
+    evaluation_samples: how many samples of the validation and test streams are read.
+    """
+    if evaluation_samples is not None and not (is_whole_number(evaluation_samples) and evaluation_samples > 0):
+        raise DataError(f"evaluation_samples must be a number of samples, at least 1; got {evaluation_samples!r}")
+    splits: dict[str, TorchSplit] = {}
+    first_id = 0
+    for name, data in datasets.items():
+        samples = None if name == "train" else evaluation_samples
+        splits[name] = as_split(name, data, keys, first_id=first_id, samples=samples)
+        first_id += length_of(splits[name]) or 0
+    evaluated = [split for name, split in splits.items() if name != "train"]
+    if evaluation_samples is not None and not any(isinstance(split, LoaderSplit) for split in evaluated):
+        raise DataError(
+            "evaluation_samples is for a validation or test stream or DataLoader, but there is none; select a part "
+            "of a Dataset with torch.utils.data.Subset"
+        )
+    return splits
 
 
-def class_names(data: DatasetOrLoader | Split | LoaderSplit) -> tuple[str, ...] | None:
-    """Return the `classes` of the dataset inside any Subset and DataLoader; None if it has no class names."""
-    dataset = dataset_of(data)
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    names = getattr(dataset, "classes", None)
-    if names is None:  # one of the features of a Hugging Face dataset may be a ClassLabel
-        features = getattr(dataset, "features", None)
-        described = features.values() if isinstance(features, Mapping) else ()  # other datasets keep inputs there
-        labels = [names for names in (getattr(feature, "names", None) for feature in described) if names]
-        names = labels[0] if len(labels) == 1 else None
-    if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) for name in names):
+def _draws_of(splits: Mapping[str, TorchSplit], draws: int | None) -> int | None:
+    """Return the number of draws of the training data; None if its samples may change whenever they are read."""
+    train = splits["train"]
+    if isinstance(train, LoaderSplit):
         return None
-    return tuple(names)
+    if draws is not None and draws > 1 and is_fixed(train):
+        raise DataError(
+            f"draws={draws} is for random augmentations, but samples of a TensorDataset never change; leave it out"
+        )
+    all_fixed = all(isinstance(split, DatasetSplit) and is_fixed(split) for split in splits.values())
+    return draws or (1 if all_fixed else None)
 
 
-def _read_labels(split: DatasetSplit | CheckedLoaderSplit, first: Batch | None) -> SplitLabels:
-    """Return all labels of a split if they are visible, otherwise the labels of its first batch or of some samples.
+def _described(split: TorchSplit, spec: LabelSpec, labels: SplitLabels | None, *, is_drawn: bool) -> TorchSplit:
+    """Return a split with the description of its labels, after a check of its visible labels.
 
-    first: the first batch, if it was already read.
+    Other labels are checked batch by batch, and so are those of user-defined datasets, which may remap their `targets`.
     """
-    visible = visible_labels(split)
-    if visible is not None and _is_fixed(dataset_of(split)) and split.name != "train":
-        return SplitLabels(split.name, visible, is_complete=True)
-    if first is None:
-        with preserve_rng_state(cuda=False):
-            first = first_batch(split.name, split)
-    labels = first.labels
-    if visible is not None and _is_like(visible, labels, split):
-        return SplitLabels(split.name, visible, is_complete=True)
-    if isinstance(split, DatasetSplit) and labels.ndim == 2 and len(split) > 1:
-        # A single row of zeros and ones may be a soft label, so samples from the whole split are read.
-        rows = torch.linspace(0, len(split) - 1, min(_SAMPLES, len(split))).long()
-        with preserve_rng_state(cuda=False):
-            labels = split.read(rows)[1]
-    return SplitLabels(split.name, labels, is_complete=False)
-
-
-def _is_like(visible: Tensor, first: Tensor, split: DatasetSplit | CheckedLoaderSplit) -> bool:
-    """Return whether the visible labels are like those that a split yields, judged by its first sample or batch.
-
-    Class indices may differ, because a dataset may remap its `targets`; `_check_visible` reads the relevant samples.
-    """
-    if visible.shape[1:] != first.shape[1:] or visible.is_floating_point() != first.is_floating_point():
-        return False
-    if _is_fixed(dataset_of(split)) or (visible.ndim == 1 and not visible.is_floating_point()):
-        return True
-    return isinstance(split, DatasetSplit) and torch.equal(visible[: len(first)].to(first), first)
-
-
-def _check_visible(split: DatasetSplit | CheckedLoaderSplit, labels: Tensor, label_check: LabelCheck) -> None:
-    """Raise DataError if a visible label is invalid."""
-    if labels.ndim > 1 or labels.is_floating_point():
-        for rows in torch.split(torch.arange(len(labels)), _ROWS):
-            label_check(labels[rows].cpu(), rows)
-        return
-    if label_check.task != "multiclass":
-        return
-    labels = torch.where(is_ignored(labels, label_check.ignored), 0, labels)
-    for row in (int(labels.argmin()), int(labels.argmax())):
-        if not 0 <= labels[row] < len(label_check.classes):
-            # A dataset may remap its `targets`, so the yielded label counts.
-            _, label, _ = split.keys.split(dataset_of(split)[row], split.source)
-            if not 0 <= int(label) < len(label_check.classes):
-                raise DataError(label_check.explain_index(int(label), f"row {row}"))
-
-
-def _is_fixed(dataset: object) -> bool:
-    """Return whether samples are known to never change: in a TensorDataset, or a Subset of one."""
-    while is_plain(dataset, Subset):
-        dataset = dataset.dataset
-    return is_plain(dataset, TensorDataset)
+    check = LabelCheck(split.name, spec.task, spec.classes, spec.unknown is not None, spec.ignored)
+    if labels is not None and labels.is_complete:
+        check_visible(split, labels.rows, check)
+    all_checked = labels is None or (labels.is_complete and is_fixed(split))
+    label_check = None if all_checked else check
+    if isinstance(split, LoaderSplit):
+        return replace(split, targets=spec.targets, label_check=label_check)
+    # Labels per position are left out: as int64, masks would take eight times the memory.
+    visible = visible_labels(split) if labels is not None and all_checked and not spec.position_dims else None
+    targets = None if visible is None else spec.targets(visible)
+    return replace(split, targets=spec.targets, label_check=label_check, labels=targets, is_drawn=is_drawn)
 
 
 def _describe_transform(transform: Any) -> str:

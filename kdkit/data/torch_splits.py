@@ -1,8 +1,7 @@
 """Use a torch Dataset or DataLoader that yields `(inputs, labels)` as a split."""
 
-import copy
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -15,7 +14,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 from kdkit.data.batch import Batch, as_targets, collate, items_of
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.label_check import LabelCheck
-from kdkit.data.labels import mark_unknown
 from kdkit.data.read_errors import explain_unreadable
 from kdkit.data.reading import reading
 from kdkit.data.samples import SampleKeys, as_weights, missing_labels, require_stacked, require_tensors
@@ -25,7 +23,6 @@ from kdkit.utils.seeds import SeedPurpose, derive_seed
 
 D = TypeVar("D", bound=Dataset[Any])
 
-_NO_KEYS = SampleKeys()
 _NO_BATCH = object()
 
 
@@ -43,29 +40,30 @@ class Unlabelled:
 DatasetOrLoader = Dataset[Any] | DataLoader[Any] | Iterable[Any] | Unlabelled
 
 
+@dataclass(eq=False, repr=False)
 class DatasetSplit(Split):
     """A map-style Dataset of `(inputs, labels)` as a split. Its ids start at `first_id`.
 
     name: "train", "validation" or "test", for error messages. keys: for samples that are mappings.
-    label_check: if set, it is called with the labels of every batch. On a GPU, a loss would only report "device-side
-    assert triggered". unknown: the label that means unknown, which becomes NaN. per_position: whether labels are
-    classes of positions, (samples, *positions). is_drawn: whether a sample is read with random numbers that depend only
-    on its row and draw.
+    targets: returns the labels of a batch in the form that losses take. label_check: called with the labels of every
+    batch; None if all are known to be valid. On a GPU, a loss would only report "device-side assert triggered".
+    is_drawn: whether a sample is read with random numbers that depend only on its row and draw.
     """
 
+    name: str
+    dataset: Any
+    first_id: int
+    keys: SampleKeys
+    targets: Callable[[Any], Any] = as_targets
     label_check: LabelCheck | None = None
-    unknown: float | None = None
-    per_position = False
-    is_drawn = False
+    labels: Tensor | None = None
+    is_drawn: bool = False
 
-    def __init__(self, name: str, dataset: Any, first_id: int, keys: SampleKeys = _NO_KEYS) -> None:
-        self.name = name
-        self.dataset = dataset
-        self.keys = keys
-        self.source = f"the {name} data must yield"  # the start of messages about its samples
-        self.ids = torch.arange(first_id, first_id + len(dataset))
-        if is_plain(dataset, TensorDataset):  # checked once, not in every batch
-            keys.split(dataset.tensors, self.source)
+    def __post_init__(self) -> None:
+        self.source = f"the {self.name} data must yield"  # the start of messages about its samples
+        self.ids = torch.arange(self.first_id, self.first_id + len(self.dataset))
+        if is_plain(self.dataset, TensorDataset):  # checked once, not in every batch
+            self.keys.split(self.dataset.tensors, self.source)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -102,12 +100,7 @@ class DatasetSplit(Split):
     def batch(self, rows: Tensor, draw: int) -> Batch:
         """Return these rows, with labels in the form that losses take."""
         inputs, labels, weights = self.read(rows, draw)
-        if labels is None:
-            labels = missing_labels(inputs)
-        elif self.unknown is None:
-            labels = as_targets(labels, per_position=self.per_position)
-        else:
-            labels = mark_unknown(labels, self.unknown)
+        labels = missing_labels(inputs) if labels is None else self.targets(labels)
         if self.label_check is not None:
             self.label_check(labels, rows)
         if weights is not None:
@@ -115,28 +108,28 @@ class DatasetSplit(Split):
         return Batch(inputs, labels, self.ids.index_select(0, rows), draw, None, weights)
 
 
+@dataclass(eq=False, repr=False)
 class CheckedLoaderSplit(LoaderSplit):
     """The batches of a DataLoader, with the options of `DatasetSplit`.
 
     samples: the split ends after the batch that reaches this number of samples; None: after the loader's last batch.
     """
 
-    label_check: LabelCheck | None = None
-    unknown: float | None = None
+    name: str
+    loader: DataLoader[Any]
+    keys: SampleKeys
     samples: int | None = None
+    targets: Callable[[Any], Any] = as_targets
+    label_check: LabelCheck | None = None
 
-    def __init__(self, name: str, loader: "DataLoader[Any]", keys: SampleKeys = _NO_KEYS) -> None:
-        super().__init__(loader)
-        self.name = name
-        self.keys = keys
-        self.source = f"the {name} data must yield"
+    def __post_init__(self) -> None:
+        super().__init__(self.loader)
+        self.source = f"the {self.name} data must yield"
 
     def __iter__(self) -> Iterator[Batch]:
         samples = 0
         with _explain_unequal_samples(self.name):
             for index, batch in enumerate(super().__iter__()):
-                if self.unknown is not None:
-                    batch = replace(batch, labels=mark_unknown(batch.labels, self.unknown))
                 if self.label_check is not None:
                     self.label_check(batch.labels, None, index)
                 yield batch
@@ -144,19 +137,20 @@ class CheckedLoaderSplit(LoaderSplit):
                 if self.samples is not None and samples >= self.samples:
                     return  # before the next batch is loaded, which may take long
 
+    def _as_targets(self, labels: Any) -> Any:
+        return self.targets(labels)
+
 
 class StreamSplit(CheckedLoaderSplit):
     """The samples of an IterableDataset without a DataLoader, in batches of any size. The last one may be smaller."""
 
-    def __init__(self, name: str, dataset: "IterableDataset[Any]", keys: SampleKeys = _NO_KEYS) -> None:
-        super().__init__(name, DataLoader(dataset, collate_fn=_collate_samples), keys)
-
     def batched(self, size: int, *, pin: bool = False) -> "StreamSplit":
         """Return the stream in batches of this size."""
-        split = copy.copy(self)
         dataset = self.loader.dataset if self.samples is None else _First(self.loader.dataset, self.samples)
-        split.loader = DataLoader(dataset, size, collate_fn=_collate_samples, pin_memory=pin)
-        return split
+        return replace(self, loader=DataLoader(dataset, size, collate_fn=_collate_samples, pin_memory=pin))
+
+
+TorchSplit = DatasetSplit | CheckedLoaderSplit
 
 
 class _First(IterableDataset[Any]):
@@ -182,10 +176,13 @@ class _Batches(IterableDataset[Any]):
         return len(self.source)
 
 
-def as_split(name: str, data: DatasetOrLoader, first_id: int, keys: SampleKeys) -> DatasetSplit | CheckedLoaderSplit:
+def as_split(
+    name: str, data: DatasetOrLoader, keys: SampleKeys, *, first_id: int = 0, samples: int | None = None
+) -> TorchSplit:
     """Return the data as a split. Raises DataError if it is empty, or neither a Dataset nor a loader.
 
-    name: "train", "validation" or "test", for error messages. first_id: the id of its first sample.
+    name: "train", "validation" or "test", for error messages. first_id: the id of the first sample of a Dataset.
+    samples: how many samples of a stream or DataLoader are read; None reads it to its end.
     """
     if isinstance(data, Unlabelled):
         if name != "train":
@@ -193,19 +190,19 @@ def as_split(name: str, data: DatasetOrLoader, first_id: int, keys: SampleKeys) 
                 f"the {name} data needs labels for the metrics; to compare a student with its teacher instead, use the "
                 "teacher's classes as labels: TensorDataset(inputs, teacher(inputs).argmax(1))"
             )
-        return as_split(name, data.data, first_id, SampleKeys(inputs_only=True))
+        return as_split(name, data.data, SampleKeys(inputs_only=True), first_id=first_id)
     if isinstance(data, DataLoader):
-        return CheckedLoaderSplit(name, data, keys)
+        return CheckedLoaderSplit(name, data, keys, samples)
     dataset: Any = data
     is_stream = isinstance(data, IterableDataset)  # inherits a __getitem__ that raises, and may have a length
     pipeline = getattr(data, "pipeline", None)
     # The WebLoader of WebDataset is an IterableDataset around a DataLoader.
     holds_loader = is_stream and isinstance(pipeline, list) and any(isinstance(part, DataLoader) for part in pipeline)
     if is_stream and not holds_loader:
-        return StreamSplit(name, dataset, keys)
+        return StreamSplit(name, DataLoader(dataset, collate_fn=_collate_samples), keys, samples)
     is_iterator = hasattr(data, "__next__")  # an iterator can be read only once
     if holds_loader or (hasattr(data, "__iter__") and not is_iterator and not hasattr(data, "__getitem__")):
-        return CheckedLoaderSplit(name, DataLoader(_Batches(data), batch_size=None), keys)
+        return CheckedLoaderSplit(name, DataLoader(_Batches(data), batch_size=None), keys, samples)
     # A duck-typed dataset with both methods is fine.
     if is_iterator or not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         raise DataError(
@@ -217,14 +214,12 @@ def as_split(name: str, data: DatasetOrLoader, first_id: int, keys: SampleKeys) 
     return DatasetSplit(name, dataset, first_id, keys)
 
 
-def first_batch(
-    name: str, data: DatasetOrLoader | DatasetSplit | CheckedLoaderSplit, keys: SampleKeys = _NO_KEYS
-) -> Batch:
+def first_batch(split: TorchSplit) -> Batch:
     """Return the first sample, or the first batch of a loader, with its labels unchanged.
 
     Raises DataError if it is not (inputs, labels).
     """
-    split = data if isinstance(data, (DatasetSplit, CheckedLoaderSplit)) else as_split(name, data, 0, keys)
+    name = split.name
     try:
         if isinstance(split, LoaderSplit):
             with reading(f"the first batch of the {name} data", split.loader), _explain_unequal_samples(name):
@@ -289,45 +284,15 @@ def is_plain(dataset: object, cls: type[D]) -> TypeGuard[D]:
     return isinstance(dataset, cls) and type(dataset).__getitem__ is cls.__getitem__
 
 
+def is_fixed(split: TorchSplit) -> bool:
+    """Return whether samples are known to never change: in a TensorDataset, or a Subset of one."""
+    dataset = dataset_of(split)
+    while is_plain(dataset, Subset):
+        dataset = dataset.dataset
+    return is_plain(dataset, TensorDataset)
+
+
 def dataset_of(data: DatasetOrLoader | Split | LoaderSplit) -> Any:
     """Return the dataset inside a split or DataLoader."""
     dataset = data.data if isinstance(data, Unlabelled) else data.loader if isinstance(data, LoaderSplit) else data
     return dataset.dataset if isinstance(dataset, DataLoader | DatasetSplit) else dataset
-
-
-def visible_labels(split: DatasetSplit | CheckedLoaderSplit) -> Tensor | None:
-    """Return the labels, (samples, ...), if they are visible without reading samples, otherwise None."""
-    if isinstance(split, LoaderSplit) and split.loader.collate_fn is not default_collate:
-        return None  # user code may change the labels of the dataset
-    return _labels_of(dataset_of(split))
-
-
-def _labels_of(dataset: Any) -> Tensor | None:
-    if is_plain(dataset, Subset):
-        labels = _labels_of(dataset.dataset)
-        return None if labels is None else labels[torch.as_tensor(list(dataset.indices), dtype=torch.int64)]
-    if isinstance(dataset, IterableDataset):
-        return None  # its samples may come in any order
-    if is_plain(dataset, TensorDataset):
-        targets = dataset.tensors[1] if len(dataset.tensors) in (2, 3) else None  # the third tensor has weights
-    else:
-        targets = getattr(dataset, "targets", None)  # the convention of torchvision's datasets
-    if targets is None or getattr(dataset, "target_transform", None) is not None:
-        return None
-    try:
-        labels = torch.as_tensor(targets)
-    except (TypeError, ValueError, RuntimeError):  # user-defined `targets` may be anything, such as names or boxes
-        return None
-    return labels if labels.ndim and len(labels) else None
-
-
-def content_of(value: Any) -> Iterator[bytes]:
-    """Yield the dtype, shape and bytes of every tensor in a nested value, and the keys of mappings and dataclasses."""
-    if isinstance(value, Tensor):
-        yield f"{value.dtype}{tuple(value.shape)}".encode()  # tensors of different shapes may have the same bytes
-        yield value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
-        return
-    for key, item in items_of(value) or ():
-        if not isinstance(value, (tuple, list)):
-            yield repr(key).encode()
-        yield from content_of(item)

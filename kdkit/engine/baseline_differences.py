@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from kdkit.errors import first_line
 from kdkit.metrics.base import Metric, is_biased
-from kdkit.metrics.bootstrap import Resampling, without_interval
+from kdkit.metrics.bootstrap import without_interval
 from kdkit.metrics.paired import Difference, SplitPredictions, paired_bootstrap
+from kdkit.metrics.resampling import Resampling
 from kdkit.plugins.events import BaselineDifference
 from kdkit.recipe.baseline import baselines_of
 from kdkit.recipe.recipe import Stage

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from kdkit.data.batch import Batch, nested_tensors
 from kdkit.data.dataset import Task
 from kdkit.data.samples import SampleKeys
-from kdkit.data.torch_data import TorchData, class_names
-from kdkit.data.torch_splits import DatasetOrLoader, first_batch
+from kdkit.data.torch_data import TorchData
+from kdkit.data.torch_splits import DatasetOrLoader, as_split, first_batch
+from kdkit.data.visible_labels import class_names
 from kdkit.engine.check.network_failures import input_advice, line_of_user_code
 from kdkit.engine.options import RunFields, RunOptions, require_fields
 from kdkit.engine.run import Result, run
@@ -148,7 +149,7 @@ def _classes(net: Net[Any], train: DatasetOrLoader, labels: str | None) -> tuple
 
     `check` reports a failure later, because the network may still run on the device of the run.
     """
-    batch = first_batch("train", train, SampleKeys(labels))
+    batch = first_batch(as_split("train", train, SampleKeys(labels)))
     try:
         count = output_shape(net, batch)[1]
     except KdkitError:

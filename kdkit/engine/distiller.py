@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, as_targets
 from kdkit.data.dataset import Task
-from kdkit.data.labels import SplitLabels, ignored_labels, position_dims
+from kdkit.data.label_forms import SplitLabels, position_dims
+from kdkit.data.labels import ignored_labels
 from kdkit.data.samples import missing_labels
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.stage_problems import stage_problems

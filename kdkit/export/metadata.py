@@ -15,7 +15,7 @@ from kdkit.export.gates import Reference
 from kdkit.export.source import ExportSource
 from kdkit.metrics.base import Metric
 from kdkit.metrics.thresholds import BestF1
-from kdkit.nets.weight_files import find_weights
+from kdkit.nets.weights import find_weights
 from kdkit.utils.modules import plain_state
 
 FORMAT = 1  # of the metadata; increased when a reading program could misread them

@@ -16,8 +16,8 @@ from kdkit.data.dataset import Data, LoaderSplit, Split
 from kdkit.data.loading import batches
 from kdkit.errors import KdkitError, first_line
 from kdkit.export.options import ExportOptions
+from kdkit.nets.elements import pick_tensor
 from kdkit.nets.net import Net
-from kdkit.nets.views import pick_tensor
 from kdkit.recipe.recipe import Recipe
 from kdkit.utils.modules import eval_mode
 from kdkit.utils.randomness import preserve_rng_state

@@ -9,7 +9,7 @@ from kdkit.metrics.base import (
     lower_is_better,
     true_classes,
 )
-from kdkit.metrics.bootstrap import BootstrapInterval, Resampled, without_interval
+from kdkit.metrics.bootstrap import BootstrapInterval, without_interval
 from kdkit.metrics.calibration import Brier, CalibrationError
 from kdkit.metrics.classification import F1, Accuracy, MacroF1, MeanIoU, MicroF1, TopKAccuracy
 from kdkit.metrics.comparison import Comparison, compare_over_seeds
@@ -18,6 +18,7 @@ from kdkit.metrics.likelihood import CrossEntropy, Perplexity
 from kdkit.metrics.paired import Difference, SplitPredictions, paired_bootstrap, paired_t_interval
 from kdkit.metrics.ranking import MacroAUPRC, MacroAUROC
 from kdkit.metrics.regression import MAE, MSE, R2, Pearson
+from kdkit.metrics.resampling import Resampled
 from kdkit.metrics.thresholds import BestF1, FixedThresholds, Thresholds, YoudenJ
 
 __all__ = [

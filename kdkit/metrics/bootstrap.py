@@ -1,30 +1,15 @@
 """Bootstrap intervals of metrics."""
 
-from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, replace
 from statistics import NormalDist
-from typing import NamedTuple, Protocol, Self, runtime_checkable
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdkit.errors import RecipeError, describe
-from kdkit.metrics.base import (
-    Floats,
-    Metric,
-    MetricResult,
-    Predictions,
-    defined_by_class,
-    is_biased,
-    lower_is_better,
-    note_on_missing,
-)
+from kdkit.metrics.base import Floats, Metric, MetricResult, Predictions, is_biased, lower_is_better
+from kdkit.metrics.resampling import draw_counts, resample
 from kdkit.utils.validation import validate_count
-
-Counts = NDArray[np.float32]
-
-_CHUNK = 32_000_000  # the number of counts in memory at a time: 128 MB of float32
-_BLOCK = 64  # the number of resamples at a time, so that their sums stay in the CPU cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,81 +88,6 @@ class BootstrapInterval:
 def without_interval(metric: Metric) -> Metric:
     """Return the metric without its interval, which takes about a thousand times as long to compute."""
     return metric.metric if isinstance(metric, BootstrapInterval) else metric
-
-
-class Resampled(NamedTuple):
-    """The metric for each resample, (resamples,), and by class, (classes, resamples); NaN if undefined."""
-
-    values: Floats
-    by_class: Floats
-
-
-@runtime_checkable
-class Resampling(Protocol):
-    """A metric that supports sample weights, so that a thousand resamples take about a second."""
-
-    def resampled(self, test: Predictions, counts: Counts) -> Resampled:
-        """Return the metric for each resample.
-
-        counts: how often each resample contains each sample, (samples, resamples), integers as float32.
-        """
-        ...
-
-
-def resample(metric: Metric, test: Predictions, counts: Counts) -> Resampled:
-    """Return the metric for each resample. A metric that is not `Resampling` is computed once per resample."""
-    if isinstance(metric, Resampling):
-        return metric.resampled(test, counts)
-    indices = np.arange(len(test))
-    # The slow way: a copy of the split with each row repeated as often as it was drawn.
-    results = [metric.compute(test.rows(np.repeat(indices, column))) for column in counts.T.astype(np.int64)]
-    by_class = [[result.by_class.get(name, np.nan) for result in results] for name in test.classes]
-    return Resampled(np.array([result.value for result in results]), np.array(by_class, dtype=np.float64))
-
-
-def unit_counts(test: Predictions) -> Counts:
-    """Return the counts for the split itself, (samples, 1): each sample once."""
-    return np.ones((len(test), 1), dtype=np.float32)
-
-
-def result_of(metric: Resampling, test: Predictions, *, missing: str = "") -> MetricResult:
-    """Return the result of a metric on a split, computed as a resample that contains each sample once.
-
-    missing: why a class may have no value, for a note that names such classes; no note by default.
-    """
-    values, by_class = metric.resampled(test, unit_counts(test))
-    defined = defined_by_class(test, by_class[:, 0])
-    note = note_on_missing(test, defined, missing) if missing else ""
-    return MetricResult(value=float(values[0]), by_class=defined, note=note)
-
-
-def draw_counts(test: Predictions, resamples: int, seed: int) -> Iterator[Counts]:
-    """Yield how often each sample is drawn in each resample, in chunks of resamples, (samples, resamples of a chunk).
-
-    If the samples have groups, whole groups are drawn. The counts depend only on the seed and the split.
-    """
-    units, unit_of_sample = len(test), None
-    if test.groups is not None:
-        groups, unit_of_sample = np.unique(test.groups, return_inverse=True)
-        units = len(groups)
-    if not units:
-        raise RecipeError("an empty split cannot be resampled")
-    random = np.random.default_rng(seed)
-    # Metrics have several float64 values per class and resample, which matters for large vocabularies.
-    chunk = max(1, _CHUNK // max(len(test), 8 * len(test.classes)))
-    for first in range(0, resamples, chunk):
-        counts = np.empty((len(test), min(chunk, resamples - first)), dtype=np.float32)
-        # One call per resample, so that the counts do not depend on the size of a chunk.
-        for column in range(counts.shape[1]):
-            drawn = np.bincount(random.integers(0, units, units), minlength=units)
-            counts[:, column] = drawn if unit_of_sample is None else drawn[unit_of_sample]
-        yield counts
-
-
-def count_blocks(counts: Counts) -> Iterator[Counts]:
-    """Yield the counts of some resamples at a time: many small sums are faster than a few large ones."""
-    for first in range(0, counts.shape[1], _BLOCK):
-        yield np.ascontiguousarray(counts[:, first : first + _BLOCK])
 
 
 def bootstrap_interval(values: Floats, value: float, level: float) -> tuple[float, float]:

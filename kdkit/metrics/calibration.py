@@ -1,5 +1,6 @@
 """Metrics of probabilities: whether predictions with a probability of 80 % are right in 80 of 100 cases."""
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -10,26 +11,37 @@ from kdkit.errors import DataError, RecipeError, did_you_mean
 from kdkit.metrics.base import (
     Bools,
     Floats,
-    MetricResult,
     Predictions,
-    WithoutThresholds,
-    defined_by_class,
     known_rows,
     mean_over_classes,
     note_on_missing,
     ratio,
     require_class_outputs,
     true_classes,
+    undefined_by_class,
     unknown_labels,
 )
-from kdkit.metrics.bootstrap import Counts, Resampled, count_blocks, unit_counts
+from kdkit.metrics.resampling import CountedMetric, Counts, Resampled, count_blocks
 from kdkit.utils.validation import validate_count
 
 Bins = Literal["equal_width", "equal_mass"]
 
 
+class _ProbabilityMetric(CountedMetric):
+    """Base class of metrics that classes without positives have too."""
+
+    __slots__ = ()
+    accepts_unknown: ClassVar[bool] = True
+    lower_is_better: ClassVar[bool] = True
+
+    def _note(self, test: Predictions, defined: Container[str]) -> str:
+        """Return a note that names the classes without positives."""
+        positives = true_classes(test).sum(0).tolist()
+        return note_on_missing(test, [name for name, count in zip(test.classes, positives, strict=True) if count])
+
+
 @dataclass(frozen=True, slots=True)
-class CalibrationError(WithoutThresholds):
+class CalibrationError(_ProbabilityMetric):
     """Expected calibration error, in [0, 1]; lower is better.
 
     The mean of |mean probability - share of positives| over bins, weighted by the number of samples in each bin.
@@ -45,10 +57,8 @@ class CalibrationError(WithoutThresholds):
     compare networks by `Brier`.
     """
 
-    accepts_unknown: ClassVar[bool] = True
     bins: Bins = "equal_width"
     count: int = 15
-    lower_is_better: ClassVar[bool] = True
     is_biased: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -60,10 +70,6 @@ class CalibrationError(WithoutThresholds):
     def name(self) -> str:
         """The name in tables."""
         return "calibration_error" if self.bins == "equal_width" else f"calibration_error_{self.bins}"
-
-    def compute(self, test: Predictions) -> MetricResult:
-        """Return the error; for multilabel also by class."""
-        return _result(self.resampled(test, unit_counts(test)), test)
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the error for each resample."""
@@ -86,7 +92,7 @@ class CalibrationError(WithoutThresholds):
             blocks.append(np.stack([ratio(*pair) for pair in zip(sums, totals, strict=True)]))
         errors = np.concatenate(blocks, axis=1)  # (columns, resamples)
         if test.labels.ndim == 1:
-            return Resampled(errors[0], np.full((len(test.classes), errors.shape[1]), np.nan))
+            return Resampled(errors[0], undefined_by_class(test, errors.shape[1]))
         return Resampled(mean_over_classes(errors), errors)
 
     def _excess_by_bin(self, probabilities: Floats, truth: Bools, rows: NDArray[np.int64]) -> Any:
@@ -103,24 +109,14 @@ class CalibrationError(WithoutThresholds):
 
 
 @dataclass(frozen=True, slots=True)
-class Brier(WithoutThresholds):
+class Brier(_ProbabilityMetric):
     """Brier score, the mean squared error of probabilities; lower is better (Brier 1950).
 
     Multilabel: for the sigmoid of each class, averaged over classes, in [0, 1]. Multiclass: for the softmax, summed
     over classes, in [0, 2].
     """
 
-    accepts_unknown: ClassVar[bool] = True
-    lower_is_better: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        """The name in tables."""
-        return "brier"
-
-    def compute(self, test: Predictions) -> MetricResult:
-        """Return the score, also by class."""
-        return _result(self.resampled(test, unit_counts(test)), test)
+    name: ClassVar[str] = "brier"
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the score for each resample."""
@@ -146,14 +142,3 @@ def _probabilities(test: Predictions) -> Floats:
     else:
         probabilities = 1 / (1 + np.exp(-np.clip(logits, -500, 500)))  # exp(709) is the largest float64
     return probabilities
-
-
-def _result(resampled: Resampled, test: Predictions) -> MetricResult:
-    # Classes without positives have values here, but the reader must know about them.
-    positives = true_classes(test).sum(0).tolist()
-    present = [name for name, count in zip(test.classes, positives, strict=True) if count]
-    return MetricResult(
-        value=float(resampled.values[0]),
-        by_class=defined_by_class(test, resampled.by_class[:, 0]),
-        note=note_on_missing(test, present),
-    )

@@ -13,9 +13,7 @@ from kdkit.errors import DataError, RecipeError, did_you_mean
 from kdkit.metrics.base import (
     Bools,
     Floats,
-    MetricResult,
     Predictions,
-    WithoutThresholds,
     mean_over_classes,
     ratio,
     reduced_positions,
@@ -24,7 +22,7 @@ from kdkit.metrics.base import (
     undefined_by_class,
     unknown_labels,
 )
-from kdkit.metrics.bootstrap import Counts, Resampled, result_of, unit_counts
+from kdkit.metrics.resampling import CountedMetric, Counts, Resampled
 from kdkit.metrics.thresholds import BestF1, Thresholds, thresholds_array, validate_thresholds
 from kdkit.utils.validation import validate_count
 
@@ -35,22 +33,16 @@ _BLOCK = 2**22  # the number of counts of positions in memory at a time: 32 MB o
 
 
 @dataclass(frozen=True, slots=True)
-class Accuracy(WithoutThresholds):
+class Accuracy(CountedMetric):
     """The share of samples whose largest output is the one of their class: multiclass, in [0, 1].
 
     For labels per position, it is the share of all positions with a label, the pixel accuracy.
+    The values by class are recalls.
     """
 
+    name: ClassVar[str] = "accuracy"
+    missing: ClassVar[str] = "no positives"
     accepts_positions: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        """The name in tables."""
-        return "accuracy"
-
-    def compute(self, test: Predictions) -> MetricResult:
-        """Return the accuracy, and the recall of each class."""
-        return result_of(self, test, missing="no positives")
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the accuracy and the recalls for each resample."""
@@ -72,7 +64,7 @@ class Accuracy(WithoutThresholds):
 
 
 @dataclass(frozen=True, slots=True)
-class TopKAccuracy(WithoutThresholds):
+class TopKAccuracy(CountedMetric):
     """The share of samples whose class is among the k with the largest outputs: multiclass, in [0, 1].
 
     For labels per position, it is the share of all positions with a label. k: less than the number of classes.
@@ -98,10 +90,6 @@ class TopKAccuracy(WithoutThresholds):
         hits = has_label & (_ranks(outputs, labels.clamp(min=0).long()) < self.k)
         return torch.stack([mask.flatten(1).sum(1) for mask in (hits, has_label)], 1)
 
-    def compute(self, test: Predictions) -> MetricResult:
-        """Return the share. Raises DataError for several labels per sample, or if there are not more than k classes."""
-        return MetricResult(value=float(self.resampled(test, unit_counts(test)).values[0]))
-
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the share for each resample."""
         if test.per_position:
@@ -122,7 +110,7 @@ class TopKAccuracy(WithoutThresholds):
 
 
 @dataclass(frozen=True, slots=True)
-class F1:
+class F1(CountedMetric):
     """F1 score, in [0, 1]: "macro" is the mean over classes, "micro" pools the decisions of all classes.
 
     Multilabel: a class is predicted if its logit is at least its threshold. `fit` chooses the thresholds on the
@@ -132,6 +120,7 @@ class F1:
     thresholds_by: how thresholds are chosen; by default, to maximize the F1 of each class.
     """
 
+    missing: ClassVar[str] = "no positives"
     accepts_unknown: ClassVar[bool] = True
     accepts_positions: ClassVar[bool] = True
     average: Average = "macro"
@@ -157,10 +146,6 @@ class F1:
             return self
         return replace(self, thresholds=self.thresholds_by.choose(validation))
 
-    def compute(self, test: Predictions) -> MetricResult:
-        """Return F1, also by class. The note names classes without positives."""
-        return result_of(self, test, missing="no positives")
-
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return F1 for each resample, at the same thresholds."""
         hits, predicted, positives = confusion_counts(test, self.thresholds, counts)
@@ -184,7 +169,7 @@ def MicroF1(*, thresholds_by: Thresholds | None = None) -> F1:  # noqa: N802  # 
 
 
 @dataclass(frozen=True, slots=True)
-class MeanIoU(WithoutThresholds):
+class MeanIoU(CountedMetric):
     """Intersection over union, averaged over classes (mIoU, the Jaccard index), in [0, 1].
 
     The intersection and union of a class are counted over all positions of all samples. A class that is neither a label
@@ -194,17 +179,10 @@ class MeanIoU(WithoutThresholds):
     Source: Everingham et al. 2010, "The Pascal Visual Object Classes (VOC) Challenge", IJCV 88, sec. 4.3
     """
 
+    name: ClassVar[str] = "mean_iou"
+    missing: ClassVar[str] = "no labels or predictions"
     accepts_positions: ClassVar[bool] = True
     accepts_unknown: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        """The name in tables."""
-        return "mean_iou"
-
-    def compute(self, test: Predictions) -> MetricResult:
-        """Return the mean, also by class. The note names classes that are neither a label nor predicted."""
-        return result_of(self, test, missing="no labels or predictions")
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the metric for each resample."""

@@ -12,9 +12,7 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 from kdkit.errors import DataError
 from kdkit.metrics.base import (
     Floats,
-    MetricResult,
     Predictions,
-    WithoutThresholds,
     log_softmax,
     ratio,
     reduced_positions,
@@ -23,11 +21,11 @@ from kdkit.metrics.base import (
     undefined_by_class,
     unknown_labels,
 )
-from kdkit.metrics.bootstrap import Counts, Resampled, result_of, unit_counts
+from kdkit.metrics.resampling import CountedMetric, Counts, Resampled
 
 
 @dataclass(frozen=True, slots=True)
-class CrossEntropy(WithoutThresholds):
+class CrossEntropy(CountedMetric):
     """The mean cross-entropy of the labels, in nats: the loss on a validation or test split. Lower is better.
 
     Multiclass: -log of the softmax probability of the class, averaged over samples, or, for labels per position, over
@@ -35,22 +33,14 @@ class CrossEntropy(WithoutThresholds):
     labels.
     """
 
+    name: ClassVar[str] = "cross_entropy"
     accepts_unknown: ClassVar[bool] = True
     accepts_positions: ClassVar[bool] = True
     lower_is_better: ClassVar[bool] = True
 
-    @property
-    def name(self) -> str:
-        """The name in tables."""
-        return "cross_entropy"
-
     def reduce_positions(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return the sums over the positions of each sample, see `position_losses`."""
         return position_losses(outputs, labels)
-
-    def compute(self, test: Predictions) -> MetricResult:
-        """Return the cross-entropy; for multilabel also by class."""
-        return result_of(self, test)
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the cross-entropy for each resample."""
@@ -65,28 +55,20 @@ class CrossEntropy(WithoutThresholds):
 
 
 @dataclass(frozen=True, slots=True)
-class Perplexity(WithoutThresholds):
+class Perplexity(CountedMetric):
     """The exponential of the mean cross-entropy of tokens: multiclass, at least 1. Lower is better.
 
     The mean is over all labeled tokens of all samples, so long texts count more than short ones. Perplexities of
     networks with different vocabularies cannot be compared, because their tokens differ.
     """
 
+    name: ClassVar[str] = "perplexity"
     accepts_positions: ClassVar[bool] = True
     lower_is_better: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        """The name in tables."""
-        return "perplexity"
 
     def reduce_positions(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return the sums over the positions of each sample, see `position_losses`."""
         return position_losses(outputs, labels)
-
-    def compute(self, test: Predictions) -> MetricResult:
-        """Return the perplexity. Raises DataError for multilabel data."""
-        return MetricResult(value=float(self.resampled(test, unit_counts(test)).values[0]))
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the perplexity for each resample."""

@@ -9,15 +9,8 @@ import numpy as np
 
 from kdkit.errors import DataError
 from kdkit.metrics.base import Floats, Metric, Predictions, is_biased, lower_is_better
-from kdkit.metrics.bootstrap import (
-    Counts,
-    draw_counts,
-    percentile_interval,
-    resample,
-    validate_bootstrap,
-    validate_level,
-    without_interval,
-)
+from kdkit.metrics.bootstrap import percentile_interval, validate_bootstrap, validate_level, without_interval
+from kdkit.metrics.resampling import Counts, draw_counts, resample
 
 Verdict = Literal["better", "worse", "not distinguishable"]
 

@@ -5,17 +5,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kdkit.metrics.base import (
-    Metric,
-    MetricResult,
-    Predictions,
-    WithoutThresholds,
-    mean_over_classes,
-    ratio,
-)
-from kdkit.metrics.bootstrap import BootstrapInterval, Counts, Resampled, result_of, unit_counts
+from kdkit.metrics.base import Metric, Predictions, mean_over_classes, ratio
+from kdkit.metrics.bootstrap import BootstrapInterval
 from kdkit.metrics.classification import confusion_counts
 from kdkit.metrics.ranking import MacroAUPRC, MacroAUROC
+from kdkit.metrics.resampling import CountedMetric, Counts, Resampled, unit_counts
 from kdkit.metrics.thresholds import BestF1, Thresholds
 
 FIGURES = ("precision", "recall", "f1", "auroc", "auprc")
@@ -84,14 +78,11 @@ def class_table(
 
 
 @dataclass(frozen=True, slots=True)
-class _ThresholdMetric(WithoutThresholds):
+class _ThresholdMetric(CountedMetric):
     """Precision, recall or F1 of each class, at fixed thresholds."""
 
     name: str
     thresholds: tuple[float, ...] | None
-
-    def compute(self, test: Predictions) -> MetricResult:
-        return result_of(self, test)
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         hits, predicted, positives = confusion_counts(test, self.thresholds, counts)

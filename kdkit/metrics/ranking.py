@@ -11,9 +11,7 @@ from kdkit.errors import DataError
 from kdkit.metrics.base import (
     Bools,
     Floats,
-    MetricResult,
     Predictions,
-    WithoutThresholds,
     known_rows,
     log_softmax,
     mean_over_classes,
@@ -22,26 +20,19 @@ from kdkit.metrics.base import (
     require_class_outputs,
     true_classes,
 )
-from kdkit.metrics.bootstrap import Counts, Resampled, count_blocks, result_of
+from kdkit.metrics.resampling import CountedMetric, Counts, Resampled, count_blocks
 
 
 @dataclass(frozen=True, slots=True)
-class MacroAUPRC(WithoutThresholds):
+class MacroAUPRC(CountedMetric):
     """Average precision, averaged over the classes with positives, in [0, 1].
 
     Defined as in scikit-learn's average_precision_score. For one class per sample, it is computed from the softmax.
     """
 
+    name: ClassVar[str] = "macro_auprc"
+    missing: ClassVar[str] = "no positives"
     accepts_unknown: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        """The name in tables."""
-        return "macro_auprc"
-
-    def compute(self, test: Predictions) -> MetricResult:
-        """Return the mean, also by class. The note names classes without positives."""
-        return result_of(self, test, missing="no positives")
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the average precision for each resample."""
@@ -49,23 +40,16 @@ class MacroAUPRC(WithoutThresholds):
 
 
 @dataclass(frozen=True, slots=True)
-class MacroAUROC(WithoutThresholds):
+class MacroAUROC(CountedMetric):
     """Area under the ROC curve, averaged over the classes with positives and negatives, in [0, 1].
 
     A tie between a positive and a negative counts one half. For one class per sample, it is computed from the softmax,
     for each class against the rest.
     """
 
+    name: ClassVar[str] = "macro_auroc"
+    missing: ClassVar[str] = "no positives, or no negatives"
     accepts_unknown: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        """The name in tables."""
-        return "macro_auroc"
-
-    def compute(self, test: Predictions) -> MetricResult:
-        """Return the mean, also by class. The note names classes with an undefined area."""
-        return result_of(self, test, missing="no positives, or no negatives")
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the area for each resample."""

@@ -5,7 +5,7 @@ as one column.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,11 +17,11 @@ from kdkit.metrics.base import (
     MetricResult,
     Predictions,
     WithoutThresholds,
-    defined_by_class,
     mean_over_classes,
     note_on_missing,
+    undefined_by_class,
 )
-from kdkit.metrics.bootstrap import Counts, Resampled, unit_counts
+from kdkit.metrics.resampling import CountedMetric, Counts, Resampled
 from kdkit.utils.reprs import describe_count
 
 
@@ -32,10 +32,7 @@ class R2(WithoutThresholds):
     A column whose labels are constant, such as zeros, is left out. NaN if all columns are constant.
     """
 
-    @property
-    def name(self) -> str:
-        """The name in tables."""
-        return "r2"
+    name: ClassVar[str] = "r2"
 
     def compute(self, test: Predictions) -> MetricResult:
         """Return the coefficient. Raises DataError if labels and outputs have different shapes."""
@@ -58,22 +55,14 @@ class R2(WithoutThresholds):
 
 
 @dataclass(frozen=True, slots=True)
-class MSE(WithoutThresholds):
+class MSE(CountedMetric):
     """Mean squared error, averaged over the output columns: regression, in the squared unit of the labels.
 
     Lower is better.
     """
 
+    name: ClassVar[str] = "mse"
     lower_is_better: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        """The name in tables."""
-        return "mse"
-
-    def compute(self, test: Predictions) -> MetricResult:
-        """Return the error, also by column. Raises DataError if labels and outputs have different shapes."""
-        return _result(self.resampled(test, unit_counts(test)), test)
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the error for each resample."""
@@ -81,22 +70,14 @@ class MSE(WithoutThresholds):
 
 
 @dataclass(frozen=True, slots=True)
-class MAE(WithoutThresholds):
+class MAE(CountedMetric):
     """Mean absolute error, averaged over the output columns: regression, in the unit of the labels.
 
     Lower is better.
     """
 
+    name: ClassVar[str] = "mae"
     lower_is_better: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        """The name in tables."""
-        return "mae"
-
-    def compute(self, test: Predictions) -> MetricResult:
-        """Return the error, also by column. Raises DataError if labels and outputs have different shapes."""
-        return _result(self.resampled(test, unit_counts(test)), test)
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the error for each resample."""
@@ -104,23 +85,13 @@ class MAE(WithoutThresholds):
 
 
 @dataclass(frozen=True, slots=True)
-class Pearson(WithoutThresholds):
+class Pearson(CountedMetric):
     """Pearson's correlation of outputs and labels, averaged over the output columns: regression, in [-1, 1].
 
     It does not depend on the scale or offset of the outputs. A column that is constant on either side is left out.
     """
 
-    @property
-    def name(self) -> str:
-        """The name in tables."""
-        return "pearson"
-
-    def compute(self, test: Predictions) -> MetricResult:
-        """Return the correlation, also by column. The note names columns with an undefined correlation.
-
-        Raises DataError if labels and outputs have different shapes.
-        """
-        return _result(self.resampled(test, unit_counts(test)), test)
+    name: ClassVar[str] = "pearson"
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the correlation for each resample."""
@@ -142,6 +113,11 @@ class Pearson(WithoutThresholds):
         scale = np.sqrt(np.where(is_defined, x_variance * y_variance, 1.0))
         by_column = np.where(is_defined, np.clip(covariance / scale, -1, 1), np.nan)
         return Resampled(mean_over_classes(by_column), _by_class(test, by_column))
+
+    def _note(self, test: Predictions, defined: Container[str]) -> str:
+        """Return a note that names the columns with an undefined correlation, if the data has a name for each."""
+        columns = test.outputs.shape[1] if test.outputs.ndim == 2 else 1
+        return note_on_missing(test, defined, "constant") if len(test.classes) == columns else ""
 
 
 def _entries(test: Predictions) -> tuple[Floats, Floats]:
@@ -169,18 +145,10 @@ def _mean_error(test: Predictions, counts: Counts, measure: Callable[[Floats], F
 
 def _by_class(test: Predictions, by_column: Floats) -> Floats:
     """Return values by class, (classes, resamples); NaN unless the data has a name for each column."""
-    is_named = len(by_column) == len(test.classes)
-    return by_column if is_named else np.full((len(test.classes), by_column.shape[1]), np.nan)
+    return by_column if len(by_column) == len(test.classes) else undefined_by_class(test, by_column.shape[1])
 
 
 def _rounding(values: Floats) -> Floats:
     """Return the largest variance that a constant column may have due to rounding, (columns, 1)."""
     largest: Floats = np.abs(values).max((0, 1))[:, None]
     return (1e-13 * largest) ** 2
-
-
-def _result(resampled: Resampled, test: Predictions) -> MetricResult:
-    by_class = defined_by_class(test, resampled.by_class[:, 0])
-    is_named = len(test.classes) == (test.outputs.shape[1] if test.outputs.ndim == 2 else 1)
-    note = note_on_missing(test, by_class, "constant") if is_named else ""
-    return MetricResult(value=float(resampled.values[0]), by_class=by_class, note=note)

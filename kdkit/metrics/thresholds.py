@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,10 +34,7 @@ class Thresholds(Protocol):
 class BestF1:
     """For each class, the threshold with the best F1."""
 
-    @property
-    def name(self) -> str:
-        """The suffix of the name of a metric."""
-        return "best_f1"
+    name: ClassVar[str] = "best_f1"
 
     def choose(self, validation: Predictions) -> tuple[float, ...]:
         """Return the thresholds. A class without positives has infinity, so it is never predicted."""
@@ -48,10 +45,7 @@ class BestF1:
 class YoudenJ:
     """For each class, the threshold with the largest J = sensitivity + specificity - 1 (Youden 1950)."""
 
-    @property
-    def name(self) -> str:
-        """The suffix of the name of a metric."""
-        return "youden_j"
+    name: ClassVar[str] = "youden_j"
 
     def choose(self, validation: Predictions) -> tuple[float, ...]:
         """Return the thresholds. A class without positives has infinity, one without negatives its smallest output."""
@@ -67,10 +61,7 @@ class FixedThresholds:
 
     logits: float | tuple[float, ...] = 0.0
 
-    @property
-    def name(self) -> str:
-        """The suffix of the name of a metric."""
-        return "fixed"
+    name: ClassVar[str] = "fixed"
 
     def choose(self, validation: Predictions) -> tuple[float, ...]:
         """Return one threshold per class. Raises RecipeError if their number is not the number of classes."""

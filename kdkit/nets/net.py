@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, map_tensors, nested_tensors, to_device
 from kdkit.errors import RecipeError, did_you_mean, first_line, shortened
-from kdkit.nets.views import Element, Inputs, View, default_element, pick_tensor, validate_element, validate_view
+from kdkit.nets.elements import Element, default_element, pick_tensor, validate_element
+from kdkit.nets.views import Inputs, View, validate_view
 from kdkit.nets.weights import load_weights
 from kdkit.utils.devices import find_device
 from kdkit.utils.modules import uncompiled

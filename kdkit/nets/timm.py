@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError, did_you_mean
+from kdkit.nets.elements import pick_tensor
 from kdkit.nets.taps import Tap
-from kdkit.nets.views import pick_tensor
 
 
 def create(name: str, **options: Any) -> nn.Module:

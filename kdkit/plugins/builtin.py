@@ -23,11 +23,11 @@ def register_losses(register: Register) -> None:
 @hookimpl
 def register_taps(register: Register) -> None:
     """Register the taps of `kdkit.nets`."""
-    from kdkit.nets import attention_tap, classifier_tap, taps, timm
+    from kdkit.nets import taps, timm
 
     register("layer", taps.Tap)
-    register("attention", attention_tap.AttentionTap)
-    register("classifier", classifier_tap.ClassifierTap)
+    register("attention", taps.AttentionTap)
+    register("classifier", taps.ClassifierTap)
     register("timm", timm.timm_tap)
 
 

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit.metrics.base import Bools, Floats, Metric, MetricResult, Predictions, log_softmax, true_classes
-from kdkit.metrics.bootstrap import Resampling
 from kdkit.metrics.calibration import Brier, CalibrationError
 from kdkit.metrics.classification import Accuracy, MacroF1, MeanIoU, MicroF1, TopKAccuracy
 from kdkit.metrics.paired import SplitPredictions
 from kdkit.metrics.ranking import MacroAUPRC, MacroAUROC
 from kdkit.metrics.regression import MAE, MSE, R2, Pearson
+from kdkit.metrics.resampling import Resampling
 from kdkit.metrics.thresholds import BestF1, YoudenJ
 from kdkit.plugins.manager import registry
 

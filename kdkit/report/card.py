@@ -12,7 +12,7 @@ import yaml
 from kdkit import __version__
 from kdkit.errors import KdkitError
 from kdkit.export.card import FOLDER, read_cards, summary_rows
-from kdkit.nets.weight_files import runs_hint, runs_in, stage_weights
+from kdkit.nets.weights import runs_hint, runs_in, stage_weights
 from kdkit.report.formats import DASH, bounds, count, metric_title, plain, size
 from kdkit.report.overview import nets_by_role
 from kdkit.report.runs import ReportedRun, mapping, rows, weight_text

@@ -30,7 +30,7 @@ from kdkit.metrics.base import MetricResult
 from kdkit.metrics.bootstrap import BootstrapInterval
 from kdkit.metrics.paired import SplitPredictions, paired_bootstrap
 from kdkit.metrics.per_class import NetReport
-from kdkit.nets.weight_files import runs_in, stage_weights
+from kdkit.nets.weights import runs_in, stage_weights
 from kdkit.plugins.events import BaselineDifference
 from kdkit.report.analysis import same_metric
 from kdkit.utils.reprs import without_addresses

@@ -16,7 +16,7 @@ from kdkit.engine.storage.run_folder import LOCK, can_resume, locked_folder, rea
 from kdkit.errors import RecipeError, RunFolderError, did_you_mean, first_line
 from kdkit.metrics.base import MetricResult
 from kdkit.metrics.paired import SplitPredictions
-from kdkit.nets.weight_files import first_three, runs_in
+from kdkit.nets.weights import runs_in
 from kdkit.recipe.recipe import Recipe
 from kdkit.study.scheduler import run_trials
 from kdkit.study.settings import TrialSettings, unknown_run
@@ -27,7 +27,7 @@ from kdkit.study.workers.pickling import require_guarded_script, require_picklab
 from kdkit.study.workers.processes import Processes
 from kdkit.study.workers.ray import Cluster, RayWorkers
 from kdkit.utils.locks import FileLock
-from kdkit.utils.reprs import describe_count, describe_names
+from kdkit.utils.reprs import describe_count, describe_names, first_three
 
 _ADVICE = "choose another folder (--out FOLDER, or folder=FOLDER in Python)"
 

@@ -7,14 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from kdkit.data.batch import Batch
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.nets.moving_average import MovingAverage
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
 from kdkit.nets.views import View, validate_view
-from kdkit.teachers.base import TeacherOutput, TeacherSession, require_net
+from kdkit.teachers.base import TeacherSession, require_net
 from kdkit.teachers.frozen import Frozen
 from kdkit.utils.validation import is_number
 
@@ -54,7 +53,7 @@ class Ema:
         return _EmaSession(self, taps)
 
 
-class _EmaSession(TeacherSession):
+class _EmaSession(Frozen):
     """Updates and runs the average. Must be opened before the network's taps, whose hooks would be copied too."""
 
     def __init__(self, teacher: Ema, taps: Sequence[TapLike]) -> None:
@@ -69,20 +68,14 @@ class _EmaSession(TeacherSession):
         average = copy.copy(net)  # keeps all other options, such as the element and the order of its outputs
         average.name, average.module = teacher.name, module
         average.view = teacher.view if teacher.view is not None else net.view
-        self._frozen = Frozen(average, moved_taps)
-
-    def __call__(self, batch: Batch) -> TeacherOutput:
-        return self._frozen(batch)
-
-    def dry_run(self, batch: Batch) -> Sequence[TapLike]:
-        return self._frozen.dry_run(batch)
+        super().__init__(average, moved_taps)
 
     def on_step(self) -> None:
         """Move the average towards the new weights."""
         self._average.update(self._network)
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
-        self._frozen.apply(change)
+        super().apply(change)
         self._average.apply(change)
 
     def state_dict(self) -> dict[str, Any]:
@@ -90,6 +83,3 @@ class _EmaSession(TeacherSession):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._average.load_state_dict(state)
-
-    def close(self) -> None:
-        self._frozen.close()

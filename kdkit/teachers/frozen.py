@@ -11,8 +11,7 @@ from kdkit.data.batch import Batch
 from kdkit.errors import KdkitError, RecipeError, first_line
 from kdkit.losses.base import BuildContext
 from kdkit.nets.net import Net
-from kdkit.nets.open_taps import OpenTaps
-from kdkit.nets.taps import TapLike
+from kdkit.nets.taps import OpenTaps, TapLike
 from kdkit.teachers.base import Teacher, TeacherOutput, TeacherSession
 from kdkit.utils.modules import drop_compiled_code, eval_mode, mode_dependent
 from kdkit.utils.overrides import Override

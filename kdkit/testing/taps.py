@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
 from kdkit.errors import ContractError, RecipeError, describe
-from kdkit.nets.open_taps import OpenTaps
-from kdkit.nets.taps import TapLike
+from kdkit.nets.taps import OpenTaps, TapLike
 from kdkit.nets.views import Inputs
 from kdkit.utils.modules import eval_mode
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from kdkit.errors import shortened
+
 _MOST_NAMES = 8  # of a list of names
 
 
@@ -35,6 +37,12 @@ def describe_names(names: Iterable[str]) -> str:
     if len(names) > _MOST_NAMES:
         names = [*names[: _MOST_NAMES - 1], "...", names[-1]]
     return ", ".join(names)
+
+
+def first_three(names: Sequence[str]) -> str:
+    """Return the first three names, and the number of other names."""
+    shown = ", ".join(shortened(name, most=200) for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 def describe_numbers(numbers: Sequence[int]) -> str:

@@ -10,7 +10,7 @@ from kdkit.engine.storage.measurements import read_measurements
 from kdkit.engine.storage.reports import nets_of_run, read_class_table, read_metrics
 from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.engine.storage.stage_folder import StageFolder
-from kdkit.nets.weight_files import read_state_dicts
+from kdkit.nets.weights import read_state_dicts
 from kdkit.utils.read_json import read_json
 from kdkit.utils.sealed import UNSEALED, seal
 from tests.fuzz.damage import DAMAGE, VALUES, damaged

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
-from kdkit.nets.weight_files import read_state_dicts
-from kdkit.nets.weights import load_weights
+from kdkit.nets.weights import load_weights, read_state_dicts
 from kdkit.utils.sealed import tensor_parts
 from tests.fuzz.damage import DAMAGE, VALUES, damaged
 from tests.fuzz.meter import for_inputs

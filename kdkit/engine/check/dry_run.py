@@ -21,10 +21,8 @@ from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import KdkitError, RecipeError
 from kdkit.losses.features import as_tuple
-from kdkit.nets.head_tap import HeadTap, is_left_out
-from kdkit.nets.layout import path_of
 from kdkit.nets.net import Net
-from kdkit.nets.taps import TapLike
+from kdkit.nets.taps import HeadTap, TapLike, is_left_out, path_of
 from kdkit.recipe.objective import as_objective
 from kdkit.teachers.base import Teacher, require_output
 from kdkit.utils.devices import Precision, autocast

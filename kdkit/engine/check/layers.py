@@ -18,10 +18,9 @@ from kdkit.data.loading import batches
 from kdkit.data.reading import ReadBatches
 from kdkit.errors import DataError, KdkitError
 from kdkit.losses.similarity import CKA
+from kdkit.nets.elements import pick_tensor
 from kdkit.nets.net import Net
-from kdkit.nets.open_taps import OpenTaps
-from kdkit.nets.taps import Tap
-from kdkit.nets.views import pick_tensor
+from kdkit.nets.taps import OpenTaps, Tap
 from kdkit.recipe.objective import Match, as_objective
 from kdkit.recipe.recipe import Stage, teachers_of
 from kdkit.utils.modules import eval_mode, forward_hook, preserve_buffers, uncompiled

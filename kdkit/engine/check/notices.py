@@ -18,8 +18,7 @@ from kdkit.losses.base import is_per_position
 from kdkit.losses.catalog import ON_FEATURES
 from kdkit.losses.contrastive import CRD
 from kdkit.losses.features import as_tuple
-from kdkit.nets.head_tap import HeadTap
-from kdkit.nets.taps import Tap
+from kdkit.nets.taps import HeadTap, Tap
 from kdkit.nets.views import Images
 from kdkit.recipe.objective import Truth, as_objective
 from kdkit.recipe.recipe import Stage, nets_of

@@ -9,8 +9,8 @@ from kdkit.engine.check.facts import Facts
 from kdkit.losses.base import BuildContext, allows_any_classes, requirements_of
 from kdkit.losses.multi_teacher import PerTeacher
 from kdkit.losses.validation import ONE_OUTPUT
-from kdkit.nets.head_tap import HeadTap
 from kdkit.nets.net import Net
+from kdkit.nets.taps import HeadTap
 from kdkit.recipe.recipe import teachers_of
 from kdkit.teachers.ema import Ema
 from kdkit.teachers.past import Past

@@ -14,11 +14,9 @@ from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import CheckError
 from kdkit.losses.base import BuildContext, describe_loss
 from kdkit.losses.features import TensorOrTuple, as_tuple
-from kdkit.nets.classifier_tap import ClassifierTap
-from kdkit.nets.layout import path_of
+from kdkit.nets.elements import Element
 from kdkit.nets.net import Net
-from kdkit.nets.taps import Tap, TapLike
-from kdkit.nets.views import Element
+from kdkit.nets.taps import ClassifierTap, Tap, TapLike, path_of
 from kdkit.recipe.objective import Match, Taps, taps_of
 from kdkit.recipe.recipe import Stage, nets_of
 from kdkit.teachers.ensemble import Teachers

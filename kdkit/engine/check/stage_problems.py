@@ -13,8 +13,8 @@ from kdkit.errors import KdkitError, RecipeError
 from kdkit.losses.base import BuildContext, accepts_unknown, describe_loss, extra_kwargs_of, requirements_of
 from kdkit.losses.chunked import Chunked
 from kdkit.losses.positions import PerPosition, PerToken
-from kdkit.nets.head_tap import HeadTap
 from kdkit.nets.net import Net
+from kdkit.nets.taps import HeadTap
 from kdkit.recipe.objective import Match, Term, Truth, as_objective, taps_of
 from kdkit.recipe.recipe import Stage
 from kdkit.teachers.ema import Ema

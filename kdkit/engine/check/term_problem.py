@@ -17,7 +17,7 @@ from kdkit.losses.base import describe_loss
 from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.losses.multi_teacher import PerTeacher
 from kdkit.losses.validation import ONE_OUTPUT
-from kdkit.nets.attention_tap import AttentionTap
+from kdkit.nets.taps import AttentionTap
 from kdkit.recipe.objective import taps_of
 from kdkit.teachers.ensemble import Teachers
 from kdkit.teachers.peer import Peer

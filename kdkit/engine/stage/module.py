@@ -14,10 +14,8 @@ from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.losses.features import as_tuple
-from kdkit.nets.head_tap import HeadTap
-from kdkit.nets.open_taps import OpenTaps
 from kdkit.nets.recompute import Recomputation
-from kdkit.nets.taps import TapLike
+from kdkit.nets.taps import HeadTap, OpenTaps, TapLike
 from kdkit.recipe.objective import Match, as_objective, taps_of
 from kdkit.recipe.recipe import Stage
 from kdkit.teachers.base import TeacherOutput, TeacherOutputs

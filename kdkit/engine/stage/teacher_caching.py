@@ -20,14 +20,22 @@ from kdkit.errors import CacheError
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe, Stage
 from kdkit.teachers.base import TeacherSession
-from kdkit.teachers.cache.audit import Audit
-from kdkit.teachers.cache.cached import CachedTeacher
-from kdkit.teachers.cache.codec import Codec
-from kdkit.teachers.cache.entry import EntryInfo, EntrySpec, read_info
-from kdkit.teachers.cache.folder import CacheFolder, UnusableFolderError
-from kdkit.teachers.cache.key import DataIdentity, Key, compute_key, identify
-from kdkit.teachers.cache.probe import probe
-from kdkit.teachers.cache.store import Store
+from kdkit.teachers.cache import (
+    Audit,
+    CachedTeacher,
+    CacheFolder,
+    Codec,
+    DataIdentity,
+    EntryInfo,
+    EntrySpec,
+    Key,
+    Store,
+    UnusableFolderError,
+    compute_key,
+    identify,
+    probe,
+    read_info,
+)
 from kdkit.utils import collectives
 from kdkit.utils.devices import uses_tf32
 from kdkit.utils.randomness import preserve_rng_state
@@ -160,14 +168,9 @@ class TeacherCaching:
             # Without a cache, outputs would be computed in other batches, and might differ in their last bits.
             self._folder_problem = str(error)
             return self._cached_teacher(net, open_stage, batch)
-        audit = self._audit(net, session, codec)
         # Ten times the rounding error of the tiny batch, which has only a few samples.
-        audit.tolerance = max(audit.tolerance, 10 * probed.rounding, self._least_tolerance(net))
-        audit.remedy = (
-            f"delete them (kdkit cache {store.path.parent} --delete {store.path.name[:12]}), or run without a cache "
-            "(--teacher-cache off)"
-        )
-        return CachedTeacher(session, codec, store, audit)
+        tolerance = max(10 * probed.rounding, self._least_tolerance(net))
+        return CachedTeacher(session, codec, store, self._audit(net, session, codec, tolerance))
 
     def _forecast(self, net: Net[Any], open_stage: OpenStage, batch: Batch, *, will_change: bool) -> CacheForecast:
         """Return the forecast of one teacher. Raises CacheError with the reason if it is not cached.
@@ -241,8 +244,8 @@ class TeacherCaching:
         codec = Codec(self.recipe.teacher_cache, session(batch))
         return CachedTeacher(session, codec, None, self._audit(net, session, codec))
 
-    def _audit(self, net: Net[Any], session: TeacherSession, codec: Codec) -> Audit:
-        return Audit(f"net {net.name!r}", session, codec, self.recipe.teacher_cache.audit)
+    def _audit(self, net: Net[Any], session: TeacherSession, codec: Codec, tolerance: float = 0.0) -> Audit:
+        return Audit(f"net {net.name!r}", session, codec, self.recipe.teacher_cache.audit, tolerance=tolerance)
 
     @cached_property
     def _identity(self) -> DataIdentity:

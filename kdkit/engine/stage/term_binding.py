@@ -9,10 +9,8 @@ from kdkit.engine.stage.terms import BoundTerm, TensorRef, uses_labels
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildableLoss, BuildContext, allows_any_classes, extra_kwargs_of, is_per_position
 from kdkit.losses.chunked import Chunked
-from kdkit.nets.classifier_tap import ClassifierTap
-from kdkit.nets.head_tap import HeadTap
 from kdkit.nets.net import Net
-from kdkit.nets.taps import TapLike
+from kdkit.nets.taps import ClassifierTap, HeadTap, TapLike
 from kdkit.recipe.objective import Match, Taps, Weighted, taps_of
 from kdkit.recipe.recipe import Stage, teachers_of
 from kdkit.teachers.base import Teacher

@@ -15,7 +15,7 @@ from kdkit.engine.storage.stage_folder import SUMMARY, StageFolder
 from kdkit.errors import DataError, RunFolderError, did_you_mean
 from kdkit.metrics.base import MetricResult
 from kdkit.metrics.per_class import ClassRow, NetReport, class_table
-from kdkit.nets.weight_files import stage_number
+from kdkit.nets.weights import stage_number
 from kdkit.plugins.events import BaselineDifference
 from kdkit.utils.sealed import explain_unreadable, read_sealed_json, read_tensors
 

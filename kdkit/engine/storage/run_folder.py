@@ -15,7 +15,7 @@ from kdkit.engine.storage.measurements import MEASUREMENTS, Measurements
 from kdkit.engine.storage.stage_folder import FORMAT, RECORD, StageFolder, require_format
 from kdkit.errors import RunFolderError, did_you_mean, first_line, shortened
 from kdkit.metrics.base import MetricResult
-from kdkit.nets.weight_files import runs_hint, runs_in
+from kdkit.nets.weights import runs_hint, runs_in
 from kdkit.plugins.events import BaselineDifference
 from kdkit.utils.files import Content, delete_temporary_files, is_temporary, require_writable, write
 from kdkit.utils.locks import FileLock

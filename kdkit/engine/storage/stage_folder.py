@@ -21,7 +21,7 @@ from kdkit.engine.storage.nested_state import flatten, unflatten
 from kdkit.engine.storage.predictions import REDUCED, read_predictions
 from kdkit.errors import RunFolderError, first_line
 from kdkit.metrics.base import Predictions
-from kdkit.nets.weight_files import stage_weights
+from kdkit.nets.weights import stage_weights
 from kdkit.utils.files import Content, append, nulls_to_nan, to_json, write
 from kdkit.utils.read_json import parse_json
 from kdkit.utils.sealed import json_parts, read_sealed_json, read_tensors, tensor_parts

@@ -19,28 +19,29 @@ AUDIT_SAMPLES = 4  # the number of samples that are recomputed at a time
 class Audit:
     """Recomputes a share of one teacher's cached outputs.
 
-    teacher: its name in messages. share: the share of cached outputs that are recomputed when they are read.
-    tolerance: the largest difference that counts as rounding, relative to the largest value. remedy: the advice at the
-    end of the error message.
+    teacher: its name in messages. share: the share of cached outputs that are recomputed when they are read. tolerance:
+    the largest difference that counts as rounding, relative to the largest value, if it is more than that of the codec.
     """
 
-    def __init__(self, teacher: str, session: TeacherSession, codec: Codec, share: float) -> None:
+    def __init__(
+        self, teacher: str, session: TeacherSession, codec: Codec, share: float, *, tolerance: float = 0.0
+    ) -> None:
         self.teacher, self.share = teacher, share
-        self.tolerance, self.remedy = codec.tolerance, ""
+        self._tolerance = max(codec.tolerance, tolerance)
         self._session, self._codec = session, codec
         self._due = 0.0  # the number of samples that are due for a check
         # Not seeded, so that each run checks different samples. No loss depends on it.
         self._generator = torch.Generator()
         self._generator.seed()
 
-    def spot_check(self, batch: Batch, parts: Sequence[Tensor]) -> None:
-        """Count a batch whose parts were read from the cache, and check some of its samples if a check is due."""
+    def spot_check(self, batch: Batch, parts: Sequence[Tensor], store: Store) -> None:
+        """Count a batch whose parts were read from a store, and check some of its samples if a check is due."""
         self._due += self.share * len(batch)
         if self._due < AUDIT_SAMPLES:
             return
         self._due -= AUDIT_SAMPLES
         rows = torch.randperm(len(batch), generator=self._generator)[:AUDIT_SAMPLES]
-        self.check(batch.rows(rows), [part[rows] for part in parts])
+        self.check(batch.rows(rows), [part[rows] for part in parts], store)
 
     def check_earlier(self, store: Store, split: Split, device: torch.device) -> None:
         """Before the first step, check some outputs for a split that an earlier stage or run has cached.
@@ -65,20 +66,21 @@ class Audit:
         if lookup.hits is not None:  # damaged outputs are recomputed when they are read
             intact = lookup.hits.nonzero().flatten()
             batch, parts = batch.rows(intact), tuple(part[intact] for part in parts)
-        self.check(batch.to(device), parts)
+        self.check(batch.to(device), parts, store)
 
-    def check(self, batch: Batch, parts: Sequence[Tensor]) -> None:
+    def check(self, batch: Batch, parts: Sequence[Tensor], store: Store) -> None:
         """Run the teacher on a batch. Raises CacheError if the cached parts differ by more than rounding."""
         with preserve_rng_state():
             output = self._session(batch)
         distance = relative_distance(self._codec.comparable(output, parts))
-        if bool((distance <= self.tolerance).all()):
+        if bool((distance <= self._tolerance).all()):
             return
         worst = int(distance.argmax())
         sample = "" if batch.ids is None else f" of sample {int(batch.ids[worst])} (draw {batch.draw})"
         raise CacheError(
             f"a cached output of {self.teacher} is not what it computes now: the output{sample} differs by "
-            f"{float(distance[worst]):.2g} of the largest value, but rounding explains at most {self.tolerance:.2g}; "
+            f"{float(distance[worst]):.2g} of the largest value, but rounding explains at most {self._tolerance:.2g}; "
             "its code, its data or the files of the cache changed in a way that the key does not cover: "
-            f"{self.remedy}"
+            f"delete them (kdkit cache {store.path.parent} --delete {store.path.name[:12]}), or run without a cache "
+            "(--teacher-cache off)"
         )

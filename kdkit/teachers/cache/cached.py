@@ -1,7 +1,7 @@
 """A teacher session that reads outputs from the cache, and runs the teacher for samples that are not cached."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from kdkit.utils import collectives
 
 
 class CachedTeacher(TeacherSession):
-    """Replaces the session of a frozen teacher, and returns the same outputs.
+    """Replaces the session of a frozen teacher, which has no state, and returns the same outputs.
 
     codec: how outputs are stored. Outputs are encoded and decoded even on their first use. store: the open entry, or
     None if outputs are encoded but not stored. audit: checks cached outputs against the teacher.
@@ -44,38 +44,25 @@ class CachedTeacher(TeacherSession):
             return self._run_teacher(batch)
         if lookup.hits is not None:
             return self._complete(batch, lookup, cached, self.store)
-        self.audit.spot_check(batch, cached)
+        self.audit.spot_check(batch, cached, self.store)
         return self.codec.decode(cached, batch.labels.device)
 
     def dry_run(self, batch: Batch) -> Sequence[TapLike]:
         """Run the teacher once."""
         return self.session.dry_run(batch)
 
-    def observe(self, batch: Batch, outputs: Mapping[str, Tensor]) -> None:
-        """Pass the outputs of the networks in training to the teacher's session."""
-        self.session.observe(batch, outputs)
-
-    def on_step(self) -> None:
-        """Tell the teacher's session that the weights were updated."""
-        self.session.on_step()
-
     def on_epoch_end(self) -> None:
         """Flush new outputs to the disk, and read the outputs of other processes."""
-        self.session.on_epoch_end()
         self._exchange_outputs()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the teacher's own session, so that a run can resume without the cache.
+        """Flush new outputs to the disk, and return an empty state, so that a run can resume without the cache.
 
-        New outputs are flushed first. A run that resumes from this state does not repeat the steps that computed them,
-        and would compute them in other batches, with different rounding errors.
+        A run that resumes from this state does not repeat the steps that computed the new outputs, and would compute
+        them in other batches, with different rounding errors.
         """
         self._exchange_outputs()
-        return self.session.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a saved state."""
-        self.session.load_state_dict(state)
+        return {}
 
     def close(self) -> None:
         """Flush new outputs, and restore the modes of the network."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdkit.errors import CacheError
-from kdkit.nets.head_tap import is_left_out, left_out
+from kdkit.nets.taps import is_left_out, left_out
 from kdkit.teachers.base import TeacherOutput
 from kdkit.teachers.cache.settings import CacheSettings
 

@@ -263,7 +263,7 @@ def _torch_hooks(module: nn.Module, path: str) -> list[Any]:
             origin = getattr(hook, "__module__", None) or type(hook).__module__
             if origin.split(".")[0] == "torch":
                 kept.append(hook)
-            elif origin not in ("kdkit.nets.taps", "kdkit.nets.head_tap"):
+            elif not origin.startswith("kdkit.nets.taps."):
                 name = getattr(hook, "__qualname__", type(hook).__qualname__)
                 raise CacheError(f"{path} has a user-defined forward hook ({name}), which may do anything")
     return kept

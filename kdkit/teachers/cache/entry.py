@@ -14,9 +14,11 @@ from torch import Tensor
 from kdkit.errors import CacheError
 from kdkit.teachers.cache.codec import Part
 from kdkit.teachers.cache.key import FORMAT, Key
-from kdkit.teachers.cache.store import CHECKSUM_BYTES, CHECKSUMS, IDS, META, USED
 from kdkit.utils.files import write
 from kdkit.utils.locks import FileLock
+
+META, IDS, CHECKSUMS, USED = "meta.json", "ids", "checksums", "used"  # the files of an entry besides its parts
+CHECKSUM_BYTES = 4  # per row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

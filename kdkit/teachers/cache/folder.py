@@ -9,8 +9,8 @@ from pathlib import Path
 from filelock import Timeout
 
 from kdkit.errors import CacheError, did_you_mean, first_line
-from kdkit.teachers.cache.entry import EntryInfo, EntrySpec, create_entry, is_intact, is_open, read_info
-from kdkit.teachers.cache.store import USED, Store
+from kdkit.teachers.cache.entry import USED, EntryInfo, EntrySpec, create_entry, is_intact, is_open, read_info
+from kdkit.teachers.cache.store import Store
 from kdkit.utils.locks import FileLock
 from kdkit.utils.reprs import format_bytes
 

@@ -15,11 +15,8 @@ from torch import nn
 
 from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.errors import CacheError, first_line
-from kdkit.nets.attention_tap import AttentionTap
-from kdkit.nets.classifier_tap import ClassifierTap
-from kdkit.nets.head_tap import HeadTap
 from kdkit.nets.net import Net
-from kdkit.nets.taps import Tap, TapLike
+from kdkit.nets.taps import AttentionTap, ClassifierTap, HeadTap, Tap, TapLike
 from kdkit.teachers.cache.digest import Digest
 from kdkit.utils.devices import uses_tf32
 

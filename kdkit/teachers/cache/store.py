@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdkit.teachers.cache.codec import Part
+from kdkit.teachers.cache.entry import CHECKSUM_BYTES, CHECKSUMS, IDS, USED
 from kdkit.utils.locks import FileLock
 from kdkit.utils.positioned import read_into, write_at
 
-META, IDS, CHECKSUMS, USED = "meta.json", "ids", "checksums", "used"  # the files of an entry besides its parts
-CHECKSUM_BYTES = 4  # per row
 _FLUSH_SECONDS = 5.0  # the minimum time between two flushes
 _FLUSH_RATIO = 100  # the pause after a flush, as a multiple of its duration: a slow disk must not delay training
 # Draws up to this size are held in memory. Reading a row of a larger draw takes a system call, about 1 us.

@@ -16,7 +16,7 @@ import kdkit
 from kdkit import Match, Net, Recipe, RecipeError, Stage, Tap, TorchData, Training, Truth
 from kdkit.errors import CheckError
 from kdkit.losses import Hint
-from kdkit.nets.open_taps import OpenTaps
+from kdkit.nets.taps import OpenTaps
 from tests.helpers.datasets import Rows
 from tests.helpers.distilled import CLASSES, ROWS, Conv1d, Conv2d, cross_entropy, distilled, labels, soft
 

@@ -13,7 +13,7 @@ import kdkit
 from kdkit import AttentionTap, Images, Match, Net, Recipe, RecipeError, Stage, Tap, Training, Truth, timm_tap
 from kdkit.errors import CheckError
 from kdkit.losses import Hint
-from kdkit.nets.open_taps import OpenTaps
+from kdkit.nets.taps import OpenTaps
 from tests.helpers.distilled import CLASSES, ROWS, SIDE, Conv2d, cross_entropy, distilled, outputs, soft
 
 

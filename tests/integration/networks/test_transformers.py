@@ -13,7 +13,7 @@ import kdkit
 from kdkit import AttentionTap, Batch, Match, Net, Recipe, Stage, Tap, TorchData, Training, Truth, model_loss
 from kdkit.errors import CheckError
 from kdkit.losses import Hint, Masked
-from kdkit.nets.open_taps import OpenTaps
+from kdkit.nets.taps import OpenTaps
 from tests.helpers.distilled import CLASSES, ROWS, cross_entropy, distilled, soft
 
 

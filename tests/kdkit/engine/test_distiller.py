@@ -30,7 +30,7 @@ from kdkit import (
 )
 from kdkit.errors import CheckError
 from kdkit.losses import CRD, DKD, TAID, Hint, SoftTargets
-from kdkit.nets.open_taps import OpenTaps
+from kdkit.nets.taps import OpenTaps
 from tests.helpers.command_line import environment
 from tests.helpers.tiny import Mlp, hooks_of
 

@@ -17,7 +17,8 @@ from kdkit.metrics import (
     MacroF1,
     MicroF1,
 )
-from kdkit.metrics.bootstrap import Resampling, bootstrap_interval, draw_counts, resample
+from kdkit.metrics.bootstrap import bootstrap_interval
+from kdkit.metrics.resampling import Resampling, draw_counts, resample
 from kdkit_ecg.labels import scored_classes
 from kdkit_ecg.metrics import ChallengeMetric
 
@@ -128,7 +129,7 @@ def test_the_interval_depends_on_the_seed():
 def test_counts_do_not_depend_on_the_size_of_a_chunk(monkeypatch):
     test = multilabel()
     together = np.concatenate(list(draw_counts(test, 20, seed=0)), axis=1)
-    monkeypatch.setattr("kdkit.metrics.bootstrap._CHUNK", 7 * 8 * len(CLASSES))
+    monkeypatch.setattr("kdkit.metrics.resampling._CHUNK", 7 * 8 * len(CLASSES))
     chunks = list(draw_counts(test, 20, seed=0))
     assert [chunk.shape[1] for chunk in chunks] == [7, 7, 6]
     assert np.array_equal(np.concatenate(chunks, axis=1), together)
@@ -140,7 +141,7 @@ def test_a_vocabulary_takes_little_memory(monkeypatch):
     test = Predictions(labels=labels, outputs=labels[::-1], classes=tuple(map(str, range(500))), per_position=True)
     metric = BootstrapInterval(Accuracy(), resamples=50)
     whole = metric.compute(test)
-    monkeypatch.setattr("kdkit.metrics.bootstrap._CHUNK", 9 * 8 * 500)
+    monkeypatch.setattr("kdkit.metrics.resampling._CHUNK", 9 * 8 * 500)
     assert [chunk.shape[1] for chunk in draw_counts(test, 20, seed=0)] == [9, 9, 2]
     assert metric.compute(test) == whole
     assert list(whole.intervals_by_class) == [str(word) for word in range(7)]

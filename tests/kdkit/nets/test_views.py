@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling as BaseMode
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from kdkit import Batch, Images, Inputs, Net, RecipeError, View
-from kdkit.nets.views import pick_tensor
+from kdkit.nets.elements import pick_tensor
 from tests.helpers.tiny import tiny_data
 
 Pair = namedtuple("Pair", "left right")

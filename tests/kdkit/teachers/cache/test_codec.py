@@ -5,7 +5,7 @@ import torch
 
 from kdkit import CacheSettings, RecipeError, TeacherOutput
 from kdkit.errors import CacheError
-from kdkit.nets.head_tap import is_left_out, left_out
+from kdkit.nets.taps import is_left_out, left_out
 from kdkit.teachers.cache import Codec
 from kdkit.teachers.cache.codec import relative_distance
 

@@ -15,7 +15,7 @@ from torch import nn
 from kdkit import Batch, ClassifierTap, HeadTap, Images, Inputs, Net, Tap
 from kdkit.data.torch_data import TorchData
 from kdkit.errors import CacheError
-from kdkit.nets.open_taps import OpenTaps
+from kdkit.nets.taps import OpenTaps
 from kdkit.teachers.cache import compute_key, facts_of_data
 from kdkit.teachers.cache.digest import Digest
 from tests.helpers.command_line import environment

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
 from kdkit.nets.net import Net
-from kdkit.nets.open_taps import Slot
-from kdkit.nets.taps import Capture, RemoveHook, Tap
+from kdkit.nets.taps.base import Capture, RemoveHook, Tap
+from kdkit.nets.taps.open_taps import Slot
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import kdkit
 from kdkit import ClassifierTap, Ema, Match, Net, Recipe, RecipeError, Stage, Tap, TorchData, Training, Truth
 from kdkit.engine.check.plan import describe_tap
 from kdkit.losses import CATKD, SDD
-from kdkit.nets.open_taps import OpenTaps
+from kdkit.nets.taps import OpenTaps
 
 
 class Pooled(nn.Module):

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kdkit.errors import RecipeError, did_you_mean
-from kdkit.nets.weight_files import Entries, find_weights, first_three, read_state_dicts, select_entries
+from kdkit.nets.weights.folders import find_weights
+from kdkit.nets.weights.state_dicts import Entries, read_state_dicts, select_entries
 from kdkit.utils.modules import plain_keys
+from kdkit.utils.reprs import first_three
 
 # Key segments that wrappers of torch add: DataParallel, torch.compile, FSDP, and activation checkpointing.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")

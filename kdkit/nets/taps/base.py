@@ -7,9 +7,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
-from kdkit.nets.layout import FeatureForm
+from kdkit.nets.elements import Element, pick_tensor, validate_element
 from kdkit.nets.net import Net
-from kdkit.nets.views import Element, pick_tensor, validate_element
+from kdkit.nets.taps.layout import FeatureForm
 from kdkit.utils.reprs import describe_options
 from kdkit.utils.validation import validate_switches
 

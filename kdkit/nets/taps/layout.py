@@ -9,8 +9,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
+from kdkit.nets.elements import Element, default_element
 from kdkit.nets.net import Net
-from kdkit.nets.views import Element, default_element
 
 
 class FeatureForm:

@@ -11,8 +11,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 
 from kdkit import Net, Tap
-from kdkit.nets.layout import describe_layer
-from kdkit.nets.open_taps import OpenTaps
+from kdkit.nets.taps import OpenTaps, describe_layer
 
 
 def form_of(network, path, *inputs, at="output", **options):

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError, describe
-from kdkit.nets.layout import describe_layer
+from kdkit.nets.elements import Element
 from kdkit.nets.net import Net
-from kdkit.nets.taps import RemoveHook, Tap, TapLike
-from kdkit.nets.views import Element
+from kdkit.nets.taps.base import RemoveHook, Tap, TapLike
+from kdkit.nets.taps.layout import describe_layer
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit.errors import RecipeError
-from kdkit.nets.taps import Tap
+from kdkit.nets.taps.base import Tap
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
+from kdkit.nets.elements import pick_tensor
 from kdkit.nets.net import Net
-from kdkit.nets.taps import Capture, RemoveHook, Tap
-from kdkit.nets.views import pick_tensor
+from kdkit.nets.taps.base import Capture, RemoveHook, Tap
 from kdkit.utils.overrides import Override
 
 

@@ -10,8 +10,7 @@ from torch import nn
 from transformers import BertConfig, BertModel, T5Config, T5EncoderModel, T5ForConditionalGeneration
 
 from kdkit import AttentionTap, ClassifierTap, Net, RecipeError, Tap, timm_tap
-from kdkit.nets.open_taps import OpenTaps
-from kdkit.nets.taps import TapLike
+from kdkit.nets.taps import OpenTaps, TapLike
 from tests.helpers.tiny import Mlp, hooks_of
 
 

@@ -1,0 +1,92 @@
+"""Find the weight file in the folder of a run, a stage or `save_pretrained`."""
+
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from kdkit.errors import RecipeError
+from kdkit.utils.reprs import first_three
+
+# The files that `save_pretrained` of transformers, timm and diffusers writes. safetensors is preferred.
+_PRETRAINED = tuple(
+    f"{stem}{ending}"
+    for ending in (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+    for stem in ("model", "pytorch_model", "diffusion_pytorch_model")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFile:
+    """A weight file. key: which of its weights to load, if the caller chose some. facts: how it was found."""
+
+    path: Path
+    key: str | None
+    facts: tuple[str, ...] = ()
+
+
+def find_weights(path: Path, name: str, key: str | None) -> WeightFile:
+    """Return the weight file at a path, or in the folder of a run, a stage or `save_pretrained`.
+
+    name: the name of the net, for messages and for a run folder, in which `key` may name another net.
+    Raises RecipeError if there is no such file.
+    """
+    if path.is_file():
+        return WeightFile(path, key)
+    if not path.is_dir():
+        raise RecipeError(
+            f"the weights of net {name!r} should be in {path}, but there is no such file; pass a weight file, or the "
+            "folder of a run"
+        )
+    stages = [*path.glob("*/")] if (path / "run.json").is_file() else [path] * (path / "history.jsonl").is_file()
+    files: dict[str, Path] = {}  # if several stages trained a network, the last one counts
+    folders = sorted(stages, key=stage_number)
+    for file in chain.from_iterable(sorted(folder.glob("weights*.safetensors")) for folder in folders):
+        stage = file.parent.resolve().name.split("-", 1)[-1]
+        single = file.name == "weights.safetensors"
+        files[stage if single else file.name.removeprefix("weights-").removesuffix(".safetensors")] = file
+    for file in [] if files else [path / file for file in _PRETRAINED]:
+        if file.is_file():
+            return WeightFile(file, key)
+    if not files and runs_in(path):
+        raise RecipeError(f"the folder {path} of weights of net {name!r} {runs_hint(path)}")
+    if not files:
+        raise RecipeError(
+            f"the folder {path} has no weights of net {name!r}; expected the folder of a run, or a file that "
+            "save_pretrained writes: model.safetensors, pytorch_model.bin or their index; pass the path of the file "
+            "instead"
+        )
+    net = name if key is None else key
+    if net not in files:
+        names = ", ".join(map(repr, files))
+        raise RecipeError(
+            f"the run in {path} has no weights of net {net!r}, only of {names}; choose one with weights_key=NAME, or, "
+            "in a command, another net of the recipe with --net NAME"
+        )
+    facts = [f"those of net {net!r}"] if net != name else []
+    if not (files[net].parent / "stage.json").is_file():
+        facts.append(f"stage {files[net].parent.name!r} is not finished, so they are from its best epoch so far")
+    return WeightFile(files[net], None, tuple(facts))
+
+
+def runs_in(folder: Path) -> list[str]:
+    """Return the names of the run folders in a folder, such as the folder of a study."""
+    return sorted(record.parent.name for record in folder.glob("*/run.json"))
+
+
+def runs_hint(folder: Path) -> str:
+    """Return the end of an error message: that a folder holds several runs, and how to choose one."""
+    runs = runs_in(folder)
+    return f"holds the runs {first_three(runs)}; choose one of them: {folder / runs[0]}"
+
+
+def stage_weights(folder: Path, net: str) -> Path:
+    """Return the file of a network's weights in the folder of a stage."""
+    # A stage that is named after a network trains only this network.
+    single = folder.name.split("-", 1)[-1] == net
+    return folder / ("weights.safetensors" if single else f"weights-{net}.safetensors")
+
+
+def stage_number(folder: Path) -> int:
+    """Return the number in the name of a stage's folder, or 0 if there is none."""
+    number = folder.name.split("-", 1)[0]
+    return int(number) if number.isdecimal() else 0
