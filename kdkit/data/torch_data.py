@@ -105,7 +105,7 @@ class TorchData(Data):
             for name, split in splits.items()
             if name != "train" or self.has_labels
         }
-        self._spec = spec = LabelSpec.derive(
+        spec = LabelSpec.derive(
             all_labels,
             {name: class_names(split) for name, split in splits.items()},
             task=task,
@@ -115,7 +115,7 @@ class TorchData(Data):
         )
         self.task, self.classes, self.position_dims = spec.task, spec.classes, spec.position_dims
         self.has_unknown, self.ignored_labels = unknown is not None, spec.ignored
-        self._ignore_index = ignore_index
+        self._unknown, self._ignore_index = unknown, ignore_index
         self.draws = _draws_of(splits, draws)
         self._splits = {
             name: _described(split, spec, all_labels.get(name), is_drawn=name == "train" and (self.draws or 1) > 1)
@@ -167,10 +167,14 @@ class TorchData(Data):
         digest = hashlib.sha256()
         for name, split in self._splits.items():
             digest.update(f"{name}:{length_of(split)}:{self.classes}".encode())
-            options = {"unknown": self._spec.unknown, "labels": split.keys.labels, "weights": split.keys.weights}
-            if isinstance(split, CheckedLoaderSplit):
-                options["samples"] = split.samples
-            for option, value in {**options, "ignore_index": self._ignore_index}.items():
+            options = {
+                "unknown": self._unknown,
+                "labels": split.keys.labels,
+                "weights": split.keys.weights,
+                "samples": split.samples if isinstance(split, CheckedLoaderSplit) else None,
+                "ignore_index": self._ignore_index,
+            }
+            for option, value in options.items():
                 if value is not None:
                     digest.update(f"{option}={value}".encode())
             if not isinstance(split, LoaderSplit) and self.draws is not None:
