@@ -3,7 +3,8 @@
 The Python code of a captured step runs once. Each later batch is copied into the tensors that the graph reads, and the
 graph is replayed. The code must therefore not wait for the device, and must not hold anything in Python that changes
 from step to step: numbers, tensors that are replaced instead of filled, or random states of the CPU. Steps that break
-these rules are detected before or during the capture, and run eagerly.
+these rules are detected before, during or after the capture, and run eagerly. What changes between epochs is captured
+again.
 """
 
 import warnings
@@ -64,6 +65,7 @@ class CapturedStep(TrainingStep):
         self._other_shapes = 0  # steps on batches that differ from the first one
         self._inputs: _StaticInputs | None = None
         self._graph: _Graph | None = None
+        self._is_current = False  # whether nothing in Python has changed between the last epoch and this one
         self._refused = False
 
     def __call__(self, batch: Batch, part: UpdatePart) -> dict[str, Tensor]:
@@ -95,9 +97,7 @@ class CapturedStep(TrainingStep):
     @contextmanager
     def epoch(self) -> Iterator[None]:
         """Load and train the batches of an epoch on the stream of the graph."""
-        changed = self._graph is not None and self._graph.options != _optimizer_options(self.state)
-        if self._graph_updates and changed:
-            self._graph, self._graph_updates = None, False  # a schedule will change the options again
+        self._is_current = False
         outer = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(outer)
         try:
@@ -105,8 +105,15 @@ class CapturedStep(TrainingStep):
                 yield
         finally:
             outer.wait_stream(self._stream)
+        # The options have changed if a schedule has stepped at the end of the epoch.
+        if self._graph is not None and self._is_current and not self._options_changed(self._graph):
+            changed = self._graph.python_state.changed_attributes()
+            if changed:
+                self._graph = None
+                self._refuse(f"{changed[0]} changed within an epoch, in which captured steps used its old value")
 
     def _train(self, inputs: "_StaticInputs", part: UpdatePart) -> dict[str, Tensor]:
+        self._drop_old_graph()
         if self._graph is None and self._eager_steps < _EAGER_STEPS:
             self._eager_steps += 1
             if self._eager_steps != 2:
@@ -122,6 +129,19 @@ class CapturedStep(TrainingStep):
         if self._graph is None:
             return self._run_eagerly(inputs.batch, inputs.outputs, part)
         return self._replay(self._graph)
+
+    def _drop_old_graph(self) -> None:
+        """Drop the graph if numbers that it was captured with have changed."""
+        if self._graph is None:
+            return
+        if self._options_changed(self._graph):
+            self._graph, self._graph_updates = None, False  # a schedule will change the options again
+        elif not self._is_current and self._graph.python_state.changed_attributes():
+            self._graph, self._eager_steps = None, 0  # new parts of the networks may wait for the device
+        self._is_current = True
+
+    def _options_changed(self, graph: "_Graph") -> bool:
+        return self._graph_updates and graph.options != self.state.optimizer.param_groups
 
     def _run_eagerly(self, batch: Batch, outputs: Mapping[str, TeacherOutput], part: UpdatePart) -> dict[str, Tensor]:
         all_outputs = {**outputs, **self.teacher_outputs(batch, self._in_graph)}
@@ -171,7 +191,8 @@ class CapturedStep(TrainingStep):
             return
         module = self.open_stage.module
         outputs = module.student_outputs if module.track_outputs else {}
-        self._graph = _Graph(graph, tuple(losses), values, gradients, outputs, _optimizer_options(self.state))
+        options = [{**group} for group in self.state.optimizer.param_groups]
+        self._graph = _Graph(graph, tuple(losses), values, gradients, outputs, options, python_state)
 
     def _replay(self, graph: "_Graph") -> dict[str, Tensor]:
         self._current_weights()
@@ -205,13 +226,15 @@ class CapturedStep(TrainingStep):
             parameter.grad = None
 
     def _objects(self) -> Iterator[object]:
-        """Yield everything whose attributes the step may change."""
+        """Yield everything that has Python code in the graph, or attributes that it reads."""
         module = self.open_stage.module
-        for part in (module.nets, module.losses, module.alignments, self.state.balancer):
-            yield from part.modules() if isinstance(part, nn.Module) else [part]
-        yield from (term.loss for term in module.terms if not isinstance(term.loss, nn.Module))
+        yield from (module.nets, module.alignments, self.state.balancer)
+        yield from (term.loss for term in module.terms)
+        yield from (net.view for net in module.students)
         for session in self._in_graph.values():
-            yield from session.net.network.modules()
+            yield from (session.net.network, session.net.view)
+        if self._graph_updates:
+            yield self.state.optimizer
 
 
 def make_step(open_stage: OpenStage, state: TrainState, options: RunOptions) -> tuple[TrainingStep, list[str]]:
@@ -259,7 +282,8 @@ class _Graph(NamedTuple):
     """A captured step, and the tensors that a replay fills.
 
     labels, losses: of the terms; losses is (terms,). gradients: of the trained parameters, used if the optimizer is not
-    in the graph. student_outputs: by name, if a teacher observes them. options: those of the optimizer at the capture.
+    in the graph. student_outputs: by name, if a teacher observes them. options: the optimizer's parameter groups at the
+    capture. python_state: what the step holds in Python.
     """
 
     graph: torch.cuda.CUDAGraph
@@ -268,6 +292,7 @@ class _Graph(NamedTuple):
     gradients: list[Tensor | None]
     student_outputs: Mapping[str, Tensor]
     options: list[dict[str, Any]]
+    python_state: PythonState
 
 
 class _StaticInputs:
@@ -316,14 +341,11 @@ def _updates_in_graph(state: TrainState) -> bool:
     schedule, optimizer = state.training.lr_schedule, state.optimizer
     if state.scaler is not None or (schedule is not None and schedule.interval == "update"):
         return False
+    # A schedule fills a learning rate in a tensor in place, but a graph has the number of one on the CPU.
+    if any(isinstance(group["lr"], Tensor) and not group["lr"].is_cuda for group in optimizer.param_groups):
+        return False
     # SGD has no step count. Other optimizers must keep it on the device, which is their option `capturable`.
     return type(optimizer) is torch.optim.SGD or all(group.get("capturable") for group in optimizer.param_groups)
-
-
-def _optimizer_options(state: TrainState) -> list[dict[str, Any]]:
-    """Return the learning rate and the other options of each parameter group."""
-    groups = state.optimizer.param_groups
-    return [{name: value for name, value in group.items() if name != "params"} for group in groups]
 
 
 @contextmanager

@@ -1,80 +1,219 @@
 """Find and undo changes that a training step makes in Python, which a replayed CUDA graph would not repeat."""
 
 import random
-from collections.abc import Iterable, Iterator
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import chain
-from typing import Any
+from operator import is_
+from types import CellType, FunctionType, MethodType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-_PLAIN = (bool, int, float, str, bytes, type(None))
-_CONTAINERS = (list, dict, set)
-_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))  # attributes in which torch stores parameters, hooks and submodules
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_PARTS_OF_MODULES = ("_parameters", "_buffers", "_modules")
+_IN_MODULES = frozenset(vars(nn.Module()))  # attributes in which torch stores these parts, hooks, and the mode
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_LIBRARIES = sys.stdlib_module_names | {"numpy", "torch"}  # attributes of their objects are not compared
 
 
 class PythonState:
-    """A snapshot of the attributes of objects and of the CPU's random states, which a replayed step does not change."""
+    """A snapshot of what objects hold in Python, and of the CPU's random states, which a replayed step does not change.
+
+    It includes everything that they hold: modules, tensors, containers, random generators, variables of functions, and
+    user-defined objects. A tensor on the CPU changes if it is filled in place. Any tensor changes if it gets other
+    memory, or starts or stops to require gradients.
+    """
 
     def __init__(self, objects: Iterable[object]) -> None:
-        self._random = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        self._attributes = [
-            (owner, name, value, value.copy() if type(value) in _CONTAINERS else value)
-            for owner in objects
-            for name, value in _attributes(owner)
+        self._random = [
+            _state_part("the random state of Python", random.getstate, random.setstate),
+            _state_part("the random state of numpy", np.random.get_state, np.random.set_state),
+            _state_part("the random state of the CPU", torch.get_rng_state, torch.set_rng_state),
         ]
+        self._parts: list[_Part] = []
+        self._tensors: list[tuple[Tensor, str]] = []
+        self._hooks: list[dict[int, Any]] = []
+        self._add_all(objects)
+        self._values = [*chain.from_iterable(part.values for part in self._parts)]
+        self._states_of_tensors = self._read_tensors()
+        self._ids_of_hooks = [*chain.from_iterable(self._hooks)]
 
     def changes(self) -> list[str]:
         """Return a description of everything that changed."""
-        python, numpy, cpu = self._random
-        changed = [
-            f"attribute {name!r} of {type(owner).__name__}"
-            for owner, name, value, copied in self._attributes
-            if not _is_same(getattr(owner, name, None), value, copied)
-        ]
-        if python != random.getstate():
-            changed.append("the random state of Python")
-        if not all(np.array_equal(before, after) for before, after in zip(numpy, np.random.get_state(), strict=True)):
-            changed.append("the random state of numpy")
-        if not torch.equal(cpu, torch.get_rng_state()):
-            changed.append("the random state of the CPU")
-        return changed
+        return [*self.changed_attributes(), *(label for part in self._random for label in part.changes())]
+
+    def changed_attributes(self) -> list[str]:
+        """Return a description of everything that changed in the objects."""
+        changed = []
+        # Fast, because there are thousands of values, and they seldom change.
+        values = [*chain.from_iterable([part.read() for part in self._parts])]
+        if len(values) != len(self._values) or not all(map(is_, values, self._values)):
+            changed += [label for part in self._parts for label in part.changes()]
+        states = self._read_tensors()
+        if states != self._states_of_tensors:
+            pairs = zip(self._tensors, states, self._states_of_tensors, strict=True)
+            changed += [label for (_, label), current, before in pairs if current != before]
+        if [*chain.from_iterable(self._hooks)] != self._ids_of_hooks:
+            changed.append("a hook")
+        return [*dict.fromkeys(changed)]
 
     def restore(self) -> None:
-        """Undo the changes."""
-        python, numpy, cpu = self._random
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        for owner, name, value, copied in self._attributes:
-            if _is_same(getattr(owner, name, None), value, copied):
+        """Undo the changes, except those of hooks and of what tensors require."""
+        for part in (*self._random, *self._parts):
+            if part.changes():
+                part.restore(part.values)
+
+    def _add_all(self, objects: Iterable[object]) -> None:
+        """Add the parts of these objects, and of everything that they hold."""
+        seen: set[int] = set()
+        unread = [(owner, "", True) for owner in objects]
+        for value, label, is_root in unread:  # it grows
+            if id(value) in seen:
                 continue
-            setattr(owner, name, value)
-            if isinstance(value, list):
-                value[:] = copied
-            elif isinstance(value, (dict, set)):
-                value.clear()
-                value.update(copied)
+            seen.add(id(value))
+            if isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized:
+                self._tensors.append((value, label))
+            if isinstance(value, nn.Module):
+                attributes = vars(value)
+                self._hooks += [attributes[name] for name in _HOOKS]
+                # The hooks of taps have state that changes in each step.
+                seen.update(id(attributes.get(name)) for name in _IN_MODULES)
+            parts = _parts_of_object(value) if is_root else _parts_of(value, label)
+            self._parts += parts
+            held = chain.from_iterable(zip(part.values, part.labels, strict=True) for part in parts)
+            unread += [(item, item_label, False) for item, item_label in held]
+
+    def _read_tensors(self) -> list[tuple[int, bool]]:
+        return [(tensor.data_ptr(), tensor.requires_grad) for tensor, _ in self._tensors]
 
 
-def _attributes(owner: object) -> Iterator[tuple[str, Any]]:
-    for name, value in getattr(owner, "__dict__", {}).items():
-        if not (isinstance(owner, nn.Module) and name in _MODULE_ATTRIBUTES):
-            yield name, value
-    if isinstance(owner, nn.Module):
-        yield from owner._buffers.items()
+class _Part(NamedTuple):
+    """The attributes of an object, the items of a container, or a state.
+
+    read: returns the current values. values: those of the snapshot. labels: describe them, one by one. label: describes
+    a change of their number. restore: puts values back.
+    """
+
+    label: str
+    labels: tuple[str, ...]
+    read: Callable[[], Iterable[Any]]
+    values: tuple[Any, ...]
+    restore: Callable[[tuple[Any, ...]], object]
+
+    def changes(self) -> list[str]:
+        """Return the labels of the values that changed."""
+        current = (*self.read(),)
+        if len(current) != len(self.values):
+            return [self.label]
+        triples = zip(self.labels, current, self.values, strict=True)
+        return [label for label, value, before in triples if not _is_same(value, before)]
 
 
-def _is_same(current: Any, before: Any, copied: Any) -> bool:
-    """Whether an attribute is unchanged: an equal number or string, or the same object with the same elements."""
-    if isinstance(before, _PLAIN):
-        return type(current) is type(before) and (current == before or (current != current and before != before))
-    return current is before and (type(before) not in _CONTAINERS or _elements(before) == _elements(copied))
+def _parts_of(value: Any, label: str) -> list[_Part]:
+    """Return the parts of a value that an attribute holds. label: of the attribute."""
+    if isinstance(value, Tensor):
+        has_bytes = value.device.type == "cpu" and value.layout is torch.strided and not value.is_quantized
+        return [_state_part(label, value.detach().clone, partial(_fill, value))] if has_bytes else []
+    if isinstance(value, dict):
+        return [_part(label, value.values, partial(_refill, value, tuple(value)))]
+    if isinstance(value, list | deque | set):
+        return [_part(label, value.__iter__, partial(_replace_items, value))]
+    if isinstance(value, tuple):
+        return [_part(label, value.__iter__, lambda _: None)]
+    if isinstance(value, random.Random):
+        return [_state_part(label, value.getstate, value.setstate)]
+    if isinstance(value, np.random.Generator):
+        bits: Any = value.bit_generator
+        return [_state_part(label, lambda: bits.state, lambda state: setattr(bits, "state", state))]
+    if isinstance(value, torch.Generator) and value.device.type == "cpu":
+        return [_state_part(label, value.get_state, value.set_state)]
+    if isinstance(value, MethodType):
+        return [_part(label, lambda: (value.__self__,), lambda _: None)]
+    defined_in = str((value if isinstance(value, FunctionType) else type(value)).__module__)
+    if isinstance(value, type) or (defined_in.split(".")[0] in _LIBRARIES and not isinstance(value, nn.Module)):
+        return []
+    return _parts_of_object(value)
 
 
-def _elements(container: list[Any] | dict[Any, Any] | set[Any]) -> list[Any] | set[Any]:
-    """Return the elements to compare: numbers and strings by value, other objects by identity."""
-    items = chain.from_iterable(container.items()) if isinstance(container, dict) else container
-    elements = [item if isinstance(item, _PLAIN) else id(item) for item in items]
-    return set(elements) if isinstance(container, set) else elements
+def _parts_of_object(owner: Any) -> list[_Part]:
+    """Return the attributes of an object, and the variables around a function, as parts."""
+    name = getattr(owner, "__name__", type(owner).__name__)
+    attributes = getattr(owner, "__dict__", {})
+    dicts = [attributes, *(attributes[part] for part in _PARTS_OF_MODULES if isinstance(owner, nn.Module))]
+    parts = [
+        _Part(
+            f"the number of attributes of {name}",
+            tuple(f"attribute {key!r} of {name}" for key in items),
+            items.values,
+            (*items.values(),),
+            partial(_refill, items, tuple(items)),
+        )
+        for items in dicts
+    ]
+    slots = [slot for slot in getattr(type(owner), "__slots__", ()) if hasattr(owner, slot)]
+    parts += [_slot_part(f"attribute {slot!r} of {name}", owner, slot) for slot in slots]
+    if isinstance(owner, FunctionType) and owner.__closure__ is not None:
+        cells = zip(owner.__code__.co_freevars, owner.__closure__, strict=True)
+        filled = [(variable, cell) for variable, cell in cells if cell != CellType()]
+        parts += [_slot_part(f"variable {variable!r} of {name}", cell, "cell_contents") for variable, cell in filled]
+    return parts
+
+
+def _slot_part(label: str, owner: Any, slot: str) -> _Part:
+    def restore(values: tuple[Any, ...]) -> None:
+        object.__setattr__(owner, slot, *values)  # a frozen dataclass refuses setattr
+
+    return _part(label, lambda: (getattr(owner, slot),), restore)
+
+
+def _state_part(label: str, get: Callable[[], Any], set_state: Callable[[Any], object]) -> _Part:
+    before = get()
+    return _part(label, lambda: (_is_equal(get(), before),), lambda _: set_state(before))
+
+
+def _part(label: str, read: Callable[[], Iterable[Any]], restore: Callable[[tuple[Any, ...]], object]) -> _Part:
+    values = (*read(),)
+    return _Part(label, (label,) * len(values), read, values, restore)
+
+
+def _refill(items: dict[Any, Any], keys: Iterable[Any], values: Iterable[Any]) -> None:
+    items.clear()
+    items.update(zip(keys, values, strict=True))
+
+
+def _replace_items(container: list[Any] | deque[Any] | set[Any], items: Iterable[Any]) -> None:
+    container.clear()
+    (container.update if isinstance(container, set) else container.extend)(items)
+
+
+def _fill(tensor: Tensor, content: Tensor) -> None:
+    tensor.detach().copy_(content)
+
+
+def _is_equal(current: Any, before: Any) -> bool:
+    """Whether two states, of nested containers with numbers, strings and arrays, are equal to the bit."""
+    if isinstance(before, Tensor):
+        return torch.equal(current.flatten().view(torch.uint8), before.flatten().view(torch.uint8))
+    if isinstance(before, np.ndarray):
+        return bool(np.array_equal(current, before))
+    if isinstance(before, dict):
+        return all(map(_is_equal, current.values(), before.values()))
+    if isinstance(before, tuple):
+        return all(map(_is_equal, current, before))
+    return bool(current == before)
+
+
+def _is_same(current: Any, before: Any) -> bool:
+    """Whether a value is unchanged: an equal number or string, a tuple of these, or the same object."""
+    if current is before:
+        return True
+    if type(current) is not type(before):
+        return False
+    if isinstance(before, tuple):
+        return len(current) == len(before) and all(map(_is_same, current, before))
+    return isinstance(before, _PLAIN) and bool(current == before or (current != current and before != before))

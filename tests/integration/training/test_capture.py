@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam
-from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, StepLR
 from torch.utils.data import TensorDataset
 
 import kdkit
@@ -130,6 +130,10 @@ CASES = {
     "adam": plain,
     "sgd with momentum": lambda: plain(optimizer=Optimizer(SGD, lr=0.05, momentum=0.9)),
     "an optimizer by timm": lambda: plain(optimizer=Optimizer("lamb", lr=0.01)),
+    "a learning rate in a tensor": lambda: plain(
+        optimizer=Optimizer(Adam, lr=torch.tensor(0.01), foreach=True, capturable=True),
+        lr_schedule=schedule(StepLR, "epoch", step_size=1, gamma=0.3),
+    ),
     "adam that is not capturable": lambda: plain(optimizer=Optimizer(Adam, lr=0.01, foreach=True)),
     "a schedule per epoch": lambda: plain(lr_schedule=schedule(CosineAnnealingLR, "epoch")),
     "a schedule per update": lambda: plain(lr_schedule=schedule(CosineAnnealingLR, "update")),
@@ -247,6 +251,7 @@ class Misbehaved(nn.Module):
         super().__init__()
         self.rule = rule
         self.calls = 0
+        self.on_cpu = torch.zeros(())
         self.register_buffer("centre", torch.zeros(()))
 
     def forward(self, student, target):
@@ -256,6 +261,9 @@ class Misbehaved(nn.Module):
         if self.rule == "counts":
             self.calls += 1
             return loss / self.calls
+        if self.rule == "counts on the CPU":
+            self.on_cpu += 1
+            return loss / self.on_cpu
         if self.rule == "replaces":
             self.centre = 0.9 * self.centre + 0.1 * loss.detach()
             return loss + self.centre
@@ -267,6 +275,7 @@ class Misbehaved(nn.Module):
 RULES = {
     "waits": "waits for the device in .*test_capture.py",
     "counts": "attribute 'calls' of Misbehaved changes",
+    "counts on the CPU": "attribute 'on_cpu' of Misbehaved changes",
     "replaces": "attribute 'centre' of Misbehaved changes",
     "draws": "the random state of Python changes",
 }
@@ -287,6 +296,82 @@ def test_a_step_that_cannot_be_captured_runs_eagerly_with_the_reason(rule, exact
     with pytest.warns(UserWarning, match=RULES[rule]):
         captured = train(recipe(), capture="auto")
     require_equal(eager, captured, tolerance=0)
+
+
+def freeze(network):
+    network.conv.requires_grad_(False)
+
+
+def zero_small_weights(network):
+    weight = network.conv.weight
+    weight.data = weight.data.where(weight.abs() > 0.1, 0)
+
+
+CHANGES = {
+    "an attribute": lambda network: setattr(network.dropout, "p", 0.8),
+    "frozen weights": freeze,
+    "weights in other memory": zero_small_weights,
+    "a layer": lambda network: setattr(network, "dropout", nn.Identity()),
+    "a hook": lambda network: network.relu.register_forward_hook(lambda _layer, _inputs, output: 2 * output),
+}
+
+
+class ChangeAfter:
+    """Changes the network of a run at the end of its second epoch, or in the middle of it."""
+
+    def __init__(self, network, change, *, within_epoch=False):
+        self.network, self.change, self.within_epoch = network, change, within_epoch
+
+    @hookimpl
+    def step_ended(self, event):
+        if self.within_epoch and (event.epoch, event.batch) == (1, 2):
+            self.change(self.network)
+
+    @hookimpl
+    def epoch_ended(self, event):
+        if not self.within_epoch and event.epoch == 1:
+            self.change(self.network)
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_between_two_epochs_is_captured_again(change, exact):
+    def ends(capture):
+        recipe = hint()
+        (student,) = recipe.stages[0].objectives
+        return train(recipe, capture=capture, callbacks=[ChangeAfter(student.module, CHANGES[change])])
+
+    require_equal(ends("off"), ends("require"))
+
+
+@gpu
+@needs_cuda
+def test_what_changes_within_an_epoch_is_named():
+    recipe = plain()
+    (student,) = recipe.stages[0].objectives
+    change = ChangeAfter(student.module, CHANGES["an attribute"], within_epoch=True)
+    with pytest.raises(RecipeError, match="attribute 'p' of Dropout changed within an epoch"):
+        train(recipe, capture="require", callbacks=[change])
+
+
+@gpu
+@needs_cuda
+def test_a_learning_rate_that_changes_within_an_epoch_is_used(exact):
+    def ends(capture):
+        optimizers = []
+
+        def make(parameters):
+            optimizers.append(Adam(parameters, lr=0.01, capturable=True))
+            return optimizers[-1]
+
+        def halve(_network):
+            optimizers[-1].param_groups[0]["lr"] /= 2
+
+        recipe = plain(optimizer=Optimizer(make))
+        return train(recipe, capture=capture, callbacks=[ChangeAfter(None, halve, within_epoch=True)])
+
+    require_equal(ends("off"), ends("require"))
 
 
 @gpu

@@ -1,6 +1,8 @@
 """What a captured step keeps on the CPU: the inputs that it reads, and the state that a replay does not change."""
 
 import random
+from collections import deque
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -13,6 +15,23 @@ from kdkit.engine.training.python_state import PythonState
 from kdkit.teachers.base import TeacherOutput
 
 
+@dataclass(slots=True)
+class Helper:
+    """An object in an attribute of a module."""
+
+    calls: int = 0
+
+
+def counter():
+    calls = 0
+
+    def count():
+        nonlocal calls
+        calls += 1
+
+    return count
+
+
 class Owner(nn.Module):
     """A module with state of every kind."""
 
@@ -22,6 +41,12 @@ class Owner(nn.Module):
         self.kept = []
         self.centre = torch.zeros(2)
         self.register_buffer("mean", torch.zeros(2))
+        self.queue = deque([1, 2], maxlen=2)
+        self.nested = {"counts": {"steps": 0}}
+        self.helpers = [Helper()]
+        self.count = counter()
+        self.random, self.numpy_random = random.Random(0), np.random.default_rng(0)
+        self.generator = torch.Generator()
 
 
 def replace_buffer(owner):
@@ -33,6 +58,15 @@ CHANGES = {
     "attribute 'kept' of Owner": lambda owner: owner.kept.append(1),
     "attribute 'centre' of Owner": lambda owner: setattr(owner, "centre", torch.ones(2)),
     "attribute 'mean' of Owner": replace_buffer,
+    "attribute 'centre' of Owner ": lambda owner: owner.centre.add_(1),
+    "attribute 'mean' of Owner ": lambda owner: owner.mean.add_(1),
+    "attribute 'queue' of Owner": lambda owner: owner.queue.append(3),
+    "attribute 'nested' of Owner": lambda owner: owner.nested["counts"].update(steps=1),
+    "attribute 'calls' of Helper": lambda owner: setattr(owner.helpers[0], "calls", 1),
+    "variable 'calls' of count": lambda owner: owner.count(),
+    "attribute 'random' of Owner": lambda owner: owner.random.random(),
+    "attribute 'numpy_random' of Owner": lambda owner: owner.numpy_random.random(),
+    "attribute 'generator' of Owner": lambda owner: torch.rand(1, generator=owner.generator),
     "the random state of Python": lambda _: random.random(),
     "the random state of numpy": lambda _: np.random.rand(),
     "the random state of the CPU": lambda _: torch.rand(1),
@@ -44,15 +78,32 @@ def test_a_change_that_a_replay_would_not_repeat_is_named_and_undone(description
     owner = Owner()
     state = PythonState([owner])
     CHANGES[description](owner)
-    assert state.changes() == [description]
+    assert state.changes() == [description.strip()]
     state.restore()
     assert state.changes() == []
     assert (owner.calls, owner.kept, owner.mean.tolist(), owner.centre.tolist()) == (0, [], [0, 0], [0, 0])
 
 
+@pytest.mark.parametrize(
+    ("description", "change"),
+    [
+        ("attribute 'weight' of Linear", lambda layer: layer.weight.requires_grad_(False)),
+        ("attribute 'weight' of Linear", lambda layer: setattr(layer.weight, "data", layer.weight.data.clone())),
+        ("attribute 'training' of Linear", lambda layer: layer.eval()),
+        ("a hook", lambda layer: layer.register_forward_hook(print)),
+    ],
+    ids=["frozen", "other memory", "mode", "hook"],
+)
+def test_a_change_of_a_network_between_two_epochs_is_named(description, change):
+    network = nn.Sequential(nn.Linear(2, 2))
+    state = PythonState([network])
+    change(network[0])
+    assert state.changed_attributes() == [description]
+
+
 def test_a_changed_element_of_a_list_or_dict_is_named_and_undone():
     owner = Owner()
-    owner.kept, owner.counts = [0, torch.zeros(1)], {"steps": 0}
+    owner.kept, owner.counts = [0, torch.zeros(1, device="meta")], {"steps": 0}
     state = PythonState([owner])
     owner.kept[1].add_(1)
     assert state.changes() == []
@@ -62,8 +113,9 @@ def test_a_changed_element_of_a_list_or_dict_is_named_and_undone():
     assert (owner.kept[0], owner.counts) == (0, {"steps": 0})
 
 
-def test_tensors_that_are_filled_in_place_are_no_change():
-    owner = Owner()
+def test_tensors_on_a_device_that_are_filled_in_place_are_no_change():
+    owner = Owner().to("meta")
+    owner.centre = owner.centre.to("meta")
     state = PythonState([owner, object()])
     owner.mean += 1
     owner.centre.add_(1)
