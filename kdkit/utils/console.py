@@ -87,7 +87,7 @@ def make_console(*, stderr: bool = False, markup: bool = True) -> Console:
 
 def is_notebook() -> bool:
     """Whether the output is shown in a notebook, which has colors, but no cursor that can be moved."""
-    return Console().is_jupyter
+    return PrintableConsole().is_jupyter
 
 
 def print_note(console: Console, note: str) -> None:
