@@ -36,6 +36,7 @@ from kdkit.data.torch_splits import (
     visible_labels,
 )
 from kdkit.errors import DataError, shortened
+from kdkit.utils.devices import default_modes
 from kdkit.utils.randomness import preserve_rng_state
 from kdkit.utils.reprs import describe_count, describe_names
 from kdkit.utils.validation import is_whole_number
@@ -87,6 +88,7 @@ class TorchData(Data):
     every sample (TensorDataset, an attribute `targets`, and a Subset of these), otherwise when their batch is read.
     """
 
+    @default_modes()
     def __init__(
         self,
         train: DatasetOrLoader,

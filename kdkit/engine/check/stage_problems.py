@@ -90,6 +90,11 @@ class _StageChecks:
                 yield f"net {net.name!r} contains a program of torch.export; train the module that was exported"
             elif not any(parameter.requires_grad for parameter in net.module.parameters()):
                 yield f"net {net.name!r} has nothing to train: none of its parameters requires a gradient"
+            elif any(parameter.is_inference() for parameter in net.module.parameters()):
+                yield (
+                    f"net {net.name!r} has weights that were created in torch.inference_mode, which cannot be trained; "
+                    "create the network outside of it"
+                )
             terms = [weighted.term for weighted in as_objective(objective)]
             for label, count in Counter(term.label for term in terms).items():
                 if count > 1:
