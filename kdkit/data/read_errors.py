@@ -1,5 +1,6 @@
 """Explain why data cannot be read: errors in user code, lost workers, and exhausted resources."""
 
+import multiprocessing
 import re
 import shutil
 from contextlib import suppress
@@ -16,6 +17,8 @@ _TIMED_OUT = re.compile(r"DataLoader timed out after ([\d.]+) seconds")
 # How torch and the system report that /dev/shm, where workers pass batches, is full, or that too many files are open.
 _SHARED_MEMORY = ("Bus error", "file </torch_", "shared memory")
 _FILES = ("Too many open files", "received 0 items of ancdata")
+# On macOS and Windows, and from Python 3.14 on, a worker process imports the main script.
+_GUARD = "in a script, start the run below `if __name__ == '__main__':`, because worker processes import the script"
 _FEWER = "use fewer workers (Training(workers=...), or num_workers of the DataLoader) or smaller batches"
 
 
@@ -59,6 +62,8 @@ def explain_unreadable(error: Exception, position: str, *, has_workers: bool = F
     advice = "correct the data or the code that reads it; KDKIT_TRACEBACK=1 shows the whole traceback"
     if "pickle" in text:
         advice = "workers need data that can be pickled: define it at the top level of a file, or use no workers"
+    elif "bootstrapping phase" in text:  # Python's error if a worker process starts workers while it imports the script
+        return DataError(f"{position} cannot be read: {_GUARD}")
     return DataError(f"{position} cannot be read: {_describe(error, caught)}; {advice}")
 
 
@@ -80,9 +85,10 @@ def explain_ended_worker(error: Exception, position: str) -> DataError | None:
 
 
 def _ended(position: str, worker: str, code: str = "") -> DataError:
+    guard = "" if multiprocessing.get_start_method() == "fork" else f"; {_GUARD}"
     return DataError(
         f"{position} cannot be read: {worker} ended without an error message{code}; the system kills processes if "
-        f"memory runs out: {_FEWER}; to find other causes, read the data without workers"
+        f"memory runs out: {_FEWER}; to find other causes, read the data without workers{guard}"
     )
 
 

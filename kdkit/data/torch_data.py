@@ -27,6 +27,7 @@ from kdkit.data.torch_splits import (
 )
 from kdkit.data.visible_labels import check_visible, class_names, read_labels, visible_labels
 from kdkit.errors import DataError, shortened
+from kdkit.utils.devices import default_modes
 from kdkit.utils.reprs import describe_count, describe_names
 from kdkit.utils.validation import is_whole_number
 
@@ -74,6 +75,7 @@ class TorchData(Data):
     every sample (TensorDataset, an attribute `targets`, and a Subset of these), otherwise when their batch is read.
     """
 
+    @default_modes()
     def __init__(
         self,
         train: DatasetOrLoader,

@@ -25,6 +25,7 @@ from kdkit.recipe.objective import Truth
 from kdkit.recipe.recipe import Recipe
 from kdkit.recipe.schedules import Parallel
 from kdkit.recipe.training import Training
+from kdkit.utils.devices import default_modes
 from kdkit.utils.modules import eval_mode
 
 _LABEL_LOSSES: dict[Task, type[nn.Module]] = {
@@ -41,6 +42,7 @@ class DistillFields(RunFields, total=False):
     callbacks: Sequence[object]
 
 
+@default_modes()
 def distill(
     teacher: nn.Module | Net[Any] | Sequence[nn.Module | Net[Any]],
     student: nn.Module | Net[Any],

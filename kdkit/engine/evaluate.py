@@ -14,8 +14,10 @@ from kdkit.metrics.base import MetricResult
 from kdkit.nets.net import Net
 from kdkit.nets.weights import load_weights
 from kdkit.recipe.recipe import Recipe, as_recipe, nets_of
+from kdkit.utils.devices import default_modes
 
 
+@default_modes()
 def evaluate(
     recipe: Recipe | Callable[[], Recipe],
     weights: str | Path,

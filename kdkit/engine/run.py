@@ -39,7 +39,7 @@ from kdkit.plugins.manager import installed
 from kdkit.recipe.baseline import with_baselines
 from kdkit.recipe.recipe import Recipe, Stage, as_recipe, stage_dependencies
 from kdkit.utils import collectives
-from kdkit.utils.devices import deterministic
+from kdkit.utils.devices import default_modes, deterministic
 from kdkit.utils.randomness import preserve_rng_state, seed_everything
 
 _INTERRUPTED = (
@@ -123,7 +123,7 @@ def prepared(
     if not isinstance(callbacks, Iterable):
         raise RecipeError(f"callbacks must be a list, such as [CsvLogger()]; got {describe(callbacks)}")
     # A run on a CPU does not initialize CUDA. If user code has done so, the random state of the GPU is restored too.
-    with joined(), preserve_rng_state(cuda=options.torch_device().type == "cuda" or None):
+    with default_modes(), joined(), preserve_rng_state(cuda=options.torch_device().type == "cuda" or None):
         options = _agree_on_folder(options)
         device = rank_device(options.torch_device())
         if options.out is not None:

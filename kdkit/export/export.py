@@ -16,9 +16,11 @@ from kdkit.export.output_files import file_stem, output_files
 from kdkit.export.source import ExportSource
 from kdkit.plugins.manager import registry
 from kdkit.recipe.recipe import Recipe
+from kdkit.utils.devices import default_modes
 from kdkit.utils.files import require_output
 
 
+@default_modes()
 def export_net(
     recipe: Recipe,
     weights: str | Path,

@@ -65,20 +65,29 @@ class PrintableConsole(Console):
     def _render_buffer(self, buffer: Iterable[Segment]) -> str:
         """Drop the spaces at the ends of lines unless the output is a terminal; rich fills the lines of a table."""
         text = super()._render_buffer(buffer)
-        return text if self.is_terminal or self.is_jupyter else re.sub(r" +\n", "\n", text)
+        return text if self.is_terminal else re.sub(r" +\n", "\n", text)
 
 
 def make_console(*, stderr: bool = False, markup: bool = True) -> Console:
     """Return a console as wide as the terminal, or 120 columns wide if there is no terminal, so that tables fit.
 
     markup: False to print square brackets as they are.
-    Under torchrun, all processes have the same results, and only the first one prints to stdout.
+    Under torchrun, all processes have the same results, and only the first one prints to stdout. In a notebook, the
+    console prints colored text to the stream, so that all lines of a cell are one output. By default, rich displays
+    each line as an output of its own, of which JupyterLab only shows the first 50.
     """
     # Without emoji a label such as ":x:" is printed unchanged.
     options: dict[str, Any] = {"highlight": False, "emoji": False, "stderr": stderr, "markup": markup}
     options["quiet"] = not stderr and not is_first_process()
+    if is_notebook():
+        return PrintableConsole(**options, width=_WIDTH, force_jupyter=False, force_terminal=True, legacy_windows=False)
     console = PrintableConsole(**options)
-    return console if console.is_terminal or console.is_jupyter else PrintableConsole(**options, width=_WIDTH)
+    return console if console.is_terminal else PrintableConsole(**options, width=_WIDTH)
+
+
+def is_notebook() -> bool:
+    """Whether the output is shown in a notebook, which has colors, but no cursor that can be moved."""
+    return PrintableConsole().is_jupyter
 
 
 def print_note(console: Console, note: str) -> None:
@@ -89,11 +98,13 @@ def print_note(console: Console, note: str) -> None:
 class Status:
     """Shows the current step on stderr: a line that disappears on a terminal, otherwise a plain line for each step.
 
-    enabled: False to show nothing. Use it as a context manager, which removes the line at the end.
+    It shows nothing in a notebook. enabled: False to show nothing. Use it as a context manager, which removes the line
+    at the end.
     """
 
     def __init__(self, *, enabled: bool = True) -> None:
-        self._console = make_console(stderr=True) if enabled and is_first_process() else None
+        shown = enabled and is_first_process() and not is_notebook()
+        self._console = make_console(stderr=True) if shown else None
         self._live: Live | None = None
 
     def __enter__(self) -> "Status":
@@ -104,7 +115,7 @@ class Status:
 
     def show(self, text: str, *, terminal_only: bool = False) -> None:
         """Show a step in place of the previous one. terminal_only: show nothing if there is no terminal."""
-        if self._console is None or self._console.is_jupyter:
+        if self._console is None:
             return
         if not self._console.is_terminal:
             if not terminal_only:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -26,13 +26,31 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 class _Autocast(torch.autocast):
     """torch.autocast that frees its half-precision copies of the weights whenever it ends.
 
-    torch frees them only at the end of the outermost autocast. Inside an autocast of user code, each training step
-    would use the copies from the first step, as if the optimizer had never changed a weight.
+    torch frees them only at the end of the outermost autocast. Inside an autocast of user code, even a disabled one,
+    each training step would use the copies from the first step, as if the optimizer had never changed a weight.
     """
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         torch.clear_autocast_cache()
+
+
+@contextmanager
+def default_modes() -> Iterator[None]:
+    """Use torch's default modes in this context: gradients on, autocast off, and new tensors on the CPU.
+
+    Otherwise the modes of a caller would change results: in `torch.no_grad()` and `torch.inference_mode()` nothing is
+    trained, and an autocast replaces the precision of a run.
+    """
+    with ExitStack() as modes:
+        if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
+            modes.enter_context(torch.inference_mode(mode=False))  # which records gradients too
+        for kind in ("cpu", "cuda", "mps", "xpu"):
+            if torch.is_autocast_enabled(kind):
+                modes.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":  # otherwise each operation would be slower for nothing
+            modes.enter_context(torch.device("cpu"))
+        yield
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from kdkit.recipe.recipe import Recipe, Stage, as_recipe, nets_of
 from kdkit.recipe.training import Training
 from kdkit.utils import memory
 from kdkit.utils.collectives import without_messages
-from kdkit.utils.devices import Precision
+from kdkit.utils.devices import Precision, default_modes
 from kdkit.utils.memory import is_out_of_memory
 
 
@@ -48,7 +48,7 @@ def check(
     In a run with several ranks, each rank may call this alone.
     """
     device = torch.device(device)
-    with without_messages():
+    with without_messages(), default_modes():
         recipe = as_recipe(recipe, "check")
         require_splits(recipe.data)
         recipe = recipe.with_stages(recipe.stages)  # a schedule may create other stages in its next call

@@ -52,6 +52,11 @@ def _untrainable_nets(stage: Stage, _context: BuildContext) -> Iterator[str]:
             yield f"net {net.name!r} contains a program of torch.export; train the module that was exported"
         elif not any(parameter.requires_grad for parameter in net.module.parameters()):
             yield f"net {net.name!r} has nothing to train: none of its parameters requires a gradient"
+        elif any(parameter.is_inference() for parameter in net.module.parameters()):
+            yield (
+                f"net {net.name!r} has weights that were created in torch.inference_mode, which cannot be trained; "
+                "create the network outside of it"
+            )
 
 
 def _duplicate_labels(stage: Stage, _context: BuildContext) -> Iterator[str]:

@@ -33,7 +33,7 @@ def progress_display(
     progress, verbose: see RunOptions; None prints to a terminal or a notebook only.
     """
     console = make_console()
-    shown = console.is_terminal or console.is_jupyter if progress is None else progress
+    shown = console.is_terminal if progress is None else progress
     with Status(enabled=shown) as status:
         callbacks = [ConsoleCallback(console, status, verbose=verbose)] if shown else []
         try:

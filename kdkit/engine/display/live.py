@@ -26,10 +26,10 @@ def can_redraw(console: Console) -> bool:
 
     Otherwise only lines are printed: to files, pipes and notebooks, in CI, on a dumb terminal, and with NO_COLOR.
     """
-    # With FORCE_COLOR, rich treats any file as a terminal.
+    # With FORCE_COLOR, rich treats any file as a terminal, and `make_console` treats a notebook as one.
     is_terminal = console.is_interactive and console.file.isatty()
     is_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
-    return is_terminal and not console.is_jupyter and not console.no_color and not is_ci
+    return is_terminal and not console.no_color and not is_ci
 
 
 class LiveDisplay(RenderHook):

@@ -131,7 +131,7 @@ class Projection(Surgery):
         total = torch.zeros_like(products[0])
         for index in range(count):
             projected = units[index]
-            for conflicting in torch.randperm(count, generator=self._random).tolist():
+            for conflicting in torch.randperm(count, generator=self._random, device="cpu").tolist():
                 if conflicting != index:
                     product = projected @ products[conflicting]
                     share = torch.where(product < 0, product / products[conflicting, conflicting], 0.0)

@@ -207,6 +207,14 @@ def test_the_exit_code_of_a_worker_is_reported():
     assert "worker process 7 ended without an error message and with exit code 3" in str(explained)
 
 
+def test_a_script_whose_workers_start_the_run_again_is_told_how_to_prevent_it(monkeypatch):
+    in_worker = RuntimeError("An attempt has been made to start a new process before its bootstrapping phase has ended")
+    in_script = RuntimeError("DataLoader worker (pid 7) exited unexpectedly with exit code 1. Details are lost")
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "forkserver")  # as from Python 3.14 on
+    for error in (in_worker, in_script):
+        assert "start the run below `if __name__ == '__main__':`" in str(read_errors.explain_unreadable(error, "batch"))
+
+
 LOADERS = {
     "of kdkit": lambda dataset: (dataset, {"workers": 2}),
     "user-defined": lambda dataset: (DataLoader(dataset, 8, num_workers=2), {}),

@@ -15,6 +15,7 @@ import kdkit
 from kdkit import RecipeError, Study, Trial
 from kdkit.engine.display.console import ConsoleCallback, progress_display
 from kdkit.engine.display.live import can_redraw
+from kdkit.plugins.events import RunStarted
 from kdkit.utils.console import Status
 from tests.helpers.command_line import environment
 from tests.helpers.processes import ForkedPython, run_python
@@ -105,14 +106,18 @@ def test_progress_does_not_change_the_random_states_or_the_results(capsys):
     assert terms[0] == terms[1]
 
 
-def test_a_notebook_shows_lines_without_a_live_view(monkeypatch):
-    notebook = Console(force_jupyter=True, file=io.StringIO())
-    monkeypatch.setattr("kdkit.engine.display.console.make_console", lambda: notebook)
-    with progress_display(None) as (_status, callbacks):
-        assert len(callbacks) == 1
+def test_a_notebook_shows_lines_in_one_stream_without_a_live_view(monkeypatch, capsys):
+    shell = type("ZMQInteractiveShell", (), {})()
+    monkeypatch.setattr("builtins.get_ipython", lambda: shell, raising=False)  # as in the kernel of a notebook
+    with progress_display(None) as (status, callbacks):
+        status.show("preparing")
+        callbacks[0].run_started(RunStarted(recipe="digits", stages=("student",), device="cpu", seed=0, folder=None))
         assert not can_redraw(callbacks[0].console)
     with progress_display(False) as (_status, callbacks):
         assert callbacks == []
+    out, err = capsys.readouterr()
+    assert out == "\x1b[1mdigits\x1b[0m: student  (device cpu, seed 0)\n"
+    assert err == ""
 
 
 @pytest.mark.slow

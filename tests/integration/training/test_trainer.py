@@ -258,11 +258,12 @@ def test_half_precision_trains_on_cpu(precision):
     assert last < first
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_an_autocast_of_user_code_does_not_change_a_run(precision, dtype):
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_the_modes_of_torch_in_user_code_do_not_change_a_run(precision):
     plain = kdkit.run(three, device="cpu", precision=precision)
     # Inside an outer autocast, torch keeps the half-precision copies of the weights from one step to the next.
-    with torch.autocast("cpu", dtype=dtype):
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    with torch.autocast("cpu", dtype=dtype), torch.inference_mode(), torch.device("meta"):
         inside = kdkit.run(three, device="cpu", precision=precision)
     assert_same_results(inside, plain)
 

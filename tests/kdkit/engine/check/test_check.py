@@ -636,6 +636,12 @@ def test_a_net_without_trainable_parameters_is_a_problem():
     assert "has nothing to train" in only_problem(one_stage(student, plain_goal()))
 
 
+def test_weights_that_were_created_in_inference_mode_are_a_problem():
+    with torch.inference_mode():
+        student = tiny_net("student")
+    assert "weights that were created in torch.inference_mode" in only_problem(one_stage(student, plain_goal()))
+
+
 def test_a_plain_callable_cannot_be_trained():
     api = Net("api", lambda inputs: inputs[:, :3], version="1")
     assert "it can teach, but not be trained" in only_problem(one_stage(api, plain_goal()))
