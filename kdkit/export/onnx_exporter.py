@@ -134,7 +134,7 @@ def onnx_model(source: ExportSource) -> Any:
     import onnx
 
     from kdkit.export.onnx_graph import name_values
-    from kdkit.export.onnx_rewrites import with_pads_in_convolutions
+    from kdkit.export.onnx_rewrites import with_computed_constants, with_pads_in_convolutions
 
     if "onnx" in source.shared:
         return source.shared["onnx"]
@@ -149,7 +149,7 @@ def onnx_model(source: ExportSource) -> Any:
             warnings.simplefilter("ignore")  # warnings of torch about its own code
             converted = torch.onnx.export(source.program, dynamo=True, external_data=False, verbose=False)
         assert converted is not None  # without a file, torch returns the program
-        model = with_pads_in_convolutions(converted.model_proto)
+        model = with_pads_in_convolutions(with_computed_constants(converted.model_proto))
         name_values(model, source.shapes, source.output_name)
         onnx.checker.check_model(model, full_check=True)
     except KdkitError:

@@ -8,6 +8,7 @@ from kdkit.export.onnx_exporter import cpu_session
 from kdkit.export.onnx_graph import peak_bytes
 from kdkit.export.onnx_rewrites import (
     with_2d_convolutions,
+    with_computed_constants,
     with_pads_in_convolutions,
     without_batch_norms,
 )
@@ -100,6 +101,41 @@ def test_a_batch_norm_of_features_becomes_a_product_and_a_sum():
     after = without_batch_norms(before)
     assert kinds(after) == ["Mul", "Add"]
     assert_equal(before, after, (3, 4))
+
+
+def test_a_batch_norm_with_statistics_of_the_batch_and_one_after_a_computed_kernel_stay():
+    nodes = [
+        ("Conv", ["x", "x"], "a", {}),  # a kernel that depends on the input
+        ("BatchNormalization", ["a", *NORM_INPUTS], "b", {}),
+        ("ReduceMean", ["b", "axes"], "of_batch", {"keepdims": 0}),
+        ("BatchNormalization", ["b", "scale", "bias", "of_batch", "variance"], "y", {}),
+    ]
+    before = model(nodes, {**NORM, "axes": np.array([0, 2])}, shape=(4, 3, 7))
+    after = without_batch_norms(before)
+    assert kinds(after) == ["Conv", "Conv", "ReduceMean", "BatchNormalization"]
+    assert_equal(before, after, (4, 3, 7))
+
+
+def test_weights_that_depend_on_no_input_become_constants_and_masks_stay_nodes():
+    nodes = [
+        ("ReduceL2", ["v", "axes"], "norm", {"keepdims": 1}),
+        ("Div", ["v", "norm"], "w", {}),
+        ("Conv", ["x", "w"], "a", {}),
+        ("Expand", ["one", "shape"], "mask", {}),
+        ("ReduceSum", ["mask"], "sum", {"keepdims": 0}),
+        ("RandomUniform", [], "noise", {"shape": [1]}),
+        ("Mul", ["noise", "zero"], "none", {}),
+        ("Add", ["sum", "none"], "shift", {}),
+        ("Add", ["a", "shift"], "y", {}),
+    ]
+    constants = {"v": constant(4, 3, 5), "axes": np.array([1, 2]), "one": np.ones(1, np.float32)}
+    before = model(nodes, {**constants, "shape": np.array([100, 100]), "zero": np.zeros(1, np.float32)})
+    after = with_computed_constants(before)
+    assert kinds(after) == ["Conv", "Expand", "ReduceSum", "RandomUniform", "Mul", "Add", "Add"]
+    assert_equal(before, after, *SIGNALS)
+    assert kinds(with_2d_convolutions(after))[:2] == ["Unsqueeze", "Conv"]
+    unchanged = model([("Relu", ["x"], "y", {})], {})
+    assert with_computed_constants(unchanged) is unchanged
 
 
 def test_signals_are_images_as_far_as_operators_allow_and_signals_again_at_the_end():
