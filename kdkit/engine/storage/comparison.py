@@ -10,6 +10,7 @@ from torch import Tensor
 from kdkit.engine.storage.run_folder import METRICS, read_record
 from kdkit.engine.storage.stage_folder import HISTORY, SUMMARY
 from kdkit.errors import RunFolderError, first_line
+from kdkit.utils.files import read_file
 from kdkit.utils.reprs import describe_array
 from kdkit.utils.sealed import read_sealed_json, read_tensors
 
@@ -69,7 +70,7 @@ def _content(file: Path) -> Any:
             return read_tensors(file)[0]
         if file.suffix == ".json":
             return read_sealed_json(file)
-        epochs = [json.loads(line) for line in file.read_text().splitlines()]
+        epochs = [json.loads(line) for line in read_file(file).splitlines()]
         return [{key: value for key, value in epoch.items() if key not in _MEASURED} for epoch in epochs]
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise RunFolderError(f"{file} cannot be read ({first_line(error)}); run the recipe again") from error
