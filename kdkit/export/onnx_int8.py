@@ -62,7 +62,7 @@ def choose_ranges(model: ModelProto, batches: Iterable[Arrays]) -> Ranges:
     for arrays in batches:
         outputs = dict(zip(names, session.run(names, dict(arrays)), strict=True))
         for name, values in {**outputs, **{name: arrays[name] for name in inputs}}.items():
-            flat = values.ravel()
+            flat = np.ravel(values) if isinstance(values, np.ndarray) else np.empty(0)  # a sequence is not quantized
             if flat.dtype == np.float32 and np.isnan(flat).any():  # for example, a sample that is only padding
                 flat = flat[~np.isnan(flat)]
             if flat.dtype != np.float32 or not flat.size:

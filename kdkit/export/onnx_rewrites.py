@@ -9,7 +9,7 @@ from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
 from kdkit.errors import KdkitError
 from kdkit.export.onnx_exporter import cpu_session
-from kdkit.export.onnx_graph import OnnxGraph, attributes, node, ranks
+from kdkit.export.onnx_graph import OnnxGraph, attributes, node, ranks, taken_by
 
 _ELEMENTWISE = {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "Elu", "Selu", "Softplus", "HardSigmoid", "HardSwish",
                 "Gelu", "Mish", "Erf", "Identity"}  # fmt: skip
@@ -25,15 +25,14 @@ def with_computed_constants(model: ModelProto) -> ModelProto:
     computed from, such as a mask, is still computed, because it would make the file larger.
     """
     graph = OnnxGraph(model)
-    fixed, steps = {*graph.constants, ""}, list[NodeProto]()
+    fixed, steps = {*graph.constants}, list[NodeProto]()
     for step in graph.nodes:
-        has_subgraph = any(attribute.HasField("g") for attribute in step.attribute)
-        if fixed.issuperset(step.input) and step.op_type not in _RANDOM and not has_subgraph:
+        if fixed.issuperset(taken_by(step)) and step.op_type not in _RANDOM:
             steps.append(step)
             fixed.update(step.output)
     values = _computed(graph, steps) if steps else {}
     for step in steps:
-        names = [name for name in step.input if name]
+        names = taken_by(step)
         results = [values.get(name) for name in step.output if name]
         if not all(name in graph.constants for name in names) or any(result is None for result in results):
             continue
@@ -47,7 +46,7 @@ def with_computed_constants(model: ModelProto) -> ModelProto:
 def _computed(graph: OnnxGraph, steps: Sequence[NodeProto]) -> dict[str, NDArray[Any]]:
     """Return the arrays that nodes without inputs compute, by name; empty if onnxruntime lacks one of them."""
     outputs = [name for step in steps for name in step.output if name]
-    needed = {name for step in steps for name in step.input}
+    needed = {name for step in steps for name in taken_by(step)}
     constants = [numpy_helper.from_array(array, name) for name, array in graph.constants.items() if name in needed]
     part = helper.make_graph(steps, "constants", [], [ValueInfoProto(name=name) for name in outputs], constants)
     model = helper.make_model(part, opset_imports=graph.model.opset_import, ir_version=10)
@@ -126,7 +125,7 @@ class _Images:
         """Return the graph with all nodes rewritten that can work on images."""
         for step in self.graph.nodes:
             if not self._as_image(step):
-                for name in step.input:
+                for name in taken_by(step):
                     self._signal(name)
                 self.nodes.append(step)
                 self.signals.update(step.output)
