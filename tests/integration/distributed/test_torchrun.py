@@ -579,6 +579,39 @@ def test_a_signal_ends_all_processes_after_one_step_with_a_checkpoint_and_no_ste
     assert sorted(steps) == [f"{epoch} {batch}" for epoch in range(4) for batch in range(5)]
 
 
+LAUNCHER = """
+import os
+import time
+from pathlib import Path
+
+from torch import distributed
+
+from kdkit.engine.interrupts import Interrupts
+
+for rank in range(2):
+    if os.fork() == 0:
+        break
+else:
+    time.sleep(90)  # the launcher is killed
+distributed.init_process_group("gloo", init_method=f"file://{Path('store').absolute()}", rank=rank, world_size=2)
+with Interrupts() as interrupts:
+    assert not interrupts.agree()
+    Path(f"waits-{rank}").touch()
+    while not interrupts.agree():
+        time.sleep(0.02)
+    Path(f"ended-{rank}").write_text(interrupts.requested.name)
+os._exit(0)
+"""
+
+
+def test_processes_end_as_after_sigterm_if_torchrun_is_killed(tmp_path):
+    (tmp_path / "launcher.py").write_text(LAUNCHER)
+    process = ForkedPython(["launcher.py"], tmp_path, environment(TORCHELASTIC_RUN_ID="test", OMP_NUM_THREADS="1"))
+    wait_until(lambda: len([*tmp_path.glob("waits-*")]) == 2, process)
+    process.send_signal(signal.SIGKILL)
+    wait_until(lambda: [file.read_text() for file in tmp_path.glob("ended-*")] == ["SIGTERM", "SIGTERM"])
+
+
 # A thread of a process group that is still there when the interpreter ends may end the process by a signal.
 JOINED = """
 import os
