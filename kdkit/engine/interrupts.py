@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
-from torch import distributed
-
 from kdkit.errors import Terminated
 from kdkit.utils import collectives
 
@@ -29,8 +27,7 @@ class Interrupts:
     handler, and SIGTERM with Terminated. If the program has its own handler for SIGTERM, it is kept.
 
     Several ranks end together, see `agree`. They ignore a second signal: if a scheduler signals all processes, torchrun
-    sends the signal to them again, and kills those that take longer than half a minute. If torchrun itself is killed,
-    they end as after SIGTERM: nothing else would end them, and they would keep the run folder and the GPUs.
+    sends the signal to them again, and kills those that take longer than half a minute.
 
     announce: called in the handler with a line to print when a signal is recorded, because a step may take long. None
     prints nothing. In a thread nothing is handled, because Python allows handlers in the main thread only.
@@ -46,8 +43,6 @@ class Interrupts:
         self._deferred = self._is_ending = False
         self._previous: dict[signal.Signals, Any] = {}
         self._process = os.getpid()
-        launched = self._several and distributed.is_torchelastic_launched()
-        self._launcher = os.getppid() if launched else None  # torchrun
         self._ignored = 0  # the number of SIGTERM signals in a worker process of a DataLoader
         self._updates, self._next_message, self._last_message = 0, 1, time.perf_counter()
 
@@ -79,8 +74,6 @@ class Interrupts:
         """Return whether any rank has recorded a signal, and record it on all ranks. All ranks must call this."""
         if not self._several:
             return self.requested is not None
-        if self.requested is None and self._launcher not in (None, os.getppid()):
-            self.requested = signal.SIGTERM
         now = time.perf_counter()
         updates = int(_PAUSE * self._updates / (now - self._last_message))  # in a pause, at the current speed
         messages = collectives.all_gather_objects([(self.requested, max(1, updates))])

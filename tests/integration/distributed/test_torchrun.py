@@ -10,12 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from kdkit.cli.main import _ALONE, cli
 from kdkit.engine.storage.comparison import differences
 from tests.helpers.command_line import environment
 from tests.helpers.processes import ForkedPython, wait_until
-from tests.helpers.ranks import in_two_processes, run_two_ranks
+from tests.helpers.ranks import in_two_processes, run_two_ranks, variables_of_torchrun
 
 # 70 samples: 4 batches of 16, and a last one of 6, of which each process gets 3. The batch norm is frozen, since its
 # statistics are those of the part of a batch that a process has.
@@ -584,17 +585,16 @@ import os
 import time
 from pathlib import Path
 
-from torch import distributed
-
+from kdkit.engine.distributed.process_group import joined
 from kdkit.engine.interrupts import Interrupts
 
 for rank in range(2):
     if os.fork() == 0:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
         break
 else:
     time.sleep(90)  # the launcher is killed
-distributed.init_process_group("gloo", init_method=f"file://{Path('store').absolute()}", rank=rank, world_size=2)
-with Interrupts() as interrupts:
+with joined(), Interrupts() as interrupts, interrupts.deferred():
     assert not interrupts.agree()
     Path(f"waits-{rank}").touch()
     while not interrupts.agree():
@@ -606,7 +606,8 @@ os._exit(0)
 
 def test_processes_end_as_after_sigterm_if_torchrun_is_killed(tmp_path):
     (tmp_path / "launcher.py").write_text(LAUNCHER)
-    process = ForkedPython(["launcher.py"], tmp_path, environment(TORCHELASTIC_RUN_ID="test", OMP_NUM_THREADS="1"))
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    process = ForkedPython(["launcher.py"], tmp_path, environment(**variables_of_torchrun(store)))
     wait_until(lambda: len([*tmp_path.glob("waits-*")]) == 2, process)
     process.send_signal(signal.SIGKILL)
     wait_until(lambda: [file.read_text() for file in tmp_path.glob("ended-*")] == ["SIGTERM", "SIGTERM"])
