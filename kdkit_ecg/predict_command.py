@@ -41,7 +41,7 @@ _FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json"}
     type=click.Choice(["mean", "max", "centre"]),
     default="mean",
     show_default=True,
-    help="How to combine the probabilities of the windows of a long record; centre takes the middle window alone.",
+    help="How to combine the windows of a long record; centre takes the middle window alone.",
 )
 @click.option(
     "--rate",
@@ -71,7 +71,7 @@ _FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json"}
 )
 @click.pass_context
 def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **options: Any) -> int:
-    """Predict the classes of ECG records with MODEL: a file of kdkit export (.onnx, .pt2), or the folder of a run.
+    """Predict classes or numbers of ECG records with MODEL: an export of kdkit (.onnx, .pt2), or the folder of a run.
 
         kdkit predict student.onnx records --out predictions.csv
         kdkit predict runs/first ecg.csv --rate 500 --leads I,II,V1 --unit mV
@@ -117,7 +117,7 @@ def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **opt
     if form == "table":
         lines = table_lines(predictions, predictor)
     else:
-        lines = json_lines(predictions) if form == "json" else csv_lines(predictions, predictor.classes)
+        lines = json_lines(predictions) if form == "json" else csv_lines(predictions, predictor)
     if out is None:
         for line in lines:
             echo(line)

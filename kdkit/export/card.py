@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdkit.utils.files import write_output
+from kdkit.utils.files import read_file, write_output
 from kdkit.utils.printable import printable
 from kdkit.utils.read_json import read_json
 from kdkit.utils.reprs import format_bytes
@@ -24,7 +24,7 @@ def read_cards(folder: Path) -> list[dict[str, Any]]:
         try:
             card = read_json(file)
             # The file was deleted, or replaced by an export that was killed before it wrote its card.
-            if hashlib.sha256(file.with_suffix("").read_bytes()).hexdigest() != card["sha256"]:
+            if hashlib.sha256(read_file(file.with_suffix(""))).hexdigest() != card["sha256"]:
                 continue
             card_markdown([card])  # raises if a shown value is missing or has the wrong type
         except (AttributeError, KeyError, LookupError, OSError, OverflowError, TypeError, ValueError):

@@ -61,7 +61,10 @@ class OnnxExporter(Exporter):
         verbose, names = with_all_outputs(model)
         # Without optimization, because fusing nodes removes values.
         values = cpu_session(verbose.SerializeToString(), optimize=False).run(names, dict(inputs))
-        sizes = {name: array.nbytes for name, array in zip(names, values, strict=True)}
+        sizes = {
+            name: sum(array.nbytes for array in (value if isinstance(value, list) else [value]))  # a list is a sequence
+            for name, value in zip(names, values, strict=True)
+        }
         return peak_bytes(model, {**sizes, **{name: array.nbytes for name, array in inputs.items()}})
 
 
@@ -134,7 +137,7 @@ def onnx_model(source: ExportSource) -> Any:
     import onnx
 
     from kdkit.export.onnx_graph import name_values
-    from kdkit.export.onnx_rewrites import with_pads_in_convolutions
+    from kdkit.export.onnx_rewrites import with_computed_constants, with_pads_in_convolutions
 
     if "onnx" in source.shared:
         return source.shared["onnx"]
@@ -144,23 +147,36 @@ def onnx_model(source: ExportSource) -> Any:
             f"the weights of net {source.net.name!r} have {weights / 2**30:.1f} GiB, and one file in ONNX format holds "
             "at most 2 GiB; export it to pt2"
         )
+    program = source.program
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # warnings of torch about its own code
-            converted = torch.onnx.export(source.program, dynamo=True, external_data=False, verbose=False)
-        assert converted is not None  # without a file, torch returns the program
-        model = with_pads_in_convolutions(converted.model_proto)
+        try:
+            converted = _converted(program)
+        except Exception:
+            # In basic operations, for example of attention on tensors with three dimensions, torch may convert it.
+            converted = _converted(program.run_decompositions())
+        model = with_pads_in_convolutions(with_computed_constants(converted))
         name_values(model, source.shapes, source.output_name)
         onnx.checker.check_model(model, full_check=True)
     except KdkitError:
         raise
     except Exception as error:  # the exporter of torch raises errors of many kinds
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the outer ones have advice for developers of torch
+            cause = cause.__cause__
         raise KdkitError(
-            f"net {source.net.name!r} cannot be converted to ONNX: {type(error).__name__}: {first_line(error)}; "
+            f"net {source.net.name!r} cannot be converted to ONNX: {type(cause).__name__}: {first_line(cause)}; "
             "torch.onnx may not support an operation of its forward"
         ) from error
     source.shared["onnx"] = model
     return model
+
+
+def _converted(program: torch.export.ExportedProgram) -> Any:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # warnings of torch about its own code
+        converted = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
+    assert converted is not None  # without a file, torch returns the program
+    return converted.model_proto
 
 
 def cpu_session(content: bytes, *, optimize: bool = True) -> Any:

@@ -38,7 +38,7 @@ class OnnxGraph:
         """Return the nodes that take each value. An output of the graph counts as taken by an extra node."""
         uses: dict[str, list[NodeProto]] = {name: [NodeProto()] for name in self.outputs}
         for node in self.nodes:
-            for name in node.input:
+            for name in taken_by(node):
                 uses.setdefault(name, []).append(node)
         return uses
 
@@ -60,7 +60,7 @@ class OnnxGraph:
         # from the end, so that a node is reached after all that take its outputs
         for node in reversed(self.nodes):
             if needed.intersection(node.output):
-                needed.update(node.input)
+                needed.update(taken_by(node))
                 kept.append(_without_notes(node))
         old = self.model.graph
         graph = helper.make_graph(
@@ -79,7 +79,8 @@ class OnnxGraph:
 
     def shorten_names(self) -> None:
         """Shorten the names of all values except inputs and outputs of the graph, and remove the names of nodes."""
-        fixed = {*self.inputs, *self.outputs, ""}
+        inner = {name for node in self.nodes for graph in _subgraphs(node) for name in _made_in(graph)}
+        fixed = {*self.inputs, *self.outputs, *inner, ""}
         short: dict[str, str] = {}
         for name in [*(name for node in self.nodes for name in (*node.input, *node.output)), *self.constants]:
             if name not in fixed and name not in short:
@@ -88,14 +89,44 @@ class OnnxGraph:
                     short[name] += "_"
         for node in self.nodes:
             node.name = ""
-            node.input[:] = [short.get(name, name) for name in node.input]
-            node.output[:] = [short.get(name, name) for name in node.output]
+            _rename(node, short)
         self.constants = {short.get(name, name): array for name, array in self.constants.items()}
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
     """Return the attributes of a node by name."""
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def taken_by(node: NodeProto) -> list[str]:
+    """Return the names of the values that a node takes, also inside its subgraphs, such as the body of a loop."""
+    names = [name for name in node.input if name]
+    for graph in _subgraphs(node):
+        inner = [name for step in graph.node for name in taken_by(step)] + [value.name for value in graph.output]
+        made = _made_in(graph)
+        names += [name for name in inner if name not in made]
+    return names
+
+
+def _subgraphs(node: NodeProto) -> list[onnx.GraphProto]:
+    return [graph for item in node.attribute for graph in (*([item.g] if item.HasField("g") else []), *item.graphs)]
+
+
+def _made_in(graph: onnx.GraphProto) -> set[str]:
+    """Return the names of the values of a subgraph that are not those of the graph around it."""
+    names = {value.name for value in (*graph.input, *graph.initializer)}
+    return names | {name for step in graph.node for name in step.output}
+
+
+def _rename(node: NodeProto, names: Mapping[str, str]) -> None:
+    """Rename the values that a node takes and computes, in place, also inside its subgraphs."""
+    node.input[:] = [names.get(name, name) for name in node.input]
+    node.output[:] = [names.get(name, name) for name in node.output]
+    for graph in _subgraphs(node):
+        for step in graph.node:
+            _rename(step, names)
+        for value in graph.output:
+            value.name = names.get(value.name, value.name)
 
 
 def node(operator: str, inputs: Sequence[str], output: str, **options: Any) -> NodeProto:
@@ -127,8 +158,7 @@ def name_values(model: ModelProto, shapes: Mapping[str, Sequence[int | str]], ou
     }
     names.update({name: f"{name}.value" for name in taken & inner})
     for step in model.graph.node:
-        step.input[:] = [names.get(name, name) for name in step.input]
-        step.output[:] = [names.get(name, name) for name in step.output]
+        _rename(step, names)
     for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
         value.name = names.get(value.name, value.name)
 
@@ -158,7 +188,7 @@ def peak_bytes(model: ModelProto, sizes: Mapping[str, int]) -> int:
     takes it. Some operators write over their input, if no other node takes it later. Constants do not count.
     """
     nodes = model.graph.node
-    last = {name: index for index, node in enumerate(nodes) for name in node.input}
+    last = {name: index for index, node in enumerate(nodes) for name in taken_by(node)}
     last.update({value.name: len(nodes) for value in model.graph.output})
     # The caller holds the inputs before the first node.
     alive = {value.name: sizes[value.name] for value in model.graph.input}

@@ -62,10 +62,11 @@ def choose_ranges(model: ModelProto, batches: Iterable[Arrays]) -> Ranges:
     for arrays in batches:
         outputs = dict(zip(names, session.run(names, dict(arrays)), strict=True))
         for name, values in {**outputs, **{name: arrays[name] for name in inputs}}.items():
+            if not isinstance(values, np.ndarray) or values.dtype != np.float32:
+                continue  # such as a sequence
             flat = values.ravel()
-            if flat.dtype == np.float32 and np.isnan(flat).any():  # for example, a sample that is only padding
-                flat = flat[~np.isnan(flat)]
-            if flat.dtype != np.float32 or not flat.size:
+            flat = flat[~np.isnan(flat)]  # for example, a sample that is only padding
+            if not flat.size:
                 continue
             # 0 is always included, because padding and ReLU need it exactly
             lowest[name] = min(lowest.get(name, 0.0), float(flat.min()))

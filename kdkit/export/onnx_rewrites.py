@@ -1,17 +1,61 @@
 """Rewrite graphs into equivalent graphs that run faster or can be quantized."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
-from kdkit.export.onnx_graph import OnnxGraph, attributes, node, ranks
+from kdkit.errors import KdkitError
+from kdkit.export.onnx_exporter import cpu_session
+from kdkit.export.onnx_graph import OnnxGraph, attributes, node, ranks, taken_by
 
 _ELEMENTWISE = {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "Elu", "Selu", "Softplus", "HardSigmoid", "HardSwish",
                 "Gelu", "Mish", "Erf", "Identity"}  # fmt: skip
 _BINARY = {"Add", "Sub", "Mul", "Div"}
+_RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
+_SMALL = 2**14  # bytes of a computed constant that may be larger than those it is computed from
+
+
+def with_computed_constants(model: ModelProto) -> ModelProto:
+    """Return an equivalent model in which values that depend on no input are constants, such as normalized weights.
+
+    Other rewrites and the quantizer need the weights of a layer as constants. A value that is larger than those it is
+    computed from, such as a mask, is still computed, because it would make the file larger.
+    """
+    graph = OnnxGraph(model)
+    fixed, steps = {*graph.constants}, list[NodeProto]()
+    for step in graph.nodes:
+        if fixed.issuperset(taken_by(step)) and step.op_type not in _RANDOM:
+            steps.append(step)
+            fixed.update(step.output)
+    values = _computed(graph, steps) if steps else {}
+    for step in steps:
+        names = taken_by(step)
+        results = [values.get(name) for name in step.output if name]
+        if not all(name in graph.constants for name in names) or any(result is None for result in results):
+            continue
+        largest = max(_SMALL, sum(graph.constants[name].nbytes for name in names))
+        if sum(values[name].nbytes for name in step.output if name) <= largest:
+            graph.constants.update({name: values[name] for name in step.output if name})
+            graph.nodes.remove(step)
+    return graph.to_model() if values else model
+
+
+def _computed(graph: OnnxGraph, steps: Sequence[NodeProto]) -> dict[str, NDArray[Any]]:
+    """Return the arrays that nodes without inputs compute, by name; empty if onnxruntime lacks one of them."""
+    outputs = [name for step in steps for name in step.output if name]
+    needed = {name for step in steps for name in taken_by(step)}
+    constants = [numpy_helper.from_array(array, name) for name, array in graph.constants.items() if name in needed]
+    part = helper.make_graph(steps, "constants", [], [ValueInfoProto(name=name) for name in outputs], constants)
+    model = helper.make_model(part, opset_imports=graph.model.opset_import, ir_version=10)
+    try:
+        # Without optimization, because fusing nodes removes values.
+        values = cpu_session(model.SerializeToString(), optimize=False).run(outputs, {})
+    except KdkitError:  # for example, of an operator in float64
+        return {}
+    return {name: value for name, value in zip(outputs, values, strict=True) if isinstance(value, np.ndarray)}
 
 
 def with_pads_in_convolutions(model: ModelProto) -> ModelProto:
@@ -81,7 +125,7 @@ class _Images:
         """Return the graph with all nodes rewritten that can work on images."""
         for step in self.graph.nodes:
             if not self._as_image(step):
-                for name in step.input:
+                for name in taken_by(step):
                     self._signal(name)
                 self.nodes.append(step)
                 self.signals.update(step.output)
@@ -191,14 +235,15 @@ def without_batch_norms(model: ModelProto) -> ModelProto:
     producers = {name: step for step in graph.nodes for name in step.output}
     nodes: list[NodeProto] = []
     for step in graph.nodes:
-        if step.op_type != "BatchNormalization":
-            nodes.append(step)
+        if step.op_type != "BatchNormalization" or not graph.constants.keys() >= {*step.input[1:5]}:
+            nodes.append(step)  # statistics of the batch are no constants
             continue
         weight, bias, mean, variance = (graph.constants[name].astype(np.float64) for name in step.input[1:5])
         scale = weight / np.sqrt(variance + attributes(step).get("epsilon", 1e-5))  # (channels,)
         shift = bias - mean * scale
         before = producers.get(step.input[0])
-        if before is not None and before.op_type == "Conv" and len(uses[step.input[0]]) == 1:
+        is_fixed = before is not None and graph.constants.keys() >= {*before.input[1:]}
+        if before is not None and before.op_type == "Conv" and is_fixed and len(uses[step.input[0]]) == 1:
             _fold(graph, before, scale, shift)
             before.output[0] = step.output[0]  # so that the nodes after the norm take the convolution's output
         else:

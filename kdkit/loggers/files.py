@@ -11,7 +11,7 @@ from typing import Any
 from kdkit.errors import RunFolderError, first_line
 from kdkit.loggers.base import Logger, Values, hyperparameters
 from kdkit.plugins.events import RunStarted
-from kdkit.utils.files import append, to_json, write
+from kdkit.utils.files import append, read_file, to_json, write
 from kdkit.utils.read_json import parse_json
 
 Row = dict[str, Any]
@@ -57,7 +57,7 @@ class _FileLogger(Logger):
         if not run.resumed:
             raise RunFolderError(f"{self._file} already exists, and the run would overwrite it; choose another path")
         try:
-            self._rows = self._read(self._file.read_text(encoding="utf-8"))
+            self._rows = self._read(read_file(self._file).decode())
         except (OSError, ValueError, csv.Error) as error:
             raise RunFolderError(
                 f"{self._file} cannot be read ({first_line(error)}), so the resumed run cannot continue it; delete or "

@@ -33,6 +33,7 @@ from kdkit.metrics.per_class import NetReport
 from kdkit.nets.weights import runs_in, stage_weights
 from kdkit.plugins.events import BaselineDifference
 from kdkit.report.analysis import same_metric
+from kdkit.utils.files import read_file
 from kdkit.utils.reprs import without_addresses
 
 RECIPE = "recipe.py"
@@ -91,7 +92,7 @@ class ReportedRun:
         samples, sample_names = read_or(({}, ()), read_samples, folder)
         measurements = read_or(None, read_measurements, folder)
         try:
-            source = (folder / RECIPE).read_text(encoding="utf-8", errors="replace")[:_SOURCE]
+            source = read_file(folder / RECIPE).decode(errors="replace")[:_SOURCE]
         except OSError:  # a run from Python may have no recipe file
             source = None
         run = cls(

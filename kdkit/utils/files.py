@@ -1,4 +1,4 @@
-"""Write files atomically, and values as JSON; test before any work whether a path can be written."""
+"""Read files, write them atomically, and values as JSON; test before any work whether a path can be written."""
 
 import json
 import math
@@ -96,6 +96,13 @@ def require_writable(path: Path) -> None:
     # Permissions are not reliable for a superuser, a network file system or a full disk.
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(4096))
+
+
+def read_file(path: Path) -> bytes:
+    """Return the content of a regular file. Raises OSError if it cannot be read, or is of another kind."""
+    if path.exists() and not path.is_file():  # reading a pipe or a device might not end
+        raise OSError("it is not a file")
+    return path.read_bytes()
 
 
 def append(path: Path, content: Content) -> None:

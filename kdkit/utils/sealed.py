@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kdkit.errors import KdkitError, RunFolderError, first_line
-from kdkit.utils.files import Content, to_json
+from kdkit.utils.files import Content, read_file, to_json
 from kdkit.utils.read_json import read_json
 
 # A placeholder of the same length for the digest while it is computed.
@@ -118,9 +118,7 @@ def tensor_parts(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> lis
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and the facts in a sealed safetensors file. Raises ValueError if it is damaged."""
-    if path.exists() and not path.is_file():  # reading a device would not end
-        raise OSError("it is not a file")
-    content = path.read_bytes()
+    content = read_file(path)
     require_intact(content)
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     metadata = header.get("__metadata__", {}) if isinstance(header, dict) else {}

@@ -17,7 +17,7 @@ from kdkit_ecg.records.description import read_description
 from kdkit_ecg.records.preparation import Preparation
 
 METADATA, FORMAT = "kdkit", 1  # the entry of a file, see docs/export.md, and the version of its keys
-_ACTIVATIONS = {"multilabel": "sigmoid", "multiclass": "softmax"}
+_ACTIVATIONS = {"multilabel": "sigmoid", "multiclass": "softmax", "regression": None}
 
 # {input: (batch, ...)} -> outputs (batch, classes)
 Run = Callable[[Mapping[str, NDArray[np.float32]]], NDArray[np.float32]]
@@ -27,16 +27,17 @@ Run = Callable[[Mapping[str, NDArray[np.float32]]], NDArray[np.float32]]
 class Model:
     """A network that runs, and the parts of its metadata that a prediction needs.
 
-    classes: names of the outputs. multiclass: whether exactly one of them is true for a record.
-    thresholds, logits: the lowest probability and logit for which a class is predicted, infinite if never; () if
-    multiclass. inputs: names in the order of the file. signal, person: two of these names; the second may be absent.
+    classes: names of the outputs. task: "multilabel", "multiclass" if exactly one of them is true for a record, or
+    "regression" if they are numbers.
+    thresholds, logits: the lowest probability and logit for which a class is predicted, infinite if never; () unless
+    multilabel. inputs: names in the order of the file. signal, person: two of these names; the second may be absent.
     length: samples of a window.
     """
 
     metadata: Mapping[str, Any]
     run: Run
     classes: tuple[str, ...]
-    multiclass: bool
+    task: str
     thresholds: tuple[float, ...]
     logits: tuple[float, ...]
     inputs: tuple[str, ...]
@@ -47,13 +48,16 @@ class Model:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], run: Run, name: str) -> "Model":
-        """Return the model with this metadata. name: for errors. Raises DataError if it does not classify ECGs."""
+        """Return the model with this metadata. name: for errors. Raises DataError if it does not take ECGs."""
         try:
             if metadata.get("format") != FORMAT:
                 raise DataError(f"expected metadata of format {FORMAT}, got {metadata.get('format')!r}")
             task, activation = metadata["task"], metadata["output"]["activation"]
-            if _ACTIVATIONS.get(task) != activation or activation is None:
-                raise DataError(f"expected a multilabel or multiclass network, got {task!r} with {activation!r}")
+            if task not in _ACTIVATIONS or _ACTIVATIONS[task] != activation:
+                raise DataError(
+                    f"expected a network for {', '.join(_ACTIVATIONS)} with its activation, got {task!r} with "
+                    f"{activation!r}"
+                )
             preparation, length = read_description(metadata["preparation"])
             signal, person = _input_names(metadata["inputs"], len(preparation.leads))
             classes = tuple(map(str, metadata["classes"]))
@@ -76,7 +80,7 @@ class Model:
             metadata=metadata,
             run=run,
             classes=classes,
-            multiclass=task == "multiclass",
+            task=task,
             thresholds=thresholds,
             logits=logits,
             inputs=tuple(item["name"] for item in metadata["inputs"]),
@@ -88,7 +92,7 @@ class Model:
 
     def probabilities(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the probabilities of outputs, both (windows, classes)."""
-        if self.multiclass:
+        if self.task == "multiclass":
             # The largest output becomes 0, so that no exponential overflows.
             shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
             softmax: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)

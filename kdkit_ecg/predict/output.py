@@ -22,9 +22,10 @@ def json_lines(predictions: Iterable[Prediction]) -> Iterator[str]:
         yield to_json(prediction.as_dict())
 
 
-def csv_lines(predictions: Iterable[Prediction], classes: Sequence[str]) -> Iterator[str]:
-    """Yield the names of the columns, and a line for each prediction; three columns for each class."""
-    of_classes = [f"{name} {field}" for name in classes for field in ("probability", "threshold", "decision")]
+def csv_lines(predictions: Iterable[Prediction], predictor: Predictor) -> Iterator[str]:
+    """Yield the names of the columns, and a line for each prediction; three columns for a class, one for a number."""
+    names = ("value",) if predictor.task == "regression" else ("probability", "threshold", "decision")
+    of_classes = [f"{name} {field}" for name in predictor.classes for field in names]
     yield _csv_line([*_COLUMNS, *of_classes])
     for prediction in predictions:
         fields = prediction.as_dict()
@@ -48,19 +49,26 @@ def table_lines(predictions: Iterable[Prediction], predictor: Predictor) -> Iter
     accepted = [prediction for prediction in predictions if prediction.reason is None]
     if len(predictions) == len(accepted) == 1:
         yield f"{accepted[0].record}: {accepted[0].seconds:g} s at {accepted[0].rate:g} Hz\n"
-        rows = [("class", "probability", "threshold", "predicted")]
-        for name, by_class in accepted[0].by_class().items():
-            decided = "yes" if by_class["decision"] else ""
-            rows.append((name, f"{by_class['probability']:.3f}", _threshold(by_class["threshold"]), decided))
+        if predictor.task == "regression":
+            rows = [("number", "value"), *_values(accepted[0])]
+        else:
+            rows = [("class", "probability", "threshold", "predicted")]
+            for name, by_class in accepted[0].by_class().items():
+                decided = "yes" if by_class["decision"] else ""
+                rows.append((name, f"{by_class['probability']:.3f}", _threshold(by_class["threshold"]), decided))
         yield from _aligned(rows)
     else:
-        rows = [("record", "seconds", "predicted classes and their probabilities")]
+        predicts = "values" if predictor.task == "regression" else "predicted classes and their probabilities"
+        rows = [("record", "seconds", predicts)]
         for prediction in predictions:
             if prediction.reason is not None:
                 rows.append((prediction.record, "", f"REFUSED: {prediction.reason}"))
                 continue
-            probabilities = dict(zip(prediction.classes, prediction.probabilities.tolist(), strict=True))
-            predicted = ", ".join(f"{name} {probabilities[name]:.3f}" for name in prediction.predicted)
+            if predictor.task == "regression":
+                predicted = ", ".join(map(" ".join, _values(prediction)))
+            else:
+                probabilities = dict(zip(prediction.classes, prediction.probabilities.tolist(), strict=True))
+                predicted = ", ".join(f"{name} {probabilities[name]:.3f}" for name in prediction.predicted)
             rows.append((prediction.record, f"{prediction.seconds:g}", predicted or "none"))
         yield from _aligned(rows)
         if predictor.thresholds:
@@ -78,7 +86,8 @@ def summary_lines(predictions: Sequence[Prediction], predictor: Predictor) -> It
     several = sum(len(prediction.starts) > 1 for prediction in accepted)
     if several:
         how = {"mean": "the mean", "max": "the largest"}[predictor.combine]
-        yield f"{several} in several windows of {predictor.seconds:.4g} s: {how} of their probabilities"
+        numbers = "values" if predictor.task == "regression" else "probabilities"
+        yield f"{several} in several windows of {predictor.seconds:.4g} s: {how} of their {numbers}"
     remarks: Counter[str] = Counter()
     for prediction in accepted:
         if prediction.derived:
@@ -87,6 +96,11 @@ def summary_lines(predictions: Sequence[Prediction], predictor: Predictor) -> It
     for remark, count in remarks.items():
         yield f"{count} with the remark: {remark}"
     yield DISCLAIMER
+
+
+def _values(prediction: Prediction) -> list[tuple[str, str]]:
+    """Return the names and the values of a regression."""
+    return [(name, f"{value:.4g}") for name, value in zip(prediction.classes, prediction.values.tolist(), strict=True)]
 
 
 def _threshold(value: float | None) -> str:

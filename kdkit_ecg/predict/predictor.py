@@ -40,8 +40,8 @@ class Predictor:
     how to combine the windows of a longer record: "mean" or "max" of their probabilities, or "centre" for the middle
     one alone, as in the evaluation of a run.
 
-    classes, thresholds: names and probabilities, see `Prediction`. leads, rate, seconds: of the window that the network
-    takes, rate in Hz. metadata: all metadata of the file.
+    task: "multilabel", "multiclass" or "regression". classes, thresholds: see `Prediction`. leads, rate, seconds: of
+    the window that the network takes, rate in Hz. metadata: all metadata of the file.
 
     Raises DataError if the file cannot be read or was not exported from ECGs, KdkitError without onnxruntime.
     """
@@ -66,13 +66,12 @@ class Predictor:
 
     def _set(self, model: Model, combine: Combination) -> None:
         validate_choice("combine", combine, Combination)
-        if combine == "max" and model.multiclass:
-            raise KdkitError(
-                'combine="max" (--windows max) does not suit classes that exclude each other; use "mean" or "centre"'
-            )
+        if combine == "max" and model.task != "multilabel":
+            unsuited = "classes that exclude each other" if model.task == "multiclass" else "numbers of a regression"
+            raise KdkitError(f'combine="max" (--windows max) does not suit {unsuited}; use "mean" or "centre"')
         self._model, self.combine = model, combine
         self.metadata = model.metadata
-        self.classes, self.thresholds = model.classes, model.thresholds
+        self.task, self.classes, self.thresholds = model.task, model.classes, model.thresholds
         self.leads, self.rate = model.preparation.leads, model.preparation.rate
         self.seconds = model.length / self.rate
 
@@ -224,14 +223,16 @@ class Predictor:
             notes = (*notes, f"flat: {', '.join(flat)}")
         starts = starts_of(signal.shape[1], model.length, self.combine)
         outputs = self._run(signal, starts, person_vector(record.age, record.sex))
-        windows = model.probabilities(outputs)
-        together = windows.max(axis=0) if self.combine == "max" else windows.mean(axis=0)
+        windows, predicted = outputs, dict[str, Any](values=outputs.mean(axis=0))
+        if model.task != "regression":
+            windows = model.probabilities(outputs)
+            together = windows.max(axis=0) if self.combine == "max" else windows.mean(axis=0)
+            predicted = {"probabilities": together, "decisions": self._decisions(together, outputs)}
         return Prediction(
+            **predicted,
             record=label,
             classes=model.classes,
-            probabilities=together,
             thresholds=model.thresholds,
-            decisions=self._decisions(together, outputs),
             windows=windows,
             combine=self.combine,
             starts=tuple(start / self.rate for start in starts),
@@ -263,14 +264,16 @@ class Predictor:
                 outputs.append(model.run({name: arrays[name] for name in model.inputs}))
             except Exception as error:  # runtimes raise any kind of error
                 raise DataError(f"the network fails for {windows.shape}: {first_line(error)}") from error
-        logits = np.concatenate(outputs).astype(np.float64)
-        if logits.shape != (len(starts), len(model.classes)) or not np.isfinite(logits).all():
-            raise DataError(f"the network does not return finite outputs for {len(model.classes)} classes")
-        return logits
+        values = np.concatenate(outputs).astype(np.float64)
+        if values.ndim == 1:
+            values = values[:, None]  # a regression of one number
+        if values.shape != (len(starts), len(model.classes)) or not np.isfinite(values).all():
+            raise DataError(f"the network does not return finite outputs for {', '.join(model.classes)}")
+        return values
 
     def _decisions(self, probabilities: NDArray[np.float64], outputs: NDArray[np.float64]) -> NDArray[np.bool_]:
         decisions: NDArray[np.bool_]
-        if self._model.multiclass:
+        if self._model.task == "multiclass":
             decisions = np.arange(len(probabilities)) == probabilities.argmax()
         elif len(outputs) == 1:
             # The logit itself is compared: it may equal the threshold, which is the logit of a sample.

@@ -25,13 +25,17 @@ def run_two_ranks(folder, *arguments, fresh=False):
     """
     # As in torchrun, the store does not end with a rank: the last one still finds out that another one failed first.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    variables = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-    variables["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-    variables["TORCHELASTIC_RUN_ID"] = "test"
+    variables = variables_of_torchrun(store)
     start = _fresh_python if fresh else ForkedPython
     ranks = [start([*arguments], folder, environment(**variables, RANK=str(r), LOCAL_RANK=str(r))) for r in range(2)]
     outputs = [rank.communicate(timeout=120) for rank in ranks]
     return [rank.returncode for rank in ranks], "".join(out for out, _ in outputs), "".join(err for _, err in outputs)
+
+
+def variables_of_torchrun(store):
+    """Return the environment variables that torchrun sets for two processes, except for their numbers."""
+    variables = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    return {**variables, "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "test"}
 
 
 def _fresh_python(arguments, folder, variables):

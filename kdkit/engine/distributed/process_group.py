@@ -2,6 +2,8 @@
 
 import gc
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +19,7 @@ from kdkit.utils import collectives
 from kdkit.utils.cores import usable_cores
 
 _TIMEOUT = timedelta(minutes=30)  # of a collective; afterwards a rank that does not respond counts as lost
+_CONNECTING = timedelta(minutes=1)  # to the store of torchrun's agent, which runs before its processes
 _THREADS_END = 0.1  # seconds
 
 
@@ -25,17 +28,26 @@ def joined() -> Iterator[None]:
     """Join the process group of torchrun, and leave it at the end. Does nothing for one rank, or if there is a group.
 
     The first error propagates unchanged on its rank, and as RemoteRankError on the others; the frames of its traceback
-    lose their local variables. Raises KdkitError if another rank was lost.
+    lose their local variables. Raises KdkitError if another rank was lost. If torchrun itself is killed, this process
+    gets SIGTERM: nothing else would end it, and it would keep the run folder and its GPU.
     """
     if not launched() or int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
         yield
         return
+    with _ended_with_launcher(), _process_group():
+        yield
+
+
+@contextmanager
+def _process_group() -> Iterator[None]:
     from torch.distributed.distributed_c10d import PrefixStore  # late: torch may be built without distributed
     from torch.distributed.rendezvous import rendezvous
 
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":  # set by torchrun, not by the user: divide the cores among ranks
         torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    store, rank, world = next(iter(rendezvous("env://", timeout=_TIMEOUT)))
+    has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store, rank, world = next(iter(rendezvous("env://", timeout=_CONNECTING if has_store else _TIMEOUT)))
+    store.set_timeout(_TIMEOUT)
     # A program may join several times, and torchrun may restart it: each group needs keys that no other group used.
     turn = store.add(f"kdkit-{rank}", 1)
     group_store = PrefixStore(f"kdkit-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{turn}", store)
@@ -67,6 +79,26 @@ def joined() -> Iterator[None]:
         time.sleep(_THREADS_END)
         distributed.destroy_process_group()
         gc.collect()  # modules that DistributedDataParallel wrapped refer to the group
+
+
+@contextmanager
+def _ended_with_launcher() -> Iterator[None]:
+    """Send SIGTERM to this process if its parent ends in this context."""
+    launcher, left = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while not left.wait(1.0):
+            if os.getppid() != launcher:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    thread = threading.Thread(target=watch, name="kdkit-launcher", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        left.set()
+        thread.join()
 
 
 def launched() -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdkit.engine.storage.run_folder import METRICS, read_record
 from kdkit.engine.storage.stage_folder import HISTORY, SUMMARY
+from kdkit.utils.files import read_file
 from kdkit.utils.reprs import describe_array
 from kdkit.utils.sealed import explain_unreadable, read_sealed_json, read_tensors
 
@@ -68,7 +69,7 @@ def _content(file: Path) -> Any:
             return read_tensors(file)[0]
         if file.suffix == ".json":
             return read_sealed_json(file)
-        epochs = [json.loads(line) for line in file.read_text().splitlines()]
+        epochs = [json.loads(line) for line in read_file(file).splitlines()]
         return [{key: value for key, value in epoch.items() if key not in _MEASURED} for epoch in epochs]
 
 

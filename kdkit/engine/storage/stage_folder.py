@@ -22,7 +22,7 @@ from kdkit.engine.storage.predictions import REDUCED, read_predictions
 from kdkit.errors import RunFolderError, first_line
 from kdkit.metrics.base import Predictions
 from kdkit.nets.weights import stage_weights
-from kdkit.utils.files import Content, append, nulls_to_nan, to_json, write
+from kdkit.utils.files import Content, append, nulls_to_nan, read_file, to_json, write
 from kdkit.utils.read_json import parse_json
 from kdkit.utils.sealed import json_parts, read_sealed_json, read_tensors, tensor_parts
 
@@ -241,7 +241,7 @@ class StageFolder:
         epochs = facts["epochs"]
         with self.reading(self.path / HISTORY) as path:
             # If the run was killed in its first epoch, there may be no file yet.
-            content = path.read_bytes() if epochs or path.exists() else b""
+            content = read_file(path) if epochs or path.exists() else b""
             lines = content.splitlines(keepends=True)[:epochs]
             kept = b"".join(lines)
             if hashlib.sha256(kept).hexdigest() != facts["sha256"]:

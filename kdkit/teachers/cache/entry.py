@@ -14,7 +14,7 @@ from torch import Tensor
 from kdkit.errors import CacheError
 from kdkit.teachers.cache.codec import Part
 from kdkit.teachers.cache.key import FORMAT, Key
-from kdkit.utils.files import write
+from kdkit.utils.files import read_file, write
 from kdkit.utils.locks import FileLock
 
 META, IDS, CHECKSUMS, USED = "meta.json", "ids", "checksums", "used"  # the files of an entry besides its parts
@@ -48,7 +48,7 @@ class EntryInfo:
     def written(self) -> int:
         """The number of rows that have an output now, read from the checksums; 0 if they cannot be read."""
         try:
-            checksums = (self.path / CHECKSUMS).read_bytes()
+            checksums = read_file(self.path / CHECKSUMS)
         except OSError:
             return 0
         whole = len(checksums) // CHECKSUM_BYTES * CHECKSUM_BYTES
@@ -89,8 +89,8 @@ def is_intact(path: Path, spec: EntrySpec) -> bool:
     Raises CacheError if it was written in another format.
     """
     try:
-        meta = json.loads((path / META).read_text())
-        ids = torch.frombuffer(bytearray((path / IDS).read_bytes()), dtype=torch.int64)
+        meta = json.loads(read_file(path / META))
+        ids = torch.frombuffer(bytearray(read_file(path / IDS)), dtype=torch.int64)
         written_format = _format_of(meta)
         sizes = {name: (path / name).stat().st_size for name in _file_sizes(spec)}
         same_parts = meta["parts"] == _meta(spec)["parts"] and Key(meta["key"]).digest == spec.key.digest
@@ -120,13 +120,13 @@ def is_open(path: Path) -> bool:
 def read_info(path: Path) -> EntryInfo | None:
     """Return the description of an entry, or None if it is incomplete and cannot be read."""
     try:
-        meta = json.loads((path / META).read_text())
+        meta = json.loads(read_file(path / META))
         written_format = _format_of(meta)
         # An entry in an older format may have other files. It is listed so that it can be deleted.
         size = (path / CHECKSUMS).stat().st_size if written_format == FORMAT else 0
         files = [file.stat() for file in path.iterdir() if file.is_file()]
         used = (path / USED).stat().st_mtime
-        reserved = (path / USED).read_bytes()
+        reserved = read_file(path / USED)
         net, facts = str(meta["net"]), meta["key"]
         view, data = str(facts["view"]["key"]), str(facts["data"]["fingerprint"])
     except (OSError, ArithmeticError, ValueError, KeyError, TypeError):

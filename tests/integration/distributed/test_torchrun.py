@@ -10,12 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from kdkit.cli.main import _ALONE, cli
 from kdkit.engine.storage.comparison import differences
 from tests.helpers.command_line import environment
 from tests.helpers.processes import ForkedPython, wait_until
-from tests.helpers.ranks import in_two_processes, run_two_ranks
+from tests.helpers.ranks import in_two_processes, run_two_ranks, variables_of_torchrun
 
 # 70 samples: 4 batches of 16, and a last one of 6, of which each process gets 3. The batch norm is frozen, since its
 # statistics are those of the part of a batch that a process has.
@@ -577,6 +578,39 @@ def test_a_signal_ends_all_processes_after_one_step_with_a_checkpoint_and_no_ste
     assert differences(tmp_path / "run", whole) == []
     steps = (tmp_path / "log.txt").read_text().splitlines()
     assert sorted(steps) == [f"{epoch} {batch}" for epoch in range(4) for batch in range(5)]
+
+
+LAUNCHER = """
+import os
+import time
+from pathlib import Path
+
+from kdkit.engine.distributed.process_group import joined
+from kdkit.engine.interrupts import Interrupts
+
+for rank in range(2):
+    if os.fork() == 0:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+        break
+else:
+    time.sleep(90)  # the launcher is killed
+with joined(), Interrupts() as interrupts, interrupts.deferred():
+    assert not interrupts.agree()
+    Path(f"waits-{rank}").touch()
+    while not interrupts.agree():
+        time.sleep(0.02)
+    Path(f"ended-{rank}").write_text(interrupts.requested.name)
+os._exit(0)
+"""
+
+
+def test_processes_end_as_after_sigterm_if_torchrun_is_killed(tmp_path):
+    (tmp_path / "launcher.py").write_text(LAUNCHER)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    process = ForkedPython(["launcher.py"], tmp_path, environment(**variables_of_torchrun(store)))
+    wait_until(lambda: len([*tmp_path.glob("waits-*")]) == 2, process)
+    process.send_signal(signal.SIGKILL)
+    wait_until(lambda: [file.read_text() for file in tmp_path.glob("ended-*")] == ["SIGTERM", "SIGTERM"])
 
 
 # A thread of a process group that is still there when the interpreter ends may end the process by a signal.

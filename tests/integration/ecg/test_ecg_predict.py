@@ -366,7 +366,7 @@ def changed(model, path, change):
         (lambda metadata: metadata["preparation"].update(rate=0), "damaged"),
         (lambda metadata: metadata["preparation"].update(scaling="minmax"), "damaged"),
         (lambda metadata: metadata["thresholds"]["logits"].pop(), "a threshold for each of 3"),
-        (lambda metadata: metadata.update(task="regression"), "multilabel or multiclass"),
+        (lambda metadata: metadata.update(task="regression"), "got 'regression' with 'sigmoid'"),
         (lambda metadata: metadata["inputs"].append({"name": "x", "shape": [1, 2, 3, 4]}), "expected the inputs"),
     ],
 )
@@ -398,6 +398,33 @@ def test_of_exclusive_classes_the_most_probable_one_is_predicted(tmp_path, folde
         assert row.predicted == (CLASSES[row.probabilities.argmax()],)
         assert row.by_class()[CLASSES[0]]["threshold"] is None
     with pytest.raises(KdkitError, match="classes that exclude each other"):
+        Predictor(path, combine="max")
+
+
+def regression(metadata):
+    metadata.update(task="regression", thresholds=None)
+    metadata["output"]["activation"] = None
+
+
+def test_numbers_of_a_regression_are_the_mean_of_the_windows(mixed, tmp_path, model, predictor, capsys):
+    path = changed(model, tmp_path / "changed.onnx", regression)
+    rows = [row for row in Predictor(path).predict_all(mixed) if row.reason is None]
+    for row, classified in zip(rows, filter(lambda row: row.reason is None, predictor.predict_all(mixed)), strict=True):
+        np.testing.assert_allclose(1 / (1 + np.exp(-row.windows)), classified.windows, rtol=1e-6)
+        assert len(row.windows) > 1
+        np.testing.assert_allclose(row.values, row.windows.mean(0))
+        assert row.predicted == row.thresholds == ()
+    expected = {row.record: pytest.approx(row.values.tolist(), rel=1e-6) for row in rows}
+    assert call(["predict", str(path), str(mixed), "--format", "csv"]) == 1
+    written = [row for row in csv.DictReader(capsys.readouterr().out.splitlines()) if not row["refused"]]
+    assert {row["record"]: [float(row[f"{name} value"]) for name in CLASSES] for row in written} == expected
+    assert call(["predict", str(path), str(mixed)]) == 1
+    table = capsys.readouterr().out
+    assert f"{CLASSES[0]} {rows[0].values[0]:.4g}, {CLASSES[1]} " in table
+    assert "the mean of their values" in table
+    assert call(["predict", str(path), rows[0].record]) == 0
+    assert capsys.readouterr().out.splitlines()[3].split() == [CLASSES[0], f"{rows[0].values[0]:.4g}"]
+    with pytest.raises(KdkitError, match="numbers of a regression"):
         Predictor(path, combine="max")
 
 

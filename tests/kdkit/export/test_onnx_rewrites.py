@@ -4,10 +4,12 @@ import numpy as np
 import onnx
 import pytest
 
-from kdkit.export.onnx_exporter import cpu_session
-from kdkit.export.onnx_graph import peak_bytes
+from kdkit.export.onnx_exporter import OnnxExporter, cpu_session
+from kdkit.export.onnx_graph import OnnxGraph, name_values, peak_bytes
+from kdkit.export.onnx_int8 import choose_ranges, named_nodes
 from kdkit.export.onnx_rewrites import (
     with_2d_convolutions,
+    with_computed_constants,
     with_pads_in_convolutions,
     without_batch_norms,
 )
@@ -100,6 +102,70 @@ def test_a_batch_norm_of_features_becomes_a_product_and_a_sum():
     after = without_batch_norms(before)
     assert kinds(after) == ["Mul", "Add"]
     assert_equal(before, after, (3, 4))
+
+
+def test_a_batch_norm_with_statistics_of_the_batch_and_one_after_a_computed_kernel_stay():
+    nodes = [
+        ("Conv", ["x", "x"], "a", {}),  # a kernel that depends on the input
+        ("BatchNormalization", ["a", *NORM_INPUTS], "b", {}),
+        ("ReduceMean", ["b", "axes"], "of_batch", {"keepdims": 0}),
+        ("BatchNormalization", ["b", "scale", "bias", "of_batch", "variance"], "y", {}),
+    ]
+    before = model(nodes, {**NORM, "axes": np.array([0, 2])}, shape=(4, 3, 7))
+    after = without_batch_norms(before)
+    assert kinds(after) == ["Conv", "Conv", "ReduceMean", "BatchNormalization"]
+    assert_equal(before, after, (4, 3, 7))
+
+
+def test_weights_that_depend_on_no_input_become_constants_and_masks_stay_nodes():
+    nodes = [
+        ("ReduceL2", ["v", "axes"], "norm", {"keepdims": 1}),
+        ("Div", ["v", "norm"], "w", {}),
+        ("Conv", ["x", "w"], "a", {}),
+        ("Expand", ["one", "shape"], "mask", {}),
+        ("ReduceSum", ["mask"], "sum", {"keepdims": 0}),
+        ("RandomUniform", [], "noise", {"shape": [1]}),
+        ("Mul", ["noise", "zero"], "none", {}),
+        ("Add", ["sum", "none"], "shift", {}),
+        ("Add", ["a", "shift"], "y", {}),
+    ]
+    constants = {"v": constant(4, 3, 5), "axes": np.array([1, 2]), "one": np.ones(1, np.float32)}
+    before = model(nodes, {**constants, "shape": np.array([100, 100]), "zero": np.zeros(1, np.float32)})
+    after = with_computed_constants(before)
+    assert kinds(after) == ["Conv", "Expand", "ReduceSum", "RandomUniform", "Mul", "Add", "Add"]
+    assert_equal(before, after, *SIGNALS)
+    assert kinds(with_2d_convolutions(after))[:2] == ["Unsqueeze", "Conv"]
+    unchanged = model([("Relu", ["x"], "y", {})], {})
+    assert with_computed_constants(unchanged) is unchanged
+
+
+def test_a_subgraph_keeps_the_values_that_it_takes_from_the_graph_around_it():
+    make = onnx.helper.make_node
+    output = [onnx.helper.make_tensor_value_info("taken", FLOAT, None)]
+    branches = {
+        f"{kind}_branch": onnx.helper.make_graph([make(operator, ["a", "b"], ["taken"])], kind, [], output)
+        for kind, operator in (("then", "Add"), ("else", "Mul"))
+    }
+    nodes = [
+        ("Conv", ["x", "w"], "a", {}),
+        ("Identity", ["x"], "b", {}),
+        ("If", ["yes"], "c", branches),
+        ("SequenceConstruct", ["c", "x"], "sequence", {}),
+        ("SequenceAt", ["sequence", "first"], "y", {}),
+    ]
+    before = model(nodes, {"w": constant(3, 3, 1), "yes": np.array(True), "first": np.array(0)})
+    images = with_2d_convolutions(before)
+    assert [len(array.dims) for array in images.graph.initializer if array.name.startswith("w")] == [4]
+    assert_equal(before, images, *SIGNALS)
+    graph = OnnxGraph(images)
+    graph.shorten_names()
+    renamed = graph.to_model()
+    name_values(renamed, {"x": ("batch", 3, "length")}, "outputs")
+    assert_equal(before, renamed, *SIGNALS)
+    arrays = {"x": constant(2, 3, 20)}
+    peak = OnnxExporter().peak_activation_bytes(renamed.SerializeToString(), arrays)
+    assert peak == 4 * arrays["x"].nbytes  # of x, a, b and c
+    assert {*choose_ranges(named_nodes(before), [arrays])} == {"x", "a", "b", "c", "y"}
 
 
 def test_signals_are_images_as_far_as_operators_allow_and_signals_again_at_the_end():

@@ -95,6 +95,45 @@ def test_masks_of_infinity_and_batches_of_any_size_pass_the_gates(attending, exp
     assert np.abs(outputs[:, :2] - expected[:, :2]).mean() < 0.03
 
 
+class WithoutHeads(nn.Module):
+    """Attention on tensors of three dimensions, which torch.onnx converts only in basic operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, steps):
+        return self.head(nn.functional.scaled_dot_product_attention(steps, steps, steps, is_causal=True).mean(1))
+
+
+def test_attention_without_a_dimension_of_heads_is_converted():
+    samples = TensorDataset(torch.randn(20, 6, 5), torch.arange(20) % 3)
+    source = source_of(WithoutHeads, TorchData(samples, samples))
+    steps = torch.randn(2, 4, 5)
+    with torch.no_grad():
+        expected = source.net.network.eval()(steps).numpy()
+    model = OnnxExporter().open(onnx_exporter.onnx_model(source).SerializeToString())
+    np.testing.assert_allclose(model({"steps": steps.numpy()}), expected, atol=1e-6)
+
+
+class Eigenvalues(nn.Module):
+    """An operation that ONNX does not have."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, inputs):
+        return self.head(inputs + torch.linalg.eigvalsh(inputs.unsqueeze(2) * inputs.unsqueeze(1)))
+
+
+def test_an_operation_that_onnx_does_not_have_is_named():
+    samples = TensorDataset(torch.randn(20, 4), torch.arange(20) % 3)
+    source = source_of(Eigenvalues, TorchData(samples, samples))
+    with pytest.raises(KdkitError, match=r"'student' cannot be converted to ONNX: .*linalg_eigh"):
+        OnnxExporter().export(source)
+
+
 def test_a_card_says_that_quantization_is_simulated(tmp_path):
     from torchao.quantization import quantize_
     from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig

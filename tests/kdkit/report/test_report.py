@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from torch import nn
 
 import kdkit
 from kdkit.data.torch_data import TorchData
+from kdkit.engine.storage.comparison import differences
 from kdkit.errors import PluginWarning, RunFolderError
 from kdkit.metrics import MacroAUROC
 from kdkit.plugins.manager import installed
@@ -131,6 +133,18 @@ def test_measurements_that_are_missing_or_damaged_leave_a_reason(runs, tmp_path)
     (tmp_path / "run" / "measurements.json").write_text("{}")
     page = report_page(tmp_path / "run", out=tmp_path / "report.html")
     assert "measurements.json cannot be read: it has no checksum" in page.panel("setup").text
+
+
+def test_pipes_in_the_place_of_files_are_not_read(runs, tmp_path):
+    shutil.copytree(runs / "seed0", tmp_path / "run")
+    history = next((tmp_path / "run").glob("*/history.jsonl"))
+    for file in (history, tmp_path / "run" / "recipe.py"):
+        file.unlink(missing_ok=True)
+        os.mkfifo(file)
+    page = report_page(tmp_path / "run", out=tmp_path / "report.html")
+    assert "history.jsonl is missing or damaged" in page.panel("setup").text
+    with pytest.raises(RunFolderError, match=r"history.jsonl cannot be read \(it is not a file\)"):
+        differences(tmp_path / "run", runs / "seed0")
 
 
 def test_a_heat_map_of_many_layers_escapes_their_names_and_shows_values_on_hover():
