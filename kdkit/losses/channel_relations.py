@@ -17,15 +17,18 @@ from kdkit.losses.features import (
     as_tuple,
     cast_for,
     least_norm,
+    require_built_taps,
+    require_channels,
     require_pairs,
     require_positions,
+    require_same_channels,
     unit_vectors,
     upcast_half,
     without_autocast,
 )
 from kdkit.losses.projectors.factory import ProjectorMode, validate_projector_mode
 from kdkit.losses.projectors.layers import Pointwise
-from kdkit.losses.validation import Reduction, validate_reduction
+from kdkit.losses.validation import Reduction, require_sides, validate_reduction
 
 # By the number of dimensions of the positions.
 _MAX_POOLS: dict[int, Callable[..., Tensor]] = {
@@ -69,6 +72,7 @@ class FSP(nn.Module):
         teacher: nn.Module | None = None,
     ) -> None:
         """Create the projectors. Raises RecipeError if the taps are not in pairs, or if each side has only one."""
+        require_channels(self, student, target)
         require_pairs(len(student), len(target), self)
         if len(student) < 2:
             raise RecipeError(
@@ -82,15 +86,18 @@ class FSP(nn.Module):
 
     def forward(self, student: TensorOrTuple, target: TensorOrTuple) -> Tensor:
         """Return the error, minimal (0) if all matrices are equal."""
+        require_sides(student, target, self, taps=True)
+        students, targets = as_tuple(student), as_tuple(target)
+        require_built_taps((len(students), len(targets)), (len(self.projectors),) * 2, self)
         # The gradient grows as the third power of the features, which soon overflows in fp16.
         with without_autocast(student):
             projected = [
                 projector(cast_for(projector, features))
-                for projector, features in zip(self.projectors, as_tuple(student), strict=True)
+                for projector, features in zip(self.projectors, students, strict=True)
             ]
-            flows, target_flows = (
-                [self.flow(*pair) for pair in pairwise(side)] for side in (projected, as_tuple(target))
-            )
+            flows, target_flows = ([self.flow(*pair) for pair in pairwise(side)] for side in (projected, targets))
+            for features, target_features in zip(projected, targets, strict=True):
+                require_same_channels(features.flatten(2), target_features.flatten(2), self)
             errors = [
                 F.mse_loss(flow, target_flow, reduction="sum" if self.reduction == "batchmean" else "mean")
                 for flow, target_flow in zip(flows, target_flows, strict=True)

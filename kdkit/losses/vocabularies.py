@@ -7,7 +7,7 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 
 from kdkit.errors import RecipeError
 from kdkit.losses.logits import log_probabilities, reduce_sum
-from kdkit.losses.validation import Reduction, validate_reduction, validate_temperature
+from kdkit.losses.validation import Reduction, require_sides, validate_reduction, validate_temperature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,8 @@ class ULD:
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the difference, minimal (0) if both sides have the same probabilities in any order."""
-        if not 2 <= student.ndim <= 3 or student.shape[:-1] != target.shape[:-1]:
+        require_sides(student, target, self, form="outputs (batch, classes) or (batch, tokens, classes)")
+        if student.ndim > 3 or student.shape[:-1] != target.shape[:-1]:
             raise RecipeError(
                 f"ULD compares outputs (batch, classes) or (batch, tokens, classes) with as many rows; got "
                 f"{tuple(student.shape)} and {tuple(target.shape)}; PerToken(loss) takes each token as a sample, "

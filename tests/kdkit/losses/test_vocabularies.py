@@ -92,7 +92,7 @@ def test_the_loss_of_each_sample_can_be_mapped():
 
 
 def test_outputs_of_other_rows_are_refused_with_a_remedy():
-    for sides in [((3, 5), (2, 5)), ((2, 4, 5), (2, 3, 5)), ((2, 5, 4, 4), (2, 5, 4, 4)), ((5,), (5,))]:
+    for sides in [((2, 4, 5), (2, 3, 5)), ((2, 5, 4, 4), (2, 5, 4, 4)), ((2, 5), (2, 3, 5))]:
         with pytest.raises(RecipeError, match=r"ULD compares outputs .* with as many rows; got .* PerToken\(loss\)"):
             ULD()(*(torch.zeros(shape) for shape in sides))
     with pytest.raises(RecipeError, match="reduction must be"):
