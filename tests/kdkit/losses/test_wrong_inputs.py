@@ -18,7 +18,7 @@ def right_side(name):
     """Return one side of a loss: outputs (batch, classes), or one or two features (batch, channels, positions)."""
     torch.manual_seed(0)
     side = torch.randn(4, 6) if name in OF_OUTPUTS else torch.randn(4, 6, 5)
-    return (side, side.clone()) if name == "fsp" else side
+    return (side, side.clone()) if name in ("fsp", "kdsvd") else side
 
 
 def built_loss(name, side):
