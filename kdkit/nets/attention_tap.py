@@ -32,9 +32,8 @@ class AttentionTap:
     def __post_init__(self) -> None:
         layer: Any = self.module
         if _attention_config(layer) is not None:
-            tap: Tap = _MapTap(
-                layer, element=1, channels_last=False, call=self.call
-            )  # a layer returns its output and its map
+            # a layer returns its output and its map
+            tap: Tap = _MapTap(layer, element=1, channels_last=False, call=self.call)
         elif isinstance(getattr(layer, "attn_drop", None), nn.Module) and hasattr(layer, "fused_attn"):
             # The input of this dropout is the map after the softmax.
             tap = Tap(layer.attn_drop, "input", channels_last=False, call=self.call)
