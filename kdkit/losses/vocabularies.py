@@ -18,8 +18,9 @@ class ULD:
     is padded with zeros, so the loss compares how sure both sides are, not of what: a closed form of a Wasserstein
     distance between them. reduction "batchmean" sums over all other dimensions and averages over the batch; "mean"
     averages over all entries of the student. A temperature divides both sides; the paper has none. Token k is compared
-    to token k, as in the authors' code: texts that are tokenized differently must be aligned in the data or the
-    networks. That code takes the mean over the tokens of each text first; PerToken(ULD()) counts every token once.
+    to token k. For texts that are tokenized differently, Masked(ULD(), mask="answer", target_mask="teacher_answer")
+    compares the answers of both from their first tokens, up to the shorter one, as in the authors' code. That code
+    takes the mean over the tokens of each text first; here, every token counts once.
 
     Formula: 1/N · Σ |sort p - sort q|, with p = softmax(t / T) and q = softmax(s / T), padded with zeros
     Shapes: logits (N, C), (N, tokens, C); the classes of both sides may differ

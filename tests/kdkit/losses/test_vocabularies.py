@@ -9,8 +9,8 @@ from torch.func import vmap
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import Match, Net, Recipe, RecipeError, Stage, Teachers, TorchData, Training, Truth
-from kdkit.losses import ULD, PerPosition, PerTeacher, PerToken, SoftTargets, allows_any_classes
+from kdkit import Inputs, Match, Net, Recipe, RecipeError, Stage, Teachers, TorchData, Training, Truth
+from kdkit.losses import ULD, Masked, PerPosition, PerTeacher, PerToken, SoftTargets, allows_any_classes
 
 
 def logits(student=6, target=4, dtype=torch.float64):
@@ -138,6 +138,30 @@ def test_a_student_learns_from_teachers_of_other_vocabularies(teachers, tmp_path
     recipe = Recipe(data=data, schedule=[Stage(objective, Training(epochs=1, batch_size=4))])
     result = kdkit.run(recipe, device="cpu", out=tmp_path / "run")
     assert result is not None
+
+
+class TeacherTexts(Texts):
+    """A teacher with tokens of its own, 8 for each text."""
+
+    def forward(self, teacher_tokens):
+        return super().forward(teacher_tokens)
+
+
+def test_a_student_learns_from_a_teacher_of_another_tokenizer(tmp_path):
+    rows = [
+        {"tokens": tokens, "answer": labels >= 0, "teacher_tokens": torch.randint(7, (8,)), "teacher_answer": answer}
+        for tokens, labels in texts(8, 0)
+        for answer in [torch.arange(8) >= 4]
+    ]
+    split = [(row, row["tokens"].masked_fill(~row["answer"], -100)) for row in rows]
+    teacher = Net("teacher", TeacherTexts(9), view=Inputs(only=("teacher_tokens",)), channels_last=True, trained=True)
+    student = Net("student", Texts(7), view=Inputs(only=("tokens",)))
+    match = Match(teacher, Masked(ULD(), "answer", target_mask="teacher_answer"))
+    data = TorchData(split, split, classes=[str(index) for index in range(7)], ignore_index=-100)
+    stage = Stage({student: Truth(nn.CrossEntropyLoss()) + match}, Training(epochs=1, batch_size=4))
+    before = student.module.head.weight.clone()
+    kdkit.run(Recipe(data=data, schedule=[stage]), device="cpu", out=tmp_path / "run")
+    assert not torch.equal(student.module.head.weight, before)
 
 
 def test_a_loss_on_the_same_classes_still_refuses_a_teacher_of_other_ones():
