@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, nested_tensors
 from kdkit.engine.check.input_advice import input_advice, line_of_user_code
+from kdkit.engine.check.label_offset import offset_notices, sees_offset
 from kdkit.engine.check.output_columns import class_names_problem, columns_problem, is_about_classes
 from kdkit.engine.check.plan import TermSummary, summarize
 from kdkit.engine.check.probabilities import kind_of_probabilities, takes_logits
@@ -390,6 +391,7 @@ class _DryRun:
             return cause or cause_in_outputs(self.batch, teacher_outputs)
 
         trained: set[Tensor] = set()
+        by_net: dict[str, list[tuple[BoundTerm, bool]]] = {}  # whether terms see an offset of the outputs
         for term in self.module.terms:
             try:
                 # As if the teacher had an output for each sample: a Past has them later.
@@ -398,12 +400,15 @@ class _DryRun:
                 if self._leaves_out_all(term, inputs):  # later samples have labels that it compares
                     tried = self.module.gather_inputs(term, self._labelled_batch(term), outputs, fill=True)
                 with watch_projectors(term.loss) as projectors:
-                    problem = term_problem(term, tried, self.module.loss_kwargs(term, tried), cause_not_finite)
+                    kwargs = self.module.loss_kwargs(term, tried)
+                    problem = term_problem(term, tried, kwargs, cause_not_finite)
             except RecipeError as error:
                 self.problems.append(f"term {term.label!r}: {error}")
                 continue
             if problem is not None:
                 self.problems.append(f"term {term.label!r}: {problem}")
+            elif self.context.task == "multilabel" and term.weighted.has_weight:
+                by_net.setdefault(term.student_net.name, []).append((term, sees_offset(term, tried, kwargs)))
             if term.weighted.has_weight:
                 trained.update(parameters_behind(as_tuple(inputs.student)))
                 tap = term.weighted.term.student
@@ -420,6 +425,7 @@ class _DryRun:
             if isinstance(term.loss, _ON_FEATURES) and whole.target is not None:
                 self._notice_sequences(term.label, as_tuple(whole.student), as_tuple(whole.target))
             self.report.terms.append(summarize(term, whole, self.open_taps, projectors.values()))
+        self.report.notices += [] if self.problems else offset_notices(by_net)
         students = self.module.students
         self.report.untrained_outputs = all(parameters_behind([outputs[net.name].output]) - trained for net in students)
 
