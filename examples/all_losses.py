@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from sklearn.datasets import load_digits
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import Subset, TensorDataset, random_split
@@ -52,6 +52,7 @@ LAST: Sides = ("last", "last")
 BEFORE: Sides = ("before", "before")
 MAPS: Sides = ("maps", "maps")
 CLASSES: Sides = ("classes", "classes")
+COPIES: Sides = ("copies", "copies")
 
 # What a loss compares, and its weight next to labels of weight 1. Weights are those of the scripts of RepDistiller (R),
 # SimKD (S), mdistiller (M), mmrazor (Z) or the authors, otherwise 1. Options are the loss's defaults, from its paper
@@ -98,6 +99,7 @@ LOSSES: dict[str, tuple[Sides, float]] = {
     "cc": (VECTOR, 1.0),
     "cka": (VECTOR, 1.0),
     "crd": (VECTOR, 0.8),  # R
+    "sskd": (COPIES, 10.0),  # its authors, on rotated copies and a head for them
     "info_nce": (VECTOR, 1.0),
     "srrl": (VECTOR, 1.0),  # S; the input of the classifier
     "hint": (LAST, 100.0),  # R
@@ -111,6 +113,7 @@ LOSSES: dict[str, tuple[Sides, float]] = {
     "pkd": (LAST, 6.0),  # Z
     "ft": (LAST, 500.0),  # its authors, with factors in place of the teacher's features
     "fsp": (MAPS, 1.0),  # R, in a stage of its own
+    "kdsvd": (MAPS, 1.0),
     "ickd": (LAST, 2.5),  # its authors
     "vid": (LAST, 1.0),  # R
     "pad": (VECTOR, 1.0),  # torchdistill
@@ -160,7 +163,16 @@ class TappedNet:
                 "this loss compares maps of classes, and the classifiers for ECGs take more than a map; take --data "
                 "digits or another loss"
             )
+        if name == "copies":
+            return Tap(self.maps[-1].module, element=parts, channels_last=False)
         return self.maps[-1] if name == "last" else getattr(self, name)
+
+
+def parts(maps: Tensor) -> Tensor:
+    """Return the means of whole maps, and of three parts of them as their transformed copies, (batch, channels, 4)."""
+    positions = maps.flatten(2)
+    thirds = [third.mean(2) for third in positions.tensor_split(3, 2)]
+    return torch.stack([positions.mean(2), *thirds], 2)
 
 
 def recipe(

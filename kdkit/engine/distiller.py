@@ -26,7 +26,7 @@ from kdkit.nets.net import Net
 from kdkit.recipe.objective import Objective, Term
 from kdkit.recipe.recipe import Stage
 from kdkit.recipe.training import Training
-from kdkit.teachers.base import observers
+from kdkit.teachers.base import TeacherSession, observers
 from kdkit.teachers.ema import Ema
 from kdkit.teachers.past import Past
 from kdkit.teachers.peer import Peer
@@ -134,6 +134,13 @@ class Distiller(nn.Module):
         self._has_progress = False
         self._is_sharded: bool | None = None
         self._observers = observers(self._open_stage.sessions.values())
+        # Teachers that follow the student; empty once `on_step` was called, or its absence was reported.
+        self._followers = [
+            name
+            for name, session in self._open_stage.sessions.items()
+            if type(session).on_step is not TeacherSession.on_step
+        ]
+        self._weight_versions: set[int] = set()
         # Called when the Distiller is deleted, or at exit, before Python tears down torch's modules.
         self._close = weakref.finalize(self, self._open_stage.close)
 
@@ -187,6 +194,8 @@ class Distiller(nn.Module):
             loss = _WithOutputs.apply(loss, student)
         for session in self._observers if self.training else ():
             session.observe(batch, {self.student.name: student.detach()})
+        if self._followers and self.training and not torch.compiler.is_compiling():
+            self._warn_without_steps()
         return DistillerOutput(loss, {label: term.detach() for label, term in terms.items()}, student)
 
     def set_progress(self, progress: float) -> None:
@@ -205,7 +214,11 @@ class Distiller(nn.Module):
                 changing.fill_(weight)
 
     def on_step(self) -> None:
-        """Advance teachers that follow the student, such as `Ema`. Call this after each optimizer step."""
+        """Advance teachers that follow the student, such as `Ema`. Call this after each optimizer step.
+
+        A Distiller whose student changes without this call warns.
+        """
+        self._followers = []
         for session in self._open_stage.sessions.values():
             session.on_step()
 
@@ -243,6 +256,18 @@ class Distiller(nn.Module):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _warn_without_steps(self) -> None:
+        """Warn once if the weights of the student change between calls, but `on_step` is not called."""
+        weight = next((weight for weight in self.student.network.parameters() if weight.requires_grad), None)
+        self._weight_versions.add(0 if weight is None else weight._version)  # torch counts changes in place
+        if len(self._weight_versions) > 2:  # one change may be that of loaded weights
+            warnings.warn(
+                f"{describe_names(map(repr, self._followers))} follows the student, but distiller.on_step() is not "
+                "called after optimizer steps: its outputs stay those of the first weights",
+                stacklevel=5,  # the caller of the module
+            )
+            self._followers = []
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Move or convert the teachers together with the student."""

@@ -62,7 +62,9 @@ from kdkit.losses.queue import QueueKL
 from kdkit.losses.refined import RLD, TTM, WSLD, WTTM, PerLabelRLD
 from kdkit.losses.relations import CC, PKT, RKD, SP, AdjacentCC
 from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
+from kdkit.losses.self_supervision import SSKD
 from kdkit.losses.similarity import CKA, Cosine, PairwiseAffinity
+from kdkit.losses.singular_vectors import KDSVD
 from kdkit.losses.srrl import SRRL
 from kdkit.losses.statistics import FT, NST, PKD, PatientKD
 from kdkit.losses.token_relations import MiniLM
@@ -83,6 +85,7 @@ __all__ = [
     "FT",
     "HCL",
     "ICKD",
+    "KDSVD",
     "LED",
     "LOSS_KWARGS",
     "MGD",
@@ -102,6 +105,7 @@ __all__ = [
     "SP",
     "SRD",
     "SRRL",
+    "SSKD",
     "TAID",
     "TTM",
     "ULD",

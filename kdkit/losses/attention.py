@@ -11,6 +11,7 @@ from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode
 from kdkit.losses.projectors.resizing import match_positions
 from kdkit.losses.validation import (
     Reduction,
+    require_sides,
     validate_above_zero,
     validate_reduction,
     validate_switches,
@@ -41,6 +42,7 @@ class AttentionTransfer:
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the distance, 0 if both attention maps are equal."""
+        require_sides(student, target, self)
         least = least_norm(student)
         student, target = match_positions(
             require_positions(upcast_half(student), self), require_positions(upcast_half(target), self)

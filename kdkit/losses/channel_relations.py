@@ -17,15 +17,18 @@ from kdkit.losses.features import (
     as_tuple,
     cast_for,
     least_norm,
+    require_built_taps,
+    require_channels,
     require_pairs,
     require_positions,
+    require_same_channels,
     unit_vectors,
     upcast_half,
     without_autocast,
 )
 from kdkit.losses.projectors.factory import ProjectorMode, validate_projector_mode
 from kdkit.losses.projectors.layers import Pointwise
-from kdkit.losses.validation import Reduction, validate_reduction
+from kdkit.losses.validation import Reduction, require_sides, validate_reduction
 
 # By the number of dimensions of the positions.
 _MAX_POOLS: dict[int, Callable[..., Tensor]] = {
@@ -35,7 +38,77 @@ _MAX_POOLS: dict[int, Callable[..., Tensor]] = {
 }
 
 
-class FSP(nn.Module):
+class SuccessiveTaps(nn.Module):
+    """Base class of losses on relations between successive taps, with a projector for each tap of other channels.
+
+    projector: "auto" makes one if channels differ, "always" at every tap, "never" raises RecipeError if they differ.
+    Subclasses implement `compare`.
+    """
+
+    def __init__(self, *, projector: ProjectorMode = "auto") -> None:
+        super().__init__()
+        validate_projector_mode(projector)
+        self.projector_mode = projector
+        self.projectors = nn.ModuleList()
+
+    def build(
+        self,
+        student: Shapes,
+        target: Shapes,
+        context: BuildContext | None = None,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        """Create the projectors. Raises RecipeError if the taps are not in pairs, or if each side has only one."""
+        require_channels(self, student, target)
+        require_pairs(len(student), len(target), self)
+        if len(student) < 2:
+            name = type(self).__name__
+            raise RecipeError(
+                f"{name} compares successive taps, two or more on each side; got one: Match(teacher, {name}(), "
+                "student=(Tap(...), Tap(...)), target=(Tap(...), Tap(...)))"
+            )
+        self.projectors = nn.ModuleList(
+            self._make_projector(student_shape[1], target_shape[1])
+            for student_shape, target_shape in zip(student, target, strict=True)
+        )
+
+    def forward(self, student: TensorOrTuple, target: TensorOrTuple) -> Tensor:
+        """Return the error, minimal (0) if the relations of both sides are equal."""
+        require_sides(student, target, self, taps=True)
+        students, targets = as_tuple(student), as_tuple(target)
+        require_built_taps((len(students), len(targets)), (len(self.projectors),) * 2, self)
+        # Relations are products of features, which soon overflow in fp16.
+        with without_autocast(student):
+            projected = tuple(
+                projector(cast_for(projector, require_positions(features, self)))
+                for projector, features in zip(self.projectors, students, strict=True)
+            )
+            for features, target_features in zip(projected, targets, strict=True):
+                target_maps = require_positions(target_features, self).flatten(2)
+                require_same_channels(features.flatten(2), target_maps, self)
+            return self.compare(projected, targets)
+
+    def compare(self, student: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> Tensor:
+        """Return the error between taps of as many channels on both sides, (batch, channels, *positions)."""
+        raise NotImplementedError
+
+    def _make_projector(self, channels: int, target_channels: int) -> nn.Module:
+        differ = channels != target_channels
+        name = type(self).__name__
+        if differ and self.projector_mode == "never":
+            raise RecipeError(
+                f"{name} cannot compare {channels} channels to {target_channels} without a projector; use "
+                f"{name}(projector='auto')"
+            )
+        # without a bias, the relations of the mapped channels are the original ones, mapped from both sides
+        return (
+            Pointwise(channels, target_channels, bias=False)
+            if differ or self.projector_mode == "always"
+            else nn.Identity()
+        )
+
+
+class FSP(SuccessiveTaps):
     """Squared error between the channel products of successive layers (flow of the solution procedure, FSP).
 
     Takes at least two taps on each side, in pairs from shallow to deep, such as the input and the output of a stage.
@@ -55,48 +128,19 @@ class FSP(nn.Module):
     """
 
     def __init__(self, *, reduction: Reduction = "batchmean", projector: ProjectorMode = "auto") -> None:
-        super().__init__()
+        super().__init__(projector=projector)
         validate_reduction(reduction)
-        validate_projector_mode(projector)
-        self.reduction, self.projector_mode = reduction, projector
-        self.projectors = nn.ModuleList()
+        self.reduction = reduction
 
-    def build(
-        self,
-        student: Shapes,
-        target: Shapes,
-        context: BuildContext | None = None,
-        teacher: nn.Module | None = None,
-    ) -> None:
-        """Create the projectors. Raises RecipeError if the taps are not in pairs, or if each side has only one."""
-        require_pairs(len(student), len(target), self)
-        if len(student) < 2:
-            raise RecipeError(
-                "FSP compares successive taps, two or more on each side; got one: Match(teacher, FSP(), "
-                "student=(Tap(...), Tap(...)), target=(Tap(...), Tap(...)))"
-            )
-        self.projectors = nn.ModuleList(
-            self._make_projector(student_shape[1], target_shape[1])
-            for student_shape, target_shape in zip(student, target, strict=True)
-        )
-
-    def forward(self, student: TensorOrTuple, target: TensorOrTuple) -> Tensor:
+    def compare(self, student: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> Tensor:
         """Return the error, minimal (0) if all matrices are equal."""
-        # The gradient grows as the third power of the features, which soon overflows in fp16.
-        with without_autocast(student):
-            projected = [
-                projector(cast_for(projector, features))
-                for projector, features in zip(self.projectors, as_tuple(student), strict=True)
-            ]
-            flows, target_flows = (
-                [self.flow(*pair) for pair in pairwise(side)] for side in (projected, as_tuple(target))
-            )
-            errors = [
-                F.mse_loss(flow, target_flow, reduction="sum" if self.reduction == "batchmean" else "mean")
-                for flow, target_flow in zip(flows, target_flows, strict=True)
-            ]
-            total = torch.stack(errors).sum()
-            return total / len(projected[0]) if self.reduction == "batchmean" else total
+        reduction = "sum" if self.reduction == "batchmean" else "mean"
+        errors = [
+            F.mse_loss(self.flow(*ours), self.flow(*theirs), reduction=reduction)
+            for ours, theirs in zip(pairwise(student), pairwise(target), strict=True)
+        ]
+        total = torch.stack(errors).sum()
+        return total / len(student[0]) if self.reduction == "batchmean" else total
 
     def flow(self, first: Tensor, second: Tensor) -> Tensor:
         """Return the matrix of two layers, (batch, channels of the first, channels of the second).
@@ -116,20 +160,6 @@ class FSP(nn.Module):
         )
         products = first.flatten(2) @ second.flatten(2).mT
         return products / math.prod(smaller)
-
-    def _make_projector(self, channels: int, target_channels: int) -> nn.Module:
-        differ = channels != target_channels
-        if differ and self.projector_mode == "never":
-            raise RecipeError(
-                f"matrices of {channels} channels cannot be compared to {target_channels} without a projector; use "
-                "FSP(projector='auto')"
-            )
-        # without a bias, the matrix of the mapped channels is the original matrix, mapped from both sides
-        return (
-            Pointwise(channels, target_channels, bias=False)
-            if differ or self.projector_mode == "always"
-            else nn.Identity()
-        )
 
 
 class ICKD(ProjectedLoss):

@@ -14,7 +14,13 @@ from kdkit.losses.features import least_norm, require_positions, unit_vectors, u
 from kdkit.losses.multi_teacher import has_independent_samples, per_sample_losses
 from kdkit.losses.positions import as_rows
 from kdkit.losses.projectors.resizing import match_positions, resize
-from kdkit.losses.validation import require_class_labels, require_same_outputs, validate_above_zero, validate_count
+from kdkit.losses.validation import (
+    require_class_labels,
+    require_same_outputs,
+    require_sides,
+    validate_above_zero,
+    validate_count,
+)
 
 _PROBE = torch.Size((4, 3))  # the shape of the outputs that a loss is tried on
 
@@ -61,6 +67,7 @@ class SDD:
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
         """Return the weighted mean over samples and regions."""
+        require_sides(student, target, self)
         labels = require_class_labels(labels, student, self)
         student, target = (upcast_half(require_positions(side, self)) for side in (student, target))
         student_regions, target_regions = self.regions(student, target)  # (batch, classes, regions)
@@ -110,6 +117,7 @@ class CATKD:
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the error, minimal (0) if the maps of every class are equal up to their scale."""
+        require_sides(student, target, self)
         least = least_norm(student)
         student, target = (upcast_half(require_positions(side, self)) for side in (student, target))
         student, target = _same_dimensions(student, target)

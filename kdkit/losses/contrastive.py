@@ -21,9 +21,11 @@ from kdkit.losses.features import (
 )
 from kdkit.losses.memory_bank import RowIndex, draw_rows, draw_rows_of_other_classes
 from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode
+from kdkit.losses.projectors.layers import Pointwise
 from kdkit.losses.projectors.resizing import resize
 from kdkit.losses.validation import (
     require_class_labels,
+    require_sides,
     validate_above_zero,
     validate_choice,
     validate_count,
@@ -118,7 +120,7 @@ class CRD(nn.Module):
         self.memories = torch.zeros(2, 0, 0)  # frees those of an earlier build before free memory is measured
         self._require_memory(samples, width, teacher)
         self.embeddings = nn.ModuleList(
-            nn.Identity() if self.width is None else nn.Linear(channels, width)
+            nn.Identity() if self.width is None else Pointwise(channels, width)
             for channels in (student_channels, target_channels)
         )
         self.rows = RowIndex(samples)
@@ -131,6 +133,7 @@ class CRD(nn.Module):
 
     def forward(self, student: Tensor, target: Tensor, *, ids: Tensor, labels: Tensor) -> Tensor:
         """Return the loss, lower if samples are better distinguished; in training mode, update the memories."""
+        require_sides(student, target, self)
         # in training all ranks assign rows for the ids of all ranks, so that their memories stay equal
         all_ids = all_gather(ids) if self.training else ids
         rows = self.rows(all_ids, remember=self.training)

@@ -14,7 +14,10 @@ from kdkit.losses.features import (
     TensorOrTuple,
     as_tuple,
     cast_for,
+    require_built_taps,
+    require_channels,
     require_pairs,
+    require_same_channels,
     require_same_features,
     unit_vectors,
     upcast_half,
@@ -24,7 +27,7 @@ from kdkit.losses.projectors.convolutional import Bottleneck
 from kdkit.losses.projectors.factory import ProjectorMode, validate_projector_mode
 from kdkit.losses.projectors.fusion import Fusion
 from kdkit.losses.projectors.resizing import POOLS, match_positions
-from kdkit.losses.validation import validate_count, validate_temperature
+from kdkit.losses.validation import require_sides, validate_count, validate_temperature
 
 _DEFAULT_BATCH_SIZE = 64  # of SemCKD, if neither the loss nor the training sets it
 _MAX_WIDTH = 512  # of ReviewKD, by default, as in the authors' code
@@ -67,6 +70,7 @@ class SemCKD(nn.Module):
 
     def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: nn.Module | None) -> None:
         """Create the embeddings and the projectors of all pairs. Raises RecipeError if shapes do not fit."""
+        require_channels(self, student, target)
         self.part_size = self.batch_size or context.batch_size or _DEFAULT_BATCH_SIZE
         self.queries = nn.ModuleList(_embedding(self.part_size, self.width) for _ in student)
         self.keys = nn.ModuleList(_embedding(self.part_size, self.width) for _ in target)
@@ -75,11 +79,13 @@ class SemCKD(nn.Module):
 
     def forward(self, student: TensorOrTuple, target: TensorOrTuple) -> Tensor:
         """Return the weighted error, minimal (0) if every projected layer equals every layer of the teacher."""
+        require_sides(student, target, self, taps=True)
         students, targets = as_tuple(student), as_tuple(target)
+        require_built_taps((len(students), len(targets)), (len(self.queries), len(self.keys)), self)
         pairs = [match_positions(*pair) for pair in product(students, targets)]
         errors = [
-            squared_error_per_sample(projector(cast_for(projector, student_features)), target_features)
-            for projector, (student_features, target_features) in zip(self.projectors, pairs, strict=True)
+            squared_error_per_sample(self._project(projector, *pair), pair[1])
+            for projector, pair in zip(self.projectors, pairs, strict=True)
         ]
         # (batch, pairs) -> (batch, student layers, teacher layers)
         stacked = torch.stack(errors, 1).reshape(-1, len(students), len(targets))
@@ -93,6 +99,13 @@ class SemCKD(nn.Module):
         )
         # (batch, student layers, width) @ (batch, width, teacher layers)
         return (upcast_half(queries @ keys.mT) / self.temperature).softmax(2)
+
+    def _project(self, projector: nn.Module, student: Tensor, target: Tensor) -> Tensor:
+        """Return the student's features in the shape of the target's, whose positions may differ between batches."""
+        if not isinstance(projector, nn.Identity):
+            student = projector(cast_for(projector, student), tuple(target.shape[2:]))
+        require_same_channels(student, target, self)
+        return student
 
     def _embed(self, embedding: nn.Module, features: Tensor) -> Tensor:
         """Return the embedded similarities of each sample, (batch, width), of length 1."""
@@ -149,6 +162,7 @@ class HCL:
 
     def __call__(self, student: TensorOrTuple, target: TensorOrTuple) -> Tensor:
         """Return the error, minimal (0) if the features are equal."""
+        require_sides(student, target, self, taps=True)
         students, targets = as_tuple(student), as_tuple(target)
         require_pairs(len(students), len(targets), self)
         return torch.stack([self.layer(*pair) for pair in zip(students, targets, strict=True)]).sum()
@@ -190,6 +204,7 @@ class ReviewKD(nn.Module):
 
     def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: nn.Module | None) -> None:
         """Create a fusion for each layer. Raises RecipeError if the taps are not in pairs, or shapes do not fit."""
+        require_channels(self, student, target)
         require_pairs(len(student), len(target), self)
         width = self.width or min(student[-1][1], _MAX_WIDTH)
         self.fusions = nn.ModuleList(
@@ -199,14 +214,18 @@ class ReviewKD(nn.Module):
 
     def forward(self, student: TensorOrTuple, target: TensorOrTuple) -> Tensor:
         """Return the error, minimal (0) if the fused features are the teacher's."""
+        require_sides(student, target, self, taps=True)
+        students, targets = as_tuple(student), as_tuple(target)
+        require_built_taps((len(students), len(targets)), (len(self.fusions),) * 2, self)
         reviewed: list[Tensor] = []
         deeper: Tensor | None = None
         # residual learning of sec. 3.2: from the deepest layer to the shallowest, each passes on its fused features
-        layers = zip(self.fusions, as_tuple(student), as_tuple(target), strict=True)
+        layers = zip(self.fusions, students, targets, strict=True)
         for fusion, features, target_features in reversed(list(layers)):
             fused, deeper = fusion(cast_for(fusion, features), deeper, tuple(target_features.shape[2:]))
+            require_same_channels(fused, target_features, self)
             reviewed.append(fused)
-        return self.context_loss(tuple(reversed(reviewed)), as_tuple(target))
+        return self.context_loss(tuple(reversed(reviewed)), targets)
 
 
 def squared_error_per_sample(student: Tensor, target: Tensor) -> Tensor:

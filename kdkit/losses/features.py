@@ -16,7 +16,7 @@ from kdkit.losses.projectors.factory import (
     validate_projector_mode,
 )
 from kdkit.losses.projectors.resizing import resize
-from kdkit.losses.validation import ONE_OUTPUT
+from kdkit.losses.validation import ONE_OUTPUT, require_sides
 
 # The student's or the target's side of a loss: one tensor, or a tuple of one tensor per tap.
 TensorOrTuple = Tensor | tuple[Tensor, ...]
@@ -64,6 +64,7 @@ class ProjectedLoss(nn.Module):
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the loss between the projected student and the target."""
+        require_sides(student, target, self)
         return self.compare(self.project(student, target), target)
 
     def project(self, student: Tensor, target: Tensor) -> Tensor:
@@ -74,13 +75,8 @@ class ProjectedLoss(nn.Module):
         positions = tuple(target.shape[2:])
         if not isinstance(self.projector, nn.Identity):
             student = self.projector(cast_for(self.projector, student), positions)
-        elif student.ndim != target.ndim or student.shape[1] != target.shape[1]:
-            name = type(self).__name__
-            raise RecipeError(
-                f"{name} compares features of one shape; got {tuple(student.shape)} and {tuple(target.shape)}: create "
-                "its projector before the optimizer, by loss.build((student.shape,), (target.shape,))"
-            )
-        return student if student.ndim != target.ndim else resize(student, positions)
+        require_same_channels(student, target, self)
+        return resize(student, positions)
 
     def compare(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the loss between two features of one shape."""
@@ -94,11 +90,18 @@ def single_tap_shape(shapes: Shapes, loss: Any) -> torch.Size:
             f"{type(loss).__name__} takes one tap on each side; got {len(shapes)}: write a term for each pair of taps, "
             "each with a name: Match(..., label='layer 2', student=Tap(...), target=Tap(...))"
         )
-    if len(shapes[0]) < 2:
-        raise RecipeError(
-            f"{type(loss).__name__} compares (batch, channels, ...); got {tuple(shapes[0])}; {ONE_OUTPUT}"
-        )
+    require_channels(loss, shapes)
     return shapes[0]
+
+
+def require_channels(loss: Any, *sides: Shapes) -> None:
+    """Raise RecipeError unless each side has a tap, and every shape is (batch, channels, ...)."""
+    for shapes in sides:
+        if not shapes or any(len(shape) < 2 for shape in shapes):
+            got = ", ".join(str(tuple(shape)) for shape in shapes) or "no tap"
+            raise RecipeError(
+                f"{type(loss).__name__} compares features (batch, channels, ...); got {got}; {ONE_OUTPUT}"
+            )
 
 
 def needs_projector(student: torch.Size, target: torch.Size, mode: ProjectorMode, loss: Any) -> bool:
@@ -126,6 +129,15 @@ def require_pairs(student: int, target: int, loss: Any) -> None:
         )
 
 
+def require_built_taps(taps: tuple[int, int], built: tuple[int, int], loss: Any) -> None:
+    """Raise RecipeError unless the numbers of taps of student and target are those that a loss is built for."""
+    if taps != built:
+        raise RecipeError(
+            f"{type(loss).__name__} is built for {built[0]} taps of the student and {built[1]} of the teacher; got "
+            f"{taps[0]} and {taps[1]}: build it for the shapes of these taps"
+        )
+
+
 def require_positions(features: Tensor, loss: Any) -> Tensor:
     """Return the features. Raises RecipeError if they are vectors (batch, channels), without positions."""
     if features.ndim < 3:
@@ -142,6 +154,16 @@ def require_same_features(student: Tensor, target: Tensor, loss: Any) -> None:
         raise RecipeError(
             f"{type(loss).__name__} compares features of one shape; got {tuple(student.shape[1:])} and "
             f"{tuple(target.shape[1:])}: use Hint(), which has a linear projector"
+        )
+
+
+def require_same_channels(student: Tensor, target: Tensor, loss: Any) -> None:
+    """Raise RecipeError unless the student's features, projected if they need it, have the target's channels."""
+    if student.ndim != target.ndim or student.shape[1] != target.shape[1]:
+        raise RecipeError(
+            f"{type(loss).__name__} compares features of one shape; got {tuple(student.shape)} and "
+            f"{tuple(target.shape)}: create its projector before the optimizer, for the shapes that it gets, by "
+            "loss.build((student.shape,), (target.shape,))"
         )
 
 

@@ -17,7 +17,7 @@ from kdkit.losses.base import (
 )
 from kdkit.losses.features import cast_for, upcast_half
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution
-from kdkit.losses.validation import require_same_outputs, validate_count, validate_share
+from kdkit.losses.validation import require_same_outputs, require_sides, validate_count, validate_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class SecondHead(nn.Module):
         teacher: nn.Module | None,
     ) -> None:
         """Create the head. Raises RecipeError for several taps, or if the target is not outputs."""
-        if len(student) != 1 or len(target) != 1 or len(target[0]) != 2:
+        if len(student) != 1 or len(student[0]) < 2 or len(target) != 1 or len(target[0]) != 2:
             raise RecipeError(
                 "SecondHead takes one tap of the student and the teacher's outputs (batch, classes); got "
                 f"{[tuple(shape) for shape in student]} and {[tuple(shape) for shape in target]}; for features use "
@@ -123,10 +123,11 @@ class SecondHead(nn.Module):
                 "before it is pooled"
             )
         self.trunk = nn.Sequential(*(_exit_block(len(positions), channels << block) for block in range(self.blocks)))
-        self.head = nn.Linear(channels << self.blocks, target[0][1])
+        self.head = Pointwise(channels << self.blocks, target[0][1])
 
     def forward(self, student: Tensor, target: Tensor, **kwargs: Tensor) -> Tensor:
         """Return the loss between the head's outputs and the target. kwargs: the labels, if the loss takes them."""
+        require_sides(student, target, self)
         # (batch, channels, *positions) -> (batch, channels)
         features = self.trunk(cast_for(self.head, student))
         pooled = features.flatten(2).mean(2) if features.ndim > 2 else features

@@ -10,7 +10,8 @@ from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.losses.classifiers import find_classifier, require_classifier
 from kdkit.losses.features import Shapes, least_norm, single_tap_shape, upcast_half, without_autocast
-from kdkit.losses.validation import validate_switches, validate_weights
+from kdkit.losses.projectors.layers import require_input_channels
+from kdkit.losses.validation import require_sides, validate_switches, validate_weights
 
 
 class LED(nn.Module):
@@ -87,6 +88,7 @@ class LED(nn.Module):
 
     def forward(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
         """Return the weighted sum, minimal (0) if the distances of both sides are in the same proportions."""
+        require_sides(student, target, self)
         with without_autocast(student):
             least = least_norm(student)
             student, target = upcast_half(student), upcast_half(target)
@@ -115,6 +117,7 @@ def pool_by_class(features: Tensor, weight: Tensor) -> Tensor:
 
     Their sum over the channels is the logit of each label, for features pooled by the attention of that label.
     """
+    require_input_channels(features, weight.shape[1])
     weight = weight.to(features.dtype)
     if features.ndim == 2:
         return features[:, None] * weight

@@ -8,11 +8,18 @@ from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.losses.features import Shapes, cast_for, needs_projector, single_tap_shape, upcast_half
+from kdkit.losses.features import (
+    Shapes,
+    cast_for,
+    needs_projector,
+    require_same_channels,
+    single_tap_shape,
+    upcast_half,
+)
 from kdkit.losses.projectors.factory import ProjectorMode, validate_projector_mode
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise
 from kdkit.losses.projectors.linear import fit_positions, target_positions
-from kdkit.losses.validation import is_number, validate_above_zero
+from kdkit.losses.validation import is_number, require_sides, validate_above_zero
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
@@ -68,8 +75,10 @@ class OFD(nn.Module):
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the error, minimal (0) if the student has the teacher's values, or lower ones below 0."""
+        require_sides(student, target, self)
         student = fit_positions(student, tuple(target.shape[2:]))  # which may differ from batch to batch
         student, target = upcast_half(self.connector(cast_for(self.connector, student))), upcast_half(target)
+        require_same_channels(student, target, self)
         # margin ReLU: (channels,) -> (channels, 1, ...), which broadcasts over batch and positions
         target = torch.maximum(target, self.margins.to(target).reshape(-1, *(1 for _ in target.shape[2:])))
         # partial L2 distance: a student below a target that is not positive is correct, since ReLU makes both 0
@@ -123,8 +132,10 @@ class AB(nn.Module):
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the error, minimal (0) if all values of the student are beyond the margin on the teacher's side."""
+        require_sides(student, target, self)
         student = fit_positions(student, tuple(target.shape[2:]))  # which may differ from batch to batch
         student = upcast_half(self.connector(cast_for(self.connector, student)))
+        require_same_channels(student, target, self)
         beyond = torch.where(target > 0, student, -student)
         return self.factor * (self.margin - beyond).clamp(min=0).square().sum() / len(student)
 

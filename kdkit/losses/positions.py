@@ -118,21 +118,32 @@ class Masked(nn.Module):
     *positions), and above 0 or True at the positions that count. For outputs (batch, classes), a mask (batch,) selects
     samples, such as those that one of several teachers knows. For attention maps (batch, heads, tokens, tokens), a mask
     (batch, tokens) selects the pairs whose query and key both count, with the heads as channels.
+    target_mask: the mask of the target, if its positions are others, such as those of another tokenizer. The first
+    token of a text that counts is then compared with the first one of the target, and so on, up to the shorter of both.
 
     Formula: loss(s[k], t[k]), with k the positions that the mask selects
     Shapes: features (N, C, L), (N, C, H, W), attention maps (N, heads, T, T), outputs (N, C); positions as in the mask
-    Source: Sanh et al. 2019, "DistilBERT, a distilled version of BERT", arXiv:1910.01108, and its authors' code
+    Source: Sanh et al. 2019, "DistilBERT, a distilled version of BERT", arXiv:1910.01108, and its authors' code; for
+        target_mask, Boizard et al. 2024, arXiv:2402.12030, and its authors' code
     """
 
     extra_kwargs = frozenset({"inputs"})
 
-    def __init__(self, loss: Loss, mask: MaskSource = "attention_mask") -> None:
+    def __init__(
+        self, loss: Loss, mask: MaskSource = "attention_mask", *, target_mask: MaskSource | None = None
+    ) -> None:
         super().__init__()
         if isinstance(loss, type) or not callable(loss) or extra_kwargs_of(loss):
             raise RecipeError(f"Masked takes a loss on features without extra keyword arguments; got {describe(loss)}")
-        require_mask_source(mask)
-        self.loss, self.mask = loss, mask
+        for source in (mask,) if target_mask is None else (mask, target_mask):
+            require_mask_source(source)
+        self.loss, self.mask, self.target_mask = loss, mask, target_mask
         self.of_pairs = False
+
+    @property
+    def any_classes(self) -> bool:
+        """Whether the sides may have different classes, as for `loss`."""
+        return allows_any_classes(self.loss)
 
     def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: nn.Module | None) -> None:
         """Build the loss for rows of positions."""
@@ -147,23 +158,17 @@ class Masked(nn.Module):
     def forward(self, student: TensorOrTuple, target: TensorOrTuple, *, inputs: Any) -> Tensor:
         """Return the loss over the selected positions. Raises RecipeError if the features have other positions."""
         mask = self.mask_of(inputs, pairs=as_tuple(student)[0].ndim == 4)
-        for side in (*as_tuple(student), *as_tuple(target)):
-            if side.shape[:1] + side.shape[2:] != mask.shape:
-                raise RecipeError(
-                    f"Masked compares features at the positions of its mask {tuple(mask.shape)}; got "
-                    f"{tuple(side.shape)}, (batch, channels, *positions); resize them, such as with a function "
-                    "Tap(..., element=...), or pass the mask of these positions"
-                )
-        selected = mask.flatten().nonzero().squeeze(1)
+        masks = (mask, mask)
+        if self.target_mask is not None:
+            masks = _first_of_both(mask, read_mask(self.target_mask, inputs))
+        for sides, of_side in zip((student, target), masks, strict=True):
+            _require_positions_of(of_side, as_tuple(sides))
+        selected = masks[0].flatten().nonzero().squeeze(1)
+        target_selected = selected if masks[1] is masks[0] else masks[1].flatten().nonzero().squeeze(1)
         if not len(selected) and not accepts_no_rows(self.loss):
             return as_tuple(student)[0].sum() * 0.0  # keeps the graph
 
-        def rows(side: TensorOrTuple) -> TensorOrTuple:
-            if isinstance(side, tuple):
-                return tuple(as_rows(tensor).index_select(0, selected) for tensor in side)
-            return as_rows(side).index_select(0, selected)
-
-        value: Tensor = self.loss(rows(student), rows(target))
+        value: Tensor = self.loss(_rows_of(student, selected), _rows_of(target, target_selected))
         return value
 
     def extra_repr(self) -> str:
@@ -201,6 +206,34 @@ def require_mask_source(mask: object) -> None:
 def as_rows(outputs: Tensor) -> Tensor:
     """Return outputs with a row per position, (batch, classes, *positions) -> (batch * positions, classes)."""
     return outputs.movedim(1, -1).flatten(0, -2)
+
+
+def _rows_of(side: TensorOrTuple, selected: Tensor) -> TensorOrTuple:
+    """Return the selected positions of a side, each as a row, (selected, channels)."""
+    if isinstance(side, tuple):
+        return tuple(as_rows(tensor).index_select(0, selected) for tensor in side)
+    return as_rows(side).index_select(0, selected)
+
+
+def _first_of_both(mask: Tensor, target_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the masks of the first tokens of each text, as many as both masks select. Both (batch, tokens)."""
+    if mask.ndim != 2 or target_mask.ndim != 2 or len(mask) != len(target_mask):
+        raise RecipeError(
+            "Masked(target_mask=...) pairs the tokens of texts by masks (batch, tokens) of one batch; got "
+            f"{tuple(mask.shape)} and {tuple(target_mask.shape)}"
+        )
+    most = torch.minimum(mask.sum(1), target_mask.sum(1))[:, None]
+    return mask & (mask.cumsum(1) <= most), target_mask & (target_mask.cumsum(1) <= most)
+
+
+def _require_positions_of(mask: Tensor, sides: tuple[Tensor, ...]) -> None:
+    for side in sides:
+        if side.shape[:1] + side.shape[2:] != mask.shape:
+            raise RecipeError(
+                f"Masked compares features at the positions of its mask {tuple(mask.shape)}; got {tuple(side.shape)}, "
+                "(batch, channels, *positions); resize them, such as with a function Tap(..., element=...), or pass "
+                "the mask of these positions, target_mask=... for those of the target"
+            )
 
 
 def _loss_of_rows(loss: Loss, sides: tuple[Tensor, Tensor], labels: Tensor, ignored: int | None) -> Tensor:

@@ -8,6 +8,8 @@ from kdkit.losses.features import (
     Shapes,
     cast_for,
     least_norm,
+    require_positions,
+    require_same_channels,
     single_tap_shape,
     unit_vectors,
     upcast_half,
@@ -17,7 +19,7 @@ from kdkit.losses.logits import kl_sum
 from kdkit.losses.projectors.layers import Pointwise
 from kdkit.losses.projectors.linear import fit_positions, target_positions
 from kdkit.losses.projectors.resizing import resize
-from kdkit.losses.validation import validate_at_least_zero, validate_count, validate_temperature
+from kdkit.losses.validation import require_sides, validate_at_least_zero, validate_count, validate_temperature
 from kdkit.utils.collectives import all_gather
 
 _LARGEST_QUEUE = 8192  # as in the public code for large datasets
@@ -74,18 +76,20 @@ class QueueKL(nn.Module):
         half = _LARGEST_QUEUE if context.samples is None else context.samples // 2
         size = self.size or min(max(half, 1), _LARGEST_QUEUE)
         channels = (student_shape[1], target_shape[1])
-        self.pooled_map = nn.Linear(*channels)
+        self.pooled_map = Pointwise(*channels)
         self.local_map = Pointwise(*channels) if self.positions and self.local else nn.Identity()
         self.queue, self.stored = torch.zeros(size, target_shape[1]), torch.zeros((), dtype=torch.int64)
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the divergence, minimal (0) if all similarities are equal; in training mode, update the queue."""
+        require_sides(student, target, self)
         student = cast_for(self.pooled_map, student)
         pooled = self.pooled_map(resize(student, ()))
         with without_autocast(student):
             student_vectors, target_vectors = (
                 unit_vectors(upcast_half(side), least=least_norm(side)) for side in (pooled, resize(target, ()))
             )
+            require_same_channels(student_vectors, target_vectors, self)
             queue, in_use = self._entries(target_vectors.detach())
             similarities = [
                 (side @ queue.to(side.dtype).T) / self.temperature for side in (student_vectors, target_vectors)
@@ -95,7 +99,7 @@ class QueueKL(nn.Module):
             student_log, target_log = (side.where(in_use, least).log_softmax(1) for side in similarities)
             loss = kl_sum(target_log, student_log) / max(1, len(student))
         if self.local and self.positions:
-            positions = tuple(target.shape[2:])
+            positions = tuple(require_positions(target, self).shape[2:])
             local = fit_positions(self.local_map(student), positions)
             student_log, target_log = self._self_similarities(local), self._self_similarities(target)
             loss = loss + self.local * kl_sum(target_log, student_log) / max(1, student_log[..., 0].numel())

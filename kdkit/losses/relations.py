@@ -24,7 +24,13 @@ from kdkit.losses.features import (
     unit_vectors,
     without_autocast,
 )
-from kdkit.losses.validation import validate_above_zero, validate_count, validate_switches, validate_weights
+from kdkit.losses.validation import (
+    require_sides,
+    validate_above_zero,
+    validate_count,
+    validate_switches,
+    validate_weights,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +59,7 @@ class RKD:
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the weighted sum, minimal (0) if the student's relations are the teacher's."""
+        require_sides(student, target, self)
         with without_autocast(student):
             sides = [flatten_samples(side) for side in (student, target)]
             least = least_norm(student)
@@ -87,6 +94,7 @@ class SP:
 
     def __call__(self, student: TensorOrTuple, target: TensorOrTuple) -> Tensor:
         """Return the error, minimal (0) if the rows of similarities have the same direction."""
+        require_sides(student, target, self, taps=True)
         with without_autocast(student):
             students, targets = ([self.similarities(tap) for tap in as_tuple(side)] for side in (student, target))
             require_pairs(len(students), len(targets), self)
@@ -119,6 +127,7 @@ class PKT:
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the divergence, minimal (0) if the neighbour probabilities are equal."""
+        require_sides(student, target, self)
         with without_autocast(student):
             least = least_norm(student)
             student, target = (self.neighbours(flatten_samples(side), least=least) for side in (student, target))
@@ -157,6 +166,7 @@ class CC:
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the error, minimal (0) if all correlations are equal."""
+        require_sides(student, target, self)
         with without_autocast(student):
             least = least_norm(student)
             student, target = (self.correlations(flatten_samples(side), least=least) for side in (student, target))
@@ -188,6 +198,7 @@ class AdjacentCC:
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the mean product, minimal (0) if student and teacher are equal."""
+        require_sides(student, target, self)
         if student[0].numel() != target[0].numel():
             require_same_features(student, target, self)
         errors = (flatten_samples(student) - flatten_samples(target)).abs()

@@ -22,7 +22,7 @@ from kdkit.losses.features import (
 )
 from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode
 from kdkit.losses.projectors.resizing import match_positions
-from kdkit.losses.validation import is_number, validate_choice, validate_switches
+from kdkit.losses.validation import is_number, require_sides, validate_choice, validate_switches
 
 Axis = Literal["all", "channels", "last"]
 
@@ -81,6 +81,7 @@ class CKA:
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the distance, minimal (0) if one side is the other, rotated and scaled, unless `unbiased`."""
+        require_sides(student, target, self)
         with without_autocast(student):
             # kernels of the centred samples, (batch, batch); ‖Yᵀ X‖² is the inner product of two kernels
             least = least_norm(student)
@@ -144,6 +145,7 @@ class PairwiseAffinity:
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the difference, minimal (0) if the nodes of both sides are in the same relation to each other."""
+        require_sides(student, target, self)
         with without_autocast(student):
             least = least_norm(student)
             student, target = match_positions(

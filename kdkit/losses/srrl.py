@@ -7,10 +7,18 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.losses.classifiers import find_classifier, require_classifier
-from kdkit.losses.features import Shapes, TensorOrTuple, as_tuple, cast_for, single_tap_shape, upcast_half
+from kdkit.losses.features import (
+    Shapes,
+    TensorOrTuple,
+    as_tuple,
+    cast_for,
+    require_same_channels,
+    single_tap_shape,
+    upcast_half,
+)
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise
 from kdkit.losses.projectors.resizing import resize
-from kdkit.losses.validation import validate_weights
+from kdkit.losses.validation import require_sides, validate_weights
 
 
 class SRRL(nn.Module):
@@ -60,8 +68,11 @@ class SRRL(nn.Module):
 
     def forward(self, student: Tensor, target: TensorOrTuple) -> Tensor:
         """Return the error, minimal (0) if the projected features are the teacher's."""
+        for side in target if isinstance(target, tuple) and target else (target,):
+            require_sides(student, side, self)
         target_features, *target_logits = as_tuple(target)
         projected = _pool(self.connector(cast_for(self.connector, student)))
+        require_same_channels(projected, _pool(target_features), self)
         logits = target_logits[0] if target_logits else self.classify(target_features)
         # the paper's feature matching term, then its softmax regression term with a squared error between logits
         loss = self.feature * F.mse_loss(projected, _pool(target_features))

@@ -26,6 +26,7 @@ from kdkit.losses.projectors.resizing import match_positions
 from kdkit.losses.validation import (
     Reduction,
     is_number,
+    require_sides,
     validate_above_zero,
     validate_at_least_zero,
     validate_count,
@@ -57,6 +58,7 @@ class NST:
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the discrepancy, minimal (0) if the patterns have the same distribution."""
+        require_sides(student, target, self)
         least = least_norm(student)
         student, target = match_positions(
             require_positions(upcast_half(student), self), require_positions(upcast_half(target), self)
@@ -123,6 +125,7 @@ class PatientKD:
 
     def __call__(self, student: TensorOrTuple, target: TensorOrTuple) -> Tensor:
         """Return the distance, minimal (0) if the directions are equal."""
+        require_sides(student, target, self, taps=True)
         students, targets = as_tuple(student), as_tuple(target)
         require_pairs(len(students), len(targets), self)
         loss = torch.stack([self.layer(*pair) for pair in zip(students, targets, strict=True)]).sum()

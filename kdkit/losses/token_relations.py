@@ -19,7 +19,7 @@ from kdkit.losses.features import (
 from kdkit.losses.logits import kl_terms
 from kdkit.losses.positions import MaskSource, read_mask, require_mask_source
 from kdkit.losses.projectors.resizing import match_positions
-from kdkit.losses.validation import validate_count
+from kdkit.losses.validation import require_sides, validate_count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +60,7 @@ class MiniLM:
 
     def __call__(self, student: TensorOrTuple, target: TensorOrTuple, *, inputs: Any = None) -> Tensor:
         """Return the divergence, minimal (0) if all relations are equal."""
+        require_sides(student, target, self, taps=True)
         students, targets = as_tuple(student), as_tuple(target)
         require_pairs(len(students), len(targets), self)
         mask = None if self.mask is None else read_mask(self.mask, inputs).flatten(1)  # (batch, tokens)

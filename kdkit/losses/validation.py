@@ -3,12 +3,14 @@
 All raise RecipeError with the expected and the actual value.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from kdkit.errors import RecipeError
+from kdkit.losses.base import accepts_no_rows
 from kdkit.utils.validation import is_number as is_number
 from kdkit.utils.validation import validate_above_zero as validate_above_zero
 from kdkit.utils.validation import validate_at_least_zero as validate_at_least_zero
@@ -41,6 +43,56 @@ def validate_weights(**weights: float) -> None:
         raise RecipeError(f"{' and '.join(weights)} are all 0, so there is nothing to learn; set one weight above 0")
 
 
+def require_sides(
+    student: object, target: object, loss: Any, *, form: str = "features (batch, channels, ...)", taps: bool = False
+) -> None:
+    """Raise RecipeError unless both sides are floating-point tensors of one batch, which is not empty.
+
+    form: the shape that the loss takes, for the message. taps: whether a side may be a tuple of one tensor per tap. A
+    loss that accepts no rows also takes an empty batch.
+    """
+    sides = tuple(side if taps and isinstance(side, tuple) else (side,) for side in (student, target))
+    tensors = [tensor for side in sides for tensor in side]
+    advice = _advice_for_tensors(tensors, empty=accepts_no_rows(loss)) if all(sides) else "tap at least one layer"
+    if advice is not None:
+        got = " and ".join(", ".join(map(describe_tensor, side)) or "no tap" for side in sides)
+        raise RecipeError(
+            f"{type(loss).__name__} compares floating-point {form} of one batch on both sides; got {got}: {advice}"
+        )
+
+
+def describe_tensor(value: object) -> str:
+    """Describe one side of a loss for an error message: its shape, and its dtype unless that is floating-point."""
+    if isinstance(value, tuple):
+        return f"a tuple ({', '.join(map(describe_tensor, value))})"
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"{tuple(value.shape)}" if value.is_floating_point() else f"{tuple(value.shape)} of {value.dtype}"
+
+
+def _advice_for_tensors(tensors: Sequence[object], *, empty: bool) -> str | None:
+    """Return what to do about tensors that a loss cannot compare, or None. empty: whether a batch may be empty."""
+    batch = None
+    for tensor in tensors:
+        if isinstance(tensor, tuple):
+            return (
+                "Teachers(...) returns a tuple, and PerTeacher(loss) applies a loss to each element; of several taps, "
+                "write a term for each pair"
+            )
+        if not isinstance(tensor, Tensor):
+            return "select a tensor of the output, such as with Net(..., element=...)"
+        if tensor.ndim < 2:
+            return ONE_OUTPUT
+        if not tensor.is_floating_point():
+            return "convert integers with .float(), and compare labels with a loss on labels"
+        batch = len(tensor) if batch is None else batch
+        if len(tensor) != batch:
+            return "both must be of the same samples"
+        if not tensor.numel() and not (empty and not batch):
+            return "leave out empty batches, channels and positions"
+    return None
+
+
 def require_class_labels(labels: Tensor, student: Tensor, loss: object) -> Tensor:
     """Return the class indices (batch,) as int64. Raises RecipeError for mixed labels or several per sample."""
     if labels.shape != student.shape[:1] or labels.is_floating_point():
@@ -63,17 +115,16 @@ def require_label_matrix(labels: Tensor, student: Tensor, loss: object) -> Tenso
 
 def require_same_outputs(student: Tensor, target: Tensor, loss: object, *, dense: bool = False) -> None:
     """Raise RecipeError unless both are outputs (batch, classes) of one shape; `dense` allows more dimensions."""
+    require_sides(student, target, loss, form="outputs (batch, classes)")
     if student.ndim > 2 and not dense:
         raise RecipeError(
             f"{type(loss).__name__} compares outputs (batch, classes); got {tuple(student.shape)}; "
             "PerToken(loss) takes each token as a sample, PerPosition(loss) each position of (batch, classes, ...)"
         )
-    if student.ndim < 2 or student.shape != target.shape:
-        is_alone = student.ndim == 1 and target.ndim == 1
-        advice = ONE_OUTPUT if is_alone else "SecondHead() gives the student a head for the target's classes"
+    if student.shape != target.shape:
         raise RecipeError(
             f"{type(loss).__name__} compares outputs (batch, classes) of one shape; got {tuple(student.shape)} and "
-            f"{tuple(target.shape)}; {advice}"
+            f"{tuple(target.shape)}; SecondHead() gives the student a head for the target's classes"
         )
 
 

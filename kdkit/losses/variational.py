@@ -9,12 +9,21 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.losses.features import ProjectedLoss, Shapes, cast_for, single_tap_shape, upcast_half, without_autocast
+from kdkit.losses.features import (
+    ProjectedLoss,
+    Shapes,
+    cast_for,
+    require_same_channels,
+    single_tap_shape,
+    upcast_half,
+    without_autocast,
+)
 from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode
-from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution
+from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution, require_dimensions
 from kdkit.losses.projectors.resizing import match_positions
 from kdkit.losses.validation import (
     Reduction,
+    require_sides,
     validate_above_zero,
     validate_choice,
     validate_count,
@@ -74,8 +83,10 @@ class VID(nn.Module):
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the negative log likelihood, lower for a better prediction of the teacher; it may be below 0."""
+        require_sides(student, target, self)
         student, target = match_positions(student, target)
         mean, target = upcast_half(self.mean(cast_for(self.mean, student))), upcast_half(target)
+        require_same_channels(mean, target, self)
         # (channels,) -> (channels, 1, ...), which broadcasts over batch and positions
         variance = (F.softplus(self.scale) + self.eps).reshape(-1, *(1 for _ in target.shape[2:]))
         return 0.5 * ((mean - target).square() / variance + variance.log()).mean()
@@ -117,6 +128,7 @@ class PAD(ProjectedLoss):
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the loss between the projected student and the target."""
+        require_sides(student, target, self)
         # the gradient of the variance grows as the square of the features, which soon exceeds fp16
         with without_autocast(student):
             return super().forward(student, target)
@@ -158,7 +170,7 @@ class MGD(ProjectedLoss):
         validate_choice("mask", mask, Mask)
         validate_share("masked", masked, below_one=True)
         self.alpha, self.mask, self.masked, self.reduction = alpha, mask, masked, reduction
-        self.generator: nn.Module = nn.Identity()
+        self.generator = nn.Sequential(nn.Identity())
 
     def build(
         self,
@@ -180,6 +192,7 @@ class MGD(ProjectedLoss):
 
     def compare(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the error, minimal (0) if the generated features are the teacher's."""
+        require_dimensions(student, self.generator[0])
         student = cast_for(self.generator, student)
         generated = upcast_half(self.generator(student * self.draw_mask(student)))
         loss = F.mse_loss(generated, upcast_half(target), reduction="sum")

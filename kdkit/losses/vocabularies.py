@@ -7,7 +7,7 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 
 from kdkit.errors import RecipeError
 from kdkit.losses.logits import log_probabilities, reduce_sum
-from kdkit.losses.validation import Reduction, validate_reduction, validate_temperature
+from kdkit.losses.validation import Reduction, require_sides, validate_reduction, validate_temperature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,8 +18,9 @@ class ULD:
     is padded with zeros, so the loss compares how sure both sides are, not of what: a closed form of a Wasserstein
     distance between them. reduction "batchmean" sums over all other dimensions and averages over the batch; "mean"
     averages over all entries of the student. A temperature divides both sides; the paper has none. Token k is compared
-    to token k, as in the authors' code: texts that are tokenized differently must be aligned in the data or the
-    networks. That code takes the mean over the tokens of each text first; PerToken(ULD()) counts every token once.
+    to token k. For texts that are tokenized differently, Masked(ULD(), mask="answer", target_mask="teacher_answer")
+    compares the answers of both from their first tokens, up to the shorter one, as in the authors' code. That code
+    takes the mean over the tokens of each text first; here, every token counts once.
 
     Formula: 1/N · Σ |sort p - sort q|, with p = softmax(t / T) and q = softmax(s / T), padded with zeros
     Shapes: logits (N, C), (N, tokens, C); the classes of both sides may differ
@@ -40,7 +41,8 @@ class ULD:
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the difference, minimal (0) if both sides have the same probabilities in any order."""
-        if not 2 <= student.ndim <= 3 or student.shape[:-1] != target.shape[:-1]:
+        require_sides(student, target, self, form="outputs (batch, classes) or (batch, tokens, classes)")
+        if student.ndim > 3 or student.shape[:-1] != target.shape[:-1]:
             raise RecipeError(
                 f"ULD compares outputs (batch, classes) or (batch, tokens, classes) with as many rows; got "
                 f"{tuple(student.shape)} and {tuple(target.shape)}; PerToken(loss) takes each token as a sample, "

@@ -288,7 +288,10 @@ class _Group:
             parts += [_ONE_SEED] if self.baseline is not None else []
             parts.append(f"Paired bootstrap over {count}. It reflects the choice of the samples, not of the seed.")
         if self.split == "validation":
-            parts.append("There is no test split: the epochs were chosen on these samples, so all values are too high.")
+            parts.append(
+                "There is no test split: the epochs were chosen on these samples, so all values are better than those "
+                "on new samples."
+            )
         return " ".join(parts)
 
     def _basis(self, difference: BaselineDifference, count: str) -> str:

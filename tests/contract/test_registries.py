@@ -95,6 +95,7 @@ LOSSES = {
     "patient_kd": ON_FEATURES,
     "ft": ON_FEATURES | WITH_WEIGHTS,
     "fsp": ON_POSITIONS | {"layers": (2, 2)},
+    "kdsvd": ON_POSITIONS | {"layers": (2, 2)},
     "ickd": ON_POSITIONS,
     "vid": ON_FEATURES | WITH_WEIGHTS,
     "pad": ON_FEATURES | WITH_WEIGHTS,
@@ -106,6 +107,7 @@ LOSSES = {
     "sem_ckd": ON_FEATURES | WITH_WEIGHTS,
     "srrl": ON_FEATURES | WITH_WEIGHTS,
     "crd": ON_FEATURES | WITH_WEIGHTS,
+    "sskd": ON_FEATURES | {"shapes": [(5, 4)]},
     "info_nce": ON_FEATURES | NEVER_LEAST,
     "srd": ON_FEATURES | WITH_WEIGHTS,
     "dist_plus": ON_FEATURES,
@@ -162,6 +164,7 @@ SUPPORTED = {
     "pkd": ANY,
     "ft": ANY,
     "fsp": WITH_POSITIONS,
+    "kdsvd": WITH_POSITIONS,
     "ickd": WITH_POSITIONS,
     "vid": ANY,
     "pad": ANY,
@@ -173,6 +176,7 @@ SUPPORTED = {
     "srrl": [*ANY, ((5,), (3, 6))],
     "crd": ANY,
     "info_nce": [*ANY, ((5,), (3, 6))],
+    "sskd": [((5, 6), (3, 6))],
     "srd": ANY,
     "dist_plus": ANY,
     "wkdf": WITH_POSITIONS,
@@ -213,7 +217,7 @@ def test_losses_suggest_a_remedy_for_unsupported_pairs_of_shapes(name, pair):
 
 # The numbers of taps in the student's and the target's tuples.
 LAYERS = {"sp": [(1, 1), (3, 3)], "patient_kd": [(3, 3)], "hcl": [(1, 1), (3, 3)], "review_kd": [(1, 1), (3, 3)]}
-LAYERS |= {"sem_ckd": [(1, 1), (2, 3), (3, 2)], "fsp": [(3, 3)]}
+LAYERS |= {"sem_ckd": [(1, 1), (2, 3), (3, 2)], "fsp": [(3, 3)], "kdsvd": [(3, 3)]}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from kdkit.data.batch import nested_tensors
 from kdkit.data.dataset import Data
 from kdkit.data.labels import is_ignored
 from kdkit.engine.check.facts import Facts
+from kdkit.engine.check.label_offset import offset_notices
 from kdkit.engine.check.output_problems import feature_teachers
 from kdkit.engine.check.probabilities import kind_of_probabilities, takes_logits
 from kdkit.engine.stage.training_batches import batches_per_epoch
@@ -35,7 +36,15 @@ def stage_notices(facts: Facts) -> Iterator[str]:
 
     A new notice is a function of the facts that yields texts.
     """
-    for notice in (_views, _channels, _probabilities, _unlabelled_positions, _sequences, _terms_of_copied_labels):
+    for notice in (
+        _views,
+        _channels,
+        _probabilities,
+        offset_notices,
+        _unlabelled_positions,
+        _sequences,
+        _terms_of_copied_labels,
+    ):
         yield from notice(facts)
 
 

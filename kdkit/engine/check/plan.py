@@ -130,6 +130,7 @@ def describe_tap(tap: TapLike, nets: Sequence[Net[Any]]) -> str:
     if not isinstance(tap, Tap):
         return source
     source = f"classes at {source}" if isinstance(tap, ClassifierTap) else source
+    source += f" call {tap.call}" if tap.call is not None else ""
     element = _describe_element(tap.form.element)
     return f"{f'{element} of ' if element else ''}{source}{' channels last' if tap.form.channels_last else ''}"
 

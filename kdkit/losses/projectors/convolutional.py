@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution, doubling
+from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution, doubling, require_dimensions
 from kdkit.losses.projectors.linear import Positions, fit_positions, target_positions
 from kdkit.losses.validation import validate_count
 
@@ -49,6 +49,7 @@ class Regressor(nn.Module):
         """
         if self.positions is not None:
             features = fit_positions(features, self.positions if positions is None else positions)
+        require_dimensions(features, self.conv)
         mapped: Tensor = self.norm(self.conv(features))
         return mapped.relu() if self.relu else mapped
 
@@ -82,6 +83,7 @@ class Bottleneck(nn.Module):
         """Return the projected features, (batch, target channels, *positions); positions default to the target's."""
         features = fit_positions(features, self.positions if positions is None else positions)
         features = self.first_norm(self.first(features)).relu()
+        require_dimensions(features, self.middle)
         features = self.middle_norm(self.middle(features)).relu()
         features = self.last_norm(self.last(features))
         return features.relu() if self.rectified else features

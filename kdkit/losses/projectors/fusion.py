@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution
+from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution, require_dimensions
 from kdkit.losses.projectors.linear import Positions, fit_positions, target_positions
 from kdkit.losses.validation import validate_count
 
@@ -45,6 +45,7 @@ class Fusion(nn.Module):
         if mixed.ndim == len(positions) + 2 and tuple(mixed.shape[2:]) != positions:
             mixed = F.interpolate(mixed, positions, mode="nearest")
         mixed = fit_positions(mixed, positions)
+        require_dimensions(mixed, self.widen)
         return self.widen_norm(self.widen(mixed)), mixed
 
 

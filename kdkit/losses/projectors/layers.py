@@ -17,7 +17,8 @@ class Pointwise(nn.Linear):
     """A linear map over channels at every position: a convolution with a kernel of 1, in any number of dimensions."""
 
     def forward(self, features: Tensor) -> Tensor:
-        """(batch, in channels, *positions) -> (batch, out channels, *positions)."""
+        """(batch, in channels, *positions) -> (batch, out channels, *positions). Raises RecipeError for others."""
+        require_input_channels(features, self.in_features)
         mapped = super().forward(features.movedim(1, -1))
         # a compiled backward pass would otherwise assume wrong strides for the gradient
         return mapped.movedim(-1, 1).contiguous()
@@ -69,6 +70,29 @@ def doubling(dimensions: int, channels: tuple[int, int]) -> nn.Module:
     _validate_dimensions(dimensions)
     # a kernel of 4 is divisible by the stride, so every output position gets as many inputs
     return _TRANSPOSED[dimensions](*channels, kernel_size=4, stride=2, padding=1)
+
+
+def require_input_channels(features: Tensor, channels: int) -> None:
+    """Raise RecipeError unless features have the channels that a layer is built for."""
+    if features.shape[1] != channels:
+        raise RecipeError(_other_shape(f"(batch, {channels}, ...)", features))
+
+
+def require_dimensions(features: Tensor, layer: nn.Module) -> None:
+    """Raise RecipeError unless features have as many dimensions as a `convolution` takes.
+
+    torch would take (channels, *positions) as a sample without a batch.
+    """
+    dimensions = layer.get_parameter("weight").ndim - 2
+    if features.ndim - 2 != dimensions:
+        raise RecipeError(_other_shape(f"with {dimensions} dimensions of positions", features))
+
+
+def _other_shape(expected: str, features: Tensor) -> str:
+    return (
+        f"a layer of the loss is built for features {expected}; got {tuple(features.shape)}: build the loss for the "
+        "shapes that it gets"
+    )
 
 
 def _validate_dimensions(dimensions: int) -> None:

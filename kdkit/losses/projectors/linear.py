@@ -24,15 +24,14 @@ class Projector(nn.Module):
     def __init__(self, input_shape: torch.Size, target_shape: torch.Size) -> None:
         super().__init__()
         self.positions = target_positions(input_shape, target_shape)
-        self.channels = nn.Linear(input_shape[1], target_shape[1])
+        self.channels = Pointwise(input_shape[1], target_shape[1])
 
     def forward(self, features: Tensor, positions: Positions = None) -> Tensor:
         """Return the projected features, (batch, target channels, *positions); positions default to the target's."""
         # first, so that fewer positions are mapped if they shrink
         features = fit_positions(features, self.positions if positions is None else positions)
-        mapped: Tensor = self.channels(features.movedim(1, -1))
-        # a compiled backward pass would otherwise assume wrong strides of the gradient
-        return mapped.movedim(-1, 1).contiguous()
+        mapped: Tensor = self.channels(features)
+        return mapped
 
 
 class MLP(nn.Module):

@@ -22,19 +22,21 @@ class AttentionTap:
     map. transformers then uses "eager" attention in every layer that shares the layer's config, and in training the map
     is captured after dropout. For `torch.nn.MultiheadAttention`, use Tap(layer, element=1).
     `Masked` leaves out padding. The logarithm of a map equals the scores before the softmax, up to a constant per query
-    that the softmax removes. It requires layers without attention dropout.
+    that the softmax removes. It requires layers without attention dropout. call is that of `Tap`.
     """
 
     module: nn.Module
+    call: int | None = None
     tap: Tap = field(init=False, compare=False, repr=False)  # captures the map
 
     def __post_init__(self) -> None:
         layer: Any = self.module
         if _attention_config(layer) is not None:
-            tap: Tap = _MapTap(layer, element=1, channels_last=False)  # a layer returns its output and its map
+            # a layer returns its output and its map
+            tap: Tap = _MapTap(layer, element=1, channels_last=False, call=self.call)
         elif isinstance(getattr(layer, "attn_drop", None), nn.Module) and hasattr(layer, "fused_attn"):
             # The input of this dropout is the map after the softmax.
-            tap = Tap(layer.attn_drop, "input", channels_last=False)
+            tap = Tap(layer.attn_drop, "input", channels_last=False, call=self.call)
         else:
             raise RecipeError(
                 "an attention tap sits on an attention layer of timm or transformers, such as vit.blocks[3].attn or "

@@ -11,7 +11,7 @@ from kdkit.nets.elements import Element, pick_tensor, validate_element
 from kdkit.nets.net import Net
 from kdkit.nets.taps.layout import FeatureForm
 from kdkit.utils.reprs import describe_options
-from kdkit.utils.validation import validate_switches
+from kdkit.utils.validation import validate_count, validate_switches
 
 Capture = Callable[[Any], None]
 RemoveHook = Callable[[], None]
@@ -42,13 +42,15 @@ class Tap:
     moved to the second dimension. If None, it is inferred in the first forward pass from the widths of the module's
     layers. The plan of a recipe shows it, with a notice if it is uncertain.
 
-    If a module runs several times in a forward pass, its last run is captured.
+    call: which run of the module is captured if it runs several times in a forward pass, such as a layer whose weights
+    several depths share: 0 is the first, None the last. Raises RecipeError in a forward pass with fewer runs.
     """
 
     module: nn.Module
     at: Literal["output", "input"] = "output"
     element: Element = None
     channels_last: bool | None = None
+    call: int | None = None
     form: FeatureForm = field(init=False, compare=False, repr=False)  # decided in the first pass
 
     def __post_init__(self) -> None:
@@ -63,13 +65,14 @@ class Tap:
         if self.at not in ("output", "input"):
             raise RecipeError(f"at=... of a tap must be 'output' or 'input'; got {self.at!r}")
         validate_element(self.element)
+        validate_count("call", self.call, least=0, optional=True)
         if self.channels_last is not None:
             validate_switches(channels_last=self.channels_last)
         object.__setattr__(self, "form", FeatureForm(self.module, self.element, self.channels_last))
 
     def __repr__(self) -> str:
         # A module's own repr lists all its layers.
-        options = [type(self.module).__name__, *describe_options(self, "at", "element", "channels_last")]
+        options = [type(self.module).__name__, *describe_options(self, "at", "element", "channels_last", "call")]
         return f"{type(self).__name__}({', '.join(options)})"
 
     def locate(self, nets: Sequence[Net[Any]]) -> None:

@@ -74,7 +74,7 @@ class FeatureForm:
         if not self.notice:
             self.notice = (
                 f"{self.layer} runs several times in a forward pass, and the tap on it takes the tensor of its last "
-                "run; if that is the wrong one, tap another module"
+                "run; Tap(..., call=0) takes its first, call=1 its second"
             )
 
     def _infer(self, shape: torch.Size) -> tuple[bool, str]:

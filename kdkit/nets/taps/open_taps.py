@@ -30,13 +30,18 @@ def tap(
             loss = hint(feature.value, target)
 
     The arguments are those of `Tap`. channels_last is inferred from the layers in the module only. A tap, such as
-    `AttentionTap(layer)`, may be passed instead of a module, without other arguments. The hook is removed at the end of
-    the context.
+    `AttentionTap(layer)`, may be passed instead of a module, without other arguments and without `call`, because a
+    context does not know where a forward pass begins. The hook is removed at the end of the context.
     """
     if isinstance(module, nn.Module | str) or not isinstance(module, TapLike):
         module = Tap(module, at, element, channels_last)
     elif (at, element, channels_last) != ("output", None, None):
         raise RecipeError(f"kdkit.tap({module!r}) takes no other arguments; pass them to the tap")
+    if getattr(module, "call", None) is not None:
+        raise RecipeError(
+            f"kdkit.tap({module!r}) cannot count runs, because it does not know where a forward pass begins; use the "
+            "tap in a Match of a run or of a Distiller"
+        )
     with OpenTaps([module]) as open_taps:
         open_taps.computes_heads = True
         yield Feature(open_taps)
@@ -78,7 +83,10 @@ class OpenTaps:
     def __init__(self, taps: Iterable[TapLike], nets: Sequence[Net[Any]] = ()) -> None:
         self.taps = tuple(dict.fromkeys(taps))  # equal taps share a hook
         self._layers = [describe_layer(tap.module, nets) for tap in self.taps]
+        # which run of its module a tap takes; None for the last one, as of a user-defined tap
+        self._calls: list[int | None] = [getattr(tap, "call", None) for tap in self.taps]
         self._captured: dict[int, Tensor] = {}  # by the index of the tap, like all of the following
+        self._runs: dict[int, int] = {}  # how often the module ran, of taps on one of its runs
         self._versions: dict[int, int] = {}
         self._copied: set[int] = set()
         self._fired: set[int] = set()  # taps that fired in the first pass
@@ -112,6 +120,11 @@ class OpenTaps:
         """Return the tensor of the tap at this index. Raises RecipeError if there is none, or if it is nested."""
         tensor = self._captured.get(index)
         name = f"the tap on {self._layers[index]}"
+        if tensor is None and index in self._runs:
+            raise RecipeError(
+                f"{name} takes call={self._calls[index]}, but its module ran {self._runs[index]} times in the forward "
+                "pass; the first run is call=0"
+            )
         if tensor is None:
             raise RecipeError(f"{name} never fired: its module did not run in the forward pass")
         # In eval mode, TransformerEncoder packs padded batches into nested tensors without the padding positions.
@@ -150,11 +163,13 @@ class OpenTaps:
     def clear(self) -> None:
         """Drop the captured tensors, before the next forward pass."""
         self._captured.clear()
+        self._runs.clear()
         self.captures = True
 
     def begin_first_pass(self) -> None:
         """Start to record which taps fire, and which fire several times."""
         self._fired.clear()
+        self._runs.clear()
 
     def pause(self) -> None:
         """Drop the captured tensors, and capture nothing until the next `clear`."""
@@ -168,14 +183,14 @@ class OpenTaps:
         """
         for index in sorted(self._repeated):
             tap = self.taps[index]
-            if isinstance(tap, Tap):
+            if isinstance(tap, Tap) and tap.call is None:
                 tap.form.note_runs()
         self._copied.update(index for index in self._captured if self.is_modified(index))
         self._track_versions = False
 
     def capture(self, index: int, tensor: Tensor) -> None:
         """Capture the tensor of the tap at this index, unless paused."""
-        if not self.captures:
+        if not self.captures or not self._is_tapped_run(index):
             return
         if torch.compiler.is_compiling():
             # Compiled code does not count modifications, and would return the modified tensor. If there are none, the
@@ -186,6 +201,15 @@ class OpenTaps:
             self._versions[index] = tensor._version
             (self._repeated if index in self._fired else self._fired).add(index)
         self._captured[index] = tensor.clone() if index in self._copied else tensor
+
+    def _is_tapped_run(self, index: int) -> bool:
+        """Count a run of the module of a tap, and return whether the tap is on this run."""
+        call = self._calls[index]
+        if call is None:
+            return True
+        run = self._runs.get(index, 0)
+        self._runs[index] = run + 1
+        return run == call
 
     def close(self) -> None:
         """Remove all hooks and drop the captured tensors."""

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import kdkit
 from kdkit import Match, Net, Recipe, RecipeError, Stage, Tap, TorchData, Training, Truth
 from kdkit.errors import CheckError
-from kdkit.losses import Hint
+from kdkit.losses import HCL, Hint
 from kdkit.nets.taps import OpenTaps
 from tests.helpers.datasets import Rows
 from tests.helpers.distilled import CLASSES, ROWS, Conv1d, Conv2d, cross_entropy, distilled, labels, soft
@@ -149,6 +149,11 @@ def test_a_tap_captures_the_last_run_of_a_module_that_runs_twice(signals):
     teacher, student = Net("teacher", Twice(), trained=True), Net("student", Twice())
     match = Match(teacher, Hint(), student=Tap(student.module.block), target=Tap(teacher.module.block))
     distilled(student, Truth(cross_entropy) + match, signals)
+    runs = {
+        side: tuple(Tap(net.module.block, call=call) for call in (0, 1))
+        for side, net in (("student", student), ("target", teacher))
+    }
+    distilled(student, Truth(cross_entropy) + Match(teacher, HCL(), **runs), signals)
 
 
 class Skipping(nn.Module):

@@ -38,7 +38,7 @@ WITHOUT_STATE = [
     if name in FOR_DIGITS and not isinstance(kdkit.registry("losses")[name](), nn.Module)
 ]
 PROJECTED = ["hint", "cosine", "square_head", "cwd", "pkd", "mgd", "dist_plus", "wkdf"]
-PROJECTED += ["fsp", "ft", "ickd", "ab", "pad"]
+PROJECTED += ["fsp", "kdsvd", "ft", "ickd", "ab", "pad"]
 IN_SUITE = set(FOR_DIGITS) - {*WITHOUT_STATE, *PROJECTED} | {*WITHOUT_STATE[::4], *PROJECTED[::4]}
 # Most of these are tried with digits too: the suite has time for those that are not, and for some others.
 ON_ECG_IN_SUITE = SEVERAL | {"simkd", "per_label_soft_targets", "per_label_mlld"}

@@ -5,6 +5,7 @@ import gc
 import pickle
 import subprocess
 import sys
+import warnings
 
 import pytest
 import timm
@@ -163,6 +164,26 @@ def test_a_teacher_that_follows_the_student_moves_after_a_step():
         for _ in range(3):
             distiller.on_step()
         assert distiller(INPUTS, LABELS).terms["average of student/soft_targets"] < apart / 2
+
+
+@pytest.mark.parametrize("calls", [True, False])
+def test_a_student_that_moves_without_its_average_is_a_warning(calls):
+    _, student = networks()
+    objective = Truth(nn.CrossEntropyLoss()) + Match(Ema(student), SoftTargets())
+    with Distiller(student, objective, (INPUTS, LABELS)) as distiller, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        optimizer = torch.optim.SGD(distiller.parameters(), lr=0.1)
+        distiller.load_state_dict(distiller.state_dict())
+        for _ in range(5):
+            for _ in range(2):  # accumulated
+                distiller(INPUTS, LABELS).loss.backward()
+            optimizer.step()
+            if calls:
+                distiller.on_step()
+    messages = [str(warning.message) for warning in caught]
+    expected = "'average of student' follows the student, but distiller.on_step() is not called after optimizer steps"
+    assert [expected in message for message in messages] == [True] * (not calls)
+    assert all(warning.filename == __file__ for warning in caught)
 
 
 def test_a_loss_with_a_memory_gets_the_ids_of_the_samples():

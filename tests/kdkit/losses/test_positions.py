@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kdkit.errors import RecipeError
-from kdkit.losses import DKD, Masked, PerPosition, SoftTargets
+from kdkit.losses import DKD, ULD, Masked, PerPosition, SoftTargets, allows_any_classes
 from tests.helpers.positions import as_rows
 
 
@@ -51,6 +51,26 @@ def test_means_over_heads_compare_maps_of_different_numbers_of_heads():
     value = Masked(of_means)(student, target, inputs={"attention_mask": mask})
     means = [maps.mean(1, keepdim=True) for maps in (student, target)]
     torch.testing.assert_close(value, Masked(nn.MSELoss())(*means, inputs={"attention_mask": mask}))
+
+
+def test_texts_of_two_tokenizers_are_compared_from_their_first_tokens_up_to_the_shorter_one():
+    generator = torch.Generator().manual_seed(0)
+    student, target = (torch.randn(shape, generator=generator) for shape in ((3, 5, 6), (3, 4, 8)))
+    masks = {
+        "ours": torch.tensor([[0, 0, 1, 1, 1, 0], [0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]]),
+        "theirs": torch.tensor([[0, 0, 0, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1]]),
+    }
+    value = Masked(ULD(), "ours", target_mask="theirs")(student, target, inputs=masks)
+    # two tokens of the first text, the shorter one of the target, and two of the second one
+    rows = torch.stack([student[0, :, 2], student[0, :, 3], student[1, :, 1], student[1, :, 2]])
+    target_rows = torch.stack([target[0, :, 3], target[0, :, 4], target[1, :, 0], target[1, :, 1]])
+    torch.testing.assert_close(value, ULD()(rows, target_rows))
+    assert allows_any_classes(Masked(ULD()))
+    for wrong in (masks["ours"][0], masks["ours"][:2]):
+        with pytest.raises(RecipeError, match=r"pairs the tokens of texts by masks \(batch, tokens\) of one batch"):
+            Masked(ULD(), "ours", target_mask="theirs")(student, target, inputs=masks | {"theirs": wrong})
+    with pytest.raises(RecipeError, match=r"at the positions of its mask \(3, 6\); got \(3, 4, 8\)"):
+        Masked(ULD(), "ours")(student, target, inputs=masks)
 
 
 def test_a_mask_of_samples_selects_those_of_a_teacher():

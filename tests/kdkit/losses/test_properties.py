@@ -20,7 +20,7 @@ LOSSES = [*map(loss_name, (*catalog.ON_OUTPUTS, *catalog.PER_LABEL)), *catalog.P
 LOSSES += [loss_name(make) for make in (*catalog.ON_RELATIONS, *catalog.ON_FEATURES)]
 PER_LABEL = [*map(loss_name, catalog.PER_LABEL)]
 ON_OUTPUTS = [name for name in LOSSES[: LOSSES.index("rkd")] if name != "second_head"]
-TAPS = {"fsp": 2}  # of losses that compare several layers of a network: the same layer so many times
+TAPS = {"fsp": 2, "kdsvd": 2}  # of losses that compare several layers of a network: the same layer so many times
 OPTIONS = {"crd": {"negatives": 16, "width": 4}, "sem_ckd": {"width": 4}}  # smaller, to save time
 HELPFUL_MESSAGES = r"Hint\(\)|SecondHead\(\)|PerToken\(|a projector maps|cannot be rearranged|tap a layer before"
 HELPFUL_MESSAGES += "|needs two; got one|compares taps in pairs|compares successive taps|tap both as maps"
@@ -130,7 +130,7 @@ def test_outputs_of_any_size_give_a_finite_value(name, inputs):
     assert_finite_or_helpful(lambda: value(name, student, target, seed=generator.initial_seed()), student)
 
 
-@pytest.mark.parametrize("name", ["sp", "hcl", "patient_kd", "review_kd", "sem_ckd", "mini_lm", "fsp"])
+@pytest.mark.parametrize("name", ["sp", "hcl", "patient_kd", "review_kd", "sem_ckd", "mini_lm", "fsp", "kdsvd"])
 @with_examples
 @given(layers=st.lists(shapes(), min_size=1, max_size=4), batch=SIZES, fills=st.tuples(FILLS, FILLS), odd=st.booleans())
 def test_layers_of_any_shapes_and_numbers_give_a_finite_value_or_a_helpful_error(name, layers, batch, fills, odd):
@@ -235,6 +235,7 @@ drawn_features = st.builds(
 )
 RELATIONS = ["rkd", "sp", "pkt", "cc", "cka"]
 BY_DIRECTION = ["attention_transfer", "nst", "cosine", "patient_kd", "pkd", "dist_plus", "info_nce", "ickd"]
+BY_DIRECTION += ["kdsvd"]
 BY_ENTRY = ["fsp", "hint", "square_head", "hcl", "cwd", "adjacent_cc", "wkdf", "mini_lm"]
 ON_FEATURES = [*RELATIONS, *BY_DIRECTION, *BY_ENTRY]
 

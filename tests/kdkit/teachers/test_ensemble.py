@@ -224,7 +224,7 @@ def test_the_target_of_several_teachers_is_a_tap_on_each():
 def test_a_loss_for_one_teacher_and_a_loss_for_several_are_not_confused():
     (first, second), student = two_teachers(), tiny_net("student")
     (problem,) = problems_of(student, Match(Teachers(first, second), SoftTargets()))
-    assert "Teachers(...) returns a tuple; PerTeacher(SoftTargets(" in problem
+    assert "Teachers(...) returns a tuple, and PerTeacher(loss) applies a loss to each element" in problem
     problems = problems_of(student, Match(first, PerTeacher(SoftTargets())))
     assert any("Match(Teachers(first, second), PerTeacher(...))" in problem for problem in problems)
 

@@ -15,6 +15,7 @@ from kdkit import (
     Recipe,
     Stage,
     Tap,
+    Teachers,
     TorchData,
     Training,
     Truth,
@@ -22,7 +23,18 @@ from kdkit import (
     run,
 )
 from kdkit.errors import RunFolderError
-from kdkit.losses import Hint, IgnoreUnknown, PerLabelSoftTargets, SoftTargets
+from kdkit.losses import (
+    DIST,
+    RKD,
+    Cosine,
+    Hint,
+    IgnoreUnknown,
+    LogitMSE,
+    PerLabelSoftTargets,
+    PerTeacher,
+    SoftTargets,
+    loss_name,
+)
 from tests.helpers.tiny import one_stage, plain_goal, samples, tiny_data, tiny_net
 
 LAST = (
@@ -123,6 +135,42 @@ def notices_of(student, *terms, task="multiclass", truth=None):
     plan = check(one_stage(student, sum(terms, truth), tiny_data(task)))
     plan.require()
     return plan.notices
+
+
+UNTRAINED = "the probability of a label of net 'student' is not trained: {} compares classes with each other"
+
+
+def of_two_samples(student, target):
+    """A softmax of a user, which kdkit does not know."""
+    return -(target.softmax(1) * student.log_softmax(1)).sum(1).mean()
+
+
+@pytest.mark.parametrize("loss", [SoftTargets(), DIST(), of_two_samples, PerTeacher(SoftTargets())])
+def test_labels_that_are_learned_by_a_softmax_alone_are_a_notice(loss):
+    teacher, student = nets()
+    several = Teachers(teacher, tiny_net("second", trained=True))
+    match = Match(several if isinstance(loss, PerTeacher) else teacher, loss)
+    (notice,) = notices_of(student, truth=match, task="multilabel")
+    assert notice.startswith(UNTRAINED.format(loss_name(loss)))
+
+
+@pytest.mark.parametrize(
+    ("other", "task"),
+    [
+        (Truth(nn.BCEWithLogitsLoss()), "multilabel"),  # as in the LRH-Net paper
+        (0.5 * Truth(nn.MultiLabelSoftMarginLoss()), "multilabel"),
+        (Truth(nn.CrossEntropyLoss()), "multiclass"),
+    ],
+)
+def test_a_softmax_next_to_a_term_that_sees_each_label_is_no_notice(other, task):
+    teacher, student = nets()
+    assert notices_of(student, Match(teacher, SoftTargets()), truth=other, task=task) == ()
+
+
+@pytest.mark.parametrize("loss", [PerLabelSoftTargets(), LogitMSE(), Cosine(), RKD()])
+def test_losses_that_see_each_label_are_no_notice(loss):
+    teacher, student = nets()
+    assert notices_of(student, truth=Match(teacher, loss), task="multilabel") == ()
 
 
 class Softmaxed(nn.Linear):

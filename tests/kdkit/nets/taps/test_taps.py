@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import BertConfig, BertModel, T5Config, T5EncoderModel, T5ForConditionalGeneration
 
+import kdkit
 from kdkit import AttentionTap, ClassifierTap, Net, RecipeError, Tap, timm_tap
 from kdkit.nets.taps import OpenTaps, TapLike
 from tests.helpers.tiny import Mlp, hooks_of
@@ -137,17 +138,51 @@ def test_a_modified_tensor_is_copied_also_if_channels_are_moved():
     torch.testing.assert_close(captured(net, Tap(net[0], channels_last=True), inputs), net[0](inputs).movedim(-1, 1))
 
 
+class Twice(nn.Module):
+    """A layer that runs twice, as the shared layers of ALBERT run at several depths."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+
+    def forward(self, inputs):
+        return self.inner(self.inner(inputs))
+
+
 def test_the_last_run_is_captured_if_a_module_runs_twice():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = nn.Linear(3, 3)
-
-        def forward(self, inputs):
-            return self.inner(self.inner(inputs))
-
     net, inputs = Twice(), torch.randn(2, 3)
     assert torch.equal(captured(net, Tap(net.inner), inputs), net(inputs))
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_a_tap_captures_the_run_that_it_names_in_every_pass(compiles):
+    net = Twice()
+    run = torch.compile(net, backend="eager", fullgraph=True) if compiles else net
+    with OpenTaps([Tap(net.inner, call=0), Tap(net.inner, call=1), Tap(net.inner, "input", call=1)]) as open_taps:
+        for _ in range(2):
+            inputs = torch.randn(2, 3)
+            open_taps.clear()
+            output = run(inputs)
+            first, second, between = open_taps.take()
+            torch.testing.assert_close(first, between)
+            torch.testing.assert_close(between, nn.functional.linear(inputs, net.inner.weight, net.inner.bias))
+            torch.testing.assert_close(second, output)
+
+
+def test_a_run_that_a_module_does_not_reach_is_refused():
+    net = Twice()
+    with OpenTaps([Tap(net.inner, call=2)]) as open_taps:
+        net(torch.randn(2, 3))
+        with pytest.raises(RecipeError, match="takes call=2, but its module ran 2 times in the forward pass"):
+            open_taps.take()
+    for call in (-1, 0.5, True):
+        with pytest.raises(RecipeError, match="call must be an integer of at least 0 or None"):
+            Tap(net.inner, call=call)
+    with (
+        pytest.raises(RecipeError, match=r"Tap\(Linear, call=0\)\) cannot count runs"),
+        kdkit.tap(Tap(net.inner, call=0)),
+    ):
+        pass
 
 
 def test_a_tap_that_did_not_fire_is_reported():
