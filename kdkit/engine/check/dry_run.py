@@ -15,6 +15,7 @@ from kdkit.engine.check.output_columns import class_names_problem, columns_probl
 from kdkit.engine.check.plan import TermSummary, summarize
 from kdkit.engine.check.probabilities import kind_of_probabilities, takes_logits
 from kdkit.engine.check.projectors import watch_projectors
+from kdkit.engine.check.sequence_labels import WatchCTC, sequence_notices
 from kdkit.engine.check.step_problems import preserve, step_problem
 from kdkit.engine.check.term_problem import term_problem
 from kdkit.engine.failures.not_finite import cause_in_inputs, cause_in_outputs
@@ -391,6 +392,7 @@ class _DryRun:
             return cause or cause_in_outputs(self.batch, teacher_outputs)
 
         trained: set[Tensor] = set()
+        computes_ctc = False
         by_net: dict[str, list[tuple[BoundTerm, bool]]] = {}  # whether terms see an offset of the outputs
         for term in self.module.terms:
             try:
@@ -399,12 +401,13 @@ class _DryRun:
                 tried = inputs
                 if self._leaves_out_all(term, inputs):  # later samples have labels that it compares
                     tried = self.module.gather_inputs(term, self._labelled_batch(term), outputs, fill=True)
-                with watch_projectors(term.loss) as projectors:
+                with watch_projectors(term.loss) as projectors, WatchCTC() as watch:
                     kwargs = self.module.loss_kwargs(term, tried)
                     problem = term_problem(term, tried, kwargs, cause_not_finite)
             except RecipeError as error:
                 self.problems.append(f"term {term.label!r}: {error}")
                 continue
+            computes_ctc |= watch.called
             if problem is not None:
                 self.problems.append(f"term {term.label!r}: {problem}")
             elif self.context.task == "multilabel" and term.weighted.has_weight:
@@ -426,6 +429,8 @@ class _DryRun:
                 self._notice_sequences(term.label, as_tuple(whole.student), as_tuple(whole.target))
             self.report.terms.append(summarize(term, whole, self.open_taps, projectors.values()))
         self.report.notices += [] if self.problems else offset_notices(by_net)
+        if computes_ctc and self.context.position_dims:
+            self.report.notices += sequence_notices(self.module.terms)
         students = self.module.students
         self.report.untrained_outputs = all(parameters_behind([outputs[net.name].output]) - trained for net in students)
 
