@@ -61,7 +61,12 @@ class Batch:
     def rows(self, rows: Tensor) -> "Batch":
         """Return the samples in these rows, (samples,) int64 on the CPU. Raises DataError unless it `is_divisible`."""
         if not self.is_divisible:
-            raise DataError("samples cannot be selected from inputs that do not have an entry for each label")
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in nested_tensors(self.inputs))
+            raise DataError(
+                "samples cannot be selected from inputs that do not have an entry for each label, such as a batch of "
+                f"graphs; got {shapes or f'a {type(self.inputs).__name__}'} for {len(self)} labels; training needs no "
+                "selection, but kdkit check --pairs and kdkit export do: for these, pass tensors, one row per sample"
+            )
         index = rows.to(self.labels.device, non_blocking=True)
         return replace(
             self,

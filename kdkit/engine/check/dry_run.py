@@ -14,6 +14,7 @@ from kdkit.engine.check.notices import stage_notices
 from kdkit.engine.check.output_problems import output_problems
 from kdkit.engine.check.plan import summarize
 from kdkit.engine.check.projectors import watch_projectors
+from kdkit.engine.check.sequence_labels import WatchCTC
 from kdkit.engine.check.step_problems import preserve
 from kdkit.engine.check.term_problem import TermCheck, compares_nothing
 from kdkit.engine.failures.not_finite import cause_in_inputs, cause_in_outputs
@@ -214,13 +215,14 @@ def _compute_terms(facts: Facts) -> Iterator[str]:
             tried = inputs
             if can_relabel and compares_nothing(term, inputs):  # later samples have labels that it compares
                 tried = term.gather_inputs(_labelled_batch(facts, term), outputs, fill=True)
-            with watch_projectors(term.loss) as projectors:
+            with watch_projectors(term.loss) as projectors, WatchCTC() as watch:
                 problem = TermCheck(term, tried, term.loss_kwargs(tried, module.progress), cause_not_finite).problem()
         except RecipeError as error:
             yield f"term {term.label!r}: {error}"
             continue
         if problem is not None:
             yield f"term {term.label!r}: {problem}"
+        facts.computes_ctc |= watch.called
         if term.weighted.has_weight:
             trained.update(parameters_behind(as_tuple(inputs.student)))
             tap = term.weighted.term.student

@@ -18,6 +18,7 @@ class Facts:
     teacher_outputs, student_outputs: by name, of students in training mode. eval_outputs: of students in eval mode, if
     anything uses them. terms: a summary of each term. inputs: of each term's loss, after and before rows and classes
     were selected. untrained_outputs: whether the outputs of every student depend on parameters that no term trains.
+    computes_ctc: whether a term calls the CTC loss of torch.
     """
 
     def __init__(self, open_stage: OpenStage, batch: Batch) -> None:
@@ -33,3 +34,4 @@ class Facts:
         self.inputs: list[tuple[BoundTerm, TermInputs, TermInputs]] = []
         self.terms: list[TermSummary] = []
         self.untrained_outputs = False
+        self.computes_ctc = False

@@ -13,6 +13,7 @@ from kdkit.engine.check.facts import Facts
 from kdkit.engine.check.label_offset import offset_notices
 from kdkit.engine.check.output_problems import feature_teachers
 from kdkit.engine.check.probabilities import kind_of_probabilities, takes_logits
+from kdkit.engine.check.sequence_labels import sequence_notices
 from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.errors import DataError
 from kdkit.losses.base import is_per_position
@@ -41,6 +42,7 @@ def stage_notices(facts: Facts) -> Iterator[str]:
         _channels,
         _probabilities,
         offset_notices,
+        sequence_notices,
         _unlabelled_positions,
         _sequences,
         _terms_of_copied_labels,

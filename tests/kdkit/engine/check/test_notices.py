@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from kdkit import (
     AverageWeights,
@@ -30,7 +31,9 @@ from kdkit.losses import (
     Hint,
     IgnoreUnknown,
     LogitMSE,
+    Masked,
     PerLabelSoftTargets,
+    PerPosition,
     PerTeacher,
     SoftTargets,
     loss_name,
@@ -171,6 +174,33 @@ def test_a_softmax_next_to_a_term_that_sees_each_label_is_no_notice(other, task)
 def test_losses_that_see_each_label_are_no_notice(loss):
     teacher, student = nets()
     assert notices_of(student, truth=Match(teacher, loss), task="multilabel") == ()
+
+
+def ctc(outputs, labels):
+    """A loss of a user: labels are sequences, padded with -100 to the number of frames."""
+    frames = torch.full((len(labels),), labels.shape[1])
+    log_probs = outputs.log_softmax(1).permute(2, 0, 1)
+    return nn.functional.ctc_loss(log_probs, labels.clamp(min=0), frames, (labels >= 0).sum(1))
+
+
+@pytest.mark.parametrize(
+    ("truth", "loss", "notices"),
+    [
+        (ctc, SoftTargets(), 1),
+        (ctc, PerPosition(SoftTargets(), ignore_index=None), 0),
+        (ctc, Masked(SoftTargets(), mask=lambda inputs: inputs[:, 0] < 9), 0),
+        (nn.CrossEntropyLoss(), SoftTargets(), 0),
+    ],
+)
+def test_frames_that_are_compared_by_the_labels_of_ctc_are_a_notice(truth, loss, notices):
+    labels = torch.full((8, 6), -100)
+    labels[:, :2] = torch.randint(1, 3, (8, 2))
+    data = TensorDataset(torch.randn(8, 2, 6), labels)
+    teacher, student = (Net(name, nn.Conv1d(2, 3, 1), trained=True) for name in ("teacher", "student"))
+    stage = Stage({student: Truth(truth) + Match(teacher, loss)}, Training(epochs=1))
+    plan = check(Recipe(data=TorchData(data, data, classes=["blank", "a", "b"]), schedule=[stage]))
+    plan.require()
+    assert sum("with CTC the labels are sequences" in notice for notice in plan.notices) == notices
 
 
 class Softmaxed(nn.Linear):
