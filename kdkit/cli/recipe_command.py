@@ -95,7 +95,7 @@ class RecipeCommand(click.Command):
         positional, skip = [], False
         end = args.index("--") if "--" in args else len(args)  # nothing after it is an option
         for arg in args[:end]:
-            if not skip and not arg.startswith("-"):
+            if not skip and (arg == "-" or not arg.startswith("-")):
                 positional.append(arg)
             skip = arg in with_value and not skip
         positional += args[end + 1 :]

@@ -87,7 +87,7 @@ class Net(Generic[M]):
             )
         validate_switches(strict=strict, trained=trained)
         self.name = name
-        self.module = module
+        self.module: M = module  # declared, because pyright infers the narrowed type
         if view is not None:
             validate_view(view, name)
         self.view: View = view if view is not None else Inputs()

@@ -64,6 +64,8 @@ _GRAPH_BOOKKEEPING = {
     "eval",
 }
 
+_ANNOTATIONS = "__annotat"  # of `__annotations__`, and of `__annotate__` from Python 3.14 on
+
 
 class Digest:
     """SHA-256 digests of values that may refer to each other. Raises CacheError for a value that cannot be keyed."""
@@ -230,15 +232,16 @@ class Digest:
         # An alias such as `tuple[int]` has the `__dict__` of `tuple`.
         attributes = {} if isinstance(value, types.GenericAlias) else getattr(value, "__dict__", {})
         for name, attribute in attributes.items():
-            self._update(name)
-            self.add(attribute, f"{path}.{name}")
+            if not name.startswith(_ANNOTATIONS):  # functools.wraps copies those of a function
+                self._update(name)
+                self.add(attribute, f"{path}.{name}")
         parts = (state,) if isinstance(state, str) else state  # a str is the name of a global, such as "float32"
         self.add([list(part) if isinstance(part, Iterator) else part for part in parts], path)
 
 
 def _is_bookkeeping(kind: type, name: str, member: Any) -> bool:
     """Whether a class member cannot change outputs: annotations, `__slots__`, or code that dataclasses generate."""
-    if name.startswith(("_abc_", "_is_protocol", "_is_runtime_protocol", "__annotat")):
+    if name.startswith(("_abc_", "_is_protocol", "_is_runtime_protocol", _ANNOTATIONS)):
         return True
     if name in _GENERATED and isinstance(member, types.FunctionType):
         # The fields of a dataclass or named tuple are keyed as attributes of the instance.

@@ -187,6 +187,7 @@ def test_the_notes_of_an_error_are_printed_but_no_traceback_among_them(kdkit_her
 
 def test_a_path_that_is_not_a_python_file_is_refused(kdkit_here, tmp_path):
     assert_refused(kdkit_here("run", "nowhere.py"), "nowhere.py", "no such recipe file")
+    assert_refused(kdkit_here("run", "-"), "-: there is no such recipe file")  # stdin is no file
     (tmp_path / "mine.py").touch()
     assert_refused(kdkit_here("run", "mien.py"), "no such recipe file; did you mean mine.py?")
     assert_refused(kdkit_here("run", tmp_path), "is a folder; a recipe is a Python file")
