@@ -379,11 +379,12 @@ def test_an_attention_tap_on_a_layer_around_the_attention_is_refused():
 def test_a_position_bias_is_not_taken_for_an_attention_map():
     config = T5Config(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, vocab_size=20)
     model = T5EncoderModel(config).eval()
-    with pytest.raises(RecipeError, match="T5Attention returns no attention map"):
+    refused = "T5Attention returns no attention map|got a T5Attention"  # the latter with transformers 5.0
+    with pytest.raises(RecipeError, match=refused):
         captured(model, AttentionTap(model.encoder.block[0].layer[0].SelfAttention), **TEXT)
     model = T5ForConditionalGeneration(config).eval()
     cross = model.decoder.block[0].layer[1].EncDecAttention
-    with pytest.raises(RecipeError, match="T5Attention returns no attention map"):  # its bias is 0
+    with pytest.raises(RecipeError, match=refused):  # its bias is 0
         captured(model, AttentionTap(cross), **TEXT, decoder_input_ids=TEXT["input_ids"][:, :3])
 
 
