@@ -1,6 +1,7 @@
 """The entry point of the command line, and the group of all commands, including those of plugins."""
 
 import errno
+import gc
 import io
 import os
 import signal
@@ -49,7 +50,9 @@ def main() -> None:
 
     warnings.formatwarning = format_printable
     sys.excepthook = lambda *error: echo("".join(traceback.format_exception(*error)).rstrip("\n"), err=True)
-    sys.exit(call(sys.argv[1:]))
+    code = call(sys.argv[1:])
+    gc.freeze()  # otherwise Python searches all objects of torch for cycles as it exits, which takes about a second
+    sys.exit(code)
 
 
 def call(args: list[str]) -> int:
