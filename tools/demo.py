@@ -82,7 +82,9 @@ def build(model: Path, out: Path, runtime: Path | None = None) -> None:
     """
     if model.suffix.lower() != ".onnx":
         raise DataError(f"{model} is not an .onnx file; expected one of `kdkit export RUN --to onnx`")
-    leads = Predictor(model).leads  # which refuses everything but a network that classifies ECGs
+    predictor = Predictor(model)
+    if predictor.task == "regression":
+        raise DataError(f"{model} predicts numbers; expected a network whose probabilities of classes can be shown")
     if out.exists() and not (out / MANIFEST).is_file() and any(out.iterdir()):
         raise DataError(f"{out} has files of something else; expected a new folder, or one with an older page")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +96,7 @@ def build(model: Path, out: Path, runtime: Path | None = None) -> None:
         shutil.copyfile(model, page / "model.onnx")
         extract_runtime(runtime or fetch_runtime(Path(folder)), page / "runtime")
         # Networks of leads that are simulated get examples; others start with an empty page.
-        has_leads = not missing_leads(LEADS, leads)
+        has_leads = not missing_leads(LEADS, predictor.leads)
         manifest = {
             "runtime": VERSION,
             "titles": {row["abbreviation"]: row["name"] for row in csv.DictReader(table("classes.csv"))},

@@ -278,7 +278,7 @@ def test_the_build_refuses_what_it_cannot_use_and_leaves_nothing(tmp_path, capsy
         (archive, "page", "is not an .onnx file"),
         (plain, "page", "has no metadata of kdkit"),
         (image, "page", "expected a network whose inputs are described as ECGs"),
-        (age, "page", "expected a multilabel or multiclass network"),
+        (age, "page", "predicts numbers"),
         (ecg, "other", "has files of something else"),
         (ecg, "page", f"is not onnxruntime-web {demo.VERSION}"),
     ]:

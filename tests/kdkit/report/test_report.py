@@ -143,7 +143,7 @@ def test_pipes_in_the_place_of_files_are_not_read(runs, tmp_path):
         os.mkfifo(file)
     page = report_page(tmp_path / "run", out=tmp_path / "report.html")
     assert "history.jsonl is missing or damaged" in page.panel("setup").text
-    with pytest.raises(RunFolderError, match=r"history.jsonl cannot be read \(it is not a file\)"):
+    with pytest.raises(RunFolderError, match=r"history.jsonl cannot be read: it is not a file"):
         differences(tmp_path / "run", runs / "seed0")
 
 
