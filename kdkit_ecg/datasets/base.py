@@ -101,9 +101,14 @@ class RecordingDataset(Data, ABC):
     @property
     def notices(self) -> tuple[str, ...]:
         """Warnings to print with the results: about the options, and about the records once they have been found."""
+        notices = []
         if self.validation_split == "test":
-            return ("thresholds and the best epoch are chosen on the test split, so its metrics are too optimistic",)
-        return ()
+            notices.append(
+                "thresholds and the best epoch are chosen on the test split, so its metrics are too optimistic"
+            )
+        if "_selected" in vars(self):  # notices must not read any file
+            notices += self._record_notices()
+        return tuple(notices)
 
     @property
     def summary(self) -> str:
@@ -195,6 +200,15 @@ class RecordingDataset(Data, ABC):
     @abstractmethod
     def _person(self, header: RecordSource) -> str:
         """Return an identifier of the person; unique to this record if the person is unknown."""
+
+    def _record_notices(self) -> list[str]:
+        """Return notices about the records that have been found."""
+        sources = self._selected.sources
+        unknown = sum(not source.patient for source in sources)
+        if not unknown:
+            return []
+        number = "every record" if unknown == len(sources) else f"{unknown} of {len(sources)} records"
+        return [f"the patient of {number} is unknown; each counts as a separate patient"]
 
     def _missing_records(self) -> Sequence[str]:
         """Return lines for the summary about expected records that were not found."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
@@ -15,7 +14,7 @@ from kdkit_ecg.datasets.exclusions import ExcludedRecords
 from kdkit_ecg.datasets.folds import Folds
 from kdkit_ecg.datasets.scan import LabelEncoder, Selection, find_records
 from kdkit_ecg.labels import Year, scored_classes
-from kdkit_ecg.utils.tables import PatientTable, read_patient_table
+from kdkit_ecg.utils.tables import read_patient_table
 
 # The choices of LRH-Net's authors that change numbers. Folds by record and thresholds chosen on the test fold are
 # leaks, kept to reproduce the paper.
@@ -51,14 +50,9 @@ class _Challenge(FoldedDataset):
     def _label_encoder(self) -> LabelEncoder:
         return scored_classes(self.year)
 
-    @cached_property
-    def _patient_table(self) -> PatientTable:
-        return read_patient_table(self._folders)
-
-    @cached_property
-    def _usable(self) -> Selection:
+    def _find(self) -> Selection:
         excluded = ExcludedRecords(self._folders)
-        table = self._patient_table
+        table = read_patient_table(self._folders)
         headers = find_records(self._label_encoder, table, excluded, normalised_units=self.normalised_units)
         # A table without any of the records has wrong names, and patients would silently be split.
         if self.grouping == "patient" and table and headers and not any(header.name in table for header in headers):

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,12 +16,11 @@ from kdkit.utils.validation import is_whole_number, validate_counts
 from kdkit_ecg.datasets.base import RecordingDataset
 from kdkit_ecg.datasets.exclusions import ExclusionReason
 from kdkit_ecg.datasets.folds import FoldEntry, Folds, assign_persons, stratified_folds
-from kdkit_ecg.datasets.scan import Selection, database_of
+from kdkit_ecg.datasets.scan import Selection
 from kdkit_ecg.datasets.signals import duplicate_signals
 from kdkit_ecg.datasets.splits import Splits, require_shares, split_by_patient, splits_of_folds
 from kdkit_ecg.records.source import RecordSource
-from kdkit_ecg.utils.messages import first_names, unknown_patients_notice
-from kdkit_ecg.utils.tables import PatientTable
+from kdkit_ecg.utils.messages import first_names
 
 
 class FoldMember(NamedTuple):
@@ -79,19 +78,11 @@ class FoldedDataset(RecordingDataset):
     @property
     def notices(self) -> tuple[str, ...]:
         """Warnings to print with the results: about the options, and about the records once they have been found."""
-        notices = list(super().notices)
-        # Only if the records have been found already: notices must not read any file.
-        headers = self._selected.sources if "_selected" in vars(self) else []
-        unknown = sum(not self._patient(header) for header in headers)
-        if self.grouping == "record":
-            notices.append("folds are by record, so a patient may be in several splits")
-        elif not self._has_patient_names():
-            notices.append("there is no table with patients, so each record counts as a separate patient")
-        elif unknown:
-            notices.append(unknown_patients_notice(unknown, len(headers)))
-        if headers and self._missing_records():
-            notices.append(f"{self._missing_records()[0].strip()}; metrics are not those of all records")
-        return tuple(notices)
+        by_record = self.grouping == "record"
+        return (
+            *super().notices,
+            *(["folds are by record, so a patient may be in several splits"] if by_record else []),
+        )
 
     def make_folds(self, keep: Folds | None = None) -> Folds:
         """Return `folds` folds of the usable records. Records in `keep` stay in their fold."""
@@ -124,31 +115,27 @@ class FoldedDataset(RecordingDataset):
             # Records merged by a duplicate signal may share a person that is named after one of them.
             patient = "" if person == record_itself and sizes[person] == 1 else person
             group = person if self.grouping == "patient" else record_itself
-            members[header.name] = FoldMember(self._database(header), patient, group)
+            members[header.name] = FoldMember(header.database, patient, group)
         return members
 
-    @property
     @abstractmethod
-    def _usable(self) -> Selection:
-        """The headers of the usable records, with or without a fold, and the excluded ones; a cached_property."""
-
-    @property
-    @abstractmethod
-    def _patient_table(self) -> PatientTable:
-        """Patient and database of records, by name; a cached_property."""
+    def _find(self) -> Selection:
+        """Find the usable records, with or without a fold, and the excluded ones."""
 
     @property
     @abstractmethod
     def _provenance(self) -> Mapping[str, str]:
         """What a folds file states about the classes, without spaces."""
 
-    def _database(self, source: RecordSource) -> str:
-        """Return the database of a record, "" if unknown; each database is shared equally among folds."""
-        return database_of(source, self._patient_table)
-
-    def _has_patient_table(self) -> bool:
-        """Return whether there is a table of patients."""
-        return any((folder / "records.csv").is_file() for folder in self._folders)
+    @cached_property
+    def _usable(self) -> Selection:
+        """The usable records and the excluded ones. Patients that no table has are those of the folds file."""
+        headers, excluded = self._find()
+        entries = self._given_folds.entries if self._given_folds else {}
+        for row, header in enumerate(headers):
+            if not header.patient and header.name in entries:
+                headers[row] = replace(header, patient=entries[header.name].patient)
+        return Selection(headers, excluded)
 
     @cached_property
     def _selected(self) -> Selection:
@@ -172,9 +159,15 @@ class FoldedDataset(RecordingDataset):
         return Selection(selected, excluded)
 
     @cached_property
+    def _given_folds(self) -> Folds | None:
+        """The folds in the file or object that was passed; None if they are made here."""
+        if isinstance(self.folds, str | Path):
+            return Folds.read(self.folds)
+        return self.folds if isinstance(self.folds, Folds) else None
+
+    @cached_property
     def _folds(self) -> Folds:
-        folds = Folds.read(self.folds) if isinstance(self.folds, (str, Path)) else self.folds
-        folds = folds if isinstance(folds, Folds) else self.make_folds()
+        folds = self._given_folds or self.make_folds()
         if not 0 <= self.fold < folds.k:
             raise RecipeError(f"fold is the number of the test fold, 0 to {folds.k - 1}, got {self.fold}")
         if folds.k < 3 and self.validation_split == "separate":
@@ -185,32 +178,20 @@ class FoldedDataset(RecordingDataset):
     def _persons(self) -> dict[str, str]:
         """The person of each usable record, by its name."""
         headers = self._usable.sources
-        patients = {header.name: self._patient(header) for header in headers}
-        return assign_persons(headers, patients, duplicate_signals(headers))
+        return assign_persons(headers, duplicate_signals(headers))
 
     def _person(self, header: RecordSource) -> str:
         return self._persons[header.name]
 
-    def _patient(self, header: RecordSource) -> str:
-        """Return the patient of a record in records.csv, otherwise in the folds file, otherwise ""."""
-        in_table = self._patient_table.get(header.name, {}).get("patient", "")
-        from_folds = self._has_given_folds and header.name in self._folds.entries
-        return in_table or (self._folds.entries[header.name].patient if from_folds else "")
-
-    @property
-    def _has_given_folds(self) -> bool:
-        """Whether the folds come from a file or object, instead of being made here from `_persons`."""
-        return isinstance(self.folds, (str, Path, Folds))
-
-    def _has_patient_names(self) -> bool:
-        """Return whether there is a source of patients: a table, or a folds file with patients."""
-        in_folds = self._has_given_folds and any(entry.patient for entry in self._folds.entries.values())
-        return in_folds or self._has_patient_table()
+    def _record_notices(self) -> list[str]:
+        notices = [] if self.grouping == "record" else super()._record_notices()
+        missing = [f"{line.strip()}; metrics are not those of all records" for line in self._missing_records()[:1]]
+        return [*notices, *missing]
 
     def _split_key(self, header: RecordSource) -> object:
         if self.shares is None:
             return self._folds.entries[header.name].fold
-        return self._patient(header) if self.grouping == "patient" else ""
+        return header.patient if self.grouping == "patient" else ""
 
     def _missing_records(self) -> Sequence[str]:
         if self.shares is not None or not self._selected.sources:

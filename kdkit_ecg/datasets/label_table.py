@@ -86,7 +86,6 @@ class LabelTable:
     path: Path
     rows: Mapping[str, LabelRow]
     classes: NamedClasses | NamedNumbers
-    has_patients: bool
     unread: Mapping[str, Sequence[str]]
 
 
@@ -148,7 +147,6 @@ def read_label_table(
         path=path,
         rows=rows,
         classes=NamedNumbers(names=tuple(classes)) if numbers else NamedClasses(names=tuple(classes or available)),
-        has_patients=any(row.patient for row in rows.values()),
         unread={column: list(texts) for column, texts in parser.unread.items()},
     )
 

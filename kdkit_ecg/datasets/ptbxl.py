@@ -13,7 +13,6 @@ from kdkit_ecg.datasets.scan import Selection, is_usable
 from kdkit_ecg.datasets.splits import Splits, splits_of_folds
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.source import RecordSource
-from kdkit_ecg.utils.messages import unknown_patients_notice
 from kdkit_ecg.utils.record_files import present_file
 
 FOLDS = 10
@@ -49,14 +48,6 @@ class PTBXL(RecordingDataset):
         if len(self._folders) != 1:
             raise RecipeError(f"PTB-XL is read from one folder, got {len(self._folders)}")
 
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """Warnings to print with the results: about the options, and about the records once they have been found."""
-        # Only if the records have been found already: notices must not read any file.
-        headers = self._selected.sources if "_selected" in vars(self) else []
-        unknown = sum(not self._database[header.name].patient for header in headers)
-        return (*super().notices, *([unknown_patients_notice(unknown, len(headers))] if unknown else []))
-
     @cached_property
     def _label_encoder(self) -> Statements:
         return read_statements(self._folders[0] / "scp_statements.csv", self.labels)
@@ -74,7 +65,9 @@ class PTBXL(RecordingDataset):
             path = present_file(self._folders[0] / f"{row.file_100_hz if self.rate == 100 else row.file_500_hz}.hea")
             try:
                 # The headers contain neither person nor diagnoses; the table does.
-                header = replace(read_header(path), name=name, age=row.age, sex=row.sex, codes=row.codes)
+                header = replace(
+                    read_header(path), name=name, patient=row.patient, age=row.age, sex=row.sex, codes=row.codes
+                )
             except DataError as error:
                 if path.is_file():
                     excluded.add(ExclusionReason.HEADER, path, cause=error)
@@ -96,7 +89,7 @@ class PTBXL(RecordingDataset):
                 )
 
     def _person(self, header: RecordSource) -> str:
-        return self._database[header.name].patient or f"record {header.name}"
+        return header.patient or f"record {header.name}"
 
     def _split_key(self, header: RecordSource) -> object:
         return self._database[header.name].fold

@@ -20,7 +20,6 @@ from kdkit_ecg.leads import LEADS, require_distinct_leads, standard_names
 from kdkit_ecg.records.array_files import ArrayFormat
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.messages import first_names
-from kdkit_ecg.utils.tables import PatientTable
 
 RecordTask = Literal["multilabel", "multiclass", "regression"]
 
@@ -126,12 +125,18 @@ class Records(FoldedDataset):
             elif row.labels is None:
                 excluded.add(ExclusionReason.NO_LABEL, source.path)
             else:
-                age = source.age if row.age is None else row.age
-                sources[record] = replace(source, name=record, age=age, sex=row.sex or source.sex, codes=row.labels)
+                sources[record] = replace(
+                    source,
+                    name=record,
+                    age=source.age if row.age is None else row.age,
+                    sex=row.sex or source.sex,
+                    codes=row.labels,
+                    patient=row.patient,
+                    database=row.database,  # not the folder, because each patient may have one
+                )
         return Selection([sources[record] for record in sorted(sources)], excluded)
 
-    @cached_property
-    def _usable(self) -> Selection:
+    def _find(self) -> Selection:
         sources, excluded_before = self._labelled
         excluded = excluded_before.copy()
         options: dict[str, Any] = {"leads": self.leads, "normalised_units": self.normalised_units}
@@ -154,19 +159,9 @@ class Records(FoldedDataset):
         fifths = [np.searchsorted(bound, column, side="right") for bound, column in zip(bounds, labels.T, strict=True)]
         return np.hstack([np.eye(5, dtype=np.float32)[fifth] for fifth in fifths])
 
-    @cached_property
-    def _patient_table(self) -> PatientTable:
-        return {name: {"patient": row.patient, "database": row.database} for name, row in self._table.rows.items()}
-
     @property
     def _provenance(self) -> Mapping[str, str]:
         return {}
-
-    def _database(self, source: RecordSource) -> str:
-        return self._table.rows[source.name].database  # not the folder, because each patient may have one
-
-    def _has_patient_table(self) -> bool:
-        return self._table.has_patients
 
     def _missing_records(self) -> Sequence[str]:
         files = {source.name for source in self._labelled.sources}

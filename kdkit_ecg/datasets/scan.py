@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -48,6 +49,7 @@ def find_records(
 ) -> list[RecordSource]:
     """Return the headers of the usable records in `excluded.folders`, sorted by name. Reads no signal.
 
+    table: the patient and database of records by name; the database of any other is the name of its folder.
     Records that cannot be used are added to `excluded`. Of records with one name, the first in this order is used: in
     the folder of its database in `table`, in the folder passed first, nearest to the root, first by path. The record of
     a release is thus preferred to a copy.
@@ -62,12 +64,15 @@ def find_records(
                 by_name.setdefault(header.name, []).append(header)
     selected: list[RecordSource] = []
     for name in sorted(by_name):  # sorted, so that rows do not depend on the order of the file system
-        database = table.get(name, {}).get("database")
+        row = table.get(name, {"patient": "", "database": ""})
         # Paths are unique, so the comparison of two tuples never reaches the headers.
         ranked = sorted(
-            (database not in header.path.parts[:-1], rank[header.path], header.path, header) for header in by_name[name]
+            (row["database"] not in header.path.parts[:-1], rank[header.path], header.path, header)
+            for header in by_name[name]
         )
-        selected.append(ranked[0][-1])
+        chosen = ranked[0][-1]
+        database = row["database"] or _database_folder(chosen.path)
+        selected.append(replace(chosen, patient=row["patient"], database=database))
         for *_, header in ranked[1:]:
             excluded.add(ExclusionReason.NAME, header.path)
     return selected
@@ -125,11 +130,10 @@ def assumptions(sources: Sequence[RecordSource], leads: Sequence[str]) -> list[s
     return [f"  {len(names)} {text}: {first_names(names)}" for text, names in lines.items() if names]
 
 
-def database_of(header: RecordSource, table: PatientTable) -> str:
-    """Return the database of a record in `table`, otherwise the name of the nearest folder named after a database."""
-    parents: Sequence[str] = header.path.absolute().parts[:-1]
-    folders = [part for part in parents if not _NOT_A_DATABASE.fullmatch(part)]
-    return table.get(header.name, {}).get("database") or (folders[-1] if folders else "")
+def _database_folder(path: Path) -> str:
+    """Return the name of the nearest folder above a file that is named after a database, "" if there is none."""
+    folders = [part for part in path.absolute().parts[:-1] if not _NOT_A_DATABASE.fullmatch(part)]
+    return folders[-1] if folders else ""
 
 
 def _read_headers(folder: Path, excluded: ExcludedRecords, seen: set[Path]) -> list[Header]:

@@ -54,7 +54,8 @@ class RecordSource(ABC):
     """A record that can be read: the header of a WFDB record, or a record in another file.
 
     path: the file that describes the record. files: names of the files in its folder that hold the signal. rate in Hz,
-    samples per lead. name, age in years, sex and codes may be replaced by values from a table.
+    samples per lead. name, age in years, sex and codes may be replaced by values from a table. patient and database
+    come from tables, "" if unknown.
     units: of each lead, in lower case; () if `read_leads` gives mV in any case.
     checks: the first sample and the checksum of each lead, (0, 0) if unknown; () if the file has none.
     default_gains: the leads without a gain, for which the default of WFDB is used. counted: whether the number of
@@ -72,6 +73,8 @@ class RecordSource(ABC):
     age: float | None = None
     sex: Sex | None = None
     codes: tuple[str, ...] = ()
+    patient: str = ""
+    database: str = ""
     units: tuple[str, ...] = ()
     checks: tuple[tuple[int, int], ...] = ()
     default_gains: tuple[str, ...] = ()

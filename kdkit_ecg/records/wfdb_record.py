@@ -41,7 +41,7 @@ _MAX_COMPRESSION, _UNLIMITED_SAMPLES = 64, 1 << 20
 _LARGEST_STEP = 1 << 39
 _NEVER = 1 << 40  # larger than any sample, for a format without an invalid value
 
-_NOT_OF_SIGNAL = ("path", "segments", "name", "age", "sex", "codes")  # fields of a header
+_NOT_OF_SIGNAL = ("path", "segments", "name", "age", "sex", "codes", "patient", "database")  # fields of a header
 
 
 class ChecksumError(DataError):

@@ -27,11 +27,6 @@ def clipped(text: str, length: int = 100) -> str:
     return text if len(text) <= length else f"{text[:length]}..."
 
 
-def unknown_patients_notice(unknown: int, total: int) -> str:
-    """Return the notice about records whose patient is not known."""
-    return f"the patient of {unknown} of {total} records is unknown; each counts as a separate patient"
-
-
 def first_names(names: Sequence[str]) -> str:
     """Return the first three names as one line, followed by dots if there are more."""
     return ", ".join([*map(printable, names[:3]), *(["..."] if len(names) > 3 else [])])

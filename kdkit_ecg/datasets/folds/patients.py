@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from kdkit_ecg.records.source import RecordSource
@@ -13,21 +13,18 @@ _PTB_NAME = re.compile(r"S(\d{4})")
 _PTB_RECORDS_PER_PATIENT = 7
 
 
-def assign_persons(
-    headers: Sequence[RecordSource], patients: Mapping[str, str], duplicates: Iterable[Sequence[str]] = ()
-) -> dict[str, str]:
+def assign_persons(headers: Sequence[RecordSource], duplicates: Iterable[Sequence[str]] = ()) -> dict[str, str]:
     """Return a person for every record, by the name of the record.
 
-    patients: record -> patient, if known; otherwise the record counts as a separate person, "record NAME".
-    duplicates: lists of names of records with the same signal, which belong to one person, whatever `patients`
-    contains.
+    A record of an unknown patient counts as a separate person, "record NAME".
+    duplicates: lists of names of records with the same signal, which belong to one person, whoever their patients are.
 
     Records S0001 and so on of PTB with neighbouring numbers, the same age and the same sex also count as one person:
     two patients in one fold are harmless, but one patient in two folds invalidates the test.
     """
     persons = _MergedNames()
     for header in headers:
-        persons.merge(f"record {header.name}", patients.get(header.name) or f"record {header.name}")
+        persons.merge(f"record {header.name}", header.patient or f"record {header.name}")
     for first, *others in duplicates:
         for name in others:
             persons.merge(f"record {first}", f"record {name}")

@@ -187,8 +187,8 @@ def test_without_a_table_each_record_is_a_patient_of_its_own_with_a_notice(tree,
     folder = tmp_path / "bare"
     shutil.copytree(tree / "a", folder)
     data = small_dataset(folder)
-    assert "each record counts as a separate patient" in data.notices[0]
     assert len(data.train) > 20
+    assert data.notices == ("the patient of every record is unknown; each counts as a separate patient",)
 
 
 @pytest.mark.parametrize("rate", [0, -1, float("inf"), float("nan")])
@@ -245,7 +245,7 @@ def dataset_with_table(folder, content):
 def test_tables_written_by_spreadsheets_are_read(tmp_path, content):
     data = dataset_with_table(tmp_path, content)
     assert len(data.train) == 3
-    assert [data._patient(header) for header in data._selected[0]] == ["P1", "P1", "P2"]
+    assert [header.patient for header in data._selected.sources] == ["P1", "P1", "P2"]
     assert data.notices == ()
 
 
@@ -296,7 +296,7 @@ def test_a_patient_that_is_missing_in_words_is_missing(tmp_path, word):
 def test_the_number_of_a_patient_is_one_in_tables_of_integers_and_of_floats(tmp_path):
     data = dataset_with_table(tmp_path, TABLE + "C1,7.0,1.0.0\nC2,7,\nC3,8,\n")
     assert data._persons == {"C1": "7", "C2": "7", "C3": "8"}
-    assert data._patient_table["C1"]["database"] == "1.0.0"
+    assert data._selected.sources[0].database == "1.0.0"
 
 
 def test_patients_that_are_missing_in_words_are_in_any_fold(tmp_path):

@@ -117,7 +117,7 @@ def test_a_folds_file_contains_the_patients_of_a_folder_without_a_table(folders,
     make_folds(folders).write(tmp_path / "folds.csv")
     data = Challenge2020(folders[1], folds=tmp_path / "folds.csv", **FAST)
     assert len(data.test)
-    assert not any("records.csv" in notice for notice in data.notices)
+    assert not any("every record" in notice for notice in data.notices)
     assert data._persons["B11"] == make_folds(folders).entries["B11"].patient
 
 

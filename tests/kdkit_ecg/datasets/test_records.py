@@ -210,7 +210,7 @@ def test_patients_without_a_name_are_noticed(tree):
     write_table(tree, *[(f"r{number}", "a", "") for number in range(24)], name="nobody.csv")
     data = Records(tree, "nobody.csv", **RAW)
     assert len(data.train) == 14
-    assert data.notices == ("there is no table with patients, so each record counts as a separate patient",)
+    assert data.notices == ("the patient of every record is unknown; each counts as a separate patient",)
     assert Records(tree, **RAW).notices == ()
 
 
@@ -358,7 +358,7 @@ def test_a_table_is_read_with_any_delimiter_a_byte_order_mark_and_windows_lines(
     data = Records(tree, tmp_path / "table.csv", shares=(1.0, 0.0, 0.0), **RAW)
     assert data.classes == ("AF", "a", "b", "other")
     assert data.train.labels.tolist() == [[1, 0, 0, 1], [0, 1, 1, 0]]
-    assert [data._patient(source) for source in data._selected[0]] == ["1", "2"]
+    assert [source.patient for source in data._selected.sources] == ["1", "2"]
 
 
 @pytest.mark.parametrize(

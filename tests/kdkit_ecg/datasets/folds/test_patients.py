@@ -6,10 +6,11 @@ from kdkit_ecg.datasets.folds import assign_persons
 from kdkit_ecg.records.wfdb_record import Header
 
 
-def header(name, age=81.0, sex="female"):
+def header(name, patient="", age=81.0, sex="female"):
     return Header(
         path=Path(f"{name}.hea"),
         name=name,
+        patient=patient,
         rate=500.0,
         samples=10,
         leads=(),
@@ -28,26 +29,24 @@ def header(name, age=81.0, sex="female"):
 
 
 def test_records_of_a_patient_have_one_person_and_others_have_their_own():
-    persons = assign_persons([header("A1"), header("A2"), header("A3")], {"A1": "P1", "A2": "P1"})
+    persons = assign_persons([header("A1", "P1"), header("A2", "P1"), header("A3")])
     assert persons == {"A1": "P1", "A2": "P1", "A3": "record A3"}
 
 
 def test_records_with_the_same_signal_merge_all_records_of_their_patients():
-    headers = [header(name) for name in ("A1", "A2", "B1", "B2", "C1")]
-    persons = assign_persons(headers, {"A1": "P1", "A2": "P1", "B1": "P2", "B2": "P2"}, [["A2", "B1"]])
+    patients = {"A1": "P1", "A2": "P1", "B1": "P2", "B2": "P2", "C1": ""}
+    persons = assign_persons([header(name, patient) for name, patient in patients.items()], [["A2", "B1"]])
     assert set(persons.values()) == {"P1", "record C1"}
 
 
 def test_neighbouring_ptb_records_with_equal_age_and_sex_are_one_person():
     headers = [header("S0001"), header("S0002"), header("S0003", age=58.0), header("S0004", sex="male")]
     headers += [header("S0005", age=None), header("S0006", age=None), header("S0400"), header("A0001"), header("A0002")]
-    persons = assign_persons(headers, {})
+    persons = assign_persons(headers)
     assert persons["S0001"] == persons["S0002"]
     assert len(set(persons.values())) == len(headers) - 1
 
 
 def test_a_patient_in_the_table_joins_ptb_records_and_names_the_person():
-    persons = assign_persons(
-        [header("S0001"), header("S0002"), header("S0010", age=30.0)], {"S0002": "P7", "S0010": "P7"}
-    )
+    persons = assign_persons([header("S0001"), header("S0002", "P7"), header("S0010", "P7", age=30.0)])
     assert set(persons.values()) == {"P7"}
