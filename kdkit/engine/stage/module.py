@@ -16,6 +16,7 @@ from kdkit.losses.base import BuildContext
 from kdkit.losses.features import as_tuple
 from kdkit.nets.recompute import Recomputation
 from kdkit.nets.taps import HeadTap, OpenTaps, TapLike
+from kdkit.nets.taps.open_taps import Slot
 from kdkit.recipe.objective import Match, as_objective, taps_of
 from kdkit.recipe.recipe import Stage
 from kdkit.teachers.base import TeacherOutput, TeacherOutputs
@@ -43,13 +44,11 @@ class DistillationModule(nn.Module):
         self.open_taps = OpenTaps(_student_taps(stage), self.students)
         if self.open_taps.taps:
             drop_compiled_code(self.nets)
-        self._tap_indices: dict[str, tuple[int, ...]] = {}  # indices into the open taps, by student
-        taps: dict[str, tuple[TapLike, ...]] = {}
+        self._slots: dict[str, tuple[Slot, ...]] = {}  # of the taps on each student
         for net in self.students:
             parts = set(net.network.modules())  # students may share layers, so a tap may be on several students
-            on_net = [(index, tap) for index, tap in enumerate(self.open_taps.taps) if tap.module in parts]
-            self._tap_indices[net.name] = tuple(index for index, _ in on_net)
-            taps[net.name] = tuple(tap for _, tap in on_net)
+            self._slots[net.name] = tuple(slot for slot in self.open_taps.slots if slot.tap.module in parts)
+        taps = {name: tuple(slot.tap for slot in slots) for name, slots in self._slots.items()}
         self.recomputation = Recomputation(module for net in self.students for module in net.recomputed)
         self.peers = tuple({match.teacher for match in stage.matches if isinstance(match.teacher, Peer)})
         try:
@@ -76,7 +75,7 @@ class DistillationModule(nn.Module):
         """Run the students, and return the outputs and features of students, peers and teachers by name."""
         outputs = {**teacher_outputs}
         for net in self.students:
-            outputs[net.name] = TeacherOutput(*self.open_taps.run(net, batch, self._tap_indices[net.name]))
+            outputs[net.name] = TeacherOutput(*self.open_taps.run(net, batch, self._slots[net.name]))
         for peer in self.peers:
             # A peer is a teacher, so it gets no gradient from the network that matches it.
             output, features, _ = outputs[peer.net.name]
@@ -91,7 +90,7 @@ class DistillationModule(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Set training mode, except for frozen submodules: the statistics of a frozen batch norm must not change."""
         super().train(mode)
-        self.open_taps.computes_heads = not mode
+        self.open_taps.compute_heads(enabled=not mode)
         for module in self.nets.modules() if mode else ():
             parameters = list(module.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):
