@@ -19,12 +19,12 @@ def show_plan(plan: Plan, console: Console, device: torch.device | None = None) 
     device: the device on which the cost was estimated.
     """
     console.print(nets_table(plan))
-    rows = zip(plan.stages, plan.terms, plan.peak_memory_bytes, plan.estimates, strict=True)
-    for index, (stage, terms, peak, estimate) in enumerate(rows):
+    for number, stage_plan in enumerate(plan.stage_plans, start=1):
         # Names and reprs are escaped, because rich reads square brackets as markup.
+        stage, estimate, peak = stage_plan.stage, stage_plan.estimate, stage_plan.peak_memory_bytes
         training = escape(", ".join(training_facts(stage.training, plan.loader_batch)))
-        tree = Tree(f"[bold]{index + 1}. {escape(stage.name)}[/bold]  {training}")
-        for term in terms:
+        tree = Tree(f"[bold]{number}. {escape(stage.name)}[/bold]  {training}")
+        for term in stage_plan.terms:
             branch = tree.add(term_line(term))
             for projector in term.projectors:
                 branch.add(escape(describe_projector(projector)))
@@ -35,7 +35,7 @@ def show_plan(plan: Plan, console: Console, device: torch.device | None = None) 
                 f"peak memory of the dry run, with a few samples and no optimizer: {format_bytes(peak, base=1024)}; a "
                 "training step takes more"
             )
-        if not terms:  # a stage with problems that prevent its dry run
+        if not stage_plan.terms:  # a stage with problems that prevent its dry run
             tree.add("[red]no dry run, because of the problems below[/red]")
         console.print(tree)
     for notice in plan.notices:

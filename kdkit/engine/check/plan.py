@@ -42,26 +42,34 @@ class TermSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StagePlan:
+    """A stage as it would run.
+
+    terms: empty if the dry run failed. peak_memory_bytes: the peak memory of tensors in the dry run, which has only a
+    few samples and no optimizer, so a training step takes more. None on devices other than CUDA, and if the stage was
+    not run. estimate: its cost; None if it was not run, or if `check` got no options.
+    """
+
+    stage: Stage
+    terms: tuple[TermSummary, ...]
+    peak_memory_bytes: int | None
+    estimate: StageEstimate | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A recipe as it would run, and every problem that prevents it.
 
-    terms: the summaries of each stage's terms; empty for a stage whose dry run failed.
-    peak_memory_bytes: the peak memory of tensors in the dry run of each stage. The dry run has only a few samples and
-    no optimizer, so a training step takes more. None on devices other than CUDA, and for a stage that was not run.
     feature_teachers: networks that are matched by features only and whose outputs are not about the data's classes.
-    They have no metrics. estimates: the cost of each stage; None for a stage that was not run, or if `check` got no
-    options. notices: settings that are valid but rarely intended, such as uncertain channels of a tap.
+    They have no metrics. notices: settings that are valid but rarely intended, such as uncertain channels of a tap.
     loader_batch: the size of the first batch of a user-defined DataLoader, which replaces Training(batch_size=); None
     for other data.
     """
 
-    stages: tuple[Stage, ...]
-    terms: tuple[tuple[TermSummary, ...], ...]
+    stage_plans: tuple[StagePlan, ...]
     problems: tuple[str, ...]
     context: BuildContext
-    peak_memory_bytes: tuple[int | None, ...]
     feature_teachers: frozenset[Net[Any]]
-    estimates: tuple[StageEstimate | None, ...]
     notices: tuple[str, ...]
     loader_batch: int | None
 
@@ -69,6 +77,21 @@ class Plan:
         stages = ", ".join(stage.name for stage in self.stages)
         problems = "".join(f"\n  - {problem}" for problem in self.problems) or " no problems"
         return f"Plan({describe_count(len(self.stages), 'stage')}: {stages};{problems})"
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in the order in which they run."""
+        return tuple(plan.stage for plan in self.stage_plans)
+
+    @property
+    def terms(self) -> tuple[tuple[TermSummary, ...], ...]:
+        """The summaries of each stage's terms."""
+        return tuple(plan.terms for plan in self.stage_plans)
+
+    @property
+    def estimates(self) -> tuple[StageEstimate | None, ...]:
+        """The cost of each stage."""
+        return tuple(plan.estimate for plan in self.stage_plans)
 
     @property
     def nets(self) -> tuple[Net[Any], ...]:
