@@ -8,8 +8,8 @@ from rich.tree import Tree
 
 from kdkit.cli.estimates import describe_projector, describe_weight, estimate_lines, training_facts, type_name
 from kdkit.engine.check.plan import Plan, TermSummary
-from kdkit.losses.base import extra_kwargs_of
-from kdkit.recipe.objective import Match, as_objective
+from kdkit.engine.stage.terms import uses_labels
+from kdkit.recipe.recipe import weighted_terms
 from kdkit.utils.reprs import format_bytes
 
 
@@ -50,14 +50,10 @@ def nets_table(plan: Plan) -> Table:
     for column in ("net", "module", "parameters", "view", "learns from"):
         table.add_column(column, justify="right" if column == "parameters" else "left", overflow="fold")
     for net in plan.nets:
-        terms = [
-            weighted.term
-            for stage in plan.stages
-            for weighted in (as_objective(stage.objectives[net]) if net in stage.objectives else ())
-        ]
-        reads_labels = any(not isinstance(term, Match) or "labels" in extra_kwargs_of(term.loss) for term in terms)
+        terms = [weighted.term for stage in plan.stages for owner, weighted in weighted_terms(stage) if owner is net]
         # A dict instead of a set, to list each teacher once and in the order of the terms.
-        teachers = dict.fromkeys(term.teacher.name for term in terms if isinstance(term, Match))
+        teachers = dict.fromkeys(term.teacher.name for term in terms if term.teacher is not None)
+        reads_labels = any(map(uses_labels, terms))
         sources = ", ".join([*(["labels"] if reads_labels else []), *teachers]) or "already trained"
         table.add_row(*map(escape, (net.name, type_name(net.module), f"{net.parameters:,}", net.view.key, sources)))
     return table

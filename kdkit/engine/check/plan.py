@@ -17,7 +17,7 @@ from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.nets.elements import Element
 from kdkit.nets.net import Net
 from kdkit.nets.taps import ClassifierTap, Tap, TapLike, path_of
-from kdkit.recipe.objective import Match, Taps, taps_of
+from kdkit.recipe.objective import Taps, taps_of
 from kdkit.recipe.recipe import Stage, nets_of
 from kdkit.teachers.ensemble import Teachers
 from kdkit.utils.reprs import describe_count
@@ -120,19 +120,19 @@ def summarize(
             return " ".join(["outputs", *elements, describe_shape(value)])
         return f"{', '.join(describe_tap(opened.get(tap, tap), nets) for tap in taps_of(taps))} {describe_shape(value)}"
 
-    match = term.weighted.term if isinstance(term.weighted.term, Match) else None
-    if match is None or inputs.target is None:
+    source = term.weighted.term
+    if inputs.target is None:
         target = f"labels {describe_shape(inputs.labels)}"
     else:
-        target = describe_side(match.target, inputs.target, _nets_of(match.teacher))
+        target = describe_side(source.target, inputs.target, _nets_of(source.teacher))
     parameters = sum(map(torch.numel, term.loss.parameters())) if isinstance(term.loss, nn.Module) else 0
     return TermSummary(
         label=term.label,
         loss=describe_loss(term.loss),
         weight=(term.weighted.weight(0.0), term.weighted.weight(1.0)),
         student_net=term.student_net.name,
-        teacher=None if match is None else match.teacher.name,
-        student=describe_side(term.weighted.term.student, inputs.student, [term.student_net]),
+        teacher=None if source.teacher is None else source.teacher.name,
+        student=describe_side(source.student, inputs.student, [term.student_net]),
         target=target,
         parameters=parameters,
         projectors=tuple(projectors),

@@ -10,15 +10,14 @@ from torch import Tensor, nn
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Task
 from kdkit.engine.stage.term_binding import TermBinding
-from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.losses.features import as_tuple
 from kdkit.nets.recompute import Recomputation
 from kdkit.nets.taps import HeadTap, OpenTaps, TapLike
 from kdkit.nets.taps.open_taps import Slot
-from kdkit.recipe.objective import Match, as_objective, taps_of
-from kdkit.recipe.recipe import Stage
+from kdkit.recipe.objective import Taps, taps_of
+from kdkit.recipe.recipe import Stage, weighted_terms
 from kdkit.teachers.base import TeacherOutput, TeacherOutputs
 from kdkit.teachers.peer import Peer
 from kdkit.utils.modules import drop_compiled_code
@@ -53,9 +52,7 @@ class DistillationModule(nn.Module):
         self.peers = tuple({match.teacher for match in stage.matches if isinstance(match.teacher, Peer)})
         try:
             self.terms = tuple(
-                TermBinding(net, weighted, stage, taps, context).bind()
-                for net, objective in stage.objectives.items()
-                for weighted in as_objective(objective)
+                TermBinding(net, weighted, stage, taps, context).bind() for net, weighted in weighted_terms(stage)
             )
         except BaseException:
             self.close()
@@ -117,14 +114,17 @@ class DistillationModule(nn.Module):
             inputs = term.gather_inputs(batch, outputs, fill=True)
             modules = tuple(teachers.get(name) for name in term.teachers)
             teacher = modules if len(modules) > 1 else next(iter(modules), None)
-            tapped = tuple(tap.module for tap in taps_of(getattr(term.weighted.term, "target", None)))
+            source = term.weighted.term
+            of_term = replace(
+                context,
+                tapped=tuple(tap.module for tap in taps_of(source.target)),
+                teacher_classes=getattr(source.teacher, "classes", None),
+                heads=(_head(source.student), _head(source.target)),
+                columns=term.columns,
+            )
+            sides = as_tuple(inputs.student), as_tuple(inputs.target_or_labels())
             try:
-                sides = as_tuple(inputs.student), as_tuple(inputs.target_or_labels())
-                shapes = [tuple(tensor.shape for tensor in side) for side in sides]
-                names = getattr(getattr(term.weighted.term, "teacher", None), "classes", None)
-                heads, columns = _heads(term), term.columns
-                of_term = replace(context, tapped=tapped, teacher_classes=names, heads=heads, columns=columns)
-                build(*shapes, of_term, teacher)
+                build(*(tuple(tensor.shape for tensor in side) for side in sides), of_term, teacher)
             except RecipeError as error:
                 problems.append(f"term {term.label!r}: {error}")
             except Exception as error:  # a user-defined loss may raise anything
@@ -142,12 +142,10 @@ def _student_taps(stage: Stage) -> Iterator[TapLike]:
     """Yield the taps on networks in training: those of student sides, and of targets that are peers."""
     for term in stage.terms:
         yield from taps_of(term.student)
-        if isinstance(term, Match) and isinstance(term.teacher, Peer):
+        if isinstance(term.teacher, Peer):
             yield from taps_of(term.target)
 
 
-def _heads(term: BoundTerm) -> tuple[nn.Module | None, nn.Module | None]:
-    """Return the modules that HeadTaps are on, for the student and for the target side."""
-    sides = (term.weighted.term.student, getattr(term.weighted.term, "target", None))
-    student, target = (side.module if isinstance(side, HeadTap) else None for side in sides)
-    return student, target
+def _head(side: Taps) -> nn.Module | None:
+    """Return the module that the HeadTap of a side is on, or None."""
+    return side.module if isinstance(side, HeadTap) else None
