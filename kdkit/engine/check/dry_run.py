@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, nested_tensors
-from kdkit.engine.check.facts import Facts
+from kdkit.engine.check.facts import CheckedTerm, Facts
 from kdkit.engine.check.network_failures import describe_failure
 from kdkit.engine.check.notices import stage_notices
 from kdkit.engine.check.output_problems import output_problems
@@ -49,7 +49,7 @@ def dry_run(open_stage: OpenStage, batch: Batch, precision: Precision = "fp32") 
         facts.notices += stage_notices(facts)
     # Their graphs hold the activations.
     facts.student_outputs.clear()
-    facts.inputs.clear()
+    facts.checked_terms.clear()
     return facts
 
 
@@ -229,7 +229,7 @@ def _compute_terms(facts: Facts) -> Iterator[str]:
             trained.update(tap.module.parameters() if isinstance(tap, HeadTap) else ())
         # The plan shows the shapes of the outputs, not those of rows of positions.
         whole = inputs if term.rows is None else term.whole_inputs(batch, outputs, fill=True)
-        facts.inputs.append((term, inputs, whole))
+        facts.checked_terms.append(CheckedTerm(term, inputs, whole))
         facts.terms.append(summarize(term, whole, facts.taps, projectors.values()))
     facts.untrained_outputs = all(parameters_behind([outputs[net.name].output]) - trained for net in module.students)
 

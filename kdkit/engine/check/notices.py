@@ -93,7 +93,7 @@ def _probabilities(facts: Facts) -> Iterator[str]:
 
 
 def _unlabelled_positions(facts: Facts) -> Iterator[str]:
-    for term, inputs, _ in facts.inputs if facts.context.position_dims else ():
+    for term, inputs, _ in facts.checked_terms if facts.context.position_dims else ():
         if term.rows is not None and not len(as_tuple(inputs.student)[0]):
             # There is no advice for a loss that takes labels.
             advice = "" if term.extra_kwargs else "; PerPosition(loss, ignore_index=None) compares all positions"
@@ -106,7 +106,7 @@ def _unlabelled_positions(facts: Facts) -> Iterator[str]:
 def _sequences(facts: Facts) -> Iterator[str]:
     """Yield notices about image tokens, (batch, channels, tokens), that a loss would resize as a sequence."""
     has_images = any(tensor.ndim == 4 for tensor in nested_tensors(facts.batch.inputs))
-    for term, _, inputs in facts.inputs if has_images else ():
+    for term, _, inputs in facts.checked_terms if has_images else ():
         if not isinstance(term.loss, _ON_FEATURES) or inputs.target is None:
             continue
         # Some losses take any number of taps.
