@@ -16,11 +16,9 @@ from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
 from kdkit.recipe.objective import Match, Objective, Term, Weighted, as_objective, taps_of
 from kdkit.recipe.training import Training
-from kdkit.teachers.base import Teacher
+from kdkit.teachers.base import OnlineTeacher, Teacher
 from kdkit.teachers.cache.settings import CacheSettings
-from kdkit.teachers.ema import Ema
 from kdkit.teachers.ensemble import Teachers
-from kdkit.teachers.past import Past
 from kdkit.teachers.peer import Peer
 from kdkit.utils.reprs import describe_count, describe_names
 from kdkit.utils.validation import validate_name
@@ -236,7 +234,7 @@ def _is_opaque(teacher: Teacher) -> bool:
     """Whether the modules that a teacher runs are unknown."""
     if isinstance(teacher, Net):
         return not isinstance(teacher.module, nn.Module)
-    return not isinstance(teacher, Ema | Past | Peer)  # these only run a network of their own stage
+    return not isinstance(teacher, OnlineTeacher)  # runs a network of its own stage only
 
 
 def _parts(modules: Iterable[object]) -> set[int]:

@@ -19,6 +19,7 @@ from kdkit.nets.net import Net
 from kdkit.nets.taps import ClassifierTap, Tap, TapLike, path_of
 from kdkit.recipe.objective import Taps, taps_of
 from kdkit.recipe.recipe import Stage, nets_of
+from kdkit.teachers.base import Teacher
 from kdkit.teachers.ensemble import Teachers
 from kdkit.utils.reprs import describe_count
 
@@ -163,7 +164,7 @@ def _describe_element(element: Element) -> str:
     return f"element {element}" if isinstance(element, int) else element if isinstance(element, str) else ""
 
 
-def _nets_of(teacher: Any) -> tuple[Net[Any], ...]:
+def _nets_of(teacher: Teacher | None) -> tuple[Net[Any], ...]:
     """Return the networks whose layers may be tapped for a teacher: its members, itself, or the net that it follows."""
     if isinstance(teacher, Teachers):
         return teacher.members

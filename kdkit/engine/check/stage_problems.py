@@ -17,6 +17,7 @@ from kdkit.nets.net import Net
 from kdkit.nets.taps import HeadTap
 from kdkit.recipe.objective import Match, Term, Truth, taps_of
 from kdkit.recipe.recipe import Stage, weighted_terms
+from kdkit.teachers.base import OnlineTeacher
 from kdkit.teachers.ema import Ema
 from kdkit.teachers.ensemble import Teachers
 from kdkit.teachers.past import Past
@@ -118,7 +119,7 @@ def _teacher_problems(net: Net[Any], match: Match, stage: Stage, context: BuildC
                 f"net {member.name!r} is trained in this stage, so it cannot be one of the frozen Teachers(...); "
                 "match Peer(net) in a separate term"
             )
-    if isinstance(teacher, Past | Ema | Peer) and teacher.net not in stage.objectives:
+    if isinstance(teacher, OnlineTeacher) and teacher.net not in stage.objectives:
         yield (
             f"{teacher.name!r} needs a net that is trained in this stage, but {teacher.net.name!r} is not; match "
             "the net itself, or train it here too"
