@@ -28,8 +28,11 @@ def picture(name: str) -> str:
     recipe = read_recipe_file(ROOT / "examples" / f"{example}.py").make({})
     # As a run with the default options would, on any machine.
     plan = check(recipe, estimate=RunOptions(out=Path("runs") / example, device="cpu"))
-    estimates = [None if estimate is None else replace(estimate, times=None) for estimate in plan.estimates]
-    return draw_plan(replace(plan, estimates=tuple(estimates)), title)
+    untimed = [
+        part if part.estimate is None else replace(part, estimate=replace(part.estimate, times=None))
+        for part in plan.stage_plans
+    ]
+    return draw_plan(replace(plan, stage_plans=tuple(untimed)), title)
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ from rich.tree import Tree
 
 from kdkit.cli.estimates import describe_projector, describe_weight, estimate_lines, training_facts, type_name
 from kdkit.engine.check.plan import Plan, TermSummary
-from kdkit.losses.base import extra_kwargs_of
-from kdkit.recipe.objective import Match, as_objective
+from kdkit.engine.stage.terms import uses_labels
+from kdkit.recipe.recipe import weighted_terms
 from kdkit.utils.reprs import format_bytes
 
 
@@ -19,12 +19,12 @@ def show_plan(plan: Plan, console: Console, device: torch.device | None = None) 
     device: the device on which the cost was estimated.
     """
     console.print(nets_table(plan))
-    rows = zip(plan.stages, plan.terms, plan.peak_memory_bytes, plan.estimates, strict=True)
-    for index, (stage, terms, peak, estimate) in enumerate(rows):
+    for number, stage_plan in enumerate(plan.stage_plans, start=1):
         # Names and reprs are escaped, because rich reads square brackets as markup.
+        stage, estimate, peak = stage_plan.stage, stage_plan.estimate, stage_plan.peak_memory_bytes
         training = escape(", ".join(training_facts(stage.training, plan.loader_batch)))
-        tree = Tree(f"[bold]{index + 1}. {escape(stage.name)}[/bold]  {training}")
-        for term in terms:
+        tree = Tree(f"[bold]{number}. {escape(stage.name)}[/bold]  {training}")
+        for term in stage_plan.terms:
             branch = tree.add(term_line(term))
             for projector in term.projectors:
                 branch.add(escape(describe_projector(projector)))
@@ -35,7 +35,7 @@ def show_plan(plan: Plan, console: Console, device: torch.device | None = None) 
                 f"peak memory of the dry run, with a few samples and no optimizer: {format_bytes(peak, base=1024)}; a "
                 "training step takes more"
             )
-        if not terms:  # a stage with problems that prevent its dry run
+        if not stage_plan.terms:  # a stage with problems that prevent its dry run
             tree.add("[red]no dry run, because of the problems below[/red]")
         console.print(tree)
     for notice in plan.notices:
@@ -50,14 +50,10 @@ def nets_table(plan: Plan) -> Table:
     for column in ("net", "module", "parameters", "view", "learns from"):
         table.add_column(column, justify="right" if column == "parameters" else "left", overflow="fold")
     for net in plan.nets:
-        terms = [
-            weighted.term
-            for stage in plan.stages
-            for weighted in (as_objective(stage.objectives[net]) if net in stage.objectives else ())
-        ]
-        reads_labels = any(not isinstance(term, Match) or "labels" in extra_kwargs_of(term.loss) for term in terms)
+        terms = [weighted.term for stage in plan.stages for owner, weighted in weighted_terms(stage) if owner is net]
         # A dict instead of a set, to list each teacher once and in the order of the terms.
-        teachers = dict.fromkeys(term.teacher.name for term in terms if isinstance(term, Match))
+        teachers = dict.fromkeys(term.teacher.name for term in terms if term.teacher is not None)
+        reads_labels = any(map(uses_labels, terms))
         sources = ", ".join([*(["labels"] if reads_labels else []), *teachers]) or "already trained"
         table.add_row(*map(escape, (net.name, type_name(net.module), f"{net.parameters:,}", net.view.key, sources)))
     return table

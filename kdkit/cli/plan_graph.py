@@ -62,7 +62,7 @@ class StageGraph:
 
 def stage_graphs(plan: Plan) -> tuple[StageGraph, ...]:
     """Return the graph of each stage; a stage with problems has its students only."""
-    return tuple(_StageInPlan(plan, index).graph() for index in range(len(plan.stages)))
+    return tuple(_StageInPlan(plan, index).graph() for index in range(len(plan.stage_plans)))
 
 
 class _StageInPlan:
@@ -70,7 +70,8 @@ class _StageInPlan:
 
     def __init__(self, plan: Plan, index: int) -> None:
         self.plan, self.index = plan, index
-        self.stage, self.estimate = plan.stages[index], plan.estimates[index]
+        self.stage_plan = plan.stage_plans[index]
+        self.stage, self.estimate = self.stage_plan.stage, self.stage_plan.estimate
 
     def graph(self) -> StageGraph:
         """Return the graph of the stage."""
@@ -86,7 +87,7 @@ class _StageInPlan:
 
     def _lesson(self, net: Net[Any]) -> Lesson:
         sources: dict[str, Source] = {}
-        for term in self.plan.terms[self.index]:
+        for term in self.stage_plan.terms:
             if term.student_net == net.name:
                 name = term.teacher or ""  # no network has an empty name
                 if name not in sources:

@@ -45,12 +45,10 @@ class Batch:
         """Return the batch on `device`. The copy is asynchronous if the batch is in pinned memory."""
         if self.labels.device == device:  # all tensors of a batch are on one device
             return self
-        ids = None if self.ids is None else self.ids.to(device, non_blocking=True)
-        labels = self.labels.to(device, non_blocking=True)
-        inputs = to_device(self.inputs, device, non_blocking=True)
-        ids_on_cpu = self.ids if self.ids_on_cpu is None else self.ids_on_cpu
-        weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
-        return replace(self, inputs=inputs, labels=labels, ids=ids, ids_on_cpu=ids_on_cpu, weights=weights)
+        moved = self._changed(
+            to_device(self.inputs, device, non_blocking=True), lambda tensor: tensor.to(device, non_blocking=True)
+        )
+        return replace(moved, ids_on_cpu=self.ids if self.ids_on_cpu is None else self.ids_on_cpu)
 
     @property
     def is_divisible(self) -> bool:
@@ -68,24 +66,21 @@ class Batch:
                 "selection, but kdkit check --pairs and kdkit export do: for these, pass tensors, one row per sample"
             )
         index = rows.to(self.labels.device, non_blocking=True)
-        return replace(
-            self,
-            inputs=map_tensors(self.inputs, lambda tensor: tensor[index]),
-            labels=self.labels[index],
-            ids=None if self.ids is None else self.ids[index],
-            ids_on_cpu=None if self.ids_on_cpu is None else self.ids_on_cpu[rows],
-            weights=None if self.weights is None else self.weights[index],
-        )
+        selected = self._changed(map_tensors(self.inputs, lambda tensor: tensor[index]), lambda tensor: tensor[index])
+        return selected if self.ids_on_cpu is None else replace(selected, ids_on_cpu=self.ids_on_cpu[rows])
 
     def pin_memory(self) -> "Batch":
         """Return the batch in pinned memory. torch's DataLoader calls this. Tensors on a device stay there."""
-        ids = None if self.ids is None else _pinned(self.ids)
-        weights = None if self.weights is None else _pinned(self.weights)
-        inputs = map_tensors(self.inputs, _pinned)
-        return replace(self, inputs=inputs, labels=_pinned(self.labels), ids=ids, weights=weights)
+        return self._changed(map_tensors(self.inputs, _pinned), _pinned)
 
     def __len__(self) -> int:
         return self.labels.shape[0]
+
+    def _changed(self, inputs: Any, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch with these inputs, and with its labels, ids and weights changed."""
+        ids = None if self.ids is None else change(self.ids)
+        weights = None if self.weights is None else change(self.weights)
+        return replace(self, inputs=inputs, labels=change(self.labels), ids=ids, weights=weights)
 
 
 def as_targets(labels: Tensor, *, per_position: bool = False) -> Tensor:

@@ -26,10 +26,7 @@ from kdkit.nets.net import Net
 from kdkit.recipe.objective import Objective, Term
 from kdkit.recipe.recipe import Stage
 from kdkit.recipe.training import Training
-from kdkit.teachers.base import TeacherSession, observers
-from kdkit.teachers.ema import Ema
-from kdkit.teachers.past import Past
-from kdkit.teachers.peer import Peer
+from kdkit.teachers.base import OnlineTeacher, TeacherSession, observers
 from kdkit.utils.modules import is_sharded, plain_state, reshard
 from kdkit.utils.reprs import describe_array, describe_names
 from kdkit.utils.validation import validate_choice
@@ -351,7 +348,7 @@ def _teacher_problems(stage: Stage, student: Net[Any]) -> Iterator[str]:
                 "its module is already trained, or another loop trains it at the same time"
             )
     for match in stage.matches:
-        if isinstance(match.teacher, Ema | Past | Peer) and match.teacher.net is not student:
+        if isinstance(match.teacher, OnlineTeacher) and match.teacher.net is not student:
             yield (
                 f"{match.teacher.name!r} needs a net that this Distiller trains, but it only trains {student.name!r}; "
                 "match the net itself, Net(..., trained=True), even if another loop or Distiller trains it"

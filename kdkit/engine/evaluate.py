@@ -40,7 +40,7 @@ def evaluate(
     chosen.move_to(device)
     data = recipe.data
     loader = DeviceData(device, share=0.0, draws=data.draws, passes=1)
-    predictor = Predictor(data, loader, lambda: options.autocast(device), recipe.metrics)
+    predictor = Predictor(data, loader, options.precision, recipe.metrics)
     batch_size = recipe.stages[-1].training.batch_size
     with explain_out_of_memory(recipe.stages[-1], data.validation, options, device, trains=False):
         predictions = predictor.predict_splits(chosen, batch_size=batch_size)

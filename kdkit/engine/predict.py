@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from time import monotonic
 from typing import Any
@@ -27,6 +26,7 @@ from kdkit.metrics.bootstrap import without_interval
 from kdkit.metrics.paired import SplitPredictions
 from kdkit.nets.net import Net
 from kdkit.utils.collectives import all_gather, is_distributed, rank, world_size
+from kdkit.utils.devices import Precision, autocast
 from kdkit.utils.modules import eval_mode
 
 _NOTICE_AFTER = 60.0  # seconds until a warning that a stream without a length is still being read; doubled each time
@@ -34,22 +34,18 @@ _INSPECTED = 64  # the number of samples whose inputs are inspected if outputs a
 
 
 class Predictor:
-    """Predicts the splits of one data set, on one device and in one precision.
+    """Predicts the splits of one data set, on the device of `device_data` and in one precision.
 
     metrics: those that will be computed; some need more than predicted classes per position, see `PositionReducing`.
     """
 
     def __init__(
-        self,
-        data: Data,
-        device_data: DeviceData,
-        autocast: Callable[[], AbstractContextManager[Any]],
-        metrics: Sequence[Metric] = (),
+        self, data: Data, device_data: DeviceData, precision: Precision = "fp32", metrics: Sequence[Metric] = ()
     ) -> None:
         self.data = data
         self.device_data = device_data
         self.device = device_data.device
-        self.autocast = autocast
+        self.precision: Precision = precision
         self.metrics = tuple(without_interval(metric) for metric in metrics)
         self._ended: set[int] = set()  # the ids of splits that were read to the end
 
@@ -93,7 +89,7 @@ class Predictor:
                 if between_batches is not None:
                     between_batches()
                 batch = batch.to(self.device)  # only batches of a user-defined DataLoader are not there yet
-                with self.autocast():
+                with autocast(self.precision, self.device):
                     outputs = net.through(network, batch)
                 if self.data.task != "regression":
                     outputs = _without_masks(outputs)

@@ -180,7 +180,7 @@ class PreparedRun:
             options=options,
             device=device,
             device_data=device_data,
-            predictor=Predictor(recipe.data, device_data, lambda: options.autocast(device), recipe.metrics),
+            predictor=Predictor(recipe.data, device_data, options.precision, recipe.metrics),
             callbacks=Callbacks(installed().extended(callbacks).hook, enabled=_reports(options)),
             interrupts=interrupts,
             teacher_caching=TeacherCaching(recipe, plan.stages, options, device),

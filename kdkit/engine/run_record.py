@@ -80,11 +80,11 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
         "baseline": options.baseline,
         "baselines": dict(baselines_of(plan.stages)),
         "terms": {
-            stage.name: [
+            part.stage.name: [
                 {key: getattr(term, key) for key in ("label", "loss", "weight", "student_net", "teacher")}
-                for term in terms
+                for term in part.terms
             ]
-            for stage, terms in zip(plan.stages, plan.terms, strict=True)
+            for part in plan.stage_plans
         },
         "positives": _positives(data),
         "nets": {

@@ -19,7 +19,6 @@ from kdkit.export.source import ExportSource
 from kdkit.metrics.base import Metric, Predictions, lower_is_better
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.nets.net import Net
-from kdkit.utils.devices import autocast
 from kdkit.utils.modules import eval_mode
 
 _SAMPLES = 64  # real samples whose outputs are compared
@@ -167,7 +166,7 @@ class Reference:
         device = torch.device("cpu")
         data = self.source.data
         loader = DeviceData(device, share=0.0, draws=data.draws, passes=1)
-        predictor = Predictor(data, loader, lambda: autocast("fp32", device), self.source.recipe.metrics)
+        predictor = Predictor(data, loader, "fp32", self.source.recipe.metrics)
         return predictor.predict(net, split, batch_size=self._size)
 
 

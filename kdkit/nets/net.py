@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kdkit.data.batch import Batch, map_tensors, nested_tensors, to_device
 from kdkit.errors import RecipeError, did_you_mean, first_line, shortened
 from kdkit.nets.elements import Element, default_element, pick_tensor, validate_element
-from kdkit.nets.views import Inputs, View, validate_view
+from kdkit.nets.views import Call, Inputs, View, validate_view
 from kdkit.nets.weights import load_weights
 from kdkit.utils.devices import find_device
 from kdkit.utils.modules import uncompiled
@@ -78,47 +78,28 @@ class Net(Generic[M]):
         if not callable(module):
             advice = "; pass a function that returns what it predicts as a tensor" if hasattr(module, "predict") else ""
             raise RecipeError(f"net {name!r} needs an nn.Module or a callable; got {type(module).__name__}{advice}")
-        if not isinstance(module, nn.Module) and version is None:
-            version = getattr(module, "version", None)
-        if not isinstance(module, nn.Module) and version is None:
-            raise RecipeError(
-                f"net {name!r} is a plain callable, whose weights kdkit cannot see; give it a version='...' that "
-                "changes whenever its outputs do"
-            )
         validate_switches(strict=strict, trained=trained)
-        self.name = name
-        self.module: M = module  # declared, because pyright infers the narrowed type
-        if view is not None:
-            validate_view(view, name)
-        self.view: View = view if view is not None else Inputs()
-        validate_element(element)
         if channels_last is not None:
             validate_switches(channels_last=channels_last)
-        self.element = element
-        self.channels_last = channels_last
+        validate_element(element)
+        self.name = name
+        self.module: M = module  # declared, because pyright infers the narrowed type
+        self.view: View = Inputs() if view is None else view
+        validate_view(self.view, name)
+        self.element, self.channels_last = element, channels_last
         self.taken_element = element  # the default is filled in when the module first returns several tensors
         self.classes = None if classes is None else _class_names(classes, name)
-        self.version = version
+        self.version = _version_of(module, name) if version is None else version
         # The device of an empty tensor has an index: "cuda" becomes "cuda:0".
         self.device = None if device is None else torch.empty(0, device=find_device(str(device))).device
-        self._copies_inputs = False
-        self._notes_element = False  # True in the first pass
+        self._copies_inputs = False  # True after a first pass in which the module changed its inputs
         self._validate_recompute(recompute)
         self.recompute = tuple(recompute)
         # A plain callable cannot be trained, so it can only be a teacher.
         self.trained = trained or not isinstance(module, nn.Module)
         self.weights_note = ""
         if weights is not None:
-            if not isinstance(weights, str | os.PathLike):
-                raise RecipeError(
-                    f"weights of net {name!r} must be the path of a file or a folder; got a {type(weights).__name__}; "
-                    "load a state dict with module.load_state_dict(...), and pass trained=True"
-                )
-            if weights_key is not None and not isinstance(weights_key, str):
-                raise RecipeError(f"weights_key of net {name!r} must be a text such as 'student'; got {weights_key!r}")
-            loaded = load_weights(self.network, Path(weights), name, key=weights_key, strict=strict)
-            self.weights_note = loaded.note
-            self.trained = trained or loaded.complete
+            self._load(weights, weights_key, strict=strict)
         elif weights_key is not None or not strict:
             raise RecipeError(
                 f"weights_key and strict of net {name!r} choose what to load from weights=FILE, which is missing"
@@ -179,18 +160,16 @@ class Net(Generic[M]):
             ) from error
 
     def first_pass(self, batch: Batch) -> Tensor:
-        """Return the outputs, record which element they are, and restore inputs that the network changes in place.
+        """Return the outputs, and restore inputs that the network changes in place.
 
         From then on, such a network, for example with an in-place normalization, gets copies of its inputs, because
         other networks get the same batch. Compiled code is not run, so that taps see everything that the network does.
         """
         before = [(tensor, tensor._version, tensor.clone()) for tensor in nested_tensors(batch.inputs)]
         try:
-            self._notes_element = self.element is None
             with uncompiled():
                 return self(batch)
         finally:
-            self._notes_element = False
             for tensor, version, values in before:
                 if tensor._version != version:  # autograd counts the in-place modifications of a tensor
                     self._copies_inputs = True
@@ -199,20 +178,10 @@ class Net(Generic[M]):
 
     def through(self, module: Callable[..., Any], batch: Batch) -> Tensor:
         """Return the outputs of another module with the same interface, such as the EMA, as `__call__` does."""
-        if self._copies_inputs:
-            batch = replace(batch, inputs=map_tensors(batch.inputs, torch.clone))
-        call = self.view(batch)
-        if not isinstance(call, tuple) or len(call) != 2:
-            got = f"a tuple of {len(call)}" if isinstance(call, tuple) else f"a {type(call).__name__}"
-            raise RecipeError(
-                f"the view of net {self.name!r} must return (args, kwargs), such as ((batch.inputs,), {{}}); got {got}"
-            )
-        args, kwargs = call
-        if self.device is not None:
-            args, kwargs = to_device((args, kwargs), self.device)
+        args, kwargs = self._arguments(batch)
         output = module(*args, **kwargs)
         if self.element is not None or not isinstance(output, Tensor):
-            if self._notes_element:
+            if self.taken_element is None:
                 self.taken_element = default_element(output)
             output = pick_tensor(output, self.element, f"net {self.name!r}")
         if self.channels_last is not False and output.ndim > 2:
@@ -229,6 +198,33 @@ class Net(Generic[M]):
 
     def __repr__(self) -> str:
         return f"Net({self.name!r}, {type(self.module).__name__})"
+
+    def _load(self, weights: object, key: object, *, strict: bool) -> None:
+        if not isinstance(weights, str | os.PathLike):
+            raise RecipeError(
+                f"weights of net {self.name!r} must be the path of a file or a folder; got a {type(weights).__name__}; "
+                "load a state dict with module.load_state_dict(...), and pass trained=True"
+            )
+        if not isinstance(key, str | None):
+            raise RecipeError(f"weights_key of net {self.name!r} must be a text such as 'student'; got {key!r}")
+        loaded = load_weights(self.network, Path(weights), self.name, key=key, strict=strict)
+        self.weights_note = loaded.note
+        self.trained |= loaded.complete
+
+    def _arguments(self, batch: Batch) -> Call:
+        """Return the arguments of the module, on its device."""
+        if self._copies_inputs:
+            batch = replace(batch, inputs=map_tensors(batch.inputs, torch.clone))
+        call = self.view(batch)
+        if not isinstance(call, tuple) or len(call) != 2:
+            got = f"a tuple of {len(call)}" if isinstance(call, tuple) else f"a {type(call).__name__}"
+            raise RecipeError(
+                f"the view of net {self.name!r} must return (args, kwargs), such as ((batch.inputs,), {{}}); got {got}"
+            )
+        if self.device is None:
+            return call
+        args, kwargs = to_device(call, self.device)
+        return args, kwargs
 
     def _with_classes_second(self, output: Tensor, labels: Tensor) -> Tensor:
         if self.channels_last is None:
@@ -255,6 +251,17 @@ class Net(Generic[M]):
             if name not in names:
                 hint = did_you_mean(str(name), names)
                 raise RecipeError(f"net {self.name!r} has no submodule {name!r} to recompute; {hint}")
+
+
+def _version_of(module: object, net: str) -> str | None:
+    """Return the version of a plain callable; None for an `nn.Module`, which has weights instead."""
+    version: str | None = None if isinstance(module, nn.Module) else getattr(module, "version", None)
+    if version is None and not isinstance(module, nn.Module):
+        raise RecipeError(
+            f"net {net!r} is a plain callable, whose weights kdkit cannot see; give it a version='...' that changes "
+            "whenever its outputs do"
+        )
+    return version
 
 
 def _class_names(classes: object, net: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 from kdkit.errors import RecipeError, first_line
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Match, Objective, Truth, Weighted, as_objective, describe_factor
-from kdkit.recipe.recipe import Recipe, Stage
+from kdkit.recipe.recipe import Recipe, Stage, weighted_terms
 
 _SUFFIX = "-alone"
 
@@ -23,11 +23,8 @@ def with_baselines(recipe: Recipe) -> Recipe:
     """
     stages = recipe.stages
     added: list[Stage] = []
-    students = [
-        net
-        for net, objective in (stages[-1].objectives.items() if stages else ())
-        if any(isinstance(weighted.term, Match) for weighted in as_objective(objective))
-    ]
+    terms = weighted_terms(stages[-1]) if stages else ()
+    students = dict.fromkeys(net for net, weighted in terms if isinstance(weighted.term, Match))
     if not students:
         raise RecipeError(
             "a baseline repeats the last stage without its teachers, but no net of that stage has a teacher; add a "

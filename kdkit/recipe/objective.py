@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -57,8 +57,11 @@ class Truth(_Sum):
     label: the name of the term in tables. student: the tap or tuple of taps to compare with the labels, for example on
     an auxiliary head; None for the outputs. A tapped head follows the order of the network's `classes` if these are the
     classes of the data in another order. Otherwise it must follow the classes of the data, even if the network has
-    other `classes`.
+    other `classes`. teacher, target: None, unlike those of a `Match`.
     """
+
+    teacher: ClassVar[None] = None
+    target: ClassVar[None] = None
 
     loss: Loss
     label: str = "truth"

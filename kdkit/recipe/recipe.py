@@ -14,13 +14,11 @@ from kdkit.metrics.base import Metric
 from kdkit.metrics.defaults import default_metrics
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
-from kdkit.recipe.objective import Match, Objective, Term, as_objective, taps_of
+from kdkit.recipe.objective import Match, Objective, Term, Weighted, as_objective, taps_of
 from kdkit.recipe.training import Training
-from kdkit.teachers.base import Teacher
+from kdkit.teachers.base import OnlineTeacher, Teacher
 from kdkit.teachers.cache.settings import CacheSettings
-from kdkit.teachers.ema import Ema
 from kdkit.teachers.ensemble import Teachers
-from kdkit.teachers.past import Past
 from kdkit.teachers.peer import Peer
 from kdkit.utils.reprs import describe_count, describe_names
 from kdkit.utils.validation import validate_name
@@ -67,7 +65,7 @@ class Stage:
     @property
     def terms(self) -> tuple[Term, ...]:
         """The terms of all objectives."""
-        return tuple(weighted.term for objective in self.objectives.values() for weighted in as_objective(objective))
+        return tuple(weighted.term for _, weighted in weighted_terms(self))
 
     @property
     def matches(self) -> tuple[Match, ...]:
@@ -78,8 +76,8 @@ class Stage:
     def teachers(self) -> Mapping[Teacher, tuple[TapLike, ...]]:
         """The teachers that run on their own in this stage, each with the taps on it from all terms."""
         taps: dict[Teacher, dict[TapLike, None]] = {}  # the inner dict is an ordered set
-        for match in self.matches:
-            for teacher, teacher_taps in teachers_of(match).items():
+        for term in self.terms:
+            for teacher, teacher_taps in teachers_of(term).items():
                 taps.setdefault(teacher, {}).update(dict.fromkeys(teacher_taps))
         return {teacher: tuple(teacher_taps) for teacher, teacher_taps in taps.items()}
 
@@ -187,18 +185,24 @@ def nets_of(stages: Sequence[Stage]) -> tuple[Net[Any], ...]:
     return tuple(nets)
 
 
-def teachers_of(match: Match) -> Mapping[Teacher, tuple[TapLike, ...]]:
-    """Return the teachers of a term that run on their own, with its taps on each.
+def weighted_terms(stage: Stage) -> tuple[tuple[Net[Any], Weighted], ...]:
+    """Return all terms of a stage with their factors, each with the network that it trains."""
+    objectives = ((net, as_objective(objective)) for net, objective in stage.objectives.items())
+    return tuple((net, weighted) for net, objective in objectives for weighted in objective)
+
+
+def teachers_of(term: Term) -> Mapping[Teacher, tuple[TapLike, ...]]:
+    """Return the teachers of a term that run on their own, with its taps on each; none for a term on the labels.
 
     Each member of `Teachers` runs with the tap at its position. A Peer does not run on its own: it is a student of the
     stage.
     """
-    taps = taps_of(match.target)
-    if isinstance(match.teacher, Peer):
+    teacher, taps = term.teacher, taps_of(term.target)
+    if teacher is None or isinstance(teacher, Peer):
         return {}
-    if not isinstance(match.teacher, Teachers):
-        return {match.teacher: taps}
-    return {net: taps[index : index + 1] for index, net in enumerate(match.teacher.members)}
+    if not isinstance(teacher, Teachers):
+        return {teacher: taps}
+    return {net: taps[index : index + 1] for index, net in enumerate(teacher.members)}
 
 
 def stage_dependencies(stages: Sequence[Stage]) -> dict[str, tuple[str, ...]]:
@@ -230,7 +234,7 @@ def _is_opaque(teacher: Teacher) -> bool:
     """Whether the modules that a teacher runs are unknown."""
     if isinstance(teacher, Net):
         return not isinstance(teacher.module, nn.Module)
-    return not isinstance(teacher, Ema | Past | Peer)  # these only run a network of their own stage
+    return not isinstance(teacher, OnlineTeacher)  # runs a network of its own stage only
 
 
 def _parts(modules: Iterable[object]) -> set[int]:

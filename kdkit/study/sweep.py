@@ -18,8 +18,9 @@ from kdkit.engine.options import RunOptions
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.metrics.base import Metric
 from kdkit.recipe.recipe import Recipe, nets_of
+from kdkit.study.cell_comparison import compare_cells
 from kdkit.study.study import Study
-from kdkit.study.sweep_results import Cell, Repetition, SweepResults, compare_cells
+from kdkit.study.sweep_results import Cell, Repetition, SweepResults
 from kdkit.study.trial import Trial, TrialResult
 from kdkit.utils.randomness import preserve_rng_state, seed_everything
 from kdkit.utils.validation import is_whole_number, validate_count

@@ -3,27 +3,18 @@
 import csv
 import io
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdkit.engine.storage.reports import read_metrics
-from kdkit.engine.storage.run_folder import read_record
-from kdkit.errors import RecipeError, RunFolderError, did_you_mean
-from kdkit.metrics.base import Metric, is_better
-from kdkit.metrics.bootstrap import without_interval
-from kdkit.metrics.comparison import Comparison, PairsOfRuns, compare_over_seeds
-from kdkit.metrics.paired import SplitPredictions
-from kdkit.study.study import Study
+from kdkit.metrics.comparison import Comparison
 from kdkit.utils.files import to_json, write_output
 
-_LEVEL = 0.95  # of all comparisons together
+LEVEL = 0.95  # of all comparisons together
 _RELATIONS = {"better": "better than", "worse": "worse than", "not distinguishable": "not distinguishable from"}
-_RESAMPLES = 2000  # enough for the tails of the intervals of about twenty comparisons
 
 
 Repetition = int | tuple[Any, ...]
@@ -96,7 +87,7 @@ class SweepResults:
     best: int
     reported_on: str
     level: float
-    distillation_level: float = _LEVEL
+    distillation_level: float = LEVEL
     left_out: tuple[str, ...] = ()
     average_over: tuple[str, ...] = ()
 
@@ -137,7 +128,7 @@ class SweepResults:
         if len({*repetitions}) > 1:
             notes[f"means are over different {self.unit}s, because some runs are missing; run the sweep again"] = None
         if max(len(comparisons), len(against_baselines)) > 1:
-            notes[f"all intervals of a table together hold with {_LEVEL:.0%} confidence (Bonferroni)"] = None
+            notes[f"all intervals of a table together hold with {LEVEL:.0%} confidence (Bonferroni)"] = None
         if comparisons and self.reported_on == "validation":
             # On the samples used to choose it, the best looks better than it is.
             notes["there is no test split, so the best was chosen and compared on the same samples"] = None
@@ -229,148 +220,11 @@ class SweepResults:
         return ",".join(f"{name}={value}" for name, value in zip((*self.average_over, "seed"), key, strict=True))
 
 
-def compare_cells(
-    study: Study,
-    cells: Sequence[Cell],
-    metric: Metric,
-    *,
-    net: str | None,
-    student: str,
-    average_over: tuple[str, ...],
-) -> SweepResults:
-    """Read the finished trials of all cells, find the best cell, and compare it with the others.
-
-    cells: with their finished trials only. net: the net whose metrics are compared; if None, the net named `student`,
-    or if a cell's recipe has no such net, the last one with metrics. Raises RecipeError if a run has no such net or
-    metric, and RunFolderError if no run can be read.
-    """
-    metric = without_interval(metric)
-    runs: list[dict[Repetition, _Run]] = []
-    damaged: list[RunFolderError] = []
-    for finished in cells:
-        runs.append({})
-        for key, name in finished.trials.items():
-            try:
-                runs[-1][key] = _Run(study, name, metric, net=net, student=student)
-            except RunFolderError as error:
-                damaged.append(error)
-    if damaged and not any(runs):
-        raise damaged[0]
-    results = [
-        CellResults(
-            label=cell.label,
-            options=cell.options,
-            metrics=_by_metric({key: run.net.metrics for key, run in cell_runs.items()}),
-            alone=_by_metric({key: run.alone.metrics for key, run in cell_runs.items()}),
-            validation={key: run.validation for key, run in cell_runs.items()},
-        )
-        for cell, cell_runs in zip(cells, runs, strict=True)
-    ]
-    best = next(index for index, cell in enumerate(results) if cell.validation)
-    for index, cell in enumerate(results):
-        if is_better(metric, spread(cell.validation.values()).mean, spread(results[best].validation.values()).mean):
-            best = index
-    compared = [index for index, cell in enumerate(results) if index != best and cell.validation]
-    level = 1 - (1 - _LEVEL) / max(1, len(compared))  # Bonferroni's correction
-    nets = [{key: run.net for key, run in cell_runs.items()} for cell_runs in runs]
-    # If runs differ only in their seeds but have different test samples, as with simulated data, they may share none.
-    overlaps = [run.overlap for cell_runs in runs for run in cell_runs.values()]
-    overlap = float(np.max(overlaps)) if average_over else 0.0  # NaN if the overlap of any run is unknown
-    for index in compared:
-        comparison = _compare(nets[best], nets[index], metric, level).with_overlap(overlap)
-        results[index] = replace(results[index], comparison=comparison)
-    with_baseline = [index for index, cell in enumerate(results) if cell.alone]
-    distillation_level = 1 - (1 - _LEVEL) / max(1, len(with_baseline))
-    for index in with_baseline:
-        alone = {key: run.alone for key, run in runs[index].items() if run.alone.metrics}
-        comparison = _compare(nets[index], alone, metric, distillation_level).with_overlap(overlap)
-        results[index] = replace(results[index], distillation=comparison)
-    has_test = next(run.has_test for cell_runs in runs for run in cell_runs.values())
-    return SweepResults(
-        cells=tuple(results),
-        metric=metric.name,
-        best=best,
-        reported_on="test" if has_test else "validation",
-        level=level,
-        distillation_level=distillation_level,
-        left_out=tuple(map(str, damaged)),
-        average_over=average_over,
-    )
-
-
-class _ReportedNet(NamedTuple):
-    """A net of a finished trial: its metrics by name, and its predictions, which are too large to keep in memory."""
-
-    metrics: Mapping[str, float]
-    predictions: Callable[[], SplitPredictions]
-
-
-class _Run:
-    """A finished trial: the compared net and its baseline, whose metrics are empty if there is none.
-
-    validation: the metric on the validation split, which chooses cells without looking at the test split.
-    has_test: whether the data has a test split. overlap: reported samples for each training sample.
-
-    Raises RunFolderError if a compared file cannot be read, and RecipeError if there is no such net.
-    """
-
-    def __init__(self, study: Study, trial: str, metric: Metric, *, net: str | None, student: str) -> None:
-        path = study.path(trial)
-        reported, record = read_metrics(path), read_record(path)
-        recorded, size = record.get("baselines"), record.get("training_size")  # the file may be changed
-        metrics, baselines = reported.results, recorded if isinstance(recorded, dict) else {}
-        if net is None:
-            others = [name for name in metrics if name not in baselines.values()]
-            net = student if student in metrics else others[-1] if others else student
-        if net not in metrics:
-            raise RecipeError(f"run {path} has no metrics of net {net!r}; {did_you_mean(net, metrics)}")
-        self.net, self.alone = (
-            _ReportedNet(
-                {metric_name: result.value for metric_name, result in metrics.get(name, {}).items()},
-                partial(study.predictions, trial, name),
-            )
-            for name in (net, str(baselines.get(net, "")))
-        )
-        self.has_test = reported.reported_on == "test"
-        validation, test = self.net.predictions()
-        self.overlap = len(test) / size if isinstance(size, int) and size > 0 else math.nan
-        # The metrics of a recipe may depend on its options.
-        is_computed = metric.name in self.net.metrics
-        self.validation = float(metric.fit(validation).compute(validation).value) if is_computed else math.nan
-        if self.alone.metrics:
-            self.alone.predictions()  # raises RunFolderError
-
-
 def spread(values: Iterable[float]) -> Spread:
     """Return the mean and the standard deviation of values; NaN if there are too few, or one is NaN."""
     numbers = np.array(list(values), dtype=np.float64)  # statistics.stdev raises for a NaN
     mean = float(numbers.mean()) if len(numbers) else math.nan
     return Spread(mean, float(numbers.std(ddof=1)) if len(numbers) > 1 else math.nan)
-
-
-def _compare(
-    candidates: Mapping[Repetition, _ReportedNet],
-    baselines: Mapping[Repetition, _ReportedNet],
-    metric: Metric,
-    level: float,
-) -> Comparison:
-    """Compare nets over the repetitions that both sides have."""
-    keys = [key for key in candidates if key in baselines]
-    candidate_values, baseline_values = (
-        dict[Hashable, float]({key: nets[key].metrics.get(metric.name, math.nan) for key in keys})
-        for nets in (candidates, baselines)
-    )
-
-    def predictions() -> PairsOfRuns:
-        return [candidates[key].predictions() for key in keys], [baselines[key].predictions() for key in keys]
-
-    return compare_over_seeds(metric, candidate_values, baseline_values, predictions, resamples=_RESAMPLES, level=level)
-
-
-def _by_metric(values: Mapping[Repetition, Mapping[str, float]]) -> dict[str, dict[Repetition, float]]:
-    """Return values by repetition and metric as values by metric and repetition."""
-    names = dict.fromkeys(name for of_run in values.values() for name in of_run)
-    return {name: {key: of_run[name] for key, of_run in values.items() if name in of_run} for name in names}
 
 
 def _scope(comparison: Comparison) -> str:

@@ -1,6 +1,7 @@
 """The interfaces of teachers: the teacher itself, the session that it opens for a stage, and its outputs."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -87,6 +88,21 @@ class TeacherSession:
 def observers(sessions: Iterable[TeacherSession]) -> list[TeacherSession]:
     """Return the sessions that override `observe`, which are the only ones that need the call."""
     return [session for session in sessions if type(session).observe is not TeacherSession.observe]
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineTeacher:
+    """Base class of teachers that follow a network in training: its average, its past or its current outputs."""
+
+    net: Net[Any]
+
+    def __post_init__(self) -> None:
+        require_net(self.net, self)
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The classes of its outputs, if they differ from the data's."""
+        return self.net.classes
 
 
 def require_net(net: object, teacher: object) -> None:

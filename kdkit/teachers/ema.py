@@ -10,16 +10,15 @@ from torch import Tensor
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.nets.moving_average import MovingAverage
-from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
 from kdkit.nets.views import View, validate_view
-from kdkit.teachers.base import TeacherSession, require_net
+from kdkit.teachers.base import OnlineTeacher, TeacherSession
 from kdkit.teachers.frozen import Frozen
 from kdkit.utils.validation import is_number
 
 
 @dataclass(frozen=True, slots=True)
-class Ema:
+class Ema(OnlineTeacher):
     """The exponential moving average of a network's weights and buffers during training (Tarvainen and Valpola 2017).
 
     The average runs in eval mode. Taps on the network's layers are moved to the layers of the average.
@@ -27,12 +26,11 @@ class Ema:
     that the initial weights are soon forgotten. view: the inputs of the average, if they differ from the network's.
     """
 
-    net: Net[Any]
     decay: float = 0.999
     view: View | None = None
 
     def __post_init__(self) -> None:
-        require_net(self.net, self)
+        OnlineTeacher.__post_init__(self)
         if not is_number(self.decay) or not 0 < self.decay < 1:
             raise RecipeError(f"the decay of an average must be between 0 and 1; got {self.decay!r}")
         if self.view is not None:
@@ -42,11 +40,6 @@ class Ema:
     def name(self) -> str:
         """The name in terms and tables."""
         return f"average of {self.net.name}"
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """The classes of its outputs, if they differ from the data's."""
-        return self.net.classes
 
     def open(self, taps: Sequence[TapLike], context: BuildContext) -> TeacherSession:
         """Return a session whose average starts as a copy of the network."""

@@ -11,9 +11,8 @@ from kdkit.data.batch import Batch
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.losses.memory_bank import RowIndex
-from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
-from kdkit.teachers.base import TeacherOutput, TeacherSession, require_net
+from kdkit.teachers.base import OnlineTeacher, TeacherOutput, TeacherSession
 from kdkit.utils import memory
 from kdkit.utils.collectives import all_gather
 from kdkit.utils.validation import validate_above_zero
@@ -22,7 +21,7 @@ _MEGABYTE = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class Past(OnlineTeacher):
     """The output of a network in training for each sample, from the last epoch in which it saw the sample (PS-KD).
 
     Kim et al. 2021. Only outputs are stored, no features: by sample id, in two tables with 4 bytes per value. One table
@@ -31,11 +30,10 @@ class Past:
     memory_limit: the most memory for both tables, in MB; None for the available memory of the device.
     """
 
-    net: Net[Any]
     memory_limit: float | None = None
 
     def __post_init__(self) -> None:
-        require_net(self.net, self)
+        OnlineTeacher.__post_init__(self)
         if self.memory_limit is not None:
             validate_above_zero("memory_limit", self.memory_limit)
 
@@ -43,11 +41,6 @@ class Past:
     def name(self) -> str:
         """The name in terms and tables."""
         return f"past of {self.net.name}"
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """The classes of its outputs, if they differ from the data's."""
-        return self.net.classes
 
     def open(self, taps: Sequence[TapLike], context: BuildContext) -> TeacherSession:
         """Return a session with empty tables. Raises RecipeError if there are taps or the data has no sample ids."""

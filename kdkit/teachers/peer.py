@@ -1,14 +1,12 @@
 """The current output of another network in training as a teacher (mutual learning)."""
 
 from dataclasses import dataclass
-from typing import Any
 
-from kdkit.nets.net import Net
-from kdkit.teachers.base import require_net
+from kdkit.teachers.base import OnlineTeacher
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(OnlineTeacher):
     """The detached output of a network in training at the same step: mutual learning (DML, Zhang et al. 2018).
 
     Two networks in one stage teach each other if each matches the other's Peer. Both use the outputs before the update,
@@ -16,17 +14,7 @@ class Peer:
     Peer with taps, so that its deep layers teach its shallow layers.
     """
 
-    net: Net[Any]
-
-    def __post_init__(self) -> None:
-        require_net(self.net, self)
-
     @property
     def name(self) -> str:
         """The name in terms and tables."""
         return f"peer {self.net.name}"
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """The classes of its outputs, if they differ from the data's."""
-        return self.net.classes

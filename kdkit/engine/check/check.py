@@ -13,7 +13,7 @@ from kdkit.engine.check.estimate import Estimator, StageEstimate
 from kdkit.engine.check.metric_problems import number_metric_problems
 from kdkit.engine.check.notices import run_notices, shared_net_notices
 from kdkit.engine.check.output_problems import feature_teachers
-from kdkit.engine.check.plan import Plan, TermSummary
+from kdkit.engine.check.plan import Plan, StagePlan, TermSummary
 from kdkit.engine.check.recipe_problems import recipe_problems
 from kdkit.engine.check.stage_problems import stage_problems, storage_problems
 from kdkit.engine.check.step_problems import batch_problems, update_problems
@@ -64,16 +64,11 @@ def check(
         reported.update(new)
     feature_nets = {net for item in checks for net in item.feature_teachers}
     return Plan(
-        stages=tuple(
-            replace(item.stage, training=_with_keep(item.stage.training, item.untrained_outputs)) for item in checks
-        ),
-        terms=tuple(tuple(item.terms) for item in checks),
+        stage_plans=tuple(item.plan() for item in checks),
         problems=tuple(dict.fromkeys(problems)),  # outputs are checked both in training and in eval mode
         context=context,
-        peak_memory_bytes=tuple(item.peak_memory_bytes for item in checks),
         # A net that a stage trains has been validated by its metrics, which may be of packed outputs of any shape.
         feature_teachers=frozenset(feature_nets.difference(*(stage.objectives for stage in recipe.stages))),
-        estimates=tuple(item.estimate for item in checks),
         notices=(
             *dict.fromkeys(notice for item in checks for notice in item.notices),
             *shared_net_notices(recipe.stages),
@@ -84,7 +79,7 @@ def check(
 
 @dataclass(slots=True)
 class _StageCheck:
-    """The result of checking one stage. untrained_outputs: see `Facts`; other fields: see `Plan`."""
+    """The result of checking one stage. untrained_outputs: see `Facts`; other fields: see `Plan` and `StagePlan`."""
 
     stage: Stage
     problems: list[str]
@@ -95,6 +90,15 @@ class _StageCheck:
     peak_memory_bytes: int | None = None
     estimate: StageEstimate | None = None
     loader_batch: int | None = None
+
+    def plan(self) -> StagePlan:
+        """Return the plan of the stage."""
+        return StagePlan(
+            stage=replace(self.stage, training=_with_keep(self.stage.training, self.untrained_outputs)),
+            terms=tuple(self.terms),
+            peak_memory_bytes=self.peak_memory_bytes,
+            estimate=self.estimate,
+        )
 
 
 def _check_stage(

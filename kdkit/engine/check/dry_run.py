@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, nested_tensors
-from kdkit.engine.check.facts import Facts
+from kdkit.engine.check.facts import CheckedTerm, Facts
 from kdkit.engine.check.network_failures import describe_failure
 from kdkit.engine.check.notices import stage_notices
 from kdkit.engine.check.output_problems import output_problems
@@ -24,7 +24,7 @@ from kdkit.errors import KdkitError, RecipeError
 from kdkit.losses.features import as_tuple
 from kdkit.nets.net import Net
 from kdkit.nets.taps import HeadTap, TapLike, is_left_out, path_of
-from kdkit.recipe.objective import as_objective
+from kdkit.recipe.recipe import weighted_terms
 from kdkit.teachers.base import Teacher, require_output
 from kdkit.utils.devices import Precision, autocast
 from kdkit.utils.modules import parameters_behind
@@ -49,7 +49,7 @@ def dry_run(open_stage: OpenStage, batch: Batch, precision: Precision = "fp32") 
         facts.notices += stage_notices(facts)
     # Their graphs hold the activations.
     facts.student_outputs.clear()
-    facts.inputs.clear()
+    facts.checked_terms.clear()
     return facts
 
 
@@ -121,8 +121,8 @@ def _run_in_eval_mode(facts: Facts) -> Iterator[str]:
     """Run students as in validation: in eval mode and without taps, when some models return different outputs."""
     facts.module.open_taps.pause()
     for net in facts.module.students:
-        terms = [weighted.term for weighted in as_objective(facts.stage.objectives[net])]
-        if facts.context.position_dims and not facts.context.has_labels and all(term.student for term in terms):
+        taps = [weighted.term.student for owner, weighted in weighted_terms(facts.stage) if owner is net]
+        if facts.context.position_dims and not facts.context.has_labels and all(taps):
             continue  # in a Distiller, which has no validation, nothing uses these outputs
         net.network.eval()
         try:
@@ -229,7 +229,7 @@ def _compute_terms(facts: Facts) -> Iterator[str]:
             trained.update(tap.module.parameters() if isinstance(tap, HeadTap) else ())
         # The plan shows the shapes of the outputs, not those of rows of positions.
         whole = inputs if term.rows is None else term.whole_inputs(batch, outputs, fill=True)
-        facts.inputs.append((term, inputs, whole))
+        facts.checked_terms.append(CheckedTerm(term, inputs, whole))
         facts.terms.append(summarize(term, whole, facts.taps, projectors.values()))
     facts.untrained_outputs = all(parameters_behind([outputs[net.name].output]) - trained for net in module.students)
 

@@ -1,5 +1,7 @@
 """What a dry run shows about an open stage. Problems and notices are functions of these facts."""
 
+from typing import NamedTuple
+
 from torch import Tensor
 
 from kdkit.data.batch import Batch
@@ -11,13 +13,21 @@ from kdkit.nets.taps import TapLike
 from kdkit.teachers.base import TeacherOutput
 
 
+class CheckedTerm(NamedTuple):
+    """A term with the inputs of its loss for a tiny batch. whole: before rows and classes were selected."""
+
+    term: BoundTerm
+    inputs: TermInputs
+    whole: TermInputs
+
+
 class Facts:
     """An open stage, a tiny batch, and what a dry run has shown so far.
 
     problems: what prevents a run. notices: see `Plan`. Without problems, the other facts are complete.
     teacher_outputs, student_outputs: by name, of students in training mode. eval_outputs: of students in eval mode, if
-    anything uses them. terms: a summary of each term. inputs: of each term's loss, after and before rows and classes
-    were selected. untrained_outputs: whether the outputs of every student depend on parameters that no term trains.
+    anything uses them. checked_terms: without their inputs after the dry run. terms: a summary of each term.
+    untrained_outputs: whether the outputs of every student depend on parameters that no term trains.
     computes_ctc: whether a term calls the CTC loss of torch.
     """
 
@@ -31,7 +41,7 @@ class Facts:
         self.teacher_outputs: dict[str, TeacherOutput] = {}
         self.student_outputs: dict[str, Tensor] = {}
         self.eval_outputs: dict[str, Tensor] = {}
-        self.inputs: list[tuple[BoundTerm, TermInputs, TermInputs]] = []
+        self.checked_terms: list[CheckedTerm] = []
         self.terms: list[TermSummary] = []
         self.untrained_outputs = False
         self.computes_ctc = False

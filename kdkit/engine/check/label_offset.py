@@ -19,10 +19,12 @@ def offset_notices(facts: Facts) -> Iterator[str]:
         return
     for net in facts.module.students:
         terms = [
-            (term, inputs) for term, inputs, _ in facts.inputs if term.student_net is net and term.weighted.has_weight
+            checked
+            for checked in facts.checked_terms
+            if checked.term.student_net is net and checked.term.weighted.has_weight
         ]
-        on_outputs = [term for term, _ in terms if term.student.is_output]
-        if on_outputs and not any(_sees_offset(facts, term, inputs) for term, inputs in terms):
+        on_outputs = [checked.term for checked in terms if checked.term.student.is_output]
+        if on_outputs and not any(_sees_offset(facts, checked.term, checked.inputs) for checked in terms):
             yield (
                 f"the probability of a label of net {net.name!r} is not trained: {loss_name(on_outputs[0].loss)} "
                 "compares classes with each other, as if a sample had only one, and stays the same if all outputs of a "

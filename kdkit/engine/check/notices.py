@@ -22,8 +22,8 @@ from kdkit.losses.contrastive import CRD
 from kdkit.losses.features import as_tuple
 from kdkit.nets.taps import HeadTap, Tap
 from kdkit.nets.views import Images
-from kdkit.recipe.objective import Truth, as_objective
-from kdkit.recipe.recipe import Stage, nets_of
+from kdkit.recipe.objective import Truth
+from kdkit.recipe.recipe import Stage, nets_of, weighted_terms
 from kdkit.utils.reprs import describe_names
 
 _LARGEST_SHARE = 0.2  # of the initial weights in the final average
@@ -93,7 +93,7 @@ def _probabilities(facts: Facts) -> Iterator[str]:
 
 
 def _unlabelled_positions(facts: Facts) -> Iterator[str]:
-    for term, inputs, _ in facts.inputs if facts.context.position_dims else ():
+    for term, inputs, _ in facts.checked_terms if facts.context.position_dims else ():
         if term.rows is not None and not len(as_tuple(inputs.student)[0]):
             # There is no advice for a loss that takes labels.
             advice = "" if term.extra_kwargs else "; PerPosition(loss, ignore_index=None) compares all positions"
@@ -106,7 +106,7 @@ def _unlabelled_positions(facts: Facts) -> Iterator[str]:
 def _sequences(facts: Facts) -> Iterator[str]:
     """Yield notices about image tokens, (batch, channels, tokens), that a loss would resize as a sequence."""
     has_images = any(tensor.ndim == 4 for tensor in nested_tensors(facts.batch.inputs))
-    for term, _, inputs in facts.inputs if has_images else ():
+    for term, _, inputs in facts.checked_terms if has_images else ():
         if not isinstance(term.loss, _ON_FEATURES) or inputs.target is None:
             continue
         # Some losses take any number of taps.
@@ -125,16 +125,16 @@ def _terms_of_copied_labels(facts: Facts) -> Iterator[str]:
     """Yield a notice if labels are the input tokens: a language model would learn to repeat the token that it reads."""
     if not _are_inputs(facts):
         return
-    for net, objective in facts.stage.objectives.items():
-        for term in (weighted.term for weighted in as_objective(objective)):
-            compares_outputs = isinstance(term.loss, nn.CrossEntropyLoss) or is_per_position(term.loss)
-            is_of_outputs = term.student is None or isinstance(term.student, HeadTap)
-            if isinstance(term, Truth) and is_of_outputs and compares_outputs:
-                yield (
-                    f"the labels are the input tokens, so term {term.label!r} trains net {net.name!r} to repeat the "
-                    f"token that it reads; if it predicts the next token, {_shift(facts)}"
-                )
-                return
+    for net, weighted in weighted_terms(facts.stage):
+        term = weighted.term
+        compares_outputs = isinstance(term.loss, nn.CrossEntropyLoss) or is_per_position(term.loss)
+        is_of_outputs = term.student is None or isinstance(term.student, HeadTap)
+        if isinstance(term, Truth) and is_of_outputs and compares_outputs:
+            yield (
+                f"the labels are the input tokens, so term {term.label!r} trains net {net.name!r} to repeat the token "
+                f"that it reads; if it predicts the next token, {_shift(facts)}"
+            )
+            return
 
 
 def _metrics_of_copied_labels(facts: Facts, _data: Data) -> Iterator[str]:
@@ -170,8 +170,8 @@ def _learning_rate(facts: Facts, _data: Data) -> Iterator[str]:
 
 def _untrained_nets(facts: Facts, _data: Data) -> Iterator[str]:
     stage = facts.stage
-    objectives = {net: as_objective(objective) for net, objective in stage.objectives.items()}
-    idle = [net for net, terms in objectives.items() if not any(weighted.has_weight for weighted in terms)]
+    trained = {net for net, weighted in weighted_terms(stage) if weighted.has_weight}
+    idle = [net for net in stage.objectives if net not in trained]
     for net in idle:
         yield f"stage {stage.name!r}: every term of net {net.name!r} has the weight 0, so nothing trains it"
     if facts.untrained_outputs and stage.training.keep is None and not idle:

@@ -17,8 +17,9 @@ from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.nets.elements import Element
 from kdkit.nets.net import Net
 from kdkit.nets.taps import ClassifierTap, Tap, TapLike, path_of
-from kdkit.recipe.objective import Match, Taps, taps_of
+from kdkit.recipe.objective import Taps, taps_of
 from kdkit.recipe.recipe import Stage, nets_of
+from kdkit.teachers.base import Teacher
 from kdkit.teachers.ensemble import Teachers
 from kdkit.utils.reprs import describe_count
 
@@ -42,26 +43,34 @@ class TermSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StagePlan:
+    """A stage as it would run.
+
+    terms: empty if the dry run failed. peak_memory_bytes: the peak memory of tensors in the dry run, which has only a
+    few samples and no optimizer, so a training step takes more. None on devices other than CUDA, and if the stage was
+    not run. estimate: its cost; None if it was not run, or if `check` got no options.
+    """
+
+    stage: Stage
+    terms: tuple[TermSummary, ...]
+    peak_memory_bytes: int | None
+    estimate: StageEstimate | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A recipe as it would run, and every problem that prevents it.
 
-    terms: the summaries of each stage's terms; empty for a stage whose dry run failed.
-    peak_memory_bytes: the peak memory of tensors in the dry run of each stage. The dry run has only a few samples and
-    no optimizer, so a training step takes more. None on devices other than CUDA, and for a stage that was not run.
     feature_teachers: networks that are matched by features only and whose outputs are not about the data's classes.
-    They have no metrics. estimates: the cost of each stage; None for a stage that was not run, or if `check` got no
-    options. notices: settings that are valid but rarely intended, such as uncertain channels of a tap.
+    They have no metrics. notices: settings that are valid but rarely intended, such as uncertain channels of a tap.
     loader_batch: the size of the first batch of a user-defined DataLoader, which replaces Training(batch_size=); None
     for other data.
     """
 
-    stages: tuple[Stage, ...]
-    terms: tuple[tuple[TermSummary, ...], ...]
+    stage_plans: tuple[StagePlan, ...]
     problems: tuple[str, ...]
     context: BuildContext
-    peak_memory_bytes: tuple[int | None, ...]
     feature_teachers: frozenset[Net[Any]]
-    estimates: tuple[StageEstimate | None, ...]
     notices: tuple[str, ...]
     loader_batch: int | None
 
@@ -69,6 +78,21 @@ class Plan:
         stages = ", ".join(stage.name for stage in self.stages)
         problems = "".join(f"\n  - {problem}" for problem in self.problems) or " no problems"
         return f"Plan({describe_count(len(self.stages), 'stage')}: {stages};{problems})"
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in the order in which they run."""
+        return tuple(plan.stage for plan in self.stage_plans)
+
+    @property
+    def terms(self) -> tuple[tuple[TermSummary, ...], ...]:
+        """The summaries of each stage's terms."""
+        return tuple(plan.terms for plan in self.stage_plans)
+
+    @property
+    def estimates(self) -> tuple[StageEstimate | None, ...]:
+        """The cost of each stage."""
+        return tuple(plan.estimate for plan in self.stage_plans)
 
     @property
     def nets(self) -> tuple[Net[Any], ...]:
@@ -97,19 +121,19 @@ def summarize(
             return " ".join(["outputs", *elements, describe_shape(value)])
         return f"{', '.join(describe_tap(opened.get(tap, tap), nets) for tap in taps_of(taps))} {describe_shape(value)}"
 
-    match = term.weighted.term if isinstance(term.weighted.term, Match) else None
-    if match is None or inputs.target is None:
+    source = term.weighted.term
+    if inputs.target is None:
         target = f"labels {describe_shape(inputs.labels)}"
     else:
-        target = describe_side(match.target, inputs.target, _nets_of(match.teacher))
+        target = describe_side(source.target, inputs.target, _nets_of(source.teacher))
     parameters = sum(map(torch.numel, term.loss.parameters())) if isinstance(term.loss, nn.Module) else 0
     return TermSummary(
         label=term.label,
         loss=describe_loss(term.loss),
         weight=(term.weighted.weight(0.0), term.weighted.weight(1.0)),
         student_net=term.student_net.name,
-        teacher=None if match is None else match.teacher.name,
-        student=describe_side(term.weighted.term.student, inputs.student, [term.student_net]),
+        teacher=None if source.teacher is None else source.teacher.name,
+        student=describe_side(source.student, inputs.student, [term.student_net]),
         target=target,
         parameters=parameters,
         projectors=tuple(projectors),
@@ -140,7 +164,7 @@ def _describe_element(element: Element) -> str:
     return f"element {element}" if isinstance(element, int) else element if isinstance(element, str) else ""
 
 
-def _nets_of(teacher: Any) -> tuple[Net[Any], ...]:
+def _nets_of(teacher: Teacher | None) -> tuple[Net[Any], ...]:
     """Return the networks whose layers may be tapped for a teacher: its members, itself, or the net that it follows."""
     if isinstance(teacher, Teachers):
         return teacher.members

@@ -15,8 +15,9 @@ from kdkit.losses.chunked import Chunked
 from kdkit.losses.positions import PerPosition, PerToken
 from kdkit.nets.net import Net
 from kdkit.nets.taps import HeadTap
-from kdkit.recipe.objective import Match, Term, Truth, as_objective, taps_of
-from kdkit.recipe.recipe import Stage
+from kdkit.recipe.objective import Match, Term, Truth, taps_of
+from kdkit.recipe.recipe import Stage, weighted_terms
+from kdkit.teachers.base import OnlineTeacher
 from kdkit.teachers.ema import Ema
 from kdkit.teachers.ensemble import Teachers
 from kdkit.teachers.past import Past
@@ -118,7 +119,7 @@ def _teacher_problems(net: Net[Any], match: Match, stage: Stage, context: BuildC
                 f"net {member.name!r} is trained in this stage, so it cannot be one of the frozen Teachers(...); "
                 "match Peer(net) in a separate term"
             )
-    if isinstance(teacher, Past | Ema | Peer) and teacher.net not in stage.objectives:
+    if isinstance(teacher, OnlineTeacher) and teacher.net not in stage.objectives:
         yield (
             f"{teacher.name!r} needs a net that is trained in this stage, but {teacher.net.name!r} is not; match "
             "the net itself, or train it here too"
@@ -130,8 +131,8 @@ def _teacher_problems(net: Net[Any], match: Match, stage: Stage, context: BuildC
 
 
 def _tap_problems(net: Net[Any], term: Term) -> Iterator[str]:
-    teacher: Any = getattr(term, "teacher", None)  # None for a term on the labels, which has no targets
-    targets = taps_of(getattr(term, "target", None))
+    teacher: Any = term.teacher
+    targets = taps_of(term.target)
     if any(map(_is_head, targets)) and not isinstance(teacher, Net | Peer):
         yield (
             f"a HeadTap as target needs a Net or a Peer as teacher, but {teacher.name!r} is a "
@@ -209,7 +210,7 @@ def _optimizer_problems(stage: Stage) -> Iterator[str]:
 
 def _terms(stage: Stage) -> list[tuple[Net[Any], Term]]:
     """Return each term with the network that it trains."""
-    return [(net, part.term) for net, objective in stage.objectives.items() for part in as_objective(objective)]
+    return [(net, weighted.term) for net, weighted in weighted_terms(stage)]
 
 
 def _is_head(tap: object) -> bool:

@@ -46,7 +46,7 @@ class TermCheck:
         self.target = inputs.target_or_labels()
         self.shapes = f"student {describe_shape(inputs.student)} and target {describe_shape(self.target)}"
         self.loss, self.student = describe_loss(term.loss), repr(term.student_net.name)
-        self.teacher = getattr(term.weighted.term, "teacher", None)  # None for a term on the labels
+        self.teacher = term.weighted.term.teacher
         self.first = as_tuple(inputs.student)[0]
 
     def problem(self) -> str | None:
@@ -113,8 +113,8 @@ class TermCheck:
 
     def _heads_advice(self) -> str:
         """Return advice for attention maps of different numbers of heads; "" for other sides."""
-        match, student, target = self.term.weighted.term, self.inputs.student, self.inputs.target
-        taps = (*taps_of(match.student), *taps_of(getattr(match, "target", None)))
+        term, student, target = self.term.weighted.term, self.inputs.student, self.inputs.target
+        taps = (*taps_of(term.student), *taps_of(term.target))
         if not taps or not all(isinstance(tap, AttentionTap) for tap in taps):
             return ""
         if not isinstance(student, Tensor) or not isinstance(target, Tensor) or student.shape[1] == target.shape[1]:

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Task
 from kdkit.engine.stage.term_binding import TermBinding
-from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.losses.features import as_tuple
 from kdkit.nets.recompute import Recomputation
 from kdkit.nets.taps import HeadTap, OpenTaps, TapLike
-from kdkit.recipe.objective import Match, as_objective, taps_of
-from kdkit.recipe.recipe import Stage
+from kdkit.nets.taps.open_taps import Slot
+from kdkit.recipe.objective import Taps, taps_of
+from kdkit.recipe.recipe import Stage, weighted_terms
 from kdkit.teachers.base import TeacherOutput, TeacherOutputs
 from kdkit.teachers.peer import Peer
 from kdkit.utils.modules import drop_compiled_code
@@ -43,20 +43,16 @@ class DistillationModule(nn.Module):
         self.open_taps = OpenTaps(_student_taps(stage), self.students)
         if self.open_taps.taps:
             drop_compiled_code(self.nets)
-        self._tap_indices: dict[str, tuple[int, ...]] = {}  # indices into the open taps, by student
-        taps: dict[str, tuple[TapLike, ...]] = {}
+        self._slots: dict[str, tuple[Slot, ...]] = {}  # of the taps on each student
         for net in self.students:
             parts = set(net.network.modules())  # students may share layers, so a tap may be on several students
-            on_net = [(index, tap) for index, tap in enumerate(self.open_taps.taps) if tap.module in parts]
-            self._tap_indices[net.name] = tuple(index for index, _ in on_net)
-            taps[net.name] = tuple(tap for _, tap in on_net)
+            self._slots[net.name] = tuple(slot for slot in self.open_taps.slots if slot.tap.module in parts)
+        taps = {name: tuple(slot.tap for slot in slots) for name, slots in self._slots.items()}
         self.recomputation = Recomputation(module for net in self.students for module in net.recomputed)
         self.peers = tuple({match.teacher for match in stage.matches if isinstance(match.teacher, Peer)})
         try:
             self.terms = tuple(
-                TermBinding(net, weighted, stage, taps, context).bind()
-                for net, objective in stage.objectives.items()
-                for weighted in as_objective(objective)
+                TermBinding(net, weighted, stage, taps, context).bind() for net, weighted in weighted_terms(stage)
             )
         except BaseException:
             self.close()
@@ -76,7 +72,7 @@ class DistillationModule(nn.Module):
         """Run the students, and return the outputs and features of students, peers and teachers by name."""
         outputs = {**teacher_outputs}
         for net in self.students:
-            outputs[net.name] = TeacherOutput(*self.open_taps.run(net, batch, self._tap_indices[net.name]))
+            outputs[net.name] = TeacherOutput(*self.open_taps.run(net, batch, self._slots[net.name]))
         for peer in self.peers:
             # A peer is a teacher, so it gets no gradient from the network that matches it.
             output, features, _ = outputs[peer.net.name]
@@ -91,7 +87,7 @@ class DistillationModule(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Set training mode, except for frozen submodules: the statistics of a frozen batch norm must not change."""
         super().train(mode)
-        self.open_taps.computes_heads = not mode
+        self.open_taps.compute_heads(enabled=not mode)
         for module in self.nets.modules() if mode else ():
             parameters = list(module.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):
@@ -118,14 +114,17 @@ class DistillationModule(nn.Module):
             inputs = term.gather_inputs(batch, outputs, fill=True)
             modules = tuple(teachers.get(name) for name in term.teachers)
             teacher = modules if len(modules) > 1 else next(iter(modules), None)
-            tapped = tuple(tap.module for tap in taps_of(getattr(term.weighted.term, "target", None)))
+            source = term.weighted.term
+            of_term = replace(
+                context,
+                tapped=tuple(tap.module for tap in taps_of(source.target)),
+                teacher_classes=getattr(source.teacher, "classes", None),
+                heads=(_head(source.student), _head(source.target)),
+                columns=term.columns,
+            )
+            sides = as_tuple(inputs.student), as_tuple(inputs.target_or_labels())
             try:
-                sides = as_tuple(inputs.student), as_tuple(inputs.target_or_labels())
-                shapes = [tuple(tensor.shape for tensor in side) for side in sides]
-                names = getattr(getattr(term.weighted.term, "teacher", None), "classes", None)
-                heads, columns = _heads(term), term.columns
-                of_term = replace(context, tapped=tapped, teacher_classes=names, heads=heads, columns=columns)
-                build(*shapes, of_term, teacher)
+                build(*(tuple(tensor.shape for tensor in side) for side in sides), of_term, teacher)
             except RecipeError as error:
                 problems.append(f"term {term.label!r}: {error}")
             except Exception as error:  # a user-defined loss may raise anything
@@ -143,12 +142,10 @@ def _student_taps(stage: Stage) -> Iterator[TapLike]:
     """Yield the taps on networks in training: those of student sides, and of targets that are peers."""
     for term in stage.terms:
         yield from taps_of(term.student)
-        if isinstance(term, Match) and isinstance(term.teacher, Peer):
+        if isinstance(term.teacher, Peer):
             yield from taps_of(term.target)
 
 
-def _heads(term: BoundTerm) -> tuple[nn.Module | None, nn.Module | None]:
-    """Return the modules that HeadTaps are on, for the student and for the target side."""
-    sides = (term.weighted.term.student, getattr(term.weighted.term, "target", None))
-    student, target = (side.module if isinstance(side, HeadTap) else None for side in sides)
-    return student, target
+def _head(side: Taps) -> nn.Module | None:
+    """Return the module that the HeadTap of a side is on, or None."""
+    return side.module if isinstance(side, HeadTap) else None

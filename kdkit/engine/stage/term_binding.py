@@ -1,7 +1,7 @@
 """Bind the terms of an objective to the networks and taps of a stage."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdkit.engine.stage.class_alignment import ClassAlignment, Columns, shared_classes
 from kdkit.engine.stage.positions import LabelledRows
@@ -112,35 +112,15 @@ class TermBinding:
         self, student: TensorRef, target: TensorRef | None, *, takes_rows: bool
     ) -> tuple[ClassAlignment | None, _Columns]:
         """Return how the sides are reduced to their shared classes, and the columns of a Chunked loss."""
-        context, term = self.context, self.weighted.term
-        student_is_output = student.is_output or _gives_classes(self.net, term.student, context)
-        target_is_output = target is not None and (
-            target.is_output
-            or (len(self.members) == 1 and _gives_classes(self.members[0], getattr(term, "target", None), context))
-        )
-        members = self.members if target_is_output or "teacher_outputs" in self.extra_kwargs else ()
-        sides = (*([self.net] if student_is_output else []), *members)
-        classes = {side.name: _classes_of(side, context) for side in sides}
-        if self.uses_labels and (classes or self.match is None):
-            classes[_THE_DATA] = context.classes
-        head = self._tapped_head(
-            student, target, student_is_output=student_is_output, target_is_output=target_is_output
-        )
-        head_classes = () if head is None else _classes_of(head, context)
-        if head is not None and any(set(head_classes) != set(side) for side in classes.values()):
-            head = None
-        is_target_head = head is not None and head is not self.net
-        if head is not None:
-            classes[head.name] = head_classes
-            members = self.members if is_target_head else members
-        if not classes:
+        context, sides = self.context, self._class_sides(student, target)
+        if not sides.classes:
             return None, _ALL_COLUMNS
-        names = " and ".join(name if name == _THE_DATA else repr(name) for name in classes)
-        description = f"net {names}" if len(classes) < 3 else f"nets {names}"
-        columns = shared_classes(tuple(classes.values()), description, context.classes)
+        names = " and ".join(name if name == _THE_DATA else repr(name) for name in sides.classes)
+        description = f"net {names}" if len(sides.classes) < 3 else f"nets {names}"
+        columns = shared_classes(tuple(sides.classes.values()), description, context.classes)
         if columns is None:
             return None, _ALL_COLUMNS
-        shared = dict(zip(classes, columns, strict=True))
+        shared = dict(zip(sides.classes, columns, strict=True))
         labels = shared.get(_THE_DATA)
         if labels == tuple(range(len(context.classes))):
             labels = None  # every class is shared, so labels are unchanged, and no sample is dropped
@@ -149,23 +129,46 @@ class TermBinding:
                 f"net {names} have different classes, but a loss on whole outputs cannot leave out the positions of "
                 "other classes; use PerPosition(loss), or give the networks the classes of the data"
             )
+        targets = tuple(shared[member.name] for member in sides.members)
         if isinstance(self.loss, Chunked):  # it selects the columns of the outputs that it computes itself
-            of_sides = shared.get(self.net.name), shared[members[0].name] if members else None
-            if labels is None:
-                return None, of_sides
-            of_labels = ClassAlignment(
-                student=None, targets=(), target_is_output=False, labels=labels, task=context.task
-            )
-            return of_labels, of_sides
+            of_labels = None
+            if labels is not None:
+                of_labels = ClassAlignment(
+                    student=None, targets=(), target_is_output=False, labels=labels, task=context.task
+                )
+            return of_labels, (shared.get(self.net.name), targets[0] if targets else None)
         return ClassAlignment(
             student=shared.get(self.net.name),
-            targets=tuple(shared[member.name] for member in members),
-            target_is_output=target_is_output or is_target_head,
+            targets=targets,
+            target_is_output=sides.target_is_output,
             labels=labels,
             task=context.task,
-            student_head=None if head is None or is_target_head else len(head_classes),
-            target_head=len(head_classes) if is_target_head else None,
+            student_head=sides.student_head,
+            target_head=sides.target_head,
         ), _ALL_COLUMNS
+
+    def _class_sides(self, student: TensorRef, target: TensorRef | None) -> "_ClassSides":
+        """Return the sides with a column per class: outputs, labels, and a tapped side that may be a head."""
+        context, term = self.context, self.weighted.term
+        student_is_output = student.is_output or _gives_classes(self.net, term.student, context)
+        target_is_output = target is not None and (
+            target.is_output or (len(self.members) == 1 and _gives_classes(self.members[0], term.target, context))
+        )
+        members = self.members if target_is_output or "teacher_outputs" in self.extra_kwargs else ()
+        outputs = (*([self.net] if student_is_output else []), *members)
+        classes = {side.name: _classes_of(side, context) for side in outputs}
+        if self.uses_labels and (classes or self.match is None):
+            classes[_THE_DATA] = context.classes
+        head = self._tapped_head(
+            student, target, student_is_output=student_is_output, target_is_output=target_is_output
+        )
+        head_classes = () if head is None else _classes_of(head, context)
+        if head is None or any(set(head_classes) != set(side) for side in classes.values()):
+            return _ClassSides(classes, members, target_is_output)
+        classes[head.name] = head_classes
+        if head is self.net:
+            return _ClassSides(classes, members, target_is_output, student_head=len(head_classes))
+        return _ClassSides(classes, self.members, target_is_output=True, target_head=len(head_classes))
 
     def _tapped_head(
         self, student: TensorRef, target: TensorRef | None, *, student_is_output: bool, target_is_output: bool
@@ -180,6 +183,20 @@ class TermBinding:
             return self.net if (target_is_output or self.match is None) and not student.is_tuple else None
         is_single = target is not None and not target.is_tuple and len(self.members) == 1
         return self.members[0] if is_single and not target_is_output else None
+
+
+class _ClassSides(NamedTuple):
+    """The sides of a term that have a column per class.
+
+    classes: of each side by name, and of the data if labels are used. members: the teachers whose outputs are compared.
+    The other fields are those of `ClassAlignment`.
+    """
+
+    classes: dict[str, tuple[str, ...]]
+    members: tuple[Teacher, ...]
+    target_is_output: bool
+    student_head: int | None = None
+    target_head: int | None = None
 
 
 def _classes_of(side: Teacher | Net[Any], context: BuildContext) -> tuple[str, ...]:

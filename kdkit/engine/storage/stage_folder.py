@@ -109,22 +109,17 @@ class StageFolder:
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written. Raises RunFolderError if writing it failed."""
-        self.wait_until_written()
-        writing, self._writing = self._writing, None
-        if writing is not None:
+        if self._writing is not None:
+            futures.wait([self._writing])  # an interrupt of this wait must not lose it
+            writing, self._writing = self._writing, None
             writing.result()
 
     def wait_or_warn(self) -> None:
-        """Wait for the last checkpoint of a run that a signal ended, and warn if writing it failed."""
+        """Wait for the last checkpoint of a run that ends early, and warn if writing it failed."""
         try:
             self.wait()
         except RunFolderError as error:
             warnings.warn(f"the last checkpoint was not written: {error}", stacklevel=2)
-
-    def wait_until_written(self) -> None:
-        """Wait until writing the last checkpoint has ended, even if it failed."""
-        if self._writing is not None:
-            futures.wait([self._writing])
 
     def load_checkpoint(self) -> tuple[dict[str, Any], History, str | None] | None:
         """Return the last intact checkpoint, its history, and a notice if a later one is damaged; or None.

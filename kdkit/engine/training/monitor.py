@@ -29,7 +29,7 @@ class Monitor:
         self.metric = without_interval(metric)
         self.higher_is_better = not lower_is_better(self.metric)
         predictor = ctx.predictor
-        self.predictor = Predictor(predictor.data, predictor.device_data, predictor.autocast, [self.metric])
+        self.predictor = Predictor(predictor.data, predictor.device_data, predictor.precision, [self.metric])
 
     def validate(self, state: TrainState, epoch: int, between_batches: Callable[[], None]) -> Mapping[str, float]:
         """Return the metric on the validation split for each network in training, by name.

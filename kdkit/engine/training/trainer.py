@@ -63,14 +63,12 @@ class StageTrainer:
         try:
             with located(self._describe_location, self.ctx.options.out):
                 self._train()
-        except (KeyboardInterrupt, Terminated):
-            self._load_best()  # a caller that catches the interrupt gets the best weights, not those of this epoch
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | Terminated):
+                self._load_best()  # a caller that catches the interrupt gets the best weights, not those of this epoch
             if self.folder is not None and not self.ctx.interrupts.at_once:
                 self.folder.wait_or_warn()
             raise
-        finally:
-            if self.folder is not None and not self.ctx.interrupts.at_once:
-                self.folder.wait_until_written()
         self._load_best()
         if self.folder is not None:
             summary = {

@@ -83,7 +83,7 @@ class _HeadHook:
             )
         hidden = inputs[0]
         self.slot(hidden.movedim(-1, 1))
-        if self.slot.open_taps.computes_heads:
+        if self.slot.computes_head:
             return None
         self.rows = hidden.shape[:-1]
         empty = hidden.narrow(-2, 0, 0)

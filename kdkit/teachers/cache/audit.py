@@ -57,14 +57,14 @@ class Audit:
         with preserve_rng_state():
             batch = split.batch(torch.isin(torch.as_tensor(split.ids).cpu(), ids).nonzero().flatten(), draw)
         try:
-            lookup = None if batch.ids is None else store.lookup(batch.ids, draw)
-            if lookup is None or (lookup.hits is not None and not lookup.hits.any()):
-                return
-            parts = store.read(lookup)
+            cached = None if batch.ids is None else store.read(batch.ids, draw)
         except OSError:  # the first step that reads them reports the reason
             return
-        if lookup.hits is not None:  # damaged outputs are recomputed when they are read
-            intact = lookup.hits.nonzero().flatten()
+        if cached is None or not cached.parts:
+            return
+        parts = cached.parts
+        if cached.hits is not None:  # damaged outputs are recomputed when they are read
+            intact = cached.hits.nonzero().flatten()
             batch, parts = batch.rows(intact), tuple(part[intact] for part in parts)
         self.check(batch.to(device), parts, store)
 

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from kdkit.data.batch import Batch
@@ -13,7 +12,7 @@ from kdkit.nets.taps import TapLike
 from kdkit.teachers.base import TeacherOutput, TeacherSession
 from kdkit.teachers.cache.audit import Audit
 from kdkit.teachers.cache.codec import Codec
-from kdkit.teachers.cache.store import Lookup, NewOutputs, Store
+from kdkit.teachers.cache.store import CachedRows, NewOutputs, Store
 from kdkit.utils import collectives
 
 
@@ -34,18 +33,14 @@ class CachedTeacher(TeacherSession):
 
     def __call__(self, batch: Batch) -> TeacherOutput:
         """Return the output for a batch. The teacher runs on the cache misses only."""
-        try:
-            lookup = self._lookup(batch)
-            cached = () if lookup is None or self.store is None else self.store.read(lookup)
-        except OSError as error:
-            self._stop_caching(first_line(error))
-            lookup = None
-        if lookup is None or self.store is None:
+        store = self.store
+        cached = None if store is None else self._read(batch, store)
+        if store is None or cached is None:
             return self._run_teacher(batch)
-        if lookup.hits is not None:
-            return self._complete(batch, lookup, cached, self.store)
-        self.audit.spot_check(batch, cached, self.store)
-        return self.codec.decode(cached, batch.labels.device)
+        if cached.hits is not None:
+            return self._complete(batch, cached, cached.hits, store)
+        self.audit.spot_check(batch, cached.parts, store)
+        return self.codec.decode(cached.parts, batch.labels.device)
 
     def dry_run(self, batch: Batch) -> Sequence[TapLike]:
         """Run the teacher once."""
@@ -98,23 +93,24 @@ class CachedTeacher(TeacherSession):
             except OSError as error:
                 self._stop_caching(first_line(error))
 
-    def _lookup(self, batch: Batch) -> Lookup | None:
+    def _read(self, batch: Batch, store: Store) -> CachedRows | None:
+        """Return the rows of a batch; None if its samples cannot be identified, or the store cannot be read."""
         ids = batch.ids if batch.ids_on_cpu is None else batch.ids_on_cpu  # avoids a wait for the device
-        if self.store is None or ids is None or batch.draw is None:
+        if ids is None or batch.draw is None:
             return None
-        return self.store.lookup(ids, batch.draw)
+        try:
+            return store.read(ids, batch.draw)
+        except OSError as error:
+            self._stop_caching(first_line(error))
+            return None
 
     def _run_teacher(self, batch: Batch) -> TeacherOutput:
         return self.codec.decode(self.codec.encode(self.session(batch)), batch.labels.device)
 
-    def _complete(self, batch: Batch, lookup: Lookup, cached: Sequence[Tensor], store: Store) -> TeacherOutput:
-        """Run the teacher on the cache misses, write their outputs, and return the output for the batch.
-
-        cached: the parts of all samples, with arbitrary values for the misses.
-        """
-        hits = torch.ones(len(batch), dtype=torch.bool) if lookup.hits is None else lookup.hits
+    def _complete(self, batch: Batch, cached: CachedRows, hits: Tensor, store: Store) -> TeacherOutput:
+        """Run the teacher on the cache misses, write their outputs, and return the output for the batch."""
         missing = hits.logical_not().nonzero().flatten()
-        if len(missing) == len(batch) or not lookup.damaged:
+        if len(missing) == len(batch) or not cached.damaged:
             parts = self.codec.encode(self.session(batch if len(missing) == len(batch) else batch.rows(missing)))
         else:
             # The last bits of an output may depend on the batch size. If a run is repeated, the damaged outputs were
@@ -125,17 +121,18 @@ class CachedTeacher(TeacherSession):
         ]:
             self._stop_caching("the shape or dtype of its outputs changed")
             return self._run_teacher(batch)
+        rows = cached.rows[missing]
         try:
             if store.writes:
-                store.write(lookup.draw, lookup.rows[missing], parts)
+                store.write(cached.draw, rows, parts)
         except OSError as error:
             self._stop_caching(first_line(error))
             return self._run_teacher(batch)
         if collectives.is_distributed():
             copies = tuple(part.clone() for part in parts)  # a loss may change its target in place
-            self._new_outputs.append(NewOutputs(lookup.draw, store.ids[lookup.rows[missing]], copies))
+            self._new_outputs.append(NewOutputs(cached.draw, store.ids[rows], copies))
         if len(missing) < len(batch):
-            parts = tuple(part.index_copy(0, missing, new) for part, new in zip(cached, parts, strict=True))
+            parts = tuple(part.index_copy(0, missing, new) for part, new in zip(cached.parts, parts, strict=True))
         return self.codec.decode(parts, batch.labels.device)
 
     def _report(self, store: Store) -> None:

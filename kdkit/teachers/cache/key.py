@@ -24,7 +24,7 @@ FORMAT = 4  # the version of the files and the key; increase it whenever either 
 # Attributes of a Net that are already among the facts, or that its outputs do not depend on.
 _NET_ATTRIBUTES = (
     *("name", "module", "view", "element", "classes", "version", "trained", "recompute", "channels_last"),
-    *("device", "weights_note", "_copies_inputs", "taken_element", "_notes_element"),
+    *("device", "weights_note", "_copies_inputs", "taken_element"),
 )
 
 

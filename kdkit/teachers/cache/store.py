@@ -30,17 +30,18 @@ _MEMORY_BYTES = 2**28
 _MISSING, _UNVERIFIED, _INTACT, _DAMAGED = range(4)
 
 
-class Lookup(NamedTuple):
+class CachedRows(NamedTuple):
     """The rows of samples in a store, (samples,), and which of them are hits, (samples,) bool; None if all are.
 
-    damaged: whether some of the misses had been written. parts: the parts of all rows, if they were already read.
+    parts: a copy of the rows of each part, with arbitrary values for misses; () if there are no hits. damaged: whether
+    some of the misses had been written.
     """
 
     draw: int
     rows: Tensor
     hits: Tensor | None
+    parts: tuple[Tensor, ...]
     damaged: bool = False
-    parts: tuple[Tensor, ...] | None = None
 
 
 class NewOutputs(NamedTuple):
@@ -82,7 +83,7 @@ class Store:
         self._use.acquire(timeout=0)
         try:
             self.ids = torch.frombuffer(bytearray((path / IDS).read_bytes()), dtype=torch.int64)
-            # For an id beyond the last, searchsorted returns `samples`, and `lookup` compares it with the first id.
+            # For an id beyond the last, searchsorted returns `samples`, and `_rows_of` compares it with the first id.
             self._ids_or_first = torch.cat([self.ids, self.ids[:1]])
             for name in (*(part.name for part in parts), CHECKSUMS):
                 # Unbuffered, so that other processes see the rows.
@@ -97,44 +98,24 @@ class Store:
         """Which rows have an output, (draws, samples) bool, as far as this process knows."""
         return (self._state == _UNVERIFIED) | (self._state == _INTACT)
 
-    def lookup(self, ids: Tensor, draw: int) -> Lookup | None:
+    def read(self, ids: Tensor, draw: int) -> CachedRows | None:
         """Return the rows of the samples with these ids, (samples,); None if the entry lacks a row for one of them.
 
-        Rows that this process reads for the first time are verified. Raises OSError if they cannot be read.
+        Rows that this process reads for the first time are verified. Raises OSError if a file was truncated or cannot
+        be read.
         """
-        ids = ids.to("cpu", torch.int64).contiguous()
-        rows = torch.searchsorted(self.ids, ids)
-        if not 0 <= draw < self.draws or not torch.equal(self._ids_or_first.index_select(0, rows), ids):
+        rows = self._rows_of(ids, draw)
+        if rows is None:
             return None
         if draw in self._intact_draws:
-            return Lookup(draw, rows, None)
+            return CachedRows(draw, rows, None, self._copies(draw, rows))
+        parts = self._verify(draw, rows)
         states = self._state[draw].index_select(0, rows)
-        parts = None
-        if bool((states == _UNVERIFIED).any()):
-            parts = self._verify(draw, rows)
-            states = self._state[draw].index_select(0, rows)
         hits = states == _INTACT
         if bool(hits.all()):
-            return Lookup(draw, rows, None, parts=parts)
-        return Lookup(draw, rows, hits, damaged=bool((states == _DAMAGED).any()))
-
-    def read(self, lookup: Lookup) -> tuple[Tensor, ...]:
-        """Return copies of the rows of each part, with arbitrary values for misses; () if there are no hits.
-
-        Raises OSError if a file was truncated or cannot be read.
-        """
-        if lookup.parts is not None:
-            return lookup.parts
-        if lookup.hits is not None and not bool(lookup.hits.any()):
-            return ()
-        if self._most_held:
-            return tuple([held.index_select(0, lookup.rows) for held in self._held_draw(lookup.draw)])
-        if lookup.hits is None:
-            return self._read_rows(lookup.draw, lookup.rows, complete=True)
-        positions = lookup.hits.nonzero().flatten()
-        parts = self._read_rows(lookup.draw, lookup.rows[positions], complete=True)
-        empty = [part.new_zeros(len(lookup.rows), *part.shape[1:]) for part in parts]
-        return tuple(rows.index_copy_(0, positions, part) for rows, part in zip(empty, parts, strict=True))
+            return CachedRows(draw, rows, None, parts or self._copies(draw, rows))
+        parts = self._copies_of_hits(draw, rows, hits) if bool(hits.any()) else ()
+        return CachedRows(draw, rows, hits, parts, damaged=bool((states == _DAMAGED).any()))
 
     def write(self, draw: int, rows: Tensor, parts: Sequence[Tensor]) -> None:
         """Write the parts of these rows, except rows with NaN or infinity. Raises OSError if the disk is full."""
@@ -159,12 +140,13 @@ class Store:
 
     def merge(self, new: NewOutputs) -> None:
         """Write the outputs of another process of the run, except rows that are already written."""
-        lookup = self.lookup(new.ids, new.draw) if self.writes else None
-        if lookup is None or lookup.hits is None:
+        rows = self._rows_of(new.ids, new.draw) if self.writes else None
+        if rows is None:
             return
-        missing = lookup.hits.logical_not().nonzero().flatten()
+        self._verify(new.draw, rows)
+        missing = (self._state[new.draw].index_select(0, rows) != _INTACT).nonzero().flatten()
         if len(missing):
-            self.write(lookup.draw, lookup.rows[missing], [part[missing] for part in new.parts])
+            self.write(new.draw, rows[missing], [part[missing] for part in new.parts])
 
     def flush(self) -> None:
         """Force written rows to the disk, and then their checksums."""
@@ -217,12 +199,35 @@ class Store:
                 Path(self._use.lock_file).unlink(missing_ok=True)
                 (self.path / USED).touch()
 
-    def _verify(self, draw: int, rows: Tensor) -> tuple[Tensor, ...] | None:
+    def _rows_of(self, ids: Tensor, draw: int) -> Tensor | None:
+        """Return the rows of the samples with these ids, (samples,); None if the entry lacks a row for one of them."""
+        ids = ids.to("cpu", torch.int64).contiguous()
+        rows = torch.searchsorted(self.ids, ids)
+        is_known = 0 <= draw < self.draws and torch.equal(self._ids_or_first.index_select(0, rows), ids)
+        return rows if is_known else None
+
+    def _copies(self, draw: int, rows: Tensor) -> tuple[Tensor, ...]:
+        if self._most_held:
+            return tuple([held.index_select(0, rows) for held in self._held_draw(draw)])
+        return self._read_rows(draw, rows, complete=True)
+
+    def _copies_of_hits(self, draw: int, rows: Tensor, hits: Tensor) -> tuple[Tensor, ...]:
+        """Return copies of rows, with arbitrary values for misses, which are not read from the files."""
+        if self._most_held:
+            return self._copies(draw, rows)
+        positions = hits.nonzero().flatten()
+        parts = self._copies(draw, rows[positions])
+        empty = [part.new_zeros(len(rows), *part.shape[1:]) for part in parts]
+        return tuple(values.index_copy_(0, positions, part) for values, part in zip(empty, parts, strict=True))
+
+    def _verify(self, draw: int, rows: Tensor) -> tuple[Tensor, ...]:
         """Verify the checksums of unverified rows: of the whole draw if draws are held in memory, otherwise of `rows`.
 
-        Returns the parts of `rows` if all of them were read and match, otherwise None.
+        Returns the parts of `rows` if all of them were read and match, otherwise ().
         """
         requested = rows
+        if not bool((self._state[draw].index_select(0, rows) == _UNVERIFIED).any()):
+            return ()
         if self._most_held:
             rows = torch.arange(self.samples)
         rows = rows[self._state[draw].index_select(0, rows) == _UNVERIFIED]
@@ -239,8 +244,8 @@ class Store:
                 for held, part in zip(self._held_draw(draw), parts, strict=True):
                     held.index_copy_(0, rows, part)
             self._find_intact_draws()
-            return None
-        return parts if bool(intact.all()) and len(rows) == len(requested) else None
+            return ()
+        return parts if bool(intact.all()) and len(rows) == len(requested) else ()
 
     def _count_damaged(self, draw: int, rows: Tensor) -> None:
         new = {(draw, row) for row in rows.tolist()} - self._damaged_rows

@@ -446,7 +446,7 @@ number, folder = int(sys.argv[1]), sys.argv[2]
 distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
 data = TorchData(Images(), Images(), classes=["sky", "road", "car"])
 device_data = DeviceData(torch.device("cpu"), share=0.25, draws=1, passes=1)
-predictor = Predictor(data, device_data, contextlib.nullcontext, [TopKAccuracy(1)])
+predictor = Predictor(data, device_data, metrics=[TopKAccuracy(1)])
 predictions = predictor.predict(Net("net", nn.Identity()), data.validation, batch_size=4)
 arrays = (predictions.labels, predictions.outputs, predictions.reduced["top_1_accuracy"])
 torch.save([torch.tensor(array) for array in arrays], f"{folder}/{number}.pt")

@@ -1,7 +1,6 @@
 """Streams, with a length and without, in a DataLoader and bare, and epochs that are a number of batches."""
 
 import gc
-from contextlib import nullcontext
 
 import datasets
 import pytest
@@ -213,7 +212,7 @@ def test_a_stream_that_does_not_end_is_reported_with_the_remedy_until_it_has_end
     monkeypatch.setattr(predict, "_NOTICE_AFTER", 1e-9)
     data = TorchData(WHOLE, Stream(), classes=CLASSES)
     device_data = DeviceData(torch.device("cpu"), share=0.0, draws=None, passes=1)
-    predictor = predict.Predictor(data, device_data, nullcontext)
+    predictor = predict.Predictor(data, device_data)
     with pytest.warns(RuntimeWarning, match=r"the validation data, .*, is still being read after \d+ samples; if"):
         predictor.predict(student(), data.validation, batch_size=4)
     predictor.predict(student(), data.validation, batch_size=4)  # warnings are errors

@@ -19,6 +19,7 @@ import kdkit
 from kdkit import Net, Recipe, Stage, TorchData
 from kdkit.engine.storage import stage_folder
 from kdkit.engine.storage.stage_folder import StageFolder
+from kdkit.errors import KdkitError
 from tests.helpers.callbacks import PressCtrlC
 from tests.helpers.crash import CrashTest, require_same_results, results
 from tests.helpers.stages import Small, samples, training, truth
@@ -159,6 +160,28 @@ def test_a_run_that_a_signal_ends_warns_if_its_checkpoint_cannot_be_written(tmp_
         patch.setattr(stage_folder, "write", write)
         with pytest.warns(UserWarning, match="the last checkpoint was not written: the run folder .* cannot be"):
             require_same_bits(tmp_path, make, callbacks=[PressCtrlC(1, batch=2)])
+
+
+def test_a_run_that_fails_also_warns_if_its_checkpoint_cannot_be_written(tmp_path, monkeypatch):
+    original = stage_folder.write
+
+    def write(path, *content):
+        if path.name == "checkpoint-5.safetensors":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(path, *content)
+
+    class EndRun:
+        @kdkit.hookimpl
+        def step_ended(self, event):
+            if event.epoch == 1:
+                raise KdkitError("the loss is too high")
+
+    monkeypatch.setattr(stage_folder, "write", write)
+    with (
+        pytest.warns(UserWarning, match="the last checkpoint was not written: the run folder .* cannot be"),
+        pytest.raises(KdkitError, match="the loss is too high"),
+    ):
+        kdkit.run(one(lambda: Augmented(40)), device="cpu", out=tmp_path / "run", callbacks=[EndRun()])
 
 
 def test_an_interrupt_at_the_end_of_a_stage_waits_for_its_last_checkpoint(tmp_path, monkeypatch):

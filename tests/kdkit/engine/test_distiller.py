@@ -621,7 +621,7 @@ def test_two_open_taps_on_the_attention_of_a_layer_are_closed_in_any_order():
     first, second = OpenTaps([AttentionTap(layer)]), OpenTaps([AttentionTap(layer)])
     first.close()
     layer(torch.randn(2, 5, 8))
-    assert second.captured(0).shape == (2, 2, 5, 5)
+    assert second.take()[0].shape == (2, 2, 5, 5)
     second.close()
     assert layer.fused_attn
 

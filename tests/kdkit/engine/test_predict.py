@@ -1,7 +1,5 @@
 """The predictions of a network for a whole split, and the metrics of them."""
 
-import contextlib
-
 import numpy as np
 import pytest
 import torch
@@ -20,7 +18,7 @@ def on_cpu():
 
 
 def predictor(data):
-    return Predictor(data, on_cpu(), contextlib.nullcontext)
+    return Predictor(data, on_cpu())
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
@@ -159,7 +157,7 @@ def test_worker_processes_read_the_samples_if_there_are_any(workers):
 
 def test_outputs_are_float32_under_autocast():
     data = tiny_data()
-    half = Predictor(data, on_cpu(), lambda: torch.autocast("cpu", torch.bfloat16))
+    half = Predictor(data, on_cpu(), "bf16")
     assert half.predict(tiny_net("net"), data.validation, batch_size=4).outputs.dtype == np.float32
 
 

@@ -30,12 +30,12 @@ def run(tmp_path_factory):
     weights = {"net": {"weight": torch.randn(3, 4), "bias": torch.randn(3)}}
     ended = EndedEpoch(entry={"epoch": 0, "terms": {"t": 0.5}}, best_weights=weights, weights={}, kept=range(0))
     first.save_checkpoint(4, {"moments": torch.randn(20), "updates": 4}, ended)
-    first.wait_until_written()
+    first.wait()
     labels, outputs = np.arange(6) % 2, np.random.default_rng(0).random((6, 2), np.float32)
     first.save_predictions("net", "test", Predictions(labels=labels, outputs=outputs, classes=("a", "b")))
     finished.save_checkpoint(4, {}, ended)
     finished.finish({"best_epoch": 0})
-    finished.wait_until_written()
+    finished.wait()
     return folder.path
 
 

@@ -52,10 +52,10 @@ def entry(tmp_path):
 def read(opened, draw, rows=None):
     """Return which rows hit, after a check that their values are those that were written."""
     rows = torch.arange(ROWS) if rows is None else rows
-    lookup = opened.lookup(rows, draw)
-    hits = torch.ones(len(rows), dtype=torch.bool) if lookup.hits is None else lookup.hits
+    cached = opened.read(rows, draw)
+    hits = torch.ones(len(rows), dtype=torch.bool) if cached.hits is None else cached.hits
     if hits.any():
-        for part, written in zip(opened.read(lookup), values(draw), strict=True):
+        for part, written in zip(cached.parts, values(draw), strict=True):
             assert torch.equal(part[hits], written[rows][hits])
     return hits
 
@@ -75,7 +75,7 @@ def test_a_flipped_bit_in_an_output_is_a_miss_and_its_row_is_written_again(part,
     hits = read(opened, 1)
     assert hits.logical_not().nonzero().tolist() == [[row]]
     assert opened.damaged == 1
-    assert opened.lookup(torch.arange(ROWS), 1).damaged
+    assert opened.read(torch.arange(ROWS), 1).damaged
     opened.write(1, torch.tensor([row]), [part[row : row + 1] for part in values(1)])
     assert read(opened, 1).all()
     opened.close()
@@ -155,7 +155,7 @@ def test_a_file_that_is_truncated_after_its_first_read_raises_an_error_and_sends
     assert read(opened, 0).all()
     os.truncate(entry / "output", 5)
     with pytest.raises(OSError, match="output was truncated by another process"):
-        opened.read(opened.lookup(torch.arange(ROWS), 0))
+        opened.read(torch.arange(ROWS), 0)
     assert not read(opened, 1).any()  # read for the first time: these are damaged
     assert opened.damaged == ROWS
     opened.close()
@@ -189,7 +189,7 @@ def test_outputs_that_are_nan_or_infinite_are_not_cached(part, value, reading, t
     written = values(0)
     written[part][3].view(-1)[1] = value
     opened.write(0, torch.arange(ROWS), written)
-    assert opened.lookup(torch.arange(ROWS), 0).hits.logical_not().nonzero().tolist() == [[3]]
+    assert opened.read(torch.arange(ROWS), 0).hits.logical_not().nonzero().tolist() == [[3]]
     assert opened.not_finite == 1
     opened.close()
 
@@ -199,9 +199,9 @@ def test_logits_of_masked_classes_are_cached_and_infinite_features_are_not(readi
     output, feature = values(0)
     output[2, 1] = feature[6, 0, 0] = -torch.inf
     opened.write(0, torch.arange(ROWS), [output, feature])
-    lookup = opened.lookup(torch.arange(ROWS), 0)
-    assert lookup.hits.logical_not().nonzero().tolist() == [[6]]
-    assert torch.equal(opened.read(lookup)[0][lookup.hits], output[lookup.hits])
+    cached = opened.read(torch.arange(ROWS), 0)
+    assert cached.hits.logical_not().nonzero().tolist() == [[6]]
+    assert torch.equal(cached.parts[0][cached.hits], output[cached.hits])
     opened.close()
 
 

@@ -34,9 +34,8 @@ def make_folder(tmp_path, limit=10**9):
 def write_rows(store, ids, draw=0, seed=0):
     """Write random rows for these ids, and return them."""
     torch.manual_seed(seed)
-    lookup = store.lookup(torch.tensor(ids), draw)
     parts = [torch.randn(len(ids), *part.shape).to(part.dtype) for part in store.parts]
-    store.write(draw, lookup.rows, parts)
+    store.write(draw, store.read(torch.tensor(ids), draw).rows, parts)
     return parts
 
 
@@ -53,7 +52,7 @@ def checksums_on_disk(store):
 
 
 def hits(store, ids, draw=0):
-    return store.lookup(torch.tensor(ids), draw).hits
+    return store.read(torch.tensor(ids), draw).hits
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64])
@@ -68,9 +67,9 @@ def test_rows_are_read_as_they_were_written_to_the_bit(dtype, tmp_path):
     writer.flush()
     reader.refresh()
     for store in (writer, reader):
-        lookup = store.lookup(torch.tensor([40, 10]), 1)
-        assert lookup.hits is None
-        assert all(torch.equal(read, expected) for read, expected in zip(store.read(lookup), written, strict=True))
+        cached = store.read(torch.tensor([40, 10]), 1)
+        assert cached.hits is None
+        assert all(torch.equal(read, expected) for read, expected in zip(cached.parts, written, strict=True))
         store.close()
 
 
@@ -79,9 +78,9 @@ def test_only_the_draw_that_was_written_hits(tmp_path):
     write_rows(store, [10, 20], draw=1)
     assert hits(store, [20, 30, 10], draw=1).tolist() == [True, False, True]
     assert not hits(store, [10], draw=0).any()
-    assert store.lookup(torch.tensor([10, 11]), 1) is None
-    assert store.lookup(torch.tensor([99]), 1) is None
-    assert store.lookup(torch.tensor([10]), 2) is None
+    assert store.read(torch.tensor([10, 11]), 1) is None
+    assert store.read(torch.tensor([99]), 1) is None
+    assert store.read(torch.tensor([10]), 2) is None
     store.close()
 
 
@@ -91,7 +90,7 @@ def test_outputs_of_other_ranks_are_merged_if_they_are_missing(tmp_path):
     theirs = torch.full((2, *written.shape[1:]), 7.0, dtype=written.dtype)
     new_outputs = NewOutputs(1, torch.tensor([10, 20]), (theirs,))
     store.merge(new_outputs)
-    (read,) = store.read(store.lookup(torch.tensor([40, 10, 20]), 1))
+    (read,) = store.read(torch.tensor([40, 10, 20]), 1).parts
     assert torch.equal(read, torch.cat([written, theirs[1:]]))  # the first output for sample 10 stays
     reader.merge(new_outputs)  # it does not hold the lock, so it writes nothing
     reader.refresh()

@@ -1,0 +1,176 @@
+"""Read the finished trials of a sweep, and compare the best combination of options with the others."""
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from kdkit.engine.storage.reports import read_metrics
+from kdkit.engine.storage.run_folder import read_record
+from kdkit.errors import RecipeError, RunFolderError, did_you_mean
+from kdkit.metrics.base import Metric, is_better
+from kdkit.metrics.bootstrap import without_interval
+from kdkit.metrics.comparison import Comparison, PairsOfRuns, compare_over_seeds
+from kdkit.metrics.paired import SplitPredictions
+from kdkit.study.study import Study
+from kdkit.study.sweep_results import LEVEL, Cell, CellResults, Repetition, SweepResults, spread
+
+_RESAMPLES = 2000  # enough for the tails of the intervals of about twenty comparisons
+
+
+def compare_cells(
+    study: Study,
+    cells: Sequence[Cell],
+    metric: Metric,
+    *,
+    net: str | None,
+    student: str,
+    average_over: tuple[str, ...],
+) -> SweepResults:
+    """Read the finished trials of all cells, find the best cell, and compare it with the others.
+
+    cells: with their finished trials only. net: the net whose metrics are compared; if None, the net named `student`,
+    or if a cell's recipe has no such net, the last one with metrics. Raises RecipeError if a run has no such net or
+    metric, and RunFolderError if no run can be read.
+    """
+    metric = without_interval(metric)
+    finished = [_FinishedCell(study, cell, metric, net=net, student=student) for cell in cells]
+    runs = [run for cell in finished for run in cell.runs.values()]
+    damaged = [error for cell in finished for error in cell.damaged]
+    if damaged and not runs:
+        raise damaged[0]
+    best = next(cell for cell in finished if cell.runs)
+    for cell in finished:
+        if is_better(metric, cell.validation.mean, best.validation.mean):
+            best = cell
+    compared = [cell for cell in finished if cell.runs and cell is not best]
+    with_baseline = [cell for cell in finished if cell.baselines]
+    # Bonferroni's correction
+    level, distillation_level = (1 - (1 - LEVEL) / max(1, len(table)) for table in (compared, with_baseline))
+    # If runs differ only in their seeds but have different test samples, as with simulated data, they may share none.
+    # NaN if the overlap of any run is unknown.
+    overlap = float(np.max([run.overlap for run in runs])) if average_over else 0.0
+
+    def results_of(cell: _FinishedCell) -> CellResults:
+        comparison = _compare(best.nets, cell.nets, metric, level, overlap) if cell in compared else None
+        against = cell.baselines
+        distillation = _compare(cell.nets, against, metric, distillation_level, overlap) if against else None
+        return cell.results(comparison, distillation)
+
+    return SweepResults(
+        cells=tuple(map(results_of, finished)),
+        metric=metric.name,
+        best=finished.index(best),
+        reported_on="test" if runs[0].has_test else "validation",
+        level=level,
+        distillation_level=distillation_level,
+        left_out=tuple(map(str, damaged)),
+        average_over=average_over,
+    )
+
+
+class _ReportedNet(NamedTuple):
+    """A net of a finished trial: its metrics by name, and its predictions, which are too large to keep in memory."""
+
+    metrics: Mapping[str, float]
+    predictions: Callable[[], SplitPredictions]
+
+
+class _Run:
+    """A finished trial: the compared net and its baseline, whose metrics are empty if there is none.
+
+    validation: the metric on the validation split, which chooses cells without looking at the test split.
+    has_test: whether the data has a test split. overlap: reported samples for each training sample.
+
+    Raises RunFolderError if a compared file cannot be read, and RecipeError if there is no such net.
+    """
+
+    def __init__(self, study: Study, trial: str, metric: Metric, *, net: str | None, student: str) -> None:
+        path = study.path(trial)
+        reported, record = read_metrics(path), read_record(path)
+        recorded, size = record.get("baselines"), record.get("training_size")  # the file may be changed
+        metrics, baselines = reported.results, recorded if isinstance(recorded, dict) else {}
+        if net is None:
+            others = [name for name in metrics if name not in baselines.values()]
+            net = student if student in metrics else others[-1] if others else student
+        if net not in metrics:
+            raise RecipeError(f"run {path} has no metrics of net {net!r}; {did_you_mean(net, metrics)}")
+        self.net, self.alone = (
+            _ReportedNet(
+                {metric_name: result.value for metric_name, result in metrics.get(name, {}).items()},
+                partial(study.predictions, trial, name),
+            )
+            for name in (net, str(baselines.get(net, "")))
+        )
+        self.has_test = reported.reported_on == "test"
+        validation, test = self.net.predictions()
+        self.overlap = len(test) / size if isinstance(size, int) and size > 0 else math.nan
+        # The metrics of a recipe may depend on its options.
+        is_computed = metric.name in self.net.metrics
+        self.validation = float(metric.fit(validation).compute(validation).value) if is_computed else math.nan
+        if self.alone.metrics:
+            self.alone.predictions()  # raises RunFolderError
+
+
+class _FinishedCell:
+    """The finished trials of a cell. runs: by repetition. damaged: the errors of those that cannot be read.
+
+    nets, baselines: of each run, by repetition; a run may have no baseline. validation: the compared metric on the
+    validation split.
+    """
+
+    def __init__(self, study: Study, cell: Cell, metric: Metric, *, net: str | None, student: str) -> None:
+        self.cell = cell
+        self.runs: dict[Repetition, _Run] = {}
+        self.damaged: list[RunFolderError] = []
+        for key, name in cell.trials.items():
+            try:
+                self.runs[key] = _Run(study, name, metric, net=net, student=student)
+            except RunFolderError as error:
+                self.damaged.append(error)
+        self.nets = {key: run.net for key, run in self.runs.items()}
+        self.baselines = {key: run.alone for key, run in self.runs.items() if run.alone.metrics}
+        self.validation = spread(run.validation for run in self.runs.values())
+
+    def results(self, comparison: Comparison | None, distillation: Comparison | None) -> CellResults:
+        """Return the results with these comparisons."""
+        return CellResults(
+            label=self.cell.label,
+            options=self.cell.options,
+            metrics=_by_metric({key: net.metrics for key, net in self.nets.items()}),
+            alone=_by_metric({key: net.metrics for key, net in self.baselines.items()}),
+            validation={key: run.validation for key, run in self.runs.items()},
+            comparison=comparison,
+            distillation=distillation,
+        )
+
+
+def _compare(
+    candidates: Mapping[Repetition, _ReportedNet],
+    baselines: Mapping[Repetition, _ReportedNet],
+    metric: Metric,
+    level: float,
+    overlap: float,
+) -> Comparison:
+    """Compare nets over the repetitions that both sides have. overlap: the largest of any run, see `_Run`."""
+    keys = [key for key in candidates if key in baselines]
+    candidate_values, baseline_values = (
+        dict[Hashable, float]({key: nets[key].metrics.get(metric.name, math.nan) for key in keys})
+        for nets in (candidates, baselines)
+    )
+
+    def predictions() -> PairsOfRuns:
+        return [candidates[key].predictions() for key in keys], [baselines[key].predictions() for key in keys]
+
+    comparison = compare_over_seeds(
+        metric, candidate_values, baseline_values, predictions, resamples=_RESAMPLES, level=level
+    )
+    return comparison.with_overlap(overlap)
+
+
+def _by_metric(values: Mapping[Repetition, Mapping[str, float]]) -> dict[str, dict[Repetition, float]]:
+    """Return values by repetition and metric as values by metric and repetition."""
+    names = dict.fromkeys(name for of_run in values.values() for name in of_run)
+    return {name: {key: of_run[name] for key, of_run in values.items() if name in of_run} for name in names}
