@@ -4,10 +4,12 @@ import inspect
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss
 
 from kdkit.data.dataset import Task
 
@@ -155,6 +157,25 @@ def accepts_no_rows(loss: Loss) -> bool:
 def fills_missing(loss: Loss) -> bool:
     """Return whether a loss gets samples without a teacher output, by its attribute `fills_missing`."""
     return bool(getattr(loss, "fills_missing", LossAttributes.fills_missing))
+
+
+def unwrapped(loss: Any) -> Any:
+    """Return the loss that a wrapper of kdkit calls, such as `Masked(loss)`; any other loss unchanged."""
+    while is_of_kdkit(loss) and callable(getattr(loss, "loss", None)):
+        loss = loss.loss
+    return loss
+
+
+def is_of_kdkit(loss: object) -> bool:
+    """Return whether a loss is defined in kdkit."""
+    return (getattr(loss, "__module__", None) or "").startswith("kdkit.losses.")
+
+
+def is_of_torch(loss: Any) -> bool:
+    """Return whether a loss is one of `torch.nn` or its `functional` functions, even if kdkit wraps it."""
+    loss = unwrapped(loss)
+    function = loss.func if isinstance(loss, partial) else loss
+    return isinstance(function, _Loss) or getattr(function, "__module__", None) == "torch.nn.functional"
 
 
 def _extra_parameters(loss: Loss) -> dict[str, inspect.Parameter]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from math import ceil
 
+import torch
 from torch import nn
 
 from kdkit.data.batch import nested_tensors
@@ -52,7 +53,13 @@ def stage_notices(facts: Facts) -> Iterator[str]:
 
 def run_notices(facts: Facts, data: Data) -> Iterator[str]:
     """Yield notices about the training and the metrics of a stage without problems, in addition to those above."""
-    for notice in (_metrics_of_copied_labels, _initial_weights_in_average, _learning_rate, _untrained_nets):
+    for notice in (
+        _metrics_of_copied_labels,
+        _initial_weights_in_average,
+        _learning_rate,
+        _untrained_nets,
+        _half_precision_weights,
+    ):
         yield from notice(facts, data)
 
 
@@ -180,6 +187,19 @@ def _untrained_nets(facts: Facts, _data: Data) -> Iterator[str]:
             f"stage {stage.name!r} keeps its last epoch instead of the best one: its terms do not train the outputs of "
             f"{nets}, so their metrics mean nothing; to choose by the metric anyway, pass Training(keep='best')"
         )
+
+
+def _half_precision_weights(facts: Facts, _data: Data) -> Iterator[str]:
+    for net in facts.stage.objectives:
+        trained = [parameter.dtype for parameter in net.network.parameters() if parameter.requires_grad]
+        dtype = next((dtype for dtype in trained if dtype in (torch.float16, torch.bfloat16)), None)
+        if dtype is not None:
+            yield (
+                f"net {net.name!r} trains weights in {str(dtype).removeprefix('torch.')}, which round off a change of "
+                f"less than 1/{round(2 / torch.finfo(dtype).eps)} of a weight, unless the optimizer compensates for "
+                "it; to train in float32 and compute in half precision, convert the network with module.float() and "
+                "pass precision='bf16'"
+            )
 
 
 def shared_net_notices(stages: Sequence[Stage]) -> Iterator[str]:

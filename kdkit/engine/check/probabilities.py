@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
+from kdkit.losses.base import is_of_kdkit, unwrapped
 from kdkit.losses.features import TensorOrTuple, as_tuple
 
 _CROSS_ENTROPIES: tuple[object, ...] = (nn.CrossEntropyLoss, F.cross_entropy)
@@ -76,13 +77,13 @@ def kind_of_probabilities(outputs: Tensor) -> Literal["softmax", "sigmoid"] | No
 
 def takes_logits(loss: object) -> bool:
     """Whether a loss is known to take logits: a loss of kdkit, or a cross-entropy of torch, even if kdkit wraps it."""
-    loss = _unwrapped(loss)
-    return _is_among(loss, _TAKES_LOGITS) or _is_of_kdkit(loss)
+    loss = unwrapped(loss)
+    return _is_among(loss, _TAKES_LOGITS) or is_of_kdkit(loss)
 
 
 def target_problem(loss: Any, student: TensorOrTuple, target: TensorOrTuple) -> str | None:
     """Return why the outputs of a teacher cannot be the target of a loss of torch, and what to do, or None."""
-    loss = _unwrapped(loss)
+    loss = unwrapped(loss)
     if _is_among(loss, (nn.KLDivLoss, F.kl_div)):
         is_log = getattr(loss, "log_target", False)
         targets_fit = not _any(target, lambda side: side > 1e-3 if is_log else _outside(side, 0, 1))
@@ -100,16 +101,6 @@ def target_problem(loss: Any, student: TensorOrTuple, target: TensorOrTuple) -> 
                 f"{kind.remedy}"
             )
     return None
-
-
-def _unwrapped(loss: object) -> object:
-    while _is_of_kdkit(loss) and callable(getattr(loss, "loss", None)):  # such as Masked(loss)
-        loss = loss.loss  # type: ignore[attr-defined]  # has it
-    return loss
-
-
-def _is_of_kdkit(loss: object) -> bool:
-    return (getattr(loss, "__module__", None) or "").startswith("kdkit.losses.")
 
 
 def _is_among(loss: object, losses: tuple[object, ...]) -> bool:

@@ -45,7 +45,7 @@ def update_problems(open_stage: OpenStage, batch: Batch, precision: Precision) -
         named = optimized_parameters(module, balancer)
         with preserve(module, [module]):
             problem = _optimizer_problem(training.optimizer, named, module, compute_gradients)
-        yield from filter(None, [problem])
+        yield from filter(None, [problem, _scaling_problem(named, precision)])
     except KdkitError as error:
         yield str(error)
     except Exception as error:  # a user-defined balancer may raise anything
@@ -127,6 +127,17 @@ def _optimizer_problem(
     if "sparse" in str(error) or "dense" in str(error):
         advice = "; torch.optim.SGD and Adagrad take both, and embeddings without sparse=True have dense gradients"
     return f"{type(optimizer).__name__} cannot step: {first_line(error)}{advice}"
+
+
+def _scaling_problem(named: Sequence[tuple[str, nn.Parameter]], precision: Precision) -> str | None:
+    """Return why the gradients of float16 weights cannot be scaled, or None."""
+    names = [name for name, parameter in named if parameter.dtype == torch.float16]
+    if precision != "fp16" or not names:
+        return None
+    return (
+        f"a run with precision='fp16' scales the gradients of float32 weights, but {len(names)} trained weights are "
+        f"float16, such as {names[0]!r}; convert the network with module.float()"
+    )
 
 
 def _train_on_single(open_stage: OpenStage, batch: Batch, precision: Precision) -> None:

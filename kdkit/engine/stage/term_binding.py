@@ -7,7 +7,14 @@ from kdkit.engine.stage.class_alignment import ClassAlignment, Columns, shared_c
 from kdkit.engine.stage.positions import LabelledRows
 from kdkit.engine.stage.terms import BoundTerm, TensorRef, uses_labels
 from kdkit.errors import RecipeError
-from kdkit.losses.base import BuildableLoss, BuildContext, allows_any_classes, extra_kwargs_of, is_per_position
+from kdkit.losses.base import (
+    BuildableLoss,
+    BuildContext,
+    allows_any_classes,
+    extra_kwargs_of,
+    is_of_torch,
+    is_per_position,
+)
 from kdkit.losses.chunked import Chunked
 from kdkit.nets.net import Net
 from kdkit.nets.taps import ClassifierTap, HeadTap, TapLike
@@ -76,6 +83,7 @@ class TermBinding:
             direct=alignment is None and rows is None and not self.extra_kwargs and complete and ignore_index is None,
             ignore_index=ignore_index,
             ignored=self.context.ignored_labels,
+            upcasts=is_of_torch(self.loss),
         )
 
     def _target(self, match: Match) -> TensorRef:

@@ -13,7 +13,7 @@ from kdkit.engine.stage.positions import LabelledRows
 from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.errors import RecipeError
 from kdkit.losses.base import Loss, accepts_no_rows, extra_kwargs_of, fills_missing
-from kdkit.losses.features import TensorOrTuple, as_tuple
+from kdkit.losses.features import TensorOrTuple, as_tuple, upcast_half
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Match, Term, Weighted
 from kdkit.teachers.base import TeacherOutput, TeacherOutputs
@@ -56,6 +56,8 @@ class BoundTerm:
     itself. None for all.
     ignore_index: the label that a loss on the labels ignores, if the data has such labels; None otherwise.
     ignored: all labels of the data that mean "no label"; `ignore_index` replaces them before the loss is called.
+    upcasts: whether both sides are converted from half precision to float32, as for the losses of torch. Losses of
+    kdkit do this themselves, and a user-defined loss may hold weights in half precision.
     """
 
     label: str
@@ -72,6 +74,7 @@ class BoundTerm:
     direct: bool
     ignore_index: int | None
     ignored: tuple[int, ...]
+    upcasts: bool
 
     @property
     def follows_progress(self) -> bool:
@@ -81,8 +84,9 @@ class BoundTerm:
     def value(self, batch: Batch, outputs: TeacherOutputs, progress: Tensor) -> Tensor:
         """Return the unweighted value of the term. progress: of the stage, in [0, 1], a scalar."""
         if self.direct:  # a fast path for the most common kind: a step of a small network takes microseconds
+            student = self.student.resolve(outputs)
             target = batch.labels if self.target is None else self.target.resolve(outputs)
-            return self.loss(self.student.resolve(outputs), target)
+            return self.loss(_upcast(student), _upcast(target)) if self.upcasts else self.loss(student, target)
         inputs = self.gather_inputs(batch, outputs)
         if self.alignment is not None or self.rows is not None or inputs.share < 1:
             student = as_tuple(inputs.student)[0]
@@ -109,7 +113,9 @@ class BoundTerm:
             inputs = inputs._replace(labels=inputs.labels.masked_fill(is_missing, self.ignore_index))
         if self.rows is not None:
             inputs = self.rows(inputs)
-        return inputs if self.alignment is None else self.alignment(inputs)
+        if self.alignment is not None:
+            inputs = self.alignment(inputs)
+        return inputs.map_sides(upcast_half) if self.upcasts else inputs
 
     def whole_inputs(self, batch: Batch, outputs: TeacherOutputs, *, fill: bool = False) -> TermInputs:
         """Return the inputs of the loss before rows of labels and classes are selected."""
@@ -156,6 +162,10 @@ class BoundTerm:
 def uses_labels(term: Term) -> bool:
     """Whether the loss of a term takes the labels, as its target or as an extra argument."""
     return not isinstance(term, Match) or "labels" in extra_kwargs_of(term.loss)
+
+
+def _upcast(side: TensorOrTuple) -> TensorOrTuple:
+    return tuple(map(upcast_half, side)) if isinstance(side, tuple) else upcast_half(side)
 
 
 def _fill(name: str, teacher: TeacherOutput, mask: Tensor, student_output: Tensor) -> TeacherOutput:

@@ -9,6 +9,7 @@ from torch.utils.data import TensorDataset
 
 from kdkit import (
     AverageWeights,
+    Inputs,
     LinearRamp,
     Match,
     Net,
@@ -274,6 +275,17 @@ def test_probabilities_that_no_loss_on_logits_gets_are_no_notice():
 def test_a_learning_rate_of_zero_is_noticed():
     recipe = one_stage(tiny_net("student"), plain_goal(), optimizer=Optimizer(torch.optim.SGD, lr=0.0))
     assert check(recipe).notices == ("stage 'student' has a learning rate of 0, so nothing is trained",)
+
+
+@pytest.mark.parametrize(("dtype", "share"), [(torch.bfloat16, "1/256"), (torch.float16, "1/2048")])
+def test_trained_weights_in_half_precision_are_noticed(dtype, share):
+    module = nn.Sequential(nn.Linear(4, 8, dtype=dtype), nn.Linear(8, 3, dtype=dtype))
+    student = Net("student", module, view=Inputs(dtype=dtype))
+    (notice,) = notices_of(student)
+    assert f"which round off a change of less than {share} of a weight" in notice
+    module.requires_grad_(False).append(nn.Linear(3, 3))  # a frozen network with a trained layer in float32
+    module[1].register_forward_hook(lambda _module, _args, output: output.float())
+    assert notices_of(student) == ()
 
 
 @pytest.mark.parametrize(("epochs", "share"), [(5, "98%"), (500, None)])

@@ -44,6 +44,17 @@ def test_an_optimizer_that_cannot_step_is_a_problem_of_the_check(optimizer, mess
     assert same_state(before, state_of(net.module))
 
 
+def test_float16_weights_whose_gradients_would_be_scaled_are_a_problem():
+    def recipe(dtype):
+        module = nn.Linear(4, 3, dtype=dtype)
+        return one_stage(kdkit.Net("student", module, view=kdkit.Inputs(dtype=dtype)), plain_goal())
+
+    (problem,) = kdkit.check(recipe(torch.float16), precision="fp16").problems
+    assert "2 trained weights are float16, such as 'student.weight'; convert the network with module.float()" in problem
+    assert not kdkit.check(recipe(torch.float16)).problems
+    assert not kdkit.check(recipe(torch.bfloat16), precision="fp16").problems
+
+
 @pytest.mark.parametrize(
     "optimizer",
     [

@@ -1,15 +1,16 @@
 """The module of a stage: which tensors its terms compare, and which parameters get a gradient."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
-from kdkit import Batch, BuildContext, LinearRamp, Match, Net, Peer, RecipeError, Stage, Tap, Training, Truth
+from kdkit import Batch, BuildContext, Inputs, LinearRamp, Match, Net, Peer, RecipeError, Stage, Tap, Training, Truth
 from kdkit.engine.stage.module import DistillationModule
-from kdkit.losses import Hint, SoftTargets
+from kdkit.losses import Hint, SampleWeighted, SoftTargets
 from kdkit.recipe.objective import as_objective
 from kdkit.teachers import Frozen
 from tests.helpers.tiny import Mlp, hooks_of, plain_goal, state_of, tiny_net
@@ -49,6 +50,50 @@ def test_terms_are_unweighted_and_have_the_labels_of_the_objective():
     teacher.module.eval()
     torch.testing.assert_close(terms["teacher/soft_targets"], SoftTargets()(student(batch), teacher(batch)))
     assert module.weights(0.5) == {"truth": 0.3, "teacher/soft_targets": 1.0}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(),
+        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0])),
+        nn.MultiMarginLoss(),
+        F.cross_entropy,
+        partial(F.cross_entropy, label_smoothing=0.1),
+        SampleWeighted(nn.CrossEntropyLoss()),
+    ],
+    ids=["module", "weight", "no half-precision kernel", "function", "partial", "wrapped"],
+)
+def test_losses_of_torch_get_half_precision_outputs_in_float32(loss, dtype):
+    student = Net("student", nn.Linear(4, 3, dtype=dtype), view=Inputs(dtype=dtype))
+    batch = dataclasses.replace(random_batch(), weights=torch.ones(4))
+    (value,) = module_of({student: Truth(loss)}, dataclasses.replace(CONTEXT, has_weights=True))(batch, {}).values()
+    expected = loss.loss if isinstance(loss, SampleWeighted) else loss
+    torch.testing.assert_close(value, expected(student(batch).float(), batch.labels).mean(), rtol=1e-6, atol=0)
+    assert value.dtype == torch.float32
+
+
+def test_a_loss_of_torch_compares_two_sides_of_half_precision_in_float32():
+    teacher, student = (
+        Net(name, nn.Linear(4, 3, dtype=torch.bfloat16), view=Inputs(dtype=torch.bfloat16), trained=name == "teacher")
+        for name in ("teacher", "student")
+    )
+    batch, stage = random_batch(), Stage({student: as_objective(Match(teacher, nn.L1Loss()))}, TRAINING)
+    (value,) = DistillationModule(stage, CONTEXT)(batch, run_teachers(stage, batch)).values()
+    torch.testing.assert_close(value, F.l1_loss(student(batch).float(), teacher(batch).float()), rtol=1e-6, atol=0)
+
+
+def test_a_user_defined_loss_gets_outputs_in_the_precision_of_the_network():
+    dtypes = []
+
+    def loss(outputs, _labels):
+        dtypes.append(outputs.dtype)
+        return outputs.sum()
+
+    student = Net("student", nn.Linear(4, 3, dtype=torch.bfloat16), view=Inputs(dtype=torch.bfloat16))
+    module_of({student: Truth(loss)})(random_batch(), {})
+    assert dtypes == [torch.bfloat16]
 
 
 def test_labels_of_terms_start_with_the_net_if_a_stage_trains_several():
