@@ -4,6 +4,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -139,7 +140,7 @@ class DeferredLabelCheck:
 
     def __init__(self, check: LabelCheck) -> None:
         self.check = check
-        self._pending: deque[tuple[torch.cuda.Event, Tensor, Tensor, int]] = deque()  # (copied, range, labels, batch)
+        self._pending: deque[_PendingCheck] = deque()
         self._batches = 0
 
     def add(self, labels: Tensor, rows: Tensor | None = None) -> None:
@@ -150,7 +151,7 @@ class DeferredLabelCheck:
             return
         if not labels.numel():
             return
-        while self._pending and self._pending[0][0].query():  # type: ignore[no-untyped-call]  # as below
+        while self._pending and self._pending[0].copied.query():  # type: ignore[no-untyped-call]  # as below
             self._look()
         compared = torch.where(labels.isnan(), 0, labels) if self.check.accepts_unknown else labels
         if not labels.is_floating_point():
@@ -158,18 +159,27 @@ class DeferredLabelCheck:
         extremes = torch.stack(torch.aminmax(compared)).to("cpu", non_blocking=True)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         copied.record()
-        self._pending.append((copied, extremes, labels, batch))
+        self._pending.append(_PendingCheck(copied, extremes, labels, batch))
 
     def finish(self) -> None:
         """Wait for the copies, and check all batches that were added."""
         while self._pending:
-            self._pending[0][0].synchronize()
+            self._pending[0].copied.synchronize()
             self._look()
 
     def _look(self) -> None:
-        _, extremes, labels, batch = self._pending.popleft()
+        pending = self._pending.popleft()
         try:
-            self.check(extremes)
+            self.check(pending.extremes)
         except DataError:
-            self.check(labels.cpu(), None, batch)  # raises an error that names the sample and the class
+            self.check(pending.labels.cpu(), None, pending.batch)  # raises an error that names the sample and the class
             raise
+
+
+class _PendingCheck(NamedTuple):
+    """The labels of a batch on a GPU. extremes: the smallest and the largest, on the CPU once `copied` has happened."""
+
+    copied: torch.cuda.Event
+    extremes: Tensor
+    labels: Tensor
+    batch: int

@@ -89,37 +89,12 @@ class Distiller(nn.Module):
         if not isinstance(student, Net):
             raise RecipeError(f'student must be a Net, Net("student", module); got a {type(student).__name__}')
         validate_choice("task", task, Task)
-        inputs, labels, weights = _parts_of(example)
-        has_labels = labels is not None
-        if labels is None:
-            labels = missing_labels(inputs)
         self.student = student
-        device = next((parameter.device for parameter in student.network.parameters()), torch.device("cpu"))
-        rows = torch.arange(len(labels))
-        # Integers of two dimensions or more are classes of positions, unless they are 0 and 1 by class.
-        dims = position_dims([SplitLabels("example", labels, is_complete=False)], task)
-        self._per_position = task == "multiclass" and dims > 0
-        ids = rows if samples is not None else None
-        targets = as_targets(labels, per_position=self._per_position)
-        batch = Batch(inputs, targets, ids, weights=weights).to(device)
-        if classes is None or not has_labels:
-            shape = output_shape(student, batch)
-            classes = [str(index) for index in range(shape[1])] if classes is None else classes
-            # Without labels, the outputs show whether there are positions; all of them are compared.
-            dims = dims if has_labels or task == "regression" else len(shape) - 2
-        context = BuildContext(
-            classes=tuple(classes),
-            task=task,
-            samples=samples,
-            ids=samples is not None,
-            has_labels=has_labels,
-            has_weights=weights is not None,
-            position_dims=dims,
-            ignored_labels=ignored_labels(ignore_index, len(classes), task, has_positions=self._per_position),
-        )
-        stage = Stage({student: objective}, Training(epochs=1, batch_size=max(2, len(rows))))
+        data = _ExampleData(student, example, task, samples)
+        self._per_position = data.per_position
+        stage = Stage({student: objective}, Training(epochs=1, batch_size=max(2, len(data.batch))))
         self._on_labels = [term.label for term in stage.terms if uses_labels(term)]
-        self._open_stage = _opened(stage, context, batch)
+        self._open_stage = _opened(stage, data.context(classes, ignore_index), data.batch)
         self.module = self._open_stage.module
         self.module.train()  # like the Distiller itself: a student from from_pretrained is in eval mode
         self._follows_progress = [term.label for term in self.module.terms if term.follows_progress]
@@ -300,6 +275,46 @@ class _WithOutputs(torch.autograd.Function):
         """Return the gradients of the loss and of the outputs."""
         (gradient,) = gradients
         return gradient, gradient.new_zeros(()).expand(ctx.shape)
+
+
+class _ExampleData:
+    """The example of a Distiller: its batch on the device of the student, and what it shows of the data.
+
+    per_position: whether labels are classes of positions.
+    """
+
+    def __init__(self, student: Net[Any], example: object, task: Task, samples: int | None) -> None:
+        self.student, self.task, self.samples = student, task, samples
+        inputs, labels, weights = _parts_of(example)
+        self.has_labels = labels is not None
+        if labels is None:
+            labels = missing_labels(inputs)
+        # Integers of two dimensions or more are classes of positions, unless they are 0 and 1 by class.
+        self._position_dims = position_dims([SplitLabels("example", labels, is_complete=False)], task)
+        self.per_position = task == "multiclass" and self._position_dims > 0
+        device = next((parameter.device for parameter in student.network.parameters()), torch.device("cpu"))
+        ids = torch.arange(len(labels)) if samples is not None else None
+        targets = as_targets(labels, per_position=self.per_position)
+        self.batch = Batch(inputs, targets, ids, weights=weights).to(device)
+
+    def context(self, classes: Sequence[str] | None, ignore_index: int | None) -> BuildContext:
+        """Return the properties of the data. The arguments are those of the Distiller."""
+        dims = self._position_dims
+        if classes is None or not self.has_labels:
+            shape = output_shape(self.student, self.batch)
+            classes = [str(index) for index in range(shape[1])] if classes is None else classes
+            # Without labels, the outputs show whether there are positions; all of them are compared.
+            dims = dims if self.has_labels or self.task == "regression" else len(shape) - 2
+        return BuildContext(
+            classes=tuple(classes),
+            task=self.task,
+            samples=self.samples,
+            ids=self.samples is not None,
+            has_labels=self.has_labels,
+            has_weights=self.batch.weights is not None,
+            position_dims=dims,
+            ignored_labels=ignored_labels(ignore_index, len(classes), self.task, has_positions=self.per_position),
+        )
 
 
 def _parts_of(example: object) -> tuple[Any, Tensor | None, Tensor | None]:

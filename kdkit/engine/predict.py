@@ -70,14 +70,10 @@ class Predictor:
         which masks a class.
         """
         network = module if module is not None else net.module
-        is_part = is_distributed() and not isinstance(split, LoaderSplit) and len(split) >= world_size()
-        rows_of_rank = None
-        if is_part and not net.is_sharded:
-            rows_of_rank = torch.tensor_split(torch.arange(len(split)), world_size())[rank()]
+        rows_of_rank = _rows_of_rank(net, split)
         is_whole = rows_of_rank is None
         has_positions = self.data.position_dims > 0
         kept = _PositionDecisions(net, self.data, self.metrics) if has_positions else _SampleOutputs(net, self.data)
-        rows: dict[str, _Rows] = {}
         with eval_mode(network):
             loaded = self.device_data.load(
                 batches(split, batch_size, order=rows_of_rank, pin=self.device_data.pins),
@@ -91,18 +87,15 @@ class Predictor:
                 batch = batch.to(self.device)  # only batches of a user-defined DataLoader are not there yet
                 with autocast(self.precision, self.device):
                     outputs = net.through(network, batch)
-                if self.data.task != "regression":
-                    outputs = _without_masks(outputs)
-                tensors = kept.rows(outputs, batch.labels)
-                if batch.ids is not None:
-                    tensors["ids"] = batch.ids
-                for name, values in tensors.items():
-                    rows.setdefault(name, _Rows(kept.padding.get(name))).add(values)
-        if not rows:
+                kept.add(outputs, batch)
+        if not kept.collected:
             raise DataError("there is nothing to predict: the split is empty")
-        if "ids" in rows and rows["ids"].batches < rows["outputs"].batches:
-            del rows["ids"]  # only some batches of a user-defined DataLoader have ids
-        arrays = {name: self._gather(values, is_whole=is_whole) for name, values in rows.items()}
+        batches_read = kept.collected["outputs"].batches
+        arrays = {
+            name: self._gather(rows, is_whole=is_whole)
+            for name, rows in kept.collected.items()
+            if rows.batches == batches_read  # only some batches of a user-defined DataLoader may have ids
+        }
         self._require_finite(net, split, arrays["finite"])
         predictions = Predictions(
             labels=arrays["labels"],
@@ -176,6 +169,14 @@ def compute_metrics(metrics: Sequence[Metric], validation: Predictions, test: Pr
     return {metric.name: metric.fit(validation).compute(test) for metric in metrics}
 
 
+def _rows_of_rank(net: Net[Any], split: Split | LoaderSplit) -> Tensor | None:
+    """Return the rows that this rank predicts, (rows,); None if it predicts the whole split."""
+    is_divisible = is_distributed() and not isinstance(split, LoaderSplit) and len(split) >= world_size()
+    if not is_divisible or net.is_sharded:
+        return None
+    return torch.tensor_split(torch.arange(len(split)), world_size())[rank()]
+
+
 def _without_masks(outputs: Tensor) -> Tensor:
     """Return outputs in which masked classes, -inf, have a low finite number, because metrics need finite values.
 
@@ -198,7 +199,8 @@ class _SampleOutputs:
     """Keeps the outputs for samples with one label each. Classes that the network or the data lacks are left out.
 
     classes: those that are kept. columns: of these classes in the outputs and in the labels; None if they are the same.
-    padding: the values that pad samples to the positions of larger ones, by the name of the rows.
+    padding: the values that pad samples to the positions of larger ones, by the name of the rows. collected: the rows
+    of all batches by name.
     """
 
     padding: Mapping[str, int] = {}
@@ -207,12 +209,23 @@ class _SampleOutputs:
         self.net = net
         self.task = data.task
         self.ignored = tuple(data.ignored_labels)
+        self.collected: dict[str, _Rows] = {}
         self.classes = tuple(data.classes)
         self.columns: tuple[Columns, ...] | None = None
         if self.task != "regression" and net.classes is not None:
             self.columns = shared_classes((net.classes, self.classes), f"net {net.name!r} and the data", self.classes)
         if self.columns is not None:
             self.classes = tuple(self.classes[index] for index in self.columns[1])
+
+    def add(self, outputs: Tensor, batch: Batch) -> None:
+        """Keep what metrics need of a batch."""
+        if self.task != "regression":
+            outputs = _without_masks(outputs)
+        tensors = self.rows(outputs, batch.labels)
+        if batch.ids is not None:
+            tensors["ids"] = batch.ids
+        for name, values in tensors.items():
+            self.collected.setdefault(name, _Rows(self.padding.get(name))).add(values)
 
     def rows(self, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return the tensors of a batch to keep on its device, (batch, ...) by name."""

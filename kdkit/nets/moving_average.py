@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdkit.errors import RecipeError
+from kdkit.utils.validation import is_number
+
 _HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
@@ -76,6 +79,12 @@ class MovingAverage:
             if saved.dtype == torch.float32 and average.dtype in _HALF_PRECISION:
                 self._precise[name] = saved.to(average.device, copy=True)
         self.updates = state["updates"]
+
+
+def validate_decay(decay: object) -> None:
+    """Raise RecipeError unless the decay of an average is between 0 and 1."""
+    if not is_number(decay) or not 0 < decay < 1:
+        raise RecipeError(f"the decay of an average must be between 0 and 1; got {decay!r}")
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 
 from kdkit.errors import RecipeError, describe, shortened
-from kdkit.nets.moving_average import MovingAverage
+from kdkit.nets.moving_average import MovingAverage, validate_decay
 from kdkit.nets.net import Net
 from kdkit.recipe.balancing.base import Balancing, WeightedSum
 from kdkit.recipe.optim import LRSchedule, Optimizer
@@ -23,8 +23,7 @@ class AverageWeights:
     decay: float = 0.999
 
     def __post_init__(self) -> None:
-        if not (is_number(self.decay) and 0 < self.decay < 1):
-            raise RecipeError(f"the decay of an average must be between 0 and 1; got {self.decay!r}")
+        validate_decay(self.decay)
 
     def build(self, net: Net[Any]) -> MovingAverage:
         """Return the average of a network, which starts as a copy. Raises RecipeError if it cannot be copied."""

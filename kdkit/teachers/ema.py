@@ -7,14 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.nets.moving_average import MovingAverage
+from kdkit.nets.moving_average import MovingAverage, validate_decay
 from kdkit.nets.taps import TapLike
 from kdkit.nets.views import View, validate_view
 from kdkit.teachers.base import OnlineTeacher, TeacherSession
 from kdkit.teachers.frozen import Frozen
-from kdkit.utils.validation import is_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +29,7 @@ class Ema(OnlineTeacher):
 
     def __post_init__(self) -> None:
         OnlineTeacher.__post_init__(self)
-        if not is_number(self.decay) or not 0 < self.decay < 1:
-            raise RecipeError(f"the decay of an average must be between 0 and 1; got {self.decay!r}")
+        validate_decay(self.decay)
         if self.view is not None:
             validate_view(self.view, self.name)
 

@@ -1,7 +1,7 @@
 """Divide the devices of this machine among the jobs that run on it at the same time."""
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import ceil
 
 from kdkit.errors import KdkitError
@@ -18,14 +18,13 @@ class SharedDevices:
 
     def __init__(self, jobs: int, gpus: int) -> None:
         self.jobs, self.gpus = jobs, gpus
-        self._running: dict[str, str] = {}  # the device of each running job, by its name
-        self._most: dict[str, int] = {}  # the most jobs that were on its device at once, including itself
+        self._running: dict[str, _RunningJob] = {}  # by name
 
     def place(self, job: Job) -> Job:
         """Return a job with the GPU that has the fewest running jobs, and with its share of the memory for samples."""
         gpu, sharing = None, self.jobs
         if self.gpus and job.options.device in ("auto", "cuda"):
-            counts = Counter(self._running.values())
+            counts = Counter(running.device for running in self._running.values())
             gpu = min(range(self.gpus), key=lambda index: counts[f"cuda:{index}"])  # the first one on a tie
             sharing = ceil(self.jobs / self.gpus)
         # Divided by all jobs that the device may get, because later jobs need as much memory as the first one.
@@ -34,15 +33,14 @@ class SharedDevices:
     def start(self, job: Job) -> None:
         """Record the start of a job that was placed."""
         device = job.options.device if job.gpu is None else f"cuda:{job.gpu}"
-        self._running[job.name] = device
-        neighbours = [name for name, used in self._running.items() if used == device]
-        for name in neighbours:
-            self._most[name] = max(self._most.get(name, 0), len(neighbours))
+        self._running[job.name] = _RunningJob(device)
+        neighbours = [running for running in self._running.values() if running.device == device]
+        for running in neighbours:
+            running.most = max(running.most, len(neighbours))
 
     def end(self, name: str, result: JobResult) -> JobResult:
         """Return the result of a job that ended. An out-of-memory error gets the number of jobs in the memory."""
-        del self._running[name]
-        most, error = self._most.pop(name), result.error
+        most, error = self._running.pop(name).most, result.error
         # The text is tested too, because a recipe check reports an allocator error as one of several problems.
         if error is None or most == 1 or not ("out of memory" in str(error) or is_out_of_memory(error)):
             return result
@@ -52,3 +50,11 @@ class SharedDevices:
         )
         explained.__cause__ = error
         return replace(result, error=explained)
+
+
+@dataclass(slots=True)
+class _RunningJob:
+    """A running job. most: the most jobs that were on its device at once, including itself."""
+
+    device: str
+    most: int = 1

@@ -201,7 +201,7 @@ def test_without_labels_a_distiller_compares_all_positions():
     torch.testing.assert_close([*terms.values()], [expected, expected])
 
 
-def test_a_distiller_without_labels_asks_where_the_classes_are_if_a_term_takes_outputs_with_positions():
+def test_a_distiller_without_labels_needs_channels_last_if_a_term_takes_outputs_with_positions():
     inputs, _ = images(4).tensors
     student, teacher = Net("student", segmenter()), Net("teacher", segmenter(), trained=True)
     with pytest.raises(CheckError, match=r"the classes; pass Net\(..., channels_last=True\)") as error:

@@ -31,7 +31,7 @@ WHOLE = TensorDataset(INPUTS, LABELS)
 
 
 class Stream(IterableDataset):
-    """The samples in order, as often as `repeats` says, or without end."""
+    """The samples in order, repeated `repeats` times or without end."""
 
     def __init__(self, repeats=1):
         self.repeats = repeats

@@ -63,7 +63,7 @@ def test_a_baseline_has_the_weights_of_a_recipe_with_labels_only(tmp_path):
 
 
 class LabelsAgain:
-    """A match that says what the labels say, and nothing about the teacher."""
+    """The loss of a match that depends on the labels only, not on the teacher."""
 
     extra_kwargs = frozenset({"labels"})
 

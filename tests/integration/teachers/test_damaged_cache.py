@@ -199,7 +199,7 @@ def recipe():
         pytest.param(0, "output", marks=pytest.mark.slow, id="read by row-output"),
     ],
 )
-def test_an_entry_that_is_truncated_under_a_run_ends_it_by_no_signal(name, memory, tmp_path):
+def test_a_run_whose_cache_entry_is_truncated_is_not_ended_by_a_signal(name, memory, tmp_path):
     (tmp_path / "mine.py").write_text(dedent(RECIPE))
     command = ["-m", "kdkit", "run", "mine.py", "--device", "cpu", "--out", "runs/run"]
     process = ForkedPython(command, tmp_path, environment(MEMORY=str(memory)))

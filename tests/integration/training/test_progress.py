@@ -146,7 +146,7 @@ def recipe():
 """
 
 
-def test_a_command_says_at_once_what_it_is_doing(tmp_path):
+def test_a_command_prints_its_status_at_once(tmp_path):
     recipe_file = str(tmp_path / "mine.py")
     (tmp_path / "mine.py").write_text(SMALL)
     arguments = ["-m", "kdkit", "run", recipe_file, "--device", "cpu"]

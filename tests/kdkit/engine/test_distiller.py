@@ -195,7 +195,7 @@ def test_a_loss_with_a_memory_gets_the_ids_of_the_samples():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.gpu
-def test_moving_it_moves_the_teachers_too():
+def test_moving_a_distiller_moves_its_teachers():
     teacher, student = networks()
     with Distiller(student, Match(teacher, SoftTargets()), (INPUTS, LABELS)) as distiller:
         distiller.to("cuda")
@@ -210,7 +210,7 @@ def test_its_dtype_is_also_that_of_the_teachers():
         assert teacher.module.head.weight.dtype == torch.float64
 
 
-def test_an_interrupt_while_it_is_created_leaves_no_hook():
+def test_an_interrupt_while_a_distiller_is_created_leaves_no_hook():
     class Interrupted(Mlp):
         def forward(self, inputs):
             raise KeyboardInterrupt
@@ -223,7 +223,7 @@ def test_an_interrupt_while_it_is_created_leaves_no_hook():
     assert teacher.module.training
 
 
-def test_problems_are_found_when_it_is_created_and_leave_no_hook():
+def test_problems_are_found_when_a_distiller_is_created_and_leave_no_hook():
     teacher, student = networks()
     wrong = Match(teacher, nn.MSELoss(), **features(student, teacher))  # 5 and 7 features, and no projector
     with pytest.raises(CheckError, match=r"MSELoss does not accept student \(8, 5\) and target \(8, 7\)"):
@@ -590,7 +590,7 @@ def test_a_validation_is_not_remembered_as_the_past():
 
 
 @pytest.mark.parametrize("make", [Ema, Past])
-def test_its_dtype_is_also_that_of_averages_and_pasts(make):
+def test_averages_and_pasts_have_the_dtype_of_their_distiller(make):
     student = Net("student", Mlp())
     objective = Truth(nn.CrossEntropyLoss()) + Match(make(student), SoftTargets())
     with Distiller(student, objective, (INPUTS, LABELS), samples=8) as distiller:
@@ -626,7 +626,7 @@ def test_two_open_taps_on_the_attention_of_a_layer_are_closed_in_any_order():
     assert layer.fused_attn
 
 
-def test_a_loss_whose_projector_is_missing_names_how_to_create_it():
+def test_the_error_of_a_missing_projector_explains_how_to_create_it():
     hint, student, target = Hint(), torch.randn(4, 8, 3), torch.randn(4, 16, 3)
     with pytest.raises(RecipeError, match=r"got \(4, 8, 3\) and \(4, 16, 3\): create its projector .* by loss.build"):
         hint(student, target)

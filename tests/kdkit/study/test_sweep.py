@@ -327,7 +327,7 @@ def test_results_need_a_finished_run(tmp_path):
         Sweep(recipe, {}, folder=tmp_path).results()
 
 
-def test_the_advice_to_resume_a_run_is_for_where_it_was_started(tmp_path):
+def test_the_advice_to_resume_a_run_depends_on_how_it_was_started(tmp_path):
     [*Sweep(recipe, {}, folder=tmp_path / "runs", seeds=1).run(CPU)]
     trial = shutil.copytree(tmp_path / "runs", tmp_path / "copy") / "seed=0"
     alone = shutil.copytree(trial, tmp_path / "alone" / "run")

@@ -106,7 +106,7 @@ def test_keep_that_the_user_passes_stays():
     assert (plan.notices, plan.stages[0].training.keep) == ((), "best")
 
 
-def test_a_run_keeps_the_last_epoch_of_features_and_resumes_only_what_keeps_the_same(tmp_path):
+def test_a_run_on_features_keeps_its_last_epoch_and_resumes_only_with_the_same_keep(tmp_path):
     def recipe(**training):
         teacher, student = nets()
         return one_stage(student, hint(teacher, student), epochs=3, **training)
