@@ -9,7 +9,7 @@ from rich.tree import Tree
 from kdkit.cli.estimates import describe_projector, describe_weight, estimate_lines, training_facts, type_name
 from kdkit.engine.check.plan import Plan, TermSummary
 from kdkit.losses.base import extra_kwargs_of
-from kdkit.recipe.objective import Match, as_objective
+from kdkit.recipe.objective import Match
 from kdkit.utils.reprs import format_bytes
 
 
@@ -50,11 +50,7 @@ def nets_table(plan: Plan) -> Table:
     for column in ("net", "module", "parameters", "view", "learns from"):
         table.add_column(column, justify="right" if column == "parameters" else "left", overflow="fold")
     for net in plan.nets:
-        terms = [
-            weighted.term
-            for stage in plan.stages
-            for weighted in (as_objective(stage.objectives[net]) if net in stage.objectives else ())
-        ]
+        terms = [weighted.term for stage in plan.stages for weighted in stage.objectives.get(net, ())]
         reads_labels = any(not isinstance(term, Match) or "labels" in extra_kwargs_of(term.loss) for term in terms)
         # A dict instead of a set, to list each teacher once and in the order of the terms.
         teachers = dict.fromkeys(term.teacher.name for term in terms if isinstance(term, Match))

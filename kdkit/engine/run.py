@@ -101,7 +101,7 @@ def run(
     """
     if options is None:
         require_fields(run, fields, RunFields)
-        options = RunOptions(**fields)  # type: ignore[arg-type]  # a folder may be a string, which becomes a Path
+        options = RunOptions(**fields)
     elif fields:
         raise RecipeError(f"pass a RunOptions or its fields by keyword, not both; got {', '.join(fields)} as well")
     with prepared(recipe, options, callbacks=callbacks, origin=origin) as prepared_run:

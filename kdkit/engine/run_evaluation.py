@@ -18,7 +18,7 @@ from kdkit.metrics.paired import SplitPredictions
 from kdkit.nets.net import Net
 from kdkit.plugins.events import BaselineDifference
 from kdkit.recipe.baseline import baselines_of
-from kdkit.recipe.objective import Match, as_objective
+from kdkit.recipe.objective import Match
 from kdkit.recipe.recipe import Stage, teachers_of
 from kdkit.utils.randomness import seed_everything
 from kdkit.utils.seeds import SeedPurpose, derive_seed
@@ -108,7 +108,7 @@ def _note_weak_teachers(
         (teacher.name, student.name): None
         for stage in stages
         for student, objective in stage.objectives.items()
-        for weighted in as_objective(objective)
+        for weighted in objective
         if isinstance(weighted.term, Match) and weighted.has_weight
         for teacher in teachers_of(weighted.term)
         if isinstance(teacher, Net)

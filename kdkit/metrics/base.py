@@ -116,7 +116,7 @@ class Metric(Protocol):
         """The name in tables, unique in a recipe."""
         ...
 
-    def fit(self, validation: Predictions) -> Self:
+    def fit(self, validation: Predictions) -> "Metric":
         """Return the metric with thresholds that are chosen on the validation split, if it has thresholds."""
         ...
 

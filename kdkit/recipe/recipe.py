@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -14,7 +14,7 @@ from kdkit.metrics.base import Metric
 from kdkit.metrics.defaults import default_metrics
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
-from kdkit.recipe.objective import Match, Objective, Term, as_objective, taps_of
+from kdkit.recipe.objective import AnyObjective, Match, Objective, Term, as_objective, taps_of
 from kdkit.recipe.training import Training
 from kdkit.teachers.base import Teacher
 from kdkit.teachers.cache.settings import CacheSettings
@@ -35,10 +35,20 @@ class Stage:
     order of the data; see `kdkit.run(..., baseline=True)`.
     """
 
-    objectives: Mapping[Net[Any], Objective | Term]
+    objectives: Mapping[Net[Any], Objective]
     training: Training
     name: str = ""
     baseline_of: str = ""
+
+    if TYPE_CHECKING:  # an argument may be a single term, the field is an Objective
+
+        def __init__(
+            self,
+            objectives: Mapping[Net[Any], AnyObjective],
+            training: Training,
+            name: str = "",
+            baseline_of: str = "",
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         if not isinstance(self.objectives, Mapping) or not self.objectives:
@@ -67,7 +77,7 @@ class Stage:
     @property
     def terms(self) -> tuple[Term, ...]:
         """The terms of all objectives."""
-        return tuple(weighted.term for objective in self.objectives.values() for weighted in as_objective(objective))
+        return tuple(weighted.term for objective in self.objectives.values() for weighted in objective)
 
     @property
     def matches(self) -> tuple[Match, ...]:
@@ -105,7 +115,7 @@ class Recipe:
 
     data: Data
     schedule: Schedule | Sequence[Stage]
-    metrics: tuple[Metric, ...] = ()
+    metrics: Sequence[Metric] = ()
     name: str = ""
     teacher_cache: CacheSettings = field(default_factory=CacheSettings)
     _used: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)

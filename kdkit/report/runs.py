@@ -73,8 +73,9 @@ class ReportedRun:
     problems: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, folder: Path, label: str) -> "ReportedRun":
+    def read(cls, folder: str | Path, label: str) -> "ReportedRun":
         """Read a run. Raises RunFolderError if a folder holds no finished run; other faults become problems."""
+        folder = Path(folder)
         record, metrics = read_record(folder), read_metrics(folder)
         problems: list[str] = []
         if not metrics.results:

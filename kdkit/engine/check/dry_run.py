@@ -24,7 +24,6 @@ from kdkit.errors import KdkitError, RecipeError
 from kdkit.losses.features import as_tuple
 from kdkit.nets.net import Net
 from kdkit.nets.taps import HeadTap, TapLike, is_left_out, path_of
-from kdkit.recipe.objective import as_objective
 from kdkit.teachers.base import Teacher, require_output
 from kdkit.utils.devices import Precision, autocast
 from kdkit.utils.modules import parameters_behind
@@ -121,7 +120,7 @@ def _run_in_eval_mode(facts: Facts) -> Iterator[str]:
     """Run students as in validation: in eval mode and without taps, when some models return different outputs."""
     facts.module.open_taps.pause()
     for net in facts.module.students:
-        terms = [weighted.term for weighted in as_objective(facts.stage.objectives[net])]
+        terms = [weighted.term for weighted in facts.stage.objectives[net]]
         if facts.context.position_dims and not facts.context.has_labels and all(term.student for term in terms):
             continue  # in a Distiller, which has no validation, nothing uses these outputs
         net.network.eval()

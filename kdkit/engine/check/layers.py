@@ -21,7 +21,7 @@ from kdkit.losses.similarity import CKA
 from kdkit.nets.elements import pick_tensor
 from kdkit.nets.net import Net
 from kdkit.nets.taps import OpenTaps, Tap
-from kdkit.recipe.objective import Match, as_objective
+from kdkit.recipe.objective import Match
 from kdkit.recipe.recipe import Stage, teachers_of
 from kdkit.utils.modules import eval_mode, forward_hook, preserve_buffers, uncompiled
 
@@ -55,7 +55,7 @@ def matched_nets(stages: Sequence[Stage]) -> tuple[tuple[Net[Any], Net[Any]], ..
             (net, teacher): None  # a dict as an ordered set: several terms may match one teacher
             for stage in stages
             for net, objective in stage.objectives.items()
-            for weighted in as_objective(objective)
+            for weighted in objective
             if isinstance(weighted.term, Match)
             for teacher in teachers_of(weighted.term)
             if isinstance(teacher, Net) and isinstance(teacher.module, nn.Module)

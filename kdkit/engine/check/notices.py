@@ -22,7 +22,7 @@ from kdkit.losses.contrastive import CRD
 from kdkit.losses.features import as_tuple
 from kdkit.nets.taps import HeadTap, Tap
 from kdkit.nets.views import Images
-from kdkit.recipe.objective import Truth, as_objective
+from kdkit.recipe.objective import Truth
 from kdkit.recipe.recipe import Stage, nets_of
 from kdkit.utils.reprs import describe_names
 
@@ -126,7 +126,7 @@ def _terms_of_copied_labels(facts: Facts) -> Iterator[str]:
     if not _are_inputs(facts):
         return
     for net, objective in facts.stage.objectives.items():
-        for term in (weighted.term for weighted in as_objective(objective)):
+        for term in (weighted.term for weighted in objective):
             compares_outputs = isinstance(term.loss, nn.CrossEntropyLoss) or is_per_position(term.loss)
             is_of_outputs = term.student is None or isinstance(term.student, HeadTap)
             if isinstance(term, Truth) and is_of_outputs and compares_outputs:
@@ -170,8 +170,7 @@ def _learning_rate(facts: Facts, _data: Data) -> Iterator[str]:
 
 def _untrained_nets(facts: Facts, _data: Data) -> Iterator[str]:
     stage = facts.stage
-    objectives = {net: as_objective(objective) for net, objective in stage.objectives.items()}
-    idle = [net for net, terms in objectives.items() if not any(weighted.has_weight for weighted in terms)]
+    idle = [net for net, terms in stage.objectives.items() if not any(weighted.has_weight for weighted in terms)]
     for net in idle:
         yield f"stage {stage.name!r}: every term of net {net.name!r} has the weight 0, so nothing trains it"
     if facts.untrained_outputs and stage.training.keep is None and not idle:

@@ -15,7 +15,7 @@ from kdkit.losses.chunked import Chunked
 from kdkit.losses.positions import PerPosition, PerToken
 from kdkit.nets.net import Net
 from kdkit.nets.taps import HeadTap
-from kdkit.recipe.objective import Match, Term, Truth, as_objective, taps_of
+from kdkit.recipe.objective import Match, Term, Truth, taps_of
 from kdkit.recipe.recipe import Stage
 from kdkit.teachers.ema import Ema
 from kdkit.teachers.ensemble import Teachers
@@ -209,7 +209,7 @@ def _optimizer_problems(stage: Stage) -> Iterator[str]:
 
 def _terms(stage: Stage) -> list[tuple[Net[Any], Term]]:
     """Return each term with the network that it trains."""
-    return [(net, part.term) for net, objective in stage.objectives.items() for part in as_objective(objective)]
+    return [(net, part.term) for net, objective in stage.objectives.items() for part in objective]
 
 
 def _is_head(tap: object) -> bool:

@@ -16,7 +16,7 @@ from kdkit.losses.base import BuildContext
 from kdkit.losses.features import as_tuple
 from kdkit.nets.recompute import Recomputation
 from kdkit.nets.taps import HeadTap, OpenTaps, TapLike
-from kdkit.recipe.objective import Match, as_objective, taps_of
+from kdkit.recipe.objective import Match, taps_of
 from kdkit.recipe.recipe import Stage
 from kdkit.teachers.base import TeacherOutput, TeacherOutputs
 from kdkit.teachers.peer import Peer
@@ -56,7 +56,7 @@ class DistillationModule(nn.Module):
             self.terms = tuple(
                 TermBinding(net, weighted, stage, taps, context).bind()
                 for net, objective in stage.objectives.items()
-                for weighted in as_objective(objective)
+                for weighted in objective
             )
         except BaseException:
             self.close()
