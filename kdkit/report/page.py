@@ -20,6 +20,7 @@ from kdkit.report.training import training
 from kdkit.report.verdict import Verdict, headline_of, verdicts_of
 from kdkit.utils.files import require_output, write_output
 from kdkit.utils.printable import LINE_CHARACTERS, printable
+from kdkit.utils.reprs import describe_count, describe_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,12 @@ class Report:
     runs: tuple[ReportedRun, ...]
     verdicts: tuple[Verdict, ...]
     left_out: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        runs = describe_names(run.label for run in self.runs)
+        return (
+            f"Report({describe_count(len(self.runs), 'run')}: {runs}; {describe_count(len(self.verdicts), 'verdict')})"
+        )
 
 
 def write_report(

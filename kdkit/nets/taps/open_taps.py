@@ -53,6 +53,9 @@ class Feature:
     def __init__(self, open_taps: "OpenTaps") -> None:
         self._open_taps = open_taps
 
+    def __repr__(self) -> str:
+        return f"Feature({self._open_taps.taps[0]})"
+
     @property
     def value(self) -> Tensor:
         """The tensor of the last forward pass, (batch, channels, ...), with its graph.
