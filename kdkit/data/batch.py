@@ -14,7 +14,7 @@ from kdkit.errors import DataError
 from kdkit.utils.reprs import describe_array, describe_options
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """A batch of samples with their labels and ids.
 

@@ -19,42 +19,15 @@ Task = Literal["multiclass", "multilabel", "regression"]
 
 # The members of Split and Data are `cached_property`s, so that a subclass may define a member in any form: as a
 # property, a class attribute, a dataclass field, or by assignment in __init__, which a plain property would not allow.
+# mypy allows this too. Pyright only does without a declared type, so it sees assignments, which mypy skips.
+MYPY = False  # mypy regards a constant of this name as True
 
 
-class Split:
-    """Base class of a split: samples that are read by row. A sample is a pure function of (seed, id, draw).
-
-    A subclass defines `ids` and `batch`; the other members have defaults.
-    """
-
+class _SplitMembers:
     @cached_property
     def ids(self) -> Tensor:
         """The ids of the samples, (rows,) int64, unique over all splits."""
         _raise_undefined(self, "ids")
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({describe_count(len(self), 'sample')})"
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def batch(self, rows: Tensor, draw: int) -> Batch:
-        """Return the samples in these rows, (samples,) int64, in this order, with this draw of their augmentation."""
-        _raise_undefined(self, "batch(rows, draw)")
-
-    def report_tensors(self, rows: Tensor) -> Mapping[str, Tensor]:
-        """Return the tensors that a plugin needs to show the samples in these rows in a report, each (samples, ...).
-
-        They are stored with the run, for the few samples that `kdkit report` shows. None by default.
-        """
-        return {}
-
-    def report_names(self, rows: Tensor) -> Sequence[str]:
-        """Return the names of the samples in these rows for a report, such as their file names; none by default.
-
-        They are stored with the tensors. A report section reads them from `run.sample_names`.
-        """
-        return ()
 
     @cached_property
     def labels(self) -> Tensor | None:
@@ -82,6 +55,43 @@ class Split:
         code that releases Python's GIL; `batch` must then be thread-safe.
         """
         return False
+
+
+class Split(_SplitMembers):
+    """Base class of a split: samples that are read by row. A sample is a pure function of (seed, id, draw).
+
+    A subclass defines `ids` and `batch`; the other members have defaults.
+    """
+
+    if not MYPY:
+        ids = _SplitMembers.ids
+        labels = _SplitMembers.labels
+        groups = _SplitMembers.groups
+        parallel = _SplitMembers.parallel
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({describe_count(len(self), 'sample')})"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(self, rows: Tensor, draw: int) -> Batch:
+        """Return the samples in these rows, (samples,) int64, in this order, with this draw of their augmentation."""
+        _raise_undefined(self, "batch(rows, draw)")
+
+    def report_tensors(self, rows: Tensor) -> Mapping[str, Tensor]:
+        """Return the tensors that a plugin needs to show the samples in these rows in a report, each (samples, ...).
+
+        They are stored with the run, for the few samples that `kdkit report` shows. None by default.
+        """
+        return {}
+
+    def report_names(self, rows: Tensor) -> Sequence[str]:
+        """Return the names of the samples in these rows for a report, such as their file names; none by default.
+
+        They are stored with the tensors. A report section reads them from `run.sample_names`.
+        """
+        return ()
 
 
 class LoaderSplit:
@@ -146,20 +156,7 @@ class WorkerInit:
             self.function(number)
 
 
-class Data:
-    """Base class of the data of an experiment: a training, a validation and a test split.
-
-    A subclass defines the members from `classes` to `test`; the members from `has_unknown` on have defaults.
-    """
-
-    def __repr__(self) -> str:
-        # Shows only what is already computed: reading a split may take minutes.
-        parts = {name: vars(self)[name] for name in ("train", "validation", "test") if vars(self).get(name) is not None}
-        splits = [f"{name}: {split}" for name, split in parts.items()]
-        classes = vars(self).get("classes")
-        names = [f"{describe_count(len(classes), 'class', 'classes')} ({describe_names(classes)})"] if classes else []
-        return f"{type(self).__name__}({', '.join([*names, *splits])})"
-
+class _DataMembers:
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, in the order of the label columns or class indices."""
@@ -263,6 +260,41 @@ class Data:
     def has_weights(self) -> bool:
         """Whether training samples have weights, see `Batch`; False by default."""
         return False
+
+
+class Data(_DataMembers):
+    """Base class of the data of an experiment: a training, a validation and a test split.
+
+    A subclass defines the members from `classes` to `test`; the members from `has_unknown` on have defaults.
+    """
+
+    if not MYPY:
+        classes = _DataMembers.classes
+        task = _DataMembers.task
+        draws = _DataMembers.draws
+        fingerprint = _DataMembers.fingerprint
+        train = _DataMembers.train
+        validation = _DataMembers.validation
+        test = _DataMembers.test
+        has_unknown = _DataMembers.has_unknown
+        position_dims = _DataMembers.position_dims
+        ignored_labels = _DataMembers.ignored_labels
+        summary = _DataMembers.summary
+        notices = _DataMembers.notices
+        preparation = _DataMembers.preparation
+        train_digest = _DataMembers.train_digest
+        augment = _DataMembers.augment
+        batch_transform = _DataMembers.batch_transform
+        has_labels = _DataMembers.has_labels
+        has_weights = _DataMembers.has_weights
+
+    def __repr__(self) -> str:
+        # Shows only what is already computed: reading a split may take minutes.
+        parts = {name: vars(self)[name] for name in ("train", "validation", "test") if vars(self).get(name) is not None}
+        splits = [f"{name}: {split}" for name, split in parts.items()]
+        classes = vars(self).get("classes")
+        names = [f"{describe_count(len(classes), 'class', 'classes')} ({describe_names(classes)})"] if classes else []
+        return f"{type(self).__name__}({', '.join([*names, *splits])})"
 
 
 def require_splits(data: Data) -> None:

@@ -36,6 +36,9 @@ class Unlabelled:
 
     data: Dataset[Any] | DataLoader[Any] | Iterable[Any]
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.data).__name__})"
+
 
 DatasetOrLoader = Dataset[Any] | DataLoader[Any] | Iterable[Any] | Unlabelled
 

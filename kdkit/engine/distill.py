@@ -55,7 +55,7 @@ def distill(
     label_weight: float = 0.5,
     epochs: int | None = None,
     training: Training | None = None,
-    metrics: tuple[Metric, ...] = (),
+    metrics: Sequence[Metric] = (),
     task: Task | None = None,
     classes: Sequence[str] | int | None = None,
     draws: int | None = None,

@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from operator import add
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from kdkit.engine.stage.terms import uses_labels
 from kdkit.errors import CheckError, RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.nets.net import Net
-from kdkit.recipe.objective import Objective, Term
+from kdkit.recipe.objective import AnyObjective
 from kdkit.recipe.recipe import Stage
 from kdkit.recipe.training import Training
 from kdkit.teachers.base import OnlineTeacher, TeacherSession, observers
@@ -77,7 +77,7 @@ class Distiller(nn.Module):
     def __init__(
         self,
         student: Net[Any],
-        objective: Objective | Term,
+        objective: AnyObjective,
         example: tuple[Any, ...],
         *,
         classes: Sequence[str] | None = None,
@@ -169,6 +169,20 @@ class Distiller(nn.Module):
         if self._followers and self.training and not torch.compiler.is_compiling():
             self._warn_without_steps()
         return DistillerOutput(loss, {label: term.detach() for label, term in terms.items()}, student)
+
+    if TYPE_CHECKING:  # the call of an nn.Module has no types
+
+        def __call__(
+            self,
+            inputs: Any,
+            labels: Tensor | None = None,
+            *,
+            ids: Tensor | None = None,
+            progress: float | None = None,
+            sample_weights: Tensor | None = None,
+        ) -> DistillerOutput:
+            """Run `forward` and the hooks."""
+            ...
 
     def set_progress(self, progress: float) -> None:
         """Set the fraction of training that is done, in [0, 1], for the following calls, like `progress=` in a call.

@@ -15,9 +15,11 @@ from kdkit.nets.net import Net
 from kdkit.nets.weights import load_weights
 from kdkit.recipe.recipe import Recipe, as_recipe, nets_of
 from kdkit.utils.devices import default_modes
+from kdkit.utils.randomness import exclusive_rng_state
 
 
 @default_modes()
+@exclusive_rng_state()
 def evaluate(
     recipe: Recipe | Callable[[], Recipe],
     weights: str | Path,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args
 
 import torch
 
@@ -111,6 +111,10 @@ class RunOptions:
     progress: bool | None = None
     verbose: bool = False
     only: tuple[str, ...] | None = None
+
+    if TYPE_CHECKING:  # a folder may be a string, which becomes a Path
+
+        def __init__(self, **fields: Unpack[RunFields]) -> None: ...
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):

@@ -40,7 +40,7 @@ from kdkit.recipe.baseline import with_baselines
 from kdkit.recipe.recipe import Recipe, Stage, as_recipe, stage_dependencies
 from kdkit.utils import collectives
 from kdkit.utils.devices import default_modes, deterministic
-from kdkit.utils.randomness import preserve_rng_state, seed_everything
+from kdkit.utils.randomness import exclusive_rng_state, seed_everything
 
 _INTERRUPTED = (
     "kdkit: the attribute `result` of this exception has the history, the networks and the metrics so far; in a "
@@ -90,6 +90,7 @@ def run(
 
     options: a RunOptions; its fields can also be passed by keyword instead. callbacks: objects with callback hooks, in
     addition to those of installed plugins. The random states of Python, numpy and torch are restored at the end.
+    Threads share them, so a second thread in this function, `check`, `evaluate` or `export_net` waits for the first.
 
     Under torchrun, or if a process group is initialized, the ranks share the work. Only the first rank calls callbacks
     and writes the run folder. A rank that torchrun restarts resumes from that folder.
@@ -101,7 +102,7 @@ def run(
     """
     if options is None:
         require_fields(run, fields, RunFields)
-        options = RunOptions(**fields)  # type: ignore[arg-type]  # a folder may be a string, which becomes a Path
+        options = RunOptions(**fields)
     elif fields:
         raise RecipeError(f"pass a RunOptions or its fields by keyword, not both; got {', '.join(fields)} as well")
     with prepared(recipe, options, callbacks=callbacks, origin=origin) as prepared_run:
@@ -123,7 +124,7 @@ def prepared(
     if not isinstance(callbacks, Iterable):
         raise RecipeError(f"callbacks must be a list, such as [CsvLogger()]; got {describe(callbacks)}")
     # A run on a CPU does not initialize CUDA. If user code has done so, the random state of the GPU is restored too.
-    with default_modes(), joined(), preserve_rng_state(cuda=options.torch_device().type == "cuda" or None):
+    with default_modes(), joined(), exclusive_rng_state(cuda=options.torch_device().type == "cuda" or None):
         options = _agree_on_folder(options)
         device = rank_device(options.torch_device())
         if options.out is not None:

@@ -18,9 +18,11 @@ from kdkit.plugins.manager import registry
 from kdkit.recipe.recipe import Recipe
 from kdkit.utils.devices import default_modes
 from kdkit.utils.files import require_output
+from kdkit.utils.randomness import exclusive_rng_state
 
 
 @default_modes()
+@exclusive_rng_state()
 def export_net(
     recipe: Recipe,
     weights: str | Path,

@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, suppress
 from functools import cached_property
 from io import StringIO
@@ -263,7 +263,7 @@ class _TensorsOnly(nn.Module):
         return output.movedim(-1, 1) if self.channels_last and output.ndim > 2 else output
 
 
-def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _named(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a module by the names of its parameters; `input`, `input_1`, ... if it has no names."""
     parameters = inspect.signature(module.forward).parameters.values()
     named = [

@@ -28,6 +28,9 @@ class Logger(ABC):
     _last_step = 0
     _is_open = False
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def prepare(self, run: RunStarted) -> None:  # noqa: B027  # most loggers need no check
         """Raise a KdkitError if this run cannot be logged; called before anything is trained."""
 

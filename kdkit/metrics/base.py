@@ -19,7 +19,7 @@ _LISTED = 20  # the most classes that a note names
 _BLOCK = 1 << 18  # how many numbers are processed at a time, so that they stay in the CPU cache
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Predictions:
     """The outputs of a network for a split, with the labels.
 
@@ -116,7 +116,7 @@ class Metric(Protocol):
         """The name in tables, unique in a recipe."""
         ...
 
-    def fit(self, validation: Predictions) -> Self:
+    def fit(self, validation: Predictions) -> "Metric":
         """Return the metric with thresholds that are chosen on the validation split, if it has thresholds."""
         ...
 

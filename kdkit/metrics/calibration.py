@@ -116,7 +116,7 @@ class Brier(_ProbabilityMetric):
     over classes, in [0, 2].
     """
 
-    name: ClassVar[str] = "brier"
+    name = "brier"
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the score for each resample."""

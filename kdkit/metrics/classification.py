@@ -40,7 +40,7 @@ class Accuracy(CountedMetric):
     The values by class are recalls.
     """
 
-    name: ClassVar[str] = "accuracy"
+    name = "accuracy"
     missing: ClassVar[str] = "no positives"
     accepts_positions: ClassVar[bool] = True
 
@@ -179,7 +179,7 @@ class MeanIoU(CountedMetric):
     Source: Everingham et al. 2010, "The Pascal Visual Object Classes (VOC) Challenge", IJCV 88, sec. 4.3
     """
 
-    name: ClassVar[str] = "mean_iou"
+    name = "mean_iou"
     missing: ClassVar[str] = "no labels or predictions"
     accepts_positions: ClassVar[bool] = True
     accepts_unknown: ClassVar[bool] = True

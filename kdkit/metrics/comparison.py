@@ -1,8 +1,9 @@
 """Compare two methods over seeds, with a verdict that accounts for other seeds and other test samples."""
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from kdkit.errors import DataError, KdkitError, first_line
 from kdkit.metrics.base import Metric, is_biased, lower_is_better
@@ -82,8 +83,8 @@ class Comparison:
 
 def compare_over_seeds(
     metric: Metric,
-    candidate: Mapping[Hashable, float],
-    baseline: Mapping[Hashable, float],
+    candidate: Mapping[Any, float],
+    baseline: Mapping[Any, float],
     predictions: Callable[[], PairsOfRuns],
     *,
     resamples: int = 1000,

@@ -33,7 +33,7 @@ class CrossEntropy(CountedMetric):
     labels.
     """
 
-    name: ClassVar[str] = "cross_entropy"
+    name = "cross_entropy"
     accepts_unknown: ClassVar[bool] = True
     accepts_positions: ClassVar[bool] = True
     lower_is_better: ClassVar[bool] = True
@@ -62,7 +62,7 @@ class Perplexity(CountedMetric):
     networks with different vocabularies cannot be compared, because their tokens differ.
     """
 
-    name: ClassVar[str] = "perplexity"
+    name = "perplexity"
     accepts_positions: ClassVar[bool] = True
     lower_is_better: ClassVar[bool] = True
 

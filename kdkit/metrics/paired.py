@@ -1,9 +1,9 @@
 """Compare two networks: paired differences of a metric, their intervals, and a verdict."""
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -104,8 +104,8 @@ def paired_bootstrap(
 
 
 def paired_t_interval(
-    candidate: Mapping[Hashable, float],
-    baseline: Mapping[Hashable, float],
+    candidate: Mapping[Any, float],
+    baseline: Mapping[Any, float],
     *,
     level: float = 0.95,
     lower_is_better: bool = False,

@@ -30,7 +30,7 @@ class MacroAUPRC(CountedMetric):
     Defined as in scikit-learn's average_precision_score. For one class per sample, it is computed from the softmax.
     """
 
-    name: ClassVar[str] = "macro_auprc"
+    name = "macro_auprc"
     missing: ClassVar[str] = "no positives"
     accepts_unknown: ClassVar[bool] = True
 
@@ -47,7 +47,7 @@ class MacroAUROC(CountedMetric):
     for each class against the rest.
     """
 
-    name: ClassVar[str] = "macro_auroc"
+    name = "macro_auroc"
     missing: ClassVar[str] = "no positives, or no negatives"
     accepts_unknown: ClassVar[bool] = True
 

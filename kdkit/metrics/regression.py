@@ -32,7 +32,7 @@ class R2(WithoutThresholds):
     A column whose labels are constant, such as zeros, is left out. NaN if all columns are constant.
     """
 
-    name: ClassVar[str] = "r2"
+    name = "r2"
 
     def compute(self, test: Predictions) -> MetricResult:
         """Return the coefficient. Raises DataError if labels and outputs have different shapes."""
@@ -61,7 +61,7 @@ class MSE(CountedMetric):
     Lower is better.
     """
 
-    name: ClassVar[str] = "mse"
+    name = "mse"
     lower_is_better: ClassVar[bool] = True
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
@@ -76,7 +76,7 @@ class MAE(CountedMetric):
     Lower is better.
     """
 
-    name: ClassVar[str] = "mae"
+    name = "mae"
     lower_is_better: ClassVar[bool] = True
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
@@ -91,7 +91,7 @@ class Pearson(CountedMetric):
     It does not depend on the scale or offset of the outputs. A column that is constant on either side is left out.
     """
 
-    name: ClassVar[str] = "pearson"
+    name = "pearson"
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the correlation for each resample."""

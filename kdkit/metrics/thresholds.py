@@ -1,9 +1,9 @@
 """Turn logits into predicted classes with a threshold for each class, chosen on the validation split."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ class Thresholds(Protocol):
 class BestF1:
     """For each class, the threshold with the best F1."""
 
-    name: ClassVar[str] = "best_f1"
+    name = "best_f1"
 
     def choose(self, validation: Predictions) -> tuple[float, ...]:
         """Return the thresholds. A class without positives has infinity, so it is never predicted."""
@@ -45,7 +45,7 @@ class BestF1:
 class YoudenJ:
     """For each class, the threshold with the largest J = sensitivity + specificity - 1 (Youden 1950)."""
 
-    name: ClassVar[str] = "youden_j"
+    name = "youden_j"
 
     def choose(self, validation: Predictions) -> tuple[float, ...]:
         """Return the thresholds. A class without positives has infinity, one without negatives its smallest output."""
@@ -59,20 +59,20 @@ class FixedThresholds:
     They are in the order of the data's classes, even if a network has another order, `Net(classes=)`.
     """
 
-    logits: float | tuple[float, ...] = 0.0
+    logits: float | Sequence[float] = 0.0
 
-    name: ClassVar[str] = "fixed"
+    name = "fixed"
 
     def choose(self, validation: Predictions) -> tuple[float, ...]:
         """Return one threshold per class. Raises RecipeError if their number is not the number of classes."""
-        if not isinstance(self.logits, tuple):
+        if not isinstance(self.logits, Sequence):
             return (float(self.logits),) * len(validation.classes)
         if len(self.logits) != len(validation.classes):
             raise RecipeError(
                 f"FixedThresholds has {len(self.logits)} thresholds for {len(validation.classes)} classes "
                 f"({describe_names(validation.classes)}); pass one per class, in this order, or one number for all"
             )
-        return self.logits
+        return tuple(self.logits)
 
 
 def validate_thresholds(thresholds_by: object) -> None:

@@ -13,7 +13,7 @@ from kdkit.data.batch import Batch, items_of, map_tensors
 from kdkit.errors import RecipeError, describe
 from kdkit.utils.validation import is_number, is_whole_number
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
+Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
 @runtime_checkable
@@ -103,9 +103,9 @@ class Images:
     float32.
     """
 
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    size: tuple[int, int] | None = None
+    mean: Sequence[float] = (0.0,)
+    std: Sequence[float] = (1.0,)
+    size: Sequence[int] | None = None
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:

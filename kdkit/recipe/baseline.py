@@ -7,7 +7,7 @@ from typing import Any
 
 from kdkit.errors import RecipeError, first_line
 from kdkit.nets.net import Net
-from kdkit.recipe.objective import Match, Objective, Truth, Weighted, as_objective, describe_factor
+from kdkit.recipe.objective import Match, Objective, Truth, Weighted, describe_factor
 from kdkit.recipe.recipe import Recipe, Stage, weighted_terms
 
 _SUFFIX = "-alone"
@@ -56,7 +56,7 @@ def baseline_notices(stages: Sequence[Stage]) -> Iterator[str]:
     for stage in stages:
         for alone, objective in stage.objectives.items() if stage.baseline_of in by_name else ():
             for student, distilled in by_name[stage.baseline_of].objectives.items():
-                weights = [_label_weights(as_objective(terms)) for terms in (objective, distilled)]
+                weights = [_label_weights(terms) for terms in (objective, distilled)]
                 if names.get(student.name) == alone.name and weights[0] != weights[1]:
                     yield (
                         f"the labels of net {alone.name!r} have weight {weights[0]}, those of {student.name!r} "
@@ -92,7 +92,7 @@ def _stages_alone(student: Net[Any], stages: Sequence[Stage]) -> list[Stage]:
     return [
         replace(
             stage,
-            objectives={alone: _alone(Objective(copied[stage.name]), as_objective(stage.objectives[student]))},
+            objectives={alone: _alone(Objective(copied[stage.name]), stage.objectives[student])},
             name=alone.name if stage is stages[-1] else f"{alone.name}-{stage.name}",
             baseline_of=stage.name,
         )
@@ -136,8 +136,6 @@ class _Share:
         return weights[self.index] / min(1.0, total)
 
 
-def _label_terms(objective: Any) -> tuple[Weighted, ...]:
+def _label_terms(objective: Objective) -> tuple[Weighted, ...]:
     """Return the terms on labels with a weight above 0."""
-    return tuple(
-        weighted for weighted in as_objective(objective) if isinstance(weighted.term, Truth) and weighted.has_weight
-    )
+    return tuple(weighted for weighted in objective if isinstance(weighted.term, Truth) and weighted.has_weight)

@@ -12,7 +12,7 @@ from kdkit.errors import RecipeError, did_you_mean
 from kdkit.losses.base import Loss, describe_loss
 from kdkit.losses.multi_teacher import PerTeacher, TeacherWeighting
 from kdkit.nets.net import Net
-from kdkit.recipe.objective import Match, Objective, Term, Truth, as_objective
+from kdkit.recipe.objective import AnyObjective, Match, Objective, Truth, as_objective
 from kdkit.recipe.recipe import Stage
 from kdkit.recipe.training import Training
 from kdkit.teachers.ensemble import Teachers
@@ -48,7 +48,7 @@ class GuidanceOptions(TypedDict, total=False):
     truth: Required[Truth]
     training: Required[Training]
     kd_loss: Loss | None
-    match: Callable[[Net[Any], Net[Any]], Objective | Term] | None
+    match: Callable[[Net[Any], Net[Any]], AnyObjective] | None
     label_weight: float
 
 
@@ -65,7 +65,7 @@ class Guidance:
     truth: Truth
     training: Training
     kd_loss: Loss | None = None
-    match: Callable[[Net[Any], Net[Any]], Objective | Term] | None = None
+    match: Callable[[Net[Any], Net[Any]], AnyObjective] | None = None
     label_weight: float = 0.5
 
     def __repr__(self) -> str:

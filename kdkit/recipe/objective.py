@@ -1,10 +1,10 @@
 """The objective of a network, written as in a paper: `0.3 * Truth(bce) + 0.7 * Match(teacher, soft_targets)`."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from kdkit.utils.reprs import describe_options
 from kdkit.utils.validation import is_number
 
 Factor = float | Ramp
-Taps = TapLike | tuple[TapLike, ...] | None
+Taps = TapLike | Sequence[TapLike] | None
 
 
 class _Sum:
@@ -185,12 +185,15 @@ class Objective(_Sum):
         return {weighted.term.label: weighted.weight(progress) for weighted in self.terms}
 
 
+AnyObjective = Objective | Term | Literal[0]  # 0 because type checkers regard it as a possible value of sum()
+
+
 def describe_factor(factor: Factor) -> str:
     """Return a factor as written in a recipe."""
     return f"{factor:g}" if isinstance(factor, float | int) else describe_loss(factor)
 
 
-def as_objective(objective: "Objective | Term") -> Objective:
+def as_objective(objective: AnyObjective) -> Objective:
     """Return an objective or a single term as an Objective. Raises RecipeError for anything else."""
     if not isinstance(objective, _Sum):
         raise RecipeError(f"an objective is a sum of Truth(...) and Match(...) terms; got {type(objective).__name__}")

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -14,7 +14,7 @@ from kdkit.metrics.base import Metric
 from kdkit.metrics.defaults import default_metrics
 from kdkit.nets.net import Net
 from kdkit.nets.taps import TapLike
-from kdkit.recipe.objective import Match, Objective, Term, Weighted, as_objective, taps_of
+from kdkit.recipe.objective import AnyObjective, Match, Objective, Term, Weighted, as_objective, taps_of
 from kdkit.recipe.training import Training
 from kdkit.teachers.base import OnlineTeacher, Teacher
 from kdkit.teachers.cache.settings import CacheSettings
@@ -33,10 +33,20 @@ class Stage:
     order of the data; see `kdkit.run(..., baseline=True)`.
     """
 
-    objectives: Mapping[Net[Any], Objective | Term]
+    objectives: Mapping[Net[Any], Objective]
     training: Training
     name: str = ""
     baseline_of: str = ""
+
+    if TYPE_CHECKING:  # an argument may be a single term, the field is an Objective
+
+        def __init__(
+            self,
+            objectives: Mapping[Net[Any], AnyObjective],
+            training: Training,
+            name: str = "",
+            baseline_of: str = "",
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         if not isinstance(self.objectives, Mapping) or not self.objectives:
@@ -103,7 +113,7 @@ class Recipe:
 
     data: Data
     schedule: Schedule | Sequence[Stage]
-    metrics: tuple[Metric, ...] = ()
+    metrics: Sequence[Metric] = ()
     name: str = ""
     teacher_cache: CacheSettings = field(default_factory=CacheSettings)
     _used: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
@@ -187,8 +197,7 @@ def nets_of(stages: Sequence[Stage]) -> tuple[Net[Any], ...]:
 
 def weighted_terms(stage: Stage) -> tuple[tuple[Net[Any], Weighted], ...]:
     """Return all terms of a stage with their factors, each with the network that it trains."""
-    objectives = ((net, as_objective(objective)) for net, objective in stage.objectives.items())
-    return tuple((net, weighted) for net, objective in objectives for weighted in objective)
+    return tuple((net, weighted) for net, objective in stage.objectives.items() for weighted in objective)
 
 
 def teachers_of(term: Term) -> Mapping[Teacher, tuple[TapLike, ...]]:

@@ -27,11 +27,12 @@ _UNKNOWN = "unknown"  # the data set; the hub requires a name
 _HUB_NAME = re.compile(r"\w[\w.-]{,95}(/\w[\w.-]{,95})?", re.ASCII)
 
 
-def write_card(folder: Path, out: Path) -> None:
+def write_card(folder: str | Path, out: str | Path) -> None:
     """Write the card of a finished run to a file.
 
     Raises RunFolderError if the folder holds no finished run, and KdkitError if the file exists or cannot be written.
     """
+    folder, out = Path(folder), Path(out)
     if not (folder / "run.json").exists() and runs_in(folder):
         raise KdkitError(f"a card describes one run, but {folder} {runs_hint(folder)}")
     require_output(out)

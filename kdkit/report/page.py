@@ -20,6 +20,7 @@ from kdkit.report.training import training
 from kdkit.report.verdict import Verdict, headline_of, verdicts_of
 from kdkit.utils.files import require_output, write_output
 from kdkit.utils.printable import LINE_CHARACTERS, printable
+from kdkit.utils.reprs import describe_count, describe_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +45,29 @@ class Report:
     verdicts: tuple[Verdict, ...]
     left_out: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        runs = describe_names(run.label for run in self.runs)
+        return (
+            f"Report({describe_count(len(self.runs), 'run')}: {runs}; {describe_count(len(self.verdicts), 'verdict')})"
+        )
 
-def write_report(folders: Sequence[Path], out: Path, *, average_over: Sequence[str] = ()) -> Report:
+
+def write_report(
+    folders: str | Path | Sequence[str | Path], out: str | Path, *, average_over: str | Sequence[str] = ()
+) -> Report:
     """Write the report of finished runs to a file, and return its contents.
 
-    folders: of runs, or of several runs such as a study. average_over: options of the recipe whose values are
+    folders: one or several folders of runs, or of studies. average_over: options of the recipe whose values are
     repetitions, like seeds, such as the folds of a cross-validation.
     Raises RunFolderError if a folder holds no finished run, RecipeError if no run has such an option, and KdkitError,
     before any run is read, if the file cannot be written.
     """
+    out = Path(out)
     require_output(out)
-    runs, left_out = read_runs(folders)
-    report = Report(runs=runs, verdicts=verdicts_of(runs, average_over), left_out=left_out)
+    paths = [folders] if isinstance(folders, str | Path) else folders
+    runs, left_out = read_runs([*map(Path, paths)])
+    averaged = (average_over,) if isinstance(average_over, str) else average_over
+    report = Report(runs=runs, verdicts=verdicts_of(runs, averaged), left_out=left_out)
     # Rendered in memory first, so that an error does not change an earlier page.
     write_output(out, render(report))
     return report

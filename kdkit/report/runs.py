@@ -34,7 +34,7 @@ from kdkit.nets.weights import runs_in, stage_weights
 from kdkit.plugins.events import BaselineDifference
 from kdkit.report.analysis import same_metric
 from kdkit.utils.files import read_file
-from kdkit.utils.reprs import without_addresses
+from kdkit.utils.reprs import describe_names, without_addresses
 
 RECIPE = "recipe.py"
 _SOURCE = 1_000_000  # the most characters of a recipe that a page shows
@@ -49,7 +49,7 @@ class ReportedSample(NamedTuple):
     classes: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ReportedRun:
     """A finished run in a report.
 
@@ -72,9 +72,13 @@ class ReportedRun:
     source: str | None = None
     problems: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"ReportedRun({self.label!r}, nets: {describe_names(self.metrics.results)}, in {str(self.folder)!r})"
+
     @classmethod
-    def read(cls, folder: Path, label: str) -> "ReportedRun":
+    def read(cls, folder: str | Path, label: str) -> "ReportedRun":
         """Read a run. Raises RunFolderError if a folder holds no finished run; other faults become problems."""
+        folder = Path(folder)
         record, metrics = read_record(folder), read_metrics(folder)
         problems: list[str] = []
         if not metrics.results:

@@ -23,6 +23,7 @@ from kdkit.study.study import Study
 from kdkit.study.sweep_results import Cell, Repetition, SweepResults
 from kdkit.study.trial import Trial, TrialResult
 from kdkit.utils.randomness import preserve_rng_state, seed_everything
+from kdkit.utils.reprs import describe_count, describe_names
 from kdkit.utils.validation import is_whole_number, validate_count
 
 Values = Sequence[Any] | NDArray[Any] | torch.Tensor
@@ -91,6 +92,11 @@ class Sweep:
         ]
         self.study = Study(folder, trials if amend is None else [*map(amend, trials)])
         self._failed: set[str] = set()  # trials that failed in the last call of `run`
+
+    def __repr__(self) -> str:
+        cells = describe_count(len(self.cells), "combination")
+        trials = describe_count(len(self.study.trials), "trial")
+        return f"Sweep({str(self.study.folder)!r}, {trials}, {cells} of {describe_names(self.grid) or 'no options'})"
 
     def run(
         self, options: RunOptions | None = None, *, callbacks: Sequence[object] = (), jobs: int = 1

@@ -74,7 +74,7 @@ class TeacherSession:
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
         """Apply this function to all tensors of the session. Called when a Distiller is moved or converted."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Mapping[str, Any]:
         """Return everything that changes during training."""
         return {}
 

@@ -1,7 +1,7 @@
 """Check the contract of a tap: it captures a tensor in each pass, and leaves the module unchanged."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,10 @@ from kdkit.nets.taps import OpenTaps, TapLike
 from kdkit.nets.views import Inputs
 from kdkit.utils.modules import eval_mode
 
+M = TypeVar("M", bound=nn.Module)
 
-def check_tap(make_tap: Callable[[nn.Module], TapLike], module: nn.Module, example: Any) -> None:
+
+def check_tap(make_tap: Callable[[M], TapLike], module: M, example: Any) -> None:
     """Check a tap on a module. Raises ContractError for the first check that fails.
 
     make_tap: returns a tap on the module or on a part of it. example: the module's inputs, as in a batch: a

@@ -1,6 +1,8 @@
 """Seed random number generators, and preserve the random state."""
 
+import os
 import random
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -8,6 +10,25 @@ from typing import Any
 
 import numpy as np
 import torch
+
+_turn = threading.RLock()  # reentrant: a run checks its recipe, and user code may evaluate another one
+
+
+@contextmanager
+def exclusive_rng_state(*, cuda: bool | None = None) -> Iterator[None]:
+    """Preserve the random states, and let other threads wait at this context, because they share these states."""
+    with _turn, preserve_rng_state(cuda=cuda):
+        yield
+
+
+def _renew_turn() -> None:
+    """In a forked process, no other thread will release the lock."""
+    global _turn
+    _turn = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_turn)
 
 
 @contextmanager

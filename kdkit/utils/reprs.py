@@ -77,7 +77,8 @@ def differing(first: Any, second: Any) -> tuple[Any, Any]:
 def describe_options(value: Any, *names: str) -> list[str]:
     """Return the attributes of a dataclass that differ from their defaults, as "name=value"."""
     defaults = {field.name: field.default for field in fields(value)}
-    return [f"{name}={getattr(value, name)!r}" for name in names if getattr(value, name) != defaults[name]]
+    options = {name: getattr(value, name) for name in names}
+    return [f"{name}={without_addresses(repr(option))}" for name, option in options.items() if option != defaults[name]]
 
 
 def format_count(count: float) -> str:

@@ -38,7 +38,7 @@ class _Challenge(FoldedDataset):
     normalised_units: bool = False
 
     @classmethod
-    def paper(cls, folder: Path, **options: Any) -> Self:
+    def paper(cls, folder: Folder | Sequence[Folder], **options: Any) -> Self:
         """Return the data as the authors of LRH-Net prepare it (PAPER), with these options changed."""
         return cls(folder, **{**PAPER, **options})
 

@@ -29,6 +29,7 @@ from kdkit.utils import memory
 from kdkit.utils.collectives import without_messages
 from kdkit.utils.devices import Precision, default_modes
 from kdkit.utils.memory import is_out_of_memory
+from kdkit.utils.randomness import exclusive_rng_state
 
 
 def check(
@@ -48,7 +49,7 @@ def check(
     In a run with several ranks, each rank may call this alone.
     """
     device = torch.device(device)
-    with without_messages(), default_modes():
+    with without_messages(), default_modes(), exclusive_rng_state(cuda=device.type == "cuda" or None):
         recipe = as_recipe(recipe, "check")
         require_splits(recipe.data)
         recipe = recipe.with_stages(recipe.stages)  # a schedule may create other stages in its next call

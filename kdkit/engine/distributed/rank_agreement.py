@@ -15,7 +15,6 @@ from kdkit.engine.options import RunOptions
 from kdkit.engine.run_record import Origin
 from kdkit.engine.storage.run_folder import resumable_files
 from kdkit.errors import DataError, RecipeError, RunFolderError
-from kdkit.recipe.objective import as_objective
 from kdkit.recipe.recipe import Recipe, Stage, nets_of
 from kdkit.utils import collectives
 from kdkit.utils.reprs import without_addresses
@@ -82,7 +81,7 @@ def _facts(
             if option.name != "workers":  # does not change results, and a recipe may derive it from the cores
                 yield f"{option.name} of stage {stage.name!r}", getattr(stage.training, option.name)
         for net, objective in stage.objectives.items():
-            terms = list(as_objective(objective))
+            terms = list(objective)
             yield f"the number of terms of net {net.name!r} in stage {stage.name!r}", len(terms)
             for weighted in terms:
                 name = f"term {weighted.term.label!r} of net {net.name!r} in stage {stage.name!r}"

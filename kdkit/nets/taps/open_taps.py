@@ -52,6 +52,9 @@ class Feature:
     def __init__(self, slot: "Slot") -> None:
         self._slot = slot
 
+    def __repr__(self) -> str:
+        return f"Feature({self._slot.tap})"
+
     @property
     def value(self) -> Tensor:
         """The tensor of the last forward pass, (batch, channels, ...), with its graph.

@@ -61,7 +61,7 @@ class Balancer(Protocol):
         """
         ...
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Mapping[str, Any]:
         """Return the learned state, as tensors and plain values; by default, there is none."""
         return {}
 

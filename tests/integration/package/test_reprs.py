@@ -1,5 +1,7 @@
 """Tests of the reprs of public objects: short, useful, on one screen, and without addresses."""
 
+import copy
+import pickle
 from dataclasses import fields
 from functools import partial
 
@@ -13,6 +15,7 @@ import kdkit
 from kdkit import Match, Net, Stage, Tap, Training, Truth
 from kdkit.engine.options import RunFields
 from kdkit.losses import Hint, SoftTargets
+from kdkit.report import write_report
 
 
 def named_function(**_options):
@@ -41,6 +44,22 @@ def recipe():
 
 def result():
     return kdkit.distill(TEACHER, Net("student", nn.Linear(6, 3)), SAMPLES, SAMPLES, epochs=1, device="cpu")
+
+
+def sweep():
+    return kdkit.Sweep(lambda width=4: recipe(), {"width": [4, 8]}, folder="s", seeds=3)
+
+
+def feature():
+    with kdkit.tap(BODY[0]) as feature:
+        return feature
+
+
+def report(folder):
+    kdkit.distill(
+        TEACHER, Net("student", nn.Linear(6, 3)), SAMPLES, SAMPLES, epochs=1, device="cpu", out=folder / "run"
+    )
+    return write_report(folder / "run", folder / "report.html")
 
 
 def distiller_output():
@@ -73,6 +92,15 @@ OBJECTS = {
         ["MetricResult(0.3333 (0.1 to 0.5), by_class: 3 values)"],
     ),
     "trial": (lambda: kdkit.Trial(name="t", recipe=named_function, options={"x": 3}), ["recipe=named_function, x=3"]),
+    "sweep": (sweep, ["Sweep('s', 6 trials, 2 combinations of width)"]),
+    "tap by function": (lambda: Tap(BODY, element=named_function), ["element=<function named_function>"]),
+    "feature": (feature, ["Feature(Tap(Linear))"]),
+    "lr schedule": (
+        lambda: kdkit.LRSchedule(torch.optim.lr_scheduler.LambdaLR, lr_lambda=named_function),
+        ["LRSchedule(LambdaLR, interval='epoch', lr_lambda=<function named_function>)"],
+    ),
+    "unlabelled": (lambda: kdkit.Unlabelled(SAMPLES), ["Unlabelled(TensorDataset)"]),
+    "logger": (kdkit.loggers.CsvLogger, ["CsvLogger()"]),
     "study": (
         lambda: kdkit.Study("s", [kdkit.Trial(name=f"t{count}", recipe=named_function) for count in range(99)]),
         ["Study('s', 99 trials: t0, t1,", "..., t98)"],
@@ -92,6 +120,26 @@ def test_the_repr_of_a_public_object_is_short_and_useful(name):
     assert " at 0x" not in text
     for word in words:
         assert word in text
+
+
+def test_the_repr_of_a_report_is_short(tmp_path):
+    made = report(tmp_path)
+    assert repr(made) == "Report(1 run: run; 1 verdict)"
+    assert repr(made.runs[0]).startswith("ReportedRun('run', nets: teacher, student, in ")
+    assert len(repr(made.verdicts[0])) < 1500
+
+
+# Named tuples compare their tensors, as tuples do, and some objects hold functions or graphs.
+NOT_COMPARED = {"registry", "sweep", "feature", "teacher output", "distiller output"}
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTS.keys() - NOT_COMPARED))
+def test_a_public_object_can_be_copied_pickled_and_compared(name):
+    made = OBJECTS[name][0]()
+    for copied in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert repr(copied) == repr(made)
+        assert isinstance(copied == made, bool)
+    assert made == made
 
 
 @pytest.mark.parametrize(

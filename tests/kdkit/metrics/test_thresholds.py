@@ -133,6 +133,7 @@ def test_fixed_thresholds_are_one_for_all_or_one_per_class():
     assert FixedThresholds(0.5).choose(validation) == (0.5,) * len(NAMES)
     logits = tuple(np.linspace(-1, 1, len(NAMES)).tolist())
     assert FixedThresholds(logits).choose(validation) == logits
+    assert FixedThresholds(list(logits)).choose(validation) == logits
     with pytest.raises(RecipeError, match="2 thresholds for 24 classes"):
         FixedThresholds((0.1, 0.2)).choose(validation)
 

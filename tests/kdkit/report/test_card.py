@@ -197,7 +197,7 @@ def test_a_damaged_record_makes_a_card_or_an_error_of_kdkit(reported, value):
 
 def test_a_card_is_not_overwritten(folder, tmp_path):
     out = tmp_path / "README.md"
-    write_card(folder, out)
+    write_card(str(folder), str(out))
     with pytest.raises(KdkitError, match="already exists"):
         write_card(folder, out)
     with pytest.raises(KdkitError, match="cannot be written"):

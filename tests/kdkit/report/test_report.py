@@ -177,6 +177,8 @@ def test_a_folder_of_runs_stands_for_all_of_them(runs, tmp_path):
     report = write_report([runs], tmp_path / "report.html")
     assert [run.label for run in report.runs] == ["other", "seed0", "seed1", "seed2"]
     assert len(report.verdicts) == 2
+    # Paths may be strings, and a single folder needs no list.
+    assert len(write_report(str(runs), str(tmp_path / "again.html")).runs) == 4
 
 
 def test_runs_of_one_seed_are_no_sample_of_seeds(runs, tmp_path):
