@@ -55,7 +55,12 @@ def dry_run(open_stage: OpenStage, batch: Batch, precision: Precision = "fp32") 
 
 def _run_networks(facts: Facts) -> Iterator[str]:
     """Run teachers, and students in training mode. Yield failures, and modules that do not run."""
-    module, batch = facts.module, facts.batch
+    yield from _run_teachers(facts)
+    yield from _run_students(facts)
+
+
+def _run_teachers(facts: Facts) -> Iterator[str]:
+    batch = facts.batch
     for teacher, taps in facts.stage.teachers.items():
         session = facts.open_stage.sessions[teacher.name]
         try:
@@ -75,6 +80,10 @@ def _run_networks(facts: Facts) -> Iterator[str]:
             facts.teacher_outputs[teacher.name] = output
         except Exception as error:  # a user-defined teacher may raise anything
             yield describe_failure(teacher, batch, error)
+
+
+def _run_students(facts: Facts) -> Iterator[str]:
+    module, batch = facts.module, facts.batch
     for net in module.students:
         try:
             module.open_taps.begin_first_pass()  # a teacher such as Ema may have run the network already

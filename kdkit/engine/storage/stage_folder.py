@@ -4,12 +4,10 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from concurrent import futures
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kdkit.data.batch import Batch, nested_tensors
+from kdkit.engine.storage.background import BackgroundWriter, wait_for_all
 from kdkit.engine.storage.nested_state import flatten, unflatten
 from kdkit.engine.storage.predictions import REDUCED, read_predictions
 from kdkit.errors import RunFolderError, first_line
@@ -63,7 +62,7 @@ class StageFolder:
         self.writes = writes
         self._history = hashlib.sha256()  # of the lines of the history so far
         self._epochs = 0  # the number of lines
-        self._writing: futures.Future[None] | None = None
+        self._writer = BackgroundWriter()
 
     def save_weights(self, net: str, weights: Mapping[str, Tensor]) -> None:
         """Save the weights of a network."""
@@ -104,15 +103,11 @@ class StageFolder:
                 if ended is not None:
                     self.delete_epochs(ended.kept)
 
-        self.wait()
-        self._writing = _in_thread(save)
+        self._writer.start(save)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written. Raises RunFolderError if writing it failed."""
-        if self._writing is not None:
-            futures.wait([self._writing])  # an interrupt of this wait must not lose it
-            writing, self._writing = self._writing, None
-            writing.result()
+        self._writer.wait()
 
     def wait_or_warn(self) -> None:
         """Wait for the last checkpoint of a run that ends early, and warn if writing it failed."""
@@ -126,7 +121,7 @@ class StageFolder:
 
         Raises RunFolderError if all checkpoints are damaged.
         """
-        futures.wait(_unfinished)  # of an earlier run in this process that two signals ended
+        wait_for_all()  # an earlier run in this process, which two signals ended, may still be writing
         damaged: list[str] = []
         files = self._checkpoints()
         for file in files:
@@ -291,28 +286,6 @@ class StageFolder:
                 f"the run folder {self.path.parent} cannot be written: {first_line(error)}; its files are intact: "
                 "free disk space or restore the permission, and resume the run (--resume, or resume=True)"
             ) from error
-
-
-_unfinished: set[futures.Future[None]] = set()  # checkpoints that this process is writing
-
-
-def _in_thread(save: Callable[[], None]) -> futures.Future[None]:
-    """Call a function in a daemon thread, which does not keep the process alive, and return its future."""
-    writing: futures.Future[None] = futures.Future()
-
-    def call() -> None:
-        try:
-            save()
-        except BaseException as error:  # raised again by the caller that waits for the future
-            writing.set_exception(error)
-        else:
-            writing.set_result(None)
-
-    _unfinished.add(writing)
-    writing.add_done_callback(_unfinished.discard)
-    # Not an executor, because Python waits for the threads of executors at exit.
-    Thread(target=call, name="kdkit-checkpoint", daemon=True).start()
-    return writing
 
 
 def require_format(content: Mapping[str, Any], path: Path) -> None:
