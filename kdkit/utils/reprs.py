@@ -31,6 +31,12 @@ def without_addresses(text: str) -> str:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
+def with_names(text: str) -> str:
+    """Return a repr with the names of functions and of classes instead of their reprs with memory addresses."""
+    text = re.sub(r"<function (?:\S*\.)?(\S+) at 0x[0-9a-fA-F]+>", r"\1", text)
+    return re.sub(r"<(?:\S*\.)?(\w+) object at 0x[0-9a-fA-F]+>", r"\1", text)
+
+
 def describe_names(names: Iterable[str]) -> str:
     """Return names separated by commas; for a long list, the first ones and the last one."""
     names = list(names)
