@@ -82,8 +82,8 @@ class Net(Generic[M]):
             version = getattr(module, "version", None)
         if not isinstance(module, nn.Module) and version is None:
             raise RecipeError(
-                f"net {name!r} is a plain callable, whose weights kdkit cannot see; give it a version='...' that "
-                "changes whenever its outputs do"
+                f"net {name!r} is a plain callable, whose weights kdkit cannot see; give it a version that changes "
+                f"whenever its outputs do: Net({name!r}, function, version='1')"
             )
         validate_switches(strict=strict, trained=trained)
         self.name = name
