@@ -186,12 +186,12 @@ class ConsoleCallback:
 def metrics_table(event: RunEnded) -> Table:
     """Return a table with a row for each net: its parameters and its metrics."""
     table = Table(title=f"Metrics on {event.reported_on} ({event.seconds:.0f} s in all)", title_justify="left")
-    table.add_column("net")
+    table.add_column("net", overflow="fold")
     table.add_column("parameters", justify="right")
     # Nets may have different metrics; the dict keeps the order of their first occurrence.
     names = list(dict.fromkeys(name for results in event.metrics.values() for name in results))
     for name in names:
-        table.add_column(escape(name), justify="right")
+        table.add_column(escape(name), justify="right", overflow="fold")
     for net, results in event.metrics.items():
         values = [_with_interval(results[name]) if name in results else "-" for name in names]
         table.add_row(escape(net), f"{event.parameters[net]:,}", *values)
@@ -220,7 +220,7 @@ def describe_difference(difference: BaselineDifference, metrics: Mapping[str, Ma
 def results_table(results: Mapping[str, ReportedMetric], title: str) -> Table:
     """Return a table with a row for each metric of one net."""
     table = Table(title=escape(title), title_justify="left")
-    table.add_column("metric")
+    table.add_column("metric", overflow="fold")
     table.add_column("value", justify="right")
     for name, result in results.items():
         table.add_row(escape(name), _with_interval(result))
