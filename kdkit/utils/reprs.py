@@ -45,6 +45,11 @@ def describe_names(names: Iterable[str]) -> str:
     return ", ".join(names)
 
 
+def distinct_notes(notes: Iterable[str]) -> list[str]:
+    """Return the parts of notes, which are joined by "; ", each once: results of several networks share them."""
+    return [*dict.fromkeys(part for note in notes for part in note.split("; ") if part)]
+
+
 def first_three(names: Sequence[str]) -> str:
     """Return the first three names, and the number of other names."""
     shown = ", ".join(shortened(name, most=200) for name in names[:3])

@@ -21,7 +21,7 @@ from kdkit.plugins.events import (
 )
 from kdkit.plugins.hooks import hookimpl
 from kdkit.utils.console import Status, format_number, make_console
-from kdkit.utils.reprs import format_bytes
+from kdkit.utils.reprs import distinct_notes, format_bytes
 
 
 @contextmanager
@@ -127,9 +127,8 @@ class ConsoleCallback:
         self.console.print()
         self.console.print(metrics_table(event))
         self._print_differences(event)
-        # Nets often share a note, such as classes without positives.
         self._print_notes(
-            sorted({result.note for results in event.metrics.values() for result in results.values() if result.note})
+            distinct_notes(result.note for results in event.metrics.values() for result in results.values())
         )
         if event.folder is not None:
             self.console.print(f"saved to {event.folder}", markup=False, soft_wrap=True)

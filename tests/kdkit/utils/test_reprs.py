@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdkit.utils.reprs import differing, format_bytes, with_names
+from kdkit.utils.reprs import differing, distinct_notes, format_bytes, with_names
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,11 @@ def test_only_what_differs_is_kept(first, second, expected):
 
 class Warm:
     pass
+
+
+def test_a_note_that_several_results_share_is_listed_once():
+    notes = ["no positives: AF", "", "no positives: AF; accuracy is worse", "intervals: 95%"]
+    assert distinct_notes(notes) == ["no positives: AF", "accuracy is worse", "intervals: 95%"]
 
 
 def test_functions_and_objects_have_their_names_instead_of_addresses():
