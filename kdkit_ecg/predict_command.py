@@ -82,6 +82,7 @@ def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **opt
     """
     from kdkit.utils.console import Status
     from kdkit.utils.files import require_output, write_output
+    from kdkit.utils.reprs import describe_count
     from kdkit_ecg.predict.output import csv_lines, json_lines, table_lines
 
     out: Path | None = options["out"]
@@ -91,11 +92,12 @@ def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **opt
     if options["rate"] is None and (options["leads"] or options["unit"]):
         raise click.UsageError("--leads and --unit describe files of numbers, which need --rate too")
     form = options["form"] or _FORMATS.get(out.suffix.lower() if out else "", "table")
-    refused, arrays = 0, None
+    count, refused, arrays = 0, 0, None
 
     def counted(predictions: Iterable[Any]) -> Iterator[Any]:
-        nonlocal refused
+        nonlocal count, refused
         for prediction in predictions:
+            count += 1
             refused += prediction.reason is not None
             yield prediction
 
@@ -124,7 +126,8 @@ def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **opt
         return int(refused > 0)
     text = "".join(f"{line}\n" for line in lines)
     write_output(out, text)
-    echo(f"{text.count(chr(10))} lines written to {out}; {refused} records refused", err=True)
+    counts = f"{describe_count(count, 'record')}: {count - refused:,} predicted, {refused:,} refused"
+    echo(f"{counts}; saved to {out}", err=True)
     return int(refused > 0)
 
 

@@ -99,6 +99,7 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
     from kdkit.engine.options import RunOptions
     from kdkit.utils.console import Status, make_console, print_note
     from kdkit.utils.randomness import seed_everything
+    from kdkit.utils.reprs import distinct_notes
 
     file = file_of(ctx)
     settings = RunOptions(device=options["device"], precision=options["precision"])
@@ -111,5 +112,5 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
     split = "validation" if recipe.data.test is None else "test"
     console = make_console()
     console.print(results_table(results, f"{options['weights']} on {split}"))
-    for note in sorted({result.note for result in results.values() if result.note}):
+    for note in distinct_notes(result.note for result in results.values()):
         print_note(console, note)

@@ -17,12 +17,12 @@ def sweep_table(results: SweepResults) -> Table:
     most, unit = max(len(cell.repetitions) for cell in results.cells), results.unit
     over = f"mean ± standard deviation over {most} {unit}s" if most > 1 else f"one {unit}"
     table = Table(title=f"Metrics on {results.reported_on}, {over}", title_justify="left")
-    table.add_column("options")
+    table.add_column("options", overflow="fold")
     metrics = list(dict.fromkeys(name for cell in results.cells for name in cell.metrics))
     is_chosen_apart = results.reported_on == "test"  # otherwise the column would repeat the metric
     validation = [f"validation {results.metric}"] if is_chosen_apart else []
     for name in (f"{unit}s", *validation, *metrics):
-        table.add_column(escape(name), justify="right")
+        table.add_column(escape(name), justify="right", overflow="fold")
     for index, cell in enumerate(results.cells):
         spreads = [spread(cell.validation.values())] if is_chosen_apart else []
         spreads += [cell.spread(name) for name in metrics]
@@ -60,11 +60,11 @@ def _table(
 ) -> Table:
     """Return a table of comparisons without rows."""
     table = Table(title=escape(f"{title} ({100 * level:.4g} % interval)"), title_justify="left")
-    table.add_column("options")
+    table.add_column("options", overflow="fold")
     for column in (*columns, "difference", f"over {unit}s", "over samples", "over both"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     has_one_run = all(comparison.seeds is None for comparison in compared.values())
-    table.add_column(escape(f"{verdict}{', in this run' if has_one_run else ''}"))
+    table.add_column(escape(f"{verdict}{', in this run' if has_one_run else ''}"), min_width=15)  # "distinguishable"
     return table
 
 
@@ -72,10 +72,10 @@ def seeds_table(runs: Sequence[ReportedRun]) -> Table:
     """Return a table of the mean and the standard deviation of each metric of each net over the runs."""
     over = f"mean ± standard deviation over {len(runs)} seeds" if len(runs) > 1 else "one seed"
     table = Table(title=f"Metrics on {runs[0].metrics.reported_on}, {over}", title_justify="left")
-    table.add_column("net")
+    table.add_column("net", overflow="fold")
     metrics = dict.fromkeys(name for run in runs for results in run.metrics.results.values() for name in results)
     for name in metrics:
-        table.add_column(escape(name), justify="right")
+        table.add_column(escape(name), justify="right", overflow="fold")
     for net in dict.fromkeys(net for run in runs for net in run.nets):
         results = [run.metrics.results[net] for run in runs if net in run.nets]
         spreads = [spread(result[name].value for result in results if name in result) for name in metrics]

@@ -114,12 +114,10 @@ class LabelCheck:
         reason = f"which {self.bounded_by} requires" if self.bounded_by else f"because the task is {self.task}"
         expected = f"a number in [0, 1], {reason}" if is_bounded else "a finite number"
         value = labels[tuple(index[0])].item()
-        unknown = "if the value means that a label by class is unknown, pass TorchData(..., unknown=...)"
-        if self.task == "regression":
-            unknown = "for missing numbers in some columns, use a number that the loss and the metric leave out"
+        unknown = "" if self.task == "multiclass" else "; if the value means unknown, pass TorchData(..., unknown=...)"
         raise DataError(
             f"a label of {self.subject} is {value} ({', '.join(details)}); expected {expected}; correct such labels, "
-            f"or drop the samples if their labels are not known; {unknown}"
+            f"or drop the samples if their labels are not known{unknown}"
         )
 
     def _names(self, samples: Sequence[int], rows: Tensor | None, batch: int | None) -> str:

@@ -20,8 +20,8 @@ _IGNORED = (-100, 255)
 class LabelSpec:
     """What the labels of all splits of a TorchData are.
 
-    classes: their names. position_dims: see `Data`. unknown: the label by class that means unknown; None if all are
-    known. ignored: the class indices that mean no label.
+    classes: their names. position_dims: see `Data`. unknown: the label by class, or the number, that means unknown;
+    None if all are known. ignored: the class indices that mean no label.
     """
 
     task: Task
@@ -56,10 +56,10 @@ class LabelSpec:
                 "samples need them too; if none is known, fill them with the ignore_index, and match a teacher with "
                 "PerPosition(loss, ignore_index=None), which compares all positions"
             )
-        if unknown is not None and task != "multilabel":
+        if unknown is not None and task == "multiclass":
             raise DataError(
-                f"unknown={unknown!r} is for labels by class (multilabel), but the task of this data is {task}; "
-                "drop samples whose labels are not known"
+                f"unknown={unknown!r} is for labels by class (multilabel) and for numbers (regression), but the task "
+                "of this data is multiclass; use a class index that means no label, and pass it as ignore_index=..."
             )
         has_class_maps = task == "multiclass" and dims > 0
         if classes is None:
@@ -109,8 +109,8 @@ def ignored_labels(ignore_index: int | None, classes: int, task: Task, *, has_po
     """
     if ignore_index is not None and task != "multiclass":
         raise DataError(
-            f"ignore_index={ignore_index} is a class index, but the task of this data is {task}; for unknown labels by "
-            "class, pass TorchData(..., unknown=...)"
+            f"ignore_index={ignore_index} is a class index, but the task of this data is {task}; for unknown labels, "
+            "pass TorchData(..., unknown=...)"
         )
     if ignore_index is None:
         return tuple(label for label in _IGNORED if label not in range(classes)) if has_positions else ()

@@ -50,8 +50,8 @@ class TorchData(Data):
     of the dataset, as ImageFolder has it, or numbers up to the largest label if all labels are visible.
     task: the kind of the labels. If None, it is derived from all visible labels of all splits, or from the first batch
     or some samples if the labels are not visible.
-    unknown: the value that means unknown in labels by class (multilabel), such as -1 or NaN. In a batch, such labels
-    are NaN. Metrics leave them out, and so does a loss in kdkit.losses.IgnoreUnknown.
+    unknown: the value that means unknown in labels by class (multilabel) or in numbers (regression), such as -1 or NaN.
+    In a batch, such labels are NaN. Metrics leave them out, and so does a loss in kdkit.losses.IgnoreUnknown.
     ignore_index: the class index that means no label, for a position or a sample. Metrics leave it out, and so do
     kdkit's losses that compare positions or take labels; pass it to losses of torch too. If None, it is -100 for labels
     per position, and also 255 if there are fewer classes.

@@ -194,6 +194,7 @@ def as_split(
                 "teacher's classes as labels: TensorDataset(inputs, teacher(inputs).argmax(1))"
             )
         return as_split(name, data.data, SampleKeys(inputs_only=True), first_id=first_id)
+    _refuse_table(name, dataset_of(data))
     if isinstance(data, DataLoader):
         return CheckedLoaderSplit(name, data, keys, samples)
     dataset: Any = data
@@ -217,6 +218,17 @@ def as_split(
     return DatasetSplit(name, dataset, first_id, keys)
 
 
+def _refuse_table(name: str, data: Any) -> None:
+    """Raise DataError for a DataFrame of pandas or polars, or a table of pyarrow, whose items are columns."""
+    is_table = hasattr(data, "columns") and (hasattr(data, "to_numpy") or hasattr(data, "to_pandas"))
+    if is_table and not isinstance(data, Dataset):
+        raise DataError(
+            f"the {name} data is a {type(data).__name__}, whose items are columns, not samples; make tensors of it: "
+            "TensorDataset(torch.tensor(table[INPUTS].to_numpy(), dtype=torch.float32), "
+            "torch.tensor(table[LABEL].to_numpy()))"
+        )
+
+
 def first_batch(split: TorchSplit) -> Batch:
     """Return the first sample, or the first batch of a loader, with its labels unchanged.
 
@@ -235,6 +247,8 @@ def first_batch(split: TorchSplit) -> Batch:
         else:
             inputs, labels, weights = split.read(torch.tensor([0]))
     except (TypeError, ValueError) as error:  # raised by torch's collate, for example for PIL images
+        if isinstance(split, LoaderSplit) and split.loader.collate_fn not in (default_collate, _collate_samples):
+            raise explain_unreadable(error, f"the first batch of the {name} data") from error
         advice = ""
         if "NoneType" in str(error):
             advice = "; give samples without a label the class index that you pass as TorchData(..., ignore_index=...)"

@@ -120,7 +120,7 @@ def _note_weak_teachers(
         if abs(values[0] - values[1]) > _CLEARLY_WORSE * max(map(abs, values)):
             note = (
                 f"{metric.name} of teacher {teacher!r} on {split}, {values[0]:.3g}, is worse than that of its student "
-                f"{student!r}, {values[1]:.3g}; a better teacher may help more"
+                f"{student!r}, {values[1]:.3g}: a better teacher may help more"
             )
             metrics[teacher][metric.name] = replace(results[0], note="; ".join(filter(None, [results[0].note, note])))
             has_any = True

@@ -175,6 +175,18 @@ class Int8Module(nn.Module):
     def _squeeze(self, step: NodeProto, values: Values) -> Tensor:
         return values[step.input[0]].squeeze(self.graph.constants[step.input[1]].tolist())
 
+    def _mean(self, step: NodeProto, values: Values) -> Tensor:
+        if len(step.input) < 2 or step.input[1] not in self.graph.constants:
+            raise KdkitError("a mean whose axes are not constant cannot be trained")
+        axes = self.graph.constants[step.input[1]].tolist()
+        return values[step.input[0]].mean(axes, keepdim=bool(attributes(step).get("keepdims", 1)))
+
+    def _reshape(self, step: NodeProto, values: Values) -> Tensor:
+        value, shape = values[step.input[0]], self.graph.constants.get(step.input[1])
+        if shape is None or (shape == 0).any():
+            raise KdkitError("a shape that is not constant cannot be trained")
+        return value.reshape(shape.tolist())
+
     def _relu(self, step: NodeProto, values: Values) -> Tensor:
         return functional.relu(values[step.input[0]])
 
@@ -205,6 +217,8 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Flatten": Int8Module._flatten,
     "Unsqueeze": Int8Module._unsqueeze,
     "Squeeze": Int8Module._squeeze,
+    "ReduceMean": Int8Module._mean,
+    "Reshape": Int8Module._reshape,
     "Relu": Int8Module._relu,
     "MaxPool": Int8Module._max_pool,
 }

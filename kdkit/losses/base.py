@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from kdkit.data.dataset import Task
+from kdkit.utils.reprs import with_names
 
 # A plain function, a dataclass with `__call__` or an nn.Module. Ground truth labels are a target like teacher outputs.
 Loss = Callable[..., Tensor]
@@ -106,11 +107,13 @@ def loss_name(loss: Callable[..., Any]) -> str:
 
 
 def describe_loss(loss: Any) -> str:
-    """Return the name of a loss, with the options of a module."""
+    """Return the name of a loss, with the options of a module. Functions among the options have their names."""
     if isinstance(loss, nn.Module):
         options = loss.extra_repr()
-        return f"{type(loss).__name__}({options})" if options else type(loss).__name__
-    return getattr(loss, "__name__", None) or repr(loss)
+        text = f"{type(loss).__name__}({options})" if options else type(loss).__name__
+    else:
+        text = getattr(loss, "__name__", None) or repr(loss)
+    return with_names(text)
 
 
 def extra_kwargs_of(loss: Loss) -> frozenset[str]:

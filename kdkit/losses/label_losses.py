@@ -17,7 +17,7 @@ class IgnoreUnknown(nn.Module):
     Raises RecipeError for another loss. See `TorchData(..., unknown=)`.
 
     Formula: 1/K Σ loss(s_i, y_i), with i the K entries whose label is known
-    Shapes: logits (N, C); labels (N, C) in [0, 1], NaN if unknown
+    Shapes: logits (N, C); labels (N, C), NaN if unknown
     Source: public code: torchxrayvision, train_utils.py
     """
 

@@ -1,24 +1,27 @@
 """Metrics that compare predicted numbers with true numbers.
 
 Outputs and labels are (samples,) or (samples, columns). With more dimensions, such as in depth maps, all entries count
-as one column.
+as one column. Labels that are NaN are unknown, and left out.
 """
 
 import math
 from collections.abc import Callable, Container
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdkit.errors import DataError
 from kdkit.metrics.base import (
+    Bools,
     Floats,
     MetricResult,
     Predictions,
     WithoutThresholds,
     mean_over_classes,
     note_on_missing,
+    ratio,
     undefined_by_class,
 )
 from kdkit.metrics.resampling import CountedMetric, Counts, Resampled
@@ -33,6 +36,7 @@ class R2(WithoutThresholds):
     """
 
     name = "r2"
+    accepts_unknown: ClassVar[bool] = True
 
     def compute(self, test: Predictions) -> MetricResult:
         """Return the coefficient. Raises DataError if labels and outputs have different shapes."""
@@ -43,6 +47,9 @@ class R2(WithoutThresholds):
             labels, outputs = (side.reshape(-1, 1) for side in entries)
         else:
             labels, outputs = (side.reshape(len(side), -1) for side in (test.labels, test.outputs))
+        is_known = ~np.isnan(labels.astype(np.float64))
+        if not is_known.all():
+            return self._of_known(labels, outputs, is_known)
         varies = (labels != labels[:1]).any(0)
         count = int((~varies).sum())
         # scikit-learn returns 0 or 1 for constant columns, and includes them in the mean.
@@ -53,6 +60,17 @@ class R2(WithoutThresholds):
             labels, outputs = labels[:, varies], outputs[:, varies]
         return MetricResult(value=float(r2_score(labels, outputs)), note=note)
 
+    def _of_known(self, labels: NDArray[Any], outputs: NDArray[Any], is_known: Bools) -> MetricResult:
+        """Return the mean over columns, each computed from the samples whose label is known."""
+        columns = []
+        for column, rows in enumerate(is_known.T):
+            part = Predictions(labels=labels[rows, column], outputs=outputs[rows, column], classes=("column",))
+            columns.append(self.compute(part).value if rows.any() else math.nan)
+        value = float(mean_over_classes(np.array(columns)[:, None])[0])
+        count = int(np.isnan(columns).sum())
+        note = f"constant or unknown labels of {describe_count(count, 'column')}" if count else ""
+        return MetricResult(value=value, note=note)
+
 
 @dataclass(frozen=True, slots=True)
 class MSE(CountedMetric):
@@ -62,6 +80,7 @@ class MSE(CountedMetric):
     """
 
     name = "mse"
+    accepts_unknown: ClassVar[bool] = True
     lower_is_better: ClassVar[bool] = True
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
@@ -77,6 +96,7 @@ class MAE(CountedMetric):
     """
 
     name = "mae"
+    accepts_unknown: ClassVar[bool] = True
     lower_is_better: ClassVar[bool] = True
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
@@ -92,18 +112,18 @@ class Pearson(CountedMetric):
     """
 
     name = "pearson"
+    accepts_unknown: ClassVar[bool] = True
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the correlation for each resample."""
         labels, outputs = _entries(test)
-        weights = counts / counts.sum(0, dtype=np.float64)  # (samples, resamples)
+        is_known = ~np.isnan(labels)
         # With small means, the variances lose fewer digits.
-        x, y = (side - side.reshape(-1, side.shape[2]).mean(0) for side in (labels, outputs))
+        known = np.maximum(is_known.sum((0, 1)), 1)
+        x, y = (side - np.where(is_known, side, 0.0).sum((0, 1)) / known for side in (labels, outputs))
 
         def mean(entries: Floats) -> Floats:
-            """(samples, entries, columns) -> (columns, resamples)."""
-            means: Floats = entries.mean(1).T @ weights
-            return means
+            return _means(entries, is_known, counts)
 
         x_mean, y_mean = mean(x), mean(y)
         x_variance, y_variance = mean(x**2) - x_mean**2, mean(y**2) - y_mean**2
@@ -138,9 +158,20 @@ def _entries(test: Predictions) -> tuple[Floats, Floats]:
 
 def _mean_error(test: Predictions, counts: Counts, measure: Callable[[Floats], Floats]) -> Resampled:
     labels, outputs = _entries(test)
-    errors = measure(outputs - labels).mean(1)  # (samples, columns)
-    by_column = errors.T @ counts / counts.sum(0, dtype=np.float64)  # (columns, resamples)
-    return Resampled(by_column.mean(0), _by_class(test, by_column))
+    is_known = ~np.isnan(labels)
+    by_column = _means(measure(outputs - labels), is_known, counts)
+    has_labels = is_known.any(1).T @ counts > 0  # (columns, resamples)
+    values = ratio(np.where(has_labels, by_column, 0.0).sum(0), has_labels.sum(0))
+    return Resampled(values, _by_class(test, by_column))
+
+
+def _means(values: Floats, is_known: Bools, counts: Counts) -> Floats:
+    """Return the means of values whose label is known, (samples, entries, columns) -> (columns, resamples).
+
+    NaN for a column without a known label in a resample.
+    """
+    sums = np.where(is_known, values, 0.0).sum(1).T @ counts
+    return ratio(sums, is_known.sum(1).T @ counts.astype(np.float64))
 
 
 def _by_class(test: Predictions, by_column: Floats) -> Floats:
@@ -150,5 +181,5 @@ def _by_class(test: Predictions, by_column: Floats) -> Floats:
 
 def _rounding(values: Floats) -> Floats:
     """Return the largest variance that a constant column may have due to rounding, (columns, 1)."""
-    largest: Floats = np.abs(values).max((0, 1))[:, None]
+    largest: Floats = np.nan_to_num(np.abs(values)).max((0, 1))[:, None]
     return (1e-13 * largest) ** 2

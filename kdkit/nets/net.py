@@ -258,8 +258,8 @@ def _version_of(module: object, net: str) -> str | None:
     version: str | None = None if isinstance(module, nn.Module) else getattr(module, "version", None)
     if version is None and not isinstance(module, nn.Module):
         raise RecipeError(
-            f"net {net!r} is a plain callable, whose weights kdkit cannot see; give it a version='...' that changes "
-            "whenever its outputs do"
+            f"net {net!r} is a plain callable, whose weights kdkit cannot see; give it a version that changes whenever "
+            f"its outputs do: Net({net!r}, function, version='1')"
         )
     return version
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer as TorchOptimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from kdkit.errors import RecipeError, did_you_mean, first_line
-from kdkit.utils.reprs import without_addresses
+from kdkit.utils.reprs import with_names
 from kdkit.utils.validation import is_number
 
 
@@ -353,8 +353,7 @@ class _TimmScheduler:
 
 def _describe(name: str, make: Callable[..., Any] | str, options: dict[str, Any]) -> str:
     first = repr(make) if isinstance(make, str) else _name_of(make)
-    text = ", ".join([first, *(f"{option}={value!r}" for option, value in options.items())])
-    return f"{name}({without_addresses(text)})"
+    return with_names(f"{name}({', '.join([first, *(f'{option}={value!r}' for option, value in options.items())])})")
 
 
 def _name_of(make: Callable[..., Any]) -> str:

@@ -19,6 +19,7 @@ from kdkit.report.runs import ReportedRun, mapping, rows, weight_text
 from kdkit.report.verdict import verdicts_of
 from kdkit.utils.files import require_output, write_output
 from kdkit.utils.printable import printable
+from kdkit.utils.reprs import distinct_notes
 
 CARD = "README.md"  # as the hub expects it
 _LICENSES = "https://huggingface.co/docs/hub/repositories-licenses"
@@ -164,10 +165,10 @@ def _results(run: ReportedRun) -> Iterator[str]:
         ]
         yield from _table(("metric", "difference", f"{100 * first.level:.0f} % interval", "verdict"), differences)
     yield f"\n{_text(verdict.caveat)}"
-    notes = dict.fromkeys(result.note for results in run.metrics.results.values() for result in results.values())
-    if any(notes):
+    notes = distinct_notes(result.note for results in run.metrics.results.values() for result in results.values())
+    if notes:
         yield ""
-    yield from (f"- {_text(note)}" for note in notes if note)
+    yield from (f"- {_text(note)}" for note in notes)
 
 
 def _training(run: ReportedRun) -> Iterator[str]:

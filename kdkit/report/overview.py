@@ -11,6 +11,7 @@ from kdkit.report import analysis, formats
 from kdkit.report.charts import Bar, interval_chart, reliability_chart
 from kdkit.report.runs import ReportedRun, mapping, rows, weight_text
 from kdkit.report.verdict import Verdict
+from kdkit.utils.reprs import distinct_notes
 
 T = TypeVar("T")
 Values = dict[str, Any]
@@ -84,14 +85,11 @@ def net_table(runs: Sequence[ReportedRun]) -> Values:
             for net in nets
         ]
         columns = [run.label for run in runs]
-    # Most nets have the same notes, so each note is shown once.
-    notes = dict.fromkeys(
-        result.note for run in runs for results in run.metrics.results.values() for result in results.values()
-    )
+    notes = (result.note for run in runs for results in run.metrics.results.values() for result in results.values())
     return {
         "columns": columns,
         "rows": table,
-        "notes": [note for note in notes if note],
+        "notes": distinct_notes(notes),
         "splits": sorted({run.metrics.reported_on for run in runs}),
     }
 

@@ -37,7 +37,8 @@ class Sweep:
         sweep = kdkit.Sweep(recipe, {"temperature": [2.0, 4.0, 8.0]}, folder="runs/temperatures", seeds=5)
         for result in sweep.run(jobs=2):
             print(result.trial.name, result.state)
-        print(sweep.results().verdicts())
+        for verdict in sweep.results().verdicts():
+            print(verdict)
 
     recipe: a function that returns a Recipe. grid: the values of each swept parameter of `recipe`; every combination
     is a cell. Parameters that are not in the grid keep their defaults. folder: of all runs, as for a Study.

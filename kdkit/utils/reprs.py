@@ -31,12 +31,23 @@ def without_addresses(text: str) -> str:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
+def with_names(text: str) -> str:
+    """Return a repr with the names of functions and of classes instead of their reprs with memory addresses."""
+    text = re.sub(r"<function (?:\S*\.)?(\S+) at 0x[0-9a-fA-F]+>", r"\1", text)
+    return without_addresses(re.sub(r"<(?:\S*\.)?(\w+) object at 0x[0-9a-fA-F]+>", r"\1", text))
+
+
 def describe_names(names: Iterable[str]) -> str:
     """Return names separated by commas; for a long list, the first ones and the last one."""
     names = list(names)
     if len(names) > _MOST_NAMES:
         names = [*names[: _MOST_NAMES - 1], "...", names[-1]]
     return ", ".join(names)
+
+
+def distinct_notes(notes: Iterable[str]) -> list[str]:
+    """Return the parts of notes, which are joined by "; ", each once: results of several networks share them."""
+    return [*dict.fromkeys(part for note in notes for part in note.split("; ") if part)]
 
 
 def first_three(names: Sequence[str]) -> str:
@@ -78,7 +89,7 @@ def describe_options(value: Any, *names: str) -> list[str]:
     """Return the attributes of a dataclass that differ from their defaults, as "name=value"."""
     defaults = {field.name: field.default for field in fields(value)}
     options = {name: getattr(value, name) for name in names}
-    return [f"{name}={without_addresses(repr(option))}" for name, option in options.items() if option != defaults[name]]
+    return [f"{name}={with_names(repr(option))}" for name, option in options.items() if option != defaults[name]]
 
 
 def format_count(count: float) -> str:

@@ -103,7 +103,10 @@ def read_label_table(
     if len(set(classes)) < len(classes):
         raise RecipeError(f"classes must be different names, got {list(classes)}")
     if not path.exists():
-        raise DataError(f"the table of labels {path} does not exist; expected a CSV with a row for each record")
+        raise DataError(
+            f"the table of labels {path} does not exist; expected a CSV with a row for each record; if headers have "
+            "codes of diagnoses, as in the PhysioNet Challenges, use Challenge2020, or write the table from them"
+        )
     names, lines = read_table(path)
     if len(set(names)) < max(1, len(names)):
         raise DataError(

@@ -21,7 +21,7 @@ from kdkit.plugins.events import (
 )
 from kdkit.plugins.hooks import hookimpl
 from kdkit.utils.console import Status, format_number, make_console
-from kdkit.utils.reprs import format_bytes
+from kdkit.utils.reprs import distinct_notes, format_bytes
 
 
 @contextmanager
@@ -127,9 +127,8 @@ class ConsoleCallback:
         self.console.print()
         self.console.print(metrics_table(event))
         self._print_differences(event)
-        # Nets often share a note, such as classes without positives.
         self._print_notes(
-            sorted({result.note for results in event.metrics.values() for result in results.values() if result.note})
+            distinct_notes(result.note for results in event.metrics.values() for result in results.values())
         )
         if event.folder is not None:
             self.console.print(f"saved to {event.folder}", markup=False, soft_wrap=True)
@@ -186,12 +185,12 @@ class ConsoleCallback:
 def metrics_table(event: RunEnded) -> Table:
     """Return a table with a row for each net: its parameters and its metrics."""
     table = Table(title=f"Metrics on {event.reported_on} ({event.seconds:.0f} s in all)", title_justify="left")
-    table.add_column("net")
+    table.add_column("net", overflow="fold")
     table.add_column("parameters", justify="right")
     # Nets may have different metrics; the dict keeps the order of their first occurrence.
     names = list(dict.fromkeys(name for results in event.metrics.values() for name in results))
     for name in names:
-        table.add_column(escape(name), justify="right")
+        table.add_column(escape(name), justify="right", overflow="fold")
     for net, results in event.metrics.items():
         values = [_with_interval(results[name]) if name in results else "-" for name in names]
         table.add_row(escape(net), f"{event.parameters[net]:,}", *values)
@@ -220,7 +219,7 @@ def describe_difference(difference: BaselineDifference, metrics: Mapping[str, Ma
 def results_table(results: Mapping[str, ReportedMetric], title: str) -> Table:
     """Return a table with a row for each metric of one net."""
     table = Table(title=escape(title), title_justify="left")
-    table.add_column("metric")
+    table.add_column("metric", overflow="fold")
     table.add_column("value", justify="right")
     for name, result in results.items():
         table.add_row(escape(name), _with_interval(result))

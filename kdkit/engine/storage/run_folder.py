@@ -29,7 +29,7 @@ SAMPLES = "samples.safetensors"
 # A run is resumed only if all of these are equal, unless forced. The device and the number of processes may differ.
 _MUST_MATCH = (
     *("recipe_sha256", "options", "seed", "precision", "data", "training_samples"),
-    *("stages", "nets", "trainings", "teacher_cache"),
+    *("baseline", "stages", "nets", "trainings", "teacher_cache"),
 )
 _VERSIONS = ("kdkit", "torch")  # must match too
 LOCK = ".lock"
@@ -234,6 +234,8 @@ def _changes(before: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]
     # A valid checksum proves nothing about the types: a changed file can have a new checksum.
     versions = [value if isinstance(value := record.get("versions"), dict) else {} for record in (before, current)]
     pairs |= {f"version of {name}": (versions[0].get(name), versions[1].get(name)) for name in _VERSIONS}
+    if before.get("stages") != current.get("stages"):
+        del pairs["nets"], pairs["trainings"]  # they follow from the stages
     changes = []
     for key, values in pairs.items():
         expected, actual = map(_without_addresses, values)

@@ -245,7 +245,9 @@ def test_csv_and_the_table_have_what_json_has(mixed, model, tmp_path, capsys):
     out = tmp_path / "rows.csv"
     for _ in range(2):  # predictions may replace earlier ones
         assert call(["predict", str(model), str(mixed), "--out", str(out)]) == 1
-    assert capsys.readouterr().out == ""
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.endswith(f"6 records: 2 predicted, 4 refused; saved to {out}\n")
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6

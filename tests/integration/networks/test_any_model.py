@@ -82,7 +82,7 @@ def test_a_plain_callable_teaches_by_its_output(signals):
 
 
 def test_a_plain_callable_needs_a_version():
-    with pytest.raises(RecipeError, match="give it a version"):
+    with pytest.raises(RecipeError, match=r"give it a version .*: Net\('api', function, version='1'\)"):
         Net("api", lambda signal: signal)
 
 

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from sklearn.metrics import r2_score
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -16,6 +17,7 @@ from kdkit.engine.distill import output_shape
 from kdkit.errors import CheckError
 from kdkit.losses import DKD, GeneralisedJSD, PerLabelSoftTargets, SoftTargets
 from kdkit.metrics import Accuracy, CrossEntropy
+from kdkit.report import write_report
 from tests.helpers.callbacks import Recorder
 from tests.helpers.datasets import Rows
 from tests.helpers.stages import Small, copied, same, samples, training
@@ -188,6 +190,18 @@ def test_the_task_and_the_unknown_label_are_those_of_the_data():
     shares = TensorDataset(inputs, labels.clamp(min=0) * 0.9)
     result = kdkit.distill(net(8), net(4), shares, shares, task="multilabel", training=Training(epochs=1), device="cpu")
     assert "macro_auprc" in result.metrics["student"]
+
+
+def test_numbers_without_a_label_are_learned_from_the_teacher_and_left_out_of_the_report(tmp_path):
+    inputs, labels = dataset("regression", 24, 0).tensors
+    labels[::2] = math.nan
+    data, options = TensorDataset(inputs, labels), {"unknown": math.nan, "device": "cpu", "out": tmp_path / "run"}
+    result = kdkit.distill(net(8), net(4), data, data, training=Training(epochs=1), **options)
+    known = inputs[1::2], labels[1::2]
+    with torch.no_grad():
+        expected = r2_score(known[1], result.student.module(known[0]))
+    assert result.metrics["student"]["r2"].value == pytest.approx(expected, rel=1e-5)
+    write_report([tmp_path / "run"], tmp_path / "report.html")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.uint8])

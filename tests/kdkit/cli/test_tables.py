@@ -6,7 +6,11 @@ import re
 import pytest
 
 from kdkit.cli.per_class import table_of
+from kdkit.cli.sweep_table import distillation_table
+from kdkit.metrics.comparison import Comparison
+from kdkit.metrics.paired import Difference
 from kdkit.metrics.per_class import FIGURES, ClassRow
+from kdkit.study.sweep_results import CellResults, SweepResults
 from kdkit.utils.console import PrintableConsole, make_console
 
 
@@ -54,6 +58,29 @@ def test_no_number_of_a_table_of_classes_is_cut(width, capsys):
         assert number in out
     for word in name.split():
         assert word in out
+
+
+def test_no_name_of_a_table_of_differences_is_cut_at_120_columns(capsys):
+    differences = [
+        Difference(value=-0.0104, interval=(-0.1042, 0.0938), level=0.99, pairs=pairs, lower_is_better=False)
+        for pairs in (3, 597)
+    ]
+    values, options = {seed: 0.1042 for seed in range(3)}, {"method": "attention_transfer"}
+    cell = CellResults(
+        label="method=attention_transfer",
+        options=options,
+        metrics={"macro_auprc": values},
+        validation=values,
+        alone={"macro_auprc": values},
+        distillation=Comparison(seeds=differences[0], samples=differences[1]),
+    )
+    results = SweepResults(cells=(cell,), metric="macro_auprc", best=0, reported_on="test", level=0.99)
+    PrintableConsole(width=120, highlight=False).print(distillation_table(results))
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert "distinguishable" in out
+    cells = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")]
+    assert "".join(cells) == "method=attention_transfer"
 
 
 def test_a_console_without_a_terminal_prints_no_spaces_at_the_end_of_lines(capsys):

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 import kdkit
 from kdkit import DataError, Net, Recipe, Stage, TorchData, Training, Truth
+from kdkit.metrics.base import WithoutThresholds
 
 ROWS = 64
 INPUTS = torch.randn(ROWS, 8, generator=torch.Generator().manual_seed(0))
@@ -226,7 +227,7 @@ INVALID = {
     "number": (
         replaced(INPUTS[:, 0], 17, torch.inf),
         "regression",
-        r"is inf \(row 17\); expected a finite number.*for missing numbers",
+        r"is inf \(row 17\); expected a finite number.*pass TorchData\(..., unknown=",
     ),
 }
 
@@ -348,10 +349,16 @@ def test_zero_and_one_cannot_stand_for_unknown(unknown):
         TorchData(visible(MULTI_HOT), visible(MULTI_HOT), unknown=unknown)
 
 
-def test_only_labels_by_class_can_be_unknown():
-    with pytest.raises(
-        DataError, match=r"unknown=-100 is for labels by class \(multilabel\), but the task .* multiclass"
-    ):
+@pytest.mark.parametrize("value", [-99.0, torch.nan])
+def test_numbers_may_be_unknown_too(value):
+    numbers = TensorDataset(torch.zeros(3, 1), torch.tensor([[2.5, value], [value, 7.0], [0.5, 1.0]]))
+    data = TorchData(numbers, numbers, unknown=value)
+    assert (data.task, data.has_unknown) == ("regression", True)
+    assert data.train.batch(torch.arange(3), 0).labels.isnan().tolist() == [[False, True], [True, False], [False] * 2]
+
+
+def test_class_indices_have_an_ignore_index_instead():
+    with pytest.raises(DataError, match=r"unknown=-100 is for .* multiclass; use a class index .* ignore_index"):
         TorchData(visible(INDICES), visible(INDICES), unknown=-100)
 
 
@@ -369,6 +376,13 @@ def unknown_recipe(loss, metrics=(), **terms):
         objective = objective + kdkit.Match(teacher, match)
     stage = Stage({Net("student", nn.Linear(8, 3)): objective}, Training(epochs=2, batch_size=16))
     return Recipe(data=data, schedule=[stage], metrics=metrics)
+
+
+class Mine(WithoutThresholds):
+    name = "mine"
+
+    def compute(self, test):
+        return kdkit.MetricResult(value=float(test.labels.mean()))
 
 
 def test_a_run_with_unknown_labels_has_finite_terms_and_metrics():
@@ -390,8 +404,8 @@ def test_a_run_with_unknown_labels_has_finite_terms_and_metrics():
             "PerLabelDKD does not leave them out; use a loss that takes no labels",
         ),
         (
-            unknown_recipe(kdkit.losses.IgnoreUnknown(), metrics=(kdkit.metrics.R2(),)),
-            "metric 'r2' does not leave out unknown labels, which this data may have",
+            unknown_recipe(kdkit.losses.IgnoreUnknown(), metrics=(Mine(),)),
+            "metric 'mine' does not leave out unknown labels, which this data may have",
         ),
     ],
 )

@@ -16,6 +16,16 @@ def listed(label, rows=4):
     return Rows([(torch.full((2,), float(row)), label(row)) for row in range(rows)])
 
 
+class DataFrame(dict):
+    """Like that of pandas: its items are columns."""
+
+    columns = to_numpy = ()
+
+
+def failing_collate(rows):
+    raise ValueError("activate padding")
+
+
 def test_ids_are_unique_over_all_splits():
     data = tiny_data()
     ids = torch.cat([split.ids for split in (data.train, data.validation, data.test)])
@@ -198,6 +208,12 @@ def test_samples_of_different_shapes_are_refused_with_both_shapes_and_a_remedy()
         (
             (torch.zeros(4, 3), torch.zeros(4)),
             r"got a Tensor; put arrays of all samples in a dataset: TensorDataset\(inputs, labels\)",
+        ),
+        (DataFrame(x=[0.0], y=[1]), r"is a DataFrame, whose items are columns.*TensorDataset\(torch.ten"),
+        (DataLoader(DataFrame(x=[0.0])), "is a DataFrame, whose items are columns"),
+        (
+            DataLoader(samples(), collate_fn=failing_collate),
+            r"^the first batch of the train data cannot be read: ValueError: activate padding \(.*test_torch_data.py",
         ),
         (Rows([(torch.zeros(2), 0, "extra")] * 3), r"must yield pairs \(inputs, labels\)"),
         (listed(lambda row: "cat"), "the labels of the train data are a"),

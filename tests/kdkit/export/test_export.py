@@ -309,6 +309,23 @@ def test_a_graph_with_an_option_that_cannot_be_trained_is_not_finished(int8):
         finish(source, model, limit=64)
 
 
+def test_the_pooling_of_timm_models_can_be_trained():
+    from onnx import TensorProto, helper, numpy_helper
+
+    from kdkit.export.int8_module import Int8Module
+    from kdkit.export.onnx_graph import OnnxGraph, node
+
+    nodes = [node("ReduceMean", ["x", "axes"], "mean", keepdims=1), node("Reshape", ["mean", "shape"], "y")]
+    constants = [
+        numpy_helper.from_array(np.array(values), name) for name, values in (("axes", [-1, -2]), ("shape", [-1, 3]))
+    ]
+    shapes = {"x": ["batch", 3, 4, 4], "y": ["batch", 3]}
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    model = helper.make_model(helper.make_graph(nodes, "pooling", ends[:1], ends[1:], constants))
+    images = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(Int8Module(OnnxGraph(model), 64)(images), images.mean((2, 3)))
+
+
 def test_a_loss_of_nan_ends_the_finishing_and_not_the_export(run_folder, tmp_path, monkeypatch):
     from kdkit.export import finishing
 

@@ -10,7 +10,18 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
 
 from kdkit import BuildContext, RecipeError
-from kdkit.losses import Cosine, Hint, PerLabelSoftTargets, SoftTargets, extra_kwargs_of, loss_name, requirements_of
+from kdkit.losses import (
+    Cosine,
+    Hint,
+    Masked,
+    PerLabelSoftTargets,
+    PerPosition,
+    SoftTargets,
+    extra_kwargs_of,
+    loss_name,
+    requirements_of,
+)
+from kdkit.losses.base import describe_loss
 from kdkit.losses.projectors import Projector
 
 CONTEXT = BuildContext(classes=("a", "b"), task="multiclass", samples=4, ids=True)
@@ -184,6 +195,18 @@ class CallableObject:
 )
 def test_a_loss_has_its_name_in_snake_case(loss, name):
     assert loss_name(loss) == name
+
+
+@pytest.mark.parametrize(
+    ("loss", "text"),
+    [
+        (Masked(hinted), "Masked(hinted)"),
+        (PerPosition(hinted), "PerPosition(loss=hinted, ignore_index=-100)"),
+        (CallableObject(), "CallableObject"),
+    ],
+)
+def test_a_loss_is_described_by_names_and_not_by_memory_addresses(loss, text):
+    assert describe_loss(loss) == text
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,9 @@ import pytest
 
 from kdkit.metrics import (
     F1,
+    MAE,
+    MSE,
+    R2,
     BestF1,
     BootstrapInterval,
     Brier,
@@ -14,6 +17,7 @@ from kdkit.metrics import (
     MacroAUROC,
     MacroF1,
     MicroF1,
+    Pearson,
     Predictions,
     YoudenJ,
 )
@@ -99,3 +103,25 @@ def test_rows_are_known_unless_their_label_is_nan():
     assert unknown_labels(test) is None
     assert all(len(rows) == 80 for rows in known_rows(test))
     assert [len(rows) for rows in known_rows(predictions())] == (~np.isnan(predictions().labels)).sum(0).tolist()
+
+
+@pytest.mark.parametrize("metric", [MSE(), MAE(), R2(), Pearson()], ids=lambda metric: metric.name)
+def test_a_metric_of_numbers_is_the_mean_over_columns_of_their_known_samples(metric):
+    random = np.random.default_rng(0)
+    labels = random.normal(size=(60, 3)).astype(np.float32)
+    outputs = labels + random.normal(size=labels.shape).astype(np.float32)
+    labels[::3, 0], labels[:, 2] = np.nan, np.nan  # some unknown labels, and a column of them
+    test = Predictions(labels=labels, outputs=outputs, classes=CLASSES)
+    columns = [metric.compute(known_samples(test, column)).value for column in (0, 1)]
+    assert metric.compute(test).value == pytest.approx(np.mean(columns))
+    flat = Predictions(labels=labels[:, 0], outputs=outputs[:, 0], classes=("a",))
+    assert metric.compute(flat).value == pytest.approx(columns[0])
+    low, high = BootstrapInterval(metric, resamples=50).compute(test).interval
+    assert low < metric.compute(test).value < high
+
+
+@pytest.mark.parametrize("metric", [MSE(), MAE()], ids=lambda metric: metric.name)
+def test_an_output_that_is_not_a_number_is_not_left_out(metric):
+    labels = np.array([[1.0, np.nan], [2.0, 3.0]])
+    outputs = np.array([[1.0, 1.0], [2.0, np.nan]])
+    assert np.isnan(metric.compute(Predictions(labels=labels, outputs=outputs, classes=("a", "b"))).value)

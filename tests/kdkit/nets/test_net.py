@@ -56,7 +56,7 @@ def test_an_object_that_is_not_callable_is_refused():
 
 
 def test_a_plain_callable_needs_a_version():
-    with pytest.raises(RecipeError, match="give it a version"):
+    with pytest.raises(RecipeError, match=r"give it a version .*: Net\('teacher', function, version='1'\)"):
         Net("teacher", lambda inputs: inputs)
 
 

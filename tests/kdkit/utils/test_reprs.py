@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdkit.utils.reprs import differing, format_bytes
+from kdkit.utils.reprs import differing, distinct_notes, format_bytes, with_names
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,24 @@ from kdkit.utils.reprs import differing, format_bytes
 )
 def test_only_what_differs_is_kept(first, second, expected):
     assert differing(first, second) == expected
+
+
+class Warm:
+    pass
+
+
+def test_a_note_that_several_results_share_is_listed_once():
+    notes = ["no positives: AF", "", "no positives: AF; accuracy is worse", "intervals: 95%"]
+    assert distinct_notes(notes) == ["no positives: AF", "accuracy is worse", "intervals: 95%"]
+
+
+def test_functions_and_objects_have_their_names_instead_of_addresses():
+    def scores():
+        pass
+
+    assert with_names(f"Masked({scores!r}, k={pytest.approx!r}, {Warm()!r})") == "Masked(scores, k=approx, Warm)"
+    assert with_names(repr(lambda: 0)) == "<lambda>"
+    assert with_names("Adam(lr=0.1)") == "Adam(lr=0.1)"
 
 
 @pytest.mark.parametrize(

@@ -437,7 +437,7 @@ def test_options_that_do_not_exist_are_refused(tree, options, message):
 
 
 def test_a_table_and_a_folder_that_do_not_exist_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"table of labels .*labels\.csv does not exist"):
+    with pytest.raises(DataError, match=r"table of labels .*labels\.csv does not exist.*headers.*use Challenge2020"):
         Records(tmp_path)
     with pytest.raises(DataError, match="does not exist; expected one that contains the records"):
         Records(tmp_path / "none")

@@ -320,7 +320,7 @@ def test_a_teacher_that_is_worse_than_its_student_is_noted_at_the_end(tmp_path, 
     )
     result = run(recipe, out=tmp_path / "run", progress=True)
     note = (
-        "accuracy of teacher 'teacher' on test, 0.0833, is worse than that of its student 'student', 0.833; a better "
+        "accuracy of teacher 'teacher' on test, 0.0833, is worse than that of its student 'student', 0.833: a better "
         "teacher may help more"
     )
     assert result.metrics["teacher"]["accuracy"].note == note

@@ -199,6 +199,15 @@ def test_a_folder_of_a_different_run_cannot_be_resumed(tmp_path, changes, messag
         RunFolder.reopen(tmp_path / "run", {**RECORD, **changes})
 
 
+def test_other_stages_are_named_without_the_networks_and_trainings_that_follow_from_them(tmp_path):
+    RunFolder.create(tmp_path / "run", {**RECORD, "baseline": True, "stages": ["s", "s-alone"], "nets": {"t": 1}}, None)
+    with pytest.raises(RunFolderError) as caught:
+        RunFolder.reopen(tmp_path / "run", {**RECORD, "baseline": False, "nets": {}, "trainings": ["Training()"]})
+    assert "baseline: expected True, got False; and in its stages: expected ['s', 's-alone']" in str(caught.value)
+    assert "nets" not in str(caught.value)
+    assert "trainings" not in str(caught.value)
+
+
 @pytest.mark.parametrize("value", [None, 3, "1.0", ["1.0"]])
 def test_a_record_with_other_kinds_of_values_differs_and_can_be_forced(value, tmp_path):
     record = {**RECORD, "versions": value, "forced": value, "format": FORMAT}
