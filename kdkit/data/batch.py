@@ -46,7 +46,7 @@ class Batch:
         if self.labels.device == device:  # all tensors of a batch are on one device
             return self
         ids = None if self.ids is None else self.ids.to(device, non_blocking=True)
-        labels = self.labels.to(device, non_blocking=True)
+        labels = to_device(self.labels, device, non_blocking=True)
         inputs = to_device(self.inputs, device, non_blocking=True)
         ids_on_cpu = self.ids if self.ids_on_cpu is None else self.ids_on_cpu
         weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
@@ -119,6 +119,8 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def to_device(value: Any, device: torch.device, *, non_blocking: bool = False) -> Any:
     """Return a tensor, a container of tensors, or an object with a method `to`, such as a graph, on a device."""
     if isinstance(value, Tensor):
+        if value.dtype == torch.float64 and device.type == "mps":  # which has no float64
+            value = value.float()
         return value.to(device, non_blocking=non_blocking)
     items = items_of(value)
     if items is not None:
