@@ -124,8 +124,10 @@ def examine_devices(findings: list[Finding]) -> dict[str, str]:
     """Return the devices with their memory, after a small computation on each."""
     import torch
 
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    devices = {"cpu": f"{platform.processor() or platform.machine()}, {format_bytes(memory, base=1024)} of memory"}
+    devices = {"cpu": platform.processor() or platform.machine()}
+    if hasattr(os, "sysconf"):  # Windows has none
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        devices["cpu"] += f", {format_bytes(memory, base=1024)} of memory"
     for index in range(torch.cuda.device_count()):
         name = f"cuda:{index}"
         try:

@@ -45,10 +45,12 @@ class Batch:
         """Return the batch on `device`. The copy is asynchronous if the batch is in pinned memory."""
         if self.labels.device == device:  # all tensors of a batch are on one device
             return self
-        moved = self._changed(
-            to_device(self.inputs, device, non_blocking=True), lambda tensor: tensor.to(device, non_blocking=True)
-        )
-        return replace(moved, ids_on_cpu=self.ids if self.ids_on_cpu is None else self.ids_on_cpu)
+
+        def moved(value: Any) -> Any:
+            return to_device(value, device, non_blocking=True)
+
+        ids_on_cpu = self.ids if self.ids_on_cpu is None else self.ids_on_cpu
+        return replace(self._changed(moved(self.inputs), moved), ids_on_cpu=ids_on_cpu)
 
     @property
     def is_divisible(self) -> bool:
@@ -114,6 +116,8 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def to_device(value: Any, device: torch.device, *, non_blocking: bool = False) -> Any:
     """Return a tensor, a container of tensors, or an object with a method `to`, such as a graph, on a device."""
     if isinstance(value, Tensor):
+        if value.dtype == torch.float64 and device.type == "mps":  # which has no float64
+            value = value.float()
         return value.to(device, non_blocking=non_blocking)
     items = items_of(value)
     if items is not None:

@@ -1,6 +1,8 @@
 """The base classes of a data set and its splits."""
 
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
@@ -150,7 +152,9 @@ class WorkerInit:
 
     def __call__(self, number: int) -> None:
         """Prepare the worker process with this number."""
-        if os.name == "posix":
+        if sys.platform == "win32":
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the only signal that reaches it
+        else:
             os.setpgid(0, 0)
         if self.function is not None:
             self.function(number)

@@ -59,11 +59,11 @@ class Int8Module(nn.Module):
             # A weight that two layers shared has become two, because each layer trains its own.
             step.input[3] = self.graph.constant(integers.detach().cpu().numpy().astype(np.int8), weight)
             if bias is not None:
-                scale = self._constant(step.input[1]) * self._constant(step.input[4])
+                scale = (self._constant(step.input[1]) * self._constant(step.input[4])).cpu().double()
                 # int32 in steps of input scale times weight scale, the unit in which products are summed
-                steps = torch.round(self.weights[f"{index}:bias"].detach().double() / scale.double())
+                steps = torch.round(self.weights[f"{index}:bias"].detach().cpu().double() / scale)
                 position = list(step.input).index(bias)
-                step.input[position] = self.graph.constant(steps.cpu().numpy().astype(np.int32), bias)
+                step.input[position] = self.graph.constant(steps.numpy().astype(np.int32), bias)
         return self.graph
 
     def _add_weights(self, index: int, step: NodeProto) -> None:

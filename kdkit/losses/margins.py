@@ -20,6 +20,7 @@ from kdkit.losses.projectors.factory import ProjectorMode, validate_projector_mo
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise
 from kdkit.losses.projectors.linear import fit_positions, target_positions
 from kdkit.losses.validation import is_number, require_sides, validate_above_zero
+from kdkit.utils.devices import widest_float
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
@@ -146,8 +147,9 @@ def channel_margins(weight: Tensor, bias: Tensor) -> Tensor:
     If hardly any value is negative, -3 |weight|, as in the authors' code.
     """
     # a batch norm's outputs have mean `bias` and standard deviation |weight|; float64, since the tails are small
-    deviation, mean = weight.double().abs(), bias.double()
-    ratio = mean / deviation.clamp_min(torch.finfo(torch.float64).tiny)
+    dtype = widest_float(weight.device)
+    deviation, mean = weight.to(dtype).abs(), bias.to(dtype)
+    ratio = mean / deviation.clamp_min(torch.finfo(dtype).tiny)
     negative_probability = torch.special.ndtr(-ratio)
     density = torch.exp(-0.5 * ratio.square()) / math.sqrt(2 * math.pi)
     # mean of a normal distribution truncated to values below 0

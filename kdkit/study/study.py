@@ -47,9 +47,10 @@ class Study:
         self._sources = {file: file.read_bytes() for file in {*self._files.values()} if file is not None}
         names: list[str] = []
         for trial in self.trials:
-            if trial.name in names:
+            folded = trial.name.casefold()  # not all file systems distinguish upper and lower case
+            if folded in map(str.casefold, names):
                 raise RecipeError(f"two trials of the study have the name {trial.name!r}; rename one")
-            if trial.name == TEACHER_CACHE:
+            if folded == TEACHER_CACHE:
                 raise RecipeError(f"a trial cannot be named {trial.name!r}, which is the folder of the teacher cache")
             for name in trial.dependencies:
                 # A trial may need only earlier ones, so there is no cycle.

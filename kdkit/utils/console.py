@@ -13,13 +13,15 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from kdkit.utils.printable import LINE_CHARACTERS, is_first_process, printable
+from kdkit.utils.printable import LINE_CHARACTERS, encodable, is_first_process, printable
 
 _WIDTH = 120  # columns of output to a file or a pipe, and the most columns of a table on a smaller terminal
 
 
 class PrintableConsole(Console):
     """A rich console that escapes control characters in all texts; only its own styles and cursor movements remain.
+
+    Characters that the encoding of its file lacks are escaped too; Python would raise an error.
 
     All output of kdkit goes through it or through `kdkit.utils.printable.echo`, so that no caller can forget to escape
     a name. Markup is a different matter: callers use `rich.markup.escape`, or print with markup=False.
@@ -53,14 +55,16 @@ class PrintableConsole(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Escape a text before it is measured and wrapped, so that columns of tables are wide enough."""
-        return super().render_str(printable(text, keep=LINE_CHARACTERS), **options)
+        return super().render_str(self._escaped(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Escape what did not pass through `render_str`, such as a `Text` that was created elsewhere."""
         for segment in super().render(renderable, options):
             # A control segment is a movement of the cursor by rich itself.
-            is_clean = segment.control or segment.text.isprintable()
-            yield segment if is_clean else segment._replace(text=printable(segment.text, keep=LINE_CHARACTERS))
+            yield segment if segment.control else segment._replace(text=self._escaped(segment.text))
+
+    def _escaped(self, text: str) -> str:
+        return encodable(printable(text, keep=LINE_CHARACTERS), self.encoding)
 
     def _render_buffer(self, buffer: Iterable[Segment]) -> str:
         """Drop the spaces at the ends of lines unless the output is a terminal; rich fills the lines of a table."""

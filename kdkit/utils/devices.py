@@ -92,6 +92,11 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 for MPS, on which no tensor can be float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def is_kernel_error(error: BaseException) -> bool:
     """Whether a kernel failed, other than for lack of memory, so that this process can no longer use its accelerator.
 

@@ -5,7 +5,8 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ Content = bytes | bytearray | memoryview
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
 _MODE = 0o666 & ~_UMASK
+_PAUSES = (0.01, 0.03, 0.1, 0.3, 0.6)  # seconds between attempts to replace or delete a file
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp")  # as `write` names them
 
 
@@ -37,7 +39,7 @@ def write(path: Path, *content: Content | str) -> None:
             file.flush()
             os.fsync(file.fileno())  # otherwise a power cut may leave the new name with an empty file
         temporary.chmod(_MODE)  # mkstemp's 0600 would hide the file from the user's group
-        temporary.replace(path)
+        _while_used(lambda: temporary.replace(path))
     except BaseException:  # KeyboardInterrupt too must not leave the temporary file
         temporary.unlink(missing_ok=True)
         raise
@@ -98,6 +100,11 @@ def require_writable(path: Path) -> None:
         file.write(bytes(4096))
 
 
+def delete(path: Path) -> None:
+    """Delete a file if it exists."""
+    _while_used(lambda: path.unlink(missing_ok=True))
+
+
 def read_file(path: Path) -> bytes:
     """Return the content of a regular file. Raises OSError if it cannot be read, or is of another kind."""
     if path.exists() and not path.is_file():  # reading a pipe or a device might not end
@@ -115,9 +122,10 @@ def append(path: Path, content: Content) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Write the names in a folder to the disk, so that a rename survives a power cut."""
-    if os.name == "nt":  # Windows cannot open a folder
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows cannot open a folder
         return
-    handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # some network file systems do not support it, and the rename is done
             os.fsync(handle)
@@ -132,7 +140,7 @@ def delete_temporary_files(folder: Path) -> None:
     """
     for file in folder.rglob(".*.tmp"):
         if is_temporary(file):
-            file.unlink(missing_ok=True)
+            delete(file)
 
 
 def is_temporary(file: Path, name: str | None = None) -> bool:
@@ -153,6 +161,21 @@ def nulls_to_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [nulls_to_nan(item) for item in value]
     return math.nan if value is None else value
+
+
+def _while_used(action: Callable[[], object]) -> None:
+    """Call a function that replaces or deletes a file, again after a pause if the file is in use.
+
+    On Windows, no file can be replaced or deleted while another program reads it, such as a virus scanner.
+    """
+    for seconds in _PAUSES:
+        try:
+            action()
+        except PermissionError:
+            time.sleep(seconds)
+        else:
+            return
+    action()
 
 
 def _with_null(value: Any) -> Any:

@@ -122,8 +122,9 @@ def _available_on_machine() -> int | None:
     try:
         return _read_numbers(_MEMINFO)["MemAvailable:"] * 1024  # the file has units of 1024 bytes
     except (OSError, KeyError, ValueError):
-        names = getattr(os, "sysconf_names", {})  # Windows has none
-        pages = next((name for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES") if name in names), None)
+        if sys.platform == "win32":
+            return None
+        pages = next((name for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES") if name in os.sysconf_names), None)
         return None if pages is None else os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -139,15 +140,17 @@ def _available_in_container() -> int | None:
 
 def _available_to_process() -> int | None:
     """Return the bytes of address space left by a limit such as `ulimit -v`; None if there is no limit."""
-    try:
-        import resource  # Windows has none
+    if sys.platform == "win32":
+        return None
+    import resource  # late: Windows has none
 
+    try:
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
         if limit == resource.RLIM_INFINITY:
             return None
         pages = int(_STATM.read_text().split()[0])
         return max(limit - pages * resource.getpagesize(), 0)
-    except (ImportError, OSError, ValueError):
+    except (OSError, ValueError):
         return None
 
 

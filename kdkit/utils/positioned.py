@@ -5,10 +5,11 @@ If a memory-mapped file is truncated, or its disk cannot be read, SIGBUS ends th
 
 import errno
 import os
+import sys
 import threading
 from typing import IO, Any
 
-_SEEKING = threading.Lock()  # for systems without preadv, on which a file has one position for all threads
+_SEEKING = threading.Lock()  # for Windows, where a file has one position for all threads
 
 
 def read_into(descriptor: int, buffer: memoryview, offset: int) -> int:
@@ -34,12 +35,7 @@ def write_at(file: IO[bytes], content: Any, offset: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file.name))
 
 
-if hasattr(os, "preadv"):
-
-    def _read_once(descriptor: int, buffer: memoryview, offset: int) -> int:
-        return os.preadv(descriptor, (buffer,), offset)
-
-else:  # Windows
+if sys.platform == "win32":
 
     def _read_once(descriptor: int, buffer: memoryview, offset: int) -> int:
         with _SEEKING:
@@ -47,3 +43,8 @@ else:  # Windows
             content = os.read(descriptor, len(buffer))
         buffer[: len(content)] = content
         return len(content)
+
+else:
+
+    def _read_once(descriptor: int, buffer: memoryview, offset: int) -> int:
+        return os.preadv(descriptor, (buffer,), offset)

@@ -1,6 +1,7 @@
 """Escape the control characters of printed texts: names come from data, and terminals act on these characters."""
 
 import os
+import sys
 import unicodedata
 
 import click
@@ -27,6 +28,11 @@ def printable(text: str, *, keep: str = "") -> str:
     )
 
 
+def encodable(text: str, encoding: str) -> str:
+    """Return a text with every character escaped that an encoding lacks, such as that of a file or pipe on Windows."""
+    return text if text.isascii() else text.encode(encoding, "backslashreplace").decode(encoding)
+
+
 def is_first_process() -> bool:
     """Whether this process prints for all processes of torchrun; True without torchrun. Needs no process group."""
     return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
@@ -38,4 +44,5 @@ def echo(text: str, *, err: bool = False) -> None:
     Under torchrun, all processes have the same results, and only the first one prints to stdout.
     """
     if err or is_first_process():
-        click.echo(printable(text, keep=LINE_CHARACTERS), err=err)
+        encoding = getattr(sys.stderr if err else sys.stdout, "encoding", None) or "utf-8"
+        click.echo(encodable(printable(text, keep=LINE_CHARACTERS), encoding), err=err)

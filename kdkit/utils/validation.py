@@ -7,6 +7,7 @@ from typing import TypeGuard, get_args
 
 from kdkit.errors import RecipeError, shortened
 
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # not as file names, with any suffix
 _UNITS = {"s": 1, "min": 60, "h": 3600}  # of an interval, in seconds
 
 
@@ -24,12 +25,14 @@ def validate_name(what: str, name: object, characters: str) -> None:
     """
     text = name if isinstance(name, str) else ""
     valid = text and all(letter.isalnum() or letter in f"{characters}." for letter in text)
-    # A leading dot hides a file, Windows removes a trailing one, and ".." is the parent folder.
-    if not valid or text.startswith(".") or text.endswith(".") or ".." in text:
+    # A leading dot hides a file, Windows removes a trailing one and trailing spaces, and ".." is the parent folder.
+    if not valid or text.startswith(".") or text.endswith(".") or ".." in text or text != text.strip():
         listed = ", ".join("spaces" if letter == " " else repr(letter) for letter in characters)
         raise RecipeError(
             f"the name of a {what} may have letters, digits, {listed}, and single dots between them; got {name!r}"
         )
+    if _DEVICE.match(text):
+        raise RecipeError(f"the name of a {what} must not be that of a device on Windows; got {name!r}")
 
 
 def validate_above_zero(name: str, value: object) -> None:

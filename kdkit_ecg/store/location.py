@@ -17,7 +17,7 @@ from kdkit.errors import first_line
 from kdkit.utils.files import delete_temporary_files, write
 from kdkit.utils.locks import FileLock
 from kdkit_ecg.records.preparation import VERSION, Preparation
-from kdkit_ecg.store.index import LOCK, read_rows
+from kdkit_ecg.store.index import LOCK, SIGNALS, read_rows
 
 FORMAT = 4  # of the files and keys of a store; part of its name, so another format is another store
 METADATA = "store.json"  # the file that marks a folder as a store
@@ -66,14 +66,16 @@ class StoreFolder:
             write(self.path / METADATA, json.dumps(metadata, indent=1) + "\n")
 
     def delete(self) -> None:
-        """Delete the store. Runs that read it are not affected.
+        """Delete the store. Runs that read it are not affected; on Windows, it cannot be deleted meanwhile.
 
         The folder and its lock stay: a process that starts to prepare the records in the meantime waits for this lock.
         Raises DataError if another process is writing to it, or if it cannot be deleted.
         """
         try:
             with FileLock(self.path / LOCK, timeout=0):
-                for file in [path for path in self.path.iterdir() if path.name != LOCK]:
+                # First the one that a run keeps open, so that nothing is deleted if that fails, as on Windows.
+                files = [path for path in self.path.iterdir() if path.name != LOCK]
+                for file in sorted(files, key=lambda path: path.name != SIGNALS):
                     file.unlink()
         except Timeout as error:
             raise DataError(f"another process is writing to {self.path}; wait for it, or stop it") from error

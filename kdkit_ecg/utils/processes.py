@@ -7,7 +7,6 @@ read from stdin, could not prepare data then. The processes here receive only th
 import os
 import pickle
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -16,6 +15,7 @@ from queue import SimpleQueue
 from typing import IO, Any, Generic, TypeVar, cast
 
 from kdkit import DataError
+from kdkit.utils.processes import start_python
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -83,14 +83,8 @@ class _Worker(Generic[Item, Result]):
     """A process that applies `function` to one item at a time."""
 
     def __init__(self, function: Callable[[Item], Result]) -> None:
-        self._process = subprocess.Popen(
-            # -P: a struct.py in the current folder must not shadow Python's.
-            [sys.executable, "-P", "-c", _WORKER_PROGRAM],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, **_ONE_THREAD},
-            process_group=None if sys.platform == "win32" else 0,  # Ctrl-C reaches the foreground group only
-        )
+        # -P: a struct.py in the current folder must not shadow Python's.
+        self._process = start_python("-P", "-c", _WORKER_PROGRAM, variables=_ONE_THREAD)
         self._requests, self._results = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
         self._setup = pickle.dumps(sys.path) + pickle.dumps(function)
 

@@ -21,6 +21,7 @@ def environment(**more: str) -> dict[str, str]:
 
     more: further variables; a PYTHONPATH among them comes before the checkout.
     """
-    path = os.pathsep.join(filter(None, [more.pop("PYTHONPATH", ""), str(ROOT)]))
+    paths = more.pop("PYTHONPATH", ""), str(ROOT), os.environ.get("PYTHONPATH")
+    path = os.pathsep.join(dict.fromkeys(filter(None, paths)))
     # A fixed width, since rich and click wrap their output to that of the terminal.
     return {**os.environ, "COLUMNS": "200", "PYTHONPATH": path, **more}

@@ -95,12 +95,12 @@ class ForkedPython:
 
     def output(self, stream: int) -> str:
         """Return what the process has written so far: 1 is stdout, 2 is stderr."""
-        return (self._output / str(stream)).read_text()
+        return (self._output / str(stream)).read_text(encoding="utf-8")
 
     def began(self, text: str) -> bool:
         """Whether the process has written a text to stderr."""
         file = self._output / "2"
-        return file.exists() and text in file.read_text()
+        return file.exists() and text in file.read_text(encoding="utf-8")
 
     def send_signal(self, number: signal.Signals) -> None:
         if self.poll() is None:

@@ -163,7 +163,7 @@ def _kernel(feature: Tensor) -> Tensor:
     # If all features are equal, only rounding errors are left here, and the division would amplify them.
     samples = samples.where(largest > _ROUNDING * limits.eps * features.abs().amax(), 0)
     samples = samples / largest.clamp(min=limits.tiny)  # squares must not overflow
-    kernel = (samples @ samples.T).double().cpu()
+    kernel = (samples @ samples.T).cpu().double()  # in this order, because MPS has no float64
     return kernel - kernel.diagonal().diag()
 
 

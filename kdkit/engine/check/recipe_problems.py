@@ -42,8 +42,10 @@ def _duplicate_names(recipe: Recipe, context: BuildContext) -> Iterator[str]:
         yield f"{count} classes of the data are called {name!r}; give each class a unique name"
     # Files are named after networks and stages, so their names must be unique in the recipe. Names of other teachers
     # must be unique in a stage.
-    for name, count in _repeated(net.name for net in nets_of(recipe.stages)):
-        yield f"{count} nets are called {name!r}; give each net a unique name"
+    names = [net.name for net in nets_of(recipe.stages)]
+    for folded, count in _repeated(map(str.casefold, names)):  # not all file systems distinguish upper and lower case
+        called = " or ".join(dict.fromkeys(repr(name) for name in names if name.casefold() == folded))
+        yield f"{count} nets are called {called}; give each net a unique name"
     for stage in recipe.stages:
         matched = {*nets_of([stage]), *(match.teacher for match in stage.matches)}
         for name, count in _repeated(teacher.name for teacher in matched):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.recipe.balancing.gradients import inner_products, jacobian
+from kdkit.utils.devices import widest_float
 
 Gradients = dict[str, dict[str, float]]
 
@@ -51,11 +52,11 @@ class GradientStats:
         self._accumulated = None
         norms, cosines = norms_and_cosines(gradients)
         # Norms are divided by the scale of half precision and accumulation. Cosines do not depend on it.
-        values = torch.cat([norms / factor, cosines]).double()
+        values = torch.cat([norms / factor, cosines]).to(widest_float(norms.device))
         finite = values.isfinite()
         values = values.where(finite, 0.0)
         self._sums = values if self._sums is None else self._sums + values
-        self._counts = finite.double() if self._counts is None else self._counts + finite
+        self._counts = finite.to(values.dtype) if self._counts is None else self._counts + finite
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums since the last call of `take`."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -273,6 +273,8 @@ def locked_folder(
         yield
     finally:
         lock.release()
+        with suppress(OSError):  # the folder may have been deleted
+            Path(lock.lock_file).touch()  # it marks a study, and filelock deletes it on Windows
 
 
 @contextmanager

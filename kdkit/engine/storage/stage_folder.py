@@ -21,7 +21,7 @@ from kdkit.engine.storage.predictions import REDUCED, read_predictions
 from kdkit.errors import RunFolderError, first_line
 from kdkit.metrics.base import Predictions
 from kdkit.nets.weights import stage_weights
-from kdkit.utils.files import Content, append, nulls_to_nan, read_file, to_json, write
+from kdkit.utils.files import Content, append, delete, nulls_to_nan, read_file, to_json, write
 from kdkit.utils.read_json import parse_json
 from kdkit.utils.sealed import json_parts, read_sealed_json, read_tensors, tensor_parts
 
@@ -75,7 +75,7 @@ class StageFolder:
         for file in self.path.glob("epoch-*.safetensors"):
             if int(file.name.split("-")[1].split(".")[0]) not in kept:
                 with self._explain_unwritable():
-                    file.unlink(missing_ok=True)
+                    delete(file)
 
     def load_weights(self, net: str) -> dict[str, Tensor]:
         """Return the weights of a network. Raises RunFolderError if they are missing or damaged."""
@@ -139,7 +139,7 @@ class StageFolder:
             return state, self._load_history(facts["history"]), notice
         if self.writes:  # the run was killed before its first checkpoint
             with self._explain_unwritable():
-                (self.path / HISTORY).unlink(missing_ok=True)
+                delete(self.path / HISTORY)
             self.delete_epochs(range(0))
         return None
 
@@ -254,7 +254,7 @@ class StageFolder:
         """Delete all checkpoints except the last ones."""
         for file in self._checkpoints()[kept:] if self.writes else ():
             with self._explain_unwritable():
-                file.unlink(missing_ok=True)
+                delete(file)
 
     def _write_weights(self, path: Path, weights: Mapping[str, Tensor]) -> None:
         if self.writes:

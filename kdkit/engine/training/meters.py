@@ -78,7 +78,7 @@ class RunningMeans:
         # Values from before a resume are on the CPU.
         device = self._pending[-1][0][0].device
         terms = torch.stack([term.to(device) for terms, _ in self._pending for term in terms])
-        steps = terms.view(len(self._pending), -1).double().cpu()  # (steps, labels)
+        steps = terms.view(len(self._pending), -1).cpu().double()  # (steps, labels); MPS has no float64
         samples = torch.tensor([count for _, count in self._pending], dtype=torch.float64)
         if self.not_finite is None and not bool(steps.isfinite().all()):
             first = int((~steps.isfinite().all(1)).nonzero()[0])

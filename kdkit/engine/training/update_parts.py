@@ -13,6 +13,7 @@ from kdkit.engine.distributed.data_parallel import rank_share
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.training.term_counts import Count, count_of, unknown_count
 from kdkit.utils.collectives import all_reduce_mean, is_distributed, world_size
+from kdkit.utils.devices import widest_float
 
 
 class UpdatePart(NamedTuple):
@@ -122,8 +123,7 @@ class Updates:
         """Return the counts of each batch, (terms,); empty if nothing needs to be counted."""
         if not self._counts:
             return []
-        # MPS does not support float64.
-        dtype = torch.float32 if parts[0].batch.labels.device.type == "mps" else torch.float64
+        dtype = widest_float(parts[0].batch.labels.device)
         return [
             torch.stack([count(batch).to(dtype) for count in self._counts.values()]) * _share(batch, samples)
             for batch, _, samples in parts

@@ -158,7 +158,7 @@ class ConflictAverse(Surgery):
     def coefficients(self, products: Tensor) -> Tensor:
         """Return 1, for g_0, plus the coefficients of the direction of g_w."""
         ones = torch.ones_like(products[0])
-        matrix = products.double().cpu().numpy()
+        matrix = products.cpu().double().numpy()  # in this order, because MPS has no float64
         trace = float(matrix.trace())
         # In half precision, gradients may overflow. The gradient scaler then skips this step.
         if self._c == 0 or not math.isfinite(trace) or trace <= 0:

@@ -19,6 +19,7 @@ from kdkit.study.workers.devices import SharedDevices
 from kdkit.study.workers.job import Job, JobResult
 from kdkit.study.workers.pickling import unpack_error
 from kdkit.utils.cores import usable_cores
+from kdkit.utils.processes import start_python
 from kdkit.utils.validation import validate_count
 
 # -P: do not put the working directory first in `sys.path`; the child gets the whole path of this process instead.
@@ -113,16 +114,8 @@ class _Child:
         self.gpu = gpu
         # The import of torch and numpy reads OMP_NUM_THREADS, so it must be set before the process starts.
         path = os.pathsep.join(str(Path(folder).resolve()) for folder in sys.path)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
-        # In its own process group: if a scheduler or a terminal signals the group of this process, this process passes
-        # the signal on. A second signal would end a job without a checkpoint.
-        self._process = subprocess.Popen(
-            [sys.executable, *COMMAND],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            process_group=0,
-        )
+        # This process passes signals on. A second one, to the group, would end a job without a checkpoint.
+        self._process = start_python(*COMMAND, variables={"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path})
         self._input, self._output = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
 
     @property

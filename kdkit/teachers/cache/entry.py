@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,8 @@ def is_open(path: Path) -> bool:
             lock.acquire(timeout=0)
         except Timeout:
             return True
-        use.unlink(missing_ok=True)
+        with suppress(PermissionError):  # Windows deletes no open file, and filelock does so there on release
+            use.unlink(missing_ok=True)
         lock.release()
     return False
 

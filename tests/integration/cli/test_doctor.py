@@ -31,6 +31,11 @@ def test_the_report_has_versions_devices_plugins_and_folders(kdkit_process, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]  # nothing new
 
 
+def test_the_memory_is_left_out_on_windows_which_does_not_state_it(monkeypatch):
+    monkeypatch.delattr(doctor.os, "sysconf")
+    assert "memory" not in doctor.examine_devices([])["cpu"]
+
+
 def test_a_broken_plugin_is_named_and_the_exit_code_is_1(kdkit_process, tmp_path):
     result = kdkit_process("doctor", PYTHONPATH=install_plugin("broken", tmp_path / "site"))
     assert result.code == 1

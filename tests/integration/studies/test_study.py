@@ -247,6 +247,7 @@ def test_two_processes_do_not_run_a_study_in_one_folder(tmp_path):
     ("trials", "message"),
     [
         (lambda: [pair()[0], pair()[0]], "two trials"),
+        (lambda: [pair()[0], replace(pair()[0], name=pair()[0].name.upper())], "two trials"),
         (lambda: [replace(pair()[0], name="teacher_cache")], "folder of the teacher cache"),
         (lambda: pair()[1:], "needs 'big' before it"),
         (lambda: [Trial(name="a/b", recipe=recipe)], "the name of a trial"),

@@ -2,9 +2,11 @@
 
 import os
 import random
+import signal
 import time
 import warnings
 from collections import namedtuple
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
 from kdkit import Batch, Data, DataError, LoaderSplit, Split
-from kdkit.data import loading
+from kdkit.data import dataset, loading
 from kdkit.data.batch import as_targets
 from kdkit.data.dataset import require_splits
 from kdkit.data.loading import (
@@ -357,3 +359,13 @@ def test_tensors_on_a_device_are_not_pinned(monkeypatch):
 def test_a_loader_that_yields_no_pairs_is_refused(item):
     with pytest.raises(DataError, match=r"yields pairs \(inputs, labels\); got a"):
         next(iter(LoaderSplit([item])))
+
+
+def test_a_worker_process_ignores_ctrl_c_on_windows_where_it_has_no_process_group(monkeypatch):
+    monkeypatch.setattr(dataset, "sys", SimpleNamespace(platform="win32"))
+    before, numbers = signal.getsignal(signal.SIGINT), []
+    try:
+        dataset.WorkerInit(numbers.append)(3)
+        assert (signal.getsignal(signal.SIGINT), numbers) == (signal.SIG_IGN, [3])
+    finally:
+        signal.signal(signal.SIGINT, before)

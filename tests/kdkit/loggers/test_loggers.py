@@ -272,12 +272,12 @@ def test_a_resumed_run_refuses_a_file_that_is_no_log(logger, content, tmp_path):
     folder = tmp_path / "run"
     kdkit.run(three, out=folder, device="cpu", callbacks=[logger()])
     file = next(folder.glob("log.*"))
-    file.write_text(content)
+    file.write_text(content, encoding="utf-8")
     if content == "\ufffd" and logger is JsonlLogger:
         pytest.skip("a line without an end is one that was not written whole")
     with pytest.raises(RunFolderError, match=r"cannot be read .*delete or rename it"):
         kdkit.run(three, out=folder, device="cpu", resume=True, callbacks=[logger()])
-    assert file.read_text() == content
+    assert file.read_text(encoding="utf-8") == content
 
 
 @pytest.mark.parametrize("logger", [CsvLogger, JsonlLogger])

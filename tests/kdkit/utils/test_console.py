@@ -1,6 +1,7 @@
 """Tests of the console of the command line."""
 
 import ast
+import io
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,22 @@ def test_echo_escapes_and_keeps_lines(capsys):
     echo(f"first\n{HOSTILE}")
     echo(HOSTILE, err=True)
     assert capsys.readouterr() == (f"first\n{ESCAPED}\n", f"{ESCAPED}\n")
+
+
+def test_characters_that_the_encoding_of_a_file_lacks_are_escaped(monkeypatch):
+    file = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")  # as a file or a pipe on Windows
+    table = Table("class \u5fc3", "\u00b5V \u2192")
+    table.add_row("\u96fb", Text("\u96fb"))
+    PrintableConsole(file=file, width=80).print("R\u00b2", table)
+    monkeypatch.setattr("sys.stdout", file)
+    echo("\u5fc3 caf\u00e9")
+    file.flush()
+    text = file.buffer.getvalue().decode("cp1252")
+    for expected in ("R\u00b2\n", r"class \u5fc3", "\u00b5V \\u2192", r"\u96fb", "\\u5fc3 caf\u00e9\n"):
+        assert expected in text
+    echo("\u2192")
+    monkeypatch.setattr("sys.stdout", io.StringIO())  # which has no encoding
+    echo("\u5fc3")
 
 
 @pytest.mark.parametrize(("rank", "out"), [("0", "first\nsecond\n"), ("1", "")])

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kdkit.utils.files import append, delete_temporary_files, nulls_to_nan, to_json, write
+from kdkit.utils import files
+from kdkit.utils.files import append, delete, delete_temporary_files, nulls_to_nan, to_json, write
 from tests.helpers.command_line import environment
 
 
@@ -78,3 +79,53 @@ def test_temporary_files_of_killed_processes_are_deleted_and_no_other_files(tmp_
     assert not temporary.exists()
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert left == {"1-net", ".folder.abcdefgh.tmp", ".link.abcdefgh.tmp", *others}
+
+
+# The rules of Windows
+
+
+def test_a_file_that_another_program_reads_for_a_moment_is_replaced_and_deleted(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"old")
+    calls, replace, unlink = [], Path.replace, Path.unlink
+
+    def while_read(function):
+        def call(self, *args, **options):
+            calls.append(function.__name__)
+            if calls.count(function.__name__) < 3:
+                raise PermissionError
+            return function(self, *args, **options)
+
+        return call
+
+    monkeypatch.setattr(files, "_PAUSES", (0, 0, 0))
+    monkeypatch.setattr(Path, "replace", while_read(replace))
+    write(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    monkeypatch.setattr(Path, "unlink", while_read(unlink))
+    delete(tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+    assert calls == ["replace"] * 3 + ["unlink"] * 3
+
+
+def test_a_file_that_stays_in_use_raises_the_error_of_the_system(tmp_path, monkeypatch):
+    def replace(self, target):
+        raise PermissionError("it is in use")
+
+    monkeypatch.setattr(files, "_PAUSES", (0,))
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(PermissionError, match="it is in use"):
+        write(tmp_path / "file", b"new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_written_in_a_folder_that_cannot_be_opened(tmp_path, monkeypatch):
+    real = os.open
+
+    def refuse_folders(path, *args, **options):
+        if Path(path).is_dir():
+            raise PermissionError
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", refuse_folders)
+    write(tmp_path / "file", b"content")
+    assert (tmp_path / "file").read_bytes() == b"content"

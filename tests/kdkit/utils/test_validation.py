@@ -1,6 +1,7 @@
 """Tests of the checks that options of a recipe share."""
 
 import math
+import re
 from typing import Literal
 
 import numpy as np
@@ -53,6 +54,19 @@ def test_valid_values_pass():
     validation.validate_share("x", 1)
     validation.validate_choice("x", "a", Literal["a", "b"])
     validation.validate_switches(x=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["con", "AUX", "com1", "nul.net", "net ", " net", "net.", ".net", "a..b", "a:b", "a?b"]
+)
+def test_a_name_that_no_file_may_have_on_windows_is_refused(name):
+    with pytest.raises(RecipeError, match=f"the name of a net .*; got {re.escape(repr(name))}$"):
+        validation.validate_name("net", name, "-_+ ")
+
+
+@pytest.mark.parametrize("name", ["connor", "auxiliary", "com", "a net", "2.5"])
+def test_other_names_are_those_of_files(name):
+    validation.validate_name("net", name, "-_+ ")
 
 
 def test_a_text_is_no_switch():

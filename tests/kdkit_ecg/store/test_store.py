@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -326,6 +327,22 @@ def test_a_process_that_starts_to_write_while_a_store_is_deleted_loses_nothing(t
                 deleted += 1
         (tmp_path / "stores" / "end").touch()
     assert (writer.returncode, deleted > 0) == (0, True)
+
+
+def test_nothing_of_a_store_is_deleted_if_a_run_keeps_its_signals_open_on_windows(tmp_path, monkeypatch):
+    for name in (INDEX, METADATA, SIGNALS, "another"):
+        (tmp_path / name).touch()
+    unlink = Path.unlink
+
+    def refuse_signals(self, **options):
+        if self.name == SIGNALS:
+            raise PermissionError("it is used by a process")
+        unlink(self, **options)
+
+    monkeypatch.setattr(Path, "unlink", refuse_signals)
+    with pytest.raises(DataError, match="cannot be deleted: it is used by a process"):
+        StoreFolder(path=tmp_path, sources=(), preparation={}).delete()
+    assert {INDEX, METADATA, SIGNALS, "another"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_a_file_system_without_locks_is_an_error(folder, monkeypatch):

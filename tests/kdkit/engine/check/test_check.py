@@ -184,6 +184,9 @@ def test_two_nets_with_the_same_name_are_a_problem():
     teacher, student = tiny_net("net", trained=True), tiny_net("net")
     problems = check(one_stage(student, Match(teacher, SoftTargets()))).problems
     assert any("2 nets are called 'net'" in problem for problem in problems)
+    teacher = tiny_net("Net", trained=True)  # the same file as that of "net" on Windows and macOS
+    problems = check(one_stage(student, Match(teacher, SoftTargets()))).problems
+    assert any("2 nets are called 'Net' or 'net'" in problem or "'net' or 'Net'" in problem for problem in problems)
 
 
 def test_two_stages_with_the_same_name_are_a_problem():

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,6 +169,21 @@ def test_no_entry_in_use_is_evicted(tmp_path):
     store.close()
     assert [entry.net for entry in make_folder(tmp_path).shrink(0)] == ["first"]
     assert make_folder(tmp_path).kept() == []
+
+
+def test_an_entry_of_a_killed_process_is_not_in_use_on_windows_which_deletes_no_open_file(tmp_path, monkeypatch):
+    store = make_folder(tmp_path).open(make_spec("first"))
+    store.close()
+    (store.path / "uses" / "of-a-killed-process").touch()
+    unlink = Path.unlink
+
+    def refuse_locked(self, **options):
+        if self.name == "of-a-killed-process":
+            raise PermissionError
+        unlink(self, **options)
+
+    monkeypatch.setattr(Path, "unlink", refuse_locked)
+    assert [entry.open for entry in make_folder(tmp_path).kept()] == [False]
 
 
 def test_an_entry_that_never_fits_is_refused_and_nothing_is_evicted_for_it(tmp_path, monkeypatch):
