@@ -1,6 +1,7 @@
 """Tests of the console of the command line."""
 
 import ast
+import io
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,17 @@ def test_one_process_of_torchrun_prints_to_stdout_and_all_print_errors(capsys, m
     echo("third", err=True)
     make_console(stderr=True).print("fourth")
     assert capsys.readouterr() == (out, "third\nfourth\n")
+
+
+def test_a_console_prints_nothing_to_a_closed_stream(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stdout", stream)
+    console = make_console()
+    console.print("one")
+    assert stream.getvalue() == "one\n"
+    stream.close()
+    console.print("two")
+    assert console.quiet
 
 
 @pytest.mark.parametrize("markup", [True, False])
