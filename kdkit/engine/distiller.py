@@ -16,6 +16,7 @@ from kdkit.data.label_forms import SplitLabels, position_dims
 from kdkit.data.labels import ignored_labels
 from kdkit.data.samples import missing_labels
 from kdkit.engine.check.dry_run import dry_run
+from kdkit.engine.check.recipe_problems import repeated_names
 from kdkit.engine.check.stage_problems import stage_problems
 from kdkit.engine.distill import output_shape
 from kdkit.engine.stage.open_stage import OpenStage
@@ -347,7 +348,7 @@ def _parts_of(example: object) -> tuple[Any, Tensor | None, Tensor | None]:
 def _opened(stage: Stage, context: BuildContext, batch: Batch) -> OpenStage:
     """Check a stage, open it on the device of a batch, and warn of its notices. Raises CheckError with all problems."""
     (student,) = stage.objectives
-    problems = [*_teacher_problems(stage, student)] or stage_problems(stage, context)
+    problems = [*repeated_names([stage]), *_teacher_problems(stage, student)] or stage_problems(stage, context)
     if problems:
         raise CheckError(problems)
     device = batch.labels.device

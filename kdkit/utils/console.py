@@ -26,7 +26,8 @@ class PrintableConsole(Console):
     All output of kdkit goes through it or through `kdkit.utils.printable.echo`, so that no caller can forget to escape
     a name. Markup is a different matter: callers use `rich.markup.escape`, or print with markup=False.
 
-    If the reader of the output closes the pipe, as `head` does, it prints nothing more, and the program continues.
+    If the reader of the output closes the pipe, as `head` does, or the program closes the stream, it prints nothing
+    more, and the program continues.
     """
 
     def on_broken_pipe(self) -> None:
@@ -50,6 +51,10 @@ class PrintableConsole(Console):
         self._width = max([self.width, *(min(self.measure(item, options=unlimited).maximum, _WIDTH) for item in cut)])
         try:
             super().print(*objects, **options)
+        except ValueError:
+            if not self.file.closed:
+                raise
+            self.quiet = True
         finally:
             self._width = width
 
@@ -128,9 +133,9 @@ class Status:
         if self._live is None:
             # Without a redrawing thread, which would hold locks when a process is forked. Output of user code appears
             # above the line; stdout is redirected only if it is this terminal.
-            self._live = Live(
-                console=self._console, auto_refresh=False, transient=True, redirect_stdout=sys.stdout.isatty()
-            )
+            stdout = sys.stdout
+            redirect = stdout is not None and not stdout.closed and stdout.isatty()
+            self._live = Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=redirect)
             self._live.start()
         self._live.update(Text(f"{text} ...", style="dim"), refresh=True)
 

@@ -1,7 +1,7 @@
 """Find the problems of a recipe as a whole that are visible without running a network."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -40,13 +40,21 @@ def recipe_problems(recipe: Recipe, context: BuildContext) -> Iterator[str]:
 def _duplicate_names(recipe: Recipe, context: BuildContext) -> Iterator[str]:
     for name, count in _repeated(context.classes):
         yield f"{count} classes of the data are called {name!r}; give each class a unique name"
-    # Files are named after networks and stages, so their names must be unique in the recipe. Names of other teachers
-    # must be unique in a stage.
-    names = [net.name for net in nets_of(recipe.stages)]
+    yield from repeated_names(recipe.stages)
+    for name, count in _repeated(stage.name for stage in recipe.stages):
+        yield f"{count} stages are called {name!r}; give each stage a unique name: Stage(..., name=...)"
+
+
+def repeated_names(stages: Sequence[Stage]) -> Iterator[str]:
+    """Yield the problems of networks and teachers whose names are not unique.
+
+    Files are named after networks, so their names must be unique in a recipe; those of other teachers in a stage.
+    """
+    names = [net.name for net in nets_of(stages)]
     for folded, count in _repeated(map(str.casefold, names)):  # not all file systems distinguish upper and lower case
         called = " or ".join(dict.fromkeys(repr(name) for name in names if name.casefold() == folded))
         yield f"{count} nets are called {called}; give each net a unique name"
-    for stage in recipe.stages:
+    for stage in stages:
         matched = {*nets_of([stage]), *(match.teacher for match in stage.matches)}
         for name, count in _repeated(teacher.name for teacher in matched):
             if any(teacher.name == name and not isinstance(teacher, Net) for teacher in matched):
@@ -54,8 +62,6 @@ def _duplicate_names(recipe: Recipe, context: BuildContext) -> Iterator[str]:
                     f"stage {stage.name!r}: {count} different teachers are called {name!r}, for example with "
                     "different options; use the same object in each term, or give them unique names"
                 )
-    for name, count in _repeated(stage.name for stage in recipe.stages):
-        yield f"{count} stages are called {name!r}; give each stage a unique name: Stage(..., name=...)"
 
 
 def _order_of_stages(recipe: Recipe, _context: BuildContext) -> Iterator[str]:

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kdkit.errors import RunFolderError
 from kdkit.utils.sealed import DTYPES
@@ -17,7 +19,6 @@ from kdkit.utils.sealed import DTYPES
 # because its keys may be numbers.
 _DICTS: dict[type, str] = {dict: "dict", defaultdict: "dict", OrderedDict: "ordered", Counter: "counter"}
 _SEQUENCES: dict[type, str] = {tuple: "tuple", torch.Size: "tuple", set: "set", frozenset: "frozenset"}
-_TENSORS = (Tensor, nn.Parameter, nn.Buffer)
 _PLAIN = (bool, int, str, type(None))
 _ARRAYS = [np.dtype(code) for code in "?BHILbhilefdF"]  # dtypes that safetensors supports: numbers of 1 to 8 bytes
 
@@ -40,8 +41,8 @@ def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
             return value
         if kind is float:
             return value if math.isfinite(value) else {"float": repr(value)}
-        if kind in _TENSORS and value.layout is torch.strided and value.dtype in (*DTYPES, torch.complex128):
-            copy = value.detach().to("cpu", copy=True).contiguous()
+        if _is_plain_tensor(value) and value.dtype in (*DTYPES, torch.complex128):
+            copy = value.detach().as_subclass(Tensor).to("cpu", copy=True).contiguous()
             if value.dtype == torch.complex128:  # not supported by safetensors
                 return {"complex128": add(torch.view_as_real(copy), path)}
             return {"tensor": add(copy, path)}
@@ -69,6 +70,13 @@ def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
         )
 
     return tensors, encode(state, "")
+
+
+def _is_plain_tensor(value: object) -> bool:
+    """Whether all values of a tensor are in its storage. Tensors of user-defined classes are stored as plain ones."""
+    if not isinstance(value, Tensor) or is_lazy(value) or is_traceable_wrapper_subclass(value):
+        return False
+    return value.layout is torch.strided
 
 
 def unflatten(tensors: Mapping[str, Tensor], encoded: Any) -> Any:

@@ -479,6 +479,14 @@ def test_an_untrained_teacher_is_refused():
         Distiller(student, Match(Net("teacher", Mlp()), SoftTargets()), (INPUTS, LABELS))
 
 
+def test_two_teachers_of_one_name_are_refused():
+    teacher, student = networks()
+    other = Net("teacher", teacher.module, trained=True)
+    objective = Match(teacher, SoftTargets()) + Match(other, Hint(), **features(student, other))
+    with pytest.raises(CheckError, match="2 nets are called 'teacher'; give each net a unique name"):
+        Distiller(student, objective, (INPUTS, LABELS))
+
+
 def test_a_teacher_that_follows_another_network_is_refused():
     student, other = Net("student", Mlp()), Net("other", Mlp())
     with pytest.raises(CheckError, match="'peer other' needs a net that this Distiller trains, but it only trains"):

@@ -73,6 +73,17 @@ def test_one_process_of_torchrun_prints_to_stdout_and_all_print_errors(capsys, m
     assert capsys.readouterr() == (out, "third\nfourth\n")
 
 
+def test_a_console_prints_nothing_to_a_closed_stream(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stdout", stream)
+    console = make_console()
+    console.print("one")
+    assert stream.getvalue() == "one\n"
+    stream.close()
+    console.print("two")
+    assert console.quiet
+
+
 @pytest.mark.parametrize("markup", [True, False])
 def test_a_console_escapes_texts_of_every_kind(markup, capsys):
     console = make_console(markup=markup)

@@ -105,11 +105,16 @@ def test_every_kind_of_value_is_read_as_it_was_written(value):
     assert same(round_trip(value), value)
 
 
+class OwnTensor(torch.Tensor):
+    """A user-defined class of tensors."""
+
+
 def test_subclasses_that_states_of_torch_have_become_their_plain_kind():
     assert same(round_trip(defaultdict(list, a=[1])), {"a": [1]})
     assert same(round_trip(Counter(a=2)), Counter(a=2))  # that of MultiStepLR
     assert round_trip(torch.Size([2, 3])) == (2, 3)
-    assert same(round_trip(nn.Parameter(torch.ones(2))), torch.ones(2))
+    for tensor in (nn.Parameter(torch.ones(2)), torch.ones(2).as_subclass(OwnTensor)):
+        assert same(round_trip(tensor), torch.ones(2))
 
 
 def test_tensors_of_a_state_are_copies_that_share_no_memory():
