@@ -341,7 +341,11 @@ def test_sigterm_ends_the_wait_for_jobs_so_that_they_can_be_stopped():
 
 @pytest.mark.parametrize(
     ("code", "message"),
-    [(3, "ended with exit code 3"), (-9, "ended by SIGKILL (which the system sends"), (-36, "ended by signal 36 before")],
+    [
+        (3, "ended with exit code 3"),
+        (-9, "ended by SIGKILL (which the system sends"),
+        (-36, "ended by signal 36 before"),
+    ],
 )
 def test_a_process_that_ended_is_reported_by_its_exit_code_or_its_signal(code, message):
     child = _Child.__new__(_Child)
