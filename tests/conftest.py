@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -114,6 +115,16 @@ def _seed() -> None:
         torch.default_generator.manual_seed(seed)
         if torch.cuda.is_initialized():  # otherwise torch.manual_seed would format a traceback for each kind of device
             torch.cuda.manual_seed_all(seed)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _seeds_without_tracebacks() -> Iterator[None]:
+    """Let torch.manual_seed format no traceback for each kind of device: three take longer than many tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("torch.cuda", "torch.mtia", "torch.xpu"):
+            if name in sys.modules:
+                patch.setattr(sys.modules[name], "traceback", SimpleNamespace(format_stack=list))
+        yield
 
 
 @pytest.fixture

@@ -191,7 +191,7 @@ def has_independent_samples(loss: Any, student: torch.Size, target: torch.Size, 
     names = extra_kwargs_of(loss)
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             kwargs = {name: value for name, value in _probe_kwargs(student, target, context).items() if name in names}
             buffers = _buffers(probe)
             first, second = (
@@ -236,7 +236,9 @@ def _probe_kwargs(student: torch.Size, target: torch.Size, context: BuildContext
 
 def _first_sample_gradient(call: Any, sides: tuple[Tensor, ...], kwargs: dict[str, Any]) -> Tensor:
     """Return the gradient of a loss to the first sample of the student's side."""
-    torch.manual_seed(0)  # so that a loss that draws random numbers draws the same for both batches
+    # So that a loss that draws random numbers draws the same for both batches. These are on the CPU: torch.manual_seed
+    # would also seed a GPU, for the rest of the run.
+    torch.default_generator.manual_seed(0)
     student, target = sides
     student.requires_grad_()
     (gradient,) = torch.autograd.grad(call(student, target, **kwargs), student)

@@ -80,14 +80,23 @@ def _resampled(
     # With one class per sample, logits can be compared only within a sample: adding a number to all of them does not
     # change the probabilities, and must not change the ranking of the samples.
     scores = log_softmax(test.outputs) if test.labels.ndim == 1 else test.outputs
+    # A class without positives has no area. Of many classes, most are such.
     rankings = [
-        _ranking(truth[:, column], scores[:, column], rows, tie_share) for column, rows in enumerate(known_rows(test))
+        _ranking(truth[:, column], scores[:, column], rows, tie_share) if truth[rows, column].any() else None
+        for column, rows in enumerate(known_rows(test))
     ]
     # The samples are sorted once, and the counts of resamples are summed in this order, instead of sorting each
     # resample. The sums are multiples of one half below 2**23, which float32 represents exactly.
     by_class = np.concatenate(
         [
-            np.stack([area(_sums(ranking.hits, block), _sums(ranking.between, block)) for ranking in rankings])
+            np.stack(
+                [
+                    np.full(block.shape[1], np.nan)
+                    if ranking is None
+                    else area(_sums(ranking.hits, block), _sums(ranking.between, block))
+                    for ranking in rankings
+                ]
+            )
             for block in count_blocks(counts)
         ],
         axis=1,

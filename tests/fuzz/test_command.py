@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -29,15 +30,17 @@ def test_the_table_adds_the_portions_of_each_kind(monkeypatch, capsys):
     assert row == ["headers", "10", "3", "7", "2.00", "s", "4", "MiB"]
 
 
-# Each portion imports kdkit in two processes: the suite has time for one error.
-@pytest.mark.parametrize(
-    "error",
-    [
-        pytest.param("ValueError('an input')", marks=pytest.mark.slow),
-        "MemoryError()",
-        pytest.param("SystemExit(3)", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("code", "out"), [(1, ""), (-9, ""), (0, "no JSON"), (0, "")])
+def test_a_process_that_ends_without_a_result_is_a_portion_that_fails(code, out, monkeypatch, capsys):
+    monkeypatch.setattr(subprocess, "run", lambda arguments, **_: CompletedProcess(arguments, code, out, "MemoryError"))
+    assert command.run_all(["headers"], 5, 0, jobs=1) == 1
+    printed = capsys.readouterr().out
+    assert f"ended with {code}\nMemoryError" in printed
+    assert "1 of 1 portions failed" in printed
+
+
+@pytest.mark.slow  # each portion imports kdkit in two processes
+@pytest.mark.parametrize("error", ["ValueError('an input')", "MemoryError()", "SystemExit(3)"])
 def test_a_portion_in_which_anything_else_came_out_fails(error, tmp_path, monkeypatch, capsys):
     (tmp_path / "sitecustomize.py").write_text(
         f"import kdkit.utils.read_json as module\n\ndef fail(path):\n    raise {error}\n\nmodule.read_json = fail\n"

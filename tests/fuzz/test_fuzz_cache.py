@@ -21,7 +21,7 @@ from tests.fuzz.meter import Meter
 from tests.helpers.stages import copied, epoch_terms, same
 from tests.helpers.teacher_cache import make_recipe
 
-SECONDS = float(os.environ.get("KDKIT_FUZZ_SECONDS", "6")) / 4  # of each test
+SECONDS = float(os.environ.get("KDKIT_FUZZ_SECONDS", "4")) / 4  # of each test
 LEAST = 10  # mutations, on a machine under load
 
 

@@ -6,11 +6,11 @@ from tests.fuzz.meter import Meter
 
 def test_any_options_give_nothing_but_messages(tmp_path):
     meter = Meter()
-    fuzz(tmp_path, meter, 100)
+    fuzz(tmp_path, meter, 50)
     assert all(meter.outcomes[outcome] for outcome in ("read", "refused"))
 
 
 def test_a_record_that_nobody_signed_executes_nothing(tmp_path):
     meter = Meter()
-    fuzz_recorded(tmp_path, meter, 75)
+    fuzz_recorded(tmp_path, meter, 40)
     assert meter.outcomes["refused"]

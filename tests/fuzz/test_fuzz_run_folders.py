@@ -23,7 +23,7 @@ from tests.fuzz.fuzz_run_folders import (
 )
 from tests.fuzz.meter import MEMORY, Meter, peak
 
-EXAMPLES = 200
+EXAMPLES = 100
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import csv
 
 import torch
-import wfdb
 from safetensors.torch import save_file
 from torch.nn import BCEWithLogitsLoss
 
@@ -12,6 +11,7 @@ from kdkit.metrics import MacroF1
 from kdkit_ecg import LRHNet, Records
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.simulator import Simulator
+from tests.helpers.wfdb_files import write_signals
 
 EIGHT = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
 CLASSES = ("arrhythmia", "conduction", "none of these")
@@ -25,19 +25,7 @@ def own_classes(findings):
 
 def write_signal(folder, name, signal, *, rate, leads, prefix="", comments=()):
     """Write a WFDB record in steps of 1 uV. signal: (leads, time) in mV."""
-    folder.mkdir(parents=True, exist_ok=True)
-    wfdb.wrsamp(
-        name,
-        fs=rate,
-        units=["mV"] * len(leads),
-        sig_name=[f"{prefix}{lead}" for lead in leads],
-        p_signal=signal.T,
-        fmt=["16"] * len(leads),
-        adc_gain=[1000.0] * len(leads),
-        baseline=[0] * len(leads),
-        comments=list(comments),
-        write_dir=str(folder),
-    )
+    write_signals(folder, name, signal.T, rate=rate, leads=[f"{prefix}{lead}" for lead in leads], comments=comments)
 
 
 def write_own_records(folder, *, count=20, rate=400, length=800):

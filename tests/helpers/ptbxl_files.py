@@ -3,9 +3,9 @@
 import csv
 
 import numpy as np
-import wfdb
 
 from kdkit_ecg.leads import LEADS
+from tests.helpers.wfdb_files import write_signals
 
 # Diagnostic statements by class and subclass (Wagner et al. 2020, tables 6 to 8, and the scp_statements.csv of PTB-XL).
 DIAGNOSTIC = {
@@ -74,15 +74,10 @@ def write_signal(folder, number, signal, rate):
     """Write a record of (12, time) in mV in the form of records100 or records500, with lead names in capitals."""
     name = f"{number:05}"
     record_folder = folder / f"records{rate}" / f"{name[:2]}000"
-    record_folder.mkdir(parents=True, exist_ok=True)
-    wfdb.wrsamp(
+    write_signals(
+        record_folder,
         f"{name}_{'lr' if rate == 100 else 'hr'}",
-        fs=rate,
-        units=["mV"] * 12,
-        sig_name=[lead.upper() for lead in LEADS],
-        p_signal=np.asarray(signal, dtype=np.float64).T,
-        fmt=["16"] * 12,
-        adc_gain=[1000.0] * 12,
-        baseline=[0] * 12,
-        write_dir=str(record_folder),
+        np.asarray(signal, dtype=np.float64).T,
+        rate=rate,
+        leads=[lead.upper() for lead in LEADS],
     )

@@ -245,18 +245,19 @@ def fill_weights(net: nn.Module, number: int) -> nn.Module:
     """Set every weight to the golden formula's value for its position in the state dict."""
     state = net.state_dict()
     net.load_state_dict(
-        {key: torch.from_numpy(weight_values(key, n, state[key], number)) for n, key in enumerate(state)}
+        {key: torch.from_numpy(weight_values(key, n, state[key].shape, number)) for n, key in enumerate(state)}
     )
     return net
 
 
-def weight_values(key: str, n: int, tensor: Tensor, number: int) -> np.ndarray:
+@cache  # of the same layers of networks for other numbers of leads
+def weight_values(key: str, n: int, shape: torch.Size, number: int) -> np.ndarray:
     kind = key.rpartition(".")[2]
     if kind == "num_batches_tracked":
         return np.array(100)
-    v = noise(n, tensor.numel(), number).reshape(tensor.shape)
-    if kind == "weight" and tensor.ndim > 1:
-        v = v * np.sqrt(6 / tensor[0].numel())
+    v = noise(n, shape.numel(), number).reshape(shape)
+    if kind == "weight" and len(shape) > 1:
+        v = v * np.sqrt(6 / shape[1:].numel())
     else:
         v = {"weight": 1 + 0.25 * v, "bias": 0.1 * v, "running_mean": 0.2 * v, "running_var": 0.75 + 0.5 * v**2}[kind]
     return v.astype(np.float32)

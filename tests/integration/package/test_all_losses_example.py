@@ -40,8 +40,8 @@ WITHOUT_STATE = [
 PROJECTED = ["hint", "cosine", "square_head", "cwd", "pkd", "mgd", "dist_plus", "wkdf"]
 PROJECTED += ["fsp", "kdsvd", "ft", "ickd", "ab", "pad"]
 IN_SUITE = set(FOR_DIGITS) - {*WITHOUT_STATE, *PROJECTED} | {*WITHOUT_STATE[::4], *PROJECTED[::4]}
-# Most of these are tried with digits too: the suite has time for those that are not, and for some others.
-ON_ECG_IN_SUITE = SEVERAL | {"simkd", "per_label_soft_targets", "per_label_mlld"}
+# Most of these are tried with digits too: the suite has time for those with a state, and for one without.
+ON_ECG_IN_SUITE = {"led", "per_label_pskd", "per_label_dkd", "simkd"}
 RECORDS = Synthetic(train=12, validation=4, test=4, length=500)
 
 

@@ -303,6 +303,7 @@ def test_after_an_error_of_a_kernel_another_process_runs_the_other_trials(tmp_pa
     assert "top level of a file" in message
 
 
+@pytest.mark.slow
 def test_the_error_after_a_signal_without_a_name_has_its_number(tmp_path, recipes):
     # A real-time signal, whose default action ends the process.
     results = run_two_and_signal_both(36, tmp_path, recipes)

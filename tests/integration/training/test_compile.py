@@ -157,10 +157,11 @@ def values(opened: OpenStage, compiled: Any, data: Data) -> list[Tensor]:
     return [result.detach().clone() for result in results]
 
 
-# Each structure is compiled twice: the suite has time for the simplest one, and for that of ECGs.
+# Each structure is compiled twice: the suite has time for the simplest one. The networks for ECGs alone are compiled in
+# tests/kdkit_ecg/models.
 @pytest.mark.parametrize(
     "open_stage",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("tensor", "leads"))) for name in CASES],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "tensor")) for name in CASES],
     indirect=True,
 )
 def test_whole_and_smaller_batches_are_compiled_without_a_graph_break(open_stage):

@@ -13,8 +13,8 @@ from torch import nn
 from kdkit import BuildContext, RecipeError, registry
 from kdkit.losses import BuildableLoss, catalog, extra_kwargs_of, loss_name
 
-with_examples = settings(max_examples=40, derandomize=True, deadline=None, database=None)
-with_few_examples = settings(with_examples, max_examples=15)
+with_examples = settings(max_examples=24, derandomize=True, deadline=None, database=None)
+with_few_examples = settings(with_examples, max_examples=8)
 
 LOSSES = [*map(loss_name, (*catalog.ON_OUTPUTS, *catalog.PER_LABEL)), *catalog.PRESETS]
 LOSSES += [loss_name(make) for make in (*catalog.ON_RELATIONS, *catalog.ON_FEATURES)]

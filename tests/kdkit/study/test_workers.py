@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
 from threading import Timer
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from kdkit.study.workers.environment import environment_of
 from kdkit.study.workers.in_process import InProcess
 from kdkit.study.workers.job import Job, JobResult
 from kdkit.study.workers.pickling import pack_error, pickle_object, unpack_error
-from kdkit.study.workers.processes import Processes
+from kdkit.study.workers.processes import Processes, _Child
 from kdkit.study.workers.remote import StudyLocation, run_remote
 from kdkit.utils.devices import is_kernel_error
 
@@ -336,3 +337,18 @@ def test_sigterm_ends_the_wait_for_jobs_so_that_they_can_be_stopped():
     with pytest.raises(Terminated):
         Processes(1).next_result()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (3, "ended with exit code 3"),
+        (-9, "ended by SIGKILL (which the system sends"),
+        (-36, "ended by signal 36 before"),
+    ],
+)
+def test_a_process_that_ended_is_reported_by_its_exit_code_or_its_signal(code, message):
+    child = _Child.__new__(_Child)
+    child._process = SimpleNamespace(wait=lambda timeout: code)
+    assert f"its process {message}" in child.exit_message().replace("was ", "")
+    assert "resume from its last checkpoint" in child.exit_message()

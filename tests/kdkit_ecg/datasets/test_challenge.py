@@ -5,33 +5,22 @@ import shutil
 import numpy as np
 import pytest
 import torch
-import wfdb
 
 from kdkit import DataError, RecipeError
 from kdkit_ecg.datasets import Challenge2020, Challenge2021, base, make_folds
 from kdkit_ecg.datasets import challenge as module
 from kdkit_ecg.datasets.samples import record_ids
 from kdkit_ecg.leads import LEADS
-from tests.helpers.wfdb_files import write_matrix
+from tests.helpers.wfdb_files import write_matrix, write_signals
 
 RHYTHMS = ("426783006", "164889003", "427084000")
 
 
 def write_challenge_record(folder, name, *, codes="426783006", leads=LEADS, time=600, units="mV", noise=None, rate=500):
-    folder.mkdir(parents=True, exist_ok=True)
     noise = sum(name.encode()) if noise is None else noise  # a seed, different for each name by default
-    wfdb.wrsamp(
-        name,
-        fs=rate,
-        units=[units] * len(leads),
-        sig_name=list(leads),
-        p_signal=np.random.default_rng(noise).normal(0, 0.3, (time, len(leads))),
-        fmt=["16"] * len(leads),
-        adc_gain=[1000.0] * len(leads),
-        baseline=[0] * len(leads),
-        comments=["Age: 50", "Sex: Male", f"Dx: {codes}"],
-        write_dir=str(folder),
-    )
+    signal = np.random.default_rng(noise).normal(0, 0.3, (time, len(leads)))
+    comments = ["Age: 50", "Sex: Male", f"Dx: {codes}"]
+    write_signals(folder, name, signal, rate=rate, leads=leads, unit=units, comments=comments)
 
 
 @pytest.fixture(scope="module")

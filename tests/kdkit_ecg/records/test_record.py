@@ -8,6 +8,7 @@ from kdkit import DataError
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.person import person_vector
 from kdkit_ecg.records.header import read_header
+from tests.helpers.wfdb_files import write_signals
 
 COMMENTS = ["Age: 61", "Sex: Female", "Dx: 426783006,164889003"]
 
@@ -32,6 +33,14 @@ def write_with_wfdb(folder, name="R1", *, leads=LEADS, signal=None, units="mV", 
         write_dir=str(folder),
     )
     return folder / f"{name}.hea"
+
+
+def test_the_helper_of_the_tests_writes_the_bytes_of_wfdb(tmp_path):
+    (tmp_path / "wfdb").mkdir()
+    header = write_with_wfdb(tmp_path / "wfdb")
+    write_signals(tmp_path / "helper", "R1", wave(LEADS), rate=500, comments=COMMENTS)
+    for suffix in (".hea", ".dat"):
+        assert (tmp_path / f"helper/R1{suffix}").read_bytes() == header.with_suffix(suffix).read_bytes()
 
 
 def test_a_record_has_a_float32_signal_in_mv_with_person_and_codes(tmp_path):

@@ -1,10 +1,9 @@
 """No byte of a store that changed is used: not at the first access to a record, and not at a later one."""
 
+import contextlib
 import os
 import pickle
 import resource
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from kdkit_ecg import Challenge2020
 from kdkit_ecg.datasets.signal_split import SignalSplit
 from kdkit_ecg.store import SignalFile, StoredSignals
 from kdkit_ecg.store.index import INDEX, LOCK, ROW, SIGNALS, make_row, read_rows
-from tests.helpers.command_line import environment
 from tests.helpers.wfdb_files import write_record
 
 TIMES = (155, 2570, 40_000, 1, 9001)  # samples of a lead; the third is read by windows
@@ -163,34 +161,28 @@ def data(records, store):
     return Challenge2020(records, shares=(1.0, 0.0, 0.0), store=store)
 
 
-def prepare(records, store, *options, limit=None):
-    """Run `kdkit ecg prepare` in a process that may write files of up to `limit` bytes."""
-    return run_python(["-m", "kdkit", "ecg", "prepare", str(records), "--store", str(store), *options], limit=limit)
-
-
-def run_python(arguments, limit=None):
-    set_limit = None if limit is None else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        preexec_fn=set_limit,
-    )
+@contextlib.contextmanager
+def largest_file(size):
+    """Let this process write files of up to `size` bytes, as if the disk was full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # The whole of a store is 900 kB. The first limit is met in the first chunk, and the second in a later one.
 @pytest.mark.parametrize("limit", [pytest.param(100_000, marks=pytest.mark.slow), 500_000])
 def test_a_disk_that_fills_during_the_preparation_ends_it_with_a_message_and_a_store_that_can_be_used(
-    limit, records, tmp_path
+    limit, records, tmp_path, kdkit_here
 ):
-    done = prepare(records, tmp_path / "stores", "--jobs", "1", limit=limit)
-    assert done.returncode == 2, done
-    assert "prepared records cannot be stored in " in done.stderr
-    assert "File too large" in done.stderr
-    assert "Traceback" not in done.stderr
+    with largest_file(limit):
+        done = kdkit_here("ecg", "prepare", records, "--store", tmp_path / "stores", "--jobs", "1")
+    assert done.code == 2, done
+    assert "prepared records cannot be stored in " in done.err
+    assert "File too large" in done.err
+    assert "Traceback" not in done.err
     (folder,) = (tmp_path / "stores").iterdir()
     rows, invalid = read_rows(folder)
     assert invalid == 0
@@ -205,9 +197,9 @@ def test_a_disk_that_fills_during_the_preparation_ends_it_with_a_message_and_a_s
 
 def test_a_disk_without_room_for_the_description_of_a_store_leaves_no_unfinished_file(records, tmp_path):
     # Not by the command, which finds out before the work that nothing can be written.
-    call = "from sys import argv; from kdkit_ecg import Challenge2020; Challenge2020(argv[1], store=argv[2]).prepare()"
-    done = run_python(["-c", call, str(records), str(tmp_path / "stores")], limit=10)
-    assert (done.returncode, "File too large" in done.stderr) == (1, True), done
+    unprepared = data(records, tmp_path / "stores")
+    with largest_file(10), pytest.raises(DataError, match="File too large"):
+        unprepared.prepare()
     (folder,) = (tmp_path / "stores").iterdir()
     assert [path.name for path in folder.iterdir() if path.name != LOCK] == []
 
