@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdkit.data.batch import content_of
-from kdkit.data.dataset import Data, LoaderSplit, Split, Task
+from kdkit.data.dataset import Data, LoaderSplit, Task
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.label_forms import SplitLabels
 from kdkit.data.labels import LabelSpec
@@ -123,6 +123,8 @@ class TorchData(Data):
             name: _described(split, spec, all_labels.get(name), is_drawn=name == "train" and (self.draws or 1) > 1)
             for name, split in splits.items()
         }
+        self.train, self.validation = self._splits["train"], self._splits["validation"]
+        self.test = self._splits.get("test")
         self.notices = (
             *(() if task is not None else label_notices(all_labels, spec.task, spec.ignored)),
             *split_notices(self._splits, all_labels.get("train")),
@@ -134,21 +136,6 @@ class TorchData(Data):
         splits = ", ".join(f"{name}: {split}" for name, split in self._splits.items())
         classes = f"{describe_count(len(self.classes), 'class', 'classes')} ({describe_names(self.classes)})"
         return f"{type(self).__name__}({self.task}, {classes}, {splits})"
-
-    @property
-    def train(self) -> Split | LoaderSplit:
-        """The split that the networks are trained on."""
-        return self._splits["train"]
-
-    @property
-    def validation(self) -> Split | LoaderSplit:
-        """The split on which the best epoch and the thresholds are chosen."""
-        return self._splits["validation"]
-
-    @property
-    def test(self) -> Split | LoaderSplit | None:
-        """The split on which metrics are reported; None to report them on `validation`."""
-        return self._splits.get("test")
 
     @property
     def summary(self) -> str:

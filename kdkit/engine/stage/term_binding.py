@@ -65,7 +65,10 @@ class TermBinding:
         alignment, columns = None, _ALL_COLUMNS
         if self.context.task != "regression" and not allows_any_classes(self.loss):
             alignment, columns = self._aligned(student, target, takes_rows=rows is not None)
-        ignore_index = self._ignore_index() if rows is None else None
+        ignore_index = None  # of a loss on the labels; if rows are selected, all of them have a label
+        if rows is None and self.match is None and self.context.ignored_labels:
+            index = getattr(self.loss, "ignore_index", None)
+            ignore_index = index if isinstance(index, int) else None
         # These teachers have an output for every sample; others may have none for some samples.
         complete = all(isinstance(member, Net | Peer | Ema) for member in self.members)
         return BoundTerm(
@@ -110,11 +113,6 @@ class TermBinding:
             task=context.task,
             uses_labels=self.uses_labels,
         )
-
-    def _ignore_index(self) -> int | None:
-        """Return the label that a loss on the labels ignores, or None if the data has no such labels."""
-        index = getattr(self.loss, "ignore_index", None)
-        return index if self.match is None and self.context.ignored_labels and isinstance(index, int) else None
 
     def _aligned(
         self, student: TensorRef, target: TensorRef | None, *, takes_rows: bool

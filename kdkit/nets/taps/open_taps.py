@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from kdkit.data.batch import Batch
 from kdkit.errors import RecipeError, describe
 from kdkit.nets.elements import Element
 from kdkit.nets.net import Net
@@ -105,7 +106,7 @@ class OpenTaps:
         return self.slots[self.taps.index(tap)].captured()
 
     def run(
-        self, net: Net[Any], batch: Any, slots: Sequence["Slot"] | None = None
+        self, net: Net[Any], batch: Batch, slots: Sequence["Slot"] | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run a network on a batch. Return its output and the tensors of these slots; None takes all."""
         if not self.slots:  # a fast path: a step of a small network takes microseconds
