@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args
 import torch
 
 from kdkit.errors import RecipeError, did_you_mean
+from kdkit.recipe.training import Training
 from kdkit.utils.devices import Precision, autocast, find_device
 from kdkit.utils.validation import (
     is_number,
@@ -180,6 +181,13 @@ def require_fields(function: Callable[..., Any], fields: Mapping[str, object], o
     if unknown:
         parameters = inspect.signature(function).parameters.values()
         names = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+        training = {name: f"{name}=..." for name in inspect.signature(Training).parameters}
+        training["lr"] = "optimizer=Optimizer(torch.optim.Adam, lr=...)"
+        if unknown[0] in training:
+            arguments = dict.fromkeys(["epochs=...", training[unknown[0]]])
+            raise RecipeError(
+                f"{function.__name__} has no option {unknown[0]!r}, which belongs to Training({', '.join(arguments)})"
+            )
         raise RecipeError(
             f"{function.__name__} has no option {unknown[0]!r}; "
             f"{did_you_mean(unknown[0], names | {*options.__annotations__})}"

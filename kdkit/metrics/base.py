@@ -15,6 +15,7 @@ from kdkit.utils.reprs import describe_array, describe_count, describe_names
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
+_WITH_UNIT = {"mse", "mae", "cross_entropy", "perplexity"}  # metrics that are not shares, even if they are below 1
 _LISTED = 20  # the most classes that a note names
 _BLOCK = 1 << 18  # how many numbers are processed at a time, so that they stay in the CPU cache
 
@@ -282,6 +283,11 @@ def mean_over_classes(values: NDArray[Any]) -> Floats:
     # nanmean would warn about empty slices.
     means: Floats = np.divide(totals, counts, out=np.full(len(totals), np.nan), where=counts > 0)
     return means
+
+
+def is_share(metric: str, *values: float) -> bool:
+    """Whether values of a metric are shares, so that differences are given in points of 0.01."""
+    return metric not in _WITH_UNIT and all(not math.isfinite(value) or abs(value) <= 1 for value in values)
 
 
 def ratio(part: Floats, whole: Floats) -> Floats:

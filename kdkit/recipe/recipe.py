@@ -137,7 +137,8 @@ class Recipe:
         object.__setattr__(self, "metrics", metrics)
         for metric in self.metrics:
             if isinstance(metric, type) or not isinstance(metric, Metric):
-                raise RecipeError(f"a metric must have a name, fit and compute; got {describe(metric)}")
+                advice = "" if isinstance(metric, type) else "; use one of kdkit.metrics, such as Accuracy()"
+                raise RecipeError(f"a metric must have a name, fit and compute; got {describe(metric)}{advice}")
         names = [metric.name for metric in self.metrics]
         if len(set(names)) < len(names):
             raise RecipeError(f"two metrics have the same name: {', '.join(sorted(names))}")

@@ -22,7 +22,7 @@ def plain(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return DASH
     # Most metrics are shares; errors of regressions may have any size.
-    return (f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}").replace("-", MINUS)
+    return (f"{value:.3f}" if value == 0 or 5e-4 <= abs(value) < 100 else f"{value:.4g}").replace("-", MINUS)
 
 
 def bounds(interval: tuple[float, float] | None) -> str:
@@ -39,11 +39,6 @@ def signed(value: float, *, points: bool) -> str:
     # One digit for points: with a few hundred samples, more would be noise.
     text = f"{100 * value:+.1f}" if points else f"{value:+.3g}"
     return ("0.0" if text in ("+0.0", "-0.0") else text).replace("-", MINUS)
-
-
-def is_share(*values: float) -> bool:
-    """Whether values may be shares, so that differences are given in points of 0.01."""
-    return all(not math.isfinite(value) or abs(value) <= 1 for value in values)
 
 
 def percent(value: float | None) -> str:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from markupsafe import Markup
 
 from kdkit.errors import KdkitError
+from kdkit.metrics.base import is_share
 from kdkit.report import analysis, formats
 from kdkit.report.charts import Bar, interval_chart, reliability_chart
 from kdkit.report.runs import ReportedRun, mapping, rows, weight_text
@@ -29,7 +30,7 @@ def difference_charts(verdicts: Sequence[Verdict]) -> list[Markup]:
     bars: list[tuple[bool, str, Bar]] = []
     for verdict in verdicts:
         for row in verdict.differences[: None if len(verdicts) == 1 else 1]:
-            points = formats.is_share(row.value, *row.interval)
+            points = is_share(row.metric, row.value, *row.interval)
             scale = 100 if points else 1
             low, high = row.interval
             title = formats.metric_title(row.metric)

@@ -9,11 +9,12 @@ from statistics import NormalDist, fmean
 import numpy as np
 
 from kdkit.errors import DataError, RecipeError, did_you_mean
+from kdkit.metrics.base import is_share
 from kdkit.metrics.comparison import Comparison, PairsOfRuns, compare_over_seeds
 from kdkit.metrics.paired import Difference, paired_t_interval
 from kdkit.plugins.events import BaselineDifference
 from kdkit.report.analysis import same_metric
-from kdkit.report.formats import bounds, is_share, metric_title, plain, signed
+from kdkit.report.formats import bounds, metric_title, plain, signed
 from kdkit.report.runs import ReportedRun, mapping, number, settings_digest
 from kdkit.utils.reprs import describe_count
 
@@ -242,7 +243,7 @@ class _Group:
 
     def _in_points(self, difference: BaselineDifference) -> bool:
         values = (self._mean(net) for net in (difference.student, difference.baseline))
-        return is_share(*values, difference.value)
+        return is_share(self.metric, *values, difference.value)
 
     def _sentence(self, difference: BaselineDifference) -> str:
         value, reference = (self._mean(net) for net in (difference.student, difference.baseline))

@@ -150,4 +150,6 @@ def format_number(value: float) -> str:
     """Return a number as tables and the live view show it, in at most nine characters; "-" for NaN."""
     if math.isnan(value):
         return "-"
+    if value != 0 and abs(value) < 5e-5:  # such as an error in a small unit
+        return f"{value:.3g}"
     return f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}"

@@ -21,6 +21,7 @@ from kdkit_ecg.datasets.signals import read_signals
 from kdkit_ecg.datasets.splits import Splits, ValidationSplit
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.description import describe_preparation
+from kdkit_ecg.records.filters import BAND
 from kdkit_ecg.records.preparation import VERSION, Preparation, Resampling, Scaling
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.store import SignalStore, StoreLocation
@@ -48,7 +49,7 @@ class RecordingDataset(Data, ABC):
     _: KW_ONLY
     rate: float = 257
     length: int = 4096
-    band: tuple[float, float] | None = (0.5, 47.0)
+    band: tuple[float, float] | None = BAND
     resampling: Resampling = "polyphase"
     scaling: Scaling = "zscore"
     crop: Window = "centre"

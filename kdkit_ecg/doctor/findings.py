@@ -20,6 +20,7 @@ class Reason(StrEnum):
     NO_HEADER = "a signal without a header"
     LEADS = "missing leads"
     UNITS = "normalised units (NU), not mV"
+    RATE = "a rate too low for the default band-pass"
     CODES = "no code that 2020 or 2021 scores"
     SHAPE = "a signal with a different shape from the header"
     SIGNAL = "unreadable signal"

@@ -9,6 +9,7 @@ from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.waveform import examine_signal
 from kdkit_ecg.labels import is_snomed_code, scored_classes
 from kdkit_ecg.leads import LEADS
+from kdkit_ecg.records.filters import BAND
 from kdkit_ecg.records.header import header_lines, read_comments
 from kdkit_ecg.records.open_file import open_file
 from kdkit_ecg.records.source import missing_files
@@ -44,6 +45,8 @@ def examine(folder: Path, path: Path, *, leads: Sequence[str] = LEADS, own_label
         record.add(Reason.DERIVED, ", ".join(lead for lead in leads if lead not in source.leads))
     if source.normalised:
         record.add(Reason.UNITS)
+    if source.rate <= 2 * BAND[1]:
+        record.add(Reason.RATE, f"{source.rate:g} Hz")
     missing = missing_files(source)
     if missing:
         record.add(Reason.NO_SIGNAL, ", ".join(missing))

@@ -19,6 +19,7 @@ MAX_RATIO = 100_000  # of two sampling rates; a header that needs a larger one h
 # memory.
 MAX_UPSAMPLING = 50
 MAX_FILTER = 500_000  # the numerator of the ratio: the polyphase filter has 20 times as many numbers
+BAND = (0.5, 47.0)  # Hz, of the band-pass by default
 ORDER = 3  # of the band-pass
 PADDING = 6 * ORDER + 3  # samples by which the band-pass extends a signal at each end
 KAISER_BETA = 5.0  # of the window of the resampling

@@ -50,8 +50,6 @@ def test_the_doctor_reports_each_hostile_header_as_one_bad_record(corpus, kdkit_
         "5,000 digits of a code",
         "an age of another script",
         "a gain of almost 0",
-        "a rate of 1e-9 Hz",
-        "a rate that needs a long filter",
     }
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from kdkit.engine.display.live import LiveDisplay, can_redraw
 from kdkit.engine.interrupts import announce_on_stderr
+from kdkit.metrics.base import is_share
 from kdkit.plugins.events import (
     BaselineDifference,
     EpochEnded,
@@ -200,17 +201,17 @@ def metrics_table(event: RunEnded) -> Table:
 def describe_difference(difference: BaselineDifference, metrics: Mapping[str, Mapping[str, ReportedMetric]]) -> str:
     """Return a difference in words: "macro_f1 0.812 against 0.794 alone, +1.8 points (95 % interval +0.3 to +3.1)".
 
-    It compares the two nets of one run. Metrics in [-1, 1] are compared in points of 0.01, others in their own unit.
+    It compares the two nets of one run: shares in points of 0.01, other metrics in their own unit.
     """
     value, alone = (metrics[net][difference.metric].value for net in (difference.student, difference.baseline))
-    is_share = all(abs(number) <= 1 for number in (value, alone, difference.value))
-    scale, unit = (100, " points") if is_share else (1, "")
+    in_points = is_share(difference.metric, value, alone, difference.value)
+    scale, unit, digits = (100, " points", ".3f") if in_points else (1, "", ".4g")
     change, low, high = (
         f"{scale * number:+.2g}" if abs(scale * number) < 1 else f"{scale * number:+.1f}"
         for number in (difference.value, *difference.interval)
     )
     return (
-        f"{difference.metric} {value:.3f} against {alone:.3f} alone, {change}{unit} "
+        f"{difference.metric} {value:{digits}} against {alone:{digits}} alone, {change}{unit} "
         f"({difference.level:.0%} interval {low} to {high}): {difference.verdict} in this run; "
         "one seed cannot tell whether distillation helps (--seeds 5)"
     ).replace("%", " %")

@@ -111,6 +111,7 @@ def page():
 
 
 CASES = {
+    "a rate below the band": (with_files(edit("12 500 1000", "12 90 1000")), {Reason.RATE: "90 Hz"}),
     "a header without leads": (
         with_files(edit("12 500", "13 500")),
         {Reason.HEADER: "a line for each of the 13 leads"},

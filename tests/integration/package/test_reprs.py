@@ -157,5 +157,12 @@ def test_an_option_of_distill_is_the_nearest_one_to_a_wrong_option():
         kdkit.distill(TEACHER, STUDENT, SAMPLES, SAMPLES, lable_weight=0.3)
 
 
+def test_an_option_of_the_training_is_named_with_its_place():
+    with pytest.raises(kdkit.RecipeError, match=r"'lr', which belongs to Training\(epochs=..., optimizer=Optimizer\("):
+        kdkit.distill(TEACHER, STUDENT, SAMPLES, SAMPLES, lr=0.1)
+    with pytest.raises(kdkit.RecipeError, match=r"run has no option 'epochs', which belongs to Training\(epochs=...\)"):
+        kdkit.run(recipe, epochs=3)
+
+
 def test_the_keywords_of_run_are_the_fields_of_run_options():
     assert list(RunFields.__annotations__) == [field.name for field in fields(kdkit.RunOptions)]

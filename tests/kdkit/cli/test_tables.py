@@ -7,9 +7,12 @@ import pytest
 
 from kdkit.cli.per_class import table_of
 from kdkit.cli.sweep_table import distillation_table
+from kdkit.engine.display.console import describe_difference
+from kdkit.metrics.base import MetricResult
 from kdkit.metrics.comparison import Comparison
 from kdkit.metrics.paired import Difference
 from kdkit.metrics.per_class import FIGURES, ClassRow
+from kdkit.plugins.events import BaselineDifference
 from kdkit.study.sweep_results import CellResults, SweepResults
 from kdkit.utils.console import PrintableConsole, make_console
 
@@ -81,6 +84,16 @@ def test_no_name_of_a_table_of_differences_is_cut_at_120_columns(capsys):
     assert "distinguishable" in out
     cells = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")]
     assert "".join(cells) == "method=attention_transfer"
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"), [("mae", "mae 0.0002 against 0.0003 alone, -0.0001 ("), ("brier", "alone, -0.01 points (")]
+)
+def test_an_error_in_a_unit_is_not_compared_in_points(metric, expected):
+    names = {"student": "student", "baseline": "student-alone", "metric": metric, "lower_is_better": True}
+    difference = BaselineDifference(**names, value=-1e-4, interval=(-2e-4, 1e-4), level=0.95, verdict="better")
+    values = {"student": {metric: MetricResult(value=2e-4)}, "student-alone": {metric: MetricResult(value=3e-4)}}
+    assert expected in describe_difference(difference, values)
 
 
 def test_a_console_without_a_terminal_prints_no_spaces_at_the_end_of_lines(capsys):

@@ -85,7 +85,10 @@ def test_nets_are_listed_once_and_teachers_before_their_students():
     [
         ({"data": [1, 2]}, r"data must be a TorchData\(.*got a list$"),
         ({"schedule": Stage({tiny_net("net"): plain_goal()}, TRAINING)}, "schedule must be a list of stages"),
-        ({"metrics": ("accuracy",)}, "a metric must have a name, fit and compute; got 'accuracy'"),
+        (
+            {"metrics": ("accuracy",)},
+            "a metric must have a name, fit and compute; got 'accuracy'; use one of kdkit.metrics",
+        ),
         ({"metrics": (Accuracy,)}, "the class Accuracy; did you forget"),
         ({"metrics": (MacroF1(), MacroF1())}, "two metrics have the same name: macro_f1"),
     ],

@@ -11,7 +11,7 @@ from rich.text import Text
 
 import kdkit
 import kdkit_ecg
-from kdkit.utils.console import PrintableConsole, Status, make_console
+from kdkit.utils.console import PrintableConsole, Status, format_number, make_console
 from kdkit.utils.printable import echo, printable
 
 HOSTILE = "a\x1b]0;owned\x07\x9b2J\x7f\u202e\u2066\u200b\u2028\udcffb"
@@ -25,6 +25,11 @@ def test_output_that_goes_to_no_terminal_is_120_columns_wide_and_unchanged(capsy
     assert console.width == 120
     console.print("the label :x: has 3 of 4")
     assert capsys.readouterr().out == "the label :x: has 3 of 4\n"
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0, "0.0000"), (4e-4, "0.0004"), (-1.234e-5, "-1.23e-05"), (123, "123")])
+def test_a_small_number_is_not_shown_as_zero(value, text):
+    assert format_number(value) == text
 
 
 def test_only_characters_that_do_not_print_themselves_are_escaped():
