@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import resource
 import subprocess
 import sys
 
@@ -18,6 +17,7 @@ from kdkit_ecg.store.index import INDEX, LOCK, ROW, SIGNALS, make_row, read_rows
 from tests.helpers.command_line import environment
 from tests.helpers.wfdb_files import write_record
 
+resource = pytest.importorskip("resource", reason="Windows cannot limit the size of a file")
 TIMES = (155, 2570, 40_000, 1, 9001)  # samples of a lead; the third is read by windows
 
 
