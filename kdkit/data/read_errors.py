@@ -19,6 +19,7 @@ _SHARED_MEMORY = ("Bus error", "file </torch_", "shared memory")
 _FILES = ("Too many open files", "received 0 items of ancdata")
 # On macOS and Windows, and from Python 3.14 on, a worker process imports the main script.
 _GUARD = "in a script, start the run below `if __name__ == '__main__':`, because worker processes import the script"
+_NAME = "a recipe file needs a name that these processes can import, such as my_recipe.py, not my-recipe.py"
 _FEWER = "use fewer workers (Training(workers=...), or num_workers of the DataLoader) or smaller batches"
 
 
@@ -85,7 +86,7 @@ def explain_ended_worker(error: Exception, position: str) -> DataError | None:
 
 
 def _ended(position: str, worker: str, code: str = "") -> DataError:
-    guard = "" if multiprocessing.get_start_method() == "fork" else f"; {_GUARD}"
+    guard = "" if multiprocessing.get_start_method() == "fork" else f"; {_GUARD}; {_NAME}"
     return DataError(
         f"{position} cannot be read: {worker} ended without an error message{code}; the system kills processes if "
         f"memory runs out: {_FEWER}; to find other causes, read the data without workers{guard}"

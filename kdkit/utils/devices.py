@@ -85,6 +85,7 @@ def find_device(name: str) -> torch.device:
         torch.empty(0, device=device)  # torch.device accepts "cuda:7" on any machine; only an allocation tests it
     except (RuntimeError, AssertionError, NotImplementedError, ImportError, TypeError) as error:
         available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        available += ["mps"] * torch.backends.mps.is_available()
         reason = first_line(error).split(". ")[0]  # torch adds every backend that it knows
         raise RecipeError(f"device {name!r} is not available (there are: {', '.join(available)}): {reason}") from error
     if device.type == "meta":

@@ -7,7 +7,6 @@ from typing import TypeGuard, get_args
 
 from kdkit.errors import RecipeError, shortened
 
-_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # not as file names, with any suffix
 _UNITS = {"s": 1, "min": 60, "h": 3600}  # of an interval, in seconds
 
 
@@ -31,8 +30,13 @@ def validate_name(what: str, name: object, characters: str) -> None:
         raise RecipeError(
             f"the name of a {what} may have letters, digits, {listed}, and single dots between them; got {name!r}"
         )
-    if _DEVICE.match(text):
+    if is_device(text):
         raise RecipeError(f"the name of a {what} must not be that of a device on Windows; got {name!r}")
+
+
+def is_device(name: str) -> bool:
+    """Whether a name is that of a device on Windows, with any suffix, so that no file can have it there."""
+    return re.match(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", name, re.IGNORECASE) is not None
 
 
 def validate_above_zero(name: str, value: object) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from kdkit import DataError
 from kdkit.errors import did_you_mean
 from kdkit.utils.printable import printable
+from kdkit.utils.validation import is_device
 
 LIST_FILE = "SHA256SUMS.txt"
 PART_SUFFIX = ".part"  # of an unfinished file
@@ -20,8 +21,6 @@ LISTS = (LIST_FILE, "MD5SUMS.txt")
 _RESERVED = tuple(name.casefold() for name in LISTS)
 
 _LINE = re.compile(r"(?P<sum>[0-9a-fA-F]{64})[ \t]+\*?(?P<path>\S.*)")
-
-_DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)  # not files on Windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,7 @@ def require_safe(path: str, line: str) -> None:
         or part != part.rstrip(". ")
         or part.casefold().startswith(OWN_PREFIX)
         or part.casefold().endswith(PART_SUFFIX)
-        or _DEVICE.fullmatch(part)
+        or is_device(part)
         for part in path.split("/")
     )
     # A backslash or a colon could leave the folder on Windows. Control characters are not printable.

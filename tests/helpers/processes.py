@@ -20,6 +20,8 @@ from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.command_line import environment
 
 # What many programs of the tests import, up to a second late in each of them. A plugin of kdkit is loaded by the
@@ -53,6 +55,8 @@ class ForkedPython:
         terminal: str | None = None,
         merged: bool = False,
     ) -> None:
+        if not hasattr(os, "fork"):
+            pytest.skip("Windows cannot fork processes")
         self._output = Path(tempfile.mkdtemp(prefix="kdkit-tests-"))
         variables = dict(environment() if variables is None else variables)
         out, err = (str(self._output / name) for name in ("1", "1" if merged else "2"))

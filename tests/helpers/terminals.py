@@ -1,20 +1,22 @@
 """A terminal for tests: a pseudo-terminal whose screen is interpreted by pyte."""
 
-import fcntl
 import os
-import pty
 import re
 import signal
 import struct
-import termios
 import threading
 import time
 from pathlib import Path
 
 import pyte
+import pytest
 
 from tests.helpers.command_line import environment
 from tests.helpers.processes import ForkedPython
+
+fcntl, pty, termios = (
+    pytest.importorskip(name, reason="Windows has no pseudo-terminals") for name in ("fcntl", "pty", "termios")
+)
 
 
 class Terminal:

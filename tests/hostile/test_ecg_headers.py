@@ -1,7 +1,6 @@
 """No header, however hostile, stops a folder, or takes more memory and time than a good one of its size."""
 
 import json
-import resource
 import subprocess
 import sys
 from textwrap import dedent
@@ -13,6 +12,8 @@ from kdkit_ecg import Challenge2020
 from kdkit_ecg.records.header import read_header
 from tests.helpers.command_line import environment
 from tests.hostile.make_corpus import unharmed_corpus
+
+resource = pytest.importorskip("resource", reason="Windows cannot limit the time of a process")
 
 
 @pytest.fixture(scope="module")

@@ -213,6 +213,8 @@ def test_a_script_whose_workers_start_the_run_again_is_told_how_to_prevent_it(mo
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "forkserver")  # as from Python 3.14 on
     for error in (in_worker, in_script):
         assert "start the run below `if __name__ == '__main__':`" in str(read_errors.explain_unreadable(error, "batch"))
+    # A module of this name is not found by the worker either.
+    assert "such as my_recipe.py, not my-recipe.py" in str(read_errors.explain_unreadable(in_script, "batch"))
 
 
 LOADERS = {

@@ -2,7 +2,6 @@
 
 import io
 import os
-import pty
 import random
 import re
 from pathlib import Path
@@ -21,6 +20,7 @@ from tests.helpers.command_line import environment
 from tests.helpers.processes import ForkedPython, run_python
 from tests.helpers.stages import three, training
 
+pty = pytest.importorskip("pty", reason="Windows has no pseudo-terminals")
 SCRIPT = """
 import kdkit
 from tests.helpers.stages import three, training

@@ -1,11 +1,11 @@
-"""Tests of the use of TF32; options of a run test `find_device`."""
+"""Tests of the use of TF32 and of devices; options of a run test `find_device` further."""
 
 import pytest
 import torch
 
-from kdkit import Net
+from kdkit import Net, RecipeError
 from kdkit.teachers.cache.key import compute_key
-from kdkit.utils.devices import uses_tf32
+from kdkit.utils.devices import find_device, uses_tf32
 
 new_settings = pytest.mark.skipif(
     not hasattr(torch.backends, "fp32_precision"), reason="this version of torch has the older settings only"
@@ -49,3 +49,9 @@ def test_tf32_is_read_from_the_older_settings_of_torch(monkeypatch):
     finally:
         torch.set_float32_matmul_precision(before)
     assert not uses_tf32()["matrix products"]
+
+
+def test_a_missing_device_is_refused_with_those_of_a_mac(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(RecipeError, match=r"device 'cuda:9' is not available \(there are: cpu, (cuda:\d, )*mps\)"):
+        find_device("cuda:9")

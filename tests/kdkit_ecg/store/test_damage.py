@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pickle
-import resource
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from kdkit_ecg.store import SignalFile, StoredSignals
 from kdkit_ecg.store.index import INDEX, LOCK, ROW, SIGNALS, make_row, read_rows
 from tests.helpers.wfdb_files import write_record
 
+resource = pytest.importorskip("resource", reason="Windows cannot limit the size of a file")
 TIMES = (155, 2570, 40_000, 1, 9001)  # samples of a lead; the third is read by windows
 
 
