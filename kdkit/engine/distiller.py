@@ -31,6 +31,7 @@ from kdkit.teachers.base import TeacherSession, observers
 from kdkit.teachers.ema import Ema
 from kdkit.teachers.past import Past
 from kdkit.teachers.peer import Peer
+from kdkit.utils.devices import default_modes
 from kdkit.utils.modules import is_sharded, plain_state, reshard
 from kdkit.utils.reprs import describe_array, describe_names
 from kdkit.utils.validation import validate_choice
@@ -78,6 +79,7 @@ class Distiller(nn.Module):
     RecipeError for a wrong example. Warns of a tap with uncertain channels, and of labels that are the input tokens.
     """
 
+    @default_modes()
     def __init__(
         self,
         student: Net[Any],
