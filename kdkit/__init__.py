@@ -1,4 +1,7 @@
-"""A general toolkit for knowledge distillation in PyTorch."""
+"""A general toolkit for knowledge distillation in PyTorch.
+
+`distill` trains a student in one call, `run` trains a `Recipe`, and a `Distiller` works in your own training loop.
+"""
 
 import lazy_loader
 

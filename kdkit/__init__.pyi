@@ -1,9 +1,11 @@
 """The public names of kdkit. `__init__.py` reads this file, and imports a name when it is first used."""
 
 from . import errors as errors
+from . import export as export
 from . import loggers as loggers
 from . import losses as losses
 from . import metrics as metrics
+from . import report as report
 from . import testing as testing
 from .data.batch import Batch as Batch
 from .data.dataset import Data as Data

@@ -28,6 +28,7 @@ from kdkit.recipe.objective import AnyObjective
 from kdkit.recipe.recipe import Stage
 from kdkit.recipe.training import Training
 from kdkit.teachers.base import OnlineTeacher, TeacherSession, observers
+from kdkit.utils.devices import default_modes
 from kdkit.utils.modules import is_sharded, plain_state, reshard
 from kdkit.utils.reprs import describe_array, describe_names
 from kdkit.utils.validation import validate_choice
@@ -75,6 +76,7 @@ class Distiller(nn.Module):
     RecipeError for a wrong example. Warns of a tap with uncertain channels, and of labels that are the input tokens.
     """
 
+    @default_modes()
     def __init__(
         self,
         student: Net[Any],

@@ -129,7 +129,7 @@ class DistillationModule(nn.Module):
                 problems.append(f"term {term.label!r}: {error}")
             except Exception as error:  # a user-defined loss may raise anything
                 problems.append(f"term {term.label!r}: its build raises {type(error).__name__}: {error}")
-        self.to(batch.labels.device)  # losses create their parameters on the CPU
+        self.losses.to(batch.labels.device)  # their new parameters are on the CPU
         return problems
 
     def close(self) -> None:

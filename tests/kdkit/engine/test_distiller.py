@@ -479,6 +479,24 @@ def test_an_untrained_teacher_is_refused():
         Distiller(student, Match(Net("teacher", Mlp()), SoftTargets()), (INPUTS, LABELS))
 
 
+def test_it_is_created_in_a_context_without_gradients():
+    teacher, student = networks()
+    with torch.no_grad():
+        distiller = Distiller(student, Match(teacher, SoftTargets()), (INPUTS, LABELS))
+    assert distiller(INPUTS, LABELS).loss.requires_grad
+
+
+def test_it_is_converted_if_torch_swaps_tensors():
+    teacher, student = networks()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        hint = Match(teacher, Hint(), **features(student, teacher))
+        distiller = Distiller(student, hint, (INPUTS, LABELS)).double()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert distiller(INPUTS.double(), LABELS).loss.dtype == torch.float64
+
+
 def test_two_teachers_of_one_name_are_refused():
     teacher, student = networks()
     other = Net("teacher", teacher.module, trained=True)
