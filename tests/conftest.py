@@ -6,7 +6,7 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -138,6 +138,19 @@ def workers_end_quickly(monkeypatch) -> None:
 
     for module in (_utils, _utils.worker):
         monkeypatch.setattr(module, "MP_STATUS_CHECK_INTERVAL", 0.2)
+
+
+@pytest.fixture
+def noise_instead_of_ecgs(monkeypatch) -> None:
+    """Let simulated records be noise, for checks of recipes whose records take seconds to simulate."""
+    from numpy.random import default_rng
+
+    from kdkit_ecg.simulator import Simulator
+
+    def noise(self: Simulator, ids: Iterable[int]) -> list[tuple[Any, Any]]:
+        return [(default_rng(id).normal(size=(12, self.length)), self.patient(id)) for id in ids]
+
+    monkeypatch.setattr(Simulator, "signals", noise)
 
 
 @pytest.fixture(scope="module")
