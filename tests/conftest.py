@@ -77,9 +77,13 @@ def _plain_environment() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _few_timed_passes() -> Iterator[None]:
-    """Time two passes of each network at the end of a run, not 40, which take longer than to train it."""
+    """Time two passes of each network at the end of a run, not 40, and three of an export, not 200.
+
+    They take longer than to train it.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kdkit.engine.measure._MOST_PASSES", TIMED_PASSES)
+        patch.setattr("kdkit.export.latency._MOST_ROUNDS", 3)
         yield
 
 
