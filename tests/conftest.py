@@ -6,7 +6,7 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,9 +77,13 @@ def _plain_environment() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _few_timed_passes() -> Iterator[None]:
-    """Time two passes of each network at the end of a run, not 40, which take longer than to train it."""
+    """Time two passes of each network at the end of a run, not 40, and three of an export, not 200.
+
+    They take longer than to train it.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kdkit.engine.measure._MOST_PASSES", TIMED_PASSES)
+        patch.setattr("kdkit.export.latency._MOST_ROUNDS", 3)
         yield
 
 
@@ -138,6 +142,19 @@ def workers_end_quickly(monkeypatch) -> None:
 
     for module in (_utils, _utils.worker):
         monkeypatch.setattr(module, "MP_STATUS_CHECK_INTERVAL", 0.2)
+
+
+@pytest.fixture
+def noise_instead_of_ecgs(monkeypatch) -> None:
+    """Let simulated records be noise, for checks of recipes whose records take seconds to simulate."""
+    from numpy.random import default_rng
+
+    from kdkit_ecg.simulator import Simulator
+
+    def noise(self: Simulator, ids: Iterable[int]) -> list[tuple[Any, Any]]:
+        return [(default_rng(id).normal(size=(12, self.length)), self.patient(id)) for id in ids]
+
+    monkeypatch.setattr(Simulator, "signals", noise)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from kdkit.metrics.base import (
 Counts = NDArray[np.float32]
 
 _CHUNK = 32_000_000  # the number of counts in memory at a time: 128 MB of float32
+_DRAWN = 65_536  # the number of drawn units at a time: many resamples of a small split, or one of a large one
 _BLOCK = 64  # the number of resamples at a time, so that their sums stay in the CPU cache
 
 
@@ -96,12 +97,15 @@ def draw_counts(test: Predictions, resamples: int, seed: int) -> Iterator[Counts
     random = np.random.default_rng(seed)
     # Metrics have several float64 values per class and resample, which matters for large vocabularies.
     chunk = max(1, _CHUNK // max(len(test), 8 * len(test.classes)))
+    block = max(1, _DRAWN // units)
     for first in range(0, resamples, chunk):
         counts = np.empty((len(test), min(chunk, resamples - first)), dtype=np.float32)
-        # One call per resample, so that the counts do not depend on the size of a chunk.
-        for column in range(counts.shape[1]):
-            drawn = np.bincount(random.integers(0, units, units), minlength=units)
-            counts[:, column] = drawn if unit_of_sample is None else drawn[unit_of_sample]
+        for start in range(0, counts.shape[1], block):
+            columns = min(block, counts.shape[1] - start)
+            # The numbers of one call are those of a call per resample, so the counts do not depend on these sizes.
+            drawn = random.integers(0, units, (columns, units)) + units * np.arange(columns)[:, None]
+            drawn = np.bincount(drawn.ravel(), minlength=columns * units).reshape(columns, units)
+            counts[:, start : start + columns] = (drawn if unit_of_sample is None else drawn[:, unit_of_sample]).T
         yield counts
 
 

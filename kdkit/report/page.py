@@ -3,11 +3,12 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from kdkit import __version__
@@ -76,21 +77,9 @@ def write_report(
 def render(report: Report) -> str:
     """Return the page of a report."""
     runs = report.runs
-    page, style, palette, script = (
-        resources.files(__package__).joinpath(name).read_text("utf-8")
-        for name in ("page.html", "style.css", "palette.css", "script.js")
-    )
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,  # a typo in the template raises an error
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_printable,
-    )
-    # An interval stays on one line.
-    environment.filters["unbroken"] = lambda text: re.sub(r"(\S+) to (?=[+\d\u2212])", "\\1\u00a0to\u00a0", text)
+    style, palette, script = map(_text_of, ("style.css", "palette.css", "script.js"))
     names = dict.fromkeys(run.name for run in runs)
-    return environment.from_string(page).render(
+    return _template().render(
         style=Markup(palette + style),
         script=Markup(script),
         title=", ".join(names),
@@ -114,6 +103,24 @@ def render(report: Report) -> str:
         added=_added_sections(report),
         dash=formats.DASH,
     )
+
+
+@cache  # to compile it takes longer than to render it
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,  # a typo in the template raises an error
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_printable,
+    )
+    # An interval stays on one line.
+    environment.filters["unbroken"] = lambda text: re.sub(r"(\S+) to (?=[+\d\u2212])", "\\1\u00a0to\u00a0", text)
+    return environment.from_string(_text_of("page.html"))
+
+
+def _text_of(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text("utf-8")
 
 
 def _printable(value: Any) -> Any:

@@ -207,12 +207,13 @@ def test_losses_keep_their_contract_on_supported_pairs_of_shapes(name, pair):
     check_loss(maker(name), **case(LOSSES, "losses", name) | {"shapes": [pair]})
 
 
-@pytest.mark.parametrize(("name", "pair"), pairs(supported=False))
-def test_losses_suggest_a_remedy_for_unsupported_pairs_of_shapes(name, pair):
+@pytest.mark.parametrize("name", dict(pairs(supported=False)))
+def test_losses_suggest_a_remedy_for_unsupported_pairs_of_shapes(name):
     remedies = r"Hint\(\)|SecondHead\(\)|PerToken\(loss\)|a projector maps|tap a layer before it is pooled"
-    with pytest.raises(ContractError, match=remedies) as caught:
-        check_loss(maker(name), **case(LOSSES, "losses", name) | {"shapes": [pair]})
-    assert isinstance(caught.value.__cause__, RecipeError)
+    for pair in (pair for other, pair in pairs(supported=False) if other == name):
+        with pytest.raises(ContractError, match=remedies) as caught:
+            check_loss(maker(name), **case(LOSSES, "losses", name) | {"shapes": [pair]})
+        assert isinstance(caught.value.__cause__, RecipeError), pair
 
 
 # The numbers of taps in the student's and the target's tuples.

@@ -29,6 +29,7 @@ def test_every_template_is_an_example():
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.usefixtures("noise_instead_of_ecgs")
 def test_a_recipe_of_a_template_has_commands_of_its_own_name_and_its_check_finds_no_problem(name, kdkit_here, tmp_path):
     written = kdkit_here("new", "recipe", name)
     assert (written.code, written.out) == (0, f"{name}.py is written; run it: kdkit run {name}.py\n")

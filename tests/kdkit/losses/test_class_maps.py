@@ -80,6 +80,15 @@ def test_a_region_that_disagrees_with_the_whole_counts_twice(label):
     torch.testing.assert_close(value, (first + 2 * second) / 2)
 
 
+def test_creating_sdd_changes_no_random_state_of_any_device(monkeypatch):
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    before = torch.get_rng_state()
+    SDD()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert seeds == []
+
+
 def test_the_default_is_dkd_at_three_scales():
     assert SDD() == SDD(loss=DKD(), scales=[1, 2, 4], disagreement=2.0)
     assert "scales=(1, 2, 4)" in repr(SDD())

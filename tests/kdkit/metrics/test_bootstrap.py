@@ -136,6 +136,15 @@ def test_counts_do_not_depend_on_the_size_of_a_chunk(monkeypatch):
     assert (together.sum(0) == len(test)).all()
 
 
+@pytest.mark.parametrize("drawn", [1, 250, 10**6], ids=["one resample at a time", "several", "all at once"])
+def test_counts_are_those_of_a_call_per_resample(drawn, monkeypatch):
+    test = multilabel(rows=61)
+    monkeypatch.setattr("kdkit.metrics.resampling._DRAWN", drawn)
+    random = np.random.default_rng(3)
+    expected = [np.bincount(random.integers(0, 61, 61), minlength=61) for _ in range(20)]
+    assert np.array_equal(next(draw_counts(test, 20, seed=3)).T, expected)
+
+
 def test_a_vocabulary_takes_little_memory(monkeypatch):
     labels = np.arange(60).reshape(20, 3) % 7  # of texts of three words, which use 7 of 500 words
     test = Predictions(labels=labels, outputs=labels[::-1], classes=tuple(map(str, range(500))), per_position=True)
