@@ -21,7 +21,7 @@ R1.mat 16x1+24 1000.0(5)/mv 16 0 7 2029 0 II
 def header(tmp_path):
     def read(text):
         path = tmp_path / "R1.hea"
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         return read_header(path)
 
     return read
