@@ -92,11 +92,11 @@ def load_ahead(batches: RowBatches, *, workers: int | None, pin: bool) -> Iterab
     """
     # On a CPU, workers would take time from the network. If a GPU trains, one core is left for this process.
     parallel = batches.split.parallel if pin and workers is None else False
-    several = min(MAX_WORKERS, usable_cores() - 1)
+    several = min(MAX_WORKERS, usable_cores() - 1) if parallel else 0
     if parallel == "threads" and several > 0:
         return ThreadedBatches(batches, several)
     if workers is None:
-        workers = several if parallel else 0
+        workers = several
     if workers == 0 and not pin:
         return batches  # a DataLoader would add its overhead to every step
     # A DataLoader draws a base seed when it is iterated, which would change dropout masks if the generator was global.

@@ -21,7 +21,12 @@ NAMES = ("lrhnet", "seresnet18", "cnn1d")
 CASES = [(name, leads, 4096) for name in NAMES for leads in (12, 6, 3, 2)]
 CASES += [(name, leads, 5000) for name in NAMES for leads in (12, 2)]
 
-with_cases = pytest.mark.parametrize("case", CASES, ids=lambda case: "{}_{}lead_{}".format(*case))
+# The suite has time for two numbers of leads and one length; other leads differ in the first layer only.
+with_cases = pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.slow] * (case[1:] not in ((12, 4096), (2, 5000)))) for case in CASES],
+    ids=lambda case: "{}_{}lead_{}".format(*case),
+)
 with_dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float64", "float32"])
 
 

@@ -39,7 +39,10 @@ WITHOUT_STATE = [
 ]
 PROJECTED = ["hint", "cosine", "square_head", "cwd", "pkd", "mgd", "dist_plus", "wkdf"]
 PROJECTED += ["fsp", "kdsvd", "ft", "ickd", "ab", "pad"]
-IN_SUITE = set(FOR_DIGITS) - {*WITHOUT_STATE, *PROJECTED} | {*WITHOUT_STATE[::4], *PROJECTED[::4]}
+WITH_STATE = [name for name in FOR_DIGITS if name not in (*WITHOUT_STATE, *PROJECTED)]
+# That a state dict restores a loss is tested for each of them, in tests/contract. These remember samples or steps.
+MEMORIES = {"crd", "mean_teacher", "pskd", "queue_kl", "simkd", "taid"} & set(FOR_DIGITS)
+IN_SUITE = {*WITH_STATE[::3], *MEMORIES, *WITHOUT_STATE[::4], *PROJECTED[::4]}
 # Most of these are tried with digits too: the suite has time for those with a state, and for one without.
 ON_ECG_IN_SUITE = {"led", "per_label_pskd", "per_label_dkd", "simkd"}
 RECORDS = Synthetic(train=12, validation=4, test=4, length=500)

@@ -299,6 +299,13 @@ def test_threads_are_chosen_next_to_a_gpu_if_the_split_asks_for_them(monkeypatch
     assert [batch.ids.tolist() for batch in loader] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
+def test_cores_are_not_counted_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(loading, "usable_cores", lambda: pytest.fail("which imports joblib"))
+    split = tiny_data().train
+    split.parallel = True
+    assert not isinstance(load_ahead(batches(split, 4), workers=None, pin=False), DataLoader)
+
+
 class Slow(Split):
     """Samples whose batches take longer the earlier they are; `loaded` lists the first row of each."""
 
