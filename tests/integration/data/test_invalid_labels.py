@@ -192,11 +192,12 @@ def test_metrics_name_the_sample_the_class_and_the_value():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_labels_on_a_gpu_are_checked_without_a_wait():
     check = DeferredLabelCheck(LabelCheck("train", "multilabel", ("a", "b", "c")))
     batches = [SEVERAL.cuda(), changed(2.0).cuda()]
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         for labels in batches:
             check.add(labels)
     finally:

@@ -395,6 +395,7 @@ def test_a_stage_that_cannot_be_captured_is_refused_by_name(training, reason):
 
 @gpu
 @needs_cuda
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_no_step_waits_for_the_device(exact):
     class Watch:
         @hookimpl
