@@ -107,7 +107,9 @@ class Interrupts:
                 self.announce(f"stopping after this batch{second}")
         elif not (self._several and self._is_ending):
             self.at_once = self._is_ending
-            self._end(signal.Signals(number), frame)
+            # If this interrupts a finalizer, in which Python ignores exceptions, the next batch ends the run.
+            self.requested = signal.Signals(number)
+            self._end(self.requested, frame)
 
     def _end(self, number: signal.Signals, frame: FrameType | None) -> None:
         self._is_ending = True
@@ -115,7 +117,8 @@ class Interrupts:
         if not callable(handler):
             raise Terminated
         handler(number, frame)
-        self._is_ending = self.at_once = False  # the program's handler does not end the run
+        self.requested = None  # the program's handler does not end the run
+        self._is_ending = self.at_once = False
 
     def _handle_in_worker(self, number: int) -> None:
         """Ignore Ctrl-C and the first SIGTERM in a worker process: the main process ends its workers.

@@ -14,6 +14,8 @@ from torch import nn
 
 import kdkit
 from kdkit import Sequential, Truth
+from kdkit.engine.interrupts import Interrupts
+from kdkit.errors import Terminated
 from tests.helpers.callbacks import Recorder
 from tests.helpers.command_line import environment
 from tests.helpers.processes import ForkedPython, run_python, wait_until
@@ -223,6 +225,23 @@ def test_a_sigterm_to_the_process_group_of_a_run_with_worker_processes_ends_it_w
     assert process.returncode == 143, err
     assert "error" not in err
     assert (folder / "run" / "2-assistant" / "checkpoint-10.safetensors").exists()  # of the batch at which it waited
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_signal_whose_exception_python_ignores_ends_the_run_after_the_next_batch(number, error, monkeypatch):
+    class Batch:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    ignored = []
+    monkeypatch.setattr("sys.unraisablehook", lambda unraisable: ignored.append(unraisable.exc_type))
+    with Interrupts() as interrupts:
+        batch = Batch()
+        del batch
+        assert ignored == [error]
+        assert interrupts.agree_after_update()
+        with pytest.raises(error):
+            interrupts.end_run()
 
 
 def test_an_interrupt_in_the_first_epoch_leaves_an_empty_history():
