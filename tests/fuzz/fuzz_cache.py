@@ -80,10 +80,10 @@ def fuzz_entries(folder, meter, seeds):
             return "refused"
         missed = 0
         for draw in range(DRAWS):
-            lookup = opened.lookup(ids, draw)
-            hits = torch.ones(ROWS, dtype=torch.bool) if lookup.hits is None else lookup.hits
+            cached = opened.read(ids, draw)
+            hits = torch.ones(ROWS, dtype=torch.bool) if cached.hits is None else cached.hits
             missed += int((~hits).sum())
-            for part, expected in zip(opened.read(lookup), written, strict=True) if hits.any() else ():
+            for part, expected in zip(cached.parts, written, strict=True) if hits.any() else ():
                 assert torch.equal(part[hits], expected[draw][hits]), seed
         opened.abandon()
         return "computed again" if missed else "read"

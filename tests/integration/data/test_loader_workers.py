@@ -224,6 +224,8 @@ LOADERS = {
 }
 
 
+# The iterator of torch may raise once more when it is deleted.
+@pytest.mark.filterwarnings("ignore:Exception ignored in.*_MultiProcessingDataLoaderIter")
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize(
     ("fault", "reason"), [(die, "was ended by the signal 'Killed'"), (leave, "ended without an error message")]

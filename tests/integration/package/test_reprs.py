@@ -93,11 +93,11 @@ OBJECTS = {
     ),
     "trial": (lambda: kdkit.Trial(name="t", recipe=named_function, options={"x": 3}), ["recipe=named_function, x=3"]),
     "sweep": (sweep, ["Sweep('s', 6 trials, 2 combinations of width)"]),
-    "tap by function": (lambda: Tap(BODY, element=named_function), ["element=<function named_function>"]),
+    "tap by function": (lambda: Tap(BODY, element=named_function), ["element=named_function"]),
     "feature": (feature, ["Feature(Tap(Linear))"]),
     "lr schedule": (
         lambda: kdkit.LRSchedule(torch.optim.lr_scheduler.LambdaLR, lr_lambda=named_function),
-        ["LRSchedule(LambdaLR, interval='epoch', lr_lambda=<function named_function>)"],
+        ["LRSchedule(LambdaLR, interval='epoch', lr_lambda=named_function)"],
     ),
     "unlabelled": (lambda: kdkit.Unlabelled(SAMPLES), ["Unlabelled(TensorDataset)"]),
     "logger": (kdkit.loggers.CsvLogger, ["CsvLogger()"]),
