@@ -368,14 +368,14 @@ class DataOfFields(Data):
 
 def data() -> None:
     split = Assigned(torch.zeros(2))
-    for each in (DataOfAttributes(), DataOfProperties(), DataOfFields(("a",), split, split)):
-        assert_type(each.draws, int | None)
-        kdkit.check(Recipe(data=each, schedule=[]))
+    for data in (DataOfAttributes(), DataOfProperties(), DataOfFields(("a",), split, split)):
+        assert_type(data.draws, int | None)
+        kdkit.check(Recipe(data=data, schedule=[]))
 
 
-def base_class(each: Data) -> None:
-    assert_type(each.classes, tuple[str, ...])
-    assert_type(each.train, Split | kdkit.LoaderSplit)
+def base_class(data: Data) -> None:
+    assert_type(data.classes, tuple[str, ...])
+    assert_type(data.train, Split | kdkit.LoaderSplit)
 
 
 class Pairs(Dataset[tuple[Tensor, int]]):
@@ -408,7 +408,7 @@ def runs(recipe: Recipe, folder: Path, name: str) -> Result:
     result = kdkit.run(recipe, replace(RunOptions(out="runs/a", teacher_cache="cache", precision="bf16"), seed=1))
     assert_type(result.metrics["student"]["accuracy"].value, float)
     assert_type(result.nets["student"].parameters, int)
-    print(result.history["student"][0]["terms"], result.student.module, [each.verdict for each in result.differences])
+    print(result.history["student"][0]["terms"], result.student.module, [row.verdict for row in result.differences])
     print(kdkit.evaluate(recipe, "runs/a", net="student")["accuracy"].by_class["a"])
     try:
         print([stage.name for stage in kdkit.check(recipe, "cpu").stages])

@@ -30,13 +30,13 @@ def install() -> None:
     """Apply the rules to this process."""
     sys.addaudithook(_audit)
     builtins.open = io.open = _in_encoding(io.open)
-    subprocess.Popen.__init__ = _texts_in_encoding(subprocess.Popen.__init__)  # type: ignore[method-assign]
-    context._default_context._default_context = context._concrete_contexts["spawn"]  # type: ignore[attr-defined]
-    context._default_context.get_all_start_methods = lambda: ["spawn"]  # type: ignore[method-assign]
+    subprocess.Popen.__init__ = _texts_in_encoding(subprocess.Popen.__init__)  # type: ignore[method-assign]  # replaced in all callers
+    context._default_context._default_context = context._concrete_contexts["spawn"]  # type: ignore[attr-defined]  # private
+    context._default_context.get_all_start_methods = lambda: ["spawn"]  # type: ignore[method-assign]  # replaced in all callers
     time.time, time.monotonic = _in_ticks(time.time), _in_ticks(time.monotonic)
     # On Linux, these open folders, or delete files that are open.
-    shutil._use_fd_functions = False  # type: ignore[attr-defined]
-    tempfile.TemporaryFile = _without_rules(tempfile.TemporaryFile)  # type: ignore[misc]
+    shutil._use_fd_functions = False  # type: ignore[attr-defined]  # private
+    tempfile.TemporaryFile = _without_rules(tempfile.TemporaryFile)  # type: ignore[misc]  # an overloaded function
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
