@@ -1,5 +1,6 @@
 """The command `kdkit sweep`: run a recipe with several values of its options, and compare them."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,20 @@ from kdkit.errors import KdkitError
 from kdkit.utils.printable import echo
 
 # Options of the whole sweep, not of a single run, with the number of arguments that follow each.
-_OF_ALL = {"--seeds": 1, "--average-over": 1, "--metric": 1, "--net": 1, "--out": 1, "--jobs": 1}
+_OF_ALL = {"--seeds": 1, "--average-over": 1, "--reference": 1, "--metric": 1, "--net": 1, "--out": 1, "--jobs": 1}
 
 
 @click.command(cls=SweepCommand, short_help="Compare values of the options of a recipe over seeds.")
 @click.argument("file", type=click.Path())
 @seeds_option("3")
 @AVERAGE_OVER
+@click.option(
+    "--reference",
+    multiple=True,
+    metavar="OPTION=VALUE",
+    help="Compare each combination with the one that has this value, such as method=kd, instead of the best with the "
+    "others; may be repeated.",
+)
 @click.option(
     "--metric", metavar="NAME", show_default="the first one of the recipe", help="Metric that compares the values."
 )
@@ -89,6 +97,7 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
         metric=options["metric"],
         net=options["net"],
         average_over=options["average_over"],
+        reference=_reference(ctx, grid, options["reference"]),
         amend=as_command,
     )
     study = comparison.study
@@ -108,7 +117,7 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
             table = comparison.results()
         console.print()
         console.print(sweep_table(table))
-        if any(cell.comparison is not None for cell in table.cells):
+        if any(cell.comparison or cell.against_reference for cell in table.cells):
             console.print(comparison_table(table))
         if any(cell.distillation is not None for cell in table.cells):
             console.print(distillation_table(table))
@@ -124,3 +133,18 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
     for failure in failures:
         echo(f"error: {failure}", err=True)
     return 1 if failures else 0
+
+
+def _reference(ctx: click.Context, grid: Mapping[str, Sequence[Any]], texts: Sequence[str]) -> dict[str, Any]:
+    """Return the values of `--reference`. Raises UsageError if one is not OPTION=VALUE, with an option of the sweep."""
+    reference: dict[str, Any] = {}
+    options = {option.name: option for option in ctx.command.params if option.name in grid}
+    for text in texts:
+        name, equals, value = text.removeprefix("--").partition("=")
+        option = options.get(name.replace("-", "_"))
+        values: tuple[Any, ...] = option.process_value(ctx, (value,)) if option is not None and equals else ()
+        if option is None or len(values) != 1:
+            names = " or ".join(f"{name}=VALUE" for name in grid) or "an option that this command sweeps"
+            raise click.UsageError(f"--reference must be {names}, with one value; got {text!r}")
+        reference[str(option.name)] = values[0]
+    return reference

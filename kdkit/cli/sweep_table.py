@@ -32,12 +32,18 @@ def sweep_table(results: SweepResults) -> Table:
 
 
 def comparison_table(results: SweepResults) -> Table:
-    """Return a table with a row for each comparison of the best cell with another one: differences, and the verdict."""
+    """Return a table with a row for each comparison of cells: differences, and the verdict.
+
+    The best cell is compared with the others, or if there is a reference, the others with the reference.
+    """
     best = results.cells[results.best].label
-    compared = {cell.label: cell.comparison for cell in results.cells if cell.comparison is not None}
-    table = _table(
-        f"{results.metric} of {best} minus that of others", results.level, f"{best} is", compared, unit=results.unit
-    )
+    if results.reference:
+        compared = {cell.label: cell.against_reference for cell in results.cells if cell.against_reference is not None}
+        title, verdict = f"{results.metric} minus that of {results.reference}", "is"
+    else:
+        compared = {cell.label: cell.comparison for cell in results.cells if cell.comparison is not None}
+        title, verdict = f"{results.metric} of {best} minus that of others", f"{best} is"
+    table = _table(title, results.level, verdict, compared, unit=results.unit)
     for label, comparison in compared.items():
         table.add_row(escape(label), *_differences(comparison), comparison.verdict)
     return table

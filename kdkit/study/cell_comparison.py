@@ -1,7 +1,8 @@
-"""Read the finished trials of a sweep, and compare the best combination of options with the others."""
+"""Read the finished trials of a sweep, and compare combinations of options."""
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -28,12 +29,15 @@ def compare_cells(
     net: str | None,
     student: str,
     average_over: tuple[str, ...],
+    reference: str,
 ) -> SweepResults:
     """Read the finished trials of all cells, find the best cell, and compare it with the others.
 
+    If there is a reference, each cell is compared with its reference instead.
+
     cells: with their finished trials only. net: the net whose metrics are compared; if None, the net named `student`,
-    or if a cell's recipe has no such net, the last one with metrics. Raises RecipeError if a run has no such net or
-    metric, and RunFolderError if no run can be read.
+    or if a cell's recipe has no such net, the last one with metrics. reference: its options, such as "method=kd", or
+    "". Raises RecipeError if a run has no such net or metric, and RunFolderError if no run can be read.
     """
     metric = without_interval(metric)
     finished = [_FinishedCell(study, cell, metric, net=net, student=student) for cell in cells]
@@ -45,7 +49,11 @@ def compare_cells(
     for cell in finished:
         if is_better(metric, cell.validation.mean, best.validation.mean):
             best = cell
-    compared = [cell for cell in finished if cell.runs and cell is not best]
+    by_label = {cell.cell.label: cell for cell in finished if cell.runs}
+    if reference:
+        compared = [cell for cell in by_label.values() if cell.cell.reference in by_label]
+    else:
+        compared = [cell for cell in by_label.values() if cell is not best]
     with_baseline = [cell for cell in finished if cell.baselines]
     # Bonferroni's correction
     level, distillation_level = (1 - (1 - LEVEL) / max(1, len(table)) for table in (compared, with_baseline))
@@ -54,10 +62,16 @@ def compare_cells(
     overlap = float(np.max([run.overlap for run in runs])) if average_over else 0.0
 
     def results_of(cell: _FinishedCell) -> CellResults:
-        comparison = _compare(best.nets, cell.nets, metric, level, overlap) if cell in compared else None
-        against = cell.baselines
-        distillation = _compare(cell.nets, against, metric, distillation_level, overlap) if against else None
-        return cell.results(comparison, distillation)
+        results = cell.results()
+        if cell in compared and reference:
+            against = by_label[cell.cell.reference].nets
+            results = replace(results, against_reference=_compare(cell.nets, against, metric, level, overlap))
+        elif cell in compared:
+            results = replace(results, comparison=_compare(best.nets, cell.nets, metric, level, overlap))
+        if cell.baselines:
+            distillation = _compare(cell.nets, cell.baselines, metric, distillation_level, overlap)
+            results = replace(results, distillation=distillation)
+        return results
 
     return SweepResults(
         cells=tuple(map(results_of, finished)),
@@ -65,6 +79,7 @@ def compare_cells(
         best=finished.index(best),
         reported_on="test" if runs[0].has_test else "validation",
         level=level,
+        reference=reference,
         distillation_level=distillation_level,
         left_out=tuple(map(str, damaged)),
         average_over=average_over,
@@ -134,16 +149,15 @@ class _FinishedCell:
         self.baselines = {key: run.alone for key, run in self.runs.items() if run.alone.metrics}
         self.validation = spread(run.validation for run in self.runs.values())
 
-    def results(self, comparison: Comparison | None, distillation: Comparison | None) -> CellResults:
-        """Return the results with these comparisons."""
+    def results(self) -> CellResults:
+        """Return the results without comparisons."""
         return CellResults(
             label=self.cell.label,
             options=self.cell.options,
             metrics=_by_metric({key: net.metrics for key, net in self.nets.items()}),
             alone=_by_metric({key: net.metrics for key, net in self.baselines.items()}),
             validation={key: run.validation for key, run in self.runs.items()},
-            comparison=comparison,
-            distillation=distillation,
+            reference=self.cell.reference,
         )
 
 

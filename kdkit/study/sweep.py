@@ -45,10 +45,13 @@ class Sweep:
     seeds: the number of seeds, counted from 0, or the seeds themselves. metric: the name of the compared metric; the
     recipe's first one if None. net: the name of the compared net; the net trained last if None.
     average_over: parameters of the grid whose values are repetitions, like seeds, such as the folds of a
-    cross-validation: every cell runs with each of them, and is compared by its mean. amend: called with each trial;
-    returns it with more to record, such as its command.
+    cross-validation: every cell runs with each of them, and is compared by its mean. reference: values of some
+    parameters of the grid, such as {"method": "kd"}: each cell is compared with the one that has these values and
+    otherwise its own; if None, the best cell is compared with the others. amend: called with each trial; returns it
+    with more to record, such as its command.
 
-    Raises RecipeError if `recipe` has no such parameter or needs others, and if values or seeds are repeated.
+    Raises RecipeError if `recipe` has no such parameter or needs others, if values or seeds are repeated, and if the
+    grid does not have the values of the reference.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Sweep:
         metric: str | None = None,
         net: str | None = None,
         average_over: str | Sequence[str] = (),
+        reference: Mapping[str, Any] | None = None,
         amend: Callable[[Trial], Trial] | None = None,
     ) -> None:
         self.recipe, self.metric, self.net = recipe, metric, net
@@ -78,6 +82,13 @@ class Sweep:
                 raise RecipeError(f"the grid has no {name!r} to average over; {did_you_mean(name, self.grid)}")
         self.average_over = tuple(name for name in self.grid if name in averaged)
         compared = [name for name in self.grid if name not in averaged]
+        self.reference = dict(reference or {})
+        for name, value in self.reference.items():
+            if name not in compared:
+                raise RecipeError(f"the reference has {name!r}, which is not compared; {did_you_mean(name, compared)}")
+            if value not in self.grid[name]:
+                values = ", ".join(map(_text, self.grid[name]))
+                raise RecipeError(f"the reference has {name}={_text(value)}, but the grid has {name}={values}")
         self.cells = tuple(self._cell(options) for options in _combinations(self.grid, compared))
         # Seed by seed, so that an interrupted sweep has some runs of every cell.
         trials = [
@@ -114,7 +125,7 @@ class Sweep:
         return self._results_of(self.study.run(options, callbacks=callbacks, jobs=jobs))
 
     def results(self) -> SweepResults:
-        """Return the metrics of all finished runs by cell, and how the best cell differs from the others.
+        """Return the metrics of all finished runs by cell, and how cells differ from the best one or the reference.
 
         Raises RecipeError if no run is finished, or if the runs have no such net or metric.
         """
@@ -129,7 +140,13 @@ class Sweep:
             raise RecipeError("recipe() fails for every combination of options, so there is no metric to compare")
         metric, student = self._compared
         return compare_cells(
-            self.study, finished, metric, net=self.net, student=student, average_over=self.average_over
+            self.study,
+            finished,
+            metric,
+            net=self.net,
+            student=student,
+            average_over=self.average_over,
+            reference=_label(self.reference),
         )
 
     def _results_of(self, results: Iterator[TrialResult]) -> Iterator[TrialResult]:
@@ -161,14 +178,21 @@ class Sweep:
         return None
 
     def _cell(self, options: Mapping[str, Any]) -> Cell:
-        varied = {name: value for name, value in options.items() if len(self.grid[name]) > 1} or options
-        label = ", ".join(f"{name}={_text(value)}" for name, value in varied.items())
+        varied = [name for name in options if len(self.grid[name]) > 1] or list(options)
+        label, reference = (
+            _label({name: values[name] for name in varied}) for values in (options, {**options, **self.reference})
+        )
         trials = {
             _repetition(values, seed): _trial_name(self._in_order({**options, **values}), seed)
             for seed in self.seeds
             for values in _combinations(self.grid, self.average_over)
         }
-        return Cell(options=options, label=label or "defaults", trials=trials)
+        return Cell(
+            options=options,
+            label=label or "defaults",
+            trials=trials,
+            reference="" if reference == label else reference,
+        )
 
     def _in_order(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return options in the order of the grid, so that the names of trials do not depend on `average_over`."""
@@ -238,6 +262,10 @@ def _value_name(value: Any) -> str:
     # Replacing characters alone could make two names equal.
     legal = re.sub(r"[^\w+-]", "_", text, flags=re.ASCII)
     return f"{legal[:_LONGEST_VALUE]}-{_digest(text)}"
+
+
+def _label(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={_text(value)}" for name, value in options.items())
 
 
 def _text(value: Any) -> str:

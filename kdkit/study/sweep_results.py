@@ -27,11 +27,13 @@ class Cell:
 
     label: the options with several values in the sweep, such as "temperature=2, width=8". trials: the name of the trial
     of each repetition. A repetition is a seed; if the sweep averages over options, it is their values and a seed.
+    reference: the label of the cell with which this one is compared; "" if there is none.
     """
 
     options: Mapping[str, Any]
     label: str
     trials: Mapping[Repetition, str]
+    reference: str = ""
 
 
 class Spread(NamedTuple):
@@ -47,8 +49,9 @@ class CellResults:
 
     metrics: of the net on the reported split, by metric and repetition. A repetition is a seed, or if the sweep
     averages over options, a tuple of their values and the seed. validation: the compared metric on the validation
-    split, by repetition. comparison: of the best cell with this one; None for the best cell and for cells without runs.
-    alone: like `metrics`, of the student without teachers, if the runs have such a baseline. distillation: the
+    split, by repetition. comparison: of the best cell with this one; None for the best cell, for cells without runs,
+    and if the sweep has a reference. against_reference: the comparison with the cell named `reference`; None if there
+    is none. alone: like `metrics`, of the student without teachers, if the runs have such a baseline. distillation: the
     comparison of the net with this baseline; None if there is none.
     """
 
@@ -57,6 +60,8 @@ class CellResults:
     metrics: Mapping[str, Mapping[Repetition, float]]
     validation: Mapping[Repetition, float]
     comparison: Comparison | None = None
+    reference: str = ""
+    against_reference: Comparison | None = None
     alone: Mapping[str, Mapping[Repetition, float]] = field(default_factory=dict)
     distillation: Comparison | None = None
 
@@ -78,6 +83,7 @@ class SweepResults:
     split. reported_on: the split of the metrics, "test", or "validation" if the data has no test split.
     level: the confidence level of each interval, at which all of them together have 95 % (Bonferroni).
     distillation_level: likewise, of the intervals of students against their baselines.
+    reference: the options of the reference, such as "method=kd"; "" if the best cell is compared with the others.
     left_out: the reason for each finished run that cannot be read. average_over: the options whose values are averaged
     over, in addition to the seeds.
     """
@@ -87,6 +93,7 @@ class SweepResults:
     best: int
     reported_on: str
     level: float
+    reference: str = ""
     distillation_level: float = LEVEL
     left_out: tuple[str, ...] = ()
     average_over: tuple[str, ...] = ()
@@ -97,13 +104,19 @@ class SweepResults:
         return "run" if self.average_over else "seed"
 
     def verdicts(self) -> list[str]:
-        """Return a sentence for the best cell, for each of its comparisons, and for each student with a baseline."""
+        """Return a sentence for the best cell, for each comparison, and for each student with a baseline."""
         best = self.cells[self.best].label
         sentences = [
             f"{_scope(comparison)}{best} is {_RELATIONS[comparison.verdict]} {cell.label}: {self.metric} "
             f"{self._figures(comparison)}"
             for cell in self.cells
             if (comparison := cell.comparison) is not None
+        ]
+        sentences += [
+            f"{_scope(comparison)}{cell.label} is {_RELATIONS[comparison.verdict]} {cell.reference}: {self.metric} "
+            f"{self._figures(comparison)}"
+            for cell in self.cells
+            if (comparison := cell.against_reference) is not None
         ]
         sentences += [
             f"{_scope(comparison)}{cell.label} is {_RELATIONS[comparison.verdict]} the same student alone: "
@@ -115,24 +128,26 @@ class SweepResults:
 
     def notes(self) -> list[str]:
         """Return the reasons why comparisons are missing, and the assumptions of the others."""
-        comparisons = [cell.comparison for cell in self.cells if cell.comparison is not None]
+        of_best = [cell.comparison for cell in self.cells if cell.comparison is not None]
+        against_reference = [cell.against_reference for cell in self.cells if cell.against_reference is not None]
         against_baselines = [cell.distillation for cell in self.cells if cell.distillation is not None]
+        comparisons = [*of_best, *against_reference, *against_baselines]
         notes = dict.fromkeys(
             comparison.note
-            for comparison in (*comparisons, *against_baselines)
+            for comparison in comparisons
             if comparison.note and (comparison.seeds is not None or comparison.samples is None)
         )
         repetitions = [cell.repetitions for cell in self.cells if cell.repetitions]
-        if (comparisons or against_baselines) and min(map(len, repetitions)) == 1:
+        if comparisons and min(map(len, repetitions)) == 1:
             notes["one seed cannot tell which options are better, or whether distillation helps: --seeds 5"] = None
         if len({*repetitions}) > 1:
             notes[f"means are over different {self.unit}s, because some runs are missing; run the sweep again"] = None
-        if max(len(comparisons), len(against_baselines)) > 1:
+        if max(map(len, (of_best, against_reference, against_baselines))) > 1:
             notes[f"all intervals of a table together hold with {LEVEL:.0%} confidence (Bonferroni)"] = None
-        if comparisons and self.reported_on == "validation":
+        if of_best and self.reported_on == "validation":
             # On the samples used to choose it, the best looks better than it is.
             notes["there is no test split, so the best was chosen and compared on the same samples"] = None
-        elif self.average_over and any(comparison.includes_samples for comparison in comparisons):
+        elif self.average_over and any(comparison.includes_samples for comparison in of_best):
             notes["test samples of one run may be validation samples of another, on which the best was chosen"] = None
         return list(notes)
 
@@ -151,6 +166,7 @@ class SweepResults:
                     self.metric: {str(self._repetition_name(key)): value for key, value in cell.validation.items()}
                 },
                 "best_minus_this": None if cell.comparison is None else _as_dict(cell.comparison),
+                "this_minus_reference": None if cell.against_reference is None else _as_dict(cell.against_reference),
                 "this_minus_alone": None if cell.distillation is None else _as_dict(cell.distillation),
             }
             for cell in self.cells
@@ -160,6 +176,7 @@ class SweepResults:
                 "metric": self.metric,
                 "reported_on": self.reported_on,
                 "best": cells[self.best]["options"],
+                "reference": self.reference or None,
                 "average_over": self.average_over,
                 "level": self.level,
                 "distillation_level": self.distillation_level,

@@ -80,6 +80,12 @@ def test_a_sweep_prints_a_table_and_the_verdicts(sweep, tmp_path):
     assert "accuracy of lr=0.3 minus that of others (95 % interval)" in result.out
     content = json.loads((tmp_path / "runs" / "mine-sweep" / "results.json").read_text())
     assert content["best"] == {"lr": 0.3}
+    compared = sweep("--lr", "1e-6,0.3", "--seeds", "2", "--reference", "lr=0.000001")
+    assert compared.code == 0, compared
+    assert "accuracy minus that of lr=1e-06 (95 % interval)" in compared.out
+    for text in ("device=cpu", "lr", "lr=0.1,0.2"):
+        refused = sweep("--lr", "1e-6,0.3", "--seeds", "2", "--reference", text)
+        assert (refused.code, "--reference must be lr=VALUE" in refused.err) == (2, True), refused
 
 
 def test_the_same_command_again_skips_what_is_finished(sweep, tmp_path):

@@ -166,6 +166,37 @@ def test_a_cell_is_better_only_if_seeds_and_samples_agree(tmp_path):
     assert type(agreeing)(seeds=unsure, samples=agreeing.samples).verdict == "not distinguishable"
 
 
+def test_each_cell_is_compared_with_the_reference_of_its_other_options(tmp_path):
+    sweep = Sweep(recipe, {"lr": [0.3, 1e-6], "width": [4, 5]}, folder=tmp_path, seeds=2, reference={"lr": 1e-6})
+    assert all(result.error is None for result in sweep.run(CPU))
+    results = sweep.results()
+    assert [cell.reference for cell in results.cells] == ["lr=1e-06, width=4", "lr=1e-06, width=5", "", ""]
+    assert [cell.comparison for cell in results.cells] == [None] * 4
+    assert results.level == pytest.approx(1 - 0.05 / 2)  # two comparisons
+    first, second, *references = (cell.against_reference for cell in results.cells)
+    assert references == [None, None]
+    values = [results.cells[index].metrics["accuracy"] for index in (0, 2)]
+    assert first.seeds.value == pytest.approx(np.mean([values[0][seed] - values[1][seed] for seed in range(2)]))
+    assert second.seeds.value > 0
+    assert results.verdicts()[1].startswith("lr=0.3, width=4 is not distinguishable from lr=1e-06, width=4: accuracy +")
+    assert not any("the best was chosen" in note for note in results.notes())
+    content = json.loads(results.as_json())
+    assert (content["reference"], content["cells"][2]["this_minus_reference"]) == ("lr=1e-06", None)
+    assert content["cells"][0]["this_minus_reference"]["seeds"]["value"] == first.seeds.value
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ({"lrs": 0.3}, "the reference has 'lrs', which is not compared; did you mean 'lr'"),
+        ({"lr": 0.2}, r"the reference has lr=0.2, but the grid has lr=0.3, 1e-06"),
+    ],
+)
+def test_a_reference_is_among_the_compared_values(reference, message, tmp_path):
+    with pytest.raises(RecipeError, match=message):
+        Sweep(recipe, {"lr": [0.3, 1e-6]}, folder=tmp_path, reference=reference)
+
+
 def test_cells_with_other_test_samples_are_compared_over_seeds_only(tmp_path):
     comparison = swept(tmp_path, {"test_seed": [2, 3]}, seeds=2).cells[1].comparison
     assert comparison.samples is None
