@@ -1,6 +1,7 @@
 """A training step that is captured as a CUDA graph trains like the eager step, and what cannot be captured is named."""
 
 import copy
+import os
 import random
 
 import pytest
@@ -38,6 +39,9 @@ from tests.integration.package.test_all_losses_example import FOR_DIGITS, all_lo
 
 gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+needs_compile = pytest.mark.skipif(
+    "emulated_cuda" in os.environ.get("LD_PRELOAD", ""), reason="the emulated device has no torch.compile"
+)
 ROWS, SIZE, EPOCHS = 52, 8, 4  # seven batches, the last of which has four samples
 
 
@@ -46,7 +50,8 @@ class Conv(nn.Module):
 
     def __init__(self, width=8):
         super().__init__()
-        self.conv = nn.Conv1d(2, width, 3, padding=1)
+        # The gradient of a bias before batch norm is a rounding error, which Adam magnifies.
+        self.conv = nn.Conv1d(2, width, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm1d(width)
         self.relu = nn.ReLU()
         self.dropout = nn.Dropout(0.3)
@@ -194,7 +199,7 @@ def test_a_captured_stage_ends_like_an_eager_one(case, cache, exact, tmp_path):
     [
         {"precision": "bf16"},
         {"precision": "fp16"},
-        pytest.param({"compile": True}, marks=pytest.mark.xfail(reason="weights differ by up to 0.003: not explained")),
+        pytest.param({"compile": True}, marks=needs_compile),
         {"gradients": 3},
     ],
 )
