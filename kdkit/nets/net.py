@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kdkit.data.batch import Batch, map_tensors, nested_tensors, to_device
+from kdkit.data.batch import Batch, map_tensors, modifications, nested_tensors, to_device
 from kdkit.errors import RecipeError, did_you_mean, first_line, shortened
 from kdkit.nets.elements import Element, default_element, pick_tensor, validate_element
 from kdkit.nets.views import Call, Inputs, View, validate_view
@@ -165,13 +165,13 @@ class Net(Generic[M]):
         From then on, such a network, for example with an in-place normalization, gets copies of its inputs, because
         other networks get the same batch. Compiled code is not run, so that taps see everything that the network does.
         """
-        before = [(tensor, tensor._version, tensor.clone()) for tensor in nested_tensors(batch.inputs)]
+        before = [(tensor, modifications(tensor), tensor.clone()) for tensor in nested_tensors(batch.inputs)]
         try:
             with uncompiled():
                 return self(batch)
         finally:
-            for tensor, version, values in before:
-                if tensor._version != version:  # autograd counts the in-place modifications of a tensor
+            for tensor, count, values in before:
+                if modifications(tensor) != count:
                     self._copies_inputs = True
                     with torch.no_grad():
                         tensor.copy_(values)
