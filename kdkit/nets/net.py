@@ -18,6 +18,7 @@ from kdkit.nets.views import Call, Inputs, View, validate_view
 from kdkit.nets.weights import load_weights
 from kdkit.utils.devices import find_device
 from kdkit.utils.modules import uncompiled
+from kdkit.utils.user_paths import user_path
 from kdkit.utils.validation import is_whole_number, validate_name, validate_switches
 
 M = TypeVar("M", bound=Callable[..., Any], covariant=True)
@@ -207,7 +208,7 @@ class Net(Generic[M]):
             )
         if not isinstance(key, str | None):
             raise RecipeError(f"weights_key of net {self.name!r} must be a text such as 'student'; got {key!r}")
-        loaded = load_weights(self.network, Path(weights), self.name, key=key, strict=strict)
+        loaded = load_weights(self.network, user_path(weights), self.name, key=key, strict=strict)
         self.weights_note = loaded.note
         self.trained |= loaded.complete
 
