@@ -14,6 +14,7 @@ from kdkit.utils.console import make_console
 from kdkit.utils.cores import usable_cores
 from kdkit.utils.files import output_errors, require_output, require_output_folder, write_output
 from kdkit.utils.printable import echo, printable
+from kdkit.utils.user_paths import UserPath
 from kdkit_ecg.leads import LEADS, standard_names
 
 # Each command imports its implementation when it runs: requests and torch would slow down `kdkit --help`.
@@ -39,9 +40,9 @@ RELEASES: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
 )
 
 # Options and arguments that several commands share.
-_NEW_FOLDER = click.Path(path_type=Path, file_okay=False)
-_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
-_FILE = click.Path(path_type=Path, dir_okay=False)
+_NEW_FOLDER = UserPath(file_okay=False)
+_FOLDER = UserPath(exists=True, file_okay=False)
+_FILE = UserPath(dir_okay=False)
 _folders = click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=_FOLDER)
 _normalised_units = click.option(
     "--normalised-units", is_flag=True, help="Include records in standard deviations (NU)."
@@ -169,7 +170,7 @@ def doctor(
 )
 @click.option(
     "--keep",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=UserPath(exists=True, dir_okay=False),
     metavar="FILE",
     help="Earlier folds file; its records stay in their folds.",
 )

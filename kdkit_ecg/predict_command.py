@@ -9,6 +9,7 @@ import click
 
 from kdkit import DataError
 from kdkit.utils.printable import echo
+from kdkit.utils.user_paths import UserPath
 from kdkit_ecg.utils.record_files import kind_of
 
 # The implementation is imported when the command runs: numpy would slow down `kdkit --help`.
@@ -20,11 +21,11 @@ _FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json"}
 
 
 @click.command(short_help="Predict the classes of ECG records.")
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("records", metavar="RECORD...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("model", type=UserPath())
+@click.argument("records", metavar="RECORD...", nargs=-1, required=True, type=UserPath())
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(dir_okay=False),
     metavar="FILE",
     help="File to write instead of printing; .csv, .json and .jsonl choose its format.",
 )

@@ -1,12 +1,13 @@
 """Options that several commands share, and the fields of RunOptions that they set."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
 
-PATH = click.Path(path_type=Path)
+from kdkit.utils.user_paths import UserPath
+
+PATH = UserPath()
 LOGGERS = ("csv", "jsonl", "tensorboard", "trackio", "mlflow", "wandb")
 LAST_NET = "the net trained last"  # the default of NET in most commands
 

@@ -8,6 +8,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from kdkit.cli.group import with_blocks
+from kdkit.cli.options import PATH
 from kdkit.errors import KdkitError
 from kdkit.plugins.parameters import Parameter
 from kdkit.plugins.recipe_file import RecipeFile, read_recipe_file
@@ -253,7 +254,7 @@ def _recipe_value(parameter: Parameter, value: Any) -> Any:
 
 def _value_type(parameter: Parameter) -> Any:
     """Return the type of one value of a parameter, as click takes it."""
-    kind: Any = click.Path(path_type=Path) if parameter.type is Path else parameter.type
+    kind: Any = PATH if parameter.type is Path else parameter.type
     if parameter.choices:
         is_text = isinstance(parameter.choices[0], str)
         kind = (

@@ -143,6 +143,11 @@ def nested_tensors(value: Any) -> Iterator[Tensor]:
             yield from nested_tensors(item)
 
 
+def modifications(tensor: Tensor) -> int | None:
+    """Return how often a tensor was changed in place, which autograd counts; None for one of torch.inference_mode."""
+    return None if tensor.is_inference() else tensor._version
+
+
 def content_of(value: Any) -> Iterator[bytes]:
     """Yield the dtype, shape and bytes of every tensor in a nested value, and the keys of mappings and dataclasses."""
     if isinstance(value, Tensor):

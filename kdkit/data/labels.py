@@ -11,6 +11,7 @@ from kdkit.data.batch import as_targets
 from kdkit.data.dataset import Task
 from kdkit.data.label_forms import SplitLabels, position_dims, require_form, task_of
 from kdkit.errors import DataError
+from kdkit.utils.reprs import describe_names, first_three
 
 # The default of torch's cross-entropy, and "void" of Pascal VOC and Cityscapes.
 _IGNORED = (-100, 255)
@@ -43,7 +44,8 @@ class LabelSpec:
     ) -> Self:
         """Return the description of labels, with the options that the user passed to TorchData.
 
-        labels: by split, without a training split that has none. names: the class names that datasets have, by split.
+        labels: by split, without a training split that has none. names: the class names that datasets have, by split;
+        None for those whose labels may have another order.
         Raises DataError if the labels are inconsistent, or do not fit the options.
         """
         splits = [*labels.values()]
@@ -62,11 +64,12 @@ class LabelSpec:
                 "of this data is multiclass; use a class index that means no label, and pass it as ignore_index=..."
             )
         has_class_maps = task == "multiclass" and dims > 0
+        columns = 1 if has_class_maps else max(split.columns for split in splits)
+        common_names = _common_names(names, task, columns)
         if classes is None:
             # Without class names, 255 is taken to mean no label: data with so many classes has class names.
             ignored = ignored_labels(ignore_index, 0, task, has_positions=has_class_maps)
-            columns = 1 if has_class_maps else max(split.columns for split in splits)
-            classes = _common_names(names, task, columns) or _number_of_classes(splits, task, columns, ignored)
+            classes = common_names or _number_of_classes(splits, task, columns, ignored)
         classes = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
         ignored = ignored_labels(ignore_index, len(classes), task, has_positions=has_class_maps)
         if task != "regression" and not has_class_maps:
@@ -136,9 +139,14 @@ def _common_names(names: Mapping[str, tuple[str, ...] | None], task: Task, colum
         return None
     for name, classes in names.items():
         if classes is not None and classes != expected:
+            lacking = [label for label in expected if label not in classes]
+            more = [label for label in classes if label not in expected]
+            facts = [f"lack {first_three(lacking)}"] * bool(lacking) + [f"also are {first_three(more)}"] * bool(more)
             raise DataError(
-                f"the classes of the train data are {', '.join(expected)}, but those of the {name} data are "
-                f"{', '.join(classes)}, so the same label would have two meanings"
+                f"the train data has the classes {describe_names(expected)}, but those of the {name} data "
+                f"{' and '.join(facts) or 'have another order'}, so the same label would have two meanings; give both "
+                "the same classes, such as by an empty folder for one without images, ImageFolder(..., "
+                "allow_empty=True), or renumber the labels with a target_transform"
             )
     return expected
 

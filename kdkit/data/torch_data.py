@@ -25,7 +25,7 @@ from kdkit.data.torch_splits import (
     first_batch,
     is_fixed,
 )
-from kdkit.data.visible_labels import check_visible, class_names, read_labels, visible_labels
+from kdkit.data.visible_labels import check_visible, class_names, is_renumbered, read_labels, visible_labels
 from kdkit.errors import DataError, shortened
 from kdkit.utils.devices import default_modes
 from kdkit.utils.reprs import describe_count, describe_names
@@ -109,7 +109,10 @@ class TorchData(Data):
         }
         spec = LabelSpec.derive(
             all_labels,
-            {name: class_names(split) for name, split in splits.items()},
+            {
+                name: class_names(split) if name == "train" or not is_renumbered(split) else None
+                for name, split in splits.items()
+            },
             task=task,
             classes=classes,
             unknown=unknown,

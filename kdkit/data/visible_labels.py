@@ -115,9 +115,7 @@ def check_visible(split: TorchSplit, labels: Tensor, check: LabelCheck) -> None:
 
 def class_names(data: DatasetOrLoader | TorchSplit) -> tuple[str, ...] | None:
     """Return the `classes` of the dataset inside any Subset and DataLoader; None if it has no class names."""
-    dataset = dataset_of(data)
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
+    dataset = _innermost(data)
     names = getattr(dataset, "classes", None)
     if names is None:  # one of the features of a Hugging Face dataset may be a ClassLabel
         features = getattr(dataset, "features", None)
@@ -127,3 +125,15 @@ def class_names(data: DatasetOrLoader | TorchSplit) -> tuple[str, ...] | None:
     if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) for name in names):
         return None
     return tuple(names)
+
+
+def is_renumbered(data: DatasetOrLoader | TorchSplit) -> bool:
+    """Return whether a function of the dataset inside any Subset and DataLoader may change its labels."""
+    return getattr(_innermost(data), "target_transform", None) is not None
+
+
+def _innermost(data: DatasetOrLoader | TorchSplit) -> Any:
+    dataset = dataset_of(data)
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return dataset

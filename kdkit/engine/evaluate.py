@@ -16,6 +16,7 @@ from kdkit.nets.weights import load_weights
 from kdkit.recipe.recipe import Recipe, as_recipe, nets_of
 from kdkit.utils.devices import default_modes
 from kdkit.utils.randomness import exclusive_rng_state
+from kdkit.utils.user_paths import user_path
 
 
 @default_modes()
@@ -37,7 +38,7 @@ def evaluate(
     """
     recipe = as_recipe(recipe, "evaluate")
     options = options or RunOptions()
-    chosen = load_net(recipe, Path(weights), net)
+    chosen = load_net(recipe, user_path(weights), net)
     device = rank_device(options.torch_device())
     chosen.move_to(device)
     data = recipe.data

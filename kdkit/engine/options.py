@@ -12,6 +12,7 @@ import torch
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.recipe.training import Training
 from kdkit.utils.devices import Precision, autocast, find_device
+from kdkit.utils.user_paths import user_path
 from kdkit.utils.validation import (
     is_number,
     parse_interval,
@@ -124,8 +125,8 @@ class RunOptions:
             )
         if not isinstance(self.out, str | Path | None):
             raise RecipeError(f"out must be the path of a folder, or None; got {self.out!r}")
-        if isinstance(self.out, str):
-            object.__setattr__(self, "out", Path(self.out))
+        if self.out is not None:
+            object.__setattr__(self, "out", user_path(self.out))
         self._validate_teacher_cache()
         validate_counts(self, "seed", "gradients", "keep_checkpoints", least=0)
         if self.seed >= 2**63:
@@ -169,7 +170,7 @@ class RunOptions:
         if self.teacher_cache not in ("auto", "off"):
             if not self.teacher_cache or not isinstance(self.teacher_cache, str | Path):
                 raise RecipeError(f"teacher_cache must be 'auto', 'off' or a folder; got {self.teacher_cache!r}")
-            object.__setattr__(self, "teacher_cache", Path(self.teacher_cache))
+            object.__setattr__(self, "teacher_cache", user_path(self.teacher_cache))
         size = self.teacher_cache_size
         if not is_number(size) or size <= 0:
             raise RecipeError(f"teacher_cache_size must be a number of gigabytes above 0; got {size!r}")

@@ -19,6 +19,7 @@ from kdkit.recipe.recipe import Recipe
 from kdkit.utils.devices import default_modes
 from kdkit.utils.files import require_output
 from kdkit.utils.randomness import exclusive_rng_state
+from kdkit.utils.user_paths import user_path
 
 
 @default_modes()
@@ -56,12 +57,12 @@ def export_net(
                 f"{type(exporter).__name__}; expected a subclass of kdkit.export.Exporter"
             )
         exporter.require()
-    weights = Path(weights)
+    weights = user_path(weights)
     chosen = load_net(recipe, weights, net)
     chosen.device = None  # exports are compared on the CPU, even if a run keeps the net on another device
     chosen.move_to(torch.device("cpu"))
     default = (weights if weights.is_dir() else weights.parent) / FOLDER
-    folder, files = output_files(default if out is None else Path(out), chosen.name, exporters)
+    folder, files = output_files(default if out is None else user_path(out), chosen.name, exporters)
     summary = folder / f"{file_stem(chosen.name)}.md"
     require_output(summary, OUT)
     for file in files.values():

@@ -16,6 +16,7 @@ from kdkit.export.options import ExportOptions
 from kdkit.export.source import ExportSource
 from kdkit.recipe.recipe import Recipe, as_recipe
 from kdkit.utils.modules import eval_mode
+from kdkit.utils.user_paths import user_path
 
 
 def open_net(
@@ -27,12 +28,13 @@ def open_net(
     split. Raises RecipeError for a net that does not exist and for weights that do not match.
     """
     recipe = as_recipe(recipe, "predict")
-    chosen = load_net(recipe, Path(weights), net)
+    weights = user_path(weights)
+    chosen = load_net(recipe, weights, net)
     chosen.move_to(torch.device("cpu"))
     source = ExportSource(recipe, chosen, ExportOptions())
     # Not `source.shapes`, which would trace the net to find its dynamic sizes.
     inputs = inputs_of(source, [("batch", *tensor.shape[1:]) for tensor in source.example])
-    metadata = {**metadata_of(source, Reference(source), Path(weights)), "inputs": inputs, "precision": "fp32"}
+    metadata = {**metadata_of(source, Reference(source), weights), "inputs": inputs, "precision": "fp32"}
 
     def model(arrays: Arrays) -> NDArray[np.float32]:
         tensors = [torch.from_numpy(arrays[name]) for name in source.input_names]

@@ -13,6 +13,7 @@ from kdkit.loggers.base import Logger, Values, hyperparameters
 from kdkit.plugins.events import RunStarted
 from kdkit.utils.files import append, read_file, to_json, write
 from kdkit.utils.read_json import parse_json
+from kdkit.utils.user_paths import user_path
 
 Row = dict[str, Any]
 _POSITION = ("step", "stage", "epoch")  # the first columns; the last two are empty at the end of a run
@@ -28,7 +29,7 @@ class _FileLogger(Logger):
     _file: Path
 
     def __init__(self, path: str | Path | None = None) -> None:
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else user_path(path)
         self._rows: list[Row] = []
 
     @abstractmethod

@@ -6,6 +6,7 @@ from typing import Any
 from kdkit.errors import RunFolderError
 from kdkit.loggers.base import Logger, Values, hyperparameters, require_package
 from kdkit.plugins.events import RunStarted
+from kdkit.utils.user_paths import user_path
 
 
 class TensorBoardLogger(Logger):
@@ -17,7 +18,7 @@ class TensorBoardLogger(Logger):
 
     def __init__(self, folder: str | Path | None = None) -> None:
         require_package("tensorboard", "tensorboard")
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else user_path(folder)
         self._writer: Any = None
 
     def prepare(self, run: RunStarted) -> None:

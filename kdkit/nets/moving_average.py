@@ -44,6 +44,8 @@ class MovingAverage:
                     self._precise[name] = average.detach().float()
                 average = self._precise[name]
             value = value.detach().to(average.dtype)
+            if average.shape != value.shape:
+                _resize(average, value)
             if name in self._masks:
                 are_finite = average.isfinite() & value.isfinite()
                 average.copy_(torch.where(are_finite, average.lerp(value, 1 - decay), value))
@@ -75,6 +77,8 @@ class MovingAverage:
         """Restore a saved state."""
         for name, average in _tensors(self.module):
             saved = state["average"][name]
+            if average.shape != saved.shape:
+                _resize(average, saved)
             average.copy_(saved)  # rounds to the dtype of the module
             if saved.dtype == torch.float32 and average.dtype in _HALF_PRECISION:
                 self._precise[name] = saved.to(average.device, copy=True)
@@ -85,6 +89,11 @@ def validate_decay(decay: object) -> None:
     """Raise RecipeError unless the decay of an average is between 0 and 1."""
     if not is_number(decay) or not 0 < decay < 1:
         raise RecipeError(f"the decay of an average must be between 0 and 1; got {decay!r}")
+
+
+def _resize(average: Tensor, value: Tensor) -> None:
+    """Give the average the shape and values of a buffer that was resized, as observers of torch.ao resize theirs."""
+    average.resize_(value.shape).copy_(value)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

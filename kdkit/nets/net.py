@@ -11,13 +11,14 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kdkit.data.batch import Batch, map_tensors, nested_tensors, to_device
+from kdkit.data.batch import Batch, map_tensors, modifications, nested_tensors, to_device
 from kdkit.errors import RecipeError, did_you_mean, first_line, shortened
 from kdkit.nets.elements import Element, default_element, pick_tensor, validate_element
 from kdkit.nets.views import Call, Inputs, View, validate_view
 from kdkit.nets.weights import load_weights
 from kdkit.utils.devices import find_device
 from kdkit.utils.modules import uncompiled
+from kdkit.utils.user_paths import user_path
 from kdkit.utils.validation import is_whole_number, validate_name, validate_switches
 
 M = TypeVar("M", bound=Callable[..., Any], covariant=True)
@@ -165,13 +166,13 @@ class Net(Generic[M]):
         From then on, such a network, for example with an in-place normalization, gets copies of its inputs, because
         other networks get the same batch. Compiled code is not run, so that taps see everything that the network does.
         """
-        before = [(tensor, tensor._version, tensor.clone()) for tensor in nested_tensors(batch.inputs)]
+        before = [(tensor, modifications(tensor), tensor.clone()) for tensor in nested_tensors(batch.inputs)]
         try:
             with uncompiled():
                 return self(batch)
         finally:
-            for tensor, version, values in before:
-                if tensor._version != version:  # autograd counts the in-place modifications of a tensor
+            for tensor, count, values in before:
+                if modifications(tensor) != count:
                     self._copies_inputs = True
                     with torch.no_grad():
                         tensor.copy_(values)
@@ -207,7 +208,7 @@ class Net(Generic[M]):
             )
         if not isinstance(key, str | None):
             raise RecipeError(f"weights_key of net {self.name!r} must be a text such as 'student'; got {key!r}")
-        loaded = load_weights(self.network, Path(weights), self.name, key=key, strict=strict)
+        loaded = load_weights(self.network, user_path(weights), self.name, key=key, strict=strict)
         self.weights_note = loaded.note
         self.trained |= loaded.complete
 

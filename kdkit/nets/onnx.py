@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdkit.errors import RecipeError, first_line
+from kdkit.utils.user_paths import user_path
 
 
 class OnnxModel:
@@ -30,7 +31,7 @@ class OnnxModel:
             import onnxruntime  # late: an optional dependency
         except ImportError as error:
             raise RecipeError(f"{path} needs onnxruntime: pip install 'kdkit[onnx]'") from error
-        self.path = Path(path)
+        self.path = user_path(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()  # otherwise each of several jobs would use all cores
         options.log_severity_level = 4  # does not print errors, which are also raised

@@ -20,6 +20,7 @@ from kdkit.report.verdict import verdicts_of
 from kdkit.utils.files import require_output, write_output
 from kdkit.utils.printable import printable
 from kdkit.utils.reprs import distinct_notes
+from kdkit.utils.user_paths import user_path
 
 CARD = "README.md"  # as the hub expects it
 _LICENSES = "https://huggingface.co/docs/hub/repositories-licenses"
@@ -33,7 +34,7 @@ def write_card(folder: str | Path, out: str | Path) -> None:
 
     Raises RunFolderError if the folder holds no finished run, and KdkitError if the file exists or cannot be written.
     """
-    folder, out = Path(folder), Path(out)
+    folder, out = user_path(folder), user_path(out)
     if not (folder / "run.json").exists() and runs_in(folder):
         raise KdkitError(f"a card describes one run, but {folder} {runs_hint(folder)}")
     require_output(out)

@@ -22,6 +22,7 @@ from kdkit.report.verdict import Verdict, headline_of, verdicts_of
 from kdkit.utils.files import require_output, write_output
 from kdkit.utils.printable import LINE_CHARACTERS, printable
 from kdkit.utils.reprs import describe_count, describe_names
+from kdkit.utils.user_paths import user_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +64,10 @@ def write_report(
     Raises RunFolderError if a folder holds no finished run, RecipeError if no run has such an option, and KdkitError,
     before any run is read, if the file cannot be written.
     """
-    out = Path(out)
+    out = user_path(out)
     require_output(out)
     paths = [folders] if isinstance(folders, str | Path) else folders
-    runs, left_out = read_runs([*map(Path, paths)])
+    runs, left_out = read_runs([*map(user_path, paths)])
     averaged = (average_over,) if isinstance(average_over, str) else average_over
     report = Report(runs=runs, verdicts=verdicts_of(runs, averaged), left_out=left_out)
     # Rendered in memory first, so that an error does not change an earlier page.

@@ -28,6 +28,7 @@ from kdkit.study.workers.processes import Processes
 from kdkit.study.workers.ray import Cluster, RayWorkers
 from kdkit.utils.locks import FileLock
 from kdkit.utils.reprs import describe_count, describe_names, first_three
+from kdkit.utils.user_paths import user_path
 
 _ADVICE = "choose another folder (--out FOLDER, or folder=FOLDER in Python)"
 
@@ -40,7 +41,7 @@ class Study:
     """
 
     def __init__(self, folder: str | Path, trials: Sequence[Trial]) -> None:
-        self.folder, self.trials = Path(folder), tuple(trials)
+        self.folder, self.trials = user_path(folder), tuple(trials)
         self._digests: dict[str, str] = {}
         # Read once, because recipe files may be edited before the last trial starts.
         self._files = {trial.name: _source_file(trial.recipe) for trial in self.trials}

@@ -74,6 +74,8 @@ def preserve_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
             submodule._buffers[name] = buffer
             if buffer is not None and values is not None:
                 with torch.no_grad():
+                    if buffer.shape != values.shape:  # such as the ranges of channels that a first forward pass sizes
+                        buffer.resize_(values.shape)
                     buffer.copy_(values)
 
 

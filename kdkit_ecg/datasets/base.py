@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import Data, DataError, RecipeError, Task
+from kdkit.utils.user_paths import user_path
 from kdkit.utils.validation import is_number, validate_above_zero, validate_choice, validate_counts, validate_switches
 from kdkit_ecg.augmentations import check_augmentations
 from kdkit_ecg.datasets.samples import LabelledRecords, label_records
@@ -178,7 +179,7 @@ class RecordingDataset(Data, ABC):
     @property
     def _folders(self) -> tuple[Path, ...]:
         several = isinstance(self.folder, Sequence) and not isinstance(self.folder, str)
-        return tuple(map(Path, self.folder if several else [self.folder]))  # type: ignore[arg-type]  # narrowed above
+        return tuple(map(user_path, self.folder if several else [self.folder]))  # type: ignore[arg-type]  # narrowed above
 
     @property
     @abstractmethod

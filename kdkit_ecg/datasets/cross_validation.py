@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
+from kdkit.utils.user_paths import user_path
 from kdkit.utils.validation import is_whole_number, validate_counts
 from kdkit_ecg.datasets.base import RecordingDataset
 from kdkit_ecg.datasets.exclusions import ExclusionReason
@@ -72,8 +73,9 @@ class FoldedDataset(RecordingDataset):
 
     def _table_file(self, path: str | Path) -> Path:
         """Return the path of a table that is in the first folder, or elsewhere."""
+        path = user_path(path)
         below = self._folders[0] / path
-        return Path(path) if Path(path).is_file() and not below.is_file() else below
+        return path if path.is_file() and not below.is_file() else below
 
     @property
     def notices(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from kdkit import DataError, KdkitError, RecipeError
 from kdkit.errors import first_line
 from kdkit.utils.cores import usable_cores
+from kdkit.utils.user_paths import user_path
 from kdkit.utils.validation import is_number, validate_choice
 from kdkit_ecg.leads import standard_name
 from kdkit_ecg.person import Sex, person_vector
@@ -47,8 +48,8 @@ class Predictor:
     """
 
     def __init__(self, path: str | Path, *, combine: Combination = "mean") -> None:
-        self._set(open_model(Path(path)), combine)
-        self._path: Path | None = Path(path)
+        self._set(open_model(user_path(path)), combine)
+        self._path: Path | None = user_path(path)
 
     @classmethod
     def from_run(
@@ -85,7 +86,7 @@ class Predictor:
             return self._predict(record, str(record.path), derived=self._derived(record.leads), notes=())
         if isinstance(record, RecordSource):
             return self._predict_source(record)
-        sources = list(find_records([Path(record)], arrays))  # of a folder, all records in it
+        sources = list(find_records([user_path(record)], arrays))  # of a folder, all records in it
         if len(sources) != 1:
             raise DataError(f"expected one record in {record}, got {len(sources)}; use predict_all for several")
         if isinstance(sources[0], Refusal):

@@ -16,6 +16,7 @@ from kdkit import DataError
 from kdkit.errors import first_line
 from kdkit.utils.files import delete_temporary_files, write
 from kdkit.utils.locks import FileLock
+from kdkit.utils.user_paths import user_path
 from kdkit_ecg.records.preparation import VERSION, Preparation
 from kdkit_ecg.store.index import LOCK, SIGNALS, read_rows
 
@@ -89,7 +90,7 @@ def stores_folder(location: StoreLocation = "auto") -> Path:
     The cache is $KDKIT_CACHE, or `kdkit` in the cache folder of the operating system.
     """
     if location != "auto":
-        return Path(location)
+        return user_path(location)
     from_environment = os.environ.get("KDKIT_CACHE")
     if from_environment:
         cache = Path(from_environment)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdkit.data.batch import Batch, nested_tensors
+from kdkit.data.batch import Batch, modifications, nested_tensors
 from kdkit.engine.check.facts import CheckedTerm, Facts
 from kdkit.engine.check.network_failures import describe_failure
 from kdkit.engine.check.notices import stage_notices
@@ -68,9 +68,9 @@ def _run_teachers(facts: Facts) -> Iterator[str]:
             yield from _unfired_taps(teacher, unfired)
             if unfired:
                 continue
-            versions = [tensor._version for tensor in nested_tensors(batch.inputs)]
+            counts = [*map(modifications, nested_tensors(batch.inputs))]
             output = session(batch)
-            if versions != [tensor._version for tensor in nested_tensors(batch.inputs)]:
+            if counts != [*map(modifications, nested_tensors(batch.inputs))]:
                 yield (
                     f"{teacher.name!r} changes its inputs in place, but other networks get the same inputs; compute on "
                     "a copy: inputs = inputs.clone()"

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from kdkit.data.batch import Batch
+from kdkit.data.batch import Batch, modifications
 from kdkit.errors import RecipeError, describe
 from kdkit.nets.elements import Element
 from kdkit.nets.net import Net
@@ -187,7 +187,7 @@ class Slot:
         # which run of its module the tap takes; None for the last one, as of a user-defined tap
         self._call: int | None = getattr(tap, "call", None)
         self._in_first_pass, self._fired_again, self._copies = True, False, False
-        self._version: int | None = None  # of the captured tensor; None for a copy, which is never modified
+        self._modifications: int | None = None  # of the captured tensor; None if they are not counted
 
     def __call__(self, tensor: Tensor) -> None:
         """Capture a tensor, if the slot is open and the tap is on this run of the module."""
@@ -203,7 +203,8 @@ class Slot:
             self.tensor = tensor.clone()
             return
         if self._in_first_pass:
-            self._version = tensor._version
+            self._modifications = modifications(tensor)
+            self._copies |= self._modifications is None
             self._fired_again |= self.has_fired
             self.has_fired = True
         self.tensor = tensor.clone() if self._copies else tensor
@@ -229,8 +230,8 @@ class Slot:
     @property
     def is_modified(self) -> bool:
         """Whether the tensor was modified in place after it was captured in the first pass."""
-        # Autograd counts the modifications of a tensor.
-        return self.tensor is not None and self._version is not None and self.tensor._version != self._version
+        count = self._modifications
+        return self.tensor is not None and count is not None and modifications(self.tensor) != count
 
     def end_first_pass(self) -> None:
         """Capture copies from now on if the tensor was modified, and note if the module ran several times."""

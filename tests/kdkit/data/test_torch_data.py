@@ -410,10 +410,21 @@ def test_a_column_of_class_indices_is_refused_if_the_task_is_passed():
         TorchData(dataset, dataset, task="multiclass")
 
 
-def test_splits_whose_classes_differ_are_refused():
-    train, validation = with_targets(0, 1, classes=["cat", "dog"]), with_targets(0, 1, classes=["cat", "emu"])
-    with pytest.raises(DataError, match="train data are cat, dog, but those of the validation data are cat, emu"):
-        TorchData(train, validation)
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        (["cat", "emu"], "lack 'dog' and also are 'emu', so the same label would have two meanings"),
+        (["cat"], "lack 'dog', so"),
+        (["dog", "cat"], "have another order, so"),
+    ],
+)
+@pytest.mark.parametrize("classes", [None, 2, ["cat", "dog"]], ids=["none given", "their number", "their names"])
+def test_splits_whose_classes_differ_are_refused_whatever_classes_are_given(other, difference, classes):
+    train, validation = with_targets(0, 1, 1, classes=["cat", "dog"]), with_targets(0, 0, classes=other)
+    with pytest.raises(DataError, match=f"the train data has the classes cat, dog, .* validation data {difference}"):
+        TorchData(train, validation, classes=classes)
+    validation.target_transform = lambda label: label
+    TorchData(train, validation, classes=classes)  # the function may give labels the order of the training data
 
 
 def test_class_names_are_ignored_if_the_label_columns_are_not_as_many():

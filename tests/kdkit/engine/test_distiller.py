@@ -47,6 +47,23 @@ def features(student, teacher):
     return {"student": Tap(student.module.norm), "target": Tap(teacher.module.norm)}
 
 
+def test_a_teacher_that_computes_in_inference_mode_teaches_as_one_without_gradients():
+    teacher, student = networks(hidden=5)
+    expected = copy.deepcopy(student.module)
+    objective = Match(teacher, nn.MSELoss())
+    objective += Match(teacher, nn.MSELoss(), label="features", **features(student, teacher))
+    with Distiller(student, objective, (INPUTS, LABELS)) as distiller:
+        distiller(INPUTS, LABELS).loss.backward()
+        gradients = [parameter.grad for parameter in student.module.parameters()]
+    teacher.module.forward = torch.inference_mode()(teacher.module.forward)
+    student.module.load_state_dict(expected.state_dict())
+    with Distiller(student, objective, (INPUTS, LABELS)) as distiller:
+        distiller.zero_grad()
+        distiller(INPUTS, LABELS).loss.backward()
+    for parameter, gradient in zip(student.module.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=0)
+
+
 def test_a_bare_loop_trains_like_one_with_hooks_and_losses_by_hand():
     teacher, student = networks(hidden=5)
     by_hand, teacher_by_hand = copy.deepcopy(student.module), copy.deepcopy(teacher.module).eval()

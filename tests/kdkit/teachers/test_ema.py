@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdkit import Ema, Match, Net, Recipe, RecipeError, Stage, Tap, check, run
+from kdkit import AverageWeights, Ema, Match, Net, Recipe, RecipeError, Stage, Tap, check, run
 from kdkit.losses import Hint, SoftTargets
 from kdkit.teachers import open_teacher
 from tests.helpers.open_stages import CONTEXT, TRAINING, batch_of, hidden_taps, problems_of
@@ -49,6 +49,28 @@ def test_the_average_of_a_net_in_half_precision_follows_it(precision):
     torch.testing.assert_close(state["weight"].double(), expected, rtol=1e-4, atol=1e-4)
     assert session._average.module.weight.dtype == precision
     torch.testing.assert_close(session._average.module.weight.double(), expected, rtol=1e-2, atol=1e-2)
+
+
+class SizedByData(nn.Module):
+    """A linear layer that stores the range of each output, as observers of torch.ao do: empty until the first pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.register_buffer("ranges", torch.empty(0))
+
+    def forward(self, inputs):
+        outputs = self.layer(inputs)
+        if self.training:
+            self.ranges.resize_(3).copy_(outputs.detach().abs().amax(0))
+        return outputs
+
+
+def test_a_buffer_that_the_first_pass_resizes_is_trained_and_averaged(tmp_path):
+    student = Net("student", SizedByData())
+    objective = plain_goal() + Match(Ema(student), SoftTargets())
+    run(one_stage(student, objective, ema=AverageWeights(decay=0.5)), out=tmp_path / "run", progress=False)
+    assert student.module.ranges.shape == (3,)
 
 
 def test_tied_weights_are_averaged_once_per_update():
