@@ -111,7 +111,7 @@ class SkewKL(DivergenceOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SkewReverseKL(DivergenceOptions):
+class SkewReverseKL(SkewKL):
     """Kullback-Leibler divergence from a mixture of both sides to the student (DistiLLM).
 
     In nats; options as in SkewKL. skew is the student's share in the mixture; 0 is ReverseKL. Unlike ReverseKL it is
@@ -122,12 +122,6 @@ class SkewReverseKL(DivergenceOptions):
     Source: Ko et al. 2024, "DistiLLM: Towards Streamlined Distillation for Large Language Models", arXiv:2402.03898,
         sec. 3.1
     """
-
-    skew: float = 0.1
-
-    def __post_init__(self) -> None:
-        super(SkewReverseKL, self).__post_init__()
-        validate_share("skew", self.skew, below_one=True)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the divergence, minimal (0) if both sides give the same probabilities."""

@@ -43,7 +43,10 @@ class TTM:
     mean_over_rows = True
 
     def __post_init__(self) -> None:
-        _validate_power(self.power)
+        if not is_number(self.power) or self.power <= 0:
+            raise RecipeError(
+                f"power is an exponent of probabilities above 0, in (0, 1] to soften them; got {self.power!r}"
+            )
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the divergence, minimal (0) if the student gives the transformed probabilities."""
@@ -54,7 +57,7 @@ class TTM:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WTTM:
+class WTTM(TTM):
     """TTM with a weight for each sample, larger if the teacher is less sure of it (weighted TTM).
 
     In nats, mean over the batch of weight times divergence. The weight is Σ p^power over classes, from 1 for a teacher
@@ -66,12 +69,6 @@ class WTTM:
     """
 
     power: float = 0.2
-
-    per_position = True
-    mean_over_rows = True
-
-    def __post_init__(self) -> None:
-        _validate_power(self.power)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the weighted divergence, minimal (0) if the student gives the transformed probabilities."""
@@ -220,8 +217,3 @@ class PerLabelRLD:
         loss = bernoulli_kl(student / self.temperature, target / self.temperature, reduction="none")
         loss = (loss * agrees).mean()
         return loss * self.temperature**2 if self.t_squared else loss
-
-
-def _validate_power(power: float) -> None:
-    if not is_number(power) or not 0 < power < math.inf:
-        raise RecipeError(f"power is an exponent of probabilities above 0, in (0, 1] to soften them; got {power!r}")
