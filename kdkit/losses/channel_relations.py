@@ -52,11 +52,7 @@ class SuccessiveTaps(nn.Module):
         self.projectors = nn.ModuleList()
 
     def build(
-        self,
-        student: Shapes,
-        target: Shapes,
-        context: BuildContext | None = None,
-        teacher: nn.Module | None = None,
+        self, student: Shapes, target: Shapes, context: BuildContext | None = None, teacher: nn.Module | None = None
     ) -> None:
         """Create the projectors. Raises RecipeError if the taps are not in pairs, or if each side has only one."""
         require_channels(self, student, target)

@@ -10,12 +10,7 @@ from torch.nn import functional as F  # noqa: N812  # the name torch's own docs 
 from kdkit.errors import RecipeError
 from kdkit.losses.features import upcast_half
 from kdkit.losses.logits import DivergenceOptions, clamp_masked, kl_sum, kl_terms, mixture_log
-from kdkit.losses.validation import (
-    Reduction,
-    is_number,
-    require_same_outputs,
-    validate_share,
-)
+from kdkit.losses.validation import Reduction, is_number, require_same_outputs, validate_share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
