@@ -40,7 +40,7 @@ class BatchNorm(nn.BatchNorm1d):
         # BatchNorm1d takes (batch, channels) or (batch, channels, length), so maps are flattened
         flat = features.flatten(2) if features.ndim > 3 else features
         if flat.dtype == torch.float16 and self.training:
-            dims = [dimension for dimension in range(flat.ndim) if dimension != 1]
+            dims = [0, *range(2, flat.ndim)]
             values = flat.detach()
             is_constant = values.amax(dims, keepdim=True) == values.amin(dims, keepdim=True)
             flat = torch.where(is_constant, values, flat)
