@@ -97,11 +97,8 @@ class SuccessiveTaps(nn.Module):
                 f"{name}(projector='auto')"
             )
         # without a bias, the relations of the mapped channels are the original ones, mapped from both sides
-        return (
-            Pointwise(channels, target_channels, bias=False)
-            if differ or self.projector_mode == "always"
-            else nn.Identity()
-        )
+        is_needed = differ or self.projector_mode == "always"
+        return Pointwise(channels, target_channels, bias=False) if is_needed else nn.Identity()
 
 
 class FSP(SuccessiveTaps):
