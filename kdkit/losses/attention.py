@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit.losses.features import MIN_NORM, ProjectedLoss, least_norm, require_positions, unit_vectors, upcast_half
 from kdkit.losses.logits import kl_sum, reduce_sum

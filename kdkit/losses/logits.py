@@ -6,7 +6,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit.losses.features import least_norm, standardise, upcast_half
 from kdkit.losses.validation import (
