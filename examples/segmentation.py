@@ -10,7 +10,7 @@ A run takes about twenty seconds on two cores.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import kdkit

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit import losses
 from kdkit.errors import KdkitError

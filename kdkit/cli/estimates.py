@@ -47,7 +47,7 @@ def estimate_lines(estimate: StageEstimate, device: torch.device) -> Iterator[st
         processor = (
             "the CPU" if device.type == "cpu" else torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         )
-        steps = f"{times.steps:,} {'step' if times.steps == 1 else 'steps'}"
+        steps = describe_count(times.steps, "step")
         # Two times that round to the same number would be confusing.
         after = f", {about(cached)} with cached outputs" if cached < 0.95 * times.seconds else ""
         yield (
@@ -91,8 +91,8 @@ def _caching_lines(caching: Mapping[str, CacheForecast]) -> Iterator[str]:
 
 def describe_projector(projector: ProjectorSummary) -> str:
     """Return a projector with its shapes and parameters."""
-    parameters = "parameter" if projector.parameters == 1 else "parameters"
-    return f"{projector.module} {projector.input} -> {projector.output}, {projector.parameters:,} {parameters}"
+    parameters = describe_count(projector.parameters, "parameter")
+    return f"{projector.module} {projector.input} -> {projector.output}, {parameters}"
 
 
 def describe_weight(term: TermSummary) -> str:

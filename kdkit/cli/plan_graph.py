@@ -9,7 +9,7 @@ from kdkit.nets.net import Net
 from kdkit.teachers.ema import Ema
 from kdkit.teachers.past import Past
 from kdkit.teachers.peer import Peer
-from kdkit.utils.reprs import format_count
+from kdkit.utils.reprs import describe_count, format_count
 
 LABELS = "labels"
 
@@ -75,11 +75,12 @@ class _StageInPlan:
 
     def graph(self) -> StageGraph:
         """Return the graph of the stage."""
-        training = self.stage.training
-        epochs = "1 epoch" if training.epochs == 1 else f"{training.epochs:,} epochs"
-        optimizer = training.optimizer.make
-        optimizer_name = optimizer if isinstance(optimizer, str) else type_name(optimizer)
-        facts = [epochs, f"batches of {self.plan.loader_batch or training.batch_size:,}", optimizer_name]
+        training, optimizer = self.stage.training, self.stage.training.optimizer.make
+        facts = [
+            describe_count(training.epochs, "epoch"),
+            f"batches of {self.plan.loader_batch or training.batch_size:,}",
+            optimizer if isinstance(optimizer, str) else type_name(optimizer),
+        ]
         if self.estimate is not None and self.estimate.times is not None:
             facts.append(f"about {about(self.estimate.times.seconds)} per epoch")
         lessons = tuple(map(self._lesson, self.stage.objectives))
@@ -101,10 +102,8 @@ class _StageInPlan:
     def _source(self, name: str) -> Source:
         """Return a teacher by its name, or the labels for an empty name."""
         if not name:
-            context = self.plan.context
-            classes = len(context.classes)
-            numbers = f"{classes:,} {'class' if classes == 1 else 'classes'}"
-            lines = (context.task, *(() if context.task == "regression" else (numbers,)))
+            task, classes = self.plan.context.task, describe_count(len(self.plan.context.classes), "class", "classes")
+            lines = (task,) if task == "regression" else (task, classes)
             return Source(box=Box(name=LABELS, net=None, lines=lines))
         teacher = next(match.teacher for match in self.stage.matches if match.teacher.name == name)
         if isinstance(teacher, Net):

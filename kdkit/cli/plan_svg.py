@@ -7,6 +7,7 @@ later stages in which it teaches.
 from kdkit.cli.plan_graph import Arrow, Box, Lesson, Source, StageGraph, stage_graphs
 from kdkit.cli.svg import COLOURS, Point, Svg, text_width
 from kdkit.engine.check.plan import Plan
+from kdkit.utils.reprs import describe_count
 
 _WIDTH = 1000.0
 _BOX = 216.0  # width of a box
@@ -45,9 +46,8 @@ class _Drawing:
         self.entries: list[tuple[int, str, Point]] = []
 
     def draw(self) -> str:
-        count = len(self.graphs)
         self.svg.text("title", self.left, 32, self.title, size=17, width=600)
-        facts = f"{count} {'stage' if count == 1 else 'stages'}, {len(self.plan.nets)} nets"
+        facts = f"{describe_count(len(self.graphs), 'stage')}, {describe_count(len(self.plan.nets), 'net')}"
         self.svg.text("end", self.right, 32, facts, size=12, width=200)
         y = 52.0
         for index, graph in enumerate(self.graphs):

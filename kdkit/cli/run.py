@@ -6,18 +6,7 @@ from typing import Any
 
 import click
 
-from kdkit.cli.options import (
-    BASELINE,
-    JOBS,
-    LOG,
-    PATH,
-    SEED,
-    TRUST,
-    loggers_of,
-    run_fields,
-    run_options,
-    seeds_option,
-)
+from kdkit.cli.options import BASELINE, JOBS, LOG, PATH, SEED, TRUST, loggers_of, run_fields, run_options, seeds_option
 from kdkit.cli.recipe_command import RunCommand, arguments_of, file_of, recipe_options
 from kdkit.errors import KdkitError, RunFolderError, Terminated
 from kdkit.utils.printable import echo, is_first_process

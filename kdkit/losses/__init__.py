@@ -27,10 +27,10 @@ from kdkit.losses.chunked import Chunked
 from kdkit.losses.class_maps import CATKD, SDD
 from kdkit.losses.contrastive import CRD, InfoNCE
 from kdkit.losses.correlation import DIST, PerLabelDIST
-from kdkit.losses.cross_architecture import OFA
 from kdkit.losses.cross_layer import HCL, ReviewKD, SemCKD
 from kdkit.losses.decoupled import DKD, NKD, MarginMSE, PerLabelDKD
 from kdkit.losses.divergences import (
+    ULD,
     AdaptiveKL,
     AlphaBetaDivergence,
     PerLabelAlphaBetaDivergence,
@@ -38,9 +38,8 @@ from kdkit.losses.divergences import (
     SkewReverseKL,
     TotalVariation,
 )
-from kdkit.losses.feature_statistics import SRD, WKDF, DISTPlus
+from kdkit.losses.feature_statistics import FT, NST, PKD, SRD, WKDF, DISTPlus, PatientKD
 from kdkit.losses.features import ProjectedLoss
-from kdkit.losses.gram import SKD
 from kdkit.losses.hard_labels import HardTargets, PerLabelHardTargets, SecondHead
 from kdkit.losses.hints import Hint, SquareHead
 from kdkit.losses.interpolated import CTKD, TAID
@@ -59,17 +58,15 @@ from kdkit.losses.multi_level import MLLD, PerLabelMLLD
 from kdkit.losses.multi_teacher import PerTeacher, TeacherWeighting
 from kdkit.losses.positions import Masked, PerPosition, PerToken
 from kdkit.losses.queue import QueueKL
-from kdkit.losses.refined import RLD, TTM, WSLD, WTTM, PerLabelRLD
-from kdkit.losses.relations import CC, PKT, RKD, SP, AdjacentCC
+from kdkit.losses.refined import OFA, RLD, TTM, WSLD, WTTM, PerLabelRLD
+from kdkit.losses.relations import CC, PKT, RKD, SKD, SP, AdjacentCC
 from kdkit.losses.self_distillation import PSKD, PerLabelPSKD
 from kdkit.losses.self_supervision import SSKD
 from kdkit.losses.similarity import CKA, Cosine, PairwiseAffinity
 from kdkit.losses.singular_vectors import KDSVD
 from kdkit.losses.srrl import SRRL
-from kdkit.losses.statistics import FT, NST, PKD, PatientKD
 from kdkit.losses.token_relations import MiniLM
 from kdkit.losses.variational import MGD, PAD, VID
-from kdkit.losses.vocabularies import ULD
 
 __all__ = [
     "AB",

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit.losses.features import MIN_NORM, ProjectedLoss, least_norm, require_positions, unit_vectors, upcast_half
-from kdkit.losses.logits import kl_sum
+from kdkit.losses.logits import kl_sum, reduce_sum
 from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode
 from kdkit.losses.projectors.resizing import match_positions
 from kdkit.losses.validation import (
@@ -48,8 +48,7 @@ class AttentionTransfer:
             require_positions(upcast_half(student), self), require_positions(upcast_half(target), self)
         )
         student_map, target_map = (self.attention_map(side, least=least) for side in (student, target))
-        loss = F.mse_loss(student_map, target_map, reduction="sum")
-        return loss / (student_map.numel() if self.reduction == "mean" else len(student_map))
+        return reduce_sum(F.mse_loss(student_map, target_map, reduction="sum"), student_map, self.reduction)
 
     def attention_map(self, features: Tensor, *, least: float = MIN_NORM) -> Tensor:
         """Return the attention map, (batch, positions), normalised to length 1.

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
@@ -52,11 +52,7 @@ class SuccessiveTaps(nn.Module):
         self.projectors = nn.ModuleList()
 
     def build(
-        self,
-        student: Shapes,
-        target: Shapes,
-        context: BuildContext | None = None,
-        teacher: nn.Module | None = None,
+        self, student: Shapes, target: Shapes, context: BuildContext | None = None, teacher: nn.Module | None = None
     ) -> None:
         """Create the projectors. Raises RecipeError if the taps are not in pairs, or if each side has only one."""
         require_channels(self, student, target)
@@ -101,11 +97,8 @@ class SuccessiveTaps(nn.Module):
                 f"{name}(projector='auto')"
             )
         # without a bias, the relations of the mapped channels are the original ones, mapped from both sides
-        return (
-            Pointwise(channels, target_channels, bias=False)
-            if differ or self.projector_mode == "always"
-            else nn.Identity()
-        )
+        is_needed = differ or self.projector_mode == "always"
+        return Pointwise(channels, target_channels, bias=False) if is_needed else nn.Identity()
 
 
 class FSP(SuccessiveTaps):

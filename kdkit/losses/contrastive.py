@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
@@ -254,11 +254,7 @@ class InfoNCE(ProjectedLoss):
         self.temperature = temperature
 
     def build(
-        self,
-        student: Shapes,
-        target: Shapes,
-        context: BuildContext | None = None,
-        teacher: nn.Module | None = None,
+        self, student: Shapes, target: Shapes, context: BuildContext | None = None, teacher: nn.Module | None = None
     ) -> None:
         """Create the projector for the channels. Raises RecipeError if they differ and it is "never"."""
         student_shape, target_shape = (single_tap_shape(shapes, self)[:2] for shapes in (student, target))

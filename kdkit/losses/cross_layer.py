@@ -5,7 +5,7 @@ from itertools import pairwise, product
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
@@ -109,15 +109,12 @@ class SemCKD(nn.Module):
 
     def _embed(self, embedding: nn.Module, features: Tensor) -> Tensor:
         """Return the embedded similarities of each sample, (batch, width), of length 1."""
-        parts = [self._similarities(part) for part in torch.split(upcast_half(features).flatten(1), self.part_size)]
+        parts = torch.split(upcast_half(features).flatten(1), self.part_size)
         # autocast would cast the inner products to fp16, in which they may overflow
         with without_autocast(features):
-            return unit_vectors(embedding(cast_for(embedding, torch.cat(parts))))
-
-    def _similarities(self, features: Tensor) -> Tensor:
-        """Return the inner products of all samples of a part, padded with zeros to (samples, part size)."""
-        with without_autocast(features):
-            return F.pad(features @ features.T, (0, self.part_size - len(features)))
+            # inner products of the samples of each part, padded with zeros to (samples, part size)
+            similarities = [F.pad(part @ part.T, (0, self.part_size - len(part))) for part in parts]
+            return unit_vectors(embedding(cast_for(embedding, torch.cat(similarities))))
 
     def _make_projector(self, student_shape: torch.Size, target_shape: torch.Size) -> nn.Module:
         # meta tensors have no data, only the shapes that the pair has once its positions are matched

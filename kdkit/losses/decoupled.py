@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit.losses.features import upcast_half
 from kdkit.losses.logits import bernoulli_kl, cross_terms, kl_sum

@@ -1,20 +1,31 @@
-"""Divergences between probabilities beyond those of logits.py: alpha-beta, skewed, adaptive, and total variation."""
+"""More divergences between probabilities: alpha-beta, skewed, adaptive, total variation, and of sorted ones (ULD)."""
 
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit.errors import RecipeError
 from kdkit.losses.features import upcast_half
-from kdkit.losses.logits import DivergenceOptions, clamp_masked, kl_sum, kl_terms, mixture_log
+from kdkit.losses.logits import (
+    DivergenceOptions,
+    clamp_masked,
+    kl_sum,
+    kl_terms,
+    log_probabilities,
+    mixture_log,
+    reduce_sum,
+)
 from kdkit.losses.validation import (
     Reduction,
     is_number,
     require_same_outputs,
+    require_sides,
+    validate_reduction,
     validate_share,
+    validate_temperature,
 )
 
 
@@ -111,7 +122,7 @@ class SkewKL(DivergenceOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SkewReverseKL(DivergenceOptions):
+class SkewReverseKL(SkewKL):
     """Kullback-Leibler divergence from a mixture of both sides to the student (DistiLLM).
 
     In nats; options as in SkewKL. skew is the student's share in the mixture; 0 is ReverseKL. Unlike ReverseKL it is
@@ -122,12 +133,6 @@ class SkewReverseKL(DivergenceOptions):
     Source: Ko et al. 2024, "DistiLLM: Towards Streamlined Distillation for Large Language Models", arXiv:2402.03898,
         sec. 3.1
     """
-
-    skew: float = 0.1
-
-    def __post_init__(self) -> None:
-        super(SkewReverseKL, self).__post_init__()
-        validate_share("skew", self.skew, below_one=True)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the divergence, minimal (0) if both sides give the same probabilities."""
@@ -194,6 +199,51 @@ class TotalVariation(DivergenceOptions):
         """Return the distance, minimal (0) if both sides give the same probabilities."""
         student_log, target_log = self._log_probabilities(student, target)
         return self._reduce((student_log.exp() - target_log.exp()).abs().sum() / 2, student)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ULD:
+    """Absolute difference of sorted probabilities, whose classes may differ (universal logit distillation).
+
+    Dimensionless, in [0, 2] for each sample or token. The probabilities of either side are sorted, and the shorter list
+    is padded with zeros, so the loss compares how sure both sides are, not of what: a closed form of a Wasserstein
+    distance between them. reduction "batchmean" sums over all other dimensions and averages over the batch; "mean"
+    averages over all entries of the student. A temperature divides both sides; the paper has none. Token k is compared
+    to token k. For texts that are tokenized differently, Masked(ULD(), mask="answer", target_mask="teacher_answer")
+    compares the answers of both from their first tokens, up to the shorter one, as in the authors' code. That code
+    takes the mean over the tokens of each text first; here, every token counts once.
+
+    Formula: 1/N · Σ |sort p - sort q|, with p = softmax(t / T) and q = softmax(s / T), padded with zeros
+    Shapes: logits (N, C), (N, tokens, C); the classes of both sides may differ
+    Source: Boizard et al. 2024, "Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs",
+        arXiv:2402.12030
+    """
+
+    temperature: float = 1.0
+    reduction: Reduction = "batchmean"
+
+    per_position = True
+    mean_over_rows = True
+    any_classes = True
+
+    def __post_init__(self) -> None:
+        validate_temperature(self.temperature)
+        validate_reduction(self.reduction)
+
+    def __call__(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the difference, minimal (0) if both sides have the same probabilities in any order."""
+        require_sides(student, target, self, form="outputs (batch, classes) or (batch, tokens, classes)")
+        if student.ndim > 3 or student.shape[:-1] != target.shape[:-1]:
+            raise RecipeError(
+                f"ULD compares outputs (batch, classes) or (batch, tokens, classes) with as many rows; got "
+                f"{tuple(student.shape)} and {tuple(target.shape)}; PerToken(loss) takes each token as a sample, "
+                "PerPosition(loss) each position of (batch, classes, ...)"
+            )
+        ours, theirs = (log_probabilities(side, self.temperature).exp() for side in (student, target))
+        ours, theirs = (side.sort(dim=-1, descending=True).values for side in (ours, theirs))
+        classes = max(ours.shape[-1], theirs.shape[-1])
+        ours, theirs = (F.pad(side, (0, classes - side.shape[-1])) for side in (ours, theirs))
+        return reduce_sum((ours - theirs).abs().sum(), student, self.reduction)
 
 
 def _validate_exponents(alpha: float, beta: float) -> None:

@@ -46,11 +46,7 @@ class ProjectedLoss(nn.Module):
         self.projector: nn.Module = nn.Identity()
 
     def build(
-        self,
-        student: Shapes,
-        target: Shapes,
-        context: BuildContext | None = None,
-        teacher: nn.Module | None = None,
+        self, student: Shapes, target: Shapes, context: BuildContext | None = None, teacher: nn.Module | None = None
     ) -> None:
         """Create the projector for these shapes. Raises RecipeError if it cannot map one to the other.
 

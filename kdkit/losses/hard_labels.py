@@ -2,20 +2,12 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit.errors import RecipeError
-from kdkit.losses.base import (
-    BuildableLoss,
-    BuildContext,
-    Loss,
-    accepts_unknown,
-    extra_kwargs_of,
-    requirements_of,
-)
-from kdkit.losses.features import cast_for, upcast_half
+from kdkit.losses.base import BuildableLoss, BuildContext, Loss, accepts_unknown, extra_kwargs_of, requirements_of
+from kdkit.losses.features import Shapes, cast_for, upcast_half
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution
 from kdkit.losses.validation import require_same_outputs, require_sides, validate_count, validate_share
 
@@ -102,13 +94,7 @@ class SecondHead(nn.Module):
         self.trunk: nn.Module = nn.Identity()
         self.head: nn.Module = nn.Identity()
 
-    def build(
-        self,
-        student: tuple[torch.Size, ...],
-        target: tuple[torch.Size, ...],
-        context: BuildContext,
-        teacher: nn.Module | None,
-    ) -> None:
+    def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: nn.Module | None) -> None:
         """Create the head. Raises RecipeError for several taps, or if the target is not outputs."""
         if len(student) != 1 or len(student[0]) < 2 or len(target) != 1 or len(target[0]) != 2:
             raise RecipeError(

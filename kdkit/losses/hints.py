@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit.losses.features import ProjectedLoss, least_norm, upcast_half
 from kdkit.losses.normalisation import TargetNormalisation, normalise_target

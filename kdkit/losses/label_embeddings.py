@@ -4,7 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext

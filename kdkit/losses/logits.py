@@ -6,7 +6,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit.losses.features import least_norm, standardise, upcast_half
 from kdkit.losses.validation import (
@@ -233,7 +233,7 @@ class ReverseKL(DivergenceOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GeneralisedJSD:
+class GeneralisedJSD(DivergenceOptions):
     """Jensen-Shannon divergence, generalised by the weight of each side in the mixture (GKD).
 
     In nats; reduction and t_squared as in ReverseKL. It approaches 0 as beta approaches 0 or 1. By convention beta = 0
@@ -248,23 +248,14 @@ class GeneralisedJSD:
     """
 
     beta: float = 0.5
-    temperature: float = 1.0
-    t_squared: bool = False
-    reduction: Reduction = "batchmean"
-
-    per_position = True
-    mean_over_rows = True
 
     def __post_init__(self) -> None:
+        super(GeneralisedJSD, self).__post_init__()
         validate_share("beta", self.beta)
-        validate_temperature(self.temperature)
-        validate_reduction(self.reduction)
-        validate_switches(t_squared=self.t_squared)
 
     def __call__(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the divergence, minimal (0) if both sides give the same probabilities."""
-        require_same_outputs(student, target, self, dense=True)
-        student_log, target_log = (log_probabilities(side, self.temperature) for side in (student, target))
+        student_log, target_log = self._log_probabilities(student, target)
         if self.beta == 0:
             loss = kl_sum(target_log, student_log)
         elif self.beta == 1:
@@ -274,7 +265,7 @@ class GeneralisedJSD:
             mixture = mixture_log(target_log, student_log, self.beta)
             forward, backward = (kl_sum(side, mixture, finite=True) for side in (target_log, student_log))
             loss = self.beta * forward + (1 - self.beta) * backward
-        return reduce_sum(loss, student, self.reduction) * (self.temperature**2 if self.t_squared else 1)
+        return self._reduce(loss, student)
 
 
 def kl_sum(first_log: Tensor, second_log: Tensor, *, finite: bool = False) -> Tensor:

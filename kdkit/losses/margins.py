@@ -121,11 +121,7 @@ class AB(nn.Module):
         self.connector: nn.Module = nn.Identity()
 
     def build(
-        self,
-        student: Shapes,
-        target: Shapes,
-        context: BuildContext | None = None,
-        teacher: nn.Module | None = None,
+        self, student: Shapes, target: Shapes, context: BuildContext | None = None, teacher: nn.Module | None = None
     ) -> None:
         """Create the connector. Raises RecipeError if the shapes do not fit."""
         student_shape, target_shape = single_tap_shape(student, self), single_tap_shape(target, self)

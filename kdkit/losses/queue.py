@@ -120,7 +120,6 @@ class QueueKL(nn.Module):
     def _self_similarities(self, features: Tensor) -> Tensor:
         """Return the log softmax of the cosines between positions, (batch, positions, positions)."""
         with without_autocast(features):
-            vectors = unit_vectors(
-                upcast_half(features).flatten(2), least=least_norm(features)
-            )  # (batch, channels, positions)
+            # (batch, channels, positions)
+            vectors = unit_vectors(upcast_half(features).flatten(2), least=least_norm(features))
             return ((vectors.mT @ vectors) / self.local_temperature).log_softmax(2)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit.losses.features import upcast_half
 from kdkit.losses.logits import cross_terms
@@ -22,7 +22,32 @@ PastForm = Literal["logits", "probabilities"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PSKD:
+class _PastOptions:
+    """The options of PSKD and of its multi-label form."""
+
+    alpha: float = 0.8
+    epochs: int | None = None
+    past: PastForm = "logits"
+
+    per_position = True
+    fills_missing = True  # the labels count for samples without a past, too
+
+    def __post_init__(self) -> None:
+        validate_share("alpha", self.alpha)
+        validate_choice("past", self.past, PastForm)
+        validate_count("epochs", self.epochs, optional=True)
+
+    def _past_weight(self, progress: Tensor) -> Tensor:
+        """Return the weight of the past predictions at this progress, a scalar."""
+        if self.epochs is not None:
+            # progress is float32, so epoch / epochs * epochs may come out just below the epoch; 1e-4 corrects that
+            progress = ((progress * self.epochs + 1e-4).floor() + 1).clamp(max=self.epochs) / self.epochs
+        # the paper's linear growth of alpha, alpha_t = alpha_T * t / T
+        return self.alpha * progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PSKD(_PastOptions):
     """Cross-entropy with the labels mixed with the net's predictions of its last epoch (progressive self-distillation).
 
     In nats, summed over classes, mean over the batch. alpha is the weight of the past predictions at the end; it grows
@@ -36,16 +61,7 @@ class PSKD:
     Source: Kim et al. 2021, "Self-Knowledge Distillation with Progressive Refinement of Targets", arXiv:2006.12000
     """
 
-    alpha: float = 0.8
-    epochs: int | None = None
-    past: PastForm = "logits"
-
-    per_position = True
-    fills_missing = True  # the labels count for samples without a past, too
     requires = frozenset({"hard_labels"})
-
-    def __post_init__(self) -> None:
-        _validate(self)
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor, progress: Tensor) -> Tensor:
         """Return the cross-entropy, which is above 0 because the mixed labels have an entropy."""
@@ -54,12 +70,12 @@ class PSKD:
         past = target.softmax(1) if self.past == "logits" else target
         truth = F.one_hot(require_class_labels(labels, student, self), student.shape[1])
         # (1 - a) y + a p, the paper's softened targets
-        mixed = truth + _past_weight(self, progress) * (past - truth)
+        mixed = truth + self._past_weight(progress) * (past - truth)
         return -cross_terms(mixed, F.log_softmax(student, 1)).sum(1).mean()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PerLabelPSKD:
+class PerLabelPSKD(_PastOptions):
     """Binary cross-entropy with the labels mixed with the predictions of the last epoch: the multi-label form of PSKD.
 
     In nats, mean over batch and classes; options as in PSKD, with a sigmoid in place of the softmax.
@@ -70,36 +86,11 @@ class PerLabelPSKD:
     Source: ours, after Kim et al. 2021, arXiv:2006.12000
     """
 
-    alpha: float = 0.8
-    epochs: int | None = None
-    past: PastForm = "logits"
-
-    per_position = True
-    fills_missing = True
-
-    def __post_init__(self) -> None:
-        _validate(self)
-
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor, progress: Tensor) -> Tensor:
         """Return the cross-entropy, which is above 0 because the mixed labels have an entropy."""
         require_same_outputs(student, target, self)
         student, target = upcast_half(student), upcast_half(target)
         past = target.sigmoid() if self.past == "logits" else target
         truth = require_label_matrix(labels, student, self)
-        mixed = truth + _past_weight(self, progress) * (past - truth)
+        mixed = truth + self._past_weight(progress) * (past - truth)
         return F.binary_cross_entropy_with_logits(student, mixed)
-
-
-def _validate(loss: PSKD | PerLabelPSKD) -> None:
-    validate_share("alpha", loss.alpha)
-    validate_choice("past", loss.past, PastForm)
-    validate_count("epochs", loss.epochs, optional=True)
-
-
-def _past_weight(loss: PSKD | PerLabelPSKD, progress: Tensor) -> Tensor:
-    """Return the weight of the past predictions at this progress, a scalar."""
-    if loss.epochs is not None:
-        # progress is float32, so epoch / epochs * epochs may come out just below the epoch; 1e-4 corrects that
-        progress = ((progress * loss.epochs + 1e-4).floor() + 1).clamp(max=loss.epochs) / loss.epochs
-    # the paper's linear growth of alpha, alpha_t = alpha_T * t / T
-    return loss.alpha * progress

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit.errors import RecipeError
 from kdkit.losses.features import (

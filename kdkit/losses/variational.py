@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
@@ -58,11 +58,7 @@ class VID(nn.Module):
         self.scale = nn.Parameter(torch.empty(0))
 
     def build(
-        self,
-        student: Shapes,
-        target: Shapes,
-        context: BuildContext | None = None,
-        teacher: nn.Module | None = None,
+        self, student: Shapes, target: Shapes, context: BuildContext | None = None, teacher: nn.Module | None = None
     ) -> None:
         """Create the network for the mean and the variances. Raises RecipeError if the shapes do not fit."""
         student_shape, target_shape = single_tap_shape(student, self), single_tap_shape(target, self)
@@ -115,11 +111,7 @@ class PAD(ProjectedLoss):
         self.log_variance: nn.Module = nn.Identity()
 
     def build(
-        self,
-        student: Shapes,
-        target: Shapes,
-        context: BuildContext | None = None,
-        teacher: nn.Module | None = None,
+        self, student: Shapes, target: Shapes, context: BuildContext | None = None, teacher: nn.Module | None = None
     ) -> None:
         """Create the projector and the map to the variances. Raises RecipeError if the shapes do not fit."""
         super().build(student, target)
@@ -173,11 +165,7 @@ class MGD(ProjectedLoss):
         self.generator = nn.Sequential(nn.Identity())
 
     def build(
-        self,
-        student: Shapes,
-        target: Shapes,
-        context: BuildContext | None = None,
-        teacher: nn.Module | None = None,
+        self, student: Shapes, target: Shapes, context: BuildContext | None = None, teacher: nn.Module | None = None
     ) -> None:
         """Create the projector and the generator. Raises RecipeError if the shapes do not fit."""
         super().build(student, target)

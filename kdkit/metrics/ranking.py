@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,19 +56,6 @@ class MacroAUROC(CountedMetric):
         return _resampled(test, counts, tie_share=0.5, area=_roc_area)
 
 
-class _Ranking(NamedTuple):
-    """The samples of a class, sorted by output, as two sparse matrices that sum the counts of a resample.
-
-    A level is an output of at least one positive; level 0 is the largest.
-    hits: (levels, samples) -> the positives at each level.
-    between: (levels + 1, samples) -> the negatives below the previous level, but not below this one. A share
-    `tie_share` of the negatives exactly at a level counts for this level, and the rest for the next one.
-    """
-
-    hits: Any
-    between: Any
-
-
 def _resampled(
     test: Predictions, counts: Counts, tie_share: float, area: Callable[[Counts, Counts], Floats]
 ) -> Resampled:
@@ -81,31 +68,33 @@ def _resampled(
     # change the probabilities, and must not change the ranking of the samples.
     scores = log_softmax(test.outputs) if test.labels.ndim == 1 else test.outputs
     # A class without positives has no area. Of many classes, most are such.
-    rankings = [
-        _ranking(truth[:, column], scores[:, column], rows, tie_share) if truth[rows, column].any() else None
+    rankings = {
+        column: _ranking(truth[:, column], scores[:, column], rows, tie_share)
         for column, rows in enumerate(known_rows(test))
-    ]
+        if truth[rows, column].any()
+    }
     # The samples are sorted once, and the counts of resamples are summed in this order, instead of sorting each
     # resample. The sums are multiples of one half below 2**23, which float32 represents exactly.
-    by_class = np.concatenate(
-        [
-            np.stack(
-                [
-                    np.full(block.shape[1], np.nan)
-                    if ranking is None
-                    else area(_sums(ranking.hits, block), _sums(ranking.between, block))
-                    for ranking in rankings
-                ]
-            )
-            for block in count_blocks(counts)
-        ],
-        axis=1,
-    )
+    blocks = []
+    for block in count_blocks(counts):
+        areas = np.full((len(test.classes), block.shape[1]), np.nan)
+        for column, sum_matrices in rankings.items():
+            # (resamples, levels), because the areas sum along rows
+            areas[column] = area(*(np.ascontiguousarray((sum_matrix @ block).T) for sum_matrix in sum_matrices))
+        blocks.append(areas)
+    by_class = np.concatenate(blocks, axis=1)
     return Resampled(mean_over_classes(by_class), by_class)
 
 
-def _ranking(truth: Bools, outputs: NDArray[Any], rows: NDArray[np.int64], tie_share: float) -> _Ranking:
-    """Rank the samples in these rows. The labels of other samples are unknown, so they are not counted."""
+def _ranking(truth: Bools, outputs: NDArray[Any], rows: NDArray[np.int64], tie_share: float) -> tuple[Any, Any]:
+    """Sort the samples in these rows by output, and return two sparse matrices that sum the counts of a resample.
+
+    A level is an output of at least one positive; level 0 is the largest.
+    hits: (levels, samples) -> the positives at each level.
+    between: (levels + 1, samples) -> the negatives below the previous level, but not below this one. A share
+    `tie_share` of the negatives exactly at a level counts for this level, and the rest for the next one.
+    The labels of the samples in other rows are unknown, so they are not counted.
+    """
     descending, is_positive = negated(outputs[rows]), truth[rows]
     positives, negatives = rows[is_positive], rows[~is_positive]
     # With many classes, each has few positives, so sorting only their outputs is faster than sorting all.
@@ -114,15 +103,10 @@ def _ranking(truth: Bools, outputs: NDArray[Any], rows: NDArray[np.int64], tie_s
     # Negatives that tie with a positive also count for the next level.
     tied = np.append(levels, np.nan)[level] == descending[~is_positive]
     shares = np.concatenate([np.where(tied, tie_share, 1.0), np.full(tied.sum(), 1 - tie_share)])
-    return _Ranking(
-        hits=_sum_matrix(positives, level_of_positives, np.ones(len(positives)), (len(levels), len(truth))),
-        between=_sum_matrix(
-            np.concatenate([negatives, negatives[tied]]),
-            np.concatenate([level, level[tied] + 1]),
-            shares,
-            (len(levels) + 1, len(truth)),
-        ),
-    )
+    hits = _sum_matrix(positives, level_of_positives, np.ones(len(positives)), (len(levels), len(truth)))
+    samples, at_levels = np.concatenate([negatives, negatives[tied]]), np.concatenate([level, level[tied] + 1])
+    between = _sum_matrix(samples, at_levels, shares, (len(levels) + 1, len(truth)))
+    return hits, between
 
 
 def _sum_matrix(samples: NDArray[np.int64], levels: NDArray[np.int64], shares: Floats, shape: tuple[int, int]) -> Any:
@@ -132,10 +116,6 @@ def _sum_matrix(samples: NDArray[np.int64], levels: NDArray[np.int64], shares: F
     order = np.argsort(levels.astype(np.min_scalar_type(shape[0])), kind="stable")  # small integers use a radix sort
     starts = np.concatenate([[0], np.cumsum(np.bincount(levels, minlength=shape[0]))])
     return csr_matrix((shares[order].astype(np.float32), samples[order], starts), shape=shape)
-
-
-def _sums(sum_matrix: Any, counts: Counts) -> Counts:
-    return np.ascontiguousarray((sum_matrix @ counts).T)  # (resamples, levels), because the areas sum along rows
 
 
 def _average_precision(hits: Counts, between: Counts) -> Floats:

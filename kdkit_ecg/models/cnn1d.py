@@ -4,14 +4,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from kdkit.utils.validation import validate_choice, validate_share
-from kdkit_ecg.models.blocks import (
-    PERSON,
-    PERSON_FEATURES,
-    EcgNet,
-    Preset,
-    check_sizes,
-    join_person,
-)
+from kdkit_ecg.models.blocks import PERSON, PERSON_FEATURES, EcgNet, Preset, check_sizes, join_person
 
 PADDING = 3
 SHORTEST = 98  # samples; fewer leave too few positions for the last max pool

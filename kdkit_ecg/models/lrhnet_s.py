@@ -2,14 +2,7 @@
 
 from torch import Tensor, nn
 
-from kdkit_ecg.models.blocks import (
-    PERSON,
-    PERSON_FEATURES,
-    MeanOverTime,
-    SqueezeExcite,
-    ThreeBlocks,
-    check_sizes,
-)
+from kdkit_ecg.models.blocks import PERSON, PERSON_FEATURES, MeanOverTime, SqueezeExcite, ThreeBlocks, check_sizes
 
 STEM_KERNEL, STEM_STRIDE = 15, 4
 KERNEL = 9  # odd kernels have equal padding on both sides, so int8 runtimes need no extra layer

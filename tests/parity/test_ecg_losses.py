@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit import BuildContext, Predictions
 from kdkit.losses import PerLabelPSKD, SemCKD, SoftTargets

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit.losses.base import is_of_kdkit, unwrapped
 from kdkit.losses.features import TensorOrTuple, as_tuple

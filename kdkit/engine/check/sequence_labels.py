@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from kdkit.engine.check.facts import Facts

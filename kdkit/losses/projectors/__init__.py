@@ -4,8 +4,7 @@ from kdkit.losses.projectors.convolutional import Bottleneck, Regressor
 from kdkit.losses.projectors.factory import PROJECTORS, ProjectorKind, ProjectorMode, make_projector
 from kdkit.losses.projectors.fusion import Fusion
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution
-from kdkit.losses.projectors.linear import MLP, Projector
-from kdkit.losses.projectors.orthogonal import Orthogonal
+from kdkit.losses.projectors.linear import MLP, Orthogonal, Projector
 from kdkit.losses.projectors.resizing import match_positions, rearrange_tokens, resize
 
 __all__ = [

@@ -8,8 +8,7 @@ from torch import nn
 
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.losses.projectors.convolutional import Bottleneck, Regressor
-from kdkit.losses.projectors.linear import MLP, Projector
-from kdkit.losses.projectors.orthogonal import Orthogonal
+from kdkit.losses.projectors.linear import MLP, Orthogonal, Projector
 
 ProjectorKind = Literal["linear", "conv", "mlp", "bottleneck", "orthogonal"]
 # "auto" creates a projector if the shapes differ, "always" in any case, and "never" refuses shapes that differ.

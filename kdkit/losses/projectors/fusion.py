@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution, require_dimensions
 from kdkit.losses.projectors.linear import Positions, fit_positions, target_positions

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit.errors import RecipeError
 
@@ -40,7 +40,7 @@ class BatchNorm(nn.BatchNorm1d):
         # BatchNorm1d takes (batch, channels) or (batch, channels, length), so maps are flattened
         flat = features.flatten(2) if features.ndim > 3 else features
         if flat.dtype == torch.float16 and self.training:
-            dims = [dimension for dimension in range(flat.ndim) if dimension != 1]
+            dims = [0, *range(2, flat.ndim)]
             values = flat.detach()
             is_constant = values.amax(dims, keepdim=True) == values.amin(dims, keepdim=True)
             flat = torch.where(is_constant, values, flat)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit.errors import RecipeError
 

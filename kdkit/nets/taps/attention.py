@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -57,7 +56,13 @@ class AttentionTap:
         owner: Any = self.module if config is None else config
         name, explicit = ("fused_attn", False) if config is None else ("_attn_implementation", "eager")
         override = Override(owner, name, explicit)
-        return partial(_remove_and_restore, self.tap.attach(capture), override)
+        remove_hook = self.tap.attach(capture)
+
+        def remove() -> None:
+            remove_hook()
+            override.close()
+
+        return remove
 
 
 class _MapTap(Tap):
@@ -79,11 +84,6 @@ class _MapTap(Tap):
             )
         self.form.is_decided = True  # the order of its dimensions is known
         return tensor
-
-
-def _remove_and_restore(remove_hook: RemoveHook, override: Override) -> None:
-    remove_hook()
-    override.close()
 
 
 def _attention_config(module: nn.Module) -> Any:

@@ -8,7 +8,7 @@ import torch
 import transformers
 from timm.data import Mixup
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset, WeightedRandomSampler
 from torchvision.transforms import v2
 

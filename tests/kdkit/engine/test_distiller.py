@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 import kdkit
 from kdkit import (

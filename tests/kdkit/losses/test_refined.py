@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.func import vmap
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit import RecipeError
 from kdkit.losses import (

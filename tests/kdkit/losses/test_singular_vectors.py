@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit import RecipeError
 from kdkit.losses import KDSVD

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit import Batch, BuildContext, Match, Net, RecipeError, Tap, TeacherOutput, TeacherSession, run
 from kdkit.losses import DIST, NKD, RKD, RLD, WTTM, HardTargets, SoftTargets

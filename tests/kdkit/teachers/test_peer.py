@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit import Ema, Match, Past, Peer, Recipe, RecipeError, Stage, Tap, Teachers, Training, run
 from kdkit.engine.stage.module import DistillationModule

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit import Batch, BuildContext, Match, Stage, Tap, Training
 from kdkit.engine.check.dry_run import dry_run

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit import Match, Net, Teachers, TorchData, check
 from kdkit.losses import PerTeacher, SoftTargets

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
+from torch.nn import functional as F
 
 from kdkit import Batch, BuildContext, Inputs, LinearRamp, Match, Net, Peer, RecipeError, Stage, Tap, Training, Truth
 from kdkit.engine.stage.module import DistillationModule
