@@ -205,10 +205,10 @@ class PreparedRun:
                 # Not a subclass: Python exits with SIGINT, as a shell loop expects, only for this class.
                 error.result = self._result()  # type: ignore[attr-defined]  # documented in `run`
                 error.add_note(_INTERRUPTED)
-            ctx.teacher_caching.close(ended=False)
+            ctx.teacher_caching.location.close(ended=False)
             ctx.callbacks.call("run_ended", self._ended(time.perf_counter() - began, error=error))
             raise
-        ctx.teacher_caching.close(ended=ctx.options.only is None)
+        ctx.teacher_caching.location.close(ended=ctx.options.only is None)
         ctx.callbacks.call("run_ended", self._ended(time.perf_counter() - began))
         return self._result()
 
