@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit.engine.storage import stage_folder
+from kdkit.engine.storage import run_files, stage_folder
 from kdkit.engine.training import stage_checkpoints
 from kdkit.utils.cores import usable_cores
 
@@ -54,9 +54,9 @@ def train(folder, checkpoint_every):
         {net: kdkit.Truth(nn.CrossEntropyLoss())}, kdkit.Training(epochs=1, batch_size=BATCH, optimizer=optimizer)
     )
     times, stops, copies, writes = Times(), [], [], []
-    save, flatten, write = stage_checkpoints.StageCheckpoints.save, stage_folder.flatten, stage_folder.write
+    save, flatten, write = stage_checkpoints.StageCheckpoints.save, stage_folder.flatten, run_files.write
     stage_checkpoints.StageCheckpoints.save = timed(save, stops)
-    stage_folder.flatten, stage_folder.write = timed(flatten, copies), timed(write, writes)
+    stage_folder.flatten, run_files.write = timed(flatten, copies), timed(write, writes)
     try:
         kdkit.run(
             kdkit.Recipe(data=data, schedule=[stage]),
@@ -68,7 +68,7 @@ def train(folder, checkpoint_every):
         )
     finally:
         stage_checkpoints.StageCheckpoints.save = save
-        stage_folder.flatten, stage_folder.write = flatten, write
+        stage_folder.flatten, run_files.write = flatten, write
     # Without the end of the epoch, and without small files.
     return times.steps, stops, copies[:-1], [seconds for seconds in writes if seconds > 0.01]
 

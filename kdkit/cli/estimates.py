@@ -5,10 +5,8 @@ from typing import Any
 
 import torch
 
-from kdkit.engine.check.estimate import StageEstimate
-from kdkit.engine.check.plan import TermSummary
-from kdkit.engine.check.projectors import ProjectorSummary
-from kdkit.engine.stage.teacher_caching import CacheForecast
+from kdkit.engine.check.estimate import CacheForecast, StageEstimate
+from kdkit.engine.check.plan import ProjectorSummary, TermSummary
 from kdkit.recipe.training import Training
 from kdkit.utils.reprs import describe_count, format_bytes, format_count
 

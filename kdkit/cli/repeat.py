@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from kdkit.cli.recipe_command import file_of, recipe_options
+from kdkit.engine.storage.run_files import RECORD
 from kdkit.engine.storage.run_folder import how_to_resume, read_record
-from kdkit.engine.storage.stage_folder import RECORD
 from kdkit.errors import RunFolderError, shortened
 from kdkit.nets.weights import runs_in
 from kdkit.plugins.recipe_file import RecipeFile

@@ -28,7 +28,7 @@ from kdkit.engine.run_evaluation import RunEvaluation
 from kdkit.engine.run_record import Origin, notices, run_name, run_record, settings_of, versions
 from kdkit.engine.stage.teacher_caching import TeacherCaching
 from kdkit.engine.stage.training_batches import passes_over
-from kdkit.engine.storage.run_folder import RunFolder, can_resume, was_killed_at_start
+from kdkit.engine.storage.run_folder import NoRunFolder, RunFolder, can_resume, was_killed_at_start
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.training.trainer import StageTrainer
 from kdkit.errors import RecipeError, RunFolderError, describe
@@ -205,17 +205,17 @@ class PreparedRun:
                 # Not a subclass: Python exits with SIGINT, as a shell loop expects, only for this class.
                 error.result = self._result()  # type: ignore[attr-defined]  # documented in `run`
                 error.add_note(_INTERRUPTED)
-            ctx.teacher_caching.close(ended=False)
+            ctx.teacher_caching.location.close(ended=False)
             ctx.callbacks.call("run_ended", self._ended(time.perf_counter() - began, error=error))
             raise
-        ctx.teacher_caching.close(ended=ctx.options.only is None)
+        ctx.teacher_caching.location.close(ended=ctx.options.only is None)
         ctx.callbacks.call("run_ended", self._ended(time.perf_counter() - began))
         return self._result()
 
-    def _open_folder(self) -> RunFolder | None:
+    def _open_folder(self) -> RunFolder:
         ctx, options = self.ctx, self.ctx.options
         if options.out is None:
-            return None
+            return NoRunFolder()
         if collectives.rank() > 0:
             return RunFolder(options.out, writes=False)
         record = run_record(ctx.recipe, ctx.plan, options, ctx.device, self.origin)
@@ -243,7 +243,7 @@ class PreparedRun:
             return  # the process that started this one for some stages evaluates the networks
         self.evaluation.evaluate()
         # Last, so that no result can depend on it. Not with several processes, which would slow each other down.
-        if self.folder is not None and ctx.options.measure and not collectives.is_distributed():
+        if self.folder.writes and ctx.options.measure and not collectives.is_distributed():
             seconds = time.perf_counter() - began
             measured = measure_nets(ctx.plan, ctx.recipe.data, ctx.options, ctx.device, seconds=seconds)
             self.folder.save_measurements(measured)
@@ -267,7 +267,7 @@ class PreparedRun:
 
     def _train_stages(self) -> None:
         for index, stage in enumerate(self.ctx.plan.stages):
-            folder = None if self.folder is None else self.folder.stage(index, stage.name)
+            folder = self.folder.stage(index, stage.name)
             if self._is_selected(stage, folder):
                 trainer = StageTrainer(self.ctx, index, stage, folder)
                 try:
@@ -275,13 +275,13 @@ class PreparedRun:
                 finally:
                     self.history[stage.name] = trainer.history
 
-    def _is_selected(self, stage: Stage, folder: StageFolder | None) -> bool:
+    def _is_selected(self, stage: Stage, folder: StageFolder) -> bool:
         """Whether to train or load a stage. RunOptions(only=...) may leave it to another process.
 
         Raises RunFolderError if the stage needs an earlier one that is not finished.
         """
         only = self.ctx.options.only
-        if only is None or folder is None or folder.finished:
+        if only is None or folder.finished:
             return True
         missing = [name for name in stage_dependencies(self.ctx.plan.stages)[stage.name] if name not in self.history]
         if stage.name in only and missing:

@@ -27,13 +27,13 @@ _CLEARLY_WORSE = 0.02  # a relative difference between two metrics that is hardl
 
 
 class RunEvaluation:
-    """The metrics of a run's networks. folder: None to keep nothing on disk.
+    """The metrics of a run's networks.
 
     metrics, differences: see `Result`; empty before `evaluate`, which adds one network after another.
     reported_on: the split of the metrics. student: the network that is trained last.
     """
 
-    def __init__(self, ctx: RunContext, folder: RunFolder | None) -> None:
+    def __init__(self, ctx: RunContext, folder: RunFolder) -> None:
         self.ctx = ctx
         self.folder = folder
         self.metrics: dict[str, dict[str, MetricResult]] = {}
@@ -53,12 +53,12 @@ class RunEvaluation:
             seed_everything(derive_seed(ctx.options.seed, number, SeedPurpose.EVALUATION, 0))
             with located(f"the evaluation of net {net.name!r}", ctx.options.out):
                 self.metrics[net.name] = self._evaluate(net)
-            if self.folder is not None:  # after each network, so that a run that fails later keeps these metrics
-                self.folder.save_metrics(self.reported_on, self.metrics)
+            # After each network, so that a run that fails later keeps these metrics.
+            self.folder.save_metrics(self.reported_on, self.metrics)
         self._save_samples()
         has_notes = _note_weak_teachers(self.metrics, stages, metrics[0], self.reported_on)
         self.differences = tuple(baseline_differences(metrics, stages, self._compared))
-        if self.folder is not None and (self.differences or has_notes):
+        if self.differences or has_notes:
             self.folder.save_metrics(self.reported_on, self.metrics, self.differences)
 
     def _evaluate(self, net: Net[Any]) -> dict[str, MetricResult]:
@@ -68,12 +68,11 @@ class RunEvaluation:
         index = max((index for index, stage in enumerate(stages) if net in stage.objectives), default=-1)
         with ctx.explain_out_of_memory(stages[index], data.validation, trains=False):
             predictions = ctx.predictor.predict_splits(net, batch_size=stages[index].training.batch_size)
-        if self.folder is not None:
-            # The folder of a network that is only a teacher is "0-<name>".
-            folder = self.folder.stage(index, net.name if index < 0 else stages[index].name)
-            folder.save_predictions(net.name, "validation", predictions.validation)
-            if data.test is not None:
-                folder.save_predictions(net.name, "test", predictions.test)
+        # The folder of a network that is only a teacher is "0-<name>".
+        folder = self.folder.stage(index, net.name if index < 0 else stages[index].name)
+        folder.save_predictions(net.name, "validation", predictions.validation)
+        if data.test is not None:
+            folder.save_predictions(net.name, "test", predictions.test)
         if net is self.student:
             self._test_of_student = predictions.test
         baselines = baselines_of(stages)
@@ -85,7 +84,7 @@ class RunEvaluation:
         """Save the samples that the student got most wrong, if the data can be shown in a report."""
         split = self.ctx.recipe.data.validation if self.reported_on == "validation" else self.ctx.recipe.data.test
         predictions = self._test_of_student
-        if self.folder is None or predictions is None or predictions.ids is None or not isinstance(split, Split):
+        if not self.folder.writes or not isinstance(split, Split) or predictions is None or predictions.ids is None:
             return
         # By ids, because predictions have no rows for samples without a label.
         row_of = {number: row for row, number in enumerate(split.ids.tolist())}

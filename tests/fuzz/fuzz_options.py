@@ -13,7 +13,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from kdkit.cli.main import call
-from kdkit.engine.storage.stage_folder import FORMAT
+from kdkit.engine.storage.run_files import FORMAT
 from kdkit.plugins.manager import installed
 from kdkit.utils.sealed import json_parts
 from tests.fuzz.damage import VALUES

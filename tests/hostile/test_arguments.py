@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdkit.engine.storage.stage_folder import FORMAT
+from kdkit.engine.storage.run_files import FORMAT
 from kdkit.utils.sealed import json_parts
 from kdkit.utils.signing import is_signed, sign
 

@@ -1,20 +1,22 @@
 """Run an open stage once on a tiny batch, which shows the shapes, builds the losses and reveals most mistakes."""
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from kdkit.data.batch import Batch, modifications, nested_tensors
 from kdkit.engine.check.facts import CheckedTerm, Facts
 from kdkit.engine.check.network_failures import describe_failure
 from kdkit.engine.check.notices import stage_notices
 from kdkit.engine.check.output_problems import output_problems
-from kdkit.engine.check.plan import summarize
-from kdkit.engine.check.projectors import watch_projectors
-from kdkit.engine.check.sequence_labels import WatchCTC
+from kdkit.engine.check.plan import ProjectorSummary, summarize
 from kdkit.engine.check.step_problems import preserve
 from kdkit.engine.check.term_problem import TermCheck, compares_nothing
 from kdkit.engine.failures.not_finite import cause_in_inputs, cause_in_outputs
@@ -27,7 +29,9 @@ from kdkit.nets.taps import HeadTap, TapLike, is_left_out, path_of
 from kdkit.recipe.recipe import weighted_terms
 from kdkit.teachers.base import Teacher, require_output
 from kdkit.utils.devices import Precision, autocast
-from kdkit.utils.modules import parameters_behind
+from kdkit.utils.modules import forward_hook, parameters_behind
+
+_CTC = (F.ctc_loss, torch.ctc_loss)
 
 
 def dry_run(open_stage: OpenStage, batch: Batch, precision: Precision = "fp32") -> Facts:
@@ -224,7 +228,7 @@ def _compute_terms(facts: Facts) -> Iterator[str]:
             tried = inputs
             if can_relabel and compares_nothing(term, inputs):  # later samples have labels that it compares
                 tried = term.gather_inputs(_labelled_batch(facts, term), outputs, fill=True)
-            with watch_projectors(term.loss) as projectors, WatchCTC() as watch:
+            with _watch_projectors(term.loss) as projectors, _WatchCTC() as watch:
                 problem = TermCheck(term, tried, term.loss_kwargs(tried, module.progress), cause_not_finite).problem()
         except RecipeError as error:
             yield f"term {term.label!r}: {error}"
@@ -241,6 +245,53 @@ def _compute_terms(facts: Facts) -> Iterator[str]:
         facts.checked_terms.append(CheckedTerm(term, inputs, whole))
         facts.terms.append(summarize(term, whole, facts.taps, projectors.values()))
     facts.untrained_outputs = all(parameters_behind([outputs[net.name].output]) - trained for net in module.students)
+
+
+@contextmanager
+def _watch_projectors(loss: object) -> Iterator[dict[nn.Module, ProjectorSummary]]:
+    """Collect the projectors that a loss calls within the context."""
+    summaries: dict[nn.Module, ProjectorSummary] = {}
+
+    def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        result = as_tuple(output)[0] if isinstance(output, tuple | Tensor) else None
+        if args and isinstance(args[0], Tensor) and isinstance(result, Tensor):
+            summaries[module] = ProjectorSummary(
+                module=type(module).__name__,
+                input=tuple(args[0].shape),
+                output=tuple(result.shape),
+                parameters=sum(map(torch.numel, module.parameters())),
+            )
+
+    with forward_hook(_projectors(loss) if isinstance(loss, nn.Module) else (), note):
+        yield summaries
+
+
+def _projectors(loss: nn.Module) -> Iterator[nn.Module]:
+    """Yield the outermost trained modules of a loss that map one tensor. A module with two inputs is itself a loss."""
+    for module in loss.children():
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            continue
+        parameters = inspect.signature(module.forward).parameters.values()
+        required = [
+            parameter
+            for parameter in parameters
+            if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        ]
+        if isinstance(module, nn.ModuleList | nn.ModuleDict) or len(required) > 1:
+            yield from _projectors(module)
+        else:
+            yield module
+
+
+class _WatchCTC(TorchFunctionMode):
+    """Finds out whether torch's CTC loss is called within the context, also by a loss of a user."""
+
+    called = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a torch function, and note whether it is the CTC loss."""
+        self.called |= func in _CTC
+        return func(*args, **(kwargs or {}))
 
 
 def _labelled_batch(facts: Facts, term: BoundTerm) -> Batch:

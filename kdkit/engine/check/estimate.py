@@ -1,8 +1,10 @@
 """Estimate the cost of a stage: multiply-adds, the time of an epoch, and which teacher outputs are cached."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data
@@ -10,12 +12,30 @@ from kdkit.engine.check.multiply_adds import multiply_adds
 from kdkit.engine.check.timing import StepTimes, time_reading, time_steps
 from kdkit.engine.options import RunOptions
 from kdkit.engine.stage.open_stage import OpenStage
-from kdkit.engine.stage.teacher_caching import CacheForecast, TeacherCaching
+from kdkit.engine.stage.teacher_caching import TeacherCaching, frozen_teachers
+from kdkit.errors import CacheError
 from kdkit.nets.net import Net
-from kdkit.recipe.recipe import Recipe
+from kdkit.recipe.recipe import Recipe, Stage
+from kdkit.teachers.cache import Codec, EntryInfo, read_info
 from kdkit.teachers.ema import Ema
+from kdkit.utils.randomness import preserve_rng_state
 
 _SECONDS = 0.8  # for timing the steps of all stages together
+
+
+class CacheForecast(NamedTuple):
+    """Whether the outputs of a teacher will be cached.
+
+    reason: why they will not; "" if they will, or if no output is needed twice. folder: the cache folder; None if only
+    this run reads it. entry: the existing entry that will be reused; None if there is none, or if an earlier stage
+    trains the teacher. bytes: the most that this stage will write if nothing is cached yet.
+    """
+
+    is_cached: bool
+    reason: str = ""
+    folder: Path | None = None
+    entry: EntryInfo | None = None
+    bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +79,7 @@ class Estimator:
         batch, untransformed: a tiny batch, after and before the data's `batch_transform`.
         """
         # Before any step is timed: the cache key depends on the teachers as they are now.
-        caching = self.caching.forecast(open_stage, batch)
+        caching = {net.name: self._forecast(net, open_stage, batch) for net in frozen_teachers(open_stage.stage)}
         times = time_steps(open_stage, self.data, untransformed, self.options.precision, budget=self.budget)
         running: dict[str, Net[Any]] = {net.name: net for net in open_stage.stage.objectives}
         for teacher in open_stage.stage.teachers:
@@ -76,3 +96,40 @@ class Estimator:
             caching=caching,
             reading_seconds=None if times is None else time_reading(self.data, open_stage.stage.training),
         )
+
+    def _forecast(self, net: Net[Any], open_stage: OpenStage, batch: Batch) -> CacheForecast:
+        """Return whether the outputs of a frozen teacher will be cached. Nothing is written."""
+        caching, options = self.caching, self.options
+        if options.teacher_cache == "off":
+            return CacheForecast(False, "the cache is off")
+        try:
+            caching.location.identity.require()
+            with options.autocast(caching.device):
+                if caching.cached_split(net, open_stage) is None:
+                    return CacheForecast(False)
+                with preserve_rng_state():
+                    codec = Codec(caching.recipe.teacher_cache, open_stage.sessions[net.name](batch))
+                size = caching.new_outputs(open_stage.stage) * sum(part.bytes for part in codec.parts)
+                if caching.location.is_private:
+                    return CacheForecast(True, bytes=size)
+                return CacheForecast(
+                    True,
+                    folder=caching.location.folder(),
+                    bytes=size,
+                    entry=self._existing_entry(net, open_stage.stage),
+                )
+        except CacheError as error:
+            return CacheForecast(False, str(error))
+
+    def _existing_entry(self, net: Net[Any], stage: Stage) -> EntryInfo | None:
+        """Return the entry that a stage will reuse, or None."""
+        caching, folder = self.caching, self.caching.location.folder()
+        before = caching.stages[: caching.stages.index(stage)]
+        if any(net in earlier.objectives for earlier in before):  # its weights, and so its key, are not known yet
+            return None
+        with suppress(OSError):  # the run reports a folder that cannot be read
+            # Computing the key reads all weights, so it is skipped if the cache is empty.
+            if folder.is_dir() and any(folder.iterdir()):
+                entry = read_info(folder / caching.key(net, stage).digest)
+                return entry if entry is not None and entry.readable else None
+        return None

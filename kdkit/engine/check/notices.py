@@ -5,19 +5,19 @@ from contextlib import suppress
 from math import ceil
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdkit.data.batch import nested_tensors
 from kdkit.data.dataset import Data
 from kdkit.data.labels import is_ignored
 from kdkit.engine.check.facts import Facts
-from kdkit.engine.check.label_offset import offset_notices
 from kdkit.engine.check.output_problems import feature_teachers
 from kdkit.engine.check.probabilities import kind_of_probabilities, takes_logits
-from kdkit.engine.check.sequence_labels import sequence_notices
+from kdkit.engine.stage.term_inputs import TermInputs
+from kdkit.engine.stage.terms import BoundTerm
 from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.errors import DataError
-from kdkit.losses.base import is_per_position
+from kdkit.losses.base import is_per_position, loss_name
 from kdkit.losses.catalog import ON_FEATURES
 from kdkit.losses.contrastive import CRD
 from kdkit.losses.features import as_tuple
@@ -25,6 +25,8 @@ from kdkit.nets.taps import HeadTap, Tap
 from kdkit.nets.views import Images
 from kdkit.recipe.objective import Truth
 from kdkit.recipe.recipe import Stage, nets_of, weighted_terms
+from kdkit.utils.modules import preserve_buffers
+from kdkit.utils.randomness import preserve_rng_state
 from kdkit.utils.reprs import describe_names
 
 _LARGEST_SHARE = 0.2  # of the initial weights in the final average
@@ -42,8 +44,8 @@ def stage_notices(facts: Facts) -> Iterator[str]:
         _views,
         _channels,
         _probabilities,
-        offset_notices,
-        sequence_notices,
+        _untrained_offset,
+        _frames_of_sequences,
         _unlabelled_positions,
         _sequences,
         _terms_of_copied_labels,
@@ -96,6 +98,36 @@ def _probabilities(facts: Facts) -> Iterator[str]:
             yield (
                 f"the outputs of net {name!r} look like probabilities, such as those of a {kind}, but {loss} takes "
                 f"logits and would compute probabilities of probabilities; leave the {kind} out of the network"
+            )
+
+
+def _untrained_offset(facts: Facts) -> Iterator[str]:
+    """Yield a notice for each student whose probabilities of labels no term trains."""
+    if facts.context.task != "multilabel" or facts.problems:
+        return
+    for net in facts.module.students:
+        terms = [
+            checked
+            for checked in facts.checked_terms
+            if checked.term.student_net is net and checked.term.weighted.has_weight
+        ]
+        on_outputs = [checked.term for checked in terms if checked.term.student.is_output]
+        if on_outputs and not any(_sees_offset(facts, checked.term, checked.inputs) for checked in terms):
+            yield (
+                f"the probability of a label of net {net.name!r} is not trained: {loss_name(on_outputs[0].loss)} "
+                "compares classes with each other, as if a sample had only one, and stays the same if all outputs of a "
+                "sample are larger; add Truth(nn.BCEWithLogitsLoss()), or use a PerLabel... loss"
+            )
+
+
+def _frames_of_sequences(facts: Facts) -> Iterator[str]:
+    """Yield a notice for each term with a teacher that selects frames by labels, if another term computes CTC."""
+    for term in facts.module.terms if facts.computes_ctc and facts.context.position_dims else ():
+        if term.rows is not None and term.target is not None:
+            yield (
+                f"term {term.label!r} compares only the frames at which the padded labels have a class, but with CTC "
+                "the labels are sequences, not one per frame: Masked(loss, mask=...) selects the frames of a sample, "
+                "PerPosition(loss, ignore_index=None) all of them"
             )
 
 
@@ -249,3 +281,27 @@ def _shift(facts: Facts) -> str:
         "shift the labels of all splits, such as in the collate_fn of their DataLoaders: labels = "
         f"nn.functional.pad(labels[:, 1:], (0, 1), value={-100 if -100 in ignored else ignored[0]})"
     )
+
+
+def _sees_offset(facts: Facts, term: BoundTerm, inputs: TermInputs) -> bool:
+    """Return whether the value of a term changes if all outputs of a sample grow by the same number.
+
+    A softmax over the classes removes this offset, but the probability of a label by itself depends on it.
+    """
+    student = inputs.student
+    if not isinstance(student, Tensor) or student.ndim != 2 or student.shape[1] < 2:
+        return True
+    loss, target = term.loss, inputs.target_or_labels()
+    kwargs = term.loss_kwargs(inputs, facts.module.progress)
+
+    def value(outputs: Tensor) -> Tensor:
+        with preserve_rng_state(cuda=False), preserve_buffers([loss] if isinstance(loss, nn.Module) else []):
+            result: Tensor = loss(outputs, target, **kwargs)
+        return result
+
+    offsets = torch.linspace(1, 2, len(student), device=student.device, dtype=student.dtype)[:, None]
+    try:
+        with torch.no_grad():
+            return not torch.allclose(value(student), value(student + offsets), rtol=1e-3, atol=1e-6)
+    except Exception:  # the loss may be user-defined, or only take probabilities
+        return True

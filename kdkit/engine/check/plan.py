@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from kdkit.engine.check.estimate import StageEstimate
-from kdkit.engine.check.projectors import ProjectorSummary
 from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import CheckError
@@ -22,6 +21,16 @@ from kdkit.recipe.recipe import Stage, nets_of
 from kdkit.teachers.base import Teacher
 from kdkit.teachers.ensemble import Teachers
 from kdkit.utils.reprs import describe_count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectorSummary:
+    """A trained module of a loss: its class, the shapes of its first input and output, and its parameters."""
+
+    module: str
+    input: tuple[int, ...]
+    output: tuple[int, ...]
+    parameters: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdkit.engine.storage.history import HISTORY
 from kdkit.engine.storage.run_folder import METRICS, read_record
-from kdkit.engine.storage.stage_folder import HISTORY, SUMMARY
+from kdkit.engine.storage.stage_folder import SUMMARY
 from kdkit.utils.files import read_file
 from kdkit.utils.reprs import describe_array
 from kdkit.utils.sealed import explain_unreadable, read_sealed_json, read_tensors

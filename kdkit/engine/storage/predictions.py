@@ -1,17 +1,38 @@
-"""Read the stored predictions of a network, and check that they are valid."""
+"""The stored predictions of a network: their file, its content, and the check that a file that is read is valid."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from kdkit.engine.storage.run_files import FORMAT
 from kdkit.errors import RunFolderError
 from kdkit.metrics.base import Predictions
-from kdkit.utils.sealed import explain_unreadable, read_tensors
+from kdkit.utils.files import Content
+from kdkit.utils.sealed import explain_unreadable, read_tensors, tensor_parts
 
 REDUCED = "reduced."  # prefix of the name of a metric, see `Predictions.reduced`
 _ARRAYS = {"labels": "biuf", "outputs": "biuf", "ids": "iu", "groups": "iu"}  # names, and kinds of dtypes
+
+
+def predictions_file(stage: Path, net: str, split: str) -> Path:
+    """Return the file of the predictions of a network for a split. stage: the folder of a stage."""
+    return stage / f"predictions-{net}-{split}.safetensors"
+
+
+def predictions_parts(predictions: Predictions) -> list[Content]:
+    """Return the content of a file: labels, outputs and classes, and ids and groups if the data has them."""
+    arrays = {"labels": predictions.labels, "outputs": predictions.outputs}
+    if predictions.ids is not None:
+        arrays["ids"] = predictions.ids
+    if predictions.groups is not None:
+        arrays["groups"] = predictions.groups
+    arrays |= {REDUCED + name: values for name, values in predictions.reduced.items()}
+    tensors = {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()}
+    facts = {"format": FORMAT, "classes": predictions.classes, "per_position": predictions.per_position}
+    return tensor_parts(tensors, facts)
 
 
 def read_predictions(path: Path) -> Predictions:

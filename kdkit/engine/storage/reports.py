@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdkit.engine.storage.predictions import require_same_kind
+from kdkit.engine.storage.predictions import predictions_file, read_predictions, require_same_kind
 from kdkit.engine.storage.run_folder import METRICS, SAMPLES, how_to_resume, read_record
 from kdkit.engine.storage.stage_folder import SUMMARY, StageFolder
 from kdkit.errors import DataError, RunFolderError, did_you_mean
@@ -120,11 +120,11 @@ def read_reported(folder: Path, net: str) -> NetReport:
     metrics = read_metrics(folder)
     if net not in metrics.results:  # killed during the evaluation of this network: test predictions may be missing
         raise RunFolderError(f"{folder} holds no metrics of {net!r}; resume the run to evaluate this net")
-    stage = StageFolder(stages[net])
-    validation, test = stage.load_predictions(net, "validation"), None
+    validation, test = read_predictions(predictions_file(stages[net], net, "validation")), None
     if metrics.reported_on == "test":
-        test = stage.load_predictions(net, "test")
-        require_same_kind(stage.predictions(net, "test"), validation, test)
+        file = predictions_file(stages[net], net, "test")
+        test = read_predictions(file)
+        require_same_kind(file, validation, test)
     positives = record.get("positives")
     is_valid = isinstance(positives, dict) and all(type(count) is int for count in positives.values())
     return NetReport(validation=validation, test=test, train=positives if is_valid else None)

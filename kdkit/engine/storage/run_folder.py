@@ -12,7 +12,8 @@ from filelock import Timeout
 from torch import Tensor
 
 from kdkit.engine.storage.measurements import MEASUREMENTS, Measurements
-from kdkit.engine.storage.stage_folder import FORMAT, RECORD, StageFolder, require_format
+from kdkit.engine.storage.run_files import FORMAT, RECORD, RunFiles, require_format
+from kdkit.engine.storage.stage_folder import NoStageFolder, StageFolder
 from kdkit.errors import RunFolderError, did_you_mean, first_line, shortened
 from kdkit.metrics.base import MetricResult
 from kdkit.nets.weights import runs_hint, runs_in
@@ -151,9 +152,19 @@ class RunFolder:
         self._write(MEASUREMENTS, json_parts({"format": FORMAT, **measurements.as_dict()}))
 
     def _write(self, name: str, parts: Sequence[Content]) -> None:
-        if self.writes:
-            with _explain_unwritable(self.path):
-                write(self.path / name, *parts)
+        RunFiles(self.path, self.writes).write(self.path / name, *parts)
+
+
+@dataclass(frozen=True, slots=True)
+class NoRunFolder(RunFolder):
+    """Takes the place of the folder in a run without one: nothing is saved, and there is nothing to load."""
+
+    path: Path = Path()
+    writes: bool = False
+
+    def stage(self, index: int, name: str) -> StageFolder:
+        """Return a stage folder in which nothing is saved."""
+        return NoStageFolder()
 
 
 def can_resume(path: Path) -> bool:

@@ -111,9 +111,9 @@ class EpochTrainer:
             first = min(numbers)
             location += f", batch {first + 1}"
             cause, batch = self._cause_in(next(self.batches.epoch(epoch, skip=first)).to(self.ctx.device), split)
-            if self.checkpoints.folder is not None:
-                location += f" (saved in {self.checkpoints.folder.save_batch(batch)})"
-                collectives.barrier()  # the error of another rank may end the rank that saves the batch
+            file = self.checkpoints.folder.save_batch(batch)
+            location += "" if file is None else f" (saved in {file})"
+            collectives.barrier()  # the error of another rank may end the rank that saves the batch
         advice = "a lower learning rate, Training(max_grad_norm=...), or another precision may help"
         raise KdkitError(
             f"stage {self.stage.name!r}: {', '.join(map(repr, labels))} is not a finite number in {location}; "

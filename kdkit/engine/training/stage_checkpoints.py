@@ -17,7 +17,7 @@ from kdkit.utils.validation import parse_interval
 
 
 class StageCheckpoints:
-    """The checkpoints of one stage. folder: None to keep nothing on disk; signals still end the run.
+    """The checkpoints of one stage, and the end of the run after a signal, even if the run has no folder.
 
     While an epoch is trained, signals are deferred, see `Interrupts`. They end the run after an update of the weights,
     during a validation, or at the end of an epoch, always in the same order: the ranks agree that there is a signal,
@@ -27,7 +27,7 @@ class StageCheckpoints:
     def __init__(
         self,
         ctx: RunContext,
-        folder: StageFolder | None,
+        folder: StageFolder,
         batches: TrainingBatches,
         progress: StageProgress,
         state: TrainState,
@@ -41,9 +41,9 @@ class StageCheckpoints:
 
     def resume(self) -> list[str]:
         """Load the last checkpoint if there is one, and return notices."""
-        if self.folder is None or (loaded := self.folder.load_checkpoint()) is None:
+        loaded, progress = self.folder.load_checkpoint(), self.progress
+        if loaded is None:
             return []
-        progress = self.progress
         checkpoint, progress.history, notice = loaded
         with self.folder.reading(self.folder.path):
             self.state.load_state_dict(checkpoint["train_state"])
@@ -76,11 +76,11 @@ class StageCheckpoints:
             # Several ranks exit together at the end of the epoch. The first rank writes a checkpoint as soon as it gets
             # the signal, in case they are killed before. Its content is gathered from all ranks now, because the state
             # does not change during the validation.
-            unsaved = [] if self.folder is None else [self._content(self.progress.position)]
+            unsaved = [self._content(self.progress.position)]
 
             def save_if_requested() -> None:
-                if self.ctx.interrupts.requested and unsaved and self.folder is not None:
-                    self.folder.save_checkpoint(self._batches_done(), unsaved.pop())
+                if self.ctx.interrupts.requested and unsaved:
+                    self.folder.save_checkpoint(self._batches_done(), unsaved.pop)
 
             yield save_if_requested
             return
@@ -93,34 +93,31 @@ class StageCheckpoints:
     def after_epoch(self) -> None:
         """Save the state and the files of the finished epoch, and end the run if there was a signal."""
         self.interval.restart()
-        if self.folder is not None:
-            history, kept = self.progress.history, self.ctx.options.keep_checkpoints
-            ended = EndedEpoch(
-                entry=history[-1],
-                best_weights=self.progress.best.weights if history[-1]["best"] else {},
-                weights={
-                    net.name: copy_state(self.state.validated_module(net))
-                    for net in (self.state.module.students if kept else ())
-                },
-                kept=range(len(history) - kept, len(history)),
-            )
-            self.folder.save_checkpoint(self._batches_done(), self._content(None), ended)
+        history, kept = self.progress.history, self.ctx.options.keep_checkpoints
+        ended = EndedEpoch(
+            entry=history[-1],
+            best_weights=self.progress.best.weights if history[-1]["best"] else {},
+            weights={
+                net.name: copy_state(self.state.validated_module(net))
+                for net in (self.state.module.students if kept else ())
+            },
+            kept=range(len(history) - kept, len(history)),
+        )
+        self.folder.save_checkpoint(self._batches_done(), lambda: self._content(None), ended)
         if self.ctx.interrupts.agree():
             self._end_run()
 
     def finish(self) -> None:
         """Wait for the last checkpoint, and end the run if there was a signal, which must not interrupt the writing."""
         with self.ctx.interrupts.deferred():
-            if self.folder is not None:
-                self.folder.wait()
+            self.folder.wait()
             if self.ctx.interrupts.agree():
                 self._end_run()
 
     def save(self) -> None:
         """Write a checkpoint at the current position in an epoch. All ranks must call this."""
         self.interval.restart()
-        if self.folder is not None:
-            self.folder.save_checkpoint(self._batches_done(), self._content(self.progress.position))
+        self.folder.save_checkpoint(self._batches_done(), lambda: self._content(self.progress.position))
 
     def _batches_done(self) -> int:
         """Return the number of batches trained in this stage, which orders its checkpoints."""
@@ -140,8 +137,7 @@ class StageCheckpoints:
     def _end_run(self) -> None:
         """End the run by the recorded signal. Several ranks exit after the first one has written the checkpoint."""
         if collectives.is_distributed():
-            if self.folder is not None:
-                self.folder.wait_or_warn()
+            self.folder.wait_or_warn()
             collectives.barrier()
         self.ctx.interrupts.end_run()
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdkit.engine.storage.stage_folder import History
+from kdkit.engine.storage.history import History
 from kdkit.engine.training.meters import RunningMeans
 from kdkit.utils import collectives
 from kdkit.utils.randomness import rng_state, set_rng_state

@@ -15,7 +15,8 @@ from kdkit.engine.stage.batch_transform import transformed
 from kdkit.engine.stage.open_stage import OpenStage, tiny_batch
 from kdkit.engine.stage.train_state import TrainState
 from kdkit.engine.stage.training_batches import TrainingBatches
-from kdkit.engine.storage.stage_folder import History, StageFolder
+from kdkit.engine.storage.history import History
+from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.training.capture import make_step
 from kdkit.engine.training.epoch_trainer import EpochTrainer
 from kdkit.engine.training.monitor import Monitor
@@ -30,9 +31,9 @@ from kdkit.utils.randomness import seed_everything
 
 
 class StageTrainer:
-    """Trains one stage, or resumes it from the last checkpoint in `folder`. folder: None to keep nothing on disk."""
+    """Trains one stage, or resumes it from the last checkpoint in `folder`."""
 
-    def __init__(self, ctx: RunContext, index: int, stage: Stage, folder: StageFolder | None) -> None:
+    def __init__(self, ctx: RunContext, index: int, stage: Stage, folder: StageFolder) -> None:
         self.ctx = ctx
         self.stage = stage
         self.training = stage.training
@@ -50,37 +51,32 @@ class StageTrainer:
         """An entry for each finished epoch."""
         return self.progress.history
 
-    def train(self) -> History:
-        """Train all epochs, load the best weights into the networks, and return the history.
-
-        A finished stage is loaded from its folder.
-        """
-        if self.folder is not None and self.folder.finished:
+    def train(self) -> None:
+        """Train all epochs, and load the best weights into the networks. A finished stage is loaded from its folder."""
+        if self.folder.finished:
             _, self.progress.history = self.folder.load_finished()
             self.progress.best.weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.objectives}
             self._load_best()
-            return self.history
+            return
         try:
             with located(self._describe_location, self.ctx.options.out):
                 self._train()
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt | Terminated):
                 self._load_best()  # a caller that catches the interrupt gets the best weights, not those of this epoch
-            if self.folder is not None and not self.ctx.interrupts.at_once:
+            if not self.ctx.interrupts.at_once:
                 self.folder.wait_or_warn()
             raise
         self._load_best()
-        if self.folder is not None:
-            summary = {
-                "best_epoch": self.progress.best.epoch,
-                "value": self.progress.best.value,
-                "epochs": len(self.history),
-                "stopped_by": self._stopped_by(),
-                "peak_memory_bytes": self.progress.peak_memory,
-                "teacher_cache": self.progress.cache_entries or None,
-            }
-            self.folder.finish({name: value for name, value in summary.items() if value is not None})
-        return self.history
+        summary = {
+            "best_epoch": self.progress.best.epoch,
+            "value": self.progress.best.value,
+            "epochs": len(self.history),
+            "stopped_by": self._stopped_by(),
+            "peak_memory_bytes": self.progress.peak_memory,
+            "teacher_cache": self.progress.cache_entries or None,
+        }
+        self.folder.finish({name: value for name, value in summary.items() if value is not None})
 
     def _train(self) -> None:
         """Open the stage, resume it from its last checkpoint, and train the remaining epochs."""

@@ -74,6 +74,12 @@ class DataIdentity(NamedTuple):
         """Whether any change of a training sample changes the facts: see `Data.train_digest`."""
         return self.facts is not None and self.facts["train_digest"] is not None
 
+    def require(self) -> Mapping[str, Any]:
+        """Return the facts. Raises CacheError with the reason if there are none."""
+        if self.facts is None:
+            raise CacheError(self.reason)
+        return self.facts
+
 
 def identify(data: Data) -> DataIdentity:
     """Return how the training samples are identified. May read all of them."""

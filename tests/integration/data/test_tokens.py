@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import kdkit
 from kdkit import Ema, Match, Net, Recipe, Stage, Tap, TorchData, Training, Truth
-from kdkit.engine.storage.stage_folder import StageFolder
+from kdkit.engine.storage.predictions import predictions_file, read_predictions
 from kdkit.errors import CheckError, DataError, RecipeError
 from kdkit.losses import DKD, Hint, Masked, MiniLM, PerToken, ReverseKL, SoftTargets
 from kdkit.metrics import Accuracy, BootstrapInterval, CrossEntropy, MacroF1, MeanIoU, Perplexity, TopKAccuracy
@@ -97,7 +97,7 @@ def test_perplexity_and_loss_of_texts_are_those_of_all_their_tokens(tmp_path):
     history = result.history["student"]
     assert min(entry["perplexity"] for entry in history) == pytest.approx(values["perplexity"].value, rel=1e-6)
     assert not any("cross_entropy" in entry for entry in history)  # an epoch computes the monitor alone
-    stored = StageFolder(tmp_path / "run" / "1-student").load_predictions("student", "validation")
+    stored = read_predictions(predictions_file(tmp_path / "run" / "1-student", "student", "validation"))
     assert Perplexity().compute(stored).value == values["perplexity"].value
     evaluated = kdkit.evaluate(recipe, tmp_path / "run")
     assert evaluated["perplexity"].value == pytest.approx(values["perplexity"].value)

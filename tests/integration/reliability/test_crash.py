@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import kdkit
 from kdkit import Net, Recipe, Stage, TorchData
-from kdkit.engine.storage import stage_folder
+from kdkit.engine.storage import run_files
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.errors import KdkitError
 from tests.helpers.callbacks import PressCtrlC
@@ -149,7 +149,7 @@ def test_an_interrupt_in_the_validation_repeats_the_validation_only(read, tmp_pa
 
 def test_a_run_that_a_signal_ends_warns_if_its_checkpoint_cannot_be_written(tmp_path, monkeypatch):
     make = partial(one, lambda: Augmented(40))
-    original = stage_folder.write
+    original = run_files.write
 
     def write(path, *content):
         if path.name == f"checkpoint-{5 + 3}.safetensors":
@@ -157,13 +157,13 @@ def test_a_run_that_a_signal_ends_warns_if_its_checkpoint_cannot_be_written(tmp_
         original(path, *content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage_folder, "write", write)
+        patch.setattr(run_files, "write", write)
         with pytest.warns(UserWarning, match="the last checkpoint was not written: the run folder .* cannot be"):
             require_same_bits(tmp_path, make, callbacks=[PressCtrlC(1, batch=2)])
 
 
 def test_a_run_that_fails_also_warns_if_its_checkpoint_cannot_be_written(tmp_path, monkeypatch):
-    original = stage_folder.write
+    original = run_files.write
 
     def write(path, *content):
         if path.name == "checkpoint-5.safetensors":
@@ -176,7 +176,7 @@ def test_a_run_that_fails_also_warns_if_its_checkpoint_cannot_be_written(tmp_pat
             if event.epoch == 1:
                 raise KdkitError("the loss is too high")
 
-    monkeypatch.setattr(stage_folder, "write", write)
+    monkeypatch.setattr(run_files, "write", write)
     with (
         pytest.warns(UserWarning, match="the last checkpoint was not written: the run folder .* cannot be"),
         pytest.raises(KdkitError, match="the loss is too high"),
@@ -186,7 +186,7 @@ def test_a_run_that_fails_also_warns_if_its_checkpoint_cannot_be_written(tmp_pat
 
 def test_an_interrupt_at_the_end_of_a_stage_waits_for_its_last_checkpoint(tmp_path, monkeypatch):
     make = partial(one, lambda: Augmented(40))
-    original = stage_folder.write
+    original = run_files.write
 
     def write(path, *content):
         if path.name == "checkpoint-15.safetensors":  # in a thread, while the main thread has nothing left to train
@@ -196,7 +196,7 @@ def test_an_interrupt_at_the_end_of_a_stage_waits_for_its_last_checkpoint(tmp_pa
         original(path, *content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage_folder, "write", write)
+        patch.setattr(run_files, "write", write)
         with pytest.raises(KeyboardInterrupt):
             kdkit.run(make, device="cpu", out=tmp_path / "run")
     assert (tmp_path / "run" / "1-net" / "checkpoint-15.safetensors").exists()

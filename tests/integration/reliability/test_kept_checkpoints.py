@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import kdkit
 from kdkit import AverageWeights, Net, RecipeError, Sequential
-from kdkit.engine.storage import stage_folder
+from kdkit.engine.storage import run_files
 from kdkit.engine.storage.stage_folder import StageFolder
 from tests.helpers.callbacks import Killed
 from tests.helpers.stages import Small, copied, same, three, training
@@ -63,7 +63,7 @@ def test_a_run_that_is_killed_between_two_files_resumes_with_the_same_files(mome
     calls = []
     with monkeypatch.context() as patch:
         # Both are called in the thread that writes checkpoints.
-        owner, name = (stage_folder, "write") if moment == "before the checkpoint" else (StageFolder, "delete_epochs")
+        owner, name = (run_files, "write") if moment == "before the checkpoint" else (StageFolder, "delete_epochs")
         original = getattr(owner, name)
 
         def kill(*arguments, **options):

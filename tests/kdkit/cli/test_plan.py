@@ -12,9 +12,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from kdkit import AverageWeights, LRSchedule, Match, Optimizer, Recipe, Stage, Tap, TorchData, Training, check
 from kdkit.cli.estimates import estimate_lines
 from kdkit.cli.plan import show_plan
-from kdkit.engine.check.estimate import StageEstimate
+from kdkit.engine.check.estimate import CacheForecast, StageEstimate
 from kdkit.engine.options import RunOptions
-from kdkit.engine.stage.teacher_caching import CacheForecast
 from kdkit.losses import DKD, Hint, SoftTargets
 from tests.helpers.tiny import one_stage, plain_goal, samples, tiny_net
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kdkit import MetricResult, Net, Predictions, RecipeError
+from kdkit.engine.storage.predictions import read_predictions
 from kdkit.engine.storage.reports import nets_of_run
 from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.engine.storage.stage_folder import EndedEpoch
@@ -29,11 +30,11 @@ def run(tmp_path_factory):
     first, finished = folder.stage(0, "net"), folder.stage(1, "net")
     weights = {"net": {"weight": torch.randn(3, 4), "bias": torch.randn(3)}}
     ended = EndedEpoch(entry={"epoch": 0, "terms": {"t": 0.5}}, best_weights=weights, weights={}, kept=range(0))
-    first.save_checkpoint(4, {"moments": torch.randn(20), "updates": 4}, ended)
+    first.save_checkpoint(4, lambda: {"moments": torch.randn(20), "updates": 4}, ended)
     first.wait()
     labels, outputs = np.arange(6) % 2, np.random.default_rng(0).random((6, 2), np.float32)
     first.save_predictions("net", "test", Predictions(labels=labels, outputs=outputs, classes=("a", "b")))
-    finished.save_checkpoint(4, {}, ended)
+    finished.save_checkpoint(4, dict, ended)
     finished.finish({"best_epoch": 0})
     finished.wait()
     return folder.path
@@ -48,7 +49,9 @@ READERS = {
     "metrics.json": nets_of_run,
     "1-net/weights.safetensors": lambda run: stage(run, 0).load_weights("net"),
     "1-net/checkpoint-4.safetensors": lambda run: stage(run, 0).load_checkpoint(),
-    "1-net/predictions-net-test.safetensors": lambda run: stage(run, 0).load_predictions("net", "test"),
+    "1-net/predictions-net-test.safetensors": lambda run: read_predictions(
+        run / "1-net" / "predictions-net-test.safetensors"
+    ),
     "2-net/stage.json": lambda run: stage(run, 1).load_finished(),
     "2-net/history.jsonl": lambda run: stage(run, 1).load_finished(),
 }

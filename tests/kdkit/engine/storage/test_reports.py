@@ -9,8 +9,8 @@ import torch
 from kdkit import MetricResult, Predictions, Study, Trial
 from kdkit.engine.storage.predictions import read_predictions
 from kdkit.engine.storage.reports import read_class_table, read_metrics, read_reported
+from kdkit.engine.storage.run_files import FORMAT
 from kdkit.engine.storage.run_folder import RunFolder
-from kdkit.engine.storage.stage_folder import FORMAT
 from kdkit.errors import RunFolderError
 from kdkit.utils.sealed import UNSEALED, seal, tensor_parts
 from tests.helpers.tiny import one_stage, plain_goal, tiny_net

@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kdkit import MetricResult, Predictions
+from kdkit.engine.storage.predictions import predictions_file, read_predictions
 from kdkit.engine.storage.reports import nets_of_run, read_reported
-from kdkit.engine.storage.run_folder import RunFolder, default_path, read_record
-from kdkit.engine.storage.stage_folder import FORMAT, EndedEpoch, StageFolder, require_format
+from kdkit.engine.storage.run_files import FORMAT, require_format
+from kdkit.engine.storage.run_folder import NoRunFolder, RunFolder, default_path, read_record
+from kdkit.engine.storage.stage_folder import EndedEpoch, StageFolder
 from kdkit.errors import RunFolderError
 from kdkit.utils.files import write
 from kdkit.utils.sealed import json_parts, tensor_parts
@@ -50,7 +52,7 @@ def ended(entry, **changes):
 
 def save(stage, step, state=STATE, epoch=None):
     """Save a checkpoint, and wait until it is on the disk."""
-    stage.save_checkpoint(step, state, epoch)
+    stage.save_checkpoint(step, lambda: state, epoch)
     stage.wait()
 
 
@@ -329,7 +331,7 @@ def test_a_checkpoint_can_be_loaded_until_the_stage_is_finished(stage):
 
 def test_a_checkpoint_is_a_copy_of_the_state_as_it_was_saved(stage):
     moments = torch.zeros(1000)
-    stage.save_checkpoint(1, {"moments": moments})
+    stage.save_checkpoint(1, lambda: {"moments": moments})
     moments += 1  # while a thread may be writing
     stage.wait()
     assert not stage.load_checkpoint()[0]["moments"].any()
@@ -347,7 +349,7 @@ def test_a_run_waits_for_a_checkpoint_that_an_ended_run_of_this_process_is_still
     save(stage, 1)
     may_write, fsync = threading.Event(), os.fsync
     monkeypatch.setattr(os, "fsync", lambda handle: may_write.wait(30) and fsync(handle))
-    stage.save_checkpoint(2, {**STATE, "position": 7})
+    stage.save_checkpoint(2, lambda: {**STATE, "position": 7})
     threading.Timer(0.1, may_write.set).start()
     assert StageFolder(stage.path).load_checkpoint()[0]["position"] == 7
 
@@ -367,6 +369,25 @@ def test_a_rank_that_does_not_write_leaves_no_file(tmp_path):
     stage.save_weights("net", {"w": torch.ones(1)})
     stage.finish({})
     assert names(tmp_path) == []
+
+
+def test_a_run_without_a_folder_gathers_no_state_and_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = NoRunFolder()
+    run.save_metrics("test", {})
+    stage = run.stage(0, "net")
+    stage.save_checkpoint(1, lambda: pytest.fail("a state may take long to gather"), ended({"epoch": 0}))
+    stage.finish({})
+    assert (stage.load_checkpoint(), stage.finished) == (None, False)
+    assert names(tmp_path) == []
+
+
+def test_metrics_are_not_saved_in_a_run_folder_that_is_gone(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", RECORD, None)
+    (tmp_path / "run").rename(tmp_path / "renamed")
+    with pytest.raises(RunFolderError, match="no longer exists: it was deleted or renamed while the run was"):
+        folder.save_metrics("test", {})
+    assert names(tmp_path) == ["renamed"]
 
 
 def test_the_history_has_a_line_of_json_per_epoch(stage):
@@ -421,7 +442,7 @@ def test_predictions_are_saved_as_plain_arrays_with_ids_if_the_data_has_them(sta
     assert ids is None or saved["ids"].tolist() == [7, 5]
     assert saved["labels"].tolist() == [1, 0]
     assert np.array_equal(saved["outputs"].numpy(), predictions.outputs)
-    loaded = stage.load_predictions("net", "test")
+    loaded = read_predictions(predictions_file(stage.path, "net", "test"))
     assert np.array_equal(loaded.outputs, predictions.outputs)
     assert loaded.classes == ("a", "b")
 
@@ -443,7 +464,7 @@ READERS = {
     "weights.safetensors": lambda stage: stage.load_weights("net"),
     "history.jsonl": StageFolder.load_checkpoint,
     "stage.json": StageFolder.load_finished,
-    "predictions-net-test.safetensors": lambda stage: stage.load_predictions("net", "test"),
+    "predictions-net-test.safetensors": lambda stage: read_predictions(predictions_file(stage.path, "net", "test")),
 }
 
 
