@@ -11,6 +11,7 @@ from kdkit.data.batch import items_of, nested_tensors, rebuild
 from kdkit.errors import DataError
 
 MISSING_LABEL = -1  # the label of every sample in data without labels
+_OTHERS = "leave out indices and names of samples, and put what networks and losses need into the inputs"
 _LABEL_KEYS = ("label", "labels", "target", "targets", "y")  # conventions of Hugging Face, torchvision and others
 
 
@@ -59,6 +60,8 @@ class SampleKeys:
             advice = "; put arrays of all samples in a dataset: TensorDataset(inputs, labels)" if is_array else ""
             if is_array or (isinstance(sample, Sequence) and len(sample) == 1):
                 advice += "; training samples without labels are kdkit.Unlabelled(dataset)"
+            elif isinstance(sample, Sequence):
+                advice += f"; {_OTHERS}"
             elif not isinstance(sample, Sequence):
                 advice = "; name the attribute that has its labels: TorchData(..., labels='y')"
             raise DataError(f"{source} pairs (inputs, labels); got a {type(sample).__name__}{size}{advice}")
@@ -119,10 +122,10 @@ def as_weights(weights: Any, labels: Any, source: str) -> Tensor | None:
     prefix = f"{source} pairs (inputs, labels); got additional weights"
     expected = "expected the weight of each sample, a float of at least 0"
     if not isinstance(weights, Tensor):
-        raise DataError(f"{prefix} that are a {type(weights).__name__}; {expected}")
+        raise DataError(f"{prefix} that are a {type(weights).__name__}; {expected}; {_OTHERS}")
     if not weights.is_floating_point() or weights.shape != labels.shape[:1]:
         dtype = str(weights.dtype).removeprefix("torch.")
-        raise DataError(f"{prefix} that are {dtype} of shape {tuple(weights.shape)}; {expected}")
+        raise DataError(f"{prefix} that are {dtype} of shape {tuple(weights.shape)}; {expected}; {_OTHERS}")
     if weights.device.type == "cpu":
         is_valid = (weights >= 0) & weights.isfinite()
         if not is_valid.all():

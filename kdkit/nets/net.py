@@ -208,6 +208,11 @@ class Net(Generic[M]):
             )
         if not isinstance(key, str | None):
             raise RecipeError(f"weights_key of net {self.name!r} must be a text such as 'student'; got {key!r}")
+        if "://" in str(weights):
+            raise RecipeError(
+                f"weights of net {self.name!r} must be a file or a folder, but {weights} is an address; download it "
+                "first, such as with torch.hub.download_url_to_file(URL, FILE)"
+            )
         loaded = load_weights(self.network, user_path(weights), self.name, key=key, strict=strict)
         self.weights_note = loaded.note
         self.trained |= loaded.complete

@@ -102,12 +102,19 @@ class Optimizer:
                 optimizer = self._timm_optimizer(self.make, parameters)
             else:
                 optimizer = self.make(parameters, **self._fused_options(parameters), **self.options)
+            if all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval")):
+                raise ValueError(
+                    "it has the modes train() and eval(), as schedule-free optimizers do, which kdkit does not set; "
+                    "use another optimizer with an LRSchedule, or with Training(ema=AverageWeights())"
+                )
             for group in optimizer.param_groups if self.groups is not None else ():
                 _refuse_misspelt_option(group, optimizer.defaults)
                 group["lr"] = group["lr"] * group.get("lr_scale", 1)
             return optimizer
         except (ValueError, TypeError) as error:
-            raise RecipeError(f"{self} cannot be created: {error}") from error
+            is_muon = "Muon only supports 2D" in str(error)
+            advice = "; timm's Optimizer('muon') updates the others as AdamW does" if is_muon else ""
+            raise RecipeError(f"{self} cannot be created: {error}{advice}") from error
 
     def __repr__(self) -> str:
         text = _describe("Optimizer", self.make, self.options)

@@ -1,5 +1,6 @@
 """Explain why a network fails for its inputs: their shapes, dtype, channels and size, and the line of user code."""
 
+import inspect
 import re
 import traceback
 from collections.abc import Iterable
@@ -42,8 +43,12 @@ def describe_failure(teacher: Teacher, batch: Batch, error: Exception) -> str:
 
 def input_advice(net: Net[Any], inputs: Iterable[Tensor], error: Exception) -> str:
     """Return advice on common mistakes with columns, arrays, images and decoders, to append to the error, or ""."""
-    if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
-        return "; select the inputs that it takes, for example Net(..., view=Inputs(only=('input_ids',)))"
+    is_call = isinstance(error, TypeError)
+    takes_one = is_call and _takes_one(net.module)
+    if (is_call and "unexpected keyword argument" in str(error)) or (takes_one and "required positional" in str(error)):
+        advice = "; select the inputs that it takes, for example Net(..., view=Inputs(only=('input_ids',)))"
+        whole = ", or give it the whole mapping by a view that returns ((dict(batch.inputs),), {})"
+        return advice + whole * takes_one
     # Models of transformers name the inputs of the encoder in this error.
     has_decoder = getattr(getattr(net.module, "config", None), "is_encoder_decoder", False)
     if has_decoder and "inputs_embeds" in str(error):
@@ -66,6 +71,16 @@ def line_of_user_code(error: Exception) -> str:
         and not any(Path(frame.filename).is_relative_to(library) for library in _LIBRARIES)
     ]
     return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+
+
+def _takes_one(module: Any) -> bool:
+    """Return whether a network has exactly one argument without a default."""
+    try:
+        parameters = inspect.signature(getattr(module, "forward", module)).parameters.values()
+    except (TypeError, ValueError):  # of compiled code
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(each.kind in positional and each.default is each.empty for each in parameters) == 1
 
 
 def _dtype_advice(net: Net[Any], inputs: list[Tensor], error: Exception) -> str:

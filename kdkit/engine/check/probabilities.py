@@ -21,8 +21,8 @@ _VIEWS = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "ToCopy", "Sl
 _ENOUGH = 12  # this many values are not all in [0, 1] by chance
 
 
-class _Target(NamedTuple):
-    """A kind of target that losses of torch take: in words, how to recognize a wrong one, and what to use instead."""
+class _Values(NamedTuple):
+    """The values that losses of torch take on one side: in words, how to recognize others, and what to use instead."""
 
     losses: tuple[object, ...]
     words: str
@@ -33,19 +33,35 @@ class _Target(NamedTuple):
 _SOFT_TARGETS = "kdkit.losses.SoftTargets(temperature=1), which takes the logits of both sides"
 _NO_COUNT = "a loss on numbers, such as nn.MSELoss()"
 _TARGETS = (
-    _Target(_CROSS_ENTROPIES, "probabilities", lambda target: _outside(target, 0, 1), _SOFT_TARGETS),
-    _Target(
+    _Values(_CROSS_ENTROPIES, "probabilities", lambda target: _outside(target, 0, 1), _SOFT_TARGETS),
+    _Values(
         (*_BINARY, nn.BCELoss, F.binary_cross_entropy),
         "probabilities",
         lambda target: _outside(target, 0, 1),
         "kdkit.losses.PerLabelSoftTargets(temperature=1), which takes the logits of both sides",
     ),
-    _Target((nn.PoissonNLLLoss, F.poisson_nll_loss), "counts", lambda target: target < 0, _NO_COUNT),
-    _Target(
+    _Values((nn.PoissonNLLLoss, F.poisson_nll_loss), "counts", lambda target: target < 0, _NO_COUNT),
+    _Values(
         (nn.SoftMarginLoss, F.soft_margin_loss, nn.HingeEmbeddingLoss, F.hinge_embedding_loss),
         "labels of 1 and -1",
         lambda target: target.abs() != 1,
         _NO_COUNT,
+    ),
+)
+
+
+_STUDENTS = (
+    _Values(
+        (nn.NLLLoss, F.nll_loss),
+        "log-probabilities, such as those of log_softmax",
+        lambda student: student > 1e-3,
+        "nn.CrossEntropyLoss()",
+    ),
+    _Values(
+        (nn.BCELoss, F.binary_cross_entropy),
+        "probabilities, such as those of a sigmoid",
+        lambda student: _outside(student, 0, 1),
+        "nn.BCEWithLogitsLoss()",
     ),
 )
 
@@ -79,6 +95,15 @@ def takes_logits(loss: object) -> bool:
     """Whether a loss is known to take logits: a loss of kdkit, or a cross-entropy of torch, even if kdkit wraps it."""
     loss = unwrapped(loss)
     return _is_among(loss, _TAKES_LOGITS) or is_of_kdkit(loss)
+
+
+def student_problem(loss: Any, student: TensorOrTuple) -> str | None:
+    """Return why the outputs of a student cannot be those that a loss of torch takes, and what to do, or None."""
+    loss = unwrapped(loss)
+    for kind in _STUDENTS:
+        if _is_among(loss, kind.losses) and _any(student, kind.is_wrong):
+            return f"it takes {kind.words}, but got other values; use {kind.remedy}, which takes logits"
+    return None
 
 
 def target_problem(loss: Any, student: TensorOrTuple, target: TensorOrTuple) -> str | None:

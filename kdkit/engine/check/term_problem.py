@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from kdkit.engine.check.plan import describe_shape
-from kdkit.engine.check.probabilities import target_problem
+from kdkit.engine.check.probabilities import student_problem, target_problem
 from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import KdkitError, first_line
@@ -22,6 +22,7 @@ from kdkit.recipe.objective import taps_of
 from kdkit.teachers.ensemble import Teachers
 from kdkit.teachers.peer import Peer
 from kdkit.utils.modules import preserve_buffers
+from kdkit.utils.validation import is_number
 
 
 def compares_nothing(term: BoundTerm, inputs: TermInputs) -> bool:
@@ -54,10 +55,11 @@ class TermCheck:
         term = self.term
         if compares_nothing(term, self.inputs):
             return None  # later batches have labels
-        if self.teacher is not None:
+        problem = student_problem(term.loss, self.inputs.student)
+        if problem is None and self.teacher is not None:
             problem = target_problem(term.loss, self.inputs.student, self.target)
-            if problem is not None:
-                return f"{self.loss} does not fit: {problem}"
+        if problem is not None:
+            return f"{self.loss} does not fit: {problem}"
         watch = _WatchBroadcast(self.inputs.student, self.target)
         try:
             with watch, warnings.catch_warnings(record=True) as caught:
@@ -76,7 +78,9 @@ class TermCheck:
             return f"{self.shapes} have different shapes and would be broadcast{self._heads_advice() or f'; {advice}'}"
         if not isinstance(value, Tensor) or value.ndim:
             got = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            return f"{self.loss} must return a scalar, but returned {got}; reduce it, for example with .mean()"
+            advice = "return the tensor, without .item() or float()" if is_number(value) else "return one number"
+            advice = "reduce it, for example with .mean()" if isinstance(value, Tensor) else advice
+            return f"{self.loss} must return a scalar, but returned {got}; {advice}"
         problem = self._gradient_problem(value)
         if problem is None and watch.is_broadcast:
             problem = (
@@ -107,6 +111,10 @@ class TermCheck:
                 )
         if isinstance(self.teacher, Teachers) and not isinstance(loss, PerTeacher):
             return f"; Teachers(...) returns a tuple; PerTeacher({self.loss}) applies the loss to each element"
+        labels = None if self.teacher is not None else as_tuple(self.target)[0]
+        is_column = labels is not None and labels.ndim == 1 and labels.is_floating_point()
+        if labels is not None and is_column and self.first.ndim > 1 and bool((labels.round() == labels).all()):
+            return "; labels that are floats are numbers (regression); if they are classes, make them integers: .long()"
         if isinstance(error, IndexError) and self.first.ndim == 1:
             return f"; {ONE_OUTPUT}"
         return self._heads_advice()

@@ -21,7 +21,7 @@ _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 # Attributes in which training programs hold a network next to other modules, such as a loss with parameters.
 _HOLDERS = ("model", "net", "network", "base_model", "backbone", "encoder", "student", "teacher")
 _DISTILLER = re.compile(r"(?:.*\.)?module\.nets\.\d+\.")  # the prefix of a student of a Distiller
-_AVERAGES = {"ema", "swa", "averaged"}  # words in the names of averaged weights, such as "state_dict_ema"
+_AVERAGES = {"ema", "swa", "average", "averaged"}  # words in the names of averaged weights, such as "state_dict_ema"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Read the state dicts in weight files of kdkit and other training programs."""
 
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -108,11 +109,32 @@ def _read(path: Path, name: str) -> object:
         blocked = re.search(r"GLOBAL (\S+)", str(error))
         if blocked is not None:
             reason = f"it holds {blocked[1]}, which is not loaded because it could run code from the file"
+        if (other := _other_kind(path)) is not None:
+            raise RecipeError(f"the weights of net {name!r} in {path} cannot be read: {other}") from error
         raise RecipeError(
             f"the weights of net {name!r} in {path} cannot be read: expected .safetensors or a torch file with only a "
             f"state dict and plain values ({reason}); export them in the program that wrote the file: "
             "torch.save(model.state_dict(), FILE)"
         ) from error
+
+
+def _other_kind(path: Path) -> str | None:
+    """Return what a file is that users often have in the place of weights, and what to do, or None."""
+    with path.open("rb") as file:
+        start = file.read(100).lstrip()
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS; run git lfs pull in its repository"
+    if start.startswith(b"<"):
+        return "it is a web page, such as of a failed download; download the file itself"
+    if path.suffix == ".onnx":
+        return "it is an ONNX model, which teaches as Net(name, kdkit.OnnxModel(FILE))"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any("/code/" in entry for entry in archive.namelist()):
+                return (
+                    "it is a TorchScript program; save its weights, torch.save(torch.jit.load(FILE).state_dict(), NEW)"
+                )
+    return None
 
 
 def _read_shards(index: Path, name: str) -> dict[str, Tensor]:

@@ -192,6 +192,35 @@ def test_texts_collated_by_transformers_have_their_labels_under_a_key():
     assert "labels" not in first.inputs
 
 
+class OfMapping(nn.Module):
+    """A network whose only argument is a mapping, to which it adds its outputs, as those of sentence-transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, features, **options):
+        features["embedding"] = self.layer(features["first"] + features["second"])
+        return features
+
+
+class WholeMapping:
+    key = "the whole mapping"
+
+    def __call__(self, batch):
+        return (dict(batch.inputs),), {}
+
+
+def test_a_network_of_a_mapping_gets_it_by_a_view_as_the_error_without_one_says():
+    rows = [{"first": torch.randn(4), "second": torch.randn(4), "label": row % 3} for row in range(8)]
+    with pytest.raises(DataError, match=r"or give it the whole mapping by a view that returns \(\(dict\(batch.inputs"):
+        kdkit.distill(OfMapping(), OfMapping(), rows, rows)
+    options = {"view": WholeMapping(), "element": "embedding"}
+    nets = [Net("teacher", OfMapping(), trained=True, **options), Net("student", OfMapping(), **options)]
+    result = kdkit.distill(*nets, rows, rows, epochs=1, progress=False)
+    assert result.metrics["student"]["accuracy"].value is not None
+
+
 def test_a_column_that_the_network_does_not_take_is_named():
     rows = [{"input": image, "label": label, "path": f"{row}.png"} for row, (image, label) in enumerate(IMAGE_DATA)]
     with pytest.raises(DataError, match=r"net 'student' fails .* 'path'; select the inputs .*view=Inputs\(only="):
@@ -486,7 +515,7 @@ def test_a_loss_of_user_code_gets_the_weights_by_the_name_of_its_argument():
     [
         (
             torch.ones(24, dtype=torch.int64),
-            r"additional weights that are int64 of shape \(1,\); expected the weight",
+            r"additional weights that are int64 of shape \(1,\); expected the weight .* leave out indices and names",
         ),
         (torch.ones(24, 2), r"got additional weights that are float32 of shape \(1, 2\)"),
         (

@@ -254,7 +254,8 @@ def test_a_state_dict_two_keys_deep_is_loaded(path):
 
 
 @pytest.mark.parametrize(
-    ("plain", "average"), [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("params", "params_ema")]
+    ("plain", "average"),
+    [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("params", "params_ema"), ("student", "average")],
 )
 def test_plain_weights_are_taken_and_averaged_ones_are_noted(path, plain, average):
     torch.save({average: trained(2).state_dict(), plain: trained(1).state_dict()}, path)

@@ -521,6 +521,24 @@ def test_files_of_other_formats_are_refused_with_the_way_to_export_them(tmp_path
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_files_that_are_in_the_place_of_weights_are_named_with_the_way_to_get_them(tmp_path):
+    torch.jit.script(Mlp().eval()).save(tmp_path / "teacher.pt")
+    (tmp_path / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    (tmp_path / "page.pth").write_text("<!DOCTYPE html><html>Not found</html>")
+    (tmp_path / "teacher.onnx").write_bytes(b"\x08\x07\x12\x07pytorch" + bytes(100))
+    for file, advice in {
+        "teacher.pt": r"a TorchScript program; .*torch\.jit\.load\(FILE\)\.state_dict\(\)",
+        "pointer.safetensors": "a pointer of Git LFS; run git lfs pull",
+        "page.pth": "a web page, .* download the file itself",
+        "teacher.onnx": r"an ONNX model, .* kdkit\.OnnxModel\(FILE\)",
+    }.items():
+        with pytest.raises(RecipeError, match=rf"{file} cannot be read: it is {advice}"):
+            Net("teacher", Mlp(), weights=tmp_path / file)
+    with pytest.raises(RecipeError, match=r"but https://host/teacher\.pth is an address; download it first"):
+        Net("teacher", Mlp(), weights="https://host/teacher.pth")
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_a_distributed_checkpoint_is_loaded_after_it_is_made_one_file(tmp_path):
     from torch.distributed import checkpoint
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save

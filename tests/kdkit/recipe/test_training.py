@@ -209,6 +209,23 @@ def test_options_of_timm_that_need_a_whole_model_are_refused(option):
         Optimizer("adamw", lr=0.1, **option)
 
 
+class ScheduleFree(torch.optim.SGD):
+    def train(self):
+        """Choose the weights for training."""
+
+    def eval(self):
+        """Choose the weights for a validation."""
+
+
+def test_optimizers_whose_remedy_is_another_one_name_it():
+    module = nn.Linear(2, 2)
+    with pytest.raises(RecipeError, match=r"modes train\(\) and eval\(\), .* use another optimizer with an LRSchedule"):
+        Optimizer(ScheduleFree, lr=0.1).build(module.named_parameters())
+    with pytest.raises(RecipeError, match=r"only supports 2D .*; timm's Optimizer\('muon'\) updates the others"):
+        Optimizer(torch.optim.Muon, lr=0.1).build(module.named_parameters())
+    Optimizer("muon", lr=0.1).build(module.named_parameters())
+
+
 @pytest.mark.parametrize("make", [torch.optim.LBFGS, functools.partial(torch.optim.LBFGS, history_size=3)])
 def test_an_optimizer_that_needs_a_closure_is_refused(make):
     with pytest.raises(RecipeError, match=r"LBFGS recomputes the loss within a step \(a closure\)"):

@@ -380,7 +380,9 @@ def raising(student, target):
     ("loss", "message"),
     [
         (unreduced, "unreduced must return a scalar, but returned a tensor (4,)"),
-        (number, "number must return a scalar, but returned a float"),
+        (number, "number must return a scalar, but returned a float; return the tensor, without .item() or float()"),
+        (lambda student, target: {"loss": student.sum()}, "a scalar, but returned a dict; return one number"),
+        (nn.NLLLoss(), "takes log-probabilities, such as those of log_softmax, but got other values; use nn.Cross"),
         (detached, "detached has no effect: it has no gradient for net 'student'"),
         (zero, "zero is always zero, whatever net 'student' returns"),
         (not_a_number, "not_a_number is nan at the first step"),

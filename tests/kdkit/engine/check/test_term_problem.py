@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kdkit import Match, Net, Teachers, TorchData, check
+from kdkit import Match, Net, Teachers, TorchData, Truth, check
 from kdkit.losses import PerTeacher, SoftTargets
 from tests.helpers.open_stages import only_problem
 from tests.helpers.tiny import Mlp, one_stage, plain_goal, samples, tiny_net
@@ -36,6 +36,13 @@ def teacher_and_student():
 def test_a_loss_of_torch_on_probabilities_or_labels_refuses_the_logits_of_a_teacher(loss, message):
     teacher, student = teacher_and_student()
     assert re.search(message, only_problem(one_stage(student, plain_goal() + Match(teacher, loss))))
+
+
+def test_classes_that_are_floats_are_named_by_the_loss_that_does_not_fit():
+    rows = torch.utils.data.TensorDataset(torch.randn(8, 4), torch.arange(8.0) % 3)
+    for loss in (nn.MSELoss(), nn.CrossEntropyLoss()):
+        problem = only_problem(one_stage(tiny_net("student"), Truth(loss), TorchData(rows, rows)))
+        assert "labels that are floats are numbers (regression); if they are classes, make them integers" in problem
 
 
 def test_a_loss_for_each_teacher_is_checked_as_well():
