@@ -16,11 +16,7 @@ from kdkit_ecg.store import FAULTS, SignalFile, SignalStore, StoredSignals
 Signals = Sequence[NDArray[np.float32]]
 
 # By the fault of a `PreparedSignal`.
-_REASONS = {
-    "signal": ExclusionReason.SIGNAL,
-    "rate": ExclusionReason.RATE,
-    "checksum": ExclusionReason.CHECKSUM,
-}
+_REASONS = {"signal": ExclusionReason.SIGNAL, "rate": ExclusionReason.RATE, "checksum": ExclusionReason.CHECKSUM}
 
 
 def read_signals(
