@@ -20,10 +20,7 @@ _REASONS = {"signal": ExclusionReason.SIGNAL, "rate": ExclusionReason.RATE, "che
 
 
 def read_signals(
-    headers: Sequence[RecordSource],
-    preparation: Preparation,
-    excluded: ExcludedRecords,
-    store: SignalStore | None = None,
+    headers: Sequence[RecordSource], preparation: Preparation, excluded: ExcludedRecords, store: SignalStore | None
 ) -> tuple[list[RecordSource], Signals, list[bytes]]:
     """Return the records that can be prepared, their signals, and a hash of the samples in each record's files.
 
