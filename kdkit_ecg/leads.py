@@ -78,7 +78,7 @@ def derivation(names: Sequence[str], lead: str) -> dict[str, float]:
     return min(solutions, key=lambda factors: sum(map(abs, factors.values())))
 
 
-def lead_names(leads: int | tuple[str, ...], available: Sequence[str] = LEADS) -> tuple[str, ...]:
+def lead_names(leads: int | tuple[str, ...], available: Sequence[str]) -> tuple[str, ...]:
     """Return the names in a lead set of `LEAD_SETS`, or the names themselves in their standard case.
 
     Raises RecipeError for a number without a set, and for names that are not available, repeated or missing.

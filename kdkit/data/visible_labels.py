@@ -28,7 +28,7 @@ _ROWS = 4096  # the number of visible labels that are checked at a time
 _SAMPLES = 32  # the number of samples that are read to find out the form of labels by class
 
 
-def read_labels(split: TorchSplit, unknown: float | None, first: Batch | None = None) -> SplitLabels:
+def read_labels(split: TorchSplit, unknown: float | None, first: Batch | None) -> SplitLabels:
     """Return all labels of a split if they are visible, otherwise the labels of its first batch or of some samples.
 
     unknown: the label that means unknown. first: the first batch, if it was already read.

@@ -130,10 +130,7 @@ class Reference:
         """
         source = self.source
         real = [source.inputs_of(batch) for batch in source.batches(self._tested, _BATCH, count=_SAMPLES)]
-        kinds = {
-            "real": real,
-            "random": [source.random_inputs(like=real[0], other_sizes=False)],
-        }
+        kinds = {"real": real, "random": [source.random_inputs(like=real[0], other_sizes=False)]}
         with eval_mode(source.module), torch.no_grad():
             differences = {
                 kind: max(self._difference(model, inputs) for inputs in several) for kind, several in kinds.items()

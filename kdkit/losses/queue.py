@@ -49,12 +49,7 @@ class QueueKL(nn.Module):
     stored: Tensor
 
     def __init__(
-        self,
-        *,
-        size: int | None = None,
-        temperature: float = 0.07,
-        local: float = 1.0,
-        local_temperature: float = 0.07,
+        self, *, size: int | None = None, temperature: float = 0.07, local: float = 1.0, local_temperature: float = 0.07
     ) -> None:
         super().__init__()
         validate_count("size", size, optional=True)

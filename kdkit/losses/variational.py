@@ -149,12 +149,7 @@ class MGD(ProjectedLoss):
     """
 
     def __init__(
-        self,
-        *,
-        alpha: float = 7e-5,
-        mask: Mask = "channel",
-        masked: float = 0.15,
-        reduction: Reduction = "batchmean",
+        self, *, alpha: float = 7e-5, mask: Mask = "channel", masked: float = 0.15, reduction: Reduction = "batchmean"
     ) -> None:
         super().__init__()
         validate_above_zero("alpha", alpha)

@@ -51,13 +51,7 @@ class Difference:
 
 
 def paired_bootstrap(
-    metric: Metric,
-    candidate: Runs,
-    baseline: Runs,
-    *,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    metric: Metric, candidate: Runs, baseline: Runs, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> Difference:
     """Return the difference of a metric between two networks on the same samples, with a paired bootstrap interval.
 

@@ -220,7 +220,7 @@ def fold_records(
     *,
     k: int,
     provenance: Mapping[str, str],
-    keep: Folds | None = None,
+    keep: Folds | None,
 ) -> Folds:
     """Return k folds of the records, stratified by class and database, with each group in one fold.
 

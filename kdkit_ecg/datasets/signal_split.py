@@ -100,11 +100,7 @@ class SignalSplit(Split):
             for position, lead in enumerate(self.leads):
                 if lead in LEADS:
                     signal[:, LEADS.index(lead)] = windows[:, position]
-        return {
-            SIGNAL: signal,
-            RATE: torch.full((count,), float(self.rate)),
-            IN_MV: torch.full((count,), self.in_mv),
-        }
+        return {SIGNAL: signal, RATE: torch.full((count,), float(self.rate)), IN_MV: torch.full((count,), self.in_mv)}
 
     def report_names(self, rows: Tensor) -> list[str]:
         """Return the names of records, as their files have them."""

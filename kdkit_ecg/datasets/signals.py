@@ -16,18 +16,11 @@ from kdkit_ecg.store import FAULTS, SignalFile, SignalStore, StoredSignals
 Signals = Sequence[NDArray[np.float32]]
 
 # By the fault of a `PreparedSignal`.
-_REASONS = {
-    "signal": ExclusionReason.SIGNAL,
-    "rate": ExclusionReason.RATE,
-    "checksum": ExclusionReason.CHECKSUM,
-}
+_REASONS = {"signal": ExclusionReason.SIGNAL, "rate": ExclusionReason.RATE, "checksum": ExclusionReason.CHECKSUM}
 
 
 def read_signals(
-    headers: Sequence[RecordSource],
-    preparation: Preparation,
-    excluded: ExcludedRecords,
-    store: SignalStore | None = None,
+    headers: Sequence[RecordSource], preparation: Preparation, excluded: ExcludedRecords, store: SignalStore | None
 ) -> tuple[list[RecordSource], Signals, list[bytes]]:
     """Return the records that can be prepared, their signals, and a hash of the samples in each record's files.
 

@@ -28,11 +28,7 @@ RECORDS_PER_PROCESS = 256  # that justify starting a process: its imports take a
 VERSION = 1  # of the simulator; increase it if any signal changes, because the fingerprint depends on it
 
 # Far apart, so that the size of one split never changes the records of another.
-_FIRST_ID = {
-    "train": 0,
-    "validation": 1_000_000_000,
-    "test": 2_000_000_000,
-}
+_FIRST_ID = {"train": 0, "validation": 1_000_000_000, "test": 2_000_000_000}
 
 
 class Synthetic(Data):

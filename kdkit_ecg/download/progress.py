@@ -1,6 +1,5 @@
 """Show the progress of a download: files, bytes, speed and remaining time."""
 
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -47,9 +46,7 @@ class DownloadProgress:
         self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._progress.stop()
 
     def _file_count(self) -> str:

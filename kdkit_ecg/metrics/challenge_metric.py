@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from kdkit import MetricResult, Predictions, RecipeError
 from kdkit.metrics import Resampled, Thresholds
-from kdkit.metrics.base import require_class_outputs
+from kdkit.metrics.base import Bools, Floats, require_class_outputs
 from kdkit.metrics.thresholds import thresholds_array
 from kdkit.utils.validation import validate_switches
 from kdkit_ecg.labels import Year, scored_classes
-from kdkit_ecg.metrics.official import Bools, Floats, Rewards, decisions, normalised_score
+from kdkit_ecg.metrics.official import Rewards, decisions, normalised_score
 
 # Candidate thresholds in even steps of the logit, because a rare class may need one far below a probability of 0.01.
 CANDIDATES = np.linspace(-7, 7, 141)  # the middle one is 0, a probability of one half
@@ -120,7 +120,7 @@ class BestChallengeMetric:
         return tuple(thresholds.tolist())
 
 
-def best_threshold(rewards: Rewards, logits: Floats, thresholds: NDArray[np.float64], column: int) -> float:
+def best_threshold(rewards: Rewards, logits: Floats, thresholds: Floats, column: int) -> float:
     """Return the best threshold of one class, with those of the others fixed."""
     decisions = logits >= thresholds
     decisions[:, column] = False
@@ -139,7 +139,7 @@ def best_threshold(rewards: Rewards, logits: Floats, thresholds: NDArray[np.floa
     return float(CANDIDATES[best]) if gains[best] > gains[current] + SMALLEST_GAIN else float(thresholds[column])
 
 
-def with_infinite_highest(outputs: NDArray[Any]) -> NDArray[np.float64]:
+def with_infinite_highest(outputs: NDArray[Any]) -> Floats:
     """Return the logits with the highest of each record set to infinity, so that it is above any threshold."""
     logits = np.array(outputs, dtype=np.float64)
     if len(logits):

@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 
 from kdkit import DataError, MetricResult, Predictions
 from kdkit.metrics import MacroAUPRC, MacroAUROC
+from kdkit.metrics.base import Bools, Floats, ratio
 from kdkit_ecg.labels import NORMAL, Year, scored_classes, table
-
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 
 _CHUNK = 4096  # records whose arrays fit in a processor's cache: twice as fast as all records at once
 
@@ -163,7 +161,7 @@ def official_figures(
         accuracy=float((truth == predicted).all(1).mean()) if len(truth) else float("nan"),
         f_measure=_macro_mean(f1),
         f2_measure=_macro_mean(_f_measures(truth, predicted, weights, 2.0)),
-        g2_measure=_macro_mean(_ratio(hits, hits + extra + 2 * missed)),
+        g2_measure=_macro_mean(ratio(hits, hits + extra + 2 * missed)),
         challenge_metric=challenge_metric(truth, predicted, year),
         auroc_by_class=_by_class(auroc, test),
         auprc_by_class=_by_class(auprc, test),
@@ -175,18 +173,12 @@ def official_figures(
 def _f_measures(truth: Bools, predicted: Bools, weights: Floats, beta: float) -> Floats:
     """Return F-beta by class, (classes,); weights: of each record."""
     hits, extra, missed = _weighted_counts(truth, predicted, weights)
-    return _ratio((1 + beta**2) * hits, (1 + beta**2) * hits + extra + beta**2 * missed)
+    return ratio((1 + beta**2) * hits, (1 + beta**2) * hits + extra + beta**2 * missed)
 
 
 def _weighted_counts(truth: Bools, predicted: Bools, weights: Floats) -> tuple[Floats, Floats, Floats]:
     """Return true positives, false positives and false negatives by class, (classes,) each; weights: of each record."""
     return weights @ (truth & predicted), weights @ (predicted & ~truth), weights @ (truth & ~predicted)
-
-
-def _ratio(part: Floats, total: Floats) -> Floats:
-    """Return part / total elementwise; NaN if the total is 0."""
-    ratios: Floats = np.divide(part, total, out=np.full(part.shape, np.nan), where=total > 0)
-    return ratios
 
 
 def _macro_mean(by_class: Floats) -> float:

@@ -4,6 +4,7 @@ import importlib.util
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,10 +138,9 @@ def _read(path: Path, *, interrupted: bool = True) -> Any:
 def _person(edf: Any) -> tuple[float | None, Sex | None]:
     """Return age and sex from the fields of EDF+, None if they are unknown. Names are not read."""
     age, sex = None, None
-    try:
+    # A field may not follow EDF+ in any way.
+    with suppress(ValueError, AttributeError, IndexError, KeyError, TypeError):
         sex = parse_sex(edf.patient.sex or "")
         years = (edf.recording.startdate - edf.patient.birthdate).days / 365.25
         age = years if 0 <= years <= 120 else None
-    except (ValueError, AttributeError, IndexError, KeyError, TypeError):  # for any field that does not follow EDF+
-        pass
     return age, sex

@@ -3,16 +3,14 @@
 import math
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError
+from kdkit_ecg.records.source import Signal
 
 # scipy.signal takes most of a second to import, so it is imported late: `kdkit list` and checks do not need it.
-
-Signal = NDArray[np.floating[Any]]
 
 MAX_RATIO = 100_000  # of two sampling rates; a header that needs a larger one has a wrong rate
 # How much larger a signal may become. A header may state any rate, and a wrong rate in a small file must not fill the

@@ -33,18 +33,20 @@ _CHANNEL = re.compile(
     r"(?P<folder>\S*/)?(?P<file>~?[-\w]+(?:\.\w+)?)\s+(?P<format>[0-9]{1,3})(?:x(?P<frame>[0-9]{1,18}))?"
     r"(?::(?P<skew>[0-9]{1,18}))?(?:\+(?P<offset>[0-9]{1,18}))?(?=\s|$)"
 )
+_GAIN = (
+    r"(?P<gain>-?[0-9]{1,32}(?:\.[0-9]{0,32})?(?:e[-+]?[0-9]{1,4})?)(?:\((?P<baseline>-?[0-9]{1,15})\))?"
+    r"(?:/(?P<unit>\S+))?"
+)
 # The remainder of the line of a lead: gain, bits, zero, first sample, checksum, block size and name. Two parts that
 # match the same characters never follow each other, so that a line that does not match takes linear time.
 _LEAD = re.compile(
-    r"\s+(?P<gain>-?[0-9]{1,32}(?:\.[0-9]{0,32})?(?:e[-+]?[0-9]{1,4})?)(?:\((?P<baseline>-?[0-9]{1,15})\))?"
-    r"(?:/(?P<unit>\S+))?\s+[0-9]+\s+(?P<zero>-?[0-9]{1,15})\s+(?P<first>-?[0-9]{1,15})"
-    r"\s+(?P<checksum>-?[0-9]{1,15})\s+[0-9]+\s+(?P<name>\S.*)"
+    r"\s+" + _GAIN + r"\s+[0-9]+\s+(?P<zero>-?[0-9]{1,15})\s+(?P<first>-?[0-9]{1,15})\s+(?P<checksum>-?[0-9]{1,15})"
+    r"\s+[0-9]+\s+(?P<name>\S.*)"
 )
 # All of these except the name are optional in WFDB, from the last to the first. Only one of the twelve leads may
 # follow, so that a malformed field is not mistaken for a name.
 _SHORT_LEAD = re.compile(
-    r"(?:\s+(?P<gain>-?[0-9]{1,32}(?:\.[0-9]{0,32})?(?:e[-+]?[0-9]{1,4})?)(?:\((?P<baseline>-?[0-9]{1,15})\))?"
-    r"(?:/(?P<unit>\S+))?(?:\s+[0-9]+(?:\s+(?P<zero>-?[0-9]{1,15})(?:\s+(?P<first>-?[0-9]{1,15})"
+    r"(?:\s+" + _GAIN + r"(?:\s+[0-9]+(?:\s+(?P<zero>-?[0-9]{1,15})(?:\s+(?P<first>-?[0-9]{1,15})"
     r"(?:\s+(?P<checksum>-?[0-9]{1,15}))?)?)?)?)?\s+(?P<name>[A-Za-z].*)"
 )
 

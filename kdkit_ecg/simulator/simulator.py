@@ -20,8 +20,8 @@ _PATIENT, _HEART, _RHYTHM, _NOISE = range(4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """signal: (12, time) in mV. clean: the signal without noise. beats: the QRS onsets, s, and kinds."""
+class SimulatedRecord:
+    """A record. signal: (12, time) in mV. clean: the signal without noise. beats: the QRS onsets, s, and kinds."""
 
     signal: Array
     clean: Array
@@ -46,7 +46,7 @@ class Simulator:
         """Return the patient of this record and the findings, without the cost of a signal."""
         return sample_patient(self._sampler(id, _PATIENT))
 
-    def record(self, id: int) -> Record:
+    def record(self, id: int) -> SimulatedRecord:
         """Return the record of this number."""
         patient = self.patient(id)
         heart = heart_with(patient.findings, self._sampler(id, _HEART))
@@ -57,7 +57,8 @@ class Simulator:
         clean = LEAD_FIELD @ vectors  # (8, time)
         noise = electrode_noise(times, self.rate, self._sampler(id, _NOISE))
         # The other leads are derived from the noisy ones, so Einthoven's law holds for the measured signal, too.
-        return Record(signal=twelve_leads(clean + noise), clean=twelve_leads(clean), patient=patient, beats=beats)
+        signal = twelve_leads(clean + noise)
+        return SimulatedRecord(signal=signal, clean=twelve_leads(clean), patient=patient, beats=beats)
 
     def signals(self, ids: Sequence[int]) -> list[tuple[Array, Patient]]:
         """Return the signals and patients of these records, the only data that other processes must send."""
