@@ -15,10 +15,11 @@ from kdkit.export.card import FOLDER, read_cards, summary_rows
 from kdkit.nets.weights import runs_hint, runs_in, stage_weights
 from kdkit.report.formats import DASH, bounds, count, metric_title, plain, size
 from kdkit.report.overview import nets_by_role
-from kdkit.report.runs import ReportedRun, mapping, rows, weight_text
+from kdkit.report.runs import ReportedRun, weight_text
 from kdkit.report.verdict import verdicts_of
 from kdkit.utils.files import require_output, write_output
 from kdkit.utils.printable import printable
+from kdkit.utils.read_json import mapping, rows
 from kdkit.utils.reprs import distinct_notes
 
 CARD = "README.md"  # as the hub expects it

@@ -10,8 +10,9 @@ from kdkit.errors import KdkitError
 from kdkit.metrics.base import is_share
 from kdkit.report import analysis, formats
 from kdkit.report.charts import Bar, interval_chart, reliability_chart
-from kdkit.report.runs import ReportedRun, mapping, rows, weight_text
+from kdkit.report.runs import ReportedRun, weight_text
 from kdkit.report.verdict import Verdict
+from kdkit.utils.read_json import mapping, rows
 from kdkit.utils.reprs import distinct_notes
 
 T = TypeVar("T")

@@ -34,6 +34,7 @@ from kdkit.nets.weights import runs_in, stage_weights
 from kdkit.plugins.events import BaselineDifference
 from kdkit.report.analysis import same_metric
 from kdkit.utils.files import read_file
+from kdkit.utils.read_json import mapping, number_or, rows, whole_number
 from kdkit.utils.reprs import describe_names, without_addresses
 
 RECIPE = "recipe.py"
@@ -178,9 +179,7 @@ class ReportedRun:
     def split(self, net: str) -> SplitPredictions | None:
         """Return the predictions of a net on the validation split and on the reported one, if they could be read."""
         report = self.reports.get(net)
-        if report is None:
-            return None
-        return SplitPredictions(report.validation, report.validation if report.test is None else report.test)
+        return None if report is None else report.splits
 
     def sample(self, net: str, id: int) -> ReportedSample | None:
         """Return the labels and outputs of a sample for a net; None if the net was not tested on it."""
@@ -227,7 +226,7 @@ class ReportedRun:
 
     def parameters(self, net: str) -> int | None:
         """Return the number of a net's parameters."""
-        return number(mapping(mapping(self.record, "nets"), net), "parameters")
+        return whole_number(mapping(mapping(self.record, "nets"), net), "parameters")
 
     def differences(self, student: str, reference: str) -> tuple[BaselineDifference, ...]:
         """Return the difference of each metric between a student and another net, paired over the samples.
@@ -305,40 +304,11 @@ def read_runs(folders: Sequence[Path]) -> tuple[tuple[ReportedRun, ...], tuple[s
     return tuple(runs[path] for path in unique if path in runs), tuple(left_out)
 
 
-def mapping(record: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return an object in a record, empty if there is none."""
-    value = record.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-def rows(record: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    """Return a list of objects in a record, empty if there is none."""
-    value = record.get(key)
-    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
-
-
-def number(record: Mapping[str, Any], key: str) -> int | None:
-    """Return a whole number in a record, None if there is none."""
-    value = record.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def as_object(value: Any) -> Mapping[str, Any]:
-    """Return a value if it is an object, otherwise an empty one."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def as_number(value: Any, default: float = 0.0) -> float:
-    """Return a value if it is a finite number, otherwise the default."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else default
-
-
 def weight_text(weight: Any) -> str:
     """Return the weight of a term, or its weights at the start and at the end of the stage."""
     if not isinstance(weight, list) or len(weight) != 2:
         return ""
-    first, last = (f"{as_number(value):.3g}" for value in weight)
+    first, last = (f"{number_or(value, 0.0):.3g}" for value in weight)
     return first if first == last else f"{first} to {last}"
 
 
