@@ -22,7 +22,6 @@ from kdkit.engine.failures.out_of_memory import explain_memory_of_run
 from kdkit.engine.interrupts import Interrupts
 from kdkit.engine.measure import measure_nets
 from kdkit.engine.options import RunFields, RunOptions, require_fields
-from kdkit.engine.predict import Predictor
 from kdkit.engine.run_context import RunContext
 from kdkit.engine.run_evaluation import RunEvaluation
 from kdkit.engine.run_record import Origin, notices, run_name, run_record, settings_of, versions
@@ -181,7 +180,6 @@ class PreparedRun:
             options=options,
             device=device,
             device_data=device_data,
-            predictor=Predictor(recipe.data, device_data, options.precision, recipe.metrics),
             callbacks=Callbacks(installed().extended(callbacks).hook, enabled=_reports(options)),
             interrupts=interrupts,
             teacher_caching=TeacherCaching(recipe, plan.stages, options, device),

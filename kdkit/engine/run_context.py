@@ -12,7 +12,6 @@ from kdkit.engine.check.plan import Plan
 from kdkit.engine.failures.out_of_memory import explain_out_of_memory
 from kdkit.engine.interrupts import Interrupts
 from kdkit.engine.options import RunOptions
-from kdkit.engine.predict import Predictor
 from kdkit.engine.stage.teacher_caching import TeacherCaching
 from kdkit.recipe.recipe import Recipe, Stage
 from kdkit.utils.seeds import derive_seed
@@ -27,7 +26,6 @@ class RunContext:
     options: RunOptions
     device: torch.device
     device_data: DeviceData
-    predictor: Predictor
     callbacks: Callbacks
     interrupts: Interrupts
     teacher_caching: TeacherCaching

@@ -9,7 +9,7 @@ import torch
 from kdkit.data.dataset import Split
 from kdkit.engine.baseline_differences import baseline_differences
 from kdkit.engine.failures.user_errors import located
-from kdkit.engine.predict import compute_metrics
+from kdkit.engine.predict import Predictor, compute_metrics
 from kdkit.engine.run_context import RunContext
 from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.metrics.base import Metric, MetricResult, Predictions, is_better
@@ -36,6 +36,7 @@ class RunEvaluation:
     def __init__(self, ctx: RunContext, folder: RunFolder) -> None:
         self.ctx = ctx
         self.folder = folder
+        self.predictor = Predictor(ctx.recipe.data, ctx.device_data, ctx.options.precision, ctx.recipe.metrics)
         self.metrics: dict[str, dict[str, MetricResult]] = {}
         self.differences: tuple[BaselineDifference, ...] = ()
         self.reported_on = "validation" if ctx.recipe.data.test is None else "test"
@@ -67,7 +68,7 @@ class RunEvaluation:
         # The last stage that trains the network, or the last stage of all if it is only a teacher.
         index = max((index for index, stage in enumerate(stages) if net in stage.objectives), default=-1)
         with ctx.explain_out_of_memory(stages[index], data.validation, trains=False):
-            predictions = ctx.predictor.predict_splits(net, batch_size=stages[index].training.batch_size)
+            predictions = self.predictor.predict_splits(net, batch_size=stages[index].training.batch_size)
         # The folder of a network that is only a teacher is "0-<name>".
         folder = self.folder.stage(index, net.name if index < 0 else stages[index].name)
         folder.save_predictions(net.name, "validation", predictions.validation)

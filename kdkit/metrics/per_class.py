@@ -8,6 +8,7 @@ import numpy as np
 from kdkit.metrics.base import Metric, Predictions, mean_over_classes, ratio
 from kdkit.metrics.bootstrap import BootstrapInterval
 from kdkit.metrics.classification import confusion_counts
+from kdkit.metrics.paired import SplitPredictions
 from kdkit.metrics.ranking import MacroAUPRC, MacroAUROC
 from kdkit.metrics.resampling import CountedMetric, Counts, Resampled, unit_counts
 from kdkit.metrics.thresholds import BestF1, Thresholds
@@ -40,6 +41,11 @@ class NetReport:
     test: Predictions | None
     train: Mapping[str, int] | None
 
+    @property
+    def splits(self) -> SplitPredictions:
+        """The predictions for both splits; without a test split, both are those for the validation split."""
+        return SplitPredictions(self.validation, self.validation if self.test is None else self.test)
+
 
 def class_table(
     report: NetReport, *, thresholds_by: Thresholds | None = None, resamples: int = 1000
@@ -50,7 +56,7 @@ def class_table(
     thresholds_by: chooses thresholds on the validation split; by default, to maximize the F1 of each class. Intervals
     have a level of 95 %.
     """
-    validation, test = report.validation, report.test if report.test is not None else report.validation
+    validation, test = report.splits
     has_thresholds = validation.labels.ndim > 1 and not validation.per_position
     thresholds = (thresholds_by or BestF1()).choose(validation) if has_thresholds else None
     # The first three figures depend on thresholds.

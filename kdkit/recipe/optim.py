@@ -20,8 +20,8 @@ from kdkit.utils.validation import is_number
 class Scheduler(Protocol):
     """The learning rate scheduler of a running stage."""
 
-    def step(self) -> None:
-        """Advance by one interval."""
+    def step(self, *metric: float) -> None:
+        """Advance by one interval. metric: the monitored one, if the schedule follows it."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -32,6 +32,9 @@ class Scheduler(Protocol):
         """Restore a saved state."""
         ...
 
+
+Event = Literal["update", "epoch", "validation"]
+"""What a schedule follows: an update of the weights, the end of the training of an epoch, or its validation."""
 
 Named = Iterable[tuple[str, nn.Parameter]]
 Groups = Callable[[Named], Iterable[dict[str, Any]]]
@@ -201,7 +204,7 @@ class LRSchedule:
         if not isinstance(make, str):
             _validate_options(make, options, passed=_optimizer_parameter(make))
         self.make = make
-        self.interval = interval
+        self.interval: Literal["epoch", "update"] = interval
         self.options = options
         if self.follows_metric and interval == "update":
             raise RecipeError("ReduceLROnPlateau follows a metric after each epoch, so its interval must be 'epoch'")
@@ -210,6 +213,11 @@ class LRSchedule:
     def follows_metric(self) -> bool:
         """Whether the schedule depends on the monitored metric."""
         return isinstance(self.make, type) and issubclass(self.make, ReduceLROnPlateau)
+
+    @property
+    def follows(self) -> Event:
+        """The event after which the schedule advances."""
+        return "validation" if self.follows_metric else self.interval
 
     def for_metric(self, *, higher_is_better: bool) -> "LRSchedule":
         """Return the schedule for a monitored metric. A schedule that follows the metric gets its mode."""
@@ -343,7 +351,7 @@ class _TimmScheduler:
         if self._scheduler is None:
             raise RecipeError(f"timm has no learning rate schedule {name!r}")
 
-    def step(self) -> None:
+    def step(self, *metric: float) -> None:
         self._count += 1
         if self._interval == "epoch":
             self._scheduler.step(self._count)

@@ -15,10 +15,11 @@ from kdkit.export.card import FOLDER, read_cards, summary_rows
 from kdkit.nets.weights import runs_hint, runs_in, stage_weights
 from kdkit.report.formats import DASH, bounds, count, metric_title, plain, size
 from kdkit.report.overview import nets_by_role
-from kdkit.report.runs import ReportedRun, mapping, rows, weight_text
-from kdkit.report.verdict import verdicts_of
+from kdkit.report.runs import ReportedRun, weight_text
+from kdkit.report.verdict import Verdict, verdicts_of
 from kdkit.utils.files import require_output, write_output
 from kdkit.utils.printable import printable
+from kdkit.utils.read_json import mapping
 from kdkit.utils.reprs import distinct_notes
 from kdkit.utils.user_paths import user_path
 
@@ -45,17 +46,17 @@ def write_card(folder: str | Path, out: str | Path) -> None:
 
 def card_of(run: ReportedRun) -> str:
     """Return the card of a run's student."""
+    verdict = verdicts_of([run])[0]
     metadata = yaml.safe_dump(metadata_of(run), sort_keys=False, allow_unicode=True, width=120)
     sections = {
         "Method": _method(run),
-        "Results": _results(run),
+        "Results": _results(run, verdict),
         "Training": _training(run),
         "Use": _use(run),
         "Exports": _exports(run),
         "What is not known": (f"- {line}" for line in _unknown(run)),
     }
-    verdict = verdicts_of([run])[0]
-    teachers = " and ".join(map(_code, _teachers(run)))
+    teachers = " and ".join(map(_code, run.matched_teachers(run.student)))
     origin = f"distilled from {teachers}" if teachers else "trained"
     lines = [
         # A YAML comment, because no license is better than a wrong one.
@@ -79,7 +80,7 @@ def metadata_of(run: ReportedRun) -> dict[str, Any]:
     excluded = {*run.students, *run.baselines.values()}
     names = [name for net, name in mapping(run.record, "hub_names").items() if net not in excluded]
     bases = [name for name in names if isinstance(name, str) and _HUB_NAME.fullmatch(name)]
-    tags = ["knowledge-distillation"] if _teachers(run) else []
+    tags = ["knowledge-distillation"] if run.matched_teachers(run.student) else []
     metadata: dict[str, Any] = {"library_name": "kdkit", "tags": [*tags, "pytorch", "kdkit"]}
     if bases:
         metadata["base_model"] = bases[0] if len(bases) == 1 else bases
@@ -109,10 +110,9 @@ def metadata_of(run: ReportedRun) -> dict[str, Any]:
 
 def _method(run: ReportedRun) -> Iterator[str]:
     """Yield a sentence for each stage, and a table of the terms."""
-    terms = mapping(run.record, "terms")
-    for number, stage in enumerate(terms, start=1):
-        for net in dict.fromkeys(str(term.get("student_net")) for term in rows(terms, stage)):
-            of_net = [term for term in rows(terms, stage) if str(term.get("student_net")) == net]
+    for number, terms in enumerate(run.terms.values(), start=1):
+        for net in dict.fromkeys(str(term.get("student_net")) for term in terms):
+            of_net = [term for term in terms if str(term.get("student_net")) == net]
             teachers = dict.fromkeys(str(term["teacher"]) for term in of_net if term.get("teacher"))
             # A term without a teacher is about the labels.
             sources = ["the labels"] if any(not term.get("teacher") for term in of_net) else []
@@ -131,13 +131,13 @@ def _method(run: ReportedRun) -> Iterator[str]:
                 _code(term.get("loss")),
                 weight_text(term.get("weight")) or DASH,
             )
-            for stage in terms
-            for term in rows(terms, stage)
+            for stage, terms in run.terms.items()
+            for term in terms
         ],
     )
 
 
-def _results(run: ReportedRun) -> Iterator[str]:
+def _results(run: ReportedRun, verdict: Verdict) -> Iterator[str]:
     """Yield the metrics of all nets with their intervals, and the verdict with its basis."""
     names = list(dict.fromkeys(name for results in run.metrics.results.values() for name in results))
     yield f"On the {run.metrics.reported_on} split, with 95 % bootstrap intervals unless the notes say otherwise:"
@@ -151,7 +151,6 @@ def _results(run: ReportedRun) -> Iterator[str]:
             cells.append(DASH if result is None else plain(result.value) + (f" ({interval})" if interval else ""))
         table.append(cells)
     yield from _table(("net", "role", "parameters", *(_text(metric_title(name)) for name in names)), table)
-    verdict = verdicts_of([run])[0]
     if verdict.differences:
         first = verdict.differences[0]
         yield f"\n{_code(first.student)} minus {_code(first.baseline)}:\n"
@@ -240,24 +239,18 @@ def _unknown(run: ReportedRun) -> Iterator[str]:
     yield "The license of these weights and of the data: add `license` to the metadata of this card."
     yield "The data set: its name, origin and population. The metadata of this card has `unknown` in its place."
     yield "Intended uses, limits and biases; kdkit measured only the metrics above."
-    for net in _teachers(run):
+    teachers = run.matched_teachers(run.student)
+    for net in teachers:
         is_trained_here = any(run.trains(stage.name, net) for stage in run.stages)
         if net in mapping(run.record, "nets") and net not in mapping(run.record, "hub_names") and not is_trained_here:
             yield f"The origin of the teacher {_code(net)}: its network has no name on the Hugging Face hub."
-    if _teachers(run) and not run.baselines:
+    if teachers and not run.baselines:
         yield "Whether distillation helped: the same student was not trained without a teacher."
     yield f"The variation over seeds: this is one run, with seed {_code(run.record.get('seed'))}."
     if run.metrics.reported_on != "test":
         yield "The metrics on samples that were not used to choose the epoch: there was no test split."
     yield from (_text(problem) for problem in run.problems)
     yield f"This card was written by kdkit {__version__} from the files of the run."
-
-
-def _teachers(run: ReportedRun) -> list[str]:
-    """Return the names of all teachers of the student, including teachers without metrics."""
-    terms = mapping(run.record, "terms")
-    of_student = [term for stage in terms for term in rows(terms, stage) if term.get("student_net") == run.student]
-    return [*dict.fromkeys(str(term["teacher"]) for term in of_student if term.get("teacher"))]
 
 
 def _table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -31,7 +31,7 @@ def class_tables(runs: Sequence[ReportedRun]) -> dict[str, Any] | None:
             report = run.reports.get(net)
             if report is None or analysis.kind_of(report.validation) == "regression":
                 continue
-            test = report.validation if report.test is None else report.test
+            test = report.splits.test
             resamples = 1000 if len(test) * len(test.classes) <= _ENTRIES else 200
             table_of_net = if_defined(class_table, report, resamples=resamples)
             if table_of_net:

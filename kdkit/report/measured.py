@@ -7,7 +7,8 @@ from typing import Any
 from kdkit.report import formats
 from kdkit.report.charts import heat_map
 from kdkit.report.overview import nets_by_role
-from kdkit.report.runs import ReportedRun, as_number
+from kdkit.report.runs import ReportedRun
+from kdkit.utils.read_json import number_or
 
 Values = dict[str, Any]
 
@@ -21,7 +22,7 @@ def cost(runs: Sequence[ReportedRun]) -> Values:
         reference = _figures(run, run.student)  # the small figures are multiples of it
         for net in nets_by_role(run):
             stages = [stage for stage in run.stages if run.trains(stage.name, net)]
-            seconds = sum(as_number(entry.get("seconds")) for stage in stages for entry in stage.epochs)
+            seconds = sum(number_or(entry.get("seconds"), 0.0) for stage in stages for entry in stage.epochs)
             peaks = [entry.get("peak_memory_bytes") for stage in stages for entry in stage.epochs]
             peak = max((value for value in peaks if isinstance(value, int)), default=None)
             figures = _figures(run, net)

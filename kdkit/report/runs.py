@@ -34,6 +34,7 @@ from kdkit.nets.weights import runs_in, stage_weights
 from kdkit.plugins.events import BaselineDifference
 from kdkit.report.analysis import same_metric
 from kdkit.utils.files import read_file
+from kdkit.utils.read_json import mapping, number_or, rows, whole_number
 from kdkit.utils.reprs import describe_names, without_addresses
 
 RECIPE = "recipe.py"
@@ -131,11 +132,17 @@ class ReportedRun:
         return {student: str(name) for student, name in names.items() if {student, str(name)} <= {*self.nets}}
 
     @cached_property
+    def terms(self) -> Mapping[str, list[dict[str, Any]]]:
+        """The terms of each stage; empty if the record has none."""
+        terms = mapping(self.record, "terms")
+        return {stage: rows(terms, stage) for stage in terms}
+
+    @cached_property
     def students(self) -> tuple[str, ...]:
         """The nets that learned from a teacher in the last stage; the last net if none did."""
         if self.baselines:
             return tuple(self.baselines)
-        for terms in reversed([*self._terms.values()]):
+        for terms in reversed([*self.terms.values()]):
             named = [str(term["student_net"]) for term in terms if term.get("teacher")]
             students = [name for name in dict.fromkeys(named) if name in self.nets]
             if students:
@@ -149,13 +156,15 @@ class ReportedRun:
 
     def teachers_of(self, student: str) -> tuple[str, ...]:
         """Return the nets that a student learned from and that have metrics; other nets if the record has no terms."""
-        of_student = [term for terms in self._terms.values() for term in terms if term.get("student_net") == student]
-        named = dict.fromkeys(str(term["teacher"]) for term in of_student if term.get("teacher"))
-        if not self._terms:
-            named = dict.fromkeys(self.nets)
+        named = self.matched_teachers(student) if self.terms else self.nets
         # A teacher without predictions, such as an average, cannot be compared.
         excluded = {student, *self.baselines.values()}
         return tuple(name for name in named if name in self.nets and name not in excluded)
+
+    def matched_teachers(self, student: str) -> tuple[str, ...]:
+        """Return the names of all teachers in the terms of a student."""
+        of_student = [term for terms in self.terms.values() for term in terms if term.get("student_net") == student]
+        return tuple(dict.fromkeys(str(term["teacher"]) for term in of_student if term.get("teacher")))
 
     def role(self, net: str) -> str:
         """Return the role of a net: "student", "baseline", "teacher", or "" for none of them."""
@@ -178,9 +187,7 @@ class ReportedRun:
     def split(self, net: str) -> SplitPredictions | None:
         """Return the predictions of a net on the validation split and on the reported one, if they could be read."""
         report = self.reports.get(net)
-        if report is None:
-            return None
-        return SplitPredictions(report.validation, report.validation if report.test is None else report.test)
+        return None if report is None else report.splits
 
     def sample(self, net: str, id: int) -> ReportedSample | None:
         """Return the labels and outputs of a sample for a net; None if the net was not tested on it."""
@@ -217,17 +224,17 @@ class ReportedRun:
 
     def trains(self, stage: str, net: str) -> bool:
         """Return whether a stage trained a net. Without terms in the record, the name of the stage decides."""
-        terms = self._terms.get(stage)
+        terms = self.terms.get(stage)
         return any(term.get("student_net") == net for term in terms) if terms else stage == net
 
     def weight(self, stage: str, label: str) -> str:
         """Return a text with the weight of a term; "" if it is unknown."""
-        weights = [term.get("weight") for term in self._terms.get(stage, ()) if term.get("label") == label]
+        weights = [term.get("weight") for term in self.terms.get(stage, ()) if term.get("label") == label]
         return f"weight {weight_text(weights[0])}" if weights else ""
 
     def parameters(self, net: str) -> int | None:
         """Return the number of a net's parameters."""
-        return number(mapping(mapping(self.record, "nets"), net), "parameters")
+        return whole_number(mapping(mapping(self.record, "nets"), net), "parameters")
 
     def differences(self, student: str, reference: str) -> tuple[BaselineDifference, ...]:
         """Return the difference of each metric between a student and another net, paired over the samples.
@@ -250,12 +257,6 @@ class ReportedRun:
                 difference = paired_bootstrap(metric, pair[0], pair[1], resamples=_RESAMPLES)
                 computed.append(baseline_difference(student, reference, name, difference))
         return tuple(sorted(computed, key=lambda row: row.metric != main))
-
-    @cached_property
-    def _terms(self) -> Mapping[str, list[dict[str, Any]]]:
-        """The terms of each stage; empty if the record has none."""
-        terms = mapping(self.record, "terms")
-        return {stage: rows(terms, stage) for stage in terms}
 
     def _results_with_intervals(self) -> dict[str, dict[str, MetricResult]]:
         """Return the metrics, with bootstrap intervals added if they can be computed."""
@@ -305,40 +306,11 @@ def read_runs(folders: Sequence[Path]) -> tuple[tuple[ReportedRun, ...], tuple[s
     return tuple(runs[path] for path in unique if path in runs), tuple(left_out)
 
 
-def mapping(record: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return an object in a record, empty if there is none."""
-    value = record.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-def rows(record: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    """Return a list of objects in a record, empty if there is none."""
-    value = record.get(key)
-    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
-
-
-def number(record: Mapping[str, Any], key: str) -> int | None:
-    """Return a whole number in a record, None if there is none."""
-    value = record.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def as_object(value: Any) -> Mapping[str, Any]:
-    """Return a value if it is an object, otherwise an empty one."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def as_number(value: Any, default: float = 0.0) -> float:
-    """Return a value if it is a finite number, otherwise the default."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else default
-
-
 def weight_text(weight: Any) -> str:
     """Return the weight of a term, or its weights at the start and at the end of the stage."""
     if not isinstance(weight, list) or len(weight) != 2:
         return ""
-    first, last = (f"{as_number(value):.3g}" for value in weight)
+    first, last = (f"{number_or(value, 0.0):.3g}" for value in weight)
     return first if first == last else f"{first} to {last}"
 
 

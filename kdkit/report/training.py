@@ -8,7 +8,8 @@ from typing import Any
 from kdkit.engine.storage.reports import StageReport
 from kdkit.report import formats
 from kdkit.report.charts import Series, line_chart
-from kdkit.report.runs import ReportedRun, as_number, as_object
+from kdkit.report.runs import ReportedRun
+from kdkit.utils.read_json import mapping, number_or
 
 # The keys of a history entry other than the monitored metric, whose name is not known here.
 _MEASURED = {"epoch", "terms", "best", "seconds", "gradients", "peak_memory_bytes", "stopped_by"}
@@ -29,7 +30,7 @@ def training(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
             key for _, _, stage in histories for entry in stage.epochs[:1] for key in entry if key not in _MEASURED
         )
         terms = dict.fromkeys(
-            label for _, _, stage in histories for entry in stage.epochs[:1] for label in as_object(entry.get("terms"))
+            label for _, _, stage in histories for entry in stage.epochs[:1] for label in mapping(entry, "terms")
         )
         for monitor in monitors:
             series = [_epochs(run, stage, index, (monitor,)) for index, run, stage in histories]
@@ -53,8 +54,8 @@ def gradient_charts(histories: Sequence[History]) -> Iterator[dict[str, Any]]:
         ("norms", "Gradient norm", "of the weighted terms"),
         ("cosines", "Cosine of gradients", "below 0 the terms are in conflict"),
     ):
-        recorded = [as_object(entry.get("gradients")) for _, _, stage in histories for entry in stage.epochs]
-        names = list(dict.fromkeys(name for gradients in recorded for name in as_object(gradients.get(key))))
+        recorded = [mapping(entry, "gradients") for _, _, stage in histories for entry in stage.epochs]
+        names = list(dict.fromkeys(name for gradients in recorded for name in mapping(gradients, key)))
         # The full range of a cosine, so that conflicts are easy to see and charts are comparable.
         limits = (-1.0, 1.0) if key == "cosines" else None
         if len(histories) == 1 and names:
@@ -82,7 +83,7 @@ def _epochs(run: ReportedRun, stage: StageReport, index: int, keys: Sequence[str
     for epoch, entry in enumerate(stage.epochs, start=1):
         value: Any = entry
         for key in keys:
-            value = as_object(value).get(key)
-        points.append((float(epoch), as_number(value, math.nan)))
+            value = value.get(key) if isinstance(value, dict) else None
+        points.append((float(epoch), number_or(value, math.nan)))
     # Epochs are counted from 1, as on the console.
     return Series(name=run.label, points=points, colour=index, marked=float(stage.best_epoch + 1))

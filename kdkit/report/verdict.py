@@ -15,7 +15,8 @@ from kdkit.metrics.paired import Difference, paired_t_interval
 from kdkit.plugins.events import BaselineDifference
 from kdkit.report.analysis import same_metric
 from kdkit.report.formats import bounds, metric_title, plain, signed
-from kdkit.report.runs import ReportedRun, mapping, number, settings_digest
+from kdkit.report.runs import ReportedRun, settings_digest
+from kdkit.utils.read_json import mapping, whole_number
 from kdkit.utils.reprs import describe_count
 
 _FEW = 3  # with at most this many settings without an effect, one rarely differs by chance
@@ -219,7 +220,7 @@ class _Group:
 
     def _overlap(self) -> float:
         """Return the number of reported samples for each training sample; NaN if it is unknown."""
-        splits = [(run.split(self.student), number(run.record, "training_size")) for run in self.runs]
+        splits = [(run.split(self.student), whole_number(run.record, "training_size")) for run in self.runs]
         return float(
             np.max([math.nan if not size or split is None else len(split.test) / size for split, size in splits])
         )

@@ -17,6 +17,7 @@ from kdkit.metrics.comparison import Comparison, PairsOfRuns, compare_over_seeds
 from kdkit.metrics.paired import SplitPredictions
 from kdkit.study.study import Study
 from kdkit.study.sweep_results import LEVEL, Cell, CellResults, Repetition, SweepResults, spread
+from kdkit.utils.read_json import mapping, whole_number
 
 _RESAMPLES = 2000  # enough for the tails of the intervals of about twenty comparisons
 
@@ -105,8 +106,7 @@ class _Run:
     def __init__(self, study: Study, trial: str, metric: Metric, *, net: str | None, student: str) -> None:
         path = study.path(trial)
         reported, record = read_metrics(path), read_record(path)
-        recorded, size = record.get("baselines"), record.get("training_size")  # the file may be changed
-        metrics, baselines = reported.results, recorded if isinstance(recorded, dict) else {}
+        metrics, baselines = reported.results, mapping(record, "baselines")
         if net is None:
             others = [name for name in metrics if name not in baselines.values()]
             net = student if student in metrics else others[-1] if others else student
@@ -121,7 +121,8 @@ class _Run:
         )
         self.has_test = reported.reported_on == "test"
         validation, test = self.net.predictions()
-        self.overlap = len(test) / size if isinstance(size, int) and size > 0 else math.nan
+        size = whole_number(record, "training_size")
+        self.overlap = len(test) / size if size is not None and size > 0 else math.nan
         # The metrics of a recipe may depend on its options.
         is_computed = metric.name in self.net.metrics
         self.validation = float(metric.fit(validation).compute(validation).value) if is_computed else math.nan

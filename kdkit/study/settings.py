@@ -6,6 +6,7 @@ from typing import Any
 
 from kdkit.engine.options import RunOptions
 from kdkit.engine.run_record import Origin, option_texts
+from kdkit.utils.read_json import mapping
 
 _RUN_OPTIONS = ("precision", "baseline")  # options that change results by more than rounding
 
@@ -37,8 +38,7 @@ class TrialSettings:
         return [*(["its recipe file, which has changed"] if changed else []), *self._different_values(record)]
 
     def _different_values(self, record: Mapping[str, Any]) -> Iterator[str]:
-        recorded = record.get("options")
-        options = recorded if isinstance(recorded, Mapping) else {}  # the file may have been edited
+        options = mapping(record, "options")
         pairs = {
             f"option {name}": [values.get(name, "its default") for values in (options, self.options)]
             for name in dict.fromkeys([*options, *self.options])
@@ -57,8 +57,7 @@ def unknown_run(settings: Sequence[TrialSettings], runs: Mapping[str, Mapping[st
     names = {(_key(trial.options), repr(trial.seed)): trial.name for trial in settings}
     cells = {_key(trial.options): trial for trial in settings}
     for run, record in runs.items():
-        seed, recorded = record.get("seed"), record.get("options")
-        options = _key(recorded if isinstance(recorded, Mapping) else {})
+        seed, options = record.get("seed"), _key(mapping(record, "options"))
         # Found by options, so that thousands of runs are fast; only a run that differs is compared with all trials.
         candidates = [cells[options]] if options in cells else cells.values()
         nearest = min((replace(trial, seed=seed).differences(record) for trial in candidates), key=len)

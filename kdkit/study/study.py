@@ -141,8 +141,7 @@ class Study:
         Without a test split, the predictions on the validation split are returned for both. Raises
         RunFolderError if there are none.
         """
-        reported = read_reported(self.path(name), net)
-        return SplitPredictions(reported.validation, reported.validation if reported.test is None else reported.test)
+        return read_reported(self.path(name), net).splits
 
     def _workers(self, jobs: int, cluster: Cluster | None) -> Workers:
         if cluster is None:

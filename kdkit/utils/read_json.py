@@ -1,7 +1,11 @@
-"""Read JSON files that may be damaged or hostile: strictly, and with bounded memory."""
+"""Read JSON files that may be damaged or hostile: strictly, and with bounded memory; and the values in them.
+
+A value may have any type, even in a file with a valid checksum: a program that changes the file can compute it again.
+"""
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +41,62 @@ def parse_json(content: bytes) -> Any:
     if text.count("[") + text.count("{") > _DEEPEST and _depth(value) > _DEEPEST:
         raise ValueError("it is nested too deeply")
     return value
+
+
+def require_object(value: Any) -> dict[str, Any]:
+    """Return a value that must be an object. Raises ValueError otherwise."""
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object, got a {type(value).__name__}")
+    return value
+
+
+def require_text(value: Any) -> str:
+    """Return a value that must be a string. Raises ValueError otherwise."""
+    if not isinstance(value, str):
+        raise ValueError(f"expected a string, got a {type(value).__name__}")
+    return value
+
+
+def require_number(value: Any) -> float:
+    """Return a value that must be a number, as a float. Raises ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"expected a number, got a {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError("a number is too large") from None
+
+
+def number_or_nan(value: Any) -> float:
+    """Return a number, or NaN for null, because JSON has no NaN. Raises ValueError for other values."""
+    return math.nan if value is None else require_number(value)
+
+
+def number_or(value: Any, default: float) -> float:
+    """Return a value if it is a finite number, otherwise the default."""
+    try:
+        number = require_number(value)
+    except ValueError:
+        return default
+    return number if math.isfinite(number) else default
+
+
+def mapping(record: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return an object in a record, empty if there is none."""
+    value = record.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def rows(record: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    """Return a list of objects in a record, empty if there is none."""
+    value = record.get(key)
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+
+
+def whole_number(record: Mapping[str, Any], key: str) -> int | None:
+    """Return a whole number in a record, None if there is none."""
+    value = record.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _depth(value: Any) -> int:

@@ -124,14 +124,14 @@ def _check_stage(
         for net in nets_of([stage]):  # before the batch_transform, which may use a student to generate text
             net.move_to(device)
         batch = transformed(data, untransformed)
-        with OpenStage(stage, context, device) as open_stage:
-            facts = dry_run(open_stage, batch, precision)
+        with OpenStage(stage, context, device, precision) as open_stage:
+            facts = dry_run(open_stage, batch)
             result.notices, result.terms = facts.notices, facts.terms
             result.feature_teachers, result.untrained_outputs = feature_teachers(facts), facts.untrained_outputs
-            problems = facts.problems or [*update_problems(open_stage, batch, precision)]
+            problems = facts.problems or [*update_problems(open_stage, batch)]
             result.peak_memory_bytes = memory.peak(device)
             problems = problems or [*number_metric_problems(recipe, context, facts.eval_outputs, batch.labels)]
-            result.problems = problems or [*batch_problems(open_stage, data, untransformed, precision)]
+            result.problems = problems or [*batch_problems(open_stage, data, untransformed)]
             if not result.problems:
                 result.notices += run_notices(facts, data)
                 if estimator is not None:

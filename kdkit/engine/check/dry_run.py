@@ -28,20 +28,19 @@ from kdkit.nets.net import Net
 from kdkit.nets.taps import HeadTap, TapLike, is_left_out, path_of
 from kdkit.recipe.recipe import weighted_terms
 from kdkit.teachers.base import Teacher, require_output
-from kdkit.utils.devices import Precision, autocast
 from kdkit.utils.modules import forward_hook, parameters_behind
 
 _CTC = (F.ctc_loss, torch.ctc_loss)
 
 
-def dry_run(open_stage: OpenStage, batch: Batch, precision: Precision = "fp32") -> Facts:
+def dry_run(open_stage: OpenStage, batch: Batch) -> Facts:
     """Run an open stage once on a tiny batch, build its losses, and return the problems and other facts.
 
     Modes, buffers, gradients and random states are restored; only the built losses stay.
     """
     facts = Facts(open_stage, batch)
     # The buffers of losses are not restored, because the dry run creates them.
-    with autocast(precision, batch.labels.device), preserve(open_stage.module, open_stage.module.nets):
+    with open_stage.autocast(), preserve(open_stage.module, open_stage.module.nets):
         try:
             # Each step yields problems, and needs the earlier steps to yield none.
             for step in (_run_networks, _run_in_eval_mode, output_problems, _build_losses, _compute_terms):

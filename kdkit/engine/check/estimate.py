@@ -80,7 +80,7 @@ class Estimator:
         """
         # Before any step is timed: the cache key depends on the teachers as they are now.
         caching = {net.name: self._forecast(net, open_stage, batch) for net in frozen_teachers(open_stage.stage)}
-        times = time_steps(open_stage, self.data, untransformed, self.options.precision, budget=self.budget)
+        times = time_steps(open_stage, self.data, untransformed, budget=self.budget)
         running: dict[str, Net[Any]] = {net.name: net for net in open_stage.stage.objectives}
         for teacher in open_stage.stage.teachers:
             if isinstance(teacher, Net | Ema):  # an Ema runs a copy of its network
@@ -104,7 +104,7 @@ class Estimator:
             return CacheForecast(False, "the cache is off")
         try:
             caching.location.identity.require()
-            with options.autocast(caching.device):
+            with open_stage.autocast():
                 if caching.cached_split(net, open_stage) is None:
                     return CacheForecast(False)
                 with preserve_rng_state():

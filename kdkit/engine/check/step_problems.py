@@ -20,13 +20,13 @@ from kdkit.errors import KdkitError, first_line
 from kdkit.recipe.balancing.base import WeightedSum
 from kdkit.recipe.optim import Optimizer
 from kdkit.utils import collectives
-from kdkit.utils.devices import Precision, autocast
+from kdkit.utils.devices import Precision
 from kdkit.utils.modules import preserve_buffers
 
 _Gradients = dict[nn.Parameter, Tensor]
 
 
-def update_problems(open_stage: OpenStage, batch: Batch, precision: Precision) -> Iterator[str]:
+def update_problems(open_stage: OpenStage, batch: Batch) -> Iterator[str]:
     """Yield the problems of a backward pass for a tiny batch, with all weights 1, and of an optimizer step."""
     module, training = open_stage.module, open_stage.stage.training
     recomputing = [net.name for net in module.students if net.recompute]
@@ -34,7 +34,7 @@ def update_problems(open_stage: OpenStage, batch: Batch, precision: Precision) -
         balancer = build_balancer(training, module)
 
         def compute_gradients() -> None:
-            with autocast(precision, batch.labels.device):
+            with open_stage.autocast():
                 losses = module(batch, open_stage.teachers(batch))
             balancer(losses, dict.fromkeys(losses, 1.0), lambda total: total)
 
@@ -45,7 +45,7 @@ def update_problems(open_stage: OpenStage, batch: Batch, precision: Precision) -
         named = optimized_parameters(module, balancer)
         with preserve(module, [module]):
             problem = _optimizer_problem(training.optimizer, named, module, compute_gradients)
-        yield from filter(None, [problem, _scaling_problem(named, precision)])
+        yield from filter(None, [problem, _scaling_problem(named, open_stage.precision)])
     except KdkitError as error:
         yield str(error)
     except Exception as error:  # a user-defined balancer may raise anything
@@ -59,7 +59,7 @@ def update_problems(open_stage: OpenStage, batch: Batch, precision: Precision) -
             yield f"{training.balancing!r} fails in this stage: {reason}"
 
 
-def batch_problems(open_stage: OpenStage, data: Data, batch: Batch, precision: Precision) -> Iterator[str]:
+def batch_problems(open_stage: OpenStage, data: Data, batch: Batch) -> Iterator[str]:
     """Yield the problems of the batch sizes of an epoch, as far as they are known in advance.
 
     batch: a tiny batch, before the data's `batch_transform`; its samples are repeated. Inputs that cannot be divided
@@ -76,7 +76,7 @@ def batch_problems(open_stage: OpenStage, data: Data, batch: Batch, precision: P
         for size in sizes if BatchTransform.from_data(data) is not None else ():
             transformed(data, batch.rows(torch.arange(size) % len(batch)))
         if 1 in sizes and len(batch) > 1 and isinstance(data.train, LoaderSplit):  # other splits drop a single sample
-            _train_on_single(open_stage, transformed(data, batch.rows(torch.arange(1))), precision)
+            _train_on_single(open_stage, transformed(data, batch.rows(torch.arange(1))))
     except KdkitError as error:
         numbers = " or ".join(map(str, sizes))
         remedy = "DataLoader(..., drop_last=True), or a batch_size that divides the number of samples"
@@ -140,10 +140,10 @@ def _scaling_problem(named: Sequence[tuple[str, nn.Parameter]], precision: Preci
     )
 
 
-def _train_on_single(open_stage: OpenStage, batch: Batch, precision: Precision) -> None:
+def _train_on_single(open_stage: OpenStage, batch: Batch) -> None:
     """Raise KdkitError if a network or loss of a stage fails for a single sample, as batch norm does."""
     module = open_stage.module
-    with autocast(precision, batch.labels.device), preserve(module, [module]):
+    with open_stage.autocast(), preserve(module, [module]):
         try:
             module(batch, open_stage.teachers(batch))
         except Exception as error:  # user-defined networks and losses may raise anything

@@ -17,7 +17,6 @@ from kdkit.engine.stage.train_state import build_balancer, optimized_parameters
 from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.recipe.training import Training
 from kdkit.utils import memory
-from kdkit.utils.devices import Precision, autocast
 from kdkit.utils.randomness import preserve_rng_state
 
 _MOST_STEPS = 5  # per batch size
@@ -40,16 +39,14 @@ class StepTimes:
     peak_memory_bytes: int | None
 
 
-def time_steps(
-    open_stage: OpenStage, data: Data, batch: Batch, precision: Precision, *, budget: float
-) -> StepTimes | None:
+def time_steps(open_stage: OpenStage, data: Data, batch: Batch, *, budget: float) -> StepTimes | None:
     """Return the time of an epoch, or None if it cannot be measured within a budget in seconds.
 
     batch: a tiny batch, before the data's `batch_transform`; its samples are repeated.
     """
     try:
         with preserve(open_stage.module, [open_stage.module]):
-            return _measure(open_stage, data, batch, _Steps(open_stage, precision), ends=time.perf_counter() + budget)
+            return _measure(open_stage, data, batch, _Steps(open_stage), ends=time.perf_counter() + budget)
     except Exception:  # the dry run found no problem, so the cause is the batch size or the memory
         return None
 
@@ -131,9 +128,9 @@ class _Step:
 class _Steps:
     """Runs training steps of a stage; `undo` restores the parameters."""
 
-    def __init__(self, open_stage: OpenStage, precision: Precision) -> None:
+    def __init__(self, open_stage: OpenStage) -> None:
         module, training = open_stage.module, open_stage.stage.training
-        self.open_stage, self.precision = open_stage, precision
+        self.open_stage = open_stage
         self.balancer = build_balancer(training, module)
         named = optimized_parameters(module, self.balancer)
         self.parameters = [parameter for _, parameter in named]
@@ -146,7 +143,7 @@ class _Steps:
         """Run a forward pass, and return the values of the terms and the time that it took."""
         outputs, teachers = {}, {}
         began = time.perf_counter()
-        with autocast(self.precision, batch.labels.device):
+        with self.open_stage.autocast():
             for name, session in self.open_stage.sessions.items():
                 teacher_began = time.perf_counter()
                 outputs[name] = session(batch)

@@ -7,10 +7,8 @@ from functools import cached_property
 from pathlib import Path
 
 from kdkit.data.dataset import Data
-from kdkit.engine.options import RunOptions
+from kdkit.engine.options import TEACHER_CACHE, RunOptions
 from kdkit.teachers.cache import DataIdentity, identify
-
-_IN_RUN_FOLDER = "teacher_cache"  # the private folder of a run with a run folder
 
 
 class CacheLocation:
@@ -52,7 +50,7 @@ class CacheLocation:
         if self._private_folder is None:
             out = self._options.out
             self._private_folder = (
-                Path(tempfile.mkdtemp(prefix="kdkit-teacher-cache-")) if out is None else out / _IN_RUN_FOLDER
+                Path(tempfile.mkdtemp(prefix="kdkit-teacher-cache-")) if out is None else out / TEACHER_CACHE
             )
         return self._private_folder
 
@@ -62,7 +60,7 @@ class CacheLocation:
         ended: whether the run is finished.
         """
         folder, out = self._private_folder, self._options.out
-        if folder is None and ended and out is not None and (out / _IN_RUN_FOLDER).is_dir() and self.is_private:
-            folder = out / _IN_RUN_FOLDER  # written before the run was resumed
+        if folder is None and ended and out is not None and (out / TEACHER_CACHE).is_dir() and self.is_private:
+            folder = out / TEACHER_CACHE  # written before the run was resumed
         if folder is not None and (ended or out is None):
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,8 @@
 """A stage that is ready to run, with a session for each teacher and the module that is trained."""
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -15,19 +16,23 @@ from kdkit.losses.base import BuildContext
 from kdkit.recipe.recipe import Stage
 from kdkit.teachers.base import TeacherOutput, TeacherSession
 from kdkit.teachers.frozen import open_teacher
+from kdkit.utils.devices import Precision, autocast
 
 
 class OpenStage:
     """The teachers and the module of a running stage. Close it, or use it as a context manager.
 
-    Closing removes all taps and restores the mode of the teachers. Raises RecipeError if a teacher cannot be opened or
-    a term does not fit its networks.
+    Closing removes all taps and restores the mode of the teachers. precision: of its forward passes, see `autocast`.
+    Raises RecipeError if a teacher cannot be opened or a term does not fit its networks.
     """
 
     module: DistillationModule
 
-    def __init__(self, stage: Stage, context: BuildContext, device: torch.device) -> None:
-        self.stage = stage
+    def __init__(
+        self, stage: Stage, context: BuildContext, device: torch.device, precision: Precision = "fp32"
+    ) -> None:
+        self.stage, self.device = stage, device
+        self.precision: Precision = precision
         self.context = replace(context, batch_size=stage.training.batch_size)
         self.sessions: dict[str, TeacherSession] = {}
         try:
@@ -48,6 +53,10 @@ class OpenStage:
     def teachers(self, batch: Batch) -> dict[str, TeacherOutput]:
         """Return the output of every teacher for a batch by name, computed or read from the teacher cache."""
         return {name: session(batch) for name, session in self.sessions.items()}
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context for forward passes."""
+        return autocast(self.precision, self.device)
 
     def close(self) -> None:
         """Remove all taps and restore the mode of the teachers."""

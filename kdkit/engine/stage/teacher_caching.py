@@ -66,7 +66,7 @@ class TeacherCaching:
         self.entries = {}
         known_problem = self.location.problem
         for net in frozen_teachers(open_stage.stage):
-            with self.options.autocast(self.device):
+            with open_stage.autocast():
                 opened = None
                 try:
                     opened = self._open(net, open_stage, batch)
@@ -146,7 +146,7 @@ class TeacherCaching:
         split = self.cached_split(net, open_stage)
         if split is None:
             return None
-        probed = probe(session, batch, autocast=self.options.precision != "fp32")
+        probed = probe(session, batch, autocast=open_stage.precision != "fp32")
         codec = Codec(self.recipe.teacher_cache, probed.output)
         spec = EntrySpec(
             net=net.name,
@@ -165,7 +165,7 @@ class TeacherCaching:
             self.location.problem = str(error)
             return self._open(net, open_stage, batch)
         # Ten times the rounding error of the tiny batch, which has only a few samples.
-        tolerance = max(10 * probed.rounding, _least_tolerance(self.options.precision, net.device or self.device))
+        tolerance = max(10 * probed.rounding, _least_tolerance(open_stage.precision, net.device or self.device))
         audit = Audit(f"net {net.name!r}", session, codec, self.recipe.teacher_cache.audit, tolerance=tolerance)
         return _Opened(CachedTeacher(session, codec, store, audit), store, split)
 

@@ -16,6 +16,7 @@ from kdkit.errors import RecipeError
 from kdkit.nets.moving_average import MovingAverage
 from kdkit.nets.net import Net
 from kdkit.recipe.balancing.base import Balancer, TrainedParameters
+from kdkit.recipe.optim import Event, Scheduler
 from kdkit.recipe.training import Training
 from kdkit.teachers.base import observers
 
@@ -52,17 +53,15 @@ class TrainState:
         named = optimized_parameters(module, self.balancer)
         self.parameters = [parameter for _, parameter in named]
         self.optimizer = training.optimizer.build(named)
-        self.lr_scheduler: Any = None
-        self._lr_interval: str | None = None  # when the LR scheduler steps: after an update, an epoch or a validation
+        self.lr_scheduler: Scheduler | None = None
         if training.lr_schedule is not None:
             schedule = training.lr_schedule.for_metric(higher_is_better=higher_is_better)
             self.lr_scheduler = schedule.build(self.optimizer, epochs=training.epochs, updates=self.total_updates)
-            self._lr_interval = "validation" if schedule.follows_metric else schedule.interval
         self.gradient_stats: GradientStats | None = None
         if options.gradients:
             trained = trained_parameters(module)
             self.gradient_stats = GradientStats(options.gradients, trained.labels, trained.students)
-        self.scaler = torch.amp.GradScaler(module.progress.device.type) if options.precision == "fp16" else None
+        self.scaler = torch.amp.GradScaler(module.progress.device.type) if open_stage.precision == "fp16" else None
         self.constant_weights = not any(callable(factor) for term in module.terms for factor in term.weighted.factors)
         self._weights = module.weights(0.0)
         self._uses_progress = any("progress" in term.extra_kwargs for term in module.terms)
@@ -138,8 +137,8 @@ class TrainState:
         self.updates += 1
         if self._uses_progress:
             self.module.progress.fill_(self.progress)
-        if updated and self._lr_interval == "update":
-            self.lr_scheduler.step()
+        if updated:
+            self._advance_schedule("update")
         for net in self.module.students if self.averages else ():
             self.averages[net.name].update(net.network)
         for session in self.sessions.values():
@@ -154,13 +153,11 @@ class TrainState:
         """Advance the teachers, and an LR schedule that steps once per epoch."""
         for session in self.sessions.values():
             session.on_epoch_end()
-        if self._lr_interval == "epoch":
-            self.lr_scheduler.step()
+        self._advance_schedule("epoch")
 
     def on_validated(self, value: float) -> None:
         """Advance an LR schedule that follows the monitored metric."""
-        if self._lr_interval == "validation":
-            self.lr_scheduler.step(value)
+        self._advance_schedule("validation", value)
 
     def gradients(self) -> Gradients | None:
         """Return the means of the gradient statistics since the last call, or None if there are none."""
@@ -203,6 +200,12 @@ class TrainState:
         if self.gradient_stats is not None and state["gradient_stats"] is not None:
             self.gradient_stats.load_state_dict(state["gradient_stats"])
         self.module.progress.fill_(self.progress)
+
+    def _advance_schedule(self, event: Event, *metric: float) -> None:
+        """Advance the LR schedule if it follows this event. metric: the monitored one, after a validation."""
+        schedule = self.training.lr_schedule
+        if schedule is not None and self.lr_scheduler is not None and schedule.follows == event:
+            self.lr_scheduler.step(*metric)
 
 
 def build_balancer(training: Training, module: DistillationModule) -> Balancer:

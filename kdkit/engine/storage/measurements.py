@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from kdkit.utils.read_json import number_or_nan, require_number, require_text
 from kdkit.utils.sealed import explain_unreadable, read_sealed_json
 
 MEASUREMENTS = "measurements.json"
@@ -49,14 +50,14 @@ class NetCost:
             latency=None
             if latency is None
             else Latency(
-                p50=_finite(latency["p50"]),
-                p95=_finite(latency["p95"]),
+                p50=require_number(latency["p50"]),
+                p95=require_number(latency["p95"]),
                 passes=int(latency["passes"]),
-                device=_text(latency["device"]),
+                device=require_text(latency["device"]),
                 threads=int(latency["threads"]),
-                precision=_text(latency["precision"]),
+                precision=require_text(latency["precision"]),
             ),
-            note=_text(fields["note"]),
+            note=require_text(fields["note"]),
         )
 
 
@@ -73,17 +74,17 @@ class LayerSimilarity:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """Return the similarities in a file. Raises ValueError, KeyError or TypeError if they are damaged."""
-        student_layers = tuple(map(_text, fields["student_layers"]))
-        teacher_layers = tuple(map(_text, fields["teacher_layers"]))
+        student_layers = tuple(map(require_text, fields["student_layers"]))
+        teacher_layers = tuple(map(require_text, fields["teacher_layers"]))
         rows = fields["values"]
-        values = tuple(tuple(math.nan if value is None else _finite(value) for value in row) for row in rows)
+        values = tuple(tuple(number_or_nan(value) for value in row) for row in rows)
         if len(values) != len(student_layers) or any(len(row) != len(teacher_layers) for row in values):
             raise ValueError("the numbers of its similarities and of its layers differ")
         if max(len(student_layers), len(teacher_layers)) > _MOST_LAYERS:
             raise ValueError(f"it has a network of more than {_MOST_LAYERS} layers")
         return cls(
-            student=_text(fields["student"]),
-            teacher=_text(fields["teacher"]),
+            student=require_text(fields["student"]),
+            teacher=require_text(fields["teacher"]),
             student_layers=student_layers,
             teacher_layers=teacher_layers,
             values=values,
@@ -123,23 +124,11 @@ def read_measurements(folder: Path) -> Measurements | None:
             costs={net: NetCost.from_json(fields) for net, fields in content["costs"].items()},
             similarities=tuple(LayerSimilarity.from_json(fields) for fields in content["similarities"]),
             samples=int(content["samples"]),
-            note=_text(content["note"]),
+            note=require_text(content["note"]),
         )
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"expected a string, got a {type(value).__name__}")
-    return value
 
 
 def _count(value: Any) -> int | None:
     if value is not None and (type(value) is not int or not 0 <= value < 2**63):
         raise ValueError("a count is not a whole number of at least 0")
     return value
-
-
-def _finite(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError("a measurement is not a finite number")
-    return float(value)

@@ -1,6 +1,5 @@
 """Read the metrics and predictions of a finished run. The content of a run folder is not trusted."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from kdkit.metrics.base import MetricResult
 from kdkit.metrics.per_class import ClassRow, NetReport, class_table
 from kdkit.nets.weights import stage_number
 from kdkit.plugins.events import BaselineDifference
+from kdkit.utils.read_json import mapping, number_or_nan, require_object, require_text, whole_number
 from kdkit.utils.sealed import explain_unreadable, read_sealed_json, read_tensors
 
 
@@ -49,15 +49,15 @@ def read_metrics(folder: Path) -> RunMetrics:
         if not file.exists():
             resume = how_to_resume(folder, record)
             raise RunFolderError(f"{folder} holds no metrics: the run in it is not finished; to resume it: {resume}")
-        content = _object(read_sealed_json(file))
+        content = require_object(read_sealed_json(file))
         reported_on = content["reported_on"]
         if reported_on not in ("test", "validation"):
             raise ValueError(f"it reports on {str(reported_on)[:40]!r}, which is not a split")
         results = {
-            net: {metric: _result(fields) for metric, fields in _object(metrics).items()}
-            for net, metrics in _object(content["metrics"]).items()
+            net: {metric: _result(fields) for metric, fields in require_object(metrics).items()}
+            for net, metrics in require_object(content["metrics"]).items()
         }
-        differences = tuple(_difference(_object(row)) for row in content.get("differences", ()))
+        differences = tuple(_difference(row) for row in content.get("differences", ()))
         return RunMetrics(reported_on=reported_on, results=results, differences=differences)
 
 
@@ -66,13 +66,13 @@ def read_stages(folder: Path) -> tuple[StageReport, ...]:
     stages = []
     for path in sorted((file.parent for file in folder.glob(f"*/{SUMMARY}")), key=stage_number):
         summary, history = StageFolder(path, writes=False).load_finished()
-        best = summary.get("best_epoch")
+        best = whole_number(summary, "best_epoch")
         stages.append(
             StageReport(
                 name=path.name.split("-", 1)[-1],
                 folder=path,
                 epochs=tuple(entry for entry in history if isinstance(entry, dict)),
-                best_epoch=best if isinstance(best, int) else -1,
+                best_epoch=-1 if best is None else best,
             )
         )
     return tuple(stages)
@@ -91,12 +91,10 @@ def read_samples(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         ids = tensors["ids"]
         if ids.ndim != 1 or ids.dtype != torch.int64 or any(len(tensor) != len(ids) for tensor in tensors.values()):
             raise ValueError("its tensors do not have the same samples")
-        names = facts.get("names") or []
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError("the names of its samples are not strings")
+        names = tuple(map(require_text, facts.get("names") or ()))
         if names and len(names) != len(ids):
             raise ValueError(f"it has {len(names)} names for {len(ids)} samples")
-        return tensors, tuple(names)
+        return tensors, names
 
 
 def nets_of_run(folder: Path) -> tuple[str, ...]:
@@ -125,8 +123,8 @@ def read_reported(folder: Path, net: str) -> NetReport:
         file = predictions_file(stages[net], net, "test")
         test = read_predictions(file)
         require_same_kind(file, validation, test)
-    positives = record.get("positives")
-    is_valid = isinstance(positives, dict) and all(type(count) is int for count in positives.values())
+    positives = mapping(record, "positives")
+    is_valid = bool(positives) and all(type(count) is int for count in positives.values())
     return NetReport(validation=validation, test=test, train=positives if is_valid else None)
 
 
@@ -140,54 +138,29 @@ def read_class_table(folder: Path, net: str, *, resamples: int) -> tuple[NetRepo
 
 
 def _result(fields: Any) -> MetricResult:
-    fields = _object(fields)
-    note = fields["note"]
-    if not isinstance(note, str):
-        raise ValueError("a note is not a string")
-    by_class = {name: _number(value) for name, value in _object(fields["by_class"]).items()}
+    fields = require_object(fields)
     interval = fields.get("interval")
-    intervals_by_class = {
-        name: _interval(bounds) for name, bounds in _object(fields.get("intervals_by_class", {})).items()
-    }
+    intervals_by_class = require_object(fields.get("intervals_by_class", {}))
     return MetricResult(
-        value=_number(fields["value"]),
-        by_class=by_class,
-        note=note,
+        value=number_or_nan(fields["value"]),
+        by_class={name: number_or_nan(value) for name, value in require_object(fields["by_class"]).items()},
+        note=require_text(fields["note"]),
         interval=None if interval is None else _interval(interval),
-        intervals_by_class=intervals_by_class,
+        intervals_by_class={name: _interval(bounds) for name, bounds in intervals_by_class.items()},
     )
 
 
-def _difference(fields: Mapping[str, Any]) -> BaselineDifference:
-    texts = {name: fields[name] for name in ("student", "baseline", "metric", "verdict")}
-    if not all(isinstance(text, str) for text in texts.values()):
-        raise ValueError("a name in a difference is not a string")
+def _difference(fields: Any) -> BaselineDifference:
+    fields = require_object(fields)
     return BaselineDifference(
-        **texts,
-        value=_number(fields["value"]),
+        **{name: require_text(fields[name]) for name in ("student", "baseline", "metric", "verdict")},
+        value=number_or_nan(fields["value"]),
         interval=_interval(fields["interval"]),
-        level=_number(fields["level"]),
+        level=number_or_nan(fields["level"]),
         lower_is_better=fields["lower_is_better"] is True,
     )
 
 
 def _interval(bounds: Any) -> tuple[float, float]:
     low, high = bounds
-    return _number(low), _number(high)
-
-
-def _number(value: Any) -> float:
-    if value is None:
-        return math.nan  # JSON has no NaN
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"a value is a {type(value).__name__}, not a number")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError("a value is too large") from None
-
-
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"expected an object, got a {type(value).__name__}")
-    return value
+    return number_or_nan(low), number_or_nan(high)

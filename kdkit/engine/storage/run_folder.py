@@ -20,7 +20,7 @@ from kdkit.nets.weights import runs_hint, runs_in
 from kdkit.plugins.events import BaselineDifference
 from kdkit.utils.files import Content, delete_temporary_files, is_temporary, require_writable, write
 from kdkit.utils.locks import FileLock
-from kdkit.utils.read_json import read_json
+from kdkit.utils.read_json import mapping, read_json, require_object
 from kdkit.utils.reprs import differing, without_addresses
 from kdkit.utils.sealed import explain_unreadable, json_parts, read_sealed_json, tensor_parts
 
@@ -216,9 +216,7 @@ def read_record(path: Path) -> dict[str, Any]:
             is_part = (path.parent / RECORD).is_file()
             hint = f"; it is a part of the run {path.parent}" if is_part else ""
             raise RunFolderError(f"{path} holds no run: there is no {RECORD} in it{hint}")
-        record = read_json(file)
-        if not isinstance(record, dict):
-            raise ValueError(f"expected an object, got a {type(record).__name__}")
+        record = require_object(read_json(file))
         require_format(record, file)  # first: other formats have no checksum
         return read_sealed_json(file)
 
@@ -242,8 +240,7 @@ def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
 def _changes(before: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """Return the differences between two records of a run, with both values."""
     pairs = {key: (before.get(key), current.get(key)) for key in _MUST_MATCH}
-    # A valid checksum proves nothing about the types: a changed file can have a new checksum.
-    versions = [value if isinstance(value := record.get("versions"), dict) else {} for record in (before, current)]
+    versions = [mapping(record, "versions") for record in (before, current)]
     pairs |= {f"version of {name}": (versions[0].get(name), versions[1].get(name)) for name in _VERSIONS}
     if before.get("stages") != current.get("stages"):
         del pairs["nets"], pairs["trainings"]  # they follow from the stages

@@ -28,8 +28,7 @@ class Monitor:
         # A confidence interval takes a thousand times as long as the metric, and does not change which epoch is best.
         self.metric = without_interval(metric)
         self.higher_is_better = not lower_is_better(self.metric)
-        predictor = ctx.predictor
-        self.predictor = Predictor(predictor.data, predictor.device_data, predictor.precision, [self.metric])
+        self.predictor = Predictor(ctx.recipe.data, ctx.device_data, ctx.options.precision, [self.metric])
 
     def validate(self, state: TrainState, epoch: int, between_batches: Callable[[], None]) -> Mapping[str, float]:
         """Return the metric on the validation split for each network in training, by name.

@@ -121,11 +121,11 @@ class StageTrainer:
         """Open the stage, and build its losses in a dry run on a tiny batch. Raises CheckError with the problems."""
         name = f"stage {self.stage.name!r}"
         try:
-            open_stage = OpenStage(self.stage, self.ctx.plan.context, self.ctx.device)
+            open_stage = OpenStage(self.stage, self.ctx.plan.context, self.ctx.device, self.ctx.options.precision)
         except KdkitError as error:
             raise CheckError([f"{name}: {error}"]) from error
         with open_stage:
-            problems = dry_run(open_stage, batch, self.ctx.options.precision).problems
+            problems = dry_run(open_stage, batch).problems
             if problems:
                 raise CheckError(f"{name}: {problem}" for problem in problems)
             yield open_stage

@@ -28,7 +28,7 @@ class TrainingStep:
     ) -> None:
         self.open_stage = open_stage
         self.state = state
-        self.autocast = options.autocast(open_stage.module.progress.device)
+        self.autocast = open_stage.autocast()
         self.forward: Callable[..., dict[str, Tensor]] = open_stage.module if module is None else module
         if options.compile:
             # Otherwise, a tap in a module that recomputes its activations would break the graph.
