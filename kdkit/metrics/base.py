@@ -14,6 +14,7 @@ from kdkit.utils.reprs import describe_array, describe_count, describe_names
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Numbers = NDArray[np.number[Any]]
 
 _WITH_UNIT = {"mse", "mae", "cross_entropy", "perplexity"}  # metrics that are not shares, even if they are below 1
 _LISTED = 20  # the most classes that a note names
@@ -290,7 +291,7 @@ def is_share(metric: str, *values: float) -> bool:
     return metric not in _WITH_UNIT and all(not math.isfinite(value) or abs(value) <= 1 for value in values)
 
 
-def ratio(part: Floats, whole: Floats) -> Floats:
+def ratio(part: Numbers, whole: Numbers) -> Floats:
     """Return part / whole elementwise; NaN if the whole is 0."""
     quotients: Floats = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
     return quotients
