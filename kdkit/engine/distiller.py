@@ -4,6 +4,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
+from itertools import chain
 from operator import add
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -70,8 +71,9 @@ class Distiller(nn.Module):
     255 at positions, see `TorchData`.
     samples: the number of training samples, for losses that keep a memory of all samples.
 
-    Its parameters and state dict are those of the student and of the losses. They do not include the teachers, which
-    are in eval mode and without gradients; `to` moves them too. The networks have hooks for the taps until `close` is
+    Its parameters and state dict are those of the student and of the losses. The state dict has tied weights once, as
+    safetensors takes them. They do not include the teachers, which are in eval mode and without gradients; `to` moves
+    them too. The networks have hooks for the taps until `close` is
     called or the Distiller is deleted. Raises CheckError with all problems that a check of the stage finds, and
     RecipeError for a wrong example. Warns of a tap with uncertain channels, and of labels that are the input tokens.
     """
@@ -116,6 +118,8 @@ class Distiller(nn.Module):
             if type(session).on_step is not TeacherSession.on_step
         ]
         self._weight_versions: set[int] = set()
+        self.register_state_dict_post_hook(_keep_tied_once)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_fill_in_tied)  # type: ignore[no-untyped-call]
         # Called when the Distiller is deleted, or at exit, before Python tears down torch's modules.
         self._close = weakref.finalize(self, self._open_stage.close)
 
@@ -272,6 +276,30 @@ class Distiller(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._close = weakref.finalize(self, self._open_stage.close)
+
+
+def _tied_keys(module: nn.Module) -> Iterator[list[str]]:
+    """Yield the keys of each tensor of a module that has several, such as the weight of a tied embedding."""
+    keys: dict[int, list[str]] = {}
+    named = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+    for key, tensor in named:
+        keys.setdefault(id(tensor), []).append(key)
+    yield from (same for same in keys.values() if len(same) > 1)
+
+
+def _keep_tied_once(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    """Remove all but the first key of tied tensors: the Trainer of transformers could not save them as safetensors."""
+    for _, *others in _tied_keys(module):
+        for key in others:
+            state.pop(f"{prefix}{key}", None)
+
+
+def _fill_in_tied(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Give each key of tied tensors the value of one that the state dict has."""
+    for keys in _tied_keys(module):
+        present = [state[f"{prefix}{key}"] for key in keys if f"{prefix}{key}" in state]
+        for key in keys if present else ():
+            state.setdefault(f"{prefix}{key}", present[0])
 
 
 class _WithOutputs(torch.autograd.Function):

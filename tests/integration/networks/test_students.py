@@ -192,6 +192,29 @@ def test_a_frozen_part_keeps_its_bits_with_weight_decay_and_averages(ema, decay,
     assert same(loaded.module.state_dict(), student.module.state_dict())
 
 
+def test_a_part_is_trained_in_a_first_stage_if_the_others_have_a_learning_rate_of_zero():
+    student = Net("student", Small(4))
+    states = [copied(student.module)]
+
+    class Record:
+        @kdkit.hookimpl
+        def epoch_ended(self, event):
+            states.append(copied(student.module))
+
+    def head_only(named):
+        named = list(named)
+        head, others = ([entry for name, entry in named if (".head." in name) == is_head] for is_head in (True, False))
+        return [{"params": head}, {"params": others, "lr": 0.0}]
+
+    first = training(epochs=1, optimizer=Optimizer(AdamW, lr=0.1, groups=head_only))
+    stages = [Stage({student: truth()}, first, name="head"), Stage({student: truth()}, training(epochs=1), name="all")]
+    kdkit.run(Recipe(data=data(), schedule=stages), device="cpu", callbacks=[Record()])
+    for name in ("body", "norm", "head"):
+        before, middle, after = (state[f"{name}.weight"] for state in states)
+        assert torch.equal(before, middle) == (name != "head")
+        assert not torch.equal(middle, after)
+
+
 def test_the_optimizer_gets_trained_parameters_only():
     student, names = frozen_body(), []
 

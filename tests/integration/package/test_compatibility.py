@@ -15,6 +15,7 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset,
 
 import kdkit
 from kdkit import (
+    AverageWeights,
     DataError,
     Inputs,
     LRSchedule,
@@ -120,6 +121,16 @@ def test_a_student_is_trained_with_fake_quantization():
     weights = qat.IntxFakeQuantizeConfig(torch.int8, "per_channel")
     quantization.quantize_(student, qat.QATConfig(weight_config=weights, step="prepare"))
     require_learned(distill(Mlp(), student))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_student_with_observers_of_torch_is_trained_and_averaged():
+    from torch.ao import quantization  # deprecated, but without a successor for layers other than linear ones
+
+    student = nn.Sequential(quantization.QuantStub(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    student.qconfig = quantization.get_default_qat_qconfig("x86")  # its ranges by channel have no size before a pass
+    quantization.prepare_qat(student.train(), inplace=True)
+    require_learned(distill(Mlp(), student, training=training(ema=AverageWeights(decay=0.5))))
 
 
 def test_students_of_one_process_may_be_wrapped_for_several(tmp_path):

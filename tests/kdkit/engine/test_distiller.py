@@ -10,6 +10,7 @@ import warnings
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -62,6 +63,37 @@ def test_a_teacher_that_computes_in_inference_mode_teaches_as_one_without_gradie
         distiller(INPUTS, LABELS).loss.backward()
     for parameter, gradient in zip(student.module.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=0)
+
+
+class Tied(nn.Module):
+    """A network whose first and last layers share a weight, as language models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.hidden, self.last = nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(4, 4)
+        self.last.weight = self.first.weight
+
+    def forward(self, inputs):
+        return self.hidden(self.last(self.first(inputs).relu()))
+
+
+def tied_distiller(seed):
+    torch.manual_seed(seed)
+    return Distiller(Net("student", Tied()), Truth(nn.CrossEntropyLoss()), (INPUTS, LABELS))
+
+
+@pytest.mark.parametrize("wrap", [lambda module: module, lambda module: nn.Sequential(module), copy.deepcopy])
+def test_the_state_dict_has_tied_weights_once_and_loads_in_both_forms(wrap, tmp_path):
+    saved, loaded = wrap(tied_distiller(0)), wrap(tied_distiller(1))
+    state = saved.state_dict()
+    save_file(state, tmp_path / "model.safetensors")  # as the Trainer of transformers does; it refuses tied weights
+    assert sum(key.endswith("weight") for key in state) == 2
+    loaded.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
+    assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
+    both = {**state, **{key.replace("first.weight", "last.weight"): value for key, value in state.items()}}
+    loaded.load_state_dict(both, strict=True)
+    weights = Net("plain", Tied(), weights=tmp_path / "model.safetensors").module.state_dict()
+    assert {"first.weight", "last.weight"} < weights.keys()
 
 
 def test_a_bare_loop_trains_like_one_with_hooks_and_losses_by_hand():

@@ -217,13 +217,16 @@ class ScheduleFree(torch.optim.SGD):
         """Choose the weights for a validation."""
 
 
-def test_optimizers_whose_remedy_is_another_one_name_it():
-    module = nn.Linear(2, 2)
+def test_an_optimizer_with_modes_is_refused():
     with pytest.raises(RecipeError, match=r"modes train\(\) and eval\(\), .* use another optimizer with an LRSchedule"):
-        Optimizer(ScheduleFree, lr=0.1).build(module.named_parameters())
+        Optimizer(ScheduleFree, lr=0.1).build(nn.Linear(2, 2).named_parameters())
+
+
+def test_the_muon_of_torch_is_refused_with_that_of_timm():
+    named = [*nn.Linear(2, 2).named_parameters()]
     with pytest.raises(RecipeError, match=r"only supports 2D .*; timm's Optimizer\('muon'\) updates the others"):
-        Optimizer(torch.optim.Muon, lr=0.1).build(module.named_parameters())
-    Optimizer("muon", lr=0.1).build(module.named_parameters())
+        Optimizer(torch.optim.Muon, lr=0.1).build(named)
+    Optimizer("muon", lr=0.1).build(named)
 
 
 @pytest.mark.parametrize("make", [torch.optim.LBFGS, functools.partial(torch.optim.LBFGS, history_size=3)])
