@@ -1,6 +1,5 @@
 """Find the layers that a loss has built, such as projectors, with their input and output shapes."""
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from kdkit.losses.features import as_tuple
 from kdkit.utils.modules import forward_hook
+from kdkit.utils.signatures import parameters_by_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ def _projectors(loss: nn.Module) -> Iterator[nn.Module]:
     for module in loss.children():
         if not any(parameter.requires_grad for parameter in module.parameters()):
             continue
-        parameters = inspect.signature(module.forward).parameters.values()
+        parameters = parameters_by_name(module.forward).values()
         required = [
             parameter
             for parameter in parameters
