@@ -1,6 +1,5 @@
 """Options of a run that are not part of the recipe: folder, device, precision, seed, and the teacher cache."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
@@ -12,6 +11,7 @@ import torch
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.recipe.training import Training
 from kdkit.utils.devices import Precision, autocast, find_device
+from kdkit.utils.signatures import parameters_by_name
 from kdkit.utils.user_paths import user_path
 from kdkit.utils.validation import (
     is_number,
@@ -180,9 +180,9 @@ def require_fields(function: Callable[..., Any], fields: Mapping[str, object], o
     """Raise RecipeError if a keyword argument in `fields` of a function is not a key of the TypedDict `options`."""
     unknown = [name for name in fields if name not in options.__annotations__]
     if unknown:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = parameters_by_name(function).values()
         names = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
-        training = {name: f"{name}=..." for name in inspect.signature(Training).parameters}
+        training = {name: f"{name}=..." for name in parameters_by_name(Training)}
         training["lr"] = "optimizer=Optimizer(torch.optim.Adam, lr=...)"
         if unknown[0] in training:
             arguments = dict.fromkeys(["epochs=...", training[unknown[0]]])

@@ -1,6 +1,5 @@
 """A trained network for exporters: a module of named tensors, with real inputs for examples and calibration."""
 
-import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, suppress
@@ -22,6 +21,7 @@ from kdkit.recipe.recipe import Recipe
 from kdkit.utils.modules import eval_mode
 from kdkit.utils.randomness import preserve_rng_state
 from kdkit.utils.seeds import derive_seed
+from kdkit.utils.signatures import parameters_by_name
 
 Sizes = tuple[int | str, ...]
 
@@ -265,7 +265,7 @@ class _TensorsOnly(nn.Module):
 
 def _named(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a module by the names of its parameters; `input`, `input_1`, ... if it has no names."""
-    parameters = inspect.signature(module.forward).parameters.values()
+    parameters = parameters_by_name(module.forward).values()
     named = [
         parameter.name
         for parameter in parameters

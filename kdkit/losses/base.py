@@ -13,6 +13,7 @@ from torch.nn.modules.loss import _Loss
 
 from kdkit.data.dataset import Task
 from kdkit.utils.reprs import with_names
+from kdkit.utils.signatures import parameters_by_name
 
 # A plain function, a dataclass with `__call__` or an nn.Module. Ground truth labels are a target like teacher outputs.
 Loss = Callable[..., Tensor]
@@ -185,7 +186,7 @@ def _extra_parameters(loss: Loss) -> dict[str, inspect.Parameter]:
     """Return the parameters after the student and the target."""
     call = loss.forward if isinstance(loss, nn.Module) else loss
     try:
-        parameters = inspect.signature(call).parameters
+        parameters = parameters_by_name(call)
     except (TypeError, ValueError):  # builtins such as `max` have no signature
         return {}
     # The first two are the student and the target, even if they have other names, such as `outputs` and `labels`.

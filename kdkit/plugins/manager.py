@@ -25,6 +25,7 @@ from kdkit.errors import (
 )
 from kdkit.plugins import builtin, hooks
 from kdkit.plugins.registry import REGISTRIES, Registry
+from kdkit.utils.signatures import parameters_by_name
 
 GROUP = "kdkit"  # the entry-point group, and pluggy's project name
 
@@ -211,8 +212,8 @@ class Plugins:
             if attribute not in specifications:
                 hint = did_you_mean(attribute, specifications)
                 return f"plugin {name!r} implements {attribute!r}, which is not a hook of kdkit; {hint}"
-            accepted = [*inspect.signature(specifications[attribute]).parameters]
-            for argument in inspect.signature(getattr(plugin, attribute)).parameters:
+            accepted = [*parameters_by_name(specifications[attribute])]
+            for argument in parameters_by_name(getattr(plugin, attribute)):
                 if argument not in accepted:
                     return (
                         f"plugin {name!r} implements {attribute!r} with an argument {argument!r}, which kdkit does not "

@@ -4,12 +4,13 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from kdkit.errors import RecipeError
+from kdkit.utils.signatures import parameters_by_name
 
 SIMPLE = (int, float, str, bool, Path)  # the types that an option may have, in addition to Literal
 
@@ -37,7 +38,7 @@ class Parameter:
 
 
 def parameters_of(
-    path: Path, parameters: Iterable[inspect.Parameter], hints: Mapping[str, Any], docstring: str
+    path: Path, function: Callable[..., Any], hints: Mapping[str, Any], docstring: str
 ) -> tuple[Parameter, ...]:
     """Return the parameters of the recipe() in a file. Raises RecipeError if one cannot be an option.
 
@@ -46,7 +47,10 @@ def parameters_of(
     pattern = r"^(\w+): (.+(?:\n(?!\w+: )\S.*)*)"
     paragraphs = re.findall(pattern, inspect.cleandoc(docstring), flags=re.MULTILINE)
     descriptions = {name: " ".join(text.split()) for name, text in paragraphs}
-    return tuple(_parameter(path, parameter, hints, descriptions.get(parameter.name, "")) for parameter in parameters)
+    return tuple(
+        _parameter(path, parameter, hints, descriptions.get(name, ""))
+        for name, parameter in parameters_by_name(function).items()
+    )
 
 
 def _parameter(path: Path, parameter: inspect.Parameter, hints: Mapping[str, Any], description: str) -> Parameter:

@@ -46,7 +46,7 @@ class RecipeFile:
             reason = f"{type(error).__name__}: {error}"
             raise RecipeError(f"{self.path}: the type of a parameter of recipe() is unknown: {reason}") from error
         docstring = inspect.getdoc(function) or ""
-        return parameters_of(self.path, inspect.signature(function).parameters.values(), hints, docstring)
+        return parameters_of(self.path, function, hints, docstring)
 
     def make(self, options: Mapping[str, Any]) -> Any:
         """Call recipe() with these options and return its Recipe.

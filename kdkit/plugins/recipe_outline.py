@@ -67,7 +67,7 @@ def read_outline(path: Path) -> RecipeOutline | None:
         exec(compile(module, str(path), "exec"), names)
         outlined: types.FunctionType = names["recipe"]
         hints = typing.get_type_hints(outlined, names)
-        parameters = parameters_of(path, inspect.signature(outlined).parameters.values(), hints, docstring or "")
+        parameters = parameters_of(path, outlined, hints, docstring or "")
     except Exception:  # an imported name, or a wrong parameter or annotation, which the import explains
         return None
     return RecipeOutline(path, inspect.cleandoc(ast.get_docstring(tree) or ""), parameters)

@@ -1,6 +1,5 @@
 """Optimizers and learning rate schedules: torch's by class, timm's by name. They are created when a stage starts."""
 
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from functools import partial
@@ -14,6 +13,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPl
 
 from kdkit.errors import RecipeError, did_you_mean, first_line
 from kdkit.utils.reprs import with_names
+from kdkit.utils.signatures import parameters_by_name
 from kdkit.utils.validation import is_number
 
 
@@ -86,7 +86,7 @@ class Optimizer:
         if isinstance(make, str):
             _refuse_module_options(options)
         else:
-            _validate_options(make, options, passed=next(iter(inspect.signature(make).parameters), ""))
+            _validate_options(make, options, passed=next(iter(parameters_by_name(make)), ""))
             _refuse_closures(make)
         if groups is not None and not callable(groups):
             raise RecipeError(f"groups must be a function of the named parameters, or None; got {groups!r}")
@@ -246,7 +246,7 @@ class LRSchedule:
                 "max_lr is one rate for all groups of the optimizer, but they have different ones; pass max_lr=[...] "
                 "with a rate for each group"
             )
-        parameters = inspect.signature(self.make).parameters
+        parameters = parameters_by_name(self.make)
         lengths = [parameters[name] for name in _LENGTHS if name in parameters]
         options = {option.name: length for option in lengths if option.default in (option.empty, None)} | self.options
         if self.make in (SequentialLR, ChainedScheduler) and "schedulers" in options:
@@ -293,13 +293,13 @@ def _refuse_misspelt_option(group: dict[str, Any], options: Iterable[str]) -> No
 
 def _optimizer_parameter(make: Callable[..., Any]) -> str:
     """Return the name of the parameter that takes the optimizer, which in ChainedScheduler is not the first one."""
-    parameters = inspect.signature(make).parameters
+    parameters = parameters_by_name(make)
     return "optimizer" if "optimizer" in parameters else next(iter(parameters), "")
 
 
 def _validate_options(make: Callable[..., Any], options: dict[str, Any], *, passed: str) -> None:
     """Raise RecipeError for an option that `make` does not have. passed: the parameter that `build` fills in."""
-    parameters = inspect.signature(make).parameters
+    parameters = parameters_by_name(make)
     names = [name for name in parameters if name != passed]
     unknown = [name for name in options if name not in names]
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -321,7 +321,7 @@ def _refuse_closures(make: Callable[..., Any]) -> None:
     while isinstance(make, partial):
         make = make.func
     step = getattr(make, "step", None)
-    closure = inspect.signature(step).parameters.get("closure") if step is not None else None
+    closure = parameters_by_name(step).get("closure") if step is not None else None
     if closure is not None and closure.default is closure.empty:
         raise RecipeError(
             f"{_name_of(make)} recomputes the loss within a step (a closure), which is not supported; choose an "

@@ -1,7 +1,6 @@
 """Run a recipe with every combination of some options, each with several seeds, and compare the combinations."""
 
 import hashlib
-import inspect
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from kdkit.study.sweep_results import Cell, Repetition, SweepResults
 from kdkit.study.trial import Trial, TrialResult
 from kdkit.utils.randomness import preserve_rng_state, seed_everything
 from kdkit.utils.reprs import describe_count, describe_names
+from kdkit.utils.signatures import parameters_by_name
 from kdkit.utils.validation import is_whole_number, validate_count
 
 Values = Sequence[Any] | NDArray[Any] | torch.Tensor
@@ -217,7 +217,7 @@ def _as_list(values: Any) -> Any:
 
 def _ordered(recipe: Callable[..., Recipe], grid: Mapping[str, Sequence[Any]]) -> dict[str, tuple[Any, ...]]:
     """Return the grid in the order of the parameters of `recipe`. Raises RecipeError if they do not match."""
-    parameters = inspect.signature(recipe).parameters.values()
+    parameters = parameters_by_name(recipe).values()
     named = {item.name: item for item in parameters if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)}
     takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters)
     for name, values in grid.items():

@@ -12,6 +12,7 @@ from kdkit.errors import ContractError, describe
 from kdkit.losses.base import Loss
 from kdkit.testing import loss_state, loss_values
 from kdkit.testing.loss_case import LossCase, LossInputs
+from kdkit.utils.signatures import parameters_by_name
 
 Shape = tuple[int, ...]
 
@@ -115,7 +116,7 @@ def _validate_arguments(make_loss: Any, *, on: str, shapes: Any, layers: Any, ta
 def _required_parameters(function: Callable[..., Any]) -> list[str]:
     """Return the names of the arguments that a function cannot be called without."""
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = parameters_by_name(function).values()
     except (TypeError, ValueError):  # some built-in functions have no signature
         return []
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

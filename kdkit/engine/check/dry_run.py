@@ -1,6 +1,5 @@
 """Run an open stage once on a tiny batch, which shows the shapes, builds the losses and reveals most mistakes."""
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,6 +28,7 @@ from kdkit.nets.taps import HeadTap, TapLike, is_left_out, path_of
 from kdkit.recipe.recipe import weighted_terms
 from kdkit.teachers.base import Teacher, require_output
 from kdkit.utils.modules import forward_hook, parameters_behind
+from kdkit.utils.signatures import parameters_by_name
 
 _CTC = (F.ctc_loss, torch.ctc_loss)
 
@@ -270,7 +270,7 @@ def _projectors(loss: nn.Module) -> Iterator[nn.Module]:
     for module in loss.children():
         if not any(parameter.requires_grad for parameter in module.parameters()):
             continue
-        parameters = inspect.signature(module.forward).parameters.values()
+        parameters = parameters_by_name(module.forward).values()
         required = [
             parameter
             for parameter in parameters

@@ -16,6 +16,7 @@ from kdkit.errors import KdkitError, first_line
 from kdkit.nets.net import Net
 from kdkit.nets.views import Images
 from kdkit.teachers.base import Teacher
+from kdkit.utils.signatures import parameters_by_name
 
 _POSITIONS = {nn.Conv1d: ("length",), nn.Conv2d: ("height", "width"), nn.Conv3d: ("depth", "height", "width")}
 _LIBRARIES = (Path(torch.__file__).parent, Path(kdkit.__file__).parent)
@@ -76,11 +77,11 @@ def line_of_user_code(error: Exception) -> str:
 def _takes_one(module: Any) -> bool:
     """Return whether a network has exactly one argument without a default."""
     try:
-        parameters = inspect.signature(getattr(module, "forward", module)).parameters.values()
+        parameters = parameters_by_name(getattr(module, "forward", module)).values()
     except (TypeError, ValueError):  # of compiled code
         return False
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(each.kind in positional and each.default is each.empty for each in parameters) == 1
+    return sum(item.kind in positional and item.default is item.empty for item in parameters) == 1
 
 
 def _dtype_advice(net: Net[Any], inputs: list[Tensor], error: Exception) -> str:
