@@ -137,7 +137,7 @@ class TrainState:
         self.updates += 1
         if self._uses_progress:
             self.module.progress.fill_(self.progress)
-        if updated:
+        if updated and self.lr_scheduler is not None:
             self._advance_schedule("update")
         for net in self.module.students if self.averages else ():
             self.averages[net.name].update(net.network)
