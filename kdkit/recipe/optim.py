@@ -33,9 +33,6 @@ class Scheduler(Protocol):
         ...
 
 
-Event = Literal["update", "epoch", "validation"]
-"""What a schedule follows: an update of the weights, the end of the training of an epoch, or its validation."""
-
 Named = Iterable[tuple[str, nn.Parameter]]
 Groups = Callable[[Named], Iterable[dict[str, Any]]]
 
@@ -204,7 +201,7 @@ class LRSchedule:
         if not isinstance(make, str):
             _validate_options(make, options, passed=_optimizer_parameter(make))
         self.make = make
-        self.interval: Literal["epoch", "update"] = interval
+        self.interval = interval
         self.options = options
         if self.follows_metric and interval == "update":
             raise RecipeError("ReduceLROnPlateau follows a metric after each epoch, so its interval must be 'epoch'")
@@ -213,11 +210,6 @@ class LRSchedule:
     def follows_metric(self) -> bool:
         """Whether the schedule depends on the monitored metric."""
         return isinstance(self.make, type) and issubclass(self.make, ReduceLROnPlateau)
-
-    @property
-    def follows(self) -> Event:
-        """The event after which the schedule advances."""
-        return "validation" if self.follows_metric else self.interval
 
     def for_metric(self, *, higher_is_better: bool) -> "LRSchedule":
         """Return the schedule for a monitored metric. A schedule that follows the metric gets its mode."""

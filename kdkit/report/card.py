@@ -15,7 +15,7 @@ from kdkit.export.card import FOLDER, read_cards, summary_rows
 from kdkit.nets.weights import runs_hint, runs_in, stage_weights
 from kdkit.report.formats import DASH, bounds, count, metric_title, plain, size
 from kdkit.report.overview import nets_by_role
-from kdkit.report.runs import ReportedRun, weight_text
+from kdkit.report.runs import ReportedRun, matched_teachers, terms_of, weight_text
 from kdkit.report.verdict import Verdict, verdicts_of
 from kdkit.utils.files import require_output, write_output
 from kdkit.utils.printable import printable
@@ -56,7 +56,7 @@ def card_of(run: ReportedRun) -> str:
         "Exports": _exports(run),
         "What is not known": (f"- {line}" for line in _unknown(run)),
     }
-    teachers = " and ".join(map(_code, run.matched_teachers(run.student)))
+    teachers = " and ".join(map(_code, matched_teachers(run.record, run.student)))
     origin = f"distilled from {teachers}" if teachers else "trained"
     lines = [
         # A YAML comment, because no license is better than a wrong one.
@@ -80,7 +80,7 @@ def metadata_of(run: ReportedRun) -> dict[str, Any]:
     excluded = {*run.students, *run.baselines.values()}
     names = [name for net, name in mapping(run.record, "hub_names").items() if net not in excluded]
     bases = [name for name in names if isinstance(name, str) and _HUB_NAME.fullmatch(name)]
-    tags = ["knowledge-distillation"] if run.matched_teachers(run.student) else []
+    tags = ["knowledge-distillation"] if matched_teachers(run.record, run.student) else []
     metadata: dict[str, Any] = {"library_name": "kdkit", "tags": [*tags, "pytorch", "kdkit"]}
     if bases:
         metadata["base_model"] = bases[0] if len(bases) == 1 else bases
@@ -110,7 +110,7 @@ def metadata_of(run: ReportedRun) -> dict[str, Any]:
 
 def _method(run: ReportedRun) -> Iterator[str]:
     """Yield a sentence for each stage, and a table of the terms."""
-    for number, terms in enumerate(run.terms.values(), start=1):
+    for number, terms in enumerate(terms_of(run.record).values(), start=1):
         for net in dict.fromkeys(str(term.get("student_net")) for term in terms):
             of_net = [term for term in terms if str(term.get("student_net")) == net]
             teachers = dict.fromkeys(str(term["teacher"]) for term in of_net if term.get("teacher"))
@@ -131,7 +131,7 @@ def _method(run: ReportedRun) -> Iterator[str]:
                 _code(term.get("loss")),
                 weight_text(term.get("weight")) or DASH,
             )
-            for stage, terms in run.terms.items()
+            for stage, terms in terms_of(run.record).items()
             for term in terms
         ],
     )
@@ -239,7 +239,7 @@ def _unknown(run: ReportedRun) -> Iterator[str]:
     yield "The license of these weights and of the data: add `license` to the metadata of this card."
     yield "The data set: its name, origin and population. The metadata of this card has `unknown` in its place."
     yield "Intended uses, limits and biases; kdkit measured only the metrics above."
-    teachers = run.matched_teachers(run.student)
+    teachers = matched_teachers(run.record, run.student)
     for net in teachers:
         is_trained_here = any(run.trains(stage.name, net) for stage in run.stages)
         if net in mapping(run.record, "nets") and net not in mapping(run.record, "hub_names") and not is_trained_here:

@@ -10,7 +10,7 @@ from kdkit.errors import KdkitError
 from kdkit.metrics.base import is_share
 from kdkit.report import analysis, formats
 from kdkit.report.charts import Bar, interval_chart, reliability_chart
-from kdkit.report.runs import ReportedRun, weight_text
+from kdkit.report.runs import ReportedRun, terms_of, weight_text
 from kdkit.report.verdict import Verdict
 from kdkit.utils.read_json import mapping
 from kdkit.utils.reprs import distinct_notes
@@ -193,7 +193,7 @@ def setup(runs: Sequence[ReportedRun]) -> Values:
             facts.append((title, [_fact(mapping(run.record, group).get(key)) for run in runs]))
     terms: dict[tuple[tuple[str, str], ...], list[str]] = {}  # the labels of the runs with each term
     for run in runs:
-        for stage, terms_of_stage in run.terms.items():
+        for stage, terms_of_stage in terms_of(run.record).items():
             for term in terms_of_stage:
                 texts = {key: str(term.get(key) or "") for key in ("student_net", "label", "loss", "teacher")}
                 row = {"stage": stage, **texts, "weight": weight_text(term.get("weight"))}

@@ -132,17 +132,11 @@ class ReportedRun:
         return {student: str(name) for student, name in names.items() if {student, str(name)} <= {*self.nets}}
 
     @cached_property
-    def terms(self) -> Mapping[str, list[dict[str, Any]]]:
-        """The terms of each stage; empty if the record has none."""
-        terms = mapping(self.record, "terms")
-        return {stage: rows(terms, stage) for stage in terms}
-
-    @cached_property
     def students(self) -> tuple[str, ...]:
         """The nets that learned from a teacher in the last stage; the last net if none did."""
         if self.baselines:
             return tuple(self.baselines)
-        for terms in reversed([*self.terms.values()]):
+        for terms in reversed([*terms_of(self.record).values()]):
             named = [str(term["student_net"]) for term in terms if term.get("teacher")]
             students = [name for name in dict.fromkeys(named) if name in self.nets]
             if students:
@@ -156,15 +150,10 @@ class ReportedRun:
 
     def teachers_of(self, student: str) -> tuple[str, ...]:
         """Return the nets that a student learned from and that have metrics; other nets if the record has no terms."""
-        named = self.matched_teachers(student) if self.terms else self.nets
+        named = matched_teachers(self.record, student) if terms_of(self.record) else self.nets
         # A teacher without predictions, such as an average, cannot be compared.
         excluded = {student, *self.baselines.values()}
         return tuple(name for name in named if name in self.nets and name not in excluded)
-
-    def matched_teachers(self, student: str) -> tuple[str, ...]:
-        """Return the names of all teachers in the terms of a student."""
-        of_student = [term for terms in self.terms.values() for term in terms if term.get("student_net") == student]
-        return tuple(dict.fromkeys(str(term["teacher"]) for term in of_student if term.get("teacher")))
 
     def role(self, net: str) -> str:
         """Return the role of a net: "student", "baseline", "teacher", or "" for none of them."""
@@ -224,12 +213,12 @@ class ReportedRun:
 
     def trains(self, stage: str, net: str) -> bool:
         """Return whether a stage trained a net. Without terms in the record, the name of the stage decides."""
-        terms = self.terms.get(stage)
+        terms = terms_of(self.record).get(stage)
         return any(term.get("student_net") == net for term in terms) if terms else stage == net
 
     def weight(self, stage: str, label: str) -> str:
         """Return a text with the weight of a term; "" if it is unknown."""
-        weights = [term.get("weight") for term in self.terms.get(stage, ()) if term.get("label") == label]
+        weights = [term.get("weight") for term in terms_of(self.record).get(stage, ()) if term.get("label") == label]
         return f"weight {weight_text(weights[0])}" if weights else ""
 
     def parameters(self, net: str) -> int | None:
@@ -304,6 +293,18 @@ def read_runs(folders: Sequence[Path]) -> tuple[tuple[ReportedRun, ...], tuple[s
             verb = "is" if len(errors) == 1 else "are"
             left_out.append(f"{len(errors)} of the {len(inside)} runs in {folder} {verb} left out: {reasons}")
     return tuple(runs[path] for path in unique if path in runs), tuple(left_out)
+
+
+def terms_of(record: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return the terms of each stage in the record of a run; empty if it has none."""
+    terms = mapping(record, "terms")
+    return {stage: rows(terms, stage) for stage in terms}
+
+
+def matched_teachers(record: Mapping[str, Any], student: str) -> tuple[str, ...]:
+    """Return the names of all teachers in the terms of a student, including those without metrics."""
+    of_student = [term for terms in terms_of(record).values() for term in terms if term.get("student_net") == student]
+    return tuple(dict.fromkeys(str(term["teacher"]) for term in of_student if term.get("teacher")))
 
 
 def weight_text(weight: Any) -> str:

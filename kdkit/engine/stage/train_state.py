@@ -16,7 +16,7 @@ from kdkit.errors import RecipeError
 from kdkit.nets.moving_average import MovingAverage
 from kdkit.nets.net import Net
 from kdkit.recipe.balancing.base import Balancer, TrainedParameters
-from kdkit.recipe.optim import Event, Scheduler
+from kdkit.recipe.optim import Scheduler
 from kdkit.recipe.training import Training
 from kdkit.teachers.base import observers
 
@@ -54,9 +54,11 @@ class TrainState:
         self.parameters = [parameter for _, parameter in named]
         self.optimizer = training.optimizer.build(named)
         self.lr_scheduler: Scheduler | None = None
+        self._lr_interval: str | None = None  # when the LR scheduler steps: after an update, an epoch or a validation
         if training.lr_schedule is not None:
             schedule = training.lr_schedule.for_metric(higher_is_better=higher_is_better)
             self.lr_scheduler = schedule.build(self.optimizer, epochs=training.epochs, updates=self.total_updates)
+            self._lr_interval = "validation" if schedule.follows_metric else schedule.interval
         self.gradient_stats: GradientStats | None = None
         if options.gradients:
             trained = trained_parameters(module)
@@ -137,8 +139,8 @@ class TrainState:
         self.updates += 1
         if self._uses_progress:
             self.module.progress.fill_(self.progress)
-        if updated:
-            self._advance_schedule("update")
+        if updated and self.lr_scheduler is not None:
+            self._step_schedule("update")
         for net in self.module.students if self.averages else ():
             self.averages[net.name].update(net.network)
         for session in self.sessions.values():
@@ -153,11 +155,11 @@ class TrainState:
         """Advance the teachers, and an LR schedule that steps once per epoch."""
         for session in self.sessions.values():
             session.on_epoch_end()
-        self._advance_schedule("epoch")
+        self._step_schedule("epoch")
 
     def on_validated(self, value: float) -> None:
         """Advance an LR schedule that follows the monitored metric."""
-        self._advance_schedule("validation", value)
+        self._step_schedule("validation", value)
 
     def gradients(self) -> Gradients | None:
         """Return the means of the gradient statistics since the last call, or None if there are none."""
@@ -201,10 +203,9 @@ class TrainState:
             self.gradient_stats.load_state_dict(state["gradient_stats"])
         self.module.progress.fill_(self.progress)
 
-    def _advance_schedule(self, event: Event, *metric: float) -> None:
-        """Advance the LR schedule if it follows this event. metric: the monitored one, after a validation."""
-        schedule = self.training.lr_schedule
-        if schedule is not None and self.lr_scheduler is not None and schedule.follows == event:
+    def _step_schedule(self, interval: str, *metric: float) -> None:
+        """Advance the LR schedule if it has this interval. metric: the monitored one, after a validation."""
+        if self.lr_scheduler is not None and self._lr_interval == interval:
             self.lr_scheduler.step(*metric)
 
 

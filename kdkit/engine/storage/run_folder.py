@@ -166,6 +166,9 @@ class NoRunFolder(RunFolder):
         """Return a stage folder in which nothing is saved."""
         return NoStageFolder()
 
+    def save_metrics(self, *_: object) -> None:
+        """Do nothing. A user-defined metric may have values that JSON does not support."""
+
 
 def can_resume(path: Path) -> bool:
     """Whether a folder has a run that wrote its record."""

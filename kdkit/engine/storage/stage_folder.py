@@ -124,6 +124,8 @@ class StageFolder:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Mark the stage as finished, and delete its checkpoints."""
+        if not self._files.writes:
+            return
         self.wait()
         content = {"format": FORMAT, "history": self._history.facts, **summary}
         self._files.write(self.path / SUMMARY, *json_parts(content))
