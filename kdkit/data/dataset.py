@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kdkit.data.batch import Batch, as_targets
-from kdkit.data.samples import SampleKeys, as_weights, missing_labels
+from kdkit.data.samples import SampleKeys, as_weights, missing_labels, require_samples
 from kdkit.errors import DataError
 from kdkit.utils.randomness import seeded_on_cpu
 from kdkit.utils.reprs import describe_count, describe_names
@@ -126,9 +126,10 @@ class LoaderSplit:
     def __iter__(self) -> Iterator[Batch]:
         with nullcontext() if self.seed is None else seeded_on_cpu(self.seed):
             batches = iter(self.loader)  # a DataLoader draws a seed for its workers, even if it has no workers
-        for batch in batches:
+        for index, batch in enumerate(batches):
             inputs, labels, weights = self.keys.split(batch, self.source)
             labels = missing_labels(inputs) if labels is None else self._as_targets(labels)
+            require_samples(labels, index, self.source)
             yield Batch(inputs, labels, weights=as_weights(weights, labels, self.source))
 
     def batched(self, size: int, *, pin: bool = False) -> "LoaderSplit":

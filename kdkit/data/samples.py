@@ -111,6 +111,15 @@ def missing_labels(inputs: Any) -> Tensor:
     return torch.full((len(first),), MISSING_LABEL, device=first.device)
 
 
+def require_samples(labels: Any, index: int, source: str) -> None:
+    """Raise DataError if a batch of a loader has no samples: means over it would be NaN. index: of the batch."""
+    if isinstance(labels, Tensor) and labels.ndim and not len(labels):
+        raise DataError(
+            f"{source} batches with samples, but batch {index} has none; leave it out in the loader, such as if its "
+            "collate_fn drops all samples of a batch"
+        )
+
+
 def as_weights(weights: Any, labels: Any, source: str) -> Tensor | None:
     """Return the weights of a batch, (batch,) float32; None if there are none.
 

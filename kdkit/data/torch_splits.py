@@ -16,7 +16,7 @@ from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.read_errors import explain_unreadable
 from kdkit.data.reading import reading
-from kdkit.data.samples import SampleKeys, as_weights, missing_labels, require_stacked, require_tensors
+from kdkit.data.samples import SampleKeys, as_weights, missing_labels, require_samples, require_stacked, require_tensors
 from kdkit.errors import DataError
 from kdkit.utils.randomness import seeded_on_cpu
 from kdkit.utils.seeds import SeedPurpose, derive_seed
@@ -98,6 +98,12 @@ class DatasetSplit(Split):
             if explained is error:
                 raise
             raise explained from error
+        for row, sample in zip(rows, samples, strict=True):
+            if sample is None:
+                raise DataError(
+                    f"the sample in row {row} of the {self.name} data is None; leave out such rows, as with "
+                    "torch.utils.data.Subset(dataset, rows)"
+                )
         return samples
 
     def batch(self, rows: Tensor, draw: int) -> Batch:
@@ -268,6 +274,8 @@ def first_batch(split: TorchSplit) -> Batch:
                 " with equal sizes for all samples: pack them, such as with torch.cat, and let the losses unpack them"
             )
         raise DataError(f"the labels of the {name} data are a {type(labels).__name__}; expected a tensor{advice}")
+    if isinstance(split, LoaderSplit):
+        require_samples(labels, 0, split.source)
     return Batch(inputs, labels, weights=as_weights(weights, labels, split.source))
 
 

@@ -34,6 +34,9 @@ from kdkit.utils.modules import is_sharded, plain_state, reshard
 from kdkit.utils.reprs import describe_array, describe_names
 from kdkit.utils.validation import validate_choice
 
+_STEPS = 10  # of the optimizer, after which weights that should be trained have changed
+_COMPARED = 64  # values of a weight
+
 
 class DistillerOutput(NamedTuple):
     """The result of a step.
@@ -117,6 +120,9 @@ class Distiller(nn.Module):
             for name, session in self._open_stage.sessions.items()
             if type(session).on_step is not TeacherSession.on_step
         ]
+        self._first_weights = {
+            term.label: _first_weight(term.loss) for term in self.module.terms
+        }  # empty once compared
         self._weight_versions: set[int] = set()
         self.register_state_dict_post_hook(_keep_tied_once)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_fill_in_tied)  # type: ignore[no-untyped-call]
@@ -173,8 +179,8 @@ class Distiller(nn.Module):
             loss = _WithOutputs.apply(loss, student)
         for session in self._observers if self.training else ():
             session.observe(batch, {self.student.name: student.detach()})
-        if self._followers and self.training and not torch.compiler.is_compiling():
-            self._warn_without_steps()
+        if (self._followers or self._first_weights) and self.training and not torch.compiler.is_compiling():
+            self._warn_of_what_stays()
         return DistillerOutput(loss, {label: term.detach() for label, term in terms.items()}, student)
 
     if TYPE_CHECKING:  # the call of an nn.Module has no types
@@ -250,17 +256,33 @@ class Distiller(nn.Module):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _warn_without_steps(self) -> None:
-        """Warn once if the weights of the student change between calls, but `on_step` is not called."""
+    def _warn_of_what_stays(self) -> None:
+        """Warn once if the student changes between calls, but its followers or the weights of losses do not."""
         weight = next((weight for weight in self.student.network.parameters() if weight.requires_grad), None)
         self._weight_versions.add(0 if weight is None else weight._version)  # torch counts changes in place
-        if len(self._weight_versions) > 2:  # one change may be that of loaded weights
+        if self._followers and len(self._weight_versions) > 2:  # one change may be that of loaded weights
             warnings.warn(
                 f"{describe_names(map(repr, self._followers))} follows the student, but distiller.on_step() is not "
                 "called after optimizer steps: its outputs stay those of the first weights",
                 stacklevel=5,  # the caller of the module
             )
             self._followers = []
+        if self._first_weights and len(self._weight_versions) > _STEPS:
+            now = {term.label: _first_weight(term.loss) for term in self.module.terms if self._weights[term.label] != 0}
+            same = [
+                repr(label)
+                for label, before in self._first_weights.items()
+                if before is not None
+                and (after := now.get(label)) is not None
+                and torch.equal(after.to(before), before)
+            ]
+            if same:
+                warnings.warn(
+                    f"the student is trained, but the loss of {describe_names(same)} has weights, such as those of a "
+                    "projector, that are not: pass distiller.parameters() to the optimizer",
+                    stacklevel=5,  # the caller of the module
+                )
+            self._first_weights = {}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Move or convert the teachers together with the student."""
@@ -276,6 +298,17 @@ class Distiller(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._close = weakref.finalize(self, self._open_stage.close)
+
+
+def _first_weight(loss: object) -> Tensor | None:
+    """Return some values of the first trained weight of a loss, such as of a projector; None if it has none.
+
+    Vectors, such as biases, may have no gradient.
+    """
+    for weight in loss.parameters() if isinstance(loss, nn.Module) else ():
+        if weight.requires_grad and weight.ndim > 1 and type(weight).__name__ != "DTensor":
+            return weight.detach().flatten()[:_COMPARED].clone()
+    return None
 
 
 def _tied_keys(module: nn.Module) -> Iterator[list[str]]:

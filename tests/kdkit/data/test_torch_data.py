@@ -272,6 +272,33 @@ def test_no_split_may_be_empty(name):
         TorchData(samples(), **splits, classes=["a", "b", "c"])
 
 
+class Batches:
+    """A loader of batches of these sizes."""
+
+    def __init__(self, *sizes):
+        self.sizes = sizes
+
+    def __iter__(self):
+        return ((torch.zeros(size, 2), torch.zeros(size, dtype=torch.int64)) for size in self.sizes)
+
+
+def test_a_batch_without_samples_is_named():
+    with pytest.raises(DataError, match="the train data must yield batches with samples, but batch 0 has none"):
+        TorchData(Batches(0, 4), samples(), classes=3)
+    data = TorchData(samples(), Batches(4, 0, 4), classes=3)
+    with pytest.raises(
+        DataError, match=r"the validation data must .*, but batch 1 has none; leave it out in the loader"
+    ):
+        list(data.validation)
+
+
+def test_a_sample_that_is_none_is_named():
+    data = TorchData(listed(lambda row: row % 3), samples(), classes=3)
+    data.train.dataset = Rows([*data.train.dataset.samples[:3], None])
+    with pytest.raises(DataError, match="the sample in row 3 of the train data is None; leave out such rows"):
+        data.train.batch(torch.tensor([0, 3]), 0)
+
+
 def test_the_fingerprint_changes_with_the_samples_and_the_classes():
     fingerprint = tiny_data().fingerprint
     assert fingerprint == tiny_data().fingerprint

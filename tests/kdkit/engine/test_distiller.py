@@ -215,6 +215,23 @@ def test_a_teacher_that_follows_the_student_moves_after_a_step():
         assert distiller(INPUTS, LABELS).terms["average of student/soft_targets"] < apart / 2
 
 
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_projector_that_the_optimizer_lacks_is_a_warning(missing):
+    teacher, student = networks()
+    objective = Truth(nn.CrossEntropyLoss()) + Match(teacher, Hint(), **features(student, teacher))
+    objective += 0.0 * Match(teacher, Hint(), label="off", **features(student, teacher))
+    with Distiller(student, objective, (INPUTS, LABELS)) as distiller, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        optimizer = torch.optim.SGD((student.module if missing else distiller).parameters(), lr=0.1)
+        for _ in range(12):
+            distiller(INPUTS, LABELS).loss.backward()
+            optimizer.step()
+    messages = [str(warning.message) for warning in caught]
+    expected = "the loss of 'teacher/hint' has weights, such as those of a projector, that are not: pass distiller."
+    assert len(messages) == missing
+    assert all(expected in message for message in messages)
+
+
 @pytest.mark.parametrize("calls", [True, False])
 def test_a_student_that_moves_without_its_average_is_a_warning(calls):
     _, student = networks()
