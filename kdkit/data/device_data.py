@@ -112,7 +112,7 @@ class KeptSamples:
         self._storage: list[Tensor] = []  # (draws, rows, ...) for each tensor of a batch
         self._example: Batch | None = None
         self._ids: Tensor | None = None
-        self._gives_up = share == 0
+        self._gives_up = False
 
     def is_complete(self, draw: int) -> bool:
         """Whether every sample of a draw is kept."""

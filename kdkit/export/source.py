@@ -63,7 +63,7 @@ class ExportSource:
                 )
         if not self.input_names:
             raise KdkitError(f"net {net.name!r} has no tensor as input, but an export needs one")
-        positional = [name for name in list(template)[: len(args)]]
+        positional = list(template)[: len(args)]
         self.module: nn.Module = _TensorsOnly(net, template, positional)
 
     @property

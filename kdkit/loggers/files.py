@@ -112,7 +112,6 @@ class CsvLogger(_FileLogger):
         return rows
 
     def _rewrite(self) -> None:
-        """Write all rows."""
         # A dict as an ordered set.
         self._columns = tuple(dict.fromkeys([*_POSITION, *(name for row in self._rows for name in row)]))
         write(self._file, _csv([self._columns, *(self._line(row) for row in self._rows)]))
@@ -154,11 +153,9 @@ class JsonlLogger(_FileLogger):
         super().start(run, step)
 
     def _rewrite(self) -> None:
-        """Write all rows."""
         write(self._file, "".join(f"{to_json(row)}\n" for row in ({"run": self._run}, *self._rows)))
 
     def _add(self, row: Row) -> None:
-        """Append a row."""
         append(self._file, f"{to_json(row)}\n".encode())
 
 

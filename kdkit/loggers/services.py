@@ -86,7 +86,6 @@ class TrackioLogger(_StoreLogger):
         self._run: Any = None
 
     def _connect(self, run: RunStarted, identifier: str | None) -> str:
-        """Start a run, or continue the run with this name."""
         # Runs are found by name, and folders in different places may have the same name.
         name = identifier or f"{_run_name(run)}-{secrets.token_hex(4)}"
         with contextlib.redirect_stdout(io.StringIO()):  # stdout is for results
@@ -130,7 +129,6 @@ class MlflowLogger(_StoreLogger):
         self._client: Any = None
 
     def _connect(self, run: RunStarted, identifier: str | None) -> str:
-        """Start a run, or continue the run with this identifier."""
         self._client = self._package.MlflowClient(tracking_uri=self.uri)
         if identifier is not None:
             self._client.set_terminated(identifier, "RUNNING")
@@ -147,7 +145,6 @@ class MlflowLogger(_StoreLogger):
         return created
 
     def _send(self, step: int, values: Values) -> None:
-        """Add values at a step."""
         timestamp = int(time.time() * 1000)  # in milliseconds
         metrics = [
             self._package.entities.Metric(_allowed(name), value, timestamp, step) for name, value in values.items()
@@ -194,7 +191,6 @@ class WandbLogger(_StoreLogger):
         return str(self._run.id)
 
     def _send(self, step: int, values: Values) -> None:
-        """Add values at a step."""
         self._run.log(dict(values), step=step)
 
     def close(self, *, failed: bool) -> None:

@@ -26,9 +26,9 @@ from kdkit.losses.features import (
     upcast_half,
     without_autocast,
 )
-from kdkit.losses.projectors.factory import ProjectorMode, validate_projector_mode
+from kdkit.losses.projectors.factory import ProjectorMode
 from kdkit.losses.projectors.layers import Pointwise
-from kdkit.losses.validation import Reduction, require_sides, validate_reduction
+from kdkit.losses.validation import Reduction, require_sides, validate_choice, validate_reduction
 
 # By the number of dimensions of the positions.
 _MAX_POOLS: dict[int, Callable[..., Tensor]] = {
@@ -47,7 +47,7 @@ class SuccessiveTaps(nn.Module):
 
     def __init__(self, *, projector: ProjectorMode = "auto") -> None:
         super().__init__()
-        validate_projector_mode(projector)
+        validate_choice("projector", projector, ProjectorMode)
         self.projector_mode = projector
         self.projectors = nn.ModuleList()
 

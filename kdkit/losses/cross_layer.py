@@ -24,10 +24,10 @@ from kdkit.losses.features import (
     without_autocast,
 )
 from kdkit.losses.projectors.convolutional import Bottleneck
-from kdkit.losses.projectors.factory import ProjectorMode, validate_projector_mode
+from kdkit.losses.projectors.factory import ProjectorMode
 from kdkit.losses.projectors.fusion import Fusion
 from kdkit.losses.projectors.resizing import POOLS, match_positions
-from kdkit.losses.validation import require_sides, validate_count, validate_temperature
+from kdkit.losses.validation import require_sides, validate_choice, validate_count, validate_temperature
 
 _DEFAULT_BATCH_SIZE = 64  # of SemCKD, if neither the loss nor the training sets it
 _MAX_WIDTH = 512  # of ReviewKD, by default, as in the authors' code
@@ -62,7 +62,7 @@ class SemCKD(nn.Module):
         validate_count("batch_size", batch_size, optional=True)
         validate_count("width", width)
         validate_temperature(temperature)
-        validate_projector_mode(projector)
+        validate_choice("projector", projector, ProjectorMode)
         self.batch_size, self.width, self.temperature, self.projector_mode = batch_size, width, temperature, projector
         self.part_size = 0
         self.queries, self.keys = nn.ModuleList(), nn.ModuleList()

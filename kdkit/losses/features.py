@@ -8,15 +8,9 @@ from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.losses.projectors.factory import (
-    ProjectorKind,
-    ProjectorMode,
-    make_projector,
-    validate_projector_kind,
-    validate_projector_mode,
-)
+from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode, make_projector, validate_projector_kind
 from kdkit.losses.projectors.resizing import resize
-from kdkit.losses.validation import ONE_OUTPUT, require_sides
+from kdkit.losses.validation import ONE_OUTPUT, require_sides, validate_choice
 
 # The student's or the target's side of a loss: one tensor, or a tuple of one tensor per tap.
 TensorOrTuple = Tensor | tuple[Tensor, ...]
@@ -39,7 +33,7 @@ class ProjectedLoss(nn.Module):
 
     def __init__(self, *, projector: ProjectorMode = "auto", kind: ProjectorKind = "linear") -> None:
         super().__init__()
-        validate_projector_mode(projector)
+        validate_choice("projector", projector, ProjectorMode)
         validate_projector_kind(kind)
         self.projector_mode = projector
         self.kind = kind

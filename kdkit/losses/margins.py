@@ -16,10 +16,10 @@ from kdkit.losses.features import (
     single_tap_shape,
     upcast_half,
 )
-from kdkit.losses.projectors.factory import ProjectorMode, validate_projector_mode
+from kdkit.losses.projectors.factory import ProjectorMode
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise
 from kdkit.losses.projectors.linear import fit_positions, target_positions
-from kdkit.losses.validation import is_number, require_sides, validate_above_zero
+from kdkit.losses.validation import is_number, require_sides, validate_above_zero, validate_choice
 from kdkit.utils.devices import widest_float
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
@@ -57,7 +57,7 @@ class OFD(nn.Module):
     ) -> None:
         super().__init__()
         validate_above_zero("factor", factor)
-        validate_projector_mode(projector)
+        validate_choice("projector", projector, ProjectorMode)
         if norm is not None and not isinstance(norm, Norm):
             raise RecipeError(f"norm is the teacher's batch norm before the ReLU; got a {type(norm).__name__}")
         if margin is not None and (not is_number(margin) or margin > 0):
@@ -116,7 +116,7 @@ class AB(nn.Module):
         super().__init__()
         validate_above_zero("margin", margin)
         validate_above_zero("factor", factor)
-        validate_projector_mode(projector)
+        validate_choice("projector", projector, ProjectorMode)
         self.margin, self.factor, self.projector_mode = margin, factor, projector
         self.connector: nn.Module = nn.Identity()
 

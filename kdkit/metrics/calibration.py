@@ -2,12 +2,12 @@
 
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdkit.errors import DataError, RecipeError, did_you_mean
+from kdkit.errors import DataError
 from kdkit.metrics.base import (
     Bools,
     Floats,
@@ -22,7 +22,7 @@ from kdkit.metrics.base import (
     unknown_labels,
 )
 from kdkit.metrics.resampling import CountedMetric, Counts, Resampled, count_blocks
-from kdkit.utils.validation import validate_count
+from kdkit.utils.validation import validate_choice, validate_count
 
 Bins = Literal["equal_width", "equal_mass"]
 
@@ -62,8 +62,7 @@ class CalibrationError(_ProbabilityMetric):
     is_biased: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.bins not in get_args(Bins):
-            raise RecipeError(f"bins={self.bins!r} does not exist; {did_you_mean(str(self.bins), get_args(Bins))}")
+        validate_choice("bins", self.bins, Bins)
         validate_count("count, the number of bins,", self.count)
 
     @property

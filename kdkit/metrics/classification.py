@@ -3,13 +3,13 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, Self, get_args
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdkit.errors import DataError, RecipeError, did_you_mean
+from kdkit.errors import DataError
 from kdkit.metrics.base import (
     Bools,
     Floats,
@@ -24,7 +24,7 @@ from kdkit.metrics.base import (
 )
 from kdkit.metrics.resampling import CountedMetric, Counts, Resampled
 from kdkit.metrics.thresholds import BestF1, Thresholds, thresholds_array, validate_thresholds
-from kdkit.utils.validation import validate_count
+from kdkit.utils.validation import validate_choice, validate_count
 
 Average = Literal["macro", "micro"]
 
@@ -128,10 +128,7 @@ class F1(CountedMetric):
     thresholds_by: Thresholds = field(default=BestF1(), kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.average not in get_args(Average):
-            raise RecipeError(
-                f"average={self.average!r} does not exist; {did_you_mean(str(self.average), get_args(Average))}"
-            )
+        validate_choice("average", self.average, Average)
         validate_thresholds(self.thresholds_by)
 
     @property

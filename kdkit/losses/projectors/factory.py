@@ -1,7 +1,7 @@
 """Create a projector by the name of its kind, which is an option of many losses."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import nn
@@ -33,9 +33,3 @@ def validate_projector_kind(kind: str) -> None:
     """Raise RecipeError for an unknown kind of projector."""
     if not isinstance(kind, str) or kind not in PROJECTORS:
         raise RecipeError(f"{kind!r} is not a kind of projector; {did_you_mean(str(kind), PROJECTORS)}")
-
-
-def validate_projector_mode(mode: str) -> None:
-    """Raise RecipeError unless the mode is "auto", "always" or "never"."""
-    if mode not in get_args(ProjectorMode):
-        raise RecipeError(f"projector is 'auto', 'always' or 'never'; got {mode!r}")

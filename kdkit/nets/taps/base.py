@@ -106,7 +106,7 @@ class _TapHook:
     def capture_input(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Capture the input of the module."""
         element = self.tap.element
-        values = args if args else tuple(kwargs.values())  # an input may be passed by keyword only
+        values = args or tuple(kwargs.values())  # an input may be passed by keyword only
         if isinstance(element, str) and element in kwargs:
             self._capture_element(kwargs)
         else:

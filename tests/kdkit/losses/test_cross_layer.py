@@ -75,7 +75,7 @@ def test_never_refuses_channels_that_differ():
         ({"temperature": 0}, "a temperature must be"),
         ({"batch_size": 0}, "batch_size must be"),
         ({"width": 0}, "width must be"),
-        ({"projector": "all"}, "projector is"),
+        ({"projector": "all"}, "projector must be"),
     ],
 )
 def test_invalid_options_are_refused(options, message):

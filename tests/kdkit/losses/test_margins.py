@@ -92,7 +92,7 @@ def test_a_batch_norm_with_different_channels_is_refused():
         ({"norm": nn.Linear(2, 2)}, "batch norm before the ReLU; got a Linear"),
         ({"margin": 0.5}, "margin must be"),
         ({"factor": 0}, "factor must be"),
-        ({"projector": "maybe"}, "projector is"),
+        ({"projector": "maybe"}, "projector must be"),
     ],
 )
 def test_invalid_options_are_refused(options, message):

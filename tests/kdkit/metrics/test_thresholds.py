@@ -145,5 +145,5 @@ def test_an_object_that_chooses_no_thresholds_is_refused(rule):
 
 
 def test_an_average_that_does_not_exist_is_refused():
-    with pytest.raises(RecipeError, match="did you mean 'macro'"):
+    with pytest.raises(RecipeError, match="must be 'macro' or 'micro'"):
         F1("marco")
