@@ -261,8 +261,10 @@ class Net(Generic[M]):
 
 def _version_of(module: object, net: str) -> str | None:
     """Return the version of a plain callable; None for an `nn.Module`, which has weights instead."""
-    version: str | None = None if isinstance(module, nn.Module) else getattr(module, "version", None)
-    if version is None and not isinstance(module, nn.Module):
+    if isinstance(module, nn.Module):
+        return None
+    version: str | None = getattr(module, "version", None)
+    if version is None:
         raise RecipeError(
             f"net {net!r} is a plain callable, whose weights kdkit cannot see; give it a version that changes whenever "
             f"its outputs do: Net({net!r}, function, version='1')"

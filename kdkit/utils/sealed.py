@@ -21,25 +21,22 @@ UNSEALED = "sha256:" + "0" * 64
 _DIGEST = re.compile(rb"sha256:([0-9a-f]{64})")
 # The dtypes of tensors in safetensors files, by torch dtype.
 DTYPES = {
-    getattr(torch, name): code
-    for code, name in (
-        ("F64", "float64"),
-        ("F32", "float32"),
-        ("F16", "float16"),
-        ("BF16", "bfloat16"),
-        ("I64", "int64"),
-        ("I32", "int32"),
-        ("I16", "int16"),
-        ("I8", "int8"),
-        ("U8", "uint8"),
-        ("BOOL", "bool"),
-        ("F8_E4M3", "float8_e4m3fn"),
-        ("F8_E5M2", "float8_e5m2"),
-        ("C64", "complex64"),
-        ("U64", "uint64"),
-        ("U32", "uint32"),
-        ("U16", "uint16"),
-    )
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.complex64: "C64",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
 }
 SEALED = "kdkit"  # the key of the metadata in safetensors files of a run
 

@@ -290,7 +290,7 @@ def _prefixes(keys: Mapping[str, str]) -> list[str]:
 
 def _is_copied(tensor: Tensor, expected: Tensor) -> bool:
     """Whether torch can copy a tensor into one of a net: it must have the same layout and plain elements."""
-    packed = tensor.dtype is getattr(torch, "float4_e2m1fn_x2", None)  # two numbers in each element
+    packed = tensor.dtype is torch.float4_e2m1fn_x2  # two numbers in each element
     usual = not (tensor.is_nested or tensor.is_meta or packed)  # checked first: a nested tensor has no shape
     return usual and tensor.layout == expected.layout
 
