@@ -21,7 +21,7 @@ from kdkit.engine.storage.predictions import REDUCED, read_predictions
 from kdkit.errors import RunFolderError, first_line
 from kdkit.metrics.base import Predictions
 from kdkit.nets.weights import stage_weights
-from kdkit.utils.files import Content, append, delete, nulls_to_nan, read_file, to_json, write
+from kdkit.utils.files import Content, append, delete, exists, is_file, nulls_to_nan, read_file, to_json, write
 from kdkit.utils.read_json import parse_json
 from kdkit.utils.sealed import json_parts, read_sealed_json, read_tensors, tensor_parts
 
@@ -196,7 +196,7 @@ class StageFolder:
     @property
     def finished(self) -> bool:
         """Whether the stage is finished."""
-        return (self.path / SUMMARY).exists()
+        return exists(self.path / SUMMARY)
 
     @contextmanager
     def reading(self, path: Path) -> Iterator[Path]:
@@ -231,7 +231,7 @@ class StageFolder:
         epochs = facts["epochs"]
         with self.reading(self.path / HISTORY) as path:
             # If the run was killed in its first epoch, there may be no file yet.
-            content = read_file(path) if epochs or path.exists() else b""
+            content = read_file(path) if epochs or exists(path) else b""
             lines = content.splitlines(keepends=True)[:epochs]
             kept = b"".join(lines)
             if hashlib.sha256(kept).hexdigest() != facts["sha256"]:
@@ -247,7 +247,9 @@ class StageFolder:
 
     def _checkpoints(self) -> list[Path]:
         """Return the checkpoint files, the last one first."""
-        steps = {file: match[1] for file in self.path.glob("*") if (match := _CHECKPOINT.fullmatch(file.name))}
+        # Not `glob`, which from Python 3.13 on finds nothing in a folder that cannot be read.
+        files = self.path.iterdir() if exists(self.path) else ()
+        steps = {file: match[1] for file in files if (match := _CHECKPOINT.fullmatch(file.name))}
         return sorted(steps, key=lambda file: int(steps[file]), reverse=True)
 
     def _delete_checkpoints(self, *, kept: int = 0) -> None:
@@ -268,7 +270,7 @@ class StageFolder:
 
     def _path_to(self, name: str) -> Path:
         """Return the path of a file to write. Raises RunFolderError if the run folder no longer exists."""
-        if not (self.path.parent / RECORD).is_file():  # otherwise parts of the folder would be created again
+        if not is_file(self.path.parent / RECORD):  # otherwise parts of the folder would be created again
             raise RunFolderError(
                 f"the run folder {self.path.parent} no longer exists: it was deleted or renamed while the run was "
                 "writing to it; if it was renamed, resume the run in the new folder"
