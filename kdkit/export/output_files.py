@@ -11,7 +11,7 @@ from kdkit.export.base import Exporter
 from kdkit.export.card import OUT, read_cards
 from kdkit.export.options import ExportResult
 from kdkit.plugins.manager import registry
-from kdkit.utils.files import output_errors, require_output, to_json, write_output
+from kdkit.utils.files import exists, output_errors, require_output, to_json, write_output
 
 REJECTED, OLDER = ".rejected", ".older"  # in names, before the suffix
 
@@ -50,7 +50,7 @@ class OutputFile:
         `path` becomes `older`, because a user could mistake it for the result of this export.
         """
         written, notices = (self if card["passed"] else self.rejected), [*card["notices"]]
-        if written is not self and (self.path.exists() or self.older.path.exists()):
+        if written is not self and (exists(self.path) or exists(self.older.path)):
             notices.append(f"{self.older.path.name} is from an earlier export, and was named {self.path.name}")
         digest = hashlib.sha256(content).hexdigest()  # `read_cards` uses it to match the card and the file
         card = {**card, "file": written.path.name, "sha256": digest, "notices": notices}
@@ -61,7 +61,7 @@ class OutputFile:
                 for earlier in (self.rejected, self.older):
                     earlier.path.unlink(missing_ok=True)
                     earlier.card.unlink(missing_ok=True)
-            elif self.path.exists():
+            elif exists(self.path):
                 self.path.replace(self.older.path)
                 self.older.card.unlink(missing_ok=True)
                 if self.card.exists():

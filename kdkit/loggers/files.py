@@ -11,7 +11,7 @@ from typing import Any
 from kdkit.errors import RunFolderError, first_line
 from kdkit.loggers.base import Logger, Values, hyperparameters
 from kdkit.plugins.events import RunStarted
-from kdkit.utils.files import append, read_file, to_json, write
+from kdkit.utils.files import append, exists, read_file, to_json, write
 from kdkit.utils.read_json import parse_json
 from kdkit.utils.user_paths import user_path
 
@@ -53,7 +53,7 @@ class _FileLogger(Logger):
             )
         self._file = self.path or Path(run.folder or "", self._name)
         self._rows = []
-        if not self._file.exists():
+        if not exists(self._file):
             return
         if not run.resumed:
             raise RunFolderError(f"{self._file} already exists, and the run would overwrite it; choose another path")

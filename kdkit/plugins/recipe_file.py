@@ -18,6 +18,7 @@ from typing import Any
 from kdkit.errors import KdkitError, PluginWarning, RecipeError, did_you_mean
 from kdkit.plugins.manager import installed, undecorated_hooks
 from kdkit.plugins.parameters import Parameter, parameters_of
+from kdkit.utils.files import is_file
 
 # Functions that need torch import it late, because `kdkit --help` loads this module and must not load torch.
 
@@ -144,7 +145,7 @@ def _import_file(path: Path) -> Iterator[types.ModuleType]:
         is_run = (path / "run.json").is_file()
         advice = f"to resume the run in it: kdkit run --resume {path}" if is_run else "a recipe is a Python file"
         raise RecipeError(f"{path} is a folder; {advice}")
-    if not path.is_file():
+    if not is_file(path):
         raise RecipeError(f"{path}: there is no such recipe file{_near_file(path)}")
     from kdkit.utils.randomness import seed_everything  # imports torch, for which these errors need not wait
 

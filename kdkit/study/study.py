@@ -26,6 +26,7 @@ from kdkit.study.workers.job import TRIAL_FILE, Job, Workers
 from kdkit.study.workers.pickling import require_guarded_script, require_picklable
 from kdkit.study.workers.processes import Processes
 from kdkit.study.workers.ray import Cluster, RayWorkers
+from kdkit.utils.files import exists, is_file
 from kdkit.utils.locks import FileLock
 from kdkit.utils.reprs import describe_count, describe_names, first_three
 from kdkit.utils.user_paths import user_path
@@ -105,7 +106,7 @@ class Study:
         if can_resume(self.folder):
             raise RunFolderError(f"{self.folder} is the folder of a single run, not of several; {_ADVICE}")
         runs = runs_in(self.folder)
-        if not runs and self.folder.is_dir() and not (self.folder / LOCK).exists():
+        if not runs and self.folder.is_dir() and not exists(self.folder / LOCK):
             files = sorted(file.name for file in self.folder.iterdir() if not file.name.startswith("."))
             if files and files != [TEACHER_CACHE]:
                 raise RunFolderError(f"{self.folder} holds no runs, but {first_three(files)}; {_ADVICE}")
@@ -126,7 +127,7 @@ class Study:
 
     def finished(self, name: str) -> bool:
         """Whether a trial is finished."""
-        return (self.path(name) / TRIAL_FILE).is_file()
+        return is_file(self.path(name) / TRIAL_FILE)
 
     def metrics(self, name: str) -> dict[str, dict[str, MetricResult]]:
         """Return the metrics of a finished trial, by net and metric name; NaN for a value that is undefined.

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -100,6 +101,20 @@ def require_writable(path: Path) -> None:
         file.write(bytes(4096))
 
 
+def exists(path: Path) -> bool:
+    """Whether a path exists. Raises OSError if that is unknown, for which `Path.exists` of Python 3.14 returns False.
+
+    For example, the name is too long, the user may not enter the folder, or a network file system does not answer.
+    """
+    return _mode(path) is not None
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path is a regular file. Raises OSError if that is unknown, as `exists` does."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISREG(mode)
+
+
 def delete(path: Path) -> None:
     """Delete a file if it exists."""
     _while_used(lambda: path.unlink(missing_ok=True))
@@ -161,6 +176,13 @@ def nulls_to_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [nulls_to_nan(item) for item in value]
     return math.nan if value is None else value
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError if the path has a null character
+        return None
 
 
 def _while_used(action: Callable[[], object]) -> None:

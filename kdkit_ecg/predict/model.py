@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kdkit import DataError, KdkitError
 from kdkit.errors import first_line
-from kdkit.utils.files import to_json
+from kdkit.utils.files import exists, to_json
 from kdkit_ecg.person import FEATURES
 from kdkit_ecg.records.description import read_description
 from kdkit_ecg.records.preparation import Preparation
@@ -107,7 +107,7 @@ def open_model(path: Path) -> Model:
     """
     openers: dict[str, Callable[[Path], tuple[Mapping[str, Any], Run]]] = {".onnx": _open_onnx, ".pt2": _open_pt2}
     expected = f"expected a file of kdkit export ({' or '.join(openers)}), or the folder of a run"
-    if not path.exists():
+    if not exists(path):
         raise DataError(f"{path} does not exist; {expected}")
     if not path.is_file() or path.suffix.lower() not in openers:
         raise DataError(f"{path} is not an exported network; {expected}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.engine.storage.run_files import RunFiles
-from kdkit.utils.files import nulls_to_nan, read_file, to_json
+from kdkit.utils.files import exists, nulls_to_nan, read_file, to_json
 from kdkit.utils.read_json import parse_json
 
 HISTORY = "history.jsonl"
@@ -45,7 +45,7 @@ class HistoryFile:
         """
         epochs = facts["epochs"]
         # If the run was killed in its first epoch, there may be no file yet.
-        content = read_file(self.path) if epochs or self.path.exists() else b""
+        content = read_file(self.path) if epochs or exists(self.path) else b""
         lines = content.splitlines(keepends=True)[:epochs]
         kept = b"".join(lines)
         digest = hashlib.sha256(kept)

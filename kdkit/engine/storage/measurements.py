@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from kdkit.utils.files import exists
 from kdkit.utils.read_json import number_or_nan, require_number, require_text
 from kdkit.utils.sealed import explain_unreadable, read_sealed_json
 
@@ -116,7 +117,7 @@ class Measurements:
 def read_measurements(folder: Path) -> Measurements | None:
     """Return the measurements of a run; None if it has none. Raises RunFolderError if they are damaged."""
     file = folder / MEASUREMENTS
-    if not file.exists():
+    if not exists(file):
         return None
     with explain_unreadable(file, "delete it to get a report without latencies and similarities of layers"):
         content = read_sealed_json(file)

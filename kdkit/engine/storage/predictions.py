@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from kdkit.engine.storage.run_files import FORMAT
 from kdkit.errors import RunFolderError
 from kdkit.metrics.base import Predictions
-from kdkit.utils.files import Content
+from kdkit.utils.files import Content, exists
 from kdkit.utils.sealed import explain_unreadable, read_tensors, tensor_parts
 
 REDUCED = "reduced."  # prefix of the name of a metric, see `Predictions.reduced`
@@ -42,7 +42,7 @@ def read_predictions(path: Path) -> Predictions:
     """
     advice = "restore it from a copy, or run the recipe again"
     with explain_unreadable(path, advice):
-        if not path.exists():
+        if not exists(path):
             raise RunFolderError(f"{path} is missing; {advice}")
         predictions = _read(path)
         problem = _problem(predictions)

@@ -16,6 +16,7 @@ from kdkit.metrics.base import MetricResult
 from kdkit.metrics.per_class import ClassRow, NetReport, class_table
 from kdkit.nets.weights import stage_number
 from kdkit.plugins.events import BaselineDifference
+from kdkit.utils.files import exists
 from kdkit.utils.read_json import mapping, number_or_nan, require_object, require_text, whole_number
 from kdkit.utils.sealed import explain_unreadable, read_sealed_json, read_tensors
 
@@ -46,7 +47,7 @@ def read_metrics(folder: Path) -> RunMetrics:
     """Return the metrics of a run. Raises RunFolderError if there is no finished run, or they are damaged."""
     record, file = read_record(folder), folder / METRICS
     with explain_unreadable(file, f"restore it from a copy, or delete {folder} to run it again"):
-        if not file.exists():
+        if not exists(file):
             resume = how_to_resume(folder, record)
             raise RunFolderError(f"{folder} holds no metrics: the run in it is not finished; to resume it: {resume}")
         content = require_object(read_sealed_json(file))
@@ -84,7 +85,7 @@ def read_samples(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     Both are empty if there are none. Raises RunFolderError if they are damaged.
     """
     file = folder / SAMPLES
-    if not file.exists():
+    if not exists(file):
         return {}, ()
     with explain_unreadable(file, "delete it to get a report without samples"):
         tensors, facts = read_tensors(file)

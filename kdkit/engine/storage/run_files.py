@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.errors import RunFolderError, first_line
-from kdkit.utils.files import Content, append, delete, write
+from kdkit.utils.files import Content, append, delete, is_file, write
 
 # The version of the file format of a run; increased if a file of an older version could be misread.
 FORMAT = 3
@@ -47,7 +47,7 @@ class RunFiles:
 
     def _create_folder(self, path: Path) -> None:
         """Create the folder of a stage if needed."""
-        if not (self.run / RECORD).is_file():  # otherwise parts of the folder would be created again
+        if not is_file(self.run / RECORD):  # otherwise parts of the folder would be created again
             raise RunFolderError(
                 f"the run folder {self.run} no longer exists: it was deleted or renamed while the run was writing to "
                 "it; if it was renamed, resume the run in the new folder"

@@ -18,7 +18,7 @@ from kdkit.errors import RunFolderError, did_you_mean, first_line, shortened
 from kdkit.metrics.base import MetricResult
 from kdkit.nets.weights import runs_hint, runs_in
 from kdkit.plugins.events import BaselineDifference
-from kdkit.utils.files import Content, delete_temporary_files, is_temporary, require_writable, write
+from kdkit.utils.files import Content, delete_temporary_files, exists, is_file, is_temporary, require_writable, write
 from kdkit.utils.locks import FileLock
 from kdkit.utils.read_json import mapping, read_json, require_object
 from kdkit.utils.reprs import differing, without_addresses
@@ -89,7 +89,7 @@ class RunFolder:
         with _explain_unwritable(path):
             if tidy:
                 delete_temporary_files(path)
-                if not (path / _RECIPE).exists():  # the run was killed after it wrote its record
+                if not exists(path / _RECIPE):  # the run was killed after it wrote its record
                     _copy_recipe(path, recipe)
             if changes:
                 earlier = before.get("forced")
@@ -116,8 +116,8 @@ class RunFolder:
             read_record(path)
             return
         with _explain_unwritable(path):
-            if path.exists() and not _is_empty(path):
-                if (path / RECORD).exists():
+            if exists(path) and not _is_empty(path):
+                if exists(path / RECORD):
                     raise RunFolderError(
                         f"{path} already holds a run; resume it (--resume, or resume=True), choose another folder, or "
                         "delete this one"
@@ -172,7 +172,7 @@ class NoRunFolder(RunFolder):
 
 def can_resume(path: Path) -> bool:
     """Whether a folder has a run that wrote its record."""
-    return (path / RECORD).is_file()
+    return is_file(path / RECORD)
 
 
 def how_to_resume(path: Path, record: Mapping[str, Any]) -> str:
@@ -192,7 +192,7 @@ def resumable_files(path: Path) -> list[str]:
 
 def was_killed_at_start(path: Path) -> bool:
     """Whether a run in this folder was killed before it wrote its record: only the lock is there."""
-    return (path / LOCK).is_file() and _is_empty(path)
+    return is_file(path / LOCK) and _is_empty(path)
 
 
 def default_path(name: str) -> Path:
@@ -209,13 +209,13 @@ def read_record(path: Path) -> dict[str, Any]:
     """Return `run.json`. Raises RunFolderError if it is missing or cannot be read, or has another format."""
     file = path / RECORD
     with explain_unreadable(file, "choose another folder (--out FOLDER, or out=FOLDER)"):
-        if not file.is_file() and runs_in(path):
+        if not is_file(file) and runs_in(path):
             raise RunFolderError(f"{path} is not the folder of one run: it {runs_hint(path)}")
-        if not path.exists():
+        if not exists(path):
             near = runs_in(path.parent)
             hint = did_you_mean(path.name, near) if near else "expected the folder of a run"
             raise RunFolderError(f"there is no folder {path}; {hint}")
-        if not file.is_file():
+        if not is_file(file):
             is_part = (path.parent / RECORD).is_file()
             hint = f"; it is a part of the run {path.parent}" if is_part else ""
             raise RunFolderError(f"{path} holds no run: there is no {RECORD} in it{hint}")

@@ -21,6 +21,7 @@ from kdkit.engine.storage.run_files import FORMAT, RunFiles, require_format
 from kdkit.errors import RunFolderError, first_line
 from kdkit.metrics.base import Predictions
 from kdkit.nets.weights import stage_weights
+from kdkit.utils.files import exists
 from kdkit.utils.sealed import json_parts, read_sealed_json, read_tensors, tensor_parts
 
 SUMMARY = "stage.json"
@@ -58,7 +59,7 @@ class StageFolder:
     @property
     def finished(self) -> bool:
         """Whether the stage is finished."""
-        return (self.path / SUMMARY).exists()
+        return exists(self.path / SUMMARY)
 
     def save_checkpoint(
         self, step: int, content: Callable[[], Mapping[str, Any]], ended: EndedEpoch | None = None
@@ -197,7 +198,9 @@ class StageFolder:
 
     def _checkpoints(self) -> list[Path]:
         """Return the checkpoint files, the last one first."""
-        steps = {file: match[1] for file in self.path.glob("*") if (match := _CHECKPOINT.fullmatch(file.name))}
+        # Not `glob`, which from Python 3.13 on finds nothing in a folder that cannot be read.
+        files = self.path.iterdir() if exists(self.path) else ()
+        steps = {file: match[1] for file in files if (match := _CHECKPOINT.fullmatch(file.name))}
         return sorted(steps, key=lambda file: int(steps[file]), reverse=True)
 
     def _delete_checkpoints(self, *, kept: int = 0) -> None:

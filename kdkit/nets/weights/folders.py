@@ -5,6 +5,7 @@ from itertools import chain
 from pathlib import Path
 
 from kdkit.errors import RecipeError
+from kdkit.utils.files import exists, is_file
 from kdkit.utils.reprs import first_three
 
 # The files that `save_pretrained` of transformers, timm and diffusers writes. safetensors is preferred.
@@ -30,7 +31,7 @@ def find_weights(path: Path, name: str, key: str | None) -> WeightFile:
     name: the name of the net, for messages and for a run folder, in which `key` may name another net.
     Raises RecipeError if there is no such file.
     """
-    if path.is_file():
+    if is_file(path):
         return WeightFile(path, key)
     if not path.is_dir():
         raise RecipeError(
@@ -70,7 +71,8 @@ def find_weights(path: Path, name: str, key: str | None) -> WeightFile:
 
 def runs_in(folder: Path) -> list[str]:
     """Return the names of the run folders in a folder, such as the folder of a study."""
-    return sorted(record.parent.name for record in folder.glob("*/run.json"))
+    # From Python 3.13 on, `glob` finds nothing in a folder that cannot be read.
+    return sorted(record.parent.name for record in folder.glob("*/run.json")) if exists(folder) else []
 
 
 def runs_hint(folder: Path) -> str:

@@ -185,22 +185,6 @@ def run_all(out=None):
     return results
 
 
-whole = run_all() if number == 0 else None
-distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
-net = nn.BatchNorm1d(2)
-net.running_mean.fill_(number)
-net.num_batches_tracked.fill_(number + 7)
-net.register_buffer("mask", torch.tensor([-torch.inf, number]))
-net.register_buffer("switch", torch.tensor([True, number == 0]))
-sync_buffers([net])
-buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
-net.running_mean.fill_(number)
-net.weight.data.fill_(number)
-for name, dtype in {"a": torch.int16, "b": torch.bfloat16, "c": torch.complex64}.items():
-    net.register_buffer(name, torch.full((2, 3), number, dtype=dtype).T)
-sync_module(net, torch.device("cpu"))
-
-
 def error_of(name="sum", *, first={}, second={}, **options):
     "Return the error of a run, whose processes may have different recipes or options."
     try:
@@ -210,24 +194,39 @@ def error_of(name="sum", *, first={}, second={}, **options):
         return str(error)
 
 
-errors = {
-    "epochs": error_of(second={"epochs": 5}),
-    "optimizer": error_of("accumulated" if number else "averaged"),
-    "net": error_of(second={"width": 5}),
-    "option": error_of(gradients=number),
-    "wrong": error_of(first={"wrong": 8}, second={"wrong": 8}, out=folder / "wrong"),
-}
+if __name__ == "__main__":  # from Python 3.14 on, workers of a DataLoader import the script
+    whole = run_all() if number == 0 else None
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
+    net = nn.BatchNorm1d(2)
+    net.running_mean.fill_(number)
+    net.num_batches_tracked.fill_(number + 7)
+    net.register_buffer("mask", torch.tensor([-torch.inf, number]))
+    net.register_buffer("switch", torch.tensor([True, number == 0]))
+    sync_buffers([net])
+    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    net.running_mean.fill_(number)
+    net.weight.data.fill_(number)
+    for name, dtype in {"a": torch.int16, "b": torch.bfloat16, "c": torch.complex64}.items():
+        net.register_buffer(name, torch.full((2, 3), number, dtype=dtype).T)
+    sync_module(net, torch.device("cpu"))
+    errors = {
+        "epochs": error_of(second={"epochs": 5}),
+        "optimizer": error_of("accumulated" if number else "averaged"),
+        "net": error_of(second={"width": 5}),
+        "option": error_of(gradients=number),
+        "wrong": error_of(first={"wrong": 8}, second={"wrong": 8}, out=folder / "wrong"),
+    }
 
-all_results = run_all(folder / "run")
-own_folder = folder / f"{number}"
-own_folder.mkdir()
-os.chdir(own_folder)
-if number == 0:
-    shutil.copytree(folder / "run", "run")
-errors["folder"] = error_of(out="run", resume=True)
-results = {"net": net.state_dict(), "buffers": buffers, "errors": errors}
-torch.save((whole, all_results, results), folder / f"{number}.pt")
-distributed.destroy_process_group()
+    all_results = run_all(folder / "run")
+    own_folder = folder / f"{number}"
+    own_folder.mkdir()
+    os.chdir(own_folder)
+    if number == 0:
+        shutil.copytree(folder / "run", "run")
+    errors["folder"] = error_of(out="run", resume=True)
+    results = {"net": net.state_dict(), "buffers": buffers, "errors": errors}
+    torch.save((whole, all_results, results), folder / f"{number}.pt")
+    distributed.destroy_process_group()
 """
 
 

@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from kdkit.engine.storage.run_folder import can_resume, read_record, was_killed_at_start
+from kdkit.engine.storage.stage_folder import StageFolder
+from kdkit.errors import KdkitError
+from kdkit.nets.weights.folders import find_weights, runs_in
 from kdkit.utils import files
-from kdkit.utils.files import append, delete, delete_temporary_files, nulls_to_nan, to_json, write
+from kdkit.utils.files import append, delete, delete_temporary_files, exists, is_file, nulls_to_nan, to_json, write
 from tests.helpers.command_line import environment
 
 
@@ -24,6 +28,39 @@ def test_numbers_that_are_not_finite_are_null_in_json_and_nan_when_read():
     assert values["b"][0] == 1.5
     assert math.isnan(values["b"][1])
     assert values["c"][0] == "x"
+
+
+# What exists
+
+
+UNREACHABLE = Path("x" * 5000)  # the name is too long, an error that root gets too
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        *(exists, is_file, can_resume, was_killed_at_start, read_record, runs_in),
+        *(lambda path: find_weights(path, "student", None), lambda path: StageFolder(path).finished),
+        lambda path: StageFolder(path)._checkpoints(),
+    ],
+)
+def test_a_path_that_cannot_be_examined_does_not_count_as_missing(ask, monkeypatch):
+    for name in ("exists", "is_file", "is_dir"):  # as from Python 3.14 on
+        monkeypatch.setattr(Path, name, getattr(os.path, name.replace("_", "")))
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(()))
+    with pytest.raises((OSError, KdkitError), match="File name too long"):
+        ask(UNREACHABLE)
+
+
+@pytest.mark.parametrize("name", ["missing", "file/below", "\0"])
+def test_a_missing_path_does_not_exist(tmp_path, name):
+    (tmp_path / "file").touch()
+    assert exists(tmp_path / "file")
+    assert is_file(tmp_path / "file")
+    assert exists(tmp_path)
+    assert not is_file(tmp_path)
+    assert not exists(tmp_path / name)
+    assert not is_file(tmp_path / name)
 
 
 # Atomic writes
