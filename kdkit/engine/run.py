@@ -164,15 +164,16 @@ class PreparedRun:
     ) -> None:
         plan = check(recipe, device, options.precision)
         plan.require()
-        require_agreement(recipe, plan.stages, options, device, origin)
-        require_divisible(recipe.data, [stage.training.batch_size for stage in plan.stages])
+        recipe = recipe.with_stages(plan.stages)  # a schedule may create other stages in its next call
+        require_agreement(recipe, options, device, origin)
+        require_divisible(recipe.data, [stage.training.batch_size for stage in recipe.stages])
         if options.compile:
-            require_compilable(plan.stages)
+            require_compilable(recipe.stages)
         device_data = DeviceData(
             device,
             share=options.device_data,
             draws=recipe.data.draws,
-            passes=sum(passes_over(recipe.data.train, stage.training) for stage in plan.stages),
+            passes=sum(passes_over(recipe.data.train, stage.training) for stage in recipe.stages),
         )
         self.ctx = RunContext(
             recipe=recipe,
@@ -182,7 +183,7 @@ class PreparedRun:
             device_data=device_data,
             callbacks=Callbacks(installed().extended(callbacks).hook, enabled=_reports(options)),
             interrupts=interrupts,
-            teacher_caching=TeacherCaching(recipe, plan.stages, options, device),
+            teacher_caching=TeacherCaching(recipe, options, device),
         )
         self.origin = origin
         self.lock = ExitStack()

@@ -70,7 +70,7 @@ class Estimator:
         self.data: Data = recipe.data
         self.options = options
         self.budget = _SECONDS / max(len(recipe.stages), 1)
-        self.caching = TeacherCaching(recipe, recipe.stages, options, options.torch_device())
+        self.caching = TeacherCaching(recipe, options, options.torch_device())
         self._counts: dict[Net[Any], int | None] = {}
 
     def estimate(self, open_stage: OpenStage, batch: Batch, untransformed: Batch) -> StageEstimate:
@@ -124,7 +124,8 @@ class Estimator:
     def _existing_entry(self, net: Net[Any], stage: Stage) -> EntryInfo | None:
         """Return the entry that a stage will reuse, or None."""
         caching, folder = self.caching, self.caching.location.folder()
-        before = caching.stages[: caching.stages.index(stage)]
+        stages = caching.recipe.stages
+        before = stages[: stages.index(stage)]
         if any(net in earlier.objectives for earlier in before):  # its weights, and so its key, are not known yet
             return None
         with suppress(OSError):  # the run reports a folder that cannot be read

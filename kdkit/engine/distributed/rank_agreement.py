@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from kdkit.engine.options import RunOptions
 from kdkit.engine.run_record import Origin
 from kdkit.engine.storage.run_folder import resumable_files
 from kdkit.errors import DataError, RecipeError, RunFolderError
-from kdkit.recipe.recipe import Recipe, Stage, nets_of
+from kdkit.recipe.recipe import Recipe, nets_of
 from kdkit.utils import collectives
 from kdkit.utils.reprs import without_addresses
 
@@ -24,12 +24,10 @@ _OF_ONE_RANK = frozenset({"out", "resume", "force", "device", "device_data", "me
 _SHOWN, _LONGEST = 3, 200  # differences in a message, and characters of a value
 
 
-def require_agreement(
-    recipe: Recipe, stages: Sequence[Stage], options: RunOptions, device: torch.device, origin: Origin
-) -> None:
+def require_agreement(recipe: Recipe, options: RunOptions, device: torch.device, origin: Origin) -> None:
     """Raise KdkitError on all ranks if they have different data, recipes or options, or resume from different files.
 
-    All ranks must call this. stages: the stages of the recipe as they will run.
+    All ranks must call this.
     """
     if not collectives.is_distributed():
         return
@@ -46,7 +44,7 @@ def require_agreement(
                 f"the processes of this run find different files in {options.out}, the folder to resume; processes on "
                 "several machines need a shared run folder"
             )
-    facts = {name: _text(value) for name, value in _facts(recipe, stages, options, device, origin)}
+    facts = {name: _text(value) for name, value in _facts(recipe, options, device, origin)}
     digest = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
     if len(set(collectives.all_gather_objects([digest]))) == 1:  # a digest, because networks have many facts
         return
@@ -56,9 +54,7 @@ def require_agreement(
     )
 
 
-def _facts(
-    recipe: Recipe, stages: Sequence[Stage], options: RunOptions, device: torch.device, origin: Origin
-) -> Iterator[tuple[str, Any]]:
+def _facts(recipe: Recipe, options: RunOptions, device: torch.device, origin: Origin) -> Iterator[tuple[str, Any]]:
     """Yield what must be the same on all ranks, with a name for messages; causes come before their consequences."""
     for option in fields(options):
         if option.name not in _OF_ONE_RANK:
@@ -72,11 +68,11 @@ def _facts(
     yield "the draws of the data", recipe.data.draws
     yield "the metrics", recipe.metrics
     yield "the settings of the teacher cache", recipe.teacher_cache
-    yield "the names of the stages", [stage.name for stage in stages]
-    for net in nets_of(stages):
+    yield "the names of the stages", [stage.name for stage in recipe.stages]
+    for net in nets_of(recipe.stages):
         yield f"the view, version and classes of net {net.name!r}", (net.view.key, net.version, net.classes)
         yield from _facts_of_tensors(net.module, f"net {net.name!r}")
-    for stage in stages:
+    for stage in recipe.stages:
         for option in fields(stage.training):
             if option.name != "workers":  # does not change results, and a recipe may derive it from the cores
                 yield f"{option.name} of stage {stage.name!r}", getattr(stage.training, option.name)

@@ -1,6 +1,6 @@
 """Cache the outputs of the frozen teachers of a run, and give the reasons for those that are not cached."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -41,19 +41,18 @@ _TOLERANCE_GPU = 1e-4  # on a GPU, in float32
 class TeacherCaching:
     """The cached teachers of a run, opened stage by stage. Close its location at the end of the run.
 
-    stages: all stages of the run, because outputs that are cached in one stage may be read in a later one.
     entries: the cache entry of each net in the open stage: its name, its capacity in outputs, and the number of outputs
     it had when the stage began. Those may have been computed in other batches, so with other rounding errors.
     """
 
-    def __init__(self, recipe: Recipe, stages: Sequence[Stage], options: RunOptions, device: torch.device) -> None:
-        self.recipe, self.stages, self.options, self.device = recipe, stages, options, device
+    def __init__(self, recipe: Recipe, options: RunOptions, device: torch.device) -> None:
+        self.recipe, self.options, self.device = recipe, options, device
         self.location = CacheLocation(recipe.data, options)
         self.entries: dict[str, dict[str, str | int]] = {}
 
     def notices(self) -> Iterator[str]:
         """Yield the reason if the data prevents caching, or prevents other runs from reading the cache."""
-        if self.options.teacher_cache != "off" and any(map(frozen_teachers, self.stages)):
+        if self.options.teacher_cache != "off" and any(map(frozen_teachers, self.recipe.stages)):
             yield from self.location.notices()
 
     def cache_sessions(self, open_stage: OpenStage, batch: Batch) -> list[str]:
@@ -127,7 +126,8 @@ class TeacherCaching:
         """Return whether cached outputs may be read again. Raises CacheError if they would be with fewer draws."""
         draws, taps = self._draws, stage.teachers[net]
         passes = passes_over(self.recipe.data.train, stage.training)
-        stages_alike = sum(later.teachers.get(net) == taps for later in self.stages)
+        # Outputs that are cached in one stage may be read in a later one.
+        stages_alike = sum(other.teachers.get(net) == taps for other in self.recipe.stages)
         if passes > draws or stages_alike > 1:
             return True
         # Other runs may read them too. Features are large, so they are shared only if a folder was passed.

@@ -290,7 +290,6 @@ def test_teacher_outputs_of_many_short_epochs_are_not_cached_if_no_sample_is_see
     short = Stage({student(): Match(teacher, SoftTargets())}, Training(epochs=3, batch_size=4, steps_per_epoch=2))
     caching = TeacherCaching(
         Recipe(data=TorchData(WHOLE, WHOLE, classes=CLASSES), schedule=[short]),
-        [short],
         kdkit.RunOptions(),
         torch.device("cpu"),
     )

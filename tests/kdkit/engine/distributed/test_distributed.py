@@ -92,7 +92,7 @@ def test_a_recipe_file_that_is_edited_or_deleted_meanwhile_is_no_difference(tmp_
     file.write_text("started")
     origin, recipe = Origin(file=file), one_stage(tiny_net("student"), plain_goal())
     file.unlink()
-    facts = dict(rank_agreement._facts(recipe, recipe.stages, RunOptions(), torch.device("cpu"), origin))
+    facts = dict(rank_agreement._facts(recipe, RunOptions(), torch.device("cpu"), origin))
     assert facts["the recipe file"] == hashlib.sha256(b"started").hexdigest()
 
 
