@@ -15,6 +15,7 @@ from kdkit.data.torch_splits import TorchSplit, dataset_of, is_fixed, is_plain
 from kdkit.utils.randomness import preserve_rng_state
 
 _REPEATED = 4  # samples that are read twice
+_FIRST = 32  # masks that are searched for other values than 0 and 255
 _FEW = 8  # with fewer samples, the classes may be a matter of chance
 
 
@@ -41,6 +42,17 @@ def label_notices(labels: Mapping[str, SplitLabels], task: Task, ignored: tuple[
                 f"no label is below {least}, and classes are numbered from 0: if those of the data are numbered from "
                 f"{least}, subtract {least} from the labels"
             )
+
+
+def void_notices(labels: Mapping[str, SplitLabels], ignored: tuple[int, ...]) -> Iterator[str]:
+    """Yield a notice if 255 means no label by default, but masks of two values seem to use it as their second class."""
+    first = [split.rows[:_FIRST] for split in labels.values()]
+    is_void = [rows == 255 for rows in first] if 255 in ignored else []
+    if any(map(torch.any, is_void)) and not any(rows[~void].any() for rows, void in zip(first, is_void, strict=True)):
+        yield (
+            "the labels are 0 and 255, and 255 means no label by default, so only class 0 is learned; if 255 is the "
+            "second class, make it 1, such as by (mask > 0).long()"
+        )
 
 
 def split_notices(splits: Mapping[str, TorchSplit], labels: SplitLabels | None) -> Iterator[str]:

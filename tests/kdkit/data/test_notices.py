@@ -53,6 +53,24 @@ def test_labels_from_one_are_noticed():
     assert notices(dataset(LABELS + 1), dataset(seed=1)) == ()
 
 
+def test_masks_of_0_and_255_are_noticed():
+    mask = torch.zeros(8, 4, 4, dtype=torch.uint8)
+    mask[3, :2] = 255
+
+    def masks_of(mask, **options):
+        data = TensorDataset(torch.zeros(8, 3, 4, 4), mask)
+        return [notice for notice in TorchData(data, data, **options).notices if "0 and 255" in notice]
+
+    (notice,) = masks_of(mask, classes=2)
+    assert notice.endswith(
+        "so only class 0 is learned; if 255 is the second class, make it 1, such as by (mask > 0).long()"
+    )
+    assert masks_of(mask, classes=2, ignore_index=255) == []
+    assert masks_of(mask, classes=256) == []
+    mask[4, 0] = 1
+    assert masks_of(mask, classes=2) == []
+
+
 class Plain(Dataset):
     """A dataset of which nothing is visible without reading samples."""
 
