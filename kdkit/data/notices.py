@@ -73,6 +73,13 @@ def split_notices(splits: Mapping[str, TorchSplit], labels: SplitLabels | None) 
             shared = f"{common:,} of the {len(other_rows):,} samples" if common else ""
         if shared:
             yield f"{shared} of the {second} data are in the {first} data too, so metrics on them are too optimistic"
+    for name, split in splits.items():
+        dropped, total = _dropped(split) if name != "train" and isinstance(split, LoaderSplit) else (0, 0)
+        if dropped:
+            yield (
+                f"the DataLoader of the {name} data drops the last {dropped:,} of {total:,} samples, so metrics leave "
+                "them out; pass drop_last=False to it"
+            )
     if isinstance(splits["train"], LoaderSplit) and labels is not None and _is_sorted(splits["train"], labels):
         yield (
             "the DataLoader of the training data yields one class after the other, in the same order in each epoch; "
@@ -115,6 +122,18 @@ def _rows_of(dataset: Any) -> tuple[object, frozenset[int] | None]:
     else:
         key = id(getattr(dataset, "source", dataset))  # batches that are not from a DataLoader have a source
     return key, None if rows is None else frozenset(map(int, rows))
+
+
+def _dropped(split: LoaderSplit) -> tuple[int, int]:
+    """Return how many samples a DataLoader drops as the rest of its last batch, and how many there are."""
+    sampler = split.loader.batch_sampler
+    if type(sampler) is not BatchSampler or not sampler.drop_last:
+        return 0, 0
+    try:
+        count = len(sampler.sampler)  # type: ignore[arg-type]  # most samplers have a length
+    except TypeError:
+        return 0, 0
+    return count % sampler.batch_size, count
 
 
 def _is_sorted(split: LoaderSplit, labels: SplitLabels) -> bool:

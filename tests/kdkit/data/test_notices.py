@@ -53,6 +53,18 @@ def test_labels_from_one_are_noticed():
     assert notices(dataset(LABELS + 1), dataset(seed=1)) == ()
 
 
+def test_samples_that_a_loader_of_validation_data_drops_are_noticed():
+    def of_loader(**options):
+        loader = DataLoader(dataset(seed=1), batch_size=5, **options)
+        return [notice for notice in notices(dataset(), loader, classes=3) if "drops" in notice]
+
+    count = len(dataset())
+    (notice,) = of_loader(drop_last=True)
+    assert f"of the validation data drops the last {count % 5} of {count} samples, so metrics leave them out" in notice
+    assert of_loader() == []
+    assert notices(DataLoader(dataset(), 5, shuffle=True, drop_last=True), dataset(seed=1), classes=3) == ()
+
+
 def test_masks_of_0_and_255_are_noticed():
     mask = torch.zeros(8, 4, 4, dtype=torch.uint8)
     mask[3, :2] = 255
