@@ -15,6 +15,7 @@ from kdkit.data.torch_splits import TorchSplit, dataset_of, is_fixed, is_plain
 from kdkit.utils.randomness import preserve_rng_state
 
 _REPEATED = 4  # samples that are read twice
+_FIRST = 32  # masks that are searched for other values than 0 and 255
 _FEW = 8  # with fewer samples, the classes may be a matter of chance
 
 
@@ -43,6 +44,17 @@ def label_notices(labels: Mapping[str, SplitLabels], task: Task, ignored: tuple[
             )
 
 
+def void_notices(labels: Mapping[str, SplitLabels], ignored: tuple[int, ...]) -> Iterator[str]:
+    """Yield a notice if 255 means no label by default, but masks of two values seem to use it as their second class."""
+    first = [split.rows[:_FIRST] for split in labels.values()]
+    is_void = [rows == 255 for rows in first] if 255 in ignored else []
+    if any(map(torch.any, is_void)) and not any(rows[~void].any() for rows, void in zip(first, is_void, strict=True)):
+        yield (
+            "the labels are 0 and 255, and 255 means no label by default, so only class 0 is learned; if 255 is the "
+            "second class, make it 1, such as by (mask > 0).long()"
+        )
+
+
 def split_notices(splits: Mapping[str, TorchSplit], labels: SplitLabels | None) -> Iterator[str]:
     """Yield notices about samples that are in two splits, and about the order of a training data loader.
 
@@ -61,6 +73,13 @@ def split_notices(splits: Mapping[str, TorchSplit], labels: SplitLabels | None) 
             shared = f"{common:,} of the {len(other_rows):,} samples" if common else ""
         if shared:
             yield f"{shared} of the {second} data are in the {first} data too, so metrics on them are too optimistic"
+    for name, split in splits.items():
+        dropped, total = _dropped(split) if name != "train" and isinstance(split, LoaderSplit) else (0, 0)
+        if dropped:
+            yield (
+                f"the DataLoader of the {name} data drops the last {dropped:,} of {total:,} samples, so metrics leave "
+                "them out; pass drop_last=False to it"
+            )
     if isinstance(splits["train"], LoaderSplit) and labels is not None and _is_sorted(splits["train"], labels):
         yield (
             "the DataLoader of the training data yields one class after the other, in the same order in each epoch; "
@@ -103,6 +122,18 @@ def _rows_of(dataset: Any) -> tuple[object, frozenset[int] | None]:
     else:
         key = id(getattr(dataset, "source", dataset))  # batches that are not from a DataLoader have a source
     return key, None if rows is None else frozenset(map(int, rows))
+
+
+def _dropped(split: LoaderSplit) -> tuple[int, int]:
+    """Return how many samples a DataLoader drops as the rest of its last batch, and how many there are."""
+    sampler = split.loader.batch_sampler
+    if type(sampler) is not BatchSampler or not sampler.drop_last:
+        return 0, 0
+    try:
+        count = len(sampler.sampler)  # type: ignore[arg-type]  # most samplers have a length
+    except TypeError:
+        return 0, 0
+    return count % sampler.batch_size, count
 
 
 def _is_sorted(split: LoaderSplit, labels: SplitLabels) -> bool:

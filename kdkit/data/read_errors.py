@@ -65,6 +65,11 @@ def explain_unreadable(error: Exception, position: str, *, has_workers: bool = F
         advice = "workers need data that can be pickled: define it at the top level of a file, or use no workers"
     elif "bootstrapping phase" in text:  # Python's error if a worker process starts workers while it imports the script
         return DataError(f"{position} cannot be read: {_GUARD}")
+    elif "daemonic processes" in text:
+        advice = (
+            "this is a process of a multiprocessing.Pool, which may start none: read without workers, or start runs "
+            "with concurrent.futures.ProcessPoolExecutor or a kdkit.Study"
+        )
     return DataError(f"{position} cannot be read: {_describe(error, caught)}; {advice}")
 
 

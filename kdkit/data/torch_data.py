@@ -14,7 +14,7 @@ from kdkit.data.label_check import LabelCheck
 from kdkit.data.label_forms import SplitLabels
 from kdkit.data.labels import LabelSpec
 from kdkit.data.loading import length_of
-from kdkit.data.notices import draw_notices, label_notices, split_notices
+from kdkit.data.notices import draw_notices, label_notices, split_notices, void_notices
 from kdkit.data.samples import SampleKeys
 from kdkit.data.torch_splits import (
     CheckedLoaderSplit,
@@ -130,6 +130,7 @@ class TorchData(Data):
         self.test = self._splits.get("test")
         self.notices = (
             *(() if task is not None else label_notices(all_labels, spec.task, spec.ignored)),
+            *(void_notices(all_labels, spec.ignored) if ignore_index is None and spec.has_class_maps else ()),
             *split_notices(self._splits, all_labels.get("train")),
             *draw_notices(self._splits["train"], self.draws),
         )

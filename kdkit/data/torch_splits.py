@@ -246,7 +246,8 @@ def first_batch(split: TorchSplit) -> Batch:
             with reading(f"the first batch of the {name} data", split.loader), _explain_unequal_samples(name):
                 batch = next(iter(split.loader), _NO_BATCH)
             if batch is _NO_BATCH:
-                raise DataError(f"the {name} data is empty")
+                advice = "; its only batch is dropped, pass drop_last=False" if split.loader.drop_last else ""
+                raise DataError(f"the {name} data is empty{advice}")
             if split.loader.collate_fn is default_collate:
                 require_stacked(batch)
             inputs, labels, weights = split.keys.split(batch, split.source)

@@ -84,10 +84,11 @@ class Callbacks:
         self._failures[key] = name, count + 1
         if count > 0:
             return
+        advice = "; to end a stage, raise kdkit.StopTraining" if hook in ("step_ended", "epoch_ended") else ""
         details = "\n" + "".join(traceback.format_exception(error)) if shows_tracebacks() else ""
         warnings.warn(
             f"callback {name!r} failed in its {hook}: {describe_error(error)}; the run continues, and further errors "
-            f"are counted{details}",
+            f"are counted{advice}{details}",
             PluginWarning,
             stacklevel=3,
         )

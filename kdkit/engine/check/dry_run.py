@@ -114,7 +114,7 @@ def _unfired_taps(teacher: Teacher, taps: Iterable[TapLike]) -> Iterator[str]:
         path = path_of(tap.module, teacher) if isinstance(teacher, Net) else None  # Ema taps a copy of its network
         yield (
             f"the tap on {type(tap.module).__name__}{f' {path!r}' if path else ''} of net {teacher.name!r} never "
-            "fired: this module does not run in a forward pass; tap a module that does"
+            "fired: this module does not run in a forward pass; tap a module that does, and turn off LayerDrop"
         )
 
 

@@ -43,6 +43,7 @@ def stage_notices(facts: Facts) -> Iterator[str]:
     for notice in (
         _views,
         _channels,
+        _class_orders,
         _probabilities,
         _untrained_offset,
         _frames_of_sequences,
@@ -76,6 +77,21 @@ def _channels(facts: Facts) -> Iterator[str]:
     for tap in facts.taps:
         if isinstance(tap, Tap) and tap.form.notice:
             yield tap.form.notice
+
+
+def _class_orders(facts: Facts) -> Iterator[str]:
+    """Yield notices about models of transformers whose class names are those of the data in another order."""
+    expected = [name.casefold() for name in facts.context.classes]
+    for net in nets_of([facts.stage]) if facts.context.task != "regression" else ():
+        labels = getattr(getattr(net.module, "config", None), "id2label", None)
+        names = [str(labels[index]) for index in sorted(labels)] if isinstance(labels, dict) else []
+        found = [name.casefold() for name in names]
+        if net.classes is None and found != expected and sorted(found) == sorted(expected):
+            yield (
+                f"the config of net {net.name!r} has the classes {describe_names(names)}, but the data has another "
+                f"order, {describe_names(facts.context.classes)}; if its outputs have the order of the config, pass "
+                "Net(..., classes=[...]) with the names of the data in that order"
+            )
 
 
 def _probabilities(facts: Facts) -> Iterator[str]:

@@ -218,7 +218,10 @@ class Slot:
                 "run is call=0"
             )
         if tensor is None:
-            raise RecipeError(f"{name} never fired: its module did not run in the forward pass")
+            raise RecipeError(
+                f"{name} never fired: its module did not run in the forward pass; if the network skips layers at "
+                "random (LayerDrop), turn that off, such as by config.layerdrop = 0"
+            )
         # In eval mode, TransformerEncoder packs padded batches into nested tensors without the padding positions.
         if tensor.is_nested:
             raise RecipeError(

@@ -207,6 +207,15 @@ def test_the_exit_code_of_a_worker_is_reported():
     assert "worker process 7 ended without an error message and with exit code 3" in str(explained)
 
 
+def test_a_process_of_a_pool_that_may_start_no_workers_is_named():
+    error = AssertionError("daemonic processes are not allowed to have children")
+    explained = str(read_errors.explain_unreadable(error, "batch 1 of the train data"))
+    assert "batch 1 of the train data cannot be read: AssertionError: daemonic processes" in explained
+    assert explained.endswith(
+        "read without workers, or start runs with concurrent.futures.ProcessPoolExecutor or a kdkit.Study"
+    )
+
+
 def test_a_script_whose_workers_start_the_run_again_is_told_how_to_prevent_it(monkeypatch):
     in_worker = RuntimeError("An attempt has been made to start a new process before its bootstrapping phase has ended")
     in_script = RuntimeError("DataLoader worker (pid 7) exited unexpectedly with exit code 1. Details are lost")

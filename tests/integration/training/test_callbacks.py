@@ -50,7 +50,7 @@ def test_a_callback_that_fails_is_reported_once_and_counted_and_the_run_continue
     first, last = (str(warning.message) for warning in caught)
     assert first.startswith("callback 'Failing' failed in its step_ended: ValueError: no disk (")
     assert "test_callbacks.py, line " in first
-    assert first.endswith("; the run continues, and further errors are counted")
+    assert first.endswith("the run continues, and further errors are counted; to end a stage, raise kdkit.StopTraining")
     assert last == f"callback 'Failing' failed in {failing.calls} calls of its step_ended"
     assert failing.calls == 3 * 2 * 4  # it is called for every batch
     assert terms == run_losses()
@@ -102,7 +102,7 @@ def test_the_traceback_is_shown_on_request(monkeypatch):
     monkeypatch.setenv("KDKIT_TRACEBACK", "1")
     with pytest.warns(RuntimeWarning) as caught:
         run_losses([Failing()])
-    assert "counted\nTraceback (most recent call last):\n" in str(caught[0].message)
+    assert "\nTraceback (most recent call last):\n" in str(caught[0].message)
 
 
 @pytest.mark.parametrize("hook", ["run_started", "stage_started", "step_ended", "epoch_ended"])

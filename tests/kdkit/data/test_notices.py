@@ -53,6 +53,36 @@ def test_labels_from_one_are_noticed():
     assert notices(dataset(LABELS + 1), dataset(seed=1)) == ()
 
 
+def test_samples_that_a_loader_of_validation_data_drops_are_noticed():
+    def of_loader(**options):
+        loader = DataLoader(dataset(seed=1), batch_size=5, **options)
+        return [notice for notice in notices(dataset(), loader, classes=3) if "drops" in notice]
+
+    count = len(dataset())
+    (notice,) = of_loader(drop_last=True)
+    assert f"of the validation data drops the last {count % 5} of {count} samples, so metrics leave them out" in notice
+    assert of_loader() == []
+    assert notices(DataLoader(dataset(), 5, shuffle=True, drop_last=True), dataset(seed=1), classes=3) == ()
+
+
+def test_masks_of_0_and_255_are_noticed():
+    mask = torch.zeros(8, 4, 4, dtype=torch.uint8)
+    mask[3, :2] = 255
+
+    def masks_of(mask, **options):
+        data = TensorDataset(torch.zeros(8, 3, 4, 4), mask)
+        return [notice for notice in TorchData(data, data, **options).notices if "0 and 255" in notice]
+
+    (notice,) = masks_of(mask, classes=2)
+    assert notice.endswith(
+        "so only class 0 is learned; if 255 is the second class, make it 1, such as by (mask > 0).long()"
+    )
+    assert masks_of(mask, classes=2, ignore_index=255) == []
+    assert masks_of(mask, classes=256) == []
+    mask[4, 0] = 1
+    assert masks_of(mask, classes=2) == []
+
+
 class Plain(Dataset):
     """A dataset of which nothing is visible without reading samples."""
 

@@ -195,6 +195,7 @@ def test_samples_of_different_shapes_are_refused_with_both_shapes_and_a_remedy()
     [
         (TensorDataset(torch.zeros(0, 2), torch.zeros(0)), "the train data is empty"),
         (DataLoader(TensorDataset(torch.zeros(0, 2), torch.zeros(0))), "the train data is empty"),
+        (DataLoader(samples(rows=3), 4, drop_last=True), "is empty; its only batch is dropped, pass drop_last=False"),
         (Empty(), "the train data is empty"),
         (DataLoader(Empty()), "the train data is empty"),
         (iter(samples()), "is a iterator; expected a Dataset with a length, an IterableDataset, or a DataLoader"),

@@ -1,6 +1,7 @@
 """A check gives notices about settings that are valid but rarely intended."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -202,6 +203,23 @@ def test_frames_that_are_compared_by_the_labels_of_ctc_are_a_notice(truth, loss,
     plan = check(Recipe(data=TorchData(data, data, classes=["blank", "a", "b"]), schedule=[stage]))
     plan.require()
     assert sum("with CTC the labels are sequences" in notice for notice in plan.notices) == notices
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "count"),
+    [
+        (["C", "A", "B"], None, 1),
+        (["C", "A", "B"], ["c", "a", "b"], 0),
+        (["A", "B", "C"], None, 0),
+        (["LABEL_0", "LABEL_1", "LABEL_2"], None, 0),
+    ],
+)
+def test_a_model_of_transformers_whose_config_has_another_order_of_classes_is_a_notice(names, classes, count):
+    teacher = tiny_net("teacher", trained=True, classes=classes)
+    teacher.module.config = SimpleNamespace(id2label=dict(enumerate(names)))
+    notices = notices_of(tiny_net("student"), Match(teacher, SoftTargets()))  # the data has the classes a, b, c
+    assert len(notices) == count
+    assert all("net 'teacher' has the classes C, A, B, but the data has another order, a, b, c" in x for x in notices)
 
 
 class Softmaxed(nn.Linear):
