@@ -13,14 +13,15 @@ from kdkit.engine.check.network_failures import describe_failure
 from kdkit.engine.check.notices import stage_notices
 from kdkit.engine.check.output_problems import output_problems
 from kdkit.engine.check.plan import summarize
+from kdkit.engine.check.probabilities import WatchLosses
 from kdkit.engine.check.projectors import watch_projectors
-from kdkit.engine.check.sequence_labels import WatchCTC
 from kdkit.engine.check.step_problems import preserve
 from kdkit.engine.check.term_problem import TermCheck, compares_nothing
 from kdkit.engine.failures.not_finite import cause_in_inputs, cause_in_outputs
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import KdkitError, RecipeError
+from kdkit.losses.base import describe_loss, is_of_kdkit, unwrapped
 from kdkit.losses.features import as_tuple
 from kdkit.nets.net import Net
 from kdkit.nets.taps import HeadTap, TapLike, is_left_out, path_of
@@ -224,14 +225,19 @@ def _compute_terms(facts: Facts) -> Iterator[str]:
             tried = inputs
             if can_relabel and compares_nothing(term, inputs):  # later samples have labels that it compares
                 tried = term.gather_inputs(_labelled_batch(facts, term), outputs, fill=True)
-            with watch_projectors(term.loss) as projectors, WatchCTC() as watch:
+            with (
+                watch_projectors(term.loss) as projectors,
+                WatchLosses(checks_targets=term.target is not None) as watch,
+            ):
                 problem = TermCheck(term, tried, term.loss_kwargs(tried, module.progress), cause_not_finite).problem()
         except RecipeError as error:
             yield f"term {term.label!r}: {error}"
             continue
+        if watch.problem is not None and not is_of_kdkit(unwrapped(term.loss)):
+            problem = f"{describe_loss(term.loss)}: {watch.problem}"
         if problem is not None:
             yield f"term {term.label!r}: {problem}"
-        facts.computes_ctc |= watch.called
+        facts.computes_ctc |= watch.calls_ctc
         if term.weighted.has_weight:
             trained.update(parameters_behind(as_tuple(inputs.student)))
             tap = term.weighted.term.student

@@ -1,26 +1,8 @@
 """Notice terms that compare outputs only where padded labels are, although the labels are sequences, as for CTC."""
 
 from collections.abc import Iterator
-from typing import Any
-
-import torch
-from torch.nn import functional as F  # noqa: N812  # the name torch's own docs use
-from torch.overrides import TorchFunctionMode
 
 from kdkit.engine.check.facts import Facts
-
-_CTC = (F.ctc_loss, torch.ctc_loss)
-
-
-class WatchCTC(TorchFunctionMode):
-    """Finds out whether torch's CTC loss is called within the context, also by a loss of a user."""
-
-    called = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call a torch function, and note whether it is the CTC loss."""
-        self.called |= func in _CTC
-        return func(*args, **(kwargs or {}))
 
 
 def sequence_notices(facts: Facts) -> Iterator[str]:
