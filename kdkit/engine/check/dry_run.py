@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from kdkit.data.batch import Batch, modifications, nested_tensors
 from kdkit.engine.check.facts import CheckedTerm, Facts
@@ -16,12 +15,14 @@ from kdkit.engine.check.network_failures import describe_failure
 from kdkit.engine.check.notices import stage_notices
 from kdkit.engine.check.output_problems import output_problems
 from kdkit.engine.check.plan import ProjectorSummary, summarize
+from kdkit.engine.check.probabilities import WatchLosses
 from kdkit.engine.check.step_problems import preserve
 from kdkit.engine.check.term_problem import TermCheck, compares_nothing
 from kdkit.engine.failures.not_finite import cause_in_inputs, cause_in_outputs
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import KdkitError, RecipeError
+from kdkit.losses.base import describe_loss, is_of_kdkit, unwrapped
 from kdkit.losses.features import as_tuple
 from kdkit.nets.net import Net
 from kdkit.nets.taps import HeadTap, TapLike, is_left_out, path_of
@@ -227,14 +228,19 @@ def _compute_terms(facts: Facts) -> Iterator[str]:
             tried = inputs
             if can_relabel and compares_nothing(term, inputs):  # later samples have labels that it compares
                 tried = term.gather_inputs(_labelled_batch(facts, term), outputs, fill=True)
-            with _watch_projectors(term.loss) as projectors, _WatchCTC() as watch:
+            with (
+                _watch_projectors(term.loss) as projectors,
+                WatchLosses(checks_targets=term.target is not None) as watch,
+            ):
                 problem = TermCheck(term, tried, term.loss_kwargs(tried, module.progress), cause_not_finite).problem()
         except RecipeError as error:
             yield f"term {term.label!r}: {error}"
             continue
+        if watch.problem is not None and not is_of_kdkit(unwrapped(term.loss)):
+            problem = f"{describe_loss(term.loss)}: {watch.problem}"
         if problem is not None:
             yield f"term {term.label!r}: {problem}"
-        facts.computes_ctc |= watch.called
+        facts.computes_ctc |= watch.calls_ctc
         if term.weighted.has_weight:
             trained.update(parameters_behind(as_tuple(inputs.student)))
             tap = term.weighted.term.student
@@ -280,17 +286,6 @@ def _projectors(loss: nn.Module) -> Iterator[nn.Module]:
             yield from _projectors(module)
         else:
             yield module
-
-
-class _WatchCTC(TorchFunctionMode):
-    """Finds out whether torch's CTC loss is called within the context, also by a loss of a user."""
-
-    called = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call a torch function, and note whether it is the CTC loss."""
-        self.called |= func in _CTC
-        return func(*args, **(kwargs or {}))
 
 
 def _labelled_batch(facts: Facts, term: BoundTerm) -> Batch:

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from kdkit.losses.base import is_of_kdkit, unwrapped
 from kdkit.losses.features import TensorOrTuple, as_tuple
@@ -16,6 +18,7 @@ _BINARY: tuple[object, ...] = (
     nn.MultiLabelSoftMarginLoss,
     F.multilabel_soft_margin_loss,
 )
+_CTC: tuple[object, ...] = (F.ctc_loss, torch.ctc_loss)
 _TAKES_LOGITS = (*_CROSS_ENTROPIES, *_BINARY)
 _VIEWS = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "ToCopy", "Slice", "Select")
 _ENOUGH = 12  # this many values are not all in [0, 1] by chance
@@ -55,13 +58,19 @@ _STUDENTS = (
         (nn.NLLLoss, F.nll_loss),
         "log-probabilities, such as those of log_softmax",
         lambda student: student > 1e-3,
-        "nn.CrossEntropyLoss()",
+        "nn.CrossEntropyLoss(), which takes logits",
+    ),
+    _Values(
+        (nn.CTCLoss, *_CTC),
+        "log-probabilities, such as those of log_softmax",
+        lambda student: student > 1e-3,
+        "log_softmax in the loss",
     ),
     _Values(
         (nn.BCELoss, F.binary_cross_entropy),
         "probabilities, such as those of a sigmoid",
         lambda student: _outside(student, 0, 1),
-        "nn.BCEWithLogitsLoss()",
+        "nn.BCEWithLogitsLoss(), which takes logits",
     ),
 )
 
@@ -102,7 +111,7 @@ def student_problem(loss: Any, student: TensorOrTuple) -> str | None:
     loss = unwrapped(loss)
     for kind in _STUDENTS:
         if _is_among(loss, kind.losses) and _any(student, kind.is_wrong):
-            return f"it takes {kind.words}, but got other values; use {kind.remedy}, which takes logits"
+            return f"it takes {kind.words}, but got other values; use {kind.remedy}"
     return None
 
 
@@ -126,6 +135,51 @@ def target_problem(loss: Any, student: TensorOrTuple, target: TensorOrTuple) -> 
                 f"{kind.remedy}"
             )
     return None
+
+
+class WatchLosses(TorchFunctionMode):
+    """Watches the calls of torch's losses within the context, also those of a loss that a user wrote.
+
+    checks_targets: whether targets are looked at, which come from a teacher. calls_ctc: whether one is the CTC loss.
+    problem: why the arguments of a call do not fit, or None.
+    """
+
+    def __init__(self, *, checks_targets: bool) -> None:
+        super().__init__()
+        self.checks_targets, self.calls_ctc = checks_targets, False
+        self.problem: str | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a torch function, and look at its arguments if it is a loss."""
+        kwargs = kwargs or {}
+        self.calls_ctc |= func in _CTC
+        if self.problem is None and func in _WATCHED:
+            student = args[0] if args else kwargs.get("input")
+            target = args[1] if len(args) > 1 else kwargs.get("target")
+            has_target = self.checks_targets and not kwargs.get("log_target")
+            problem = _call_problem(func, student, target if has_target else None)
+            self.problem = None if problem is None else f"it calls {func.__name__}, which does not fit: {problem}"
+        return func(*args, **kwargs)
+
+
+_WATCHED = frozenset(
+    loss
+    for loss in (F.kl_div, *(loss for kind in (*_TARGETS, *_STUDENTS) for loss in kind.losses))
+    if not isinstance(loss, type)
+)
+
+
+def _call_problem(func: Any, student: Any, target: Any) -> str | None:
+    if not isinstance(student, Tensor):
+        return None
+    problem = student_problem(func, student)
+    if problem is None and isinstance(target, Tensor) and func not in _CTC:
+        problem = target_problem(func, student, target)
+    if problem is None and func is F.kl_div and student.ndim == 2 and len(student) > 1:
+        sums = [(student.detach().exp().sum(dim) - 1).abs().max() < 1e-2 for dim in (0, 1)]
+        if sums[0] and not sums[1]:
+            problem = "its probabilities sum to 1 over the samples; pass dim=1 to log_softmax and softmax"
+    return problem
 
 
 def _is_among(loss: object, losses: tuple[object, ...]) -> bool:
