@@ -179,7 +179,8 @@ class Distiller(nn.Module):
             loss = _WithOutputs.apply(loss, student)
         for session in self._observers if self.training else ():
             session.observe(batch, {self.student.name: student.detach()})
-        if (self._followers or self._first_weights) and self.training and not torch.compiler.is_compiling():
+        # First, so that compiled code has no guards on the rest.
+        if not torch.compiler.is_compiling() and self.training and (self._followers or self._first_weights):
             self._warn_of_what_stays()
         return DistillerOutput(loss, {label: term.detach() for label, term in terms.items()}, student)
 

@@ -117,6 +117,9 @@ class TermCheck:
             return "; labels that are floats are numbers (regression); if they are classes, make them integers: .long()"
         if isinstance(error, IndexError) and self.first.ndim == 1:
             return f"; {ONE_OUTPUT}"
+        are_features = self.teacher is not None and any(taps_of(self.term.weighted.term.student))
+        if are_features and self.first.shape != as_tuple(self.target)[0].shape:
+            return self._heads_advice() or "; kdkit.losses.Hint() maps features to the shape of the other side"
         return self._heads_advice()
 
     def _heads_advice(self) -> str:

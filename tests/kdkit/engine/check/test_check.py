@@ -622,7 +622,7 @@ class ConvNet(nn.Module):
     [
         ((8, 8), 1, "a Conv2d takes (batch, channels, height, width), but these inputs have no channels: add them"),
         ((8, 8, 3), 3, "these inputs have their channels last: move them in the data, .permute(0, 3, 1, 2)"),
-        ((2, 8, 8), 3, ""),  # neither is missing: the numbers differ
+        ((2, 8, 8), 3, "a view of your own gives this network other inputs than the data has"),
     ],
 )
 def test_images_without_channels_or_with_channels_last_are_explained(shape, channels, hint):
@@ -630,7 +630,6 @@ def test_images_without_channels_or_with_channels_last_are_explained(shape, chan
     stage = Stage({Net("student", ConvNet(channels)): plain_goal()}, TRAINING)
     (problem,) = check(Recipe(data=TorchData(split, split), schedule=[stage])).problems
     assert "fails for its inputs" in problem
-    assert problem.partition("); ")[2].startswith("a Conv2d takes") == bool(hint)
     assert hint in problem
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kdkit import Match, Net, Teachers, TorchData, Truth, check
+from kdkit import Match, Net, Tap, Teachers, TorchData, Truth, check
 from kdkit.losses import PerTeacher, SoftTargets
 from tests.helpers.open_stages import only_problem
 from tests.helpers.tiny import Mlp, one_stage, plain_goal, samples, tiny_net
@@ -84,6 +84,13 @@ def test_classes_that_are_floats_are_named_by_the_loss_that_does_not_fit():
     for loss in (nn.MSELoss(), nn.CrossEntropyLoss()):
         problem = only_problem(one_stage(tiny_net("student"), Truth(loss), TorchData(rows, rows)))
         assert "labels that are floats are numbers (regression); if they are classes, make them integers" in problem
+
+
+def test_features_of_different_shapes_need_a_projector():
+    teacher, student = tiny_net("teacher", hidden=7, trained=True), tiny_net("student", seed=1)
+    taps = {"student": Tap(student.module.norm), "target": Tap(teacher.module.norm)}
+    problem = only_problem(one_stage(student, plain_goal() + Match(teacher, F.mse_loss, **taps)))
+    assert problem.endswith("; kdkit.losses.Hint() maps features to the shape of the other side")
 
 
 def test_a_loss_for_each_teacher_is_checked_as_well():
