@@ -50,7 +50,7 @@ class ConsoleCallback:
     def __init__(self, console: Console, status: Status | None = None, *, verbose: bool = False) -> None:
         self.console = console
         self.verbose = verbose
-        self._display = LiveDisplay(console) if can_redraw(console) else None
+        self._display = LiveDisplay(console)
         self._status = Status(enabled=False) if status is None else status
         self._stage: StageStarted | None = None
         self._ended_epochs: int | None = None  # of the current stage; None before the first one ended
@@ -70,8 +70,7 @@ class ConsoleCallback:
                 values = "  ".join(f"{name} {value}" for name, value in getattr(event, title).items())
                 if values:
                     self._print_details(f"{title}: {values}")
-        if self._display is not None:
-            self._display.progress.start(event)
+        self._display.progress.start(event)
         self._status.show(f"opening stage {event.stages[0]}", terminal_only=True)
 
     @hookimpl
@@ -86,14 +85,14 @@ class ConsoleCallback:
         epochs = f"{event.epochs} epoch{'' if event.epochs == 1 else 's'}{resumed}"
         self.console.print(f"\n[bold]{event.index + 1}. {escape(event.name)}[/bold]: {epochs}")
         self._print_notes(event.notices)
-        if self._display is not None:
-            self._display.progress.start_stage(event, time.monotonic())
+        self._display.progress.start_stage(event, time.monotonic())
+        if can_redraw(self.console):
             self._display.start()
 
     @hookimpl
     def step_ended(self, event: StepEnded) -> None:
         """Advance the live view. It reads the terms of few steps, because reading may wait for the device."""
-        if self._display is not None:
+        if self._display.is_shown:
             self._display.step(event)
 
     @hookimpl
@@ -103,8 +102,7 @@ class ConsoleCallback:
         After the last epoch, print the peak memory of the stage, if it was measured.
         """
         self._ended_epochs = event.epoch + 1
-        if self._display is not None:
-            self._display.progress.end_epoch(event, time.monotonic())
+        self._display.progress.end_epoch(event, time.monotonic())
         terms = "  ".join(f"{escape(label)} {format_number(value)}" for label, value in event.terms.items())
         star = " *" if event.best else ""
         self.console.print(
@@ -136,7 +134,7 @@ class ConsoleCallback:
 
     def announce(self, text: str) -> None:
         """Print a line from a signal handler: above the live view if there is one, otherwise to stderr."""
-        if self._display is not None and self._display.is_shown:
+        if self._display.is_shown:
             self._display.announce(text)
         else:
             announce_on_stderr(text)
@@ -144,8 +142,7 @@ class ConsoleCallback:
     def close(self) -> None:
         """Remove the status and the live view from the terminal."""
         self._status.stop()
-        if self._display is not None:
-            self._display.stop()
+        self._display.stop()
 
     def _print_differences(self, event: RunEnded) -> None:
         """Print whether distillation helped each student with a baseline, by the first metric."""
