@@ -17,7 +17,7 @@ from kdkit.data.device_data import DeviceData
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.labels import is_ignored
 from kdkit.data.loading import batches, length_of
-from kdkit.engine.failures.not_finite import cause_in_inputs
+from kdkit.engine.failures.not_finite import ADVICE, cause_in_inputs
 from kdkit.engine.stage.class_alignment import Columns, shared_classes
 from kdkit.engine.storage.predictions import REDUCED
 from kdkit.errors import DataError, KdkitError
@@ -157,10 +157,9 @@ class Predictor:
             rows = torch.from_numpy((~finite).nonzero()[0][:_INSPECTED])
             has_unknown, name = self.data.has_unknown, split_name(self.data, split)
             cause = cause_in_inputs(split.batch(rows, 0), has_unknown=has_unknown, split=split, name=name)
-        advice = "a lower learning rate, Training(max_grad_norm=...), or another precision may help"
         raise KdkitError(
             f"net {net.name!r} has outputs that are not finite numbers, for {(~finite).sum()} of {len(finite)} "
-            f"samples; {cause or advice}"
+            f"samples; {cause or ADVICE}"
         )
 
 

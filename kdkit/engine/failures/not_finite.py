@@ -10,6 +10,8 @@ from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.teachers.base import TeacherOutput
 from kdkit.utils.reprs import describe_numbers
 
+ADVICE = "a lower learning rate, Training(max_grad_norm=...), or another precision may help"  # if no cause is found
+
 
 def cause_in_inputs(
     batch: Batch, *, has_unknown: bool, split: Split | LoaderSplit | None = None, name: str = ""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import LoaderSplit, Split
-from kdkit.engine.failures.not_finite import cause_in_inputs, cause_in_outputs
+from kdkit.engine.failures.not_finite import ADVICE, cause_in_inputs, cause_in_outputs
 from kdkit.engine.run_context import RunContext
 from kdkit.engine.stage.training_batches import explain_single_sample
 from kdkit.engine.training.monitor import Monitor
@@ -114,10 +114,9 @@ class EpochTrainer:
             file = self.checkpoints.folder.save_batch(batch)
             location += "" if file is None else f" (saved in {file})"
             collectives.barrier()  # the error of another rank may end the rank that saves the batch
-        advice = "a lower learning rate, Training(max_grad_norm=...), or another precision may help"
         raise KdkitError(
             f"stage {self.stage.name!r}: {', '.join(map(repr, labels))} is not a finite number in {location}; "
-            f"{cause or advice}"
+            f"{cause or ADVICE}"
         )
 
     def _cause_in(self, batch: Batch, split: Split) -> tuple[str | None, Batch]:
