@@ -292,6 +292,11 @@ def _explain_unequal_samples(name: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if "Batches of sparse tensors" in str(error):
+            raise DataError(
+                f"samples of the {name} data are sparse, so they cannot be stacked; make them dense, .to_dense(), or "
+                "pass a DataLoader whose collate_fn makes a batch of them"
+            ) from error
         shapes = re.search(r"equal size, but got \[(.*?)\] at entry \d+ and \[(.*?)\] at entry", str(error))
         if shapes is not None:
             sizes = f"shapes, such as ({shapes[1]}) and ({shapes[2]})"

@@ -21,6 +21,7 @@ from kdkit.metrics.bootstrap import without_interval
 from kdkit.recipe.recipe import Recipe
 
 _ROWS = 8
+_VALUES = 4_000_000  # of random outputs, which would be the square of thousands of classes
 
 
 def unfit_metrics(recipe: Recipe, context: BuildContext) -> Iterator[str]:
@@ -35,7 +36,9 @@ def unfit_metrics(recipe: Recipe, context: BuildContext) -> Iterator[str]:
     shared = [tuple(name for name in context.classes if name in classes) for classes in students]
     for metric, classes in product(recipe.metrics, dict.fromkeys([context.classes, *filter(None, shared)])):
         if not context.position_dims:
-            reason = _problem(metric, partial(_of_samples, classes, context))
+            is_whole = _rows_of_samples(classes) > 2 * len(classes)
+            checked = metric if is_whole else without_interval(metric)
+            reason = _problem(checked, partial(_of_samples, classes, context))
         elif getattr(without_interval(metric), "accepts_positions", False):
             checked = without_interval(metric)  # intervals would take a gigabyte if the classes are a vocabulary
             reason = _problem(checked, partial(_of_positions, checked, classes, context))
@@ -127,13 +130,18 @@ def _problem(metric: Metric, predict: Callable[[], Predictions]) -> str | None:
 def _of_samples(classes: tuple[str, ...], context: BuildContext) -> Predictions:
     """Return random outputs for random labels of the same kind as in the data, one per sample."""
     random = np.random.default_rng(0)
-    outputs = random.standard_normal((2 * len(classes) + 2, len(classes)))
+    outputs = random.standard_normal((_rows_of_samples(classes), len(classes)))
     labels: NDArray[Any] = np.arange(len(outputs)) % len(classes)
     if context.task == "multilabel":
-        labels = np.eye(len(classes))[labels]
+        labels = (labels[:, None] == np.arange(len(classes))).astype(float)
     elif context.task == "regression":
         labels = random.integers(1, 4, outputs.shape) + 0.5
     return Predictions(labels=labels, outputs=outputs, classes=classes)
+
+
+def _rows_of_samples(classes: tuple[str, ...]) -> int:
+    """Return how many samples metrics are tried on: at least two of each class, if there are not too many classes."""
+    return max(_ROWS, min(2 * len(classes) + 2, _VALUES // len(classes)))
 
 
 def _of_positions(metric: Metric, classes: tuple[str, ...], context: BuildContext) -> Predictions:

@@ -283,6 +283,12 @@ class Batches:
         return ((torch.zeros(size, 2), torch.zeros(size, dtype=torch.int64)) for size in self.sizes)
 
 
+def test_sparse_samples_are_refused_with_the_remedy():
+    rows = Rows([(torch.eye(3)[row].to_sparse(), row) for row in range(3)])
+    with pytest.raises(DataError, match=r"samples of the train data are sparse, .*; make them dense, \.to_dense\(\)"):
+        TorchData(rows, samples(), classes=3)
+
+
 def test_a_batch_without_samples_is_named():
     with pytest.raises(DataError, match="the train data must yield batches with samples, but batch 0 has none"):
         TorchData(Batches(0, 4), samples(), classes=3)

@@ -633,6 +633,30 @@ def test_images_without_channels_or_with_channels_last_are_explained(shape, chan
     assert hint in problem
 
 
+class Shapes(WithoutThresholds):
+    """A metric that records the shapes of the predictions that it gets."""
+
+    name = "shapes"
+
+    def __init__(self):
+        self.seen = []
+
+    def compute(self, test):
+        self.seen.append((test.outputs.shape, test.labels.shape))
+        return MetricResult(value=0.0)
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_metrics_are_tried_on_a_few_samples_of_many_classes(task):
+    labels = torch.arange(4) if task == "multiclass" else torch.eye(4, 5000)
+    split, metric = TensorDataset(torch.zeros(4, 2), labels), Shapes()
+    loss = nn.CrossEntropyLoss() if task == "multiclass" else nn.BCEWithLogitsLoss()
+    stage = Stage({Net("student", nn.Linear(2, 5000)): Truth(loss)}, TRAINING)
+    recipe = Recipe(data=TorchData(split, split, classes=5000, task=task), schedule=[stage], metrics=(metric,))
+    assert not check(recipe).problems
+    assert {outputs for outputs, _ in metric.seen} == {(800, 5000)}
+
+
 def test_a_net_without_trainable_parameters_is_a_problem():
     student = tiny_net("student")
     student.module.requires_grad_(False)
