@@ -186,7 +186,9 @@ def confusion(run: SplitPredictions) -> Floats | None:
     is_known = test.labels >= 0
     # the index of a cell in the flat matrix, so that one pass counts all of them
     pairs = test.labels[is_known].astype(np.int64) * count + decided[is_known].astype(np.int64)
-    matrix: Floats = np.bincount(pairs, minlength=count * count).reshape(count, count).astype(np.float64)
+    # With weights, it counts in floats, without a copy: thousands of classes have millions of cells.
+    counts: Any = np.bincount(pairs, np.ones(len(pairs)), count * count)
+    matrix: Floats = counts.reshape(count, count)
     return matrix
 
 

@@ -104,27 +104,27 @@ def errors(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
 def _matrix(matrix: Floats, classes: Sequence[str], *, several: bool) -> dict[str, Any]:
     """Return the cells of a confusion matrix as shares of their row, and the largest confusions."""
     totals = matrix.sum(1) if not several else np.diag(matrix)
-    off = matrix.copy()  # without the diagonal of correct predictions, or of all misses
-    np.fill_diagonal(off, 0)
-    order = np.argsort(-off, axis=None, kind="stable")[:12]
-    pairs = [divmod(int(index), len(classes)) for index in order]
+    rows, columns = matrix.nonzero()
+    is_off = rows != columns  # the diagonal has correct predictions, or all misses
+    rows, columns = rows[is_off], columns[is_off]
+    counts = matrix[rows, columns]
+    order = np.argsort(-counts, kind="stable")[:12]
     confusions = [
         {
             "true": classes[row],
             "predicted": classes[column],
-            "count": f"{int(off[row, column]):,}",
-            "share": formats.percent(off[row, column] / totals[row] if totals[row] else None),
+            "count": f"{int(matrix[row, column]):,}",
+            "share": formats.percent(matrix[row, column] / totals[row] if totals[row] else None),
         }
-        for row, column in pairs
-        if off[row, column] > 0
+        for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True)
     ]
     cells = []
-    most = max(1.0, float(off.max(initial=0)))
+    most = max(1.0, float(counts.max(initial=0)))
     if len(classes) <= _LARGEST_MATRIX:
         for row, name in enumerate(classes):
             shares = [matrix[row, column] / totals[row] if totals[row] else 0.0 for column in range(len(classes))]
             if several:  # by counts, because with a single miss each wrong class would have the largest share
-                shares = [off[row, column] / most for column in range(len(classes))]
+                shares = [matrix[row, column] / most if column != row else 0.0 for column in range(len(classes))]
             cells.append(
                 {
                     "name": name,
