@@ -154,6 +154,7 @@ def _execute(arguments: list[str], folder: str, variables: dict[str, str], files
     """Become the program: with its folder, environment, output files and arguments."""
     os.setsid()  # so that the processes that the program starts can be found by its session
     os.chdir(folder)
+    multiprocessing.process.ORIGINAL_DIR = folder  # in which the processes that the program starts look for its script
     os.environ.clear()
     os.environ.update(variables)
     sys.modules["kdkit.engine.measure"]._MOST_PASSES = TIMED_PASSES
