@@ -154,11 +154,13 @@ def _execute(arguments: list[str], folder: str, variables: dict[str, str], files
     """Become the program: with its folder, environment, output files and arguments."""
     os.setsid()  # so that the processes that the program starts can be found by its session
     os.chdir(folder)
+    multiprocessing.process.ORIGINAL_DIR = folder  # in which the processes that the program starts look for its script
     os.environ.clear()
     os.environ.update(variables)
     sys.modules["kdkit.engine.measure"]._MOST_PASSES = TIMED_PASSES
     # A child inherits the start method that it was started by; the first method of the list is the usual one.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+    forkserver._forkserver.__init__()  # the program starts its own server, which has its output files and environment
     for stream, path in files.items():
         # The first terminal that a session opens is the one whose Ctrl-C it gets.
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)

@@ -1,6 +1,7 @@
 """The live view of a run on a real terminal: what it shows, and that nothing else on the terminal suffers from it."""
 
 import io
+import multiprocessing
 import re
 import shutil
 import subprocess
@@ -152,6 +153,7 @@ def test_ctrl_c_is_announced_above_the_view_which_disappears(folder, terminal):
     assert "samples/s" not in screen.text
 
 
+@pytest.mark.skipif(multiprocessing.get_all_start_methods()[0] != "fork", reason="workers do not inherit the view")
 def test_prints_of_loader_workers_appear_above_the_view(tmp_path, terminal):
     (tmp_path / "recipe_file.py").write_text(WORKERS)
     screen = terminal()

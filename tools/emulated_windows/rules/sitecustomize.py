@@ -36,6 +36,8 @@ def install() -> None:
     time.time, time.monotonic = _in_ticks(time.time), _in_ticks(time.monotonic)
     # On Linux, these open folders, or delete files that are open.
     shutil._use_fd_functions = False  # type: ignore[attr-defined]  # private
+    # From Python 3.14 on, shutil has chosen the function when it is imported.
+    shutil._rmtree_impl = shutil._rmtree_unsafe  # type: ignore[attr-defined]  # private
     tempfile.TemporaryFile = _without_rules(tempfile.TemporaryFile)  # type: ignore[misc]  # an overloaded function
 
 
