@@ -236,10 +236,11 @@ def _compute_terms(facts: Facts) -> Iterator[str]:
         except RecipeError as error:
             yield f"term {term.label!r}: {error}"
             continue
-        if watch.problem is not None and not is_of_kdkit(unwrapped(term.loss)):
-            problem = f"{describe_loss(term.loss)}: {watch.problem}"
+        mistake = "" if is_of_kdkit(unwrapped(term.loss)) else watch.notice
         if problem is not None:
-            yield f"term {term.label!r}: {problem}"
+            yield f"term {term.label!r}: {problem}" + (f"; it {mistake}" if mistake else "")
+        elif mistake:
+            facts.notices.append(f"term {term.label!r}: {describe_loss(term.loss)} {mistake}")
         facts.computes_ctc |= watch.calls_ctc
         if term.weighted.has_weight:
             trained.update(parameters_behind(as_tuple(inputs.student)))

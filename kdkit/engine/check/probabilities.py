@@ -141,24 +141,24 @@ class WatchLosses(TorchFunctionMode):
     """Watches the calls of torch's losses within the context, also those of a loss that a user wrote.
 
     checks_targets: whether targets are looked at, which come from a teacher. calls_ctc: whether one is the CTC loss.
-    problem: why the arguments of a call do not fit, or None.
+    notice: why the arguments of a call seem to be mistaken, or "". A formula may use the function for something else.
     """
 
     def __init__(self, *, checks_targets: bool) -> None:
         super().__init__()
         self.checks_targets, self.calls_ctc = checks_targets, False
-        self.problem: str | None = None
+        self.notice = ""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call a torch function, and look at its arguments if it is a loss."""
         kwargs = kwargs or {}
         self.calls_ctc |= func in _CTC
-        if self.problem is None and func in _WATCHED:
+        if not self.notice and func in _WATCHED:
             student = args[0] if args else kwargs.get("input")
             target = args[1] if len(args) > 1 else kwargs.get("target")
             has_target = self.checks_targets and not kwargs.get("log_target")
             problem = _call_problem(func, student, target if has_target else None)
-            self.problem = None if problem is None else f"it calls {func.__name__}, which does not fit: {problem}"
+            self.notice = "" if problem is None else f"calls {func.__name__}, which may be a mistake: {problem}"
         return func(*args, **kwargs)
 
 

@@ -49,34 +49,38 @@ class ByHand(nn.Module):
         return self.divergence(student.softmax(1), target.softmax(1))
 
 
-OF_KL = "it calls kl_div, which does not fit: it takes log-probabilities of the student, .*, and probabilities of the"
+OF_KL = "calls kl_div, which may be a mistake: it takes log-probabilities of the student, .*, and probabilities of the"
 
 
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        (ByHand(), f"ByHand: {OF_KL}"),
+        (ByHand(), f"ByHand {OF_KL}"),
         (lambda s, t: F.kl_div(s.log_softmax(1), t, reduction="batchmean"), OF_KL),
         (lambda s, t: F.kl_div(s.log_softmax(0), t.softmax(0), reduction="batchmean"), "over the samples; pass dim=1"),
-        (lambda s, t: F.nll_loss(s, t.argmax(1)), "it calls nll_loss, .* log-probabilities, such as those of log_soft"),
-        (lambda s, t: F.cross_entropy(s, target=t), "it calls cross_entropy, .* its target must be probabilities"),
+        (lambda s, t: F.nll_loss(s, t.argmax(1)), "calls nll_loss, .* log-probabilities, such as those of log_soft"),
+        (lambda s, t: F.cross_entropy(s, target=t), "calls cross_entropy, .* its target must be probabilities"),
         (lambda s, t: F.kl_div(s.log_softmax(1), t.softmax(1), reduction="batchmean"), None),
         (lambda s, t: F.kl_div(s.log_softmax(1), t.log_softmax(1), reduction="sum", log_target=True), None),
         (lambda s, t: F.cross_entropy(s, t.softmax(1)), None),
     ],
 )
-def test_a_loss_by_hand_that_passes_other_values_to_a_loss_of_torch_is_a_problem(loss, message):
+def test_a_notice_names_the_likely_mistake_of_a_loss_by_hand(loss, message):
     teacher, student = teacher_and_student()
-    problems = check(one_stage(student, plain_goal() + Match(teacher, loss))).problems
-    assert len(problems) == (message is not None)
-    assert message is None or re.search(message, problems[0])
+    plan = check(one_stage(student, plain_goal() + Match(teacher, loss)))
+    notices = [text for text in (*plan.problems, *plan.notices) if "may be a mistake" in text]
+    assert len(plan.problems) == (bool(notices) and "is nan at the first step" in notices[0])
+    assert len(notices) == (message is not None)
+    assert message is None or re.search(message, notices[0])
 
 
 def test_labels_may_be_more_than_probabilities_in_a_loss_by_hand():
     def weighted(student, labels):
         return F.cross_entropy(student, 3 * F.one_hot(labels, 3).float())
 
-    assert not check(one_stage(tiny_net("student"), Truth(weighted))).problems
+    plan = check(one_stage(tiny_net("student"), Truth(weighted)))
+    assert not plan.problems
+    assert not [notice for notice in plan.notices if "mistake" in notice]
 
 
 def test_classes_that_are_floats_are_named_by_the_loss_that_does_not_fit():
