@@ -76,9 +76,9 @@ class Distiller(nn.Module):
 
     Its parameters and state dict are those of the student and of the losses. The state dict has tied weights once, as
     safetensors takes them. They do not include the teachers, which are in eval mode and without gradients; `to` moves
-    them too. The networks have hooks for the taps until `close` is
-    called or the Distiller is deleted. Raises CheckError with all problems that a check of the stage finds, and
-    RecipeError for a wrong example. Warns of a tap with uncertain channels, and of labels that are the input tokens.
+    them too. The networks have hooks for the taps until `close` is called or the Distiller is deleted. Raises
+    CheckError with all problems that a check of the stage finds, and RecipeError for a wrong example. Warns of a tap
+    with uncertain channels, and of labels that are the input tokens.
     """
 
     @default_modes()
@@ -120,9 +120,8 @@ class Distiller(nn.Module):
             for name, session in self._open_stage.sessions.items()
             if type(session).on_step is not TeacherSession.on_step
         ]
-        self._first_weights = {
-            term.label: _first_weight(term.loss) for term in self.module.terms
-        }  # empty once compared
+        # Emptied once they are compared.
+        self._first_weights = {term.label: _first_weight(term.loss) for term in self.module.terms}
         self._weight_versions: set[int] = set()
         self.register_state_dict_post_hook(_keep_tied_once)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_fill_in_tied)  # type: ignore[no-untyped-call]
@@ -268,7 +267,9 @@ class Distiller(nn.Module):
                 stacklevel=5,  # the caller of the module
             )
             self._followers = []
-        if self._first_weights and len(self._weight_versions) > _STEPS:
+        is_captured = weight is not None and weight.is_cuda and torch.cuda.is_current_stream_capturing()
+        # The comparison waits for the device, which a CUDA graph must not.
+        if self._first_weights and len(self._weight_versions) > _STEPS and not is_captured:
             now = {term.label: _first_weight(term.loss) for term in self.module.terms if self._weights[term.label] != 0}
             same = [
                 repr(label)
