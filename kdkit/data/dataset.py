@@ -1,11 +1,13 @@
 """The base classes of a data set and its splits."""
 
+import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
+from threading import Thread
 from typing import Any, Literal, NoReturn
 
 from torch import Tensor
@@ -157,8 +159,19 @@ class WorkerInit:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the only signal that reaches it
         else:
             os.setpgid(0, 0)
+        parent = multiprocessing.parent_process()
+        if parent is not None and parent.pid != os.getppid():
+            # It was started by a fork server, as is usual from Python 3.14 on. torch ends a worker whose parent is
+            # killed, but the server is its parent, and waits for the workers.
+            Thread(target=_end_after, args=(parent,), name="kdkit-worker-watch", daemon=True).start()
         if self.function is not None:
             self.function(number)
+
+
+def _end_after(parent: Any) -> None:
+    """End this process when the process that started it has ended."""
+    parent.join()
+    os._exit(1)
 
 
 class _DataMembers:

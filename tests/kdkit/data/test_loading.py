@@ -1,8 +1,10 @@
 """Tests of batches, of their order, and of derived seeds."""
 
+import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
 import warnings
 from collections import namedtuple
@@ -18,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from kdkit import Batch, Data, DataError, LoaderSplit, Split
 from kdkit.data import dataset, loading
 from kdkit.data.batch import as_targets
-from kdkit.data.dataset import require_splits
+from kdkit.data.dataset import WorkerInit, require_splits
 from kdkit.data.loading import (
     BatchSeed,
     RowBatches,
@@ -376,3 +378,13 @@ def test_a_worker_process_ignores_ctrl_c_on_windows_where_it_has_no_process_grou
         assert (signal.getsignal(signal.SIGINT), numbers) == (signal.SIG_IGN, [3])
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_worker_of_a_fork_server_ends_with_the_training_process(monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(os, "setpgid", lambda *_: None)
+    monkeypatch.setattr(os, "_exit", lambda _: ended.set())
+    killed = SimpleNamespace(pid=-1, join=lambda: None)
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: killed)
+    WorkerInit()(0)
+    assert ended.wait(10)
