@@ -1,6 +1,7 @@
 """Find probabilities that are passed to losses on logits, and logits that are passed as targets of probabilities."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -157,8 +158,9 @@ class WatchLosses(TorchFunctionMode):
             student = args[0] if args else kwargs.get("input")
             target = args[1] if len(args) > 1 else kwargs.get("target")
             has_target = self.checks_targets and not kwargs.get("log_target")
-            problem = _call_problem(func, student, target if has_target else None)
-            self.notice = "" if problem is None else f"calls {func.__name__}, which may be a mistake: {problem}"
+            with suppress(RuntimeError):  # within vmap, tensors have no values
+                problem = _call_problem(func, student, target if has_target else None)
+                self.notice = "" if problem is None else f"calls {func.__name__}, which may be a mistake: {problem}"
         return func(*args, **kwargs)
 
 

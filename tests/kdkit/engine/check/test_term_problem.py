@@ -63,6 +63,7 @@ OF_KL = "calls kl_div, which may be a mistake: it takes log-probabilities of the
         (lambda s, t: F.kl_div(s.log_softmax(1), t.softmax(1), reduction="batchmean"), None),
         (lambda s, t: F.kl_div(s.log_softmax(1), t.log_softmax(1), reduction="sum", log_target=True), None),
         (lambda s, t: F.cross_entropy(s, t.softmax(1)), None),
+        (lambda s, t: torch.func.vmap(lambda a, b: F.kl_div(a, b, reduction="sum"))(s, t.softmax(1)).mean(), None),
     ],
 )
 def test_a_notice_names_the_likely_mistake_of_a_loss_by_hand(loss, message):
