@@ -30,7 +30,7 @@ from kdkit.recipe.recipe import Stage
 from kdkit.recipe.training import Training
 from kdkit.teachers.base import OnlineTeacher, TeacherSession, observers
 from kdkit.utils.devices import default_modes
-from kdkit.utils.modules import is_sharded, plain_state, reshard
+from kdkit.utils.modules import is_sharded, keys_by_tensor, plain_state, reshard
 from kdkit.utils.reprs import describe_array, describe_names
 from kdkit.utils.validation import validate_choice
 
@@ -123,8 +123,8 @@ class Distiller(nn.Module):
         # Emptied once they are compared.
         self._first_weights = {term.label: _first_weight(term.loss) for term in self.module.terms}
         self._weight_versions: set[int] = set()
-        self.register_state_dict_post_hook(_keep_tied_once)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_fill_in_tied)  # type: ignore[no-untyped-call]
+        self.register_state_dict_post_hook(_keep_tied_once)  # type: ignore[no-untyped-call]  # of torch
+        self.register_load_state_dict_pre_hook(_fill_in_tied)  # type: ignore[no-untyped-call]  # of torch
         # Called when the Distiller is deleted, or at exit, before Python tears down torch's modules.
         self._close = weakref.finalize(self, self._open_stage.close)
 
@@ -313,28 +313,30 @@ def _first_weight(loss: object) -> Tensor | None:
     return None
 
 
-def _tied_keys(module: nn.Module) -> Iterator[list[str]]:
-    """Yield the keys of each tensor of a module that has several, such as the weight of a tied embedding."""
-    keys: dict[int, list[str]] = {}
-    named = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
-    for key, tensor in named:
-        keys.setdefault(id(tensor), []).append(key)
-    yield from (same for same in keys.values() if len(same) > 1)
+def _tied_keys(module: nn.Module, prefix: str) -> Iterator[list[str]]:
+    """Yield the keys in a state dict of each tensor that has several, such as the weight of a tied embedding."""
+    named = (
+        (".".join(filter(None, (prefix.removesuffix("."), path, name))), tensor)
+        for path, submodule in module.named_modules(remove_duplicate=False)
+        for name, tensor in chain(submodule._parameters.items(), submodule._buffers.items())
+        if tensor is not None and name not in submodule._non_persistent_buffers_set
+    )
+    return (keys for keys in keys_by_tensor(named) if len(keys) > 1)
 
 
 def _keep_tied_once(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
     """Remove all but the first key of tied tensors: the Trainer of transformers could not save them as safetensors."""
-    for _, *others in _tied_keys(module):
-        for key in others:
-            state.pop(f"{prefix}{key}", None)
+    for keys in _tied_keys(module, prefix):
+        for key in [key for key in keys if key in state][1:]:
+            del state[key]
 
 
 def _fill_in_tied(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Give each key of tied tensors the value of one that the state dict has."""
-    for keys in _tied_keys(module):
-        present = [state[f"{prefix}{key}"] for key in keys if f"{prefix}{key}" in state]
+    for keys in _tied_keys(module, prefix):
+        present = [state[key] for key in keys if key in state]
         for key in keys if present else ():
-            state.setdefault(f"{prefix}{key}", present[0])
+            state.setdefault(key, present[0])
 
 
 class _WithOutputs(torch.autograd.Function):

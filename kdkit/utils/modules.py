@@ -165,6 +165,14 @@ def plain_keys(module: nn.Module) -> dict[str, str]:
     return keys
 
 
+def keys_by_tensor(named: Iterable[tuple[str, Tensor]]) -> list[list[str]]:
+    """Return the keys of each tensor; a tied one has several."""
+    keys: dict[int, list[str]] = {}
+    for key, tensor in named:
+        keys.setdefault(id(tensor), []).append(key)
+    return [*keys.values()]
+
+
 def plain_state(module: nn.Module) -> dict[str, Tensor]:
     """Return a module's state dict by plain keys."""
     state = module.state_dict()

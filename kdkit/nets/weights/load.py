@@ -1,7 +1,7 @@
 """Load weights from a file into a module. The keys may have other names, as long as the match is unambiguous."""
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.nets.weights.folders import find_weights
 from kdkit.nets.weights.state_dicts import Entries, read_state_dicts, select_entries
-from kdkit.utils.modules import plain_keys
+from kdkit.utils.modules import keys_by_tensor, plain_keys
 from kdkit.utils.reprs import first_three
 
 # Key segments that wrappers of torch add: DataParallel, torch.compile, FSDP, and activation checkpointing.
@@ -75,10 +75,7 @@ class _Target:
                 raise RecipeError(
                     f"net {name!r} cannot load weights because its {key!r} has no shape yet; run its module once first"
                 )
-        aliases: dict[int, list[str]] = defaultdict(list)
-        for key, tensor in self.tensors.items():
-            aliases[id(tensor)].append(key)
-        self.aliases = {key: keys for keys in aliases.values() for key in keys}
+        self.aliases = {key: keys for keys in keys_by_tensor(self.tensors.items()) for key in keys}
 
     def load(self, match: "_Match") -> None:
         """Copy the fitting tensors of a match into the module."""

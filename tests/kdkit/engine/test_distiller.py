@@ -66,12 +66,14 @@ def test_a_teacher_that_computes_in_inference_mode_teaches_as_one_without_gradie
 
 
 class Tied(nn.Module):
-    """A network whose first and last layers share a weight, as language models do."""
+    """A network whose first and last layers share a weight, as language models do, and one of two buffers is saved."""
 
     def __init__(self):
         super().__init__()
         self.first, self.hidden, self.last = nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(4, 4)
         self.last.weight = self.first.weight
+        self.register_buffer("scale", torch.ones(1), persistent=False)
+        self.register_buffer("saved_scale", self.scale)
 
     def forward(self, inputs):
         return self.hidden(self.last(self.first(inputs).relu()))
@@ -88,6 +90,7 @@ def test_the_state_dict_has_tied_weights_once_and_loads_in_both_forms(wrap, tmp_
     state = saved.state_dict()
     save_file(state, tmp_path / "model.safetensors")  # as the Trainer of transformers does; it refuses tied weights
     assert sum(key.endswith("weight") for key in state) == 2
+    assert [key.rpartition(".")[2] for key in state if "scale" in key] == ["saved_scale"]
     loaded.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
     assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
     both = {**state, **{key.replace("first.weight", "last.weight"): value for key, value in state.items()}}
