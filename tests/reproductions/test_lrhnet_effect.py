@@ -10,6 +10,8 @@ from click.testing import CliRunner
 
 import kdkit
 
+pytestmark = pytest.mark.slow  # it trains 20 networks
+
 
 @pytest.fixture(scope="module")
 def lrhnet():

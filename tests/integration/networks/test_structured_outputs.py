@@ -93,7 +93,9 @@ def test_a_network_that_returns_a_structure_is_refused_without_an_element(signal
         distilled(student, Truth(cross_entropy), signals)
 
 
-@pytest.mark.parametrize("compile_module", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    "compile_module", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"]
+)
 @pytest.mark.parametrize("form", ["dict", "dataclass", "named tuple"])
 def test_the_usual_element_of_a_structure_is_taken(form, compile_module, signals):
     make, element = FORMS[form]

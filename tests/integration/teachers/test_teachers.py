@@ -73,7 +73,11 @@ def steps(make, wrap):
     return torch.stack(terms).detach()
 
 
-@pytest.mark.parametrize("make", [past, average, mutual, learned_weights, by_confidence])
+# Each is compiled anew: the suite has time for two.
+@pytest.mark.parametrize(
+    "make",
+    [past, by_confidence, *(pytest.param(make, marks=pytest.mark.slow) for make in (average, mutual, learned_weights))],
+)
 def test_a_compiled_stage_is_one_graph_with_the_same_terms(make):
     plain = steps(make, lambda module: module)
     compiled = steps(make, lambda module: torch.compile(module, backend="eager", fullgraph=True))

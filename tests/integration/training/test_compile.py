@@ -252,7 +252,7 @@ def test_a_loss_with_labels_ids_and_progress_is_compiled_once_while_progress_cha
     assert terms == pytest.approx([terms[0], 1.25 * terms[0], 2 * terms[0]])
 
 
-@pytest.mark.parametrize("fullgraph", [False, True])
+@pytest.mark.parametrize("fullgraph", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_compiled_distiller_is_not_compiled_again_while_its_progress_changes(fullgraph):
     stage, data = plain()
     ((student, terms),) = stage.objectives.items()

@@ -197,6 +197,7 @@ class Positions(Waves):
         raise ValueError("too short")
 
 
+@pytest.mark.slow
 def test_only_the_batch_is_dynamic_if_the_net_takes_no_other_length(run_folder, tmp_path):
     made = recipe()
     (net,) = made.stages[0].objectives

@@ -73,7 +73,10 @@ def attending():
     return source, Reference(source)
 
 
-@pytest.mark.parametrize("exporter", [OnnxExporter, Int8OnnxExporter, Pt2Exporter])
+@pytest.mark.parametrize(
+    "exporter",
+    [Int8OnnxExporter, *(pytest.param(exporter, marks=pytest.mark.slow) for exporter in (OnnxExporter, Pt2Exporter))],
+)
 def test_masks_of_infinity_and_batches_of_any_size_pass_the_gates(attending, exporter, tmp_path):
     source, reference = attending
     weights = tmp_path / "weights.safetensors"
@@ -106,6 +109,7 @@ class WithoutHeads(nn.Module):
         return self.head(nn.functional.scaled_dot_product_attention(steps, steps, steps, is_causal=True).mean(1))
 
 
+@pytest.mark.slow
 def test_attention_without_a_dimension_of_heads_is_converted():
     samples = TensorDataset(torch.randn(20, 6, 5), torch.arange(20) % 3)
     source = source_of(WithoutHeads, TorchData(samples, samples))
@@ -127,6 +131,7 @@ class Eigenvalues(nn.Module):
         return self.head(inputs + torch.linalg.eigvalsh(inputs.unsqueeze(2) * inputs.unsqueeze(1)))
 
 
+@pytest.mark.slow
 def test_an_operation_that_onnx_does_not_have_is_named():
     samples = TensorDataset(torch.randn(20, 4), torch.arange(20) % 3)
     source = source_of(Eigenvalues, TorchData(samples, samples))

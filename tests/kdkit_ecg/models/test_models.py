@@ -221,7 +221,9 @@ def test_the_input_of_an_activation_is_the_pre_activation(kind, path):
     assert torch.equal(before.relu(), after)
 
 
-@every_network
+@pytest.mark.parametrize(
+    "kind", [LRHNet, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (LRHNetS, SEResNet, CNN1d))]
+)
 def test_networks_compile_to_one_graph(kind):
     net = narrow(kind).eval()
     compiled = torch.compile(net, backend="eager", fullgraph=True)
