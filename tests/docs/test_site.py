@@ -86,7 +86,8 @@ def test_a_link_to_no_file_of_the_site_is_refused(link, tmp_path, monkeypatch):
     docs = tmp_path / "docs"
     docs.mkdir()
     (tmp_path / "pyproject.toml").touch()
-    (docs / "index.md").write_text(f"`[code](not-a-link.md)` and [text]({link})")
+    (tmp_path / "README.md").touch()
+    (docs / "page.md").write_text(f"`[code](not-a-link.md)` and [text]({link})")
     monkeypatch.setattr(places, "ROOT", tmp_path)
     monkeypatch.setattr(places, "DOCS", docs)
     with pytest.raises(DataError, match="mend the link"):
