@@ -75,7 +75,7 @@ def test_the_page_of_the_demo_is_built_by_its_own_tool(folder):
 def test_files_outside_of_the_docs_are_pages_that_show_them(folder):
     text = (folder / "examples" / "hinton.py.md").read_text("utf-8")
     assert (ROOT / "examples" / "hinton.py").read_text("utf-8") in text
-    assert "(examples/http_teacher.py.md)" in (folder / "plugins.md").read_text("utf-8")
+    assert "(examples/http_teacher.py.md)" in (folder / "teachers.md").read_text("utf-8")
     assert "benchmarks/index.md#every-loss-on-digits" in (folder / "losses.md").read_text("utf-8")
     assert page_of(ROOT / "README.md") == "index.md"
     assert page_of(ROOT / "examples") == "examples/index.md"
