@@ -26,10 +26,8 @@ _INTRODUCTION = """# Public names
 
 Programs and plugins may rely on the names of this page. A name of another module, or one that begins with `_`, may
 change in any version. Until version 1.0 a public name may change in a minor version, which CHANGELOG.md says; after it
-in a major version only. The reference of the site has the arguments and the whole text of each name
-(`python -m tools.website` builds it), and `help(kdkit.Net)` shows them too.
-
-`tests/golden/api.txt` has all signatures; `python tools/make_api_page.py` writes both.
+in a major version only. The arguments and the whole text of a name are in the reference of the site, which
+`python -m tools.website` builds, and in `help(kdkit.Net)`.
 """
 
 
@@ -62,8 +60,10 @@ def page() -> str:
     parts = [_INTRODUCTION]
     for module_name in MODULES:
         module = importlib.import_module(module_name)
-        rows = [f"| `{name}` | {_summary(getattr(module, name))} |" for name in public_names(module)]
-        parts.append("\n".join([f"## {module_name}\n", "| name | purpose |", "|---|---|", *rows]) + "\n")
+        values = {name: getattr(module, name) for name in public_names(module)}
+        rows = [f"| `{name}` | {_summary(value)} |" for name, value in values.items() if not _is_loss(value)]
+        others = "" if len(rows) == len(values) else "The losses of [Losses](losses.md), and\n\n"
+        parts.append("\n".join([f"## {module_name}\n", f"{others}| name | purpose |", "|---|---|", *rows]) + "\n")
     return "\n".join(parts)
 
 
@@ -122,6 +122,11 @@ class _Name:
 def is_alias(value: Any) -> bool:
     """Return whether a value is an alias of types or a constant, whose docstring is that of its class."""
     return isinstance(value, tuple | dict) or typing.get_origin(value) is not None
+
+
+def _is_loss(value: Any) -> bool:
+    """Return whether a value is a loss, which docs/losses.md lists with its formula."""
+    return inspect.isclass(value) and "\nFormula: " in (inspect.getdoc(value) or "")
 
 
 def _summary(value: Any) -> str:

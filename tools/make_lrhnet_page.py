@@ -9,26 +9,15 @@ import csv
 import re
 from collections.abc import Callable, Iterable
 from decimal import ROUND_HALF_UP, Decimal
-from functools import partial
 from pathlib import Path
 
 from kdkit.errors import DataError
-from reproductions.lrhnet.paper_results import PARAMETERS, SCORES, published
+from reproductions.lrhnet.paper_results import PARAMETERS, published
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "lrhnet.md"
 RESULTS = ROOT / "docs" / "results"
-MODELS = {
-    "SE-ResNet": "teacher",
-    "1D-CNN": "cnn1d",
-    "LRH-Net": "alone",
-    "+ vanilla KD": "kd",
-    "+ FitNet": "fitnet",
-    "+ PS-KD": "pskd",
-    "+ cross-layer": "cross_layer",
-    "+ S-MLKD": "smlkd",
-    "+ P-MLKD": "pmlkd",
-}
+MODELS = {"+ vanilla KD": "kd", "+ P-MLKD": "pmlkd", "+ S-MLKD": "smlkd"}
 LEADS = (12, 3, 2)
 
 
@@ -49,27 +38,6 @@ def sizes() -> str:
     return _table(["leads", *PARAMETERS], rows)
 
 
-def scores(score: str) -> str:
-    """Return the table of a score: the paper's next to that of the quick run."""
-    measured = {
-        (row["model"], int(row["leads"])): row
-        for row in _read(RESULTS / "quick" / "tables.csv")
-        if row["score"] == score
-    }
-    columns = [f"{text}, {leads} leads" for leads in LEADS for text in ("paper", "small run")]
-    rows = []
-    for model, name in MODELS.items():
-        cells = [model]
-        for leads in LEADS:
-            paper, row = published(name, leads, score), measured.get((model, leads))
-            cells += [
-                "-" if paper is None else f"{paper:.2f}",
-                f"{_rounded(row['mean']):.2f}" if row and row["mean"] else "-",
-            ]
-        rows.append(cells)
-    return _table(["model", *columns], rows)
-
-
 def gains() -> str:
     """Return the table of gains over LRH-Net alone, in the challenge metric."""
     measured = {
@@ -80,8 +48,8 @@ def gains() -> str:
     }
     rows = []
     for leads in (3, 2):
-        for model in ("+ vanilla KD", "+ P-MLKD", "+ S-MLKD"):
-            paper, alone = (published(name, leads, "challenge_metric") for name in (MODELS[model], "alone"))
+        for model, name in MODELS.items():
+            paper, alone = (published(model_name, leads, "challenge_metric") for model_name in (name, "alone"))
             if paper is None or alone is None:
                 continue
             cells = [model, str(leads), f"{paper - alone:+.2f}"]
@@ -93,11 +61,7 @@ def gains() -> str:
     return _table(["model", "leads", "paper", "kdkit, simulated records", "kdkit, real records"], rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "sizes": sizes,
-    "gains": gains,
-    **{name.replace("_", "-"): partial(scores, name) for name in SCORES},
-}
+TABLES: dict[str, Callable[[], str]] = {"sizes": sizes, "gains": gains}
 
 
 def _read(path: Path) -> list[dict[str, str]]:

@@ -25,14 +25,13 @@ MEASURED_CORES = 2
 STEP_FORWARDS = 3
 TEACHER_STEP, STUDENT_FORWARD = STEP_FORWARDS * TEACHER_FORWARD, STUDENT_STEP / STEP_FORWARDS
 
-# Multiply-adds of a forward pass of one sample of 4096, and the peak of the GPU of a g5.xlarge, operations per second.
+# Multiply-adds of a forward pass of one sample of 4096, and the peak of an A10G, operations per second.
 TEACHER_MACS, STUDENT_MACS, GPU_PEAK = 1.6e9, 0.10e9, 31.2e12
 GPU_SHARES = {"teacher": (0.05, 0.30), "student": (0.02, 0.15)}  # of the peak, assumed: worst, best
 
 # The grid of the tables: networks per fold and seed, and the number of folds and seeds.
 TEACHERS, STUDENTS, RUNS = 5, 22, 15
-GPU_PRICE, MACHINE_PRICE, MACHINE_CORES = 1.006, 0.68, 8  # dollars per hour: g5.xlarge, c5.4xlarge
-MACHINES = 10
+MACHINES, MACHINE_CORES = 10, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +130,7 @@ def with_tables(page: str) -> str:
     above, mark, _tables = page.partition(MARK)
     if not mark:
         raise ValueError(f"expected the line {MARK!r} before the tables of {PAGE.name}; put it back")
-    return f"{above}{MARK}\n" + "\n".join([_bytes(), _hours(), _machines(), _costs()])
+    return f"{above}{MARK}\n" + "\n".join([_bytes(), _hours(), _machines()])
 
 
 def _bytes() -> str:
@@ -173,17 +172,6 @@ def _machines() -> str:
     return f"## {title}\n\n{_table(['machines', *SETS], rows)}"
 
 
-def _costs() -> str:
-    rows = []
-    for name, records in SETS.items():
-        best, worst = (smlkd(records, gpu(case), cached=True) * GPU_PRICE for case in (1, 0))
-        cores = smlkd(records, CPU, cached=True) * MACHINE_PRICE * MEASURED_CORES / MACHINE_CORES
-        everything = grid(records, CPU) * MACHINE_PRICE * MEASURED_CORES / MACHINE_CORES
-        rows.append([name, _money(cores), f"{_money(best)} to {_money(worst)}", _money(everything)])
-    header = ["set", "S-MLKD, 2 cores of a c5.4xlarge", "S-MLKD, g5.xlarge", "the whole grid, c5.4xlarge"]
-    return f"## Cost\n\n{_table(header, rows)}"
-
-
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -206,10 +194,6 @@ def _time(hours: float) -> str:
         return f"{hours:.3g} h"
     days = hours / 24
     return f"{days:.3g} days" if days < 100 else f"{days:,.0f} days"
-
-
-def _money(dollars: float) -> str:
-    return f"${dollars:,.2f}" if dollars < 10 else f"${dollars:,.0f}"
 
 
 if __name__ == "__main__":

@@ -73,11 +73,12 @@ class Figures(Mapping[str, float]):
 class RunStarted:
     """A run starts.
 
-    stages: their names, in the order of training. notices: warnings that a reader of the results must know.
+    recipe: the name of the recipe. stages: their names, in the order of training. device, seed: of the run. folder: the
+    run folder, or None. notices: warnings that a reader of the results must know.
     resumed: whether the run was stopped before and continues from its folder.
-    options: the arguments of recipe(), by name. settings: the numbers and choices of the run for loggers, flat, such as
-    "precision" and "student/epochs". parameters: the number of parameters by network. versions: of kdkit, torch and
-    Python.
+    options: the arguments of recipe() by name; empty if a recipe was run from Python. settings: the numbers and choices
+    of the run and its stages for loggers, flat, such as "precision", "student/epochs" and "student/learning_rate".
+    parameters: the number of parameters by network. versions: of kdkit, torch and Python.
     """
 
     recipe: str
@@ -97,10 +98,11 @@ class RunStarted:
 class StageStarted:
     """A stage starts, or resumes at `epoch` and its `batch` (counted from 0).
 
+    index, name: the stage, counted from 0. epochs: their number. batches: their number per epoch.
     notices: the teachers that are called at every step although other teacher outputs are cached, and the reasons.
-    samples: the number of training samples per epoch; None if a DataLoader does not know it. weights: of the terms by
-    label, at the start. monitor: the metric that selects the best epoch. best_value: its value in the best epoch before
-    the stage was resumed; None if there is none.
+    samples: the number of training samples per epoch; None if a DataLoader does not know it. learning_rate: of the
+    first parameter group, at the start. weights: of the terms by label, at the start. monitor: the metric that selects
+    the best epoch. best_value: its value in the best epoch before the stage was resumed; None if there is none.
     """
 
     index: int
@@ -121,7 +123,8 @@ class StageStarted:
 class StepEnded:
     """The training step of a batch ended.
 
-    terms: the value of each term without its weight, on the first rank; reading a value may wait for the device.
+    stage, epoch, batch: the position in the run, counted from 0. terms: the value of each term by label, without its
+    weight, on the first rank; reading a value may wait for the device.
     learning_rate: of the first parameter group after this step; `float(event.learning_rate)` may wait too.
     """
 
@@ -136,11 +139,13 @@ class StepEnded:
 class EpochEnded:
     """An epoch was trained and validated.
 
-    terms: the mean of each term over the epoch, without its weight. monitor, monitor_value: the metric on the
-    validation split that selects the best epoch, as a mean over the nets in training. monitor_values: by net.
-    term_nets: the net that each term trains.
-    gradients: "norms" by label and "cosines" by "label | label", as means over the updates of the epoch at which they
-    were recorded; None if the run does not record them.
+    stage, epoch: the position in the run, counted from 0. terms: the mean of each term over the epoch by label, without
+    its weight. weights: the current weight of each term. term_nets: the net that each term trains.
+    monitor, monitor_value: the metric on the validation split that selects the best epoch, as a mean over the nets in
+    training. monitor_values: by net. best: whether this epoch is the best so far.
+    seconds: the duration of its training. learning_rate: the current one, of the first parameter group.
+    gradients: "norms" of the weighted terms by label and "cosines" by "label | label", as means over the updates of the
+    epoch at which they were recorded; None if the run does not record them (`--gradients N`).
     peak_memory_bytes: the peak memory of tensors on a CUDA device in this stage so far; None on other devices.
     """
 
@@ -181,7 +186,10 @@ class BaselineDifference:
 class RunEnded:
     """A run ended, with its metrics by net and metric name, or with the error that stopped it.
 
-    differences: of each student from its baseline, for each metric, if the run has baselines.
+    metrics: empty after an error. parameters: the number of parameters by network. reported_on: the split of the
+    metrics, "test" or "validation". folder: the run folder, or None. seconds: the duration of the run. error: the
+    exception that ended it, or None. differences: of each student from its baseline, for each metric, if the run has
+    baselines.
     """
 
     metrics: Mapping[str, Mapping[str, ReportedMetric]]

@@ -166,7 +166,7 @@ class Weighted:
 
 @dataclass(frozen=True, slots=True)
 class Objective(_Sum):
-    """A weighted sum of terms."""
+    """A weighted sum of terms, such as `0.3 * Truth(loss) + 0.7 * Match(teacher, loss)`."""
 
     terms: tuple[Weighted, ...]
 

@@ -71,7 +71,7 @@ class _Transition(_Factor):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearRamp(_Transition):
-    """Change linearly from `start` to `end` between two points of progress, and stay constant before and after.
+    """Change linearly from `start` to `end` between the progress `after` and `until`. Constant before and after.
 
     Progress counts optimizer updates: 0 before the first update of a stage, 1 after the last one.
     """
@@ -83,7 +83,7 @@ class LinearRamp(_Transition):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CosineRamp(_Transition):
-    """Change from `start` to `end` along half a cosine between two points of progress. Constant before and after."""
+    """Change from `start` to `end` along half a cosine between `after` and `until`. Constant before and after."""
 
     def __call__(self, progress: float) -> float:
         """Return the factor at this progress."""

@@ -50,8 +50,8 @@ class Training:
     ema: validate and keep a moving average of the weights instead of the weights.
     patience: end the stage early if the monitored metric has not improved for this many epochs; None trains all epochs.
     Schedules of learning rates and weights keep the length of all epochs.
-    workers: the number of processes that load batches; 0 loads them in this process. None uses processes with a GPU, if
-    the data recommends it, and no processes on the CPU, which the network needs. Results do not depend on it.
+    workers: the number of processes that load batches; 0 loads them in this process. None uses processes next to a GPU
+    if the data recommends it, and none on a CPU, whose cores the network needs. Results do not depend on it.
     """
 
     epochs: int

@@ -1,4 +1,4 @@
-"""The table of docs/ecg.md on the protocol of the LRH-Net paper agrees with the options in the code."""
+"""The table of docs/lrhnet.md on the protocol of the LRH-Net paper agrees with the options in the code."""
 
 import re
 from ast import literal_eval
@@ -11,7 +11,7 @@ import kdkit
 import kdkit_ecg
 from kdkit_ecg.datasets.challenge import PAPER
 
-PAGE = (Path(__file__).parents[2] / "docs" / "ecg.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "lrhnet.md").read_text()
 ROWS = re.findall(r"^\|[^|]*\| `(\w+)\((\w+)=\)` \| `([^`]*)` \| `([^`]*)` \|$", PAGE, flags=re.MULTILINE)
 
 

@@ -16,8 +16,8 @@ def tables(text):
 
 
 def named_tests(cell):
-    """Return the tests that a cell names, such as `docs/test_docs.py::test_name`, below tests/."""
-    return re.findall(r"`([\w/]+\.py::test_\w+)`", cell)
+    """Return the tests that comments in a cell name, such as <!-- docs/test_docs.py::test_name -->, below tests/."""
+    return re.findall(r"<!-- ([\w/]+\.py::test_\w+) -->", cell)
 
 
 def is_defined(test):

@@ -13,7 +13,7 @@ def page_of(path: Path) -> str:
     """Return the page of the site that shows a file or folder of the repository."""
     if path.is_relative_to(DOCS):
         return path.relative_to(DOCS).as_posix()
-    if path == ROOT / "README.md":  # docs/index.md has the same for the site
+    if path == ROOT / "README.md":
         return "index.md"
     name = path.relative_to(ROOT)
     if path.is_dir():

@@ -33,13 +33,14 @@ def stage(
     # Files and folders that get a page. A page about one may link to further ones, which are appended.
     waiting = [places.ROOT / "CHANGELOG.md", places.ROOT / "CONTRIBUTING.md", places.ROOT / "benchmarks" / "README.md"]
     waiting = [path for path in [places.EXAMPLES, *waiting] if path.exists()]
-    for page in sorted(places.DOCS.rglob("*.md")):
-        name = page.relative_to(places.DOCS)
+    readme = places.ROOT / "README.md"
+    for page in [readme, *sorted(places.DOCS.rglob("*.md"))]:
+        name = Path(places.page_of(page))
         # A word for the tests of the docs, with which the block would not be code in the site.
         text = page.read_text("utf-8").replace("```python notest\n", "```python\n")
         text = with_links(text, page, waiting.append)
-        _write(folder / name, finish(with_pictures(text, page), name))
-    finished = {places.ROOT / "README.md"}  # the page index.md is that of docs/
+        _write(folder / name, finish(with_pictures(text, places.DOCS / name), name))
+    finished = {readme}
     while waiting:
         path = waiting.pop()
         if path not in finished:

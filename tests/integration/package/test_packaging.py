@@ -87,7 +87,7 @@ def test_an_sdist_has_the_changelog_the_docs_and_the_tests(tmp_path):
     with tarfile.open(tmp_path / done.stdout.split()[-1]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {
-        "CHANGELOG.md", "LICENSE", "README.md", "docs/index.md", "docs/losses.md", "docs/images/smlkd.svg",
+        "CHANGELOG.md", "LICENSE", "README.md", "docs/data.md", "docs/losses.md", "docs/images/smlkd.svg",
         "mkdocs.yml", "examples/hinton.py", "tests/conftest.py", "reproductions/lrhnet/recipe.py", "kdkit/__init__.pyi",
     } <= names  # fmt: skip
     assert not [name for name in names if name.endswith(".pyc")]
