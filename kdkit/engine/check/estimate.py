@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data
-from kdkit.engine.check.multiply_adds import multiply_adds
-from kdkit.engine.check.timing import StepTimes, time_reading, time_steps
+from kdkit.engine.check.step_times import StepTimes, time_reading, time_steps
+from kdkit.engine.measurement.multiply_adds import multiply_adds
 from kdkit.engine.options import RunOptions
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.teacher_caching import TeacherCaching, frozen_teachers
