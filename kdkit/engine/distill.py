@@ -12,7 +12,7 @@ from kdkit.data.samples import SampleKeys
 from kdkit.data.torch_data import TorchData
 from kdkit.data.torch_splits import DatasetOrLoader, as_split, first_batch
 from kdkit.data.visible_labels import class_names
-from kdkit.engine.check.network_failures import input_advice, line_of_user_code
+from kdkit.engine.failures.network_errors import input_advice, line_of_user_code
 from kdkit.engine.options import RunFields, RunOptions, require_fields
 from kdkit.engine.run import Result, run
 from kdkit.errors import DataError, KdkitError, RecipeError, first_line

@@ -7,17 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdkit.data.batch import Batch, modifications, nested_tensors
 from kdkit.engine.check.facts import CheckedTerm, Facts
-from kdkit.engine.check.network_failures import describe_failure
 from kdkit.engine.check.notices import stage_notices
 from kdkit.engine.check.output_problems import output_problems
 from kdkit.engine.check.plan import ProjectorSummary, summarize
 from kdkit.engine.check.probabilities import WatchLosses
 from kdkit.engine.check.step_problems import preserve
 from kdkit.engine.check.term_problem import TermCheck, compares_nothing
+from kdkit.engine.failures.network_errors import describe_failure
 from kdkit.engine.failures.not_finite import cause_in_inputs, cause_in_outputs
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.terms import BoundTerm
@@ -30,8 +29,6 @@ from kdkit.recipe.recipe import weighted_terms
 from kdkit.teachers.base import Teacher, require_output
 from kdkit.utils.modules import forward_hook, parameters_behind
 from kdkit.utils.signatures import parameters_by_name
-
-_CTC = (F.ctc_loss, torch.ctc_loss)
 
 
 def dry_run(open_stage: OpenStage, batch: Batch) -> Facts:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from kdkit.engine.stage.class_alignment import ClassAlignment, Columns, shared_classes
-from kdkit.engine.stage.positions import LabelledRows
+from kdkit.engine.stage.labelled_rows import LabelledRows
 from kdkit.engine.stage.terms import BoundTerm, TensorRef, uses_labels
 from kdkit.errors import RecipeError
 from kdkit.losses.base import (

@@ -9,7 +9,7 @@ from torch import Tensor
 from kdkit.data.batch import Batch
 from kdkit.data.labels import is_ignored
 from kdkit.engine.stage.class_alignment import ClassAlignment, Columns
-from kdkit.engine.stage.positions import LabelledRows
+from kdkit.engine.stage.labelled_rows import LabelledRows
 from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.errors import RecipeError
 from kdkit.losses.base import Loss, accepts_no_rows, extra_kwargs_of, fills_missing
