@@ -150,7 +150,7 @@ def _build_losses(facts: Facts) -> Iterator[str]:
     teachers = {teacher.name: getattr(teacher, "module", None) for teacher in facts.stage.teachers}
     of_teachers = {buffer for teacher in teachers.values() for buffer in _buffers(teacher)}
     before = {buffer: buffer.clone() for buffer in module.nets.buffers() if buffer in of_teachers}
-    yield from module.build_losses(facts.batch, facts.teacher_outputs, facts.context, teachers)
+    yield from module.build_losses(facts.batch, facts.teacher_outputs, teachers)
     for teacher in facts.stage.teachers:
         yield from _shared_tensors(facts, teacher, before)
     # A forward pass may have stored tensors in a network, which then cannot be copied for an average.

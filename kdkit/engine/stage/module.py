@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import Task
 from kdkit.engine.stage.term_binding import TermBinding
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
@@ -36,7 +35,7 @@ class DistillationModule(nn.Module):
     def __init__(self, stage: Stage, context: BuildContext) -> None:
         super().__init__()
         self.students = tuple(stage.objectives)
-        self.task: Task = context.task
+        self.context = context
         self.track_outputs = True
         self.student_outputs: dict[str, Tensor] = {}
         self.nets = nn.ModuleList(net.network for net in self.students)
@@ -98,9 +97,7 @@ class DistillationModule(nn.Module):
         """Return the weight of every term at this progress of the stage, in [0, 1]."""
         return {term.label: term.weighted.weight(progress) for term in self.terms}
 
-    def build_losses(
-        self, batch: Batch, teacher_outputs: TeacherOutputs, context: BuildContext, teachers: Mapping[str, Any]
-    ) -> list[str]:
+    def build_losses(self, batch: Batch, teacher_outputs: TeacherOutputs, teachers: Mapping[str, Any]) -> list[str]:
         """Build every loss that needs to know shapes, such as one with a projector, and return the problems.
 
         teachers: the module of each teacher by name, for losses that reuse a part of it.
@@ -116,7 +113,7 @@ class DistillationModule(nn.Module):
             teacher = modules if len(modules) > 1 else next(iter(modules), None)
             source = term.weighted.term
             of_term = replace(
-                context,
+                self.context,
                 tapped=tuple(tap.module for tap in taps_of(source.target)),
                 teacher_classes=getattr(source.teacher, "classes", None),
                 heads=(_head(source.student), _head(source.target)),
