@@ -19,12 +19,11 @@ from kdkit.data.samples import missing_labels
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.recipe_problems import repeated_names
 from kdkit.engine.check.stage_problems import stage_problems
-from kdkit.engine.distill import output_shape
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.terms import uses_labels
 from kdkit.errors import CheckError, RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.nets.net import Net
+from kdkit.nets.net import Net, output_shape
 from kdkit.recipe.objective import AnyObjective
 from kdkit.recipe.recipe import Stage
 from kdkit.recipe.training import Training
