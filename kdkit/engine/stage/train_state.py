@@ -64,7 +64,7 @@ class TrainState:
             trained = trained_parameters(module)
             self.gradient_stats = GradientStats(options.gradients, trained.labels, trained.students)
         self.scaler = torch.amp.GradScaler(module.progress.device.type) if open_stage.precision == "fp16" else None
-        self.constant_weights = not any(callable(factor) for term in module.terms for factor in term.weighted.factors)
+        self.constant_weights = all(term.weighted.is_constant for term in module.terms)
         self._weights = module.weights(0.0)
         self._uses_progress = any("progress" in term.extra_kwargs for term in module.terms)
 
