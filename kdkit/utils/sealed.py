@@ -76,6 +76,7 @@ def explain_unreadable(file: Path, advice: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else reason
         raise RunFolderError(f"{file} cannot be read: {reason}; {advice}") from error
 
 
