@@ -163,7 +163,7 @@ class Distiller(nn.Module):
                 f"term {self._follows_progress[0]!r} changes during training; pass the fraction that is done, from 0 "
                 "to 1: distiller(inputs, labels, progress=step / steps)"
             )
-        outputs = module.run_students(batch, self._open_stage.teachers(batch))
+        outputs = module.run_students(batch, self._open_stage.teacher_outputs(batch))
         student = outputs[self.student.name].output
         terms = module.term_values(batch, outputs)
         weighted = [

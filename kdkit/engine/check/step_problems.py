@@ -35,7 +35,7 @@ def update_problems(open_stage: OpenStage, batch: Batch) -> Iterator[str]:
 
         def compute_gradients() -> None:
             with open_stage.autocast():
-                losses = module(batch, open_stage.teachers(batch))
+                losses = module(batch, open_stage.teacher_outputs(batch))
             balancer(losses, dict.fromkeys(losses, 1.0), lambda total: total)
 
         # The backward pass of a sum of finite terms with gradients cannot fail.
@@ -145,7 +145,7 @@ def _train_on_single(open_stage: OpenStage, batch: Batch) -> None:
     module = open_stage.module
     with open_stage.autocast(), preserve(module, [module]):
         try:
-            module(batch, open_stage.teachers(batch))
+            module(batch, open_stage.teacher_outputs(batch))
         except Exception as error:  # user-defined networks and losses may raise anything
             raise KdkitError(f"a step fails for a batch of a single sample: {first_line(error)}") from error
 

@@ -50,7 +50,7 @@ class OpenStage:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def teachers(self, batch: Batch) -> dict[str, TeacherOutput]:
+    def teacher_outputs(self, batch: Batch) -> dict[str, TeacherOutput]:
         """Return the output of every teacher for a batch by name, computed or read from the teacher cache."""
         return {name: session(batch) for name, session in self.sessions.items()}
 
