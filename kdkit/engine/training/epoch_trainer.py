@@ -126,7 +126,7 @@ class EpochTrainer:
             return cause_in_inputs(batch, has_unknown=self.ctx.plan.context.has_unknown, split=split, name="train")
 
         def in_outputs() -> str | None:
-            return cause_in_outputs(batch, self.step.teacher_outputs(batch, self.step.open_stage.sessions))
+            return cause_in_outputs(batch, self.step.open_stage.teacher_outputs(batch))
 
         # Outputs are checked last: if inputs are not finite, a user-defined teacher may fail, and averages are wrong.
         for find in (in_inputs, in_outputs):
