@@ -14,10 +14,10 @@ from kdkit.engine.check.notices import stage_notices
 from kdkit.engine.check.output_problems import output_problems
 from kdkit.engine.check.plan import ProjectorSummary, summarize
 from kdkit.engine.check.probabilities import WatchLosses
-from kdkit.engine.check.step_problems import preserve
 from kdkit.engine.check.term_problem import TermCheck, compares_nothing
 from kdkit.engine.failures.network_errors import describe_failure
 from kdkit.engine.failures.not_finite import cause_in_inputs, cause_in_outputs
+from kdkit.engine.stage.module import temporary_training
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import KdkitError, RecipeError
@@ -38,7 +38,7 @@ def dry_run(open_stage: OpenStage, batch: Batch) -> Facts:
     """
     facts = Facts(open_stage, batch)
     # The buffers of losses are not restored, because the dry run creates them.
-    with open_stage.autocast(), preserve(open_stage.module, open_stage.module.nets):
+    with open_stage.autocast(), temporary_training(open_stage.module, open_stage.module.nets):
         try:
             # Each step yields problems, and needs the earlier steps to yield none.
             for step in (_run_networks, _run_in_eval_mode, output_problems, _build_losses, _compute_terms):

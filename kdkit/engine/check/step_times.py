@@ -10,8 +10,8 @@ from torch import Tensor
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.data.loading import training_batch_sizes, training_rows
-from kdkit.engine.check.step_problems import preserve
 from kdkit.engine.stage.batch_transform import transformed
+from kdkit.engine.stage.module import temporary_training
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.train_state import build_balancer, optimized_parameters
 from kdkit.engine.stage.training_batches import batches_per_epoch
@@ -46,7 +46,7 @@ def time_steps(open_stage: OpenStage, data: Data, batch: Batch, *, budget: float
     batch: a tiny batch, before the data's `batch_transform`; its samples are repeated.
     """
     try:
-        with preserve(open_stage.module, [open_stage.module]):
+        with temporary_training(open_stage.module, [open_stage.module]):
             return _measure(open_stage, data, batch, _Steps(open_stage), ends=time.perf_counter() + budget)
     except Exception:  # the dry run found no problem, so the cause is the batch size or the memory
         return None
@@ -100,7 +100,7 @@ def _measure(open_stage: OpenStage, data: Data, batch: Batch, steps: "_Steps", *
         if small.waited or timed.waited:
             return None
     finally:
-        steps.undo()  # buffers, modes and random states are restored by `preserve`
+        steps.undo()  # buffers, modes and random states are restored by `temporary_training`
     # A step takes a constant time plus a time per sample; two batch sizes determine both. The first step with a size is
     # slow, and may be the only one, so the time per sample is not taken from the difference alone: if there was no
     # time for a whole batch, most of a step is spent on its samples.

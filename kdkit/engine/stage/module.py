@@ -1,6 +1,7 @@
 """The module that a stage trains: its students and their losses, called once per batch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self
 
@@ -19,7 +20,7 @@ from kdkit.recipe.objective import Taps, taps_of
 from kdkit.recipe.recipe import Stage, weighted_terms
 from kdkit.teachers.base import TeacherOutput, TeacherOutputs
 from kdkit.teachers.peer import Peer
-from kdkit.utils.modules import drop_compiled_code
+from kdkit.utils.modules import drop_compiled_code, preserve_buffers
 
 
 class DistillationModule(nn.Module):
@@ -133,6 +134,26 @@ class DistillationModule(nn.Module):
         """Remove the taps, and end the recomputation of activations."""
         self.recomputation.close()
         self.open_taps.close()
+
+
+@contextmanager
+def temporary_training(module: DistillationModule, buffers_of: Iterable[nn.Module]) -> Iterator[None]:
+    """Set training mode and clear gradients; restore modes, gradients, random states and these buffers at the end."""
+    modes = {part: part.training for part in module.modules()}
+    gradients: list[tuple[Any, Tensor | None]] = [(parameter, parameter.grad) for parameter in module.parameters()]
+    devices = [module.progress.device] if module.progress.is_cuda else []
+    with torch.random.fork_rng(devices=devices), preserve_buffers(buffers_of):
+        module.train()
+        for parameter, _ in gradients:
+            parameter.grad = None
+        try:
+            yield
+        finally:
+            module.open_taps.clear()  # features keep the graph of the forward pass alive
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            for part, training in modes.items():
+                part.training = training
 
 
 def _student_taps(stage: Stage) -> Iterator[TapLike]:
