@@ -25,8 +25,9 @@ from kdkit.losses.base import describe_loss, is_of_kdkit, unwrapped
 from kdkit.losses.features import as_tuple
 from kdkit.nets.net import Net
 from kdkit.nets.taps import HeadTap, TapLike, is_left_out, path_of
+from kdkit.recipe.objective import Taps, taps_of
 from kdkit.recipe.recipe import weighted_terms
-from kdkit.teachers.base import Teacher, require_output
+from kdkit.teachers.base import Teacher, TeacherOutputs, require_output
 from kdkit.utils.modules import forward_hook, parameters_behind
 from kdkit.utils.signatures import parameters_by_name
 
@@ -150,7 +151,10 @@ def _build_losses(facts: Facts) -> Iterator[str]:
     teachers = {teacher.name: getattr(teacher, "module", None) for teacher in facts.stage.teachers}
     of_teachers = {buffer for teacher in teachers.values() for buffer in _buffers(teacher)}
     before = {buffer: buffer.clone() for buffer in module.nets.buffers() if buffer in of_teachers}
-    yield from module.build_losses(facts.batch, facts.teacher_outputs, teachers)
+    outputs = module.run_students(facts.batch, facts.teacher_outputs)
+    for term in module.terms:
+        yield from _build_loss(facts, term, outputs, teachers)
+    module.losses.to(facts.batch.labels.device)  # their new parameters are on the CPU
     for teacher in facts.stage.teachers:
         yield from _shared_tensors(facts, teacher, before)
     # A forward pass may have stored tensors in a network, which then cannot be copied for an average.
@@ -159,6 +163,39 @@ def _build_losses(facts: Facts) -> Iterator[str]:
             net.copy_network()
         except KdkitError as error:
             yield str(error)
+
+
+def _build_loss(facts: Facts, term: BoundTerm, outputs: TeacherOutputs, teachers: Mapping[str, Any]) -> Iterator[str]:
+    """Build the loss of a term if it needs to know shapes, such as one with a projector, and yield its problem.
+
+    teachers: the module of each teacher by name, for losses that reuse a part of it.
+    """
+    build = getattr(term.loss, "build", None)
+    if build is None:
+        return
+    inputs = term.gather_inputs(facts.batch, outputs, fill=True)
+    modules = tuple(teachers.get(name) for name in term.teachers)
+    teacher = modules if len(modules) > 1 else next(iter(modules), None)
+    source = term.weighted.term
+    context = replace(
+        facts.context,
+        tapped=tuple(tap.module for tap in taps_of(source.target)),
+        teacher_classes=getattr(source.teacher, "classes", None),
+        heads=(_head(source.student), _head(source.target)),
+        columns=term.columns,
+    )
+    sides = as_tuple(inputs.student), as_tuple(inputs.target_or_labels())
+    try:
+        build(*(tuple(tensor.shape for tensor in side) for side in sides), context, teacher)
+    except RecipeError as error:
+        yield f"term {term.label!r}: {error}"
+    except Exception as error:  # a user-defined loss may raise anything
+        yield f"term {term.label!r}: its build raises {type(error).__name__}: {error}"
+
+
+def _head(side: Taps) -> nn.Module | None:
+    """Return the module that the HeadTap of a side is on, or None."""
+    return side.module if isinstance(side, HeadTap) else None
 
 
 def _shared_tensors(facts: Facts, teacher: Teacher, before: Mapping[Tensor, Tensor]) -> Iterator[str]:
