@@ -94,7 +94,7 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
 
     Thresholds are fitted on the validation split, and metrics are computed on the test split if there is one.
     """
-    from kdkit.engine.display.console import results_table
+    from kdkit.engine.display.tables import results_table
     from kdkit.engine.evaluate import evaluate as evaluate_weights
     from kdkit.engine.options import RunOptions
     from kdkit.utils.console import Status, make_console, print_note
