@@ -69,10 +69,10 @@ class EpochTrainer:
         self.step.open_stage.module.train()
         self.checkpoints.interval.restart()
         began = time.perf_counter() - position.seconds
-        for index, (batch, part, samples) in enumerate(parts, start=position.batches):
+        for index, (batch, part) in enumerate(parts, start=position.batches):
             values = self.step(batch, part)  # {term: unweighted value}
             # Scaled, so that means weigh terms by labels if the loss does, and the parts of ranks add up to the batch.
-            position.means.add(part.scaled(values), samples)
+            position.means.add(part.scaled(values), part.samples)
             if position.means.not_finite is not None and not collectives.is_distributed():
                 break  # several processes must fail together, at the end of the epoch
             if self._reports_steps:
