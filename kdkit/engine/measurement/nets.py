@@ -14,7 +14,13 @@ from torch import nn
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data
-from kdkit.engine.measurement.layers import SAMPLES, compared_layers, matched_nets, similarities, spread_batches
+from kdkit.engine.measurement.layer_similarity import (
+    SAMPLES,
+    compared_layers,
+    matched_nets,
+    similarities,
+    spread_batches,
+)
 from kdkit.engine.measurement.multiply_adds import multiply_adds
 from kdkit.engine.storage.measurements import Latency, LayerSimilarity, Measurements, NetCost
 from kdkit.errors import first_line

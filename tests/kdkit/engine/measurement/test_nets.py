@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import kdkit
 from kdkit import Batch, Data, Match, Net, Recipe, Split, Stage, TorchData, Training
-from kdkit.engine.measurement.layers import compared_layers, similarities, spread_batches
+from kdkit.engine.measurement.layer_similarity import compared_layers, similarities, spread_batches
 from kdkit.engine.storage.measurements import MEASUREMENTS, read_measurements
 from kdkit.errors import RunFolderError
 from kdkit.losses import SoftTargets
