@@ -58,7 +58,7 @@ def measure_nets(
         except Exception as error:  # user-defined data may raise anything
             note = f"the samples could not be read: {_reason(error)}"
             return Measurements(costs={net.name: NetCost(note=note) for net in nets}, note=note)
-        costs = {net.name: net_cost(net, single, pair, precision, device) for net in nets}
+        costs = {net.name: _net_cost(net, single, pair, precision, device) for net in nets}
         compared: tuple[LayerSimilarity, ...] = ()
         note = ""
         try:
@@ -77,7 +77,7 @@ def measure_nets(
     )
 
 
-def net_cost(net: Net[Any], single: Batch, pair: Batch, precision: Precision, device: torch.device) -> NetCost:
+def _net_cost(net: Net[Any], single: Batch, pair: Batch, precision: Precision, device: torch.device) -> NetCost:
     """Return the cost of a network, as far as it can be measured.
 
     single, pair: batches of one and of two samples, for the latency and for the multiply-adds.
@@ -89,13 +89,13 @@ def net_cost(net: Net[Any], single: Batch, pair: Batch, precision: Precision, de
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     latency, note = None, ""
     try:
-        latency = net_latency(net, single, precision, net.device or device)
+        latency = _net_latency(net, single, precision, net.device or device)
     except Exception as error:  # for example if a network does not take a batch of one sample
         note = f"a pass for one sample fails: {_reason(error)}"
     return NetCost(weights_bytes=weights, multiply_adds=multiply_adds(net, pair), latency=latency, note=note)
 
 
-def net_latency(net: Net[Any], single: Batch, precision: Precision, device: torch.device) -> Latency:
+def _net_latency(net: Net[Any], single: Batch, precision: Precision, device: torch.device) -> Latency:
     """Return the latency of a network for a batch of one sample; on a CPU, with one thread."""
     threads = torch.get_num_threads()
     times: list[float] = []

@@ -242,7 +242,7 @@ def make_step(open_stage: OpenStage, state: TrainState, options: RunOptions) -> 
 
     Raises RecipeError if a capture is required but impossible.
     """
-    reason, required = why_not_captured(open_stage, state), options.capture == "require"
+    reason, required = _why_not_captured(open_stage, state), options.capture == "require"
     if required and reason is not None:
         raise RecipeError(
             f"the training step of stage {open_stage.stage.name!r} cannot be captured as a CUDA graph: {reason}; run "
@@ -256,7 +256,7 @@ def make_step(open_stage: OpenStage, state: TrainState, options: RunOptions) -> 
     return step, [f"the training step is not captured as a CUDA graph: {reason}"] if is_notable else []
 
 
-def why_not_captured(open_stage: OpenStage, state: TrainState) -> str | None:
+def _why_not_captured(open_stage: OpenStage, state: TrainState) -> str | None:
     """Return why the step of a stage cannot be captured, as far as this is known before it runs, or None."""
     training, balancer = state.training, state.balancer
     if not open_stage.module.progress.is_cuda:
