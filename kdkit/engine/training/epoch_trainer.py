@@ -10,9 +10,9 @@ from torch import Tensor
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import LoaderSplit, Split
+from kdkit.engine.failures.network_errors import explain_single_sample
 from kdkit.engine.failures.not_finite import ADVICE, cause_in_inputs, cause_in_outputs
 from kdkit.engine.run_context import RunContext
-from kdkit.engine.stage.training_batches import explain_single_sample
 from kdkit.engine.training.monitor import Monitor
 from kdkit.engine.training.stage_checkpoints import StageCheckpoints
 from kdkit.engine.training.stage_progress import BestCheckpoint, EpochPosition
