@@ -65,7 +65,7 @@ def require_intact(content: bytes) -> None:
 
 
 @contextmanager
-def explain_unreadable(file: Path, advice: str) -> Iterator[None]:
+def explain_unreadable_file(file: Path, advice: str) -> Iterator[None]:
     """Raise RunFolderError with the file, the reason and advice for any other error in this context.
 
     The content of a run folder is not trusted: damaged bytes and wrong values cause many kinds of errors.

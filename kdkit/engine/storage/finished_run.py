@@ -18,7 +18,7 @@ from kdkit.nets.weights import stage_number
 from kdkit.plugins.events import BaselineDifference
 from kdkit.utils.files import exists
 from kdkit.utils.read_json import mapping, number_or_nan, require_object, require_text, whole_number
-from kdkit.utils.sealed import explain_unreadable, read_sealed_json, read_tensors
+from kdkit.utils.sealed import explain_unreadable_file, read_sealed_json, read_tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class FinishedStage:
 def read_metrics(folder: Path) -> RunMetrics:
     """Return the metrics of a run. Raises RunFolderError if there is no finished run, or they are damaged."""
     record, file = read_record(folder), folder / METRICS
-    with explain_unreadable(file, f"restore it from a copy, or delete {folder} to run it again"):
+    with explain_unreadable_file(file, f"restore it from a copy, or delete {folder} to run it again"):
         if not exists(file):
             resume = how_to_resume(folder, record)
             raise RunFolderError(f"{folder} holds no metrics: the run in it is not finished; to resume it: {resume}")
@@ -87,7 +87,7 @@ def read_samples(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     file = folder / SAMPLES
     if not exists(file):
         return {}, ()
-    with explain_unreadable(file, "delete it to get a report without samples"):
+    with explain_unreadable_file(file, "delete it to get a report without samples"):
         tensors, facts = read_tensors(file)
         ids = tensors["ids"]
         if ids.ndim != 1 or ids.dtype != torch.int64 or any(len(tensor) != len(ids) for tensor in tensors.values()):

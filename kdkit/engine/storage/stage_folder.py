@@ -22,7 +22,7 @@ from kdkit.errors import RunFolderError, first_line
 from kdkit.metrics.base import Predictions
 from kdkit.nets.weights import stage_weights
 from kdkit.utils.files import exists
-from kdkit.utils.sealed import explain_unreadable, json_parts, read_sealed_json, read_tensors, tensor_parts
+from kdkit.utils.sealed import explain_unreadable_file, json_parts, read_sealed_json, read_tensors, tensor_parts
 
 SUMMARY = "stage.json"
 KEPT_CHECKPOINTS = 2  # the last one, and the one before in case the last one is damaged
@@ -173,9 +173,9 @@ class StageFolder:
         return path
 
     def reading(self, path: Path) -> AbstractContextManager[None]:
-        """Return a context that raises RunFolderError for any error caused by this file, see `explain_unreadable`."""
+        """Return a context that raises RunFolderError for any error caused by this file, see `explain_unreadable_file`."""
         advice = "to train this stage again, or choose another folder (--out FOLDER, or out=FOLDER)"
-        return explain_unreadable(path, f"delete the folder {self.path} {advice}")
+        return explain_unreadable_file(path, f"delete the folder {self.path} {advice}")
 
     def _save_epoch(self, ended: EndedEpoch) -> None:
         for net, weights in ended.best_weights.items():
