@@ -173,7 +173,7 @@ class StageFolder:
         return path
 
     def reading(self, path: Path) -> AbstractContextManager[None]:
-        """Return a context that raises RunFolderError for any error caused by this file, see `explain_unreadable_file`."""
+        """Return a context that raises RunFolderError for any error that this file causes."""
         advice = "to train this stage again, or choose another folder (--out FOLDER, or out=FOLDER)"
         return explain_unreadable_file(path, f"delete the folder {self.path} {advice}")
 
