@@ -82,7 +82,7 @@ def _few_timed_passes() -> Iterator[None]:
     They take longer than to train it.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdkit.engine.measure._MOST_PASSES", TIMED_PASSES)
+        patch.setattr("kdkit.engine.measurement.nets._MOST_PASSES", TIMED_PASSES)
         patch.setattr("kdkit.export.latency._MOST_ROUNDS", 3)
         yield
 

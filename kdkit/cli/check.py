@@ -34,7 +34,7 @@ def check(ctx: click.Context, /, **options: Any) -> None:
     from kdkit.cli.plan import show_plan
     from kdkit.cli.plan_svg import draw_plan
     from kdkit.engine.check.check import check as check_recipe
-    from kdkit.engine.check.pairs import pair_advice
+    from kdkit.engine.measurement.layer_pairs import pair_advice
     from kdkit.engine.options import RunOptions
     from kdkit.engine.storage.run_folder import default_path
     from kdkit.utils.console import Status, make_console, print_note
@@ -94,7 +94,7 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
 
     Thresholds are fitted on the validation split, and metrics are computed on the test split if there is one.
     """
-    from kdkit.engine.display.console import results_table
+    from kdkit.engine.display.tables import results_table
     from kdkit.engine.evaluate import evaluate as evaluate_weights
     from kdkit.engine.options import RunOptions
     from kdkit.utils.console import Status, make_console, print_note

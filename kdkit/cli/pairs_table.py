@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from kdkit.engine.check.pairs import LayerPair, PairAdvice
+from kdkit.engine.measurement.layer_pairs import LayerPair, PairAdvice
 from kdkit.nets.net import Net
 from kdkit.nets.timm import token_stage
 

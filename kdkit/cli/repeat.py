@@ -16,7 +16,7 @@ from kdkit.nets.weights import runs_in
 from kdkit.plugins.recipe_file import RecipeFile
 from kdkit.utils.files import write_output
 from kdkit.utils.printable import echo, is_first_process
-from kdkit.utils.sealed import explain_unreadable, json_parts, read_sealed_json
+from kdkit.utils.sealed import explain_unreadable_file, json_parts, read_sealed_json
 from kdkit.utils.signing import is_signed, sign
 
 COMMAND = "command.json"  # in a folder of several runs that one command started
@@ -80,7 +80,7 @@ def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
     started in another folder.
     """
     if _is_file(run / COMMAND):  # a folder of several runs
-        with explain_unreadable(run / COMMAND, "start the command that wrote these runs again"):
+        with explain_unreadable_file(run / COMMAND, "start the command that wrote these runs again"):
             record = read_sealed_json(run / COMMAND)
     else:
         record = read_record(run)

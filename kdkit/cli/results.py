@@ -29,12 +29,12 @@ def classes(folder: Path, net: str | None, resamples: int) -> None:
     recall, F1, AUROC and AUPRC with 95 % intervals. It includes classes without positives.
     """
     from kdkit.cli.per_class import table_of
-    from kdkit.engine.storage.reports import nets_of_run, read_class_table
+    from kdkit.engine.storage.finished_run import read_class_table, read_metrics
     from kdkit.utils.console import make_console, print_note
     from kdkit.utils.reprs import describe_names
 
     console = make_console()
-    for name in nets_of_run(folder) if net is None else (net,):
+    for name in read_metrics(folder).results if net is None else (net,):
         reported, rows = read_class_table(folder, name, resamples=resamples)
         split = "validation" if reported.test is None else "test"
         console.print(table_of(rows, f"{name}, on {split}", console.width))

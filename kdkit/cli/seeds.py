@@ -11,7 +11,7 @@ from kdkit.cli.sweep_table import seeds_table
 from kdkit.cli.trials import run_and_print
 from kdkit.engine.distributed import process_group
 from kdkit.engine.options import RunOptions
-from kdkit.engine.storage.reports import read_metrics
+from kdkit.engine.storage.finished_run import read_metrics
 from kdkit.errors import KdkitError, RunFolderError
 from kdkit.plugins.recipe_file import RecipeFile
 from kdkit.report.runs import read_runs

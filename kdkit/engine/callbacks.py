@@ -84,7 +84,7 @@ class Callbacks:
         self._failures[key] = name, count + 1
         if count > 0:
             return
-        advice = "; to end a stage, raise kdkit.StopTraining" if hook in ("step_ended", "epoch_ended") else ""
+        advice = "; to end a stage, raise kdkit.StopTraining" if hook in _MAY_STOP else ""
         details = "\n" + "".join(traceback.format_exception(error)) if shows_tracebacks() else ""
         warnings.warn(
             f"callback {name!r} failed in its {hook}: {describe_error(error)}; the run continues, and further errors "

@@ -3,16 +3,15 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Unpack
 
-import torch
 from torch import Tensor, nn
 
-from kdkit.data.batch import Batch, nested_tensors
+from kdkit.data.batch import nested_tensors
 from kdkit.data.dataset import Task
 from kdkit.data.samples import SampleKeys
 from kdkit.data.torch_data import TorchData
 from kdkit.data.torch_splits import DatasetOrLoader, as_split, first_batch
 from kdkit.data.visible_labels import class_names
-from kdkit.engine.check.network_failures import input_advice, line_of_user_code
+from kdkit.engine.failures.network_errors import input_advice, line_of_user_code
 from kdkit.engine.options import RunFields, RunOptions, require_fields
 from kdkit.engine.run import Result, run
 from kdkit.errors import DataError, KdkitError, RecipeError, first_line
@@ -20,13 +19,12 @@ from kdkit.losses.base import Loss
 from kdkit.losses.label_losses import IgnoreUnknown, SampleWeighted
 from kdkit.losses.logits import PerLabelSoftTargets, SoftTargets
 from kdkit.metrics.base import Metric
-from kdkit.nets.net import Net
+from kdkit.nets.net import Net, output_shape
 from kdkit.recipe.objective import Truth
 from kdkit.recipe.recipe import Recipe
 from kdkit.recipe.schedules import Parallel
 from kdkit.recipe.training import Training
 from kdkit.utils.devices import default_modes
-from kdkit.utils.modules import eval_mode
 
 _LABEL_LOSSES: dict[Task, type[nn.Module]] = {
     "multiclass": nn.CrossEntropyLoss,
@@ -180,12 +178,3 @@ def _empty_classes(net: Net[Any], data: TorchData) -> Iterator[str]:
             f"net {net.name!r} has {len(data.classes)} outputs, but no label of the data is above {largest}; if there "
             f"are only {largest + 1} classes, give the networks as many outputs"
         )
-
-
-@torch.no_grad()
-def output_shape(net: Net[Any], batch: Batch) -> torch.Size:
-    """Return the shape of the outputs of a network for a batch, (batch, outputs, *positions)."""
-    with eval_mode(net.network):
-        parameter = next(net.network.parameters(), None)
-        output = net(batch if parameter is None else batch.to(parameter.device))
-    return output.shape if output.ndim > 1 else torch.Size((len(output), 1))

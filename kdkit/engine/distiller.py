@@ -19,12 +19,11 @@ from kdkit.data.samples import missing_labels
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.recipe_problems import repeated_names
 from kdkit.engine.check.stage_problems import stage_problems
-from kdkit.engine.distill import output_shape
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.terms import uses_labels
 from kdkit.errors import CheckError, RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.nets.net import Net
+from kdkit.nets.net import Net, output_shape
 from kdkit.recipe.objective import AnyObjective
 from kdkit.recipe.recipe import Stage
 from kdkit.recipe.training import Training
@@ -164,7 +163,7 @@ class Distiller(nn.Module):
                 f"term {self._follows_progress[0]!r} changes during training; pass the fraction that is done, from 0 "
                 "to 1: distiller(inputs, labels, progress=step / steps)"
             )
-        outputs = module.run_students(batch, self._open_stage.teachers(batch))
+        outputs = module.run_students(batch, self._open_stage.teacher_outputs(batch))
         student = outputs[self.student.name].output
         terms = module.term_values(batch, outputs)
         weighted = [

@@ -1,7 +1,6 @@
 """Options of a run that are not part of the recipe: folder, device, precision, seed, and the teacher cache."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args
@@ -10,7 +9,7 @@ import torch
 
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.recipe.training import Training
-from kdkit.utils.devices import Precision, autocast, find_device
+from kdkit.utils.devices import Precision, find_device
 from kdkit.utils.signatures import parameters_by_name
 from kdkit.utils.user_paths import user_path
 from kdkit.utils.validation import (
@@ -161,10 +160,6 @@ class RunOptions:
     def torch_device(self) -> torch.device:
         """Return the device. Raises RecipeError if it is not available."""
         return find_device(self.device)
-
-    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        """Return the context for forward passes."""
-        return autocast(self.precision, device)
 
     def _validate_teacher_cache(self) -> None:
         if self.teacher_cache not in ("auto", "off"):

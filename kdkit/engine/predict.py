@@ -18,7 +18,7 @@ from kdkit.data.label_check import LabelCheck
 from kdkit.data.labels import is_ignored
 from kdkit.data.loading import batches, length_of
 from kdkit.engine.failures.not_finite import ADVICE, cause_in_inputs
-from kdkit.engine.stage.class_alignment import Columns, shared_classes
+from kdkit.engine.stage.class_alignment import Columns, shared_classes, shared_labels
 from kdkit.engine.storage.predictions import REDUCED
 from kdkit.errors import DataError, KdkitError
 from kdkit.metrics.base import Metric, MetricResult, PositionReducing, Predictions
@@ -288,9 +288,7 @@ class _PositionDecisions(_SampleOutputs):
             return outputs, torch.where(labels.isnan(), -1, labels).to(torch.int8)
         has_label = ~is_ignored(labels, self.ignored)
         if self.columns is not None:
-            shared = torch.tensor(self.columns[1], device=labels.device)
-            matches = labels.unsqueeze(1) == shared.view(1, -1, *(1 for _ in labels.shape[1:]))
-            labels, has_label = matches.int().argmax(1), matches.any(1)
+            labels, has_label = shared_labels(labels, torch.tensor(self.columns[1], device=labels.device))
         return outputs, torch.where(has_label, labels, -1).to(self.dtype)
 
 

@@ -20,7 +20,7 @@ from kdkit.engine.distributed.process_group import joined, rank_device, restarte
 from kdkit.engine.distributed.rank_agreement import require_agreement
 from kdkit.engine.failures.out_of_memory import explain_memory_of_run
 from kdkit.engine.interrupts import Interrupts
-from kdkit.engine.measure import measure_nets
+from kdkit.engine.measurement.nets import measure_nets
 from kdkit.engine.options import RunFields, RunOptions, require_fields
 from kdkit.engine.run_context import RunContext
 from kdkit.engine.run_evaluation import RunEvaluation
@@ -244,7 +244,9 @@ class PreparedRun:
         # Last, so that no result can depend on it. Not with several processes, which would slow each other down.
         if self.folder.writes and ctx.options.measure and not collectives.is_distributed():
             seconds = time.perf_counter() - began
-            measured = measure_nets(ctx.plan, ctx.recipe.data, ctx.options, ctx.device, seconds=seconds)
+            measured = measure_nets(
+                ctx.plan.stages, ctx.recipe.data, ctx.options.precision, ctx.device, seconds=seconds
+            )
             self.folder.save_measurements(measured)
 
     def _report_start(self) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdkit.engine.check.multiply_adds import multiply_adds
+from kdkit.engine.measurement.multiply_adds import multiply_adds
 from kdkit.export.base import Exported, Exporter
 from kdkit.export.gates import MetricGate, NumericGate, Reference
 from kdkit.export.latency import latency, single_sample

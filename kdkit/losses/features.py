@@ -1,6 +1,7 @@
 """Shared parts of the losses on features: checks of shapes, a base class with a projector, and normalisation."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -108,6 +109,11 @@ def needs_projector(student: torch.Size, target: torch.Size, mode: ProjectorMode
 def as_tuple(side: TensorOrTuple) -> tuple[Tensor, ...]:
     """Return a side as a tuple of one tensor per tap."""
     return side if isinstance(side, tuple) else (side,)
+
+
+def map_side(change: Callable[[Tensor], Tensor], side: TensorOrTuple) -> TensorOrTuple:
+    """Return a side of a term with `change` applied to its tensor, or to each of them."""
+    return tuple(map(change, side)) if isinstance(side, tuple) else change(side)
 
 
 def require_pairs(student: int, target: int, loss: Any) -> None:

@@ -17,7 +17,7 @@ from kdkit.nets.elements import Element, default_element, pick_tensor, validate_
 from kdkit.nets.views import Call, Inputs, View, validate_view
 from kdkit.nets.weights import load_weights
 from kdkit.utils.devices import find_device
-from kdkit.utils.modules import uncompiled
+from kdkit.utils.modules import eval_mode, uncompiled
 from kdkit.utils.user_paths import user_path
 from kdkit.utils.validation import is_whole_number, validate_name, validate_switches
 
@@ -257,6 +257,15 @@ class Net(Generic[M]):
             if name not in names:
                 hint = did_you_mean(str(name), names)
                 raise RecipeError(f"net {self.name!r} has no submodule {name!r} to recompute; {hint}")
+
+
+@torch.no_grad()
+def output_shape(net: Net[Any], batch: Batch) -> torch.Size:
+    """Return the shape of the outputs of a network for a batch, (batch, outputs, *positions)."""
+    with eval_mode(net.network):
+        parameter = next(net.network.parameters(), None)
+        output = net(batch if parameter is None else batch.to(parameter.device))
+    return output.shape if output.ndim > 1 else torch.Size((len(output), 1))
 
 
 def _version_of(module: object, net: str) -> str | None:

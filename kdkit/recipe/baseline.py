@@ -105,7 +105,7 @@ def _alone(labels: Objective, distilled: Objective) -> Objective:
     """Return the objective of the label terms, with a total weight of at least 1 if the student has teachers."""
     if not any(isinstance(weighted.term, Match) and weighted.has_weight for weighted in distilled):
         return labels  # for example an earlier stage on labels, which the baseline repeats
-    constants = not any(callable(factor) for weighted in labels for factor in weighted.factors)
+    constants = all(weighted.is_constant for weighted in labels)
     if constants and sum(weighted.weight(0.0) for weighted in labels) >= 1:
         return labels
     shares = [_Share(labels, index) for index in range(len(labels.terms))]

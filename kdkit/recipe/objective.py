@@ -159,6 +159,11 @@ class Weighted:
         return math.prod(float(factor(progress)) if callable(factor) else factor for factor in self.factors)
 
     @property
+    def is_constant(self) -> bool:
+        """Whether the weight is the same in the whole stage."""
+        return not any(map(callable, self.factors))
+
+    @property
     def has_weight(self) -> bool:
         """Whether the weight is above 0 at any time in the stage; a ramp may start or end at 0."""
         return any(self.weight(step / 100) > 0 for step in range(101))

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdkit.engine.baseline_differences import baseline_difference
-from kdkit.engine.storage.measurements import Measurements, NetCost, read_measurements
-from kdkit.engine.storage.reports import (
+from kdkit.engine.storage.finished_run import (
+    FinishedStage,
     RunMetrics,
-    StageReport,
     read_metrics,
-    read_reported,
+    read_net_report,
     read_samples,
     read_stages,
 )
+from kdkit.engine.storage.measurements import Measurements, NetCost, read_measurements
 from kdkit.engine.storage.run_folder import read_record
 from kdkit.errors import DataError, KdkitError, RunFolderError
 from kdkit.metrics.base import MetricResult
@@ -65,7 +65,7 @@ class ReportedRun:
     label: str
     record: Mapping[str, Any]
     metrics: RunMetrics
-    stages: tuple[StageReport, ...] = ()
+    stages: tuple[FinishedStage, ...] = ()
     reports: Mapping[str, NetReport] = field(default_factory=dict)
     samples: Mapping[str, Tensor] = field(default_factory=dict)
     sample_names: tuple[str, ...] = ()
@@ -93,7 +93,7 @@ class ReportedRun:
                 return default
 
         stages = read_or((), read_stages, folder)
-        reports = {net: read_or(None, read_reported, folder, net) for net in metrics.results}
+        reports = {net: read_or(None, read_net_report, folder, net) for net in metrics.results}
         samples, sample_names = read_or(({}, ()), read_samples, folder)
         measurements = read_or(None, read_measurements, folder)
         try:

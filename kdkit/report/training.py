@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kdkit.engine.storage.reports import StageReport
+from kdkit.engine.storage.finished_run import FinishedStage
 from kdkit.report import formats
 from kdkit.report.charts import Series, line_chart
 from kdkit.report.runs import ReportedRun
@@ -14,7 +14,7 @@ from kdkit.utils.read_json import mapping, number_or
 # The keys of a history entry other than the monitored metric, whose name is not known here.
 _MEASURED = {"epoch", "terms", "best", "seconds", "gradients", "peak_memory_bytes", "stopped_by"}
 
-History = tuple[int, ReportedRun, StageReport]  # the first number is the index of the run, which chooses its colour
+History = tuple[int, ReportedRun, FinishedStage]  # the first number is the index of the run, which chooses its colour
 
 
 def training(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
@@ -77,7 +77,7 @@ def _chart(title: str, series: Sequence[Series], note: str = "") -> dict[str, An
     return {"title": title, "note": note, "svg": line_chart(title, series), "legend": []}
 
 
-def _epochs(run: ReportedRun, stage: StageReport, index: int, keys: Sequence[str]) -> Series:
+def _epochs(run: ReportedRun, stage: FinishedStage, index: int, keys: Sequence[str]) -> Series:
     """Return the value under these keys for each epoch, with the kept epoch marked; NaN if an epoch has no value."""
     points = []
     for epoch, entry in enumerate(stage.epochs, start=1):

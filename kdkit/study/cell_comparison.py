@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kdkit.engine.storage.reports import read_metrics
+from kdkit.engine.storage.finished_run import read_metrics
 from kdkit.engine.storage.run_folder import read_record
 from kdkit.errors import RecipeError, RunFolderError, did_you_mean
 from kdkit.metrics.base import Metric, is_better

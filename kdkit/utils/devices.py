@@ -1,7 +1,8 @@
-"""Choose a device and a precision."""
+"""Choose a device and a precision, and time what a device computes."""
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
@@ -91,6 +92,15 @@ def find_device(name: str) -> torch.device:
     if device.type == "meta":
         raise RecipeError("nothing can be computed on device 'meta'; choose 'cpu' or an accelerator")
     return device
+
+
+def elapsed(began: float, device: torch.device) -> float:
+    """Return the seconds since a time of `time.perf_counter`, after waiting for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter() - began
 
 
 def widest_float(device: torch.device) -> torch.dtype:

@@ -65,7 +65,7 @@ def require_intact(content: bytes) -> None:
 
 
 @contextmanager
-def explain_unreadable(file: Path, advice: str) -> Iterator[None]:
+def explain_unreadable_file(file: Path, advice: str) -> Iterator[None]:
     """Raise RunFolderError with the file, the reason and advice for any other error in this context.
 
     The content of a run folder is not trusted: damaged bytes and wrong values cause many kinds of errors.
@@ -76,6 +76,7 @@ def explain_unreadable(file: Path, advice: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else reason
         raise RunFolderError(f"{file} cannot be read: {reason}; {advice}") from error
 
 

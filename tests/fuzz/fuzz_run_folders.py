@@ -6,8 +6,8 @@ import re
 from hypothesis import strategies as st
 
 from kdkit import RunOptions, Study, Trial
+from kdkit.engine.storage.finished_run import read_class_table, read_metrics
 from kdkit.engine.storage.measurements import read_measurements
-from kdkit.engine.storage.reports import nets_of_run, read_class_table, read_metrics
 from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.nets.weights import read_state_dicts
@@ -38,7 +38,7 @@ def files_of(folder, *patterns):
 
 def read_reports(folder):
     """Read what `kdkit classes`, comparisons and studies read of a run."""
-    for net in nets_of_run(folder):
+    for net in read_metrics(folder).results:
         read_class_table(folder, net, resamples=2)
 
 

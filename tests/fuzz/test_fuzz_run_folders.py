@@ -8,7 +8,7 @@ import pytest
 
 from kdkit import KdkitError
 from kdkit.cli.main import call
-from kdkit.engine.storage.reports import read_metrics
+from kdkit.engine.storage.finished_run import read_metrics
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.utils.read_json import read_json
 from tests.fuzz.fuzz_run_folders import (

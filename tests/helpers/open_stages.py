@@ -45,7 +45,7 @@ def open_objectives(objectives, batch=None, context=CONTEXT):
 
 def term_values(open_stage, batch):
     """Return the values of the terms of a batch, by label."""
-    return open_stage.module(batch, open_stage.teachers(batch))
+    return open_stage.module(batch, open_stage.teacher_outputs(batch))
 
 
 def only_term(objectives, batch, context=CONTEXT):

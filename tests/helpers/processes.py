@@ -157,7 +157,7 @@ def _execute(arguments: list[str], folder: str, variables: dict[str, str], files
     multiprocessing.process.ORIGINAL_DIR = folder  # in which the processes that the program starts look for its script
     os.environ.clear()
     os.environ.update(variables)
-    sys.modules["kdkit.engine.measure"]._MOST_PASSES = TIMED_PASSES
+    sys.modules["kdkit.engine.measurement.nets"]._MOST_PASSES = TIMED_PASSES
     # A child inherits the start method that it was started by; the first method of the list is the usual one.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     forkserver._forkserver.__init__()  # the program starts its own server, which has its output files and environment

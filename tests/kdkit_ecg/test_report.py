@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import kdkit
 from kdkit import Net, Recipe, Stage, Training, Truth
-from kdkit.engine.storage.reports import read_reported
+from kdkit.engine.storage.finished_run import read_net_report
 from kdkit.report import write_report
 from kdkit.report.formats import DASH
 from kdkit_ecg import Leads, LRHNet, Synthetic
@@ -43,7 +43,7 @@ def page(run, tmp_path):
 def test_the_twelve_worst_records_are_shown_with_labels_and_probabilities(run, tmp_path):
     html = page(run, tmp_path)
     assert html.count('<figure class="ecg">') == html.count('aria-label="ECG of twelve leads"') == 12
-    test = read_reported(run, NAME).test
+    test = read_net_report(run, NAME).test
     losses = functional.binary_cross_entropy_with_logits(
         torch.from_numpy(test.outputs), torch.from_numpy(test.labels), reduction="none"
     )
@@ -109,7 +109,7 @@ def test_records_are_shown_by_their_names_which_are_escaped(tmp_path):
 
     kdkit.run(named, out=tmp_path / "run", device="cpu", measure=False)
     html = page(tmp_path / "run", tmp_path)
-    test = read_reported(tmp_path / "run", NAME).test
+    test = read_net_report(tmp_path / "run", NAME).test
     (run,) = write_report([tmp_path / "run"], tmp_path / "report.html").runs
     rows = [test.ids.tolist().index(id) for id in run.samples["ids"].tolist()]
     shown = re.findall(r"<figcaption><b>Record (\S+)</b>", html)

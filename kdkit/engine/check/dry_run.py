@@ -7,18 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdkit.data.batch import Batch, modifications, nested_tensors
 from kdkit.engine.check.facts import CheckedTerm, Facts
-from kdkit.engine.check.network_failures import describe_failure
 from kdkit.engine.check.notices import stage_notices
 from kdkit.engine.check.output_problems import output_problems
 from kdkit.engine.check.plan import ProjectorSummary, summarize
 from kdkit.engine.check.probabilities import WatchLosses
-from kdkit.engine.check.step_problems import preserve
 from kdkit.engine.check.term_problem import TermCheck, compares_nothing
+from kdkit.engine.failures.network_errors import describe_failure
 from kdkit.engine.failures.not_finite import cause_in_inputs, cause_in_outputs
+from kdkit.engine.stage.module import temporary_training
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import KdkitError, RecipeError
@@ -26,12 +25,11 @@ from kdkit.losses.base import describe_loss, is_of_kdkit, unwrapped
 from kdkit.losses.features import as_tuple
 from kdkit.nets.net import Net
 from kdkit.nets.taps import HeadTap, TapLike, is_left_out, path_of
+from kdkit.recipe.objective import Taps, taps_of
 from kdkit.recipe.recipe import weighted_terms
-from kdkit.teachers.base import Teacher, require_output
+from kdkit.teachers.base import Teacher, TeacherOutputs, require_output
 from kdkit.utils.modules import forward_hook, parameters_behind
 from kdkit.utils.signatures import parameters_by_name
-
-_CTC = (F.ctc_loss, torch.ctc_loss)
 
 
 def dry_run(open_stage: OpenStage, batch: Batch) -> Facts:
@@ -41,7 +39,7 @@ def dry_run(open_stage: OpenStage, batch: Batch) -> Facts:
     """
     facts = Facts(open_stage, batch)
     # The buffers of losses are not restored, because the dry run creates them.
-    with open_stage.autocast(), preserve(open_stage.module, open_stage.module.nets):
+    with open_stage.autocast(), temporary_training(open_stage.module, open_stage.module.nets):
         try:
             # Each step yields problems, and needs the earlier steps to yield none.
             for step in (_run_networks, _run_in_eval_mode, output_problems, _build_losses, _compute_terms):
@@ -153,7 +151,10 @@ def _build_losses(facts: Facts) -> Iterator[str]:
     teachers = {teacher.name: getattr(teacher, "module", None) for teacher in facts.stage.teachers}
     of_teachers = {buffer for teacher in teachers.values() for buffer in _buffers(teacher)}
     before = {buffer: buffer.clone() for buffer in module.nets.buffers() if buffer in of_teachers}
-    yield from module.build_losses(facts.batch, facts.teacher_outputs, facts.context, teachers)
+    outputs = module.run_students(facts.batch, facts.teacher_outputs)
+    for term in module.terms:
+        yield from _build_loss(facts, term, outputs, teachers)
+    module.losses.to(facts.batch.labels.device)  # their new parameters are on the CPU
     for teacher in facts.stage.teachers:
         yield from _shared_tensors(facts, teacher, before)
     # A forward pass may have stored tensors in a network, which then cannot be copied for an average.
@@ -162,6 +163,39 @@ def _build_losses(facts: Facts) -> Iterator[str]:
             net.copy_network()
         except KdkitError as error:
             yield str(error)
+
+
+def _build_loss(facts: Facts, term: BoundTerm, outputs: TeacherOutputs, teachers: Mapping[str, Any]) -> Iterator[str]:
+    """Build the loss of a term if it needs to know shapes, such as one with a projector, and yield its problem.
+
+    teachers: the module of each teacher by name, for losses that reuse a part of it.
+    """
+    build = getattr(term.loss, "build", None)
+    if build is None:
+        return
+    inputs = term.gather_inputs(facts.batch, outputs, fill=True)
+    modules = tuple(teachers.get(name) for name in term.teachers)
+    teacher = modules if len(modules) > 1 else next(iter(modules), None)
+    source = term.weighted.term
+    context = replace(
+        facts.context,
+        tapped=tuple(tap.module for tap in taps_of(source.target)),
+        teacher_classes=getattr(source.teacher, "classes", None),
+        heads=(_head(source.student), _head(source.target)),
+        columns=term.columns,
+    )
+    sides = as_tuple(inputs.student), as_tuple(inputs.target_or_labels())
+    try:
+        build(*(tuple(tensor.shape for tensor in side) for side in sides), context, teacher)
+    except RecipeError as error:
+        yield f"term {term.label!r}: {error}"
+    except Exception as error:  # a user-defined loss may raise anything
+        yield f"term {term.label!r}: its build raises {type(error).__name__}: {error}"
+
+
+def _head(side: Taps) -> nn.Module | None:
+    """Return the module that the HeadTap of a side is on, or None."""
+    return side.module if isinstance(side, HeadTap) else None
 
 
 def _shared_tensors(facts: Facts, teacher: Teacher, before: Mapping[Tensor, Tensor]) -> Iterator[str]:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data
-from kdkit.engine.check.multiply_adds import multiply_adds
-from kdkit.engine.check.timing import StepTimes, time_reading, time_steps
+from kdkit.engine.check.step_times import StepTimes, time_reading, time_steps
+from kdkit.engine.measurement.multiply_adds import multiply_adds
 from kdkit.engine.options import RunOptions
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.teacher_caching import TeacherCaching, frozen_teachers
@@ -104,33 +104,27 @@ class Estimator:
             return CacheForecast(False, "the cache is off")
         try:
             caching.location.identity.require()
-            with open_stage.autocast():
+            with open_stage.autocast():  # the cache key depends on it
                 if caching.cached_split(net, open_stage) is None:
                     return CacheForecast(False)
                 with preserve_rng_state():
                     codec = Codec(caching.recipe.teacher_cache, open_stage.sessions[net.name](batch))
                 size = caching.new_outputs(open_stage.stage) * sum(part.bytes for part in codec.parts)
-                if caching.location.is_private:
-                    return CacheForecast(True, bytes=size)
-                return CacheForecast(
-                    True,
-                    folder=caching.location.folder(),
-                    bytes=size,
-                    entry=self._existing_entry(net, open_stage.stage),
-                )
+                folder = None if caching.location.is_private else caching.location.folder()
+                entry = None if folder is None else self._existing_entry(folder, net, open_stage.stage)
+                return CacheForecast(True, folder=folder, entry=entry, bytes=size)
         except CacheError as error:
             return CacheForecast(False, str(error))
 
-    def _existing_entry(self, net: Net[Any], stage: Stage) -> EntryInfo | None:
-        """Return the entry that a stage will reuse, or None."""
-        caching, folder = self.caching, self.caching.location.folder()
-        stages = caching.recipe.stages
+    def _existing_entry(self, folder: Path, net: Net[Any], stage: Stage) -> EntryInfo | None:
+        """Return the entry in the cache folder that a stage will reuse, or None."""
+        stages = self.caching.recipe.stages
         before = stages[: stages.index(stage)]
         if any(net in earlier.objectives for earlier in before):  # its weights, and so its key, are not known yet
             return None
         with suppress(OSError):  # the run reports a folder that cannot be read
             # Computing the key reads all weights, so it is skipped if the cache is empty.
             if folder.is_dir() and any(folder.iterdir()):
-                entry = read_info(folder / caching.key(net, stage).digest)
+                entry = read_info(folder / self.caching.key(net, stage).digest)
                 return entry if entry is not None and entry.readable else None
         return None

@@ -1,9 +1,7 @@
 """Find the problems of a training step: backward passes, optimizers and batch sizes that fail. Nothing is changed."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +11,7 @@ from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.data.loading import shard_rows, training_batch_sizes
 from kdkit.engine.stage.batch_transform import BatchTransform, transformed
-from kdkit.engine.stage.module import DistillationModule
+from kdkit.engine.stage.module import temporary_training
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.train_state import build_balancer, optimized_parameters
 from kdkit.errors import KdkitError, first_line
@@ -21,7 +19,6 @@ from kdkit.recipe.balancing.base import WeightedSum
 from kdkit.recipe.optim import Optimizer
 from kdkit.utils import collectives
 from kdkit.utils.devices import Precision
-from kdkit.utils.modules import preserve_buffers
 
 _Gradients = dict[nn.Parameter, Tensor]
 
@@ -35,15 +32,15 @@ def update_problems(open_stage: OpenStage, batch: Batch) -> Iterator[str]:
 
         def compute_gradients() -> None:
             with open_stage.autocast():
-                losses = module(batch, open_stage.teachers(batch))
+                losses = module(batch, open_stage.teacher_outputs(batch))
             balancer(losses, dict.fromkeys(losses, 1.0), lambda total: total)
 
         # The backward pass of a sum of finite terms with gradients cannot fail.
         if type(training.balancing) is not WeightedSum or recomputing:
-            with preserve(module, [module]):
+            with temporary_training(module, [module]):
                 compute_gradients()
         named = optimized_parameters(module, balancer)
-        with preserve(module, [module]):
+        with temporary_training(module, [module]):
             problem = _optimizer_problem(training.optimizer, named, module, compute_gradients)
         yield from filter(None, [problem, _scaling_problem(named, open_stage.precision)])
     except KdkitError as error:
@@ -81,26 +78,6 @@ def batch_problems(open_stage: OpenStage, data: Data, batch: Batch) -> Iterator[
         numbers = " or ".join(map(str, sizes))
         remedy = "DataLoader(..., drop_last=True), or a batch_size that divides the number of samples"
         yield f"{error}; the batches of an epoch have {numbers} samples: pass {remedy}"
-
-
-@contextmanager
-def preserve(module: DistillationModule, buffers_of: Iterable[nn.Module]) -> Iterator[None]:
-    """Set training mode and clear gradients; restore modes, gradients, random states and these buffers at the end."""
-    modes = {part: part.training for part in module.modules()}
-    gradients: list[tuple[Any, Tensor | None]] = [(parameter, parameter.grad) for parameter in module.parameters()]
-    devices = [module.progress.device] if module.progress.is_cuda else []
-    with torch.random.fork_rng(devices=devices), preserve_buffers(buffers_of):
-        module.train()
-        for parameter, _ in gradients:
-            parameter.grad = None
-        try:
-            yield
-        finally:
-            module.open_taps.clear()  # features keep the graph of the forward pass alive
-            for parameter, gradient in gradients:
-                parameter.grad = gradient
-            for part, training in modes.items():
-                part.training = training
 
 
 def _optimizer_problem(
@@ -143,9 +120,9 @@ def _scaling_problem(named: Sequence[tuple[str, nn.Parameter]], precision: Preci
 def _train_on_single(open_stage: OpenStage, batch: Batch) -> None:
     """Raise KdkitError if a network or loss of a stage fails for a single sample, as batch norm does."""
     module = open_stage.module
-    with open_stage.autocast(), preserve(module, [module]):
+    with open_stage.autocast(), temporary_training(module, [module]):
         try:
-            module(batch, open_stage.teachers(batch))
+            module(batch, open_stage.teacher_outputs(batch))
         except Exception as error:  # user-defined networks and losses may raise anything
             raise KdkitError(f"a step fails for a batch of a single sample: {first_line(error)}") from error
 

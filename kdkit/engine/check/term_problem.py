@@ -14,7 +14,7 @@ from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import KdkitError, first_line
 from kdkit.losses.base import describe_loss
-from kdkit.losses.features import TensorOrTuple, as_tuple
+from kdkit.losses.features import TensorOrTuple, as_tuple, map_side
 from kdkit.losses.multi_teacher import PerTeacher
 from kdkit.losses.validation import ONE_OUTPUT
 from kdkit.nets.taps import AttentionTap
@@ -168,11 +168,11 @@ class TermCheck:
 
     def _is_zero_for_noise(self) -> bool:
         """Whether the loss is also zero for a noisy student, which means that it is zero for every student."""
-        noisy = tuple(tensor + torch.randn_like(tensor) for tensor in as_tuple(self.inputs.student))
+        noisy = map_side(lambda tensor: tensor + torch.randn_like(tensor), self.inputs.student)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                return bool(self._value(noisy if isinstance(self.inputs.student, tuple) else noisy[0]) == 0)
+                return bool(self._value(noisy) == 0)
             except Exception:  # the loss may be user-defined, or only take probabilities
                 return False
 

@@ -1,25 +1,16 @@
 """Print the progress of a run: a live view on a terminal, a line per epoch, and a table of metrics at the end."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from kdkit.engine.display.live import LiveDisplay, can_redraw
+from kdkit.engine.display.tables import describe_difference, metrics_table
 from kdkit.engine.interrupts import announce_on_stderr
-from kdkit.metrics.base import is_share
-from kdkit.plugins.events import (
-    BaselineDifference,
-    EpochEnded,
-    ReportedMetric,
-    RunEnded,
-    RunStarted,
-    StageStarted,
-    StepEnded,
-)
+from kdkit.plugins.events import EpochEnded, RunEnded, RunStarted, StageStarted, StepEnded
 from kdkit.plugins.hooks import hookimpl
 from kdkit.utils.console import Status, format_number, make_console
 from kdkit.utils.reprs import distinct_notes, format_bytes
@@ -178,54 +169,3 @@ class ConsoleCallback:
             if values:  # there are no cosines with a single term
                 numbers = "  ".join(f"{label} {value:.3g}" for label, value in values.items())
                 self._print_details(f"      gradient {kind} {numbers}")
-
-
-def metrics_table(event: RunEnded) -> Table:
-    """Return a table with a row for each net: its parameters and its metrics."""
-    table = Table(title=f"Metrics on {event.reported_on} ({event.seconds:.0f} s in all)", title_justify="left")
-    table.add_column("net", overflow="fold")
-    table.add_column("parameters", justify="right")
-    # Nets may have different metrics; the dict keeps the order of their first occurrence.
-    names = list(dict.fromkeys(name for results in event.metrics.values() for name in results))
-    for name in names:
-        table.add_column(escape(name), justify="right", overflow="fold")
-    for net, results in event.metrics.items():
-        values = [_with_interval(results[name]) if name in results else "-" for name in names]
-        table.add_row(escape(net), f"{event.parameters[net]:,}", *values)
-    return table
-
-
-def describe_difference(difference: BaselineDifference, metrics: Mapping[str, Mapping[str, ReportedMetric]]) -> str:
-    """Return a difference in words: "macro_f1 0.812 against 0.794 alone, +1.8 points (95 % interval +0.3 to +3.1)".
-
-    It compares the two nets of one run: shares in points of 0.01, other metrics in their own unit.
-    """
-    value, alone = (metrics[net][difference.metric].value for net in (difference.student, difference.baseline))
-    in_points = is_share(difference.metric, value, alone, difference.value)
-    scale, unit, digits = (100, " points", ".3f") if in_points else (1, "", ".4g")
-    change, low, high = (
-        f"{scale * number:+.2g}" if abs(scale * number) < 1 else f"{scale * number:+.1f}"
-        for number in (difference.value, *difference.interval)
-    )
-    return (
-        f"{difference.metric} {value:{digits}} against {alone:{digits}} alone, {change}{unit} "
-        f"({difference.level:.0%} interval {low} to {high}): {difference.verdict} in this run; "
-        "one seed cannot tell whether distillation helps (--seeds 5)"
-    ).replace("%", " %")
-
-
-def results_table(results: Mapping[str, ReportedMetric], title: str) -> Table:
-    """Return a table with a row for each metric of one net."""
-    table = Table(title=escape(title), title_justify="left")
-    table.add_column("metric", overflow="fold")
-    table.add_column("value", justify="right")
-    for name, result in results.items():
-        table.add_row(escape(name), _with_interval(result))
-    return table
-
-
-def _with_interval(result: ReportedMetric) -> str:
-    if result.interval is None:
-        return format_number(result.value)
-    low, high = result.interval
-    return f"{format_number(result.value)} ({format_number(low)} to {format_number(high)})"

@@ -39,6 +39,15 @@ def shared_classes(
     return tuple(tuple(index[name] for name in names) for index in indices)
 
 
+def shared_labels(labels: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Return class indices as indices of the shared classes, and whether the class of each is shared.
+
+    labels: of any shape. columns: the shared classes among those of the labels, (shared classes,).
+    """
+    matches = labels.unsqueeze(-1) == columns  # (..., shared classes)
+    return matches.int().argmax(-1), matches.any(-1)
+
+
 class ClassAlignment(nn.Module):
     """Reduce the inputs of a term to the classes that all its sides share.
 
@@ -88,5 +97,5 @@ class ClassAlignment(nn.Module):
             return inputs
         if not self.drops_samples:
             return inputs._replace(labels=inputs.labels.index_select(1, self.labels))
-        matches = inputs.labels.unsqueeze(1) == self.labels  # (batch, shared classes)
-        return inputs._replace(labels=matches.int().argmax(1)).rows(matches.any(1).nonzero().squeeze(1))
+        labels, is_shared = shared_labels(inputs.labels, self.labels)
+        return inputs._replace(labels=labels).rows(is_shared.nonzero().squeeze(1))

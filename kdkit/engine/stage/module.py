@@ -1,26 +1,23 @@
 """The module that a stage trains: its students and their losses, called once per batch."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import Task
 from kdkit.engine.stage.term_binding import TermBinding
-from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.losses.features import as_tuple
 from kdkit.nets.recompute import Recomputation
-from kdkit.nets.taps import HeadTap, OpenTaps, TapLike
+from kdkit.nets.taps import OpenTaps, TapLike
 from kdkit.nets.taps.open_taps import Slot
-from kdkit.recipe.objective import Taps, taps_of
+from kdkit.recipe.objective import taps_of
 from kdkit.recipe.recipe import Stage, weighted_terms
 from kdkit.teachers.base import TeacherOutput, TeacherOutputs
 from kdkit.teachers.peer import Peer
-from kdkit.utils.modules import drop_compiled_code
+from kdkit.utils.modules import drop_compiled_code, preserve_buffers
 
 
 class DistillationModule(nn.Module):
@@ -36,7 +33,6 @@ class DistillationModule(nn.Module):
     def __init__(self, stage: Stage, context: BuildContext) -> None:
         super().__init__()
         self.students = tuple(stage.objectives)
-        self.task: Task = context.task
         self.track_outputs = True
         self.student_outputs: dict[str, Tensor] = {}
         self.nets = nn.ModuleList(net.network for net in self.students)
@@ -98,44 +94,30 @@ class DistillationModule(nn.Module):
         """Return the weight of every term at this progress of the stage, in [0, 1]."""
         return {term.label: term.weighted.weight(progress) for term in self.terms}
 
-    def build_losses(
-        self, batch: Batch, teacher_outputs: TeacherOutputs, context: BuildContext, teachers: Mapping[str, Any]
-    ) -> list[str]:
-        """Build every loss that needs to know shapes, such as one with a projector, and return the problems.
-
-        teachers: the module of each teacher by name, for losses that reuse a part of it.
-        """
-        outputs = self.run_students(batch, teacher_outputs)
-        problems = []
-        for term in self.terms:
-            build = getattr(term.loss, "build", None)
-            if build is None:
-                continue
-            inputs = term.gather_inputs(batch, outputs, fill=True)
-            modules = tuple(teachers.get(name) for name in term.teachers)
-            teacher = modules if len(modules) > 1 else next(iter(modules), None)
-            source = term.weighted.term
-            of_term = replace(
-                context,
-                tapped=tuple(tap.module for tap in taps_of(source.target)),
-                teacher_classes=getattr(source.teacher, "classes", None),
-                heads=(_head(source.student), _head(source.target)),
-                columns=term.columns,
-            )
-            sides = as_tuple(inputs.student), as_tuple(inputs.target_or_labels())
-            try:
-                build(*(tuple(tensor.shape for tensor in side) for side in sides), of_term, teacher)
-            except RecipeError as error:
-                problems.append(f"term {term.label!r}: {error}")
-            except Exception as error:  # a user-defined loss may raise anything
-                problems.append(f"term {term.label!r}: its build raises {type(error).__name__}: {error}")
-        self.losses.to(batch.labels.device)  # their new parameters are on the CPU
-        return problems
-
     def close(self) -> None:
         """Remove the taps, and end the recomputation of activations."""
         self.recomputation.close()
         self.open_taps.close()
+
+
+@contextmanager
+def temporary_training(module: DistillationModule, buffers_of: Iterable[nn.Module]) -> Iterator[None]:
+    """Set training mode and clear gradients; restore modes, gradients, random states and these buffers at the end."""
+    modes = {part: part.training for part in module.modules()}
+    gradients: list[tuple[Any, Tensor | None]] = [(parameter, parameter.grad) for parameter in module.parameters()]
+    devices = [module.progress.device] if module.progress.is_cuda else []
+    with torch.random.fork_rng(devices=devices), preserve_buffers(buffers_of):
+        module.train()
+        for parameter, _ in gradients:
+            parameter.grad = None
+        try:
+            yield
+        finally:
+            module.open_taps.clear()  # features keep the graph of the forward pass alive
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            for part, training in modes.items():
+                part.training = training
 
 
 def _student_taps(stage: Stage) -> Iterator[TapLike]:
@@ -144,8 +126,3 @@ def _student_taps(stage: Stage) -> Iterator[TapLike]:
         yield from taps_of(term.student)
         if isinstance(term.teacher, Peer):
             yield from taps_of(term.target)
-
-
-def _head(side: Taps) -> nn.Module | None:
-    """Return the module that the HeadTap of a side is on, or None."""
-    return side.module if isinstance(side, HeadTap) else None

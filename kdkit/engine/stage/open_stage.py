@@ -1,5 +1,6 @@
 """A stage that is ready to run, with a session for each teacher and the module that is trained."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Self
@@ -50,9 +51,16 @@ class OpenStage:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def teachers(self, batch: Batch) -> dict[str, TeacherOutput]:
-        """Return the output of every teacher for a batch by name, computed or read from the teacher cache."""
-        return {name: session(batch) for name, session in self.sessions.items()}
+    def teacher_outputs(
+        self, batch: Batch, sessions: Mapping[str, TeacherSession] | None = None
+    ) -> dict[str, TeacherOutput]:
+        """Return the outputs of teachers for a batch by name, computed or read from the teacher cache.
+
+        sessions: of these teachers; None for all.
+        """
+        sessions = self.sessions if sessions is None else sessions
+        with self.autocast():
+            return {name: session(batch) for name, session in sessions.items()}
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context for forward passes."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from kdkit.engine.stage.class_alignment import ClassAlignment, Columns, shared_classes
-from kdkit.engine.stage.positions import LabelledRows
+from kdkit.engine.stage.labelled_rows import LabelledRows
 from kdkit.engine.stage.terms import BoundTerm, TensorRef, uses_labels
 from kdkit.errors import RecipeError
 from kdkit.losses.base import (
@@ -46,7 +46,7 @@ class TermBinding:
         taps: Mapping[str, tuple[TapLike, ...]],
         context: BuildContext,
     ) -> None:
-        self.net, self.weighted, self.stage, self.taps, self.context = net, weighted, stage, taps, context
+        self.net, self.weighted, self.stage, self.context = net, weighted, stage, context
         self.loss = weighted.term.loss
         self.match = weighted.term if isinstance(weighted.term, Match) else None
         self.members: tuple[Teacher, ...] = ()
@@ -55,16 +55,16 @@ class TermBinding:
             self.members = teacher.members if isinstance(teacher, Teachers) else (teacher,)
         self.extra_kwargs = extra_kwargs_of(self.loss)
         self.uses_labels = uses_labels(weighted.term)
+        self.student = _refer(net.name, weighted.term.student, taps[net.name])
+        self.target = None if self.match is None else self._target(self.match, taps)
+        self.rows = self._rows()
 
     def bind(self) -> BoundTerm:
         """Return the bound term. Raises RecipeError if the sides share no class."""
-        label = self.weighted.term.label
-        student = _refer(self.net.name, self.weighted.term.student, self.taps[self.net.name])
-        target = None if self.match is None else self._target(self.match)
-        rows = self._rows()
+        label, rows = self.weighted.term.label, self.rows
         alignment, columns = None, _ALL_COLUMNS
         if self.context.task != "regression" and not allows_any_classes(self.loss):
-            alignment, columns = self._aligned(student, target, takes_rows=rows is not None)
+            alignment, columns = self._aligned()
         ignore_index = None  # of a loss on the labels; if rows are selected, all of them have a label
         if rows is None and self.match is None and self.context.ignored_labels:
             index = getattr(self.loss, "ignore_index", None)
@@ -76,8 +76,8 @@ class TermBinding:
             weighted=self.weighted,
             student_net=self.net,
             loss=self.loss,
-            student=student,
-            target=target,
+            student=self.student,
+            target=self.target,
             teachers=tuple(member.name for member in self.members),
             extra_kwargs=self.extra_kwargs,
             rows=rows,
@@ -89,10 +89,10 @@ class TermBinding:
             upcasts=is_of_torch(self.loss),
         )
 
-    def _target(self, match: Match) -> TensorRef:
+    def _target(self, match: Match, taps: Mapping[str, tuple[TapLike, ...]]) -> TensorRef:
         teacher = match.teacher
         if isinstance(teacher, Peer):  # its net is in training, like the student
-            return _refer(teacher.name, match.target, self.taps[teacher.net.name])
+            return _refer(teacher.name, match.target, taps[teacher.net.name])
         if not isinstance(teacher, Teachers):
             return _refer(teacher.name, match.target, self.stage.teachers[teacher])
         if match.target is None:
@@ -114,11 +114,9 @@ class TermBinding:
             uses_labels=self.uses_labels,
         )
 
-    def _aligned(
-        self, student: TensorRef, target: TensorRef | None, *, takes_rows: bool
-    ) -> tuple[ClassAlignment | None, _Columns]:
+    def _aligned(self) -> tuple[ClassAlignment | None, _Columns]:
         """Return how the sides are reduced to their shared classes, and the columns of a Chunked loss."""
-        context, sides = self.context, self._class_sides(student, target)
+        context, sides = self.context, self._class_sides()
         if not sides.classes:
             return None, _ALL_COLUMNS
         names = " and ".join(name if name == _THE_DATA else repr(name) for name in sides.classes)
@@ -130,7 +128,7 @@ class TermBinding:
         labels = shared.get(_THE_DATA)
         if labels == tuple(range(len(context.classes))):
             labels = None  # every class is shared, so labels are unchanged, and no sample is dropped
-        if context.position_dims and labels is not None and not takes_rows:
+        if context.position_dims and labels is not None and self.rows is None:
             raise RecipeError(
                 f"net {names} have different classes, but a loss on whole outputs cannot leave out the positions of "
                 "other classes; use PerPosition(loss), or give the networks the classes of the data"
@@ -153,10 +151,10 @@ class TermBinding:
             target_head=sides.target_head,
         ), _ALL_COLUMNS
 
-    def _class_sides(self, student: TensorRef, target: TensorRef | None) -> "_ClassSides":
+    def _class_sides(self) -> "_ClassSides":
         """Return the sides with a column per class: outputs, labels, and a tapped side that may be a head."""
-        context, term = self.context, self.weighted.term
-        student_is_output = student.is_output or _gives_classes(self.net, term.student, context)
+        context, term, target = self.context, self.weighted.term, self.target
+        student_is_output = self.student.is_output or _gives_classes(self.net, term.student, context)
         target_is_output = target is not None and (
             target.is_output or (len(self.members) == 1 and _gives_classes(self.members[0], term.target, context))
         )
@@ -165,9 +163,7 @@ class TermBinding:
         classes = {side.name: _classes_of(side, context) for side in outputs}
         if self.uses_labels and (classes or self.match is None):
             classes[_THE_DATA] = context.classes
-        head = self._tapped_head(
-            student, target, student_is_output=student_is_output, target_is_output=target_is_output
-        )
+        head = self._tapped_head(student_is_output=student_is_output, target_is_output=target_is_output)
         head_classes = () if head is None else _classes_of(head, context)
         if head is None or any(set(head_classes) != set(side) for side in classes.values()):
             return _ClassSides(classes, members, target_is_output)
@@ -176,9 +172,7 @@ class TermBinding:
             return _ClassSides(classes, members, target_is_output, student_head=len(head_classes))
         return _ClassSides(classes, self.members, target_is_output=True, target_head=len(head_classes))
 
-    def _tapped_head(
-        self, student: TensorRef, target: TensorRef | None, *, student_is_output: bool, target_is_output: bool
-    ) -> Teacher | Net[Any] | None:
+    def _tapped_head(self, *, student_is_output: bool, target_is_output: bool) -> Teacher | Net[Any] | None:
         """Return the net of a tapped side that may be its head, because the other side is outputs or labels.
 
         A head has the classes of its network if the other sides have the same classes, in any order.
@@ -186,8 +180,8 @@ class TermBinding:
         if isinstance(self.loss, BuildableLoss):
             return None
         if not student_is_output:
-            return self.net if (target_is_output or self.match is None) and not student.is_tuple else None
-        is_single = target is not None and not target.is_tuple and len(self.members) == 1
+            return self.net if (target_is_output or self.match is None) and not self.student.is_tuple else None
+        is_single = self.target is not None and not self.target.is_tuple and len(self.members) == 1
         return self.members[0] if is_single and not target_is_output else None
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from kdkit.data.batch import map_tensors
-from kdkit.losses.features import TensorOrTuple
+from kdkit.losses.features import TensorOrTuple, map_side
 
 
 class TermInputs(NamedTuple):
@@ -48,12 +48,8 @@ class TermInputs(NamedTuple):
 
     def map_sides(self, change: Callable[[Tensor], Tensor]) -> "TermInputs":
         """Return the inputs with `change` applied to the student, the target and the teacher outputs."""
-
-        def changed(side: TensorOrTuple) -> TensorOrTuple:
-            return tuple(map(change, side)) if isinstance(side, tuple) else change(side)
-
         return self._replace(
-            student=changed(self.student),
-            target=None if self.target is None else changed(self.target),
+            student=map_side(change, self.student),
+            target=None if self.target is None else map_side(change, self.target),
             teacher_outputs=tuple(map(change, self.teacher_outputs)),
         )

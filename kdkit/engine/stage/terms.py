@@ -9,11 +9,11 @@ from torch import Tensor
 from kdkit.data.batch import Batch
 from kdkit.data.labels import is_ignored
 from kdkit.engine.stage.class_alignment import ClassAlignment, Columns
-from kdkit.engine.stage.positions import LabelledRows
+from kdkit.engine.stage.labelled_rows import LabelledRows
 from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.errors import RecipeError
 from kdkit.losses.base import Loss, accepts_no_rows, extra_kwargs_of, fills_missing
-from kdkit.losses.features import TensorOrTuple, as_tuple, upcast_half
+from kdkit.losses.features import TensorOrTuple, as_tuple, map_side, upcast_half
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Match, Term, Weighted
 from kdkit.teachers.base import TeacherOutput, TeacherOutputs
@@ -79,14 +79,16 @@ class BoundTerm:
     @property
     def follows_progress(self) -> bool:
         """Whether its weight or its loss changes with the progress of the stage."""
-        return "progress" in self.extra_kwargs or any(callable(factor) for factor in self.weighted.factors)
+        return "progress" in self.extra_kwargs or not self.weighted.is_constant
 
     def value(self, batch: Batch, outputs: TeacherOutputs, progress: Tensor) -> Tensor:
         """Return the unweighted value of the term. progress: of the stage, in [0, 1], a scalar."""
         if self.direct:  # a fast path for the most common kind: a step of a small network takes microseconds
             student = self.student.resolve(outputs)
             target = batch.labels if self.target is None else self.target.resolve(outputs)
-            return self.loss(_upcast(student), _upcast(target)) if self.upcasts else self.loss(student, target)
+            if self.upcasts:
+                student, target = map_side(upcast_half, student), map_side(upcast_half, target)
+            return self.loss(student, target)
         inputs = self.gather_inputs(batch, outputs)
         if self.alignment is not None or self.rows is not None or inputs.share < 1:
             student = as_tuple(inputs.student)[0]
@@ -162,10 +164,6 @@ class BoundTerm:
 def uses_labels(term: Term) -> bool:
     """Whether the loss of a term takes the labels, as its target or as an extra argument."""
     return not isinstance(term, Match) or "labels" in extra_kwargs_of(term.loss)
-
-
-def _upcast(side: TensorOrTuple) -> TensorOrTuple:
-    return tuple(map(upcast_half, side)) if isinstance(side, tuple) else upcast_half(side)
 
 
 def _fill(name: str, teacher: TeacherOutput, mask: Tensor, student_output: Tensor) -> TeacherOutput:

@@ -61,10 +61,10 @@ class TrainState:
             self._lr_interval = "validation" if schedule.follows_metric else schedule.interval
         self.gradient_stats: GradientStats | None = None
         if options.gradients:
-            trained = trained_parameters(module)
+            trained = _trained_parameters(module)
             self.gradient_stats = GradientStats(options.gradients, trained.labels, trained.students)
         self.scaler = torch.amp.GradScaler(module.progress.device.type) if open_stage.precision == "fp16" else None
-        self.constant_weights = not any(callable(factor) for term in module.terms for factor in term.weighted.factors)
+        self.constant_weights = all(term.weighted.is_constant for term in module.terms)
         self._weights = module.weights(0.0)
         self._uses_progress = any("progress" in term.extra_kwargs for term in module.terms)
 
@@ -211,7 +211,7 @@ class TrainState:
 
 def build_balancer(training: Training, module: DistillationModule) -> Balancer:
     """Return the balancer of a stage. Raises RecipeError if it does not fit the stage, or is not a Balancer."""
-    balancer = training.balancing.build(trained_parameters(module))
+    balancer = training.balancing.build(_trained_parameters(module))
     if not isinstance(balancer, Balancer):
         raise RecipeError(
             f"build of {training.balancing!r} must return a Balancer, which is called with losses, weights and a "
@@ -221,7 +221,7 @@ def build_balancer(training: Training, module: DistillationModule) -> Balancer:
     return balancer
 
 
-def trained_parameters(module: DistillationModule) -> TrainedParameters:
+def _trained_parameters(module: DistillationModule) -> TrainedParameters:
     """Return the trainable parameters of a stage. A shared parameter belongs to the first network that has it."""
     seen: set[int] = set()
     return TrainedParameters(

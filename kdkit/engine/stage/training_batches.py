@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from itertools import chain, islice
 from math import ceil
 from typing import Any, NamedTuple
@@ -31,8 +30,6 @@ from kdkit.errors import DataError
 from kdkit.recipe.training import Training
 from kdkit.utils import collectives
 from kdkit.utils.seeds import SeedPurpose, derive_seed
-
-_BATCH_NORM = "Expected more than 1 value per channel when training"  # the start of torch's message
 
 
 class TrainingBatches:
@@ -174,20 +171,6 @@ def set_epoch(split: Split | LoaderSplit, number: int) -> None:
     for owner in {id(owner): owner for owner in owners}.values():
         if callable(getattr(owner, "set_epoch", None)):
             owner.set_epoch(number)  # type: ignore[union-attr]  # None has no such attribute
-
-
-@contextmanager
-def explain_single_sample() -> Iterator[None]:
-    """Raise DataError instead of torch's error if batch norm gets a batch of one sample, which a check may not see."""
-    try:
-        yield
-    except ValueError as error:
-        if not str(error).startswith(_BATCH_NORM):
-            raise
-        raise DataError(
-            f"a training batch has a single sample, but batch norm needs more ({error}); leave it out with "
-            "DataLoader(..., drop_last=True), or in the batch_sampler or the stream"
-        ) from error
 
 
 def _batches_in_pass(split: Split | LoaderSplit, batch_size: int) -> int:

@@ -12,7 +12,7 @@ from kdkit.engine.storage.run_folder import METRICS, read_record
 from kdkit.engine.storage.stage_folder import SUMMARY
 from kdkit.utils.files import read_file
 from kdkit.utils.reprs import describe_array
-from kdkit.utils.sealed import explain_unreadable, read_sealed_json, read_tensors
+from kdkit.utils.sealed import explain_unreadable_file, read_sealed_json, read_tensors
 
 _CONDITIONS = (
     "seed",
@@ -65,7 +65,7 @@ def different_conditions(first: Path, second: Path) -> list[str]:
 
 def _content(file: Path) -> Any:
     """Return the tensors by name, the epochs of a history, or the value in a JSON file."""
-    with explain_unreadable(file, "run the recipe again"):
+    with explain_unreadable_file(file, "run the recipe again"):
         if file.suffix == ".safetensors":
             return read_tensors(file)[0]
         if file.suffix == ".json":

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from kdkit.utils.files import exists
 from kdkit.utils.read_json import number_or_nan, require_number, require_text
-from kdkit.utils.sealed import explain_unreadable, read_sealed_json
+from kdkit.utils.sealed import explain_unreadable_file, read_sealed_json
 
 MEASUREMENTS = "measurements.json"
 _MOST_LAYERS = 256  # per network in a file, so that no file leads to a page with millions of cells
@@ -119,7 +119,7 @@ def read_measurements(folder: Path) -> Measurements | None:
     file = folder / MEASUREMENTS
     if not exists(file):
         return None
-    with explain_unreadable(file, "delete it to get a report without latencies and similarities of layers"):
+    with explain_unreadable_file(file, "delete it to get a report without latencies and similarities of layers"):
         content = read_sealed_json(file)
         return Measurements(
             costs={net: NetCost.from_json(fields) for net, fields in content["costs"].items()},

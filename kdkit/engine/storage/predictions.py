@@ -11,7 +11,7 @@ from kdkit.engine.storage.run_files import FORMAT
 from kdkit.errors import RunFolderError
 from kdkit.metrics.base import Predictions
 from kdkit.utils.files import Content, exists
-from kdkit.utils.sealed import explain_unreadable, read_tensors, tensor_parts
+from kdkit.utils.sealed import explain_unreadable_file, read_tensors, tensor_parts
 
 REDUCED = "reduced."  # prefix of the name of a metric, see `Predictions.reduced`
 _ARRAYS = {"labels": "biuf", "outputs": "biuf", "ids": "iu", "groups": "iu"}  # names, and kinds of dtypes
@@ -41,7 +41,7 @@ def read_predictions(path: Path) -> Predictions:
     Labels beyond the classes, outputs that are not finite, and shapes that do not match are invalid.
     """
     advice = "restore it from a copy, or run the recipe again"
-    with explain_unreadable(path, advice):
+    with explain_unreadable_file(path, advice):
         if not exists(path):
             raise RunFolderError(f"{path} is missing; {advice}")
         predictions = _read(path)

@@ -22,7 +22,7 @@ from kdkit.utils.files import Content, delete_temporary_files, exists, is_file, 
 from kdkit.utils.locks import FileLock
 from kdkit.utils.read_json import mapping, read_json, require_object
 from kdkit.utils.reprs import differing, without_addresses
-from kdkit.utils.sealed import explain_unreadable, json_parts, read_sealed_json, tensor_parts
+from kdkit.utils.sealed import explain_unreadable_file, json_parts, read_sealed_json, tensor_parts
 
 METRICS = "metrics.json"
 SAMPLES = "samples.safetensors"
@@ -208,7 +208,7 @@ def default_path(name: str) -> Path:
 def read_record(path: Path) -> dict[str, Any]:
     """Return `run.json`. Raises RunFolderError if it is missing or cannot be read, or has another format."""
     file = path / RECORD
-    with explain_unreadable(file, "choose another folder (--out FOLDER, or out=FOLDER)"):
+    with explain_unreadable_file(file, "choose another folder (--out FOLDER, or out=FOLDER)"):
         if not is_file(file) and runs_in(path):
             raise RunFolderError(f"{path} is not the folder of one run: it {runs_hint(path)}")
         if not exists(path):

@@ -3,8 +3,8 @@
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from kdkit.errors import RunFolderError, first_line
 from kdkit.metrics.base import Predictions
 from kdkit.nets.weights import stage_weights
 from kdkit.utils.files import exists
-from kdkit.utils.sealed import json_parts, read_sealed_json, read_tensors, tensor_parts
+from kdkit.utils.sealed import explain_unreadable_file, json_parts, read_sealed_json, read_tensors, tensor_parts
 
 SUMMARY = "stage.json"
 KEPT_CHECKPOINTS = 2  # the last one, and the one before in case the last one is damaged
@@ -134,7 +134,8 @@ class StageFolder:
 
     def load_finished(self) -> tuple[dict[str, Any], History]:
         """Return the summary and the history of a finished stage. Raises RunFolderError if they are damaged."""
-        with self.reading(self.path / SUMMARY) as path:
+        path = self.path / SUMMARY
+        with self.reading(path):
             summary = read_sealed_json(path)
             require_format(summary, path)
             history = self._load_history(summary["history"])
@@ -147,7 +148,8 @@ class StageFolder:
 
     def load_weights(self, net: str) -> dict[str, Tensor]:
         """Return the weights of a network. Raises RunFolderError if they are missing or damaged."""
-        with self.reading(stage_weights(self.path, net)) as path:
+        path = stage_weights(self.path, net)
+        with self.reading(path):
             return read_tensors(path)[0]
 
     def delete_epochs(self, kept: range) -> None:
@@ -170,19 +172,10 @@ class StageFolder:
         self._files.write(path, buffer.getvalue())
         return path
 
-    @contextmanager
-    def reading(self, path: Path) -> Iterator[Path]:
-        """Raise RunFolderError for any error caused by a missing, damaged or foreign file of this stage."""
-        try:
-            yield path
-        except RunFolderError:
-            raise
-        except Exception as error:  # damaged bytes cause many kinds of errors
-            reason = "there is no such file" if isinstance(error, FileNotFoundError) else first_line(error)
-            raise RunFolderError(
-                f"{path} is missing or damaged, so the run cannot be resumed ({reason}); delete the folder {self.path} "
-                "to train this stage again, or choose another folder (--out FOLDER, or out=FOLDER)"
-            ) from error
+    def reading(self, path: Path) -> AbstractContextManager[None]:
+        """Return a context that raises RunFolderError for any error that this file causes."""
+        advice = "to train this stage again, or choose another folder (--out FOLDER, or out=FOLDER)"
+        return explain_unreadable_file(path, f"delete the folder {self.path} {advice}")
 
     def _save_epoch(self, ended: EndedEpoch) -> None:
         for net, weights in ended.best_weights.items():

@@ -73,7 +73,7 @@ class CapturedStep(TrainingStep):
         stats = self.state.gradient_stats
         if self._refused or (stats is not None and stats.due(self.state.updates)):
             return super().__call__(batch, part)
-        outputs = self.teacher_outputs(batch, self._outside)
+        outputs = self.open_stage.teacher_outputs(batch, self._outside)
         # Terms are computed on the samples with a teacher output, but a graph cannot depend on their number. A Past has
         # outputs for all samples after the first epoch.
         has_mask = any(output.mask is not None for output in outputs.values())
@@ -144,14 +144,14 @@ class CapturedStep(TrainingStep):
         return self._graph_updates and graph.options != self.state.optimizer.param_groups
 
     def _run_eagerly(self, batch: Batch, outputs: Mapping[str, TeacherOutput], part: UpdatePart) -> dict[str, Tensor]:
-        all_outputs = {**outputs, **self.teacher_outputs(batch, self._in_graph)}
+        all_outputs = {**outputs, **self.open_stage.teacher_outputs(batch, self._in_graph)}
         losses = self.add_gradients(batch, all_outputs, part)
         self.state.optimizer_step()
         return losses
 
     def _compute(self, inputs: "_StaticInputs", part: UpdatePart) -> dict[str, Tensor]:
         """Run everything that the graph holds."""
-        all_outputs = {**inputs.outputs, **self.teacher_outputs(inputs.batch, self._in_graph)}
+        all_outputs = {**inputs.outputs, **self.open_stage.teacher_outputs(inputs.batch, self._in_graph)}
         losses = self.add_gradients(inputs.batch, all_outputs, part, self._current_weights())
         if self._graph_updates:
             self.state.update_weights()
@@ -242,7 +242,7 @@ def make_step(open_stage: OpenStage, state: TrainState, options: RunOptions) -> 
 
     Raises RecipeError if a capture is required but impossible.
     """
-    reason, required = why_not_captured(open_stage, state), options.capture == "require"
+    reason, required = _why_not_captured(open_stage, state), options.capture == "require"
     if required and reason is not None:
         raise RecipeError(
             f"the training step of stage {open_stage.stage.name!r} cannot be captured as a CUDA graph: {reason}; run "
@@ -256,7 +256,7 @@ def make_step(open_stage: OpenStage, state: TrainState, options: RunOptions) -> 
     return step, [f"the training step is not captured as a CUDA graph: {reason}"] if is_notable else []
 
 
-def why_not_captured(open_stage: OpenStage, state: TrainState) -> str | None:
+def _why_not_captured(open_stage: OpenStage, state: TrainState) -> str | None:
     """Return why the step of a stage cannot be captured, as far as this is known before it runs, or None."""
     training, balancer = state.training, state.balancer
     if not open_stage.module.progress.is_cuda:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import LoaderSplit, Split
+from kdkit.engine.failures.network_errors import explain_single_sample
 from kdkit.engine.failures.not_finite import ADVICE, cause_in_inputs, cause_in_outputs
 from kdkit.engine.run_context import RunContext
-from kdkit.engine.stage.training_batches import explain_single_sample
 from kdkit.engine.training.monitor import Monitor
 from kdkit.engine.training.stage_checkpoints import StageCheckpoints
 from kdkit.engine.training.stage_progress import BestCheckpoint, EpochPosition
@@ -69,10 +69,10 @@ class EpochTrainer:
         self.step.open_stage.module.train()
         self.checkpoints.interval.restart()
         began = time.perf_counter() - position.seconds
-        for index, (batch, part, samples) in enumerate(parts, start=position.batches):
+        for index, (batch, part) in enumerate(parts, start=position.batches):
             values = self.step(batch, part)  # {term: unweighted value}
             # Scaled, so that means weigh terms by labels if the loss does, and the parts of ranks add up to the batch.
-            position.means.add(part.scaled(values), samples)
+            position.means.add(part.scaled(values), part.samples)
             if position.means.not_finite is not None and not collectives.is_distributed():
                 break  # several processes must fail together, at the end of the epoch
             if self._reports_steps:
@@ -126,7 +126,7 @@ class EpochTrainer:
             return cause_in_inputs(batch, has_unknown=self.ctx.plan.context.has_unknown, split=split, name="train")
 
         def in_outputs() -> str | None:
-            return cause_in_outputs(batch, self.step.teacher_outputs(batch, self.step.open_stage.sessions))
+            return cause_in_outputs(batch, self.step.open_stage.teacher_outputs(batch))
 
         # Outputs are checked last: if inputs are not finite, a user-defined teacher may fail, and averages are wrong.
         for find in (in_inputs, in_outputs):

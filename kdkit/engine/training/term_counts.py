@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kdkit.data.batch import Batch
 from kdkit.data.labels import is_ignored
+from kdkit.engine.stage.class_alignment import shared_labels
 from kdkit.engine.stage.terms import BoundTerm
 from kdkit.losses.base import BuildContext, Loss, describe_loss
 from kdkit.losses.chunked import Chunked
@@ -79,8 +80,8 @@ class _TermCount:
             return has_label.any(1) if by_row and labels.ndim > 1 else has_label, labels
         counts = ~is_ignored(labels, ignored)
         if columns is not None:
-            matches = labels.unsqueeze(-1) == columns  # (..., shared classes)
-            counts, labels = counts & matches.any(-1), matches.int().argmax(-1)
+            labels, is_shared = shared_labels(labels, columns)
+            counts = counts & is_shared
         return counts, labels
 
 

@@ -13,7 +13,7 @@ from kdkit.engine.options import RunOptions
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.train_state import TrainState
 from kdkit.engine.training.update_parts import UpdatePart
-from kdkit.teachers.base import TeacherOutput, TeacherOutputs, TeacherSession
+from kdkit.teachers.base import TeacherOutputs
 from kdkit.utils.collectives import same_rows, sync_buffers, sync_module
 
 
@@ -37,7 +37,7 @@ class TrainingStep:
 
     def __call__(self, batch: Batch, part: UpdatePart) -> dict[str, Tensor]:
         """Train on a batch, and return the unweighted value of every term by label, detached."""
-        losses = self.add_gradients(batch, self.teacher_outputs(batch, self.open_stage.sessions), part)
+        losses = self.add_gradients(batch, self.open_stage.teacher_outputs(batch), part)
         if part.ends_update:
             self.state.optimizer_step()
         self.state.observe(batch)
@@ -46,11 +46,6 @@ class TrainingStep:
     def epoch(self) -> AbstractContextManager[Any]:
         """Return the context in which the batches of an epoch are loaded and trained on."""
         return nullcontext()
-
-    def teacher_outputs(self, batch: Batch, sessions: Mapping[str, TeacherSession]) -> dict[str, TeacherOutput]:
-        """Return the outputs of these teachers by name, computed or read from the teacher cache."""
-        with self.autocast:
-            return {name: session(batch) for name, session in sessions.items()}
 
     def add_gradients(
         self,

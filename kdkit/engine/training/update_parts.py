@@ -22,13 +22,15 @@ class UpdatePart(NamedTuple):
     ends_update: whether the weights are updated after this batch. divisor: divides its losses; it is the number of
     samples in the update divided by the number in the batch, so that every sample has the same weight. rank_weight: the
     weight of this rank's part of the batch in the mean over ranks. is_repeated: whether each of several ranks has the
-    whole batch. factors: multiply the terms that are not a mean over samples, by label; None if all terms are.
+    whole batch. samples: the number that the losses of this rank represent. factors: multiply the terms that are not a
+    mean over samples, by label; None if all terms are.
     """
 
     ends_update: bool = True
     divisor: float = 1.0
     rank_weight: float = 1.0
     is_repeated: bool = False
+    samples: float = 0.0
     factors: Mapping[str, Tensor | float] | None = None
 
     def scaled(self, losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -39,14 +41,6 @@ class UpdatePart(NamedTuple):
         for label, factor in self.factors.items():
             scaled[label] = scaled[label] * (factor.to(scaled[label].dtype) if isinstance(factor, Tensor) else factor)
         return scaled
-
-
-class TrainingPart(NamedTuple):
-    """A batch, its part in an update, and the number of samples that its losses represent."""
-
-    batch: Batch
-    part: UpdatePart
-    samples: float
 
 
 class Updates:
@@ -73,7 +67,7 @@ class Updates:
 
     def of_epoch(
         self, batches: Iterable[Batch], sizes: Sequence[int] | None, first: int, count: int
-    ) -> Iterator[TrainingPart]:
+    ) -> Iterator[tuple[Batch, UpdatePart]]:
         """Yield the batches of an epoch from number `first` on, on the device, with their parts.
 
         sizes: of all batches of the epoch, over all ranks, if they are known. count: the number of batches per epoch.
@@ -86,60 +80,59 @@ class Updates:
         for index, batch in enumerate(batches, start=first):
             batch = batch.to(self.device)  # only batches of a user-defined DataLoader are not there yet
             if divided is None:
-                yield TrainingPart(batch, parts[index], len(batch))
+                yield batch, parts[index]._replace(samples=len(batch))
             else:
-                yield _part_of_rank(batch, parts[index], divided[index])
+                yield batch, _part_of_rank(batch, parts[index], divided[index])
 
-    def _read_ahead(self, batches: Iterator[Batch], sizes: Sequence[int] | None, first: int) -> Iterator[TrainingPart]:
+    def _read_ahead(
+        self, batches: Iterator[Batch], sizes: Sequence[int] | None, first: int
+    ) -> Iterator[tuple[Batch, UpdatePart]]:
         while update := [batch.to(self.device) for batch in islice(batches, self.every)]:
             count = len(update)
             # If several ranks divide batches, the sizes are known. A user-defined DataLoader may drop samples.
             divided = sizes if self._is_distributed else None
             whole = [max(1, len(batch)) for batch in update] if divided is None else divided[first : first + count]
-            parts = deque(self._parts(update, whole))
+            parts = deque(zip(update, self._parts(update, whole), strict=True))
             update.clear()  # so that no batch stays in memory after its step
             while parts:
                 yield parts.popleft()
             first += count
 
-    def _parts(self, update: Sequence[Batch], whole: Sequence[int]) -> list[TrainingPart]:
+    def _parts(self, update: Sequence[Batch], whole: Sequence[int]) -> list[UpdatePart]:
         """Return the parts of the batches of an update. whole: their sizes over all ranks."""
         planned = zip(update, update_parts(whole, len(whole)), whole, strict=True)
         parts = [_part_of_rank(batch, part, size) for batch, part, size in planned]
-        counts = self._counted(parts)
+        # The fraction of each batch that this rank represents: less than 1 if all ranks have the whole batch.
+        shares = [part.samples / max(1, len(batch)) for batch, part in zip(update, parts, strict=True)]
+        counts = self._counted(update, shares)
         total = world_size() * all_reduce_mean(torch.stack(counts).sum(0)) if counts else None
-        for index, (batch, part, samples) in enumerate(parts):
+        for index, part in enumerate(parts):
             # Weighted by samples, a term has the factor rank_weight / divisor in the mean over ranks.
             undone = part.divisor / part.rank_weight * world_size()
-            factors: dict[str, Tensor | float] = dict.fromkeys(self._sums, _share(batch, samples) * undone)
+            factors: dict[str, Tensor | float] = dict.fromkeys(self._sums, shares[index] * undone)
             if total is not None:
                 # If the count is 0, the loss is 0, and 0 / 0 would be NaN.
                 of_terms = counts[index] * undone / total.clamp(min=torch.finfo(total.dtype).tiny)
                 factors.update(zip(self._counts, of_terms.unbind(), strict=True))
-            parts[index] = TrainingPart(batch, part._replace(factors=factors or None), samples)
+            parts[index] = part._replace(factors=factors or None)
         return parts
 
-    def _counted(self, parts: Sequence[TrainingPart]) -> list[Tensor]:
+    def _counted(self, update: Sequence[Batch], shares: Sequence[float]) -> list[Tensor]:
         """Return the counts of each batch, (terms,); empty if nothing needs to be counted."""
         if not self._counts:
             return []
-        dtype = widest_float(parts[0].batch.labels.device)
+        dtype = widest_float(self.device)
         return [
-            torch.stack([count(batch).to(dtype) for count in self._counts.values()]) * _share(batch, samples)
-            for batch, _, samples in parts
+            torch.stack([count(batch).to(dtype) for count in self._counts.values()]) * share
+            for batch, share in zip(update, shares, strict=True)
         ]
 
 
-def _part_of_rank(batch: Batch, part: UpdatePart, whole: int) -> TrainingPart:
+def _part_of_rank(batch: Batch, part: UpdatePart, whole: int) -> UpdatePart:
     """Return this rank's part of a batch. whole: the size of the batch over all ranks."""
     weight, samples = rank_share(len(batch), whole)
     is_repeated = is_distributed() and len(batch) == whole
-    return TrainingPart(batch, part._replace(rank_weight=weight, is_repeated=is_repeated), samples)
-
-
-def _share(batch: Batch, samples: float) -> float:
-    """Return the fraction of a batch that this rank represents: less than 1 if all ranks have the whole batch."""
-    return samples / max(1, len(batch))
+    return part._replace(rank_weight=weight, is_repeated=is_repeated, samples=samples)
 
 
 def update_parts(sizes: Sequence[int], every: int) -> list[UpdatePart]:

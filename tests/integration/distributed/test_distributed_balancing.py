@@ -319,7 +319,7 @@ def gradients(rows, wrap):
     batch = Batch(inputs[rows], labels[rows], rows)
     opened = open_and_build(Stage({student: objective}, Training(epochs=1)), context, batch)
     module = wrap(opened.module)  # a reference until after the backward pass, in which DDP averages the gradients
-    sum(module(batch, opened.teachers(batch)).values()).backward()
+    sum(module(batch, opened.teacher_outputs(batch)).values()).backward()
     return {name: parameter.grad for name, parameter in opened.module.named_parameters()}
 
 

@@ -64,7 +64,7 @@ def steps(make, wrap):
     for _ in range(2):
         for rows in torch.arange(32).split(8):
             batch = data().train.batch(rows, 0)
-            terms += module(batch, opened.teachers(batch)).values()
+            terms += module(batch, opened.teacher_outputs(batch)).values()
             for session in opened.sessions.values():
                 session.observe(batch, opened.module.student_outputs)
         for session in opened.sessions.values():

@@ -145,7 +145,7 @@ def values(opened: OpenStage, compiled: Any, data: Data) -> list[Tensor]:
     for epoch in range(2):
         module.train()
         for batch in chunks(data, epoch):
-            terms = compiled(batch, opened.teachers(batch))
+            terms = compiled(batch, opened.teacher_outputs(batch))
             sum(terms.values()).backward()
             gradients = [parameter.grad for parameter in module.parameters()]
             results += [*terms.values(), *(gradient for gradient in gradients if gradient is not None)]
@@ -203,7 +203,7 @@ def test_compiled_taps_capture_the_features_of_the_plain_module(open_stage):
         features.append((inputs[0].detach().clone(), inputs[1].clone()))
 
     batch = next(chunks(data, 0))
-    teacher_outputs = opened.teachers(batch)
+    teacher_outputs = opened.teacher_outputs(batch)
     opened.module.eval()  # so that running statistics do not change between the two calls
     term.loss.register_forward_pre_hook(record)
     opened.module(batch, teacher_outputs)
@@ -220,7 +220,7 @@ def test_features_are_released_after_each_step(open_stage):
     opened, data = open_stage
     for module in (opened.module, torch.compile(opened.module, backend="eager")):
         batch = next(chunks(data, 0))
-        module(batch, opened.teachers(batch))
+        module(batch, opened.teacher_outputs(batch))
         taps = opened.module.open_taps
         assert taps.unfired() == list(taps.taps)
 
@@ -241,7 +241,7 @@ def test_a_loss_with_labels_ids_and_progress_is_compiled_once_while_progress_cha
     graphs = Graphs()
     compiled = torch.compile(opened.module, backend=graphs, fullgraph=True)
     batch = next(chunks(data, 0))
-    teacher_outputs = opened.teachers(batch)
+    teacher_outputs = opened.teacher_outputs(batch)
     terms = []
     opened.module.eval()
     for progress in (0.0, 0.25, 1.0):

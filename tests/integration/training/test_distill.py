@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import kdkit
 from kdkit import DataError, Net, RecipeError, Training
-from kdkit.engine.distill import output_shape
 from kdkit.errors import CheckError
 from kdkit.losses import DKD, GeneralisedJSD, PerLabelSoftTargets, SoftTargets
 from kdkit.metrics import Accuracy, CrossEntropy
+from kdkit.nets.net import output_shape
 from kdkit.report import write_report
 from tests.helpers.callbacks import Recorder
 from tests.helpers.datasets import Rows

@@ -11,9 +11,9 @@ from torch.utils.data import TensorDataset
 
 import kdkit
 from kdkit import Data, MetricResult, Net, Recipe, Split, Stage, TorchData, Truth
-from kdkit.engine.display.console import metrics_table
+from kdkit.engine.display.tables import metrics_table
+from kdkit.engine.storage.finished_run import read_samples
 from kdkit.engine.storage.predictions import read_predictions
-from kdkit.engine.storage.reports import read_samples
 from kdkit.metrics import Accuracy, BootstrapInterval, Brier, MacroAUROC, MacroF1
 from kdkit.plugins.events import RunEnded
 from tests.helpers.stages import Small, samples, training, truth

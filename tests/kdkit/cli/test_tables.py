@@ -7,7 +7,7 @@ import pytest
 
 from kdkit.cli.per_class import table_of
 from kdkit.cli.sweep_table import distillation_table
-from kdkit.engine.display.console import describe_difference
+from kdkit.engine.display.tables import describe_difference
 from kdkit.metrics.base import MetricResult
 from kdkit.metrics.comparison import Comparison
 from kdkit.metrics.paired import Difference

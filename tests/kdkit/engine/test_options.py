@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdkit import RecipeError, RunOptions, Training
-from kdkit.utils.devices import find_device
+from kdkit.utils.devices import autocast, find_device
 from kdkit.utils.randomness import seed_everything
 
 
@@ -71,7 +71,7 @@ def test_the_meta_device_is_refused():
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_forward_passes_run_in_the_chosen_precision(precision, dtype):
     cpu = torch.device("cpu")
-    with RunOptions(precision=precision).autocast(cpu):
+    with autocast(precision, cpu):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 

@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, f1_score, precision_score, 
 
 from kdkit import Predictions
 from kdkit.cli.per_class import table_of
-from kdkit.engine.storage.reports import nets_of_run, read_reported
+from kdkit.engine.storage.finished_run import read_metrics, read_net_report
 from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.errors import RunFolderError
 from kdkit.metrics import FixedThresholds, MacroF1
@@ -103,8 +103,8 @@ def test_the_predictions_of_a_net_are_read_from_its_run_folder(tmp_path):
         folder.stage(stage, "net").save_predictions("net", "validation", predictions(seed))
     folder.stage(10, "net").save_predictions("net", "test", predictions(1))
     folder.save_metrics("test", {"net": {}})
-    assert nets_of_run(folder.path) == ("net",)
-    report = read_reported(folder.path, "net")
+    assert [*read_metrics(folder.path).results] == ["net"]
+    report = read_net_report(folder.path, "net")
     assert report.train == {"a": 7}
     for loaded, saved in ((report.validation, predictions(0)), (report.test, predictions(1))):
         assert loaded.classes == CLASSES
@@ -114,20 +114,20 @@ def test_the_predictions_of_a_net_are_read_from_its_run_folder(tmp_path):
 
 def test_a_run_folder_without_the_predictions_is_refused(tmp_path):
     with pytest.raises(RunFolderError, match="holds no run"):
-        nets_of_run(tmp_path)
+        read_metrics(tmp_path)
     stage = tmp_path / "runs" / "first" / "2-student"
     stage.mkdir(parents=True)
     (stage.parent / "run.json").touch()
     with pytest.raises(RunFolderError, match=r"it is a part of the run .*first$"):
-        nets_of_run(stage)
+        read_metrics(stage)
     with pytest.raises(RunFolderError, match=r"there is no folder .*frist; did you mean 'first'?"):
-        nets_of_run(tmp_path / "runs" / "frist")
+        read_metrics(tmp_path / "runs" / "frist")
     with pytest.raises(RunFolderError, match="holds no run"):
-        read_reported(tmp_path, "net")
+        read_net_report(tmp_path, "net")
     folder = RunFolder.create(tmp_path / "run", {}, None)
     folder.stage(0, "net").save_predictions("net", "validation", predictions(0))
     with pytest.raises(RunFolderError, match="did you mean 'net'"):
-        read_reported(folder.path, "nett")
+        read_net_report(folder.path, "nett")
 
 
 def test_a_damaged_file_of_predictions_is_named(tmp_path):
@@ -137,7 +137,7 @@ def test_a_damaged_file_of_predictions_is_named(tmp_path):
     (file,) = folder.path.glob("*/*.safetensors")
     file.write_bytes(b"{}")
     with pytest.raises(RunFolderError, match="predictions-net-validation"):
-        read_reported(folder.path, "net")
+        read_net_report(folder.path, "net")
 
 
 def test_the_printed_table_shows_a_dash_for_undefined_figures(rows):

@@ -69,7 +69,7 @@ def steps(recompute, tap="first", *, balancing=None, precision="fp32", compiled=
         for step in range(3):
             batch = data.train.batch((torch.arange(8) + step) % 8, 0)
             with autocast(precision, CPU):
-                losses = module(batch, stage.teachers(batch))
+                losses = module(batch, stage.teacher_outputs(batch))
             state.backward(losses, 1)
             assert len(stage.module.open_taps.unfired()) == 1  # the pass that recomputes left nothing in the tap
             results += [loss.detach() for loss in losses.values()]
@@ -181,7 +181,7 @@ def test_the_average_of_a_network_is_a_copy_that_does_not_run_the_network():
     with OpenStage(stage, build_context(data), CPU) as open_stage:
         batch, calls = data.train.batch(torch.arange(4), 0), []
         student.module.first.linear.register_forward_hook(lambda *_: calls.append(0))
-        open_stage.teachers(batch)
+        open_stage.teacher_outputs(batch)
         assert calls == []
 
 

@@ -142,7 +142,7 @@ def test_pipes_in_the_place_of_files_are_not_read(runs, tmp_path):
         file.unlink(missing_ok=True)
         os.mkfifo(file)
     page = report_page(tmp_path / "run", out=tmp_path / "report.html")
-    assert "history.jsonl is missing or damaged" in page.panel("setup").text
+    assert "history.jsonl cannot be read" in page.panel("setup").text
     with pytest.raises(RunFolderError, match=r"history.jsonl cannot be read: it is not a file"):
         differences(tmp_path / "run", runs / "seed0")
 

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 import kdkit
 from kdkit import Net, Optimizer, Recipe, RecipeError, RunOptions, Stage, Sweep, TorchData, Training, Truth
 from kdkit.cli.repeat import recorded_arguments
-from kdkit.engine.storage.reports import read_metrics
+from kdkit.engine.storage.finished_run import read_metrics
 from kdkit.errors import RunFolderError
 from kdkit.metrics import Accuracy
 from kdkit.report.runs import read_runs

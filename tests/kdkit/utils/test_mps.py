@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kdkit.data.batch import to_device
-from kdkit.engine.check.layers import _kernel
+from kdkit.engine.measurement.layer_similarity import _kernel
 from kdkit.engine.stage import gradient_stats
 from kdkit.engine.training.meters import RunningMeans
 from kdkit.losses.margins import channel_margins

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kdkit import MetricResult, Net, Predictions, RecipeError
+from kdkit.engine.storage.finished_run import read_metrics
 from kdkit.engine.storage.predictions import read_predictions
-from kdkit.engine.storage.reports import nets_of_run
 from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.engine.storage.stage_folder import EndedEpoch
 from kdkit.errors import KdkitError, RunFolderError
@@ -46,7 +46,7 @@ def stage(run, index):
 
 READERS = {
     "run.json": lambda run: RunFolder.reopen(run, RECORD),
-    "metrics.json": nets_of_run,
+    "metrics.json": read_metrics,
     "1-net/weights.safetensors": lambda run: stage(run, 0).load_weights("net"),
     "1-net/checkpoint-4.safetensors": lambda run: stage(run, 0).load_checkpoint(),
     "1-net/predictions-net-test.safetensors": lambda run: read_predictions(

@@ -29,7 +29,7 @@ def test_after_a_dry_run_the_losses_are_built_and_the_stage_is_open():
         report = dry_run(open_stage, BATCH)
         assert report.problems == []
         assert report.terms[0].parameters == 5 * 7 + 7  # weight and bias of the projector
-        terms = open_stage.module(BATCH, open_stage.teachers(BATCH))
+        terms = open_stage.module(BATCH, open_stage.teacher_outputs(BATCH))
         assert terms["teacher/hint"] > 0
         assert hooks_of(student.module) == hooks_of(teacher.module) == 1
     assert hooks_of(student.module) == hooks_of(teacher.module) == 0

@@ -84,7 +84,7 @@ def test_the_output_of_every_teacher_is_returned_by_name_and_a_peer_does_not_run
     teacher, student = tiny_net("teacher", trained=True, hidden=7), tiny_net("student")
     objective = Match(teacher, Hint(), **hidden_taps(student, teacher)) + Match(Peer(student), Hint(), label="peer")
     with OpenStage(stage_of(plain_goal() + objective, student), CONTEXT, CPU) as stage:
-        outputs = stage.teachers(BATCH)
+        outputs = stage.teacher_outputs(BATCH)
     assert list(outputs) == ["teacher"]
     assert outputs["teacher"].output.shape == (2, 3)
     assert [tuple(feature.shape) for feature in outputs["teacher"].features] == [(2, 7)]

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kdkit import MetricResult, Predictions
+from kdkit.engine.storage.finished_run import read_metrics, read_net_report
 from kdkit.engine.storage.predictions import predictions_file, read_predictions
-from kdkit.engine.storage.reports import nets_of_run, read_reported
 from kdkit.engine.storage.run_files import FORMAT, require_format
 from kdkit.engine.storage.run_folder import NoRunFolder, RunFolder, default_path, read_record
 from kdkit.engine.storage.stage_folder import EndedEpoch, StageFolder
@@ -255,7 +255,7 @@ def test_metrics_are_saved_by_net_and_name(tmp_path):
     saved = json_of(folder.path / "metrics.json")
     assert saved["reported_on"] == "test"
     assert saved["metrics"]["student"]["macro_f1"] == {"value": 0.5, "by_class": {"a": 0.5}, "note": "n"}
-    assert nets_of_run(folder.path) == ("student",)
+    assert [*read_metrics(folder.path).results] == ["student"]
 
 
 def strict_json(text):
@@ -516,7 +516,7 @@ def test_all_checkpoints_that_are_damaged_are_an_error_that_names_the_oldest(sav
     save(saved, 2)
     for step in (1, 2):
         (saved.path / f"checkpoint-{step}.safetensors").write_bytes(b"x")
-    with pytest.raises(RunFolderError, match=r"checkpoint-1\.safetensors is missing or damaged"):
+    with pytest.raises(RunFolderError, match=r"checkpoint-1\.safetensors cannot be read"):
         saved.load_checkpoint()
 
 
@@ -528,7 +528,7 @@ def test_a_checkpoint_with_another_content_is_refused(saved, encoded):
     file = saved.path / "checkpoint-1.safetensors"
     facts = {"format": FORMAT, "history": {"epochs": 0, "sha256": hashlib.sha256().hexdigest()}, "state": encoded}
     write(file, *tensor_parts({"w": torch.ones(1)}, facts))
-    with pytest.raises(RunFolderError, match=r"checkpoint-1\.safetensors is missing or damaged"):
+    with pytest.raises(RunFolderError, match=r"checkpoint-1\.safetensors cannot be read"):
         saved.load_checkpoint()
 
 
@@ -564,10 +564,10 @@ def old_format_message(file, version=1):
     [
         lambda run: RunFolder.reopen(run, RECORD),
         lambda run: RunFolder.require_usable(run, resume=True),
-        nets_of_run,
-        lambda run: read_reported(run, "net"),
+        read_metrics,
+        lambda run: read_net_report(run, "net"),
     ],
-    ids=["reopen", "require_usable", "nets_of_run", "read_reported"],
+    ids=["reopen", "require_usable", "read_metrics", "read_net_report"],
 )
 def test_a_run_folder_of_the_first_format_is_refused_and_unchanged(old_run, read):
     before = contents(old_run)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kdkit.engine.check.layers import Layer, compared_layers, matched_nets, similarities, spread_batches
+from kdkit.engine.measurement.layer_similarity import Layer, compared_layers, matched_nets, similarities, spread_batches
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe
 from kdkit.utils.devices import Precision, autocast

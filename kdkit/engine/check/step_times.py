@@ -10,13 +10,14 @@ from torch import Tensor
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.data.loading import training_batch_sizes, training_rows
-from kdkit.engine.check.step_problems import preserve
 from kdkit.engine.stage.batch_transform import transformed
+from kdkit.engine.stage.module import temporary_training
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.train_state import build_balancer, optimized_parameters
 from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.recipe.training import Training
 from kdkit.utils import memory
+from kdkit.utils.devices import elapsed
 from kdkit.utils.randomness import preserve_rng_state
 
 _MOST_STEPS = 5  # per batch size
@@ -45,7 +46,7 @@ def time_steps(open_stage: OpenStage, data: Data, batch: Batch, *, budget: float
     batch: a tiny batch, before the data's `batch_transform`; its samples are repeated.
     """
     try:
-        with preserve(open_stage.module, [open_stage.module]):
+        with temporary_training(open_stage.module, [open_stage.module]):
             return _measure(open_stage, data, batch, _Steps(open_stage), ends=time.perf_counter() + budget)
     except Exception:  # the dry run found no problem, so the cause is the batch size or the memory
         return None
@@ -99,7 +100,7 @@ def _measure(open_stage: OpenStage, data: Data, batch: Batch, steps: "_Steps", *
         if small.waited or timed.waited:
             return None
     finally:
-        steps.undo()  # buffers, modes and random states are restored by `preserve`
+        steps.undo()  # buffers, modes and random states are restored by `temporary_training`
     # A step takes a constant time plus a time per sample; two batch sizes determine both. The first step with a size is
     # slow, and may be the only one, so the time per sample is not taken from the difference alone: if there was no
     # time for a whole batch, most of a step is spent on its samples.
@@ -141,15 +142,16 @@ class _Steps:
 
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], _Step]:
         """Run a forward pass, and return the values of the terms and the time that it took."""
+        device = batch.labels.device
         outputs, teachers = {}, {}
         began = time.perf_counter()
         with self.open_stage.autocast():
             for name, session in self.open_stage.sessions.items():
                 teacher_began = time.perf_counter()
                 outputs[name] = session(batch)
-                teachers[name] = elapsed(teacher_began, batch)
+                teachers[name] = elapsed(teacher_began, device)
             losses = self.open_stage.module(batch, outputs)
-        return losses, _Step(elapsed(began, batch), teachers)
+        return losses, _Step(elapsed(began, device), teachers)
 
     def run(self, batch: Batch) -> _Step:
         """Train on a batch."""
@@ -159,7 +161,7 @@ class _Steps:
         self.optimizer.step()
         for parameter in self.parameters:
             parameter.grad = None
-        seconds = elapsed(began, batch)
+        seconds = elapsed(began, batch.labels.device)
         # A backward pass on a CPU does not wait for anything, unlike teachers, which may call a service. Clocks can be
         # coarse.
         is_long = batch.labels.device.type == "cpu" and seconds > 0.05
@@ -181,12 +183,3 @@ class _Steps:
             for parameter, values in zip(self.parameters, self.before, strict=True):
                 parameter.copy_(values)
                 parameter.grad = None
-
-
-def elapsed(began: float, batch: Batch) -> float:
-    """Return the seconds since a time, after waiting for the device."""
-    if batch.labels.is_cuda:
-        torch.cuda.synchronize(batch.labels.device)
-    elif batch.labels.is_mps:
-        torch.mps.synchronize()
-    return time.perf_counter() - began

@@ -5,7 +5,7 @@ Measurements do not change results, take about a second per network at most, and
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,16 +14,21 @@ from torch import nn
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data
-from kdkit.engine.check.layers import SAMPLES, compared_layers, matched_nets, similarities, spread_batches
-from kdkit.engine.check.multiply_adds import multiply_adds
-from kdkit.engine.check.plan import Plan
-from kdkit.engine.check.timing import elapsed
-from kdkit.engine.options import RunOptions
+from kdkit.engine.measurement.layer_similarity import (
+    SAMPLES,
+    compared_layers,
+    matched_nets,
+    similarities,
+    spread_batches,
+)
+from kdkit.engine.measurement.multiply_adds import multiply_adds
 from kdkit.engine.storage.measurements import Latency, LayerSimilarity, Measurements, NetCost
 from kdkit.errors import first_line
 from kdkit.nets.net import Net
 from kdkit.recipe.baseline import baselines_of
-from kdkit.utils.modules import eval_mode, preserve_buffers
+from kdkit.recipe.recipe import Stage, nets_of
+from kdkit.utils.devices import Precision, autocast, elapsed
+from kdkit.utils.modules import eval_mode, preserve_buffers, uncompiled
 from kdkit.utils.randomness import preserve_rng_state
 
 _LATENCY_SECONDS = 0.5  # for the timed passes of a network
@@ -35,22 +40,25 @@ _MOST_LAYERS = 24  # per network, as many as are legible on a page
 _MOST_PAIRS = 8  # of networks
 
 
-def measure_nets(plan: Plan, data: Data, options: RunOptions, device: torch.device, *, seconds: float) -> Measurements:
-    """Return the measurements of a run's networks. seconds: the time that the run has taken."""
+def measure_nets(
+    stages: Sequence[Stage], data: Data, precision: Precision, device: torch.device, *, seconds: float
+) -> Measurements:
+    """Return the measurements of the networks of a run's stages. seconds: the time that the run has taken."""
+    nets = nets_of(stages)
     # The evaluation has already shown the warnings of user code.
     with preserve_rng_state(cuda=device.type == "cuda" or None), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             # At most the batch size of a step, which fits into memory, and at least 8 samples for the similarity.
-            size = max(8, min(SAMPLES, *(stage.training.batch_size for stage in plan.stages)))
+            size = max(8, min(SAMPLES, *(stage.training.batch_size for stage in stages)))
             samples = [
                 batch.to(device) for batch in spread_batches(data.validation if data.test is None else data.test, size)
             ]
             single, pair = (samples[0].rows(torch.arange(min(count, len(samples[0])))) for count in (1, 2))
         except Exception as error:  # user-defined data may raise anything
             note = f"the samples could not be read: {_reason(error)}"
-            return Measurements(costs={net.name: NetCost(note=note) for net in plan.nets}, note=note)
-        costs = {net.name: net_cost(net, single, pair, options, device) for net in plan.nets}
+            return Measurements(costs={net.name: NetCost(note=note) for net in nets}, note=note)
+        costs = {net.name: _net_cost(net, single, pair, precision, device) for net in nets}
         compared: tuple[LayerSimilarity, ...] = ()
         note = ""
         try:
@@ -60,8 +68,8 @@ def measure_nets(plan: Plan, data: Data, options: RunOptions, device: torch.devi
             if expected / torch.get_num_threads() > _TOO_SLOW * allowed:
                 note = f"layers were not compared: a batch of {len(samples[0])} samples would take {expected:.0f} s"
             else:
-                with options.autocast(device):
-                    compared = tuple(_similarities(plan, samples, time.perf_counter() + allowed))
+                with autocast(precision, device):
+                    compared = tuple(_similarities(stages, samples, time.perf_counter() + allowed))
         except Exception as error:  # user-defined networks may raise anything
             note = f"layers could not be compared: {_reason(error)}"
     return Measurements(
@@ -69,7 +77,7 @@ def measure_nets(plan: Plan, data: Data, options: RunOptions, device: torch.devi
     )
 
 
-def net_cost(net: Net[Any], single: Batch, pair: Batch, options: RunOptions, device: torch.device) -> NetCost:
+def _net_cost(net: Net[Any], single: Batch, pair: Batch, precision: Precision, device: torch.device) -> NetCost:
     """Return the cost of a network, as far as it can be measured.
 
     single, pair: batches of one and of two samples, for the latency and for the multiply-adds.
@@ -81,51 +89,50 @@ def net_cost(net: Net[Any], single: Batch, pair: Batch, options: RunOptions, dev
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     latency, note = None, ""
     try:
-        latency = net_latency(net, single, options, net.device or device)
+        latency = _net_latency(net, single, precision, net.device or device)
     except Exception as error:  # for example if a network does not take a batch of one sample
         note = f"a pass for one sample fails: {_reason(error)}"
     return NetCost(weights_bytes=weights, multiply_adds=multiply_adds(net, pair), latency=latency, note=note)
 
 
-def net_latency(net: Net[Any], single: Batch, options: RunOptions, device: torch.device) -> Latency:
+def _net_latency(net: Net[Any], single: Batch, precision: Precision, device: torch.device) -> Latency:
     """Return the latency of a network for a batch of one sample; on a CPU, with one thread."""
     threads = torch.get_num_threads()
     times: list[float] = []
     with (
         eval_mode(net.network),
         preserve_buffers([net.network]),
-        torch.compiler.set_stance("force_eager"),  # compiling for one sample would take longer than the passes
+        uncompiled(),  # compiling for one sample would take longer than the passes
         torch.no_grad(),
-        options.autocast(single.labels.device),
+        autocast(precision, single.labels.device),
     ):
         try:
             if device.type == "cpu":
                 torch.set_num_threads(1)
-            began = time.perf_counter()
             net(single)  # the first pass is not measured: it chooses kernels and fills caches
             until = time.perf_counter() + _LATENCY_SECONDS
             # Slow networks are timed at least twice.
             while len(times) < 2 or (len(times) < _MOST_PASSES and time.perf_counter() < until):
                 began = time.perf_counter()
                 net(single)
-                times.append(elapsed(began, single))
+                times.append(elapsed(began, single.labels.device))
         finally:
             torch.set_num_threads(threads)
     p50, p95 = np.percentile(times, (50, 95)).tolist()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return Latency(
         p50=p50, p95=p95, passes=len(times), device=name, threads=1 if device.type == "cpu" else threads,
-        precision=options.precision,
+        precision=precision,
     )  # fmt: skip
 
 
-def _similarities(plan: Plan, samples: list[Batch], until: float) -> Iterator[LayerSimilarity]:
+def _similarities(stages: Sequence[Stage], samples: list[Batch], until: float) -> Iterator[LayerSimilarity]:
     """Yield the layer similarities of each student and of its baseline with each network that the student matches."""
-    by_name = {net.name: net for net in plan.nets}
-    baselines: Mapping[str, str] = baselines_of(plan.stages)
+    by_name = {net.name: net for net in nets_of(stages)}
+    baselines: Mapping[str, str] = baselines_of(stages)
     pairs: dict[tuple[Net[Any], Net[Any]], None] = {}
     # In reverse order, because a report is about the last students.
-    for student, teacher in reversed(matched_nets(plan.stages)):
+    for student, teacher in reversed(matched_nets(stages)):
         followers = [student, *(by_name[baselines[name]] for name in [student.name] if name in baselines)]
         pairs.update(dict.fromkeys((follower, teacher) for follower in followers))
     chosen = list(pairs)[:_MOST_PAIRS]

@@ -7,7 +7,7 @@ from torch.backends import cudnn, mha, mkldnn
 
 from kdkit import Net
 from kdkit.data.batch import Batch
-from kdkit.engine.check.multiply_adds import multiply_adds
+from kdkit.engine.measurement.multiply_adds import multiply_adds
 from kdkit.utils.devices import uses_tf32
 from tests.helpers.tiny import same_state, state_of
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import kdkit
 from kdkit import Batch, Data, Match, Net, Recipe, Split, Stage, TorchData, Training
-from kdkit.engine.check.layers import compared_layers, similarities, spread_batches
+from kdkit.engine.measurement.layer_similarity import compared_layers, similarities, spread_batches
 from kdkit.engine.storage.measurements import MEASUREMENTS, read_measurements
 from kdkit.errors import RunFolderError
 from kdkit.losses import SoftTargets
@@ -128,7 +128,7 @@ def test_inputs_with_a_tensor_for_all_samples_are_evaluated_and_not_measured(tmp
 
 def test_layers_of_slow_networks_are_not_compared(tmp_path, monkeypatch):
     for name in ("_SIMILARITY_SECONDS", "_SHARE"):
-        monkeypatch.setattr(f"kdkit.engine.measure.{name}", 0)
+        monkeypatch.setattr(f"kdkit.engine.measurement.nets.{name}", 0)
     kdkit.run(distillation, out=tmp_path / "run")
     measured = read_measurements(tmp_path / "run")
     assert measured.similarities == ()

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from kdkit import MetricResult, Predictions, Study, Trial
+from kdkit.engine.storage.finished_run import read_class_table, read_metrics, read_net_report
 from kdkit.engine.storage.predictions import read_predictions
-from kdkit.engine.storage.reports import read_class_table, read_metrics, read_reported
 from kdkit.engine.storage.run_files import FORMAT
 from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.errors import RunFolderError
@@ -61,14 +61,14 @@ def test_a_run_without_a_test_split_is_reported_on_the_validation_split(tmp_path
 def test_a_net_whose_evaluation_was_interrupted_is_refused(run):
     RunFolder(run).stage(1, "late").save_predictions("late", "validation", predictions())
     with pytest.raises(RunFolderError, match="holds no metrics of 'late'; resume the run"):
-        read_reported(run, "late")
+        read_net_report(run, "late")
 
 
 def test_unreadable_predictions_are_not_called_missing(run):
     file_of(run).unlink()
     file_of(run).mkdir()
     with pytest.raises(RunFolderError, match=r"predictions-net-test\.safetensors cannot be read: it is not a file"):
-        read_reported(run, "net")
+        read_net_report(run, "net")
 
 
 def test_predictions_without_permission_are_not_called_missing(run, monkeypatch):
@@ -77,7 +77,7 @@ def test_predictions_without_permission_are_not_called_missing(run, monkeypatch)
 
     monkeypatch.setattr("kdkit.engine.storage.predictions.read_tensors", refuse)
     with pytest.raises(RunFolderError, match=r"cannot be read: \[Errno 13\] Permission denied"):
-        read_reported(run, "net")
+        read_net_report(run, "net")
 
 
 def changed(array, index, value):
@@ -135,7 +135,7 @@ def test_predictions_that_no_run_writes_are_refused_by_file_and_reason(run, kdki
     arrays, reason = WRONG[case]
     write(file_of(run), arrays)
     with pytest.raises(RunFolderError, match=rf"predictions-net-test\.safetensors cannot be read: .*{reason}"):
-        read_reported(run, "net")
+        read_net_report(run, "net")
     result = kdkit_here("classes", run, "--resamples", 2)
     assert result.code == 2
     assert result.err.startswith(f"error: {file_of(run)} cannot be read: ")
@@ -154,13 +154,13 @@ def test_predictions_that_no_run_writes_are_refused_by_file_and_reason(run, kdki
 def test_names_of_classes_that_do_not_match_are_refused(run, classes, reason):
     write(file_of(run), {}, classes)
     with pytest.raises(RunFolderError, match=reason):
-        read_reported(run, "net")
+        read_net_report(run, "net")
 
 
 def test_splits_of_other_classes_are_refused(run):
     write(file_of(run), {}, ("a", "b", "d"))
     with pytest.raises(RunFolderError, match=r"-test\.safetensors does not have the classes of the validation split"):
-        read_reported(run, "net")
+        read_net_report(run, "net")
 
 
 VALID = {

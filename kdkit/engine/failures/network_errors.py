@@ -3,7 +3,8 @@
 import inspect
 import re
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 
 import kdkit
 from kdkit.data.batch import Batch
-from kdkit.errors import KdkitError, first_line
+from kdkit.errors import DataError, KdkitError, first_line
 from kdkit.nets.net import Net
 from kdkit.nets.views import Images
 from kdkit.teachers.base import Teacher
 from kdkit.utils.signatures import parameters_by_name
 
 _POSITIONS = {nn.Conv1d: ("length",), nn.Conv2d: ("height", "width"), nn.Conv3d: ("depth", "height", "width")}
+_BATCH_NORM = "Expected more than 1 value per channel when training"  # the start of torch's message
 _LIBRARIES = (Path(torch.__file__).parent, Path(kdkit.__file__).parent)
 
 
@@ -72,6 +74,20 @@ def line_of_user_code(error: Exception) -> str:
         and not any(Path(frame.filename).is_relative_to(library) for library in _LIBRARIES)
     ]
     return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+
+
+@contextmanager
+def explain_single_sample() -> Iterator[None]:
+    """Raise DataError instead of torch's error if batch norm gets a batch of one sample, which a check may not see."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith(_BATCH_NORM):
+            raise
+        raise DataError(
+            f"a training batch has a single sample, but batch norm needs more ({error}); leave it out with "
+            "DataLoader(..., drop_last=True), or in the batch_sampler or the stream"
+        ) from error
 
 
 def _takes_one(module: Any) -> bool:

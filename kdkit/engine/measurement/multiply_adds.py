@@ -9,7 +9,7 @@ from torch.backends import cudnn, mha, mkldnn
 
 from kdkit.data.batch import Batch
 from kdkit.nets.net import Net
-from kdkit.utils.modules import eval_mode, preserve_buffers
+from kdkit.utils.modules import eval_mode, preserve_buffers, uncompiled
 from kdkit.utils.randomness import preserve_rng_state
 
 
@@ -45,7 +45,7 @@ def _operations(net: Net[Any], batch: Batch) -> int:
             for backend in backends:
                 stack.callback(setattr, backend, "enabled", backend.enabled)
                 backend.enabled = False
-        stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code is opaque to the counter
+        stack.enter_context(uncompiled())  # compiled code is opaque to the counter
         stack.enter_context(preserve_rng_state(cuda=batch.labels.is_cuda))
         stack.enter_context(preserve_buffers([net.network]))
         stack.enter_context(eval_mode(net.network))

@@ -1,4 +1,4 @@
-"""Read the metrics and predictions of a finished run. The content of a run folder is not trusted."""
+"""Read a finished run: metrics, histories, samples and predictions. The content of its folder is not trusted."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from kdkit.nets.weights import stage_number
 from kdkit.plugins.events import BaselineDifference
 from kdkit.utils.files import exists
 from kdkit.utils.read_json import mapping, number_or_nan, require_object, require_text, whole_number
-from kdkit.utils.sealed import explain_unreadable, read_sealed_json, read_tensors
+from kdkit.utils.sealed import explain_unreadable_file, read_sealed_json, read_tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class RunMetrics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageReport:
+class FinishedStage:
     """A finished stage: the epochs of its history, with NaN for null, and the best epoch."""
 
     name: str
@@ -46,7 +46,7 @@ class StageReport:
 def read_metrics(folder: Path) -> RunMetrics:
     """Return the metrics of a run. Raises RunFolderError if there is no finished run, or they are damaged."""
     record, file = read_record(folder), folder / METRICS
-    with explain_unreadable(file, f"restore it from a copy, or delete {folder} to run it again"):
+    with explain_unreadable_file(file, f"restore it from a copy, or delete {folder} to run it again"):
         if not exists(file):
             resume = how_to_resume(folder, record)
             raise RunFolderError(f"{folder} holds no metrics: the run in it is not finished; to resume it: {resume}")
@@ -62,14 +62,14 @@ def read_metrics(folder: Path) -> RunMetrics:
         return RunMetrics(reported_on=reported_on, results=results, differences=differences)
 
 
-def read_stages(folder: Path) -> tuple[StageReport, ...]:
+def read_stages(folder: Path) -> tuple[FinishedStage, ...]:
     """Return the finished stages of a run in order. Raises RunFolderError if a history is damaged."""
     stages = []
     for path in sorted((file.parent for file in folder.glob(f"*/{SUMMARY}")), key=stage_number):
         summary, history = StageFolder(path, writes=False).load_finished()
         best = whole_number(summary, "best_epoch")
         stages.append(
-            StageReport(
+            FinishedStage(
                 name=path.name.split("-", 1)[-1],
                 folder=path,
                 epochs=tuple(entry for entry in history if isinstance(entry, dict)),
@@ -87,7 +87,7 @@ def read_samples(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     file = folder / SAMPLES
     if not exists(file):
         return {}, ()
-    with explain_unreadable(file, "delete it to get a report without samples"):
+    with explain_unreadable_file(file, "delete it to get a report without samples"):
         tensors, facts = read_tensors(file)
         ids = tensors["ids"]
         if ids.ndim != 1 or ids.dtype != torch.int64 or any(len(tensor) != len(ids) for tensor in tensors.values()):
@@ -98,12 +98,7 @@ def read_samples(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         return tensors, names
 
 
-def nets_of_run(folder: Path) -> tuple[str, ...]:
-    """Return the names of networks with metrics. Raises RunFolderError if there is no finished run."""
-    return tuple(read_metrics(folder).results)
-
-
-def read_reported(folder: Path, net: str) -> NetReport:
+def read_net_report(folder: Path, net: str) -> NetReport:
     """Return the predictions of a network in a run folder.
 
     Raises RunFolderError if there is no such run or network, or if predictions are missing or damaged.
@@ -131,9 +126,9 @@ def read_reported(folder: Path, net: str) -> NetReport:
 
 def read_class_table(folder: Path, net: str, *, resamples: int) -> tuple[NetReport, tuple[ClassRow, ...]]:
     """Return the predictions of a network and its table of classes. Raises RunFolderError if it has none."""
-    reported = read_reported(folder, net)
+    report = read_net_report(folder, net)
     try:
-        return reported, class_table(reported, resamples=resamples)
+        return report, class_table(report, resamples=resamples)
     except DataError as error:
         raise RunFolderError(f"the predictions of {net!r} in {folder} have no table of classes: {error}") from error
 

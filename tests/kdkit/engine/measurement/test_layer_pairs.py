@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kdkit import Match, Net, Recipe, Stage, Tap, Teachers, TorchData, Training
 from kdkit.cli.pairs_table import tap_expression
-from kdkit.engine.check.pairs import pair_advice
+from kdkit.engine.measurement.layer_pairs import pair_advice
 from kdkit.losses import CKA, PerTeacher, SoftTargets
 from tests.helpers.tiny import hooks_of, plain_goal, same_state, state_of
 
