@@ -17,8 +17,13 @@ _TRAINING_SAMPLES = 12  # more than a batch holds, for losses that remember samp
 BOTH_SIDES = ("student", "target")
 # The end of messages about values under autocast.
 IN_HALF_PRECISION = (
-    "; under autocast, matrix products (@, einsum, cdist, linear layers) are in half precision, also of tensors after "
-    ".float(): compute them in `with torch.autocast(student.device.type, enabled=False):`"
+    "; convert both sides with .float() first: in fp16, an eps below 6e-8 is 0; under autocast, matrix products (@, "
+    "einsum, cdist, linear layers) are in half precision, also of tensors after .float(): compute them in "
+    "`with torch.autocast(student.device.type, enabled=False):`"
+)
+_NEAR_ZERO = (
+    "; if it divides by a norm or takes a root, the gradient near 0 is about 1 / eps, which must not exceed the range "
+    "of fp16: pass a larger eps, such as F.normalize(..., eps=1e-4)"
 )
 
 
@@ -133,7 +138,7 @@ class LossCase:
             if tensor.grad is None:
                 raise self.error(inputs, "gives the student no gradient")
             if not tensor.grad.isfinite().all():
-                raise self.error(inputs, "gives a gradient that is not finite")
+                raise self.error(inputs, f"gives a gradient that is not finite{_NEAR_ZERO}")
         return value.detach()
 
     def error(self, inputs: LossInputs, problem: str) -> ContractError:
