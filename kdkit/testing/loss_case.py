@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdkit.data.dataset import Task
 from kdkit.errors import ContractError
-from kdkit.losses.base import BuildableLoss, BuildContext, Loss, extra_kwargs_of, loss_name
+from kdkit.losses.base import BUILD_ARGUMENTS, BuildableLoss, BuildContext, Loss, extra_kwargs_of, loss_name
 
 _TRAINING_SAMPLES = 12  # more than a batch holds, for losses that remember samples
 
@@ -103,7 +103,7 @@ class LossCase:
         student, target = (tuple(tensor.shape for tensor in side) for side in (self.inputs.student, self.inputs.target))
         for _ in range(builds if self._is_buildable else 0):
             torch.default_generator.manual_seed(1)
-            with self.contract_errors("in build()"):
+            with self.contract_errors("in build()", BUILD_ARGUMENTS):
                 loss.build(student, target, self.context, self.teacher)  # type: ignore[attr-defined]  # see the range
         return loss
 
@@ -146,12 +146,13 @@ class LossCase:
         return ContractError(f"{self.name} on {inputs} {problem}")
 
     @contextmanager
-    def contract_errors(self, situation: str) -> Iterator[None]:
-        """Turn any exception of the loss into a ContractError that names the situation."""
+    def contract_errors(self, situation: str, advice: str = "") -> Iterator[None]:
+        """Turn any exception of the loss into a ContractError that names the situation and ends with the advice."""
         try:
             yield
         except Exception as error:
-            raise ContractError(f"{self.name} {situation} raises {type(error).__name__}: {error}") from error
+            reason = f"{type(error).__name__}: {error}{advice}"
+            raise ContractError(f"{self.name} {situation} raises {reason}") from error
 
     def _loss_kwargs(self, inputs: LossInputs) -> dict[str, Any]:
         batch = len(inputs.student[0])

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -232,7 +233,8 @@ def _compute_terms(facts: Facts) -> Iterator[str]:
                 _watch_projectors(term.loss) as projectors,
                 WatchLosses(checks_targets=term.target is not None) as watch,
             ):
-                problem = TermCheck(term, tried, term.loss_kwargs(tried, module.progress), cause_not_finite).problem()
+                check = TermCheck(term, tried, term.loss_kwargs(tried, module.progress), cause_not_finite)
+                problem = check.problem()
         except RecipeError as error:
             yield f"term {term.label!r}: {error}"
             continue
@@ -241,6 +243,8 @@ def _compute_terms(facts: Facts) -> Iterator[str]:
             yield f"term {term.label!r}: {problem}" + (f"; it {mistake}" if mistake else "")
         elif mistake:
             facts.notices.append(f"term {term.label!r}: {describe_loss(term.loss)} {mistake}")
+        if problem is None and not is_of_kdkit(unwrapped(term.loss)):
+            facts.notices += _untrained_weights(facts, term, check)
         facts.computes_ctc |= watch.calls_ctc
         if term.weighted.has_weight:
             trained.update(parameters_behind(as_tuple(inputs.student)))
@@ -251,6 +255,22 @@ def _compute_terms(facts: Facts) -> Iterator[str]:
         facts.checked_terms.append(CheckedTerm(term, inputs, whole))
         facts.terms.append(summarize(term, whole, facts.taps, projectors.values()))
     facts.untrained_outputs = all(parameters_behind([outputs[net.name].output]) - trained for net in module.students)
+
+
+def _untrained_weights(facts: Facts, term: BoundTerm, check: TermCheck) -> Iterator[str]:
+    """Yield a notice if a loss has weights that no optimizer gets, such as a function that calls a projector."""
+    if not isinstance(check.value, Tensor):  # it was not called, because no sample has a label
+        return
+    teachers = (getattr(teacher, "module", None) for teacher in facts.stage.teachers)
+    of_teachers = chain.from_iterable(module.parameters() for module in teachers if isinstance(module, nn.Module))
+    of_loss = parameters_behind([check.value]) - parameters_behind(as_tuple(check.inputs.student))
+    others = of_loss - {*facts.module.parameters(), *of_teachers}
+    shapes = [tuple(weight.shape) for weight in others if isinstance(weight, nn.Parameter)]
+    if shapes:
+        yield (
+            f"term {term.label!r}: {describe_loss(term.loss)} has weights that are not trained, such as one of "
+            f"{max(shapes)}; make the loss an nn.Module that holds them, or freeze them with requires_grad_(False)"
+        )
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from kdkit.data.batch import Batch
 from kdkit.data.dataset import Task
 from kdkit.engine.stage.term_binding import TermBinding
 from kdkit.errors import RecipeError
-from kdkit.losses.base import BuildContext
+from kdkit.losses.base import BUILD_ARGUMENTS, BuildContext
 from kdkit.losses.features import as_tuple
 from kdkit.nets.recompute import Recomputation
 from kdkit.nets.taps import HeadTap, OpenTaps, TapLike
@@ -128,7 +128,8 @@ class DistillationModule(nn.Module):
             except RecipeError as error:
                 problems.append(f"term {term.label!r}: {error}")
             except Exception as error:  # a user-defined loss may raise anything
-                problems.append(f"term {term.label!r}: its build raises {type(error).__name__}: {error}")
+                reason = f"{type(error).__name__}: {error}{BUILD_ARGUMENTS}"
+                problems.append(f"term {term.label!r}: its build raises {reason}")
         self.losses.to(batch.labels.device)  # their new parameters are on the CPU
         return problems
 

@@ -438,7 +438,7 @@ class StateInEval(nn.Module):
         (ProjectorPerBuild, r"has 30 parameters after one build, and 60 after two builds"),
         (ScaledPerBuild, r"is .* after one build, and .* after two builds"),
         (ScaledPerInstance, r"is not deterministic for one seed"),
-        (FailingBuild, r"in build\(\) raises LookupError: no such layer"),
+        (FailingBuild, r"in build\(\) raises LookupError: no such layer; build\(student, target, context, teacher\)"),
         (UnsavedState, r"is .*, but .* after loading its state_dict\(\) in eval mode; save all of its state"),
         (GrowingState, r"when its state_dict\(\) is loaded raises RuntimeError"),
         (StateInEval, r"changes its state in eval mode"),

@@ -40,6 +40,7 @@ from kdkit.losses import (
     SoftTargets,
     loss_name,
 )
+from tests.helpers.open_stages import hidden_taps
 from tests.helpers.tiny import one_stage, plain_goal, samples, tiny_data, tiny_net
 
 LAST = (
@@ -345,3 +346,40 @@ def test_a_teacher_that_is_worse_than_its_student_is_noted_at_the_end(tmp_path, 
     assert note in json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]["teacher"]["accuracy"]["note"]
     assert f"note: {note}" in capsys.readouterr().out
     assert not result.metrics["student"]["accuracy"].note
+
+
+class WithProjector:
+    """A loss that is no nn.Module, so the optimizer does not get its projector."""
+
+    def __init__(self, trained=True):
+        self.projector = nn.Linear(5, 5).requires_grad_(trained)
+
+    def __call__(self, student, target):
+        return (self.projector(student) - target).square().mean()
+
+
+class ModuleWithProjector(WithProjector, nn.Module):
+    def __init__(self):
+        nn.Module.__init__(self)
+        WithProjector.__init__(self)
+
+    forward = WithProjector.__call__
+    __call__ = nn.Module.__call__
+
+
+def with_head_of(net):
+    """Return a loss on features that calls a layer of a network."""
+    return lambda student, target: (net.module.head(student) - net.module.head(target)).square().mean()
+
+
+def test_weights_of_a_loss_that_is_no_module_are_not_trained():
+    def notices(loss):
+        return notices_of(student, Match(teacher, loss, **hidden_taps(student, teacher)))
+
+    teacher, student = nets()
+    message = "has weights that are not trained, such as one of (5, 5); make the loss an nn.Module that holds them"
+    assert [message in notice for notice in notices(WithProjector())] == [True]
+    projected = WithProjector()
+    assert [message in notice for notice in notices(lambda student, target: projected(student, target))] == [True]
+    for loss in (WithProjector(trained=False), ModuleWithProjector(), with_head_of(teacher), with_head_of(student)):
+        assert notices(loss) == ()
