@@ -229,9 +229,10 @@ def _compute_terms(facts: Facts) -> Iterator[str]:
             tried = inputs
             if can_relabel and compares_nothing(term, inputs):  # later samples have labels that it compares
                 tried = term.gather_inputs(_labelled_batch(facts, term), outputs, fill=True)
+            outputs_shape = as_tuple(tried.student)[0].shape if term.student.is_output else None
             with (
                 _watch_projectors(term.loss) as projectors,
-                WatchLosses(checks_targets=term.target is not None) as watch,
+                WatchLosses(checks_targets=term.target is not None, outputs=outputs_shape) as watch,
             ):
                 check = TermCheck(term, tried, term.loss_kwargs(tried, module.progress), cause_not_finite)
                 problem = check.problem()

@@ -27,6 +27,7 @@ from kdkit import (
 )
 from kdkit.errors import RunFolderError
 from kdkit.losses import (
+    CKA,
     DIST,
     RKD,
     Cosine,
@@ -383,3 +384,66 @@ def test_weights_of_a_loss_that_is_no_module_are_not_trained():
     assert [message in notice for notice in notices(lambda student, target: projected(student, target))] == [True]
     for loss in (WithProjector(trained=False), ModuleWithProjector(), with_head_of(teacher), with_head_of(student)):
         assert notices(loss) == ()
+
+
+class Tagger(nn.Module):
+    """Gives hidden states, an attention map and logits, with tokens last."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Conv1d(4, 5, 1), nn.Conv1d(5, 3, 1)
+        self.attention = nn.Identity()
+
+    def forward(self, inputs, attention_mask):
+        hidden = self.body(inputs)
+        self.attention((hidden[..., None] * hidden[:, :, None]).softmax(-1))
+        return self.head(hidden)
+
+
+def padding_notices(loss, part=None, padding=2):
+    """Return the notices about a term on a part of two taggers, or on their outputs, for texts with padding."""
+    mask = (torch.arange(6) < 6 - padding).long().expand(8, 6)
+    labels = (torch.arange(48).reshape(8, 6) % 3).masked_fill(mask == 0, -100)
+    rows = [
+        ({"inputs": row, "attention_mask": kept}, label)
+        for row, kept, label in zip(torch.randn(8, 4, 6), mask, labels, strict=True)
+    ]
+    teacher, student = Net("teacher", Tagger(), trained=True), Net("student", Tagger())
+    taps = {"student": Tap(getattr(student.module, part)), "target": Tap(getattr(teacher.module, part))} if part else {}
+    plan = check(one_stage(student, plain_goal() + Match(teacher, loss, **taps), TorchData(rows, rows, classes=3)))
+    plan.require()
+    return plan.notices
+
+
+def of_the_first_token(student, target):
+    return (student[:, :, 0] - target[:, :, 0]).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "part", "advice"),
+    [
+        (Hint(), "body", "33% of the tokens of the first samples; Masked(Hint) leaves it out"),
+        (nn.MSELoss(), "attention", "Masked(MSELoss) leaves it out"),
+        (nn.MSELoss(), None, "PerPosition(MSELoss) leaves it out"),
+    ],
+)
+def test_a_term_that_compares_the_padding_of_texts_is_noticed(loss, part, advice):
+    (notice,) = padding_notices(loss, part)
+    assert "also compares the padding, " in notice
+    assert notice.endswith(advice)
+    assert padding_notices(loss, part, padding=0) == ()
+
+
+@pytest.mark.parametrize(
+    ("loss", "part"),
+    [
+        (Masked(Hint()), "body"),
+        (Masked(nn.MSELoss()), "attention"),
+        (of_the_first_token, "body"),
+        (CKA(), "body"),
+        (SoftTargets(), None),
+        (PerPosition(nn.MSELoss()), None),
+    ],
+)
+def test_a_term_that_leaves_out_the_padding_is_not_noticed(loss, part):
+    assert padding_notices(loss, part) == ()
