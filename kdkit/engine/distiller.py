@@ -17,12 +17,13 @@ from kdkit.data.label_forms import SplitLabels, position_dims
 from kdkit.data.labels import ignored_labels
 from kdkit.data.samples import missing_labels
 from kdkit.engine.check.dry_run import dry_run
+from kdkit.engine.check.network_failures import describe_failure
 from kdkit.engine.check.recipe_problems import repeated_names
 from kdkit.engine.check.stage_problems import stage_problems
 from kdkit.engine.distill import output_shape
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.terms import uses_labels
-from kdkit.errors import CheckError, RecipeError
+from kdkit.errors import CheckError, KdkitError, RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import AnyObjective
@@ -383,7 +384,12 @@ class _ExampleData:
         """Return the properties of the data. The arguments are those of the Distiller."""
         dims = self._position_dims
         if classes is None or not self.has_labels:
-            shape = output_shape(self.student, self.batch)
+            try:
+                shape = output_shape(self.student, self.batch)
+            except KdkitError:
+                raise
+            except Exception as error:  # a network may raise anything
+                raise CheckError([describe_failure(self.student, self.batch, error)]) from error
             classes = [str(index) for index in range(shape[1])] if classes is None else classes
             # Without labels, the outputs show whether there are positions; all of them are compared.
             dims = dims if self.has_labels or self.task == "regression" else len(shape) - 2
@@ -432,7 +438,7 @@ def _opened(stage: Stage, context: BuildContext, batch: Batch) -> OpenStage:
         open_stage.close()
         raise
     for notice in facts.notices:
-        warnings.warn(notice, stacklevel=3)
+        warnings.warn(notice, stacklevel=4)  # the caller of the class, whose __init__ is decorated
     return open_stage
 
 

@@ -223,7 +223,9 @@ def test_a_network_of_a_mapping_gets_it_by_a_view_as_the_error_without_one_says(
 
 def test_a_column_that_the_network_does_not_take_is_named():
     rows = [{"input": image, "label": label, "path": f"{row}.png"} for row, (image, label) in enumerate(IMAGE_DATA)]
-    with pytest.raises(DataError, match=r"net 'student' fails .* 'path'; select the inputs .*view=Inputs\(only="):
+    with pytest.raises(
+        DataError, match=r"net 'student' fails .* 'path'; select the inputs .*view=Inputs\(only=\('input',\)"
+    ):
         kdkit.distill(image_net("teacher", trained=True), image_net("student"), rows, rows)
 
 

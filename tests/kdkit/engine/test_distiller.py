@@ -599,7 +599,17 @@ def test_a_tap_on_a_module_that_runs_twice_gives_a_notice():
     teacher, student = Net("teacher", Mlp(hidden=7), trained=True), Net("student", Siamese())
     with pytest.warns(UserWarning, match="of net 'student' runs several times") as caught:
         Distiller(student, Match(teacher, Hint(), **features(student, teacher)), (INPUTS, LABELS)).close()
-    assert len(caught) == 1  # not of the teacher
+    assert [warning.filename for warning in caught] == [__file__]  # one, not of the teacher
+
+
+def test_a_student_that_does_not_take_the_inputs_is_explained_as_in_a_check():
+    student = Net("student", Mlp())
+    with pytest.raises(
+        CheckError,
+        match=r"net 'student' fails for its inputs \(image \(8, 4\), id \(8,\)\): TypeError: .*"
+        r"unexpected keyword argument 'image'; .* view=Inputs\(only=\('image',\)\)",
+    ):
+        Distiller(student, Truth(nn.CrossEntropyLoss()), ({"image": INPUTS, "id": LABELS}, LABELS))
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
