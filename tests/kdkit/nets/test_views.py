@@ -184,6 +184,12 @@ def test_the_map_of_an_attention_layer_is_not_taken_for_its_output():
         ),
         (Pair(OUTPUT, OTHER), None, "its tensors are 'left' (3,), 'right' (2, 3)"),
         ({"loss": torch.tensor(0.5)}, None, "its tensors are 'loss' ()"),
+        (
+            [{"boxes": OUTPUT}],
+            None,
+            "no term compares outputs, pass element=lambda outputs: torch.zeros(len(outputs), 1)",
+        ),
+        ({"hidden": (OUTPUT, OTHER)}, "hidden", "one tensor, such as element=lambda outputs: outputs['hidden'][-1]"),
         ((OUTPUT, None), 1, "it gives a tuple of 2, whose element 1 is None"),
         ((OUTPUT, None), 1, "create the model with attn_implementation='eager'"),
         ((OUTPUT,), 1, "create the model with attn_implementation='eager'"),

@@ -178,6 +178,8 @@ def test_two_terms_with_the_same_label_are_a_problem():
     teacher, student = teacher_and_student()
     objective = Match(teacher, SoftTargets()) + Match(teacher, SoftTargets(temperature=2))
     assert "2 terms are called 'teacher/soft_targets'" in only_problem(one_stage(student, objective))
+    data = TorchData(DataLoader(samples(), batch_size=2), samples(), classes=3)
+    assert check(one_stage(student, objective, data)).loader_batch == 2  # also if nothing was read
 
 
 def test_two_nets_with_the_same_name_are_a_problem():
