@@ -53,7 +53,7 @@ def input_advice(net: Net[Any], inputs: Iterable[Tensor], keys: Sequence[str], e
         arguments = parameters_by_name(getattr(net.module, "forward", net.module))
         taken = tuple(key for key in keys if key in arguments) or (*keys[:1],)
         advice = f"; select the inputs that it takes, for example Net(..., view=Inputs(only={taken}))"
-        whole = ", or give it the whole mapping by a view that returns ((dict(batch.inputs),), {})"
+        whole = ", or give it the whole mapping: view=lambda batch: ((dict(batch.inputs),), {})"
         return advice + whole * takes_one
     # Models of transformers name the inputs of the encoder in this error.
     has_decoder = getattr(getattr(net.module, "config", None), "is_encoder_decoder", False)

@@ -213,7 +213,7 @@ class WholeMapping:
 
 def test_a_network_of_a_mapping_gets_it_by_a_view_as_the_error_without_one_says():
     rows = [{"first": torch.randn(4), "second": torch.randn(4), "label": row % 3} for row in range(8)]
-    with pytest.raises(DataError, match=r"or give it the whole mapping by a view that returns \(\(dict\(batch.inputs"):
+    with pytest.raises(DataError, match=r"or give it the whole mapping: view=lambda batch: \(\(dict\(batch.inputs"):
         kdkit.distill(OfMapping(), OfMapping(), rows, rows)
     options = {"view": WholeMapping(), "element": "embedding"}
     nets = [Net("teacher", OfMapping(), trained=True, **options), Net("student", OfMapping(), **options)]

@@ -101,6 +101,15 @@ def test_a_net_is_called_with_its_view_of_a_batch():
     torch.testing.assert_close(inputs_seen[0], torch.ones(2, 1, 2, 2))
 
 
+def test_a_view_may_be_a_function_of_the_batch():
+    def doubled(batch):
+        return (2 * batch.inputs,), {}
+
+    net = Net("eye", nn.Identity(), view=doubled)
+    assert torch.equal(net(batch()), 2 * torch.ones(2, 4))
+    assert net.view.key == "doubled"
+
+
 def test_a_net_picks_its_outputs_by_element():
     net = Net("dict", lambda inputs: {"logits": inputs, "aux": 0}, version="1", element="logits")
     assert torch.equal(net(batch()), torch.ones(2, 4))
