@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, as_targets
 from kdkit.data.dataset import Task
-from kdkit.data.label_forms import SplitLabels, position_dims
+from kdkit.data.label_forms import SplitLabels, position_dims, require_form
 from kdkit.data.labels import ignored_labels
 from kdkit.data.samples import missing_labels
 from kdkit.engine.check.dry_run import dry_run
@@ -373,8 +373,11 @@ class _ExampleData:
         if labels is None:
             labels = missing_labels(inputs)
         # Integers of two dimensions or more are classes of positions, unless they are 0 and 1 by class.
-        self._position_dims = position_dims([SplitLabels("example", labels, is_complete=False)], task)
+        forms = [SplitLabels("example", labels, is_complete=False)]
+        self._position_dims = position_dims(forms, task)
         self.per_position = task == "multiclass" and self._position_dims > 0
+        if self.per_position:
+            require_form(forms, task)
         device = next((parameter.device for parameter in student.network.parameters()), torch.device("cpu"))
         ids = torch.arange(len(labels)) if samples is not None else None
         targets = as_targets(labels, per_position=self.per_position)
@@ -412,8 +415,9 @@ def _parts_of(example: object) -> tuple[Any, Tensor | None, Tensor | None]:
     if not is_pair or not all(isinstance(part, Tensor) for part in parts[2:]):
         got = ", ".join(type(part).__name__ for part in parts)
         raise RecipeError(
-            "example must be a pair (inputs, labels) of a batch; labels are a tensor, or None if no term uses them, "
-            f"and a third element may have the weights of the samples; got {got}"
+            "example must be a pair (inputs, labels) of a batch; labels are a tensor, or None if no term uses them, as "
+            "if a loop adds its own loss on `outputs`; a third element may have the weights of the samples; got "
+            f"{got}"
         )
     return parts[0], parts[1], parts[2] if len(parts) == 3 else None
 

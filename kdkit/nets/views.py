@@ -232,3 +232,6 @@ class _FunctionView:
     def __call__(self, batch: Batch) -> Call:
         """Return what the function returns."""
         return self.function(batch)
+
+    def __repr__(self) -> str:
+        return self.key  # without an address

@@ -32,7 +32,10 @@ def describe_failure(teacher: Teacher, batch: Batch, error: Exception) -> str:
     try:
         args, kwargs = teacher.view(batch)
     except Exception:  # a user-defined view may raise anything
-        return f"the view {teacher.view!r} of net {teacher.name!r} fails for a batch: {reason}"
+        return (
+            f"the view {teacher.view!r} of net {teacher.name!r} fails for a batch: {reason}{line_of_user_code(error)}; "
+            "a view gets a Batch, and the inputs of the data are batch.inputs"
+        )
     named = [*(("", value) for value in args), *((f"{name} ", value) for name, value in kwargs.items())]
     tensors = [(name, value) for name, value in named if isinstance(value, Tensor)]
     inputs = ", ".join(f"{name}{tuple(tensor.shape)}" for name, tensor in tensors)

@@ -30,7 +30,7 @@ from kdkit import (
     model_loss,
     tap,
 )
-from kdkit.errors import CheckError
+from kdkit.errors import CheckError, DataError
 from kdkit.losses import CRD, DKD, TAID, Hint, SoftTargets
 from kdkit.nets.taps import OpenTaps
 from tests.helpers.command_line import environment
@@ -600,6 +600,11 @@ def test_a_tap_on_a_module_that_runs_twice_gives_a_notice():
     with pytest.warns(UserWarning, match="of net 'student' runs several times") as caught:
         Distiller(student, Match(teacher, Hint(), **features(student, teacher)), (INPUTS, LABELS)).close()
     assert [warning.filename for warning in caught] == [__file__]  # one, not of the teacher
+
+
+def test_labels_in_a_column_are_refused_with_the_remedy():
+    with pytest.raises(DataError, match=r"int64 of shape \(samples, 1\); expected .* labels.squeeze\(1\)"):
+        Distiller(Net("student", Mlp()), Truth(nn.CrossEntropyLoss()), (INPUTS, LABELS[:, None]))
 
 
 def test_a_student_that_does_not_take_the_inputs_is_explained_as_in_a_check():

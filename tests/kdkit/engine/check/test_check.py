@@ -562,6 +562,13 @@ def test_labels_per_pixel_next_to_outputs_per_sample_are_a_problem_with_both_sha
     assert "net 'student' has outputs of shape (batch, 3) for labels of shape (batch, 6, 5), one per pixel" in problem
 
 
+def test_labels_per_token_next_to_outputs_per_sample_are_a_problem_with_both_shapes():
+    inputs, labels = samples().tensors
+    per_token = TensorDataset(inputs, labels[:, None].repeat(1, 6))
+    problem = only_problem(one_stage(tiny_net("student"), plain_goal(), TorchData(per_token, per_token)))
+    assert "net 'student' has outputs of shape (batch, 3) for labels of shape (batch, 6), one per pixel" in problem
+
+
 # Networks
 
 
