@@ -70,7 +70,7 @@ def _run_teachers(facts: Facts) -> Iterator[str]:
         session = facts.open_stage.sessions[teacher.name]
         try:
             unfired = session.dry_run(batch)
-            yield from _unfired_taps(teacher, unfired)
+            yield from _unfired_taps(teacher, unfired, " in eval mode")
             if unfired:
                 continue
             counts = [*map(modifications, nested_tensors(batch.inputs))]
@@ -111,12 +111,12 @@ def _run_students(facts: Facts) -> Iterator[str]:
                     )
 
 
-def _unfired_taps(teacher: Teacher, taps: Iterable[TapLike]) -> Iterator[str]:
+def _unfired_taps(teacher: Teacher, taps: Iterable[TapLike], mode: str = "") -> Iterator[str]:
     for tap in taps:
         path = path_of(tap.module, teacher) if isinstance(teacher, Net) else None  # Ema taps a copy of its network
         yield (
             f"the tap on {type(tap.module).__name__}{f' {path!r}' if path else ''} of net {teacher.name!r} never "
-            "fired: this module does not run in a forward pass; tap a module that does, and turn off LayerDrop"
+            f"fired: this module does not run in a forward pass{mode}; tap a module that does, and turn off LayerDrop"
         )
 
 
