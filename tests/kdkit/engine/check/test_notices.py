@@ -1,6 +1,7 @@
 """A check gives notices about settings that are valid but rarely intended."""
 
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -41,6 +42,7 @@ from kdkit.losses import (
     SoftTargets,
     loss_name,
 )
+from tests.helpers.callbacks import Recorder
 from tests.helpers.open_stages import hidden_taps
 from tests.helpers.tiny import one_stage, plain_goal, samples, tiny_data, tiny_net
 
@@ -447,3 +449,15 @@ def test_a_term_that_compares_the_padding_of_texts_is_noticed(loss, part, advice
 )
 def test_a_term_that_leaves_out_the_padding_is_not_noticed(loss, part):
     assert padding_notices(loss, part) == ()
+
+
+@pytest.mark.parametrize(("context", "is_noticed"), [(nullcontext, True), (torch.random.fork_rng, False)])
+def test_a_recipe_that_sets_the_seed_itself_is_noticed(context, is_noticed):
+    def recipe():
+        with context():
+            student = tiny_net("student", seed=5)  # by torch.manual_seed
+        return one_stage(student, plain_goal())
+
+    recorder = Recorder()
+    run(recipe, seed=3, callbacks=[recorder])
+    assert any("recipe() sets the seed of torch, to 5" in notice for notice in recorder.notices) == is_noticed
