@@ -559,6 +559,8 @@ def test_a_loss_on_maps_alone_is_reported_with_the_shapes_to_name():
     with pytest.raises(ContractError, match=r"pass the shapes that it takes, .* shapes=\[\(5, 6\), \(5, 4, 3\)\]\)"):
         check_loss(lambda: of_maps, on="features")
     check_loss(lambda: of_maps, on="features", shapes=[(5, 6), (5, 4, 3)])
+    with pytest.raises(ContractError, match=r"; if it compares features, pass on='features'; if it takes a tuple of"):
+        check_loss(lambda: of_maps)
 
 
 def test_a_minimum_elsewhere_is_reported_with_the_option():
