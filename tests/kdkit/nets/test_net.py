@@ -1,5 +1,7 @@
 """Tests of nets: their arguments, their outputs, and loading weights completely or not at all."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -204,7 +206,7 @@ def test_weights_that_do_not_fit_change_nothing_and_name_the_keys(tmp_path, chan
 
 
 def test_a_missing_weights_file_is_named():
-    with pytest.raises(RecipeError, match=r"should be in nowhere\.pt, but there is no such file"):
+    with pytest.raises(RecipeError, match=rf"should be in nowhere\.pt, but there is no such file in {Path.cwd()}; "):
         Net("teacher", Mlp(), weights="nowhere.pt")
 
 
