@@ -149,6 +149,7 @@ def test_its_parameters_are_those_of_the_student_and_of_projectors_and_teachers_
     distiller = Distiller(student, objective, (INPUTS, LABELS))
     student_count = sum(parameter.numel() for parameter in student.module.parameters())
     assert sum(parameter.numel() for parameter in distiller.parameters()) == student_count + 5 * 7 + 7
+    assert sum(parameter.numel() for parameter in distiller.module.losses.parameters()) == 5 * 7 + 7
     trained = {id(parameter) for parameter in distiller.parameters()}
     assert trained.isdisjoint(map(id, teacher.module.parameters()))
     distiller.train()
