@@ -57,7 +57,7 @@ def check(ctx: click.Context, /, **options: Any) -> None:
         status.show("preparing the data and the networks")
         recipe = file.make(recipe_options(file, options))
         status.show("checking the recipe")
-        plan = check_recipe(recipe, device, precision=settings.precision, estimate=settings)
+        plan = check_recipe(recipe, device, precision=settings.precision, estimate=settings).with_seed(settings.seed)
     console = make_console()
     console.width = min(console.width, 100)
     if not plan.problems:  # the problems may be in the data

@@ -1,6 +1,6 @@
 """Distillation in one call, for your own networks and torch data."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Unpack
 
 from torch import Tensor, nn
@@ -156,7 +156,8 @@ def _classes(net: Net[Any], train: DatasetOrLoader, labels: str | None) -> tuple
         raise
     except Exception as error:  # a network may raise anything
         reason = f"fails for the train data: {first_line(error)}"
-        advice = input_advice(net, nested_tensors(batch.inputs), error)
+        keys = [*batch.inputs] if isinstance(batch.inputs, Mapping) else []
+        advice = input_advice(net, nested_tensors(batch.inputs), keys, error)
         if advice:
             raise DataError(f"net {net.name!r} {reason}{line_of_user_code(error)}{advice}") from error
         return None, f"net {net.name!r} {reason}"

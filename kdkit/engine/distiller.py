@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, as_targets
 from kdkit.data.dataset import Task
-from kdkit.data.label_forms import SplitLabels, position_dims
+from kdkit.data.label_forms import SplitLabels, position_dims, require_form
 from kdkit.data.labels import ignored_labels
 from kdkit.data.samples import missing_labels
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.recipe_problems import repeated_names
 from kdkit.engine.check.stage_problems import stage_problems
+from kdkit.engine.failures.network_errors import describe_failure
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.terms import uses_labels
-from kdkit.errors import CheckError, RecipeError
+from kdkit.errors import CheckError, KdkitError, RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.nets.net import Net, output_shape
 from kdkit.recipe.objective import AnyObjective
@@ -371,8 +372,11 @@ class _ExampleData:
         if labels is None:
             labels = missing_labels(inputs)
         # Integers of two dimensions or more are classes of positions, unless they are 0 and 1 by class.
-        self._position_dims = position_dims([SplitLabels("example", labels, is_complete=False)], task)
+        forms = [SplitLabels("example", labels, is_complete=False)]
+        self._position_dims = position_dims(forms, task)
         self.per_position = task == "multiclass" and self._position_dims > 0
+        if self.per_position:
+            require_form(forms, task)
         device = next((parameter.device for parameter in student.network.parameters()), torch.device("cpu"))
         ids = torch.arange(len(labels)) if samples is not None else None
         targets = as_targets(labels, per_position=self.per_position)
@@ -382,7 +386,12 @@ class _ExampleData:
         """Return the properties of the data. The arguments are those of the Distiller."""
         dims = self._position_dims
         if classes is None or not self.has_labels:
-            shape = output_shape(self.student, self.batch)
+            try:
+                shape = output_shape(self.student, self.batch)
+            except KdkitError:
+                raise
+            except Exception as error:  # a network may raise anything
+                raise CheckError([describe_failure(self.student, self.batch, error)]) from error
             classes = [str(index) for index in range(shape[1])] if classes is None else classes
             # Without labels, the outputs show whether there are positions; all of them are compared.
             dims = dims if self.has_labels or self.task == "regression" else len(shape) - 2
@@ -405,8 +414,9 @@ def _parts_of(example: object) -> tuple[Any, Tensor | None, Tensor | None]:
     if not is_pair or not all(isinstance(part, Tensor) for part in parts[2:]):
         got = ", ".join(type(part).__name__ for part in parts)
         raise RecipeError(
-            "example must be a pair (inputs, labels) of a batch; labels are a tensor, or None if no term uses them, "
-            f"and a third element may have the weights of the samples; got {got}"
+            "example must be a pair (inputs, labels) of a batch; labels are a tensor, or None if no term uses them, as "
+            "if a loop adds its own loss on `outputs`; a third element may have the weights of the samples; got "
+            f"{got}"
         )
     return parts[0], parts[1], parts[2] if len(parts) == 3 else None
 
@@ -431,7 +441,7 @@ def _opened(stage: Stage, context: BuildContext, batch: Batch) -> OpenStage:
         open_stage.close()
         raise
     for notice in facts.notices:
-        warnings.warn(notice, stacklevel=3)
+        warnings.warn(notice, stacklevel=4)  # the caller of the class, whose __init__ is decorated
     return open_stage
 
 

@@ -162,7 +162,7 @@ class PreparedRun:
         origin: Origin,
         interrupts: Interrupts,
     ) -> None:
-        plan = check(recipe, device, options.precision)
+        plan = check(recipe, device, options.precision).with_seed(options.seed)
         plan.require()
         recipe = recipe.with_stages(plan.stages)  # a schedule may create other stages in its next call
         require_agreement(recipe, options, device, origin)

@@ -139,7 +139,8 @@ class ExportSource:
         batch = next(self.batches(self.data.validation, max(_BATCH_SIZES), count=max(_BATCH_SIZES)))
         sizes = {size for tensor in self.inputs_of(batch) for size in tensor.shape[1:]}
         count = next((size for size in _BATCH_SIZES if size not in sizes), _BATCH_SIZES[0])
-        return self.inputs_of(batch.rows(torch.arange(count) % len(batch)))
+        # Copies, because torch.onnx cannot convert a program that was traced on slices of other tensors.
+        return tuple(tensor.clone() for tensor in self.inputs_of(batch.rows(torch.arange(count) % len(batch))))
 
     @cached_property
     def program(self) -> torch.export.ExportedProgram:

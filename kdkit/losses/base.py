@@ -101,6 +101,10 @@ class BuildableLoss(Protocol):
         ...
 
 
+# For the error of a `build` that takes or reads other arguments.
+BUILD_ARGUMENTS = "; build(student, target, context, teacher) gets a tuple of shapes for each side, one shape per tap"
+
+
 def loss_name(loss: Callable[..., Any]) -> str:
     """Return the name of a loss or loss class in snake case: soft_targets for SoftTargets(...)."""
     name = getattr(loss, "__name__", None) or type(loss).__name__

@@ -159,7 +159,7 @@ def require_same_channels(student: Tensor, target: Tensor, loss: Any) -> None:
         raise RecipeError(
             f"{type(loss).__name__} compares features of one shape; got {tuple(student.shape)} and "
             f"{tuple(target.shape)}: create its projector before the optimizer, for the shapes that it gets, by "
-            "loss.build((student.shape,), (target.shape,))"
+            "loss.build((student.shape,), (target.shape,)), and in a build of your own by super().build(...)"
         )
 
 

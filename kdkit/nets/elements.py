@@ -49,10 +49,15 @@ def pick_tensor(value: Any, element: Element, source: str) -> Tensor:
         reason = ", but a tensor was expected; return torch.from_numpy(...).float()"
     elif element is None:
         reason = ", but one tensor was expected; select it with element=..., an index, a key or a function"
+        is_empty = isinstance(value, Mapping | list | tuple) and not any(item.ndim for _, item in _tensors_of(value))
+        if is_empty:  # such as the losses of a detector, or its detections, a dict for each image
+            reason += ", or, if no term compares outputs, pass element=lambda outputs: torch.zeros(len(outputs), 1)"
     elif callable(element):
         reason = f", but element=... returns {_describe(picked)} for it; expected one tensor"
     else:
         reason = f", whose element {element!r} is {_describe(picked)}; expected one tensor{_advice(value, element)}"
+        if isinstance(picked, tuple | list) and isinstance(value, Mapping):  # such as the hidden states of all layers
+            reason += f", such as element=lambda outputs: outputs[{element!r}][-1]"
     tensors = ", ".join(f"{key!r} {tuple(tensor.shape)}" for key, tensor in _tensors_of(value))
     listing = f"; its tensors are {tensors}" if tensors else ""
     raise RecipeError(f"{source} gives {_describe(value)}{reason}{listing}")

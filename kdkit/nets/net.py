@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kdkit.data.batch import Batch, map_tensors, modifications, nested_tensors, to_device
 from kdkit.errors import RecipeError, did_you_mean, first_line, shortened
 from kdkit.nets.elements import Element, default_element, pick_tensor, validate_element
-from kdkit.nets.views import Call, Inputs, View, validate_view
+from kdkit.nets.views import Call, Inputs, View, as_view
 from kdkit.nets.weights import load_weights
 from kdkit.utils.devices import find_device
 from kdkit.utils.modules import eval_mode, uncompiled
@@ -29,7 +29,8 @@ class Net(Generic[M]):
 
     name: unique in a recipe. Folders, terms and table rows are named after it.
     module: an `nn.Module`. A teacher behind an API may be any callable, which then needs a `version`.
-    view: turns a batch into the arguments of the module, such as `Inputs(only=("input_ids",))`; all inputs if None.
+    view: turns a batch into the arguments of the module, such as `Inputs(only=("input_ids",))` or a function that
+    returns the positional and the keyword arguments; all inputs if None.
     element: selects the outputs, (batch, classes) or (batch, classes, *positions), if the module returns several
     tensors: an index, a key or attribute, or a function. If None, the output named `logits`, `last_hidden_state` or
     `out` is taken, as models of transformers and torchvision name it, otherwise the only tensor. The plan shows which.
@@ -61,7 +62,7 @@ class Net(Generic[M]):
         name: str,
         module: M,
         *,
-        view: View | None = None,
+        view: View | Callable[[Batch], Call] | None = None,
         element: Element = None,
         channels_last: bool | None = None,
         classes: Sequence[str] | int | None = None,
@@ -85,8 +86,7 @@ class Net(Generic[M]):
         validate_element(element)
         self.name = name
         self.module: M = module  # declared, because pyright infers the narrowed type
-        self.view: View = Inputs() if view is None else view
-        validate_view(self.view, name)
+        self.view: View = Inputs() if view is None else as_view(view, name)
         self.element, self.channels_last = element, channels_last
         self.taken_element = element  # the default is filled in when the module first returns several tensors
         self.classes = None if classes is None else _class_names(classes, name)

@@ -1,7 +1,7 @@
 """Views turn a batch into the arguments of a network, so that teachers and students may get different inputs."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
@@ -205,10 +205,33 @@ def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.de
     return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
 
 
-def validate_view(view: object, net: str) -> None:
-    """Raise RecipeError if an object is not a view."""
-    if isinstance(view, type) or not isinstance(view, View):
-        raise RecipeError(
-            f"the view of net {net!r} must be Inputs(only=(...)), Images(...), or an object of a class with a text "
-            f"`key` and a __call__(batch) that returns (args, kwargs); got {describe(view)}"
-        )
+def as_view(view: "View | Callable[[Batch], Call]", net: str) -> View:
+    """Return a view, or a function as a view. Raises RecipeError for any other object."""
+    if not isinstance(view, type):
+        if isinstance(view, View):
+            return view
+        if callable(view) and not isinstance(view, nn.Module):
+            return _FunctionView(view)
+    raise RecipeError(
+        f"the view of net {net!r} must be Inputs(only=(...)), Images(...), or a function of the batch that returns the "
+        f"arguments of the network, such as lambda batch: ((change(batch.inputs),), {{}}); got {describe(view)}"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _FunctionView:
+    """A function as a view."""
+
+    function: Callable[[Batch], Call]
+
+    @property
+    def key(self) -> str:
+        """The name of the function. The key of a teacher cache also has its code."""
+        return getattr(self.function, "__name__", None) or type(self.function).__name__
+
+    def __call__(self, batch: Batch) -> Call:
+        """Return what the function returns."""
+        return self.function(batch)
+
+    def __repr__(self) -> str:
+        return self.key  # without an address

@@ -92,12 +92,13 @@ def headline_of(verdicts: Sequence[Verdict]) -> str:
             f"In these runs, the distilled student is better in {better or 'none'} of {settings}. "
             "One seed of each cannot tell whether distillation helps."
         )
-    helped = sum(verdict.tone == "better" for verdict in several)
+    helped, harmed = (sum(verdict.tone == tone for verdict in several) for tone in ("better", "worse"))
     settings = describe_count(len(several), "setting") + (" with several seeds" if len(several) < len(compared) else "")
     if helped == len(several) > 1:
         return f"Distillation helped in all {settings}."
-    headline = f"Distillation helped in {helped or 'none'} of {settings}."
-    if helped and len(several) > _FEW:
+    headline = f"Distillation helped in {helped or 'none'} of {settings}"
+    headline += f", and made the student worse in {harmed}." if harmed else "."
+    if (helped or harmed) and len(several) > _FEW:
         headline += (
             " The intervals are not corrected for multiple comparisons: of settings without an effect, about 1 in 20 "
             "differs by chance."

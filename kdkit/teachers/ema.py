@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from kdkit.data.batch import Batch
 from kdkit.losses.base import BuildContext
 from kdkit.nets.moving_average import MovingAverage, validate_decay
 from kdkit.nets.taps import TapLike
-from kdkit.nets.views import View, validate_view
+from kdkit.nets.views import Call, View, as_view
 from kdkit.teachers.base import OnlineTeacher, TeacherSession
 from kdkit.teachers.frozen import Frozen
 
@@ -25,13 +26,13 @@ class Ema(OnlineTeacher):
     """
 
     decay: float = 0.999
-    view: View | None = None
+    view: View | Callable[[Batch], Call] | None = None
 
     def __post_init__(self) -> None:
         OnlineTeacher.__post_init__(self)
         validate_decay(self.decay)
         if self.view is not None:
-            validate_view(self.view, self.name)
+            as_view(self.view, self.name)  # raises an error for any other object
 
     @property
     def name(self) -> str:
@@ -57,7 +58,7 @@ class _EmaSession(Frozen):
         moved_taps = [copy.deepcopy(tap, dict(memo)) for tap in taps]
         average = copy.copy(net)  # keeps all other options, such as the element and the order of its outputs
         average.name, average.module = teacher.name, module
-        average.view = teacher.view if teacher.view is not None else net.view
+        average.view = net.view if teacher.view is None else as_view(teacher.view, teacher.name)
         super().__init__(average, moved_taps)
 
     def on_step(self) -> None:

@@ -10,15 +10,20 @@ from torch import Tensor, nn
 
 from kdkit.data.dataset import Task
 from kdkit.errors import ContractError
-from kdkit.losses.base import BuildableLoss, BuildContext, Loss, extra_kwargs_of, loss_name
+from kdkit.losses.base import BUILD_ARGUMENTS, BuildableLoss, BuildContext, Loss, extra_kwargs_of, loss_name
 
 _TRAINING_SAMPLES = 12  # more than a batch holds, for losses that remember samples
 
 BOTH_SIDES = ("student", "target")
 # The end of messages about values under autocast.
 IN_HALF_PRECISION = (
-    "; under autocast, matrix products (@, einsum, cdist, linear layers) are in half precision, also of tensors after "
-    ".float(): compute them in `with torch.autocast(student.device.type, enabled=False):`"
+    "; convert both sides with .float() first: in fp16, an eps below 6e-8 is 0; under autocast, matrix products (@, "
+    "einsum, cdist, linear layers) are in half precision, also of tensors after .float(): compute them in "
+    "`with torch.autocast(student.device.type, enabled=False):`"
+)
+_NEAR_ZERO = (
+    "; if it divides by a norm or takes a root, the gradient near 0 is about 1 / eps, which must not exceed the range "
+    "of fp16: pass a larger eps, such as F.normalize(..., eps=1e-4)"
 )
 
 
@@ -98,7 +103,7 @@ class LossCase:
         student, target = (tuple(tensor.shape for tensor in side) for side in (self.inputs.student, self.inputs.target))
         for _ in range(builds if self._is_buildable else 0):
             torch.default_generator.manual_seed(1)
-            with self.contract_errors("in build()"):
+            with self.contract_errors("in build()", BUILD_ARGUMENTS):
                 loss.build(student, target, self.context, self.teacher)  # type: ignore[attr-defined]  # see the range
         return loss
 
@@ -133,7 +138,7 @@ class LossCase:
             if tensor.grad is None:
                 raise self.error(inputs, "gives the student no gradient")
             if not tensor.grad.isfinite().all():
-                raise self.error(inputs, "gives a gradient that is not finite")
+                raise self.error(inputs, f"gives a gradient that is not finite{_NEAR_ZERO}")
         return value.detach()
 
     def error(self, inputs: LossInputs, problem: str) -> ContractError:
@@ -141,12 +146,13 @@ class LossCase:
         return ContractError(f"{self.name} on {inputs} {problem}")
 
     @contextmanager
-    def contract_errors(self, situation: str) -> Iterator[None]:
-        """Turn any exception of the loss into a ContractError that names the situation."""
+    def contract_errors(self, situation: str, advice: str = "") -> Iterator[None]:
+        """Turn any exception of the loss into a ContractError that names the situation and ends with the advice."""
         try:
             yield
         except Exception as error:
-            raise ContractError(f"{self.name} {situation} raises {type(error).__name__}: {error}") from error
+            reason = f"{type(error).__name__}: {error}{advice}"
+            raise ContractError(f"{self.name} {situation} raises {reason}") from error
 
     def _loss_kwargs(self, inputs: LossInputs) -> dict[str, Any]:
         batch = len(inputs.student[0])

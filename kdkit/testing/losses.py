@@ -78,14 +78,18 @@ def check_loss(
                 for check in checks:
                     check(case)
             except ContractError as error:
-                if shapes is not None or on == "outputs" or error.__cause__ is None:
+                if shapes is not None or error.__cause__ is None or check is not checks[0]:
                     raise
-                # The loss itself raised an error: perhaps it takes only maps, or only vectors.
-                others = [default for default in _SHAPES[on] if default != shape]
-                raise ContractError(
-                    f"{error}; if it does not take features of this shape, pass the shapes that it takes, without "
-                    f"the batch: check_loss(..., shapes={others})"
-                ) from error
+                # The loss raised an error for random numbers: perhaps it takes only maps, only vectors, or a tuple.
+                advice = "if it compares features, pass on='features'"
+                if on == "features":
+                    others = [default for default in _SHAPES[on] if default != shape]
+                    advice = (
+                        "if it does not take features of this shape, pass the shapes that it takes, without the batch: "
+                        f"check_loss(..., shapes={others})"
+                    )
+                tuples = "" if layers is not None else "; if it takes a tuple of taps, pass layers=(3, 3)"
+                raise ContractError(f"{error}; {advice}{tuples}") from error
 
 
 def _validate_arguments(make_loss: Any, *, on: str, shapes: Any, layers: Any, task: str) -> None:

@@ -112,11 +112,14 @@ def _check_stage(
 ) -> _StageCheck:
     """Return the result of checking one stage. Each check needs the earlier ones to find no problem."""
     result = _StageCheck(stage, stage_problems(stage, context) or [*storage_problems(stage)])
-    if result.problems:
-        return result
     data = recipe.data
+    loader = data.train.loader if isinstance(data.train, LoaderSplit) else None
+    has_batches = loader is not None and not isinstance(data.train, StreamSplit)
+    if result.problems:
+        result.loader_batch = getattr(loader, "batch_size", None) if has_batches else None
+        return result
     untransformed = tiny_batch(data, stage.training.batch_size).to(device)
-    if isinstance(data.train, LoaderSplit) and not isinstance(data.train, StreamSplit):
+    if has_batches:
         result.loader_batch = len(untransformed)
     device = untransformed.labels.device  # this one has its index, such as cuda:0
     memory.reset_peak(device)

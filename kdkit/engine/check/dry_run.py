@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from kdkit.engine.stage.module import temporary_training
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import KdkitError, RecipeError
-from kdkit.losses.base import describe_loss, is_of_kdkit, unwrapped
+from kdkit.losses.base import BUILD_ARGUMENTS, describe_loss, is_of_kdkit, unwrapped
 from kdkit.losses.features import as_tuple
 from kdkit.nets.net import Net
 from kdkit.nets.taps import HeadTap, TapLike, is_left_out, path_of
@@ -67,7 +68,7 @@ def _run_teachers(facts: Facts) -> Iterator[str]:
         session = facts.open_stage.sessions[teacher.name]
         try:
             unfired = session.dry_run(batch)
-            yield from _unfired_taps(teacher, unfired)
+            yield from _unfired_taps(teacher, unfired, " in eval mode")
             if unfired:
                 continue
             counts = [*map(modifications, nested_tensors(batch.inputs))]
@@ -108,12 +109,12 @@ def _run_students(facts: Facts) -> Iterator[str]:
                     )
 
 
-def _unfired_taps(teacher: Teacher, taps: Iterable[TapLike]) -> Iterator[str]:
+def _unfired_taps(teacher: Teacher, taps: Iterable[TapLike], mode: str = "") -> Iterator[str]:
     for tap in taps:
         path = path_of(tap.module, teacher) if isinstance(teacher, Net) else None  # Ema taps a copy of its network
         yield (
             f"the tap on {type(tap.module).__name__}{f' {path!r}' if path else ''} of net {teacher.name!r} never "
-            "fired: this module does not run in a forward pass; tap a module that does, and turn off LayerDrop"
+            f"fired: this module does not run in a forward pass{mode}; tap a module that does, and turn off LayerDrop"
         )
 
 
@@ -190,7 +191,7 @@ def _build_loss(facts: Facts, term: BoundTerm, outputs: TeacherOutputs, teachers
     except RecipeError as error:
         yield f"term {term.label!r}: {error}"
     except Exception as error:  # a user-defined loss may raise anything
-        yield f"term {term.label!r}: its build raises {type(error).__name__}: {error}"
+        yield f"term {term.label!r}: its build raises {type(error).__name__}: {error}{BUILD_ARGUMENTS}"
 
 
 def _head(side: Taps) -> nn.Module | None:
@@ -262,11 +263,13 @@ def _compute_terms(facts: Facts) -> Iterator[str]:
             tried = inputs
             if can_relabel and compares_nothing(term, inputs):  # later samples have labels that it compares
                 tried = term.gather_inputs(_labelled_batch(facts, term), outputs, fill=True)
+            outputs_shape = as_tuple(tried.student)[0].shape if term.student.is_output else None
             with (
                 _watch_projectors(term.loss) as projectors,
-                WatchLosses(checks_targets=term.target is not None) as watch,
+                WatchLosses(checks_targets=term.target is not None, outputs=outputs_shape) as watch,
             ):
-                problem = TermCheck(term, tried, term.loss_kwargs(tried, module.progress), cause_not_finite).problem()
+                check = TermCheck(term, tried, term.loss_kwargs(tried, module.progress), cause_not_finite)
+                problem = check.problem()
         except RecipeError as error:
             yield f"term {term.label!r}: {error}"
             continue
@@ -275,6 +278,8 @@ def _compute_terms(facts: Facts) -> Iterator[str]:
             yield f"term {term.label!r}: {problem}" + (f"; it {mistake}" if mistake else "")
         elif mistake:
             facts.notices.append(f"term {term.label!r}: {describe_loss(term.loss)} {mistake}")
+        if problem is None and not is_of_kdkit(unwrapped(term.loss)):
+            facts.notices += _untrained_weights(facts, term, check)
         facts.computes_ctc |= watch.calls_ctc
         if term.weighted.has_weight:
             trained.update(parameters_behind(as_tuple(inputs.student)))
@@ -285,6 +290,22 @@ def _compute_terms(facts: Facts) -> Iterator[str]:
         facts.checked_terms.append(CheckedTerm(term, inputs, whole))
         facts.terms.append(summarize(term, whole, facts.taps, projectors.values()))
     facts.untrained_outputs = all(parameters_behind([outputs[net.name].output]) - trained for net in module.students)
+
+
+def _untrained_weights(facts: Facts, term: BoundTerm, check: TermCheck) -> Iterator[str]:
+    """Yield a notice if a loss has weights that no optimizer gets, such as a function that calls a projector."""
+    if not isinstance(check.value, Tensor):  # it was not called, because no sample has a label
+        return
+    teachers = (getattr(teacher, "module", None) for teacher in facts.stage.teachers)
+    of_teachers = chain.from_iterable(module.parameters() for module in teachers if isinstance(module, nn.Module))
+    of_loss = parameters_behind([check.value]) - parameters_behind(as_tuple(check.inputs.student))
+    others = of_loss - {*facts.module.parameters(), *of_teachers}
+    shapes = [tuple(weight.shape) for weight in others if isinstance(weight, nn.Parameter)]
+    if shapes:
+        yield (
+            f"term {term.label!r}: {describe_loss(term.loss)} has weights that are not trained, such as one of "
+            f"{max(shapes)}; make the loss an nn.Module that holds them, or freeze them with requires_grad_(False)"
+        )
 
 
 @contextmanager

@@ -17,10 +17,12 @@ from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.engine.stage.terms import BoundTerm
 from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.errors import DataError
-from kdkit.losses.base import is_per_position, loss_name
+from kdkit.losses.base import describe_loss, is_of_kdkit, is_per_position, loss_name
 from kdkit.losses.catalog import ON_FEATURES
 from kdkit.losses.contrastive import CRD
-from kdkit.losses.features import as_tuple
+from kdkit.losses.features import TensorOrTuple, as_tuple
+from kdkit.losses.hints import Hint, SquareHead
+from kdkit.losses.similarity import Cosine
 from kdkit.nets.taps import HeadTap, Tap
 from kdkit.nets.views import Images
 from kdkit.recipe.objective import Truth
@@ -48,6 +50,7 @@ def stage_notices(facts: Facts) -> Iterator[str]:
         _untrained_offset,
         _frames_of_sequences,
         _unlabelled_positions,
+        _padding,
         _sequences,
         _terms_of_copied_labels,
     ):
@@ -155,6 +158,30 @@ def _unlabelled_positions(facts: Facts) -> Iterator[str]:
             yield (
                 f"term {term.label!r} compares no position of the first samples, because none of them has a label"
                 f"{advice}"
+            )
+
+
+def _padding(facts: Facts) -> Iterator[str]:
+    """Yield a notice for each term that compares the padding of texts, which the mask among the inputs leaves out."""
+    mask = facts.batch.inputs.get("attention_mask") if isinstance(facts.batch.inputs, Mapping) else None
+    if facts.problems or not isinstance(mask, Tensor) or mask.ndim != 2 or bool((mask > 0).all()):
+        return
+    kept = (mask > 0)[:, None]  # (batch, 1, tokens), of features
+    masks = {3: kept, 4: kept[..., None] & kept[:, :, None]}  # of attention maps, (batch, heads, tokens, tokens)
+    for term, _, inputs in facts.checked_terms:
+        # Other losses of kdkit compare samples or whole maps, or select positions themselves.
+        by_token = isinstance(term.loss, Hint | Cosine | SquareHead) or not is_of_kdkit(term.loss)
+        student = inputs.student
+        if term.target is None or term.rows is not None or not by_token or not isinstance(student, Tensor):
+            continue
+        of_side = masks.get(student.ndim)
+        if of_side is None or (len(student), *student.shape[2:]) != (len(mask), *of_side.shape[2:]):
+            continue
+        if _changes(facts, term, inputs, torch.where(of_side, student, student + 1)):
+            wrapper = "PerPosition" if term.student.is_output else "Masked"
+            yield (
+                f"term {term.label!r} also compares the padding, {(mask <= 0).float().mean():.0%} of the tokens of the "
+                f"first samples; {wrapper}({describe_loss(term.loss)}) leaves it out"
             )
 
 
@@ -307,17 +334,22 @@ def _sees_offset(facts: Facts, term: BoundTerm, inputs: TermInputs) -> bool:
     student = inputs.student
     if not isinstance(student, Tensor) or student.ndim != 2 or student.shape[1] < 2:
         return True
+    offsets = torch.linspace(1, 2, len(student), device=student.device, dtype=student.dtype)[:, None]
+    return _changes(facts, term, inputs, student + offsets)
+
+
+def _changes(facts: Facts, term: BoundTerm, inputs: TermInputs, other: Tensor) -> bool:
+    """Return whether the value of a term changes if its student side is another one."""
     loss, target = term.loss, inputs.target_or_labels()
     kwargs = term.loss_kwargs(inputs, facts.module.progress)
 
-    def value(outputs: Tensor) -> Tensor:
+    def value(student: TensorOrTuple) -> Tensor:
         with preserve_rng_state(cuda=False), preserve_buffers([loss] if isinstance(loss, nn.Module) else []):
-            result: Tensor = loss(outputs, target, **kwargs)
+            result: Tensor = loss(student, target, **kwargs)
         return result
 
-    offsets = torch.linspace(1, 2, len(student), device=student.device, dtype=student.dtype)[:, None]
     try:
         with torch.no_grad():
-            return not torch.allclose(value(student), value(student + offsets), rtol=1e-3, atol=1e-6)
+            return not torch.allclose(value(inputs.student), value(other), rtol=1e-3, atol=1e-6)
     except Exception:  # the loss may be user-defined, or only take probabilities
         return True

@@ -104,7 +104,7 @@ def _columns_problem(net: Net[Any], output: Tensor, labels: Tensor, context: Bui
                 f"net {net.name!r} has outputs of shape {shape}, and there are no labels to tell which dimension has "
                 "the classes; pass Net(..., channels_last=True) if it is the last one, or False"
             )
-    if labels.ndim > 2 >= output.ndim:
+    if (labels.ndim > 2 or positions) and output.ndim <= 2:
         return (
             f"net {net.name!r} has outputs of shape {shape} for labels of shape {_batch_shape(labels.shape)}, one per "
             "pixel or token; return outputs per pixel or token from the network, or one label per sample from the data"

@@ -1,7 +1,7 @@
 """The plan of a recipe: its stages, what each term compares, and every problem."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -92,6 +92,17 @@ class Plan:
     def stages(self) -> tuple[Stage, ...]:
         """The stages in the order in which they run."""
         return tuple(plan.stage for plan in self.stage_plans)
+
+    def with_seed(self, seed: int) -> "Plan":
+        """Return the plan with a notice if recipe(), which was called with this seed of torch, has set another one."""
+        if torch.initial_seed() == seed:
+            return self
+        notice = (
+            f"recipe() sets the seed of torch, to {torch.initial_seed()}, so networks that it creates afterwards have "
+            "the same initial weights in the runs of all seeds; leave torch.manual_seed out, or call it within "
+            "torch.random.fork_rng()"
+        )
+        return replace(self, notices=(*self.notices, notice))
 
     @property
     def terms(self) -> tuple[tuple[TermSummary, ...], ...]:

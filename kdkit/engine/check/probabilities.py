@@ -141,13 +141,14 @@ def target_problem(loss: Any, student: TensorOrTuple, target: TensorOrTuple) -> 
 class WatchLosses(TorchFunctionMode):
     """Watches the calls of torch's losses within the context, also those of a loss that a user wrote.
 
-    checks_targets: whether targets are looked at, which come from a teacher. calls_ctc: whether one is the CTC loss.
+    checks_targets: whether targets are looked at, which come from a teacher. outputs: the shape of the outputs, (batch,
+    classes, ...), if the loss gets these. calls_ctc: whether one is the CTC loss.
     notice: why the arguments of a call seem to be mistaken, or "". A formula may use the function for something else.
     """
 
-    def __init__(self, *, checks_targets: bool) -> None:
+    def __init__(self, *, checks_targets: bool, outputs: torch.Size | None = None) -> None:
         super().__init__()
-        self.checks_targets, self.calls_ctc = checks_targets, False
+        self.checks_targets, self.outputs, self.calls_ctc = checks_targets, outputs, False
         self.notice = ""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -159,7 +160,7 @@ class WatchLosses(TorchFunctionMode):
             target = args[1] if len(args) > 1 else kwargs.get("target")
             has_target = self.checks_targets and not kwargs.get("log_target")
             with suppress(RuntimeError):  # within vmap, tensors have no values
-                problem = _call_problem(func, student, target if has_target else None)
+                problem = _call_problem(func, student, target if has_target else None, self.outputs)
                 self.notice = "" if problem is None else f"calls {func.__name__}, which may be a mistake: {problem}"
         return func(*args, **kwargs)
 
@@ -171,16 +172,21 @@ _WATCHED = frozenset(
 )
 
 
-def _call_problem(func: Any, student: Any, target: Any) -> str | None:
+def _call_problem(func: Any, student: Any, target: Any, outputs: torch.Size | None) -> str | None:
     if not isinstance(student, Tensor):
         return None
     problem = student_problem(func, student)
     if problem is None and isinstance(target, Tensor) and func not in _CTC:
         problem = target_problem(func, student, target)
-    if problem is None and func is F.kl_div and student.ndim == 2 and len(student) > 1:
-        sums = [(student.detach().exp().sum(dim) - 1).abs().max() < 1e-2 for dim in (0, 1)]
-        if sums[0] and not sums[1]:
-            problem = "its probabilities sum to 1 over the samples; pass dim=1 to log_softmax and softmax"
+    # In a tensor of another form, such as one whose positions come first, the classes may be in any dimension.
+    if problem is None and func is F.kl_div and (student.ndim == 2 or student.shape == outputs):
+        sums = [
+            size > 1 and bool((student.detach().exp().sum(dim) - 1).abs().max() < 1e-2)
+            for dim, size in enumerate(student.shape)
+        ]
+        if any(sums) and not sums[1]:
+            over = "samples" if sums[0] else "positions, and outputs are (batch, classes, *positions)"
+            problem = f"its probabilities sum to 1 over the {over}; pass dim=1 to log_softmax and softmax"
     return problem
 
 

@@ -49,6 +49,7 @@ class TermCheck:
         self.loss, self.student = describe_loss(term.loss), repr(term.student_net.name)
         self.teacher = term.weighted.term.teacher
         self.first = as_tuple(inputs.student)[0]
+        self.value: Any = None  # of the loss, once `problem` has computed it
 
     def problem(self) -> str | None:
         """Return the first problem, or None."""
@@ -64,7 +65,7 @@ class TermCheck:
         try:
             with watch, warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                value = self._value(self.inputs.student)
+                value = self.value = self._value(self.inputs.student)
         except KdkitError as error:
             return str(error)
         except Exception as error:  # a user-defined loss may raise anything, or not fit its two sides

@@ -3,7 +3,7 @@
 import inspect
 import re
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,23 +34,31 @@ def describe_failure(teacher: Teacher, batch: Batch, error: Exception) -> str:
     try:
         args, kwargs = teacher.view(batch)
     except Exception:  # a user-defined view may raise anything
-        return f"the view {teacher.view!r} of net {teacher.name!r} fails for a batch: {reason}"
+        return (
+            f"the view {teacher.view!r} of net {teacher.name!r} fails for a batch: {reason}{line_of_user_code(error)}; "
+            "a view gets a Batch, and the inputs of the data are batch.inputs"
+        )
     named = [*(("", value) for value in args), *((f"{name} ", value) for name, value in kwargs.items())]
     tensors = [(name, value) for name, value in named if isinstance(value, Tensor)]
     inputs = ", ".join(f"{name}{tuple(tensor.shape)}" for name, tensor in tensors)
     return (
         f"net {teacher.name!r} fails for its inputs ({inputs}): {reason}{line_of_user_code(error)}"
-        f"{input_advice(teacher, [tensor for _, tensor in tensors], error)}"
+        f"{input_advice(teacher, [tensor for _, tensor in tensors], [*kwargs], error)}"
     )
 
 
-def input_advice(net: Net[Any], inputs: Iterable[Tensor], error: Exception) -> str:
-    """Return advice on common mistakes with columns, arrays, images and decoders, to append to the error, or ""."""
+def input_advice(net: Net[Any], inputs: Iterable[Tensor], keys: Sequence[str], error: Exception) -> str:
+    """Return advice on common mistakes with columns, arrays, images and decoders, to append to the error, or "".
+
+    keys: of inputs that are a mapping.
+    """
     is_call = isinstance(error, TypeError)
     takes_one = is_call and _takes_one(net.module)
     if (is_call and "unexpected keyword argument" in str(error)) or (takes_one and "required positional" in str(error)):
-        advice = "; select the inputs that it takes, for example Net(..., view=Inputs(only=('input_ids',)))"
-        whole = ", or give it the whole mapping by a view that returns ((dict(batch.inputs),), {})"
+        arguments = parameters_by_name(getattr(net.module, "forward", net.module))
+        taken = tuple(key for key in keys if key in arguments) or (*keys[:1],)
+        advice = f"; select the inputs that it takes, for example Net(..., view=Inputs(only={taken}))"
+        whole = ", or give it the whole mapping: view=lambda batch: ((dict(batch.inputs),), {})"
         return advice + whole * takes_one
     # Models of transformers name the inputs of the encoder in this error.
     has_decoder = getattr(getattr(net.module, "config", None), "is_encoder_decoder", False)

@@ -89,6 +89,13 @@ class Tap:
     def _feature(self, value: Any) -> Tensor:
         """Return the captured tensor, (batch, channels, ...), from an input or output of the module."""
         form = self.form
+        # Otherwise a teacher's main output would be compared instead of the one of an auxiliary head.
+        if self.at == "output" and isinstance(value, Tensor) and self.element and isinstance(self.element, int | str):
+            raise RecipeError(
+                f"the output of {form.layer} is one tensor {tuple(value.shape)}, without an element {self.element!r}; "
+                "a teacher runs in eval mode, in which some networks return less than in training: tap the layer "
+                "inside that computes the element, or leave out element="
+            )
         tensor = pick_tensor(value, self.element, f"the {self.at} of {form.layer}")
         if not form.is_decided:
             form.decide(value, tensor)

@@ -34,9 +34,10 @@ def find_weights(path: Path, name: str, key: str | None) -> WeightFile:
     if is_file(path):
         return WeightFile(path, key)
     if not path.is_dir():
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
         raise RecipeError(
-            f"the weights of net {name!r} should be in {path}, but there is no such file; pass a weight file, or the "
-            "folder of a run"
+            f"the weights of net {name!r} should be in {path}, but there is no such file{where}; pass a weight file, "
+            "or the folder of a run"
         )
     stages = [*path.glob("*/")] if (path / "run.json").is_file() else [path] * (path / "history.jsonl").is_file()
     files: dict[str, Path] = {}  # if several stages trained a network, the last one counts

@@ -213,7 +213,7 @@ class WholeMapping:
 
 def test_a_network_of_a_mapping_gets_it_by_a_view_as_the_error_without_one_says():
     rows = [{"first": torch.randn(4), "second": torch.randn(4), "label": row % 3} for row in range(8)]
-    with pytest.raises(DataError, match=r"or give it the whole mapping by a view that returns \(\(dict\(batch.inputs"):
+    with pytest.raises(DataError, match=r"or give it the whole mapping: view=lambda batch: \(\(dict\(batch.inputs"):
         kdkit.distill(OfMapping(), OfMapping(), rows, rows)
     options = {"view": WholeMapping(), "element": "embedding"}
     nets = [Net("teacher", OfMapping(), trained=True, **options), Net("student", OfMapping(), **options)]
@@ -223,7 +223,9 @@ def test_a_network_of_a_mapping_gets_it_by_a_view_as_the_error_without_one_says(
 
 def test_a_column_that_the_network_does_not_take_is_named():
     rows = [{"input": image, "label": label, "path": f"{row}.png"} for row, (image, label) in enumerate(IMAGE_DATA)]
-    with pytest.raises(DataError, match=r"net 'student' fails .* 'path'; select the inputs .*view=Inputs\(only="):
+    with pytest.raises(
+        DataError, match=r"net 'student' fails .* 'path'; select the inputs .*view=Inputs\(only=\('input',\)"
+    ):
         kdkit.distill(image_net("teacher", trained=True), image_net("student"), rows, rows)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kdkit import Distiller, Match, Net, Tap, Truth
-from kdkit.losses import Hint, SoftTargets
+from kdkit.losses import Hint, Masked, SoftTargets
 from tests.helpers.tiny import Mlp
 
 ROWS, SIZE, EPOCHS = 24, 8, 2
@@ -153,7 +153,7 @@ def test_hugging_faces_trainer_distils_a_transformer_on_texts_of_different_lengt
     student = Net("student", bert(1, 8), element="logits")
     hidden = Match(
         teacher,
-        Hint(),
+        Masked(Hint()),
         student=Tap(student.module.bert.embeddings, channels_last=True),
         target=Tap(teacher.module.bert.embeddings, channels_last=True),
     )

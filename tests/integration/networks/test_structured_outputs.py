@@ -258,6 +258,17 @@ def test_an_element_is_not_taken_of_a_network_that_returns_a_single_tensor_in_ev
     )
 
 
+def test_the_output_of_an_auxiliary_head_is_not_taken_from_the_only_output_of_a_teacher(signals):
+    teacher, student = (Net(name, OnlyInTraining(), element=0) for name in ("teacher", "student"))
+    teacher.trained = True
+    auxiliary = Match(teacher, soft, student=Tap(student.module, element=1), target=Tap(teacher.module, element=1))
+    (problem,) = kdkit.check(Recipe(data=signals, schedule=[Stage({student: auxiliary}, Training(epochs=1))])).problems
+    assert "is one tensor (4, 3), without an element 1; a teacher runs in eval mode" in problem
+    heads = Match(teacher, soft, student=Tap(student.module, element=1), target=Tap(teacher.module.aux))
+    (unfired,) = kdkit.check(Recipe(data=signals, schedule=[Stage({student: heads}, Training(epochs=1))])).problems
+    assert "never fired: this module does not run in a forward pass in eval mode" in unfired
+
+
 def test_a_network_that_fails_in_eval_mode_alone_is_refused_before_the_first_step(signals):
     student = Net("student", OnlyInTraining(more_in_training=False))
     plan = kdkit.check(Recipe(data=signals, schedule=[Stage({student: Truth(cross_entropy)}, Training(epochs=1))]))

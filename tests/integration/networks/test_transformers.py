@@ -166,7 +166,7 @@ def test_a_model_of_transformers_learns_from_its_own_loss_and_a_teacher(compile_
         Truth(model_loss, student=Tap(student.module, element="loss"))
         + Truth(cross_entropy, "outside")
         + Match(teacher, soft)
-        + Match(teacher, hint, student=Tap(layer(student, 0)), target=Tap(layer(teacher, 1)))
+        + Match(teacher, Masked(hint), student=Tap(layer(student, 0)), target=Tap(layer(teacher, 1)))
     )
     stage = Stage({student: objective}, Training(epochs=1, batch_size=5))
     recipe = Recipe(data=texts(labels=True), schedule=[stage])

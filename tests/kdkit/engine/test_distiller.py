@@ -30,7 +30,7 @@ from kdkit import (
     model_loss,
     tap,
 )
-from kdkit.errors import CheckError
+from kdkit.errors import CheckError, DataError
 from kdkit.losses import CRD, DKD, TAID, Hint, SoftTargets
 from kdkit.nets.taps import OpenTaps
 from tests.helpers.command_line import environment
@@ -149,6 +149,7 @@ def test_its_parameters_are_those_of_the_student_and_of_projectors_and_teachers_
     distiller = Distiller(student, objective, (INPUTS, LABELS))
     student_count = sum(parameter.numel() for parameter in student.module.parameters())
     assert sum(parameter.numel() for parameter in distiller.parameters()) == student_count + 5 * 7 + 7
+    assert sum(parameter.numel() for parameter in distiller.module.losses.parameters()) == 5 * 7 + 7
     trained = {id(parameter) for parameter in distiller.parameters()}
     assert trained.isdisjoint(map(id, teacher.module.parameters()))
     distiller.train()
@@ -599,7 +600,22 @@ def test_a_tap_on_a_module_that_runs_twice_gives_a_notice():
     teacher, student = Net("teacher", Mlp(hidden=7), trained=True), Net("student", Siamese())
     with pytest.warns(UserWarning, match="of net 'student' runs several times") as caught:
         Distiller(student, Match(teacher, Hint(), **features(student, teacher)), (INPUTS, LABELS)).close()
-    assert len(caught) == 1  # not of the teacher
+    assert [warning.filename for warning in caught] == [__file__]  # one, not of the teacher
+
+
+def test_labels_in_a_column_are_refused_with_the_remedy():
+    with pytest.raises(DataError, match=r"int64 of shape \(samples, 1\); expected .* labels.squeeze\(1\)"):
+        Distiller(Net("student", Mlp()), Truth(nn.CrossEntropyLoss()), (INPUTS, LABELS[:, None]))
+
+
+def test_a_student_that_does_not_take_the_inputs_is_explained_as_in_a_check():
+    student = Net("student", Mlp())
+    with pytest.raises(
+        CheckError,
+        match=r"net 'student' fails for its inputs \(image \(8, 4\), id \(8,\)\): TypeError: .*"
+        r"unexpected keyword argument 'image'; .* view=Inputs\(only=\('image',\)\)",
+    ):
+        Distiller(student, Truth(nn.CrossEntropyLoss()), ({"image": INPUTS, "id": LABELS}, LABELS))
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])

@@ -120,6 +120,16 @@ def test_attention_without_a_dimension_of_heads_is_converted():
     np.testing.assert_allclose(model({"steps": steps.numpy()}), expected, atol=1e-6)
 
 
+def test_a_net_whose_view_takes_a_part_of_the_inputs_is_converted():
+    split = TensorDataset(torch.randn(20, 5), torch.arange(20) % 3)
+    net = Net("student", nn.Linear(2, 3), view=lambda batch: ((batch.inputs[:, :2],), {}))
+    recipe = Recipe(
+        data=TorchData(split, split), schedule=[Stage({net: Truth(nn.CrossEntropyLoss())}, Training(epochs=1))]
+    )
+    model = onnx.load_from_string(OnnxExporter().export(ExportSource(recipe, net, FAST)).content)
+    assert [size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim] == [0, 2]
+
+
 class Eigenvalues(nn.Module):
     """An operation that ONNX does not have."""
 

@@ -1,5 +1,7 @@
 """Tests of nets: their arguments, their outputs, and loading weights completely or not at all."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -101,6 +103,15 @@ def test_a_net_is_called_with_its_view_of_a_batch():
     torch.testing.assert_close(inputs_seen[0], torch.ones(2, 1, 2, 2))
 
 
+def test_a_view_may_be_a_function_of_the_batch():
+    def doubled(batch):
+        return (2 * batch.inputs,), {}
+
+    net = Net("eye", nn.Identity(), view=doubled)
+    assert torch.equal(net(batch()), 2 * torch.ones(2, 4))
+    assert net.view.key == "doubled"
+
+
 def test_a_net_picks_its_outputs_by_element():
     net = Net("dict", lambda inputs: {"logits": inputs, "aux": 0}, version="1", element="logits")
     assert torch.equal(net(batch()), torch.ones(2, 4))
@@ -195,7 +206,7 @@ def test_weights_that_do_not_fit_change_nothing_and_name_the_keys(tmp_path, chan
 
 
 def test_a_missing_weights_file_is_named():
-    with pytest.raises(RecipeError, match=r"should be in nowhere\.pt, but there is no such file"):
+    with pytest.raises(RecipeError, match=rf"should be in nowhere\.pt, but there is no such file in {Path.cwd()}; "):
         Net("teacher", Mlp(), weights="nowhere.pt")
 
 

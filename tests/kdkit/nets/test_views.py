@@ -184,6 +184,12 @@ def test_the_map_of_an_attention_layer_is_not_taken_for_its_output():
         ),
         (Pair(OUTPUT, OTHER), None, "its tensors are 'left' (3,), 'right' (2, 3)"),
         ({"loss": torch.tensor(0.5)}, None, "its tensors are 'loss' ()"),
+        (
+            [{"boxes": OUTPUT}],
+            None,
+            "no term compares outputs, pass element=lambda outputs: torch.zeros(len(outputs), 1)",
+        ),
+        ({"hidden": (OUTPUT, OTHER)}, "hidden", "one tensor, such as element=lambda outputs: outputs['hidden'][-1]"),
         ((OUTPUT, None), 1, "it gives a tuple of 2, whose element 1 is None"),
         ((OUTPUT, None), 1, "create the model with attn_implementation='eager'"),
         ((OUTPUT,), 1, "create the model with attn_implementation='eager'"),
@@ -235,9 +241,9 @@ def test_an_input_that_is_not_there_is_refused_with_those_that_are():
         Inputs(only="words")
 
 
-@pytest.mark.parametrize("view", ["words", ["words"], lambda batch: ((batch.inputs,), {}), Inputs])
+@pytest.mark.parametrize("view", ["words", ["words"], nn.Identity(), Inputs])
 def test_an_object_that_is_no_view_is_refused(view):
-    with pytest.raises(RecipeError, match=r"the view of net 'student' must be Inputs\(only="):
+    with pytest.raises(RecipeError, match=r"the view of net 'student' must be Inputs\(only=.* such as lambda batch"):
         Net("student", nn.Linear(2, 2), view=view)
 
 

@@ -440,8 +440,10 @@ def test_one_seed_of_each_setting_decides_nothing(runs, tmp_path):
     report = write_report([*(runs / f"seed{seed}" for seed in range(3)), other], tmp_path / "report.html")
     assert headline_of(report.verdicts).endswith(" of 1 setting with several seeds.")
     seeds, _ = report.verdicts
-    helped, without_effect = (replace(seeds, tone=tone) for tone in ("better", "open"))
+    helped, without_effect, harmed = (replace(seeds, tone=tone) for tone in ("better", "open", "worse"))
     assert headline_of([helped, without_effect, helped]) == "Distillation helped in 2 of 3 settings."
+    expected = "Distillation helped in none of 2 settings, and made the student worse in 1."
+    assert headline_of([without_effect, harmed]) == expected
     many = headline_of([helped, *[without_effect] * 3])
     assert many.startswith("Distillation helped in 1 of 4 settings. The intervals are not corrected for multiple")
 

@@ -268,7 +268,8 @@ def test_a_view_that_fails_is_named():
 
     teacher = tiny_net("teacher", trained=True, view=FailingView())
     (problem,) = problems_of(tiny_net("student"), plain_goal() + Match(teacher, SoftTargets()))
-    assert "the view FailingView() of net 'teacher' fails for a batch: KeyError: 'lead'" in problem
+    assert "the view FailingView() of net 'teacher' fails for a batch: KeyError: 'lead' (test_base.py" in problem
+    assert problem.endswith("a view gets a Batch, and the inputs of the data are batch.inputs")
 
 
 def test_an_object_that_is_not_a_teacher_is_a_problem_with_its_name():

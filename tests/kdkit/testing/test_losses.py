@@ -119,6 +119,18 @@ def of_relative_distances(student, target):
     return F.mse_loss(student, target)
 
 
+def of_unit_length(student, target):
+    return F.mse_loss(F.normalize(student), F.normalize(target))
+
+
+def of_unit_length_in_float(student, target):
+    return F.mse_loss(F.normalize(student.float()), F.normalize(target.float()))
+
+
+def of_unit_length_with_larger_eps(student, target):
+    return F.mse_loss(F.normalize(student.float(), eps=1e-4), F.normalize(target.float(), eps=1e-4))
+
+
 def rooted(student, target):
     return (student - target).square().mean().sqrt()
 
@@ -206,6 +218,8 @@ def cancelled(student, target):
         (divided_by_its_length, "on zeros (student) of (4, 5)"),
         (by_distance_from_one, "on ones (student) of (4, 5)"),
         (of_relative_distances, "on equal samples (student) of (4, 5)"),
+        (of_unit_length, "in fp16 of (4, 5) is nan, not a finite number; convert both sides with .float() first"),
+        (of_unit_length_in_float, "of (4, 5) gives a gradient that is not finite; if it divides by a norm"),
         (rooted, "on two equal sides of (4, 5) gives a gradient that is not finite"),
         (logarithm, "on numbers of +-10000 of (4, 5)"),
         (squared_in_half, "on numbers of +-10000 in fp16 of (4, 5) is inf"),
@@ -235,6 +249,10 @@ def test_a_faulty_loss_is_reported_with_its_inputs(loss, message):
 
 def test_a_gradient_that_is_beyond_the_range_of_fp16_in_float32_too_passes():
     check_loss(lambda: of_squares, on="features")
+
+
+def test_unit_vectors_with_the_eps_of_the_advice_pass():
+    check_loss(lambda: of_unit_length_with_larger_eps)
 
 
 def test_a_loss_that_declares_a_sum_over_samples_passes():
@@ -420,7 +438,7 @@ class StateInEval(nn.Module):
         (ProjectorPerBuild, r"has 30 parameters after one build, and 60 after two builds"),
         (ScaledPerBuild, r"is .* after one build, and .* after two builds"),
         (ScaledPerInstance, r"is not deterministic for one seed"),
-        (FailingBuild, r"in build\(\) raises LookupError: no such layer"),
+        (FailingBuild, r"in build\(\) raises LookupError: no such layer; build\(student, target, context, teacher\)"),
         (UnsavedState, r"is .*, but .* after loading its state_dict\(\) in eval mode; save all of its state"),
         (GrowingState, r"when its state_dict\(\) is loaded raises RuntimeError"),
         (StateInEval, r"changes its state in eval mode"),
@@ -541,6 +559,8 @@ def test_a_loss_on_maps_alone_is_reported_with_the_shapes_to_name():
     with pytest.raises(ContractError, match=r"pass the shapes that it takes, .* shapes=\[\(5, 6\), \(5, 4, 3\)\]\)"):
         check_loss(lambda: of_maps, on="features")
     check_loss(lambda: of_maps, on="features", shapes=[(5, 6), (5, 4, 3)])
+    with pytest.raises(ContractError, match=r"; if it compares features, pass on='features'; if it takes a tuple of"):
+        check_loss(lambda: of_maps)
 
 
 def test_a_minimum_elsewhere_is_reported_with_the_option():

@@ -1,4 +1,8 @@
-"""A loss between the outputs of the student and those of a teacher."""
+"""A loss between the outputs of the student and those of a teacher.
+
+A loss on features of different shapes subclasses `kdkit.losses.ProjectedLoss`, which has a projector, and defines
+`compare`. Test it with `check_loss(MyLoss, on="features", least_when_equal=False)`.
+"""
 
 from dataclasses import dataclass
 

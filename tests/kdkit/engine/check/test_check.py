@@ -178,6 +178,8 @@ def test_two_terms_with_the_same_label_are_a_problem():
     teacher, student = teacher_and_student()
     objective = Match(teacher, SoftTargets()) + Match(teacher, SoftTargets(temperature=2))
     assert "2 terms are called 'teacher/soft_targets'" in only_problem(one_stage(student, objective))
+    data = TorchData(DataLoader(samples(), batch_size=2), samples(), classes=3)
+    assert check(one_stage(student, objective, data)).loader_batch == 2  # also if nothing was read
 
 
 def test_two_nets_with_the_same_name_are_a_problem():
@@ -558,6 +560,13 @@ def test_labels_per_pixel_next_to_outputs_per_sample_are_a_problem_with_both_sha
     data = TorchData(per_pixel, per_pixel, task="regression")
     problem = only_problem(one_stage(tiny_net("student"), plain_goal(), data))
     assert "net 'student' has outputs of shape (batch, 3) for labels of shape (batch, 6, 5), one per pixel" in problem
+
+
+def test_labels_per_token_next_to_outputs_per_sample_are_a_problem_with_both_shapes():
+    inputs, labels = samples().tensors
+    per_token = TensorDataset(inputs, labels[:, None].repeat(1, 6))
+    problem = only_problem(one_stage(tiny_net("student"), plain_goal(), TorchData(per_token, per_token)))
+    assert "net 'student' has outputs of shape (batch, 3) for labels of shape (batch, 6), one per pixel" in problem
 
 
 # Networks

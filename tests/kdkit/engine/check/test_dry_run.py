@@ -97,6 +97,35 @@ def test_a_loss_is_built_with_the_shapes_the_context_and_the_teacher():
     }
 
 
+class OfOneShape(Hint):
+    """A build that takes the shape of one tap instead of a tuple of shapes."""
+
+    def build(self, student, target, context, teacher):
+        self.weight = nn.Parameter(torch.ones(target[1]))
+
+
+class WithoutProjector(Hint):
+    """A build that forgets that of its base class."""
+
+    def build(self, student, target, context, teacher):
+        self.weight = nn.Parameter(torch.ones(target[0][1]))
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (OfOneShape(), "IndexError: tuple index out of range; build(student, target, context, teacher) gets a tuple"),
+        (WithoutProjector(), "by loss.build((student.shape,), (target.shape,)), and in a build of your own by super()"),
+    ],
+)
+def test_a_wrong_build_is_a_problem_with_its_arguments(loss, message):
+    teacher, student = tiny_net("teacher", trained=True, hidden=7), tiny_net("student")
+    stage = stage_of(Match(teacher, loss, **hidden_taps(student, teacher)), student)
+    with OpenStage(stage, CONTEXT, torch.device("cpu")) as open_stage:
+        (problem,) = dry_run(open_stage, BATCH).problems
+    assert message in problem
+
+
 def test_taps_on_tensors_that_are_modified_in_place_capture_copies():
     teacher, student = tiny_net("teacher", trained=True), tiny_net("student", seed=1)
     # The in-place ReLU overwrites both tensors after they are captured: its input is the output of the batch norm.

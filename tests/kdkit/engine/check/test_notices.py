@@ -1,6 +1,7 @@
 """A check gives notices about settings that are valid but rarely intended."""
 
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +28,7 @@ from kdkit import (
 )
 from kdkit.errors import RunFolderError
 from kdkit.losses import (
+    CKA,
     DIST,
     RKD,
     Cosine,
@@ -40,6 +42,8 @@ from kdkit.losses import (
     SoftTargets,
     loss_name,
 )
+from tests.helpers.callbacks import Recorder
+from tests.helpers.open_stages import hidden_taps
 from tests.helpers.tiny import one_stage, plain_goal, samples, tiny_data, tiny_net
 
 LAST = (
@@ -345,3 +349,115 @@ def test_a_teacher_that_is_worse_than_its_student_is_noted_at_the_end(tmp_path, 
     assert note in json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]["teacher"]["accuracy"]["note"]
     assert f"note: {note}" in capsys.readouterr().out
     assert not result.metrics["student"]["accuracy"].note
+
+
+class WithProjector:
+    """A loss that is no nn.Module, so the optimizer does not get its projector."""
+
+    def __init__(self, trained=True):
+        self.projector = nn.Linear(5, 5).requires_grad_(trained)
+
+    def __call__(self, student, target):
+        return (self.projector(student) - target).square().mean()
+
+
+class ModuleWithProjector(WithProjector, nn.Module):
+    def __init__(self):
+        nn.Module.__init__(self)
+        WithProjector.__init__(self)
+
+    forward = WithProjector.__call__
+    __call__ = nn.Module.__call__
+
+
+def with_head_of(net):
+    """Return a loss on features that calls a layer of a network."""
+    return lambda student, target: (net.module.head(student) - net.module.head(target)).square().mean()
+
+
+def test_weights_of_a_loss_that_is_no_module_are_not_trained():
+    def notices(loss):
+        return notices_of(student, Match(teacher, loss, **hidden_taps(student, teacher)))
+
+    teacher, student = nets()
+    message = "has weights that are not trained, such as one of (5, 5); make the loss an nn.Module that holds them"
+    assert [message in notice for notice in notices(WithProjector())] == [True]
+    projected = WithProjector()
+    assert [message in notice for notice in notices(lambda student, target: projected(student, target))] == [True]
+    for loss in (WithProjector(trained=False), ModuleWithProjector(), with_head_of(teacher), with_head_of(student)):
+        assert notices(loss) == ()
+
+
+class Tagger(nn.Module):
+    """Gives hidden states, an attention map and logits, with tokens last."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Conv1d(4, 5, 1), nn.Conv1d(5, 3, 1)
+        self.attention = nn.Identity()
+
+    def forward(self, inputs, attention_mask):
+        hidden = self.body(inputs)
+        self.attention((hidden[..., None] * hidden[:, :, None]).softmax(-1))
+        return self.head(hidden)
+
+
+def padding_notices(loss, part=None, padding=2):
+    """Return the notices about a term on a part of two taggers, or on their outputs, for texts with padding."""
+    mask = (torch.arange(6) < 6 - padding).long().expand(8, 6)
+    labels = (torch.arange(48).reshape(8, 6) % 3).masked_fill(mask == 0, -100)
+    rows = [
+        ({"inputs": row, "attention_mask": kept}, label)
+        for row, kept, label in zip(torch.randn(8, 4, 6), mask, labels, strict=True)
+    ]
+    teacher, student = Net("teacher", Tagger(), trained=True), Net("student", Tagger())
+    taps = {"student": Tap(getattr(student.module, part)), "target": Tap(getattr(teacher.module, part))} if part else {}
+    plan = check(one_stage(student, plain_goal() + Match(teacher, loss, **taps), TorchData(rows, rows, classes=3)))
+    plan.require()
+    return plan.notices
+
+
+def of_the_first_token(student, target):
+    return (student[:, :, 0] - target[:, :, 0]).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "part", "advice"),
+    [
+        (Hint(), "body", "33% of the tokens of the first samples; Masked(Hint) leaves it out"),
+        (nn.MSELoss(), "attention", "Masked(MSELoss) leaves it out"),
+        (nn.MSELoss(), None, "PerPosition(MSELoss) leaves it out"),
+    ],
+)
+def test_a_term_that_compares_the_padding_of_texts_is_noticed(loss, part, advice):
+    (notice,) = padding_notices(loss, part)
+    assert "also compares the padding, " in notice
+    assert notice.endswith(advice)
+    assert padding_notices(loss, part, padding=0) == ()
+
+
+@pytest.mark.parametrize(
+    ("loss", "part"),
+    [
+        (Masked(Hint()), "body"),
+        (Masked(nn.MSELoss()), "attention"),
+        (of_the_first_token, "body"),
+        (CKA(), "body"),
+        (SoftTargets(), None),
+        (PerPosition(nn.MSELoss()), None),
+    ],
+)
+def test_a_term_that_leaves_out_the_padding_is_not_noticed(loss, part):
+    assert padding_notices(loss, part) == ()
+
+
+@pytest.mark.parametrize(("context", "is_noticed"), [(nullcontext, True), (torch.random.fork_rng, False)])
+def test_a_recipe_that_sets_the_seed_itself_is_noticed(context, is_noticed):
+    def recipe():
+        with context():
+            student = tiny_net("student", seed=5)  # by torch.manual_seed
+        return one_stage(student, plain_goal())
+
+    recorder = Recorder()
+    run(recipe, seed=3, callbacks=[recorder])
+    assert any("recipe() sets the seed of torch, to 5" in notice for notice in recorder.notices) == is_noticed

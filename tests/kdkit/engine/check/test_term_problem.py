@@ -75,6 +75,24 @@ def test_a_notice_names_the_likely_mistake_of_a_loss_by_hand(loss, message):
     assert message is None or re.search(message, notices[0])
 
 
+def kl_over(dim):
+    return lambda s, t: F.kl_div(s.log_softmax(dim), t.softmax(dim), reduction="batchmean")
+
+
+def with_tokens_second(student, target):
+    return kl_over(-1)(student.movedim(1, -1), target.movedim(1, -1))
+
+
+@pytest.mark.parametrize(("loss", "is_wrong"), [(kl_over(-1), True), (kl_over(1), False), (with_tokens_second, False)])
+def test_a_softmax_over_positions_instead_of_classes_is_a_likely_mistake(loss, is_wrong):
+    rows = torch.utils.data.TensorDataset(torch.randn(8, 4, 6), torch.arange(48).reshape(8, 6) % 3)
+    teacher, student = Net("teacher", nn.Conv1d(4, 3, 1), trained=True), Net("student", nn.Conv1d(4, 3, 1))
+    notices = check(one_stage(student, plain_goal() + Match(teacher, loss), TorchData(rows, rows))).notices
+    assert ["over the positions, and outputs are (batch, classes, *positions)" in text for text in notices] == (
+        [True] * is_wrong
+    )
+
+
 def test_labels_may_be_more_than_probabilities_in_a_loss_by_hand():
     def weighted(student, labels):
         return F.cross_entropy(student, 3 * F.one_hot(labels, 3).float())
