@@ -17,19 +17,23 @@ _WIDTH = 100  # columns, if the list goes to a file or a pipe
 
 
 @click.command("list", short_help="List the registered losses, models, data sets and more.")
-@click.argument("file", required=False, type=PATH)
+@click.argument("what", metavar="[KIND|FILE]", required=False, type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs, with full descriptions.")
-def list_(file: Path | None, as_json: bool) -> None:
+def list_(what: Path | None, as_json: bool) -> None:
     """List everything that is registered, and the plugin that registered it.
 
         kdkit list
+        kdkit list losses
         kdkit list recipe.py --json
 
-    With FILE, the list includes what that recipe file registers.
+    KIND is losses, models or another kind of the list. With FILE, the list includes what that recipe file registers.
     """
-    if file is not None:
-        read_recipe_file(file)
+    kind = str(what) if str(what) in REGISTRIES else None
+    if what is not None and kind is None:
+        read_recipe_file(what)
     entries = registered(installed())
+    if kind is not None:
+        entries = {kind: entries[kind]}
     if as_json:
         echo(json.dumps(entries, indent=1))
     else:

@@ -54,7 +54,8 @@ class _Sum:
 class Truth(_Sum):
     """Learn from the labels (ground truth): `loss(student side, labels)`.
 
-    label: the name of the term in tables. student: the tap or tuple of taps to compare with the labels, for example on
+    label: the name of the term in tables; if several terms of a network have the default one, a `Stage` numbers them.
+    student: the tap or tuple of taps to compare with the labels, for example on
     an auxiliary head; None for the outputs. A tapped head follows the order of the network's `classes` if these are the
     classes of the data in another order. Otherwise it must follow the classes of the data, even if the network has
     other `classes`. teacher, target: None, unlike those of a `Match`.
@@ -71,6 +72,11 @@ class Truth(_Sum):
         _validate_loss(self.loss)
         _validate_label(self.label)
         object.__setattr__(self, "student", _as_taps("student", self.student, self))
+
+    @property
+    def default_label(self) -> str:
+        """The label if none is passed."""
+        return "truth"
 
     def __repr__(self) -> str:
         options = [describe_loss(self.loss), *describe_options(self, "label", "student")]
@@ -101,7 +107,7 @@ class Match(_Sum):
 
     student, target: the tap or tuple of taps to compare on either side; None for the outputs. If the student side is a
     tapped head, it is compared with the teacher's outputs class by class, see `Truth`.
-    label: the name of the term in tables; "<teacher>/<loss>" if empty.
+    label: the name of the term in tables; "<teacher>/<loss>" if empty, numbered if several terms of a network have it.
     """
 
     teacher: Teacher
@@ -128,13 +134,18 @@ class Match(_Sum):
         for side in ("student", "target"):
             object.__setattr__(self, side, _as_taps(side, getattr(self, side), self))
         if not self.label:
-            object.__setattr__(self, "label", f"{self.teacher.name}/{loss_name(self.loss)}")
+            object.__setattr__(self, "label", self.default_label)
 
     def __repr__(self) -> str:
         options = [repr(self.teacher.name), describe_loss(self.loss), *describe_options(self, "student", "target")]
-        if self.label != f"{self.teacher.name}/{loss_name(self.loss)}":
+        if self.label != self.default_label:
             options.append(f"label={self.label!r}")
         return f"Match({', '.join(options)})"
+
+    @property
+    def default_label(self) -> str:
+        """The label if none is passed."""
+        return f"{self.teacher.name}/{loss_name(self.loss)}"
 
     def weighted(self) -> "tuple[Weighted, ...]":
         """Return this term."""

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -59,7 +59,7 @@ class Stage:
                 raise RecipeError(f"a stage trains nets; got a {type(net).__name__}{advice}")
         if not isinstance(self.training, Training):
             raise RecipeError(f"a stage needs a Training; got {type(self.training).__name__}")
-        objectives = {net: as_objective(objective) for net, objective in self.objectives.items()}
+        objectives = {net: _numbered(as_objective(objective)) for net, objective in self.objectives.items()}
         object.__setattr__(self, "objectives", objectives)
         object.__setattr__(self, "name", self.name or "+".join(net.name for net in self.objectives))
         validate_name("stage", self.name, "-_+ ")
@@ -238,6 +238,20 @@ def stage_dependencies(stages: Sequence[Stage]) -> dict[str, tuple[str, ...]]:
         stage.name: tuple(stages[earlier].name for earlier in range(index) if depends(index, earlier))
         for index, stage in enumerate(stages)
     }
+
+
+def _numbered(objective: Objective) -> Objective:
+    """Number the default labels that several terms have, such as of hints at two layers: teacher/hint 1 and 2."""
+    labels = [weighted.term.label for weighted in objective if weighted.term.label == weighted.term.default_label]
+    numbers = {label: count(1) for label in labels if labels.count(label) > 1}
+    return Objective(
+        tuple(
+            replace(weighted, term=replace(weighted.term, label=f"{label} {next(numbers[label])}"))
+            if (label := weighted.term.label) in numbers
+            else weighted
+            for weighted in objective
+        )
+    )
 
 
 def _is_opaque(teacher: Teacher) -> bool:

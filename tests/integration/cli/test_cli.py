@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdkit import RecipeError
+from kdkit import RecipeError, registry
 from kdkit.plugins.recipe_file import read_recipe_file
 from tests.helpers.command_line import ROOT, CommandResult, environment
 
@@ -43,8 +43,8 @@ SHARED = """
         def forward(self, x):
             return self.head(self.body(x).relu())
 
-    def truth():
-        return Truth(nn.CrossEntropyLoss())
+    def truth(label="truth"):
+        return Truth(nn.CrossEntropyLoss(), label)
 
     def single_stage(objectives, training=None):
         return Recipe(data=tiny_data(), schedule=[Stage(objectives, training or Training(epochs=1, batch_size=8))])
@@ -243,9 +243,9 @@ EXPERIMENTS = {
     ),
     "two terms of one name": (
         """
-        return single_stage({Net("s", Wide()): truth() + truth()})
+        return single_stage({Net("s", Wide()): truth() + truth(label="one") + truth(label="one")})
         """,
-        ["2 terms are called 'truth'", "label="],
+        ["2 terms are called 'one'", "label="],
     ),
     "two nets of one name": (
         """
@@ -336,7 +336,7 @@ def test_all_problems_are_reported_at_once(kdkit_here, write_recipe):
         def recipe():
             t, s = Net("t", Wide()), Net("s", Wide())
             tap = Match(t, Hint(), student=Tap(t.module.body), target=Tap(t.module.body))
-            return single_stage({s: truth() + truth() + tap})
+            return single_stage({s: truth(label="one") + truth(label="one") + tap})
         """
     )
     result = kdkit_here("check", path)
@@ -760,6 +760,13 @@ def test_list_names_the_plugin_of_each_entry(kdkit_here, write_recipe):
         """
     )
     assert any(line.split()[:2] == ["of_mine", "mine.py"] for line in kdkit_here("list", path).out.splitlines())
+
+
+def test_one_kind_is_listed_alone(kdkit_here):
+    lines = kdkit_here("list", "metrics").out.splitlines()
+    assert lines[0] == "metrics"
+    assert json.loads(kdkit_here("list", "metrics", "--json").out).keys() == {"metrics"}
+    assert len(list(filter(None, lines))) - 1 == len(registry("metrics"))
 
 
 def test_a_recipe_file_that_registers_a_taken_name_is_refused(kdkit_here, write_recipe):

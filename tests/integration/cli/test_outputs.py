@@ -36,7 +36,7 @@ FOLDERS = {
 SEEDS = ["run", "recipe.py", "--seeds", "2", "--out"]
 # Paths that are read, or in which files are deleted.
 READ = {
-    ("list", "file"), ("doctor", "runs"), ("classes", "folder"), ("cache", "folder"), ("evaluate", "weights"),
+    ("list", "what"), ("doctor", "runs"), ("classes", "folder"), ("cache", "folder"), ("evaluate", "weights"),
     ("report", "folders"), ("card", "folder"), ("export", "folder"), ("rerun", "folder"), ("predict", "model"),
     ("predict", "records"), ("ecg store", "location"), ("run", "file"), ("check", "file"), ("evaluate", "file"),
     ("sweep", "file"),

@@ -36,6 +36,16 @@ def test_a_single_term_becomes_an_objective():
     assert isinstance(Stage({net: plain_goal()}, TRAINING).objectives[net], Objective)
 
 
+def test_default_labels_that_several_terms_of_a_net_have_are_numbered():
+    teacher, student = tiny_net("teacher", trained=True), tiny_net("student")
+    soft = [Match(teacher, SoftTargets()), Match(teacher, SoftTargets(), label="mine"), Match(teacher, SoftTargets())]
+    stage = Stage({student: plain_goal() + sum(0.5 * term for term in soft)}, TRAINING)
+    labels = ["truth", "teacher/soft_targets 1", "mine", "teacher/soft_targets 2"]
+    assert [term.label for term in stage.terms] == labels
+    assert stage.objectives[student].weights(0) == dict(zip(labels, [1, 0.5, 0.5, 0.5], strict=True))
+    assert [term.label for term in Stage({student: plain_goal()}, TRAINING).terms] == ["truth"]
+
+
 @pytest.mark.parametrize(
     ("objectives", "training", "message"),
     [

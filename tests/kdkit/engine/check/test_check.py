@@ -133,14 +133,6 @@ def test_the_tap_of_a_term_on_the_labels_must_be_on_its_net():
     )
 
 
-def test_two_terms_on_the_labels_need_labels_of_their_own():
-    student = tiny_net("student")
-    auxiliary = Truth(nn.CrossEntropyLoss(), student=Tap(student.module.head))
-    assert "2 terms are called 'truth'; distinguish them with label='...'" in only_problem(
-        one_stage(student, plain_goal() + auxiliary)
-    )
-
-
 # Teachers, names and stages
 
 
@@ -176,8 +168,8 @@ def test_two_nets_of_one_stage_cannot_be_frozen_teachers_of_each_other():
 
 def test_two_terms_with_the_same_label_are_a_problem():
     teacher, student = teacher_and_student()
-    objective = Match(teacher, SoftTargets()) + Match(teacher, SoftTargets(temperature=2))
-    assert "2 terms are called 'teacher/soft_targets'" in only_problem(one_stage(student, objective))
+    objective = Match(teacher, SoftTargets(), label="soft") + Match(teacher, SoftTargets(temperature=2), label="soft")
+    assert "2 terms are called 'soft'; distinguish them with label='...'" in only_problem(one_stage(student, objective))
     data = TorchData(DataLoader(samples(), batch_size=2), samples(), classes=3)
     assert check(one_stage(student, objective, data)).loader_batch == 2  # also if nothing was read
 
