@@ -84,8 +84,9 @@ class SweepResults:
     level: the confidence level of each interval, at which all of them together have 95 % (Bonferroni).
     distillation_level: likewise, of the intervals of students against their baselines.
     reference: the options of the reference, such as "method=kd"; "" if the best cell is compared with the others.
-    left_out: the reason for each finished run that cannot be read. average_over: the options whose values are averaged
-    over, in addition to the seeds.
+    left_out: the reason for each finished run that cannot be read. without_net: the labels of cells whose recipe has no
+    net of the compared name, with this name. average_over: the options whose values are averaged over, in addition to
+    the seeds.
     """
 
     cells: tuple[CellResults, ...]
@@ -96,6 +97,7 @@ class SweepResults:
     reference: str = ""
     distillation_level: float = LEVEL
     left_out: tuple[str, ...] = ()
+    without_net: Mapping[str, str] = field(default_factory=dict)
     average_over: tuple[str, ...] = ()
 
     @property
@@ -140,6 +142,8 @@ class SweepResults:
         repetitions = [cell.repetitions for cell in self.cells if cell.repetitions]
         if comparisons and min(map(len, repetitions)) == 1:
             notes["one seed cannot tell which options are better, or whether distillation helps: --seeds 5"] = None
+        for label, net in self.without_net.items():
+            notes[f"{label} has no net {net!r}"] = None
         if len({*repetitions}) > 1:
             notes[f"means are over different {self.unit}s, because some runs are missing; run the sweep again"] = None
         if max(map(len, (of_best, against_reference, against_baselines))) > 1:
@@ -182,6 +186,7 @@ class SweepResults:
                 "distillation_level": self.distillation_level,
                 "cells": cells,
                 "left_out": self.left_out,
+                "notes": self.notes(),
             },
             indent=2,
         )

@@ -353,6 +353,35 @@ def test_a_wrong_metric_or_net_is_refused_before_anything_runs(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_cell_whose_recipe_lacks_the_net_or_the_metric_is_named_and_the_others_are_compared(tmp_path):
+    def chosen(method: str) -> Recipe:
+        made = recipe()
+        if method == "alone":
+            return made
+        net = Net("teacher", nn.Linear(4, 3))
+        stage = Stage({net: Truth(nn.CrossEntropyLoss())}, made.stages[0].training)
+        return Recipe(data=made.data, schedule=[stage], metrics=(Accuracy(), UserAccuracy()))
+
+    class UserAccuracy(UserMetric):
+        name = "user_accuracy"
+
+        def compute(self, test):
+            return Accuracy().compute(test)
+
+    grid = {"method": ["alone", "a", "b"]}
+    sweep = Sweep(chosen, grid, folder=tmp_path, seeds=1, net="teacher", metric="user_accuracy")
+    assert [result.error for result in sweep.run(RunOptions(device="cpu", measure=False))] == [None] * 3
+    results = sweep.results()
+    assert [cell.repetitions for cell in results.cells] == [(), (0,), (0,)]
+    assert results.cells[2].comparison.samples.value == 0
+    note = "method=alone has no net 'teacher'"
+    assert (note in results.notes(), note in results.as_json()) == (True, True)
+    for method in "ab":
+        (tmp_path / f"method={method},seed=0" / "trial.json").unlink()
+    with pytest.raises(RecipeError, match=r"alone,seed=0 has no metrics of net 'teacher'; there are: net"):
+        sweep.results()
+
+
 def test_results_need_a_finished_run(tmp_path):
     with pytest.raises(RecipeError, match=r"no run in .* is finished"):
         Sweep(recipe, {}, folder=tmp_path).results()
