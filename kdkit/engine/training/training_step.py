@@ -52,6 +52,7 @@ class TrainingStep:
         with self.autocast:
             return {name: session(batch) for name, session in sessions.items()}
 
+    @torch.enable_grad()  # user code, such as a callback, may have turned them off
     def add_gradients(
         self,
         batch: Batch,
