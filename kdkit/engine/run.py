@@ -40,6 +40,7 @@ from kdkit.recipe.recipe import Recipe, Stage, as_recipe, stage_dependencies
 from kdkit.utils import collectives
 from kdkit.utils.devices import default_modes, deterministic
 from kdkit.utils.randomness import exclusive_rng_state, seed_everything
+from kdkit.utils.working_directory import preserve_working_directory
 
 _INTERRUPTED = (
     "kdkit: the attribute `result` of this exception has the history, the networks and the metrics so far; in a "
@@ -88,8 +89,9 @@ def run(
     """Run a recipe, or the recipe that a function returns, which is called after the seed is set.
 
     options: a RunOptions; its fields can also be passed by keyword instead. callbacks: objects with callback hooks, in
-    addition to those of installed plugins. The random states of Python, numpy and torch are restored at the end.
-    Threads share them, so a second thread in this function, `check`, `evaluate` or `export_net` waits for the first.
+    addition to those of installed plugins. The random states of Python, numpy and torch, and the working directory, are
+    restored at the end. Threads share them, so a second thread in this function, `check`, `evaluate` or `export_net`
+    waits for the first.
 
     Under torchrun, or if a process group is initialized, the ranks share the work. Only the first rank calls callbacks
     and writes the run folder. A rank that torchrun restarts resumes from that folder.
@@ -123,7 +125,8 @@ def prepared(
     if not isinstance(callbacks, Iterable):
         raise RecipeError(f"callbacks must be a list, such as [CsvLogger()]; got {describe(callbacks)}")
     # A run on a CPU does not initialize CUDA. If user code has done so, the random state of the GPU is restored too.
-    with default_modes(), joined(), exclusive_rng_state(cuda=options.torch_device().type == "cuda" or None):
+    is_cuda = options.torch_device().type == "cuda"
+    with default_modes(), joined(), exclusive_rng_state(cuda=is_cuda or None), preserve_working_directory():
         options = _agree_on_folder(options)
         device = rank_device(options.torch_device())
         if options.out is not None:
@@ -136,7 +139,10 @@ def prepared(
             seed_everything(options.seed)
             if not isinstance(recipe, Recipe):
                 status.show("preparing the data and the networks")
+                inside = options.with_absolute_paths()
                 recipe = as_recipe(recipe, "run")
+                if options.with_absolute_paths() != inside:  # recipe() changed the working directory
+                    options = inside
             recipe.require_unused()
             if options.baseline:
                 recipe = with_baselines(recipe)

@@ -25,6 +25,7 @@ from kdkit.utils.randomness import preserve_rng_state, seed_everything
 from kdkit.utils.reprs import describe_count, describe_names
 from kdkit.utils.signatures import parameters_by_name
 from kdkit.utils.validation import is_whole_number, validate_count
+from kdkit.utils.working_directory import preserve_working_directory
 
 Values = Sequence[Any] | NDArray[Any] | torch.Tensor
 
@@ -167,7 +168,7 @@ class Sweep:
         student = ""
         for trial in self.study.trials[: len(self.study.trials) // len(self.seeds)]:  # those of one seed
             try:
-                with preserve_rng_state():
+                with preserve_rng_state(), preserve_working_directory():
                     seed_everything(trial.seed)  # recipe() is called with the random numbers of a run
                     recipe = self.recipe(**trial.options)
                 for metric in recipe.metrics:
