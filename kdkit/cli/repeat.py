@@ -14,7 +14,7 @@ from kdkit.engine.storage.run_folder import how_to_resume, read_record
 from kdkit.errors import RunFolderError, shortened
 from kdkit.nets.weights import runs_in
 from kdkit.plugins.recipe_file import RecipeFile
-from kdkit.utils.files import write_output
+from kdkit.utils.files import is_file, write_output
 from kdkit.utils.printable import echo, is_first_process
 from kdkit.utils.sealed import explain_unreadable, json_parts, read_sealed_json
 from kdkit.utils.signing import is_signed, sign
@@ -42,7 +42,7 @@ def save_command(folder: Path, command: Mapping[str, Any], recipe: bytes, *, rep
     recipe: the content of its file. replaces: whether to replace an earlier command. Raises KdkitError if
     they cannot be written.
     """
-    if replaces or not (folder / COMMAND).is_file():
+    if replaces or not is_file(folder / COMMAND):
         write_output(folder / _COPY, recipe, option="--out FOLDER")
         write_output(folder / COMMAND, *json_parts({"command": dict(command)}), option="--out FOLDER")
 

@@ -6,7 +6,7 @@ import os
 import secrets
 from pathlib import Path
 
-from kdkit.utils.files import write
+from kdkit.utils.files import exists, write
 
 
 def sign(text: str) -> str | None:
@@ -30,7 +30,7 @@ def _key(*, create: bool) -> bytes | None:
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     file = Path(state) / "kdkit" / "key"
     try:
-        if not file.exists() and create:
+        if create and not exists(file):
             write(file, secrets.token_bytes(32))
             file.chmod(0o600)
         key = file.read_bytes()
