@@ -103,6 +103,8 @@ def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
         recipe, reason = run / _COPY, f"it is a copy in the run folder, and {file} is no longer there"
     elif not is_signed(_signed_text(command), command.get("signature")):  # first: an untrusted path is not read
         reason = "this run was not started by you on this machine"
+        if command.get("signature") is None:
+            reason += ", or it is not signed, because no key could be saved in ~/.local/state/kdkit (XDG_STATE_HOME)"
     elif hashlib.sha256(recipe.read_bytes()).hexdigest() != command["recipe_sha256"]:
         reason = "it has changed since the run was started"
     elif str(Path.cwd()) != command["folder"]:

@@ -76,6 +76,10 @@ def test_files_that_cannot_be_examined_are_not_overwritten(tmp_path, monkeypatch
         (tmp_path / name).symlink_to(tmp_path / name)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert sign("text") is None
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user without a home folder
+    assert sign("text") is None
     for write_file in (
         lambda: write_card(tmp_path, tmp_path / "card.md"),
         lambda: recipe.callback("digits", tmp_path / "recipe.py"),
