@@ -83,7 +83,7 @@ def headline_of(verdicts: Sequence[Verdict]) -> str:
     # Without a baseline, a setting tells nothing about distillation.
     compared = [verdict for verdict in verdicts if verdict.has_baseline]
     if not compared:
-        return f"{len(verdicts)} recipes side by side."
+        return f"{len(verdicts)} settings side by side."
     several = [verdict for verdict in compared if len(verdict.runs) > 1]
     if not several:
         better = sum(verdict.differences[0].verdict == "better" for verdict in compared)

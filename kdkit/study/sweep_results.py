@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdkit.metrics.comparison import Comparison
+from kdkit.utils.console import format_number
 from kdkit.utils.files import to_json, write_output
+from kdkit.utils.reprs import describe_count
 
 LEVEL = 0.95  # of all comparisons together
+_SHOWN = 20  # cells in the repr
 _RELATIONS = {"better": "better than", "worse": "worse than", "not distinguishable": "not distinguishable from"}
 
 
@@ -41,6 +44,9 @@ class Spread(NamedTuple):
 
     mean: float
     sd: float
+
+    def __str__(self) -> str:
+        return format_number(self.mean) + ("" if math.isnan(self.sd) else f" ± {format_number(self.sd)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +106,16 @@ class SweepResults:
     without_net: Mapping[str, str] = field(default_factory=dict)
     average_over: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        lines = [
+            f"\n  {cell.label}: {cell.spread(self.metric)} over {describe_count(len(cell.repetitions), self.unit)}"
+            f"{', best on validation' * (index == self.best)}"
+            for index, cell in enumerate(self.cells[:_SHOWN])
+        ]
+        if len(self.cells) > _SHOWN:
+            lines.append(f"\n  and {len(self.cells) - _SHOWN} more")
+        return f"SweepResults, {self.metric} on {self.reported_on}:{''.join(lines)}"
+
     @property
     def unit(self) -> str:
         """The word for a repetition of a cell: "seed", or "run" if they differ in other options too."""
@@ -144,10 +160,14 @@ class SweepResults:
             notes["one seed cannot tell which options are better, or whether distillation helps: --seeds 5"] = None
         for label, net in self.without_net.items():
             notes[f"{label} has no net {net!r}"] = None
+        finished = {cell.label for cell in self.cells if cell.repetitions}
+        for cell in self.cells:
+            if cell.label in finished and cell.reference not in {"", *finished}:
+                notes[f"{cell.reference} has no results to compare with"] = None
         if len({*repetitions}) > 1:
             notes[f"means are over different {self.unit}s, because some runs are missing; run the sweep again"] = None
         if max(map(len, (of_best, against_reference, against_baselines))) > 1:
-            notes[f"all intervals of a table together hold with {LEVEL:.0%} confidence (Bonferroni)"] = None
+            notes[f"all intervals of a table together hold with {100 * LEVEL:.0f} % confidence (Bonferroni)"] = None
         if of_best and self.reported_on == "validation":
             # On the samples used to choose it, the best looks better than it is.
             notes["there is no test split, so the best was chosen and compared on the same samples"] = None

@@ -170,6 +170,9 @@ def test_each_cell_is_compared_with_the_reference_of_its_other_options(tmp_path)
     sweep = Sweep(recipe, {"lr": [0.3, 1e-6], "width": [4, 5]}, folder=tmp_path, seeds=2, reference={"lr": 1e-6})
     assert all(result.error is None for result in sweep.run(CPU))
     results = sweep.results()
+    assert repr(results).startswith("SweepResults, accuracy on test:\n  lr=0.3, width=4: 0.")
+    assert repr(results).count(" over 2 seeds") == 4
+    assert repr(results).count(", best on validation") == 1
     assert [cell.reference for cell in results.cells] == ["lr=1e-06, width=4", "lr=1e-06, width=5", "", ""]
     assert [cell.comparison for cell in results.cells] == [None] * 4
     assert results.level == pytest.approx(1 - 0.05 / 2)  # two comparisons
@@ -183,6 +186,9 @@ def test_each_cell_is_compared_with_the_reference_of_its_other_options(tmp_path)
     content = json.loads(results.as_json())
     assert (content["reference"], content["cells"][2]["this_minus_reference"]) == ("lr=1e-06", None)
     assert content["cells"][0]["this_minus_reference"]["seeds"]["value"] == first.seeds.value
+    for seed in range(2):
+        (tmp_path / f"lr=1e-06,width=4,seed={seed}" / "trial.json").unlink()
+    assert "lr=1e-06, width=4 has no results to compare with" in sweep.results().notes()
 
 
 @pytest.mark.parametrize(
