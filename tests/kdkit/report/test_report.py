@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 from dataclasses import replace
+from statistics import mean, stdev
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from kdkit.metrics import MacroAUROC
 from kdkit.plugins.manager import installed
 from kdkit.report import Section, write_report
 from kdkit.report.charts import heat_map
-from kdkit.report.verdict import headline_of
+from kdkit.report.overview import net_table
+from kdkit.report.runs import read_runs
+from kdkit.report.verdict import headline_of, verdicts_of
 from kdkit.utils.files import write
 from kdkit.utils.sealed import json_parts
 from tests.helpers.reports import (
@@ -171,6 +174,19 @@ def test_seeds_are_compared_in_pairs(runs, tmp_path):
     )
     assert "and of the test samples (paired bootstrap over 6 samples: " in page.text
     assert {"seed0", "seed1", "seed2"} <= {text.strip() for text in page.texts}
+
+
+def test_the_networks_of_several_seeds_have_a_mean_and_a_standard_deviation(runs):
+    reports = read_runs([runs])[0]
+    seeds, other = [run for run in reports if run.label != "other"], [run for run in reports if run.label == "other"]
+    table = net_table(reports, verdicts_of(reports))
+    assert table["columns"][0] == "recipe, 3 seeds"
+    (row,) = [row for row in table["rows"] if (row["net"], row["metric"]) == ("student", "Accuracy")]
+    values = [run.metrics.results["student"]["accuracy"].value for run in seeds]
+    assert row["cells"][0]["text"] == f"{mean(values):.3f}"
+    assert row["cells"][0]["detail"] == f"± {stdev(values):.3f}"
+    assert len(row["cells"]) == len(table["columns"]) == 5
+    assert net_table(other, verdicts_of(other))["has_means"] is False
 
 
 def test_a_folder_of_runs_stands_for_all_of_them(runs, tmp_path):
@@ -440,8 +456,9 @@ def test_one_seed_of_each_setting_decides_nothing(runs, tmp_path):
     report = write_report([*(runs / f"seed{seed}" for seed in range(3)), other], tmp_path / "report.html")
     assert headline_of(report.verdicts).endswith(" of 1 setting with several seeds.")
     seeds, _ = report.verdicts
-    helped, without_effect = (replace(seeds, tone=tone) for tone in ("better", "open"))
+    helped, without_effect, hurt = (replace(seeds, tone=tone) for tone in ("better", "open", "worse"))
     assert headline_of([helped, without_effect, helped]) == "Distillation helped in 2 of 3 settings."
+    assert headline_of([hurt, without_effect]) == "Distillation helped in none of 2 settings, and hurt in 1."
     many = headline_of([helped, *[without_effect] * 3])
     assert many.startswith("Distillation helped in 1 of 4 settings. The intervals are not corrected for multiple")
 
