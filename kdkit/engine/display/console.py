@@ -10,6 +10,7 @@ from rich.table import Table
 
 from kdkit.engine.display.live import LiveDisplay, can_redraw
 from kdkit.engine.interrupts import announce_on_stderr
+from kdkit.engine.storage.run_folder import is_in_study
 from kdkit.metrics.base import is_share
 from kdkit.plugins.events import (
     BaselineDifference,
@@ -147,10 +148,14 @@ class ConsoleCallback:
     def _print_differences(self, event: RunEnded) -> None:
         """Print whether distillation helped each student with a baseline, by the first metric."""
         first = {difference.student: difference for difference in reversed(event.differences)}
+        is_alone = event.folder is None or not is_in_study(event.folder)
+        advice = "; one seed cannot tell whether distillation helps (--seeds 5)" if is_alone else ""
         for student, difference in reversed(first.items()):
             name = f" of {student}" if len(first) > 1 else ""
             self.console.print(
-                f"distillation{name}: {describe_difference(difference, event.metrics)}", markup=False, soft_wrap=True
+                f"distillation{name}: {describe_difference(difference, event.metrics)}{advice}",
+                markup=False,
+                soft_wrap=True,
             )
 
     def _report_early_end(self) -> None:
@@ -209,8 +214,7 @@ def describe_difference(difference: BaselineDifference, metrics: Mapping[str, Ma
     )
     return (
         f"{difference.metric} {value:{digits}} against {alone:{digits}} alone, {change}{unit} "
-        f"({difference.level:.0%} interval {low} to {high}): {difference.verdict} in this run; "
-        "one seed cannot tell whether distillation helps (--seeds 5)"
+        f"({difference.level:.0%} interval {low} to {high}): {difference.verdict} in this run"
     ).replace("%", " %")
 
 
