@@ -16,7 +16,8 @@ def sweep_table(results: SweepResults) -> Table:
     over = f"mean ± standard deviation over {most} {unit}s" if most > 1 else f"one {unit}"
     has_star = len(results.cells) > 1
     legend = ", * best on validation" if has_star else ""
-    table = Table(title=f"Metrics on {results.reported_on}, {over}{legend}", title_justify="left")
+    title = f"Metrics{results.of_net} on {results.reported_on}, {over}{legend}"
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("options", overflow="fold")
     metrics = list(dict.fromkeys(name for cell in results.cells for name in cell.metrics))
     is_chosen_apart = results.reported_on == "test"  # otherwise the column would repeat the metric

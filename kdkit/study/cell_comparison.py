@@ -75,16 +75,18 @@ def compare_cells(
             results = replace(results, distillation=distillation)
         return results
 
+    names = {run.name for run in runs}
     return SweepResults(
         cells=tuple(map(results_of, finished)),
         metric=metric.name,
+        net=names.pop() if len(names) == 1 else "",
         best=finished.index(best),
         reported_on="test" if runs[0].has_test else "validation",
         level=level,
         reference=reference,
         distillation_level=distillation_level,
         left_out=tuple(map(str, damaged)),
-        without_net={cell.cell.label: str(net) for cell in lacking},
+        without_net=tuple(cell.cell.label for cell in lacking),
         average_over=average_over,
     )
 
@@ -103,8 +105,8 @@ class _NoSuchNetError(RecipeError):
 class _Run:
     """A finished trial: the compared net and its baseline, whose metrics are empty if there is none.
 
-    validation: the metric on the validation split, which chooses cells without looking at the test split.
-    has_test: whether the data has a test split. overlap: reported samples for each training sample.
+    name: of the net. validation: the metric on the validation split, which chooses cells without looking at the test
+    split. has_test: whether the data has a test split. overlap: reported samples for each training sample.
 
     Raises RunFolderError if a compared file cannot be read, and _NoSuchNetError if there is no such net.
     """
@@ -118,6 +120,7 @@ class _Run:
             net = student if student in metrics else others[-1] if others else student
         if net not in metrics:
             raise _NoSuchNetError(f"run {path} has no metrics of net {net!r}; {did_you_mean(net, metrics)}")
+        self.name = net
         self.net, self.alone = (
             _ReportedNet(
                 {metric_name: result.value for metric_name, result in metrics.get(name, {}).items()},

@@ -85,14 +85,14 @@ class CellResults:
 class SweepResults:
     """The table of a sweep.
 
-    metric: the name of the compared metric. best: the index of the cell with its best mean on the validation
-    split. reported_on: the split of the metrics, "test", or "validation" if the data has no test split.
+    metric: the name of the compared metric. net: the name of the compared net; "" if runs have nets of other names.
+    best: the index of the cell with its best mean on the validation split. reported_on: the split of the metrics,
+    "test", or "validation" if the data has no test split.
     level: the confidence level of each interval, at which all of them together have 95 % (Bonferroni).
     distillation_level: likewise, of the intervals of students against their baselines.
     reference: the options of the reference, such as "method=kd"; "" if the best cell is compared with the others.
     left_out: the reason for each finished run that cannot be read. without_net: the labels of cells whose recipe has no
-    net of the compared name, with this name. average_over: the options whose values are averaged over, in addition to
-    the seeds.
+    such net. average_over: the options whose values are averaged over, in addition to the seeds.
     """
 
     cells: tuple[CellResults, ...]
@@ -100,10 +100,11 @@ class SweepResults:
     best: int
     reported_on: str
     level: float
+    net: str = ""
     reference: str = ""
     distillation_level: float = LEVEL
     left_out: tuple[str, ...] = ()
-    without_net: Mapping[str, str] = field(default_factory=dict)
+    without_net: tuple[str, ...] = ()
     average_over: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -114,7 +115,12 @@ class SweepResults:
         ]
         if len(self.cells) > _SHOWN:
             lines.append(f"\n  and {len(self.cells) - _SHOWN} more")
-        return f"SweepResults, {self.metric} on {self.reported_on}:{''.join(lines)}"
+        return f"SweepResults, {self.metric}{self.of_net} on {self.reported_on}:{''.join(lines)}"
+
+    @property
+    def of_net(self) -> str:
+        """The compared net, such as " of student", as a part of a title; "" if runs have nets of other names."""
+        return f" of {self.net}" if self.net else ""
 
     @property
     def unit(self) -> str:
@@ -158,8 +164,8 @@ class SweepResults:
         repetitions = [cell.repetitions for cell in self.cells if cell.repetitions]
         if comparisons and min(map(len, repetitions)) == 1:
             notes["one seed cannot tell which options are better, or whether distillation helps: --seeds 5"] = None
-        for label, net in self.without_net.items():
-            notes[f"{label} has no net {net!r}"] = None
+        for label in self.without_net:
+            notes[f"{label} has no net {self.net!r}"] = None
         finished = {cell.label for cell in self.cells if cell.repetitions}
         for cell in self.cells:
             if cell.label in finished and cell.reference not in {"", *finished}:
@@ -198,6 +204,7 @@ class SweepResults:
         return to_json(
             {
                 "metric": self.metric,
+                "net": self.net or None,
                 "reported_on": self.reported_on,
                 "best": cells[self.best]["options"],
                 "reference": self.reference or None,

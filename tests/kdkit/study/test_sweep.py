@@ -170,7 +170,7 @@ def test_each_cell_is_compared_with_the_reference_of_its_other_options(tmp_path)
     sweep = Sweep(recipe, {"lr": [0.3, 1e-6], "width": [4, 5]}, folder=tmp_path, seeds=2, reference={"lr": 1e-6})
     assert all(result.error is None for result in sweep.run(CPU))
     results = sweep.results()
-    assert repr(results).startswith("SweepResults, accuracy on test:\n  lr=0.3, width=4: 0.")
+    assert repr(results).startswith("SweepResults, accuracy of net on test:\n  lr=0.3, width=4: 0.")
     assert repr(results).count(" over 2 seeds") == 4
     assert repr(results).count(", best on validation") == 1
     assert [cell.reference for cell in results.cells] == ["lr=1e-06, width=4", "lr=1e-06, width=5", "", ""]
@@ -382,6 +382,7 @@ def test_a_cell_whose_recipe_lacks_the_net_or_the_metric_is_named_and_the_others
     assert results.cells[2].comparison.samples.value == 0
     note = "method=alone has no net 'teacher'"
     assert (note in results.notes(), note in results.as_json()) == (True, True)
+    assert json.loads(results.as_json())["net"] == "teacher"
     for method in "ab":
         (tmp_path / f"method={method},seed=0" / "trial.json").unlink()
     with pytest.raises(RecipeError, match=r"alone,seed=0 has no metrics of net 'teacher'; there are: net"):
