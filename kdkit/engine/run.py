@@ -27,7 +27,7 @@ from kdkit.engine.run_evaluation import RunEvaluation
 from kdkit.engine.run_record import Origin, notices, run_name, run_record, settings_of, versions
 from kdkit.engine.stage.teacher_caching import TeacherCaching
 from kdkit.engine.stage.training_batches import passes_over
-from kdkit.engine.storage.run_folder import NoRunFolder, RunFolder, can_resume, was_killed_at_start
+from kdkit.engine.storage.run_folder import NoRunFolder, RunFolder, can_resume, is_in_study, was_killed_at_start
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.training.trainer import StageTrainer
 from kdkit.errors import RecipeError, RunFolderError, describe
@@ -117,8 +117,13 @@ def prepared(
     *,
     callbacks: Sequence[object] = (),
     origin: Origin | None = None,
+    requires_baseline: bool = True,
 ) -> Iterator["PreparedRun"]:
-    """Check a recipe and open its run folder for a run in this context. Arguments and errors are those of `run`."""
+    """Check a recipe and open its run folder for a run in this context. Arguments and errors are those of `run`.
+
+    requires_baseline: whether a recipe without distilled students is an error if the options ask for baselines. For a
+    resumed run of a study it is not.
+    """
     # Not validated in RunOptions, because a study sets `out` later.
     if options.keep_checkpoints and options.out is None:
         raise RecipeError("to keep checkpoints, pass the run folder: out=FOLDER")
@@ -145,7 +150,8 @@ def prepared(
                     options = inside
             recipe.require_unused()
             if options.baseline:
-                recipe = with_baselines(recipe)
+                is_of_study = options.resume and options.out is not None and is_in_study(options.out)
+                recipe = with_baselines(recipe, required=requires_baseline and not is_of_study)
             status.show("checking the recipe")
             callbacks = [*console, *callbacks]
             interrupts = Interrupts(announce=console[0].announce if console else None)

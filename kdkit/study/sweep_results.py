@@ -164,6 +164,9 @@ class SweepResults:
         repetitions = [cell.repetitions for cell in self.cells if cell.repetitions]
         if comparisons and min(map(len, repetitions)) == 1:
             notes["one seed cannot tell which options are better, or whether distillation helps: --seeds 5"] = None
+        for cell in self.cells if against_baselines else ():
+            if cell.repetitions and cell.distillation is None:
+                notes[f"{cell.label} has no baseline, because it has no distilled student"] = None
         for label in self.without_net:
             notes[f"{label} has no net {self.net!r}"] = None
         finished = {cell.label for cell in self.cells if cell.repetitions}
