@@ -270,7 +270,8 @@ class _Group:
     def _without_difference(self) -> tuple[str, str, str]:
         """Return headline, sentence and caveat if there is no reference or no interval."""
         name, value = metric_title(self.metric), plain(self._mean(self.student))
-        sentence = f"{name} of {self.student} is {value} on the {self.split} split."
+        over = f", on average over {len(self.runs)} {self.unit}s" if len(self.runs) > 1 else ""
+        sentence = f"{name} of {self.student} is {value} on the {self.split} split{over}."
         if self.reference is None:
             return "There is nothing to compare the student with.", sentence, _ADVICE
         if self.metric in self.runs[0].metrics.results[self.reference]:

@@ -252,6 +252,9 @@ def test_without_a_baseline_the_student_is_compared_with_its_teacher(runs, tmp_p
 def test_a_run_without_a_teacher(tmp_path):
     page = report_page(untaught(tmp_path / "run"), out=tmp_path / "report.html")
     assert "There is nothing to compare the student with." in page.text
+    folders = [untaught(tmp_path / f"seed{seed}", seed=seed, measure=False) for seed in range(2)]
+    (verdict,) = write_report(folders, tmp_path / "seeds.html").verdicts
+    assert verdict.sentence.endswith(" on the test split, on average over 2 seeds.")
     assert "No teacher of a student has predictions" in page.text
 
 
