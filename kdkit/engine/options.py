@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args
 
@@ -157,15 +157,6 @@ class RunOptions:
         # The run folder may itself have the name of the cache.
         name = TEACHER_CACHE if self.out.name != TEACHER_CACHE else f"shared-{TEACHER_CACHE}"
         return self.out.parent / name
-
-    def with_absolute_paths(self) -> "RunOptions":
-        """Return these options with absolute paths, which do not depend on the working directory."""
-        cache = self.teacher_cache
-        return replace(
-            self,
-            out=None if self.out is None else self.out.absolute(),
-            teacher_cache=cache.absolute() if isinstance(cache, Path) else cache,
-        )
 
     def torch_device(self) -> torch.device:
         """Return the device. Raises RecipeError if it is not available."""

@@ -144,10 +144,10 @@ def prepared(
             seed_everything(options.seed)
             if not isinstance(recipe, Recipe):
                 status.show("preparing the data and the networks")
-                inside = options.with_absolute_paths()
+                absolute = _with_absolute_paths(options)
                 recipe = as_recipe(recipe, "run")
-                if options.with_absolute_paths() != inside:  # recipe() changed the working directory
-                    options = inside
+                if _with_absolute_paths(options) != absolute:  # recipe() changed the working directory
+                    options = absolute
             recipe.require_unused()
             if options.baseline:
                 is_of_study = options.resume and options.out is not None and is_in_study(options.out)
@@ -328,6 +328,16 @@ class PreparedRun:
 def _reports(options: RunOptions) -> bool:
     """Whether this process calls callbacks. If it only trains some stages, the process that started it does."""
     return collectives.rank() == 0 and options.only is None
+
+
+def _with_absolute_paths(options: RunOptions) -> RunOptions:
+    """Return the options with paths that do not depend on the working directory."""
+    cache = options.teacher_cache
+    return replace(
+        options,
+        out=None if options.out is None else options.out.absolute(),
+        teacher_cache=cache.absolute() if isinstance(cache, Path) else cache,
+    )
 
 
 def _agree_on_folder(options: RunOptions) -> RunOptions:
