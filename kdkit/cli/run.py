@@ -140,7 +140,8 @@ def rerun(folder: Path, out: Path | None, trust: bool, options: tuple[str, ...])
         original = named.parent if (named / TRIAL_FILE).is_file() else named
         out = original.with_name(f"{original.name}-rerun") / named.relative_to(original)
     arguments = recorded_arguments(folder, trust=trust)
-    if not read_record(folder).get("baselines"):  # a run of a sweep may have no student, for which a single run fails
+    # A run of a sweep may have no student, for which a single run fails.
+    if "--baseline" in arguments and not read_record(folder).get("baselines"):
         arguments = without_options(arguments, {"--baseline": 0})
     run.main([*arguments, *options, "--out", str(out)], "kdkit run", standalone_mode=False)
     if not is_first_process():  # the first process may still be writing the folder

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array, diags_array
 
 from kdkit.metrics.base import Bools, Floats, Metric, MetricResult, Predictions, log_softmax, true_classes
 from kdkit.metrics.calibration import Brier, CalibrationError
@@ -169,6 +168,8 @@ def confusion(run: SplitPredictions) -> Any:
     One class per sample or position: how often a row's class was predicted as a column's. Several labels per sample:
     how often a column's class was predicted wrongly when a row's class was missed; on the diagonal, all misses.
     """
+    from scipy.sparse import csr_array, diags_array  # late: `import kdkit` must not import scipy
+
     test = run.test
     kind, count = kind_of(test), len(test.classes)
     if kind == "regression":

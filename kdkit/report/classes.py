@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.sparse import find
 
 from kdkit.metrics.per_class import FIGURES, ClassRow, class_table
 from kdkit.report import analysis, formats
@@ -104,7 +103,8 @@ def errors(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
 def _matrix(counted: Any, classes: Sequence[str], *, several: bool) -> dict[str, Any]:
     """Return the cells of a confusion matrix, a csr_array, as shares of their row, and the largest confusions."""
     totals = counted.sum(1) if not several else counted.diagonal()
-    rows, columns, counts = find(counted)
+    entries = counted.tocoo()
+    rows, columns, counts = entries.row, entries.col, entries.data
     # The diagonal has correct predictions, or all misses.
     is_off = rows != columns
     rows, columns, counts = rows[is_off], columns[is_off], counts[is_off]
