@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from kdkit import DataError
+from kdkit.utils.files import exists, is_file, require_output, write_output
 from kdkit.utils.printable import echo
 from kdkit.utils.user_paths import UserPath
 from kdkit_ecg.utils.record_files import kind_of
@@ -82,7 +83,6 @@ def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **opt
     refused gets a row with the reason, and the exit code is then 1.
     """
     from kdkit.utils.console import Status
-    from kdkit.utils.files import require_output, write_output
     from kdkit.utils.reprs import describe_count
     from kdkit_ecg.predict.output import csv_lines, json_lines, table_lines
 
@@ -135,12 +135,12 @@ def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **opt
 def _require_no_input(out: Path, inputs: Sequence[Path]) -> None:
     """Raise UsageError if the output would replace a record, its signal, or a network."""
     is_input = kind_of(out) in _REPLACED_NEVER or any(
-        out.exists() and path.exists() and out.samefile(path) for path in inputs
+        exists(out) and exists(path) and out.samefile(path) for path in inputs
     )
     if is_input:
         raise click.UsageError(f"--out {out} has the name of a record or of a network; choose a .csv or .json file")
     # A record in one of the folders, or their table of labels, may be a CSV file too.
-    if out.suffix.lower() == ".csv" and out.is_file():
+    if out.suffix.lower() == ".csv" and is_file(out):
         with out.open("rb") as file:
             start = file.read(len(_CSV_START))
         if start not in (b"", _CSV_START):

@@ -15,7 +15,7 @@ from kdkit.cli.options import PATH
 from kdkit.errors import KdkitError, PluginError
 from kdkit.plugins.builtin import TEMPLATES
 from kdkit.plugins.manager import Plugins, installed
-from kdkit.utils.files import require_output_folder, write_output
+from kdkit.utils.files import exists, require_output_folder, write_output
 from kdkit.utils.printable import echo
 
 _OWN_DATA = "own_data"  # the template of recipes that have no template of their name
@@ -58,7 +58,7 @@ def recipe(name: str | None, path: Path | None) -> None:
                 f"{_OWN_DATA} FILE"
             )
         source = templates[_OWN_DATA]
-    if path.exists():
+    if exists(path):
         raise KdkitError(f"{path} exists; name another file: kdkit new recipe {name} FILE")
     if not path.parent.is_dir():
         raise KdkitError(f"{path.parent} is not a folder; create it first")
@@ -102,12 +102,12 @@ def plugin(name: str, path: Path | None) -> None:
     """
     _validate_package(name)
     folder = Path(name) if path is None else path
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if exists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise KdkitError(f"{folder} exists and is not empty; name another folder: kdkit new plugin {name} FOLDER")
     option = f"kdkit new plugin {name} FOLDER"
     require_output_folder(folder, option)
     files = [file for file in sorted(PLUGIN.rglob("*")) if file.is_file() and "__pycache__" not in file.parts]
-    is_new = not folder.exists()
+    is_new = not exists(folder)
     try:
         for file in files:
             target = folder / str(file.relative_to(PLUGIN)).replace(_PLUGIN_NAME, name)

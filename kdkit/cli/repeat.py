@@ -14,7 +14,7 @@ from kdkit.engine.storage.run_folder import how_to_resume, read_record
 from kdkit.errors import RunFolderError, shortened
 from kdkit.nets.weights import runs_in
 from kdkit.plugins.recipe_file import RecipeFile
-from kdkit.utils.files import write_output
+from kdkit.utils.files import is_file, write_output
 from kdkit.utils.printable import echo, is_first_process
 from kdkit.utils.sealed import explain_unreadable_file, json_parts, read_sealed_json
 from kdkit.utils.signing import is_signed, sign
@@ -42,7 +42,7 @@ def save_command(folder: Path, command: Mapping[str, Any], recipe: bytes, *, rep
     recipe: the content of its file. replaces: whether to replace an earlier command. Raises KdkitError if
     they cannot be written.
     """
-    if replaces or not (folder / COMMAND).is_file():
+    if replaces or not is_file(folder / COMMAND):
         write_output(folder / _COPY, recipe, option="--out FOLDER")
         write_output(folder / COMMAND, *json_parts({"command": dict(command)}), option="--out FOLDER")
 
@@ -103,6 +103,8 @@ def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
         recipe, reason = run / _COPY, f"it is a copy in the run folder, and {file} is no longer there"
     elif not is_signed(_signed_text(command), command.get("signature")):  # first: an untrusted path is not read
         reason = "this run was not started by you on this machine"
+        if command.get("signature") is None:
+            reason += ", or it is not signed, because no key could be saved in ~/.local/state/kdkit (XDG_STATE_HOME)"
     elif hashlib.sha256(recipe.read_bytes()).hexdigest() != command["recipe_sha256"]:
         reason = "it has changed since the run was started"
     elif str(Path.cwd()) != command["folder"]:

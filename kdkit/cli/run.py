@@ -127,8 +127,9 @@ def rerun(folder: Path, out: Path | None, trust: bool, options: tuple[str, ...])
     RUN OPTIONS are options of `kdkit run`, and override the recorded ones. The exit code is 1 if
     results differ.
     """
-    from kdkit.cli.repeat import COMMAND, recorded_arguments
+    from kdkit.cli.repeat import COMMAND, recorded_arguments, without_options
     from kdkit.engine.storage.comparison import differences, different_conditions
+    from kdkit.engine.storage.run_folder import read_record
     from kdkit.study.workers.job import TRIAL_FILE
 
     if (folder / COMMAND).is_file():
@@ -138,9 +139,11 @@ def rerun(folder: Path, out: Path | None, trust: bool, options: tuple[str, ...])
         # Outside of the study, whose report and comparisons would count the run twice.
         original = named.parent if (named / TRIAL_FILE).is_file() else named
         out = original.with_name(f"{original.name}-rerun") / named.relative_to(original)
-    run.main(
-        [*recorded_arguments(folder, trust=trust), *options, "--out", str(out)], "kdkit run", standalone_mode=False
-    )
+    arguments = recorded_arguments(folder, trust=trust)
+    # A run of a sweep may have no student, for which a single run fails.
+    if "--baseline" in arguments and not read_record(folder).get("baselines"):
+        arguments = without_options(arguments, {"--baseline": 0})
+    run.main([*arguments, *options, "--out", str(out)], "kdkit run", standalone_mode=False)
     if not is_first_process():  # the first process may still be writing the folder
         return 0
     changes = differences(folder, out)

@@ -1,6 +1,5 @@
 """Print the results of a sweep, or of several seeds, as a table."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 from rich.markup import escape
@@ -8,15 +7,17 @@ from rich.table import Table
 
 from kdkit.metrics.comparison import Comparison
 from kdkit.report.runs import ReportedRun
-from kdkit.study.sweep_results import Spread, SweepResults, spread
-from kdkit.utils.console import format_number
+from kdkit.study.sweep_results import SweepResults, spread
 
 
 def sweep_table(results: SweepResults) -> Table:
     """Return a table with a row for each combination of options; a star marks the best on the validation split."""
     most, unit = max(len(cell.repetitions) for cell in results.cells), results.unit
     over = f"mean ± standard deviation over {most} {unit}s" if most > 1 else f"one {unit}"
-    table = Table(title=f"Metrics on {results.reported_on}, {over}", title_justify="left")
+    has_star = len(results.cells) > 1
+    legend = ", * best on validation" if has_star else ""
+    title = f"Metrics{results.of_net} on {results.reported_on}, {over}{legend}"
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("options", overflow="fold")
     metrics = list(dict.fromkeys(name for cell in results.cells for name in cell.metrics))
     is_chosen_apart = results.reported_on == "test"  # otherwise the column would repeat the metric
@@ -26,8 +27,8 @@ def sweep_table(results: SweepResults) -> Table:
     for index, cell in enumerate(results.cells):
         spreads = [spread(cell.validation.values())] if is_chosen_apart else []
         spreads += [cell.spread(name) for name in metrics]
-        star = " *" if index == results.best and len(results.cells) > 1 else ""
-        table.add_row(escape(cell.label) + star, str(len(cell.repetitions)), *map(_spread_text, spreads))
+        star = " *" if index == results.best and has_star else ""
+        table.add_row(escape(cell.label) + star, str(len(cell.repetitions)), *map(str, spreads))
     return table
 
 
@@ -56,8 +57,8 @@ def distillation_table(results: SweepResults) -> Table:
     table = _table(title, results.distillation_level, "distilled is", compared, "alone", unit=results.unit)
     for cell in results.cells:
         if cell.distillation is not None:
-            alone = _spread_text(spread(cell.alone.get(results.metric, {}).values()))
-            table.add_row(escape(cell.label), alone, *_differences(cell.distillation), cell.distillation.verdict)
+            alone = spread(cell.alone.get(results.metric, {}).values())
+            table.add_row(escape(cell.label), str(alone), *_differences(cell.distillation), cell.distillation.verdict)
     return table
 
 
@@ -85,7 +86,7 @@ def seeds_table(runs: Sequence[ReportedRun]) -> Table:
     for net in dict.fromkeys(net for run in runs for net in run.nets):
         results = [run.metrics.results[net] for run in runs if net in run.nets]
         spreads = [spread(result[name].value for result in results if name in result) for name in metrics]
-        table.add_row(escape(net), *map(_spread_text, spreads))
+        table.add_row(escape(net), *map(str, spreads))
     return table
 
 
@@ -96,7 +97,3 @@ def _differences(comparison: Comparison) -> list[str]:
     parts = (comparison.seeds, comparison.samples, total if has_both else None)
     intervals = ["-" if part is None else "{:+.4f} to {:+.4f}".format(*part.interval) for part in parts]
     return ["-" if total is None else f"{total.value:+.4f}", *intervals]
-
-
-def _spread_text(values: Spread) -> str:
-    return format_number(values.mean) + ("" if math.isnan(values.sd) else f" ± {format_number(values.sd)}")

@@ -2,6 +2,7 @@
 
 import traceback
 import warnings
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from kdkit.errors import KdkitError, PluginWarning, describe_error, shows_tracebacks
 from kdkit.plugins.events import StopTraining
+from kdkit.utils.working_directory import preserve_working_directory
 
 _MAY_STOP = ("step_ended", "epoch_ended")  # hooks that are called during the training of a stage
 
@@ -16,9 +18,9 @@ _MAY_STOP = ("step_ended", "epoch_ended")  # hooks that are called during the tr
 class Callbacks:
     """The callback hooks of a run's plugins, in pluggy's order: the plugin that was registered last is called first.
 
-    The random state of torch is restored after each call. The first error of each hook of a callback becomes a warning;
-    later ones are counted, and a warning at the end of the run gives the count. StopTraining ends the stage, and a
-    KdkitError ends the run, see `raise_error`.
+    The random state of torch and the working directory are restored after each call. The first error of each hook of a
+    callback becomes a warning; later ones are counted, and a warning at the end of the run gives the count.
+    StopTraining ends the stage, and a KdkitError ends the run, see `raise_error`.
     hook: the hooks of a plugin manager. enabled: False to call no callbacks; with several ranks, only the first one
     calls them.
     """
@@ -42,29 +44,33 @@ class Callbacks:
         """
         implementations = self._implementations(hook)
         state = torch.get_rng_state() if implementations else None
-        for implementation in implementations:
-            try:
-                implementation.function(*([event] if implementation.argnames else []))
-            except StopTraining as request:
-                if hook not in _MAY_STOP:
-                    self._report(implementation, hook, request)
-                elif self._stop is None:
-                    name = _name_of(implementation)
-                    self._stop = f"{name}: {request}" if str(request) else name
-            except KdkitError as error:
-                if hook == "run_ended":  # there is nothing left to end, and the run may already have an error
-                    self._report(implementation, hook, error)
-                elif self._error is None:
-                    error.add_note(f"callback {_name_of(implementation)!r} raised this in its {hook} to end the run")
-                    self._error = error
-            except Exception as error:  # an error of a user-defined callback must not end the run
-                self._report(implementation, hook, error)
+        with preserve_working_directory() if implementations else nullcontext():  # the run folder may be relative to it
+            for implementation in implementations:
+                self._call(implementation, hook, event)
         if state is not None:
             torch.set_rng_state(state)
         if hook == "run_ended":
             self._report_counts()
         elif hook != "epoch_ended":  # the finished epoch is not saved yet
             self.raise_error()
+
+    def _call(self, implementation: Any, hook: str, event: Any) -> None:
+        try:
+            implementation.function(*([event] if implementation.argnames else []))
+        except StopTraining as request:
+            if hook not in _MAY_STOP:
+                self._report(implementation, hook, request)
+            elif self._stop is None:
+                name = _name_of(implementation)
+                self._stop = f"{name}: {request}" if str(request) else name
+        except KdkitError as error:
+            if hook == "run_ended":  # there is nothing left to end, and the run may already have an error
+                self._report(implementation, hook, error)
+            elif self._error is None:
+                error.add_note(f"callback {_name_of(implementation)!r} raised this in its {hook} to end the run")
+                self._error = error
+        except Exception as error:  # an error of a user-defined callback must not end the run
+            self._report(implementation, hook, error)
 
     def raise_error(self) -> None:
         """Raise the KdkitError of a callback that ends the run, if there is one."""
@@ -90,7 +96,7 @@ class Callbacks:
             f"callback {name!r} failed in its {hook}: {describe_error(error)}; the run continues, and further errors "
             f"are counted{advice}{details}",
             PluginWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
     def _report_counts(self) -> None:

@@ -27,7 +27,7 @@ from kdkit.engine.run_evaluation import RunEvaluation
 from kdkit.engine.run_record import Origin, notices, run_name, run_record, settings_of, versions
 from kdkit.engine.stage.teacher_caching import TeacherCaching
 from kdkit.engine.stage.training_batches import passes_over
-from kdkit.engine.storage.run_folder import NoRunFolder, RunFolder, can_resume, was_killed_at_start
+from kdkit.engine.storage.run_folder import NoRunFolder, RunFolder, can_resume, is_in_study, was_killed_at_start
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.engine.training.trainer import StageTrainer
 from kdkit.errors import RecipeError, RunFolderError, describe
@@ -40,6 +40,7 @@ from kdkit.recipe.recipe import Recipe, Stage, as_recipe, stage_dependencies
 from kdkit.utils import collectives
 from kdkit.utils.devices import default_modes, deterministic
 from kdkit.utils.randomness import exclusive_rng_state, seed_everything
+from kdkit.utils.working_directory import preserve_working_directory
 
 _INTERRUPTED = (
     "kdkit: the attribute `result` of this exception has the history, the networks and the metrics so far; in a "
@@ -88,8 +89,9 @@ def run(
     """Run a recipe, or the recipe that a function returns, which is called after the seed is set.
 
     options: a RunOptions; its fields can also be passed by keyword instead. callbacks: objects with callback hooks, in
-    addition to those of installed plugins. The random states of Python, numpy and torch are restored at the end.
-    Threads share them, so a second thread in this function, `check`, `evaluate` or `export_net` waits for the first.
+    addition to those of installed plugins. The random states of Python, numpy and torch, and the working directory, are
+    restored at the end. Threads share them, so a second thread in this function, `check`, `evaluate` or `export_net`
+    waits for the first.
 
     Under torchrun, or if a process group is initialized, the ranks share the work. Only the first rank calls callbacks
     and writes the run folder. A rank that torchrun restarts resumes from that folder.
@@ -115,15 +117,21 @@ def prepared(
     *,
     callbacks: Sequence[object] = (),
     origin: Origin | None = None,
+    requires_baseline: bool = True,
 ) -> Iterator["PreparedRun"]:
-    """Check a recipe and open its run folder for a run in this context. Arguments and errors are those of `run`."""
+    """Check a recipe and open its run folder for a run in this context. Arguments and errors are those of `run`.
+
+    requires_baseline: whether a recipe without distilled students is an error if the options ask for baselines. For a
+    resumed run of a study it is not.
+    """
     # Not validated in RunOptions, because a study sets `out` later.
     if options.keep_checkpoints and options.out is None:
         raise RecipeError("to keep checkpoints, pass the run folder: out=FOLDER")
     if not isinstance(callbacks, Iterable):
         raise RecipeError(f"callbacks must be a list, such as [CsvLogger()]; got {describe(callbacks)}")
     # A run on a CPU does not initialize CUDA. If user code has done so, the random state of the GPU is restored too.
-    with default_modes(), joined(), exclusive_rng_state(cuda=options.torch_device().type == "cuda" or None):
+    is_cuda = options.torch_device().type == "cuda"
+    with default_modes(), joined(), exclusive_rng_state(cuda=is_cuda or None), preserve_working_directory():
         options = _agree_on_folder(options)
         device = rank_device(options.torch_device())
         if options.out is not None:
@@ -136,10 +144,14 @@ def prepared(
             seed_everything(options.seed)
             if not isinstance(recipe, Recipe):
                 status.show("preparing the data and the networks")
+                absolute = _with_absolute_paths(options)
                 recipe = as_recipe(recipe, "run")
+                if _with_absolute_paths(options) != absolute:  # recipe() changed the working directory
+                    options = absolute
             recipe.require_unused()
             if options.baseline:
-                recipe = with_baselines(recipe)
+                is_of_study = options.resume and options.out is not None and is_in_study(options.out)
+                recipe = with_baselines(recipe, required=requires_baseline and not is_of_study)
             status.show("checking the recipe")
             callbacks = [*console, *callbacks]
             interrupts = Interrupts(announce=console[0].announce if console else None)
@@ -318,6 +330,16 @@ class PreparedRun:
 def _reports(options: RunOptions) -> bool:
     """Whether this process calls callbacks. If it only trains some stages, the process that started it does."""
     return collectives.rank() == 0 and options.only is None
+
+
+def _with_absolute_paths(options: RunOptions) -> RunOptions:
+    """Return the options with paths that do not depend on the working directory."""
+    cache = options.teacher_cache
+    return replace(
+        options,
+        out=None if options.out is None else options.out.absolute(),
+        teacher_cache=cache.absolute() if isinstance(cache, Path) else cache,
+    )
 
 
 def _agree_on_folder(options: RunOptions) -> RunOptions:

@@ -64,7 +64,7 @@ class OutputFile:
             elif exists(self.path):
                 self.path.replace(self.older.path)
                 self.older.card.unlink(missing_ok=True)
-                if self.card.exists():
+                if exists(self.card):
                     self.card.replace(self.older.card)
         return ExportResult(format=card["format"], path=written.path, passed=card["passed"], card=card)
 

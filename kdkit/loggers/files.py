@@ -29,7 +29,7 @@ class _FileLogger(Logger):
     _file: Path
 
     def __init__(self, path: str | Path | None = None) -> None:
-        self.path = None if path is None else user_path(path)
+        self.path = None if path is None else user_path(path).absolute()  # recipe() may change the folder
         self._rows: list[Row] = []
 
     @abstractmethod

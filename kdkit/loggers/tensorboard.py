@@ -18,7 +18,7 @@ class TensorBoardLogger(Logger):
 
     def __init__(self, folder: str | Path | None = None) -> None:
         require_package("tensorboard", "tensorboard")
-        self.folder = None if folder is None else user_path(folder)
+        self.folder = None if folder is None else user_path(folder).absolute()  # recipe() may change the folder
         self._writer: Any = None
 
     def prepare(self, run: RunStarted) -> None:

@@ -194,8 +194,7 @@ def true_classes(predictions: Predictions) -> Bools:
                 f"{labels.min()} to {labels.max()}, such as {labels[sample]} in row {sample}; leave out samples "
                 "without a class, and use MSE or R2 for numbers"
             )
-        one_hot: Bools = np.eye(count, dtype=bool)[indices]
-        return one_hot
+        return one_hot(indices, count)
     if labels.shape[1:] != (count,):
         raise DataError(
             f"labels must be class indices (samples,), or 0 and 1 (samples, classes) for the {count} classes; got "
@@ -211,6 +210,14 @@ def true_classes(predictions: Predictions) -> Bools:
         )
     truth: Bools = labels > 0.5  # labels may be floats
     return truth
+
+
+def one_hot(indices: NDArray[Any], count: int) -> Bools:
+    """Return class indices (samples,) as a mask (samples, count)."""
+    # np.eye(count)[indices] would take gigabytes for tens of thousands of classes.
+    mask: Bools = np.zeros((len(indices), count), dtype=bool)
+    mask[np.arange(len(indices)), indices] = True
+    return mask
 
 
 def require_class_outputs(predictions: Predictions) -> None:

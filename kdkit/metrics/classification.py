@@ -15,6 +15,7 @@ from kdkit.metrics.base import (
     Floats,
     Predictions,
     mean_over_classes,
+    one_hot,
     ratio,
     reduced_positions,
     require_class_outputs,
@@ -201,7 +202,7 @@ def confusion_counts(
         return totals[0], totals[1], totals[2]
     truth = true_classes(test)
     if test.labels.ndim == 1:
-        predicted: Bools = np.eye(len(test.classes), dtype=bool)[test.outputs.argmax(1)]
+        predicted = one_hot(test.outputs.argmax(1), len(test.classes))
     else:
         predicted = test.outputs >= thresholds_array(thresholds, test)
         is_unknown = unknown_labels(test)

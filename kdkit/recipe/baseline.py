@@ -13,19 +13,20 @@ from kdkit.recipe.recipe import Recipe, Stage, weighted_terms
 _SUFFIX = "-alone"
 
 
-def with_baselines(recipe: Recipe) -> Recipe:
+def with_baselines(recipe: Recipe, *, required: bool = True) -> Recipe:
     """Return the recipe with a baseline, "<student>-alone", for each distilled student of its last stage.
 
     A baseline starts from the initial weights of its student and is trained in the same way, with the data in the same
     order, but without the terms that match a teacher. If the labels of the student have a total weight below 1, it is 1
     in the baseline, so that its steps are not smaller. Earlier stages that train the student on labels are repeated.
-    Raises RecipeError if no student of the last stage has a teacher, or if such a student does not learn from labels.
+    required: whether to raise RecipeError if no student of the last stage has a teacher. Also raises it if such a
+    student does not learn from labels.
     """
     stages = recipe.stages
     added: list[Stage] = []
     terms = weighted_terms(stages[-1]) if stages else ()
     students = dict.fromkeys(net for net, weighted in terms if isinstance(weighted.term, Match))
-    if not students:
+    if not students and required:
         raise RecipeError(
             "a baseline repeats the last stage without its teachers, but no net of that stage has a teacher; add a "
             "Match term, or run without the baseline"

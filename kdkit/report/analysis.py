@@ -162,12 +162,14 @@ def reliability(test: Predictions) -> tuple[float, list[tuple[float, float, int]
     return CalibrationError().compute(test).value, rows
 
 
-def confusion(run: SplitPredictions) -> Floats | None:
-    """Return counts by class, (classes, classes), or None for regression.
+def confusion(run: SplitPredictions) -> Any:
+    """Return counts by class as a csr_array (classes, classes), or None for regression.
 
     One class per sample or position: how often a row's class was predicted as a column's. Several labels per sample:
     how often a column's class was predicted wrongly when a row's class was missed; on the diagonal, all misses.
     """
+    from scipy.sparse import csr_array, diags_array  # late: `import kdkit` must not import scipy
+
     test = run.test
     kind, count = kind_of(test), len(test.classes)
     if kind == "regression":
@@ -180,16 +182,12 @@ def confusion(run: SplitPredictions) -> Floats | None:
         missed = (truth & ~decided & is_known).any(axes) if axes else truth & ~decided & is_known
         wrong = (~truth & decided & is_known).any(axes) if axes else ~truth & decided & is_known
         # (classes, samples) @ (samples, classes): the samples on which a class was missed and another one predicted
-        together: Floats = missed.astype(np.float64).T @ wrong.astype(np.float64)
-        np.fill_diagonal(together, missed.sum(0))
-        return together
+        together = csr_array(missed.T.astype(np.float64)) @ csr_array(wrong.astype(np.float64))
+        return (together + diags_array(missed.sum(0) - together.diagonal())).tocsr()
     is_known = test.labels >= 0
-    # the index of a cell in the flat matrix, so that one pass counts all of them
-    pairs = test.labels[is_known].astype(np.int64) * count + decided[is_known].astype(np.int64)
-    # With weights, it counts in floats, without a copy: thousands of classes have millions of cells.
-    counts: Any = np.bincount(pairs, np.ones(len(pairs)), count * count)
-    matrix: Floats = counts.reshape(count, count)
-    return matrix
+    pairs = test.labels[is_known].astype(np.int64), decided[is_known].astype(np.int64)
+    # Sparse, because a vocabulary has billions of cells. It sums the ones of each cell.
+    return csr_array((np.ones(len(pairs[0])), pairs), shape=(count, count))
 
 
 def _share(mask: Bools) -> float:

@@ -17,7 +17,7 @@ from kdkit.report.formats import DASH, bounds, count, metric_title, plain, size
 from kdkit.report.overview import nets_by_role
 from kdkit.report.runs import ReportedRun, matched_teachers, terms_of, weight_text
 from kdkit.report.verdict import Verdict, verdicts_of
-from kdkit.utils.files import require_output, write_output
+from kdkit.utils.files import exists, require_output, write_output
 from kdkit.utils.printable import printable
 from kdkit.utils.read_json import mapping
 from kdkit.utils.reprs import distinct_notes
@@ -39,7 +39,7 @@ def write_card(folder: str | Path, out: str | Path) -> None:
     if not (folder / "run.json").exists() and runs_in(folder):
         raise KdkitError(f"a card describes one run, but {folder} {runs_hint(folder)}")
     require_output(out)
-    if out.exists():  # it may have been edited, for example to add a license
+    if exists(out):  # it may have been edited, for example to add a license
         raise KdkitError(f"{out} already exists; choose another file (--out FILE), or delete it")
     write_output(out, card_of(ReportedRun.read(folder, folder.name)))
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from kdkit.metrics.base import Floats
 from kdkit.metrics.per_class import FIGURES, ClassRow, class_table
 from kdkit.report import analysis, formats
 from kdkit.report.charts import scatter_chart
@@ -101,26 +100,28 @@ def errors(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     return blocks
 
 
-def _matrix(matrix: Floats, classes: Sequence[str], *, several: bool) -> dict[str, Any]:
-    """Return the cells of a confusion matrix as shares of their row, and the largest confusions."""
-    totals = matrix.sum(1) if not several else np.diag(matrix)
-    rows, columns = matrix.nonzero()
-    is_off = rows != columns  # the diagonal has correct predictions, or all misses
-    rows, columns = rows[is_off], columns[is_off]
-    counts = matrix[rows, columns]
-    order = np.argsort(-counts, kind="stable")[:12]
+def _matrix(counted: Any, classes: Sequence[str], *, several: bool) -> dict[str, Any]:
+    """Return the cells of a confusion matrix, a csr_array, as shares of their row, and the largest confusions."""
+    totals = counted.sum(1) if not several else counted.diagonal()
+    entries = counted.tocoo()
+    rows, columns, counts = entries.row, entries.col, entries.data
+    # The diagonal has correct predictions, or all misses.
+    is_off = rows != columns
+    rows, columns, counts = rows[is_off], columns[is_off], counts[is_off]
+    order = np.lexsort((columns, rows, -counts))[:12]
     confusions = [
         {
             "true": classes[row],
             "predicted": classes[column],
-            "count": f"{int(matrix[row, column]):,}",
-            "share": formats.percent(matrix[row, column] / totals[row] if totals[row] else None),
+            "count": f"{int(number):,}",
+            "share": formats.percent(number / totals[row] if totals[row] else None),
         }
-        for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True)
+        for row, column, number in zip(*(values[order].tolist() for values in (rows, columns, counts)), strict=True)
     ]
     cells = []
     most = max(1.0, float(counts.max(initial=0)))
     if len(classes) <= _LARGEST_MATRIX:
+        matrix = counted.toarray()
         for row, name in enumerate(classes):
             shares = [matrix[row, column] / totals[row] if totals[row] else 0.0 for column in range(len(classes))]
             if several:  # by counts, because with a single miss each wrong class would have the largest share

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import fmean, stdev
 from typing import Any, TypeVar
 
 from markupsafe import Markup
@@ -59,8 +60,12 @@ def difference_charts(verdicts: Sequence[Verdict]) -> list[Markup]:
     return charts
 
 
-def net_table(runs: Sequence[ReportedRun]) -> Values:
-    """Return the metrics of each net: a row per net for one run, or a column per run for several."""
+def net_table(runs: Sequence[ReportedRun], verdicts: Sequence[Verdict]) -> Values:
+    """Return the metrics of each net: a row per net for one run, or a column per run for several.
+
+    Before the columns of runs, each verdict on several runs has a column with their mean.
+    """
+    groups = [verdict for verdict in verdicts if len(verdict.runs) > 1]
     names = dict.fromkeys(name for run in runs for net in run.nets for name in run.metrics.results[net])
     nets = dict.fromkeys(net for run in runs for net in nets_by_role(run))
     if len(runs) == 1:
@@ -81,15 +86,19 @@ def net_table(runs: Sequence[ReportedRun]) -> Values:
                 "net": net,
                 "role": next(run.role(net) for run in runs if net in run.nets),
                 "metric": formats.metric_title(name),
-                "cells": [_metric_cell(run, net, name) for run in runs],
+                "cells": [
+                    *(_mean_cell(group.runs, net, name) for group in groups),
+                    *(_metric_cell(run, net, name) for run in runs),
+                ],
             }
             for name in names
             for net in nets
         ]
-        columns = [run.label for run in runs]
+        columns = [*(group.label for group in groups), *(run.label for run in runs)]
     notes = (result.note for run in runs for results in run.metrics.results.values() for result in results.values())
     return {
         "columns": columns,
+        "has_means": bool(groups),
         "rows": table,
         "notes": distinct_notes(notes),
         "splits": sorted({run.metrics.reported_on for run in runs}),
@@ -229,3 +238,12 @@ def _fact(value: Any) -> str:
 def _metric_cell(run: ReportedRun, net: str, name: str) -> Values:
     result = run.metrics.results[net].get(name) if net in run.nets else None
     return cell(None, None) if result is None else cell(result.value, result.interval)
+
+
+def _mean_cell(runs: Sequence[ReportedRun], net: str, name: str) -> Values:
+    """Return the mean and the standard deviation over runs, undefined if it is for one of them."""
+    results = [run.metrics.results[net].get(name) if net in run.nets else None for run in runs]
+    values = [math.nan if result is None else result.value for result in results]
+    if not all(map(math.isfinite, values)):
+        return cell(None, None)
+    return {**cell(fmean(values), None), "detail": f"± {formats.plain(stdev(values))}"}

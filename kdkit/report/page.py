@@ -92,7 +92,7 @@ def render(report: Report) -> str:
         left_out=report.left_out,
         headline=headline_of(report.verdicts),
         difference_charts=overview.difference_charts(report.verdicts),
-        nets=overview.net_table(runs),
+        nets=overview.net_table(runs, report.verdicts),
         stages=training(runs),
         agreement=overview.agreement_table(runs),
         calibration=overview.calibration(runs),

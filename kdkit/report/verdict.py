@@ -19,6 +19,7 @@ from kdkit.report.runs import ReportedRun, settings_digest
 from kdkit.utils.read_json import mapping, whole_number
 from kdkit.utils.reprs import describe_count
 
+_TONES = ("better", "worse")
 _FEW = 3  # with at most this many settings without an effect, one rarely differs by chance
 _ADVICE = "To tell whether distillation helped, also train the same student without it: run with --baseline."
 _ONE_SEED = "One seed cannot tell whether distillation helps: repeat the run with others, for example with --seeds 5."
@@ -83,22 +84,22 @@ def headline_of(verdicts: Sequence[Verdict]) -> str:
     # Without a baseline, a setting tells nothing about distillation.
     compared = [verdict for verdict in verdicts if verdict.has_baseline]
     if not compared:
-        return f"{len(verdicts)} recipes side by side."
+        return f"{len(verdicts)} settings side by side."
     several = [verdict for verdict in compared if len(verdict.runs) > 1]
     if not several:
-        better = sum(verdict.differences[0].verdict == "better" for verdict in compared)
+        better, worse = (sum(verdict.differences[0].verdict == word for verdict in compared) for word in _TONES)
         settings = describe_count(len(compared), "setting")
         return (
-            f"In these runs, the distilled student is better in {better or 'none'} of {settings}. "
+            f"In these runs, the distilled student is better in {better or 'none'} of {settings}"
+            f"{f', and worse in {worse}' if worse else ''}. "
             "One seed of each cannot tell whether distillation helps."
         )
-    helped, harmed = (sum(verdict.tone == tone for verdict in several) for tone in ("better", "worse"))
+    helped, hurt = (sum(verdict.tone == word for verdict in several) for word in _TONES)
     settings = describe_count(len(several), "setting") + (" with several seeds" if len(several) < len(compared) else "")
     if helped == len(several) > 1:
         return f"Distillation helped in all {settings}."
-    headline = f"Distillation helped in {helped or 'none'} of {settings}"
-    headline += f", and made the student worse in {harmed}." if harmed else "."
-    if (helped or harmed) and len(several) > _FEW:
+    headline = f"Distillation helped in {helped or 'none'} of {settings}{f', and hurt in {hurt}' if hurt else ''}."
+    if (helped or hurt) and len(several) > _FEW:
         headline += (
             " The intervals are not corrected for multiple comparisons: of settings without an effect, about 1 in 20 "
             "differs by chance."
@@ -160,7 +161,7 @@ class _Group:
             headline=headline,
             sentence=sentence,
             caveat=caveat,
-            tone=tone if tone in ("better", "worse") and len(self.runs) > 1 else "open",
+            tone=tone if tone in _TONES and len(self.runs) > 1 else "open",
             figures=tuple(
                 Figure(role=role, name=net, text=plain(self._mean(net)), detail=self._detail(net))
                 for role, net in nets
@@ -227,7 +228,7 @@ class _Group:
         )
 
     def _headline(self, difference: BaselineDifference) -> str:
-        is_open = difference.verdict not in ("better", "worse")
+        is_open = difference.verdict not in _TONES
         is_one = len(self.runs) == 1
         if self.baseline is None:
             relation = "cannot be distinguished from" if is_open else f"is {difference.verdict} than"
@@ -269,7 +270,8 @@ class _Group:
     def _without_difference(self) -> tuple[str, str, str]:
         """Return headline, sentence and caveat if there is no reference or no interval."""
         name, value = metric_title(self.metric), plain(self._mean(self.student))
-        sentence = f"{name} of {self.student} is {value} on the {self.split} split."
+        over = f", on average over {len(self.runs)} {self.unit}s" if len(self.runs) > 1 else ""
+        sentence = f"{name} of {self.student} is {value} on the {self.split} split{over}."
         if self.reference is None:
             return "There is nothing to compare the student with.", sentence, _ADVICE
         if self.metric in self.runs[0].metrics.results[self.reference]:

@@ -38,14 +38,15 @@ def compare_cells(
 
     cells: with their finished trials only. net: the net whose metrics are compared; if None, the net named `student`,
     or if a cell's recipe has no such net, the last one with metrics. reference: its options, such as "method=kd", or
-    "". Raises RecipeError if a run has no such net or metric, and RunFolderError if no run can be read.
+    "". Raises RecipeError if no run has such a net, and RunFolderError if no run can be read.
     """
     metric = without_interval(metric)
     finished = [_FinishedCell(study, cell, metric, net=net, student=student) for cell in cells]
     runs = [run for cell in finished for run in cell.runs.values()]
     damaged = [error for cell in finished for error in cell.damaged]
-    if damaged and not runs:
-        raise damaged[0]
+    lacking = [cell for cell in finished if cell.without_net]
+    if not runs:
+        raise [*damaged, *(error for cell in lacking for error in cell.without_net)][0]
     best = next(cell for cell in finished if cell.runs)
     for cell in finished:
         if is_better(metric, cell.validation.mean, best.validation.mean):
@@ -74,15 +75,18 @@ def compare_cells(
             results = replace(results, distillation=distillation)
         return results
 
+    names = {run.name for run in runs}
     return SweepResults(
         cells=tuple(map(results_of, finished)),
         metric=metric.name,
+        net=names.pop() if len(names) == 1 else "",
         best=finished.index(best),
         reported_on="test" if runs[0].has_test else "validation",
         level=level,
         reference=reference,
         distillation_level=distillation_level,
         left_out=tuple(map(str, damaged)),
+        without_net=tuple(cell.cell.label for cell in lacking),
         average_over=average_over,
     )
 
@@ -94,13 +98,17 @@ class _ReportedNet(NamedTuple):
     predictions: Callable[[], SplitPredictions]
 
 
+class _NoSuchNetError(RecipeError):
+    """A run without the compared net, because the nets of a recipe may depend on its options."""
+
+
 class _Run:
     """A finished trial: the compared net and its baseline, whose metrics are empty if there is none.
 
-    validation: the metric on the validation split, which chooses cells without looking at the test split.
-    has_test: whether the data has a test split. overlap: reported samples for each training sample.
+    name: of the net. validation: the metric on the validation split, which chooses cells without looking at the test
+    split. has_test: whether the data has a test split. overlap: reported samples for each training sample.
 
-    Raises RunFolderError if a compared file cannot be read, and RecipeError if there is no such net.
+    Raises RunFolderError if a compared file cannot be read, and _NoSuchNetError if there is no such net.
     """
 
     def __init__(self, study: Study, trial: str, metric: Metric, *, net: str | None, student: str) -> None:
@@ -111,7 +119,8 @@ class _Run:
             others = [name for name in metrics if name not in baselines.values()]
             net = student if student in metrics else others[-1] if others else student
         if net not in metrics:
-            raise RecipeError(f"run {path} has no metrics of net {net!r}; {did_you_mean(net, metrics)}")
+            raise _NoSuchNetError(f"run {path} has no metrics of net {net!r}; {did_you_mean(net, metrics)}")
+        self.name = net
         self.net, self.alone = (
             _ReportedNet(
                 {metric_name: result.value for metric_name, result in metrics.get(name, {}).items()},
@@ -131,7 +140,7 @@ class _Run:
 
 
 class _FinishedCell:
-    """The finished trials of a cell. runs: by repetition. damaged: the errors of those that cannot be read.
+    """The finished trials of a cell. runs: by repetition. damaged, without_net: the errors of the others.
 
     nets, baselines: of each run, by repetition; a run may have no baseline. validation: the compared metric on the
     validation split.
@@ -141,11 +150,14 @@ class _FinishedCell:
         self.cell = cell
         self.runs: dict[Repetition, _Run] = {}
         self.damaged: list[RunFolderError] = []
+        self.without_net: list[_NoSuchNetError] = []
         for key, name in cell.trials.items():
             try:
                 self.runs[key] = _Run(study, name, metric, net=net, student=student)
             except RunFolderError as error:
                 self.damaged.append(error)
+            except _NoSuchNetError as error:
+                self.without_net.append(error)
         self.nets = {key: run.net for key, run in self.runs.items()}
         self.baselines = {key: run.alone for key, run in self.runs.items() if run.alone.metrics}
         self.validation = spread(run.validation for run in self.runs.values())

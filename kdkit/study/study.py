@@ -47,6 +47,8 @@ class Study:
         # Read once, because recipe files may be edited before the last trial starts.
         self._files = {trial.name: _source_file(trial.recipe) for trial in self.trials}
         self._sources = {file: file.read_bytes() for file in {*self._files.values()} if file is not None}
+        # Of different trials, some may have no student, such as the teacher for all of them.
+        self._requires_baseline = len({(id(trial.recipe), repr(trial.options)) for trial in self.trials}) == 1
         names: list[str] = []
         for trial in self.trials:
             folded = trial.name.casefold()  # not all file systems distinguish upper and lower case
@@ -83,6 +85,7 @@ class Study:
 
         A finished trial fails instead of being skipped if its recipe file, its options, its seed, the precision or the
         weights of a trial that it needs have changed. An interrupted trial is compared as in `kdkit.run(resume=True)`.
+        With `baseline`, a trial without distilled students has no baseline, unless all trials differ in seeds only.
 
         Raises RunFolderError if another process runs a study in this folder, or if it cannot be written, WorkerError if
         the cluster cannot run the trials, and RecipeError if a callback cannot be pickled.
@@ -177,6 +180,7 @@ class Study:
             origin=origin,
             options=options,
             callbacks=callbacks,
+            requires_baseline=self._requires_baseline,
         )
 
     def _origin(self, trial: Trial) -> Origin:

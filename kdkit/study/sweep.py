@@ -25,6 +25,7 @@ from kdkit.utils.randomness import preserve_rng_state, seed_everything
 from kdkit.utils.reprs import describe_count, describe_names
 from kdkit.utils.signatures import parameters_by_name
 from kdkit.utils.validation import is_whole_number, validate_count
+from kdkit.utils.working_directory import preserve_working_directory
 
 Values = Sequence[Any] | NDArray[Any] | torch.Tensor
 
@@ -115,7 +116,7 @@ class Sweep:
     ) -> Iterator[TrialResult]:
         """Run the trials that are not finished, and yield the result of each, as `Study.run` does.
 
-        Before any training, raises RecipeError if the recipe lacks the metric or the net that this sweep compares, and
+        Before any training, raises RecipeError if no cell has the metric or the net that this sweep compares, and
         RunFolderError if the folder holds other files or runs with other options. The grid must have all values of an
         earlier sweep in the folder, and may have more.
         """
@@ -158,24 +159,32 @@ class Sweep:
 
     @cached_property
     def _compared(self) -> tuple[Metric, str] | None:
-        """The metric that is compared and the net that is trained last; None if recipe() fails for every cell."""
+        """The metric that is compared and the net that is trained last; None if recipe() fails for every cell.
+
+        A name of a metric or a net is accepted if the recipe of any cell has it.
+        """
+        metrics: dict[str, Metric] = {}
+        nets: dict[str, None] = {}
+        student = ""
         for trial in self.study.trials[: len(self.study.trials) // len(self.seeds)]:  # those of one seed
             try:
-                with preserve_rng_state():
+                with preserve_rng_state(), preserve_working_directory():
                     seed_everything(trial.seed)  # recipe() is called with the random numbers of a run
                     recipe = self.recipe(**trial.options)
-                metrics = {metric.name: metric for metric in recipe.metrics}
-                student = list(recipe.stages[-1].objectives)[-1].name
+                for metric in recipe.metrics:
+                    metrics.setdefault(metric.name, metric)
+                nets |= dict.fromkeys(net.name for net in nets_of(recipe.stages))
+                student = student or list(recipe.stages[-1].objectives)[-1].name
             except Exception:  # user code may raise anything; the trial of this cell will report it
                 continue
             name = self.metric if self.metric is not None else next(iter(metrics))
-            if name not in metrics:
-                raise RecipeError(f"the recipe has no metric {name!r}; {did_you_mean(name, metrics)}")
-            names = [net.name for net in nets_of(recipe.stages)]
-            if self.net is not None and self.net not in names:
-                raise RecipeError(f"the recipe has no net {self.net!r}; {did_you_mean(self.net, names)}")
-            return metrics[name], student
-        return None
+            if name in metrics and (self.net is None or self.net in nets):
+                return metrics[name], student
+        if not student:
+            return None
+        if self.net is not None and self.net not in nets:
+            raise RecipeError(f"the recipe has no net {self.net!r}; {did_you_mean(self.net, nets)}")
+        raise RecipeError(f"the recipe has no metric {self.metric!r}; {did_you_mean(str(self.metric), metrics)}")
 
     def _cell(self, options: Mapping[str, Any]) -> Cell:
         varied = [name for name in options if len(self.grid[name]) > 1] or list(options)

@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdkit.metrics.comparison import Comparison
+from kdkit.utils.console import format_number
 from kdkit.utils.files import to_json, write_output
+from kdkit.utils.reprs import describe_count
 
 LEVEL = 0.95  # of all comparisons together
+_SHOWN = 20  # cells in the repr
 _RELATIONS = {"better": "better than", "worse": "worse than", "not distinguishable": "not distinguishable from"}
 
 
@@ -41,6 +44,9 @@ class Spread(NamedTuple):
 
     mean: float
     sd: float
+
+    def __str__(self) -> str:
+        return format_number(self.mean) + ("" if math.isnan(self.sd) else f" ± {format_number(self.sd)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +85,14 @@ class CellResults:
 class SweepResults:
     """The table of a sweep.
 
-    metric: the name of the compared metric. best: the index of the cell with its best mean on the validation
-    split. reported_on: the split of the metrics, "test", or "validation" if the data has no test split.
+    metric: the name of the compared metric. net: the name of the compared net; "" if runs have nets of other names.
+    best: the index of the cell with its best mean on the validation split. reported_on: the split of the metrics,
+    "test", or "validation" if the data has no test split.
     level: the confidence level of each interval, at which all of them together have 95 % (Bonferroni).
     distillation_level: likewise, of the intervals of students against their baselines.
     reference: the options of the reference, such as "method=kd"; "" if the best cell is compared with the others.
-    left_out: the reason for each finished run that cannot be read. average_over: the options whose values are averaged
-    over, in addition to the seeds.
+    left_out: the reason for each finished run that cannot be read. without_net: the labels of cells whose recipe has no
+    such net. average_over: the options whose values are averaged over, in addition to the seeds.
     """
 
     cells: tuple[CellResults, ...]
@@ -93,10 +100,27 @@ class SweepResults:
     best: int
     reported_on: str
     level: float
+    net: str = ""
     reference: str = ""
     distillation_level: float = LEVEL
     left_out: tuple[str, ...] = ()
+    without_net: tuple[str, ...] = ()
     average_over: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        lines = [
+            f"\n  {cell.label}: {cell.spread(self.metric)} over {describe_count(len(cell.repetitions), self.unit)}"
+            f"{', best on validation' * (index == self.best)}"
+            for index, cell in enumerate(self.cells[:_SHOWN])
+        ]
+        if len(self.cells) > _SHOWN:
+            lines.append(f"\n  and {len(self.cells) - _SHOWN} more")
+        return f"SweepResults, {self.metric}{self.of_net} on {self.reported_on}:{''.join(lines)}"
+
+    @property
+    def of_net(self) -> str:
+        """The compared net, such as " of student", as a part of a title; "" if runs have nets of other names."""
+        return f" of {self.net}" if self.net else ""
 
     @property
     def unit(self) -> str:
@@ -140,10 +164,19 @@ class SweepResults:
         repetitions = [cell.repetitions for cell in self.cells if cell.repetitions]
         if comparisons and min(map(len, repetitions)) == 1:
             notes["one seed cannot tell which options are better, or whether distillation helps: --seeds 5"] = None
+        for cell in self.cells if against_baselines else ():
+            if cell.repetitions and cell.distillation is None:
+                notes[f"{cell.label} has no baseline, because it has no distilled student"] = None
+        for label in self.without_net:
+            notes[f"{label} has no net {self.net!r}"] = None
+        finished = {cell.label for cell in self.cells if cell.repetitions}
+        for cell in self.cells:
+            if cell.label in finished and cell.reference not in {"", *finished}:
+                notes[f"{cell.reference} has no results to compare with"] = None
         if len({*repetitions}) > 1:
             notes[f"means are over different {self.unit}s, because some runs are missing; run the sweep again"] = None
         if max(map(len, (of_best, against_reference, against_baselines))) > 1:
-            notes[f"all intervals of a table together hold with {LEVEL:.0%} confidence (Bonferroni)"] = None
+            notes[f"all intervals of a table together hold with {100 * LEVEL:.0f} % confidence (Bonferroni)"] = None
         if of_best and self.reported_on == "validation":
             # On the samples used to choose it, the best looks better than it is.
             notes["there is no test split, so the best was chosen and compared on the same samples"] = None
@@ -174,6 +207,7 @@ class SweepResults:
         return to_json(
             {
                 "metric": self.metric,
+                "net": self.net or None,
                 "reported_on": self.reported_on,
                 "best": cells[self.best]["options"],
                 "reference": self.reference or None,
@@ -182,6 +216,7 @@ class SweepResults:
                 "distillation_level": self.distillation_level,
                 "cells": cells,
                 "left_out": self.left_out,
+                "notes": self.notes(),
             },
             indent=2,
         )

@@ -41,7 +41,8 @@ class PrintableConsole(Console):
     def print(self, *objects: Any, **options: Any) -> None:
         """Print objects. A table whose words would be cut is made wider than the terminal, which wraps its lines.
 
-        Part of a number would be another number, and rich may shrink columns to nothing.
+        Part of a number would be another number, and rich may shrink columns to nothing. The title of a table is a line
+        above it, which rich would wrap, even within a word, at the width of the table.
         """
         width = self._width  # None for the width of the terminal, which may change
         tables = [item for item in objects if isinstance(item, Table)] if self.width < _WIDTH else []
@@ -49,7 +50,11 @@ class PrintableConsole(Console):
         cut = [table for table in tables if any("…" in segment.text for segment in self.render(table))]
         unlimited = self.options.update(max_width=10_000)
         self._width = max([self.width, *(min(self.measure(item, options=unlimited).maximum, _WIDTH) for item in cut)])
+        titles = [(item, item.title) for item in objects if isinstance(item, Table) and item.title]
         try:
+            for table, title in titles:
+                super().print(title, style=table.title_style or "table.title", soft_wrap=True)
+                table.title = None
             super().print(*objects, **options)
         except ValueError:
             if not self.file.closed:
@@ -57,6 +62,8 @@ class PrintableConsole(Console):
             self.quiet = True
         finally:
             self._width = width
+            for table, title in titles:
+                table.title = title
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Escape a text before it is measured and wrapped, so that columns of tables are wide enough."""

@@ -44,8 +44,9 @@ def default_modes() -> Iterator[None]:
     trained, and an autocast replaces the precision of a run.
     """
     with ExitStack() as modes:
-        if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
-            modes.enter_context(torch.inference_mode(mode=False))  # which records gradients too
+        # Both turn gradients on, and restore the caller's mode even if user code within this context changes it.
+        is_inference = torch.is_inference_mode_enabled()
+        modes.enter_context(torch.inference_mode(mode=False) if is_inference else torch.enable_grad())
         for kind in ("cpu", "cuda", "mps", "xpu"):
             if torch.is_autocast_enabled(kind):
                 modes.enter_context(torch.autocast(kind, enabled=False))

@@ -53,7 +53,7 @@ def require_output(path: Path, option: str = "--out FILE") -> None:
     option: the option of the command that chooses another path.
     """
     with output_errors(path, option):
-        if path.exists() and not path.is_file():
+        if exists(path) and not path.is_file():
             raise OSError("it is a folder" if path.is_dir() else "it is not a regular file")  # such as /dev/null
         require_writable(path.with_name(f".{path.name}.{'x' * 8}.tmp"))  # the longest name that `write` needs
 
@@ -88,7 +88,7 @@ def require_writable(path: Path) -> None:
     Missing parent folders are assumed to be created later.
     """
     folder, missing = (path, []) if path.is_dir() else (path.parent, [path.name])
-    while not folder.exists() and folder != folder.parent:
+    while not exists(folder) and folder != folder.parent:
         missing.append(folder.name)
         folder = folder.parent
     if not folder.is_dir():

@@ -6,7 +6,7 @@ import os
 import secrets
 from pathlib import Path
 
-from kdkit.utils.files import write
+from kdkit.utils.files import exists, write
 
 
 def sign(text: str) -> str | None:
@@ -26,14 +26,14 @@ def is_signed(text: str, signature: object) -> bool:
 
 
 def _key(*, create: bool) -> bytes | None:
-    # The XDG base directory specification has this folder for the state of a user on one machine.
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    file = Path(state) / "kdkit" / "key"
     try:
-        if not file.exists() and create:
+        # The XDG base directory specification has this folder for the state of a user on one machine.
+        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        file = Path(state) / "kdkit" / "key"
+        if create and not exists(file):
             write(file, secrets.token_bytes(32))
             file.chmod(0o600)
         key = file.read_bytes()
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError if the user has no home folder
         return None
     return key if len(key) == 32 else None

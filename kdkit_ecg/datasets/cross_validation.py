@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
+from kdkit.utils.files import is_file
 from kdkit.utils.user_paths import user_path
 from kdkit.utils.validation import is_whole_number, validate_counts
 from kdkit_ecg.datasets.base import RecordingDataset
@@ -65,7 +66,7 @@ class FoldedDataset(RecordingDataset):
             )
         if isinstance(self.folds, (str, Path)):
             path = self._table_file(self.folds)
-            if not path.is_file():
+            if not is_file(path):
                 raise DataError(
                     f"the folds file {self.folds} does not exist; kdkit_ecg.make_folds(folder).write(file) creates one"
                 )
@@ -75,7 +76,7 @@ class FoldedDataset(RecordingDataset):
         """Return the path of a table that is in the first folder, or elsewhere."""
         path = user_path(path)
         below = self._folders[0] / path
-        return path if path.is_file() and not below.is_file() else below
+        return path if is_file(path) and not is_file(below) else below
 
     @property
     def notices(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from kdkit import DataError
+from kdkit.utils.files import is_file
 from kdkit.utils.locks import FileLock
 from kdkit_ecg.download.checksums import LISTS, OWN_PREFIX
 
@@ -36,7 +37,7 @@ def require_same_release(folder: Path, name: str, text: str) -> None:
     """Raise DataError if the folder contains the list of another release than `text`. name: of the file of the list."""
     for path in [folder / list_name for list_name in LISTS]:
         # Compared word by word: line endings may have been converted.
-        words = path.read_text(encoding="utf-8", errors="replace").split() if path.is_file() else None
+        words = path.read_text(encoding="utf-8", errors="replace").split() if is_file(path) else None
         if words is None or (path.name == name and words == text.split()):
             continue
         raise DataError(f"{path} is the list of another release; use a separate folder, or delete that file")

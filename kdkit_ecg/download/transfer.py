@@ -10,6 +10,7 @@ from urllib.parse import quote
 import requests
 from urllib3.exceptions import HTTPError
 
+from kdkit.utils.files import is_file
 from kdkit.utils.reprs import format_bytes
 from kdkit_ecg.download.backoff import MAX_TRIES, Backoff, Stopped
 from kdkit_ecg.download.checksums import ReleaseFile
@@ -141,4 +142,4 @@ def address(base: str, file: ReleaseFile) -> str:
 
 
 def _size(part: Path) -> int:
-    return part.stat().st_size if part.is_file() else 0
+    return part.stat().st_size if is_file(part) else 0

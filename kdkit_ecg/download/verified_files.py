@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from threading import Lock
 
+from kdkit.utils.files import is_file
 from kdkit_ecg.download.checksums import OWN_PREFIX, ReleaseFile
 
 VERIFIED_FILE = f"{OWN_PREFIX}.tsv"
@@ -23,7 +24,7 @@ class VerifiedFiles:
         self._verified: dict[str, tuple[str, int, int]] = {}
         self._lock = Lock()
         path = folder / VERIFIED_FILE
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if is_file(path) else []:
             cells = line.split("\t")
             if len(cells) == 4 and all(map(_NUMBER.fullmatch, cells[1:3])):
                 self._verified[cells[3]] = (cells[0], int(cells[1]), int(cells[2]))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdkit.utils.files import write
+from kdkit.utils.files import is_file, write
 
 INDEX, SIGNALS, LOCK = "index.bin", "signals.f32", ".lock"
 
@@ -54,7 +54,7 @@ def read_rows(folder: Path) -> tuple[Rows, int]:
         raw = (folder / INDEX).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return np.zeros(0, ROW), 0
-    size = (folder / SIGNALS).stat().st_size if (folder / SIGNALS).is_file() else 0
+    size = (folder / SIGNALS).stat().st_size if is_file(folder / SIGNALS) else 0
     rows: Rows = np.frombuffer(raw[: len(raw) // ROW.itemsize * ROW.itemsize], dtype=ROW)
     starts = range(0, rows.nbytes, ROW.itemsize)
     intact = [

@@ -87,20 +87,29 @@ class StoreFolder:
 def stores_folder(location: StoreLocation = "auto") -> Path:
     """Return the folder that contains the stores: `location`, or a folder in the user's cache if "auto".
 
-    The cache is $KDKIT_CACHE, or `kdkit` in the cache folder of the operating system.
+    The cache is $KDKIT_CACHE, or `kdkit` in the cache folder of the operating system. Raises DataError if this user has
+    no home folder for it.
     """
     if location != "auto":
         return user_path(location)
+    try:
+        return _cache_folder() / "signals"
+    except RuntimeError as error:
+        raise DataError(
+            "prepared records are kept in the home folder, but this user has none; choose another folder with "
+            "KDKIT_CACHE or store="
+        ) from error
+
+
+def _cache_folder() -> Path:
     from_environment = os.environ.get("KDKIT_CACHE")
     if from_environment:
-        cache = Path(from_environment)
-    elif sys.platform == "win32":
-        cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "kdkit" / "Cache"
-    elif sys.platform == "darwin":
-        cache = Path.home() / "Library" / "Caches" / "kdkit"
-    else:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdkit"
-    return cache / "signals"
+        return Path(from_environment)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "kdkit" / "Cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "kdkit"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdkit"
 
 
 def stores_in(folder: Path) -> Iterator[StoreFolder]:

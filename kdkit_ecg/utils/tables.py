@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from kdkit import DataError
 from kdkit.errors import first_line
+from kdkit.utils.files import is_file
 from kdkit_ecg.utils.messages import shown
 from kdkit_ecg.utils.record_files import record_name
 
@@ -62,7 +63,7 @@ def read_patient_table(folders: Sequence[Path]) -> PatientTable:
     """
     rows: dict[str, Mapping[str, str]] = {}
     sources: dict[str, str] = {}  # record -> the line and file of its row, for error messages
-    for path in [folder / "records.csv" for folder in folders if (folder / "records.csv").is_file()]:
+    for path in [folder / "records.csv" for folder in folders if is_file(folder / "records.csv")]:
         table = read_table(path)
         if not {"record", "patient"} <= set(table.columns):
             raise DataError(f"{path} needs the columns record and patient, but has {', '.join(table.columns)}")

@@ -59,10 +59,10 @@ def run(folder: Path, recipe=distillation, **options) -> Path:
     return folder
 
 
-def untaught(folder: Path) -> Path:
+def untaught(folder: Path, **options) -> Path:
     """Write a run without any teacher."""
     stage = Stage({tiny_net("student"): Truth(nn.CrossEntropyLoss())}, Training(epochs=1, batch_size=4))
-    return run(folder, Recipe(data=tiny_data(rows=12), schedule=[stage]))
+    return run(folder, Recipe(data=tiny_data(rows=12), schedule=[stage]), **options)
 
 
 class Page(HTMLParser):

@@ -24,6 +24,11 @@ from kdkit.teachers.peer import Peer
 from kdkit.utils.modules import preserve_buffers
 from kdkit.utils.validation import is_number
 
+_NO_GRADIENT = (
+    "they are computed in torch.no_grad() or torch.inference_mode(), are detached, or come from frozen layers or from "
+    "a module that recomputes activations with use_reentrant=True"
+)
+
 
 def compares_nothing(term: BoundTerm, inputs: TermInputs) -> bool:
     """Whether no row of the inputs has a label and a shared class, so that the loss is 0 or is not called."""
@@ -138,15 +143,12 @@ class TermCheck:
 
     def _gradient_problem(self, value: Tensor) -> str | None:
         """Return the problem of a loss that does not train its student as it should, or None."""
-        if not value.requires_grad:
-            return f"{self.loss} has no effect: it has no gradient for net {self.student}"
         sides = [side for side in as_tuple(self.inputs.student) if side.requires_grad]
         if not sides:
-            return (
-                f"{self.loss} trains its own parameters only: the tensors of net {self.student} have no gradient; they "
-                "are detached, or come from frozen layers or from a module that recomputes activations with "
-                "use_reentrant=True"
-            )
+            effect = "trains its own parameters only" if value.requires_grad else "has no effect"
+            return f"{self.loss} {effect}: the tensors of net {self.student} have no gradient; {_NO_GRADIENT}"
+        if not value.requires_grad:
+            return f"{self.loss} has no effect: it has no gradient for net {self.student}"
         if isinstance(self.teacher, Peer) and self.teacher.net is self.term.student_net:
             gradients = torch.autograd.grad(value, sides, retain_graph=True, allow_unused=True)
             if not any(gradient is not None and gradient.abs().max() > 1e-6 for gradient in gradients):  # rounding

@@ -10,6 +10,7 @@ from rich.markup import escape
 from kdkit.engine.display.live import LiveDisplay, can_redraw
 from kdkit.engine.display.tables import describe_difference, metrics_table
 from kdkit.engine.interrupts import announce_on_stderr
+from kdkit.engine.storage.run_folder import is_in_study
 from kdkit.plugins.events import EpochEnded, RunEnded, RunStarted, StageStarted, StepEnded
 from kdkit.plugins.hooks import hookimpl
 from kdkit.utils.console import Status, format_number, make_console
@@ -138,10 +139,14 @@ class ConsoleCallback:
     def _print_differences(self, event: RunEnded) -> None:
         """Print whether distillation helped each student with a baseline, by the first metric."""
         first = {difference.student: difference for difference in reversed(event.differences)}
+        is_alone = event.folder is None or not is_in_study(event.folder)
+        advice = "; one seed cannot tell whether distillation helps (--seeds 5)" if is_alone else ""
         for student, difference in reversed(first.items()):
             name = f" of {student}" if len(first) > 1 else ""
             self.console.print(
-                f"distillation{name}: {describe_difference(difference, event.metrics)}", markup=False, soft_wrap=True
+                f"distillation{name}: {describe_difference(difference, event.metrics)}{advice}",
+                markup=False,
+                soft_wrap=True,
             )
 
     def _report_early_end(self) -> None:

@@ -39,8 +39,7 @@ def describe_difference(difference: BaselineDifference, metrics: Mapping[str, Ma
     )
     return (
         f"{difference.metric} {value:{digits}} against {alone:{digits}} alone, {change}{unit} "
-        f"({difference.level:.0%} interval {low} to {high}): {difference.verdict} in this run; "
-        "one seed cannot tell whether distillation helps (--seeds 5)"
+        f"({difference.level:.0%} interval {low} to {high}): {difference.verdict} in this run"
     ).replace("%", " %")
 
 

@@ -102,11 +102,14 @@ class DistillationModule(nn.Module):
 
 @contextmanager
 def temporary_training(module: DistillationModule, buffers_of: Iterable[nn.Module]) -> Iterator[None]:
-    """Set training mode and clear gradients; restore modes, gradients, random states and these buffers at the end."""
+    """Set training mode, turn gradients on and clear them, and restore all of it at the end.
+
+    Random states and these buffers are restored too.
+    """
     modes = {part: part.training for part in module.modules()}
     gradients: list[tuple[Any, Tensor | None]] = [(parameter, parameter.grad) for parameter in module.parameters()]
     devices = [module.progress.device] if module.progress.is_cuda else []
-    with torch.random.fork_rng(devices=devices), preserve_buffers(buffers_of):
+    with torch.enable_grad(), torch.random.fork_rng(devices=devices), preserve_buffers(buffers_of):
         module.train()
         for parameter, _ in gradients:
             parameter.grad = None

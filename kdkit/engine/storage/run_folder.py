@@ -179,9 +179,14 @@ def how_to_resume(path: Path, record: Mapping[str, Any]) -> str:
     """Return the command or the Python code that resumes a run. record: of the run."""
     if isinstance(record.get("command"), Mapping):
         return f"kdkit run --resume {path}"
-    if (path.resolve().parent / LOCK).is_file():
+    if is_in_study(path):
         return "run the Python script that started it again; its study or sweep skips finished runs"
     return f"kdkit.run(..., out={str(path)!r}, resume=True) in Python"
+
+
+def is_in_study(path: Path) -> bool:
+    """Whether a run folder is one of several, such as of a study or of several seeds."""
+    return (path.resolve().parent / LOCK).is_file()
 
 
 def resumable_files(path: Path) -> list[str]:

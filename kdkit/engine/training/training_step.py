@@ -47,6 +47,7 @@ class TrainingStep:
         """Return the context in which the batches of an epoch are loaded and trained on."""
         return nullcontext()
 
+    @torch.enable_grad()  # user code, such as a callback, may have turned them off
     def add_gradients(
         self,
         batch: Batch,

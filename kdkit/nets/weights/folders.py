@@ -39,7 +39,7 @@ def find_weights(path: Path, name: str, key: str | None) -> WeightFile:
             f"the weights of net {name!r} should be in {path}, but there is no such file{where}; pass a weight file, "
             "or the folder of a run"
         )
-    stages = [*path.glob("*/")] if (path / "run.json").is_file() else [path] * (path / "history.jsonl").is_file()
+    stages = [*path.glob("*/")] if is_file(path / "run.json") else [path] * is_file(path / "history.jsonl")
     files: dict[str, Path] = {}  # if several stages trained a network, the last one counts
     folders = sorted(stages, key=stage_number)
     for file in chain.from_iterable(sorted(folder.glob("weights*.safetensors")) for folder in folders):
@@ -47,7 +47,7 @@ def find_weights(path: Path, name: str, key: str | None) -> WeightFile:
         single = file.name == "weights.safetensors"
         files[stage if single else file.name.removeprefix("weights-").removesuffix(".safetensors")] = file
     for file in [] if files else [path / file for file in _PRETRAINED]:
-        if file.is_file():
+        if is_file(file):
             return WeightFile(file, key)
     if not files and runs_in(path):
         raise RecipeError(f"the folder {path} of weights of net {name!r} {runs_hint(path)}")
@@ -65,7 +65,7 @@ def find_weights(path: Path, name: str, key: str | None) -> WeightFile:
             "in a command, another net of the recipe with --net NAME"
         )
     facts = [f"those of net {net!r}"] if net != name else []
-    if not (files[net].parent / "stage.json").is_file():
+    if not is_file(files[net].parent / "stage.json"):
         facts.append(f"stage {files[net].parent.name!r} is not finished, so they are from its best epoch so far")
     return WeightFile(files[net], None, tuple(facts))
 

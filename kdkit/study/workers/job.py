@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kdkit.engine.options import RunOptions
-from kdkit.engine.run import run
+from kdkit.engine.run import prepared
 from kdkit.engine.run_record import Origin
 from kdkit.engine.storage.run_folder import can_resume
 from kdkit.errors import KdkitError
@@ -34,7 +34,8 @@ class Job:
 
     folder: its run folder. recipe, arguments: a function that returns a Recipe, and its keyword arguments. origin: the
     recipe file and the options, as they are recorded in the run folder. gpu: the index of the CUDA device for the
-    devices "auto" and "cuda" in its options; None for the current device of the process.
+    devices "auto" and "cuda" in its options; None for the current device of the process. requires_baseline: see
+    `kdkit.engine.run.prepared`.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Job:
     options: RunOptions
     callbacks: Sequence[object] = ()
     gpu: int | None = None
+    requires_baseline: bool = True
 
     def run(self) -> JobResult:
         """Run the job, or resume it if its folder holds an unfinished run. Returns an exception instead of raising it.
@@ -54,7 +56,14 @@ class Job:
         start = time.perf_counter()
         try:
             options = replace(self.options, out=self.folder, resume=can_resume(self.folder))
-            run(lambda: self.recipe(**self.arguments), options, callbacks=self.callbacks, origin=self.origin)
+            with prepared(
+                lambda: self.recipe(**self.arguments),
+                options,
+                callbacks=self.callbacks,
+                origin=self.origin,
+                requires_baseline=self.requires_baseline,
+            ) as prepared_run:
+                prepared_run.execute()
             seconds = time.perf_counter() - start
             if options.only is None:
                 write_output(self.folder / TRIAL_FILE, json.dumps({"seconds": seconds}), option="--out FOLDER")

@@ -11,6 +11,7 @@ from filelock import Timeout
 from kdkit.errors import CacheError, did_you_mean, first_line
 from kdkit.teachers.cache.entry import USED, EntryInfo, EntrySpec, create_entry, is_intact, is_open, read_info
 from kdkit.teachers.cache.store import Store
+from kdkit.utils.files import exists
 from kdkit.utils.locks import FileLock
 from kdkit.utils.reprs import format_bytes
 
@@ -125,9 +126,11 @@ class CacheFolder:
     @contextmanager
     def _existing(self) -> Iterator[None]:
         """Lock the folder. Raises CacheError if it does not exist or cannot be read."""
-        if not self.path.is_dir():
-            raise CacheError(f"there is no folder {self.path}; expected a teacher cache, such as runs/teacher_cache")
         try:
+            if not exists(self.path) or not self.path.is_dir():
+                raise CacheError(
+                    f"there is no folder {self.path}; expected a teacher cache, such as runs/teacher_cache"
+                )
             with self._locked():
                 yield
         except OSError as error:

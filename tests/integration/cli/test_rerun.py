@@ -93,6 +93,8 @@ def test_a_run_folder_of_someone_else_executes_nothing_without_trust(command, fi
         done = command(name, *options, "run", "-q")
         assert (done.code, "this run was not started by you" in done.err) == (2, True), done.err
     assert not marker.exists()
+    rewrite(finished, signature=None)  # as if the home folder could not be written
+    assert "or it is not signed, because no key could be saved in ~/" in command("rerun", "run").err
 
 
 def test_the_copy_of_a_recipe_is_not_executed_without_trust(command, finished, tmp_path):

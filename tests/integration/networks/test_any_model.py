@@ -192,7 +192,7 @@ def test_a_hint_on_a_frozen_layer_is_refused(signals):
     teacher, student = Net("teacher", Conv1d(2), trained=True), Net("student", Conv1d(2))
     student.module.conv.requires_grad_(requires_grad=False)
     taps = {"student": Tap(student.module.conv), "target": Tap(teacher.module.conv)}
-    with pytest.raises(CheckError, match="Hint has no effect: it has no gradient for net 'student'"):
+    with pytest.raises(CheckError, match="Hint has no effect: the tensors of net 'student' have no gradient"):
         distilled(student, Truth(cross_entropy) + Match(teacher, Hint(), **taps), signals)
 
 

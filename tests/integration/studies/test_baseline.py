@@ -274,3 +274,26 @@ def test_the_report_of_a_sweep_with_baselines_is_one_verdict_over_its_seeds(kdki
     assert report.code == 0, report.err
     assert "on average over 2 seeds" in report.out
     assert (tmp_path / "sweep" / "report.html").is_file()
+
+
+def test_of_different_trials_those_without_students_have_no_baseline(kdkit_here, tmp_path):
+    lines = [
+        "from tests.integration.studies import test_baseline",
+        "",
+        "def recipe(weight: float = 0.7):",
+        "    return test_baseline.distillation(teacher_weight=weight)",
+    ]
+    (tmp_path / "mine.py").write_text("\n".join(lines))
+    options = ("--baseline", "--device", "cpu", "--no-measure", "--out", "sweep")
+    sweep = kdkit_here("sweep", "mine.py", "--weight", "0,0.7", "--seeds", "1", *options)
+    assert sweep.code == 0, sweep.err
+    assert "note: weight=0 has no baseline, because it has no distilled student" in sweep.out
+    content = json.loads((tmp_path / "sweep" / "results.json").read_text())
+    assert [bool(cell["metrics_alone"]) for cell in content["cells"]] == [False, True]
+    trial = tmp_path / "sweep" / "weight=0,seed=0"
+    (trial / "2-student" / "stage.json").unlink()  # as if it had been killed
+    for command in (("run", "--resume", "sweep/weight=0,seed=0"), ("rerun", "sweep/weight=0,seed=0")):
+        done = kdkit_here(*command, "-q")
+        assert done.code == 0, done.err
+    alike = kdkit_here("run", "mine.py", "--weight", "0", "--seeds", "1", *options[:-1], "seeds", "-q")
+    assert (alike.code, "no net of that stage has a teacher" in alike.err) == (1, True), alike.err

@@ -50,7 +50,8 @@ def test_seeds_make_a_folder_of_runs_and_one_verdict_and_are_resumed(kdkit, tmp_
     assert result.code == 0, result
     folder = tmp_path / "runs" / "mine-seeds"
     assert seeds_in(folder) == [3, 4]
-    assert "Metrics on test, mean ± standard deviation over 2 seeds" in " ".join(result.out.split())
+    assert "Metrics on test, mean ± standard deviation over 2 seeds\n" in result.out
+    assert result.out.count(" in this run\n") == 2  # without the advice to run several seeds
     assert "Accuracy on the test split, on average over 2 seeds, is " in result.out
     assert "(Student's t interval over 2 seeds, paired by seed: " in result.out
 

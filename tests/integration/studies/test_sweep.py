@@ -75,7 +75,7 @@ def test_a_sweep_prints_a_table_and_the_verdicts(sweep, tmp_path):
     assert result.code == 0, result
     assert "4 runs in runs/mine-sweep: 2 combinations x 2 seeds" in result.out.splitlines()[0]
     assert result.out.count(" finished in ") == 4
-    assert "Metrics on test, mean ± standard deviation over 2 seeds" in result.out
+    assert "Metrics of student on test, mean ± standard deviation over 2 seeds, * best on validation\n" in result.out
     assert "│ lr=0.3 * " in result.out
     assert "accuracy of lr=0.3 minus that of others (95 % interval)" in result.out
     content = json.loads((tmp_path / "runs" / "mine-sweep" / "results.json").read_text())
@@ -112,7 +112,7 @@ def test_the_same_command_again_skips_what_is_finished(sweep, tmp_path):
     table.unlink()
     table.mkdir()  # so that it cannot be written, as on a full disk
     unsaved = sweep("--lr", "0.3,0.1", "--seeds", "2")
-    assert (unsaved.code, "Metrics on test" in unsaved.out, "saved to" in unsaved.out) == (1, True, False), unsaved
+    assert (unsaved.code, "Metrics of student" in unsaved.out, "saved to" in unsaved.out) == (1, True, False), unsaved
     assert "error: runs/mine-sweep/results.json cannot be written: " in unsaved.err
 
 

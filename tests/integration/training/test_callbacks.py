@@ -1,9 +1,12 @@
 """Tests of callbacks: they receive plain values and cannot change a run, even if they fail or draw random numbers."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import kdkit
+from kdkit.loggers import CsvLogger
 from tests.helpers.callbacks import PressCtrlC, Recorder
 from tests.helpers.stages import Small, assert_same_results, data, epoch_terms, three, training, truth
 
@@ -41,6 +44,32 @@ class Failing:
 
 def test_a_callback_that_draws_random_numbers_changes_no_loss():
     assert run_losses([RandomDraws()]) == run_losses()
+
+
+def test_all_files_of_a_run_are_in_one_folder_if_the_working_directory_changes(tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    class Callback:
+        @kdkit.hookimpl
+        def epoch_ended(self, event):
+            monkeypatch.chdir(other)
+
+    def changing() -> kdkit.Recipe:
+        monkeypatch.chdir(other)
+        return three()
+
+    callbacks = [Callback(), CsvLogger("mine.csv")]
+    for recipe, name in ((changing, "changed/inside"), (three, "plain/outside")):
+        result = kdkit.run(recipe, out=name, device="cpu", callbacks=callbacks, measure=False)
+        (tmp_path / "mine.csv").unlink()
+        assert result.folder.resolve() == tmp_path / name
+        assert Path.cwd() == tmp_path
+    sweep = kdkit.Sweep(changing, {}, folder="sweep", seeds=2)
+    assert [trial.error for trial in sweep.run(kdkit.RunOptions(device="cpu", measure=False))] == [None, None]
+    assert len(sweep.results().cells[0].repetitions) == 2
+    assert not list(other.iterdir())
 
 
 def test_a_callback_that_fails_is_reported_once_and_counted_and_the_run_continues():

@@ -268,6 +268,21 @@ def test_the_modes_of_torch_in_user_code_do_not_change_a_run(precision):
     assert_same_results(inside, plain)
 
 
+def test_gradients_that_user_code_turns_off_and_leaves_off_do_not_change_a_run():
+    class Callback:
+        @kdkit.hookimpl
+        def epoch_ended(self, event):
+            torch.set_grad_enabled(False)
+
+    def turned_off() -> Recipe:
+        made = three()
+        torch.set_grad_enabled(False)
+        return made
+
+    assert_same_results(kdkit.run(turned_off, device="cpu", callbacks=[Callback()]), kdkit.run(three, device="cpu"))
+    assert torch.is_grad_enabled()
+
+
 def test_ramps_follow_the_progress_of_the_stage():
     teacher, student = Net("teacher", Small(8), trained=True), Net("student", Small(4))
     objective = LinearRamp(start=1.0, end=0.0) * truth() + LinearRamp() * Match(teacher, SoftTargets())

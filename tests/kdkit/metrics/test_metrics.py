@@ -2,6 +2,7 @@
 
 import math
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -54,6 +55,17 @@ def test_f1_is_that_of_scikit_learn(average):
     test = multilabel()
     expected = f1_score(test.labels, test.outputs >= 0, average=average)  # a threshold of 0 before fitting
     assert F1(average).compute(test).value == pytest.approx(expected)
+
+
+def test_the_memory_for_metrics_does_not_grow_with_the_square_of_the_classes():
+    count, labels = 20_000, np.arange(8)
+    test = Predictions(labels=labels, outputs=np.eye(8, count), classes=tuple(map(str, range(count))))
+    tracemalloc.start()
+    values = [metric.compute(test).value for metric in (Accuracy(), MacroF1(), MacroAUROC())]
+    _current, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert values == [1, 1, 1]
+    assert peak < count**2 / 8
 
 
 @pytest.mark.parametrize("average", ["macro", "micro"])

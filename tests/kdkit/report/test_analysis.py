@@ -91,21 +91,28 @@ def test_reliability_counts_every_sample():
 def test_confusion_of_classes_is_that_of_scikit_learn():
     predictions = multiclass()
     expected = confusion_matrix(predictions.labels, predictions.outputs.argmax(1))
-    np.testing.assert_array_equal(confusion(as_run(predictions)), expected)
+    np.testing.assert_array_equal(confusion(as_run(predictions)).toarray(), expected)
 
 
 def test_confusion_of_labels_counts_what_was_predicted_instead():
     # thresholds separate a from the rest; sample 1 misses b, and c is predicted there instead
     validation = multilabel([[1, -1, -1], [-1, 1, -1], [-1, -1, 1]], np.eye(3))
     test = multilabel([[1, -1, -1], [-1, -1, 1], [-1, -1, 1]], np.eye(3))
-    matrix = confusion(SplitPredictions(validation, test))
+    matrix = confusion(SplitPredictions(validation, test)).toarray()
     np.testing.assert_array_equal(matrix, [[0, 0, 0], [0, 1, 1], [0, 0, 0]])
+
+
+def test_confusion_of_a_vocabulary_takes_no_memory_for_pairs_of_classes():
+    names, labels = tuple(map(str, range(100_000))), np.array([[7, 99_999, -1]])
+    predictions = Predictions(labels=labels, outputs=np.array([[8, 99_999, 1]]), classes=names, per_position=True)
+    matrix = confusion(as_run(predictions))
+    assert (matrix.nnz, matrix[7, 8], matrix[99_999, 99_999]) == (2, 1, 1)
 
 
 def test_confusion_per_position_leaves_out_positions_without_a_label():
     labels, decisions = np.array([[0, 1, -1], [2, 2, -1]]), np.array([[0, 2, 1], [2, 2, 0]])
     predictions = Predictions(labels=labels, outputs=decisions, classes=CLASSES, per_position=True)
-    np.testing.assert_array_equal(confusion(as_run(predictions)), [[1, 0, 0], [0, 0, 1], [0, 0, 2]])
+    np.testing.assert_array_equal(confusion(as_run(predictions)).toarray(), [[1, 0, 0], [0, 0, 1], [0, 0, 2]])
 
 
 def test_a_metric_is_found_only_if_it_gives_the_stored_value():

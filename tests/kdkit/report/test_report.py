@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 from dataclasses import replace
+from statistics import mean, stdev
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from kdkit.metrics import MacroAUROC
 from kdkit.plugins.manager import installed
 from kdkit.report import Section, write_report
 from kdkit.report.charts import heat_map
-from kdkit.report.verdict import headline_of
+from kdkit.report.overview import net_table
+from kdkit.report.runs import read_runs
+from kdkit.report.verdict import headline_of, verdicts_of
 from kdkit.utils.files import write
 from kdkit.utils.sealed import json_parts
 from tests.helpers.reports import (
@@ -173,6 +176,19 @@ def test_seeds_are_compared_in_pairs(runs, tmp_path):
     assert {"seed0", "seed1", "seed2"} <= {text.strip() for text in page.texts}
 
 
+def test_the_networks_of_several_seeds_have_a_mean_and_a_standard_deviation(runs):
+    reports = read_runs([runs])[0]
+    seeds, other = [run for run in reports if run.label != "other"], [run for run in reports if run.label == "other"]
+    table = net_table(reports, verdicts_of(reports))
+    assert table["columns"][0] == "recipe, 3 seeds"
+    (row,) = [row for row in table["rows"] if (row["net"], row["metric"]) == ("student", "Accuracy")]
+    values = [run.metrics.results["student"]["accuracy"].value for run in seeds]
+    assert row["cells"][0]["text"] == f"{mean(values):.3f}"
+    assert row["cells"][0]["detail"] == f"± {stdev(values):.3f}"
+    assert len(row["cells"]) == len(table["columns"]) == 5
+    assert net_table(other, verdicts_of(other))["has_means"] is False
+
+
 def test_a_folder_of_runs_stands_for_all_of_them(runs, tmp_path):
     report = write_report([runs], tmp_path / "report.html")
     assert [run.label for run in report.runs] == ["other", "seed0", "seed1", "seed2"]
@@ -236,6 +252,9 @@ def test_without_a_baseline_the_student_is_compared_with_its_teacher(runs, tmp_p
 def test_a_run_without_a_teacher(tmp_path):
     page = report_page(untaught(tmp_path / "run"), out=tmp_path / "report.html")
     assert "There is nothing to compare the student with." in page.text
+    folders = [untaught(tmp_path / f"seed{seed}", seed=seed, measure=False) for seed in range(2)]
+    (verdict,) = write_report(folders, tmp_path / "seeds.html").verdicts
+    assert verdict.sentence.endswith(" on the test split, on average over 2 seeds.")
     assert "No teacher of a student has predictions" in page.text
 
 
@@ -440,10 +459,9 @@ def test_one_seed_of_each_setting_decides_nothing(runs, tmp_path):
     report = write_report([*(runs / f"seed{seed}" for seed in range(3)), other], tmp_path / "report.html")
     assert headline_of(report.verdicts).endswith(" of 1 setting with several seeds.")
     seeds, _ = report.verdicts
-    helped, without_effect, harmed = (replace(seeds, tone=tone) for tone in ("better", "open", "worse"))
+    helped, without_effect, hurt = (replace(seeds, tone=tone) for tone in ("better", "open", "worse"))
     assert headline_of([helped, without_effect, helped]) == "Distillation helped in 2 of 3 settings."
-    expected = "Distillation helped in none of 2 settings, and made the student worse in 1."
-    assert headline_of([without_effect, harmed]) == expected
+    assert headline_of([hurt, without_effect]) == "Distillation helped in none of 2 settings, and hurt in 1."
     many = headline_of([helped, *[without_effect] * 3])
     assert many.startswith("Distillation helped in 1 of 4 settings. The intervals are not corrected for multiple")
 

@@ -170,6 +170,9 @@ def test_each_cell_is_compared_with_the_reference_of_its_other_options(tmp_path)
     sweep = Sweep(recipe, {"lr": [0.3, 1e-6], "width": [4, 5]}, folder=tmp_path, seeds=2, reference={"lr": 1e-6})
     assert all(result.error is None for result in sweep.run(CPU))
     results = sweep.results()
+    assert repr(results).startswith("SweepResults, accuracy of net on test:\n  lr=0.3, width=4: 0.")
+    assert repr(results).count(" over 2 seeds") == 4
+    assert repr(results).count(", best on validation") == 1
     assert [cell.reference for cell in results.cells] == ["lr=1e-06, width=4", "lr=1e-06, width=5", "", ""]
     assert [cell.comparison for cell in results.cells] == [None] * 4
     assert results.level == pytest.approx(1 - 0.05 / 2)  # two comparisons
@@ -183,6 +186,9 @@ def test_each_cell_is_compared_with_the_reference_of_its_other_options(tmp_path)
     content = json.loads(results.as_json())
     assert (content["reference"], content["cells"][2]["this_minus_reference"]) == ("lr=1e-06", None)
     assert content["cells"][0]["this_minus_reference"]["seeds"]["value"] == first.seeds.value
+    for seed in range(2):
+        (tmp_path / f"lr=1e-06,width=4,seed={seed}" / "trial.json").unlink()
+    assert "lr=1e-06, width=4 has no results to compare with" in sweep.results().notes()
 
 
 @pytest.mark.parametrize(
@@ -351,6 +357,36 @@ def test_a_wrong_metric_or_net_is_refused_before_anything_runs(tmp_path):
         with pytest.raises(RecipeError, match=hint):
             next(sweep.run(CPU))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_cell_whose_recipe_lacks_the_net_or_the_metric_is_named_and_the_others_are_compared(tmp_path):
+    def chosen(method: str) -> Recipe:
+        made = recipe()
+        if method == "alone":
+            return made
+        net = Net("teacher", nn.Linear(4, 3))
+        stage = Stage({net: Truth(nn.CrossEntropyLoss())}, made.stages[0].training)
+        return Recipe(data=made.data, schedule=[stage], metrics=(Accuracy(), UserAccuracy()))
+
+    class UserAccuracy(UserMetric):
+        name = "user_accuracy"
+
+        def compute(self, test):
+            return Accuracy().compute(test)
+
+    grid = {"method": ["alone", "a", "b"]}
+    sweep = Sweep(chosen, grid, folder=tmp_path, seeds=1, net="teacher", metric="user_accuracy")
+    assert [result.error for result in sweep.run(RunOptions(device="cpu", measure=False))] == [None] * 3
+    results = sweep.results()
+    assert [cell.repetitions for cell in results.cells] == [(), (0,), (0,)]
+    assert results.cells[2].comparison.samples.value == 0
+    note = "method=alone has no net 'teacher'"
+    assert (note in results.notes(), note in results.as_json()) == (True, True)
+    assert json.loads(results.as_json())["net"] == "teacher"
+    for method in "ab":
+        (tmp_path / f"method={method},seed=0" / "trial.json").unlink()
+    with pytest.raises(RecipeError, match=r"alone,seed=0 has no metrics of net 'teacher'; there are: net"):
+        sweep.results()
 
 
 def test_results_need_a_finished_run(tmp_path):

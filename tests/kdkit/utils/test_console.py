@@ -89,6 +89,13 @@ def test_a_console_prints_nothing_to_a_closed_stream(monkeypatch):
     assert console.quiet
 
 
+def test_the_title_of_a_table_is_one_line_even_if_the_table_is_narrow(capsys):
+    table = Table("a", title="runs/a-long-name/seed=0 on test")
+    for _ in range(2):
+        make_console().print(table)
+    assert capsys.readouterr().out.count("runs/a-long-name/seed=0 on test\n┏━━━┓\n") == 2
+
+
 @pytest.mark.parametrize("markup", [True, False])
 def test_a_console_escapes_texts_of_every_kind(markup, capsys):
     console = make_console(markup=markup)

@@ -11,12 +11,28 @@ from pathlib import Path
 
 import pytest
 
+from kdkit.cli.new import recipe
+from kdkit.cli.repeat import COMMAND, save_command
 from kdkit.engine.storage.run_folder import can_resume, read_record, was_killed_at_start
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.errors import KdkitError
 from kdkit.nets.weights.folders import find_weights, runs_in
+from kdkit.report import write_card
+from kdkit.teachers.cache import CacheFolder
 from kdkit.utils import files
-from kdkit.utils.files import append, delete, delete_temporary_files, exists, is_file, nulls_to_nan, to_json, write
+from kdkit.utils.files import (
+    append,
+    delete,
+    delete_temporary_files,
+    exists,
+    is_file,
+    nulls_to_nan,
+    require_output,
+    require_output_folder,
+    to_json,
+    write,
+)
+from kdkit.utils.signing import sign
 from tests.helpers.command_line import environment
 
 
@@ -41,7 +57,8 @@ UNREACHABLE = Path("x" * 5000)  # the name is too long, an error that root gets 
     [
         *(exists, is_file, can_resume, was_killed_at_start, read_record, runs_in),
         *(lambda path: find_weights(path, "student", None), lambda path: StageFolder(path).finished),
-        lambda path: StageFolder(path)._checkpoints(),
+        *(lambda path: StageFolder(path)._checkpoints(), lambda path: CacheFolder(path).kept()),
+        *(lambda path: require_output(path / "file"), lambda path: require_output_folder(path / "folder")),
     ],
 )
 def test_a_path_that_cannot_be_examined_does_not_count_as_missing(ask, monkeypatch):
@@ -50,6 +67,27 @@ def test_a_path_that_cannot_be_examined_does_not_count_as_missing(ask, monkeypat
     monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(()))
     with pytest.raises((OSError, KdkitError), match="File name too long"):
         ask(UNREACHABLE)
+
+
+def test_files_that_cannot_be_examined_are_not_overwritten(tmp_path, monkeypatch):
+    # A link to itself, for which `Path.exists` returns False in every version of Python.
+    for name in ("kdkit/key", "card.md", "recipe.py", COMMAND):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(tmp_path / name)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert sign("text") is None
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user without a home folder
+    assert sign("text") is None
+    for write_file in (
+        lambda: write_card(tmp_path, tmp_path / "card.md"),
+        lambda: recipe.callback("digits", tmp_path / "recipe.py"),
+        lambda: save_command(tmp_path, {}, b"", replaces=False),
+    ):
+        with pytest.raises((OSError, KdkitError), match="Too many levels of symbolic links"):
+            write_file()
+    assert all(file.is_symlink() for file in tmp_path.rglob("*.*"))
 
 
 @pytest.mark.parametrize("name", ["missing", "file/below", "\0"])

@@ -449,3 +449,7 @@ def test_the_folder_of_the_stores_depends_on_the_environment(monkeypatch, tmp_pa
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/someone")
     assert str(stores_folder()) == "/home/someone/.cache/kdkit/signals"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user without a home folder
+    with pytest.raises(DataError, match="choose another folder with KDKIT_CACHE"):
+        stores_folder()

@@ -4,6 +4,12 @@ from pathlib import PurePath
 
 import pytest
 
+from kdkit_ecg.download.checksums import LISTS
+from kdkit_ecg.download.lock import require_same_release
+from kdkit_ecg.download.transfer import _size as part_size
+from kdkit_ecg.download.verified_files import VERIFIED_FILE, VerifiedFiles
+from kdkit_ecg.predict_command import _require_no_input
+from kdkit_ecg.store.index import INDEX, SIGNALS, make_row, read_rows
 from kdkit_ecg.utils.record_files import (
     find_record_files,
     free_space,
@@ -11,6 +17,7 @@ from kdkit_ecg.utils.record_files import (
     record_name,
     unsharded_folder,
 )
+from kdkit_ecg.utils.tables import read_patient_table
 
 
 def create(folder, *names):
@@ -99,3 +106,21 @@ def test_shards_are_removed_from_the_end_of_a_folder(path, folder):
 
 def test_the_free_space_of_a_folder_that_does_not_exist_is_that_of_its_parent(tmp_path):
     assert free_space(tmp_path / "missing" / "folder") == pytest.approx(free_space(tmp_path), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("records.csv", lambda folder: read_patient_table([folder])),
+        (VERIFIED_FILE, VerifiedFiles),
+        (LISTS[0], lambda folder: require_same_release(folder, LISTS[1], "")),
+        ("file.part", lambda folder: part_size(folder / "file.part")),
+        (SIGNALS, read_rows),
+        ("out.csv", lambda folder: _require_no_input(folder / "out.csv", [folder / "out.csv"])),
+    ],
+)
+def test_a_file_that_cannot_be_examined_does_not_count_as_missing(name, use, tmp_path):
+    (tmp_path / INDEX).write_bytes(make_row(bytes(16), b"", 0, None, ""))
+    (tmp_path / name).symlink_to(tmp_path / name)  # to itself
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        use(tmp_path)

@@ -306,13 +306,27 @@ class Reentrant(nn.Linear):
         return checkpoint(super().forward, inputs, use_reentrant=True)  # runs without gradients
 
 
-@pytest.mark.parametrize("layer", [Detached, Reentrant])
+class Ungraded(nn.Linear):
+    @torch.no_grad()
+    def forward(self, inputs):
+        return super().forward(inputs)
+
+
+@pytest.mark.parametrize("layer", [Detached, Reentrant, Ungraded])
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_a_tap_without_a_gradient_is_a_problem_though_its_projector_has_one(layer):
     teacher, student = tiny_net("teacher", trained=True, hidden=7), tiny_net("student")
     student.module.hidden = layer(4, 5)
     problem = only_problem(one_stage(student, plain_goal() + Match(teacher, Hint(), **hidden_taps(student, teacher))))
     assert "trains its own parameters only: the tensors of net 'student' have no gradient" in problem
+
+
+@pytest.mark.parametrize("layer", [Detached, Ungraded])
+def test_outputs_without_a_gradient_are_a_problem_with_its_cause(layer):
+    student = tiny_net("student")
+    student.module.head = layer(5, 3)
+    problem = only_problem(one_stage(student, plain_goal()))
+    assert "the tensors of net 'student' have no gradient; they are computed in torch.no_grad()" in problem
 
 
 def test_a_slice_of_a_sequential_is_refused_with_the_layer_to_tap():
