@@ -24,7 +24,7 @@ class Recomputation:
         self._forwards: dict[nn.Module, _RecomputedForward] = {}
         self._ran: set[nn.Module] = set()
         configs: dict[int, Any] = {}  # by id, because the layers of a model share their config
-        for module in modules:
+        for module in dict.fromkeys(modules):  # one module may have two names
             for part in module.modules():
                 config = getattr(part, "config", None)
                 if getattr(config, "use_cache", None) is True:
