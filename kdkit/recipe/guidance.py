@@ -95,7 +95,7 @@ class Guidance:
         if isinstance(weights, str):
             distillation = self._weighted_per_sample(level.net, teachers, weights)
         else:
-            weights = weights or (1 / len(teachers),) * len(teachers)
+            weights = (1 / len(teachers),) * len(teachers) if weights is None else weights
             _validate_teacher_weights(level.net, teachers, weights)
             parts = [
                 weight * self._match(level.net, teacher)

@@ -137,6 +137,7 @@ def test_a_missing_option_is_refused_by_its_name():
     ("weights", "message"),
     [
         ((1.0,), r"has 2 teachers \(teacher, assistant\), so it takes 2 numbers as teacher_weights; got \(1\.0,\)"),
+        ((), r"has 2 teachers \(teacher, assistant\), so it takes 2 numbers as teacher_weights; got \(\)"),
         ((0.5, 0.6), r"must be at least 0 and sum to 1; got \(0\.5, 0\.6\)"),
         ((1.5, -0.5), r"must be at least 0 and sum to 1; got \(1\.5, -0\.5\)"),
         ((float("nan"), 1), r"must be at least 0 and sum to 1; got \(nan, 1\)"),
