@@ -185,8 +185,10 @@ def collate(samples: Sequence[Any]) -> Any:
     items = items_of(first)
     if items is None or not _contains_dataclass(first):
         return default_collate(list(samples))
-    columns = zip(*(items_of(sample) or () for sample in samples), strict=True)  # each has one (key, item) per sample
-    return rebuild(first, {column[0][0]: collate([item for _, item in column]) for column in columns})
+    rows = [dict(items_of(sample) or ()) for sample in samples]
+    if any(row.keys() != rows[0].keys() for row in rows):
+        raise RuntimeError("each element in list of batch should be of equal size")  # as torch does
+    return rebuild(first, {key: collate([row[key] for row in rows]) for key in rows[0]})
 
 
 def rebuild(value: Any, items: dict[Any, Any]) -> Any:

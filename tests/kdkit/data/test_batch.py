@@ -140,6 +140,14 @@ def test_dataclasses_are_collated_by_field_also_inside_a_pair():
     assert labels.tolist() == [0, 1]
 
 
+def test_mappings_with_dataclasses_are_collated_by_key():
+    first, second = Signals(torch.zeros(3)), Signals(torch.ones(3))
+    batch = collate([{"a": first, "b": second}, {"b": second, "a": first}])
+    assert [batch[name].x.sum().item() for name in "ab"] == [0, 6]
+    with pytest.raises(RuntimeError, match="of equal size"):
+        collate([{"a": first, "b": second}, {"a": first}])
+
+
 @pytest.mark.parametrize("name", [*CONTAINERS, "dataclass"])
 def test_a_captured_step_reads_inputs_of_any_container(name):
     def batch(shift=0.0):
