@@ -31,8 +31,7 @@ def _key(*, create: bool) -> bytes | None:
     file = Path(state) / "kdkit" / "key"
     try:
         if not file.exists() and create:
-            write(file, secrets.token_bytes(32))
-            file.chmod(0o600)
+            write(file, secrets.token_bytes(32), mode=0o600)
         key = file.read_bytes()
     except OSError:
         return None
