@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
-from kdkit.recipe.balancing.base import Balancer, Balancing, Scale, TrainedParameters, WeightedSum, weighted_terms
+from kdkit.recipe.balancing.base import Balancer, Balancing, Scale, TrainedParameters, WeightedSum, contributing_terms
 from kdkit.recipe.balancing.gradients import Gradients, inner_products, separate_gradients, stack_gradients
 from kdkit.utils.collectives import all_reduce_mean, is_distributed
 from kdkit.utils.validation import is_number
@@ -83,7 +83,7 @@ class Surgery(Balancer):
 
     def __call__(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale) -> None:
         """Add the combined gradients."""
-        weighted = weighted_terms(terms, weights, scale)
+        weighted = contributing_terms(terms, weights, scale)
         # In a distributed run, the code below averages gradients over the ranks, but WeightedSum would not.
         if len(weighted) < 2 and not is_distributed():
             WeightedSum()(terms, weights, scale)
