@@ -61,8 +61,8 @@ class SampleKeys:
             if is_array or (isinstance(sample, Sequence) and len(sample) == 1):
                 advice += "; training samples without labels are kdkit.Unlabelled(dataset)"
             elif isinstance(sample, Sequence):
-                advice += f"; {_OTHERS}"
-            elif not isinstance(sample, Sequence):
+                advice = f"; {_OTHERS}"
+            else:
                 advice = "; name the attribute that has its labels: TorchData(..., labels='y')"
             raise DataError(f"{source} pairs (inputs, labels); got a {type(sample).__name__}{size}{advice}")
         inputs, labels, *weights = sample

@@ -61,10 +61,9 @@ class Inputs:
     @property
     def key(self) -> str:
         """The options as text."""
-        options = [
-            f"{name}={value}" for name, value in (("only", self.only), ("dtype", self.dtype)) if value is not None
-        ]
-        return ":".join(["inputs", ",".join(options)] if options else ["inputs"])
+        options = {"only": self.only, "dtype": self.dtype}
+        chosen = ",".join(f"{name}={value}" for name, value in options.items() if value is not None)
+        return f"inputs:{chosen}" if chosen else "inputs"
 
     def __call__(self, batch: Batch) -> Call:
         """Return the positional and keyword arguments of the network."""
