@@ -255,7 +255,8 @@ def first_batch(split: TorchSplit) -> Batch:
             inputs, labels, weights = split.read(torch.tensor([0]))
     except (TypeError, ValueError) as error:  # raised by torch's collate, for example for PIL images
         if isinstance(split, LoaderSplit) and split.loader.collate_fn not in (default_collate, _collate_samples):
-            raise explain_unreadable(error, f"the first batch of the {name} data") from error
+            has_workers = split.loader.num_workers > 0
+            raise explain_unreadable(error, f"the first batch of the {name} data", has_workers=has_workers) from error
         advice = ""
         if "NoneType" in str(error):
             advice = "; give samples without a label the class index that you pass as TorchData(..., ignore_index=...)"
