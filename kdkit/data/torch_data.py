@@ -28,7 +28,7 @@ from kdkit.data.torch_splits import (
 from kdkit.data.visible_labels import check_visible, class_names, is_renumbered, read_labels, visible_labels
 from kdkit.errors import DataError, shortened
 from kdkit.utils.devices import default_modes
-from kdkit.utils.reprs import describe_count, describe_names
+from kdkit.utils.reprs import describe_count, describe_names, with_names
 from kdkit.utils.validation import is_whole_number
 
 
@@ -288,10 +288,10 @@ def _described(split: TorchSplit, spec: LabelSpec, labels: SplitLabels | None, *
 
 
 def _describe_transform(transform: Any) -> str:
-    """Return the name of a function, or of a class with its options, such as the alpha of mixup."""
+    """Return a function or an object as text, with its options, such as the alpha of mixup."""
     options = {
         name: value
         for name, value in getattr(transform, "__dict__", {}).items()
         if isinstance(value, bool | int | float | str | tuple) and not name.startswith("_")
     }
-    return f"{getattr(transform, '__qualname__', type(transform).__qualname__)} {sorted(options.items())}"
+    return f"{with_names(repr(transform))} {sorted(options.items())}"

@@ -1,6 +1,7 @@
 """Tests of data from torch Datasets and DataLoaders: how it is read, and which data is refused."""
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -304,6 +305,15 @@ def test_a_sample_that_is_none_is_named():
     data.train.dataset = Rows([*data.train.dataset.samples[:3], None])
     with pytest.raises(DataError, match="the sample in row 3 of the train data is None; leave out such rows"):
         data.train.batch(torch.tensor([0, 3]), 0)
+
+
+def test_the_fingerprint_changes_with_the_arguments_of_a_batch_transform():
+    def mix(inputs, labels, alpha):
+        return inputs, labels
+
+    data = tiny_data().train.dataset
+    fingerprints = [TorchData(data, data, batch_transform=partial(mix, alpha=alpha)).fingerprint for alpha in (1, 1, 2)]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
 def test_the_fingerprint_changes_with_the_samples_and_the_classes():
