@@ -37,7 +37,8 @@ def find_weights(path: Path, name: str, key: str | None) -> WeightFile:
             f"the weights of net {name!r} should be in {path}, but there is no such file; pass a weight file, or the "
             "folder of a run"
         )
-    stages = [*path.glob("*/")] if (path / "run.json").is_file() else [path] * (path / "history.jsonl").is_file()
+    is_run, is_stage = ((path / file).is_file() for file in ("run.json", "history.jsonl"))
+    stages = [*path.glob("*/")] if is_run else [path] if is_stage else []
     files: dict[str, Path] = {}  # if several stages trained a network, the last one counts
     for stage in sorted(stages, key=stage_number):
         for file in sorted(stage.glob("weights*.safetensors")):
