@@ -69,8 +69,7 @@ class Guidance:
     label_weight: float = 0.5
 
     def __repr__(self) -> str:
-        loss = "none" if self.kd_loss is None else describe_loss(self.kd_loss)
-        loss = loss if self.match is None else describe_loss(self.match)
+        loss = describe_loss(self.match if self.kd_loss is None else self.kd_loss)
         return f"Guidance({self.label_weight:g} * {self.truth} + {1 - self.label_weight:g} * {loss})"
 
     def __post_init__(self) -> None:
