@@ -108,8 +108,6 @@ class LoaderSplit:
     keys = SampleKeys()
     must_yield = "a DataLoader yields"  # the start of messages about its batches
 
-    targets: Callable[[Any], Any] = staticmethod(as_targets)  # returns labels in the form that losses take
-
     # As in a Split. They are not known before the loader's batches are read.
     labels: Tensor | None = None
     groups: Tensor | None = None
@@ -132,13 +130,16 @@ class LoaderSplit:
             batches = iter(self.loader)  # a DataLoader draws a seed for its workers, even if it has no workers
         for index, batch in enumerate(batches):
             inputs, labels, weights = self.keys.split(batch, self.must_yield)
-            labels = missing_labels(inputs) if labels is None else self.targets(labels)
+            labels = missing_labels(inputs) if labels is None else self._as_targets(labels)
             require_samples(labels, index, self.must_yield)
             yield Batch(inputs, labels, weights=as_weights(weights, labels, self.must_yield))
 
     def batched(self, size: int, *, pin: bool = False) -> "LoaderSplit":
         """Return the split in batches of this size, in pinned memory with `pin`. A DataLoader keeps its own batches."""
         return self
+
+    def _as_targets(self, labels: Any) -> Any:
+        return as_targets(labels)
 
 
 class WorkerInit:

@@ -146,6 +146,9 @@ class CheckedLoaderSplit(LoaderSplit):
                 if self.samples is not None and samples >= self.samples:
                     return  # before the next batch is loaded, which may take long
 
+    def _as_targets(self, labels: Any) -> Any:
+        return self.targets(labels)
+
 
 class StreamSplit(CheckedLoaderSplit):
     """The samples of an IterableDataset without a DataLoader, in batches of any size. The last one may be smaller."""
