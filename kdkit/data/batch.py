@@ -149,11 +149,12 @@ def modifications(tensor: Tensor) -> int | None:
 
 
 def content_of(value: Any) -> Iterator[bytes]:
-    """Yield the dtype, shape and bytes of every tensor in a nested value, and the keys of mappings and dataclasses."""
+    """Yield the texts, the keys, and the dtypes, shapes and bytes of tensors in a nested value."""
     if isinstance(value, Tensor):
         yield f"{value.dtype}{tuple(value.shape)}".encode()  # tensors of different shapes may have the same bytes
         yield value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
-        return
+    elif isinstance(value, str):
+        yield repr(value).encode()
     for key, item in items_of(value) or ():
         if not isinstance(value, (tuple, list)):
             yield repr(key).encode()

@@ -327,7 +327,14 @@ def test_the_fingerprint_changes_with_the_samples_and_the_classes():
 
 
 @pytest.mark.parametrize(
-    "change", [lambda x: {"x": x}, lambda x: (x, x), lambda x: x.bfloat16(), lambda x: [{"deep": x}]]
+    "change",
+    [
+        lambda x: {"x": x},
+        lambda x: (x, x),
+        lambda x: x.bfloat16(),
+        lambda x: [{"deep": x}],
+        lambda x: {"mask": torch.ones(1), "text": str(x)},
+    ],
 )
 def test_the_fingerprint_changes_with_inputs_of_any_form(change):
     def data(shift):
