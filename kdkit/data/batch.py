@@ -219,6 +219,7 @@ def _rebuilt_mapping(value: Mapping[Any, Any], items: dict[Any, Any]) -> Mapping
     if isinstance(value, (dict, UserDict)):
         try:
             copied = copy.copy(value)
+            copied.clear()  # the items may be fewer
             copied.update(items)
             return copied
         except Exception:  # such as a dict that refuses changes

@@ -13,6 +13,7 @@ import kdkit
 from kdkit import Batch, DataError, Net, Recipe, Stage, TorchData, Training, Truth
 from kdkit.data.batch import collate, holds_only_tensors, nested_tensors
 from kdkit.data.device_data import KeptSamples
+from kdkit.data.samples import SampleKeys
 from kdkit.engine.training.capture import _StaticInputs
 
 
@@ -117,6 +118,15 @@ def test_an_object_with_a_method_to_is_moved_as_a_copy_and_is_not_divided_into_s
 def test_a_mapping_keeps_its_type_if_it_can_be_built_from_a_dict(name):
     batch = Batch(CONTAINERS[name](), torch.arange(6))
     assert type(batch.rows(torch.tensor([0])).inputs) is type(batch.inputs)
+
+
+@pytest.mark.parametrize("name", ["dict", "UserDict", "Encoding", "defaultdict"])
+def test_the_inputs_of_a_mapping_have_no_labels(name):
+    sample = CONTAINERS[name]()
+    sample.update({"mask": rows(), "label": 1})
+    inputs, label, _ = SampleKeys().split(sample)
+    assert (type(inputs), [*inputs], label) == (type(sample), ["x", "mask"], 1)
+    assert [*sample] == ["x", "mask", "label"]
 
 
 def test_a_mapping_that_cannot_be_built_from_a_dict_becomes_one():
