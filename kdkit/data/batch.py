@@ -149,11 +149,12 @@ def modifications(tensor: Tensor) -> int | None:
 
 
 def content_of(value: Any) -> Iterator[bytes]:
-    """Yield the dtype, shape and bytes of every tensor in a nested value, and the keys of mappings and dataclasses."""
+    """Yield the texts, the keys, and the dtypes, shapes and bytes of tensors in a nested value."""
     if isinstance(value, Tensor):
         yield f"{value.dtype}{tuple(value.shape)}".encode()  # tensors of different shapes may have the same bytes
         yield value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
-        return
+    elif isinstance(value, str):
+        yield repr(value).encode()
     for key, item in items_of(value) or ():
         if not isinstance(value, (tuple, list)):
             yield repr(key).encode()
@@ -185,8 +186,10 @@ def collate(samples: Sequence[Any]) -> Any:
     items = items_of(first)
     if items is None or not _contains_dataclass(first):
         return default_collate(list(samples))
-    columns = zip(*(items_of(sample) or () for sample in samples), strict=True)  # each has one (key, item) per sample
-    return rebuild(first, {column[0][0]: collate([item for _, item in column]) for column in columns})
+    rows = [dict(items_of(sample) or ()) for sample in samples]
+    if any(row.keys() != rows[0].keys() for row in rows):
+        raise RuntimeError("each element in list of batch should be of equal size")  # as torch does
+    return rebuild(first, {key: collate([row[key] for row in rows]) for key in rows[0]})
 
 
 def rebuild(value: Any, items: dict[Any, Any]) -> Any:
@@ -216,6 +219,7 @@ def _rebuilt_mapping(value: Mapping[Any, Any], items: dict[Any, Any]) -> Mapping
     if isinstance(value, (dict, UserDict)):
         try:
             copied = copy.copy(value)
+            copied.clear()  # the items may be fewer
             copied.update(items)
             return copied
         except Exception:  # such as a dict that refuses changes

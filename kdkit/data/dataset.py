@@ -106,7 +106,7 @@ class LoaderSplit:
     """
 
     keys = SampleKeys()
-    source = "a DataLoader yields"  # the start of messages about its batches
+    must_yield = "a DataLoader yields"  # the start of messages about its batches
 
     # As in a Split. They are not known before the loader's batches are read.
     labels: Tensor | None = None
@@ -129,10 +129,10 @@ class LoaderSplit:
         with nullcontext() if self.seed is None else seeded_on_cpu(self.seed):
             batches = iter(self.loader)  # a DataLoader draws a seed for its workers, even if it has no workers
         for index, batch in enumerate(batches):
-            inputs, labels, weights = self.keys.split(batch, self.source)
+            inputs, labels, weights = self.keys.split(batch, self.must_yield)
             labels = missing_labels(inputs) if labels is None else self._as_targets(labels)
-            require_samples(labels, index, self.source)
-            yield Batch(inputs, labels, weights=as_weights(weights, labels, self.source))
+            require_samples(labels, index, self.must_yield)
+            yield Batch(inputs, labels, weights=as_weights(weights, labels, self.must_yield))
 
     def batched(self, size: int, *, pin: bool = False) -> "LoaderSplit":
         """Return the split in batches of this size, in pinned memory with `pin`. A DataLoader keeps its own batches."""

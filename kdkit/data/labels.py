@@ -15,6 +15,7 @@ from kdkit.utils.reprs import describe_names, first_three
 
 # The default of torch's cross-entropy, and "void" of Pascal VOC and Cityscapes.
 _IGNORED = (-100, 255)
+_NARROW = (torch.uint8, torch.int8, torch.int16)  # torch would compare uint8 with -100 as 156, and int8 with 255 as -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +99,9 @@ def mark_unknown(labels: Tensor, unknown: float) -> Tensor:
 def is_ignored(labels: Tensor, ignored: Sequence[int]) -> Tensor:
     """Return which labels are ignored, bool of the same shape as the labels."""
     mask = torch.zeros_like(labels, dtype=torch.bool)
+    limits = torch.iinfo(labels.dtype) if labels.dtype in _NARROW else None
     for label in ignored:  # one or two; torch.isin would copy them to the labels' device
-        if labels.dtype != torch.uint8 or label in range(256):  # torch would compare uint8 with -100 as 156
+        if limits is None or limits.min <= label <= limits.max:
             mask |= labels == label
     return mask
 

@@ -15,7 +15,7 @@ from kdkit.utils.cores import usable_cores
 from kdkit.utils.randomness import seed_everything, seeded_on_cpu
 from kdkit.utils.seeds import SeedPurpose, derive_seed
 
-MAX_WORKERS = 4  # if chosen automatically: four processes load batches faster than most networks consume them
+_MAX_WORKERS = 4  # if chosen automatically: four processes load batches faster than most networks consume them
 
 
 class BatchSeed(NamedTuple):
@@ -92,7 +92,7 @@ def load_ahead(batches: RowBatches, *, workers: int | None, pin: bool) -> Iterab
     """
     # On a CPU, workers would take time from the network. If a GPU trains, one core is left for this process.
     parallel = batches.split.parallel if pin and workers is None else False
-    several = min(MAX_WORKERS, usable_cores() - 1) if parallel else 0
+    several = min(_MAX_WORKERS, usable_cores() - 1) if parallel else 0
     if parallel == "threads" and several > 0:
         return ThreadedBatches(batches, several)
     if workers is None:

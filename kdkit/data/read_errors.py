@@ -35,7 +35,6 @@ def explain_unreadable(error: Exception, position: str, *, has_workers: bool = F
         return error if caught is None else DataError(_message_in(text, caught[1]))
     if is_out_of_memory(error):
         return error
-    timed_out = _TIMED_OUT.search(text)
     if any(part in text for part in _SHARED_MEMORY):
         left = ""
         with suppress(OSError):  # the folder exists on Linux only
@@ -55,13 +54,14 @@ def explain_unreadable(error: Exception, position: str, *, has_workers: bool = F
         ended = _ended(position, "a worker process")  # it ended before it passed its batch, and torch does not know yet
     if ended is not None:
         return ended
+    timed_out = _TIMED_OUT.search(text)
     if timed_out is not None:
         return DataError(
             f"{position} was not read within {timed_out[1]} seconds, the timeout of the DataLoader; check the storage, "
             "or increase the timeout"
         )
     advice = "correct the data or the code that reads it; KDKIT_TRACEBACK=1 shows the whole traceback"
-    if "pickle" in text:
+    if has_workers and caught is None and "pickle" in text:
         advice = "workers need data that can be pickled: define it at the top level of a file, or use no workers"
     elif "bootstrapping phase" in text:  # Python's error if a worker process starts workers while it imports the script
         return DataError(f"{position} cannot be read: {_GUARD}")

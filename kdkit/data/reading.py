@@ -21,11 +21,11 @@ from kdkit.data.loading import RowBatches, load_ahead
 from kdkit.data.read_errors import explain_ended_worker, explain_unreadable, is_from_worker
 from kdkit.errors import DataError
 from kdkit.utils.cores import usable_cores
+from kdkit.utils.reprs import describe_numbers
 
 NOTICE_AFTER = 120.0  # seconds of waiting for a batch before a warning, which is repeated whenever the time has doubled
 SLOW_AFTER = 60.0  # seconds of reading without workers, if this is most of the time, before a warning
 LIMIT = 1800.0  # seconds of waiting before worker processes are ended; other ranks wait equally long for this one
-_SHOWN = 5  # the number of rows that a message lists
 
 
 class ReadBatches:
@@ -114,8 +114,7 @@ class ReadBatches:
 
     def _position(self, index: int) -> str:
         rows = [] if self.rows is None or index >= len(self.rows) else self.rows[index].tolist()
-        shown = ", ".join(map(str, rows[:_SHOWN])) + (f", ... {len(rows)} in total" if len(rows) > _SHOWN else "")
-        return f"batch {index + 1} of {self._subject}" + (f" (rows {shown})" if rows else "")
+        return f"batch {index + 1} of {self._subject}" + (f" (rows {describe_numbers(rows)})" if rows else "")
 
 
 @contextmanager

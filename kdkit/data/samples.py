@@ -35,13 +35,13 @@ class SampleKeys:
                     f"{type(key).__name__}"
                 )
 
-    def split(self, sample: Any, source: str = "the data must yield") -> tuple[Any, Any, Any]:
+    def split(self, sample: Any, must_yield: str = "the data must yield") -> tuple[Any, Any, Any]:
         """Return the inputs, the labels and the weights of a pair, a triple, a mapping, or another object.
 
         Labels are None with `inputs_only`, and weights are None if there are none. The inputs of a mapping are
         everything except labels and weights: the value if there is one, or a mapping of several values. The inputs of
         an object with an attribute for the labels are the object itself.
-        Raises DataError for anything else. Its message begins with `source`.
+        Raises DataError for anything else. Its message begins with `must_yield`.
         """
         if self.inputs_only:
             if isinstance(sample, Mapping):
@@ -49,7 +49,7 @@ class SampleKeys:
             is_alone = isinstance(sample, tuple | list) and len(sample) == 1  # as in TensorDataset(inputs)
             return sample[0] if is_alone else sample, None, None
         if isinstance(sample, Mapping):
-            return self._split_mapping(sample, source)
+            return self._split_mapping(sample, must_yield)
         if self._are_attributes_of(sample):
             weights = None if self.weights is None else getattr(sample, self.weights)
             return sample, getattr(sample, str(self.labels)), weights
@@ -61,10 +61,10 @@ class SampleKeys:
             if is_array or (isinstance(sample, Sequence) and len(sample) == 1):
                 advice += "; training samples without labels are kdkit.Unlabelled(dataset)"
             elif isinstance(sample, Sequence):
-                advice += f"; {_OTHERS}"
-            elif not isinstance(sample, Sequence):
+                advice = f"; {_OTHERS}"
+            else:
                 advice = "; name the attribute that has its labels: TorchData(..., labels='y')"
-            raise DataError(f"{source} pairs (inputs, labels); got a {type(sample).__name__}{size}{advice}")
+            raise DataError(f"{must_yield} pairs (inputs, labels); got a {type(sample).__name__}{size}{advice}")
         inputs, labels, *weights = sample
         return inputs, labels, weights[0] if weights else None
 
@@ -73,19 +73,19 @@ class SampleKeys:
         is_object = not isinstance(sample, Sequence | Tensor)
         return is_object and self.labels is not None and all(hasattr(sample, name) for name in names)
 
-    def _split_mapping(self, sample: Mapping[Any, Any], source: str) -> tuple[Any, Any, Any]:
+    def _split_mapping(self, sample: Mapping[Any, Any], must_yield: str) -> tuple[Any, Any, Any]:
         candidates = [key for key in _LABEL_KEYS if key in sample] if self.labels is None else [self.labels]
         missing = [key for key in (*candidates, self.weights) if key is not None and key not in sample]
         if missing or len(candidates) != 1:
             reason = f"no key {missing[0]!r}" if missing else "the key of its labels is not clear"
             names = ", ".join(repr(key) for key in sample)
             raise DataError(
-                f"{source} pairs (inputs, labels); got a {type(sample).__name__} with {names}: {reason}; pass the key "
-                "of the labels: TorchData(..., labels='label') or distill(..., labels='label')"
+                f"{must_yield} pairs (inputs, labels); got a {type(sample).__name__} with {names}: {reason}; pass the "
+                "key of the labels: TorchData(..., labels='label') or distill(..., labels='label')"
             )
         inputs = _inputs_of(sample, candidates[0], self.weights)
         if inputs is None:
-            raise DataError(f"{source} pairs (inputs, labels); got a mapping with {candidates[0]!r} but no inputs")
+            raise DataError(f"{must_yield} pairs (inputs, labels); got a mapping with {candidates[0]!r} but no inputs")
         return inputs, sample[candidates[0]], None if self.weights is None else sample[self.weights]
 
 
@@ -111,16 +111,16 @@ def missing_labels(inputs: Any) -> Tensor:
     return torch.full((len(first),), MISSING_LABEL, device=first.device)
 
 
-def require_samples(labels: Any, index: int, source: str) -> None:
+def require_samples(labels: Any, index: int, must_yield: str) -> None:
     """Raise DataError if a batch of a loader has no samples: means over it would be NaN. index: of the batch."""
     if isinstance(labels, Tensor) and labels.ndim and not len(labels):
         raise DataError(
-            f"{source} batches with samples, but batch {index} has none; leave it out in the loader, such as if its "
-            "collate_fn drops all samples of a batch"
+            f"{must_yield} batches with samples, but batch {index} has none; leave it out in the loader, such as if "
+            "its collate_fn drops all samples of a batch"
         )
 
 
-def as_weights(weights: Any, labels: Any, source: str) -> Tensor | None:
+def as_weights(weights: Any, labels: Any, must_yield: str) -> Tensor | None:
     """Return the weights of a batch, (batch,) float32; None if there are none.
 
     Raises DataError if they are not floats of at least 0, one per sample. Values on a GPU are not checked.
@@ -128,7 +128,7 @@ def as_weights(weights: Any, labels: Any, source: str) -> Tensor | None:
     if weights is None:
         return None
     # The weights may be the third element of a triple, or the value of a key.
-    prefix = f"{source} pairs (inputs, labels); got additional weights"
+    prefix = f"{must_yield} pairs (inputs, labels); got additional weights"
     expected = "expected the weight of each sample, a float of at least 0"
     if not isinstance(weights, Tensor):
         raise DataError(f"{prefix} that are a {type(weights).__name__}; {expected}; {_OTHERS}")

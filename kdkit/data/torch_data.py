@@ -28,7 +28,7 @@ from kdkit.data.torch_splits import (
 from kdkit.data.visible_labels import check_visible, class_names, is_renumbered, read_labels, visible_labels
 from kdkit.errors import DataError, shortened
 from kdkit.utils.devices import default_modes
-from kdkit.utils.reprs import describe_count, describe_names
+from kdkit.utils.reprs import describe_count, describe_names, with_names
 from kdkit.utils.validation import is_whole_number
 
 
@@ -92,7 +92,7 @@ class TorchData(Data):
         batch_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None = None,
         evaluation_samples: int | None = None,
     ) -> None:
-        _require_options(task, classes, draws, unknown, ignore_index, batch_transform)
+        _require_options(task, classes, draws, unknown, ignore_index, batch_transform, evaluation_samples)
         datasets = {"train": train, "validation": validation, **({} if test is None else {"test": test})}
         splits = _as_splits(datasets, SampleKeys(labels, weights), evaluation_samples)
         # Read without restoring random states: for a given seed, runs depend on the random numbers that are drawn here.
@@ -205,7 +205,7 @@ class TorchData(Data):
 
 
 def _require_options(
-    task: Any, classes: Any, draws: int | None, unknown: Any, ignore_index: Any, batch_transform: Any
+    task: Any, classes: Any, draws: Any, unknown: Any, ignore_index: Any, batch_transform: Any, evaluation_samples: Any
 ) -> None:
     """Raise DataError if an option of `TorchData` is invalid for any data."""
     if task is not None and task not in get_args(Task):
@@ -230,6 +230,8 @@ def _require_options(
         raise DataError(f"ignore_index must be a class index that means no label, such as 255; got {ignore_index!r}")
     if batch_transform is not None and not callable(batch_transform):
         raise DataError(f"batch_transform must be a function of inputs and labels; got {batch_transform!r}")
+    if evaluation_samples is not None and not (is_whole_number(evaluation_samples) and evaluation_samples > 0):
+        raise DataError(f"evaluation_samples must be a number of samples, at least 1; got {evaluation_samples!r}")
 
 
 def _as_splits(
@@ -239,8 +241,6 @@ def _as_splits(
 
     evaluation_samples: how many samples of the validation and test streams are read.
     """
-    if evaluation_samples is not None and not (is_whole_number(evaluation_samples) and evaluation_samples > 0):
-        raise DataError(f"evaluation_samples must be a number of samples, at least 1; got {evaluation_samples!r}")
     splits: dict[str, TorchSplit] = {}
     first_id = 0
     for name, data in datasets.items():
@@ -288,10 +288,10 @@ def _described(split: TorchSplit, spec: LabelSpec, labels: SplitLabels | None, *
 
 
 def _describe_transform(transform: Any) -> str:
-    """Return the name of a function, or of a class with its options, such as the alpha of mixup."""
+    """Return a function or an object as text, with its options, such as the alpha of mixup."""
     options = {
         name: value
         for name, value in getattr(transform, "__dict__", {}).items()
         if isinstance(value, bool | int | float | str | tuple) and not name.startswith("_")
     }
-    return f"{getattr(transform, '__qualname__', type(transform).__qualname__)} {sorted(options.items())}"
+    return f"{with_names(repr(transform))} {sorted(options.items())}"

@@ -63,10 +63,10 @@ class DatasetSplit(Split):
     is_drawn: bool = False
 
     def __post_init__(self) -> None:
-        self.source = f"the {self.name} data must yield"  # the start of messages about its samples
+        self.must_yield = f"the {self.name} data must yield"  # the start of messages about its samples
         self.ids = torch.arange(self.first_id, self.first_id + len(self.dataset))
         if is_plain(self.dataset, TensorDataset):  # checked once, not in every batch
-            self.keys.split(self.dataset.tensors, self.source)
+            self.keys.split(self.dataset.tensors, self.must_yield)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -80,7 +80,7 @@ class DatasetSplit(Split):
             # The same as `keys.split`, whose checks take as long as the rest of this method.
             return columns[0], columns[1], columns[2] if len(columns) == 3 else None
         with _explain_unequal_samples(self.name):
-            return self.keys.split(_collate_samples(self._samples(rows.tolist(), draw)), self.source)
+            return self.keys.split(_collate_samples(self._samples(rows.tolist(), draw)), self.must_yield)
 
     def _samples(self, rows: list[int], draw: int) -> list[Any]:
         # Hugging Face datasets read several rows together ten times as fast. A subclass of a torch dataset may inherit
@@ -113,7 +113,7 @@ class DatasetSplit(Split):
         if self.label_check is not None:
             self.label_check(labels, rows)
         if weights is not None:
-            weights = as_weights(weights, labels, self.source)
+            weights = as_weights(weights, labels, self.must_yield)
         return Batch(inputs, labels, self.ids.index_select(0, rows), draw, None, weights)
 
 
@@ -133,7 +133,7 @@ class CheckedLoaderSplit(LoaderSplit):
 
     def __post_init__(self) -> None:
         super().__init__(self.loader)
-        self.source = f"the {self.name} data must yield"
+        self.must_yield = f"the {self.name} data must yield"
 
     def __iter__(self) -> Iterator[Batch]:
         samples = 0
@@ -250,12 +250,13 @@ def first_batch(split: TorchSplit) -> Batch:
                 raise DataError(f"the {name} data is empty{advice}")
             if split.loader.collate_fn is default_collate:
                 require_stacked(batch)
-            inputs, labels, weights = split.keys.split(batch, split.source)
+            inputs, labels, weights = split.keys.split(batch, split.must_yield)
         else:
             inputs, labels, weights = split.read(torch.tensor([0]))
     except (TypeError, ValueError) as error:  # raised by torch's collate, for example for PIL images
         if isinstance(split, LoaderSplit) and split.loader.collate_fn not in (default_collate, _collate_samples):
-            raise explain_unreadable(error, f"the first batch of the {name} data") from error
+            has_workers = split.loader.num_workers > 0
+            raise explain_unreadable(error, f"the first batch of the {name} data", has_workers=has_workers) from error
         advice = ""
         if "NoneType" in str(error):
             advice = "; give samples without a label the class index that you pass as TorchData(..., ignore_index=...)"
@@ -276,8 +277,8 @@ def first_batch(split: TorchSplit) -> Batch:
             )
         raise DataError(f"the labels of the {name} data are a {type(labels).__name__}; expected a tensor{advice}")
     if isinstance(split, LoaderSplit):
-        require_samples(labels, 0, split.source)
-    return Batch(inputs, labels, weights=as_weights(weights, labels, split.source))
+        require_samples(labels, 0, split.must_yield)
+    return Batch(inputs, labels, weights=as_weights(weights, labels, split.must_yield))
 
 
 def _collate_samples(samples: list[Any]) -> Any:

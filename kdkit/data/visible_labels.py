@@ -108,7 +108,7 @@ def check_visible(split: TorchSplit, labels: Tensor, check: LabelCheck) -> None:
     for row in (int(labels.argmin()), int(labels.argmax())):
         if not 0 <= labels[row] < len(check.classes):
             # A dataset may remap its `targets`, so the yielded label counts.
-            _, label, _ = split.keys.split(dataset_of(split)[row], split.source)
+            _, label, _ = split.keys.split(dataset_of(split)[row], split.must_yield)
             if not 0 <= int(label) < len(check.classes):
                 raise DataError(check.explain_index(int(label), f"row {row}"))
 

@@ -1,8 +1,7 @@
 """The moving average of the weights and buffers of a network in training."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,8 +16,9 @@ _HALF_PRECISION = (torch.float16, torch.bfloat16)
 class MovingAverage:
     """The exponential moving average of a module's parameters and buffers, in a copy of the module.
 
-    Integers, such as counters and index tables, and the infinite values of masks are copied, not averaged. For trained
-    tensors in half precision, the average is kept in float32, because rounding would lose most updates by 1 - decay.
+    Buffers that the first forward pass assigns, such as caches of positions, are left out. Integers, such as counters
+    and index tables, and the infinite values of masks are copied, not averaged. For trained tensors in half precision,
+    the average is kept in float32, because rounding would lose most updates by 1 - decay.
     module: the copy, which is changed. decay: the weight of the old average in each update. ramp: whether it is at most
     1 - 1 / (updates + 1) in the first updates; otherwise the first update copies the parameters and buffers.
     """
@@ -27,8 +27,10 @@ class MovingAverage:
         self.module, self.decay, self.ramp = module, decay, ramp
         self.updates = 0
         self._precise: dict[str, Tensor] = {}
+        tensors = _tensors(module)
+        self._names = [*tensors]
         # Found once: a search for infinite values in each update would make the CPU wait for the GPU.
-        self._masks = [name for name, tensor in _tensors(module) if not tensor.isfinite().all()]
+        self._masks = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
 
     @torch.no_grad()
     def update(self, source: nn.Module) -> None:
@@ -37,7 +39,9 @@ class MovingAverage:
         first = 1 - 1 / (self.updates + 1) if self.ramp else float(self.updates > 1)
         decay = min(self.decay, first)
         by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
-        for (name, average), (_, value) in zip(_tensors(self.module), _tensors(source), strict=True):
+        current, new = _tensors(self.module), _tensors(source)
+        for name in self._names:
+            average, value = current[name], new[name]
             is_frozen = isinstance(value, nn.Parameter) and not value.requires_grad
             if average.dtype in _HALF_PRECISION and not is_frozen:
                 if name not in self._precise:
@@ -58,10 +62,8 @@ class MovingAverage:
                 torch._foreach_lerp_(averages, values, 1 - decay)
             else:
                 torch._foreach_copy_(averages, values)
-        if self._precise:
-            rounded = dict(_tensors(self.module))
-            for name, precise in self._precise.items():
-                rounded[name].copy_(precise)
+        for name, precise in self._precise.items():
+            current[name].copy_(precise)
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
         """Apply a change of the module, such as to another device or dtype."""
@@ -69,14 +71,16 @@ class MovingAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average by name, and the number of updates."""
-        average = {name: tensor.detach() for name, tensor in _tensors(self.module)}
+        tensors = _tensors(self.module)
+        average = {name: tensors[name].detach() for name in self._names}
         return {"average": average | self._precise, "updates": self.updates}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a saved state."""
-        for name, average in _tensors(self.module):
-            saved = state["average"][name]
+        tensors = _tensors(self.module)
+        for name in self._names:
+            average, saved = tensors[name], state["average"][name]
             if average.shape != saved.shape:
                 _resize(average, saved)
             average.copy_(saved)  # rounds to the dtype of the module
@@ -96,6 +100,6 @@ def _resize(average: Tensor, value: Tensor) -> None:
     average.resize_(value.shape).copy_(value)
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the parameters and buffers of a module. Tied ones are yielded once."""
-    return chain(module.named_parameters(), module.named_buffers())
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a module by name. Tied ones are listed once."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}

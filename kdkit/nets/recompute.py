@@ -22,9 +22,9 @@ class Recomputation:
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._forwards: dict[nn.Module, _RecomputedForward] = {}
-        self._ran: set[nn.Module] = set()
+        self.ran: set[nn.Module] = set()  # with gradients
         configs: dict[int, Any] = {}  # by id, because the layers of a model share their config
-        for module in modules:
+        for module in dict.fromkeys(modules):  # one module may have two names
             for part in module.modules():
                 config = getattr(part, "config", None)
                 if getattr(config, "use_cache", None) is True:
@@ -39,11 +39,7 @@ class Recomputation:
 
     def unused(self) -> list[nn.Module]:
         """Return the modules that never ran with gradients."""
-        return [module for module in self._forwards if module not in self._ran]
-
-    def note_run(self, module: nn.Module) -> None:
-        """Record that a module ran with gradients."""
-        self._ran.add(module)
+        return [module for module in self._forwards if module not in self.ran]
 
     def close(self) -> None:
         """Restore the `forward` of each module, unless another recomputation of it is open."""
@@ -86,7 +82,7 @@ class _RecomputedForward:
                 with buffers[0]:
                     return self._forward(*values[: len(args)], **keywords)
             for user in self.users:
-                user.note_run(self._module)
+                user.ran.add(self._module)
             buffers.append(_Buffers(self._module))
             return self._forward(*values[: len(args)], **keywords)
 

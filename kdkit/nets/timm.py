@@ -20,7 +20,7 @@ def create(name: str, **options: Any) -> nn.Module:
     import timm  # late: it imports torchvision, which takes seconds
 
     architecture = name.split(".")[0]  # "resnet18.a1_in1k" is an architecture and a weight tag
-    if not timm.is_model(architecture):
+    if ":" not in name and not timm.is_model(architecture):  # not a place, such as "hf-hub:user/model"
         raise RecipeError(f"timm has no model {architecture!r}; {did_you_mean(architecture, timm.list_models())}")
     model: nn.Module = timm.create_model(name, **options)
     return model

@@ -61,10 +61,9 @@ class Inputs:
     @property
     def key(self) -> str:
         """The options as text."""
-        options = [
-            f"{name}={value}" for name, value in (("only", self.only), ("dtype", self.dtype)) if value is not None
-        ]
-        return ":".join(["inputs", ",".join(options)] if options else ["inputs"])
+        options = {"only": self.only, "dtype": self.dtype}
+        chosen = ",".join(f"{name}={value}" for name, value in options.items() if value is not None)
+        return f"inputs:{chosen}" if chosen else "inputs"
 
     def __call__(self, batch: Batch) -> Call:
         """Return the positional and keyword arguments of the network."""
@@ -174,6 +173,11 @@ class Images:
             )
         if images.dtype == torch.uint8:
             images = images.float() / 255
+        elif not images.is_floating_point():
+            raise RecipeError(
+                f"the view Images takes floats from 0 to 1, or uint8, which it divides by 255; got {images.dtype}; "
+                "convert the images in the data"
+            )
         if self.size is not None and images.shape[-2:] != self.size:
             images = nn.functional.interpolate(images, self.size, mode="bilinear", antialias=True)
         mean, std = (_per_channel(values, images.dtype, images.device) for values in (self.mean, self.std))

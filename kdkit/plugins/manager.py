@@ -97,7 +97,13 @@ class Plugins:
         installed: whether it is part of every run, so that a failing hook of it causes only a warning.
         Raises PluginError if one of its hooks does not exist or has other arguments.
         """
-        if self.manager.is_registered(plugin):
+        equal = self.manager.get_name(plugin)
+        if equal is not None and self.manager.get_plugin(equal) is not plugin:
+            raise PluginError(
+                f"plugins {equal!r} and {name!r} are equal (==), so only one of them would be called; compare them by "
+                "identity, as with @dataclass(eq=False)"
+            )
+        if equal is not None:
             return
         if isinstance(plugin, type):
             raise PluginError(f"a plugin must be a module or an object with hooks; got {describe(plugin)}")

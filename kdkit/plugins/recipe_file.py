@@ -169,7 +169,7 @@ def _import_file(path: Path) -> Iterator[types.ModuleType]:
         sys.modules.pop(name, None)
         sys.modules.update({} if previous is None else {name: previous})
         raise
-    if name != path.stem or folder in sys.path[1:]:
+    if name != path.stem or sys.path.count(folder) > 1:
         sys.path.remove(folder)
 
 

@@ -20,10 +20,8 @@ _IMPORTS: dict[tuple[str | None, str], Any] = {
     ("typing", "Optional"): typing.Optional,
     ("typing", "Union"): typing.Union,
 }
-_VALUES = (
-    *(ast.Constant, ast.Name, ast.Subscript, ast.Tuple, ast.List, ast.UnaryOp, ast.USub),
-    *(ast.BinOp, ast.BitOr, ast.Load),
-)
+_VALUES = (ast.Constant, ast.Name, ast.Subscript, ast.Tuple, ast.List, ast.UnaryOp, ast.USub,
+           ast.BinOp, ast.BitOr, ast.Load)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from kdkit.recipe.recipe import Stage
 from kdkit.recipe.training import Training
 from kdkit.teachers.ensemble import Teachers
 from kdkit.utils.reprs import describe_count
-from kdkit.utils.validation import is_number
+from kdkit.utils.validation import is_number, validate_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,7 @@ class Guidance:
     label_weight: float = 0.5
 
     def __repr__(self) -> str:
-        loss = "none" if self.kd_loss is None else describe_loss(self.kd_loss)
-        loss = loss if self.match is None else describe_loss(self.match)
+        loss = describe_loss(self.match if self.kd_loss is None else self.kd_loss)
         return f"Guidance({self.label_weight:g} * {self.truth} + {1 - self.label_weight:g} * {loss})"
 
     def __post_init__(self) -> None:
@@ -78,7 +77,7 @@ class Guidance:
             raise RecipeError(f"truth must be Truth(loss); got a {type(self.truth).__name__}")
         if (self.kd_loss is None) == (self.match is None):
             raise RecipeError("a schedule takes either kd_loss=loss or match=function(net, teacher)")
-        _validate_label_weight(self.label_weight)
+        validate_share("label_weight", self.label_weight)
 
     def stage(self, level: Level, teachers: Sequence[Net[Any]]) -> Stage:
         """Return the stage in which this level's network learns from the labels and these teachers."""
@@ -90,12 +89,12 @@ class Guidance:
                 )
             return Stage({level.net: self.truth}, training)
         label_weight = self.label_weight if level.label_weight is None else level.label_weight
-        _validate_label_weight(label_weight)
+        validate_share("label_weight", label_weight)
         weights = level.teacher_weights
         if isinstance(weights, str):
             distillation = self._weighted_per_sample(level.net, teachers, weights)
         else:
-            weights = weights or (1 / len(teachers),) * len(teachers)
+            weights = (1 / len(teachers),) * len(teachers) if weights is None else weights
             _validate_teacher_weights(level.net, teachers, weights)
             parts = [
                 weight * self._match(level.net, teacher)
@@ -145,11 +144,6 @@ def as_levels(nets: Sequence[Net[Any] | Level], least: int, schedule: str) -> tu
     if len({level.net for level in levels}) < len(levels):
         raise RecipeError(f"{schedule} takes each net once; got {', '.join(level.net.name for level in levels)}")
     return levels
-
-
-def _validate_label_weight(label_weight: float) -> None:
-    if not (is_number(label_weight) and 0 <= label_weight <= 1):
-        raise RecipeError(f"label_weight must be the weight of the labels, in [0, 1]; got {label_weight!r}")
 
 
 def _validate_teacher_weights(net: Net[Any], teachers: Sequence[Net[Any]], weights: tuple[float, ...]) -> None:

@@ -26,8 +26,8 @@ class _Sum:
     __slots__ = ()
 
     def weighted(self) -> "tuple[Weighted, ...]":
-        """Return the terms with their factors."""
-        raise NotImplementedError
+        """Return the terms with their factors: a single term, unless a sum overrides this."""
+        return (Weighted(self),)  # type: ignore[arg-type]  # a Truth or a Match
 
     def __add__(self, term: "_Sum | int") -> "Objective":
         if term == 0:  # the start value of sum()
@@ -81,10 +81,6 @@ class Truth(_Sum):
     def __repr__(self) -> str:
         options = [describe_loss(self.loss), *describe_options(self, "label", "student")]
         return f"Truth({', '.join(options)})"
-
-    def weighted(self) -> "tuple[Weighted, ...]":
-        """Return this term."""
-        return (Weighted(self),)
 
 
 def model_loss(student: Tensor, _target: object) -> Tensor:
@@ -146,10 +142,6 @@ class Match(_Sum):
     def default_label(self) -> str:
         """The label if none is passed."""
         return f"{self.teacher.name}/{loss_name(self.loss)}"
-
-    def weighted(self) -> "tuple[Weighted, ...]":
-        """Return this term."""
-        return (Weighted(self),)
 
 
 Term = Truth | Match

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPl
 from kdkit.errors import RecipeError, did_you_mean, first_line
 from kdkit.utils.reprs import with_names
 from kdkit.utils.signatures import parameters_by_name
-from kdkit.utils.validation import is_number
+from kdkit.utils.validation import is_number, validate_choice
 
 
 class Scheduler(Protocol):
@@ -35,6 +35,7 @@ class Scheduler(Protocol):
 
 Named = Iterable[tuple[str, nn.Parameter]]
 Groups = Callable[[Named], Iterable[dict[str, Any]]]
+Interval = Literal["epoch", "update"]
 
 # The options of torch and transformers for the length of a schedule.
 _LENGTHS = ("T_max", "total_steps", "total_iters", "num_training_steps")
@@ -186,11 +187,8 @@ class LRSchedule:
 
     __slots__ = ("interval", "make", "options")
 
-    def __init__(
-        self, make: Callable[..., LRScheduler] | str, *, interval: Literal["epoch", "update"] = "epoch", **options: Any
-    ) -> None:
-        if interval not in ("epoch", "update"):
-            raise RecipeError(f"the interval of an LRSchedule must be 'epoch' or 'update'; got {interval!r}")
+    def __init__(self, make: Callable[..., LRScheduler] | str, *, interval: Interval = "epoch", **options: Any) -> None:
+        validate_choice("the interval of an LRSchedule", interval, Interval)
         if not callable(make) and not isinstance(make, str):
             raise RecipeError(
                 "LRSchedule takes a class of torch.optim.lr_scheduler, such as LRSchedule(StepLR, step_size=10), or "

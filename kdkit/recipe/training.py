@@ -10,7 +10,9 @@ from kdkit.nets.moving_average import MovingAverage, validate_decay
 from kdkit.nets.net import Net
 from kdkit.recipe.balancing.base import Balancing, WeightedSum
 from kdkit.recipe.optim import LRSchedule, Optimizer
-from kdkit.utils.validation import is_number, validate_counts
+from kdkit.utils.validation import validate_above_zero, validate_choice, validate_counts
+
+Keep = Literal["best", "last"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +63,7 @@ class Training:
     accumulate_steps: int = 1
     max_grad_norm: float | None = None
     balancing: Balancing = field(default_factory=WeightedSum)
-    keep: Literal["best", "last"] | None = None
+    keep: Keep | None = None
     monitor: str | None = None
     ema: AverageWeights | None = None
     patience: int | None = None
@@ -72,11 +74,8 @@ class Training:
         validate_counts(self, "epochs", "batch_size", "accumulate_steps")
         validate_counts(self, "workers", least=0, optional=True)
         validate_counts(self, "patience", "steps_per_epoch", optional=True)
-        norm = self.max_grad_norm
-        if norm is not None and not (is_number(norm) and norm > 0):
-            raise RecipeError(f"max_grad_norm must be a number above 0, or None; got {norm!r}")
-        if self.keep not in ("best", "last", None):
-            raise RecipeError(f"keep must be 'best' or 'last', or None; got {self.keep!r}")
+        validate_above_zero("max_grad_norm", self.max_grad_norm, optional=True)
+        validate_choice("keep", self.keep, Keep, optional=True)
         if not isinstance(self.monitor, str | None):
             raise RecipeError(
                 f"monitor must be the name of a metric, such as 'accuracy', or None; got {self.monitor!r}"

@@ -60,13 +60,18 @@ class Frozen(TeacherSession):
         module = net.module if isinstance(net.module, nn.Module) else None
         self._mode_dependent = [] if module is None else mode_dependent(module)
         self._open_taps = OpenTaps(taps, [net])
-        if taps:
-            drop_compiled_code([module])
-        # Other stages may also have the network open, and may close it earlier or later.
-        self._modes = [] if module is None else [Override(part, "training", value=False) for part in module.modules()]
-        if module is not None:
-            with suppress(NotImplementedError):  # raised by a torch.export program, which has one mode only
-                module.eval()  # in addition to the flags: a module may override `eval`
+        self._modes: list[Override] = []
+        try:
+            if taps:
+                drop_compiled_code([module])
+            if module is not None:
+                # Other stages may also have the network open, and may close it earlier or later.
+                self._modes = [Override(part, "training", value=False) for part in module.modules()]
+                with suppress(NotImplementedError):  # raised by a torch.export program, which has one mode only
+                    module.eval()  # in addition to the flags: a module may override `eval`
+        except BaseException:
+            self.close()
+            raise
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherOutput:

@@ -34,8 +34,7 @@ class Past(OnlineTeacher):
 
     def __post_init__(self) -> None:
         OnlineTeacher.__post_init__(self)
-        if self.memory_limit is not None:
-            validate_above_zero("memory_limit", self.memory_limit)
+        validate_above_zero("memory_limit", self.memory_limit, optional=True)
 
     @property
     def name(self) -> str:

@@ -24,10 +24,11 @@ _PAUSES = (0.01, 0.03, 0.1, 0.3, 0.6)  # seconds between attempts to replace or 
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp")  # as `write` names them
 
 
-def write(path: Path, *content: Content | str) -> None:
+def write(path: Path, *content: Content | str, mode: int = _MODE) -> None:
     """Write a file atomically: to a temporary file in the same folder, which then replaces the target.
 
     After a power cut, the file is either the old one or the new one. content: parts that are written one after another.
+    mode: the permissions of the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, because a rename must not cross file systems.
@@ -39,7 +40,7 @@ def write(path: Path, *content: Content | str) -> None:
                 file.write(part.encode() if isinstance(part, str) else part)
             file.flush()
             os.fsync(file.fileno())  # otherwise a power cut may leave the new name with an empty file
-        temporary.chmod(_MODE)  # mkstemp's 0600 would hide the file from the user's group
+        temporary.chmod(mode)  # mkstemp's 0600 would hide the file from the user's group
         _while_used(lambda: temporary.replace(path))
     except BaseException:  # KeyboardInterrupt too must not leave the temporary file
         temporary.unlink(missing_ok=True)

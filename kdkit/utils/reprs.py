@@ -1,4 +1,4 @@
-"""Short reprs of public objects: their contents as shapes and counts, without the numbers of tensors or an address."""
+"""Short texts for reprs, tables and messages: shapes instead of numbers, counts, sizes, and the first of many names."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence

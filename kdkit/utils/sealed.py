@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdkit.errors import KdkitError, RunFolderError, first_line
 from kdkit.utils.files import Content, read_file, to_json
-from kdkit.utils.read_json import read_json
+from kdkit.utils.read_json import parse_json, read_bounded
 
 # A placeholder of the same length for the digest while it is computed.
 UNSEALED = "sha256:" + "0" * 64
@@ -87,8 +87,9 @@ def json_parts(value: Mapping[str, Any]) -> list[Content]:
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
     """Return the value in a sealed JSON file. Raises OSError if it cannot be read, and ValueError if it is damaged."""
-    value = read_json(path)
-    require_intact(path.read_bytes())
+    content = read_bounded(path)
+    value = parse_json(content)
+    require_intact(content)
     return _without_checksum(value)
 
 

@@ -31,8 +31,7 @@ def _key(*, create: bool) -> bytes | None:
         state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
         file = Path(state) / "kdkit" / "key"
         if create and not exists(file):
-            write(file, secrets.token_bytes(32))
-            file.chmod(0o600)
+            write(file, secrets.token_bytes(32), mode=0o600)
         key = file.read_bytes()
     except (OSError, RuntimeError):  # RuntimeError if the user has no home folder
         return None

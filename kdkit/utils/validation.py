@@ -10,9 +10,9 @@ from kdkit.errors import RecipeError, shortened
 _UNITS = {"s": 1, "min": 60, "h": 3600}  # of an interval, in seconds
 
 
-def validate_choice(name: str, value: object, choices: object) -> None:
-    """Raise RecipeError unless the value is one of the values of a Literal type."""
-    allowed = get_args(choices)
+def validate_choice(name: str, value: object, choices: object, *, optional: bool = False) -> None:
+    """Raise RecipeError unless the value is one of the values of a Literal type, or None if it is optional."""
+    allowed = (*get_args(choices), None) if optional else get_args(choices)
     if value not in allowed:
         raise RecipeError(f"{name} must be {' or '.join(map(repr, allowed))}; got {value!r}")
 
@@ -39,10 +39,10 @@ def is_device(name: str) -> bool:
     return re.match(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", name, re.IGNORECASE) is not None
 
 
-def validate_above_zero(name: str, value: object) -> None:
-    """Raise RecipeError unless the value is a finite number above 0."""
-    if not is_number(value) or value <= 0:
-        raise RecipeError(f"{name} must be a finite number above 0; got {value!r}")
+def validate_above_zero(name: str, value: object, *, optional: bool = False) -> None:
+    """Raise RecipeError unless the value is a finite number above 0, or None if it is optional."""
+    if (value is not None or not optional) and (not is_number(value) or value <= 0):
+        raise RecipeError(f"{name} must be a finite number above 0{' or None' if optional else ''}; got {value!r}")
 
 
 def validate_at_least_zero(name: str, value: object) -> None:
@@ -75,7 +75,7 @@ def validate_counts(config: object, *names: str, least: int = 1, optional: bool 
 def validate_share(name: str, value: object, *, below_one: bool = False) -> None:
     """Raise RecipeError unless the value is a number in [0, 1], or in [0, 1) if `below_one`."""
     if not is_number(value) or not 0 <= value <= 1 or (below_one and value == 1):
-        raise RecipeError(f"{name} must be a share, in [0, 1{')' if below_one else ']'}; got {value!r}")
+        raise RecipeError(f"{name} must be a number in [0, 1{')' if below_one else ']'}; got {value!r}")
 
 
 def validate_switches(**switches: object) -> None:

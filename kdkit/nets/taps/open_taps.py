@@ -60,8 +60,13 @@ class Feature:
     def value(self) -> Tensor:
         """The tensor of the last forward pass, (batch, channels, ...), with its graph.
 
-        Raises RecipeError if the module did not run, or if the network changed the tensor in place afterwards.
+        Raises RecipeError after the context, if the module did not run, or if the network changed the tensor in place.
         """
+        if not self._slot.is_open:
+            raise RecipeError(
+                f"the tensor of {type(self._slot.tap.module).__name__} is dropped at the end of the context of "
+                "kdkit.tap; read feature.value inside it"
+            )
         tensor = self._slot.captured()
         if self._slot.is_modified:
             raise RecipeError(

@@ -1,7 +1,6 @@
 """Find the weight file in the folder of a run, a stage or `save_pretrained`."""
 
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from kdkit.errors import RecipeError
@@ -39,24 +38,16 @@ def find_weights(path: Path, name: str, key: str | None) -> WeightFile:
             f"the weights of net {name!r} should be in {path}, but there is no such file{where}; pass a weight file, "
             "or the folder of a run"
         )
-    stages = [*path.glob("*/")] if is_file(path / "run.json") else [path] * is_file(path / "history.jsonl")
+    is_run, is_stage = (is_file(path / file) for file in ("run.json", "history.jsonl"))
+    stages = [*path.glob("*/")] if is_run else [path] if is_stage else []
     files: dict[str, Path] = {}  # if several stages trained a network, the last one counts
-    folders = sorted(stages, key=stage_number)
-    for file in chain.from_iterable(sorted(folder.glob("weights*.safetensors")) for folder in folders):
-        stage = file.parent.resolve().name.split("-", 1)[-1]
-        single = file.name == "weights.safetensors"
-        files[stage if single else file.name.removeprefix("weights-").removesuffix(".safetensors")] = file
-    for file in [] if files else [path / file for file in _PRETRAINED]:
-        if is_file(file):
-            return WeightFile(file, key)
-    if not files and runs_in(path):
-        raise RecipeError(f"the folder {path} of weights of net {name!r} {runs_hint(path)}")
+    for stage in sorted(stages, key=stage_number):
+        for file in sorted(stage.glob("weights*.safetensors")):
+            # A stage of one network is named after it, see `stage_weights`.
+            of_stage = stage.resolve().name.split("-", 1)[-1] if file.stem == "weights" else ""
+            files[of_stage or file.stem.removeprefix("weights-")] = file
     if not files:
-        raise RecipeError(
-            f"the folder {path} has no weights of net {name!r}; expected the folder of a run, or a file that "
-            "save_pretrained writes: model.safetensors, pytorch_model.bin or their index; pass the path of the file "
-            "instead"
-        )
+        return WeightFile(_pretrained_file(path, name), key)
     net = name if key is None else key
     if net not in files:
         names = ", ".join(map(repr, files))
@@ -68,6 +59,19 @@ def find_weights(path: Path, name: str, key: str | None) -> WeightFile:
     if not is_file(files[net].parent / "stage.json"):
         facts.append(f"stage {files[net].parent.name!r} is not finished, so they are from its best epoch so far")
     return WeightFile(files[net], None, tuple(facts))
+
+
+def _pretrained_file(folder: Path, name: str) -> Path:
+    """Return the weight file that `save_pretrained` has written to a folder. Raises RecipeError if there is none."""
+    file = next(filter(is_file, (folder / file for file in _PRETRAINED)), None)
+    if file is not None:
+        return file
+    if runs_in(folder):
+        raise RecipeError(f"the folder {folder} of weights of net {name!r} {runs_hint(folder)}")
+    raise RecipeError(
+        f"the folder {folder} has no weights of net {name!r}; expected the folder of a run, or a file that "
+        "save_pretrained writes: model.safetensors, pytorch_model.bin or their index; pass the path of the file instead"
+    )
 
 
 def runs_in(folder: Path) -> list[str]:

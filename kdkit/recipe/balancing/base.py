@@ -85,7 +85,7 @@ class Balancing(Protocol):
         ...
 
 
-def weighted_terms(terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale) -> dict[str, Tensor]:
+def contributing_terms(terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale) -> dict[str, Tensor]:
     """Return the weighted and scaled terms that contribute gradients: those with a nonzero weight and a graph."""
     return {
         label: scale(term * weights[label])

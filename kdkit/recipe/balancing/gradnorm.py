@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError, describe
-from kdkit.recipe.balancing.base import Balancer, Balancing, Scale, TrainedParameters, WeightedSum, weighted_terms
+from kdkit.recipe.balancing.base import Balancer, Balancing, Scale, TrainedParameters, WeightedSum, contributing_terms
 from kdkit.recipe.balancing.gradients import separate_gradients, stack_gradients
 from kdkit.recipe.optim import Optimizer
 from kdkit.utils.collectives import all_reduce_mean
@@ -82,7 +82,7 @@ class GradNormFactors(Balancer):
 
     def __call__(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale) -> None:
         """Add the gradients of the sum of the terms times their factors, and update the factors for the next step."""
-        weighted = weighted_terms(terms, weights, scale)
+        weighted = contributing_terms(terms, weights, scale)
         if len(weighted) < 2:
             WeightedSum()(terms, weights, scale)
             return

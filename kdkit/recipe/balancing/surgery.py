@@ -10,11 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kdkit.errors import RecipeError
-from kdkit.recipe.balancing.base import Balancer, Balancing, Scale, TrainedParameters, WeightedSum, weighted_terms
+from kdkit.recipe.balancing.base import Balancer, Balancing, Scale, TrainedParameters, WeightedSum, contributing_terms
 from kdkit.recipe.balancing.gradients import Gradients, inner_products, separate_gradients, stack_gradients
 from kdkit.utils.collectives import all_reduce_mean, is_distributed
-from kdkit.utils.validation import is_number
+from kdkit.utils.validation import validate_share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +52,7 @@ class CAGrad(Balancing):
     needs_separate_gradients = True
 
     def __post_init__(self) -> None:
-        if not is_number(self.c) or not 0 <= self.c < 1:
-            raise RecipeError(f"c of CAGrad must be at least 0, the weighted sum, and below 1; got {self.c!r}")
+        validate_share("c of CAGrad", self.c, below_one=True)
 
     def build(self, trained: TrainedParameters) -> Balancer:
         """Return the balancer of a stage."""
@@ -83,7 +81,7 @@ class Surgery(Balancer):
 
     def __call__(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale) -> None:
         """Add the combined gradients."""
-        weighted = weighted_terms(terms, weights, scale)
+        weighted = contributing_terms(terms, weights, scale)
         # In a distributed run, the code below averages gradients over the ranks, but WeightedSum would not.
         if len(weighted) < 2 and not is_distributed():
             WeightedSum()(terms, weights, scale)

@@ -8,7 +8,7 @@ from operator import add
 import torch
 from torch import Tensor, nn
 
-from kdkit.recipe.balancing.base import Balancer, Balancing, Scale, TrainedParameters, WeightedSum, weighted_terms
+from kdkit.recipe.balancing.base import Balancer, Balancing, Scale, TrainedParameters, WeightedSum, contributing_terms
 from kdkit.utils.collectives import all_reduce_mean
 
 
@@ -41,7 +41,7 @@ class LogVariances(nn.Module):
 
     def forward(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: Scale) -> None:
         """Add the gradients of the terms and of their log variances."""
-        weighted = weighted_terms(terms, weights, lambda term: term)
+        weighted = contributing_terms(terms, weights, lambda term: term)
         if not weighted:
             WeightedSum()(terms, weights, scale)
             return

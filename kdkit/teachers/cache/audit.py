@@ -13,7 +13,7 @@ from kdkit.teachers.cache.codec import Codec, relative_distance
 from kdkit.teachers.cache.store import Store
 from kdkit.utils.randomness import preserve_rng_state
 
-AUDIT_SAMPLES = 4  # the number of samples that are recomputed at a time
+AUDIT_SAMPLES = 4  # the number of samples that are recomputed at a time, or more if the share requires it
 
 
 class Audit:
@@ -39,8 +39,8 @@ class Audit:
         self._due += self.share * len(batch)
         if self._due < AUDIT_SAMPLES:
             return
-        self._due -= AUDIT_SAMPLES
-        rows = torch.randperm(len(batch), generator=self._generator)[:AUDIT_SAMPLES]
+        rows = torch.randperm(len(batch), generator=self._generator)[: int(self._due)]
+        self._due -= len(rows)
         self.check(batch.rows(rows), [part[rows] for part in parts], store)
 
     def check_earlier(self, store: Store, split: Split, device: torch.device) -> None:

@@ -14,6 +14,7 @@ from kdkit.teachers.cache.audit import Audit
 from kdkit.teachers.cache.codec import Codec
 from kdkit.teachers.cache.store import CachedRows, NewOutputs, Store
 from kdkit.utils import collectives
+from kdkit.utils.reprs import describe_count
 
 
 class CachedTeacher(TeacherSession):
@@ -139,11 +140,10 @@ class CachedTeacher(TeacherSession):
         """Warn about outputs found damaged since the last call, and once about outputs that are not finite."""
         count, self._reported_damaged = store.damaged - self._reported_damaged, store.damaged
         if count:
-            outputs = "1 cached output" if count == 1 else f"{count:,} cached outputs"
-            verb = "was" if count == 1 else "were"
+            outputs = describe_count(count, "cached output")
             warnings.warn(
-                f"{outputs} of {self.audit.teacher} {verb} damaged and computed again; the disk of {store.path} may "
-                "be failing, or another program writes there",
+                f"{outputs} of {self.audit.teacher} {'was' if count == 1 else 'were'} damaged and computed again; the "
+                f"disk of {store.path} may be failing, or another program writes there",
                 stacklevel=4,
             )
         if store.not_finite and not self._reported_not_finite:

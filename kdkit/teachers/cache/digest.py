@@ -37,14 +37,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kdkit.errors import CacheError
-from kdkit.teachers.cache.source import (
-    DYNAMIC,
-    is_user_module,
-    package_of,
-    package_of_file,
-    references,
-    source_of,
-)
+from kdkit.teachers.cache.source import DYNAMIC, is_user_module, package_of, package_of_file, references, source_of
 
 _MAX_VALUES = 200_000  # a module with more values than this holds a trainer or a dataset
 _SIMPLE = (type(None), bool, int, float, complex, str, bytes)
@@ -53,16 +46,8 @@ _GENERATED = {"__init__", "__new__", "__repr__", "__eq__", "__lt__", "__le__", "
 _MODULE_STATE = {*nn.Module().__dict__, "_is_full_backward_hook", "_compiled_call_impl"} - {"training"}
 
 # Attributes of a graph that do not change its outputs. Those of torch.export change each time a program is loaded.
-_GRAPH_BOOKKEEPING = {
-    "_graph",
-    "_lineno_map",
-    "_prologue_start",
-    "meta",
-    "shape_env",
-    "range_constraints",
-    "train",
-    "eval",
-}
+_GRAPH_BOOKKEEPING = {"_graph", "_lineno_map", "_prologue_start", "meta", "shape_env", "range_constraints",
+                      "train", "eval"}  # fmt: skip
 
 _ANNOTATIONS = "__annotat"  # of `__annotations__`, and of `__annotate__` from Python 3.14 on
 

@@ -12,7 +12,6 @@ import torch
 from filelock import Timeout
 from torch import Tensor
 
-from kdkit.errors import CacheError
 from kdkit.teachers.cache.codec import Part
 from kdkit.teachers.cache.key import FORMAT, Key
 from kdkit.utils.files import read_file, write
@@ -85,23 +84,14 @@ def create_entry(path: Path, spec: EntrySpec) -> None:
 
 
 def is_intact(path: Path, spec: EntrySpec) -> bool:
-    """Return whether an entry is complete and matches the spec.
-
-    Raises CacheError if it was written in another format.
-    """
+    """Return whether an entry is complete and matches the spec."""
     try:
         meta = json.loads(read_file(path / META))
         ids = torch.frombuffer(bytearray(read_file(path / IDS)), dtype=torch.int64)
-        written_format = _format_of(meta)
         sizes = {name: (path / name).stat().st_size for name in _file_sizes(spec)}
         same_parts = meta["parts"] == _meta(spec)["parts"] and Key(meta["key"]).digest == spec.key.digest
     except (OSError, ArithmeticError, ValueError, KeyError, TypeError):
         return False
-    if written_format != FORMAT:
-        raise CacheError(
-            f"{path} has cache format {written_format}, but this version of kdkit reads format {FORMAT}; delete it: "
-            f"kdkit cache {path.parent} --delete {path.name[:12]}"
-        )
     return same_parts and sizes == _file_sizes(spec) and torch.equal(ids, spec.ids.sort().values)
 
 
@@ -123,13 +113,13 @@ def read_info(path: Path) -> EntryInfo | None:
     """Return the description of an entry, or None if it is incomplete and cannot be read."""
     try:
         meta = json.loads(read_file(path / META))
-        written_format = _format_of(meta)
+        net, facts = str(meta["net"]), meta["key"]
+        written_format = int(facts["format"])
         # An entry in an older format may have other files. It is listed so that it can be deleted.
         size = (path / CHECKSUMS).stat().st_size if written_format == FORMAT else 0
         files = [file.stat() for file in path.iterdir() if file.is_file()]
         used = (path / USED).stat().st_mtime
         reserved = read_file(path / USED)
-        net, facts = str(meta["net"]), meta["key"]
         view, data = str(facts["view"]["key"]), str(facts["data"]["fingerprint"])
     except (OSError, ArithmeticError, ValueError, KeyError, TypeError):
         return None
@@ -151,9 +141,4 @@ def _file_sizes(spec: EntrySpec) -> dict[str, int]:
 def _meta(spec: EntrySpec) -> dict[str, Any]:
     parts = [{**asdict(part), "shape": list(part.shape), "dtype": str(part.dtype)} for part in spec.parts]
     created = time.strftime("%Y-%m-%d %H:%M:%S")
-    return {"format": FORMAT, "net": spec.net, "parts": parts, "created": created, "key": spec.key.facts}
-
-
-def _format_of(meta: dict[str, Any]) -> int:
-    """Return the format of an entry. Up to format 2, it was stored in the key only."""
-    return int(meta["format"] if "format" in meta else meta["key"]["format"])
+    return {"net": spec.net, "parts": parts, "created": created, "key": spec.key.facts}

@@ -22,10 +22,8 @@ from kdkit.utils.devices import uses_tf32
 
 FORMAT = 4  # the version of the files and the key; increase it whenever either changes
 # Attributes of a Net that are already among the facts, or that its outputs do not depend on.
-_NET_ATTRIBUTES = (
-    *("name", "module", "view", "element", "classes", "version", "trained", "recompute", "channels_last"),
-    *("device", "weights_note", "_copies_inputs", "taken_element"),
-)
+_NET_ATTRIBUTES = ("name", "module", "view", "element", "classes", "version", "trained", "recompute", "channels_last",
+                   "device", "weights_note", "_copies_inputs", "taken_element")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +142,15 @@ def _facts_of_tap(net: Net[Any], tap: TapLike) -> dict[str, Any]:
     path = paths.get(id(tap.module))
     if path is None:
         raise CacheError(f"a tap of it is on a {type(tap.module).__name__} that is not part of its module")
+    facts: dict[str, Any] = {"tap": kind.__name__, "path": path}
+    call = getattr(tap, "call", None)
+    if call is not None:
+        facts["call"] = call
     if not isinstance(tap, Tap):
-        return {"tap": kind.__name__, "path": path}
+        return facts
     element = Digest().add(tap.element, "the element of its tap").hexdigest()
     last = bool(tap.form.channels_last)  # known even if it is inferred: the dry run comes first
-    facts = {"tap": kind.__name__, "path": path, "at": tap.at, "element": element, "channels_last": last}
+    facts.update({"at": tap.at, "element": element, "channels_last": last})
     if isinstance(tap, ClassifierTap):
         facts["classifier"] = Digest().add(tap.classifier, "the classifier of its tap").facts()
     return facts

@@ -1,5 +1,6 @@
 """Run a teacher on a tiny batch to find out whether its outputs can be cached by sample."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,48 +34,41 @@ def probe(session: TeacherSession, batch: Batch, *, autocast: bool) -> Probe:
         raise CacheError("its batches have no ids or no draw number")
     with preserve_rng_state():
         random_states = _random_states()
-        first = _require_rows(session(batch), len(batch))
-        second = session(batch)
+        output = session(batch)
+        first, second = _tensors(output, len(batch)), _tensors(session(batch), len(batch))
         if not all(torch.equal(before, after) for before, after in zip(random_states, _random_states(), strict=True)):
             raise CacheError("it draws random numbers in its forward pass")
-        tolerance = 0.05 if autocast else max(_TOLERANCES.get(tensor.dtype, _TOLERANCE) for tensor in _tensors(first))
+        tolerance = 0.05 if autocast else max(_TOLERANCES.get(tensor.dtype, _TOLERANCE) for tensor in first)
         _require_close(first, second, tolerance, "its outputs for the same batch differ from call to call")
         if len(batch) == 1:
-            return Probe(first, 0.0)
+            return Probe(output, 0.0)
         middle = (len(batch) + 1) // 2
         halves = [torch.arange(middle).flip(0), torch.arange(middle, len(batch)).flip(0)]
         try:
             outputs = [session(batch.rows(rows)) for rows in halves]
         except Exception as error:  # a user-defined module may need a fixed batch size
             raise CacheError(f"it fails on part of a batch ({first_line(error)})") from error
-    parts = [_tensors(_require_rows(output, len(rows))) for output, rows in zip(outputs, halves, strict=True)]
+    parts = [_tensors(half, len(rows)) for half, rows in zip(outputs, halves, strict=True)]
     if any(left.shape[1:] != right.shape[1:] for left, right in zip(*parts, strict=True)):
         raise CacheError("the shape of its outputs depends on the other samples in the batch")
     joined = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
-    order = torch.cat(halves).to(first.output.device)
-    expected = TeacherOutput(first.output[order], tuple(feature[order] for feature in first.features))
+    expected = [tensor[torch.cat(halves).to(tensor.device)] for tensor in first]
     reason = "its output for a sample depends on the other samples in the batch"
-    rounding = _require_close(expected, TeacherOutput(joined[0], tuple(joined[1:])), tolerance, reason)
-    return Probe(first, rounding)
+    return Probe(output, _require_close(expected, joined, tolerance, reason))
 
 
-def _tensors(output: TeacherOutput) -> tuple[Tensor, ...]:
-    return (output.output, *output.features)
-
-
-def _require_rows(output: TeacherOutput, samples: int) -> TeacherOutput:
-    """Return the output if it has one row per sample. Raises CacheError otherwise."""
-    # A mask means that some samples have no output.
-    if output.mask is not None or not all(
-        tensor.ndim and len(tensor) == samples and tensor.layout is torch.strided for tensor in _tensors(output)
-    ):
+def _tensors(output: TeacherOutput, samples: int) -> list[Tensor]:
+    """Return the output and the features. Raises CacheError if they do not have one row per sample."""
+    tensors = [output.output, *output.features]
+    has_rows = all(tensor.ndim and len(tensor) == samples and tensor.layout is torch.strided for tensor in tensors)
+    if output.mask is not None or not has_rows:  # a mask means that some samples have no output
         raise CacheError("its outputs or features do not have one row per sample")
-    return output
+    return tensors
 
 
-def _require_close(first: TeacherOutput, second: TeacherOutput, tolerance: float, reason: str) -> float:
-    """Return the relative distance between two outputs. Raises CacheError with `reason` if it exceeds the tolerance."""
-    pairs = list(zip(_tensors(first), _tensors(second), strict=True))
+def _require_close(first: Sequence[Tensor], second: Sequence[Tensor], tolerance: float, reason: str) -> float:
+    """Return the relative distance between tensors. Raises CacheError with `reason` if it exceeds the tolerance."""
+    pairs = list(zip(first, second, strict=True))
     comparable = all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs)
     distance = float(relative_distance(pairs).max()) if comparable else torch.inf
     if not distance <= tolerance:  # also refuses NaN

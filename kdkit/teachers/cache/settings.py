@@ -1,10 +1,9 @@
 """The settings of a recipe for cached teacher outputs: their precision, their size, and how many are audited."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from kdkit.errors import RecipeError
-from kdkit.utils.validation import validate_counts, validate_share
+from kdkit.utils.validation import validate_choice, validate_counts, validate_share
 
 StoredDtype = Literal["fp16", "fp32"]
 
@@ -30,8 +29,7 @@ class CacheSettings:
     audit: float = 0.0005
 
     def __post_init__(self) -> None:
-        if self.dtype is not None and self.dtype not in get_args(StoredDtype):
-            raise RecipeError(f"dtype must be 'fp16', 'fp32', or None for the teacher's dtype; got {self.dtype!r}")
+        validate_choice("dtype", self.dtype, StoredDtype, optional=True)
         validate_counts(self, "top", optional=True)
         validate_share("audit", self.audit)
 

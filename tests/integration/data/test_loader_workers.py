@@ -124,7 +124,7 @@ def test_the_rows_of_a_batch_of_user_code_are_named(workers):
     message = str(error_of(FaultyData(fail), workers=workers))
     assert message.startswith("batch ")
     assert " of the train data (rows " in message
-    assert ", ... 8 in total) cannot be read: KeyError: 'no such key' (" in message
+    assert ", ...) cannot be read: KeyError: 'no such key' (" in message
     assert "test_loader_workers.py, line " in message
 
 
@@ -340,6 +340,14 @@ def test_data_that_cannot_be_sent_to_workers_is_explained():
     loader = DataLoader(Local(lambda: None), 8, num_workers=1, multiprocessing_context="spawn")
     with pytest.raises(DataError, match=r"cannot be read: .*pickle.*define it at the top level of a file"):
         torch_data(loader)
+
+
+def test_an_error_about_a_pickle_that_is_not_of_workers_gets_no_advice_about_them():
+    missing = FileNotFoundError(2, "No such file or directory", "labels.pickle")
+    assert "workers" not in str(read_errors.explain_unreadable(missing, "batch 1"))
+    in_worker = RuntimeError(f"Caught FileNotFoundError in DataLoader worker process 0.\nFileNotFoundError: {missing}")
+    explained = str(read_errors.explain_unreadable(in_worker, "batch 1", has_workers=True))
+    assert "workers need data that can be pickled" not in explained
 
 
 def test_errors_of_the_code_that_uses_a_batch_pass_unchanged():

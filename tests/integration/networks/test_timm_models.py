@@ -243,6 +243,12 @@ def test_a_model_of_the_timm_registry_learns(images):
     distilled(student, Truth(cross_entropy) + Match(teacher, soft), images)
 
 
+def test_a_timm_model_may_be_on_the_hub(monkeypatch):
+    monkeypatch.setattr("timm.create_model", lambda name, **options: (name, options))
+    create = kdkit.registry("models")["timm"]
+    assert create("hf-hub:user/resnet.v1", num_classes=3) == ("hf-hub:user/resnet.v1", {"num_classes": 3})
+
+
 def test_a_misspelt_timm_model_is_refused_with_the_nearest_name():
     with pytest.raises(RecipeError, match="resnet18"):
         kdkit.registry("models")["timm"]("resnet81")

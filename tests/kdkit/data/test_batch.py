@@ -13,6 +13,7 @@ import kdkit
 from kdkit import Batch, DataError, Net, Recipe, Stage, TorchData, Training, Truth
 from kdkit.data.batch import collate, holds_only_tensors, nested_tensors
 from kdkit.data.device_data import KeptSamples
+from kdkit.data.samples import SampleKeys
 from kdkit.engine.training.capture import _StaticInputs
 
 
@@ -119,6 +120,15 @@ def test_a_mapping_keeps_its_type_if_it_can_be_built_from_a_dict(name):
     assert type(batch.rows(torch.tensor([0])).inputs) is type(batch.inputs)
 
 
+@pytest.mark.parametrize("name", ["dict", "UserDict", "Encoding", "defaultdict"])
+def test_the_inputs_of_a_mapping_have_no_labels(name):
+    sample = CONTAINERS[name]()
+    sample.update({"mask": rows(), "label": 1})
+    inputs, label, _ = SampleKeys().split(sample)
+    assert (type(inputs), [*inputs], label) == (type(sample), ["x", "mask"], 1)
+    assert [*sample] == ["x", "mask", "label"]
+
+
 def test_a_mapping_that_cannot_be_built_from_a_dict_becomes_one():
     cut = Batch(Shared("name", {"x": rows()}), torch.arange(6)).rows(torch.tensor([0]))
     assert type(cut.inputs) is dict
@@ -138,6 +148,14 @@ def test_dataclasses_are_collated_by_field_also_inside_a_pair():
     assert inputs[0].length.tolist() == [3, 3]
     assert inputs[1].shape == (2, 2)
     assert labels.tolist() == [0, 1]
+
+
+def test_mappings_with_dataclasses_are_collated_by_key():
+    first, second = Signals(torch.zeros(3)), Signals(torch.ones(3))
+    batch = collate([{"a": first, "b": second}, {"b": second, "a": first}])
+    assert [batch[name].x.sum().item() for name in "ab"] == [0, 6]
+    with pytest.raises(RuntimeError, match="of equal size"):
+        collate([{"a": first, "b": second}, {"a": first}])
 
 
 @pytest.mark.parametrize("name", [*CONTAINERS, "dataclass"])

@@ -7,6 +7,7 @@ from torch.utils.data import TensorDataset
 
 import kdkit
 from kdkit import Net, TorchData, Truth
+from kdkit.data.labels import is_ignored
 from kdkit.errors import DataError
 from tests.helpers.positions import CLASSES, images
 
@@ -41,3 +42,12 @@ def test_splits_with_labels_per_image_and_per_pixel_are_refused():
     inputs, labels = images().tensors
     with pytest.raises(DataError, match=r"class indices per position must be integers .* in all splits"):
         TorchData(images(), TensorDataset(inputs, labels[:, 0, 0]), classes=CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "label", "ignored"), [(torch.uint8, 156, -100), (torch.int8, -1, 255), (torch.int16, -1, 65535)]
+)
+def test_an_ignored_label_beyond_the_range_of_a_dtype_is_no_other_label(dtype, label, ignored):
+    labels = torch.tensor([label, 0], dtype=dtype)
+    assert not is_ignored(labels, (ignored,)).any()
+    assert is_ignored(labels, (label,)).tolist() == [True, False]

@@ -1,6 +1,7 @@
 """Tests of data from torch Datasets and DataLoaders: how it is read, and which data is refused."""
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -306,6 +307,15 @@ def test_a_sample_that_is_none_is_named():
         data.train.batch(torch.tensor([0, 3]), 0)
 
 
+def test_the_fingerprint_changes_with_the_arguments_of_a_batch_transform():
+    def mix(inputs, labels, alpha):
+        return inputs, labels
+
+    data = tiny_data().train.dataset
+    fingerprints = [TorchData(data, data, batch_transform=partial(mix, alpha=alpha)).fingerprint for alpha in (1, 1, 2)]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
 def test_the_fingerprint_changes_with_the_samples_and_the_classes():
     fingerprint = tiny_data().fingerprint
     assert fingerprint == tiny_data().fingerprint
@@ -317,7 +327,14 @@ def test_the_fingerprint_changes_with_the_samples_and_the_classes():
 
 
 @pytest.mark.parametrize(
-    "change", [lambda x: {"x": x}, lambda x: (x, x), lambda x: x.bfloat16(), lambda x: [{"deep": x}]]
+    "change",
+    [
+        lambda x: {"x": x},
+        lambda x: (x, x),
+        lambda x: x.bfloat16(),
+        lambda x: [{"deep": x}],
+        lambda x: {"mask": torch.ones(1), "text": str(x)},
+    ],
 )
 def test_the_fingerprint_changes_with_inputs_of_any_form(change):
     def data(shift):

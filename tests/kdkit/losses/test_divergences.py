@@ -292,9 +292,9 @@ def test_a_class_that_the_teacher_masks_counts_with_the_students_probability():
     [
         (AlphaBetaDivergence, {"alpha": math.nan}, "alpha is an exponent, a finite number; got nan"),
         (PerLabelAlphaBetaDivergence, {"beta": "1"}, "beta is an exponent, a finite number; got '1'"),
-        (SkewKL, {"skew": 1.0}, r"skew must be a share, in \[0, 1\); got 1.0"),
-        (SkewReverseKL, {"skew": -0.1}, r"skew must be a share, in \[0, 1\); got -0.1"),
-        (AdaptiveKL, {"head": 1.5}, r"head must be a share, in \[0, 1\]; got 1.5"),
+        (SkewKL, {"skew": 1.0}, r"skew must be a number in \[0, 1\); got 1.0"),
+        (SkewReverseKL, {"skew": -0.1}, r"skew must be a number in \[0, 1\); got -0.1"),
+        (AdaptiveKL, {"head": 1.5}, r"head must be a number in \[0, 1\]; got 1.5"),
         (TotalVariation, {"reduction": "sum"}, "reduction must be 'batchmean' or 'mean'; got 'sum'"),
         (TotalVariation, {"temperature": 0.0}, "a temperature must be a finite number above 0"),
         (SkewKL, {"t_squared": "no"}, "t_squared"),

@@ -133,7 +133,7 @@ def test_powers_and_temperatures_are_above_zero(make, value):
         (VID, {"hidden": 0}, "hidden must be an integer of at least 1"),
         (VID, {"variance": 1e-6}, "above eps"),
         (MGD, {"mask": "row"}, "mask must be 'channel' or 'position'"),
-        (MGD, {"masked": 1.0}, "masked must be a share"),
+        (MGD, {"masked": 1.0}, "masked must be a number in"),
         (PAD, {"eps": 0.0}, "eps must be"),
         (MGD, {"alpha": -1}, "alpha must be a finite number above 0"),
         (MGD, {"reduction": "sum"}, "reduction must be"),

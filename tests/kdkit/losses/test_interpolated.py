@@ -224,13 +224,13 @@ def test_a_curriculum_of_no_length_is_over_from_the_start():
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (TAID, {"start": 1.0}, r"start must be a share, in \[0, 1\); got 1.0"),
+        (TAID, {"start": 1.0}, r"start must be a number in \[0, 1\); got 1.0"),
         (TAID, {"start": 0.8, "end": 0.5}, "the teacher's share grows from start to end; got start=0.8 and end=0.5"),
-        (TAID, {"rate": -0.1}, "rate must be a share"),
-        (TAID, {"momentum": 1.0}, r"momentum must be a share, in \[0, 1\); got 1.0"),
+        (TAID, {"rate": -0.1}, "rate must be a number in"),
+        (TAID, {"momentum": 1.0}, r"momentum must be a number in \[0, 1\); got 1.0"),
         (CTKD, {"least": 0.0}, "least must be a finite number above 0; got 0.0"),
         (CTKD, {"width": -1.0}, "width must be a finite number of at least 0; got -1.0"),
-        (CTKD, {"ramp": 2.0}, r"ramp must be a share, in \[0, 1\]; got 2.0"),
+        (CTKD, {"ramp": 2.0}, r"ramp must be a number in \[0, 1\]; got 2.0"),
         (CTKD, {"t_squared": 1}, "t_squared"),
     ],
 )

@@ -129,7 +129,7 @@ def test_multi_label_losses_do_not_require_hard_labels():
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
 def test_a_threshold_is_a_probability(threshold):
-    with pytest.raises(RecipeError, match="threshold must be a share"):
+    with pytest.raises(RecipeError, match="threshold must be a number in"):
         PerLabelHardTargets(threshold=threshold)
 
 

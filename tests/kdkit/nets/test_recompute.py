@@ -175,6 +175,13 @@ def test_a_forward_that_user_code_has_set_is_recomputed_and_restored():
     assert vars(module)["forward"] is forward
 
 
+def test_a_module_with_two_names_is_restored():
+    module = nn.Linear(2, 2)
+    net = Net("student", nn.ModuleDict({"first": module, "second": module}), recompute=["first", "second"])
+    Recomputation(net.recomputed).close()
+    assert "forward" not in vars(module)
+
+
 def test_the_average_of_a_network_is_a_copy_that_does_not_run_the_network():
     data, student = tiny_data(), Net("student", Blocks(), recompute=["first"])
     stage = Stage({student: plain_goal() + Match(Ema(student), SoftTargets())}, Training(epochs=1))

@@ -81,6 +81,12 @@ def test_images_of_bytes_are_those_from_0_to_1():
     assert torch.equal(view(batch(images))[0][0], view(batch(images / 255))[0][0])
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.bool])
+def test_images_of_other_integers_are_refused(dtype):
+    with pytest.raises(RecipeError, match=f"takes floats from 0 to 1, or uint8, .*; got {dtype}"):
+        Images(mean=0.5, std=0.25)(batch(torch.ones(2, 1, 4, 4, dtype=dtype)))
+
+
 @pytest.mark.parametrize(
     "inputs", [[torch.zeros(2, 1, 4, 4), LABELS], {"image": torch.zeros(2, 1, 4, 4), "id": LABELS}]
 )

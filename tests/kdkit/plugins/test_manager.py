@@ -3,6 +3,7 @@
 import re
 import time
 import warnings
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -167,6 +168,19 @@ def test_two_callbacks_of_one_class_are_both_called():
     events = []
     installed().extended([Recorder(events), Recorder(events)]).hook.run_started(event=1)
     assert events == [1, 1]
+
+
+@dataclass
+class EqualRecorder(Recorder):
+    events: list
+
+
+def test_two_callbacks_that_are_equal_are_refused_and_one_that_is_passed_twice_is_called_once():
+    first = EqualRecorder([])
+    with pytest.raises(PluginError, match=r"plugins .EqualRecorder-\d+. and .* are equal .*@dataclass\(eq=False\)"):
+        installed().extended([first, EqualRecorder([])])
+    installed().extended([first, first]).hook.run_started(event=1)
+    assert first.events == [1]
 
 
 def entry_point(name, load):

@@ -150,7 +150,7 @@ def test_overflowed_gradients_raise_no_error():
 
 @pytest.mark.parametrize("c", [-0.1, 1.0, 1.5, math.nan, True, "0.5", None])
 def test_a_c_outside_its_range_is_refused(c):
-    with pytest.raises(RecipeError, match="c of CAGrad must be at least 0, the weighted sum, and below 1; got"):
+    with pytest.raises(RecipeError, match="c of CAGrad must be a number in"):
         CAGrad(c=c)
 
 

@@ -108,9 +108,9 @@ def test_invalid_nets_of_a_schedule_are_refused(schedule_class, select, message)
         ({"truth": nn.CrossEntropyLoss()}, r"truth must be Truth\(loss\); got a CrossEntropyLoss"),
         ({"kd_loss": None}, "either kd_loss=loss or match=function"),
         ({"match": lambda net, teacher: None}, "either kd_loss=loss or match=function"),
-        ({"label_weight": "0.5"}, r"label_weight must be the weight of the labels, in \[0, 1\]; got '0\.5'"),
-        ({"label_weight": 1.1}, r"label_weight must be the weight of the labels, in \[0, 1\]; got 1\.1"),
-        ({"label_weight": float("nan")}, r"label_weight must be the weight of the labels, in \[0, 1\]; got nan"),
+        ({"label_weight": "0.5"}, r"label_weight must be a number in \[0, 1\]; got '0\.5'"),
+        ({"label_weight": 1.1}, r"label_weight must be a number in \[0, 1\]; got 1\.1"),
+        ({"label_weight": float("nan")}, r"label_weight must be a number in \[0, 1\]; got nan"),
         # The class instead of an instance is found when a term is created from it.
         ({"kd_loss": SoftTargets}, "did you forget its"),
     ],
@@ -137,6 +137,7 @@ def test_a_missing_option_is_refused_by_its_name():
     ("weights", "message"),
     [
         ((1.0,), r"has 2 teachers \(teacher, assistant\), so it takes 2 numbers as teacher_weights; got \(1\.0,\)"),
+        ((), r"has 2 teachers \(teacher, assistant\), so it takes 2 numbers as teacher_weights; got \(\)"),
         ((0.5, 0.6), r"must be at least 0 and sum to 1; got \(0\.5, 0\.6\)"),
         ((1.5, -0.5), r"must be at least 0 and sum to 1; got \(1\.5, -0\.5\)"),
         ((float("nan"), 1), r"must be at least 0 and sum to 1; got \(nan, 1\)"),
@@ -168,7 +169,7 @@ def test_a_level_may_have_its_own_training_and_label_weight():
 
 def test_the_label_weight_of_a_level_is_validated():
     teacher, student = tiny_net("teacher"), tiny_net("student")
-    with pytest.raises(RecipeError, match=r"label_weight must be the weight of the labels, in \[0, 1\]; got 2"):
+    with pytest.raises(RecipeError, match=r"label_weight must be a number in \[0, 1\]; got 2"):
         Parallel(teacher, Level(student, label_weight=2), **options()).stages()
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from kdkit import Batch, BuildContext, Match, Net, RecipeError, Tap, TeacherOutput, TeacherSession, run
 from kdkit.losses import DIST, NKD, RKD, RLD, WTTM, HardTargets, SoftTargets
 from kdkit.losses.base import loss_name
+from kdkit.teachers import open_teacher
 from tests.helpers.open_stages import (
     CONTEXT,
     batch_of,
@@ -278,3 +279,15 @@ def test_an_object_that_is_not_a_teacher_is_a_problem_with_its_name():
 
     problems = problems_of(tiny_net("student"), plain_goal() + Match(Nothing(), SoftTargets()))
     assert any("'nothing' is a Nothing, which cannot be matched" in problem for problem in problems)
+
+
+def test_a_teacher_that_cannot_be_put_into_eval_mode_is_left_as_it_was():
+    class Broken(nn.Linear):
+        def eval(self):
+            raise ValueError("no eval mode")
+
+    module = Broken(2, 2)
+    with pytest.raises(ValueError, match="no eval mode"):
+        open_teacher(Net("teacher", module, trained=True), [Tap(module)], CONTEXT)
+    assert module.training
+    assert not module._forward_hooks

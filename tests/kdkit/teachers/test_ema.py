@@ -73,6 +73,28 @@ def test_a_buffer_that_the_first_pass_resizes_is_trained_and_averaged(tmp_path):
     assert student.module.ranges.shape == (3,)
 
 
+def test_a_buffer_that_the_first_pass_assigns_is_not_averaged():
+    class Masked(nn.Linear):
+        def __init__(self):
+            super().__init__(2, 2)
+            self.register_buffer("mask", None, persistent=False)
+
+        def forward(self, inputs):
+            if self.mask is None:
+                self.mask = torch.tensor([0.0, -torch.inf])
+            return super().forward(inputs) + self.mask
+
+    student = Net("student", Masked(), classes=["a", "b"])
+    session = open_teacher(Ema(student), (), CONTEXT)
+    saved = session.state_dict()
+    student.module(torch.zeros(1, 2))
+    session.on_step()
+    session._average.module(torch.zeros(1, 2))
+    session.on_step()
+    assert session._average.module.mask.tolist() == [0.0, -torch.inf]
+    session.load_state_dict(saved)
+
+
 def test_tied_weights_are_averaged_once_per_update():
     first, last = nn.Linear(4, 4), nn.Linear(4, 4)
     last.weight = first.weight

@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,3 +149,12 @@ def test_a_sealed_safetensors_file_without_the_metadata_of_a_run_is_damaged(tmp_
     write(other, *seal(file.read_bytes()))
     with pytest.raises(ValueError, match="it has no checksum"):
         read_tensors(other)
+
+
+def test_the_bytes_that_are_verified_are_those_that_are_parsed(tmp_path, monkeypatch):
+    path = tmp_path / "record.json"
+    write(path, *json_parts({"value": 1}))
+    opened, count = Path.open, []
+    monkeypatch.setattr(Path, "open", lambda self, *args, **kwargs: count.append(1) or opened(self, *args, **kwargs))
+    assert read_sealed_json(path) == {"value": 1}
+    assert len(count) == 1

@@ -36,8 +36,8 @@ def test_integers_are_whole_numbers_and_bools_and_floats_are_none(value, is_whol
         ("validate_count", 0, {}, "x must be an integer of at least 1; got 0"),
         ("validate_count", None, {}, "x must be an integer of at least 1; got None"),
         ("validate_count", 1, {"least": 2, "optional": True}, "x must be an integer of at least 2 or None; got 1"),
-        ("validate_share", 1.5, {}, r"x must be a share, in \[0, 1\]; got 1.5"),
-        ("validate_share", 1, {"below_one": True}, r"x must be a share, in \[0, 1\); got 1"),
+        ("validate_share", 1.5, {}, r"x must be a number in \[0, 1\]; got 1.5"),
+        ("validate_share", 1, {"below_one": True}, r"x must be a number in \[0, 1\); got 1"),
         ("validate_choice", "c", {"choices": Literal["a", "b"]}, "x must be 'a' or 'b'; got 'c'"),
     ],
 )

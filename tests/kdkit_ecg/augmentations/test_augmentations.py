@@ -165,7 +165,7 @@ def test_mixup_gives_the_sample_itself_the_larger_share():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LeadDropout(1.5), r"probability must be a share, in \[0, 1\]; got 1.5"),
+        (lambda: LeadDropout(1.5), r"probability must be a number in \[0, 1\]; got 1.5"),
         (lambda: GaussianNoise(30, 10), "expected low <= high for the signal-to-noise ratio in dB; got 30 and 10"),
         (lambda: Scaling(-1, 1), "low must be a finite number above 0; got -1"),
         (lambda: TimeWarp(0.6), "expected 0 < share < 0.5 for TimeWarp; got 0.6"),
@@ -176,7 +176,7 @@ def test_mixup_gives_the_sample_itself_the_larger_share():
         (lambda: PowerLine(hertz=()), "frequencies of mains"),
         (lambda: CutOut(0), "seconds must be a finite number above 0; got 0"),
         (lambda: Mixup(0), "alpha must be a finite number above 0; got 0"),
-        (lambda: Sometimes(CutOut(), -0.1), r"probability must be a share, in \[0, 1\]; got -0.1"),
+        (lambda: Sometimes(CutOut(), -0.1), r"probability must be a number in \[0, 1\]; got -0.1"),
         (lambda: check_augmentations([CutOut()], 10), "expected a tuple for augment"),
         (lambda: check_augmentations((CutOut,), 10), "pass an object"),
         (lambda: check_augmentations((3,), 10), "3 is not an augmentation"),

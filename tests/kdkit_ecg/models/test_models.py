@@ -132,7 +132,7 @@ def test_invalid_sizes_are_refused_by_name(kind, option):
 @pytest.mark.parametrize("kind", [SEResNet, CNN1d])
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
 def test_an_invalid_dropout_is_refused(kind, dropout):
-    with pytest.raises(KdkitError, match=r"dropout must be a share, in \[0, 1\)"):
+    with pytest.raises(KdkitError, match=r"dropout must be a number in \[0, 1\)"):
         kind(dropout=dropout)
 
 

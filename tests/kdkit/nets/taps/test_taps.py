@@ -185,6 +185,14 @@ def test_a_run_that_a_module_does_not_reach_is_refused():
         pass
 
 
+def test_a_feature_is_read_inside_its_context():
+    net = Mlp()
+    with kdkit.tap(net.head) as feature:
+        net(torch.randn(2, 4))
+    with pytest.raises(RecipeError, match=r"dropped at the end of the context of kdkit.tap; read feature.value inside"):
+        _ = feature.value
+
+
 def test_a_tap_that_did_not_fire_is_reported():
     net = Mlp()
     idle = Tap(nn.Conv1d(1, 1, 1))

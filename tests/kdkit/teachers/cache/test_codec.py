@@ -118,11 +118,11 @@ def test_nearly_equal_logits_may_change_places_in_an_audit():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "fp8"}, "dtype must be 'fp16', 'fp32'"),
+        ({"dtype": "fp8"}, "dtype must be 'fp16' or 'fp32' or None; got 'fp8'"),
         ({"top": 0}, "at least 1"),
         ({"top": True}, "at least 1"),
-        ({"audit": -0.1}, "audit must be a share"),
-        ({"audit": float("nan")}, "audit must be a share"),
+        ({"audit": -0.1}, "audit must be a number in"),
+        ({"audit": float("nan")}, "audit must be a number in"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, message):

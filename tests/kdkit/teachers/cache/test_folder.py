@@ -24,7 +24,7 @@ LARGE_ROW = (Part("output", (50_000,), torch.float32),)  # 5 rows take 1 MB
 
 
 def make_spec(net="teacher", *, parts=OUTPUT, draws=2, ids=IDS, **facts):
-    facts = {"view": {"key": "inputs"}, "data": {"fingerprint": "abc"}, "net": net, **facts}
+    facts = {"format": FORMAT, "view": {"key": "inputs"}, "data": {"fingerprint": "abc"}, "net": net, **facts}
     return EntrySpec(net=net, key=Key(facts), parts=parts, ids=ids, draws=draws, new_rows=draws * len(ids))
 
 
@@ -210,26 +210,12 @@ def test_a_damaged_entry_is_created_again(damaged, tmp_path):
 
 
 def old_entry(folder, spec):
-    """Turn an entry into one as of format 2, which had its format in the key only, and another file of flags."""
+    """Turn an entry into one as of format 2, which had another file of flags."""
     path = folder.path / spec.key.digest
     meta = json.loads((path / "meta.json").read_text())
-    del meta["format"]
     meta["key"]["format"] = 2
     (path / "meta.json").write_text(json.dumps(meta))
     (path / "checksums").rename(path / "known")
-    return path
-
-
-def test_an_entry_of_an_older_format_is_refused_with_the_reason(tmp_path):
-    folder, spec = make_folder(tmp_path), make_spec()
-    fill_entry(folder, spec)
-    path = old_entry(folder, spec)
-    (path / "known").rename(path / "checksums")  # even if all files are there
-    with pytest.raises(
-        CacheError, match=rf"has cache format 2, .* reads format {FORMAT}; delete it: kdkit cache .* --delete"
-    ):
-        folder.open(spec)
-    assert path.exists()
 
 
 def test_an_entry_of_an_older_format_is_listed_and_can_be_deleted(tmp_path):

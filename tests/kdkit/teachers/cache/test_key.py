@@ -144,7 +144,7 @@ def test_the_taps_are_in_the_key():
     net = teacher()
     layer = net.module.hidden
     taps = [Tap(layer), Tap(net.module.norm), Tap(layer, "input"), Tap(layer, element=0)]
-    taps.append(Tap(layer, channels_last=True))
+    taps += [Tap(layer, channels_last=True), Tap(layer, call=0), Tap(layer, call=1)]
     taps.append(HeadTap(layer))
     taps += [ClassifierTap(layer, classifier=classifier) for classifier in (net.module.head, nn.Linear(5, 3))]
     sets = [(), *((tap,) for tap in taps), tuple(taps[:2]), tuple(taps[1::-1])]
