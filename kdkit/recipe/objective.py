@@ -55,10 +55,10 @@ class Truth(_Sum):
     """Learn from the labels (ground truth): `loss(student side, labels)`.
 
     label: the name of the term in tables; if several terms of a network have the default one, a `Stage` numbers them.
-    student: the tap or tuple of taps to compare with the labels, for example on
-    an auxiliary head; None for the outputs. A tapped head follows the order of the network's `classes` if these are the
-    classes of the data in another order. Otherwise it must follow the classes of the data, even if the network has
-    other `classes`. teacher, target: None, unlike those of a `Match`.
+    student: the tap or tuple of taps to compare with the labels, for example on an auxiliary head; None for the
+    outputs. A tapped head follows the order of the network's `classes` if these are the classes of the data in another
+    order. Otherwise it must follow the classes of the data, even if the network has other `classes`. teacher, target:
+    None, unlike those of a `Match`.
     """
 
     teacher: ClassVar[None] = None
