@@ -60,6 +60,10 @@ def test_a_network_with_constant_outputs_is_right_for_the_first_classes_only():
     assert result.value == (LABELS < 2).mean()
 
 
+def test_a_network_with_nan_is_never_right_among_the_first_classes():
+    assert TopKAccuracy(2).compute(multiclass(np.full_like(LOGITS, np.nan))).value == 0
+
+
 @pytest.mark.parametrize("metric", [CrossEntropy(), Perplexity(), TopKAccuracy(2)])
 def test_an_interval_is_that_of_the_metric_of_each_resample(metric):
     fast = BootstrapInterval(metric, resamples=20).compute(multiclass())
