@@ -248,7 +248,7 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     step = next(step * factor for factor in (1, 2, 2.5, 5, 10) if (high - low) / (step * factor) <= count)
     # the small numbers absorb rounding errors of the division, so that no tick is added beyond a round end
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) + 0.0 for index in range(first, last + 1)]
+    return [float(f"{index * step:.12g}") + 0.0 for index in range(first, last + 1)]
 
 
 def _open(width: int, height: int, title: str, kind: str = "chart") -> str:

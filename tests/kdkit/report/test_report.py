@@ -17,7 +17,7 @@ from kdkit.errors import PluginWarning, RunFolderError
 from kdkit.metrics import MacroAUROC
 from kdkit.plugins.manager import installed
 from kdkit.report import Section, write_report
-from kdkit.report.charts import heat_map
+from kdkit.report.charts import heat_map, nice_ticks
 from kdkit.report.verdict import headline_of
 from kdkit.utils.files import write
 from kdkit.utils.sealed import json_parts
@@ -160,6 +160,10 @@ def test_a_heat_map_of_many_layers_escapes_their_names_and_shows_values_on_hover
     few = Page(heat_map("Similarity", [[0.25, 1.2]], rows=["a"], columns=["b", "c"]))
     assert [text["class"] for text in few.all("text") if "value" in text["class"]] == ["value mid", "value mid high"]
     assert "1.00" in few.text
+
+
+def test_tiny_numbers_have_distinct_ticks():
+    assert nice_ticks(2e-14, 4e-14) == [2e-14, 2.5e-14, 3e-14, 3.5e-14, 4e-14]
 
 
 def test_seeds_are_compared_in_pairs(runs, tmp_path):
