@@ -327,6 +327,24 @@ def test_the_pooling_of_timm_models_can_be_trained():
     torch.testing.assert_close(Int8Module(OnnxGraph(model), 64)(images), images.mean((2, 3)))
 
 
+def test_a_trained_graph_flattens_and_unsqueezes_as_onnxruntime_does():
+    from onnx import TensorProto, helper, numpy_helper
+
+    from kdkit.export.int8_module import Int8Module
+    from kdkit.export.onnx_exporter import cpu_session
+    from kdkit.export.onnx_graph import OnnxGraph, node
+
+    nodes = [node("Unsqueeze", ["x", "axes"], "wide"), node("Flatten", ["wide"], "y", axis=3)]
+    constants = [numpy_helper.from_array(np.array([-3, -1]), "axes")]  # (2, 3, 4) -> (2, 3, 1, 4, 1) -> (6, 4)
+    shapes = {"x": [2, 3, 4], "y": [6, 4]}
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    graph = helper.make_graph(nodes, "shapes", ends[:1], ends[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    values = torch.randn(2, 3, 4)
+    (expected,) = cpu_session(model.SerializeToString()).run(None, {"x": values.numpy()})
+    np.testing.assert_array_equal(Int8Module(OnnxGraph(model), 64)(values).numpy(), expected)
+
+
 def test_a_loss_of_nan_ends_the_finishing_and_not_the_export(run_folder, tmp_path, monkeypatch):
     from kdkit.export import finishing
 
