@@ -45,8 +45,8 @@ def read_signals(
     def cause_of(header: RecordSource) -> Exception | None:
         # A store has only the kind of a fault, so the first record of each kind is read again.
         try:
-            preparation.require_prepared(header)
-        except Exception as error:  # any kind, for a damaged file or an extreme rate
+            preparation.transform(header.read())
+        except Exception as error:  # any kind, for a damaged file
             return error
         return None
 
