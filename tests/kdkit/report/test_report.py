@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from kdkit.metrics import MacroAUROC
 from kdkit.plugins.manager import installed
 from kdkit.report import Section, write_report
 from kdkit.report.charts import heat_map, nice_ticks
+from kdkit.report.runs import read_runs
 from kdkit.report.verdict import headline_of
 from kdkit.utils.files import write
 from kdkit.utils.sealed import json_parts
@@ -183,6 +185,12 @@ def test_a_folder_of_runs_stands_for_all_of_them(runs, tmp_path):
     assert len(report.verdicts) == 2
     # Paths may be strings, and a single folder needs no list.
     assert len(write_report(str(runs), str(tmp_path / "again.html")).runs) == 4
+
+
+def test_a_run_that_is_named_by_two_paths_is_shown_once(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    shown, _ = read_runs([Path("seed0"), runs / "seed0", runs / "other" / ".." / "seed0"])
+    assert [run.label for run in shown] == ["seed0"]
 
 
 def test_runs_of_one_seed_are_no_sample_of_seeds(runs, tmp_path):
