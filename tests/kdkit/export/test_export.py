@@ -20,6 +20,7 @@ from kdkit.export.card import card_markdown, read_cards
 from kdkit.export.gates import MetricGate, Reference
 from kdkit.export.onnx_exporter import OnnxExporter
 from kdkit.export.output_files import OutputFile, output_files
+from kdkit.export.unexported import open_net
 from kdkit.plugins.manager import installed
 from kdkit.report.card import card_of
 from kdkit.report.page import Report, render
@@ -66,6 +67,14 @@ def test_onnxruntime_alone_computes_the_outputs_of_the_net_for_any_batch_and_len
         (outputs,) = session.run(None, {"signal": signal.numpy(), "person": person.numpy()})
         with torch.no_grad():
             np.testing.assert_allclose(outputs, student(signal, person).numpy(), atol=1e-4)
+
+
+def test_a_net_with_a_device_of_its_own_is_opened_on_the_cpu(run_folder):
+    made = recipe()
+    (net,) = made.stages[-1].objectives
+    net.device = torch.device("meta")
+    model, _ = open_net(made, run_folder)
+    assert model({"signal": np.zeros((1, 2, 64), np.float32), "person": np.zeros((1, 2), np.float32)}).shape == (1, 3)
 
 
 def test_the_file_is_alone_and_has_all_that_a_program_needs_to_use_it(exported, run_folder):
