@@ -181,13 +181,12 @@ def _share(mask: Bools) -> float:
 def _correlation(first: NDArray[Any], second: NDArray[Any], *, centred: bool = False) -> float | None:
     if first.shape != second.shape or first.size < 2:
         return None
-    pair = [side.astype(np.float64) for side in (first, second)]
+    # masked classes have outputs of about -1e38; their squares do not overflow float64, but dominate all others
+    masked = ~((np.abs(first) < 1e30) & (np.abs(second) < 1e30))
+    pair = [np.ma.masked_array(side.astype(np.float64), masked) for side in (first, second)]
     if centred:  # adding a number to all classes of a sample does not change a softmax
         pair = [side - side.mean(1, keepdims=True) for side in pair]
-    pair = [side.ravel() for side in pair]
-    # masked classes have outputs of about -1e38; their squares do not overflow float64, but dominate all others
-    is_plain = (np.abs(pair[0]) < 1e30) & (np.abs(pair[1]) < 1e30)
-    left, right = (side[is_plain] - side[is_plain].mean() for side in pair)
+    left, right = (side.compressed() - side.mean() for side in pair)
     scale = float(np.sqrt((left @ left) * (right @ right)))
     return float(left @ right) / scale if scale > 0 else None
 
