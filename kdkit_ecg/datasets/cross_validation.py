@@ -125,9 +125,9 @@ class FoldedDataset(RecordingDataset):
         """Find the usable records, with or without a fold, and the excluded ones."""
 
     @property
-    @abstractmethod
     def _provenance(self) -> Mapping[str, str]:
-        """What a folds file states about the classes, without spaces."""
+        """What a folds file states about the classes, without spaces; nothing by default."""
+        return {}
 
     @cached_property
     def _usable(self) -> Selection:
