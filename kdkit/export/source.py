@@ -230,8 +230,9 @@ class ExportSource:
             sizes = []
             for size, declared in zip(tensor.shape, shape, strict=True):
                 if other_sizes and isinstance(declared, str):
-                    # odd, and larger than one, because some networks treat one differently
-                    size = changed.setdefault(declared, max(2, (3 * size // 4) | 1))
+                    # smaller and odd; not one, which some networks treat differently
+                    smaller = (3 * size // 4) | 1
+                    size = changed.setdefault(declared, smaller if size > 3 else 3 if size == 2 else 2)
                 sizes.append(size)
             if tensor.is_floating_point():
                 noise = torch.randn(sizes, generator=generator)
