@@ -40,6 +40,7 @@ from kdkit.utils.reprs import describe_names, without_addresses
 RECIPE = "recipe.py"
 _SOURCE = 1_000_000  # the most characters of a recipe that a page shows
 _RESAMPLES = 1000
+_ROLES = ("student", "baseline", "teacher", "")
 
 
 class ReportedSample(NamedTuple):
@@ -294,6 +295,12 @@ def read_runs(folders: Sequence[Path]) -> tuple[tuple[ReportedRun, ...], tuple[s
             verb = "is" if len(errors) == 1 else "are"
             left_out.append(f"{len(errors)} of the {len(inside)} runs in {folder} {verb} left out: {reasons}")
     return tuple(runs[real] for real in unique if real in runs), tuple(left_out)
+
+
+def nets_by_role(run: ReportedRun) -> list[str]:
+    """Return the nets of a run: students, their baselines, their teachers, and the others."""
+    # `sorted` is stable, so nets with the same role keep the order of the recipe
+    return sorted(run.nets, key=lambda net: _ROLES.index(run.role(net)))
 
 
 def terms_of(record: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
