@@ -160,7 +160,7 @@ def class_table(run: ReportedRun, id: int) -> Markup:
         )
     if not rows:
         return Markup('<p class="note">The record has none of the classes, and no network gives one above 50 %.</p>')
-    head = Markup("").join(Markup('<th scope="col" class="number">{}</th>').format(net) for net in columns)
+    head = Markup("").join(Markup('<th scope="col" class="number">{}</th>').format(printable(net)) for net in columns)
     return Markup(
         '<div class="scroll"><table><thead><tr><th scope="col">class</th><th scope="col">labelled</th>{}</tr></thead>'
         "<tbody>{}</tbody></table></div>"

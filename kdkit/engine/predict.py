@@ -235,6 +235,9 @@ class _SampleOutputs:
         """Return the predictions of samples that have a label, for the shared classes."""
         if self.task == "multiclass" and predictions.labels.ndim == 2:  # soft labels
             predictions = replace(predictions, labels=predictions.labels.argmax(1))
+        if self.task == "regression":  # a reader of predictions would take whole numbers for classes
+            numbers = predictions.labels.astype(np.result_type(predictions.labels, np.float32), copy=False)
+            predictions = replace(predictions, labels=numbers)
         if self.ignored:
             predictions = predictions.rows(~np.isin(predictions.labels, self.ignored))
         if self.columns is None:

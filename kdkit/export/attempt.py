@@ -1,8 +1,8 @@
 """An export and the results of its gates, before it is written: the best one that a format has for a network."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,14 @@ class Attempt:
     @classmethod
     def best_of(cls, source: ExportSource, reference: Reference, exporter: Exporter, weights: Path) -> "Attempt":
         """Return the export of a network, or an improved one if it misses the metric gate."""
-        attempt = cls._judged(exporter.export(source), source, reference, exporter, weights)
-        others, limit = attempt.numeric.differences.get("other sizes", 0.0), attempt.numeric.tolerance
-        # `not <=` includes NaN: the network or the file does not take these sizes
-        if not others <= (math.inf if limit is None else limit) and not source.fixed_sizes:
+        judged = partial(cls._judged, source=source, reference=reference, exporter=exporter, weights=weights)
+        attempt = judged(exporter.export(source))
+        if not attempt.numeric.allows(attempt.numeric.differences.get("other sizes", 0.0)) and not source.fixed_sizes:
             source.fix_sizes()  # the network may behave differently for other sizes, such as by its positions
-            attempt = cls._judged(exporter.export(source), source, reference, exporter, weights)
+            attempt = judged(exporter.export(source))
         improvements = exporter.improvements(source)
         while not attempt.metric.passed and (improved := next(improvements, None)) is not None:
-            candidate = cls._judged(improved, source, reference, exporter, weights)
+            candidate = judged(improved)
             attempt = candidate if candidate.metric.loss < attempt.metric.loss else attempt
         return attempt
 
@@ -55,16 +54,15 @@ class Attempt:
         content = exporter.with_metadata(exported.content, metadata)
         # The gates test these bytes, so that no later step can change what was tested.
         model = exporter.open(content)
-        options = source.options
-        tolerance = options.tolerance if exporter.tolerance is not None else None
+        tolerance, options = exporter.tolerance, source.options
+        if tolerance is not None and options.tolerance is not None:  # a format that rounds has none
+            tolerance = options.tolerance
         return cls(
             exporter=exporter,
             exported=exported,
             content=content,
             metadata=metadata,
-            numeric=reference.numeric_gate(
-                model, exporter.tolerance if tolerance is None else tolerance, dynamic=exporter.dynamic
-            ),
+            numeric=reference.numeric_gate(model, tolerance, dynamic=exporter.dynamic),
             metric=reference.metric_gate(model, options.points),
         )
 

@@ -27,7 +27,7 @@ def read_cards(folder: Path) -> list[dict[str, Any]]:
             if hashlib.sha256(read_file(file.with_suffix(""))).hexdigest() != card["sha256"]:
                 continue
             card_markdown([card])  # raises if a shown value is missing or has the wrong type
-        except (AttributeError, KeyError, LookupError, OSError, OverflowError, TypeError, ValueError):
+        except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError):
             continue  # a card of another program, or an edited one
         cards.append({**card, "file": file.with_suffix("").name})  # the file may have been renamed
     return cards

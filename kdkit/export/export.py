@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from kdkit.engine.evaluate import load_net
 from kdkit.errors import PluginError, RecipeError
 from kdkit.export.attempt import Attempt
@@ -59,8 +57,6 @@ def export_net(
         exporter.require()
     weights = user_path(weights)
     chosen = load_net(recipe, weights, net)
-    chosen.device = None  # exports are compared on the CPU, even if a run keeps the net on another device
-    chosen.move_to(torch.device("cpu"))
     default = (weights if weights.is_dir() else weights.parent) / FOLDER
     folder, files = output_files(default if out is None else user_path(out), chosen.name, exporters)
     summary = folder / f"{file_stem(chosen.name)}.md"

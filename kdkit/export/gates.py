@@ -38,9 +38,12 @@ class NumericGate:
 
     @property
     def passed(self) -> bool:
-        """Whether all differences are within the tolerance; NaN is not."""
-        limit = math.inf if self.tolerance is None else self.tolerance
-        return all(difference <= limit for difference in self.differences.values())
+        """Whether all differences are within the tolerance."""
+        return all(map(self.allows, self.differences.values()))
+
+    def allows(self, difference: float) -> bool:
+        """Return whether a difference is within the tolerance. NaN, for inputs that are not taken, is not."""
+        return difference <= (math.inf if self.tolerance is None else self.tolerance)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

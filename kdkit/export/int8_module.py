@@ -1,5 +1,6 @@
 """An int8 graph as a trainable torch module, which computes with the rounding and the integers of the graph."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,17 +30,16 @@ class Int8Module(nn.Module):
         super().__init__()
         self.graph, self.limit = graph, limit
         self.weights = nn.ParameterDict()
+        for name, array in graph.constants.items():
+            self.register_buffer(_key("constant", name), torch.from_numpy(np.array(array)), persistent=False)
         self._steps: list[tuple[NodeProto, Callable[[NodeProto, Values], Tensor]]] = []
-        for index, step in enumerate(graph.nodes):
+        for step in graph.nodes:
             compute = _OPERATORS.get(step.op_type)
             if compute is None:
                 raise KdkitError(f"the operator {step.op_type} cannot be trained")
             self._steps.append((step, compute.__get__(self)))
             if step.op_type in _WEIGHTED:
-                self._add_weights(index, step)
-        for name, array in graph.constants.items():
-            # Constant activations as integers, and the axes and shapes of other operators.
-            self.register_buffer(_key(name), torch.from_numpy(np.array(array)), persistent=False)
+                self._add_weights(step)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the outputs for the inputs, in the order of the graph; arguments that are not tensors are ignored."""
@@ -51,36 +51,28 @@ class Int8Module(nn.Module):
 
     def trained_graph(self) -> OnnxGraph:
         """Return the graph, changed in place, with the integers of the trained weights and biases."""
-        for index, step in enumerate(self.graph.nodes):
+        for step in self.graph.nodes:
             if step.op_type not in _WEIGHTED:
                 continue
             weight, bias = step.input[3], _bias_name(step)
-            integers = self._integers(self.weights[f"{index}:weight"], self._weight_scale(step))
+            integers = self._integers(self.weights[_key("weight", step.output[0])], self._weight_scale(step))
             # A weight that two layers shared has become two, because each layer trains its own.
             step.input[3] = self.graph.constant(integers.detach().cpu().numpy().astype(np.int8), weight)
             if bias is not None:
-                scale = (self._constant(step.input[1]) * self._constant(step.input[4])).cpu().double()
-                # int32 in steps of input scale times weight scale, the unit in which products are summed
-                steps = torch.round(self.weights[f"{index}:bias"].detach().cpu().double() / scale)
-                position = list(step.input).index(bias)
-                step.input[position] = self.graph.constant(steps.numpy().astype(np.int32), bias)
+                trained = self.weights[_key("bias", step.output[0])].detach().double()
+                steps = torch.round(trained / self._bias_scale(step)).cpu().numpy()
+                step.input[list(step.input).index(bias)] = self.graph.constant(steps.astype(np.int32), bias)
         return self.graph
 
-    def _add_weights(self, index: int, step: NodeProto) -> None:
-        integers = self.graph.constants[step.input[3]]
-        zero = self.graph.constants[step.input[5]]
-        if zero.any() or integers.dtype != np.int8:
+    def _add_weights(self, step: NodeProto) -> None:
+        integers = self._constant(step.input[3])
+        if self._constant(step.input[5]).any() or integers.dtype != torch.int8:
             raise KdkitError(f"the weight of {step.op_type} is not symmetric in int8")
-        scale = self.graph.constants[step.input[4]]
-        scale = scale if scale.ndim == 0 else scale.reshape(_scale_shape(integers.ndim, step))
-        self.weights[f"{index}:weight"] = nn.Parameter(torch.from_numpy(integers * scale).float())
-        step.doc_string = str(index)  # the operator finds its parameters by it
+        self.weights[_key("weight", step.output[0])] = nn.Parameter(integers.float() * self._weight_scale(step))
         bias = _bias_name(step)
         if bias is not None:
-            steps = self.graph.constants[bias] * (
-                self.graph.constants[step.input[1]] * self.graph.constants[step.input[4]]
-            )
-            self.weights[f"{index}:bias"] = nn.Parameter(torch.from_numpy(np.asarray(steps)).float())
+            real = self._constant(bias).double() * self._bias_scale(step)
+            self.weights[_key("bias", step.output[0])] = nn.Parameter(real.float())
 
     def _integers(self, weight: Tensor, scale: Tensor) -> Tensor:
         """Return a weight in steps of its scale, within the limit."""
@@ -88,20 +80,28 @@ class Int8Module(nn.Module):
 
     def _weight(self, step: NodeProto) -> Tensor:
         """Return a weight, rounded to its steps."""
-        weight, scale = self.weights[f"{step.doc_string}:weight"], self._weight_scale(step)
+        weight, scale = self.weights[_key("weight", step.output[0])], self._weight_scale(step)
         rounded: Tensor = weight + (self._integers(weight, scale) * scale - weight).detach()
         return rounded
 
     def _bias(self, step: NodeProto) -> Tensor | None:
-        return self.weights[f"{step.doc_string}:bias"] if _bias_name(step) is not None else None
+        return self.weights[_key("bias", step.output[0])] if _bias_name(step) is not None else None
 
     def _weight_scale(self, step: NodeProto) -> Tensor:
+        """Return the scale of a weight, in a shape that broadcasts to it if there is one per output channel."""
         scale = self._constant(step.input[4])
-        weight = self.weights[f"{step.doc_string}:weight"]
-        return scale if scale.ndim == 0 else scale.reshape(_scale_shape(weight.ndim, step))
+        if scale.ndim == 0:
+            return scale
+        is_second = step.op_type == "QGemm" and not attributes(step).get("transB", 0)
+        dims = self.graph.constants[step.input[3]].ndim
+        return scale.reshape((1, -1) if is_second else (-1, *(1 for _ in range(dims - 1))))
+
+    def _bias_scale(self, step: NodeProto) -> Tensor:
+        """Return input scale times weight scale, the unit in which products are summed."""
+        return (self._constant(step.input[1]) * self._constant(step.input[4])).double()
 
     def _constant(self, name: str) -> Tensor:
-        tensor: Tensor = getattr(self, _key(name))
+        tensor: Tensor = getattr(self, _key("constant", name))
         return tensor
 
     def _real(self, names: Sequence[str], values: Values) -> Tensor:
@@ -164,11 +164,12 @@ class Int8Module(nn.Module):
         return self._rounded(torch.cat(parts, attributes(step)["axis"]), step.input[0], step.input[1])
 
     def _flatten(self, step: NodeProto, values: Values) -> Tensor:
-        return values[step.input[0]].flatten(attributes(step).get("axis", 1))
+        value = values[step.input[0]]
+        return value.reshape(math.prod(value.shape[: attributes(step).get("axis", 1)]), -1)  # always two dimensions
 
     def _unsqueeze(self, step: NodeProto, values: Values) -> Tensor:
-        value, axes = values[step.input[0]], sorted(self.graph.constants[step.input[1]].tolist())
-        for axis in axes:
+        value, axes = values[step.input[0]], self.graph.constants[step.input[1]].tolist()
+        for axis in sorted(axis % (value.ndim + len(axes)) for axis in axes):  # axes of the result
             value = value.unsqueeze(axis)
         return value
 
@@ -224,17 +225,11 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def _key(name: str) -> str:
-    """Return the name of a buffer for a constant. torch does not allow dots in it."""
-    return f"constant {name}".replace(".", " ")
+def _key(kind: str, name: str) -> str:
+    """Return the name of a buffer or parameter for a value. torch does not allow dots in it."""
+    return f"{kind} {name}".replace(".", " ")
 
 
 def _bias_name(step: NodeProto) -> str | None:
     position = 8 if step.op_type == "QLinearConv" else 6
     return step.input[position] if len(step.input) > position and step.input[position] else None
-
-
-def _scale_shape(dims: int, step: NodeProto) -> tuple[int, ...]:
-    """Return the shape that broadcasts a scale per output channel to a weight with this many dimensions."""
-    is_second = step.op_type == "QGemm" and not attributes(step).get("transB", 0)
-    return (1, -1) if is_second else (-1, *(1 for _ in range(dims - 1)))

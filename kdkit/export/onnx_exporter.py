@@ -137,7 +137,7 @@ def onnx_model(source: ExportSource) -> Any:
     import onnx
 
     from kdkit.export.onnx_graph import name_values
-    from kdkit.export.onnx_rewrites import with_computed_constants, with_pads_in_convolutions
+    from kdkit.export.onnx_rewrites import with_computed_constants
 
     if "onnx" in source.shared:
         return source.shared["onnx"]
@@ -154,7 +154,7 @@ def onnx_model(source: ExportSource) -> Any:
         except Exception:
             # In basic operations, for example of attention on tensors with three dimensions, torch may convert it.
             converted = _converted(program.run_decompositions())
-        model = with_pads_in_convolutions(with_computed_constants(converted))
+        model = with_computed_constants(converted)
         name_values(model, source.shapes, source.output_name)
         onnx.checker.check_model(model, full_check=True)
     except KdkitError:

@@ -22,7 +22,8 @@ def with_computed_constants(model: ModelProto) -> ModelProto:
     """Return an equivalent model in which values that depend on no input are constants, such as normalized weights.
 
     Other rewrites and the quantizer need the weights of a layer as constants. A value that is larger than those it is
-    computed from, such as a mask, is still computed, because it would make the file larger.
+    computed from, such as a mask, is still computed, because it would make the file larger. Notes of the exporter, such
+    as lines of source code, are left out.
     """
     graph = OnnxGraph(model)
     fixed, steps = {*graph.constants}, list[NodeProto]()
@@ -40,7 +41,7 @@ def with_computed_constants(model: ModelProto) -> ModelProto:
         if sum(values[name].nbytes for name in step.output if name) <= largest:
             graph.constants.update({name: values[name] for name in step.output if name})
             graph.nodes.remove(step)
-    return graph.to_model() if values else model
+    return graph.to_model()
 
 
 def _computed(graph: OnnxGraph, steps: Sequence[NodeProto]) -> dict[str, NDArray[Any]]:
@@ -56,44 +57,6 @@ def _computed(graph: OnnxGraph, steps: Sequence[NodeProto]) -> dict[str, NDArray
     except KdkitError:  # for example, of an operator in float64
         return {}
     return {name: value for name, value in zip(outputs, values, strict=True) if isinstance(value, np.ndarray)}
-
-
-def with_pads_in_convolutions(model: ModelProto) -> ModelProto:
-    """Return an equivalent model in which zero padding before a convolution is part of the convolution.
-
-    Newer exporters do this themselves. The padding of an even kernel differs between the two sides, and some runtimes
-    compute "same" padding wrongly, so it is always written as numbers.
-    """
-    graph = OnnxGraph(model)
-    uses = graph.uses()
-    padded = {step.output[0]: step for step in graph.nodes if step.op_type == "Pad" and _zeros_around(graph, step)}
-    for step in graph.nodes:
-        pad = padded.get(step.input[0]) if step.op_type == "Conv" else None
-        if pad is None or len(uses[step.input[0]]) > 1:
-            continue
-        widths = _zeros_around(graph, pad) or []
-        options = attributes(step)
-        if options.pop("auto_pad", b"NOTSET") != b"NOTSET":
-            continue
-        pads = options.pop("pads", [0] * len(widths))
-        sums = [width + pad_width for width, pad_width in zip(widths, pads, strict=True)]
-        del step.attribute[:]
-        step.attribute.extend(node("Conv", [], "", **options, pads=sums).attribute)
-        step.input[0] = pad.input[0]
-    return graph.to_model()
-
-
-def _zeros_around(graph: OnnxGraph, pad: NodeProto) -> list[int] | None:
-    """Return the number of zeros that a node adds before and after each spatial dimension; None for other nodes."""
-    if attributes(pad).get("mode", b"constant") != b"constant" or (len(pad.input) > 3 and pad.input[3]):
-        return None
-    value = graph.constants.get(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else np.zeros(1)
-    widths = graph.constants.get(pad.input[1])
-    if value is None or value.any() or widths is None or (widths < 0).any():
-        return None
-    dims = len(widths) // 2
-    around_batch_and_channels = [*widths[:2], *widths[dims : dims + 2]]
-    return None if any(around_batch_and_channels) else [*map(int, widths[2:dims]), *map(int, widths[dims + 2 :])]
 
 
 def with_2d_convolutions(model: ModelProto) -> ModelProto:

@@ -31,7 +31,7 @@ _SPATIAL = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "widt
 
 
 class ExportSource:
-    """A network with weights on the CPU, its recipe, and its inputs.
+    """A network with weights, which is moved to the CPU, its recipe, and its inputs.
 
     input_names: names of the tensors that the view of the network selects from a batch, in the order of the arguments
     of `forward`. module: takes these tensors, and returns the outputs, (batch, classes, *positions).
@@ -44,6 +44,8 @@ class ExportSource:
         self.options = options
         self.fixed_sizes = False
         self.shared: dict[str, Any] = {}  # values that several exporters compute from the program, by name
+        net.device = None  # even if a run keeps the net on another device
+        net.move_to(torch.device("cpu"))
         example = next(self.batches(self.data.validation, 1, count=1))
         with eval_mode(net.network), torch.no_grad():
             net.first_pass(example)  # detects which element the outputs are, and whether their classes are last
@@ -229,8 +231,9 @@ class ExportSource:
             sizes = []
             for size, declared in zip(tensor.shape, shape, strict=True):
                 if other_sizes and isinstance(declared, str):
-                    # odd, and larger than one, because some networks treat one differently
-                    size = changed.setdefault(declared, max(2, (3 * size // 4) | 1))
+                    # smaller and odd; not one, which some networks treat differently
+                    smaller = (3 * size // 4) | 1
+                    size = changed.setdefault(declared, smaller if size > 3 else 3 if size == 2 else 2)
                 sizes.append(size)
             if tensor.is_floating_point():
                 noise = torch.randn(sizes, generator=generator)

@@ -29,9 +29,7 @@ def open_net(
     """
     recipe = as_recipe(recipe, "predict")
     weights = user_path(weights)
-    chosen = load_net(recipe, weights, net)
-    chosen.move_to(torch.device("cpu"))
-    source = ExportSource(recipe, chosen, ExportOptions())
+    source = ExportSource(recipe, load_net(recipe, weights, net), ExportOptions())
     # Not `source.shapes`, which would trace the net to find its dynamic sizes.
     inputs = inputs_of(source, [("batch", *tensor.shape[1:]) for tensor in source.example])
     metadata = {**metadata_of(source, Reference(source), weights), "inputs": inputs, "precision": "fp32"}

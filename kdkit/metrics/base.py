@@ -236,6 +236,14 @@ def require_class_outputs(predictions: Predictions) -> None:
         )
 
 
+def finite_outputs(predictions: Predictions) -> NDArray[Any]:
+    """Return the outputs. Raises DataError unless they have one column per class and are finite."""
+    require_class_outputs(predictions)
+    if not np.isfinite(predictions.outputs).all():
+        raise DataError("outputs must be finite numbers; got NaN or infinity; did training diverge?")
+    return predictions.outputs
+
+
 def log_softmax(outputs: NDArray[Any]) -> Floats:
     """Return log-probabilities, (samples, classes), for one class per sample."""
     logs: Floats = np.empty(outputs.shape)

@@ -7,16 +7,15 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kdkit.errors import DataError
 from kdkit.metrics.base import (
     Bools,
     Floats,
     Predictions,
+    finite_outputs,
     known_rows,
     mean_over_classes,
     note_on_missing,
     ratio,
-    require_class_outputs,
     true_classes,
     undefined_by_class,
     unknown_labels,
@@ -72,7 +71,7 @@ class CalibrationError(_ProbabilityMetric):
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the error for each resample."""
-        probabilities, truth = _probabilities(test), true_classes(test)
+        probabilities, truth = probabilities_of(test), true_classes(test)
         if test.labels.ndim == 1:
             # A single column: the confidence of the predicted class, and whether it is right.
             is_right = test.outputs.argmax(1) == test.labels
@@ -119,7 +118,7 @@ class Brier(_ProbabilityMetric):
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the score for each resample."""
-        squares = (_probabilities(test) - true_classes(test)) ** 2
+        squares = (probabilities_of(test) - true_classes(test)) ** 2
         is_unknown = unknown_labels(test)
         if is_unknown is not None:
             by_class = ratio(np.where(is_unknown, 0.0, squares).T @ counts, (~is_unknown).astype(np.float64).T @ counts)
@@ -128,12 +127,9 @@ class Brier(_ProbabilityMetric):
         return Resampled(by_class.sum(0) if test.labels.ndim == 1 else by_class.mean(0), by_class)
 
 
-def _probabilities(test: Predictions) -> Floats:
-    """Return the softmax for multiclass, and the sigmoid for multilabel, (samples, classes)."""
-    require_class_outputs(test)
-    logits = np.asarray(test.outputs, dtype=np.float64)
-    if not np.isfinite(logits).all():
-        raise DataError("outputs that are not finite have no probabilities; did training diverge?")
+def probabilities_of(test: Predictions) -> Floats:
+    """Return the softmax for multiclass, and the sigmoid for multilabel, (samples, classes), of finite outputs."""
+    logits = finite_outputs(test).astype(np.float64)
     probabilities: Floats
     if test.labels.ndim == 1:
         exponentials = np.exp(logits - logits.max(1, keepdims=True))  # exp of large logits would overflow

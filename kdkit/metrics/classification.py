@@ -215,11 +215,12 @@ def _ranks(outputs: Tensor, labels: Tensor) -> Tensor:
     """Return how many classes come before the label, (batch, ...), for outputs (batch, classes, ...).
 
     Among equal outputs, the first class comes first, as in argmax: a network with constant outputs must not be right.
+    NaN comes first, so that a network with NaN is not right either.
     """
     of_label = outputs.gather(1, labels.unsqueeze(1))
     classes = torch.arange(outputs.shape[1], device=outputs.device).view(1, -1, *(1 for _ in outputs.shape[2:]))
-    comes_first = (outputs > of_label) | ((outputs == of_label) & (classes < labels.unsqueeze(1)))
-    return comes_first.sum(1)
+    comes_later = (outputs < of_label) | ((outputs == of_label) & (classes >= labels.unsqueeze(1)))
+    return (~comes_later).sum(1)
 
 
 def _counted(mask: Bools, counts: Counts) -> Floats:

@@ -7,6 +7,7 @@ from typing import Any
 
 from kdkit.errors import DataError, KdkitError, first_line
 from kdkit.metrics.base import Metric, is_biased, lower_is_better
+from kdkit.metrics.bootstrap import without_interval
 from kdkit.metrics.paired import (
     Difference,
     SplitPredictions,
@@ -95,6 +96,7 @@ def compare_over_seeds(
     candidate, baseline: the values of the metric by seed. predictions: returns the predictions of the candidate's runs
     and the baseline's runs. resamples, level: see `paired_bootstrap`.
     """
+    metric = without_interval(metric)  # which says whether it is biased
     seeds, samples, notes, includes_samples = None, None, [], False
     try:
         seeds = paired_t_interval(candidate, baseline, level=level, lower_is_better=lower_is_better(metric))
@@ -102,7 +104,7 @@ def compare_over_seeds(
         notes.append(first_line(error))
     try:
         runs = predictions()
-        includes_samples = not is_biased(metric) and len(runs[0]) > 1 and _have_own_samples(*runs)
+        includes_samples = not is_biased(metric) and len(runs[0]) == len(runs[1]) > 1 and _have_own_samples(*runs)
         if includes_samples:
             notes.append("test samples differ between runs, so the interval over runs includes their choice")
         else:

@@ -13,10 +13,10 @@ from kdkit.errors import DataError
 from kdkit.metrics.base import (
     Floats,
     Predictions,
+    finite_outputs,
     log_softmax,
     ratio,
     reduced_positions,
-    require_class_outputs,
     true_classes,
     undefined_by_class,
     unknown_labels,
@@ -88,11 +88,8 @@ def label_losses(predictions: Predictions) -> tuple[Floats, Floats]:
 
     Raises DataError for labels per position, or if outputs are not finite.
     """
-    require_class_outputs(predictions)
+    outputs = finite_outputs(predictions).astype(np.float64)
     truth, labels = true_classes(predictions), predictions.labels
-    outputs = np.asarray(predictions.outputs, dtype=np.float64)
-    if not np.isfinite(outputs).all():
-        raise DataError("outputs that are not finite have no cross-entropy; did training diverge?")
     if labels.ndim == 1:
         losses = -log_softmax(outputs)[np.arange(len(labels)), labels.astype(np.int64)][:, None]
         return losses, np.ones_like(losses)

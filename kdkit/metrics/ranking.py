@@ -7,17 +7,16 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kdkit.errors import DataError
 from kdkit.metrics.base import (
     Bools,
     Floats,
     Predictions,
+    finite_outputs,
     known_rows,
     log_softmax,
     mean_over_classes,
     negated,
     ratio,
-    require_class_outputs,
     true_classes,
 )
 from kdkit.metrics.resampling import CountedMetric, Counts, Resampled, count_blocks
@@ -60,13 +59,10 @@ def _resampled(
     test: Predictions, counts: Counts, tie_share: float, area: Callable[[Counts, Counts], Floats]
 ) -> Resampled:
     """Return the area for each resample. tie_share: how much a negative counts if it ties with a positive."""
-    require_class_outputs(test)
-    if not np.isfinite(test.outputs).all():
-        raise DataError("outputs that are not finite cannot be ranked; did training diverge?")
-    truth = true_classes(test)
+    outputs, truth = finite_outputs(test), true_classes(test)
     # With one class per sample, logits can be compared only within a sample: adding a number to all of them does not
     # change the probabilities, and must not change the ranking of the samples.
-    scores = log_softmax(test.outputs) if test.labels.ndim == 1 else test.outputs
+    scores = log_softmax(outputs) if test.labels.ndim == 1 else outputs
     # A class without positives has no area. Of many classes, most are such.
     rankings = {
         column: _ranking(truth[:, column], scores[:, column], rows, tie_share)

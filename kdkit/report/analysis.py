@@ -9,11 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit.metrics.base import Bools, Floats, Metric, MetricResult, Predictions, log_softmax, true_classes
-from kdkit.metrics.calibration import Brier, CalibrationError
-from kdkit.metrics.classification import Accuracy, MacroF1, MeanIoU, MicroF1, TopKAccuracy
+from kdkit.metrics.calibration import CalibrationError, probabilities_of
+from kdkit.metrics.classification import MacroF1, TopKAccuracy
 from kdkit.metrics.paired import SplitPredictions
-from kdkit.metrics.ranking import MacroAUPRC, MacroAUROC
-from kdkit.metrics.regression import MAE, MSE, R2, Pearson
 from kdkit.metrics.resampling import Resampling
 from kdkit.metrics.thresholds import BestF1, YoudenJ
 from kdkit.plugins.manager import registry
@@ -21,23 +19,8 @@ from kdkit.plugins.manager import registry
 Kind = Literal["multiclass", "multilabel", "regression", "positions"]
 
 BINS = 10  # of a reliability diagram
-# kdkit's metrics, with the options that most recipes use.
-_METRICS: tuple[Metric, ...] = (
-    Accuracy(),
-    MacroF1(),
-    MacroF1(thresholds_by=YoudenJ()),
-    MicroF1(),
-    MacroAUPRC(),
-    MacroAUROC(),
-    CalibrationError(),
-    CalibrationError(bins="equal_mass"),
-    Brier(),
-    MeanIoU(),
-    R2(),
-    MSE(),
-    MAE(),
-    Pearson(),
-)
+# Metrics whose names have an option; the others are in the registry.
+_WITH_OPTION: tuple[Metric, ...] = (MacroF1(thresholds_by=YoudenJ()), CalibrationError(bins="equal_mass"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +59,11 @@ def same_metric(name: str, stored: MetricResult, run: SplitPredictions) -> Metri
 
     The options of a metric are not stored, and user-defined metrics are not available.
     """
-    metrics, factories = [*_METRICS], registry("metrics")
+    metrics, factories = [*_WITH_OPTION], registry("metrics")
     if k := re.fullmatch(r"top_([1-9]\d{,5})_accuracy", name):
         metrics.append(TopKAccuracy(int(k[1])))
-    if name in factories:  # such as a metric of a plugin
-        with suppress(Exception):  # it may need options, or raise anything
+    if name in factories:
+        with suppress(Exception):  # a metric of a plugin may need options, or raise anything
             metrics.append(factories[name]())
     for metric in metrics:
         if metric.name != name or not isinstance(metric, Resampling):
@@ -143,13 +126,12 @@ def reliability(test: Predictions) -> tuple[float, list[tuple[float, float, int]
     kind = kind_of(test)
     if kind not in ("multiclass", "multilabel"):
         return None
-    truth = true_classes(test)
+    probabilities, is_right = probabilities_of(test), true_classes(test)
     if kind == "multiclass":
-        all_probabilities = np.exp(log_softmax(test.outputs))
-        probabilities, is_right = all_probabilities.max(1), all_probabilities.argmax(1) == test.labels
+        probabilities, is_right = probabilities.max(1), probabilities.argmax(1) == test.labels
     else:
         is_known = ~np.isnan(test.labels.astype(np.float64))
-        probabilities, is_right = _sigmoid(test.outputs)[is_known], truth[is_known]
+        probabilities, is_right = probabilities[is_known], is_right[is_known]
     # a probability of exactly 1 belongs to the last bin
     bins = np.minimum((probabilities * BINS).astype(np.int64), BINS - 1)
     counts = np.bincount(bins, minlength=BINS)
@@ -197,13 +179,12 @@ def _share(mask: Bools) -> float:
 def _correlation(first: NDArray[Any], second: NDArray[Any], *, centred: bool = False) -> float | None:
     if first.shape != second.shape or first.size < 2:
         return None
-    pair = [side.astype(np.float64) for side in (first, second)]
+    # masked classes have outputs of about -1e38; their squares do not overflow float64, but dominate all others
+    masked = ~((np.abs(first) < 1e30) & (np.abs(second) < 1e30))
+    pair = [np.ma.masked_array(side.astype(np.float64), masked) for side in (first, second)]
     if centred:  # adding a number to all classes of a sample does not change a softmax
         pair = [side - side.mean(1, keepdims=True) for side in pair]
-    pair = [side.ravel() for side in pair]
-    # masked classes have outputs of about -1e38; their squares do not overflow float64, but dominate all others
-    is_plain = (np.abs(pair[0]) < 1e30) & (np.abs(pair[1]) < 1e30)
-    left, right = (side[is_plain] - side[is_plain].mean() for side in pair)
+    left, right = (side.compressed() - side.mean() for side in pair)
     scale = float(np.sqrt((left @ left) * (right @ right)))
     return float(left @ right) / scale if scale > 0 else None
 

@@ -14,8 +14,7 @@ from kdkit.errors import KdkitError
 from kdkit.export.card import FOLDER, read_cards, summary_rows
 from kdkit.nets.weights import runs_hint, runs_in, stage_weights
 from kdkit.report.formats import DASH, bounds, count, metric_title, plain, size
-from kdkit.report.overview import nets_by_role
-from kdkit.report.runs import ReportedRun, matched_teachers, terms_of, weight_text
+from kdkit.report.runs import ReportedRun, matched_teachers, nets_by_role, terms_of, weight_text
 from kdkit.report.verdict import Verdict, verdicts_of
 from kdkit.utils.files import exists, require_output, write_output
 from kdkit.utils.printable import printable

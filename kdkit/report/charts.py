@@ -86,7 +86,7 @@ def line_chart(title: str, series: Sequence[Series], *, bounds: tuple[float, flo
 
 def interval_chart(title: str, bars: Sequence[Bar], *, axis: str) -> Markup:
     """Return a row for each value with its interval, on an axis with a mark at 0."""
-    width, row, top, bottom, left, right = 520, 38, 26, 30, 0, 0
+    width, row, top, bottom = 520, 38, 26, 30
     bounds = [number for bar in bars for number in (*bar.interval, bar.value) if math.isfinite(number)]
     if not bounds:
         return Markup("")
@@ -97,7 +97,7 @@ def interval_chart(title: str, bars: Sequence[Bar], *, axis: str) -> Markup:
     height = top + row * len(bars) + bottom
 
     def at(value: float) -> float:
-        return left + (value - low) / (high - low) * (width - left - right)
+        return (value - low) / (high - low) * width
 
     parts = [_open(width, height, title)]
     bottom_line = top + row * len(bars)
@@ -108,11 +108,11 @@ def interval_chart(title: str, bars: Sequence[Bar], *, axis: str) -> Markup:
             parts.append(f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 8}" y2="{bottom_line}"/>')
             sign = "+" if tick > 0 else ""
             parts.append(f'<text class="tick mid" x="{x:.1f}" y="{bottom_line + 16}">{sign}{formats.tick(tick)}</text>')
-    parts.append(f'<text class="tick" x="{left}" y="10">{_text(axis)}</text>')
+    parts.append(f'<text class="tick" x="0" y="10">{_text(axis)}</text>')
     for index, bar in enumerate(bars):
         y = top + row * index + 12
-        parts.append(f'<text class="label" x="{left}" y="{y + 1}">{_text(bar.name)}</text>')
-        parts.append(f'<text class="label number end" x="{width - right}" y="{y + 1}">{_text(bar.text)}</text>')
+        parts.append(f'<text class="label" x="0" y="{y + 1}">{_text(bar.name)}</text>')
+        parts.append(f'<text class="label number end" x="{width}" y="{y + 1}">{_text(bar.text)}</text>')
         tone = f" {bar.tone}" if bar.tone else ""
         if all(map(math.isfinite, bar.interval)):
             x1, x2 = (at(bound) for bound in bar.interval)
@@ -248,7 +248,7 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     step = next(step * factor for factor in (1, 2, 2.5, 5, 10) if (high - low) / (step * factor) <= count)
     # the small numbers absorb rounding errors of the division, so that no tick is added beyond a round end
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) + 0.0 for index in range(first, last + 1)]
+    return [float(f"{index * step:.12g}") + 0.0 for index in range(first, last + 1)]
 
 
 def _open(width: int, height: int, title: str, kind: str = "chart") -> str:

@@ -9,8 +9,8 @@ import numpy as np
 from kdkit.metrics.per_class import FIGURES, ClassRow, class_table
 from kdkit.report import analysis, formats
 from kdkit.report.charts import scatter_chart
-from kdkit.report.overview import COLOUR_OF_ROLE, cell, if_defined, nets_by_role
-from kdkit.report.runs import ReportedRun
+from kdkit.report.overview import COLOUR_OF_ROLE, cell, if_defined
+from kdkit.report.runs import ReportedRun, nets_by_role
 
 _LARGEST_MATRIX = 40  # classes whose confusion is shown as a matrix
 _LARGEST_TABLE = 400  # classes in a table; those with the most positives are kept

@@ -6,8 +6,7 @@ from typing import Any
 
 from kdkit.report import formats
 from kdkit.report.charts import heat_map
-from kdkit.report.overview import nets_by_role
-from kdkit.report.runs import ReportedRun
+from kdkit.report.runs import ReportedRun, nets_by_role
 from kdkit.utils.read_json import number_or
 
 Values = dict[str, Any]

@@ -11,7 +11,7 @@ from kdkit.errors import KdkitError
 from kdkit.metrics.base import is_share
 from kdkit.report import analysis, formats
 from kdkit.report.charts import Bar, interval_chart, reliability_chart
-from kdkit.report.runs import ReportedRun, terms_of, weight_text
+from kdkit.report.runs import ReportedRun, nets_by_role, terms_of, weight_text
 from kdkit.report.verdict import Verdict
 from kdkit.utils.read_json import mapping
 from kdkit.utils.reprs import distinct_notes
@@ -20,7 +20,6 @@ T = TypeVar("T")
 Values = dict[str, Any]
 
 COLOUR_OF_ROLE = {"student": 0, "baseline": 4, "teacher": 5, "": 1}
-_ROLE_ORDER = ("student", "baseline", "teacher", "")
 
 
 def difference_charts(verdicts: Sequence[Verdict]) -> list[Markup]:
@@ -103,12 +102,6 @@ def net_table(runs: Sequence[ReportedRun], verdicts: Sequence[Verdict]) -> Value
         "notes": distinct_notes(notes),
         "splits": sorted({run.metrics.reported_on for run in runs}),
     }
-
-
-def nets_by_role(run: ReportedRun) -> list[str]:
-    """Return the nets of a run: students, their baselines, their teachers, and the others."""
-    # `sorted` is stable, so nets with the same role keep the order of the recipe
-    return sorted(run.nets, key=lambda net: _ROLE_ORDER.index(run.role(net)))
 
 
 def cell(value: float | None, interval: tuple[float, float] | None) -> Values:

@@ -40,6 +40,7 @@ from kdkit.utils.reprs import describe_names, without_addresses
 RECIPE = "recipe.py"
 _SOURCE = 1_000_000  # the most characters of a recipe that a page shows
 _RESAMPLES = 1000
+_ROLES = ("student", "baseline", "teacher", "")
 
 
 class ReportedSample(NamedTuple):
@@ -274,8 +275,8 @@ def read_runs(folders: Sequence[Path]) -> tuple[tuple[ReportedRun, ...], tuple[s
     for folder in folders:
         names = runs_in(folder) if not (folder / "run.json").exists() else []
         paths[folder] = [folder / name for name in names] or [folder]
-    # A dict as an ordered set: a run that is named twice is shown once.
-    unique = dict.fromkeys(path for inside in paths.values() for path in inside)
+    # A dict as an ordered set: a run that is named twice is shown once, also if one of the paths is absolute or a link.
+    unique = dict.fromkeys(path.resolve() for inside in paths.values() for path in inside)
     labels = dict(zip(unique, distinct_names([*unique]), strict=True))
     runs: dict[Path, ReportedRun] = {}
     left_out = []
@@ -283,7 +284,8 @@ def read_runs(folders: Sequence[Path]) -> tuple[tuple[ReportedRun, ...], tuple[s
         errors: list[KdkitError] = []
         for path in inside:
             try:
-                runs[path] = runs[path] if path in runs else ReportedRun.read(path, labels[path])
+                real = path.resolve()
+                runs[real] = runs[real] if real in runs else ReportedRun.read(path, labels[real])
             except KdkitError as error:
                 errors.append(error)
         if len(errors) == len(inside):
@@ -292,7 +294,13 @@ def read_runs(folders: Sequence[Path]) -> tuple[tuple[ReportedRun, ...], tuple[s
             reasons = "; ".join([*map(str, errors[:3]), *([f"and {len(errors) - 3} more"] if len(errors) > 3 else [])])
             verb = "is" if len(errors) == 1 else "are"
             left_out.append(f"{len(errors)} of the {len(inside)} runs in {folder} {verb} left out: {reasons}")
-    return tuple(runs[path] for path in unique if path in runs), tuple(left_out)
+    return tuple(runs[real] for real in unique if real in runs), tuple(left_out)
+
+
+def nets_by_role(run: ReportedRun) -> list[str]:
+    """Return the nets of a run: students, their baselines, their teachers, and the others."""
+    # `sorted` is stable, so nets with the same role keep the order of the recipe
+    return sorted(run.nets, key=lambda net: _ROLES.index(run.role(net)))
 
 
 def terms_of(record: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -331,8 +339,8 @@ def settings_digest(run: ReportedRun, average_over: Sequence[str] = ()) -> str:
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Return a name for each folder: its own, with as many parent folders as needed to make the names distinct."""
-    parts = [path.resolve().parts for path in paths]
+    """Return distinct names for different absolute paths: of each its own, with as many parent folders as needed."""
+    parts = [path.parts for path in paths]
     for depth in range(1, max(map(len, parts), default=1) + 1):
         names = ["/".join(part[-depth:]) for part in parts]
         if len(set(names)) == len(names):

@@ -65,16 +65,17 @@ def gradient_charts(histories: Sequence[History]) -> Iterator[dict[str, Any]]:
                 for colour, name in enumerate(names)
             ]
             legend = [{"name": line.name, "colour": line.colour % 6} for line in series]
-            yield {"title": title, "note": note, "svg": line_chart(title, series, bounds=limits), "legend": legend}
+            yield {**_chart(title, series, note, limits), "legend": legend}
             continue
         for name in names:
             series = [_epochs(run, stage, index, ("gradients", key, name)) for index, run, stage in histories]
-            full = f"{title}: {name}"
-            yield {"title": full, "note": note, "svg": line_chart(full, series, bounds=limits), "legend": []}
+            yield _chart(f"{title}: {name}", series, note, limits)
 
 
-def _chart(title: str, series: Sequence[Series], note: str = "") -> dict[str, Any]:
-    return {"title": title, "note": note, "svg": line_chart(title, series), "legend": []}
+def _chart(
+    title: str, series: Sequence[Series], note: str = "", bounds: tuple[float, float] | None = None
+) -> dict[str, Any]:
+    return {"title": title, "note": note, "svg": line_chart(title, series, bounds=bounds), "legend": []}
 
 
 def _epochs(run: ReportedRun, stage: FinishedStage, index: int, keys: Sequence[str]) -> Series:

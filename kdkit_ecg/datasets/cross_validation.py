@@ -126,9 +126,9 @@ class FoldedDataset(RecordingDataset):
         """Find the usable records, with or without a fold, and the excluded ones."""
 
     @property
-    @abstractmethod
     def _provenance(self) -> Mapping[str, str]:
-        """What a folds file states about the classes, without spaces."""
+        """What a folds file states about the classes, without spaces; nothing by default."""
+        return {}
 
     @cached_property
     def _usable(self) -> Selection:
@@ -208,7 +208,6 @@ class FoldedDataset(RecordingDataset):
             by_record = self.grouping == "record"
             groups = [f"record {header.name}" if by_record else self._persons[header.name] for header in headers]
             train, validation, test = split_by_patient(groups, self.seed, self.shares)
-            # The same array object as test, so that its missing classes are not listed twice.
             return Splits(train, test if self.validation_split == "test" else validation, test)
         folds = [self._folds.entries[header.name].fold for header in headers]
         next_fold = (self.fold + 1) % self._folds.k  # every fold is the validation fold for one test fold

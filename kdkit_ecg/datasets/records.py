@@ -159,10 +159,6 @@ class Records(FoldedDataset):
         fifths = [np.searchsorted(bound, column, side="right") for bound, column in zip(bounds, labels.T, strict=True)]
         return np.hstack([np.eye(5, dtype=np.float32)[fifth] for fifth in fifths])
 
-    @property
-    def _provenance(self) -> Mapping[str, str]:
-        return {}
-
     def _missing_records(self) -> Sequence[str]:
         files = {source.name for source in self._labelled.sources}
         lost = [name for name, row in self._table.rows.items() if row.labels is not None and name not in files]

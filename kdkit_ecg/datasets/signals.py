@@ -45,8 +45,8 @@ def read_signals(
     def cause_of(header: RecordSource) -> Exception | None:
         # A store has only the kind of a fault, so the first record of each kind is read again.
         try:
-            preparation.require_prepared(header)
-        except Exception as error:  # any kind, for a damaged file or an extreme rate
+            preparation.transform(header.read())
+        except Exception as error:  # any kind, for a damaged file
             return error
         return None
 
@@ -72,8 +72,8 @@ def read_signals(
 def duplicate_signals(headers: Sequence[RecordSource]) -> list[list[str]]:
     """Return lists of two or more names of records with the same signal.
 
-    Reads only records whose headers agree in rate, length, first samples and checksums. For records without these
-    fields, the second one is excluded when its signal is read.
+    Reads only WFDB records whose headers agree in rate, length, first samples and checksums, even if these are unknown.
+    Of records in other formats, the second one is excluded when its signal is read.
     """
     candidates: dict[object, list[RecordSource]] = defaultdict(list)
     for header in [header for header in headers if header.checks]:

@@ -27,7 +27,7 @@ class Splits(NamedTuple):
         """Yield a line for each split with the classes that have no positive in it; labels: (records, classes)."""
         for name, rows in zip(self._fields, self, strict=True):
             # An empty split is an error when it is used; a shared one is listed as test.
-            if len(rows) and not (name == "validation" and self.validation is self.test):
+            if len(rows) and not (name == "validation" and np.array_equal(rows, self.test)):
                 absent = ~labels[torch.from_numpy(rows)].any(0)  # (classes,)
                 names = [label for label, is_absent in zip(classes, absent.tolist(), strict=True) if is_absent]
                 if names:

@@ -63,9 +63,10 @@ def correlation(first: LeadSamples, second: LeadSamples) -> float:
 
     A lead that is flat in both is skipped; if it is flat in one, its correlation is 0.
     """
-    scaled_first, scaled_second = standardise(first), standardise(second)
-    not_flat = scaled_first.any(axis=1) | scaled_second.any(axis=1)
-    return float((scaled_first * scaled_second).mean(axis=1)[not_flat].min(initial=1.0))
+    x, y = standardise(first), standardise(second)
+    not_flat = x.any(axis=1) | y.any(axis=1)
+    sizes = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
+    return float(((x * y).sum(axis=1) / np.where(sizes > 0, sizes, 1))[not_flat].min(initial=1.0))
 
 
 @lru_cache(maxsize=8)

@@ -12,12 +12,12 @@ from kdkit.errors import did_you_mean
 from kdkit.utils.printable import printable
 from kdkit.utils.validation import is_device
 
-LIST_FILE = "SHA256SUMS.txt"
+LIST_FILE = "SHA256SUMS.txt"  # of PhysioNet
+RECORD_LIST = "MD5SUMS.txt"  # names and sums of a record, without the number of downloads, which its JSON has
 PART_SUFFIX = ".part"  # of an unfinished file
 OWN_PREFIX = ".kdkit-fetch"  # of the files that fetch creates for itself
 
-# Lists of releases, which fetch saves in their folder.
-LISTS = (LIST_FILE, "MD5SUMS.txt")
+LISTS = (LIST_FILE, RECORD_LIST)  # fetch saves one of them in the folder of a release
 _RESERVED = tuple(name.casefold() for name in LISTS)
 
 _LINE = re.compile(r"(?P<sum>[0-9a-fA-F]{64})[ \t]+\*?(?P<path>\S.*)")

@@ -15,11 +15,11 @@ from kdkit import DataError
 from kdkit.utils.files import require_writable, write
 from kdkit.utils.reprs import describe_count, format_bytes
 from kdkit_ecg.download.backoff import Backoff
-from kdkit_ecg.download.checksums import LIST_FILE, ReleaseFile, parse_list, select_files
+from kdkit_ecg.download.checksums import LIST_FILE, RECORD_LIST, ReleaseFile, parse_list, select_files
 from kdkit_ecg.download.disk_space import expected_sizes, require_space
 from kdkit_ecg.download.lock import lock_folder, require_no_own_links, require_same_release
 from kdkit_ecg.download.progress import DownloadProgress
-from kdkit_ecg.download.records import RECORD_LIST, parse_records, saved_list
+from kdkit_ecg.download.records import parse_records, saved_list
 from kdkit_ecg.download.responses import UNCOMPRESSED, TransferError, UnreachableError, fetch_text
 from kdkit_ecg.download.threads import run_in_threads
 from kdkit_ecg.download.transfer import Transfer

@@ -8,9 +8,7 @@ from urllib.parse import urlsplit
 
 from kdkit import DataError
 from kdkit.utils.reprs import format_bytes
-from kdkit_ecg.download.checksums import LISTS, ReleaseFile, require_distinct, require_safe
-
-RECORD_LIST = LISTS[1]  # names and sums are saved in it, because the JSON also counts downloads
+from kdkit_ecg.download.checksums import ReleaseFile, require_distinct, require_safe
 
 MAX_FILE = 1 << 50  # bytes; a larger size is wrong
 

@@ -76,7 +76,7 @@ class ChallengeMetric:
         return Rewards(decisions("labels", test.labels, self.year), self.year)
 
     def _decide(self, test: Predictions) -> Bools:
-        logits: NDArray[Any] = with_infinite_highest(test.outputs) if self.add_highest else test.outputs
+        logits = decision_logits(test.outputs, add_highest=self.add_highest)
         predicted: Bools = logits >= thresholds_array(self.thresholds, test)
         return predicted
 
@@ -105,11 +105,7 @@ class BestChallengeMetric:
     def choose(self, validation: Predictions) -> tuple[float, ...]:
         """Return a logit for each class. Raises RecipeError if the classes are not those of the year."""
         require_classes(validation, self.year)
-        logits = (
-            with_infinite_highest(validation.outputs)
-            if self.add_highest
-            else np.asarray(validation.outputs, dtype=np.float64)
-        )
+        logits = decision_logits(validation.outputs, add_highest=self.add_highest)
         rewards = Rewards(decisions("labels", validation.labels, self.year), self.year)
         # Of equally good thresholds, the one closest to 0.
         common = max(CANDIDATES, key=lambda logit: (rewards.observed(logits >= logit).sum(), -abs(logit)))
@@ -139,10 +135,10 @@ def best_threshold(rewards: Rewards, logits: Floats, thresholds: Floats, column:
     return float(CANDIDATES[best]) if gains[best] > gains[current] + SMALLEST_GAIN else float(thresholds[column])
 
 
-def with_infinite_highest(outputs: NDArray[Any]) -> Floats:
-    """Return the logits with the highest of each record set to infinity, so that it is above any threshold."""
+def decision_logits(outputs: NDArray[Any], *, add_highest: bool) -> Floats:
+    """Return the logits for thresholds. add_highest: the highest of each record is infinite, so above any threshold."""
     logits = np.array(outputs, dtype=np.float64)
-    if len(logits):
+    if add_highest and len(logits):
         np.put_along_axis(logits, logits.argmax(axis=1, keepdims=True), np.inf, axis=1)
     return logits
 

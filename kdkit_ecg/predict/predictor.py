@@ -209,7 +209,10 @@ class Predictor:
             if derived or model.preparation.scaling == "raw":
                 raise DataError(f"{record.path} is in standard deviations (NU), but the network takes signals in mV")
             notes = (*notes, "the signal is in standard deviations, not in mV")
-        signal = self._prepared(record)
+        try:
+            signal = model.preparation.transform(record)
+        except DataError as error:
+            raise DataError(f"{record.path} cannot be prepared: {first_line(error)}") from error
         if signal.shape[1] < SHORTEST * model.length:
             seconds = record.signal.shape[1] / record.rate
             raise DataError(
@@ -242,15 +245,6 @@ class Predictor:
             derived=derived,
             notes=notes,
         )
-
-    def _prepared(self, record: Record) -> NDArray[np.float32]:
-        if not np.isfinite(record.signal).all():
-            raise DataError(f"{record.path} has samples that are too large for a number")
-        try:
-            with np.errstate(divide="raise", over="raise", invalid="raise"):
-                return self._model.preparation.transform(record)
-        except (ArithmeticError, ValueError) as error:  # scipy's filters raise any of these for an extreme rate
-            raise DataError(f"{record.path} at {record.rate:g} Hz cannot be prepared: {first_line(error)}") from error
 
     def _run(
         self, signal: NDArray[np.float32], starts: Sequence[int], person: NDArray[np.float32]

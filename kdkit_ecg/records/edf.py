@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from kdkit import DataError, RecipeError
 from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS, standard_names
-from kdkit_ecg.person import Sex, parse_sex
+from kdkit_ecg.person import Sex, age_between, parse_sex
 from kdkit_ecg.records.source import UNITS, VOLTAGES, RecordSource
 from kdkit_ecg.utils.messages import clipped
 from kdkit_ecg.utils.record_files import require_regular_file
@@ -141,6 +141,5 @@ def _person(edf: Any) -> tuple[float | None, Sex | None]:
     # A field may not follow EDF+ in any way.
     with suppress(ValueError, AttributeError, IndexError, KeyError, TypeError):
         sex = parse_sex(edf.patient.sex or "")
-        years = (edf.recording.startdate - edf.patient.birthdate).days / 365.25
-        age = years if 0 <= years <= 120 else None
+        age = age_between(*(f"{day:%Y%m%d}" for day in (edf.patient.birthdate, edf.recording.startdate)))
     return age, sex

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError
+from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.filters import bandpass, rate_ratio, resample, resample_linear, zscore
 from kdkit_ecg.records.source import Record, RecordSource, Signal, missing_files, select_leads
@@ -69,23 +70,12 @@ class Preparation:
             fault: Fault = "checksum" if isinstance(error, ChecksumError) else "signal"
             return PreparedSignal(b"", None, fault, transient)
         content = content_hash(signal)
-        if not np.isfinite(signal).all():
-            return PreparedSignal(content, None, "signal")
         try:
-            with np.errstate(divide="raise", over="raise", invalid="raise"):
-                return PreparedSignal(content, self._transform(signal, record.rate))
+            return PreparedSignal(content, self._transform(signal, record.rate))
         except MemoryError:
             return PreparedSignal(content, None, "rate", transient=True)
-        except (DataError, ArithmeticError, ValueError):  # scipy's filters raise any of these for an extreme rate
-            return PreparedSignal(content, None, "rate")
-
-    def require_prepared(self, source: RecordSource) -> None:
-        """Read the files of a record again, and raise the exception if it cannot be prepared."""
-        record = source.read()
-        if not np.isfinite(record.signal).all():
-            raise DataError("it has samples that are infinite, or too large for a number")
-        with np.errstate(divide="raise", over="raise", invalid="raise"):
-            self.transform(record)
+        except DataError:
+            return PreparedSignal(content, None, "rate" if np.isfinite(signal).all() else "signal")
 
     def prepare_all(self, sources: Sequence[RecordSource]) -> list[PreparedSignal]:
         """Prepare several records."""
@@ -94,14 +84,23 @@ class Preparation:
     def transform(self, record: Record) -> NDArray[np.float32]:
         """Return the prepared signal, (leads, time).
 
-        Raises DataError if a lead is absent, or if band or resampling does not fit the rate.
+        Raises DataError if a lead is absent, a sample is not finite, or band or resampling does not fit the rate.
         """
         return self._transform(select_leads(record.signal, record.leads, self.leads), record.rate)
 
     def _transform(self, signal: Signal, rate: float) -> NDArray[np.float32]:
+        if not np.isfinite(signal).all():
+            raise DataError("it has samples that are infinite, or too large for a number")
+        try:
+            with np.errstate(divide="raise", over="raise", invalid="raise"):
+                return self._filtered(signal, rate)
+        except (ArithmeticError, ValueError) as error:  # scipy's filters raise any of these for an extreme rate
+            raise DataError(f"it cannot be filtered or resampled at {rate:g} Hz: {first_line(error)}") from error
+
+    def _filtered(self, signal: Signal, rate: float) -> NDArray[np.float32]:
         # No step mixes leads. Filtered lead by lead, a record of a day does not take six times its size in memory.
         if signal.size > _LARGE and len(signal) > 1:
-            return np.concatenate([self._transform(lead[None], rate) for lead in signal])
+            return np.concatenate([self._filtered(lead[None], rate) for lead in signal])
         signal = signal.astype(np.float64)
         # Filter before resampling: the band is relative to the true rate.
         if self.band:

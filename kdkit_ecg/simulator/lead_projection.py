@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from kdkit_ecg.leads import LIMB_LEADS
+
 Array = NDArray[np.float64]
 
 INDEPENDENT_LEADS = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
@@ -29,11 +31,7 @@ LEAD_FIELD: Array = np.vstack([_LIMB, _DIRECTIONS * _CHEST[:, 2:]])
 
 
 def twelve_leads(independent: Array) -> Array:
-    """Return all leads, (8, time) -> (12, time), in the order I II III aVR aVL aVF V1 ... V6.
-
-    The other limb leads follow from I and II: III = II - I (Einthoven), aVR = -(I + II) / 2, aVL = I - II / 2,
-    aVF = II - I / 2 (Goldberger).
-    """
-    first, second = independent[0], independent[1]
-    derived = (second - first, -(first + second) / 2, first - second / 2, second - first / 2)
-    return np.vstack([independent[:2], derived, independent[2:]])
+    """Return all leads, (8, time) -> (12, time), in the order of LEADS: the limb leads follow from I and II."""
+    first, second = independent[:2]
+    limbs = [p * first + q * second for p, q in LIMB_LEADS.values()]
+    return np.vstack([*limbs, independent[2:]])

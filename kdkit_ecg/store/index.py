@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit.utils.files import is_file, write
+from kdkit_ecg.records.source import MAX_CHANNELS
 
 INDEX, SIGNALS, LOCK = "index.bin", "signals.f32", ".lock"
 
-MAX_LEADS = 1024
 SAMPLE_BYTES = 4  # of a float32
 FAULTS = ("", "signal", "rate", "checksum")  # a row has the position of its fault in this tuple
 
@@ -64,7 +64,7 @@ def read_rows(folder: Path) -> tuple[Rows, int]:
     ends = rows["offset"] + signal_bytes(rows["leads"], rows["time"])
     # An offset near 2**64, or a size beyond it, would make `ends` start again at 0.
     valid = np.array(intact, dtype=bool) & (rows["offset"] <= size) & (ends <= size) & (rows["fault"] < len(FAULTS))
-    valid &= rows["leads"] <= MAX_LEADS
+    valid &= rows["leads"] <= MAX_CHANNELS
     # Later rows replace earlier ones of the same key. The dict keeps the last position of each.
     last_rows = {key: row for row, key in enumerate(rows[valid]["key"].tolist())}
     return rows[valid][sorted(last_rows.values())], int((~valid).sum()) + bool(len(raw) % ROW.itemsize)

@@ -78,13 +78,14 @@ def test_a_network_without_some_classes_has_its_probabilities_at_the_names_of_th
         outputs=test.outputs[:, columns],
         classes=tuple(test.classes[column] for column in columns),
     )
-    reports = {"few": replace(read.reports[NAME], test=few), **read.reports}
-    metrics = replace(read.metrics, results={"few": {}, **read.metrics.results})
+    reports = {"few\x1b": replace(read.reports[NAME], test=few), **read.reports}
+    metrics = replace(read.metrics, results={"few\x1b": {}, **read.metrics.results})
     html = str(class_table(replace(read, reports=reports, metrics=metrics), int(test.ids[0])))
     rows = re.findall(
         r'"row">(.*?)</th><td>\w+</td><td class="number ?\w*">(.*?)</td><td class="number \w+">(.*?)</td>', html
     )
     assert {name for name, *_ in rows} > set(few.classes)
+    assert '<th scope="col" class="number">few\\x1b</th>' in html
     for name, of_few, of_all in rows:
         assert of_few == (of_all if name in few.classes else DASH)
 

@@ -274,6 +274,14 @@ def test_a_duplicate_signal_is_found_whatever_its_gain_offset_and_rounding(sampl
     assert not second.bad
 
 
+def test_a_duplicate_signal_with_invalid_samples_is_found(tmp_path):
+    samples = wave()
+    samples[:, :50] = -(1 << 15)  # the invalid value of 16 bits
+    write(tmp_path, "A1", samples)
+    write(tmp_path, "A2", np.where(samples == -(1 << 15), samples, 2 * samples), gain="3000/mV")
+    assert Reason.SCALED_DUPLICATE in [finding.reason for finding in examine_all(tmp_path)[1].findings]
+
+
 def test_different_signals_are_not_duplicates(tmp_path):
     for seed in range(40):
         write(tmp_path, f"A{seed}", wave(seed))

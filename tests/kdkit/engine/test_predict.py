@@ -6,9 +6,24 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, get_worker_info
 
-from kdkit import Batch, DataError, KdkitError, LoaderSplit, Net, Predictions, Split, TorchData
+import kdkit
+from kdkit import (
+    Batch,
+    DataError,
+    KdkitError,
+    LoaderSplit,
+    Net,
+    Predictions,
+    Recipe,
+    Split,
+    Stage,
+    TorchData,
+    Training,
+    Truth,
+)
 from kdkit.data.device_data import DeviceData
 from kdkit.engine.predict import Predictor, compute_metrics
+from kdkit.engine.storage.finished_run import read_net_report
 from kdkit.metrics import Accuracy, MacroAUROC, MacroF1
 from tests.helpers.tiny import same_state, samples, state_of, tiny_data, tiny_net
 
@@ -31,6 +46,19 @@ def test_every_sample_is_predicted_once_and_in_order_for_any_batch_size(batch_si
     assert predictions.labels.tolist() == labels.tolist()
     assert predictions.ids.tolist() == data.validation.ids.tolist()
     assert predictions.classes == ("a", "b", "c")
+
+
+def test_whole_numbers_of_a_regression_are_not_taken_for_classes(tmp_path):
+    splits = [TensorDataset(torch.randn(8, 4), torch.arange(40, 48)) for _ in range(3)]
+
+    def recipe():
+        truth = Truth(lambda outputs, labels: (outputs[:, 0] - labels).square().mean())
+        data = TorchData(*splits, classes=("age",), task="regression")
+        training = Training(epochs=1, batch_size=4)
+        return Recipe(data=data, schedule=[Stage({Net("net", nn.Linear(4, 1)): truth}, training)])
+
+    kdkit.run(recipe, out=tmp_path / "run", device="cpu", measure=False)
+    assert read_net_report(tmp_path / "run", "net").test.labels.tolist() == [*range(40, 48)]
 
 
 def test_predicting_does_not_change_the_net():

@@ -20,6 +20,7 @@ from kdkit.export.card import card_markdown, read_cards
 from kdkit.export.gates import MetricGate, Reference
 from kdkit.export.onnx_exporter import OnnxExporter
 from kdkit.export.output_files import OutputFile, output_files
+from kdkit.export.unexported import open_net
 from kdkit.plugins.manager import installed
 from kdkit.report.card import card_of
 from kdkit.report.page import Report, render
@@ -66,6 +67,14 @@ def test_onnxruntime_alone_computes_the_outputs_of_the_net_for_any_batch_and_len
         (outputs,) = session.run(None, {"signal": signal.numpy(), "person": person.numpy()})
         with torch.no_grad():
             np.testing.assert_allclose(outputs, student(signal, person).numpy(), atol=1e-4)
+
+
+def test_a_net_with_a_device_of_its_own_is_opened_on_the_cpu(run_folder):
+    made = recipe()
+    (net,) = made.stages[-1].objectives
+    net.device = torch.device("meta")
+    model, _ = open_net(made, run_folder)
+    assert model({"signal": np.zeros((1, 2, 64), np.float32), "person": np.zeros((1, 2), np.float32)}).shape == (1, 3)
 
 
 def test_the_file_is_alone_and_has_all_that_a_program_needs_to_use_it(exported, run_folder):
@@ -325,6 +334,24 @@ def test_the_pooling_of_timm_models_can_be_trained():
     model = helper.make_model(helper.make_graph(nodes, "pooling", ends[:1], ends[1:], constants))
     images = torch.randn(2, 3, 4, 4)
     torch.testing.assert_close(Int8Module(OnnxGraph(model), 64)(images), images.mean((2, 3)))
+
+
+def test_a_trained_graph_flattens_and_unsqueezes_as_onnxruntime_does():
+    from onnx import TensorProto, helper, numpy_helper
+
+    from kdkit.export.int8_module import Int8Module
+    from kdkit.export.onnx_exporter import cpu_session
+    from kdkit.export.onnx_graph import OnnxGraph, node
+
+    nodes = [node("Unsqueeze", ["x", "axes"], "wide"), node("Flatten", ["wide"], "y", axis=3)]
+    constants = [numpy_helper.from_array(np.array([-3, -1]), "axes")]  # (2, 3, 4) -> (2, 3, 1, 4, 1) -> (6, 4)
+    shapes = {"x": [2, 3, 4], "y": [6, 4]}
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    graph = helper.make_graph(nodes, "shapes", ends[:1], ends[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    values = torch.randn(2, 3, 4)
+    (expected,) = cpu_session(model.SerializeToString()).run(None, {"x": values.numpy()})
+    np.testing.assert_array_equal(Int8Module(OnnxGraph(model), 64)(values).numpy(), expected)
 
 
 def test_a_loss_of_nan_ends_the_finishing_and_not_the_export(run_folder, tmp_path, monkeypatch):

@@ -10,7 +10,6 @@ from kdkit.export.onnx_int8 import choose_ranges, named_nodes
 from kdkit.export.onnx_rewrites import (
     with_2d_convolutions,
     with_computed_constants,
-    with_pads_in_convolutions,
     without_batch_norms,
 )
 
@@ -56,31 +55,6 @@ def kinds(graph):
 SIGNALS = (2, 3, 20), (1, 3, 33)
 NORM = {"scale": constant(4), "bias": constant(4), "mean": constant(4), "variance": np.abs(constant(4)) + 0.5}
 NORM_INPUTS = [*NORM]
-
-
-def test_uneven_padding_becomes_that_of_the_convolution_with_its_own():
-    pads = np.array([0, 0, 1, 0, 0, 2])
-    nodes = [
-        ("Pad", ["x", "pads"], "padded", {}),
-        ("Conv", ["padded", "w"], "y", {"pads": [1, 1], "strides": [2], "group": 1}),
-    ]
-    before = model(nodes, {"pads": pads, "w": constant(4, 3, 4)})
-    after = with_pads_in_convolutions(before)
-    assert kinds(after) == ["Conv"]
-    assert onnx.helper.get_node_attr_value(after.graph.node[0], "pads") == [2, 3]
-    assert_equal(before, after, *SIGNALS)
-
-
-@pytest.mark.parametrize(
-    ("pads", "options"), [([0, 0, -1, 0, 0, 2], {}), ([0, 1, 0, 0, 0, 0], {}), ([0, 0, 1, 0, 0, 2], {"mode": "edge"})]
-)
-def test_padding_that_a_convolution_does_not_have_stays(pads, options):
-    channels = 3 + pads[1]
-    nodes = [("Pad", ["x", "pads"], "padded", options), ("Conv", ["padded", "w"], "y", {})]
-    before = model(nodes, {"pads": np.array(pads), "w": constant(4, channels, 4)})
-    after = with_pads_in_convolutions(before)
-    assert kinds(after) == ["Pad", "Conv"]
-    assert_equal(before, after, *SIGNALS)
 
 
 def test_batch_norms_become_parts_of_convolutions_or_convolutions_of_channels():
@@ -135,8 +109,6 @@ def test_weights_that_depend_on_no_input_become_constants_and_masks_stay_nodes()
     assert kinds(after) == ["Conv", "Expand", "ReduceSum", "RandomUniform", "Mul", "Add", "Add"]
     assert_equal(before, after, *SIGNALS)
     assert kinds(with_2d_convolutions(after))[:2] == ["Unsqueeze", "Conv"]
-    unchanged = model([("Relu", ["x"], "y", {})], {})
-    assert with_computed_constants(unchanged) is unchanged
 
 
 def test_a_subgraph_keeps_the_values_that_it_takes_from_the_graph_around_it():

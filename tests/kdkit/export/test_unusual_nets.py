@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -235,6 +236,14 @@ def test_weights_that_do_not_fit_into_one_file_are_refused_before_they_are_conve
     monkeypatch.setattr(source, "shared", {})
     with pytest.raises(KdkitError, match="one file in ONNX format holds at most 2 GiB; export it to pt2"):
         OnnxExporter().export(source)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 100])
+def test_other_sizes_differ_from_those_of_the_data_and_are_not_one(size):
+    source = SimpleNamespace(options=ExportOptions(), shapes={"x": ("batch", 3, "length")})
+    (other,) = ExportSource.random_inputs(source, like=[torch.randn(size, 3, size)], other_sizes=True)
+    assert other.shape[1] == 3
+    assert {1, size}.isdisjoint((other.shape[0], other.shape[2]))
 
 
 def test_values_without_a_number_do_not_change_a_range():

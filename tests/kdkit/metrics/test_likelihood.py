@@ -60,6 +60,10 @@ def test_a_network_with_constant_outputs_is_right_for_the_first_classes_only():
     assert result.value == (LABELS < 2).mean()
 
 
+def test_a_network_with_nan_is_never_right_among_the_first_classes():
+    assert TopKAccuracy(2).compute(multiclass(np.full_like(LOGITS, np.nan))).value == 0
+
+
 @pytest.mark.parametrize("metric", [CrossEntropy(), Perplexity(), TopKAccuracy(2)])
 def test_an_interval_is_that_of_the_metric_of_each_resample(metric):
     fast = BootstrapInterval(metric, resamples=20).compute(multiclass())
@@ -89,5 +93,5 @@ def test_options_and_labels_that_do_not_fit_are_refused():
         TopKAccuracy().compute(several)
     with pytest.raises(DataError, match="Perplexity takes one class per token or sample; use CrossEntropy"):
         Perplexity().compute(several)
-    with pytest.raises(DataError, match="not finite have no cross-entropy"):
+    with pytest.raises(DataError, match="outputs must be finite"):
         CrossEntropy().compute(multiclass(np.full_like(LOGITS, np.nan)))

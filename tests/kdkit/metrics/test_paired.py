@@ -276,6 +276,14 @@ def test_seeds_with_test_samples_of_their_own_include_their_choice():
     comparison = compared(runs)
     assert (comparison.samples, comparison.verdict) == (None, "better")
     assert "test samples differ between runs" in comparison.note
+    biased = compared(runs, BootstrapInterval(CalibrationError()))
+    assert (biased.includes_samples, biased.verdict) == (False, "not distinguishable")
+
+
+def test_a_run_without_predictions_is_named_in_the_note():
+    runs, values = of_seeds(shift=0.6, spread=0.3), ({0: 0.8, 1: 0.9}, {0: 0.7, 1: 0.7})
+    comparison = compare_over_seeds(MacroAUROC(), *values, lambda: (runs[1], runs[0][:1]))
+    assert comparison.note.startswith("runs are compared in pairs, at least one; got ")
 
 
 def test_a_calibration_error_is_not_compared():

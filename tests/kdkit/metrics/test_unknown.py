@@ -120,8 +120,8 @@ def test_a_metric_of_numbers_is_the_mean_over_columns_of_their_known_samples(met
     assert low < metric.compute(test).value < high
 
 
-@pytest.mark.parametrize("metric", [MSE(), MAE()], ids=lambda metric: metric.name)
+@pytest.mark.parametrize("metric", [MSE(), MAE(), R2(), Pearson()], ids=lambda metric: metric.name)
 def test_an_output_that_is_not_a_number_is_not_left_out(metric):
-    labels = np.array([[1.0, np.nan], [2.0, 3.0]])
-    outputs = np.array([[1.0, 1.0], [2.0, np.nan]])
+    labels = np.array([[1.0, np.nan], [2.0, 3.0], [3.0, 4.0]])
+    outputs = np.array([[1.0, 1.0], [2.0, np.nan], [2.0, 1.0]])
     assert np.isnan(metric.compute(Predictions(labels=labels, outputs=outputs, classes=("a", "b"))).value)

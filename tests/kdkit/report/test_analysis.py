@@ -1,5 +1,7 @@
 """Agreement, calibration and confusion of predictions, against other programs and small cases by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
@@ -51,6 +53,13 @@ def test_agreement_of_one_class_per_sample():
     centred = [log_softmax(side.outputs, 1) for side in (teacher, student)]
     centred = [side - side.mean(1, keepdims=True) for side in centred]
     assert result.correlation == pytest.approx(np.corrcoef(centred[0].ravel(), centred[1].ravel())[0, 1])
+
+
+def test_masked_classes_do_not_change_the_correlation_of_the_others():
+    pair = multiclass(0), multiclass(1)
+    masked = [replace(side, outputs=np.concatenate([side.outputs, np.full((50, 1), -8.5e37)], 1)) for side in pair]
+    masked = [as_run(replace(side, classes=(*CLASSES, "d"))) for side in masked]
+    assert agreement(*masked).correlation == pytest.approx(agreement(*map(as_run, pair)).correlation)
 
 
 def test_agreement_of_labels_leaves_out_unknown_ones():

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
@@ -18,7 +19,7 @@ from kdkit.errors import PluginWarning, RunFolderError
 from kdkit.metrics import MacroAUROC
 from kdkit.plugins.manager import installed
 from kdkit.report import Section, write_report
-from kdkit.report.charts import heat_map
+from kdkit.report.charts import heat_map, nice_ticks
 from kdkit.report.overview import net_table
 from kdkit.report.runs import read_runs
 from kdkit.report.verdict import headline_of, verdicts_of
@@ -165,6 +166,10 @@ def test_a_heat_map_of_many_layers_escapes_their_names_and_shows_values_on_hover
     assert "1.00" in few.text
 
 
+def test_tiny_numbers_have_distinct_ticks():
+    assert nice_ticks(2e-14, 4e-14) == [2e-14, 2.5e-14, 3e-14, 3.5e-14, 4e-14]
+
+
 def test_seeds_are_compared_in_pairs(runs, tmp_path):
     page = report_page(*(runs / f"seed{seed}" for seed in range(3)), out=tmp_path / "report.html")
     assert "on average over 3 seeds" in page.text
@@ -195,6 +200,12 @@ def test_a_folder_of_runs_stands_for_all_of_them(runs, tmp_path):
     assert len(report.verdicts) == 2
     # Paths may be strings, and a single folder needs no list.
     assert len(write_report(str(runs), str(tmp_path / "again.html")).runs) == 4
+
+
+def test_a_run_that_is_named_by_two_paths_is_shown_once(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    shown, _ = read_runs([Path("seed0"), runs / "seed0", runs / "other" / ".." / "seed0"])
+    assert [run.label for run in shown] == ["seed0"]
 
 
 def test_runs_of_one_seed_are_no_sample_of_seeds(runs, tmp_path):
