@@ -268,18 +268,21 @@ class ReportedRun:
 def read_runs(folders: Sequence[Path]) -> tuple[tuple[ReportedRun, ...], tuple[str, ...]]:
     """Return the runs in these folders, and a sentence for each folder of several runs that has unfinished ones.
 
-    A folder of several runs, such as a study, adds all of its runs that can be read. Raises RunFolderError if a folder
-    has no finished run.
+    A folder of several runs, such as a study, adds all of its runs that can be read; a sentence names the studies in
+    it. Raises RunFolderError if a folder has no finished run.
     """
     paths: dict[Path, list[Path]] = {}  # the runs in each folder
+    left_out = []
     for folder in folders:
         names = runs_in(folder) if not (folder / "run.json").exists() else []
         paths[folder] = [folder / name for name in names] or [folder]
+        if studies := [path for path in sorted(folder.glob("*/")) if names and runs_in(path)]:
+            of = describe_names(path.name for path in studies)
+            left_out.append(f"the runs in {of} of {folder} are left out; for their report, pass {studies[0]}")
     # A dict as an ordered set: a run that is named twice is shown once, also if one of the paths is absolute or a link.
     unique = dict.fromkeys(path.resolve() for inside in paths.values() for path in inside)
     labels = dict(zip(unique, distinct_names([*unique]), strict=True))
     runs: dict[Path, ReportedRun] = {}
-    left_out = []
     for folder, inside in paths.items():
         errors: list[KdkitError] = []
         for path in inside:

@@ -369,6 +369,15 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
+def test_studies_in_a_folder_of_runs_are_named(runs, tmp_path):
+    shutil.copytree(runs / "seed0", tmp_path / "first")
+    shutil.copytree(runs / "seed0", tmp_path / "sweep" / "temperature=2")
+    report = write_report(tmp_path, tmp_path / "report.html")
+    sweep = tmp_path / "sweep"
+    assert report.left_out == (f"the runs in sweep of {tmp_path} are left out; for their report, pass {sweep}",)
+    assert [run.label for run in report.runs] == ["first"]
+
+
 def test_runs_of_a_study_that_are_not_finished_are_left_out_and_named(runs, tmp_path, kdkit_here):
     study = tmp_path / "study"
     for name in ("seed0", "seed1", "seed2"):
