@@ -20,7 +20,7 @@ from kdkit.nets.taps import AttentionTap, ClassifierTap, HeadTap, Tap, TapLike
 from kdkit.teachers.cache.digest import Digest
 from kdkit.utils.devices import uses_tf32
 
-FORMAT = 4  # the version of the files and the key; increase it whenever either changes
+FORMAT = 5  # the version of the files and the key; increase it whenever either changes
 # Attributes of a Net that are already among the facts, or that its outputs do not depend on.
 _NET_ATTRIBUTES = ("name", "module", "view", "element", "classes", "version", "trained", "recompute", "channels_last",
                    "device", "weights_note", "_copies_inputs", "taken_element")  # fmt: skip
