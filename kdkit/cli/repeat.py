@@ -21,6 +21,7 @@ from kdkit.utils.signing import is_signed, sign
 
 COMMAND = "command.json"  # in a folder of several runs that one command started
 _COPY = "recipe.py"  # the copy of the recipe file in the run folder
+_OF_RESUMING = {"--resume": 0, "--force": 0, "--trust": 0}  # options that hold for one command, as in `without_options`
 
 
 def command_record(file: Path, arguments: list[str]) -> dict[str, Any]:
@@ -75,6 +76,7 @@ def arguments_to_resume(run: Path, *, trust: bool) -> list[str]:
 def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
     """Return the arguments of the `kdkit run` that wrote a run folder, and print the path of its recipe file.
 
+    They are without `--resume`, `--force` and `--trust`, which only hold for the command that they were given to.
     trust: accept a recipe file that has changed, is a copy, or was not recorded by this user on this machine. If False,
     such a file raises RunFolderError. Also raises RunFolderError if the run was not started by `kdkit run`, or was
     started in another folder.
@@ -119,7 +121,7 @@ def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
         )
     if is_first_process():
         echo(f"recipe file: {recipe}", err=True)
-    return [str(recipe), *arguments]
+    return [str(recipe), *without_options(arguments, _OF_RESUMING)]
 
 
 def recorded_recipe(run: Path, ctx: click.Context, *, trust: bool) -> tuple[RecipeFile, dict[str, Any], int]:

@@ -9,6 +9,7 @@ from textwrap import dedent
 import pytest
 import torch
 
+from kdkit.cli.repeat import recorded_arguments
 from kdkit.engine.storage.comparison import differences
 from kdkit.utils.files import write
 from kdkit.utils.sealed import json_parts, read_sealed_json, tensor_parts
@@ -82,6 +83,17 @@ def test_a_changed_recipe_file_is_not_executed_without_trust(command, finished, 
     assert marker.exists()
     assert "recipe sha256" in read_sealed_json(finished / "run.json")["forced"][0]
     assert command("run", "--resume", "run", "-q").code == 0  # the record is that of the changed recipe
+
+
+def test_options_of_a_resumed_run_hold_for_that_command_only(finished, tmp_path, monkeypatch):
+    arguments = ["--lr", "-1", "--resume", "--lr=2", "--force", "--trust"]
+    monkeypatch.setattr("kdkit.cli.repeat.is_signed", lambda *_: True)
+    rewrite(finished, arguments=[str(tmp_path / "mine.py"), *arguments])
+    assert recorded_arguments(finished, trust=False) == [str(tmp_path / "mine.py"), "--lr", "-1", "--lr=2"]
+
+
+def test_a_resumed_run_takes_values_of_options_of_its_recipe(command, finished):
+    assert "differs in its options: expected {'epochs': '2'}" in command("run", "--resume", "run", "--epochs", "1").err
 
 
 def test_a_run_folder_of_someone_else_executes_nothing_without_trust(command, finished, tmp_path):
