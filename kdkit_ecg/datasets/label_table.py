@@ -252,15 +252,18 @@ class _RowParser:
             return (text,)
         if is_missing(text):
             return None
-        parts = _SEPARATOR.split(text) if _SEPARATOR.search(text) else text.split(",")
         # PTB-XL has labels such as {'NORM': 100.0, 'SR': 0.0}; pandas writes the repr of lists and of arrays of NumPy.
-        if text[:1] + text[-1:] in ("[]", "{}"):
+        if text[:1] + text[-1:] in ("[]", "{}", "()"):
+            # NumPy divides items by spaces, and Python would join two texts without a comma in between.
+            gap = r"(?<=['\"])\s+(?=['\"])" if re.search("['\"]", text) else r"(?<=[0-9])\s+(?=[0-9])"
             with suppress(ValueError):
-                # NumPy divides items by spaces, and Python would join two texts without a comma in between.
-                items = parse_literal(re.sub(r"(?<=['\"])\s+(?=['\"])", ", ", text), "labels")
-                # The order of a set differs between processes, so the fingerprint of the data would too.
-                parts = [str(item) for item in (sorted(items, key=str) if isinstance(items, set) else items)]
-        return tuple(dict.fromkeys(part.strip() for part in parts if part.strip())) or None
+                items = parse_literal(re.sub(gap, ", ", text), "labels")
+                if isinstance(items, list | tuple | set | dict):
+                    # The order of a set differs between processes, so the fingerprint of the data would too.
+                    return _distinct(map(str, sorted(items, key=str) if isinstance(items, set) else items))
+            if text[0] == "[":  # names without quotes; other brackets may be part of a name
+                text = text[1:-1]
+        return _distinct(_SEPARATOR.split(text) if _SEPARATOR.search(text) else text.split(","))
 
     def _parsed(self, cells: Mapping[str, str], role: str, parse: Callable[[str], T | None]) -> T | None:
         """Return the value in a column, None if it is missing or cannot be parsed."""
@@ -269,3 +272,8 @@ class _RowParser:
         if value is None and not is_missing(text):
             self.unread.setdefault(self.roles[role], {})[text] = None
         return value
+
+
+def _distinct(labels: Iterable[str]) -> tuple[str, ...] | None:
+    """Return labels without spaces around them, empty ones and repetitions; None if none is left."""
+    return tuple(dict.fromkeys(label.strip() for label in labels if label.strip())) or None

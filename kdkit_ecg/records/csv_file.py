@@ -62,6 +62,7 @@ class CsvTable(NamedTuple):
 def open_csv(path: Path, expected: Sequence[str], unit: str) -> CsvTable:
     """Return which columns of a table are leads: those of its first line, or `expected` if that line has numbers.
 
+    A first line of 0, 1, 2 and so on has the numbers of the columns, not samples.
     Columns of the time or number of a sample are left out, unless they are expected.
     Raises DataError if the first lines contradict each other or the unit, or name a lead twice.
     """
@@ -83,7 +84,9 @@ def open_csv(path: Path, expected: Sequence[str], unit: str) -> CsvTable:
                 f"it has {len(cells)} columns and no line of names; expected the {len(expected)} leads of --leads or "
                 "ArrayFormat(leads=...)"
             )
-        return CsvTable(delimiter, tuple(expected), tuple(range(len(cells))), len(cells), 0)
+        # pandas writes the numbers of columns without names. A single 0 may be a sample.
+        is_numbered = len(cells) > 1 and cells == [str(column) for column in range(len(cells))]
+        return CsvTable(delimiter, tuple(expected), tuple(range(len(cells))), len(cells), int(is_numbered))
     named = [_WITH_UNIT.fullmatch(cell) for cell in cells]
     names = standard_names(match["name"] if match else cell for match, cell in zip(named, cells, strict=True))
     columns = [column for column, name in enumerate(names) if name in expected or not _TIME.fullmatch(name)]

@@ -178,6 +178,7 @@ def _parse_segments(path: Path, record_line: str, lines: Sequence[str], count: i
         samples=total,
         files=tuple(dict.fromkeys(name for part in signals for name in (part.path.name, *part.files))),
         checks=((0, 0),) * len(leads),  # each segment has its own
+        default_gains=tuple(lead for lead in leads if any(lead in part.default_gains for part in signals)),
         counted=any(part.counted for part in signals),
         renamed_files=tuple(dict.fromkeys(name for part in signals for name in part.renamed_files)),
         segments=tuple(parts),

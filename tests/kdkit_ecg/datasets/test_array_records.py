@@ -288,8 +288,9 @@ def test_a_csv_that_was_changed_since_it_was_opened_is_refused(tmp_path):
         source.read()
 
 
-def test_a_csv_without_names_has_the_leads_of_the_format(tmp_path):
-    np.savetxt(tmp_path / "a.csv", in_mv(0).T)
+@pytest.mark.parametrize("first_line", ["", "0 1 2 3 4 5 6 7"])  # the second one as pandas writes it
+def test_a_csv_without_names_has_the_leads_of_the_format(tmp_path, first_line):
+    np.savetxt(tmp_path / "a.csv", in_mv(0).T, header=first_line, comments="")
     [source] = open_file(tmp_path / "a.csv", EIGHT_LEADS)
     assert np.allclose(select_leads(source.read().signal, LEADS, EIGHT), in_mv(0), atol=1e-6)
 

@@ -368,6 +368,8 @@ def test_a_table_is_read_with_any_delimiter_a_byte_order_mark_and_windows_lines(
         (('["a, b", "c"]', "['c']"), [["a, b", "c"], ["c"]]),
         (("['a' 'b']", "['b'\n 'c']"), [["a", "b"], ["b", "c"]]),  # the repr of an array of NumPy
         (("[164889003, 426783006]", "[164889003]"), [["164889003", "426783006"], ["164889003"]]),
+        (("[164889003 426783006]", "[164889003]"), [["164889003", "426783006"], ["164889003"]]),  # NumPy
+        (("[AF, other]", "('AF',)"), [["AF", "other"], ["AF"]]),  # without quotes, and a tuple
         (("(AFIB", "[VT;(N"), [["(AFIB"], ["(N", "[VT"]]),  # no lists, but names of rhythms
         (("{[1]: 2}", "b"), [["{[1]: 2}"], ["b"]]),  # which Python cannot evaluate
     ],

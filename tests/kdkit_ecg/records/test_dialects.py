@@ -202,6 +202,7 @@ def test_segments_of_other_gains_units_and_baselines_are_joined_in_mv(tmp_path, 
     first, second = STEPS / 1000, (STEPS[::-1] - baseline) / per_mv
     ramp = np.linspace(first[:, -1], second[:, 0], 202)[1:-1].T
     assert_reads(path, np.concatenate([first, ramp, second], axis=1), gain=1)
+    assert read_header(path).default_gains == (LEADS if gain == "0" else ())
     (tmp_path / "S2.mat").write_bytes((tmp_path / "S1.mat").read_bytes())
     with pytest.raises(DataError, match="do not match the first samples and checksums"):
         read_header(path).read()
