@@ -1,5 +1,6 @@
 """Add noise: white noise, slow drift of the baseline, and the hum of the mains."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from kdkit import RecipeError
 from kdkit.utils.validation import is_number, validate_above_zero
-from kdkit_ecg.augmentations.base import Signal, check_range
+from kdkit_ecg.augmentations.base import Signal, Sometimes, check_range
 from kdkit_ecg.leads import LEADS
 
 
@@ -78,6 +79,19 @@ class PowerLine:
         hertz = self.hertz[generator.integers(len(self.hertz))]
         angles = 2 * np.pi * (hertz * np.arange(signal.shape[1]) / rate)  # (time,)
         return _add_at_electrodes(signal, angles, generator.uniform(0, self.size), generator)
+
+
+def require_electrodes(augment: Sequence[Any], leads: Sequence[str]) -> None:
+    """Raise RecipeError if an augmentation adds noise at electrodes, but the leads are not LEADS, in this order."""
+    for augmentation in augment:
+        inner = augmentation
+        while isinstance(inner, Sometimes):
+            inner = inner.augmentation
+        if isinstance(inner, BaselineWander | PowerLine) and tuple(leads) != LEADS:
+            raise RecipeError(
+                f"{augmentation!r} adds noise at electrodes, which needs the leads {', '.join(LEADS)}, in this order; "
+                f"got {', '.join(leads)}; leave it out, or read all twelve and select some with the view Leads"
+            )
 
 
 def _add_at_electrodes(

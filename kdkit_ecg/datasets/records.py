@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
+from kdkit_ecg.augmentations.noise import require_electrodes
 from kdkit_ecg.datasets.cross_validation import FoldedDataset
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.datasets.label_table import LabelTable, NamedClasses, NamedNumbers, read_label_table
@@ -65,6 +66,7 @@ class Records(FoldedDataset):
             raise RecipeError(f"classes must be names in a tuple, such as ('AF', 'other'), got {self.classes!r}")
         object.__setattr__(self, "classes", self._table.classes.names)
         object.__setattr__(self, "leads", self._chosen_leads())
+        require_electrodes(self.augment, self.leads)
 
     @property
     def notices(self) -> tuple[str, ...]:

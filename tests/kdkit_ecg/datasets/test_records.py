@@ -9,6 +9,7 @@ import torch
 
 from kdkit import DataError, RecipeError
 from kdkit_ecg import Leads, LRHNet, Records
+from kdkit_ecg.augmentations import PowerLine, Sometimes
 from kdkit_ecg.datasets.label_table import read_label_table
 from kdkit_ecg.datasets.signal_split import SIGNAL
 from kdkit_ecg.leads import LEADS
@@ -428,6 +429,7 @@ def test_names_with_accents_are_found_in_either_form_of_unicode(tmp_path):
         ({"classes": "AF"}, "classes must be names in a tuple"),
         ({"leads": "II"}, "leads must be names in a tuple"),
         ({"leads": ("II", "ii")}, "expected every lead once, got 'II' twice"),
+        ({"leads": LEADS[::-1], "augment": (Sometimes(PowerLine()),)}, "needs the leads I, .* in this order; got V6"),
         ({"columns": {"patients": "patient"}}, "unknown key 'patients'; did you mean 'patient'"),
         ({"columns": {"patient": "pat"}}, "has no column 'pat'; did you mean 'patient'"),
         ({"task": "ranking"}, "task must be 'multilabel' or 'multiclass' or 'regression'; got 'ranking'"),
