@@ -85,7 +85,8 @@ class LabelSpec:
     def targets(self, labels: Tensor) -> Tensor:
         """Return the labels of a batch in the form that losses take, with NaN for unknown labels."""
         if self.unknown is not None:
-            return mark_unknown(labels, self.unknown)
+            # Whole numbers have no NaN. They are no class indices, which `derive` refuses.
+            return mark_unknown(labels if labels.is_floating_point() else labels.float(), self.unknown)
         return as_targets(labels, per_position=self.has_class_maps)
 
 

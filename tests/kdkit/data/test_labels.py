@@ -357,6 +357,14 @@ def test_numbers_may_be_unknown_too(value):
     assert data.train.batch(torch.arange(3), 0).labels.isnan().tolist() == [[False, True], [True, False], [False] * 2]
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_whole_numbers_may_be_unknown_too(dtype):
+    numbers = TensorDataset(torch.zeros(3, 1), torch.tensor([61, -1, 7], dtype=dtype))
+    data = TorchData(numbers, numbers, task="regression", unknown=-1)
+    for labels in (data.train.labels, data.train.batch(torch.arange(3), 0).labels):
+        assert labels.isnan().tolist() == [False, True, False]
+
+
 def test_class_indices_have_an_ignore_index_instead():
     with pytest.raises(DataError, match=r"unknown=-100 is for .* multiclass; use a class index .* ignore_index"):
         TorchData(visible(INDICES), visible(INDICES), unknown=-100)
