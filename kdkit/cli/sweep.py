@@ -143,8 +143,8 @@ def _reference(ctx: click.Context, grid: Mapping[str, Sequence[Any]], texts: Seq
         name, equals, value = text.removeprefix("--").partition("=")
         option = options.get(name.replace("-", "_"))
         values: tuple[Any, ...] = option.process_value(ctx, (value,)) if option is not None and equals else ()
-        if option is None or len(values) != 1:
+        if option is None or len(values) != 1 or option.name in reference:
             names = " or ".join(f"{name}=VALUE" for name in grid) or "an option that this command sweeps"
-            raise click.UsageError(f"--reference must be {names}, with one value; got {text!r}")
+            raise click.UsageError(f"--reference must be {names}, with one value, once; got {text!r}")
         reference[str(option.name)] = values[0]
     return reference

@@ -83,8 +83,9 @@ def test_a_sweep_prints_a_table_and_the_verdicts(sweep, tmp_path):
     compared = sweep("--lr", "1e-6,0.3", "--seeds", "2", "--reference", "lr=0.000001")
     assert compared.code == 0, compared
     assert "accuracy minus that of lr=1e-06 (95 % interval)" in compared.out
-    for text in ("device=cpu", "lr", "lr=0.1,0.2"):
-        refused = sweep("--lr", "1e-6,0.3", "--seeds", "2", "--reference", text)
+    for texts in (["device=cpu"], ["lr"], ["lr=0.1,0.2"], ["lr=0.3", "lr=1e-6"]):
+        references = [word for text in texts for word in ("--reference", text)]
+        refused = sweep("--lr", "1e-6,0.3", "--seeds", "2", *references)
         assert (refused.code, "--reference must be lr=VALUE" in refused.err) == (2, True), refused
 
 
