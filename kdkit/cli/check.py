@@ -1,11 +1,14 @@
 """The commands `kdkit check` and `kdkit evaluate`."""
 
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import click
 
 from kdkit.cli.options import PATH, PRECISION, SEED, TEACHER_CACHE, device_option, net_option
 from kdkit.cli.recipe_command import RecipeCommand, file_of, recipe_options
+from kdkit.utils.files import is_file
 from kdkit.utils.printable import echo
 
 
@@ -92,7 +95,8 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
         kdkit evaluate recipe.py --weights runs/first
         kdkit evaluate recipe.py --weights model.safetensors --net teacher
 
-    Thresholds are fitted on the validation split, and metrics are computed on the test split if there is one.
+    Thresholds are fitted on the validation split, and metrics are computed on the test split if there is one. If
+    recipe() splits the data at random, it does so with the seed of the run that wrote the weights.
     """
     from kdkit.engine.display.tables import results_table
     from kdkit.engine.evaluate import evaluate as evaluate_weights
@@ -103,7 +107,7 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
 
     file = file_of(ctx)
     settings = RunOptions(device=options["device"], precision=options["precision"])
-    seed_everything(settings.seed)  # as in a run, because recipe() may split the data
+    seed_everything(_seed_of(options["weights"]))  # as in the run, because recipe() may split the data
     with Status() as status:
         status.show("preparing the data and the networks")
         recipe = file.make(recipe_options(file, options))
@@ -114,3 +118,15 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
     console.print(results_table(results, f"{options['weights']} on {split}"))
     for note in distinct_notes(result.note for result in results.values()):
         print_note(console, note)
+
+
+def _seed_of(weights: Path) -> int:
+    """Return the seed of the run whose folder has these weights; 0, the default of a run, for other files."""
+    from kdkit.engine.storage.run_files import RECORD
+    from kdkit.engine.storage.run_folder import read_record
+
+    with suppress(OSError):  # such as a name that is too long, which is explained when the weights are read
+        for folder in (weights, *weights.absolute().parents[:2]):  # of the run, of its stage, or a file in one of them
+            if is_file(folder / RECORD):
+                return int(read_record(folder)["seed"])
+    return 0

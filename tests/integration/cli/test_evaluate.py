@@ -15,13 +15,14 @@ import torch
 from torch import nn
 from kdkit import *
 from kdkit.losses import SoftTargets
-from tests.helpers.tiny import Mlp, tiny_data
+from torch.utils.data import random_split
+from tests.helpers.tiny import Mlp, samples
 
 def recipe(hidden: int = 5) -> Recipe:
     teacher, student = Net("teacher", Mlp(hidden=7)), Net("student", Mlp(hidden=hidden))
     training = Training(epochs=2, batch_size=4)
     return Recipe(
-        data=tiny_data(rows=24),
+        data=TorchData(*random_split(samples(rows=84), (24, 30, 30)), classes=["a", "b", "c"]),
         schedule=Sequential(
             teacher, student, truth=Truth(nn.CrossEntropyLoss()), kd_loss=SoftTargets(), training=training
         ),
@@ -32,7 +33,8 @@ def recipe(hidden: int = 5) -> Recipe:
 @pytest.mark.parametrize("net", ["teacher", "student"])
 def test_the_metrics_of_a_run_are_computed_again_from_its_weights(net, kdkit_here, tmp_path):
     (tmp_path / "recipe.py").write_text(RECIPE)
-    assert kdkit_here("run", "recipe.py", "--out", "run", "--device", "cpu", "-q").code == 0
+    run = kdkit_here("run", "recipe.py", "--out", "run", "--device", "cpu", "-q", "--seed", "3")  # of the random split
+    assert run.code == 0, run.err
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"][net]
     result = kdkit_here("evaluate", "recipe.py", "--weights", "run", "--net", net, "--device", "cpu")
     assert result.code == 0, result.err
