@@ -149,7 +149,7 @@ class RunCommand(RecipeCommand):
         needs_folder = "--resume" in args and not ctx.resilient_parsing and not following.endswith(".py")
         file = self._find_file(rest) if needs_folder else None
         # The value of an option of the recipe, which is not known yet, looks like a file.
-        if needs_folder and (file is None or (Path(following).is_dir() and not file.endswith(".py"))):
+        if needs_folder and (file is None or (following and Path(following).is_dir() and not file.endswith(".py"))):
             if not following or following.startswith("-"):
                 raise click.UsageError("--resume needs the folder of a run: kdkit run --resume FOLDER", ctx)
             from kdkit.cli.repeat import arguments_to_resume
