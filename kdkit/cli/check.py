@@ -1,5 +1,6 @@
 """The commands `kdkit check` and `kdkit evaluate`."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,8 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
 
     file = file_of(ctx)
     settings = RunOptions(device=options["device"], precision=options["precision"])
-    seed_everything(_seed_of(options["weights"]))  # as in the run, because recipe() may split the data
+    record = _record_of(options["weights"])
+    seed_everything(int(record.get("seed", settings.seed)))  # as in the run, because recipe() may split the data
     with Status() as status:
         status.show("preparing the data and the networks")
         recipe = file.make(recipe_options(file, options))
@@ -116,17 +118,20 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
     split = "validation" if recipe.data.test is None else "test"
     console = make_console()
     console.print(results_table(results, f"{options['weights']} on {split}"))
-    for note in distinct_notes(result.note for result in results.values()):
+    notes = distinct_notes(result.note for result in results.values())
+    if record and record.get("data") != recipe.data.fingerprint:  # such as another fold
+        notes = [*notes, "the run that wrote the weights had other data or splits; it may have trained on this split"]
+    for note in notes:
         print_note(console, note)
 
 
-def _seed_of(weights: Path) -> int:
-    """Return the seed of the run whose folder has these weights; 0, the default of a run, for other files."""
+def _record_of(weights: Path) -> Mapping[str, Any]:
+    """Return the record of the run whose folder has these weights, empty for other files."""
     from kdkit.engine.storage.run_files import RECORD
     from kdkit.engine.storage.run_folder import read_record
 
     with suppress(OSError):  # such as a name that is too long, which is explained when the weights are read
         for folder in (weights, *weights.absolute().parents[:2]):  # of the run, of its stage, or a file in one of them
             if is_file(folder / RECORD):
-                return int(read_record(folder)["seed"])
-    return 0
+                return read_record(folder)
+    return {}

@@ -18,11 +18,11 @@ from kdkit.losses import SoftTargets
 from torch.utils.data import random_split
 from tests.helpers.tiny import Mlp, samples
 
-def recipe(hidden: int = 5) -> Recipe:
+def recipe(hidden: int = 5, rows: int = 84) -> Recipe:
     teacher, student = Net("teacher", Mlp(hidden=7)), Net("student", Mlp(hidden=hidden))
     training = Training(epochs=2, batch_size=4)
     return Recipe(
-        data=TorchData(*random_split(samples(rows=84), (24, 30, 30)), classes=["a", "b", "c"]),
+        data=TorchData(*random_split(samples(rows=rows), (24, 30, rows - 54)), classes=["a", "b", "c"]),
         schedule=Sequential(
             teacher, student, truth=Truth(nn.CrossEntropyLoss()), kd_loss=SoftTargets(), training=training
         ),
@@ -42,6 +42,9 @@ def test_the_metrics_of_a_run_are_computed_again_from_its_weights(net, kdkit_her
     for name, metric in metrics.items():
         (line,) = [line for line in result.out.splitlines() if f" {name} " in line]
         assert f"{metric['value']:.4f}" in line
+    assert "other data or splits" not in result.out
+    other = kdkit_here("evaluate", "recipe.py", "--weights", "run", "--rows", "85", "--device", "cpu")
+    assert "note: the run that wrote the weights had other data or splits; it may have trained on" in other.out
     wrong = kdkit_here("evaluate", "recipe.py", "--weights", "run", "--hidden", "6", "--device", "cpu")
     assert wrong.code == 2
     assert "do not fit net 'student'" in wrong.err
