@@ -107,8 +107,6 @@ class BoundTerm:
         Samples without a teacher output are left out, unless the loss takes them or `fill` is set.
         """
         inputs = self.whole_inputs(batch, outputs, fill=fill)
-        if not inputs.share:
-            return inputs
         if self.ignore_index is not None and self.ignored != (self.ignore_index,):
             # A loss ignores only one label. Selecting the rows with other labels instead would wait for the device.
             is_missing = is_ignored(inputs.labels, self.ignored)
