@@ -70,6 +70,7 @@ class LossAttributes(Protocol):
     between ranks must be, because the other ranks would wait for a rank that does not call it.
     fills_missing: whether the loss also gets samples without a teacher output, such as all samples of a `Past` in the
     first epoch, with the student's own detached output as their target. Otherwise, they are left out.
+    reduction: "sum" for a loss that is a sum over samples, such as one of torch; any other is a mean.
     """
 
     extra_kwargs: Collection[str] | None = None
@@ -80,6 +81,7 @@ class LossAttributes(Protocol):
     any_classes: bool = False
     accepts_no_rows: bool = False
     fills_missing: bool = False
+    reduction: str | None = None
 
 
 @runtime_checkable
@@ -165,6 +167,11 @@ def accepts_no_rows(loss: Loss) -> bool:
 def fills_missing(loss: Loss) -> bool:
     """Return whether a loss gets samples without a teacher output, by its attribute `fills_missing`."""
     return bool(getattr(loss, "fills_missing", LossAttributes.fills_missing))
+
+
+def is_sum(loss: Loss) -> bool:
+    """Return whether a loss is a sum over samples, by its attribute `reduction`."""
+    return bool(getattr(loss, "reduction", LossAttributes.reduction) == "sum")
 
 
 def unwrapped(loss: Any) -> Any:

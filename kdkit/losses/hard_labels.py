@@ -91,6 +91,7 @@ class SecondHead(nn.Module):
         self.blocks = blocks
         self.extra_kwargs, self.requires = extra_kwargs_of(self.loss), requirements_of(self.loss)
         self.accepts_unknown = accepts_unknown(self.loss)
+        self.reduction = getattr(self.loss, "reduction", None)
         self.trunk: nn.Module = nn.Identity()
         self.head: nn.Module = nn.Identity()
 

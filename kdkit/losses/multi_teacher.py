@@ -64,6 +64,8 @@ class PerTeacher(nn.Module):
         self.per_position = is_per_position(loss)
         self.any_classes = allows_any_classes(loss)
         self.accepts_no_rows = accepts_no_rows(loss)
+        # "confidence" is a mean over samples, whatever the loss is
+        self.reduction = None if weights == "confidence" else getattr(loss, "reduction", None)
 
     @property
     def loss(self) -> Loss:

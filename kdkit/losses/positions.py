@@ -47,6 +47,11 @@ class PerPosition:
         return allows_any_classes(self.loss)
 
     @property
+    def reduction(self) -> str | None:
+        """The reduction of `loss`."""
+        return getattr(self.loss, "reduction", None)
+
+    @property
     def extra_kwargs(self) -> frozenset[str]:
         """The labels, if they select positions or `loss` takes them."""
         return extra_kwargs_of(self.loss) if self.ignore_index is None else frozenset({"labels"})
@@ -94,6 +99,11 @@ class PerToken:
     def any_classes(self) -> bool:
         """Whether the sides may have different classes, as for `loss`."""
         return allows_any_classes(self.loss)
+
+    @property
+    def reduction(self) -> str | None:
+        """The reduction of `loss`."""
+        return getattr(self.loss, "reduction", None)
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
         """Return the loss over the selected tokens."""
@@ -144,6 +154,11 @@ class Masked(nn.Module):
     def any_classes(self) -> bool:
         """Whether the sides may have different classes, as for `loss`."""
         return allows_any_classes(self.loss)
+
+    @property
+    def reduction(self) -> str | None:
+        """The reduction of `loss`."""
+        return getattr(self.loss, "reduction", None)
 
     def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: nn.Module | None) -> None:
         """Build the loss for rows of positions."""

@@ -12,7 +12,7 @@ from kdkit.engine.stage.class_alignment import ClassAlignment, Columns
 from kdkit.engine.stage.labelled_rows import LabelledRows
 from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.errors import RecipeError
-from kdkit.losses.base import Loss, accepts_no_rows, extra_kwargs_of, fills_missing
+from kdkit.losses.base import Loss, accepts_no_rows, extra_kwargs_of, fills_missing, is_sum
 from kdkit.losses.features import TensorOrTuple, as_tuple, map_side, upcast_half
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Match, Term, Weighted
@@ -99,7 +99,8 @@ class BoundTerm:
         if self.ignore_index is not None:
             # The mean over no labels is 0 / 0 in torch. A branch would wait for the device.
             value = torch.where((inputs.labels == self.ignore_index).all(), 0.0, value)
-        return value if inputs.share == 1 else value * inputs.share
+        # A sum over the samples with a teacher output needs no factor; their mean counts by their share of the batch.
+        return value if inputs.share == 1 or is_sum(self.loss) else value * inputs.share
 
     def gather_inputs(self, batch: Batch, outputs: TeacherOutputs, *, fill: bool = False) -> TermInputs:
         """Return the inputs of the loss, as rows with a label, reduced to the classes that its sides share.

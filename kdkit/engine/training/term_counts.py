@@ -11,7 +11,7 @@ from kdkit.data.batch import Batch
 from kdkit.data.labels import is_ignored
 from kdkit.engine.stage.class_alignment import shared_labels
 from kdkit.engine.stage.terms import BoundTerm
-from kdkit.losses.base import BuildContext, Loss, describe_loss
+from kdkit.losses.base import BuildContext, Loss, describe_loss, is_sum
 from kdkit.losses.chunked import Chunked
 from kdkit.losses.hard_labels import SecondHead
 from kdkit.losses.label_losses import IgnoreUnknown, SampleWeighted
@@ -28,7 +28,7 @@ def count_of(term: BoundTerm, context: BuildContext) -> Count | Literal["sum", "
     sum, not a mean.
     """
     loss, of_labels = _of_outputs(term.loss), term.target is None
-    if getattr(loss, "reduction", None) == "sum":
+    if is_sum(term.loss):
         return "sum"
     if _is_unknown(term, context):
         return "samples"

@@ -11,17 +11,23 @@ from torch.nn import functional as F
 
 from kdkit import BuildContext, RecipeError
 from kdkit.losses import (
+    Chunked,
     Cosine,
     Hint,
+    IgnoreUnknown,
     Masked,
     PerLabelSoftTargets,
     PerPosition,
+    PerTeacher,
+    PerToken,
+    SampleWeighted,
+    SecondHead,
     SoftTargets,
     extra_kwargs_of,
     loss_name,
     requirements_of,
 )
-from kdkit.losses.base import describe_loss
+from kdkit.losses.base import describe_loss, is_sum
 from kdkit.losses.projectors import Projector
 
 CONTEXT = BuildContext(classes=("a", "b"), task="multiclass", samples=4, ids=True)
@@ -225,3 +231,15 @@ def test_keyword_arguments_and_requirements_are_read_from_the_signature_and_the_
 ):
     assert extra_kwargs_of(loss) == extra_kwargs
     assert requirements_of(loss) == requirements
+
+
+@pytest.mark.parametrize(
+    "wrapper", [Chunked, IgnoreUnknown, Masked, PerPosition, PerTeacher, PerToken, SampleWeighted, SecondHead]
+)
+def test_a_wrapper_of_a_sum_is_a_sum(wrapper):
+    assert is_sum(wrapper(nn.CrossEntropyLoss(reduction="sum")))
+    assert not is_sum(wrapper(nn.CrossEntropyLoss()))
+
+
+def test_the_confidence_of_teachers_weights_a_mean_over_samples():
+    assert not is_sum(PerTeacher(nn.MSELoss(reduction="sum"), weights="confidence"))
