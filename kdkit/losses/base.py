@@ -171,7 +171,20 @@ def fills_missing(loss: Loss) -> bool:
 
 def is_sum(loss: Loss) -> bool:
     """Return whether a loss is a sum over samples, by its attribute `reduction`."""
-    return bool(getattr(loss, "reduction", LossAttributes.reduction) == "sum")
+    return bool(option_of(loss, "reduction") == "sum")
+
+
+def option_of(loss: Loss, name: str) -> Any:
+    """Return an option of a loss, None if it has none: an attribute, or the argument of a function of torch."""
+    if getattr(function_of(loss), "__module__", None) != "torch.nn.functional":
+        return getattr(loss, name, None)
+    parameter = parameters_by_name(loss).get(name)  # a partial changes the defaults
+    return None if parameter is None else parameter.default
+
+
+def function_of(loss: Any) -> Any:
+    """Return the function of a `functools.partial`; any other loss unchanged."""
+    return loss.func if isinstance(loss, partial) else loss
 
 
 def unwrapped(loss: Any) -> Any:
@@ -188,8 +201,7 @@ def is_of_kdkit(loss: object) -> bool:
 
 def is_of_torch(loss: Any) -> bool:
     """Return whether a loss is one of `torch.nn` or its `functional` functions, even if kdkit wraps it."""
-    loss = unwrapped(loss)
-    function = loss.func if isinstance(loss, partial) else loss
+    function = function_of(unwrapped(loss))
     return isinstance(function, _Loss) or getattr(function, "__module__", None) == "torch.nn.functional"
 
 

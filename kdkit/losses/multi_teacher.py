@@ -20,6 +20,7 @@ from kdkit.losses.base import (
     allows_any_classes,
     extra_kwargs_of,
     is_per_position,
+    option_of,
     requirements_of,
 )
 from kdkit.losses.features import ProjectedLoss, Shapes, TensorOrTuple, as_tuple
@@ -65,7 +66,7 @@ class PerTeacher(nn.Module):
         self.any_classes = allows_any_classes(loss)
         self.accepts_no_rows = accepts_no_rows(loss)
         # "confidence" is a mean over samples, whatever the loss is
-        self.reduction = None if weights == "confidence" else getattr(loss, "reduction", None)
+        self.reduction = None if weights == "confidence" else option_of(loss, "reduction")
 
     @property
     def loss(self) -> Loss:

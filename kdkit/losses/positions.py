@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError, describe
-from kdkit.losses.base import BuildableLoss, BuildContext, Loss, accepts_no_rows, allows_any_classes, extra_kwargs_of
+from kdkit.losses.base import (
+    BuildableLoss,
+    BuildContext,
+    Loss,
+    accepts_no_rows,
+    allows_any_classes,
+    extra_kwargs_of,
+    option_of,
+)
 from kdkit.losses.features import Shapes, TensorOrTuple, as_tuple
 from kdkit.utils.validation import is_whole_number
 
@@ -47,9 +55,9 @@ class PerPosition:
         return allows_any_classes(self.loss)
 
     @property
-    def reduction(self) -> str | None:
+    def reduction(self) -> Any:
         """The reduction of `loss`."""
-        return getattr(self.loss, "reduction", None)
+        return option_of(self.loss, "reduction")
 
     @property
     def extra_kwargs(self) -> frozenset[str]:
@@ -101,9 +109,9 @@ class PerToken:
         return allows_any_classes(self.loss)
 
     @property
-    def reduction(self) -> str | None:
+    def reduction(self) -> Any:
         """The reduction of `loss`."""
-        return getattr(self.loss, "reduction", None)
+        return option_of(self.loss, "reduction")
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
         """Return the loss over the selected tokens."""
@@ -156,9 +164,9 @@ class Masked(nn.Module):
         return allows_any_classes(self.loss)
 
     @property
-    def reduction(self) -> str | None:
+    def reduction(self) -> Any:
         """The reduction of `loss`."""
-        return getattr(self.loss, "reduction", None)
+        return option_of(self.loss, "reduction")
 
     def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: nn.Module | None) -> None:
         """Build the loss for rows of positions."""

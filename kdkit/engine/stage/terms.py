@@ -12,7 +12,7 @@ from kdkit.engine.stage.class_alignment import ClassAlignment, Columns
 from kdkit.engine.stage.labelled_rows import LabelledRows
 from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.errors import RecipeError
-from kdkit.losses.base import Loss, accepts_no_rows, extra_kwargs_of, fills_missing, is_sum
+from kdkit.losses.base import Loss, accepts_no_rows, extra_kwargs_of, fills_missing
 from kdkit.losses.features import TensorOrTuple, as_tuple, map_side, upcast_half
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Match, Term, Weighted
@@ -58,6 +58,7 @@ class BoundTerm:
     ignored: all labels of the data that mean "no label"; `ignore_index` replaces them before the loss is called.
     upcasts: whether both sides are converted from half precision to float32, as for the losses of torch. Losses of
     kdkit do this themselves, and a user-defined loss may hold weights in half precision.
+    is_sum: whether the loss is a sum over samples.
     """
 
     label: str
@@ -75,6 +76,7 @@ class BoundTerm:
     ignore_index: int | None
     ignored: tuple[int, ...]
     upcasts: bool
+    is_sum: bool
 
     @property
     def follows_progress(self) -> bool:
@@ -100,7 +102,7 @@ class BoundTerm:
             # The mean over no labels is 0 / 0 in torch. A branch would wait for the device.
             value = torch.where((inputs.labels == self.ignore_index).all(), 0.0, value)
         # A sum over the samples with a teacher output needs no factor; their mean counts by their share of the batch.
-        return value if inputs.share == 1 or is_sum(self.loss) else value * inputs.share
+        return value if inputs.share == 1 or self.is_sum else value * inputs.share
 
     def gather_inputs(self, batch: Batch, outputs: TeacherOutputs, *, fill: bool = False) -> TermInputs:
         """Return the inputs of the loss, as rows with a label, reduced to the classes that its sides share.

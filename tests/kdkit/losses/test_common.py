@@ -1,6 +1,7 @@
 """Properties that several losses share, and the names and keyword arguments of losses. Golden numbers: tests/parity."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -239,6 +240,12 @@ def test_keyword_arguments_and_requirements_are_read_from_the_signature_and_the_
 def test_a_wrapper_of_a_sum_is_a_sum(wrapper):
     assert is_sum(wrapper(nn.CrossEntropyLoss(reduction="sum")))
     assert not is_sum(wrapper(nn.CrossEntropyLoss()))
+
+
+@pytest.mark.parametrize("wrapper", [Masked, PerPosition, PerTeacher, PerToken, SecondHead])
+def test_a_wrapper_of_a_function_of_torch_is_a_sum_if_the_function_is(wrapper):
+    assert is_sum(wrapper(partial(F.mse_loss, reduction="sum")))
+    assert not is_sum(wrapper(F.mse_loss))
 
 
 def test_the_confidence_of_teachers_weights_a_mean_over_samples():
