@@ -189,7 +189,7 @@ class Masked(nn.Module):
         selected = masks[0].flatten().nonzero().squeeze(1)
         target_selected = selected if masks[1] is masks[0] else masks[1].flatten().nonzero().squeeze(1)
         if not len(selected) and not accepts_no_rows(self.loss):
-            return as_tuple(student)[0].sum() * 0.0  # keeps the graph
+            return _zero_of(as_tuple(student)[0])
 
         value: Tensor = self.loss(_rows_of(student, selected), _rows_of(target, target_selected))
         return value
@@ -266,10 +266,15 @@ def _loss_of_rows(loss: Loss, sides: tuple[Tensor, Tensor], labels: Tensor, igno
         # Indices, because each selection by a mask would wait for the device again.
         selected = (labels != ignored).nonzero().squeeze(1)
         if not len(selected):
-            return student.sum() * 0.0  # keeps the graph, so that a backward pass works
+            return _zero_of(student)
         student, target, labels = (side.index_select(0, selected) for side in (student, target, labels))
     kwargs = {"labels": labels} if extra_kwargs_of(loss) else {}
     return loss(student, target, **kwargs)
+
+
+def _zero_of(student: Tensor) -> Tensor:
+    """Return 0 with the graph of the student, so that a backward pass works; 0 * sum is NaN for masked classes."""
+    return student[:0].sum()
 
 
 def _require_loss_of_rows(loss: Loss, wrapper: object) -> None:

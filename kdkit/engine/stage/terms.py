@@ -96,7 +96,7 @@ class BoundTerm:
             student = as_tuple(inputs.student)[0]
             # The loss is 0 if no row of the batch has a label, a shared class and a teacher output.
             if not len(student) and not accepts_no_rows(self.loss):
-                return student.sum() * 0.0
+                return student.sum()
         value = self.loss(inputs.student, inputs.target_or_labels(), **self.loss_kwargs(inputs, progress))
         if self.ignore_index is not None:
             # The mean over no labels is 0 / 0 in torch. A branch would wait for the device.
