@@ -159,6 +159,8 @@ def teacher_confidence(teacher_outputs: tuple[Tensor, ...], labels: Tensor) -> T
     whose binary cross-entropies are averaged.
     """
     errors = torch.stack([_cross_entropy_per_sample(outputs.float(), labels) for outputs in teacher_outputs], 1)
+    # A teacher that masks the label by -inf has an infinite error, whose softmax would be NaN instead of 1.
+    errors = errors.clamp(max=torch.finfo(errors.dtype).max)
     # CA-MKD's w = (1 - softmax(cross-entropy)) / (K - 1): the lower the error, the higher the weight
     return (1 - errors.softmax(1)) / (len(teacher_outputs) - 1)
 
