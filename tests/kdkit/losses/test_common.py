@@ -12,11 +12,13 @@ from torch.nn import functional as F
 
 from kdkit import BuildContext, RecipeError
 from kdkit.losses import (
+    MLLD,
     Chunked,
     Cosine,
     Hint,
     IgnoreUnknown,
     Masked,
+    PerLabelMLLD,
     PerLabelSoftTargets,
     PerPosition,
     PerTeacher,
@@ -250,3 +252,9 @@ def test_a_wrapper_of_a_function_of_torch_is_a_sum_if_the_function_is(wrapper):
 
 def test_the_confidence_of_teachers_weights_a_mean_over_samples():
     assert not is_sum(PerTeacher(nn.MSELoss(reduction="sum"), weights="confidence"))
+
+
+@pytest.mark.parametrize("make", [MLLD, PerLabelMLLD])
+def test_a_list_of_temperatures_is_the_tuple_of_them(make):
+    assert make(temperatures=[2, 4]) == make(temperatures=(2, 4))
+    assert hash(make(temperatures=[2, 4])) == hash(make(temperatures=(2, 4)))
