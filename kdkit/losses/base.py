@@ -70,6 +70,7 @@ class LossAttributes(Protocol):
     between ranks must be, because the other ranks would wait for a rank that does not call it.
     fills_missing: whether the loss also gets samples without a teacher output, such as all samples of a `Past` in the
     first epoch, with the student's own detached output as their target. Otherwise, they are left out.
+    reduction: "sum" for a loss that is a sum over samples, such as one of torch; any other is a mean.
     """
 
     extra_kwargs: Collection[str] | None = None
@@ -80,6 +81,7 @@ class LossAttributes(Protocol):
     any_classes: bool = False
     accepts_no_rows: bool = False
     fills_missing: bool = False
+    reduction: str | None = None
 
 
 @runtime_checkable
@@ -167,6 +169,24 @@ def fills_missing(loss: Loss) -> bool:
     return bool(getattr(loss, "fills_missing", LossAttributes.fills_missing))
 
 
+def is_sum(loss: Loss) -> bool:
+    """Return whether a loss is a sum over samples, by its attribute `reduction`."""
+    return bool(option_of(loss, "reduction") == "sum")
+
+
+def option_of(loss: Loss, name: str) -> Any:
+    """Return an option of a loss, None if it has none: an attribute, or the argument of a function of torch."""
+    if getattr(function_of(loss), "__module__", None) != "torch.nn.functional":
+        return getattr(loss, name, None)
+    parameter = parameters_by_name(loss).get(name)  # a partial changes the defaults
+    return None if parameter is None else parameter.default
+
+
+def function_of(loss: Any) -> Any:
+    """Return the function of a `functools.partial`; any other loss unchanged."""
+    return loss.func if isinstance(loss, partial) else loss
+
+
 def unwrapped(loss: Any) -> Any:
     """Return the loss that a wrapper of kdkit calls, such as `Masked(loss)`; any other loss unchanged."""
     while is_of_kdkit(loss) and callable(getattr(loss, "loss", None)):
@@ -181,8 +201,7 @@ def is_of_kdkit(loss: object) -> bool:
 
 def is_of_torch(loss: Any) -> bool:
     """Return whether a loss is one of `torch.nn` or its `functional` functions, even if kdkit wraps it."""
-    loss = unwrapped(loss)
-    function = loss.func if isinstance(loss, partial) else loss
+    function = function_of(unwrapped(loss))
     return isinstance(function, _Loss) or getattr(function, "__module__", None) == "torch.nn.functional"
 
 

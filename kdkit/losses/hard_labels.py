@@ -6,7 +6,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdkit.errors import RecipeError
-from kdkit.losses.base import BuildableLoss, BuildContext, Loss, accepts_unknown, extra_kwargs_of, requirements_of
+from kdkit.losses.base import (
+    BuildableLoss,
+    BuildContext,
+    Loss,
+    accepts_unknown,
+    extra_kwargs_of,
+    option_of,
+    requirements_of,
+)
 from kdkit.losses.features import Shapes, cast_for, upcast_half
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution
 from kdkit.losses.validation import require_same_outputs, require_sides, validate_count, validate_share
@@ -91,6 +99,7 @@ class SecondHead(nn.Module):
         self.blocks = blocks
         self.extra_kwargs, self.requires = extra_kwargs_of(self.loss), requirements_of(self.loss)
         self.accepts_unknown = accepts_unknown(self.loss)
+        self.reduction = option_of(self.loss, "reduction")
         self.trunk: nn.Module = nn.Identity()
         self.head: nn.Module = nn.Identity()
 

@@ -77,6 +77,8 @@ class SampleWeighted(nn.Module):
                 f"SampleWeighted needs a loss with a value for each of {len(sample_weights)} samples; "
                 f"{type(self.loss).__name__} gives {tuple(values.shape)}"
             )
+        # Weights may be integers or booleans.
+        sample_weights = sample_weights.to(torch.promote_types(sample_weights.dtype, values.dtype))
         weights = sample_weights.view(-1, *(1 for _ in values.shape[1:]))  # (batch, 1, ...)
         if is_known is not None:
             values = torch.where(is_known, values, 0.0)

@@ -31,6 +31,8 @@ class _LevelOptions:
             raise RecipeError(f"temperatures are one number above 0 or more, such as (2, 4); got {self.temperatures!r}")
         for temperature in self.temperatures:
             validate_temperature(temperature)
+        # a list would neither be hashable nor equal to a tuple
+        object.__setattr__(self, "temperatures", tuple(self.temperatures))
         validate_weights(
             instance_weight=self.instance_weight, batch_weight=self.batch_weight, class_weight=self.class_weight
         )

@@ -20,6 +20,7 @@ from kdkit.losses.base import (
     allows_any_classes,
     extra_kwargs_of,
     is_per_position,
+    option_of,
     requirements_of,
 )
 from kdkit.losses.features import ProjectedLoss, Shapes, TensorOrTuple, as_tuple
@@ -64,6 +65,8 @@ class PerTeacher(nn.Module):
         self.per_position = is_per_position(loss)
         self.any_classes = allows_any_classes(loss)
         self.accepts_no_rows = accepts_no_rows(loss)
+        # "confidence" is a mean over samples, whatever the loss is
+        self.reduction = None if weights == "confidence" else option_of(loss, "reduction")
 
     @property
     def loss(self) -> Loss:
@@ -156,6 +159,8 @@ def teacher_confidence(teacher_outputs: tuple[Tensor, ...], labels: Tensor) -> T
     whose binary cross-entropies are averaged.
     """
     errors = torch.stack([_cross_entropy_per_sample(outputs.float(), labels) for outputs in teacher_outputs], 1)
+    # A teacher that masks the label by -inf has an infinite error, whose softmax would be NaN instead of 1.
+    errors = errors.clamp(max=torch.finfo(errors.dtype).max)
     # CA-MKD's w = (1 - softmax(cross-entropy)) / (K - 1): the lower the error, the higher the weight
     return (1 - errors.softmax(1)) / (len(teacher_outputs) - 1)
 

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.errors import RecipeError, describe
-from kdkit.losses.base import BuildableLoss, BuildContext, Loss, accepts_no_rows, allows_any_classes, extra_kwargs_of
+from kdkit.losses.base import (
+    BuildableLoss,
+    BuildContext,
+    Loss,
+    accepts_no_rows,
+    allows_any_classes,
+    extra_kwargs_of,
+    option_of,
+)
 from kdkit.losses.features import Shapes, TensorOrTuple, as_tuple
 from kdkit.utils.validation import is_whole_number
 
@@ -45,6 +53,11 @@ class PerPosition:
     def any_classes(self) -> bool:
         """Whether the sides may have different classes, as for `loss`."""
         return allows_any_classes(self.loss)
+
+    @property
+    def reduction(self) -> Any:
+        """The reduction of `loss`."""
+        return option_of(self.loss, "reduction")
 
     @property
     def extra_kwargs(self) -> frozenset[str]:
@@ -94,6 +107,11 @@ class PerToken:
     def any_classes(self) -> bool:
         """Whether the sides may have different classes, as for `loss`."""
         return allows_any_classes(self.loss)
+
+    @property
+    def reduction(self) -> Any:
+        """The reduction of `loss`."""
+        return option_of(self.loss, "reduction")
 
     def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
         """Return the loss over the selected tokens."""
@@ -145,6 +163,11 @@ class Masked(nn.Module):
         """Whether the sides may have different classes, as for `loss`."""
         return allows_any_classes(self.loss)
 
+    @property
+    def reduction(self) -> Any:
+        """The reduction of `loss`."""
+        return option_of(self.loss, "reduction")
+
     def build(self, student: Shapes, target: Shapes, context: BuildContext, teacher: nn.Module | None) -> None:
         """Build the loss for rows of positions."""
         self.of_pairs = len(student[0]) == 4
@@ -166,7 +189,7 @@ class Masked(nn.Module):
         selected = masks[0].flatten().nonzero().squeeze(1)
         target_selected = selected if masks[1] is masks[0] else masks[1].flatten().nonzero().squeeze(1)
         if not len(selected) and not accepts_no_rows(self.loss):
-            return as_tuple(student)[0].sum() * 0.0  # keeps the graph
+            return _zero_of(as_tuple(student)[0])
 
         value: Tensor = self.loss(_rows_of(student, selected), _rows_of(target, target_selected))
         return value
@@ -243,10 +266,15 @@ def _loss_of_rows(loss: Loss, sides: tuple[Tensor, Tensor], labels: Tensor, igno
         # Indices, because each selection by a mask would wait for the device again.
         selected = (labels != ignored).nonzero().squeeze(1)
         if not len(selected):
-            return student.sum() * 0.0  # keeps the graph, so that a backward pass works
+            return _zero_of(student)
         student, target, labels = (side.index_select(0, selected) for side in (student, target, labels))
     kwargs = {"labels": labels} if extra_kwargs_of(loss) else {}
     return loss(student, target, **kwargs)
+
+
+def _zero_of(student: Tensor) -> Tensor:
+    """Return 0 with the graph of the student, so that a backward pass works; 0 * sum is NaN for masked classes."""
+    return student[:0].sum()
 
 
 def _require_loss_of_rows(loss: Loss, wrapper: object) -> None:

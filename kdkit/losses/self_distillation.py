@@ -30,12 +30,16 @@ class _PastOptions:
     past: PastForm = "logits"
 
     per_position = True
-    fills_missing = True  # the labels count for samples without a past, too
 
     def __post_init__(self) -> None:
         validate_share("alpha", self.alpha)
         validate_choice("past", self.past, PastForm)
         validate_count("epochs", self.epochs, optional=True)
+
+    @property
+    def fills_missing(self) -> bool:
+        """Whether the labels count for samples without a past, too: the student's logits replace missing ones."""
+        return self.past == "logits"
 
     def _past_weight(self, progress: Tensor) -> Tensor:
         """Return the weight of the past predictions at this progress, a scalar."""
@@ -52,9 +56,10 @@ class PSKD(_PastOptions):
 
     In nats, summed over classes, mean over the batch. alpha is the weight of the past predictions at the end; it grows
     linearly with progress, or in steps of an epoch, alpha * (epoch + 1) / epochs with epochs counted from 0, if the
-    number of epochs is set. past: whether the target holds logits or probabilities. The labels are included, so add no
-    Truth(...). In the first epoch, which has no past, the labels are mixed with the current predictions, which only
-    scales the gradient by 1 - a; the authors' code uses the labels alone.
+    number of epochs is set. past: whether the target holds logits or probabilities; samples without past probabilities
+    are left out. The labels are included, so add no Truth(...). In the first epoch, which has no past, the labels are
+    mixed with the current predictions, which only scales the gradient by 1 - a; the authors' code uses the labels
+    alone.
 
     Formula: -1/N · Σ ((1 - a) y + a p) log q, with p = softmax(t), q = softmax(s), y one-hot and a = alpha · progress
     Shapes: logits (N, C); labels (N,), progress in [0, 1]

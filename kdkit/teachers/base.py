@@ -31,8 +31,8 @@ class TeacherOutput(NamedTuple):
     """The output of a teacher for a batch, (batch, classes), and a feature for each tap, in the order of the taps.
 
     mask: (batch,) bool, True for samples that have a teacher output; None if all samples have one. A term is computed
-    for these samples only, and multiplied by their share of the batch. If the mask is on the CPU, no synchronization
-    with the device is needed. Features are never masked.
+    for these samples only, and multiplied by their share of the batch, unless it is a sum over samples. If the mask is
+    on the CPU, no synchronization with the device is needed. Features are never masked.
     """
 
     output: Tensor

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdkit.engine.check.metric_problems import metrics_of_unknown_labels, undefined_monitors, unfit_metrics
 from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.errors import KdkitError, did_you_mean
-from kdkit.losses.base import BuildContext
+from kdkit.losses.base import BuildContext, function_of, option_of
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Term, Truth
 from kdkit.recipe.recipe import Recipe, Stage, nets_of
@@ -118,10 +118,11 @@ def _shared_losses(recipe: Recipe, _context: BuildContext) -> Iterator[str]:
 
 def _losses_of_ignored_labels(recipe: Recipe, context: BuildContext) -> Iterator[str]:
     for term in _terms(recipe) if context.ignored_labels else ():
-        index, ignored = getattr(term.loss, "ignore_index", None), context.ignored_labels[0]
+        index, ignored = option_of(term.loss, "ignore_index"), context.ignored_labels[0]
         if isinstance(index, int) and index not in context.ignored_labels:
+            name = getattr(function_of(term.loss), "__name__", type(term.loss).__name__)
             yield (
-                f"term {term.label!r}: {type(term.loss).__name__} ignores the label {index}, but in this data "
+                f"term {term.label!r}: {name} ignores the label {index}, but in this data "
                 f"{ignored} stands for no label; pass ignore_index={ignored} to the loss"
             )
 

@@ -31,9 +31,10 @@ class LabelledRows:
             labels, weights = inputs.labels, inputs.weights
             # In a Distiller without labels, there is one placeholder per sample.
             labels = labels.flatten() if self.task == "multiclass" or labels.ndim == 1 else as_rows(labels)
+            positions = as_tuple(inputs.student)[0].shape[2:].numel()
             inputs = inputs.map_sides(as_rows)
             if weights is not None:  # each position has the weight of its sample
-                weights = weights.repeat_interleave(len(as_tuple(inputs.student)[0]) // len(weights))
+                weights = weights.repeat_interleave(positions)
             # An id belongs to a sample, not to a position.
             inputs = inputs._replace(labels=labels, ids=None, weights=weights, are_positions=True)
         # Soft labels cannot be ignored. Features with other positions than the labels are compared at all positions.

@@ -14,6 +14,8 @@ from kdkit.losses.base import (
     extra_kwargs_of,
     is_of_torch,
     is_per_position,
+    is_sum,
+    option_of,
 )
 from kdkit.losses.chunked import Chunked
 from kdkit.nets.net import Net
@@ -67,7 +69,7 @@ class TermBinding:
             alignment, columns = self._aligned()
         ignore_index = None  # of a loss on the labels; if rows are selected, all of them have a label
         if rows is None and self.match is None and self.context.ignored_labels:
-            index = getattr(self.loss, "ignore_index", None)
+            index = option_of(self.loss, "ignore_index")
             ignore_index = index if isinstance(index, int) else None
         # These teachers have an output for every sample; others may have none for some samples.
         complete = all(isinstance(member, Net | Peer | Ema) for member in self.members)
@@ -87,6 +89,7 @@ class TermBinding:
             ignore_index=ignore_index,
             ignored=self.context.ignored_labels,
             upcasts=is_of_torch(self.loss),
+            is_sum=is_sum(self.loss),
         )
 
     def _target(self, match: Match, taps: Mapping[str, tuple[TapLike, ...]]) -> TensorRef:

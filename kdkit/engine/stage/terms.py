@@ -58,6 +58,7 @@ class BoundTerm:
     ignored: all labels of the data that mean "no label"; `ignore_index` replaces them before the loss is called.
     upcasts: whether both sides are converted from half precision to float32, as for the losses of torch. Losses of
     kdkit do this themselves, and a user-defined loss may hold weights in half precision.
+    is_sum: whether the loss is a sum over samples.
     """
 
     label: str
@@ -75,6 +76,7 @@ class BoundTerm:
     ignore_index: int | None
     ignored: tuple[int, ...]
     upcasts: bool
+    is_sum: bool
 
     @property
     def follows_progress(self) -> bool:
@@ -94,12 +96,13 @@ class BoundTerm:
             student = as_tuple(inputs.student)[0]
             # The loss is 0 if no row of the batch has a label, a shared class and a teacher output.
             if not len(student) and not accepts_no_rows(self.loss):
-                return student.sum() * 0.0
+                return student.sum()
         value = self.loss(inputs.student, inputs.target_or_labels(), **self.loss_kwargs(inputs, progress))
         if self.ignore_index is not None:
             # The mean over no labels is 0 / 0 in torch. A branch would wait for the device.
             value = torch.where((inputs.labels == self.ignore_index).all(), 0.0, value)
-        return value if inputs.share == 1 else value * inputs.share
+        # A sum over the samples with a teacher output needs no factor; their mean counts by their share of the batch.
+        return value if inputs.share == 1 or self.is_sum else value * inputs.share
 
     def gather_inputs(self, batch: Batch, outputs: TeacherOutputs, *, fill: bool = False) -> TermInputs:
         """Return the inputs of the loss, as rows with a label, reduced to the classes that its sides share.
@@ -107,8 +110,6 @@ class BoundTerm:
         Samples without a teacher output are left out, unless the loss takes them or `fill` is set.
         """
         inputs = self.whole_inputs(batch, outputs, fill=fill)
-        if not inputs.share:
-            return inputs
         if self.ignore_index is not None and self.ignored != (self.ignore_index,):
             # A loss ignores only one label. Selecting the rows with other labels instead would wait for the device.
             is_missing = is_ignored(inputs.labels, self.ignored)

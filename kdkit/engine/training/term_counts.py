@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kdkit.data.batch import Batch
 from kdkit.data.labels import is_ignored
 from kdkit.engine.stage.class_alignment import shared_labels
 from kdkit.engine.stage.terms import BoundTerm
-from kdkit.losses.base import BuildContext, Loss, describe_loss
+from kdkit.losses.base import BuildContext, Loss, describe_loss, function_of, is_of_torch, option_of
 from kdkit.losses.chunked import Chunked
 from kdkit.losses.hard_labels import SecondHead
 from kdkit.losses.label_losses import IgnoreUnknown, SampleWeighted
@@ -28,13 +29,13 @@ def count_of(term: BoundTerm, context: BuildContext) -> Count | Literal["sum", "
     sum, not a mean.
     """
     loss, of_labels = _of_outputs(term.loss), term.target is None
-    if getattr(loss, "reduction", None) == "sum":
+    if term.is_sum:
         return "sum"
     if _is_unknown(term, context):
         return "samples"
     selects = isinstance(loss, Masked | PerPosition | PerToken | IgnoreUnknown | SampleWeighted)
     selects = selects or term.rows is not None or (term.alignment is not None and term.alignment.drops_samples)
-    has_weights = _is_cross_entropy(loss) and getattr(loss, "weight", None) is not None
+    has_weights = _is_cross_entropy(loss) and option_of(loss, "weight") is not None
     varies = bool(term.ignored) or context.position_dims > 0 or has_weights
     return _TermCount(term, loss) if selects or (of_labels and varies) else "samples"
 
@@ -60,7 +61,7 @@ class _TermCount:
         if isinstance(loss, Masked):
             return loss.mask_of(batch.inputs, pairs=loss.of_pairs).sum()
         is_merged = self.term.rows is not None or self.term.ignore_index is not None
-        ignored = (*(self.term.ignored if is_merged else ()), getattr(loss, "ignore_index", None))
+        ignored = (*(self.term.ignored if is_merged else ()), option_of(loss, "ignore_index"))
         counts, labels = self._selected(batch.labels, tuple(label for label in ignored if label is not None))
         if isinstance(loss, SampleWeighted) and batch.weights is not None:
             weights = batch.weights.view(-1, *(1 for _ in counts.shape[1:]))  # (batch, 1, ...)
@@ -87,7 +88,7 @@ class _TermCount:
 
 def _class_weights(loss: Any, labels: Tensor, counts: Tensor) -> Tensor | float:
     """Return the weight of each label in the mean of a torch loss, which divides by the sum of class weights."""
-    weight = getattr(loss, "weight", None)
+    weight = option_of(loss, "weight")
     if not _is_cross_entropy(loss) or weight is None or labels.is_floating_point():
         return 1.0
     selected: Tensor = weight[torch.where(counts, labels, 0)]  # an ignored label, such as -100, is not a valid index
@@ -95,7 +96,7 @@ def _class_weights(loss: Any, labels: Tensor, counts: Tensor) -> Tensor | float:
 
 
 def _is_cross_entropy(loss: Any) -> bool:
-    return isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss)
+    return isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) or function_of(loss) in (F.cross_entropy, F.nll_loss)
 
 
 def _of_outputs(loss: Loss) -> Loss:
@@ -107,5 +108,5 @@ def _is_unknown(term: BoundTerm, context: BuildContext) -> bool:
     loss: Any = _of_outputs(term.loss)
     if loss is model_loss:
         return True
-    is_ours = type(loss).__module__.split(".")[0] in ("torch", "kdkit")
+    is_ours = is_of_torch(loss) or type(loss).__module__.split(".")[0] in ("torch", "kdkit")
     return term.target is None and not is_ours and (bool(term.ignored) or context.has_unknown)

@@ -1,6 +1,7 @@
 """An update of several batches, or of the parts of several processes, is that of one batch of all their rows."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -103,6 +104,13 @@ CASES = {
     "smoothed": (LINEAR, cross_entropy(weight=VECTOR, label_smoothing=0.1), (INPUTS, LABELS), {}, None),
     "both": (LINEAR, cross_entropy(weight=VECTOR), (INPUTS, FEW), {"ignore_index": -100}, None),
     "sum": (LINEAR, cross_entropy(reduction="sum"), (INPUTS, LABELS), {}, None),
+    "a function": (
+        LINEAR,
+        lambda net: Truth(partial(nn.functional.cross_entropy, weight=VECTOR)),
+        (INPUTS, FEW),
+        {"ignore_index": -100},
+        None,
+    ),
     "unknown labels": (LINEAR, lambda net: Truth(IgnoreUnknown()), (INPUTS, UNKNOWN), {"unknown": -1}, None),
     "weights": (
         LINEAR,

@@ -1,6 +1,7 @@
 """Properties that several losses share, and the names and keyword arguments of losses. Golden numbers: tests/parity."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,17 +12,25 @@ from torch.nn import functional as F
 
 from kdkit import BuildContext, RecipeError
 from kdkit.losses import (
+    MLLD,
+    Chunked,
     Cosine,
     Hint,
+    IgnoreUnknown,
     Masked,
+    PerLabelMLLD,
     PerLabelSoftTargets,
     PerPosition,
+    PerTeacher,
+    PerToken,
+    SampleWeighted,
+    SecondHead,
     SoftTargets,
     extra_kwargs_of,
     loss_name,
     requirements_of,
 )
-from kdkit.losses.base import describe_loss
+from kdkit.losses.base import describe_loss, is_sum
 from kdkit.losses.projectors import Projector
 
 CONTEXT = BuildContext(classes=("a", "b"), task="multiclass", samples=4, ids=True)
@@ -225,3 +234,27 @@ def test_keyword_arguments_and_requirements_are_read_from_the_signature_and_the_
 ):
     assert extra_kwargs_of(loss) == extra_kwargs
     assert requirements_of(loss) == requirements
+
+
+@pytest.mark.parametrize(
+    "wrapper", [Chunked, IgnoreUnknown, Masked, PerPosition, PerTeacher, PerToken, SampleWeighted, SecondHead]
+)
+def test_a_wrapper_of_a_sum_is_a_sum(wrapper):
+    assert is_sum(wrapper(nn.CrossEntropyLoss(reduction="sum")))
+    assert not is_sum(wrapper(nn.CrossEntropyLoss()))
+
+
+@pytest.mark.parametrize("wrapper", [Masked, PerPosition, PerTeacher, PerToken, SecondHead])
+def test_a_wrapper_of_a_function_of_torch_is_a_sum_if_the_function_is(wrapper):
+    assert is_sum(wrapper(partial(F.mse_loss, reduction="sum")))
+    assert not is_sum(wrapper(F.mse_loss))
+
+
+def test_the_confidence_of_teachers_weights_a_mean_over_samples():
+    assert not is_sum(PerTeacher(nn.MSELoss(reduction="sum"), weights="confidence"))
+
+
+@pytest.mark.parametrize("make", [MLLD, PerLabelMLLD])
+def test_a_list_of_temperatures_is_the_tuple_of_them(make):
+    assert make(temperatures=[2, 4]) == make(temperatures=(2, 4))
+    assert hash(make(temperatures=[2, 4])) == hash(make(temperatures=(2, 4)))

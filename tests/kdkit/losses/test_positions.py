@@ -1,11 +1,13 @@
 """PerPosition and Masked on tensors: the positions with a label, and the tokens that are no padding."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from kdkit.errors import RecipeError
-from kdkit.losses import DKD, ULD, Masked, PerPosition, SoftTargets, allows_any_classes
+from kdkit.losses import DKD, ULD, Masked, PerPosition, PerToken, ReverseKL, SoftTargets, allows_any_classes
 from tests.helpers.positions import as_rows
 
 
@@ -77,3 +79,21 @@ def test_a_mask_of_samples_selects_those_of_a_teacher():
     outputs, selected = torch.randn(2, 6, 3), torch.tensor([1, 0, 0, 1, 1, 0])
     value = Masked(SoftTargets(), mask=lambda inputs: inputs)(*outputs, inputs=selected)
     torch.testing.assert_close(value, SoftTargets()(*outputs[:, selected > 0]))
+
+
+@pytest.mark.parametrize(
+    ("number", "precision"), [(-math.inf, torch.float32), (300, torch.float16)], ids=["masked", "fp16"]
+)
+def test_no_selected_position_gives_zero_even_if_outputs_are_masked_or_their_sum_overflows(number, precision):
+    outputs = torch.full((2, 64, 8), number, dtype=precision)  # the sum of 300s is beyond the range of fp16
+    outputs[:, 0] = 1
+    labels, mask = torch.full((2, 8), -100), torch.zeros(2, 8)
+    leaf = outputs.clone().requires_grad_()
+    values = (
+        PerPosition(ReverseKL())(leaf, outputs, labels=labels),
+        PerToken(ReverseKL())(leaf.mT, outputs.mT, labels=labels),
+        Masked(ReverseKL())(leaf, outputs, inputs={"attention_mask": mask}),
+    )
+    torch.stack(values).sum().backward()
+    assert [value.item() for value in values] == [0, 0, 0]
+    assert not leaf.grad.any()

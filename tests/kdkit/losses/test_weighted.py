@@ -76,6 +76,13 @@ def test_an_ignored_label_may_be_beyond_the_classes_next_to_class_weights():
     torch.testing.assert_close(value, loss(STUDENT, labels))
 
 
+@pytest.mark.parametrize("weights", [torch.tensor([2, 0, 1]), torch.tensor([True, False, True])])
+def test_weights_may_be_integers_or_booleans(weights):
+    student, labels = torch.randn(3, 4), torch.tensor([0, 3, 1])
+    value = SampleWeighted()(student, labels, sample_weights=weights)
+    torch.testing.assert_close(value, SampleWeighted()(student, labels, sample_weights=weights.float()))
+
+
 def test_it_requires_weights_and_copies_its_loss():
     plain = nn.CrossEntropyLoss()
     assert requirements_of(SampleWeighted(plain)) == {"sample_weights"}

@@ -80,6 +80,14 @@ def test_confidence_weights_sum_to_one_and_are_larger_for_a_better_teacher():
     assert (weights[:, 2] > weights[:, 1]).all()
 
 
+def test_teachers_that_mask_the_label_have_the_least_confidence():
+    masks = torch.tensor([[-torch.inf, 0.0, 0.0]])
+    weights = teacher_confidence((masks, torch.zeros(1, 3), masks), torch.tensor([0]))
+    torch.testing.assert_close(weights, torch.tensor([[0.25, 0.5, 0.25]]))  # two teachers have the largest error
+    weights = teacher_confidence((masks, torch.zeros(1, 3)), torch.tensor([0]))
+    torch.testing.assert_close(weights, torch.tensor([[0.0, 1.0]]))
+
+
 @pytest.mark.parametrize("weights", ["equal", "confidence", "learned"])
 def test_features_of_several_teachers_have_a_projector_for_each(weights):
     first, second = two_teachers()

@@ -1,16 +1,28 @@
 """Past: the outputs of a net in the epoch before."""
 
+import dataclasses
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from kdkit import Match, Past, RecipeError, TorchData, Truth, run
+from kdkit import Batch, Match, Net, Past, RecipeError, TorchData, Truth, run
 from kdkit.errors import CheckError
-from kdkit.losses import PSKD, SoftTargets
+from kdkit.losses import PSKD, TAID, SoftTargets
 from kdkit.teachers import open_teacher
-from tests.helpers.open_stages import CONTEXT, batch_of, hidden_taps, open_objectives, problems_of, term_values
+from kdkit.teachers.base import TeacherOutput, TeacherSession
+from tests.helpers.open_stages import (
+    CONTEXT,
+    batch_of,
+    hidden_taps,
+    only_term,
+    open_objectives,
+    problems_of,
+    term_values,
+)
 from tests.helpers.tiny import one_stage, plain_goal, samples, tiny_data, tiny_net
 
 
@@ -64,6 +76,46 @@ def test_a_loss_on_a_missing_past_has_no_gradient():
         value.backward()
         gradients = [parameter.grad for parameter in student.module.parameters()]
         assert all(gradient is None or gradient.abs().max() < 1e-6 for gradient in gradients)
+
+
+class HalfPast(NamedTuple):
+    """A teacher whose outputs are 1/3, for samples 0 and 1 of a batch only."""
+
+    name: str = "half"
+
+    def open(self, taps, context):
+        return HalfPastSession()
+
+
+class HalfPastSession(TeacherSession):
+    def __call__(self, batch):
+        return TeacherOutput(torch.full((len(batch), 3), 1 / 3), mask=torch.arange(len(batch)) < 2)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_samples_without_an_output_of_the_teacher_add_nothing(reduction):
+    student, batch = tiny_net("student"), batch_of()
+    value = only_term({student: Match(HalfPast(), nn.MSELoss(reduction=reduction))}, batch)
+    errors = (student(batch)[:2] - 1 / 3).square().sum()
+    torch.testing.assert_close(value, errors if reduction == "sum" else errors / (4 * 3))
+
+
+def test_past_probabilities_leave_out_samples_without_a_past():
+    student, batch = tiny_net("student"), batch_of()
+    with open_objectives({student: Match(HalfPast(), PSKD(alpha=0.6, past="probabilities"))}, batch) as open_stage:
+        open_stage.module.eval().progress.fill_(0.5)
+        (value,) = term_values(open_stage, batch).values()
+        labels = 0.7 * F.one_hot(batch.labels[:2], 3) + 0.1
+        torch.testing.assert_close(value, F.cross_entropy(student(batch)[:2], labels) / 2)
+
+
+@pytest.mark.parametrize("weights", [None, torch.ones(4)], ids=["no weights", "weights"])
+@pytest.mark.parametrize("loss", [TAID(), SoftTargets()], ids=["with a state", "without"])
+def test_a_first_epoch_of_positions_has_no_loss(loss, weights):
+    student, context = Net("student", nn.Conv1d(4, 3, 1)), dataclasses.replace(CONTEXT, position_dims=1)
+    batch = Batch(torch.randn(4, 4, 5), torch.zeros(4, 5, dtype=torch.int64), torch.arange(4), weights=weights)
+    with open_objectives({student: Match(Past(student), loss)}, batch, context) as open_stage:
+        assert [value.item() for value in term_values(open_stage, batch).values()] == [0]
 
 
 def test_a_run_with_a_past_learns_from_the_epoch_before():

@@ -244,6 +244,20 @@ def test_a_batch_without_a_shared_class_has_a_finite_loss_without_effect():
     assert not student.module.weight.grad.any()
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [nn.CrossEntropyLoss(), F.cross_entropy, partial(F.cross_entropy, ignore_index=255, label_smoothing=0.1)],
+    ids=["module", "function", "partial"],
+)
+def test_a_batch_without_a_label_has_a_loss_of_zero_and_no_gradient(loss):
+    student = tiny_net("student")
+    context = dataclasses.replace(CONTEXT, ignored_labels=(-100, 255))
+    value = module_of({student: Truth(loss)}, context)(random_batch((-100, 255)), {})["truth"]
+    value.backward()
+    assert value.item() == 0
+    assert not any(parameter.grad.any() for parameter in student.module.parameters())
+
+
 def test_a_teacher_with_different_classes_is_compared_on_the_shared_ones():
     teacher = Net("teacher", nn.Linear(4, 4), classes=["x", "c", "b", "y"], trained=True)
     student, batch = Net("student", nn.Linear(4, 3)), random_batch()
