@@ -17,9 +17,10 @@ from kdkit.data.labels import without_ignored
 from kdkit.engine.check.plan import Plan
 from kdkit.engine.options import RunOptions
 from kdkit.metrics.base import Predictions, true_classes
+from kdkit.metrics.bootstrap import without_interval
 from kdkit.nets.net import Net
 from kdkit.recipe.baseline import baseline_notices, baselines_of
-from kdkit.recipe.recipe import Recipe
+from kdkit.recipe.recipe import Recipe, monitored_metric
 from kdkit.utils import collectives
 from kdkit.utils.devices import uses_tf32
 
@@ -81,7 +82,10 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
         "baselines": dict(baselines_of(plan.stages)),
         "terms": {
             part.stage.name: [
-                {key: getattr(term, key) for key in ("label", "loss", "weight", "student_net", "teacher")}
+                {
+                    key: getattr(term, key)
+                    for key in ("label", "loss", "weight", "factors", "taps", "student_net", "teacher")
+                }
                 for term in part.terms
             ]
             for part in plan.stage_plans
@@ -93,6 +97,7 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
         "hub_names": {net.name: name for net in plan.nets if net.trained and (name := hub_name(net)) is not None},
         # workers=None is recorded as 0: the number depends on the device, and a run may resume on another device.
         "trainings": [repr(replace(stage.training, workers=stage.training.workers or 0)) for stage in plan.stages],
+        "monitors": {stage.name: repr(without_interval(monitored_metric(recipe, stage))) for stage in plan.stages},
         "teacher_cache": recipe.teacher_cache.form,
         "notices": list(notices(recipe, plan)),
         "versions": versions(),
