@@ -32,12 +32,14 @@ _NO_WORD = r"""-?[\d(\[{'"]|-?(None|True|False|inf|nan)$"""
 class Origin:
     """The source of a recipe.
 
-    file: the recipe file, which is copied into the run folder. options: the arguments of the recipe. command: the
-    record of the command that started the run, which can be repeated. source: the content of the file. If None, it is
-    read immediately, because the file may be edited while the run prepares its data or earlier trials of a study run.
+    file: the recipe file, which is copied into the run folder. function: the name of the recipe function of a trial; a
+    file may have several. options: the arguments of the recipe. command: the record of the command that started the
+    run, which can be repeated. source: the content of the file. If None, it is read immediately, because the file may
+    be edited while the run prepares its data or earlier trials of a study run.
     """
 
     file: Path | None = None
+    function: str | None = None
     options: Mapping[str, Any] | None = None
     command: Mapping[str, Any] | None = None
     source: bytes | None = field(default=None, repr=False)
@@ -63,6 +65,7 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
     return {
         "recipe": run_name(recipe, origin),
         "recipe_sha256": origin.sha256,
+        "function": origin.function,
         "options": option_texts(origin.options),
         "command": origin.command,
         "seed": options.seed,
