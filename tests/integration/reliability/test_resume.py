@@ -216,19 +216,19 @@ def test_a_run_from_python_with_changed_training_options_is_not_resumed(tmp_path
 
 
 def test_a_run_from_python_with_a_changed_objective_or_monitored_metric_is_not_resumed(tmp_path):
-    def recipe(ramp=LinearRamp, temperature=4.0, layer="norm", metrics=(Accuracy, F1)):
+    def recipe(ramp=LinearRamp, temperature=4.0, beta=1.0, layer="norm", metrics=(Accuracy, F1)):
         teacher, student = tiny_net("teacher", trained=True), tiny_net("student")
         sides = {"student": Tap(student.module.norm), "target": Tap(teacher.module.get_submodule(layer))}
-        logits, features = Match(teacher, SoftTargets(temperature=temperature)), Match(teacher, nn.MSELoss(), **sides)
-        return replace(
-            one_stage(student, ramp(start=0, end=1) * logits + features), metrics=[metric() for metric in metrics]
-        )
+        logits = ramp(start=0, end=1) * Match(teacher, SoftTargets(temperature=temperature))
+        features = Match(teacher, nn.SmoothL1Loss(beta=beta), **sides)
+        return replace(one_stage(student, logits + features), metrics=[metric() for metric in metrics])
 
     options = {"out": tmp_path / "run", "device": "cpu", "measure": False}
     kdkit.run(recipe(), **options)
     for changes, key in (
         ({"ramp": CosineRamp}, "terms"),
         ({"temperature": 2.0}, "terms"),
+        ({"beta": 0.5}, "terms"),
         ({"layer": "hidden"}, "terms"),
         ({"metrics": (F1, Accuracy)}, "monitors"),
     ):
