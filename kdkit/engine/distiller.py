@@ -167,8 +167,9 @@ class Distiller(nn.Module):
         outputs = module.run_students(batch, self._open_stage.teacher_outputs(batch))
         student = outputs[self.student.name].output
         terms = module.term_values(batch, outputs)
+        # Copies, because the next call may fill them before the backward pass of this one.
         weighted = [
-            terms[label] * (weight.to(terms[label].dtype) if isinstance(weight, Tensor) else weight)
+            terms[label] * (weight.to(terms[label].dtype, copy=True) if isinstance(weight, Tensor) else weight)
             for label, weight in self._weights.items()
         ]
         loss = reduce(add, weighted)

@@ -15,7 +15,7 @@ from kdkit.nets.net import Net
 from kdkit.nets.weights import load_weights
 from kdkit.recipe.recipe import Recipe, as_recipe, nets_of
 from kdkit.utils.devices import default_modes
-from kdkit.utils.randomness import exclusive_rng_state
+from kdkit.utils.randomness import exclusive_rng_state, seed_everything
 from kdkit.utils.user_paths import user_path
 
 
@@ -32,12 +32,15 @@ def evaluate(
 
     recipe: a Recipe, or a function that returns one, as for `run`.
     weights: a file of weights, or the folder of a run, as for `Net`. net: the name of the net in the recipe; None for
-    the one that is trained last. options: only device and precision are used; None for the defaults.
+    the one that is trained last. options: only device, precision and seed are used; None for the defaults. The seed is
+    that of the run, because the recipe may split the data at random.
     Thresholds are fitted on the validation split. Metrics are computed on the test split, or on the validation split if
     there is none. Raises RecipeError if there is no such net, or if the weights do not fit.
     """
-    recipe = as_recipe(recipe, "evaluate")
     options = options or RunOptions()
+    if not isinstance(recipe, Recipe):
+        seed_everything(options.seed)  # as in a run
+    recipe = as_recipe(recipe, "evaluate")
     chosen = load_net(recipe, user_path(weights), net)
     device = rank_device(options.torch_device())
     chosen.move_to(device)

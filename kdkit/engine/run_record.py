@@ -16,27 +16,35 @@ from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.data.labels import without_ignored
 from kdkit.engine.check.plan import Plan
 from kdkit.engine.options import RunOptions
+from kdkit.losses.base import describe_loss
 from kdkit.metrics.base import Predictions, true_classes
+from kdkit.metrics.bootstrap import without_interval
 from kdkit.nets.net import Net
 from kdkit.recipe.baseline import baseline_notices, baselines_of
-from kdkit.recipe.recipe import Recipe
+from kdkit.recipe.recipe import Recipe, monitored_metric
 from kdkit.utils import collectives
 from kdkit.utils.devices import uses_tf32
+from kdkit.utils.signatures import parameters_by_name
 
 # The start of a number, a collection or a string in quotes, or a whole constant.
 _NO_WORD = r"""-?[\d(\[{'"]|-?(None|True|False|inf|nan)$"""
+
+
+_OF_TERMS = ("label", "loss", "weight", "factors", "taps", "student_net", "teacher")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
     """The source of a recipe.
 
-    file: the recipe file, which is copied into the run folder. options: the arguments of the recipe. command: the
-    record of the command that started the run, which can be repeated. source: the content of the file. If None, it is
-    read immediately, because the file may be edited while the run prepares its data or earlier trials of a study run.
+    file: the recipe file, which is copied into the run folder. function: the name of the recipe function of a trial; a
+    file may have several. options: the arguments of the recipe. command: the record of the command that started the
+    run, which can be repeated. source: the content of the file. If None, it is read immediately, because the file may
+    be edited while the run prepares its data or earlier trials of a study run.
     """
 
     file: Path | None = None
+    function: str | None = None
     options: Mapping[str, Any] | None = None
     command: Mapping[str, Any] | None = None
     source: bytes | None = field(default=None, repr=False)
@@ -62,6 +70,7 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
     return {
         "recipe": run_name(recipe, origin),
         "recipe_sha256": origin.sha256,
+        "function": origin.function,
         "options": option_texts(origin.options),
         "command": origin.command,
         "seed": options.seed,
@@ -81,8 +90,8 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
         "baselines": dict(baselines_of(plan.stages)),
         "terms": {
             part.stage.name: [
-                {key: getattr(term, key) for key in ("label", "loss", "weight", "student_net", "teacher")}
-                for term in part.terms
+                {key: getattr(summary, key) for key in _OF_TERMS} | {"options": _options_of(term.loss)}
+                for summary, term in zip(part.terms, part.stage.terms, strict=True)
             ]
             for part in plan.stage_plans
         },
@@ -93,6 +102,7 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
         "hub_names": {net.name: name for net in plan.nets if net.trained and (name := hub_name(net)) is not None},
         # workers=None is recorded as 0: the number depends on the device, and a run may resume on another device.
         "trainings": [repr(replace(stage.training, workers=stage.training.workers or 0)) for stage in plan.stages],
+        "monitors": {stage.name: repr(without_interval(monitored_metric(recipe, stage))) for stage in plan.stages},
         "teacher_cache": recipe.teacher_cache.form,
         "notices": list(notices(recipe, plan)),
         "versions": versions(),
@@ -161,6 +171,20 @@ def notices(recipe: Recipe, plan: Plan) -> Iterator[str]:
             "there is no test split: metrics are computed on the validation split, which is also used to choose epochs "
             "and thresholds"
         )
+
+
+def _options_of(loss: object) -> dict[str, str]:
+    """Return the options of a loss that its text leaves out, as that of torch's losses does; tensors as a digest."""
+    if not isinstance(loss, nn.Module) or loss.extra_repr():
+        return {}
+    options = {name: getattr(loss, name) for name in parameters_by_name(type(loss)) if hasattr(loss, name)}
+    return {
+        name: hashlib.sha256(repr(value.tolist()).encode()).hexdigest()[:16]
+        if isinstance(value, torch.Tensor)
+        else describe_loss(value)
+        for name, value in options.items()
+        if not isinstance(value, nn.Parameter)  # initial weights, which differ between seeds
+    }
 
 
 def _positives(data: Data) -> dict[str, int] | None:

@@ -196,6 +196,12 @@ def nets_of(stages: Sequence[Stage]) -> tuple[Net[Any], ...]:
     return tuple(nets)
 
 
+def monitored_metric(recipe: Recipe, stage: Stage) -> Metric:
+    """Return the metric that chooses the best epoch of a stage."""
+    name = stage.training.monitor or recipe.metrics[0].name
+    return next(metric for metric in recipe.metrics if metric.name == name)
+
+
 def weighted_terms(stage: Stage) -> tuple[tuple[Net[Any], Weighted], ...]:
     """Return all terms of a stage with their factors, each with the network that it trains."""
     return tuple((net, weighted) for net, objective in stage.objectives.items() for weighted in objective)

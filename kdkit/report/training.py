@@ -6,13 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from kdkit.engine.storage.finished_run import FinishedStage
+from kdkit.engine.storage.history import KEYS
 from kdkit.report import formats
 from kdkit.report.charts import Series, line_chart
 from kdkit.report.runs import ReportedRun
 from kdkit.utils.read_json import mapping, number_or
-
-# The keys of a history entry other than the monitored metric, whose name is not known here.
-_MEASURED = {"epoch", "terms", "best", "seconds", "gradients", "peak_memory_bytes", "stopped_by"}
 
 History = tuple[int, ReportedRun, FinishedStage]  # the first number is the index of the run, which chooses its colour
 
@@ -27,7 +25,7 @@ def training(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
         charts: list[dict[str, Any]] = []
         # A dict as an ordered set: runs of different recipes may have other metrics and terms.
         monitors = dict.fromkeys(
-            key for _, _, stage in histories for entry in stage.epochs[:1] for key in entry if key not in _MEASURED
+            key for _, _, stage in histories for entry in stage.epochs[:1] for key in entry if key not in KEYS
         )
         terms = dict.fromkeys(
             label for _, _, stage in histories for entry in stage.epochs[:1] for label in mapping(entry, "terms")

@@ -17,6 +17,7 @@ class TrialSettings:
 
     name: str
     recipe_sha256: str | None
+    function: str | None
     options: Mapping[str, str]
     run_options: Mapping[str, Any]
     seed: Any
@@ -27,6 +28,7 @@ class TrialSettings:
         return cls(
             name=name,
             recipe_sha256=origin.sha256,
+            function=origin.function,
             options=option_texts(origin.options),
             run_options={name: getattr(options, name) for name in _RUN_OPTIONS},
             seed=options.seed,
@@ -43,7 +45,8 @@ class TrialSettings:
             f"option {name}": [values.get(name, "its default") for values in (options, self.options)]
             for name in dict.fromkeys([*options, *self.options])
         }
-        pairs |= {name: [record.get(name), value] for name, value in {"seed": self.seed, **self.run_options}.items()}
+        others = {"seed": self.seed, **self.run_options, "function": self.function}
+        pairs |= {name: [record.get(name), value] for name, value in others.items()}
         for name, (before, current) in pairs.items():
             if before != current:
                 yield f"its {name}: it was {before!s:.500}, and now it is {current!s:.500}"

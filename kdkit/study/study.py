@@ -29,6 +29,7 @@ from kdkit.study.workers.ray import Cluster, RayWorkers
 from kdkit.utils.files import exists, is_file
 from kdkit.utils.locks import FileLock
 from kdkit.utils.reprs import describe_count, describe_names, first_three
+from kdkit.utils.signatures import parameters_by_name
 from kdkit.utils.user_paths import user_path
 
 _ADVICE = "choose another folder (--out FOLDER, or folder=FOLDER in Python)"
@@ -83,9 +84,10 @@ class Study:
         instead. In both cases the recipe must be defined at the top level of a file, and each trial gets copies of the
         callbacks in its process.
 
-        A finished trial fails instead of being skipped if its recipe file, its options, its seed, the precision or the
-        weights of a trial that it needs have changed. An interrupted trial is compared as in `kdkit.run(resume=True)`.
-        With `baseline`, a trial without distilled students has no baseline, unless all trials differ in seeds only.
+        A finished trial fails instead of being skipped if its recipe file or function, its options, its seed, the
+        precision or the weights of a trial that it needs have changed. An interrupted trial is compared as in
+        `kdkit.run(resume=True)`. With `baseline`, a trial without distilled students has no baseline, unless all trials
+        differ in seeds only.
 
         Raises RunFolderError if another process runs a study in this folder, or if it cannot be written, WorkerError if
         the cluster cannot run the trials, and RecipeError if a callback cannot be pickled.
@@ -195,7 +197,8 @@ class Study:
         file = self._files[trial.name]
         return Origin(
             file=file,
-            options={**trial.options, **needs},
+            function=_name_of(trial.recipe),
+            options={**_arguments_of(trial.recipe), **trial.options, **needs},
             command=trial.command,
             source=None if file is None else self._sources[file],
         )
@@ -229,6 +232,21 @@ class Study:
 
 def _unwritable(folder: Path, error: Exception) -> RunFolderError:
     return RunFolderError(f"{folder} cannot be written: {first_line(error)}; {_ADVICE}")
+
+
+def _name_of(recipe: Callable[..., Recipe]) -> str:
+    """Return the name of a recipe function, or of the class of another callable."""
+    function: object = recipe.func if isinstance(recipe, partial) else recipe
+    return str(getattr(function, "__qualname__", type(function).__name__))
+
+
+def _arguments_of(recipe: Callable[..., Recipe]) -> dict[str, Any]:
+    """Return the arguments of a `functools.partial` by name that have a text which is the same in every process."""
+    if not isinstance(recipe, partial):
+        return {}
+    positional = zip(parameters_by_name(recipe.func), recipe.args, strict=False)
+    arguments = {**dict(positional), **recipe.keywords}
+    return {name: value for name, value in arguments.items() if isinstance(value, bool | int | float | str | None)}
 
 
 def _source_file(recipe: Callable[..., Recipe]) -> Path | None:

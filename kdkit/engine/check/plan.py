@@ -16,7 +16,7 @@ from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.nets.elements import Element
 from kdkit.nets.net import Net
 from kdkit.nets.taps import ClassifierTap, Tap, TapLike, path_of
-from kdkit.recipe.objective import Taps, taps_of
+from kdkit.recipe.objective import Taps, describe_factor, taps_of
 from kdkit.recipe.recipe import Stage, nets_of
 from kdkit.teachers.base import Teacher
 from kdkit.teachers.ensemble import Teachers
@@ -37,12 +37,15 @@ class ProjectorSummary:
 class TermSummary:
     """A term as it will be computed: both sides with their shapes, and the parameters and projectors of its loss.
 
-    weight: at the start and at the end of the training. parameters: their number.
+    weight: at the start and at the end of the training. factors: those of the weight, as written in a recipe. taps: the
+    tapped modules of both sides, with "outputs" and "labels" for the others. parameters: their number.
     """
 
     label: str
     loss: str
     weight: tuple[float, float]
+    factors: str
+    taps: tuple[str, str]
     student_net: str
     teacher: str | None
     student: str
@@ -135,26 +138,26 @@ def summarize(
     """
     opened = {tap: tap for tap in open_taps}
 
-    def describe_side(taps: Taps, value: TensorOrTuple, nets: Sequence[Net[Any]]) -> str:
+    def describe_side(taps: Taps, nets: Sequence[Net[Any]]) -> str:
         if taps is None:
             elements = dict.fromkeys(filter(None, (_describe_element(net.taken_element) for net in nets)))
-            return " ".join(["outputs", *elements, describe_shape(value)])
-        return f"{', '.join(describe_tap(opened.get(tap, tap), nets) for tap in taps_of(taps))} {describe_shape(value)}"
+            return " ".join(["outputs", *elements])
+        return ", ".join(describe_tap(opened.get(tap, tap), nets) for tap in taps_of(taps))
 
     source = term.weighted.term
-    if inputs.target is None:
-        target = f"labels {describe_shape(inputs.labels)}"
-    else:
-        target = describe_side(source.target, inputs.target, _nets_of(source.teacher))
+    student = describe_side(source.student, [term.student_net])
+    target = "labels" if inputs.target is None else describe_side(source.target, _nets_of(source.teacher))
     parameters = sum(map(torch.numel, term.loss.parameters())) if isinstance(term.loss, nn.Module) else 0
     return TermSummary(
         label=term.label,
         loss=describe_loss(term.loss),
         weight=(term.weighted.weight(0.0), term.weighted.weight(1.0)),
+        factors=" * ".join(map(describe_factor, term.weighted.factors)),
+        taps=(student, target),
         student_net=term.student_net.name,
         teacher=None if source.teacher is None else source.teacher.name,
-        student=describe_side(source.student, inputs.student, [term.student_net]),
-        target=target,
+        student=f"{student} {describe_shape(inputs.student)}",
+        target=f"{target} {describe_shape(inputs.target_or_labels())}",
         parameters=parameters,
         projectors=tuple(projectors),
     )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kdkit.engine.check.metric_problems import metrics_of_unknown_labels, undefined_monitors, unfit_metrics
 from kdkit.engine.stage.training_batches import batches_per_epoch
+from kdkit.engine.storage.history import KEYS
 from kdkit.errors import KdkitError, did_you_mean
 from kdkit.losses.base import BuildContext, function_of, option_of
 from kdkit.nets.net import Net
@@ -27,6 +28,7 @@ def recipe_problems(recipe: Recipe, context: BuildContext) -> Iterator[str]:
         _epochs_without_end,
         _shared_losses,
         _unknown_monitors,
+        _metrics_named_as_keys,
         unfit_metrics,
         undefined_monitors,
         metrics_of_unknown_labels,
@@ -99,6 +101,12 @@ def _unknown_monitors(recipe: Recipe, _context: BuildContext) -> Iterator[str]:
         if monitor is not None and monitor not in names:
             hint = did_you_mean(monitor, names)
             yield f"stage {stage.name!r}: {monitor!r} is not among the recipe's metrics; {hint}"
+
+
+def _metrics_named_as_keys(recipe: Recipe, _context: BuildContext) -> Iterator[str]:
+    for metric in recipe.metrics:
+        if metric.name in KEYS:
+            yield f"a metric is called {metric.name!r}, which is another value in the history of a run; rename it"
 
 
 def _shared_losses(recipe: Recipe, _context: BuildContext) -> Iterator[str]:

@@ -154,7 +154,8 @@ class BoundTerm:
         values = {
             "labels": inputs.labels,
             "ids": inputs.ids,
-            "progress": progress,
+            # A copy, because a loop may set the progress of its next call before the backward pass of this one.
+            "progress": progress.clone(),
             "teacher_outputs": inputs.teacher_outputs,
             "sample_weights": inputs.weights,
             "inputs": inputs.batch_inputs,

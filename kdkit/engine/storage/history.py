@@ -11,6 +11,9 @@ from kdkit.utils.read_json import parse_json
 
 HISTORY = "history.jsonl"
 
+# The keys of an entry. Another one is the name of the monitored metric.
+KEYS = frozenset({"epoch", "terms", "best", "seconds", "gradients", "peak_memory_bytes", "stopped_by"})
+
 History = list[dict[str, Any]]
 
 

@@ -29,8 +29,8 @@ SAMPLES = "samples.safetensors"
 
 # A run is resumed only if all of these are equal, unless forced. The device and the number of processes may differ.
 _MUST_MATCH = (
-    *("recipe_sha256", "options", "seed", "precision", "data", "training_samples"),
-    *("baseline", "stages", "nets", "trainings", "teacher_cache"),
+    *("recipe_sha256", "options", "seed", "precision", "data", "training_samples", "draws"),
+    *("baseline", "stages", "nets", "terms", "trainings", "monitors", "teacher_cache"),
 )
 _VERSIONS = ("kdkit", "torch")  # must match too
 LOCK = ".lock"
@@ -251,7 +251,8 @@ def _changes(before: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]
     versions = [mapping(record, "versions") for record in (before, current)]
     pairs |= {f"version of {name}": (versions[0].get(name), versions[1].get(name)) for name in _VERSIONS}
     if before.get("stages") != current.get("stages"):
-        del pairs["nets"], pairs["trainings"]  # they follow from the stages
+        for name in ("nets", "terms", "trainings", "monitors"):  # they follow from the stages
+            del pairs[name]
     changes = []
     for key, values in pairs.items():
         expected, actual = map(_without_addresses, values)

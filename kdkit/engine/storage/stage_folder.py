@@ -81,7 +81,7 @@ class StageFolder:
             # The checkpoint is written last: a run that is killed before resumes from the previous one.
             facts = {"format": FORMAT, "history": self._history.facts, "state": rest}
             self._files.write(self.path / f"checkpoint-{step}.safetensors", *tensor_parts(tensors, facts))
-            self._delete_checkpoints(kept=KEPT_CHECKPOINTS)
+            self._delete_checkpoints(kept=KEPT_CHECKPOINTS, last=step)
             if ended is not None:
                 self.delete_epochs(ended.kept)
 
@@ -196,9 +196,14 @@ class StageFolder:
         steps = {file: match[1] for file in files if (match := _CHECKPOINT.fullmatch(file.name))}
         return sorted(steps, key=lambda file: int(steps[file]), reverse=True)
 
-    def _delete_checkpoints(self, *, kept: int = 0) -> None:
-        """Delete all checkpoints except the last ones."""
-        for file in self._checkpoints()[kept:]:
+    def _delete_checkpoints(self, *, kept: int = 0, last: int | None = None) -> None:
+        """Delete all checkpoints except the last ones. last: the step of the last one; None for any.
+
+        Later ones are older: they are damaged, or a run was forced to resume with fewer batches per epoch.
+        """
+        files = self._checkpoints()
+        first = 0 if last is None else files.index(self.path / f"checkpoint-{last}.safetensors")
+        for file in (*files[:first], *files[first + kept :]):
             self._files.delete(file)
 
     def _write_weights(self, path: Path, weights: Mapping[str, Tensor]) -> None:

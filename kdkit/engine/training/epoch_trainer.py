@@ -95,6 +95,8 @@ class EpochTrainer:
             learning_rate=self.state.optimizer.param_groups[0]["lr"],
         )
         self.ctx.callbacks.call("step_ended", event)
+        requested, position = self.ctx.callbacks.take_stop(), self.progress.position
+        position.stopped_by = position.stopped_by or requested  # in the position, because a checkpoint holds it
 
     def _require_finite(self, terms: Mapping[str, float], epoch: int, position: EpochPosition) -> None:
         """Raise KdkitError with the cause if the mean of a term is not finite, and save the batch that caused it.
@@ -148,14 +150,14 @@ class EpochTrainer:
         if is_best:
             weights = {net.name: copy_state(self.state.validated_module(net)) for net in self.stage.objectives}
             progress.best = BestCheckpoint(epoch=epoch, value=value, weights=weights)
-        seconds, progress.position = progress.position.seconds, EpochPosition()
+        position, progress.position = progress.position, EpochPosition()
         gradients = self.state.gradients()
         entry = {
             "epoch": epoch,
             "terms": dict(terms),
             metric.name: value,
             "best": is_best,
-            "seconds": round(seconds, 3),
+            "seconds": round(position.seconds, 3),
             "gradients": gradients,
             "peak_memory_bytes": memory.peak(self.ctx.device),
         }
@@ -168,7 +170,7 @@ class EpochTrainer:
             monitor=metric.name,
             monitor_value=value,
             best=is_best,
-            seconds=seconds,
+            seconds=position.seconds,
             learning_rate=self.state.lr,
             term_nets={term.label: term.student_net.name for term in self.state.module.terms},
             monitor_values=values,
@@ -176,7 +178,8 @@ class EpochTrainer:
             peak_memory_bytes=progress.peak_memory,
         )
         self.ctx.callbacks.call("epoch_ended", event)
+        requested = self.ctx.callbacks.take_stop()
         # Only the first rank calls callbacks, but all ranks must end together.
-        stopped_by = collectives.broadcast(self.ctx.callbacks.take_stop())
+        stopped_by = collectives.broadcast(position.stopped_by or requested)
         if stopped_by is not None and epoch + 1 < self.stage.training.epochs:
             progress.history[-1]["stopped_by"] = stopped_by

@@ -9,7 +9,7 @@ from kdkit.engine.stage.train_state import TrainState
 from kdkit.engine.training.stage_progress import BestCheckpoint
 from kdkit.metrics.base import is_better, lower_is_better
 from kdkit.metrics.bootstrap import without_interval
-from kdkit.recipe.recipe import Stage
+from kdkit.recipe.recipe import Stage, monitored_metric
 from kdkit.utils import collectives
 from kdkit.utils.randomness import seed_everything
 from kdkit.utils.seeds import SeedPurpose, derive_seed
@@ -23,10 +23,8 @@ class Monitor:
         self.stage = stage
         self.training = stage.training
         self.seed = seed
-        monitor = stage.training.monitor or ctx.recipe.metrics[0].name
-        metric = next(metric for metric in ctx.recipe.metrics if metric.name == monitor)
         # A confidence interval takes a thousand times as long as the metric, and does not change which epoch is best.
-        self.metric = without_interval(metric)
+        self.metric = without_interval(monitored_metric(ctx.recipe, stage))
         self.higher_is_better = not lower_is_better(self.metric)
         self.predictor = Predictor(ctx.recipe.data, ctx.device_data, ctx.options.precision, [self.metric])
 

@@ -28,14 +28,15 @@ class EpochPosition:
     """The position in an epoch.
 
     batches: trained so far. seconds: of training so far. means: of the terms so far. terms: the means over the whole
-    epoch if only the validation is left; otherwise None. rng: the random states of this rank in the checkpoint that the
-    epoch is resumed from.
+    epoch if only the validation is left; otherwise None. stopped_by: the callback that ends the stage after this epoch,
+    if a step of it did so. rng: the random states of this rank in the checkpoint that the epoch is resumed from.
     """
 
     batches: int = 0
     seconds: float = 0.0
     means: RunningMeans = field(default_factory=RunningMeans)
     terms: dict[str, float] | None = None
+    stopped_by: str | None = None
     rng: Any = None
 
     def state_dict(self, device: torch.device) -> dict[str, Any]:
@@ -45,13 +46,14 @@ class EpochPosition:
             "batches": self.batches,
             "seconds": self.seconds,
             "terms": self.terms,
+            "stopped_by": self.stopped_by,
             "ranks": collectives.all_gather_objects([rank_state]),
         }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "EpochPosition":
         """Return a saved position."""
-        position = cls(batches=state["batches"], seconds=state["seconds"], terms=state["terms"])
+        position = cls(**{name: state[name] for name in ("batches", "seconds", "terms", "stopped_by")})
         ranks, rank = state["ranks"], collectives.rank()
         if rank < len(ranks):
             position.rng = ranks[rank]["rng"]

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import random_split
 
 import kdkit
 from kdkit import Net, Recipe, RecipeError, TorchData
@@ -48,6 +49,20 @@ def test_the_metrics_of_a_run_are_computed_again_from_its_weights(net, kdkit_her
     wrong = kdkit_here("evaluate", "recipe.py", "--weights", "run", "--hidden", "6", "--device", "cpu")
     assert wrong.code == 2
     assert "do not fit net 'student'" in wrong.err
+
+
+def test_a_recipe_that_splits_its_data_at_random_is_evaluated_on_the_test_split_of_the_run(tmp_path):
+    def recipe():
+        train, validation, test = random_split(samples(rows=60), [20, 20, 20])
+        return one_stage(Net("student", Mlp()), plain_goal(), TorchData(train, validation, test, classes=list("abc")))
+
+    options = kdkit.RunOptions(device="cpu", seed=1, out=tmp_path / "run", measure=False)
+    metrics = kdkit.run(recipe, options).metrics["student"]
+    torch.rand(3)
+    again = kdkit.evaluate(recipe, tmp_path / "run", options=kdkit.RunOptions(device="cpu", seed=1))
+    assert {name: result.value for name, result in again.items()} == {
+        name: result.value for name, result in metrics.items()
+    }
 
 
 def test_weights_of_another_program_are_evaluated_in_python(tmp_path):

@@ -7,14 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from torch import nn
 
 import kdkit
-from kdkit import TorchData
+from kdkit import CosineRamp, LinearRamp, Match, Tap, TorchData
 from kdkit.errors import RunFolderError
+from kdkit.losses import SoftTargets
+from kdkit.metrics import F1, Accuracy
 from tests.helpers.crash import require_same_results, results
 from tests.helpers.processes import ForkedPython, wait_until
 from tests.helpers.stages import last_checkpoint, three, training
@@ -209,6 +213,29 @@ def test_a_run_from_python_with_changed_training_options_is_not_resumed(tmp_path
     with pytest.raises(RunFolderError, match="differs in its trainings"):
         kdkit.run(three(training=training(epochs=1, max_grad_norm=1.0)), **options, resume=True)
     kdkit.run(three(training=training(epochs=1)), **options, resume=True)
+
+
+def test_a_run_from_python_with_a_changed_objective_or_monitored_metric_is_not_resumed(tmp_path):
+    def recipe(ramp=LinearRamp, temperature=4.0, beta=1.0, layer="norm", metrics=(Accuracy, F1)):
+        teacher, student = tiny_net("teacher", trained=True), tiny_net("student")
+        sides = {"student": Tap(student.module.norm), "target": Tap(teacher.module.get_submodule(layer))}
+        logits = ramp(start=0, end=1) * Match(teacher, SoftTargets(temperature=temperature))
+        features = Match(teacher, nn.SmoothL1Loss(beta=beta), **sides)
+        return replace(one_stage(student, logits + features), metrics=[metric() for metric in metrics])
+
+    options = {"out": tmp_path / "run", "device": "cpu", "measure": False}
+    kdkit.run(recipe(), **options)
+    for changes, key in (
+        ({"ramp": CosineRamp}, "terms"),
+        ({"temperature": 2.0}, "terms"),
+        ({"beta": 0.5}, "terms"),
+        ({"layer": "hidden"}, "terms"),
+        ({"metrics": (F1, Accuracy)}, "monitors"),
+    ):
+        with pytest.raises(RunFolderError, match=f"differs in its {key}"):
+            kdkit.run(recipe(**changes), **options, resume=True)
+    # Other metrics are computed again at the end of a resumed run.
+    assert {*kdkit.run(recipe(metrics=[Accuracy]), **options, resume=True).metrics["student"]} == {"accuracy"}
 
 
 def test_a_run_with_another_training_sample_in_the_middle_is_not_resumed(tmp_path):

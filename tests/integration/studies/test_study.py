@@ -89,6 +89,11 @@ def recipe(width: int = 4, teacher: Path | None = None, teachers: tuple[Path, ..
     return Recipe(data=data(), schedule=schedule)
 
 
+def other_recipe(width: int) -> Recipe:
+    """Another recipe in the same file."""
+    return recipe(width)
+
+
 def pair(width: int = 4, **teacher: int) -> list[Trial]:
     """Return a teacher "big", with options of its Trial, and its student "small"."""
     return [
@@ -148,12 +153,13 @@ def test_a_failed_trial_is_reported_and_the_others_run(tmp_path):
     assert "'broken', which failed" in str(results["student"].error)
 
 
-@pytest.mark.parametrize("change", ["option width", "seed", "precision"])
+@pytest.mark.parametrize("change", ["option width", "seed", "precision", "function"])
 def test_a_finished_trial_fails_if_it_would_be_another_run_now(tmp_path, change):
     run_states(Study(tmp_path, pair()[:1]))
     changed = {
         "option width": Trial(name="big", recipe=recipe, options={"width": 6}),
         "seed": Trial(name="big", recipe=recipe, options={"width": 8}, seed=3),
+        "function": Trial(name="big", recipe=other_recipe, options={"width": 8}),
     }.get(change, pair()[0])
     options = RunOptions(device="cpu", precision="bf16") if change == "precision" else CPU
     (result,) = Study(tmp_path, [changed]).run(options)
@@ -194,13 +200,17 @@ def test_a_student_of_a_retrained_teacher_fails(tmp_path):
 
 def test_a_recipe_without_a_file_is_compared_by_its_options(tmp_path):
     def trial(width: int) -> Trial:
-        # A partial has no source file, unlike a function.
+        # A partial has no source file, unlike a function. An option of the trial replaces its argument.
         return Trial(name="partial", recipe=partial(recipe, width=6), options={"width": width})
 
     assert run_states(Study(tmp_path, [trial(8)])) == {"partial": "finished"}
     assert not (tmp_path / "partial" / "recipe.py").exists()
     assert run_states(Study(tmp_path, [trial(8)])) == {"partial": "skipped"}
     assert run_states(Study(tmp_path, [trial(4)])) == {"partial": "failed"}
+    alone = Trial(name="partial", recipe=partial(recipe, width=8))
+    assert run_states(Study(tmp_path, [alone])) == {"partial": "skipped"}
+    alone = Trial(name="partial", recipe=partial(recipe, width=6))
+    assert run_states(Study(tmp_path, [alone])) == {"partial": "failed"}
 
 
 def test_a_study_can_be_moved(tmp_path):

@@ -1,6 +1,7 @@
 """Tests of callbacks that end a stage: the best epoch is kept, later stages run, and a resumed run ends there too."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 import kdkit
 from kdkit import Sequential
 from kdkit.engine.storage.stage_folder import StageFolder
-from tests.helpers.callbacks import Recorder
+from tests.helpers.callbacks import PressCtrlC, Recorder
 from tests.helpers.ranks import run_two_ranks
 from tests.helpers.stages import copied, last_checkpoint, same, three, training
 from tests.integration.distributed.test_torchrun import RECIPE
@@ -27,11 +28,14 @@ class StopAfter:
 
 
 class StopInStep:
-    """Ends each stage in the first step of its second epoch, without a reason."""
+    """Ends each stage in the steps of its second epoch, or in one step of another epoch, without a reason."""
+
+    def __init__(self, epoch=1, batch=None):
+        self.epoch, self.batch = epoch, batch
 
     @kdkit.hookimpl
     def step_ended(self, event):
-        if event.epoch == 1:
+        if event.epoch == self.epoch and self.batch in (None, event.batch):
             raise kdkit.StopTraining
 
 
@@ -70,6 +74,15 @@ def test_a_stop_in_a_step_ends_the_stage_after_the_epoch():
     assert [len(history) for history in result.history.values()] == [2, 2, 2]
     assert result.history["student"][-1]["stopped_by"] == "StopInStep"
     assert len(recorder.steps) == 3 * 2 * 4  # every batch of these epochs
+
+
+def test_a_stop_in_a_step_ends_the_stage_even_if_the_run_is_interrupted_later_in_the_epoch(tmp_path):
+    two_epochs, callbacks = partial(recipe, epochs=2), [StopInStep(epoch=0, batch=0), PressCtrlC(epoch=0, batch=2)]
+    with pytest.raises(KeyboardInterrupt):
+        kdkit.run(two_epochs, out=tmp_path, device="cpu", callbacks=callbacks)
+    resumed = kdkit.run(two_epochs, out=tmp_path, device="cpu", resume=True)  # the other steps do not stop it again
+    assert [len(history) for history in resumed.history.values()] == [1, 2, 2]
+    assert resumed.history["teacher"][0]["stopped_by"] == "StopInStep"
 
 
 def test_a_stop_after_the_last_epoch_changes_nothing():

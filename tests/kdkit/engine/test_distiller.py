@@ -193,6 +193,18 @@ distiller = Distiller(Net("student", torch.nn.Linear(4, 3)), 1.0 * Match(teacher
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_several_calls_with_their_own_progress_have_one_backward_pass():
+    def changing(student, labels, progress):
+        return progress * student.square().mean()
+
+    student = Net("student", Mlp().double())  # the dtype of the weights that a ramp changes
+    example = INPUTS.double(), LABELS
+    for term in (LinearRamp(start=0, end=1) * Truth(nn.CrossEntropyLoss()), Truth(changing)):
+        with Distiller(student, term, example=example) as distiller:
+            losses = [distiller(*example, progress=progress).loss for progress in (0.25, 0.75)]
+            sum(losses).backward()
+
+
 def test_a_ramp_follows_the_progress_that_is_passed():
     teacher, student = networks()
     objective = Truth(nn.CrossEntropyLoss()) + LinearRamp() * Match(teacher, SoftTargets())

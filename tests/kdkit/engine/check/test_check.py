@@ -26,6 +26,7 @@ from kdkit import (
     model_loss,
     run,
 )
+from kdkit.engine.storage.history import KEYS
 from kdkit.errors import CheckError, RecipeError
 from kdkit.losses import DKD, RKD, Hint, LogitMSE, Masked, SoftTargets
 from kdkit.metrics import R2, Accuracy, Brier, CrossEntropy, MacroF1, MeanIoU
@@ -517,6 +518,21 @@ def test_a_net_without_a_class_of_the_data_is_a_problem_and_no_hook_remains():
 def test_an_unknown_monitor_is_a_problem_with_the_nearest_name():
     problem = only_problem(one_stage(tiny_net("student"), plain_goal(), monitor="acuracy"))
     assert "'acuracy' is not among the recipe's metrics; did you mean 'accuracy'?" in problem
+
+
+def test_a_metric_with_the_name_of_another_value_of_an_epoch_is_a_problem():
+    class Best(Accuracy):
+        name = "best"
+
+    recipe = one_stage(tiny_net("student"), plain_goal())
+    problem = only_problem(Recipe(data=recipe.data, schedule=recipe.schedule, metrics=(Best(),)))
+    assert problem == "a metric is called 'best', which is another value in the history of a run; rename it"
+
+
+def test_every_value_of_an_epoch_other_than_the_metric_has_a_reserved_name():
+    recipe = one_stage(tiny_net("student"), plain_goal())
+    (epoch,) = run(recipe, device="cpu", gradients=1).history["student"]
+    assert epoch.keys() - KEYS == {"accuracy"}
 
 
 def test_a_metric_that_does_not_fit_the_data_is_a_problem():

@@ -344,6 +344,13 @@ def test_the_last_two_checkpoints_are_kept(stage):
     assert stage.load_checkpoint()[0] == {"step": 11}  # 9 is less than 11, as a number
 
 
+def test_checkpoints_from_before_a_forced_change_of_the_batch_size_do_not_replace_later_ones(stage):
+    for step in (100, 200, 15, 20):  # from 200 on with a tenth of the batches per epoch
+        save(stage, step, {"step": step})
+        assert stage.load_checkpoint()[0] == {"step": step}
+    assert names(stage.path) == ["checkpoint-15.safetensors", "checkpoint-20.safetensors"]
+
+
 def test_a_run_waits_for_a_checkpoint_that_an_ended_run_of_this_process_is_still_writing(stage, monkeypatch):
     """Two interrupts end a run without waiting; in a notebook, the next cell may resume it."""
     save(stage, 1)
