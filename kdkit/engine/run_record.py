@@ -28,8 +28,7 @@ from kdkit.utils.signatures import parameters_by_name
 
 # The start of a number, a collection or a string in quotes, or a whole constant.
 _NO_WORD = r"""-?[\d(\[{'"]|-?(None|True|False|inf|nan)$"""
-
-
+# The fields of a TermSummary that are recorded.
 _OF_TERMS = ("label", "loss", "weight", "factors", "taps", "student_net", "teacher")
 
 
