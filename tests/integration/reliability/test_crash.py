@@ -207,7 +207,7 @@ def test_checkpoints_that_a_killed_run_left_in_a_finished_stage_are_deleted(tmp_
     make = partial(one, lambda: Augmented(40))
     with monkeypatch.context() as patch:
 
-        def kill(self, *, kept=0):
+        def kill(self, *, kept=0, last=None):
             if kept == 0:
                 raise KeyboardInterrupt
 

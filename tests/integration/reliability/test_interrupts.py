@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 
 import pytest
 import torch
@@ -261,9 +260,7 @@ def test_an_interrupt_in_the_first_epoch_leaves_an_empty_history():
 class FailsOnce(nn.Module):
     """A loss that raises in the third epoch, unless it is repaired."""
 
-    def __init__(self, repaired):
-        super().__init__()
-        self.repaired = repaired
+    repaired = False
 
     def forward(self, student, labels, *, progress):
         if progress >= 0.5 and not self.repaired:
@@ -271,20 +268,21 @@ class FailsOnce(nn.Module):
         return nn.functional.cross_entropy(student, labels)
 
 
-def failing_recipe(*, repaired):
-    return three(Sequential, truth=Truth(FailsOnce(repaired), label="truth"), training=training(epochs=4))
+def failing_recipe():
+    return three(Sequential, truth=Truth(FailsOnce(), label="truth"), training=training(epochs=4))
 
 
-def test_an_exception_of_user_code_passes_unchanged_and_the_run_can_be_resumed(tmp_path):
+def test_an_exception_of_user_code_passes_unchanged_and_the_run_can_be_resumed(tmp_path, monkeypatch):
     recorder = Recorder()
     options = {"device": "cpu", "out": tmp_path / "run"}
     with pytest.raises(ZeroDivisionError, match="of the user") as caught:
-        kdkit.run(partial(failing_recipe, repaired=False), callbacks=[recorder], **options)
+        kdkit.run(failing_recipe, callbacks=[recorder], **options)
     assert recorder.ends[0].error is caught.value
     assert not [path for path in (tmp_path / "run").rglob(".*.tmp")]  # nothing half-written
     lines = (tmp_path / "run" / "1-teacher" / "history.jsonl").read_text().splitlines()
     assert len(lines) == 2
-    resumed = kdkit.run(partial(failing_recipe, repaired=True), resume=True, **options)
-    whole = kdkit.run(partial(failing_recipe, repaired=True), device="cpu")
+    monkeypatch.setattr(FailsOnce, "repaired", True)
+    resumed = kdkit.run(failing_recipe, resume=True, **options)
+    whole = kdkit.run(failing_recipe, device="cpu")
     for name, net in whole.nets.items():
         assert same(copied(net.module), copied(resumed.nets[name].module)), name

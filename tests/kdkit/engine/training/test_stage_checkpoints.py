@@ -27,7 +27,8 @@ def test_the_means_of_an_epoch_cover_the_samples_of_all_ranks_after_a_resume_wit
         for value in values:
             means.add({"truth": torch.tensor(value)}, samples)
         ranks.append({"rng": None, "means": means.state_dict()})
-    position = EpochPosition.from_state({"batches": 2, "seconds": 0.0, "terms": None, "ranks": ranks})
+    state = {"batches": 2, "seconds": 0.0, "terms": None, "stopped_by": None, "ranks": ranks}
+    position = EpochPosition.from_state(state)
     assert position.means.steps == 2
     position.means.add({"truth": torch.tensor(8.0)}, 2)
     expected = (3 * (1 + 2) + 4 + 5 + 2 * 8) / (3 + 3 + 1 + 1 + 2)
