@@ -76,7 +76,7 @@ def arguments_to_resume(run: Path, *, trust: bool) -> list[str]:
 def recorded_arguments(run: Path, *, trust: bool) -> list[str]:
     """Return the arguments of the `kdkit run` that wrote a run folder, and print the path of its recipe file.
 
-    They are without `--resume`, `--force` and `--trust`, which only hold for the command that they were given to.
+    They are without `--resume`, `--force` and `--trust`, which hold for a single command.
     trust: accept a recipe file that has changed, is a copy, or was not recorded by this user on this machine. If False,
     such a file raises RunFolderError. Also raises RunFolderError if the run was not started by `kdkit run`, or was
     started in another folder.
