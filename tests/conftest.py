@@ -126,7 +126,7 @@ def _seeds_without_tracebacks() -> Iterator[None]:
     """Let torch.manual_seed format no traceback for each kind of device: three take longer than many tests."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("torch.cuda", "torch.mtia", "torch.xpu"):
-            if name in sys.modules:
+            if hasattr(sys.modules.get(name), "traceback"):  # not each of them, in some versions of torch
                 patch.setattr(sys.modules[name], "traceback", SimpleNamespace(format_stack=list))
         yield
 
