@@ -51,7 +51,7 @@ def decisions(name: str, values: NDArray[Any], year: Year) -> Bools:
     if not is_decision.all():
         record, column = np.argwhere(~is_decision)[0]
         raise DataError(
-            f"{name} are decisions, 0 and 1 or bool; got {array[record, column]!r} of class "
+            f"{name} are decisions, 0 and 1 or bool; got {array.item(record, column)!r} of class "
             f"{scored_classes(year).names[column]!r} in row {record}; "
             "turn probabilities into decisions first, such as probabilities >= 0.5"
         )

@@ -2,6 +2,9 @@
 
 import importlib
 
+import numpy as np
+import pytest
+
 from kdkit.plugins.recipe_file import load_file
 from tests.helpers.command_line import ROOT
 
@@ -14,6 +17,7 @@ def test_the_signatures_of_public_names_are_those_of_the_snapshot():
     assert make_api_page.SNAPSHOT.read_text().splitlines() == list(make_api_page.signatures()), ADVICE
 
 
+@pytest.mark.skipif(np.__version__ < "2", reason="numpy 2 names the types of arrays differently")
 def test_the_page_lists_all_public_names():
     assert make_api_page.PAGE.read_text() == make_api_page.page(), ADVICE
 

@@ -186,7 +186,7 @@ def test_metrics_name_the_sample_the_class_and_the_value():
         MacroAUROC().compute(predictions)
     labels = np.zeros((30, 26))
     labels[5, 3] = 2
-    with pytest.raises(DataError, match=r"got np\.float64\(2\.0\) of class '\w+' in row 5"):
+    with pytest.raises(DataError, match=r"got 2\.0 of class '\w+' in row 5"):
         challenge_metric(labels, np.zeros((30, 26)), 2021)
 
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -51,6 +51,7 @@ def test_orders_never_change():
     assert shuffled(10, seed=7, epoch=3).tolist() == [4, 9, 1, 8, 3, 7, 0, 6, 5, 2]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-(2**70), 2**70), max_size=4))
 def test_torch_accepts_any_derived_seed(numbers):
     seed = derive_seed(*numbers)
@@ -63,6 +64,7 @@ def test_neighbouring_seeds_and_epochs_derive_different_seeds():
     assert len({derive_seed(seed, epoch) for seed in range(50) for epoch in range(50)}) == 2500
 
 
+@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(0, 9), st.integers(0, 9))
 def test_an_order_contains_every_row_once(rows, seed, epoch):
     assert sorted(shuffled(rows, seed, epoch).tolist()) == list(range(rows))

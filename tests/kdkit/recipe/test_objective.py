@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -53,6 +53,7 @@ def test_arithmetic_does_not_change_its_operands():
     assert operand.weights(0) == {"truth": 0.5}
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 10), max_size=4), st.floats(0, 1))
 def test_the_weight_of_a_term_is_the_product_of_its_factors(factors, progress):
     objective = as_objective(TRUTH)

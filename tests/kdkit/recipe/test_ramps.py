@@ -1,7 +1,7 @@
 """Ramps: factors that are constant, change between two points of progress, and are constant again."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdkit import CosineRamp, LinearRamp, RecipeError
@@ -26,6 +26,7 @@ def test_a_linear_ramp_is_straight_and_a_cosine_ramp_starts_slowly():
 
 
 @pytest.mark.parametrize("ramp_class", RAMPS)
+@settings(deadline=None)
 @given(st.floats(0, 9), st.floats(0, 9), st.floats(0, 1), st.floats(0, 1))
 def test_a_ramp_is_monotonic_and_stays_between_its_ends(ramp_class, start, end, first, second):
     ramp = ramp_class(start=start, end=end)

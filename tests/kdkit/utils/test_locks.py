@@ -1,6 +1,9 @@
-"""Tests of locks on file systems that have none."""
+"""Tests of locks: on file systems that have none, and of processes that are killed."""
 
 import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import filelock
@@ -9,6 +12,7 @@ import pytest
 import kdkit
 from kdkit.errors import RunFolderError
 from kdkit.utils.locks import FileLock
+from tests.helpers.command_line import ROOT
 
 
 @pytest.mark.parametrize(
@@ -46,3 +50,26 @@ def test_the_lock_of_a_study_stays_in_its_folder_although_filelock_deletes_it_on
 def test_a_lock_that_another_one_holds_is_a_timeout(tmp_path):
     with FileLock(tmp_path / "lock"), pytest.raises(filelock.Timeout):
         FileLock(tmp_path / "lock").acquire(timeout=0)
+
+
+FORKS = """
+import os, sys
+from kdkit.utils.locks import FileLock
+
+lock = FileLock(sys.argv[1])
+lock.acquire()
+if os.fork():
+    print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork processes")
+def test_a_forked_process_does_not_keep_a_lock_of_its_parent(tmp_path):
+    """Otherwise a run that was killed could not be resumed until its workers have ended."""
+    command = [sys.executable, "-c", FORKS, str(tmp_path / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as parent:
+        assert parent.stdout.readline() == b"locked\n"
+        parent.kill()
+        parent.wait()
+        FileLock(tmp_path / "lock").acquire(timeout=0)  # its child still reads

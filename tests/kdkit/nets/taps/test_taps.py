@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from transformers import BertConfig, BertModel, T5Config, T5EncoderModel, T5ForConditionalGeneration
@@ -118,6 +118,7 @@ def test_an_input_is_selected_by_position_or_by_keyword(element, args, kwargs, e
     assert captured(module, Tap(module, "input", element), *args, **kwargs) is expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 4), min_size=2, max_size=5))
 def test_channels_last_moves_the_channels_to_the_second_dimension(shape):
     module = nn.Identity()
