@@ -15,6 +15,7 @@ from torch import nn
 import kdkit
 from kdkit.data.torch_data import TorchData
 from kdkit.engine.storage.comparison import differences
+from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.errors import PluginWarning, RunFolderError
 from kdkit.metrics import MacroAUROC
 from kdkit.plugins.manager import installed
@@ -398,6 +399,26 @@ def test_runs_of_a_study_that_are_not_finished_are_left_out_and_named(runs, tmp_
         write_report([study], tmp_path / "none.html")
     with pytest.raises(RunFolderError, match=r"seed1 holds no metrics.*seed1', resume=True\) in Python$"):
         write_report([runs / "seed0", study / "seed1"], tmp_path / "none.html")
+
+
+def test_a_run_killed_during_its_evaluation_is_no_finished_run(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def save_then_die(self, *args, **options):
+        save(self, *args, **options)
+        raise Killed
+
+    save = RunFolder.save_metrics
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_metrics", save_then_die)
+        with pytest.raises(Killed):
+            run(tmp_path / "first", distillation, measure=False)
+    # It has metrics of the teacher alone, which would be taken for the student.
+    with pytest.raises(RunFolderError, match=r"not finished, with metrics of teacher so far.*first', resume=True"):
+        write_report(tmp_path / "first", tmp_path / "report.html")
+    run(tmp_path / "first", distillation, measure=False, resume=True)
+    assert write_report(tmp_path / "first", tmp_path / "report.html").verdicts[0].figures[0].name == "student"
 
 
 def test_plugins_add_sections(runs, tmp_path):
