@@ -336,8 +336,11 @@ def settings_digest(run: ReportedRun, average_over: Sequence[str] = ()) -> str:
 
     average_over: other options to leave out.
     """
-    # The terms distinguish recipes from Python, which have no file and no options.
-    keys = ("recipe", "recipe_sha256", "options", "precision", "trainings", "stages", "terms")
+    keys = (
+        *("recipe", "recipe_sha256", "options", "precision"),
+        # These distinguish recipes from Python, which have no file and no options.
+        *("stages", "nets", "terms", "trainings", "monitors", "draws", "teacher_cache"),
+    )
     # with the nets, because runs with and without a baseline have different verdicts
     metrics = {net: list(results) for net, results in run.metrics.results.items()}
     options = {name: value for name, value in mapping(run.record, "options").items() if name not in average_over}

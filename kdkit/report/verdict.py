@@ -17,7 +17,7 @@ from kdkit.report.analysis import same_metric
 from kdkit.report.formats import bounds, metric_title, plain, signed
 from kdkit.report.runs import ReportedRun, settings_digest
 from kdkit.utils.read_json import mapping, whole_number
-from kdkit.utils.reprs import describe_count
+from kdkit.utils.reprs import describe_count, describe_names
 
 _TONES = ("better", "worse")
 _FEW = 3  # with at most this many settings without an effect, one rarely differs by chance
@@ -74,7 +74,15 @@ def verdicts_of(runs: Sequence[ReportedRun], average_over: Sequence[str] = ()) -
         # different groups.
         groups.setdefault((settings, repetitions[seed]), []).append(run)
         repetitions[seed] += 1
-    return tuple(_Group(group, _label(group, runs, average_over), average_over).verdict() for group in groups.values())
+    labels = [_label(group, runs, average_over) for group in groups.values()]
+    # Settings from Python may differ in what has no name, so the names of their runs distinguish them.
+    labels = [
+        f"{label} ({describe_names(run.label for run in group)})" if labels.count(label) > 1 else label
+        for label, group in zip(labels, groups.values(), strict=True)
+    ]
+    return tuple(
+        _Group(group, label, average_over).verdict() for label, group in zip(labels, groups.values(), strict=True)
+    )
 
 
 def headline_of(verdicts: Sequence[Verdict]) -> str:

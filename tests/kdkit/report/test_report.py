@@ -252,6 +252,22 @@ def test_runs_of_other_losses_are_no_seeds_of_one_recipe(tmp_path):
     assert len(write_report(folders, tmp_path / "report.html").verdicts) == 2
 
 
+def test_runs_of_students_of_other_sizes_are_no_seeds_of_one_recipe(runs, tmp_path):
+    for name in ("seed1", "seed2"):
+        shutil.copytree(runs / name, tmp_path / name)
+        record = json.loads((tmp_path / name / "run.json").read_text())
+        del record["checksum"]
+        record["nets"]["student"]["parameters"] += 1
+        write(tmp_path / name / "run.json", *json_parts(record))
+    folders = [runs / "seed0", runs / "seed1", tmp_path / "seed1", tmp_path / "seed2"]
+    verdicts = write_report(folders, tmp_path / "report.html").verdicts
+    assert [[run.folder for run in verdict.runs] for verdict in verdicts] == [folders[:2], folders[2:]]
+    # Both have the same recipe and no options, so their runs distinguish them.
+    first, second = (verdict.label for verdict in verdicts)
+    assert first == f"recipe, 2 seeds ({runs.name}/seed0, {runs.name}/seed1)"
+    assert second == f"recipe, 2 seeds ({tmp_path.name}/seed1, {tmp_path.name}/seed2)"
+
+
 def test_without_a_baseline_the_student_is_compared_with_its_teacher(runs, tmp_path):
     page = report_page(runs / "other", out=tmp_path / "report.html")
     assert "for its teacher: " in page.text
