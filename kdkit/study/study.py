@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from numbers import Number
+from pathlib import Path, PurePath
 from typing import Any
 
 from kdkit.engine.options import TEACHER_CACHE, RunOptions
@@ -234,9 +235,13 @@ def _unwritable(folder: Path, error: Exception) -> RunFolderError:
     return RunFolderError(f"{folder} cannot be written: {first_line(error)}; {_ADVICE}")
 
 
+def _function_of(recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
+    return recipe.func if isinstance(recipe, partial) else recipe
+
+
 def _name_of(recipe: Callable[..., Recipe]) -> str:
     """Return the name of a recipe function, or of the class of another callable."""
-    function: object = recipe.func if isinstance(recipe, partial) else recipe
+    function = _function_of(recipe)
     return str(getattr(function, "__qualname__", type(function).__name__))
 
 
@@ -246,13 +251,21 @@ def _arguments_of(recipe: Callable[..., Recipe]) -> dict[str, Any]:
         return {}
     positional = zip(parameters_by_name(recipe.func), recipe.args, strict=False)
     arguments = {**dict(positional), **recipe.keywords}
-    return {name: value for name, value in arguments.items() if isinstance(value, bool | int | float | str | None)}
+    return {name: value for name, value in arguments.items() if _has_stable_text(value)}
+
+
+def _has_stable_text(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_has_stable_text, [*value, *value.values()]))
+    if isinstance(value, tuple | list):
+        return all(map(_has_stable_text, value))
+    return isinstance(value, Number | str | PurePath | None)
 
 
 def _source_file(recipe: Callable[..., Recipe]) -> Path | None:
-    """Return the file that defines a recipe function; None if there is none, such as for a `functools.partial`."""
+    """Return the file that defines a recipe function; None if there is none, such as for a callable object."""
     try:
-        file = inspect.getsourcefile(inspect.unwrap(recipe))
+        file = inspect.getsourcefile(inspect.unwrap(_function_of(recipe)))
     except TypeError:  # a callable that is not a function
         return None
     return Path(file) if file is not None and Path(file).is_file() else None
