@@ -115,6 +115,16 @@ def headline_of(verdicts: Sequence[Verdict]) -> str:
     return headline
 
 
+def in_points(runs: Sequence[ReportedRun], difference: BaselineDifference) -> bool:
+    """Whether a difference is given in points of 0.01: the metric of both nets is a share in all runs."""
+    values = [
+        run.metrics.results[net][difference.metric].value
+        for run in runs
+        for net in (difference.student, difference.baseline)
+    ]
+    return is_share(difference.metric, *values, difference.value)
+
+
 def _label(group: Sequence[ReportedRun], runs: Sequence[ReportedRun], average_over: Sequence[str]) -> str:
     """Return the name of a group among all runs; for several seeds, with the options that differ between runs."""
     first = group[0]
@@ -244,7 +254,7 @@ class _Group:
         if is_one:
             if is_open:
                 return "In this run, student and baseline cannot be distinguished."
-            points = self._in_points(difference)
+            points = in_points(self.runs, difference)
             size = signed(abs(difference.value), points=points).removeprefix("+")
             unit = " points" if points else ""
             return f"In this run, the distilled student is {difference.verdict} by {size}{unit}."
@@ -252,13 +262,9 @@ class _Group:
             return "No effect of distillation can be distinguished."
         return "Distillation helped." if difference.verdict == "better" else "Distillation hurt."
 
-    def _in_points(self, difference: BaselineDifference) -> bool:
-        values = (self._mean(net) for net in (difference.student, difference.baseline))
-        return is_share(self.metric, *values, difference.value)
-
     def _sentence(self, difference: BaselineDifference) -> str:
         value, reference = (self._mean(net) for net in (difference.student, difference.baseline))
-        points = self._in_points(difference)
+        points = in_points(self.runs, difference)
         low, high = (signed(bound, points=points) for bound in difference.interval)
         name = "" if self.reference == "teacher" else f" {self.reference}"
         who = f"for its teacher{name}" if self.baseline is None else "for the same student without a teacher"
@@ -310,7 +316,7 @@ class _Group:
     def _basis(self, difference: BaselineDifference, count: str) -> str:
         """Return the intervals over seeds and over samples that the interval of several runs combines."""
         comparison = self.comparisons[difference.metric]
-        points = self._in_points(difference)
+        points = in_points(self.runs, difference)
 
         def interval(part: Difference | None) -> str:
             return (

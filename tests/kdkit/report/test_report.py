@@ -310,6 +310,27 @@ def test_labels_per_position(tmp_path):
     assert "both right" in page.panel("agreement").text
 
 
+def test_differences_of_a_metric_in_percent_are_not_in_points(tmp_path):
+    class Percent:
+        name = "percent"
+
+        def fit(self, validation):
+            return self
+
+        def compute(self, test):
+            return kdkit.metrics.MetricResult(value=40.0)
+
+    def recipe():
+        made = distillation()
+        object.__setattr__(made, "metrics", (Percent(),))
+        return made
+
+    page = report_page(run(tmp_path / "run", recipe, baseline=True), out=tmp_path / "report.html")
+    # A difference of 0 could be that of a share.
+    assert "is 40.000 against 40.000 for the same student without a teacher: +0, 95 %" in page.text
+    assert "points" not in page.text
+
+
 def test_metrics_that_cannot_be_repeated_have_no_interval(tmp_path):
     class Odd:
         name = "odd"
