@@ -8,9 +8,11 @@ from pathlib import Path
 import click
 
 from kdkit.cli.options import PATH
+from kdkit.errors import KdkitError, did_you_mean
 from kdkit.plugins.manager import Plugins, installed
 from kdkit.plugins.recipe_file import read_recipe_file
 from kdkit.plugins.registry import REGISTRIES
+from kdkit.utils.files import exists
 from kdkit.utils.printable import echo, printable
 
 _WIDTH = 100  # columns, if the list goes to a file or a pipe
@@ -30,6 +32,10 @@ def list_(what: Path | None, as_json: bool) -> None:
     """
     kind = str(what) if str(what) in REGISTRIES else None
     if what is not None and kind is None:
+        if what.suffix != ".py" and not exists(what):
+            raise KdkitError(
+                f"{str(what)!r} is neither a recipe file nor a kind of the list; {did_you_mean(str(what), REGISTRIES)}"
+            )
         read_recipe_file(what)
     entries = registered(installed())
     if kind is not None:

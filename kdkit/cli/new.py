@@ -48,7 +48,7 @@ def recipe(name: str | None, path: Path | None) -> None:
         return
     if path is None:
         path = Path(name if name.endswith(".py") else f"{name}.py")
-    source = templates.get(name)
+    source = templates.get(name.removesuffix(".py"))
     if source is None:
         # A likely typo is rejected; my_data and my_digits are names of the user's choice.
         similar = difflib.get_close_matches(Path(name).stem, templates, n=1, cutoff=0.8)

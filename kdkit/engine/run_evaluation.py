@@ -55,12 +55,11 @@ class RunEvaluation:
             with located(f"the evaluation of net {net.name!r}", ctx.options.out):
                 self.metrics[net.name] = self._evaluate(net)
             # After each network, so that a run that fails later keeps these metrics.
-            self.folder.save_metrics(self.reported_on, self.metrics)
+            self.folder.save_metrics(self.reported_on, self.metrics, complete=False)
         self._save_samples()
-        has_notes = _note_weak_teachers(self.metrics, stages, metrics[0], self.reported_on)
+        _note_weak_teachers(self.metrics, stages, metrics[0], self.reported_on)
         self.differences = tuple(baseline_differences(metrics, stages, self._compared))
-        if self.differences or has_notes:
-            self.folder.save_metrics(self.reported_on, self.metrics, self.differences)
+        self.folder.save_metrics(self.reported_on, self.metrics, self.differences)
 
     def _evaluate(self, net: Net[Any]) -> dict[str, MetricResult]:
         """Predict the validation and test splits, save the predictions, and return the metrics of a network."""
@@ -98,8 +97,8 @@ class RunEvaluation:
 
 def _note_weak_teachers(
     metrics: Mapping[str, dict[str, MetricResult]], stages: Iterable[Stage], metric: Metric, split: str
-) -> bool:
-    """Add a note to the metric of each frozen teacher that is clearly worse than its student; return whether any is.
+) -> None:
+    """Add a note to the metric of each frozen teacher that is clearly worse than its student.
 
     metrics: by names of network and metric. split: the one that they were computed on.
     """
@@ -111,7 +110,6 @@ def _note_weak_teachers(
         for teacher in teachers_of(weighted.term)
         if isinstance(teacher, Net)
     }
-    has_any = False
     for teacher, student in pairs:
         results = [metrics.get(net, {}).get(metric.name) for net in (teacher, student)]
         if results[0] is None or results[1] is None or not is_better(metric, results[1].value, results[0].value):
@@ -123,5 +121,3 @@ def _note_weak_teachers(
                 f"{student!r}, {values[1]:.3g}: a better teacher may help more"
             )
             metrics[teacher][metric.name] = replace(results[0], note="; ".join(filter(None, [results[0].note, note])))
-            has_any = True
-    return has_any

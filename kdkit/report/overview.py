@@ -8,11 +8,10 @@ from typing import Any, TypeVar
 from markupsafe import Markup
 
 from kdkit.errors import KdkitError
-from kdkit.metrics.base import is_share
 from kdkit.report import analysis, formats
 from kdkit.report.charts import Bar, interval_chart, reliability_chart
 from kdkit.report.runs import ReportedRun, nets_by_role, terms_of, weight_text
-from kdkit.report.verdict import Verdict
+from kdkit.report.verdict import Verdict, in_points
 from kdkit.utils.read_json import mapping
 from kdkit.utils.reprs import distinct_notes
 
@@ -31,7 +30,7 @@ def difference_charts(verdicts: Sequence[Verdict]) -> list[Markup]:
     bars: list[tuple[bool, str, Bar]] = []
     for verdict in verdicts:
         for row in verdict.differences[: None if len(verdicts) == 1 else 1]:
-            points = is_share(row.metric, row.value, *row.interval)
+            points = in_points(verdict.runs, row)
             scale = 100 if points else 1
             low, high = row.interval
             title = formats.metric_title(row.metric)
@@ -49,10 +48,10 @@ def difference_charts(verdicts: Sequence[Verdict]) -> list[Markup]:
             )
             bars.append((points, row.metric, bar))
     charts = []
-    in_points = [bar for points, _, bar in bars if points]
-    if in_points:
+    shares = [bar for points, _, bar in bars if points]
+    if shares:
         title = "Differences with 95 % intervals, in points"
-        charts.append(interval_chart(title, in_points, axis="difference in points, 95 % interval"))
+        charts.append(interval_chart(title, shares, axis="difference in points, 95 % interval"))
     for metric in dict.fromkeys(metric for points, metric, _ in bars if not points):
         others = [bar for points, name, bar in bars if not points and name == metric]
         charts.append(interval_chart(f"Difference of {metric}", others, axis="difference, 95 % interval"))

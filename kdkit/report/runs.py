@@ -24,7 +24,7 @@ from kdkit.engine.storage.finished_run import (
     read_stages,
 )
 from kdkit.engine.storage.measurements import Measurements, NetCost, read_measurements
-from kdkit.engine.storage.run_folder import read_record
+from kdkit.engine.storage.run_folder import how_to_resume, read_record
 from kdkit.errors import DataError, KdkitError, RunFolderError
 from kdkit.metrics.base import MetricResult
 from kdkit.metrics.bootstrap import BootstrapInterval
@@ -83,6 +83,11 @@ class ReportedRun:
         folder = Path(folder)
         record, metrics = read_record(folder), read_metrics(folder)
         problems: list[str] = []
+        if not metrics.complete:
+            raise RunFolderError(
+                f"the evaluation of the run in {folder} is not finished, with metrics of "
+                f"{describe_names(metrics.results)} so far; to resume it: {how_to_resume(folder, record)}"
+            )
         if not metrics.results:
             raise RunFolderError(f"{folder} has no metrics of any net; resume the run to evaluate its nets")
 
@@ -313,9 +318,16 @@ def terms_of(record: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def matched_teachers(record: Mapping[str, Any], student: str) -> tuple[str, ...]:
-    """Return the names of all teachers in the terms of a student, including those without metrics."""
+    """Return the names of all teachers in the terms of a student, including those without metrics.
+
+    The name of `Teachers`, "first and second", stands for its members.
+    """
     of_student = [term for terms in terms_of(record).values() for term in terms if term.get("student_net") == student]
-    return tuple(dict.fromkeys(str(term["teacher"]) for term in of_student if term.get("teacher")))
+    nets, teachers = mapping(record, "nets"), dict[str, None]()
+    for name in dict.fromkeys(str(term["teacher"]) for term in of_student if term.get("teacher")):
+        members = name.split(" and ") if name not in nets else [name]
+        teachers |= dict.fromkeys(members if all(member in nets for member in members) else [name])
+    return tuple(teachers)
 
 
 def weight_text(weight: Any) -> str:
@@ -331,8 +343,11 @@ def settings_digest(run: ReportedRun, average_over: Sequence[str] = ()) -> str:
 
     average_over: other options to leave out.
     """
-    # The terms distinguish recipes from Python, which have no file and no options.
-    keys = ("recipe", "recipe_sha256", "options", "precision", "trainings", "stages", "terms")
+    keys = (
+        *("recipe", "recipe_sha256", "options", "precision"),
+        # These distinguish recipes from Python, which have no file and no options.
+        *("stages", "nets", "terms", "trainings", "monitors", "draws", "teacher_cache"),
+    )
     # with the nets, because runs with and without a baseline have different verdicts
     metrics = {net: list(results) for net, results in run.metrics.results.items()}
     options = {name: value for name, value in mapping(run.record, "options").items() if name not in average_over}

@@ -17,7 +17,7 @@ from kdkit.report.analysis import same_metric
 from kdkit.report.formats import bounds, metric_title, plain, signed
 from kdkit.report.runs import ReportedRun, settings_digest
 from kdkit.utils.read_json import mapping, whole_number
-from kdkit.utils.reprs import describe_count
+from kdkit.utils.reprs import describe_count, describe_names
 
 _TONES = ("better", "worse")
 _FEW = 3  # with at most this many settings without an effect, one rarely differs by chance
@@ -74,7 +74,15 @@ def verdicts_of(runs: Sequence[ReportedRun], average_over: Sequence[str] = ()) -
         # different groups.
         groups.setdefault((settings, repetitions[seed]), []).append(run)
         repetitions[seed] += 1
-    return tuple(_Group(group, _label(group, runs, average_over), average_over).verdict() for group in groups.values())
+    labels = [_label(group, runs, average_over) for group in groups.values()]
+    # Settings from Python may differ in what has no name, so the names of their runs distinguish them.
+    labels = [
+        f"{label} ({describe_names(run.label for run in group)})" if labels.count(label) > 1 else label
+        for label, group in zip(labels, groups.values(), strict=True)
+    ]
+    return tuple(
+        _Group(group, label, average_over).verdict() for label, group in zip(labels, groups.values(), strict=True)
+    )
 
 
 def headline_of(verdicts: Sequence[Verdict]) -> str:
@@ -105,6 +113,16 @@ def headline_of(verdicts: Sequence[Verdict]) -> str:
             "differs by chance."
         )
     return headline
+
+
+def in_points(runs: Sequence[ReportedRun], difference: BaselineDifference) -> bool:
+    """Whether a difference is given in points of 0.01: the metric of both nets is a share in all runs."""
+    values = [
+        run.metrics.results[net][difference.metric].value
+        for run in runs
+        for net in (difference.student, difference.baseline)
+    ]
+    return is_share(difference.metric, *values, difference.value)
 
 
 def _label(group: Sequence[ReportedRun], runs: Sequence[ReportedRun], average_over: Sequence[str]) -> str:
@@ -177,7 +195,7 @@ class _Group:
             return ()
         over_samples = self.runs[0].differences(self.student, self.reference)
         if len(self.runs) == 1:
-            return over_samples
+            return tuple(row for row in over_samples if math.isfinite(row.value))  # NaN: a metric that is undefined
         combined = []
         for row in over_samples:
             comparison = self._compare(row, self.reference)
@@ -236,7 +254,7 @@ class _Group:
         if is_one:
             if is_open:
                 return "In this run, student and baseline cannot be distinguished."
-            points = self._in_points(difference)
+            points = in_points(self.runs, difference)
             size = signed(abs(difference.value), points=points).removeprefix("+")
             unit = " points" if points else ""
             return f"In this run, the distilled student is {difference.verdict} by {size}{unit}."
@@ -244,13 +262,9 @@ class _Group:
             return "No effect of distillation can be distinguished."
         return "Distillation helped." if difference.verdict == "better" else "Distillation hurt."
 
-    def _in_points(self, difference: BaselineDifference) -> bool:
-        values = (self._mean(net) for net in (difference.student, difference.baseline))
-        return is_share(self.metric, *values, difference.value)
-
     def _sentence(self, difference: BaselineDifference) -> str:
         value, reference = (self._mean(net) for net in (difference.student, difference.baseline))
-        points = self._in_points(difference)
+        points = in_points(self.runs, difference)
         low, high = (signed(bound, points=points) for bound in difference.interval)
         name = "" if self.reference == "teacher" else f" {self.reference}"
         who = f"for its teacher{name}" if self.baseline is None else "for the same student without a teacher"
@@ -274,9 +288,11 @@ class _Group:
         sentence = f"{name} of {self.student} is {value} on the {self.split} split{over}."
         if self.reference is None:
             return "There is nothing to compare the student with.", sentence, _ADVICE
+        reason = "kdkit cannot compute an interval of this difference."
         if self.metric in self.runs[0].metrics.results[self.reference]:
             sentence = f"{sentence[:-1]}, and {plain(self._mean(self.reference))} for {self.reference}."
-        reason = "kdkit cannot compute an interval of this difference."
+            if not all(math.isfinite(self._mean(net)) for net in (self.student, self.reference)):
+                reason = f"{name} is undefined{' in at least one run' if len(self.runs) > 1 else ''}."
         return "No paired comparison.", sentence, reason if self.baseline is not None else f"{reason} {_ADVICE}"
 
     def _caveat(self, difference: BaselineDifference) -> str:
@@ -302,7 +318,7 @@ class _Group:
     def _basis(self, difference: BaselineDifference, count: str) -> str:
         """Return the intervals over seeds and over samples that the interval of several runs combines."""
         comparison = self.comparisons[difference.metric]
-        points = self._in_points(difference)
+        points = in_points(self.runs, difference)
 
         def interval(part: Difference | None) -> str:
             return (

@@ -234,25 +234,27 @@ def _unwritable(folder: Path, error: Exception) -> RunFolderError:
     return RunFolderError(f"{folder} cannot be written: {first_line(error)}; {_ADVICE}")
 
 
+def _function_of(recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
+    return recipe.func if isinstance(recipe, partial) else recipe
+
+
 def _name_of(recipe: Callable[..., Recipe]) -> str:
     """Return the name of a recipe function, or of the class of another callable."""
-    function: object = recipe.func if isinstance(recipe, partial) else recipe
+    function = _function_of(recipe)
     return str(getattr(function, "__qualname__", type(function).__name__))
 
 
 def _arguments_of(recipe: Callable[..., Recipe]) -> dict[str, Any]:
-    """Return the arguments of a `functools.partial` by name that have a text which is the same in every process."""
+    """Return the arguments of a `functools.partial` by name; empty for another callable."""
     if not isinstance(recipe, partial):
         return {}
-    positional = zip(parameters_by_name(recipe.func), recipe.args, strict=False)
-    arguments = {**dict(positional), **recipe.keywords}
-    return {name: value for name, value in arguments.items() if isinstance(value, bool | int | float | str | None)}
+    return {**dict(zip(parameters_by_name(recipe.func), recipe.args, strict=False)), **recipe.keywords}
 
 
 def _source_file(recipe: Callable[..., Recipe]) -> Path | None:
-    """Return the file that defines a recipe function; None if there is none, such as for a `functools.partial`."""
+    """Return the file that defines a recipe function; None if there is none, such as for a callable object."""
     try:
-        file = inspect.getsourcefile(inspect.unwrap(recipe))
+        file = inspect.getsourcefile(inspect.unwrap(_function_of(recipe)))
     except TypeError:  # a callable that is not a function
         return None
     return Path(file) if file is not None and Path(file).is_file() else None

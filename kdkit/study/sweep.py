@@ -91,6 +91,11 @@ class Sweep:
                 values = ", ".join(map(_text, self.grid[name]))
                 raise RecipeError(f"the reference has {name}={_text(value)}, but the grid has {name}={values}")
         self.cells = tuple(self._cell(options) for options in _combinations(self.grid, compared))
+        if self.reference and len(self.cells) > 1 and not any(cell.reference for cell in self.cells):
+            raise RecipeError(
+                f"all combinations of the grid have {_label(self.reference)}, so none is compared with this reference; "
+                "add another value to the grid"
+            )
         # Seed by seed, so that an interrupted sweep has some runs of every cell.
         trials = [
             Trial(
@@ -245,6 +250,11 @@ def _validate_values(name: str, values: Sequence[Any]) -> None:
     if isinstance(values, str) or not isinstance(values, Sequence) or not values:
         raise RecipeError(f"the grid must have a list of at least one value for each parameter; got {name}={values!r}")
     for index, value in enumerate(values):
+        if isinstance(value, np.ndarray | torch.Tensor) and value.ndim:  # a long text leaves out most numbers
+            raise RecipeError(
+                f"a value of {name} in the grid is an array {tuple(value.shape)}; sweep a tuple of numbers, and create "
+                "the array in recipe()"
+            )
         # Texts are compared too, because they become folder names.
         if any(earlier == value or _text(earlier) == _text(value) for earlier in values[:index]):
             raise RecipeError(f"the grid has {name}={_text(value)} twice; leave one out")

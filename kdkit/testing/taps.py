@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from kdkit.data.batch import Batch
+from kdkit.data.batch import Batch, nested_tensors
 from kdkit.errors import ContractError, RecipeError, describe
 from kdkit.nets.taps import OpenTaps, TapLike
 from kdkit.nets.views import Inputs
@@ -36,8 +36,13 @@ def check_tap(make_tap: Callable[[M], TapLike], module: M, example: Any) -> None
         raise ContractError(f"{name} is not a tap: it needs the attribute module and the method attach()")
     if all(tap.module is not part for part in module.modules()):
         raise ContractError(f"{name} is on a {type(tap.module).__name__} that is not a part of the module")
+
+    def output() -> Any:
+        torch.manual_seed(0)  # the module may draw random numbers
+        return module(*args, **kwargs)
+
     with eval_mode(module), torch.random.fork_rng():
-        before, hooks = module(*args, **kwargs), _hook_counts(module)
+        before, hooks = output(), _hook_counts(module)
         try:
             opened = OpenTaps([tap])
         except RecipeError as error:  # for example, attach() did not return a function
@@ -47,20 +52,21 @@ def check_tap(make_tap: Callable[[M], TapLike], module: M, example: Any) -> None
             for _ in range(2):
                 open_taps.clear()
                 try:
-                    during = module(*args, **kwargs)
+                    during = output()
                 except Exception as error:
                     raise ContractError(f"the module raises {type(error).__name__} with {name}: {error}") from error
                 if open_taps.unfired():
                     raise ContractError(f"{name} does not fire when the module runs")
                 captured = open_taps[tap]
-                if _tensors(during)[0].requires_grad and not captured.requires_grad:
+                has_gradient = any(tensor.requires_grad for tensor in nested_tensors(during))
+                if has_gradient and not captured.requires_grad:
                     raise ContractError(f"{name} captures a tensor that no gradient flows through")
                 # a tap such as AttentionTap may change how the module computes, so compare up to rounding
                 if not _close(before, during, rtol=1e-4, atol=1e-5):
                     raise ContractError(f"the output of the module changes while {name} is open")
         if _hook_counts(module) != hooks:
             raise ContractError(f"{name} leaves a hook behind when it is closed")
-        if not _close(before, module(*args, **kwargs), rtol=0.0, atol=0.0):
+        if not _close(before, output(), rtol=0.0, atol=0.0):
             raise ContractError(f"the output of the module changes after {name} is closed")
 
 
@@ -69,14 +75,8 @@ def _hook_counts(module: nn.Module) -> list[int]:
     return [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules()]
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    """Return all tensors of a nested output, in order."""
-    if isinstance(value, Tensor):
-        return [value]
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
-    return [tensor for item in items for tensor in _tensors(item)]
-
-
 def _close(first: Any, second: Any, *, rtol: float, atol: float) -> bool:
-    pairs = zip(_tensors(first), _tensors(second), strict=True)
-    return all(torch.allclose(a, b, rtol=rtol, atol=atol) for a, b in pairs)
+    sides = [[*nested_tensors(output)] for output in (first, second)]
+    return [tensor.shape for tensor in sides[0]] == [tensor.shape for tensor in sides[1]] and all(
+        torch.allclose(a, b, rtol=rtol, atol=atol) for a, b in zip(*sides, strict=True)
+    )

@@ -25,12 +25,14 @@ from kdkit.utils.sealed import explain_unreadable_file, read_sealed_json, read_t
 class RunMetrics:
     """The metrics of a finished run by net and metric, with NaN for undefined values, and their split.
 
-    differences: between students and their baselines, if the run has any.
+    differences: between students and their baselines, if the run has any. complete: False if the run was stopped during
+    its evaluation, so that networks or differences are missing.
     """
 
     reported_on: str
     results: Mapping[str, Mapping[str, MetricResult]]
     differences: tuple[BaselineDifference, ...] = ()
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,7 @@ class FinishedStage:
 
 
 def read_metrics(folder: Path) -> RunMetrics:
-    """Return the metrics of a run. Raises RunFolderError if there is no finished run, or they are damaged."""
+    """Return the metrics of a run. Raises RunFolderError if no network is evaluated yet, or they are damaged."""
     record, file = read_record(folder), folder / METRICS
     with explain_unreadable_file(file, f"restore it from a copy, or delete {folder} to run it again"):
         if not exists(file):
@@ -59,7 +61,8 @@ def read_metrics(folder: Path) -> RunMetrics:
             for net, metrics in require_object(content["metrics"]).items()
         }
         differences = tuple(_difference(row) for row in content.get("differences", ()))
-        return RunMetrics(reported_on=reported_on, results=results, differences=differences)
+        complete = content.get("complete", True) is True
+        return RunMetrics(reported_on=reported_on, results=results, differences=differences, complete=complete)
 
 
 def read_stages(folder: Path) -> tuple[FinishedStage, ...]:

@@ -134,12 +134,19 @@ class RunFolder:
         reported_on: str,
         metrics: Mapping[str, Mapping[str, MetricResult]],
         differences: Sequence[BaselineDifference] = (),
+        *,
+        complete: bool = True,
     ) -> None:
-        """Save the metrics of every network, their split, and the differences from baselines. NaN becomes null."""
+        """Save the metrics of every network, their split, and the differences from baselines. NaN becomes null.
+
+        complete: False if the networks and the differences that are still missing will be saved later.
+        """
         table = {net: {name: _as_json(result) for name, result in results.items()} for net, results in metrics.items()}
         content: dict[str, Any] = {"format": FORMAT, "reported_on": reported_on, "metrics": table}
         if differences:
             content["differences"] = [asdict(difference) for difference in differences]
+        if not complete:
+            content["complete"] = False
         self._write(METRICS, json_parts(content))
 
     def save_samples(self, ids: Tensor, tensors: Mapping[str, Tensor], names: Sequence[str] = ()) -> None:
@@ -166,7 +173,7 @@ class NoRunFolder(RunFolder):
         """Return a stage folder in which nothing is saved."""
         return NoStageFolder()
 
-    def save_metrics(self, *_: object) -> None:
+    def save_metrics(self, *_: object, **_options: object) -> None:
         """Do nothing. A user-defined metric may have values that JSON does not support."""
 
 
@@ -221,8 +228,9 @@ def read_record(path: Path) -> dict[str, Any]:
             hint = did_you_mean(path.name, near) if near else "expected the folder of a run"
             raise RunFolderError(f"there is no folder {path}; {hint}")
         if not is_file(file):
-            is_part = (path.parent / RECORD).is_file()
-            hint = f"; it is a part of the run {path.parent}" if is_part else ""
+            hint = f"; it is a part of the run {path.parent}" if (path.parent / RECORD).is_file() else ""
+            in_studies = sorted(path.glob(f"*/*/{RECORD}"))
+            hint = f"; did you mean {in_studies[0].parent.parent}?" if in_studies else hint
             raise RunFolderError(f"{path} holds no run: there is no {RECORD} in it{hint}")
         record = require_object(read_json(file))
         require_format(record, file)  # first: other formats have no checksum

@@ -203,6 +203,7 @@ def test_a_path_that_is_not_a_python_file_is_refused(kdkit_here, tmp_path):
     assert_refused(kdkit_here("run", "--resume", "nowhere"), "there is no folder nowhere; there are: first")
     assert_refused(kdkit_here("runn"), "No such command 'runn'")
     assert_refused(kdkit_here("list", "nowhere.py"), "no such recipe file")
+    assert_refused(kdkit_here("list", "loss"), "neither a recipe file nor a kind of the list", "did you mean 'losses'?")
 
 
 # Recipes with problems: the body of recipe(), and words of the error

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from filelock import FileLock
 from kdkit import Net, Parallel, Recipe, RecipeError, RunOptions, Stage, Study, Trial, hookimpl
 from kdkit.errors import RunFolderError
 from kdkit.losses import SoftTargets
+from kdkit.plugins.recipe_file import load_file
 from tests.helpers.processes import ForkedPython, run_python, wait_until
 from tests.helpers.stages import Small, data, last_checkpoint, load_tensors, training, truth
 
@@ -92,6 +94,18 @@ def recipe(width: int = 4, teacher: Path | None = None, teachers: tuple[Path, ..
 def other_recipe(width: int) -> Recipe:
     """Another recipe in the same file."""
     return recipe(width)
+
+
+def with_layers(layers: object) -> Recipe:
+    return recipe()
+
+
+def eight() -> int:
+    return 8
+
+
+def of_called_width(width: Callable[[], int]) -> Recipe:
+    return recipe(width())
 
 
 def pair(width: int = 4, **teacher: int) -> list[Trial]:
@@ -199,18 +213,53 @@ def test_a_student_of_a_retrained_teacher_fails(tmp_path):
 
 
 def test_a_recipe_without_a_file_is_compared_by_its_options(tmp_path):
-    def trial(width: int) -> Trial:
-        # A partial has no source file, unlike a function. An option of the trial replaces its argument.
-        return Trial(name="partial", recipe=partial(recipe, width=6), options={"width": width})
+    class Made:
+        def __call__(self, width: int) -> Recipe:
+            return recipe(width)
 
-    assert run_states(Study(tmp_path, [trial(8)])) == {"partial": "finished"}
-    assert not (tmp_path / "partial" / "recipe.py").exists()
-    assert run_states(Study(tmp_path, [trial(8)])) == {"partial": "skipped"}
-    assert run_states(Study(tmp_path, [trial(4)])) == {"partial": "failed"}
-    alone = Trial(name="partial", recipe=partial(recipe, width=8))
-    assert run_states(Study(tmp_path, [alone])) == {"partial": "skipped"}
-    alone = Trial(name="partial", recipe=partial(recipe, width=6))
-    assert run_states(Study(tmp_path, [alone])) == {"partial": "failed"}
+    def trial(width: int) -> Trial:
+        # An object has no source file, unlike a function. An option of the trial replaces an argument of a partial.
+        return Trial(name="object", recipe=partial(Made(), width=6), options={"width": width})
+
+    assert run_states(Study(tmp_path, [trial(8)])) == {"object": "finished"}
+    assert not (tmp_path / "object" / "recipe.py").exists()
+    assert run_states(Study(tmp_path, [trial(8)])) == {"object": "skipped"}
+    assert run_states(Study(tmp_path, [trial(4)])) == {"object": "failed"}
+    alone = Trial(name="object", recipe=partial(Made(), width=8))
+    assert run_states(Study(tmp_path, [alone])) == {"object": "skipped"}
+    alone = Trial(name="object", recipe=partial(Made(), width=6))
+    assert run_states(Study(tmp_path, [alone])) == {"object": "failed"}
+
+
+def test_an_option_that_is_a_function_is_compared_without_its_address(tmp_path):
+    def trial(width: object) -> Trial:
+        return Trial(name="called", recipe=of_called_width, options={"width": width})
+
+    assert run_states(Study(tmp_path, [trial(lambda: 8)])) == {"called": "finished"}
+    # Another object, as in a new process.
+    assert run_states(Study(tmp_path, [trial(lambda: 8)])) == {"called": "skipped"}
+    assert run_states(Study(tmp_path, [trial(eight)])) == {"called": "failed"}
+
+
+@pytest.mark.parametrize(("before", "after"), [([8, 2], [8, 4]), (Path("a"), Path("b")), (pair, eight)])
+def test_a_partial_is_compared_by_its_arguments(tmp_path, before, after):
+    def trial(layers: object) -> Trial:
+        return Trial(name="partial", recipe=partial(with_layers, layers))
+
+    assert run_states(Study(tmp_path, [trial(before)])) == {"partial": "finished"}
+    assert run_states(Study(tmp_path, [trial(before)])) == {"partial": "skipped"}
+    assert run_states(Study(tmp_path, [trial(after)])) == {"partial": "failed"}
+
+
+def test_a_partial_is_compared_by_the_file_of_its_function(tmp_path):
+    file, study = tmp_path / "mine.py", tmp_path / "study"
+    file.write_text(f"from {__name__} import recipe as made\n\n\ndef recipe(width):\n    return made(width)\n")
+    trial = Trial(name="partial", recipe=partial(load_file(file).recipe, width=8))
+    assert run_states(Study(study, [trial])) == {"partial": "finished"}
+    assert (study / "partial" / "recipe.py").read_bytes() == file.read_bytes()
+    file.write_text(file.read_text().replace("made(width)", "made(2 * width)"))
+    (result,) = Study(study, [trial]).run(CPU)
+    assert "its recipe file, which has changed" in str(result.error)
 
 
 def test_a_study_can_be_moved(tmp_path):

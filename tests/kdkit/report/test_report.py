@@ -11,15 +11,19 @@ from statistics import mean, stdev
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import kdkit
 from kdkit.data.torch_data import TorchData
 from kdkit.engine.storage.comparison import differences
+from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.errors import PluginWarning, RunFolderError
-from kdkit.metrics import MacroAUROC
+from kdkit.losses import PerTeacher, SoftTargets
+from kdkit.metrics import Accuracy, MacroAUROC
 from kdkit.plugins.manager import installed
 from kdkit.report import Section, write_report
 from kdkit.report.charts import heat_map, nice_ticks
+from kdkit.report.formats import MINUS, tick
 from kdkit.report.overview import net_table
 from kdkit.report.runs import read_runs
 from kdkit.report.verdict import headline_of, verdicts_of
@@ -35,7 +39,7 @@ from tests.helpers.reports import (
     untaught,
     without_test_split,
 )
-from tests.helpers.tiny import samples
+from tests.helpers.tiny import FEATURES, one_stage, samples, tiny_net
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +174,20 @@ def test_tiny_numbers_have_distinct_ticks():
     assert nice_ticks(2e-14, 4e-14) == [2e-14, 2.5e-14, 3e-14, 3.5e-14, 4e-14]
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (0, 1e-3, ["0", "2.5e-4", "5e-4", "7.5e-4", "0.001"]),
+        (1.2e-14, 1.8e-14, ["1.2e-14", "1.4e-14", "1.6e-14", "1.8e-14"]),
+        (-5e5, 5e5, ["-5e5", "-2.5e5", "0", "2.5e5", "5e5"]),
+        (12.345, 12.348, ["12.345", "12.346", "12.347", "12.348"]),
+        (-0.5, 0.25, ["-0.6", "-0.4", "-0.2", "0", "0.2", "0.4"]),
+    ],
+)
+def test_the_labels_of_an_axis_have_all_digits(low, high, labels):
+    assert [tick(value).replace(MINUS, "-") for value in nice_ticks(low, high)] == labels
+
+
 def test_seeds_are_compared_in_pairs(runs, tmp_path):
     page = report_page(*(runs / f"seed{seed}" for seed in range(3)), out=tmp_path / "report.html")
     assert "on average over 3 seeds" in page.text
@@ -251,6 +269,47 @@ def test_runs_of_other_losses_are_no_seeds_of_one_recipe(tmp_path):
     assert len(write_report(folders, tmp_path / "report.html").verdicts) == 2
 
 
+def test_runs_of_students_of_other_sizes_are_no_seeds_of_one_recipe(runs, tmp_path):
+    for name in ("seed1", "seed2"):
+        shutil.copytree(runs / name, tmp_path / name)
+        record = json.loads((tmp_path / name / "run.json").read_text())
+        del record["checksum"]
+        record["nets"]["student"]["parameters"] += 1
+        write(tmp_path / name / "run.json", *json_parts(record))
+    folders = [runs / "seed0", runs / "seed1", tmp_path / "seed1", tmp_path / "seed2"]
+    verdicts = write_report(folders, tmp_path / "report.html").verdicts
+    assert [[run.folder for run in verdict.runs] for verdict in verdicts] == [folders[:2], folders[2:]]
+    # Both have the same recipe and no options, so their runs distinguish them.
+    first, second = (verdict.label for verdict in verdicts)
+    assert first == f"recipe, 2 seeds ({runs.name}/seed0, {runs.name}/seed1)"
+    assert second == f"recipe, 2 seeds ({tmp_path.name}/seed1, {tmp_path.name}/seed2)"
+
+
+def test_a_chart_of_a_term_names_its_weight_only_if_all_runs_have_it(tmp_path):
+    def recipe(weight):
+        labels, teacher = kdkit.Truth(nn.CrossEntropyLoss()), tiny_net("teacher", trained=True)
+        return one_stage(tiny_net("student"), weight * labels + 0.2 * kdkit.Match(teacher, SoftTargets()))
+
+    folders = [
+        run(tmp_path / str(weight), lambda weight=weight: recipe(weight), measure=False) for weight in (0.3, 0.8)
+    ]
+    text = report_page(*folders, out=tmp_path / "report.html").panel("training").text
+    assert "truth weight" not in text
+    assert "teacher/soft_targets weight 0.2" in text
+    assert "truth weight 0.3" in report_page(folders[0], out=tmp_path / "report.html").panel("training").text
+
+
+def test_each_member_of_several_teachers_is_a_teacher(tmp_path):
+    def recipe():
+        teachers = kdkit.Teachers(*(tiny_net(name, trained=True) for name in ("first", "second")))
+        return one_stage(tiny_net("student"), kdkit.Match(teachers, PerTeacher(SoftTargets())))
+
+    page = report_page(run(tmp_path / "run", recipe, measure=False), out=tmp_path / "report.html")
+    assert "for its teacher first: " in page.text
+    for teacher in ("first", "second"):
+        assert f"only {teacher} right" in page.panel("agreement").text
+
+
 def test_without_a_baseline_the_student_is_compared_with_its_teacher(runs, tmp_path):
     page = report_page(runs / "other", out=tmp_path / "report.html")
     assert "for its teacher: " in page.text
@@ -288,9 +347,45 @@ def test_numbers_have_a_scatter_instead_of_classes(tmp_path):
 def test_labels_per_position(tmp_path):
     folder = run(tmp_path / "run", lambda: distillation(data=positions(), network=PerPosition), baseline=True)
     page = report_page(folder, out=tmp_path / "report.html")
+    assert "true predicted positions share" in page.panel("errors").text
     assert "Cells are coloured by their share of the row" in page.text
     assert "AUROC" not in page.panel("classes").text
     assert "both right" in page.panel("agreement").text
+
+
+def test_an_undefined_metric_has_no_verdict(tmp_path):
+    def recipe():
+        one_class = TensorDataset(torch.randn(6, FEATURES), torch.zeros(6, dtype=torch.long))
+        made = distillation(data=TorchData(samples(rows=24), samples(seed=1), one_class, classes=["a", "b", "c"]))
+        object.__setattr__(made, "metrics", (MacroAUROC(), Accuracy()))
+        return made
+
+    folders = [run(tmp_path / str(seed), recipe, baseline=True, measure=False, seed=seed) for seed in range(2)]
+    page = report_page(folders[0], out=tmp_path / "report.html")
+    assert "No paired comparison." in page.text
+    assert "on the test split, and \N{EN DASH} for student-alone. Macro AUROC is undefined." in page.text
+    assert "is undefined in at least one run." in report_page(*folders, out=tmp_path / "report.html").text
+
+
+def test_differences_of_a_metric_in_percent_are_not_in_points(tmp_path):
+    class Percent:
+        name = "percent"
+
+        def fit(self, validation):
+            return self
+
+        def compute(self, test):
+            return kdkit.metrics.MetricResult(value=40.0)
+
+    def recipe():
+        made = distillation()
+        object.__setattr__(made, "metrics", (Percent(),))
+        return made
+
+    page = report_page(run(tmp_path / "run", recipe, baseline=True), out=tmp_path / "report.html")
+    # A difference of 0 could be that of a share.
+    assert "is 40.000 against 40.000 for the same student without a teacher: +0, 95 %" in page.text
+    assert "points" not in page.text
 
 
 def test_metrics_that_cannot_be_repeated_have_no_interval(tmp_path):
@@ -378,6 +473,18 @@ def test_studies_in_a_folder_of_runs_are_named(runs, tmp_path):
     assert [run.label for run in report.runs] == ["first"]
 
 
+def test_a_report_of_no_run_is_refused(tmp_path):
+    with pytest.raises(RunFolderError, match="at least one folder"):
+        write_report(tmp_path.glob("seed*"), tmp_path / "report.html")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_folder_of_studies_is_refused_with_the_name_of_one(runs, tmp_path):
+    shutil.copytree(runs / "seed0", tmp_path / "runs" / "study" / "seed0")
+    with pytest.raises(RunFolderError, match=r"no run\.json in it; did you mean .*study\?$"):
+        write_report(tmp_path / "runs", tmp_path / "report.html")
+
+
 def test_runs_of_a_study_that_are_not_finished_are_left_out_and_named(runs, tmp_path, kdkit_here):
     study = tmp_path / "study"
     for name in ("seed0", "seed1", "seed2"):
@@ -398,6 +505,26 @@ def test_runs_of_a_study_that_are_not_finished_are_left_out_and_named(runs, tmp_
         write_report([study], tmp_path / "none.html")
     with pytest.raises(RunFolderError, match=r"seed1 holds no metrics.*seed1', resume=True\) in Python$"):
         write_report([runs / "seed0", study / "seed1"], tmp_path / "none.html")
+
+
+def test_a_run_killed_during_its_evaluation_is_no_finished_run(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def save_then_die(self, *args, **options):
+        save(self, *args, **options)
+        raise Killed
+
+    save = RunFolder.save_metrics
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_metrics", save_then_die)
+        with pytest.raises(Killed):
+            run(tmp_path / "first", distillation, measure=False)
+    # It has metrics of the teacher alone, which would be taken for the student.
+    with pytest.raises(RunFolderError, match=r"not finished, with metrics of teacher so far.*first', resume=True"):
+        write_report(tmp_path / "first", tmp_path / "report.html")
+    run(tmp_path / "first", distillation, measure=False, resume=True)
+    assert write_report(tmp_path / "first", tmp_path / "report.html").verdicts[0].figures[0].name == "student"
 
 
 def test_plugins_add_sections(runs, tmp_path):

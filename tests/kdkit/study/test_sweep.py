@@ -63,6 +63,8 @@ def swept(folder, grid, **options):
         ({"lr": [1, 2, 1.0]}, ["lr=1 twice"]),
         ({"name": ["1", 1]}, ["name=1 twice"]),
         ({"name": [object()]}, ["memory address"]),
+        ({"name": [np.zeros(2), np.ones(2)]}, ["value of name", "array (2,)", "sweep a tuple"]),
+        ({"name": [torch.zeros(2), torch.ones(2)]}, ["value of name", "array (2,)", "sweep a tuple"]),
     ],
 )
 def test_a_grid_that_does_not_fit_the_recipe_is_refused(grid, words, tmp_path):
@@ -196,11 +198,12 @@ def test_each_cell_is_compared_with_the_reference_of_its_other_options(tmp_path)
     [
         ({"lrs": 0.3}, "the reference has 'lrs', which is not compared; did you mean 'lr'"),
         ({"lr": 0.2}, r"the reference has lr=0.2, but the grid has lr=0.3, 1e-06"),
+        ({"width": 4}, "all combinations of the grid have width=4, so none is compared with this reference"),
     ],
 )
 def test_a_reference_is_among_the_compared_values(reference, message, tmp_path):
     with pytest.raises(RecipeError, match=message):
-        Sweep(recipe, {"lr": [0.3, 1e-6]}, folder=tmp_path, reference=reference)
+        Sweep(recipe, {"lr": [0.3, 1e-6], "width": [4]}, folder=tmp_path, reference=reference)
 
 
 def test_cells_with_other_test_samples_are_compared_over_seeds_only(tmp_path):

@@ -1,5 +1,6 @@
 """check_tap and check_schedule, the contract checks for plugin authors: each reports its faults."""
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -98,6 +99,42 @@ def breaking(module, put):
 def test_a_faulty_tap_is_reported(attach, message):
     with pytest.raises(ContractError, match=message):
         check_tap(lambda module: Custom(module.head, attach), Mlp(), torch.randn(2, 4))
+
+
+class WithOutputs(nn.Module):
+    """A network whose output is an object."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+        self.make = make
+
+    def forward(self, inputs):
+        return self.make(self.head(inputs))
+
+
+@dataclass
+class Outputs:
+    logits: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Outputs,
+        lambda logits: SimpleNamespace(logits=logits),
+        lambda logits: None,
+        lambda logits: logits + torch.randn(3),  # as a variational autoencoder does
+    ],
+)
+def test_the_output_of_the_module_may_be_an_object_or_random(make):
+    check_tap(lambda module: Tap(module.head), WithOutputs(make), torch.randn(2, 4))
+
+
+@pytest.mark.parametrize(("attach", "message"), [(changing, "the output of the module changes"), (cutting, "gradient")])
+def test_a_faulty_tap_on_a_module_that_returns_a_dataclass_is_reported(attach, message):
+    with pytest.raises(ContractError, match=message):
+        check_tap(lambda module: Custom(module.head, attach), WithOutputs(Outputs), torch.randn(2, 4))
 
 
 def test_a_tap_on_another_module_is_reported():
