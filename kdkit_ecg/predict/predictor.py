@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from kdkit_ecg.predict.model import Model, model_of_run, open_model
 from kdkit_ecg.predict.prediction import Prediction
 from kdkit_ecg.predict.search import Refusal, find_records, label_of
 from kdkit_ecg.records.array_files import ArrayFormat, leads_axis, require_numbers
-from kdkit_ecg.records.filters import FLAT
+from kdkit_ecg.records.filters import flat_leads
 from kdkit_ecg.records.signal_lines import DEFAULT_GAIN
 from kdkit_ecg.records.source import UNITS, Record, RecordSource, ordered_signal
 from kdkit_ecg.utils.messages import clipped
@@ -218,9 +219,7 @@ class Predictor:
             raise DataError(
                 f"{record.path} has {seconds:.3g} s; expected at least {SHORTEST:.0%} of {self.seconds:.3g} s"
             )
-        # Judged by the deviation, which is not exactly 0 after a filter.
-        deviations = signal.std(axis=1, dtype=np.float64).tolist()
-        flat = [lead for lead, deviation in zip(self.leads, deviations, strict=True) if deviation < FLAT]
+        flat = list(compress(self.leads, flat_leads(signal)))
         if len(flat) == len(self.leads):
             raise DataError(f"{record.path} has no signal: all leads that the network takes are flat")
         if flat:

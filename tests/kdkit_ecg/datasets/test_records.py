@@ -237,6 +237,19 @@ def test_records_that_the_table_names_in_vain_are_counted(tree):
         _ = Records(tree, "lost.csv", shares=(1.0, 0.0, 0.0), strict=True, **RAW).train
 
 
+@pytest.mark.parametrize("stored", [True, False])
+def test_records_of_flat_leads_are_excluded_and_are_not_of_one_person(tmp_path, stored):
+    for number in range(6):
+        signal = np.zeros((1, 200), int) if number % 2 else steps(number, 1)
+        write_matrix(tmp_path, f"r{number}", signal, leads=["I"], record_line=f"r{number} 1 400 200")
+    write_table(tmp_path, *[(f"r{number}", "a", f"P{number // 2}") for number in range(6)])
+    options = {**RAW, "store": tmp_path / "store" if stored else None}
+    data = Records(tmp_path, shares=(1.0, 0.0, 0.0), **options)
+    assert data.train.names == ["r0", "r2", "r4"]
+    assert data.train.groups is None  # three persons
+    assert data.summary.splitlines()[:2] == ["3 of 6 records read", "  3 excluded, no lead with a signal: r1, r3, r5"]
+
+
 def test_numbers_in_columns_are_the_labels_of_regression(tree, tmp_path):
     rows = [(f"r{number}", f"P{number // 2}", 40 + number / 2, 1e3 - number) for number in range(23)]
     write_table(tmp_path, *rows, ("r23", "P11", "", 1), columns="record,patient,ef,volume")
