@@ -181,7 +181,11 @@ class FoldedDataset(RecordingDataset):
     def _persons(self) -> dict[str, str]:
         """The person of each usable record, by its name."""
         headers = self._usable.sources
-        return assign_persons(headers, duplicate_signals(headers))
+        return assign_persons(headers, self._of_one_person(headers))
+
+    def _of_one_person(self, headers: Sequence[RecordSource]) -> list[Sequence[str]]:
+        """Return lists of names of records that belong to one person, although no table says so."""
+        return [*duplicate_signals(headers)]
 
     def _person(self, header: RecordSource) -> str:
         return self._persons[header.name]

@@ -215,6 +215,15 @@ def test_patients_without_a_name_are_noticed(tree):
     assert Records(tree, **RAW).notices == ()
 
 
+def test_patients_in_the_table_are_not_merged_if_their_records_have_the_names_of_ptb(tmp_path):
+    for number in range(6):
+        write_wfdb(tmp_path, number, name=f"S{number:04}")
+    write_table(tmp_path, *[(f"S{number:04}", "a", f"P{number}") for number in range(6)])  # age and sex: in the headers
+    data = Records(tmp_path, folds=3, **RAW)
+    assert len(data.make_folds().entries) == 6
+    assert data.train.groups is None
+
+
 def test_ages_and_sexes_that_cannot_be_read_are_noticed(tree, tmp_path):
     rows = [
         ("r0", "a", "P", "300", "1"),
