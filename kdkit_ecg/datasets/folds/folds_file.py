@@ -12,6 +12,7 @@ from typing import NamedTuple, Self
 from kdkit import DataError
 from kdkit.utils.files import write
 from kdkit.utils.printable import printable
+from kdkit_ecg.datasets.folds.patients import divided_persons
 from kdkit_ecg.utils.record_files import table_name
 from kdkit_ecg.utils.tables import PATIENT_COLUMNS, parse_table, patient_name
 
@@ -56,11 +57,7 @@ class Folds:
     @property
     def divided_patients(self) -> dict[str, list[int]]:
         """The patients with records in several folds -> these folds."""
-        folds: dict[str, set[int]] = {}
-        for entry in self.entries.values():
-            if entry.patient:
-                folds.setdefault(entry.patient, set()).add(entry.fold)
-        return {patient: sorted(in_folds) for patient, in_folds in folds.items() if len(in_folds) > 1}
+        return divided_persons((entry.patient, entry.fold) for entry in self.entries.values())
 
     @property
     def summary(self) -> str:

@@ -44,6 +44,15 @@ def neighbours_in_ptb(headers: Sequence[RecordSource]) -> Iterator[tuple[str, st
                 yield name, next_name
 
 
+def divided_persons(records: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
+    """Return the persons with records in several folds -> these folds. records: person ("" if unknown) and fold."""
+    folds: dict[str, set[int]] = {}
+    for person, fold in records:
+        if person:
+            folds.setdefault(person, set()).add(fold)
+    return {person: sorted(in_folds) for person, in_folds in folds.items() if len(in_folds) > 1}
+
+
 class _MergedNames:
     """Disjoint sets of names (union-find), each represented by its first patient, or by its first record.
 
