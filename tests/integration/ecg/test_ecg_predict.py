@@ -285,6 +285,14 @@ def test_files_of_hospitals_are_predicted_as_wfdb_records(tmp_path, predictor):
         assert np.allclose(rows[name].probabilities, rows["wfdb"].probabilities, atol=1e-3)
 
 
+def test_of_files_with_one_name_in_a_folder_the_best_described_one_is_predicted(tmp_path, predictor):
+    steps = (1000 * simulated(3, length=1200)).round().astype(int)
+    write_dicom(tmp_path / "A1.dcm", [dicom_group(steps, LEADS, 500)])
+    (tmp_path / "A1.xml").write_text(muse_xml(steps, LEADS, 500, ("", "", "")), "latin-1")
+    np.save(tmp_path / "A1.npy", steps)
+    assert [(row.record, row.reason) for row in predictor.predict_all(tmp_path)] == [(str(tmp_path / "A1.dcm"), None)]
+
+
 def test_arrays_need_a_rate_and_leads(tmp_path, model, capsys):
     signals = np.stack([simulated(id, length=1000) for id in range(2)])
     np.save(tmp_path / "stack.npy", signals)
