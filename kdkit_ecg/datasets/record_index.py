@@ -45,20 +45,25 @@ class RecordIndex:
         """Yield the records of a table that are found, with their names in it.
 
         Records that cannot be read, and those without a row, are added to `excluded`. Raises DataError for a name that
-        several files have, and for files of numbers without an ArrayFormat.
+        several files have, for a file that several rows name, and for files of numbers without an ArrayFormat.
         """
-        used: set[Path] = set()
+        used: dict[Path, str] = {}  # file -> its name in the table
         parts: set[Path] = set()  # headers of segments, which are not records
         for record, row in rows.items():
             path = self._path(record, row.database)
             if path is None:
                 continue
-            used.add(path)
+            if path in used:
+                raise DataError(
+                    f"the table of labels names the file {path} twice, as {used[path]!r} and {record!r}; remove one of "
+                    "the rows"
+                )
+            used[path] = record
             source = self._open(path)
             if source:
                 parts.update(path.with_name(name) for name in source.files)
                 yield record, source
-        unused = [path for path in self._files.values() if path not in used | parts]
+        unused = [path for path in self._files.values() if path not in used and path not in parts]
         # An array that no row names may be a stack of records that rows name.
         for path in unused:
             if path.suffix.lower() in _STACKS:

@@ -70,13 +70,18 @@ class Records(FoldedDataset):
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Warnings to print with the results: about the options, the records, and ages and sexes that are not read."""
+        """Warnings to print with the results: about the options, the records, and columns that are not read."""
         unread = [
             f"the column {column!r} of the table of labels has values that are no age or sex: {first_names(texts)}; "
             "those of the files are used, if they have one"
             for column, texts in self._table.unread.items()
         ]
-        return (*super().notices, *unread)
+        mixed = [
+            f"the column {column!r} of the table of labels is not a class, because it has values other than 0 and 1: "
+            f"{first_names(texts)}"
+            for column, texts in self._table.mixed.items()
+        ]
+        return (*super().notices, *unread, *mixed)
 
     @cached_property
     def _table(self) -> LabelTable:
@@ -122,7 +127,12 @@ class Records(FoldedDataset):
         sources: dict[str, RecordSource] = {}
         for record, source in self._index.find(self._table.rows):
             row = self._table.rows[record]
-            if record in sources:
+            if record in sources:  # by its id in a stack
+                if sources[record].path != source.path:
+                    raise DataError(
+                        f"the table of labels names the record {record!r}, which {sources[record].path} and "
+                        f"{source.path} both have; write the file too, such as {source.path.stem}/{record}"
+                    )
                 excluded.add(ExclusionReason.NAME, source.path)
             elif row.labels is None:
                 excluded.add(ExclusionReason.NO_LABEL, source.path)

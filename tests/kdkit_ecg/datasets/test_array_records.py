@@ -138,6 +138,17 @@ def test_a_file_of_many_records_is_read_by_number_or_id(tmp_path, file):
     assert kept._loaded[0].signals[0].shape == (8, 256)  # padding is removed only if the format says that there is some
 
 
+def test_an_id_that_two_files_have_is_refused_unless_the_file_is_named(tmp_path):
+    for name in ("a.npy", "b.npy"):
+        write_stack(tmp_path, name)
+    write_table(tmp_path, *[(str(number), "AF", "") for number in range(3)])
+    with pytest.raises(DataError, match=r"the record '0', which .*a.npy and .*b.npy both have; .* such as b/0"):
+        Records(tmp_path, arrays=EIGHT_LEADS, **RAW)
+    write_table(tmp_path, *[(f"b/{number}", "AF", "") for number in range(3)])
+    data = Records(tmp_path, arrays=EIGHT_LEADS, shares=(1.0, 0.0, 0.0), **RAW)
+    assert data.train.names == ["b/0", "b/1", "b/2"]
+
+
 def test_dicom_files_are_named_by_their_whole_number(tmp_path):
     names = [f"1.2.840.{number}" for number in range(6)]
     for number, name in enumerate(names):

@@ -191,6 +191,16 @@ def test_a_column_of_0_and_1_for_each_class(tree):
     assert Records(tree, "flags.csv", classes=("normal",), **options).train.labels.sum().item() == 24
 
 
+def test_a_column_that_is_no_class_because_of_some_values_is_noticed(tree, tmp_path):
+    rows = [(f"r{number}", number % 2, (0, 1, "2", "?")[number % 4], number) for number in range(24)]
+    write_table(tmp_path, *rows, columns="record,AF,VT,number")
+    data = Records(tree, tmp_path / "labels.csv", **RAW)
+    assert (data.classes, data.notices) == (
+        ("AF",),
+        ("the column 'VT' of the table of labels is not a class, because it has values other than 0 and 1: 2",),
+    )
+
+
 def test_several_rows_of_a_record_are_its_labels(tree):
     write_table(tree, ("r0", "AF"), ("r1", "AF"), ("r0", "other"), columns="record,label", name="long.csv")
     data = Records(tree, "long.csv", shares=(1.0, 0.0, 0.0), **RAW)
@@ -317,6 +327,13 @@ def test_a_name_of_two_files_is_refused_unless_the_path_is_given(tmp_path):
     data = Records(tmp_path, shares=(1.0, 0.0, 0.0), **RAW)
     assert [source.name for source in data._selected[0]] == ["p0/ecg", "p1/ecg"]
     assert len(data.train) == 2
+
+
+def test_two_rows_that_name_one_file_are_refused(tmp_path):
+    write_wfdb(tmp_path / "a", 1)
+    write_table(tmp_path, ("r1", "AF", "P"), ("a/r1", "normal", "P"))
+    with pytest.raises(DataError, match=r"names the file .*r1.hea twice, as 'r1' and 'a/r1'"):
+        Records(tmp_path, **RAW)
 
 
 def test_a_path_in_two_folders_is_refused_unless_the_database_is_given(tmp_path):
