@@ -176,6 +176,11 @@ def test_units_gains_and_invalid_samples_become_mv(tmp_path):
     expected = in_mv(0)
     expected[0, 49:54] = np.linspace(expected[0, 49], expected[0, 53], 5)
     assert np.allclose(select_leads(record.signal, record.leads, EIGHT), expected, atol=1e-6)
+    converter_steps = np.where(np.isnan(values), -32768, 1000 * values).round().astype(np.int16)
+    np.save(tmp_path / "steps.npy", converter_steps)
+    options = {"unit": "mV", "gain": 1000, "invalid": -32768, "leads": EIGHT}
+    [source] = open_file(tmp_path / "steps.npy", ArrayFormat(rate=400, **options))
+    assert np.allclose(source.read_leads(), values.T, atol=6e-4, equal_nan=True)
     np.save(tmp_path / "padded.npy", np.pad(values, ((30, 70), (0, 0)), constant_values=np.nan))
     [source] = open_file(tmp_path / "padded.npy", ArrayFormat(rate=400, unit="mV", leads=EIGHT, padded=True))
     assert np.array_equal(source.read_leads(), values.T, equal_nan=True)
@@ -313,6 +318,7 @@ def test_a_csv_without_names_has_the_leads_of_the_format(tmp_path, first_line):
         ({"unit": ""}, "is not a unit of a signal"),
         ({"rate": 0}, "rate must be a finite number above 0"),
         ({"gain": -1}, "gain must be a finite number above 0"),
+        ({"invalid": "NaN"}, "invalid must be a number that marks invalid samples, or None, got 'NaN'"),
         ({"leads": ("I", "Lead I")}, "leads must be different names"),
         ({"leads": "I"}, "leads must be a tuple of names"),
         ({"padded": "no"}, "padded must be True or False; got 'no'"),
