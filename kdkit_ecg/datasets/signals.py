@@ -90,7 +90,7 @@ def duplicate_signals(headers: Sequence[RecordSource]) -> list[list[str]]:
     for header in [header for group in candidates.values() if len(group) > 1 for header in group]:
         try:
             signal = header.read().signal[: len(LEADS)]
-        except DataError:
+        except (DataError, MemoryError):
             continue  # the record is excluded later, when its signal is read
         if not flat_leads(signal).all():
             names_by_content[content_hash(signal)].append(header.name)

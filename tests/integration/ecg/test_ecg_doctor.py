@@ -384,6 +384,16 @@ def test_no_damage_makes_the_doctor_fail(offset, junk, cut, tmp_path):
     assert examine(tmp_path, path).findings
 
 
+def test_a_record_that_is_too_large_for_the_memory_is_bad(tmp_path, monkeypatch):
+    def raise_memory_error(*args):
+        raise MemoryError("Unable to allocate 2 TiB")
+
+    write(tmp_path)
+    monkeypatch.setattr("kdkit_ecg.records.wfdb_record._read_16_bits", raise_memory_error)
+    (finding,) = examine(tmp_path, tmp_path / "R1.hea").findings
+    assert (finding.reason, finding.detail) == (Reason.SIGNAL, "Unable to allocate 2 TiB")
+
+
 def test_a_good_folder_exits_with_0_and_lists_databases_and_classes(kdkit_here, tmp_path):
     write(tmp_path / "data" / "training" / "georgia" / "g1", "A1", wave(1, 5000), codes="164889003,426783006")
     write(tmp_path / "data" / "training" / "georgia" / "g2", "A2", wave(2, 7500), person="#Age: NaN\n")
