@@ -53,7 +53,7 @@ def examine(folder: Path, path: Path, *, leads: Sequence[str] = LEADS, own_label
         record.add(Reason.NO_SIGNAL, ", ".join(missing))
     else:
         try:
-            examine_signal(record, source)
+            examine_signal(record, source, leads)
         except (OSError, MemoryError) as error:  # e.g. no permission to read the file
             record.add(Reason.SIGNAL, first_line(error))
     return record

@@ -516,6 +516,15 @@ def test_a_gain_that_wfdb_chose_is_no_finding(storage, tmp_path):
     assert record.findings == []
 
 
+def test_a_record_is_bad_if_the_leads_that_it_needs_are_flat(tmp_path):
+    samples = wave()
+    samples[1:7] = 7
+    write(tmp_path, samples=samples)
+    for leads, reason in (((LEADS[1], LEADS[6]), Reason.EMPTY), (LEADS[:2], Reason.FLAT)):
+        (finding,) = examine(tmp_path, tmp_path / "R1.hea", leads=leads).findings
+        assert finding.reason is reason
+
+
 def test_records_with_own_leads_and_labels_are_judged_by_these(kdkit_here, tmp_path):
     for number in range(3):
         write(tmp_path / "data", f"E{number}", wave(number)[:3], leads=("I", "III", "V1"), codes="")
