@@ -120,7 +120,9 @@ class RecordingDataset(Data, ABC):
     @property
     def preparation(self) -> dict[str, Any]:
         """How a record becomes the inputs of a network, for exported networks; docs/export.md defines the steps."""
-        return describe_preparation(self._preparation, leads=self.leads, length=self.length, window=self.crop)
+        return describe_preparation(
+            self._preparation, leads=self.leads, length=self.length, window=self.crop, hidden=self._hidden
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -175,6 +177,11 @@ class RecordingDataset(Data, ABC):
     def test(self) -> SignalSplit:
         """The split on which results are reported."""
         return self._split("test", window=self.crop)
+
+    @property
+    def _hidden(self) -> Sequence[str]:
+        """Of "age" and "sex", those that networks do not get."""
+        return ()
 
     @property
     def _folders(self) -> tuple[Path, ...]:

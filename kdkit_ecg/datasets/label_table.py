@@ -81,7 +81,7 @@ class LabelTable:
     """The rows of a table by record name, as in the table but without suffix, and the classes or numbers.
 
     unread: column -> texts in it that are not an age or a sex, without repetition. mixed: column of 0 and 1 that is
-    no class because of other texts -> these texts.
+    no class because of other texts -> these texts. person_labels: "age" and "sex" if their columns are labels.
     """
 
     path: Path
@@ -89,6 +89,7 @@ class LabelTable:
     classes: NamedClasses | NamedNumbers
     unread: Mapping[str, Sequence[str]]
     mixed: Mapping[str, Sequence[str]]
+    person_labels: tuple[str, ...]
 
 
 def read_label_table(
@@ -154,6 +155,7 @@ def read_label_table(
         classes=NamedNumbers(names=tuple(classes)) if numbers else NamedClasses(names=tuple(classes or available)),
         unread={column: list(texts) for column, texts in parser.unread.items()},
         mixed=parser.mixed,
+        person_labels=parser.person_labels(),
     )
 
 
@@ -201,6 +203,12 @@ class _RowParser:
                 f"{path} has neither a column 'label' nor columns of 0 and 1 by class; it has {', '.join(names)}. Name "
                 "the column, such as columns={'label': 'diagnosis'}"
             )
+
+    def person_labels(self) -> tuple[str, ...]:
+        """Return "age" and "sex" if their columns are labels."""
+        labels = set(self.flags or [self.roles["label"]])
+        columns = {"age": {self.roles["age"]}, "sex": {self.roles["sex"], "is_male"}}
+        return tuple(role for role, names in columns.items() if names & labels)
 
     def parse(self, line: int, cells: Mapping[str, str], first: LabelRow | None) -> LabelRow:
         """Return the row of a record, merged with an earlier row of the same record."""

@@ -81,7 +81,8 @@ class Records(FoldedDataset):
             f"{first_names(texts)}"
             for column, texts in self._table.mixed.items()
         ]
-        return (*super().notices, *unread, *mixed)
+        hidden = [f"the {role} of a person is a label, so networks do not get it" for role in self._hidden]
+        return (*super().notices, *unread, *mixed, *hidden)
 
     @cached_property
     def _table(self) -> LabelTable:
@@ -92,6 +93,10 @@ class Records(FoldedDataset):
     @property
     def _label_encoder(self) -> NamedClasses | NamedNumbers:
         return self._table.classes
+
+    @property
+    def _hidden(self) -> Sequence[str]:
+        return self._table.person_labels
 
     def _chosen_leads(self) -> tuple[str, ...]:
         if isinstance(self.leads, str):
@@ -137,11 +142,12 @@ class Records(FoldedDataset):
             elif row.labels is None:
                 excluded.add(ExclusionReason.NO_LABEL, source.path)
             else:
+                age, sex = source.age if row.age is None else row.age, row.sex or source.sex
                 sources[record] = replace(
                     source,
                     name=record,
-                    age=source.age if row.age is None else row.age,
-                    sex=row.sex or source.sex,
+                    age=None if "age" in self._hidden else age,  # otherwise an input would be the label
+                    sex=None if "sex" in self._hidden else sex,
                     codes=row.labels,
                     patient=row.patient,
                     database=row.database,  # not the folder, because each patient may have one

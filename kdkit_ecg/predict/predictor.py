@@ -16,7 +16,7 @@ from kdkit.utils.cores import usable_cores
 from kdkit.utils.user_paths import user_path
 from kdkit.utils.validation import is_number, validate_choice
 from kdkit_ecg.leads import standard_name
-from kdkit_ecg.person import Sex, person_vector
+from kdkit_ecg.person import HIDDEN, Sex, person_vector
 from kdkit_ecg.predict.model import Model, model_of_run, open_model
 from kdkit_ecg.predict.prediction import Prediction
 from kdkit_ecg.predict.search import Refusal, find_records, label_of
@@ -225,7 +225,9 @@ class Predictor:
         if flat:
             notes = (*notes, f"flat: {', '.join(flat)}")
         starts = starts_of(signal.shape[1], model.length, self.combine)
-        outputs = self._run(signal, starts, person_vector(record.age, record.sex))
+        person = person_vector(record.age, record.sex)
+        person[[feature == HIDDEN for feature in model.features]] = 0  # as in training
+        outputs = self._run(signal, starts, person)
         windows, predicted = outputs, dict[str, Any](values=outputs.mean(axis=0))
         if model.task != "regression":
             windows = model.probabilities(outputs)

@@ -70,6 +70,15 @@ def assert_prepared_alike(paths, options, length=4096, leads=LEADS):
 
 
 @needs_node
+def test_an_age_that_is_an_output_of_the_network_is_no_input(tmp_path):
+    path = write_matrix(tmp_path, "A1", np.random.default_rng(0).integers(-800, 800, (12, 600)))
+    preparation = Preparation(**CHALLENGE)
+    description = describe_preparation(preparation, leads=LEADS, length=300, window="centre", hidden=["age"])
+    (result,) = values({"name": "prepare", "preparation": description, **record_of(path)})
+    assert result["person"] == [0, 0, 0, 1, 1]
+
+
+@needs_node
 def test_the_band_pass_is_that_of_scipy():
     random = np.random.default_rng(0)
     cases = [

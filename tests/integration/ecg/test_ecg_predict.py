@@ -374,6 +374,7 @@ def changed(model, path, change):
         (lambda metadata: metadata.update(format=9), "format 1, got 9"),
         (lambda metadata: metadata.pop("classes"), "damaged"),
         (lambda metadata: metadata["preparation"].update(rate=0), "damaged"),
+        (lambda metadata: metadata["preparation"]["person"]["features"].reverse(), "cannot follow"),
         (lambda metadata: metadata["preparation"].update(scaling="minmax"), "damaged"),
         (lambda metadata: metadata["thresholds"]["logits"].pop(), "a threshold for each of 3"),
         (lambda metadata: metadata.update(task="regression"), "got 'regression' with 'sigmoid'"),
@@ -394,6 +395,17 @@ def test_a_class_without_a_threshold_is_never_predicted(tmp_path, folder, model,
     assert not any(row.decisions[0] for row in rows)
     assert any(row.decisions[0] for row in predictor.predict_all([folder / "data"]))
     assert rows[0].by_class()[CLASSES[0]]["threshold"] is None
+
+
+def test_ages_that_were_hidden_in_training_are_hidden_from_a_prediction(tmp_path, model, predictor):
+    def change(metadata):
+        metadata["preparation"]["person"]["features"][:2] = ["0", "0"]
+
+    changed_predictor = Predictor(changed(model, tmp_path / "changed.onnx", change))
+    signal, options = simulated(3), {"rate": 500, "leads": LEADS, "unit": "mV", "sex": "female"}
+    with_age, without_age = (predictor.predict_array(signal, age=age, **options).windows for age in (71, None))
+    assert not np.array_equal(with_age, without_age)
+    assert np.array_equal(changed_predictor.predict_array(signal, age=71, **options).windows, without_age)
 
 
 def multiclass(metadata):

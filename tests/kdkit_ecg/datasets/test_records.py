@@ -298,6 +298,26 @@ def test_numbers_in_columns_are_the_labels_of_regression(tree, tmp_path):
         Records(tree, table, classes=("ef",), **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "hidden", "shown"),
+    [
+        ({"task": "regression", "classes": ("Age", "ef")}, "age", [0, 0, 0, 1, 1]),
+        ({"columns": {"label": "sex"}}, "sex", [0.5, 1, 0, 0, 0]),
+        ({"classes": ("is_male",)}, "sex", [0.5, 1, 0, 0, 0]),
+    ],
+)
+def test_ages_and_sexes_that_are_labels_are_no_inputs(tmp_path, options, hidden, shown):
+    for number in range(6):  # age 50 and sex male in the header
+        write_wfdb(tmp_path, number)
+    rows = [(f"r{number}", f"P{number}", 50, "M", 1, number) for number in range(6)]
+    write_table(tmp_path, *rows, columns="record,patient,Age,sex,is_male,ef")
+    data = Records(tmp_path, folds=3, **options, **RAW)
+    assert data.train.person.tolist() == [shown] * len(data.train)
+    assert data.notices == (f"the {hidden} of a person is a label, so networks do not get it",)
+    assert data.preparation["person"]["features"].count("0") == {"age": 2, "sex": 3}[hidden]
+    assert "0" not in Records(tmp_path, task="regression", classes=("ef",), **RAW).preparation["person"]["features"]
+
+
 def test_files_in_formats_that_are_not_read_are_counted(tmp_path):
     for number in range(2):
         write_wfdb(tmp_path, number)
