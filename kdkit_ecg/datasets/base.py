@@ -110,6 +110,13 @@ class RecordingDataset(Data, ABC):
             )
         if "_selected" in vars(self):  # notices must not read any file
             notices += self._record_notices()
+            normalised = [source.normalised for source in self._selected.sources]
+            scaled, count = sum(normalised), len(normalised)
+            if self.scaling == "raw" and 0 < scaled < count:
+                notices.append(
+                    f"{scaled} of {count} records are in standard deviations and the others in mV, which scaling='raw' "
+                    "does not change; use scaling='zscore'"
+                )
         return tuple(notices)
 
     @property

@@ -180,6 +180,16 @@ def test_without_a_table_each_record_is_a_patient_of_its_own_with_a_notice(tree,
     assert data.notices == ("the patient of every record is unknown; each counts as a separate patient",)
 
 
+def test_records_in_two_units_are_noticed_unless_they_are_scaled(tmp_path):
+    for number in range(6):
+        write_challenge_record(tmp_path, f"A{number}", units="NU" if number < 2 else "mV")
+    options = {"folds": 3, "normalised_units": True, "store": None}
+    raw, scaled = (small_dataset(tmp_path, scaling=scaling, **options) for scaling in ("raw", "zscore"))
+    assert len(raw.train) == len(scaled.train)
+    (notice,) = set(raw.notices) - set(scaled.notices)
+    assert notice.startswith("2 of 6 records are in standard deviations and the others in mV, which scaling='raw' does")
+
+
 @pytest.mark.parametrize("rate", [0, -1, float("inf"), float("nan")])
 def test_an_impossible_rate_is_refused_at_once(tree, rate):
     with pytest.raises(RecipeError, match="rate must be a finite number above 0"):
