@@ -167,11 +167,16 @@ class FoldedDataset(RecordingDataset):
                 )
         return Selection(selected, excluded)
 
+    @property
+    def _fold_columns(self) -> Mapping[str, str]:
+        """The names of columns in a file of folds, if they differ from the usual ones; see `Folds.read`."""
+        return {}
+
     @cached_property
     def _given_folds(self) -> Folds | None:
         """The folds in the file or object that was passed; None if they are made here."""
         if isinstance(self.folds, str | Path):
-            return Folds.read(self.folds)
+            return Folds.read(self.folds, columns=self._fold_columns)
         return self.folds if isinstance(self.folds, Folds) else None
 
     @cached_property

@@ -91,6 +91,10 @@ class Records(FoldedDataset):
         )
 
     @property
+    def _fold_columns(self) -> Mapping[str, str]:
+        return self.columns or {}
+
+    @property
     def _label_encoder(self) -> NamedClasses | NamedNumbers:
         return self._table.classes
 

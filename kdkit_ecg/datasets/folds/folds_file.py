@@ -96,19 +96,20 @@ class Folds:
         write(Path(path), text.getvalue().encode(errors="backslashreplace"))
 
     @classmethod
-    def read(cls, path: str | Path) -> Self:
+    def read(cls, path: str | Path, *, columns: Mapping[str, str] | None = None) -> Self:
         """Read a folds file, or any CSV with the columns record and fold, and patient and database if it has them.
 
+        columns: names of columns that differ from these, such as {"record": "exam_id"}; those it lacks are ignored.
         Raises DataError, which names the file, if it cannot be read, has another format, contains two folds of one
         record, or was changed since it was written.
         """
         try:
-            return cls._parse(Path(path).read_text(encoding="utf-8-sig"))
+            return cls._parse(Path(path).read_text(encoding="utf-8-sig"), columns or {})
         except (DataError, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} is not a folds file: {error}") from error
 
     @classmethod
-    def _parse(cls, text: str) -> Self:
+    def _parse(cls, text: str, names: Mapping[str, str]) -> Self:
         first_line, _, remainder = text.partition("\n")
         metadata: dict[str, str] = {}
         if first_line.startswith(("#", '"#')):  # a spreadsheet may quote the line, and append commas to it
@@ -121,13 +122,15 @@ class Folds:
                     "folds`, or delete the first line to read the file as a plain table"
                 )
         table = parse_table(text)
-        columns = [column.lower() for column in table.columns]
+        given = {role: name for role, name in names.items() if name in table.columns}
+        columns = [*map(str.lower, table.columns), *given]
         if not {"record", "fold"} <= set(columns):
             raise DataError(f"it needs the columns record and fold, but has {', '.join(columns) or 'no columns'}")
         patient_column = next((name for name in PATIENT_COLUMNS if name in columns), "")
         entries: dict[str, FoldEntry] = {}
         for _, cells in table.rows:
             row = {column.lower(): cell for column, cell in cells.items()}
+            row |= {role: cells[name] for role, name in given.items()}
             record = table_name(row["record"])
             if not record:
                 continue

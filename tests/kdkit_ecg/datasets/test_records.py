@@ -102,6 +102,15 @@ def test_folds_are_those_of_a_file_or_of_the_table(tree, tmp_path):
     assert len(Records(tree, "other.csv", folds=tree / "other.csv", **RAW).test) == 8
 
 
+def test_folds_in_the_table_of_labels_may_have_columns_of_other_names(tree):
+    rows = [(f"r{number}", "AF", number // 2 % 3, f"P{number // 2}") for number in range(24)]
+    write_table(tree, *rows, columns="exam_id,diagnosis,cv,pid", name="named.csv")
+    columns = {"record": "exam_id", "label": "diagnosis", "fold": "cv", "patient": "pid"}
+    data = Records(tree, "named.csv", columns=columns, folds="named.csv", fold=2, **RAW)
+    assert {entry.patient for entry in data._folds.entries.values()} == {f"P{number}" for number in range(12)}
+    assert sorted(data.test.names) == sorted(name for name, _, fold, _ in rows if fold == 2)
+
+
 def test_a_second_folder_is_the_test_split_by_the_folds_of_the_table(tmp_path):
     for number in range(12):
         write_wfdb(tmp_path / ("other" if number < 4 else "own"), number)
