@@ -64,10 +64,11 @@ class RecordIndex:
                 parts.update(path.with_name(name) for name in source.files)
                 yield record, source
         unused = [path for path in self._files.values() if path not in used and path not in parts]
+        lost = {record: rows[record] for record in rows.keys() - set(used.values())}
         # An array that no row names may be a stack of records that rows name.
         for path in unused:
             if path.suffix.lower() in _STACKS:
-                yield from self._find_in_stack(path, rows)
+                yield from self._find_in_stack(path, lost, required=not used)
             elif path.suffix.lower() != CSV_SUFFIX:  # which may be any table
                 self.excluded.add(ExclusionReason.NO_ROW, path)
 
@@ -98,13 +99,16 @@ class RecordIndex:
             return None
         return sources[0] if len(sources) == 1 else None
 
-    def _find_in_stack(self, path: Path, rows: Mapping[str, LabelRow]) -> Iterator[tuple[str, RecordSource]]:
-        if self.arrays is None and path.suffix.lower() in (NUMPY_SUFFIX, NPZ_SUFFIX):
+    def _find_in_stack(
+        self, path: Path, rows: Mapping[str, LabelRow], *, required: bool
+    ) -> Iterator[tuple[str, RecordSource]]:
+        """Yield the records of a stack that rows name. required: raise the error that its format is not described."""
+        if not rows or (self.arrays is None and path.suffix.lower() in (NUMPY_SUFFIX, NPZ_SUFFIX)):
             return
         try:
             sources = open_file(path, self.arrays)
         except DataError as error:
-            if self.arrays is None:
+            if self.arrays is None and required:
                 raise
             self.excluded.add(ExclusionReason.HEADER, path, cause=error)
             return

@@ -149,6 +149,20 @@ def test_an_id_that_two_files_have_is_refused_unless_the_file_is_named(tmp_path)
     assert data.train.names == ["b/0", "b/1", "b/2"]
 
 
+def test_arrays_that_are_no_records_need_no_format(tmp_path):
+    for number in range(2):
+        write_wfdb(tmp_path, number)
+    for name in ("features.npy", "model.h5"):
+        write_stack(tmp_path, name)
+    write_table(tmp_path, ("r0", "AF", ""), ("r1", "AF", ""))
+    data = Records(tmp_path, shares=(1.0, 0.0, 0.0), **RAW)
+    assert (data.train.names, data.summary) == (["r0", "r1"], "2 of 2 records read")
+    write_table(tmp_path, ("r0", "AF", ""), ("lost", "AF", ""))
+    lines = Records(tmp_path, shares=(1.0, 0.0, 0.0), **RAW).summary.splitlines()
+    assert lines[1:3] == ["  1 excluded, unreadable header: model", lines[2]]
+    assert "model.h5 does not state its rate, unit and leads; pass them" in lines[2]
+
+
 def test_dicom_files_are_named_by_their_whole_number(tmp_path):
     names = [f"1.2.840.{number}" for number in range(6)]
     for number, name in enumerate(names):
