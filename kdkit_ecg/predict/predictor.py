@@ -154,8 +154,9 @@ class Predictor:
     ) -> Iterator[Prediction]:
         """Yield a prediction for each record of files and folders, in their order, even for refused ones.
 
-        Folders are searched. arrays: describes files of numbers; None leaves them out of folders. processes: the number
-        of processes that read and predict; if None, it depends on the numbers of records and usable cores.
+        Folders are searched. arrays: describes files of numbers; without it, they are refused, and the CSV files in
+        folders are left out. processes: the number of processes that read and predict; if None, it depends on the
+        numbers of records and usable cores.
         """
         paths = [records] if isinstance(records, str | Path) else records  # a string is one path, not its characters
         sources = list(find_records(list(map(Path, paths)), arrays))

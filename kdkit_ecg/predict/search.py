@@ -34,8 +34,8 @@ class Refusal:
 def find_records(paths: Sequence[Path], arrays: ArrayFormat | None) -> Iterator[RecordSource | Refusal]:
     """Yield the records that paths name, in their order, each once; no signal is read.
 
-    Folders are searched for headers, DICOM, XML and EDF files, and for files of numbers if `arrays` describes them.
-    Raises nothing: a path without a record gives a refusal.
+    Folders are searched for headers, DICOM, XML, EDF and HDF5 files and arrays, and for CSV files if `arrays` describes
+    them. Raises nothing: a path without a record gives a refusal.
     """
     seen: set[Path] = set()
     for path in paths:
