@@ -237,7 +237,7 @@ def dataset_with_table(folder, content):
         TABLE + "C1,P1,\nC2,P1,\nC3,P2,\n",
         "\ufeff" + TABLE + " C1 ,P1 \nC2\t, P1,\n C3, P2,\n",
         " record , patient \r\nC1.hea,P1\r\nC2.mat,P1\r\nC3.dat,P2\r\n\r\n",
-        'patient,record,more\n"P1","C1",x,y\nP1,C2\nP1,C2\nP2,C3\n',
+        'patient,record,more\n"P1","C1",x,\nP1,C2\nP1,C2\nP2,C3\n',
         TABLE.replace(",", ";") + "C1;P1;\nC2;P1;\nC3;P2;\n",
     ],
 )
