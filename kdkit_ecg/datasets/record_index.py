@@ -32,6 +32,9 @@ class RecordIndex:
         for folder in excluded.folders:
             files = find_record_files(folder)
             excluded.add_files(files)
+            if not files.headers:  # of MATLAB, or WFDB records whose headers were lost
+                described = {without_suffix(path) for path in files.others}
+                excluded.unread += [path for path in files.signals if without_suffix(path) not in described]
             others = [path for path in files.others if path.suffix.lower() != CSV_SUFFIX or path.resolve() != table]
             for path in best_files([*files.headers, *others]):
                 stem = without_suffix(path)

@@ -340,6 +340,14 @@ def test_files_in_formats_that_are_not_read_are_counted(tmp_path):
         _ = Records(tmp_path, strict=True, **options).train
 
 
+def test_signals_in_a_folder_without_headers_are_counted(tmp_path):
+    for name in ("r0.mat", "r1.mat", "r2.dat"):
+        (tmp_path / name).touch()
+    write_table(tmp_path, *((f"r{number}", "a", "") for number in range(3)))
+    with pytest.raises(DataError, match=r"files of formats that are not read: 2 \.mat, 1 \.dat; export them as DICOM"):
+        Records(tmp_path, **RAW)
+
+
 def test_a_name_of_two_files_is_refused_unless_the_path_is_given(tmp_path):
     for number in range(2):
         write_wfdb(tmp_path / f"p{number}", number, name="ecg")
