@@ -62,7 +62,7 @@ class Predictor:
         are predicted in this process alone.
         """
         predictor = cls.__new__(cls)
-        predictor._set(model_of_run(recipe, Path(weights), net), combine)
+        predictor._set(model_of_run(recipe, user_path(weights), net), combine)
         predictor._path = None
         return predictor
 
@@ -159,7 +159,7 @@ class Predictor:
         numbers of records and usable cores.
         """
         paths = [records] if isinstance(records, str | Path) else records  # a string is one path, not its characters
-        sources = list(find_records(list(map(Path, paths)), arrays))
+        sources = list(find_records(list(map(user_path, paths)), arrays))
         if processes is None:
             processes = min(usable_cores(), max(1, len(sources) // RECORDS_PER_PROCESS))
         if self._path is None or processes <= 1:

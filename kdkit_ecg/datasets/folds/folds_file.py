@@ -12,6 +12,7 @@ from typing import NamedTuple, Self
 from kdkit import DataError
 from kdkit.utils.files import write
 from kdkit.utils.printable import printable
+from kdkit.utils.user_paths import user_path
 from kdkit_ecg.datasets.folds.patients import divided_persons
 from kdkit_ecg.utils.record_files import table_name
 from kdkit_ecg.utils.tables import PATIENT_COLUMNS, parse_table, patient_name
@@ -93,7 +94,7 @@ class Folds:
         table.writerow(_COLUMNS)
         table.writerows((record, *entry) for record, entry in sorted(self.entries.items()))
         # The name of a folder on the disk, which may be the database, need not be UTF-8.
-        write(Path(path), text.getvalue().encode(errors="backslashreplace"))
+        write(user_path(path), text.getvalue().encode(errors="backslashreplace"))
 
     @classmethod
     def read(cls, path: str | Path, *, columns: Mapping[str, str] | None = None) -> Self:
@@ -104,7 +105,7 @@ class Folds:
         record, or was changed since it was written.
         """
         try:
-            return cls._parse(Path(path).read_text(encoding="utf-8-sig"), columns or {})
+            return cls._parse(user_path(path).read_text(encoding="utf-8-sig"), columns or {})
         except (DataError, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} is not a folds file: {error}") from error
 

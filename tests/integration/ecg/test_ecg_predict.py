@@ -172,9 +172,11 @@ def test_options_of_an_array_that_mean_nothing_are_refused(predictor, options, m
         predictor.predict_array(**{"signal": np.ones((8, 1000)), "rate": 500, "leads": EIGHT, **options})
 
 
-def test_a_text_is_one_path(folder, predictor):
-    [prediction] = predictor.predict_all(str(folder / "data" / "day1" / "ecg1"))
-    assert prediction.reason is None
+def test_a_text_is_one_path(folder, predictor, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder / "data"))
+    for path in (str(folder / "data" / "day1" / "ecg1"), "~/day1/ecg1"):
+        [prediction] = predictor.predict_all(path)
+        assert prediction.reason is None
 
 
 def test_a_network_that_fails_refuses_the_record(tmp_path, folder, model):
