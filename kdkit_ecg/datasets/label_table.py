@@ -271,6 +271,9 @@ class _RowParser:
             gap = r"(?<=['\"])\s+(?=['\"])" if re.search("['\"]", text) else r"(?<=[0-9])\s+(?=[0-9])"
             with suppress(ValueError):
                 items = parse_literal(re.sub(gap, ", ", text), "labels")
+                flags = list(items.values()) if isinstance(items, dict) else []
+                if flags and all(isinstance(flag, int) and flag in (0, 1) for flag in flags):  # of PTB-XL: not integers
+                    return tuple(str(name) for name, flag in items.items() if flag)
                 if isinstance(items, list | tuple | set | dict):
                     # The order of a set differs between processes, so the fingerprint of the data would too.
                     return _distinct(map(str, sorted(items, key=str) if isinstance(items, set) else items))
