@@ -97,10 +97,13 @@ class RecordIndex:
             open_file(path)  # raises an error with the option that is needed
         try:
             sources = open_file(path, self.arrays)
+            if len(sources) != 1:
+                names = ", ".join(f"{path.stem}/{source.name}" for source in sources[:2])
+                raise DataError(f"it has {len(sources)} records; name each in the table of labels, such as {names}")
         except DataError as error:
             self.excluded.add(ExclusionReason.HEADER, path, cause=error)
             return None
-        return sources[0] if len(sources) == 1 else None
+        return sources[0]
 
     def _find_in_stack(
         self, path: Path, rows: Mapping[str, LabelRow], *, required: bool

@@ -149,6 +149,15 @@ def test_an_id_that_two_files_have_is_refused_unless_the_file_is_named(tmp_path)
     assert data.train.names == ["b/0", "b/1", "b/2"]
 
 
+def test_a_row_that_names_a_file_of_several_records_is_explained(tmp_path):
+    for number in range(2):
+        np.savez(tmp_path / f"r{number}.npz", raw=in_mv(number), clean=in_mv(number + 2))
+    write_table(tmp_path, ("r0", "AF", ""), ("r1/raw", "AF", ""))
+    data = Records(tmp_path, arrays=EIGHT_LEADS, shares=(1.0, 0.0, 0.0), **RAW)
+    assert data.train.names == ["r1/raw"]
+    assert "r0: it has 2 records; name each in the table of labels, such as r0/raw, r0/clean" in data.summary
+
+
 def test_arrays_that_are_no_records_need_no_format(tmp_path):
     for number in range(2):
         write_wfdb(tmp_path, number)
