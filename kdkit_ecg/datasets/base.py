@@ -236,7 +236,8 @@ class RecordingDataset(Data, ABC):
         excluded = excluded_before.copy()  # a second access after an error must not count a record twice
         headers, signals, contents = read_signals(headers, self._preparation, excluded, self._store)
         missing = self._missing_records()
-        summary = "\n".join([excluded.summary(len(headers)), *assumptions(headers, self.leads), *missing])
+        assumed = assumptions(headers, self.leads, seconds=self.length / self.rate)
+        summary = "\n".join([excluded.summary(len(headers)), *assumed, *missing])
         if self.strict and (excluded.records or excluded.unread or excluded.not_listed or missing):
             raise DataError(f"strict=True, but records are missing from {self._folder_names}:\n{summary}")
         if not headers:

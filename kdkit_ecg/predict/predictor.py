@@ -22,6 +22,7 @@ from kdkit_ecg.predict.prediction import Prediction
 from kdkit_ecg.predict.search import Refusal, find_records, label_of
 from kdkit_ecg.records.array_files import ArrayFormat, leads_axis, require_numbers
 from kdkit_ecg.records.filters import flat_leads
+from kdkit_ecg.records.preparation import SHORTEST
 from kdkit_ecg.records.signal_lines import DEFAULT_GAIN
 from kdkit_ecg.records.source import UNITS, Record, RecordSource, ordered_signal
 from kdkit_ecg.utils.messages import clipped
@@ -30,7 +31,6 @@ from kdkit_ecg.utils.processes import run_in_processes
 Combination = Literal["mean", "max", "centre"]
 
 BATCH = 16  # windows that the network receives at a time; a day at 257 Hz has 5,400 of 4,096 samples
-SHORTEST = 0.05  # share of a window that a record must fill; otherwise the network would see little but padding
 CHUNK = 16  # records that a process receives at a time, at most: on a busy machine, each message waits for its turn
 RECORDS_PER_PROCESS = 100  # that justify starting a process: its imports take about three seconds
 

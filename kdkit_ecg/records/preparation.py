@@ -20,6 +20,7 @@ Scaling = Literal["zscore", "raw"]
 Fault = Literal["signal", "rate", "checksum", "flat"]
 
 VERSION = 6  # of the preparation; increase it if the same options give other samples (fingerprints and stores use it)
+SHORTEST = 0.05  # share of a window that a record should fill; otherwise a network sees little but padding
 _LARGE = 5_000_000  # numbers in a signal, such as twelve leads of 14 minutes at 500 Hz
 
 

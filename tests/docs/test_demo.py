@@ -16,11 +16,10 @@ from scipy.signal import butter, sosfiltfilt
 from kdkit.errors import DataError
 from kdkit_ecg.datasets.signal_split import SignalSplit
 from kdkit_ecg.leads import LEADS
-from kdkit_ecg.predict.predictor import SHORTEST
 from kdkit_ecg.records.description import describe_preparation
 from kdkit_ecg.records.filters import rate_ratio, resample, resample_linear
 from kdkit_ecg.records.header import read_header
-from kdkit_ecg.records.preparation import Preparation
+from kdkit_ecg.records.preparation import SHORTEST, Preparation
 from tests.helpers.demo import calls, needs_node, record_of, values
 from tests.helpers.wfdb_files import write_matrix
 from tools import demo

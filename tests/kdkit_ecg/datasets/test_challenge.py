@@ -480,6 +480,13 @@ def test_assumed_gains_and_computed_leads_are_in_the_summary(tmp_path):
     assert data.train.batch([0, 1, 2], 0).inputs.signal.shape == (3, 12, 256)
 
 
+def test_records_that_are_mostly_padding_are_in_the_summary(tmp_path):
+    for number in range(2):
+        write_challenge_record(tmp_path, f"A{number}", time=600 - 400 * number)  # 1.2 s and 0.4 s
+    data = Challenge2020(tmp_path, rate=100, length=1000, shares=(1.0, 0.0, 0.0), strict=True)
+    assert data.summary.splitlines()[1] == "  1 shorter than 5% of a sample, of which the rest is zeros: A1"
+
+
 def test_leads_with_unknown_names_are_named_in_the_summary(tmp_path):
     write_matrices(tmp_path, ["A1"])
     samples = np.random.default_rng(9).integers(-800, 800, (12, 600))
