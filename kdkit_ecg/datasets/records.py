@@ -173,6 +173,18 @@ class Records(FoldedDataset):
                 )
         return Selection(usable, excluded)
 
+    def _record_notices(self) -> list[str]:
+        notices = super()._record_notices()
+        if self.task == "regression":
+            ages = [(source.codes, source.age) for source in self._selected.sources if source.age is not None]
+            notices += [
+                f"the numbers in the column {name!r} of the table of labels are the ages, which networks get as an "
+                f"input; columns={{'age': {name!r}}} hides these"
+                for column, name in enumerate(self.classes)
+                if ages and all(abs(float(numbers[column]) - age) < 1 for numbers, age in ages)
+            ]
+        return notices
+
     def _fold_classes(self, labels: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.task != "regression":
             return labels

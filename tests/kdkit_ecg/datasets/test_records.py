@@ -327,6 +327,19 @@ def test_ages_and_sexes_that_are_labels_are_no_inputs(tmp_path, options, hidden,
     assert "0" not in Records(tmp_path, task="regression", classes=("ef",), **RAW).preparation["person"]["features"]
 
 
+def test_ages_under_another_name_that_are_labels_are_noticed(tmp_path):
+    for number in range(6):  # age 50 in the header
+        write_wfdb(tmp_path, number)
+    rows = [(f"r{number}", f"P{number}", 50.4, number) for number in range(6)]
+    write_table(tmp_path, *rows, columns="record,patient,years,ef")
+    options = {"task": "regression", "classes": ("years", "ef"), "folds": 3, **RAW}
+    data, hidden = Records(tmp_path, **options), Records(tmp_path, columns={"age": "years"}, **options)
+    assert len(data.train) == len(hidden.train)
+    (notice,) = data.notices
+    assert "the column 'years' of the table of labels are the ages, which networks get as an input" in notice
+    assert hidden.notices == ("the age of a person is a label, so networks do not get it",)
+
+
 def test_files_in_formats_that_are_not_read_are_counted(tmp_path):
     for number in range(2):
         write_wfdb(tmp_path, number)
