@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import date
 from types import MappingProxyType
 from typing import Literal
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 Sex = Literal["female", "male"]
 
 FEATURES = ("age / 100", "age known", "female", "male", "sex known")  # of the vector of a person
+HIDDEN = "0"  # in place of a feature that is 0 for every person
 
 _SEXES: Mapping[str, Sex] = MappingProxyType(
     {"f": "female", "female": "female", "woman": "female", "m": "male", "male": "male", "man": "male"}
@@ -55,6 +56,12 @@ def age_between(born: str, recorded: str) -> float | None:
 def parse_sex(text: str) -> Sex | None:
     """Return the sex that a letter or a word means, None for any other text."""
     return _SEXES.get(text.strip().lower())
+
+
+def features_without(hidden: Collection[str]) -> tuple[str, ...]:
+    """Return FEATURES with HIDDEN in place of those of the age and of the sex, if "age" or "sex" is hidden."""
+    roles = ("age", "age", "sex", "sex", "sex")
+    return tuple(HIDDEN if role in hidden else name for role, name in zip(roles, FEATURES, strict=True))
 
 
 def person_vector(age: float | None, sex: Sex | None) -> NDArray[np.float32]:

@@ -17,6 +17,7 @@ const MAX_ORDER = 10; // of a band-pass
 const SHORTEST = 0.05; // share of a window that a record has to fill, as in `kdkit predict`
 const FLAT = 1e-6; // the deviation below which a lead is flat, as in `kdkit predict`
 const PERSON = ["age / 100", "age known", "female", "male", "sex known"];
+const HIDDEN = "0"; // a feature that is 0 for every person
 
 // For each step: a function of the signal so far, and the values that its other options may have; null allows any.
 const STEPS = {
@@ -91,8 +92,11 @@ export function prepare(record, preparation) {
 export function personVector({ age, sex }, preparation) {
   const features = preparation.person?.features;
   if (!features) return null;
-  if (features.join() !== PERSON.join()) throw new RecordError("This page does not know the features of the person.");
-  return Float32Array.of((age ?? 0) / 100, age !== null, sex === "female", sex === "male", sex !== null);
+  const isKnown = (feature, index) => feature === PERSON[index] || feature === HIDDEN;
+  if (features.length !== PERSON.length || !features.every(isKnown))
+    throw new RecordError("This page does not know the features of the person.");
+  const vector = [(age ?? 0) / 100, age !== null, sex === "female", sex === "male", sex !== null];
+  return Float32Array.from(vector, (value, index) => (features[index] === HIDDEN ? 0 : value));
 }
 
 function leads(state, { names, derive_limb_leads: derive }) {

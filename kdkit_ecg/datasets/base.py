@@ -110,6 +110,13 @@ class RecordingDataset(Data, ABC):
             )
         if "_selected" in vars(self):  # notices must not read any file
             notices += self._record_notices()
+            normalised = [source.normalised for source in self._selected.sources]
+            scaled, count = sum(normalised), len(normalised)
+            if self.scaling == "raw" and 0 < scaled < count:
+                notices.append(
+                    f"{scaled} of {count} records are in standard deviations and the others in mV, which scaling='raw' "
+                    "does not change; use scaling='zscore'"
+                )
         return tuple(notices)
 
     @property
@@ -120,7 +127,9 @@ class RecordingDataset(Data, ABC):
     @property
     def preparation(self) -> dict[str, Any]:
         """How a record becomes the inputs of a network, for exported networks; docs/export.md defines the steps."""
-        return describe_preparation(self._preparation, leads=self.leads, length=self.length, window=self.crop)
+        return describe_preparation(
+            self._preparation, leads=self.leads, length=self.length, window=self.crop, hidden=self._hidden
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -177,6 +186,11 @@ class RecordingDataset(Data, ABC):
         return self._split("test", window=self.crop)
 
     @property
+    def _hidden(self) -> Sequence[str]:
+        """Of "age" and "sex", those that networks do not get."""
+        return ()
+
+    @property
     def _folders(self) -> tuple[Path, ...]:
         several = isinstance(self.folder, Sequence) and not isinstance(self.folder, str)
         return tuple(map(user_path, self.folder if several else [self.folder]))  # type: ignore[arg-type]  # narrowed above
@@ -222,7 +236,8 @@ class RecordingDataset(Data, ABC):
         excluded = excluded_before.copy()  # a second access after an error must not count a record twice
         headers, signals, contents = read_signals(headers, self._preparation, excluded, self._store)
         missing = self._missing_records()
-        summary = "\n".join([excluded.summary(len(headers)), *assumptions(headers, self.leads), *missing])
+        assumed = assumptions(headers, self.leads, seconds=self.length / self.rate)
+        summary = "\n".join([excluded.summary(len(headers)), *assumed, *missing])
         if self.strict and (excluded.records or excluded.unread or excluded.not_listed or missing):
             raise DataError(f"strict=True, but records are missing from {self._folder_names}:\n{summary}")
         if not headers:

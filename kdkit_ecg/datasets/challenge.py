@@ -11,9 +11,10 @@ from kdkit.utils.validation import validate_choice
 from kdkit_ecg.datasets.base import Folder
 from kdkit_ecg.datasets.cross_validation import FOLDS, FoldedDataset
 from kdkit_ecg.datasets.exclusions import ExcludedRecords
-from kdkit_ecg.datasets.folds import Folds
+from kdkit_ecg.datasets.folds import Folds, neighbours_in_ptb
 from kdkit_ecg.datasets.scan import LabelEncoder, Selection, find_records
 from kdkit_ecg.labels import Year, scored_classes
+from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.tables import read_patient_table
 
 # The choices of LRH-Net's authors that change numbers. Folds by record and thresholds chosen on the test fold are
@@ -49,6 +50,9 @@ class _Challenge(FoldedDataset):
     @property
     def _label_encoder(self) -> LabelEncoder:
         return scored_classes(self.year)
+
+    def _of_one_person(self, headers: Sequence[RecordSource]) -> list[Sequence[str]]:
+        return [*super()._of_one_person(headers), *neighbours_in_ptb(headers)]
 
     def _find(self) -> Selection:
         excluded = ExcludedRecords(self._folders)

@@ -17,7 +17,7 @@ from kdkit.utils.user_paths import user_path
 from kdkit.utils.validation import is_whole_number, validate_counts
 from kdkit_ecg.datasets.base import RecordingDataset
 from kdkit_ecg.datasets.exclusions import ExclusionReason
-from kdkit_ecg.datasets.folds import FoldEntry, Folds, assign_persons, stratified_folds
+from kdkit_ecg.datasets.folds import FoldEntry, Folds, assign_persons, divided_persons, stratified_folds
 from kdkit_ecg.datasets.scan import Selection
 from kdkit_ecg.datasets.signals import duplicate_signals
 from kdkit_ecg.datasets.splits import Splits, require_shares, split_by_patient, splits_of_folds
@@ -158,14 +158,25 @@ class FoldedDataset(RecordingDataset):
                 excluded.add(ExclusionReason.NO_FOLD, header.path)
         # Folds from a file may divide patients; folds made here by patient never do.
         if self.grouping == "patient":
-            require_undivided_persons(selected, self._persons, self._folds)
+            divided = divided_persons((self._persons[header.name], entries[header.name].fold) for header in selected)
+            if divided:
+                raise DataError(
+                    f"{len(divided)} patients have records in several folds, {first_names(list(divided))}, so a "
+                    "network would be tested on patients that it was trained on. Make folds by patient "
+                    "(kdkit_ecg.make_folds), or use grouping='record' to accept this"
+                )
         return Selection(selected, excluded)
+
+    @property
+    def _fold_columns(self) -> Mapping[str, str]:
+        """The names of columns in a file of folds, if they differ from the usual ones; see `Folds.read`."""
+        return {}
 
     @cached_property
     def _given_folds(self) -> Folds | None:
         """The folds in the file or object that was passed; None if they are made here."""
         if isinstance(self.folds, str | Path):
-            return Folds.read(self.folds)
+            return Folds.read(self.folds, columns=self._fold_columns)
         return self.folds if isinstance(self.folds, Folds) else None
 
     @cached_property
@@ -181,7 +192,11 @@ class FoldedDataset(RecordingDataset):
     def _persons(self) -> dict[str, str]:
         """The person of each usable record, by its name."""
         headers = self._usable.sources
-        return assign_persons(headers, duplicate_signals(headers))
+        return assign_persons(headers, self._of_one_person(headers))
+
+    def _of_one_person(self, headers: Sequence[RecordSource]) -> list[Sequence[str]]:
+        """Return lists of names of records that belong to one person, although no table says so."""
+        return [*duplicate_signals(headers)]
 
     def _person(self, header: RecordSource) -> str:
         return self._persons[header.name]
@@ -238,17 +253,3 @@ def fold_records(
     for (record, member), fold in zip(members.items(), folds.tolist(), strict=True):
         entries[record] = FoldEntry(member.database, member.patient, fold)
     return Folds(entries=entries, k=k, provenance=provenance)
-
-
-def require_undivided_persons(headers: Sequence[RecordSource], persons: Mapping[str, str], folds: Folds) -> None:
-    """Raise DataError if records of one person are in two folds."""
-    folds_of_person: dict[str, set[int]] = {}
-    for header in headers:
-        folds_of_person.setdefault(persons[header.name], set()).add(folds.entries[header.name].fold)
-    divided = [person for person, used_folds in folds_of_person.items() if len(used_folds) > 1]
-    if divided:
-        raise DataError(
-            f"{len(divided)} patients have records in several folds, {first_names(divided)}, so a network would be "
-            "tested on patients that it was trained on. Make folds by patient (kdkit_ecg.make_folds), or use "
-            "grouping='record' to accept this"
-        )

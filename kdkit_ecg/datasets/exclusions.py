@@ -27,6 +27,7 @@ class ExclusionReason(StrEnum):
     RATE = "a rate that the band-pass or the resampling cannot handle"
     SIGNAL = "unreadable signal"
     CHECKSUM = "samples that do not match the first samples and checksums in the header"
+    FLAT = "no lead with a signal"
     DUPLICATE = "the signal of another record"
 
 

@@ -80,13 +80,16 @@ class NamedNumbers:
 class LabelTable:
     """The rows of a table by record name, as in the table but without suffix, and the classes or numbers.
 
-    unread: column -> texts in it that are not an age or a sex, without repetition.
+    unread: column -> texts in it that are not an age or a sex, without repetition. mixed: column of 0 and 1 that is
+    no class because of other texts -> these texts. person_labels: "age" and "sex" if their columns are labels.
     """
 
     path: Path
     rows: Mapping[str, LabelRow]
     classes: NamedClasses | NamedNumbers
     unread: Mapping[str, Sequence[str]]
+    mixed: Mapping[str, Sequence[str]]
+    person_labels: tuple[str, ...]
 
 
 def read_label_table(
@@ -151,13 +154,15 @@ def read_label_table(
         rows=rows,
         classes=NamedNumbers(names=tuple(classes)) if numbers else NamedClasses(names=tuple(classes or available)),
         unread={column: list(texts) for column, texts in parser.unread.items()},
+        mixed=parser.mixed,
+        person_labels=parser.person_labels(),
     )
 
 
 class _RowParser:
     """Parses the rows of one table. flags: the columns that are classes; none if one column has the names of classes.
 
-    numbers: whether these columns have numbers instead of 0 and 1.
+    mixed: see `LabelTable`. numbers: whether the columns have numbers instead of 0 and 1.
 
     Raises DataError if the table has no column of records, or no labels.
     """
@@ -180,22 +185,30 @@ class _RowParser:
                 f"{names[0]!r}}}"
             )
         self.flags: list[str] = []
+        self.mixed: dict[str, list[str]] = {}
         if classes:
             self.flags = list(classes) if set(classes) <= set(names) else []
         elif roles["label"] not in names:
             others = [name for name in names if name not in roles.values() and name != "is_male"]
-            values = {name: {cells[name].lower() for _, cells in lines} for name in others}
-            # A column that is empty throughout, such as one for remarks, is not a class.
-            self.flags = [
-                name
-                for name in others
-                if values[name] & set(_FLAGS) and all(value in _FLAGS or is_missing(value) for value in values[name])
-            ]
+            for name in others:
+                values = [value for _, cells in lines if not is_missing(value := cells[name].lower())]
+                wrong = [value for value in values if value not in _FLAGS]
+                # A column that is empty throughout, such as one for remarks, is not a class.
+                if values and not wrong:
+                    self.flags.append(name)
+                elif len(wrong) < len(values) / 2:  # not a column of numbers
+                    self.mixed[name] = sorted(set(wrong))
         if not self.flags and roles["label"] not in names:
             raise DataError(
                 f"{path} has neither a column 'label' nor columns of 0 and 1 by class; it has {', '.join(names)}. Name "
                 "the column, such as columns={'label': 'diagnosis'}"
             )
+
+    def person_labels(self) -> tuple[str, ...]:
+        """Return "age" and "sex" if their columns are labels."""
+        labels = set(self.flags or [self.roles["label"]])
+        columns = {"age": {self.roles["age"]}, "sex": {self.roles["sex"], "is_male"}}
+        return tuple(role for role, names in columns.items() if names & labels)
 
     def parse(self, line: int, cells: Mapping[str, str], first: LabelRow | None) -> LabelRow:
         """Return the row of a record, merged with an earlier row of the same record."""
@@ -258,6 +271,9 @@ class _RowParser:
             gap = r"(?<=['\"])\s+(?=['\"])" if re.search("['\"]", text) else r"(?<=[0-9])\s+(?=[0-9])"
             with suppress(ValueError):
                 items = parse_literal(re.sub(gap, ", ", text), "labels")
+                flags = list(items.values()) if isinstance(items, dict) else []
+                if flags and all(isinstance(flag, int) and flag in (0, 1) for flag in flags):  # of PTB-XL: not integers
+                    return tuple(str(name) for name, flag in items.items() if flag)
                 if isinstance(items, list | tuple | set | dict):
                     # The order of a set differs between processes, so the fingerprint of the data would too.
                     return _distinct(map(str, sorted(items, key=str) if isinstance(items, set) else items))

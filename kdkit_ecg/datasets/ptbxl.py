@@ -8,6 +8,7 @@ from kdkit import DataError, RecipeError
 from kdkit.utils.validation import is_whole_number
 from kdkit_ecg.datasets.base import RecordingDataset
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
+from kdkit_ecg.datasets.folds import divided_persons
 from kdkit_ecg.datasets.ptbxl_tables import DatabaseRow, Labels, Statements, read_database, read_statements
 from kdkit_ecg.datasets.scan import Selection, is_usable
 from kdkit_ecg.datasets.splits import Splits, splits_of_folds
@@ -76,17 +77,14 @@ class PTBXL(RecordingDataset):
                 continue
             if is_usable(header, excluded, encoder=self._label_encoder):
                 selected.append(header)
-        self._require_undivided_patients(selected)
+        divided = divided_persons((header.patient, self._database[header.name].fold) for header in selected)
+        if divided:
+            patient, folds = next(iter(divided.items()))
+            raise DataError(
+                f"ptbxl_database.csv has patient {patient} in strat_fold {' and '.join(map(str, folds))}; in the "
+                "published table, each patient is in one fold"
+            )
         return Selection(selected, excluded)
-
-    def _require_undivided_patients(self, headers: Sequence[RecordSource]) -> None:
-        folds: dict[str, int] = {}
-        for row in (self._database[header.name] for header in headers):
-            if row.patient and folds.setdefault(row.patient, row.fold) != row.fold:
-                raise DataError(
-                    f"ptbxl_database.csv has patient {row.patient} in strat_fold {folds[row.patient]} and {row.fold}; "
-                    "in the published table, each patient is in one fold"
-                )
 
     def _person(self, header: RecordSource) -> str:
         return header.patient or f"record {header.name}"

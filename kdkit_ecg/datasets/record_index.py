@@ -32,6 +32,9 @@ class RecordIndex:
         for folder in excluded.folders:
             files = find_record_files(folder)
             excluded.add_files(files)
+            if not files.headers:  # of MATLAB, or WFDB records whose headers were lost
+                described = {without_suffix(path) for path in files.others}
+                excluded.unread += [path for path in files.signals if without_suffix(path) not in described]
             others = [path for path in files.others if path.suffix.lower() != CSV_SUFFIX or path.resolve() != table]
             for path in best_files([*files.headers, *others]):
                 stem = without_suffix(path)
@@ -45,24 +48,30 @@ class RecordIndex:
         """Yield the records of a table that are found, with their names in it.
 
         Records that cannot be read, and those without a row, are added to `excluded`. Raises DataError for a name that
-        several files have, and for files of numbers without an ArrayFormat.
+        several files have, for a file that several rows name, and for files of numbers without an ArrayFormat.
         """
-        used: set[Path] = set()
+        used: dict[Path, str] = {}  # file -> its name in the table
         parts: set[Path] = set()  # headers of segments, which are not records
         for record, row in rows.items():
             path = self._path(record, row.database)
             if path is None:
                 continue
-            used.add(path)
+            if path in used:
+                raise DataError(
+                    f"the table of labels names the file {path} twice, as {used[path]!r} and {record!r}; remove one of "
+                    "the rows"
+                )
+            used[path] = record
             source = self._open(path)
             if source:
                 parts.update(path.with_name(name) for name in source.files)
                 yield record, source
-        unused = [path for path in self._files.values() if path not in used | parts]
+        unused = [path for path in self._files.values() if path not in used and path not in parts]
+        lost = {record: rows[record] for record in rows.keys() - set(used.values())}
         # An array that no row names may be a stack of records that rows name.
         for path in unused:
             if path.suffix.lower() in _STACKS:
-                yield from self._find_in_stack(path, rows)
+                yield from self._find_in_stack(path, lost, required=not used)
             elif path.suffix.lower() != CSV_SUFFIX:  # which may be any table
                 self.excluded.add(ExclusionReason.NO_ROW, path)
 
@@ -88,18 +97,24 @@ class RecordIndex:
             open_file(path)  # raises an error with the option that is needed
         try:
             sources = open_file(path, self.arrays)
+            if len(sources) != 1:
+                names = ", ".join(f"{path.stem}/{source.name}" for source in sources[:2])
+                raise DataError(f"it has {len(sources)} records; name each in the table of labels, such as {names}")
         except DataError as error:
             self.excluded.add(ExclusionReason.HEADER, path, cause=error)
             return None
-        return sources[0] if len(sources) == 1 else None
+        return sources[0]
 
-    def _find_in_stack(self, path: Path, rows: Mapping[str, LabelRow]) -> Iterator[tuple[str, RecordSource]]:
-        if self.arrays is None and path.suffix.lower() in (NUMPY_SUFFIX, NPZ_SUFFIX):
+    def _find_in_stack(
+        self, path: Path, rows: Mapping[str, LabelRow], *, required: bool
+    ) -> Iterator[tuple[str, RecordSource]]:
+        """Yield the records of a stack that rows name. required: raise the error that its format is not described."""
+        if not rows or (self.arrays is None and path.suffix.lower() in (NUMPY_SUFFIX, NPZ_SUFFIX)):
             return
         try:
             sources = open_file(path, self.arrays)
         except DataError as error:
-            if self.arrays is None:
+            if self.arrays is None and required:
                 raise
             self.excluded.add(ExclusionReason.HEADER, path, cause=error)
             return

@@ -70,13 +70,19 @@ class Records(FoldedDataset):
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Warnings to print with the results: about the options, the records, and ages and sexes that are not read."""
+        """Warnings to print with the results: about the options, the records, and columns that are not read."""
         unread = [
             f"the column {column!r} of the table of labels has values that are no age or sex: {first_names(texts)}; "
             "those of the files are used, if they have one"
             for column, texts in self._table.unread.items()
         ]
-        return (*super().notices, *unread)
+        mixed = [
+            f"the column {column!r} of the table of labels is not a class, because it has values other than 0 and 1: "
+            f"{first_names(texts)}"
+            for column, texts in self._table.mixed.items()
+        ]
+        hidden = [f"the {role} of a person is a label, so networks do not get it" for role in self._hidden]
+        return (*super().notices, *unread, *mixed, *hidden)
 
     @cached_property
     def _table(self) -> LabelTable:
@@ -85,8 +91,16 @@ class Records(FoldedDataset):
         )
 
     @property
+    def _fold_columns(self) -> Mapping[str, str]:
+        return self.columns or {}
+
+    @property
     def _label_encoder(self) -> NamedClasses | NamedNumbers:
         return self._table.classes
+
+    @property
+    def _hidden(self) -> Sequence[str]:
+        return self._table.person_labels
 
     def _chosen_leads(self) -> tuple[str, ...]:
         if isinstance(self.leads, str):
@@ -122,16 +136,22 @@ class Records(FoldedDataset):
         sources: dict[str, RecordSource] = {}
         for record, source in self._index.find(self._table.rows):
             row = self._table.rows[record]
-            if record in sources:
+            if record in sources:  # by its id in a stack
+                if sources[record].path != source.path:
+                    raise DataError(
+                        f"the table of labels names the record {record!r}, which {sources[record].path} and "
+                        f"{source.path} both have; write the file too, such as {source.path.stem}/{record}"
+                    )
                 excluded.add(ExclusionReason.NAME, source.path)
             elif row.labels is None:
                 excluded.add(ExclusionReason.NO_LABEL, source.path)
             else:
+                age, sex = source.age if row.age is None else row.age, row.sex or source.sex
                 sources[record] = replace(
                     source,
                     name=record,
-                    age=source.age if row.age is None else row.age,
-                    sex=row.sex or source.sex,
+                    age=None if "age" in self._hidden else age,  # otherwise an input would be the label
+                    sex=None if "sex" in self._hidden else sex,
                     codes=row.labels,
                     patient=row.patient,
                     database=row.database,  # not the folder, because each patient may have one
@@ -152,6 +172,18 @@ class Records(FoldedDataset):
                     "use task='multilabel'"
                 )
         return Selection(usable, excluded)
+
+    def _record_notices(self) -> list[str]:
+        notices = super()._record_notices()
+        if self.task == "regression":
+            ages = [(source.codes, source.age) for source in self._selected.sources if source.age is not None]
+            notices += [
+                f"the numbers in the column {name!r} of the table of labels are the ages, which networks get as an "
+                f"input; columns={{'age': {name!r}}} hides these"
+                for column, name in enumerate(self.classes)
+                if ages and all(abs(float(numbers[column]) - age) < 1 for numbers, age in ages)
+            ]
+        return notices
 
     def _fold_classes(self, labels: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.task != "regression":

@@ -13,6 +13,7 @@ from kdkit import DataError
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.header import read_header
+from kdkit_ecg.records.preparation import SHORTEST
 from kdkit_ecg.records.signal_lines import DEFAULT_GAIN
 from kdkit_ecg.records.source import RecordSource, missing_files
 from kdkit_ecg.records.wfdb_record import Header
@@ -107,8 +108,11 @@ def is_usable(
     return reason is None
 
 
-def assumptions(sources: Sequence[RecordSource], leads: Sequence[str]) -> list[str]:
-    """Return lines for the summary about values that were assumed or computed because the headers lack them."""
+def assumptions(sources: Sequence[RecordSource], leads: Sequence[str], *, seconds: float) -> list[str]:
+    """Return lines for the summary about values that were assumed or computed because the records lack them.
+
+    seconds: of a sample.
+    """
     lines = {
         f"without a gain, for which {DEFAULT_GAIN:g} steps per mV are assumed": [
             source.name for source in sources if source.default_gains
@@ -117,6 +121,9 @@ def assumptions(sources: Sequence[RecordSource], leads: Sequence[str]) -> list[s
             source.name for source in sources if source.counted
         ],
         "whose signal file lacks its suffix in the header": [source.name for source in sources if source.renamed_files],
+        f"shorter than {SHORTEST:.0%} of a sample, of which the rest is zeros": [
+            source.name for source in sources if source.samples / source.rate < SHORTEST * seconds
+        ],
     }
     by_derived: dict[tuple[str, ...], list[str]] = {}  # the absent leads -> records
     for source in sources:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from kdkit import DataError
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.leads import LEADS
+from kdkit_ecg.records.filters import flat_leads
 from kdkit_ecg.records.preparation import Preparation, content_hash
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.store import FAULTS, SignalFile, SignalStore, StoredSignals
@@ -16,7 +17,12 @@ from kdkit_ecg.store import FAULTS, SignalFile, SignalStore, StoredSignals
 Signals = Sequence[NDArray[np.float32]]
 
 # By the fault of a `PreparedSignal`.
-_REASONS = {"signal": ExclusionReason.SIGNAL, "rate": ExclusionReason.RATE, "checksum": ExclusionReason.CHECKSUM}
+_REASONS = {
+    "signal": ExclusionReason.SIGNAL,
+    "rate": ExclusionReason.RATE,
+    "checksum": ExclusionReason.CHECKSUM,
+    "flat": ExclusionReason.FLAT,
+}
 
 
 def read_signals(
@@ -37,8 +43,8 @@ def read_signals(
             contents[content] = None
             return True
         reason = _REASONS[fault] if fault else ExclusionReason.DUPLICATE
-        # The reason explains a wrong checksum already.
-        unexplained = fault not in ("", "checksum") and reason not in excluded.causes
+        # The other reasons explain themselves.
+        unexplained = fault in ("signal", "rate") and reason not in excluded.causes
         excluded.add(reason, header.path, cause=cause_of(header) if unexplained else None)
         return False
 
@@ -73,7 +79,8 @@ def duplicate_signals(headers: Sequence[RecordSource]) -> list[list[str]]:
     """Return lists of two or more names of records with the same signal.
 
     Reads only WFDB records whose headers agree in rate, length, first samples and checksums, even if these are unknown.
-    Of records in other formats, the second one is excluded when its signal is read.
+    Of records in other formats, the second one is excluded when its signal is read. Two records without any signal, as
+    of disconnected electrodes, are not of one person.
     """
     candidates: dict[object, list[RecordSource]] = defaultdict(list)
     for header in [header for header in headers if header.checks]:
@@ -82,8 +89,9 @@ def duplicate_signals(headers: Sequence[RecordSource]) -> list[list[str]]:
     names_by_content: dict[bytes, list[str]] = defaultdict(list)
     for header in [header for group in candidates.values() if len(group) > 1 for header in group]:
         try:
-            record = header.read()
-            names_by_content[content_hash(record.signal[: len(LEADS)])].append(header.name)
-        except DataError:
+            signal = header.read().signal[: len(LEADS)]
+        except (DataError, MemoryError):
             continue  # the record is excluded later, when its signal is read
+        if not flat_leads(signal).all():
+            names_by_content[content_hash(signal)].append(header.name)
     return [names for names in names_by_content.values() if len(names) > 1]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdkit import KdkitError
+from kdkit.errors import first_line
 from kdkit_ecg.doctor.findings import Reason, RecordReport
 from kdkit_ecg.doctor.waveform import examine_signal
 from kdkit_ecg.labels import is_snomed_code, scored_classes
@@ -52,9 +53,9 @@ def examine(folder: Path, path: Path, *, leads: Sequence[str] = LEADS, own_label
         record.add(Reason.NO_SIGNAL, ", ".join(missing))
     else:
         try:
-            examine_signal(record, source)
-        except OSError as error:  # e.g. no permission to read the file
-            record.add(Reason.SIGNAL, str(error))
+            examine_signal(record, source, leads)
+        except (OSError, MemoryError) as error:  # e.g. no permission to read the file
+            record.add(Reason.SIGNAL, first_line(error))
     return record
 
 

@@ -1,5 +1,7 @@
 """Examine the signal of one record: file sizes, checksums, and every lead."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from kdkit import DataError
@@ -19,8 +21,11 @@ MIN_EXCURSION = 1.0  # mV from the median of the lead, so that a quiet baseline 
 _MATLAB_HEADER = 24  # bytes before the samples of a version 4 .mat file with a variable "val"
 
 
-def examine_signal(record: RecordReport, source: RecordSource) -> None:
-    """Add the findings about a signal, and its sketch, to the record. The files of the signal must exist."""
+def examine_signal(record: RecordReport, source: RecordSource, leads: Sequence[str]) -> None:
+    """Add the findings about a signal, and its sketch, to the record. The files of the signal must exist.
+
+    leads: that the record needs.
+    """
     mismatch, parts = "", []
     if isinstance(source, Header):  # files of other formats describe themselves
         parts = [part for part, _ in source.segments if part] or [source]
@@ -40,7 +45,7 @@ def examine_signal(record: RecordReport, source: RecordSource) -> None:
         counts = zip(source.leads, signal.invalid.sum(axis=1).tolist(), strict=True)
         record.add(Reason.INVALID, ", ".join([f"{lead} {count}" for lead, count in counts if count]))
     record.sketch = sketch_of(signal, source.leads)
-    _examine_leads(record, source, signal)
+    _examine_leads(record, source, signal, leads)
 
 
 def _compare_sizes(record: RecordReport, header: Header) -> str:
@@ -64,7 +69,7 @@ def _compare_sizes(record: RecordReport, header: Header) -> str:
     return ""
 
 
-def _examine_leads(record: RecordReport, source: RecordSource, signal: LeadSamples) -> None:
+def _examine_leads(record: RecordReport, source: RecordSource, signal: LeadSamples, leads: Sequence[str]) -> None:
     """Find leads that are flat, clipped, or implausibly large or small, and gains that no converter has."""
     samples, invalid = signal.samples, signal.invalid
     highest = np.where(invalid, np.iinfo(np.int64).min, samples).max(axis=1)
@@ -81,7 +86,8 @@ def _examine_leads(record: RecordReport, source: RecordSource, signal: LeadSampl
         }
         if implausible:
             record.add(Reason.GAIN, f"{', '.join(f'{gain:g}' for gain in sorted(implausible))} steps per mV")
-    if flat.all():
+    has_all = set(leads) <= set(source.leads)  # otherwise, some may be computed from others
+    if flat[[source.leads.index(lead) for lead in leads] if has_all else slice(None)].all():
         record.add(Reason.EMPTY)
         return
     if flat.any():

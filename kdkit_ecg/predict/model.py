@@ -31,7 +31,7 @@ class Model:
     "regression" if they are numbers.
     thresholds, logits: the lowest probability and logit for which a class is predicted, infinite if never; () unless
     multilabel. inputs: names in the order of the file. signal, person: two of these names; the second may be absent.
-    length: samples of a window.
+    length: samples of a window. features: of the person's vector; HIDDEN for those that are 0.
     """
 
     metadata: Mapping[str, Any]
@@ -45,6 +45,7 @@ class Model:
     person: str | None
     preparation: Preparation
     length: int
+    features: tuple[str, ...]
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], run: Run, name: str) -> "Model":
@@ -58,7 +59,7 @@ class Model:
                     f"expected a network for {', '.join(_ACTIVATIONS)} with its activation, got {task!r} with "
                     f"{activation!r}"
                 )
-            preparation, length = read_description(metadata["preparation"])
+            preparation, length, features = read_description(metadata["preparation"])
             signal, person = _input_names(metadata["inputs"], len(preparation.leads))
             classes = tuple(map(str, metadata["classes"]))
             chosen = metadata["thresholds"] if task == "multilabel" else {"probabilities": (), "logits": ()}
@@ -88,6 +89,7 @@ class Model:
             person=person,
             preparation=preparation,
             length=length,
+            features=features,
         )
 
     def probabilities(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +16,13 @@ from kdkit.utils.cores import usable_cores
 from kdkit.utils.user_paths import user_path
 from kdkit.utils.validation import is_number, validate_choice
 from kdkit_ecg.leads import standard_name
-from kdkit_ecg.person import Sex, person_vector
+from kdkit_ecg.person import HIDDEN, Sex, person_vector
 from kdkit_ecg.predict.model import Model, model_of_run, open_model
 from kdkit_ecg.predict.prediction import Prediction
 from kdkit_ecg.predict.search import Refusal, find_records, label_of
 from kdkit_ecg.records.array_files import ArrayFormat, leads_axis, require_numbers
-from kdkit_ecg.records.filters import FLAT
+from kdkit_ecg.records.filters import flat_leads
+from kdkit_ecg.records.preparation import SHORTEST
 from kdkit_ecg.records.signal_lines import DEFAULT_GAIN
 from kdkit_ecg.records.source import UNITS, Record, RecordSource, ordered_signal
 from kdkit_ecg.utils.messages import clipped
@@ -29,7 +31,6 @@ from kdkit_ecg.utils.processes import run_in_processes
 Combination = Literal["mean", "max", "centre"]
 
 BATCH = 16  # windows that the network receives at a time; a day at 257 Hz has 5,400 of 4,096 samples
-SHORTEST = 0.05  # share of a window that a record must fill; otherwise the network would see little but padding
 CHUNK = 16  # records that a process receives at a time, at most: on a busy machine, each message waits for its turn
 RECORDS_PER_PROCESS = 100  # that justify starting a process: its imports take about three seconds
 
@@ -61,7 +62,7 @@ class Predictor:
         are predicted in this process alone.
         """
         predictor = cls.__new__(cls)
-        predictor._set(model_of_run(recipe, Path(weights), net), combine)
+        predictor._set(model_of_run(recipe, user_path(weights), net), combine)
         predictor._path = None
         return predictor
 
@@ -153,11 +154,12 @@ class Predictor:
     ) -> Iterator[Prediction]:
         """Yield a prediction for each record of files and folders, in their order, even for refused ones.
 
-        Folders are searched. arrays: describes files of numbers; None leaves them out of folders. processes: the number
-        of processes that read and predict; if None, it depends on the numbers of records and usable cores.
+        Folders are searched. arrays: describes files of numbers; without it, they are refused, and the CSV files in
+        folders are left out. processes: the number of processes that read and predict; if None, it depends on the
+        numbers of records and usable cores.
         """
         paths = [records] if isinstance(records, str | Path) else records  # a string is one path, not its characters
-        sources = list(find_records(list(map(Path, paths)), arrays))
+        sources = list(find_records(list(map(user_path, paths)), arrays))
         if processes is None:
             processes = min(usable_cores(), max(1, len(sources) // RECORDS_PER_PROCESS))
         if self._path is None or processes <= 1:
@@ -218,15 +220,15 @@ class Predictor:
             raise DataError(
                 f"{record.path} has {seconds:.3g} s; expected at least {SHORTEST:.0%} of {self.seconds:.3g} s"
             )
-        # Judged by the deviation, which is not exactly 0 after a filter.
-        deviations = signal.std(axis=1, dtype=np.float64).tolist()
-        flat = [lead for lead, deviation in zip(self.leads, deviations, strict=True) if deviation < FLAT]
+        flat = list(compress(self.leads, flat_leads(signal)))
         if len(flat) == len(self.leads):
             raise DataError(f"{record.path} has no signal: all leads that the network takes are flat")
         if flat:
             notes = (*notes, f"flat: {', '.join(flat)}")
         starts = starts_of(signal.shape[1], model.length, self.combine)
-        outputs = self._run(signal, starts, person_vector(record.age, record.sex))
+        person = person_vector(record.age, record.sex)
+        person[[feature == HIDDEN for feature in model.features]] = 0  # as in training
+        outputs = self._run(signal, starts, person)
         windows, predicted = outputs, dict[str, Any](values=outputs.mean(axis=0))
         if model.task != "regression":
             windows = model.probabilities(outputs)

@@ -9,7 +9,7 @@ from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS
 from kdkit_ecg.records.array_files import ArrayFormat, ArraySource
 from kdkit_ecg.records.csv_file import CSV_SUFFIX
-from kdkit_ecg.records.open_file import NUMBERS_SUFFIXES, SUFFIXES, open_file
+from kdkit_ecg.records.open_file import NUMBERS_SUFFIXES, SUFFIXES, best_files, open_file
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.record_files import (
     HEADER_SUFFIX,
@@ -18,7 +18,6 @@ from kdkit_ecg.utils.record_files import (
     find_record_files,
     kind_of,
     present_file,
-    without_suffix,
 )
 
 _UNREAD = "it is a file of {}, which is not read; export it as DICOM, HL7 aECG, EDF or WFDB"
@@ -35,8 +34,8 @@ class Refusal:
 def find_records(paths: Sequence[Path], arrays: ArrayFormat | None) -> Iterator[RecordSource | Refusal]:
     """Yield the records that paths name, in their order, each once; no signal is read.
 
-    Folders are searched for headers, DICOM, XML and EDF files, and for files of numbers if `arrays` describes them.
-    Raises nothing: a path without a record gives a refusal.
+    Folders are searched for headers, DICOM, XML, EDF and HDF5 files and arrays, and for CSV files if `arrays` describes
+    them. Raises nothing: a path without a record gives a refusal.
     """
     seen: set[Path] = set()
     for path in paths:
@@ -91,12 +90,12 @@ def _in_folder(folder: Path, arrays: ArrayFormat | None) -> Iterator[RecordSourc
     for path in files.without_header():
         if path not in named:
             yield Refusal(str(path), "it has no header, which names its leads and its rate")
-    described = {path.with_suffix("") for path in files.headers}
+    used = {*best_files([*files.headers, *files.others])}
     lead_names = {*LEADS, *(arrays.leads if arrays else ())}
     for path in files.others:
         suffix = path.suffix.lower()
-        # A file with a header of the same name is another form of that record, and any CSV may be a table.
-        if without_suffix(path) in described or (suffix == CSV_SUFFIX and arrays is None):
+        # Of files with one name, which are forms of one record, the best is used. Any CSV may be a table.
+        if path not in used or (suffix == CSV_SUFFIX and arrays is None):
             continue
         for source in _opened(path, arrays):
             # A table of something else, such as labels, has no column that is a lead.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kdkit import DataError, RecipeError
 from kdkit.errors import did_you_mean, first_line
-from kdkit.utils.validation import validate_above_zero, validate_switches
+from kdkit.utils.validation import is_number, validate_above_zero, validate_switches
 from kdkit_ecg.leads import standard_names
 from kdkit_ecg.records.csv_file import CSV_SUFFIX, open_csv, read_csv
 from kdkit_ecg.records.numpy_archive import NPZ_SUFFIX, archived_shapes, read_archived
@@ -38,8 +38,8 @@ class ArrayFormat:
 
     rate: Hz. unit: "mV", "uV", "V", or "NU" for standard deviations. leads: names in the order of the array; () if the
     first line of each CSV file has them. Their number determines which axis is time. gain: steps per unit, for integers
-    from a converter. padded: whether short records have zeros, as in CODE-15%, or NaN at their ends; these are then
-    removed.
+    from a converter. invalid: the number that marks invalid samples in addition to NaN, such as -32768; None if there
+    is none. padded: whether short records have zeros, as in CODE-15%, or NaN at their ends; these are then removed.
     signals, ids: names of the datasets of an HDF5 file, (records, time, leads) and (records,).
 
     Raises RecipeError for a unit that does not exist, repeated leads, and numbers that are not above 0.
@@ -49,6 +49,7 @@ class ArrayFormat:
     unit: str
     leads: tuple[str, ...] = ()
     gain: float = 1.0
+    invalid: float | None = None
     padded: bool = False
     signals: str = "tracings"
     ids: str = "exam_id"
@@ -59,6 +60,8 @@ class ArrayFormat:
             raise RecipeError(f"unit={self.unit!r} is not a unit of a signal; {hint}")
         validate_above_zero("rate", self.rate)
         validate_above_zero("gain", self.gain)
+        if self.invalid is not None and not is_number(self.invalid):
+            raise RecipeError(f"invalid must be a number that marks invalid samples, or None, got {self.invalid!r}")
         validate_switches(padded=self.padded)
         if isinstance(self.leads, str):
             raise RecipeError(f"leads must be a tuple of names, such as ('I', 'II'), got {self.leads!r}")
@@ -87,6 +90,8 @@ class ArraySource(RecordSource):
             raise DataError(f"the signal of {self.path} cannot be read: {first_line(error)}") from error
         with np.errstate(over="ignore", invalid="ignore"):
             signal = values.astype(np.float64) * (UNITS[self.units[0]] / self.format.gain)
+        if self.format.invalid is not None:
+            signal[values == self.format.invalid] = np.nan
         if not self.format.padded:
             return signal
         used = np.flatnonzero(np.nan_to_num(signal).any(axis=0))  # the samples that are not 0 or NaN in all leads

@@ -1,23 +1,25 @@
 """Describe the preparation of records as JSON values, which are part of exported networks, and read it again."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, get_args
 
 from kdkit import DataError
 from kdkit.errors import first_line
-from kdkit_ecg.person import FEATURES
+from kdkit_ecg.person import features_without
 from kdkit_ecg.records.filters import FLAT, KAISER_BETA, ORDER, PADDING
 from kdkit_ecg.records.preparation import Preparation, Resampling, Scaling
 
 VERSION = 2  # of the description; increase it if a program that follows it would compute something else
 
 
-def describe_preparation(preparation: Preparation, *, leads: Sequence[str], length: int, window: str) -> dict[str, Any]:
+def describe_preparation(
+    preparation: Preparation, *, leads: Sequence[str], length: int, window: str, hidden: Collection[str] = ()
+) -> dict[str, Any]:
     """Return how a record becomes the inputs of a network: facts, and the steps in order.
 
-    leads: in the order of the channels. length: of the window, in samples; window: its position. docs/export.md defines
-    every step.
+    leads: in the order of the channels. length: of the window, in samples; window: its position. hidden: "age" and
+    "sex" if networks do not get them. docs/export.md defines every step.
     """
     rate, band, scaling = preparation.rate, preparation.band, preparation.scaling
     steps: list[dict[str, Any]] = [
@@ -56,13 +58,13 @@ def describe_preparation(preparation: Preparation, *, leads: Sequence[str], leng
         "scaling": scaling,
         "band": None if band is None else list(band),
         "steps": steps,
-        "person": {"input": "person", "features": list(FEATURES), "unknown": 0.0},
+        "person": {"input": "person", "features": list(features_without(hidden)), "unknown": 0.0},
         "notices": ["not a medical device: for research only, and not for diagnosis or treatment"],
     }
 
 
-def read_description(description: Mapping[str, Any]) -> tuple[Preparation, int]:
-    """Return the preparation that a description was made from, and the samples of a window.
+def read_description(description: Mapping[str, Any]) -> tuple[Preparation, int, tuple[str, ...]]:
+    """Return the preparation that a description was made from, the samples of a window, and the person's features.
 
     Raises DataError for a description of anything but ECGs, and for a step that this version does not support.
     """
@@ -82,9 +84,13 @@ def read_description(description: Mapping[str, Any]) -> tuple[Preparation, int]:
             scaling=description["scaling"],
             leads=tuple(map(str, description["leads"])),
         )
-        length = int(description["length"])
+        length, features = int(description["length"]), tuple(map(str, description["person"]["features"]))
         described = describe_preparation(
-            preparation, leads=preparation.leads, length=length, window=steps["window"]["position"]
+            preparation,
+            leads=preparation.leads,
+            length=length,
+            window=steps["window"]["position"],
+            hidden=[role for role in ("age", "sex") if f"{role} known" not in features],
         )
         if preparation.scaling not in get_args(Scaling) or preparation.resampling not in get_args(Resampling):
             raise ValueError(f"scaling {preparation.scaling!r}, resampling {preparation.resampling!r}")
@@ -101,4 +107,4 @@ def read_description(description: Mapping[str, Any]) -> tuple[Preparation, int]:
             f"this version of kdkit cannot follow the description of the inputs ({', '.join(unknown) or 'length'}, "
             f"version {description.get('version')!r}, here {VERSION}); export again with this version"
         )
-    return preparation, length
+    return preparation, length, features

@@ -99,6 +99,11 @@ def zscore(signal: Signal) -> Signal:
     return scaled.astype(signal.dtype)
 
 
+def flat_leads(signal: Signal) -> NDArray[np.bool_]:
+    """Return whether each lead is flat, (leads, time) -> (leads,). A filter leaves deviations other than exactly 0."""
+    return np.array([lead.std(dtype=np.float64) < FLAT for lead in signal])
+
+
 def rate_ratio(rate: float, to: float) -> Fraction:
     """Return to / rate. Rates are decimal numbers in a header, so 360.1 is 3601/10 and not the nearest float.
 

@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 from kdkit import DataError
 from kdkit.errors import first_line
 from kdkit_ecg.leads import LEADS
-from kdkit_ecg.records.filters import bandpass, rate_ratio, resample, resample_linear, zscore
+from kdkit_ecg.records.filters import bandpass, flat_leads, rate_ratio, resample, resample_linear, zscore
 from kdkit_ecg.records.source import Record, RecordSource, Signal, missing_files, select_leads
 from kdkit_ecg.records.wfdb_record import ChecksumError
 
 Resampling = Literal["polyphase", "linear"]
 Scaling = Literal["zscore", "raw"]
-Fault = Literal["signal", "rate", "checksum"]
+Fault = Literal["signal", "rate", "checksum", "flat"]
 
-VERSION = 5  # of the preparation; increase it if the same options give other samples (fingerprints and stores use it)
+VERSION = 6  # of the preparation; increase it if the same options give other samples (fingerprints and stores use it)
+SHORTEST = 0.05  # share of a window that a record should fill; otherwise a network sees little but padding
 _LARGE = 5_000_000  # numbers in a signal, such as twelve leads of 14 minutes at 500 Hz
 
 
@@ -29,7 +30,7 @@ class PreparedSignal(NamedTuple):
     content: 16-byte hash of the selected leads as they were read; b"" if they cannot be read.
     signal: float32 (leads, time); None if there is a fault.
     fault: "signal" if the signal cannot be read, "rate" if the band-pass or the resampling cannot handle its rate,
-    "checksum" if the samples do not match the header.
+    "checksum" if the samples do not match the header, "flat" if all selected leads are flat.
     transient: the fault may disappear, e.g. if a file could not be opened or memory was short.
     """
 
@@ -71,11 +72,14 @@ class Preparation:
             return PreparedSignal(b"", None, fault, transient)
         content = content_hash(signal)
         try:
-            return PreparedSignal(content, self._transform(signal, record.rate))
+            prepared = self._transform(signal, record.rate)
         except MemoryError:
             return PreparedSignal(content, None, "rate", transient=True)
         except DataError:
             return PreparedSignal(content, None, "rate" if np.isfinite(signal).all() else "signal")
+        if flat_leads(prepared).all():
+            return PreparedSignal(content, None, "flat")
+        return PreparedSignal(content, prepared)
 
     def prepare_all(self, sources: Sequence[RecordSource]) -> list[PreparedSignal]:
         """Prepare several records."""

@@ -14,7 +14,7 @@ from kdkit_ecg.records.source import MAX_CHANNELS
 INDEX, SIGNALS, LOCK = "index.bin", "signals.f32", ".lock"
 
 SAMPLE_BYTES = 4  # of a float32
-FAULTS = ("", "signal", "rate", "checksum")  # a row has the position of its fault in this tuple
+FAULTS = ("", "signal", "rate", "checksum", "flat")  # a row has the position of its fault in this tuple
 
 # key: hash of the source files. content: hash of the leads before preparation, which finds duplicate signals. offset:
 # in bytes, into the file of signals. leads: their number. time: samples per lead. sum: CRC-32 of the signal. check:

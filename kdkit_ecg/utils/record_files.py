@@ -32,6 +32,8 @@ _PIECE = 1 << 16  # bytes of a header that are read at a time
 _READ_AT_ONCE = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # not all systems have both
 _SUFFIX = re.compile(r"\.(hea|mat|dat)$", re.IGNORECASE)
 
+_ATTRIBUTES = "._"  # starts the names of files that macOS writes next to others on foreign disks and in archives
+
 # Releases split large folders into shards: g1, g2, ... in the Challenges, and 00000, 01000, ... in PTB-XL.
 _SHARD = re.compile(r"g\d+|\d+")
 
@@ -58,7 +60,10 @@ class RecordFiles(NamedTuple):
 
 
 def find_record_files(folder: Path) -> RecordFiles:
-    """Return the files of records in a folder and its subfolders. Links are followed, but no folder is read twice."""
+    """Return the files of records in a folder and its subfolders. Links are followed, but no folder is read twice.
+
+    The files ._NAME of macOS are left out.
+    """
     files, not_listed = [], []
     visited: set[tuple[int, int]] = set()
     folders = [folder]
@@ -75,6 +80,8 @@ def find_record_files(folder: Path) -> RecordFiles:
             continue
         visited.add(identity)  # a link to a parent would otherwise lead to the same folder without end
         for entry in entries:
+            if entry.name.startswith(_ATTRIBUTES):
+                continue
             path = current / entry.name
             if entry.is_symlink():
                 # The methods of Path raise an error for a link without permission.

@@ -93,12 +93,19 @@ def parse_table(text: str) -> Table:
 
     Raises DataError, which names the line.
     """
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=text.partition("\n")[0].count))
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     rows = []
     try:
         columns = [cell.strip() for cell in next(reader, [])]
         for cells in filter(None, reader):  # without empty lines
-            # Not strict: spreadsheets drop empty cells at the end of a line.
+            # A delimiter in a cell without quotes would move all later cells to other columns.
+            if "".join(cells[len(columns) :]).strip():
+                raise DataError(
+                    f"line {reader.line_num}, has {len(cells)} cells, but the first line has {len(columns)} columns; "
+                    f"put quotes around a cell with {delimiter!r}"
+                )
+            # Not strict: spreadsheets drop and add empty cells at the end of a line.
             by_column = dict(zip(columns, map(str.strip, cells), strict=False))
             rows.append((reader.line_num, {column: by_column.get(column, "") for column in columns}))
     except csv.Error as error:

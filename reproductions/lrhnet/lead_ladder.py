@@ -5,6 +5,7 @@ The trials of all rungs and students, and their results: scores by number of run
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
@@ -24,7 +25,8 @@ class Ladders:
     """The students to train: for each ladder, one that learns from no rung, one from the first, one from two ...
 
     leads: of the students; None for those of each ladder's last rung. Rungs with fewer leads do not teach a student.
-    Raises RecipeError for a number of leads without a lead set, and for rungs that do not go down.
+    Raises RecipeError for a number of leads without a lead set, for rungs that do not go down, and for a student that
+    no rung can teach.
     """
 
     ladders: Sequence[Rungs]
@@ -38,6 +40,9 @@ class Ladders:
                 raise RecipeError(f"a ladder goes down, such as 12-6-3; got {dashed(rungs)}")
         for count in (*(count for rungs in self.ladders for count in rungs), *(self.leads or ())):
             Leads(count)  # raises RecipeError for a number without a lead set
+        for (first, *rest), leads in product(self.ladders, self.leads or ()):
+            if first < leads:
+                raise RecipeError(f"no rung of {dashed((first, *rest))} can teach a student of {leads} leads")
 
     def students(self) -> Iterator[tuple[Rungs, int, tuple[Rungs, ...]]]:
         """Yield the rungs that can teach a student, the student's leads, and the rungs of each of its trials."""
@@ -115,6 +120,7 @@ def gaps(study: Study, ladders: Ladders, ready: Collection[str]) -> Iterator[Gap
     for rungs, leads, taught_by in ladders.students():
         for count, teachers in enumerate(taught_by):
             students = _ready_students(ladders, leads, teachers, ready)
+            students = {run: net for run, net in students.items() if rung_net(rungs[:1], run).trial in ready}
             top = _auprc_by_disease(study, [rung_net(rungs[:1], run) for run in students])
             nearest = _auprc_by_disease(study, [rung_net(teachers or rungs[:1], run) for run in students])
             positives = [_positives(study, student) for student in students.values()]

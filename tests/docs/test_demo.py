@@ -16,11 +16,10 @@ from scipy.signal import butter, sosfiltfilt
 from kdkit.errors import DataError
 from kdkit_ecg.datasets.signal_split import SignalSplit
 from kdkit_ecg.leads import LEADS
-from kdkit_ecg.predict.predictor import SHORTEST
 from kdkit_ecg.records.description import describe_preparation
 from kdkit_ecg.records.filters import rate_ratio, resample, resample_linear
 from kdkit_ecg.records.header import read_header
-from kdkit_ecg.records.preparation import Preparation
+from kdkit_ecg.records.preparation import SHORTEST, Preparation
 from tests.helpers.demo import calls, needs_node, record_of, values
 from tests.helpers.wfdb_files import write_matrix
 from tools import demo
@@ -67,6 +66,15 @@ def assert_prepared_alike(paths, options, length=4096, leads=LEADS):
         actual = np.array(result["signal"], dtype=np.float32).reshape(len(leads), length)
         np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6 * max(1, abs(expected).max()), err_msg=path.name)
         np.testing.assert_allclose(result["person"], record.person, rtol=1e-6)
+
+
+@needs_node
+def test_an_age_that_is_an_output_of_the_network_is_no_input(tmp_path):
+    path = write_matrix(tmp_path, "A1", np.random.default_rng(0).integers(-800, 800, (12, 600)))
+    preparation = Preparation(**CHALLENGE)
+    description = describe_preparation(preparation, leads=LEADS, length=300, window="centre", hidden=["age"])
+    (result,) = values({"name": "prepare", "preparation": description, **record_of(path)})
+    assert result["person"] == [0, 0, 0, 1, 1]
 
 
 @needs_node

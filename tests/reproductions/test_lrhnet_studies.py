@@ -169,6 +169,7 @@ def test_a_dry_run_lists_the_trials_and_runs_none(tmp_path):
         (("run_ladder", "--ladders", "2-12"), "a ladder goes down"),
         (("run_ladder", "--ladders", "12-5"), "the size of a lead set (1, 2, 3, 4, 6, 12), got 5"),
         (("run_ladder", "--ladders", "all"), "numbers of leads"),
+        (("run_ladder", "--ladders", "12-2,3-2", "--leads", "6"), "no rung of 3-2 can teach a student of 6 leads"),
     ],
 )
 def test_invalid_options_are_refused(tmp_path, args, message):
@@ -217,6 +218,14 @@ def test_rungs_of_fewer_leads_do_not_teach_a_student():
         "student-3-of-12",
         "student-3-of-12-3",
     ]
+
+
+def test_a_student_without_its_first_rung_has_a_score_but_no_gap():
+    from reproductions.lrhnet import grid, lead_ladder
+
+    shared = {"data": None, "size": "tiny", "preset": "corrected", "folds": None, "epochs": None}
+    ladders = lead_ladder.Ladders(ladders=[(12, 2)], leads=None, runs=[grid.Run(0, 0)], shared=shared)
+    assert list(lead_ladder.gaps(StudyStub({}), ladders, {"student-2-of-none-fold0-seed0"})) == []
 
 
 class StudyStub:

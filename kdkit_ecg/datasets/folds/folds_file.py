@@ -12,6 +12,8 @@ from typing import NamedTuple, Self
 from kdkit import DataError
 from kdkit.utils.files import write
 from kdkit.utils.printable import printable
+from kdkit.utils.user_paths import user_path
+from kdkit_ecg.datasets.folds.patients import divided_persons
 from kdkit_ecg.utils.record_files import table_name
 from kdkit_ecg.utils.tables import PATIENT_COLUMNS, parse_table, patient_name
 
@@ -56,11 +58,7 @@ class Folds:
     @property
     def divided_patients(self) -> dict[str, list[int]]:
         """The patients with records in several folds -> these folds."""
-        folds: dict[str, set[int]] = {}
-        for entry in self.entries.values():
-            if entry.patient:
-                folds.setdefault(entry.patient, set()).add(entry.fold)
-        return {patient: sorted(in_folds) for patient, in_folds in folds.items() if len(in_folds) > 1}
+        return divided_persons((entry.patient, entry.fold) for entry in self.entries.values())
 
     @property
     def summary(self) -> str:
@@ -96,22 +94,23 @@ class Folds:
         table.writerow(_COLUMNS)
         table.writerows((record, *entry) for record, entry in sorted(self.entries.items()))
         # The name of a folder on the disk, which may be the database, need not be UTF-8.
-        write(Path(path), text.getvalue().encode(errors="backslashreplace"))
+        write(user_path(path), text.getvalue().encode(errors="backslashreplace"))
 
     @classmethod
-    def read(cls, path: str | Path) -> Self:
+    def read(cls, path: str | Path, *, columns: Mapping[str, str] | None = None) -> Self:
         """Read a folds file, or any CSV with the columns record and fold, and patient and database if it has them.
 
+        columns: names of columns that differ from these, such as {"record": "exam_id"}; those it lacks are ignored.
         Raises DataError, which names the file, if it cannot be read, has another format, contains two folds of one
         record, or was changed since it was written.
         """
         try:
-            return cls._parse(Path(path).read_text(encoding="utf-8-sig"))
+            return cls._parse(user_path(path).read_text(encoding="utf-8-sig"), columns or {})
         except (DataError, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} is not a folds file: {error}") from error
 
     @classmethod
-    def _parse(cls, text: str) -> Self:
+    def _parse(cls, text: str, names: Mapping[str, str]) -> Self:
         first_line, _, remainder = text.partition("\n")
         metadata: dict[str, str] = {}
         if first_line.startswith(("#", '"#')):  # a spreadsheet may quote the line, and append commas to it
@@ -124,13 +123,15 @@ class Folds:
                     "folds`, or delete the first line to read the file as a plain table"
                 )
         table = parse_table(text)
-        columns = [column.lower() for column in table.columns]
+        given = {role: name for role, name in names.items() if name in table.columns}
+        columns = [*map(str.lower, table.columns), *given]
         if not {"record", "fold"} <= set(columns):
             raise DataError(f"it needs the columns record and fold, but has {', '.join(columns) or 'no columns'}")
         patient_column = next((name for name in PATIENT_COLUMNS if name in columns), "")
         entries: dict[str, FoldEntry] = {}
         for _, cells in table.rows:
             row = {column.lower(): cell for column, cell in cells.items()}
+            row |= {role: cells[name] for role, name in given.items()}
             record = table_name(row["record"])
             if not record:
                 continue

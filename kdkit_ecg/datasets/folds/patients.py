@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from kdkit_ecg.records.source import RecordSource
@@ -13,21 +13,26 @@ _PTB_NAME = re.compile(r"S(\d{4})")
 _PTB_RECORDS_PER_PATIENT = 7
 
 
-def assign_persons(headers: Sequence[RecordSource], duplicates: Iterable[Sequence[str]] = ()) -> dict[str, str]:
+def assign_persons(headers: Sequence[RecordSource], same_person: Iterable[Sequence[str]] = ()) -> dict[str, str]:
     """Return a person for every record, by the name of the record.
 
     A record of an unknown patient counts as a separate person, "record NAME".
-    duplicates: lists of names of records with the same signal, which belong to one person, whoever their patients are.
-
-    Records S0001 and so on of PTB with neighbouring numbers, the same age and the same sex also count as one person:
-    two patients in one fold are harmless, but one patient in two folds invalidates the test.
+    same_person: lists of names of records that belong to one person, whoever their patients are.
     """
     persons = _MergedNames()
     for header in headers:
         persons.merge(f"record {header.name}", header.patient or f"record {header.name}")
-    for first, *others in duplicates:
+    for first, *others in same_person:
         for name in others:
             persons.merge(f"record {first}", f"record {name}")
+    return {header.name: persons.representative(f"record {header.name}") for header in headers}
+
+
+def neighbours_in_ptb(headers: Sequence[RecordSource]) -> Iterator[tuple[str, str]]:
+    """Yield pairs of names of records that may be of one patient: neighbours in PTB with the same age and sex.
+
+    Two patients in one fold are harmless, but one patient in two folds invalidates the test.
+    """
     ptb_records: dict[tuple[float, str], list[tuple[int, str]]] = defaultdict(list)  # by age and sex
     for header in headers:
         match = _PTB_NAME.fullmatch(header.name)
@@ -36,8 +41,16 @@ def assign_persons(headers: Sequence[RecordSource], duplicates: Iterable[Sequenc
     for numbered_names in ptb_records.values():
         for (number, name), (next_number, next_name) in pairwise(sorted(numbered_names)):
             if next_number - number < _PTB_RECORDS_PER_PATIENT:
-                persons.merge(f"record {name}", f"record {next_name}")
-    return {header.name: persons.representative(f"record {header.name}") for header in headers}
+                yield name, next_name
+
+
+def divided_persons(records: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
+    """Return the persons with records in several folds -> these folds. records: person ("" if unknown) and fold."""
+    folds: dict[str, set[int]] = {}
+    for person, fold in records:
+        if person:
+            folds.setdefault(person, set()).add(fold)
+    return {person: sorted(in_folds) for person, in_folds in folds.items() if len(in_folds) > 1}
 
 
 class _MergedNames:

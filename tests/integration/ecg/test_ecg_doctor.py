@@ -384,6 +384,16 @@ def test_no_damage_makes_the_doctor_fail(offset, junk, cut, tmp_path):
     assert examine(tmp_path, path).findings
 
 
+def test_a_record_that_is_too_large_for_the_memory_is_bad(tmp_path, monkeypatch):
+    def raise_memory_error(*args):
+        raise MemoryError("Unable to allocate 2 TiB")
+
+    write(tmp_path)
+    monkeypatch.setattr("kdkit_ecg.records.wfdb_record._read_16_bits", raise_memory_error)
+    (finding,) = examine(tmp_path, tmp_path / "R1.hea").findings
+    assert (finding.reason, finding.detail) == (Reason.SIGNAL, "Unable to allocate 2 TiB")
+
+
 def test_a_good_folder_exits_with_0_and_lists_databases_and_classes(kdkit_here, tmp_path):
     write(tmp_path / "data" / "training" / "georgia" / "g1", "A1", wave(1, 5000), codes="164889003,426783006")
     write(tmp_path / "data" / "training" / "georgia" / "g2", "A2", wave(2, 7500), person="#Age: NaN\n")
@@ -504,6 +514,15 @@ def test_a_gain_that_wfdb_chose_is_no_finding(storage, tmp_path):
     (record,) = examine_all(tmp_path)
     assert max(read_header(tmp_path / "R1.hea").gains) > 50_000
     assert record.findings == []
+
+
+def test_a_record_is_bad_if_the_leads_that_it_needs_are_flat(tmp_path):
+    samples = wave()
+    samples[1:7] = 7
+    write(tmp_path, samples=samples)
+    for leads, reason in (((LEADS[1], LEADS[6]), Reason.EMPTY), (LEADS[:2], Reason.FLAT)):
+        (finding,) = examine(tmp_path, tmp_path / "R1.hea", leads=leads).findings
+        assert finding.reason is reason
 
 
 def test_records_with_own_leads_and_labels_are_judged_by_these(kdkit_here, tmp_path):

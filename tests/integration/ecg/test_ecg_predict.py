@@ -172,9 +172,11 @@ def test_options_of_an_array_that_mean_nothing_are_refused(predictor, options, m
         predictor.predict_array(**{"signal": np.ones((8, 1000)), "rate": 500, "leads": EIGHT, **options})
 
 
-def test_a_text_is_one_path(folder, predictor):
-    [prediction] = predictor.predict_all(str(folder / "data" / "day1" / "ecg1"))
-    assert prediction.reason is None
+def test_a_text_is_one_path(folder, predictor, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder / "data"))
+    for path in (str(folder / "data" / "day1" / "ecg1"), "~/day1/ecg1"):
+        [prediction] = predictor.predict_all(path)
+        assert prediction.reason is None
 
 
 def test_a_network_that_fails_refuses_the_record(tmp_path, folder, model):
@@ -285,6 +287,14 @@ def test_files_of_hospitals_are_predicted_as_wfdb_records(tmp_path, predictor):
         assert np.allclose(rows[name].probabilities, rows["wfdb"].probabilities, atol=1e-3)
 
 
+def test_of_files_with_one_name_in_a_folder_the_best_described_one_is_predicted(tmp_path, predictor):
+    steps = (1000 * simulated(3, length=1200)).round().astype(int)
+    write_dicom(tmp_path / "A1.dcm", [dicom_group(steps, LEADS, 500)])
+    (tmp_path / "A1.xml").write_text(muse_xml(steps, LEADS, 500, ("", "", "")), "latin-1")
+    np.save(tmp_path / "A1.npy", steps)
+    assert [(row.record, row.reason) for row in predictor.predict_all(tmp_path)] == [(str(tmp_path / "A1.dcm"), None)]
+
+
 def test_arrays_need_a_rate_and_leads(tmp_path, model, capsys):
     signals = np.stack([simulated(id, length=1000) for id in range(2)])
     np.save(tmp_path / "stack.npy", signals)
@@ -366,6 +376,7 @@ def changed(model, path, change):
         (lambda metadata: metadata.update(format=9), "format 1, got 9"),
         (lambda metadata: metadata.pop("classes"), "damaged"),
         (lambda metadata: metadata["preparation"].update(rate=0), "damaged"),
+        (lambda metadata: metadata["preparation"]["person"]["features"].reverse(), "cannot follow"),
         (lambda metadata: metadata["preparation"].update(scaling="minmax"), "damaged"),
         (lambda metadata: metadata["thresholds"]["logits"].pop(), "a threshold for each of 3"),
         (lambda metadata: metadata.update(task="regression"), "got 'regression' with 'sigmoid'"),
@@ -386,6 +397,17 @@ def test_a_class_without_a_threshold_is_never_predicted(tmp_path, folder, model,
     assert not any(row.decisions[0] for row in rows)
     assert any(row.decisions[0] for row in predictor.predict_all([folder / "data"]))
     assert rows[0].by_class()[CLASSES[0]]["threshold"] is None
+
+
+def test_ages_that_were_hidden_in_training_are_hidden_from_a_prediction(tmp_path, model, predictor):
+    def change(metadata):
+        metadata["preparation"]["person"]["features"][:2] = ["0", "0"]
+
+    changed_predictor = Predictor(changed(model, tmp_path / "changed.onnx", change))
+    signal, options = simulated(3), {"rate": 500, "leads": LEADS, "unit": "mV", "sex": "female"}
+    with_age, without_age = (predictor.predict_array(signal, age=age, **options).windows for age in (71, None))
+    assert not np.array_equal(with_age, without_age)
+    assert np.array_equal(changed_predictor.predict_array(signal, age=71, **options).windows, without_age)
 
 
 def multiclass(metadata):

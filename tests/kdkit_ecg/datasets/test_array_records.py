@@ -138,6 +138,40 @@ def test_a_file_of_many_records_is_read_by_number_or_id(tmp_path, file):
     assert kept._loaded[0].signals[0].shape == (8, 256)  # padding is removed only if the format says that there is some
 
 
+def test_an_id_that_two_files_have_is_refused_unless_the_file_is_named(tmp_path):
+    for name in ("a.npy", "b.npy"):
+        write_stack(tmp_path, name)
+    write_table(tmp_path, *[(str(number), "AF", "") for number in range(3)])
+    with pytest.raises(DataError, match=r"the record '0', which .*a.npy and .*b.npy both have; .* such as b/0"):
+        Records(tmp_path, arrays=EIGHT_LEADS, **RAW)
+    write_table(tmp_path, *[(f"b/{number}", "AF", "") for number in range(3)])
+    data = Records(tmp_path, arrays=EIGHT_LEADS, shares=(1.0, 0.0, 0.0), **RAW)
+    assert data.train.names == ["b/0", "b/1", "b/2"]
+
+
+def test_a_row_that_names_a_file_of_several_records_is_explained(tmp_path):
+    for number in range(2):
+        np.savez(tmp_path / f"r{number}.npz", raw=in_mv(number), clean=in_mv(number + 2))
+    write_table(tmp_path, ("r0", "AF", ""), ("r1/raw", "AF", ""))
+    data = Records(tmp_path, arrays=EIGHT_LEADS, shares=(1.0, 0.0, 0.0), **RAW)
+    assert data.train.names == ["r1/raw"]
+    assert "r0: it has 2 records; name each in the table of labels, such as r0/raw, r0/clean" in data.summary
+
+
+def test_arrays_that_are_no_records_need_no_format(tmp_path):
+    for number in range(2):
+        write_wfdb(tmp_path, number)
+    for name in ("features.npy", "model.h5"):
+        write_stack(tmp_path, name)
+    write_table(tmp_path, ("r0", "AF", ""), ("r1", "AF", ""))
+    data = Records(tmp_path, shares=(1.0, 0.0, 0.0), **RAW)
+    assert (data.train.names, data.summary) == (["r0", "r1"], "2 of 2 records read")
+    write_table(tmp_path, ("r0", "AF", ""), ("lost", "AF", ""))
+    lines = Records(tmp_path, shares=(1.0, 0.0, 0.0), **RAW).summary.splitlines()
+    assert lines[1:3] == ["  1 excluded, unreadable header: model", lines[2]]
+    assert "model.h5 does not state its rate, unit and leads; pass them" in lines[2]
+
+
 def test_dicom_files_are_named_by_their_whole_number(tmp_path):
     names = [f"1.2.840.{number}" for number in range(6)]
     for number, name in enumerate(names):
@@ -165,6 +199,11 @@ def test_units_gains_and_invalid_samples_become_mv(tmp_path):
     expected = in_mv(0)
     expected[0, 49:54] = np.linspace(expected[0, 49], expected[0, 53], 5)
     assert np.allclose(select_leads(record.signal, record.leads, EIGHT), expected, atol=1e-6)
+    converter_steps = np.where(np.isnan(values), -32768, 1000 * values).round().astype(np.int16)
+    np.save(tmp_path / "steps.npy", converter_steps)
+    options = {"unit": "mV", "gain": 1000, "invalid": -32768, "leads": EIGHT}
+    [source] = open_file(tmp_path / "steps.npy", ArrayFormat(rate=400, **options))
+    assert np.allclose(source.read_leads(), values.T, atol=6e-4, equal_nan=True)
     np.save(tmp_path / "padded.npy", np.pad(values, ((30, 70), (0, 0)), constant_values=np.nan))
     [source] = open_file(tmp_path / "padded.npy", ArrayFormat(rate=400, unit="mV", leads=EIGHT, padded=True))
     assert np.array_equal(source.read_leads(), values.T, equal_nan=True)
@@ -302,6 +341,7 @@ def test_a_csv_without_names_has_the_leads_of_the_format(tmp_path, first_line):
         ({"unit": ""}, "is not a unit of a signal"),
         ({"rate": 0}, "rate must be a finite number above 0"),
         ({"gain": -1}, "gain must be a finite number above 0"),
+        ({"invalid": "NaN"}, "invalid must be a number that marks invalid samples, or None, got 'NaN'"),
         ({"leads": ("I", "Lead I")}, "leads must be different names"),
         ({"leads": "I"}, "leads must be a tuple of names"),
         ({"padded": "no"}, "padded must be True or False; got 'no'"),

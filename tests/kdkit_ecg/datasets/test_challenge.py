@@ -180,6 +180,16 @@ def test_without_a_table_each_record_is_a_patient_of_its_own_with_a_notice(tree,
     assert data.notices == ("the patient of every record is unknown; each counts as a separate patient",)
 
 
+def test_records_in_two_units_are_noticed_unless_they_are_scaled(tmp_path):
+    for number in range(6):
+        write_challenge_record(tmp_path, f"A{number}", units="NU" if number < 2 else "mV")
+    options = {"folds": 3, "normalised_units": True, "store": None}
+    raw, scaled = (small_dataset(tmp_path, scaling=scaling, **options) for scaling in ("raw", "zscore"))
+    assert len(raw.train) == len(scaled.train)
+    (notice,) = set(raw.notices) - set(scaled.notices)
+    assert notice.startswith("2 of 6 records are in standard deviations and the others in mV, which scaling='raw' does")
+
+
 @pytest.mark.parametrize("rate", [0, -1, float("inf"), float("nan")])
 def test_an_impossible_rate_is_refused_at_once(tree, rate):
     with pytest.raises(RecipeError, match="rate must be a finite number above 0"):
@@ -227,7 +237,7 @@ def dataset_with_table(folder, content):
         TABLE + "C1,P1,\nC2,P1,\nC3,P2,\n",
         "\ufeff" + TABLE + " C1 ,P1 \nC2\t, P1,\n C3, P2,\n",
         " record , patient \r\nC1.hea,P1\r\nC2.mat,P1\r\nC3.dat,P2\r\n\r\n",
-        'patient,record,more\n"P1","C1",x,y\nP1,C2\nP1,C2\nP2,C3\n',
+        'patient,record,more\n"P1","C1",x,\nP1,C2\nP1,C2\nP2,C3\n',
         TABLE.replace(",", ";") + "C1;P1;\nC2;P1;\nC3;P2;\n",
     ],
 )
@@ -468,6 +478,13 @@ def test_assumed_gains_and_computed_leads_are_in_the_summary(tmp_path):
         "  1 without III, aVR, aVL, aVF, computed from two other limb leads: A3",
     ]
     assert data.train.batch([0, 1, 2], 0).inputs.signal.shape == (3, 12, 256)
+
+
+def test_records_that_are_mostly_padding_are_in_the_summary(tmp_path):
+    for number in range(2):
+        write_challenge_record(tmp_path, f"A{number}", time=600 - 400 * number)  # 1.2 s and 0.4 s
+    data = Challenge2020(tmp_path, rate=100, length=1000, shares=(1.0, 0.0, 0.0), strict=True)
+    assert data.summary.splitlines()[1] == "  1 shorter than 5% of a sample, of which the rest is zeros: A1"
 
 
 def test_leads_with_unknown_names_are_named_in_the_summary(tmp_path):

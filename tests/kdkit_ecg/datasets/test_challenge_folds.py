@@ -178,6 +178,15 @@ def test_records_with_the_same_signal_are_found_by_their_headers(folders):
     assert "the signal of another record: b/B90" in data.summary
 
 
+def test_records_that_are_too_large_for_the_memory_have_no_duplicates(folders, monkeypatch):
+    def raise_memory_error(*args):
+        raise MemoryError
+
+    headers = Challenge2020(folders, **FAST)._selected[0]
+    monkeypatch.setattr("kdkit_ecg.records.wfdb_record._read_16_bits", raise_memory_error)
+    assert duplicate_signals(headers) == []  # they are excluded later
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -102,6 +102,15 @@ def test_folds_are_those_of_a_file_or_of_the_table(tree, tmp_path):
     assert len(Records(tree, "other.csv", folds=tree / "other.csv", **RAW).test) == 8
 
 
+def test_folds_in_the_table_of_labels_may_have_columns_of_other_names(tree):
+    rows = [(f"r{number}", "AF", number // 2 % 3, f"P{number // 2}") for number in range(24)]
+    write_table(tree, *rows, columns="exam_id,diagnosis,cv,pid", name="named.csv")
+    columns = {"record": "exam_id", "label": "diagnosis", "fold": "cv", "patient": "pid"}
+    data = Records(tree, "named.csv", columns=columns, folds="named.csv", fold=2, **RAW)
+    assert {entry.patient for entry in data._folds.entries.values()} == {f"P{number}" for number in range(12)}
+    assert sorted(data.test.names) == sorted(name for name, _, fold, _ in rows if fold == 2)
+
+
 def test_a_second_folder_is_the_test_split_by_the_folds_of_the_table(tmp_path):
     for number in range(12):
         write_wfdb(tmp_path / ("other" if number < 4 else "own"), number)
@@ -191,6 +200,16 @@ def test_a_column_of_0_and_1_for_each_class(tree):
     assert Records(tree, "flags.csv", classes=("normal",), **options).train.labels.sum().item() == 24
 
 
+def test_a_column_that_is_no_class_because_of_some_values_is_noticed(tree, tmp_path):
+    rows = [(f"r{number}", number % 2, (0, 1, "2", "?")[number % 4], number) for number in range(24)]
+    write_table(tmp_path, *rows, columns="record,AF,VT,number")
+    data = Records(tree, tmp_path / "labels.csv", **RAW)
+    assert (data.classes, data.notices) == (
+        ("AF",),
+        ("the column 'VT' of the table of labels is not a class, because it has values other than 0 and 1: 2",),
+    )
+
+
 def test_several_rows_of_a_record_are_its_labels(tree):
     write_table(tree, ("r0", "AF"), ("r1", "AF"), ("r0", "other"), columns="record,label", name="long.csv")
     data = Records(tree, "long.csv", shares=(1.0, 0.0, 0.0), **RAW)
@@ -215,6 +234,15 @@ def test_patients_without_a_name_are_noticed(tree):
     assert Records(tree, **RAW).notices == ()
 
 
+def test_patients_in_the_table_are_not_merged_if_their_records_have_the_names_of_ptb(tmp_path):
+    for number in range(6):
+        write_wfdb(tmp_path, number, name=f"S{number:04}")
+    write_table(tmp_path, *[(f"S{number:04}", "a", f"P{number}") for number in range(6)])  # age and sex: in the headers
+    data = Records(tmp_path, folds=3, **RAW)
+    assert len(data.make_folds().entries) == 6
+    assert data.train.groups is None
+
+
 def test_ages_and_sexes_that_cannot_be_read_are_noticed(tree, tmp_path):
     rows = [
         ("r0", "a", "P", "300", "1"),
@@ -235,6 +263,19 @@ def test_records_that_the_table_names_in_vain_are_counted(tree):
     assert "  1 records of the table of labels cannot be found or read: r99" in data.summary
     with pytest.raises(DataError, match="strict=True, but records are missing"):
         _ = Records(tree, "lost.csv", shares=(1.0, 0.0, 0.0), strict=True, **RAW).train
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_records_of_flat_leads_are_excluded_and_are_not_of_one_person(tmp_path, stored):
+    for number in range(6):
+        signal = np.zeros((1, 200), int) if number % 2 else steps(number, 1)
+        write_matrix(tmp_path, f"r{number}", signal, leads=["I"], record_line=f"r{number} 1 400 200")
+    write_table(tmp_path, *[(f"r{number}", "a", f"P{number // 2}") for number in range(6)])
+    options = {**RAW, "store": tmp_path / "store" if stored else None}
+    data = Records(tmp_path, shares=(1.0, 0.0, 0.0), **options)
+    assert data.train.names == ["r0", "r2", "r4"]
+    assert data.train.groups is None  # three persons
+    assert data.summary.splitlines()[:2] == ["3 of 6 records read", "  3 excluded, no lead with a signal: r1, r3, r5"]
 
 
 def test_numbers_in_columns_are_the_labels_of_regression(tree, tmp_path):
@@ -266,6 +307,39 @@ def test_numbers_in_columns_are_the_labels_of_regression(tree, tmp_path):
         Records(tree, table, classes=("ef",), **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "hidden", "shown"),
+    [
+        ({"task": "regression", "classes": ("Age", "ef")}, "age", [0, 0, 0, 1, 1]),
+        ({"columns": {"label": "sex"}}, "sex", [0.5, 1, 0, 0, 0]),
+        ({"classes": ("is_male",)}, "sex", [0.5, 1, 0, 0, 0]),
+    ],
+)
+def test_ages_and_sexes_that_are_labels_are_no_inputs(tmp_path, options, hidden, shown):
+    for number in range(6):  # age 50 and sex male in the header
+        write_wfdb(tmp_path, number)
+    rows = [(f"r{number}", f"P{number}", 50, "M", 1, number) for number in range(6)]
+    write_table(tmp_path, *rows, columns="record,patient,Age,sex,is_male,ef")
+    data = Records(tmp_path, folds=3, **options, **RAW)
+    assert data.train.person.tolist() == [shown] * len(data.train)
+    assert data.notices == (f"the {hidden} of a person is a label, so networks do not get it",)
+    assert data.preparation["person"]["features"].count("0") == {"age": 2, "sex": 3}[hidden]
+    assert "0" not in Records(tmp_path, task="regression", classes=("ef",), **RAW).preparation["person"]["features"]
+
+
+def test_ages_under_another_name_that_are_labels_are_noticed(tmp_path):
+    for number in range(6):  # age 50 in the header
+        write_wfdb(tmp_path, number)
+    rows = [(f"r{number}", f"P{number}", 50.4, number) for number in range(6)]
+    write_table(tmp_path, *rows, columns="record,patient,years,ef")
+    options = {"task": "regression", "classes": ("years", "ef"), "folds": 3, **RAW}
+    data, hidden = Records(tmp_path, **options), Records(tmp_path, columns={"age": "years"}, **options)
+    assert len(data.train) == len(hidden.train)
+    (notice,) = data.notices
+    assert "the column 'years' of the table of labels are the ages, which networks get as an input" in notice
+    assert hidden.notices == ("the age of a person is a label, so networks do not get it",)
+
+
 def test_files_in_formats_that_are_not_read_are_counted(tmp_path):
     for number in range(2):
         write_wfdb(tmp_path, number)
@@ -277,6 +351,14 @@ def test_files_in_formats_that_are_not_read_are_counted(tmp_path):
     assert Records(tmp_path, **options).summary.splitlines()[:2] == ["2 of 2 records read", line]
     with pytest.raises(DataError, match="strict=True, but records are missing"):
         _ = Records(tmp_path, strict=True, **options).train
+
+
+def test_signals_in_a_folder_without_headers_are_counted(tmp_path):
+    for name in ("r0.mat", "r1.mat", "r2.dat"):
+        (tmp_path / name).touch()
+    write_table(tmp_path, *((f"r{number}", "a", "") for number in range(3)))
+    with pytest.raises(DataError, match=r"files of formats that are not read: 2 \.mat, 1 \.dat; export them as DICOM"):
+        Records(tmp_path, **RAW)
 
 
 def test_a_name_of_two_files_is_refused_unless_the_path_is_given(tmp_path):
@@ -295,6 +377,13 @@ def test_a_name_of_two_files_is_refused_unless_the_path_is_given(tmp_path):
     data = Records(tmp_path, shares=(1.0, 0.0, 0.0), **RAW)
     assert [source.name for source in data._selected[0]] == ["p0/ecg", "p1/ecg"]
     assert len(data.train) == 2
+
+
+def test_two_rows_that_name_one_file_are_refused(tmp_path):
+    write_wfdb(tmp_path / "a", 1)
+    write_table(tmp_path, ("r1", "AF", "P"), ("a/r1", "normal", "P"))
+    with pytest.raises(DataError, match=r"names the file .*r1.hea twice, as 'r1' and 'a/r1'"):
+        Records(tmp_path, **RAW)
 
 
 def test_a_path_in_two_folders_is_refused_unless_the_database_is_given(tmp_path):
@@ -366,6 +455,7 @@ def test_a_table_is_read_with_any_delimiter_a_byte_order_mark_and_windows_lines(
     ("cells", "labels"),
     [
         (("{'NORM': 100.0, 'SR': 0.0}", "{'AFIB': 50.0}"), [["NORM", "SR"], ["AFIB"]]),  # PTB-XL
+        (("{'AF': 1, 'VT': 0}", "{'AF': False, 'VT': True}", "{'AF': 0}"), [["AF"], ["VT"], []]),
         (('["a, b", "c"]', "['c']"), [["a, b", "c"], ["c"]]),
         (("['a' 'b']", "['b'\n 'c']"), [["a", "b"], ["b", "c"]]),  # the repr of an array of NumPy
         (("[164889003, 426783006]", "[164889003]"), [["164889003", "426783006"], ["164889003"]]),

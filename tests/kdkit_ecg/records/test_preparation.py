@@ -7,7 +7,7 @@ from kdkit_ecg.records import preparation
 from kdkit_ecg.records.header import read_header
 from kdkit_ecg.records.preparation import Preparation
 from kdkit_ecg.records.wfdb_record import Header
-from tests.helpers.wfdb_files import write_record
+from tests.helpers.wfdb_files import write_record, write_signals
 
 BANDS = [(0.5, 47.0), None]
 
@@ -50,6 +50,17 @@ def test_the_expected_number_of_samples_is_right(tmp_path):
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_a_signal_that_is_not_finite_is_unreadable(tmp_path):
     assert prepare_record(tmp_path, old=" 1000.0(0)/mV", new=" 1e-300(0)/mV")[0].fault == "signal"
+
+
+@pytest.mark.parametrize("scaling", ["zscore", "raw"])
+@pytest.mark.parametrize("band", BANDS)
+def test_a_record_whose_selected_leads_are_all_flat_is_a_fault(tmp_path, band, scaling):
+    signal = np.full((300, 12), 1.5)
+    signal[::2, 6] = 0  # V1 has a signal
+    write_signals(tmp_path, "A1", signal, rate=500)
+    header, options = read_header(tmp_path / "A1.hea"), {"band": band, "resampling": "polyphase", "scaling": scaling}
+    assert Preparation(rate=257, **options).prepare(header).fault is None
+    assert Preparation(rate=257, **options, leads=("I", "III")).prepare(header).fault == "flat"
 
 
 @pytest.mark.parametrize(("owner", "step"), [(Header, "read"), (preparation, "resample")])

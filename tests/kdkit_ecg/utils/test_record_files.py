@@ -36,6 +36,12 @@ def test_linked_folders_are_read(tmp_path):
     assert found(tmp_path / "data") == ["cpsc/g1/A1.hea", "georgia/E1.hea"]
 
 
+def test_files_of_attributes_that_macos_writes_next_to_records_are_left_out(tmp_path):
+    create(tmp_path, "a/A1.hea", "a/A1.dat", "a/._A1.hea", "a/._A1.dat", "__MACOSX/a/._A2.edf", "a/._A3.scp")
+    files = find_record_files(tmp_path)
+    assert sum(files, ()) == (tmp_path / "a" / "A1.hea", tmp_path / "a" / "A1.dat")
+
+
 def test_a_link_to_a_parent_is_not_followed_without_end(tmp_path):
     create(tmp_path, "a/A1.hea", "b/B1.hea")
     (tmp_path / "a" / "up").symlink_to(tmp_path)

@@ -24,6 +24,15 @@ def test_three_names_are_listed_and_dots_if_there_are_more():
     assert first_names(["a", "b", "c", "d"]) == "a, b, c, ..."
 
 
+def test_a_line_with_more_cells_than_columns_is_refused_unless_they_are_empty(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("record,label,patient\nr1,AF,P1,, \nr2,AF\n")
+    assert [cells["patient"] for _, cells in read_table(path).rows] == ["P1", ""]
+    path.write_text("record,label,patient\nr1,Sinus rhythm, normal,P1\n")
+    with pytest.raises(DataError, match=r"labels.csv, line 2, has 4 cells, but .* 3 columns; put quotes around"):
+        read_table(path)
+
+
 def test_a_table_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(DataError, match=r"test_a_table.* cannot be read: Is a directory"):
         read_table(tmp_path)

@@ -18,6 +18,13 @@ def test_a_file_is_read_back_as_it_was_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["folds.csv"]
 
 
+def test_a_tilde_in_a_path_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    FOLDS.write("~/folds.csv")
+    assert (tmp_path / "folds.csv").is_file()
+    assert Folds.read("~/folds.csv") == FOLDS
+
+
 def test_a_file_is_a_table_sorted_by_record_below_a_line_of_metadata(tmp_path):
     FOLDS.write(tmp_path / "folds.csv")
     first, *table = (tmp_path / "folds.csv").read_text().splitlines()
