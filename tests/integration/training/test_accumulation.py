@@ -126,6 +126,13 @@ CASES = {
         {"unknown": -1},
         None,
     ),
+    "weights of a match": (
+        LINEAR,
+        matched(TEACHER, SampleWeighted(nn.MSELoss())),
+        (INPUTS, UNKNOWN, WEIGHTS),
+        {"unknown": -1},
+        None,
+    ),
     "a missing class": (nn.Linear(8, 2), cross_entropy(weight=VECTOR[:2]), (INPUTS, LABELS), {}, ("c", "a")),
     "tokens": (TAGGER, cross_entropy(), (TEXTS, TOKENS), {}, None),
     "matched tokens": (TAGGER, matched(TUTOR, SoftTargets()), (TEXTS, TOKENS), {}, None),
@@ -139,6 +146,17 @@ CASES = {
     "masked": (
         TAGGER,
         matched(TUTOR, Masked(nn.MSELoss()), **sides(lambda module: Tap(module.body))),
+        Dicts(),
+        {},
+        None,
+    ),
+    "two masks": (
+        TAGGER,
+        matched(
+            TUTOR,
+            Masked(nn.MSELoss(), target_mask=lambda inputs: inputs["x"][:, 0] > 0),
+            **sides(lambda module: Tap(module.body)),
+        ),
         Dicts(),
         {},
         None,

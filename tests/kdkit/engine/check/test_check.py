@@ -677,6 +677,20 @@ class Shapes(WithoutThresholds):
         return MetricResult(value=0.0)
 
 
+class Number(WithoutThresholds):
+    """A metric that returns a plain number."""
+
+    name = "number"
+
+    def compute(self, test):
+        return 0.5
+
+
+def test_a_metric_that_returns_a_number_is_a_problem():
+    recipe = replace(one_stage(tiny_net("student"), plain_goal()), metrics=(Number(),))
+    assert "compute must return MetricResult(value=...); it returned a float" in only_problem(recipe)
+
+
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
 def test_metrics_are_tried_on_a_few_samples_of_many_classes(task):
     labels = torch.arange(4) if task == "multiclass" else torch.eye(4, 5000)
@@ -693,6 +707,12 @@ def test_a_net_without_trainable_parameters_is_a_problem():
     student.module.requires_grad_(False)
     # One problem: that its optimizer cannot be created is not reported as well.
     assert "has nothing to train" in only_problem(one_stage(student, plain_goal()))
+
+
+def test_a_lazy_student_is_named():
+    student = Net("student", nn.LazyLinear(3))
+    assert "call its module once on a batch" in only_problem(one_stage(student, plain_goal()))
+    assert student.parameters == 0  # the plan shows it
 
 
 def test_weights_that_were_created_in_inference_mode_are_a_problem():
