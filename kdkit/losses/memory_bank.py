@@ -30,9 +30,9 @@ class RowIndex(nn.Module):
         ids = ids.to(self.ids.device)
         if not len(ids):  # argmax needs at least one number
             return ids
-        # (batch, count); a search in a sorted table would have to wait for the device
-        matches = self.ids == ids[:, None]
-        present, rows = matches.any(1), matches.int().argmax(1)
+        # (batch, count), a byte each; a search in a sorted table would have to wait for the device
+        present, rows = (self.ids == ids[:, None]).view(torch.uint8).max(1)
+        present = present.bool()
         first = (ids == ids[:, None]).int().argmax(1)  # an id that occurs twice in a batch gets one row
         new = ~present & (first == torch.arange(len(ids), device=ids.device))
         fresh = (self.assigned + new.cumsum(0) - 1) % len(self.ids)
