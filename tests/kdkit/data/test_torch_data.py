@@ -448,6 +448,16 @@ def test_a_dataset_may_keep_its_inputs_as_features():
     assert TorchData(dataset, dataset).classes == ("0", "1")
 
 
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+@pytest.mark.parametrize("positions", [(), (3, 3)])
+def test_labels_may_be_unsigned_integers(dtype, positions):
+    labels = torch.zeros(4, *positions, dtype=torch.int64)
+    labels[0] = 2
+    data = TorchData(*(TensorDataset(torch.zeros(4, 2), labels.to(dtype)),) * 2)
+    assert (data.task, len(data.classes), data.position_dims) == ("multiclass", 3, len(positions))
+    assert torch.equal(data.train.batch(torch.arange(4), 0).labels, labels)
+
+
 def test_the_largest_class_of_uint8_masks_is_no_ignored_label():
     masks = torch.zeros(4, 3, 3, dtype=torch.uint8)
     masks[0, 0] = 156  # -100 modulo 256
