@@ -1,13 +1,14 @@
 """Add a baseline without distillation to a recipe: the same student, trained on the labels only."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from kdkit.errors import RecipeError, first_line
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Match, Objective, Truth, Weighted, describe_factor
+from kdkit.recipe.optim import Groups, Named, Optimizer
 from kdkit.recipe.recipe import Recipe, Stage, weighted_terms
 
 _SUFFIX = "-alone"
@@ -75,14 +76,15 @@ def _stages_alone(student: Net[Any], stages: Sequence[Stage]) -> list[Stage]:
     """Return the stages that train a copy of a student on its labels only."""
     trained = [stage for stage in stages if student in stage.objectives]
     labels = {stage.name: _label_terms(stage.objectives[student]) for stage in trained}
+    balancing = {stage.name: stage.training.balancing for stage in trained}
     if not labels[stages[-1].name]:
         raise RecipeError(
             f"net {student.name!r} has no baseline: in stage {stages[-1].name!r} it learns only from teachers; add a "
             "Truth term with a weight above 0, or run without the baseline"
         )
     try:
-        # Copied together, so that taps of the label terms refer to the copied network.
-        module, copied = copy.deepcopy((student.network, labels))
+        # Copied together, so that taps of the label terms, and the layer of GradNorm, are those of the copied network.
+        module, copied, balancing = copy.deepcopy((student.network, labels, balancing))
     except Exception as error:  # a user-defined module may hold objects that cannot be copied
         raise RecipeError(
             f"net {student.name!r} cannot be copied, but its baseline is a copy; do not store computed tensors, files "
@@ -94,6 +96,11 @@ def _stages_alone(student: Net[Any], stages: Sequence[Stage]) -> list[Stage]:
         replace(
             stage,
             objectives={alone: _alone(Objective(copied[stage.name]), stage.objectives[student])},
+            training=replace(
+                stage.training,
+                optimizer=_for_copy(stage.training.optimizer, student, alone),
+                balancing=balancing[stage.name],
+            ),
             name=alone.name if stage is stages[-1] else f"{alone.name}-{stage.name}",
             baseline_of=stage.name,
         )
@@ -116,6 +123,40 @@ def _alone(labels: Objective, distilled: Objective) -> Objective:
             for weighted, share in zip(labels, shares, strict=True)
         )
     )
+
+
+def _for_copy(optimizer: Optimizer, student: Net[Any], alone: Net[Any]) -> Optimizer:
+    """Return the optimizer of a student for a copy of it, with the same parameter groups."""
+    if optimizer.groups is None:
+        return optimizer
+    return Optimizer(optimizer.make, groups=_CopiedGroups(optimizer.groups, student, alone), **optimizer.options)
+
+
+@dataclass(frozen=True, slots=True)
+class _CopiedGroups:
+    """The parameter groups of a student, with the parameters of its copy.
+
+    groups: gets the names and parameters of the student, because it may select by name, or from the student's module.
+    """
+
+    groups: Groups
+    student: Net[Any]
+    alone: Net[Any]
+
+    @property
+    def __name__(self) -> str:
+        return getattr(self.groups, "__name__", type(self.groups).__name__)
+
+    def __call__(self, named: Named) -> Iterable[dict[str, Any]]:
+        pairs = [*zip(self.student.network.parameters(), self.alone.network.parameters(), strict=True)]
+        originals, copies = {id(new): old for old, new in pairs}, {id(old): new for old, new in pairs}
+
+        def original_name(name: str) -> str:
+            is_of_copy = name.startswith(f"{self.alone.name}.")  # others are those of losses and of the balancing
+            return self.student.name + name.removeprefix(self.alone.name) if is_of_copy else name
+
+        groups = self.groups([(original_name(name), originals.get(id(part), part)) for name, part in named])
+        return [{**group, "params": [copies.get(id(part), part) for part in group["params"]]} for group in groups]
 
 
 @dataclass(frozen=True, slots=True)

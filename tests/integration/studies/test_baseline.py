@@ -12,6 +12,7 @@ from kdkit import LinearRamp, Match, Net, Optimizer, Peer, Recipe, Stage, Traini
 from kdkit.errors import CheckError, RecipeError
 from kdkit.losses import SoftTargets
 from kdkit.nets.taps import Tap
+from kdkit.recipe.balancing import GradNorm
 from kdkit.recipe.baseline import with_baselines
 from tests.helpers.callbacks import KillAfterEpoch, killed_and_resumed
 from tests.helpers.command_line import ROOT
@@ -158,6 +159,43 @@ def test_a_tap_of_a_label_term_leads_into_the_baseline():
     (net, copied), *_ = recipe.stages[-1].objectives.items()
     assert copied.terms[0].term.student.module is net.module.body
     assert net.module.body is not student.module.body
+
+
+def groups_by_name(_student):
+    def groups(named):
+        body = [value for name, value in named if name.startswith("student.body.")]
+        head = [value for name, value in named if name.startswith("student.head.")]
+        return [{"params": body, "lr": 1e-4}, {"params": head}]
+
+    return groups
+
+
+def groups_of_module(student):
+    return lambda _named: [{"params": student.body.parameters(), "lr": 1e-4}, {"params": student.head.parameters()}]
+
+
+@pytest.mark.parametrize("groups_of", [groups_by_name, groups_of_module])
+def test_parameters_of_a_baseline_have_the_groups_of_its_student(groups_of):
+    student = Net("student", Dropping())
+    objective = Truth(nn.CrossEntropyLoss()) + Match(tiny_net("teacher", hidden=8, trained=True), SoftTargets())
+    optimizer = Optimizer(torch.optim.SGD, lr=0.1, groups=groups_of(student.module))
+    stages = [Stage({student: objective}, training(optimizer=optimizer))]
+    stage = with_baselines(Recipe(data=tiny_data(rows=24), schedule=stages)).stages[-1]
+    alone = next(iter(stage.objectives)).network
+    named = [(f"student-alone.{name}", value) for name, value in alone.named_parameters()]
+    body, head = stage.training.optimizer.build(named).param_groups
+    assert (body["lr"], head["lr"]) == (1e-4, 0.1)
+    assert all(map(torch.Tensor.is_set_to, body["params"], alone.body.parameters()))
+    assert all(map(torch.Tensor.is_set_to, head["params"], alone.head.parameters()))
+    assert repr(stage.training.optimizer) == repr(optimizer)
+
+
+def test_the_layer_of_gradnorm_is_that_of_the_baseline():
+    student = Net("student", Dropping())
+    objective = Truth(nn.CrossEntropyLoss()) + Match(tiny_net("teacher", hidden=8, trained=True), SoftTargets())
+    options = training(epochs=1, balancing=GradNorm(layer=student.module.head))
+    recipe = Recipe(data=tiny_data(rows=24), schedule=[Stage({student: objective}, options)])
+    assert "student-alone" in kdkit.run(recipe, baseline=True, progress=False).metrics
 
 
 def test_earlier_stages_on_labels_are_repeated():
