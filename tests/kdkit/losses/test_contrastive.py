@@ -98,6 +98,16 @@ def test_each_id_gets_one_row():
     assert rows.assigned.item() == 3
 
 
+def test_ids_keep_their_rows_in_any_order():
+    rows, ids = RowIndex(60), torch.randperm(1000)[:60]
+    stored = rows(ids, remember=True)
+    assert sorted(stored.tolist()) == [*range(60)]
+    order = torch.randperm(60)
+    assert torch.equal(rows(ids[order], remember=True), stored[order])
+    with_others = torch.stack([ids, ids], 1)[:, 0]  # not contiguous
+    assert torch.equal(rows(with_others, remember=False), stored)
+
+
 def test_a_full_memory_reuses_the_oldest_row():
     rows = RowIndex(2)
     rows(torch.tensor([1, 2]), remember=True)
