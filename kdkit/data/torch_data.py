@@ -41,7 +41,7 @@ class TorchData(Data):
     Inputs keep their dtype: convert float64 numpy arrays to float32 for a float32 network.
     Labels are class indices per sample, or per pixel or token, (samples, *positions), or soft labels by class whose
     rows sum to 1 (multiclass), 0 and 1 by class (multilabel), or other floats (regression). For metrics, the class of a
-    soft label is the one with the largest value.
+    soft label is the one with the largest value, and mixed labels by class are present above 0.5.
 
     train: the data that the networks are trained on; Unlabelled(dataset) if it has no labels. validation: the data on
     which the best epoch and the thresholds are chosen. test: the data on which metrics are reported; None to report
