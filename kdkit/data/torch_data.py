@@ -14,7 +14,7 @@ from kdkit.data.label_check import LabelCheck
 from kdkit.data.label_forms import SplitLabels
 from kdkit.data.labels import LabelSpec
 from kdkit.data.loading import length_of
-from kdkit.data.notices import draw_notices, label_notices, split_notices, void_notices
+from kdkit.data.notices import draw_notices, label_notices, order_notices, split_notices, void_notices
 from kdkit.data.samples import SampleKeys
 from kdkit.data.torch_splits import (
     CheckedLoaderSplit,
@@ -107,12 +107,13 @@ class TorchData(Data):
             for name, split in splits.items()
             if name != "train" or self.has_labels
         }
+        names = {
+            name: class_names(split) if name == "train" or not is_renumbered(split) else None
+            for name, split in splits.items()
+        }
         spec = LabelSpec.derive(
             all_labels,
-            {
-                name: class_names(split) if name == "train" or not is_renumbered(split) else None
-                for name, split in splits.items()
-            },
+            names,
             task=task,
             classes=classes,
             unknown=unknown,
@@ -131,6 +132,7 @@ class TorchData(Data):
         self.notices = (
             *(() if task is not None else label_notices(all_labels, spec.task, spec.ignored)),
             *(void_notices(all_labels, spec.ignored) if ignore_index is None and spec.has_class_maps else ()),
+            *(() if is_renumbered(splits["train"]) else order_notices(self.classes, names["train"])),
             *split_notices(self._splits, all_labels.get("train")),
             *draw_notices(self._splits["train"], self.draws),
         )
