@@ -59,7 +59,10 @@ class Batch:
         return not has_objects(self.inputs) and all(tensor.ndim and len(tensor) == len(self) for tensor in tensors)
 
     def rows(self, rows: Tensor) -> "Batch":
-        """Return the samples in these rows, (samples,) int64 on the CPU. Raises DataError unless it `is_divisible`."""
+        """Return the samples in these rows, (samples,) int64 on the CPU. Raises DataError unless it `is_divisible`.
+
+        A list of as many texts as there are samples has one for each sample.
+        """
         if not self.is_divisible:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in nested_tensors(self.inputs))
             raise DataError(
@@ -68,7 +71,16 @@ class Batch:
                 "selection, but kdkit check --pairs and kdkit export do: for these, pass tensors, one row per sample"
             )
         index = rows.to(self.labels.device, non_blocking=True)
-        selected = self._changed(map_tensors(self.inputs, lambda tensor: tensor[index]), lambda tensor: tensor[index])
+
+        def select(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value[index]
+            if isinstance(value, (list, tuple)) and len(value) == len(self) and all(isinstance(x, str) for x in value):
+                return [value[row] for row in rows.tolist()]
+            items = items_of(value)
+            return value if items is None else rebuild(value, {key: select(item) for key, item in items})
+
+        selected = self._changed(select(self.inputs), select)
         return selected if self.ids_on_cpu is None else replace(selected, ids_on_cpu=self.ids_on_cpu[rows])
 
     def pin_memory(self) -> "Batch":

@@ -87,6 +87,8 @@ class LabelSpec:
         if self.unknown is not None:
             # Whole numbers have no NaN. They are no class indices, which `derive` refuses.
             return mark_unknown(labels if labels.is_floating_point() else labels.float(), self.unknown)
+        if self.task == "multilabel" and not labels.is_floating_point():
+            return labels.float()  # also of masks by class, (batch, classes, *positions)
         return as_targets(labels, per_position=self.has_class_maps)
 
 

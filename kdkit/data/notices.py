@@ -1,6 +1,6 @@
 """Notices about the data of a TorchData: properties that are valid but rarely intended."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -53,6 +53,23 @@ def void_notices(labels: Mapping[str, SplitLabels], ignored: tuple[int, ...]) ->
             "the labels are 0 and 255, and 255 means no label by default, so only class 0 is learned; if 255 is the "
             "second class, make it 1, such as by (mask > 0).long()"
         )
+
+
+def order_notices(classes: Sequence[str], names: Sequence[str] | None) -> Iterator[str]:
+    """Yield a notice if the classes are those of the training dataset in another order, which renumbers no label.
+
+    names: the classes of the dataset; None if it has no names.
+    """
+    if names is None or {*names} != {*classes}:
+        return
+    for label, (name, other) in enumerate(zip(names, classes, strict=False)):
+        if name != other:
+            yield (
+                f"label {label} is {name!r} in the training data, but {other!r} in classes=..., which renumbers no "
+                "label; leave out classes, unless the dataset renumbers its labels; for the order of a network, pass "
+                "Net(..., classes=...)"
+            )
+            return
 
 
 def split_notices(splits: Mapping[str, TorchSplit], labels: SplitLabels | None) -> Iterator[str]:

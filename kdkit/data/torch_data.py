@@ -14,7 +14,7 @@ from kdkit.data.label_check import LabelCheck
 from kdkit.data.label_forms import SplitLabels
 from kdkit.data.labels import LabelSpec
 from kdkit.data.loading import length_of
-from kdkit.data.notices import draw_notices, label_notices, split_notices, void_notices
+from kdkit.data.notices import draw_notices, label_notices, order_notices, split_notices, void_notices
 from kdkit.data.samples import SampleKeys
 from kdkit.data.torch_splits import (
     CheckedLoaderSplit,
@@ -41,7 +41,7 @@ class TorchData(Data):
     Inputs keep their dtype: convert float64 numpy arrays to float32 for a float32 network.
     Labels are class indices per sample, or per pixel or token, (samples, *positions), or soft labels by class whose
     rows sum to 1 (multiclass), 0 and 1 by class (multilabel), or other floats (regression). For metrics, the class of a
-    soft label is the one with the largest value.
+    soft label is the one with the largest value, and mixed labels by class are present above 0.5.
 
     train: the data that the networks are trained on; Unlabelled(dataset) if it has no labels. validation: the data on
     which the best epoch and the thresholds are chosen. test: the data on which metrics are reported; None to report
@@ -107,12 +107,13 @@ class TorchData(Data):
             for name, split in splits.items()
             if name != "train" or self.has_labels
         }
+        names = {
+            name: class_names(split) if name == "train" or not is_renumbered(split) else None
+            for name, split in splits.items()
+        }
         spec = LabelSpec.derive(
             all_labels,
-            {
-                name: class_names(split) if name == "train" or not is_renumbered(split) else None
-                for name, split in splits.items()
-            },
+            names,
             task=task,
             classes=classes,
             unknown=unknown,
@@ -131,6 +132,7 @@ class TorchData(Data):
         self.notices = (
             *(() if task is not None else label_notices(all_labels, spec.task, spec.ignored)),
             *(void_notices(all_labels, spec.ignored) if ignore_index is None and spec.has_class_maps else ()),
+            *(() if is_renumbered(splits["train"]) else order_notices(self.classes, names["train"])),
             *split_notices(self._splits, all_labels.get("train")),
             *draw_notices(self._splits["train"], self.draws),
         )

@@ -291,7 +291,7 @@ class _PositionDecisions(_SampleOutputs):
         if self.task == "multilabel":
             if self.columns is not None:
                 labels = labels.index_select(1, torch.tensor(self.columns[1], device=labels.device))
-            return outputs, torch.where(labels.isnan(), -1, labels).to(torch.int8)
+            return outputs, torch.where(labels.isnan(), -1, labels > 0.5).to(torch.int8)  # labels may be mixed
         has_label = ~is_ignored(labels, self.ignored)
         if self.columns is not None:
             labels, has_label = shared_labels(labels, torch.tensor(self.columns[1], device=labels.device))

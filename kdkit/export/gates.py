@@ -136,7 +136,9 @@ class Reference:
         kinds = {"real": real, "random": [source.random_inputs(like=real[0], other_sizes=False)]}
         with eval_mode(source.module), torch.no_grad():
             differences = {
-                kind: max(self._difference(model, inputs) for inputs in several) for kind, several in kinds.items()
+                # not the `max` of Python, which may leave out NaN
+                kind: float(np.max([self._difference(model, inputs) for inputs in several]))
+                for kind, several in kinds.items()
             }
             if dynamic:
                 differences["other sizes"] = self._difference_at_other_sizes(model, real[0])

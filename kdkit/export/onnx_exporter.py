@@ -116,7 +116,7 @@ class Int8OnnxExporter(OnnxExporter):
 
     def _described(self, model: Any, source: ExportSource, **details: Any) -> Exported:
         """Return the file of a model with a description of its quantization."""
-        batches = [*source.calibration()]
+        batches = source.calibration
         ids = [sample for batch in batches if batch.ids is not None for sample in batch.ids.tolist()]
         described = {
             "operators": "all",

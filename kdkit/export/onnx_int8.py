@@ -41,7 +41,7 @@ def calibration_arrays(source: ExportSource) -> list[Arrays]:
     """Return the inputs of the network for the calibration samples, in batches."""
     return [
         {name: tensor.numpy() for name, tensor in zip(source.input_names, source.inputs_of(batch), strict=True)}
-        for batch in source.calibration()
+        for batch in source.calibration
     ]
 
 

@@ -25,6 +25,7 @@ from kdkit.utils.signatures import parameters_by_name
 
 Sizes = tuple[int | str, ...]
 
+_CALIBRATION_BATCH = 16
 _BATCH_SIZES = (3, 5, 7, 11)  # candidates for the example, to find a size that no other dimension has
 _PRECISIONS = {torch.float32: "fp32", torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16"}
 _SPATIAL = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
@@ -125,15 +126,15 @@ class ExportSource:
         rows = torch.linspace(0, len(split) - 1, min(count, len(split))).round().long()
         yield from batches(split, size, order=rows)
 
-    def calibration(self, size: int = 16) -> Iterator[Batch]:
-        """Yield batches of training samples, whose choice depends only on the seed."""
+    @cached_property
+    def calibration(self) -> tuple[Batch, ...]:
+        """Batches of training samples, read once. Their choice depends only on the seed."""
         split, count = self.data.train, self.options.calibration
         if isinstance(split, LoaderSplit):
-            yield from self.batches(split, size, count=count)
-            return
+            return tuple(self.batches(split, _CALIBRATION_BATCH, count=count))
         generator = torch.Generator().manual_seed(derive_seed(self.options.seed, len(split)))
         rows = torch.randperm(len(split), generator=generator)[:count].sort().values
-        yield from batches(split, size, order=rows)
+        return tuple(batches(split, _CALIBRATION_BATCH, order=rows))
 
     @cached_property
     def example(self) -> tuple[Tensor, ...]:

@@ -50,10 +50,11 @@ class CRD(nn.Module):
     hold a vector for every training sample, found by its id: a moving average that keeps the share `momentum` of its
     old value. `samples` is the number of rows, by default the number of training samples; if there are more samples,
     new ones replace the oldest. Negatives are samples of other "classes", as in the paper, including unseen ones, or
-    any other "samples"; "auto" uses classes if each sample has one. Negatives are a function of the seed, the sample
-    and the number of training steps so far. The two normalisers are estimated on the first batch. All of this is saved
-    with the run. memory_limit: in MB, for both memories and the copy that a step makes of them; by default the free
-    memory of the teacher's device and of the machine. The other defaults are those of the authors' code.
+    any other "samples", which takes no labels; "auto" uses classes if each sample has one. Negatives are a function of
+    the seed, the sample and the number of training steps so far. The two normalisers are estimated on the first batch.
+    All of this is saved with the run. memory_limit: in MB, for both memories and the copy that a step makes of them; by
+    default the free memory of the teacher's device and of the machine. The other defaults are those of the authors'
+    code.
 
     Formula: -1/N · Σ (log(e_0 / (e_0 + c)) + Σ_k log(c / (e_k + c))) of both nets, with e_k = exp(x · m_k / T) / Z for
         the memory m_0 of the sample and m_k of others, and c = negatives / samples
@@ -93,6 +94,7 @@ class CRD(nn.Module):
         self.against: Against = against
         self.by_class = False
         self.requires = frozenset({"hard_labels"} if against == "classes" else ())
+        self.extra_kwargs = frozenset({"ids"} if against == "samples" else {"ids", "labels"})
         self.embeddings = nn.ModuleList()
         self.rows = RowIndex(0)
         # Index 0 is the student, 1 the teacher. memories: (2, samples, width). classes: (samples,), -1 if not seen yet.
@@ -111,6 +113,9 @@ class CRD(nn.Module):
             )
         if not context.ids:
             raise RecipeError("CRD remembers samples by their ids, but the data has none")
+        batch = min(context.batch_size or 1, context.samples or samples)
+        if samples < batch:
+            raise RecipeError(f"CRD(samples={samples}) must have a row for each of the {batch} samples of a batch")
         if self.width is None and student_channels != target_channels:
             raise RecipeError(
                 f"features of {student_channels} and {target_channels} channels cannot be contrasted as they are; "
@@ -131,8 +136,11 @@ class CRD(nn.Module):
         self.by_class = self.against == "classes" or (self.against == "auto" and context.task == "multiclass")
         self.classes = torch.full((samples,), -1)
 
-    def forward(self, student: Tensor, target: Tensor, *, ids: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss, lower if samples are better distinguished; in training mode, update the memories."""
+    def forward(self, student: Tensor, target: Tensor, *, ids: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the loss, lower if samples are better distinguished; in training mode, update the memories.
+
+        labels: needed if negatives are samples of other classes.
+        """
         require_sides(student, target, self)
         # in training all ranks assign rows for the ids of all ranks, so that their memories stay equal
         all_ids = all_gather(ids) if self.training else ids
@@ -177,9 +185,11 @@ class CRD(nn.Module):
                 remedy="use a smaller width, fewer rows with CRD(samples=), or a higher memory_limit",
             )
 
-    def _draw_negatives(self, rows: Tensor, student: Tensor, labels: Tensor) -> Tensor:
+    def _draw_negatives(self, rows: Tensor, student: Tensor, labels: Tensor | None) -> Tensor:
         if not self.by_class:
             return draw_rows(rows, len(self.classes), self.negatives, self.steps)
+        if labels is None:
+            raise RecipeError("CRD contrasts samples of different classes and needs labels; use against='samples'")
         labels = require_class_labels(labels, student, self)
         if not self.training:
             classes = self.classes.index_put((rows,), labels)

@@ -27,12 +27,13 @@ class RowIndex(nn.Module):
 
     def forward(self, ids: Tensor, *, remember: bool) -> Tensor:
         """Return the rows of these ids, (batch,). New ids get a new row, which is stored only if `remember`."""
-        ids = ids.to(self.ids.device)
+        ids = ids.to(self.ids.device).contiguous()
         if not len(ids):  # argmax needs at least one number
             return ids
-        # (batch, count); a search in a sorted table would have to wait for the device
-        matches = self.ids == ids[:, None]
-        present, rows = matches.any(1), matches.int().argmax(1)
+        # Sorted again in each call, which for large tables takes far less time than a comparison of all pairs.
+        sorted_ids, order = self.ids.sort()
+        positions = torch.searchsorted(sorted_ids, ids).clamp(max=len(order) - 1)
+        present, rows = sorted_ids[positions] == ids, order[positions]
         first = (ids == ids[:, None]).int().argmax(1)  # an id that occurs twice in a batch gets one row
         new = ~present & (first == torch.arange(len(ids), device=ids.device))
         fresh = (self.assigned + new.cumsum(0) - 1) % len(self.ids)

@@ -105,7 +105,7 @@ class PerTeacher(nn.Module):
         """Return the weighted sum over teachers."""
         students = as_tuple(student)
         pairs = list(zip(students * len(target) if len(students) == 1 else students, target, strict=True))
-        loss_kwargs = {name: kwargs[name] for name in self._loss_kwargs}
+        loss_kwargs = {name: kwargs[name] for name in self._loss_kwargs if name in kwargs}  # some are optional
         losses = self._losses(len(pairs))
         if self.weights == "confidence":
             # one weight per sample and teacher; unbind gives a (batch,) tensor per teacher

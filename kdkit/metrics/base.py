@@ -32,7 +32,7 @@ class Predictions:
     memory: (samples, *positions) class indices, or (samples, classes, *positions) of 0 and 1 with bool outputs. The
     label is -1 at positions without a label, and in the padding of samples of different sizes.
     reduced: by metric name, (samples, ...), what the metric's `reduce_positions` kept of the logits per position.
-    Raises DataError if the lengths differ, or if labels or outputs are not numbers.
+    Raises DataError if they are not arrays, if their lengths differ, or if labels or outputs are not numbers.
     """
 
     labels: NDArray[Any]
@@ -44,8 +44,15 @@ class Predictions:
     reduced: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(self.classes))  # a list would not equal a tuple
         columns = {"labels": self.labels, "outputs": self.outputs, "ids": self.ids, "groups": self.groups}
         columns |= self.reduced
+        for name, column in columns.items():
+            if not isinstance(column, np.ndarray | None):
+                raise DataError(
+                    f"predictions must be numpy arrays; got {name} that are a {type(column).__name__}; convert them, "
+                    "such as a tensor with tensor.cpu().numpy()"
+                )
         lengths = {name: len(column) for name, column in columns.items() if column is not None}
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{length} {name}" for name, length in lengths.items())

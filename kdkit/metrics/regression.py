@@ -43,8 +43,9 @@ class R2(_ColumnMetric):
         is_known = ~np.isnan(labels)
         centred = _centred(labels, is_known)
         errors = _means(np.square(outputs - labels), is_known, counts)
-        variance = _means(centred**2, is_known, counts) - _means(centred, is_known, counts) ** 2
-        varies = variance > _rounding(labels)
+        squares = _means(centred**2, is_known, counts)
+        variance = squares - _means(centred, is_known, counts) ** 2
+        varies = variance > _rounding(labels, squares)
         return _over_columns(test, 1 - errors / np.where(varies, variance, 1.0), varies)
 
 
@@ -97,11 +98,11 @@ class Pearson(_ColumnMetric):
         is_known = ~np.isnan(labels)
         mean = partial(_means, is_known=is_known, counts=counts)
         x, y = _centred(labels, is_known), _centred(outputs, is_known)
-        x_mean, y_mean = mean(x), mean(y)
-        x_variance, y_variance = mean(x**2) - x_mean**2, mean(y**2) - y_mean**2
+        x_mean, y_mean, x_squares, y_squares = mean(x), mean(y), mean(x**2), mean(y**2)
+        x_variance, y_variance = x_squares - x_mean**2, y_squares - y_mean**2
         covariance = mean(x * y) - x_mean * y_mean
         # not `>`, so that an output of NaN is not left out
-        varies = (x_variance > _rounding(labels)) & ~(y_variance <= _rounding(outputs))
+        varies = (x_variance > _rounding(labels, x_squares)) & ~(y_variance <= _rounding(outputs, y_squares))
         scale = np.sqrt(np.where(varies, x_variance * y_variance, 1.0))
         return _over_columns(test, np.clip(covariance / scale, -1, 1), varies)
 
@@ -156,7 +157,11 @@ def _means(values: Floats, is_known: Bools, counts: Counts) -> Floats:
     return ratio(sums, is_known.sum(1).T @ counts.astype(np.float64))
 
 
-def _rounding(values: Floats) -> Floats:
-    """Return the largest variance that a constant column may have due to rounding, (columns, 1)."""
+def _rounding(values: Floats, squares: Floats) -> Floats:
+    """Return the largest variance that a column may have due to rounding if it is constant, (columns, resamples).
+
+    squares: the means of the squares of the centred values, (columns, resamples).
+    """
     largest: Floats = np.nan_to_num(np.abs(values)).max((0, 1))[:, None]
-    return (1e-13 * largest) ** 2
+    # A column that is constant only in a resample has another mean there: its variance is a difference of two sums.
+    return (1e-13 * largest) ** 2 + 1e-15 * values[..., 0].size * squares

@@ -144,13 +144,13 @@ def _choose_by_class(
     threshold: Callable[[NDArray[Any], NDArray[Any]], float], validation: Predictions
 ) -> tuple[float, ...]:
     require_class_outputs(validation)
-    true_classes(validation)  # raises DataError for labels out of range
+    truth = true_classes(validation)  # labels may be mixed
     if validation.labels.ndim != 2:
         raise DataError(
             f"thresholds are for several labels per sample, (samples, classes); got labels {validation.labels.shape}; "
             "with one class per sample, the class with the largest output is predicted"
         )
     return tuple(
-        threshold(validation.labels[rows, column], validation.outputs[rows, column])
+        threshold(truth[rows, column], validation.outputs[rows, column])
         for column, rows in enumerate(known_rows(validation))
     )

@@ -1,10 +1,11 @@
 """Check a whole recipe without training it, and return its plan."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kdkit.data.dataset import LoaderSplit, require_splits
 from kdkit.data.torch_splits import StreamSplit
@@ -63,6 +64,7 @@ def check(
         new = [problem for problem in item.problems if problem not in reported]
         problems += [f"stage {item.stage.name!r}: {problem}" for problem in new]
         reported.update(new)
+    problems += _baseline_problems(checks)
     feature_nets = {net for item in checks for net in item.feature_teachers}
     return Plan(
         stage_plans=tuple(item.plan() for item in checks),
@@ -80,7 +82,10 @@ def check(
 
 @dataclass(slots=True)
 class _StageCheck:
-    """The result of checking one stage. untrained_outputs: see `Facts`; other fields: see `Plan` and `StagePlan`."""
+    """The result of checking one stage.
+
+    untrained_outputs, untrained_weights: see `Facts`; other fields: see `Plan` and `StagePlan`.
+    """
 
     stage: Stage
     problems: list[str]
@@ -88,6 +93,7 @@ class _StageCheck:
     terms: list[TermSummary] = field(default_factory=list)
     feature_teachers: list[Net[Any]] = field(default_factory=list)
     untrained_outputs: bool = False
+    untrained_weights: dict[str, set[Tensor]] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
     estimate: StageEstimate | None = None
     loader_batch: int | None = None
@@ -131,6 +137,7 @@ def _check_stage(
             facts = dry_run(open_stage, batch)
             result.notices, result.terms = facts.notices, facts.terms
             result.feature_teachers, result.untrained_outputs = feature_teachers(facts), facts.untrained_outputs
+            result.untrained_weights = facts.untrained_weights
             problems = facts.problems or [*update_problems(open_stage, batch)]
             result.peak_memory_bytes = memory.peak(device)
             problems = problems or [*number_metric_problems(recipe, context, facts.eval_outputs, batch.labels)]
@@ -147,6 +154,22 @@ def _check_stage(
         use = memory.describe_use(device)
         result.problems = [f"it does not fit into memory, even without gradients; {use} ({first_line(error)})"]
     return result
+
+
+def _baseline_problems(checks: Sequence[_StageCheck]) -> Iterator[str]:
+    """Yield the losses of baselines that use the network of the student: a baseline trains a copy of it."""
+    stages = {item.stage.name: item.stage for item in checks}
+    for item in checks:
+        distilled = stages.get(item.stage.baseline_of)
+        nets = () if distilled is None else distilled.objectives
+        weights = {parameter for net in nets for parameter in net.network.parameters()}
+        for label, untrained in item.untrained_weights.items():
+            if untrained & weights:
+                yield (
+                    f"stage {item.stage.name!r}: term {label!r}: its loss uses the weights of the student, but a "
+                    "baseline trains a copy of them; make the loss an object that holds the module, which is copied "
+                    "with it, instead of a function that refers to the module, or run without the baseline"
+                )
 
 
 def _with_keep(training: Training, untrained_outputs: bool) -> Training:

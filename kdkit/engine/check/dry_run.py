@@ -300,6 +300,7 @@ def _untrained_weights(facts: Facts, term: BoundTerm, check: TermCheck) -> Itera
     of_teachers = chain.from_iterable(module.parameters() for module in teachers if isinstance(module, nn.Module))
     of_loss = parameters_behind([check.value]) - parameters_behind(as_tuple(check.inputs.student))
     others = of_loss - {*facts.module.parameters(), *of_teachers}
+    facts.untrained_weights[term.label] = others
     shapes = [tuple(weight.shape) for weight in others if isinstance(weight, nn.Parameter)]
     if shapes:
         yield (

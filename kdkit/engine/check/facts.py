@@ -28,6 +28,7 @@ class Facts:
     teacher_outputs, student_outputs: by name, of students in training mode. eval_outputs: of students in eval mode, if
     anything uses them. checked_terms: without their inputs after the dry run. terms: a summary of each term.
     untrained_outputs: whether the outputs of every student depend on parameters that no term trains.
+    untrained_weights: by the label of a term, parameters that its loss uses and that the stage does not train.
     computes_ctc: whether a term calls the CTC loss of torch.
     """
 
@@ -44,4 +45,5 @@ class Facts:
         self.checked_terms: list[CheckedTerm] = []
         self.terms: list[TermSummary] = []
         self.untrained_outputs = False
+        self.untrained_weights: dict[str, set[Tensor]] = {}
         self.computes_ctc = False

@@ -289,6 +289,7 @@ def shared_net_notices(stages: Sequence[Stage]) -> Iterator[str]:
             (
                 (stage.name, trained.name)
                 for stage in stages[last + 1 :]
+                if net not in stage.teachers  # the check refuses teachers whose outputs would change
                 for trained in stage.objectives
                 if any(id(part) in parameters and part.requires_grad for part in trained.network.parameters())
             ),

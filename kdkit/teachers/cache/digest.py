@@ -208,14 +208,15 @@ class Digest:
 
     def _add_state(self, value: Any, path: str) -> None:
         """Add any other object: its class, its attributes, and the state that pickle would save."""
+        # Read before the state, which for a partial has its `__dict__` only after the first access. An alias such as
+        # `tuple[int]` has that of `tuple`.
+        attributes = {} if isinstance(value, types.GenericAlias) else getattr(value, "__dict__", {})
         reduce = copyreg.dispatch_table.get(type(value))
         try:
             state = reduce(value) if reduce else value.__reduce_ex__(2)  # fails for a lock, a file, a generator
         except Exception as error:  # user code and C extensions may raise anything
             raise CacheError(f"{path} is a {type(value).__qualname__}, whose contents cannot be read") from error
         self.add(type(value), path)
-        # An alias such as `tuple[int]` has the `__dict__` of `tuple`.
-        attributes = {} if isinstance(value, types.GenericAlias) else getattr(value, "__dict__", {})
         for name, attribute in attributes.items():
             if not name.startswith(_ANNOTATIONS):  # functools.wraps copies those of a function
                 self._update(name)

@@ -11,6 +11,8 @@ from torch.utils.data import TensorDataset
 
 import kdkit
 from kdkit import Match, Net, Past, Tap, Teachers, TorchData, Truth
+from kdkit.data.device_data import DeviceData
+from kdkit.engine.predict import Predictor
 from kdkit.errors import CheckError
 from kdkit.losses import (
     CTKD,
@@ -343,6 +345,17 @@ def test_masks_by_class_are_labels_per_pixel_of_a_sigmoid():
         jaccard_score(truth, predicted, average="macro")
     )
     assert result.metrics["student"]["macro_f1"].value == pytest.approx(f1_score(truth, predicted, average="macro"))
+
+
+def test_mixed_masks_by_class_count_as_present_above_one_half():
+    inputs, labels = images(void=False).tensors
+    masks = torch.stack([labels == 1, labels == 2], 1).float()
+    data = TorchData(
+        TensorDataset(inputs, masks), TensorDataset(inputs, 0.2 + 0.7 * masks), classes=2, task="multilabel"
+    )
+    predictor = Predictor(data, DeviceData(torch.device("cpu"), share=0, draws=1, passes=1))
+    predictions = predictor.predict(Net("student", segmenter(2)), data.validation, batch_size=8)
+    assert torch.equal(torch.from_numpy(predictions.labels).float(), masks)
 
 
 SEGMENTATION = """

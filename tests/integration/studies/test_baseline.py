@@ -198,6 +198,33 @@ def test_a_tap_of_a_label_term_leads_into_the_baseline():
     assert net.module.body is not student.module.body
 
 
+class Regularised(nn.Module):
+    """A cross-entropy with a penalty on the weights of a network, which is in a tuple: it is trained already."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.networks = (module,)
+
+    def forward(self, student, target):
+        penalty = sum(part.abs().sum() for part in self.networks[0].parameters())
+        return nn.functional.cross_entropy(student, target) + 1e-3 * penalty
+
+
+@pytest.mark.parametrize("is_object", [True, False])
+def test_a_loss_that_refers_to_the_student_by_a_function_is_refused_in_a_baseline(is_object):
+    student = Net("student", Dropping())
+    penalised = Regularised(student.module)
+    loss = penalised if is_object else lambda outputs, labels: penalised(outputs, labels)
+    objective = Truth(loss) + Match(tiny_net("teacher", hidden=8, trained=True), SoftTargets())
+    recipe = Recipe(data=tiny_data(rows=24), schedule=[Stage({student: objective}, training(epochs=1))])
+    assert not kdkit.check(recipe).problems
+    problems = kdkit.check(with_baselines(recipe)).problems
+    if is_object:
+        assert not problems
+    else:
+        assert problems[0].startswith("stage 'student-alone': term 'truth': its loss uses the weights of the student")
+
+
 def test_earlier_stages_on_labels_are_repeated():
     teacher = tiny_net("teacher", hidden=8, seed=1, trained=True)
     student = Net("student", Mlp())

@@ -141,6 +141,12 @@ def test_a_dataclass_keeps_its_type_and_its_other_fields():
     assert (type(cut), cut.length, cut.x.tolist()) == (Signals, 7, [[2.0]])
 
 
+def test_texts_are_selected_if_there_is_one_for_each_sample():
+    inputs = {"texts": [*"abcdef"], "pairs": [tuple("ghijkl"), tuple("mnopqr")], "prompts": ["cat", "dog"]}
+    cut = Batch(inputs, torch.arange(6)).rows(torch.tensor([4, 1])).inputs
+    assert cut == {"texts": ["e", "b"], "pairs": [["k", "h"], ["q", "n"]], "prompts": ["cat", "dog"]}
+
+
 def test_dataclasses_are_collated_by_field_also_inside_a_pair():
     first, second = Signals(torch.zeros(3)), Signals(torch.ones(3))
     inputs, labels = collate([((first, torch.zeros(2)), 0), ((second, torch.ones(2)), 1)])

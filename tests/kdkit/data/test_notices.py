@@ -53,6 +53,31 @@ def test_labels_from_one_are_noticed():
     assert notices(dataset(LABELS + 1), dataset(seed=1)) == ()
 
 
+class Named(Dataset):
+    """A dataset with class names, such as an ImageFolder."""
+
+    classes = ("cat", "dog", "owl")
+
+    def __init__(self, **options):
+        self.targets = LABELS.tolist()
+        vars(self).update(options)
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, row):
+        return torch.zeros(4), self.targets[row]
+
+
+def test_class_names_in_another_order_are_noticed():
+    (notice,) = notices(Named(), Named(), classes=["cat", "owl", "dog"])
+    assert notice.startswith("label 1 is 'dog' in the training data, but 'owl' in classes=..., which renumbers no lab")
+    for classes in (None, ["cat", "dog", "owl"], ["Katze", "Hund", "Eule"], 3):
+        assert notices(Named(), Named(), classes=classes) == ()
+    pair = [Named(target_transform=lambda label: 2 - label) for _ in range(2)]
+    assert notices(*pair, classes=["owl", "dog", "cat"]) == ()
+
+
 def test_samples_that_a_loader_of_validation_data_drops_are_noticed():
     def of_loader(**options):
         loader = DataLoader(dataset(seed=1), batch_size=5, **options)

@@ -62,6 +62,18 @@ def test_the_task_and_the_classes_are_derived_from_the_labels(labels, task, clas
     assert data.classes == classes
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64])
+@pytest.mark.parametrize("positions", [(), (5, 5)])
+def test_labels_by_class_become_floats(dtype, positions):
+    labels = torch.randint(2, (4, 3, *positions))
+    dataset = TensorDataset(torch.zeros(4, 2), labels.to(dtype))
+    data = TorchData(dataset, dataset, task="multilabel")
+    batch = data.train.batch(torch.arange(4), 0)
+    assert data.position_dims == len(positions)
+    assert batch.labels.dtype == torch.float32
+    assert torch.equal(batch.labels, labels.float())
+
+
 def test_the_largest_label_of_any_split_sets_the_number_of_classes():
     def labelled(*labels):
         return TensorDataset(torch.zeros(len(labels), 2), torch.tensor(labels))
@@ -446,6 +458,16 @@ def test_a_dataset_may_keep_its_inputs_as_features():
     dataset = with_targets(0, 1, 0)
     dataset.features = torch.zeros(3, 2)
     assert TorchData(dataset, dataset).classes == ("0", "1")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+@pytest.mark.parametrize("positions", [(), (3, 3)])
+def test_labels_may_be_unsigned_integers(dtype, positions):
+    labels = torch.zeros(4, *positions, dtype=torch.int64)
+    labels[0] = 2
+    data = TorchData(*(TensorDataset(torch.zeros(4, 2), labels.to(dtype)),) * 2)
+    assert (data.task, len(data.classes), data.position_dims) == ("multiclass", 3, len(positions))
+    assert torch.equal(data.train.batch(torch.arange(4), 0).labels, labels)
 
 
 def test_the_largest_class_of_uint8_masks_is_no_ignored_label():

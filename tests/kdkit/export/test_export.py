@@ -533,6 +533,26 @@ def test_outputs_that_are_no_numbers_miss_both_gates(run_folder, tmp_path, shift
     assert len(failures(result.card)) == 5  # three kinds of inputs, and two metrics
 
 
+def test_a_single_batch_of_outputs_that_are_no_numbers_misses_the_numeric_gate(int8):
+    source, _ = int8
+    calls = []
+
+    def model(arrays):
+        outputs = source.module(*map(torch.from_numpy, arrays.values())).detach().numpy()
+        calls.append(len(outputs))
+        return outputs * np.float32(math.nan) if len(calls) == 2 else outputs
+
+    gate = Reference(source).numeric_gate(model, 1e-4)
+    assert math.isnan(gate.differences["real"])
+    assert not gate.passed
+
+
+def test_calibration_samples_are_read_once(int8):
+    source, _ = int8
+    assert source.calibration is source.calibration
+    assert sum(map(len, source.calibration)) == 64
+
+
 class Improving(Shifted):
     """An exporter whose first file is useless, the second is a little better, and the third is good."""
 

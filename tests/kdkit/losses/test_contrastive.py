@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kdkit import RecipeError
-from kdkit.losses import CRD, InfoNCE, requirements_of
+from kdkit.losses import CRD, InfoNCE, extra_kwargs_of, requirements_of
 from kdkit.losses.memory_bank import RowIndex, draw_rows, draw_rows_of_other_classes
 from kdkit.utils import memory
 from tests.helpers.losses import CONTEXT, build_loss
@@ -98,6 +98,16 @@ def test_each_id_gets_one_row():
     assert rows.assigned.item() == 3
 
 
+def test_ids_keep_their_rows_in_any_order():
+    rows, ids = RowIndex(60), torch.randperm(1000)[:60]
+    stored = rows(ids, remember=True)
+    assert sorted(stored.tolist()) == [*range(60)]
+    order = torch.randperm(60)
+    assert torch.equal(rows(ids[order], remember=True), stored[order])
+    with_others = torch.stack([ids, ids], 1)[:, 0]  # not contiguous
+    assert torch.equal(rows(with_others, remember=False), stored)
+
+
 def test_a_full_memory_reuses_the_oldest_row():
     rows = RowIndex(2)
     rows(torch.tensor([1, 2]), remember=True)
@@ -140,6 +150,14 @@ def test_multilabel_data_contrasts_any_other_samples():
     loss = build_loss(CRD(negatives=6), student, target, context=replace(CONTEXT, task="multilabel"))
     assert loss(student, target, ids=IDS, labels=torch.ones(4, 3)).isfinite()
     assert not loss.by_class
+
+
+def test_samples_are_contrasted_without_labels():
+    loss, (student, target) = contrast(against="samples"), sides()
+    assert extra_kwargs_of(loss) == {"ids"}
+    assert loss(student, target, ids=IDS).isfinite()
+    with pytest.raises(RecipeError, match="needs labels; use against='samples'"):
+        contrast()(student, target, ids=IDS)
 
 
 def test_mixed_labels_are_refused():
@@ -193,6 +211,13 @@ def test_memory_is_checked_on_the_cpu_and_on_the_teachers_device(monkeypatch):
 def test_data_without_a_size_or_ids_is_refused(context, message):
     with pytest.raises(RecipeError, match=message):
         build_loss(CRD(), *sides(), context=context)
+
+
+def test_a_memory_smaller_than_a_batch_is_refused():
+    context = replace(CONTEXT, samples=12, batch_size=64)
+    build_loss(CRD(samples=12), *sides(), context=context)
+    with pytest.raises(RecipeError, match=r"CRD\(samples=11\) must have a row for each of the 12 samples of a batch"):
+        build_loss(CRD(samples=11), *sides(), context=context)
 
 
 def test_features_of_different_channels_need_an_embedding():

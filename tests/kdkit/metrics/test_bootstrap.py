@@ -16,6 +16,7 @@ from kdkit.metrics import (
     MacroAUROC,
     MacroF1,
     MicroF1,
+    Pearson,
 )
 from kdkit.metrics.bootstrap import bootstrap_interval
 from kdkit.metrics.resampling import Resampling, draw_counts, resample
@@ -212,6 +213,20 @@ def test_any_metric_can_have_an_interval():
     assert isinstance(metric, Metric)
     result = metric.fit(test).compute(test)
     assert result.interval[0] < result.value < result.interval[1]
+
+
+@pytest.mark.parametrize("metric", [R2(), Pearson()])
+@pytest.mark.parametrize("offset", [0.0, 37.3])
+def test_resamples_in_which_a_column_is_constant_are_left_out(metric, offset):
+    labels = np.full((50, 1), offset)
+    labels[3] += 1.7  # two of five resamples do not contain this sample
+    outputs = labels + np.random.default_rng(0).normal(0, 0.1, (50, 1))
+    test = Predictions(labels=labels, outputs=outputs, classes=("x",))
+    low, high = BootstrapInterval(metric, resamples=200).compute(test).interval
+    assert 0.5 < low < high < 1
+    counts = np.random.default_rng(1).integers(0, 4, (50, 20)).astype(np.float32)
+    counts[3] = 0
+    assert np.isnan(metric.resampled(test, counts).values).all()
 
 
 def test_a_class_is_left_out_of_resamples_without_positives():

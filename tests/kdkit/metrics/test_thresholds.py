@@ -67,6 +67,14 @@ def test_a_class_without_negatives_is_always_predicted(best):
     assert best(np.ones(3), np.array([2.0, -1.0, 5.0])) == -1.0
 
 
+@pytest.mark.parametrize("rule", [BestF1(), YoudenJ()])
+def test_mixed_labels_count_as_present_above_one_half_as_in_f1(rule):
+    whole = predictions(0)
+    labels = np.random.default_rng(0).uniform(0, 0.5, whole.labels.shape).astype(np.float32) + whole.labels / 2
+    mixed = Predictions(labels=labels, outputs=whole.outputs, classes=NAMES)
+    assert rule.choose(mixed) == rule.choose(whole)
+
+
 METRICS = [
     MacroF1(),
     MicroF1(thresholds_by=YoudenJ()),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from kdkit import DataError, Predictions, RecipeError, registry
 from kdkit.metrics import (
@@ -31,6 +32,18 @@ MULTILABEL = [name for name in OF_CLASSES if name not in ("accuracy", "perplexit
 
 def predictions(labels, outputs, **options):
     return Predictions(labels=labels, outputs=outputs, classes=CLASSES, **options)
+
+
+@pytest.mark.parametrize("outputs", [torch.zeros(12, 3), LOGITS.tolist()])
+def test_predictions_are_arrays(outputs):
+    with pytest.raises(DataError, match=r"must be numpy arrays; got outputs that are a \w+; convert them"):
+        predictions(LABELS, outputs)
+
+
+def test_classes_may_be_a_list():
+    listed = Predictions(labels=LABELS, outputs=LOGITS, classes=[*CLASSES])
+    pair = SplitPredictions(listed, listed), SplitPredictions(*[predictions(LABELS, LOGITS)] * 2)
+    assert paired_bootstrap(Accuracy(), *pair, resamples=2).value == 0
 
 
 def compute(name, labels, outputs):

@@ -22,10 +22,12 @@ from kdkit.losses import (
     Hint,
     LogitStandardisation,
     PerLabelSoftTargets,
+    PerPosition,
     PerTeacher,
     SoftTargets,
 )
 from kdkit.losses.multi_teacher import teacher_confidence
+from tests.helpers.losses import build_loss
 from tests.helpers.open_stages import CONTEXT, TRAINING, batch_of, only_term, open_objectives, problems_of, term_values
 from tests.helpers.tiny import plain_goal, tiny_data, tiny_net
 
@@ -157,6 +159,14 @@ def test_learned_weights_converge_to_the_size_of_each_loss():
     losses = torch.stack([SoftTargets()(student(batch), net(batch)) for net in (first, second)])
     # exp(-v) * loss + v / 2 is smallest at v = log(2 * loss).
     torch.testing.assert_close(loss.log_variances.detach(), (2 * losses).log().detach(), rtol=1e-3, atol=1e-3)
+
+
+def test_labels_that_a_loss_does_not_need_may_be_left_out():
+    student, *targets = torch.randn(3, 4, 3, 5).unbind()
+    loss = PerPosition(SoftTargets())
+    several = build_loss(PerTeacher(loss), student, tuple(targets))
+    expected = (loss(student, targets[0]) + loss(student, targets[1])) / 2
+    torch.testing.assert_close(several(student, tuple(targets)), expected)
 
 
 def test_every_teacher_gets_the_inputs_of_its_view():

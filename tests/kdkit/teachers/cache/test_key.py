@@ -280,6 +280,11 @@ def test_values_that_contain_themselves_and_shared_ones_have_a_digest():
     assert Digest().add({"b", "a"}, "it").hexdigest() == Digest().add({"a", "b"}, "it").hexdigest()
 
 
+def test_a_partial_has_the_same_digest_again():
+    partial = functools.partial(torch.relu)  # whose `__dict__` appears when it is first read
+    assert len({Digest().add(partial, "partial").hexdigest() for _ in range(2)}) == 1
+
+
 def test_a_recurrent_teacher_has_a_key_that_changes_with_its_weights():
     net = Net("teacher", nn.LSTM(2, 3))
     before = key(net)
