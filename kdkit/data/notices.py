@@ -113,17 +113,18 @@ def draw_notices(split: TorchSplit, draws: int | None) -> Iterator[str]:
         readings = [[*content_of(split.read(rows)[:2])] for _ in range(2)]
     if readings[0] == readings[1]:
         return
+    uncached = "so outputs of teachers that see the change are not cached"
     if split.is_drawn:
         yield (
             "draws=... seeds the random states of Python, NumPy and torch for each sample, but samples of the training "
-            "data still change when they are read again, for example because the dataset has its own generator: cached "
-            "outputs of teachers that see the change are wrong; draw from these states, or leave out draws"
+            f"data still change when they are read again, {uncached}; if the dataset has its own generator, such as "
+            "that of Albumentations, seed it in __getitem__ from these states"
         )
     else:
         yield (
             "draws=1 means that a sample is always the same, but samples of the training data change when they are "
-            "read again, for example by a random augmentation: cached outputs of teachers that see the change are "
-            "wrong; pass the number of versions per sample, such as draws=10, or leave it out"
+            f"read again, for example by a random augmentation, {uncached}; pass the number of versions per sample, "
+            "such as draws=10, or leave it out"
         )
 
 

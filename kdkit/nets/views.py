@@ -84,7 +84,7 @@ class Inputs:
         missing = [name for name in self.only if name not in items]
         if missing:
             got = ", ".join(map(repr, items)) or f"a {type(inputs).__name__}"
-            raise RecipeError(f"Inputs(only=...) selects {missing[0]!r}, which the inputs lack; there are: {got}")
+            raise RecipeError(f"only=... selects {missing[0]!r}, which the inputs lack; there are: {got}")
         if len(self.only) == 1:
             return (items[self.only[0]],)
         if all(isinstance(name, int) for name in self.only):
@@ -97,6 +97,9 @@ class Images:
     """Images with values from 0 to 1, (batch, channels, height, width), normalised by channel and optionally resized.
 
     uint8 images, which take a quarter of the memory, are divided by 255 first.
+    only: the key or position of the images, such as "image" or 0, if the inputs of the data are a mapping or a tuple;
+    None if the images are the only input.
+    channels_last: whether the images of the data are (batch, height, width, channels), as in NumPy and OpenCV.
     size: the height and width that the network expects. Images are resized by bilinear interpolation with anti-aliasing
     before they are normalised; None keeps their size. dtype: the network's dtype, such as torch.bfloat16, if it is not
     float32.
@@ -106,9 +109,15 @@ class Images:
     std: Sequence[float] = (1.0,)
     size: Sequence[int] | None = None
     dtype: torch.dtype | None = None
+    only: str | int | None = None
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         _validate_dtype(self.dtype)
+        if not isinstance(self.only, str | int | None):
+            raise RecipeError(
+                f"the option only of Images must be a key or a position, such as 'image'; got {self.only!r}"
+            )
         for name in ("mean", "std"):  # may be lists, as in configurations, or a number for all channels
             values = getattr(self, name)
             object.__setattr__(self, name, tuple(values) if isinstance(values, Iterable) else (values,))
@@ -137,8 +146,9 @@ class Images:
     @property
     def key(self) -> str:
         """All options as text."""
-        dtype = "" if self.dtype is None else f",dtype={self.dtype}"
-        return f"images:mean={self.mean},std={self.std},size={self.size}{dtype}"
+        options = {"dtype": self.dtype, "only": self.only, "channels_last": self.channels_last or None}
+        chosen = "".join(f",{name}={value!r}" for name, value in options.items() if value is not None)
+        return f"images:mean={self.mean},std={self.std},size={self.size}{chosen}"
 
     def describe(self, preparation: Mapping[str, Any]) -> dict[str, Any]:
         """Return the preparation with the range of the images and the steps of this view."""
@@ -148,8 +158,9 @@ class Images:
         steps.append({"step": "normalise_channels", "mean": list(self.mean), "std": list(self.std)})
         return {"kind": "images", "range": [0, 1], **preparation, "steps": steps}
 
-    def notice(self, images: Any) -> str:
-        """Return a notice if images are not in the range that this view takes; "" otherwise."""
+    def notice(self, inputs: Any) -> str:
+        """Return a notice if the images are not in the range that this view takes; "" otherwise."""
+        images = self._select(inputs)
         normalises = any(self.mean) or {*self.std} != {1.0}  # otherwise it only resizes
         if not normalises or not isinstance(images, Tensor) or not images.is_floating_point() or not images.numel():
             return ""
@@ -161,15 +172,26 @@ class Images:
             "or in the data, and divide those up to 255 by it"
         )
 
+    def _select(self, inputs: Any) -> Any:
+        return inputs if self.only is None else Inputs(only=(self.only,))._select(inputs)[0]
+
     def __call__(self, batch: Batch) -> Call:
         """Return the normalised images as the only argument."""
-        images = batch.inputs
+        images = self._select(batch.inputs)
         if not isinstance(images, Tensor):
-            names = ", ".join(repr(name) for name, _ in items_of(images) or ())
+            names = [repr(name) for name, _ in items_of(images) or ()]
             raise RecipeError(
                 f"the view Images takes one tensor of images, but the inputs are a {type(images).__name__}"
-                + (f" of {names}" if names else "")
-                + "; let the data yield only images, or call Images(...) in a user-defined view that selects them"
+                + (f" of {', '.join(names)}; select it, for example with Images(only={names[0]})" if names else "")
+            )
+        count, shape = len(self.mean), tuple(images.shape)
+        if self.channels_last:
+            images = images.movedim(-1, 1)
+        if count > 1 and images.shape[1] not in (1, count):
+            form = f"(batch, height, width, {count})" if self.channels_last else f"(batch, {count}, height, width)"
+            raise RecipeError(
+                f"the view Images has {count} means, so it takes images {form}; got {shape}"
+                + ("; pass Images(channels_last=True)" if shape[-1] == count and not self.channels_last else "")
             )
         if images.dtype == torch.uint8:
             images = images.float() / 255

@@ -9,7 +9,14 @@ from typing import Any, Literal, Protocol
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 from torch.optim import Optimizer as TorchOptimizer
-from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    LinearLR,
+    LRScheduler,
+    PolynomialLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
 
 from kdkit.errors import RecipeError, did_you_mean, first_line
 from kdkit.utils.reprs import with_names
@@ -170,9 +177,8 @@ class LRSchedule:
     """A learning rate schedule by class, or by timm's name ("cosine", "step", ...).
 
     interval: whether it advances after every "epoch" or every optimizer "update". If the length (`T_max`,
-    `total_steps`, `total_iters`; `num_training_steps` in transformers; `num_epochs` in timm) is not passed and has no
-    default, it is the length of the stage in that unit. ConstantLR, LinearLR and PolynomialLR have a default, so they
-    take torch's 5 steps unless total_iters is passed.
+    `total_steps`, `total_iters`; `num_training_steps` in transformers; `num_epochs` in timm) is not passed, it is the
+    length of the stage in that unit. Only ConstantLR, and a LinearLR whose rate grows, take torch's default of 5 steps.
 
     SequentialLR and ChainedScheduler take LRSchedules, which advance with them. In this example, the learning rate
     grows for 5 epochs and falls in the remaining epochs, which are the length of the cosine:
@@ -209,6 +215,12 @@ class LRSchedule:
         """Whether the schedule depends on the monitored metric."""
         return isinstance(self.make, type) and issubclass(self.make, ReduceLROnPlateau)
 
+    @property
+    def _decays(self) -> bool:
+        """Whether the rate falls for the length of the schedule, for which torch's default of 5 steps is too short."""
+        start, end = self.options.get("start_factor", 1 / 3), self.options.get("end_factor", 1.0)
+        return self.make is PolynomialLR or (self.make is LinearLR and end < start)
+
     def for_metric(self, *, higher_is_better: bool) -> "LRSchedule":
         """Return the schedule for a monitored metric. A schedule that follows the metric gets its mode."""
         if not self.follows_metric:
@@ -238,7 +250,8 @@ class LRSchedule:
             )
         parameters = parameters_by_name(self.make)
         lengths = [parameters[name] for name in _LENGTHS if name in parameters]
-        options = {option.name: length for option in lengths if option.default in (option.empty, None)} | self.options
+        fills = [option for option in lengths if option.default in (option.empty, None) or self._decays]
+        options = {option.name: length for option in fills} | self.options
         if self.make in (SequentialLR, ChainedScheduler) and "schedulers" in options:
             options["schedulers"] = self._build_parts(options["schedulers"], optimizer, length)
         make: Callable[..., Any] = self.make

@@ -53,7 +53,7 @@ def make_recipe(
 ) -> Recipe:
     """A student that learns from a trained teacher."""
     teacher = teacher or make_net(12, 1, "teacher", trained=True)
-    student = make_net(4, 2, "student")
+    student = make_net(4, 2, "student", view=changes.pop("student_view", None))
     objective = truth() + Match(teacher, SoftTargets())
     if taps:
         objective = objective + Match(

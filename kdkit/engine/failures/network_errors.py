@@ -144,7 +144,8 @@ def _channels_advice(net: Net[Any], inputs: list[Tensor], error: Exception) -> s
         return f"{takes}, but these inputs have no channels: add them in the data, for example with .unsqueeze(1)"
     if len(shape) == len(names) + 2 and shape[-1] == first.in_channels != shape[1]:
         order = (0, len(shape) - 1, *range(1, len(shape) - 1))
-        return f"{takes}, but these inputs have their channels last: move them in the data, .permute{order}"
+        view = ", or by the view Images(channels_last=True)" if len(names) == 2 else ""
+        return f"{takes}, but these inputs have their channels last: move them in the data, .permute{order}{view}"
     if len(shape) == len(names) + 2 and shape[1] != first.in_channels:
         return "; a view of your own gives this network other inputs than the data has, Net(..., view=...)"
     return ""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from kdkit.data.batch import Batch
+from kdkit.data.batch import Batch, content_of
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.engine.options import RunOptions
 from kdkit.engine.stage.cache_location import CacheLocation
@@ -30,6 +30,7 @@ from kdkit.teachers.cache import (
 )
 from kdkit.utils import collectives
 from kdkit.utils.devices import Precision, uses_tf32
+from kdkit.utils.randomness import preserve_rng_state
 
 _GIGABYTE = 10**9
 # The smallest tolerance of an audit, as a relative difference, because the choice of kernels depends on the batch size:
@@ -146,6 +147,7 @@ class TeacherCaching:
         split = self.cached_split(net, open_stage)
         if split is None:
             return None
+        _require_same_samples(session, batch, split, self.device)
         probed = probe(session, batch, autocast=open_stage.precision != "fp32")
         codec = Codec(self.recipe.teacher_cache, probed.output)
         spec = EntrySpec(
@@ -206,6 +208,21 @@ def _least_tolerance(precision: Precision, device: torch.device) -> float:
     if device.type == "cpu":
         return 0.0
     return _TOLERANCE_TF32 if any(uses_tf32().values()) else _TOLERANCE_GPU
+
+
+def _require_same_samples(session: TeacherSession, batch: Batch, split: Split, device: torch.device) -> None:
+    """Raise CacheError if samples change when they are read again, and the outputs of a teacher with them."""
+    if batch.ids is None or batch.draw is None:
+        return
+    rows = [int((torch.as_tensor(split.ids).cpu() == sample).nonzero()[0]) for sample in batch.ids.tolist()]
+    with preserve_rng_state():
+        again = split.batch(torch.tensor(rows), batch.draw)
+        if [*content_of(again.inputs)] == [*content_of(batch.inputs)]:
+            return
+        outputs = [session(batch), session(again.to(device))]
+    first, second = ([output.output, *output.features] for output in outputs)
+    if not all(map(torch.equal, first, second)):
+        raise CacheError("its outputs for a sample differ, because the sample changes when it is read again")
 
 
 def _require_cacheable(net: Net[Any], module: nn.Module) -> None:

@@ -273,6 +273,25 @@ def test_draws_of_augmented_samples_are_shared_by_runs_if_the_data_has_a_digest(
     assert same(first[0], second[0])
 
 
+class OwnGenerator(FixedDataset):
+    """Samples with the noise of a generator that nobody seeds, and without it."""
+
+    def __getitem__(self, row):
+        noise = torch.tensor(np.random.default_rng().normal(size=6)).float()
+        return {"changed": self.inputs[row] + noise, "original": self.inputs[row]}, self.labels[row]
+
+
+@pytest.mark.parametrize(("key", "calls"), [("changed", 3 * ROWS), ("original", 2 * ROWS)])
+def test_only_teachers_that_see_the_change_of_a_sample_are_not_cached(key, calls, teacher_calls):
+    view = kdkit.Inputs(only=(key,))
+    data = TorchData(OwnGenerator(ROWS), OwnGenerator(12), classes=("a", "b", "c"), draws=2)
+    teacher = make_net(12, 1, "teacher", trained=True, view=view)
+    _, _, notices = run(make_recipe(data=data, teacher=teacher, student_view=view))
+    assert teacher_calls.samples() == calls
+    reason = "net 'teacher' is not cached: its outputs for a sample differ, because the sample changes"
+    assert any(reason in notice for notice in notices) == (key == "changed")
+
+
 def test_a_teacher_that_shares_a_module_with_the_student_is_not_cached(teacher_calls):
     teacher, student = make_net(4, 1, "teacher", trained=True), make_net(4, 2, "student")
     teacher.module.head.requires_grad_(False)

@@ -63,6 +63,7 @@ def test_views_can_be_pickled_and_compared(view):
 def test_the_key_of_a_view_changes_with_every_option():
     half = torch.bfloat16
     views = [Images(), Images(mean=(0.5,)), Images(std=(0.5,)), Images(size=(2, 2)), Images(dtype=half)]
+    views += [Images(only="0"), Images(only=0), Images(channels_last=True)]
     views += [Inputs(), Inputs(only=(0,)), Inputs(dtype=half), Inputs(only=(0,), dtype=half)]
     assert len({view.key for view in views}) == len(views)
 
@@ -88,14 +89,41 @@ def test_images_of_other_integers_are_refused(dtype):
 
 
 @pytest.mark.parametrize(
-    "inputs", [[torch.zeros(2, 1, 4, 4), LABELS], {"image": torch.zeros(2, 1, 4, 4), "id": LABELS}]
+    ("inputs", "message"),
+    [
+        ([torch.zeros(2, 1, 4, 4), LABELS], r"a list of 0, 1; select it, for example with Images\(only=0\)"),
+        (
+            {"image": torch.zeros(2, 1, 4, 4), "id": LABELS},
+            r"a dict of 'image', 'id'; select .* Images\(only='image'\)",
+        ),
+        ("text", "a str$"),
+    ],
 )
-def test_images_among_other_inputs_are_refused(inputs):
-    with pytest.raises(
-        RecipeError,
-        match=r"the view Images takes one tensor of images, but the inputs are a (list of 0, 1|dict of 'ima)",
-    ):
+def test_images_among_other_inputs_must_be_selected(inputs, message):
+    with pytest.raises(RecipeError, match=f"the view Images takes one tensor of images, but the inputs are {message}"):
         Images()(batch(inputs))
+
+
+def test_images_of_arrays_in_a_mapping_are_those_of_a_tensor():
+    images = torch.randint(0, 256, (2, 3, 8, 6), dtype=torch.uint8)
+    options = {"mean": (0.1, 0.2, 0.3), "std": (0.3, 0.2, 0.1), "size": (4, 5)}
+    inputs = {"image": images.movedim(1, -1), "name": ["a", "b"]}
+    view = Images(**options, only="image", channels_last=True)
+    torch.testing.assert_close(view(batch(inputs)), Images(**options)(batch(images)))
+    assert Images(mean=0.5, only="image").notice({"image": 255 * torch.ones(1, 1, 2, 2)})
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "message"),
+    [
+        ({}, (2, 8, 8, 3), r"\(batch, 3, height, width\); got \(2, 8, 8, 3\); pass Images\(channels_last=True\)"),
+        ({}, (2, 4, 8, 8), r"\(batch, 3, height, width\); got \(2, 4, 8, 8\)$"),
+        ({"channels_last": True}, (2, 3, 8, 8), r"\(batch, height, width, 3\); got \(2, 3, 8, 8\)$"),
+    ],
+)
+def test_images_with_another_number_of_channels_than_means_are_refused(options, shape, message):
+    with pytest.raises(RecipeError, match=f"the view Images has 3 means, so it takes images {message}"):
+        Images(mean=(0.1, 0.2, 0.3), std=(0.1, 0.2, 0.3), **options)(batch(torch.zeros(shape)))
 
 
 def test_images_are_resized_before_they_are_normalised():
@@ -110,6 +138,11 @@ def test_images_that_are_not_from_0_to_1_give_a_notice(scale, text):
     assert Images(mean=0.5, std=0.2).notice(images).startswith(text)
     assert bool(text) == bool(Images(mean=0.5, std=0.2).notice(images))
     assert not Images(size=(2, 2)).notice(images)  # which only resizes
+
+
+def test_a_view_selects_images_by_one_key():
+    with pytest.raises(RecipeError, match=r"must be a key or a position, such as 'image'; got \('image',\)"):
+        Images(only=("image",))
 
 
 def test_images_take_numbers_and_lists():

@@ -321,9 +321,19 @@ def test_a_length_that_is_passed_is_used():
     assert learning_rates(LRSchedule(LinearLR, start_factor=0.5, total_iters=1), 3) == [0.5, 1, 1]
 
 
-@pytest.mark.parametrize("make", [ConstantLR, LinearLR, PolynomialLR])
-def test_a_length_with_a_default_in_torch_keeps_it(make):
+@pytest.mark.parametrize("make", [ConstantLR, LinearLR])
+def test_a_warmup_takes_the_default_length_of_torch(make):
     assert make(sgd()).total_iters == LRSchedule(make).build(sgd(), epochs=40, updates=80).total_iters == 5
+
+
+@pytest.mark.parametrize(
+    ("make", "options"), [(PolynomialLR, {"power": 0.9}), (LinearLR, {"start_factor": 1.0, "end_factor": 0.0})]
+)
+def test_a_rate_that_falls_to_zero_falls_during_the_whole_stage(make, options):
+    assert LRSchedule(make, interval="update", **options).build(sgd(), epochs=4, updates=8).total_iters == 8
+    parts = [LRSchedule(LinearLR, total_iters=2), LRSchedule(make, **options)]
+    rates = learning_rates(LRSchedule(SequentialLR, schedulers=parts, milestones=[2], interval="update"), 9)
+    assert rates[7] > rates[8] == 0
 
 
 def test_a_user_defined_schedule_gets_the_length_that_it_requires():
