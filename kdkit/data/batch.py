@@ -107,8 +107,10 @@ def as_targets(labels: Tensor, *, per_position: bool = False) -> Tensor:
     if per_position:
         return labels.long()  # image masks are often uint8
     # torch's BCEWithLogitsLoss needs floats, but multi-hot labels are often integers or bools.
-    if not isinstance(labels, Tensor) or labels.is_floating_point():
+    if not isinstance(labels, Tensor):
         return labels
+    if labels.is_floating_point():
+        return labels.float() if labels.dtype == torch.bfloat16 else labels  # which NumPy lacks
     if labels.ndim == 1 and labels.dtype != torch.bool:  # bool labels are refused elsewhere
         return labels.long()  # numpy and pandas often have int32, which torch's cross-entropy does not take
     return labels.float() if labels.ndim == 2 else labels

@@ -87,10 +87,11 @@ class BoundTerm:
         """Return the unweighted value of the term. progress: of the stage, in [0, 1], a scalar."""
         if self.direct:  # a fast path for the most common kind: a step of a small network takes microseconds
             student = self.student.resolve(outputs)
-            target = batch.labels if self.target is None else self.target.resolve(outputs)
+            target = None if self.target is None else self.target.resolve(outputs)
             if self.upcasts:
-                student, target = map_side(upcast_half, student), map_side(upcast_half, target)
-            return self.loss(student, target)
+                student = map_side(upcast_half, student)
+                target = None if target is None else map_side(upcast_half, target)
+            return self.loss(student, _in_dtype_of(student, batch.labels) if target is None else target)
         inputs = self.gather_inputs(batch, outputs)
         if self.alignment is not None or self.rows is not None or inputs.share < 1:
             student = as_tuple(inputs.student)[0]
@@ -118,7 +119,9 @@ class BoundTerm:
             inputs = self.rows(inputs)
         if self.alignment is not None:
             inputs = self.alignment(inputs)
-        return inputs.map_sides(upcast_half) if self.upcasts else inputs
+        if self.upcasts:
+            inputs = inputs.map_sides(upcast_half)
+        return inputs._replace(labels=_in_dtype_of(inputs.student, inputs.labels))
 
     def whole_inputs(self, batch: Batch, outputs: TeacherOutputs, *, fill: bool = False) -> TermInputs:
         """Return the inputs of the loss before rows of labels and classes are selected."""
@@ -166,6 +169,14 @@ class BoundTerm:
 def uses_labels(term: Term) -> bool:
     """Whether the loss of a term takes the labels, as its target or as an extra argument."""
     return not isinstance(term, Match) or "labels" in extra_kwargs_of(term.loss)
+
+
+def _in_dtype_of(student: TensorOrTuple, labels: Tensor) -> Tensor:
+    """Return floating-point labels in the precision of the student, which some losses of torch need."""
+    dtype = as_tuple(student)[0].dtype
+    if labels.dtype == dtype or not labels.is_floating_point() or dtype not in (torch.float32, torch.float64):
+        return labels
+    return labels.to(dtype)
 
 
 def _fill(name: str, teacher: TeacherOutput, mask: Tensor, student_output: Tensor) -> TeacherOutput:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import kdkit
 from kdkit import (
@@ -547,3 +547,14 @@ def test_a_loader_with_a_wrong_length_stops_the_run(length, message, accumulate)
     splits = TorchData(Loader(samples(32), batch_size=8), samples(24, 1), classes=("a", "b", "c"))
     with pytest.raises(DataError, match=message):
         kdkit.run(one_stage(splits=splits, accumulate_steps=accumulate), device="cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("loss", [nn.HuberLoss(), nn.BCELoss()])
+def test_labels_of_another_precision_than_the_network_are_converted(dtype, loss):
+    """As those of NumPy arrays. Some losses of torch take no two dtypes, one of them in its backward pass only."""
+    inputs, _ = samples(16).tensors
+    data = TensorDataset(inputs, (inputs[:, :3] > 0).to(dtype))
+    schedule = [Stage({Net("student", nn.Sequential(Small(4), nn.Sigmoid())): Truth(loss)}, training(epochs=1))]
+    result = kdkit.run(Recipe(data=TorchData(data, data, task="regression"), schedule=schedule))
+    assert math.isfinite(result.metrics["student"]["r2"].value)
