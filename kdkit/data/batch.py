@@ -75,7 +75,7 @@ class Batch:
         def select(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return value[index]
-            if isinstance(value, (list, tuple)) and len(value) == len(self) and all(isinstance(x, str) for x in value):
+            if _are_texts(value) and len(value) == len(self):
                 return [value[row] for row in rows.tolist()]
             items = items_of(value)
             return value if items is None else rebuild(value, {key: select(item) for key, item in items})
@@ -247,6 +247,10 @@ def _contains_dataclass(value: Any) -> bool:
         return False
     is_container = isinstance(value, (Mapping, tuple, list))
     return not is_container or any(_contains_dataclass(item) for _, item in items)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
 
 
 def _pinned(tensor: Tensor) -> Tensor:

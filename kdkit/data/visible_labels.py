@@ -25,7 +25,7 @@ from kdkit.errors import DataError
 from kdkit.utils.randomness import preserve_rng_state
 
 _ROWS = 4096  # the number of visible labels that are checked at a time
-_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # torch can store and convert these, but not compare them
+_WIDE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # torch can store and convert these, but not compare them
 _SAMPLES = 32  # the number of samples that are read to find out the form of labels by class
 
 
@@ -35,7 +35,7 @@ def read_labels(split: TorchSplit, unknown: float | None, first: Batch | None) -
     unknown: the label that means unknown. first: the first batch, if it was already read.
     """
     rows, is_complete = _read_rows(split, first)
-    if rows.dtype in _UNSIGNED:
+    if rows.dtype in _WIDE_UNSIGNED:
         rows = rows.long()
     if unknown is not None:
         marked = mark_unknown(rows, unknown)

@@ -24,6 +24,7 @@ from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode
 from kdkit.losses.projectors.layers import Pointwise
 from kdkit.losses.projectors.resizing import resize
 from kdkit.losses.validation import (
+    require_built,
     require_class_labels,
     require_sides,
     validate_above_zero,
@@ -142,6 +143,7 @@ class CRD(nn.Module):
         labels: needed if negatives are samples of other classes.
         """
         require_sides(student, target, self)
+        require_built(self.memories.numel(), self)
         # in training all ranks assign rows for the ids of all ranks, so that their memories stay equal
         all_ids = all_gather(ids) if self.training else ids
         rows = self.rows(all_ids, remember=self.training)

@@ -11,7 +11,7 @@ from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode, make_projector, validate_projector_kind
 from kdkit.losses.projectors.resizing import resize
-from kdkit.losses.validation import ONE_OUTPUT, require_sides, validate_choice
+from kdkit.losses.validation import ONE_OUTPUT, require_built, require_sides, validate_choice
 
 # The student's or the target's side of a loss: one tensor, or a tuple of one tensor per tap.
 TensorOrTuple = Tensor | tuple[Tensor, ...]
@@ -64,6 +64,7 @@ class ProjectedLoss(nn.Module):
         Raises RecipeError if they need a projector, and `build` was not called.
         """
         positions = tuple(target.shape[2:])
+        require_built(self.projector_mode != "always" or not isinstance(self.projector, nn.Identity), self)
         if not isinstance(self.projector, nn.Identity):
             student = self.projector(cast_for(self.projector, student), positions)
         require_same_channels(student, target, self)

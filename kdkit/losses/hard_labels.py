@@ -17,7 +17,7 @@ from kdkit.losses.base import (
 )
 from kdkit.losses.features import Shapes, cast_for, upcast_half
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution
-from kdkit.losses.validation import require_same_outputs, require_sides, validate_count, validate_share
+from kdkit.losses.validation import require_built, require_same_outputs, require_sides, validate_count, validate_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +123,7 @@ class SecondHead(nn.Module):
     def forward(self, student: Tensor, target: Tensor, **kwargs: Tensor) -> Tensor:
         """Return the loss between the head's outputs and the target. kwargs: the labels, if the loss takes them."""
         require_sides(student, target, self)
+        require_built(not isinstance(self.head, nn.Identity), self)
         # (batch, channels, *positions) -> (batch, channels)
         features = self.trunk(cast_for(self.head, student))
         pooled = features.flatten(2).mean(2) if features.ndim > 2 else features

@@ -66,9 +66,10 @@ class TAID(nn.Module):
         for name, value in self._initial_state().items():
             setattr(self, name, value)
 
-    def forward(self, student: Tensor, target: Tensor, *, progress: Tensor) -> Tensor:
+    def forward(self, student: Tensor, target: Tensor, *, progress: Tensor | float) -> Tensor:
         """Return the divergence, minimal (0) for the same probabilities; in training mode, update the share."""
         require_same_outputs(student, target, self)
+        progress = torch.as_tensor(progress, device=student.device)
         student, target = upcast_half(student), upcast_half(target)
         student_log = F.log_softmax(student, 1)
         with torch.no_grad():
@@ -139,9 +140,10 @@ class CTKD(nn.Module):
         """Create the trained number at its initial value."""
         self.value = nn.Parameter(torch.ones(()))
 
-    def forward(self, student: Tensor, target: Tensor, *, progress: Tensor) -> Tensor:
+    def forward(self, student: Tensor, target: Tensor, *, progress: Tensor | float) -> Tensor:
         """Return the divergence, minimal (0) if both sides give the same probabilities."""
         require_same_outputs(student, target, self)
+        progress = torch.as_tensor(progress, device=student.device)
         # 1 - cos rises from 0 to 2 over the ramp; a ramp of 0 is over from the start
         passed = (progress / self.ramp).clamp(max=1) if self.ramp else torch.ones_like(progress)
         factor = (1 - (math.pi * passed).cos()) / 2

@@ -11,7 +11,7 @@ from kdkit.losses.base import BuildContext
 from kdkit.losses.classifiers import find_classifier, require_classifier
 from kdkit.losses.features import Shapes, least_norm, single_tap_shape, upcast_half, without_autocast
 from kdkit.losses.projectors.layers import require_input_channels
-from kdkit.losses.validation import require_sides, validate_switches, validate_weights
+from kdkit.losses.validation import require_built, require_sides, validate_switches, validate_weights
 
 
 class LED(nn.Module):
@@ -89,6 +89,7 @@ class LED(nn.Module):
     def forward(self, student: Tensor, target: Tensor, *, labels: Tensor) -> Tensor:
         """Return the weighted sum, minimal (0) if the distances of both sides are in the same proportions."""
         require_sides(student, target, self)
+        require_built(self.embeddings or self.teacher_weight.numel(), self)
         with without_autocast(student):
             least = least_norm(student)
             student, target = upcast_half(student), upcast_half(target)

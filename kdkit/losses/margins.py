@@ -19,7 +19,7 @@ from kdkit.losses.features import (
 from kdkit.losses.projectors.factory import ProjectorMode
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise
 from kdkit.losses.projectors.linear import fit_positions, target_positions
-from kdkit.losses.validation import is_number, require_sides, validate_above_zero, validate_choice
+from kdkit.losses.validation import is_number, require_built, require_sides, validate_above_zero, validate_choice
 from kdkit.utils.devices import widest_float
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
@@ -77,6 +77,7 @@ class OFD(nn.Module):
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the error, minimal (0) if the student has the teacher's values, or lower ones below 0."""
         require_sides(student, target, self)
+        require_built(self.margins.numel(), self)
         student = fit_positions(student, tuple(target.shape[2:]))  # which may differ from batch to batch
         student, target = upcast_half(self.connector(cast_for(self.connector, student))), upcast_half(target)
         require_same_channels(student, target, self)
@@ -130,6 +131,7 @@ class AB(nn.Module):
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the error, minimal (0) if all values of the student are beyond the margin on the teacher's side."""
         require_sides(student, target, self)
+        require_built(self.projector_mode != "always" or not isinstance(self.connector, nn.Identity), self)
         student = fit_positions(student, tuple(target.shape[2:]))  # which may differ from batch to batch
         student = upcast_half(self.connector(cast_for(self.connector, student)))
         require_same_channels(student, target, self)

@@ -19,7 +19,13 @@ from kdkit.losses.logits import kl_sum
 from kdkit.losses.projectors.layers import Pointwise
 from kdkit.losses.projectors.linear import fit_positions, target_positions
 from kdkit.losses.projectors.resizing import resize
-from kdkit.losses.validation import require_sides, validate_at_least_zero, validate_count, validate_temperature
+from kdkit.losses.validation import (
+    require_built,
+    require_sides,
+    validate_at_least_zero,
+    validate_count,
+    validate_temperature,
+)
 from kdkit.utils.collectives import all_gather
 
 _LARGEST_QUEUE = 8192  # as in the public code for large datasets
@@ -78,6 +84,7 @@ class QueueKL(nn.Module):
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the divergence, minimal (0) if all similarities are equal; in training mode, update the queue."""
         require_sides(student, target, self)
+        require_built(len(self.queue), self)
         student = cast_for(self.pooled_map, student)
         pooled = self.pooled_map(resize(student, ()))
         with without_autocast(student):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,8 +42,9 @@ class _PastOptions:
         """Whether the labels count for samples without a past, too: the student's logits replace missing ones."""
         return self.past == "logits"
 
-    def _past_weight(self, progress: Tensor) -> Tensor:
+    def _past_weight(self, progress: Tensor | float) -> Tensor:
         """Return the weight of the past predictions at this progress, a scalar."""
+        progress = torch.as_tensor(progress)
         if self.epochs is not None:
             # progress is float32, so epoch / epochs * epochs may come out just below the epoch; 1e-4 corrects that
             progress = ((progress * self.epochs + 1e-4).floor() + 1).clamp(max=self.epochs) / self.epochs
@@ -68,7 +70,7 @@ class PSKD(_PastOptions):
 
     requires = frozenset({"hard_labels"})
 
-    def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor, progress: Tensor) -> Tensor:
+    def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor, progress: Tensor | float) -> Tensor:
         """Return the cross-entropy, which is above 0 because the mixed labels have an entropy."""
         require_same_outputs(student, target, self)
         student, target = upcast_half(student), upcast_half(target)
@@ -91,7 +93,7 @@ class PerLabelPSKD(_PastOptions):
     Source: ours, after Kim et al. 2021, arXiv:2006.12000
     """
 
-    def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor, progress: Tensor) -> Tensor:
+    def __call__(self, student: Tensor, target: Tensor, *, labels: Tensor, progress: Tensor | float) -> Tensor:
         """Return the cross-entropy, which is above 0 because the mixed labels have an entropy."""
         require_same_outputs(student, target, self)
         student, target = upcast_half(student), upcast_half(target)

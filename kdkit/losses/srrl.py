@@ -18,7 +18,7 @@ from kdkit.losses.features import (
 )
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise
 from kdkit.losses.projectors.resizing import resize
-from kdkit.losses.validation import require_sides, validate_weights
+from kdkit.losses.validation import require_built, require_sides, validate_weights
 
 
 class SRRL(nn.Module):
@@ -70,6 +70,7 @@ class SRRL(nn.Module):
         """Return the error, minimal (0) if the projected features are the teacher's."""
         for side in target if isinstance(target, tuple) and target else (target,):
             require_sides(student, side, self)
+        require_built(self.classifier_weight.numel(), self)
         target_features, *target_logits = as_tuple(target)
         projected = _pool(self.connector(cast_for(self.connector, student)))
         require_same_channels(projected, _pool(target_features), self)

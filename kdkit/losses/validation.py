@@ -61,6 +61,15 @@ def require_sides(
         )
 
 
+def require_built(is_built: object, loss: object) -> None:
+    """Raise RecipeError unless a loss with weights or memory was built for the shapes that it gets."""
+    if not is_built:
+        raise RecipeError(
+            f"{type(loss).__name__} is not built: before the optimizer, in a loop without a Distiller, call "
+            "loss.build((student.shape,), (target.shape,), BuildContext(...), teacher)"
+        )
+
+
 def describe_tensor(value: object) -> str:
     """Describe one side of a loss for an error message: its shape, and its dtype unless that is floating-point."""
     if isinstance(value, tuple):

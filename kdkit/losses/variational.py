@@ -23,6 +23,7 @@ from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution, re
 from kdkit.losses.projectors.resizing import match_positions
 from kdkit.losses.validation import (
     Reduction,
+    require_built,
     require_sides,
     validate_above_zero,
     validate_choice,
@@ -80,6 +81,7 @@ class VID(nn.Module):
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the negative log likelihood, lower for a better prediction of the teacher; it may be below 0."""
         require_sides(student, target, self)
+        require_built(self.scale.numel(), self)
         student, target = match_positions(student, target)
         mean, target = upcast_half(self.mean(cast_for(self.mean, student))), upcast_half(target)
         require_same_channels(mean, target, self)
@@ -127,6 +129,7 @@ class PAD(ProjectedLoss):
 
     def compare(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the weighted error, lower for a better prediction of the teacher; it may be below 0."""
+        require_built(not isinstance(self.log_variance, nn.Identity), self)
         log_variance = upcast_half(self.log_variance(cast_for(self.log_variance, student)))
         # 1 / (v + eps) = sigmoid(log eps - log v) / eps, which stays finite for any logarithm
         weight = (math.log(self.eps) - log_variance).sigmoid() / self.eps
@@ -175,6 +178,7 @@ class MGD(ProjectedLoss):
 
     def compare(self, student: Tensor, target: Tensor) -> Tensor:
         """Return the error, minimal (0) if the generated features are the teacher's."""
+        require_built(len(self.generator) > 1, self)
         require_dimensions(student, self.generator[0])
         student = cast_for(self.generator, student)
         generated = upcast_half(self.generator(student * self.draw_mask(student)))

@@ -11,7 +11,7 @@ from torch.func import vmap
 
 import kdkit
 from kdkit import BuildContext, Match, Net, Recipe, RecipeError, Stage, Teachers, TorchData, Training, Truth
-from kdkit.losses import CTKD, TAID, PerTeacher, SoftTargets
+from kdkit.losses import CTKD, PSKD, TAID, PerTeacher, SoftTargets
 
 SHAPES = (torch.Size((4, 5)),)
 CONTEXT = BuildContext(classes=tuple("abcde"), task="multiclass", samples=4, ids=True)
@@ -237,3 +237,11 @@ def test_a_curriculum_of_no_length_is_over_from_the_start():
 def test_invalid_options_are_refused(make, options, message):
     with pytest.raises(RecipeError, match=message):
         make(**options)
+
+
+@pytest.mark.parametrize("make", [TAID, CTKD, lambda: CTKD(ramp=0), PSKD, lambda: PSKD(epochs=5)])
+def test_progress_may_be_a_float_in_a_loop_of_the_user(make):
+    student, target = torch.randn(2, 4, 3).unbind()
+    labels = {"labels": torch.tensor([0, 1, 2, 0])} if isinstance(make(), PSKD) else {}
+    value = make()(student, target, progress=0.3, **labels)
+    assert torch.equal(value, make()(student, target, progress=torch.tensor(0.3), **labels))

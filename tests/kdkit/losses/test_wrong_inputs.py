@@ -53,6 +53,18 @@ def wrong_pairs(right):
     yield right[..., :0], right[..., :0]
 
 
+# These also compare sides of one shape without weights.
+WITHOUT_BUILD = {"hint", "cosine", "square_head", "cwd", "pkd", "ickd", "info_nce", "dist_plus", "wkdf", "taid", "ctkd"}
+BUILT = [name for name, make in registry("losses").items() if isinstance(make(), BuildableLoss)]
+
+
+@pytest.mark.parametrize("name", [name for name in BUILT if name not in WITHOUT_BUILD])
+def test_a_loss_that_is_not_built_is_refused(name):
+    side, loss = right_side(name), registry("losses")[name](**SMALL.get(name, {}))
+    with pytest.raises(RecipeError, match=r"is not built|is built for 0 taps"):
+        call(loss, side, side)
+
+
 @pytest.mark.parametrize("name", registry("losses"))
 def test_wrong_inputs_are_refused_with_their_shapes(name):
     side = right_side(name)
