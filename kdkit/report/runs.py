@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -24,7 +25,7 @@ from kdkit.engine.storage.finished_run import (
     read_stages,
 )
 from kdkit.engine.storage.measurements import Measurements, NetCost, read_measurements
-from kdkit.engine.storage.run_folder import how_to_resume, read_record
+from kdkit.engine.storage.run_folder import read_record
 from kdkit.errors import DataError, KdkitError, RunFolderError
 from kdkit.metrics.base import MetricResult
 from kdkit.metrics.bootstrap import BootstrapInterval
@@ -83,11 +84,6 @@ class ReportedRun:
         folder = Path(folder)
         record, metrics = read_record(folder), read_metrics(folder)
         problems: list[str] = []
-        if not metrics.complete:
-            raise RunFolderError(
-                f"the evaluation of the run in {folder} is not finished, with metrics of "
-                f"{describe_names(metrics.results)} so far; to resume it: {how_to_resume(folder, record)}"
-            )
         if not metrics.results:
             raise RunFolderError(f"{folder} has no metrics of any net; resume the run to evaluate its nets")
 
@@ -279,7 +275,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[tuple[ReportedRun, ...], tuple[s
     paths: dict[Path, list[Path]] = {}  # the runs in each folder
     left_out = []
     for folder in folders:
-        names = runs_in(folder) if not (folder / "run.json").exists() else []
+        names = sorted(runs_in(folder), key=_by_numbers) if not (folder / "run.json").exists() else []
         paths[folder] = [folder / name for name in names] or [folder]
         if studies := [path for path in sorted(folder.glob("*/")) if names and runs_in(path)]:
             of = describe_names(path.name for path in studies)
@@ -303,6 +299,11 @@ def read_runs(folders: Sequence[Path]) -> tuple[tuple[ReportedRun, ...], tuple[s
             verb = "is" if len(errors) == 1 else "are"
             left_out.append(f"{len(errors)} of the {len(inside)} runs in {folder} {verb} left out: {reasons}")
     return tuple(runs[real] for real in unique if real in runs), tuple(left_out)
+
+
+def _by_numbers(name: str) -> list[Any]:
+    """Return a key that sorts seed=2 before seed=10: texts and numbers in turn."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def nets_by_role(run: ReportedRun) -> list[str]:

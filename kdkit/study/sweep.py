@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdkit.engine.options import RunOptions
-from kdkit.errors import RecipeError, did_you_mean
+from kdkit.errors import RecipeError, Terminated, did_you_mean
 from kdkit.metrics.base import Metric
 from kdkit.recipe.recipe import Recipe, nets_of
 from kdkit.study.cell_comparison import compare_cells
@@ -141,7 +141,10 @@ class Sweep:
             for cell in self.cells
         ]
         if not any(cell.trials for cell in finished):
-            raise RecipeError(f"no run in {self.study.folder} is finished, so there is nothing to compare")
+            raise RecipeError(
+                f"no run in {self.study.folder} is finished, so there is nothing to compare; sweep.run() runs them "
+                "while its results are iterated over: for result in sweep.run(): ..."
+            )
         if self._compared is None:  # a run finished, but recipe() fails now, for example because its data was moved
             raise RecipeError("recipe() fails for every combination of options, so there is no metric to compare")
         metric, student = self._compared
@@ -180,7 +183,9 @@ class Sweep:
                     metrics.setdefault(metric.name, metric)
                 nets |= dict.fromkeys(net.name for net in nets_of(recipe.stages))
                 student = student or list(recipe.stages[-1].objectives)[-1].name
-            except Exception:  # user code may raise anything; the trial of this cell will report it
+            except Terminated:
+                raise
+            except (Exception, SystemExit):  # user code may raise anything; the trial of this cell will report it
                 continue
             name = self.metric if self.metric is not None else next(iter(metrics))
             if name in metrics and (self.net is None or self.net in nets):
@@ -288,6 +293,8 @@ def _label(options: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, set | frozenset):  # whose order differs from process to process
+        return "_".join(sorted(map(_text, value)))
     if isinstance(value, tuple | list):
         return "_".join(map(_text, value))
     return f"{value:.0f}" if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else str(value)

@@ -182,6 +182,8 @@ def test_tiny_numbers_have_distinct_ticks():
         (-5e5, 5e5, ["-5e5", "-2.5e5", "0", "2.5e5", "5e5"]),
         (12.345, 12.348, ["12.345", "12.346", "12.347", "12.348"]),
         (-0.5, 0.25, ["-0.6", "-0.4", "-0.2", "0", "0.2", "0.4"]),
+        (5 / 12, 5 / 12, ["0.4167"]),  # a constant value
+        (1e-5 / 3, 1e-5 / 3, ["3.333e-6"]),
     ],
 )
 def test_the_labels_of_an_axis_have_all_digits(low, high, labels):
@@ -297,6 +299,27 @@ def test_a_chart_of_a_term_names_its_weight_only_if_all_runs_have_it(tmp_path):
     assert "truth weight" not in text
     assert "teacher/soft_targets weight 0.2" in text
     assert "truth weight 0.3" in report_page(folders[0], out=tmp_path / "report.html").panel("training").text
+
+
+def test_the_verdicts_on_all_students_of_a_stage_are_named(tmp_path):
+    def recipe():
+        first, second = (tiny_net(name, seed=seed) for seed, name in enumerate(("first", "second")))
+        objectives = {
+            net: kdkit.Truth(nn.CrossEntropyLoss()) + kdkit.Match(kdkit.Peer(peer), SoftTargets())
+            for net, peer in ((first, second), (second, first))
+        }
+        return replace(
+            one_stage(first, objectives[first]), schedule=[kdkit.Stage(objectives, kdkit.Training(epochs=1))]
+        )
+
+    page = report_page(run(tmp_path / "run", recipe, baseline=True, measure=False), out=tmp_path / "report.html")
+    assert "of second on the test split" in page.text
+    row = next(
+        row
+        for row in json.loads((tmp_path / "run" / "metrics.json").read_text())["differences"]
+        if row["student"] == "first"
+    )
+    assert f"Other students: first {row['verdict']}. " in page.text
 
 
 def test_each_member_of_several_teachers_is_a_teacher(tmp_path):
@@ -471,6 +494,13 @@ def test_studies_in_a_folder_of_runs_are_named(runs, tmp_path):
     sweep = tmp_path / "sweep"
     assert report.left_out == (f"the runs in sweep of {tmp_path} are left out; for their report, pass {sweep}",)
     assert [run.label for run in report.runs] == ["first"]
+
+
+def test_runs_are_in_the_order_of_their_seeds(runs, tmp_path):
+    for seed in (10, 2, 0):
+        shutil.copytree(runs / "seed0", tmp_path / f"lr=0.5,seed={seed}")
+    shown, _ = read_runs([tmp_path])
+    assert [run.label for run in shown] == ["lr=0.5,seed=0", "lr=0.5,seed=2", "lr=0.5,seed=10"]
 
 
 def test_a_report_of_no_run_is_refused(tmp_path):

@@ -17,7 +17,8 @@ import kdkit
 from kdkit import Net, Optimizer, Recipe, RecipeError, RunOptions, Stage, Sweep, TorchData, Training, Truth
 from kdkit.cli.repeat import recorded_arguments
 from kdkit.engine.storage.finished_run import read_metrics
-from kdkit.errors import RunFolderError
+from kdkit.engine.storage.run_folder import RunFolder
+from kdkit.errors import RunFolderError, Terminated
 from kdkit.metrics import Accuracy
 from kdkit.report.runs import read_runs
 from kdkit.report.verdict import verdicts_of
@@ -71,6 +72,11 @@ def test_a_grid_that_does_not_fit_the_recipe_is_refused(grid, words, tmp_path):
     with pytest.raises(RecipeError) as caught:
         Sweep(recipe, grid, folder=tmp_path)
     assert all(word in str(caught.value) for word in words)
+
+
+def test_the_name_of_a_trial_does_not_depend_on_the_order_of_a_set(tmp_path):
+    sweep = Sweep(recipe, {"name": [{"e", "a", "d", "c", "b"}]}, folder=tmp_path, seeds=1)
+    assert sweep.study.trials[0].name == "name=a_b_c_d_e,seed=0"
 
 
 def test_a_parameter_without_default_needs_a_value(tmp_path):
@@ -392,8 +398,33 @@ def test_a_cell_whose_recipe_lacks_the_net_or_the_metric_is_named_and_the_others
         sweep.results()
 
 
+def test_a_run_that_was_killed_in_a_second_evaluation_is_left_out(tmp_path):
+    sweep = Sweep(recipe, {}, folder=tmp_path, seeds=2)
+    assert all(result.error is None for result in sweep.run(CPU))
+    folder = RunFolder(tmp_path / "seed=1")  # resumed alone, after it had finished
+    folder.save_metrics("test", read_metrics(folder.path).results, complete=False)
+    results = sweep.results()
+    assert results.cells[0].repetitions == (0,)
+    assert results.left_out[0].startswith(f"the evaluation of the run in {folder.path} is not finished")
+
+
+def test_a_signal_during_recipe_ends_the_sweep_and_no_trial(tmp_path):
+    def signalled(lr: float = 0.3) -> Recipe:
+        if lr == 0:
+            raise Terminated  # as a run in it does
+        return recipe(lr)
+
+    with pytest.raises(Terminated):
+        Sweep(signalled, {"lr": [0, 0.3]}, folder=tmp_path, seeds=1).run(CPU)
+    sweep = Sweep(signalled, {"lr": [0.3, 0]}, folder=tmp_path, seeds=1)
+    results = sweep.run(RunOptions(device="cpu", measure=False))
+    assert next(results).state == "finished"
+    with pytest.raises(Terminated):
+        next(results)
+
+
 def test_results_need_a_finished_run(tmp_path):
-    with pytest.raises(RecipeError, match=r"no run in .* is finished"):
+    with pytest.raises(RecipeError, match=r"no run in .* is finished, .*: for result in sweep.run\(\): "):
         Sweep(recipe, {}, folder=tmp_path).results()
 
 
