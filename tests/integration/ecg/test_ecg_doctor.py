@@ -302,6 +302,13 @@ def test_of_records_with_one_name_the_one_in_its_database_is_good(tmp_path):
     assert [(finding.reason, finding.detail) for finding in copy.findings] == [(Reason.NAME, "training/georgia/g1/A1")]
 
 
+def test_records_with_one_name_in_two_folders_are_good_if_a_table_has_their_labels(tmp_path):
+    for number in range(2):
+        write(tmp_path / f"p{number}", "R1", wave(number))
+    for own_labels, bad in ((False, 1), (True, 0)):
+        assert survey(tmp_path, 1, lambda total: None, lambda: None, own_labels=own_labels).bad == bad
+
+
 def test_the_segments_of_a_record_are_one_record(tmp_path):
     for name, seed in (("S1", 1), ("S2", 2)):
         write(tmp_path, name, wave(seed))
