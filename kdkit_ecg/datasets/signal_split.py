@@ -135,7 +135,9 @@ class SignalSplit(Split):
         """Return the samples of a record from `start` to `stop`, (leads, stop - start)."""
         if isinstance(self.signals, StoredSignals):  # reads only the window of a long record
             return self.signals.window(row, start, stop)
-        return self.signals[row][:, start:stop]
+        samples = self.signals[row][:, start:stop]
+        samples.flags.writeable = False  # an augmentation that writes to them would change the record for good
+        return samples
 
     def _augmented(self, signal: NDArray[np.float32], row: int, draw: int) -> NDArray[np.float32]:
         for position, augmentation in enumerate(self.augment):

@@ -204,6 +204,19 @@ class FirstLead:
         return signal[:1]
 
 
+@dataclass(frozen=True)
+class InPlace:
+    def __call__(self, signal, rate, generator):
+        signal += 1
+        return signal
+
+
+def test_an_augmentation_cannot_write_to_the_record():
+    data = Synthetic(train=1, validation=1, test=1, length=50, draws=2, augment=(InPlace(),))
+    with pytest.raises(ValueError, match="read-only"):
+        data.train.batch([0], 0)
+
+
 def test_an_augmentation_that_changes_the_shape_is_refused():
     data = Synthetic(train=1, validation=1, test=1, length=50, draws=2, augment=(FirstLead(),))
     with pytest.raises(RecipeError, match=r"FirstLead\(\) must keep the shape \(leads, time\), \(12, 50\); it"):
