@@ -353,10 +353,11 @@ def test_files_in_formats_that_are_not_read_are_counted(tmp_path):
         _ = Records(tmp_path, strict=True, **options).train
 
 
-def test_signals_in_a_folder_without_headers_are_counted(tmp_path):
-    for name in ("r0.mat", "r1.mat", "r2.dat"):
+def test_signals_without_a_header_that_the_table_names_are_counted(tmp_path):
+    for name in ("r0.mat", "a/r1.mat", "r2.dat", "other.dat"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    write_table(tmp_path, *((f"r{number}", "a", "") for number in range(3)))
+    write_table(tmp_path, ("r0", "a", ""), ("a/r1", "a", ""), ("r2", "a", ""))
     with pytest.raises(DataError, match=r"files of formats that are not read: 2 \.mat, 1 \.dat; export them as DICOM"):
         Records(tmp_path, **RAW)
 
