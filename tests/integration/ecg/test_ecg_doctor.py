@@ -391,6 +391,13 @@ def test_no_damage_makes_the_doctor_fail(offset, junk, cut, tmp_path):
     assert examine(tmp_path, path).findings
 
 
+def test_a_record_with_numbers_near_the_largest_float_is_bad(tmp_path):
+    (tmp_path / "a.xml").write_text(aecg_xml(np.tile([[1.7e308, 1.6e308]], (12, 400)), LEADS, 500))
+    (record,) = examine_all(tmp_path)
+    assert [finding.reason for finding in record.findings] == [Reason.SIGNAL]
+    assert "infinite, or too large for a number" in record.findings[0].detail
+
+
 def test_a_record_that_is_too_large_for_the_memory_is_bad(tmp_path, monkeypatch):
     def raise_memory_error(*args):
         raise MemoryError("Unable to allocate 2 TiB")
