@@ -6,8 +6,10 @@ import unicodedata
 import numpy as np
 import pytest
 import torch
+from torch.nn import BCEWithLogitsLoss
 
-from kdkit import DataError, RecipeError
+import kdkit
+from kdkit import DataError, Net, Recipe, RecipeError, Stage, Training, Truth
 from kdkit_ecg import Leads, LRHNet, Records
 from kdkit_ecg.augmentations import PowerLine, Sometimes
 from kdkit_ecg.datasets.label_table import read_label_table
@@ -145,6 +147,23 @@ def test_a_view_selects_from_the_leads_of_the_data(tree):
         Leads(("aVL",), among=data.leads)
     with pytest.raises(RecipeError, match="expects a signal with 12 leads, got one with 8; among=data"):
         Leads(2)(batch)
+
+
+def test_a_view_of_leads_in_another_order_is_a_problem(tmp_path):
+    for number in range(6):
+        write_wfdb(tmp_path, number, leads=LEADS)
+    write_table(tmp_path, *[(f"r{number}", "a", f"P{number}") for number in range(6)])
+    data = Records(tmp_path, leads=LEADS[::-1], folds=3, **RAW)
+
+    def problems(view):
+        student = Net("student", LRHNet(2, 1, width=2), view=view)
+        stage = Stage({student: Truth(BCEWithLogitsLoss())}, Training(epochs=1))
+        return kdkit.check(Recipe(data=data, schedule=[stage])).problems
+
+    (problem,) = problems(Leads(2))
+    assert problem.startswith("the view of net 'student' does not suit the data: Leads(('I', 'II')) selects from I,")
+    assert problem.endswith("the data have V6, V5, V4, V3, V2, V1, aVF, aVL, aVR, III, II, I; pass among=data.leads")
+    assert not problems(Leads(2, among=data.leads))
 
 
 def test_a_report_shows_the_leads_of_the_data(tree):
