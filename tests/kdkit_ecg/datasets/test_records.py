@@ -540,6 +540,8 @@ def test_names_with_accents_are_found_in_either_form_of_unicode(tmp_path):
         ({"leads": "II"}, "leads must be names in a tuple"),
         ({"leads": ("II", "ii")}, "expected every lead once, got 'II' twice"),
         ({"leads": LEADS[::-1], "augment": (Sometimes(PowerLine()),)}, "needs the leads I, .* in this order; got V6"),
+        ({"arrays": {"rate": 400}}, r"arrays must be an ArrayFormat.* or None, got {'rate': 400}"),
+        ({"columns": ["exam_id"]}, "columns must be a dict such as"),
         ({"columns": {"patients": "patient"}}, "unknown key 'patients'; did you mean 'patient'"),
         ({"columns": {"patient": "pat"}}, "has no column 'pat'; did you mean 'patient'"),
         ({"task": "ranking"}, "task must be 'multilabel' or 'multiclass' or 'regression'; got 'ranking'"),
