@@ -114,7 +114,11 @@ def fetch(release: str, base_url: str | None, dry_run: bool, **options: Any) -> 
     show_default="the twelve standard leads",
     help="Leads that each record needs, such as I,II,V1.",
 )
-@click.option("--own-labels", is_flag=True, help="The labels are in a table, so no record needs a scored code.")
+@click.option(
+    "--own-labels",
+    is_flag=True,
+    help="The labels are in a table, so no record needs a scored code or a name of its own.",
+)
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),

@@ -54,7 +54,7 @@ _FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json"}
 @click.option("--leads", metavar="NAME,...", help="Leads of files of numbers in their order, such as I,II,V1.")
 @click.option(
     "--unit",
-    metavar="mV|uV|V|NU",
+    metavar="mV|uV|nV|V|NU",
     help="Unit of files of numbers, required unless the net scales leads itself; NU: standard deviations.",
 )
 @click.option(

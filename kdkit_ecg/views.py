@@ -43,7 +43,16 @@ class Leads:
         return f"leads:{','.join(self.names)}" + ("" if self.among == LEADS else f" of {','.join(self.among)}")
 
     def describe(self, preparation: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a preparation of records with these leads; no step mixes leads, so they are selected first."""
+        """Return a preparation of records with these leads; no step mixes leads, so they are selected first.
+
+        Raises RecipeError for data of other leads than `among`, or with them in another order.
+        """
+        available = tuple(preparation.get("leads", self.among))
+        if available != self.among:
+            raise RecipeError(
+                f"{self!r} selects from {', '.join(self.among)}, but the data have {', '.join(available)}; pass "
+                "among=data.leads"
+            )
         steps = [
             {**step, "names": list(self.names)} if step.get("step") == "leads" else step
             for step in preparation.get("steps", ())

@@ -9,7 +9,7 @@ const MAX_CHANNELS = 1024;
 const MAX_GAIN = 1e12;
 const DEFAULT_GAIN = 200; // steps per mV, of the specification
 const INVALID = -(2 ** 15); // the sample of format 16 that is none
-const UNITS = { "": 1, mv: 1, uv: 1e-3, "\u00b5v": 1e-3, "\u03bcv": 1e-3, v: 1e3 }; // in mV
+const UNITS = { "": 1, mv: 1, uv: 1e-3, "\u00b5v": 1e-3, "\u03bcv": 1e-3, nv: 1e-6, v: 1e3 }; // in mV
 
 // All numbers have a bounded length, and no two parts that match the same characters follow each other.
 const GAIN =
@@ -173,7 +173,7 @@ function parseLead(line, text, channel, position) {
   if (unit?.toLowerCase() === "nu") {
     throw new RecordError("The leads are in normalised units (NU): without mV, this page cannot draw them.");
   }
-  if (size === undefined) throw new RecordError(`“${shown(unit)}” is not a supported unit; expected mV, uV or V.`);
+  if (size === undefined) throw new RecordError(`“${shown(unit)}” is not a supported unit; expected mV, uV, nV or V.`);
   return {
     ...channel,
     position,

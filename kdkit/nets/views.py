@@ -21,7 +21,8 @@ class View(Protocol):
     """Turns a batch into the arguments of a network. A view must be immutable and picklable, with a complete `key`.
 
     An optional method `describe(preparation)` takes the description of the batch's inputs, see `Data.preparation`, and
-    returns the description of the network's inputs, as JSON values.
+    returns the description of the network's inputs, as JSON values. It raises a RecipeError, which a check reports, if
+    the view is for other inputs.
     """
 
     @property

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -191,13 +192,14 @@ class _RowParser:
         elif roles["label"] not in names:
             others = [name for name in names if name not in roles.values() and name != "is_male"]
             for name in others:
-                values = [value for _, cells in lines if not is_missing(value := cells[name].lower())]
-                wrong = [value for value in values if value not in _FLAGS]
+                texts = Counter(cells[name].lower() for _, cells in lines)
+                counts = {text: count for text, count in texts.items() if not is_missing(text)}
+                wrong = sorted(counts.keys() - _FLAGS.keys())
                 # A column that is empty throughout, such as one for remarks, is not a class.
-                if values and not wrong:
+                if counts and not wrong:
                     self.flags.append(name)
-                elif len(wrong) < len(values) / 2:  # not a column of numbers
-                    self.mixed[name] = sorted(set(wrong))
+                elif 2 * sum(counts[text] for text in wrong) < sum(counts.values()):  # not a column of numbers
+                    self.mixed[name] = wrong
         if not self.flags and roles["label"] not in names:
             raise DataError(
                 f"{path} has neither a column 'label' nor columns of 0 and 1 by class; it has {', '.join(names)}. Name "

@@ -28,13 +28,14 @@ class RecordIndex:
         # The files by path below their folder, and by name: several if folders share them.
         self._by_path: dict[str, list[Path]] = {}
         self._by_name: dict[str, list[Path]] = {}
+        self._signals: dict[str, Path] = {}  # without a header, such as files of MATLAB, by either
         real_folder, table = cache(Path.resolve), table.resolve()
         for folder in excluded.folders:
             files = find_record_files(folder)
             excluded.add_files(files)
-            if not files.headers:  # of MATLAB, or WFDB records whose headers were lost
-                described = {without_suffix(path) for path in files.others}
-                excluded.unread += [path for path in files.signals if without_suffix(path) not in described]
+            for path in files.without_header():
+                stem = without_suffix(path)
+                self._signals |= {_composed(stem.name): path, _composed(stem.relative_to(folder).as_posix()): path}
             others = [path for path in files.others if path.suffix.lower() != CSV_SUFFIX or path.resolve() != table]
             for path in best_files([*files.headers, *others]):
                 stem = without_suffix(path)
@@ -67,7 +68,9 @@ class RecordIndex:
                 parts.update(path.with_name(name) for name in source.files)
                 yield record, source
         unused = [path for path in self._files.values() if path not in used and path not in parts]
-        lost = {record: rows[record] for record in rows.keys() - set(used.values())}
+        named = set(used.values())
+        lost = {record: row for record, row in rows.items() if record not in named}
+        self.excluded.unread += [self._signals[name] for name in map(_composed, lost) if name in self._signals]
         # An array that no row names may be a stack of records that rows name.
         for path in unused:
             if path.suffix.lower() in _STACKS:

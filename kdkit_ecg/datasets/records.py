@@ -64,6 +64,10 @@ class Records(FoldedDataset):
         super().__post_init__()
         if isinstance(self.classes, str):
             raise RecipeError(f"classes must be names in a tuple, such as ('AF', 'other'), got {self.classes!r}")
+        if not isinstance(self.arrays, ArrayFormat | None):
+            raise RecipeError(f"arrays must be an ArrayFormat(rate=..., unit=...) or None, got {self.arrays!r}")
+        if not isinstance(self.columns, Mapping | None):
+            raise RecipeError(f"columns must be a dict such as {{'record': 'exam_id'}} or None, got {self.columns!r}")
         object.__setattr__(self, "classes", self._table.classes.names)
         object.__setattr__(self, "leads", self._chosen_leads())
         require_electrodes(self.augment, self.leads)

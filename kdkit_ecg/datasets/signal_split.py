@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdkit import Batch, Split
+from kdkit import Batch, RecipeError, Split
 from kdkit.utils.seeds import derive_seed
 from kdkit_ecg.augmentations import Augmentation, Mixup
 from kdkit_ecg.leads import LEADS
@@ -135,12 +135,19 @@ class SignalSplit(Split):
         """Return the samples of a record from `start` to `stop`, (leads, stop - start)."""
         if isinstance(self.signals, StoredSignals):  # reads only the window of a long record
             return self.signals.window(row, start, stop)
-        return self.signals[row][:, start:stop]
+        samples = self.signals[row][:, start:stop]
+        samples.flags.writeable = False  # an augmentation that writes to them would change the record for good
+        return samples
 
     def _augmented(self, signal: NDArray[np.float32], row: int, draw: int) -> NDArray[np.float32]:
         for position, augmentation in enumerate(self.augment):
             if not isinstance(augmentation, Mixup):
+                shape = signal.shape
                 signal = augmentation(signal, self.rate, self._generator(row, draw, _AUGMENTATION, position))
+                if np.shape(signal) != shape:  # one lead would be copied to all
+                    raise RecipeError(
+                        f"{augmentation!r} must keep the shape (leads, time), {shape}; it returned {np.shape(signal)}"
+                    )
         return signal
 
     def _mixup(self, mixup: Mixup, index: Tensor, draw: int) -> tuple[Tensor, Tensor]:

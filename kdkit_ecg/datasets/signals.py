@@ -79,8 +79,8 @@ def duplicate_signals(headers: Sequence[RecordSource]) -> list[list[str]]:
     """Return lists of two or more names of records with the same signal.
 
     Reads only WFDB records whose headers agree in rate, length, first samples and checksums, even if these are unknown.
-    Of records in other formats, the second one is excluded when its signal is read. Two records without any signal, as
-    of disconnected electrodes, are not of one person.
+    Of records in other formats, the second one is excluded when its signal is read. Records without any signal, as of
+    disconnected electrodes, and with numbers that are too large are excluded too, and may be of several persons.
     """
     candidates: dict[object, list[RecordSource]] = defaultdict(list)
     for header in [header for header in headers if header.checks]:
@@ -92,6 +92,6 @@ def duplicate_signals(headers: Sequence[RecordSource]) -> list[list[str]]:
             signal = header.read().signal[: len(LEADS)]
         except (DataError, MemoryError):
             continue  # the record is excluded later, when its signal is read
-        if not flat_leads(signal).all():
+        if np.isfinite(signal).all() and not flat_leads(signal).all():
             names_by_content[content_hash(signal)].append(header.name)
     return [names for names in names_by_content.values() if len(names) > 1]

@@ -32,8 +32,8 @@ class LeadSamples(NamedTuple):
             gains[:, 0], baselines[:, 0] = source.gains, source.baselines
             return cls(steps, steps == invalid_values(source), gains, baselines)
         values = source.read_leads()
-        if np.isinf(values).any():
-            raise DataError(f"the signal of {source.path} has samples that are infinite")
+        if (np.abs(values) > np.finfo(np.float32).max).any():  # the loaders read float32
+            raise DataError(f"the signal of {source.path} has samples that are infinite, or too large for a number")
         return cls(np.nan_to_num(values), np.isnan(values), gains, baselines)
 
     def ordered(self, order: NDArray[np.intp]) -> Self:

@@ -81,7 +81,8 @@ def survey(
             record = RecordReport.of(folder, path)
             record.add(Reason.NO_HEADER, path.name)
             records.append(record)
-    mark_duplicate_names(folder, records)
+    if not own_labels:  # a table of labels may name records by their paths
+        mark_duplicate_names(folder, records)
     mark_duplicate_signals(records)
     return Survey(
         folder=folder,

@@ -29,17 +29,18 @@ MAX_RECORDS, MAX_ID_BYTES = 1_000_000, 256  # of a file, and of a name in it
 # Numbers in a record, and in a chunk of an HDF5 file, which is compressed as a whole: a small file may hold any number
 # of equal values, and must not fill the memory.
 MAX_VALUES = 50_000_000
-UNIT_NAMES = ("mV", "uV", "V", "NU")
+UNIT_NAMES = ("mV", "uV", "nV", "V", "NU")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayFormat:
     """A description of the signals in files of numbers (.npy, .npz, .csv, .hdf5), which do not describe themselves.
 
-    rate: Hz. unit: "mV", "uV", "V", or "NU" for standard deviations. leads: names in the order of the array; () if the
-    first line of each CSV file has them. Their number determines which axis is time. gain: steps per unit, for integers
-    from a converter. invalid: the number that marks invalid samples in addition to NaN, such as -32768; None if there
-    is none. padded: whether short records have zeros, as in CODE-15%, or NaN at their ends; these are then removed.
+    rate: Hz. unit: "mV", "uV", "nV", "V", or "NU" for standard deviations. leads: names in the order of the array; ()
+    if the first line of each CSV file has them. Their number determines which axis is time. gain: steps per unit, for
+    integers from a converter. invalid: the number that marks invalid samples in addition to NaN, such as -32768; None
+    if there is none. padded: whether short records have zeros, as in CODE-15%, or NaN at their ends; these are then
+    removed.
     signals, ids: names of the datasets of an HDF5 file, (records, time, leads) and (records,).
 
     Raises RecipeError for a unit that does not exist, repeated leads, and numbers that are not above 0.

@@ -119,7 +119,7 @@ def lead_positions(signals: Sequence[Any], names: Sequence[str], units: Sequence
     rates = {signals[position].sampling_frequency for position in leads_of_ecg or named_ecg or usable}
     if not rates:
         listed = ", ".join(f"{name} in {unit!r}" for name, unit in zip(names, units, strict=True))
-        raise DataError(f"it has no signal in mV, uV, V or NU; it has {clipped(listed) or 'none'}")
+        raise DataError(f"it has no signal in mV, uV, nV, V or NU; it has {clipped(listed) or 'none'}")
     if len(rates) > 1:
         raise DataError(f"expected one rate for all leads, got {', '.join(f'{rate:g} Hz' for rate in sorted(rates))}")
     return [position for position in usable if signals[position].sampling_frequency in rates]

@@ -131,7 +131,7 @@ def _select_leads(
     if errors and not complete:
         raise errors[0]
     if not leads:
-        raise DataError("it has no channel in mV, uV, V or NU")
+        raise DataError("it has no channel in mV, uV, nV, V or NU")
     counts = Counter(lead.name.lower() for lead in leads)
     frame_sizes = Counter(channels[lead.position].frame for lead in leads if lead.name in LEADS or not complete)
     if len(frame_sizes) > 1:
@@ -174,7 +174,7 @@ def _parse_lead(line: str, details: re.Match[str] | None, position: int) -> _Lea
     if abs(gain) > MAX_GAIN:
         raise DataError(f"a gain of {gain:g} leaves no signal; write steps per mV in {shown(line)}")
     if unit not in UNITS:
-        raise DataError(f"{shown(details['unit'])} is not a supported unit; expected mV, uV, V or NU")
+        raise DataError(f"{shown(details['unit'])} is not a supported unit; expected mV, uV, nV, V or NU")
     return _Lead(
         position=position,
         name=details["name"],

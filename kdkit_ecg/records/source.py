@@ -18,7 +18,9 @@ from kdkit_ecg.utils.messages import clipped
 Signal = NDArray[np.floating[Any]]
 
 # Units of voltage in mV, in lower case.
-VOLTAGES: Mapping[str, float] = MappingProxyType({"mv": 1.0, "uv": 1e-3, "\u00b5v": 1e-3, "\u03bcv": 1e-3, "v": 1e3})
+VOLTAGES: Mapping[str, float] = MappingProxyType(
+    {"mv": 1.0, "uv": 1e-3, "\u00b5v": 1e-3, "\u03bcv": 1e-3, "nv": 1e-6, "v": 1e3}
+)
 # A header without a unit means mV. NU (normalised units) are standard deviations, and are not converted.
 UNITS: Mapping[str, float] = MappingProxyType({"": 1.0, "nu": 1.0, **VOLTAGES})
 MAX_CHANNELS = 1_024  # of a record

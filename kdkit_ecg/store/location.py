@@ -104,7 +104,7 @@ def stores_folder(location: StoreLocation = "auto") -> Path:
 def _cache_folder() -> Path:
     from_environment = os.environ.get("KDKIT_CACHE")
     if from_environment:
-        return Path(from_environment)
+        return user_path(from_environment)  # only shells replace a tilde
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "kdkit" / "Cache"
     if sys.platform == "darwin":

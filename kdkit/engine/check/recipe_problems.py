@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdkit.engine.check.metric_problems import metrics_of_unknown_labels, undefined_monitors, unfit_metrics
 from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.engine.storage.history import KEYS
-from kdkit.errors import KdkitError, did_you_mean
+from kdkit.errors import KdkitError, RecipeError, did_you_mean
 from kdkit.losses.base import BuildContext, function_of, option_of
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Term, Truth
@@ -35,6 +35,7 @@ def recipe_problems(recipe: Recipe, context: BuildContext) -> Iterator[str]:
         _losses_of_ignored_labels,
         _binary_losses_of_numbers,
         _cache_of_largest_outputs,
+        _views_of_other_inputs,
     ):
         yield from check(recipe, context)
 
@@ -156,6 +157,16 @@ def _cache_of_largest_outputs(recipe: Recipe, context: BuildContext) -> Iterator
             f"CacheSettings(top={top}) keeps the largest outputs of each sample, which needs one class per sample, "
             f"but this data is {context.task}; leave out top"
         )
+
+
+def _views_of_other_inputs(recipe: Recipe, _context: BuildContext) -> Iterator[str]:
+    for net in nets_of(recipe.stages):
+        describe = getattr(net.view, "describe", None)  # optional, see `View`
+        try:
+            if describe and recipe.data.preparation:
+                describe(recipe.data.preparation)
+        except RecipeError as error:
+            yield f"the view of net {net.name!r} does not suit the data: {error}"
 
 
 def binary_loss_of(recipe: Recipe, stage: Stage) -> str:

@@ -302,6 +302,13 @@ def test_of_records_with_one_name_the_one_in_its_database_is_good(tmp_path):
     assert [(finding.reason, finding.detail) for finding in copy.findings] == [(Reason.NAME, "training/georgia/g1/A1")]
 
 
+def test_records_with_one_name_in_two_folders_are_good_if_a_table_has_their_labels(tmp_path):
+    for number in range(2):
+        write(tmp_path / f"p{number}", "R1", wave(number))
+    for own_labels, bad in ((False, 1), (True, 0)):
+        assert survey(tmp_path, 1, lambda total: None, lambda: None, own_labels=own_labels).bad == bad
+
+
 def test_the_segments_of_a_record_are_one_record(tmp_path):
     for name, seed in (("S1", 1), ("S2", 2)):
         write(tmp_path, name, wave(seed))
@@ -382,6 +389,13 @@ def test_no_damage_makes_the_doctor_fail(offset, junk, cut, tmp_path):
     path.write_bytes(header[:offset] + junk + header[offset + len(junk) :])
     path.with_suffix(".mat").write_bytes(path.with_suffix(".mat").read_bytes()[:cut])
     assert examine(tmp_path, path).findings
+
+
+def test_a_record_with_numbers_near_the_largest_float_is_bad(tmp_path):
+    (tmp_path / "a.xml").write_text(aecg_xml(np.tile([[1.7e308, 1.6e308]], (12, 400)), LEADS, 500))
+    (record,) = examine_all(tmp_path)
+    assert [finding.reason for finding in record.findings] == [Reason.SIGNAL]
+    assert "infinite, or too large for a number" in record.findings[0].detail
 
 
 def test_a_record_that_is_too_large_for_the_memory_is_bad(tmp_path, monkeypatch):

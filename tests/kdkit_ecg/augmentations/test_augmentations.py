@@ -198,6 +198,31 @@ def test_the_cache_key_depends_on_the_augmentation(augmentation):
     assert with_augmentation["augment"] != plain["augment"]
 
 
+@dataclass(frozen=True)
+class FirstLead:
+    def __call__(self, signal, rate, generator):
+        return signal[:1]
+
+
+@dataclass(frozen=True)
+class InPlace:
+    def __call__(self, signal, rate, generator):
+        signal += 1
+        return signal
+
+
+def test_an_augmentation_cannot_write_to_the_record():
+    data = Synthetic(train=1, validation=1, test=1, length=50, draws=2, augment=(InPlace(),))
+    with pytest.raises(ValueError, match="read-only"):
+        data.train.batch([0], 0)
+
+
+def test_an_augmentation_that_changes_the_shape_is_refused():
+    data = Synthetic(train=1, validation=1, test=1, length=50, draws=2, augment=(FirstLead(),))
+    with pytest.raises(RecipeError, match=r"FirstLead\(\) must keep the shape \(leads, time\), \(12, 50\); it"):
+        data.train.batch([0], 0)
+
+
 def test_the_cache_key_depends_on_the_code_of_a_user_defined_augmentation(tmp_path):
     # The same class name and repr, but another factor inside the code.
     source = "@dataclass(frozen=True)\nclass Louder:\n    def __call__(self, signal, rate, generator):\n"

@@ -401,7 +401,7 @@ def test_edf_files_that_do_not_match_their_header_are_refused(tmp_path):
 
     refused(whole[:-100], "Incomplete data record|truncated")
     refused(whole[:192] + b"EDF+D" + whole[197:], "gaps .*; convert it to files without gaps")
-    refused(whole.replace(b"uV      ", b"mmHg    "), "no signal in mV, uV, V or NU; it has Resp in '%', I in 'mmhg'")
+    refused(whole.replace(b"uV      ", b"mmHg    "), "in mV, uV, nV, V or NU; it has Resp in '%', I in 'mmhg'")
     refused(whole.replace(b"ECG II  ", b"ECG I   "), "expected every lead once")
     refused(whole[:300], "")
     refused(b"", "it has 0 bytes; expected a header of at least 256")

@@ -11,6 +11,7 @@ from kdkit_ecg.datasets import Challenge2020, make_folds
 from kdkit_ecg.datasets.folds import Folds
 from kdkit_ecg.datasets.samples import record_ids
 from kdkit_ecg.datasets.signals import duplicate_signals
+from kdkit_ecg.records.header import read_header
 from tests.helpers.wfdb_files import write_record
 
 # No filters, so that preparing the records takes no time.
@@ -176,6 +177,14 @@ def test_records_with_the_same_signal_are_found_by_their_headers(folders):
     # B90 is of P11 in the table, so all records of P11 have the person of A0.
     assert data._persons["A0"] == data._persons["B90"] == data._persons["B11"]
     assert "the signal of another record: b/B90" in data.summary
+
+
+def test_records_with_infinite_samples_have_no_duplicates(tmp_path):
+    for name in ("A1", "A2"):
+        write_record(tmp_path, name)
+        path = tmp_path / f"{name}.hea"
+        path.write_text(path.read_text().replace(" 1000.0(0)/mV", " 1e-300(0)/mV"))
+    assert duplicate_signals([read_header(tmp_path / "A1.hea"), read_header(tmp_path / "A2.hea")]) == []
 
 
 def test_records_that_are_too_large_for_the_memory_have_no_duplicates(folders, monkeypatch):

@@ -6,8 +6,10 @@ import unicodedata
 import numpy as np
 import pytest
 import torch
+from torch.nn import BCEWithLogitsLoss
 
-from kdkit import DataError, RecipeError
+import kdkit
+from kdkit import DataError, Net, Recipe, RecipeError, Stage, Training, Truth
 from kdkit_ecg import Leads, LRHNet, Records
 from kdkit_ecg.augmentations import PowerLine, Sometimes
 from kdkit_ecg.datasets.label_table import read_label_table
@@ -145,6 +147,23 @@ def test_a_view_selects_from_the_leads_of_the_data(tree):
         Leads(("aVL",), among=data.leads)
     with pytest.raises(RecipeError, match="expects a signal with 12 leads, got one with 8; among=data"):
         Leads(2)(batch)
+
+
+def test_a_view_of_leads_in_another_order_is_a_problem(tmp_path):
+    for number in range(6):
+        write_wfdb(tmp_path, number, leads=LEADS)
+    write_table(tmp_path, *[(f"r{number}", "a", f"P{number}") for number in range(6)])
+    data = Records(tmp_path, leads=LEADS[::-1], folds=3, **RAW)
+
+    def problems(view):
+        student = Net("student", LRHNet(2, 1, width=2), view=view)
+        stage = Stage({student: Truth(BCEWithLogitsLoss())}, Training(epochs=1))
+        return kdkit.check(Recipe(data=data, schedule=[stage])).problems
+
+    (problem,) = problems(Leads(2))
+    assert problem.startswith("the view of net 'student' does not suit the data: Leads(('I', 'II')) selects from I,")
+    assert problem.endswith("the data have V6, V5, V4, V3, V2, V1, aVF, aVL, aVR, III, II, I; pass among=data.leads")
+    assert not problems(Leads(2, among=data.leads))
 
 
 def test_a_report_shows_the_leads_of_the_data(tree):
@@ -353,10 +372,11 @@ def test_files_in_formats_that_are_not_read_are_counted(tmp_path):
         _ = Records(tmp_path, strict=True, **options).train
 
 
-def test_signals_in_a_folder_without_headers_are_counted(tmp_path):
-    for name in ("r0.mat", "r1.mat", "r2.dat"):
+def test_signals_without_a_header_that_the_table_names_are_counted(tmp_path):
+    for name in ("r0.mat", "a/r1.mat", "r2.dat", "other.dat"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    write_table(tmp_path, *((f"r{number}", "a", "") for number in range(3)))
+    write_table(tmp_path, ("r0", "a", ""), ("a/r1", "a", ""), ("r2", "a", ""))
     with pytest.raises(DataError, match=r"files of formats that are not read: 2 \.mat, 1 \.dat; export them as DICOM"):
         Records(tmp_path, **RAW)
 
@@ -520,6 +540,8 @@ def test_names_with_accents_are_found_in_either_form_of_unicode(tmp_path):
         ({"leads": "II"}, "leads must be names in a tuple"),
         ({"leads": ("II", "ii")}, "expected every lead once, got 'II' twice"),
         ({"leads": LEADS[::-1], "augment": (Sometimes(PowerLine()),)}, "needs the leads I, .* in this order; got V6"),
+        ({"arrays": {"rate": 400}}, r"arrays must be an ArrayFormat.* or None, got {'rate': 400}"),
+        ({"columns": ["exam_id"]}, "columns must be a dict such as"),
         ({"columns": {"patients": "patient"}}, "unknown key 'patients'; did you mean 'patient'"),
         ({"columns": {"patient": "pat"}}, "has no column 'pat'; did you mean 'patient'"),
         ({"task": "ranking"}, "task must be 'multilabel' or 'multiclass' or 'regression'; got 'ranking'"),

@@ -343,7 +343,7 @@ def test_channels_of_other_quantities_are_skipped_also_if_the_twelve_are_not_com
     with pytest.raises(DataError, match="'mmHg' is not a supported unit"):  # II is a lead, whatever its unit
         read_header(path)
     only = write_matrix(tmp_path, "A2", STEPS[:1], leads=("ABP",), gain="1/mmHg", record_line="A2 1 125 600")
-    with pytest.raises(DataError, match="it has no channel in mV, uV, V or NU"):
+    with pytest.raises(DataError, match="it has no channel in mV, uV, nV, V or NU"):
         read_header(only)
 
 

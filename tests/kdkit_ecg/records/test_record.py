@@ -19,7 +19,7 @@ def wave(leads, time=1000):
 
 def write_with_wfdb(folder, name="R1", *, leads=LEADS, signal=None, units="mV", comments=COMMENTS, fmt="16"):
     signal = wave(leads) if signal is None else signal
-    per_unit = {"mV": 1000.0, "uV": 1.0, "NU": 1000.0}[units]
+    per_unit = {"mV": 1000.0, "uV": 1.0, "nV": 1e-3, "V": 1e6, "NU": 1000.0}[units]
     wfdb.wrsamp(
         name,
         fs=500,
@@ -67,10 +67,11 @@ def test_records_with_fewer_leads_are_read(tmp_path, leads):
     assert record.signal.shape == (len(leads), 1000)
 
 
-def test_microvolts_become_millivolts(tmp_path):
-    path = write_with_wfdb(tmp_path, signal=wave(LEADS) * 1000, units="uV")
+@pytest.mark.parametrize(("units", "per_mv"), [("uV", 1e3), ("nV", 1e6), ("V", 1e-3)])
+def test_microvolts_nanovolts_and_volts_become_millivolts(tmp_path, units, per_mv):
+    path = write_with_wfdb(tmp_path, signal=wave(LEADS) * per_mv, units=units)
     assert np.allclose(read_header(path).read().signal, wave(LEADS).T, atol=1e-3)
-    assert read_header(path).gains == (1000.0,) * 12
+    assert read_header(path).gains == pytest.approx((1000.0,) * 12)
 
 
 def test_a_micro_sign_in_any_encoding_means_microvolts(tmp_path):

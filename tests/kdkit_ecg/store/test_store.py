@@ -448,6 +448,9 @@ def test_the_folder_of_the_stores_depends_on_the_environment(monkeypatch, tmp_pa
     assert stores_folder() == tmp_path / "kdkit" / "signals"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("KDKIT_CACHE", "~/large")
+    assert str(stores_folder()) == "/home/someone/large/signals"
+    monkeypatch.delenv("KDKIT_CACHE")
     assert str(stores_folder()) == "/home/someone/.cache/kdkit/signals"
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user without a home folder
