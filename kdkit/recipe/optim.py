@@ -252,6 +252,8 @@ class LRSchedule:
         lengths = [parameters[name] for name in _LENGTHS if name in parameters]
         fills = [option for option in lengths if option.default in (option.empty, None) or self._decays]
         options = {option.name: length for option in fills} | self.options
+        if "epochs" in self.options and "total_steps" not in self.options:  # OneCycleLR would ignore its epochs
+            options.pop("total_steps", None)
         if self.make in (SequentialLR, ChainedScheduler) and "schedulers" in options:
             options["schedulers"] = self._build_parts(options["schedulers"], optimizer, length)
         make: Callable[..., Any] = self.make
