@@ -180,10 +180,7 @@ class Masked(nn.Module):
 
     def forward(self, student: TensorOrTuple, target: TensorOrTuple, *, inputs: Any) -> Tensor:
         """Return the loss over the selected positions. Raises RecipeError if the features have other positions."""
-        mask = self.mask_of(inputs, pairs=as_tuple(student)[0].ndim == 4)
-        masks = (mask, mask)
-        if self.target_mask is not None:
-            masks = _first_of_both(mask, read_mask(self.target_mask, inputs))
+        masks = self.masks_of(inputs, pairs=as_tuple(student)[0].ndim == 4)
         for sides, of_side in zip((student, target), masks, strict=True):
             _require_positions_of(of_side, as_tuple(sides))
         selected = masks[0].flatten().nonzero().squeeze(1)
@@ -198,14 +195,16 @@ class Masked(nn.Module):
         """Return the loss, for the printed plan of a recipe."""
         return type(self.loss).__name__ if isinstance(self.loss, nn.Module) else repr(self.loss)
 
-    def mask_of(self, inputs: Any, *, pairs: bool = False) -> Tensor:
-        """Return which positions of a batch count, bool (batch, *positions). Raises RecipeError without a mask.
+    def masks_of(self, inputs: Any, *, pairs: bool = False) -> tuple[Tensor, Tensor]:
+        """Return which positions of the student and of the target count, both bool (batch, *positions).
 
         pairs: whether features have four dimensions; a mask (batch, tokens) then selects the tokens of attention maps,
-        and becomes (batch, tokens, tokens).
+        and becomes (batch, tokens, tokens). Raises RecipeError without a mask.
         """
         mask = read_mask(self.mask, inputs)
-        return mask[:, :, None] & mask[:, None, :] if pairs and mask.ndim == 2 else mask  # queries in rows
+        if pairs and mask.ndim == 2:
+            mask = mask[:, :, None] & mask[:, None, :]  # queries in rows
+        return (mask, mask) if self.target_mask is None else _first_of_both(mask, read_mask(self.target_mask, inputs))
 
 
 def read_mask(mask: MaskSource, inputs: Any) -> Tensor:

@@ -59,7 +59,7 @@ class _TermCount:
         """Return the sum of the weights that entries have in the mean of the loss, which are 0 or 1 for most losses."""
         loss: Any = self.loss
         if isinstance(loss, Masked):
-            return loss.mask_of(batch.inputs, pairs=loss.of_pairs).sum()
+            return loss.masks_of(batch.inputs, pairs=loss.of_pairs)[0].sum()
         is_merged = self.term.rows is not None or self.term.ignore_index is not None
         ignored = (*(self.term.ignored if is_merged else ()), option_of(loss, "ignore_index"))
         counts, labels = self._selected(batch.labels, tuple(label for label in ignored if label is not None))

@@ -143,6 +143,17 @@ CASES = {
         {},
         None,
     ),
+    "two masks": (
+        TAGGER,
+        matched(
+            TUTOR,
+            Masked(nn.MSELoss(), target_mask=lambda inputs: inputs["x"][:, 0] > 0),
+            **sides(lambda module: Tap(module.body)),
+        ),
+        Dicts(),
+        {},
+        None,
+    ),
     "masked pairs": (
         ATTENTIVE,
         matched(MODEL, Masked(thousandfold), **sides(lambda module: Tap(module.attention, element=1))),
