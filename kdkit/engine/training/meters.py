@@ -39,14 +39,13 @@ class RunningMeans:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state. Pending values are not added to the totals, which would change the rounding."""
-        steps = torch.stack([term for terms, _ in self._pending for term in terms]).cpu() if self._pending else None
         return {
             "labels": self._labels,
             "totals": [*self._totals],
             "samples": self._samples,
             "steps": self.steps,
             "not_finite": self.not_finite,
-            "pending": steps,  # (steps * labels,)
+            "pending": self._pending_terms() if self._pending else None,  # (steps, labels)
             "pending_samples": [samples for _, samples in self._pending],
         }
 
@@ -75,10 +74,7 @@ class RunningMeans:
     def _flush(self) -> None:
         if not self._pending:
             return
-        # Values from before a resume are on the CPU.
-        device = self._pending[-1][0][0].device
-        terms = torch.stack([term.to(device) for terms, _ in self._pending for term in terms])
-        steps = terms.view(len(self._pending), -1).cpu().double()  # (steps, labels); MPS has no float64
+        steps = self._pending_terms().double()  # on the CPU, because MPS has no float64
         samples = torch.tensor([count for _, count in self._pending], dtype=torch.float64)
         if self.not_finite is None and not bool(steps.isfinite().all()):
             first = int((~steps.isfinite().all(1)).nonzero()[0])
@@ -87,3 +83,9 @@ class RunningMeans:
         self._totals = [total + more for total, more in zip(self._totals or [0.0] * len(sums), sums, strict=True)]
         self._samples += float(samples.sum())
         self._pending.clear()
+
+    def _pending_terms(self) -> Tensor:
+        """Return the pending values on the CPU, (steps, labels)."""
+        device = self._pending[-1][0][0].device  # values from before a resume are on the CPU
+        terms = torch.stack([term.to(device) for terms, _ in self._pending for term in terms])
+        return terms.view(len(self._pending), -1).cpu()

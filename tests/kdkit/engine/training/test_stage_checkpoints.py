@@ -35,6 +35,20 @@ def test_the_means_of_an_epoch_cover_the_samples_of_all_ranks_after_a_resume_wit
     assert position.means.values(torch.device("cpu")) == {"truth": pytest.approx(expected)}
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_position_is_saved_again_soon_after_a_resume_on_a_gpu():
+    values = [torch.tensor(value, device="cuda") for value in (1.0, 2.0)]
+    means = RunningMeans()
+    means.add({"truth": values[0]}, 1)
+    for value in values:
+        state = means.state_dict()
+        means = RunningMeans()
+        means.load_state_dict(state)
+        means.add({"truth": value}, 1)
+    assert means.state_dict()["pending"].tolist() == [[1.0], [1.0], [2.0]]
+
+
 # Intervals
 
 
