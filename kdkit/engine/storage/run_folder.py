@@ -1,6 +1,7 @@
 """The folder of a run: the files that a run writes, and the checks for resuming it."""
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -13,10 +14,10 @@ from torch import Tensor
 
 from kdkit.engine.storage.measurements import MEASUREMENTS, Measurements
 from kdkit.engine.storage.run_files import FORMAT, RECORD, RunFiles, require_format
-from kdkit.engine.storage.stage_folder import NoStageFolder, StageFolder
+from kdkit.engine.storage.stage_folder import SUMMARY, NoStageFolder, StageFolder
 from kdkit.errors import RunFolderError, did_you_mean, first_line, shortened
 from kdkit.metrics.base import MetricResult
-from kdkit.nets.weights import runs_hint, runs_in
+from kdkit.nets.weights import runs_hint, runs_in, stage_number
 from kdkit.plugins.events import BaselineDifference
 from kdkit.utils.files import Content, delete_temporary_files, exists, is_file, is_temporary, require_writable, write
 from kdkit.utils.locks import FileLock
@@ -76,7 +77,8 @@ class RunFolder:
     ) -> "RunFolder":
         """Open the folder of a run to resume it.
 
-        force: resume a run that has changed, and record the changes. Otherwise raises RunFolderError with the changes.
+        force: resume a run that has changed, record the changes, and warn of stages to which they do not apply.
+        Otherwise raises RunFolderError with the changes.
         tidy: delete temporary files of killed processes; False if other processes are writing to the folder.
         """
         before, current = read_record(path), _plain(record)
@@ -92,6 +94,7 @@ class RunFolder:
                 if not exists(path / _RECIPE):  # the run was killed after it wrote its record
                     _copy_recipe(path, recipe)
             if changes:
+                _warn_of_unchanged_stages(path)
                 earlier = before.get("forced")
                 forced = [*(earlier if isinstance(earlier, list) else ()), *changes]
                 _copy_recipe(path, recipe)
@@ -260,6 +263,24 @@ def _changes(before: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]
             expected, actual = map(shortened, differing(expected, actual))
             changes.append(f"{key.replace('_', ' ')}: expected {expected}, got {actual}{_HINTS.get(key, '')}")
     return changes
+
+
+def _warn_of_unchanged_stages(path: Path) -> None:
+    """Warn of the stages of a run that has changed to which the changes do not apply, or only in part."""
+    finished = {file.parent for file in path.glob(f"*/{SUMMARY}")}
+    begun = {file.parent for file in path.glob("*/checkpoint-*.safetensors")} - finished
+    stages = [
+        f"{stage.name} is not trained again"
+        if stage in finished
+        else f"{stage.name} keeps the optimizer and the learning rate schedule of its checkpoint, with their options"
+        for stage in sorted(finished | begun, key=stage_number)
+    ]
+    if stages:
+        warnings.warn(
+            f"the changes do not apply to all of {path}: {'; '.join(stages)}; to train a stage again, delete its "
+            "folder",
+            stacklevel=3,
+        )
 
 
 def _as_json(result: MetricResult) -> dict[str, Any]:

@@ -222,6 +222,18 @@ def test_a_record_with_other_kinds_of_values_differs_and_can_be_forced(value, tm
     assert "version of kdkit" in read_record(tmp_path / "run")["forced"][-1]
 
 
+def test_a_run_that_is_forced_to_resume_names_the_stages_to_which_the_changes_do_not_apply(tmp_path):
+    run = tmp_path / "run"
+    RunFolder.create(run, RECORD, None)
+    for file in ("2-teacher/stage.json", "2-teacher/checkpoint-4.safetensors", "10-student/checkpoint-4.safetensors"):
+        (run / file).parent.mkdir(exist_ok=True)
+        (run / file).touch()
+    message = r"2-teacher is not trained again; 10-student keeps the optimizer .* to train a stage again, delete its fo"
+    with pytest.warns(UserWarning, match=message):
+        RunFolder.reopen(run, {**RECORD, "seed": 1}, force=True)
+    RunFolder.reopen(run, {**RECORD, "seed": 1}, force=True)  # nothing has changed
+
+
 def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
     with pytest.raises(RunFolderError, match=r"there is no run\.json in it"):
         RunFolder.reopen(tmp_path, RECORD)
