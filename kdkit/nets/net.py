@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from kdkit.data.batch import Batch, map_tensors, modifications, nested_tensors, to_device
 from kdkit.errors import RecipeError, did_you_mean, first_line, shortened
@@ -120,9 +121,9 @@ class Net(Generic[M]):
 
     @property
     def parameters(self) -> int:
-        """The number of elements of all parameters, frozen ones included; 0 for a plain callable."""
-        module = self.module
-        return sum(p.numel() for p in module.parameters()) if isinstance(module, nn.Module) else 0
+        """The number of elements of all parameters, frozen ones included, without lazy ones; 0 for a plain callable."""
+        parameters = self.module.parameters() if isinstance(self.module, nn.Module) else ()
+        return sum(parameter.numel() for parameter in parameters if not is_lazy(parameter))
 
     @property
     def is_spread(self) -> bool:

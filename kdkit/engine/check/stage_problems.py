@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kdkit.engine.stage.terms import uses_labels
@@ -51,6 +52,11 @@ def _untrainable_nets(stage: Stage, _context: BuildContext) -> Iterator[str]:
         elif any(isinstance(part, GraphModule) and "train" in vars(part) for part in net.module.modules()):
             # torch.export replaces the `train` method of a program with one that raises.
             yield f"net {net.name!r} contains a program of torch.export; train the module that was exported"
+        elif any(map(is_lazy, net.module.parameters())):
+            yield (
+                f"net {net.name!r} has lazy modules, whose weights have no shape yet; call its module once on a batch "
+                "of inputs, in recipe() or before the run"
+            )
         elif not any(parameter.requires_grad for parameter in net.module.parameters()):
             yield f"net {net.name!r} has nothing to train: none of its parameters requires a gradient"
         elif any(parameter.is_inference() for parameter in net.module.parameters()):

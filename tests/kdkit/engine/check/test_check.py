@@ -695,6 +695,12 @@ def test_a_net_without_trainable_parameters_is_a_problem():
     assert "has nothing to train" in only_problem(one_stage(student, plain_goal()))
 
 
+def test_a_lazy_student_is_named():
+    student = Net("student", nn.LazyLinear(3))
+    assert "call its module once on a batch" in only_problem(one_stage(student, plain_goal()))
+    assert student.parameters == 0  # the plan shows it
+
+
 def test_weights_that_were_created_in_inference_mode_are_a_problem():
     with torch.inference_mode():
         student = tiny_net("student")
