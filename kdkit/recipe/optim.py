@@ -267,6 +267,11 @@ class LRSchedule:
             if not isinstance(part, LRSchedule):
                 kind = type(part).__name__
                 raise ValueError(f"its schedulers must be LRSchedule(LinearLR, ...) or similar; got a {kind}")
+            if self.make is SequentialLR and part.make in (SequentialLR, ChainedScheduler):
+                raise ValueError(
+                    f"torch cannot start a {_name_of(part.make)} at a milestone of a SequentialLR; list its parts in "
+                    "the SequentialLR, or compute the factor yourself: LRSchedule(LambdaLR, lr_lambda=...)"
+                )
             if part.interval == "update" and self.interval == "epoch":
                 raise ValueError("its schedulers advance with it; pass interval='update' to the whole schedule")
             schedulers.append(part._build(optimizer, part_length))

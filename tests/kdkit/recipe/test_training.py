@@ -370,6 +370,14 @@ def test_invalid_schedules_are_refused(make, options, message):
             LRSchedule(ChainedScheduler, schedulers=[LRSchedule(LinearLR, interval="update")]),
             "pass interval='update' to the whole schedule",
         ),
+        (
+            LRSchedule(
+                SequentialLR,
+                schedulers=[LRSchedule(LinearLR), LRSchedule(ChainedScheduler, schedulers=[LRSchedule(LinearLR)])],
+                milestones=[1],
+            ),
+            "torch cannot start a ChainedScheduler at a milestone",
+        ),
         (LRSchedule(lambda optimizer: ReduceLROnPlateau(optimizer)), "instead of a function"),
         (LRSchedule(OneCycleLR, max_lr=1.0, total_steps=3), "it ends after 3 steps, but this stage has 4"),
         (LRSchedule(OneCycleLR, max_lr=1.0, total_steps=7, interval="update"), "after 7 steps, but this stage has 8"),
