@@ -117,6 +117,14 @@ class ReadBatches:
         return f"batch {index + 1} of {self._subject}" + (f" (rows {describe_numbers(rows)})" if rows else "")
 
 
+def no_batch(name: str) -> DataError:
+    """Return the error for a stream or DataLoader that yields no batch, although it did before. name: of its split."""
+    return DataError(
+        f"the {name} data yields no batch when it is read again from its start; its __iter__ must start again, as that "
+        f"of an IterableDataset does{', or never end' if name == 'training' else ''}"
+    )
+
+
 @contextmanager
 def reading(position: str, loader: object = None) -> Iterator[None]:
     """Read one batch inside the context, with the warnings and errors of `ReadBatches`.

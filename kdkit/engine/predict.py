@@ -17,6 +17,7 @@ from kdkit.data.device_data import DeviceData
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.labels import is_ignored
 from kdkit.data.loading import batches, length_of
+from kdkit.data.reading import no_batch
 from kdkit.engine.failures.not_finite import ADVICE, cause_in_inputs
 from kdkit.engine.stage.class_alignment import Columns, shared_classes, shared_labels
 from kdkit.engine.storage.predictions import REDUCED
@@ -89,6 +90,8 @@ class Predictor:
                     outputs = net.through(network, batch)
                 kept.add(outputs, batch)
         if not kept.collected:
+            if isinstance(split, LoaderSplit):
+                raise no_batch(split_name(self.data, split) or "evaluated")
             raise DataError("there is nothing to predict: the split is empty")
         batches_read = kept.collected["outputs"].batches
         arrays = {

@@ -11,7 +11,7 @@ from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.loading import batches
-from kdkit.data.reading import ReadBatches
+from kdkit.data.reading import ReadBatches, no_batch
 from kdkit.engine.stage.module import DistillationModule
 from kdkit.losses.base import BuildContext
 from kdkit.recipe.recipe import Stage
@@ -103,6 +103,9 @@ def tiny_batch(data: Data, batch_size: int) -> Batch:
     train = data.train
     check = LabelCheck.of_data(data, train)
     if isinstance(train, LoaderSplit):
-        return next(iter(ReadBatches(batches(train, 4 if batch_size > 1 else 1), check)))
+        batch = next(iter(ReadBatches(batches(train, 4 if batch_size > 1 else 1), check)), None)
+        if batch is None:
+            raise no_batch("training")
+        return batch
     rows = torch.arange(4 if batch_size > 1 and len(train) > 1 else 1).clamp(max=len(train) - 1)
     return next(iter(ReadBatches(batches(train, len(rows), order=rows), check)))

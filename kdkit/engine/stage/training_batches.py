@@ -23,7 +23,7 @@ from kdkit.data.loading import (
     training_order,
     training_rows,
 )
-from kdkit.data.reading import ReadBatches
+from kdkit.data.reading import ReadBatches, no_batch
 from kdkit.data.torch_splits import StreamSplit, dataset_of
 from kdkit.engine.stage.batch_transform import BatchTransform
 from kdkit.errors import DataError
@@ -239,10 +239,7 @@ class _Stream:
             batch = next(self._iterator, None)
             if batch is None:
                 if not self._yielded:
-                    raise DataError(
-                        "the training data yields no batch when it is read again from its start; its __iter__ must "
-                        "start again, as that of an IterableDataset does, or never end"
-                    )
+                    raise no_batch("training")
                 self.number, self._iterator, self._yielded = self.number + 1, None, False
             elif len(batch) > 1 or self.batch_size == 1 or not isinstance(self.split, StreamSplit):
                 self._yielded = True

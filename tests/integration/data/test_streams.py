@@ -127,6 +127,15 @@ def test_a_stream_of_one_pass_that_cannot_begin_again_is_refused_with_the_remedy
         list(batches.epoch(0))
 
 
+@pytest.mark.parametrize("name", ["training", "validation"])
+def test_a_stream_that_was_read_to_its_end_is_named(name):
+    stream = OnceOnly()
+    made = recipe(stream, steps_per_epoch=1) if name == "training" else recipe(WHOLE, stream)
+    list(stream)
+    with pytest.raises(DataError, match=f"the {name} data yields no batch when it is read again from its start"):
+        kdkit.run(made)
+
+
 @pytest.mark.parametrize("wrap", [lambda stream: stream, lambda stream: DataLoader(stream, batch_size=4)])
 def test_a_stream_without_a_length_is_a_problem_that_names_the_option(wrap):
     plan = kdkit.check(recipe(wrap(Stream())))

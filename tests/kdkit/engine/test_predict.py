@@ -100,7 +100,7 @@ def test_predictions_for_a_user_defined_loader_have_no_ids():
 
 def test_an_empty_split_is_refused():
     empty = LoaderSplit(DataLoader(samples(rows=0), batch_size=2))
-    with pytest.raises(DataError, match="there is nothing to predict: the split is empty"):
+    with pytest.raises(DataError, match="the evaluated data yields no batch"):
         predictor(tiny_data()).predict(tiny_net("net"), empty, batch_size=2)
 
 
