@@ -85,6 +85,7 @@ class MetricResult:
     """The value of a metric, its values by class if it has them, and a note for readers.
 
     interval: (low, high) for the value; None without a `BootstrapInterval`. intervals_by_class: the same by class.
+    Numbers of numpy and scalar tensors become floats.
     """
 
     value: float
@@ -92,6 +93,10 @@ class MetricResult:
     note: str = ""
     interval: tuple[float, float] | None = None
     intervals_by_class: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", float(self.value))
+        object.__setattr__(self, "by_class", {name: float(value) for name, value in self.by_class.items()})
 
     def __repr__(self) -> str:
         interval = "" if self.interval is None else " ({:.4g} to {:.4g})".format(*self.interval)

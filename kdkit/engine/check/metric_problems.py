@@ -16,7 +16,7 @@ from torch import Tensor
 from kdkit.data.labels import without_ignored
 from kdkit.errors import KdkitError
 from kdkit.losses.base import BuildContext
-from kdkit.metrics.base import Metric, PositionReducing, Predictions
+from kdkit.metrics.base import Metric, MetricResult, PositionReducing, Predictions
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.recipe.recipe import Recipe
 
@@ -121,9 +121,11 @@ def _problem(metric: Metric, predict: Callable[[], Predictions]) -> str | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # these predictions may be degenerate, real ones need not be
             predictions = predict()
-            metric.fit(predictions).compute(predictions)
+            result = metric.fit(predictions).compute(predictions)
     except Exception as error:  # a user-defined metric may raise anything
         return str(error) if isinstance(error, KdkitError) else f"{type(error).__name__}: {error}"
+    if not isinstance(result, MetricResult):
+        return f"compute must return MetricResult(value=...); it returned a {type(result).__name__}"
     return None
 
 

@@ -170,7 +170,7 @@ class NoRunFolder(RunFolder):
         return NoStageFolder()
 
     def save_metrics(self, *_: object) -> None:
-        """Do nothing. A user-defined metric may have values that JSON does not support."""
+        """Do nothing."""
 
 
 def can_resume(path: Path) -> bool:

@@ -12,9 +12,10 @@ from torch.utils.data import TensorDataset
 import kdkit
 from kdkit import Data, MetricResult, Net, Recipe, Split, Stage, TorchData, Truth
 from kdkit.engine.display.tables import metrics_table
-from kdkit.engine.storage.finished_run import read_samples
+from kdkit.engine.storage.finished_run import read_metrics, read_samples
 from kdkit.engine.storage.predictions import read_predictions
 from kdkit.metrics import Accuracy, BootstrapInterval, Brier, MacroAUROC, MacroF1
+from kdkit.metrics.base import WithoutThresholds
 from kdkit.plugins.events import RunEnded
 from tests.helpers.stages import Small, samples, training, truth
 
@@ -59,6 +60,27 @@ def test_the_epoch_with_the_smallest_value_of_an_error_is_kept(monitor):
     assert kept[-1] == int(np.argmin(values))
     assert all(values[epoch] == min(values[: epoch + 1]) for epoch in kept)
     assert kept[0] == 0  # the first epoch is always the best so far
+
+
+class Mean(WithoutThresholds):
+    """A metric whose values are those of a library."""
+
+    name = "mean"
+
+    def __init__(self, library):
+        self.library = library
+
+    def compute(self, test):
+        value = self.library(test.outputs).mean()
+        return MetricResult(value=value, by_class={"a": value})
+
+
+@pytest.mark.parametrize("library", [np.float64, np.float32, torch.from_numpy])
+def test_a_metric_may_return_numbers_of_numpy_and_torch(library, tmp_path):
+    result = kdkit.run(lambda: single((Mean(library),)), out=tmp_path / "run", measure=False)
+    metric = read_metrics(tmp_path / "run").results["student"]["mean"]
+    assert metric == result.metrics["student"]["mean"]
+    assert {type(number) for number in (metric.value, metric.by_class["a"])} == {float}
 
 
 def test_an_interval_is_computed_at_the_end_and_not_in_each_epoch(monkeypatch):

@@ -677,6 +677,20 @@ class Shapes(WithoutThresholds):
         return MetricResult(value=0.0)
 
 
+class Number(WithoutThresholds):
+    """A metric that returns a plain number."""
+
+    name = "number"
+
+    def compute(self, test):
+        return 0.5
+
+
+def test_a_metric_that_returns_a_number_is_a_problem():
+    recipe = replace(one_stage(tiny_net("student"), plain_goal()), metrics=(Number(),))
+    assert "compute must return MetricResult(value=...); it returned a float" in only_problem(recipe)
+
+
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
 def test_metrics_are_tried_on_a_few_samples_of_many_classes(task):
     labels = torch.arange(4) if task == "multiclass" else torch.eye(4, 5000)

@@ -393,7 +393,7 @@ def test_a_rank_that_does_not_write_leaves_no_file(tmp_path):
 def test_a_run_without_a_folder_gathers_no_state_and_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run, no_json = NoRunFolder(), np.float32(0.5)
-    run.save_metrics("test", {"student": {"mine": MetricResult(value=no_json)}})
+    run.save_metrics("test", {"student": {"mine": MetricResult(value=0.5)}})
     stage = run.stage(0, "net")
     stage.save_checkpoint(1, lambda: pytest.fail("a state may take long to gather"), ended({"epoch": 0}))
     stage.finish({"value": no_json})
