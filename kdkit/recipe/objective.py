@@ -159,7 +159,7 @@ class Weighted:
 
     def weight(self, progress: float) -> float:
         """Return the product of the factors. progress: the position in the stage, in [0, 1]."""
-        return math.prod(float(factor(progress)) if callable(factor) else factor for factor in self.factors)
+        return math.prod(float(factor(progress) if callable(factor) else factor) for factor in self.factors)
 
     @property
     def is_constant(self) -> bool:
@@ -198,7 +198,7 @@ AnyObjective = Objective | Term | Literal[0]  # 0 because type checkers regard i
 
 def describe_factor(factor: Factor) -> str:
     """Return a factor as written in a recipe."""
-    return f"{factor:g}" if isinstance(factor, float | int) else describe_loss(factor)
+    return describe_loss(factor) if callable(factor) else f"{float(factor):g}"
 
 
 def as_objective(objective: AnyObjective) -> Objective:

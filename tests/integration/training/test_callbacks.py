@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch.optim import SGD
 
 import kdkit
+from kdkit import Optimizer
 from kdkit.loggers import CsvLogger
 from tests.helpers.callbacks import PressCtrlC, Recorder
-from tests.helpers.stages import Small, assert_same_results, data, epoch_terms, three, training, truth
+from tests.helpers.stages import Small, assert_same_results, data, epoch_terms, one_stage, three, training, truth
 
 
 def run_losses(callbacks=()):
@@ -217,6 +220,17 @@ def test_the_start_of_a_run_has_what_a_logger_records():
     assert all(isinstance(value, str | int | float | bool) for value in event.settings.values())
     assert all(count > 0 for count in event.parameters.values())
     assert set(event.versions) == {"kdkit", "torch", "python"}
+
+
+def test_numbers_of_numpy_and_torch_are_numbers_of_python_in_events():
+    recorder, number = Recorder(), np.float32(0.5)
+    objective, optimizer = number * truth(), Optimizer(SGD, lr=torch.tensor(0.5))
+    kdkit.run(one_stage(None, objective, max_grad_norm=number, optimizer=optimizer, epochs=1), callbacks=[recorder])
+    settings = recorder.runs[0].settings
+    numbers = [settings["student/max_grad_norm"], settings["student/learning_rate"]]
+    numbers += [event.weights["truth"] for event in (*recorder.stages, *recorder.epochs)]
+    assert [(type(number), number) for number in numbers] == [(float, 0.5)] * 4
+    assert repr(objective).startswith("0.5 * Truth")
 
 
 def test_the_start_of_a_run_of_the_command_line_has_the_options_of_the_recipe(kdkit_here, tmp_path):
