@@ -1,13 +1,17 @@
 """Add a baseline without distillation to a recipe: the same student, trained on the labels only."""
 
 import copy
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
 from kdkit.errors import RecipeError, first_line
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Match, Objective, Truth, Weighted, describe_factor
+from kdkit.recipe.optim import Named, Optimizer
 from kdkit.recipe.recipe import Recipe, Stage, weighted_terms
 
 _SUFFIX = "-alone"
@@ -75,14 +79,15 @@ def _stages_alone(student: Net[Any], stages: Sequence[Stage]) -> list[Stage]:
     """Return the stages that train a copy of a student on its labels only."""
     trained = [stage for stage in stages if student in stage.objectives]
     labels = {stage.name: _label_terms(stage.objectives[student]) for stage in trained}
+    balancings = {stage.name: stage.training.balancing for stage in trained}
     if not labels[stages[-1].name]:
         raise RecipeError(
             f"net {student.name!r} has no baseline: in stage {stages[-1].name!r} it learns only from teachers; add a "
             "Truth term with a weight above 0, or run without the baseline"
         )
     try:
-        # Copied together, so that taps of the label terms refer to the copied network.
-        module, copied = copy.deepcopy((student.network, labels))
+        # Copied together, so that taps of the label terms, and the layer of GradNorm, refer to the copied network.
+        module, copied, balancings = copy.deepcopy((student.network, labels, balancings))
     except Exception as error:  # a user-defined module may hold objects that cannot be copied
         raise RecipeError(
             f"net {student.name!r} cannot be copied, but its baseline is a copy; do not store computed tensors, files "
@@ -94,12 +99,44 @@ def _stages_alone(student: Net[Any], stages: Sequence[Stage]) -> list[Stage]:
         replace(
             stage,
             objectives={alone: _alone(Objective(copied[stage.name]), stage.objectives[student])},
+            training=replace(
+                stage.training,
+                optimizer=_optimizer_of_copy(stage.training.optimizer, student, alone),
+                balancing=balancings[stage.name],
+            ),
             name=alone.name if stage is stages[-1] else f"{alone.name}-{stage.name}",
             baseline_of=stage.name,
         )
         for stage in trained
         if copied[stage.name]
     ]
+
+
+def _optimizer_of_copy(optimizer: Optimizer, student: Net[Any], alone: Net[Any]) -> Optimizer:
+    """Return the optimizer with groups for a copy of a student, which are those of the student.
+
+    Its function gets the names and parameters of the student, which it may also have from elsewhere.
+    """
+    groups = optimizer.groups
+    if groups is None:
+        return optimizer
+
+    @functools.wraps(groups)  # its name is recorded
+    def of_copy(named: Named) -> list[dict[str, Any]]:
+        originals = dict(student.network.named_parameters())
+        copies: dict[nn.Parameter, nn.Parameter] = {}
+        listed = []
+        for name, parameter in named:
+            net, _, path = name.partition(".")
+            original = originals[path] if net == alone.name else parameter
+            copies[original] = parameter
+            listed.append((f"{student.name}.{path}" if net == alone.name else name, original))
+        return [
+            {**group, "params": [copies.get(parameter, parameter) for parameter in group["params"]]}
+            for group in groups(listed)
+        ]
+
+    return Optimizer(optimizer.make, groups=of_copy, **optimizer.options)
 
 
 def _alone(labels: Objective, distilled: Objective) -> Objective:

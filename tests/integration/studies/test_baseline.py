@@ -1,6 +1,7 @@
 """A run with a baseline: the matched student without distillation."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from kdkit import LinearRamp, Match, Net, Optimizer, Peer, Recipe, Stage, Traini
 from kdkit.errors import CheckError, RecipeError
 from kdkit.losses import SoftTargets
 from kdkit.nets.taps import Tap
+from kdkit.recipe.balancing import GradNorm
 from kdkit.recipe.baseline import with_baselines
 from tests.helpers.callbacks import KillAfterEpoch, killed_and_resumed
 from tests.helpers.command_line import ROOT
@@ -83,6 +85,42 @@ def test_a_match_without_any_information_makes_no_difference(ramp):
     distilled, alone = (result.nets[name].network.state_dict() for name in ("student", "student-alone"))
     for key, value in distilled.items():
         torch.testing.assert_close(value, alone[key], msg=key)
+
+
+def by_name(_module):
+    def groups(named):
+        named = list(named)
+        body = [parameter for name, parameter in named if name.startswith("student.body.")]
+        rest = [parameter for name, parameter in named if not name.startswith("student.body.")]
+        return [{"params": body, "lr": 0.0}, {"params": rest}]
+
+    return groups
+
+
+def by_module(module):
+    return lambda _named: [{"params": module.body.parameters(), "lr": 0.0}, {"params": module.head.parameters()}]
+
+
+@pytest.mark.parametrize("groups", [by_name, by_module])
+def test_a_baseline_has_the_parameter_groups_of_its_student(groups):
+    recipe = distillation()
+    (student,) = recipe.stages[-1].objectives
+    before = [weight.detach().clone() for weight in student.network.parameters()]
+    options = training(optimizer=Optimizer(torch.optim.SGD, lr=0.1, groups=groups(student.network)))
+    recipe = recipe.with_stages([*recipe.stages[:-1], replace(recipe.stages[-1], training=options)])
+    result = kdkit.run(recipe, baseline=True)
+    for net in (student, result.nets["student-alone"]):
+        pairs = zip(net.network.parameters(), before, strict=True)
+        assert [torch.equal(*pair) for pair in pairs] == [True, True, False, False]  # of the body, and of the head
+
+
+def test_a_baseline_is_balanced_at_the_layer_of_its_copy():
+    recipe = distillation()
+    (student,) = recipe.stages[-1].objectives
+    options = training(balancing=GradNorm(layer=student.module.head))
+    recipe = recipe.with_stages([*recipe.stages[:-1], replace(recipe.stages[-1], training=options)])
+    (alone,) = (stage := with_baselines(recipe).stages[-1]).objectives
+    assert stage.training.balancing.layer is alone.module.head
 
 
 def test_labels_of_a_baseline_weigh_at_least_1_together():
