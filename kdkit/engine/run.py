@@ -13,7 +13,7 @@ from torch import nn
 from kdkit.data.device_data import DeviceData
 from kdkit.engine.callbacks import Callbacks
 from kdkit.engine.check.check import check
-from kdkit.engine.check.stage_problems import require_compilable
+from kdkit.engine.check.stage_problems import require_compilable, require_storable
 from kdkit.engine.display.console import progress_display
 from kdkit.engine.distributed.data_parallel import require_divisible
 from kdkit.engine.distributed.process_group import joined, rank_device, restarted
@@ -181,6 +181,8 @@ class PreparedRun:
         require_divisible(recipe.data, [stage.training.batch_size for stage in recipe.stages])
         if options.compile:
             require_compilable(recipe.stages)
+        if options.out is not None:
+            require_storable(recipe.stages)
         device_data = DeviceData(
             device,
             share=options.device_data,

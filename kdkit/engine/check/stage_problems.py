@@ -7,16 +7,19 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kdkit.engine.stage.terms import uses_labels
-from kdkit.errors import KdkitError, RecipeError
+from kdkit.engine.storage.nested_state import flatten
+from kdkit.errors import KdkitError, RecipeError, RunFolderError
 from kdkit.losses.base import BuildContext, accepts_unknown, describe_loss, extra_kwargs_of, requirements_of
 from kdkit.losses.chunked import Chunked
 from kdkit.losses.positions import PerPosition, PerToken
 from kdkit.nets.net import Net
 from kdkit.nets.taps import HeadTap
 from kdkit.recipe.objective import Match, Term, Truth, taps_of
+from kdkit.recipe.optim import Scheduler
 from kdkit.recipe.recipe import Stage, weighted_terms
 from kdkit.teachers.base import OnlineTeacher
 from kdkit.teachers.ema import Ema
@@ -199,19 +202,24 @@ def _outputs_left_out(stage: Stage, _context: BuildContext) -> Iterator[str]:
 
 def _optimizer_problems(stage: Stage) -> Iterator[str]:
     """Create the optimizer and its schedule, so that wrong options of a later stage are found before the run."""
+    try:
+        _optimizer_and_schedule(stage)
+    except KdkitError as error:
+        yield str(error)
+
+
+def _optimizer_and_schedule(stage: Stage) -> tuple[Optimizer, Scheduler | None]:
+    """Return the optimizer of the networks of a stage, and its schedule."""
     training = stage.training
-    named = [
+    optimizer = training.optimizer.build(
         (f"{net.name}.{path}", parameter)
         for net in stage.objectives
         for path, parameter in net.network.named_parameters()
         if parameter.requires_grad
-    ]
-    try:
-        optimizer = training.optimizer.build(named)
-        if training.lr_schedule is not None:
-            training.lr_schedule.build(optimizer, epochs=training.epochs, updates=training.epochs)
-    except KdkitError as error:
-        yield str(error)
+    )
+    if training.lr_schedule is None:
+        return optimizer, None
+    return optimizer, training.lr_schedule.build(optimizer, epochs=training.epochs, updates=training.epochs)
 
 
 def _terms(stage: Stage) -> list[tuple[Net[Any], Term]]:
@@ -240,6 +248,21 @@ def storage_problems(stage: Stage) -> Iterator[str]:
                 yield (
                     f"net {net.name!r} has {key!r}, a {type(value).__name__}, which a run folder cannot store; {advice}"
                 )
+
+
+def require_storable(stages: Iterable[Stage]) -> None:
+    """Raise RecipeError if a checkpoint cannot hold the state of an optimizer or of its learning rate schedule."""
+    for stage in stages:
+        optimizer, scheduler = _optimizer_and_schedule(stage)
+        if scheduler is not None and not hasattr(scheduler, "state_dict"):
+            raise RecipeError(
+                f"stage {stage.name!r}: the learning rate schedule, a {type(scheduler).__name__}, needs the methods "
+                "state_dict() and load_state_dict(state) for the checkpoints of a run folder; or run without a folder"
+            )
+        try:
+            flatten({"optimizer": optimizer.state_dict(), "lr_scheduler": scheduler and scheduler.state_dict()})
+        except RunFolderError as error:
+            raise RecipeError(f"stage {stage.name!r}: {error}, or run without a folder") from error
 
 
 def require_compilable(stages: Iterable[Stage]) -> None:

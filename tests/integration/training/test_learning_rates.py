@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import (
     CyclicLR,
     ExponentialLR,
     LinearLR,
+    LRScheduler,
     MultiStepLR,
     OneCycleLR,
     ReduceLROnPlateau,
@@ -24,7 +25,7 @@ from torch.utils.data import TensorDataset
 
 import kdkit
 from kdkit import KdkitError, LRSchedule, Net, Optimizer, Recipe, Sequential, Stage, TorchData, Truth
-from kdkit.errors import CheckError
+from kdkit.errors import CheckError, RecipeError
 from kdkit.metrics import MSE, Accuracy
 from tests.helpers.callbacks import KillAfterEpoch, Recorder, kill_run
 from tests.helpers.stages import Small, assert_same_results, data, one_stage, same, three, training, truth
@@ -197,3 +198,41 @@ def test_options_of_the_last_stage_are_refused_before_the_first_one_runs():
     with pytest.raises(CheckError, match=r"stage 'two'.*learning rate"):
         kdkit.run(recipe, device="cpu", callbacks=[recorder])
     assert not recorder.runs
+
+
+class Stateless:
+    """A schedule that does nothing."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+
+    def step(self) -> None:
+        pass
+
+
+class Falling(LRScheduler):
+    """A schedule that holds a function, which is then part of its state."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.factor = lambda epoch: 0.9**epoch
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[Any]:
+        return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (Stateless, r"a Stateless, needs the methods state_dict\(\) and load_state_dict"),
+        (Falling, r"tensors and plain values only, but lr_scheduler\.factor is a builtins\.function"),
+    ],
+)
+def test_a_schedule_whose_state_cannot_be_stored_is_refused_before_a_run_with_a_folder(schedule, message, tmp_path):
+    def recipe() -> Recipe:
+        return one_stage(epochs=1, lr_schedule=LRSchedule(schedule))
+
+    with pytest.raises(RecipeError, match=f"stage 'student': .*{message}.* or run without a folder"):
+        kdkit.run(recipe, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    kdkit.run(recipe)
