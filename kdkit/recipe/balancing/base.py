@@ -33,7 +33,7 @@ class TrainedParameters:
     def vector(self, value: float) -> Tensor:
         """Return a tensor with this value for each term, (terms,), on the device of the networks."""
         first = self.students[0]
-        dtype = torch.promote_types(first.dtype, torch.float32)  # half precision is too coarse for factors
+        dtype = torch.promote_types(first.dtype.to_real(), torch.float32)  # half precision is too coarse for factors
         return torch.full((len(self.labels),), value, device=first.device, dtype=dtype)
 
 

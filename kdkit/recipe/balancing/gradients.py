@@ -33,19 +33,27 @@ def jacobian(terms: Sequence[Tensor], parameters: Sequence[nn.Parameter], *, ret
 
 
 def stack_gradients(gradients: Sequence[Gradients], parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Return gradients as rows, (terms, elements of the parameters), averaged over the ranks; zeros for None."""
+    """Return gradients as rows, (terms, elements of the parameters), averaged over the ranks; zeros for None.
+
+    A complex element has two columns, its real and its imaginary part.
+    """
     dtype = torch.float32
     for parameter in parameters:
-        dtype = torch.promote_types(dtype, parameter.dtype)
-    size = sum(parameter.numel() for parameter in parameters)
+        dtype = torch.promote_types(dtype, parameter.dtype.to_real())
+    size = sum(as_real(parameter).numel() for parameter in parameters)
     matrix = parameters[0].new_empty((len(gradients), size), dtype=dtype, requires_grad=False)
     for row, term_gradients in zip(matrix, gradients, strict=True):
         parts = [
-            (torch.zeros_like(parameter) if gradient is None else gradient).reshape(-1)
+            as_real(torch.zeros_like(parameter) if gradient is None else gradient).reshape(-1)
             for gradient, parameter in zip(term_gradients, parameters, strict=True)
         ]
         torch.cat(parts, out=row)
     return all_reduce_mean(matrix)
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """Return a tensor of real numbers; a complex one gets a last dimension of its real and imaginary part."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def inner_products(jacobian: Tensor) -> Tensor:

@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdkit.recipe.balancing.base import Balancer, Balancing, Scale, TrainedParameters, WeightedSum, contributing_terms
-from kdkit.recipe.balancing.gradients import Gradients, inner_products, separate_gradients, stack_gradients
+from kdkit.recipe.balancing.gradients import (
+    Gradients,
+    as_real,
+    inner_products,
+    separate_gradients,
+    stack_gradients,
+)
 from kdkit.utils.collectives import all_reduce_mean, is_distributed
 from kdkit.utils.validation import validate_share
 
@@ -109,9 +115,12 @@ class Surgery(Balancer):
         matrix = stack_gradients(selected, parameters)  # (terms, elements of the shared parameters)
         coefficients = self.coefficients(inner_products(matrix))
         combined = matrix.mul_(coefficients.to(matrix)[:, None]).sum(0)
-        sizes = [parameter.numel() for parameter in parameters]
+        sizes = [as_real(parameter).numel() for parameter in parameters]
         for parameter, gradient in zip(parameters, torch.split(combined, sizes), strict=True):
-            _add(parameter, gradient.view_as(parameter).to(parameter.dtype))
+            gradient = gradient.view_as(as_real(parameter))
+            if parameter.is_complex():
+                gradient = torch.complex(*gradient.unbind(-1))
+            _add(parameter, gradient.to(parameter.dtype))
 
 
 class Projection(Surgery):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kdkit import RecipeError
-from kdkit.recipe.balancing import CAGrad, PCGrad, TrainedParameters, WeightedSum
+from kdkit.recipe.balancing import CAGrad, GradNorm, PCGrad, TrainedParameters, UncertaintyWeighting, WeightedSum
 from kdkit.recipe.balancing.surgery import solve_dual
 from tests.helpers.balancing import linear, numbers, ones, plain, trained, vectors
 
@@ -251,3 +251,26 @@ def test_gradients_do_not_share_memory(balancing):
         parameter.grad.add_(1)
         for later, expected in zip(parameters[index + 1 :], before[index + 1 :], strict=True):
             assert torch.equal(later.grad, expected)
+
+
+# Complex parameters
+
+
+@pytest.mark.parametrize("balancing", [PCGrad(), CAGrad(), GradNorm(), UncertaintyWeighting()])
+def test_complex_parameters_are_balanced_as_their_real_and_imaginary_parts(balancing):
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(2, 8, 4, generator=generator, dtype=torch.complex64)
+    start = torch.randn(4, 2, generator=generator)
+    gradients = []
+    for parameter in (nn.Parameter(start.clone()), nn.Parameter(torch.view_as_complex(start.clone()))):
+        torch.manual_seed(0)
+        scale = nn.Parameter(torch.ones(()))
+        balancer = balancing.build(TrainedParameters(labels=("near", "far"), nets=((scale, parameter),)))
+        weights = parameter if parameter.is_complex() else torch.view_as_complex(parameter)
+        for _ in range(2):  # GradNorm changes its factors after the first step
+            outputs = inputs * weights * scale
+            terms = {"near": (outputs - targets).abs().square().mean(), "far": outputs.real.mean()}
+            balancer(terms, {"near": 1.0, "far": 2.0}, plain)
+        gradient = parameter.grad
+        gradients.append(torch.view_as_real(gradient) if gradient.is_complex() else gradient)
+    torch.testing.assert_close(*gradients)
