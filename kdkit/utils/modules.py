@@ -187,4 +187,15 @@ def copy_state(module: nn.Module) -> dict[str, Tensor]:
 def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load a state dict with plain keys, such as that of `copy_state`."""
     keys = plain_keys(module)
-    module.load_state_dict({keys.get(plain, plain): value for plain, value in state.items()})
+    load_state_dict(module, {keys.get(plain, plain): value for plain, value in state.items()})
+
+
+def load_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state dict. Buffers that a forward pass has assigned or resized get the shapes that they have in it."""
+    device = next((parameter.device for parameter in module.parameters()), None)
+    for path, submodule in module.named_modules():
+        for name, buffer in submodule._buffers.items():
+            value = state.get(f"{path}.{name}" if path else name)
+            if isinstance(value, Tensor) and (buffer is None or buffer.shape != value.shape):
+                submodule._buffers[name] = torch.empty_like(value, device=device)
+    module.load_state_dict(state)

@@ -19,6 +19,7 @@ from kdkit.recipe.balancing.base import Balancer, TrainedParameters
 from kdkit.recipe.optim import Scheduler
 from kdkit.recipe.training import Training
 from kdkit.teachers.base import observers
+from kdkit.utils.modules import load_state_dict
 
 
 class TrainState:
@@ -186,7 +187,7 @@ class TrainState:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a saved state."""
-        self.module.load_state_dict(state["module"])
+        load_state_dict(self.module, state["module"])
         for name, session in self.sessions.items():
             session.load_state_dict(state["sessions"][name])
         self.optimizer.load_state_dict(state["optimizer"])

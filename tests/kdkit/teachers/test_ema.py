@@ -7,7 +7,9 @@ from torch import nn
 from kdkit import AverageWeights, Ema, Match, Net, Recipe, RecipeError, Stage, Tap, check, run
 from kdkit.losses import Hint, SoftTargets
 from kdkit.teachers import open_teacher
+from tests.helpers.callbacks import KillAfterEpoch, kill_run
 from tests.helpers.open_stages import CONTEXT, TRAINING, batch_of, hidden_taps, problems_of
+from tests.helpers.stages import assert_same_results
 from tests.helpers.tiny import hooks_of, one_stage, plain_goal, tiny_data, tiny_net
 
 
@@ -66,11 +68,18 @@ class SizedByData(nn.Module):
         return outputs
 
 
-def test_a_buffer_that_the_first_pass_resizes_is_trained_and_averaged(tmp_path):
-    student = Net("student", SizedByData())
-    objective = plain_goal() + Match(Ema(student), SoftTargets())
-    run(one_stage(student, objective, ema=AverageWeights(decay=0.5)), out=tmp_path / "run", progress=False)
-    assert student.module.ranges.shape == (3,)
+def test_a_buffer_that_the_first_pass_resizes_is_trained_averaged_and_resumed(tmp_path):
+    def recipe():
+        student = Net("student", SizedByData())
+        objective = plain_goal() + Match(Ema(student), SoftTargets())
+        return one_stage(student, objective, epochs=3, ema=AverageWeights(decay=0.5))
+
+    options = {"out": tmp_path / "run", "progress": False}
+    whole = run(recipe, progress=False)
+    assert whole.student.module.ranges.shape == (3,)
+    kill_run(recipe, tmp_path / "run", KillAfterEpoch(1), progress=False)
+    for _ in range(2):  # from a checkpoint, and from the weights of the finished stage
+        assert_same_results(whole, run(recipe, **options, resume=True))
 
 
 def test_a_buffer_that_the_first_pass_assigns_is_not_averaged():
