@@ -16,6 +16,7 @@ from kdkit.nets.weights import load_weights
 from kdkit.recipe.recipe import Recipe, as_recipe, nets_of
 from kdkit.utils.devices import default_modes
 from kdkit.utils.randomness import exclusive_rng_state, seed_everything
+from kdkit.utils.seeds import SeedPurpose, derive_seed
 from kdkit.utils.user_paths import user_path
 
 
@@ -48,6 +49,8 @@ def evaluate(
     loader = DeviceData(device, share=0.0, draws=data.draws, passes=1)
     predictor = Predictor(data, loader, options.precision, recipe.metrics)
     batch_size = recipe.stages[-1].training.batch_size
+    # If data or the network draw random numbers, they are those of the run.
+    seed_everything(derive_seed(options.seed, nets_of(recipe.stages).index(chosen), SeedPurpose.EVALUATION, 0))
     with explain_out_of_memory(recipe.stages[-1], data.validation, options, device, trains=False):
         predictions = predictor.predict_splits(chosen, batch_size=batch_size)
     return compute_metrics(recipe.metrics, *predictions)

@@ -1,6 +1,7 @@
 """`kdkit evaluate` gives the metrics of the run that wrote the weights, and of weights from elsewhere."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ from torch import nn
 from torch.utils.data import random_split
 
 import kdkit
-from kdkit import Net, Recipe, RecipeError, TorchData
+from kdkit import Match, Net, Recipe, RecipeError, TorchData
+from kdkit.losses import SoftTargets
+from kdkit.metrics import CrossEntropy
 from tests.helpers.tiny import Mlp, one_stage, plain_goal, samples, tiny_data
 
 RECIPE = """
@@ -63,6 +66,26 @@ def test_a_recipe_that_splits_its_data_at_random_is_evaluated_on_the_test_split_
     assert {name: result.value for name, result in again.items()} == {
         name: result.value for name, result in metrics.items()
     }
+
+
+class Noisy(Mlp):
+    """A network that draws random numbers, also in eval mode."""
+
+    def forward(self, inputs):
+        return super().forward(inputs + torch.randn_like(inputs))
+
+
+def test_a_network_that_draws_random_numbers_is_evaluated_with_those_of_the_run(tmp_path):
+    def recipe():
+        teacher, student = Net("teacher", Mlp(), trained=True), Net("student", Noisy())
+        objective = plain_goal() + Match(teacher, SoftTargets())
+        return replace(one_stage(student, objective), metrics=(CrossEntropy(),))
+
+    metrics = kdkit.run(recipe, device="cpu", seed=1, out=tmp_path / "run", measure=False).metrics["student"]
+    options = kdkit.RunOptions(device="cpu", seed=1)
+    for make in (recipe, recipe()):
+        again = kdkit.evaluate(make, tmp_path / "run", options=options)
+        assert again["cross_entropy"].value == metrics["cross_entropy"].value
 
 
 def test_weights_of_another_program_are_evaluated_in_python(tmp_path):
