@@ -33,7 +33,8 @@ def count_of(term: BoundTerm, context: BuildContext) -> Count | Literal["sum", "
         return "sum"
     if _is_unknown(term, context):
         return "samples"
-    selects = isinstance(loss, Masked | PerPosition | PerToken | IgnoreUnknown | SampleWeighted)
+    selects = isinstance(loss, Masked | PerPosition | PerToken | SampleWeighted)
+    selects = selects or (of_labels and isinstance(loss, IgnoreUnknown))
     selects = selects or term.rows is not None or (term.alignment is not None and term.alignment.drops_samples)
     has_weights = _is_cross_entropy(loss) and option_of(loss, "weight") is not None
     varies = bool(term.ignored) or context.position_dims > 0 or has_weights
@@ -60,13 +61,22 @@ class _TermCount:
         loss: Any = self.loss
         if isinstance(loss, Masked):
             return loss.masks_of(batch.inputs, pairs=loss.of_pairs)[0].sum()
-        is_merged = self.term.rows is not None or self.term.ignore_index is not None
-        ignored = (*(self.term.ignored if is_merged else ()), option_of(loss, "ignore_index"))
-        counts, labels = self._selected(batch.labels, tuple(label for label in ignored if label is not None))
+        counts = self._counts(batch.labels)
         if isinstance(loss, SampleWeighted) and batch.weights is not None:
-            weights = batch.weights.view(-1, *(1 for _ in counts.shape[1:]))  # (batch, 1, ...)
-            return (weights * counts * _class_weights(loss.loss, labels, counts)).sum()
-        return (counts * _class_weights(loss, labels, counts)).sum()
+            counts = batch.weights.view(-1, *(1 for _ in counts.shape[1:])) * counts  # (batch, 1, ...)
+        return counts.sum()
+
+    def _counts(self, labels: Tensor) -> Tensor:
+        """Return the weight of each entry in the mean, without the weights of samples."""
+        loss: Any = self.loss
+        if isinstance(loss, SampleWeighted):
+            if self.term.target is not None:  # it compares all samples with a teacher, whatever their labels
+                return torch.ones_like(labels)
+            loss = loss.loss
+        is_merged = self.term.rows is not None or self.term.ignore_index is not None
+        ignored = (*(self.term.ignored if is_merged else ()), option_of(self.loss, "ignore_index"))
+        counts, labels = self._selected(labels, tuple(label for label in ignored if label is not None))
+        return counts * _class_weights(loss, labels, counts)
 
     def _selected(self, labels: Tensor, ignored: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Return a boolean mask of the entries that the loss takes, and the labels as indices of shared classes."""

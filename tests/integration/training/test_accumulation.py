@@ -126,6 +126,13 @@ CASES = {
         {"unknown": -1},
         None,
     ),
+    "weights of a match": (
+        LINEAR,
+        matched(TEACHER, SampleWeighted(nn.MSELoss())),
+        (INPUTS, UNKNOWN, WEIGHTS),
+        {"unknown": -1},
+        None,
+    ),
     "a missing class": (nn.Linear(8, 2), cross_entropy(weight=VECTOR[:2]), (INPUTS, LABELS), {}, ("c", "a")),
     "tokens": (TAGGER, cross_entropy(), (TEXTS, TOKENS), {}, None),
     "matched tokens": (TAGGER, matched(TUTOR, SoftTargets()), (TEXTS, TOKENS), {}, None),
