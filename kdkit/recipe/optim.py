@@ -112,7 +112,7 @@ class Optimizer:
                 _refuse_misspelt_option(group, optimizer.defaults)
                 group["lr"] = group["lr"] * group.get("lr_scale", 1)
             return optimizer
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AssertionError) as error:  # timm asserts that CUDA and packages are available
             is_muon = "Muon only supports 2D" in str(error)
             advice = "; timm's Optimizer('muon') updates the others as AdamW does" if is_muon else ""
             raise RecipeError(f"{self} cannot be created: {error}{advice}") from error

@@ -20,6 +20,7 @@ from kdkit.utils.sealed import DTYPES
 _DICTS: dict[type, str] = {dict: "dict", defaultdict: "dict", OrderedDict: "ordered", Counter: "counter"}
 _SEQUENCES: dict[type, str] = {tuple: "tuple", torch.Size: "tuple", set: "set", frozenset: "frozenset"}
 _PLAIN = (bool, int, str, type(None))
+_DTYPES = {str(dtype): dtype for dtype in (*DTYPES, torch.complex128)}
 _ARRAYS = [np.dtype(code) for code in "?BHILbhilefdF"]  # dtypes that safetensors supports: numbers of 1 to 8 bytes
 
 
@@ -57,6 +58,8 @@ def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
             return [encode(item, f"{path}.{index}") for index, item in enumerate(value)]
         if kind in _SEQUENCES:
             return {_SEQUENCES[kind]: encode(list(value), path)}
+        if kind is torch.dtype and str(value) in _DTYPES:  # an option of some optimizers
+            return {"torch_dtype": str(value)}
         if kind is bytes:
             return {"bytes": base64.b64encode(value).decode()}
         if kind is complex:
@@ -103,6 +106,7 @@ def unflatten(tensors: Mapping[str, Tensor], encoded: Any) -> Any:
         "tuple": lambda items: tuple(unflatten(tensors, items)),
         "set": lambda items: set(unflatten(tensors, items)),
         "frozenset": lambda items: frozenset(unflatten(tensors, items)),
+        "torch_dtype": _DTYPES.__getitem__,
         "bytes": base64.b64decode,
         "complex": lambda parts: complex(*unflatten(tensors, parts)),
         "numpy": numpy,

@@ -548,3 +548,11 @@ def test_a_patience_that_has_no_meaning_is_refused(options, message):
 def test_an_optimizer_of_torch_instead_of_its_class_is_refused():
     with pytest.raises(RecipeError, match=r"Optimizer takes a class, such as .*; got an instance of Adam"):
         Optimizer(torch.optim.Adam(nn.Linear(2, 2).parameters()))
+
+
+def test_an_optimizer_that_asserts_what_it_needs_is_a_recipe_error():
+    def fused(parameters):
+        raise AssertionError("CUDA required for APEX optimizers")  # as in timm
+
+    with pytest.raises(RecipeError, match=r"Optimizer\(fused\) cannot be created: CUDA required"):
+        Optimizer(fused).build([("weight", nn.Parameter(torch.zeros(1)))])

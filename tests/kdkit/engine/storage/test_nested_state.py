@@ -50,6 +50,7 @@ PLAIN = st.one_of(
     st.text(),
     st.binary(),
     st.complex_numbers(),
+    st.sampled_from([torch.bfloat16, torch.int64]),
 )
 KEYS = st.one_of(st.text(), st.integers(), st.booleans(), st.none(), st.tuples(st.integers(), st.text()))
 TENSORS = st.lists(st.floats(width=32, allow_nan=False), max_size=4).map(torch.tensor)
@@ -175,7 +176,6 @@ class Number(int):
         np.array(["text"]),
         np.ones(2, np.longdouble),
         torch.device("cpu"),
-        torch.float32,
         torch.eye(2).to_sparse(),
         np.ones(2, np.complex128),
         range(3),
@@ -192,3 +192,5 @@ def test_a_value_of_an_unknown_kind_is_refused():
     for encoded in ({"module": "os"}, {}, {"x": [1]}):
         with pytest.raises(ValueError, match="unknown kind"):
             unflatten({}, encoded)
+    with pytest.raises(KeyError):
+        unflatten({}, {"torch_dtype": "load"})
