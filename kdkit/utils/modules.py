@@ -191,11 +191,17 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def load_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load a state dict. Buffers that a forward pass has assigned or resized get the shapes that they have in it."""
+    """Load a state dict. Buffers that a forward pass has assigned or resized get the shapes that they have in it.
+
+    Raises ValueError in one line if it does not fit.
+    """
     device = next((parameter.device for parameter in module.parameters()), None)
     for path, submodule in module.named_modules():
         for name, buffer in submodule._buffers.items():
             value = state.get(f"{path}.{name}" if path else name)
             if isinstance(value, Tensor) and (buffer is None or buffer.shape != value.shape):
                 submodule._buffers[name] = torch.empty_like(value, device=device)
-    module.load_state_dict(state)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:  # its first line does not name the keys
+        raise ValueError(" ".join(str(error).split())) from error

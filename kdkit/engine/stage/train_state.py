@@ -186,11 +186,15 @@ class TrainState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a saved state."""
+        """Restore a saved state. Raises ValueError if it is that of another optimizer or schedule."""
         load_state_dict(self.module, state["module"])
         for name, session in self.sessions.items():
             session.load_state_dict(state["sessions"][name])
+        options = {option for group in self.optimizer.param_groups for option in group}
         self.optimizer.load_state_dict(state["optimizer"])
+        missing = options.difference(*self.optimizer.param_groups)
+        if missing:  # a run was forced to resume with another optimizer or schedule
+            raise ValueError(f"its optimizer has no {min(missing)!r}, so the optimizer or its schedule is another one")
         if self.lr_scheduler is not None:
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         if self.scaler is not None:

@@ -16,7 +16,7 @@ class RunningMeans:
 
     def __init__(self) -> None:
         self._pending: list[tuple[list[Tensor], float]] = []
-        self._labels: tuple[str, ...] = ()
+        self.labels: tuple[str, ...] = ()  # empty before the first step
         self._totals: list[float] = []
         self._samples = 0.0
         self.steps = 0
@@ -26,7 +26,7 @@ class RunningMeans:
     def add(self, terms: Mapping[str, Tensor], samples: float) -> None:
         """Add the detached scalar terms of a step. With several ranks, each adds those of its own part."""
         self.steps += 1
-        self._labels = self._labels or tuple(terms)
+        self.labels = self.labels or tuple(terms)
         self._pending.append(([*terms.values()], samples))
         if len(self._pending) == self._FLUSH:
             self._flush()
@@ -35,12 +35,12 @@ class RunningMeans:
         """Return the mean of each label over all ranks, reduced on `device`. Empty if nothing was added."""
         self._flush()
         *totals, samples = all_reduce_sum([*self._totals, self._samples], device)
-        return {label: total / samples for label, total in zip(self._labels, totals, strict=True)}
+        return {label: total / samples for label, total in zip(self.labels, totals, strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state. Pending values are not added to the totals, which would change the rounding."""
         return {
-            "labels": self._labels,
+            "labels": self.labels,
             "totals": [*self._totals],
             "samples": self._samples,
             "steps": self.steps,
@@ -51,7 +51,7 @@ class RunningMeans:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a saved state."""
-        self._labels = state["labels"]
+        self.labels = state["labels"]
         self._totals = [*state["totals"]]
         self._samples, self.steps, self.not_finite = state["samples"], state["steps"], state["not_finite"]
         counts = state["pending_samples"]
@@ -64,7 +64,7 @@ class RunningMeans:
             means = RunningMeans()
             means.load_state_dict(state)
             means._flush()
-            self._labels, self.steps = means._labels, means.steps
+            self.labels, self.steps = means.labels, means.steps
             totals = self._totals or [0.0] * len(means._totals)
             self._totals = [total + share * more for total, more in zip(totals, means._totals, strict=True)]
             self._samples += share * means._samples

@@ -50,6 +50,9 @@ class StageCheckpoints:
             progress.best = BestCheckpoint(**checkpoint["best"])
             if checkpoint["position"] is not None:
                 progress.position = EpochPosition.from_state(checkpoint["position"])
+                labels = progress.position.means.labels
+                if labels and labels != tuple(term.label for term in self.state.module.terms):
+                    raise ValueError(f"its terms are {', '.join(labels)}")
             progress.cache_entries = checkpoint["teacher_cache"]
         notices = [notice, self.batches.load_state_dict(checkpoint["stream"])]
         # The run may have been killed before it deleted the oldest weights, or after it saved those of an epoch that is

@@ -56,7 +56,8 @@ class StageTrainer:
         if self.folder.finished:
             _, self.progress.history = self.folder.load_finished()
             self.progress.best.weights = {net.name: self.folder.load_weights(net.name) for net in self.stage.objectives}
-            self._load_best()
+            with self.folder.reading(self.folder.path):  # a run may be forced to resume with other networks
+                self._load_best()
             return
         try:
             with located(self._describe_location, self.ctx.options.out):

@@ -13,12 +13,15 @@ from textwrap import dedent
 
 import pytest
 from torch import nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import OneCycleLR
 
 import kdkit
-from kdkit import CosineRamp, LinearRamp, Match, Tap, TorchData
+from kdkit import CosineRamp, LinearRamp, LRSchedule, Match, Optimizer, Tap, TorchData, Truth
 from kdkit.errors import RunFolderError
 from kdkit.losses import SoftTargets
 from kdkit.metrics import F1, Accuracy
+from tests.helpers.callbacks import KillAtStep, kill_run
 from tests.helpers.crash import require_same_results, results
 from tests.helpers.processes import ForkedPython, wait_until
 from tests.helpers.stages import last_checkpoint, three, training
@@ -236,6 +239,39 @@ def test_a_run_from_python_with_a_changed_objective_or_monitored_metric_is_not_r
             kdkit.run(recipe(**changes), **options, resume=True)
     # Other metrics are computed again at the end of a resumed run.
     assert {*kdkit.run(recipe(metrics=[Accuracy]), **options, resume=True).metrics["student"]} == {"accuracy"}
+
+
+@pytest.mark.filterwarnings("ignore:the changes do not apply to all of")
+def test_a_finished_stage_of_another_network_is_explained(tmp_path):
+    def recipe(hidden):
+        return one_stage(tiny_net("student", hidden=hidden), plain_goal())
+
+    kdkit.run(lambda: recipe(4), out=tmp_path / "run")
+    with pytest.raises(RunFolderError, match=r"size mismatch for hidden\.weight.*; delete the folder .*1-student"):
+        kdkit.run(lambda: recipe(5), out=tmp_path / "run", resume=True, force=True)
+
+
+@pytest.mark.filterwarnings("ignore:the changes do not apply to all of")
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (
+            {"optimizer": Optimizer(SGD, lr=0.1)},
+            {},
+            "its optimizer has no 'betas', so the optimizer or its schedule is",
+        ),
+        ({}, {"lr_schedule": LRSchedule(OneCycleLR, max_lr=0.1)}, "its optimizer has no 'base_momentum'"),
+        ({"terms": 2}, {"terms": 1}, "its terms are first, second"),
+    ],
+)
+def test_a_run_that_is_forced_to_resume_with_other_parts_is_explained(before, after, message, tmp_path):
+    def recipe(terms=1, **training):
+        labels = [Truth(nn.CrossEntropyLoss(), label=label) for label in ("first", "second")]
+        return one_stage(tiny_net("student"), sum(labels[:terms]), **training)
+
+    kill_run(lambda: recipe(**before), tmp_path / "run", KillAtStep(0, batch=1), checkpoint_every=1)
+    with pytest.raises(RunFolderError, match=f"{message}.*; delete the folder .*1-student to train this stage again"):
+        kdkit.run(lambda: recipe(**after), out=tmp_path / "run", resume=True, force=True)
 
 
 def test_a_run_with_another_training_sample_in_the_middle_is_not_resumed(tmp_path):
