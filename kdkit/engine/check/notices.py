@@ -15,6 +15,7 @@ from kdkit.engine.check.output_problems import feature_teachers
 from kdkit.engine.check.probabilities import kind_of_probabilities, takes_logits
 from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.engine.stage.terms import BoundTerm
+from kdkit.engine.stage.train_state import build_balancer, optimized_parameters
 from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.errors import DataError
 from kdkit.losses.base import describe_loss, is_of_kdkit, is_per_position, loss_name
@@ -63,6 +64,7 @@ def run_notices(facts: Facts, data: Data) -> Iterator[str]:
         _metrics_of_copied_labels,
         _initial_weights_in_average,
         _learning_rate,
+        _empty_groups,
         _untrained_nets,
         _half_precision_weights,
     ):
@@ -248,6 +250,20 @@ def _learning_rate(facts: Facts, _data: Data) -> Iterator[str]:
     optimizer = facts.stage.training.optimizer
     if optimizer.options.get("lr") == 0 and optimizer.groups is None:
         yield f"stage {facts.stage.name!r} has a learning rate of 0, so nothing is trained"
+
+
+def _empty_groups(facts: Facts, _data: Data) -> Iterator[str]:
+    """Yield a notice if a parameter group is empty, for example because its function looks for other names."""
+    training = facts.stage.training
+    if training.optimizer.groups is None or facts.stage.baseline_of:  # a baseline lacks the losses of its student
+        return
+    named = optimized_parameters(facts.module, build_balancer(training, facts.module))
+    sizes = [len(group["params"]) for group in training.optimizer.build(named).param_groups]
+    if 0 in sizes:
+        yield (
+            f"stage {facts.stage.name!r}: parameter group {sizes.index(0) + 1} of {len(sizes)} of its optimizer is "
+            f"empty; the names of parameters begin with the name of their net, such as {named[0][0]!r}"
+        )
 
 
 def _untrained_nets(facts: Facts, _data: Data) -> Iterator[str]:

@@ -299,6 +299,18 @@ def test_a_learning_rate_of_zero_is_noticed():
     assert check(recipe).notices == ("stage 'student' has a learning rate of 0, so nothing is trained",)
 
 
+def test_an_empty_parameter_group_is_noticed():
+    def groups(named):
+        named = list(named)
+        head = [parameter for name, parameter in named if name.startswith("head.")]  # without the name of the net
+        return [{"params": head, "lr": 1.0}, {"params": [parameter for _, parameter in named]}]
+
+    recipe = one_stage(tiny_net("student"), plain_goal(), optimizer=Optimizer(torch.optim.SGD, lr=0.1, groups=groups))
+    (notice,) = check(recipe).notices
+    assert "parameter group 1 of 2 of its optimizer is empty; the names" in notice
+    assert "such as 'student.hidden.weight'" in notice
+
+
 @pytest.mark.parametrize(("dtype", "share"), [(torch.bfloat16, "1/256"), (torch.float16, "1/2048")])
 def test_trained_weights_in_half_precision_are_noticed(dtype, share):
     module = nn.Sequential(nn.Linear(4, 8, dtype=dtype), nn.Linear(8, 3, dtype=dtype))
