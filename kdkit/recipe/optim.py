@@ -239,6 +239,8 @@ class LRSchedule:
         parameters = parameters_by_name(self.make)
         lengths = [parameters[name] for name in _LENGTHS if name in parameters]
         options = {option.name: length for option in lengths if option.default in (option.empty, None)} | self.options
+        if "epochs" in self.options and "total_steps" not in self.options:  # OneCycleLR would ignore its epochs
+            options.pop("total_steps", None)
         if self.make in (SequentialLR, ChainedScheduler) and "schedulers" in options:
             options["schedulers"] = self._build_parts(options["schedulers"], optimizer, length)
         make: Callable[..., Any] = self.make

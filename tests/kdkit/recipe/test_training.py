@@ -381,6 +381,7 @@ def test_invalid_schedules_are_refused(make, options, message):
         (LRSchedule(lambda optimizer: ReduceLROnPlateau(optimizer)), "instead of a function"),
         (LRSchedule(OneCycleLR, max_lr=1.0, total_steps=3), "it ends after 3 steps, but this stage has 4"),
         (LRSchedule(OneCycleLR, max_lr=1.0, total_steps=7, interval="update"), "after 7 steps, but this stage has 8"),
+        (LRSchedule(OneCycleLR, max_lr=1.0, epochs=3, steps_per_epoch=1), "after 3 steps, but this stage has 4"),
     ],
 )
 def test_schedules_that_cannot_be_built_for_a_stage_are_recipe_errors(schedule, message):
