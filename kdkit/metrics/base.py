@@ -85,7 +85,7 @@ class MetricResult:
     """The value of a metric, its values by class if it has them, and a note for readers.
 
     interval: (low, high) for the value; None without a `BootstrapInterval`. intervals_by_class: the same by class.
-    Numbers of numpy and scalar tensors become floats.
+    Numbers of numpy and scalar tensors become floats, and the names of classes become strings.
     """
 
     value: float
@@ -96,7 +96,7 @@ class MetricResult:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value", float(self.value))
-        object.__setattr__(self, "by_class", {name: float(value) for name, value in self.by_class.items()})
+        object.__setattr__(self, "by_class", {str(name): float(value) for name, value in self.by_class.items()})
 
     def __repr__(self) -> str:
         interval = "" if self.interval is None else " ({:.4g} to {:.4g})".format(*self.interval)

@@ -72,7 +72,7 @@ class Mean(WithoutThresholds):
 
     def compute(self, test):
         value = self.library(test.outputs).mean()
-        return MetricResult(value=value, by_class={"a": value})
+        return MetricResult(value=value, by_class=dict.fromkeys(np.unique(test.labels), value))
 
 
 @pytest.mark.parametrize("library", [np.float64, np.float32, torch.from_numpy])
@@ -80,7 +80,8 @@ def test_a_metric_may_return_numbers_of_numpy_and_torch(library, tmp_path):
     result = kdkit.run(lambda: single((Mean(library),)), out=tmp_path / "run", measure=False)
     metric = read_metrics(tmp_path / "run").results["student"]["mean"]
     assert metric == result.metrics["student"]["mean"]
-    assert {type(number) for number in (metric.value, metric.by_class["a"])} == {float}
+    assert {type(number) for number in (metric.value, *metric.by_class.values())} == {float}
+    assert [*metric.by_class] == ["0", "1", "2"]
 
 
 def test_an_interval_is_computed_at_the_end_and_not_in_each_epoch(monkeypatch):
