@@ -1,5 +1,6 @@
 """Evaluate the networks at the end of a run: predict both splits, and compute and save the metrics."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from kdkit.engine.failures.user_errors import located
 from kdkit.engine.predict import Predictor, compute_metrics
 from kdkit.engine.run_context import RunContext
 from kdkit.engine.storage.run_folder import RunFolder
+from kdkit.errors import RunFolderError, first_line
 from kdkit.metrics.base import Metric, MetricResult, Predictions, is_better
 from kdkit.metrics.likelihood import hardest_samples
 from kdkit.metrics.paired import SplitPredictions
@@ -91,9 +93,17 @@ class RunEvaluation:
         row_of = {number: row for row, number in enumerate(split.ids.tolist())}
         ids = predictions.ids[hardest_samples(predictions, _REPORTED_SAMPLES)]
         rows = torch.tensor([row_of[number] for number in ids.tolist()], dtype=torch.long)
-        tensors = split.report_tensors(rows) if len(rows) else {}
-        if tensors:
-            self.folder.save_samples(split.ids[rows], tensors, split.report_names(rows))
+        try:
+            tensors = split.report_tensors(rows) if len(rows) else {}
+            if tensors:
+                self.folder.save_samples(split.ids[rows], tensors, split.report_names(rows))
+        except RunFolderError:
+            raise
+        except Exception as error:  # user-defined data may raise anything, and a report can do without the samples
+            warnings.warn(
+                f"the samples for the report could not be saved: {type(error).__name__}: {first_line(error)}",
+                stacklevel=2,
+            )
 
 
 def _note_weak_teachers(

@@ -50,6 +50,13 @@ def test_the_samples_of_a_report_are_the_hardest_ones_with_a_label(tmp_path, mon
     assert saved["labels"].tolist() == predictions.labels[order].tolist()
 
 
+def test_samples_that_cannot_be_read_for_a_report_do_not_end_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(Split, "report_tensors", lambda split, rows: 1 / 0)
+    with pytest.warns(UserWarning, match="the samples for the report could not be saved: ZeroDivisionError: division"):
+        kdkit.run(lambda: single((Accuracy(),), epochs=1), out=tmp_path / "run", measure=False)
+    assert read_samples(tmp_path / "run") == ({}, ())
+
+
 @pytest.mark.parametrize("monitor", [None, "brier"])
 def test_the_epoch_with_the_smallest_value_of_an_error_is_kept(monitor):
     metrics = (Brier(), Accuracy()) if monitor is None else (Accuracy(), Brier())  # the first is the default
