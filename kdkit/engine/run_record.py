@@ -142,11 +142,14 @@ def settings_of(plan: Plan, options: RunOptions) -> dict[str, str | int | float 
     }
     for stage in plan.stages:
         training = stage.training
-        # These may be numbers of numpy or tensors.
-        numbers = {"max_grad_norm": training.max_grad_norm, "learning_rate": training.optimizer.options.get("lr")}
+        numbers: dict[str, Any] = {
+            "max_grad_norm": training.max_grad_norm,
+            "learning_rate": training.optimizer.options.get("lr"),
+        }
         values = {
             **{name: getattr(training, name) for name in ("epochs", "batch_size", "accumulate_steps")},
-            **{name: float(number) for name, number in numbers.items() if number is not None},
+            # They may be numbers of numpy or tensors.
+            **{name: number.item() if hasattr(number, "item") else number for name, number in numbers.items()},
             "optimizer": str(training.optimizer),
             "lr_schedule": None if training.lr_schedule is None else str(training.lr_schedule),
         }

@@ -254,13 +254,17 @@ def require_storable(stages: Iterable[Stage]) -> None:
     """Raise RecipeError if a checkpoint cannot hold the state of an optimizer or of its learning rate schedule."""
     for stage in stages:
         optimizer, scheduler = _optimizer_and_schedule(stage)
-        if scheduler is not None and not hasattr(scheduler, "state_dict"):
-            raise RecipeError(
-                f"stage {stage.name!r}: the learning rate schedule, a {type(scheduler).__name__}, needs the methods "
-                "state_dict() and load_state_dict(state) for the checkpoints of a run folder; or run without a folder"
-            )
+        states: dict[str, Any] = {"optimizer": optimizer.state_dict()}
+        if scheduler is not None:
+            if not hasattr(scheduler, "state_dict"):
+                raise RecipeError(
+                    f"stage {stage.name!r}: the learning rate schedule, a {type(scheduler).__name__}, needs the "
+                    "methods state_dict() and load_state_dict(state) for the checkpoints of a run folder; or run "
+                    "without a folder"
+                )
+            states["lr_scheduler"] = scheduler.state_dict()
         try:
-            flatten({"optimizer": optimizer.state_dict(), "lr_scheduler": scheduler and scheduler.state_dict()})
+            flatten(states)
         except RunFolderError as error:
             raise RecipeError(f"stage {stage.name!r}: {error}, or run without a folder") from error
 
