@@ -121,6 +121,10 @@ class TermCheck:
         is_column = labels is not None and labels.ndim == 1 and labels.is_floating_point()
         if labels is not None and is_column and self.first.ndim > 1 and bool((labels.round() == labels).all()):
             return "; labels that are floats are numbers (regression); if they are classes, make them integers: .long()"
+        has_classes = labels is not None and not labels.is_floating_point() and self.first.ndim == labels.ndim + 1 > 2
+        if labels is not None and has_classes and self.first.shape[2:] != labels.shape[1:]:
+            resize = f"nn.functional.interpolate(outputs, {tuple(labels.shape[1:])})"
+            return f"; resize them to the positions of the labels, Tap(..., element=lambda outputs: {resize})"
         if isinstance(error, IndexError) and self.first.ndim == 1:
             return f"; {ONE_OUTPUT}"
         are_features = self.teacher is not None and any(taps_of(self.term.weighted.term.student))
