@@ -99,6 +99,14 @@ def test_metrics_of_saved_predictions_and_the_table_of_classes_are_those_of_the_
     assert str(int((labels == 0).sum())) in table.out
 
 
+def test_masks_with_a_last_dimension_of_one_are_refused_with_the_remedy():
+    inputs, labels = images().tensors
+    rows = torch.utils.data.TensorDataset(inputs, labels[..., None])
+    data = TorchData(rows, rows, classes=CLASSES)
+    problem = problems(recipe_of(Truth(cross_entropy()), Net("student", segmenter()), data))
+    assert problem.endswith("; masks (height, width, 1) need labels.squeeze(-1) in the data")
+
+
 def test_an_auxiliary_head_of_a_lower_resolution_is_resized_by_its_tap():
     class Deep(nn.Sequential):
         def __init__(self):
