@@ -99,6 +99,17 @@ def test_metrics_of_saved_predictions_and_the_table_of_classes_are_those_of_the_
     assert str(int((labels == 0).sum())) in table.out
 
 
+def test_one_output_for_two_classes_is_refused_with_the_labels_that_it_takes():
+    inputs, labels = images(void=False).tensors
+    indices = torch.utils.data.TensorDataset(inputs, (labels > 0).long())
+    objective = Truth(nn.BCEWithLogitsLoss())
+    refused = recipe_of(objective, Net("student", segmenter(1)), TorchData(indices, indices))
+    advice = "; labels for one output are floats (samples, 1, *positions), and TorchData(..., classes=1)"
+    assert problems(refused).endswith(advice)
+    floats = torch.utils.data.TensorDataset(inputs, (labels > 0).float().unsqueeze(1))
+    assert not problems(recipe_of(objective, Net("student", segmenter(1)), TorchData(floats, floats, classes=1)))
+
+
 def test_masks_with_a_last_dimension_of_one_are_refused_with_the_remedy():
     inputs, labels = images().tensors
     rows = torch.utils.data.TensorDataset(inputs, labels[..., None])
