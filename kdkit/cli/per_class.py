@@ -23,11 +23,12 @@ def table_of(rows: tuple[ClassRow, ...], title: str, width: int) -> Table:
     table.pad_edge = not is_narrow
     table.add_column("class", overflow="fold")
     splits = ("train", "valid", "test", "thr.") if is_narrow else ("train", "validation", "test", "threshold")
-    for heading in (*splits, *FIGURES):
+    figures = [name for name in FIGURES if any(name in row.figures for row in rows)]
+    for heading in (*splits, *figures):
         table.add_column("prec." if heading == "precision" and is_narrow else heading, justify="right", no_wrap=True)
     for row in rows:
         counts = ["-" if count is None else f"{count:,}" for count in row.positives.values()]
-        metrics = [_figure(row, name, width) if name in row.figures else "-" for name in FIGURES]
+        metrics = [_figure(row, name, width) if name in row.figures else "-" for name in figures]
         table.add_row(escape(row.name), *counts, _probability(row.threshold), *metrics)
     return table
 

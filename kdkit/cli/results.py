@@ -26,7 +26,8 @@ def classes(folder: Path, net: str | None, resamples: int) -> None:
         kdkit classes runs/first --net student
 
     The table has the positives in each split, the threshold with the best F1 on the validation split, and precision,
-    recall, F1, AUROC and AUPRC with 95 % intervals. It includes classes without positives.
+    recall, F1, AUROC and AUPRC with 95 % intervals; for pixels and tokens, the intersection over union instead of the
+    last two. It includes classes without positives.
     """
     from kdkit.cli.per_class import table_of
     from kdkit.engine.storage.finished_run import read_class_table, read_metrics

@@ -179,6 +179,8 @@ def _require_columns(labels: Iterable[SplitLabels], classes: int) -> None:
     for split in labels:
         if split.rows.ndim > 1 and split.columns != classes:
             advice = ", or class indices of shape (samples,): labels.squeeze(1)" if split.columns == 1 else ""
+            if classes == 1 and split.rows.ndim > 2:
+                advice = "; for one class of pixels or tokens, that is (samples, 1, *positions): labels.unsqueeze(1)"
             if split.columns > 1 and split.may_have_positions:
                 advice = "; if they are classes of positions, such as tokens, pass task='multiclass'"
             raise DataError(

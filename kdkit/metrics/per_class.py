@@ -13,7 +13,7 @@ from kdkit.metrics.ranking import MacroAUPRC, MacroAUROC
 from kdkit.metrics.resampling import CountedMetric, Counts, Resampled, unit_counts
 from kdkit.metrics.thresholds import BestF1, Thresholds
 
-FIGURES = ("precision", "recall", "f1", "auroc", "auprc")
+FIGURES = ("precision", "recall", "f1", "iou", "auroc", "auprc")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,15 +52,16 @@ def class_table(
 ) -> tuple[ClassRow, ...]:
     """Return a row for each class, computed on the test split, or on the validation split if there is no test split.
 
-    A class without positives also has a row, but no figures. With labels per position, there is no AUROC and no AUPRC.
+    A class without positives also has a row, but no figures. With labels per position, there is the intersection over
+    union instead of AUROC and AUPRC.
     thresholds_by: chooses thresholds on the validation split; by default, to maximize the F1 of each class. Intervals
     have a level of 95 %.
     """
     validation, test = report.splits
     has_thresholds = validation.labels.ndim > 1 and not validation.per_position
     thresholds = (thresholds_by or BestF1()).choose(validation) if has_thresholds else None
-    # The first three figures depend on thresholds.
-    metrics: dict[str, Metric] = {name: _ThresholdMetric(name, thresholds) for name in FIGURES[:3]}
+    names = ("precision", "recall", "f1", "iou") if test.per_position else ("precision", "recall", "f1")
+    metrics: dict[str, Metric] = {name: _ThresholdMetric(name, thresholds) for name in names}
     if not test.per_position:  # these rank logits, but per position only decisions are stored
         metrics |= {"auroc": MacroAUROC(), "auprc": MacroAUPRC()}
     results = {name: BootstrapInterval(metric, resamples=resamples).compute(test) for name, metric in metrics.items()}
@@ -85,7 +86,7 @@ def class_table(
 
 @dataclass(frozen=True, slots=True)
 class _ThresholdMetric(CountedMetric):
-    """Precision, recall or F1 of each class, at fixed thresholds."""
+    """Precision, recall, F1 or intersection over union of each class, at fixed thresholds."""
 
     name: str
     thresholds: tuple[float, ...] | None
@@ -96,6 +97,7 @@ class _ThresholdMetric(CountedMetric):
             "precision": (hits, predicted),
             "recall": (hits, positives),
             "f1": (2 * hits, predicted + positives),
+            "iou": (hits, predicted + positives - hits),
         }[self.name]
         by_class = np.where(positives > 0, ratio(part, whole), np.nan)  # undefined without positives, like F1
         return Resampled(mean_over_classes(by_class), by_class)

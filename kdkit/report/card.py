@@ -74,7 +74,6 @@ def card_of(run: ReportedRun) -> str:
 def metadata_of(run: ReportedRun) -> dict[str, Any]:
     """Return the metadata of a card, as the hub reads it."""
     results = {name: result for name, result in run.metrics.results[run.student].items() if math.isfinite(result.value)}
-    task = str(run.record.get("task"))
     # Networks that were trained before the run are teachers, unless a student continues its training.
     excluded = {*run.students, *run.baselines.values()}
     names = [name for net, name in mapping(run.record, "hub_names").items() if net not in excluded]
@@ -96,15 +95,22 @@ def metadata_of(run: ReportedRun) -> dict[str, Any]:
     ]
     if metrics:
         entry = {
-            "task": {
-                "type": "regression" if task == "regression" else "classification",
-                "name": printable(_TASKS.get(task, task)),
-            },
+            "task": _task_of(run),
             "dataset": {"name": _UNKNOWN, "type": _UNKNOWN, "split": run.metrics.reported_on},
             "metrics": metrics,
         }
         metadata["model-index"] = [{"name": printable(f"{run.name}/{run.student}"), "results": [entry]}]
     return metadata
+
+
+def _task_of(run: ReportedRun) -> dict[str, str]:
+    """Return the task of the student, by the names of the hub."""
+    task, split = str(run.record.get("task")), run.split(run.student)
+    has_images = split is not None and split.test.per_position and split.test.labels.ndim == 3  # a class per pixel
+    if task == "multiclass" and has_images:
+        return {"type": "image-segmentation", "name": "semantic segmentation"}
+    kind = "regression" if task == "regression" else "classification"
+    return {"type": kind, "name": printable(_TASKS.get(task, task))}
 
 
 def _method(run: ReportedRun) -> Iterator[str]:

@@ -88,7 +88,6 @@ class Estimator:
         for net in running.values():
             if net not in self._counts:
                 self._counts[net] = multiply_adds(net, batch)
-        open_stage.module.open_taps.clear()  # the counted pass left its features there
         counts = {name: self._counts[net] for name, net in running.items()}
         return StageEstimate(
             multiply_adds={name: count for name, count in counts.items() if count is not None},

@@ -122,6 +122,10 @@ def _columns_problem(net: Net[Any], output: Tensor, labels: Tensor, context: Bui
             "ignore_index"
         )
     advice = _class_advice(net, output, context)
+    if positions and positions[-1] == 1 and output.shape[1:] == (len(classes), *positions[:-1]):
+        advice = "; masks (height, width, 1) need labels.squeeze(-1) in the data"
+    if positions and len(classes) == 2 and output.shape[1:] == (1, *positions):
+        advice = "; labels for one output are floats (samples, 1, *positions), and TorchData(..., classes=1)"
     if labels.ndim > 1 and not positions and output.ndim > 2:
         advice = "; if the labels are classes of positions, pass TorchData(..., task='multiclass')"
     if output.ndim == 1:

@@ -118,15 +118,32 @@ class TermCheck:
         if isinstance(self.teacher, Teachers) and not isinstance(loss, PerTeacher):
             return f"; Teachers(...) returns a tuple; PerTeacher({self.loss}) applies the loss to each element"
         labels = None if self.teacher is not None else as_tuple(self.target)[0]
-        is_column = labels is not None and labels.ndim == 1 and labels.is_floating_point()
-        if labels is not None and is_column and self.first.ndim > 1 and bool((labels.round() == labels).all()):
-            return "; labels that are floats are numbers (regression); if they are classes, make them integers: .long()"
+        if labels is not None and self.first.ndim == labels.ndim + 1:
+            advice = self._advice_for_classes(labels)
+            if advice:
+                return advice
         if isinstance(error, IndexError) and self.first.ndim == 1:
             return f"; {ONE_OUTPUT}"
         are_features = self.teacher is not None and any(taps_of(self.term.weighted.term.student))
         if are_features and self.first.shape != as_tuple(self.target)[0].shape:
             return self._heads_advice() or "; kdkit.losses.Hint() maps features to the shape of the other side"
         return self._heads_advice()
+
+    def _advice_for_classes(self, labels: Tensor) -> str:
+        """Return advice for labels (batch, *positions) that do not fit outputs (batch, classes, *positions), or ""."""
+        if labels.is_floating_point():
+            is_class = bool((labels.round() == labels).all())
+            advice = (
+                "; labels that are floats are numbers (regression); if they are classes, make them integers: .long()"
+            )
+            return advice if is_class else ""
+        if self.first.shape[2:] != labels.shape[1:]:
+            resize = f"nn.functional.interpolate(outputs, {tuple(labels.shape[1:])})"
+            return f"; resize them to the positions of the labels, Tap(..., element=lambda outputs: {resize})"
+        without = labels[(labels < 0) | (labels >= self.first.shape[1])]
+        if len(without):
+            return f"; the label {int(without[0])} means that there is none: leave these positions out in the loss"
+        return ""
 
     def _heads_advice(self) -> str:
         """Return advice for attention maps of different numbers of heads; "" for other sides."""

@@ -51,6 +51,6 @@ class LabelledRows:
         if len(positions) > 1:
             raise RecipeError(
                 f"its sides {' '.join(str(tuple(side.shape)) for side in sides)} and the labels "
-                f"{tuple(inputs.labels.shape)} have different positions; in the network, resize the outputs, for "
-                "example with nn.functional.interpolate, or select the tokens to compare"
+                f"{tuple(inputs.labels.shape)} have different positions; resize the outputs, for example with "
+                "nn.functional.interpolate in the network or in Tap(..., element=...), or select the tokens to compare"
             )

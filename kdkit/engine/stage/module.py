@@ -116,7 +116,7 @@ def temporary_training(module: DistillationModule, buffers_of: Iterable[nn.Modul
         try:
             yield
         finally:
-            module.open_taps.clear()  # features keep the graph of the forward pass alive
+            module.open_taps.pause()  # features keep the graph of the forward pass alive
             for parameter, gradient in gradients:
                 parameter.grad = gradient
             for part, training in modes.items():

@@ -172,7 +172,7 @@ class CapturedStep(TrainingStep):
                 losses = self._compute(inputs, part)
                 values = torch.stack([*losses.values()])
         except Exception as error:  # user code may raise anything
-            self.open_stage.module.open_taps.clear()
+            self.open_stage.module.open_taps.pause()
             self._drop_gradients()
             python_state.restore()
             if "captur" in str(error):  # it cannot be captured, and torch draws no random numbers after it

@@ -49,7 +49,6 @@ class Monitor:
                 )
             # Thresholds are fitted and evaluated on the same split, because only the order of epochs matters here.
             values[net.name] = self.metric.fit(predictions).compute(predictions).value
-        state.module.open_taps.clear()  # if a run resumes at a validation, no step has cleared the features
         # Ranks have the same predictions, but must agree bit for bit on which epoch is best.
         return collectives.broadcast(values)
 

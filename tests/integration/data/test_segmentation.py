@@ -101,6 +101,49 @@ def test_metrics_of_saved_predictions_and_the_table_of_classes_are_those_of_the_
     assert str(int((labels == 0).sum())) in table.out
 
 
+def test_one_output_for_two_classes_is_refused_with_the_labels_that_it_takes():
+    inputs, labels = images(void=False).tensors
+    indices = torch.utils.data.TensorDataset(inputs, (labels > 0).long())
+    objective = Truth(nn.BCEWithLogitsLoss())
+    refused = recipe_of(objective, Net("student", segmenter(1)), TorchData(indices, indices))
+    advice = "; labels for one output are floats (samples, 1, *positions), and TorchData(..., classes=1)"
+    assert problems(refused).endswith(advice)
+    floats = torch.utils.data.TensorDataset(inputs, (labels > 0).float().unsqueeze(1))
+    assert not problems(recipe_of(objective, Net("student", segmenter(1)), TorchData(floats, floats, classes=1)))
+
+
+def test_masks_with_a_last_dimension_of_one_are_refused_with_the_remedy():
+    inputs, labels = images().tensors
+    rows = torch.utils.data.TensorDataset(inputs, labels[..., None])
+    data = TorchData(rows, rows, classes=CLASSES)
+    problem = problems(recipe_of(Truth(cross_entropy()), Net("student", segmenter()), data))
+    assert problem.endswith("; masks (height, width, 1) need labels.squeeze(-1) in the data")
+
+
+def test_an_auxiliary_head_of_a_lower_resolution_is_resized_by_its_tap():
+    class Deep(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 1))
+            self.head = nn.Conv2d(4, 3, 2, stride=2)
+
+        def forward(self, inputs):
+            hidden = self[0](inputs)
+            self.head(hidden)
+            return self[1](hidden)
+
+    data = TorchData(images(), images(seed=1), classes=CLASSES)
+    student, loss = Net("student", Deep()), cross_entropy()
+    objective = Truth(loss) + Truth(loss, label="deep", student=Tap(student.module.head))
+    resize = "Tap(..., element=lambda outputs: nn.functional.interpolate(outputs, (8, 8)))"
+    assert problems(recipe_of(objective, student, data)).endswith(
+        f"; resize them to the positions of the labels, {resize}"
+    )
+    student = Net("student", Deep())
+    resized = Tap(student.module.head, element=lambda maps: nn.functional.interpolate(maps, (8, 8)))
+    objective = Truth(loss) + Truth(loss, label="deep", student=resized)
+    assert not problems(recipe_of(objective, student, data))
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -1,6 +1,7 @@
 """Networks that return a structure of tensors: which element is the output, a feature or a loss."""
 
 import functools
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -256,6 +257,26 @@ def test_an_element_is_not_taken_of_a_network_that_returns_a_single_tensor_in_ev
     torch.testing.assert_close(
         outputs(student, signals), student.module.head(signals.train.batch(torch.arange(ROWS), 0).inputs.mean(-1))
     )
+
+
+def test_a_run_with_an_auxiliary_head_in_training_is_resumed_in_its_validation(signals, tmp_path):
+    interrupts = [signal.SIGINT]
+
+    class Interrupted(OnlyInTraining):
+        def forward(self, inputs: Tensor) -> Any:
+            if interrupts and not self.training and len(inputs) > 4:  # the check has four samples
+                signal.raise_signal(interrupts.pop())
+            return super().forward(inputs)
+
+    def recipe() -> Recipe:
+        student = Net("student", Interrupted(), element=0)
+        objective = Truth(cross_entropy) + Truth(cross_entropy, label="aux", student=Tap(student.module, element=1))
+        return Recipe(data=signals, schedule=[Stage({student: objective}, Training(epochs=2, batch_size=8))])
+
+    with pytest.raises(KeyboardInterrupt):
+        kdkit.run(recipe, out=tmp_path / "run", device="cpu")
+    resumed = kdkit.run(recipe, out=tmp_path / "run", device="cpu", resume=True)
+    assert len(resumed.history["student"]) == 2
 
 
 def test_the_output_of_an_auxiliary_head_is_not_taken_from_the_only_output_of_a_teacher(signals):

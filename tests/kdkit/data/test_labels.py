@@ -154,7 +154,7 @@ def test_numbers_go_with_a_split_whose_numbers_happen_to_be_zero_and_one():
         (
             INDICES[:, None, None, None].expand(-1, 1, 4, 4),
             None,
-            r"int64 of shape \(samples, 1, 4, 4\); expected .* per position, .*: labels\.squeeze\(1\)",
+            r"\(samples, 1, 4, 4\); expected .*: labels\.squeeze\(1\), or, .* one output, floats: labels\.float\(\)",
         ),
         (SOFT[:, :2] / SOFT[:, :2].sum(1, keepdim=True), None, "3 classes; expected one column per class"),
     ],
@@ -168,6 +168,14 @@ def test_the_error_about_a_column_next_to_two_classes_names_both_shapes():
     binary = INDICES.clamp(max=1)[:, None]
     with pytest.raises(DataError, match=r"2 classes; .* or class indices of shape \(samples,\): labels\.squeeze\(1\)"):
         TorchData(visible(binary), visible(binary), classes=["no", "yes"])
+
+
+def test_the_error_about_masks_of_one_class_names_the_dimension_that_they_lack():
+    masks = visible((INPUTS[:, :, None] > 0).float().expand(-1, -1, 4))
+    with pytest.raises(
+        DataError, match=r"for one class of pixels .* \(samples, 1, \*positions\): labels.unsqueeze\(1\)"
+    ):
+        TorchData(masks, masks, classes=["object"])
 
 
 def test_the_error_about_integer_labels_and_one_output_names_the_labels_of_binary_cross_entropy():

@@ -13,7 +13,7 @@ from kdkit.cli.per_class import table_of
 from kdkit.engine.storage.finished_run import read_metrics, read_net_report
 from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.errors import RunFolderError
-from kdkit.metrics import FixedThresholds, MacroF1
+from kdkit.metrics import FixedThresholds, MacroF1, MeanIoU
 from kdkit.metrics.per_class import FIGURES, NetReport, class_table
 
 CLASSES = ("a", "b", "c")
@@ -97,6 +97,17 @@ def test_multiclass_has_no_thresholds():
     assert table[0].positives == {"train": None, "validation": 10, "test": None}
 
 
+def test_classes_of_positions_have_the_intersection_over_union_instead_of_ranks():
+    labels, decisions = np.array([[0, 0, 1, 1], [1, 2, -1, -1]]), np.array([[0, 1, 1, 1], [1, 2, 0, 0]])
+    pixels = Predictions(labels=labels, outputs=decisions, classes=CLASSES, per_position=True)
+    table = class_table(NetReport(validation=pixels, test=None, train=None), resamples=2)
+    expected = MeanIoU().compute(pixels).by_class
+    assert {row.name: row.figures["iou"] for row in table} == pytest.approx(dict(expected))
+    assert table[0].figures["iou"] == 1 / 2
+    headings = [str(column.header) for column in table_of(table, "net", width=200).columns]
+    assert headings[5:] == ["precision", "recall", "f1", "iou"]
+
+
 def test_the_predictions_of_a_net_are_read_from_its_run_folder(tmp_path):
     folder = RunFolder.create(tmp_path / "run", {"positives": {"a": 7}}, None)
     for stage, seed in ((1, 0), (9, 1), (10, 0)):  # the last stage of a net counts, and 10 is after 9
@@ -157,7 +168,7 @@ def test_the_printed_table_shows_a_dash_for_undefined_figures(rows):
     lines = {line.split()[1]: line for line in capture.get().splitlines() if line.startswith("│")}
     assert set(lines) == set(CLASSES)
     assert f"{rows[0].figures['auroc']:.2f} (" in lines["a"]
-    assert lines["c"].count(" - ") == len(FIGURES)
+    assert lines["c"].count(" - ") == len(rows[0].figures) == len(FIGURES) - 1  # no IoU
 
 
 def test_a_threshold_is_shown_as_a_probability_and_infinity_as_never():

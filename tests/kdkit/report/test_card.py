@@ -18,6 +18,7 @@ from kdkit.errors import KdkitError, RunFolderError
 from kdkit.losses import SoftTargets
 from kdkit.report.card import card_of, write_card
 from kdkit.report.runs import ReportedRun
+from tests.helpers.positions import CLASSES, VOID, images, recipe_of, segmenter
 from tests.helpers.reports import distillation, run, untaught, without_test_split
 from tests.helpers.tiny import tiny_data, tiny_net
 
@@ -127,6 +128,19 @@ class Pretrained(nn.Linear):
     def __init__(self, name):
         super().__init__(4, 3)
         self.config = type("Config", (), {"_name_or_path": name})()
+
+
+def test_the_task_of_a_network_with_a_class_per_pixel_is_segmentation(tmp_path):
+    objective = Truth(nn.CrossEntropyLoss(ignore_index=VOID))
+
+    def segmentation():
+        return recipe_of(
+            objective, Net("student", segmenter()), kdkit.TorchData(images(), images(seed=1), classes=CLASSES)
+        )
+
+    card = card_of(ReportedRun.read(run(tmp_path / "run", segmentation, device="cpu"), "run"))
+    (entry,) = metadata(card)["model-index"][0]["results"]
+    assert entry["task"] == {"type": "image-segmentation", "name": "semantic segmentation"}
 
 
 def test_the_base_model_is_the_teacher(tmp_path):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import kdkit
-from kdkit import Ema, Match, Net, Parallel, Peer, Recipe, Stage, Tap, TorchData, Training, check
+from kdkit import Ema, Match, Net, Parallel, Peer, Recipe, Stage, Tap, TorchData, Training, Truth, check
 from kdkit.cli.plan_svg import draw_plan
 from kdkit.engine.options import RunOptions
 from kdkit.losses import Hint, SoftTargets
@@ -48,6 +48,18 @@ def test_students_and_teachers_that_run_have_their_multiply_adds(options):
     (estimate,) = check(recipe, estimate=options).estimates
     # A peer does not run on its own, and an average is a copy of its network.
     assert estimate.multiply_adds == {"student": STUDENT, "other": TEACHER, Ema(student).name: STUDENT}
+
+
+def test_a_student_with_an_output_in_training_only_has_its_multiply_adds(options):
+    class Deep(nn.Linear):
+        def forward(self, inputs):
+            outputs = super().forward(inputs)
+            return (outputs, 2 * outputs) if self.training else outputs
+
+    student = Net("student", Deep(4, 3), element=0)
+    objective = plain_goal() + Truth(nn.CrossEntropyLoss(), label="deep", student=Tap(student.module, element=1))
+    (estimate,) = check(one_stage(student, objective), estimate=options).estimates
+    assert estimate.multiply_adds == {"student": 4 * 3}
 
 
 def test_the_time_of_an_epoch_is_estimated_from_its_steps(options):

@@ -109,6 +109,23 @@ def test_classes_that_are_floats_are_named_by_the_loss_that_does_not_fit():
         assert "labels that are floats are numbers (regression); if they are classes, make them integers" in problem
 
 
+def test_labels_of_positions_that_a_loss_cannot_take_are_explained():
+    def dice(student, labels):
+        return (student.softmax(1) * F.one_hot(labels, 3).movedim(-1, 1)).mean()
+
+    inputs, labels = torch.randn(8, 4, 6), torch.arange(48).reshape(8, 6) % 3
+    partly = torch.where(labels == 2, -100, labels)
+    cases = {
+        "the label -100 means that there is none": partly,
+        "if they are classes, make them integers": labels.float(),
+    }
+    for advice, rows in cases.items():
+        splits = [torch.utils.data.TensorDataset(inputs, rows)] * 2
+        data = TorchData(*splits, classes=3)
+        student = Net("student", nn.Conv1d(4, 3, 1))
+        assert advice in only_problem(one_stage(student, Truth(dice), data))
+
+
 def test_features_of_different_shapes_need_a_projector():
     teacher, student = tiny_net("teacher", hidden=7, trained=True), tiny_net("student", seed=1)
     taps = {"student": Tap(student.module.norm), "target": Tap(teacher.module.norm)}
