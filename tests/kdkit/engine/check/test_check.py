@@ -26,6 +26,7 @@ from kdkit import (
     model_loss,
     run,
 )
+from kdkit.engine.run_record import notices
 from kdkit.engine.storage.history import KEYS
 from kdkit.errors import CheckError, RecipeError
 from kdkit.losses import DKD, RKD, Hint, LogitMSE, Masked, SoftTargets
@@ -496,6 +497,15 @@ def test_a_teacher_of_features_with_the_classes_of_the_data_has_metrics():
     teacher, student = tiny_net("teacher", trained=True), tiny_net("student")
     objective = plain_goal() + Match(teacher, Hint(), **hidden_taps(student, teacher))
     assert not check(one_stage(student, objective)).feature_teachers
+
+
+def test_a_notice_says_why_a_teacher_of_other_numbers_has_no_metrics():
+    rows, teacher = samples("regression", 8), tiny_net("teacher", outputs=7, trained=True)
+    student = tiny_net("student", outputs=rows.tensors[1].shape[1])
+    stage = Stage({student: Truth(nn.MSELoss()) + Match(teacher, Hint())}, Training(epochs=1))
+    recipe = Recipe(data=TorchData(rows, rows), schedule=[stage])
+    (notice,) = (notice for notice in notices(recipe, check(recipe)) if "'teacher'" in notice)
+    assert notice.endswith("has no metrics: its outputs have the shape neither of those of a student nor of the labels")
 
 
 def test_a_net_with_a_wrong_number_of_outputs_for_its_classes_is_a_problem():
