@@ -616,6 +616,13 @@ def test_a_failure_names_the_keywords_of_the_inputs():
     assert "net 'student' fails for its inputs (words (4, 4), lengths (4, 2)): TypeError" in problem
 
 
+def test_texts_that_are_not_tokenized_are_a_problem_with_a_remedy():
+    rows = [("a text", row % 3) for row in range(6)]
+    problem = only_problem(one_stage(tiny_net("student"), plain_goal(), TorchData(rows, rows, classes=3)))
+    assert "net 'student' fails for its inputs (4 texts): TypeError" in problem
+    assert problem.endswith("; tokenize texts in the collate_fn of a DataLoader, or in a view: Net(..., view=...)")
+
+
 def test_a_teacher_that_fails_for_its_inputs_is_a_problem():
     teacher = Net("teacher", nn.Linear(9, 3), trained=True)
     problem = only_problem(one_stage(tiny_net("student"), Match(teacher, SoftTargets())))
