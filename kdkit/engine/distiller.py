@@ -24,8 +24,9 @@ from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.terms import uses_labels
 from kdkit.errors import CheckError, KdkitError, RecipeError
 from kdkit.losses.base import BuildContext
+from kdkit.losses.label_losses import IgnoreUnknown
 from kdkit.nets.net import Net, output_shape
-from kdkit.recipe.objective import AnyObjective
+from kdkit.recipe.objective import AnyObjective, Truth
 from kdkit.recipe.recipe import Stage
 from kdkit.recipe.training import Training
 from kdkit.teachers.base import OnlineTeacher, TeacherSession, observers
@@ -425,7 +426,8 @@ def _parts_of(example: object) -> tuple[Any, Tensor | None, Tensor | None]:
 def _opened(stage: Stage, context: BuildContext, batch: Batch) -> OpenStage:
     """Check a stage, open it on the device of a batch, and warn of its notices. Raises CheckError with all problems."""
     (student,) = stage.objectives
-    problems = [*repeated_names([stage]), *_teacher_problems(stage, student)] or stage_problems(stage, context)
+    problems = [*repeated_names([stage]), *_teacher_problems(stage, student), *_label_problems(stage, batch.labels)]
+    problems = problems or stage_problems(stage, context)
     if problems:
         raise CheckError(problems)
     device = batch.labels.device
@@ -459,4 +461,18 @@ def _teacher_problems(stage: Stage, student: Net[Any]) -> Iterator[str]:
             yield (
                 f"{match.teacher.name!r} needs a net that this Distiller trains, but it only trains {student.name!r}; "
                 "match the net itself, Net(..., trained=True), even if another loop or Distiller trains it"
+            )
+
+
+def _label_problems(stage: Stage, labels: Tensor) -> Iterator[str]:
+    """Yield binary cross-entropies whose labels are beyond [0, 1], such as -1 for unknown ones. NaN is not beyond."""
+    beyond = labels[(labels < 0) | (labels > 1)]
+    for term in stage.terms if len(beyond) else ():
+        loss = term.loss.loss if isinstance(term.loss, IgnoreUnknown) else term.loss
+        if isinstance(term, Truth) and isinstance(loss, nn.BCEWithLogitsLoss | nn.BCELoss):
+            value = f"{beyond[0].item():g}"
+            yield (
+                f"term {term.label!r}: {type(loss).__name__} takes labels in [0, 1], but one of the example is {value}"
+                f"; if it means unknown, make it NaN, labels.masked_fill(labels == {value}, torch.nan), in "
+                f"IgnoreUnknown({type(loss).__name__}())"
             )

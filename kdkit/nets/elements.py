@@ -96,7 +96,7 @@ def _advice(value: Any, element: Element) -> str:
     if isinstance(value, tuple) and element == 1 and value[1:] in ((), (None,)):  # an attention layer without its map
         return (
             "; fused attention computes no map: create the model with attn_implementation='eager', or call "
-            "model.set_attn_implementation('eager')"
+            "model.set_attn_implementation('eager'), or, as for DeBERTa, with output_attentions=True"
         )
     return ""
 

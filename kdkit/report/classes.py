@@ -85,6 +85,8 @@ def errors(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
             title = net if len(runs) == 1 else run.label
             matrix = if_defined(analysis.confusion, split)
             if matrix is None:
+                if split.test.labels.size != split.test.outputs.size:  # such as embeddings, with similarities as labels
+                    continue
                 pairs = np.stack([split.test.labels.ravel(), split.test.outputs.ravel()], 1).astype(np.float64)
                 # every n-th pair, so that each report of a run shows the same points
                 step = max(1, len(pairs) // _SPOTS)

@@ -276,7 +276,8 @@ def spread(values: Iterable[float]) -> Spread:
     """Return the mean and the standard deviation of values; NaN if there are too few, or one is NaN."""
     numbers = np.array(list(values), dtype=np.float64)  # statistics.stdev raises for a NaN
     mean = float(numbers.mean()) if len(numbers) else math.nan
-    return Spread(mean, float(numbers.std(ddof=1)) if len(numbers) > 1 else math.nan)
+    # Minus the first, so that equal values, such as those of a frozen teacher, have no deviation from rounding.
+    return Spread(mean, float((numbers - numbers[0]).std(ddof=1)) if len(numbers) > 1 else math.nan)
 
 
 def _scope(comparison: Comparison) -> str:

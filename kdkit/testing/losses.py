@@ -35,7 +35,7 @@ def check_loss(
     """Check a loss against frozen targets. Raises ContractError for the first check that fails.
 
     make_loss: returns a new loss on each call. The loss gets the keyword arguments that it accepts (labels, ids,
-    progress, teacher_outputs).
+    progress, teacher_outputs, sample_weights, and zeros (batch, 1) as inputs).
     on: "outputs" checks (batch, classes), also of +-1e4; "features" checks (batch, channels), (batch, channels, length)
     and (batch, channels, height, width), also of +-1e3.
     shapes: other shapes to check, without the batch: one for both sides, or pairs for student and target.

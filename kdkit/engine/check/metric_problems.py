@@ -38,7 +38,9 @@ def unfit_metrics(recipe: Recipe, context: BuildContext) -> Iterator[str]:
         if not context.position_dims:
             is_whole = _rows_of_samples(classes) > 2 * len(classes)
             checked = metric if is_whole else without_interval(metric)
-            reason = _problem(checked, partial(_of_samples, classes, context))
+            # Without labels of training, numbers have the shapes of the validation split, which is not read here.
+            has_shapes = context.task != "regression"
+            reason = _problem(checked, partial(_of_samples, classes, context), has_shapes=has_shapes)
         elif getattr(without_interval(metric), "accepts_positions", False):
             checked = without_interval(metric)  # intervals would take a gigabyte if the classes are a vocabulary
             reason = _problem(checked, partial(_of_positions, checked, classes, context))
@@ -115,15 +117,20 @@ def number_metric_problems(
                 yield f"metric {metric.name!r} does not fit this data (regression) and net {name!r}: {reasons[0]}"
 
 
-def _problem(metric: Metric, predict: Callable[[], Predictions]) -> str | None:
-    """Return the reason why a metric cannot be computed for the predictions that a function returns, or None."""
+def _problem(metric: Metric, predict: Callable[[], Predictions], *, has_shapes: bool = True) -> str | None:
+    """Return the reason why a metric cannot be computed for the predictions that a function returns, or None.
+
+    has_shapes: whether the predictions have the shapes of those in a run. If not, an error of user code means nothing.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # these predictions may be degenerate, real ones need not be
             predictions = predict()
             result = metric.fit(predictions).compute(predictions)
+    except KdkitError as error:
+        return str(error)
     except Exception as error:  # a user-defined metric may raise anything
-        return str(error) if isinstance(error, KdkitError) else f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {error}" if has_shapes else None
     if not isinstance(result, MetricResult):
         return f"compute must return MetricResult(value=...); it returned a {type(result).__name__}"
     return None

@@ -130,6 +130,8 @@ def _columns_problem(net: Net[Any], output: Tensor, labels: Tensor, context: Bui
         advice = "; if the labels are classes of positions, pass TorchData(..., task='multiclass')"
     if output.ndim == 1:
         return f"net {net.name!r} has outputs of shape (batch,); {ONE_OUTPUT}"
+    if not context.has_labels and context.task == "multiclass" and net.classes is None and not positions:
+        advice = f"; if outputs are embeddings instead of classes, pass task='regression'{advice}"
     owner = "its" if net.classes else "the data's"
     return (
         f"net {net.name!r} has outputs of shape {shape}, but {owner} {len(classes)} classes need "

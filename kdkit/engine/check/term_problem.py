@@ -124,8 +124,8 @@ class TermCheck:
                 return advice
         if isinstance(error, IndexError) and self.first.ndim == 1:
             return f"; {ONE_OUTPUT}"
-        are_features = self.teacher is not None and any(taps_of(self.term.weighted.term.student))
-        if are_features and self.first.shape != as_tuple(self.target)[0].shape:
+        # Outputs by class have as many columns on both sides; others, such as embeddings, are like features.
+        if self.teacher is not None and self.first.shape[1:] != as_tuple(self.target)[0].shape[1:]:
             return self._heads_advice() or "; kdkit.losses.Hint() maps features to the shape of the other side"
         return self._heads_advice()
 

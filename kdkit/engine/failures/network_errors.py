@@ -41,10 +41,11 @@ def describe_failure(teacher: Teacher, batch: Batch, error: Exception) -> str:
     named = [*(("", value) for value in args), *((f"{name} ", value) for name, value in kwargs.items())]
     tensors = [(name, value) for name, value in named if isinstance(value, Tensor)]
     inputs = ", ".join(f"{name}{tuple(tensor.shape)}" for name, tensor in tensors)
-    return (
-        f"net {teacher.name!r} fails for its inputs ({inputs}): {reason}{line_of_user_code(error)}"
-        f"{input_advice(teacher, [tensor for _, tensor in tensors], [*kwargs], error)}"
-    )
+    advice = input_advice(teacher, [tensor for _, tensor in tensors], [*kwargs], error)
+    if texts := sum(isinstance(value, str) for value in args):
+        inputs = f"{texts} texts"
+        advice = "; tokenize texts in the collate_fn of a DataLoader, or in a view: Net(..., view=...)"
+    return f"net {teacher.name!r} fails for its inputs ({inputs}): {reason}{line_of_user_code(error)}{advice}"
 
 
 def input_advice(net: Net[Any], inputs: Iterable[Tensor], keys: Sequence[str], error: Exception) -> str:

@@ -39,7 +39,8 @@ class AttentionTap:
         else:
             raise RecipeError(
                 "an attention tap sits on an attention layer of timm or transformers, such as vit.blocks[3].attn or "
-                f"bert.encoder.layer[3].attention; got a {type(layer).__name__}"
+                f"bert.encoder.layer[3].attention; got a {type(layer).__name__}; if it returns its map as its second "
+                "output, as DeBERTa does with output_attentions=True, pass Tap(layer, element=1)"
             )
         object.__setattr__(self, "tap", tap)
 

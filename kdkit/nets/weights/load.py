@@ -22,6 +22,7 @@ _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 _HOLDERS = ("model", "net", "network", "base_model", "backbone", "encoder", "student", "teacher")
 _DISTILLER = re.compile(r"(?:.*\.)?module\.nets\.\d+\.")  # the prefix of a student of a Distiller
 _AVERAGES = {"ema", "swa", "average", "averaged"}  # words in the names of averaged weights, such as "state_dict_ema"
+_LONGEST_HINT = 200  # characters of a hint with the keys of a net
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +178,9 @@ class _Match:
         if self.missing:
             problems.append(f"lacks {first_three(self.missing)}")
         if self.unexpected:
-            hint = did_you_mean(self.unexpected[0], self.target.tensors)
-            problems.append(f"has {first_three(self.unexpected)}, which the net does not have ({hint})")
+            hint = f" ({did_you_mean(self.unexpected[0], self.target.tensors)})"
+            hint = hint if len(hint) <= _LONGEST_HINT else ""  # such as all keys of a transformer
+            problems.append(f"has {first_three(self.unexpected)}, which the net does not have{hint}")
         problems += [f"has {mismatch}" for mismatch in self._mismatches(3)]
         facts = ", ".join(self.candidate.describe())
         return f"the file{f' ({facts})' if facts else ''} {'; it '.join(problems)}"

@@ -10,13 +10,14 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import kdkit
-from kdkit import Data, MetricResult, Net, Recipe, Split, Stage, TorchData, Truth
+from kdkit import Data, Match, MetricResult, Net, Recipe, Split, Stage, TorchData, Truth, Unlabelled
 from kdkit.engine.display.tables import metrics_table
 from kdkit.engine.storage.finished_run import read_metrics, read_samples
 from kdkit.engine.storage.predictions import read_predictions
 from kdkit.metrics import Accuracy, BootstrapInterval, Brier, MacroAUROC, MacroF1
 from kdkit.metrics.base import WithoutThresholds
 from kdkit.plugins.events import RunEnded
+from kdkit.report import write_report
 from tests.helpers.stages import Small, samples, training, truth
 
 CLASSES = ("a", "b", "c")
@@ -101,6 +102,32 @@ def test_an_interval_is_computed_at_the_end_and_not_in_each_epoch(monkeypatch):
     assert macro_f1.interval[0] <= macro_f1.value <= macro_f1.interval[1]
     assert sizes.count(24) == 1  # the check before the run uses fewer samples
     assert "macro_f1" in result.history["student"][0]
+
+
+class PairSimilarity:
+    """The correlation of the products of pairs of embeddings, (samples, 2, columns), with scores, (samples, 1)."""
+
+    name = "pair_similarity"
+
+    def fit(self, validation):
+        return self
+
+    def compute(self, test):
+        products = test.outputs.prod(1).sum(1)
+        return MetricResult(value=float(np.corrcoef(products, test.labels[:, 0])[0, 1]))
+
+
+def test_a_metric_of_pairs_of_embeddings_is_computed_and_reported_if_training_has_no_labels(tmp_path):
+    pairs = TensorDataset(samples(32).tensors[0].unflatten(0, (16, 2)), torch.rand(16, 1))
+    data = TorchData(Unlabelled(TensorDataset(samples(16).tensors[0])), pairs)
+    inputs = pairs.tensors[0].shape[-1]
+    teacher, student = Net("teacher", nn.Linear(inputs, 4), trained=True), Net("student", nn.Linear(inputs, 4))
+    schedule = alone(student, Match(teacher, nn.MSELoss()), epochs=1)
+    result = kdkit.run(Recipe(data=data, schedule=schedule, metrics=(PairSimilarity(),)), out=tmp_path / "run")
+    assert [*result.metrics] == ["teacher", "student"]
+    (run,) = write_report(tmp_path / "run", tmp_path / "report.html").runs
+    assert not run.problems
+    assert run.split("student").test.outputs.shape == (16, 2, 4)
 
 
 def test_the_table_of_a_run_shows_an_interval_after_its_value():

@@ -31,7 +31,7 @@ from kdkit import (
     tap,
 )
 from kdkit.errors import CheckError, DataError
-from kdkit.losses import CRD, DKD, TAID, Hint, SoftTargets
+from kdkit.losses import CRD, DKD, TAID, Cosine, Hint, IgnoreUnknown, SoftTargets
 from kdkit.nets.taps import OpenTaps
 from tests.helpers.command_line import environment
 from tests.helpers.tiny import Mlp, hooks_of
@@ -353,6 +353,29 @@ def test_a_distiller_without_a_term_on_labels_takes_none():
         distiller.eval()
         without = distiller(INPUTS)
         assert torch.equal(distiller(INPUTS, LABELS).loss, without.loss)
+
+
+@pytest.mark.parametrize("loss", [nn.BCEWithLogitsLoss(), IgnoreUnknown()])
+def test_unknown_labels_that_a_binary_loss_would_learn_are_refused(loss):
+    labels = torch.eye(3)[LABELS].index_fill(0, torch.tensor([2]), -1)
+    student = networks()[1]
+    with pytest.raises(CheckError, match=r"example is -1; .*NaN, labels\.masked_fill\(labels == -1, torch\.nan\)"):
+        Distiller(student, Truth(loss), (INPUTS, labels), task="multilabel")
+    known = labels.masked_fill(labels == -1, torch.nan)
+    with Distiller(student, Truth(IgnoreUnknown()), (INPUTS, known), task="multilabel") as distiller:
+        assert distiller(INPUTS, known).loss.isfinite()
+
+
+def test_embeddings_of_any_two_widths_are_compared_if_they_are_declared_as_numbers():
+    teacher, student = Net("teacher", nn.Linear(4, 7), trained=True), Net("student", nn.Linear(4, 3))
+    with pytest.raises(CheckError, match="if outputs are embeddings instead of classes, pass task='regression'"):
+        Distiller(student, Match(teacher, Cosine()), (INPUTS, None))
+    with pytest.raises(CheckError, match=r"MSELoss does not accept .*; kdkit\.losses\.Hint\(\) maps features"):
+        Distiller(student, Match(teacher, nn.MSELoss()), (INPUTS, None), task="regression")
+    with Distiller(student, Match(teacher, Cosine()), (INPUTS, None), task="regression") as distiller:
+        (loss,) = distiller.module.losses
+        projected, target = loss.projector(student.module(INPUTS)), teacher.module(INPUTS)
+        assert distiller(INPUTS).loss.item() == pytest.approx(1 - F.cosine_similarity(projected, target).mean().item())
 
 
 def test_labels_that_are_missing_or_no_tensor_are_refused():

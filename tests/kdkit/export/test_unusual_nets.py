@@ -21,7 +21,7 @@ from kdkit.export.metadata import metadata_of
 from kdkit.export.onnx_exporter import Int8OnnxExporter, OnnxExporter, cpu_session
 from kdkit.export.onnx_int8 import choose_ranges
 from kdkit.export.pt2 import Pt2Exporter
-from kdkit.metrics import MSE, R2, FixedThresholds, MacroF1
+from kdkit.metrics import MSE, R2, FixedThresholds, MacroF1, MeanIoU
 from kdkit.utils.files import to_json
 
 FAST = ExportOptions(timing_seconds=0, calibration=40, finish_epochs=0, points=20)
@@ -97,6 +97,33 @@ def test_masks_of_infinity_and_batches_of_any_size_pass_the_gates(attending, exp
     assert np.isneginf(outputs[:, 2]).all()
     # A mask that is lost in the rounding would change the outputs by more.
     assert np.abs(outputs[:, :2] - expected[:, :2]).mean() < 0.03
+
+
+class Tagger(nn.Module):
+    """Texts of four tokens -> a class per token."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = nn.Embedding(6, 3)
+
+    def forward(self, input_ids, attention_mask):
+        return self.tokens(input_ids * attention_mask).movedim(1, -1)
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_outputs_of_padded_tokens_may_differ_and_others_may_not(wrong):
+    def texts(rows):
+        mask = torch.arange(4) >= torch.arange(rows)[:, None] % 3  # padding on the left
+        labels = torch.arange(4).expand(rows, 4) % 3
+        return [({"input_ids": labels[row], "attention_mask": mask[row].long()}, labels[row]) for row in range(rows)]
+
+    source = source_of(Tagger, TorchData(texts(8), texts(8), classes=3), metrics=(MeanIoU(),))
+
+    def model(arrays):
+        outputs = source.net.network(*map(torch.from_numpy, (arrays["input_ids"], arrays["attention_mask"])))
+        return (outputs.detach() + 1.0 * torch.from_numpy(arrays["attention_mask"] == wrong)[:, None]).numpy()
+
+    assert Reference(source).numeric_gate(model, 0.1).passed == (wrong == 0)
 
 
 class WithoutHeads(nn.Module):

@@ -205,6 +205,15 @@ def test_weights_that_do_not_fit_change_nothing_and_name_the_keys(tmp_path, chan
     assert all(torch.equal(module.state_dict()[key], value) for key, value in before.items())  # nothing was loaded
 
 
+def test_a_key_that_a_large_net_does_not_have_is_refused_without_all_its_keys(tmp_path):
+    layers = nn.Sequential(*(nn.Linear(1, 1) for _ in range(30)))
+    torch.save(layers.state_dict() | {"classifier.weight": torch.zeros(3)}, tmp_path / "w.pt")
+    with pytest.raises(RecipeError) as caught:
+        Net("teacher", layers, weights=tmp_path / "w.pt")
+    message = "the file has 'classifier.weight', which the net does not have; strict=False loads the tensors that fit"
+    assert str(caught.value).endswith(message)
+
+
 def test_a_missing_weights_file_is_named():
     with pytest.raises(RecipeError, match=rf"should be in nowhere\.pt, but there is no such file in {Path.cwd()}; "):
         Net("teacher", Mlp(), weights="nowhere.pt")

@@ -22,6 +22,7 @@ from kdkit.errors import RunFolderError, Terminated
 from kdkit.metrics import Accuracy
 from kdkit.report.runs import read_runs
 from kdkit.report.verdict import verdicts_of
+from kdkit.study.sweep_results import spread
 
 CPU = RunOptions(device="cpu")
 
@@ -53,6 +54,11 @@ def swept(folder, grid, **options):
     sweep = Sweep(recipe, grid, folder=folder, **options)
     assert [result.error for result in sweep.run(CPU)] == [None] * len(sweep.study.trials)
     return sweep.results()
+
+
+def test_equal_values_have_no_deviation():
+    assert spread([0.1] * 3).sd == 0  # that of numpy is not, because the mean is rounded
+    assert np.isnan([spread([0.1]).sd, spread([0.1, math.nan]).sd]).all()
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from kdkit import (
     model_loss,
     run,
 )
+from kdkit.engine.run_record import notices
 from kdkit.engine.storage.history import KEYS
 from kdkit.errors import CheckError, RecipeError
 from kdkit.losses import DKD, RKD, Hint, LogitMSE, Masked, SoftTargets
@@ -498,6 +499,15 @@ def test_a_teacher_of_features_with_the_classes_of_the_data_has_metrics():
     assert not check(one_stage(student, objective)).feature_teachers
 
 
+def test_a_notice_says_why_a_teacher_of_other_numbers_has_no_metrics():
+    rows, teacher = samples("regression", 8), tiny_net("teacher", outputs=7, trained=True)
+    student = tiny_net("student", outputs=rows.tensors[1].shape[1])
+    stage = Stage({student: Truth(nn.MSELoss()) + Match(teacher, Hint())}, Training(epochs=1))
+    recipe = Recipe(data=TorchData(rows, rows), schedule=[stage])
+    (notice,) = (notice for notice in notices(recipe, check(recipe)) if "'teacher'" in notice)
+    assert notice.endswith("has no metrics: its outputs have the shape neither of those of a student nor of the labels")
+
+
 def test_a_net_with_a_wrong_number_of_outputs_for_its_classes_is_a_problem():
     student = tiny_net("student", outputs=5, classes=["a", "x"])
     problem = only_problem(one_stage(student, plain_goal()))
@@ -604,6 +614,13 @@ def test_a_failure_names_the_keywords_of_the_inputs():
     net = Net("student", nn.Bilinear(4, 2, 3))
     problem = only_problem(one_stage(net, plain_goal(), TorchData(rows, rows, classes=3)))
     assert "net 'student' fails for its inputs (words (4, 4), lengths (4, 2)): TypeError" in problem
+
+
+def test_texts_that_are_not_tokenized_are_a_problem_with_a_remedy():
+    rows = [("a text", row % 3) for row in range(6)]
+    problem = only_problem(one_stage(tiny_net("student"), plain_goal(), TorchData(rows, rows, classes=3)))
+    assert "net 'student' fails for its inputs (4 texts): TypeError" in problem
+    assert problem.endswith("; tokenize texts in the collate_fn of a DataLoader, or in a view: Net(..., view=...)")
 
 
 def test_a_teacher_that_fails_for_its_inputs_is_a_problem():

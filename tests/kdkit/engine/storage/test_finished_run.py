@@ -245,3 +245,9 @@ def test_the_format_of_a_finished_trial_is_checked(run, tmp_path):
         assert result.state == "failed"
         assert isinstance(result.error, RunFolderError)
         assert reason in str(result.error)
+
+
+def test_embeddings_of_pairs_with_a_number_per_pair_are_read(tmp_path):
+    arrays = {"labels": LOGITS[:, :1], "outputs": LOGITS[:, :2, None].repeat(5, 2)}
+    write(tmp_path / "file.safetensors", arrays, ["0"])
+    assert read_predictions(tmp_path / "file.safetensors").outputs.shape == (30, 2, 5)

@@ -7,7 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import BertConfig, BertModel, T5Config, T5EncoderModel, T5ForConditionalGeneration
+from transformers import (
+    BertConfig,
+    BertModel,
+    MPNetConfig,
+    MPNetModel,
+    T5Config,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
+)
 
 import kdkit
 from kdkit import AttentionTap, ClassifierTap, Net, RecipeError, Tap, timm_tap
@@ -383,6 +391,18 @@ def test_an_attention_tap_on_a_layer_around_the_attention_is_refused():
     with pytest.raises(RecipeError, match=r"BertLayer returns no attention map, .* second output is \(2, 5, 16\)"):
         captured(model, AttentionTap(model.encoder.layer[0]), **TEXT)
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_an_attention_layer_without_other_implementations_is_tapped_by_its_second_output():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    model = MPNetModel(MPNetConfig(vocab_size=20, **sizes)).eval()
+    layer = model.encoder.layer[0].attention.attn
+    with pytest.raises(RecipeError, match=r"output_attentions=True, pass Tap\(layer, element=1\)$"):
+        AttentionTap(layer)
+    with pytest.raises(RecipeError, match="or, as for DeBERTa, with output_attentions=True"):
+        captured(model, Tap(layer, element=1), **TEXT)
+    model.config.output_attentions = True
+    torch.testing.assert_close(captured(model, Tap(layer, element=1), **TEXT), model(**TEXT).attentions[0])
 
 
 def test_a_position_bias_is_not_taken_for_an_attention_map():
