@@ -150,13 +150,15 @@ def read_label_table(
             f"expected names of classes in the column {roles['label']!r} of {path}; got numbers, such as "
             f"{available[0]}; for regression, pass task='regression', classes=({roles['label']!r},)"
         )
+    person_labels = parser.person_labels()
+    hidden = {roles[role] for role in person_labels}
     return LabelTable(
         path=path,
         rows=rows,
         classes=NamedNumbers(names=tuple(classes)) if numbers else NamedClasses(names=tuple(classes or available)),
-        unread={column: list(texts) for column, texts in parser.unread.items()},
+        unread={column: list(texts) for column, texts in parser.unread.items() if column not in hidden},
         mixed=parser.mixed,
-        person_labels=parser.person_labels(),
+        person_labels=person_labels,
     )
 
 

@@ -332,6 +332,7 @@ def test_numbers_in_columns_are_the_labels_of_regression(tree, tmp_path):
         ({"task": "regression", "classes": ("Age", "ef")}, "age", [0, 0, 0, 1, 1]),
         ({"columns": {"label": "sex"}}, "sex", [0.5, 1, 0, 0, 0]),
         ({"classes": ("is_male",)}, "sex", [0.5, 1, 0, 0, 0]),
+        ({"classes": ("is_male",), "columns": {"sex": "is_male"}}, "sex", [0.5, 1, 0, 0, 0]),
     ],
 )
 def test_ages_and_sexes_that_are_labels_are_no_inputs(tmp_path, options, hidden, shown):
