@@ -4,7 +4,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -13,6 +13,7 @@ from kdkit.errors import RecipeError
 from kdkit.utils.signatures import parameters_by_name
 
 SIMPLE = (int, float, str, bool, Path)  # the types that an option may have, in addition to Literal
+_UNCONVERTED: Mapping[Any, Any] = {bool: bool, Path: (str, Path)}  # click does not convert other defaults to these
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,13 +69,20 @@ def _parameter(path: Path, parameter: inspect.Parameter, hints: Mapping[str, Any
             "Path, a Literal of one kind, one of these or None, or a tuple[...] of one"
         )
     required = parameter.default is parameter.empty
+    default = None if required else parameter.default
+    values = default if multiple and isinstance(default, Iterable) else (default,)
+    if default is not None and not all(isinstance(value, _UNCONVERTED.get(kind, object)) for value in values):
+        raise RecipeError(
+            f"{path}: parameter {name!r} of recipe() is a {inspect.formatannotation(hints[name])}, but its default is "
+            f"{default!r}; change one of them"
+        )
     return Parameter(
         name=name,
         help=description,
         type=kind,
         optional=optional,
         multiple=multiple,
-        default=None if required else parameter.default,
+        default=default,
         required=required,
     )
 

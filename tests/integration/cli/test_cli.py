@@ -105,6 +105,11 @@ FILES = {
     "a coroutine returned": ("async def recipe(): ...", ["returns a coroutine", "kdkit.Recipe"]),
     "a null byte in the text": ("x = 1\0", ["null bytes"]),
     "a parameter without a type": ("def recipe(width=3): ...", ["'width'", "no type", "width: int"]),
+    "a bool with a number as its default": ("def recipe(ema: bool = 1): ...", ["'ema' of recipe() is a bool", "is 1;"]),
+    "a path with a number as its default": (
+        "from pathlib import Path\ndef recipe(files: tuple[Path, ...] = (5,)): ...",
+        ["'files' of recipe() is a tuple[pathlib.Path, ...]", "is (5,);"],
+    ),
     "a parameter of another type": ("def recipe(net: object = None): ...", ["'net'", "int, float, str, bool, Path"]),
     "a parameter of two types": ("def recipe(n: int | str = 1): ...", ["'n'", "int, float, str, bool, Path"]),
     "a parameter of an unknown type": ("def recipe(n: 'Undefined' = 1): ...", ["type of a parameter", "Undefined"]),
