@@ -121,11 +121,15 @@ def _problem(metric: Metric, predict: Callable[[], Predictions]) -> str | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # these predictions may be degenerate, real ones need not be
             predictions = predict()
+            arrays = (predictions.labels, predictions.outputs)
+            before = [array.copy() for array in arrays]
             result = metric.fit(predictions).compute(predictions)
     except Exception as error:  # a user-defined metric may raise anything
         return str(error) if isinstance(error, KdkitError) else f"{type(error).__name__}: {error}"
     if not isinstance(result, MetricResult):
         return f"compute must return MetricResult(value=...); it returned a {type(result).__name__}"
+    if not all(map(partial(np.array_equal, equal_nan=True), arrays, before)):
+        return "it changes labels or outputs in place, but other metrics get the same arrays; compute on a copy"
     return None
 
 
