@@ -255,8 +255,10 @@ def _compute_terms(facts: Facts) -> Iterator[str]:
         return cause or cause_in_outputs(batch, facts.teacher_outputs)
 
     can_relabel = facts.context.has_labels and not batch.labels.is_floating_point()
+    shared = [*nested_tensors([(output.output, output.features) for output in outputs.values()]), batch.labels]
     trained: set[Tensor] = set()
     for term in module.terms:
+        counts = [*map(modifications, shared)]
         try:
             # As if the teacher had an output for each sample: a Past has them later.
             inputs = term.gather_inputs(batch, outputs, fill=True)
@@ -270,6 +272,11 @@ def _compute_terms(facts: Facts) -> Iterator[str]:
             ):
                 check = TermCheck(term, tried, term.loss_kwargs(tried, module.progress), cause_not_finite)
                 problem = check.problem()
+                if problem is None and counts != [*map(modifications, shared)]:
+                    problem = (
+                        f"{describe_loss(term.loss)} changes its inputs in place, but other terms get the same "
+                        "tensors; compute new ones, such as by student = student / 4 instead of student /= 4"
+                    )
         except RecipeError as error:
             yield f"term {term.label!r}: {error}"
             continue

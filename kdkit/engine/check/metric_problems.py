@@ -126,6 +126,8 @@ def _problem(metric: Metric, predict: Callable[[], Predictions], *, has_shapes: 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # these predictions may be degenerate, real ones need not be
             predictions = predict()
+            arrays = (predictions.labels, predictions.outputs)
+            before = [array.copy() for array in arrays]
             result = metric.fit(predictions).compute(predictions)
     except KdkitError as error:
         return str(error)
@@ -133,6 +135,8 @@ def _problem(metric: Metric, predict: Callable[[], Predictions], *, has_shapes: 
         return f"{type(error).__name__}: {error}" if has_shapes else None
     if not isinstance(result, MetricResult):
         return f"compute must return MetricResult(value=...); it returned a {type(result).__name__}"
+    if not all(map(partial(np.array_equal, equal_nan=True), arrays, before)):
+        return "it changes labels or outputs in place, but other metrics get the same arrays; compute on a copy"
     return None
 
 

@@ -367,7 +367,8 @@ def samples(count):
 
 
 def halving(student, target):
-    return (student - target.div_(2)).square().mean()  # in place: the cache must not record the changed tensor
+    # In place and unseen by the check: the cache must not record the changed tensor.
+    return (student - target.data.div_(2)).square().mean()
 
 
 def run(out, epochs):

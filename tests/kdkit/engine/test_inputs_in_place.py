@@ -82,3 +82,16 @@ def test_a_user_defined_teacher_that_changes_its_inputs_is_refused():
 
     with pytest.raises(CheckError, match=r"'zero' changes its inputs in place, .* inputs = inputs.clone\(\)"):
         train({Net("student", Recording()): soft(Zero())}, data())
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_loss_that_changes_outputs_in_place_is_refused(side):
+    """Otherwise, terms after it would get the changed outputs."""
+
+    def softened(*sides):
+        sides[side].div_(4)
+        return nn.functional.mse_loss(*sides)
+
+    teacher, student = Net("teacher", nn.Linear(4, 3), trained=True), Net("student", nn.Linear(4, 3))
+    with pytest.raises(CheckError, match=r"term 'teacher/softened': softened changes its inputs in place"):
+        train({student: Match(teacher, softened) + Truth(nn.CrossEntropyLoss())}, data())

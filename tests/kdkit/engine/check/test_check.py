@@ -703,6 +703,22 @@ class Number(WithoutThresholds):
         return 0.5
 
 
+class Shifting(WithoutThresholds):
+    """A metric that changes the outputs that other metrics get too."""
+
+    name = "shifting"
+
+    def compute(self, test):
+        outputs = test.outputs
+        outputs -= outputs.max(1, keepdims=True)
+        return MetricResult(value=outputs.mean())
+
+
+def test_a_metric_that_changes_outputs_in_place_is_a_problem():
+    recipe = replace(one_stage(tiny_net("student"), plain_goal()), metrics=(Shifting(),))
+    assert "it changes labels or outputs in place, but other metrics get the same arrays" in only_problem(recipe)
+
+
 def test_a_metric_that_returns_a_number_is_a_problem():
     recipe = replace(one_stage(tiny_net("student"), plain_goal()), metrics=(Number(),))
     assert "compute must return MetricResult(value=...); it returned a float" in only_problem(recipe)
