@@ -8,6 +8,7 @@ import click
 from kdkit.cli.options import PATH, TRUST, net_option
 from kdkit.utils.printable import echo
 
+_INPUTS = {"real": "real inputs", "random": "random inputs", "other sizes": "inputs of other sizes"}
 _FORMATS = ("onnx", "onnx-int8", "pt2", "executorch", "litert")
 
 
@@ -114,7 +115,7 @@ def failures(card: Any) -> list[str]:
     lines = []
     if not numeric["passed"]:
         lines += [
-            f"outputs for {kind} inputs differ by {value:.3g}, expected at most {numeric['tolerance']:g}"
+            f"outputs for {_INPUTS[kind]} differ by {value:.3g}, expected at most {numeric['tolerance']:g}"
             for kind, value in numeric["largest_differences"].items()
             if not value <= numeric["tolerance"]
         ]

@@ -55,7 +55,11 @@ def nets_table(plan: Plan) -> Table:
         teachers = dict.fromkeys(term.teacher.name for term in terms if term.teacher is not None)
         reads_labels = any(map(uses_labels, terms))
         sources = ", ".join([*(["labels"] if reads_labels else []), *teachers]) or "already trained"
-        table.add_row(*map(escape, (net.name, type_name(net.module), f"{net.parameters:,}", net.view.key, sources)))
+        size = f"{net.parameters:,}"
+        if terms and not all(parameter.requires_grad for parameter in net.network.parameters()):  # such as LoRA
+            trained = sum(parameter.numel() for parameter in net.network.parameters() if parameter.requires_grad)
+            size = f"{trained:,} of {size} trained"
+        table.add_row(*map(escape, (net.name, type_name(net.module), size, net.view.key, sources)))
     return table
 
 

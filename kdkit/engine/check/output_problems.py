@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from kdkit.engine.check.facts import Facts
+from kdkit.engine.stage.terms import uses_labels
 from kdkit.losses.base import BuildContext, allows_any_classes, requirements_of
 from kdkit.losses.multi_teacher import PerTeacher
 from kdkit.losses.validation import ONE_OUTPUT
@@ -27,7 +28,7 @@ def _columns_of_students(facts: Facts) -> Iterator[str]:
     for net in facts.module.students:
         if net.name in facts.eval_outputs:  # otherwise nothing uses its outputs
             outputs = (facts.student_outputs[net.name], facts.eval_outputs[net.name])
-            problems = (_columns_problem(net, output, facts.batch.labels, facts.context) for output in outputs)
+            problems = (_columns_problem(net, output, facts) for output in outputs)
             yield from filter(None, dict.fromkeys(problems))
 
 
@@ -45,7 +46,7 @@ def _columns_of_teachers(facts: Facts) -> Iterator[str]:
     for teacher in facts.stage.teachers:
         output, classes = facts.teacher_outputs[teacher.name].output, getattr(teacher, "classes", None)
         if isinstance(teacher, Net) and teacher in compared:
-            yield from filter(None, [_columns_problem(teacher, output, facts.batch.labels, facts.context)])
+            yield from filter(None, [_columns_problem(teacher, output, facts)])
         elif teacher.name not in aligned or isinstance(teacher, Ema | Past):  # their net is checked as a student
             continue
         elif classes and output.shape[1:2] != (len(classes),):
@@ -93,8 +94,9 @@ def _is_about_classes(net: Net[Any], output: Tensor, facts: Facts) -> bool:
     return is_by_class and not set(classes).isdisjoint(context.classes)
 
 
-def _columns_problem(net: Net[Any], output: Tensor, labels: Tensor, context: BuildContext) -> str | None:
+def _columns_problem(net: Net[Any], output: Tensor, facts: Facts) -> str | None:
     """Return the problem of outputs whose shape does not fit the classes and the label positions, or None."""
+    labels, context = facts.batch.labels, facts.context
     classes, shape = net.classes or context.classes, _batch_shape(output.shape)
     positions = labels.shape[labels.ndim - context.position_dims :]
     if context.position_dims and not context.has_labels:
@@ -130,7 +132,7 @@ def _columns_problem(net: Net[Any], output: Tensor, labels: Tensor, context: Bui
         advice = "; if the labels are classes of positions, pass TorchData(..., task='multiclass')"
     if output.ndim == 1:
         return f"net {net.name!r} has outputs of shape (batch,); {ONE_OUTPUT}"
-    if not context.has_labels and context.task == "multiclass" and net.classes is None and not positions:
+    if not any(map(uses_labels, facts.stage.terms)) and net.classes is None and not positions:
         advice = f"; if outputs are embeddings instead of classes, pass task='regression'{advice}"
     owner = "its" if net.classes else "the data's"
     return (

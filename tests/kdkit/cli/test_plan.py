@@ -58,6 +58,16 @@ def test_the_batches_of_a_data_loader_are_shown(train, size):
     assert f"1 epoch of batches of {size}, Optimizer" in shown(one_stage(tiny_net("student"), plain_goal(), data))
 
 
+def test_the_number_of_trained_parameters_is_shown_if_some_are_frozen():
+    teacher, student = tiny_net("teacher", trained=True), tiny_net("student")
+    teacher.network.requires_grad_(False)
+    recipe = one_stage(student, plain_goal() + Match(teacher, SoftTargets()))
+    assert "trained │" not in shown(recipe).replace("already trained", "")
+    student.network.hidden.requires_grad_(False)
+    trained = sum(parameter.numel() for parameter in student.network.parameters() if parameter.requires_grad)
+    assert f"│ {trained} of {student.parameters} trained │" in shown(recipe)
+
+
 def test_a_net_that_reads_no_labels_learns_from_its_teacher_only():
     teacher, student = tiny_net("teacher", trained=True), tiny_net("student", seed=1)
 

@@ -530,7 +530,10 @@ def test_outputs_that_are_no_numbers_miss_both_gates(run_folder, tmp_path, shift
     assert not card["metric_gate"]["passed"]
     assert card["metric_gate"]["scores"]["macro_f1"]["export"] is None
     assert "undefined" in (tmp_path / "student.md").read_text()
-    assert len(failures(result.card)) == 5  # three kinds of inputs, and two metrics
+    kinds = ("real inputs", "random inputs", "inputs of other sizes")
+    lines = failures(result.card)
+    assert lines[:3] == [f"outputs for {kind} differ by nan, expected at most 0.0001" for kind in kinds]
+    assert len(lines) == 5  # and two metrics
 
 
 def test_a_single_batch_of_outputs_that_are_no_numbers_misses_the_numeric_gate(int8):

@@ -29,7 +29,7 @@ from kdkit import (
 from kdkit.engine.run_record import notices
 from kdkit.engine.storage.history import KEYS
 from kdkit.errors import CheckError, RecipeError
-from kdkit.losses import DKD, RKD, Hint, LogitMSE, Masked, SoftTargets
+from kdkit.losses import DKD, RKD, Cosine, Hint, LogitMSE, Masked, SoftTargets
 from kdkit.metrics import R2, Accuracy, Brier, CrossEntropy, MacroF1, MeanIoU
 from kdkit.metrics.base import WithoutThresholds
 from tests.helpers.callbacks import Recorder
@@ -482,6 +482,15 @@ def test_a_teacher_with_a_wrong_number_of_outputs_is_a_problem():
     teacher = tiny_net("teacher", outputs=1, trained=True)
     problem = only_problem(one_stage(tiny_net("student"), Match(teacher, SoftTargets())))
     assert "net 'teacher' has outputs of shape (batch, 1), but the data's 3 classes need (batch, 3)" in problem
+
+
+@pytest.mark.parametrize("learns_labels", [True, False])
+def test_outputs_that_no_label_is_compared_with_may_be_embeddings(learns_labels):
+    teacher, student = tiny_net("teacher", outputs=7, trained=True), tiny_net("student", outputs=7)
+    objective = Match(teacher, Cosine()) + plain_goal() if learns_labels else Match(teacher, Cosine())
+    problems = check(one_stage(student, objective)).problems
+    assert len(problems) == 2
+    assert all(("if outputs are embeddings" in problem) != learns_labels for problem in problems)
 
 
 @pytest.mark.parametrize("classes", [None, ["u", "v", "w", "x", "y", "z", "o"]])
