@@ -110,7 +110,8 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
     ]
     title = f"{describe_count(count, 'run')} in {study.folder}: {' x '.join(counts)}"
     keep_freed_memory()  # as for a single run
-    failures = [*run_and_print(study, results, title, jobs=options["jobs"], quiet=options["quiet"]).values()]
+    failed = run_and_print(study, results, title, jobs=options["jobs"], quiet=options["quiet"], notices=True)
+    failures = [*failed.values()]
     if len(failures) < count:
         with Status(enabled=not options["quiet"]) as status:
             status.show("comparing the options", terminal_only=True)  # takes minutes if a user-defined metric is slow
