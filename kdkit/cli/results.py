@@ -39,7 +39,7 @@ def classes(folder: Path, net: str | None, resamples: int) -> None:
         reported, rows = read_class_table(folder, name, resamples=resamples)
         split = "validation" if reported.test is None else "test"
         console.print(table_of(rows, f"{name}, on {split}", console.width))
-        if reported.test is None:
+        if reported.test is None and any(row.threshold is not None for row in rows):
             # Metrics on the split that selected the thresholds are better than those on new samples.
             print_note(console, "there is no test split, so thresholds were chosen on the same samples")
         missing = describe_names(row.name for row in rows if not row.figures)

@@ -60,7 +60,7 @@ def run_seeds(
     settings = replace(settings, out=None, resume=False, progress=settings.progress and jobs == 1)
     results = study.run(settings, callbacks=loggers, jobs=jobs)
     title = f"{describe_count(len(trials), 'seed')} in {folder}"
-    failed = run_and_print(study, results, title, jobs=jobs, quiet=quiet)
+    failed = run_and_print(study, results, title, jobs=jobs, quiet=quiet, notices=not settings.progress)
     failures = [*failed.values()]
     paths: list[Path] = []
     for trial in trials:

@@ -110,8 +110,8 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
     ]
     title = f"{describe_count(count, 'run')} in {study.folder}: {' x '.join(counts)}"
     keep_freed_memory()  # as for a single run
-    failures = [*run_and_print(study, results, title, jobs=options["jobs"], quiet=options["quiet"]).values()]
-    table = None
+    failed = run_and_print(study, results, title, jobs=options["jobs"], quiet=options["quiet"], notices=True)
+    failures, table = [*failed.values()], None
     if len(failures) < count:
         try:
             with Status(enabled=not options["quiet"]) as status:

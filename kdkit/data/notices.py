@@ -106,12 +106,7 @@ def split_notices(splits: Mapping[str, TorchSplit], labels: SplitLabels | None) 
 
 def draw_notices(split: TorchSplit, draws: int | None) -> Iterator[str]:
     """Yield a notice if training samples change between two reads, although their number of draws excludes this."""
-    if draws is None or isinstance(split, LoaderSplit) or is_fixed(split):
-        return
-    rows = torch.linspace(0, len(split) - 1, min(_REPEATED, len(split))).long()
-    with preserve_rng_state(cuda=False):
-        readings = [[*content_of(split.read(rows)[:2])] for _ in range(2)]
-    if readings[0] == readings[1]:
+    if draws is None or isinstance(split, LoaderSplit) or not _changes(split):
         return
     uncached = "so outputs of teachers that see the change are not cached"
     if split.is_drawn:
@@ -126,6 +121,26 @@ def draw_notices(split: TorchSplit, draws: int | None) -> Iterator[str]:
             f"read again, for example by a random augmentation, {uncached}; pass the number of versions per sample, "
             "such as draws=10, or leave it out"
         )
+
+
+def evaluation_notices(splits: Mapping[str, TorchSplit]) -> Iterator[str]:
+    """Yield a notice if validation or test samples change between two reads, as those of augmented training data do."""
+    names = [name for name, split in splits.items() if name != "train" and _changes(split)]
+    if names:
+        yield (
+            f"samples of the {' and '.join(names)} data change when they are read again, for example by the random "
+            "augmentation of the training data, so metrics depend on chance; give evaluation a dataset without it"
+        )
+
+
+def _changes(split: TorchSplit) -> bool:
+    """Whether one of a few samples changes when it is read again. False for a DataLoader, which is not read here."""
+    if isinstance(split, LoaderSplit) or is_fixed(split):
+        return False
+    rows = torch.linspace(0, len(split) - 1, min(_REPEATED, len(split))).long()
+    with preserve_rng_state(cuda=False):  # one row at a time, because their sizes may differ
+        first, second = ([[*content_of(split.read(row[None])[:2])] for row in rows] for _ in range(2))
+    return first != second
 
 
 def _rows_of(dataset: Any) -> tuple[object, frozenset[int] | None]:

@@ -14,7 +14,14 @@ from kdkit.data.label_check import LabelCheck
 from kdkit.data.label_forms import SplitLabels
 from kdkit.data.labels import LabelSpec
 from kdkit.data.loading import length_of
-from kdkit.data.notices import draw_notices, label_notices, order_notices, split_notices, void_notices
+from kdkit.data.notices import (
+    draw_notices,
+    evaluation_notices,
+    label_notices,
+    order_notices,
+    split_notices,
+    void_notices,
+)
 from kdkit.data.samples import SampleKeys
 from kdkit.data.torch_splits import (
     CheckedLoaderSplit,
@@ -135,6 +142,7 @@ class TorchData(Data):
             *(() if is_renumbered(splits["train"]) else order_notices(self.classes, names["train"])),
             *split_notices(self._splits, all_labels.get("train")),
             *draw_notices(self._splits["train"], self.draws),
+            *evaluation_notices(self._splits),
         )
         self._train_digest: str | None = None
 

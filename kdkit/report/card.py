@@ -106,8 +106,8 @@ def metadata_of(run: ReportedRun) -> dict[str, Any]:
 def _task_of(run: ReportedRun) -> dict[str, str]:
     """Return the task of the student, by the names of the hub."""
     task, split = str(run.record.get("task")), run.split(run.student)
-    has_images = split is not None and split.test.per_position and split.test.labels.ndim == 3  # a class per pixel
-    if task == "multiclass" and has_images:
+    dims = {"multiclass": 3, "multilabel": 4}.get(task)  # of labels (samples, height, width), or with classes second
+    if split is not None and split.test.per_position and split.test.labels.ndim == dims:
         return {"type": "image-segmentation", "name": "semantic segmentation"}
     kind = "regression" if task == "regression" else "classification"
     return {"type": kind, "name": printable(_TASKS.get(task, task))}

@@ -147,7 +147,7 @@ class TeacherCaching:
         split = self.cached_split(net, open_stage)
         if split is None:
             return None
-        _require_same_samples(session, batch, split, self.device)
+        require_same_samples(session, batch, split)
         probed = probe(session, batch, autocast=open_stage.precision != "fp32")
         codec = Codec(self.recipe.teacher_cache, probed.output)
         spec = EntrySpec(
@@ -210,7 +210,7 @@ def _least_tolerance(precision: Precision, device: torch.device) -> float:
     return _TOLERANCE_TF32 if any(uses_tf32().values()) else _TOLERANCE_GPU
 
 
-def _require_same_samples(session: TeacherSession, batch: Batch, split: Split, device: torch.device) -> None:
+def require_same_samples(session: TeacherSession, batch: Batch, split: Split) -> None:
     """Raise CacheError if samples change when they are read again, and the outputs of a teacher with them."""
     if batch.ids is None or batch.draw is None:
         return
@@ -219,7 +219,7 @@ def _require_same_samples(session: TeacherSession, batch: Batch, split: Split, d
         again = split.batch(torch.tensor(rows), batch.draw)
         if [*content_of(again.inputs)] == [*content_of(batch.inputs)]:
             return
-        outputs = [session(batch), session(again.to(device))]
+        outputs = [session(batch), session(again.to(batch.labels.device))]
     first, second = ([output.output, *output.features] for output in outputs)
     if not all(map(torch.equal, first, second)):
         raise CacheError("its outputs for a sample differ, because the sample changes when it is read again")

@@ -93,7 +93,7 @@ class Tap:
         if self.at == "output" and isinstance(value, Tensor) and self.element and isinstance(self.element, int | str):
             raise RecipeError(
                 f"the output of {form.layer} is one tensor {tuple(value.shape)}, without an element {self.element!r}; "
-                "a teacher runs in eval mode, in which some networks return less than in training: tap the layer "
+                "in eval mode, in which teachers always run, some networks return less than in training: tap the layer "
                 "inside that computes the element, or leave out element="
             )
         tensor = pick_tensor(value, self.element, f"the {self.at} of {form.layer}")

@@ -99,6 +99,7 @@ def test_metrics_of_saved_predictions_and_the_table_of_classes_are_those_of_the_
     table = kdkit_here("classes", folder)
     assert table.code == 0
     assert str(int((labels == 0).sum())) in table.out
+    assert "thresholds were chosen" not in table.out + table.err  # pixels have none
 
 
 def test_one_output_for_two_classes_is_refused_with_the_labels_that_it_takes():

@@ -284,7 +284,7 @@ def test_the_output_of_an_auxiliary_head_is_not_taken_from_the_only_output_of_a_
     teacher.trained = True
     auxiliary = Match(teacher, soft, student=Tap(student.module, element=1), target=Tap(teacher.module, element=1))
     (problem,) = kdkit.check(Recipe(data=signals, schedule=[Stage({student: auxiliary}, Training(epochs=1))])).problems
-    assert "is one tensor (4, 3), without an element 1; a teacher runs in eval mode" in problem
+    assert "is one tensor (4, 3), without an element 1; in eval mode, in which teachers always run" in problem
     heads = Match(teacher, soft, student=Tap(student.module, element=1), target=Tap(teacher.module.aux))
     (unfired,) = kdkit.check(Recipe(data=signals, schedule=[Stage({student: heads}, Training(epochs=1))])).problems
     assert "never fired: this module does not run in a forward pass in eval mode" in unfired

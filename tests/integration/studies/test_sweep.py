@@ -91,6 +91,14 @@ def test_a_sweep_prints_a_table_and_the_verdicts(sweep, tmp_path):
         assert (refused.code, "--reference must be lr=VALUE" in refused.err) == (2, True), refused
 
 
+def test_each_notice_of_the_runs_is_printed_once(sweep, tmp_path):
+    (tmp_path / "mine.py").write_text(RECIPE.replace(", samples(100, 2))", ")"))
+    result = sweep("--lr", "0.3,0.1", "--seeds", "1")
+    assert result.out.count("note: there is no test split: ") == 1
+    assert result.out.index("[1/2]") < result.out.index("note: there is no test split: ") < result.out.index("[2/2]")
+    assert "no test split: " not in sweep("--lr", "0.3,0.1", "--seeds", "2", "--quiet").out
+
+
 def test_the_same_command_again_skips_what_is_finished(sweep, tmp_path):
     first = sweep("--lr", "0.3", "--seeds", "1")
     assert "1 run in runs/mine-sweep: 1 combination x 1 seed" in first.out

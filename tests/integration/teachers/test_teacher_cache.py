@@ -283,10 +283,15 @@ class OwnGenerator(FixedDataset):
 
 @pytest.mark.parametrize(("key", "calls"), [("changed", 3 * ROWS), ("original", 2 * ROWS)])
 def test_only_teachers_that_see_the_change_of_a_sample_are_not_cached(key, calls, teacher_calls):
-    view = kdkit.Inputs(only=(key,))
-    data = TorchData(OwnGenerator(ROWS), OwnGenerator(12), classes=("a", "b", "c"), draws=2)
-    teacher = make_net(12, 1, "teacher", trained=True, view=view)
-    _, _, notices = run(make_recipe(data=data, teacher=teacher, student_view=view))
+    def recipe():
+        view = kdkit.Inputs(only=(key,))
+        data = TorchData(OwnGenerator(ROWS), OwnGenerator(12), classes=("a", "b", "c"), draws=2)
+        return make_recipe(data=data, teacher=make_net(12, 1, "teacher", trained=True, view=view), student_view=view)
+
+    (estimate,) = kdkit.check(recipe(), estimate=kdkit.RunOptions(device="cpu")).estimates
+    assert estimate.caching["teacher"].is_cached == (key == "original")
+    teacher_calls.calls.clear()
+    _, _, notices = run(recipe())
     assert teacher_calls.samples() == calls
     reason = "net 'teacher' is not cached: its outputs for a sample differ, because the sample changes"
     assert any(reason in notice for notice in notices) == (key == "changed")

@@ -537,9 +537,22 @@ def of_every_state():
 )
 def test_the_number_of_draws_is_tried_on_a_few_samples(draw, draws, notice):
     state = torch.get_rng_state()
-    data = TorchData(Augmented(draw), Augmented(draw), classes=["a", "b", "c"], draws=draws)
+    data = TorchData(Augmented(draw), Augmented(lambda: torch.zeros(4)), classes=["a", "b", "c"], draws=draws)
     assert [text[:20] for text in data.notices] == ([] if notice is None else [notice[:20]])
     assert notice or draws > 1 or torch.equal(torch.get_rng_state(), state)
+
+
+def test_samples_of_evaluation_that_change_are_noticed():
+    state = torch.get_rng_state()
+    for changing in ([], ["validation"], ["validation", "test"]):
+        draws = {
+            name: of_every_state if name in changing else lambda: torch.zeros(3) for name in ("validation", "test")
+        }
+        splits = {name: Augmented(draw) for name, draw in draws.items()}
+        notices = TorchData(samples(), **splits, classes=["a", "b", "c"]).notices
+        expected = [f"samples of the {' and '.join(changing)} data change when"] if changing else []
+        assert [text[: len(expected[0])] for text in notices] == expected
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_draw_of_an_augmented_sample_is_the_same_whenever_it_is_read():

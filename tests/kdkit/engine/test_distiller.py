@@ -292,6 +292,22 @@ def test_its_dtype_is_also_that_of_the_teachers():
         assert teacher.module.head.weight.dtype == torch.float64
 
 
+def test_a_student_with_an_output_in_training_only_is_validated_before_the_first_step():
+    class Deep(nn.Linear):
+        def forward(self, inputs):
+            outputs = super().forward(inputs)
+            return (outputs, 2 * outputs) if self.training else outputs
+
+    module = Deep(4, 3)
+    deep = Truth(F.cross_entropy, label="deep", student=Tap(module, element=1))
+    net = Net("student", module, element=0)
+    with Distiller(net, Truth(F.cross_entropy) + deep, example=(INPUTS, LABELS)) as distiller:
+        module.eval()
+        assert torch.equal(module(INPUTS), F.linear(INPUTS, module.weight, module.bias))
+        distiller.train()
+        assert set(distiller(INPUTS, LABELS).terms) == {"truth", "deep"}
+
+
 def test_an_interrupt_while_a_distiller_is_created_leaves_no_hook():
     class Interrupted(Mlp):
         def forward(self, inputs):

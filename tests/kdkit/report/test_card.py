@@ -18,7 +18,7 @@ from kdkit.errors import KdkitError, RunFolderError
 from kdkit.losses import SoftTargets
 from kdkit.report.card import card_of, write_card
 from kdkit.report.runs import ReportedRun
-from tests.helpers.positions import CLASSES, VOID, images, recipe_of, segmenter
+from tests.helpers.positions import CLASSES, images, recipe_of, segmenter
 from tests.helpers.reports import distillation, run, untaught, without_test_split
 from tests.helpers.tiny import tiny_data, tiny_net
 
@@ -130,13 +130,15 @@ class Pretrained(nn.Linear):
         self.config = type("Config", (), {"_name_or_path": name})()
 
 
-def test_the_task_of_a_network_with_a_class_per_pixel_is_segmentation(tmp_path):
-    objective = Truth(nn.CrossEntropyLoss(ignore_index=VOID))
-
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_the_task_of_a_network_with_labels_per_pixel_is_segmentation(multilabel, tmp_path):
     def segmentation():
-        return recipe_of(
-            objective, Net("student", segmenter()), kdkit.TorchData(images(), images(seed=1), classes=CLASSES)
-        )
+        loss = nn.BCEWithLogitsLoss() if multilabel else nn.CrossEntropyLoss()
+        inputs, labels = images(void=False).tensors
+        masks = nn.functional.one_hot(labels).movedim(-1, 1).float() if multilabel else labels
+        samples = torch.utils.data.TensorDataset(inputs, masks)
+        data = kdkit.TorchData(samples, samples, classes=CLASSES, task="multilabel" if multilabel else "multiclass")
+        return recipe_of(1.0 * Truth(loss), Net("student", segmenter()), data)
 
     card = card_of(ReportedRun.read(run(tmp_path / "run", segmentation, device="cpu"), "run"))
     (entry,) = metadata(card)["model-index"][0]["results"]
