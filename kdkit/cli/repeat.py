@@ -14,7 +14,7 @@ from kdkit.engine.storage.run_folder import how_to_resume, read_record
 from kdkit.errors import RunFolderError, shortened
 from kdkit.nets.weights import runs_in
 from kdkit.plugins.recipe_file import RecipeFile
-from kdkit.utils.files import is_file, write_output
+from kdkit.utils.files import write_output
 from kdkit.utils.printable import echo, is_first_process
 from kdkit.utils.sealed import explain_unreadable_file, json_parts, read_sealed_json
 from kdkit.utils.signing import is_signed, sign
@@ -37,15 +37,14 @@ def command_record(file: Path, arguments: list[str]) -> dict[str, Any]:
     return {**command, "signature": sign(_signed_text(command))}
 
 
-def save_command(folder: Path, command: Mapping[str, Any], recipe: bytes, *, replaces: bool) -> None:
+def save_command(folder: Path, command: Mapping[str, Any], recipe: bytes) -> None:
     """Record the command of several runs in their folder, with a copy of the recipe file, so that it can be resumed.
 
-    recipe: the content of its file. replaces: whether to replace an earlier command. Raises KdkitError if
+    It replaces an earlier command, which may have other seeds. recipe: the content of its file. Raises KdkitError if
     they cannot be written.
     """
-    if replaces or not is_file(folder / COMMAND):
-        write_output(folder / _COPY, recipe, option="--out FOLDER")
-        write_output(folder / COMMAND, *json_parts({"command": dict(command)}), option="--out FOLDER")
+    write_output(folder / _COPY, recipe, option="--out FOLDER")
+    write_output(folder / COMMAND, *json_parts({"command": dict(command)}), option="--out FOLDER")
 
 
 def without_options(arguments: list[str], options: Mapping[str, int]) -> list[str]:

@@ -55,9 +55,8 @@ def run_seeds(
     ]
     study, quiet, jobs = Study(folder, trials), options["quiet"], options["jobs"]
     study.require_comparable(settings)
-    # Read now, because the file may be edited while the seeds run.
-    command, source = command_record(file.path, args), file.path.read_bytes()
-    save_command(folder, command, source, replaces=False)
+    # Now, because the file may be edited while the seeds run, and the command may be killed.
+    save_command(folder, command_record(file.path, args), file.path.read_bytes())
     settings = replace(settings, out=None, resume=False, progress=settings.progress and jobs == 1)
     results = study.run(settings, callbacks=loggers, jobs=jobs)
     title = f"{describe_count(len(trials), 'seed')} in {folder}"
@@ -75,8 +74,6 @@ def run_seeds(
     if paths and not quiet:
         failures += _print_verdict(paths)
         echo(f"saved to {folder}; to write a report: kdkit report {folder}")
-    if not failures:
-        save_command(folder, command, source, replaces=True)  # with the current seeds
     for failure in failures:
         echo(f"error: {failure}", err=True)
     return 1 if failures else 0

@@ -67,6 +67,18 @@ def test_seeds_make_a_folder_of_runs_and_one_verdict_and_are_resumed(kdkit, tmp_
     assert "3 of them finished" in kdkit("run", "--resume", "runs/mine-seeds").out
 
 
+def test_added_seeds_that_did_not_finish_are_resumed_too(kdkit, tmp_path):
+    folder = tmp_path / "all"
+    arguments = ("run", "mine.py", "--out", "all", "-q", "--device", "cpu", "--seeds")
+    assert kdkit(*arguments, "1").code == 0
+    (folder / "seed=1").write_text("in the way of this run")
+    assert kdkit(*arguments, "3").code == 1
+    assert seeds_in(folder) == [0, 2]
+    (folder / "seed=1").unlink()
+    assert kdkit("run", "--resume", "all").code == 0
+    assert seeds_in(folder) == [0, 1, 2]
+
+
 def test_one_of_the_runs_is_repeated_by_its_own_command(kdkit, tmp_path):
     assert kdkit("run", "mine.py", "--seeds=0,7", "--out", "all", "-q", "--width", "6").code == 0
     command = json.loads((tmp_path / "all" / "seed=7" / "run.json").read_text())["command"]

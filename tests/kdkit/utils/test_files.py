@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from kdkit.cli.new import recipe
-from kdkit.cli.repeat import COMMAND, save_command
 from kdkit.engine.storage.run_folder import can_resume, read_record, was_killed_at_start
 from kdkit.engine.storage.stage_folder import StageFolder
 from kdkit.errors import KdkitError
@@ -71,7 +70,7 @@ def test_a_path_that_cannot_be_examined_does_not_count_as_missing(ask, monkeypat
 
 def test_files_that_cannot_be_examined_are_not_overwritten(tmp_path, monkeypatch):
     # A link to itself, for which `Path.exists` returns False in every version of Python.
-    for name in ("kdkit/key", "card.md", "recipe.py", COMMAND):
+    for name in ("kdkit/key", "card.md", "recipe.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(tmp_path / name)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
@@ -83,7 +82,6 @@ def test_files_that_cannot_be_examined_are_not_overwritten(tmp_path, monkeypatch
     for write_file in (
         lambda: write_card(tmp_path, tmp_path / "card.md"),
         lambda: recipe.callback("digits", tmp_path / "recipe.py"),
-        lambda: save_command(tmp_path, {}, b"", replaces=False),
     ):
         with pytest.raises((OSError, KdkitError), match="Too many levels of symbolic links"):
             write_file()
