@@ -17,9 +17,9 @@ def run_and_print(
     results: of the study; iterating over them runs the trials. jobs: how many run at once, to estimate the remaining
     time.
     """
-    count, finished = len(study.trials), sum(study.finished(trial.name) for trial in study.trials)
+    count, pending = len(study.trials), {trial.name for trial in study.trials if not study.finished(trial.name)}
     if not quiet:
-        echo(title + (f", {finished} of them finished" if finished else ""))
+        echo(title + (f", {count - len(pending)} of them finished" if len(pending) < count else ""))
     failures: dict[str, str] = {}
     seconds: list[float] = []
     try:
@@ -27,10 +27,11 @@ def run_and_print(
             if result.error is not None:
                 failures[result.trial.name] = f"{result.trial.name} {result.state}: {_describe(result.error)}"
             duration = remaining = ""
+            pending.discard(result.trial.name)
             if result.state == "finished":
                 seconds.append(result.seconds)
                 duration = f" in {result.seconds:.0f} s"
-                left = fmean(seconds) * (count - number) / jobs
+                left = fmean(seconds) * len(pending) / jobs
                 remaining = f", about {left / 60:.0f} min left" if left >= 60 else ""
             if not quiet:
                 echo(f"[{number}/{count}] {result.trial.name} {result.state}{duration}{remaining}")
