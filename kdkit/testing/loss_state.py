@@ -88,7 +88,8 @@ def restores_from_state_dict(case: LossCase) -> None:
         case.value(case.inputs, loss)
     with torch.no_grad():
         for parameter in loss.parameters():
-            parameter.add_(torch.rand_like(parameter) / 10)  # simulates an optimizer step
+            if parameter.requires_grad:
+                parameter.add_(torch.rand_like(parameter) / 10)  # simulates an optimizer step
     with case.contract_errors(f"on {case.inputs} when its state_dict() is loaded"):
         restored.load_state_dict(copy.deepcopy(loss.state_dict()))
     # eval mode first, because a call in training mode may change the state

@@ -115,6 +115,11 @@ def _validate_arguments(make_loss: Any, *, on: str, shapes: Any, layers: Any, ta
     loss = make_loss()
     if isinstance(loss, type) or not callable(loss):
         raise ContractError(f"check_loss takes a function that returns a new loss; it returns {describe(loss)}")
+    if isinstance(loss, nn.Module) and make_loss() is loss:  # its state would seem to be restored
+        raise ContractError(
+            f"check_loss takes a function that returns a new loss on each call, such as {type(loss).__name__} or "
+            f"lambda: {type(loss).__name__}(...); it returns the same one twice"
+        )
 
 
 def _required_parameters(function: Callable[..., Any]) -> list[str]:

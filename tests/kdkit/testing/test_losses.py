@@ -255,8 +255,24 @@ def test_unit_vectors_with_the_eps_of_the_advice_pass():
     check_loss(lambda: of_unit_length_with_larger_eps)
 
 
+class WithFrozenInteger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(1), requires_grad=False)
+
+    def forward(self, student, target):
+        return self.factor * nn.functional.mse_loss(student, target)
+
+
+def test_a_loss_with_a_frozen_weight_passes():
+    check_loss(WithFrozenInteger)
+
+
 def test_a_loss_that_declares_a_sum_over_samples_passes():
     check_loss(lambda: nn.MSELoss(reduction="sum"))
+
+
+SHARED = nn.MSELoss()
 
 
 @pytest.mark.parametrize(
@@ -265,6 +281,7 @@ def test_a_loss_that_declares_a_sum_over_samples_passes():
         (mse, {}, "a function without arguments .*, such as lambda: my_loss .*; got mse, which needs student, target$"),
         (nn.MSELoss(), {}, r"a function without arguments .*; got MSELoss\(\)$"),
         (lambda: None, {}, "it returns None$"),
+        (lambda: SHARED, {}, "a new loss on each call, such as MSELoss .*returns the same one twice$"),
         (lambda: nn.MSELoss, {}, r"it returns the class MSELoss; did you forget its \(\)\?$"),
         (nn.MSELoss, {"on": "output"}, "on must be one of outputs, features; got 'output'$"),
         (nn.MSELoss, {"task": "labels"}, "task must be one of multiclass, multilabel; got 'labels'$"),
