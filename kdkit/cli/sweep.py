@@ -111,10 +111,15 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
     title = f"{describe_count(count, 'run')} in {study.folder}: {' x '.join(counts)}"
     keep_freed_memory()  # as for a single run
     failures = [*run_and_print(study, results, title, jobs=options["jobs"], quiet=options["quiet"]).values()]
+    table = None
     if len(failures) < count:
-        with Status(enabled=not options["quiet"]) as status:
-            status.show("comparing the options", terminal_only=True)  # takes minutes if a user-defined metric is slow
-            table = comparison.results()
+        try:
+            with Status(enabled=not options["quiet"]) as status:
+                status.show("comparing the options", terminal_only=True)  # takes minutes if a metric is slow
+                table = comparison.results()
+        except KdkitError as error:  # for example, the runs with the compared net failed, for reasons printed below
+            failures.append(str(error))
+    if table is not None:
         console.print()
         console.print(sweep_table(table))
         if any(cell.comparison or cell.against_reference for cell in table.cells):

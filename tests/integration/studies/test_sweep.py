@@ -190,7 +190,10 @@ def test_a_damaged_run_is_named_and_the_others_are_compared(sweep, tmp_path):
     assert [file.name in result.err for file in (metrics, *predictions)] == [True] * 3, result.err
     assert re.search("│ width=5 \\*? +│ +1 │", result.out), result.out
     (tmp_path / "runs" / "mine-sweep" / "width=5,seed=1" / "metrics.json").unlink()
-    assert (sweep(*values).code, list(tmp_path.rglob("*.tmp"))) == (2, [])  # nothing is left to compare
+    # Nothing is left to compare, and the reason of a run that fails is printed too.
+    result = sweep("--width", "4,5,13", *values[2:])
+    assert (result.code, list(tmp_path.rglob("*.tmp"))) == (1, [])
+    assert [word in result.err for word in ("ValueError: unlucky", metrics.name)] == [True, True], result.err
 
 
 def test_a_sweep_of_which_every_run_fails_has_no_table(sweep, tmp_path):
