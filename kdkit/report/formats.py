@@ -49,9 +49,10 @@ def percent(value: float | None) -> str:
 def tick(value: float) -> str:
     """Return a number for an axis."""
     if value != 0 and not 1e-3 <= abs(value) < 1e5:
-        text = f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+        mantissa, exponent = f"{value:.5e}".split("e")
+        text = f"{float(mantissa):g}e{int(exponent)}"
     else:
-        text = f"{value:.4g}"
+        text = f"{value:g}"
     return text.replace("-", MINUS)
 
 

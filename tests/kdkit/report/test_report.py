@@ -21,6 +21,7 @@ from kdkit.metrics import MacroAUROC
 from kdkit.plugins.manager import installed
 from kdkit.report import Section, write_report
 from kdkit.report.charts import heat_map, nice_ticks
+from kdkit.report.formats import MINUS, tick
 from kdkit.report.overview import net_table
 from kdkit.report.runs import read_runs
 from kdkit.report.verdict import headline_of, verdicts_of
@@ -169,6 +170,20 @@ def test_a_heat_map_of_many_layers_escapes_their_names_and_shows_values_on_hover
 
 def test_tiny_numbers_have_distinct_ticks():
     assert nice_ticks(2e-14, 4e-14) == [2e-14, 2.5e-14, 3e-14, 3.5e-14, 4e-14]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (0, 1e-3, ["0", "2.5e-4", "5e-4", "7.5e-4", "0.001"]),
+        (1.2e-14, 1.8e-14, ["1.2e-14", "1.4e-14", "1.6e-14", "1.8e-14"]),
+        (-5e5, 5e5, ["-5e5", "-2.5e5", "0", "2.5e5", "5e5"]),
+        (12.345, 12.348, ["12.345", "12.346", "12.347", "12.348"]),
+        (-0.5, 0.25, ["-0.6", "-0.4", "-0.2", "0", "0.2", "0.4"]),
+    ],
+)
+def test_the_labels_of_an_axis_have_all_digits(low, high, labels):
+    assert [tick(value).replace(MINUS, "-") for value in nice_ticks(low, high)] == labels
 
 
 def test_seeds_are_compared_in_pairs(runs, tmp_path):
