@@ -228,8 +228,9 @@ def read_record(path: Path) -> dict[str, Any]:
             hint = did_you_mean(path.name, near) if near else "expected the folder of a run"
             raise RunFolderError(f"there is no folder {path}; {hint}")
         if not is_file(file):
-            is_part = (path.parent / RECORD).is_file()
-            hint = f"; it is a part of the run {path.parent}" if is_part else ""
+            hint = f"; it is a part of the run {path.parent}" if (path.parent / RECORD).is_file() else ""
+            in_studies = sorted(path.glob(f"*/*/{RECORD}"))
+            hint = f"; did you mean {in_studies[0].parent.parent}?" if in_studies else hint
             raise RunFolderError(f"{path} holds no run: there is no {RECORD} in it{hint}")
         record = require_object(read_json(file))
         require_format(record, file)  # first: other formats have no checksum

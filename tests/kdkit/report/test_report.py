@@ -431,6 +431,12 @@ def test_studies_in_a_folder_of_runs_are_named(runs, tmp_path):
     assert [run.label for run in report.runs] == ["first"]
 
 
+def test_a_folder_of_studies_is_refused_with_the_name_of_one(runs, tmp_path):
+    shutil.copytree(runs / "seed0", tmp_path / "runs" / "study" / "seed0")
+    with pytest.raises(RunFolderError, match=r"no run\.json in it; did you mean .*study\?$"):
+        write_report(tmp_path / "runs", tmp_path / "report.html")
+
+
 def test_runs_of_a_study_that_are_not_finished_are_left_out_and_named(runs, tmp_path, kdkit_here):
     study = tmp_path / "study"
     for name in ("seed0", "seed1", "seed2"):
