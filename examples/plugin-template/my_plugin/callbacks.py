@@ -18,9 +18,10 @@ class CsvLog:
 
     @hookimpl
     def run_started(self, event: RunStarted) -> None:
-        """Begin a new file."""
+        """Begin a new file, or continue that of a resumed run."""
         settings = "; ".join(f"{name}={value}" for name, value in event.settings.items())
-        self.path.write_text(f"# {event.recipe}, {settings}\n", encoding="utf-8")
+        with self.path.open("a" if event.resumed else "w", encoding="utf-8") as file:
+            file.write(f"# {event.recipe}, {settings}\n")
 
     @hookimpl
     def epoch_ended(self, event: EpochEnded) -> None:

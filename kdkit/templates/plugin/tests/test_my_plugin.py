@@ -68,9 +68,15 @@ def test_too_few_samples_are_refused() -> None:
 
 
 def test_a_student_learns_and_every_epoch_is_logged(tmp_path: Path) -> None:
-    recipe = Recipe(data=Clusters(), schedule=make_schedule(epochs=5))
-    result = kdkit.run(recipe, callbacks=[CsvLog(tmp_path / "log.csv")], device="cpu", seed=0)
-    assert result.metrics["student"]["accuracy"].value > 0.8
-    lines = (tmp_path / "log.csv").read_text().splitlines()
+    log = CsvLog(tmp_path / "log.csv")
+
+    def run(*, resume: bool = False) -> kdkit.Result:
+        recipe = Recipe(data=Clusters(), schedule=make_schedule(epochs=5))
+        return kdkit.run(recipe, out=tmp_path / "run", resume=resume, callbacks=[log], device="cpu", seed=0)
+
+    assert run().metrics["student"]["accuracy"].value > 0.8
+    lines = log.path.read_text().splitlines()
     assert lines[0].startswith("# ")
     assert {line.split(",")[0] for line in lines[1:]} == {"teacher", "imitation", "finetuning"}
+    run(resume=True)  # nothing is left to train
+    assert log.path.read_text().splitlines()[: len(lines)] == lines
