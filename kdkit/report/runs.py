@@ -318,9 +318,16 @@ def terms_of(record: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def matched_teachers(record: Mapping[str, Any], student: str) -> tuple[str, ...]:
-    """Return the names of all teachers in the terms of a student, including those without metrics."""
+    """Return the names of all teachers in the terms of a student, including those without metrics.
+
+    The name of `Teachers`, "first and second", stands for its members.
+    """
     of_student = [term for terms in terms_of(record).values() for term in terms if term.get("student_net") == student]
-    return tuple(dict.fromkeys(str(term["teacher"]) for term in of_student if term.get("teacher")))
+    nets, teachers = mapping(record, "nets"), dict[str, None]()
+    for name in dict.fromkeys(str(term["teacher"]) for term in of_student if term.get("teacher")):
+        members = name.split(" and ") if name not in nets else [name]
+        teachers |= dict.fromkeys(members if all(member in nets for member in members) else [name])
+    return tuple(teachers)
 
 
 def weight_text(weight: Any) -> str:

@@ -17,6 +17,7 @@ from kdkit.data.torch_data import TorchData
 from kdkit.engine.storage.comparison import differences
 from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.errors import PluginWarning, RunFolderError
+from kdkit.losses import PerTeacher, SoftTargets
 from kdkit.metrics import MacroAUROC
 from kdkit.plugins.manager import installed
 from kdkit.report import Section, write_report
@@ -37,7 +38,7 @@ from tests.helpers.reports import (
     untaught,
     without_test_split,
 )
-from tests.helpers.tiny import samples
+from tests.helpers.tiny import one_stage, samples, tiny_net
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +282,17 @@ def test_runs_of_students_of_other_sizes_are_no_seeds_of_one_recipe(runs, tmp_pa
     first, second = (verdict.label for verdict in verdicts)
     assert first == f"recipe, 2 seeds ({runs.name}/seed0, {runs.name}/seed1)"
     assert second == f"recipe, 2 seeds ({tmp_path.name}/seed1, {tmp_path.name}/seed2)"
+
+
+def test_each_member_of_several_teachers_is_a_teacher(tmp_path):
+    def recipe():
+        teachers = kdkit.Teachers(*(tiny_net(name, trained=True) for name in ("first", "second")))
+        return one_stage(tiny_net("student"), kdkit.Match(teachers, PerTeacher(SoftTargets())))
+
+    page = report_page(run(tmp_path / "run", recipe, measure=False), out=tmp_path / "report.html")
+    assert "for its teacher first: " in page.text
+    for teacher in ("first", "second"):
+        assert f"only {teacher} right" in page.panel("agreement").text
 
 
 def test_without_a_baseline_the_student_is_compared_with_its_teacher(runs, tmp_path):
