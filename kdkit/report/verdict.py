@@ -195,7 +195,7 @@ class _Group:
             return ()
         over_samples = self.runs[0].differences(self.student, self.reference)
         if len(self.runs) == 1:
-            return over_samples
+            return tuple(row for row in over_samples if math.isfinite(row.value))  # NaN: a metric that is undefined
         combined = []
         for row in over_samples:
             comparison = self._compare(row, self.reference)
@@ -288,9 +288,11 @@ class _Group:
         sentence = f"{name} of {self.student} is {value} on the {self.split} split{over}."
         if self.reference is None:
             return "There is nothing to compare the student with.", sentence, _ADVICE
+        reason = "kdkit cannot compute an interval of this difference."
         if self.metric in self.runs[0].metrics.results[self.reference]:
             sentence = f"{sentence[:-1]}, and {plain(self._mean(self.reference))} for {self.reference}."
-        reason = "kdkit cannot compute an interval of this difference."
+            if not all(math.isfinite(self._mean(net)) for net in (self.student, self.reference)):
+                reason = f"{name} is undefined{' in at least one run' if len(self.runs) > 1 else ''}."
         return "No paired comparison.", sentence, reason if self.baseline is not None else f"{reason} {_ADVICE}"
 
     def _caveat(self, difference: BaselineDifference) -> str:

@@ -11,6 +11,7 @@ from statistics import mean, stdev
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import kdkit
 from kdkit.data.torch_data import TorchData
@@ -18,7 +19,7 @@ from kdkit.engine.storage.comparison import differences
 from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.errors import PluginWarning, RunFolderError
 from kdkit.losses import PerTeacher, SoftTargets
-from kdkit.metrics import MacroAUROC
+from kdkit.metrics import Accuracy, MacroAUROC
 from kdkit.plugins.manager import installed
 from kdkit.report import Section, write_report
 from kdkit.report.charts import heat_map, nice_ticks
@@ -38,7 +39,7 @@ from tests.helpers.reports import (
     untaught,
     without_test_split,
 )
-from tests.helpers.tiny import one_stage, samples, tiny_net
+from tests.helpers.tiny import FEATURES, one_stage, samples, tiny_net
 
 
 @pytest.fixture(scope="module")
@@ -335,6 +336,20 @@ def test_labels_per_position(tmp_path):
     assert "Cells are coloured by their share of the row" in page.text
     assert "AUROC" not in page.panel("classes").text
     assert "both right" in page.panel("agreement").text
+
+
+def test_an_undefined_metric_has_no_verdict(tmp_path):
+    def recipe():
+        one_class = TensorDataset(torch.randn(6, FEATURES), torch.zeros(6, dtype=torch.long))
+        made = distillation(data=TorchData(samples(rows=24), samples(seed=1), one_class, classes=["a", "b", "c"]))
+        object.__setattr__(made, "metrics", (MacroAUROC(), Accuracy()))
+        return made
+
+    folders = [run(tmp_path / str(seed), recipe, baseline=True, measure=False, seed=seed) for seed in range(2)]
+    page = report_page(folders[0], out=tmp_path / "report.html")
+    assert "No paired comparison." in page.text
+    assert "on the test split, and \N{EN DASH} for student-alone. Macro AUROC is undefined." in page.text
+    assert "is undefined in at least one run." in report_page(*folders, out=tmp_path / "report.html").text
 
 
 def test_differences_of_a_metric_in_percent_are_not_in_points(tmp_path):
