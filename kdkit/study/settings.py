@@ -7,6 +7,7 @@ from typing import Any
 from kdkit.engine.options import RunOptions
 from kdkit.engine.run_record import Origin, option_texts
 from kdkit.utils.read_json import mapping
+from kdkit.utils.reprs import without_addresses
 
 _RUN_OPTIONS = ("precision", "baseline")  # options that change results by more than rounding
 
@@ -48,7 +49,7 @@ class TrialSettings:
         others = {"seed": self.seed, **self.run_options, "function": self.function}
         pairs |= {name: [record.get(name), value] for name, value in others.items()}
         for name, (before, current) in pairs.items():
-            if before != current:
+            if without_addresses(repr(before)) != without_addresses(repr(current)):  # in the text of a function
                 yield f"its {name}: it was {before!s:.500}, and now it is {current!s:.500}"
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -97,6 +98,14 @@ def other_recipe(width: int) -> Recipe:
 
 def with_layers(layers: object) -> Recipe:
     return recipe()
+
+
+def eight() -> int:
+    return 8
+
+
+def of_called_width(width: Callable[[], int]) -> Recipe:
+    return recipe(width())
 
 
 def pair(width: int = 4, **teacher: int) -> list[Trial]:
@@ -204,22 +213,32 @@ def test_a_student_of_a_retrained_teacher_fails(tmp_path):
 
 
 def test_a_recipe_without_a_file_is_compared_by_its_options(tmp_path):
-    class Callable:
+    class Made:
         def __call__(self, width: int) -> Recipe:
             return recipe(width)
 
     def trial(width: int) -> Trial:
         # An object has no source file, unlike a function. An option of the trial replaces an argument of a partial.
-        return Trial(name="object", recipe=partial(Callable(), width=6), options={"width": width})
+        return Trial(name="object", recipe=partial(Made(), width=6), options={"width": width})
 
     assert run_states(Study(tmp_path, [trial(8)])) == {"object": "finished"}
     assert not (tmp_path / "object" / "recipe.py").exists()
     assert run_states(Study(tmp_path, [trial(8)])) == {"object": "skipped"}
     assert run_states(Study(tmp_path, [trial(4)])) == {"object": "failed"}
-    alone = Trial(name="object", recipe=partial(Callable(), width=8))
+    alone = Trial(name="object", recipe=partial(Made(), width=8))
     assert run_states(Study(tmp_path, [alone])) == {"object": "skipped"}
-    alone = Trial(name="object", recipe=partial(Callable(), width=6))
+    alone = Trial(name="object", recipe=partial(Made(), width=6))
     assert run_states(Study(tmp_path, [alone])) == {"object": "failed"}
+
+
+def test_an_option_that_is_a_function_is_compared_without_its_address(tmp_path):
+    def trial(width: object) -> Trial:
+        return Trial(name="called", recipe=of_called_width, options={"width": width})
+
+    assert run_states(Study(tmp_path, [trial(lambda: 8)])) == {"called": "finished"}
+    # Another object, as in a new process.
+    assert run_states(Study(tmp_path, [trial(lambda: 8)])) == {"called": "skipped"}
+    assert run_states(Study(tmp_path, [trial(eight)])) == {"called": "failed"}
 
 
 @pytest.mark.parametrize("changed", [{"layers": [8, 4]}, {"layers": {"width": (8,)}}, {"layers": Path("layers")}])
