@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
-from numbers import Number
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from kdkit.engine.options import TEACHER_CACHE, RunOptions
@@ -246,20 +245,10 @@ def _name_of(recipe: Callable[..., Recipe]) -> str:
 
 
 def _arguments_of(recipe: Callable[..., Recipe]) -> dict[str, Any]:
-    """Return the arguments of a `functools.partial` by name that have a text which is the same in every process."""
+    """Return the arguments of a `functools.partial` by name; empty for another callable."""
     if not isinstance(recipe, partial):
         return {}
-    positional = zip(parameters_by_name(recipe.func), recipe.args, strict=False)
-    arguments = {**dict(positional), **recipe.keywords}
-    return {name: value for name, value in arguments.items() if _has_stable_text(value)}
-
-
-def _has_stable_text(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return all(map(_has_stable_text, [*value, *value.values()]))
-    if isinstance(value, tuple | list):
-        return all(map(_has_stable_text, value))
-    return isinstance(value, Number | str | PurePath | None)
+    return {**dict(zip(parameters_by_name(recipe.func), recipe.args, strict=False)), **recipe.keywords}
 
 
 def _source_file(recipe: Callable[..., Recipe]) -> Path | None:
