@@ -36,8 +36,13 @@ def check_tap(make_tap: Callable[[M], TapLike], module: M, example: Any) -> None
         raise ContractError(f"{name} is not a tap: it needs the attribute module and the method attach()")
     if all(tap.module is not part for part in module.modules()):
         raise ContractError(f"{name} is on a {type(tap.module).__name__} that is not a part of the module")
+
+    def output() -> Any:
+        torch.manual_seed(0)  # the module may draw random numbers
+        return module(*args, **kwargs)
+
     with eval_mode(module), torch.random.fork_rng():
-        before, hooks = module(*args, **kwargs), _hook_counts(module)
+        before, hooks = output(), _hook_counts(module)
         try:
             opened = OpenTaps([tap])
         except RecipeError as error:  # for example, attach() did not return a function
@@ -47,7 +52,7 @@ def check_tap(make_tap: Callable[[M], TapLike], module: M, example: Any) -> None
             for _ in range(2):
                 open_taps.clear()
                 try:
-                    during = module(*args, **kwargs)
+                    during = output()
                 except Exception as error:
                     raise ContractError(f"the module raises {type(error).__name__} with {name}: {error}") from error
                 if open_taps.unfired():
@@ -61,7 +66,7 @@ def check_tap(make_tap: Callable[[M], TapLike], module: M, example: Any) -> None
                     raise ContractError(f"the output of the module changes while {name} is open")
         if _hook_counts(module) != hooks:
             raise ContractError(f"{name} leaves a hook behind when it is closed")
-        if not _close(before, module(*args, **kwargs), rtol=0.0, atol=0.0):
+        if not _close(before, output(), rtol=0.0, atol=0.0):
             raise ContractError(f"the output of the module changes after {name} is closed")
 
 

@@ -118,8 +118,16 @@ class Outputs:
     logits: torch.Tensor
 
 
-@pytest.mark.parametrize("make", [Outputs, lambda logits: SimpleNamespace(logits=logits), lambda logits: None])
-def test_the_output_of_the_module_may_be_an_object(make):
+@pytest.mark.parametrize(
+    "make",
+    [
+        Outputs,
+        lambda logits: SimpleNamespace(logits=logits),
+        lambda logits: None,
+        lambda logits: logits + torch.randn(3),  # as a variational autoencoder does
+    ],
+)
+def test_the_output_of_the_module_may_be_an_object_or_random(make):
     check_tap(lambda module: Tap(module.head), WithOutputs(make), torch.randn(2, 4))
 
 
