@@ -94,9 +94,9 @@ def errors(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
                 continue
             kind = analysis.kind_of(split.test)
             several = kind == "multilabel" or split.test.outputs.dtype.kind == "b"
-            blocks.append(
-                {"title": title, "role": run.role(net), **_matrix(matrix, split.test.classes, several=several)}
-            )
+            unit = "positions" if kind == "positions" and not several else "samples"
+            cells = _matrix(matrix, split.test.classes, several=several)
+            blocks.append({"title": title, "role": run.role(net), "unit": unit, **cells})
     return blocks
 
 

@@ -333,6 +333,7 @@ def test_numbers_have_a_scatter_instead_of_classes(tmp_path):
 def test_labels_per_position(tmp_path):
     folder = run(tmp_path / "run", lambda: distillation(data=positions(), network=PerPosition), baseline=True)
     page = report_page(folder, out=tmp_path / "report.html")
+    assert "true predicted positions share" in page.panel("errors").text
     assert "Cells are coloured by their share of the row" in page.text
     assert "AUROC" not in page.panel("classes").text
     assert "both right" in page.panel("agreement").text
