@@ -33,8 +33,8 @@ def classes(folder: Path, net: str | None, resamples: int) -> None:
     from kdkit.utils.console import make_console, print_note
     from kdkit.utils.reprs import describe_names
 
-    console = make_console()
-    for name in read_metrics(folder).results if net is None else (net,):
+    console, metrics = make_console(), read_metrics(folder)
+    for name in metrics.results if net is None else (net,):
         reported, rows = read_class_table(folder, name, resamples=resamples)
         split = "validation" if reported.test is None else "test"
         console.print(table_of(rows, f"{name}, on {split}", console.width))
@@ -44,6 +44,8 @@ def classes(folder: Path, net: str | None, resamples: int) -> None:
         missing = describe_names(row.name for row in rows if not row.figures)
         if missing:
             print_note(console, f"no positives in {split}: {missing}")
+    if not metrics.complete:
+        print_note(console, "the evaluation of this run is not finished, so nets may be missing; resume the run")
 
 
 @click.command(short_help="Write a page about finished runs.")

@@ -112,6 +112,16 @@ def test_the_predictions_of_a_net_are_read_from_its_run_folder(tmp_path):
             assert np.array_equal(getattr(loaded, name), getattr(saved, name))
 
 
+def test_the_classes_of_a_run_that_is_not_evaluated_yet_have_a_note(tmp_path, kdkit_here):
+    folder = RunFolder.create(tmp_path / "run", {}, None)
+    folder.stage(0, "net").save_predictions("net", "validation", predictions(0))
+    for complete in (False, True):
+        folder.save_metrics("validation", {"net": {}}, complete=complete)
+        printed = kdkit_here("classes", folder.path, "--resamples", "2").out
+        assert "net, on validation" in printed
+        assert ("the evaluation of this run is not finished" in printed) is not complete
+
+
 def test_a_run_folder_without_the_predictions_is_refused(tmp_path):
     with pytest.raises(RunFolderError, match="holds no run"):
         read_metrics(tmp_path)
