@@ -36,7 +36,8 @@ def training(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
             charts.append(_chart(title, series))
         for label in terms:
             series = [_epochs(run, stage, index, ("terms", label)) for index, run, stage in histories]
-            charts.append(_chart(label, series, note=histories[0][1].weight(name, label)))
+            weights = {run.weight(name, label) for _, run, _ in histories} - {""}
+            charts.append(_chart(label, series, note=weights.pop() if len(weights) == 1 else ""))
         charts += gradient_charts(histories)
         ended = ""
         if len(runs) == 1:

@@ -285,6 +285,20 @@ def test_runs_of_students_of_other_sizes_are_no_seeds_of_one_recipe(runs, tmp_pa
     assert second == f"recipe, 2 seeds ({tmp_path.name}/seed1, {tmp_path.name}/seed2)"
 
 
+def test_a_chart_of_a_term_names_its_weight_only_if_all_runs_have_it(tmp_path):
+    def recipe(weight):
+        labels, teacher = kdkit.Truth(nn.CrossEntropyLoss()), tiny_net("teacher", trained=True)
+        return one_stage(tiny_net("student"), weight * labels + 0.2 * kdkit.Match(teacher, SoftTargets()))
+
+    folders = [
+        run(tmp_path / str(weight), lambda weight=weight: recipe(weight), measure=False) for weight in (0.3, 0.8)
+    ]
+    text = report_page(*folders, out=tmp_path / "report.html").panel("training").text
+    assert "truth weight" not in text
+    assert "teacher/soft_targets weight 0.2" in text
+    assert "truth weight 0.3" in report_page(folders[0], out=tmp_path / "report.html").panel("training").text
+
+
 def test_each_member_of_several_teachers_is_a_teacher(tmp_path):
     def recipe():
         teachers = kdkit.Teachers(*(tiny_net(name, trained=True) for name in ("first", "second")))
