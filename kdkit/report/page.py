@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from kdkit import __version__
-from kdkit.errors import RecipeError
+from kdkit.errors import RecipeError, RunFolderError
 from kdkit.plugins.manager import installed
 from kdkit.report import classes, formats, measured, overview
 from kdkit.report.exports import export_tables
@@ -61,13 +61,15 @@ def write_report(
 
     folders: one or several folders of runs, or of studies. average_over: options of the recipe whose values are
     repetitions, like seeds, such as the folds of a cross-validation.
-    Raises RunFolderError if a folder holds no finished run, RecipeError if no run has such an option, and KdkitError,
-    before any run is read, if the file cannot be written.
+    Raises RunFolderError if there is no folder, or one holds no finished run, RecipeError if no run has such an option,
+    and KdkitError, before any run is read, if the file cannot be written.
     """
     out = user_path(out)
     require_output(out)
-    paths = [folders] if isinstance(folders, str | Path) else folders
-    runs, left_out = read_runs([*map(user_path, paths)])
+    paths = [folders] if isinstance(folders, str | Path) else [*folders]
+    if not paths:
+        raise RunFolderError("a report needs at least one folder of a run or of a study; got an empty list")
+    runs, left_out = read_runs([user_path(path) for path in paths])
     averaged = (average_over,) if isinstance(average_over, str) else average_over
     report = Report(runs=runs, verdicts=verdicts_of(runs, averaged), left_out=left_out)
     # Rendered in memory first, so that an error does not change an earlier page.

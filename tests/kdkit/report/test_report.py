@@ -473,6 +473,12 @@ def test_studies_in_a_folder_of_runs_are_named(runs, tmp_path):
     assert [run.label for run in report.runs] == ["first"]
 
 
+def test_a_report_of_no_run_is_refused(tmp_path):
+    with pytest.raises(RunFolderError, match="at least one folder"):
+        write_report(tmp_path.glob("seed*"), tmp_path / "report.html")
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_folder_of_studies_is_refused_with_the_name_of_one(runs, tmp_path):
     shutil.copytree(runs / "seed0", tmp_path / "runs" / "study" / "seed0")
     with pytest.raises(RunFolderError, match=r"no run\.json in it; did you mean .*study\?$"):
