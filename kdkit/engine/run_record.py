@@ -111,10 +111,13 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
 
 def option_texts(options: Mapping[str, Any] | None) -> dict[str, str]:
     """Return the options of a recipe as recorded: as strings, in quotes if they look like another value."""
-    return {
-        name: repr(value) if isinstance(value, str) and re.match(_NO_WORD, value) else str(value)
-        for name, value in (options or {}).items()
-    }
+    return {name: _text(value) for name, value in (options or {}).items()}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, set | frozenset):  # whose order differs from process to process
+        return f"{{{', '.join(sorted(map(repr, value)))}}}"
+    return repr(value) if isinstance(value, str) and re.match(_NO_WORD, value) else str(value)
 
 
 def hub_name(net: Net[Any]) -> str | None:

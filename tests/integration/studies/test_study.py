@@ -241,6 +241,14 @@ def test_an_option_that_is_a_function_is_compared_without_its_address(tmp_path):
     assert run_states(Study(tmp_path, [trial(eight)])) == {"called": "failed"}
 
 
+def test_a_set_among_the_options_is_recorded_in_order(tmp_path):
+    names = {"e", "a", "d", "c", "b"}  # in another order in each process
+    study = Study(tmp_path, [Trial(name="set", recipe=with_layers, options={"layers": names})])
+    assert run_states(study) == {"set": "finished"}
+    recorded = json.loads((tmp_path / "set" / "run.json").read_text())["options"]
+    assert recorded == {"layers": "{'a', 'b', 'c', 'd', 'e'}"}
+
+
 @pytest.mark.parametrize(("before", "after"), [([8, 2], [8, 4]), (Path("a"), Path("b")), (pair, eight)])
 def test_a_partial_is_compared_by_its_arguments(tmp_path, before, after):
     def trial(layers: object) -> Trial:
