@@ -288,6 +288,8 @@ def _label(options: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, set | frozenset):  # whose order differs from process to process
+        return "_".join(sorted(map(_text, value)))
     if isinstance(value, tuple | list):
         return "_".join(map(_text, value))
     return f"{value:.0f}" if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else str(value)

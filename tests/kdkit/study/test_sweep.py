@@ -73,6 +73,11 @@ def test_a_grid_that_does_not_fit_the_recipe_is_refused(grid, words, tmp_path):
     assert all(word in str(caught.value) for word in words)
 
 
+def test_the_name_of_a_trial_does_not_depend_on_the_order_of_a_set(tmp_path):
+    sweep = Sweep(recipe, {"name": [{"e", "a", "d", "c", "b"}]}, folder=tmp_path, seeds=1)
+    assert sweep.study.trials[0].name == "name=a_b_c_d_e,seed=0"
+
+
 def test_a_parameter_without_default_needs_a_value(tmp_path):
     def needy(depth, lr=0.1):
         return recipe(lr)
