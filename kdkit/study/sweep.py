@@ -141,7 +141,10 @@ class Sweep:
             for cell in self.cells
         ]
         if not any(cell.trials for cell in finished):
-            raise RecipeError(f"no run in {self.study.folder} is finished, so there is nothing to compare")
+            raise RecipeError(
+                f"no run in {self.study.folder} is finished, so there is nothing to compare; sweep.run() runs them "
+                "while its results are iterated over: for result in sweep.run(): ..."
+            )
         if self._compared is None:  # a run finished, but recipe() fails now, for example because its data was moved
             raise RecipeError("recipe() fails for every combination of options, so there is no metric to compare")
         metric, student = self._compared

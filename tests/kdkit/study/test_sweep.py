@@ -398,7 +398,7 @@ def test_a_cell_whose_recipe_lacks_the_net_or_the_metric_is_named_and_the_others
 
 
 def test_results_need_a_finished_run(tmp_path):
-    with pytest.raises(RecipeError, match=r"no run in .* is finished"):
+    with pytest.raises(RecipeError, match=r"no run in .* is finished, .*: for result in sweep.run\(\): "):
         Sweep(recipe, {}, folder=tmp_path).results()
 
 
