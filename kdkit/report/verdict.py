@@ -141,15 +141,18 @@ def _label(group: Sequence[ReportedRun], runs: Sequence[ReportedRun], average_ov
 
 
 class _Group:
-    """Runs that differ in their seeds and in the options of `average_over`, and the two compared nets."""
+    """Runs that differ in their seeds and in the options of `average_over`, and the two compared nets.
 
-    def __init__(self, runs: list[ReportedRun], label: str, average_over: Sequence[str]) -> None:
-        self.runs, self.label = runs, label
+    student: by default, the one that the verdict is about.
+    """
+
+    def __init__(self, runs: list[ReportedRun], label: str, average_over: Sequence[str], student: str = "") -> None:
+        self.runs, self.label, self.average_over = runs, label, average_over
         self.unit = "run" if average_over else "seed"
         self.comparisons: dict[str, Comparison] = {}  # over several seeds, by metric
         # The other runs have the same settings, so they have the same nets and metrics.
         first = runs[0]
-        self.student = first.student
+        self.student = student or first.student
         self.baseline = first.baselines.get(self.student)
         self.teachers = first.teachers_of(self.student)
         # A teacher can be the reference: a student may be as good as a much larger teacher.
@@ -170,7 +173,8 @@ class _Group:
         tone = differences[0].verdict if is_decided else ""
         if is_decided:
             headline, sentence = self._headline(differences[0]), self._sentence(differences[0])
-            caveat = f"{self._other_metrics(differences)}{self._caveat(differences[0])}"
+            others = self._other_metrics(differences) + self._other_students()
+            caveat = f"{others}{self._caveat(differences[0])}"
         else:
             headline, sentence, caveat = self._without_difference()
         return Verdict(
@@ -269,8 +273,9 @@ class _Group:
         name = "" if self.reference == "teacher" else f" {self.reference}"
         who = f"for its teacher{name}" if self.baseline is None else "for the same student without a teacher"
         seeds = f", on average over {len(self.runs)} {self.unit}s," if len(self.runs) > 1 else ""
+        of_student = f" of {self.student}" if len(self.runs[0].students) > 1 else ""
         return (
-            f"{metric_title(self.metric)} on the {self.split} split{seeds} is {plain(value)} against "
+            f"{metric_title(self.metric)}{of_student} on the {self.split} split{seeds} is {plain(value)} against "
             f"{plain(reference)} {who}: {signed(difference.value, points=points)}{' points' if points else ''}, "
             f"{100 * difference.level:.0f} % interval {low} to {high}."
         )
@@ -280,6 +285,15 @@ class _Group:
         others = [row for row in differences[1:] if row.verdict != differences[0].verdict]
         listed = ", ".join(f"{metric_title(row.metric)} {row.verdict}" for row in others)
         return f"Other metrics: {listed}. " if others else ""
+
+    def _other_students(self) -> str:
+        """Return the verdicts on the other students with a baseline, as in mutual learning; "" if there are none."""
+        listed = []
+        for student in self.runs[0].baselines:
+            if student != self.student:
+                group = _Group(self.runs, self.label, self.average_over, student)
+                listed += [f"{student} {row.verdict}" for row in group._differences()[:1] if row.metric == group.metric]
+        return f"Other students: {', '.join(listed)}. " if listed else ""
 
     def _without_difference(self) -> tuple[str, str, str]:
         """Return headline, sentence and caveat if there is no reference or no interval."""

@@ -299,6 +299,27 @@ def test_a_chart_of_a_term_names_its_weight_only_if_all_runs_have_it(tmp_path):
     assert "truth weight 0.3" in report_page(folders[0], out=tmp_path / "report.html").panel("training").text
 
 
+def test_the_verdicts_on_all_students_of_a_stage_are_named(tmp_path):
+    def recipe():
+        first, second = (tiny_net(name, seed=seed) for seed, name in enumerate(("first", "second")))
+        objectives = {
+            net: kdkit.Truth(nn.CrossEntropyLoss()) + kdkit.Match(kdkit.Peer(peer), SoftTargets())
+            for net, peer in ((first, second), (second, first))
+        }
+        return replace(
+            one_stage(first, objectives[first]), schedule=[kdkit.Stage(objectives, kdkit.Training(epochs=1))]
+        )
+
+    page = report_page(run(tmp_path / "run", recipe, baseline=True, measure=False), out=tmp_path / "report.html")
+    assert "of second on the test split" in page.text
+    row = next(
+        row
+        for row in json.loads((tmp_path / "run" / "metrics.json").read_text())["differences"]
+        if row["student"] == "first"
+    )
+    assert f"Other students: first {row['verdict']}. " in page.text
+
+
 def test_each_member_of_several_teachers_is_a_teacher(tmp_path):
     def recipe():
         teachers = kdkit.Teachers(*(tiny_net(name, trained=True) for name in ("first", "second")))
