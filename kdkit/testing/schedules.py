@@ -5,13 +5,15 @@ from collections.abc import Callable
 from kdkit.errors import ContractError, describe
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Schedule, Stage, nets_of
+from kdkit.teachers.base import OnlineTeacher
 
 
 def check_schedule(make_schedule: Callable[[], Schedule]) -> None:
     """Check a schedule. Raises ContractError for the first check that fails.
 
     The schedule returns at least one stage. Nets and stages have unique names. Each net that is a teacher is already
-    trained, or is trained in an earlier stage.
+    trained, or is trained in an earlier stage, but not in this one. The net of another teacher, such as Peer(net), is
+    trained in this stage.
     """
     if not callable(make_schedule):
         raise ContractError(
@@ -32,11 +34,19 @@ def check_schedule(make_schedule: Callable[[], Schedule]) -> None:
             raise ContractError(f"{name} returns {kind} with the same name: {', '.join(sorted(names))}")
     trained = {net for net in nets_of(stages) if net.trained}
     for stage in stages:
+        prefix = f"stage {stage.name!r} of {name}"
         for teacher in stage.teachers:
-            # other teachers, such as Ema or Past, follow a net of the same stage
-            if isinstance(teacher, Net) and teacher not in trained:
+            if isinstance(teacher, Net) and teacher in stage.objectives:
                 raise ContractError(
-                    f"stage {stage.name!r} of {name} has net {teacher.name!r} as a teacher, but no earlier stage "
-                    "trains it"
+                    f"{prefix} trains net {teacher.name!r}, which is also a frozen teacher in it; match Peer(net), "
+                    "Past(net) or Ema(net)"
+                )
+            if isinstance(teacher, Net) and teacher not in trained:
+                raise ContractError(f"{prefix} has net {teacher.name!r} as a teacher, but no earlier stage trains it")
+        for teacher in (match.teacher for match in stage.matches):
+            if isinstance(teacher, OnlineTeacher) and teacher.net not in stage.objectives:
+                raise ContractError(
+                    f"{prefix} has {teacher.name!r} as a teacher, but does not train net {teacher.net.name!r}; match "
+                    "the net itself, or train it here too"
                 )
         trained |= set(stage.objectives)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdkit import KdkitError, Match, Net, Stage, Tap, Training, Truth
+from kdkit import Ema, KdkitError, Match, Net, Past, Peer, Stage, Tap, Training, Truth
 from kdkit.errors import ContractError
 from kdkit.losses import SoftTargets
 from kdkit.testing import check_loss, check_schedule, check_tap
@@ -218,6 +218,21 @@ def test_a_teacher_that_is_trained_later_is_reported():
     teacher, student = tiny_net("teacher"), tiny_net("student")
     with pytest.raises(ContractError, match="no earlier stage trains it"):
         check_schedule(lambda: FixedSchedule(stage(student, guided_by(teacher)), stage(teacher)))
+
+
+def test_a_teacher_that_is_trained_in_the_same_stage_is_reported():
+    net, student = tiny_net("net"), tiny_net("student")
+    both = Stage({net: plain_goal(), student: guided_by(net)}, Training(epochs=1), "both")
+    with pytest.raises(ContractError, match="trains net 'net', which is also a frozen teacher"):
+        check_schedule(lambda: FixedSchedule(stage(net), both))
+
+
+@pytest.mark.parametrize("kind", [Peer, Past, Ema])
+def test_a_teacher_that_follows_a_net_of_another_stage_is_reported(kind):
+    net, student = tiny_net("net"), tiny_net("student")
+    with pytest.raises(ContractError, match="but does not train net 'net'; match the net itself"):
+        check_schedule(lambda: FixedSchedule(stage(net), stage(student, guided_by(kind(net)))))
+    check_schedule(lambda: [Stage({net: guided_by(kind(net))}, Training(epochs=1))])
 
 
 def test_a_trained_net_can_be_a_teacher_in_the_first_stage():
