@@ -33,7 +33,7 @@ def classes(folder: Path, net: str | None, resamples: int) -> None:
     from kdkit.utils.console import make_console, print_note
     from kdkit.utils.reprs import describe_names
 
-    console, metrics = make_console(), read_metrics(folder)
+    console, metrics = make_console(), read_metrics(folder, partial=True)
     for name in metrics.results if net is None else (net,):
         reported, rows = read_class_table(folder, name, resamples=resamples)
         split = "validation" if reported.test is None else "test"

@@ -24,7 +24,7 @@ from kdkit.engine.storage.finished_run import (
     read_stages,
 )
 from kdkit.engine.storage.measurements import Measurements, NetCost, read_measurements
-from kdkit.engine.storage.run_folder import how_to_resume, read_record
+from kdkit.engine.storage.run_folder import read_record
 from kdkit.errors import DataError, KdkitError, RunFolderError
 from kdkit.metrics.base import MetricResult
 from kdkit.metrics.bootstrap import BootstrapInterval
@@ -83,11 +83,6 @@ class ReportedRun:
         folder = Path(folder)
         record, metrics = read_record(folder), read_metrics(folder)
         problems: list[str] = []
-        if not metrics.complete:
-            raise RunFolderError(
-                f"the evaluation of the run in {folder} is not finished, with metrics of "
-                f"{describe_names(metrics.results)} so far; to resume it: {how_to_resume(folder, record)}"
-            )
         if not metrics.results:
             raise RunFolderError(f"{folder} has no metrics of any net; resume the run to evaluate its nets")
 

@@ -18,6 +18,7 @@ from kdkit.nets.weights import stage_number
 from kdkit.plugins.events import BaselineDifference
 from kdkit.utils.files import exists
 from kdkit.utils.read_json import mapping, number_or_nan, require_object, require_text, whole_number
+from kdkit.utils.reprs import describe_names
 from kdkit.utils.sealed import explain_unreadable_file, read_sealed_json, read_tensors
 
 
@@ -45,8 +46,11 @@ class FinishedStage:
     best_epoch: int
 
 
-def read_metrics(folder: Path) -> RunMetrics:
-    """Return the metrics of a run. Raises RunFolderError if no network is evaluated yet, or they are damaged."""
+def read_metrics(folder: Path, *, partial: bool = False) -> RunMetrics:
+    """Return the metrics of a run. Raises RunFolderError if there is no finished run, or they are damaged.
+
+    partial: also return the metrics of a run whose evaluation is not finished, if it has any.
+    """
     record, file = read_record(folder), folder / METRICS
     with explain_unreadable_file(file, f"restore it from a copy, or delete {folder} to run it again"):
         if not exists(file):
@@ -62,6 +66,11 @@ def read_metrics(folder: Path) -> RunMetrics:
         }
         differences = tuple(_difference(row) for row in content.get("differences", ()))
         complete = content.get("complete", True) is True
+        if not complete and not partial:
+            raise RunFolderError(
+                f"the evaluation of the run in {folder} is not finished, with metrics of {describe_names(results)} so "
+                f"far; to resume it: {how_to_resume(folder, record)}"
+            )
         return RunMetrics(reported_on=reported_on, results=results, differences=differences, complete=complete)
 
 
@@ -114,7 +123,7 @@ def read_net_report(folder: Path, net: str) -> NetReport:
         stages[file.name.removeprefix("predictions-").removesuffix("-validation.safetensors")] = file.parent
     if net not in stages:
         raise RunFolderError(f"{folder} holds no predictions of {net!r}; {did_you_mean(net, list(stages))}")
-    metrics = read_metrics(folder)
+    metrics = read_metrics(folder, partial=True)
     if net not in metrics.results:  # killed during the evaluation of this network: test predictions may be missing
         raise RunFolderError(f"{folder} holds no metrics of {net!r}; resume the run to evaluate this net")
     validation, test = read_predictions(predictions_file(stages[net], net, "validation")), None

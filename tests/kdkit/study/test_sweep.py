@@ -17,6 +17,7 @@ import kdkit
 from kdkit import Net, Optimizer, Recipe, RecipeError, RunOptions, Stage, Sweep, TorchData, Training, Truth
 from kdkit.cli.repeat import recorded_arguments
 from kdkit.engine.storage.finished_run import read_metrics
+from kdkit.engine.storage.run_folder import RunFolder
 from kdkit.errors import RunFolderError
 from kdkit.metrics import Accuracy
 from kdkit.report.runs import read_runs
@@ -395,6 +396,16 @@ def test_a_cell_whose_recipe_lacks_the_net_or_the_metric_is_named_and_the_others
         (tmp_path / f"method={method},seed=0" / "trial.json").unlink()
     with pytest.raises(RecipeError, match=r"alone,seed=0 has no metrics of net 'teacher'; there are: net"):
         sweep.results()
+
+
+def test_a_run_that_was_killed_in_a_second_evaluation_is_left_out(tmp_path):
+    sweep = Sweep(recipe, {}, folder=tmp_path, seeds=2)
+    assert all(result.error is None for result in sweep.run(CPU))
+    folder = RunFolder(tmp_path / "seed=1")  # resumed alone, after it had finished
+    folder.save_metrics("test", read_metrics(folder.path).results, complete=False)
+    results = sweep.results()
+    assert results.cells[0].repetitions == (0,)
+    assert results.left_out[0].startswith(f"the evaluation of the run in {folder.path} is not finished")
 
 
 def test_results_need_a_finished_run(tmp_path):
