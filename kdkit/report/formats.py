@@ -48,11 +48,13 @@ def percent(value: float | None) -> str:
 
 def tick(value: float) -> str:
     """Return a number for an axis."""
+    # The ticks of an axis are round numbers, which need all of their digits; a single value is not.
+    digits = 6 if math.isclose(value, float(f"{value:.6g}"), rel_tol=1e-9) else 4
     if value != 0 and not 1e-3 <= abs(value) < 1e5:
-        mantissa, exponent = f"{value:.5e}".split("e")
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         text = f"{float(mantissa):g}e{int(exponent)}"
     else:
-        text = f"{value:g}"
+        text = f"{value:.{digits}g}"
     return text.replace("-", MINUS)
 
 

@@ -182,6 +182,8 @@ def test_tiny_numbers_have_distinct_ticks():
         (-5e5, 5e5, ["-5e5", "-2.5e5", "0", "2.5e5", "5e5"]),
         (12.345, 12.348, ["12.345", "12.346", "12.347", "12.348"]),
         (-0.5, 0.25, ["-0.6", "-0.4", "-0.2", "0", "0.2", "0.4"]),
+        (5 / 12, 5 / 12, ["0.4167"]),  # a constant value
+        (1e-5 / 3, 1e-5 / 3, ["3.333e-6"]),
     ],
 )
 def test_the_labels_of_an_axis_have_all_digits(low, high, labels):
