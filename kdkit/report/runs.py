@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -274,7 +275,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[tuple[ReportedRun, ...], tuple[s
     paths: dict[Path, list[Path]] = {}  # the runs in each folder
     left_out = []
     for folder in folders:
-        names = runs_in(folder) if not (folder / "run.json").exists() else []
+        names = sorted(runs_in(folder), key=_by_numbers) if not (folder / "run.json").exists() else []
         paths[folder] = [folder / name for name in names] or [folder]
         if studies := [path for path in sorted(folder.glob("*/")) if names and runs_in(path)]:
             of = describe_names(path.name for path in studies)
@@ -298,6 +299,11 @@ def read_runs(folders: Sequence[Path]) -> tuple[tuple[ReportedRun, ...], tuple[s
             verb = "is" if len(errors) == 1 else "are"
             left_out.append(f"{len(errors)} of the {len(inside)} runs in {folder} {verb} left out: {reasons}")
     return tuple(runs[real] for real in unique if real in runs), tuple(left_out)
+
+
+def _by_numbers(name: str) -> list[Any]:
+    """Return a key that sorts seed=2 before seed=10: texts and numbers in turn."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def nets_by_role(run: ReportedRun) -> list[str]:

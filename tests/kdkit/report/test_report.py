@@ -496,6 +496,13 @@ def test_studies_in_a_folder_of_runs_are_named(runs, tmp_path):
     assert [run.label for run in report.runs] == ["first"]
 
 
+def test_runs_are_in_the_order_of_their_seeds(runs, tmp_path):
+    for seed in (10, 2, 0):
+        shutil.copytree(runs / "seed0", tmp_path / f"lr=0.5,seed={seed}")
+    shown, _ = read_runs([tmp_path])
+    assert [run.label for run in shown] == ["lr=0.5,seed=0", "lr=0.5,seed=2", "lr=0.5,seed=10"]
+
+
 def test_a_report_of_no_run_is_refused(tmp_path):
     with pytest.raises(RunFolderError, match="at least one folder"):
         write_report(tmp_path.glob("seed*"), tmp_path / "report.html")
