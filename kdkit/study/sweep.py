@@ -183,7 +183,7 @@ class Sweep:
                     metrics.setdefault(metric.name, metric)
                 nets |= dict.fromkeys(net.name for net in nets_of(recipe.stages))
                 student = student or list(recipe.stages[-1].objectives)[-1].name
-            except Exception:  # user code may raise anything; the trial of this cell will report it
+            except (Exception, SystemExit):  # user code may raise anything; the trial of this cell will report it
                 continue
             name = self.metric if self.metric is not None else next(iter(metrics))
             if name in metrics and (self.net is None or self.net in nets):

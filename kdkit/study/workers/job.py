@@ -12,7 +12,7 @@ from kdkit.engine.options import RunOptions
 from kdkit.engine.run import prepared
 from kdkit.engine.run_record import Origin
 from kdkit.engine.storage.run_folder import can_resume
-from kdkit.errors import KdkitError
+from kdkit.errors import KdkitError, RecipeError
 from kdkit.recipe.recipe import Recipe
 from kdkit.study.workers.pickling import pickle_object
 from kdkit.utils.files import write_output
@@ -57,7 +57,7 @@ class Job:
         try:
             options = replace(self.options, out=self.folder, resume=can_resume(self.folder))
             with prepared(
-                lambda: self.recipe(**self.arguments),
+                self._make_recipe,
                 options,
                 callbacks=self.callbacks,
                 origin=self.origin,
@@ -77,6 +77,12 @@ class Job:
         file, source = self.origin.file, self.origin.source
         sources = {} if file is None or source is None else {file: source}
         return pickle_object(self, f"trial {self.name!r}", sources)
+
+    def _make_recipe(self) -> Recipe:
+        try:
+            return self.recipe(**self.arguments)
+        except SystemExit as error:  # not an Exception: it would end the other trials too
+            raise RecipeError(f"recipe() raises SystemExit: {error}; recipe() must return a Recipe") from error
 
     def _locate(self, error: Exception) -> None:
         """Add a note with the innermost line of the recipe file to an error of user code."""

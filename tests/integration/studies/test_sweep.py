@@ -48,6 +48,8 @@ def recipe(
     """
     if width == 13:
         raise ValueError("unlucky")
+    if width == 0:
+        raise SystemExit("no width")
     student, teacher = Net("student", nn.Linear(4, 3)), Net("teacher", counted, version="1")
     objective = Truth(nn.CrossEntropyLoss()) + Match(teacher, SoftTargets())
     training = Training(epochs=2, batch_size=16, optimizer=Optimizer(torch.optim.SGD, lr=lr))
@@ -164,6 +166,13 @@ def test_failed_runs_are_listed_and_the_others_are_compared(sweep):
     assert f"error: width=13,seed=1 failed: ValueError: unlucky (raised in mine.py, line {line})" in result.err
     assert re.search("│ width=13 +│ +0 │", result.out)
     assert "not distinguishable" in result.out
+
+
+def test_a_recipe_that_exits_ends_its_own_run_only(sweep):
+    result = sweep("--width", "0,12", "--seeds", "1")
+    assert result.code == 1, result
+    assert "error: width=0,seed=0 failed: recipe() raises SystemExit: no width; recipe() must return" in result.err
+    assert "width=12,seed=0 finished" in result.out
 
 
 def test_a_damaged_run_is_named_and_the_others_are_compared(sweep, tmp_path):
