@@ -15,7 +15,7 @@ from importlib.machinery import SOURCE_SUFFIXES, SourceFileLoader
 from pathlib import Path
 from typing import Any
 
-from kdkit.errors import KdkitError, PluginWarning, RecipeError, did_you_mean
+from kdkit.errors import KdkitError, PluginWarning, RecipeError, Terminated, did_you_mean
 from kdkit.plugins.manager import installed, undecorated_hooks
 from kdkit.plugins.parameters import Parameter, parameters_of
 from kdkit.utils.files import is_file
@@ -111,7 +111,7 @@ def recipe_errors(path: Path, activity: str) -> Iterator[None]:
     """
     try:
         yield
-    except KdkitError:
+    except (KdkitError, Terminated):  # SIGTERM ended a run in recipe()
         raise
     except SystemExit as error:
         raise RecipeError(f"{path}: {activity} SystemExit; recipe() must return a Recipe") from error

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdkit.engine.options import RunOptions
-from kdkit.errors import RecipeError, did_you_mean
+from kdkit.errors import RecipeError, Terminated, did_you_mean
 from kdkit.metrics.base import Metric
 from kdkit.recipe.recipe import Recipe, nets_of
 from kdkit.study.cell_comparison import compare_cells
@@ -183,6 +183,8 @@ class Sweep:
                     metrics.setdefault(metric.name, metric)
                 nets |= dict.fromkeys(net.name for net in nets_of(recipe.stages))
                 student = student or list(recipe.stages[-1].objectives)[-1].name
+            except Terminated:
+                raise
             except (Exception, SystemExit):  # user code may raise anything; the trial of this cell will report it
                 continue
             name = self.metric if self.metric is not None else next(iter(metrics))

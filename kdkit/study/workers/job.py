@@ -12,7 +12,7 @@ from kdkit.engine.options import RunOptions
 from kdkit.engine.run import prepared
 from kdkit.engine.run_record import Origin
 from kdkit.engine.storage.run_folder import can_resume
-from kdkit.errors import KdkitError, RecipeError
+from kdkit.errors import KdkitError, RecipeError, Terminated
 from kdkit.recipe.recipe import Recipe
 from kdkit.study.workers.pickling import pickle_object
 from kdkit.utils.files import write_output
@@ -81,6 +81,8 @@ class Job:
     def _make_recipe(self) -> Recipe:
         try:
             return self.recipe(**self.arguments)
+        except Terminated:  # of a run in recipe(), which SIGTERM ended
+            raise
         except SystemExit as error:  # not an Exception: it would end the other trials too
             raise RecipeError(f"recipe() raises SystemExit: {error}; recipe() must return a Recipe") from error
 

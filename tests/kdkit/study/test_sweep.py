@@ -18,7 +18,7 @@ from kdkit import Net, Optimizer, Recipe, RecipeError, RunOptions, Stage, Sweep,
 from kdkit.cli.repeat import recorded_arguments
 from kdkit.engine.storage.finished_run import read_metrics
 from kdkit.engine.storage.run_folder import RunFolder
-from kdkit.errors import RunFolderError
+from kdkit.errors import RunFolderError, Terminated
 from kdkit.metrics import Accuracy
 from kdkit.report.runs import read_runs
 from kdkit.report.verdict import verdicts_of
@@ -406,6 +406,21 @@ def test_a_run_that_was_killed_in_a_second_evaluation_is_left_out(tmp_path):
     results = sweep.results()
     assert results.cells[0].repetitions == (0,)
     assert results.left_out[0].startswith(f"the evaluation of the run in {folder.path} is not finished")
+
+
+def test_a_signal_during_recipe_ends_the_sweep_and_no_trial(tmp_path):
+    def signalled(lr: float = 0.3) -> Recipe:
+        if lr == 0:
+            raise Terminated  # as a run in it does
+        return recipe(lr)
+
+    with pytest.raises(Terminated):
+        Sweep(signalled, {"lr": [0, 0.3]}, folder=tmp_path, seeds=1).run(CPU)
+    sweep = Sweep(signalled, {"lr": [0.3, 0]}, folder=tmp_path, seeds=1)
+    results = sweep.run(RunOptions(device="cpu", measure=False))
+    assert next(results).state == "finished"
+    with pytest.raises(Terminated):
+        next(results)
 
 
 def test_results_need_a_finished_run(tmp_path):
