@@ -5,6 +5,7 @@ import difflib
 import importlib.util
 import keyword
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -67,7 +68,7 @@ def recipe(name: str | None, path: Path | None) -> None:
     for example in {word for word in text.split() if word.startswith("examples/") and word.endswith(".py")}:
         text = text.replace(example, path.as_posix())
     write_output(path, text, option=f"kdkit new recipe {name} FILE")
-    echo(f"{path} is written; run it: kdkit run {path}")
+    echo(f"{path} is written; run it: kdkit run {shlex.quote(str(path))}")
 
 
 def recipe_templates(plugins: Plugins) -> dict[str, Path]:

@@ -1,5 +1,6 @@
 """Turn the plan of a recipe into the texts of a drawing: stages, their networks, and the terms between them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,6 +8,7 @@ from kdkit.cli.estimates import about, describe_projector, describe_weight, type
 from kdkit.engine.check.plan import Plan, TermSummary
 from kdkit.nets.net import Net
 from kdkit.teachers.ema import Ema
+from kdkit.teachers.ensemble import Teachers
 from kdkit.teachers.past import Past
 from kdkit.teachers.peer import Peer
 from kdkit.utils.reprs import describe_count, format_count
@@ -36,10 +38,13 @@ class Box:
 
 @dataclass(slots=True, kw_only=True)
 class Source:
-    """Something that a student learns from. trained_in: the index of the stage that trained it, if there is one."""
+    """Something that a student learns from.
+
+    trained: the nets in it that an earlier stage trained, each as the index of that stage and its name.
+    """
 
     box: Box
-    trained_in: int | None = None
+    trained: tuple[tuple[int, str], ...] = ()
     arrows: list[Arrow] = field(default_factory=list)
 
 
@@ -110,7 +115,10 @@ class _StageInPlan:
             caching = None if self.estimate is None else self.estimate.caching.get(name)
             cached = ("outputs cached",) if caching is not None and caching.is_cached else ()
             box = Box(name=name, net=name, lines=(*self._facts_of(teacher), *cached))
-            return Source(box=box, trained_in=self._trained_in(name))
+            return Source(box=box, trained=self._trained((name,)))
+        if isinstance(teacher, Teachers):
+            members = [net.name for net in teacher.members]
+            return Source(box=Box(name=name, net=name, lines=(type_name(teacher),)), trained=self._trained(members))
         net = getattr(teacher, "net", None)
         kinds = {Ema: "moving average", Past: "at the last epoch", Peer: "at the same step"}
         kind = kinds.get(type(teacher), type(teacher).__name__)
@@ -124,6 +132,10 @@ class _StageInPlan:
             f"{net.parameters:,} parameters",
             *(() if count is None else (f"{format_count(count)} multiply-adds",)),
         )
+
+    def _trained(self, names: Sequence[str]) -> tuple[tuple[int, str], ...]:
+        """Return the networks that an earlier stage trained, each with the index of that stage."""
+        return tuple((stage, name) for name in names if (stage := self._trained_in(name)) is not None)
 
     def _trained_in(self, name: str) -> int | None:
         """Return the index of the last stage before this one that trains a network."""

@@ -34,8 +34,7 @@ class _Drawing:
         self.colours.update(dict.fromkeys(names[-1:], 0))
         # Each net that teaches after its training has its own line outside of the cards.
         sources = [source for graph in self.graphs for lesson in graph.lessons for source in lesson.sources]
-        taught = [(source.trained_in, source.box.net) for source in sources]
-        self.rails = [rail for rail in dict.fromkeys(taught) if rail[0] is not None]
+        self.rails = [*dict.fromkeys(rail for source in sources for rail in source.trained)]
         self.rail_step = min(_RAIL, _MARGIN / max(len(self.rails), 1))
         margin = 14.0 + self.rail_step * len(self.rails) + (6.0 if self.rails else 0.0)
         self.left, self.right = margin, _WIDTH - margin
@@ -96,8 +95,9 @@ class _Drawing:
         for source in lesson.sources:
             source_height = _source_height(source) + stretch
             self._box(source.box, left, y, source_height)
-            if source.trained_in is not None and source.box.net is not None:
-                self.entries.append((source.trained_in, source.box.net, (left, y + source_height / 2)))
+            for number, (stage, net) in enumerate(source.trained, start=1):
+                end = (left, y + source_height * number / (len(source.trained) + 1))
+                self.entries.append((stage, net, end))
             arrow_top = y + (source_height - sum(map(_arrow_height, source.arrows))) / 2
             for arrow in source.arrows:
                 self._arrow(arrow, self._colour(source.box), (left + _BOX, right), arrow_top)
@@ -136,8 +136,6 @@ class _Drawing:
     def _draw_rails(self) -> None:
         """Draw the lines from students to the stages they teach in: right, down below the card, left, down, right."""
         for number, (stage, net) in enumerate(self.rails):
-            if stage is None or net is None:
-                continue
             x, y = self.students[stage, net]
             below = sum(rail[0] == stage for rail in self.rails[:number])
             level = self.exits[stage] + 12 + self.rail_step * below
@@ -154,11 +152,10 @@ class _Drawing:
 
 
 def _leading(options: str, width: float) -> str:
-    """Return as many of the first options of a loss as fit; no option is cut."""
-    parts = options.split(", ")
-    while parts and text_width(", ".join(parts), 12) > width:
-        parts.pop()
-    return ", ".join(parts)
+    """Return as many of the first options of a loss as fit; no option is cut, also if it has options itself."""
+    while options and (text_width(options, 12) > width or options.count("(") > options.count(")")):
+        options = options.rpartition(", ")[0]
+    return options
 
 
 def _sources_height(lesson: Lesson) -> float:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def arguments_to_resume(run: Path, *, trust: bool) -> list[str]:
         raise RunFolderError(
             f"{run} holds several runs; start the command or script that wrote them again, which skips finished runs "
             "and resumes the others; a run that a command started can also be resumed alone: kdkit run --resume "
-            f"{run / runs_in(run)[0]}"
+            f"{shlex.quote(str(run / runs_in(run)[0]))}"
         )
     return recorded_arguments(run, trust=trust)
 

@@ -1,6 +1,7 @@
 """The commands `kdkit run` and `kdkit rerun`."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ def run(ctx: click.Context, /, **options: Any) -> int:
             run_parallel_stages(file, origin, settings, jobs=jobs, log=log)
     except (KeyboardInterrupt, Terminated):
         if settings.out is not None and settings.out.exists() and is_first_process():
-            echo(f"\nto resume from the last checkpoint: kdkit run --resume {settings.out}", err=True)
+            folder = shlex.quote(str(settings.out))
+            echo(f"\nto resume from the last checkpoint: kdkit run --resume {folder}", err=True)
         raise
     return 0
 

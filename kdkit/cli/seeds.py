@@ -1,5 +1,6 @@
 """`kdkit run --seeds`: the same run with several seeds, in one folder, and one verdict over all of them."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +74,7 @@ def run_seeds(
                 paths.append(study.path(trial.name))
     if paths and not quiet:
         failures += _print_verdict(paths)
-        echo(f"saved to {folder}; to write a report: kdkit report {folder}")
+        echo(f"saved to {folder}; to write a report: kdkit report {shlex.quote(str(folder))}")
     for failure in failures:
         echo(f"error: {failure}", err=True)
     return 1 if failures else 0

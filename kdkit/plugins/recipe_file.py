@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import shlex
 import sys
 import traceback
 import types
@@ -143,7 +144,8 @@ def _import_file(path: Path) -> Iterator[types.ModuleType]:
     """
     if path.is_dir():
         is_run = (path / "run.json").is_file()
-        advice = f"to resume the run in it: kdkit run --resume {path}" if is_run else "a recipe is a Python file"
+        command = f"kdkit run --resume {shlex.quote(str(path))}"
+        advice = f"to resume the run in it: {command}" if is_run else "a recipe is a Python file"
         raise RecipeError(f"{path} is a folder; {advice}")
     if not is_file(path):
         raise RecipeError(f"{path}: there is no such recipe file{_near_file(path)}")

@@ -13,6 +13,7 @@ from kdkit.losses.base import Loss
 from kdkit.testing import loss_state, loss_values
 from kdkit.testing.loss_case import LossCase, LossInputs
 from kdkit.utils.signatures import parameters_by_name
+from kdkit.utils.validation import is_whole_number
 
 Shape = tuple[int, ...]
 
@@ -97,12 +98,15 @@ def _validate_arguments(make_loss: Any, *, on: str, shapes: Any, layers: Any, ta
     for name, value, choices in (("on", on, [*_SHAPES]), ("task", task, ["multiclass", "multilabel"])):
         if value not in choices:
             raise ContractError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
-    are_shapes = isinstance(shapes, Sequence) and all(isinstance(shape, tuple) and shape for shape in shapes)
+    are_shapes = isinstance(shapes, Sequence) and all(
+        _are_counts(shape) or (isinstance(shape, tuple) and len(shape) == 2 and all(map(_are_counts, shape)))
+        for shape in shapes
+    )
     if shapes is not None and not (shapes and are_shapes):
         raise ContractError(
             f"shapes must be a list of shapes without the batch, such as [(5, 6)] or [((5, 6), (3, 4))]; got {shapes!r}"
         )
-    if layers is not None and not (isinstance(layers, tuple) and len(layers) == 2 and min(layers) > 0):
+    if layers is not None and not (_are_counts(layers) and len(layers) == 2):
         raise ContractError(f"layers must be the numbers of taps of student and target, such as (3, 3); got {layers!r}")
     is_loss = isinstance(make_loss, nn.Module) or not callable(make_loss)
     needed = () if is_loss else _required_parameters(make_loss)
@@ -120,6 +124,10 @@ def _validate_arguments(make_loss: Any, *, on: str, shapes: Any, layers: Any, ta
             f"check_loss takes a function that returns a new loss on each call, such as {type(loss).__name__} or "
             f"lambda: {type(loss).__name__}(...); it returns the same one twice"
         )
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(is_whole_number(item) and item > 0 for item in value)
 
 
 def _required_parameters(function: Callable[..., Any]) -> list[str]:

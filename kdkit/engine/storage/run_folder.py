@@ -1,6 +1,7 @@
 """The folder of a run: the files that a run writes, and the checks for resuming it."""
 
 import json
+import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -188,7 +189,7 @@ def can_resume(path: Path) -> bool:
 def how_to_resume(path: Path, record: Mapping[str, Any]) -> str:
     """Return the command or the Python code that resumes a run. record: of the run."""
     if isinstance(record.get("command"), Mapping):
-        return f"kdkit run --resume {path}"
+        return f"kdkit run --resume {shlex.quote(str(path))}"
     if is_in_study(path):
         return "run the Python script that started it again; its study or sweep skips finished runs"
     return f"kdkit.run(..., out={str(path)!r}, resume=True) in Python"

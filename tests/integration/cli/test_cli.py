@@ -201,6 +201,9 @@ def test_a_path_that_is_not_a_python_file_is_refused(kdkit_here, tmp_path):
     assert_refused(
         kdkit_here("run", tmp_path / "first"), f"to resume the run in it: kdkit run --resume {tmp_path / 'first'}"
     )
+    (tmp_path / "first").rename(tmp_path / "my first")
+    assert_refused(kdkit_here("run", "my first"), "kdkit run --resume 'my first'")  # one argument of a shell
+    (tmp_path / "my first").rename(tmp_path / "first")
     (tmp_path / "notes.txt").write_text("x")
     assert_refused(kdkit_here("run", "notes.txt"), "a recipe file ends in .py")
     assert_refused(kdkit_here("run"), "Missing argument 'FILE'")

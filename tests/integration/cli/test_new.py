@@ -50,6 +50,7 @@ def test_a_name_that_is_no_template_is_a_recipe_for_own_data(kdkit_here, tmp_pat
     (tmp_path / "folder").mkdir()
     assert kdkit_here("new", "recipe", "digits", "folder/first.py").code == 0
     assert "kdkit run folder/first.py" in (tmp_path / "folder" / "first.py").read_text()
+    assert kdkit_here("new", "recipe", "digits", "my digits.py").out.endswith("run it: kdkit run 'my digits.py'\n")
     assert kdkit_here("new", "recipe", "digits.py").code == 0
     assert "kdkit run digits.py" in (tmp_path / "digits.py").read_text()
     assert "def read_samples" not in (tmp_path / "digits.py").read_text()

@@ -74,7 +74,7 @@ def recipe(width=8, teachers=(), failure=None, report=None):
     if failure == "killed":
         os.kill(os.getpid(), 9)
     if failure == "exit":
-        sys.exit(3)
+        os._exit(3)
     if report is not None:
         report.write_text(f"{os.getpid()} {torch.get_num_threads()}")
     objective = Truth(nn.CrossEntropyLoss())

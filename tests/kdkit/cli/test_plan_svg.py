@@ -55,6 +55,17 @@ def test_all_kinds_of_teachers_are_drawn():
         assert text in shown, shown
 
 
+def test_a_line_leads_from_each_trained_net_to_several_teachers():
+    nets = [tiny_net(name) for name in ("first", "second")]
+    loss = PerTeacher(SoftTargets())
+    stages = [Stage({net: plain_goal()}, TRAINING) for net in nets]
+    stages.append(Stage({tiny_net("student"): Match(Teachers(*nets), loss)}, TRAINING))
+    drawing = drawn(Recipe(data=tiny_data(), schedule=stages))
+    assert drawing.count('class="rail') == 2
+    # The options of the loss do not fit; none is cut, such as SoftTargets(temperature=4.0.
+    assert all(text.count("(") == text.count(")") for text in texts(drawing))
+
+
 def test_a_net_that_is_trained_again_continues_from_its_stage():
     net = tiny_net("student")
     stages = [Stage({net: plain_goal()}, TRAINING, name=name) for name in ("warm-up", "main")]

@@ -287,6 +287,9 @@ SHARED = nn.MSELoss()
         (nn.MSELoss, {"task": "labels"}, "task must be one of multiclass, multilabel; got 'labels'$"),
         (nn.MSELoss, {"shapes": []}, r"shapes must be a list of shapes .*; got \[\]$"),
         (nn.MSELoss, {"shapes": [5]}, r"shapes must be a list of shapes .*; got \[5\]$"),
+        (nn.MSELoss, {"shapes": [(0,)]}, r"shapes must be a list of shapes .*; got \[\(0,\)\]$"),
+        (nn.MSELoss, {"shapes": [((5,), (6,), (7,))]}, r"shapes must be a list of shapes .*"),
+        (nn.MSELoss, {"layers": ("3", "3")}, r"layers must be the numbers of taps .*; got \('3', '3'\)$"),
         (nn.MSELoss, {"layers": 3}, r"layers must be the numbers of taps .*, such as \(3, 3\); got 3$"),
     ],
 )

@@ -58,6 +58,12 @@ def test_a_run_without_a_test_split_is_reported_on_the_validation_split(tmp_path
     assert "there is no test split" in result.out
 
 
+def test_the_command_that_resumes_a_run_quotes_its_folder(tmp_path):
+    folder = RunFolder.create(tmp_path / "my run", {"command": {}}, None).path
+    with pytest.raises(RunFolderError, match=rf"kdkit run --resume '{folder}'$"):
+        read_metrics(folder)
+
+
 def test_a_net_whose_evaluation_was_interrupted_is_refused(run):
     RunFolder(run).stage(1, "late").save_predictions("late", "validation", predictions())
     with pytest.raises(RunFolderError, match="holds no metrics of 'late'; resume the run"):
