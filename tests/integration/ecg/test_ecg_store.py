@@ -17,7 +17,7 @@ from kdkit_ecg.store.index import INDEX, LOCK, ROW, read_rows
 from tests.helpers.command_line import environment
 from tests.helpers.processes import ForkedPython, wait_until
 
-NUMBER = 80
+NUMBER = 160
 
 
 @pytest.fixture(scope="module")

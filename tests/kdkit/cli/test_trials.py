@@ -18,7 +18,7 @@ def test_the_remaining_time_does_not_count_runs_that_are_already_finished(tmp_pa
     results = [
         TrialResult(trial=trial, state=state, seconds=600.0) for trial, state in zip(trials, states, strict=True)
     ]
-    assert run_and_print(Study(tmp_path, trials), iter(results), "3 runs", jobs=1, quiet=False) == {}
+    assert run_and_print(Study(tmp_path, trials), iter(results), "3 runs", jobs=1, quiet=False, notices=False) == {}
     assert capsys.readouterr().out.splitlines() == [
         "3 runs, 1 of them finished",
         "[1/3] first finished in 600 s, about 10 min left",

@@ -58,8 +58,8 @@ from kdkit.utils.locks import FileLock
 
 lock = FileLock(sys.argv[1])
 lock.acquire()
-if os.fork():
-    print("locked", flush=True)
+if os.fork() == 0:
+    print("forked", flush=True)
 sys.stdin.read()
 """
 
@@ -69,7 +69,7 @@ def test_a_forked_process_does_not_keep_a_lock_of_its_parent(tmp_path):
     """Otherwise a run that was killed could not be resumed until its workers have ended."""
     command = [sys.executable, "-c", FORKS, str(tmp_path / "lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as parent:
-        assert parent.stdout.readline() == b"locked\n"
+        assert parent.stdout.readline() == b"forked\n"
         parent.kill()
         parent.wait()
         FileLock(tmp_path / "lock").acquire(timeout=0)  # its child still reads

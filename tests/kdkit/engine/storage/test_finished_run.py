@@ -51,7 +51,7 @@ def test_missing_test_predictions_are_not_taken_for_a_run_without_a_test_split(r
 
 def test_a_run_without_a_test_split_is_reported_on_the_validation_split(tmp_path, kdkit_here):
     folder = RunFolder.create(tmp_path / "run", {}, None)
-    folder.stage(0, "net").save_predictions("net", "validation", predictions())
+    folder.stage(0, "net").save_predictions("net", "validation", predictions(SEVERAL))
     folder.save_metrics("validation", {"net": {}})
     result = kdkit_here("classes", folder.path, "--resamples", 2)
     assert result.code == 0
