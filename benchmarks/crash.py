@@ -45,20 +45,20 @@ def measure(folder: Path, count: int, seed: int, number: signal.Signals) -> int:
     test, draw, start = CrashTest(folder), random.Random(seed), time.perf_counter()
     test.finish("whole")
     kills: list[Kill] = []
-    runs, different = 0, 0
+    runs = 0
+    different: list[str] = []
     while len(kills) < count:
         name, runs = f"killed-{runs}", runs + 1
         try:
             kills += test.disturb(name, draw, [number] * (count - len(kills)))
             test.require_same(name, "whole")
         except AssertionError as error:
-            different += 1
-            print(f"{name}: {error}", flush=True)
-            if different > 3:
+            different.append(f"{name}: {error}")
+            if len(different) > 3:
                 break
-    print(report(kills))
+    print("\n".join([report(kills), *different]))
     print(
-        f"{len(kills)} times {number.name} in {runs} runs, {runs - different} of which ended in the bits of an "
+        f"{len(kills)} times {number.name} in {runs} runs, {runs - len(different)} of which ended in the bits of an "
         f"undisturbed one; {time.perf_counter() - start:.0f} s"
     )
     load = ", ".join(f"{load:.2f}" for load in os.getloadavg())
