@@ -128,12 +128,12 @@ def measure(title, make_network, size, precision, device, rounds):
         passes[way] = Passes(make_network().to(device), convolve, (signal, person), precision)
     times = {way: [] for way in passes}
     for _ in range(rounds):
-        for way, one in passes.items():
-            times[way].append(one.seconds())
+        for way, case in passes.items():
+            times[way].append(case.seconds())
     reference = passes["time last"].gradient
-    for way, one in passes.items():
+    for way, case in passes.items():
         ratio = statistics.median(own / used for own, used in zip(times[way], times[USED], strict=True))
-        difference = (one.gradient - reference).norm() / reference.norm()
+        difference = (case.gradient - reference).norm() / reference.norm()
         milliseconds = 1e3 * statistics.median(times[way])
         print(f"{title:44} {way:22} {milliseconds:9.3f} ms {ratio:7.3f}x {difference:9.1e}", flush=True)
 

@@ -214,7 +214,8 @@ def require_same_samples(session: TeacherSession, batch: Batch, split: Split) ->
     """Raise CacheError if samples change when they are read again, and the outputs of a teacher with them."""
     if batch.ids is None or batch.draw is None:
         return
-    rows = [int((torch.as_tensor(split.ids).cpu() == sample).nonzero()[0]) for sample in batch.ids.tolist()]
+    ids = torch.as_tensor(split.ids).cpu()
+    rows = [int((ids == sample).nonzero()[0]) for sample in batch.ids.tolist()]
     with preserve_rng_state():
         again = split.batch(torch.tensor(rows), batch.draw)
         if [*content_of(again.inputs)] == [*content_of(batch.inputs)]:

@@ -123,15 +123,15 @@ class Folds:
                     "folds`, or delete the first line to read the file as a plain table"
                 )
         table = parse_table(text)
-        given = {role: name for role, name in names.items() if name in table.columns}
-        columns = [*map(str.lower, table.columns), *given]
+        chosen = {role: name for role, name in names.items() if name in table.columns}
+        columns = [*map(str.lower, table.columns), *chosen]
         if not {"record", "fold"} <= set(columns):
             raise DataError(f"it needs the columns record and fold, but has {', '.join(columns) or 'no columns'}")
         patient_column = next((name for name in PATIENT_COLUMNS if name in columns), "")
         entries: dict[str, FoldEntry] = {}
         for _, cells in table.rows:
             row = {column.lower(): cell for column, cell in cells.items()}
-            row |= {role: cells[name] for role, name in given.items()}
+            row |= {role: cells[name] for role, name in chosen.items()}
             record = table_name(row["record"])
             if not record:
                 continue
