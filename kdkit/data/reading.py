@@ -2,8 +2,9 @@
 
 import multiprocessing
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from itertools import islice
 from threading import Event, Thread
 from time import monotonic
 from traceback import walk_tb
@@ -60,7 +61,13 @@ class ReadBatches:
         name = getattr(split, "name", "") if check is None else check.split
         self._subject = f"the {name} data" if name else "the data"
 
-    def __iter__(self) -> Iterator[Batch]:
+    def take(self, count: int) -> list[Batch]:
+        """Read at most `count` batches from the start."""
+        # Closed here, because Python would print an interrupt that arrives while it closes an abandoned generator.
+        with closing(iter(self)) as batches:
+            return list(islice(batches, count))
+
+    def __iter__(self) -> Generator[Batch]:
         check = None if self.check is None else DeferredLabelCheck(self.check)
         iterator: Iterator[Batch] | None = None
         index = 0

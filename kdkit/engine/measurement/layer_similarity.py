@@ -2,10 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
@@ -66,14 +65,16 @@ def spread_batches(split: Split | LoaderSplit, size: int = SAMPLES) -> list[Batc
     Raises DataError if a loader yields none, such as a stream that can only be read once.
     """
     if isinstance(split, LoaderSplit):
-        data = [batch.rows(torch.arange(min(len(batch), size))) for batch in islice(_read(split, size), _BATCHES)]
+        first = ReadBatches(batches(split, size)).take(_BATCHES)
+        data = [batch.rows(torch.arange(min(len(batch), size))) for batch in first]
         if not data:
             raise DataError("there is no batch if the data is read again")
         return data
     rows = torch.linspace(0, len(split) - 1, min(_BATCHES * size, len(split))).round().long()
     # A batch takes every n-th row, so that each batch spans the whole split.
     count = max(1, len(rows) // size)
-    return [next(_read(split, size, rows[first::count])) for first in range(count)]
+    orders = [rows[first::count] for first in range(count)]
+    return [ReadBatches(batches(split, len(order), order=order)).take(1)[0] for order in orders]
 
 
 def compared_layers(
@@ -114,11 +115,6 @@ def similarities(students: Sequence[Layer], teachers: Sequence[Layer]) -> list[l
         return _sum_of_hsic(student, teacher) / math.sqrt(squares[student] * squares[teacher])
 
     return [[similarity(student, teacher) for teacher in teachers] for student in students]
-
-
-def _read(split: Split | LoaderSplit, size: int, rows: Tensor | None = None) -> Iterator[Batch]:
-    size = size if rows is None else len(rows)
-    return iter(ReadBatches(batches(split, size, order=rows)))
 
 
 def _layers(net: Net[Any], batch: Batch, most: int) -> list[Layer]:

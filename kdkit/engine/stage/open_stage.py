@@ -103,9 +103,9 @@ def tiny_batch(data: Data, batch_size: int) -> Batch:
     train = data.train
     check = LabelCheck.of_data(data, train)
     if isinstance(train, LoaderSplit):
-        batch = next(iter(ReadBatches(batches(train, 4 if batch_size > 1 else 1), check)), None)
-        if batch is None:
+        first = ReadBatches(batches(train, 4 if batch_size > 1 else 1), check).take(1)
+        if not first:
             raise no_batch("training")
-        return batch
+        return first[0]
     rows = torch.arange(4 if batch_size > 1 and len(train) > 1 else 1).clamp(max=len(train) - 1)
-    return next(iter(ReadBatches(batches(train, len(rows), order=rows), check)))
+    return ReadBatches(batches(train, len(rows), order=rows), check).take(1)[0]

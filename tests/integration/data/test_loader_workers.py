@@ -370,6 +370,15 @@ def test_a_loop_that_is_left_early_is_not_watched_any_more():
     assert len(reading._watches) == before
 
 
+def test_an_interrupt_that_arrives_while_a_read_of_the_first_batches_ends_is_raised(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reading._Watch, "__exit__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reading.ReadBatches(batches(FaultySplit(lambda: None), 8)).take(1)
+
+
 RECIPE = """
 import os
 import signal
