@@ -58,7 +58,8 @@ def _waveform(sequence_set: Element) -> Waveform:
     digits = Decimal(_attribute(times[0], "value/increment", "value")).as_tuple()
     error = max(_ROUNDED, 10.0 ** int(digits.exponent) * _SECONDS[unit] / increment)
     whole = float(max(1, round(rate)))
-    rate = whole if abs(whole - rate) <= error * rate else rate
+    if abs(whole - rate) <= error * rate and not (4 * rate).is_integer():  # 16 ms are 62.5 Hz exactly
+        rate = whole
     start = _attribute(times[0], "value/head", "value")
     return Waveform(start, rate, counts.pop() if counts else 0, channels)
 

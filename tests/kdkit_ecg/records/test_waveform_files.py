@@ -204,6 +204,7 @@ def test_the_series_of_an_aecg_file_is_read(xml):
     assert (source.rate, source.leads[2]) == (256, "V3R")
     # As written, in few digits, and as computed in float32.
     rates = {"0.003906": 256, "0.0039": 256, "0.0040018": 249.89, "2.7770064e-3": 360.1, "0.004000000189989805": 250}
+    rates |= {"0.016": 62.5, "0.0032": 312.5}
     for increment, rate in rates.items():
         [source] = open_file(xml(text, ('"0.002" unit="s"', f'"{increment}" unit="s"')))
         assert source.rate == (pytest.approx(rate, rel=1e-5) if rate % 1 else rate)
