@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -245,10 +246,28 @@ def _name_of(recipe: Callable[..., Recipe]) -> str:
 
 
 def _arguments_of(recipe: Callable[..., Recipe]) -> dict[str, Any]:
-    """Return the arguments of a `functools.partial` by name; empty for another callable."""
-    if not isinstance(recipe, partial):
-        return {}
-    return {**dict(zip(parameters_by_name(recipe.func), recipe.args, strict=False)), **recipe.keywords}
+    """Return the values that a recipe has besides its options, by name.
+
+    They are the arguments of a `functools.partial`, the variables of a closure, and the attributes of an object.
+    """
+    if isinstance(recipe, partial):
+        arguments = zip(parameters_by_name(recipe.func), recipe.args, strict=False)
+        return {**_arguments_of(recipe.func), **dict(arguments), **recipe.keywords}
+    if inspect.isfunction(recipe):
+        values = inspect.getclosurevars(recipe).nonlocals
+    else:
+        owner = getattr(recipe, "__self__", recipe)  # of a method
+        values = {} if inspect.isclass(owner) else getattr(owner, "__dict__", {})
+    return {name: value for name, value in values.items() if _is_plain(value)}
+
+
+def _is_plain(value: object) -> bool:
+    """Whether the text of a value tells it from others: numbers, texts, paths, and lists, tuples and dicts of them."""
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, [*value, *value.values()]))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, Number | str | Path)
 
 
 def _source_file(recipe: Callable[..., Recipe]) -> Path | None:

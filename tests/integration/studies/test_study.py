@@ -259,6 +259,28 @@ def test_a_partial_is_compared_by_its_arguments(tmp_path, before, after):
     assert run_states(Study(tmp_path, [trial(after)])) == {"partial": "failed"}
 
 
+class MadeOf:
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def __call__(self) -> Recipe:
+        return recipe(self.width)
+
+
+def closure_over(width: int):
+    return lambda: recipe(width)
+
+
+@pytest.mark.parametrize("made", [closure_over, MadeOf, lambda width: MadeOf(width).__call__])
+def test_a_closure_and_an_object_are_compared_by_their_values(tmp_path, made):
+    def trial(width: int) -> Trial:
+        return Trial(name="made", recipe=made(width))
+
+    assert run_states(Study(tmp_path, [trial(8)])) == {"made": "finished"}
+    assert run_states(Study(tmp_path, [trial(8)])) == {"made": "skipped"}
+    assert run_states(Study(tmp_path, [trial(4)])) == {"made": "failed"}
+
+
 def test_a_partial_is_compared_by_the_file_of_its_function(tmp_path):
     file, study = tmp_path / "mine.py", tmp_path / "study"
     file.write_text(f"from {__name__} import recipe as made\n\n\ndef recipe(width):\n    return made(width)\n")
