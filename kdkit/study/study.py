@@ -91,8 +91,10 @@ class Study:
         differ in seeds only.
 
         Raises RunFolderError if another process runs a study in this folder, or if it cannot be written, WorkerError if
-        the cluster cannot run the trials, and RecipeError if a callback cannot be pickled.
+        the cluster cannot run the trials, and RecipeError if a callback cannot be pickled, or if `only` is set.
         """
+        if options is not None and options.only is not None:
+            raise RecipeError("a study trains all stages of its trials; expected RunOptions(only=None)")
         require_guarded_script()
         self._digests.clear()  # weights may have changed since the last call
         with locked_folder(self.folder, FileLock(self.folder / LOCK), _unwritable):

@@ -203,6 +203,12 @@ def test_a_student_is_blocked_if_its_teacher_is_refused(tmp_path):
     assert run_states(Study(tmp_path, trials)) == {"big": "failed", "small": "blocked"}
 
 
+def test_a_study_of_some_stages_only_is_refused(tmp_path):
+    options = RunOptions(only=("main",), out=tmp_path)
+    with pytest.raises(RecipeError, match="a study trains all stages of its trials"):
+        next(Study(tmp_path, pair()).run(options))
+
+
 def test_a_student_of_a_retrained_teacher_fails(tmp_path):
     run_states(Study(tmp_path, pair()))
     # In reverse order, so that each folder is empty when it is removed.
