@@ -15,6 +15,7 @@ from kdkit import __version__
 from kdkit.errors import RecipeError, RunFolderError
 from kdkit.plugins.manager import installed
 from kdkit.report import classes, formats, measured, overview
+from kdkit.report.combinations import combinations
 from kdkit.report.exports import export_tables
 from kdkit.report.runs import ReportedRun, read_runs
 from kdkit.report.training import training
@@ -40,12 +41,14 @@ class Section:
 class Report:
     """The runs of a report, and the verdicts on them. The hook `report_sections` gets it.
 
-    left_out: a sentence for each folder of several runs if some are unfinished or cannot be read.
+    left_out: a sentence for each folder of several runs if some are unfinished or cannot be read. folders: those that
+    the report is of.
     """
 
     runs: tuple[ReportedRun, ...]
     verdicts: tuple[Verdict, ...]
     left_out: tuple[str, ...] = ()
+    folders: tuple[Path, ...] = ()
 
     def __repr__(self) -> str:
         runs = describe_names(run.label for run in self.runs)
@@ -66,12 +69,12 @@ def write_report(
     """
     out = user_path(out)
     require_output(out)
-    paths = [folders] if isinstance(folders, str | Path) else [*folders]
+    paths = tuple(map(user_path, [folders] if isinstance(folders, str | Path) else folders))
     if not paths:
         raise RunFolderError("a report needs at least one folder of a run or of a study; got an empty list")
-    runs, left_out = read_runs([user_path(path) for path in paths])
+    runs, left_out = read_runs(paths)
     averaged = (average_over,) if isinstance(average_over, str) else average_over
-    report = Report(runs=runs, verdicts=verdicts_of(runs, averaged), left_out=left_out)
+    report = Report(runs=runs, verdicts=verdicts_of(runs, averaged), left_out=left_out, folders=paths)
     # Rendered in memory first, so that an error does not change an earlier page.
     write_output(out, render(report))
     return report
@@ -93,6 +96,7 @@ def render(report: Report) -> str:
         verdicts=report.verdicts,
         left_out=report.left_out,
         headline=headline_of(report.verdicts),
+        combinations=combinations(report.folders, runs),
         difference_charts=overview.difference_charts(report.verdicts),
         nets=overview.net_table(runs, report.verdicts),
         stages=training(runs),
