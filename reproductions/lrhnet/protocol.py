@@ -43,7 +43,7 @@ class Protocol:
 START = Protocol(epochs=8, augment="none")  # each tuning step changes some of it
 CHOSEN = {  # by `run_effect tune`
     "simulated": Protocol(epochs=16, augment="light", kd_loss="softmax-7-plain", label_weight=0.1),
-    "real": Protocol(epochs=24, augment="light", kd_loss="softmax-7-plain", label_weight=0.6),
+    "real": Protocol(epochs=24, augment="light", kd_loss="softmax-7-plain", label_weight=0.3),
 }
 
 
