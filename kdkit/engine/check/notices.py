@@ -164,26 +164,36 @@ def _unlabelled_positions(facts: Facts) -> Iterator[str]:
 
 
 def _padding(facts: Facts) -> Iterator[str]:
-    """Yield a notice for each term that compares the padding of texts, which the mask among the inputs leaves out."""
+    """Yield a notice for each term that compares the padding, which the mask among the inputs leaves out.
+
+    The mask of a waveform has an entry for each of its samples, of which a feature has one position for many.
+    """
     mask = facts.batch.inputs.get("attention_mask") if isinstance(facts.batch.inputs, Mapping) else None
     if facts.problems or not isinstance(mask, Tensor) or mask.ndim != 2 or bool((mask > 0).all()):
         return
     kept = (mask > 0)[:, None]  # (batch, 1, tokens), of features
     masks = {3: kept, 4: kept[..., None] & kept[:, :, None]}  # of attention maps, (batch, heads, tokens, tokens)
+    tensors = [tensor for tensor in nested_tensors(facts.batch.inputs) if tensor is not mask]
+    is_waveform = any(tensor.is_floating_point() and tensor.shape == mask.shape for tensor in tensors)
     for term, _, inputs in facts.checked_terms:
         # Other losses of kdkit compare samples or whole maps, or select positions themselves.
         by_token = isinstance(term.loss, Hint | Cosine | SquareHead) or not is_of_kdkit(term.loss)
         student = inputs.student
         if term.target is None or term.rows is not None or not by_token or not isinstance(student, Tensor):
             continue
-        of_side = masks.get(student.ndim)
+        of_side, frames = masks.get(student.ndim), student.shape[-1]
+        is_of_frames = is_waveform and student.ndim == 3 and 1 < frames < mask.shape[1]
+        if is_of_frames:
+            of_side = nn.functional.adaptive_max_pool1d(kept.float(), frames) > 0  # without the padding alone
         if of_side is None or (len(student), *student.shape[2:]) != (len(mask), *of_side.shape[2:]):
             continue
         if _changes(facts, term, inputs, torch.where(of_side, student, student + 1)):
-            wrapper = "PerPosition" if term.student.is_output else "Masked"
+            wrapper = "PerPosition" if term.student.is_output and not is_of_frames else "Masked"
+            option = ", mask=...) with the mask of the frames" if is_of_frames else ")"
             yield (
-                f"term {term.label!r} also compares the padding, {(mask <= 0).float().mean():.0%} of the tokens of the "
-                f"first samples; {wrapper}({describe_loss(term.loss)}) leaves it out"
+                f"term {term.label!r} also compares the padding, {(mask <= 0).float().mean():.0%} of the "
+                f"{'frames' if is_of_frames else 'tokens'} of the first samples; {wrapper}({describe_loss(term.loss)}"
+                f"{option} leaves it out"
             )
 
 

@@ -463,6 +463,28 @@ def test_a_term_that_leaves_out_the_padding_is_not_noticed(loss, part):
     assert padding_notices(loss, part) == ()
 
 
+@pytest.mark.parametrize("loss", [Hint(), Masked(Hint(), mask=lambda inputs: inputs["attention_mask"][:, ::4])])
+def test_a_term_that_compares_the_padding_of_waveforms_is_noticed(loss):
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.frames, self.head = nn.Conv1d(1, 4, 4, 4), nn.Linear(4, 3)
+
+        def forward(self, waves, attention_mask):
+            return self.head(self.frames(waves[:, None]).mean(2))
+
+    mask = (torch.arange(16) < 9).long()
+    rows = [({"waves": torch.randn(16), "attention_mask": mask}, row % 3) for row in range(8)]
+    teacher, student = Net("teacher", Encoder(), trained=True), Net("student", Encoder())
+    taps = {"student": Tap(student.module.frames), "target": Tap(teacher.module.frames)}
+    recipe = one_stage(student, plain_goal() + Match(teacher, loss, **taps), TorchData(rows, rows, classes=3))
+    padding = [notice for notice in check(recipe).notices if "also compares the padding" in notice]
+    expected = (
+        "44% of the frames of the first samples; Masked(Hint, mask=...) with the mask of the frames leaves it out"
+    )
+    assert [expected in notice for notice in padding] == ([True] if isinstance(loss, Hint) else [])
+
+
 @pytest.mark.parametrize(("context", "is_noticed"), [(nullcontext, True), (torch.random.fork_rng, False)])
 def test_a_recipe_that_sets_the_seed_itself_is_noticed(context, is_noticed):
     def recipe():
