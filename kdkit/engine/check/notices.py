@@ -22,7 +22,7 @@ from kdkit.losses.base import describe_loss, is_of_kdkit, is_per_position, loss_
 from kdkit.losses.catalog import ON_FEATURES
 from kdkit.losses.contrastive import CRD
 from kdkit.losses.features import TensorOrTuple, as_tuple
-from kdkit.losses.hints import Hint, SquareHead
+from kdkit.losses.hints import DistilHubert, Hint, SquareHead
 from kdkit.losses.similarity import Cosine
 from kdkit.nets.taps import HeadTap, Tap
 from kdkit.nets.views import Images
@@ -177,7 +177,7 @@ def _padding(facts: Facts) -> Iterator[str]:
     is_waveform = any(tensor.is_floating_point() and tensor.shape == mask.shape for tensor in tensors)
     for term, _, inputs in facts.checked_terms:
         # Other losses of kdkit compare samples or whole maps, or select positions themselves.
-        by_token = isinstance(term.loss, Hint | Cosine | SquareHead) or not is_of_kdkit(term.loss)
+        by_token = isinstance(term.loss, Hint | Cosine | SquareHead | DistilHubert) or not is_of_kdkit(term.loss)
         student = inputs.student
         if term.target is None or term.rows is not None or not by_token or not isinstance(student, Tensor):
             continue
