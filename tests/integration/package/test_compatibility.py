@@ -342,6 +342,7 @@ def test_a_ragged_batch_of_nested_tensors_is_an_input():
         return torch.nested.nested_tensor(texts, layout=torch.jagged), torch.stack([label for _, label in rows])
 
     require_learned(distill(Mean(), Mean(), as_loader(ragged)))
+    require_learned(distill(Mean(), Mean(), collate_fn=ragged, draws=1))
 
 
 class GraphNet(nn.Module):
