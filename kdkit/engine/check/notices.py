@@ -24,6 +24,8 @@ from kdkit.losses.contrastive import CRD
 from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.losses.hints import DistilHubert, Hint, SquareHead
 from kdkit.losses.similarity import Cosine
+from kdkit.metrics.base import Metric
+from kdkit.metrics.bootstrap import without_interval
 from kdkit.nets.taps import HeadTap, Tap
 from kdkit.nets.views import Images
 from kdkit.recipe.objective import Truth
@@ -69,6 +71,17 @@ def run_notices(facts: Facts, data: Data) -> Iterator[str]:
         _half_precision_weights,
     ):
         yield from notice(facts, data)
+
+
+def metric_notices(facts: Facts, metric: Metric) -> Iterator[str]:
+    """Yield a notice if a metric of kdkit chooses the best epoch, but the labels are sequences, as for CTC."""
+    metric = without_interval(metric)
+    if facts.computes_ctc and facts.context.position_dims and type(metric).__module__.startswith("kdkit.metrics."):
+        yield (
+            f"metric {metric.name!r}, which chooses the best epoch, compares each frame with a label, but labels of CTC "
+            "are sequences, not one per frame; pass a metric of sequences, such as an error rate of your own: "
+            "Recipe(metrics=(...,))"
+        )
 
 
 def _views(facts: Facts) -> Iterator[str]:

@@ -207,6 +207,7 @@ def test_frames_that_are_compared_by_the_labels_of_ctc_are_a_notice(truth, loss,
     plan = check(Recipe(data=TorchData(data, data, classes=["blank", "a", "b"]), schedule=[stage]))
     plan.require()
     assert sum("with CTC the labels are sequences" in notice for notice in plan.notices) == notices
+    assert sum("metric 'accuracy', which chooses" in notice for notice in plan.notices) == (truth is ctc)
 
 
 @pytest.mark.parametrize(
