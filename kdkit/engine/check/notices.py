@@ -78,8 +78,8 @@ def metric_notices(facts: Facts, metric: Metric) -> Iterator[str]:
     metric = without_interval(metric)
     if facts.computes_ctc and facts.context.position_dims and type(metric).__module__.startswith("kdkit.metrics."):
         yield (
-            f"metric {metric.name!r}, which chooses the best epoch, compares each frame with a label, but labels of CTC "
-            "are sequences, not one per frame; pass a metric of sequences, such as an error rate of your own: "
+            f"metric {metric.name!r}, which chooses the best epoch, compares each frame with a label, but labels of "
+            "CTC are sequences, not one per frame; pass a metric of sequences, such as an error rate of your own: "
             "Recipe(metrics=(...,))"
         )
 
