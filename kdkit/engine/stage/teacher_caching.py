@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kdkit.data.batch import Batch, content_of
 from kdkit.data.dataset import LoaderSplit, Split
@@ -220,18 +220,17 @@ def probe_samples(session: TeacherSession, batch: Batch, split: Split, *, autoca
         return probe(session, batch, autocast=autocast)
     ids, draw = torch.as_tensor(split.ids).cpu(), batch.draw
     rows = torch.tensor([int((ids == sample).nonzero()[0]) for sample in batch.ids.tolist()])
-
-    def read(places: Tensor) -> Batch:
-        return split.batch(rows[places], draw).to(batch.labels.device)
-
+    spread = torch.linspace(0, len(split) - 1, 4).long()  # samples may be sorted by their lengths
     with preserve_rng_state():
-        again = read(torch.arange(len(batch)))
+        again, *padded = (
+            split.batch(read, draw).to(batch.labels.device) for read in (rows, spread, spread[:2], spread[2:])
+        )
         if [*content_of(again.inputs)] != [*content_of(batch.inputs)]:
             outputs = [session(batch), session(again)]
             first, second = ([output.output, *output.features] for output in outputs)
             if not all(map(torch.equal, first, second)):
                 raise CacheError("its outputs for a sample differ, because the sample changes when it is read again")
-    return probe(session, batch, autocast=autocast, read=read)
+    return probe(session, batch, autocast=autocast, padded=padded)
 
 
 def _require_cacheable(net: Net[Any], module: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """Run a teacher on a tiny batch to find out whether its outputs can be cached by sample."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,13 +27,11 @@ class Probe:
     rounding: float
 
 
-def probe(
-    session: TeacherSession, batch: Batch, *, autocast: bool, read: Callable[[Tensor], Batch] | None = None
-) -> Probe:
+def probe(session: TeacherSession, batch: Batch, *, autocast: bool, padded: Sequence[Batch] = ()) -> Probe:
     """Run a teacher twice on a batch, and on its halves in reverse order. Random states are restored.
 
-    read: reads samples, given by their places in the batch, as a batch of their own. If its shapes are others, because
-    batches are padded, the teacher runs on these too.
+    padded: a batch, and its parts that were read as batches of their own. If their shapes are others, because batches
+    are padded, the teacher runs on these too.
     Raises CacheError with the reason if outputs cannot be cached by sample.
     """
     if batch.ids is None or batch.draw is None:
@@ -57,15 +55,16 @@ def probe(
         except Exception as error:  # a user-defined module may need a fixed batch size
             raise CacheError(f"it fails on part of a batch ({first_line(error)})") from error
         rounding = _require_same(expected, parts, outputs, tolerance, _OTHERS)
-        padded = parts if read is None else [read(rows) for rows in halves]
-        if [*map(_shapes, padded)] != [*map(_shapes, parts)]:
-            outputs = [session(part) for part in padded]
-            rounding = max(rounding, _require_same(expected, padded, outputs, tolerance, _PADDING))
+        if len({_shapes(part) for part in padded}) > 1:
+            whole, *parts = padded
+            expected, outputs = _tensors(session(whole), len(whole)), [session(part) for part in parts]
+            rounding = max(rounding, _require_same(expected, parts, outputs, tolerance, _PADDING))
     return Probe(output, rounding)
 
 
-def _shapes(batch: Batch) -> list[torch.Size]:
-    return [tensor.shape for tensor in nested_tensors(batch.inputs)]
+def _shapes(batch: Batch) -> tuple[torch.Size, ...]:
+    """Return the shapes of the inputs of a sample."""
+    return tuple(tensor.shape[1:] for tensor in nested_tensors(batch.inputs))
 
 
 def _require_same(
