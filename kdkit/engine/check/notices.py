@@ -1,5 +1,6 @@
 """Notices about a stage: settings that are valid but rarely intended."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from math import ceil
@@ -34,6 +35,8 @@ from kdkit.utils.modules import preserve_buffers
 from kdkit.utils.randomness import preserve_rng_state
 from kdkit.utils.reprs import describe_names
 
+# Words in the names of metrics of which lower values are better.
+_ERRORS = {"error", "errors", "loss", "wer", "cer", "eer", "mae", "mse", "rmse", "perplexity", "distance"}
 _LARGEST_SHARE = 0.2  # of the initial weights in the final average
 _LABELS = ("labels", "label", "targets", "target")  # inputs of models that compute a loss themselves
 # Losses that compare positions; CRD compares means over positions.
@@ -313,6 +316,17 @@ def _half_precision_weights(facts: Facts, _data: Data) -> Iterator[str]:
                 f"less than 1/{round(2 / torch.finfo(dtype).eps)} of a weight, unless the optimizer compensates for "
                 "it; to train in float32 and compute in half precision, convert the network with module.float() and "
                 "pass precision='bf16'"
+            )
+
+
+def direction_notices(metrics: Sequence[Metric]) -> Iterator[str]:
+    """Yield notices about user-defined metrics with the name of an error, which do not say if lower is better."""
+    for metric in map(without_interval, metrics):
+        words = {*re.split("[^a-z]+", metric.name.lower())}
+        if words & _ERRORS and not hasattr(metric, "lower_is_better"):
+            yield (
+                f"higher values of metric {metric.name!r} count as better; if it is an error, set its attribute "
+                "lower_is_better = True, otherwise to False"
             )
 
 

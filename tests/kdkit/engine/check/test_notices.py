@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from kdkit import (
     Inputs,
     LinearRamp,
     Match,
+    MetricResult,
     Net,
     Optimizer,
     Recipe,
@@ -42,6 +44,7 @@ from kdkit.losses import (
     SoftTargets,
     loss_name,
 )
+from kdkit.metrics import BootstrapInterval
 from tests.helpers.callbacks import Recorder
 from tests.helpers.open_stages import hidden_taps
 from tests.helpers.tiny import one_stage, plain_goal, samples, tiny_data, tiny_net
@@ -208,6 +211,31 @@ def test_frames_that_are_compared_by_the_labels_of_ctc_are_a_notice(truth, loss,
     plan.require()
     assert sum("with CTC the labels are sequences" in notice for notice in plan.notices) == notices
     assert sum("metric 'accuracy', which chooses" in notice for notice in plan.notices) == (truth is ctc)
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes", "count"),
+    [
+        ("wer", {}, 1),
+        ("word_error_rate", {}, 1),
+        ("wer", {"lower_is_better": True}, 0),
+        ("word_error_rate", {"lower_is_better": False}, 0),
+        ("power", {}, 0),
+    ],
+)
+def test_a_metric_with_the_name_of_an_error_that_does_not_say_if_lower_is_better_is_noticed(name, attributes, count):
+    class Rate:
+        def fit(self, validation):
+            return self
+
+        def compute(self, test):
+            return MetricResult(value=0.5)
+
+    metric = Rate()
+    vars(metric).update(name=name, **attributes)
+    recipe = one_stage(tiny_net("student"), plain_goal())
+    plan = check(replace(recipe, metrics=(BootstrapInterval(metric),)))
+    assert sum("set its attribute lower_is_better = True" in notice for notice in plan.notices) == count
 
 
 @pytest.mark.parametrize(
