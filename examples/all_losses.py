@@ -105,6 +105,7 @@ LOSSES: dict[str, tuple[Sides, float]] = {
     "hint": (LAST, 100.0),  # R
     "cosine": (LAST, 1.0),
     "square_head": (LAST, 1.0),
+    "distil_hubert": (LAST, 1.0),
     "attention_transfer": (LAST, 1000.0),  # R
     "cwd": (LAST, 3.0),  # its authors, for outputs
     "pairwise_affinity": (LAST, 0.5),  # its authors

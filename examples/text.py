@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader
 
 import kdkit
 from kdkit import AttentionTap, Match, Net, Stage, Tap, TorchData, Training, Truth
@@ -39,11 +38,6 @@ def pad(batch: list[Text]) -> tuple[dict[str, Tensor], Tensor]:
     words = pad_sequence([text for text, _ in batch], batch_first=True)
     tags = pad_sequence([labels for _, labels in batch], batch_first=True, padding_value=PADDING)
     return {"input_ids": words, "attention_mask": (words > 0).long()}, tags
-
-
-def loader(count: int, seed: int) -> DataLoader[Any]:
-    """Return the texts in padded batches."""
-    return DataLoader(texts(count, seed), batch_size=32, shuffle=seed == 0, collate_fn=pad)  # type: ignore[arg-type]  # a list is a dataset
 
 
 def tagger(width: int, layers: int) -> Any:
@@ -83,9 +77,10 @@ def recipe(hidden: float = 0.5, attention: float = 10.0, count: int = 1500, epoc
         student=AttentionTap(first.attention.self),
         target=AttentionTap(last.attention.self),
     )
-    training = Training(epochs=epochs, optimizer=kdkit.Optimizer(torch.optim.AdamW, lr=2e-3))
+    training = Training(epochs=epochs, batch_size=32, optimizer=kdkit.Optimizer(torch.optim.AdamW, lr=2e-3))
+    tags = [f"tag {tag}" for tag in range(TAGS)]
     return kdkit.Recipe(
-        data=TorchData(loader(count, 0), loader(300, 1), loader(300, 2), classes=[f"tag {tag}" for tag in range(TAGS)]),
+        data=TorchData(texts(count, 0), texts(300, 1), texts(300, 2), classes=tags, collate_fn=pad),
         schedule=[
             Stage({teacher: truth}, training),
             Stage({student: truth + Match(teacher, SoftTargets()) + hidden * states + attention * maps}, training),

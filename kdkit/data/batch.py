@@ -55,8 +55,9 @@ class Batch:
     @property
     def is_divisible(self) -> bool:
         """Whether samples can be selected: all inputs have an entry for each label, unlike the edges of a graph."""
-        tensors = nested_tensors(self.inputs)
-        return not has_objects(self.inputs) and all(tensor.ndim and len(tensor) == len(self) for tensor in tensors)
+        return not has_objects(self.inputs) and all(
+            tensor.ndim and len(tensor) == len(self) and not tensor.is_nested for tensor in nested_tensors(self.inputs)
+        )
 
     def rows(self, rows: Tensor) -> "Batch":
         """Return the samples in these rows, (samples,) int64 on the CPU. Raises DataError unless it `is_divisible`.
@@ -164,7 +165,10 @@ def modifications(tensor: Tensor) -> int | None:
 
 def content_of(value: Any) -> Iterator[bytes]:
     """Yield the texts, the keys, and the dtypes, shapes and bytes of tensors in a nested value."""
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and value.is_nested:
+        yield from content_of(value.unbind())
+    elif isinstance(value, Tensor):
+        value = value if value.layout is torch.strided else value.to_dense()
         yield f"{value.dtype}{tuple(value.shape)}".encode()  # tensors of different shapes may have the same bytes
         yield value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
     elif isinstance(value, str):

@@ -25,12 +25,15 @@ from kdkit.data.notices import (
 from kdkit.data.samples import SampleKeys
 from kdkit.data.torch_splits import (
     CheckedLoaderSplit,
+    Collate,
     DatasetOrLoader,
     DatasetSplit,
+    StreamSplit,
     TorchSplit,
     as_split,
     first_batch,
     is_fixed,
+    require_order,
 )
 from kdkit.data.visible_labels import check_visible, class_names, is_renumbered, read_labels, visible_labels
 from kdkit.errors import DataError, shortened
@@ -66,6 +69,8 @@ class TorchData(Data):
     augmentations, which are then seeded by the row and the number of the version; epochs use the versions in turn, and
     teacher outputs are cached. None, the default except for a TensorDataset, means that a sample may change each time
     it is read.
+    collate_fn: a function that makes a batch of a list of samples, such as one that pads them, as for a DataLoader. It
+    must return a label for each sample, and keep their order. None stacks samples. A DataLoader has its own.
     labels: the key of the labels in samples that are mappings; None for the one of "label", "labels", "target",
     "targets" and "y" that they have. For batches that are other objects, such as graphs, an attribute; the inputs are
     then the object. weights: the key or the attribute of the weights.
@@ -75,8 +80,9 @@ class TorchData(Data):
     evaluation_samples: how many samples of a validation or test stream are read, so that the stream may be endless. A
     DataLoader is read to the end of the batch with the last of them. None reads streams and DataLoaders to their ends.
 
-    A DataLoader keeps its own order, batch size and randomness, and its samples have no ids. An IterableDataset is read
-    in batches of the stage's batch size; without a length, it needs Training(steps_per_epoch=...).
+    A DataLoader keeps its own order, batch size, collate_fn and randomness, and its samples have no ids. An
+    IterableDataset is read in batches of the stage's batch size; without a length, it needs
+    Training(steps_per_epoch=...).
     Raises DataError if a split is empty or has another form, or if the labels of several splits are inconsistent.
     Labels that are beyond the classes or outside [0, 1] are refused before training if they are visible without reading
     every sample (TensorDataset, an attribute `targets`, and a Subset of these), otherwise when their batch is read.
@@ -94,14 +100,16 @@ class TorchData(Data):
         draws: int | None = None,
         unknown: float | None = None,
         ignore_index: int | None = None,
+        collate_fn: Collate | None = None,
         labels: str | None = None,
         weights: str | None = None,
         batch_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None = None,
         evaluation_samples: int | None = None,
     ) -> None:
-        _require_options(task, classes, draws, unknown, ignore_index, batch_transform, evaluation_samples)
+        _require_options(task, classes, draws, unknown, ignore_index, evaluation_samples)
+        _require_functions(collate_fn=collate_fn, batch_transform=batch_transform)
         datasets = {"train": train, "validation": validation, **({} if test is None else {"test": test})}
-        splits = _as_splits(datasets, SampleKeys(labels, weights), evaluation_samples)
+        splits = _as_splits(datasets, SampleKeys(labels, weights), evaluation_samples, collate_fn)
         # Read without restoring random states: for a given seed, runs depend on the random numbers that are drawn here.
         first = first_batch(splits["train"])
         self.has_weights = first.weights is not None
@@ -134,6 +142,9 @@ class TorchData(Data):
             name: _described(split, spec, all_labels.get(name), is_drawn=name == "train" and (self.draws or 1) > 1)
             for name, split in splits.items()
         }
+        for split in self._splits.values():
+            if isinstance(split, DatasetSplit) and split.has_own_collate:
+                require_order(split)
         self.train, self.validation = self._splits["train"], self._splits["validation"]
         self.test = self._splits.get("test")
         self.notices = (
@@ -215,7 +226,7 @@ class TorchData(Data):
 
 
 def _require_options(
-    task: Any, classes: Any, draws: Any, unknown: Any, ignore_index: Any, batch_transform: Any, evaluation_samples: Any
+    task: Any, classes: Any, draws: Any, unknown: Any, ignore_index: Any, evaluation_samples: Any
 ) -> None:
     """Raise DataError if an option of `TorchData` is invalid for any data."""
     if task is not None and task not in get_args(Task):
@@ -238,25 +249,40 @@ def _require_options(
         raise DataError(f"unknown must be a label other than 0 and 1, such as -1 or float('nan'); got {unknown!r}")
     if ignore_index is not None and not is_whole_number(ignore_index):
         raise DataError(f"ignore_index must be a class index that means no label, such as 255; got {ignore_index!r}")
-    if batch_transform is not None and not callable(batch_transform):
-        raise DataError(f"batch_transform must be a function of inputs and labels; got {batch_transform!r}")
     if evaluation_samples is not None and not (is_whole_number(evaluation_samples) and evaluation_samples > 0):
         raise DataError(f"evaluation_samples must be a number of samples, at least 1; got {evaluation_samples!r}")
 
 
+def _require_functions(*, collate_fn: Any, batch_transform: Any) -> None:
+    """Raise DataError if an option of `TorchData` is not a function."""
+    if collate_fn is not None and not callable(collate_fn):
+        raise DataError(f"collate_fn must be a function that makes a batch of a list of samples; got {collate_fn!r}")
+    if batch_transform is not None and not callable(batch_transform):
+        raise DataError(f"batch_transform must be a function of inputs and labels; got {batch_transform!r}")
+
+
 def _as_splits(
-    datasets: Mapping[str, DatasetOrLoader], keys: SampleKeys, evaluation_samples: int | None
+    datasets: Mapping[str, DatasetOrLoader],
+    keys: SampleKeys,
+    evaluation_samples: int | None,
+    collate_fn: Collate | None,
 ) -> dict[str, TorchSplit]:
     """Return data as splits, whose sample ids are unique over all splits.
 
-    evaluation_samples: how many samples of the validation and test streams are read.
+    evaluation_samples: how many samples of the validation and test streams are read. collate_fn: of Datasets and
+    streams.
     """
     splits: dict[str, TorchSplit] = {}
     first_id = 0
     for name, data in datasets.items():
         samples = None if name == "train" else evaluation_samples
-        splits[name] = as_split(name, data, keys, first_id=first_id, samples=samples)
+        splits[name] = as_split(name, data, keys, first_id=first_id, samples=samples, collate_fn=collate_fn)
         first_id += length_of(splits[name]) or 0
+    if collate_fn is not None and not any(isinstance(split, DatasetSplit | StreamSplit) for split in splits.values()):
+        raise DataError(
+            "collate_fn is for Datasets and streams, but all data is in DataLoaders, which have their own: pass "
+            "DataLoader(..., collate_fn=...)"
+        )
     evaluated = [split for name, split in splits.items() if name != "train"]
     if evaluation_samples is not None and not any(isinstance(split, LoaderSplit) for split in evaluated):
         raise DataError(

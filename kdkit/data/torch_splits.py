@@ -11,19 +11,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
-from kdkit.data.batch import Batch, as_targets, collate, items_of
+from kdkit.data.batch import Batch, as_targets, collate, content_of, items_of
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.read_errors import explain_unreadable
 from kdkit.data.reading import reading
 from kdkit.data.samples import SampleKeys, as_weights, missing_labels, require_samples, require_stacked, require_tensors
 from kdkit.errors import DataError
-from kdkit.utils.randomness import seeded_on_cpu
+from kdkit.utils.randomness import preserve_rng_state, seeded_on_cpu
+from kdkit.utils.reprs import describe_numbers
 from kdkit.utils.seeds import SeedPurpose, derive_seed
 
 D = TypeVar("D", bound=Dataset[Any])
 
 _NO_BATCH = object()
+_REORDERED = 4  # samples that are read in two orders
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,13 @@ class Unlabelled:
 
 
 DatasetOrLoader = Dataset[Any] | DataLoader[Any] | Iterable[Any] | Unlabelled
+Collate = Callable[[list[Any]], Any]  # makes a batch of samples
+
+
+def collate_samples(samples: list[Any]) -> Any:
+    """Collate samples into a batch. Raises DataError for lists of numbers, which would become many tensors."""
+    require_tensors(samples[0])
+    return collate(samples)
 
 
 @dataclass(eq=False, repr=False)
@@ -50,7 +59,8 @@ class DatasetSplit(Split):
     name: "train", "validation" or "test", for error messages. keys: for samples that are mappings.
     targets: returns the labels of a batch in the form that losses take. label_check: called with the labels of every
     batch; None if all are known to be valid. On a GPU, a loss would only report "device-side assert triggered".
-    is_drawn: whether a sample is read with random numbers that depend only on its row and draw.
+    is_drawn: whether a sample is read with random numbers that depend only on its row and draw. collate_fn: makes a
+    batch of samples.
     """
 
     name: str
@@ -61,26 +71,36 @@ class DatasetSplit(Split):
     label_check: LabelCheck | None = None
     labels: Tensor | None = None
     is_drawn: bool = False
+    collate_fn: Collate = collate_samples
 
     def __post_init__(self) -> None:
-        self.must_yield = f"the {self.name} data must yield"  # the start of messages about its samples
         self.ids = torch.arange(self.first_id, self.first_id + len(self.dataset))
-        if is_plain(self.dataset, TensorDataset):  # checked once, not in every batch
+        # Looked up once, not in every batch.
+        self.has_own_collate = self.collate_fn is not collate_samples
+        self.is_indexed = not self.has_own_collate and is_plain(self.dataset, TensorDataset)
+        # The start of messages about its samples.
+        self.must_yield = f"the {self.name} data must yield"
+        if self.has_own_collate:
+            self.must_yield = f"the collate_fn of the {self.name} data must return"
+        if self.is_indexed:
             self.keys.split(self.dataset.tensors, self.must_yield)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def read(self, rows: Tensor, draw: int = 0) -> tuple[Any, Any, Any]:
-        """Return the inputs, the labels, and the weights or None, collated as torch's DataLoader does by default."""
-        if is_plain(self.dataset, TensorDataset):  # indexing once is faster than collating single samples
+        """Return the inputs, the labels, and the weights or None."""
+        if self.is_indexed:  # faster than collating single samples
             columns = [tensor.index_select(0, rows.to(tensor.device)) for tensor in self.dataset.tensors]
             if self.keys.inputs_only:
                 return self.keys.split(tuple(columns))
             # The same as `keys.split`, whose checks take as long as the rest of this method.
             return columns[0], columns[1], columns[2] if len(columns) == 3 else None
+        samples = self._samples(rows.tolist(), draw)
+        if self.has_own_collate:
+            return self.keys.split(self._collated(samples, rows), self.must_yield)
         with _explain_unequal_samples(self.name):
-            return self.keys.split(_collate_samples(self._samples(rows.tolist(), draw)), self.must_yield)
+            return self.keys.split(collate_samples(samples), self.must_yield)
 
     def _samples(self, rows: list[int], draw: int) -> list[Any]:
         # Hugging Face datasets read several rows together ten times as fast. A subclass of a torch dataset may inherit
@@ -106,10 +126,28 @@ class DatasetSplit(Split):
                 )
         return samples
 
+    def _collated(self, samples: list[Any], rows: Tensor) -> Any:
+        """Return the batch that the user's collate_fn makes."""
+        try:
+            return self.collate_fn(samples)
+        except Exception as error:  # user code may raise anything
+            position = f"a batch of the {self.name} data (rows {describe_numbers(rows.tolist())})"
+            explained = explain_unreadable(error, position)
+            if explained is error:
+                raise
+            raise explained from error
+
     def batch(self, rows: Tensor, draw: int) -> Batch:
         """Return these rows, with labels in the form that losses take."""
         inputs, labels, weights = self.read(rows, draw)
         labels = missing_labels(inputs) if labels is None else self.targets(labels)
+        if labels.shape[:1] != rows.shape:
+            raise DataError(
+                f"{self.must_yield} a label for each sample, because samples have ids; got labels "
+                f"{tuple(labels.shape)} for {len(rows)} samples (rows {describe_numbers(rows.tolist())}); leave "
+                "samples out with torch.utils.data.Subset instead; other labels, such as one for each node of graphs, "
+                "need a DataLoader"
+            )
         if self.label_check is not None:
             self.label_check(labels, rows)
         if weights is not None:
@@ -156,7 +194,7 @@ class StreamSplit(CheckedLoaderSplit):
     def batched(self, size: int, *, pin: bool = False) -> "StreamSplit":
         """Return the stream in batches of this size."""
         dataset = self.loader.dataset if self.samples is None else _First(self.loader.dataset, self.samples)
-        return replace(self, loader=DataLoader(dataset, size, collate_fn=_collate_samples, pin_memory=pin))
+        return replace(self, loader=DataLoader(dataset, size, collate_fn=self.loader.collate_fn, pin_memory=pin))
 
 
 TorchSplit = DatasetSplit | CheckedLoaderSplit
@@ -186,20 +224,29 @@ class _Batches(IterableDataset[Any]):
 
 
 def as_split(
-    name: str, data: DatasetOrLoader, keys: SampleKeys, *, first_id: int = 0, samples: int | None = None
+    name: str,
+    data: DatasetOrLoader,
+    keys: SampleKeys,
+    *,
+    first_id: int = 0,
+    samples: int | None = None,
+    collate_fn: Collate | None = None,
 ) -> TorchSplit:
     """Return the data as a split. Raises DataError if it is empty, or neither a Dataset nor a loader.
 
     name: "train", "validation" or "test", for error messages. first_id: the id of the first sample of a Dataset.
-    samples: how many samples of a stream or DataLoader are read; None reads it to its end.
+    samples: how many samples of a stream or DataLoader are read; None reads it to its end. collate_fn: of a Dataset or
+    stream; None for the usual one.
     """
+    collate_fn = collate_fn or collate_samples
     if isinstance(data, Unlabelled):
         if name != "train":
             raise DataError(
                 f"the {name} data needs labels for the metrics; to compare a student with its teacher instead, use the "
                 "teacher's classes as labels: TensorDataset(inputs, teacher(inputs).argmax(1))"
             )
-        return as_split(name, data.data, SampleKeys(inputs_only=True), first_id=first_id)
+        keys = SampleKeys(inputs_only=True)
+        return as_split(name, data.data, keys, first_id=first_id, collate_fn=collate_fn)
     _refuse_table(name, dataset_of(data))
     if isinstance(data, DataLoader):
         return CheckedLoaderSplit(name, data, keys, samples)
@@ -209,7 +256,7 @@ def as_split(
     # The WebLoader of WebDataset is an IterableDataset around a DataLoader.
     holds_loader = is_stream and isinstance(pipeline, list) and any(isinstance(part, DataLoader) for part in pipeline)
     if is_stream and not holds_loader:
-        return StreamSplit(name, DataLoader(dataset, collate_fn=_collate_samples), keys, samples)
+        return StreamSplit(name, DataLoader(dataset, collate_fn=collate_fn), keys, samples)
     is_iterator = hasattr(data, "__next__")  # an iterator can be read only once
     if holds_loader or (hasattr(data, "__iter__") and not is_iterator and not hasattr(data, "__getitem__")):
         return CheckedLoaderSplit(name, DataLoader(_Batches(data), batch_size=None), keys, samples)
@@ -221,7 +268,7 @@ def as_split(
         )
     if len(dataset) == 0:
         raise DataError(f"the {name} data is empty")
-    return DatasetSplit(name, dataset, first_id, keys)
+    return DatasetSplit(name, dataset, first_id, keys, collate_fn=collate_fn)
 
 
 def _refuse_table(name: str, data: Any) -> None:
@@ -254,7 +301,7 @@ def first_batch(split: TorchSplit) -> Batch:
         else:
             inputs, labels, weights = split.read(torch.tensor([0]))
     except (TypeError, ValueError) as error:  # raised by torch's collate, for example for PIL images
-        if isinstance(split, LoaderSplit) and split.loader.collate_fn not in (default_collate, _collate_samples):
+        if isinstance(split, LoaderSplit) and split.loader.collate_fn not in (default_collate, collate_samples):
             has_workers = split.loader.num_workers > 0
             raise explain_unreadable(error, f"the first batch of the {name} data", has_workers=has_workers) from error
         advice = ""
@@ -263,7 +310,7 @@ def first_batch(split: TorchSplit) -> Batch:
         elif "PIL." in str(error):
             advice = "; convert images to tensors in the Dataset, such as with torchvision.transforms.v2.PILToTensor()"
         elif "default_collate" in str(error):
-            advice = "; pass a DataLoader whose collate_fn makes a batch of such samples"
+            advice = "; pass collate_fn=..., a function that makes a batch of a list of such samples"
         raise DataError(f"the {name} data must yield pairs (inputs, labels) of tensors: {error}{advice}") from error
     if labels is None and split.keys.inputs_only:
         labels = missing_labels(inputs)
@@ -271,6 +318,8 @@ def first_batch(split: TorchSplit) -> Batch:
         advice = ""
         if isinstance(labels, str) or (isinstance(labels, list | tuple) and all(isinstance(x, str) for x in labels)):
             advice = " of class indices: number the classes, such as with names.index(label)"
+        elif isinstance(labels, list | tuple) and all(isinstance(x, int | float) for x in labels):
+            advice = ": torch.tensor(labels)"
         elif items_of(labels) is not None:
             advice = (
                 " with equal sizes for all samples: pack them, such as with torch.cat, and let the losses unpack them"
@@ -279,12 +328,6 @@ def first_batch(split: TorchSplit) -> Batch:
     if isinstance(split, LoaderSplit):
         require_samples(labels, 0, split.must_yield)
     return Batch(inputs, labels, weights=as_weights(weights, labels, split.must_yield))
-
-
-def _collate_samples(samples: list[Any]) -> Any:
-    """Collate samples into a batch. Raises DataError for lists of numbers, which would become many tensors."""
-    require_tensors(samples[0])
-    return collate(samples)
 
 
 @contextmanager
@@ -296,7 +339,7 @@ def _explain_unequal_samples(name: str) -> Iterator[None]:
         if "Batches of sparse tensors" in str(error):
             raise DataError(
                 f"samples of the {name} data are sparse, so they cannot be stacked; make them dense, .to_dense(), or "
-                "pass a DataLoader whose collate_fn makes a batch of them"
+                "pass a collate_fn that makes a batch of them"
             ) from error
         shapes = re.search(r"equal size, but got \[(.*?)\] at entry \d+ and \[(.*?)\] at entry", str(error))
         if shapes is not None:
@@ -307,8 +350,32 @@ def _explain_unequal_samples(name: str) -> Iterator[None]:
             raise
         raise DataError(
             f"samples of the {name} data have different {sizes}, so they cannot be stacked; crop or pad them in the "
-            "Dataset, or pass a DataLoader(dataset, batch_size=..., collate_fn=...) whose collate_fn pads a batch"
+            "Dataset, or pass a collate_fn that pads a batch: TorchData(..., collate_fn=...), or that of a DataLoader"
         ) from error
+
+
+def require_order(split: DatasetSplit) -> None:
+    """Raise DataError if the collate_fn of a split changes the order of samples, so that ids would be those of others.
+
+    A few samples are read in two orders. Samples that change when they are read again are not compared.
+    """
+    rows = torch.linspace(0, len(split) - 1, min(_REORDERED, len(split))).long()
+    with preserve_rng_state(cuda=False):
+        batches = [split.batch(order, 0) for order in (rows, rows.flip(0))]
+    if not batches[0].is_divisible:  # such as of graphs
+        return
+
+    def contents(batch: Batch) -> list[list[bytes]]:
+        parts = map(batch.rows, torch.split(torch.arange(len(batch)), 1))
+        return [[*content_of((part.inputs, part.labels))] for part in parts]
+
+    forward, backward = map(contents, batches)
+    if forward != backward[::-1] and sorted(forward) == sorted(backward):
+        raise DataError(
+            f"{split.must_yield} samples in the order in which it gets them, because samples have ids; those in rows "
+            f"{describe_numbers(rows.tolist())} have another order; do not sort them, such as by length: "
+            "pack_padded_sequence(..., enforce_sorted=False) needs no order"
+        )
 
 
 def is_plain(dataset: object, cls: type[D]) -> TypeGuard[D]:
@@ -318,6 +385,8 @@ def is_plain(dataset: object, cls: type[D]) -> TypeGuard[D]:
 
 def is_fixed(split: TorchSplit) -> bool:
     """Return whether samples are known to never change: in a TensorDataset, or a Subset of one."""
+    if isinstance(split, DatasetSplit) and split.has_own_collate:
+        return False
     dataset = dataset_of(split)
     while is_plain(dataset, Subset):
         dataset = dataset.dataset

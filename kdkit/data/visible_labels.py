@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, Subset, TensorDataset, default_collate
 
 from kdkit.data.batch import Batch
-from kdkit.data.dataset import LoaderSplit
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.label_forms import SplitLabels
 from kdkit.data.labels import is_ignored, mark_unknown
@@ -75,9 +74,11 @@ def _is_like(visible: Tensor, first: Tensor, split: TorchSplit) -> bool:
 
 def visible_labels(split: TorchSplit) -> Tensor | None:
     """Return the labels, (samples, ...), if they are visible without reading samples, otherwise None."""
-    if isinstance(split, LoaderSplit) and split.loader.collate_fn is not default_collate:
-        return None  # user code may change the labels of the dataset
-    return _labels_of(dataset_of(split))
+    is_collated = (
+        split.has_own_collate if isinstance(split, DatasetSplit) else split.loader.collate_fn is not default_collate
+    )
+    # The user's collate_fn may change the labels of the dataset.
+    return None if is_collated else _labels_of(dataset_of(split))
 
 
 def _labels_of(dataset: Any) -> Tensor | None:

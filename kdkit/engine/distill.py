@@ -9,7 +9,7 @@ from kdkit.data.batch import nested_tensors
 from kdkit.data.dataset import Task
 from kdkit.data.samples import SampleKeys
 from kdkit.data.torch_data import TorchData
-from kdkit.data.torch_splits import DatasetOrLoader, as_split, first_batch
+from kdkit.data.torch_splits import Collate, DatasetOrLoader, as_split, first_batch
 from kdkit.data.visible_labels import class_names
 from kdkit.engine.failures.network_errors import input_advice, line_of_user_code
 from kdkit.engine.options import RunFields, RunOptions, require_fields
@@ -59,6 +59,7 @@ def distill(
     draws: int | None = None,
     unknown: float | None = None,
     ignore_index: int | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
     labels: str | None = None,
     batch_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None = None,
     evaluation_samples: int | None = None,
@@ -75,8 +76,8 @@ def distill(
     number of epochs with Adam; 10 if None. training: all training options, instead of epochs.
     metrics: see `Recipe`; the first one chooses the epoch. task: the kind of labels; derived from them if None.
     classes: their names or their number. If None, the names in the training data, as in ImageFolder, or otherwise
-    numbers, as many as the student has outputs. draws, unknown, ignore_index, labels, batch_transform,
-    evaluation_samples: see TorchData. options: those of `kdkit.run`.
+    numbers, as many as the student has outputs. draws, unknown, ignore_index, collate_fn, labels,
+    batch_transform, evaluation_samples: see TorchData. options: those of `kdkit.run`.
 
     Raises RecipeError if both epochs and training are passed, or both kd_loss and temperature.
     """
@@ -95,7 +96,7 @@ def distill(
     failure = None
     counts_outputs = classes is None
     if classes is None:
-        classes, failure = _classes(student_net, train, labels)
+        classes, failure = _classes(student_net, train, labels, collate_fn)
     try:
         data = TorchData(
             *(train, validation, test),
@@ -104,6 +105,7 @@ def distill(
             draws=draws,
             unknown=unknown,
             ignore_index=ignore_index,
+            collate_fn=collate_fn,
             labels=labels,
             batch_transform=batch_transform,
             evaluation_samples=evaluation_samples,
@@ -144,12 +146,14 @@ def _default_loss(task: Task, temperature: float | None) -> Loss:
     return loss() if temperature is None else loss(temperature=temperature)
 
 
-def _classes(net: Net[Any], train: DatasetOrLoader, labels: str | None) -> tuple[Sequence[str] | None, str | None]:
+def _classes(
+    net: Net[Any], train: DatasetOrLoader, labels: str | None, collate_fn: Collate | None
+) -> tuple[Sequence[str] | None, str | None]:
     """Return a class name per output of a network, and None; or None and the reason if it fails for a batch.
 
     `check` reports a failure later, because the network may still run on the device of the run.
     """
-    batch = first_batch(as_split("train", train, SampleKeys(labels)))
+    batch = first_batch(as_split("train", train, SampleKeys(labels), collate_fn=collate_fn))
     try:
         count = output_shape(net, batch)[1]
     except KdkitError:

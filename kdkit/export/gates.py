@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kdkit.data.dataset import LoaderSplit, Split
@@ -194,4 +195,18 @@ def run_model(source: ExportSource, model: Model, inputs: Sequence[Tensor]) -> A
         return model(arrays)
     except Exception as error:  # runtimes raise errors of any kind
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-        raise KdkitError(f"the export fails for {shapes}: {type(error).__name__}: {first_line(error)}") from error
+        raise KdkitError(
+            f"the export fails for {shapes}: {type(error).__name__}: {first_line(error)}{_size_advice(source, arrays)}"
+        ) from error
+
+
+def _size_advice(source: ExportSource, arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Return the inputs whose sizes a file does not take, and what to do; "" if it takes the sizes of all."""
+    for name, shape in source.shapes.items():
+        sizes = zip(shape, arrays[name].shape, strict=True)
+        if any(isinstance(size, int) and size != given for size, given in sizes):
+            return (
+                f"; torch traces the network for {name} of shape ({', '.join(map(str, shape))}) only, as it does for "
+                "LSTM, GRU and RNN layers: pad all samples to one length"
+            )
+    return ""

@@ -41,7 +41,7 @@ from kdkit.losses.divergences import (
 from kdkit.losses.feature_statistics import FT, NST, PKD, SRD, WKDF, DISTPlus, PatientKD
 from kdkit.losses.features import ProjectedLoss
 from kdkit.losses.hard_labels import HardTargets, PerLabelHardTargets, SecondHead
-from kdkit.losses.hints import Hint, SquareHead
+from kdkit.losses.hints import DistilHubert, Hint, SquareHead
 from kdkit.losses.interpolated import CTKD, TAID
 from kdkit.losses.label_embeddings import LED
 from kdkit.losses.label_losses import IgnoreUnknown, SampleWeighted
@@ -119,6 +119,7 @@ __all__ = [
     "Chunked",
     "Cosine",
     "DISTPlus",
+    "DistilHubert",
     "GeneralisedJSD",
     "HardTargets",
     "Hint",

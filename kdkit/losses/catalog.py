@@ -54,6 +54,7 @@ ON_FEATURES: LossClasses = (
     losses.Hint,
     losses.Cosine,
     losses.SquareHead,
+    losses.DistilHubert,
     losses.AttentionTransfer,
     losses.CWD,
     losses.PairwiseAffinity,

@@ -1,4 +1,4 @@
-"""Squared errors between features, with a projector for students of another shape (FitNet and SquareHead)."""
+"""Errors between features, with a projector for students of another shape (FitNet, SquareHead and DistilHuBERT)."""
 
 from typing import Literal
 
@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdkit.losses.features import ProjectedLoss, least_norm, upcast_half
+from kdkit.losses.features import ProjectedLoss, least_norm, unit_vectors, upcast_half
 from kdkit.losses.normalisation import TargetNormalisation, normalise_target
 from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode
-from kdkit.losses.validation import validate_choice
+from kdkit.losses.validation import validate_at_least_zero, validate_choice
 
 FeatureError = Literal["mse", "smooth_l1"]
 
@@ -74,3 +74,31 @@ class SquareHead(ProjectedLoss):
         squared_norm = target.square().sum()
         # all-zero teacher features would divide by 0; the error then keeps its own scale
         return (student - target).square().sum() / torch.where(squared_norm > least, squared_norm, 1.0)
+
+
+class DistilHubert(ProjectedLoss):
+    """Mean absolute error to the teacher's features, and the cosine with them at each position (DistilHuBERT).
+
+    Mean over all entries, and over all positions. The paper predicts layers 4, 8 and 12 of the teacher from the last
+    layer of the student, each through a prediction head of its own: a sum of three terms with the same student tap.
+    projector: the prediction head, by default even if both have one shape; see Hint. cosine_weight: of the cosine.
+
+    Formula: mean |g(s) - t| - cosine_weight · mean log sigmoid(cos(g(s), t)), with g a projector
+    Shapes: features (N, C), (N, C, L), (N, C, H, W)
+    Source: Chang et al. 2022, "DistilHuBERT: Speech Representation Learning by Layer-wise Distillation of Hidden-unit
+        BERT", arXiv:2110.01900, eq. 1
+    """
+
+    def __init__(
+        self, *, projector: ProjectorMode = "always", kind: ProjectorKind = "linear", cosine_weight: float = 1.0
+    ) -> None:
+        super().__init__(projector=projector, kind=kind)
+        validate_at_least_zero("cosine_weight", cosine_weight)
+        self.cosine_weight = cosine_weight
+
+    def compare(self, student: Tensor, target: Tensor) -> Tensor:
+        """Return the error, minimal (0.31 cosine_weight) if the projected features are the teacher's."""
+        least = least_norm(student)
+        student, target = upcast_half(student), upcast_half(target)
+        cosine = (unit_vectors(student, least=least) * unit_vectors(target, least=least)).sum(1)
+        return F.l1_loss(student, target) - self.cosine_weight * F.logsigmoid(cosine).mean()

@@ -251,10 +251,16 @@ def _first_of_both(mask: Tensor, target_mask: Tensor) -> tuple[Tensor, Tensor]:
 def _require_positions_of(mask: Tensor, sides: tuple[Tensor, ...]) -> None:
     for side in sides:
         if side.shape[:1] + side.shape[2:] != mask.shape:
+            advice = (
+                "pass the mask of these positions, as a key or a function of the inputs, or resize features that have "
+                "other positions than those of the student, such as by Tap(..., element=...); target_mask=... is for "
+                "the tokens of another tokenizer"
+            )
+            if side.shape[:-1] == mask.shape:
+                advice = "if these are channels last, pass Tap(..., channels_last=True)"
             raise RecipeError(
                 f"Masked compares features at the positions of its mask {tuple(mask.shape)}; got {tuple(side.shape)}, "
-                "(batch, channels, *positions); resize them, such as with a function Tap(..., element=...), or pass "
-                "the mask of these positions, target_mask=... for those of the target"
+                f"(batch, channels, *positions); {advice}"
             )
 
 

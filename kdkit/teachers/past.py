@@ -48,7 +48,7 @@ class Past(OnlineTeacher):
         if context.samples is None or not context.ids:
             raise RecipeError(
                 f"{self.name!r} stores outputs by sample id, but a user-defined DataLoader has none; pass its Dataset "
-                "instead"
+                "and collate_fn to TorchData instead"
             )
         return _PastSession(self, context.samples)
 

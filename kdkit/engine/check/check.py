@@ -12,7 +12,7 @@ from kdkit.data.torch_splits import StreamSplit
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.estimate import Estimator, StageEstimate
 from kdkit.engine.check.metric_problems import number_metric_problems
-from kdkit.engine.check.notices import run_notices, shared_net_notices
+from kdkit.engine.check.notices import direction_notices, metric_notices, run_notices, shared_net_notices
 from kdkit.engine.check.output_problems import feature_teachers
 from kdkit.engine.check.plan import Plan, StagePlan, TermSummary
 from kdkit.engine.check.recipe_problems import recipe_problems
@@ -24,7 +24,7 @@ from kdkit.engine.stage.open_stage import OpenStage, build_context, tiny_batch
 from kdkit.errors import KdkitError, first_line
 from kdkit.losses.base import BuildContext
 from kdkit.nets.net import Net
-from kdkit.recipe.recipe import Recipe, Stage, as_recipe, nets_of
+from kdkit.recipe.recipe import Recipe, Stage, as_recipe, monitored_metric, nets_of
 from kdkit.recipe.training import Training
 from kdkit.utils import memory
 from kdkit.utils.collectives import without_messages
@@ -75,6 +75,7 @@ def check(
         notices=(
             *dict.fromkeys(notice for item in checks for notice in item.notices),
             *shared_net_notices(recipe.stages),
+            *direction_notices(recipe.metrics),
         ),
         loader_batch=next((item.loader_batch for item in checks if item.loader_batch is not None), None),
     )
@@ -144,6 +145,7 @@ def _check_stage(
             result.problems = problems or [*batch_problems(open_stage, data, untransformed)]
             if not result.problems:
                 result.notices += run_notices(facts, data)
+                result.notices += metric_notices(facts, monitored_metric(recipe, stage))
                 if estimator is not None:
                     result.estimate = estimator.estimate(open_stage, batch, untransformed)
     except KdkitError as error:

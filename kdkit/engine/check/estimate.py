@@ -12,13 +12,12 @@ from kdkit.engine.check.step_times import StepTimes, time_reading, time_steps
 from kdkit.engine.measurement.multiply_adds import multiply_adds
 from kdkit.engine.options import RunOptions
 from kdkit.engine.stage.open_stage import OpenStage
-from kdkit.engine.stage.teacher_caching import TeacherCaching, frozen_teachers, require_same_samples
+from kdkit.engine.stage.teacher_caching import TeacherCaching, frozen_teachers, probe_samples
 from kdkit.errors import CacheError
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe, Stage
 from kdkit.teachers.cache import Codec, EntryInfo, read_info
 from kdkit.teachers.ema import Ema
-from kdkit.utils.randomness import preserve_rng_state
 
 _SECONDS = 0.8  # for timing the steps of all stages together
 
@@ -107,9 +106,8 @@ class Estimator:
                 split, session = caching.cached_split(net, open_stage), open_stage.sessions[net.name]
                 if split is None:
                     return CacheForecast(False)
-                require_same_samples(session, batch, split)
-                with preserve_rng_state():
-                    codec = Codec(caching.recipe.teacher_cache, session(batch))
+                probed = probe_samples(session, batch, split, autocast=open_stage.precision != "fp32")
+                codec = Codec(caching.recipe.teacher_cache, probed.output)
                 size = caching.new_outputs(open_stage.stage) * sum(part.bytes for part in codec.parts)
                 folder = None if caching.location.is_private else caching.location.folder()
                 entry = None if folder is None else self._existing_entry(folder, net, open_stage.stage)

@@ -1,5 +1,6 @@
 """Notices about a stage: settings that are valid but rarely intended."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from math import ceil
@@ -22,8 +23,10 @@ from kdkit.losses.base import describe_loss, is_of_kdkit, is_per_position, loss_
 from kdkit.losses.catalog import ON_FEATURES
 from kdkit.losses.contrastive import CRD
 from kdkit.losses.features import TensorOrTuple, as_tuple
-from kdkit.losses.hints import Hint, SquareHead
+from kdkit.losses.hints import DistilHubert, Hint, SquareHead
 from kdkit.losses.similarity import Cosine
+from kdkit.metrics.base import Metric
+from kdkit.metrics.bootstrap import without_interval
 from kdkit.nets.taps import HeadTap, Tap
 from kdkit.nets.views import Images
 from kdkit.recipe.objective import Truth
@@ -32,6 +35,8 @@ from kdkit.utils.modules import preserve_buffers
 from kdkit.utils.randomness import preserve_rng_state
 from kdkit.utils.reprs import describe_names
 
+# Words in the names of metrics of which lower values are better.
+_ERRORS = {"error", "errors", "loss", "wer", "cer", "eer", "mae", "mse", "rmse", "perplexity", "distance"}
 _LARGEST_SHARE = 0.2  # of the initial weights in the final average
 _LABELS = ("labels", "label", "targets", "target")  # inputs of models that compute a loss themselves
 # Losses that compare positions; CRD compares means over positions.
@@ -69,6 +74,17 @@ def run_notices(facts: Facts, data: Data) -> Iterator[str]:
         _half_precision_weights,
     ):
         yield from notice(facts, data)
+
+
+def metric_notices(facts: Facts, metric: Metric) -> Iterator[str]:
+    """Yield a notice if a metric of kdkit chooses the best epoch, but the labels are sequences, as for CTC."""
+    metric = without_interval(metric)
+    if facts.computes_ctc and facts.context.position_dims and type(metric).__module__.startswith("kdkit.metrics."):
+        yield (
+            f"metric {metric.name!r}, which chooses the best epoch, compares each frame with a label, but labels of "
+            "CTC are sequences, not one per frame; pass a metric of sequences, such as an error rate of your own: "
+            "Recipe(metrics=(...,))"
+        )
 
 
 def _views(facts: Facts) -> Iterator[str]:
@@ -164,26 +180,36 @@ def _unlabelled_positions(facts: Facts) -> Iterator[str]:
 
 
 def _padding(facts: Facts) -> Iterator[str]:
-    """Yield a notice for each term that compares the padding of texts, which the mask among the inputs leaves out."""
+    """Yield a notice for each term that compares the padding, which the mask among the inputs leaves out.
+
+    The mask of a waveform has an entry for each of its samples, of which a feature has one position for many.
+    """
     mask = facts.batch.inputs.get("attention_mask") if isinstance(facts.batch.inputs, Mapping) else None
     if facts.problems or not isinstance(mask, Tensor) or mask.ndim != 2 or bool((mask > 0).all()):
         return
     kept = (mask > 0)[:, None]  # (batch, 1, tokens), of features
     masks = {3: kept, 4: kept[..., None] & kept[:, :, None]}  # of attention maps, (batch, heads, tokens, tokens)
+    tensors = [tensor for tensor in nested_tensors(facts.batch.inputs) if tensor is not mask]
+    is_waveform = any(tensor.is_floating_point() and tensor.shape == mask.shape for tensor in tensors)
     for term, _, inputs in facts.checked_terms:
         # Other losses of kdkit compare samples or whole maps, or select positions themselves.
-        by_token = isinstance(term.loss, Hint | Cosine | SquareHead) or not is_of_kdkit(term.loss)
+        by_token = isinstance(term.loss, Hint | Cosine | SquareHead | DistilHubert) or not is_of_kdkit(term.loss)
         student = inputs.student
         if term.target is None or term.rows is not None or not by_token or not isinstance(student, Tensor):
             continue
-        of_side = masks.get(student.ndim)
+        of_side, frames = masks.get(student.ndim), student.shape[-1]
+        is_of_frames = is_waveform and student.ndim == 3 and 1 < frames < mask.shape[1]
+        if is_of_frames:
+            of_side = nn.functional.adaptive_max_pool1d(kept.float(), frames) > 0  # without the padding alone
         if of_side is None or (len(student), *student.shape[2:]) != (len(mask), *of_side.shape[2:]):
             continue
         if _changes(facts, term, inputs, torch.where(of_side, student, student + 1)):
-            wrapper = "PerPosition" if term.student.is_output else "Masked"
+            wrapper = "PerPosition" if term.student.is_output and not is_of_frames else "Masked"
+            option = ", mask=...) with the mask of the frames" if is_of_frames else ")"
             yield (
-                f"term {term.label!r} also compares the padding, {(mask <= 0).float().mean():.0%} of the tokens of the "
-                f"first samples; {wrapper}({describe_loss(term.loss)}) leaves it out"
+                f"term {term.label!r} also compares the padding, {(mask <= 0).float().mean():.0%} of the "
+                f"{'frames' if is_of_frames else 'tokens'} of the first samples; {wrapper}({describe_loss(term.loss)}"
+                f"{option} leaves it out"
             )
 
 
@@ -290,6 +316,17 @@ def _half_precision_weights(facts: Facts, _data: Data) -> Iterator[str]:
                 f"less than 1/{round(2 / torch.finfo(dtype).eps)} of a weight, unless the optimizer compensates for "
                 "it; to train in float32 and compute in half precision, convert the network with module.float() and "
                 "pass precision='bf16'"
+            )
+
+
+def direction_notices(metrics: Sequence[Metric]) -> Iterator[str]:
+    """Yield notices about user-defined metrics with the name of an error, which do not say if lower is better."""
+    for metric in map(without_interval, metrics):
+        words = {*re.split("[^a-z]+", metric.name.lower())}
+        if words & _ERRORS and not hasattr(metric, "lower_is_better"):
+            yield (
+                f"higher values of metric {metric.name!r} count as better; if it is an error, set its attribute "
+                "lower_is_better = True, otherwise to False"
             )
 
 

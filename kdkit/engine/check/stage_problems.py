@@ -31,7 +31,7 @@ _ONE_HOT = "; if each sample has one class, in a row of 0 and 1, pass TorchData(
 # The end of messages about losses and teachers that look up samples.
 _NO_IDS = (
     "which a user-defined DataLoader does not have, nor a batch that batch_transform may have mixed; pass the Dataset "
-    "of the DataLoader instead, without batch_transform"
+    "and the collate_fn of the DataLoader to TorchData instead, without batch_transform"
 )
 
 

@@ -23,7 +23,7 @@ def require_divisible(data: Data, batch_sizes: Iterable[int]) -> None:
     if any(isinstance(split, LoaderSplit) for split in (data.train, data.validation, data.test)):
         raise DataError(
             f"{ranks} processes divide the rows of a split, but a user-defined DataLoader has its own order; pass its "
-            "Dataset instead, or for a stream a Dataset with rows"
+            "Dataset and collate_fn to TorchData instead, or for a stream a Dataset with rows"
         )
     smallest = min(batch_sizes)
     if smallest < 2 * ranks:

@@ -23,6 +23,7 @@ from kdkit.teachers.cache import (
     Codec,
     EntrySpec,
     Key,
+    Probe,
     Store,
     UnusableFolderError,
     compute_key,
@@ -147,8 +148,7 @@ class TeacherCaching:
         split = self.cached_split(net, open_stage)
         if split is None:
             return None
-        require_same_samples(session, batch, split)
-        probed = probe(session, batch, autocast=open_stage.precision != "fp32")
+        probed = probe_samples(session, batch, split, autocast=open_stage.precision != "fp32")
         codec = Codec(self.recipe.teacher_cache, probed.output)
         spec = EntrySpec(
             net=net.name,
@@ -210,20 +210,27 @@ def _least_tolerance(precision: Precision, device: torch.device) -> float:
     return _TOLERANCE_TF32 if any(uses_tf32().values()) else _TOLERANCE_GPU
 
 
-def require_same_samples(session: TeacherSession, batch: Batch, split: Split) -> None:
-    """Raise CacheError if samples change when they are read again, and the outputs of a teacher with them."""
+def probe_samples(session: TeacherSession, batch: Batch, split: Split, *, autocast: bool) -> Probe:
+    """Return the outputs of a teacher for a tiny batch of a split.
+
+    Raises CacheError with the reason if they cannot be cached by sample, or if samples change when they are read again,
+    and the outputs with them.
+    """
     if batch.ids is None or batch.draw is None:
-        return
-    ids = torch.as_tensor(split.ids).cpu()
-    rows = [int((ids == sample).nonzero()[0]) for sample in batch.ids.tolist()]
+        return probe(session, batch, autocast=autocast)
+    ids, draw = torch.as_tensor(split.ids).cpu(), batch.draw
+    rows = torch.tensor([int((ids == sample).nonzero()[0]) for sample in batch.ids.tolist()])
+    spread = torch.linspace(0, len(split) - 1, 4).long()  # samples may be sorted by their lengths
     with preserve_rng_state():
-        again = split.batch(torch.tensor(rows), batch.draw)
-        if [*content_of(again.inputs)] == [*content_of(batch.inputs)]:
-            return
-        outputs = [session(batch), session(again.to(batch.labels.device))]
-    first, second = ([output.output, *output.features] for output in outputs)
-    if not all(map(torch.equal, first, second)):
-        raise CacheError("its outputs for a sample differ, because the sample changes when it is read again")
+        again, *padded = (
+            split.batch(read, draw).to(batch.labels.device) for read in (rows, spread, spread[:2], spread[2:])
+        )
+        if [*content_of(again.inputs)] != [*content_of(batch.inputs)]:
+            outputs = [session(batch), session(again)]
+            first, second = ([output.output, *output.features] for output in outputs)
+            if not all(map(torch.equal, first, second)):
+                raise CacheError("its outputs for a sample differ, because the sample changes when it is read again")
+    return probe(session, batch, autocast=autocast, padded=padded)
 
 
 def _require_cacheable(net: Net[Any], module: nn.Module) -> None:

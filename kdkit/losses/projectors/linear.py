@@ -107,7 +107,8 @@ def target_positions(input_shape: torch.Size, target_shape: torch.Size) -> tuple
         has_tokens = supported and 3 in (len(input_shape), len(target_shape))
         advice = (
             "; leave extra tokens, such as a class token, out of the tap: Tap(layer, element=lambda tokens: "
-            "tokens[:, 1:], channels_last=True)"
+            "tokens[:, 1:], channels_last=True), or average a map over one of its dimensions, such as the frequencies "
+            "of a spectrogram: Tap(layer, element=lambda maps: maps.mean(2))"
         )
         raise RecipeError(
             f"a projector maps (batch, channels, ...) to as many dimensions or to (batch, channels), and tokens to a "

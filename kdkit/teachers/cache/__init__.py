@@ -19,7 +19,7 @@ from kdkit.teachers.cache.codec import Codec, Part
 from kdkit.teachers.cache.entry import EntryInfo, EntrySpec, read_info
 from kdkit.teachers.cache.folder import CacheFolder, UnusableFolderError
 from kdkit.teachers.cache.key import DataIdentity, Key, compute_key, facts_of_data, identify
-from kdkit.teachers.cache.probe import probe
+from kdkit.teachers.cache.probe import Probe, probe
 from kdkit.teachers.cache.settings import CacheSettings
 from kdkit.teachers.cache.store import NewOutputs, Store
 
@@ -35,6 +35,7 @@ __all__ = [
     "Key",
     "NewOutputs",
     "Part",
+    "Probe",
     "Store",
     "UnusableFolderError",
     "compute_key",

@@ -49,6 +49,9 @@ _MODULE_STATE = {*nn.Module().__dict__, "_is_full_backward_hook", "_compiled_cal
 _GRAPH_BOOKKEEPING = {"_graph", "_lineno_map", "_prologue_start", "meta", "shape_env", "range_constraints",
                       "train", "eval"}  # fmt: skip
 
+# Modules whose hooks record outputs: open taps, and the hidden states and attention maps that a model returns.
+_RECORDING = ("kdkit.nets.taps.", "transformers.utils.output_capturing")
+
 _ANNOTATIONS = "__annotat"  # of `__annotations__`, and of `__annotate__` from Python 3.14 on
 
 
@@ -240,7 +243,7 @@ def _is_bookkeeping(kind: type, name: str, member: Any) -> bool:
 
 
 def _torch_hooks(module: nn.Module, path: str) -> list[Any]:
-    """Return torch's own hooks on a module, such as those of spectral_norm, without open taps.
+    """Return torch's own hooks on a module, such as those of spectral_norm, without hooks that only record outputs.
 
     Raises CacheError if there is a user-defined hook.
     """
@@ -252,7 +255,7 @@ def _torch_hooks(module: nn.Module, path: str) -> list[Any]:
             origin = getattr(hook, "__module__", None) or type(hook).__module__
             if origin.split(".")[0] == "torch":
                 kept.append(hook)
-            elif not origin.startswith("kdkit.nets.taps."):
+            elif not origin.startswith(_RECORDING):
                 name = getattr(hook, "__qualname__", type(hook).__qualname__)
                 raise CacheError(f"{path} has a user-defined forward hook ({name}), which may do anything")
     return kept

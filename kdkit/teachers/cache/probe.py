@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdkit.data.batch import Batch
+from kdkit.data.batch import Batch, nested_tensors
 from kdkit.errors import CacheError, first_line
 from kdkit.teachers.base import TeacherOutput, TeacherSession
 from kdkit.teachers.cache.codec import relative_distance
@@ -15,6 +15,8 @@ from kdkit.utils.randomness import preserve_rng_state
 # Larger relative differences are not rounding. With TF32, the default for convolutions on a GPU, they are up to 1e-3.
 _TOLERANCES = {torch.float16: 0.05, torch.bfloat16: 0.05}
 _TOLERANCE = 1e-3
+_OTHERS = "the other samples in the batch"
+_PADDING = "the padding of the batch; pad all samples to one length"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +27,11 @@ class Probe:
     rounding: float
 
 
-def probe(session: TeacherSession, batch: Batch, *, autocast: bool) -> Probe:
+def probe(session: TeacherSession, batch: Batch, *, autocast: bool, padded: Sequence[Batch] = ()) -> Probe:
     """Run a teacher twice on a batch, and on its halves in reverse order. Random states are restored.
 
+    padded: a batch, and its parts that were read as batches of their own. If their shapes are others, because batches
+    are padded, the teacher runs on these too.
     Raises CacheError with the reason if outputs cannot be cached by sample.
     """
     if batch.ids is None or batch.draw is None:
@@ -44,17 +48,41 @@ def probe(session: TeacherSession, batch: Batch, *, autocast: bool) -> Probe:
             return Probe(output, 0.0)
         middle = (len(batch) + 1) // 2
         halves = [torch.arange(middle).flip(0), torch.arange(middle, len(batch)).flip(0)]
+        expected = [tensor[torch.cat(halves).to(tensor.device)] for tensor in first]
         try:
-            outputs = [session(batch.rows(rows)) for rows in halves]
+            parts = [batch.rows(rows) for rows in halves]
+            outputs = [session(part) for part in parts]
         except Exception as error:  # a user-defined module may need a fixed batch size
             raise CacheError(f"it fails on part of a batch ({first_line(error)})") from error
-    parts = [_tensors(half, len(rows)) for half, rows in zip(outputs, halves, strict=True)]
-    if any(left.shape[1:] != right.shape[1:] for left, right in zip(*parts, strict=True)):
-        raise CacheError("the shape of its outputs depends on the other samples in the batch")
-    joined = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
-    expected = [tensor[torch.cat(halves).to(tensor.device)] for tensor in first]
-    reason = "its output for a sample depends on the other samples in the batch"
-    return Probe(output, _require_close(expected, joined, tolerance, reason))
+        rounding = _require_same(expected, parts, outputs, tolerance, _OTHERS)
+        if len({_shapes(part) for part in padded}) > 1:
+            whole, *parts = padded
+            expected, outputs = _tensors(session(whole), len(whole)), [session(part) for part in parts]
+            rounding = max(rounding, _require_same(expected, parts, outputs, tolerance, _PADDING))
+    return Probe(output, rounding)
+
+
+def _shapes(batch: Batch) -> tuple[torch.Size, ...]:
+    """Return the shapes of the inputs of a sample."""
+    return tuple(tensor.shape[1:] for tensor in nested_tensors(batch.inputs))
+
+
+def _require_same(
+    expected: Sequence[Tensor],
+    parts: Sequence[Batch],
+    outputs: Sequence[TeacherOutput],
+    tolerance: float,
+    cause: str,
+) -> float:
+    """Return the relative distance between the outputs for a batch and those for its parts.
+
+    Raises CacheError with the cause if it exceeds the tolerance.
+    """
+    tensors = [_tensors(output, len(part)) for output, part in zip(outputs, parts, strict=True)]
+    if any(left.shape[1:] != right.shape[1:] for left, right in zip(*tensors, strict=True)):
+        raise CacheError(f"the shape of its outputs depends on {cause}")
+    joined = [torch.cat(columns) for columns in zip(*tensors, strict=True)]
+    return _require_close(expected, joined, tolerance, f"its output for a sample depends on {cause}")
 
 
 def _tensors(output: TeacherOutput, samples: int) -> list[Tensor]:

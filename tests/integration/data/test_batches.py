@@ -19,6 +19,7 @@ from kdkit.losses import CRD, DKD, IgnoreUnknown, SampleWeighted, SoftTargets
 from kdkit.utils import collectives
 from tests.helpers.callbacks import KillAtStep, Recorder, killed_and_resumed
 from tests.helpers.stages import assert_same_results
+from tests.helpers.teacher_cache import TeacherCalls
 from tests.helpers.tiny import Mlp
 
 CLASSES = ("a", "b", "c")
@@ -171,6 +172,24 @@ def test_samples_that_are_padded_already_are_cached_by_sample(tmp_path):
         return [epoch["terms"] for epoch in result.history["student"]]
 
     assert losses("auto") == losses("off")
+
+
+def test_outputs_for_texts_that_a_collate_fn_pads_are_cached_by_sample(monkeypatch):
+    calls = TeacherCalls(monkeypatch, batch_size=6)  # not that of dry runs
+
+    def train(data):
+        torch.manual_seed(0)
+        teacher, student = Net("teacher", Reader(), trained=True), Net("student", Reader())
+        stage = Stage({student: Match(teacher, SoftTargets())}, Training(epochs=3, batch_size=6))
+        result = kdkit.run(Recipe(data=data, schedule=[stage]))
+        return [epoch["terms"]["teacher/soft_targets"] for epoch in result.history["student"]], calls.samples()
+
+    collate = padded("dict")
+    cached, samples = train(TorchData(Texts(), Texts(), classes=CLASSES, collate_fn=collate, draws=1))
+    assert samples == len(Texts())
+    uncached, samples = train(TorchData(Texts(), Texts(), classes=CLASSES, collate_fn=collate))
+    assert samples == 3 * len(Texts())
+    assert cached == pytest.approx(uncached, rel=1e-4)
 
 
 def test_texts_collated_by_transformers_have_their_labels_under_a_key():

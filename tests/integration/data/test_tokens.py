@@ -228,7 +228,7 @@ def test_a_mask_that_the_inputs_lack_or_of_other_positions_is_a_problem():
 
     assert "the inputs have no mask 'attention_mask'; got 'tokens', 'mask': pass mask=KEY" in problem()
     others = problem(mask=lambda inputs: inputs["mask"][:, 1:])
-    assert "the positions of its mask (3, 6); got (3, 4, 7), (batch, channels, *positions); resize them" in others
+    assert "the positions of its mask (3, 6); got (3, 4, 7), (batch, channels, *positions); pass the mask of" in others
     with pytest.raises(RecipeError, match="Masked takes a loss on features without extra keyword arguments; got DKD"):
         Masked(DKD())
     with pytest.raises(RecipeError, match="mask is a key of the inputs, or a function of them; got 1"):

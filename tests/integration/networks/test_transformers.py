@@ -14,6 +14,7 @@ from kdkit import AttentionTap, Batch, Match, Net, Recipe, Stage, Tap, TorchData
 from kdkit.errors import CheckError
 from kdkit.losses import Hint, Masked
 from kdkit.nets.taps import OpenTaps
+from kdkit.teachers.cache.digest import Digest
 from tests.helpers.distilled import CLASSES, ROWS, cross_entropy, distilled, soft
 
 
@@ -240,3 +241,13 @@ def test_an_average_of_a_model_of_transformers_teaches_by_its_layers():
     terms = Match(kdkit.Ema(student), Hint(), **taps) + Match(kdkit.Ema(student), nn.MSELoss(), **maps)
     distilled(student, Truth(cross_entropy) + terms, texts())
     assert student.module.config._attn_implementation == "sdpa"
+
+
+def test_a_model_that_records_its_hidden_states_has_a_key_in_the_teacher_cache():
+    # transformers installs hooks when hidden states are first asked for; models of speech always ask.
+    net = bert("teacher")
+    before = Digest().add(net.module, "it").facts()
+    net.module(torch.ones(1, 7, dtype=torch.int64), output_hidden_states=True)
+    assert layer(net, 0)._forward_hooks
+    after = Digest().add(net.module, "it").facts()
+    assert (after["tensors"], after["code"]) == (before["tensors"], before["code"])

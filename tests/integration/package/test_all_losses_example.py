@@ -37,7 +37,7 @@ WITHOUT_STATE = [
     for name in all_losses.LOSSES
     if name in FOR_DIGITS and not isinstance(kdkit.registry("losses")[name](), nn.Module)
 ]
-PROJECTED = ["hint", "cosine", "square_head", "cwd", "pkd", "mgd", "dist_plus", "wkdf"]
+PROJECTED = ["hint", "cosine", "square_head", "distil_hubert", "cwd", "pkd", "mgd", "dist_plus", "wkdf"]
 PROJECTED += ["fsp", "kdsvd", "ft", "ickd", "ab", "pad"]
 WITH_STATE = [name for name in FOR_DIGITS if name not in (*WITHOUT_STATE, *PROJECTED)]
 # That a state dict restores a loss is tested for each of them, in tests/contract. These remember samples or steps.

@@ -342,6 +342,7 @@ def test_a_ragged_batch_of_nested_tensors_is_an_input():
         return torch.nested.nested_tensor(texts, layout=torch.jagged), torch.stack([label for _, label in rows])
 
     require_learned(distill(Mean(), Mean(), as_loader(ragged)))
+    require_learned(distill(Mean(), Mean(), collate_fn=ragged, draws=1))
 
 
 class GraphNet(nn.Module):
@@ -400,7 +401,7 @@ def test_a_graph_batch_is_an_object_whose_labels_are_an_attribute():
     ):
         distill(ObjectNet(8), ObjectNet(4), loader)
     require_learned(distill(ObjectNet(8), ObjectNet(4), loader, labels="y"))
-    with pytest.raises(DataError, match="pass a DataLoader whose collate_fn makes a batch of such samples"):
+    with pytest.raises(DataError, match=r"pass collate_fn=..., a function that makes a batch"):
         distill(ObjectNet(8), ObjectNet(4), [Graphs([row]) for row in WHOLE], labels="y")
 
 

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from kdkit import DataError, LoaderSplit, TorchData, Unlabelled
@@ -25,6 +26,15 @@ class DataFrame(dict):
 
 def failing_collate(rows):
     raise ValueError("activate padding")
+
+
+def padded(rows):
+    """Pad samples, (length, 2) each."""
+    return pad_sequence([inputs for inputs, _ in rows], batch_first=True), torch.tensor([label for _, label in rows])
+
+
+LENGTHS = (3, 1, 4, 1, 5)
+UNEQUAL = Rows([(torch.full((length, 2), float(row)), row % 3) for row, length in enumerate(LENGTHS)])
 
 
 def test_ids_are_unique_over_all_splits():
@@ -187,6 +197,61 @@ class Sized(IterableDataset):
 def test_a_sized_stream_is_data_in_a_loader_or_without(stream):
     data = TorchData(stream, samples(), classes=["a", "b", "c"])
     assert [batch.labels.tolist() for batch in data.train.batched(2)] == [[0, 1], [2, 0]]
+
+
+def test_samples_of_different_lengths_are_padded_by_a_collate_fn_and_keep_their_ids():
+    data = TorchData(UNEQUAL, UNEQUAL, classes=3, collate_fn=padded, draws=1)
+    batch = data.train.batch(torch.tensor([2, 1]), 0)
+    assert batch.inputs.shape == (2, 4, 2)
+    assert batch.inputs[:, 0, 0].tolist() == batch.ids.tolist() == [2, 1]
+    assert batch.labels.tolist() == [2, 1]
+    assert data.validation.ids.tolist() == [5, 6, 7, 8, 9]
+
+
+def test_a_stream_is_padded_by_a_collate_fn():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(UNEQUAL)
+
+    data = TorchData(UNEQUAL, Stream(), classes=3, collate_fn=padded)
+    assert [batch.inputs.shape[:2] for batch in data.validation.batched(3)] == [(3, 4), (2, 5)]
+
+
+def test_labels_that_a_collate_fn_may_change_are_not_visible():
+    def reversed_classes(rows):
+        inputs, labels = padded(rows)
+        return inputs, 2 - labels
+
+    dataset = TensorDataset(torch.zeros(4, 3, 2), torch.tensor([0, 0, 0, 1]))
+    data = TorchData(dataset, dataset, classes=3, collate_fn=reversed_classes)
+    assert (data.draws, data.train_digest, data.train.labels) == (None, None, None)
+    assert data.train.batch(torch.arange(4), 0).labels.tolist() == [2, 2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("collate_fn", "message"),
+    [
+        (lambda rows: padded(sorted(rows, key=lambda row: -len(row[0]))), "must return samples in the order in which"),
+        (lambda rows: padded([row for row in rows if row[1]] or rows), r"a label for each sample,.* got labels \(3,\)"),
+        (lambda rows: padded(rows)[0], r"the collate_fn of the train data must return pairs \(inputs, labels\)"),
+        (
+            lambda rows: (padded(rows)[0], [1]),
+            r"are a list; expected a tensor: torch.tensor\(",
+        ),
+        (failing_collate, r"a batch of the train data \(rows 0\) cannot be read: ValueError: activate padding"),
+        ("pad", "collate_fn must be a function that makes a batch of a list of samples; got 'pad'"),
+    ],
+    ids=["another order", "samples left out", "no labels", "a list of labels", "an error", "no function"],
+)
+def test_a_collate_fn_that_does_not_fit_is_refused(collate_fn, message):
+    with pytest.raises(DataError, match=message):
+        TorchData(UNEQUAL, UNEQUAL, classes=3, collate_fn=collate_fn)
+
+
+def test_a_collate_fn_for_data_loaders_alone_is_refused():
+    loader = DataLoader(UNEQUAL, 2, collate_fn=padded)
+    with pytest.raises(DataError, match=r"pass DataLoader\(..., collate_fn=...\)"):
+        TorchData(loader, loader, classes=3, collate_fn=padded)
 
 
 def test_samples_of_different_shapes_are_refused_with_both_shapes_and_a_remedy():

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 from kdkit import ExportOptions, KdkitError, Net, Recipe, Stage, TorchData, Training, Truth
 from kdkit.export import ExportSource, onnx_exporter
 from kdkit.export.attempt import Attempt
-from kdkit.export.gates import Reference
+from kdkit.export.gates import Reference, run_model
 from kdkit.export.metadata import metadata_of
 from kdkit.export.onnx_exporter import Int8OnnxExporter, OnnxExporter, cpu_session
 from kdkit.export.onnx_int8 import choose_ranges
@@ -146,6 +146,28 @@ def test_attention_without_a_dimension_of_heads_is_converted():
         expected = source.net.network.eval()(steps).numpy()
     model = OnnxExporter().open(onnx_exporter.onnx_model(source).SerializeToString())
     np.testing.assert_allclose(model({"steps": steps.numpy()}), expected, atol=1e-6)
+
+
+def test_a_recurrent_net_on_samples_of_different_lengths_is_refused_with_the_advice():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.GRU(2, 4, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, signals):
+            return self.head(self.layer(signals)[0].mean(1))
+
+    def pad(rows):
+        signals, labels = zip(*rows, strict=True)
+        return nn.utils.rnn.pad_sequence(signals, batch_first=True), torch.tensor(labels)
+
+    rows = [(torch.randn(3 + row, 2), row % 3) for row in range(20)]
+    source = source_of(Recurrent, TorchData(rows, rows[:12], classes=3, collate_fn=pad))
+    exporter = Pt2Exporter()
+    model = exporter.open(exporter.export(source).content)
+    advice = r"torch traces .* signals of shape \(batch, 14, 2\) only, .* pad all samples to one length"
+    with pytest.raises(KdkitError, match=rf"the export fails for signals \(3, 9, 2\): .*; {advice}"):
+        run_model(source, model, [torch.randn(3, 9, 2)])
 
 
 def test_a_net_whose_view_takes_a_part_of_the_inputs_is_converted():

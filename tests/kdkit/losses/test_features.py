@@ -22,6 +22,7 @@ from kdkit.losses import (
     VID,
     AttentionTransfer,
     BuildableLoss,
+    DistilHubert,
     Hint,
     PairwiseAffinity,
     PatientKD,
@@ -206,6 +207,20 @@ def test_features_of_any_shapes_give_a_finite_loss(positions, student_channels, 
     value.backward()
     assert value.isfinite()
     assert student.grad.isfinite().all()
+
+
+def test_distil_hubert_is_the_sum_of_an_absolute_error_and_the_log_sigmoid_of_cosines_as_in_s3prl():
+    student, target = torch.randn(3, 5, 7), torch.randn(3, 4, 7)
+    loss = build_loss(DistilHubert(cosine_weight=2.0), student, target)
+    predicted, hidden = loss.projector(student).mT, target.mT  # (batch, frames, channels)
+    similarity = -F.logsigmoid(F.cosine_similarity(predicted, hidden, dim=-1))
+    expected = (predicted - hidden).abs().mean() + 2 * similarity.mean()
+    torch.testing.assert_close(loss(student, target), expected)
+    same = torch.randn(2, 4, requires_grad=True)
+    least = DistilHubert(projector="never")(same, same.detach())
+    least.backward()
+    assert least.item() == pytest.approx(math.log(1 + math.exp(-1)))
+    torch.testing.assert_close(same.grad, torch.zeros(2, 4), atol=1e-7, rtol=0)
 
 
 def test_squared_error_relative_to_an_all_zero_teacher_is_finite():

@@ -73,6 +73,8 @@ def test_texts_of_two_tokenizers_are_compared_from_their_first_tokens_up_to_the_
             Masked(ULD(), "ours", target_mask="theirs")(student, target, inputs=masks | {"theirs": wrong})
     with pytest.raises(RecipeError, match=r"at the positions of its mask \(3, 6\); got \(3, 4, 8\)"):
         Masked(ULD(), "ours")(student, target, inputs=masks)
+    with pytest.raises(RecipeError, match=r"got \(3, 6, 5\), .* pass Tap\(..., channels_last=True\)"):
+        Masked(ULD(), "ours")(student.mT, target, inputs=masks)
 
 
 def test_a_mask_of_samples_selects_those_of_a_teacher():

@@ -343,6 +343,7 @@ def test_distances_of_directions_stay_within_their_bounds(name, most, inputs):
         "hint",
         "cosine",
         "square_head",
+        "distil_hubert",
         "vid",
         "mgd",
         "ofd",

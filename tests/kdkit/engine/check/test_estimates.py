@@ -23,6 +23,11 @@ def options(tmp_path):
     return RunOptions(device="cpu", out=tmp_path / "run")
 
 
+class Noisy(Mlp):
+    def forward(self, inputs):
+        return super().forward(inputs) + torch.rand(3)
+
+
 def distilled(**options):
     """Return the recipe of a student with a hint from a trained teacher, whose layer is wider."""
     teacher, student = tiny_net("teacher", trained=True, hidden=7), tiny_net("student", seed=1)
@@ -202,6 +207,10 @@ def test_a_forecast_gives_the_reason_for_which_nothing_is_cached(options):
     data = TorchData(*loaders, classes=["a", "b", "c"])
     (estimate,) = check(distilled(data=data), estimate=options).estimates
     assert "comes from a loader" in estimate.caching["teacher"].reason
+    noisy = Net("teacher", Noisy(), trained=True)
+    recipe = one_stage(tiny_net("student", seed=1), plain_goal() + Match(noisy, SoftTargets()), epochs=2)
+    (estimate,) = check(recipe, estimate=options).estimates
+    assert "draws random numbers" in estimate.caching["teacher"].reason
     assert estimate.times.steps == 2
 
 

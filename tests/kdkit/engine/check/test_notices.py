@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from kdkit import (
     Inputs,
     LinearRamp,
     Match,
+    MetricResult,
     Net,
     Optimizer,
     Recipe,
@@ -42,6 +44,7 @@ from kdkit.losses import (
     SoftTargets,
     loss_name,
 )
+from kdkit.metrics import BootstrapInterval
 from tests.helpers.callbacks import Recorder
 from tests.helpers.open_stages import hidden_taps
 from tests.helpers.tiny import one_stage, plain_goal, samples, tiny_data, tiny_net
@@ -207,6 +210,32 @@ def test_frames_that_are_compared_by_the_labels_of_ctc_are_a_notice(truth, loss,
     plan = check(Recipe(data=TorchData(data, data, classes=["blank", "a", "b"]), schedule=[stage]))
     plan.require()
     assert sum("with CTC the labels are sequences" in notice for notice in plan.notices) == notices
+    assert sum("metric 'accuracy', which chooses" in notice for notice in plan.notices) == (truth is ctc)
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes", "count"),
+    [
+        ("wer", {}, 1),
+        ("word_error_rate", {}, 1),
+        ("wer", {"lower_is_better": True}, 0),
+        ("word_error_rate", {"lower_is_better": False}, 0),
+        ("power", {}, 0),
+    ],
+)
+def test_a_metric_with_the_name_of_an_error_that_does_not_say_if_lower_is_better_is_noticed(name, attributes, count):
+    class Rate:
+        def fit(self, validation):
+            return self
+
+        def compute(self, test):
+            return MetricResult(value=0.5)
+
+    metric = Rate()
+    vars(metric).update(name=name, **attributes)
+    recipe = one_stage(tiny_net("student"), plain_goal())
+    plan = check(replace(recipe, metrics=(BootstrapInterval(metric),)))
+    assert sum("set its attribute lower_is_better = True" in notice for notice in plan.notices) == count
 
 
 @pytest.mark.parametrize(
@@ -461,6 +490,28 @@ def test_a_term_that_compares_the_padding_of_texts_is_noticed(loss, part, advice
 )
 def test_a_term_that_leaves_out_the_padding_is_not_noticed(loss, part):
     assert padding_notices(loss, part) == ()
+
+
+@pytest.mark.parametrize("loss", [Hint(), Masked(Hint(), mask=lambda inputs: inputs["attention_mask"][:, ::4])])
+def test_a_term_that_compares_the_padding_of_waveforms_is_noticed(loss):
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.frames, self.head = nn.Conv1d(1, 4, 4, 4), nn.Linear(4, 3)
+
+        def forward(self, waves, attention_mask):
+            return self.head(self.frames(waves[:, None]).mean(2))
+
+    mask = (torch.arange(16) < 9).long()
+    rows = [({"waves": torch.randn(16), "attention_mask": mask}, row % 3) for row in range(8)]
+    teacher, student = Net("teacher", Encoder(), trained=True), Net("student", Encoder())
+    taps = {"student": Tap(student.module.frames), "target": Tap(teacher.module.frames)}
+    recipe = one_stage(student, plain_goal() + Match(teacher, loss, **taps), TorchData(rows, rows, classes=3))
+    padding = [notice for notice in check(recipe).notices if "also compares the padding" in notice]
+    expected = (
+        "44% of the frames of the first samples; Masked(Hint, mask=...) with the mask of the frames leaves it out"
+    )
+    assert [expected in notice for notice in padding] == ([True] if isinstance(loss, Hint) else [])
 
 
 @pytest.mark.parametrize(("context", "is_noticed"), [(nullcontext, True), (torch.random.fork_rng, False)])

@@ -64,7 +64,7 @@ def test_the_weighted_mean_over_ranks_is_the_mean_over_the_batch(two_ranks, size
 
 def test_a_user_defined_loader_cannot_be_divided(two_ranks):
     data = TorchData(DataLoader(samples()), samples(), classes=["a", "b", "c"])
-    with pytest.raises(DataError, match="pass its Dataset instead"):
+    with pytest.raises(DataError, match="pass its Dataset and collate_fn to TorchData instead"):
         data_parallel.require_divisible(data, [8])
 
 

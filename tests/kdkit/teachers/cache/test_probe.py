@@ -1,6 +1,8 @@
 """A teacher is run on a tiny batch before any of its outputs are cached."""
 
 import random
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,10 +23,10 @@ def make_batch(samples=4, **changes):
     return Batch(torch.randn(samples, 4), torch.arange(samples) % 3, **options)
 
 
-def run_probe(module, batch=None, taps=()):
+def run_probe(module, batch=None, taps=(), **options):
     frozen = Frozen(Net("teacher", module, version="1"), taps)
     try:
-        return probe(frozen, batch or make_batch(), autocast=False)
+        return probe(frozen, batch or make_batch(), autocast=False, **options)
     finally:
         frozen.close()
 
@@ -95,6 +97,25 @@ def test_a_teacher_whose_outputs_cannot_be_cached_by_sample_is_refused(module, r
 def test_halves_of_different_shapes_are_refused():
     with pytest.raises(CacheError, match="the shape of its outputs depends on the other samples in the batch"):
         run_probe(ShapeByBatch(), make_batch(3))
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (lambda x: x, "the shape of its outputs depends on the padding of the batch; pad all samples to one length"),
+        (lambda x: x.mean(1), "its output for a sample depends on the padding of the batch; pad"),
+        (lambda x: x.sum(1), None),
+    ],
+)
+def test_a_teacher_whose_outputs_depend_on_the_padding_is_refused(module, reason):
+    signals = [torch.ones(length, 2) for length in (2, 3, 5, 4)]
+    whole = torch.nn.utils.rnn.pad_sequence(signals, batch_first=True)
+    batch = replace(make_batch(), inputs=whole)
+
+    parts = [batch.rows(torch.tensor(rows)) for rows in ([0, 1], [2, 3])]
+    parts[0] = replace(parts[0], inputs=parts[0].inputs[:, :3])
+    with nullcontext() if reason is None else pytest.raises(CacheError, match=reason):
+        run_probe(module, make_batch(), padded=[batch, *parts])
 
 
 def test_a_teacher_in_eval_mode_is_not_refused():
