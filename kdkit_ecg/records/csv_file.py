@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdkit import DataError
-from kdkit_ecg.leads import standard_names
+from kdkit_ecg.leads import LEADS, standard_names
 from kdkit_ecg.records.signal_lines import MAX_LINE
-from kdkit_ecg.records.source import UNITS
+from kdkit_ecg.records.source import UNITS, VOLTAGES
 from kdkit_ecg.utils.messages import shown
 from kdkit_ecg.utils.tables import is_missing
 
@@ -30,7 +30,7 @@ _DELIMITERS = ";\t, "  # in this order: a line with a semicolon may have commas 
 _WITH_UNIT = re.compile(r"(?P<name>.+?)\s*[\[(](?P<unit>[^\[\]()]+)[\])]")
 _TIME = re.compile(
     r"|#|t|((elapsed|relative|absolute)[\s_-]*)?time([\s_-]*stamps?)?([\s_]*(s|sec|seconds|ms))?|date([\s_-]*time)?"
-    r"|index|unnamed: \d+|samples?([\s_-]*(#|no\.?|numbers?|index))?|(milli)?seconds?|secs?|ms",
+    r"|zeit|temps|tiempo|tempo|index|unnamed: \d+|samples?([\s_-]*(#|no\.?|numbers?|index))?|(milli)?seconds?|secs?|ms",
     re.IGNORECASE,
 )
 # A number with a decimal comma, not a thousands separator as in "1,234".
@@ -63,7 +63,7 @@ def open_csv(path: Path, expected: Sequence[str], unit: str) -> CsvTable:
     """Return which columns of a table are leads: those of its first line, or `expected` if that line has numbers.
 
     A first line of 0, 1, 2 and so on has the numbers of the columns, not samples.
-    Columns of the time or number of a sample are left out, unless they are expected.
+    Columns of the time or number of a sample, and of units other than voltage, are left out, unless they are expected.
     Raises DataError if the first lines contradict each other or the unit, or name a lead twice.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -90,19 +90,24 @@ def open_csv(path: Path, expected: Sequence[str], unit: str) -> CsvTable:
     named = [_WITH_UNIT.fullmatch(cell) for cell in cells]
     names = standard_names(match["name"] if match else cell for match, cell in zip(named, cells, strict=True))
     columns = [column for column, name in enumerate(names) if name in expected or not _TIME.fullmatch(name)]
+    below = others[0] if others else [""] * len(cells)
+    # With more cells below than in the line of names, every lead would get the samples of another column.
+    if len(below) != len(cells):
+        raise DataError(f"expected {len(cells)} columns, as in its first line, got {len(below)}")
+    # rdsamp writes a line of units below the line of names.
+    below_leads = [below[column].replace(",", ".") for column in columns]
+    has_units = any(cell.lower() in VOLTAGES for cell in below) and all(
+        cell and not _is_number(cell) for cell in below_leads
+    )
+    units = [match["unit"] if match else cell if has_units else "" for match, cell in zip(named, below, strict=True)]
+    # A column of another quantity, such as "HR [bpm]", is not a lead.
+    columns = [column for column in columns if names[column] in (*LEADS, *expected) or units[column].lower() in UNITS]
     leads = tuple(names[column] for column in columns)
     if not leads or len({name.lower() for name in leads}) < len(leads):
         raise DataError(f"expected a different name for each column, got {shown(', '.join(cells))}")
-    units = [match["unit"] for column in columns if (match := named[column])]
-    below = others[0] if others else []
-    # rdsamp writes a line of units below the line of names.
-    has_units = len(below) == len(cells) and all(below[column] and below[column].lower() in UNITS for column in columns)
-    for written in [*units, *(below[column] for column in columns if has_units)]:
+    for written in filter(None, (units[column] for column in columns)):
         if UNITS.get(written.lower()) != UNITS[unit.lower()]:
             raise DataError(f"its first lines have the unit {shown(written)}, but it is described as {unit!r}")
-    # With more cells below than in the line of names, every lead would get the samples of another column.
-    if others and len(below) != len(cells):
-        raise DataError(f"expected {len(cells)} columns, as in its first line, got {len(below)}")
     return CsvTable(delimiter, leads, tuple(columns), len(cells), 1 + has_units)
 
 

@@ -219,6 +219,25 @@ def test_files_of_numbers_need_a_format(tmp_path):
         Records(tmp_path, **RAW)
 
 
+def test_files_of_numbers_may_have_formats_by_their_paths(tmp_path):
+    for name, scale in (("a", 1), ("b", 1000)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "r.npy", in_mv(0).T * scale)
+    write_table(tmp_path, ("a/r", "AF", ""), ("b/r", "AF", ""))
+    options = {"shares": (1.0, 0.0, 0.0), **RAW, "rate": 400}
+    formats = {"b/*": ArrayFormat(rate=400, unit="uV", leads=EIGHT), "*.npy": EIGHT_LEADS}
+    data = Records(tmp_path, arrays=formats, **options)
+    signals = data.train.batch(range(1), 0).inputs.signal
+    assert (data.train.names, data.summary.splitlines()[0]) == (["a/r"], "1 of 2 records read")  # b/r has its signal
+    assert np.allclose(signals, [in_mv(0)], atol=1e-6)
+    with pytest.raises(RecipeError, match=r"keys of arrays, .* 'c/\*' matches no file of numbers"):
+        Records(tmp_path, arrays={"c/*": EIGHT_LEADS, **formats}, **options)
+    with pytest.raises(DataError, match=r"a/r\.npy does not state its rate"):
+        Records(tmp_path, arrays={"b/*": EIGHT_LEADS}, **options)
+    with pytest.raises(RecipeError, match="arrays must be an ArrayFormat"):
+        Records(tmp_path, arrays={"*": None}, **options)
+
+
 def test_a_changed_signal_of_the_same_size_changes_the_digest_of_the_training_samples(tmp_path):
     def digest(**options):
         data = Records(tmp_path, shares=(1.0, 0.0, 0.0), arrays=EIGHT_LEADS, **{**RAW, **options})
@@ -297,9 +316,11 @@ def test_a_csv_with_a_line_that_has_other_columns_is_refused(tmp_path, text):
         "'sample #','I','V1'\n0,1,4\n1,?,5\n2,3,6",
         "t;I;V1\n0,00;1,000;4,0\n0,01;;5\n0,02;3;6,00\n",  # decimal commas
         'I,V1\n1,"4,0"\n2,5\n"3,000",6\n',
+        "Zeit [s];I [mV];HR [bpm];V1 [mV]\n0,0;1;70;4\n0,1;;70;5\n0,2;3;71;6\n",
+        "Zeit,I,SpO2,V1,Beat\ns,mV,%,mV,-\n0,1,97,4,V\n1,,97,5,\n2,3,97,6,V\n",
     ],
 )
-def test_a_csv_may_have_a_column_of_time_a_line_of_units_and_empty_cells(tmp_path, text):
+def test_a_csv_may_have_columns_of_other_quantities_a_line_of_units_and_empty_cells(tmp_path, text):
     (tmp_path / "a.csv").write_text(text)
     [source] = open_file(tmp_path / "a.csv", ArrayFormat(rate=100, unit="mV"))
     assert source.leads == ("I", "V1")
