@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
-from kdkit import DataError, RecipeError
+from kdkit import DataError
 from kdkit_ecg.datasets.exclusions import ExcludedRecords, ExclusionReason
 from kdkit_ecg.datasets.label_table import LabelRow
 from kdkit_ecg.records.array_files import HDF5_SUFFIXES, NUMPY_SUFFIX, ArrayFormat
@@ -23,7 +23,7 @@ _STACKS = (NUMPY_SUFFIX, NPZ_SUFFIX, *HDF5_SUFFIXES)  # suffixes of files that m
 class RecordIndex:
     """The files of records in `excluded.folders`, by their path without suffix and by their name.
 
-    arrays: describes files of numbers, see `Records`. Raises RecipeError for a pattern that matches none of them.
+    arrays: describes files of numbers, see `Records`. unmatched: the patterns in it that match none of them.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class RecordIndex:
         self._by_path: dict[str, list[Path]] = {}
         self._by_name: dict[str, list[Path]] = {}
         self._signals: dict[str, Path] = {}  # without a header, such as files of MATLAB, by either
-        unmatched = set() if isinstance(arrays, ArrayFormat) else set(formats)
+        self.unmatched = set() if isinstance(arrays, ArrayFormat) else set(formats)
         real_folder, table = cache(Path.resolve), table.resolve()
         for folder in excluded.folders:
             files = find_record_files(folder)
@@ -52,17 +52,12 @@ class RecordIndex:
                     below = _composed(path.relative_to(folder).as_posix())
                     for pattern in (pattern for pattern in formats if fnmatchcase(below, _composed(pattern))):
                         self._formats.setdefault(path, formats[pattern])  # of the first pattern that matches
-                        unmatched.discard(pattern)
+                        self.unmatched.discard(pattern)
                 # One of the folders may be inside another, or contain a link to it.
                 file = self._files.setdefault(real_folder(path.parent) / path.name, path)
                 self._by_path.setdefault(_composed(stem.relative_to(folder).as_posix()), []).append(file)
                 if file is path:
                     self._by_name.setdefault(_composed(stem.name), []).append(file)
-        if unmatched:
-            raise RecipeError(
-                f"expected patterns of paths below the folder as keys of arrays, such as '*.csv' or 'clinic/*'; "
-                f"{min(unmatched)!r} matches no file of numbers ({', '.join(NUMBERS_SUFFIXES)})"
-            )
 
     def find(self, rows: Mapping[str, LabelRow]) -> Iterator[tuple[str, RecordSource]]:
         """Yield the records of a table that are found, with their names in it.

@@ -92,7 +92,11 @@ class Records(FoldedDataset):
             for column, texts in self._table.mixed.items()
         ]
         hidden = [f"the {role} of a person is a label, so networks do not get it" for role in self._hidden]
-        return (*super().notices, *unread, *mixed, *hidden)
+        unmatched = [
+            f"the key {pattern!r} of arrays matches the path of no file of numbers below the folder"
+            for pattern in sorted(self._index.unmatched)
+        ]
+        return (*super().notices, *unread, *mixed, *hidden, *unmatched)
 
     @cached_property
     def _table(self) -> LabelTable:
