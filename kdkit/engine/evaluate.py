@@ -11,7 +11,7 @@ from kdkit.engine.options import RunOptions
 from kdkit.engine.predict import Predictor, compute_metrics
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.metrics.base import MetricResult
-from kdkit.nets.net import Net
+from kdkit.nets.net import Net, conflict_of_classes
 from kdkit.nets.weights import load_weights
 from kdkit.recipe.recipe import Recipe, as_recipe, nets_of
 from kdkit.utils.devices import default_modes
@@ -59,12 +59,18 @@ def evaluate(
 def load_net(recipe: Recipe, weights: Path, name: str | None) -> Net[Any]:
     """Load weights into a net of a recipe, and return the net. name: None for the one that is trained last.
 
-    Raises RecipeError if there is no such net, or if the weights do not fit.
+    Raises RecipeError if there is no such net, or if the weights or the classes of their run do not fit.
     """
     nets = {candidate.name: candidate for candidate in nets_of(recipe.stages)}
     name = list(recipe.stages[-1].objectives)[-1].name if name is None else name
     if name not in nets:
         raise RecipeError(f"the recipe has no net {name!r}; {did_you_mean(name, nets)}")
     chosen = nets[name]
-    chosen.weights_note = load_weights(chosen.network, weights, name).note
+    loaded = load_weights(chosen.network, weights, name)
+    chosen.weights_note, chosen.weights_classes = loaded.note, loaded.classes
+    conflict = conflict_of_classes(chosen, recipe.data.classes)
+    if conflict:
+        raise RecipeError(
+            f"{conflict}; give the data the classes of the run, in their order, or pass them as Net(..., classes=[...])"
+        )
     return chosen

@@ -128,3 +128,23 @@ def test_a_net_that_the_recipe_does_not_have_is_refused(tmp_path):
     assert isinstance(recipe, Recipe)
     with pytest.raises(RecipeError, match="the recipe has no net 'studnt'; did you mean 'student'"):
         kdkit.evaluate(recipe, tmp_path, net="studnt")
+
+
+def test_weights_of_a_run_with_other_classes_are_refused_unless_these_are_named(tmp_path):
+    def recipe(of_data, objective=None, **options):
+        net = Net("student", Mlp(), **options)
+        return one_stage(net, objective or plain_goal(), tiny_data(classes=list(of_data)))
+
+    run, options = tmp_path / "run", kdkit.RunOptions(device="cpu")
+    kdkit.run(recipe("abc"), replace(options, out=run, measure=False))
+    conflict = "output 1 of net '{}' is the class 'b' in the run that trained its weights, but 'c' in the data"
+    with pytest.raises(RecipeError, match=conflict.format("student") + r"; give the data the classes of the run, .*"):
+        kdkit.evaluate(recipe("acb"), run, options=options)
+    assert "accuracy" in kdkit.evaluate(recipe("acb", classes=list("abc")), run, options=options)
+    assert "accuracy" in kdkit.evaluate(recipe("012"), run, options=options)  # classes without names
+    # A student may learn other classes, but a frozen teacher must know those that it teaches.
+    assert any(conflict.format("student") in notice for notice in kdkit.check(recipe("acb", weights=run)).notices)
+    for names, count in ((None, 1), (list("abc"), 0)):
+        teacher = Net("teacher", Mlp(), weights=run, weights_key="student", classes=names)
+        problems = kdkit.check(recipe("acb", Match(teacher, SoftTargets()))).problems
+        assert sum(conflict.format("teacher") in problem for problem in problems) == count == len(problems)
