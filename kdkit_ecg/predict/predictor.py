@@ -225,6 +225,10 @@ class Predictor:
             raise DataError(f"{record.path} has no signal: all leads that the network takes are flat")
         if flat:
             notes = (*notes, f"flat: {', '.join(flat)}")
+        persons = (("age", record.age, model.features[0]), ("sex", record.sex, model.features[2]))
+        unknown = [name for name, value, feature in persons if value is None and feature != HIDDEN]
+        if unknown and model.person:
+            notes = (*notes, f"{' and '.join(unknown)} unknown")
         starts = starts_of(signal.shape[1], model.length, self.combine)
         person = person_vector(record.age, record.sex)
         person[[feature == HIDDEN for feature in model.features]] = 0  # as in training

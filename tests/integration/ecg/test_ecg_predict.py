@@ -469,7 +469,9 @@ def test_a_network_of_signals_in_mv_needs_the_unit_of_an_array(tmp_path, model, 
     with pytest.raises(DataError, match="standard deviations"):
         in_mv.predict_array(signal, unit="NU", **options)
     off = np.where(np.array(EIGHT)[:, None] == "V2", 3.3, signal)  # of which the filter leaves a rounding error
-    assert in_mv.predict_array(off, unit="mV", **options).notes == ("flat: V2",)
+    assert in_mv.predict_array(off, unit="mV", **options).notes == ("flat: V2", "age and sex unknown")
+    assert in_mv.predict_array(signal, unit="mV", age=50, **options).notes == ("sex unknown",)
+    assert in_mv.predict_array(signal, unit="mV", age=50, sex="male", **options).notes == ()
     with pytest.raises(DataError, match="all leads that the network takes are flat"):
         in_mv.predict_array(0 * signal + 3.3, unit="mV", **options)
     assert "standard deviations" in predictor.predict_array(signal, unit="NU", **options).notes[0]
