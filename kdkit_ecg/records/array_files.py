@@ -102,7 +102,7 @@ class ArraySource(RecordSource):
         """Return the numbers of the record, (leads, time). Raises DataError and the exceptions of numpy and h5py."""
         suffix = self.path.suffix.lower()
         if suffix == CSV_SUFFIX:
-            return read_csv(self.path, self.format.leads, self.format.unit, self.leads)
+            return read_csv(self.path, self.format.leads, self.format.unit, self.leads, self.rate)
         values: NDArray[Any]
         if suffix == NPZ_SUFFIX:
             values = read_archived(self.path, self.position)
