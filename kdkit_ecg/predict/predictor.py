@@ -139,11 +139,16 @@ class Predictor:
         )
         return self._predict(record, "array", derived=self._derived(described.leads), notes=())
 
-    def array_format(self, *, rate: float, leads: Sequence[str] = (), unit: str | None = None) -> ArrayFormat:
-        """Return the description of files of numbers for `predict` and `predict_all`; see `predict_array`."""
+    def array_format(
+        self, *, rate: float, leads: Sequence[str] = (), unit: str | None = None, signals: str = "tracings"
+    ) -> ArrayFormat:
+        """Return the description of files of numbers for `predict` and `predict_all`; see `predict_array`.
+
+        signals: the name of the dataset of HDF5 files.
+        """
         if unit is None and self._model.preparation.scaling == "raw":
             raise RecipeError('the network takes signals in mV; give the unit of the array, such as unit="mV"')
-        return ArrayFormat(rate=rate, unit=unit or "mV", leads=tuple(leads))
+        return ArrayFormat(rate=rate, unit=unit or "mV", leads=tuple(leads), signals=signals)
 
     def predict_all(
         self,

@@ -204,7 +204,10 @@ def _hdf5_dataset(file: Any, name: str) -> Any:
     link = file.get(name, getlink=True)
     dataset = file[name] if isinstance(link, h5py.HardLink) else None
     if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
-        raise DataError(f"expected a dataset {name!r} in this file; it has {shown(', '.join(list(file)[:20]))}")
+        raise DataError(
+            f"expected a dataset {name!r} in this file; it has {shown(', '.join(list(file)[:20]))}; name one by "
+            "--signals, or ArrayFormat(signals=...)"
+        )
     return dataset
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import onnx
 import pytest
@@ -317,6 +318,15 @@ def test_arrays_need_a_rate_and_leads(tmp_path, model, capsys):
     assert "2 records: 0 predicted, 2 refused" in table
     assert call(["predict", str(model), str(tmp_path / "stack.npy"), "--rate", "500"]) == 1
     assert "no names of leads; give --leads" in capsys.readouterr().out
+
+
+def test_a_dataset_of_an_hdf5_file_may_have_any_name(tmp_path, model, capsys):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["ekg"] = simulated(0, length=1000).T
+    command = ["predict", str(model), str(tmp_path / "a.h5"), "--rate", "500", "--leads", ",".join(LEADS)]
+    assert call(command) == 1
+    assert "expected a dataset 'tracings' in this file; it has 'ekg'; name one by --signals" in capsys.readouterr().out
+    assert call([*command, "--signals", "ekg"]) == 0
 
 
 @pytest.mark.parametrize(
