@@ -108,9 +108,11 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
     from kdkit.engine.evaluate import evaluate as evaluate_weights
     from kdkit.engine.evaluate import run_of
     from kdkit.engine.options import RunOptions
+    from kdkit.engine.run_record import option_texts
     from kdkit.engine.storage.run_folder import read_record
     from kdkit.utils.console import Status, make_console, print_note
     from kdkit.utils.randomness import seed_everything
+    from kdkit.utils.read_json import mapping
     from kdkit.utils.reprs import distinct_notes
 
     file = file_of(ctx)
@@ -121,7 +123,8 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
     seed_everything(int(record.get("seed", settings.seed)))  # as in the run, because recipe() may split the data
     with Status() as status:
         status.show("preparing the data and the networks")
-        recipe = file.make(recipe_options(file, options))
+        arguments = recipe_options(file, options)
+        recipe = file.make(arguments)
         status.show("computing the metrics")
         results = evaluate_weights(recipe, weights, net=options["net"], thresholds=thresholds, options=settings)
     data = recipe.data
@@ -134,6 +137,10 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
         *data.notices,
         *distinct_notes(result.note for result in results.values()),
     ]
+    before = mapping(record, "options")
+    changed = [f"{key}={before[key]}" for key, text in option_texts(arguments).items() if before.get(key, text) != text]
+    if changed:
+        notes.append(f"options of the run that wrote the weights were {', '.join(changed)}")
     if record and record.get("data") != data.fingerprint:  # such as another fold
         notes.append("the run that wrote the weights had other data or splits; it may have trained on this split")
         if data.task == "multilabel" and thresholds == "validation":

@@ -50,8 +50,10 @@ def test_the_metrics_of_a_run_are_computed_again_from_its_weights(net, kdkit_her
         (line,) = [line for line in result.out.splitlines() if f" {name} " in line]
         assert f"{metric['value']:.4f}" in line
     assert "other data or splits" not in result.out
+    assert "options" not in result.out
     other = kdkit_here("evaluate", "recipe.py", "--weights", "run", "--rows", "85", "--device", "cpu")
     assert "note: the run that wrote the weights had other data or splits; it may have trained on" in other.out
+    assert "note: options of the run that wrote the weights were rows=84\n" in other.out
     wrong = kdkit_here("evaluate", "recipe.py", "--weights", "run", "--hidden", "6", "--device", "cpu")
     assert wrong.code == 2
     assert "do not fit net 'student'" in wrong.err
