@@ -21,6 +21,7 @@ from .engine.evaluate import evaluate as evaluate
 from .engine.options import RunOptions as RunOptions
 from .engine.run import Result as Result
 from .engine.run import run as run
+from .engine.storage.finished_run import stored_predictions as stored_predictions
 from .errors import DataError as DataError
 from .errors import KdkitError as KdkitError
 from .errors import RecipeError as RecipeError

@@ -16,7 +16,11 @@ FEATURES = ("age / 100", "age known", "female", "male", "sex known")  # of the v
 HIDDEN = "0"  # in place of a feature that is 0 for every person
 
 _SEXES: Mapping[str, Sex] = MappingProxyType(
-    {"f": "female", "female": "female", "woman": "female", "m": "male", "male": "male", "man": "male"}
+    {
+        # In German, w stands for weiblich.
+        **dict.fromkeys(("f", "female", "woman", "w", "weiblich"), "female"),
+        **dict.fromkeys(("m", "male", "man", "m\u00e4nnlich"), "male"),
+    }
 )
 _DAYS = {"y": 365.25, "m": 365.25 / 12, "w": 7.0, "d": 1.0}  # in a unit of age, by its first letter
 _OLDEST = 120  # years

@@ -58,6 +58,13 @@ _FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json"}
     help="Unit of files of numbers, required unless the net scales leads itself; NU: standard deviations.",
 )
 @click.option(
+    "--signals",
+    default="tracings",
+    show_default=True,
+    metavar="NAME",
+    help="Dataset of HDF5 files that has the signals.",
+)
+@click.option(
     "--jobs", type=click.IntRange(1, 256), metavar="N", show_default="by the usable cores", help="Number of processes."
 )
 @click.option(
@@ -107,7 +114,8 @@ def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **opt
         predictor = _predictor(ctx, model, options)
         if options["rate"] is not None:
             leads = [name.strip() for name in options["leads"].split(",")] if options["leads"] else []
-            arrays = predictor.array_format(rate=options["rate"], leads=leads, unit=options["unit"])
+            given = {name: options[name] for name in ("rate", "unit", "signals")}
+            arrays = predictor.array_format(leads=leads, **given)
         status.show("predicting", terminal_only=True)
         predictions = predictor.predict_all(records, arrays=arrays, processes=options["jobs"])
         first = next(predictions, None)

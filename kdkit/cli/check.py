@@ -1,15 +1,11 @@
 """The commands `kdkit check` and `kdkit evaluate`."""
 
-from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import click
 
 from kdkit.cli.options import PATH, PRECISION, SEED, TEACHER_CACHE, device_option, net_option
 from kdkit.cli.recipe_command import RecipeCommand, file_of, recipe_options
-from kdkit.utils.files import is_file
 from kdkit.utils.printable import echo
 
 
@@ -87,6 +83,13 @@ def check(ctx: click.Context, /, **options: Any) -> None:
 @click.argument("file", type=click.Path())
 @click.option("--weights", type=PATH, required=True, help="File of weights, or run folder.")
 @net_option()
+@click.option(
+    "--thresholds",
+    type=click.Choice(["validation", "run"]),
+    default="validation",
+    show_default=True,
+    help="Fit thresholds on the validation split, or take those of the run, for later data.",
+)
 @device_option("auto")
 @PRECISION
 @click.pass_context
@@ -95,43 +98,52 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
 
         kdkit evaluate recipe.py --weights runs/first
         kdkit evaluate recipe.py --weights model.safetensors --net teacher
+        kdkit evaluate recipe.py --weights runs/first --thresholds run
 
-    Thresholds are fitted on the validation split, and metrics are computed on the test split if there is one. If
-    recipe() splits the data at random, it does so with the seed of the run that wrote the weights.
+    Thresholds are fitted on the validation split, or are those of the run. Metrics are computed on the test split if
+    there is one. If recipe() splits the data at random, it does so with the seed of the run that wrote the weights.
     """
+    from kdkit.data.dataset import Split
     from kdkit.engine.display.tables import results_table
     from kdkit.engine.evaluate import evaluate as evaluate_weights
+    from kdkit.engine.evaluate import run_of
     from kdkit.engine.options import RunOptions
+    from kdkit.engine.run_record import option_texts
+    from kdkit.engine.storage.run_folder import read_record
     from kdkit.utils.console import Status, make_console, print_note
     from kdkit.utils.randomness import seed_everything
+    from kdkit.utils.read_json import mapping
     from kdkit.utils.reprs import distinct_notes
 
     file = file_of(ctx)
     settings = RunOptions(device=options["device"], precision=options["precision"])
-    record = _record_of(options["weights"])
+    weights, thresholds = options["weights"], options["thresholds"]
+    run = run_of(weights)
+    record = {} if run is None else read_record(run)
     seed_everything(int(record.get("seed", settings.seed)))  # as in the run, because recipe() may split the data
     with Status() as status:
         status.show("preparing the data and the networks")
-        recipe = file.make(recipe_options(file, options))
+        arguments = recipe_options(file, options)
+        recipe = file.make(arguments)
         status.show("computing the metrics")
-        results = evaluate_weights(recipe, options["weights"], net=options["net"], options=settings)
-    split = "validation" if recipe.data.test is None else "test"
+        results = evaluate_weights(recipe, weights, net=options["net"], thresholds=thresholds, options=settings)
+    data = recipe.data
+    name, split = ("validation", data.validation) if data.test is None else ("test", data.test)
+    count = f", {len(split):,} samples" if isinstance(split, Split) else ""
     console = make_console()
-    console.print(results_table(results, f"{options['weights']} on {split}"))
-    notes = distinct_notes(result.note for result in results.values())
-    if record and record.get("data") != recipe.data.fingerprint:  # such as another fold
-        notes = [*notes, "the run that wrote the weights had other data or splits; it may have trained on this split"]
+    console.print(results_table(results, f"{weights} on {name}{count}"))
+    notes = [
+        *str(data.summary).splitlines(),
+        *data.notices,
+        *distinct_notes(result.note for result in results.values()),
+    ]
+    before = mapping(record, "options")
+    changed = [f"{key}={before[key]}" for key, text in option_texts(arguments).items() if before.get(key, text) != text]
+    if changed:
+        notes.append(f"options of the run that wrote the weights were {', '.join(changed)}")
+    if record and record.get("data") != data.fingerprint:  # such as another fold
+        notes.append("the run that wrote the weights had other data or splits; it may have trained on this split")
+        if data.task == "multilabel" and thresholds == "validation":
+            notes.append("thresholds are fitted on the validation split of this data; --thresholds run takes the run's")
     for note in notes:
         print_note(console, note)
-
-
-def _record_of(weights: Path) -> Mapping[str, Any]:
-    """Return the record of the run whose folder has these weights, empty for other files."""
-    from kdkit.engine.storage.run_files import RECORD
-    from kdkit.engine.storage.run_folder import read_record
-
-    with suppress(OSError):  # such as a name that is too long, which is explained when the weights are read
-        for folder in (weights, *weights.absolute().parents[:2]):  # of the run, of its stage, or a file in one of them
-            if is_file(folder / RECORD):
-                return read_record(folder)
-    return {}

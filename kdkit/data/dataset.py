@@ -327,7 +327,7 @@ def require_splits(data: Data) -> None:
 
 def split_name(data: Data, split: Split | LoaderSplit) -> str:
     """Return the name of a split of the data; "" if it is not one of its splits."""
-    names = ("validation", "test", "train")
+    names = ("test", "validation", "train")  # data for `evaluate` may have a test split only
     return getattr(split, "name", None) or next((name for name in names if getattr(data, name) is split), "")
 
 

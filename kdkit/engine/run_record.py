@@ -95,6 +95,7 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
             for part in plan.stage_plans
         },
         "positives": _positives(data),
+        "classes": {net.name: list(net.classes or data.classes) for stage in plan.stages for net in stage.objectives},
         "nets": {
             net.name: {"parameters": net.parameters, "view": net.view.key, "version": net.version} for net in plan.nets
         },

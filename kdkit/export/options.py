@@ -1,7 +1,7 @@
 """The options of an export, and its result."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,4 +46,4 @@ class ExportResult:
     format: str
     path: Path
     passed: bool
-    card: Mapping[str, Any]
+    card: Mapping[str, Any] = field(repr=False)

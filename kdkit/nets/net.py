@@ -53,7 +53,8 @@ class Net(Generic[M]):
     if these modules draw random numbers from torch only.
     device: for a teacher on a device other than the run's, such as "cuda:1", or "cpu" if it does not fit on a GPU. In
     each step its inputs are copied to this device, and its outputs and features are copied back.
-    weights_note: the part of the file that was loaded, or "" for all of it; a notice of a run.
+    weights_note: the part of the file that was loaded, or "" for all of it; a notice of a run. weights_classes: the
+    classes of the outputs in the run that trained the weights; None if they are unknown.
 
     Raises RecipeError if the arguments do not fit together.
     """
@@ -100,6 +101,7 @@ class Net(Generic[M]):
         # A plain callable cannot be trained, so it can only be a teacher.
         self.trained = trained or not isinstance(module, nn.Module)
         self.weights_note = ""
+        self.weights_classes: tuple[str, ...] | None = None
         if weights is not None:
             self._load(weights, weights_key, strict=strict)
         elif weights_key is not None or not strict:
@@ -215,7 +217,7 @@ class Net(Generic[M]):
                 "first, such as with torch.hub.download_url_to_file(URL, FILE)"
             )
         loaded = load_weights(self.network, user_path(weights), self.name, key=key, strict=strict)
-        self.weights_note = loaded.note
+        self.weights_note, self.weights_classes = loaded.note, loaded.classes
         self.trained |= loaded.complete
 
     def _arguments(self, batch: Batch) -> Call:
@@ -267,6 +269,21 @@ def output_shape(net: Net[Any], batch: Batch) -> torch.Size:
         parameter = next(net.network.parameters(), None)
         output = net(batch if parameter is None else batch.to(parameter.device))
     return output.shape if output.ndim > 1 else torch.Size((len(output), 1))
+
+
+def conflict_of_classes(net: Net[Any], classes: Sequence[str]) -> str:
+    """Return why the outputs are not those of the classes of the data, as far as the weights tell; otherwise ""."""
+    trained, count = net.weights_classes or (), len(classes)
+    numbers = tuple(map(str, range(count)))  # classes without names
+    if net.classes is not None or len(trained) != count or numbers in (trained, tuple(classes)):
+        return ""
+    for number, (name, of_data) in enumerate(zip(trained, classes, strict=True)):
+        if name != of_data:
+            return (
+                f"output {number} of net {net.name!r} is the class {name!r} in the run that trained its weights, but "
+                f"{of_data!r} in the data"
+            )
+    return ""
 
 
 def _version_of(module: object, net: str) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from kdkit.engine.options import TEACHER_CACHE, RunOptions
 from kdkit.engine.run_record import Origin
-from kdkit.engine.storage.finished_run import read_metrics, read_net_report
+from kdkit.engine.storage.finished_run import read_metrics, stored_predictions
 from kdkit.engine.storage.run_folder import LOCK, can_resume, locked_folder, read_record
 from kdkit.errors import RecipeError, RunFolderError, did_you_mean, first_line
 from kdkit.metrics.base import MetricResult
@@ -150,7 +150,7 @@ class Study:
         Without a test split, the predictions on the validation split are returned for both. Raises
         RunFolderError if there are none.
         """
-        return read_net_report(self.path(name), net).splits
+        return stored_predictions(self.path(name), net)
 
     def _workers(self, jobs: int, cluster: Cluster | None) -> Workers:
         if cluster is None:

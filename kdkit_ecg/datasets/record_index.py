@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from kdkit_ecg.datasets.label_table import LabelRow
 from kdkit_ecg.records.array_files import HDF5_SUFFIXES, NUMPY_SUFFIX, ArrayFormat
 from kdkit_ecg.records.csv_file import CSV_SUFFIX
 from kdkit_ecg.records.numpy_archive import NPZ_SUFFIX
-from kdkit_ecg.records.open_file import best_files, open_file
+from kdkit_ecg.records.open_file import NUMBERS_SUFFIXES, best_files, open_file
 from kdkit_ecg.records.source import RecordSource
 from kdkit_ecg.utils.record_files import find_record_files, without_suffix
 
@@ -20,15 +21,23 @@ _STACKS = (NUMPY_SUFFIX, NPZ_SUFFIX, *HDF5_SUFFIXES)  # suffixes of files that m
 
 
 class RecordIndex:
-    """The files of records in `excluded.folders`, by their path without suffix and by their name."""
+    """The files of records in `excluded.folders`, by their path without suffix and by their name.
 
-    def __init__(self, excluded: ExcludedRecords, arrays: ArrayFormat | None, table: Path) -> None:
-        self.excluded, self.arrays = excluded, arrays
+    arrays: describes files of numbers, see `Records`. unmatched: the patterns in it that match none of them.
+    """
+
+    def __init__(
+        self, excluded: ExcludedRecords, arrays: ArrayFormat | Mapping[str, ArrayFormat] | None, table: Path
+    ) -> None:
+        self.excluded = excluded
+        formats = {"*": arrays} if isinstance(arrays, ArrayFormat) else arrays or {}
+        self._formats: dict[Path, ArrayFormat] = {}  # of files of numbers
         self._files: dict[Path, Path] = {}  # real path -> file of each record
         # The files by path below their folder, and by name: several if folders share them.
         self._by_path: dict[str, list[Path]] = {}
         self._by_name: dict[str, list[Path]] = {}
         self._signals: dict[str, Path] = {}  # without a header, such as files of MATLAB, by either
+        self.unmatched = set() if isinstance(arrays, ArrayFormat) else set(formats)
         real_folder, table = cache(Path.resolve), table.resolve()
         for folder in excluded.folders:
             files = find_record_files(folder)
@@ -39,6 +48,11 @@ class RecordIndex:
             others = [path for path in files.others if path.suffix.lower() != CSV_SUFFIX or path.resolve() != table]
             for path in best_files([*files.headers, *others]):
                 stem = without_suffix(path)
+                if path.suffix.lower() in NUMBERS_SUFFIXES:
+                    below = _composed(path.relative_to(folder).as_posix())
+                    for pattern in (pattern for pattern in formats if fnmatchcase(below, _composed(pattern))):
+                        self._formats.setdefault(path, formats[pattern])  # of the first pattern that matches
+                        self.unmatched.discard(pattern)
                 # One of the folders may be inside another, or contain a link to it.
                 file = self._files.setdefault(real_folder(path.parent) / path.name, path)
                 self._by_path.setdefault(_composed(stem.relative_to(folder).as_posix()), []).append(file)
@@ -96,10 +110,11 @@ class RecordIndex:
         return paths[0] if paths else None
 
     def _open(self, path: Path) -> RecordSource | None:
-        if path.suffix.lower() in (CSV_SUFFIX, *_STACKS) and self.arrays is None:
+        arrays = self._formats.get(path)
+        if path.suffix.lower() in NUMBERS_SUFFIXES and arrays is None:
             open_file(path)  # raises an error with the option that is needed
         try:
-            sources = open_file(path, self.arrays)
+            sources = open_file(path, arrays)
             if len(sources) != 1:
                 names = ", ".join(f"{path.stem}/{source.name}" for source in sources[:2])
                 raise DataError(f"it has {len(sources)} records; name each in the table of labels, such as {names}")
@@ -112,12 +127,13 @@ class RecordIndex:
         self, path: Path, rows: Mapping[str, LabelRow], *, required: bool
     ) -> Iterator[tuple[str, RecordSource]]:
         """Yield the records of a stack that rows name. required: raise the error that its format is not described."""
-        if not rows or (self.arrays is None and path.suffix.lower() in (NUMPY_SUFFIX, NPZ_SUFFIX)):
+        arrays = self._formats.get(path)
+        if not rows or (arrays is None and path.suffix.lower() in (NUMPY_SUFFIX, NPZ_SUFFIX)):
             return
         try:
-            sources = open_file(path, self.arrays)
+            sources = open_file(path, arrays)
         except DataError as error:
-            if self.arrays is None and required:
+            if arrays is None and required:
                 raise
             self.excluded.add(ExclusionReason.HEADER, path, cause=error)
             return

@@ -40,7 +40,9 @@ class Records(FoldedDataset):
     leads: names in the order of the channels; () for those of most records, for which the headers are read at once.
     Limb leads that a record lacks are derived from two others.
     columns: names of columns that differ from those above, such as {"record": "exam_id", "label": "diagnosis"}.
-    arrays: describes files of numbers, see ArrayFormat. normalised_units: include records in standard deviations.
+    arrays: describes files of numbers, see ArrayFormat; one for all of them, or by pattern of their paths below the
+    folder, such as {"clinic/*": ArrayFormat(...), "*.h5": ArrayFormat(...)}, of which the first that matches is used.
+    normalised_units: include records in standard deviations.
     Other options: see Challenge2020. Folds are made from the records, by patient, or are read from a file.
 
     Raises DataError for folders and tables that cannot be read, RecipeError for options that do not exist.
@@ -57,15 +59,19 @@ class Records(FoldedDataset):
     length: int = 2500
     task: RecordTask = "multilabel"
     columns: Mapping[str, str] | None = None
-    arrays: ArrayFormat | None = None
+    arrays: ArrayFormat | Mapping[str, ArrayFormat] | None = None
     normalised_units: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.classes, str):
             raise RecipeError(f"classes must be names in a tuple, such as ('AF', 'other'), got {self.classes!r}")
-        if not isinstance(self.arrays, ArrayFormat | None):
-            raise RecipeError(f"arrays must be an ArrayFormat(rate=..., unit=...) or None, got {self.arrays!r}")
+        formats = self.arrays.values() if isinstance(self.arrays, Mapping) else (self.arrays,)
+        if self.arrays is not None and not all(isinstance(array, ArrayFormat) for array in formats):
+            raise RecipeError(
+                f"arrays must be an ArrayFormat(rate=..., unit=...), a dict such as {{'*.csv': ArrayFormat(...)}}, or "
+                f"None, got {self.arrays!r}"
+            )
         if not isinstance(self.columns, Mapping | None):
             raise RecipeError(f"columns must be a dict such as {{'record': 'exam_id'}} or None, got {self.columns!r}")
         object.__setattr__(self, "classes", self._table.classes.names)
@@ -86,7 +92,11 @@ class Records(FoldedDataset):
             for column, texts in self._table.mixed.items()
         ]
         hidden = [f"the {role} of a person is a label, so networks do not get it" for role in self._hidden]
-        return (*super().notices, *unread, *mixed, *hidden)
+        unmatched = [
+            f"the key {pattern!r} of arrays matches the path of no file of numbers below the folder"
+            for pattern in sorted(self._index.unmatched)
+        ]
+        return (*super().notices, *unread, *mixed, *hidden, *unmatched)
 
     @cached_property
     def _table(self) -> LabelTable:

@@ -16,6 +16,7 @@ from kdkit_ecg.utils.messages import EXPORT, NOT_LISTED, clipped, first_names
 from kdkit_ecg.utils.record_files import counted_kinds
 
 MAX_NAMES = 3  # records to name for each reason, unless all are requested
+MAX_FOLDERS = 40  # rows of the table of folders
 
 
 def print_survey(survey: Survey, console: Console, *, all_names: bool) -> None:
@@ -95,7 +96,7 @@ def _database_table(survey: Survey) -> Table:
     table.add_column("folder", overflow="fold")
     for column in ("records", "bad", "odd", "hours", "Hz", "seconds (median)", "leads", "no age", "no sex"):
         table.add_column(column, justify="right")
-    for name, records in _by_database(survey).items():
+    for name, records in _by_folder(survey).items():
         row = _statistics(records)
         seconds = "-"
         if row["seconds"]:
@@ -154,6 +155,20 @@ def _by_database(survey: Survey) -> dict[str, list[RecordReport]]:
     for record in sorted(survey.records, key=lambda record: record.database):
         databases.setdefault(record.database, []).append(record)
     return databases
+
+
+def _by_folder(survey: Survey) -> dict[str, list[RecordReport]]:
+    """Return the records of each folder, or of the folders above if they are many, such as one for each patient."""
+    databases = _by_database(survey)
+    paths = {name: name.split("/") for name in databases}
+    depth = max(map(len, paths.values()), default=0)
+    while depth > 0 and len({tuple(path[:depth]) for path in paths.values()}) > MAX_FOLDERS:
+        depth -= 1
+    folders: dict[str, list[RecordReport]] = {}
+    for name, records in databases.items():
+        parts = paths[name]
+        folders.setdefault("/".join([*parts[:depth], *(["..."] if len(parts) > depth else [])]), []).extend(records)
+    return folders
 
 
 def _format_list(values: Sequence[float]) -> str:

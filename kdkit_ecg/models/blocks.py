@@ -36,8 +36,11 @@ class EcgNet(nn.Module):
 
     @classmethod
     def for_data(cls, data: EcgData, **options: Any) -> Self:
-        """Return a network for all leads and classes of the data. options: other parameters of the network."""
-        return cls(leads=len(data.leads), classes=len(data.classes), **options)
+        """Return a network for the leads and classes of the data. options: parameters of the network.
+
+        `leads` is the number of leads of its view, if it sees fewer than the data have.
+        """
+        return cls(**{"leads": len(data.leads), "classes": len(data.classes), **options})
 
 
 class SqueezeExcite(nn.Module):

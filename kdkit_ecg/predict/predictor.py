@@ -139,11 +139,16 @@ class Predictor:
         )
         return self._predict(record, "array", derived=self._derived(described.leads), notes=())
 
-    def array_format(self, *, rate: float, leads: Sequence[str] = (), unit: str | None = None) -> ArrayFormat:
-        """Return the description of files of numbers for `predict` and `predict_all`; see `predict_array`."""
+    def array_format(
+        self, *, rate: float, leads: Sequence[str] = (), unit: str | None = None, signals: str = "tracings"
+    ) -> ArrayFormat:
+        """Return the description of files of numbers for `predict` and `predict_all`; see `predict_array`.
+
+        signals: the name of the dataset of HDF5 files.
+        """
         if unit is None and self._model.preparation.scaling == "raw":
             raise RecipeError('the network takes signals in mV; give the unit of the array, such as unit="mV"')
-        return ArrayFormat(rate=rate, unit=unit or "mV", leads=tuple(leads))
+        return ArrayFormat(rate=rate, unit=unit or "mV", leads=tuple(leads), signals=signals)
 
     def predict_all(
         self,
@@ -225,6 +230,10 @@ class Predictor:
             raise DataError(f"{record.path} has no signal: all leads that the network takes are flat")
         if flat:
             notes = (*notes, f"flat: {', '.join(flat)}")
+        persons = (("age", record.age, model.features[0]), ("sex", record.sex, model.features[2]))
+        unknown = [name for name, value, feature in persons if value is None and feature != HIDDEN]
+        if unknown and model.person:
+            notes = (*notes, f"{' and '.join(unknown)} unknown")
         starts = starts_of(signal.shape[1], model.length, self.combine)
         person = person_vector(record.age, record.sex)
         person[[feature == HIDDEN for feature in model.features]] = 0  # as in training

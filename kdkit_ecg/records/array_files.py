@@ -102,7 +102,7 @@ class ArraySource(RecordSource):
         """Return the numbers of the record, (leads, time). Raises DataError and the exceptions of numpy and h5py."""
         suffix = self.path.suffix.lower()
         if suffix == CSV_SUFFIX:
-            return read_csv(self.path, self.format.leads, self.format.unit, self.leads)
+            return read_csv(self.path, self.format.leads, self.format.unit, self.leads, self.rate)
         values: NDArray[Any]
         if suffix == NPZ_SUFFIX:
             values = read_archived(self.path, self.position)
@@ -204,7 +204,10 @@ def _hdf5_dataset(file: Any, name: str) -> Any:
     link = file.get(name, getlink=True)
     dataset = file[name] if isinstance(link, h5py.HardLink) else None
     if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
-        raise DataError(f"expected a dataset {name!r} in this file; it has {shown(', '.join(list(file)[:20]))}")
+        raise DataError(
+            f"expected a dataset {name!r} in this file; it has {shown(', '.join(list(file)[:20]))}; name one by "
+            "--signals, or ArrayFormat(signals=...)"
+        )
     return dataset
 
 

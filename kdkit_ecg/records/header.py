@@ -39,6 +39,8 @@ _RECORD_LINE = re.compile(r"(?P<name>\S+)\s+(?P<leads>\S+)\s+(?P<rate>[^\s/]+)\S
 _RECORD_NAME = re.compile(r"(?:\S*/)?(?P<name>[-\w]+)(?:\.\w+)?")
 _SEGMENT_LINE = re.compile(r"(?P<name>~|[-\w]+)\s+(?P<samples>[0-9]{1,18})")
 _COMMENT_LINE = re.compile(r"#\s*(?P<key>\w+)\s*:(?P<value>.*)")
+# In one line, as for INCART on PhysioNet: "# <age>: 65 <sex>: F <diagnoses> (none)".
+_COMMENT_TAG = re.compile(r"<(?P<key>\w+)>\s*:(?P<value>[^<]*)")
 
 
 def read_header(path: Path) -> Header:
@@ -88,9 +90,13 @@ def header_lines(path: Path) -> list[str]:
 
 
 def read_comments(lines: Sequence[str]) -> dict[str, list[str]]:
-    """Return the values of comments such as "#Age: 74" by key, whose case and spaces differ between releases."""
+    """Return the values of comments such as "#Age: 74" by key, whose case and spaces differ between releases.
+
+    Also those of "# <age>: 74 <sex>: F".
+    """
     comments: dict[str, list[str]] = {}
-    for match in filter(None, map(_COMMENT_LINE.match, lines)):
+    tags = (match for line in lines if line.startswith("#") for match in _COMMENT_TAG.finditer(line))
+    for match in (*filter(None, map(_COMMENT_LINE.match, lines)), *tags):
         comments.setdefault(match["key"].lower(), []).append(match["value"].strip())
     return comments
 

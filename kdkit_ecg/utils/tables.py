@@ -23,7 +23,7 @@ PATIENT_COLUMNS = ("patient", "patient_id", "subject", "subject_id")
 
 MAX_LITERAL = 10_000  # characters of a list in a cell: the time and depth of literal_eval grow with the text
 
-_WHOLE_NUMBER = re.compile(r"([0-9]+)\.0")
+_WHOLE_NUMBER = re.compile(r"0*([0-9]+)(\.0)?")
 
 
 PatientTable = Mapping[str, Mapping[str, str]]  # record -> {"patient": ..., "database": ...}
@@ -132,7 +132,7 @@ def is_missing(text: str) -> bool:
 def patient_name(text: str) -> str:
     """Return the name or number of a patient in a table, "" if it is not known.
 
-    pandas writes patient 7 as 7.0 if another patient in the table is unknown.
+    pandas writes patient 7 as 7.0 if another patient in the table is unknown, and spreadsheets write 0007 as 7.
     """
     number = _WHOLE_NUMBER.fullmatch(text)
     return "" if is_missing(text) else number[1] if number else text

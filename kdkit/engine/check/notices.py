@@ -27,6 +27,7 @@ from kdkit.losses.hints import DistilHubert, Hint, SquareHead
 from kdkit.losses.similarity import Cosine
 from kdkit.metrics.base import Metric
 from kdkit.metrics.bootstrap import without_interval
+from kdkit.nets.net import conflict_of_classes
 from kdkit.nets.taps import HeadTap, Tap
 from kdkit.nets.views import Images
 from kdkit.recipe.objective import Truth
@@ -101,7 +102,14 @@ def _channels(facts: Facts) -> Iterator[str]:
 
 
 def _class_orders(facts: Facts) -> Iterator[str]:
-    """Yield notices about models of transformers whose class names are those of the data in another order."""
+    """Yield notices about models of transformers whose class names are those of the data in another order.
+
+    Also about students whose weights were trained on other classes.
+    """
+    for net in facts.stage.objectives:
+        conflict = conflict_of_classes(net, facts.context.classes)
+        if conflict:
+            yield f"{conflict}; this is intended only if it is trained on other classes now"
     expected = [name.casefold() for name in facts.context.classes]
     for net in nets_of([facts.stage]) if facts.context.task != "regression" else ():
         labels = getattr(getattr(net.module, "config", None), "id2label", None)

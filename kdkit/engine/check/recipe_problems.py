@@ -11,10 +11,10 @@ from kdkit.engine.check.metric_problems import metrics_of_unknown_labels, undefi
 from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.engine.storage.history import KEYS
 from kdkit.errors import KdkitError, RecipeError, did_you_mean
-from kdkit.losses.base import BuildContext, function_of, option_of
-from kdkit.nets.net import Net
+from kdkit.losses.base import BuildContext, allows_any_classes, function_of, option_of
+from kdkit.nets.net import Net, conflict_of_classes
 from kdkit.recipe.objective import Term, Truth
-from kdkit.recipe.recipe import Recipe, Stage, nets_of
+from kdkit.recipe.recipe import Recipe, Stage, nets_of, teachers_of
 
 
 def recipe_problems(recipe: Recipe, context: BuildContext) -> Iterator[str]:
@@ -36,6 +36,7 @@ def recipe_problems(recipe: Recipe, context: BuildContext) -> Iterator[str]:
         _binary_losses_of_numbers,
         _cache_of_largest_outputs,
         _views_of_other_inputs,
+        _teachers_of_other_classes,
     ):
         yield from check(recipe, context)
 
@@ -167,6 +168,19 @@ def _views_of_other_inputs(recipe: Recipe, _context: BuildContext) -> Iterator[s
                 describe(recipe.data.preparation)
         except RecipeError as error:
             yield f"the view of net {net.name!r} does not suit the data: {error}"
+
+
+def _teachers_of_other_classes(recipe: Recipe, context: BuildContext) -> Iterator[str]:
+    """Yield teachers that keep the weights of a run with other classes, or with the same ones in another order."""
+    outputs = [match for stage in recipe.stages for match in stage.matches if match.target is None]
+    matches = [match for match in outputs if not allows_any_classes(match.loss)]
+    trained = {net for stage in recipe.stages for net in stage.objectives}
+    for teacher in dict.fromkeys(chain.from_iterable(map(teachers_of, matches))):
+        if not isinstance(teacher, Net) or teacher in trained:
+            continue
+        conflict = conflict_of_classes(teacher, context.classes)
+        if conflict:
+            yield f"{conflict}; pass the classes of the run, in their order, as Net(..., classes=[...])"
 
 
 def binary_loss_of(recipe: Recipe, stage: Stage) -> str:

@@ -13,6 +13,7 @@ from kdkit.engine.storage.run_folder import METRICS, SAMPLES, how_to_resume, rea
 from kdkit.engine.storage.stage_folder import SUMMARY, StageFolder
 from kdkit.errors import DataError, RunFolderError, did_you_mean
 from kdkit.metrics.base import MetricResult
+from kdkit.metrics.paired import SplitPredictions
 from kdkit.metrics.per_class import ClassRow, NetReport, class_table
 from kdkit.nets.weights import stage_number
 from kdkit.plugins.events import BaselineDifference
@@ -20,6 +21,7 @@ from kdkit.utils.files import exists
 from kdkit.utils.read_json import mapping, number_or_nan, require_object, require_text, whole_number
 from kdkit.utils.reprs import describe_names
 from kdkit.utils.sealed import explain_unreadable_file, read_sealed_json, read_tensors
+from kdkit.utils.user_paths import user_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +136,15 @@ def read_net_report(folder: Path, net: str) -> NetReport:
     positives = mapping(record, "positives")
     is_valid = bool(positives) and all(type(count) is int for count in positives.values())
     return NetReport(validation=validation, test=test, train=positives if is_valid else None)
+
+
+def stored_predictions(folder: str | Path, net: str) -> SplitPredictions:
+    """Return the predictions of a net for the validation and the test split, as stored in the folder of a run.
+
+    Without a test split, both are those for the validation split. `test.ids` are the ids of the samples. Raises
+    RunFolderError if there is no such run or net, or if predictions are missing or damaged.
+    """
+    return read_net_report(user_path(folder), net).splits
 
 
 def read_class_table(folder: Path, net: str, *, resamples: int) -> tuple[NetReport, tuple[ClassRow, ...]]:

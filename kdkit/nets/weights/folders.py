@@ -1,11 +1,13 @@
 """Find the weight file in the folder of a run, a stage or `save_pretrained`."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdkit.errors import RecipeError
 from kdkit.utils.files import exists, is_file
 from kdkit.utils.reprs import first_three
+from kdkit.utils.sealed import read_sealed_json
 
 # The files that `save_pretrained` of transformers, timm and diffusers writes. safetensors is preferred.
 _PRETRAINED = tuple(
@@ -59,6 +61,18 @@ def find_weights(path: Path, name: str, key: str | None) -> WeightFile:
     if not is_file(files[net].parent / "stage.json"):
         facts.append(f"stage {files[net].parent.name!r} is not finished, so they are from its best epoch so far")
     return WeightFile(files[net], None, tuple(facts))
+
+
+def trained_classes(file: Path) -> tuple[str, ...] | None:
+    """Return the classes of the outputs of a net in a run. file: its weights; None if they are not those of a run."""
+    stage = file.absolute().parent
+    with suppress(OSError, ValueError):  # there is no record, or it is damaged
+        classes = read_sealed_json(stage.parent / "run.json").get("classes")
+        # See `stage_weights`.
+        names = (file.stem.removeprefix("weights-"), stage.resolve().name.split("-", 1)[-1])
+        if isinstance(classes, dict):
+            return next((tuple(map(str, classes[name])) for name in names if name in classes), None)
+    return None
 
 
 def _pretrained_file(folder: Path, name: str) -> Path:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kdkit.errors import RecipeError, did_you_mean
-from kdkit.nets.weights.folders import find_weights
+from kdkit.nets.weights.folders import find_weights, trained_classes
 from kdkit.nets.weights.state_dicts import Entries, read_state_dicts, select_entries
 from kdkit.utils.modules import keys_by_tensor, plain_keys
 from kdkit.utils.reprs import first_three
@@ -27,10 +27,14 @@ _LONGEST_HINT = 200  # characters of a hint with the keys of a net
 
 @dataclass(frozen=True, slots=True)
 class LoadedWeights:
-    """note: the part of the file that was loaded, or "" for all of it. complete: whether every tensor was loaded."""
+    """note: the part of the file that was loaded, or "" for all of it. complete: whether every tensor was loaded.
+
+    classes: those of the outputs in the run that trained the weights; None if they are unknown.
+    """
 
     note: str
     complete: bool
+    classes: tuple[str, ...] | None
 
 
 def load_weights(
@@ -57,9 +61,8 @@ def load_weights(
     if averages:
         keys = " or ".join(f"weights_key={average!r}" for average in averages)
         facts.append(f"the file also has averaged weights, for {keys}")
-    return LoadedWeights(
-        f"weights of net {name!r} from {file.path}: {'; '.join(facts)}" if facts else "", match.complete
-    )
+    note = f"weights of net {name!r} from {file.path}: {'; '.join(facts)}" if facts else ""
+    return LoadedWeights(note, match.complete, trained_classes(file.path))
 
 
 class _Target:

@@ -5,13 +5,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.numpy import load_file
+from sklearn.metrics import f1_score
 from torch import nn
 from torch.utils.data import random_split
 
 import kdkit
-from kdkit import Match, Net, Recipe, RecipeError, TorchData
+from kdkit import Match, Net, Recipe, RecipeError, TorchData, Truth
 from kdkit.losses import SoftTargets
-from kdkit.metrics import CrossEntropy
+from kdkit.metrics import CrossEntropy, MacroF1
+from kdkit.metrics.thresholds import best_f1_threshold
 from tests.helpers.tiny import Mlp, one_stage, plain_goal, samples, tiny_data
 
 RECIPE = """
@@ -47,8 +50,10 @@ def test_the_metrics_of_a_run_are_computed_again_from_its_weights(net, kdkit_her
         (line,) = [line for line in result.out.splitlines() if f" {name} " in line]
         assert f"{metric['value']:.4f}" in line
     assert "other data or splits" not in result.out
+    assert "options" not in result.out
     other = kdkit_here("evaluate", "recipe.py", "--weights", "run", "--rows", "85", "--device", "cpu")
     assert "note: the run that wrote the weights had other data or splits; it may have trained on" in other.out
+    assert "note: options of the run that wrote the weights were rows=84\n" in other.out
     wrong = kdkit_here("evaluate", "recipe.py", "--weights", "run", "--hidden", "6", "--device", "cpu")
     assert wrong.code == 2
     assert "do not fit net 'student'" in wrong.err
@@ -128,3 +133,52 @@ def test_a_net_that_the_recipe_does_not_have_is_refused(tmp_path):
     assert isinstance(recipe, Recipe)
     with pytest.raises(RecipeError, match="the recipe has no net 'studnt'; did you mean 'student'"):
         kdkit.evaluate(recipe, tmp_path, net="studnt")
+
+
+def test_weights_of_a_run_with_other_classes_are_refused_unless_these_are_named(tmp_path):
+    def recipe(of_data, objective=None, **options):
+        net = Net("student", Mlp(), **options)
+        return one_stage(net, objective or plain_goal(), tiny_data(classes=list(of_data)))
+
+    run, options = tmp_path / "run", kdkit.RunOptions(device="cpu")
+    kdkit.run(recipe("abc"), replace(options, out=run, measure=False))
+    conflict = "output 1 of net '{}' is the class 'b' in the run that trained its weights, but 'c' in the data"
+    with pytest.raises(RecipeError, match=conflict.format("student") + r"; give the data the classes of the run, .*"):
+        kdkit.evaluate(recipe("acb"), run, options=options)
+    assert "accuracy" in kdkit.evaluate(recipe("acb", classes=list("abc")), run, options=options)
+    assert "accuracy" in kdkit.evaluate(recipe("012"), run, options=options)  # classes without names
+    # A student may learn other classes, but a frozen teacher must know those that it teaches.
+    assert any(conflict.format("student") in notice for notice in kdkit.check(recipe("acb", weights=run)).notices)
+    for names, count in ((None, 1), (list("abc"), 0)):
+        teacher = Net("teacher", Mlp(), weights=run, weights_key="student", classes=names)
+        problems = kdkit.check(recipe("acb", Match(teacher, SoftTargets()))).problems
+        assert sum(conflict.format("teacher") in problem for problem in problems) == count == len(problems)
+
+
+def test_later_data_are_evaluated_with_the_thresholds_of_the_run(tmp_path):
+    def recipe(*seeds, **options):
+        splits = [samples("multilabel", 20, seed=seed) for seed in seeds]
+        net = Net("student", Mlp(), **options)
+        data = TorchData(*splits, classes=["a", "b", "c"])
+        return replace(one_stage(net, Truth(nn.BCEWithLogitsLoss()), data), metrics=(MacroF1(),))
+
+    torch.manual_seed(0)
+    run, options = tmp_path / "run", kdkit.RunOptions(device="cpu")
+    kdkit.run(recipe(0, 1, 2), replace(options, out=run, measure=False))
+    later = recipe(0, 3, 3)
+    result = kdkit.evaluate(later, run / "1-student", thresholds="run", options=options)["macro_f1"]
+    validation = load_file(run / "1-student" / "predictions-student-validation.safetensors")
+    network = next(iter(later.stages[0].objectives)).module
+    inputs, labels = samples("multilabel", 20, seed=3).tensors
+    outputs, columns = network.eval()(inputs).detach().numpy(), range(3)
+    cuts = [best_f1_threshold(validation["labels"][:, k], validation["outputs"][:, k]) for k in columns]
+    assert result.value == pytest.approx(f1_score(labels, outputs >= cuts, average="macro", zero_division=0))
+    assert result.value != kdkit.evaluate(recipe(0, 3, 3), run, options=options)["macro_f1"].value
+
+    with pytest.raises(RecipeError, match=r"the thresholds of the run are for the classes a, b, c, .* have a, b;"):
+        kdkit.evaluate(recipe(0, 1, 2, classes=["a", "b", "d"]), run, thresholds="run", options=options)
+    torch.save(Mlp().state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(RecipeError, match=r"need weights in the folder of a run, but .*weights\.pt is not in one"):
+        kdkit.evaluate(recipe(0, 1, 2), tmp_path / "weights.pt", thresholds="run", options=options)
+    with pytest.raises(RecipeError, match="thresholds must be 'validation' or 'run'; got 'test'"):
+        kdkit.evaluate(recipe(0, 1, 2), run, thresholds="test", options=options)

@@ -423,6 +423,15 @@ def test_a_good_folder_exits_with_0_and_lists_databases_and_classes(kdkit_here, 
     assert result.out.endswith("2 records: 0 bad, 0 odd\n")
 
 
+def test_many_folders_such_as_one_for_each_patient_are_counted_in_those_above(kdkit_here, tmp_path):
+    for number in range(42):
+        folder = tmp_path / "data" / ("ward" if number else "clinic/2024")
+        write(folder / f"P{number}", f"A{number}", wave(number))
+    result = kdkit_here("ecg", "doctor", "data", "--jobs", 1)
+    rows = [line.split("│")[1:3] for line in result.out.splitlines() if "..." in line]
+    assert [[cell.strip() for cell in row] for row in rows] == [["clinic/...", "1"], ["ward/...", "41"]]
+
+
 def test_a_bad_record_exits_with_1_and_is_named_with_its_reason(kdkit_here, tmp_path):
     for number in range(5):
         write(tmp_path / "data", f"A{number}", wave(number), codes="")

@@ -58,6 +58,22 @@ def test_a_check_shows_how_many_records_have_labels(run, folder, tmp_path, capsy
     assert "2 excluded, no row in the table of labels" in out
 
 
+def test_all_later_records_are_evaluated_with_the_thresholds_of_the_run(run, folder, tmp_path, capsys):
+    def evaluate(shares, *options):
+        recipe = tmp_path / "own.py"
+        recipe.write_text((run / "recipe.py").read_text().replace("length=4000", f"length=4000, shares={shares}"))
+        command = ["evaluate", str(recipe), f"--weights={run}", f"--data={folder}", "--width=4", "--device=cpu"]
+        assert call([*command, *options]) == 0
+        return capsys.readouterr().out
+
+    out = evaluate("(0, 0, 1)", "--thresholds", "run")
+    assert "on test, 20 samples" in out
+    assert "note: 20 of 20 records read" in out
+    notice = "note: thresholds are fitted on the validation split of this data; --thresholds run takes the run's"
+    assert notice not in out
+    assert notice in evaluate("(0, 0.5, 0.5)")
+
+
 def test_records_of_the_run_equal_the_simulated_ones(folder):
     options = {"rate": 400, "length": 800, "scaling": "raw", "band": None, "shares": (1.0, 0.0, 0.0), "store": None}
     data = Records(folder, **options)

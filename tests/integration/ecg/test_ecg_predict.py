@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import onnx
 import pytest
@@ -319,6 +320,15 @@ def test_arrays_need_a_rate_and_leads(tmp_path, model, capsys):
     assert "no names of leads; give --leads" in capsys.readouterr().out
 
 
+def test_a_dataset_of_an_hdf5_file_may_have_any_name(tmp_path, model, capsys):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["ekg"] = simulated(0, length=1000).T
+    command = ["predict", str(model), str(tmp_path / "a.h5"), "--rate", "500", "--leads", ",".join(LEADS)]
+    assert call(command) == 1
+    assert "expected a dataset 'tracings' in this file; it has 'ekg'; name one by --signals" in capsys.readouterr().out
+    assert call([*command, "--signals", "ekg"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -469,7 +479,9 @@ def test_a_network_of_signals_in_mv_needs_the_unit_of_an_array(tmp_path, model, 
     with pytest.raises(DataError, match="standard deviations"):
         in_mv.predict_array(signal, unit="NU", **options)
     off = np.where(np.array(EIGHT)[:, None] == "V2", 3.3, signal)  # of which the filter leaves a rounding error
-    assert in_mv.predict_array(off, unit="mV", **options).notes == ("flat: V2",)
+    assert in_mv.predict_array(off, unit="mV", **options).notes == ("flat: V2", "age and sex unknown")
+    assert in_mv.predict_array(signal, unit="mV", age=50, **options).notes == ("sex unknown",)
+    assert in_mv.predict_array(signal, unit="mV", age=50, sex="male", **options).notes == ()
     with pytest.raises(DataError, match="all leads that the network takes are flat"):
         in_mv.predict_array(0 * signal + 3.3, unit="mV", **options)
     assert "standard deviations" in predictor.predict_array(signal, unit="NU", **options).notes[0]

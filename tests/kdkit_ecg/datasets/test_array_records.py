@@ -219,6 +219,25 @@ def test_files_of_numbers_need_a_format(tmp_path):
         Records(tmp_path, **RAW)
 
 
+def test_files_of_numbers_may_have_formats_by_their_paths(tmp_path):
+    for name, scale in (("a", 1), ("b", 1000)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "r.npy", in_mv(0).T * scale)
+    write_table(tmp_path, ("a/r", "AF", ""), ("b/r", "AF", ""))
+    options = {"shares": (1.0, 0.0, 0.0), **RAW, "rate": 400}
+    formats = {"b/*": ArrayFormat(rate=400, unit="uV", leads=EIGHT), "*.npy": EIGHT_LEADS}
+    data = Records(tmp_path, arrays=formats, **options)
+    signals = data.train.batch(range(1), 0).inputs.signal
+    assert (data.train.names, data.summary.splitlines()[0]) == (["a/r"], "1 of 2 records read")  # b/r has its signal
+    assert np.allclose(signals, [in_mv(0)], atol=1e-6)
+    notice = "the key 'c/*' of arrays matches the path of no file of numbers below the folder"
+    assert Records(tmp_path, arrays={"c/*": EIGHT_LEADS, **formats}, **options).notices == (notice,)
+    with pytest.raises(DataError, match=r"a/r\.npy does not state its rate"):
+        Records(tmp_path, arrays={"b/*": EIGHT_LEADS}, **options)
+    with pytest.raises(RecipeError, match="arrays must be an ArrayFormat"):
+        Records(tmp_path, arrays={"*": None}, **options)
+
+
 def test_a_changed_signal_of_the_same_size_changes_the_digest_of_the_training_samples(tmp_path):
     def digest(**options):
         data = Records(tmp_path, shares=(1.0, 0.0, 0.0), arrays=EIGHT_LEADS, **{**RAW, **options})
@@ -291,19 +310,46 @@ def test_a_csv_with_a_line_that_has_other_columns_is_refused(tmp_path, text):
     "text",
     [
         "time,I,V1\n0,1,4\n0.01,NaN,5\n0.02,3,6\n",
-        "Time (s);I [mV];V1 (mV)\n0;1;4\n1;;5\n2;3;6\n",  # an empty cell, as pandas writes NaN
+        "Time (s);I [mV];V1 (mV)\n0;1;4\n0.01;;5\n0.02;3;6\n",  # an empty cell, as pandas writes NaN
         "'Elapsed time','I','V1'\n'hh:mm:ss.mmm','mV','mV'\n'0:00.0',1,4\n'0:00.1',-,5\n'0:00.2',3,6\n",  # rdsamp
         ',Lead I,V1\n"2020-01-01 00:00:00,1",1,4\n2020-01-01 00:00:01,NA,5\n2020-01-01 00:00:02,3,6\n',
         "'sample #','I','V1'\n0,1,4\n1,?,5\n2,3,6",
         "t;I;V1\n0,00;1,000;4,0\n0,01;;5\n0,02;3;6,00\n",  # decimal commas
         'I,V1\n1,"4,0"\n2,5\n"3,000",6\n',
+        "Zeit [s];I [mV];HR [bpm];V1 [mV]\n0,00;1;70;4\n0,01;;70;5\n0,02;3;71;6\n",
+        "Zeit,I,SpO2,V1,Beat\nms,mV,%,mV,-\n0,1,97,4,V\n10,,97,5,\n20,3,97,6,V\n",
     ],
 )
-def test_a_csv_may_have_a_column_of_time_a_line_of_units_and_empty_cells(tmp_path, text):
+def test_a_csv_may_have_columns_of_other_quantities_a_line_of_units_and_empty_cells(tmp_path, text):
     (tmp_path / "a.csv").write_text(text)
     [source] = open_file(tmp_path / "a.csv", ArrayFormat(rate=100, unit="mV"))
     assert source.leads == ("I", "V1")
     assert source.read().signal.tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_a_csv_of_a_program_on_windows_is_read(tmp_path, encoding):
+    text = "Zeit [s];I [µV];V1 [µV]\n0,000;1;4\n0,004;;5\n0,008;3;6\n"
+    (tmp_path / "a.csv").write_text(text, encoding=encoding)
+    [source] = open_file(tmp_path / "a.csv", ArrayFormat(rate=250, unit="uV"))
+    assert np.allclose(source.read().signal, np.array([[1, 2, 3], [4, 5, 6]]) / 1000)
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("Zeit [s];I;V1\n0,000;1;4\n0,004;;5\n0,008;3;6\n", "250"),
+        ("time_ms,I,V1\n0,1,4\n2,2,5\n4,3,6\n", "500"),
+        ("seconds\tI\tV1\n10\t1\t4\n10.01\t2\t5\n", "100"),
+    ],
+)
+def test_a_csv_whose_time_has_another_rate_is_refused(tmp_path, text, rate):
+    (tmp_path / "a.csv").write_text(text)
+    [source] = open_file(tmp_path / "a.csv", ArrayFormat(rate=1000, unit="mV"))
+    with pytest.raises(DataError, match=f"column of the time has {rate} samples per second, but rate=1000"):
+        source.read()
+    [source] = open_file(tmp_path / "a.csv", ArrayFormat(rate=float(rate) * 1.01, unit="mV"))  # times are rounded
+    assert source.read().signal.shape[0] == 2
 
 
 def test_a_csv_without_names_may_have_decimal_commas(tmp_path):

@@ -67,6 +67,8 @@ def test_leads_classes_and_the_network_follow_from_the_records(tree):
     assert batch.inputs.signal.shape == (2, 8, 200)
     assert batch.inputs.person[0, 1:].tolist() == [1, 1, 0, 1]
     assert LRHNet.for_data(data, width=4)(*batch.inputs).shape == (2, 3)
+    inputs, _ = Leads(2, among=data.leads)(batch)
+    assert LRHNet.for_data(data, leads=2, width=4)(*inputs).shape == (2, 3)
     assert data.summary.splitlines()[0] == "24 of 24 records read"
 
 

@@ -148,5 +148,11 @@ def test_impossible_and_contradictory_values_are_unknown(tmp_path, comments):
     assert not record.person.any()
 
 
+@pytest.mark.parametrize("sex", ["F", "w", "weiblich"])
+def test_an_age_and_a_sex_may_be_in_one_comment(tmp_path, sex):
+    record = read_header(write_with_wfdb(tmp_path, comments=[f"<age>: 65.0 <sex>: {sex} <diagnoses> (none)"])).read()
+    assert (record.age, record.sex) == (65, "female")
+
+
 def test_a_newborn_has_a_known_age():
     assert person_vector(0.0, "male").tolist() == [0, 1, 0, 1, 1]

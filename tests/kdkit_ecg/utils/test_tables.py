@@ -4,7 +4,7 @@ import pytest
 
 from kdkit import DataError
 from kdkit_ecg.utils.messages import first_names
-from kdkit_ecg.utils.tables import is_missing, read_table
+from kdkit_ecg.utils.tables import is_missing, patient_name, read_table
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,13 @@ def test_words_for_a_missing_value_are_missing(text):
 @pytest.mark.parametrize("text", ["0", "P1", "Nana", "unknown person 3", "-1", "x"])
 def test_other_texts_are_values(text):
     assert not is_missing(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("7.0", "7"), ("0007", "7"), ("00", "0"), ("P07", "P07"), ("0.7", "0.7"), ("1.0.0", "1.0.0")]
+)
+def test_a_number_of_a_patient_is_the_same_in_every_program(text, name):
+    assert patient_name(text) == name
 
 
 def test_three_names_are_listed_and_dots_if_there_are_more():

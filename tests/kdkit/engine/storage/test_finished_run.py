@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import kdkit
 from kdkit import MetricResult, Predictions, Study, Trial
 from kdkit.engine.storage.finished_run import read_class_table, read_metrics, read_net_report
 from kdkit.engine.storage.predictions import read_predictions
@@ -56,6 +57,17 @@ def test_a_run_without_a_test_split_is_reported_on_the_validation_split(tmp_path
     result = kdkit_here("classes", folder.path, "--resamples", 2)
     assert result.code == 0
     assert "there is no test split" in result.out
+
+
+def test_stored_predictions_are_those_of_both_splits(run):
+    file_of(run).unlink()
+    RunFolder(run).stage(0, "net").save_predictions("net", "test", predictions(outputs=-LOGITS, ids=INDICES))
+    validation, test = kdkit.stored_predictions(str(run), "net")
+    assert (validation.outputs == LOGITS).all()
+    assert (test.outputs == -LOGITS).all()
+    assert test.ids.tolist() == INDICES.tolist()
+    with pytest.raises(RunFolderError, match=r"holds no predictions of 'nets'; did you mean 'net'\?"):
+        kdkit.stored_predictions(run, "nets")
 
 
 def test_the_command_that_resumes_a_run_quotes_its_folder(tmp_path):
