@@ -352,7 +352,7 @@ class _WithOutputs(torch.autograd.Function):
     def forward(ctx: Any, loss: Tensor, outputs: Tensor) -> Tensor:
         """Return the loss."""
         ctx.shape = outputs.shape
-        return loss.view_as(loss)
+        return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:

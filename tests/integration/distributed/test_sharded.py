@@ -8,6 +8,7 @@ from tests.helpers.ranks import in_two_processes
 # 33 samples of the validation and the test: one process has a batch more of them than the other.
 RANK = """
 import sys
+import warnings
 
 import torch
 from torch import distributed, nn
@@ -20,6 +21,7 @@ import kdkit
 from kdkit import Distiller, Match, Net, Recipe, Stage, Tap, TorchData, Training, Truth
 from kdkit.losses import Hint, SoftTargets
 
+warnings.filterwarnings("error", message="FSDP2-wrapped module .* returned a view")
 number, folder = int(sys.argv[1]), sys.argv[2]
 distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
 mesh = init_device_mesh("cpu", (2,))
