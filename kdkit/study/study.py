@@ -7,6 +7,7 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from kdkit.engine.options import TEACHER_CACHE, RunOptions
@@ -18,6 +19,7 @@ from kdkit.metrics.base import MetricResult
 from kdkit.metrics.paired import SplitPredictions
 from kdkit.nets.weights import runs_in
 from kdkit.recipe.recipe import Recipe
+from kdkit.study.notebook_code import notebook_code
 from kdkit.study.scheduler import run_trials
 from kdkit.study.settings import TrialSettings, unknown_run
 from kdkit.study.trial import Trial, TrialResult, as_names
@@ -85,9 +87,10 @@ class Study:
         callbacks in its process.
 
         A finished trial fails instead of being skipped if its recipe file or function, its options, its seed, the
-        precision or the weights of a trial that it needs have changed. An interrupted trial is compared as in
-        `kdkit.run(resume=True)`. With `baseline`, a trial without distilled students has no baseline, unless all trials
-        differ in seeds only.
+        precision or the weights of a trial that it needs have changed. If the function is in a notebook, its code is
+        compared, and that of the functions, classes and constants of the notebook that it uses. An interrupted trial
+        is compared as in `kdkit.run(resume=True)`. With `baseline`, a trial without distilled students has no baseline,
+        unless all trials differ in seeds only.
 
         Raises RunFolderError if another process runs a study in this folder, or if it cannot be written, WorkerError if
         the cluster cannot run the trials, and RecipeError if a callback cannot be pickled.
@@ -200,7 +203,7 @@ class Study:
             function=_name_of(trial.recipe),
             options={**_arguments_of(trial.recipe), **trial.options, **needs},
             command=trial.command,
-            source=None if file is None else self._sources[file],
+            source=_code_of(trial.recipe) if file is None else self._sources[file],
         )
 
     def _settings(self, trial: Trial, options: RunOptions) -> TrialSettings:
@@ -249,6 +252,12 @@ def _arguments_of(recipe: Callable[..., Recipe]) -> dict[str, Any]:
     if not isinstance(recipe, partial):
         return {}
     return {**dict(zip(parameters_by_name(recipe.func), recipe.args, strict=False)), **recipe.keywords}
+
+
+def _code_of(recipe: Callable[..., Recipe]) -> bytes | None:
+    """Return the code of a recipe function that is in no file; None if it is unknown, or for a callable object."""
+    function = inspect.unwrap(_function_of(recipe))
+    return notebook_code(function) if isinstance(function, FunctionType) else None
 
 
 def _source_file(recipe: Callable[..., Recipe]) -> Path | None:

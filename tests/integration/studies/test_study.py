@@ -1,6 +1,7 @@
 """Tests of studies: trials run once, resume bit for bit after a kill, and a trial that fails stops no other."""
 
 import json
+import linecache
 import os
 import signal
 from collections.abc import Callable
@@ -267,7 +268,17 @@ def test_a_partial_is_compared_by_the_file_of_its_function(tmp_path):
     assert (study / "partial" / "recipe.py").read_bytes() == file.read_bytes()
     file.write_text(file.read_text().replace("made(width)", "made(2 * width)"))
     (result,) = Study(study, [trial]).run(CPU)
-    assert "its recipe file, which has changed" in str(result.error)
+    assert "the code of its recipe, which has changed" in str(result.error)
+
+
+def test_a_recipe_of_a_notebook_is_compared_by_its_code(tmp_path):
+    source = f"from {__name__} import recipe as made\nWIDTH = 8\ndef recipe():\n    return made(WIDTH)\n"
+    states = []
+    for number, cell in enumerate((source, source, source.replace("= 8", "= 4"))):
+        linecache.cache[f"<cell {number}>"] = (len(cell), None, cell.splitlines(keepends=True), "")
+        exec(compile(cell, f"<cell {number}>", "exec"), scope := {"__name__": "__main__"})
+        states.append(run_states(Study(tmp_path, [Trial(name="trial", recipe=scope["recipe"])]))["trial"])
+    assert states == ["finished", "skipped", "failed"]
 
 
 def test_a_study_can_be_moved(tmp_path):
