@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from kdkit.engine.options import TEACHER_CACHE, RunOptions
+from kdkit.engine.options import TEACHER_CACHE, RunOptions, require_options
 from kdkit.engine.run_record import Origin
 from kdkit.engine.storage.finished_run import read_metrics, read_net_report
 from kdkit.engine.storage.run_folder import LOCK, can_resume, locked_folder, read_record
@@ -95,6 +95,7 @@ class Study:
         Raises RunFolderError if another process runs a study in this folder, or if it cannot be written, WorkerError if
         the cluster cannot run the trials, and RecipeError if a callback cannot be pickled.
         """
+        require_options(options)
         require_guarded_script()
         self._digests.clear()  # weights may have changed since the last call
         with locked_folder(self.folder, FileLock(self.folder / LOCK), _unwritable):
@@ -140,9 +141,10 @@ class Study:
     def metrics(self, name: str) -> dict[str, dict[str, MetricResult]]:
         """Return the metrics of a finished trial, by net and metric name; NaN for a value that is undefined.
 
-        Raises RunFolderError if they cannot be read.
+        Raises RunFolderError if the trial has no folder, or if they cannot be read.
         """
-        return {net: dict(results) for net, results in read_metrics(self.path(name)).results.items()}
+        path = self._begun(name)
+        return {net: dict(results) for net, results in read_metrics(path).results.items()}
 
     def predictions(self, name: str, net: str) -> SplitPredictions:
         """Return the predictions of a net of a finished trial.
@@ -150,7 +152,18 @@ class Study:
         Without a test split, the predictions on the validation split are returned for both. Raises
         RunFolderError if there are none.
         """
-        return read_net_report(self.path(name), net).splits
+        return read_net_report(self._begun(name), net).splits
+
+    def _begun(self, name: str) -> Path:
+        """Return the folder of a trial. Raises RunFolderError if it has none, because it was not run."""
+        path = self.path(name)
+        if not exists(path):
+            names = [trial.name for trial in self.trials]
+            advice = "study.run() runs it while its results are iterated over: for result in study.run(): ..."
+            raise RunFolderError(
+                f"trial {name!r} was not run in {self.folder}; {advice if name in names else did_you_mean(name, names)}"
+            )
+        return path
 
     def _workers(self, jobs: int, cluster: Cluster | None) -> Workers:
         if cluster is None:
