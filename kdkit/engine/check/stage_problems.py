@@ -31,7 +31,7 @@ _ONE_HOT = "; if each sample has one class, in a row of 0 and 1, pass TorchData(
 # The end of messages about losses and teachers that look up samples.
 _NO_IDS = (
     "which a user-defined DataLoader does not have, nor a batch that batch_transform may have mixed; pass the Dataset "
-    "of the DataLoader instead, without batch_transform"
+    "of the DataLoader instead, without batch_transform; a Distiller gets samples=N, and ids= in each call"
 )
 
 
@@ -91,7 +91,10 @@ def _requirement_problems(term: Term, context: BuildContext) -> Iterator[str]:
     if "ids" in requirements and not context.ids:
         yield f"it needs sample ids, {_NO_IDS}"
     if "sample_weights" in requirements and not context.has_weights:
-        yield "it needs sample weights, but this data has none; let it yield triples (inputs, labels, weight)"
+        yield (
+            "it needs sample weights, but this data has none; let it yield triples (inputs, labels, weight); a "
+            "Distiller gets them as the third element of its example, and sample_weights= in each call"
+        )
     if context.has_weights and isinstance(term, Truth) and "sample_weights" not in extra_kwargs_of(term.loss):
         yield (
             f"the samples of this data have weights, but {type(term.loss).__name__} does not use them; wrap it: "
