@@ -1,5 +1,6 @@
 """A recipe is checked: all problems show before the first step, and no network is changed."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -731,6 +732,24 @@ def test_a_metric_that_changes_outputs_in_place_is_a_problem():
 def test_a_metric_that_returns_a_number_is_a_problem():
     recipe = replace(one_stage(tiny_net("student"), plain_goal()), metrics=(Number(),))
     assert "compute must return MetricResult(value=...); it returned a float" in only_problem(recipe)
+
+
+def test_a_metric_whose_fit_returns_nothing_is_a_problem():
+    class Forgotten(Number):
+        def fit(self, validation):
+            pass
+
+    recipe = replace(one_stage(tiny_net("student"), plain_goal()), metrics=(Forgotten(),))
+    assert "fit must return the metric with its thresholds, or self; it returned None" in only_problem(recipe)
+
+
+def test_the_line_of_a_metric_that_raises_is_named():
+    class Failing(Number):
+        def compute(self, test):
+            return test.labels.cuda()
+
+    recipe = replace(one_stage(tiny_net("student"), plain_goal()), metrics=(Failing(),))
+    assert re.search(r"has no attribute 'cuda' \(test_check\.py, line \d+\)", only_problem(recipe))
 
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
