@@ -180,9 +180,10 @@ def _foreign_tap(module: nn.Module, net: Net[Any], side: str) -> Iterator[str]:
         last = next(reversed([*module.children()]), None)
         # A slice of a Sequential is a new module with layers of the network.
         is_slice = last is not None and any(last is part for part in parts)
-        advice = "; a slice, such as module[:2], is a new module: tap the last layer in it, module[1]"
-        problem = f"the {side} tap is on a {type(module).__name__} that is not a part of net {net.name!r}"
-        yield problem + advice if is_slice else problem
+        advice = "tap one of its layers; if its network was created again, create its taps and terms again too"
+        if is_slice:
+            advice = "a slice, such as module[:2], is a new module: tap the last layer in it, module[1]"
+        yield f"the {side} tap is on a {type(module).__name__} that is not a part of net {net.name!r}; {advice}"
 
 
 def _outputs_left_out(stage: Stage, _context: BuildContext) -> Iterator[str]:

@@ -210,6 +210,7 @@ def test_a_tap_on_another_net_is_a_problem(side):
     taps = {**hidden_taps(student, teacher), side: Tap(Mlp().hidden)}
     problem = only_problem(one_stage(student, Match(teacher, Hint(), **taps)))
     assert f"the {side} tap is on a Linear that is not a part of net" in problem
+    assert problem.endswith("; if its network was created again, create its taps and terms again too")
 
 
 @pytest.mark.parametrize("side", ["student", "target"])
