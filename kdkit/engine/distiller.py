@@ -23,13 +23,14 @@ from kdkit.engine.failures.network_errors import describe_failure
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.terms import uses_labels
 from kdkit.errors import CheckError, KdkitError, RecipeError
-from kdkit.losses.base import BuildContext
+from kdkit.losses.base import BuildContext, requirements_of
 from kdkit.losses.label_losses import IgnoreUnknown
 from kdkit.nets.net import Net, output_shape
-from kdkit.recipe.objective import AnyObjective, Truth
+from kdkit.recipe.objective import AnyObjective, Match, Truth
 from kdkit.recipe.recipe import Stage
 from kdkit.recipe.training import Training
 from kdkit.teachers.base import OnlineTeacher, TeacherSession, observers
+from kdkit.teachers.past import Past
 from kdkit.utils.devices import default_modes
 from kdkit.utils.modules import is_sharded, keys_by_tensor, plain_state, reshard
 from kdkit.utils.reprs import describe_array, describe_names
@@ -37,6 +38,7 @@ from kdkit.utils.validation import validate_choice
 
 _STEPS = 10  # of the optimizer, after which weights that should be trained have changed
 _COMPARED = 64  # values of a weight
+_EPOCHS = 2  # the most passes over the samples in an epoch
 
 
 class DistillerOutput(NamedTuple):
@@ -70,9 +72,9 @@ class Distiller(nn.Module):
     and labels with at least two samples; losses create their projectors from its shapes. The labels are None if no term
     learns from them; outputs (batch, classes, *positions) are then compared at all positions. An optional third element
     has the weights of the samples, if a loss uses them.
-    classes: names, or None for as many as the student has outputs. task: the kind of labels, see `Batch`; they may be
-    classes of positions, (batch, *positions). ignore_index: the class index that stands for no label; if None, -100 and
-    255 at positions, see `TorchData`.
+    classes: names, or their number; None for as many as the student has outputs. task: the kind of labels, see `Batch`;
+    they may be classes of positions, (batch, *positions). ignore_index: the class index that stands for no label; if
+    None, -100 and 255 at positions, see `TorchData`.
     samples: the number of training samples, for losses that keep a memory of all samples.
 
     Its parameters and state dict are those of the student and of the losses. The state dict has tied weights once, as
@@ -89,7 +91,7 @@ class Distiller(nn.Module):
         objective: AnyObjective,
         example: tuple[Any, ...],
         *,
-        classes: Sequence[str] | None = None,
+        classes: Sequence[str] | int | None = None,
         task: Task = "multiclass",
         samples: int | None = None,
         ignore_index: int | None = None,
@@ -103,6 +105,7 @@ class Distiller(nn.Module):
         self._per_position = data.per_position
         stage = Stage({student: objective}, Training(epochs=1, batch_size=max(2, len(data.batch))))
         self._on_labels = [term.label for term in stage.terms if uses_labels(term)]
+        self._on_ids = [term.label for term in stage.terms if "ids" in requirements_of(term.loss) or _is_past(term)]
         self._open_stage = _opened(stage, data.context(classes, ignore_index), data.batch)
         self.module = self._open_stage.module
         self.module.train()  # like the Distiller itself: a student from from_pretrained is in eval mode
@@ -121,6 +124,8 @@ class Distiller(nn.Module):
             for name, session in self._open_stage.sessions.items()
             if type(session).on_step is not TeacherSession.on_step
         ]
+        # The training samples until a missing call of `on_epoch_end` is reported; 0 if it is not.
+        self._until_epoch_end = _EPOCHS * samples + 1 if self._observers and samples is not None else 0
         # Emptied once they are compared.
         self._first_weights = {term.label: _first_weight(term.loss) for term in self.module.terms}
         self._weight_versions: set[int] = set()
@@ -154,8 +159,20 @@ class Distiller(nn.Module):
                     f"labels must be a tensor or None; got a {type(labels).__name__}; pass torch.as_tensor(labels)"
                 )
             if self._on_labels:
-                raise RecipeError(f"term {self._on_labels[0]!r} learns from labels, but they are None; pass a tensor")
+                raise RecipeError(
+                    f"term {self._on_labels[0]!r} learns from labels, but they are None; call distiller(inputs, labels)"
+                )
             labels = missing_labels(inputs)
+        if ids is None and self._on_ids:
+            raise RecipeError(
+                f"term {self._on_ids[0]!r} needs the ids of the samples, (batch,) integers; call distiller(inputs, "
+                "labels, ids=ids), with ids that the dataset yields"
+            )
+        if ids is not None and (
+            not isinstance(ids, Tensor) or ids.shape != labels.shape[:1] or ids.is_floating_point()
+        ):
+            got = describe_array(ids) if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
+            raise RecipeError(f"ids must be a tensor of integers, ({len(labels)},) for this batch; got {got}")
         batch = Batch(inputs, as_targets(labels, per_position=self._per_position), ids, weights=sample_weights)
         module = self._open_stage.module  # a plain attribute, unlike those of an nn.Module
         if progress is not None:
@@ -181,8 +198,11 @@ class Distiller(nn.Module):
         for session in self._observers if self.training else ():
             session.observe(batch, {self.student.name: student.detach()})
         # First, so that compiled code has no guards on the rest.
-        if not torch.compiler.is_compiling() and self.training and (self._followers or self._first_weights):
-            self._warn_of_what_stays()
+        if not torch.compiler.is_compiling() and self.training:
+            if self._followers or self._first_weights:
+                self._warn_of_what_stays()
+            if self._until_epoch_end:
+                self._warn_of_a_missing_epoch_end(len(student))
         return DistillerOutput(loss, {label: term.detach() for label, term in terms.items()}, student)
 
     if TYPE_CHECKING:  # the call of an nn.Module has no types
@@ -224,7 +244,11 @@ class Distiller(nn.Module):
             session.on_step()
 
     def on_epoch_end(self) -> None:
-        """Advance teachers that change with epochs, such as `Past`. Call this after each epoch."""
+        """Advance teachers that change with epochs, such as `Past`. Call this after each epoch.
+
+        A Distiller that trains on more than two epochs of samples without this call warns.
+        """
+        self._until_epoch_end = 0
         for session in self._open_stage.sessions.values():
             session.on_epoch_end()
 
@@ -288,6 +312,17 @@ class Distiller(nn.Module):
                 )
             self._first_weights = {}
 
+    def _warn_of_a_missing_epoch_end(self, samples: int) -> None:
+        """Warn once if teachers remember the outputs of epochs, but none ends. samples: of this batch."""
+        self._until_epoch_end = max(0, self._until_epoch_end - samples)
+        if not self._until_epoch_end:
+            names = [name for name, session in self._open_stage.sessions.items() if session in self._observers]
+            warnings.warn(
+                f"{describe_names(map(repr, names))} has outputs of earlier epochs only, but distiller.on_epoch_end() "
+                "is not called after epochs: the student learns nothing from it",
+                stacklevel=5,  # the caller of the module
+            )
+
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Move or convert the teachers together with the student."""
         for session in self._open_stage.sessions.values():
@@ -302,6 +337,10 @@ class Distiller(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._close = weakref.finalize(self, self._open_stage.close)
+
+
+def _is_past(term: Truth | Match) -> bool:
+    return isinstance(term, Match) and isinstance(term.teacher, Past)
 
 
 def _first_weight(loss: object) -> Tensor | None:
@@ -352,7 +391,7 @@ class _WithOutputs(torch.autograd.Function):
     def forward(ctx: Any, loss: Tensor, outputs: Tensor) -> Tensor:
         """Return the loss."""
         ctx.shape = outputs.shape
-        return loss.view_as(loss)
+        return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
@@ -384,9 +423,11 @@ class _ExampleData:
         targets = as_targets(labels, per_position=self.per_position)
         self.batch = Batch(inputs, targets, ids, weights=weights).to(device)
 
-    def context(self, classes: Sequence[str] | None, ignore_index: int | None) -> BuildContext:
+    def context(self, classes: Sequence[str] | int | None, ignore_index: int | None) -> BuildContext:
         """Return the properties of the data. The arguments are those of the Distiller."""
         dims = self._position_dims
+        if isinstance(classes, int):
+            classes = [str(index) for index in range(classes)]
         if classes is None or not self.has_labels:
             try:
                 shape = output_shape(self.student, self.batch)

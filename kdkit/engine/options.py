@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args
 
 import torch
 
-from kdkit.errors import RecipeError, did_you_mean
+from kdkit.errors import RecipeError, describe, did_you_mean
 from kdkit.recipe.training import Training
 from kdkit.utils.devices import Precision, find_device
 from kdkit.utils.signatures import parameters_by_name
@@ -169,6 +169,15 @@ class RunOptions:
         size = self.teacher_cache_size
         if not is_number(size) or size <= 0:
             raise RecipeError(f"teacher_cache_size must be a number of gigabytes above 0; got {size!r}")
+
+
+def require_options(options: object) -> None:
+    """Raise RecipeError if the options of a run are no RunOptions."""
+    if not isinstance(options, RunOptions | None):
+        raise RecipeError(
+            f"the options of a run must be RunOptions, such as RunOptions(out='runs/first'); got {describe(options)}; "
+            "to run a recipe function with arguments, pass lambda: recipe(...)"
+        )
 
 
 def require_fields(function: Callable[..., Any], fields: Mapping[str, object], options: type) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Unpack
 
 import torch
@@ -21,7 +22,7 @@ from kdkit.engine.distributed.rank_agreement import require_agreement
 from kdkit.engine.failures.out_of_memory import explain_memory_of_run
 from kdkit.engine.interrupts import Interrupts
 from kdkit.engine.measurement.nets import measure_nets
-from kdkit.engine.options import RunFields, RunOptions, require_fields
+from kdkit.engine.options import RunFields, RunOptions, require_fields, require_options
 from kdkit.engine.run_context import RunContext
 from kdkit.engine.run_evaluation import RunEvaluation
 from kdkit.engine.run_record import Origin, notices, run_name, run_record, settings_of, versions
@@ -40,6 +41,7 @@ from kdkit.recipe.recipe import Recipe, Stage, as_recipe, stage_dependencies
 from kdkit.utils import collectives
 from kdkit.utils.devices import default_modes, deterministic
 from kdkit.utils.randomness import exclusive_rng_state, seed_everything
+from kdkit.utils.signatures import parameters_by_name
 from kdkit.utils.working_directory import preserve_working_directory
 
 _INTERRUPTED = (
@@ -101,7 +103,9 @@ def run(
     the history with the finished epochs, the networks with the weights of their best epoch, and the metrics of networks
     that are already evaluated.
     """
+    require_options(options)
     if options is None:
+        _require_no_arguments(recipe, fields)
         require_fields(run, fields, RunFields)
         options = RunOptions(**fields)
     elif fields:
@@ -326,6 +330,17 @@ class PreparedRun:
             seconds=seconds,
             error=error,
             differences=evaluation.differences if error is None else (),
+        )
+
+
+def _require_no_arguments(recipe: object, fields: Mapping[str, object]) -> None:
+    """Raise RecipeError if options of a run are arguments of the recipe function."""
+    parameters = parameters_by_name(recipe) if isinstance(recipe, FunctionType) else {}
+    arguments = [name for name in fields if name in parameters and name not in RunFields.__annotations__]
+    if arguments:
+        raise RecipeError(
+            f"run has no option {arguments[0]!r}, which is an argument of the recipe function; pass a function that "
+            f"calls it: kdkit.run(lambda: recipe({arguments[0]}=...))"
         )
 
 

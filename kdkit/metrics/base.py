@@ -233,7 +233,10 @@ def one_hot(indices: NDArray[Any], count: int) -> Bools:
 
 
 def require_class_outputs(predictions: Predictions) -> None:
-    """Raise DataError unless outputs have one column per class, or, per position, the shape of the labels."""
+    """Raise DataError unless outputs have one column per class, or, per position, the shape of the labels.
+
+    NaN is refused, because the largest of several outputs would be any of them; -inf, for masked classes, is not.
+    """
     labels, outputs, count = predictions.labels, predictions.outputs, len(predictions.classes)
     if predictions.per_position:
         if outputs.shape != labels.shape:
@@ -246,6 +249,8 @@ def require_class_outputs(predictions: Predictions) -> None:
             f"metrics of classes take outputs (samples, classes) for the {count} classes; got {outputs.shape} with "
             f"labels {labels.shape}; pass the logits of all classes"
         )
+    elif outputs.dtype.kind == "f" and (rows := int(np.isnan(outputs).any(1).sum())):
+        raise DataError(f"outputs must be numbers; got NaN in {rows} of {len(outputs)} samples; did training diverge?")
 
 
 def finite_outputs(predictions: Predictions) -> NDArray[Any]:

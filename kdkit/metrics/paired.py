@@ -114,6 +114,12 @@ def paired_t_interval(
     Raises DataError if the keys differ, if there are fewer than two runs, or if a value is NaN. Raises RecipeError for
     an invalid level.
     """
+    for values in (candidate, baseline):
+        if not isinstance(values, Mapping):
+            raise DataError(
+                f"runs are paired by their keys, such as seeds: pass {{seed: value}} for each method; got a "
+                f"{type(values).__name__}"
+            )
     if set(candidate) != set(baseline):
         unpaired = sorted(map(str, set(candidate) ^ set(baseline)))
         raise DataError(
@@ -177,8 +183,15 @@ class _Pair:
 
 
 def _as_list(runs: Runs) -> list[SplitPredictions]:
-    # SplitPredictions is a tuple, so it is a sequence itself.
-    return [runs] if isinstance(runs, SplitPredictions) else list(runs)
+    """Return the predictions of one run or several. Raises DataError for anything else, such as outputs."""
+    listed: list[Any] = [*runs] if isinstance(runs, Sequence) and not isinstance(runs, SplitPredictions) else [runs]
+    for run in listed:
+        if not isinstance(run, SplitPredictions):
+            raise DataError(
+                "the nets are compared by SplitPredictions(validation, test) of each, or by a list of them; got a "
+                f"{type(run).__name__}"
+            )
+    return listed
 
 
 def _shared_error(differences: Floats) -> float:

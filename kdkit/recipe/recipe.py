@@ -136,7 +136,7 @@ class Recipe:
         metrics = tuple(self.metrics) or default_metrics(self.data.task, self.data.position_dims)
         object.__setattr__(self, "metrics", metrics)
         for metric in self.metrics:
-            if isinstance(metric, type) or not isinstance(metric, Metric):
+            if isinstance(metric, type) or not isinstance(metric, Metric) or not isinstance(metric.name, str):
                 advice = "" if isinstance(metric, type) else "; use one of kdkit.metrics, such as Accuracy()"
                 raise RecipeError(f"a metric must have a name, fit and compute; got {describe(metric)}{advice}")
         names = [metric.name for metric in self.metrics]

@@ -38,7 +38,7 @@ class TrialSettings:
     def differences(self, record: Mapping[str, Any]) -> list[str]:
         """Return the differences of a run's record from this trial; empty if it is a run of this trial."""
         changed = record.get("recipe_sha256") != self.recipe_sha256
-        return [*(["its recipe file, which has changed"] if changed else []), *self._different_values(record)]
+        return [*(["the code of its recipe, which has changed"] if changed else []), *self._different_values(record)]
 
     def _different_values(self, record: Mapping[str, Any]) -> Iterator[str]:
         options = mapping(record, "options")

@@ -8,9 +8,10 @@ from dataclasses import replace
 from functools import partial
 from numbers import Number
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
-from kdkit.engine.options import TEACHER_CACHE, RunOptions
+from kdkit.engine.options import TEACHER_CACHE, RunOptions, require_options
 from kdkit.engine.run_record import Origin
 from kdkit.engine.storage.finished_run import read_metrics, stored_predictions
 from kdkit.engine.storage.run_folder import LOCK, can_resume, locked_folder, read_record
@@ -19,6 +20,7 @@ from kdkit.metrics.base import MetricResult
 from kdkit.metrics.paired import SplitPredictions
 from kdkit.nets.weights import runs_in
 from kdkit.recipe.recipe import Recipe
+from kdkit.study.notebook_code import notebook_code
 from kdkit.study.scheduler import run_trials
 from kdkit.study.settings import TrialSettings, unknown_run
 from kdkit.study.trial import Trial, TrialResult, as_names
@@ -86,13 +88,15 @@ class Study:
         callbacks in its process.
 
         A finished trial fails instead of being skipped if its recipe file or function, its options, its seed, the
-        precision or the weights of a trial that it needs have changed. An interrupted trial is compared as in
-        `kdkit.run(resume=True)`. With `baseline`, a trial without distilled students has no baseline, unless all trials
-        differ in seeds only.
+        precision or the weights of a trial that it needs have changed. If the function is in a notebook, its code is
+        compared, and that of the functions, classes and constants of the notebook that it uses. An interrupted trial
+        is compared as in `kdkit.run(resume=True)`. With `baseline`, a trial without distilled students has no baseline,
+        unless all trials differ in seeds only.
 
         Raises RunFolderError if another process runs a study in this folder, or if it cannot be written, WorkerError if
         the cluster cannot run the trials, and RecipeError if a callback cannot be pickled, or if `only` is set.
         """
+        require_options(options)
         if options is not None and options.only is not None:
             raise RecipeError("a study trains all stages of its trials; expected RunOptions(only=None)")
         require_guarded_script()
@@ -140,9 +144,10 @@ class Study:
     def metrics(self, name: str) -> dict[str, dict[str, MetricResult]]:
         """Return the metrics of a finished trial, by net and metric name; NaN for a value that is undefined.
 
-        Raises RunFolderError if they cannot be read.
+        Raises RunFolderError if the trial has no folder, or if they cannot be read.
         """
-        return {net: dict(results) for net, results in read_metrics(self.path(name)).results.items()}
+        path = self._begun(name)
+        return {net: dict(results) for net, results in read_metrics(path).results.items()}
 
     def predictions(self, name: str, net: str) -> SplitPredictions:
         """Return the predictions of a net of a finished trial.
@@ -150,7 +155,18 @@ class Study:
         Without a test split, the predictions on the validation split are returned for both. Raises
         RunFolderError if there are none.
         """
-        return stored_predictions(self.path(name), net)
+        return stored_predictions(self._begun(name), net)
+
+    def _begun(self, name: str) -> Path:
+        """Return the folder of a trial. Raises RunFolderError if it has none, because it was not run."""
+        path = self.path(name)
+        if not exists(path):
+            names = [trial.name for trial in self.trials]
+            advice = "study.run() runs it while its results are iterated over: for result in study.run(): ..."
+            raise RunFolderError(
+                f"trial {name!r} was not run in {self.folder}; {advice if name in names else did_you_mean(name, names)}"
+            )
+        return path
 
     def _workers(self, jobs: int, cluster: Cluster | None) -> Workers:
         if cluster is None:
@@ -203,7 +219,7 @@ class Study:
             function=_name_of(trial.recipe),
             options={**_arguments_of(trial.recipe), **trial.options, **needs},
             command=trial.command,
-            source=None if file is None else self._sources[file],
+            source=_code_of(trial.recipe) if file is None else self._sources[file],
         )
 
     def _settings(self, trial: Trial, options: RunOptions) -> TrialSettings:
@@ -270,6 +286,12 @@ def _is_plain(value: object) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, Number | str | Path)
+
+
+def _code_of(recipe: Callable[..., Recipe]) -> bytes | None:
+    """Return the code of a recipe function that is in no file; None if it is unknown, or for a callable object."""
+    function = inspect.unwrap(_function_of(recipe))
+    return notebook_code(function) if isinstance(function, FunctionType) else None
 
 
 def _source_file(recipe: Callable[..., Recipe]) -> Path | None:

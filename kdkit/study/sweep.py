@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdkit.engine.options import RunOptions
+from kdkit.engine.options import RunOptions, require_options
 from kdkit.errors import RecipeError, Terminated, did_you_mean
 from kdkit.metrics.base import Metric
 from kdkit.recipe.recipe import Recipe, nets_of
@@ -125,6 +125,7 @@ class Sweep:
         RunFolderError if the folder holds other files or runs with other options. The grid must have all values of an
         earlier sweep in the folder, and may have more.
         """
+        require_options(options)
         _ = self._compared  # raises for a wrong name before hours of training
         self.study.require_comparable(options or RunOptions())
         self._failed.clear()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from kdkit.errors import RecipeError, describe
 from kdkit.recipe.recipe import Recipe
 from kdkit.utils.validation import validate_name
 
@@ -17,7 +18,7 @@ class Trial:
     to the name of a trial, or to a tuple of names. `recipe` gets their folders: a Path for a name, a tuple of Paths for
     a tuple. command: the record of a command that repeats this run alone, which `kdkit rerun` executes.
 
-    Raises RecipeError if the name cannot be the name of a folder.
+    Raises RecipeError if the name cannot be the name of a folder, or if `recipe` is no function.
     """
 
     name: str
@@ -35,6 +36,11 @@ class Trial:
 
     def __post_init__(self) -> None:
         validate_name("trial", self.name, "-_+=,")
+        if not callable(self.recipe):
+            raise RecipeError(
+                f"the recipe of trial {self.name!r} must be a function that returns a Recipe, so that it is called "
+                f"after the seed is set; got {describe(self.recipe)}"
+            )
 
     @property
     def dependencies(self) -> tuple[str, ...]:

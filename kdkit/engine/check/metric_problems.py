@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdkit.data.labels import without_ignored
+from kdkit.engine.failures.network_errors import line_of_user_code
 from kdkit.errors import KdkitError
 from kdkit.losses.base import BuildContext
 from kdkit.metrics.base import Metric, MetricResult, PositionReducing, Predictions
@@ -128,11 +129,14 @@ def _problem(metric: Metric, predict: Callable[[], Predictions], *, has_shapes: 
             predictions = predict()
             arrays = (predictions.labels, predictions.outputs)
             before = [array.copy() for array in arrays]
-            result = metric.fit(predictions).compute(predictions)
+            fitted: Any = metric.fit(predictions)
+            if fitted is None:
+                return "fit must return the metric with its thresholds, or self; it returned None"
+            result = fitted.compute(predictions)
     except KdkitError as error:
         return str(error)
     except Exception as error:  # a user-defined metric may raise anything
-        return f"{type(error).__name__}: {error}" if has_shapes else None
+        return f"{type(error).__name__}: {error}{line_of_user_code(error)}" if has_shapes else None
     if not isinstance(result, MetricResult):
         return f"compute must return MetricResult(value=...); it returned a {type(result).__name__}"
     if not all(map(partial(np.array_equal, equal_nan=True), arrays, before)):

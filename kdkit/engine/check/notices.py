@@ -54,6 +54,7 @@ def stage_notices(facts: Facts) -> Iterator[str]:
         _channels,
         _class_orders,
         _probabilities,
+        _features_of_one_side,
         _untrained_offset,
         _frames_of_sequences,
         _unlabelled_positions,
@@ -143,6 +144,23 @@ def _probabilities(facts: Facts) -> Iterator[str]:
             yield (
                 f"the outputs of net {name!r} look like probabilities, such as those of a {kind}, but {loss} takes "
                 f"logits and would compute probabilities of probabilities; leave the {kind} out of the network"
+            )
+
+
+def _features_of_one_side(facts: Facts) -> Iterator[str]:
+    """Yield a notice for each term that compares features of one network with the classes of the other."""
+    if facts.context.task == "regression":
+        return
+    embeddings = {net.name for net in feature_teachers(facts)}
+    for term, _, _ in facts.checked_terms:
+        if term.target is None or not isinstance(term.loss, _ON_FEATURES):
+            continue
+        teacher = term.weighted.term.teacher
+        if term.student.is_output != term.target.is_output and teacher is not None and teacher.name not in embeddings:
+            side = "student" if term.student.is_output else "target"
+            yield (
+                f"term {term.label!r} compares features of one network with the outputs of the other; to compare "
+                f"features of both, pass {side}=Tap(...)"
             )
 
 

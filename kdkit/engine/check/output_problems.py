@@ -107,9 +107,11 @@ def _columns_problem(net: Net[Any], output: Tensor, facts: Facts) -> str | None:
                 "the classes; pass Net(..., channels_last=True) if it is the last one, or False"
             )
     if (labels.ndim > 2 or positions) and output.ndim <= 2:
+        by_class = "; if each class has a label, pass task='multilabel'" if labels.shape == output.shape else ""
         return (
             f"net {net.name!r} has outputs of shape {shape} for labels of shape {_batch_shape(labels.shape)}, one per "
             "pixel or token; return outputs per pixel or token from the network, or one label per sample from the data"
+            f"{by_class}"
         )
     if context.task == "regression":
         return _order_problem(net, context)

@@ -31,7 +31,8 @@ _ONE_HOT = "; if each sample has one class, in a row of 0 and 1, pass TorchData(
 # The end of messages about losses and teachers that look up samples.
 _NO_IDS = (
     "which a user-defined DataLoader does not have, nor a batch that batch_transform may have mixed; pass the Dataset "
-    "and the collate_fn of the DataLoader to TorchData instead, without batch_transform"
+    "and the collate_fn of the DataLoader to TorchData instead, without batch_transform; a Distiller gets samples=N, "
+    "and ids= in each call"
 )
 
 
@@ -91,7 +92,10 @@ def _requirement_problems(term: Term, context: BuildContext) -> Iterator[str]:
     if "ids" in requirements and not context.ids:
         yield f"it needs sample ids, {_NO_IDS}"
     if "sample_weights" in requirements and not context.has_weights:
-        yield "it needs sample weights, but this data has none; let it yield triples (inputs, labels, weight)"
+        yield (
+            "it needs sample weights, but this data has none; let it yield triples (inputs, labels, weight); a "
+            "Distiller gets them as the third element of its example, and sample_weights= in each call"
+        )
     if context.has_weights and isinstance(term, Truth) and "sample_weights" not in extra_kwargs_of(term.loss):
         yield (
             f"the samples of this data have weights, but {type(term.loss).__name__} does not use them; wrap it: "
@@ -177,9 +181,10 @@ def _foreign_tap(module: nn.Module, net: Net[Any], side: str) -> Iterator[str]:
         last = next(reversed([*module.children()]), None)
         # A slice of a Sequential is a new module with layers of the network.
         is_slice = last is not None and any(last is part for part in parts)
-        advice = "; a slice, such as module[:2], is a new module: tap the last layer in it, module[1]"
-        problem = f"the {side} tap is on a {type(module).__name__} that is not a part of net {net.name!r}"
-        yield problem + advice if is_slice else problem
+        advice = "tap one of its layers; if its network was created again, create its taps and terms again too"
+        if is_slice:
+            advice = "a slice, such as module[:2], is a new module: tap the last layer in it, module[1]"
+        yield f"the {side} tap is on a {type(module).__name__} that is not a part of net {net.name!r}; {advice}"
 
 
 def _outputs_left_out(stage: Stage, _context: BuildContext) -> Iterator[str]:

@@ -141,8 +141,11 @@ class TermCheck:
             resize = f"nn.functional.interpolate(outputs, {tuple(labels.shape[1:])})"
             return f"; resize them to the positions of the labels, Tap(..., element=lambda outputs: {resize})"
         without = labels[(labels < 0) | (labels >= self.first.shape[1])]
-        if len(without):
+        if len(without) and int(without[0]) in self.term.ignored:
             return f"; the label {int(without[0])} means that there is none: leave these positions out in the loss"
+        if len(without):  # only in a Distiller: a run checks its labels first
+            count = self.first.shape[1]
+            return f"; one label is {int(without[0])}, but the {count} classes are numbered 0 to {count - 1}"
         return ""
 
     def _heads_advice(self) -> str:

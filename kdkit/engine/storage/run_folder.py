@@ -40,7 +40,7 @@ _RECIPE = "recipe.py"
 _HINTS = {
     "data": " (random data that is created outside recipe() differs each time: create it inside, where random numbers "
     "are seeded, or use a seeded generator)",
-    "recipe_sha256": " (the recipe file has changed)",
+    "recipe_sha256": " (the code of the recipe has changed)",
 }
 
 

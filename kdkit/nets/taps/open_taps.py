@@ -224,8 +224,9 @@ class Slot:
             )
         if tensor is None:
             raise RecipeError(
-                f"{name} never fired: its module did not run in the forward pass; if the network skips layers at "
-                "random (LayerDrop), turn that off, such as by config.layerdrop = 0"
+                f"{name} never fired: its module did not run in the forward pass; if it was replaced in the network, "
+                "tap the new module; if the network skips layers at random (LayerDrop), turn that off, such as by "
+                "config.layerdrop = 0"
             )
         # In eval mode, TransformerEncoder packs padded batches into nested tensors without the padding positions.
         if tensor.is_nested:

@@ -1,4 +1,4 @@
-"""Networks whose weights `fully_shard` divides among processes: a teacher of a run, and the networks of a Distiller."""
+"""Networks whose weights `fully_shard` divides among processes, of a run and of a Distiller, and a Distiller in DDP."""
 
 import pytest
 import torch
@@ -8,18 +8,21 @@ from tests.helpers.ranks import in_two_processes
 # 33 samples of the validation and the test: one process has a batch more of them than the other.
 RANK = """
 import sys
+import warnings
 
 import torch
 from torch import distributed, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import TensorDataset
 
 import kdkit
 from kdkit import Distiller, Match, Net, Recipe, Stage, Tap, TorchData, Training, Truth
 from kdkit.losses import Hint, SoftTargets
 
+warnings.filterwarnings("error", message="FSDP2-wrapped module .* returned a view")
 number, folder = int(sys.argv[1]), sys.argv[2]
 distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
 mesh = init_device_mesh("cpu", (2,))
@@ -72,16 +75,18 @@ def loop_on_features(sharded):
 
 def loop(sharded):
     "Train with half of a batch in each process, and return the weights of the student. sharded: before the rest."
-    student, teacher = network(4, sharded == "networks"), Net("teacher", network(16, bool(sharded)), trained=True)
+    is_whole = sharded in ("", "ddp")
+    student, teacher = network(4, sharded == "networks"), Net("teacher", network(16, not is_whole), trained=True)
     inputs, labels = (values[number::2] for values in samples(16))
     torch.manual_seed(0)
     with Distiller(Net("student", student), objective(teacher, Net("student", student)), (inputs, labels)) as distiller:
         if sharded == "distiller":
             for layer in (student[0], student[2], distiller):
                 fully_shard(layer, mesh=mesh)
+        call = DistributedDataParallel(distiller) if sharded == "ddp" else distiller
         optimizer = torch.optim.SGD(distiller.parameters(), lr=0.1)
         for _ in range(5):
-            distiller(inputs, labels).loss.backward()
+            call(inputs, labels).loss.backward()
             for parameter in distiller.parameters():
                 if parameter.grad is not None and not type(parameter).__name__ == "DTensor":
                     distributed.all_reduce(parameter.grad)
@@ -91,7 +96,7 @@ def loop(sharded):
     return get_model_state_dict(student, options=StateDictOptions(full_state_dict=True))
 
 
-loops = {f"loop {sharded}": loop(sharded) for sharded in ("", "networks", "distiller")}
+loops = {f"loop {sharded}": loop(sharded) for sharded in ("", "ddp", "networks", "distiller")}
 loops |= {f"features {sharded}": loop_on_features(sharded) for sharded in (False, True)}
 torch.save({"whole": run(False), "sharded": run(True), **loops}, f"{folder}/{number}.pt")
 distributed.destroy_process_group()
@@ -116,6 +121,10 @@ def test_a_sharded_teacher_of_a_run_teaches_and_is_evaluated_as_a_whole_one(resu
 @pytest.mark.parametrize("sharded", ["networks", "distiller"])
 def test_a_sharded_student_learns_from_a_sharded_teacher_in_a_distiller_as_whole_ones_do(results, sharded):
     torch.testing.assert_close(results[f"loop {sharded}"], results["loop "], rtol=0, atol=1e-6)
+
+
+def test_a_distiller_in_distributed_data_parallel_trains_as_with_averaged_gradients(results):
+    torch.testing.assert_close(results["loop ddp"], results["loop "], rtol=0, atol=1e-6)
 
 
 def test_a_student_that_is_sharded_as_a_whole_learns_from_features_alone(results):

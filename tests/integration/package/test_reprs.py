@@ -164,5 +164,16 @@ def test_an_option_of_the_training_is_named_with_its_place():
         kdkit.run(recipe, epochs=3)
 
 
+def test_an_argument_of_the_recipe_function_is_no_option_of_a_run():
+    def made(width=4):
+        return recipe()
+
+    with pytest.raises(kdkit.RecipeError, match=r"'width', which is an argument of the recipe function; .*width=...\)"):
+        kdkit.run(made, width=8)
+    for wrong in (8, {"width": 8}):
+        with pytest.raises(kdkit.RecipeError, match=r"must be RunOptions, .* pass lambda: recipe\(...\)"):
+            kdkit.run(made, wrong)
+
+
 def test_the_keywords_of_run_are_the_fields_of_run_options():
     assert list(RunFields.__annotations__) == [field.name for field in fields(kdkit.RunOptions)]

@@ -162,7 +162,7 @@ def test_a_folder_of_seeds_takes_no_run_with_other_options(kdkit, tmp_path):
         refused = kdkit(*arguments, *options)
         assert (refused.code, message in refused.err) == (2, True), refused.err
     (tmp_path / "mine.py").write_text(f"{RECIPE}\n# edited\n")
-    assert "differs in its recipe file, which has changed; pass" in kdkit(*arguments, "1").err
+    assert "differs in the code of its recipe, which has changed; pass" in kdkit(*arguments, "1").err
     (tmp_path / "mine.py").write_text(RECIPE)
     assert seeds_in(tmp_path / "all") == [0]
     assert kdkit("run", "mine.py", "--out", "all", "--verbose", "--teacher-cache", "off", "--seeds", "1").code == 0

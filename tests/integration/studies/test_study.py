@@ -1,6 +1,7 @@
 """Tests of studies: trials run once, resume bit for bit after a kill, and a trial that fails stops no other."""
 
 import json
+import linecache
 import os
 import signal
 from collections.abc import Callable
@@ -136,7 +137,7 @@ def test_metrics_and_predictions_of_a_trial_are_read_from_its_folder(tmp_path):
     assert 0 <= study.metrics("big")["net"]["accuracy"].value <= 1
     predictions = study.predictions("big", "net")
     assert (len(predictions.validation), len(predictions.test)) == (24, 24)
-    with pytest.raises(RunFolderError, match=r"there is no folder .*small"):
+    with pytest.raises(RunFolderError, match=r"trial .small. was not run in"):
         study.metrics("small")
 
 
@@ -295,7 +296,33 @@ def test_a_partial_is_compared_by_the_file_of_its_function(tmp_path):
     assert (study / "partial" / "recipe.py").read_bytes() == file.read_bytes()
     file.write_text(file.read_text().replace("made(width)", "made(2 * width)"))
     (result,) = Study(study, [trial]).run(CPU)
-    assert "its recipe file, which has changed" in str(result.error)
+    assert "the code of its recipe, which has changed" in str(result.error)
+
+
+def test_a_recipe_of_a_notebook_is_compared_by_its_code(tmp_path):
+    source = f"from {__name__} import recipe as made\nWIDTH = 8\ndef recipe():\n    return made(WIDTH)\n"
+    states = []
+    for number, cell in enumerate((source, source, source.replace("= 8", "= 4"))):
+        linecache.cache[f"<cell {number}>"] = (len(cell), None, cell.splitlines(keepends=True), "")
+        exec(compile(cell, f"<cell {number}>", "exec"), scope := {"__name__": "__main__"})
+        states.append(run_states(Study(tmp_path, [Trial(name="trial", recipe=scope["recipe"])]))["trial"])
+    assert states == ["finished", "skipped", "failed"]
+
+
+def test_results_of_a_study_that_was_not_iterated_over_are_missing_with_the_remedy(tmp_path):
+    study = Study(tmp_path, pair())
+    study.run(CPU)
+    with pytest.raises(RunFolderError, match=r"trial 'big' was not run in .*: for result in study\.run\(\): \.\.\."):
+        study.metrics("big")
+    with pytest.raises(RunFolderError, match="did you mean 'small'"):
+        study.predictions("smal", "net")
+
+
+def test_wrong_arguments_of_a_study_are_refused(tmp_path):
+    with pytest.raises(RecipeError, match=r"'big' must be a function that returns a Recipe, .*; got Recipe"):
+        Trial(name="big", recipe=recipe())
+    with pytest.raises(RecipeError, match=r"must be RunOptions, .*; got 2"):
+        next(Study(tmp_path, pair()).run(2))
 
 
 def test_a_study_can_be_moved(tmp_path):

@@ -273,6 +273,50 @@ def test_a_loss_with_a_memory_gets_the_ids_of_the_samples():
     crd = Match(teacher, CRD(negatives=4, width=8), **features(student, teacher))
     with Distiller(student, Truth(nn.CrossEntropyLoss()) + crd, (INPUTS, LABELS), samples=8) as distiller:
         assert distiller(INPUTS, LABELS, ids=torch.arange(8)).loss.isfinite()
+        with pytest.raises(
+            RecipeError, match=r"'teacher/crd' needs the ids .*; call distiller\(inputs, labels, ids=ids"
+        ):
+            distiller(INPUTS, LABELS)
+        for ids, got in (
+            (torch.arange(4), r"int64 \(4,\)"),
+            (torch.arange(8.0), r"float32 \(8,\)"),
+            ([0] * 8, "a list"),
+        ):
+            with pytest.raises(RecipeError, match=rf"ids must be a tensor of integers, \(8,\) .* got {got}"):
+                distiller(INPUTS, LABELS, ids=ids)
+    with pytest.raises(CheckError, match="a Distiller gets samples=N, and ids= in each call"):
+        Distiller(student, Truth(nn.CrossEntropyLoss()) + crd, (INPUTS, LABELS))
+
+
+@pytest.mark.parametrize("calls", [True, False])
+def test_a_past_whose_epochs_do_not_end_is_a_warning(calls):
+    _, student = networks()
+    objective = Truth(nn.CrossEntropyLoss()) + Match(Past(student), SoftTargets())
+    with Distiller(student, objective, (INPUTS, LABELS), samples=8) as distiller:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(5):
+                distiller(INPUTS, LABELS, ids=torch.arange(8))
+                if calls:
+                    distiller.on_epoch_end()
+        messages = [str(warning.message) for warning in caught]
+        assert ["but distiller.on_epoch_end() is not called" in message for message in messages] == [True] * (not calls)
+        assert all(warning.filename == __file__ for warning in caught)
+
+
+def test_labels_beyond_the_classes_are_named_with_their_range():
+    _, student = networks()
+    with pytest.raises(CheckError, match="one label is 3, but the 3 classes are numbered 0 to 2"):
+        Distiller(student, Truth(nn.CrossEntropyLoss()), (INPUTS, LABELS + 1))
+
+
+def test_labels_by_class_need_their_task():
+    _, student = networks()
+    labels = torch.tensor([[1, 1, 0], [0, 0, 1]]).repeat(4, 1)
+    with pytest.raises(CheckError, match="if each class has a label, pass task='multilabel'"):
+        Distiller(student, Truth(nn.BCEWithLogitsLoss()), (INPUTS, labels))
+    with Distiller(student, Truth(nn.BCEWithLogitsLoss()), (INPUTS, labels), task="multilabel", classes=3) as distiller:
+        assert distiller(INPUTS, labels).loss.isfinite()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -398,7 +442,7 @@ def test_labels_that_are_missing_or_no_tensor_are_refused():
     teacher, student = networks()
     objective = Truth(nn.CrossEntropyLoss()) + Match(teacher, SoftTargets())
     with Distiller(student, objective, (INPUTS, LABELS)) as distiller:
-        with pytest.raises(RecipeError, match="term 'truth' learns from labels, but they are None; pass a tensor"):
+        with pytest.raises(RecipeError, match="term 'truth' learns from labels, but they are None; call disti"):
             distiller(INPUTS)
         with pytest.raises(RecipeError, match="labels must be a tensor or None; got a list"):
             distiller(INPUTS, LABELS.tolist())

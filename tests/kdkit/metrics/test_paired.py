@@ -77,6 +77,9 @@ def test_runs_that_are_no_pairs_are_refused():
         paired_bootstrap(MacroAUROC(), [run(1.0)] * 2, run(1.0))
     with pytest.raises(DataError, match="got 0 and 0"):
         paired_bootstrap(MacroAUROC(), [], [])
+    for wrong in (run(1.0).test, run(1.0).test.outputs, [run(1.0).test]):
+        with pytest.raises(DataError, match=r"compared by SplitPredictions\(validation, test\) of each"):
+            paired_bootstrap(MacroAUROC(), wrong, wrong)
     shifted = changed(run(1.0), ids=lambda split: split.ids + 1)
     with pytest.raises(DataError, match="predictions for different samples"):
         paired_bootstrap(MacroAUROC(), [run(1.0)] * 2, [run(1.0), shifted])
@@ -177,6 +180,7 @@ def test_the_interval_over_seeds_has_nominal_coverage():
     [
         ({0: 0.5, 1: 0.6}, {0: 0.5, 2: 0.6}, "no counterpart: 1, 2"),
         ({0: 0.5}, {0: 0.4}, "2 pairs or more"),
+        ([0.5, 0.6], [0.4, 0.5], "pass {seed: value} for each method; got a list"),
         ({0: 0.5, 1: float("nan")}, {0: 0.5, 1: 0.6}, "NaN"),
     ],
 )

@@ -34,6 +34,14 @@ def predictions(labels, outputs, **options):
     return Predictions(labels=labels, outputs=outputs, classes=CLASSES, **options)
 
 
+@pytest.mark.parametrize("name", OF_CLASSES)
+def test_outputs_that_are_nan_have_no_metric(name):
+    outputs = np.where(np.arange(12)[:, None] < 5, np.nan, LOGITS)
+    split = predictions(LABELS, outputs)
+    with pytest.raises(DataError, match=r"got NaN .*; did training diverge"):
+        registry("metrics")[name]().fit(split).compute(split)
+
+
 @pytest.mark.parametrize("outputs", [torch.zeros(12, 3), LOGITS.tolist()])
 def test_predictions_are_arrays(outputs):
     with pytest.raises(DataError, match=r"must be numpy arrays; got outputs that are a \w+; convert them"):

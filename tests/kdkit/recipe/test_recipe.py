@@ -1,5 +1,7 @@
 """Stages and recipes: validated when they are created."""
 
+from types import SimpleNamespace
+
 import pytest
 from torch import nn
 
@@ -98,6 +100,10 @@ def test_nets_are_listed_once_and_teachers_before_their_students():
         (
             {"metrics": ("accuracy",)},
             "a metric must have a name, fit and compute; got 'accuracy'; use one of kdkit.metrics",
+        ),
+        (
+            {"metrics": (SimpleNamespace(name=None, fit=print, compute=print),)},
+            "a metric must have a name, fit and comp",
         ),
         ({"metrics": (Accuracy,)}, "the class Accuracy; did you forget"),
         ({"metrics": (MacroF1(), MacroF1())}, "two metrics have the same name: macro_f1"),

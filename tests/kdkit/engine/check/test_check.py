@@ -1,5 +1,6 @@
 """A recipe is checked: all problems show before the first step, and no network is changed."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -209,6 +210,7 @@ def test_a_tap_on_another_net_is_a_problem(side):
     taps = {**hidden_taps(student, teacher), side: Tap(Mlp().hidden)}
     problem = only_problem(one_stage(student, Match(teacher, Hint(), **taps)))
     assert f"the {side} tap is on a Linear that is not a part of net" in problem
+    assert problem.endswith("; if its network was created again, create its taps and terms again too")
 
 
 @pytest.mark.parametrize("side", ["student", "target"])
@@ -731,6 +733,24 @@ def test_a_metric_that_changes_outputs_in_place_is_a_problem():
 def test_a_metric_that_returns_a_number_is_a_problem():
     recipe = replace(one_stage(tiny_net("student"), plain_goal()), metrics=(Number(),))
     assert "compute must return MetricResult(value=...); it returned a float" in only_problem(recipe)
+
+
+def test_a_metric_whose_fit_returns_nothing_is_a_problem():
+    class Forgotten(Number):
+        def fit(self, validation):
+            pass
+
+    recipe = replace(one_stage(tiny_net("student"), plain_goal()), metrics=(Forgotten(),))
+    assert "fit must return the metric with its thresholds, or self; it returned None" in only_problem(recipe)
+
+
+def test_the_line_of_a_metric_that_raises_is_named():
+    class Failing(Number):
+        def compute(self, test):
+            return test.labels.cuda()
+
+    recipe = replace(one_stage(tiny_net("student"), plain_goal()), metrics=(Failing(),))
+    assert re.search(r"has no attribute 'cuda' \(test_check\.py, line \d+\)", only_problem(recipe))
 
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])

@@ -69,6 +69,16 @@ def hint(teacher, student, layer="hidden"):
     )
 
 
+@pytest.mark.parametrize(("sides", "is_notice"), [("student", True), ("student target", False), ("", False)])
+def test_features_that_are_compared_with_outputs_are_a_notice(sides, is_notice):
+    teacher, student = nets()
+    taps = {side: Tap({"student": student, "target": teacher}[side].module.norm) for side in sides.split()}
+    plan = check(one_stage(student, plain_goal() + Match(teacher, Hint(), **taps)))
+    assert not plan.problems
+    notices = [notice for notice in plan.notices if "to compare features of both, pass target=Tap(...)" in notice]
+    assert len(notices) == is_notice
+
+
 @pytest.mark.parametrize("weight", [0.0, LinearRamp(start=0, end=0)])
 def test_a_stage_that_trains_no_outputs_keeps_its_last_epoch(weight):
     teacher, student = nets()

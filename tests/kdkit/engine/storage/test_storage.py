@@ -187,7 +187,7 @@ def test_a_run_can_be_resumed_on_another_device(tmp_path):
         ({"seed": 1}, "holds a run that differs in its seed: expected 0, got 1"),
         ({"data": "y"}, "differs in its data: expected 'x', got 'y'"),
         ({"options": {"leads": "2"}}, "differs in its options: "),
-        ({"recipe_sha256": "def"}, r"differs in its recipe sha256: .* \(the recipe file has changed\)"),
+        ({"recipe_sha256": "def"}, r"differs in its recipe sha256: .* \(the code of the recipe has changed\)"),
         ({"stages": ["s", "t"]}, "differs in its stages: "),
         ({"precision": "bf16"}, "differs in its precision: "),
         ({"nets": {"student": {"parameters": 3}}}, "differs in its nets: "),

@@ -1,0 +1,67 @@
+"""The code of a recipe that is in no file, such as in a notebook, so that a study notices if it changes."""
+
+import inspect
+from collections.abc import Iterator
+from types import CellType, CodeType, FunctionType
+
+
+def notebook_code(recipe: FunctionType) -> bytes | None:
+    """Return the source of a function, and of the functions, classes and constants that it uses of its module.
+
+    None if its source is unknown. Other values, such as tensors and objects, are not included.
+    """
+    parts: dict[str, str] = {}
+    _add(recipe.__name__, recipe, recipe.__module__, parts)
+    return "\n".join(parts.values()).encode() if parts[recipe.__name__] else None
+
+
+def _add(name: str, value: object, module: str, parts: dict[str, str]) -> None:
+    """Add the code of a value by its name, and that of everything it uses."""
+    if name in parts:
+        return
+    if isinstance(value, FunctionType) and value.__module__ == module:
+        try:
+            parts[name] = inspect.getsource(value)
+        except OSError:  # of a method of a dataclass, or in an interactive interpreter
+            parts[name] = ""
+        for used, member in sorted(_used_by(value).items()):
+            _add(used, member, module, parts)
+    elif isinstance(value, type) and value.__module__ == module:
+        # Not the source of the class: Python 3.12 and older find it only in a file.
+        parts[name] = f"class {name}({', '.join(base.__name__ for base in value.__bases__)}): ..."
+        for base in value.__bases__:
+            _add(base.__name__, base, module, parts)
+        for attribute, member in vars(value).items():
+            function = getattr(member, "__func__", None) or getattr(member, "fget", None) or member
+            if isinstance(function, FunctionType) or not attribute.startswith("__"):
+                _add(f"{name}.{attribute}", function, module, parts)
+    elif _is_constant(value):
+        parts[name] = f"{name} = {value!r}"
+
+
+def _used_by(function: FunctionType) -> dict[str, object]:
+    """Return the values that a function uses by name: those of its module, of functions around it, and its defaults."""
+    names = set(_names(function.__code__))
+    used = {name: value for name, value in function.__globals__.items() if name in names}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        if name != "__class__" and cell != CellType():  # that of super(), and one without a value yet
+            used[name] = cell.cell_contents
+    for index, value in enumerate(function.__defaults__ or ()):
+        used[f"{function.__qualname__} default {index}"] = value
+    return used
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """Yield the names that code uses of its module, also in functions inside it, and those of attributes."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _is_constant(value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_constant, value))
+    if isinstance(value, dict):
+        return all(map(_is_constant, (*value, *value.values())))
+    return isinstance(value, bool | int | float | complex | str | bytes | None)
