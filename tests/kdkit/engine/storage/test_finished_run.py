@@ -197,6 +197,14 @@ def test_labels_that_have_no_table_of_classes_name_the_net_and_the_folder(run):
         read_class_table(run, "net", resamples=2)
 
 
+def test_numbers_from_0_to_1_are_not_taken_for_classes(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", {"task": "regression"}, None)
+    folder.stage(0, "net").save_predictions("net", "validation", predictions(SEVERAL / 2))
+    folder.save_metrics("validation", {"net": {}})
+    with pytest.raises(RunFolderError, match=r"run has no table of classes: its labels are numbers \(regression\)"):
+        read_class_table(folder.path, "net", resamples=2)
+
+
 METRICS = {"reported_on": "test", "metrics": {"net": {"f1": {"value": 0.5, "by_class": {"a": 0.5}, "note": ""}}}}
 DAMAGED = {
     "": "Expecting value",
