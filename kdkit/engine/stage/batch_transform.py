@@ -60,7 +60,7 @@ class BatchTransform:
             reason = f"{type(error).__name__}: {first_line(error)}"
             hint = ""
             if "type Byte" in reason and any(tensor.dtype is torch.uint8 for tensor in nested_tensors(batch.inputs)):
-                hint = "; images of uint8 cannot be mixed: add v2.ToDtype(torch.float32, scale=True) to their transforms"
+                hint = "; uint8 images cannot be mixed: add v2.ToDtype(torch.float32, scale=True) to their transforms"
             raise DataError(f"batch_transform fails for a batch of {len(batch)} samples: {reason}{hint}") from error
         if not isinstance(changed, tuple | list) or len(changed) != 2 or not isinstance(changed[1], Tensor):
             raise DataError(f"batch_transform must return (inputs, labels), but returned a {type(changed).__name__}")
