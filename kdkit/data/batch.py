@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from kdkit.errors import DataError
-from kdkit.utils.reprs import describe_array, describe_options, shortened
+from kdkit.errors import DataError, shortened
+from kdkit.utils.reprs import describe_array, describe_options
 
 
 @dataclass(frozen=True, slots=True, eq=False)
