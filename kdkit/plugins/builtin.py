@@ -79,6 +79,7 @@ def register_metrics(register: Register) -> None:
     register("macro_auroc", metrics.MacroAUROC)
     register("macro_f1", metrics.MacroF1)
     register("mae", metrics.MAE)
+    register("map", metrics.MeanAveragePrecision)
     register("mean_iou", metrics.MeanIoU)
     register("micro_f1", metrics.MicroF1)
     register("mse", metrics.MSE)
