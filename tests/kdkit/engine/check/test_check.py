@@ -517,6 +517,21 @@ def test_a_notice_says_why_a_teacher_of_other_numbers_has_no_metrics():
     assert notice.endswith("has no metrics: its outputs have the shape neither of those of a student nor of the labels")
 
 
+def test_a_teacher_of_wider_embeddings_has_a_metric_that_takes_any_outputs():
+    class Width(WithoutThresholds):
+        name, any_outputs = "width", True
+
+        def compute(self, test):
+            return MetricResult(value=test.outputs.shape[1])
+
+    teacher, student = (tiny_net(name, outputs=width, trained=width == 9) for name, width in (("t", 9), ("s", 5)))
+    stage = Stage({student: 1.0 * Match(teacher, Cosine())}, Training(epochs=1))
+    rows = samples()
+    data = TorchData(rows, rows, task="regression")
+    result = run(Recipe(data=data, schedule=[stage], metrics=(Width(),)), device="cpu")
+    assert {net: metrics["width"].value for net, metrics in result.metrics.items()} == {"t": 9, "s": 5}
+
+
 def test_a_net_with_a_wrong_number_of_outputs_for_its_classes_is_a_problem():
     student = tiny_net("student", outputs=5, classes=["a", "x"])
     problem = only_problem(one_stage(student, plain_goal()))
