@@ -120,4 +120,6 @@ def register_exporters(register: Register) -> None:
 def register_templates(register: RegisterTemplate) -> None:
     """Register the recipe files of `kdkit new recipe`."""
     register("digits", TEMPLATES / "digits.py")
+    register("images", TEMPLATES / "images.py")
     register("own_data", TEMPLATES / "own_data.py")
+    register("segmentation", TEMPLATES / "segmentation.py")
