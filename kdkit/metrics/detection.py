@@ -159,6 +159,8 @@ def _require_boxes(test: Predictions) -> None:
     if is_invalid.any():
         numbered = f"from 1 to {most}, or 0 in padding; TorchData(..., classes=[...]) names all" if names else "numbers"
         raise DataError(f"the last column of labels must be classes {numbered}; got {classes[is_invalid][0]:g}")
+    if ((classes == 0) & labels[..., :4].any(2)).any():
+        raise DataError("a box of the labels has class 0, which is padding; number the classes from 1")
     is_reversed = (labels[..., 2:4] < labels[..., :2]).any(2) & (classes > 0)
     if is_reversed.any():
         raise DataError(

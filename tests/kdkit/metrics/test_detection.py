@@ -91,6 +91,10 @@ def test_at_most_a_hundred_detections_of_a_class_count_in_an_image():
         ({"outputs": np.zeros((40, 20, 5))}, r"got labels \(40, 5, 5\) and outputs \(40, 20, 5\); pack the boxes"),
         ({"classes": ("car", "dog")}, r"must be classes from 1 to 2, or 0 in padding; .* names all; got 3"),
         ({"labels": np.full((40, 5, 5), 1.5)}, r"the last column of labels must be classes .* got 1.5"),
+        (
+            {"labels": np.tile([3.0, 3, 8, 9, 0], (40, 5, 1))},
+            "has class 0, which is padding; number the classes from 1",
+        ),
         ({"labels": np.tile([30.0, 30, 8, 9, 1], (40, 5, 1))}, r"got \[30.0, 30.0, 8.0, 9.0\]; .*box_convert"),
     ],
 )

@@ -647,6 +647,33 @@ def test_texts_that_are_not_tokenized_are_a_problem_with_a_remedy():
     assert problem.endswith("; tokenize texts in the collate_fn of a DataLoader, or in a view: Net(..., view=...)")
 
 
+class OfList(nn.Module):
+    """A network of a list of images, as detectors have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+
+    def forward(self, images):
+        return self.layer(torch.stack([image.mean((0, 1)) for image in images]))
+
+
+def test_a_network_of_a_list_gets_it_in_a_tuple_as_the_error_without_one_says():
+    stage = Stage({Net("student", OfList()): plain_goal()}, Training(epochs=1))
+
+    def recipe_of(inputs):
+        loader = DataLoader(range(4), 4, collate_fn=lambda rows: (inputs, torch.tensor(rows) % 3))
+        return Recipe(data=TorchData(loader, loader, classes=3), schedule=[stage])
+
+    images = [torch.zeros(3, 5 + row, 5) for row in range(4)]
+    problem = only_problem(recipe_of(images))
+    assert "fails for its inputs ((3, 5, 5), (3, 6, 5), (3, 7, 5), (3, 8, 5)): TypeError" in problem
+    assert problem.endswith("if it takes the list itself, yield it in a tuple, (inputs,)")
+    assert not check(recipe_of((images,))).problems
+    problem = only_problem(recipe_of(([*images[1:], torch.zeros(3, 5, 6)],)))
+    assert "fails for its inputs (a list of 4 tensors): RuntimeError" in problem
+
+
 def test_a_teacher_that_fails_for_its_inputs_is_a_problem():
     teacher = Net("teacher", nn.Linear(9, 3), trained=True)
     problem = only_problem(one_stage(tiny_net("student"), Match(teacher, SoftTargets())))
