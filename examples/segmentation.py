@@ -1,24 +1,31 @@
 """Segment images: a small network learns from a U-Net, pixel by pixel, channel by channel, and by its structure.
 
-The images are synthetic: discs and squares on a noisy background, with a border that has no label. Each pixel is a
-sample to `SoftTargets`; `CWD` compares where each class is found, and `PairwiseAffinity` which regions look alike.
-A run takes about twenty seconds on two cores.
+Each pixel is a sample to `SoftTargets`; `CWD` compares where each class is found, and `PairwiseAffinity` which regions
+look alike. Without a folder, the images are synthetic: discs and squares on a noisy background, with a border that has
+no label. A run then takes about twenty seconds on two cores. For your own images, write your classes in `CLASSES`.
 
     kdkit run examples/segmentation.py
     kdkit run examples/segmentation.py --soft 0 --channels 0 --structure 0
+    kdkit run examples/segmentation.py --folder FOLDER --size 256 --workers 8
 """
 
+from pathlib import Path
+
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 import kdkit
-from kdkit import Match, Net, Stage, Tap, TorchData, Training, Truth
+from kdkit import Images, Match, Net, Stage, Tap, TorchData, Training, Truth
 from kdkit.losses import CWD, PairwiseAffinity, SoftTargets
 
 CLASSES = ("background", "disc", "square")
-SIZE = 24  # height and width of the images
+SIZE = 24  # height and width of the synthetic images
 VOID = 255  # the label of unlabelled pixels
 
 
@@ -37,6 +44,25 @@ def scenes(count: int, seed: int) -> TensorDataset:
     images = colours[labels].movedim(-1, 1) + 0.1 * torch.randn(count, 3, SIZE, SIZE, generator=generator)
     labels[:, [0, -1]] = VOID
     return TensorDataset(images, labels)
+
+
+class Scenes(Dataset[tuple[Tensor, Tensor]]):
+    """Crops of the images in folder/images that have a mask: folder/masks/NAME.png, whose pixels are class indices."""
+
+    def __init__(self, folder: Path, *, size: int, augment: bool) -> None:
+        images = {path.stem: path for path in (folder / "images").iterdir()}
+        self.files = [(images[mask.stem], mask) for mask in sorted((folder / "masks").glob("*.png"))]
+        crop = v2.Compose([v2.RandomResizedCrop(size, scale=(0.5, 1.0)), v2.RandomHorizontalFlip()])
+        self.transform = crop if augment else v2.Resize((size, size))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        image, mask = map(Image.open, self.files[row])
+        pair = v2.functional.to_image(image.convert("RGB")), tv_tensors.Mask(np.array(mask))
+        image, mask = self.transform(*pair)
+        return image, mask.long()
 
 
 def block(inputs: int, outputs: int) -> nn.Sequential:
@@ -77,18 +103,35 @@ class SmallNet(nn.Module):
 
 
 def recipe(
-    soft: float = 0.5, channels: float = 0.5, structure: float = 1.0, images: int = 384, epochs: int = 8
+    folder: Path | None = None,
+    size: int = 128,
+    soft: float = 0.5,
+    channels: float = 0.5,
+    structure: float = 1.0,
+    images: int = 384,
+    epochs: int = 8,
+    workers: int = 0,
 ) -> kdkit.Recipe:
     """Return the experiment.
 
+    folder: contains train, validation and test, each with folders images and masks; synthetic images by default.
+    size: height and width of the crops of images in the folder, a multiple of 4.
     soft: weight of the soft targets of each pixel.
     channels: weight of the channel-wise distillation of the outputs.
     structure: weight of the affinities between regions.
-    images: number of training images.
+    images: number of synthetic training images.
     epochs: number of epochs of each stage.
+    workers: processes that read the images.
     """
     large, small = UNet(8), SmallNet(6)
-    teacher, student = Net("teacher", large), Net("student", small)
+    if folder is None:
+        data = TorchData(scenes(images, 0), scenes(128, 1), scenes(256, 2), classes=CLASSES, ignore_index=VOID)
+        teacher, student = Net("teacher", large), Net("student", small)
+    else:
+        splits = [Scenes(folder / name, size=size, augment=name == "train") for name in ("train", "validation", "test")]
+        data = TorchData(*splits, classes=CLASSES, ignore_index=VOID)
+        view = Images(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+        teacher, student = Net("teacher", large, view=view), Net("student", small, view=view)
     truth = Truth(nn.CrossEntropyLoss(ignore_index=VOID))
     objective = (
         truth
@@ -99,10 +142,8 @@ def recipe(
     training = Training(
         epochs=epochs,
         batch_size=16,
+        workers=workers,
         optimizer=kdkit.Optimizer(torch.optim.Adam, lr=1e-2),
         lr_schedule=kdkit.LRSchedule(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-2, interval="update"),
     )
-    return kdkit.Recipe(
-        data=TorchData(scenes(images, 0), scenes(128, 1), scenes(256, 2), classes=CLASSES, ignore_index=VOID),
-        schedule=[Stage({teacher: truth}, training), Stage({student: objective}, training)],
-    )
+    return kdkit.Recipe(data=data, schedule=[Stage({teacher: truth}, training), Stage({student: objective}, training)])

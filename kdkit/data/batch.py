@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from kdkit.errors import DataError
+from kdkit.errors import DataError, shortened
 from kdkit.utils.reprs import describe_array, describe_options
 
 
@@ -55,33 +55,38 @@ class Batch:
     @property
     def is_divisible(self) -> bool:
         """Whether samples can be selected: all inputs have an entry for each label, unlike the edges of a graph."""
-        return not has_objects(self.inputs) and all(
-            tensor.ndim and len(tensor) == len(self) and not tensor.is_nested for tensor in nested_tensors(self.inputs)
-        )
+        arguments = [item for _, item in items_of(self.inputs) or [(None, self.inputs)]]
+        has_entries = all(_has_entries(argument, len(self)) for argument in arguments)
+        return not has_objects(self.inputs) and (has_entries or self._has_rows)
 
     def rows(self, rows: Tensor) -> "Batch":
         """Return the samples in these rows, (samples,) int64 on the CPU. Raises DataError unless it `is_divisible`.
 
-        A list of as many texts as there are samples has one for each sample.
+        An argument that is a list with an item for each sample, such as the texts or the images of a batch, is a
+        selection of its items.
         """
         if not self.is_divisible:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in nested_tensors(self.inputs))
             raise DataError(
                 "samples cannot be selected from inputs that do not have an entry for each label, such as a batch of "
-                f"graphs; got {shapes or f'a {type(self.inputs).__name__}'} for {len(self)} labels; training needs no "
-                "selection, but kdkit check --pairs and kdkit export do: for these, pass tensors, one row per sample"
+                f"graphs; got {shortened(shapes, 80) or f'a {type(self.inputs).__name__}'} for {len(self)} labels; "
+                "training needs no selection, but kdkit check --pairs and kdkit export do: for these, pass tensors, "
+                "one row per sample, or lists, one item per sample"
             )
         index = rows.to(self.labels.device, non_blocking=True)
+        has_rows = self._has_rows
 
-        def select(value: Any) -> Any:
+        def select(value: Any, *, is_argument: bool = True) -> Any:
             if isinstance(value, Tensor):
                 return value[index]
-            if _are_texts(value) and len(value) == len(self):
+            # The items of the inputs themselves are arguments.
+            has_items = isinstance(value, (list, tuple)) and len(value) == len(self) and is_argument and not has_rows
+            if has_items or (_are_texts(value) and len(value) == len(self)):
                 return [value[row] for row in rows.tolist()]
             items = items_of(value)
             return value if items is None else rebuild(value, {key: select(item) for key, item in items})
 
-        selected = self._changed(select(self.inputs), select)
+        selected = self._changed(select(self.inputs, is_argument=False), select)
         return selected if self.ids_on_cpu is None else replace(selected, ids_on_cpu=self.ids_on_cpu[rows])
 
     def pin_memory(self) -> "Batch":
@@ -90,6 +95,11 @@ class Batch:
 
     def __len__(self) -> int:
         return self.labels.shape[0]
+
+    @property
+    def _has_rows(self) -> bool:
+        """Whether all tensors of the inputs have a row for each label."""
+        return all(_has_entries(tensor, len(self)) for tensor in nested_tensors(self.inputs))
 
     def _changed(self, inputs: Any, change: Callable[[Tensor], Tensor]) -> "Batch":
         """Return the batch with these inputs, and with its labels, ids and weights changed."""
@@ -251,6 +261,15 @@ def _contains_dataclass(value: Any) -> bool:
         return False
     is_container = isinstance(value, (Mapping, tuple, list))
     return not is_container or any(_contains_dataclass(item) for _, item in items)
+
+
+def _has_entries(value: Any, count: int) -> bool:
+    """Return whether a value has an entry for each of `count` samples: a row of its tensors, or an item of a list."""
+    if isinstance(value, Tensor):
+        return value.ndim > 0 and len(value) == count and not value.is_nested
+    if isinstance(value, (list, tuple)) and len(value) == count:
+        return True
+    return all(_has_entries(item, count) for _, item in items_of(value) or ())
 
 
 def _are_texts(value: Any) -> bool:

@@ -245,8 +245,11 @@ def _require_options(
             "draws must be 1, for samples that never change, the number of versions of randomly augmented samples, or "
             f"None; got {draws!r}"
         )
-    if unknown is not None and (isinstance(unknown, bool) or unknown in (0, 1)):
-        raise DataError(f"unknown must be a label other than 0 and 1, such as -1 or float('nan'); got {unknown!r}")
+    if isinstance(unknown, bool) or (unknown in (0, 1) and task != "regression"):
+        raise DataError(
+            f"unknown must be a label other than 0 and 1, such as -1 or float('nan'); got {unknown!r}; if labels are "
+            "numbers, such as depths of which 0 is none, pass task='regression' too"
+        )
     if ignore_index is not None and not is_whole_number(ignore_index):
         raise DataError(f"ignore_index must be a class index that means no label, such as 255; got {ignore_index!r}")
     if evaluation_samples is not None and not (is_whole_number(evaluation_samples) and evaluation_samples > 0):

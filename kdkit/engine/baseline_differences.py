@@ -7,7 +7,7 @@ from kdkit.errors import first_line
 from kdkit.metrics.base import Metric, is_biased
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.metrics.paired import Difference, SplitPredictions, paired_bootstrap
-from kdkit.metrics.resampling import Resampling
+from kdkit.metrics.resampling import affordable_resamples
 from kdkit.plugins.events import BaselineDifference
 from kdkit.recipe.baseline import baselines_of
 from kdkit.recipe.recipe import Stage
@@ -26,8 +26,7 @@ def baseline_differences(
         pair = predictions[student], predictions[baseline]
         compared = [metric for metric in metrics if not is_biased(without_interval(metric))]
         for metric in sorted(compared, key=lambda metric: metric.name != monitors[student]):  # a stable sort
-            # A metric that cannot count samples several times is computed again for each resample, which is slower.
-            resamples = 1000 if isinstance(without_interval(metric), Resampling) else 100
+            resamples = affordable_resamples(without_interval(metric), 1000)
             try:
                 difference = paired_bootstrap(metric, *pair, resamples=resamples)
             except Exception as error:  # a user-defined metric may not be defined for all resamples

@@ -14,6 +14,7 @@ from kdkit.metrics.calibration import Brier, CalibrationError
 from kdkit.metrics.classification import F1, Accuracy, MacroF1, MeanIoU, MicroF1, TopKAccuracy
 from kdkit.metrics.comparison import Comparison, compare_over_seeds
 from kdkit.metrics.defaults import default_metrics
+from kdkit.metrics.detection import MeanAveragePrecision
 from kdkit.metrics.likelihood import CrossEntropy, Perplexity
 from kdkit.metrics.paired import Difference, SplitPredictions, paired_bootstrap, paired_t_interval
 from kdkit.metrics.ranking import MacroAUPRC, MacroAUROC
@@ -38,6 +39,7 @@ __all__ = [
     "MacroAUPRC",
     "MacroAUROC",
     "MacroF1",
+    "MeanAveragePrecision",
     "MeanIoU",
     "Metric",
     "MetricResult",

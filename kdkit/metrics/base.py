@@ -120,7 +120,8 @@ class Metric(Protocol):
     attribute `accepts_positions = True` declares that it takes predictions per position, see `Predictions`; if it needs
     their logits, it is also `PositionReducing`. The attribute `is_biased = True` declares that its value depends on the
     number of samples, and more so for some networks, as a binned calibration error does. Differences between two
-    networks then have no interval, and so no verdict.
+    networks then have no interval, and so no verdict. The attribute `any_outputs = True` declares that it takes outputs
+    of any shape, such as embeddings of any width, so that all teachers of a regression have it.
 
     `fit` returns a copy with thresholds, and does not change `self`.
     """
@@ -170,6 +171,11 @@ def lower_is_better(metric: Metric) -> bool:
 def is_biased(metric: Metric) -> bool:
     """Return whether the value of the metric depends on the number of samples, see `Metric`."""
     return bool(getattr(metric, "is_biased", False))
+
+
+def takes_any_outputs(metric: Metric) -> bool:
+    """Return whether the metric takes outputs of any shape, see `Metric`."""
+    return bool(getattr(metric, "any_outputs", False))
 
 
 def is_better(metric: Metric, value: float, reference: float) -> bool:

@@ -6,14 +6,18 @@ as one column. Labels that are NaN are unknown, and left out.
 
 from collections.abc import Callable, Container
 from dataclasses import dataclass
-from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdkit.errors import DataError
 from kdkit.metrics.base import Bools, Floats, Predictions, ratio, undefined_by_class
-from kdkit.metrics.resampling import CountedMetric, Counts, Resampled
+from kdkit.metrics.resampling import CountedMetric, Counts, Resampled, unit_counts
+
+Measure = Callable[[Floats, Floats], Floats]
+
+_BLOCK = 1 << 19  # how many entries are processed at a time
 
 
 class _ColumnMetric(CountedMetric):
@@ -39,13 +43,12 @@ class R2(_ColumnMetric):
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the coefficient for each resample."""
-        labels, outputs = _entries(test)
-        is_known = ~np.isnan(labels)
-        centred = _centred(labels, is_known)
-        errors = _means(np.square(outputs - labels), is_known, counts)
-        squares = _means(centred**2, is_known, counts)
-        variance = squares - _means(centred, is_known, counts) ** 2
-        varies = variance > _rounding(labels, squares)
+        centre, _ = _centres(test)
+        errors, offset, squares = _means(
+            test, counts, lambda x, y: (y - x) ** 2, lambda x, _: x - centre, lambda x, _: (x - centre) ** 2
+        )
+        variance = squares - offset**2
+        varies = variance > _rounding(test.labels, squares)
         return _over_columns(test, 1 - errors / np.where(varies, variance, 1.0), varies)
 
 
@@ -94,20 +97,25 @@ class Pearson(_ColumnMetric):
 
     def resampled(self, test: Predictions, counts: Counts) -> Resampled:
         """Return the correlation for each resample."""
-        labels, outputs = _entries(test)
-        is_known = ~np.isnan(labels)
-        mean = partial(_means, is_known=is_known, counts=counts)
-        x, y = _centred(labels, is_known), _centred(outputs, is_known)
-        x_mean, y_mean, x_squares, y_squares = mean(x), mean(y), mean(x**2), mean(y**2)
+        left, right = _centres(test)
+        x_mean, y_mean, x_squares, y_squares, products = _means(
+            test,
+            counts,
+            lambda x, _: x - left,
+            lambda _, y: y - right,
+            lambda x, _: (x - left) ** 2,
+            lambda _, y: (y - right) ** 2,
+            lambda x, y: (x - left) * (y - right),
+        )
         x_variance, y_variance = x_squares - x_mean**2, y_squares - y_mean**2
-        covariance = mean(x * y) - x_mean * y_mean
+        covariance = products - x_mean * y_mean
         # not `>`, so that an output of NaN is not left out
-        varies = (x_variance > _rounding(labels, x_squares)) & ~(y_variance <= _rounding(outputs, y_squares))
+        varies = (x_variance > _rounding(test.labels, x_squares)) & ~(y_variance <= _rounding(test.outputs, y_squares))
         scale = np.sqrt(np.where(varies, x_variance * y_variance, 1.0))
         return _over_columns(test, np.clip(covariance / scale, -1, 1), varies)
 
 
-def _entries(test: Predictions) -> tuple[Floats, Floats]:
+def _entries(test: Predictions) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the labels and the outputs, each (samples, entries, columns): one entry per column, or many in one column.
 
     Labels of shape (samples,) are a single column.
@@ -119,15 +127,18 @@ def _entries(test: Predictions) -> tuple[Floats, Floats]:
             f"{test.outputs.shape} and labels {test.labels.shape}; if labels are packed, pass a metric that unpacks "
             "them, as Recipe(metrics=(...)), or a Net(..., element=...) that packs outputs"
         )
-    shape = (len(labels), -1, 1) if labels.ndim > 2 else (len(labels), 1, -1)
-    return labels.reshape(shape).astype(np.float64), test.outputs.reshape(shape).astype(np.float64)
+    return _by_column(labels), _by_column(test.outputs)
+
+
+def _by_column(values: NDArray[Any]) -> NDArray[Any]:
+    return values.reshape((len(values), -1, 1) if values.ndim > 2 else (len(values), 1, -1))
 
 
 def _mean_error(test: Predictions, counts: Counts, measure: Callable[[Floats], Floats]) -> Resampled:
-    labels, outputs = _entries(test)
-    is_known = ~np.isnan(labels)
-    has_labels = is_known.any(1).T @ counts > 0  # (columns, resamples)
-    return _over_columns(test, _means(measure(outputs - labels), is_known, counts), has_labels)
+    errors, has_labels = _means(
+        test, counts, lambda labels, outputs: measure(outputs - labels), lambda labels, _: np.ones(labels.shape)
+    )
+    return _over_columns(test, errors, ~np.isnan(has_labels))
 
 
 def _over_columns(test: Predictions, by_column: Floats, is_defined: Bools) -> Resampled:
@@ -141,27 +152,43 @@ def _over_columns(test: Predictions, by_column: Floats, is_defined: Bools) -> Re
     return Resampled(values, np.where(is_defined, by_column, np.nan))
 
 
-def _centred(values: Floats, is_known: Bools) -> Floats:
-    """Return values minus the mean of those whose label is known: with small means, variances lose fewer digits."""
-    known = np.maximum(is_known.sum((0, 1)), 1)
-    centred: Floats = values - np.where(is_known, values, 0.0).sum((0, 1)) / known
-    return centred
+def _means(test: Predictions, counts: Counts, *measures: Measure) -> list[Floats]:
+    """Return the mean of each measure over the entries whose label is known, (columns, resamples) each.
 
-
-def _means(values: Floats, is_known: Bools, counts: Counts) -> Floats:
-    """Return the means of values whose label is known, (samples, entries, columns) -> (columns, resamples).
-
+    measures: functions of labels and outputs, (samples, entries, columns) -> (samples, entries, columns).
     NaN for a column without a known label in a resample.
     """
-    sums = np.where(is_known, values, 0.0).sum(1).T @ counts
-    return ratio(sums, is_known.sum(1).T @ counts.astype(np.float64))
+    labels, outputs = _entries(test)
+    # In blocks of samples, because maps take as much memory as the machine can spare, and float64 takes twice of it.
+    size = max(1, _BLOCK // max(1, labels[:1].size))
+    parts = []
+    for start in range(0, len(labels), size):
+        x, y = (side[start : start + size].astype(np.float64) for side in (labels, outputs))
+        is_known = ~np.isnan(x)
+        sums = [np.where(is_known, measure(x, y), 0.0).sum(1) for measure in measures]
+        parts.append([is_known.sum(1).astype(np.float64), *sums])
+    known, *totals = (np.concatenate(blocks) for blocks in zip(*parts, strict=True))
+    whole = known.T @ counts.astype(np.float64)
+    return [ratio(sums.T @ counts, whole) for sums in totals]
 
 
-def _rounding(values: Floats, squares: Floats) -> Floats:
+def _centres(test: Predictions) -> list[Floats]:
+    """Return the means of the labels that are known, and of their outputs, (columns,) each; 0 if none is known.
+
+    The variances of values minus these lose fewer digits.
+    """
+    means = _means(test, unit_counts(test), lambda labels, _: labels, lambda _, outputs: outputs)
+    return [np.nan_to_num(mean[:, 0]) for mean in means]
+
+
+def _rounding(values: NDArray[Any], squares: Floats) -> Floats:
     """Return the largest variance that a column may have due to rounding if it is constant, (columns, resamples).
 
     squares: the means of the squares of the centred values, (columns, resamples).
     """
-    largest: Floats = np.nan_to_num(np.abs(values)).max((0, 1))[:, None]
+    values = _by_column(values)
+    bounds = [function.reduce(values, axis=(0, 1)) for function in (np.fmax, np.fmin)]  # these leave out NaN
+    largest = np.nan_to_num(np.abs(bounds).max(0).astype(np.float64))[:, None]
     # A column that is constant only in a resample has another mean there: its variance is a difference of two sums.
-    return (1e-13 * largest) ** 2 + 1e-15 * values[..., 0].size * squares
+    rounding: Floats = (1e-13 * largest) ** 2 + 1e-15 * values[..., 0].size * squares
+    return rounding

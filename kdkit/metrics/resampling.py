@@ -78,6 +78,11 @@ def resample(metric: Metric, test: Predictions, counts: Counts) -> Resampled:
     return Resampled(np.array([result.value for result in results]), np.array(by_class, dtype=np.float64))
 
 
+def affordable_resamples(metric: Metric, resamples: int) -> int:
+    """Return the number of resamples, or a tenth of it if the metric has to be computed once per resample."""
+    return resamples if isinstance(metric, Resampling) else resamples // 10
+
+
 def unit_counts(test: Predictions) -> Counts:
     """Return the counts for the split itself, (samples, 1): each sample once."""
     return np.ones((len(test), 1), dtype=np.float32)

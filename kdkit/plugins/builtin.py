@@ -79,6 +79,7 @@ def register_metrics(register: Register) -> None:
     register("macro_auroc", metrics.MacroAUROC)
     register("macro_f1", metrics.MacroF1)
     register("mae", metrics.MAE)
+    register("map", metrics.MeanAveragePrecision)
     register("mean_iou", metrics.MeanIoU)
     register("micro_f1", metrics.MicroF1)
     register("mse", metrics.MSE)
@@ -119,4 +120,6 @@ def register_exporters(register: Register) -> None:
 def register_templates(register: RegisterTemplate) -> None:
     """Register the recipe files of `kdkit new recipe`."""
     register("digits", TEMPLATES / "digits.py")
+    register("images", TEMPLATES / "images.py")
     register("own_data", TEMPLATES / "own_data.py")
+    register("segmentation", TEMPLATES / "segmentation.py")

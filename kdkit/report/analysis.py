@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from kdkit.metrics.base import Bools, Floats, Metric, MetricResult, Predictions, log_softmax, true_classes
 from kdkit.metrics.calibration import CalibrationError, probabilities_of
 from kdkit.metrics.classification import MacroF1, TopKAccuracy
+from kdkit.metrics.detection import MeanAveragePrecision
 from kdkit.metrics.paired import SplitPredictions
 from kdkit.metrics.resampling import Resampling
 from kdkit.metrics.thresholds import BestF1, YoudenJ
@@ -20,7 +21,11 @@ Kind = Literal["multiclass", "multilabel", "regression", "positions"]
 
 BINS = 10  # of a reliability diagram
 # Metrics whose names have an option; the others are in the registry.
-_WITH_OPTION: tuple[Metric, ...] = (MacroF1(thresholds_by=YoudenJ()), CalibrationError(bins="equal_mass"))
+_WITH_OPTION: tuple[Metric, ...] = (
+    MacroF1(thresholds_by=YoudenJ()),
+    CalibrationError(bins="equal_mass"),
+    *(MeanAveragePrecision((overlap,)) for overlap in (0.5, 0.75)),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ _WORDS = {
     "mae": "MAE",
     "r2": "R²",
     "iou": "IoU",
+    "map": "mAP",
     "miou": "mIoU",
 }
 
@@ -103,6 +104,7 @@ def duration(seconds: float) -> str:
 
 
 def metric_title(name: str) -> str:
-    """Return the readable name of a metric: "Macro F1" for "macro_f1"."""
-    words = " ".join(_WORDS.get(word, word) for word in name.split("_"))
-    return words[:1].upper() + words[1:]
+    """Return the readable name of a metric: "Macro F1" for "macro_f1", and "mAP 50" for "map_50"."""
+    words = name.split("_")
+    title = " ".join(_WORDS.get(word, word) for word in words)
+    return title if words[0] in _WORDS else title[:1].upper() + title[1:]

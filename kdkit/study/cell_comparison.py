@@ -15,6 +15,7 @@ from kdkit.metrics.base import Metric, is_better
 from kdkit.metrics.bootstrap import without_interval
 from kdkit.metrics.comparison import Comparison, PairsOfRuns, compare_over_seeds
 from kdkit.metrics.paired import SplitPredictions
+from kdkit.metrics.resampling import affordable_resamples
 from kdkit.study.study import Study
 from kdkit.study.sweep_results import LEVEL, Cell, CellResults, Repetition, SweepResults, spread
 from kdkit.utils.read_json import mapping, whole_number
@@ -191,8 +192,9 @@ def _compare(
     def predictions() -> PairsOfRuns:
         return [candidates[key].predictions() for key in keys], [baselines[key].predictions() for key in keys]
 
+    resamples = affordable_resamples(metric, _RESAMPLES)
     comparison = compare_over_seeds(
-        metric, candidate_values, baseline_values, predictions, resamples=_RESAMPLES, level=level
+        metric, candidate_values, baseline_values, predictions, resamples=resamples, level=level
     )
     return comparison.with_overlap(overlap)
 

@@ -432,6 +432,12 @@ def regression(random):
     return labels, labels, ("x", "y")
 
 
+def boxes(random):
+    corners = random.uniform(0, 500, (30, 2, 2))
+    labels = np.concatenate([corners, corners + 90, random.integers(1, 3, (30, 2, 1))], 2)
+    return labels, np.concatenate([labels, np.full((30, 2, 1), 50.0)], 2), ("a", "b")
+
+
 def challenge(random):
     from kdkit_ecg.labels import scored_classes
 
@@ -450,6 +456,7 @@ METRICS = {
     "macro_auprc": multilabel,
     "macro_auroc": multilabel,
     "mae": regression,
+    "map": boxes,
     "mean_iou": multilabel,
     "mse": regression,
     "pearson": regression,

@@ -23,6 +23,8 @@ from kdkit.engine.stage.batch_transform import transformed
 from kdkit.engine.stage.open_stage import OpenStage, build_context, tiny_batch
 from kdkit.errors import KdkitError, first_line
 from kdkit.losses.base import BuildContext
+from kdkit.metrics.base import takes_any_outputs
+from kdkit.metrics.bootstrap import without_interval
 from kdkit.nets.net import Net
 from kdkit.recipe.recipe import Recipe, Stage, as_recipe, monitored_metric, nets_of
 from kdkit.recipe.training import Training
@@ -137,8 +139,9 @@ def _check_stage(
         with OpenStage(stage, context, device, precision) as open_stage:
             facts = dry_run(open_stage, batch)
             result.notices, result.terms = facts.notices, facts.terms
-            result.feature_teachers, result.untrained_outputs = feature_teachers(facts), facts.untrained_outputs
-            result.untrained_weights = facts.untrained_weights
+            result.untrained_outputs, result.untrained_weights = facts.untrained_outputs, facts.untrained_weights
+            if not all(takes_any_outputs(without_interval(metric)) for metric in recipe.metrics):
+                result.feature_teachers = feature_teachers(facts)
             problems = facts.problems or [*update_problems(open_stage, batch)]
             result.peak_memory_bytes = memory.peak(device)
             problems = problems or [*number_metric_problems(recipe, context, facts.eval_outputs, batch.labels)]

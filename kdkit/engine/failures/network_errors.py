@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import kdkit
-from kdkit.data.batch import Batch
+from kdkit.data.batch import Batch, nested_tensors
 from kdkit.errors import DataError, KdkitError, first_line
 from kdkit.nets.net import Net
 from kdkit.nets.views import Images
@@ -39,13 +39,22 @@ def describe_failure(teacher: Teacher, batch: Batch, error: Exception) -> str:
             "a view gets a Batch, and the inputs of the data are batch.inputs"
         )
     named = [*(("", value) for value in args), *((f"{name} ", value) for name, value in kwargs.items())]
-    tensors = [(name, value) for name, value in named if isinstance(value, Tensor)]
-    inputs = ", ".join(f"{name}{tuple(tensor.shape)}" for name, tensor in tensors)
-    advice = input_advice(teacher, [tensor for _, tensor in tensors], [*kwargs], error)
+    tensors = [value for _, value in named if isinstance(value, Tensor)]
+    described = (name + _described(value) for name, value in named if any(True for _ in nested_tensors(value)))
+    inputs = ", ".join(described)
+    advice = input_advice(teacher, tensors, [*kwargs], error)
+    if isinstance(batch.inputs, (list, tuple)) and isinstance(error, TypeError) and "were given" in str(error):
+        advice = "; the items of a list are its arguments: if it takes the list itself, yield it in a tuple, (inputs,)"
     if texts := sum(isinstance(value, str) for value in args):
         inputs = f"{texts} texts"
         advice = "; tokenize texts in the collate_fn of a DataLoader, or in a view: Net(..., view=...)"
     return f"net {teacher.name!r} fails for its inputs ({inputs}): {reason}{line_of_user_code(error)}{advice}"
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return str(tuple(value.shape))
+    return f"a {type(value).__name__} of {sum(1 for _ in nested_tensors(value))} tensors"
 
 
 def input_advice(net: Net[Any], inputs: Iterable[Tensor], keys: Sequence[str], error: Exception) -> str:

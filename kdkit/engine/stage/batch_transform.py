@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdkit.data.batch import Batch, as_targets, map_tensors
+from kdkit.data.batch import Batch, as_targets, map_tensors, nested_tensors
 from kdkit.data.dataset import Data
 from kdkit.data.label_check import DeferredLabelCheck, LabelCheck
 from kdkit.data.samples import MISSING_LABEL
@@ -58,7 +58,10 @@ class BatchTransform:
             raise
         except Exception as error:  # user code may raise anything
             reason = f"{type(error).__name__}: {first_line(error)}"
-            raise DataError(f"batch_transform fails for a batch of {len(batch)} samples: {reason}") from error
+            hint = ""
+            if "type Byte" in reason and any(tensor.dtype is torch.uint8 for tensor in nested_tensors(batch.inputs)):
+                hint = "; uint8 images cannot be mixed: add v2.ToDtype(torch.float32, scale=True) to their transforms"
+            raise DataError(f"batch_transform fails for a batch of {len(batch)} samples: {reason}{hint}") from error
         if not isinstance(changed, tuple | list) or len(changed) != 2 or not isinstance(changed[1], Tensor):
             raise DataError(f"batch_transform must return (inputs, labels), but returned a {type(changed).__name__}")
         inputs, labels = changed[0], as_targets(changed[1], per_position=self.per_position)

@@ -150,6 +150,10 @@ def stored_predictions(folder: str | Path, net: str) -> SplitPredictions:
 def read_class_table(folder: Path, net: str, *, resamples: int) -> tuple[NetReport, tuple[ClassRow, ...]]:
     """Return the predictions of a network and its table of classes. Raises RunFolderError if it has none."""
     report = read_net_report(folder, net)
+    if read_record(folder).get("task") == "regression":  # numbers from 0 to 1 look like mixed labels of classes
+        raise RunFolderError(
+            f"{folder} has no table of classes: its labels are numbers (regression); kdkit report shows its metrics"
+        )
     try:
         return report, class_table(report, resamples=resamples)
     except DataError as error:

@@ -102,12 +102,13 @@ def _problem(predictions: Predictions) -> str | None:
         if outputs.shape != (len(labels), count):
             return f"it has {shapes} for {count} classes"
         return _beyond(labels, 0, count - 1)
-    # Labels by class, or numbers of any shape, such as the similarity of a pair, whose outputs are embeddings. A single
-    # class or number per sample may lack its dimension.
-    are_numbers = labels.dtype.kind == "f"
-    if (labels.size != outputs.size and not are_numbers) or (labels.ndim > 1 and labels.shape[1] != count):
+    # Numbers may have any shape, such as packed boxes, or similarities of pairs, whose outputs are embeddings.
+    if labels.dtype.kind == "f":
+        return None
+    # Labels by class. A single one per sample may lack its dimension.
+    if labels.size != outputs.size or (labels.ndim > 1 and labels.shape[1] != count):
         return f"it has {shapes} for {count} classes"
-    return None if are_numbers else _beyond(labels, 0, 1)
+    return _beyond(labels, 0, 1)
 
 
 def _beyond(values: NDArray[Any], least: int, most: int, name: str = "a label") -> str | None:

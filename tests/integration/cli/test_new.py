@@ -11,7 +11,14 @@ from kdkit.plugins.manager import Plugins, installed
 from tests.helpers.command_line import ROOT, environment
 from tests.helpers.environments import fresh_environment, install
 
-EXAMPLES = {"digits": "hinton", "own_data": "own_data", "lrhnet": "lrhnet_smlkd", "ecg_records": "ecg_records"}
+EXAMPLES = {
+    "digits": "hinton",
+    "images": "images",
+    "own_data": "own_data",
+    "segmentation": "segmentation",
+    "lrhnet": "lrhnet_smlkd",
+    "ecg_records": "ecg_records",
+}
 
 
 def files_in(folder):
@@ -28,7 +35,10 @@ def test_every_template_is_an_example():
         assert path.read_text() == (ROOT / "examples" / f"{EXAMPLES[name]}.py").read_text()
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+# The import of timm takes seconds.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "images")) for name in EXAMPLES]
+)
 @pytest.mark.usefixtures("noise_instead_of_ecgs")
 def test_a_recipe_of_a_template_has_commands_of_its_own_name_and_its_check_finds_no_problem(name, kdkit_here, tmp_path):
     written = kdkit_here("new", "recipe", name)

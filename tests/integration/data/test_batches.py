@@ -406,6 +406,13 @@ def test_a_transform_that_does_not_fit_is_a_problem_before_training(transform, m
         kdkit.run(image_recipe(train, batch_transform=transform))
 
 
+def test_images_of_bytes_that_cannot_be_mixed_are_refused_with_the_transform_to_add():
+    train = TensorDataset(torch.zeros(12, *IMAGES.shape[1:], dtype=torch.uint8), LABELS[:12])
+    recipe = image_recipe(train, batch_transform=Mixup(cutmix_alpha=0.0, num_classes=3))
+    (problem,) = kdkit.check(recipe).problems
+    assert "cannot be mixed: add v2.ToDtype(torch.float32, scale=True) to their transforms" in problem
+
+
 def test_the_check_tries_the_parts_of_batches_that_several_processes_have(monkeypatch):
     recipe = image_recipe(TensorDataset(IMAGES[:14], LABELS[:14]), batch_transform=Mixup(num_classes=3))
     assert not kdkit.check(recipe).problems  # batches of 8 and 6

@@ -4,8 +4,10 @@ import ast
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from kdkit.plugins.recipe_outline import read_outline
 from tests.helpers.command_line import ROOT, environment
@@ -75,6 +77,31 @@ def test_a_student_learns_from_texts_that_it_writes(monkeypatch):
         students.append(on_policy.distil(teacher, texts, lmbda=lmbda, epochs=1).lm_head.weight)
     assert (students[0] - students[1]).abs().max() > 1e-5
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_masks_in_a_folder_are_cropped_with_their_images_and_keep_their_classes(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import segmentation
+
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    colours = np.zeros((40, 50, 3), np.uint8)
+    colours[:, :20] = 200
+    Image.fromarray(colours).save(tmp_path / "images" / "a.jpg")
+    mask = Image.fromarray((colours[..., 0] // 100).astype(np.uint8))
+    mask.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])  # as in Pascal VOC: the classes are not the colours
+    mask.save(tmp_path / "masks" / "a.png")
+    (tmp_path / "images" / ".DS_Store").touch()
+    for augment in (False, True):
+        ((image, classes),) = segmentation.Scenes(tmp_path, size=16, augment=augment)
+        assert (image.shape, image.dtype, classes.shape, classes.dtype) == (
+            (3, 16, 16),
+            torch.uint8,
+            (16, 16),
+            torch.int64,
+        )
+        assert set(classes.unique().tolist()) <= {0, 2}
+        assert ((image[0] > 100) == (classes == 2)).float().mean() > 0.85
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in TINY])

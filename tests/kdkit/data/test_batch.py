@@ -147,6 +147,23 @@ def test_texts_are_selected_if_there_is_one_for_each_sample():
     assert cut == {"texts": ["e", "b"], "pairs": [["k", "h"], ["q", "n"]], "prompts": ["cat", "dog"]}
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4])  # images have three channels, and the network has two arguments
+def test_lists_of_images_and_boxes_are_selected_by_their_items(count):
+    images = [torch.full((3, 5, 6 + row), row) for row in range(count)]
+    targets = [{"boxes": torch.full((row, 4), row)} for row in range(count)]
+    for inputs in (([*images], [*targets]), (tuple(images), tuple(targets))):
+        cut = Batch(inputs, torch.zeros(count)).rows(torch.tensor([count - 1, 0])).inputs
+        assert [image.shape[2] for image in cut[0]] == [5 + count, 6]
+        assert [len(target["boxes"]) for target in cut[1]] == [count - 1, 0]
+    assert Batch({"images": images}, torch.zeros(count)).is_divisible
+    assert not Batch((images, torch.zeros(7)), torch.zeros(count)).is_divisible
+
+
+def test_a_list_of_arguments_is_selected_by_the_rows_of_its_tensors():
+    first, second = Batch([rows()[:2], rows()[:2]], torch.zeros(2)).rows(torch.tensor([1])).inputs
+    assert first.tolist() == second.tolist() == [[1.0]]
+
+
 def test_dataclasses_are_collated_by_field_also_inside_a_pair():
     first, second = Signals(torch.zeros(3)), Signals(torch.ones(3))
     inputs, labels = collate([((first, torch.zeros(2)), 0), ((second, torch.ones(2)), 1)])

@@ -357,10 +357,10 @@ def test_zero_and_one_cannot_stand_for_unknown(unknown):
         TorchData(visible(MULTI_HOT), visible(MULTI_HOT), unknown=unknown)
 
 
-@pytest.mark.parametrize("value", [-99.0, torch.nan])
-def test_numbers_may_be_unknown_too(value):
+@pytest.mark.parametrize(("value", "task"), [(-99.0, None), (torch.nan, None), (0, "regression")])
+def test_numbers_may_be_unknown_too(value, task):
     numbers = TensorDataset(torch.zeros(3, 1), torch.tensor([[2.5, value], [value, 7.0], [0.5, 1.0]]))
-    data = TorchData(numbers, numbers, unknown=value)
+    data = TorchData(numbers, numbers, task=task, unknown=value)
     assert (data.task, data.has_unknown) == ("regression", True)
     assert data.train.batch(torch.arange(3), 0).labels.isnan().tolist() == [[False, True], [True, False], [False] * 2]
 

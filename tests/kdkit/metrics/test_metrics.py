@@ -32,6 +32,7 @@ from kdkit.metrics import (
     MicroF1,
     Pearson,
     default_metrics,
+    regression,
 )
 
 CLASSES = ("a", "b", "c")
@@ -201,6 +202,20 @@ def test_resamples_of_metrics_of_numbers_are_those_of_repeated_samples(metric):
         repeated = metric.compute(test.rows(np.repeat(np.arange(20), counts[:, column].astype(int))))
         assert resampled.values[column] == pytest.approx(repeated.value)
         assert resampled.by_class[:, column] == pytest.approx(list(repeated.by_class.values()))
+
+
+@pytest.mark.parametrize("metric", [MSE(), MAE(), R2(), Pearson()])
+def test_metrics_of_maps_are_computed_in_blocks_that_take_less_memory_than_the_maps(metric, monkeypatch):
+    monkeypatch.setattr(regression, "_BLOCK", 10_000)
+    labels, noise = np.random.default_rng(0).random((2, 20, 1, 100, 200), dtype=np.float32)
+    maps = Predictions(labels=labels, outputs=labels + noise, classes=("depth",))
+    tracemalloc.start()
+    value = metric.compute(maps).value
+    _current, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < labels.nbytes
+    column = Predictions(labels=labels.reshape(-1, 1), outputs=maps.outputs.reshape(-1, 1), classes=("depth",))
+    assert value == pytest.approx(metric.compute(column).value)
 
 
 def without_positives_of_c():

@@ -8,8 +8,17 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 from sklearn.metrics import confusion_matrix
 
-from kdkit.metrics import Accuracy, CalibrationError, MacroF1, Predictions, SplitPredictions, TopKAccuracy
+from kdkit.metrics import (
+    Accuracy,
+    CalibrationError,
+    MacroF1,
+    MeanAveragePrecision,
+    Predictions,
+    SplitPredictions,
+    TopKAccuracy,
+)
 from kdkit.report.analysis import agreement, confusion, kind_of, reliability, same_metric
+from kdkit.report.formats import metric_title
 
 CLASSES = ("a", "b", "c")
 
@@ -134,3 +143,14 @@ def test_a_metric_is_found_only_if_it_gives_the_stored_value():
     assert same_metric("top_2_accuracy", top_2, run) == TopKAccuracy(2)
     assert same_metric("top_1_accuracy", top_2, run) is None
     assert same_metric("top_9_accuracy", top_2, run) is None  # as many as the classes, or more
+
+
+@pytest.mark.parametrize("overlaps", [None, (0.5,)])
+def test_the_mean_average_precision_of_boxes_is_found(overlaps):
+    labels = np.tile([2.0, 3.0, 9.0, 9.0, 1.0], (4, 1, 1))
+    outputs = np.concatenate([labels, np.ones((4, 1, 1))], 2)
+    outputs[0, 0, 0] = 4  # an overlap of 0.71
+    metric = MeanAveragePrecision() if overlaps is None else MeanAveragePrecision(overlaps)
+    run = as_run(Predictions(labels=labels, outputs=outputs, classes=("car",)))
+    assert same_metric(metric.name, metric.compute(run.test), run) == metric
+    assert metric_title(metric.name).startswith("mAP")

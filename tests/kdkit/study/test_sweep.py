@@ -290,7 +290,10 @@ def test_the_lowest_error_is_the_best(tmp_path):
         lower_is_better = True
 
         def compute(self, test):
+            calls.append(test)
             return kdkit.MetricResult(value=1 - Accuracy().compute(test).value)
+
+    calls = []
 
     def erring(lr=0.3):
         made = recipe(lr)
@@ -298,7 +301,9 @@ def test_the_lowest_error_is_the_best(tmp_path):
 
     sweep = Sweep(erring, {"lr": [0.3, 1e-6]}, folder=tmp_path, seeds=2, metric="error_rate")
     assert all(result.error is None for result in sweep.run(CPU))
+    calls.clear()
     results = sweep.results()
+    assert len(calls) < 1000  # it is computed once per resample, of which there are fewer then
     assert results.best == 0
     assert results.cells[1].comparison.seeds.value < 0
     assert results.cells[1].comparison.samples.verdict == "better"

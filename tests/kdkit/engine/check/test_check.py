@@ -519,6 +519,21 @@ def test_a_notice_says_why_a_teacher_of_other_numbers_has_no_metrics():
     assert notice.endswith("has no metrics: its outputs have the shape neither of those of a student nor of the labels")
 
 
+def test_a_teacher_of_wider_embeddings_has_a_metric_that_takes_any_outputs():
+    class Width(WithoutThresholds):
+        name, any_outputs = "width", True
+
+        def compute(self, test):
+            return MetricResult(value=test.outputs.shape[1])
+
+    teacher, student = (tiny_net(name, outputs=width, trained=width == 9) for name, width in (("t", 9), ("s", 5)))
+    stage = Stage({student: 1.0 * Match(teacher, Cosine())}, Training(epochs=1))
+    rows = samples()
+    data = TorchData(rows, rows, task="regression")
+    result = run(Recipe(data=data, schedule=[stage], metrics=(Width(),)), device="cpu")
+    assert {net: metrics["width"].value for net, metrics in result.metrics.items()} == {"t": 9, "s": 5}
+
+
 def test_a_net_with_a_wrong_number_of_outputs_for_its_classes_is_a_problem():
     student = tiny_net("student", outputs=5, classes=["a", "x"])
     problem = only_problem(one_stage(student, plain_goal()))
@@ -632,6 +647,33 @@ def test_texts_that_are_not_tokenized_are_a_problem_with_a_remedy():
     problem = only_problem(one_stage(tiny_net("student"), plain_goal(), TorchData(rows, rows, classes=3)))
     assert "net 'student' fails for its inputs (4 texts): TypeError" in problem
     assert problem.endswith("; tokenize texts in the collate_fn of a DataLoader, or in a view: Net(..., view=...)")
+
+
+class OfList(nn.Module):
+    """A network of a list of images, as detectors have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+
+    def forward(self, images):
+        return self.layer(torch.stack([image.mean((0, 1)) for image in images]))
+
+
+def test_a_network_of_a_list_gets_it_in_a_tuple_as_the_error_without_one_says():
+    stage = Stage({Net("student", OfList()): plain_goal()}, Training(epochs=1))
+
+    def recipe_of(inputs):
+        loader = DataLoader(range(4), 4, collate_fn=lambda rows: (inputs, torch.tensor(rows) % 3))
+        return Recipe(data=TorchData(loader, loader, classes=3), schedule=[stage])
+
+    images = [torch.zeros(3, 5 + row, 5) for row in range(4)]
+    problem = only_problem(recipe_of(images))
+    assert "fails for its inputs ((3, 5, 5), (3, 6, 5), (3, 7, 5), (3, 8, 5)): TypeError" in problem
+    assert problem.endswith("if it takes the list itself, yield it in a tuple, (inputs,)")
+    assert not check(recipe_of((images,))).problems
+    problem = only_problem(recipe_of(([*images[1:], torch.zeros(3, 5, 6)],)))
+    assert "fails for its inputs (a list of 4 tensors): RuntimeError" in problem
 
 
 def test_a_teacher_that_fails_for_its_inputs_is_a_problem():

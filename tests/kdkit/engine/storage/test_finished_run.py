@@ -117,7 +117,7 @@ WRONG = {
     "outputs of fewer classes": ({"outputs": LOGITS[:, :2]}, r"outputs \(30, 2\) for 3 classes"),
     "outputs without classes": ({"outputs": LOGITS[:, 0]}, r"outputs \(30,\) for 3 classes"),
     "outputs with positions": ({"outputs": LOGITS[..., None]}, r"outputs \(30, 3, 1\) for 3 classes"),
-    "labels of fewer classes": ({"labels": SEVERAL[:, :2]}, r"labels \(30, 2\) and outputs \(30, 3\) for 3 classes"),
+    "labels of fewer classes": ({"labels": SEVERAL[:, :2] > 0}, r"labels \(30, 2\) and outputs .* for 3 classes"),
     "fewer labels": ({"labels": INDICES[:29]}, "got 29 labels, 30 outputs"),
     "whole outputs": ({"outputs": LOGITS.astype(int)}, "outputs are int64, but logits must be floats"),
     "ids that are floats": ({"ids": INDICES.astype(float)}, r"ids are float64 of shape \(30,\)"),
@@ -186,6 +186,7 @@ VALID = {
     "several": {"labels": SEVERAL},
     "unknown": {"labels": changed(SEVERAL, (5, 1), np.nan)},
     "numbers": {"labels": LOGITS * 7},
+    "packed numbers": {"labels": np.zeros((30, 4, 5), np.float32), "outputs": np.zeros((30, 9, 6), np.float32)},
     "maps": {"labels": np.full((30, 4), -1, np.int8), "outputs": np.zeros((30, 4), np.int8), "maps": True},
     "several maps": {"labels": np.zeros((30, 3, 4), np.int8), "outputs": np.zeros((30, 3, 4), bool), "maps": True},
 }
@@ -207,6 +208,14 @@ def test_labels_that_have_no_table_of_classes_name_the_net_and_the_folder(run):
         write(file_of(run, split), VALID["numbers"])
     with pytest.raises(RunFolderError, match=rf"predictions of 'net' in {run} have no table of classes: .* in row"):
         read_class_table(run, "net", resamples=2)
+
+
+def test_numbers_from_0_to_1_are_not_taken_for_classes(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", {"task": "regression"}, None)
+    folder.stage(0, "net").save_predictions("net", "validation", predictions(SEVERAL / 2))
+    folder.save_metrics("validation", {"net": {}})
+    with pytest.raises(RunFolderError, match=r"run has no table of classes: its labels are numbers \(regression\)"):
+        read_class_table(folder.path, "net", resamples=2)
 
 
 METRICS = {"reported_on": "test", "metrics": {"net": {"f1": {"value": 0.5, "by_class": {"a": 0.5}, "note": ""}}}}
