@@ -89,7 +89,7 @@ def _run_students(facts: Facts) -> Iterator[str]:
     module, batch = facts.module, facts.batch
     for net in module.students:
         try:
-            module.open_taps.begin_first_pass()  # a teacher such as Ema may have run the network already
+            module.open_taps.reset_fired()  # a teacher such as Ema may have run the network already
             facts.student_outputs[net.name] = net.first_pass(batch)
         except Exception as error:  # a network may raise anything
             yield describe_failure(net, batch, error)
@@ -148,7 +148,7 @@ def _build_losses(facts: Facts) -> Iterator[str]:
     """Build the losses, and yield their problems, and teachers and students that share tensors."""
     module = facts.module
     module.train()
-    module.open_taps.clear()
+    module.open_taps.begin_pass()
     teachers = {teacher.name: getattr(teacher, "module", None) for teacher in facts.stage.teachers}
     of_teachers = {buffer for teacher in teachers.values() for buffer in _buffers(teacher)}
     before = {buffer: buffer.clone() for buffer in module.nets.buffers() if buffer in of_teachers}
