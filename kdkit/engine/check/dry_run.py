@@ -24,7 +24,7 @@ from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import KdkitError, RecipeError
 from kdkit.losses.base import BUILD_ARGUMENTS, describe_loss, is_of_kdkit, unwrapped
-from kdkit.losses.features import as_tuple
+from kdkit.losses.sides import as_tuple
 from kdkit.nets.net import Net
 from kdkit.nets.taps import HeadTap, TapLike, is_left_out, path_of
 from kdkit.recipe.objective import Taps, taps_of

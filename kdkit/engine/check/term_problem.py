@@ -14,8 +14,8 @@ from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import KdkitError, first_line
 from kdkit.losses.base import describe_loss
-from kdkit.losses.features import TensorOrTuple, as_tuple, map_side
 from kdkit.losses.multi_teacher import PerTeacher
+from kdkit.losses.sides import TensorOrTuple, as_tuple, map_side
 from kdkit.losses.validation import ONE_OUTPUT
 from kdkit.nets.taps import AttentionTap
 from kdkit.recipe.objective import taps_of
