@@ -16,7 +16,8 @@ from kdkit.data.dataset import Data, LoaderSplit, Split, split_name
 from kdkit.data.device_data import DeviceData
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.labels import is_ignored
-from kdkit.data.loading import batches, length_of
+from kdkit.data.loading import batches
+from kdkit.data.order import length_of
 from kdkit.data.reading import no_batch
 from kdkit.engine.failures.not_finite import ADVICE, cause_in_inputs
 from kdkit.engine.stage.class_alignment import Columns, shared_classes, shared_labels
