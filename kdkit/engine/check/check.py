@@ -138,10 +138,12 @@ def _check_stage(
             result.notices, result.terms = facts.notices, facts.terms
             result.feature_teachers, result.untrained_outputs = feature_teachers(facts), facts.untrained_outputs
             result.untrained_weights = facts.untrained_weights
-            problems = facts.problems or [*update_problems(open_stage, batch)]
+            result.problems = facts.problems or [*update_problems(open_stage, batch)]
             result.peak_memory_bytes = memory.peak(device)
-            problems = problems or [*number_metric_problems(recipe, context, facts.eval_outputs, batch.labels)]
-            result.problems = problems or [*batch_problems(open_stage, data, untransformed)]
+            if not result.problems:
+                result.problems += number_metric_problems(recipe, context, facts.eval_outputs, batch.labels)
+            if not result.problems:
+                result.problems += batch_problems(open_stage, data, untransformed)
             if not result.problems:
                 result.notices += run_notices(facts, data)
                 if estimator is not None:
