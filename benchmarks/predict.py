@@ -72,8 +72,10 @@ def predict(model, data, out, jobs):
     """Return the rows and the seconds of a command."""
     before, start = os.times(), time.perf_counter()
     command = [sys.executable, "-m", "kdkit", "predict", model, data, "--out", out, "--jobs", str(jobs)]
-    subprocess.run(command, check=False, stderr=subprocess.DEVNULL)  # the exit code is 1 if a record is refused
+    done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
     seconds, after = time.perf_counter() - start, os.times()
+    if done.returncode not in (0, 1):  # 1 if a record is refused
+        raise SystemExit(done.stderr)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     out.unlink()
     return {

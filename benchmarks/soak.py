@@ -3,7 +3,7 @@
     python benchmarks/soak.py
     python benchmarks/soak.py --epochs 1000
 
-Both should be flat after the first tenth of the epochs. The history grows by an entry of an epoch, 0.5 kB in memory.
+Both should be flat after the first tenth of the epochs. The history grows by an entry per epoch, 0.6 kB in memory.
 """
 
 import argparse
@@ -27,6 +27,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--epochs", type=int, default=10_000)
     options = parser.parse_args()
+    if options.epochs < 10:
+        parser.error(f"expected at least 10 epochs, for ten measurements; got {options.epochs}")
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         measured = soak(options.epochs, Path(folder) / "run")

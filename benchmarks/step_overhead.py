@@ -203,10 +203,9 @@ def compare(name, case, kdkit_loop):
 
 def median_and_interval(values):
     """Return the median and its 95 % interval by order statistics: the rank is binomial, with sd sqrt(n) / 2."""
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    offset = min(round(0.98 * len(ordered) ** 0.5), middle, len(ordered) - 1 - middle)
-    return statistics.median(ordered), ordered[middle - offset], ordered[middle + offset]
+    ordered, last = sorted(values), len(values) - 1
+    lower = max(round(last / 2 - 0.98 * len(values) ** 0.5), 0)
+    return statistics.median(ordered), ordered[lower], ordered[last - lower]
 
 
 def import_seconds(statement):

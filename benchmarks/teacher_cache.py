@@ -5,19 +5,19 @@
     python benchmarks/teacher_cache.py --quick
     python benchmarks/teacher_cache.py --key
 
-Three runs take turns step by step, so that the load of the machine is the same for all: with labels only, with cached
-teachers, and with teachers that run at every step. Ratios are medians over steps that were made next to each other. A
-whole stage is compared with the sum of its parts: the steps of its student with labels only, and one forward pass of
-each teacher. The stages are short, so their opening, where teachers are probed with four samples, weighs more than in
-a real run. `--key` measures the time to compute the key of a teacher instead.
+Three runs, each in its own process, take turns step by step, so that the load of the machine is the same for all: with
+labels only, with cached teachers, and with teachers that run at every step. Ratios are medians over steps that were
+made next to each other. A whole stage is compared with the sum of its parts: the steps of its student with labels only,
+and one forward pass of each teacher. The stages are short, so their opening, where teachers are probed with four
+samples, weighs more than in a real run. `--key` measures the time to compute the key of a teacher instead.
 """
 
 import argparse
+import multiprocessing
 import os
 import platform
 import random
 import statistics
-import threading
 import time
 from collections import defaultdict
 
@@ -85,50 +85,25 @@ def make_recipe(sizes, *, with_teachers):
     return Recipe(data=data, schedule=[Stage({student: objective}, training)])
 
 
-class Turns:
-    """Lets one thread at a time make a step, in a new random order in each round.
+class Stopwatch:
+    """A callback that measures each part of a run, and waits for the next turn after it.
 
-    In a fixed order, a run would always find the caches and the memory as the same other run left them.
+    connection: has a message at the start of a turn, and gets one at its end.
     """
 
-    def __init__(self, names):
-        self.names, self.current, self.changed = list(names), 0, threading.Condition()
-        self.random = random.Random(0)
-
-    def wait(self, name):
-        """Return when it is the turn of this run."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.names[self.current] == name)
-
-    def pass_on(self, *, leaving=False):
-        """Give the turn to the next run."""
-        with self.changed:
-            if leaving:
-                del self.names[self.current]
-            else:
-                self.current += 1
-            if self.current >= len(self.names):
-                self.current = 0
-                self.random.shuffle(self.names)
-            self.changed.notify_all()
-
-
-class Stopwatch:
-    """A callback that measures each part of a run, and passes the turn on after it."""
-
-    def __init__(self, name, turns, draws):
-        self.name, self.turns, self.draws, self.seconds = name, turns, draws, defaultdict(list)
+    def __init__(self, connection, draws):
+        self.connection, self.draws, self.seconds = connection, draws, defaultdict(list)
         self.began = 0.0
 
     def begin(self):
         """Wait for the next turn."""
-        self.turns.wait(self.name)
+        self.connection.send(None)
+        self.connection.recv()
         self.began = time.perf_counter()
 
     def lap(self, part):
         """Store the duration of a part."""
         self.seconds[part].append(time.perf_counter() - self.began)
-        self.turns.pass_on()
         self.begin()
 
     @kdkit.hookimpl
@@ -149,37 +124,58 @@ class Stopwatch:
 
 def measure_runs(sizes):
     """Return the seconds of every part, by run, and those of a teacher's forward pass on each batch."""
-    turns = Turns(RUNS)
-    stopwatches = {name: Stopwatch(name, turns, sizes.draws) for name in RUNS}
+    context, turns = multiprocessing.get_context("spawn"), random.Random(0)
+    connections, processes, results = {}, [], {}
+    for name in RUNS:
+        connections[name], others = context.Pipe()
+        processes.append(context.Process(target=run_in_turns, args=(name, sizes, others)))
+        processes[-1].start()
+        others.close()
+    try:
+        for connection in connections.values():  # until all are ready
+            connection.recv()
+        while len(results) < len(RUNS):
+            # In a fixed order, a run would always find the caches of the processor as the same other run left them.
+            waiting = [name for name in RUNS if name not in results]
+            for name in turns.sample(waiting, len(waiting)):
+                connections[name].send(None)
+                result = connections[name].recv()
+                if result is not None:
+                    results[name] = result
+    except (EOFError, OSError):
+        raise SystemExit("one of the runs has failed; its error is above") from None
+    finally:
+        for process in processes:
+            process.terminate() if len(results) < len(RUNS) else process.join()
+    return {name: seconds for name, (seconds, _) in results.items()}, results[UNCACHED][1]
+
+
+def run_in_turns(name, sizes, connection):
+    """Train with one of RUNS, and send the seconds of its parts, and those of the forward passes of its teachers."""
+    if sizes.threads:
+        torch.set_num_threads(sizes.threads)
     forward_seconds, original = [], Frozen.__call__
 
     def timed_call(frozen, batch):
         began = time.perf_counter()
         output = original(frozen, batch)
-        if len(batch) == sizes.batch and threading.current_thread().name == UNCACHED:
+        if len(batch) == sizes.batch:
             forward_seconds.append(time.perf_counter() - began)
         return output
 
-    def run(name):
-        stopwatch = stopwatches[name]
-        stopwatch.begin()
-        try:
-            teacher_cache = "auto" if name == CACHED else "off"
-            kdkit.run(recipes[name], device="cpu", teacher_cache=teacher_cache, callbacks=[stopwatch], progress=False)
-        finally:
-            turns.pass_on(leaving=True)
+    def run(recipe, *callbacks):
+        teacher_cache = "auto" if name == CACHED else "off"
+        kdkit.run(recipe, device="cpu", teacher_cache=teacher_cache, callbacks=callbacks, progress=False)
 
-    recipes = {name: make_recipe(sizes, with_teachers=name != LABELS_ONLY) for name in RUNS}
-    for recipe in recipes.values():
-        recipe.data.train, recipe.data.validation  # noqa: B018  # simulated on first use, so not while it is timed
+    small = {**vars(sizes), "batch": 8, "length": 256, "width": 8, "batches": 2, "epochs": 2, "draws": 1}
+    run(make_recipe(argparse.Namespace(**small), with_teachers=name != LABELS_ONLY))  # imports, and what is set up once
+    recipe = make_recipe(sizes, with_teachers=name != LABELS_ONLY)
+    recipe.data.train, recipe.data.validation  # noqa: B018  # simulated on first use, so not while it is timed
     Frozen.__call__ = timed_call
-    threads = [threading.Thread(target=run, args=(name,), name=name) for name in RUNS]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    Frozen.__call__ = original
-    return {name: stopwatch.seconds for name, stopwatch in stopwatches.items()}, forward_seconds
+    stopwatch = Stopwatch(connection, sizes.draws)
+    stopwatch.begin()
+    run(recipe, stopwatch)
+    connection.send((stopwatch.seconds, forward_seconds))
 
 
 def median_ratio(numerators, denominators):
@@ -207,8 +203,6 @@ def main():
         first, later, parameters = measure_key(sizes)
         print(f"key of a teacher with {parameters:,} parameters: {first:.0f} ms at first, then {later:.0f} ms")
         return
-    small = {"batch": 8, "length": 256, "leads": sizes.leads, "width": 8, "batches": 2, "epochs": 2, "draws": 1}
-    measure_runs(argparse.Namespace(**small))  # imports and first-use setup must not count for the run that comes first
     rounds = [measure_runs(sizes) for _ in range(sizes.rounds)]
     first_passes = 2 * sizes.batches * sizes.draws  # of two teachers, once per draw
     teacher_seconds = sum(sum(forward_seconds[:first_passes]) for _, forward_seconds in rounds)

@@ -61,13 +61,13 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
     N seeds are counted from 0. Running the same command again skips finished runs. The exit code is 1 if a run failed.
     """
     from kdkit.cli.repeat import command_record, without_options
-    from kdkit.cli.sweep_table import comparison_table, distillation_table, sweep_table
+    from kdkit.cli.sweep_table import print_and_save
     from kdkit.cli.trials import run_and_print
     from kdkit.engine.distributed import process_group
     from kdkit.engine.options import RunOptions
     from kdkit.study.sweep import Sweep
     from kdkit.study.trial import Trial
-    from kdkit.utils.console import Status, make_console, print_note
+    from kdkit.utils.console import Status
     from kdkit.utils.files import require_output_folder
     from kdkit.utils.memory import keep_freed_memory
     from kdkit.utils.reprs import describe_count
@@ -101,40 +101,25 @@ def sweep(ctx: click.Context, /, **options: Any) -> int:
         amend=as_command,
     )
     study = comparison.study
-    console, count = make_console(), len(study.trials)
-    results = comparison.run(settings, callbacks=loggers, jobs=options["jobs"])
     counts = [
         describe_count(len(comparison.cells), "combination"),
         *(f"{len(grid[name])} of {name}" for name in comparison.average_over),
         describe_count(len(comparison.seeds), "seed"),
     ]
-    title = f"{describe_count(count, 'run')} in {study.folder}: {' x '.join(counts)}"
+    title = f"{describe_count(len(study.trials), 'run')} in {study.folder}: {' x '.join(counts)}"
+    trials = comparison.run(settings, callbacks=loggers, jobs=options["jobs"])
     keep_freed_memory()  # as for a single run
-    failed = run_and_print(study, results, title, jobs=options["jobs"], quiet=options["quiet"], notices=True)
-    failures, table = [*failed.values()], None
-    if len(failures) < count:
+    failed = run_and_print(study, trials, title, jobs=options["jobs"], quiet=options["quiet"], notices=True)
+    failures = [*failed.values()]
+    if len(failed) < len(study.trials):
         try:
             with Status(enabled=not options["quiet"]) as status:
                 status.show("comparing the options", terminal_only=True)  # takes minutes if a metric is slow
-                table = comparison.results()
+                results = comparison.results()
         except KdkitError as error:  # for example, the runs with the compared net failed, for reasons printed below
             failures.append(str(error))
-    if table is not None:
-        console.print()
-        console.print(sweep_table(table))
-        if any(cell.comparison or cell.against_reference for cell in table.cells):
-            console.print(comparison_table(table))
-        if any(cell.distillation is not None for cell in table.cells):
-            console.print(distillation_table(table))
-        for note in table.notes():
-            print_note(console, note)
-        failures += table.left_out
-        try:
-            table.save(study.folder)
-        except KdkitError as error:  # for example, the disk is full; other failures may have the same cause
-            failures.append(str(error))
         else:
-            console.print(f"saved to {study.folder}", markup=False, soft_wrap=True)
+            failures += print_and_save(results, study.folder)
     for failure in failures:
         echo(f"error: {failure}", err=True)
     return 1 if failures else 0

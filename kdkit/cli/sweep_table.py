@@ -1,13 +1,37 @@
-"""Print the results of a sweep, or of several seeds, as a table."""
+"""Print the results of a sweep, or of several seeds, as tables."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
 
+from kdkit.errors import KdkitError
 from kdkit.metrics.comparison import Comparison
 from kdkit.report.runs import ReportedRun
 from kdkit.study.sweep_results import SweepResults, spread
+from kdkit.utils.console import make_console, print_note
+
+
+def print_and_save(results: SweepResults, folder: Path) -> list[str]:
+    """Print and save the results of a sweep, and return the reasons for what is missing in them or not saved."""
+    console = make_console()
+    console.print()
+    console.print(sweep_table(results))
+    if any(cell.comparison or cell.against_reference for cell in results.cells):
+        console.print(comparison_table(results))
+    if any(cell.distillation is not None for cell in results.cells):
+        console.print(distillation_table(results))
+    for note in results.notes():
+        print_note(console, note)
+    failures = [*results.left_out]
+    try:
+        results.save(folder)
+    except KdkitError as error:  # for example, the disk is full; other failures may have the same cause
+        failures.append(str(error))
+    else:
+        console.print(f"saved to {folder}", markup=False, soft_wrap=True)
+    return failures
 
 
 def sweep_table(results: SweepResults) -> Table:

@@ -117,14 +117,14 @@ def as_targets(labels: Tensor, *, per_position: bool = False) -> Tensor:
         return labels  # by far the most common case
     if per_position:
         return labels.long()  # image masks are often uint8
-    # torch's BCEWithLogitsLoss needs floats, but multi-hot labels are often integers or bools.
     if not isinstance(labels, Tensor):
-        return labels
+        return labels  # which is refused elsewhere
     if labels.is_floating_point():
-        return labels.float() if labels.dtype == torch.bfloat16 else labels  # which NumPy lacks
-    if labels.ndim == 1 and labels.dtype != torch.bool:  # bool labels are refused elsewhere
-        return labels.long()  # numpy and pandas often have int32, which torch's cross-entropy does not take
-    return labels.float() if labels.ndim == 2 else labels
+        return labels.float() if labels.dtype == torch.bfloat16 else labels  # NumPy has no bfloat16
+    if labels.ndim == 2:  # torch's BCEWithLogitsLoss needs floats, but multi-hot labels are often integers or bools
+        return labels.float()
+    # numpy and pandas often have int32, which torch's cross-entropy does not take. Bools are refused elsewhere.
+    return labels.long() if labels.ndim == 1 and labels.dtype != torch.bool else labels
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -144,20 +144,19 @@ class KeptSamples:
 
     def batches(self, rows: tuple[Tensor, ...], draw: int) -> Iterator[Batch]:
         """Yield batches of kept samples. rows: the rows of each batch, (samples,) int64 on the CPU."""
-        sizes = [len(part) for part in rows]
-        order = torch.cat(rows)
-        index = order.to(self.device)  # for all batches, so that no step waits for the copy
-        indices = torch.split(index, sizes)
+        sizes = [len(rows_of_batch) for rows_of_batch in rows]
+        all_rows = torch.cat(rows)
+        index = all_rows.to(self.device)  # for all batches, so that no step waits for the copy
         stored = [tensor[draw] for tensor in self._storage]
-        small = [
+        gathered = [
             torch.split(tensor.index_select(0, index), sizes) if tensor[0].nbytes <= _SMALL else None
             for tensor in stored
         ]
-        ids_on_cpu = None if self._ids is None else torch.split(self._ids.index_select(0, order), sizes)
-        for number, rows_of_batch in enumerate(indices):
+        ids_on_cpu = None if self._ids is None else torch.split(self._ids.index_select(0, all_rows), sizes)
+        for number, index_of_batch in enumerate(torch.split(index, sizes)):
             tensors = [
-                tensor.index_select(0, rows_of_batch) if parts is None else parts[number]
-                for tensor, parts in zip(stored, small, strict=True)
+                tensor.index_select(0, index_of_batch) if of_batches is None else of_batches[number]
+                for tensor, of_batches in zip(stored, gathered, strict=True)
             ]
             yield self._as_batch(tensors, draw, None if ids_on_cpu is None else ids_on_cpu[number])
 

@@ -13,7 +13,6 @@ from kdkit.data.dataset import Data, LoaderSplit, Task
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.label_forms import SplitLabels
 from kdkit.data.labels import LabelSpec
-from kdkit.data.loading import length_of
 from kdkit.data.notices import (
     draw_notices,
     evaluation_notices,
@@ -22,6 +21,7 @@ from kdkit.data.notices import (
     split_notices,
     void_notices,
 )
+from kdkit.data.order import length_of
 from kdkit.data.samples import SampleKeys
 from kdkit.data.torch_splits import (
     CheckedLoaderSplit,

@@ -287,47 +287,60 @@ def first_batch(split: TorchSplit) -> Batch:
 
     Raises DataError if it is not (inputs, labels).
     """
-    name = split.name
     try:
-        if isinstance(split, LoaderSplit):
-            with reading(f"the first batch of the {name} data", split.loader), _explain_unequal_samples(name):
-                batch = next(iter(split.loader), _NO_BATCH)
-            if batch is _NO_BATCH:
-                advice = "; its only batch is dropped, pass drop_last=False" if split.loader.drop_last else ""
-                raise DataError(f"the {name} data is empty{advice}")
-            if split.loader.collate_fn is default_collate:
-                require_stacked(batch)
-            inputs, labels, weights = split.keys.split(batch, split.must_yield)
-        else:
-            inputs, labels, weights = split.read(torch.tensor([0]))
+        inputs, labels, weights = _read_first(split)
     except (TypeError, ValueError) as error:  # raised by torch's collate, for example for PIL images
-        if isinstance(split, LoaderSplit) and split.loader.collate_fn not in (default_collate, collate_samples):
-            has_workers = split.loader.num_workers > 0
-            raise explain_unreadable(error, f"the first batch of the {name} data", has_workers=has_workers) from error
-        advice = ""
-        if "NoneType" in str(error):
-            advice = "; give samples without a label the class index that you pass as TorchData(..., ignore_index=...)"
-        elif "PIL." in str(error):
-            advice = "; convert images to tensors in the Dataset, such as with torchvision.transforms.v2.PILToTensor()"
-        elif "default_collate" in str(error):
-            advice = "; pass collate_fn=..., a function that makes a batch of a list of such samples"
-        raise DataError(f"the {name} data must yield pairs (inputs, labels) of tensors: {error}{advice}") from error
+        raise _explain_collate_error(error, split) from error
     if labels is None and split.keys.inputs_only:
         labels = missing_labels(inputs)
-    if not isinstance(labels, Tensor):
-        advice = ""
-        if isinstance(labels, str) or (isinstance(labels, list | tuple) and all(isinstance(x, str) for x in labels)):
-            advice = " of class indices: number the classes, such as with names.index(label)"
-        elif isinstance(labels, list | tuple) and all(isinstance(x, int | float) for x in labels):
-            advice = ": torch.tensor(labels)"
-        elif items_of(labels) is not None:
-            advice = (
-                " with equal sizes for all samples: pack them, such as with torch.cat, and let the losses unpack them"
-            )
-        raise DataError(f"the labels of the {name} data are a {type(labels).__name__}; expected a tensor{advice}")
+    _require_tensor(split.name, labels)
     if isinstance(split, LoaderSplit):
         require_samples(labels, 0, split.must_yield)
     return Batch(inputs, labels, weights=as_weights(weights, labels, split.must_yield))
+
+
+def _read_first(split: TorchSplit) -> tuple[Any, Any, Any]:
+    """Return the inputs, labels and weights of the first sample or batch. Raises DataError if there is none."""
+    if not isinstance(split, LoaderSplit):
+        return split.read(torch.tensor([0]))
+    name = split.name
+    with reading(f"the first batch of the {name} data", split.loader), _explain_unequal_samples(name):
+        batch = next(iter(split.loader), _NO_BATCH)
+    if batch is _NO_BATCH:
+        advice = "; its only batch is dropped, pass drop_last=False" if split.loader.drop_last else ""
+        raise DataError(f"the {name} data is empty{advice}")
+    if split.loader.collate_fn is default_collate:
+        require_stacked(batch)
+    return split.keys.split(batch, split.must_yield)
+
+
+def _explain_collate_error(error: Exception, split: TorchSplit) -> Exception:
+    """Return the error to raise instead of one for the first sample or batch."""
+    if isinstance(split, LoaderSplit) and split.loader.collate_fn not in (default_collate, collate_samples):
+        has_workers = split.loader.num_workers > 0
+        return explain_unreadable(error, f"the first batch of the {split.name} data", has_workers=has_workers)
+    advice = ""
+    if "NoneType" in str(error):
+        advice = "; give samples without a label the class index that you pass as TorchData(..., ignore_index=...)"
+    elif "PIL." in str(error):
+        advice = "; convert images to tensors in the Dataset, such as with torchvision.transforms.v2.PILToTensor()"
+    elif "default_collate" in str(error):
+        advice = "; pass collate_fn=..., a function that makes a batch of a list of such samples"
+    return DataError(f"the {split.name} data must yield pairs (inputs, labels) of tensors: {error}{advice}")
+
+
+def _require_tensor(name: str, labels: Any) -> None:
+    """Raise DataError if labels are not a tensor."""
+    if isinstance(labels, Tensor):
+        return
+    advice = ""
+    if isinstance(labels, str) or (isinstance(labels, list | tuple) and all(isinstance(x, str) for x in labels)):
+        advice = " of class indices: number the classes, such as with names.index(label)"
+    elif isinstance(labels, list | tuple) and all(isinstance(x, int | float) for x in labels):
+        advice = ": torch.tensor(labels)"
+    elif items_of(labels) is not None:
+        advice = " with equal sizes for all samples: pack them, such as with torch.cat, and let the losses unpack them"
+    raise DataError(f"the labels of the {name} data are a {type(labels).__name__}; expected a tensor{advice}")
 
 
 @contextmanager

@@ -87,20 +87,13 @@ def distill(
     if temperature is not None and kd_loss is not None:
         raise RecipeError("kd_loss has its own temperature: pass kd_loss=SoftTargets(temperature=...), or leave it out")
     student_net = student if isinstance(student, Net) else Net("student", student)
-    modules = tuple(teacher) if isinstance(teacher, Sequence) else (teacher,)
-    names = ["teacher"] if len(modules) == 1 else [f"teacher {count}" for count in range(1, len(modules) + 1)]
-    teachers = [
-        module if isinstance(module, Net) else Net(name, module, trained=True)
-        for name, module in zip(names, modules, strict=True)
-    ]
-    failure = None
-    counts_outputs = classes is None
-    if classes is None:
-        classes, failure = _classes(student_net, train, labels, collate_fn)
+    teachers = _teacher_nets(teacher)
+    # Without classes, the outputs are counted. If that fails, the data may still tell them.
+    counted, failure = _classes(student_net, train, labels, collate_fn) if classes is None else (classes, None)
     try:
         data = TorchData(
             *(train, validation, test),
-            classes=classes,
+            classes=counted,
             task=task,
             draws=draws,
             unknown=unknown,
@@ -114,7 +107,7 @@ def distill(
         if failure is None:
             raise
         raise DataError(f"{error}; counting the outputs instead failed: {failure}") from error
-    if counts_outputs:
+    if classes is None:
         data.notices = (*data.notices, *_empty_classes(student_net, data))
     schedule = Parallel(
         *teachers,
@@ -125,6 +118,16 @@ def distill(
         training=training or Training(epochs=10 if epochs is None else epochs),
     )
     return run(Recipe(data=data, schedule=schedule, metrics=metrics, name="distill"), **options)
+
+
+def _teacher_nets(teacher: nn.Module | Net[Any] | Sequence[nn.Module | Net[Any]]) -> list[Net[Any]]:
+    """Return each teacher as a trained Net. A module is named "teacher", or with its number if there are several."""
+    modules = tuple(teacher) if isinstance(teacher, Sequence) else (teacher,)
+    names = ["teacher"] if len(modules) == 1 else [f"teacher {number}" for number in range(1, len(modules) + 1)]
+    return [
+        module if isinstance(module, Net) else Net(name, module, trained=True)
+        for name, module in zip(names, modules, strict=True)
+    ]
 
 
 def _label_loss(data: TorchData) -> nn.Module:

@@ -13,32 +13,27 @@ from torch import Tensor, nn
 
 from kdkit.data.batch import Batch, as_targets
 from kdkit.data.dataset import Task
-from kdkit.data.label_forms import SplitLabels, position_dims, require_form
-from kdkit.data.labels import ignored_labels
 from kdkit.data.samples import missing_labels
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.recipe_problems import repeated_names
 from kdkit.engine.check.stage_problems import stage_problems
-from kdkit.engine.failures.network_errors import describe_failure
+from kdkit.engine.distiller_example import ExampleData
+from kdkit.engine.distiller_warnings import UntrainedWarnings
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.terms import uses_labels
-from kdkit.errors import CheckError, KdkitError, RecipeError
+from kdkit.errors import CheckError, RecipeError
 from kdkit.losses.base import BuildContext, requirements_of
 from kdkit.losses.label_losses import IgnoreUnknown
-from kdkit.nets.net import Net, output_shape
+from kdkit.nets.net import Net
 from kdkit.recipe.objective import AnyObjective, Match, Truth
 from kdkit.recipe.recipe import Stage
 from kdkit.recipe.training import Training
-from kdkit.teachers.base import OnlineTeacher, TeacherSession, observers
+from kdkit.teachers.base import OnlineTeacher, observers
 from kdkit.teachers.past import Past
 from kdkit.utils.devices import default_modes
 from kdkit.utils.modules import is_sharded, keys_by_tensor, plain_state, reshard
 from kdkit.utils.reprs import describe_array, describe_names
 from kdkit.utils.validation import validate_choice
-
-_STEPS = 10  # of the optimizer, after which weights that should be trained have changed
-_COMPARED = 64  # values of a weight
-_EPOCHS = 2  # the most passes over the samples in an epoch
 
 
 class DistillerOutput(NamedTuple):
@@ -101,7 +96,7 @@ class Distiller(nn.Module):
             raise RecipeError(f'student must be a Net, Net("student", module); got a {type(student).__name__}')
         validate_choice("task", task, Task)
         self.student = student
-        data = _ExampleData(student, example, task, samples)
+        data = ExampleData(student, example, task, samples)
         self._per_position = data.per_position
         stage = Stage({student: objective}, Training(epochs=1, batch_size=max(2, len(data.batch))))
         self._on_labels = [term.label for term in stage.terms if uses_labels(term)]
@@ -118,17 +113,7 @@ class Distiller(nn.Module):
         self._has_progress = False
         self._is_sharded: bool | None = None
         self._observers = observers(self._open_stage.sessions.values())
-        # Teachers that follow the student; empty once `on_step` was called, or its absence was reported.
-        self._followers = [
-            name
-            for name, session in self._open_stage.sessions.items()
-            if type(session).on_step is not TeacherSession.on_step
-        ]
-        # The training samples until a missing call of `on_epoch_end` is reported; 0 if it is not.
-        self._until_epoch_end = _EPOCHS * samples + 1 if self._observers and samples is not None else 0
-        # Emptied once they are compared.
-        self._first_weights = {term.label: _first_weight(term.loss) for term in self.module.terms}
-        self._weight_versions: set[int] = set()
+        self._untrained = UntrainedWarnings(self._open_stage, samples)
         self.register_state_dict_post_hook(_keep_tied_once)  # type: ignore[no-untyped-call]  # of torch
         self.register_load_state_dict_pre_hook(_fill_in_tied)  # type: ignore[no-untyped-call]  # of torch
         # Called when the Distiller is deleted, or at exit, before Python tears down torch's modules.
@@ -197,12 +182,9 @@ class Distiller(nn.Module):
             loss = _WithOutputs.apply(loss, student)
         for session in self._observers if self.training else ():
             session.observe(batch, {self.student.name: student.detach()})
-        # First, so that compiled code has no guards on the rest.
-        if not torch.compiler.is_compiling() and self.training:
-            if self._followers or self._first_weights:
-                self._warn_of_what_stays()
-            if self._until_epoch_end:
-                self._warn_of_a_missing_epoch_end(len(student))
+        # `is_compiling` first, so that compiled code has no guards on the rest.
+        if not torch.compiler.is_compiling() and self.training and self._untrained.is_watching:
+            self._untrained.look(self.student.network, self._weights, len(student))
         return DistillerOutput(loss, {label: term.detach() for label, term in terms.items()}, student)
 
     if TYPE_CHECKING:  # the call of an nn.Module has no types
@@ -239,7 +221,7 @@ class Distiller(nn.Module):
 
         A Distiller whose student changes without this call warns.
         """
-        self._followers = []
+        self._untrained.followers = []
         for session in self._open_stage.sessions.values():
             session.on_step()
 
@@ -248,7 +230,7 @@ class Distiller(nn.Module):
 
         A Distiller that trains on more than two epochs of samples without this call warns.
         """
-        self._until_epoch_end = 0
+        self._untrained.until_epoch_end = 0
         for session in self._open_stage.sessions.values():
             session.on_epoch_end()
 
@@ -282,47 +264,6 @@ class Distiller(nn.Module):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _warn_of_what_stays(self) -> None:
-        """Warn once if the student changes between calls, but its followers or the weights of losses do not."""
-        weight = next((weight for weight in self.student.network.parameters() if weight.requires_grad), None)
-        self._weight_versions.add(0 if weight is None else weight._version)  # torch counts changes in place
-        if self._followers and len(self._weight_versions) > 2:  # one change may be that of loaded weights
-            warnings.warn(
-                f"{describe_names(map(repr, self._followers))} follows the student, but distiller.on_step() is not "
-                "called after optimizer steps: its outputs stay those of the first weights",
-                stacklevel=5,  # the caller of the module
-            )
-            self._followers = []
-        is_captured = weight is not None and weight.is_cuda and torch.cuda.is_current_stream_capturing()
-        # The comparison waits for the device, which a CUDA graph must not.
-        if self._first_weights and len(self._weight_versions) > _STEPS and not is_captured:
-            now = {term.label: _first_weight(term.loss) for term in self.module.terms if self._weights[term.label] != 0}
-            same = [
-                repr(label)
-                for label, before in self._first_weights.items()
-                if before is not None
-                and (after := now.get(label)) is not None
-                and torch.equal(after.to(before), before)
-            ]
-            if same:
-                warnings.warn(
-                    f"the student is trained, but the loss of {describe_names(same)} has weights, such as those of a "
-                    "projector, that are not: pass distiller.parameters() to the optimizer",
-                    stacklevel=5,  # the caller of the module
-                )
-            self._first_weights = {}
-
-    def _warn_of_a_missing_epoch_end(self, samples: int) -> None:
-        """Warn once if teachers remember the outputs of epochs, but none ends. samples: of this batch."""
-        self._until_epoch_end = max(0, self._until_epoch_end - samples)
-        if not self._until_epoch_end:
-            names = [name for name, session in self._open_stage.sessions.items() if session in self._observers]
-            warnings.warn(
-                f"{describe_names(map(repr, names))} has outputs of earlier epochs only, but distiller.on_epoch_end() "
-                "is not called after epochs: the student learns nothing from it",
-                stacklevel=5,  # the caller of the module
-            )
-
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Move or convert the teachers together with the student."""
         for session in self._open_stage.sessions.values():
@@ -341,17 +282,6 @@ class Distiller(nn.Module):
 
 def _is_past(term: Truth | Match) -> bool:
     return isinstance(term, Match) and isinstance(term.teacher, Past)
-
-
-def _first_weight(loss: object) -> Tensor | None:
-    """Return some values of the first trained weight of a loss, such as of a projector; None if it has none.
-
-    Vectors, such as biases, may have no gradient.
-    """
-    for weight in loss.parameters() if isinstance(loss, nn.Module) else ():
-        if weight.requires_grad and weight.ndim > 1 and type(weight).__name__ != "DTensor":
-            return weight.detach().flatten()[:_COMPARED].clone()
-    return None
 
 
 def _tied_keys(module: nn.Module, prefix: str) -> Iterator[list[str]]:
@@ -398,70 +328,6 @@ class _WithOutputs(torch.autograd.Function):
         """Return the gradients of the loss and of the outputs."""
         (gradient,) = gradients
         return gradient, gradient.new_zeros(()).expand(ctx.shape)
-
-
-class _ExampleData:
-    """The example of a Distiller: its batch on the device of the student, and what it shows of the data.
-
-    per_position: whether labels are classes of positions.
-    """
-
-    def __init__(self, student: Net[Any], example: object, task: Task, samples: int | None) -> None:
-        self.student, self.task, self.samples = student, task, samples
-        inputs, labels, weights = _parts_of(example)
-        self.has_labels = labels is not None
-        if labels is None:
-            labels = missing_labels(inputs)
-        # Integers of two dimensions or more are classes of positions, unless they are 0 and 1 by class.
-        forms = [SplitLabels("example", labels, is_complete=False)]
-        self._position_dims = position_dims(forms, task)
-        self.per_position = task == "multiclass" and self._position_dims > 0
-        if self.per_position:
-            require_form(forms, task)
-        device = next((parameter.device for parameter in student.network.parameters()), torch.device("cpu"))
-        ids = torch.arange(len(labels)) if samples is not None else None
-        targets = as_targets(labels, per_position=self.per_position)
-        self.batch = Batch(inputs, targets, ids, weights=weights).to(device)
-
-    def context(self, classes: Sequence[str] | int | None, ignore_index: int | None) -> BuildContext:
-        """Return the properties of the data. The arguments are those of the Distiller."""
-        dims = self._position_dims
-        if isinstance(classes, int):
-            classes = [str(index) for index in range(classes)]
-        if classes is None or not self.has_labels:
-            try:
-                shape = output_shape(self.student, self.batch)
-            except KdkitError:
-                raise
-            except Exception as error:  # a network may raise anything
-                raise CheckError([describe_failure(self.student, self.batch, error)]) from error
-            classes = [str(index) for index in range(shape[1])] if classes is None else classes
-            # Without labels, the outputs show whether there are positions; all of them are compared.
-            dims = dims if self.has_labels or self.task == "regression" else len(shape) - 2
-        return BuildContext(
-            classes=tuple(classes),
-            task=self.task,
-            samples=self.samples,
-            ids=self.samples is not None,
-            has_labels=self.has_labels,
-            has_weights=self.batch.weights is not None,
-            position_dims=dims,
-            ignored_labels=ignored_labels(ignore_index, len(classes), self.task, has_positions=self.per_position),
-        )
-
-
-def _parts_of(example: object) -> tuple[Any, Tensor | None, Tensor | None]:
-    """Return the inputs, the labels and the weights of an example. Raises RecipeError if it has another form."""
-    parts: Sequence[Any] = example if isinstance(example, tuple | list) else [example]
-    is_pair = len(parts) in (2, 3) and isinstance(parts[1], Tensor | None)
-    if not is_pair or not all(isinstance(part, Tensor) for part in parts[2:]):
-        got = ", ".join(type(part).__name__ for part in parts)
-        raise RecipeError(
-            "example must be a pair (inputs, labels) of a batch; labels are a tensor, or None if no term uses them, as "
-            "if a loop adds its own loss on `outputs`; a third element may have the weights of the samples; got "
-            f"{got}"
-        )
-    return parts[0], parts[1], parts[2] if len(parts) == 3 else None
 
 
 def _opened(stage: Stage, context: BuildContext, batch: Batch) -> OpenStage:

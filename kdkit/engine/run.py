@@ -42,7 +42,7 @@ from kdkit.utils import collectives
 from kdkit.utils.devices import default_modes, deterministic
 from kdkit.utils.randomness import exclusive_rng_state, seed_everything
 from kdkit.utils.signatures import parameters_by_name
-from kdkit.utils.working_directory import preserve_working_directory
+from kdkit.utils.working_directory import preserve_working_directory, working_directory
 
 _INTERRUPTED = (
     "kdkit: the attribute `result` of this exception has the history, the networks and the metrics so far; in a "
@@ -142,16 +142,16 @@ def prepared(
             if collectives.rank() == 0:
                 RunFolder.require_usable(options.out, resume=options.resume)  # before any data is prepared
             collectives.broadcast(None)  # other ranks wait, so that none sees files that the first rank writes later
-        display = progress_display(options.progress if _reports(options) else False, verbose=options.verbose)
+        display = progress_display(_calls_callbacks(options) and options.progress, verbose=options.verbose)
         with explain_memory_of_run(device), display as (status, console):
             # The networks are created in recipe(), so their initial weights depend on this seed.
             seed_everything(options.seed)
             if not isinstance(recipe, Recipe):
                 status.show("preparing the data and the networks")
-                absolute = _with_absolute_paths(options)
+                before = working_directory()
                 recipe = as_recipe(recipe, "run")
-                if _with_absolute_paths(options) != absolute:  # recipe() changed the working directory
-                    options = absolute
+                if before is not None and working_directory() != before:  # recipe() changed it
+                    options = _with_absolute_paths(options, Path(before))
             recipe.require_unused()
             if options.baseline:
                 is_of_study = options.resume and options.out is not None and is_in_study(options.out)
@@ -199,7 +199,7 @@ class PreparedRun:
             options=options,
             device=device,
             device_data=device_data,
-            callbacks=Callbacks(installed().extended(callbacks).hook, enabled=_reports(options)),
+            callbacks=Callbacks(installed().extended(callbacks).hook, enabled=_calls_callbacks(options)),
             interrupts=interrupts,
             teacher_caching=TeacherCaching(recipe, options, device),
         )
@@ -344,18 +344,18 @@ def _require_no_arguments(recipe: object, fields: Mapping[str, object]) -> None:
         )
 
 
-def _reports(options: RunOptions) -> bool:
+def _calls_callbacks(options: RunOptions) -> bool:
     """Whether this process calls callbacks. If it only trains some stages, the process that started it does."""
     return collectives.rank() == 0 and options.only is None
 
 
-def _with_absolute_paths(options: RunOptions) -> RunOptions:
-    """Return the options with paths that do not depend on the working directory."""
+def _with_absolute_paths(options: RunOptions, folder: Path) -> RunOptions:
+    """Return the options with paths that do not depend on the working directory. folder: to which they are relative."""
     cache = options.teacher_cache
     return replace(
         options,
-        out=None if options.out is None else options.out.absolute(),
-        teacher_cache=cache.absolute() if isinstance(cache, Path) else cache,
+        out=None if options.out is None else folder / options.out,
+        teacher_cache=folder / cache if isinstance(cache, Path) else cache,
     )
 
 

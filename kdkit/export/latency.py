@@ -51,11 +51,14 @@ def latency(source: ExportSource, model: Model) -> dict[str, Any]:
     }
 
 
-def time_in_turns(passes: dict[str, Callable[[], Any]], *, seconds: float) -> dict[str, list[tuple[float, float]]]:
+def time_in_turns(
+    passes: dict[str, Callable[[], Any]], *, seconds: float, most_rounds: int | None = None
+) -> dict[str, list[tuple[float, float]]]:
     """Call the passes one after another in rounds. Return the seconds of each pass by name, as wall time and CPU time.
 
     torch uses one thread meanwhile.
     """
+    most_rounds = _MOST_ROUNDS if most_rounds is None else most_rounds
     threads = torch.get_num_threads()
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in passes}
     try:
@@ -64,7 +67,7 @@ def time_in_turns(passes: dict[str, Callable[[], Any]], *, seconds: float) -> di
             for _ in range(_WARM_UP):  # not timed
                 call()
         ends, rounds = time.perf_counter() + seconds, 0
-        while rounds < 3 or (rounds < _MOST_ROUNDS and time.perf_counter() < ends):
+        while rounds < 3 or (rounds < most_rounds and time.perf_counter() < ends):
             for name, call in passes.items():
                 began, cpu_began = time.perf_counter(), time.thread_time()
                 call()

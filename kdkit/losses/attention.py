@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdkit.losses.features import MIN_NORM, ProjectedLoss, least_norm, require_positions, unit_vectors, upcast_half
+from kdkit.losses.features import ProjectedLoss, require_positions
 from kdkit.losses.logits import kl_sum, reduce_sum
+from kdkit.losses.numerics import MIN_NORM, least_norm, unit_vectors, upcast_half
 from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode
 from kdkit.losses.projectors.resizing import match_positions
 from kdkit.losses.validation import (

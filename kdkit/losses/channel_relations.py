@@ -12,22 +12,16 @@ from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.losses.features import (
     ProjectedLoss,
-    Shapes,
-    TensorOrTuple,
-    as_tuple,
-    cast_for,
-    least_norm,
     require_built_taps,
     require_channels,
     require_pairs,
     require_positions,
     require_same_channels,
-    unit_vectors,
-    upcast_half,
-    without_autocast,
 )
+from kdkit.losses.numerics import cast_for, least_norm, unit_vectors, upcast_half, without_autocast
 from kdkit.losses.projectors.factory import ProjectorMode
 from kdkit.losses.projectors.layers import Pointwise
+from kdkit.losses.sides import Shapes, TensorOrTuple, as_tuple
 from kdkit.losses.validation import Reduction, require_sides, validate_choice, validate_reduction
 
 # By the number of dimensions of the positions.

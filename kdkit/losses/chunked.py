@@ -18,7 +18,8 @@ from kdkit.losses.base import (
     requirements_of,
 )
 from kdkit.losses.columns import SelectColumns
-from kdkit.losses.features import Shapes, upcast_half
+from kdkit.losses.numerics import upcast_half
+from kdkit.losses.sides import Shapes
 from kdkit.losses.validation import validate_count
 
 Head = Callable[[Tensor], Tensor]

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildableLoss, BuildContext, Loss, extra_kwargs_of
 from kdkit.losses.decoupled import DKD
-from kdkit.losses.features import least_norm, require_positions, unit_vectors, upcast_half
+from kdkit.losses.features import require_positions
 from kdkit.losses.multi_teacher import has_independent_samples, per_sample_losses
+from kdkit.losses.numerics import least_norm, unit_vectors, upcast_half
 from kdkit.losses.positions import as_rows
 from kdkit.losses.projectors.resizing import match_positions, resize
 from kdkit.losses.validation import (

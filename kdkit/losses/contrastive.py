@@ -9,20 +9,13 @@ from torch.nn import functional as F
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.losses.features import (
-    ProjectedLoss,
-    Shapes,
-    cast_for,
-    least_norm,
-    single_tap_shape,
-    unit_vectors,
-    upcast_half,
-    without_autocast,
-)
+from kdkit.losses.features import ProjectedLoss, single_tap_shape
 from kdkit.losses.memory_bank import RowIndex, draw_rows, draw_rows_of_other_classes
+from kdkit.losses.numerics import cast_for, least_norm, unit_vectors, upcast_half, without_autocast
 from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode
 from kdkit.losses.projectors.layers import Pointwise
 from kdkit.losses.projectors.resizing import resize
+from kdkit.losses.sides import Shapes
 from kdkit.losses.validation import (
     require_built,
     require_class_labels,

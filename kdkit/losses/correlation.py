@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdkit.losses.features import MIN_NORM, least_norm, upcast_half
+from kdkit.losses.numerics import MIN_NORM, least_norm, upcast_half
 from kdkit.losses.validation import (
     require_same_outputs,
     require_two_classes,

@@ -10,23 +10,18 @@ from torch.nn import functional as F
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.losses.features import (
-    Shapes,
-    TensorOrTuple,
-    as_tuple,
-    cast_for,
     require_built_taps,
     require_channels,
     require_pairs,
     require_same_channels,
     require_same_features,
-    unit_vectors,
-    upcast_half,
-    without_autocast,
 )
+from kdkit.losses.numerics import cast_for, unit_vectors, upcast_half, without_autocast
 from kdkit.losses.projectors.convolutional import Bottleneck
 from kdkit.losses.projectors.factory import ProjectorMode
 from kdkit.losses.projectors.fusion import Fusion
 from kdkit.losses.projectors.resizing import POOLS, match_positions
+from kdkit.losses.sides import Shapes, TensorOrTuple, as_tuple
 from kdkit.losses.validation import require_sides, validate_choice, validate_count, validate_temperature
 
 _DEFAULT_BATCH_SIZE = 64  # of SemCKD, if neither the loss nor the training sets it

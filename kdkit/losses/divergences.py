@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdkit.errors import RecipeError
-from kdkit.losses.features import upcast_half
 from kdkit.losses.logits import (
     DivergenceOptions,
     clamp_masked,
@@ -18,6 +17,7 @@ from kdkit.losses.logits import (
     mixture_log,
     reduce_sum,
 )
+from kdkit.losses.numerics import upcast_half
 from kdkit.losses.validation import (
     Reduction,
     is_number,

@@ -10,22 +10,11 @@ from torch.nn import functional as F
 
 from kdkit.errors import RecipeError
 from kdkit.losses.correlation import correlation, least_spread
-from kdkit.losses.features import (
-    ProjectedLoss,
-    TensorOrTuple,
-    as_tuple,
-    flatten_samples,
-    least_norm,
-    require_pairs,
-    require_positions,
-    require_same_features,
-    standardise,
-    unit_vectors,
-    upcast_half,
-    without_autocast,
-)
+from kdkit.losses.features import ProjectedLoss, require_pairs, require_positions, require_same_features
+from kdkit.losses.numerics import flatten_samples, least_norm, standardise, unit_vectors, upcast_half, without_autocast
 from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode
 from kdkit.losses.projectors.resizing import match_positions
+from kdkit.losses.sides import TensorOrTuple, as_tuple
 from kdkit.losses.validation import (
     Reduction,
     is_number,

@@ -1,7 +1,5 @@
-"""Shared parts of the losses on features: checks of shapes, a base class with a projector, and normalisation."""
+"""Shared parts of the losses on features: a base class with a projector, and checks of shapes."""
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,19 +7,11 @@ from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
+from kdkit.losses.numerics import cast_for
 from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode, make_projector, validate_projector_kind
 from kdkit.losses.projectors.resizing import resize
+from kdkit.losses.sides import Shapes
 from kdkit.losses.validation import ONE_OUTPUT, require_built, require_sides, validate_choice
-
-# The student's or the target's side of a loss: one tensor, or a tuple of one tensor per tap.
-TensorOrTuple = Tensor | tuple[Tensor, ...]
-
-# The shapes of one side, one per tap, each with the batch as its first dimension.
-Shapes = tuple[torch.Size, ...]
-
-# Norms up to this count as 0 and are not divided by. Public code divides by max(norm, 1e-12) or norm + 1e-12 instead,
-# which multiplies the gradient of a zero vector by 1e12. See `least_norm` for fp16.
-MIN_NORM = 1e-12
 
 
 class ProjectedLoss(nn.Module):
@@ -107,16 +97,6 @@ def needs_projector(student: torch.Size, target: torch.Size, mode: ProjectorMode
     return differ or mode == "always"
 
 
-def as_tuple(side: TensorOrTuple) -> tuple[Tensor, ...]:
-    """Return a side as a tuple of one tensor per tap."""
-    return side if isinstance(side, tuple) else (side,)
-
-
-def map_side(change: Callable[[Tensor], Tensor], side: TensorOrTuple) -> TensorOrTuple:
-    """Return a side of a term with `change` applied to its tensor, or to each of them."""
-    return tuple(map(change, side)) if isinstance(side, tuple) else change(side)
-
-
 def require_pairs(student: int, target: int, loss: Any) -> None:
     """Raise RecipeError unless the student and the target have the same number of taps."""
     if student != target:
@@ -162,73 +142,3 @@ def require_same_channels(student: Tensor, target: Tensor, loss: Any) -> None:
             f"{tuple(target.shape)}: create its projector before the optimizer, for the shapes that it gets, by "
             "loss.build((student.shape,), (target.shape,)), and in a build of your own by super().build(...)"
         )
-
-
-def upcast_half(features: Tensor) -> Tensor:
-    """Return half-precision features in float32, and others unchanged."""
-    # fp16 overflows at 65504, which sums and powers soon exceed; bf16 keeps 8 significant bits.
-    return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
-
-
-def cast_for(module: nn.Module, features: Tensor) -> Tensor:
-    """Return features in bf16, fp16 or float64 in the precision of the module's weights.
-
-    Under autocast, which casts them itself, they are returned unchanged.
-    """
-    # most steps need the first comparison only: a walk over the parameters takes 20 µs
-    if features.dtype == torch.float32 or torch.is_autocast_enabled(features.device.type):
-        return features
-    weight = next(module.parameters(), None)
-    return features if weight is None else features.to(weight.dtype)
-
-
-def least_norm(features: Tensor) -> float:
-    """Return the norm up to which features of this precision count as 0.
-
-    A gradient goes back to the precision of the features, even if they are upcast for the loss. It grows as 1 / norm,
-    which exceeds the range of fp16 for norms below its least normal number, 6e-5.
-    """
-    return torch.finfo(torch.float16).tiny if features.dtype == torch.float16 else MIN_NORM
-
-
-def unit_vectors(vectors: Tensor, dim: int = 1, *, least: float = MIN_NORM) -> Tensor:
-    """Return vectors divided by their length along `dim`. Lengths up to `least` count as 0.
-
-    Vectors of length 0 keep their values, with a finite gradient. For upcast features, pass their `least_norm`.
-    """
-    length = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
-    return vectors / torch.where(length > least, length, 1.0)
-
-
-def standardise(features: Tensor, dim: int | list[int], eps: float, *, correction: int = 1) -> Tensor:
-    """Return features with mean 0 and standard deviation 1 along `dim`, in float32 or better.
-
-    eps is added to the deviation. Equal numbers become 0 without a gradient, which would be about 1 / eps.
-    """
-    numbers = upcast_half(features)
-    deviation, mean = torch.std_mean(numbers, dim, correction=correction, keepdim=True)
-    return (numbers - mean) / torch.where(deviation > least_norm(features), deviation + eps, math.inf)
-
-
-def flatten_samples(features: Tensor) -> Tensor:
-    """Return one vector per sample, (batch, numbers), in float32 or better."""
-    return upcast_half(features).flatten(1)
-
-
-def rescale_by_max(samples: Tensor, *, least: float) -> Tensor:
-    """Return samples divided by their largest absolute value, for relations that do not depend on the scale.
-
-    Products of very small or very large numbers would otherwise underflow or overflow. Samples up to `least` become 0.
-    """
-    largest = samples.detach().abs().amax()
-    return samples / torch.where(largest > least, largest, math.inf)
-
-
-def gram_matrix(samples: Tensor) -> Tensor:
-    """Return the inner products of all pairs of samples, (batch, batch)."""
-    return samples @ samples.T
-
-
-def without_autocast(side: TensorOrTuple) -> torch.autocast:
-    """Return a context that disables autocast, so that matrix products keep the precision of their inputs."""
-    return torch.autocast(as_tuple(side)[0].device.type, enabled=False)

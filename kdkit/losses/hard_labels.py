@@ -15,8 +15,9 @@ from kdkit.losses.base import (
     option_of,
     requirements_of,
 )
-from kdkit.losses.features import Shapes, cast_for, upcast_half
+from kdkit.losses.numerics import cast_for, upcast_half
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution
+from kdkit.losses.sides import Shapes
 from kdkit.losses.validation import require_built, require_same_outputs, require_sides, validate_count, validate_share
 
 

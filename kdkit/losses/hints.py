@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdkit.losses.features import ProjectedLoss, least_norm, unit_vectors, upcast_half
+from kdkit.losses.features import ProjectedLoss
 from kdkit.losses.normalisation import TargetNormalisation, normalise_target
+from kdkit.losses.numerics import least_norm, unit_vectors, upcast_half
 from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode
 from kdkit.losses.validation import validate_at_least_zero, validate_choice
 

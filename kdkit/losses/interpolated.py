@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.losses.features import Shapes, upcast_half
 from kdkit.losses.logits import cross_terms, kl_sum
+from kdkit.losses.numerics import upcast_half
+from kdkit.losses.sides import Shapes
 from kdkit.losses.validation import (
     require_same_outputs,
     validate_above_zero,

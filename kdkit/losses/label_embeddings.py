@@ -9,8 +9,10 @@ from torch.nn import functional as F
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.losses.classifiers import find_classifier, require_classifier
-from kdkit.losses.features import Shapes, least_norm, single_tap_shape, upcast_half, without_autocast
+from kdkit.losses.features import single_tap_shape
+from kdkit.losses.numerics import least_norm, upcast_half, without_autocast
 from kdkit.losses.projectors.layers import require_input_channels
+from kdkit.losses.sides import Shapes
 from kdkit.losses.validation import require_built, require_sides, validate_switches, validate_weights
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdkit.losses.features import least_norm, standardise, upcast_half
+from kdkit.losses.numerics import least_norm, standardise, upcast_half
 from kdkit.losses.validation import (
     Reduction,
     require_same_outputs,

@@ -8,17 +8,12 @@ from torch import Tensor, nn
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.losses.features import (
-    Shapes,
-    cast_for,
-    needs_projector,
-    require_same_channels,
-    single_tap_shape,
-    upcast_half,
-)
+from kdkit.losses.features import needs_projector, require_same_channels, single_tap_shape
+from kdkit.losses.numerics import cast_for, upcast_half
 from kdkit.losses.projectors.factory import ProjectorMode
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise
 from kdkit.losses.projectors.linear import fit_positions, target_positions
+from kdkit.losses.sides import Shapes
 from kdkit.losses.validation import is_number, require_built, require_sides, validate_above_zero, validate_choice
 from kdkit.utils.devices import widest_float
 

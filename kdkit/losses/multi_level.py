@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdkit.errors import RecipeError
-from kdkit.losses.features import upcast_half, without_autocast
 from kdkit.losses.logits import bernoulli_kl, kl_sum
+from kdkit.losses.numerics import upcast_half, without_autocast
 from kdkit.losses.validation import require_same_outputs, validate_switches, validate_temperature, validate_weights
 
 

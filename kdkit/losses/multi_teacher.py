@@ -23,7 +23,8 @@ from kdkit.losses.base import (
     option_of,
     requirements_of,
 )
-from kdkit.losses.features import ProjectedLoss, Shapes, TensorOrTuple, as_tuple
+from kdkit.losses.features import ProjectedLoss
+from kdkit.losses.sides import Shapes, TensorOrTuple, as_tuple
 from kdkit.losses.validation import is_number
 
 TeacherWeighting = Literal["equal", "confidence", "learned"]

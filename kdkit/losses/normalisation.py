@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kdkit.losses.features import without_autocast
+from kdkit.losses.numerics import without_autocast
 
 TargetNormalisation = Literal["none", "layer_norm", "standardise", "whiten"]
 

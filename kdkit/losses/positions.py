@@ -17,7 +17,7 @@ from kdkit.losses.base import (
     extra_kwargs_of,
     option_of,
 )
-from kdkit.losses.features import Shapes, TensorOrTuple, as_tuple
+from kdkit.losses.sides import Shapes, TensorOrTuple, as_tuple
 from kdkit.utils.validation import is_whole_number
 
 # The key of a mask in inputs that are a mapping, or a function of the inputs that returns it.

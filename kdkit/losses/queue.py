@@ -4,21 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.losses.base import BuildContext
-from kdkit.losses.features import (
-    Shapes,
-    cast_for,
-    least_norm,
-    require_positions,
-    require_same_channels,
-    single_tap_shape,
-    unit_vectors,
-    upcast_half,
-    without_autocast,
-)
+from kdkit.losses.features import require_positions, require_same_channels, single_tap_shape
 from kdkit.losses.logits import kl_sum
+from kdkit.losses.numerics import cast_for, least_norm, unit_vectors, upcast_half, without_autocast
 from kdkit.losses.projectors.layers import Pointwise
 from kdkit.losses.projectors.linear import fit_positions, target_positions
 from kdkit.losses.projectors.resizing import resize
+from kdkit.losses.sides import Shapes
 from kdkit.losses.validation import (
     require_built,
     require_sides,

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from kdkit.errors import RecipeError
 from kdkit.losses.decoupled import decouple, divergence, other_columns
-from kdkit.losses.features import upcast_half
 from kdkit.losses.logits import bernoulli_kl, cross_terms, kl_terms, log_probabilities
+from kdkit.losses.numerics import upcast_half
 from kdkit.losses.validation import (
     is_number,
     require_class_labels,

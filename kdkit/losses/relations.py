@@ -11,21 +11,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdkit.losses.features import (
+from kdkit.losses.features import require_pairs, require_same_features
+from kdkit.losses.logits import kl_sum
+from kdkit.losses.numerics import (
     MIN_NORM,
-    TensorOrTuple,
-    as_tuple,
     flatten_samples,
     gram_matrix,
     least_norm,
-    require_pairs,
-    require_same_features,
     rescale_by_max,
     unit_vectors,
     upcast_half,
     without_autocast,
 )
-from kdkit.losses.logits import kl_sum
+from kdkit.losses.sides import TensorOrTuple, as_tuple
 from kdkit.losses.validation import (
     require_same_outputs,
     require_sides,

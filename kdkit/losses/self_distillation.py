@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdkit.losses.features import upcast_half
 from kdkit.losses.logits import cross_terms
+from kdkit.losses.numerics import upcast_half
 from kdkit.losses.validation import (
     require_class_labels,
     require_label_matrix,

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from kdkit.errors import RecipeError
-from kdkit.losses.features import least_norm, unit_vectors, upcast_half, without_autocast
 from kdkit.losses.logits import kl_terms
+from kdkit.losses.numerics import least_norm, unit_vectors, upcast_half, without_autocast
 from kdkit.losses.validation import require_sides, validate_share, validate_switches, validate_temperature
 
 

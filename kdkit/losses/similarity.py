@@ -8,13 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdkit.errors import RecipeError
-from kdkit.losses.features import (
+from kdkit.losses.features import ProjectedLoss, require_positions
+from kdkit.losses.numerics import (
     MIN_NORM,
-    ProjectedLoss,
     flatten_samples,
     gram_matrix,
     least_norm,
-    require_positions,
     rescale_by_max,
     unit_vectors,
     upcast_half,

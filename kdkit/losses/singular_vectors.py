@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kdkit.losses.channel_relations import SuccessiveTaps
-from kdkit.losses.features import unit_vectors, upcast_half
+from kdkit.losses.numerics import unit_vectors, upcast_half
 from kdkit.losses.projectors.factory import ProjectorMode
 from kdkit.losses.validation import validate_above_zero, validate_count
 

@@ -7,17 +7,11 @@ from torch.nn import functional as F
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
 from kdkit.losses.classifiers import find_classifier, require_classifier
-from kdkit.losses.features import (
-    Shapes,
-    TensorOrTuple,
-    as_tuple,
-    cast_for,
-    require_same_channels,
-    single_tap_shape,
-    upcast_half,
-)
+from kdkit.losses.features import require_same_channels, single_tap_shape
+from kdkit.losses.numerics import cast_for, upcast_half
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise
 from kdkit.losses.projectors.resizing import resize
+from kdkit.losses.sides import Shapes, TensorOrTuple, as_tuple
 from kdkit.losses.validation import require_built, require_sides, validate_weights
 
 

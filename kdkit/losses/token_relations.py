@@ -8,17 +8,12 @@ import torch
 from torch import Tensor
 
 from kdkit.errors import RecipeError
-from kdkit.losses.features import (
-    TensorOrTuple,
-    as_tuple,
-    require_pairs,
-    require_positions,
-    upcast_half,
-    without_autocast,
-)
+from kdkit.losses.features import require_pairs, require_positions
 from kdkit.losses.logits import kl_terms
+from kdkit.losses.numerics import upcast_half, without_autocast
 from kdkit.losses.positions import MaskSource, read_mask, require_mask_source
 from kdkit.losses.projectors.resizing import match_positions
+from kdkit.losses.sides import TensorOrTuple, as_tuple
 from kdkit.losses.validation import require_sides, validate_count
 
 

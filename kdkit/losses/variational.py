@@ -9,18 +9,12 @@ from torch.nn import functional as F
 
 from kdkit.errors import RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.losses.features import (
-    ProjectedLoss,
-    Shapes,
-    cast_for,
-    require_same_channels,
-    single_tap_shape,
-    upcast_half,
-    without_autocast,
-)
+from kdkit.losses.features import ProjectedLoss, require_same_channels, single_tap_shape
+from kdkit.losses.numerics import cast_for, upcast_half, without_autocast
 from kdkit.losses.projectors.factory import ProjectorKind, ProjectorMode
 from kdkit.losses.projectors.layers import BatchNorm, Pointwise, convolution, require_dimensions
 from kdkit.losses.projectors.resizing import match_positions
+from kdkit.losses.sides import Shapes
 from kdkit.losses.validation import (
     Reduction,
     require_built,

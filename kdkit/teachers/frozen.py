@@ -85,8 +85,8 @@ class Frozen(TeacherSession):
     @torch.no_grad()
     def dry_run(self, batch: Batch) -> Sequence[TapLike]:
         """Run once, note which tapped tensors are modified in place, and return the taps that did not fire."""
-        self._open_taps.clear()
-        self._open_taps.begin_first_pass()
+        self._open_taps.begin_pass()
+        self._open_taps.reset_fired()
         with eval_mode(self.net.module):
             self.net.first_pass(batch)
         self._open_taps.copy_if_modified()

@@ -8,17 +8,18 @@ from contextlib import contextmanager, suppress
 @contextmanager
 def preserve_working_directory() -> Iterator[None]:
     """Restore the working directory at the end."""
-    before = _current()
+    before = working_directory()
     try:
         yield
     finally:
-        if before is not None and _current() != before:
+        if before is not None and working_directory() != before:
             with suppress(OSError):  # it no longer exists
                 os.chdir(before)
 
 
-def _current() -> str | None:
+def working_directory() -> str | None:
+    """Return the working directory, or None if it was deleted."""
     try:
         return os.getcwd()  # noqa: PTH109  # called at each step, and a Path takes longer
-    except OSError:  # it was deleted
+    except OSError:
         return None

@@ -142,10 +142,12 @@ def _check_stage(
             result.untrained_outputs, result.untrained_weights = facts.untrained_outputs, facts.untrained_weights
             if not all(takes_any_outputs(without_interval(metric)) for metric in recipe.metrics):
                 result.feature_teachers = feature_teachers(facts)
-            problems = facts.problems or [*update_problems(open_stage, batch)]
+            result.problems = facts.problems or [*update_problems(open_stage, batch)]
             result.peak_memory_bytes = memory.peak(device)
-            problems = problems or [*number_metric_problems(recipe, context, facts.eval_outputs, batch.labels)]
-            result.problems = problems or [*batch_problems(open_stage, data, untransformed)]
+            if not result.problems:
+                result.problems += number_metric_problems(recipe, context, facts.eval_outputs, batch.labels)
+            if not result.problems:
+                result.problems += batch_problems(open_stage, data, untransformed)
             if not result.problems:
                 result.notices += run_notices(facts, data)
                 result.notices += metric_notices(facts, monitored_metric(recipe, stage))

@@ -1,6 +1,6 @@
 """Run an open stage once on a tiny batch, which shows the shapes, builds the losses and reveals most mistakes."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -20,10 +20,11 @@ from kdkit.engine.failures.network_errors import describe_failure
 from kdkit.engine.failures.not_finite import cause_in_inputs, cause_in_outputs
 from kdkit.engine.stage.module import temporary_training
 from kdkit.engine.stage.open_stage import OpenStage
+from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import KdkitError, RecipeError
 from kdkit.losses.base import BUILD_ARGUMENTS, describe_loss, is_of_kdkit, unwrapped
-from kdkit.losses.features import as_tuple
+from kdkit.losses.sides import as_tuple
 from kdkit.nets.net import Net
 from kdkit.nets.taps import HeadTap, TapLike, is_left_out, path_of
 from kdkit.recipe.objective import Taps, taps_of
@@ -89,7 +90,7 @@ def _run_students(facts: Facts) -> Iterator[str]:
     module, batch = facts.module, facts.batch
     for net in module.students:
         try:
-            module.open_taps.begin_first_pass()  # a teacher such as Ema may have run the network already
+            module.open_taps.reset_fired()  # a teacher such as Ema may have run the network already
             facts.student_outputs[net.name] = net.first_pass(batch)
         except Exception as error:  # a network may raise anything
             yield describe_failure(net, batch, error)
@@ -148,7 +149,7 @@ def _build_losses(facts: Facts) -> Iterator[str]:
     """Build the losses, and yield their problems, and teachers and students that share tensors."""
     module = facts.module
     module.train()
-    module.open_taps.clear()
+    module.open_taps.begin_pass()
     teachers = {teacher.name: getattr(teacher, "module", None) for teacher in facts.stage.teachers}
     of_teachers = {buffer for teacher in teachers.values() for buffer in _buffers(teacher)}
     before = {buffer: buffer.clone() for buffer in module.nets.buffers() if buffer in of_teachers}
@@ -247,56 +248,64 @@ def _depends_on(facts: Facts, teacher: Teacher, trained: Sequence[Tensor]) -> bo
 
 def _compute_terms(facts: Facts) -> Iterator[str]:
     """Compute every term, and yield its problems."""
-    module, batch = facts.module, facts.batch
-    outputs = module.run_students(batch, facts.teacher_outputs)
+    module = facts.module
+    outputs = module.run_students(facts.batch, facts.teacher_outputs)
+    trained: set[Tensor] = set()
+    for term in module.terms:
+        try:
+            # As if the teacher had an output for each sample: a Past has them later.
+            inputs = term.gather_inputs(facts.batch, outputs, fill=True)
+            problem, projectors = _compute_term(facts, term, inputs, outputs)
+        except RecipeError as error:
+            yield f"term {term.label!r}: {error}"
+            continue
+        if problem is not None:
+            yield f"term {term.label!r}: {problem}"
+        if term.weighted.has_weight:
+            trained.update(parameters_behind(as_tuple(inputs.student)))
+            tap = term.weighted.term.student
+            trained.update(tap.module.parameters() if isinstance(tap, HeadTap) else ())
+        # The plan shows the shapes of the outputs, not those of rows of positions.
+        whole = inputs if term.rows is None else term.whole_inputs(facts.batch, outputs, fill=True)
+        facts.checked_terms.append(CheckedTerm(term, inputs, whole))
+        facts.terms.append(summarize(term, whole, facts.taps, projectors))
+    facts.untrained_outputs = all(parameters_behind([outputs[net.name].output]) - trained for net in module.students)
+
+
+def _compute_term(
+    facts: Facts, term: BoundTerm, inputs: TermInputs, outputs: TeacherOutputs
+) -> tuple[str | None, Collection[ProjectorSummary]]:
+    """Compute a term, add its notices, and return its problem, or None, and the projectors of its loss."""
+    batch = facts.batch
 
     def cause_not_finite() -> str | None:
         cause = cause_in_inputs(batch, has_unknown=facts.context.has_unknown)
         return cause or cause_in_outputs(batch, facts.teacher_outputs)
 
     can_relabel = facts.context.has_labels and not batch.labels.is_floating_point()
+    if can_relabel and compares_nothing(term, inputs):  # later samples have labels that it compares
+        inputs = term.gather_inputs(_labelled_batch(facts, term), outputs, fill=True)
     shared = [*nested_tensors([(output.output, output.features) for output in outputs.values()]), batch.labels]
-    trained: set[Tensor] = set()
-    for term in module.terms:
-        counts = [*map(modifications, shared)]
-        try:
-            # As if the teacher had an output for each sample: a Past has them later.
-            inputs = term.gather_inputs(batch, outputs, fill=True)
-            tried = inputs
-            if can_relabel and compares_nothing(term, inputs):  # later samples have labels that it compares
-                tried = term.gather_inputs(_labelled_batch(facts, term), outputs, fill=True)
-            outputs_shape = as_tuple(tried.student)[0].shape if term.student.is_output else None
-            with (
-                _watch_projectors(term.loss) as projectors,
-                WatchLosses(checks_targets=term.target is not None, outputs=outputs_shape) as watch,
-            ):
-                check = TermCheck(term, tried, term.loss_kwargs(tried, module.progress), cause_not_finite)
-                problem = check.problem()
-                if problem is None and counts != [*map(modifications, shared)]:
-                    problem = (
-                        f"{describe_loss(term.loss)} changes its inputs in place, but other terms get the same "
-                        "tensors; compute new ones, such as by student = student / 4 instead of student /= 4"
-                    )
-        except RecipeError as error:
-            yield f"term {term.label!r}: {error}"
-            continue
-        mistake = "" if is_of_kdkit(unwrapped(term.loss)) else watch.notice
-        if problem is not None:
-            yield f"term {term.label!r}: {problem}" + (f"; it {mistake}" if mistake else "")
-        elif mistake:
-            facts.notices.append(f"term {term.label!r}: {describe_loss(term.loss)} {mistake}")
-        if problem is None and not is_of_kdkit(unwrapped(term.loss)):
+    counts = [*map(modifications, shared)]
+    outputs_shape = as_tuple(inputs.student)[0].shape if term.student.is_output else None
+    watch = WatchLosses(checks_targets=term.target is not None, outputs=outputs_shape)
+    with _watch_projectors(term.loss) as projectors, watch:
+        check = TermCheck(term, inputs, term.loss_kwargs(inputs, facts.module.progress), cause_not_finite)
+        problem = check.problem()
+    facts.computes_ctc |= watch.calls_ctc
+    if problem is None and counts != [*map(modifications, shared)]:
+        problem = (
+            f"{describe_loss(term.loss)} changes its inputs in place, but other terms get the same tensors; compute "
+            "new ones, such as by student = student / 4 instead of student /= 4"
+        )
+    if not is_of_kdkit(unwrapped(term.loss)):
+        if problem is None:
+            if watch.notice:
+                facts.notices.append(f"term {term.label!r}: {describe_loss(term.loss)} {watch.notice}")
             facts.notices += _untrained_weights(facts, term, check)
-        facts.computes_ctc |= watch.calls_ctc
-        if term.weighted.has_weight:
-            trained.update(parameters_behind(as_tuple(inputs.student)))
-            tap = term.weighted.term.student
-            trained.update(tap.module.parameters() if isinstance(tap, HeadTap) else ())
-        # The plan shows the shapes of the outputs, not those of rows of positions.
-        whole = inputs if term.rows is None else term.whole_inputs(batch, outputs, fill=True)
-        facts.checked_terms.append(CheckedTerm(term, inputs, whole))
-        facts.terms.append(summarize(term, whole, facts.taps, projectors.values()))
-    facts.untrained_outputs = all(parameters_behind([outputs[net.name].output]) - trained for net in module.students)
+        elif watch.notice:
+            problem = f"{problem}; it {watch.notice}"
+    return problem, projectors.values()
 
 
 def _untrained_weights(facts: Facts, term: BoundTerm, check: TermCheck) -> Iterator[str]:

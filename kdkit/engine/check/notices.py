@@ -22,8 +22,8 @@ from kdkit.errors import DataError
 from kdkit.losses.base import describe_loss, is_of_kdkit, is_per_position, loss_name
 from kdkit.losses.catalog import ON_FEATURES
 from kdkit.losses.contrastive import CRD
-from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.losses.hints import DistilHubert, Hint, SquareHead
+from kdkit.losses.sides import TensorOrTuple, as_tuple
 from kdkit.losses.similarity import Cosine
 from kdkit.metrics.base import Metric
 from kdkit.metrics.bootstrap import without_interval

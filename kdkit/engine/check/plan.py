@@ -12,7 +12,7 @@ from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import CheckError
 from kdkit.losses.base import BuildContext, describe_loss
-from kdkit.losses.features import TensorOrTuple, as_tuple
+from kdkit.losses.sides import TensorOrTuple, as_tuple
 from kdkit.nets.elements import Element
 from kdkit.nets.net import Net
 from kdkit.nets.taps import ClassifierTap, Tap, TapLike, path_of

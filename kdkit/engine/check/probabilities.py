@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from kdkit.losses.base import is_of_kdkit, unwrapped
-from kdkit.losses.features import TensorOrTuple, as_tuple
+from kdkit.losses.sides import TensorOrTuple, as_tuple
 
 _CROSS_ENTROPIES: tuple[object, ...] = (nn.CrossEntropyLoss, F.cross_entropy)
 _BINARY: tuple[object, ...] = (

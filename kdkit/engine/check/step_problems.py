@@ -9,7 +9,7 @@ from torch.optim import Optimizer as TorchOptimizer
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit
-from kdkit.data.loading import shard_rows, training_batch_sizes
+from kdkit.data.order import shard_rows, training_batch_sizes
 from kdkit.engine.stage.batch_transform import BatchTransform, transformed
 from kdkit.engine.stage.module import temporary_training
 from kdkit.engine.stage.open_stage import OpenStage

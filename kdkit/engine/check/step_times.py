@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit
-from kdkit.data.loading import training_batch_sizes, training_rows
+from kdkit.data.order import training_batch_sizes, training_rows
 from kdkit.engine.stage.batch_transform import transformed
 from kdkit.engine.stage.module import temporary_training
 from kdkit.engine.stage.open_stage import OpenStage

@@ -14,8 +14,8 @@ from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import KdkitError, first_line
 from kdkit.losses.base import describe_loss
-from kdkit.losses.features import TensorOrTuple, as_tuple, map_side
 from kdkit.losses.multi_teacher import PerTeacher
+from kdkit.losses.sides import TensorOrTuple, as_tuple, map_side
 from kdkit.losses.validation import ONE_OUTPUT
 from kdkit.nets.taps import AttentionTap
 from kdkit.recipe.objective import taps_of
@@ -76,18 +76,8 @@ class TermCheck:
         except Exception as error:  # a user-defined loss may raise anything, or not fit its two sides
             return f"{self.loss} does not accept {self.shapes}: {first_line(error)}{self._advice_for_sides(error)}"
         if any("target size" in str(warning.message) for warning in caught):  # the warning of torch.nn.functional
-            of_labels = "give the labels the shape of the outputs, such as labels[:, None]"
-            of_features = "map one to the shape of the other with a projector"
-            if self.first.ndim != as_tuple(self.target)[0].ndim:
-                of_features = "give both the same dimensions, such as output[:, None]"
-            advice = of_labels if term.target is None else of_features
-            return f"{self.shapes} have different shapes and would be broadcast{self._heads_advice() or f'; {advice}'}"
-        if not isinstance(value, Tensor) or value.ndim:
-            got = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            advice = "return the tensor, without .item() or float()" if is_number(value) else "return one number"
-            advice = "reduce it, for example with .mean()" if isinstance(value, Tensor) else advice
-            return f"{self.loss} must return a scalar, but returned {got}; {advice}"
-        problem = self._gradient_problem(value)
+            return f"{self.shapes} have different shapes and would be broadcast{self._advice_for_shapes()}"
+        problem = self._scalar_problem(value) or self._gradient_problem(value)
         if problem is None and watch.is_broadcast:
             problem = (
                 f"{self.shapes} would be broadcast to {watch.shape}, which compares each sample with every other one; "
@@ -129,6 +119,16 @@ class TermCheck:
             return self._heads_advice() or "; kdkit.losses.Hint() maps features to the shape of the other side"
         return self._heads_advice()
 
+    def _advice_for_shapes(self) -> str:
+        """Return advice for sides of different shapes that a loss of torch broadcasts."""
+        if self._heads_advice():
+            return self._heads_advice()
+        if self.term.target is None:
+            return "; give the labels the shape of the outputs, such as labels[:, None]"
+        if self.first.ndim != as_tuple(self.target)[0].ndim:
+            return "; give both the same dimensions, such as output[:, None]"
+        return "; map one to the shape of the other with a projector"
+
     def _advice_for_classes(self, labels: Tensor) -> str:
         """Return advice for labels (batch, *positions) that do not fit outputs (batch, classes, *positions), or ""."""
         if labels.is_floating_point():
@@ -160,6 +160,17 @@ class TermCheck:
             f"; the maps have {student.shape[1]} and {target.shape[1]} heads: compare their means over heads with a "
             "loss such as lambda student, target: nn.functional.mse_loss(student.mean(1), target.mean(1))"
         )
+
+    def _scalar_problem(self, value: object) -> str | None:
+        """Return the problem of a value that is not a scalar tensor, or None."""
+        if isinstance(value, Tensor) and not value.ndim:
+            return None
+        if isinstance(value, Tensor):
+            got, advice = f"a tensor {tuple(value.shape)}", "reduce it, for example with .mean()"
+        else:
+            got = f"a {type(value).__name__}"
+            advice = "return the tensor, without .item() or float()" if is_number(value) else "return one number"
+        return f"{self.loss} must return a scalar, but returned {got}; {advice}"
 
     def _gradient_problem(self, value: Tensor) -> str | None:
         """Return the problem of a loss that does not train its student as it should, or None."""

@@ -55,14 +55,14 @@ class _WithUnused(nn.Module):
         return self.module(*inputs)
 
 
-def rank_share(samples: int, whole: int) -> tuple[float, float]:
+def rank_share(samples: int, global_size: int) -> tuple[float, float]:
     """Return the weight of this rank's part of a batch, and the number of samples that its losses represent.
 
     The weight is the factor of this rank's mean loss in the mean over ranks: 1 if each rank has the whole batch, or if
-    all parts have the same size. whole: the size of the batch over all ranks.
+    all parts have the same size. global_size: that of the batch over all ranks.
     """
     ranks = collectives.world_size()
     if ranks == 1:
         return 1.0, samples
-    weight = 1.0 if samples == whole else samples * ranks / whole
-    return weight, whole * weight / ranks
+    weight = 1.0 if samples == global_size else samples * ranks / global_size
+    return weight, global_size * weight / ranks

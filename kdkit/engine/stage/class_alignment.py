@@ -9,7 +9,7 @@ from kdkit.data.dataset import Task
 from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.errors import RecipeError
 from kdkit.losses.columns import SelectColumns
-from kdkit.losses.features import as_tuple
+from kdkit.losses.sides import as_tuple
 
 Columns = tuple[int, ...]  # indices of classes in an output, (batch, classes)
 

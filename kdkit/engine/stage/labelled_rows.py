@@ -6,8 +6,8 @@ from kdkit.data.dataset import Task
 from kdkit.data.labels import is_ignored
 from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.errors import RecipeError
-from kdkit.losses.features import as_tuple
 from kdkit.losses.positions import as_rows
+from kdkit.losses.sides import as_tuple
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from kdkit.data.batch import map_tensors
-from kdkit.losses.features import TensorOrTuple, map_side
+from kdkit.losses.sides import TensorOrTuple, map_side
 
 
 class TermInputs(NamedTuple):

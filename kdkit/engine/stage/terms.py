@@ -13,7 +13,8 @@ from kdkit.engine.stage.labelled_rows import LabelledRows
 from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.errors import RecipeError
 from kdkit.losses.base import Loss, accepts_no_rows, extra_kwargs_of, fills_missing
-from kdkit.losses.features import TensorOrTuple, as_tuple, map_side, upcast_half
+from kdkit.losses.numerics import upcast_half
+from kdkit.losses.sides import TensorOrTuple, as_tuple, map_side
 from kdkit.nets.net import Net
 from kdkit.recipe.objective import Match, Term, Weighted
 from kdkit.teachers.base import TeacherOutput, TeacherOutputs

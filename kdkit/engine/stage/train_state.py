@@ -122,14 +122,7 @@ class TrainState:
             self.scaler.unscale_(self.optimizer)
         if self.training.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)
-        updated = True
-        if self.scaler is None:
-            self.optimizer.step()
-        else:
-            before = self.scaler.get_scale()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            updated = self.scaler.get_scale() >= before  # the scale is reduced if a gradient was not finite
+        updated = self._step_optimizer()
         # The same as optimizer.zero_grad(), which takes ten times as long for small networks.
         for parameter in self.parameters:
             parameter.grad = None
@@ -207,6 +200,16 @@ class TrainState:
         if self.gradient_stats is not None and state["gradient_stats"] is not None:
             self.gradient_stats.load_state_dict(state["gradient_stats"])
         self.module.progress.fill_(self.progress)
+
+    def _step_optimizer(self) -> bool:
+        """Call the optimizer, by the scaler if there is one. Returns False if the scaler skipped the call."""
+        if self.scaler is None:
+            self.optimizer.step()
+            return True
+        before = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return self.scaler.get_scale() >= before  # the scale is reduced if a gradient was not finite
 
     def _step_schedule(self, interval: str, *metric: float) -> None:
         """Advance the LR schedule if it has this interval. metric: the monitored one, after a validation."""

@@ -13,16 +13,8 @@ from kdkit.data.batch import Batch
 from kdkit.data.dataset import Data, LoaderSplit, Split
 from kdkit.data.device_data import DeviceData
 from kdkit.data.label_check import LabelCheck
-from kdkit.data.loading import (
-    BatchSeed,
-    RowBatches,
-    length_of,
-    rows_of_batches,
-    shard_rows,
-    training_batch_sizes,
-    training_order,
-    training_rows,
-)
+from kdkit.data.loading import BatchSeed, RowBatches
+from kdkit.data.order import length_of, rows_of_batches, shard_rows, training_batch_sizes, training_order, training_rows
 from kdkit.data.reading import ReadBatches, no_batch
 from kdkit.data.torch_splits import StreamSplit, dataset_of
 from kdkit.engine.stage.batch_transform import BatchTransform

@@ -116,19 +116,23 @@ class CapturedStep(TrainingStep):
         self._drop_old_graph()
         if self._graph is None and self._eager_steps < _EAGER_STEPS:
             self._eager_steps += 1
-            if self._eager_steps != 2:
-                return self._run_eagerly(inputs.batch, inputs.outputs, part)
-            with _waits_for_device() as waits:
-                losses = self._compute(inputs, part)
-            self._finish_update()
-            if waits:
-                self._refuse(f"it waits for the device in {waits[0]}")
-            return losses
+            if self._eager_steps == 2:
+                return self._run_watched(inputs, part)
+            return self._run_eagerly(inputs.batch, inputs.outputs, part)
         if self._graph is None:
             self._capture(inputs, part)
         if self._graph is None:
             return self._run_eagerly(inputs.batch, inputs.outputs, part)
         return self._replay(self._graph)
+
+    def _run_watched(self, inputs: "_StaticInputs", part: UpdatePart) -> dict[str, Tensor]:
+        """Run eagerly what the graph will hold, and refuse to capture it if it waits for the device."""
+        with _waits_for_device() as waits:
+            losses = self._compute(inputs, part)
+        self._finish_update()
+        if waits:
+            self._refuse(f"it waits for the device in {waits[0]}")
+        return losses
 
     def _drop_old_graph(self) -> None:
         """Drop the graph if numbers that it was captured with have changed."""

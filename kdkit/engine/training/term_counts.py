@@ -28,17 +28,12 @@ def count_of(term: BoundTerm, context: BuildContext) -> Count | Literal["sum", "
     Returns "samples" if the number is proportional to the number of samples, or unknown; "sum" for a loss that is a
     sum, not a mean.
     """
-    loss, of_labels = _of_outputs(term.loss), term.target is None
     if term.is_sum:
         return "sum"
-    if _is_unknown(term, context):
+    loss = _of_outputs(term.loss)
+    if _is_unknown(term, context) or not (_selects_entries(term, loss) or _counts_labels(term, loss, context)):
         return "samples"
-    selects = isinstance(loss, Masked | PerPosition | PerToken | SampleWeighted)
-    selects = selects or (of_labels and isinstance(loss, IgnoreUnknown))
-    selects = selects or term.rows is not None or (term.alignment is not None and term.alignment.drops_samples)
-    has_weights = _is_cross_entropy(loss) and option_of(loss, "weight") is not None
-    varies = bool(term.ignored) or context.position_dims > 0 or has_weights
-    return _TermCount(term, loss) if selects or (of_labels and varies) else "samples"
+    return _TermCount(term, loss)
 
 
 def unknown_count(term: BoundTerm, context: BuildContext) -> str | None:
@@ -49,6 +44,22 @@ def unknown_count(term: BoundTerm, context: BuildContext) -> str | None:
         f"term {term.label!r}: the number of labels that {describe_loss(term.loss)} averages over is unknown, so the "
         "batches of an update, and the parts of processes, are weighted by samples instead of labels"
     )
+
+
+def _selects_entries(term: BoundTerm, loss: Loss) -> bool:
+    """Whether a loss, or the term before it is called, leaves out or weights entries of a batch."""
+    return (
+        isinstance(loss, Masked | PerPosition | PerToken | SampleWeighted)
+        or (term.target is None and isinstance(loss, IgnoreUnknown))
+        or term.rows is not None
+        or (term.alignment is not None and term.alignment.drops_samples)
+    )
+
+
+def _counts_labels(term: BoundTerm, loss: Loss, context: BuildContext) -> bool:
+    """Whether the mean of a loss on the labels is over labels whose number or weight differs between samples."""
+    has_class_weights = _is_cross_entropy(loss) and option_of(loss, "weight") is not None
+    return term.target is None and (bool(term.ignored) or context.position_dims > 0 or has_class_weights)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,43 +76,43 @@ class Updates:
             yield from self._read_ahead(iter(batches), sizes, first)
             return
         parts = update_parts(sizes or [1] * count, self.every)
-        divided = sizes if self._is_distributed else None  # ranks divide batches of known sizes
         for index, batch in enumerate(batches, start=first):
             batch = batch.to(self.device)  # only batches of a user-defined DataLoader are not there yet
-            if divided is None:
-                yield batch, parts[index]._replace(samples=len(batch))
+            if self._is_distributed and sizes is not None:  # ranks divide batches of known sizes
+                yield batch, _part_of_rank(batch, parts[index], sizes[index])
             else:
-                yield batch, _part_of_rank(batch, parts[index], divided[index])
+                yield batch, parts[index]._replace(samples=len(batch))
 
     def _read_ahead(
         self, batches: Iterator[Batch], sizes: Sequence[int] | None, first: int
     ) -> Iterator[tuple[Batch, UpdatePart]]:
         while update := [batch.to(self.device) for batch in islice(batches, self.every)]:
-            count = len(update)
-            # If several ranks divide batches, the sizes are known. A user-defined DataLoader may drop samples.
-            divided = sizes if self._is_distributed else None
-            whole = [max(1, len(batch)) for batch in update] if divided is None else divided[first : first + count]
-            parts = deque(zip(update, self._parts(update, whole), strict=True))
+            end = first + len(update)
+            if self._is_distributed and sizes is not None:
+                global_sizes = sizes[first:end]
+            else:  # a user-defined DataLoader may drop samples, so its sizes are not certain
+                global_sizes = [max(1, len(batch)) for batch in update]
+            parts = deque(zip(update, self._parts(update, global_sizes), strict=True))
             update.clear()  # so that no batch stays in memory after its step
             while parts:
                 yield parts.popleft()
-            first += count
+            first = end
 
-    def _parts(self, update: Sequence[Batch], whole: Sequence[int]) -> list[UpdatePart]:
-        """Return the parts of the batches of an update. whole: their sizes over all ranks."""
-        planned = zip(update, update_parts(whole, len(whole)), whole, strict=True)
+    def _parts(self, update: Sequence[Batch], global_sizes: Sequence[int]) -> list[UpdatePart]:
+        """Return the parts of the batches of an update. global_sizes: of the batches, over all ranks."""
+        planned = zip(update, update_parts(global_sizes, len(global_sizes)), global_sizes, strict=True)
         parts = [_part_of_rank(batch, part, size) for batch, part, size in planned]
         # The fraction of each batch that this rank represents: less than 1 if all ranks have the whole batch.
         shares = [part.samples / max(1, len(batch)) for batch, part in zip(update, parts, strict=True)]
         counts = self._counted(update, shares)
         total = world_size() * all_reduce_mean(torch.stack(counts).sum(0)) if counts else None
         for index, part in enumerate(parts):
-            # Weighted by samples, a term has the factor rank_weight / divisor in the mean over ranks.
-            undone = part.divisor / part.rank_weight * world_size()
-            factors: dict[str, Tensor | float] = dict.fromkeys(self._sums, shares[index] * undone)
+            # Every term will be multiplied by rank_weight / divisor, its weight by samples, and averaged over ranks.
+            inverse = part.divisor / part.rank_weight * world_size()
+            factors: dict[str, Tensor | float] = dict.fromkeys(self._sums, shares[index] * inverse)
             if total is not None:
                 # If the count is 0, the loss is 0, and 0 / 0 would be NaN.
-                of_terms = counts[index] * undone / total.clamp(min=torch.finfo(total.dtype).tiny)
+                of_terms = counts[index] * inverse / total.clamp(min=torch.finfo(total.dtype).tiny)
                 factors.update(zip(self._counts, of_terms.unbind(), strict=True))
             parts[index] = part._replace(factors=factors or None)
         return parts
@@ -128,10 +128,10 @@ class Updates:
         ]
 
 
-def _part_of_rank(batch: Batch, part: UpdatePart, whole: int) -> UpdatePart:
-    """Return this rank's part of a batch. whole: the size of the batch over all ranks."""
-    weight, samples = rank_share(len(batch), whole)
-    is_repeated = is_distributed() and len(batch) == whole
+def _part_of_rank(batch: Batch, part: UpdatePart, global_size: int) -> UpdatePart:
+    """Return this rank's part of a batch. global_size: that of the batch over all ranks."""
+    weight, samples = rank_share(len(batch), global_size)
+    is_repeated = is_distributed() and len(batch) == global_size
     return part._replace(rank_weight=weight, is_repeated=is_repeated, samples=samples)
 
 

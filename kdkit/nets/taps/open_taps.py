@@ -79,9 +79,9 @@ class Feature:
 class OpenTaps:
     """Attached taps and the tensors that they captured in the last forward pass. `close` removes their hooks.
 
-    The order of calls is: `copy_if_modified` once, after a first pass, then `run` for each batch, which is `clear`, the
-    forward pass, and `take`. From `take` to the next `clear`, nothing is captured, because the backward pass may run
-    layers again to recompute activations, and the network runs in validation.
+    The order of calls is: `copy_if_modified` once, after a first pass, then `run` for each batch, which calls
+    `begin_pass`, runs the network, and calls `take`. From `take` to the next `begin_pass`, nothing is captured, because
+    the backward pass may run layers again to recompute activations, and the network runs in validation.
     nets: the networks that the taps are on, for error messages.
     """
 
@@ -116,7 +116,7 @@ class OpenTaps:
         """Run a network on a batch. Return its output and the tensors of these slots; None takes all."""
         if not self.slots:  # a fast path: a step of a small network takes microseconds
             return net(batch), ()
-        self.clear()
+        self.begin_pass()
         return net(batch), self.take(slots)
 
     def take(self, slots: Sequence["Slot"] | None = None) -> tuple[Tensor, ...]:
@@ -129,21 +129,21 @@ class OpenTaps:
         return features
 
     def unfired(self) -> list[TapLike]:
-        """Return the taps that have captured nothing since the last `clear`."""
+        """Return the taps that have captured nothing since the last `begin_pass`."""
         return [slot.tap for slot in self.slots if slot.tensor is None]
 
-    def clear(self) -> None:
-        """Drop the captured tensors, before the next forward pass."""
+    def begin_pass(self) -> None:
+        """Drop the captured tensors, and capture those of the next forward pass."""
         for slot in self.slots:
             slot.tensor, slot.runs, slot.is_open = None, 0, True
 
     def pause(self) -> None:
-        """Drop the captured tensors, and capture nothing until the next `clear`."""
+        """Drop the captured tensors, and capture nothing until the next `begin_pass`."""
         for slot in self.slots:
             slot.tensor, slot.is_open = None, False
 
-    def begin_first_pass(self) -> None:
-        """Start to record which taps fire, and which fire several times."""
+    def reset_fired(self) -> None:
+        """Forget which taps have fired, before a first pass, which records those that fire, and fire several times."""
         for slot in self.slots:
             slot.runs, slot.has_fired = 0, False
 
@@ -180,7 +180,7 @@ class Slot:
 
     layer: the tapped layer in messages. tensor: None if nothing was captured. is_open: whether tensors are captured.
     computes_head: whether a head with a `HeadTap` computes its outputs. runs: how often the module ran since the last
-    `clear`, counted for a tap on one of its runs. has_fired: whether a tensor was captured in the first pass.
+    `begin_pass`, counted for a tap on one of its runs. has_fired: whether a tensor was captured in the first pass.
     It is an object, not a closure, so that networks with open taps can be copied and pickled.
     """
 
@@ -250,5 +250,5 @@ class Slot:
             self.tap.form.note_runs()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for a copy, such as of a network with open taps. It captures nothing until `clear`."""
+        """Return the state for a copy, such as of a network with open taps. It captures nothing until `begin_pass`."""
         return {**vars(self), "tensor": None, "is_open": False}

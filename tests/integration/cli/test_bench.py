@@ -10,6 +10,7 @@ import pytest
 from kdkit.cli import bench
 from kdkit.errors import BenchmarkError
 from tests.helpers.command_line import ROOT, environment
+from tests.helpers.modules import load_module
 
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
 
@@ -64,18 +65,37 @@ def test_every_benchmark_documents_its_command(script):
     assert f"python benchmarks/{script.name}" in ast.get_docstring(ast.parse(script.read_text()))
 
 
+def test_the_interval_of_a_median_is_symmetric_in_the_ranks():
+    median_and_interval = load_module("benchmarks/step_overhead.py").median_and_interval
+    assert median_and_interval([3.0, 1.0]) == (2.0, 1.0, 3.0)
+    assert median_and_interval(range(41)) == (20, 14, 26)
+    assert median_and_interval(range(38)) == (18.5, 12, 25)
+
+
 @pytest.mark.slow
-def test_the_procedure_of_the_lrhnet_authors_runs_next_to_kdkit(tmp_path):
-    command = [sys.executable, str(ROOT / "benchmarks" / "vs_lrhnet_authors.py"), "--records", "80", "--width", "4"]
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("chunked --tokens 64 --words 100 --rows 16 --rounds 1", "chunks of 16"),
+        ("data_loading --seconds 0.01", "100,000"),
+        ("export --seconds 1 --length 512", "target 110,000 bytes: met"),
+        ("gpu one_layer --device cpu --quick", "one layer: kdkit eager"),
+        ("gpu_convolutions --device cpu --quick --rounds 1", "SE-ResNet, 12 leads, width 64, bf16  the same, 4 leads"),
+        ("soak --epochs 10", "ms per epoch"),
+        ("teacher_cache --quick", "x a cached one"),
+        ("vs_lrhnet_authors --records 80 --width 4 --length 256 --epochs 2 --rounds 1", "x faster"),
+    ],
+)
+def test_a_benchmark_runs_with_small_settings(tmp_path, command, expected):
+    name, *options = command.split()
     done = subprocess.run(
-        [*command, "--length", "256", "--epochs", "2", "--rounds", "1"],
+        [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *options],
         cwd=tmp_path,
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "x faster" in done.stdout
-    assert "load" in done.stdout
+    assert expected in done.stdout

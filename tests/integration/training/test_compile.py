@@ -153,7 +153,7 @@ def values(opened: OpenStage, compiled: Any, data: Data) -> list[Tensor]:
         module.students[0].network.eval()
         with torch.no_grad():
             results.append(module.students[0](batch))
-        module.open_taps.clear()  # of the features of the validation
+        module.open_taps.begin_pass()  # of the features of the validation
     return [result.detach().clone() for result in results]
 
 

@@ -5,7 +5,8 @@ import torch
 
 from kdkit import Batch, Split
 from kdkit.data.device_data import DeviceData, KeptSamples
-from kdkit.data.loading import RowBatches, batches, rows_of_batches, shuffled
+from kdkit.data.loading import RowBatches, batches
+from kdkit.data.order import rows_of_batches, shuffled
 
 CPU = torch.device("cpu")
 ROWS = 11

@@ -21,16 +21,8 @@ from kdkit import Batch, Data, DataError, LoaderSplit, Split
 from kdkit.data import dataset, loading
 from kdkit.data.batch import as_targets
 from kdkit.data.dataset import WorkerInit, require_splits
-from kdkit.data.loading import (
-    BatchSeed,
-    RowBatches,
-    ThreadedBatches,
-    batches,
-    load_ahead,
-    rows_of_batches,
-    shuffled,
-    training_order,
-)
+from kdkit.data.loading import BatchSeed, RowBatches, ThreadedBatches, batches, load_ahead
+from kdkit.data.order import rows_of_batches, shuffled, training_order
 from kdkit.utils.seeds import derive_seed
 from tests.helpers.tiny import tiny_data
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from kdkit import DataError, RecipeError, TorchData, Training
 from kdkit.data.device_data import DeviceData
-from kdkit.data.loading import shard_rows
+from kdkit.data.order import shard_rows
 from kdkit.engine.distributed import data_parallel, process_group, rank_agreement
 from kdkit.engine.options import RunOptions
 from kdkit.engine.run_record import Origin, _notices_of_ranks

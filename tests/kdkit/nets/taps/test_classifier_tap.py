@@ -56,7 +56,7 @@ def test_a_copy_of_a_network_with_an_open_tap_captures_in_its_own_copy(duplicate
     tap = ClassifierTap(net.features, classifier=net.fc)
     with OpenTaps([tap]) as open_taps:
         copied_net, copied_taps = duplicate((net, open_taps))
-        copied_taps.clear()
+        copied_taps.begin_pass()
         copied_net(torch.randn(5, 2, 8))
         assert (open_taps.unfired(), copied_taps.unfired()) == ([tap], [])
 

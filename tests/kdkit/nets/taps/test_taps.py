@@ -28,7 +28,7 @@ def captured(module, tap, *args, **kwargs):
     with OpenTaps([tap]) as open_taps:
         module(*args, **kwargs)
         open_taps.copy_if_modified()
-        open_taps.clear()
+        open_taps.begin_pass()
         module(*args, **kwargs)
         return open_taps[tap]
 
@@ -170,7 +170,7 @@ def test_a_tap_captures_the_run_that_it_names_in_every_pass(compiles):
     with OpenTaps([Tap(net.inner, call=0), Tap(net.inner, call=1), Tap(net.inner, "input", call=1)]) as open_taps:
         for _ in range(2):
             inputs = torch.randn(2, 3)
-            open_taps.clear()
+            open_taps.begin_pass()
             output = run(inputs)
             first, second, between = open_taps.take()
             torch.testing.assert_close(first, between)
@@ -217,7 +217,7 @@ def test_clear_drops_the_captured_tensors():
     tap = Tap(net.head)
     with OpenTaps([tap]) as open_taps:
         net(torch.randn(2, 4))
-        open_taps.clear()
+        open_taps.begin_pass()
         assert open_taps.unfired() == [tap]
 
 
@@ -228,7 +228,7 @@ def test_nothing_is_captured_between_take_and_clear():
         open_taps.take()
         net(inputs)
         assert len(open_taps.unfired()) == 1
-        open_taps.clear()
+        open_taps.begin_pass()
         net(inputs)
         assert not open_taps.unfired()
 
@@ -245,7 +245,7 @@ def test_an_element_that_a_paused_pass_lacks_is_no_error(make_tap):
         net(inputs)
         open_taps.take()
         net.eval()(inputs)
-        open_taps.clear()
+        open_taps.begin_pass()
         with pytest.raises(RecipeError, match="no element 'hidden'"):
             net(inputs)
 
