@@ -78,12 +78,14 @@ def run_notices(facts: Facts, data: Data) -> Iterator[str]:
         yield from notice(facts, data)
 
 
-def metric_notices(facts: Facts, metric: Metric) -> Iterator[str]:
+def metric_notices(facts: Facts, metrics: Sequence[Metric]) -> Iterator[str]:
     """Yield a notice if a metric of kdkit chooses the best epoch, but the labels are sequences, as for CTC."""
-    metric = without_interval(metric)
-    if facts.computes_ctc and facts.context.position_dims and type(metric).__module__.startswith("kdkit.metrics."):
+    monitor = facts.stage.training.monitor or metrics[0].name
+    monitored = [type(without_interval(metric)) for metric in metrics if metric.name == monitor]
+    is_by_frame = any(kind.__module__.startswith("kdkit.metrics.") for kind in monitored)
+    if facts.computes_ctc and facts.context.position_dims and is_by_frame:
         yield (
-            f"metric {metric.name!r}, which chooses the best epoch, compares each frame with a label, but labels of "
+            f"metric {monitor!r}, which chooses the best epoch, compares each frame with a label, but labels of "
             "CTC are sequences, not one per frame; pass a metric of sequences, such as an error rate of your own: "
             "Recipe(metrics=(...,))"
         )
