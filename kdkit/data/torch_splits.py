@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeGuard, TypeVar
@@ -114,7 +114,9 @@ class DatasetSplit(Split):
                 with seeded_on_cpu(derive_seed(row, draw, SeedPurpose.DRAW)) if self.is_drawn else nullcontext():
                     samples.append(self.dataset[row])
         except Exception as error:  # user code may raise anything
-            explained = explain_unreadable(error, f"the sample in row {rows[len(samples)]} of the {self.name} data")
+            row = rows[len(samples)]
+            sample = f"the sample in row {row} of the {self.name} data{_file_of(self.dataset, row)}"
+            explained = explain_unreadable(error, sample)
             if explained is error:
                 raise
             raise explained from error
@@ -341,6 +343,16 @@ def _require_tensor(name: str, labels: Any) -> None:
     elif items_of(labels) is not None:
         advice = " with equal sizes for all samples: pack them, such as with torch.cat, and let the losses unpack them"
     raise DataError(f"the labels of the {name} data are a {type(labels).__name__}; expected a tensor{advice}")
+
+
+def _file_of(dataset: Any, row: int) -> str:
+    """Return the file of a sample, such as ", cats/7.jpg", if the dataset lists files as an ImageFolder does, or ""."""
+    with suppress(Exception):  # `samples` of a user-defined dataset may be anything
+        while isinstance(dataset, Subset):
+            dataset, row = dataset.dataset, dataset.indices[row]
+        file = dataset.samples[row][0]
+        return f", {file}," if isinstance(file, str) else ""
+    return ""
 
 
 @contextmanager

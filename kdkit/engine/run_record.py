@@ -147,11 +147,12 @@ def settings_of(plan: Plan, options: RunOptions) -> dict[str, str | int | float 
     for stage in plan.stages:
         training = stage.training
         numbers: dict[str, Any] = {
+            "batch_size": plan.loader_batch or training.batch_size,
             "max_grad_norm": training.max_grad_norm,
             "learning_rate": training.optimizer.options.get("lr"),
         }
         values = {
-            **{name: getattr(training, name) for name in ("epochs", "batch_size", "accumulate_steps")},
+            **{name: getattr(training, name) for name in ("epochs", "accumulate_steps")},
             # They may be numbers of numpy or tensors.
             **{name: number.item() if hasattr(number, "item") else number for name, number in numbers.items()},
             "optimizer": str(training.optimizer),

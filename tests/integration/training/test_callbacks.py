@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.optim import SGD
+from torch.utils.data import DataLoader, TensorDataset
 
 import kdkit
 from kdkit import Optimizer
@@ -220,6 +221,14 @@ def test_the_start_of_a_run_has_what_a_logger_records():
     assert all(isinstance(value, str | int | float | bool) for value in event.settings.values())
     assert all(count > 0 for count in event.parameters.values())
     assert set(event.versions) == {"kdkit", "torch", "python"}
+
+
+def test_a_logger_records_the_batch_size_of_a_loader():
+    recorder, rows = Recorder(), TensorDataset(torch.randn(12, 6), torch.arange(12) % 3)
+    recipe_data = kdkit.TorchData(DataLoader(rows, 6), rows)
+    stage = kdkit.Stage({kdkit.Net("student", torch.nn.Linear(6, 3)): truth()}, kdkit.Training(epochs=1))
+    kdkit.run(kdkit.Recipe(data=recipe_data, schedule=[stage]), callbacks=[recorder], device="cpu")
+    assert recorder.runs[0].settings["student/batch_size"] == 6
 
 
 def test_numbers_of_numpy_and_torch_are_numbers_of_python_in_events():

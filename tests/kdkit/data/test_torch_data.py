@@ -384,6 +384,32 @@ def test_a_sample_that_is_none_is_named():
         data.train.batch(torch.tensor([0, 3]), 0)
 
 
+class Images(Dataset):
+    """Images in files, with the attribute of an ImageFolder."""
+
+    samples = (("images/a/1.png", 0), ("images/b/1.png", 1))
+    is_damaged = False
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, row):
+        if self.is_damaged:
+            raise OSError("image file is truncated")
+        return torch.zeros(3, 4, 4), self.samples[row][1]
+
+
+@pytest.mark.parametrize(("dataset", "row"), [(Images(), 1), (Subset(Subset(Images(), [0, 1, 1]), [2, 0]), 0)])
+def test_a_damaged_image_of_a_folder_is_named_by_its_file(dataset, row, monkeypatch):
+    data = TorchData(dataset, dataset, classes=2)
+    monkeypatch.setattr(Images, "is_damaged", True)
+    message = (
+        rf"the sample in row {row} of the train data, images/b/1\.png, cannot be read: OSError: image file is trun"
+    )
+    with pytest.raises(DataError, match=message):
+        data.train.batch(torch.tensor([row]), 0)
+
+
 def test_the_fingerprint_changes_with_the_arguments_of_a_batch_transform():
     def mix(inputs, labels, alpha):
         return inputs, labels
