@@ -24,7 +24,7 @@ from kdkit.engine.stage.open_stage import OpenStage, build_context, tiny_batch
 from kdkit.errors import KdkitError, first_line
 from kdkit.losses.base import BuildContext
 from kdkit.nets.net import Net
-from kdkit.recipe.recipe import Recipe, Stage, as_recipe, monitored_metric, nets_of
+from kdkit.recipe.recipe import Recipe, Stage, as_recipe, nets_of
 from kdkit.recipe.training import Training
 from kdkit.utils import memory
 from kdkit.utils.collectives import without_messages
@@ -145,7 +145,7 @@ def _check_stage(
             result.problems = problems or [*batch_problems(open_stage, data, untransformed)]
             if not result.problems:
                 result.notices += run_notices(facts, data)
-                result.notices += metric_notices(facts, monitored_metric(recipe, stage))
+                result.notices += metric_notices(facts, recipe.metrics)
                 if estimator is not None:
                     result.estimate = estimator.estimate(open_stage, batch, untransformed)
     except KdkitError as error:

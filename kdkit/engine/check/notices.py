@@ -76,13 +76,15 @@ def run_notices(facts: Facts, data: Data) -> Iterator[str]:
         yield from notice(facts, data)
 
 
-def metric_notices(facts: Facts, metric: Metric) -> Iterator[str]:
+def metric_notices(facts: Facts, metrics: Sequence[Metric]) -> Iterator[str]:
     """Yield a notice if a metric of kdkit chooses the best epoch, but the labels are sequences, as for CTC."""
-    metric = without_interval(metric)
-    if facts.computes_ctc and facts.context.position_dims and type(metric).__module__.startswith("kdkit.metrics."):
+    name = facts.stage.training.monitor or metrics[0].name
+    modules = [type(without_interval(metric)).__module__ for metric in metrics if metric.name == name]
+    is_of_kdkit = any(module.startswith("kdkit.metrics.") for module in modules)
+    if facts.computes_ctc and facts.context.position_dims and is_of_kdkit:
         yield (
-            f"metric {metric.name!r}, which chooses the best epoch, compares each frame with a label, but labels of "
-            "CTC are sequences, not one per frame; pass a metric of sequences, such as an error rate of your own: "
+            f"metric {name!r}, which chooses the best epoch, compares each frame with a label, but labels of CTC are "
+            "sequences, not one per frame; pass a metric of sequences, such as an error rate of your own: "
             "Recipe(metrics=(...,))"
         )
 
