@@ -1,5 +1,6 @@
 """The code of a recipe that is in no file, such as in a notebook, so that a study notices if it changes."""
 
+import dis
 import inspect
 from collections.abc import Iterator
 from types import CellType, CodeType, FunctionType
@@ -52,8 +53,9 @@ def _used_by(function: FunctionType) -> dict[str, object]:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """Yield the names that code uses of its module, also in functions inside it, and those of attributes."""
-    yield from code.co_names
+    """Yield the names that code uses of its module, also in functions inside it."""
+    # Not `co_names`, which has attributes too: an attribute `loss` is not the variable `loss` of another cell.
+    yield from (step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _names(constant)
