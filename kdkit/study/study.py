@@ -19,7 +19,7 @@ from kdkit.metrics.base import MetricResult
 from kdkit.metrics.paired import SplitPredictions
 from kdkit.nets.weights import runs_in
 from kdkit.recipe.recipe import Recipe
-from kdkit.study.notebook_code import notebook_code
+from kdkit.study.recipe_code import closure_constants, notebook_code
 from kdkit.study.scheduler import run_trials
 from kdkit.study.settings import TrialSettings, unknown_run
 from kdkit.study.trial import Trial, TrialResult, as_names
@@ -261,10 +261,11 @@ def _name_of(recipe: Callable[..., Recipe]) -> str:
 
 
 def _arguments_of(recipe: Callable[..., Recipe]) -> dict[str, Any]:
-    """Return the arguments of a `functools.partial` by name; empty for another callable."""
-    if not isinstance(recipe, partial):
-        return {}
-    return {**dict(zip(parameters_by_name(recipe.func), recipe.args, strict=False)), **recipe.keywords}
+    """Return the arguments of a `functools.partial`, and the constants in the closure of a function, by name."""
+    if isinstance(recipe, partial):
+        arguments = dict(zip(parameters_by_name(recipe.func), recipe.args, strict=False))
+        return {**_arguments_of(recipe.func), **arguments, **recipe.keywords}
+    return closure_constants(recipe) if isinstance(recipe, FunctionType) else {}
 
 
 def _code_of(recipe: Callable[..., Recipe]) -> bytes | None:

@@ -260,6 +260,16 @@ def test_a_partial_is_compared_by_its_arguments(tmp_path, before, after):
     assert run_states(Study(tmp_path, [trial(after)])) == {"partial": "failed"}
 
 
+def test_a_function_is_compared_by_the_constants_of_its_closure(tmp_path):
+    def trial(width: int) -> Trial:
+        return Trial(name="closure", recipe=lambda: recipe(width))
+
+    assert run_states(Study(tmp_path, [trial(8)])) == {"closure": "finished"}
+    assert run_states(Study(tmp_path, [trial(8)])) == {"closure": "skipped"}
+    (result,) = Study(tmp_path, [trial(4)]).run(CPU)
+    assert "its option width: it was 8, and now it is 4" in str(result.error)
+
+
 def test_a_partial_is_compared_by_the_file_of_its_function(tmp_path):
     file, study = tmp_path / "mine.py", tmp_path / "study"
     file.write_text(f"from {__name__} import recipe as made\n\n\ndef recipe(width):\n    return made(width)\n")

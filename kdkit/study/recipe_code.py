@@ -1,4 +1,4 @@
-"""The code of a recipe that is in no file, such as in a notebook, so that a study notices if it changes."""
+"""What a recipe function uses: its closure, and its code if it is in no file, so that a study notices changes."""
 
 import dis
 import inspect
@@ -14,6 +14,11 @@ def notebook_code(recipe: FunctionType) -> bytes | None:
     parts: dict[str, str] = {}
     _add(recipe.__name__, recipe, recipe.__module__, parts)
     return "\n".join(parts.values()).encode() if parts[recipe.__name__] else None
+
+
+def closure_constants(recipe: FunctionType) -> dict[str, object]:
+    """Return the constants of the functions around a function that it uses, by name."""
+    return {name: value for name, value in _closure_of(recipe).items() if _is_constant(value)}
 
 
 def _add(name: str, value: object, module: str, parts: dict[str, str]) -> None:
@@ -43,13 +48,17 @@ def _add(name: str, value: object, module: str, parts: dict[str, str]) -> None:
 def _used_by(function: FunctionType) -> dict[str, object]:
     """Return the values that a function uses by name: those of its module, of functions around it, and its defaults."""
     names = set(_names(function.__code__))
-    used = {name: value for name, value in function.__globals__.items() if name in names}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        if name != "__class__" and cell != CellType():  # that of super(), and one without a value yet
-            used[name] = cell.cell_contents
+    used = {name: value for name, value in function.__globals__.items() if name in names} | _closure_of(function)
     for index, value in enumerate(function.__defaults__ or ()):
         used[f"{function.__qualname__} default {index}"] = value
     return used
+
+
+def _closure_of(function: FunctionType) -> dict[str, object]:
+    """Return the values of the functions around a function that it uses, by name."""
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    # The cell of super(), and one without a value yet, are left out.
+    return {name: cell.cell_contents for name, cell in cells if name != "__class__" and cell != CellType()}
 
 
 def _names(code: CodeType) -> Iterator[str]:

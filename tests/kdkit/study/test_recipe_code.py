@@ -4,7 +4,7 @@ import linecache
 
 import pytest
 
-from kdkit.study.notebook_code import notebook_code
+from kdkit.study.recipe_code import notebook_code
 
 CELLS = """
 from dataclasses import dataclass
