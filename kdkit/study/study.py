@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
-from numbers import Number
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -20,7 +19,7 @@ from kdkit.metrics.base import MetricResult
 from kdkit.metrics.paired import SplitPredictions
 from kdkit.nets.weights import runs_in
 from kdkit.recipe.recipe import Recipe
-from kdkit.study.notebook_code import notebook_code
+from kdkit.study.recipe_code import constants_of, notebook_code
 from kdkit.study.scheduler import run_trials
 from kdkit.study.settings import TrialSettings, unknown_run
 from kdkit.study.trial import Trial, TrialResult, as_names
@@ -264,28 +263,11 @@ def _name_of(recipe: Callable[..., Recipe]) -> str:
 
 
 def _arguments_of(recipe: Callable[..., Recipe]) -> dict[str, Any]:
-    """Return the values that a recipe has besides its options, by name.
-
-    They are the arguments of a `functools.partial`, the variables of a closure, and the attributes of an object.
-    """
+    """Return the arguments of a `functools.partial`, and the constants in a closure or an object, by name."""
     if isinstance(recipe, partial):
-        arguments = zip(parameters_by_name(recipe.func), recipe.args, strict=False)
-        return {**_arguments_of(recipe.func), **dict(arguments), **recipe.keywords}
-    if inspect.isfunction(recipe):
-        values = inspect.getclosurevars(recipe).nonlocals
-    else:
-        owner = getattr(recipe, "__self__", recipe)  # of a method
-        values = {} if inspect.isclass(owner) else getattr(owner, "__dict__", {})
-    return {name: value for name, value in values.items() if _is_plain(value)}
-
-
-def _is_plain(value: object) -> bool:
-    """Whether the text of a value tells it from others: numbers, texts, paths, and lists, tuples and dicts of them."""
-    if isinstance(value, Mapping):
-        return all(map(_is_plain, [*value, *value.values()]))
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, Number | str | Path)
+        arguments = dict(zip(parameters_by_name(recipe.func), recipe.args, strict=False))
+        return {**_arguments_of(recipe.func), **arguments, **recipe.keywords}
+    return constants_of(recipe)
 
 
 def _code_of(recipe: Callable[..., Recipe]) -> bytes | None:

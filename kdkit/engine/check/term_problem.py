@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from kdkit.engine.check.plan import describe_shape
 from kdkit.engine.check.probabilities import student_problem, target_problem
+from kdkit.engine.failures.network_errors import line_of_user_code
 from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import KdkitError, first_line
@@ -74,7 +75,8 @@ class TermCheck:
         except KdkitError as error:
             return str(error)
         except Exception as error:  # a user-defined loss may raise anything, or not fit its two sides
-            return f"{self.loss} does not accept {self.shapes}: {first_line(error)}{self._advice_for_sides(error)}"
+            reason = f"{first_line(error)}{line_of_user_code(error)}{self._advice_for_sides(error)}"
+            return f"{self.loss} does not accept {self.shapes}: {reason}"
         if any("target size" in str(warning.message) for warning in caught):  # the warning of torch.nn.functional
             return f"{self.shapes} have different shapes and would be broadcast{self._advice_for_shapes()}"
         problem = self._scalar_problem(value) or self._gradient_problem(value)

@@ -285,7 +285,8 @@ def test_a_closure_and_an_object_are_compared_by_their_values(tmp_path, made):
 
     assert run_states(Study(tmp_path, [trial(8)])) == {"made": "finished"}
     assert run_states(Study(tmp_path, [trial(8)])) == {"made": "skipped"}
-    assert run_states(Study(tmp_path, [trial(4)])) == {"made": "failed"}
+    (result,) = Study(tmp_path, [trial(4)]).run(CPU)
+    assert "its option width: it was 8, and now it is 4" in str(result.error)
 
 
 def test_a_partial_is_compared_by_the_file_of_its_function(tmp_path):

@@ -126,6 +126,14 @@ def test_labels_of_positions_that_a_loss_cannot_take_are_explained():
         assert advice in only_problem(one_stage(student, Truth(dice), data))
 
 
+def test_the_line_of_a_loss_that_raises_is_named():
+    def misspelt(student, labels):
+        return F.cross_entropy(student, labels) + student.maen()
+
+    problem = only_problem(one_stage(tiny_net("student"), Truth(misspelt)))
+    assert re.search(r"has no attribute 'maen' \(test_term_problem\.py, line \d+\)$", problem)
+
+
 def test_features_of_different_shapes_need_a_projector():
     teacher, student = tiny_net("teacher", hidden=7, trained=True), tiny_net("student", seed=1)
     taps = {"student": Tap(student.module.norm), "target": Tap(teacher.module.norm)}

@@ -1,7 +1,9 @@
-"""The code of a recipe that is in no file, such as in a notebook, so that a study notices if it changes."""
+"""What a recipe function uses: its constants, and its code if it is in no file, so that a study notices changes."""
 
+import dis
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import CellType, CodeType, FunctionType
 
 
@@ -13,6 +15,16 @@ def notebook_code(recipe: FunctionType) -> bytes | None:
     parts: dict[str, str] = {}
     _add(recipe.__name__, recipe, recipe.__module__, parts)
     return "\n".join(parts.values()).encode() if parts[recipe.__name__] else None
+
+
+def constants_of(recipe: Callable[..., object]) -> dict[str, object]:
+    """Return the constants in the closure of a function, or in the attributes of a callable object, by name."""
+    if isinstance(recipe, FunctionType):
+        values = _closure_of(recipe)
+    else:
+        owner = getattr(recipe, "__self__", recipe)  # of a method
+        values = {} if isinstance(owner, type) else getattr(owner, "__dict__", {})
+    return {name: value for name, value in values.items() if _is_constant(value)}
 
 
 def _add(name: str, value: object, module: str, parts: dict[str, str]) -> None:
@@ -42,18 +54,23 @@ def _add(name: str, value: object, module: str, parts: dict[str, str]) -> None:
 def _used_by(function: FunctionType) -> dict[str, object]:
     """Return the values that a function uses by name: those of its module, of functions around it, and its defaults."""
     names = set(_names(function.__code__))
-    used = {name: value for name, value in function.__globals__.items() if name in names}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        if name != "__class__" and cell != CellType():  # that of super(), and one without a value yet
-            used[name] = cell.cell_contents
+    used = {name: value for name, value in function.__globals__.items() if name in names} | _closure_of(function)
     for index, value in enumerate(function.__defaults__ or ()):
         used[f"{function.__qualname__} default {index}"] = value
     return used
 
 
+def _closure_of(function: FunctionType) -> dict[str, object]:
+    """Return the values of the functions around a function that it uses, by name."""
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    # The cell of super(), and one without a value yet, are left out.
+    return {name: cell.cell_contents for name, cell in cells if name != "__class__" and cell != CellType()}
+
+
 def _names(code: CodeType) -> Iterator[str]:
-    """Yield the names that code uses of its module, also in functions inside it, and those of attributes."""
-    yield from code.co_names
+    """Yield the names that code uses of its module, also in functions inside it."""
+    # Not `co_names`, which has attributes too: an attribute `loss` is not the variable `loss` of another cell.
+    yield from (step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _names(constant)
@@ -64,4 +81,4 @@ def _is_constant(value: object) -> bool:
         return all(map(_is_constant, value))
     if isinstance(value, dict):
         return all(map(_is_constant, (*value, *value.values())))
-    return isinstance(value, bool | int | float | complex | str | bytes | None)
+    return isinstance(value, bool | int | float | complex | str | bytes | Path | None)

@@ -4,7 +4,7 @@ import linecache
 
 import pytest
 
-from kdkit.study.notebook_code import notebook_code
+from kdkit.study.recipe_code import notebook_code
 
 CELLS = """
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 RATE = 0.1
 SIZES = {"width": [4, 8]}
 unused = 1
+real = 1
 
 def activation(x):
     return x
@@ -33,7 +34,7 @@ class Net(Layer):
     def __init__(self):
         super().__init__()
     def forward(self, x):
-        return [activation(part) for part in x]
+        return [activation(part.real) for part in x]
 
 def around(depth):
     def recipe(rate=RATE):
@@ -61,7 +62,7 @@ def run_cell(source, name="<cell>"):
         ("scale = 1.0", "scale = 2.0"),
         ('["width"]', '["width"][0]'),
         ("2 * x", "3 * x"),
-        ("activation(part)", "activation(-part)"),
+        ("activation(part.real)", "activation(-part.real)"),
         ("class Net(Layer)", "class Net(object)"),
         ("depth=3", "depth=4"),
         ("Options(), depth", "Options(), -depth"),
@@ -76,7 +77,8 @@ def test_a_change_of_what_a_recipe_uses_changes_its_code(before, after):
 def test_other_cells_and_other_names_of_cells_change_nothing():
     code = notebook_code(run_cell(CELLS))
     assert b"class Net(Layer)" in code
-    assert code == notebook_code(run_cell(CELLS.replace("unused = 1", "unused = 2"), "<another cell>"))
+    for before, after in (("unused = 1", "unused = 2"), ("real = 1", "real = 2")):
+        assert code == notebook_code(run_cell(CELLS.replace(before, after), "<another cell>"))
 
 
 def test_a_function_without_a_source_has_no_code():
