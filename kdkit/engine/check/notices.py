@@ -24,7 +24,7 @@ from kdkit.losses.contrastive import CRD
 from kdkit.losses.features import TensorOrTuple, as_tuple
 from kdkit.losses.hints import Hint, SquareHead
 from kdkit.losses.similarity import Cosine
-from kdkit.nets.net import conflict_of_classes
+from kdkit.nets.net import conflict_of_classes, conflict_of_inputs
 from kdkit.nets.taps import HeadTap, Tap
 from kdkit.nets.views import Images
 from kdkit.recipe.objective import Truth
@@ -68,8 +68,13 @@ def run_notices(facts: Facts, data: Data) -> Iterator[str]:
         _empty_groups,
         _untrained_nets,
         _half_precision_weights,
+        _inputs_of_weights,
     ):
         yield from notice(facts, data)
+
+
+def _inputs_of_weights(facts: Facts, data: Data) -> Iterator[str]:
+    yield from filter(None, (conflict_of_inputs(net, data.preparation) for net in nets_of([facts.stage])))
 
 
 def _views(facts: Facts) -> Iterator[str]:

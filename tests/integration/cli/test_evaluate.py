@@ -182,3 +182,20 @@ def test_later_data_are_evaluated_with_the_thresholds_of_the_run(tmp_path):
         kdkit.evaluate(recipe(0, 1, 2), tmp_path / "weights.pt", thresholds="run", options=options)
     with pytest.raises(RecipeError, match="thresholds must be 'validation' or 'run'; got 'test'"):
         kdkit.evaluate(recipe(0, 1, 2), run, thresholds="test", options=options)
+
+
+def test_inputs_that_differ_from_those_of_the_run_are_named(tmp_path):
+    def recipe(rate, length, **options):
+        data = tiny_data()
+        data.preparation = {"rate": rate, "length": length, "leads": ("I", "II")}
+        return one_stage(Net("student", Mlp(), **options), plain_goal(), data)
+
+    run, options = tmp_path / "run", kdkit.RunOptions(device="cpu")
+    kdkit.run(recipe(100, 500), replace(options, out=run, measure=False))
+    kdkit.evaluate(recipe(100, 250), run, options=options)  # without a warning
+    text = "the weights of net 'student' were trained on other inputs: rate 100, now 125"
+    with pytest.warns(UserWarning, match=rf"{text}$") as warned:
+        kdkit.evaluate(recipe(125, 250), run, options=options)
+    assert warned[0].filename == __file__
+    assert text in kdkit.check(recipe(125, 500, weights=run)).notices
+    assert text not in kdkit.check(recipe(100, 500, weights=run)).notices
