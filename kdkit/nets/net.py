@@ -57,7 +57,8 @@ class Net(Generic[M]):
     if these modules draw random numbers from torch only.
     device: for a teacher on a device other than the run's, such as "cuda:1", or "cpu" if it does not fit on a GPU. In
     each step its inputs are copied to this device, and its outputs and features are copied back.
-    weights_note: the part of the file that was loaded, or "" for all of it; a notice of a run.
+    weights_note: the part of the file that was loaded, or "" for all of it; a notice of a run. loaded: this, and the
+    classes and inputs of the run that trained the weights.
 
     Raises RecipeError if the arguments do not fit together.
     """

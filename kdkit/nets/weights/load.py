@@ -65,7 +65,12 @@ def load_weights(
         facts.append(f"the file also has averaged weights, for {keys}")
     note = f"weights of net {name!r} from {file.path}: {'; '.join(facts)}" if facts else ""
     classes, preparation = (recorded_facts(file.path, key) for key in ("classes", "preparations"))
-    return LoadedWeights(note, match.complete, tuple(classes or ()), preparation or {})
+    return LoadedWeights(
+        note,
+        match.complete,
+        tuple(map(str, classes)) if isinstance(classes, list) else (),
+        preparation if isinstance(preparation, dict) else {},
+    )
 
 
 class _Target:

@@ -12,9 +12,11 @@ from torch.utils.data import random_split
 
 import kdkit
 from kdkit import Match, Net, Recipe, RecipeError, TorchData, Truth
+from kdkit.engine.storage.run_folder import read_record
 from kdkit.losses import SoftTargets
 from kdkit.metrics import CrossEntropy, MacroF1
 from kdkit.metrics.thresholds import best_f1_threshold
+from kdkit.utils.sealed import json_parts
 from tests.helpers.tiny import Mlp, one_stage, plain_goal, samples, tiny_data
 
 RECIPE = """
@@ -23,6 +25,7 @@ from torch import nn
 from kdkit import *
 from kdkit.losses import SoftTargets
 from torch.utils.data import random_split
+from kdkit.utils.sealed import json_parts
 from tests.helpers.tiny import Mlp, samples
 
 def recipe(hidden: int = 5, rows: int = 84) -> Recipe:
@@ -197,5 +200,8 @@ def test_inputs_that_differ_from_those_of_the_run_are_named(tmp_path):
     with pytest.warns(UserWarning, match=rf"{text}$") as warned:
         kdkit.evaluate(recipe(125, 250), run, options=options)
     assert warned[0].filename == __file__
-    assert text in kdkit.check(recipe(125, 500, weights=run)).notices
     assert text not in kdkit.check(recipe(100, 500, weights=run)).notices
+    assert text in kdkit.check(recipe(125, 500, weights=run)).notices
+    record = read_record(run) | {"classes": {"student": 3}, "preparations": {"student": "x"}}  # by another program
+    (run / "run.json").write_bytes(b"".join(map(bytes, json_parts(record))))
+    kdkit.evaluate(recipe(125, 250), run, options=options)  # without a warning
