@@ -1,5 +1,6 @@
 """Compute the metrics of trained weights on the data of a recipe, without training."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from kdkit.engine.storage.finished_run import read_net_report
 from kdkit.engine.storage.run_files import RECORD
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.metrics.base import MetricResult, Predictions
-from kdkit.nets.net import Net, conflict_of_classes
+from kdkit.nets.net import Net, conflict_of_classes, conflict_of_inputs
 from kdkit.nets.weights import load_weights
 from kdkit.recipe.recipe import Recipe, as_recipe, nets_of
 from kdkit.utils.devices import default_modes
@@ -102,11 +103,14 @@ def load_net(recipe: Recipe, weights: Path, name: str | None) -> Net[Any]:
     if name not in nets:
         raise RecipeError(f"the recipe has no net {name!r}; {did_you_mean(name, nets)}")
     chosen = nets[name]
-    loaded = load_weights(chosen.network, weights, name)
-    chosen.weights_note, chosen.weights_classes = loaded.note, loaded.classes
+    chosen.loaded = load_weights(chosen.network, weights, name)
+    chosen.weights_note = chosen.loaded.note
     conflict = conflict_of_classes(chosen, recipe.data.classes)
     if conflict:
         raise RecipeError(
             f"{conflict}; give the data the classes of the run, in their order, or pass them as Net(..., classes=[...])"
         )
+    difference = conflict_of_inputs(chosen, recipe.data.preparation)
+    if difference:
+        warnings.warn(difference, stacklevel=5)  # of the caller of `evaluate`, which has two decorators
     return chosen

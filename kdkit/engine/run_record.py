@@ -19,7 +19,7 @@ from kdkit.engine.options import RunOptions
 from kdkit.losses.base import describe_loss
 from kdkit.metrics.base import Predictions, true_classes
 from kdkit.metrics.bootstrap import without_interval
-from kdkit.nets.net import Net
+from kdkit.nets.net import Net, preparation_of
 from kdkit.recipe.baseline import baseline_notices, baselines_of
 from kdkit.recipe.recipe import Recipe, monitored_metric
 from kdkit.utils import collectives
@@ -66,6 +66,7 @@ def run_name(recipe: Recipe, origin: Origin) -> str:
 def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.device, origin: Origin) -> dict[str, Any]:
     """Return the contents of `run.json`."""
     data = recipe.data
+    trained = list(dict.fromkeys(net for stage in plan.stages for net in stage.objectives))
     return {
         "recipe": run_name(recipe, origin),
         "recipe_sha256": origin.sha256,
@@ -95,7 +96,8 @@ def run_record(recipe: Recipe, plan: Plan, options: RunOptions, device: torch.de
             for part in plan.stage_plans
         },
         "positives": _positives(data),
-        "classes": {net.name: list(net.classes or data.classes) for stage in plan.stages for net in stage.objectives},
+        "classes": {net.name: list(net.classes or data.classes) for net in trained},
+        "preparations": {net.name: preparation_of(net, data.preparation) for net in trained},
         "nets": {
             net.name: {"parameters": net.parameters, "view": net.view.key, "version": net.version} for net in plan.nets
         },

@@ -1,9 +1,10 @@
 """A network with a name, and a view that selects its inputs."""
 
 import copy
+import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -16,11 +17,14 @@ from kdkit.data.batch import Batch, map_tensors, modifications, nested_tensors, 
 from kdkit.errors import RecipeError, did_you_mean, first_line, shortened
 from kdkit.nets.elements import Element, default_element, pick_tensor, validate_element
 from kdkit.nets.views import Call, Inputs, View, as_view
-from kdkit.nets.weights import load_weights
+from kdkit.nets.weights import LoadedWeights, load_weights
 from kdkit.utils.devices import find_device
 from kdkit.utils.modules import eval_mode, uncompiled
 from kdkit.utils.user_paths import user_path
 from kdkit.utils.validation import is_whole_number, validate_name, validate_switches
+
+# Parts of a preparation that do not change what a number in the inputs means, or that others have in detail.
+_OF_SAMPLES = ("length", "steps", "version", "notices")
 
 M = TypeVar("M", bound=Callable[..., Any], covariant=True)
 
@@ -53,8 +57,8 @@ class Net(Generic[M]):
     if these modules draw random numbers from torch only.
     device: for a teacher on a device other than the run's, such as "cuda:1", or "cpu" if it does not fit on a GPU. In
     each step its inputs are copied to this device, and its outputs and features are copied back.
-    weights_note: the part of the file that was loaded, or "" for all of it; a notice of a run. weights_classes: the
-    classes of the outputs in the run that trained the weights; None if they are unknown.
+    weights_note: the part of the file that was loaded, or "" for all of it; a notice of a run. loaded: this, and the
+    classes and inputs of the run that trained the weights.
 
     Raises RecipeError if the arguments do not fit together.
     """
@@ -101,7 +105,7 @@ class Net(Generic[M]):
         # A plain callable cannot be trained, so it can only be a teacher.
         self.trained = trained or not isinstance(module, nn.Module)
         self.weights_note = ""
-        self.weights_classes: tuple[str, ...] | None = None
+        self.loaded = LoadedWeights("", complete=False)
         if weights is not None:
             self._load(weights, weights_key, strict=strict)
         elif weights_key is not None or not strict:
@@ -216,9 +220,9 @@ class Net(Generic[M]):
                 f"weights of net {self.name!r} must be a file or a folder, but {weights} is an address; download it "
                 "first, such as with torch.hub.download_url_to_file(URL, FILE)"
             )
-        loaded = load_weights(self.network, user_path(weights), self.name, key=key, strict=strict)
-        self.weights_note, self.weights_classes = loaded.note, loaded.classes
-        self.trained |= loaded.complete
+        self.loaded = load_weights(self.network, user_path(weights), self.name, key=key, strict=strict)
+        self.weights_note = self.loaded.note
+        self.trained |= self.loaded.complete
 
     def _arguments(self, batch: Batch) -> Call:
         """Return the arguments of the module, on its device."""
@@ -273,7 +277,7 @@ def output_shape(net: Net[Any], batch: Batch) -> torch.Size:
 
 def conflict_of_classes(net: Net[Any], classes: Sequence[str]) -> str:
     """Return why the outputs are not those of the classes of the data, as far as the weights tell; otherwise ""."""
-    trained, count = net.weights_classes or (), len(classes)
+    trained, count = net.loaded.classes, len(classes)
     numbers = tuple(map(str, range(count)))  # classes without names
     if net.classes is not None or len(trained) != count or numbers in (trained, tuple(classes)):
         return ""
@@ -284,6 +288,25 @@ def conflict_of_classes(net: Net[Any], classes: Sequence[str]) -> str:
                 f"{of_data!r} in the data"
             )
     return ""
+
+
+def preparation_of(net: Net[Any], preparation: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return how raw samples become the inputs of a net. preparation: of the data, see `Data.preparation`."""
+    describe = getattr(net.view, "describe", None)  # optional, see `View`
+    described: Mapping[str, Any] = describe(preparation) if describe and preparation else preparation
+    return described
+
+
+def conflict_of_inputs(net: Net[Any], preparation: Mapping[str, Any]) -> str:
+    """Return how the inputs differ from those in the run that trained the weights, as far as known; otherwise ""."""
+    before = net.loaded.preparation
+    now = json.loads(json.dumps(preparation_of(net, preparation), default=str)) if before else {}
+    changed = [
+        f"{key} {shortened(before[key], 60)}, now {shortened(now[key], 60)}"
+        for key in before
+        if key in now and before[key] != now[key] and key not in _OF_SAMPLES
+    ]
+    return f"the weights of net {net.name!r} were trained on other inputs: {'; '.join(changed)}" if changed else ""
 
 
 def _version_of(module: object, net: str) -> str | None:

@@ -27,7 +27,7 @@ from kdkit.losses.sides import TensorOrTuple, as_tuple
 from kdkit.losses.similarity import Cosine
 from kdkit.metrics.base import Metric
 from kdkit.metrics.bootstrap import without_interval
-from kdkit.nets.net import conflict_of_classes
+from kdkit.nets.net import conflict_of_classes, conflict_of_inputs
 from kdkit.nets.taps import HeadTap, Tap
 from kdkit.nets.views import Images
 from kdkit.recipe.objective import Truth
@@ -74,6 +74,7 @@ def run_notices(facts: Facts, data: Data) -> Iterator[str]:
         _empty_groups,
         _untrained_nets,
         _half_precision_weights,
+        _inputs_of_weights,
     ):
         yield from notice(facts, data)
 
@@ -89,6 +90,10 @@ def metric_notices(facts: Facts, metrics: Sequence[Metric]) -> Iterator[str]:
             "CTC are sequences, not one per frame; pass a metric of sequences, such as an error rate of your own: "
             "Recipe(metrics=(...,))"
         )
+
+
+def _inputs_of_weights(facts: Facts, data: Data) -> Iterator[str]:
+    yield from filter(None, (conflict_of_inputs(net, data.preparation) for net in nets_of([facts.stage])))
 
 
 def _views(facts: Facts) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kdkit.errors import RecipeError
 from kdkit.utils.files import exists, is_file
@@ -63,15 +64,18 @@ def find_weights(path: Path, name: str, key: str | None) -> WeightFile:
     return WeightFile(files[net], None, tuple(facts))
 
 
-def trained_classes(file: Path) -> tuple[str, ...] | None:
-    """Return the classes of the outputs of a net in a run. file: its weights; None if they are not those of a run."""
+def recorded_facts(file: Path, key: str) -> Any:
+    """Return what the record of a run says about a net, such as its "classes". file: the weights of the net.
+
+    None if they are not those of a run.
+    """
     stage = file.absolute().parent
     with suppress(OSError, ValueError):  # there is no record, or it is damaged
-        classes = read_sealed_json(stage.parent / "run.json").get("classes")
+        facts = read_sealed_json(stage.parent / "run.json").get(key)
         # See `stage_weights`.
         names = (file.stem.removeprefix("weights-"), stage.resolve().name.split("-", 1)[-1])
-        if isinstance(classes, dict):
-            return next((tuple(map(str, classes[name])) for name in names if name in classes), None)
+        if isinstance(facts, dict):
+            return next((facts[name] for name in names if name in facts), None)
     return None
 
 

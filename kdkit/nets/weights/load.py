@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kdkit.errors import RecipeError, did_you_mean
-from kdkit.nets.weights.folders import find_weights, trained_classes
+from kdkit.nets.weights.folders import find_weights, recorded_facts
 from kdkit.nets.weights.state_dicts import Entries, read_state_dicts, select_entries
 from kdkit.utils.modules import keys_by_tensor, plain_keys
 from kdkit.utils.reprs import first_three
@@ -29,12 +30,13 @@ _LONGEST_HINT = 200  # characters of a hint with the keys of a net
 class LoadedWeights:
     """note: the part of the file that was loaded, or "" for all of it. complete: whether every tensor was loaded.
 
-    classes: those of the outputs in the run that trained the weights; None if they are unknown.
+    classes, preparation: of the outputs and of the inputs in the run that trained the weights; empty if unknown.
     """
 
     note: str
     complete: bool
-    classes: tuple[str, ...] | None
+    classes: tuple[str, ...] = ()
+    preparation: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_weights(
@@ -62,7 +64,13 @@ def load_weights(
         keys = " or ".join(f"weights_key={average!r}" for average in averages)
         facts.append(f"the file also has averaged weights, for {keys}")
     note = f"weights of net {name!r} from {file.path}: {'; '.join(facts)}" if facts else ""
-    return LoadedWeights(note, match.complete, trained_classes(file.path))
+    classes, preparation = (recorded_facts(file.path, key) for key in ("classes", "preparations"))
+    return LoadedWeights(
+        note,
+        match.complete,
+        tuple(map(str, classes)) if isinstance(classes, list) else (),
+        preparation if isinstance(preparation, dict) else {},
+    )
 
 
 class _Target:

@@ -12,9 +12,11 @@ from torch.utils.data import random_split
 
 import kdkit
 from kdkit import Match, Net, Recipe, RecipeError, TorchData, Truth
+from kdkit.engine.storage.run_folder import read_record
 from kdkit.losses import SoftTargets
 from kdkit.metrics import CrossEntropy, MacroF1
 from kdkit.metrics.thresholds import best_f1_threshold
+from kdkit.utils.sealed import json_parts
 from tests.helpers.tiny import Mlp, one_stage, plain_goal, samples, tiny_data
 
 RECIPE = """
@@ -23,6 +25,7 @@ from torch import nn
 from kdkit import *
 from kdkit.losses import SoftTargets
 from torch.utils.data import random_split
+from kdkit.utils.sealed import json_parts
 from tests.helpers.tiny import Mlp, samples
 
 def recipe(hidden: int = 5, rows: int = 84) -> Recipe:
@@ -182,3 +185,23 @@ def test_later_data_are_evaluated_with_the_thresholds_of_the_run(tmp_path):
         kdkit.evaluate(recipe(0, 1, 2), tmp_path / "weights.pt", thresholds="run", options=options)
     with pytest.raises(RecipeError, match="thresholds must be 'validation' or 'run'; got 'test'"):
         kdkit.evaluate(recipe(0, 1, 2), run, thresholds="test", options=options)
+
+
+def test_inputs_that_differ_from_those_of_the_run_are_named(tmp_path):
+    def recipe(rate, length, **options):
+        data = tiny_data()
+        data.preparation = {"rate": rate, "length": length, "leads": ("I", "II")}
+        return one_stage(Net("student", Mlp(), **options), plain_goal(), data)
+
+    run, options = tmp_path / "run", kdkit.RunOptions(device="cpu")
+    kdkit.run(recipe(100, 500), replace(options, out=run, measure=False))
+    kdkit.evaluate(recipe(100, 250), run, options=options)  # without a warning
+    text = "the weights of net 'student' were trained on other inputs: rate 100, now 125"
+    with pytest.warns(UserWarning, match=rf"{text}$") as warned:
+        kdkit.evaluate(recipe(125, 250), run, options=options)
+    assert warned[0].filename == __file__
+    assert text not in kdkit.check(recipe(100, 500, weights=run)).notices
+    assert text in kdkit.check(recipe(125, 500, weights=run)).notices
+    record = read_record(run) | {"classes": {"student": 3}, "preparations": {"student": "x"}}  # by another program
+    (run / "run.json").write_bytes(b"".join(map(bytes, json_parts(record))))
+    kdkit.evaluate(recipe(125, 250), run, options=options)  # without a warning
