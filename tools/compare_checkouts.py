@@ -61,7 +61,7 @@ def results(checkout: Path, example: str, args: list[str], folder: Path) -> list
     }
     command = [sys.executable, "-m", "kdkit", "run", str(root / "examples" / f"{example}.py"), *args]
     subprocess.run(
-        [*command, "--out", "run", "--device", "cpu"],
+        [*command, "--out", "run", "--device", "cpu", "--quiet"],
         cwd=folder,
         env=environment,
         check=True,

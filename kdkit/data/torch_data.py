@@ -139,7 +139,7 @@ class TorchData(Data):
         self._unknown, self._ignore_index = unknown, ignore_index
         self.draws = _draws_of(splits, draws)
         self._splits = {
-            name: _described(split, spec, all_labels.get(name), is_drawn=name == "train" and (self.draws or 1) > 1)
+            name: _with_targets(split, spec, all_labels.get(name), is_drawn=name == "train" and (self.draws or 1) > 1)
             for name, split in splits.items()
         }
         for split in self._splits.values():
@@ -308,8 +308,8 @@ def _draws_of(splits: Mapping[str, TorchSplit], draws: int | None) -> int | None
     return draws or (1 if all_fixed else None)
 
 
-def _described(split: TorchSplit, spec: LabelSpec, labels: SplitLabels | None, *, is_drawn: bool) -> TorchSplit:
-    """Return a split with the description of its labels, after a check of its visible labels.
+def _with_targets(split: TorchSplit, spec: LabelSpec, labels: SplitLabels | None, *, is_drawn: bool) -> TorchSplit:
+    """Return a split whose batches have labels in the form that losses take, after a check of its visible labels.
 
     Other labels are checked batch by batch, and so are those of user-defined datasets, which may remap their `targets`.
     """

@@ -138,27 +138,7 @@ class Distiller(nn.Module):
         """
         if self.student.module.training is not self.training:  # such as after student.eval() to validate it
             self.module.train(self.training)
-        if not isinstance(labels, Tensor):
-            if labels is not None:
-                raise RecipeError(
-                    f"labels must be a tensor or None; got a {type(labels).__name__}; pass torch.as_tensor(labels)"
-                )
-            if self._on_labels:
-                raise RecipeError(
-                    f"term {self._on_labels[0]!r} learns from labels, but they are None; call distiller(inputs, labels)"
-                )
-            labels = missing_labels(inputs)
-        if ids is None and self._on_ids:
-            raise RecipeError(
-                f"term {self._on_ids[0]!r} needs the ids of the samples, (batch,) integers; call distiller(inputs, "
-                "labels, ids=ids), with ids that the dataset yields"
-            )
-        if ids is not None and (
-            not isinstance(ids, Tensor) or ids.shape != labels.shape[:1] or ids.is_floating_point()
-        ):
-            got = describe_array(ids) if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
-            raise RecipeError(f"ids must be a tensor of integers, ({len(labels)},) for this batch; got {got}")
-        batch = Batch(inputs, as_targets(labels, per_position=self._per_position), ids, weights=sample_weights)
+        batch = self._as_batch(inputs, labels, ids, sample_weights)
         module = self._open_stage.module  # a plain attribute, unlike those of an nn.Module
         if progress is not None:
             self.set_progress(progress)
@@ -263,6 +243,29 @@ class Distiller(nn.Module):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _as_batch(self, inputs: Any, labels: Tensor | None, ids: Tensor | None, sample_weights: Tensor | None) -> Batch:
+        """Return the arguments of a call as a batch. Raises RecipeError if labels or ids are missing or no tensors."""
+        if labels is None:
+            if self._on_labels:
+                raise RecipeError(
+                    f"term {self._on_labels[0]!r} learns from labels, but they are None; call distiller(inputs, labels)"
+                )
+            labels = missing_labels(inputs)
+        elif not isinstance(labels, Tensor):
+            raise RecipeError(
+                f"labels must be a tensor or None; got a {type(labels).__name__}; pass torch.as_tensor(labels)"
+            )
+        if ids is None and self._on_ids:
+            raise RecipeError(
+                f"term {self._on_ids[0]!r} needs the ids of the samples, (batch,) integers; call distiller(inputs, "
+                "labels, ids=ids), with ids that the dataset yields"
+            )
+        is_valid = isinstance(ids, Tensor) and ids.shape == labels.shape[:1] and not ids.is_floating_point()
+        if ids is not None and not is_valid:
+            got = describe_array(ids) if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
+            raise RecipeError(f"ids must be a tensor of integers, ({len(labels)},) for this batch; got {got}")
+        return Batch(inputs, as_targets(labels, per_position=self._per_position), ids, weights=sample_weights)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Move or convert the teachers together with the student."""

@@ -43,24 +43,9 @@ def pick_tensor(value: Any, element: Element, source: str) -> Tensor:
             ) from None
     if isinstance(picked, Tensor):
         return picked
-    if value is None:
-        reason = ", but a tensor was expected; does it return its result?"
-    elif isinstance(picked, np.ndarray):
-        reason = ", but a tensor was expected; return torch.from_numpy(...).float()"
-    elif element is None:
-        reason = ", but one tensor was expected; select it with element=..., an index, a key or a function"
-        is_empty = isinstance(value, Mapping | list | tuple) and not any(item.ndim for _, item in _tensors_of(value))
-        if is_empty:  # such as the losses of a detector, or its detections, a dict for each image
-            reason += ", or, if no term compares outputs, pass element=lambda outputs: torch.zeros(len(outputs), 1)"
-    elif callable(element):
-        reason = f", but element=... returns {_describe(picked)} for it; expected one tensor"
-    else:
-        reason = f", whose element {element!r} is {_describe(picked)}; expected one tensor{_advice(value, element)}"
-        if isinstance(picked, tuple | list) and isinstance(value, Mapping):  # such as the hidden states of all layers
-            reason += f", such as element=lambda outputs: outputs[{element!r}][-1]"
     tensors = ", ".join(f"{key!r} {tuple(tensor.shape)}" for key, tensor in _tensors_of(value))
     listing = f"; its tensors are {tensors}" if tensors else ""
-    raise RecipeError(f"{source} gives {_describe(value)}{reason}{listing}")
+    raise RecipeError(f"{source} gives {_describe(value)}{_no_tensor(value, element, picked)}{listing}")
 
 
 def default_element(value: Any) -> int | str | None:
@@ -87,6 +72,26 @@ def _tensors_of(value: Any) -> list[tuple[Any, Tensor]]:
     """Return the tensors that are directly in a value, with the `element` that selects each."""
     items = zip(value._fields, value, strict=True) if hasattr(value, "_fields") else items_of(value) or ()
     return [(key, item) for key, item in items if isinstance(item, Tensor)]
+
+
+def _no_tensor(value: Any, element: Element, picked: Any) -> str:
+    """Return why no tensor is picked from a value, and what to do. picked: the object that `element` selects."""
+    if value is None:
+        return ", but a tensor was expected; does it return its result?"
+    if isinstance(picked, np.ndarray):
+        return ", but a tensor was expected; return torch.from_numpy(...).float()"
+    if element is None:
+        reason = ", but one tensor was expected; select it with element=..., an index, a key or a function"
+        is_empty = isinstance(value, Mapping | list | tuple) and not any(item.ndim for _, item in _tensors_of(value))
+        if is_empty:  # such as the losses of a detector, or its detections, a dict for each image
+            reason += ", or, if no term compares outputs, pass element=lambda outputs: torch.zeros(len(outputs), 1)"
+        return reason
+    if callable(element):
+        return f", but element=... returns {_describe(picked)} for it; expected one tensor"
+    reason = f", whose element {element!r} is {_describe(picked)}; expected one tensor{_advice(value, element)}"
+    if isinstance(picked, tuple | list) and isinstance(value, Mapping):  # such as the hidden states of all layers
+        reason += f", such as element=lambda outputs: outputs[{element!r}][-1]"
+    return reason
 
 
 def _advice(value: Any, element: Element) -> str:

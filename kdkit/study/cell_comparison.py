@@ -45,21 +45,16 @@ def compare_cells(
     finished = [_FinishedCell(study, cell, metric, net=net, student=student) for cell in cells]
     runs = [run for cell in finished for run in cell.runs.values()]
     damaged = [error for cell in finished for error in cell.damaged]
-    lacking = [cell for cell in finished if cell.without_net]
     if not runs:
-        raise [*damaged, *(error for cell in lacking for error in cell.without_net)][0]
-    best = next(cell for cell in finished if cell.runs)
-    for cell in finished:
-        if is_better(metric, cell.validation.mean, best.validation.mean):
-            best = cell
+        raise [*damaged, *(error for cell in finished for error in cell.without_net)][0]
+    best = _best(finished, metric)
     by_label = {cell.cell.label: cell for cell in finished if cell.runs}
     if reference:
         compared = [cell for cell in by_label.values() if cell.cell.reference in by_label]
     else:
         compared = [cell for cell in by_label.values() if cell is not best]
-    with_baseline = [cell for cell in finished if cell.baselines]
-    # Bonferroni's correction
-    level, distillation_level = (1 - (1 - LEVEL) / max(1, len(table)) for table in (compared, with_baseline))
+    level = _corrected_level(len(compared))
+    distillation_level = _corrected_level(sum(bool(cell.baselines) for cell in finished))
     # If runs differ only in their seeds but have different test samples, as with simulated data, they may share none.
     # NaN if the overlap of any run is unknown.
     overlap = float(np.max([run.overlap for run in runs])) if average_over else 0.0
@@ -87,7 +82,7 @@ def compare_cells(
         reference=reference,
         distillation_level=distillation_level,
         left_out=tuple(map(str, damaged)),
-        without_net=tuple(cell.cell.label for cell in lacking),
+        without_net=tuple(cell.cell.label for cell in finished if cell.without_net),
         average_over=average_over,
     )
 
@@ -173,6 +168,20 @@ class _FinishedCell:
             validation={key: run.validation for key, run in self.runs.items()},
             reference=self.cell.reference,
         )
+
+
+def _best(cells: Sequence[_FinishedCell], metric: Metric) -> _FinishedCell:
+    """Return the cell with the best mean on the validation split, among those with a run."""
+    best = next(cell for cell in cells if cell.runs)
+    for cell in cells:
+        if is_better(metric, cell.validation.mean, best.validation.mean):
+            best = cell
+    return best
+
+
+def _corrected_level(comparisons: int) -> float:
+    """Return the level of each of several intervals, so that all of them together have LEVEL (Bonferroni)."""
+    return 1 - (1 - LEVEL) / max(1, comparisons)
 
 
 def _compare(

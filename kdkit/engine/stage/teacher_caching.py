@@ -68,23 +68,12 @@ class TeacherCaching:
         known_problem = self.location.problem
         for net in frozen_teachers(open_stage.stage):
             with open_stage.autocast():
-                opened = None
                 try:
                     opened = self._open(net, open_stage, batch)
                 except CacheError as error:
+                    opened = None
                     notices.append(f"net {net.name!r} is not cached: {error}")
-                opened = _on_all_ranks(opened)
-                if opened is None:
-                    open_stage.sessions[net.name] = self._encoded_only(net, open_stage.sessions[net.name], batch)
-                    continue
-                open_stage.sessions[net.name] = opened.session
-                rows = opened.store.written
-                self.entries[net.name] = {
-                    "entry": opened.store.path.name,
-                    "outputs": rows.numel(),
-                    "cached_before": int(rows.sum()),
-                }
-                opened.session.audit.check_earlier(opened.store, opened.split, self.device)
+                self._replace_session(net, open_stage, batch, _on_all_ranks(opened))
         if self.location.problem != known_problem:
             notices.insert(0, f"teacher outputs are cached for this run only: {self.location.problem}")
         return notices
@@ -141,6 +130,20 @@ class TeacherCaching:
                 "a folder that other runs share (--teacher-cache DIR)"
             )
         return False
+
+    def _replace_session(self, net: Net[Any], open_stage: OpenStage, batch: Batch, opened: "_Opened | None") -> None:
+        """Replace the session of a teacher with a cached one, or if it is None, with one that only rounds outputs."""
+        if opened is None:
+            open_stage.sessions[net.name] = self._encoded_only(net, open_stage.sessions[net.name], batch)
+            return
+        open_stage.sessions[net.name] = opened.session
+        written = opened.store.written
+        self.entries[net.name] = {
+            "entry": opened.store.path.name,
+            "outputs": written.numel(),
+            "cached_before": int(written.sum()),
+        }
+        opened.session.audit.check_earlier(opened.store, opened.split, self.device)
 
     def _open(self, net: Net[Any], open_stage: OpenStage, batch: Batch) -> "_Opened | None":
         """Return a cached session, or None if the cache is off or useless. Raises CacheError with another reason."""

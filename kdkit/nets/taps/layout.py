@@ -82,26 +82,26 @@ class FeatureForm:
         module, is_sequence = self._modules[0], len(shape) == 3
         if is_sequence and any(getattr(part, "batch_first", True) is False for part in module.modules()):
             return False, "with batch_first=False, the second dimension is the batch"
-        widths = [_Widths(owner) for owner in self._modules]
-        for around, owner in enumerate(widths):
-            is_second, is_last = shape[1] in owner.second, shape[-1] in owner.last
+        all_widths = [_Widths(owner) for owner in self._modules]
+        for depth, widths in enumerate(all_widths):  # 0 is the module itself
+            is_second, is_last = shape[1] in widths.second, shape[-1] in widths.last
             if is_last and not is_second:
                 # The layers around the module may be unrelated, such as the head of a convolutional network.
-                if around and owner.second:
+                if depth and widths.second:
                     return False, "its last dimension fits layers around it, but there are also convolutions"
                 # In squeeze and excitation, linear layers have the channels of convolutions, which are second.
-                outer = next((outer for outer in widths[around:] if outer.second), None)
-                is_leaf = not around and not [*module.children()]
-                if is_leaf or outer is None or shape[1] not in owner.last & outer.second:
+                outer = next((outer for outer in all_widths[depth:] if outer.second), None)
+                is_leaf = not depth and not [*module.children()]
+                if is_leaf or outer is None or shape[1] not in widths.last & outer.second:
                     return True, ""
                 return False, "both dimensions fit its layers" if outer.has_tokens else ""
             if is_last and is_sequence:
                 return False, "both dimensions fit its layers"
-            if is_second or shape[1] in owner.last:
+            if is_second or shape[1] in widths.last:
                 return False, ""
-            if owner.second:  # convolution outputs may be concatenated, so the channels may not be a layer's width
+            if widths.second:  # convolution outputs may be concatenated, so the channels may not be a layer's width
                 # If the channels of a square map are last, the two dimensions before them are equal.
-                may_be_last = shape[-1] in owner.second and (is_sequence or shape[1] == shape[2])
+                may_be_last = shape[-1] in widths.second and (is_sequence or shape[1] == shape[2])
                 return False, "its last dimension fits its layers" if may_be_last else ""
         return False, "no layer in it or around it has as many channels" if is_sequence else ""
 
