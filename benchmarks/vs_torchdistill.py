@@ -3,11 +3,11 @@
     pip install -e '.[bench]' && python benchmarks/vs_torchdistill.py
 
 All three run the teacher at every step, and minimise 0.5 cross-entropy + 0.5 soft targets at T = 4 with Adam. They run
-alternately, and ratios are medians over rounds. torchdistill is timed four times: its steps alone, which record no
-loss; the same with the fused Adam, which kdkit chooses on a CPU and the hand-written loop has too; with torch's default
-Adam and the meters of its examples, which record the loss of each step, as kdkit records the mean of each term; and
-with the DataLoader of its examples too. All but the last use the batches of the hand-written loop. Before the timing,
-the script verifies that torchdistill's steps train the same student as the hand-written loop.
+alternately, and ratios are medians over rounds. torchdistill is timed five times: its steps alone, which record no
+loss; the same with the fused Adam, which kdkit chooses on a CPU and the hand-written loop has too; with the meters of
+its examples, which record the loss of each step, as kdkit records the mean of each term; with both; and with torch's
+default Adam, the meters and the DataLoader of its examples. All but the last use the batches of the hand-written loop.
+Before the timing, the script verifies that torchdistill's steps train the same student as the hand-written loop.
 """
 
 import argparse
@@ -145,6 +145,7 @@ def main():
         "torchdistill, steps": lambda: by_torchdistill(inputs, labels, meters=False)[0],
         "torchdistill, fused": lambda: by_torchdistill(inputs, labels, meters=False, fused=True)[0],
         "torchdistill, meters": lambda: by_torchdistill(inputs, labels, meters=True)[0],
+        "torchdistill, both": lambda: by_torchdistill(inputs, labels, meters=True, fused=True)[0],
         "torchdistill, loader": lambda: by_torchdistill(inputs, labels, meters=True, own_loader=True)[0],
     }
     # The first round warms up.
