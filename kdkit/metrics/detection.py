@@ -1,6 +1,6 @@
 """The mean average precision of detected boxes, as COCO computes it, also on many resamples of the images at once."""
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from kdkit.metrics.base import (
     undefined_by_class,
 )
 from kdkit.metrics.resampling import CountedMetric, Counts, Resampled, count_blocks
+from kdkit.utils.validation import is_number
 
 _COCO = tuple(step / 100 for step in range(50, 100, 5))
 _RECALLS = np.linspace(0, 1, 101)  # those of COCO, at which precisions are averaged
@@ -42,9 +43,10 @@ class MeanAveragePrecision(CountedMetric):
     overlaps: tuple[float, ...] = _COCO
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "overlaps", tuple(self.overlaps))
-        if not self.overlaps or not all(0 < overlap <= 1 for overlap in self.overlaps):
-            raise RecipeError(f"overlaps must be numbers above 0 and at most 1, such as (0.5,); got {self.overlaps}")
+        overlaps = tuple(self.overlaps) if isinstance(self.overlaps, Iterable) else ()
+        if not overlaps or not all(is_number(overlap) and 0 < overlap <= 1 for overlap in overlaps):
+            raise RecipeError(f"overlaps must be numbers above 0 and at most 1, such as (0.5,); got {self.overlaps!r}")
+        object.__setattr__(self, "overlaps", overlaps)
 
     @property
     def name(self) -> str:
@@ -167,3 +169,13 @@ def _require_boxes(test: Predictions) -> None:
             f"boxes of labels must be x1, y1, x2, y2; got {labels[is_reversed][0, :4].tolist()}; if they are x, y, "
             "width, height, as in files of COCO: torchvision.ops.box_convert(boxes, 'xywh', 'xyxy')"
         )
+    if rows := int(np.isnan(outputs).any((1, 2)).sum()):
+        raise DataError(f"outputs must be numbers; got NaN in {rows} of {len(outputs)} samples; did training diverge?")
+    scores = outputs[..., 5]
+    if (scores < 0).any():
+        raise DataError(
+            f"scores of detections must be at least 0, which is padding; got {scores.min():g}; if they are logits, "
+            "pass their sigmoid or softmax"
+        )
+    if ((np.rint(outputs[..., 4]) < 1) & (scores > 0)).any():
+        raise DataError("a detection with a score has class 0, which is padding; number the classes from 1")
