@@ -33,7 +33,8 @@ _DELIMITERS = ";\t, "  # in this order: a line with a semicolon may have commas 
 _WITH_UNIT = re.compile(r"(?P<name>.+?)\s*[\[(](?P<unit>[^\[\]()]+)[\])]")
 _TIME = re.compile(
     r"|#|t([\s_]*(s|sec|ms))?|((elapsed|relative|absolute)[\s_-]*)?time([\s_-]*stamps?)?([\s_]*(s|sec|seconds|ms))?"
-    r"|date([\s_-]*time)?|zeit|temps|tiempo|tempo|index|unnamed: \d+|samples?([\s_-]*(#|no\.?|numbers?|index))?|(milli)?seconds?|secs?|ms",
+    r"|date([\s_-]*time)?|zeit|temps|tiempo|tempo"
+    r"|index|unnamed: \d+|samples?([\s_-]*(#|no\.?|numbers?|index))?|(milli)?seconds?|secs?|ms",
     re.IGNORECASE,
 )
 _SECONDS = {"s": 1.0, "sec": 1.0, "seconds": 1.0, "ms": 1e-3, "milliseconds": 1e-3}  # in a unit of time
