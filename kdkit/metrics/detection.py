@@ -114,13 +114,12 @@ def _matches(test: Predictions, number: float, overlaps: Floats) -> _Matches:
 def _average_precision(matches: _Matches, counts: Counts) -> Floats:
     """Return the average precision of a class for each resample, as the mean over overlaps; NaN without objects."""
     objects = matches.objects @ counts  # (resamples,)
-    weights = counts[matches.images].astype(np.float64)  # (detections, resamples)
-    detected = weights.cumsum(0)
+    detected = counts[matches.images].cumsum(0, dtype=np.float64)  # (detections, resamples)
     total = np.zeros(len(objects))
     for is_right in matches.is_right:
-        hits = (weights * is_right[:, None]).cumsum(0)
-        precision = ratio(hits, detected)
-        precision[detected == 0] = 0.0
+        # Recall and precision rise at detections that are right only, which are often few.
+        hits = counts[matches.images[is_right]].cumsum(0, dtype=np.float64)
+        precision = np.nan_to_num(ratio(hits, detected[is_right]))  # 0 as long as a resample has no detection
         # The largest precision at this recall or a higher one; 0 if the recall is not reached.
         precision = np.maximum.accumulate(precision[::-1])[::-1]
         precision = np.concatenate([precision, np.zeros((1, len(objects)))])
