@@ -33,8 +33,8 @@ class MeanAveragePrecision(CountedMetric):
     precision at 101 recalls. Classes without an object are left out.
 
     Labels are (samples, objects, 5): x1, y1, x2, y2 and the class, from 1 on; rows of class 0 are padding. Outputs are
-    (samples, detections, 6): the same and the score; rows with a score of 0 are padding. There are values by class if
-    the classes have names, TorchData(..., classes=[...]), the first of which is that of class 1.
+    (samples, detections, 6): the same and the score, above 0; rows with a score of 0 are padding. There are values by
+    class if the classes have names, TorchData(..., classes=[...]), the first of which is that of class 1.
 
     overlaps: the least intersection over union of a detection with its object. The default is 0.5, 0.55, ..., 0.95, and
     the name of the metric then is "map", otherwise such as "map_50".
