@@ -234,8 +234,9 @@ def test_files_of_numbers_may_have_formats_by_their_paths(tmp_path):
     assert Records(tmp_path, arrays={"c/*": EIGHT_LEADS, **formats}, **options).notices == (notice,)
     with pytest.raises(DataError, match=r"a/r\.npy does not state its rate"):
         Records(tmp_path, arrays={"b/*": EIGHT_LEADS}, **options)
-    with pytest.raises(RecipeError, match="arrays must be an ArrayFormat"):
-        Records(tmp_path, arrays={"*": None}, **options)
+    for wrong in ({"*": None}, {tmp_path: EIGHT_LEADS}):
+        with pytest.raises(RecipeError, match="arrays must be an ArrayFormat"):
+            Records(tmp_path, arrays=wrong, **options)
 
 
 def test_a_changed_signal_of_the_same_size_changes_the_digest_of_the_training_samples(tmp_path):
