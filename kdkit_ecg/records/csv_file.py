@@ -58,14 +58,14 @@ class CsvTable(NamedTuple):
     encoding: str
     time: tuple[int, float] | None = None
 
-    def has_decimal_commas(self, path: Path) -> bool:
-        """Return whether the table in this file has a number with a decimal comma."""
+    def has_decimal_commas(self, path: Path, columns: Sequence[int]) -> bool:
+        """Return whether these columns of the table in this file have a number with a decimal comma."""
         with path.open(encoding=self.encoding, newline="") as file:
             rows = csv.reader(file, delimiter=self.delimiter, skipinitialspace=True)
             return any(
                 _DECIMAL_COMMA.fullmatch(row[column].strip())
                 for row in islice(rows, self.lines, self.lines + _ROWS)
-                for column in self.columns
+                for column in columns
                 if column < len(row)
             )
 
@@ -155,11 +155,14 @@ def read_csv(path: Path, expected: Sequence[str], unit: str, leads: Sequence[str
         except ValueError:
             # Several times slower: a Python function for each cell. The cells of other columns may be any text.
             converters: dict[int | str, Callable[[str], Any]] = dict.fromkeys(range(table.width), lambda text: 0.0)
-            has_commas = table.has_decimal_commas(path)
+            has_commas = table.has_decimal_commas(path, table.columns)
             converter = (lambda text: _number(text.replace(",", "."))) if has_commas else _number
             converters |= dict.fromkeys(table.columns, converter)
             if table.time:
-                converters[table.time[0]] = lambda text: _number_or_nan(text.replace(",", "."))
+                has_commas_in_time = table.has_decimal_commas(path, table.time[:1])
+                converters[table.time[0]] = (
+                    (lambda text: _number_or_nan(text.replace(",", "."))) if has_commas_in_time else _number_or_nan
+                )
             try:
                 values = np.loadtxt(path, converters=converters, **options)
             except ValueError as error:

@@ -353,6 +353,14 @@ def test_a_csv_whose_time_has_another_rate_is_refused(tmp_path, text, rate):
     assert source.read().signal.shape[0] == 2
 
 
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_a_csv_may_have_a_time_with_separators_of_thousands(tmp_path, delimiter):
+    rows = [f'"{100 * row:,}"{delimiter}{row}' for row in range(12)]
+    (tmp_path / "a.csv").write_text("\n".join([f"time [ms]{delimiter}I", *rows]))
+    [source] = open_file(tmp_path / "a.csv", ArrayFormat(rate=10, unit="mV"))
+    assert np.allclose(source.read().signal, [np.arange(12)])
+
+
 def test_a_csv_without_names_may_have_decimal_commas(tmp_path):
     (tmp_path / "a.csv").write_text("0,1\t-0,2\n1,234\t5\n")
     [source] = open_file(tmp_path / "a.csv", ArrayFormat(rate=100, unit="mV", leads=("I", "V1")))
