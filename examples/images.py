@@ -25,7 +25,7 @@ from torchvision.transforms import v2
 import kdkit
 from kdkit import Images, Match, Net, Optimizer, Stage, TorchData, Training, Truth
 from kdkit.losses import SoftTargets
-from kdkit.metrics import Accuracy, TopKAccuracy
+from kdkit.metrics import Accuracy, MacroF1
 
 SHAPES = ("disc", "square", "cross", "ring")
 
@@ -72,7 +72,7 @@ def recipe(
     return kdkit.Recipe(
         data=data,
         schedule=[*stages, Stage({student_net: 0.1 * truth + 0.9 * Match(teacher_net, SoftTargets())}, training)],
-        metrics=(Accuracy(), TopKAccuracy(2)),
+        metrics=(Accuracy(), MacroF1()),
     )
 
 

@@ -59,8 +59,7 @@ _FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json"}
 )
 @click.option(
     "--signals",
-    default="tracings",
-    show_default=True,
+    show_default="tracings",
     metavar="NAME",
     help="Dataset of HDF5 files that has the signals.",
 )
@@ -97,8 +96,8 @@ def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **opt
     if out is not None:
         _require_no_input(out, (model, *records))
         require_output(out)
-    if options["rate"] is None and (options["leads"] or options["unit"]):
-        raise click.UsageError("--leads and --unit describe files of numbers, which need --rate too")
+    if options["rate"] is None and (options["leads"] or options["unit"] or options["signals"]):
+        raise click.UsageError("--leads, --unit and --signals describe files of numbers, which need --rate too")
     form = options["form"] or _FORMATS.get(out.suffix.lower() if out else "", "table")
     count, refused, arrays = 0, 0, None
 
@@ -114,7 +113,7 @@ def predict(ctx: click.Context, /, model: Path, records: tuple[Path, ...], **opt
         predictor = _predictor(ctx, model, options)
         if options["rate"] is not None:
             leads = [name.strip() for name in options["leads"].split(",")] if options["leads"] else []
-            given = {name: options[name] for name in ("rate", "unit", "signals")}
+            given = {name: options[name] for name in ("rate", "unit", "signals") if options[name] is not None}
             arrays = predictor.array_format(leads=leads, **given)
         status.show("predicting", terminal_only=True)
         predictions = predictor.predict_all(records, arrays=arrays, processes=options["jobs"])

@@ -203,7 +203,7 @@ def run_model(source: ExportSource, model: Model, inputs: Sequence[Tensor]) -> A
 def _size_advice(source: ExportSource, arrays: Mapping[str, NDArray[Any]]) -> str:
     """Return the inputs whose sizes a file does not take, and what to do; "" if it takes the sizes of all."""
     for name, shape in source.shapes.items():
-        sizes = zip(shape, arrays[name].shape, strict=True)
+        sizes = zip(shape, arrays[name].shape, strict=False)  # samples may lack a dimension
         if any(isinstance(size, int) and size != given for size, given in sizes):
             return (
                 f"; torch traces the network for {name} of shape ({', '.join(map(str, shape))}) only, as it does for "

@@ -1,6 +1,6 @@
 """The mean average precision of detected boxes, as COCO computes it, also on many resamples of the images at once."""
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from kdkit.metrics.base import (
     undefined_by_class,
 )
 from kdkit.metrics.resampling import CountedMetric, Counts, Resampled, count_blocks
+from kdkit.utils.validation import is_number
 
 _COCO = tuple(step / 100 for step in range(50, 100, 5))
 _RECALLS = np.linspace(0, 1, 101)  # those of COCO, at which precisions are averaged
@@ -32,8 +33,8 @@ class MeanAveragePrecision(CountedMetric):
     precision at 101 recalls. Classes without an object are left out.
 
     Labels are (samples, objects, 5): x1, y1, x2, y2 and the class, from 1 on; rows of class 0 are padding. Outputs are
-    (samples, detections, 6): the same and the score; rows with a score of 0 are padding. There are values by class if
-    the classes have names, TorchData(..., classes=[...]), the first of which is that of class 1.
+    (samples, detections, 6): the same and the score, above 0; rows with a score of 0 are padding. There are values by
+    class if the classes have names, TorchData(..., classes=[...]), the first of which is that of class 1.
 
     overlaps: the least intersection over union of a detection with its object. The default is 0.5, 0.55, ..., 0.95, and
     the name of the metric then is "map", otherwise such as "map_50".
@@ -42,9 +43,10 @@ class MeanAveragePrecision(CountedMetric):
     overlaps: tuple[float, ...] = _COCO
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "overlaps", tuple(self.overlaps))
-        if not self.overlaps or not all(0 < overlap <= 1 for overlap in self.overlaps):
-            raise RecipeError(f"overlaps must be numbers above 0 and at most 1, such as (0.5,); got {self.overlaps}")
+        overlaps = tuple(self.overlaps) if isinstance(self.overlaps, Iterable) else ()
+        if not overlaps or not all(is_number(overlap) and 0 < overlap <= 1 for overlap in overlaps):
+            raise RecipeError(f"overlaps must be numbers above 0 and at most 1, such as (0.5,); got {self.overlaps!r}")
+        object.__setattr__(self, "overlaps", overlaps)
 
     @property
     def name(self) -> str:
@@ -112,13 +114,12 @@ def _matches(test: Predictions, number: float, overlaps: Floats) -> _Matches:
 def _average_precision(matches: _Matches, counts: Counts) -> Floats:
     """Return the average precision of a class for each resample, as the mean over overlaps; NaN without objects."""
     objects = matches.objects @ counts  # (resamples,)
-    weights = counts[matches.images].astype(np.float64)  # (detections, resamples)
-    detected = weights.cumsum(0)
+    detected = counts[matches.images].cumsum(0, dtype=np.float64)  # (detections, resamples)
     total = np.zeros(len(objects))
     for is_right in matches.is_right:
-        hits = (weights * is_right[:, None]).cumsum(0)
-        precision = ratio(hits, detected)
-        precision[detected == 0] = 0.0
+        # Recall and precision rise at detections that are right only, which are often few.
+        hits = counts[matches.images[is_right]].cumsum(0, dtype=np.float64)
+        precision = np.nan_to_num(ratio(hits, detected[is_right]))  # 0 as long as a resample has no detection
         # The largest precision at this recall or a higher one; 0 if the recall is not reached.
         precision = np.maximum.accumulate(precision[::-1])[::-1]
         precision = np.concatenate([precision, np.zeros((1, len(objects)))])
@@ -167,3 +168,13 @@ def _require_boxes(test: Predictions) -> None:
             f"boxes of labels must be x1, y1, x2, y2; got {labels[is_reversed][0, :4].tolist()}; if they are x, y, "
             "width, height, as in files of COCO: torchvision.ops.box_convert(boxes, 'xywh', 'xyxy')"
         )
+    if rows := int(np.isnan(outputs).any((1, 2)).sum()):
+        raise DataError(f"outputs must be numbers; got NaN in {rows} of {len(outputs)} samples; did training diverge?")
+    scores = outputs[..., 5]
+    if (scores < 0).any():
+        raise DataError(
+            f"scores of detections must be at least 0, which is padding; got {scores.min():g}; if they are logits, "
+            "pass their sigmoid or softmax"
+        )
+    if ((np.rint(outputs[..., 4]) < 1) & (scores > 0)).any():
+        raise DataError("a detection with a score has class 0, which is padding; number the classes from 1")

@@ -66,8 +66,9 @@ class Records(FoldedDataset):
         super().__post_init__()
         if isinstance(self.classes, str):
             raise RecipeError(f"classes must be names in a tuple, such as ('AF', 'other'), got {self.classes!r}")
-        formats = self.arrays.values() if isinstance(self.arrays, Mapping) else (self.arrays,)
-        if self.arrays is not None and not all(isinstance(array, ArrayFormat) for array in formats):
+        formats = self.arrays if isinstance(self.arrays, Mapping) else {"*": self.arrays}
+        is_valid = all(isinstance(key, str) and isinstance(array, ArrayFormat) for key, array in formats.items())
+        if self.arrays is not None and not is_valid:
             raise RecipeError(
                 f"arrays must be an ArrayFormat(rate=..., unit=...), a dict such as {{'*.csv': ArrayFormat(...)}}, or "
                 f"None, got {self.arrays!r}"

@@ -32,8 +32,9 @@ _DELIMITERS = ";\t, "  # in this order: a line with a semicolon may have commas 
 # leads. pandas writes its index below an empty name.
 _WITH_UNIT = re.compile(r"(?P<name>.+?)\s*[\[(](?P<unit>[^\[\]()]+)[\])]")
 _TIME = re.compile(
-    r"|#|t([\s_]*(s|sec|ms))?|((elapsed|relative|absolute)[\s_-]*)?time([\s_-]*stamps?)?([\s_]*(s|sec|seconds|ms))?|date([\s_-]*time)?"
-    r"|zeit|temps|tiempo|tempo|index|unnamed: \d+|samples?([\s_-]*(#|no\.?|numbers?|index))?|(milli)?seconds?|secs?|ms",
+    r"|#|t([\s_]*(s|sec|ms))?|((elapsed|relative|absolute)[\s_-]*)?time([\s_-]*stamps?)?([\s_]*(s|sec|seconds|ms))?"
+    r"|date([\s_-]*time)?|zeit|temps|tiempo|tempo"
+    r"|index|unnamed: \d+|samples?([\s_-]*(#|no\.?|numbers?|index))?|(milli)?seconds?|secs?|ms",
     re.IGNORECASE,
 )
 _SECONDS = {"s": 1.0, "sec": 1.0, "seconds": 1.0, "ms": 1e-3, "milliseconds": 1e-3}  # in a unit of time
@@ -57,14 +58,14 @@ class CsvTable(NamedTuple):
     encoding: str
     time: tuple[int, float] | None = None
 
-    def has_decimal_commas(self, path: Path) -> bool:
-        """Return whether the table in this file has a number with a decimal comma."""
+    def has_decimal_commas(self, path: Path, columns: Sequence[int]) -> bool:
+        """Return whether these columns of the table in this file have a number with a decimal comma."""
         with path.open(encoding=self.encoding, newline="") as file:
             rows = csv.reader(file, delimiter=self.delimiter, skipinitialspace=True)
             return any(
                 _DECIMAL_COMMA.fullmatch(row[column].strip())
                 for row in islice(rows, self.lines, self.lines + _ROWS)
-                for column in self.columns
+                for column in columns
                 if column < len(row)
             )
 
@@ -154,11 +155,14 @@ def read_csv(path: Path, expected: Sequence[str], unit: str, leads: Sequence[str
         except ValueError:
             # Several times slower: a Python function for each cell. The cells of other columns may be any text.
             converters: dict[int | str, Callable[[str], Any]] = dict.fromkeys(range(table.width), lambda text: 0.0)
-            has_commas = table.has_decimal_commas(path)
+            has_commas = table.has_decimal_commas(path, table.columns)
             converter = (lambda text: _number(text.replace(",", "."))) if has_commas else _number
             converters |= dict.fromkeys(table.columns, converter)
             if table.time:
-                converters[table.time[0]] = lambda text: _number_or_nan(text.replace(",", "."))
+                has_commas_in_time = table.has_decimal_commas(path, table.time[:1])
+                converters[table.time[0]] = (
+                    (lambda text: _number_or_nan(text.replace(",", "."))) if has_commas_in_time else _number_or_nan
+                )
             try:
                 values = np.loadtxt(path, converters=converters, **options)
             except ValueError as error:

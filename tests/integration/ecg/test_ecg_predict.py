@@ -333,6 +333,7 @@ def test_a_dataset_of_an_hdf5_file_may_have_any_name(tmp_path, model, capsys):
     ("arguments", "message"),
     [
         (["{model}", "{data}", "--leads", "I,II"], "need --rate"),
+        (["{model}", "{data}", "--signals", "ekg"], "need --rate"),
         (["{model}", "{data}", "--net", "student"], "for the folder of a run"),
         (["{data}/labels.csv", "{data}"], "is not an exported network"),
         (["missing.onnx", "{data}"], "does not exist"),

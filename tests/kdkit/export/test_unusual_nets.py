@@ -168,6 +168,8 @@ def test_a_recurrent_net_on_samples_of_different_lengths_is_refused_with_the_adv
     advice = r"torch traces .* signals of shape \(batch, 14, 2\) only, .* pad all samples to one length"
     with pytest.raises(KdkitError, match=rf"the export fails for signals \(3, 9, 2\): .*; {advice}"):
         run_model(source, model, [torch.randn(3, 9, 2)])
+    with pytest.raises(KdkitError, match=r"the export fails for signals \(3, 14\): "):
+        run_model(source, model, [torch.randn(3, 14)])
 
 
 def test_a_net_whose_view_takes_a_part_of_the_inputs_is_converted():

@@ -105,7 +105,25 @@ def test_labels_and_outputs_that_are_not_packed_boxes_are_refused(change, messag
         MeanAveragePrecision().compute(Predictions(**arrays))
 
 
-@pytest.mark.parametrize("overlaps", [(), (0.5, 1.5), (0,)])
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        (0, np.nan, "got NaN in 1 of 40 samples; did training diverge"),
+        (5, np.nan, "got NaN in 1 of 40 samples; did training diverge"),
+        (5, -2.5, "at least 0, which is padding; got -2.5; if they are logits, pass their sigmoid"),
+        (4, 0, "a detection with a score has class 0, which is padding; number the classes from 1"),
+    ],
+)
+def test_detections_that_would_be_taken_for_padding_are_refused(column, value, message):
+    test = scenes()
+    outputs = test.outputs.copy()
+    outputs[3, 0] = 0, 0, 10, 10, 1, 0.5
+    outputs[3, 0, column] = value
+    with pytest.raises(DataError, match=message):
+        MeanAveragePrecision().compute(Predictions(labels=test.labels, outputs=outputs, classes=NAMES))
+
+
+@pytest.mark.parametrize("overlaps", [(), (0.5, 1.5), (0,), 0.5, "50"])
 def test_overlaps_are_shares(overlaps):
     with pytest.raises(RecipeError, match="overlaps must be numbers above 0"):
         MeanAveragePrecision(overlaps)

@@ -234,8 +234,9 @@ def test_files_of_numbers_may_have_formats_by_their_paths(tmp_path):
     assert Records(tmp_path, arrays={"c/*": EIGHT_LEADS, **formats}, **options).notices == (notice,)
     with pytest.raises(DataError, match=r"a/r\.npy does not state its rate"):
         Records(tmp_path, arrays={"b/*": EIGHT_LEADS}, **options)
-    with pytest.raises(RecipeError, match="arrays must be an ArrayFormat"):
-        Records(tmp_path, arrays={"*": None}, **options)
+    for wrong in ({"*": None}, {tmp_path: EIGHT_LEADS}):
+        with pytest.raises(RecipeError, match="arrays must be an ArrayFormat"):
+            Records(tmp_path, arrays=wrong, **options)
 
 
 def test_a_changed_signal_of_the_same_size_changes_the_digest_of_the_training_samples(tmp_path):
@@ -350,6 +351,14 @@ def test_a_csv_whose_time_has_another_rate_is_refused(tmp_path, text, rate):
         source.read()
     [source] = open_file(tmp_path / "a.csv", ArrayFormat(rate=float(rate) * 1.01, unit="mV"))  # times are rounded
     assert source.read().signal.shape[0] == 2
+
+
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_a_csv_may_have_a_time_with_separators_of_thousands(tmp_path, delimiter):
+    rows = [f'"{100 * row:,}"{delimiter}{row}' for row in range(12)]
+    (tmp_path / "a.csv").write_text("\n".join([f"time [ms]{delimiter}I", *rows]))
+    [source] = open_file(tmp_path / "a.csv", ArrayFormat(rate=10, unit="mV"))
+    assert np.allclose(source.read().signal, [np.arange(12)])
 
 
 def test_a_csv_without_names_may_have_decimal_commas(tmp_path):
