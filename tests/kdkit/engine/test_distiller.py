@@ -333,6 +333,13 @@ def test_a_teacher_that_does_not_change_with_epochs_needs_no_call_after_them():
             distiller(INPUTS, LABELS)
 
 
+@pytest.mark.parametrize("classes", ["abc", 3.0, True, 0, ["a", "a", "b"]])
+def test_classes_that_are_no_names_and_no_number_are_refused(classes):
+    _, student = networks()
+    with pytest.raises(RecipeError, match="the classes of a Distiller must be "):
+        Distiller(student, Truth(nn.CrossEntropyLoss()), (INPUTS, LABELS), classes=classes)
+
+
 def test_labels_beyond_the_classes_are_named_with_their_range():
     _, student = networks()
     with pytest.raises(CheckError, match="one label is 3, but the 3 classes are numbered 0 to 2"):
