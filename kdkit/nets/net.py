@@ -26,6 +26,9 @@ from kdkit.utils.validation import is_whole_number, validate_name, validate_swit
 # Parts of a preparation that do not change what a number in the inputs means, or that others have in detail.
 _OF_SAMPLES = ("length", "steps", "version", "notices")
 
+# The advice for a network of which `conflict_of_classes` returns a reason.
+NAME_CLASSES = "pass the class of each output, by its name in the data, as Net(..., classes=[...])"
+
 M = TypeVar("M", bound=Callable[..., Any], covariant=True)
 
 
