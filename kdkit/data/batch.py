@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from kdkit.errors import DataError, shortened
+from kdkit.errors import DataError
 from kdkit.utils.reprs import describe_array, describe_options
 
 
@@ -66,10 +66,11 @@ class Batch:
         selection of its items.
         """
         if not self.is_divisible:
-            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in nested_tensors(self.inputs))
+            shapes = ["nested" if x.is_nested else str(tuple(x.shape)) for x in nested_tensors(self.inputs)]
+            of_tensors = ", ".join(shapes[:3]) + (", ..." if len(shapes) > 3 else "")
             raise DataError(
                 "samples cannot be selected from inputs that do not have an entry for each label, such as a batch of "
-                f"graphs; got {shortened(shapes, 80) or f'a {type(self.inputs).__name__}'} for {len(self)} labels; "
+                f"graphs; got {of_tensors or f'a {type(self.inputs).__name__}'} for {len(self)} labels; "
                 "training needs no selection, but kdkit check --pairs and kdkit export do: for these, pass tensors, "
                 "one row per sample, or lists, one item per sample"
             )
@@ -80,7 +81,7 @@ class Batch:
             if isinstance(value, Tensor):
                 return value[index]
             # The items of the inputs themselves are arguments.
-            has_items = isinstance(value, (list, tuple)) and len(value) == len(self) and is_argument and not has_rows
+            has_items = _is_list(value) and len(value) == len(self) and is_argument and not has_rows
             if has_items or (_are_texts(value) and len(value) == len(self)):
                 return [value[row] for row in rows.tolist()]
             items = items_of(value)
@@ -266,10 +267,15 @@ def _contains_dataclass(value: Any) -> bool:
 def _has_entries(value: Any, count: int) -> bool:
     """Return whether a value has an entry for each of `count` samples: a row of its tensors, or an item of a list."""
     if isinstance(value, Tensor):
-        return value.ndim > 0 and len(value) == count and not value.is_nested
-    if isinstance(value, (list, tuple)) and len(value) == count:
+        return not value.is_nested and value.ndim > 0 and len(value) == count
+    if _is_list(value) and len(value) == count:
         return True
     return all(_has_entries(item, count) for _, item in items_of(value) or ())
+
+
+def _is_list(value: Any) -> bool:
+    """Return whether a value is a list or tuple, whose items may be samples, unlike those of a PackedSequence."""
+    return isinstance(value, (list, tuple)) and not hasattr(value, "_fields")
 
 
 def _are_texts(value: Any) -> bool:

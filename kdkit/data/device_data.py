@@ -173,12 +173,13 @@ class KeptSamples:
         """Allocate memory for all samples. Return False if they do not fit, or are not tensors."""
         size = len(batch)
         # Items that are not tensors, such as names, cannot be kept: they would stay those of the first batch.
-        is_batch = holds_only_tensors(batch.inputs) and all(
-            tensor.ndim and len(tensor) == size and tensor.device == batch.labels.device for tensor in tensors
-        )
-        needed = sum(tensor.nbytes for tensor in tensors) / max(1, size) * len(self._split) * self._draws
-        free = available(self.device)
-        if not is_batch or not size or free is None or needed > self._share * free:
+        device, free = batch.labels.device, available(self.device)
+        is_batch = holds_only_tensors(batch.inputs) and all(_has_rows(tensor, size, device) for tensor in tensors)
+        if not is_batch or not size or free is None:
+            self._give_up()
+            return False
+        needed = sum(tensor.nbytes for tensor in tensors) / size * len(self._split) * self._draws
+        if needed > self._share * free:
             self._give_up()
             return False
         self._storage = [
@@ -192,6 +193,12 @@ class KeptSamples:
 
     def _give_up(self) -> None:
         self._gives_up, self._storage, self._example = True, [], None
+
+
+def _has_rows(tensor: Tensor, size: int, device: torch.device) -> bool:
+    """Return whether a tensor is dense, on the device, and has a row for each of `size` samples."""
+    is_dense = tensor.layout is torch.strided and not tensor.is_nested
+    return is_dense and tensor.ndim > 0 and len(tensor) == size and tensor.device == device
 
 
 def _tensors(batch: Batch) -> list[Tensor]:

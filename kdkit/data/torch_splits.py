@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from kdkit.data.read_errors import explain_unreadable
 from kdkit.data.reading import reading
 from kdkit.data.samples import SampleKeys, as_weights, missing_labels, require_samples, require_stacked, require_tensors
 from kdkit.errors import DataError
+from kdkit.utils.files import is_file
 from kdkit.utils.randomness import preserve_rng_state, seeded_on_cpu
 from kdkit.utils.reprs import describe_numbers
 from kdkit.utils.seeds import SeedPurpose, derive_seed
@@ -295,7 +297,7 @@ def first_batch(split: TorchSplit) -> Batch:
         raise _explain_collate_error(error, split) from error
     if labels is None and split.keys.inputs_only:
         labels = missing_labels(inputs)
-    _require_tensor(split.name, labels)
+    _require_labels(split.name, labels)
     if isinstance(split, LoaderSplit):
         require_samples(labels, 0, split.must_yield)
     return Batch(inputs, labels, weights=as_weights(weights, labels, split.must_yield))
@@ -331,10 +333,12 @@ def _explain_collate_error(error: Exception, split: TorchSplit) -> Exception:
     return DataError(f"the {split.name} data must yield pairs (inputs, labels) of tensors: {error}{advice}")
 
 
-def _require_tensor(name: str, labels: Any) -> None:
-    """Raise DataError if labels are not a tensor."""
-    if isinstance(labels, Tensor):
+def _require_labels(name: str, labels: Any) -> None:
+    """Raise DataError if labels are not a tensor with a dimension of samples."""
+    if isinstance(labels, Tensor) and labels.ndim:
         return
+    if isinstance(labels, Tensor):
+        raise DataError(f"the labels of the {name} data are one number for a whole batch; expected one for each sample")
     advice = ""
     if isinstance(labels, str) or (isinstance(labels, list | tuple) and all(isinstance(x, str) for x in labels)):
         advice = " of class indices: number the classes, such as with names.index(label)"
@@ -347,11 +351,11 @@ def _require_tensor(name: str, labels: Any) -> None:
 
 def _file_of(dataset: Any, row: int) -> str:
     """Return the file of a sample, such as ", cats/7.jpg", if the dataset lists files as an ImageFolder does, or ""."""
-    with suppress(Exception):  # `samples` of a user-defined dataset may be anything
+    with suppress(Exception):  # `samples` of a user-defined dataset may be anything, such as texts
         while isinstance(dataset, Subset):
             dataset, row = dataset.dataset, dataset.indices[row]
         file = dataset.samples[row][0]
-        return f", {file}," if isinstance(file, str) else ""
+        return f", {file}," if is_file(Path(file)) else ""
     return ""
 
 

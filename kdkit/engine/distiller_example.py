@@ -14,7 +14,7 @@ from kdkit.data.samples import missing_labels
 from kdkit.engine.failures.network_errors import describe_failure
 from kdkit.errors import CheckError, KdkitError, RecipeError
 from kdkit.losses.base import BuildContext
-from kdkit.nets.net import Net, output_shape
+from kdkit.nets.net import Net, as_class_names, output_shape
 
 
 class ExampleData:
@@ -43,8 +43,8 @@ class ExampleData:
     def context(self, classes: Sequence[str] | int | None, ignore_index: int | None) -> BuildContext:
         """Return the properties of the data. The arguments are those of the Distiller."""
         dims = self._position_dims
-        if isinstance(classes, int):
-            classes = [str(index) for index in range(classes)]
+        if classes is not None:
+            classes = as_class_names(classes, "a Distiller")
         if classes is None or not self.has_labels:
             try:
                 shape = output_shape(self.student, self.batch)

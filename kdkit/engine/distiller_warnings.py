@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.engine.stage.open_stage import OpenStage
-from kdkit.teachers.base import TeacherSession, observers
+from kdkit.teachers.base import TeacherSession
 from kdkit.utils.reprs import describe_names
 
 _STEPS = 10  # of the optimizer, after which weights that should be trained have changed
@@ -28,8 +28,11 @@ class UntrainedWarnings:
         self.followers = [
             name for name, session in open_stage.sessions.items() if type(session).on_step is not TeacherSession.on_step
         ]
-        watching = observers(open_stage.sessions.values())
-        self._with_epochs = [name for name, session in open_stage.sessions.items() if session in watching]
+        self._with_epochs = [
+            name
+            for name, session in open_stage.sessions.items()
+            if type(session).on_epoch_end is not TeacherSession.on_epoch_end
+        ]
         self.until_epoch_end = _EPOCHS * samples + 1 if self._with_epochs and samples is not None else 0
         self._first_weights = {term.label: _first_weight(term.loss) for term in self.terms}  # until they are compared
         self._versions: set[int] = set()  # of a weight of the student
@@ -48,8 +51,8 @@ class UntrainedWarnings:
             self.until_epoch_end = max(0, self.until_epoch_end - samples)
             if not self.until_epoch_end:
                 warnings.warn(
-                    f"{describe_names(map(repr, self._with_epochs))} has outputs of earlier epochs only, but "
-                    "distiller.on_epoch_end() is not called after epochs: the student learns nothing from it",
+                    f"{describe_names(map(repr, self._with_epochs))} changes after each epoch, but "
+                    "distiller.on_epoch_end() is not called: it stays as at first, when a Past has no outputs",
                     stacklevel=5,  # the caller of the module
                 )
         if not (self.followers or self._first_weights):

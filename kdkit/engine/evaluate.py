@@ -15,7 +15,7 @@ from kdkit.engine.storage.finished_run import read_net_report
 from kdkit.engine.storage.run_files import RECORD
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.metrics.base import MetricResult, Predictions
-from kdkit.nets.net import Net, conflict_of_classes, conflict_of_inputs
+from kdkit.nets.net import NAME_CLASSES, Net, conflict_of_classes, conflict_of_inputs
 from kdkit.nets.weights import load_weights
 from kdkit.recipe.recipe import Recipe, as_recipe, nets_of
 from kdkit.utils.devices import default_modes
@@ -107,9 +107,7 @@ def load_net(recipe: Recipe, weights: Path, name: str | None) -> Net[Any]:
     chosen.weights_note = chosen.loaded.note
     conflict = conflict_of_classes(chosen, recipe.data.classes)
     if conflict:
-        raise RecipeError(
-            f"{conflict}; give the data the classes of the run, in their order, or pass them as Net(..., classes=[...])"
-        )
+        raise RecipeError(f"{conflict}; {NAME_CLASSES}, or give the data the classes of the run")
     difference = conflict_of_inputs(chosen, recipe.data.preparation)
     if difference:
         warnings.warn(difference, stacklevel=5)  # of the caller of `evaluate`, which has two decorators

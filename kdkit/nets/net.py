@@ -26,6 +26,9 @@ from kdkit.utils.validation import is_whole_number, validate_name, validate_swit
 # Parts of a preparation that do not change what a number in the inputs means, or that others have in detail.
 _OF_SAMPLES = ("length", "steps", "version", "notices")
 
+# The advice for a network of which `conflict_of_classes` returns a reason.
+NAME_CLASSES = "pass the class of each output, by its name in the data, as Net(..., classes=[...])"
+
 M = TypeVar("M", bound=Callable[..., Any], covariant=True)
 
 
@@ -95,7 +98,7 @@ class Net(Generic[M]):
         self.view: View = Inputs() if view is None else as_view(view, name)
         self.element, self.channels_last = element, channels_last
         self.taken_element = element  # the default is filled in when the module first returns several tensors
-        self.classes = None if classes is None else _class_names(classes, name)
+        self.classes = None if classes is None else as_class_names(classes, f"net {name!r}")
         self.version = _version_of(module, name) if version is None else version
         # The device of an empty tensor has an index: "cuda" becomes "cuda:0".
         self.device = None if device is None else torch.empty(0, device=find_device(str(device))).device
@@ -322,8 +325,11 @@ def _version_of(module: object, net: str) -> str | None:
     return version
 
 
-def _class_names(classes: object, net: str) -> tuple[str, ...]:
-    """Return at least one class name, all distinct. An integer n means the names "0" to "n - 1"."""
+def as_class_names(classes: object, owner: str) -> tuple[str, ...]:
+    """Return at least one class name, all distinct. An integer n means the names "0" to "n - 1".
+
+    Raises RecipeError for anything else. owner: whose classes they are, such as "net 'student'".
+    """
     if is_whole_number(classes) and classes > 0:
         return tuple(str(index) for index in range(classes))
     if (
@@ -332,12 +338,12 @@ def _class_names(classes: object, net: str) -> tuple[str, ...]:
         or not all(isinstance(label, str) for label in classes)
     ):
         raise RecipeError(
-            f"the classes of net {net!r} must be a list of names, such as ['cat', 'dog'], or their number; got "
+            f"the classes of {owner} must be a list of names, such as ['cat', 'dog'], or their number; got "
             f"{shortened(classes, 80)}"
         )
     repeated = sorted(label for label, count in Counter(classes).items() if count > 1)
     if not classes:
-        raise RecipeError(f"the classes of net {net!r} must be at least one name; got none")
+        raise RecipeError(f"the classes of {owner} must be at least one name; got none")
     if repeated:
-        raise RecipeError(f"the classes of net {net!r} must be distinct names; got {repeated} more than once")
+        raise RecipeError(f"the classes of {owner} must be distinct names; got {repeated} more than once")
     return tuple(classes)

@@ -31,6 +31,8 @@ def _add(name: str, value: object, module: str, parts: dict[str, str]) -> None:
     """Add the code of a value by its name, and that of everything it uses."""
     if name in parts:
         return
+    if not isinstance(value, FunctionType):
+        value = getattr(value, "__wrapped__", value)  # of functools.cache
     if isinstance(value, FunctionType) and value.__module__ == module:
         try:
             parts[name] = inspect.getsource(value)
@@ -55,7 +57,8 @@ def _used_by(function: FunctionType) -> dict[str, object]:
     """Return the values that a function uses by name: those of its module, of functions around it, and its defaults."""
     names = set(_names(function.__code__))
     used = {name: value for name, value in function.__globals__.items() if name in names} | _closure_of(function)
-    for index, value in enumerate(function.__defaults__ or ()):
+    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    for index, value in enumerate(defaults):
         used[f"{function.__qualname__} default {index}"] = value
     return used
 

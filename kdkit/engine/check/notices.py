@@ -155,12 +155,17 @@ def _probabilities(facts: Facts) -> Iterator[str]:
 
 
 def _features_of_one_side(facts: Facts) -> Iterator[str]:
-    """Yield a notice for each term that compares features of one network with the classes of the other."""
+    """Yield a notice for each term that compares features of one network with the classes of the other.
+
+    Features of the same shape are those of another head.
+    """
     if facts.context.task == "regression":
         return
     embeddings = {net.name for net in feature_teachers(facts)}
-    for term, _, _ in facts.checked_terms:
-        if term.target is None or not isinstance(term.loss, _ON_FEATURES):
+    for term, inputs, _ in facts.checked_terms:
+        if inputs.target is None or term.target is None or not isinstance(term.loss, _ON_FEATURES):
+            continue
+        if as_tuple(inputs.student)[0].shape == as_tuple(inputs.target)[0].shape:
             continue
         teacher = term.weighted.term.teacher
         if term.student.is_output != term.target.is_output and teacher is not None and teacher.name not in embeddings:

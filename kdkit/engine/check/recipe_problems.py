@@ -12,7 +12,7 @@ from kdkit.engine.stage.training_batches import batches_per_epoch
 from kdkit.engine.storage.history import KEYS
 from kdkit.errors import KdkitError, RecipeError, did_you_mean
 from kdkit.losses.base import BuildContext, allows_any_classes, function_of, option_of
-from kdkit.nets.net import Net, conflict_of_classes
+from kdkit.nets.net import NAME_CLASSES, Net, conflict_of_classes
 from kdkit.recipe.objective import Term, Truth
 from kdkit.recipe.recipe import Recipe, Stage, nets_of, teachers_of
 
@@ -180,7 +180,7 @@ def _teachers_of_other_classes(recipe: Recipe, context: BuildContext) -> Iterato
             continue
         conflict = conflict_of_classes(teacher, context.classes)
         if conflict:
-            yield f"{conflict}; pass the classes of the run, in their order, as Net(..., classes=[...])"
+            yield f"{conflict}; {NAME_CLASSES}"
 
 
 def binary_loss_of(recipe: Recipe, stage: Stage) -> str:

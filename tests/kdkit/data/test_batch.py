@@ -7,6 +7,7 @@ from types import MappingProxyType
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import Dataset
 
 import kdkit
@@ -157,6 +158,25 @@ def test_lists_of_images_and_boxes_are_selected_by_their_items(count):
         assert [len(target["boxes"]) for target in cut[1]] == [count - 1, 0]
     assert Batch({"images": images}, torch.zeros(count)).is_divisible
     assert not Batch((images, torch.zeros(7)), torch.zeros(count)).is_divisible
+
+
+@pytest.mark.parametrize(
+    ("inputs", "got"),
+    [
+        (lambda: {"sequences": pack_sequence([torch.zeros(2, 3)] * 4)}, r"\(8, 3\), \(2,\)"),
+        (lambda: torch.nested.nested_tensor([torch.zeros(2, 3)] * 4), "nested"),
+        (lambda: torch.nested.nested_tensor([torch.zeros(2, 3)] * 4, layout=torch.jagged), "nested"),
+        (lambda: [torch.zeros(9)] * 4, r"\(9,\), \(9,\), \(9,\), \.\.\."),
+        (type("Graph", (), {"to": lambda self, device: self}), "a Graph"),
+    ],
+    ids=["packed sequence", "nested", "jagged", "tensors", "an object"],
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_other_inputs_cannot_be_selected_and_are_named(inputs, got):
+    batch = Batch(inputs(), torch.zeros(4))
+    assert not batch.is_divisible
+    with pytest.raises(DataError, match=f"such as a batch of graphs; got {got} for 4 labels"):
+        batch.rows(torch.tensor([0]))
 
 
 def test_a_list_of_arguments_is_selected_by_the_rows_of_its_tensors():

@@ -73,6 +73,23 @@ def test_samples_of_different_lengths_are_not_kept():
     assert not kept.is_complete(0)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        lambda parts: torch.nested.nested_tensor(parts),
+        lambda parts: torch.nested.nested_tensor(parts, layout=torch.jagged),
+        lambda parts: torch.stack(parts).to_sparse(),
+    ],
+    ids=["nested", "jagged", "sparse"],
+)
+def test_inputs_that_are_not_dense_are_not_kept(inputs):
+    split, rows = Drawn(lengths=(3, 3)), torch.arange(2)
+    kept = KeptSamples(split, 1, CPU, share=0.5)
+    kept.keep(Batch(inputs([torch.ones(2, 3)] * 2), rows, rows, 0, rows), rows, 0)
+    assert not kept.is_complete(0)
+
+
 def test_a_gathered_batch_is_a_copy_that_a_net_may_change_in_place():
     split = Drawn()
     kept = KeptSamples(split, 1, CPU, share=0.5)

@@ -238,10 +238,11 @@ def test_labels_that_a_collate_fn_may_change_are_not_visible():
             lambda rows: (padded(rows)[0], [1]),
             r"are a list; expected a tensor: torch.tensor\(",
         ),
+        (lambda rows: (padded(rows)[0], torch.tensor(1)), "are one number for a whole batch; expected one for each"),
         (failing_collate, r"a batch of the train data \(rows 0\) cannot be read: ValueError: activate padding"),
         ("pad", "collate_fn must be a function that makes a batch of a list of samples; got 'pad'"),
     ],
-    ids=["another order", "samples left out", "no labels", "a list of labels", "an error", "no function"],
+    ids=["another order", "samples left out", "no labels", "a list of labels", "one label", "an error", "no function"],
 )
 def test_a_collate_fn_that_does_not_fit_is_refused(collate_fn, message):
     with pytest.raises(DataError, match=message):
@@ -400,13 +401,19 @@ class Images(Dataset):
 
 
 @pytest.mark.parametrize(("dataset", "row"), [(Images(), 1), (Subset(Subset(Images(), [0, 1, 1]), [2, 0]), 0)])
-def test_a_damaged_image_of_a_folder_is_named_by_its_file(dataset, row, monkeypatch):
+def test_a_damaged_image_of_a_folder_is_named_by_its_file(dataset, row, tmp_path, monkeypatch):
+    (tmp_path / "images/b").mkdir(parents=True)
+    (tmp_path / "images/b/1.png").touch()
+    monkeypatch.chdir(tmp_path)
     data = TorchData(dataset, dataset, classes=2)
     monkeypatch.setattr(Images, "is_damaged", True)
     message = (
         rf"the sample in row {row} of the train data, images/b/1\.png, cannot be read: OSError: image file is trun"
     )
     with pytest.raises(DataError, match=message):
+        data.train.batch(torch.tensor([row]), 0)
+    monkeypatch.setattr(Images, "samples", (("a text", 0), ("another text", 1)))
+    with pytest.raises(DataError, match=rf"the sample in row {row} of the train data cannot be read"):
         data.train.batch(torch.tensor([row]), 0)
 
 

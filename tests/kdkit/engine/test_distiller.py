@@ -33,6 +33,7 @@ from kdkit import (
 from kdkit.errors import CheckError, DataError
 from kdkit.losses import CRD, DKD, TAID, Cosine, Hint, IgnoreUnknown, SoftTargets
 from kdkit.nets.taps import OpenTaps
+from kdkit.teachers.base import OnlineTeacher, TeacherOutput, TeacherSession
 from tests.helpers.command_line import environment
 from tests.helpers.tiny import Mlp, hooks_of
 
@@ -302,6 +303,41 @@ def test_a_past_whose_epochs_do_not_end_is_a_warning(calls):
         messages = [str(warning.message) for warning in caught]
         assert ["but distiller.on_epoch_end() is not called" in message for message in messages] == [True] * (not calls)
         assert all(warning.filename == __file__ for warning in caught)
+
+
+class LastBatch(TeacherSession):
+    """The outputs of the student for the batch before."""
+
+    last = torch.zeros(8, 3)
+
+    def __call__(self, batch):
+        return TeacherOutput(self.last)
+
+    def observe(self, batch, outputs):
+        self.last = outputs["student"]
+
+
+class LastOutputs(OnlineTeacher):
+    name = "last outputs"
+
+    def open(self, taps, context):
+        return LastBatch()
+
+
+def test_a_teacher_that_does_not_change_with_epochs_needs_no_call_after_them():
+    _, student = networks()
+    objective = Truth(nn.CrossEntropyLoss()) + Match(LastOutputs(student), SoftTargets())
+    with Distiller(student, objective, (INPUTS, LABELS), samples=8) as distiller, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(5):
+            distiller(INPUTS, LABELS)
+
+
+@pytest.mark.parametrize("classes", ["abc", 3.0, True, 0, ["a", "a", "b"]])
+def test_classes_that_are_no_names_and_no_number_are_refused(classes):
+    _, student = networks()
+    with pytest.raises(RecipeError, match="the classes of a Distiller must be "):
+        Distiller(student, Truth(nn.CrossEntropyLoss()), (INPUTS, LABELS), classes=classes)
 
 
 def test_labels_beyond_the_classes_are_named_with_their_range():

@@ -8,8 +8,10 @@ from kdkit.study.recipe_code import notebook_code
 
 CELLS = """
 from dataclasses import dataclass
+from functools import cache
 
 RATE = 0.1
+DEPTH = 2
 SIZES = {"width": [4, 8]}
 unused = 1
 real = 1
@@ -36,9 +38,13 @@ class Net(Layer):
     def forward(self, x):
         return [activation(part.real) for part in x]
 
+@cache
+def load():
+    return list(range(10))
+
 def around(depth):
-    def recipe(rate=RATE):
-        return Net(), Options(), depth
+    def recipe(rate=RATE, *, most=DEPTH):
+        return Net(), Options(), depth, load()
     return recipe
 
 recipe = around(depth=3)
@@ -56,6 +62,8 @@ def run_cell(source, name="<cell>"):
     ("before", "after"),
     [
         ("RATE = 0.1", "RATE = 0.2"),
+        ("DEPTH = 2", "DEPTH = 3"),
+        ("range(10)", "range(20)"),
         ("[4, 8]", "[4, 9]"),
         ("epochs: int = 5", "epochs: int = 6"),
         ("return x\n", "return -x\n"),

@@ -69,10 +69,19 @@ def hint(teacher, student, layer="hidden"):
     )
 
 
-@pytest.mark.parametrize(("sides", "is_notice"), [("student", True), ("student target", False), ("", False)])
-def test_features_that_are_compared_with_outputs_are_a_notice(sides, is_notice):
+@pytest.mark.parametrize(
+    ("sides", "layer", "is_notice"),
+    [
+        ("student", "norm", True),
+        ("student target", "norm", False),
+        ("", "norm", False),
+        ("student", "head", False),  # has the shape of the outputs, as a second head has
+    ],
+)
+def test_features_that_are_compared_with_outputs_are_a_notice(sides, layer, is_notice):
     teacher, student = nets()
-    taps = {side: Tap({"student": student, "target": teacher}[side].module.norm) for side in sides.split()}
+    modules = {"student": student.module, "target": teacher.module}
+    taps = {side: Tap(modules[side].get_submodule(layer)) for side in sides.split()}
     plan = check(one_stage(student, plain_goal() + Match(teacher, Hint(), **taps)))
     assert not plan.problems
     notices = [notice for notice in plan.notices if "to compare features of both, pass target=Tap(...)" in notice]
