@@ -26,7 +26,7 @@ def baseline_differences(
         pair = predictions[student], predictions[baseline]
         compared = [metric for metric in metrics if not is_biased(without_interval(metric))]
         for metric in sorted(compared, key=lambda metric: metric.name != monitors[student]):  # a stable sort
-            resamples = affordable_resamples(without_interval(metric), 1000)
+            resamples = affordable_resamples(without_interval(metric), 1000, level=0.95)
             try:
                 difference = paired_bootstrap(metric, *pair, resamples=resamples)
             except Exception as error:  # a user-defined metric may not be defined for all resamples

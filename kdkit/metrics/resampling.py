@@ -78,9 +78,14 @@ def resample(metric: Metric, test: Predictions, counts: Counts) -> Resampled:
     return Resampled(np.array([result.value for result in results]), np.array(by_class, dtype=np.float64))
 
 
-def affordable_resamples(metric: Metric, resamples: int) -> int:
-    """Return the number of resamples, or a tenth of it if the metric has to be computed once per resample."""
-    return resamples if isinstance(metric, Resampling) else resamples // 10
+def affordable_resamples(metric: Metric, resamples: int, *, level: float) -> int:
+    """Return the number of resamples for an interval at a confidence level.
+
+    If the metric has to be computed once per resample, it is a tenth, or as many as leave 2.5 beyond each bound.
+    """
+    if isinstance(metric, Resampling):
+        return resamples
+    return min(resamples, max(resamples // 10, round(5 / (1 - level))))
 
 
 def unit_counts(test: Predictions) -> Counts:

@@ -20,8 +20,7 @@ from kdkit.study.study import Study
 from kdkit.study.sweep_results import LEVEL, Cell, CellResults, Repetition, SweepResults, spread
 from kdkit.utils.read_json import mapping, whole_number
 
-# Enough for the tails of the intervals of about twenty comparisons; slow metrics have a tenth.
-_RESAMPLES = 2000
+_RESAMPLES = 2000  # enough for the tails of the intervals of about twenty comparisons
 
 
 def compare_cells(
@@ -202,7 +201,7 @@ def _compare(
     def predictions() -> PairsOfRuns:
         return [candidates[key].predictions() for key in keys], [baselines[key].predictions() for key in keys]
 
-    resamples = affordable_resamples(metric, _RESAMPLES)
+    resamples = affordable_resamples(metric, _RESAMPLES, level=level)
     comparison = compare_over_seeds(
         metric, candidate_values, baseline_values, predictions, resamples=resamples, level=level
     )

@@ -19,7 +19,7 @@ from kdkit.metrics import (
     Pearson,
 )
 from kdkit.metrics.bootstrap import bootstrap_interval
-from kdkit.metrics.resampling import Resampling, draw_counts, resample
+from kdkit.metrics.resampling import Resampling, affordable_resamples, draw_counts, resample
 from kdkit_ecg.labels import scored_classes
 from kdkit_ecg.metrics import ChallengeMetric
 
@@ -301,3 +301,12 @@ def test_the_interval_of_a_calibration_error_is_around_its_value(metric):
 
 def test_an_interval_contains_its_value_although_all_resamples_are_above():
     assert bootstrap_interval(np.array([0.2, 0.3, 0.4]), 0.1, 0.95)[0] == 0.1
+
+
+@pytest.mark.parametrize(("comparisons", "resamples"), [(1, 200), (4, 400), (19, 1900), (100, 2000)])
+def test_a_slow_metric_has_as_many_resamples_as_the_tails_of_its_intervals_need(comparisons, resamples):
+    class Slow:
+        """A metric without `resampled`."""
+
+    assert affordable_resamples(Slow(), 2000, level=1 - 0.05 / comparisons) == resamples
+    assert affordable_resamples(MacroF1(), 2000, level=1 - 0.05 / comparisons) == 2000
