@@ -30,7 +30,8 @@ def wheel(tmp_path_factory):
     python = fresh_environment(folder)
     sdist = build(python, "sdist", copy_sources(folder), folder)
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder / "unpacked", filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.2 lacks it
+        archive.extractall(folder / "unpacked")
     (unpacked,) = (folder / "unpacked").iterdir()
     return build(python, "wheel", unpacked, folder)
 
