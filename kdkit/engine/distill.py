@@ -88,7 +88,7 @@ def distill(
         raise RecipeError("kd_loss has its own temperature: pass kd_loss=SoftTargets(temperature=...), or leave it out")
     student_net = student if isinstance(student, Net) else Net("student", student)
     teachers = _teacher_nets(teacher)
-    # Without classes, the outputs are counted. If that fails, the data may still tell them.
+    # Without classes, the outputs are counted. If that fails, the data may still have them.
     counted, failure = _classes(student_net, train, labels, collate_fn) if classes is None else (classes, None)
     try:
         data = TorchData(

@@ -11,12 +11,12 @@ from kdkit.engine.distributed.process_group import rank_device
 from kdkit.engine.failures.out_of_memory import explain_out_of_memory
 from kdkit.engine.options import RunOptions
 from kdkit.engine.predict import Predictor, compute_metrics
-from kdkit.engine.storage.finished_run import read_net_report
+from kdkit.engine.storage.finished_run import read_metrics, read_net_report
 from kdkit.engine.storage.run_files import RECORD
 from kdkit.errors import RecipeError, did_you_mean
 from kdkit.metrics.base import MetricResult, Predictions
 from kdkit.nets.net import NAME_CLASSES, Net, conflict_of_classes, conflict_of_inputs
-from kdkit.nets.weights import load_weights
+from kdkit.nets.weights import find_weights, load_weights, names_in_run
 from kdkit.recipe.recipe import Recipe, as_recipe, nets_of
 from kdkit.utils.devices import default_modes
 from kdkit.utils.files import is_file
@@ -82,7 +82,10 @@ def _validation_of_run(weights: Path, net: Net[Any]) -> Predictions:
     run = run_of(weights)
     if run is None:
         raise RecipeError(f"thresholds of the run need weights in the folder of a run, but {weights} is not in one")
-    return read_net_report(run, net.name).validation
+    evaluated = read_metrics(run).results
+    names = names_in_run(find_weights(weights, net.name, None).path)  # the net may have another name here
+    name = next((name for name in names if name in evaluated), net.name)
+    return read_net_report(run, name).validation
 
 
 def run_of(weights: Path) -> Path | None:

@@ -279,7 +279,7 @@ def output_shape(net: Net[Any], batch: Batch) -> torch.Size:
 
 
 def conflict_of_classes(net: Net[Any], classes: Sequence[str]) -> str:
-    """Return why the outputs are not those of the classes of the data, as far as the weights tell; otherwise ""."""
+    """Return why the outputs are not those of the classes of the data, as far as the weights show; otherwise ""."""
     trained, count = net.loaded.classes, len(classes)
     numbers = tuple(map(str, range(count)))  # classes without names
     if net.classes is not None or len(trained) != count or numbers in (trained, tuple(classes)):

@@ -358,7 +358,7 @@ def _half_precision_weights(facts: Facts, _data: Data) -> Iterator[str]:
 
 
 def direction_notices(metrics: Sequence[Metric]) -> Iterator[str]:
-    """Yield notices about user-defined metrics with the name of an error, which do not say if lower is better."""
+    """Yield notices about user-defined metrics with the name of an error, which do not declare if lower is better."""
     for metric in map(without_interval, metrics):
         words = {*re.split("[^a-z]+", metric.name.lower())}
         if words & _ERRORS and not hasattr(metric, "lower_is_better"):

@@ -1,6 +1,6 @@
 """Load trained weights into networks: from files of any training program, and from folders of runs."""
 
-from kdkit.nets.weights.folders import find_weights, runs_hint, runs_in, stage_number, stage_weights
+from kdkit.nets.weights.folders import find_weights, names_in_run, runs_hint, runs_in, stage_number, stage_weights
 from kdkit.nets.weights.load import LoadedWeights, load_weights
 from kdkit.nets.weights.state_dicts import read_state_dicts
 
@@ -8,6 +8,7 @@ __all__ = [
     "LoadedWeights",
     "find_weights",
     "load_weights",
+    "names_in_run",
     "read_state_dicts",
     "runs_hint",
     "runs_in",

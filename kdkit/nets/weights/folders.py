@@ -65,18 +65,20 @@ def find_weights(path: Path, name: str, key: str | None) -> WeightFile:
 
 
 def recorded_facts(file: Path, key: str) -> Any:
-    """Return what the record of a run says about a net, such as its "classes". file: the weights of the net.
+    """Return the facts about a net in the record of its run, such as its "classes". file: the weights of the net.
 
     None if they are not those of a run.
     """
-    stage = file.absolute().parent
     with suppress(OSError, ValueError):  # there is no record, or it is damaged
-        facts = read_sealed_json(stage.parent / "run.json").get(key)
-        # See `stage_weights`.
-        names = (file.stem.removeprefix("weights-"), stage.resolve().name.split("-", 1)[-1])
+        facts = read_sealed_json(file.absolute().parent.parent / "run.json").get(key)
         if isinstance(facts, dict):
-            return next((facts[name] for name in names if name in facts), None)
+            return next((facts[name] for name in names_in_run(file) if name in facts), None)
     return None
+
+
+def names_in_run(file: Path) -> tuple[str, str]:
+    """Return the names that the net with these weights may have in its run, see `stage_weights`."""
+    return file.stem.removeprefix("weights-"), file.absolute().parent.resolve().name.split("-", 1)[-1]
 
 
 def _pretrained_file(folder: Path, name: str) -> Path:

@@ -160,9 +160,9 @@ def test_weights_of_a_run_with_other_classes_are_refused_unless_these_are_named(
 
 
 def test_later_data_are_evaluated_with_the_thresholds_of_the_run(tmp_path):
-    def recipe(*seeds, **options):
+    def recipe(*seeds, name="student", **options):
         splits = [samples("multilabel", 20, seed=seed) for seed in seeds]
-        net = Net("student", Mlp(), **options)
+        net = Net(name, Mlp(), **options)
         data = TorchData(*splits, classes=["a", "b", "c"])
         return replace(one_stage(net, Truth(nn.BCEWithLogitsLoss()), data), metrics=(MacroF1(),))
 
@@ -178,6 +178,8 @@ def test_later_data_are_evaluated_with_the_thresholds_of_the_run(tmp_path):
     cuts = [best_f1_threshold(validation["labels"][:, k], validation["outputs"][:, k]) for k in columns]
     assert result.value == pytest.approx(f1_score(labels, outputs >= cuts, average="macro", zero_division=0))
     assert result.value != kdkit.evaluate(recipe(0, 3, 3), run, options=options)["macro_f1"].value
+    renamed, file = recipe(0, 3, 3, name="small"), run / "1-student" / "weights.safetensors"
+    assert kdkit.evaluate(renamed, file, thresholds="run", options=options)["macro_f1"].value == result.value
 
     with pytest.raises(RecipeError, match=r"the thresholds of the run are for the classes a, b, c, .* have a, b;"):
         kdkit.evaluate(recipe(0, 1, 2, classes=["a", "b", "d"]), run, thresholds="run", options=options)
