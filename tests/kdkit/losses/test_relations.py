@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -89,9 +89,11 @@ def test_autocast_does_not_reduce_the_precision_of_relations(loss):
     st.lists(st.integers(1, 4), min_size=1, max_size=3),
     st.integers(0, 2**31),
 )
+@example(batch=2, student_shape=[1], target_shape=[1], seed=2144)
 def test_the_value_is_minimal_for_equal_sides_of_any_shape(batch, student_shape, target_shape, seed):
     student, target = features((batch, *student_shape), seed), features((batch, *target_shape), seed + 1)
-    for loss in (RKD(), SP(), PKT(), CC(), CKA()):
+    # The default eps of PKT, 1e-7, is added to both sides, so values may be some 1e-8 below that of equal sides.
+    for loss in (RKD(), SP(), PKT(eps=1e-12), CC(), CKA()):
         assert loss(student, target).isfinite()
         assert loss(target, target) <= loss(student, target) + 1e-9
 
