@@ -3,9 +3,9 @@
     python benchmarks/gpu_convolutions.py [--device cuda] [--rounds 30] [--limit SECONDS] [--quick]
 
 A row is the forward and backward pass of a network, captured as a CUDA graph and replayed; on a CPU it is run eagerly,
-which only tests this script. The ways alternate. A ratio is relative to `kdkit`, the convolution of kdkit_ecg, with
-channels last on CUDA, and is the median over pairs of rounds: below 1, the other way is faster. The next column is the
-norm of the gradient's difference from that of `time last`, relative to its norm: rounding, of 10 bits in TF32.
+which only tests this script. The ways alternate. A ratio is relative to `kdkit`, the convolutions of kdkit_ecg in a
+captured step, and is the median over pairs of rounds: below 1, the other way is faster. The next column is the norm of
+the gradient's difference from that of `time last`, relative to its norm: rounding, of 10 bits in TF32.
 
 Each network is measured in a process of its own, since an error of the device ends all that its process can measure. It
 has a quarter of --limit, of which its start takes a part; rounds that do not fit are left out. A way that fails is left
@@ -21,51 +21,16 @@ from functools import partial
 from unittest import mock
 
 import torch
-from torch.nn import functional
 
 from kdkit_ecg import LRHNet, SEResNet
 from kdkit_ecg.models import channels_last as layers
+from kdkit_ecg.models.channels_last_blocks import fits_blocks
 
-kdkit_convolve = layers.convolve  # which is replaced while another way is measured
-
-
-def time_last(signal, weight, bias, stride, pads):
-    """Convolve as `nn.Conv1d`."""
-    if pads[0] == pads[1]:
-        return functional.conv1d(signal, weight, bias, stride, pads[0])
-    return functional.conv1d(functional.pad(signal, pads), weight, bias, stride)
-
-
-def folded(signal, weight, bias, stride, pads):
-    """Convolve as kdkit_ecg, but if strided, without a stride on `stride` times as many channels.
-
-    With channels last, `stride` successive samples are one sample of more channels, without a copy.
-    """
-    if stride == 1:
-        return kdkit_convolve(signal, weight, bias, stride, pads)
-    channels, kernel = weight.shape[1:]
-    taps = -(-kernel // stride)  # of the folded kernel
-    length = (signal.shape[2] + sum(pads) - kernel) // stride + 1
-    right = stride * (length + taps - 1) - signal.shape[2] - pads[0]  # negative if the last samples have no effect
-    rows = functional.pad(signal.transpose(1, 2), (0, 0, pads[0], right)).contiguous()  # (N, T, channels)
-    blocks = rows.view(len(rows), -1, stride * channels)
-    parts = functional.pad(weight, (0, stride * taps - kernel)).unflatten(2, (taps, stride))
-    merged = parts.permute(0, 3, 1, 2).flatten(1, 2)  # (outputs, stride * channels, taps)
-    return kdkit_convolve(blocks.transpose(1, 2), merged, bias, 1, (0, 0))
-
-
-def folded_with_four_leads(signal, weight, bias, stride, pads):
-    """Convolve as `folded`, with a fourth lead of zeros if there are three: tensor cores take multiples of four."""
-    if signal.shape[1] == 3:
-        signal, weight = functional.pad(signal, (0, 0, 0, 1)), functional.pad(weight, (0, 0, 0, 1))
-    return folded(signal, weight, bias, stride, pads)
-
-
-WAYS = {
-    "time last": time_last,
-    "kdkit": kdkit_convolve,
-    "strided ones folded": folded,
-    "the same, 4 leads": folded_with_four_leads,
+WAYS = {  # and what replaces functions of kdkit_ecg
+    "time last": {"channels_last_on_cuda": lambda signal: False},
+    "channels last": {"channels_last_on_cuda": lambda signal: True, "blocks_are_faster": lambda *_: False},
+    "kdkit": {"channels_last_on_cuda": lambda signal: True},
+    "blocks if they fit": {"channels_last_on_cuda": lambda signal: True, "blocks_are_faster": fits_blocks},
 }
 NETWORKS = {  # and their leads
     "LRH-Net, 3 leads": (lambda: LRHNet(leads=3), 3),
@@ -81,13 +46,13 @@ class Passes:
     gradient: of all parameters, as one vector, without dropout, whose draws depend on the layout.
     """
 
-    def __init__(self, make_network, convolve, batch, precision):
-        self.convolve, self.batch, self.precision = convolve, batch, precision
+    def __init__(self, make_network, way, batch, precision):
+        self.way, self.batch, self.precision = way, batch, precision
         self.graph = None
         device = batch[0].device
         torch.manual_seed(0)
         self.network = make_network().to(device)
-        with mock.patch.object(layers, "convolve", convolve):
+        with mock.patch.multiple(layers, **way):
             self.network.eval()
             self.compute()
             self.gradient = torch.cat([parameter.grad.flatten() for parameter in self.network.parameters()])
@@ -121,7 +86,7 @@ class Passes:
         """Return the time of one pass, a mean of ten in graphs."""
         if self.graph is None:
             start = time.perf_counter()
-            with mock.patch.object(layers, "convolve", self.convolve):
+            with mock.patch.multiple(layers, **self.way):
                 self.compute()
             return time.perf_counter() - start
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -138,7 +103,7 @@ def measure_network(title, options):
     ends = time.monotonic() + options.limit / len(NETWORKS)
     device = torch.device(options.device)
     make_network, leads = NETWORKS[title]
-    count, length = (4, 301) if options.quick else (64, 4096)
+    count, length = (4, 304) if options.quick else (64, 4096)
     generator = torch.Generator().manual_seed(0)
     signal = torch.randn(count, leads, length, generator=generator).to(device)
     person = torch.rand(count, 5, generator=generator).to(device)

@@ -1,19 +1,21 @@
 """Convolution, batch norm and mean over time that keep channels last in memory if that is faster.
 
-It is faster in float32 on a CPU, and on CUDA for steps captured as CUDA graphs; eager steps are a little slower. The
-layers are drop-in replacements for torch's own, with the same parameters. `channels_last_kernel` has the convolution
-itself, and explains the gain.
+It is faster in float32 on a CPU, and on CUDA for steps captured as CUDA graphs. The layers are drop-in replacements for
+torch's own, with the same parameters. `channels_last_kernel` has the convolution on a CPU, and `channels_last_blocks`
+one on a GPU; both explain the gain.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdkit.utils.captured import in_captured_step
+from kdkit_ecg.models.channels_last_blocks import blocks_are_faster, convolve_blocks
 from kdkit_ecg.models.channels_last_kernel import ChannelsLastConvolution
 
-# A captured step of LRH-Net takes 0.92x the time in fp32 and 0.59x in bf16, and one of SE-ResNet of width 16 0.13x in
-# fp32: with time last, cuDNN convolves its few channels by Fourier transforms.
-CUDA_CHANNELS_LAST = True
+# On CUDA, channels last make captured passes of LRH-Net and SE-ResNet faster, and eager ones slower unless the batch is
+# so large that its kernels take longer than launching them.
+CUDA_LARGE = 2**20  # records times steps of a large batch
 SMALLEST_SIGNAL = 2**15  # numbers in a batch; below it, the time-last layout is as fast (measured: conv_kernels.py)
 
 
@@ -84,6 +86,8 @@ def convolve(signal: Tensor, weight: Tensor, bias: Tensor | None, stride: int, p
         output: Tensor = ChannelsLastConvolution.apply(signal, weight, bias, stride, pads).squeeze(2)
         return output
     if channels_last_on_cuda(signal):
+        if blocks_are_faster(signal, weight, stride, pads):
+            return convolve_blocks(signal, weight, bias, stride, pads[0])
         # cuDNN computes with channels last, and converts any other layout before and after each convolution.
         image = signal.unsqueeze(2).contiguous(memory_format=torch.channels_last)
         kernel = weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
@@ -99,13 +103,13 @@ def convolve(signal: Tensor, weight: Tensor, bias: Tensor | None, stride: int, p
 def channels_last_on_cuda(signal: Tensor) -> bool:
     """Return whether to convolve on CUDA with channels last; compilers and exported graphs choose themselves."""
     return bool(
-        CUDA_CHANNELS_LAST
-        and signal.is_cuda
+        signal.is_cuda
         and signal.ndim == 3
         and not torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # left out of the stubs
         and not torch._C._are_functorch_transforms_active()
+        and (in_captured_step() or is_channels_last(signal) or signal.shape[0] * signal.shape[2] >= CUDA_LARGE)
     )
 
 

@@ -27,6 +27,7 @@ from kdkit.nets.net import Net
 from kdkit.recipe.balancing.base import WeightedSum
 from kdkit.teachers.base import TeacherOutput
 from kdkit.teachers.frozen import Frozen
+from kdkit.utils.captured import captured_step
 from kdkit.utils.collectives import is_distributed
 
 _EAGER_STEPS = 3  # before the capture: the first creates the optimizer's state, the second is watched for waits
@@ -73,6 +74,10 @@ class CapturedStep(TrainingStep):
         stats = self.state.gradient_stats
         if self._refused or (stats is not None and stats.due(self.state.updates)):
             return super().__call__(batch, part)
+        with captured_step():
+            return self._train_captured(batch, part)
+
+    def _train_captured(self, batch: Batch, part: UpdatePart) -> dict[str, Tensor]:
         outputs = self.open_stage.teacher_outputs(batch, self._outside)
         # Terms are computed on the samples with a teacher output, but a graph cannot depend on their number. A Past has
         # outputs for all samples after the first epoch.

@@ -5,11 +5,14 @@ import itertools
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.nn.functional import conv1d, pad
 
+from kdkit.utils.captured import captured_step
 from kdkit_ecg.models import LRHNet, SEResNet, channels_last
 from kdkit_ecg.models.channels_last import BatchNorm1d, Conv1d, SameConv1d, is_channels_last, mean_over_time
+from kdkit_ecg.models.channels_last_blocks import convolve_blocks, fits_blocks
 from kdkit_ecg.models.channels_last_kernel import ChannelsLastConvolution
 
 PADS = [(0, 0), (3, 4), (2, 2), (9, 0), (0, 6)]
@@ -215,10 +218,11 @@ def test_a_mean_over_time_is_that_of_torch_and_its_gradient_has_the_layout_of_th
 @pytest.mark.parametrize(
     "make", [lambda: LRHNet(leads=3), lambda: SEResNet(leads=3, width=8)], ids=["LRHNet", "SEResNet"]
 )
-def test_the_layout_on_a_gpu_gives_the_outputs_and_gradients_of_torch(make, monkeypatch):
+@pytest.mark.parametrize("length", [320, 333])  # with blocks of steps and without
+def test_the_layout_on_a_gpu_gives_the_outputs_and_gradients_of_torch(make, length, monkeypatch):
     torch.manual_seed(0)
     net = make().double().eval()
-    inputs = torch.randn(4, 3, 333, dtype=torch.float64), torch.rand(4, 5, dtype=torch.float64)
+    inputs = torch.randn(4, 3, length, dtype=torch.float64), torch.rand(4, 5, dtype=torch.float64)
 
     def outputs_and_gradients():
         outputs = net(*inputs)
@@ -230,3 +234,50 @@ def test_the_layout_on_a_gpu_gives_the_outputs_and_gradients_of_torch(make, monk
     plain = outputs_and_gradients()
     monkeypatch.setattr(channels_last, "channels_last_on_cuda", lambda signal: True)
     torch.testing.assert_close(outputs_and_gradients(), plain, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 7, 8])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("outputs", [1, 16, 33, 70])
+def test_a_convolution_in_blocks_has_the_values_and_gradients_of_torch(kernel, stride, outputs):
+    fitting = 0
+    for total, length in itertools.product(range(kernel + 2), (384, 385)):
+        left = min(total, kernel // 2 + 1)
+        pads = left, total - left
+        arguments = random_arguments(kernel, length, outputs=outputs)
+        if not fits_blocks(*arguments[:2], stride, pads):
+            continue
+        output = convolve_blocks(*arguments, stride, left)
+        expected = conv1d(pad(arguments[0], pads), *arguments[1:], stride)
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+        weights = torch.randn_like(expected)
+        gradients, expected_gradients = (torch.autograd.grad(y, arguments, weights) for y in (output, expected))
+        torch.testing.assert_close(gradients, expected_gradients, rtol=0, atol=1e-10)
+        fitting += 1
+    assert fitting
+
+
+def test_a_convolution_in_blocks_keeps_channels_last():
+    signal, weight, bias = random_arguments(8, 64, outputs=16)
+    output = convolve_blocks(signal.transpose(1, 2).contiguous().transpose(1, 2), weight, bias, 1, 3)
+    assert is_channels_last(output)
+
+
+def test_blocks_fit_lengths_that_they_divide():
+    weight = torch.empty(16, 3, 8)  # four steps of 16 channels
+    assert fits_blocks(torch.empty(2, 3, 64), weight, 1, (3, 4))
+    assert fits_blocks(torch.empty(2, 3, 64), weight, 2, (3, 4))
+    assert not fits_blocks(torch.empty(2, 3, 62), weight, 1, (3, 4))
+    assert not fits_blocks(torch.empty(2, 3, 60), weight, 2, (3, 4))
+    assert not fits_blocks(torch.empty(2, 3, 64), weight, 1, (0, 0))  # an output of 57 steps
+
+
+def test_captured_steps_and_large_batches_keep_channels_last_on_a_gpu():
+    device = torch.device("cuda", 0)
+    with FakeTensorMode():
+        signal, weight = torch.empty(4, 3, 64, device=device), torch.empty(16, 3, 8, device=device)
+        large = torch.empty(256, 3, 4096, device=device)
+        assert not is_channels_last(channels_last.convolve(signal, weight, None, 1, (3, 4)))
+        assert is_channels_last(channels_last.convolve(large, weight, None, 1, (3, 4)))
+        with captured_step():
+            assert is_channels_last(channels_last.convolve(signal, weight, None, 1, (3, 4)))
