@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from kdkit import Data, RecipeError, Task
 from kdkit.errors import did_you_mean
@@ -21,14 +22,19 @@ from kdkit_ecg.records.description import describe_preparation
 from kdkit_ecg.records.filters import zscore
 from kdkit_ecg.records.preparation import Preparation, Scaling
 from kdkit_ecg.simulator import Simulator
+from kdkit_ecg.simulator.patients import Patient
+from kdkit_ecg.simulator.simulator import Chunk, simulate
 from kdkit_ecg.utils.processes import run_in_processes
 
 CHUNK = 64  # records that a process simulates at a time
-RECORDS_PER_PROCESS = 256  # that justify starting a process: its imports take about as long as 150 records
+RECORDS_PER_PROCESS = 128  # that justify starting a process: its imports take about as long as 150 records
 VERSION = 1  # of the simulator; increase it if any signal changes, because the fingerprint depends on it
 
 # Far apart, so that the size of one split never changes the records of another.
 _FIRST_ID = {"train": 0, "validation": 1_000_000_000, "test": 2_000_000_000}
+
+
+_Record = tuple[NDArray[np.float32], Patient]
 
 
 class Synthetic(Data):
@@ -84,6 +90,7 @@ class Synthetic(Data):
         self.length = length
         self.scaling = scaling
         self.simulator = Simulator(seed=seed, rate=float(rate), length=length, difficulty=float(difficulty))
+        self._records: dict[str, dict[int, _Record]] = {}  # by split and id, until the split is created
 
     @property
     def fingerprint(self) -> str:
@@ -105,43 +112,63 @@ class Synthetic(Data):
     @cached_property
     def train(self) -> SignalSplit:
         """The training split. Its records are simulated on first use, like those of the other splits."""
-        return self._split("train", spare=self.length // 10 if self.draws > 1 else 0, augment=self.augment)
+        # Whoever trains needs the other splits soon, and to start processes for each of them would take longer.
+        self._simulate("train", "validation", "test")
+        return self._split("train", augment=self.augment)
 
     @cached_property
     def validation(self) -> SignalSplit:
         """The split on which epochs and thresholds are chosen."""
+        self._simulate("validation")
         return self._split("validation")
 
     @cached_property
     def test(self) -> SignalSplit:
         """The split on which results are reported."""
+        self._simulate("test")
         return self._split("test")
 
-    def _split(self, name: str, spare: int = 0, augment: Augmentations = ()) -> SignalSplit:
-        """Simulate the records of a split, `spare` samples longer than the window."""
-        simulator = replace(self.simulator, length=self.length + spare)
-        ids = range(_FIRST_ID[name], _FIRST_ID[name] + self.sizes[name])
-        chunks = [ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK)]
+    def _simulate(self, *names: str) -> None:
+        """Simulate the records of splits that have none yet."""
+        present = {*self._records, *vars(self)}  # splits that were created are cached attributes
+        records: dict[str, dict[int, _Record]] = {name: {} for name in names if name not in present}
+        chunks = []
+        for name in records:
+            ids, simulator = self._ids(name), replace(self.simulator, length=self.length + self._spare(name))
+            chunks += [Chunk(simulator, ids[start : start + CHUNK], name) for start in range(0, len(ids), CHUNK)]
         # torch's number of threads is this process's share of the cores: small if it is one of several.
-        processes = min(usable_cores(), torch.get_num_threads(), len(ids) // RECORDS_PER_PROCESS)
+        count = sum(len(chunk.ids) for chunk in chunks)
+        processes = min(usable_cores(), torch.get_num_threads(), count // RECORDS_PER_PROCESS)
         if processes > 1:
-            results = run_in_processes(simulator.signals, chunks, processes)
+            results = run_in_processes(simulate, chunks, processes)
         else:
-            results = ((chunk, simulator.signals(chunk)) for chunk in chunks)
-        signals, patients = {}, {}  # by id, because chunks finish in any order
-        for chunk, records in results:
-            for id, (signal, patient) in zip(chunk, records, strict=True):
+            results = ((chunk, simulate(chunk)) for chunk in chunks)
+        for chunk, simulated in results:  # in any order
+            for id, (signal, patient) in zip(chunk.ids, simulated, strict=True):
                 scaled = signal if self.scaling == "raw" else zscore(signal)
-                signals[id], patients[id] = scaled.astype(np.float32), patient
+                records[chunk.split][id] = scaled.astype(np.float32), patient
+        self._records.update(records)
+
+    def _split(self, name: str, augment: Augmentations = ()) -> SignalSplit:
+        """Return a split of the records that were simulated for it."""
+        ids, records = self._ids(name), self._records.pop(name)
+        patients = [records[id][1] for id in ids]
         return SignalSplit(
-            signals=[signals[id] for id in ids],
-            person=torch.from_numpy(np.stack([patients[id].vector() for id in ids])),
-            labels=torch.tensor([[float(label in patients[id].findings) for label in self.classes] for id in ids]),
+            signals=[records[id][0] for id in ids],
+            person=torch.from_numpy(np.stack([patient.vector() for patient in patients])),
+            labels=torch.tensor([[float(label in patient.findings) for label in self.classes] for patient in patients]),
             ids=torch.tensor(ids),
             length=self.length,
-            rate=simulator.rate,
-            window="random" if spare else "centre",
+            rate=self.simulator.rate,
+            window="random" if self._spare(name) else "centre",
             in_mv=self.scaling == "raw",
-            seed=simulator.seed,
+            seed=self.simulator.seed,
             augment=augment,
         )
+
+    def _ids(self, name: str) -> range:
+        return range(_FIRST_ID[name], _FIRST_ID[name] + self.sizes[name])
+
+    def _spare(self, name: str) -> int:
+        """Return how many samples a record is longer than the window."""
+        return self.length // 10 if name == "train" and self.draws > 1 else 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -67,6 +68,19 @@ class Simulator:
 
     def _sampler(self, id: int, stream: int) -> RangeSampler:
         return RangeSampler(np.random.default_rng(derive_seed(self.seed, id, stream)), self.difficulty)
+
+
+class Chunk(NamedTuple):
+    """Records that one process simulates at a time. split: the name of their split."""
+
+    simulator: Simulator
+    ids: range
+    split: str
+
+
+def simulate(chunk: Chunk) -> list[tuple[Array, Patient]]:
+    """Return the signals and patients of a chunk, in a process that imports this module and not torch."""
+    return chunk.simulator.signals(chunk.ids)
 
 
 def heart_with(findings: frozenset[str], sampler: RangeSampler) -> Heart:

@@ -1,5 +1,8 @@
 """Synthetic simulates the same records for the same options, with plausible classes and leads."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from kdkit import KdkitError
 from kdkit_ecg.datasets import synthetic
 from kdkit_ecg.datasets.synthetic import VERSION, Synthetic
 from kdkit_ecg.labels import scored_classes
+from kdkit_ecg.simulator import Simulator
 from kdkit_ecg.utils.processes import run_in_processes
 
 SMALL = {"train": 6, "validation": 4, "test": 5, "length": 300}
@@ -70,7 +74,7 @@ def test_a_record_depends_on_seed_and_id_alone(data):
 @pytest.mark.parametrize("scaling", ["raw", "zscore"])
 def test_several_processes_make_the_same_records_in_the_same_order(scaling, monkeypatch):
     options = SMALL | {"train": 7, "scaling": scaling}
-    alone = Synthetic(**options).train
+    alone = Synthetic(**options)
     started = []
 
     def count_processes(function, items, processes):
@@ -84,15 +88,35 @@ def test_several_processes_make_the_same_records_in_the_same_order(scaling, monk
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        shared = Synthetic(**options).train
+        shared = Synthetic(**options)
+        batches = all_batches(shared)
     finally:
         torch.set_num_threads(threads)
-    assert started == [2]
-    expected, batch = alone.batch(range(7), 0), shared.batch(range(7), 0)
-    assert torch.equal(batch.inputs.signal, expected.inputs.signal)
-    assert torch.equal(batch.inputs.person, expected.inputs.person)
-    assert torch.equal(batch.labels, expected.labels)
-    assert torch.equal(batch.ids, expected.ids)
+    assert started == [2]  # for all splits at once
+    for expected, batch in zip(all_batches(alone), batches, strict=True):
+        assert torch.equal(batch.inputs.signal, expected.inputs.signal)
+        assert torch.equal(batch.inputs.person, expected.inputs.person)
+        assert torch.equal(batch.labels, expected.labels)
+        assert torch.equal(batch.ids, expected.ids)
+
+
+def test_only_the_splits_that_are_used_are_simulated(monkeypatch):
+    simulated = []
+    signals = Simulator.signals
+    monkeypatch.setattr(Simulator, "signals", lambda self, ids: simulated.extend(ids) or signals(self, ids))
+    data = Synthetic(**SMALL)
+    assert simulated == []
+    _ = data.test
+    assert simulated == data.test.ids.tolist()
+    _ = data.train, data.validation, data.test
+    assert sorted(simulated) == sorted(
+        torch.cat([split.ids for split in (data.train, data.validation, data.test)]).tolist()
+    )
+
+
+def test_processes_that_simulate_do_not_import_torch():
+    program = "import sys; from kdkit_ecg.simulator.simulator import simulate; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_float32_leads_satisfy_einthovens_law_up_to_rounding(data):
