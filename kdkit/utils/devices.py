@@ -3,17 +3,20 @@
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from kdkit.errors import RecipeError, first_line
 from kdkit.utils.memory import is_out_of_memory
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
+_JOINED = 2**20  # bytes; larger tensors are copied alone
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -102,6 +105,28 @@ def elapsed(began: float, device: torch.device) -> float:
     elif device.type == "mps":
         torch.mps.synchronize()
     return time.perf_counter() - began
+
+
+def copy_to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return copies of tensors on the CPU, without gradients.
+
+    Small tensors of a GPU are joined first, because each copy waits for the GPU: there may be hundreds of them.
+    """
+    copies = {}
+    joined: dict[Any, list[int]] = defaultdict(list)
+    for index, tensor in enumerate(tensors):
+        plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+        if plain and tensor.device.type not in ("cpu", "meta") and tensor.nbytes <= _JOINED:
+            joined[tensor.device, tensor.dtype].append(index)
+        else:
+            copies[index] = tensor.detach().to("cpu", copy=True)
+    for indices in joined.values():
+        group = [tensors[index].detach() for index in indices]
+        flat = torch.cat([tensor.flatten() for tensor in group]).cpu()
+        parts = torch.split(flat, [tensor.numel() for tensor in group])
+        for index, tensor, part in zip(indices, group, parts, strict=True):
+            copies[index] = part.view(tensor.shape).clone()  # a view would keep all others in memory
+    return [copies[index] for index in range(len(tensors))]
 
 
 def widest_float(device: torch.device) -> torch.dtype:

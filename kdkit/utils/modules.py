@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from kdkit.utils.devices import copy_to_cpu
+
 # The files of torch whose layers compute the same in training and eval mode, except for two classes.
 _MODELESS_FILES = {
     f"torch.nn.modules.{name}"
@@ -181,7 +183,8 @@ def plain_state(module: nn.Module) -> dict[str, Tensor]:
 
 def copy_state(module: nn.Module) -> dict[str, Tensor]:
     """Return a copy of a module's state dict by plain keys on the CPU, which later training does not change."""
-    return {key: value.detach().cpu().clone() for key, value in plain_state(module).items()}
+    state = plain_state(module)
+    return dict(zip(state, copy_to_cpu(list(state.values())), strict=True))
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kdkit.errors import RunFolderError
+from kdkit.utils.devices import copy_to_cpu
 from kdkit.utils.sealed import DTYPES
 
 # A value that JSON does not support becomes an object with a single key, its kind. A dict becomes a list of pairs,
@@ -43,10 +44,10 @@ def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
         if kind is float:
             return value if math.isfinite(value) else {"float": repr(value)}
         if _is_plain_tensor(value) and value.dtype in (*DTYPES, torch.complex128):
-            copy = value.detach().as_subclass(Tensor).to("cpu", copy=True).contiguous()
+            plain = value.detach().as_subclass(Tensor)
             if value.dtype == torch.complex128:  # not supported by safetensors
-                return {"complex128": add(torch.view_as_real(copy), path)}
-            return {"tensor": add(copy, path)}
+                return {"complex128": add(torch.view_as_real(plain.resolve_conj()), path)}
+            return {"tensor": add(plain, path)}
         if kind in _DICTS:
             return {
                 _DICTS[kind]: [
@@ -72,7 +73,9 @@ def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
             f"{kind.__qualname__}; change the state_dict() that it is part of"
         )
 
-    return tensors, encode(state, "")
+    encoded = encode(state, "")
+    copies = (copy.contiguous() for copy in copy_to_cpu(list(tensors.values())))
+    return dict(zip(tensors, copies, strict=True)), encoded
 
 
 def _is_plain_tensor(value: object) -> bool:

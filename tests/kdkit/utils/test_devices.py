@@ -5,11 +5,13 @@ import torch
 
 from kdkit import Net, RecipeError
 from kdkit.teachers.cache.key import compute_key
-from kdkit.utils.devices import find_device, uses_tf32
+from kdkit.utils.devices import copy_to_cpu, find_device, uses_tf32
 
 new_settings = pytest.mark.skipif(
     not hasattr(torch.backends, "fp32_precision"), reason="this version of torch has the older settings only"
 )
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
 @pytest.fixture
@@ -55,3 +57,29 @@ def test_a_missing_device_is_refused_with_those_of_a_mac(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     with pytest.raises(RecipeError, match=r"device 'cuda:9' is not available \(there are: cpu, (cuda:\d, )*mps\)"):
         find_device("cuda:9")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_cuda])])
+def test_copies_on_the_cpu_have_the_values_and_do_not_change(device):
+    weight = torch.nn.Parameter(torch.randn(3, 4, device=device))
+    tensors = [
+        weight,
+        weight.detach().t(),  # another view of it
+        torch.arange(5, device=device)[::2],
+        torch.tensor(2.5, device=device),
+        torch.empty(0, 3, device=device),
+        torch.randn(600, 600, device=device),  # large
+        torch.randn(2, 3, 4, 5, device=device, dtype=torch.bfloat16).to(memory_format=torch.channels_last),
+        torch.tensor([True, False], device=device),
+    ]
+    copies = copy_to_cpu(tensors)
+    assert len({copy.untyped_storage().data_ptr() for copy in copies if copy.numel()}) == len(tensors) - 1
+    for copy, tensor in zip(copies, tensors, strict=True):
+        assert copy.device.type == "cpu"
+        assert not copy.requires_grad
+        assert torch.equal(copy, tensor.detach().cpu())
+        assert copy.untyped_storage().nbytes() == tensor.nbytes  # it does not keep the other tensors in memory
+    before = copies[0].clone()
+    with torch.no_grad():
+        weight.zero_()
+    assert torch.equal(copies[0], before)
