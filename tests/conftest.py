@@ -77,7 +77,7 @@ def _plain_environment() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _few_timed_passes() -> Iterator[None]:
-    """Time two passes of each network at the end of a run, not 40, and three of an export, not 200.
+    """Time two passes of each network at the end of a run, not 20, and three of an export, not 200.
 
     They take longer than to train it.
     """

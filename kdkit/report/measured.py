@@ -133,7 +133,7 @@ def _conditions(runs: Sequence[ReportedRun]) -> list[str]:
                 conditions[f"{device}, {latency.precision}"] = None
     text = "; ".join(conditions)
     sentence = (
-        f"Latency is for one sample: the median and the 95th percentile of up to 40 passes at the end of the run, "
+        f"Latency is for one sample: the median and the 95th percentile of up to 20 passes at the end of the run, "
         f"on {text}. It depends on the machine and its load."
     )
     return [*([sentence] if conditions else ()), *reasons]

@@ -32,7 +32,7 @@ from kdkit.utils.modules import eval_mode, preserve_buffers, uncompiled
 from kdkit.utils.randomness import preserve_rng_state
 
 _LATENCY_SECONDS = 0.5  # for the timed passes of a network
-_MOST_PASSES = 40
+_MOST_PASSES = 20
 _SIMILARITY_SECONDS = 1.0  # for all networks together, or _SHARE of the time of the run if that is more
 _SHARE = 0.01
 _TOO_SLOW = 5  # layers are not compared if a batch takes longer than this multiple of the allowed time
