@@ -96,6 +96,11 @@ class TermCheck:
     def _advice_for_sides(self, error: Exception) -> str:
         """Return advice for a loss that raises an error for its two sides; "" if there is none."""
         loss = self.term.loss
+        if "same device" in str(error):
+            return (
+                f"; kdkit moves the parameters and buffers of modules to {self.first.device}: make the other tensor a "
+                "buffer, with register_buffer, or create it on the device of the outputs"
+            )
         if isinstance(self.inputs.student, tuple) and "'tuple'" in str(error):
             return "; it takes one tap on each side: write a term for each pair of taps"
         if self.term.alignment is not None:

@@ -101,6 +101,7 @@ def words_recipe(optimizer, *, hidden=False, dense=False):
     return Recipe(data=TorchData(samples, samples), schedule=[stage])
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")  # of torch 2.11 and earlier
 @pytest.mark.parametrize("hidden", [False, True])
 def test_an_optimizer_of_sparse_gradients_is_accepted_for_them(hidden):
     recipe = words_recipe(Optimizer(torch.optim.SparseAdam, lr=0.1), hidden=hidden)

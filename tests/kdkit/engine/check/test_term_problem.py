@@ -1,6 +1,7 @@
 """A check refuses losses whose target must be probabilities, and names what is not a finite number."""
 
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -195,3 +196,11 @@ def test_inputs_that_are_not_finite_are_named_before_the_first_step():
     split.tensors[0][2, 1] = torch.nan
     problem = only_problem(one_stage(tiny_net("student"), plain_goal(), TorchData(split, samples(), samples())))
     assert "CrossEntropyLoss is nan at the first step: the inputs of samples 2 (1 of 4 in the batch) are not" in problem
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_tensor_of_user_code_that_is_not_on_the_gpu_is_named_with_the_remedy():
+    weighted = partial(F.cross_entropy, weight=torch.tensor([5.0, 1.0, 0.1]))
+    problems = check(one_stage(tiny_net("student"), Truth(weighted)), device="cuda").problems
+    assert "moves the parameters and buffers of modules to cuda:0: make the other tensor a buffer" in problems[0]
