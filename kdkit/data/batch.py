@@ -13,6 +13,8 @@ from torch.utils.data import default_collate
 from kdkit.errors import DataError
 from kdkit.utils.reprs import describe_array, describe_options
 
+SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}  # of the same size
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
@@ -137,6 +139,20 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return change(value)
     items = items_of(value)
     return value if items is None else rebuild(value, {key: map_tensors(item, change) for key, item in items})
+
+
+def as_signed(tensor: Tensor) -> Tensor:
+    """Return a view of wide unsigned integers as signed ones with the same bits, and other tensors as they are.
+
+    torch can store and convert wide unsigned integers, but not index all of them.
+    """
+    return tensor.view(SIGNED[tensor.dtype]) if tensor.dtype in SIGNED else tensor
+
+
+def select_rows(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Return rows of a tensor, (len(rows), ...). rows: (rows,) int64 on the device of the tensor."""
+    selected = as_signed(tensor).index_select(0, rows)
+    return selected.view(tensor.dtype) if tensor.dtype in SIGNED else selected
 
 
 def to_device(value: Any, device: torch.device, *, non_blocking: bool = False) -> Any:

@@ -6,7 +6,15 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from kdkit.data.batch import Batch, has_objects, holds_only_tensors, map_tensors, nested_tensors
+from kdkit.data.batch import (
+    Batch,
+    as_signed,
+    has_objects,
+    holds_only_tensors,
+    map_tensors,
+    nested_tensors,
+    select_rows,
+)
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.loading import RowBatches
@@ -131,7 +139,7 @@ class KeptSamples:
             return
         index = rows.to(self.device, non_blocking=True)
         for stored, tensor in zip(self._storage, tensors, strict=True):
-            stored[draw].index_copy_(0, index, tensor)
+            as_signed(stored[draw]).index_copy_(0, index, as_signed(tensor))
         if self._ids is not None and batch.ids_on_cpu is not None:
             self._ids[rows] = batch.ids_on_cpu
         self._written[draw, rows] = True
@@ -149,13 +157,12 @@ class KeptSamples:
         index = all_rows.to(self.device)  # for all batches, so that no step waits for the copy
         stored = [tensor[draw] for tensor in self._storage]
         gathered = [
-            torch.split(tensor.index_select(0, index), sizes) if tensor[0].nbytes <= _SMALL else None
-            for tensor in stored
+            torch.split(select_rows(tensor, index), sizes) if tensor[0].nbytes <= _SMALL else None for tensor in stored
         ]
         ids_on_cpu = None if self._ids is None else torch.split(self._ids.index_select(0, all_rows), sizes)
         for number, index_of_batch in enumerate(torch.split(index, sizes)):
             tensors = [
-                tensor.index_select(0, index_of_batch) if of_batches is None else of_batches[number]
+                select_rows(tensor, index_of_batch) if of_batches is None else of_batches[number]
                 for tensor, of_batches in zip(stored, gathered, strict=True)
             ]
             yield self._as_batch(tensors, draw, None if ids_on_cpu is None else ids_on_cpu[number])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
-from kdkit.data.batch import Batch, as_targets, collate, content_of, items_of
+from kdkit.data.batch import Batch, as_targets, collate, content_of, items_of, select_rows
 from kdkit.data.dataset import LoaderSplit, Split
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.read_errors import explain_unreadable
@@ -93,7 +93,7 @@ class DatasetSplit(Split):
     def read(self, rows: Tensor, draw: int = 0) -> tuple[Any, Any, Any]:
         """Return the inputs, the labels, and the weights or None."""
         if self.is_indexed:  # faster than collating single samples
-            columns = [tensor.index_select(0, rows.to(tensor.device)) for tensor in self.dataset.tensors]
+            columns = [select_rows(tensor, rows.to(tensor.device)) for tensor in self.dataset.tensors]
             if self.keys.inputs_only:
                 return self.keys.split(tuple(columns))
             # The same as `keys.split`, whose checks take as long as the rest of this method.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset, TensorDataset, default_collate
 
-from kdkit.data.batch import Batch
+from kdkit.data.batch import SIGNED, Batch
 from kdkit.data.label_check import LabelCheck
 from kdkit.data.label_forms import SplitLabels
 from kdkit.data.labels import is_ignored, mark_unknown
@@ -24,7 +24,6 @@ from kdkit.errors import DataError
 from kdkit.utils.randomness import preserve_rng_state
 
 _ROWS = 4096  # the number of visible labels that are checked at a time
-_WIDE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # torch can store and convert these, but not compare them
 _SAMPLES = 32  # the number of samples that are read to find out the form of labels by class
 
 
@@ -34,8 +33,8 @@ def read_labels(split: TorchSplit, unknown: float | None, first: Batch | None) -
     unknown: the label that means unknown. first: the first batch, if it was already read.
     """
     rows, is_complete = _read_rows(split, first)
-    if rows.dtype in _WIDE_UNSIGNED:
-        rows = rows.long()
+    if rows.dtype in SIGNED:
+        rows = rows.long()  # torch can convert wide unsigned integers, but not compare them
     if unknown is not None:
         marked = mark_unknown(rows, unknown)
         rows = torch.where(marked.isnan(), 0, marked)

@@ -111,7 +111,12 @@ def test_a_baseline_has_the_parameter_groups_of_its_student(groups):
     result = kdkit.run(recipe, baseline=True)
     for net in (student, result.nets["student-alone"]):
         pairs = zip(net.network.parameters(), before, strict=True)
-        assert [torch.equal(now.cpu(), start) for now, start in pairs] == [True, True, False, False]  # of the body, and of the head
+        assert [torch.equal(now.cpu(), start) for now, start in pairs] == [
+            True,
+            True,
+            False,
+            False,
+        ]  # of the body, and of the head
 
 
 def test_a_baseline_is_balanced_at_the_layer_of_its_copy():

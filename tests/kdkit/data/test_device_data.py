@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from kdkit import Batch, Split
+from kdkit.data.batch import select_rows
 from kdkit.data.device_data import DeviceData, KeptSamples
 from kdkit.data.loading import RowBatches, batches
 from kdkit.data.order import rows_of_batches, shuffled
@@ -48,6 +49,25 @@ def test_kept_batches_are_those_of_the_split_in_every_draw_and_order(with_ids, l
             assert torch.equal(batch.labels, expected.labels)
             assert batch.draw == draw
             assert torch.equal(batch.ids_on_cpu, expected.ids) if with_ids else batch.ids is None
+
+
+class Images(Split):
+    """Images of 16 bits."""
+
+    pixels = torch.randint(0, 2**16, (ROWS, 1, 4, 4)).to(torch.uint16)
+    ids = torch.arange(ROWS)
+
+    def batch(self, rows, draw):
+        return Batch(select_rows(self.pixels, rows), rows % 3, rows, draw)
+
+
+def test_unsigned_inputs_are_kept():
+    split = Images()
+    kept = KeptSamples(split, 1, CPU, share=0.5)
+    keep_all(kept, split, 0)
+    (batch,) = kept.batches((torch.tensor([7, 0, 3]),), 0)
+    assert batch.inputs.dtype == torch.uint16
+    assert batch.inputs.long().equal(split.pixels.long()[[7, 0, 3]])
 
 
 def test_a_draw_of_which_a_batch_is_missing_is_not_complete():
