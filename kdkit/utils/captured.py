@@ -5,24 +5,24 @@ An eager step of a small network takes as long as its kernels are launched, and 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 
-_in_captured_step: ContextVar[bool] = ContextVar("in_captured_step", default=False)
+_in_captured_step = False  # a plain value, which the key of a cached teacher can include
 
 
 @contextmanager
 def captured_step() -> Iterator[None]:
     """Mark code of a captured step, also in the eager steps before its capture, which must run the same kernels."""
-    token = _in_captured_step.set(True)
+    global _in_captured_step
+    before, _in_captured_step = _in_captured_step, True
     try:
         yield
     finally:
-        _in_captured_step.reset(token)
+        _in_captured_step = before
 
 
 def in_captured_step() -> bool:
     """Return whether the current code is captured, by kdkit or by `torch.cuda.graph`, or will be."""
     initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    return _in_captured_step.get() or (initialized and torch.cuda.is_current_stream_capturing())
+    return _in_captured_step or (initialized and torch.cuda.is_current_stream_capturing())

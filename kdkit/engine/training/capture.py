@@ -74,10 +74,6 @@ class CapturedStep(TrainingStep):
         stats = self.state.gradient_stats
         if self._refused or (stats is not None and stats.due(self.state.updates)):
             return super().__call__(batch, part)
-        with captured_step():
-            return self._train_captured(batch, part)
-
-    def _train_captured(self, batch: Batch, part: UpdatePart) -> dict[str, Tensor]:
         outputs = self.open_stage.teacher_outputs(batch, self._outside)
         # Terms are computed on the samples with a teacher output, but a graph cannot depend on their number. A Past has
         # outputs for all samples after the first epoch.
@@ -88,7 +84,8 @@ class CapturedStep(TrainingStep):
         if has_mask:
             losses = self._run_eagerly(batch, outputs, part)
         elif inputs is not None and inputs.fill(batch, outputs):
-            losses = self._train(inputs, part)
+            with captured_step():
+                losses = self._train(inputs, part)
         else:
             losses = self._run_eagerly(batch, outputs, part)
             self._other_shapes += 1

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdkit import KdkitError
+from kdkit import KdkitError, Net
+from kdkit.teachers.cache.key import compute_key
+from kdkit_ecg import Leads
 from kdkit_ecg.models import CNN1d, LRHNet, LRHNetS, SEResNet
 from kdkit_ecg.models.blocks import SqueezeExcite
 
@@ -229,3 +231,10 @@ def test_networks_compile_to_one_graph(kind):
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     with torch.inference_mode():
         torch.testing.assert_close(compiled(*batch(128)), net(*batch(128)))
+
+
+@every_network
+def test_the_outputs_of_a_network_can_be_cached_in_a_checkout_of_kdkit(kind):
+    # There, the code of the network is part of the key, with everything that it refers to.
+    net = Net("teacher", narrow(kind), view=Leads(2), trained=True)
+    assert compute_key(net, (), data={}, settings={}) == compute_key(net, (), data={}, settings={})
