@@ -6,8 +6,6 @@ An eager step of a small network takes as long as its kernels are launched, and 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 _in_captured_step = False  # a plain value, which the key of a cached teacher can include
 
 
@@ -23,6 +21,8 @@ def captured_step() -> Iterator[None]:
 
 
 def in_captured_step() -> bool:
-    """Return whether the current code is captured, by kdkit or by `torch.cuda.graph`, or will be."""
-    initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    return _in_captured_step or (initialized and torch.cuda.is_current_stream_capturing())
+    """Return whether the current code runs in a captured step, or in an eager step before its capture.
+
+    Graphs of user code are not included: their warm-up has run other kernels, which a capture should not load.
+    """
+    return _in_captured_step
