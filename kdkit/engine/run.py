@@ -1,8 +1,9 @@
 """Run a recipe: check it, train its stages, and compute the metrics of every network."""
 
+import importlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FunctionType
@@ -222,6 +223,10 @@ class PreparedRun:
                 # Not a subclass: Python exits with SIGINT, as a shell loop expects, only for this class.
                 error.result = self._result()  # type: ignore[attr-defined]  # documented in `run`
                 error.add_note(_INTERRUPTED)
+                # torch imports it when Python ends, if it is installed. Its classes are made by exec, after which Python
+                # has forgotten the interrupt.
+                with suppress(ImportError):
+                    importlib.import_module("tabulate")
             ctx.teacher_caching.location.close(ended=False)
             ctx.callbacks.call("run_ended", self._ended(time.perf_counter() - began, error=error))
             raise
