@@ -223,8 +223,8 @@ class PreparedRun:
                 # Not a subclass: Python exits with SIGINT, as a shell loop expects, only for this class.
                 error.result = self._result()  # type: ignore[attr-defined]  # documented in `run`
                 error.add_note(_INTERRUPTED)
-                # torch imports it when Python ends, if it is installed. Its classes are made by exec, and Python forgets
-                # the interrupt.
+                # If it is installed, torch imports it when Python ends. Its classes are made by exec, and Python then
+                # forgets the interrupt.
                 with suppress(ImportError):
                     importlib.import_module("tabulate")
             ctx.teacher_caching.location.close(ended=False)
