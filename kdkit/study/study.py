@@ -2,7 +2,8 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,7 @@ from kdkit.engine.options import TEACHER_CACHE, RunOptions, require_options
 from kdkit.engine.run_record import Origin
 from kdkit.engine.storage.finished_run import read_metrics, stored_predictions
 from kdkit.engine.storage.run_folder import LOCK, can_resume, locked_folder, read_record
-from kdkit.errors import RecipeError, RunFolderError, did_you_mean, first_line
+from kdkit.errors import RecipeError, RunFolderError, describe, did_you_mean, first_line
 from kdkit.metrics.base import MetricResult
 from kdkit.metrics.paired import SplitPredictions
 from kdkit.nets.weights import runs_in
@@ -45,7 +46,13 @@ class Study:
     """
 
     def __init__(self, folder: str | Path, trials: Sequence[Trial]) -> None:
-        self.folder, self.trials = user_path(folder), tuple(trials)
+        listed = (*trials,) if isinstance(trials, Iterable) else (trials,)
+        if not isinstance(folder, str | os.PathLike) or not all(isinstance(trial, Trial) for trial in listed):
+            raise RecipeError(
+                "a study has a folder and a list of trials, Study(folder, [Trial(...), ...]); got "
+                f"Study({describe(folder)}, {describe(trials)})"
+            )
+        self.folder, self.trials = user_path(folder), listed
         self._digests: dict[str, str] = {}
         # Read once, because recipe files may be edited before the last trial starts.
         self._files = {trial.name: _source_file(trial.recipe) for trial in self.trials}

@@ -326,6 +326,12 @@ def test_wrong_arguments_of_a_study_are_refused(tmp_path):
         next(Study(tmp_path, pair()).run(2))
 
 
+@pytest.mark.parametrize("arguments", [([], "study"), ("study", ["trial"]), ("study", None)])
+def test_a_study_of_something_else_than_trials_is_refused(arguments):
+    with pytest.raises(RecipeError, match=r"a study has a folder and a list of trials, .*; got Study\("):
+        Study(*arguments)
+
+
 def test_a_study_can_be_moved(tmp_path):
     run_states(Study(tmp_path / "old", pair()))
     (tmp_path / "old").rename(tmp_path / "new")
