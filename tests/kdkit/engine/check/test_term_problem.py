@@ -209,6 +209,10 @@ class Scaled(Mlp):
         return super().forward(inputs) * self.scale
 
 
+def scaled(batch):
+    return (batch.inputs * torch.ones(4),), {}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize(
@@ -216,7 +220,7 @@ class Scaled(Mlp):
     [
         (lambda: tiny_net("student"), partial(F.cross_entropy, weight=torch.tensor([5.0, 1.0, 0.1]))),
         (lambda: Net("student", Scaled()), nn.CrossEntropyLoss()),
-        (lambda: Net("student", Mlp(), view=lambda batch: ((batch.inputs * torch.ones(4),), {})), nn.CrossEntropyLoss()),
+        (lambda: Net("student", Mlp(), view=scaled), nn.CrossEntropyLoss()),
     ],
     ids=["loss", "network", "view"],
 )
