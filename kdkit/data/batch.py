@@ -185,6 +185,11 @@ def nested_tensors(value: Any) -> Iterator[Tensor]:
             yield from nested_tensors(item)
 
 
+def is_dense(tensor: Tensor) -> bool:
+    """Return whether a tensor is neither sparse nor nested."""
+    return tensor.layout is torch.strided and not tensor.is_nested
+
+
 def modifications(tensor: Tensor) -> int | None:
     """Return how often a tensor was changed in place, which autograd counts; None for one of torch.inference_mode."""
     return None if tensor.is_inference() else tensor._version

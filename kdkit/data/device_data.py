@@ -11,6 +11,7 @@ from kdkit.data.batch import (
     as_signed,
     has_objects,
     holds_only_tensors,
+    is_dense,
     map_tensors,
     nested_tensors,
     select_rows,
@@ -87,7 +88,8 @@ class DeviceData:
         copying = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         used: deque[torch.cuda.Event] = deque()
         for batch in batches:
-            if has_objects(batch.inputs):  # their tensors cannot be recorded below
+            # The tensors of objects, and sparse and nested ones, cannot be recorded below.
+            if has_objects(batch.inputs) or not all(map(is_dense, _tensors(batch))):
                 yield batch.to(self.device)
                 continue
             if len(used) == _IN_FLIGHT:
@@ -204,8 +206,7 @@ class KeptSamples:
 
 def _has_rows(tensor: Tensor, size: int, device: torch.device) -> bool:
     """Return whether a tensor is dense, on the device, and has a row for each of `size` samples."""
-    is_dense = tensor.layout is torch.strided and not tensor.is_nested
-    return is_dense and tensor.ndim > 0 and len(tensor) == size and tensor.device == device
+    return is_dense(tensor) and tensor.ndim > 0 and len(tensor) == size and tensor.device == device
 
 
 def _tensors(batch: Batch) -> list[Tensor]:

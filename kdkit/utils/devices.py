@@ -16,7 +16,7 @@ from kdkit.utils.memory import is_out_of_memory
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-_JOINED = 2**20  # bytes; larger tensors are copied alone
+_JOINED = 2**16  # bytes; larger tensors are copied alone, because to join them takes memory and is not faster
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

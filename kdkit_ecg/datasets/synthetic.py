@@ -1,6 +1,6 @@
 """A data set without a download: simulated twelve-lead ECGs that show the 24 classes of the 2020 Challenge."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
@@ -32,7 +32,6 @@ VERSION = 1  # of the simulator; increase it if any signal changes, because the 
 
 # Far apart, so that the size of one split never changes the records of another.
 _FIRST_ID = {"train": 0, "validation": 1_000_000_000, "test": 2_000_000_000}
-
 
 _Record = tuple[NDArray[np.float32], Patient]
 
@@ -90,7 +89,7 @@ class Synthetic(Data):
         self.length = length
         self.scaling = scaling
         self.simulator = Simulator(seed=seed, rate=float(rate), length=length, difficulty=float(difficulty))
-        self._records: dict[str, dict[int, _Record]] = {}  # by split and id, until the split is created
+        self._splits: dict[str, SignalSplit] = {}  # those that are simulated
 
     @property
     def fingerprint(self) -> str:
@@ -113,27 +112,29 @@ class Synthetic(Data):
     def train(self) -> SignalSplit:
         """The training split. Its records are simulated on first use, like those of the other splits."""
         # Whoever trains needs the other splits soon, and to start processes for each of them would take longer.
-        self._simulate("train", "validation", "test")
-        return self._split("train", augment=self.augment)
+        return self._split("train", "validation", "test")
 
     @cached_property
     def validation(self) -> SignalSplit:
         """The split on which epochs and thresholds are chosen."""
-        self._simulate("validation")
         return self._split("validation")
 
     @cached_property
     def test(self) -> SignalSplit:
         """The split on which results are reported."""
-        self._simulate("test")
         return self._split("test")
 
-    def _simulate(self, *names: str) -> None:
-        """Simulate the records of splits that have none yet."""
-        present = {*self._records, *vars(self)}  # splits that were created are cached attributes
-        records: dict[str, dict[int, _Record]] = {name: {} for name in names if name not in present}
+    def _split(self, name: str, *others: str) -> SignalSplit:
+        """Return a split, and simulate it together with others, unless they are simulated already."""
+        missing = [split for split in (name, *others) if split not in self._splits]
+        splits = self._splits = self._splits | self._simulate(missing)
+        return splits[name]
+
+    def _simulate(self, names: Sequence[str]) -> dict[str, SignalSplit]:
+        """Simulate the records of splits."""
+        records: dict[str, dict[int, _Record]] = {name: {} for name in names}  # by split and id
         chunks = []
-        for name in records:
+        for name in names:
             ids, simulator = self._ids(name), replace(self.simulator, length=self.length + self._spare(name))
             chunks += [Chunk(simulator, ids[start : start + CHUNK], name) for start in range(0, len(ids), CHUNK)]
         # torch's number of threads is this process's share of the cores: small if it is one of several.
@@ -147,11 +148,10 @@ class Synthetic(Data):
             for id, (signal, patient) in zip(chunk.ids, simulated, strict=True):
                 scaled = signal if self.scaling == "raw" else zscore(signal)
                 records[chunk.split][id] = scaled.astype(np.float32), patient
-        self._records.update(records)
+        return {name: self._as_split(name, records[name]) for name in names}
 
-    def _split(self, name: str, augment: Augmentations = ()) -> SignalSplit:
-        """Return a split of the records that were simulated for it."""
-        ids, records = self._ids(name), self._records.pop(name)
+    def _as_split(self, name: str, records: Mapping[int, _Record]) -> SignalSplit:
+        ids = self._ids(name)
         patients = [records[id][1] for id in ids]
         return SignalSplit(
             signals=[records[id][0] for id in ids],
@@ -163,7 +163,7 @@ class Synthetic(Data):
             window="random" if self._spare(name) else "centre",
             in_mv=self.scaling == "raw",
             seed=self.simulator.seed,
-            augment=augment,
+            augment=self.augment if name == "train" else (),
         )
 
     def _ids(self, name: str) -> range:

@@ -42,11 +42,13 @@ def blocks_are_faster(signal: Tensor, weight: Tensor, stride: int, pads: tuple[i
 def fits_blocks(signal: Tensor, weight: Tensor, stride: int, pads: tuple[int, int]) -> bool:
     """Return whether the signal can be divided into blocks, and the output has a step for each `stride` of its steps.
 
-    pads: zeros on the left and on the right.
+    pads: zeros on the left and on the right. False for other channels than those of the weight, so that torch raises
+    its own error.
     """
     length, kernel = signal.shape[-1], weight.shape[2]
     _, size = _block_sizes(weight, stride)
-    return length % size == 0 and (length + sum(pads) - kernel) // stride + 1 == length // stride
+    keeps_rate = (length + sum(pads) - kernel) // stride + 1 == length // stride
+    return length % size == 0 and keeps_rate and signal.shape[1] == weight.shape[1]
 
 
 def _block_sizes(weight: Tensor, stride: int) -> tuple[int, int]:
@@ -62,11 +64,8 @@ def _merged_weight(weight: Tensor, stride: int, left: int) -> tuple[Tensor, int]
     """
     outputs, inputs, kernel = weight.shape
     steps, size = _block_sizes(weight, stride)
-    first, last = (
-        -left,
-        stride * (steps - 1) - left + kernel - 1,
-    )  # inputs of the block's outputs, relative to its start
-    reach = max(-(first // size), last // size)
+    last = stride * (steps - 1) - left + kernel - 1  # input of the block's outputs, relative to the start of the block
+    reach = max(-(-left // size), last // size)
     taps = 2 * reach + 1
     # The outputs of a block depend on a window of taps * size inputs, in which the kernel of output i starts at reach *
     # size - left + stride * i. Such windows are slices of one kernel with zeros around it, from the last output on.

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from kdkit.engine.check.plan import describe_shape
 from kdkit.engine.check.probabilities import student_problem, target_problem
-from kdkit.engine.failures.network_errors import line_of_user_code
+from kdkit.engine.failures.network_errors import device_advice, line_of_user_code
 from kdkit.engine.stage.term_inputs import TermInputs
 from kdkit.engine.stage.terms import BoundTerm
 from kdkit.errors import KdkitError, first_line
@@ -96,11 +96,8 @@ class TermCheck:
     def _advice_for_sides(self, error: Exception) -> str:
         """Return advice for a loss that raises an error for its two sides; "" if there is none."""
         loss = self.term.loss
-        if "same device" in str(error):
-            return (
-                f"; kdkit moves the parameters and buffers of modules to {self.first.device}: make the other tensor a "
-                "buffer, with register_buffer, or create it on the device of the outputs"
-            )
+        if advice := device_advice(error, self.first.device):
+            return advice
         if isinstance(self.inputs.student, tuple) and "'tuple'" in str(error):
             return "; it takes one tap on each side: write a term for each pair of taps"
         if self.term.alignment is not None:

@@ -28,21 +28,22 @@ def describe_failure(teacher: Teacher, batch: Batch, error: Exception) -> str:
     """Return why a network or a user-defined teacher fails for a batch. A KdkitError is returned unchanged."""
     if isinstance(error, KdkitError):
         return str(error)
-    reason = f"{type(error).__name__}: {first_line(error)}"
+    reason, device = f"{type(error).__name__}: {first_line(error)}", batch.labels.device
     if not isinstance(teacher, Net):
-        return f"{teacher.name!r} fails for a batch: {reason}{line_of_user_code(error)}"
+        return f"{teacher.name!r} fails for a batch: {reason}{line_of_user_code(error)}{device_advice(error, device)}"
     try:
         args, kwargs = teacher.view(batch)
     except Exception:  # a user-defined view may raise anything
+        advice = device_advice(error, device) or "; a view gets a Batch, and the inputs of the data are batch.inputs"
         return (
-            f"the view {teacher.view!r} of net {teacher.name!r} fails for a batch: {reason}{line_of_user_code(error)}; "
-            "a view gets a Batch, and the inputs of the data are batch.inputs"
+            f"the view {teacher.view!r} of net {teacher.name!r} fails for a batch: {reason}{line_of_user_code(error)}"
+            f"{advice}"
         )
     named = [*(("", value) for value in args), *((f"{name} ", value) for name, value in kwargs.items())]
     tensors = [value for _, value in named if isinstance(value, Tensor)]
     described = (name + _described(value) for name, value in named if any(True for _ in nested_tensors(value)))
     inputs = ", ".join(described)
-    advice = input_advice(teacher, tensors, [*kwargs], error)
+    advice = input_advice(teacher, tensors, [*kwargs], error) or device_advice(error, teacher.device or device)
     if isinstance(batch.inputs, (list, tuple)) and isinstance(error, TypeError) and "were given" in str(error):
         advice = "; the items of a list are its arguments: if it takes the list itself, yield it in a tuple, (inputs,)"
     if texts := sum(isinstance(value, str) for value in args):
@@ -80,6 +81,16 @@ def input_advice(net: Net[Any], inputs: Iterable[Tensor], keys: Sequence[str], e
     tensors = list(inputs)
     advice = _dtype_advice(net, tensors, error) or _channels_advice(net, tensors, error)
     return advice or _size_advice(tensors, error)
+
+
+def device_advice(error: Exception, device: torch.device) -> str:
+    """Return advice if user code uses a tensor that is not on the device of its inputs, or ""."""
+    if "same device" not in str(error):
+        return ""
+    return (
+        f"; kdkit moves the parameters and buffers of modules to {device}: make the other tensor a buffer, with "
+        "register_buffer, or create it on the device of the inputs"
+    )
 
 
 def line_of_user_code(error: Exception) -> str:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdkit.data.batch import Batch, items_of, map_tensors, nested_tensors
+from kdkit.data.batch import Batch, is_dense, items_of, map_tensors, nested_tensors
 from kdkit.engine.options import RunOptions
 from kdkit.engine.stage.open_stage import OpenStage
 from kdkit.engine.stage.train_state import TrainState
@@ -78,9 +78,11 @@ class CapturedStep(TrainingStep):
         # Terms are computed on the samples with a teacher output, but a graph cannot depend on their number. A Past has
         # outputs for all samples after the first epoch.
         has_mask = any(output.mask is not None for output in outputs.values())
-        if self._inputs is None and not has_mask:
-            self._inputs = _StaticInputs.like(batch, outputs)
         inputs = self._inputs
+        # A resumed epoch may begin with its last batch, which is smaller.
+        is_larger = inputs is not None and self._graph is None and len(batch) > len(inputs.batch)
+        if not has_mask and (inputs is None or is_larger):
+            inputs = self._inputs = _StaticInputs.like(batch, outputs)
         if has_mask:
             losses = self._run_eagerly(batch, outputs, part)
         elif inputs is not None and inputs.fill(batch, outputs):
@@ -90,7 +92,7 @@ class CapturedStep(TrainingStep):
             losses = self._run_eagerly(batch, outputs, part)
             self._other_shapes += 1
             if inputs is None:
-                self._refuse("its inputs have other values than tensors")
+                self._refuse("its inputs have other values than dense tensors")
             elif self._graph is None and self._other_shapes == _OTHER_SHAPES:
                 self._refuse("the shapes of its batches differ")
         self.state.observe(batch)
@@ -312,7 +314,7 @@ class _StaticInputs:
 
     @classmethod
     def like(cls, batch: Batch, outputs: Mapping[str, TeacherOutput]) -> "_StaticInputs | None":
-        """Return copies of these tensors; None if there are other values than tensors."""
+        """Return copies of these tensors; None if there are other values than dense tensors."""
         parts = cls._parts(batch, outputs)
         structure = _structure(parts)
         if structure is None:
@@ -374,9 +376,9 @@ def _waits_for_device() -> Iterator[list[str]]:
 
 
 def _structure(value: Any) -> Any:
-    """Return the shapes and dtypes of nested tensors; None if there are other values."""
+    """Return the shapes and dtypes of tensors in a nested value; None if there are other values than dense tensors."""
     if isinstance(value, Tensor):
-        return value.shape, value.dtype
+        return (value.shape, value.dtype) if is_dense(value) else None
     if value is None:
         return ()
     items = items_of(value)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, StepLR
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import kdkit
 from kdkit import (
@@ -255,6 +255,51 @@ def test_a_captured_run_resumes_to_the_same_bits(exact, tmp_path):
         train(plain(), capture="require", out=tmp_path / "part", callbacks=[KillAtStep(2)])
     resumed = train(plain(), capture="require", out=tmp_path / "part", resume=True)
     require_equal(whole, resumed, tolerance=0)
+
+
+@gpu
+@needs_cuda
+def test_a_run_that_resumes_at_the_last_and_smaller_batch_of_an_epoch_is_captured(exact, tmp_path):
+    options = {"capture": "require", "checkpoint_every": 1}
+    whole = train(plain(), **options)
+    with pytest.raises(Killed):
+        train(plain(), **options, out=tmp_path, callbacks=[KillAtStep(1, 6)])
+    require_equal(whole, train(plain(), **options, out=tmp_path, resume=True), tolerance=0)
+
+
+class Words(nn.Module):
+    """A linear layer on counts, dense, sparse or nested."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, counts):
+        return self.head(torch.stack([*counts.unbind()]) if counts.is_nested else counts.to_dense())
+
+
+@gpu
+@needs_cuda
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:Sparse CSR tensor support")
+@pytest.mark.parametrize("convert", [torch.Tensor.to_sparse_csr, torch.nested.as_nested_tensor])
+def test_steps_with_sparse_or_nested_inputs_run_eagerly_with_the_reason(convert, exact):
+    generator = torch.Generator().manual_seed(0)
+    samples = [(torch.randn(6, generator=generator).relu(), index % 3) for index in range(24)]
+
+    def convert_batch(batch):
+        counts, labels = zip(*batch, strict=True)
+        return convert(torch.stack(counts)), torch.tensor(labels)
+
+    def recipe():
+        torch.manual_seed(0)
+        loaders = [DataLoader(samples, batch_size=SIZE, collate_fn=convert_batch) for _ in range(3)]
+        objectives = {Net("student", Words()): Truth(nn.CrossEntropyLoss())}
+        stage = Stage(objectives, Training(epochs=20, keep="last"))
+        return Recipe(data=TorchData(*loaders, classes=["a", "b", "c"]), schedule=[stage])
+
+    eager = train(recipe(), capture="off")
+    with pytest.warns(UserWarning, match="other values than dense tensors"):
+        require_equal(eager, train(recipe()))
 
 
 class Misbehaved(nn.Module):

@@ -59,6 +59,16 @@ def test_a_missing_device_is_refused_with_those_of_a_mac(monkeypatch):
         find_device("cuda:9")
 
 
+@pytest.mark.gpu
+@needs_cuda
+def test_copies_on_the_cpu_need_little_memory_of_the_gpu():
+    tensors = [torch.zeros(2**16, device="cuda") for _ in range(40)]  # 10 MB
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    copy_to_cpu([*tensors, *(torch.zeros(2**10, device="cuda") for _ in range(40))])
+    assert torch.cuda.max_memory_allocated() - before < 2**20
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_cuda])])
 def test_copies_on_the_cpu_have_the_values_and_do_not_change(device):
     weight = torch.nn.Parameter(torch.randn(3, 4, device=device))

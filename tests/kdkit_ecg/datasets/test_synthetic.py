@@ -1,5 +1,6 @@
 """Synthetic simulates the same records for the same options, with plausible classes and leads."""
 
+import copy
 import subprocess
 import sys
 
@@ -112,6 +113,15 @@ def test_only_the_splits_that_are_used_are_simulated(monkeypatch):
     assert sorted(simulated) == sorted(
         torch.cat([split.ids for split in (data.train, data.validation, data.test)]).tolist()
     )
+
+
+def test_a_changed_copy_has_its_own_records():
+    data = Synthetic(**SMALL)
+    scaled = copy.copy(data)
+    scaled.scaling = "zscore"
+    _ = data.train
+    expected = Synthetic(**SMALL, scaling="zscore").validation.batch([0], 0)
+    assert torch.equal(scaled.validation.batch([0], 0).inputs.signal, expected.inputs.signal)
 
 
 def test_processes_that_simulate_do_not_import_torch():

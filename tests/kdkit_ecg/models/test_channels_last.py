@@ -270,6 +270,7 @@ def test_blocks_fit_lengths_that_they_divide():
     assert not fits_blocks(torch.empty(2, 3, 62), weight, 1, (3, 4))
     assert not fits_blocks(torch.empty(2, 3, 60), weight, 2, (3, 4))
     assert not fits_blocks(torch.empty(2, 3, 64), weight, 1, (0, 0))  # an output of 57 steps
+    assert not fits_blocks(torch.empty(2, 12, 64), weight, 1, (3, 4))  # torch names the channels in its error
 
 
 def test_captured_steps_and_large_batches_keep_channels_last_on_a_gpu():

@@ -198,9 +198,32 @@ def test_inputs_that_are_not_finite_are_named_before_the_first_step():
     assert "CrossEntropyLoss is nan at the first step: the inputs of samples 2 (1 of 4 in the batch) are not" in problem
 
 
+class Scaled(Mlp):
+    """A network with a tensor that is not a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.ones(3)
+
+    def forward(self, inputs):
+        return super().forward(inputs) * self.scale
+
+
+def scaled(batch):
+    return (batch.inputs * torch.ones(4),), {}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_a_tensor_of_user_code_that_is_not_on_the_gpu_is_named_with_the_remedy():
-    weighted = partial(F.cross_entropy, weight=torch.tensor([5.0, 1.0, 0.1]))
-    problems = check(one_stage(tiny_net("student"), Truth(weighted)), device="cuda").problems
+@pytest.mark.parametrize(
+    ("student", "loss"),
+    [
+        (lambda: tiny_net("student"), partial(F.cross_entropy, weight=torch.tensor([5.0, 1.0, 0.1]))),
+        (lambda: Net("student", Scaled()), nn.CrossEntropyLoss()),
+        (lambda: Net("student", Mlp(), view=scaled), nn.CrossEntropyLoss()),
+    ],
+    ids=["loss", "network", "view"],
+)
+def test_a_tensor_of_user_code_that_is_not_on_the_gpu_is_named_with_the_remedy(student, loss):
+    problems = check(one_stage(student(), Truth(loss)), device="cuda").problems
     assert "moves the parameters and buffers of modules to cuda:0: make the other tensor a buffer" in problems[0]
