@@ -199,22 +199,21 @@ def _ignores_the_number_of_samples(case: MetricCase) -> None:
 def _accepts_degenerate_samples(case: MetricCase) -> None:
     correct, first = case.correct, np.zeros_like(case.rows)
     labels, outputs = correct.predictions.labels, correct.predictions.outputs
-    examples = [
-        correct.select_rows("one sample", case.rows[:1]),
-        correct.change("samples with equal labels", labels=labels[first]),
-        correct.change("samples with equal outputs", outputs=outputs[first]),
-    ]
+    examples = []
     if case.task == "multilabel":
         is_positive = labels == 1
         without = is_positive & (np.arange(labels.shape[1]) == 0).reshape(-1, *(1 for _ in labels.shape[2:]))
         examples.append(correct.change("a class without positives", labels=np.where(without, 0, labels)))
         examples.append(correct.change("labels that are all 0", labels=np.where(is_positive, 0, labels)))
     elif case.task == "multiclass" and not case.position_dims:
-        examples.append(correct.select_rows("a class without positives", (labels != labels[0]).nonzero()[0]))
+        examples.append(correct.select_rows("a class without samples", (labels != labels[0]).nonzero()[0]))
     if case.position_dims:
         unlabelled = labels.copy()
         unlabelled[0] = -1
         examples.append(correct.change("a sample without a label at any position", labels=unlabelled))
+    examples.append(correct.change("samples with equal labels", labels=labels[first]))
+    examples.append(correct.change("samples with equal outputs", outputs=outputs[first]))
+    examples.append(correct.select_rows("one sample", case.rows[:1]))
     fitted = case.fit()
     for example in examples:
         case.compute(fitted, example, _UNDEFINED)

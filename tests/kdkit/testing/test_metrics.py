@@ -217,10 +217,10 @@ class FixedWidth(Share):
             OfTwo,
             r"on one sample raises IndexError: .*; if it is undefined, return MetricResult\(value=float\('nan'\)\)",
         ),
-        (OfTheFirstClass, "on one sample is inf, which is better than any other value"),
+        (OfTheFirstClass, "on samples with equal labels is inf, which is better than any other value"),
         (
             NeedingTwoClasses,
-            "fit of metric 'share' on one sample raises ValueError: there is one class; if it cannot choose",
+            "fit of metric 'share' on samples with equal labels raises ValueError: there is one class; if it cannot choose",
         ),
         (
             Weighted,
