@@ -220,7 +220,7 @@ class FixedWidth(Share):
         (OfTheFirstClass, "on samples with equal labels is inf, which is better than any other value"),
         (
             NeedingTwoClasses,
-            "fit of metric 'share' on samples with equal labels raises ValueError: there is one class; if it cannot choose",
+            "fit of metric 'share' on samples with equal labels raises ValueError: there is one class; if it cannot",
         ),
         (
             Weighted,
