@@ -169,10 +169,11 @@ def correct_predictions(task: Task, position_dims: int) -> Predictions:
     """Return predictions of a network that is right. For labels per position, the outputs are logits."""
     random = np.random.default_rng(0)
     positions = _POSITIONS[position_dims]
-    if task == "regression":
-        numbers = random.uniform(1, 5, (_SAMPLES, 2)).astype(np.float32)  # positive, for relative errors
-        return Predictions(labels=numbers, outputs=numbers.copy(), classes=("x", "y"), ids=np.arange(_SAMPLES))
     labels: NDArray[Any]
+    if task == "regression":
+        labels = random.uniform(1, 5, (_SAMPLES, 2)).astype(np.float32)  # positive, for relative errors
+        outputs = labels + random.normal(0, 0.05, labels.shape).astype(np.float32)  # for logarithms of errors
+        return Predictions(labels=labels, outputs=outputs, classes=("x", "y"), ids=np.arange(_SAMPLES))
     if task == "multilabel":
         truth = random.random((_SAMPLES, _CLASSES, *positions)) < 0.4
         labels = truth.astype(np.int8 if positions else np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from kdkit.data.dataset import Task
-from kdkit.errors import ContractError, describe
+from kdkit.errors import ContractError, KdkitError, describe
 from kdkit.metrics.base import (
     Metric,
     PositionReducing,
@@ -53,12 +53,13 @@ def check_metric(
     ignores_unlabelled: whether outputs at positions without a label must not count.
 
     The value is finite, also if some or all predictions are wrong, and those of a network that is right are not worse.
-    It is the same for the same predictions, in any order, without ids, and with each sample twice, unless the metric
-    declares `is_biased`. One sample, equal labels, equal outputs and a class without positives raise no error: an
-    undefined value is NaN. `fit` returns a metric and does not change one that was fitted before. Labels and outputs
-    stay unchanged. A method `resampled` agrees with `compute` on the drawn samples. Values by class have names of
-    classes. With `accepts_unknown`, outputs of unknown labels do not count. With `any_outputs`, there may be more
-    columns. `reduce_positions` treats each sample of a batch on its own.
+    It is the same for the same predictions, in any order, and with each sample twice, unless the metric declares
+    `is_biased`. Predictions without ids or groups are computed, or refused by a KdkitError. One sample, equal labels,
+    equal outputs and a class without positives raise no error: an undefined value is NaN. `fit` returns a metric and
+    does not change one that was fitted before. Labels and outputs stay unchanged. A method `resampled` agrees with
+    `compute` on the drawn samples. Values by class have names of classes. With `accepts_unknown`, outputs of unknown
+    labels do not count. With `any_outputs`, there may be more columns. `reduce_positions` treats each sample of a batch
+    on its own.
     """
     correct = _validated(metric, task, position_dims, predictions)
     case = MetricCase(without_interval(metric), correct, task, position_dims)
@@ -67,7 +68,8 @@ def check_metric(
         _is_best_if_correct,
         _depends_only_on_predictions,
         _fit_changes_no_other_metric,
-        _ignores_ids_and_order,
+        _ignores_the_order,
+        _needs_no_ids,
         _ignores_the_number_of_samples,
         _accepts_degenerate_samples,
         _resamples_as_it_computes,
@@ -165,19 +167,25 @@ def _fit_changes_no_other_metric(case: MetricCase) -> None:
         )
 
 
-def _ignores_ids_and_order(case: MetricCase) -> None:
+def _ignores_the_order(case: MetricCase) -> None:
+    order = np.random.default_rng(1).permutation(case.rows)
+    reordered = case.mixed.select_rows("the same predictions in another order", order)
     fitted = case.fit()
-    value = case.finite(fitted, case.mixed)
-    examples = {
-        "; ids and groups may be None": case.mixed.change("predictions without ids or groups", ids=None, groups=None),
-        "; it must not depend on the order of the samples": case.mixed.select_rows(
-            "the same predictions in another order", np.random.default_rng(1).permutation(case.rows)
-        ),
-    }
-    for advice, example in examples.items():
-        changed = case.finite(fitted, example, advice)
-        if not _close(value, changed):
-            raise case.error(example, f"is {changed:g} instead of {value:g}{advice}")
+    value, changed = case.finite(fitted, case.mixed), case.finite(fitted, reordered)
+    if not _close(value, changed):
+        raise case.error(
+            reordered, f"is {changed:g} instead of {value:g}; it must not depend on the order of the samples"
+        )
+
+
+def _needs_no_ids(case: MetricCase) -> None:
+    example = case.mixed.change("predictions without ids or groups", ids=None, groups=None)
+    advice = "; those of a DataLoader have none; if the metric needs them, raise kdkit.DataError"
+    try:
+        case.finite(case.fit(), example, advice)
+    except ContractError as error:
+        if not isinstance(error.__cause__, KdkitError):
+            raise
 
 
 def _ignores_the_number_of_samples(case: MetricCase) -> None:

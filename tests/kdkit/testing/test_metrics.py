@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdkit import MetricResult, Predictions
+from kdkit import DataError, MetricResult, Predictions
 from kdkit.errors import ContractError
 from kdkit.metrics import Accuracy, BootstrapInterval, Resampled, TopKAccuracy
 from kdkit.testing import check_metric
@@ -41,10 +41,33 @@ class AboveThreshold:
         return MetricResult(value=((test.outputs >= self.threshold) == test.labels).mean())
 
 
+class ByGroup(Share):
+    """The mean of the shares of the groups."""
+
+    def value(self, test):
+        if test.groups is None:
+            raise DataError("share needs groups")
+        return np.mean([super(ByGroup, self).value(test.rows(test.groups == group)) for group in set(test.groups)])
+
+
+class Psnr(Share):
+    """The peak signal-to-noise ratio, which is infinite for outputs that equal the labels."""
+
+    def value(self, test):
+        return -10 * np.log10(((test.outputs - test.labels) ** 2).mean())
+
+
+WITH_GROUPS = Predictions(
+    labels=np.arange(12) % 3, outputs=np.eye(3)[np.arange(12) % 3], classes=("a", "b", "c"), groups=np.arange(12) // 4
+)
+
+
 @pytest.mark.parametrize(
     ("metric", "options"),
     [
         (Share(), {}),
+        (ByGroup(), {"predictions": WITH_GROUPS}),
+        (Psnr(), {"task": "regression"}),
         (AboveThreshold(), {"task": "multilabel"}),
         (BootstrapInterval(Accuracy()), {}),
         (TopKAccuracy(2), {"position_dims": 2}),
@@ -210,7 +233,10 @@ class FixedWidth(Share):
         (Reversed, "is 1 for correct .*; if higher values are better, leave out lower_is_better"),
         (Counting, "is .*, and then .* for the same predictions; keep no state between calls"),
         (KeepingThreshold, r"changes from .* to .* when fit is called for another; return a copy, such as dataclasses"),
-        (ByIds, "predictions without ids or groups raises AttributeError: .*; ids and groups may be None"),
+        (
+            ByIds,
+            "predictions without ids or groups raises AttributeError: .*; if the metric needs them, raise",
+        ),
         (OfNeighbours, "on the same predictions in another order is .* instead of .*; it must not depend on the order"),
         (Total, r"with each sample twice is \d+ instead of \d+; .* return a mean instead of a sum"),
         (
