@@ -35,7 +35,7 @@ class RemoteRankError(KdkitError):
 
 
 class ContractError(KdkitError):
-    """A loss, a tap or a schedule breaks a rule that `kdkit.testing` checks for all of them."""
+    """A loss, a metric, a tap or a schedule breaks a rule that `kdkit.testing` checks for all of them."""
 
 
 class WorkerError(KdkitError):

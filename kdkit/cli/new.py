@@ -94,7 +94,7 @@ def recipe_templates(plugins: Plugins) -> dict[str, Path]:
 @click.argument("name")
 @click.argument("path", required=False, type=PATH)
 def plugin(name: str, path: Path | None) -> None:
-    """Write an installable package NAME with a loss, a schedule, a data set, a callback and tests.
+    """Write an installable package NAME with a loss, a schedule, a metric, a data set, a callback and tests.
 
         kdkit new plugin my_losses
         kdkit new plugin my_losses packages/my_losses

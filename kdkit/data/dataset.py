@@ -51,6 +51,14 @@ class _SplitMembers:
         return None
 
     @cached_property
+    def lengths(self) -> Tensor | None:
+        """The length of each sample, (rows,), in any unit; None, the default, if batches need not be alike in it.
+
+        Training batches then have samples of about the same length, so they have less padding.
+        """
+        return None
+
+    @cached_property
     def parallel(self) -> bool | Literal["threads"]:
         """How batches are read if a GPU trains and `Training.workers` is None.
 
@@ -71,6 +79,7 @@ class Split(_SplitMembers):
         ids = _SplitMembers.ids
         labels = _SplitMembers.labels
         groups = _SplitMembers.groups
+        lengths = _SplitMembers.lengths
         parallel = _SplitMembers.parallel
 
     def __repr__(self) -> str:

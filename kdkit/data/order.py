@@ -1,12 +1,18 @@
 """The order of the rows of a split, and the rows and sizes of its batches."""
 
 from collections.abc import Sized
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdkit.data.dataset import LoaderSplit, Split
+from kdkit.errors import DataError, describe
 from kdkit.utils.seeds import SeedPurpose, derive_seed
+
+# As in the Trainer of Hugging Face: rows are sorted by length among 50 batches, but at least among a quarter of an
+# epoch, because a small data set that is sorted as a whole would have the same batches in each epoch.
+_SORTED_BATCHES, _LEAST_PARTS = 50, 4
 
 
 def rows_of_batches(split: Split, size: int, order: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -25,9 +31,15 @@ def shard_rows(rows: Tensor, rank: int, world_size: int) -> Tensor:
 def training_order(split: Split, batch_size: int, seed: int, epoch: int) -> Tensor:
     """Return the order of a training epoch, (rows,) int64.
 
-    A last batch with a single sample is dropped, because batch norm cannot train on it.
+    A last batch with a single sample is dropped, because batch norm cannot train on it. If the split has `lengths`, the
+    rows of a batch have about the same one.
     """
-    return shuffled(len(split), seed, epoch)[: training_rows(len(split), batch_size)]
+    order = shuffled(len(split), seed, epoch)[: training_rows(len(split), batch_size)]
+    count = len(order) // batch_size
+    if split.lengths is None or not count:
+        return order
+    lengths = require_lengths(split.lengths, len(split))
+    return _by_length(order, lengths, batch_size, shuffled(count, seed, epoch, SeedPurpose.BATCHES))
 
 
 def training_batch_sizes(split: Split | LoaderSplit, batch_size: int) -> list[int] | None:
@@ -46,6 +58,21 @@ def training_rows(rows: int, batch_size: int) -> int:
     return rows - 1 if rows % batch_size == 1 and rows > batch_size > 1 else rows
 
 
+def require_lengths(lengths: Any, rows: int) -> Tensor:
+    """Return the lengths of samples as a tensor, (rows,). Raises DataError unless they are a finite number per row."""
+    try:
+        tensor = torch.as_tensor(lengths)
+    except (TypeError, ValueError, RuntimeError):
+        tensor = torch.empty(0)
+    if tensor.shape != (rows,) or tensor.is_complex() or not tensor.isfinite().all():
+        raise DataError(
+            f"lengths must be a finite number for each of the {rows:,} training samples, such as "
+            f"[len(text) for text in texts]; got "
+            f"{f'{len(lengths):,} values' if isinstance(lengths, Sized) else describe(lengths)}"
+        )
+    return tensor.double().cpu()
+
+
 def length_of(split: Split | LoaderSplit) -> int | None:
     """Return the length of a split, in rows or batches; None if it is a stream without a length."""
     try:
@@ -54,10 +81,25 @@ def length_of(split: Split | LoaderSplit) -> int | None:
         return None
 
 
-def shuffled(rows: int, seed: int, epoch: int) -> Tensor:
-    """Return a permutation of the rows, (rows,) int64, that depends only on seed and epoch."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, epoch, SeedPurpose.ORDER))
+def shuffled(rows: int, seed: int, epoch: int, purpose: SeedPurpose = SeedPurpose.ORDER) -> Tensor:
+    """Return a permutation of the rows, (rows,) int64, that depends only on seed, epoch and purpose."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, epoch, purpose))
     return torch.randperm(rows, generator=generator)
+
+
+def _by_length(order: Tensor, lengths: Tensor, batch_size: int, order_of_batches: Tensor) -> Tensor:
+    """Return an order whose batches have rows of about the same length.
+
+    order, order_of_batches: permutations of the rows, and of the batches, except for a last one that is smaller.
+    """
+    part = max(1, min(_SORTED_BATCHES, len(order) // (_LEAST_PARTS * batch_size))) * batch_size
+    rows = torch.cat([rows[lengths[rows].argsort(stable=True, descending=True)] for rows in torch.split(order, part)])
+    whole = len(order_of_batches) * batch_size
+    batches = rows[:whole].view(-1, batch_size)[order_of_batches]
+    # The longest rows come first, so that too little memory shows at once.
+    longest = int(lengths[batches].amax(1).argmax())
+    batches[[0, longest]] = batches[[longest, 0]]
+    return torch.cat([batches.flatten(), rows[whole:]])
 
 
 def _sizes(rows: int, size: int, *, drop_last: bool = False) -> list[int]:

@@ -21,7 +21,7 @@ from kdkit.data.notices import (
     split_notices,
     void_notices,
 )
-from kdkit.data.order import length_of
+from kdkit.data.order import length_of, require_lengths
 from kdkit.data.samples import SampleKeys
 from kdkit.data.torch_splits import (
     CheckedLoaderSplit,
@@ -71,6 +71,8 @@ class TorchData(Data):
     it is read.
     collate_fn: a function that makes a batch of a list of samples, such as one that pads them, as for a DataLoader. It
     must return a label for each sample, and keep their order. None stacks samples. A DataLoader has its own.
+    lengths: the length of each training sample, such as its number of tokens. Training batches then have samples of
+    about the same length, and less padding. None leaves their order random.
     labels: the key of the labels in samples that are mappings; None for the one of "label", "labels", "target",
     "targets" and "y" that they have. For batches that are other objects, such as graphs, an attribute; the inputs are
     then the object. weights: the key or the attribute of the weights.
@@ -101,6 +103,7 @@ class TorchData(Data):
         unknown: float | None = None,
         ignore_index: int | None = None,
         collate_fn: Collate | None = None,
+        lengths: Sequence[float] | Tensor | None = None,
         labels: str | None = None,
         weights: str | None = None,
         batch_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None = None,
@@ -110,6 +113,8 @@ class TorchData(Data):
         _require_functions(collate_fn=collate_fn, batch_transform=batch_transform)
         datasets = {"train": train, "validation": validation, **({} if test is None else {"test": test})}
         splits = _as_splits(datasets, SampleKeys(labels, weights), evaluation_samples, collate_fn)
+        if lengths is not None:
+            splits["train"] = _with_lengths(splits["train"], lengths)
         # Read without restoring random states: for a given seed, runs depend on the random numbers that are drawn here.
         first = first_batch(splits["train"])
         self.has_weights = first.weights is not None
@@ -195,6 +200,9 @@ class TorchData(Data):
                 batch = split.batch(torch.tensor([0, len(split) - 1]), 0)
                 for content in content_of((batch.inputs, batch.labels, batch.weights)):
                     digest.update(content)
+        if not isinstance(self.train, LoaderSplit) and self.train.lengths is not None:
+            for content in content_of(self.train.lengths):
+                digest.update(content)
         if self.batch_transform is not None:
             digest.update(f"batch_transform={_describe_transform(self.batch_transform)}".encode())
         return digest.hexdigest()
@@ -293,6 +301,16 @@ def _as_splits(
             "of a Dataset with torch.utils.data.Subset"
         )
     return splits
+
+
+def _with_lengths(split: TorchSplit, lengths: Any) -> TorchSplit:
+    """Return a split whose training batches have samples of about the same length."""
+    if isinstance(split, LoaderSplit):
+        raise DataError(
+            "lengths are for a training Dataset, but this is a DataLoader or a stream, which has its own order; group "
+            "samples there, such as by DataLoader(batch_sampler=...), or pass the Dataset and its collate_fn"
+        )
+    return replace(split, lengths=require_lengths(lengths, len(split)))
 
 
 def _draws_of(splits: Mapping[str, TorchSplit], draws: int | None) -> int | None:

@@ -62,7 +62,7 @@ class DatasetSplit(Split):
     targets: returns the labels of a batch in the form that losses take. label_check: called with the labels of every
     batch; None if all are known to be valid. On a GPU, a loss would only report "device-side assert triggered".
     is_drawn: whether a sample is read with random numbers that depend only on its row and draw. collate_fn: makes a
-    batch of samples.
+    batch of samples. lengths: see `Split`.
     """
 
     name: str
@@ -74,6 +74,7 @@ class DatasetSplit(Split):
     labels: Tensor | None = None
     is_drawn: bool = False
     collate_fn: Collate = collate_samples
+    lengths: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.ids = torch.arange(self.first_id, self.first_id + len(self.dataset))

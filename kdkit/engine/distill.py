@@ -60,6 +60,7 @@ def distill(
     unknown: float | None = None,
     ignore_index: int | None = None,
     collate_fn: Callable[[list[Any]], Any] | None = None,
+    lengths: Sequence[float] | Tensor | None = None,
     labels: str | None = None,
     batch_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None = None,
     evaluation_samples: int | None = None,
@@ -76,7 +77,7 @@ def distill(
     number of epochs with Adam; 10 if None. training: all training options, instead of epochs.
     metrics: see `Recipe`; the first one chooses the epoch. task: the kind of labels; derived from them if None.
     classes: their names or their number. If None, the names in the training data, as in ImageFolder, or otherwise
-    numbers, as many as the student has outputs. draws, unknown, ignore_index, collate_fn, labels,
+    numbers, as many as the student has outputs. draws, unknown, ignore_index, collate_fn, lengths, labels,
     batch_transform, evaluation_samples: see TorchData. options: those of `kdkit.run`.
 
     Raises RecipeError if both epochs and training are passed, or both kd_loss and temperature.
@@ -99,6 +100,7 @@ def distill(
             unknown=unknown,
             ignore_index=ignore_index,
             collate_fn=collate_fn,
+            lengths=lengths,
             labels=labels,
             batch_transform=batch_transform,
             evaluation_samples=evaluation_samples,

@@ -15,6 +15,7 @@ class SeedPurpose(IntEnum):
     EVALUATION = 4
     DRAW = 5  # of a version of an augmented sample
     RANK = 6  # of an epoch, on ranks after the first
+    BATCHES = 7  # their order in an epoch, if they have samples of about the same length
 
 
 def derive_seed(*numbers: int) -> int:

@@ -18,7 +18,7 @@ from kdkit.losses import SoftTargets
 from kdkit.metrics import is_better, lower_is_better
 from kdkit.plugins import hooks
 from kdkit.plugins.registry import REGISTRIES
-from kdkit.testing import check_loss, check_schedule, check_tap
+from kdkit.testing import check_loss, check_metric, check_schedule, check_tap
 
 
 def names(kind):
@@ -435,7 +435,7 @@ def regression(random):
 def boxes(random):
     corners = random.uniform(0, 500, (30, 2, 2))
     labels = np.concatenate([corners, corners + 90, random.integers(1, 3, (30, 2, 1))], 2)
-    return labels, np.concatenate([labels, np.full((30, 2, 1), 50.0)], 2), ("a", "b")
+    return labels, np.concatenate([labels, random.uniform(0.1, 1, (30, 2, 1))], 2), ("a", "b")
 
 
 def challenge(random):
@@ -465,6 +465,44 @@ METRICS = {
     "challenge_metric": challenge,
     "top_k_accuracy": many_classes,
 }
+
+
+def correct_for(make):
+    """Return correct predictions for the labels of one of the functions above."""
+    labels, outputs, classes = make(np.random.default_rng(0))
+    return Predictions(labels=labels, outputs=outputs, classes=classes)
+
+
+# The options of check_metric for the kinds of labels that each metric takes.
+ONE_CLASS = [{"position_dims": dims} for dims in (0, 1, 2)]
+ANY_CLASSES = [*ONE_CLASS, *(options | PER_LABEL for options in ONE_CLASS)]
+PER_SAMPLE = [{}, PER_LABEL]
+NUMBERS = [{"task": "regression"}]
+METRIC_OPTIONS = {
+    "accuracy": ONE_CLASS,
+    "brier": PER_SAMPLE,
+    "calibration_error": PER_SAMPLE,
+    "cross_entropy": ANY_CLASSES,
+    "macro_f1": ANY_CLASSES,
+    "micro_f1": ANY_CLASSES,
+    "macro_auprc": PER_SAMPLE,
+    "macro_auroc": PER_SAMPLE,
+    "mae": NUMBERS,
+    "map": [{"task": "regression", "predictions": correct_for(boxes)}],
+    "mean_iou": ANY_CLASSES,
+    "mse": NUMBERS,
+    "pearson": NUMBERS,
+    "perplexity": ONE_CLASS,
+    "r2": NUMBERS,
+    "challenge_metric": [PER_LABEL | {"predictions": correct_for(challenge)}],
+    "top_k_accuracy": ONE_CLASS,
+}
+
+
+@pytest.mark.parametrize("name", names("metrics"))
+def test_metrics_keep_their_contract(name):
+    for options in case(METRIC_OPTIONS, "metrics", name):
+        check_metric(registry("metrics")[name](), **options)
 
 
 @pytest.mark.parametrize("name", names("metrics"))

@@ -47,7 +47,7 @@ from kdkit.metrics import F1, Accuracy, BootstrapInterval, FixedThresholds, Spli
 from kdkit.plugins.events import EpochEnded, RunEnded, RunStarted, StepEnded
 from kdkit.recipe.balancing import PCGrad
 from kdkit.report import Report, Section, write_card, write_report
-from kdkit.testing import check_loss, check_schedule, check_tap
+from kdkit.testing import check_loss, check_metric, check_schedule, check_tap
 
 SAMPLES = TensorDataset(torch.zeros(4, 3), torch.zeros(4))
 TRUTH = Truth(nn.CrossEntropyLoss())
@@ -155,7 +155,7 @@ def schedules(modules: Sequence[nn.Module]) -> Recipe:
         match=lambda net, teacher: sum([Match(teacher, SoftTargets())]),
         training=training,
     )
-    data = TorchData(SAMPLES, SAMPLES, classes=["a", "b"])
+    data = TorchData(SAMPLES, SAMPLES, classes=["a", "b"], lengths=[3, 1, 4, 1])
     Recipe(data=data, schedule=stages, metrics=[Accuracy(), F1(thresholds_by=FixedThresholds([0.1, 0.2]))])
     return Recipe(data=data, schedule=BornAgain(training=training), metrics=(OneMinus(Accuracy()), Errors()))
 
@@ -273,6 +273,8 @@ def metrics(scores: dict[int, float], predictions: SplitPredictions) -> None:
         kdkit.metrics.paired_t_interval(scores, scores),
     ):
         assert_type(difference.interval, tuple[float, float])
+    check_metric(Errors(), predictions=predictions.test)
+    check_metric(OneMinus(Accuracy()), task="multiclass", position_dims=1)
 
 
 # Data: members as attributes, properties, cached properties and fields
@@ -291,6 +293,10 @@ class WithProperties(Split):
     @property
     def ids(self) -> Tensor:
         return torch.arange(3)
+
+    @property
+    def lengths(self) -> Tensor:
+        return torch.ones(3)
 
     @property
     def parallel(self) -> bool:

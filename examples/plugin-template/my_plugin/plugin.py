@@ -22,6 +22,14 @@ def register_schedules(register: Register) -> None:
 
 
 @hookimpl
+def register_metrics(register: Register) -> None:
+    """Register the metric."""
+    from my_plugin.metrics import BalancedAccuracy
+
+    register("my_plugin_metric", BalancedAccuracy)
+
+
+@hookimpl
 def register_datasets(register: Register) -> None:
     """Register the data set."""
     from my_plugin.datasets import Clusters

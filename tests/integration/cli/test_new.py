@@ -144,5 +144,5 @@ def test_a_new_plugin_can_be_installed_and_passes_its_tests(kdkit_here, tmp_path
         [python, "-m", "kdkit", "list"], env=environment(), capture_output=True, text=True, check=True, timeout=300
     )
     rows = [line.split()[:2] for line in listed.stdout.splitlines()]
-    for entry in ("blue_loss_loss", "blue_loss_schedule", "blue_loss_data"):
+    for entry in ("blue_loss_loss", "blue_loss_schedule", "blue_loss_metric", "blue_loss_data"):
         assert [entry, "blue_loss"] in rows

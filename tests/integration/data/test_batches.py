@@ -192,6 +192,25 @@ def test_outputs_for_texts_that_a_collate_fn_pads_are_cached_by_sample(monkeypat
     assert cached == pytest.approx(uncached, rel=1e-4)
 
 
+def test_a_run_whose_batches_have_texts_of_like_lengths_resumes_within_an_epoch(tmp_path):
+    texts = [(torch.arange(1, 3 + row % 7), row % 3) for row in range(50)]
+
+    def make():
+        torch.manual_seed(0)
+        student, lengths = Net("student", Reader()), [len(ids) for ids, _ in texts]
+        data = TorchData(texts, Texts(), classes=CLASSES, collate_fn=padded("dict"), lengths=lengths)
+        stage = Stage({student: Truth(nn.CrossEntropyLoss())}, Training(epochs=2, batch_size=3))
+        return Recipe(data=data, schedule=[stage])
+
+    whole = kdkit.run(make)
+    assert_same_results(killed_and_resumed(make, tmp_path, KillAtStep(1, 4), checkpoint_every=3), whole)
+
+
+def test_distill_takes_lengths():
+    with pytest.raises(DataError, match="lengths must be a finite number for each of the 12 training samples"):
+        kdkit.distill(Reader(), Reader(), Texts(), Texts(), collate_fn=padded("dict"), lengths=[1])
+
+
 def test_texts_collated_by_transformers_have_their_labels_under_a_key():
     vocabulary = {word: index for index, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"))}
     tokenizer = transformers.BertTokenizerFast(vocab=vocabulary)

@@ -41,6 +41,7 @@ def test_derived_seeds_never_change():
 def test_orders_never_change():
     assert shuffled(10, seed=0, epoch=0).tolist() == [7, 1, 2, 9, 3, 8, 4, 6, 5, 0]
     assert shuffled(10, seed=7, epoch=3).tolist() == [4, 9, 1, 8, 3, 7, 0, 6, 5, 2]
+    assert training_order(WithLengths(range(10)), 2, seed=7, epoch=3).tolist() == [9, 4, 5, 2, 8, 1, 6, 0, 7, 3]
 
 
 @settings(deadline=None)
@@ -78,6 +79,55 @@ def test_a_last_batch_of_a_single_sample_is_dropped_in_training(rows, size, leng
     order = training_order(tiny_data(rows=rows).train, size, seed=0, epoch=0)
     assert len(order) == length
     assert len(order) == len(set(order.tolist()))
+
+
+class WithLengths(Split):
+    """A split of which only the lengths are known."""
+
+    def __init__(self, lengths):
+        self.lengths = lengths
+        self.ids = torch.arange(len(lengths))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.integers(1, 9), st.integers(0, 3))
+def test_an_order_by_length_has_the_rows_of_another_order_once(lengths, size, epoch):
+    orders = [
+        training_order(split, size, 0, epoch) for split in (WithLengths(lengths), tiny_data(rows=len(lengths)).train)
+    ]
+    assert orders[0].sort().values.tolist() == orders[1].sort().values.tolist()
+
+
+def test_batches_of_like_lengths_have_little_padding_and_differ_between_epochs():
+    lengths = torch.randint(1, 500, (3001,), generator=torch.Generator().manual_seed(0))
+
+    def batches_of(split, epoch):
+        return training_order(split, 4, seed=0, epoch=epoch).split(4)
+
+    def padding(rows_of_batches):
+        return sum(int((lengths[rows].max() - lengths[rows]).sum()) for rows in rows_of_batches)
+
+    split = WithLengths(lengths)
+    first, second = (batches_of(split, epoch) for epoch in (0, 1))
+    split.lengths = None
+    assert padding(first) < 0.1 * padding(batches_of(split, 0))
+    assert len({frozenset(rows.tolist()) for rows in first} & {frozenset(rows.tolist()) for rows in second}) < 10
+    assert lengths.max() in lengths[first[0]]
+    means = torch.stack([lengths[rows].double().mean() for rows in first])
+    assert abs(torch.corrcoef(torch.stack([means, torch.arange(len(means))]))[0, 1]) < 0.1
+
+
+def test_a_small_data_set_grouped_by_length_has_other_batches_in_each_epoch():
+    split = WithLengths(torch.arange(32))
+    epochs = [{frozenset(rows.tolist()) for rows in training_order(split, 4, 0, epoch).split(4)} for epoch in (0, 1)]
+    assert len(epochs[0] & epochs[1]) < 4
+
+
+def test_wrong_lengths_of_a_user_defined_split_are_refused():
+    split = WithLengths([1, 2, 3])
+    split.ids = torch.arange(4)
+    with pytest.raises(DataError, match=r"a finite number for each of the 4 training samples, .*; got 3 values"):
+        training_order(split, 2, 0, 0)
 
 
 def test_a_user_defined_loader_keeps_its_order():

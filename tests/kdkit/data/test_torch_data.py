@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from kdkit import DataError, LoaderSplit, TorchData, Unlabelled
+from kdkit.data.order import training_order
 from tests.helpers.datasets import Rows
 from tests.helpers.tiny import samples, tiny_data
 
@@ -206,6 +207,44 @@ def test_samples_of_different_lengths_are_padded_by_a_collate_fn_and_keep_their_
     assert batch.inputs[:, 0, 0].tolist() == batch.ids.tolist() == [2, 1]
     assert batch.labels.tolist() == [2, 1]
     assert data.validation.ids.tolist() == [5, 6, 7, 8, 9]
+
+
+def test_lengths_group_training_samples_and_are_part_of_the_fingerprint():
+    dataset = Rows([(torch.full((length, 2), 1.0), length % 3) for length in (5, 1, 5, 1, 5, 1, 5, 1)])
+    options = {"classes": 3, "collate_fn": padded, "draws": 1}
+    lengths = [len(tensor) for tensor, _ in dataset]
+    data = TorchData(dataset, dataset, lengths=lengths, **options)
+    rows = training_order(data.train, 2, 0, 0).split(2)
+    assert [len({lengths[row] for row in pair.tolist()}) for pair in rows].count(1) >= 2
+    plain = TorchData(dataset, dataset, **options)
+    assert (
+        TorchData(dataset, dataset, lengths=np.array(lengths, dtype=np.int32), **options).fingerprint
+        == data.fingerprint
+    )
+    assert data.fingerprint != plain.fingerprint
+    assert (plain.train.lengths, data.validation.lengths) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ([3, 1, 4], r"a finite number for each of the 5 training samples, such as \[len\(text\) .*; got 3 values"),
+        ([3, 1, 4, 1, float("nan")], "a finite number for each of the 5 training samples"),
+        (torch.ones(5, 2), "a finite number for each of the 5 training samples"),
+        (["3", "1", "4", "1", "5"], "a finite number for each of the 5 training samples"),
+        (3, "a finite number for each of the 5 training samples, .*; got 3"),
+        (len, "a finite number for each of the 5 training samples, .*; got <built-in function len>"),
+    ],
+)
+def test_lengths_that_do_not_fit_are_refused(lengths, message):
+    with pytest.raises(DataError, match=message):
+        TorchData(UNEQUAL, UNEQUAL, classes=3, collate_fn=padded, lengths=lengths)
+
+
+def test_lengths_for_a_data_loader_are_refused():
+    loader = DataLoader(UNEQUAL, 2, collate_fn=padded)
+    with pytest.raises(DataError, match="a DataLoader or a stream, which has its own order; group samples there"):
+        TorchData(loader, loader, classes=3, lengths=LENGTHS)
 
 
 def test_a_stream_is_padded_by_a_collate_fn():

@@ -1,1 +1,1 @@
-"""A plugin for kdkit, with a loss, a schedule, a data set and a callback."""
+"""A plugin for kdkit, with a loss, a schedule, a metric, a data set and a callback."""

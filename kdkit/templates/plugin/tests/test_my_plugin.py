@@ -4,15 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import kdkit
+import numpy as np
 import pytest
 import torch
-from kdkit import Net, Recipe, RecipeError, Training, Truth
-from kdkit.testing import check_loss, check_schedule
+from kdkit import DataError, Net, Predictions, Recipe, RecipeError, Training, Truth
+from kdkit.testing import check_loss, check_metric, check_schedule
 from torch import nn
 
 from my_plugin.callbacks import CsvLog
 from my_plugin.datasets import Clusters
 from my_plugin.losses import ClippedMSE
+from my_plugin.metrics import BalancedAccuracy
 from my_plugin.schedules import Pretrained
 
 
@@ -29,6 +31,7 @@ def make_schedule(epochs: int = 1) -> Pretrained:
     [
         ("losses", "my_plugin_loss", ClippedMSE),
         ("schedules", "my_plugin_schedule", Pretrained),
+        ("metrics", "my_plugin_metric", BalancedAccuracy),
         ("datasets", "my_plugin_data", Clusters),
     ],
 )
@@ -56,6 +59,23 @@ def test_the_schedule_keeps_its_contract() -> None:
     check_schedule(make_schedule)
 
 
+def test_the_metric_keeps_its_contract() -> None:
+    check_metric(BalancedAccuracy())
+
+
+def test_the_metric_is_the_mean_of_the_recalls() -> None:
+    outputs = np.eye(3)[[0, 0, 1, 1]]  # the predicted classes
+    test = Predictions(labels=np.array([0, 0, 0, 1]), outputs=outputs, classes=("top", "left", "right"))
+    result = BalancedAccuracy().compute(test)
+    assert result.value == pytest.approx((2 / 3 + 1) / 2)
+    assert result.by_class == pytest.approx({"top": 2 / 3, "left": 1.0})
+
+
+def test_several_labels_of_a_sample_are_refused() -> None:
+    with pytest.raises(DataError, match="balanced accuracy takes one class per sample"):
+        BalancedAccuracy().compute(Predictions(labels=np.eye(3), outputs=np.eye(3), classes=("top", "left", "right")))
+
+
 def test_the_same_seed_gives_the_same_points() -> None:
     fingerprints = [Clusters(9, seed=seed).fingerprint for seed in (1, 1, 2)]
     assert fingerprints[0] == fingerprints[1]
@@ -71,10 +91,10 @@ def test_a_student_learns_and_every_epoch_is_logged(tmp_path: Path) -> None:
     log = CsvLog(tmp_path / "log.csv")
 
     def run(*, resume: bool = False) -> kdkit.Result:
-        recipe = Recipe(data=Clusters(), schedule=make_schedule(epochs=5))
+        recipe = Recipe(data=Clusters(), schedule=make_schedule(epochs=5), metrics=(BalancedAccuracy(),))
         return kdkit.run(recipe, out=tmp_path / "run", resume=resume, callbacks=[log], device="cpu", seed=0)
 
-    assert run().metrics["student"]["accuracy"].value > 0.8
+    assert run().metrics["student"]["balanced_accuracy"].value > 0.8
     lines = log.path.read_text().splitlines()
     assert lines[0].startswith("# ")
     assert {line.split(",")[0] for line in lines[1:]} == {"teacher", "imitation", "finetuning"}
