@@ -20,14 +20,16 @@ _PARTS_OF_MODULES = ("_parameters", "_buffers", "_modules")
 _IN_MODULES = frozenset(vars(nn.Module()))  # attributes in which torch stores these parts, hooks, and the mode
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _LIBRARIES = sys.stdlib_module_names | {"numpy", "torch"}  # attributes of their objects are not compared
+_LIBRARIES_AND_KDKIT = _LIBRARIES | {"kdkit", "kdkit_ecg"}  # global variables of their code are not compared either
 
 
 class PythonState:
     """A snapshot of what objects hold in Python, and of the CPU's random states, which a replayed step does not change.
 
     It includes everything that they hold: modules, tensors, containers, arrays, random generators, variables of
-    functions, and user-defined objects, but no global variables. An array or a tensor on the CPU changes if it is
-    filled in place. Any tensor changes if it gets other memory, or starts or stops to require gradients.
+    functions, and user-defined objects; and numbers and strings in global variables that their code reads. An array or
+    a tensor on the CPU changes if it is filled in place. Any tensor changes if it gets other memory, or starts or stops
+    to require gradients.
     """
 
     def __init__(self, objects: Iterable[object]) -> None:
@@ -144,7 +146,7 @@ def _parts_of(value: Any, label: str) -> list[_Part]:
 
 
 def _parts_of_object(owner: Any) -> list[_Part]:
-    """Return the attributes of an object, and the variables around a function, as parts."""
+    """Return the attributes of an object, the variables around a function, and global variables, as parts."""
     name = getattr(owner, "__name__", type(owner).__name__)
     attributes = getattr(owner, "__dict__", {})
     dicts = [attributes, *(attributes[part] for part in _PARTS_OF_MODULES if isinstance(owner, nn.Module))]
@@ -166,7 +168,28 @@ def _parts_of_object(owner: Any) -> list[_Part]:
         cells = zip(owner.__code__.co_freevars, owner.__closure__, strict=True)
         filled = [(variable, cell) for variable, cell in cells if cell != CellType()]
         parts += [_slot_part(f"variable {variable!r} of {name}", cell, "cell_contents") for variable, cell in filled]
-    return parts
+    bases = [base for base in type(owner).__mro__ if _is_user_code(base)]
+    methods = [item for base in bases for item in vars(base).values() if isinstance(item, FunctionType)]
+    functions = [owner] if isinstance(owner, FunctionType) and _is_user_code(owner) else methods
+    return [*parts, *(part for part in map(_globals_of, functions) if part.values)]
+
+
+def _is_user_code(code: FunctionType | type) -> bool:
+    return str(code.__module__).split(".")[0] not in _LIBRARIES_AND_KDKIT
+
+
+def _globals_of(function: FunctionType) -> _Part:
+    """Return the numbers and strings in global variables that a function reads."""
+    variables = function.__globals__
+    names = [name for name in function.__code__.co_names if isinstance(variables.get(name, ...), _PLAIN)]
+
+    def read() -> list[Any]:
+        return [variables.get(name) for name in names]
+
+    def restore(values: tuple[Any, ...]) -> None:
+        variables.update(zip(names, values, strict=True))
+
+    return _Part("", tuple(f"global variable {name!r}" for name in names), read, (*read(),), restore)
 
 
 def _has_memory(tensor: Tensor) -> bool:

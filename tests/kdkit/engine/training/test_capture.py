@@ -38,6 +38,20 @@ def counter():
     return count
 
 
+STEPS = 0
+
+
+class Loss(nn.Module):
+    """A loss that depends on a global variable."""
+
+    def forward(self, student, target):
+        return (student - target).sum() * STEPS
+
+
+def weighted(student, target):
+    return (student - target).sum() * STEPS
+
+
 class Owner(nn.Module):
     """A module with state of every kind."""
 
@@ -120,6 +134,15 @@ def test_a_changed_element_of_a_list_or_dict_is_named_and_undone():
     assert state.changes() == ["attribute 'kept' of Owner", "attribute 'counts' of Owner"]
     state.restore()
     assert (owner.kept[0], owner.counts) == (0, {"steps": 0})
+
+
+@pytest.mark.parametrize("loss", [Loss(), weighted], ids=["module", "function"])
+def test_a_global_variable_that_code_reads_is_compared(loss, monkeypatch):
+    state = PythonState([loss])
+    monkeypatch.setitem(globals(), "STEPS", 1)
+    assert state.changes() == ["global variable 'STEPS'"]
+    state.restore()
+    assert STEPS == 0
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature", "ignore:The PyTorch API of nested tensors")
