@@ -49,7 +49,8 @@ class Batch:
             return self
 
         def moved(value: Any) -> Any:
-            return to_device(value, device, non_blocking=True)
+            # Nothing would wait for an asynchronous copy to the CPU before it is read.
+            return to_device(value, device, non_blocking=device.type != "cpu")
 
         ids_on_cpu = self.ids if self.ids_on_cpu is None else self.ids_on_cpu
         return replace(self._changed(moved(self.inputs), moved), ids_on_cpu=ids_on_cpu)

@@ -156,7 +156,7 @@ class DeferredLabelCheck:
             compared = torch.where(is_ignored(labels, self.check.ignored), 0, labels)
         extremes = torch.stack(torch.aminmax(compared)).to("cpu", non_blocking=True)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        copied.record()
+        copied.record(torch.cuda.current_stream(labels.device))
         self._pending.append(_PendingCheck(copied, extremes, labels, batch))
 
     def finish(self) -> None:

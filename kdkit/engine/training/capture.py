@@ -174,22 +174,29 @@ class CapturedStep(TrainingStep):
         python_state = PythonState(self._objects())
         graph = torch.cuda.CUDAGraph()
         self._current_weights()
+        reason: Exception | None = None
         try:
             # thread_local, because other threads may pin memory during the capture.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                losses = self._compute(inputs, part)
-                values = torch.stack([*losses.values()])
-        except Exception as error:  # user code may raise anything
+                try:
+                    losses = self._compute(inputs, part)
+                    values = torch.stack([*losses.values()])
+                except Exception as error:  # user code may raise anything
+                    reason = error
+                    raise
+        except Exception as error:
             self.open_stage.module.open_taps.pause()
             self._drop_gradients()
             python_state.restore()
-            if "captur" in str(error):  # it cannot be captured, and torch draws no random numbers after it
+            if error is not reason:  # the capture did not end, and torch draws no random numbers after it
                 raise KdkitError(
                     f"the training step of stage {self.open_stage.stage.name!r} cannot be captured as a CUDA graph "
-                    f"({first_line(error.__context__ or error)}); run with capture off: --capture off"
+                    f"({first_line(reason or error)}); run with capture off: --capture off"
                 ) from error
             self._refuse(f"{type(error).__name__}: {first_line(error)}")
             return
+        finally:
+            reason = None  # its traceback would keep the tensors of the step in memory
         gradients = [parameter.grad for parameter in self.state.parameters]
         self._drop_gradients()
         changed = python_state.changes()

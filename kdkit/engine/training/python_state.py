@@ -7,26 +7,29 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain
 from operator import is_
-from types import CellType, FunctionType, MethodType
+from types import CellType, FunctionType, MemberDescriptorType, MethodType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _PARTS_OF_MODULES = ("_parameters", "_buffers", "_modules")
 _IN_MODULES = frozenset(vars(nn.Module()))  # attributes in which torch stores these parts, hooks, and the mode
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _LIBRARIES = sys.stdlib_module_names | {"numpy", "torch"}  # attributes of their objects are not compared
+_LIBRARIES_AND_KDKIT = _LIBRARIES | {"kdkit", "kdkit_ecg"}  # global variables of their code are not compared either
 
 
 class PythonState:
     """A snapshot of what objects hold in Python, and of the CPU's random states, which a replayed step does not change.
 
-    It includes everything that they hold: modules, tensors, containers, random generators, variables of functions, and
-    user-defined objects. A tensor on the CPU changes if it is filled in place. Any tensor changes if it gets other
-    memory, or starts or stops to require gradients.
+    It includes everything that they hold: modules, tensors, containers, arrays, random generators, variables of
+    functions, and user-defined objects; and numbers and strings in global variables that their code reads. An array or
+    a tensor on the CPU changes if it is filled in place. Any tensor changes if it gets other memory, or starts or stops
+    to require gradients.
     """
 
     def __init__(self, objects: Iterable[object]) -> None:
@@ -76,7 +79,7 @@ class PythonState:
             if id(value) in seen:
                 continue
             seen.add(id(value))
-            if isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized:
+            if isinstance(value, Tensor) and _has_memory(value):
                 self._tensors.append((value, label))
             if isinstance(value, nn.Module):
                 attributes = vars(value)
@@ -117,8 +120,10 @@ class _Part(NamedTuple):
 def _parts_of(value: Any, label: str) -> list[_Part]:
     """Return the parts of a value that an attribute holds. label: of the attribute."""
     if isinstance(value, Tensor):
-        has_bytes = value.device.type == "cpu" and value.layout is torch.strided and not value.is_quantized
-        return [_state_part(label, value.detach().clone, partial(_fill, value))] if has_bytes else []
+        is_read = value.device.type == "cpu" and _has_memory(value)
+        return [_state_part(label, value.detach().clone, partial(_fill, value))] if is_read else []
+    if type(value) is np.ndarray:  # not a memmap, which may be larger than the memory
+        return [_state_part(label, value.copy, partial(np.copyto, value))]
     if isinstance(value, dict):
         return [_part(label, value.values, partial(_refill, value, tuple(value)))]
     if isinstance(value, list | deque | set):
@@ -141,7 +146,7 @@ def _parts_of(value: Any, label: str) -> list[_Part]:
 
 
 def _parts_of_object(owner: Any) -> list[_Part]:
-    """Return the attributes of an object, and the variables around a function, as parts."""
+    """Return the attributes of an object, the variables around a function, and global variables, as parts."""
     name = getattr(owner, "__name__", type(owner).__name__)
     attributes = getattr(owner, "__dict__", {})
     dicts = [attributes, *(attributes[part] for part in _PARTS_OF_MODULES if isinstance(owner, nn.Module))]
@@ -155,13 +160,41 @@ def _parts_of_object(owner: Any) -> list[_Part]:
         )
         for items in dicts
     ]
-    slots = [slot for slot in getattr(type(owner), "__slots__", ()) if hasattr(owner, slot)]
+    with_slots = [vars(base) for base in type(owner).__mro__ if "__slots__" in vars(base)]
+    members = [name for items in with_slots for name, item in items.items() if isinstance(item, MemberDescriptorType)]
+    slots = [name for name in members if hasattr(owner, name)]
     parts += [_slot_part(f"attribute {slot!r} of {name}", owner, slot) for slot in slots]
     if isinstance(owner, FunctionType) and owner.__closure__ is not None:
         cells = zip(owner.__code__.co_freevars, owner.__closure__, strict=True)
         filled = [(variable, cell) for variable, cell in cells if cell != CellType()]
         parts += [_slot_part(f"variable {variable!r} of {name}", cell, "cell_contents") for variable, cell in filled]
-    return parts
+    bases = [base for base in type(owner).__mro__ if _is_user_code(base)]
+    methods = [item for base in bases for item in vars(base).values() if isinstance(item, FunctionType)]
+    functions = [owner] if isinstance(owner, FunctionType) and _is_user_code(owner) else methods
+    return [*parts, *(part for part in map(_globals_of, functions) if part.values)]
+
+
+def _is_user_code(code: FunctionType | type) -> bool:
+    return str(code.__module__).split(".")[0] not in _LIBRARIES_AND_KDKIT
+
+
+def _globals_of(function: FunctionType) -> _Part:
+    """Return the numbers and strings in global variables that a function reads."""
+    variables = function.__globals__
+    names = [name for name in function.__code__.co_names if isinstance(variables.get(name, ...), _PLAIN)]
+
+    def read() -> list[Any]:
+        return [variables.get(name) for name in names]
+
+    def restore(values: tuple[Any, ...]) -> None:
+        variables.update(zip(names, values, strict=True))
+
+    return _Part("", tuple(f"global variable {name!r}" for name in names), read, (*read(),), restore)
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Whether a tensor is stored in one piece of memory."""
+    return tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested or is_lazy(tensor))
 
 
 def _slot_part(label: str, owner: Any, slot: str) -> _Part:
@@ -200,7 +233,7 @@ def _is_equal(current: Any, before: Any) -> bool:
     if isinstance(before, Tensor):
         return torch.equal(current.flatten().view(torch.uint8), before.flatten().view(torch.uint8))
     if isinstance(before, np.ndarray):
-        return bool(np.array_equal(current, before))
+        return bool(current.tobytes() == before.tobytes())  # NaN does not equal itself
     if isinstance(before, dict):
         return all(map(_is_equal, current.values(), before.values()))
     if isinstance(before, tuple):

@@ -220,8 +220,8 @@ def test_labels_on_a_gpu_are_looked_at_when_their_copy_is_ready(monkeypatch):
     class Event:
         ready = False
 
-        def record(self):
-            pass
+        def record(self, stream):
+            assert stream == "the stream of cuda"  # that of the labels, not of the current device
 
         def query(self):
             return self.ready
@@ -230,6 +230,7 @@ def test_labels_on_a_gpu_are_looked_at_when_their_copy_is_ready(monkeypatch):
             pass
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"the stream of {device}")
     for wrong, task, message in (
         (changed(2.0), "multilabel", r"is 2\.0 \(class 'b', index 17 of batch 2\)"),
         (torch.where(torch.arange(ROWS) == ROW, 5, INDICES), "multiclass", r"is 5 \(index 17 of batch 2\)"),

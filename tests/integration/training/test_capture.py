@@ -327,6 +327,8 @@ class Misbehaved(nn.Module):
             return loss + self.centre
         if self.rule == "draws":
             return loss * random.random()
+        if self.rule == "raises" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("not during CUDA graph capture")  # as some functions of torch
         return loss
 
 
@@ -336,6 +338,7 @@ RULES = {
     "counts on the CPU": "attribute 'on_cpu' of Misbehaved changes",
     "replaces": "attribute 'centre' of Misbehaved changes",
     "draws": "the random state of Python changes",
+    "raises": "RuntimeError: not during CUDA graph capture",
 }
 
 

@@ -284,3 +284,10 @@ def test_the_fingerprint_sees_the_fields_of_a_dataclass():
         for shift in (0, 1)
     )
     assert first.fingerprint != second.fingerprint
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_batch_is_on_the_cpu_as_soon_as_it_is_moved_there():
+    batch = Batch({"a": torch.zeros(2, device="cuda")}, torch.zeros(2, device="cuda")).to(torch.device("cpu"))
+    assert not any(tensor.is_pinned() for tensor in (batch.inputs["a"], batch.labels))  # as copies in the background

@@ -22,6 +22,12 @@ class Helper:
     calls: int = 0
 
 
+class Tool(Helper):
+    """An object with the slots of its base class."""
+
+    __slots__ = ()
+
+
 def counter():
     calls = 0
 
@@ -30,6 +36,20 @@ def counter():
         calls += 1
 
     return count
+
+
+STEPS = 0
+
+
+class Loss(nn.Module):
+    """A loss that depends on a global variable."""
+
+    def forward(self, student, target):
+        return (student - target).sum() * STEPS
+
+
+def weighted(student, target):
+    return (student - target).sum() * STEPS
 
 
 class Owner(nn.Module):
@@ -43,7 +63,8 @@ class Owner(nn.Module):
         self.register_buffer("mean", torch.zeros(2))
         self.queue = deque([1, 2], maxlen=2)
         self.nested = {"counts": {"steps": 0}}
-        self.helpers = [Helper()]
+        self.helpers = [Helper(), Tool()]
+        self.array = np.array([0.0, np.nan])
         self.count = counter()
         self.random, self.numpy_random = random.Random(0), np.random.default_rng(0)
         self.generator = torch.Generator()
@@ -63,6 +84,8 @@ CHANGES = {
     "attribute 'queue' of Owner": lambda owner: owner.queue.append(3),
     "attribute 'nested' of Owner": lambda owner: owner.nested["counts"].update(steps=1),
     "attribute 'calls' of Helper": lambda owner: setattr(owner.helpers[0], "calls", 1),
+    "attribute 'calls' of Tool": lambda owner: setattr(owner.helpers[1], "calls", 1),
+    "attribute 'array' of Owner": lambda owner: owner.array.fill(1),
     "variable 'calls' of count": lambda owner: owner.count(),
     "attribute 'random' of Owner": lambda owner: owner.random.random(),
     "attribute 'numpy_random' of Owner": lambda owner: owner.numpy_random.random(),
@@ -111,6 +134,23 @@ def test_a_changed_element_of_a_list_or_dict_is_named_and_undone():
     assert state.changes() == ["attribute 'kept' of Owner", "attribute 'counts' of Owner"]
     state.restore()
     assert (owner.kept[0], owner.counts) == (0, {"steps": 0})
+
+
+@pytest.mark.parametrize("loss", [Loss(), weighted], ids=["module", "function"])
+def test_a_global_variable_that_code_reads_is_compared(loss, monkeypatch):
+    state = PythonState([loss])
+    monkeypatch.setitem(globals(), "STEPS", 1)
+    assert state.changes() == ["global variable 'STEPS'"]
+    state.restore()
+    assert STEPS == 0
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature", "ignore:The PyTorch API of nested tensors")
+def test_tensors_without_memory_of_their_own_are_no_change():
+    owner = Owner()
+    owner.unused = nn.LazyLinear(2)
+    owner.parts = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
+    assert PythonState([owner]).changes() == []
 
 
 def test_tensors_on_a_device_that_are_filled_in_place_are_no_change():
