@@ -18,6 +18,7 @@ from kdkit.engine.check.plan import Plan, StagePlan, TermSummary
 from kdkit.engine.check.recipe_problems import recipe_problems
 from kdkit.engine.check.stage_problems import stage_problems, storage_problems
 from kdkit.engine.check.step_problems import batch_problems, update_problems
+from kdkit.engine.check.validation_problems import validation_problems
 from kdkit.engine.options import RunOptions
 from kdkit.engine.stage.batch_transform import transformed
 from kdkit.engine.stage.open_stage import OpenStage, build_context, tiny_batch
@@ -128,6 +129,7 @@ def _check_stage(
         result.loader_batch = getattr(loader, "batch_size", None) if has_batches else None
         return result
     untransformed = tiny_batch(data, stage.training.batch_size).to(device)
+    validation = tiny_batch(data, stage.training.batch_size, data.validation)
     if has_batches:
         result.loader_batch = len(untransformed)
     device = untransformed.labels.device  # this one has its index, such as cuda:0
@@ -153,6 +155,8 @@ def _check_stage(
                 result.notices += metric_notices(facts, recipe.metrics)
                 if estimator is not None:
                     result.estimate = estimator.estimate(open_stage, batch, untransformed)
+        if not result.problems:
+            result.problems += validation_problems(stage, data, validation.to(device), batch, precision)
     except KdkitError as error:
         result.problems = [str(error)]
     except (RuntimeError, MemoryError, OSError) as error:
