@@ -63,7 +63,9 @@ class SampleKeys:
             elif isinstance(sample, Sequence):
                 advice = f"; {_OTHERS}"
             else:
-                advice = "; name the attribute that has its labels: TorchData(..., labels='y')"
+                names = [name for name in (self.labels, self.weights) if name is not None and not hasattr(sample, name)]
+                lacking = f" without an attribute {names[0]!r}" if names else ""
+                advice = f"{lacking}; name the attribute that has its labels: TorchData(..., labels='y')"
             raise DataError(f"{must_yield} pairs (inputs, labels); got a {type(sample).__name__}{size}{advice}")
         inputs, labels, *weights = sample
         return inputs, labels, weights[0] if weights else None
