@@ -82,7 +82,7 @@ class Inputs:
         assert self.only is not None
         items = dict(items_of(inputs) or ())
         if has_objects(inputs) and not items:
-            items = {name: getattr(inputs, name) for name in self.only if hasattr(inputs, str(name))}
+            items = {name: getattr(inputs, str(name)) for name in self.only if hasattr(inputs, str(name))}
         missing = [name for name in self.only if name not in items]
         if missing:
             is_object = has_objects(inputs) or not items
