@@ -12,7 +12,13 @@ from kdkit.data.torch_splits import StreamSplit
 from kdkit.engine.check.dry_run import dry_run
 from kdkit.engine.check.estimate import Estimator, StageEstimate
 from kdkit.engine.check.metric_problems import number_metric_problems
-from kdkit.engine.check.notices import direction_notices, metric_notices, run_notices, shared_net_notices
+from kdkit.engine.check.notices import (
+    direction_notices,
+    metric_notices,
+    run_notices,
+    shared_net_notices,
+    validation_notices,
+)
 from kdkit.engine.check.output_problems import feature_teachers
 from kdkit.engine.check.plan import Plan, StagePlan, TermSummary
 from kdkit.engine.check.recipe_problems import recipe_problems
@@ -153,6 +159,7 @@ def _check_stage(
             if not result.problems:
                 result.notices += run_notices(facts, data)
                 result.notices += metric_notices(facts, recipe.metrics)
+                result.notices += validation_notices(facts, validation)
                 if estimator is not None:
                     result.estimate = estimator.estimate(open_stage, batch, untransformed)
         if not result.problems:
