@@ -163,7 +163,8 @@ def _check_stage(
                 if estimator is not None:
                     result.estimate = estimator.estimate(open_stage, batch, untransformed)
         if not result.problems:
-            result.problems += validation_problems(stage, data, validation.to(device), batch, precision)
+            evaluated = [net for net in nets_of([stage]) if net not in result.feature_teachers]
+            result.problems += validation_problems(evaluated, data, validation.to(device), batch, precision)
     except KdkitError as error:
         result.problems = [str(error)]
     except (RuntimeError, MemoryError, OSError) as error:

@@ -1,6 +1,6 @@
-"""Find networks that fail for samples of the validation split, which a run would only find after its first epoch."""
+"""Find networks that fail for validation samples, which a run would only find after an epoch, or at its end."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -8,30 +8,32 @@ import torch
 from kdkit.data.batch import Batch, items_of, nested_tensors
 from kdkit.data.dataset import Data
 from kdkit.engine.failures.network_errors import describe_failure
-from kdkit.recipe.recipe import Stage
+from kdkit.nets.net import Net
 from kdkit.utils.devices import Precision, autocast
 from kdkit.utils.memory import is_out_of_memory
 from kdkit.utils.modules import eval_mode
 
 
 def validation_problems(
-    stage: Stage, data: Data, validation: Batch, training: Batch, precision: Precision
+    nets: Iterable[Net[Any]], data: Data, validation: Batch, training: Batch, precision: Precision
 ) -> Iterator[str]:
-    """Yield students that fail for validation samples. Inputs of the form of those of training are not tried.
+    """Yield networks that fail for validation samples. Inputs of the form of those of training are not tried.
 
-    validation, training: tiny batches on the device, the latter as the data's `batch_transform` has changed it.
+    nets: the networks of a stage that have metrics. validation, training: tiny batches on the device, the latter as the
+    data's `batch_transform` has changed it.
     """
     if _form(validation.inputs) == _form(training.inputs):
         return
     advice = "" if data.batch_transform is None else "; batch_transform changes only training batches"
-    for net in stage.objectives:
+    for net in nets:
         try:
             with torch.no_grad(), eval_mode(net.network), autocast(precision, validation.labels.device):
                 net.first_pass(validation)
         except Exception as error:  # a network may raise anything
             if is_out_of_memory(error):
                 raise
-            yield f"{describe_failure(net, validation, error)}; these are inputs of the validation data{advice}"
+            reason = describe_failure(net, validation, error)
+            yield f"net {net.name!r} cannot be evaluated on the validation data: {reason}{advice}"
 
 
 def _form(inputs: Any) -> object:
