@@ -108,7 +108,8 @@ def missing_labels(inputs: Any) -> Tensor:
     first = next(nested_tensors(inputs), None)
     if first is None or not first.ndim:
         raise DataError(
-            f"inputs without labels must have a tensor with one item per sample; got a {type(inputs).__name__}"
+            f"inputs without labels must have a tensor with one item per sample; got a {type(inputs).__name__}; "
+            "give it labels that mean none, such as -1 for each sample, and pass ignore_index=-1"
         )
     return torch.full((len(first),), MISSING_LABEL, device=first.device)
 
