@@ -382,16 +382,6 @@ def test_a_folder_without_weights_is_refused(tmp_path, refused):
     assert "has no weights of net 'teacher'; expected the folder of a run" in refused(path=tmp_path)
 
 
-def test_the_folder_of_an_adapter_is_refused_with_the_call_that_loads_it(tmp_path, refused):
-    import peft  # takes a second
-
-    model = peft.get_peft_model(Mlp(), peft.LoraConfig(target_modules=["hidden"]))
-    model.save_pretrained(tmp_path)
-    assert "has an adapter of peft, not all weights of net 'teacher'" in refused(path=tmp_path)
-    teacher = Net("teacher", peft.PeftModel.from_pretrained(Mlp(), tmp_path), trained=True)
-    assert not kdkit.check(one_stage(Net("student", Mlp()), Match(teacher, SoftTargets()))).problems
-
-
 @pytest.fixture
 def two_stages(tmp_path):
     """Return the folder of a run that trained a net alone, and then two nets in one stage."""
